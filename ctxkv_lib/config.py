@@ -5,6 +5,7 @@ Published values are those of the seed report's runs.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -294,11 +295,14 @@ def _field_type(concern: str, name: str) -> type:
 
 
 def _parse(key: str, value: Any, kind: type) -> Any:
-    if value is None or type(value) is kind:
+    if value is None:
         return value
     try:
-        if kind is int and not isinstance(value, str):
+        if kind is int and not isinstance(value, str) and type(value) is not int:
             raise ValueError  # 2.5 or True for a count is a mistake, not 2 or 1
-        return kind(value)
+        parsed = kind(value)
     except (TypeError, ValueError):
         raise UserError(f"{key} is {value!r}; allowed: a value of type {kind.__name__}.") from None
+    if isinstance(parsed, float):
+        _require(math.isfinite(parsed), key, value, "a finite number")
+    return parsed

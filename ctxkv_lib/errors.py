@@ -1,5 +1,5 @@
-"""The one exception that means "the user can fix this": shown as a sentence, never as a traceback."""
+"""The one exception that means "the user can fix this"; the command line shows it as a sentence."""
 
 
 class UserError(ValueError):
-    """Bad input or an unreachable resource. The message says what was wrong, what is allowed and what to do."""
+    """Bad input or an unreachable resource: what was wrong, what is allowed, what to do next."""

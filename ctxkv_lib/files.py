@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,17 @@ def cache_dir() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the final name only if the block succeeds."""
+    """Yield a name beside `path` for a file or folder, which takes its place only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield beside
+        if path.is_dir():
+            shutil.rmtree(path)
         os.replace(beside, path)
     finally:
+        if beside.is_dir():
+            shutil.rmtree(beside)
         beside.unlink(missing_ok=True)
 
 
@@ -48,12 +53,16 @@ def digest(value: Any) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors as one safetensors file."""
+    """Write named tensors, and strings beside them, as one safetensors file."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside:
-        save_file(contiguous, beside, metadata=metadata)
+        try:
+            save_file(contiguous, beside, metadata=metadata)
+        except SafetensorError as error:  # how it reports a full disk, too
+            raise OSError(f"{path} could not be written: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -61,3 +70,11 @@ def read_tensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+def tensor_metadata(path: Path) -> dict[str, str]:
+    """The strings that `write_tensors` put beside the tensors."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}

@@ -1,0 +1,130 @@
+"""One experiment from conversations to report, and several of them compared."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import plots
+from .caches import dense_fp32_mib
+from .config import ExperimentConfig, build_config
+from .conversations import load_conversations
+from .errors import UserError
+from .files import write_json, write_text
+from .phase2 import best_epoch
+from .progress import Listener
+from .report import LANGUAGES, improvement, write_report
+from .run_folder import DEFAULT_ROOT, Run, RunFolder, default_name, load_run
+from .stages import Record, run_stages
+from .windows import theoretical_max
+
+
+def run_folder_of(config: ExperimentConfig, root: Path = DEFAULT_ROOT) -> Path:
+    """Where an experiment goes unless told otherwise; the same experiment always goes to the same place."""
+    plain = build_config(config.preset, config.recipe, config.data.samples)
+    return root / default_name(config, plain)
+
+
+def comparison_folder(configs: Sequence[ExperimentConfig], root: Path = DEFAULT_ROOT) -> Path:
+    """Where a comparison goes unless told otherwise: named after its largest run and the smaller counts."""
+    *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
+    counts = "-".join(str(config.data.samples) for config in smaller)
+    return root / f"{run_folder_of(largest).name}-vs-{counts}"
+
+
+def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = lambda _: None) -> Run:
+    """Do what is not yet done of one experiment, and write its summary, report and figures.
+
+    Args:
+        out: run folder; None takes `run_folder_of(config)`.
+        listener: gets every metric in order, those of stages done earlier included.
+
+    Raises:
+        UserError: bad input, an unreachable source, or a folder of another experiment.
+    """
+    folder = RunFolder(out or run_folder_of(config))
+    folder.claim(config)
+    contexts, attention = run_stages(config, folder, listener)
+    write_json(folder.summary, summarize(config, contexts, attention))
+    finished = load_run(folder.path)
+    _publish([finished], folder.path)
+    return finished
+
+
+def compare(
+    configs: Sequence[ExperimentConfig], root: Path, out: Path, listener: Listener = lambda _: None
+) -> list[Run]:
+    """Do what is not yet done of several experiments, and write their comparison.
+
+    Args:
+        configs: experiments that differ in `data.samples`, at least two.
+        root: folder of the run folders.
+        out: folder of the comparison.
+        listener: gets every metric of every run, with the run's `samples`.
+
+    Raises:
+        UserError: as `run`; also if the largest sample count is not there, before anything is computed.
+    """
+    if len({config.data.samples for config in configs}) < 2:
+        raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
+    configs = sorted(configs, key=lambda config: config.data.samples)
+    load_conversations(configs[-1].data, "train")
+    runs = [run(c, run_folder_of(c, root), _labelled(listener, c.data.samples)) for c in configs]
+    summaries = [finished.summary for finished in runs]
+    gain = improvement(summaries[0], summaries[-1])
+    write_json(out / "comparison.json", {"runs": summaries, "improvement": gain})
+    _publish(runs, out)
+    return runs
+
+
+def _labelled(listener: Listener, samples: int) -> Listener:
+    return lambda metric: listener({**metric, "samples": samples})
+
+
+def summarize(config: ExperimentConfig, contexts: Record, attention: Record) -> dict[str, Any]:
+    """`summary.json` from the records of both stages."""
+    train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
+    epochs = attention["epochs"]
+    best = best_epoch(epochs)
+    shown = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
+    return {
+        "samples": config.data.samples,
+        "train_tokens": train_tokens,
+        "val_tokens": val_tokens,
+        "parameters": contexts["parameters"],
+        "context_window": {
+            "interval": config.model.interval,
+            "max_contexts": config.model.max_contexts,
+            "tokens": config.model.context_window,
+            "theoretical_max": theoretical_max(train_tokens, config.model.interval),
+        },
+        "phase1": contexts["phase1"],
+        "phase2": {
+            "best_epoch": best["epoch"],
+            "val_ppl": best["val_ppl"],
+            "val_acc": best["val_acc"],
+            "train_ppl": best["train_ppl"],
+            "train_val_ratio": best["val_ppl"] / best["train_ppl"],
+            "stop_reason": attention["stop_reason"],
+            "seconds_per_epoch": round(sum(e["seconds"] for e in epochs) / len(epochs), 3),
+            "epochs": [{name: epoch[name] for name in shown} for epoch in epochs],
+        },
+        "memory": [*contexts["memory"], *(epoch["memory"] for epoch in epochs)],
+        "caches_mib": contexts["caches_mib"],
+        "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
+        "provenance": attention["provenance"],
+    }
+
+
+def _publish(runs: Sequence[Run], folder: Path) -> None:
+    """Report in every language, and the figures it shows."""
+    summaries = [finished.summary for finished in runs]
+    labels = plots.run_labels(summaries)
+    phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
+    figures = folder / "figures"
+    plots.save(plots.ppl_curves(summaries), figures / "ppl_curves.png")
+    stop_rate = runs[0].config.phase1.stop_rate
+    plots.save(plots.phase1_curves(phase1, stop_rate), figures / "phase1.png")
+    plots.save(plots.memory_by_stage(summaries), figures / "memory.png")
+    for language in LANGUAGES:
+        name = "report.md" if language == "en" else f"report.{language}.md"
+        write_text(folder / name, write_report(runs, language))

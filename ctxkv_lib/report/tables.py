@@ -1,0 +1,134 @@
+"""What the report is made of: runs beside their published twins, tables of them, numbers as text.
+
+A `Column` is a run, or the published run that it repeats; both hold a summary of the same shape, so that
+one row of a table is one function of a column. What is None shows as a dash.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..config import ExperimentConfig
+from ..errors import UserError
+from ..plots import run_labels
+from ..published import PUBLISHED, PUBLISHED_PHASE1, published_samples
+from ..run_folder import Run
+from .text import LANGUAGES, TEXT
+
+Say = Callable[..., str]
+Summary = Mapping[str, Any]
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: a run, or (`is_published`) the published one beside it."""
+
+    label: str
+    summary: Summary
+    config: ExperimentConfig
+    phase1: Sequence[Mapping[str, Any]]
+    is_published: bool = False
+
+    @property
+    def phase2(self) -> Mapping[str, Any]:
+        return self.summary["phase2"]
+
+    @property
+    def measured(self) -> list[Mapping[str, Any]]:
+        """Epochs with numbers; never empty."""
+        return [line for line in self.phase2["epochs"] if line["val_ppl"] is not None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What every section reads."""
+
+    runs: Sequence[Run]
+    say: Say
+    figures: str
+
+    @cached_property
+    def pairs(self) -> list[tuple[Column, Column | None]]:
+        """Each run, with its published twin or None."""
+        labels = run_labels([run.summary for run in self.runs], self.say("unit"))
+        return [
+            (Column(label, run.summary, run.config, run.phase1), self._twin(label, run.config))
+            for label, run in zip(labels, self.runs, strict=True)
+        ]
+
+    def _twin(self, label: str, config: ExperimentConfig) -> Column | None:
+        samples = published_samples(config)
+        if samples is None:
+            return None
+        label = self.say("published_label", label=label)
+        return Column(label, PUBLISHED[samples], config, PUBLISHED_PHASE1[samples], is_published=True)
+
+    @property
+    def ours(self) -> list[Column]:
+        return [run for run, _ in self.pairs]
+
+    @property
+    def published(self) -> list[Column]:
+        return [twin for _, twin in self.pairs if twin]
+
+    @property
+    def columns(self) -> list[Column]:
+        """Each run, followed by its published twin where it has one."""
+        return [column for pair in self.pairs for column in pair if column]
+
+    def table(self, corner: str, rows: Mapping[str, Callable[[Column], str]]) -> str:
+        """A table of all columns, with one row for each function of a column."""
+        body = [[name, *map(cell, self.columns)] for name, cell in rows.items()]
+        return markdown_table([corner, *(column.label for column in self.columns)], body)
+
+
+def speaker(language: str) -> Say:
+    """`say(key, **numbers)`: the text of `key` in `language`, with the numbers in their places.
+
+    Raises:
+        UserError: an unknown language.
+    """
+    if language not in LANGUAGES:
+        raise UserError(f"language is {language!r}; allowed: {', '.join(LANGUAGES)}.")
+    index = LANGUAGES.index(language)
+    return lambda key, **numbers: TEXT[key][index].format(**numbers)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table: first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def code(lines: Iterable[str]) -> str:
+    """A block of plain text."""
+    return "\n".join(["```", *lines, "```"])
+
+
+def distinct(values: Iterable[str]) -> list[str]:
+    """Each value once, in order of first appearance."""
+    return list(dict.fromkeys(values))
+
+
+def _text(spec: str, unit: str = "") -> Callable[[float | None], str]:
+    return lambda value: MISSING if value is None else format(value, spec) + unit
+
+
+ppl = _text(",.1f")
+percent = _text(".1%")
+whole_percent = _text(".0%")
+whole = _text(",d")
+ratio = _text(",.2f", "x")
+gib = _text(",.1f")
+loss = _text(",.2f")
+
+
+def short(value: float | None) -> str:
+    """Seconds or MiB: one decimal below 10, none above."""
+    return _text(",.1f" if value is not None and value < 10 else ",.0f")(value)
+
+
+def bold(text: str, yes: bool = True) -> str:
+    return f"**{text}**" if yes and text != MISSING else text

@@ -1,0 +1,151 @@
+"""Report sections that judge: runs against each other, what to try next, conclusion.
+
+Every claim is derived from the numbers; a run that got worse reads so.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from .results import at_last_epoch, overfits
+from .tables import Column, Report, Say, Summary, bold, markdown_table, percent, ppl, ratio
+
+
+def improvement(first: Summary, last: Summary) -> dict[str, float]:
+    """How much better `last` is than `first`, as in `comparison.json`.
+
+    Returns:
+        `val_ppl_percent` (percent by which the PPL is lower) and `val_acc_points` (points of accuracy more).
+    """
+    before, after = first["phase2"], last["phase2"]
+    return {
+        "val_ppl_percent": 100 * (1 - after["val_ppl"] / before["val_ppl"]),
+        "val_acc_points": 100 * (after["val_acc"] - before["val_acc"]),
+    }
+
+
+def comparison_rows(summaries: Sequence[Summary], say: Say) -> list[list[str]]:
+    """The seed report's four rows: a name, then one cell a run."""
+    runs = [summary["phase2"] for summary in summaries]
+    return [
+        [say("val_ppl"), *(ppl(run["val_ppl"]) for run in runs)],
+        [say("val_acc"), *(percent(run["val_acc"]) for run in runs)],
+        [say("row_best_epoch"), *(str(run["best_epoch"]) for run in runs)],
+        [say("gap"), *(ratio(run["train_val_ratio"]) for run in runs)],
+    ]
+
+
+def changes(first: Summary, last: Summary, say: Say) -> list[str]:
+    """What became of each of `comparison_rows` from the first run to the last."""
+    before, after, gain = first["phase2"], last["phase2"], improvement(first, last)
+    epochs = after["best_epoch"] - before["best_epoch"]
+    points = gain["val_acc_points"]
+    return [
+        _percent_change(gain["val_ppl_percent"], say),
+        say("points", points=points) if round(points, 1) else say("same"),
+        say("epochs_change", change=epochs) if epochs else say("same"),
+        _percent_change(100 * (1 - after["train_val_ratio"] / before["train_val_ratio"]), say),
+    ]
+
+
+def _percent_change(lower_by: float, say: Say) -> str:
+    if round(lower_by, 1) == 0:
+        return say("same")
+    return say("lower" if lower_by > 0 else "higher", percent=abs(lower_by))
+
+
+def comparison(report: Report) -> list[str]:
+    """The runs, what the last gained over the first, and the same of the published; nothing for one run."""
+    say, ours = report.say, report.ours
+    if len(ours) < 2:
+        return []
+    header = [say("metric")]
+    rows = [[row[0]] for row in comparison_rows([], say)]
+    for columns, key in ((ours, "improvement"), (report.published, "published_improvement")):
+        _append_compared(header, rows, columns, say, key)
+    title = say("comparison", runs=say("versus").join(column.label for column in ours))
+    seen = "\n".join(observations(ours[0].summary, ours[-1].summary, say))
+    return [title, markdown_table(header, rows), say("observations"), seen]
+
+
+def _append_compared(
+    header: list[str], rows: list[list[str]], columns: Sequence[Column], say: Say, key: str
+) -> None:
+    """Append a cell for each column and, where there are several, what the last gained over the first."""
+    summaries = [column.summary for column in columns]
+    header += [column.label for column in columns]
+    for row, (_, *cells) in zip(rows, comparison_rows(summaries, say), strict=True):
+        row += cells
+    if len(columns) > 1:
+        header.append(say(key))
+        for row, change in zip(rows, changes(summaries[0], summaries[-1], say), strict=True):
+            row.append(bold(change))
+
+
+def observations(first: Summary, last: Summary, say: Say) -> Iterator[str]:
+    """Sentences on data, perplexity, accuracy and the gap, from the first run to the last."""
+    before, after, gain = first["phase2"], last["phase2"], improvement(first, last)
+    tokens = {"before": first["train_tokens"], "after": last["train_tokens"]}
+    if tokens["before"] == tokens["after"]:
+        yield say("saw_same_data", **tokens)
+    else:
+        yield say("saw_data", times=tokens["after"] / tokens["before"], **tokens)
+    lower = gain["val_ppl_percent"]
+    values = {"before": ppl(before["val_ppl"]), "after": ppl(after["val_ppl"]), "percent": abs(lower)}
+    yield say("saw_ppl_down" if lower > 0 else "saw_ppl_up", **values)
+    points = gain["val_acc_points"]
+    yield say("saw_acc_up" if points > 0 else "saw_acc_down", points=abs(points))
+    gaps = before["train_val_ratio"], after["train_val_ratio"]
+    key = "saw_gap_smaller" if gaps[1] < gaps[0] else "saw_gap_larger"
+    yield say(key, before=ratio(gaps[0]), after=ratio(gaps[1]))
+
+
+def next_experiments(report: Report) -> list[str]:
+    """What to try next, from what the last run's settings and result leave open."""
+    say, last = report.say, report.ours[-1]
+    model, samples = last.config.model, last.summary["samples"]
+    a, b = model.interval * 5 // 2, model.interval * 5
+    reach = {"tokens_a": a * model.max_contexts, "tokens_b": b * model.max_contexts}
+    more = 2 * model.max_contexts
+    items = [
+        say("next_interval", interval=model.interval, a=a, b=b, **reach),
+        say("next_samples", samples=samples, a=2 * samples, b=4 * samples),
+        _next_training(last, say),
+        say("next_contexts", count=model.max_contexts, a=more, tokens=more * model.interval),
+    ]
+    return [say("next"), "\n".join(items)]
+
+
+def _next_training(column: Column, say: Say) -> str:
+    limit, decay = column.config.phase2.max_epochs, column.config.phase2.weight_decay
+    dropout = column.config.model.attention_dropout
+    if at_last_epoch(column):
+        return say("next_epochs", limit=limit, a=2 * limit)
+    stronger = {"a": min(2 * dropout, (1 + dropout) / 2) or 0.1, "b": 10 * decay or 0.01}
+    return say("next_regularise", dropout=dropout, decay=decay, **stronger)
+
+
+def conclusion(report: Report) -> list[str]:
+    """Results, against the published ones and against each other; early stopping and overfitting."""
+    say, ours = report.say, report.ours
+    lines = [_result(column, say) for column in ours]
+    lines += [_against_published(column, twin, say) for column, twin in report.pairs if twin]
+    if len(ours) > 1:
+        lower = improvement(ours[0].summary, ours[-1].summary)["val_ppl_percent"]
+        ends = {"first": ours[0].label, "last": ours[-1].label}
+        lines.append(say("end_better" if lower > 0 else "end_not_better", percent=abs(lower), **ends))
+    stopped = sum(column.phase2["stop_reason"] == "early_stopping" for column in ours)
+    lines.append(say("end_early", count=stopped, runs=len(ours)))
+    lines.append(say("end_overfit", count=sum(map(overfits, ours)), runs=len(ours)))
+    updated = say("updated", date=report.runs[-1].summary["provenance"]["date"])
+    return [say("conclusion"), "\n".join(lines), "---", updated]
+
+
+def _result(column: Column, say: Say) -> str:
+    done = column.phase2
+    values = {"ppl": ppl(done["val_ppl"]), "acc": percent(done["val_acc"]), "epoch": done["best_epoch"]}
+    method = say(column.config.model.kv_method)
+    return say("end_run", label=column.label, epochs=len(done["epochs"]), method=method, **values)
+
+
+def _against_published(column: Column, twin: Column, say: Say) -> str:
+    ours, theirs = column.phase2["val_ppl"], twin.phase2["val_ppl"]
+    return say("end_published", label=column.label, published=ppl(theirs), change=100 * (ours / theirs - 1))

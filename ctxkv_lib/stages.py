@@ -1,0 +1,239 @@
+"""The two training stages of an experiment, each done only if its run folder does not hold it yet."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .caches import StreamCache, dense_embeddings, held_mib, load_cache, save_cache
+from .config import ExperimentConfig
+from .conversations import Conversations, load_conversations
+from .embeddings import TokenTable, load_table
+from .errors import UserError
+from .evaluation import effective_rank
+from .files import digest, read_tensors, replacing, write_tensors
+from .memory import snapshot
+from .modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
+from .phase1 import train_context_block
+from .phase2 import train_attention
+from .progress import Listener, Metric
+from .provenance import choose_device, code_version, describe
+from .recurrence import stream_contexts
+from .run_folder import RunFolder
+from .tokens import load_tokenizer, train_stream, validation_stream
+
+CONTEXT_CODE = code_version("tokens", "modeling", "recurrence", "phase1", "caches", "evaluation", "stages")
+ATTENTION_CODE = code_version("windows", "losses", "phase2")
+
+Record = dict[str, Any]
+Caches = dict[str, StreamCache]  # "train" and "val"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an experiment is made from, and the keys by which its finished stages are known."""
+
+    config: ExperimentConfig
+    train: Conversations
+    validation: Conversations
+    table: TokenTable
+
+    @classmethod
+    def load(cls, config: ExperimentConfig) -> "Inputs":
+        """Read conversations and token table, from the network or this machine's copy.
+
+        Raises:
+            UserError: a source is missing, damaged, too small or out of reach.
+        """
+        train = load_conversations(config.data, "train")
+        validation = load_conversations(config.data, "validation")
+        return cls(config, train, validation, load_table(config.data, config.model, config.runtime.seed))
+
+    def context_key(self) -> str:
+        settings = [asdict(self.config.model), asdict(self.config.phase1), asdict(self.config.runtime)]
+        data = [self.train.fingerprint, self.validation.fingerprint, self.config.data.tokenizer]
+        return digest([settings, data, self.table.fingerprint, CONTEXT_CODE])
+
+    def attention_key(self) -> str:
+        return digest([self.context_key(), asdict(self.config.phase2), ATTENTION_CODE])
+
+    def provenance(self, device: torch.device) -> Record:
+        data = {
+            "source": self.config.data.source,
+            "train_fingerprint": self.train.fingerprint,
+            "validation_fingerprint": self.validation.fingerprint,
+        }
+        embeddings = {"table": self.config.data.table, "fingerprint": self.table.fingerprint}
+        return describe(device, self.config.runtime.seed, data, embeddings)
+
+
+def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> tuple[Record, Record]:
+    """Bring a claimed run folder to its trained state.
+
+    Args:
+        listener: gets every metric in order, those of stages done earlier included.
+
+    Returns:
+        The records of the context stage and of the attention stage.
+    """
+    device = choose_device(config.runtime.device)
+    inputs = Inputs.load(config)
+    contexts = folder.finished("contexts", inputs.context_key())
+    attention = folder.finished("attention", inputs.attention_key())
+    if contexts and attention:
+        for metric in (*folder.metrics("phase1"), *folder.metrics("phase2")):
+            listener(metric)
+        return contexts, attention
+    return _train(inputs, folder, device, listener)
+
+
+def _train(
+    inputs: Inputs, folder: RunFolder, device: torch.device, listener: Listener
+) -> tuple[Record, Record]:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    tokenizer, ids = _tokenize(inputs, device)
+    memory = [snapshot("data loaded", device)]
+    model = _build_model(inputs, device)
+    memory.append(snapshot("model built", device))
+    key = inputs.context_key()
+    contexts = folder.finished("contexts", key)
+    if contexts is None:
+        folder.forget_metrics("phase1", "phase2")
+        contexts, caches = _make_contexts(inputs.config, model, ids, folder, memory, listener)
+        folder.finish("contexts", key, contexts)
+    else:
+        model.context_block.load_state_dict(read_tensors(folder.context_block))
+        for metric in folder.metrics("phase1"):
+            listener(metric)
+        caches = {split: load_cache(folder.caches, split).to(device) for split in ids}
+    folder.forget_metrics("phase2")
+    attention = _make_attention(inputs, model, caches, folder, listener)
+    with replacing(folder.model) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+    folder.finish("attention", inputs.attention_key(), attention)
+    folder.phase2_checkpoint.unlink(missing_ok=True)
+    return contexts, attention
+
+
+def _tokenize(inputs: Inputs, device: torch.device) -> tuple[Any, dict[str, Tensor]]:
+    """The tokenizer, and the token ids of both streams as int32 on the device."""
+    config = inputs.config
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if len(tokenizer) != config.model.vocab_size:
+        raise UserError(f"model.vocab_size is {config.model.vocab_size}; allowed: {len(tokenizer)}.")
+    streams = {
+        "train": train_stream(inputs.train, tokenizer),
+        "val": validation_stream(inputs.validation, tokenizer),
+    }
+    for split, stream in streams.items():
+        if len(stream.ids) <= config.model.context_window:
+            raise UserError(
+                f"The {split} stream has {len(stream.ids)} tokens, no more than one context window "
+                f"({config.model.context_window}); use more conversations, or lower model.max_contexts."
+            )
+    return tokenizer, {split: stream.ids.int().to(device) for split, stream in streams.items()}
+
+
+def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
+    """The untrained model; its weights depend on the seed and the shapes alone."""
+    torch.manual_seed(inputs.config.runtime.seed)
+    model = ContextKVForCausalLM(ContextKVConfig(**asdict(inputs.config.model)))
+    model.load_table(inputs.table.weight)
+    model.to(device)  # type: ignore[arg-type]  # transformers hides nn.Module's signature
+    return model
+
+
+def _make_contexts(
+    config: ExperimentConfig,
+    model: ContextKVForCausalLM,
+    ids: dict[str, Tensor],
+    folder: RunFolder,
+    memory: list[Record],
+    listener: Listener,
+) -> tuple[Record, Caches]:
+    """Phase 1 and the caches made from it."""
+    generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
+    rows = {split: _distinct(model, stream) for split, stream in ids.items()}
+    model.set_phase(1)
+    result = train_context_block(
+        model.context_block, *rows["train"], config.phase1, generator, _recorded(folder, listener)
+    )
+    model.set_phase(2)
+    memory.append(snapshot("phase 1 done", model.device))
+    caches, errors = {}, []
+    for split, (embeddings, tokens) in rows.items():
+        half = model.context_block.project_tokens(embeddings)
+        state = result.contexts if split == "train" else None
+        contexts, error = stream_contexts(model.context_block, half, tokens, config.phase1, state, generator)
+        dense = config.runtime.embedding_cache == "dense"
+        caches[split] = StreamCache(
+            ids[split], contexts, dense_embeddings(model, ids[split]) if dense else None
+        )
+        save_cache(folder.caches, split, caches[split])
+        errors.append(error)
+    memory.append(snapshot("phase 2 prepared", model.device))
+    write_tensors(folder.context_block, model.context_block.state_dict())
+    rank_generator = torch.Generator().manual_seed(config.runtime.seed)
+    validation = caches["val"].contexts[1:]
+    phase1 = {
+        "iterations": result.iterations,
+        "convergence_rate": result.convergence_rate,
+        "stop_reason": result.stop_reason,
+        "seconds": round(result.seconds, 3),
+        "effective_rank": effective_rank(validation, config.phase1.rank_rows, rank_generator),
+        "contexts": config.phase1.contexts,
+        "contexts_max_error": max((error for error in errors if error is not None), default=None),
+    }
+    record = {
+        "tokens": {split: len(stream) for split, stream in ids.items()},
+        "phase1": phase1,
+        "caches_mib": held_mib(caches["train"], caches["val"]),
+        "parameters": parameter_counts(model),
+        "memory": memory,
+    }
+    return record, caches
+
+
+def _distinct(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Normed embeddings of the distinct input tokens, and the stream as rows of them."""
+    distinct, tokens = ids[:-1].unique(return_inverse=True)
+    with torch.no_grad():
+        return model.embed(distinct), tokens
+
+
+def _make_attention(
+    inputs: Inputs,
+    model: ContextKVForCausalLM,
+    caches: Caches,
+    folder: RunFolder,
+    listener: Listener,
+) -> Record:
+    config = inputs.config
+    result = train_attention(
+        model,
+        caches["train"],
+        caches["val"],
+        config.phase2,
+        config.runtime.seed,
+        folder.phase2_checkpoint,
+        inputs.attention_key(),
+        _recorded(folder, listener),
+    )
+    return {
+        "epochs": result.epochs,
+        "stop_reason": result.stop_reason,
+        "provenance": inputs.provenance(model.device),
+    }
+
+
+def _recorded(folder: RunFolder, listener: Listener) -> Listener:
+    """`listener`, with each metric written to metrics.jsonl first."""
+
+    def record(metric: Metric) -> None:
+        folder.append_metric({name: value for name, value in metric.items() if name != "memory"})
+        listener(metric)
+
+    return record

@@ -1,0 +1,91 @@
+"""Shared small things: a tiny model, a tiny stream, a tiny local experiment. No test uses the network."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from ctxkv_lib.config import build_config
+from ctxkv_lib.modeling import ContextKVConfig, ContextKVForCausalLM
+
+TINY = {
+    "vocab_size": 211,
+    "hidden_size": 24,
+    "context_dim": 16,
+    "interval": 3,
+    "max_contexts": 4,
+    "num_heads": 3,
+    "intermediate_size": 40,
+}
+WORDS = (
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "some",
+    "old",
+    "mat",
+    "while",
+    "rain",
+    "fell",
+    "and",
+    "tea",
+    "was",
+    "made",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory):
+    """Tables and downloads go to a folder of this test session, never to the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTXKV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def tiny_model(seed: int = 0, **changes) -> ContextKVForCausalLM:
+    torch.manual_seed(seed)
+    return ContextKVForCausalLM(ContextKVConfig(**{**TINY, **changes}))
+
+
+def tiny_ids(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, TINY["vocab_size"], (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def write_conversations(path, count: int, seed: int = 0) -> None:
+    """`count` conversations of a few dozen words as JSONL."""
+    draw = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            texts = [" ".join(draw.choices(WORDS, k=12)) for _ in range(4)]
+            roles = ("user", "assistant", "user", "assistant")
+            messages = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=True)]
+            file.write(json.dumps({"messages": messages}) + "\n")
+
+
+@pytest.fixture
+def tiny_settings(tmp_path):
+    """Settings of an experiment on a local file that takes a second or two."""
+    path = tmp_path / "conversations.jsonl"
+    write_conversations(path, 12)
+    return {
+        "data.source": "jsonl",
+        "data.path": str(path),
+        "data.table": "random",
+        "data.validation_samples": 2,
+        "model.hidden_size": 24,
+        "model.context_dim": 16,
+        "model.interval": 3,
+        "model.max_contexts": 4,
+        "model.num_heads": 3,
+        "model.intermediate_size": 32,
+        "phase1.max_iterations": 5,
+        "phase2.max_epochs": 3,
+        "phase2.batch_size": 128,
+    }
+
+
+@pytest.fixture
+def tiny_config(tiny_settings):
+    return build_config("ci", samples=8, settings=tiny_settings)

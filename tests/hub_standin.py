@@ -1,0 +1,143 @@
+"""A stand-in for the Hugging Face Hub: an HTTP server on this machine that huggingface_hub itself talks to.
+
+It serves files from memory under the addresses the Hub uses, honours byte ranges, and counts what it sent.
+Use it as a pytest plugin (`pytest_plugins = ["hub_standin"]`) through the fixture `hub`.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+import huggingface_hub.constants
+import huggingface_hub.file_download
+import huggingface_hub.utils
+import pytest
+
+from ctxkv_lib.hub import HubFile
+
+_FILE = re.compile(r"^/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
+_API = re.compile(r"^/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?$")
+
+
+@dataclass
+class Hub:
+    """What the server serves, and what it has served."""
+
+    files: dict[HubFile, bytes] = field(default_factory=dict)
+    status: int | None = None  # answer everything with this status instead
+    requests: list[str] = field(default_factory=list)
+    sent: int = 0  # bytes of files, without headers
+
+    def find(self, kind: str, repo: str, revision: str) -> dict[str, bytes]:
+        wanted = (kind, repo, revision)
+        return {f.path: body for f, body in self.files.items() if (f.kind, f.repo, f.revision) == wanted}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def do_GET(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(self.path.partition("?")[0])
+        if self.hub.status is not None:
+            self._answer(self.hub.status, b"{}", {"Retry-After": "0"})
+        elif found := _FILE.match(path):
+            self._send_file(*found.groups())
+        elif found := _API.match(path):
+            self._send_listing(*found.groups())
+        else:
+            self._answer(404, b"{}", {})
+
+    do_HEAD = do_POST = do_GET
+
+    def _send_file(self, kind: str | None, repo: str, revision: str, path: str) -> None:
+        body = self.hub.find("dataset" if kind else "model", repo, revision).get(path)
+        if body is None:
+            self._answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            return
+        headers = {"X-Repo-Commit": revision, "ETag": f'"{_sha1(body)}"', "Accept-Ranges": "bytes"}
+        asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        status = 206 if asked else 200
+        if asked:
+            first, last = int(asked[1]), int(asked[2] or len(body) - 1)
+            headers["Content-Range"] = f"bytes {first}-{min(last, len(body) - 1)}/{len(body)}"
+            body = body[first : last + 1]
+        if self.command != "HEAD":
+            self.hub.sent += len(body)
+        self._answer(status, body, headers)
+
+    def _send_listing(self, kinds: str, repo: str, what: str | None, revision: str, folder: str) -> None:
+        files = self.hub.find(kinds.removesuffix("s"), repo, revision)
+        if what in ("tree", "paths-info"):
+            found = {p: b for p, b in files.items() if p.startswith(folder)}
+            listing = [{"type": "file", "path": p, "size": len(b), "oid": _sha1(b)} for p, b in found.items()]
+            self._answer(200, json.dumps(listing).encode(), {})
+        else:
+            info = {"id": repo, "sha": revision, "siblings": [{"rfilename": p} for p in files], "tags": []}
+            self._answer(200, json.dumps(info).encode(), {})
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _sha1(body: bytes) -> str:
+    return hashlib.sha1(body).hexdigest()
+
+
+def forget_connections() -> None:
+    """Make huggingface_hub open its next connection anew (the function's name depends on the version)."""
+    utils = huggingface_hub.utils
+    getattr(utils, "close_session", getattr(utils, "reset_sessions", None))()
+
+
+def direct_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment variable HF_ENDPOINT does, for a huggingface_hub that is imported already."""
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    for module in (
+        huggingface_hub.constants,
+        huggingface_hub.file_download,
+    ):  # before 1.0: a copy of the name
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """huggingface_hub talks to the stand-in, and keeps its cache in `tmp_path`."""
+    handler = type("Handler", (_Handler,), {"hub": Hub()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    direct_to(endpoint, monkeypatch)
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub waits between attempts
+    forget_connections()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield handler.hub
+    server.shutdown()
+    server.server_close()
+    forget_connections()
+
+
+@pytest.fixture
+def no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub talks to a port where nobody listens."""
+    direct_to("http://127.0.0.1:9", monkeypatch)

@@ -1,0 +1,176 @@
+import errno
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import write_conversations
+from ctxkv_lib import files
+from ctxkv_lib.cli import main
+from ctxkv_lib.config import PRESETS
+
+
+def settings_of(values):
+    return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+
+
+def refused(capsys, *arguments):
+    """Exit code 2 and one line on standard error, which is returned."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_help_is_light():
+    """No heavy import: what makes `ctxkv --help` answer at once."""
+    code = "import sys; from ctxkv_lib.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "compare" in done.stdout
+    assert not {"torch", "transformers", "datasets", "matplotlib", "numpy"} & set(done.stdout.split())
+
+
+def test_info_prints_the_published_sizes(capsys):
+    assert main(["info", "--train-tokens", "587970", "--val-tokens", "22723"]) == 0
+    text = capsys.readouterr().out
+    for number in (
+        "45,163,264",
+        "6,301,440 (13.95%)",
+        "= 640 tokens",
+        "29,399",
+        "574",
+        "1,723",
+        "22",
+        "67",
+        "2,386",
+    ):
+        assert number in text, number
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_info_as_json(capsys, preset):
+    assert main(["info", "--preset", preset, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    known = preset == "colab"
+    assert (facts["train_tokens"] == 587_970) == known
+    assert (facts["caches_dense_fp32_mib"] is not None) == known
+    if preset != "ci":
+        assert facts["parameters"] == {"total": 45_163_264, "trainable_phase2": 6_301_440}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--preset", "moon"], "preset is 'moon'; allowed: colab, offline, ci."),
+        (["run", "--recipe", "soup"], "recipe is 'soup'; allowed"),
+        (["run", "--samples", "0"], "data.samples is 0; allowed: 1 or more."),
+        (["run", "--samples", "-5"], "data.samples is -5; allowed: 1 or more."),
+        (["compare", "--preset", "ci", "--samples", "5"], "at least two different sample counts"),
+        (["run", "--set", "phase2.batch_size"], "has no '='"),
+        (
+            ["run", "--set", "phase2.batch_size=big"],
+            "phase2.batch_size is 'big'; allowed: a value of type int.",
+        ),
+        (["run", "--set", "phase2.size=3"], "allowed: phase2. followed by one of"),
+        (["report", "nowhere"], "nowhere is not a folder"),
+        (["run", "--preset", "offline", "--samples", "999999"], "999999"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(capsys, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, *arguments)
+
+
+def test_a_wrong_type_is_refused_by_the_parser():
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--samples", "many"])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "missing.jsonl"),
+        (b'{"messages": [\n', ", line 1"),
+        (b'{"text": "hi"}\n', ", line 1"),
+        (b"\xff\xfe\n", ", line 1"),
+        (b'{"messages": []}\n', ", line 1 is an empty conversation"),
+    ],
+)
+def test_bad_files_are_one_sentence_and_exit_2(capsys, tmp_path, tiny_settings, content, said):
+    path = tmp_path / "missing.jsonl"
+    if content is not None:
+        write_conversations(path, 20)
+        path.write_bytes(content + path.read_bytes())
+    options = settings_of({**tiny_settings, "data.path": path})
+    assert said in refused(capsys, "run", "--preset", "ci", "--out", str(tmp_path / "run"), *options)
+
+
+def test_run_then_report(capsys, tmp_path, tiny_settings):
+    out = tmp_path / "run"
+    assert (
+        main(["run", "--preset", "ci", "--samples", "8", "--out", str(out), *settings_of(tiny_settings)]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "Best epoch" in printed
+    assert str(out / "report.md") in printed
+    for language in ("en", "ja"):
+        assert main(["report", str(out), "--lang", language]) == 0
+        name = "report.md" if language == "en" else "report.ja.md"
+        assert capsys.readouterr().out.strip() == (out / name).read_text(encoding="utf-8").strip()
+    assert "allowed: en, ja" in refused(capsys, "report", str(out), "--lang", "xx")
+
+
+def test_a_run_is_quiet_when_not_on_a_terminal(tmp_path, tiny_settings):
+    command = [sys.executable, "-m", "ctxkv_lib", "run", "--preset", "ci", "--samples", "8"]
+    command += ["--out", str(tmp_path / "run"), *settings_of(tiny_settings)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_compare_prints_the_table(capsys, tmp_path, tiny_settings):
+    options = settings_of(tiny_settings)
+    assert (
+        main(["compare", "--preset", "ci", "--samples", "2", "8", "--out", str(tmp_path / "c"), *options])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    for row in ("Val PPL", "Val Acc", "Best Epoch", "Train/Val Gap", "8 samples"):
+        assert row.lower() in printed.lower(), row
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(capsys, tmp_path, tiny_settings, monkeypatch):
+    def full(source, target):
+        if str(target).endswith("val_ctx.safetensors"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        files.shutil.move(source, target)
+
+    arguments = ["run", "--preset", "ci", "--out", str(tmp_path / "run"), *settings_of(tiny_settings)]
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", full)
+        assert "The disk is full" in refused(capsys, *arguments)
+    assert not list((tmp_path / "run").rglob("*.part"))
+    assert main(arguments) == 0
+
+
+def test_ctrl_c_stops_with_a_sentence(tmp_path, tiny_settings):
+    """A real interrupt of a real process, which then goes on to the end."""
+    settings = {**tiny_settings, "phase2.max_epochs": 60, "phase2.patience": 60}
+    command = [sys.executable, "-m", "ctxkv_lib", "run", "--preset", "ci", "--samples", "8"]
+    command += ["--out", str(tmp_path / "run"), *settings_of(settings)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "run" / "checkpoint" / "phase2.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.count("\n") == 1
+    assert "the same command goes on from there" in err
+    assert checkpoint.exists()

