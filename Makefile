@@ -13,4 +13,4 @@ test:  ## the README's test command
 	pytest
 
 picture:  ## the README's picture of the architecture
-	python -c "from ctxkv_lib.config import ModelConfig; from ctxkv_lib.plots import architecture, save; save(architecture(ModelConfig()), '.github/architecture.png')"
+	python -c "from ctxkv_lib.config import ModelConfig; from ctxkv_lib.figures import architecture, save; save(architecture(ModelConfig()), '.github/architecture.png')"

@@ -1,6 +1,6 @@
 """The picture of the architecture, drawn from a `ModelConfig`; also the palette that all figures share.
 
-`plots.architecture` is the same function: the drawing has a file of its own only for its length.
+`figures.architecture` is the same function: the drawing has a file of its own only for its length.
 Coordinates are inches on the page, so that lengths and font sizes (points) stay in proportion.
 """
 

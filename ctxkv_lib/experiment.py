@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import plots
+from . import figures
 from .caches import dense_fp32_mib
 from .config import ExperimentConfig, build_config
 from .conversations import load_conversations
@@ -118,13 +118,13 @@ def summarize(config: ExperimentConfig, contexts: Record, attention: Record) -> 
 def _publish(runs: Sequence[Run], folder: Path) -> None:
     """Report in every language, and the figures it shows."""
     summaries = [finished.summary for finished in runs]
-    labels = plots.run_labels(summaries)
+    labels = figures.run_labels(summaries)
     phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
-    figures = folder / "figures"
-    plots.save(plots.ppl_curves(summaries), figures / "ppl_curves.png")
+    pictures = folder / "figures"
+    figures.save(figures.ppl_curves(summaries), pictures / "ppl_curves.png")
     stop_rate = runs[0].config.phase1.stop_rate
-    plots.save(plots.phase1_curves(phase1, stop_rate), figures / "phase1.png")
-    plots.save(plots.memory_by_stage(summaries), figures / "memory.png")
+    figures.save(figures.phase1_curves(phase1, stop_rate), pictures / "phase1.png")
+    figures.save(figures.memory_by_stage(summaries), pictures / "memory.png")
     for language in LANGUAGES:
         name = "report.md" if language == "en" else f"report.{language}.md"
         write_text(folder / name, write_report(runs, language))

@@ -5,8 +5,8 @@ import sys
 import time
 
 import pytest
-
 from conftest import write_conversations
+
 from ctxkv_lib import files
 from ctxkv_lib.cli import main
 from ctxkv_lib.config import PRESETS

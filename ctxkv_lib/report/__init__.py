@@ -10,7 +10,7 @@ from typing import Any
 from unicodedata import east_asian_width
 
 from ..errors import UserError
-from ..plots import run_labels
+from ..figures import run_labels
 from ..run_folder import Run
 from . import results, setup, verdicts
 from .tables import Report, speaker

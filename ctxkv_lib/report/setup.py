@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config import ModelConfig
-from ..plots import memory_stages
+from ..figures import memory_stages
 from ..windows import real_contexts
 from .tables import (
     MISSING,

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import ExperimentConfig
 from ..errors import UserError
-from ..plots import run_labels
+from ..figures import run_labels
 from ..published import PUBLISHED, PUBLISHED_PHASE1, published_samples
 from ..run_folder import Run
 from .text import LANGUAGES, TEXT

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines, sample_run
 
-from ctxkv_lib import plots
+from ctxkv_lib import figures
 from ctxkv_lib.config import ModelConfig
 from ctxkv_lib.diagram import parameter_counts
 from ctxkv_lib.published import PUBLISHED, PUBLISHED_PHASE1
@@ -33,14 +33,14 @@ def texts(figure):
 def all_figures(tmp_path):
     two = summaries(tmp_path, 100, 500)
     return [
-        plots.ppl_curves(two),
-        plots.phase1_curves({"500 samples": phase1_lines()}),
-        plots.memory_by_stage(two),
+        figures.ppl_curves(two),
+        figures.phase1_curves({"500 samples": phase1_lines()}),
+        figures.memory_by_stage(two),
     ]
 
 
 def test_ppl_curves_draw_each_epoch_and_mark_the_best_and_the_stop(tmp_path):
-    (ax,) = plots.ppl_curves(summaries(tmp_path, 100, 500)).axes
+    (ax,) = figures.ppl_curves(summaries(tmp_path, 100, 500)).axes
     assert ax.get_yscale() == "log"
     for samples, rows in EPOCHS.items():
         name = f"{samples} samples"
@@ -52,20 +52,20 @@ def test_ppl_curves_draw_each_epoch_and_mark_the_best_and_the_stop(tmp_path):
 
 
 def test_ppl_curves_write_the_best_value_and_name_every_run(tmp_path):
-    written = texts(plots.ppl_curves(summaries(tmp_path, 100, 500)))
+    written = texts(figures.ppl_curves(summaries(tmp_path, 100, 500)))
     assert {"366.4", "179.2", "100 samples", "500 samples", "train", "validation"} <= set(written)
 
 
 def test_ppl_curves_without_an_early_stop_mark_none(tmp_path):
     rows = EPOCHS[500][:3]
     runs = summaries(tmp_path, 500, settings={"phase2.max_epochs": 3}, epochs=rows)
-    (ax,) = plots.ppl_curves(runs).axes
+    (ax,) = figures.ppl_curves(runs).axes
     assert not [drawn for drawn in ax.get_lines() if "early stop" in drawn.get_label()]
 
 
 def test_labels_of_six_like_runs_do_not_touch(tmp_path):
     runs = summaries(tmp_path, *range(501, 507))
-    figure = plots.ppl_curves(runs)
+    figure = figures.ppl_curves(runs)
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
     assert len(boxes) == 6
@@ -74,19 +74,19 @@ def test_labels_of_six_like_runs_do_not_touch(tmp_path):
 
 
 def test_published_runs_are_drawn_without_their_missing_epoch():
-    (ax,) = plots.ppl_curves([PUBLISHED[500]], ["published"]).axes
+    (ax,) = figures.ppl_curves([PUBLISHED[500]], ["published"]).axes
     assert list(line(ax, "published: validation").get_xdata()) == [1, 2, 3, 4, 5, 6, 7]
     assert not [drawn for drawn in ax.get_lines() if "early stop" in drawn.get_label()]
 
 
 def test_runs_of_equal_size_are_told_apart():
     runs = [{"samples": 500}, {"samples": 1000}, {"samples": 500}]
-    assert plots.run_labels(runs) == ["500 samples (1)", "1,000 samples", "500 samples (2)"]
+    assert figures.run_labels(runs) == ["500 samples (1)", "1,000 samples", "500 samples (2)"]
 
 
 def test_phase1_curves_show_percent_the_stop_line_and_the_loss():
     lines = phase1_lines()
-    rate, loss = plots.phase1_curves({"500 samples": lines}, stop_rate=0.8).axes
+    rate, loss = figures.phase1_curves({"500 samples": lines}, stop_rate=0.8).axes
     assert list(line(rate, "500 samples").get_xdata()) == list(range(2, 18))
     assert line(rate, "500 samples").get_ydata()[-1] == pytest.approx(93)
     assert set(line(rate, "stop at 80%").get_ydata()) == {80}
@@ -96,13 +96,13 @@ def test_phase1_curves_show_percent_the_stop_line_and_the_loss():
 
 def test_phase1_curves_leave_out_missing_values_and_bear_negative_losses():
     published = [*PUBLISHED_PHASE1[500], {"stage": "phase1", "iteration": 19, "loss": -0.1}]
-    rate, loss = plots.phase1_curves({"published": published}).axes
+    rate, loss = figures.phase1_curves({"published": published}).axes
     assert list(line(rate, "published").get_xdata()) == [7, 12, 15, 18]
     assert loss.get_yscale() == "linear"
 
 
 def test_memory_shows_first_and_last_epoch_and_the_peak(tmp_path):
-    figure = plots.memory_by_stage(summaries(tmp_path, 100, 500))
+    figure = figures.memory_by_stage(summaries(tmp_path, 100, 500))
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["100 samples", "500 samples"]
     ax = figure.axes[0]
     names = [label.get_text() for label in ax.get_yticklabels()]
@@ -113,7 +113,7 @@ def test_memory_shows_first_and_last_epoch_and_the_peak(tmp_path):
 
 
 def test_memory_without_a_gpu_shows_none(tmp_path):
-    figure = plots.memory_by_stage(summaries(tmp_path, 100, gpu=False))
+    figure = figures.memory_by_stage(summaries(tmp_path, 100, gpu=False))
     assert not [text for text in texts(figure) if "GPU" in text]
     assert len(figure.axes[0].containers) == 1
 
@@ -126,10 +126,10 @@ def test_every_axis_is_labelled_and_the_background_is_set(tmp_path):
 
 
 def test_architecture_takes_its_numbers_from_the_config():
-    seed = " ".join(texts(plots.architecture(ModelConfig())))
+    seed = " ".join(texts(figures.architecture(ModelConfig())))
     for number in ("640 tokens", "50,257 × 768", "i − 620", "6,301,440", "262,912", "8 heads over 32"):
         assert number in seed
-    other = " ".join(texts(plots.architecture(ModelConfig(interval=50, max_contexts=4, num_heads=4))))
+    other = " ".join(texts(figures.architecture(ModelConfig(interval=50, max_contexts=4, num_heads=4))))
     for number in ("200 tokens", "i − 150", "4 heads over 4"):
         assert number in other
     assert "620" not in other
@@ -137,7 +137,7 @@ def test_architecture_takes_its_numbers_from_the_config():
 
 @pytest.mark.parametrize("max_contexts", [1, 2, 3, 4])
 def test_architecture_draws_no_slot_that_does_not_exist(max_contexts):
-    written = texts(plots.architecture(ModelConfig(max_contexts=max_contexts)))
+    written = texts(figures.architecture(ModelConfig(max_contexts=max_contexts)))
     assert len([text for text in written if text == "i" or text.startswith("i − ")]) == max_contexts
 
 
@@ -148,7 +148,7 @@ def test_parameters_of_the_parts_add_up():
 
 
 def test_text_of_the_architecture_stays_on_the_page():
-    figure = plots.architecture(ModelConfig())
+    figure = figures.architecture(ModelConfig())
     renderer, page = FigureCanvasAgg(figure).get_renderer(), figure.bbox
     for text in figure.axes[0].texts:
         box = text.get_window_extent(renderer)
@@ -157,15 +157,15 @@ def test_text_of_the_architecture_stays_on_the_page():
 
 
 def test_colours_are_all_different():
-    assert len({to_rgb(colour) for colour in plots.OKABE_ITO}) == 6
+    assert len({to_rgb(colour) for colour in figures.OKABE_ITO}) == 6
 
 
 def test_save_writes_a_whole_png_and_nothing_else(tmp_path):
-    path = plots.save(Figure(facecolor="white"), tmp_path / "figures" / "empty.png")
+    path = figures.save(Figure(facecolor="white"), tmp_path / "figures" / "empty.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [each.name for each in path.parent.iterdir()] == ["empty.png"]
 
 
 def test_figures_need_no_pyplot():
-    code = "import sys, ctxkv_lib.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, ctxkv_lib.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
