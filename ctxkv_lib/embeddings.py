@@ -1,6 +1,8 @@
 """Where the frozen token table comes from: GPT-2's `wte`, one made from text alone, or random numbers.
 
-None of them ever stands in for another: what cannot be had is an error.
+None of them ever stands in for another: what cannot be had is an error. The input side norms every row, so
+a table's scale matters to the output head alone. Rows of the tables made here have length 1, with which
+untrained logits have a variance of about 1; GPT-2's are four times as long, and training starts by unlearning.
 """
 
 import json
@@ -17,21 +19,17 @@ from .files import cache_dir, digest, read_tensors, write_tensors
 from .hub import HubFile, gpt2_file, open_file
 from .tokens import TokenStream, load_tokenizer, train_stream
 
-TABLE_STD = 0.14  # of GPT-2's `wte`, and so of the rows of the other tables
-
 WTE = "wte.weight"
 FLOAT_BYTES = 4
 _CHUNK_BYTES = 1 << 24
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 
-COOCCURRENCE_VERSION = 2  # raise it when the numbers change: it is part of the cache's key
+COOCCURRENCE_VERSION = 3  # raise it when the numbers change: it is part of the cache's key
 COOCCURRENCE_SEED = 0  # not the run's: runs with other seeds share one table
 COOCCURRENCE_WINDOW = 4  # tokens to each side
 COOCCURRENCE_DIMS = 200
-COOCCURRENCE_SMOOTHING = (
-    0.75  # power of the context counts; tempers the PMI of rare tokens (Levy et al., 2015)
-)
-COOCCURRENCE_NOISE = 0.02  # std, beside TABLE_STD; keeps never-seen tokens apart
+COOCCURRENCE_SMOOTHING = 0.75  # power of the context counts; tempers rare tokens' PMI (Levy et al., 2015)
+COOCCURRENCE_NOISE = 0.15  # length of the noise that keeps never-seen tokens apart; vectors have length 1
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def load_table(data: DataConfig, model: ModelConfig, seed: int) -> TokenTable:
     if data.table == "cooccurrence":
         return _cooccurrence_table(data, model)
     shape = (model.vocab_size, model.hidden_size)
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * TABLE_STD
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / model.hidden_size**0.5
     return TokenTable(weight, digest(["random", shape, seed]))
 
 
@@ -162,16 +160,17 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch
     their logits would drown all others.
 
     Returns:
-        float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have a standard deviation of
-        `TABLE_STD`, the other rows are noise of `COOCCURRENCE_NOISE`.
+        float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have about length 1, the others are
+        noise of length `COOCCURRENCE_NOISE`.
     """
     generator = torch.Generator().manual_seed(COOCCURRENCE_SEED)
     seen, ids = torch.unique(stream.ids, return_inverse=True)
     vectors = _factors(positive_pmi(count_pairs(ids, stream.starts)), hidden_size)  # (seen, dims)
     rotation = torch.linalg.qr(torch.randn(hidden_size, vectors.shape[1], generator=generator)).Q.T
     turned = vectors @ rotation  # (seen, hidden_size)
-    table = torch.randn(vocab_size, hidden_size, generator=generator) * COOCCURRENCE_NOISE
-    table[seen] += torch.nn.functional.normalize(turned) * TABLE_STD * hidden_size**0.5
+    noise = torch.randn(vocab_size, hidden_size, generator=generator)
+    table = noise * COOCCURRENCE_NOISE / hidden_size**0.5
+    table[seen] += torch.nn.functional.normalize(turned)
     return table
 
 
