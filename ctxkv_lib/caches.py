@@ -44,7 +44,8 @@ class StreamCache:
 
     def attend(self, model: ContextKVForCausalLM, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`model.attend` at `positions`: hidden states and attention weights."""
-        rows = window_rows(positions, model.config.interval, model.config.max_contexts)
+        shape = model.config
+        rows = window_rows(positions, shape.interval, shape.max_contexts, shape.anchor)
         if self.embeddings is None:
             embeddings = model.embed(self.ids[positions])
         else:

@@ -76,6 +76,7 @@ class ModelConfig:
     intermediate_size: int = 3072
     attention_dropout: float = 0.1
     kv_method: str = "fixed"  # fixed: always max_contexts slots, zeros attended | variable: masked
+    anchor: str = "current"  # current: slots count back from the position | grid: on interval's multiples
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "context_dim", "interval", "max_contexts", "num_heads")
@@ -88,6 +89,7 @@ class ModelConfig:
         )
         _share(self, "model", "attention_dropout")
         _one_of("model.kv_method", self.kv_method, ("fixed", "variable"))
+        _one_of("model.anchor", self.anchor, ("current", "grid"))
 
     @property
     def context_window(self) -> int:

@@ -6,14 +6,17 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .config import ModelConfig
-from .windows import window_rows
+from .context_cache import ContextCache
 
 CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
+ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
+# What transformers 5.24 renamed.
+CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class ContextKVConfig(PretrainedConfig):
@@ -25,6 +28,7 @@ class ContextKVConfig(PretrainedConfig):
 
     model_type = "context_kv"
     attribute_map = {"num_attention_heads": "num_heads"}  # noqa: RUF012 (transformers' own form)
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
     def __init__(self, **kwargs: Any) -> None:
         names = [f.name for f in dataclasses.fields(ModelConfig)]
@@ -32,6 +36,7 @@ class ContextKVConfig(PretrainedConfig):
         for name, value in dataclasses.asdict(shapes).items():
             setattr(self, name, value)
         self.num_hidden_layers = 1
+        self.use_cache = kwargs.pop("use_cache", True)
         kwargs.setdefault("tie_word_embeddings", True)
         super().__init__(**kwargs)
 
@@ -122,7 +127,7 @@ class FeedForward(nn.Module):
         return hidden + self.norm(self.down(F.gelu(self.up(hidden))))
 
 
-class ContextKVForCausalLM(PreTrainedModel):
+class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     """Frozen token table, recurrent contexts, one attention + feed-forward layer, output tied to the table.
 
     The output head *is* the table (`hidden @ wte.weight.T`), so there is no second weight to keep tied.
@@ -132,6 +137,7 @@ class ContextKVForCausalLM(PreTrainedModel):
     config_class = ContextKVConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    _is_stateful = True  # no assisted decoding: what has been read cannot be unread
 
     def __init__(self, config: ContextKVConfig) -> None:
         super().__init__(config)
@@ -191,37 +197,104 @@ class ContextKVForCausalLM(PreTrainedModel):
         return F.linear(hidden, self.wte.weight)
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, logits_to_keep: int = 0, **_: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: ContextCache | None = None,
+        past_key_values: ContextCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        output_attentions: bool | None = None,
+        **loss_options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of whole sequences, each read from its own beginning.
+        """Read on from `cache`, or from the beginning.
 
         Args:
-            input_ids: int64 `[batch, length]`.
+            input_ids: int64 `[batch, length]`, the new tokens only.
+            attention_mask: `[batch, >= length]`; columns of 0 among the last `length` are padding, which is
+                not read: it moves no position and changes no context.
             labels: int64 `[batch, length]`, usually `input_ids`; shifted inside, -100 is ignored.
-            logits_to_keep: only the last so many positions' logits; 0 keeps all.
+            cache: taken up and updated in place; `past_key_values` is its name before transformers 5.24.
+            use_cache: return the cache; by default as the configuration says, and not with labels.
+            logits_to_keep: only the last so many columns' logits; 0 keeps all.
+            output_attentions: return the attention weights, `[batch, num_heads, length, max_contexts]`.
 
         Returns:
-            logits `[batch, kept, vocab_size]` and, with labels, the mean loss in nats.
+            logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats.
         """
+        batch, length = input_ids.shape
+        cache = past_key_values if cache is None else cache
         embeddings = self.embed(input_ids)
-        contexts = self.read(self.context_block.project_tokens(embeddings))
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        rows = window_rows(positions, self.config.interval, self.config.max_contexts)
-        present = (rows > 0).expand(input_ids.shape[0], -1, -1)
-        flat = embeddings.flatten(0, 1), contexts[:, rows].flatten(0, 1), present.flatten(0, 1)
-        hidden = self.attend(*flat)[0].unflatten(0, input_ids.shape)
-        logits = self.logits(hidden[:, -logits_to_keep:])
+        if cache is None:
+            cache = ContextCache(self.config, batch, embeddings)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        read = attention_mask[:, -length:].bool()
+        contexts = self._read(cache.state, self.context_block.project_tokens(embeddings), read)
+        hidden, weights = self._attend_columns(embeddings, *cache.extend(contexts, read))
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(self.logits(hidden[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
+            logits = self.logits(hidden)
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)
+            logits = logits[:, -logits_to_keep:]
+        else:
+            logits = self.logits(hidden[:, -logits_to_keep:])
+        keep = self.config.use_cache and labels is None if use_cache is None else use_cache
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            attentions=(weights,) if output_attentions else None,
+            **{CACHE_NAME: cache if keep else None},
+        )
 
-    def read(self, token_half: Tensor) -> Tensor:
-        """Contexts one by one, `[batch, length + 1, context_dim]`, row 0 zero; input as `project_tokens`."""
-        contexts = [torch.zeros_like(token_half[:, 0])]
-        for position in range(token_half.shape[1]):
-            contexts.append(self.context_block(contexts[-1], token_half[:, position]))
+    def _read(self, state: Tensor, token_half: Tensor, read: Tensor) -> Tensor:
+        """Contexts `[batch, length, context_dim]` after each column, one by one from `state`."""
+        contexts = []
+        for half, is_read in zip(token_half.unbind(1), read.unbind(1), strict=True):
+            state = torch.where(is_read[:, None], self.context_block(state, half), state)
+            contexts.append(state)
         return torch.stack(contexts, dim=1)
+
+    def _attend_columns(
+        self, embeddings: Tensor, memory: Tensor, rows: Tensor, present: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`attend` for a batch, some columns at a time so that the windows never stand side by side."""
+        batch = torch.arange(len(memory), device=memory.device)[:, None, None]
+        columns = max(1, ATTENDED_AT_ONCE // len(memory))
+        hidden, weights = [], []
+        parts = zip(*(x.split(columns, dim=1) for x in (embeddings, rows, present)), strict=True)
+        for part, part_rows, part_present in parts:
+            window = memory[batch, part_rows].flatten(0, 1)
+            attended, attention = self.attend(part.flatten(0, 1), window, part_present.flatten(0, 1))
+            hidden.append(attended.unflatten(0, part.shape[:2]))
+            weights.append(attention.unflatten(0, part.shape[:2]).transpose(1, 2))
+        return torch.cat(hidden, dim=1), torch.cat(weights, dim=2)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        cache: ContextCache | None = None,
+        past_key_values: ContextCache | None = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """What `forward` still has to read of `input_ids`."""
+        cache = past_key_values if cache is None else cache
+        seen = 0 if cache is None else cache.get_seq_length()
+        return {
+            "input_ids": input_ids[:, seen:],
+            "attention_mask": attention_mask,
+            "cache": cache,
+            "use_cache": use_cache,
+            "logits_to_keep": 1,
+        }
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """False: `forward` makes the cache, whose rows are contexts and not keys and values."""
+        return False
 
 
 def parameter_counts(model: ContextKVForCausalLM) -> dict[str, int]:

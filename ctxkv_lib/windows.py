@@ -1,7 +1,11 @@
 """Index arithmetic of context windows: which positions a position sees.
 
-Contexts are stored with one zero row in front (`[num_tokens + 1, context_dim]`, row 0 is "before the
-stream"), so row `i + 1` is the context of position i, row `i` is the one before it, and a slot that does
+Slot 0 is the position itself. The others lie `interval` apart: counted back from the position
+(anchor "current", as in the seed), or on multiples of the interval (anchor "grid"), where one context in
+`interval` is ever read again.
+
+Contexts of a stream are stored with one zero row in front (`[num_tokens + 1, context_dim]`, row 0 is "before
+the stream"), so row `i + 1` is the context of position i, row `i` is the one before it, and a slot that does
 not exist is simply row 0.
 """
 
@@ -9,26 +13,34 @@ import torch
 from torch import Tensor
 
 
-def window_rows(positions: Tensor, interval: int, max_contexts: int) -> Tensor:
-    """Rows of the padded contexts that each position attends, nearest first.
-
-    Position i sees positions i - interval * k for k = 0 .. max_contexts - 1 where they exist.
+def slot_positions(positions: Tensor, interval: int, max_contexts: int, anchor: str) -> Tensor:
+    """Positions that each position attends, nearest first.
 
     Args:
-        positions: int64 `[n]`, token positions in the stream.
+        positions: int64 `[...]`, token positions in the stream.
         interval: tokens between two slots.
         max_contexts: slots of a window.
+        anchor: "current" or "grid".
 
     Returns:
-        int64 `[n, max_contexts]`; 0 where the slot lies before the stream.
+        int64 `[..., max_contexts]`; negative where the slot lies before the stream.
     """
-    back = torch.arange(max_contexts, device=positions.device) * interval
-    return (positions[:, None] - back + 1).clamp(min=0)
+    back = torch.arange(max_contexts, device=positions.device)
+    if anchor == "current":
+        return positions[..., None] - back * interval
+    on_grid = ((positions[..., None] - 1).div(interval, rounding_mode="floor") + 1 - back) * interval
+    return torch.where(back == 0, positions[..., None], on_grid)
 
 
-def real_contexts(position: int, interval: int, max_contexts: int) -> int:
+def window_rows(positions: Tensor, interval: int, max_contexts: int, anchor: str) -> Tensor:
+    """`slot_positions` as rows of padded contexts; 0 where the slot lies before the stream."""
+    return (slot_positions(positions, interval, max_contexts, anchor) + 1).clamp(min=0)
+
+
+def real_contexts(position: int, interval: int, max_contexts: int, anchor: str = "current") -> int:
     """How many slots of the window at `position` hold a context of the stream."""
-    return min(position // interval + 1, max_contexts)
+    reached = position if anchor == "current" else position + interval - 1
+    return min(reached // interval + 1, max_contexts)
 
 
 def theoretical_max(num_tokens: int, interval: int) -> int:

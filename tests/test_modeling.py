@@ -60,7 +60,7 @@ def test_attention_equals_projected_keys_and_values(dropout, masked):
     model = tiny_model(attention_dropout=dropout).double().train()
     attention = model.attention
     positions = torch.tensor([0, 1, 2, 3, 9, 10, 40])
-    rows = window_rows(positions, 3, 4)
+    rows = window_rows(positions, 3, 4, "current")
     contexts = torch.randn(42, TINY["context_dim"], dtype=torch.float64)
     contexts[0] = 0
     embeddings = torch.randn(len(positions), TINY["hidden_size"], dtype=torch.float64)

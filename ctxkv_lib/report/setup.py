@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from ..config import ModelConfig
 from ..figures import memory_stages
-from ..windows import real_contexts
+from ..windows import slot_positions
 from .tables import (
     MISSING,
     Column,
@@ -160,7 +162,9 @@ def slots(report: Report) -> list[str]:
     say, run = report.say, report.runs[-1]
     model = run.config.model
     count, interval = model.max_contexts, model.interval
-    rule = say("slots_rule", interval=interval, count=count, last=count - 1)
+    rule = say(
+        f"slots_rule_{model.anchor}", interval=interval, count=count, last=count - 1, last_step=interval - 1
+    )
     lines = [_slot_line(i, model, say) for i in example_positions(model, run.summary["train_tokens"])]
     blocks = [say(f"slots_{model.kv_method}"), rule, code(lines)]
     return [*blocks, *([say("slots_slip")] if report.published else []), say(f"gains_{model.kv_method}")]
@@ -174,9 +178,9 @@ def example_positions(model: ModelConfig, num_tokens: int) -> list[int]:
 
 
 def _slot_line(position: int, model: ModelConfig, say: Say) -> str:
-    real = real_contexts(position, model.interval, model.max_contexts)
-    rest = model.max_contexts - real
-    seen = [f"ctx[{position - model.interval * k}]" for k in range(real)]
+    slots = slot_positions(torch.tensor(position), model.interval, model.max_contexts, model.anchor)
+    seen = [f"ctx[{slot}]" for slot in slots.tolist() if slot >= 0]
+    real, rest = len(seen), model.max_contexts - len(seen)
     zeros = ["0"] * rest if model.kv_method == "fixed" else []
     shown = ", ".join([*_elided(seen), *_elided(zeros, head=1)])
     return f"Position {position}: [{shown}] {say(f'slot_{model.kv_method}', real=real, rest=rest)}"

@@ -247,7 +247,13 @@ TEXT: dict[str, tuple[str, str]] = {
     # slots
     "slots_fixed": ("## Fixed-count KV (method 2) by example", "## 固定数方式（方法2）の具体例"),
     "slots_variable": ("## Variable-count KV (method 1) by example", "## 可変数方式（方法1）の具体例"),
-    "slots_rule": (
+    "slots_rule_grid": (
+        "interval={interval}, max_contexts={count}: position i sees its own context and, before it, those on "
+        "multiples of {interval}, nearest first: min((i + {last_step}) // {interval} + 1, {count}) in all.",
+        "interval={interval}、max_contexts={count}: 位置iが参照するのは自身のコンテキストと、それより前にある"
+        "{interval}の倍数の位置のコンテキスト（近い順）で、合計 min((i + {last_step}) // {interval} + 1, {count}) 個。",
+    ),
+    "slots_rule_current": (
         "interval={interval}, max_contexts={count}: position i sees contexts i − {interval}k, "
         "k = 0 … {last}, where they exist: min(i // {interval} + 1, {count}) of them.",
         "interval={interval}、max_contexts={count}: 位置iが参照するのはコンテキスト i − {interval}k"
