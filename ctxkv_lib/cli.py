@@ -75,6 +75,21 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _report, "the written report of one or more finished runs")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument("--lang", default="en", help="language: en or ja (default: en)")
+
+    generate = _command(commands, "generate", _generate, "text from a trained run")
+    generate.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    generate.add_argument("--prompt", required=True, metavar="TEXT", help="how the text begins")
+    generate.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="(default: 100)")
+    generate.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest (default: 0.8)"
+    )
+    generate.add_argument("--top-k", type=int, default=50, metavar="K", help="(default: 50)")
+    generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "perplexity and accuracy of a run on other text")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz file")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -133,6 +148,33 @@ def _report(options: argparse.Namespace) -> None:
     from .run_folder import load_run
 
     print(write_report([load_run(path) for path in options.runs], options.lang))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from .inference import generate_text, load_trained
+    from .provenance import choose_device
+
+    model, tokenizer = load_trained(options.run, choose_device("auto"))
+    sampling = (options.max_new_tokens, options.temperature, options.top_k, options.seed)
+    print(generate_text(model, tokenizer, options.prompt, *sampling))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .conversations import read_jsonl
+    from .figures import ppl_by_reading, save
+    from .files import write_json
+    from .inference import evaluate_texts, format_scores, load_trained
+    from .provenance import choose_device
+
+    texts = read_jsonl(options.data).texts()
+    model, tokenizer = load_trained(options.run, choose_device("auto"))
+    scores = evaluate_texts(model, tokenizer, texts)
+    out = options.run / "evaluation" / options.data.name.partition(".")[0]
+    write_json(out.with_suffix(".json"), scores)
+    save(ppl_by_reading(scores), out.with_suffix(".png"))
+    print(json.dumps(scores, indent=2) if options.json else format_scores(scores))
+    if not options.json:
+        print(f"\nWritten: {out.with_suffix('.json')}, {out.with_suffix('.png')}")
 
 
 def _print_epoch(metric: dict[str, Any]) -> None:

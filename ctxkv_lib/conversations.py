@@ -70,10 +70,23 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
         UserError: more rows are asked for than there are, or the source is missing, damaged or unreachable.
     """
     source = {"ultrachat": _ultrachat, "jsonl": _jsonl, "chitchat": _chitchat}[data.source]
-    rows = source(data, split)
+    origin = ULTRACHAT_SHARD.revision if data.source == "ultrachat" else data.source
+    return _conversations(origin, source(data, split))
+
+
+def read_jsonl(path: Path) -> Conversations:
+    """Every conversation of a .jsonl or .jsonl.gz file.
+
+    Raises:
+        UserError: the file or one of its lines cannot be read.
+    """
+    rows = [(f"jsonl:{n}", _parse_line(f"{path}, line {n}", raw)) for n, raw in _jsonl_lines(path)]
+    return _conversations("jsonl", rows)
+
+
+def _conversations(origin: str, rows: list[tuple[str, Messages]]) -> Conversations:
     ids = tuple(name for name, _ in rows)
     messages = tuple(row for _, row in rows)
-    origin = ULTRACHAT_SHARD.revision if data.source == "ultrachat" else data.source
     return Conversations(ids, messages, digest([origin, ids, messages]))
 
 

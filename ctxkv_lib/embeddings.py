@@ -1,8 +1,8 @@
 """Where the frozen token table comes from: GPT-2's `wte`, one made from text alone, or random numbers.
 
 None of them ever stands in for another: what cannot be had is an error. The input side norms every row, so
-a table's scale matters to the output head alone. Rows of the tables made here have length 1, with which
-untrained logits have a variance of about 1; GPT-2's are four times as long, and training starts by unlearning.
+a table's scale matters to the output head alone. Rows of the tables made here have length 1, which gives
+untrained logits a variance of about 1; GPT-2's are four times as long, and training starts by unlearning.
 """
 
 import json

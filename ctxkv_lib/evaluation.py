@@ -31,19 +31,24 @@ def perplexity(loss: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: ContextKVForCausalLM, cache: StreamCache) -> Score:
-    """Mean loss and accuracy over every position of a cached stream, without dropout."""
+def token_scores(model: ContextKVForCausalLM, cache: StreamCache, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss in nats and correctness of each prediction, float32 and bool `[n]`, without dropout."""
     was_training = model.training
     model.eval()
-    total = torch.zeros((), device=cache.device)
-    correct = torch.zeros((), dtype=torch.int64, device=cache.device)
-    for positions in torch.arange(len(cache), device=cache.device).split(EVALUATION_ROWS):
-        hidden, _ = cache.attend(model, positions)
-        losses, right = frozen_head_cross_entropy(hidden, model.wte.weight, cache.targets(positions))
-        total += losses.sum()
-        correct += right.sum()
+    losses, correct = [], []
+    for part in positions.split(EVALUATION_ROWS):
+        hidden, _ = cache.attend(model, part)
+        part_losses, part_correct = frozen_head_cross_entropy(hidden, model.wte.weight, cache.targets(part))
+        losses.append(part_losses)
+        correct.append(part_correct)
     model.train(was_training)
-    return Score(total.item() / len(cache), correct.item() / len(cache))
+    return torch.cat(losses), torch.cat(correct)
+
+
+def evaluate(model: ContextKVForCausalLM, cache: StreamCache) -> Score:
+    """Mean loss and accuracy over every position of a cached stream."""
+    losses, correct = token_scores(model, cache, torch.arange(len(cache), device=cache.device))
+    return Score(losses.mean().item(), correct.float().mean().item())
 
 
 def effective_rank(contexts: Tensor, max_rows: int, generator: torch.Generator) -> float:

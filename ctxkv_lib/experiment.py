@@ -10,11 +10,13 @@ from .config import ExperimentConfig, build_config
 from .conversations import load_conversations
 from .errors import UserError
 from .files import write_json, write_text
+from .model_card import model_card
 from .phase2 import best_epoch
 from .progress import Listener
 from .report import LANGUAGES, improvement, write_report
 from .run_folder import DEFAULT_ROOT, Run, RunFolder, default_name, load_run
-from .stages import Record, run_stages
+from .stages import Prepared, Record, run_stages
+from .stages import prepare as prepare_stages
 from .windows import theoretical_max
 
 
@@ -46,8 +48,18 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
     contexts, attention = run_stages(config, folder, listener)
     write_json(folder.summary, summarize(config, contexts, attention))
     finished = load_run(folder.path)
+    write_text(folder.model / "README.md", model_card(finished))
     _publish([finished], folder.path)
     return finished
+
+
+def prepare(
+    config: ExperimentConfig, out: Path | None = None, listener: Listener = lambda _: None
+) -> Prepared:
+    """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
+    folder = RunFolder(out or run_folder_of(config))
+    folder.claim(config)
+    return prepare_stages(config, folder, listener)
 
 
 def compare(

@@ -22,6 +22,7 @@ from .diagram import architecture as architecture  # one of the figures of this 
 from .files import replacing
 
 DPI = 150
+CURVES = ("train", "validation", "accuracy")  # of an epoch: two perplexities, and the validation accuracy
 
 
 def save(figure: Figure, path: Path | str) -> Path:
@@ -41,26 +42,41 @@ def run_labels(summaries: Iterable[Mapping[str, Any]], unit: str = " samples") -
     ]
 
 
-def ppl_curves(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> Figure:
+def ppl_curves(
+    summaries: Sequence[Mapping[str, Any]],
+    labels: Sequence[str] | None = None,
+    curves: Sequence[str] = CURVES[:2],
+    log: bool = True,
+    epochs: tuple[int, int] | None = None,
+) -> Figure:
     """Train (dashed) and validation (solid) perplexity by epoch; best epoch and early stop marked.
 
     Args:
         summaries: contents of `summary.json`, one a run.
         labels: names for the legend; by default the numbers of samples.
+        curves: which of `CURVES` to draw; accuracy gets a panel of its own.
+        log: perplexity on a log scale.
+        epochs: the first and the last epoch to draw; None draws all.
     """
-    figure, (ax,) = _panels(1, size=(8.4, 4.9))
+    on_ppl = [curve for curve in CURVES[:2] if curve in curves]
+    count = (not curves or bool(on_ppl)) + ("accuracy" in curves)
+    figure, axes = panels(count, size=(8.4, 4.9) if count == 1 else (12, 4.9))
     labels = run_labels(summaries) if labels is None else labels
-    best = []
-    for colour, label, summary in zip(_colours(summaries), labels, summaries, strict=True):
-        _ppl_run(ax, summary["phase2"], label, colour)
-        best.append((summary["phase2"]["best_epoch"], summary["phase2"]["val_ppl"], colour))
-    _integer_x(ax, "Epoch (passes over the training tokens)")
-    _log_y(ax, "Perplexity per token (log scale)")
-    ax.margins(x=0.04, y=0.08)
-    ax.set_title("Perplexity by epoch", loc="left", weight="bold")
-    runs = [Line2D([], [], color=c, lw=2.2, label=n) for c, n in zip(_colours(labels), labels, strict=True)]
-    figure.legend(handles=[*runs, *_ppl_key()], loc="outside right upper", frameon=False)
-    _label_points(figure, ax, best)
+    runs = [_shown_epochs(summary["phase2"], epochs) for summary in summaries]
+    if "accuracy" in curves:
+        for colour, label, phase2 in zip(colours(runs), labels, runs, strict=True):
+            _accuracy_run(axes[-1], phase2, label, colour)
+        _epoch_axis(axes[-1], "Validation accuracy by epoch", "Right next token (% of positions)")
+    if on_ppl or not curves:
+        for colour, label, phase2 in zip(colours(runs), labels, runs, strict=True):
+            _ppl_run(axes[0], phase2, label, colour, on_ppl)
+        _epoch_axis(axes[0], "Perplexity by epoch", "Perplexity per token")
+        if log:
+            log_y(axes[0], "Perplexity per token (log scale)")
+    names = [Line2D([], [], color=c, lw=2.2, label=n) for c, n in zip(colours(labels), labels, strict=True)]
+    figure.legend(handles=[*names, *_ppl_key(curves)], loc="outside right upper", frameon=False)
+    if "validation" in curves:
+        _label_points(figure, axes[0], _best_points(runs))
     return figure
 
 
@@ -71,8 +87,8 @@ def phase1_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], stop_rate: fl
         runs: `{label: phase 1 lines of metrics.jsonl}`; a line without a value is left out of that curve.
         stop_rate: share of converged positions at which Phase 1 stops.
     """
-    figure, (rate, loss) = _panels(2, size=(9.6, 4.1), sharex=True)
-    for colour, (label, lines) in zip(_colours(runs), runs.items(), strict=True):
+    figure, (rate, loss) = panels(2, size=(9.6, 4.1), sharex=True)
+    for colour, (label, lines) in zip(colours(runs), runs.items(), strict=True):
         style: dict[str, Any] = {"color": colour, "label": label, "lw": 2, "marker": "o", "markersize": 3.5}
         rate.plot(*_series(lines, "iteration", "convergence_rate", scale=100), **style)
         loss.plot(*_series(lines, "iteration", "loss"), **style)
@@ -82,11 +98,11 @@ def phase1_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], stop_rate: fl
     rate.set_title("Convergence", loc="left", weight="bold")
     loss.set_title("OACD loss", loc="left", weight="bold")
     if all(value > 0 for line in loss.get_lines() for value in _y_values(line)):
-        _log_y(loss, "Loss (no unit, log scale)")
+        log_y(loss, "Loss (no unit, log scale)")
     else:
         loss.set_ylabel("Loss (no unit)")
     for ax in (rate, loss):
-        _integer_x(ax, "Iteration (one optimiser step each)")
+        integer_x(ax, "Iteration (one optimiser step each)")
     figure.legend(*rate.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -106,14 +122,38 @@ def memory_by_stage(
     devices = ["cpu", "gpu"] if with_gpu else ["cpu"]
     columns = min(3, len(summaries))
     rows = -(-len(summaries) // columns)
-    height = 1.2 + rows * (0.6 + 0.4 * max(map(len, stages)))
-    figure, axes = _panels(len(summaries), size=(3.4 + 2.9 * columns, height), rows=rows, sharex=True)
+    names = list(dict.fromkeys(stage["stage"] for run in stages for stage in run))
+    height = 1.2 + rows * (0.6 + 0.4 * len(names))
+    figure, axes = panels(len(summaries), size=(3.4 + 2.9 * columns, height), rows=rows, sharex=True)
     labels = run_labels(summaries) if labels is None else labels
     for i, (ax, label, run) in enumerate(zip(axes, labels, stages, strict=True)):
-        _memory_run(ax, run, devices, names=i % columns == 0)
+        _memory_run(ax, run, devices, names, named=i % columns == 0)
         ax.set_title(label, loc="left", weight="bold")
         ax.set_xlabel("Memory (GiB)")
     figure.legend(handles=_memory_key(devices), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
+    """Perplexity by how much of a conversation was read, and by how many contexts attention saw.
+
+    Args:
+        scores: as from `inference.evaluate_texts`.
+    """
+    figure, axes = panels(2, size=(9.6, 4.4))
+    titles = {"by_position": "Tokens of the conversation read before", "by_history": "Contexts in the window"}
+    for ax, (key, title) in zip(axes, titles.items(), strict=True):
+        rows = scores[key]
+        spans = [f"{row['from']}+" if row["to"] is None else f"{row['from']}–{row['to']}" for row in rows]
+        spans = [span.partition("–")[0] if len(set(span.split("–"))) == 1 else span for span in spans]
+        bars = ax.bar(spans, [row["ppl"] for row in rows], color=OKABE_ITO[0], width=0.7)
+        ax.bar_label(bars, [f"{row['ppl']:,.0f}" for row in rows], padding=2)
+        ax.axhline(scores["ppl"], color=QUIET, linestyle="--", label=f"all tokens: {scores['ppl']:,.0f}")
+        ax.set_xlabel(title)
+        ax.set_ylabel("Perplexity per token")
+        ax.tick_params(axis="x", labelrotation=30)
+        ax.margins(y=0.12)
+        ax.legend(frameon=False)
     return figure
 
 
@@ -128,26 +168,69 @@ def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def _ppl_run(ax: Axes, phase2: Mapping[str, Any], label: str, colour: str) -> None:
+def _shown_epochs(phase2: Mapping[str, Any], epochs: tuple[int, int] | None) -> Mapping[str, Any]:
+    """A run's Phase 2 with the epochs of the range only, and `stopped_at`: the epoch of an early stop."""
+    final = phase2["epochs"][-1]["epoch"]
+    first, last = epochs or (0, final)
+    shown = [line for line in phase2["epochs"] if first <= line["epoch"] <= last]
+    stopped = final if phase2["stop_reason"] == "early_stopping" else None
+    return {**phase2, "epochs": shown, "stopped_at": stopped}
+
+
+def _best_points(runs: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, str]]:
+    """(epoch, validation PPL, colour) of each best epoch that is shown."""
+    return [
+        (phase2["best_epoch"], phase2["val_ppl"], colour)
+        for colour, phase2 in zip(colours(runs), runs, strict=True)
+        if any(line["epoch"] == phase2["best_epoch"] for line in phase2["epochs"])
+    ]
+
+
+def _epoch_axis(ax: Axes, title: str, unit: str) -> None:
+    integer_x(ax, "Epoch (passes over the training tokens)")
+    ax.set_ylabel(unit)
+    ax.margins(x=0.04, y=0.08)
+    ax.set_title(title, loc="left", weight="bold")
+
+
+def _ppl_run(ax: Axes, phase2: Mapping[str, Any], label: str, colour: str, curves: Sequence[str]) -> None:
     epochs = phase2["epochs"]
-    ax.plot(*_series(epochs, "epoch", "train_ppl"), color=colour, ls="--", lw=1.4, label=f"{label}: train")
-    x, y = _series(epochs, "epoch", "val_ppl")
-    ax.plot(x, y, color=colour, lw=2.2, marker="o", markersize=3.5, label=f"{label}: validation")
-    best = ([phase2["best_epoch"]], [phase2["val_ppl"]])
-    ring: dict[str, Any] = {"marker": "o", "markersize": 10, "mfc": PAPER, "mew": 2.2, "ls": "none"}
-    ax.plot(*best, color=colour, zorder=4, label=f"{label}: best epoch", **ring)
-    if phase2["stop_reason"] == "early_stopping" and epochs[-1]["val_ppl"] is not None:
+    if "train" in curves:
+        x, y = _series(epochs, "epoch", "train_ppl")
+        ax.plot(x, y, color=colour, ls="--", lw=1.4, label=f"{label}: train")
+    if "validation" in curves:
+        x, y = _series(epochs, "epoch", "val_ppl")
+        ax.plot(x, y, color=colour, lw=2.2, marker="o", markersize=3.5, label=f"{label}: validation")
+        _mark_epochs(ax, phase2, x, y, label, colour)
+
+
+def _accuracy_run(ax: Axes, phase2: Mapping[str, Any], label: str, colour: str) -> None:
+    x, y = _series(phase2["epochs"], "epoch", "val_acc", scale=100)
+    ax.plot(x, y, color=colour, lw=2.2, marker="o", markersize=3.5, label=f"{label}: accuracy")
+    _mark_epochs(ax, phase2, x, y, label, colour)
+
+
+def _mark_epochs(
+    ax: Axes, phase2: Mapping[str, Any], x: Sequence[float], y: Sequence[float], label: str, colour: str
+) -> None:
+    """A ring around the best epoch and a cross on an early stop, where they are among `x`."""
+    if phase2["best_epoch"] in x:
+        ring: dict[str, Any] = {"marker": "o", "markersize": 10, "mfc": PAPER, "mew": 2.2, "ls": "none"}
+        best = ([phase2["best_epoch"]], [y[x.index(phase2["best_epoch"])]])
+        ax.plot(*best, color=colour, zorder=4, label=f"{label}: best epoch", **ring)
+    if phase2["stopped_at"] in x:
         cross: dict[str, Any] = {"marker": "X", "markersize": 9, "mec": PAPER, "ls": "none"}
         ax.plot(x[-1:], y[-1:], color=colour, zorder=5, label=f"{label}: early stop", **cross)
 
 
-def _ppl_key() -> list[Line2D]:
+def _ppl_key(curves: Sequence[str]) -> list[Line2D]:
     plain: dict[str, Any] = {"color": QUIET}
+    ring = Line2D([], [], **plain, ls="none", marker="o", ms=9, mfc=PAPER, mew=2, label="best epoch, its PPL")
     return [
         Line2D([], [], ls="none", label=" "),  # a gap between the runs and the key
         Line2D([], [], **plain, lw=2.2, label="validation"),
-        Line2D([], [], **plain, lw=1.4, ls="--", label="train"),
-        Line2D([], [], **plain, ls="none", marker="o", ms=9, mfc=PAPER, mew=2, label="best epoch, its PPL"),
+        *([Line2D([], [], **plain, lw=1.4, ls="--", label="train")] if "train" in curves else []),
+        ring,
         Line2D([], [], **plain, ls="none", marker="X", ms=9, mec=PAPER, label="early stop"),
     ]
 
@@ -171,21 +254,25 @@ def _label_points(figure: Figure, ax: Axes, points: Sequence[tuple[float, float,
         note.set_path_effects([effects.withStroke(linewidth=3, foreground=PAPER)])
 
 
-def _memory_run(ax: Axes, stages: Sequence[Mapping[str, Any]], devices: Sequence[str], names: bool) -> None:
+def _memory_run(
+    ax: Axes, stages: Sequence[Mapping[str, Any]], devices: Sequence[str], names: Sequence[str], named: bool
+) -> None:
+    """One run's bars, each in the row of its stage in `names`, which all panels share."""
     thick = 0.8 / len(devices)
     for slot, device in enumerate(devices):
-        y = [i + (slot - (len(devices) - 1) / 2) * thick for i in range(len(stages))]
+        offset = (slot - (len(devices) - 1) / 2) * thick
+        y = [names.index(stage["stage"]) + offset for stage in stages]
         now = [stage[f"{device}_gib"] or 0.0 for stage in stages]
         peak = [stage[f"{device}_peak_gib"] or value for stage, value in zip(stages, now, strict=True)]
         colour = OKABE_ITO[slot]
         ax.barh(y, now, height=thick * 0.86, color=colour, label=f"{device.upper()} now")
         ax.hlines(y, now, peak, color=colour, lw=1.6)
         ax.plot(peak, y, ls="none", marker="|", ms=8, mew=2, color=colour, label=f"{device.upper()} peak")
-    ax.set_yticks(range(len(stages)), [stage["stage"] for stage in stages] if names else [""] * len(stages))
-    ax.set_ylim(len(stages) - 0.4, -0.6)
+    ax.set_yticks(range(len(names)), names if named else [""] * len(names))
+    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(left=0)
     ax.tick_params(labelbottom=True)
-    if names:
+    if named:
         ax.set_ylabel("Stage (epochs: first and last)")
     ax.grid(False, axis="y")
 
@@ -200,9 +287,7 @@ def _memory_key(devices: Sequence[str]) -> list[Any]:
     return key
 
 
-def _panels(
-    count: int, size: tuple[float, float], rows: int = 1, sharex: bool = False
-) -> tuple[Figure, list]:
+def panels(count: int, size: tuple[float, float], rows: int = 1, sharex: bool = False) -> tuple[Figure, list]:
     figure = Figure(figsize=size, facecolor=PAPER, layout="constrained")
     columns = -(-count // rows)
     axes = list(figure.subplots(rows, columns, sharex=sharex, squeeze=False).flat)
@@ -218,7 +303,7 @@ def _panels(
     return figure, axes[:count]
 
 
-def _colours(runs: Iterable[Any]) -> list[str]:
+def colours(runs: Iterable[Any]) -> list[str]:
     return [OKABE_ITO[i % len(OKABE_ITO)] for i, _ in enumerate(runs)]
 
 
@@ -233,12 +318,12 @@ def _y_values(line: Line2D) -> list[float]:
     return [float(value) for value in np.asarray(line.get_ydata())]
 
 
-def _integer_x(ax: Axes, label: str) -> None:
+def integer_x(ax: Axes, label: str) -> None:
     ax.set_xlabel(label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _log_y(ax: Axes, label: str) -> None:
+def log_y(ax: Axes, label: str) -> None:
     ax.set_yscale("log")
     ax.set_ylabel(label)
     low, high = ax.get_ylim()

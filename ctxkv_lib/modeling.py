@@ -241,12 +241,12 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             logits = self.logits(hidden[:, -logits_to_keep:])
         keep = self.config.use_cache and labels is None if use_cache is None else use_cache
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            attentions=(weights,) if output_attentions else None,
-            **{CACHE_NAME: cache if keep else None},
-        )
+        output = CausalLMOutputWithPast(loss=loss, logits=logits)
+        if keep:
+            output[CACHE_NAME] = cache
+        if output_attentions:
+            output["attentions"] = (weights,)
+        return output
 
     def _read(self, state: Tensor, token_half: Tensor, read: Tensor) -> Tensor:
         """Contexts `[batch, length, context_dim]` after each column, one by one from `state`."""
@@ -306,5 +306,7 @@ def parameter_counts(model: ContextKVForCausalLM) -> dict[str, int]:
     }
 
 
+ContextKVConfig.register_for_auto_class()
+ContextKVForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 AutoConfig.register(ContextKVConfig.model_type, ContextKVConfig)
 AutoModelForCausalLM.register(ContextKVConfig, ContextKVForCausalLM)

@@ -65,13 +65,17 @@ def parallel_pass(block: ContextBlock, token_half: Tensor, tokens: Tensor, conte
 
 @torch.no_grad()
 def exact_contexts(
-    block: ContextBlock, token_half: Tensor, tokens: Tensor, tolerance: float
+    block: ContextBlock, token_half: Tensor, tokens: Tensor, tolerance: float, fresh: Tensor | None = None
 ) -> tuple[Tensor, float]:
     """The contexts that reading the stream token by token gives, within `tolerance`.
 
     The trained block forgets its start, so the stream is cut into segments that walk in lock-step, each
     reading some tokens before its own from a zero context. The burn-in doubles until every segment starts
     where its predecessor ends.
+
+    Args:
+        tolerance: largest difference allowed of any component.
+        fresh: bool `[n]`, True where a token begins a conversation that is read from the zero context.
 
     Returns:
         padded contexts and the largest difference of any component at a segment's start.
@@ -81,7 +85,7 @@ def exact_contexts(
     """
     burn_in = FIRST_BURN_IN
     while True:
-        contexts, starts = _walk_segments(block, token_half, tokens, burn_in)
+        contexts, starts = _walk_segments(block, token_half, tokens, burn_in, fresh)
         ends = contexts[SEGMENT : len(tokens) : SEGMENT]  # padded row i is the context before token i
         error = (starts[1:] - ends).abs().max().item() if len(ends) else 0.0
         if error <= tolerance:
@@ -96,7 +100,7 @@ def exact_contexts(
 
 
 def _walk_segments(
-    block: ContextBlock, token_half: Tensor, tokens: Tensor, burn_in: int
+    block: ContextBlock, token_half: Tensor, tokens: Tensor, burn_in: int, fresh: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Padded contexts, and each segment's context just before its first token, `[segments, context_dim]`."""
     count = len(tokens)
@@ -107,7 +111,10 @@ def _walk_segments(
     starts = state
     for step in range(-burn_in, SEGMENT):
         position = first + step
-        read = block(state, token_half[tokens[position.clamp(0, count - 1)]])
+        token = position.clamp(0, count - 1)
+        if fresh is not None:
+            state = state.masked_fill(fresh[token][:, None], 0)
+        read = block(state, token_half[tokens[token]])
         state = torch.where((position >= 0)[:, None], read, state)  # nothing to read before the stream
         if step == -1:
             starts = state

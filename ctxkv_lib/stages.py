@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from .caches import StreamCache, dense_embeddings, held_mib, load_cache, save_cache
 from .config import ExperimentConfig
@@ -68,6 +69,16 @@ class Inputs:
         return describe(device, self.config.runtime.seed, data, embeddings)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A run as far as its contexts: what Phase 2 starts from."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: ContextKVForCausalLM
+    record: Record  # `phase1`, `memory`, `caches_mib`, `tokens` and `parameters` of the summary
+    caches: Caches
+
+
 def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> tuple[Record, Record]:
     """Bring a claimed run folder to its trained state.
 
@@ -88,9 +99,28 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
     return _train(inputs, folder, device, listener)
 
 
+def prepare(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> Prepared:
+    """Bring a claimed run folder as far as its contexts; `run_stages` goes on from there.
+
+    Args:
+        listener: gets every metric of Phase 1 in order, also if it was done earlier.
+    """
+    return _prepare(Inputs.load(config), folder, choose_device(config.runtime.device), listener)
+
+
 def _train(
     inputs: Inputs, folder: RunFolder, device: torch.device, listener: Listener
 ) -> tuple[Record, Record]:
+    prepared = _prepare(inputs, folder, device, listener)
+    folder.forget_metrics("phase2")
+    attention = _make_attention(inputs, prepared.model, prepared.caches, folder, listener)
+    _save_model(prepared.model, prepared.tokenizer, folder)
+    folder.finish("attention", inputs.attention_key(), attention)
+    folder.phase2_checkpoint.unlink(missing_ok=True)
+    return prepared.record, attention
+
+
+def _prepare(inputs: Inputs, folder: RunFolder, device: torch.device, listener: Listener) -> Prepared:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     tokenizer, ids = _tokenize(inputs, device)
@@ -108,17 +138,19 @@ def _train(
         for metric in folder.metrics("phase1"):
             listener(metric)
         caches = {split: load_cache(folder.caches, split).to(device) for split in ids}
-    folder.forget_metrics("phase2")
-    attention = _make_attention(inputs, model, caches, folder, listener)
+    return Prepared(tokenizer, model, contexts, caches)
+
+
+def _save_model(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> None:
+    """Everything transformers needs to load and run the model, its code included."""
+    end = tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     with replacing(folder.model) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
-    folder.finish("attention", inputs.attention_key(), attention)
-    folder.phase2_checkpoint.unlink(missing_ok=True)
-    return contexts, attention
 
 
-def _tokenize(inputs: Inputs, device: torch.device) -> tuple[Any, dict[str, Tensor]]:
+def _tokenize(inputs: Inputs, device: torch.device) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
     """The tokenizer, and the token ids of both streams as int32 on the device."""
     config = inputs.config
     tokenizer = load_tokenizer(config.data.tokenizer)

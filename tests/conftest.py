@@ -1,10 +1,13 @@
 """Shared small things: a tiny model, a tiny stream, a tiny local experiment. No test uses the network."""
 
 import json
+import os
 import random
 
 import pytest
 import torch
+
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
 from ctxkv_lib.config import build_config
 from ctxkv_lib.modeling import ContextKVConfig, ContextKVForCausalLM

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -127,8 +128,37 @@ def test_run_then_report(capsys, tmp_path, tiny_settings):
 def test_a_run_is_quiet_when_not_on_a_terminal(tmp_path, tiny_settings):
     command = [sys.executable, "-m", "ctxkv_lib", "run", "--preset", "ci", "--samples", "8"]
     command += ["--out", str(tmp_path / "run"), *settings_of(tiny_settings)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    own = {k: v for k, v in os.environ.items() if k != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    done = subprocess.run(command, capture_output=True, text=True, env=own)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_trained_run_generates_and_is_evaluated(capsys, tmp_path, tiny_settings):
+    out = tmp_path / "run"
+    assert (
+        main(["run", "--preset", "ci", "--samples", "8", "--out", str(out), *settings_of(tiny_settings)]) == 0
+    )
+    capsys.readouterr()
+    for options in (["--temperature", "0"], ["--seed", "3"], ["--seed", "3"]):
+        assert main(["generate", str(out), "--prompt", "the cat", "--max-new-tokens", "5", *options]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("the cat") for line in printed if line)
+    assert printed[-1] == printed[-2]
+
+    data = tmp_path / "other.jsonl"
+    write_conversations(data, 3, seed=5)
+    assert main(["evaluate", str(out), "--data", str(data), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["conversations"] == 3
+    assert json.loads((out / "evaluation" / "other.json").read_text()) == scores
+    assert (out / "evaluation" / "other.png").is_file()
+    assert main(["evaluate", str(out), "--data", str(data)]) == 0
+    assert f"PPL {scores['ppl']:,.1f} a token" in capsys.readouterr().out
+
+    assert "--prompt is empty" in refused(capsys, "generate", str(out), "--prompt", "")
+    assert "allowed: 1 or more" in refused(capsys, "generate", str(out), "--prompt", "a", "--top-k", "0")
+    assert "does not exist" in refused(capsys, "evaluate", str(out), "--data", str(tmp_path / "no.jsonl"))
+    assert "is not a folder" in refused(capsys, "generate", str(tmp_path / "no"), "--prompt", "a")
 
 
 def test_compare_prints_the_table(capsys, tmp_path, tiny_settings):

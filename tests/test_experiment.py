@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from conftest import write_conversations
 
 from ctxkv_lib import experiment, stages
@@ -82,6 +83,35 @@ def test_the_saved_model_is_the_best_epoch(finished, tmp_path):
     score = evaluate(model, load_cache(folder / "caches", "val"))
     assert score.perplexity == pytest.approx(finished.summary["phase2"]["val_ppl"], rel=1e-6)
     assert AutoTokenizer.from_pretrained(folder / "model").encode("Hello world") == [15496, 995]
+
+
+def test_the_reported_perplexity_is_that_of_the_served_model(finished, tmp_path):
+    """Reading the validation stream in one go, in chunks, or as Phase 2 did: one number."""
+    from ctxkv_lib.caches import load_cache
+    from ctxkv_lib.modeling import CACHE_NAME
+
+    folder = tmp_path / "run"
+    model = ContextKVForCausalLM.from_pretrained(folder / "model").eval()
+    ids = load_cache(folder / "caches", "val").ids.long()[None]
+    cache, logits = None, []
+    with torch.no_grad():
+        for part in ids[:, :-1].split(29, dim=1):
+            out = model(part, use_cache=True, **{CACHE_NAME: cache})
+            cache = out[CACHE_NAME]
+            logits.append(out.logits)
+        whole = model(ids[:, :-1]).logits[0]
+    for found in (torch.cat(logits, dim=1)[0], whole):
+        loss = torch.nn.functional.cross_entropy(found, ids[0, 1:])
+        assert loss.exp().item() == pytest.approx(finished.summary["phase2"]["val_ppl"], rel=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["seed", "exact"])
+def test_both_recipes_run_on_a_grid_too(tiny_settings, tmp_path, recipe):
+    settings = {**tiny_settings, "model.anchor": "grid"}
+    grid = run(build_config("ci", recipe, 8, settings), tmp_path / "grid")
+    assert grid.summary["phase1"]["contexts"] == recipe
+    assert (grid.summary["phase1"]["contexts_max_error"] is None) == (recipe == "seed")
+    assert "on multiples of 3" in (tmp_path / "grid" / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_finished_run_is_reused(finished, tiny_config, tmp_path, monkeypatch):

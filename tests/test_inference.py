@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from conftest import TINY, tiny_ids, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import pipeline
 
-from conftest import TINY, tiny_ids, tiny_model
 from ctxkv_lib.caches import StreamCache
 from ctxkv_lib.context_cache import ContextCache
 from ctxkv_lib.modeling import CACHE_NAME
@@ -21,9 +20,7 @@ def read_in_chunks(model, ids, cuts, mask=None):
     cache, logits = None, []
     mask = torch.ones_like(ids) if mask is None else mask
     for start, stop in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
-        out = model(
-            ids[:, start:stop], attention_mask=mask[:, :stop], use_cache=True, **{CACHE_NAME: cache}
-        )
+        out = model(ids[:, start:stop], attention_mask=mask[:, :stop], use_cache=True, **{CACHE_NAME: cache})
         cache = out[CACHE_NAME]
         logits.append(out.logits)
     return torch.cat(logits, dim=1), cache

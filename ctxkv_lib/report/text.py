@@ -251,7 +251,8 @@ TEXT: dict[str, tuple[str, str]] = {
         "interval={interval}, max_contexts={count}: position i sees its own context and, before it, those on "
         "multiples of {interval}, nearest first: min((i + {last_step}) // {interval} + 1, {count}) in all.",
         "interval={interval}、max_contexts={count}: 位置iが参照するのは自身のコンテキストと、それより前にある"
-        "{interval}の倍数の位置のコンテキスト（近い順）で、合計 min((i + {last_step}) // {interval} + 1, {count}) 個。",
+        "{interval}の倍数の位置のコンテキスト（近い順）で、"
+        "合計 min((i + {last_step}) // {interval} + 1, {count}) 個。",
     ),
     "slots_rule_current": (
         "interval={interval}, max_contexts={count}: position i sees contexts i − {interval}k, "
