@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .run_folder import load_run
 from .windows import real_contexts
 
 TOLERANCE = 1e-5  # largest error of a context component while measuring
-POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096)  # tokens of the conversation already read
+POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, None)  # tokens of the conversation already read
 
 
 def load_trained(path: Path, device: torch.device) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:
@@ -90,7 +91,7 @@ def evaluate_texts(
     history = torch.tensor(
         [real_contexts(p, shape.interval, shape.max_contexts, shape.anchor) for p in local.tolist()]
     )
-    doubling = [2**k for k in range(shape.max_contexts.bit_length()) if 2**k <= shape.max_contexts]
+    doubling = [2**k for k in range(shape.max_contexts.bit_length())]
     return {
         "conversations": len(texts),
         "tokens": len(losses),
@@ -99,7 +100,7 @@ def evaluate_texts(
         "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
         "accuracy": correct.double().mean().item(),
         "by_position": _binned(local.cpu(), POSITION_BINS, losses, correct),
-        "by_history": _binned(history, doubling, losses, correct),
+        "by_history": _binned(history, [*doubling, shape.max_contexts + 1], losses, correct),
     }
 
 
@@ -115,6 +116,7 @@ def format_scores(scores: dict[str, Any]) -> str:
         lines += ["", f"{title:<20} {'Tokens':>9} {'PPL':>10} {'Accuracy':>9}"]
         for row in scores[key]:
             span = f"{row['from']:,} or more" if row["to"] is None else f"{row['from']:,} to {row['to']:,}"
+            span = f"{row['from']:,}" if row["to"] == row["from"] else span
             lines.append(f"{span:<20} {row['tokens']:>9,} {row['ppl']:>10,.1f} {row['accuracy']:>9.1%}")
     return "\n".join(lines)
 
@@ -138,11 +140,11 @@ def _read_apart(
 
 
 def _binned(
-    values: Tensor, edges: Sequence[int], losses: Tensor, correct: Tensor
+    values: Tensor, edges: Sequence[int | None], losses: Tensor, correct: Tensor
 ) -> list[dict[str, float | int | None]]:
-    """Scores of the tokens whose value lies from each edge up to the next; empty bins are left out."""
+    """Scores of the tokens whose value lies from each edge up to the next (None: any); no empty bins."""
     rows: list[dict[str, float | int | None]] = []
-    for start, stop in zip(edges, [*edges[1:], None], strict=True):
+    for start, stop in pairwise(edges):
         chosen = (values >= start) & (values < (stop or math.inf))
         if count := int(chosen.sum()):
             rows.append(

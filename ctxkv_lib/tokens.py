@@ -59,6 +59,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         unk_token=END_OF_TEXT,
+        model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,  # decoding gives back the text as it was
     )
 
