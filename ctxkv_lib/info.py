@@ -7,6 +7,7 @@ import torch
 
 from .caches import dense_fp32_mib
 from .config import ExperimentConfig
+from .context_cache import ContextCache
 from .modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
 from .published import PUBLISHED
 from .windows import theoretical_max
@@ -26,6 +27,7 @@ def describe(
     train_tokens = train_tokens or (known["train_tokens"] if known else None)
     val_tokens = val_tokens or (known["val_tokens"] if known else None)
     interval = config.model.interval
+    cache = ContextCache(model.config, 1, model.wte.weight)
     return {
         "preset": config.preset,
         "recipe": config.recipe,
@@ -39,6 +41,7 @@ def describe(
             "tokens": config.model.context_window,
             "theoretical_max": theoretical_max(train_tokens, interval) if train_tokens else None,
         },
+        "kv_cache": {"contexts": cache.stored.shape[1] + 1, "bytes": cache.nbytes},
         "caches_dense_fp32_mib": (
             dense_fp32_mib(train_tokens, val_tokens, config.model) if train_tokens and val_tokens else None
         ),
@@ -55,6 +58,9 @@ def format_info(facts: dict[str, Any]) -> str:
         ("Trainable in Phase 2", f"{parameters['trainable_phase2']:,} ({share:.2%})"),
         ("Context window", f"{window['interval']} x {window['max_contexts']} = {window['tokens']} tokens"),
     ]
+    cache = facts["kv_cache"]
+    held = f"{cache['contexts']} contexts, {cache['bytes'] / 1024:,.0f} KiB, however long the text"
+    rows.append(("KV cache of a sequence", held))
     if window["theoretical_max"]:
         rows += [
             ("Train tokens", f"{facts['train_tokens']:,}"),

@@ -51,6 +51,14 @@ def test_info_prints_the_published_sizes(capsys):
         assert number in text, number
 
 
+@pytest.mark.parametrize(
+    ("anchor", "held"), [("current", "621 contexts, 621 KiB"), ("grid", "32 contexts, 32 KiB")]
+)
+def test_info_prints_what_inference_remembers(capsys, anchor, held):
+    assert main(["info", "--set", f"model.anchor={anchor}"]) == 0
+    assert held in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_info_as_json(capsys, preset):
     assert main(["info", "--preset", preset, "--json"]) == 0
