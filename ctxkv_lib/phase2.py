@@ -165,13 +165,14 @@ def _epoch(
     }
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What an epoch's order and dropout are drawn from."""
     return seed * 1_000_003 + epoch
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """The permutation of all `count` positions in which an epoch visits them, int64 on the CPU."""
-    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     return torch.randperm(count, generator=generator)
 
 
@@ -185,7 +186,7 @@ def _train_epoch(
 ) -> float:
     """Mean training loss of one epoch, in nats a token."""
     model.train()
-    torch.manual_seed(_epoch_seed(seed, epoch))  # dropout
+    torch.manual_seed(epoch_seed(seed, epoch))  # dropout
     order = epoch_order(len(train), seed, epoch).to(train.device)
     total = torch.zeros((), device=train.device)
     for positions in progress_bar(order.split(batch_size), f"Phase 2, epoch {epoch}"):

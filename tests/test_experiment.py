@@ -145,6 +145,17 @@ def test_an_interrupted_run_goes_on(finished, tiny_config, tmp_path, stopped_at,
     assert ours == theirs
 
 
+def test_a_line_cut_off_by_a_crash_is_made_again(finished, tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    written = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(written[:-20])
+    stages_file = folder / "checkpoint" / "stages.json"
+    done = json.loads(stages_file.read_text())
+    stages_file.write_text(json.dumps({"contexts": done["contexts"]}))
+    run(tiny_config, folder)
+    assert [m.get("epoch") for m in lines_of(folder)][-3:] == [1, 2, 3]
+
+
 def test_changed_data_is_noticed(finished, tiny_config, tmp_path):
     write_conversations(tmp_path / "conversations.jsonl", 12, seed=1)
     again = run(tiny_config, tmp_path / "run")

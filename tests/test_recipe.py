@@ -9,7 +9,7 @@ from ctxkv_lib.caches import StreamCache, dense_embeddings
 from ctxkv_lib.config import Phase1Config, Phase2Config
 from ctxkv_lib.evaluation import effective_rank, evaluate
 from ctxkv_lib.phase1 import StoppingRule, train_context_block
-from ctxkv_lib.phase2 import epoch_order, train_attention, train_step
+from ctxkv_lib.phase2 import epoch_order, epoch_seed, train_attention, train_step
 
 SHAPE = {name: TINY[name] for name in ("interval", "max_contexts", "num_heads")}
 
@@ -98,8 +98,13 @@ def prepared():
     return model, *caches
 
 
-def plain_phase2(p, caches, config, seed, masked=False):
+def plain_phase2(p, caches, config, seed, masked=False, dropout=0.0):
     train, val = caches
+
+    def begin(epoch):
+        torch.manual_seed(epoch_seed(seed, epoch))  # the dropout masks of the epoch
+        return epoch_order(len(train), seed, epoch)
+
     return straight_line.phase2(
         p,
         p["wte.weight"],
@@ -113,7 +118,8 @@ def plain_phase2(p, caches, config, seed, masked=False):
         batch_size=config.batch_size,
         max_epochs=config.max_epochs,
         patience=config.patience,
-        permutations=lambda epoch: epoch_order(len(train), seed, epoch),
+        permutations=begin,
+        dropout=dropout,
         masked=masked,
     )
 
@@ -135,10 +141,12 @@ def test_phase2_step_by_step(prepared, kv_method):
     torch.testing.assert_close(losses, plain["step_losses"], atol=1e-4, rtol=0)
 
 
-def test_phase2_whole_training(prepared, tmp_path):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_phase2_whole_training(prepared, tmp_path, dropout):
     model, train, val = prepared
+    model.attention.dropout.p = dropout
     config = Phase2Config(max_epochs=12, batch_size=100, learning_rate=3e-3, patience=2)
-    plain = plain_phase2(cloned(model), (train, val), config, seed=3)
+    plain = plain_phase2(cloned(model), (train, val), config, seed=3, dropout=dropout)
     result = train_attention(model, train, val, config, 3, tmp_path / "c", "key", lambda metric: None)
     assert result.stop_reason == plain["stop_reason"]
     assert len(result.epochs) == len(plain["epochs"])
