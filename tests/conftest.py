@@ -67,10 +67,9 @@ def write_conversations(path, count: int, seed: int = 0) -> None:
             file.write(json.dumps({"messages": messages}) + "\n")
 
 
-@pytest.fixture
-def tiny_settings(tmp_path):
-    """Settings of an experiment on a local file that takes a second or two."""
-    path = tmp_path / "conversations.jsonl"
+def local_experiment(folder) -> dict:
+    """Settings of an experiment on a local file, written into `folder`, that takes a second or two."""
+    path = folder / "conversations.jsonl"
     write_conversations(path, 12)
     return {
         "data.source": "jsonl",
@@ -87,6 +86,11 @@ def tiny_settings(tmp_path):
         "phase2.max_epochs": 3,
         "phase2.batch_size": 128,
     }
+
+
+@pytest.fixture
+def tiny_settings(tmp_path):
+    return local_experiment(tmp_path)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, tiny_model, write_conversations
+from conftest import TINY, local_experiment, tiny_model, write_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from ctxkv_lib.config import build_config
@@ -29,22 +29,7 @@ print([name for name, p in model.named_parameters() if p.requires_grad and "cont
 def trained(tmp_path_factory):
     """Folder of a finished run with the real tokenizer and a tiny model."""
     folder = tmp_path_factory.mktemp("trained")
-    write_conversations(folder / "data.jsonl", 12)
-    settings = {
-        "data.source": "jsonl",
-        "data.path": str(folder / "data.jsonl"),
-        "data.table": "random",
-        "data.validation_samples": 2,
-        "model.hidden_size": 24,
-        "model.context_dim": 16,
-        "model.interval": 3,
-        "model.max_contexts": 4,
-        "model.num_heads": 3,
-        "model.intermediate_size": 32,
-        "phase1.max_iterations": 5,
-        "phase2.max_epochs": 2,
-    }
-    run(build_config("ci", samples=8, settings=settings), folder / "run")
+    run(build_config("ci", samples=8, settings=local_experiment(folder)), folder / "run")
     return folder / "run"
 
 
