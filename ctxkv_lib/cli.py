@@ -121,9 +121,12 @@ def _info(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     config = _config(options, options.samples)
-    from .experiment import run, run_folder_of
+    from .run_folder import run_folder_of
 
     out = options.out or run_folder_of(config)
+    _announce(out)
+    from .experiment import run
+
     finished = run(config, out, _print_epoch)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
@@ -133,11 +136,13 @@ def _run(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     counts = options.samples or PRESETS[_config(options, None).preset].samples
     configs = [_config(options, count) for count in counts]
-    from .experiment import compare, comparison_folder
-    from .report import comparison_table
-    from .run_folder import DEFAULT_ROOT
+    from .run_folder import DEFAULT_ROOT, comparison_folder
 
     out = options.out or comparison_folder(configs)
+    _announce(out)
+    from .experiment import compare
+    from .report import comparison_table
+
     runs = compare(configs, options.out or DEFAULT_ROOT, out, _print_epoch)
     print(comparison_table([finished.summary for finished in runs]))
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
@@ -175,6 +180,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(json.dumps(scores, indent=2) if options.json else format_scores(scores))
     if not options.json:
         print(f"\nWritten: {out.with_suffix('.json')}, {out.with_suffix('.png')}")
+
+
+def _announce(out: Path) -> None:
+    """On a terminal, a first line at once: imports and the token table take some seconds."""
+    if sys.stderr.isatty():
+        print(f"Working in {out}. Ctrl-C stops; the same command goes on.", file=sys.stderr)
 
 
 def _print_epoch(metric: dict[str, Any]) -> None:

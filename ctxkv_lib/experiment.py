@@ -6,7 +6,7 @@ from typing import Any
 
 from . import figures
 from .caches import dense_fp32_mib
-from .config import ExperimentConfig, build_config
+from .config import ExperimentConfig
 from .conversations import load_conversations
 from .errors import UserError
 from .files import write_json, write_text
@@ -14,23 +14,11 @@ from .model_card import model_card
 from .phase2 import best_epoch
 from .progress import Listener
 from .report import LANGUAGES, improvement, write_report
-from .run_folder import DEFAULT_ROOT, Run, RunFolder, default_name, load_run
+from .run_folder import Run, RunFolder, load_run, run_folder_of
+from .run_folder import comparison_folder as comparison_folder
 from .stages import Prepared, Record, run_stages
 from .stages import prepare as prepare_stages
 from .windows import theoretical_max
-
-
-def run_folder_of(config: ExperimentConfig, root: Path = DEFAULT_ROOT) -> Path:
-    """Where an experiment goes unless told otherwise; the same experiment always goes to the same place."""
-    plain = build_config(config.preset, config.recipe, config.data.samples)
-    return root / default_name(config, plain)
-
-
-def comparison_folder(configs: Sequence[ExperimentConfig], root: Path = DEFAULT_ROOT) -> Path:
-    """Where a comparison goes unless told otherwise: named after its largest run and the smaller counts."""
-    *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
-    counts = "-".join(str(config.data.samples) for config in smaller)
-    return root / f"{run_folder_of(largest).name}-vs-{counts}"
 
 
 def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = lambda _: None) -> Run:

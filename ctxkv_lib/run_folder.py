@@ -1,24 +1,37 @@
 """The folder of one experiment: what is in it, which stages are done, and whose it is."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import ExperimentConfig, config_from_dict
+from .config import ExperimentConfig, build_config, config_from_dict
 from .errors import UserError
 from .files import digest, read_json, write_json, write_text
 from .progress import Metric
 
-DEFAULT_ROOT = Path("runs")
+ROOT_VARIABLE = "CTXKV_RUNS"
+DEFAULT_ROOT = Path(os.environ.get(ROOT_VARIABLE) or "runs")
 STAGES = "checkpoint/stages.json"
 
 
-def default_name(config: ExperimentConfig, plain: ExperimentConfig) -> str:
-    """`preset-recipe-samples`, with a short hash behind it if anything else differs from `plain`."""
+def run_folder_of(config: ExperimentConfig, root: Path = DEFAULT_ROOT) -> Path:
+    """Where an experiment goes unless told otherwise; the same experiment always goes to the same place.
+
+    `preset-recipe-samples`, with a short hash behind it if any other setting is not the preset's.
+    """
     name = f"{config.preset}-{config.recipe}-{config.data.samples}"
-    return name if config == plain else f"{name}-{digest(config.to_dict())[:6]}"
+    plain = build_config(config.preset, config.recipe, config.data.samples)
+    return root / (name if config == plain else f"{name}-{digest(config.to_dict())[:6]}")
+
+
+def comparison_folder(configs: Sequence[ExperimentConfig], root: Path = DEFAULT_ROOT) -> Path:
+    """Where a comparison goes unless told otherwise: named after its largest run and the smaller counts."""
+    *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
+    counts = "-".join(str(config.data.samples) for config in smaller)
+    return root / f"{run_folder_of(largest).name}-vs-{counts}"
 
 
 class RunFolder:
@@ -89,8 +102,9 @@ class RunFolder:
 
     def metric_lines(self) -> Iterator[Metric]:
         if self.metrics_file.exists():
-            for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-                yield json.loads(line)
+            for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):  # else the last one was cut off by a crash
+                    yield json.loads(line)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from conftest import write_conversations
 from ctxkv_lib import experiment, stages
 from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiment import compare, comparison_folder, run, run_folder_of
+from ctxkv_lib.experiment import compare, run
 from ctxkv_lib.modeling import ContextKVForCausalLM
+from ctxkv_lib.run_folder import comparison_folder, run_folder_of
 
 FILES = {
     "caches/train_ctx.safetensors",
