@@ -1,4 +1,4 @@
-.PHONY: format check test picture
+.PHONY: format check test notebooks badges picture
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -11,6 +11,17 @@ check:  ## style and types, as CI runs them
 
 test:  ## the README's test command
 	pytest
+
+notebooks:  ## every notebook, small and without a network
+	CTXKV_PRESET=ci pytest --nbmake --nbmake-timeout=600 notebooks/
+
+REPOSITORY = s|REPOSITORY = \\"[^"]*\\"|REPOSITORY = \\"$(REPO)\\"|
+BADGE = s|(colab.research.google.com/github/)[^/]+/[^/]+(/blob/)|\1$(REPO)\2|
+
+badges:  ## make badges REPO=owner/name: where the Colab badges and the install cell point
+	@test -n "$(REPO)" || { echo "Name the repository: make badges REPO=owner/name"; exit 2; }
+	sed -E -i.bak '$(REPOSITORY); $(BADGE)' notebooks/*.ipynb
+	rm notebooks/*.ipynb.bak
 
 picture:  ## the README's picture of the architecture
 	python -c "from ctxkv_lib.config import ModelConfig; from ctxkv_lib.figures import architecture, save; save(architecture(ModelConfig()), '.github/architecture.png')"

@@ -26,6 +26,11 @@ setup(
         "tokenizers>=0.22",
         "tqdm>=4.66",
     ],
-    extras_require={"offline": OFFLINE, "notebooks": NOTEBOOKS, "harness": HARNESS, "all": OFFLINE + NOTEBOOKS + TEST},
+    extras_require={
+        "offline": OFFLINE,
+        "notebooks": NOTEBOOKS,
+        "harness": HARNESS,
+        "all": OFFLINE + NOTEBOOKS + TEST,
+    },
     entry_points={"console_scripts": ["ctxkv=ctxkv_lib.cli:main"]},
 )

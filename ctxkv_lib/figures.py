@@ -48,6 +48,7 @@ def ppl_curves(
     curves: Sequence[str] = CURVES[:2],
     log: bool = True,
     epochs: tuple[int, int] | None = None,
+    palette: Sequence[str] | None = None,
 ) -> Figure:
     """Train (dashed) and validation (solid) perplexity by epoch; best epoch and early stop marked.
 
@@ -57,26 +58,28 @@ def ppl_curves(
         curves: which of `CURVES` to draw; accuracy gets a panel of its own.
         log: perplexity on a log scale.
         epochs: the first and the last epoch to draw; None draws all.
+        palette: a colour for each run.
     """
     on_ppl = [curve for curve in CURVES[:2] if curve in curves]
     count = (not curves or bool(on_ppl)) + ("accuracy" in curves)
     figure, axes = panels(count, size=(8.4, 4.9) if count == 1 else (12, 4.9))
     labels = run_labels(summaries) if labels is None else labels
+    palette = colours(summaries) if palette is None else palette
     runs = [_shown_epochs(summary["phase2"], epochs) for summary in summaries]
     if "accuracy" in curves:
-        for colour, label, phase2 in zip(colours(runs), labels, runs, strict=True):
+        for colour, label, phase2 in zip(palette, labels, runs, strict=True):
             _accuracy_run(axes[-1], phase2, label, colour)
         _epoch_axis(axes[-1], "Validation accuracy by epoch", "Right next token (% of positions)")
     if on_ppl or not curves:
-        for colour, label, phase2 in zip(colours(runs), labels, runs, strict=True):
+        for colour, label, phase2 in zip(palette, labels, runs, strict=True):
             _ppl_run(axes[0], phase2, label, colour, on_ppl)
         _epoch_axis(axes[0], "Perplexity by epoch", "Perplexity per token")
         if log:
             log_y(axes[0], "Perplexity per token (log scale)")
-    names = [Line2D([], [], color=c, lw=2.2, label=n) for c, n in zip(colours(labels), labels, strict=True)]
+    names = [Line2D([], [], color=c, lw=2.2, label=n) for c, n in zip(palette, labels, strict=True)]
     figure.legend(handles=[*names, *_ppl_key(curves)], loc="outside right upper", frameon=False)
     if "validation" in curves:
-        _label_points(figure, axes[0], _best_points(runs))
+        _label_points(figure, axes[0], _best_points(runs, palette))
     return figure
 
 
@@ -177,11 +180,11 @@ def _shown_epochs(phase2: Mapping[str, Any], epochs: tuple[int, int] | None) -> 
     return {**phase2, "epochs": shown, "stopped_at": stopped}
 
 
-def _best_points(runs: Sequence[Mapping[str, Any]]) -> list[tuple[float, float, str]]:
+def _best_points(runs: Sequence[Mapping[str, Any]], palette: Sequence[str]) -> list[tuple[float, float, str]]:
     """(epoch, validation PPL, colour) of each best epoch that is shown."""
     return [
         (phase2["best_epoch"], phase2["val_ppl"], colour)
-        for colour, phase2 in zip(colours(runs), runs, strict=True)
+        for colour, phase2 in zip(palette, runs, strict=True)
         if any(line["epoch"] == phase2["best_epoch"] for line in phase2["epochs"])
     ]
 

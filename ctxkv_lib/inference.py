@@ -20,7 +20,7 @@ from .run_folder import load_run
 from .windows import real_contexts
 
 TOLERANCE = 1e-5  # largest error of a context component while measuring
-POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, None)  # tokens of the conversation already read
+POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
 
 
 def load_trained(path: Path, device: torch.device) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:
@@ -140,17 +140,17 @@ def _read_apart(
 
 
 def _binned(
-    values: Tensor, edges: Sequence[int | None], losses: Tensor, correct: Tensor
+    values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tensor
 ) -> list[dict[str, float | int | None]]:
-    """Scores of the tokens whose value lies from each edge up to the next (None: any); no empty bins."""
+    """Scores of the tokens whose value lies from each edge up to the next (inf: any); no empty bins."""
     rows: list[dict[str, float | int | None]] = []
     for start, stop in pairwise(edges):
-        chosen = (values >= start) & (values < (stop or math.inf))
+        chosen = (values >= start) & (values < stop)
         if count := int(chosen.sum()):
             rows.append(
                 {
                     "from": start,
-                    "to": None if stop is None else stop - 1,
+                    "to": None if stop == math.inf else stop - 1,
                     "tokens": count,
                     "ppl": perplexity(losses[chosen].double().mean().item()),
                     "accuracy": correct[chosen].double().mean().item(),
