@@ -133,6 +133,7 @@ def memory_by_stage(
         _memory_run(ax, run, devices, names, named=i % columns == 0)
         ax.set_title(label, loc="left", weight="bold")
         ax.set_xlabel("Memory (GiB)")
+    axes[0].set_xlim(0, 1.05 * max(max(ax.dataLim.xmax for ax in axes), 0.1))  # all panels share it
     figure.legend(handles=_memory_key(devices), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -273,7 +274,6 @@ def _memory_run(
         ax.plot(peak, y, ls="none", marker="|", ms=8, mew=2, color=colour, label=f"{device.upper()} peak")
     ax.set_yticks(range(len(names)), names if named else [""] * len(names))
     ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_xlim(left=0)
     ax.tick_params(labelbottom=True)
     if named:
         ax.set_ylabel("Stage (epochs: first and last)")

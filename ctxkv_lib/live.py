@@ -3,6 +3,10 @@
 In a notebook a status line follows every metric, and the figure as often as `SHARE` of the time allows: what
 a redraw costs is measured, and the next one waits until it has been earned. When the cell ends, or is
 interrupted, the figure is drawn once more, with everything.
+
+The figure is an `ipywidgets.Image` and not the content of an `Output`: a program that runs notebooks answers
+each message that an `Output` catches, and nbclient (its issue 312) then misses, once in a few times, that the
+cell has ended.
 """
 
 import io
@@ -31,13 +35,22 @@ def in_notebook() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None
 
 
-def picture(figure: Figure, dpi: int = figures.DPI) -> Any:
-    """`figure` as an image that a notebook shows: a PNG with its own background, sharp on dense screens."""
-    from IPython.display import Image
+def show_in(image: Any, figure: Figure, dpi: int = figures.DPI) -> None:
+    """Put `figure` into an `ipywidgets.Image`, at its size in inches whatever the resolution."""
+    image.width = str(page_width(figure))
+    image.value = png(figure, dpi)
 
+
+def png(figure: Figure, dpi: int = figures.DPI) -> bytes:
+    """`figure` with its own background, as a PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi, facecolor=PAPER)
-    return Image(data=content.getvalue(), format="png", width=round(WIDTH * figure.get_size_inches()[0]))
+    return content.getvalue()
+
+
+def page_width(figure: Figure) -> int:
+    """Pixels of the page that `figure` takes."""
+    return round(WIDTH * figure.get_size_inches()[0])
 
 
 class LiveCurves:
@@ -47,7 +60,8 @@ class LiveCurves:
         run(config, listener=live)
 
     Attributes:
-        figure: what was drawn last; None before, and always outside a notebook.
+        figure: what was drawn last; None outside a notebook.
+        image: the widget that shows it, in a notebook.
         spent: seconds that drawing has cost since the first metric.
     """
 
@@ -113,13 +127,13 @@ class LiveCurves:
     def _open(self) -> None:
         from IPython import get_ipython
         from IPython.display import display
-        from ipywidgets import Label, Output, VBox
+        from ipywidgets import Image, Label, VBox
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # its bars for saving and loading would stand under the curves for good
         self._status = Label("Reading conversations and token table ...")
-        self.output = Output()
-        display(VBox([self._status, self.output]))
+        self.image = Image(format="png")
+        display(VBox([self._status, self.image]))
         began = self._clock()
         self._draw(self._draft(), DRAFT_DPI)
         self._redraw_seconds = self._clock() - began
@@ -131,12 +145,7 @@ class LiveCurves:
         self.finish()
 
     def _draw(self, figure: Figure, dpi: int) -> None:
-        from IPython.display import clear_output, display
-
-        image = picture(figure, dpi)
-        with self.output:
-            clear_output(wait=True)
-            display(image)
+        show_in(self.image, figure, dpi)
         self.figure = figure
 
     def _draft(self) -> Figure:

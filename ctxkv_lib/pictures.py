@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
@@ -144,7 +145,7 @@ def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
     ax.set_ylabel("Cache")
     ax.margins(x=0.12)
     ax.grid(False, axis="y")
-    ax.legend(frameon=False, loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -167,7 +168,8 @@ def attention_by_distance(weights: Tensor, interval: int) -> Figure:
     even = 100 / slots
     below.axhline(even, color=ORANGE, ls="--", lw=1.6, label=f"all slots alike: {even:.1f}%")
     below.set_ylabel("Attention (%)")
-    below.legend(frameon=False)
+    below.margins(y=0.3)
+    below.legend(frameon=False, loc="upper right", ncols=2)
     for ax in (above, below):
         ax.set_xlim(*edges)
         ax.set_xlabel("Distance back from the position (tokens)")
@@ -187,7 +189,8 @@ def window_attention(window: Window, weights: Tensor) -> Figure:
     ax.set_xlabel("Distance back from the position (tokens)")
     ax.set_ylabel("Attention (%)")
     ax.set_title(f"What position {window.position:,} attends", loc="left", weight="bold")
-    ax.legend(frameon=False)
+    ax.margins(y=0.3)
+    ax.legend(frameon=False, loc="upper right", ncols=2)
     return figure
 
 
@@ -229,6 +232,7 @@ def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figur
         change = "" if name == base else f"  ({100 * (mean / middle - 1):+.1f}%)"
         note = ax.annotate(f"{mean:,.1f}{change}", (max(values), row), (12, 0), textcoords="offset points")
         note.set(va="center", color=colour, weight="bold")
+        note.set_path_effects([withStroke(linewidth=3, foreground=PAPER)])
     _named_rows(ax, list(results))
     ax.set_xlabel("Best validation perplexity per token (lower is better)")
     ax.set_ylabel("Setting")

@@ -1,8 +1,8 @@
 """Interactive plots for notebooks: widgets around the static figures. No pyplot, no ipympl, no plotly.
 
-Every plot is a PNG inside an `ipywidgets.Output`, drawn anew when a control moves; that works in Colab,
-JupyterLab and VS Code, with ipywidgets 7.7 and 8. The objects returned are widgets: a cell that ends with
-one shows it. Their controls are attributes, so that a test, or a notebook, can set them by name.
+Every plot is a PNG in an `ipywidgets.Image` (`live` says why), drawn anew when a control moves; that works in
+Colab, JupyterLab and VS Code, with ipywidgets 7.7 and 8. The objects returned are widgets: a cell that ends
+with one shows it. Their controls are attributes, so that a test, or a notebook, can set them by name.
 """
 
 import csv
@@ -19,7 +19,7 @@ from .errors import UserError
 from .explore import SPLITS, Trained, attended_window, open_run
 from .files import write_text
 from .live import LiveCurves as LiveCurves
-from .live import picture
+from .live import page_width, png, show_in
 from .published import PUBLISHED
 from .run_folder import Run, load_run
 
@@ -30,9 +30,9 @@ SEED_LABEL = "seed report, 500 samples (L4)"
 
 def show(figure: Figure) -> None:
     """Display a figure under the cell."""
-    from IPython.display import display
+    from IPython.display import Image, display
 
-    display(picture(figure))
+    display(Image(data=png(figure), format="png", width=page_width(figure)))
 
 
 def memory_timeline(run: Run | Sequence[dict[str, Any]]) -> Figure:
@@ -72,7 +72,7 @@ class RunExplorer(widgets.VBox):
         self.save_csv = widgets.Button(description="Save CSV", icon="table")
         self.message = widgets.Label()
         self.values = widgets.HTML()
-        self.output = widgets.Output()
+        self.image = widgets.Image(format="png")
         self.figure: Figure | None = None
         self._connect()
         super().__init__(
@@ -80,7 +80,7 @@ class RunExplorer(widgets.VBox):
                 widgets.HBox(self.runs),
                 widgets.HBox([*self.curves.values(), self.log_scale]),
                 self.epochs,
-                self.output,
+                self.image,
                 self.epoch,
                 self.values,
                 widgets.HBox([self.save_png, self.save_csv, self.message]),
@@ -109,7 +109,8 @@ class RunExplorer(widgets.VBox):
         curves = [name for name, box in self.curves.items() if box.value]
         if not chosen or not curves:
             self.figure = None
-            _replace(self.output, "Choose at least one run and one curve.")
+            self.image.layout.display = "none"
+            self.message.value = "Choose at least one run and one curve."
             return
         self.figure = figures.ppl_curves(
             [run.summary for _, run in chosen],
@@ -119,7 +120,9 @@ class RunExplorer(widgets.VBox):
             self.epochs.value,
             [colour for colour, box in zip(self._colours, self.runs, strict=True) if box.value],
         )
-        _replace(self.output, picture(self.figure))
+        self.image.layout.display = None
+        self.message.value = ""
+        show_in(self.image, self.figure)
 
     def _tabulate(self) -> None:
         rows = []
@@ -201,7 +204,7 @@ class WindowExplorer(widgets.VBox):
             layout=WIDE,
             style=STYLE,
         )
-        self.output = widgets.Output()
+        self.image = widgets.Image(format="png")
         self.guesses = widgets.HTML()
         self.text = widgets.HTML()
         self.figure: Figure | None = None
@@ -209,7 +212,7 @@ class WindowExplorer(widgets.VBox):
         for control in (self.position, self.head):
             control.observe(lambda _: self._draw(), names="value")
         controls = widgets.HBox([self.split, self.head])
-        super().__init__([controls, self.position, self.output, self.guesses, self.text])
+        super().__init__([controls, self.position, self.image, self.guesses, self.text])
         self._draw()
 
     def _on_split(self, change: Any) -> None:
@@ -225,7 +228,7 @@ class WindowExplorer(widgets.VBox):
         head = self.head.value
         weights = window.weights[head - 1] if head else window.weights.mean(dim=0)
         self.figure = pictures.window_attention(window, weights)
-        _replace(self.output, picture(self.figure))
+        show_in(self.image, self.figure)
         self.guesses.value = markup.guesses_line(window)
         self.text.value = markup.attended_text(window, weights.tolist())
 
@@ -250,14 +253,6 @@ def _checkbox(label: str, value: bool = True) -> widgets.Checkbox:
     return widgets.Checkbox(
         value=value, description=label, indent=False, layout=widgets.Layout(width="150px")
     )
-
-
-def _replace(output: widgets.Output, content: Any) -> None:
-    from IPython.display import clear_output, display
-
-    with output:
-        clear_output(wait=True)
-        display(content)
 
 
 def _cells(line: dict[str, Any]) -> list[str]:

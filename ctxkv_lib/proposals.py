@@ -12,6 +12,7 @@ from .run_folder import Run
 
 BASE = "base"
 LEAST_CONVERSATIONS = 10
+PRESET_SETTINGS = {"ci": {"phase2.max_epochs": 1}}  # all of them in a minute
 Settings = dict[str, Any]
 
 
@@ -21,7 +22,7 @@ def base_config(preset: str, samples: int | None, recipe: str | None, seed: int 
     Fewer than 10 conversations, for training or validation, hold less text than the widest window proposed.
     """
     smallest = max(LEAST_CONVERSATIONS, PRESETS[preset].samples[0]) if preset in PRESETS else None
-    config = notebook_config(preset, samples or smallest, recipe, seed)
+    config = notebook_config(preset, samples or smallest, recipe, seed, PRESET_SETTINGS.get(preset))
     validation = max(LEAST_CONVERSATIONS, config.data.validation_samples)
     return config.replace({"data.validation_samples": validation})
 
