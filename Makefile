@@ -1,4 +1,4 @@
-.PHONY: format check test notebooks badges picture
+.PHONY: format check test notebooks browser badges picture
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -14,6 +14,9 @@ test:  ## the README's test command
 
 notebooks:  ## every notebook, small and without a network
 	CTXKV_PRESET=ci pytest --nbmake --nbmake-timeout=600 notebooks/
+
+browser:  ## one notebook in JupyterLab in headless Chromium (Debian: apt-get install chromium chromium-driver)
+	pytest -m browser -rs tests/e2e
 
 REPOSITORY = s|REPOSITORY = \\"[^"]*\\"|REPOSITORY = \\"$(REPO)\\"|
 BADGE = s|(colab.research.google.com/github/)[^/]+/[^/]+(/blob/)|\1$(REPO)\2|

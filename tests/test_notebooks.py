@@ -1,12 +1,20 @@
-"""The notebooks as files: short, alike, and without anything of a run."""
+"""The notebooks: as files (short, alike, nothing of a run in them), and executed, by what they leave."""
 
 import ast
 import json
+import os
 import re
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 import pytest
+
+from ctxkv_lib import notebook, proposals
+from ctxkv_lib.config import build_config
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.run_folder import load_run
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -65,10 +73,45 @@ def test_every_notebook_begins_alike(path):
         assert promise in title
 
 
-def test_colab_keeps_its_own_packages():
-    bootstrap = source(code_cells(NOTEBOOKS[0])[0])
-    assert "--no-deps" in bootstrap
-    assert "--upgrade" not in bootstrap
+class Colab:
+    """Stands in for `google.colab` and for pip, and notes what is asked of them."""
+
+    def __init__(self, monkeypatch):
+        self.mounted, self.commands = [], []
+        drive = types.SimpleNamespace(mount=self.mounted.append)
+        monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(drive=drive))
+        monkeypatch.setattr(subprocess, "run", lambda command, check: self.commands.append((command, check)))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.delenv("CTXKV_DRIVE", raising=False)
+
+
+def test_on_colab_only_what_it_lacks_is_installed(monkeypatch):
+    colab = Colab(monkeypatch)
+    exec(source(code_cells(NOTEBOOKS[0])[0]), {})
+    ((command, check),) = colab.commands
+    assert check
+    assert "--no-deps" in command
+    assert not [word for word in command if word.startswith(("-U", "--upgrade"))]
+    packages = [word for word in command[command.index("install") + 1 :] if not word.startswith("-")]
+    offline = re.search(r"^OFFLINE = (.+)$", (FOLDER.parent / "setup.py").read_text(), re.MULTILINE)
+    assert packages[1:] == ast.literal_eval(offline.group(1))
+    assert packages[0].startswith("ctxkv_lib @ git+https://github.com/")
+    assert colab.mounted == []
+    assert "CTXKV_DRIVE" not in os.environ
+
+
+def test_drive_is_mounted_when_asked_for(monkeypatch):
+    colab = Colab(monkeypatch)
+    exec(source(code_cells(NOTEBOOKS[0])[0]).replace("USE_DRIVE = False", "USE_DRIVE = True"), {})
+    assert colab.mounted == ["/content/drive"]
+    assert os.environ.pop("CTXKV_DRIVE").startswith("/content/drive/")
+
+
+def test_in_a_clone_nothing_is_installed(monkeypatch):
+    colab = Colab(monkeypatch)
+    monkeypatch.delitem(sys.modules, "google.colab")
+    exec(source(code_cells(NOTEBOOKS[0])[0]), {})
+    assert colab.commands == []
 
 
 def test_badges_are_written_by_one_command(tmp_path):
@@ -85,3 +128,210 @@ def test_badges_are_written_by_one_command(tmp_path):
         assert 'REPOSITORY = \\"someone/something\\"' in after
         assert f"colab.research.google.com/github/someone/something/blob/main/notebooks/{path.name}" in after
         assert len(before.splitlines()) == len(after.splitlines())
+
+
+# What notebooks share
+
+
+def test_parameters_come_from_the_environment(monkeypatch):
+    for name in ("PRESET", "SAMPLES", "RECIPE", "SEED"):
+        monkeypatch.delenv(f"CTXKV_{name}", raising=False)
+    assert notebook.parameter("preset") == "offline"
+    assert [notebook.parameter(name) for name in ("samples", "recipe", "seed")] == [None] * 3
+    monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace())
+    assert notebook.parameter("preset") == "colab"
+    monkeypatch.setenv("CTXKV_PRESET", "ci")
+    monkeypatch.setenv("CTXKV_SAMPLES", "7")
+    assert (notebook.parameter("preset"), notebook.parameter("samples")) == ("ci", 7)
+    monkeypatch.setenv("CTXKV_SEED", "many")
+    with pytest.raises(UserError, match="CTXKV_SEED is 'many'"):
+        notebook.parameter("seed")
+    with pytest.raises(UserError, match="allowed: preset, samples"):
+        notebook.parameter("epochs")
+
+
+def test_parameters_left_out_are_the_presets_own():
+    assert notebook.notebook_config("ci") == build_config("ci")
+    chosen = notebook.notebook_config("ci", 4, "seed", 7, {"phase2.patience": 1})
+    assert chosen == build_config("ci", "seed", 4, {"runtime.seed": 7, "phase2.patience": 1})
+
+
+def test_comparisons_are_one_to_five():
+    assert notebook.comparison_counts("colab", None) == (100, 500)
+    assert notebook.comparison_counts("ci", None) == (2, 10)
+    assert notebook.comparison_counts("colab", 1000) == (200, 1000)
+    with pytest.raises(UserError, match="5 or more"):
+        notebook.comparison_counts("ci", 4)
+
+
+def test_runs_lie_at_the_top_of_the_clone(monkeypatch, tmp_path):
+    monkeypatch.delenv("CTXKV_RUNS", raising=False)
+    monkeypatch.chdir(FOLDER)
+    assert notebook.runs_root() == FOLDER.parent / "runs"
+    monkeypatch.chdir(tmp_path)
+    assert notebook.runs_root() == tmp_path / "runs"
+    monkeypatch.setenv("CTXKV_RUNS", str(tmp_path / "elsewhere"))
+    assert notebook.runs_root() == tmp_path / "elsewhere"
+
+
+def test_drive_keeps_a_run_through_an_interrupt(monkeypatch, tmp_path):
+    monkeypatch.setenv("CTXKV_DRIVE", str(tmp_path / "drive"))
+    folder = tmp_path / "runs" / "some-run"
+    (folder / "checkpoint").mkdir(parents=True)
+
+    def interrupted():
+        with notebook.kept_on_drive(folder):
+            (folder / "checkpoint" / "half.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [path.name for path in (tmp_path / "drive").iterdir()] == ["some-run.tar"]
+    (folder / "checkpoint" / "half.txt").unlink()
+    (folder / "checkpoint").rmdir()
+    folder.rmdir()
+    with notebook.kept_on_drive(folder):
+        assert (folder / "checkpoint" / "half.txt").read_text() == "half"
+
+
+def test_without_drive_nothing_is_kept(monkeypatch, tmp_path):
+    monkeypatch.delenv("CTXKV_DRIVE", raising=False)
+    (tmp_path / "run").mkdir()
+    with notebook.kept_on_drive(tmp_path / "run"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("preset", ["colab", "offline", "ci"])
+def test_every_proposal_changes_one_thing(preset):
+    base = proposals.base_config(preset, None, None, None)
+    variants = proposals.proposals(base)
+    assert variants.pop(proposals.BASE) == {}
+    for settings in variants.values():
+        ((key, value),) = settings.items()
+        assert base.replace(settings) != base, key
+        assert base.replace({key: value}).data.validation_samples >= 10
+    changed = {key for settings in variants.values() for key in settings}
+    assert changed == {
+        "model.interval",
+        "model.max_contexts",
+        "data.samples",
+        "model.attention_dropout",
+        "phase2.weight_decay",
+        "model.kv_method",
+    }
+
+
+def test_proposals_run_with_every_seed(tiny_config, tmp_path):
+    said = []
+    variants = {"base": {}, "wide": {"model.interval": 5}}
+    runs = proposals.run_proposals(tiny_config, variants, tmp_path / "runs", [1, 2], report=said.append)
+    assert [each.config.runtime.seed for each in runs["wide"]] == [1, 2]
+    assert {each.config.model.interval for each in runs["wide"]} == {5}
+    ppls = proposals.best_ppls(runs)
+    assert ppls["base"] == [each.summary["phase2"]["val_ppl"] for each in runs["base"]]
+    assert len(said) == 2
+    assert f"{ppls['wide'][1]:,.1f}" in said[1]
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+# Executed, small and without a network
+
+
+def execute(name, folder):
+    """Run a copy of a notebook as `pytest --nbmake` does; the code cells with their outputs, by id.
+
+    Run folders go to `folder / "runs"`.
+    """
+    copy = folder / f"{name}.ipynb"
+    copy.write_bytes((FOLDER / copy.name).read_bytes())
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
+        "CTXKV_PRESET": "ci",
+        "CTXKV_RUNS": str(folder / "runs"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    options = ["--nbmake", "--overwrite", "--nbmake-timeout=200", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, str(copy)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    return {cell["id"]: cell["outputs"] for cell in code_cells(copy)}
+
+
+def kinds(outputs):
+    return {kind for output in outputs for kind in output.get("data", {})}
+
+
+def printed(outputs):
+    return "".join("".join(output.get("text", "")) for output in outputs)
+
+
+def widget_states(path):
+    """What the widgets of an executed notebook hold at the end."""
+    saved = json.loads(path.read_text(encoding="utf-8"))["metadata"]["widgets"]
+    (content,) = saved.values()
+    return [widget["state"] for widget in content["state"].values()]
+
+
+def test_01_shows_the_data_and_trains_nothing(tmp_path):
+    cells = execute("01_data", tmp_path)
+    assert "10 conversations for training" in printed(cells["load-corpus"])
+    assert "20 x 32 = 640 tokens" in printed(cells["window-numbers"])
+    for shown in ("lengths", "window-map", "other-window", "memory"):
+        assert "image/png" in kinds(cells[shown])
+    assert "text/html" in kinds(cells["counts"]) & kinds(cells["boundaries"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_02_stops_after_phase_1_and_03_goes_on_from_there(tmp_path):
+    folder = tmp_path / "runs" / "ci-exact-10"
+    cells = execute("02_phase1_oacd", tmp_path)
+    assert "seed report, 500: converged after iteration 18" in printed(cells["outcome"])
+    for shown in ("clouds", "spectrum", "passes", "caches", "memory"):
+        assert "image/png" in kinds(cells[shown])
+    assert set(json.loads((folder / "checkpoint" / "stages.json").read_text())) == {"contexts"}
+    assert not (folder / "summary.json").exists()
+    states = widget_states(tmp_path / "02_phase1_oacd.ipynb")
+    status = [state["value"] for state in states if state["_model_name"] == "LabelModel"]
+    assert status[0].startswith("Phase 1, iteration 60")
+    # The live figure of the cell's end; the drafts before it are 840 pixels wide.
+    assert [state["width"] for state in states if state["_model_name"] == "ImageModel"] == ["960"]
+    made = (folder / "caches" / "train_ctx.safetensors").stat().st_mtime_ns
+
+    cells = execute("03_phase2_context_kv", tmp_path)
+    assert (folder / "caches" / "train_ctx.safetensors").stat().st_mtime_ns == made
+    finished = load_run(folder)
+    assert [line["epoch"] for line in finished.summary["phase2"]["epochs"]] == [1, 2, 3]
+    assert (folder / "model" / "model.safetensors").is_file()
+    best = f"{finished.summary['phase2']['val_ppl']:,.1f}"
+    assert best in json.dumps(cells["trace"])
+    for shown in ("overfitting", "heads", "memory"):
+        assert "image/png" in kinds(cells[shown])
+    for widget in ("train", "explore", "one-position"):
+        assert "application/vnd.jupyter.widget-view+json" in kinds(cells[widget])
+
+
+def test_04_makes_both_runs_and_their_comparison(tmp_path):
+    cells = execute("04_compare_100_vs_500", tmp_path)
+    runs = tmp_path / "runs"
+    assert {path.name for path in runs.iterdir()} == {"ci-exact-2", "ci-exact-10", "ci-exact-10-vs-2"}
+    comparison = json.loads((runs / "ci-exact-10-vs-2" / "comparison.json").read_text())
+    assert [each["samples"] for each in comparison["runs"]] == [2, 10]
+    table = printed(cells["table"])
+    for number in (f"{comparison['runs'][1]['phase2']['val_ppl']:,.1f}", "361.0", "175.7"):
+        assert number in table
+    assert "report.ja.md" in printed(cells["report"])
+    assert "application/vnd.jupyter.widget-view+json" in kinds(cells["explore"])
+
+
+def test_05_runs_every_proposal(tmp_path):
+    cells = execute("05_next_experiments", tmp_path)
+    runs = [load_run(path) for path in (tmp_path / "runs").iterdir()]
+    models = [each.config.model for each in runs]
+    assert {model.interval for model in models} == {20, 50, 100}
+    assert {model.max_contexts for model in models} == {32, 64}
+    assert {model.kv_method for model in models} == {"fixed", "variable"}
+    assert {each.config.data.samples for each in runs} == {10, 20}
+    assert len(runs) == 9
+    assert "image/png" in kinds(cells["summary"]) & kinds(cells["own"])
+    assert "variable count: best validation PPL" in printed(cells["run"])
