@@ -90,6 +90,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
     evaluate.add_argument("--data", type=Path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz file")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    bench = _command(
+        commands, "bench", _bench, "speed and memory against the original's loops and the hardware"
+    )
+    _add_experiment(bench)
+    bench.add_argument("--samples", type=int, metavar="N", help="conversations of the stream")
+    bench.add_argument("--rounds", type=int, default=10, metavar="N", help="timed repetitions (default: 10)")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/bench-PRESET-RECIPE-N)")
+    bench.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -180,6 +189,21 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(json.dumps(scores, indent=2) if options.json else format_scores(scores))
     if not options.json:
         print(f"\nWritten: {out.with_suffix('.json')}, {out.with_suffix('.png')}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    config = _config(options, options.samples)
+    from .run_folder import run_folder_of
+
+    run_folder = run_folder_of(config)
+    out = options.out or run_folder.with_name(f"bench-{run_folder.name}")
+    _announce(out)
+    from .bench import bench, bench_table
+
+    results = bench(config, run_folder, out, options.rounds)
+    print(json.dumps(results, indent=2) if options.json else bench_table(results))
+    if not options.json:
+        print(f"\nWritten: {out / 'bench.json'}, {out / 'bench.png'}")
 
 
 def _announce(out: Path) -> None:

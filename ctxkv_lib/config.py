@@ -150,11 +150,13 @@ class RuntimeConfig:
 
     seed: int = 42
     device: str = "auto"  # auto | cpu | cuda | mps
+    precision: str = "auto"  # of Phase 2's matrix products: fp32 | bf16 | auto: bf16 if the hardware has them
     embedding_cache: str = "gather"  # gather: token ids + one table | dense: one row a position
 
     def __post_init__(self) -> None:
         _at_least(self, "runtime", 0, "seed")
         _one_of("runtime.device", self.device, ("auto", "cpu", "cuda", "mps"))
+        _one_of("runtime.precision", self.precision, ("auto", "fp32", "bf16"))
         _one_of("runtime.embedding_cache", self.embedding_cache, ("gather", "dense"))
 
 
@@ -229,7 +231,7 @@ PRESETS = {
 }
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "seed": {},
+    "seed": {"runtime.precision": "fp32"},
     "exact": {"phase1.contexts": "exact"},
 }
 

@@ -36,9 +36,9 @@ def token_scores(model: ContextKVForCausalLM, cache: StreamCache, positions: Ten
     was_training = model.training
     model.eval()
     losses, correct = [], []
-    for part in positions.split(EVALUATION_ROWS):
-        hidden, _ = cache.attend(model, part)
-        part_losses, part_correct = frozen_head_cross_entropy(hidden, model.wte.weight, cache.targets(part))
+    for batch in cache.batches(positions, EVALUATION_ROWS, model):
+        hidden, _ = batch.attend(model)
+        part_losses, part_correct = frozen_head_cross_entropy(hidden, model.wte.weight, batch.targets)
         losses.append(part_losses)
         correct.append(part_correct)
     model.train(was_training)
@@ -47,7 +47,7 @@ def token_scores(model: ContextKVForCausalLM, cache: StreamCache, positions: Ten
 
 def evaluate(model: ContextKVForCausalLM, cache: StreamCache) -> Score:
     """Mean loss and accuracy over every position of a cached stream."""
-    losses, correct = token_scores(model, cache, torch.arange(len(cache), device=cache.device))
+    losses, correct = token_scores(model, cache, torch.arange(len(cache)))
     return Score(losses.mean().item(), correct.float().mean().item())
 
 

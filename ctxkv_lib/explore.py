@@ -14,7 +14,7 @@ from .errors import UserError
 from .inference import load_trained
 from .modeling import ContextBlock, ContextKVConfig, ContextKVForCausalLM
 from .published import PUBLISHED
-from .recurrence import exact_contexts, padded_noise, parallel_pass
+from .recurrence import draw_contexts, exact_contexts, parallel_pass
 from .run_folder import Run
 from .tokens import TokenStream, load_tokenizer, train_stream, validation_stream
 from .windows import slot_positions, theoretical_max
@@ -110,7 +110,7 @@ def fresh_contexts(
     half = block.project_tokens(embeddings)
     contexts = torch.zeros_like(cache.contexts)
     for _ in range(passes):
-        contexts = parallel_pass(block, half, tokens, contexts)
+        parallel_pass(block, half, tokens, contexts)
     return contexts[1:]
 
 
@@ -131,10 +131,11 @@ def pass_errors(
     block, half = model.context_block, model.context_block.project_tokens(embeddings)
     exact, _ = exact_contexts(block, half, tokens, config.tolerance)
     generator = torch.Generator(model.device).manual_seed(0)
-    contexts = padded_noise(len(tokens), block.norm.weight, config.initial_std, generator)
+    contexts = torch.empty_like(exact)
+    draw_contexts(contexts, config.initial_std, generator)
     errors = []
     for _ in range(passes):
-        contexts = parallel_pass(block, half, tokens, contexts)
+        parallel_pass(block, half, tokens, contexts)
         errors.append((contexts - exact).square().mean().item())
     return errors
 

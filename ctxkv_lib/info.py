@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from .caches import dense_fp32_mib
+from .caches import dense_fp32_mib, gathered_mib
 from .config import ExperimentConfig
 from .context_cache import ContextCache
 from .modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
+from .provenance import PRECISIONS
 from .published import PUBLISHED
 from .windows import theoretical_max
 
@@ -42,10 +43,19 @@ def describe(
             "theoretical_max": theoretical_max(train_tokens, interval) if train_tokens else None,
         },
         "kv_cache": {"contexts": cache.stored.shape[1] + 1, "bytes": cache.nbytes},
-        "caches_dense_fp32_mib": (
-            dense_fp32_mib(train_tokens, val_tokens, config.model) if train_tokens and val_tokens else None
-        ),
+        **_cache_sizes(config, train_tokens, val_tokens),
     }
+
+
+def _cache_sizes(
+    config: ExperimentConfig, train_tokens: int | None, val_tokens: int | None
+) -> dict[str, dict[str, float] | None]:
+    """MiB of the caches in either precision, and in the seed's layout."""
+    if not (train_tokens and val_tokens):
+        return dict.fromkeys(("caches_fp32_mib", "caches_bf16_mib", "caches_dense_fp32_mib"))
+    sizes = (train_tokens, val_tokens, config.model)
+    ours = {f"caches_{name}_mib": gathered_mib(*sizes, dtype) for name, dtype in PRECISIONS.items()}
+    return {**ours, "caches_dense_fp32_mib": dense_fp32_mib(*sizes)}
 
 
 def format_info(facts: dict[str, Any]) -> str:
@@ -69,6 +79,10 @@ def format_info(facts: dict[str, Any]) -> str:
     if sizes := facts["caches_dense_fp32_mib"]:
         rows.append(("Validation tokens", f"{facts['val_tokens']:,}"))
         rows += [(f"{name} in the seed's layout", f"{size:,.0f} MiB") for name, size in sizes.items()]
+        rows += [
+            (f"total in ours, {name}", f"{facts[f'caches_{name}_mib']['total']:,.0f} MiB")
+            for name in PRECISIONS
+        ]
     else:
         rows.append(("Cache sizes", "give --train-tokens and --val-tokens"))
     width = max(len(name) for name, _ in rows)

@@ -61,9 +61,9 @@ class ContextBlock(nn.Module):
         return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
 
     def forward(self, contexts: Tensor, token_half: Tensor) -> Tensor:
-        """Next contexts `[..., context_dim]` from the previous ones and `project_tokens` of the tokens."""
-        context_half = F.linear(contexts, self.linear.weight[:, : self.context_dim])
-        return self.norm(contexts + F.gelu(context_half + token_half))
+        """Next contexts `[n, context_dim]` from the previous ones and `project_tokens` of the tokens."""
+        mixed = torch.addmm(token_half, contexts, self.linear.weight[:, : self.context_dim].T)
+        return self.norm(F.gelu(mixed).add_(contexts))
 
 
 class ContextKVAttention(nn.Module):
@@ -103,6 +103,7 @@ class ContextKVAttention(nn.Module):
         )  # (heads, head_dim, context_dim)
         value_weight = self.v.weight.unflatten(0, (self.num_heads, self.head_dim))
         context_query = torch.einsum("nhd,hdc->nhc", query, key_weight)
+        window = window.to(context_query.dtype)
         scores = context_query @ window.transpose(1, 2)  # (n, heads, slots)
         if present is not None:
             scores = scores.masked_fill(~present[:, None], -torch.inf)
@@ -135,6 +136,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     """
 
     config_class = ContextKVConfig
+    config: ContextKVConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
     _is_stateful = True  # no assisted decoding: what has been read cannot be unread

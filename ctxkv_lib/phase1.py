@@ -9,30 +9,40 @@ import time
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Phase1Config
 from .modeling import ContextBlock
 from .progress import Listener, progress_bar
-from .recurrence import padded_noise
+from .recurrence import draw_contexts
 
 
 @dataclass(frozen=True)
 class Phase1Result:
-    """Outcome of Phase 1; `contexts` is the last iteration's state, padded `[n + 1, context_dim]`."""
+    """Outcome of Phase 1."""
 
     iterations: int
     convergence_rate: float
     stop_reason: str  # converged | plateau | max_iterations
     seconds: float
-    contexts: Tensor
 
 
-def oacd_loss(contexts: Tensor, centroid_weight: float) -> Tensor:
-    """`-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2` of X `[n, context_dim]`."""
+def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2` of X `[n, context_dim]`, and its gradient.
+
+    The gradient is taken by hand, `-(X - mean(X)) / (n ||X - mean(X)||_F) + 2 centroid_weight mean(X) / n`:
+    one pass instead of autograd's six. Both are multiplied by `scale`.
+    """
+    count = len(contexts)
+    per_row = scale / count
     centroid = contexts.mean(dim=0)
-    dispersion = torch.linalg.vector_norm(contexts - centroid) / len(contexts)
-    return centroid_weight * centroid.square().sum() - dispersion
+    centred = contexts - centroid
+    spread = torch.linalg.vector_norm(centred)
+    loss = scale * centroid_weight * centroid.square().sum() - per_row * spread
+    spread = spread.clamp(min=torch.finfo(spread.dtype).tiny)  # a single row is its own centroid
+    gradient = centred.mul_(-per_row / spread).add_(centroid, alpha=2 * centroid_weight * per_row)
+    return loss, gradient
 
 
 class StoppingRule:
@@ -58,26 +68,30 @@ def train_context_block(
     embed_distinct: Tensor,
     tokens: Tensor,
     config: Phase1Config,
+    contexts: Tensor,
     generator: torch.Generator,
     listener: Listener,
 ) -> Phase1Result:
-    """Train `block` in place.
+    """Train `block` in place, and leave the last iteration's contexts in `contexts`.
 
     Args:
         embed_distinct: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
         tokens: int64 `[n]`, the stream as rows of `embed_distinct`.
-        generator: on the same device; draws the first contexts and the noise.
+        contexts: float32 `[n + 1, context_dim]`, padded (see `windows`), on any device; overwritten.
+        generator: on the block's device; draws the first contexts and the noise.
         listener: gets one metric an iteration, from iteration 2 on.
     """
     began = time.perf_counter()
     optimizer = torch.optim.Adam(block.parameters(), lr=config.learning_rate)
-    contexts = padded_noise(len(tokens), block.norm.weight, config.initial_std, generator)
+    draw_contexts(contexts, config.initial_std, generator)
     rule, rate, reason = StoppingRule(config), 0.0, None
     iteration = 1
     with progress_bar(range(2, config.max_iterations + 1), "Phase 1") as bar:
         for iteration in bar:
             tick = time.perf_counter()
-            loss, rate = _iterate(block, optimizer, embed_distinct, tokens, contexts, config, generator)
+            loss, rate = train_iteration(
+                block, optimizer, embed_distinct, tokens, contexts, config, generator
+            )
             bar.set_postfix(loss=f"{loss:.3f}", converged=f"{rate:.0%}")
             seconds = time.perf_counter() - tick
             listener(_metric(iteration, loss, rate, seconds))
@@ -85,7 +99,7 @@ def train_context_block(
             if reason:
                 break
     seconds = time.perf_counter() - began
-    return Phase1Result(iteration, rate, reason or "max_iterations", seconds, contexts)
+    return Phase1Result(iteration, rate, reason or "max_iterations", seconds)
 
 
 def _metric(iteration: int, loss: float, rate: float, seconds: float) -> dict[str, float | int | str]:
@@ -98,7 +112,7 @@ def _metric(iteration: int, loss: float, rate: float, seconds: float) -> dict[st
     }
 
 
-def _iterate(
+def train_iteration(
     block: ContextBlock,
     optimizer: torch.optim.Optimizer,
     embed_distinct: Tensor,
@@ -111,26 +125,27 @@ def _iterate(
     batches = tokens.split(config.batch_size)
     token_half = block.project_tokens(embed_distinct)
     leaf = token_half.detach().requires_grad_()  # its gradient is gathered over batches, then passed on once
-    total_loss = torch.zeros((), device=contexts.device)
-    converged = torch.zeros((), dtype=torch.int64, device=contexts.device)
-    carried = contexts[0]  # the previous iteration's context before the batch, before it is overwritten
+    total_loss = torch.zeros((), device=leaf.device)
+    converged = torch.zeros((), dtype=torch.int64, device=leaf.device)
+    before = contexts[0].to(leaf.device)  # the previous iteration's context of the position before the batch
     start = 0
     optimizer.zero_grad()
     for batch in batches:
-        stop = start + len(batch)
-        previous = contexts[start:stop].clone()
-        previous[0] = carried
-        carried = contexts[stop].clone()
-        noise = torch.empty_like(previous).normal_(std=config.noise_std, generator=generator)
-        updated = block(previous.add_(noise), leaf[batch])
-        loss = oacd_loss(updated, config.centroid_weight) / len(batches)
-        loss.backward()
+        rows = slice(start + 1, start + 1 + len(batch))
+        held = contexts[rows].to(leaf.device)
+        previous = torch.empty_like(held).normal_(std=config.noise_std, generator=generator)
+        previous[0].add_(before)
+        previous[1:].add_(held[:-1])
+        before = held[-1].clone()
+        updated = block(previous, F.embedding(batch, leaf))
         fresh = updated.detach()
-        moved = (fresh - contexts[start + 1 : stop + 1]).square().mean(dim=1)
-        contexts[start + 1 : stop + 1] = fresh
-        total_loss += loss.detach()
+        loss, gradient = oacd_loss(fresh, config.centroid_weight, 1 / len(batches))
+        updated.backward(gradient)
+        moved = F.mse_loss(fresh, held, reduction="none").mean(dim=1)
+        contexts[rows] = fresh
+        total_loss += loss
         converged += (moved < config.convergence_threshold).sum()
-        start = stop
+        start += len(batch)
     token_half.backward(leaf.grad)
     torch.nn.utils.clip_grad_norm_(block.parameters(), config.clip_norm)
     optimizer.step()

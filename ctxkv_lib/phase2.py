@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .caches import StreamCache
+from .caches import Batch, StreamCache
 from .config import Phase2Config
 from .errors import UserError
 from .evaluation import evaluate, perplexity
@@ -101,6 +101,8 @@ def train_attention(
     `checkpoint` gives the same numbers as one that never stopped.
 
     Args:
+        train: its contexts' dtype, float32 or bfloat16, is that of the matrix products of training; sums,
+            optimiser and validation are float32.
         checkpoint: written after every epoch; taken up again only if it was written for the same `key`.
         listener: gets one metric an epoch, restored epochs included.
 
@@ -109,19 +111,17 @@ def train_attention(
     """
     model.set_phase(2)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        weights.values(),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=train.device.type != "mps",
-    )
+    optimizer = make_optimizer(model, config)
+    table = model.wte.weight.detach().to(train.contexts.dtype)
     progress = Progress.restore(checkpoint, key, weights, optimizer)
     stopping = EarlyStopping(config.patience)
     for metric in progress.epochs:
         stopping.improved(metric["val_ppl"])
         listener(metric)
     while not stopping.should_stop and len(progress.epochs) < config.max_epochs:
-        metric = _epoch(model, optimizer, train, validation, config, seed, len(progress.epochs) + 1, stopping)
+        metric = _epoch(
+            model, optimizer, table, train, validation, config, seed, len(progress.epochs) + 1, stopping
+        )
         progress.epochs.append(metric)
         if metric["improved"]:
             progress.best = {name: p.detach().clone() for name, p in weights.items()}
@@ -133,9 +133,20 @@ def train_attention(
     return Phase2Result(progress.epochs, "early_stopping" if stopping.should_stop else "max_epochs")
 
 
+def make_optimizer(model: ContextKVForCausalLM, config: Phase2Config) -> torch.optim.AdamW:
+    """AdamW over what Phase 2 trains, as one fused kernel where there is one."""
+    return torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=model.device.type != "mps",
+    )
+
+
 def _epoch(
     model: ContextKVForCausalLM,
     optimizer: torch.optim.AdamW,
+    table: Tensor,
     train: StreamCache,
     validation: StreamCache,
     config: Phase2Config,
@@ -144,7 +155,7 @@ def _epoch(
     stopping: EarlyStopping,
 ) -> Metric:
     began = time.perf_counter()
-    train_loss = _train_epoch(model, optimizer, train, config.batch_size, seed, epoch)
+    train_loss = _train_epoch(model, optimizer, table, train, config.batch_size, seed, epoch)
     score = evaluate(model, validation)
     if not (math.isfinite(perplexity(train_loss)) and math.isfinite(score.perplexity)):
         raise UserError(
@@ -161,7 +172,7 @@ def _epoch(
         "improved": improved,
         "no_improve": stopping.no_improve,
         "seconds": round(time.perf_counter() - began, 3),
-        "memory": snapshot(f"epoch {epoch}", train.device),
+        "memory": snapshot(f"epoch {epoch}", model.device),
     }
 
 
@@ -179,6 +190,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
 def _train_epoch(
     model: ContextKVForCausalLM,
     optimizer: torch.optim.AdamW,
+    table: Tensor,
     train: StreamCache,
     batch_size: int,
     seed: int,
@@ -187,19 +199,25 @@ def _train_epoch(
     """Mean training loss of one epoch, in nats a token."""
     model.train()
     torch.manual_seed(epoch_seed(seed, epoch))  # dropout
-    order = epoch_order(len(train), seed, epoch).to(train.device)
-    total = torch.zeros((), device=train.device)
-    for positions in progress_bar(order.split(batch_size), f"Phase 2, epoch {epoch}"):
-        total += train_step(model, optimizer, train, positions)
+    batches = train.batches(epoch_order(len(train), seed, epoch), batch_size, model)
+    total = torch.zeros((), device=model.device)
+    steps = -(-len(train) // batch_size)
+    for batch in progress_bar(batches, f"Phase 2, epoch {epoch}", total=steps):
+        total += train_step(model, optimizer, table, batch)
     return total.item() / len(train)
 
 
 def train_step(
-    model: ContextKVForCausalLM, optimizer: torch.optim.AdamW, train: StreamCache, positions: Tensor
+    model: ContextKVForCausalLM, optimizer: torch.optim.AdamW, table: Tensor, batch: Batch
 ) -> Tensor:
-    """One optimiser step on the mean loss of `positions`; returns their summed loss, on the device."""
-    hidden, _ = train.attend(model, positions)
-    losses, _ = frozen_head_cross_entropy(hidden, model.wte.weight, train.targets(positions))
+    """One optimiser step on a batch's mean loss; returns its summed loss, on the device.
+
+    Args:
+        table: the model's token table in the dtype of the matrix products.
+    """
+    with torch.autocast(model.device.type, table.dtype, enabled=table.dtype != torch.float32):
+        hidden, _ = batch.attend(model)
+    losses, _ = frozen_head_cross_entropy(hidden, table, batch.targets)
     optimizer.zero_grad()
     losses.mean().backward()
     optimizer.step()

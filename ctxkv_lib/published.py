@@ -108,6 +108,7 @@ PUBLISHED: dict[int, dict[str, Any]] = {
         "memory": [],
         "caches_mib": _NO_CACHES,
         "caches_dense_fp32_mib": _NO_CACHES,
+        "provenance": {"precision": "fp32"},
     },
     500: {
         "samples": 500,
@@ -120,6 +121,7 @@ PUBLISHED: dict[int, dict[str, Any]] = {
         "memory": _memory(_MEMORY_500),
         "caches_mib": _CACHES_500,
         "caches_dense_fp32_mib": _CACHES_500,
+        "provenance": {"precision": "fp32"},
     },
 }
 

@@ -23,49 +23,57 @@ def stream_contexts(
     token_half: Tensor,
     tokens: Tensor,
     config: Phase1Config,
-    state: Tensor | None,
+    contexts: Tensor,
+    trained: bool,
     generator: torch.Generator,
-) -> tuple[Tensor, float | None]:
-    """Contexts of a stream in the way that `config.contexts` names.
+) -> float | None:
+    """Overwrite `contexts` with a stream's contexts, made in the way that `config.contexts` names.
 
     Args:
-        state: the stream's contexts at the end of Phase 1, padded; None for a stream it did not train on.
-        generator: draws the seed's first contexts of such a stream.
+        contexts: padded; the state at the end of Phase 1 if `trained`, else anything.
+        trained: whether Phase 1 was trained on this stream.
+        generator: draws the seed's first contexts of a stream that it was not trained on.
 
     Returns:
-        padded contexts and, if exact, the largest error of any component.
+        if exact, the largest error of any component.
     """
     if config.contexts == "exact":
-        return exact_contexts(block, token_half, tokens, config.tolerance)
-    if state is not None:
-        return parallel_pass(block, token_half, tokens, state), None
-    contexts = padded_noise(len(tokens), block.norm.weight, config.initial_std, generator)
-    for _ in range(config.validation_passes):
-        contexts = parallel_pass(block, token_half, tokens, contexts)
-    return contexts, None
+        return exact_contexts(block, token_half, tokens, config.tolerance, out=contexts)[1]
+    if not trained:
+        draw_contexts(contexts, config.initial_std, generator)
+    for _ in range(1 if trained else config.validation_passes):
+        parallel_pass(block, token_half, tokens, contexts)
+    return None
 
 
-def padded_noise(count: int, like: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    """Padded contexts drawn from N(0, std)."""
-    contexts = like.new_zeros(count + 1, like.shape[-1])
-    contexts[1:].normal_(std=std, generator=generator)
-    return contexts
+def draw_contexts(contexts: Tensor, std: float, generator: torch.Generator) -> None:
+    """Overwrite padded contexts with draws from N(0, std)."""
+    contexts[0] = 0
+    for part in contexts[1:].split(PASS_ROWS):
+        part.copy_(torch.empty_like(part, device=generator.device).normal_(std=std, generator=generator))
 
 
 @torch.no_grad()
-def parallel_pass(block: ContextBlock, token_half: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
-    """Every position at once, each from the context that `contexts` holds for the position before it."""
-    updated = torch.zeros_like(contexts)
+def parallel_pass(block: ContextBlock, token_half: Tensor, tokens: Tensor, contexts: Tensor) -> None:
+    """Overwrite `contexts`: every position at once, each from what they held for the position before it."""
+    before = contexts[:1].to(token_half.device)
     for start in range(0, len(tokens), PASS_ROWS):
         rows = tokens[start : start + PASS_ROWS]
         stop = start + len(rows)
-        updated[start + 1 : stop + 1] = block(contexts[start:stop], token_half[rows])
-    return updated
+        held = contexts[start + 1 : stop + 1].to(token_half.device)
+        previous = torch.cat([before, held[:-1]])
+        before = held[-1:].clone()
+        contexts[start + 1 : stop + 1] = block(previous, token_half[rows])
 
 
 @torch.no_grad()
 def exact_contexts(
-    block: ContextBlock, token_half: Tensor, tokens: Tensor, tolerance: float, fresh: Tensor | None = None
+    block: ContextBlock,
+    token_half: Tensor,
+    tokens: Tensor,
+    tolerance: float,
+    fresh: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """The contexts that reading the stream token by token gives, within `tolerance`.
 
@@ -76,17 +84,19 @@ def exact_contexts(
     Args:
         tolerance: largest difference allowed of any component.
         fresh: bool `[n]`, True where a token begins a conversation that is read from the zero context.
+        out: padded contexts to overwrite, on any device; None makes new ones.
 
     Returns:
-        padded contexts and the largest difference of any component at a segment's start.
+        padded contexts (`out`, if given) and the largest difference of any component at a segment's start.
 
     Raises:
         UserError: the block does not forget its start within `LAST_BURN_IN` tokens.
     """
+    contexts = token_half.new_empty(len(tokens) + 1, token_half.shape[-1]) if out is None else out
     burn_in = FIRST_BURN_IN
     while True:
-        contexts, starts = _walk_segments(block, token_half, tokens, burn_in, fresh)
-        ends = contexts[SEGMENT : len(tokens) : SEGMENT]  # padded row i is the context before token i
+        starts = _walk_segments(block, token_half, tokens, burn_in, fresh, contexts)
+        ends = contexts[SEGMENT : len(tokens) : SEGMENT].to(starts.device)  # row i: before token i
         error = (starts[1:] - ends).abs().max().item() if len(ends) else 0.0
         if error <= tolerance:
             return contexts, error
@@ -100,15 +110,21 @@ def exact_contexts(
 
 
 def _walk_segments(
-    block: ContextBlock, token_half: Tensor, tokens: Tensor, burn_in: int, fresh: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Padded contexts, and each segment's context just before its first token, `[segments, context_dim]`."""
+    block: ContextBlock,
+    token_half: Tensor,
+    tokens: Tensor,
+    burn_in: int,
+    fresh: Tensor | None,
+    contexts: Tensor,
+) -> Tensor:
+    """Overwrite `contexts`; returns each segment's context just before its first token."""
     count = len(tokens)
-    segments = -(-count // SEGMENT)
-    first = torch.arange(segments, device=tokens.device) * SEGMENT
-    walked = token_half.new_zeros(segments, SEGMENT, token_half.shape[-1])
-    state = token_half.new_zeros(segments, token_half.shape[-1])
-    starts = state
+    whole = count // SEGMENT
+    first = torch.arange(0, count, SEGMENT, device=tokens.device)
+    contexts[0] = 0
+    walked, tail = contexts[1:].split([whole * SEGMENT, count - whole * SEGMENT])
+    walked = walked.view(whole, SEGMENT, contexts.shape[-1])
+    state = starts = token_half.new_zeros(len(first), token_half.shape[-1])
     for step in range(-burn_in, SEGMENT):
         position = first + step
         token = position.clamp(0, count - 1)
@@ -119,5 +135,7 @@ def _walk_segments(
         if step == -1:
             starts = state
         if step >= 0:
-            walked[:, step] = state
-    return torch.cat([torch.zeros_like(state[:1]), walked.flatten(0, 1)[:count]]), starts
+            walked[:, step] = state[:whole]
+        if 0 <= step < len(tail):
+            tail[step] = state[-1]
+    return starts

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from .caches import StreamCache, dense_embeddings, held_mib, load_cache, save_cache
+from .caches import StreamCache, dense_embeddings, held_mib, load_cache, place_caches, save_cache
 from .config import ExperimentConfig
 from .conversations import Conversations, load_conversations
 from .embeddings import TokenTable, load_table
@@ -18,8 +18,9 @@ from .memory import snapshot
 from .modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
 from .phase1 import train_context_block
 from .phase2 import train_attention
-from .progress import Listener, Metric
-from .provenance import choose_device, code_version, describe
+from .placement import scratch
+from .progress import Listener, Metric, say
+from .provenance import PRECISIONS, choose_device, choose_precision, code_version, describe
 from .recurrence import stream_contexts
 from .run_folder import RunFolder
 from .tokens import load_tokenizer, train_stream, validation_stream
@@ -59,14 +60,17 @@ class Inputs:
     def attention_key(self) -> str:
         return digest([self.context_key(), asdict(self.config.phase2), ATTENTION_CODE])
 
-    def provenance(self, device: torch.device) -> Record:
+    def provenance(self, prepared: "Prepared") -> Record:
         data = {
             "source": self.config.data.source,
             "train_fingerprint": self.train.fingerprint,
             "validation_fingerprint": self.validation.fingerprint,
         }
         embeddings = {"table": self.config.data.table, "fingerprint": self.table.fingerprint}
-        return describe(device, self.config.runtime.seed, data, embeddings)
+        dtype = prepared.caches["train"].contexts.dtype
+        precision = next(name for name, known in PRECISIONS.items() if known == dtype)
+        made = describe(prepared.model.device, self.config.runtime.seed, data, embeddings)
+        return {**made, "precision": precision, "caches": prepared.placement}
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Prepared:
 
     tokenizer: PreTrainedTokenizerBase
     model: ContextKVForCausalLM
+    placement: str  # where the caches are held, in words
     record: Record  # `phase1`, `memory`, `caches_mib`, `tokens` and `parameters` of the summary
     caches: Caches
 
@@ -113,7 +118,7 @@ def _train(
 ) -> tuple[Record, Record]:
     prepared = _prepare(inputs, folder, device, listener)
     folder.forget_metrics("phase2")
-    attention = _make_attention(inputs, prepared.model, prepared.caches, folder, listener)
+    attention = _make_attention(inputs, prepared, folder, listener)
     _save_model(prepared.model, prepared.tokenizer, folder)
     folder.finish("attention", inputs.attention_key(), attention)
     folder.phase2_checkpoint.unlink(missing_ok=True)
@@ -131,14 +136,24 @@ def _prepare(inputs: Inputs, folder: RunFolder, device: torch.device, listener: 
     contexts = folder.finished("contexts", key)
     if contexts is None:
         folder.forget_metrics("phase1", "phase2")
-        contexts, caches = _make_contexts(inputs.config, model, ids, folder, memory, listener)
-        folder.finish("contexts", key, contexts)
+        phase1 = _make_contexts(inputs.config, model, ids, folder, memory, listener)
     else:
         model.context_block.load_state_dict(read_tensors(folder.context_block))
         for metric in folder.metrics("phase1"):
             listener(metric)
-        caches = {split: load_cache(folder.caches, split).to(device) for split in ids}
-    return Prepared(tokenizer, model, contexts, caches)
+    caches, placement = place_caches({split: load_cache(folder.caches, split) for split in ids}, device)
+    say(f"Caches: {placement}")
+    if contexts is None:
+        memory.append(snapshot("phase 2 prepared", device))
+        contexts = {
+            "tokens": {split: len(stream) for split, stream in ids.items()},
+            "phase1": phase1,
+            "caches_mib": held_mib(caches["train"], caches["val"]),
+            "parameters": parameter_counts(model),
+            "memory": memory,
+        }
+        folder.finish("contexts", key, contexts)
+    return Prepared(tokenizer, model, placement, contexts, caches)
 
 
 def _save_model(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> None:
@@ -185,48 +200,60 @@ def _make_contexts(
     folder: RunFolder,
     memory: list[Record],
     listener: Listener,
-) -> tuple[Record, Caches]:
-    """Phase 1 and the caches made from it."""
-    generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
-    rows = {split: _distinct(model, stream) for split, stream in ids.items()}
+) -> Record:
+    """Phase 1, and the caches made from it, which are left in the folder; returns `phase1` of the summary."""
+    settings, dim, seed = config.phase1, config.model.context_dim, config.runtime.seed
+    generator = torch.Generator(model.device).manual_seed(seed)
+    contexts = {
+        split: scratch((len(stream), dim), torch.float32, model.device, folder.caches)
+        for split, stream in ids.items()
+    }
     model.set_phase(1)
     result = train_context_block(
-        model.context_block, *rows["train"], config.phase1, generator, _recorded(folder, listener)
+        model.context_block,
+        *_distinct(model, ids["train"]),
+        settings,
+        contexts["train"],
+        generator,
+        _recorded(folder, listener),
     )
     model.set_phase(2)
-    memory.append(snapshot("phase 1 done", model.device))
-    caches, errors = {}, []
-    for split, (embeddings, tokens) in rows.items():
-        half = model.context_block.project_tokens(embeddings)
-        state = result.contexts if split == "train" else None
-        contexts, error = stream_contexts(model.context_block, half, tokens, config.phase1, state, generator)
-        dense = config.runtime.embedding_cache == "dense"
-        caches[split] = StreamCache(
-            ids[split], contexts, dense_embeddings(model, ids[split]) if dense else None
-        )
-        save_cache(folder.caches, split, caches[split])
-        errors.append(error)
-    memory.append(snapshot("phase 2 prepared", model.device))
     write_tensors(folder.context_block, model.context_block.state_dict())
-    rank_generator = torch.Generator().manual_seed(config.runtime.seed)
-    validation = caches["val"].contexts[1:]
-    phase1 = {
+    memory.append(snapshot("phase 1 done", model.device))
+    errors = [_cache(config, model, ids[split], contexts[split], split, generator, folder) for split in ids]
+    rank_generator = torch.Generator().manual_seed(seed)
+    return {
         "iterations": result.iterations,
         "convergence_rate": result.convergence_rate,
         "stop_reason": result.stop_reason,
         "seconds": round(result.seconds, 3),
-        "effective_rank": effective_rank(validation, config.phase1.rank_rows, rank_generator),
-        "contexts": config.phase1.contexts,
+        "effective_rank": effective_rank(contexts["val"][1:], settings.rank_rows, rank_generator),
+        "contexts": settings.contexts,
         "contexts_max_error": max((error for error in errors if error is not None), default=None),
     }
-    record = {
-        "tokens": {split: len(stream) for split, stream in ids.items()},
-        "phase1": phase1,
-        "caches_mib": held_mib(caches["train"], caches["val"]),
-        "parameters": parameter_counts(model),
-        "memory": memory,
-    }
-    return record, caches
+
+
+def _cache(
+    config: ExperimentConfig,
+    model: ContextKVForCausalLM,
+    ids: Tensor,
+    contexts: Tensor,
+    split: str,
+    generator: torch.Generator,
+    folder: RunFolder,
+) -> float | None:
+    """Make a stream's contexts, in place, and leave its cache in the folder; returns their largest error."""
+    block, trained = model.context_block, split == "train"
+    embeddings, tokens = _distinct(model, ids)
+    half = block.project_tokens(embeddings)
+    error = stream_contexts(block, half, tokens, config.phase1, contexts, trained, generator)
+    precision = choose_precision(config.runtime.precision, model.device)
+    if trained and precision != contexts.dtype:
+        shape = len(ids), contexts.shape[1]
+        contexts = scratch(shape, precision, model.device, folder.caches).copy_(contexts)
+    dense = dense_embeddings(model, ids) if config.runtime.embedding_cache == "dense" else None
+    save_cache(folder.caches, split, StreamCache(ids, contexts, dense))
+    return error
 
 
 def _distinct(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,18 +263,12 @@ def _distinct(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]
         return model.embed(distinct), tokens
 
 
-def _make_attention(
-    inputs: Inputs,
-    model: ContextKVForCausalLM,
-    caches: Caches,
-    folder: RunFolder,
-    listener: Listener,
-) -> Record:
+def _make_attention(inputs: Inputs, prepared: Prepared, folder: RunFolder, listener: Listener) -> Record:
     config = inputs.config
     result = train_attention(
-        model,
-        caches["train"],
-        caches["val"],
+        prepared.model,
+        prepared.caches["train"],
+        prepared.caches["val"],
         config.phase2,
         config.runtime.seed,
         folder.phase2_checkpoint,
@@ -257,7 +278,7 @@ def _make_attention(
     return {
         "epochs": result.epochs,
         "stop_reason": result.stop_reason,
-        "provenance": inputs.provenance(model.device),
+        "provenance": inputs.provenance(prepared),
     }
 
 

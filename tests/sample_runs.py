@@ -145,4 +145,6 @@ def _provenance(config: ExperimentConfig, gpu: bool) -> dict[str, Any]:
         "git_commit": "0123abc",
         "data": {"source": config.data.source, "train_fingerprint": "aa", "validation_fingerprint": "bb"},
         "embeddings": {"table": config.data.table, "fingerprint": "cc"},
+        "precision": "bf16",
+        "caches": "311 MiB on cuda, 20,000 MiB free",
     }

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ctxkv_lib.caches import StreamCache, dense_fp32_mib, held_mib, load_cache, save_cache
+from ctxkv_lib.caches import StreamCache, dense_fp32_mib, gathered_mib, held_mib, load_cache, save_cache
 from ctxkv_lib.config import ModelConfig
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.memory import GIB, snapshot
@@ -15,6 +15,11 @@ def test_published_sizes():
     sizes = dense_fp32_mib(587_970, 22_723, ModelConfig())
     published = {"train_ctx": 574, "train_emb": 1723, "val_ctx": 22, "val_emb": 67, "total": 2386}
     assert {name: round(size) for name, size in sizes.items()} == published
+
+
+@pytest.mark.parametrize(("precision", "most"), [(torch.float32, 650), (torch.bfloat16, 330)])
+def test_the_published_run_is_held_in_a_fraction(precision, most):
+    assert gathered_mib(587_970, 22_723, ModelConfig(), precision)["total"] <= most
 
 
 def test_held_sizes_are_the_tensors():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from ctxkv_lib.config import PRESETS, RECIPES, ModelConfig, build_config, config_from_dict, parse_settings
@@ -18,10 +20,11 @@ def test_published_settings_are_the_defaults_of_colab():
     assert (config.model, config.model.context_window) == (ModelConfig(), 640)
 
 
-def test_recipes_differ_only_in_contexts():
+def test_recipes_differ_only_in_contexts_and_precision():
     seed, exact = build_config("colab", "seed"), build_config("colab", "exact")
-    assert exact.replace({"phase1.contexts": "seed"}).phase1 == seed.phase1
-    assert (exact.data, exact.model, exact.phase2) == (seed.data, seed.model, seed.phase2)
+    assert seed.runtime.precision == "fp32"  # as published
+    same = exact.replace({"phase1.contexts": "seed", "runtime.precision": "fp32"})
+    assert dataclasses.replace(same, recipe="seed") == seed
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,7 @@ def test_recipes_differ_only_in_contexts():
         ({"settings": {"model.interval": "0"}}, "model.interval is 0; allowed: 1 or more."),
         ({"settings": {"model.max_contexts": "0"}}, "model.max_contexts is 0; allowed: 1 or more."),
         ({"settings": {"model.attention_dropout": "1.5"}}, "allowed: 0 to 1."),
+        ({"settings": {"runtime.precision": "fp16"}}, "allowed: auto, fp32, bf16."),
         ({"settings": {"model.kv_method": "both"}}, "allowed: fixed, variable."),
         ({"settings": {"phase2.learning_rate": "nan"}}, "allowed: a finite number."),
         ({"settings": {"phase2.learning_rate": "0"}}, "allowed: more than 0."),

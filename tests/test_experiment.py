@@ -5,10 +5,12 @@ import torch
 from conftest import write_conversations
 
 from ctxkv_lib import experiment, stages
+from ctxkv_lib.caches import gathered_mib
 from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiment import compare, run
 from ctxkv_lib.modeling import ContextKVForCausalLM
+from ctxkv_lib.provenance import PRECISIONS
 from ctxkv_lib.run_folder import comparison_folder, run_folder_of
 
 FILES = {
@@ -57,6 +59,9 @@ def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
     assert summary["context_window"]["theoretical_max"] == summary["train_tokens"] // 3 + 1
     assert summary["phase1"]["contexts_max_error"] <= tiny_config.phase1.tolerance
     assert [e["epoch"] for e in summary["phase2"]["epochs"]] == [1, 2, 3]
+    made = summary["provenance"]["precision"], summary["train_tokens"], summary["val_tokens"]
+    expected = gathered_mib(made[1], made[2], tiny_config.model, PRECISIONS[made[0]])
+    assert summary["caches_mib"] == expected
     stages_seen = [entry["stage"] for entry in summary["memory"]]
     assert stages_seen == [
         "data loaded",

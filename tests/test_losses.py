@@ -9,7 +9,7 @@ from ctxkv_lib.losses import frozen_head_cross_entropy
 @pytest.mark.parametrize("vocabulary", [1, 31, 32, 33, 97])
 @pytest.mark.parametrize("scale", [1.0, 60.0])
 def test_values_and_gradients_equal_cross_entropy(monkeypatch, vocabulary, scale):
-    monkeypatch.setattr(losses, "VOCABULARY_CHUNK", 32)
+    monkeypatch.setitem(losses.VOCABULARY_CHUNK, "cpu", 32)
     torch.manual_seed(vocabulary)
     hidden = (torch.randn(13, 8, dtype=torch.float64) * scale).requires_grad_()
     table = torch.randn(vocabulary, 8, dtype=torch.float64)
@@ -26,6 +26,21 @@ def test_values_and_gradients_equal_cross_entropy(monkeypatch, vocabulary, scale
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(hidden.grad, wanted)
     assert torch.equal(correct, logits.argmax(dim=1) == targets)
+
+
+def test_bf16_products_are_summed_in_fp32(monkeypatch):
+    monkeypatch.setitem(losses.VOCABULARY_CHUNK, "cpu", 32)
+    torch.manual_seed(0)
+    table, targets = torch.randn(97, 64), torch.randint(0, 97, (200,))
+    hidden = torch.randn(200, 64, requires_grad=True)
+    frozen_head_cross_entropy(hidden, table, targets)[0].sum().backward()
+    wanted, hidden.grad = hidden.grad, None
+    found, _ = frozen_head_cross_entropy(hidden, table.bfloat16(), targets)
+    found.sum().backward()
+    expected = F.cross_entropy(hidden @ table.T, targets, reduction="none")
+    assert found.dtype == hidden.grad.dtype == torch.float32
+    assert (found - expected).mean().abs() < 0.01
+    assert (hidden.grad - wanted).norm() < 0.01 * wanted.norm()
 
 
 def test_validation_needs_no_gradient():

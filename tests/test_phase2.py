@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from ctxkv_lib.caches import StreamCache
 from ctxkv_lib.config import Phase2Config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.evaluation import evaluate
+from ctxkv_lib.files import read_tensors
 from ctxkv_lib.phase2 import EarlyStopping, best_epoch, train_attention
 
 
@@ -76,6 +78,34 @@ def test_early_stopping_wants_strictly_lower():
     stopping = EarlyStopping(patience=2)
     assert [stopping.improved(ppl) for ppl in (5.0, 5.0, 4.0, 4.5, 4.0)] == [True, False, True, False, False]
     assert stopping.should_stop
+
+
+def test_bf16_products_train_as_well_and_leave_everything_else_fp32(tmp_path):
+    config = Phase2Config(max_epochs=6, batch_size=64, patience=6)
+    rounded = StreamCache(TRAIN.ids, TRAIN.contexts.bfloat16())
+    full, half = tiny_model(), tiny_model()
+    expected = train_attention(full, TRAIN, VAL, config, 1, tmp_path / "full", "k", lambda metric: None)
+    found = train_attention(half, rounded, VAL, config, 1, tmp_path / "half", "k", lambda metric: None)
+    assert found.epochs[0]["train_ppl"] != expected.epochs[0]["train_ppl"]
+    for ours, theirs in zip(found.epochs, expected.epochs, strict=True):
+        assert ours["val_ppl"] == pytest.approx(theirs["val_ppl"], rel=0.01)
+        assert ours["train_ppl"] == pytest.approx(theirs["train_ppl"], rel=0.01)
+    assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
+    assert all(tensor.dtype == torch.float32 for tensor in read_tensors(tmp_path / "half").values())
+    assert evaluate(half, VAL).perplexity == best_epoch(found.epochs)["val_ppl"]
+
+
+def test_memory_does_not_grow_over_epochs(tmp_path):
+    held = []
+
+    def count(metric):
+        gc.collect()
+        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+        held.append(sum(tensor.nbytes for tensor in tensors))
+
+    train(tmp_path / "c", Phase2Config(max_epochs=6, batch_size=64, patience=6), count)
+    assert len(held) == 6
+    assert len(set(held[1:])) == 1, held
 
 
 def test_divergence_is_an_error_not_a_number(tmp_path):

@@ -1,13 +1,13 @@
 import pytest
 import straight_line
 import torch
-from conftest import tiny_ids, tiny_model
+from conftest import TINY, tiny_ids, tiny_model
 
 from ctxkv_lib import recurrence
 from ctxkv_lib.config import Phase1Config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.phase1 import train_context_block
-from ctxkv_lib.recurrence import exact_contexts, parallel_pass, stream_contexts
+from ctxkv_lib.recurrence import exact_contexts, stream_contexts
 
 
 def rows_of(model, ids):
@@ -33,7 +33,10 @@ def trained():
         embeddings = model.embed(distinct)
     config = Phase1Config(max_iterations=20, batch_size=300)
     generator = torch.Generator().manual_seed(1)
-    train_context_block(model.context_block, embeddings, tokens, config, generator, lambda metric: None)
+    contexts = torch.empty(len(tokens) + 1, TINY["context_dim"])
+    train_context_block(
+        model.context_block, embeddings, tokens, config, contexts, generator, lambda metric: None
+    )
     return model.requires_grad_(False)
 
 
@@ -76,19 +79,16 @@ def test_seed_contexts_are_one_pass_or_a_few(trained, monkeypatch, pass_rows):
     p = {name: value.clone() for name, value in trained.state_dict().items()}
     config = Phase1Config(contexts="seed")
     state = torch.randn(51, half.shape[1])
-    once, error = stream_contexts(trained.context_block, half, tokens, config, state, torch.Generator())
+    state[0] = 0  # the context before position 0 is always the zero vector
     plain = straight_line.seed_contexts(p, trained.wte.weight, ids, state[1:])
-    # the context before position 0 is always the zero vector
-    state[0] = 0
-    torch.testing.assert_close(
-        parallel_pass(trained.context_block, half, tokens, state)[1:], plain, atol=1e-6, rtol=0
-    )
-    torch.testing.assert_close(once[2:], plain[1:], atol=1e-6, rtol=0)
-    assert error is None
+    block, settings = trained.context_block, (half, tokens, config)
+    assert stream_contexts(block, *settings, state, True, torch.Generator()) is None
+    torch.testing.assert_close(state[1:], plain, atol=1e-6, rtol=0)
 
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
-    few, _ = stream_contexts(trained.context_block, half, tokens, config, None, generators[0])
+    stream_contexts(block, *settings, state, False, generators[0])
     plain = straight_line.validation_contexts(
         p, trained.wte.weight, ids, 3, config.initial_std, generators[1]
     )
-    torch.testing.assert_close(few[1:], plain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(state[1:], plain, atol=1e-6, rtol=0)
+    assert state[0].eq(0).all()

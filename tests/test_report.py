@@ -185,7 +185,7 @@ def test_published_runs_are_matched_by_what_matters():
 def test_published_data_have_the_shape_of_a_run(tmp_path):
     (run,) = runs(tmp_path, 500)
     for samples, summary in PUBLISHED.items():
-        assert summary.keys() == run.summary.keys() - {"provenance"}
+        assert summary.keys() == run.summary.keys()
         for key in ("phase1", "phase2", "parameters", "context_window", "caches_mib"):
             assert summary[key].keys() == run.summary[key].keys(), key
         assert summary["phase2"]["epochs"][0].keys() == run.summary["phase2"]["epochs"][0].keys()

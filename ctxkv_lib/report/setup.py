@@ -70,6 +70,7 @@ def settings(report: Report) -> list[str]:
         say("total_parameters"): lambda c: whole(c.summary["parameters"]["total"]),
         say("trainable"): trainable,
         say("cached_contexts"): lambda c: say(f"contexts_{c.config.phase1.contexts}"),
+        say("precision"): lambda c: c.summary["provenance"].get("precision", MISSING),
     }
     return [say("settings"), report.table(say("parameter"), rows)]
 

@@ -65,6 +65,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "cached_contexts": ("Contexts in the caches", "キャッシュするコンテキスト"),
     "contexts_seed": ("seed (parallel passes)", "seed（並列パス）"),
     "contexts_exact": ("exact (true recurrence)", "exact（真の逐次再帰）"),
+    "precision": ("Matrix products of Phase 2", "Phase 2の行列積の精度"),
     "window": ("### Context window", "### コンテキストウィンドウの計算"),
     "window_fixed": (
         "→ always {count} key-value slots (missing ones are zero vectors)",

@@ -1,0 +1,190 @@
+"""Both phases of training: the original's loops against this package's, from the same weights and batches."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain, count, repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..caches import StreamCache, dense_embeddings
+from ..config import ExperimentConfig
+from ..memory import mib
+from ..modeling import ContextBlock, ContextKVForCausalLM
+from ..phase1 import train_iteration
+from ..phase2 import epoch_order, make_optimizer, train_step
+from ..provenance import PRECISIONS
+from ..recurrence import draw_contexts, exact_contexts
+from . import seed_style
+from .measure import interleaved, operations, peak_bytes
+
+SEED_STYLE = "seed-style"
+STEPS_FOR_MEMORY = 3
+SCALES = (16, 4, 1)  # parts of the stream whose tokens are counted against each other
+Step = Callable[[], float]  # does one iteration or optimiser step, and returns its mean loss
+Row = dict[str, Any]
+
+
+def compare(
+    makers: Mapping[str, Callable[[], Step]],
+    rates: Mapping[str, float],
+    rounds: int,
+    device: torch.device,
+    title: str,
+) -> dict[str, Row]:
+    """Time, memory and distance from the floor of several ways to do the same steps.
+
+    Args:
+        makers: each makes its steps from the same weights; the first is what the others are compared with.
+        rates: of matrix products, by precision; a maker without one is taken as fp32.
+        rounds: steps that are timed.
+
+    Returns:
+        by name: `seconds`, `ratio` (how many times as fast as the first), `peak_mib` (what building it and
+        three steps take at most), `loss_difference` (largest, from the first's), `operations`,
+        `floor_seconds` (those operations at the measured rate) and `floor_share` (floor / seconds).
+    """
+
+    def few(make: Callable[[], Step]) -> None:
+        step = make()
+        for _ in range(STEPS_FOR_MEMORY):
+            step()
+
+    peaks = {name: peak_bytes(partial(few, make), device) for name, make in makers.items()}
+    losses: dict[str, list[float]] = {name: [] for name in makers}
+    steps = {name: make() for name, make in makers.items()}
+    timed = {name: partial(lambda n: losses[n].append(steps[n]()), name) for name in makers}
+    seconds = interleaved(timed, rounds, device, title)
+    first = next(iter(makers))
+    rows = {}
+    for name, step in steps.items():
+        operation_count = operations(step)
+        floor = operation_count / rates.get(name, rates["fp32"])
+        differences = [abs(a - b) for a, b in zip(losses[name], losses[first], strict=True)]
+        rows[name] = {
+            "seconds": seconds[name],
+            "ratio": seconds[first] / seconds[name],
+            "peak_mib": mib(peaks[name]),
+            "loss_difference": max(differences),
+            "operations": operation_count,
+            "floor_seconds": floor,
+            "floor_share": floor / seconds[name],
+        }
+    return rows
+
+
+def phase1_makers(
+    model: ContextKVForCausalLM, ids: Tensor, config: ExperimentConfig
+) -> dict[str, Callable[[], Step]]:
+    """Iterations of Phase 1 on a stream of n + 1 tokens: the original's and ours."""
+    settings, device = config.phase1, model.device
+
+    def start() -> tuple[Any, torch.optim.Optimizer, Tensor, torch.Generator]:
+        torch.manual_seed(config.runtime.seed)
+        block = ContextBlock(model.config).to(device)
+        optimizer = torch.optim.Adam(block.parameters(), lr=settings.learning_rate)
+        generator = torch.Generator(device).manual_seed(config.runtime.seed)
+        contexts = torch.empty(len(ids), model.config.context_dim, device=device)
+        draw_contexts(contexts, settings.initial_std, generator)
+        return block, optimizer, contexts, generator
+
+    def seed() -> Step:
+        block, optimizer, contexts, generator = start()
+        contexts, embeddings = contexts[1:], dense_embeddings(model, ids).cpu()
+
+        def step() -> float:
+            nonlocal contexts
+            contexts, loss, _ = seed_style.phase1_iteration(
+                block, optimizer, embeddings, contexts, settings, generator
+            )
+            return loss
+
+        return step
+
+    def ours() -> Step:
+        block, optimizer, contexts, generator = start()
+        distinct, tokens = ids[:-1].unique(return_inverse=True)
+        with torch.no_grad():
+            embeddings = model.embed(distinct)
+        parts = (embeddings, tokens, contexts, settings, generator)
+        return lambda: train_iteration(block, optimizer, *parts)[0]
+
+    return {SEED_STYLE: seed, "fp32": ours}
+
+
+def phase2_makers(
+    model: ContextKVForCausalLM, ids: Tensor, contexts: Tensor, config: ExperimentConfig
+) -> dict[str, Callable[[], Step]]:
+    """Steps of Phase 2 on exact contexts: the original's, and ours in either precision."""
+    settings, seed = config.phase2, config.runtime.seed
+    size = min(settings.batch_size, len(ids) - 1)
+    order = epoch_order(len(ids) - 1, seed, epoch=1)
+    order = order[: len(order) // size * size]  # whole batches only
+
+    def start() -> tuple[ContextKVForCausalLM, torch.optim.AdamW]:
+        copied = copy.deepcopy(model, {id(model.wte.weight): model.wte.weight}).train()
+        copied.set_phase(2)
+        return copied, make_optimizer(copied, settings)
+
+    def endless(step: Callable[[Any], float], epoch: Callable[[], Iterator[Any]]) -> Step:
+        """Steps of one epoch after another, whose dropout is drawn alike for everyone."""
+        batches = chain.from_iterable(epoch() for _ in repeat(None))
+        numbers = count(seed)
+
+        def following() -> float:
+            torch.manual_seed(next(numbers))
+            return step(next(batches))
+
+        return following
+
+    def seed_steps() -> Step:
+        copied, optimizer = start()
+        stream = (dense_embeddings(copied, ids).cpu(), contexts[1:].cpu(), ids.cpu().long())
+        return endless(
+            lambda positions: seed_style.phase2_step(copied, optimizer, *stream, positions),
+            lambda: iter(order.split(size)),
+        )
+
+    def our_steps(precision: torch.dtype) -> Step:
+        copied, optimizer = start()
+        table = copied.wte.weight.detach().to(precision)
+        cache = StreamCache(ids, contexts.to(precision))
+        return endless(
+            lambda batch: train_step(copied, optimizer, table, batch).item() / size,
+            lambda: cache.batches(order, size, copied),
+        )
+
+    ours = {name: partial(our_steps, dtype) for name, dtype in PRECISIONS.items()}
+    return {SEED_STYLE: seed_steps, **ours}
+
+
+def scaling(
+    model: ContextKVForCausalLM, ids: Tensor, config: ExperimentConfig, rounds: int
+) -> list[dict[str, float]]:
+    """Our time and memory a token on growing beginnings of a stream: a sixteenth, a quarter, all of it.
+
+    Returns:
+        a row a length: `tokens`; microseconds a token of a Phase 1 iteration, of the exact contexts and of a
+        Phase 2 step, fp32; bytes a token of the caches.
+    """
+    rows: list[dict[str, float]] = []
+    candidates: dict[str, Callable[[], Any]] = {}
+    for part in SCALES:
+        beginning = ids[: (len(ids) - 1) // part + 1]
+        distinct, tokens = beginning[:-1].unique(return_inverse=True)
+        half = model.context_block.project_tokens(model.embed(distinct)).detach()
+        exact = (model.context_block, half, tokens, config.phase1.tolerance)
+        contexts, _ = exact_contexts(*exact)
+        cache = StreamCache(beginning, contexts)
+        rows.append({"tokens": len(tokens), "cache_bytes": cache.nbytes / len(tokens)})
+        candidates[f"phase1 {part}"] = phase1_makers(model, beginning, config)["fp32"]()
+        candidates[f"contexts {part}"] = partial(exact_contexts, *exact)
+        candidates[f"phase2 {part}"] = phase2_makers(model, beginning, contexts, config)["fp32"]()
+    seconds = interleaved(candidates, rounds, model.device, "Scaling")
+    for part, row in zip(SCALES, rows, strict=True):
+        row["phase1_us"] = seconds[f"phase1 {part}"] / row["tokens"] * 1e6
+        row["contexts_us"] = seconds[f"contexts {part}"] / row["tokens"] * 1e6
+        row["phase2_us"] = seconds[f"phase2 {part}"] / min(config.phase2.batch_size, row["tokens"]) * 1e6
+    return rows
