@@ -1,4 +1,4 @@
-.PHONY: format check test notebooks browser badges picture
+.PHONY: format check test notebooks browser bench badges picture
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -17,6 +17,9 @@ notebooks:  ## every notebook, small and without a network
 
 browser:  ## one notebook in JupyterLab in headless Chromium (Debian: apt-get install chromium chromium-driver)
 	pytest -m browser -rs tests/e2e
+
+bench:  ## speed and memory, on a stream of about the published 100-sample size
+	ctxkv bench --preset offline --samples 160
 
 REPOSITORY = s|REPOSITORY = \\"[^"]*\\"|REPOSITORY = \\"$(REPO)\\"|
 BADGE = s|(colab.research.google.com/github/)[^/]+/[^/]+(/blob/)|\1$(REPO)\2|

@@ -77,7 +77,9 @@ def ppl_curves(
         if log:
             log_y(axes[0], "Perplexity per token (log scale)")
     names = [Line2D([], [], color=c, lw=2.2, label=n) for c, n in zip(palette, labels, strict=True)]
-    figure.legend(handles=[*names, *_ppl_key(curves)], loc="outside right upper", frameon=False)
+    drawn = [str(line.get_label()) for ax in axes for line in ax.get_lines()]
+    key = _ppl_key(curves, stopped=any(name.endswith("early stop") for name in drawn))
+    figure.legend(handles=[*names, *key], loc="outside right upper", frameon=False)
     if "validation" in curves:
         _label_points(figure, axes[0], _best_points(runs, palette))
     return figure
@@ -227,15 +229,16 @@ def _mark_epochs(
         ax.plot(x[-1:], y[-1:], color=colour, zorder=5, label=f"{label}: early stop", **cross)
 
 
-def _ppl_key(curves: Sequence[str]) -> list[Line2D]:
+def _ppl_key(curves: Sequence[str], stopped: bool) -> list[Line2D]:
     plain: dict[str, Any] = {"color": QUIET}
     ring = Line2D([], [], **plain, ls="none", marker="o", ms=9, mfc=PAPER, mew=2, label="best epoch, its PPL")
+    cross = Line2D([], [], **plain, ls="none", marker="X", ms=9, mec=PAPER, label="early stop")
     return [
         Line2D([], [], ls="none", label=" "),  # a gap between the runs and the key
         Line2D([], [], **plain, lw=2.2, label="validation"),
         *([Line2D([], [], **plain, lw=1.4, ls="--", label="train")] if "train" in curves else []),
         ring,
-        Line2D([], [], **plain, ls="none", marker="X", ms=9, mec=PAPER, label="early stop"),
+        *([cross] if stopped else []),
     ]
 
 

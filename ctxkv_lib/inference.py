@@ -15,6 +15,7 @@ from .caches import StreamCache
 from .errors import UserError
 from .evaluation import perplexity, token_scores
 from .modeling import ContextKVForCausalLM
+from .progress import transformers_bars_hidden
 from .recurrence import exact_contexts
 from .run_folder import load_run
 from .windows import real_contexts
@@ -34,7 +35,8 @@ def load_trained(path: Path, device: torch.device) -> tuple[ContextKVForCausalLM
     folder = load_run(path).path / "model"
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model; delete {path} and run it again.")
-    model = ContextKVForCausalLM.from_pretrained(folder).eval()
+    with transformers_bars_hidden():
+        model = ContextKVForCausalLM.from_pretrained(folder).eval()
     return model.to(device), AutoTokenizer.from_pretrained(folder)
 
 

@@ -128,9 +128,7 @@ class LiveCurves:
         from IPython import get_ipython
         from IPython.display import display
         from ipywidgets import Image, Label, VBox
-        from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # its bars for saving and loading would stand under the curves for good
         self._status = Label("Reading conversations and token table ...")
         self.image = Image(format="png")
         display(VBox([self._status, self.image]))

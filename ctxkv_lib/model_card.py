@@ -25,7 +25,7 @@ token's keys and values. Trained with `ctxkv_lib`, preset `{preset}`, recipe `{r
 | Slots | anchor {anchor}, {kv_method} count |
 | Training data | {source}: {samples} conversations, {train_tokens:,} tokens |
 | Token table, frozen and tied to the output | {table} |
-| Trained on | {device}, {date}, commit {commit} |
+| Trained on | {device}, {precision} products, {date}, commit {commit} |
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -62,6 +62,7 @@ def model_card(run: Run) -> str:
         train_tokens=summary["train_tokens"],
         table=made["embeddings"]["table"],
         device=made["device"],
+        precision=made["precision"],
         date=made["date"],
         commit=made["git_commit"] or "unknown",
     )

@@ -223,13 +223,14 @@ def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figur
     ax.axvline(middle, color=QUIET, ls="--", lw=1.2)
     for row, (name, values) in enumerate(results.items()):
         mean = float(np.mean(values))
-        colour = QUIET if name == base else BLUE if mean < middle else ORANGE
+        percent = round(100 * (mean / middle - 1), 1)
+        colour = ORANGE if percent > 0 else BLUE if percent < 0 else QUIET
         ax.plot(
             [min(values), max(values)], [row, row], color=colour, lw=3, alpha=0.5, label=f"{name}: spread"
         )
         ax.plot(values, [row] * len(values), "o", color=colour, ms=5, alpha=0.6, label=f"{name}: seeds")
         ax.plot(mean, row, "D", color=colour, ms=8, label=name)
-        change = "" if name == base else f"  ({100 * (mean / middle - 1):+.1f}%)"
+        change = "" if name == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
         note = ax.annotate(f"{mean:,.1f}{change}", (max(values), row), (12, 0), textcoords="offset points")
         note.set(va="center", color=colour, weight="bold")
         note.set_path_effects([withStroke(linewidth=3, foreground=PAPER)])

@@ -8,7 +8,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from .memory import GIB
+from .memory import GIB, mib
+from .progress import say
 
 HEADROOM_BYTES = GIB  # left free for what training itself needs
 HOST = torch.device("cpu")
@@ -34,9 +35,11 @@ def scratch(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, fo
         folder: where a mapped file goes if memory will not do; it is gone when the tensor is.
     """
     count = shape[0] * shape[1]
-    for place in (device, HOST):
-        if fits(count * dtype.itemsize, place):
+    num_bytes = count * dtype.itemsize
+    for place in dict.fromkeys((device, HOST)):
+        if fits(num_bytes, place):
             return torch.empty(shape, dtype=dtype, device=place)
+        say(f"{mib(num_bytes):,.0f} MiB of contexts do not fit on {place.type}: they go to a slower place.")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".{os.getpid()}.scratch"
     mapped = torch.from_file(str(path), shared=True, size=count, dtype=dtype)

@@ -1,7 +1,8 @@
 """Where the numbers of a training loop go while it runs."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -13,6 +14,20 @@ Listener = Callable[[Metric], None]  # called with each line of metrics.jsonl as
 def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> tqdm:
     """A tqdm bar on a terminal, nothing elsewhere."""
     return tqdm(iterable, desc=description, disable=None, leave=False, dynamic_ncols=True, **options)
+
+
+@contextmanager
+def transformers_bars_hidden() -> Iterator[None]:
+    """Without the bars of transformers, which a notebook would show for good."""
+    from transformers.utils import logging
+
+    were_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            logging.enable_progress_bar()
 
 
 def say(line: str) -> None:

@@ -19,7 +19,7 @@ from .modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
 from .phase1 import train_context_block
 from .phase2 import train_attention
 from .placement import scratch
-from .progress import Listener, Metric, say
+from .progress import Listener, Metric, say, transformers_bars_hidden
 from .provenance import PRECISIONS, choose_device, choose_precision, code_version, describe
 from .recurrence import stream_contexts
 from .run_folder import RunFolder
@@ -133,8 +133,8 @@ def _prepare(inputs: Inputs, folder: RunFolder, device: torch.device, listener: 
     model = _build_model(inputs, device)
     memory.append(snapshot("model built", device))
     key = inputs.context_key()
-    contexts = folder.finished("contexts", key)
-    if contexts is None:
+    record = folder.finished("contexts", key)
+    if record is None:
         folder.forget_metrics("phase1", "phase2")
         phase1 = _make_contexts(inputs.config, model, ids, folder, memory, listener)
     else:
@@ -143,24 +143,23 @@ def _prepare(inputs: Inputs, folder: RunFolder, device: torch.device, listener: 
             listener(metric)
     caches, placement = place_caches({split: load_cache(folder.caches, split) for split in ids}, device)
     say(f"Caches: {placement}")
-    if contexts is None:
-        memory.append(snapshot("phase 2 prepared", device))
-        contexts = {
+    if record is None:
+        record = {
             "tokens": {split: len(stream) for split, stream in ids.items()},
             "phase1": phase1,
             "caches_mib": held_mib(caches["train"], caches["val"]),
             "parameters": parameter_counts(model),
-            "memory": memory,
+            "memory": [*memory, snapshot("phase 2 prepared", device)],
         }
-        folder.finish("contexts", key, contexts)
-    return Prepared(tokenizer, model, placement, contexts, caches)
+        folder.finish("contexts", key, record)
+    return Prepared(tokenizer, model, placement, record, caches)
 
 
 def _save_model(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> None:
     """Everything transformers needs to load and run the model, its code included."""
     end = tokenizer.eos_token_id
     model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
-    with replacing(folder.model) as beside:
+    with replacing(folder.model) as beside, transformers_bars_hidden():
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
 

@@ -59,8 +59,10 @@ def test_ppl_curves_write_the_best_value_and_name_every_run(tmp_path):
 def test_ppl_curves_without_an_early_stop_mark_none(tmp_path):
     rows = EPOCHS[500][:3]
     runs = summaries(tmp_path, 500, settings={"phase2.max_epochs": 3}, epochs=rows)
-    (ax,) = figures.ppl_curves(runs).axes
-    assert not [drawn for drawn in ax.get_lines() if "early stop" in drawn.get_label()]
+    figure = figures.ppl_curves(runs)
+    assert not [drawn for drawn in figure.axes[0].get_lines() if "early stop" in drawn.get_label()]
+    assert "early stop" not in texts(figure)
+    assert "early stop" in texts(figures.ppl_curves(summaries(tmp_path / "stopped", 500)))
 
 
 def test_labels_of_six_like_runs_do_not_touch(tmp_path):

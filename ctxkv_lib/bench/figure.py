@@ -26,35 +26,43 @@ def bench_figure(results: Mapping[str, Any]) -> Figure:
 
 def _training(ax: Axes, rows: Mapping[str, Mapping[str, float]], title: str) -> None:
     names = list(rows)
-    taken = [row["seconds"] * 1e3 for row in rows.values()]
-    bars = ax.bar(names, taken, width=0.6, color=[BARS[name] for name in names])
-    ax.bar_label(
-        bars, [f"{ms:,.0f} ms\n{row['ratio']:.1f}x" for ms, row in zip(taken, rows.values(), strict=True)]
+    bars = ax.bar(
+        names,
+        [row["seconds"] * 1e3 for row in rows.values()],
+        width=0.6,
+        color=[BARS[name] for name in names],
     )
+    ax.bar_label(bars, [_bar_label(row) for row in rows.values()])
     for i, row in enumerate(rows.values()):
-        label = "its matrix products at the machine's rate" if i == 0 else "_not in the legend"
+        label = "its matrix products alone" if i == 0 else "_not in the legend"
         ax.hlines(row["floor_seconds"] * 1e3, i - 0.38, i + 0.38, color=INK, lw=2, label=label)
     ax.set_ylabel("Time (ms)")
     ax.set_title(title, loc="left", weight="bold")
-    ax.margins(y=0.2)
+    ax.margins(y=0.25)
     ax.legend(frameon=False)
+
+
+def _bar_label(row: Mapping[str, float]) -> str:
+    return f"{row['seconds'] * 1e3:,.0f} ms: {row['ratio']:.1f}x\npeak {row['peak_mib']:,.0f} MiB"
 
 
 def _generation(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
     histories = [row["history"] for row in rows]
     models = {"ours": "Context-KV", "gpt2": "GPT-2 block, key-value cache"}
-    for colour, (name, title) in zip(OKABE_ITO, models.items(), strict=False):
+    for colour, (name, title), above in zip(OKABE_ITO, models.items(), (7, -16), strict=False):
         speeds = [row[f"{name}_tokens_per_second"] for row in rows]
         ax.plot(histories, speeds, color=colour, lw=2, marker="o", label=title)
         for history, speed, row in zip(histories, speeds, rows, strict=True):
             held = f"{row[f'{name}_cache_bytes'] / 2**20:,.1f} MiB"
-            ax.annotate(held, (history, speed), (0, 6), textcoords="offset points", ha="center", color=colour)
+            ax.annotate(
+                held, (history, speed), (0, above), textcoords="offset points", ha="center", color=colour
+            )
     ax.set_xscale("log")
     ax.set_xticks(histories, [f"{history:,}" for history in histories], minor=False)
     ax.minorticks_off()
-    ax.set_ylim(bottom=0)
-    ax.margins(x=0.15, y=0.2)
-    ax.set_xlabel("Tokens of history (log scale); beside each point: bytes the cache holds")
+    ax.margins(x=0.15)
+    ax.set_ylim(0, 1.12 * ax.dataLim.ymax)
+    ax.set_xlabel("Tokens of history (log scale); beside each point: what the cache holds")
     ax.set_ylabel("Tokens a second, one by one")
     ax.set_title("Generation", loc="left", weight="bold")
     ax.legend(frameon=False)

@@ -17,6 +17,7 @@ from ..progress import progress_bar
 
 SAMPLING_SECONDS = 0.002
 WARM_UP = 2  # rounds that are not counted
+CALLS = {"cpu": 1, "cuda": 20, "mps": 20}  # of a candidate in a round: a GPU is kept busy, as in training
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices whose product is timed
 Candidates = Mapping[str, Callable[[], Any]]
 
@@ -28,11 +29,14 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
+    """Mean seconds of a call."""
+    calls = CALLS[device.type]
     synchronize(device)
     began = time.perf_counter()
-    function()
+    for _ in range(calls):
+        function()
     synchronize(device)
-    return time.perf_counter() - began
+    return (time.perf_counter() - began) / calls
 
 
 def interleaved(candidates: Candidates, rounds: int, device: torch.device, title: str) -> dict[str, float]:

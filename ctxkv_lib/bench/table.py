@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 TITLES = {"phase1": "Phase 1, one iteration", "phase2": "Phase 2, one step"}
-COLUMNS = ("ms", "times as fast", "of floor", "peak MiB", "loss differs by")
+COLUMNS = ("ms", "times as fast", "times floor", "peak MiB", "loss differs by")
 
 
 def bench_table(results: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from .measure import interleaved, operations, peak_bytes
 SEED_STYLE = "seed-style"
 STEPS_FOR_MEMORY = 3
 SCALES = (16, 4, 1)  # parts of the stream whose tokens are counted against each other
-Step = Callable[[], float]  # does one iteration or optimiser step, and returns its mean loss
+Step = Callable[[], float | Tensor]  # does one iteration or optimiser step, and returns its mean loss
 Row = dict[str, Any]
 
 
@@ -53,7 +53,7 @@ def compare(
             step()
 
     peaks = {name: peak_bytes(partial(few, make), device) for name, make in makers.items()}
-    losses: dict[str, list[float]] = {name: [] for name in makers}
+    losses: dict[str, list[float | Tensor]] = {name: [] for name in makers}
     steps = {name: make() for name, make in makers.items()}
     timed = {name: partial(lambda n: losses[n].append(steps[n]()), name) for name in makers}
     seconds = interleaved(timed, rounds, device, title)
@@ -62,7 +62,7 @@ def compare(
     for name, step in steps.items():
         operation_count = operations(step)
         floor = operation_count / rates.get(name, rates["fp32"])
-        differences = [abs(a - b) for a, b in zip(losses[name], losses[first], strict=True)]
+        differences = [abs(float(a) - float(b)) for a, b in zip(losses[name], losses[first], strict=True)]
         rows[name] = {
             "seconds": seconds[name],
             "ratio": seconds[first] / seconds[name],
@@ -128,12 +128,12 @@ def phase2_makers(
         copied.set_phase(2)
         return copied, make_optimizer(copied, settings)
 
-    def endless(step: Callable[[Any], float], epoch: Callable[[], Iterator[Any]]) -> Step:
+    def endless(step: Callable[[Any], float | Tensor], epoch: Callable[[], Iterator[Any]]) -> Step:
         """Steps of one epoch after another, whose dropout is drawn alike for everyone."""
         batches = chain.from_iterable(epoch() for _ in repeat(None))
         numbers = count(seed)
 
-        def following() -> float:
+        def following() -> float | Tensor:
             torch.manual_seed(next(numbers))
             return step(next(batches))
 
@@ -152,7 +152,7 @@ def phase2_makers(
         table = copied.wte.weight.detach().to(precision)
         cache = StreamCache(ids, contexts.to(precision))
         return endless(
-            lambda batch: train_step(copied, optimizer, table, batch).item() / size,
+            lambda batch: train_step(copied, optimizer, table, batch) / size,
             lambda: cache.batches(order, size, copied),
         )
 
