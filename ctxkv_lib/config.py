@@ -150,7 +150,7 @@ class RuntimeConfig:
 
     seed: int = 42
     device: str = "auto"  # auto | cpu | cuda | mps
-    precision: str = "auto"  # of Phase 2's matrix products: fp32 | bf16 | auto: bf16 if the hardware has them
+    precision: str = "auto"  # of Phase 2's matrix products: fp32 | bf16 | auto: bf16 if the hardware has it
     embedding_cache: str = "gather"  # gather: token ids + one table | dense: one row a position
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from conftest import TINY, tiny_ids, tiny_model
 from ctxkv_lib.caches import StreamCache, dense_embeddings
 from ctxkv_lib.config import Phase1Config, Phase2Config
 from ctxkv_lib.evaluation import effective_rank, evaluate
-from ctxkv_lib.phase1 import StoppingRule, train_context_block
+from ctxkv_lib.phase1 import StoppingRule, oacd_loss, train_context_block
 from ctxkv_lib.phase2 import epoch_order, epoch_seed, make_optimizer, train_attention, train_step
 
 SHAPE = {name: TINY[name] for name in ("interval", "max_contexts", "num_heads")}
@@ -68,6 +68,16 @@ def test_phase1_step_by_step(batch_size):
     assert [m["iteration"] for m in lines] == list(range(2, 22))
     for name, value in model.context_block.state_dict().items():
         torch.testing.assert_close(value, p[f"context_block.{name}"], atol=1e-4, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("count", [2, 3, 101])
+def test_oacd_loss_and_its_gradient(count):
+    contexts = torch.randn(count, 16, dtype=torch.float64, requires_grad=True)
+    expected = straight_line.dispersion_loss(contexts, 0.1) / 7
+    expected.backward()
+    loss, gradient = oacd_loss(contexts.detach(), 0.1, scale=1 / 7)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, contexts.grad)
 
 
 @pytest.mark.parametrize(
