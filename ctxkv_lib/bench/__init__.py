@@ -53,7 +53,12 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
         "phase1": phase1_makers(model, ids, config),
         "phase2": phase2_makers(model, ids, contexts, config),
     }
-    training = {phase: compare(made, rates, rounds, device, phase) for phase, made in makers.items()}
+    batch = min(config.phase2.batch_size, len(ids) - 1)
+    head = {"phase2": 4 * batch * config.model.vocab_size * config.model.hidden_size}  # two products
+    training = {
+        phase: compare(made, rates, rounds, device, phase, head.get(phase, 0))
+        for phase, made in makers.items()
+    }
     steps = PUBLISHED[500]["train_tokens"] / config.phase2.batch_size
     results = {
         "device": device_name(device),

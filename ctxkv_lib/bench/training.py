@@ -33,18 +33,20 @@ def compare(
     rounds: int,
     device: torch.device,
     title: str,
+    head_operations: int = 0,
 ) -> dict[str, Row]:
     """Time, memory and distance from the floor of several ways to do the same steps.
 
     Args:
         makers: each makes its steps from the same weights; the first is what the others are compared with.
-        rates: of matrix products, by precision; a maker without one is taken as fp32.
+        rates: of matrix products, `fp32` and `bf16`; only a maker named `bf16` uses the latter.
         rounds: steps that are timed.
+        head_operations: of the output head in one step, all that is bf16 on a CPU.
 
     Returns:
         by name: `seconds`, `ratio` (how many times as fast as the first), `peak_mib` (what building it and
         three steps take at most), `loss_difference` (largest, from the first's), `operations`,
-        `floor_seconds` (those operations at the measured rate) and `floor_share` (floor / seconds).
+        `floor_seconds` (those operations at the measured rates) and `floor_share` (floor / seconds).
     """
 
     def few(make: Callable[[], Step]) -> None:
@@ -61,7 +63,8 @@ def compare(
     rows = {}
     for name, step in steps.items():
         operation_count = operations(step)
-        floor = operation_count / rates.get(name, rates["fp32"])
+        quick = 0 if name != "bf16" else head_operations if device.type == "cpu" else operation_count
+        floor = quick / rates["bf16"] + (operation_count - quick) / rates["fp32"]
         differences = [abs(float(a) - float(b)) for a, b in zip(losses[name], losses[first], strict=True)]
         rows[name] = {
             "seconds": seconds[name],
