@@ -20,27 +20,27 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         queries = hidden.to(table.dtype)
         log_sum = hidden.new_full((len(hidden),), -torch.inf)  # log of the sum of exponentials so far
-        peak, best = log_sum, torch.zeros_like(targets)
+        peak = target_logit = log_sum
         average = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         chunk = VOCABULARY_CHUNK[hidden.device.type]
         for start in range(0, table.shape[0], chunk):
             rows = table[start : start + chunk]
             logits = queries @ rows.T  # (n, chunk)
-            top, index = logits.max(dim=1)
-            shares = logits.softmax(dim=1)
-            best = torch.where(top > peak, index + start, best)
+            column = targets - start
+            found = logits.gather(1, column.clamp(0, len(rows) - 1)[:, None]).squeeze(1).to(hidden.dtype)
+            target_logit = torch.where((column >= 0) & (column < len(rows)), found, target_logit)
+            top = logits.amax(dim=1).to(hidden.dtype)
             peak = torch.maximum(peak, top)
-            chunk_log_sum = top - shares.gather(1, index[:, None]).squeeze(1).to(hidden.dtype).log()
+            shares = logits.softmax(dim=1)
+            chunk_log_sum = top - shares.amax(dim=1).to(hidden.dtype).log()
             both = torch.logaddexp(log_sum, chunk_log_sum)
             if average is not None:
                 average.mul_((log_sum - both).exp_()[:, None])
                 average.addcmul_((shares @ rows).to(hidden.dtype), (chunk_log_sum - both).exp_()[:, None])
             log_sum = both
-        target_rows = table[targets].to(hidden.dtype)  # (n, hidden_size)
-        losses = log_sum - (queries.to(hidden.dtype) * target_rows).sum(dim=1)
         if average is not None:
-            ctx.save_for_backward(average.sub_(target_rows))
-        correct = best == targets
+            ctx.save_for_backward(average.sub_(table[targets]))
+        losses, correct = log_sum - target_logit, target_logit == peak
         ctx.mark_non_differentiable(correct)
         return losses, correct
 
@@ -60,6 +60,6 @@ def frozen_head_cross_entropy(hidden: Tensor, table: Tensor, targets: Tensor) ->
         targets: int64 `[n]`.
 
     Returns:
-        losses float `[n]` in nats, and correct bool `[n]` (the largest logit is the target's).
+        losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's).
     """
     return _FrozenHeadCrossEntropy.apply(hidden, table, targets)
