@@ -14,7 +14,7 @@ from .errors import UserError
 from .inference import load_trained
 from .modeling import ContextBlock, ContextKVConfig, ContextKVForCausalLM
 from .published import PUBLISHED
-from .recurrence import draw_contexts, exact_contexts, parallel_pass
+from .recurrence import distinct_rows, draw_contexts, exact_contexts, parallel_pass
 from .run_folder import Run
 from .tokens import TokenStream, load_tokenizer, train_stream, validation_stream
 from .windows import slot_positions, theoretical_max
@@ -93,20 +93,13 @@ def singular_values(contexts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def stream_rows(model: ContextKVForCausalLM, cache: StreamCache) -> tuple[Tensor, Tensor]:
-    """A stream as `recurrence` takes it: normed embeddings of its distinct tokens, and the rows of them."""
-    distinct, tokens = cache.ids[:-1].unique(return_inverse=True)
-    return model.embed(distinct), tokens
-
-
-@torch.no_grad()
 def fresh_contexts(
     model: ContextKVForCausalLM, cache: StreamCache, shape: ModelConfig, passes: int
 ) -> Tensor:
     """What a ContextBlock with untrained weights makes of a stream: `[n, context_dim]` after some passes."""
     torch.manual_seed(0)
     block = ContextBlock(ContextKVConfig(**asdict(shape))).to(model.device)
-    embeddings, tokens = stream_rows(model, cache)
+    embeddings, tokens = distinct_rows(model, cache.ids[:-1])
     half = block.project_tokens(embeddings)
     contexts = torch.zeros_like(cache.contexts)
     for _ in range(passes):
@@ -127,7 +120,7 @@ def pass_errors(
     Returns:
         mean squared error of a context component after each pass.
     """
-    embeddings, tokens = stream_rows(model, cache)
+    embeddings, tokens = distinct_rows(model, cache.ids[:-1])
     block, half = model.context_block, model.context_block.project_tokens(embeddings)
     exact, _ = exact_contexts(block, half, tokens, config.tolerance)
     generator = torch.Generator(model.device).manual_seed(0)

@@ -16,7 +16,7 @@ from .errors import UserError
 from .evaluation import perplexity, token_scores
 from .modeling import ContextKVForCausalLM
 from .progress import transformers_bars_hidden
-from .recurrence import exact_contexts
+from .recurrence import distinct_rows, exact_contexts
 from .run_folder import load_run
 from .windows import real_contexts
 
@@ -133,8 +133,8 @@ def _read_apart(
     ids = torch.cat(pieces).to(model.device)
     begins = (lengths.cumsum(0) - lengths).repeat_interleave(lengths).to(model.device)
     everything = torch.arange(len(ids), device=model.device)
-    distinct, tokens = ids.unique(return_inverse=True)
-    half = model.context_block.project_tokens(model.embed(distinct))
+    embeddings, tokens = distinct_rows(model, ids)
+    half = model.context_block.project_tokens(embeddings)
     contexts, _ = exact_contexts(model.context_block, half, tokens, TOLERANCE, everything == begins)
     cache = StreamCache(ids.int(), contexts, begins=begins)
     positions = everything[:-1][begins[1:] == begins[:-1]]

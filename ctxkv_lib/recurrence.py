@@ -1,8 +1,8 @@
 """Contexts of a stream from a trained ContextBlock: the seed's parallel passes, and the exact recurrence.
 
-All functions take the tokens as distinct rows: `token_half` `[num_distinct, context_dim]`
-(`ContextBlock.project_tokens` of each distinct token) and `tokens` `[n]`, indices into it; and all return
-padded contexts `[n + 1, context_dim]`, row 0 zero (see `windows`).
+All functions take the tokens as distinct rows (`distinct_rows`): `token_half` `[num_distinct, context_dim]`
+(`ContextBlock.project_tokens` of each distinct token) and `tokens` `[n]`, indices into it; and all make or
+overwrite padded contexts `[n + 1, context_dim]`, row 0 zero (see `windows`).
 """
 
 import torch
@@ -10,12 +10,19 @@ from torch import Tensor
 
 from .config import Phase1Config
 from .errors import UserError
-from .modeling import ContextBlock
+from .modeling import ContextBlock, ContextKVForCausalLM
 
 SEGMENT = 256  # tokens of one segment of the exact recurrence
 FIRST_BURN_IN = 48  # tokens that a segment reads before its own, at the first try
 LAST_BURN_IN = 64 * FIRST_BURN_IN  # a block that needs more is not trained
 PASS_ROWS = 16_384  # positions of a parallel pass at a time, to bound its memory
+
+
+@torch.no_grad()
+def distinct_rows(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Normed embeddings of the distinct ones of `ids` `[n]`, and `ids` as rows of them, int64 `[n]`."""
+    distinct, tokens = ids.unique(return_inverse=True)
+    return model.embed(distinct), tokens
 
 
 def stream_contexts(

@@ -21,7 +21,7 @@ from .phase2 import train_attention
 from .placement import scratch
 from .progress import Listener, Metric, say, transformers_bars_hidden
 from .provenance import PRECISIONS, choose_device, choose_precision, code_version, describe
-from .recurrence import stream_contexts
+from .recurrence import distinct_rows, stream_contexts
 from .run_folder import RunFolder
 from .tokens import load_tokenizer, train_stream, validation_stream
 
@@ -210,7 +210,7 @@ def _make_contexts(
     model.set_phase(1)
     result = train_context_block(
         model.context_block,
-        *_distinct(model, ids["train"]),
+        *distinct_rows(model, ids["train"][:-1]),
         settings,
         contexts["train"],
         generator,
@@ -243,7 +243,7 @@ def _cache(
 ) -> float | None:
     """Make a stream's contexts, in place, and leave its cache in the folder; returns their largest error."""
     block, trained = model.context_block, split == "train"
-    embeddings, tokens = _distinct(model, ids)
+    embeddings, tokens = distinct_rows(model, ids[:-1])
     half = block.project_tokens(embeddings)
     error = stream_contexts(block, half, tokens, config.phase1, contexts, trained, generator)
     precision = choose_precision(config.runtime.precision, model.device)
@@ -253,13 +253,6 @@ def _cache(
     dense = dense_embeddings(model, ids) if config.runtime.embedding_cache == "dense" else None
     save_cache(folder.caches, split, StreamCache(ids, contexts, dense))
     return error
-
-
-def _distinct(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Normed embeddings of the distinct input tokens, and the stream as rows of them."""
-    distinct, tokens = ids[:-1].unique(return_inverse=True)
-    with torch.no_grad():
-        return model.embed(distinct), tokens
 
 
 def _make_attention(inputs: Inputs, prepared: Prepared, folder: RunFolder, listener: Listener) -> Record:

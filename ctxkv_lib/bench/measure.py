@@ -75,10 +75,8 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(
-            0
-        )  # else what earlier calls freed would hide what this one takes
+    with suppress(OSError, AttributeError):  # else what earlier calls freed would hide what this one takes
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     process, done, peak = psutil.Process(), threading.Event(), 0
     before = process.memory_info().rss
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..report.tables import terminal_table
+
 TITLES = {"phase1": "Phase 1, one iteration", "phase2": "Phase 2, one step"}
 COLUMNS = ("ms", "times as fast", "times floor", "peak MiB", "loss differs by")
 
@@ -18,11 +20,12 @@ def bench_table(results: Mapping[str, Any]) -> str:
     ]
     for phase, title in TITLES.items():
         rows = [[name, *_training_cells(row)] for name, row in results[phase].items()]
-        lines += ["", *_aligned([[title, *COLUMNS], *rows])]
+        lines += ["", terminal_table([[title, *COLUMNS], *rows])]
     epochs = results["published_epoch_seconds"]
     computed = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in epochs.items())
     lines.append(f"An epoch of the published 500-sample run at this rate (computed): {computed}")
-    lines += ["", *_aligned(_scaling(results["scaling"])), "", *_aligned(_generation(results["generation"]))]
+    lines += ["", terminal_table(_scaling(results["scaling"]))]
+    lines += ["", terminal_table(_generation(results["generation"]))]
     return "\n".join(lines)
 
 
@@ -58,12 +61,3 @@ def _generation(rows: Sequence[Mapping[str, float]]) -> list[list[str]]:
         for name, title in models.items()
     ]
     return [["One token more, by tokens of history", *(f"{row['history']:,}" for row in rows)], *cells]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Names to the left, numbers to the right of their columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "   ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]

@@ -16,7 +16,7 @@ from ..modeling import ContextBlock, ContextKVForCausalLM
 from ..phase1 import train_iteration
 from ..phase2 import epoch_order, make_optimizer, train_step
 from ..provenance import PRECISIONS
-from ..recurrence import draw_contexts, exact_contexts
+from ..recurrence import distinct_rows, draw_contexts, exact_contexts
 from . import seed_style
 from .measure import interleaved, operations, peak_bytes
 
@@ -108,9 +108,7 @@ def phase1_makers(
 
     def ours() -> Step:
         block, optimizer, contexts, generator = start()
-        distinct, tokens = ids[:-1].unique(return_inverse=True)
-        with torch.no_grad():
-            embeddings = model.embed(distinct)
+        embeddings, tokens = distinct_rows(model, ids[:-1])
         parts = (embeddings, tokens, contexts, settings, generator)
         return lambda: train_iteration(block, optimizer, *parts)[0]
 
@@ -176,8 +174,8 @@ def scaling(
     candidates: dict[str, Callable[[], Any]] = {}
     for part in SCALES:
         beginning = ids[: (len(ids) - 1) // part + 1]
-        distinct, tokens = beginning[:-1].unique(return_inverse=True)
-        half = model.context_block.project_tokens(model.embed(distinct)).detach()
+        embeddings, tokens = distinct_rows(model, beginning[:-1])
+        half = model.context_block.project_tokens(embeddings).detach()
         exact = (model.context_block, half, tokens, config.phase1.tolerance)
         contexts, _ = exact_contexts(*exact)
         cache = StreamCache(beginning, contexts)

@@ -7,13 +7,12 @@ of both languages: every number is computed and formatted once, whatever the lan
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from unicodedata import east_asian_width
 
 from ..errors import UserError
 from ..figures import run_labels
 from ..run_folder import Run
 from . import results, setup, verdicts
-from .tables import Report, speaker
+from .tables import Report, speaker, terminal_table
 from .text import LANGUAGES as LANGUAGES
 from .verdicts import improvement as improvement
 
@@ -59,17 +58,4 @@ def comparison_table(summaries: Sequence[Mapping[str, Any]], language: str = "en
     if len(summaries) > 1:
         changes = [say("improvement"), *verdicts.changes(summaries[0], summaries[-1], say)]
         rows = [[*row, change] for row, change in zip(rows, changes, strict=True)]
-    widths = [max(map(_cells, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(_terminal_line(row, widths) for row in rows)
-
-
-def _terminal_line(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, numbers to the right of their columns."""
-    padding = [" " * (width - _cells(cell)) for cell, width in zip(row, widths, strict=True)]
-    numbers = [pad + cell for pad, cell in zip(padding[1:], row[1:], strict=True)]
-    return "   ".join([row[0] + padding[0], *numbers])
-
-
-def _cells(text: str) -> int:
-    """Width of `text` in a terminal, where Japanese characters take two cells."""
-    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+    return terminal_table(rows)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from unicodedata import east_asian_width
 
 from ..config import ExperimentConfig
 from ..errors import UserError
@@ -100,6 +101,24 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table: first column to the left, the others to the right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def terminal_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lines for a terminal: first column to the left, the others to the right."""
+    widths = [max(map(_cells, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(_terminal_line(row, widths) for row in rows)
+
+
+def _terminal_line(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, numbers to the right of their columns."""
+    padding = [" " * (width - _cells(cell)) for cell, width in zip(row, widths, strict=True)]
+    numbers = [pad + cell for pad, cell in zip(padding[1:], row[1:], strict=True)]
+    return "   ".join([row[0] + padding[0], *numbers])
+
+
+def _cells(text: str) -> int:
+    """Width of `text` in a terminal, where Japanese characters take two cells."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def code(lines: Iterable[str]) -> str:
