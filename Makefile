@@ -30,4 +30,4 @@ badges:  ## make badges REPO=owner/name: where the Colab badges and the install 
 	rm notebooks/*.ipynb.bak
 
 picture:  ## the README's picture of the architecture
-	python -c "from ctxkv_lib.config import ModelConfig; from ctxkv_lib.figures import architecture, save; save(architecture(ModelConfig()), '.github/architecture.png')"
+	python -c "from ctxkv_lib.model.config import ModelConfig; from ctxkv_lib.views.figures import architecture, save; save(architecture(ModelConfig()), '.github/architecture.png')"

@@ -122,7 +122,7 @@ def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfi
 
 
 def _info(options: argparse.Namespace) -> None:
-    from .info import describe, format_info
+    from .report.info import describe, format_info
 
     facts = describe(_config(options, options.samples), options.train_tokens, options.val_tokens)
     print(json.dumps(facts, indent=2) if options.json else format_info(facts))
@@ -130,11 +130,11 @@ def _info(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     config = _config(options, options.samples)
-    from .run_folder import run_folder_of
+    from .runs.run_folder import run_folder_of
 
     out = options.out or run_folder_of(config)
     _announce(out)
-    from .experiment import run
+    from .experiments.experiment import run
 
     finished = run(config, out, _print_epoch)
     best = finished.summary["phase2"]
@@ -145,11 +145,11 @@ def _run(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     counts = options.samples or PRESETS[_config(options, None).preset].samples
     configs = [_config(options, count) for count in counts]
-    from .run_folder import DEFAULT_ROOT, comparison_folder
+    from .runs.run_folder import DEFAULT_ROOT, comparison_folder
 
     out = options.out or comparison_folder(configs)
     _announce(out)
-    from .experiment import compare
+    from .experiments.experiment import compare
     from .report import comparison_table
 
     runs = compare(configs, options.out or DEFAULT_ROOT, out, _print_epoch)
@@ -159,14 +159,14 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from .report import write_report
-    from .run_folder import load_run
+    from .runs.run_folder import load_run
 
     print(write_report([load_run(path) for path in options.runs], options.lang))
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from .inference import generate_text, load_trained
-    from .provenance import choose_device
+    from .runs.inference import generate_text, load_trained
+    from .runs.provenance import choose_device
 
     model, tokenizer = load_trained(options.run, choose_device("auto"))
     sampling = (options.max_new_tokens, options.temperature, options.top_k, options.seed)
@@ -174,11 +174,11 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .conversations import read_jsonl
-    from .figures import ppl_by_reading, save
+    from .data.conversations import read_jsonl
     from .files import write_json
-    from .inference import evaluate_texts, format_scores, load_trained
-    from .provenance import choose_device
+    from .runs.inference import evaluate_texts, format_scores, load_trained
+    from .runs.provenance import choose_device
+    from .views.figures import ppl_by_reading, save
 
     texts = read_jsonl(options.data).texts()
     model, tokenizer = load_trained(options.run, choose_device("auto"))
@@ -193,7 +193,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     config = _config(options, options.samples)
-    from .run_folder import run_folder_of
+    from .runs.run_folder import run_folder_of
 
     run_folder = run_folder_of(config)
     out = options.out or run_folder.with_name(f"bench-{run_folder.name}")

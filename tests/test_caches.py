@@ -1,10 +1,17 @@
 import pytest
 import torch
 
-from ctxkv_lib.caches import StreamCache, dense_fp32_mib, gathered_mib, held_mib, load_cache, save_cache
-from ctxkv_lib.config import ModelConfig
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.memory import GIB, snapshot
+from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.training.caches import (
+    StreamCache,
+    dense_fp32_mib,
+    gathered_mib,
+    held_mib,
+    load_cache,
+    save_cache,
+)
 
 
 def cache(dense=False):

@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from ctxkv_lib.config import PRESETS, RECIPES, ModelConfig, build_config, config_from_dict, parse_settings
+from ctxkv_lib.config import PRESETS, RECIPES, build_config, config_from_dict, parse_settings
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.model.config import ModelConfig
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxkv_lib import conversations
 from ctxkv_lib.config import DataConfig
-from ctxkv_lib.conversations import load_conversations
+from ctxkv_lib.data import conversations
+from ctxkv_lib.data.conversations import load_conversations
+from ctxkv_lib.data.hub import ULTRACHAT_SHARD
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.hub import ULTRACHAT_SHARD
 
 pytest_plugins = ["hub_standin"]
 
@@ -165,7 +165,8 @@ def test_no_network_names_the_offline_preset(download):
 @pytest.mark.parametrize("download", ["ranged", "whole"])
 def test_offline_mode_names_the_offline_preset(tmp_path, download):
     program = (
-        "from ctxkv_lib.config import DataConfig; from ctxkv_lib.conversations import load_conversations\n"
+        "from ctxkv_lib.config import DataConfig\n"
+        "from ctxkv_lib.data.conversations import load_conversations\n"
         "from ctxkv_lib.errors import UserError\n"
         f"try: load_conversations(DataConfig(download={download!r}), 'train')\n"
         "except UserError as error: print(error)"
@@ -177,7 +178,7 @@ def test_offline_mode_names_the_offline_preset(tmp_path, download):
 
 
 def test_importing_is_light():
-    program = "import sys, ctxkv_lib.conversations; print(*sys.modules)"
+    program = "import sys, ctxkv_lib.data.conversations; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"torch", "datasets", "pyarrow", "huggingface_hub", "transformers"} & set(done.stdout.split())
 
@@ -256,9 +257,9 @@ def test_bad_line_is_named(tmp_path, line, sentence):
     [
         ("none.jsonl", None, "does not exist; set data.path"),
         ("blank.jsonl", b"\n \n", "is blank; write one"),
-        ("empty.jsonl.gz", gzip.compress(b""), "is blank; write one"),
+        ("empty.jsonl.gz", gzip.compress(b"", mtime=0), "is blank; write one"),
         ("plain.jsonl.gz", _line(1).encode(), "cannot be read"),
-        ("cut.jsonl.gz", gzip.compress(_line(1).encode())[:-10], "cannot be read"),
+        ("cut.jsonl.gz", gzip.compress(_line(1).encode(), mtime=0)[:-10], "cannot be read"),
     ],
 )
 def test_bad_file_is_named(tmp_path, name, content, sentence):

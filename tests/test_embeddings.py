@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ctxkv_lib import embeddings
-from ctxkv_lib.config import DataConfig, ModelConfig
-from ctxkv_lib.embeddings import (
+from ctxkv_lib.config import DataConfig
+from ctxkv_lib.data import embeddings
+from ctxkv_lib.data.embeddings import (
     COOCCURRENCE_NOISE,
     COOCCURRENCE_WINDOW,
     build_table,
@@ -18,9 +18,10 @@ from ctxkv_lib.embeddings import (
     load_table,
     positive_pmi,
 )
+from ctxkv_lib.data.hub import gpt2_file
+from ctxkv_lib.data.tokens import TokenStream
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.hub import gpt2_file
-from ctxkv_lib.tokens import TokenStream
+from ctxkv_lib.model.config import ModelConfig
 
 pytest_plugins = ["hub_standin"]
 

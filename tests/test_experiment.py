@@ -4,14 +4,14 @@ import pytest
 import torch
 from conftest import write_conversations
 
-from ctxkv_lib import experiment, stages
-from ctxkv_lib.caches import gathered_mib
 from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiment import compare, run
-from ctxkv_lib.modeling import ContextKVForCausalLM
-from ctxkv_lib.provenance import PRECISIONS
-from ctxkv_lib.run_folder import comparison_folder, run_folder_of
+from ctxkv_lib.experiments import experiment, stages
+from ctxkv_lib.experiments.experiment import compare, run
+from ctxkv_lib.model.modeling import ContextKVForCausalLM
+from ctxkv_lib.runs.provenance import PRECISIONS
+from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
+from ctxkv_lib.training.caches import gathered_mib
 
 FILES = {
     "caches/train_ctx.safetensors",
@@ -81,8 +81,8 @@ def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
 def test_the_saved_model_is_the_best_epoch(finished, tmp_path):
     from transformers import AutoTokenizer
 
-    from ctxkv_lib.caches import load_cache
-    from ctxkv_lib.evaluation import evaluate
+    from ctxkv_lib.training.caches import load_cache
+    from ctxkv_lib.training.evaluation import evaluate
 
     folder = tmp_path / "run"
     model = ContextKVForCausalLM.from_pretrained(folder / "model")
@@ -93,8 +93,8 @@ def test_the_saved_model_is_the_best_epoch(finished, tmp_path):
 
 def test_the_reported_perplexity_is_that_of_the_served_model(finished, tmp_path):
     """Reading the validation stream in one go, in chunks, or as Phase 2 did: one number."""
-    from ctxkv_lib.caches import load_cache
-    from ctxkv_lib.modeling import CACHE_NAME
+    from ctxkv_lib.model.modeling import CACHE_NAME
+    from ctxkv_lib.training.caches import load_cache
 
     folder = tmp_path / "run"
     model = ContextKVForCausalLM.from_pretrained(folder / "model").eval()

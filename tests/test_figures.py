@@ -9,11 +9,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines, sample_run
 
-from ctxkv_lib import figures
-from ctxkv_lib.config import ModelConfig
-from ctxkv_lib.diagram import parameter_counts
-from ctxkv_lib.published import PUBLISHED, PUBLISHED_PHASE1
-from ctxkv_lib.run_folder import load_run
+from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
+from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.views import figures
+from ctxkv_lib.views.diagram import parameter_counts
 
 
 def summaries(tmp_path, *samples, **options):
@@ -169,5 +169,5 @@ def test_save_writes_a_whole_png_and_nothing_else(tmp_path):
 
 
 def test_figures_need_no_pyplot():
-    code = "import sys, ctxkv_lib.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, ctxkv_lib.views.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

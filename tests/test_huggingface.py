@@ -10,9 +10,9 @@ from conftest import TINY, local_experiment, tiny_model, write_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from ctxkv_lib.config import build_config
-from ctxkv_lib.conversations import read_jsonl
-from ctxkv_lib.experiment import run
-from ctxkv_lib.inference import evaluate_texts, generate_text, load_trained
+from ctxkv_lib.data.conversations import read_jsonl
+from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.runs.inference import evaluate_texts, generate_text, load_trained
 
 ALONE = """
 import sys

@@ -3,9 +3,8 @@ import torch
 from conftest import TINY, tiny_ids, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ctxkv_lib.errors import UserError
-from ctxkv_lib.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
-from ctxkv_lib.windows import window_rows
+from ctxkv_lib.model.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
+from ctxkv_lib.model.windows import window_rows
 
 PARTS = {
     "wte": 38_597_376,
@@ -122,5 +121,5 @@ def test_saved_model_is_the_same_and_still_frozen(tmp_path):
 
 
 def test_config_refuses_what_the_model_cannot_be():
-    with pytest.raises(UserError, match="divisor"):
+    with pytest.raises(ValueError, match="divisor"):
         ContextKVConfig(num_heads=7)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ctxkv_lib import notebook, proposals
 from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.run_folder import load_run
+from ctxkv_lib.experiments import proposals
+from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.views import notebook
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -5,12 +5,12 @@ import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
 
-from ctxkv_lib.caches import StreamCache
 from ctxkv_lib.config import Phase2Config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.evaluation import evaluate
 from ctxkv_lib.files import read_tensors
-from ctxkv_lib.phase2 import EarlyStopping, best_epoch, train_attention
+from ctxkv_lib.training.caches import StreamCache
+from ctxkv_lib.training.evaluation import evaluate
+from ctxkv_lib.training.phase2 import EarlyStopping, best_epoch, train_attention
 
 
 def stream(count):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
 
-from ctxkv_lib import placement
-from ctxkv_lib.caches import StreamCache, place_caches
-from ctxkv_lib.experiment import run
+from ctxkv_lib.experiments.experiment import run
 from ctxkv_lib.memory import GIB
-from ctxkv_lib.placement import scratch
+from ctxkv_lib.training import placement
+from ctxkv_lib.training.caches import StreamCache, place_caches
+from ctxkv_lib.training.placement import scratch
 
 CPU = torch.device("cpu")
 

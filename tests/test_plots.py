@@ -11,15 +11,16 @@ from conftest import local_experiment, tiny_ids, tiny_model
 from matplotlib.colors import to_hex
 from sample_runs import EPOCHS, phase1_lines, sample_run
 
-from ctxkv_lib import explore, markup, pictures, plots
-from ctxkv_lib.caches import StreamCache
-from ctxkv_lib.config import ModelConfig, build_config
+from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiment import prepare, run
-from ctxkv_lib.live import SHARE, LiveCurves, describe
-from ctxkv_lib.published import PUBLISHED
-from ctxkv_lib.recurrence import distinct_rows, exact_contexts
-from ctxkv_lib.run_folder import load_run
+from ctxkv_lib.experiments.experiment import prepare, run
+from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.runs.published import PUBLISHED
+from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.training.caches import StreamCache
+from ctxkv_lib.training.recurrence import distinct_rows, exact_contexts
+from ctxkv_lib.views import explore, markup, pictures, plots
+from ctxkv_lib.views.live import SHARE, LiveCurves, describe
 
 PNG = b"\x89PNG"
 
@@ -159,7 +160,7 @@ def test_a_training_is_followed_and_resumed(tiny_config, tmp_path):
 
 
 def test_preparing_makes_what_a_run_needs_and_no_more(tiny_config, tmp_path, monkeypatch):
-    from ctxkv_lib import stages
+    from ctxkv_lib.experiments import stages
 
     prepared = prepare(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -489,5 +490,5 @@ def test_predictions_are_the_models_own(trained):
 
 
 def test_plots_need_no_pyplot():
-    code = "import sys, ctxkv_lib.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, ctxkv_lib.views.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,11 +3,11 @@ import straight_line
 import torch
 from conftest import TINY, tiny_ids, tiny_model
 
-from ctxkv_lib import recurrence
 from ctxkv_lib.config import Phase1Config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.phase1 import train_context_block
-from ctxkv_lib.recurrence import exact_contexts, stream_contexts
+from ctxkv_lib.training import recurrence
+from ctxkv_lib.training.phase1 import train_context_block
+from ctxkv_lib.training.recurrence import exact_contexts, stream_contexts
 
 
 def rows_of(model, ids):

@@ -8,14 +8,15 @@ from string import Formatter
 import pytest
 from sample_runs import EPOCHS, sample_run
 
-from ctxkv_lib.config import ModelConfig, build_config
+from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import read_json, write_json
-from ctxkv_lib.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
+from ctxkv_lib.model.config import ModelConfig
 from ctxkv_lib.report import comparison_table, improvement, write_report
 from ctxkv_lib.report.setup import example_positions
 from ctxkv_lib.report.text import LANGUAGES, TEXT
-from ctxkv_lib.run_folder import load_run
+from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
+from ctxkv_lib.runs.run_folder import load_run
 
 PHASE_NAME = re.compile(r"Phase [12]")
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")

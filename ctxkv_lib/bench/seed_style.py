@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Phase1Config
-from ..modeling import ContextBlock, ContextKVForCausalLM
+from ..model.modeling import ContextBlock, ContextKVForCausalLM
 
 
 def phase1_iteration(

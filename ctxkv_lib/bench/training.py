@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..caches import StreamCache, dense_embeddings
 from ..config import ExperimentConfig
 from ..memory import mib
-from ..modeling import ContextBlock, ContextKVForCausalLM
-from ..phase1 import train_iteration
-from ..phase2 import epoch_order, make_optimizer, train_step
-from ..provenance import PRECISIONS
-from ..recurrence import distinct_rows, draw_contexts, exact_contexts
+from ..model.modeling import ContextBlock, ContextKVForCausalLM
+from ..runs.provenance import PRECISIONS
+from ..training.caches import StreamCache, dense_embeddings
+from ..training.phase1 import train_iteration
+from ..training.phase2 import epoch_order, make_optimizer, train_step
+from ..training.recurrence import distinct_rows, draw_contexts, exact_contexts
 from . import seed_style
 from .measure import interleaved, operations, peak_bytes
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
-from ..figures import run_labels
-from ..run_folder import Run
+from ..runs.run_folder import Run
+from ..views.figures import run_labels
 from . import results, setup, verdicts
 from .tables import Report, speaker, terminal_table
 from .text import LANGUAGES as LANGUAGES

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from ..config import ModelConfig
-from ..figures import memory_stages
-from ..windows import slot_positions
+from ..model.config import ModelConfig
+from ..model.windows import slot_positions
+from ..views.figures import memory_stages
 from .tables import (
     MISSING,
     Column,

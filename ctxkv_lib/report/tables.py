@@ -12,9 +12,9 @@ from unicodedata import east_asian_width
 
 from ..config import ExperimentConfig
 from ..errors import UserError
-from ..figures import run_labels
-from ..published import PUBLISHED, PUBLISHED_PHASE1, published_samples
-from ..run_folder import Run
+from ..runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
+from ..runs.run_folder import Run
+from ..views.figures import run_labels
 from .text import LANGUAGES, TEXT
 
 Say = Callable[..., str]

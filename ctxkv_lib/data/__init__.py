@@ -1,0 +1,1 @@
+"""Where text, tokens and the frozen token table come from."""

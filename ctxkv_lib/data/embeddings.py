@@ -1,0 +1,221 @@
+"""Where the frozen token table comes from: GPT-2's `wte`, one made from text alone, or random numbers.
+
+None of them ever stands in for another: what cannot be had is an error. The input side norms every row, so
+a table's scale matters to the output head alone. Rows of the tables made here have length 1, which gives
+untrained logits a variance of about 1; GPT-2's are four times as long, and training starts by unlearning.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import IO
+
+import torch
+
+from ..config import DataConfig
+from ..errors import UserError
+from ..files import cache_dir, digest, read_tensors, write_tensors
+from ..model.config import ModelConfig
+from .conversations import load_conversations
+from .hub import HubFile, gpt2_file, open_file
+from .tokens import TokenStream, load_tokenizer, train_stream
+
+WTE = "wte.weight"
+FLOAT_BYTES = 4
+_CHUNK_BYTES = 1 << 24
+_MOST_HEADER_BYTES = 100_000_000  # the format's own limit
+
+COOCCURRENCE_VERSION = 3  # raise it when the numbers change: it is part of the cache's key
+COOCCURRENCE_SEED = 0  # not the run's: runs with other seeds share one table
+COOCCURRENCE_WINDOW = 4  # tokens to each side
+COOCCURRENCE_DIMS = 200
+COOCCURRENCE_SMOOTHING = 0.75  # power of the context counts; tempers rare tokens' PMI (Levy et al., 2015)
+COOCCURRENCE_NOISE = 0.15  # length of the noise that keeps never-seen tokens apart; vectors have length 1
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """One vector a token.
+
+    Attributes:
+        weight: float32 `[vocab_size, hidden_size]`, on the CPU.
+        fingerprint: changes when anything does that the table is made from.
+    """
+
+    weight: torch.Tensor
+    fingerprint: str
+
+
+def load_table(data: DataConfig, model: ModelConfig, seed: int) -> TokenTable:
+    """The table that `data.table` names, from the cache if an earlier run left it there.
+
+    Args:
+        data: `table`, and for table=cooccurrence the source, tokenizer and `corpus_samples` it is made from.
+        model: `vocab_size` and `hidden_size`.
+        seed: of table=random; the others do not depend on it.
+
+    Raises:
+        UserError: the Hub or the source cannot be read, or the table does not fit the model's shapes.
+    """
+    if data.table == "gpt2":
+        return _gpt2_table(data, model)
+    if data.table == "cooccurrence":
+        return _cooccurrence_table(data, model)
+    shape = (model.vocab_size, model.hidden_size)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / model.hidden_size**0.5
+    return TokenTable(weight, digest(["random", shape, seed]))
+
+
+def _gpt2_table(data: DataConfig, model: ModelConfig) -> TokenTable:
+    file = gpt2_file("model.safetensors")
+    key = digest([WTE, file.revision])
+    cached = cache_dir() / f"gpt2-wte-{key}.safetensors"
+    if cached.is_file():
+        weight = read_tensors(cached)[WTE]
+        _check_shape(tuple(weight.shape), model)
+        return TokenTable(weight, key)
+    with open_file(file, data.download) as stream:
+        shape, start = _find_tensor(stream, file)
+        _check_shape(shape, model)
+        stream.seek(start)
+        content = _read_exactly(stream, FLOAT_BYTES * math.prod(shape), file)
+    weight = torch.frombuffer(content, dtype=torch.float32).view(shape)
+    write_tensors(cached, {WTE: weight})
+    return TokenTable(weight, key)
+
+
+def _check_shape(shape: tuple[int, ...], model: ModelConfig) -> None:
+    for name, allowed in zip(("vocab_size", "hidden_size"), shape, strict=True):
+        value = getattr(model, name)
+        if value != allowed:
+            raise UserError(
+                f"model.{name} is {value}, allowed with data.table=gpt2: {allowed}; "
+                f"set model.{name}={allowed} or data.table=cooccurrence."
+            )
+
+
+def _find_tensor(stream: IO[bytes], file: HubFile) -> tuple[tuple[int, ...], int]:
+    """Shape and first byte of `wte.weight` in a safetensors file, without reading any tensor.
+
+    The format: 8 bytes, the little-endian length of a JSON header; the header, `{name: {dtype, shape,
+    data_offsets}}` with offsets from its end; the tensors.
+    """
+    header_bytes = int.from_bytes(stream.read(8), "little")
+    try:
+        if header_bytes > _MOST_HEADER_BYTES:
+            raise ValueError("its header has no plausible length")
+        entry = json.loads(stream.read(header_bytes))[WTE]
+        start, end = entry["data_offsets"]
+        if entry["dtype"] != "F32" or end - start != FLOAT_BYTES * math.prod(entry["shape"]):
+            raise ValueError(f"{WTE} is not float32")
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+    return tuple(entry["shape"]), 8 + header_bytes + start
+
+
+def _read_exactly(stream: IO[bytes], size: int, file: HubFile) -> bytearray:
+    from tqdm import tqdm
+
+    content = bytearray()
+    with tqdm(total=size, desc=WTE, unit="B", unit_scale=True, disable=None) as progress:
+        while len(content) < size:
+            chunk = stream.read(min(_CHUNK_BYTES, size - len(content)))
+            if not chunk:
+                raise _damaged(file, f"it ends {size - len(content)} bytes too early")
+            content += chunk
+            progress.update(len(chunk))
+    return content
+
+
+def _damaged(file: HubFile, reason: str) -> UserError:
+    return UserError(
+        f"{file.path} of {file.repo} is damaged ({reason}); delete it from huggingface_hub's cache "
+        "if it is there and run again, or use --preset offline."
+    )
+
+
+def _cooccurrence_table(data: DataConfig, model: ModelConfig) -> TokenTable:
+    """A table made from split `corpus` and nothing else, shared by all runs on that corpus."""
+    conversations = load_conversations(data, "corpus")
+    shape = (model.vocab_size, model.hidden_size)
+    key = digest([conversations.fingerprint, data.tokenizer, shape, COOCCURRENCE_SEED, COOCCURRENCE_VERSION])
+    cached = cache_dir() / f"cooccurrence-{key}.safetensors"
+    if cached.is_file():
+        return TokenTable(read_tensors(cached)["weight"], key)
+    stream = train_stream(conversations, load_tokenizer(data.tokenizer))
+    largest = int(stream.ids.max())
+    if largest >= model.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {model.vocab_size}, but the text holds token {largest}; set it to 50257."
+        )
+    weight = build_table(stream, *shape)
+    write_tensors(cached, {"weight": weight})
+    return TokenTable(weight, key)
+
+
+def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch.Tensor:
+    """Word vectors from co-occurrence counts: SVD of the positive PMI matrix (Levy and Goldberg, 2014).
+
+    The vectors are turned by a random rotation, so that no component weighs more than another, and brought to
+    one length: in the SVD, frequent tokens are many times longer than rare ones, and through the tied head
+    their logits would drown all others.
+
+    Returns:
+        float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have about length 1, the others are
+        noise of length `COOCCURRENCE_NOISE`.
+    """
+    generator = torch.Generator().manual_seed(COOCCURRENCE_SEED)
+    seen, ids = torch.unique(stream.ids, return_inverse=True)
+    vectors = _factors(positive_pmi(count_pairs(ids, stream.starts)), hidden_size)  # (seen, dims)
+    rotation = torch.linalg.qr(torch.randn(hidden_size, vectors.shape[1], generator=generator)).Q.T
+    turned = vectors @ rotation  # (seen, hidden_size)
+    noise = torch.randn(vocab_size, hidden_size, generator=generator)
+    table = noise * COOCCURRENCE_NOISE / hidden_size**0.5
+    table[seen] += torch.nn.functional.normalize(turned)
+    return table
+
+
+def count_pairs(ids: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """How often tokens stand within `COOCCURRENCE_WINDOW` of each other in one conversation.
+
+    Args:
+        ids: int64 `[num_tokens]`, from 0 without gaps.
+        starts: int64 `[num_conversations]`.
+
+    Returns:
+        Symmetric sparse COO float32 `[n, n]` with n = largest id + 1, coalesced.
+    """
+    n = int(ids.max()) + 1
+    conversation = torch.searchsorted(starts, torch.arange(len(ids)), right=True)
+    codes = []
+    for distance in range(1, COOCCURRENCE_WINDOW + 1):
+        together = conversation[distance:] == conversation[:-distance]
+        left, right = ids[:-distance][together], ids[distance:][together]
+        codes += [left * n + right, right * n + left]
+    pairs, counts = torch.unique(torch.cat(codes), return_counts=True)
+    indices = torch.stack([pairs // n, pairs % n])
+    return _sparse(indices, counts.float(), n)
+
+
+def positive_pmi(counts: torch.Tensor) -> torch.Tensor:
+    """`max(0, log(p(a, b) / (p(a) q(b))))` with q smoothed (contexts' share); sparse like `counts`."""
+    row, column = counts.indices()
+    of_token = torch.zeros(counts.shape[0]).index_add_(0, row, counts.values())
+    context = of_token**COOCCURRENCE_SMOOTHING  # the matrix is symmetric: contexts are counted like tokens
+    context /= context.sum()
+    pmi = torch.log(counts.values() / (of_token[row] * context[column]))
+    kept = pmi > 0
+    return _sparse(counts.indices()[:, kept], pmi[kept], counts.shape[0])
+
+
+def _sparse(indices: torch.Tensor, values: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=True, is_coalesced=True)
+
+
+def _factors(matrix: torch.Tensor, hidden_size: int) -> torch.Tensor:
+    """`U sqrt(S)` of a truncated SVD, float32 `[n, dims]`."""
+    dims = min(COOCCURRENCE_DIMS, hidden_size, matrix.shape[0])
+    with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
+        torch.manual_seed(COOCCURRENCE_SEED)
+        u, s, _ = torch.svd_lowrank(matrix, q=min(dims + 10, matrix.shape[0]), niter=3)
+    return u[:, :dims] * s[:dims].sqrt()

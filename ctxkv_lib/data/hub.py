@@ -1,0 +1,113 @@
+"""Files from outside: pinned repositories on the Hugging Face Hub, and data files of installed packages."""
+
+import importlib.util
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository at one commit."""
+
+    repo: str
+    path: str
+    revision: str  # a commit, never a branch: what was read once stays what it was
+    kind: Literal["dataset", "model"]
+
+
+# The repositories' pinned commits. "gpt2" alone is refused by huggingface_hub 2.
+ULTRACHAT_SHARD = HubFile(
+    "HuggingFaceH4/ultrachat_200k",
+    "data/train_sft-00000-of-00003-a3ecf92756993583.parquet",
+    "8049631c405ae6576f93f445c6b8166f76f5505a",
+    "dataset",
+)
+
+
+def gpt2_file(path: str) -> HubFile:
+    """A file of GPT-2's repository."""
+    return HubFile("openai-community/gpt2", path, "607a30d783dfa663caf39e06633721c8d4cfcd7e", "model")
+
+
+def _network_errors() -> tuple[type[BaseException], ...]:
+    """What huggingface_hub raises when the Hub cannot be read: OSErrors, or its HTTP library's own.
+
+    That library was requests, then httpx, then httpx2; HfHubHTTPError always derived from its error class.
+    Being offline, rate-limited (429) or without a local copy are all OSErrors.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, *HfHubHTTPError.__bases__)
+
+
+@contextmanager
+def hub_errors(file: HubFile) -> Iterator[None]:
+    """Turn a failure to read `file` inside the block into a UserError that names the way out."""
+    try:
+        yield
+    except _network_errors() as error:
+        reason = textwrap.shorten(str(error), 150, placeholder=" ...").rstrip(".")
+        raise UserError(
+            f"{file.path} of {file.repo} could not be read from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason}); check the network connection and try again, "
+            "or use --preset offline."
+        ) from error
+
+
+@contextmanager
+def open_file(file: HubFile, how: str) -> Iterator[IO[bytes]]:
+    """A seekable stream over `file`.
+
+    Args:
+        file: what to read.
+        how: "ranged" transfers the bytes that are read and no others; "whole" downloads everything first.
+
+    Raises:
+        UserError: the Hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import HfFileSystem
+
+    if how == "whole":
+        with download(file).open("rb") as stream:
+            yield stream
+        return
+    prefix = "datasets/" if file.kind == "dataset" else ""
+    with hub_errors(file):
+        # A shared instance would remember a failed look-up for the life of the process.
+        system = HfFileSystem(skip_instance_cache=True)
+        path = f"{prefix}{file.repo}@{file.revision}/{file.path}"
+        with system.open(path, "rb", cache_type="none") as stream:
+            yield stream
+
+
+def download(file: HubFile) -> Path:
+    """The whole file, in huggingface_hub's own cache.
+
+    Raises:
+        UserError: the Hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(file):
+        return Path(hf_hub_download(file.repo, file.path, repo_type=file.kind, revision=file.revision))
+
+
+def package_file(package: str, path: str, pip_name: str) -> Path:
+    """A data file of an installed package, found without importing the package.
+
+    Raises:
+        UserError: the package is not installed, or lacks the file.
+    """
+    spec = importlib.util.find_spec(package)
+    file = Path(spec.origin).parent / path if spec and spec.origin else None
+    if file is None or not file.is_file():
+        raise UserError(
+            f"The package {pip_name} is not installed or lacks {path}; run: pip install {pip_name}"
+        )
+    return file

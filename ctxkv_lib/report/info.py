@@ -1,0 +1,89 @@
+"""What a configuration means in parameters, tokens and bytes, without data or weights."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ..config import ExperimentConfig
+from ..model.context_cache import ContextCache
+from ..model.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
+from ..model.windows import theoretical_max
+from ..runs.provenance import PRECISIONS
+from ..runs.published import PUBLISHED
+from ..training.caches import dense_fp32_mib, gathered_mib
+
+
+def describe(
+    config: ExperimentConfig, train_tokens: int | None = None, val_tokens: int | None = None
+) -> dict[str, Any]:
+    """Facts of `ctxkv info`, under the keys of `summary.json`.
+
+    Token counts that are not given are the published ones if the data are, else None with all that
+    depends on them.
+    """
+    with torch.device("meta"):
+        model = ContextKVForCausalLM(ContextKVConfig(**asdict(config.model)))
+    known = PUBLISHED.get(config.data.samples) if config.data.source == "ultrachat" else None
+    train_tokens = train_tokens or (known["train_tokens"] if known else None)
+    val_tokens = val_tokens or (known["val_tokens"] if known else None)
+    interval = config.model.interval
+    cache = ContextCache(model.config, 1, model.wte.weight)
+    return {
+        "preset": config.preset,
+        "recipe": config.recipe,
+        "samples": config.data.samples,
+        "train_tokens": train_tokens,
+        "val_tokens": val_tokens,
+        "parameters": parameter_counts(model),
+        "context_window": {
+            "interval": interval,
+            "max_contexts": config.model.max_contexts,
+            "tokens": config.model.context_window,
+            "theoretical_max": theoretical_max(train_tokens, interval) if train_tokens else None,
+        },
+        "kv_cache": {"contexts": cache.stored.shape[1] + 1, "bytes": cache.nbytes},
+        **_cache_sizes(config, train_tokens, val_tokens),
+    }
+
+
+def _cache_sizes(
+    config: ExperimentConfig, train_tokens: int | None, val_tokens: int | None
+) -> dict[str, dict[str, float] | None]:
+    """MiB of the caches in either precision, and in the seed's layout."""
+    if not (train_tokens and val_tokens):
+        return dict.fromkeys(("caches_fp32_mib", "caches_bf16_mib", "caches_dense_fp32_mib"))
+    sizes = (train_tokens, val_tokens, config.model)
+    ours = {f"caches_{name}_mib": gathered_mib(*sizes, dtype) for name, dtype in PRECISIONS.items()}
+    return {**ours, "caches_dense_fp32_mib": dense_fp32_mib(*sizes)}
+
+
+def format_info(facts: dict[str, Any]) -> str:
+    """`describe` as lines for a terminal."""
+    parameters, window = facts["parameters"], facts["context_window"]
+    share = parameters["trainable_phase2"] / parameters["total"]
+    rows = [
+        ("Preset, recipe, samples", f"{facts['preset']}, {facts['recipe']}, {facts['samples']}"),
+        ("Parameters", f"{parameters['total']:,}"),
+        ("Trainable in Phase 2", f"{parameters['trainable_phase2']:,} ({share:.2%})"),
+        ("Context window", f"{window['interval']} x {window['max_contexts']} = {window['tokens']} tokens"),
+    ]
+    cache = facts["kv_cache"]
+    held = f"{cache['contexts']} contexts, {cache['bytes'] / 1024:,.0f} KiB, however long the text"
+    rows.append(("KV cache of a sequence", held))
+    if window["theoretical_max"]:
+        rows += [
+            ("Train tokens", f"{facts['train_tokens']:,}"),
+            ("Theoretical max contexts", f"{window['theoretical_max']:,}"),
+        ]
+    if sizes := facts["caches_dense_fp32_mib"]:
+        rows.append(("Validation tokens", f"{facts['val_tokens']:,}"))
+        rows += [(f"{name} in the seed's layout", f"{size:,.0f} MiB") for name, size in sizes.items()]
+        rows += [
+            (f"total in ours, {name}", f"{facts[f'caches_{name}_mib']['total']:,.0f} MiB")
+            for name in PRECISIONS
+        ]
+    else:
+        rows.append(("Cache sizes", "give --train-tokens and --val-tokens"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,161 @@
+"""Trained runs in use: load, generate, and measure on other text."""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..training.caches import StreamCache
+from ..errors import UserError
+from ..training.evaluation import perplexity, token_scores
+from ..model.modeling import ContextKVForCausalLM
+from ..progress import transformers_bars_hidden
+from ..training.recurrence import distinct_rows, exact_contexts
+from .run_folder import load_run
+from ..model.windows import real_contexts
+
+TOLERANCE = 1e-5  # largest error of a context component while measuring
+POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
+
+
+def load_trained(path: Path, device: torch.device) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a finished run.
+
+    Raises:
+        UserError: no finished run there.
+    """
+    from transformers import AutoTokenizer
+
+    folder = load_run(path).path / "model"
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder} has no model; delete {path} and run it again.")
+    with transformers_bars_hidden():
+        model = ContextKVForCausalLM.from_pretrained(folder).eval()
+    return model.to(device), AutoTokenizer.from_pretrained(folder)
+
+
+def generate_text(
+    model: ContextKVForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    new_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+) -> str:
+    """`prompt` and its continuation.
+
+    Args:
+        new_tokens: how many to add at most.
+        temperature: of sampling; 0 always takes the most likely token.
+        top_k: only the so many most likely tokens are drawn from.
+
+    Raises:
+        UserError: an empty prompt, or a number that is not allowed.
+    """
+    least = {"max-new-tokens": (new_tokens, 1), "temperature": (temperature, 0), "top-k": (top_k, 1)}
+    for name, (value, allowed) in least.items():
+        if not allowed <= value < math.inf:
+            raise UserError(f"--{name} is {value}; allowed: {allowed} or more.")
+    encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
+    if encoded["input_ids"].shape[1] == 0:
+        raise UserError("--prompt is empty; give at least one character.")
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
+    torch.manual_seed(seed)
+    ids = model.generate(**encoded, max_new_tokens=new_tokens, **sampling)
+    return str(tokenizer.decode(ids[0], skip_special_tokens=True))
+
+
+@torch.no_grad()
+def evaluate_texts(
+    model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> dict[str, Any]:
+    """How well the model predicts each text, read by itself after one end-of-text token.
+
+    Returns:
+        `conversations`, `tokens`; `ppl` a token, `word_ppl` a word (as lm-evaluation-harness counts them),
+        `bits_per_byte`, `accuracy`; `by_position` and `by_history`, lists of `{from, to, tokens,
+        ppl, accuracy}`: by tokens of the conversation read before, and by contexts in the window.
+    """
+    cache, positions, local = _read_apart(model, tokenizer, texts)
+    losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions))
+    nats = losses.double().sum().item()
+    words = sum(len(re.split(r"\s+", text)) for text in texts)
+    shape = model.config
+    history = torch.tensor(
+        [real_contexts(p, shape.interval, shape.max_contexts, shape.anchor) for p in local.tolist()]
+    )
+    doubling = [2**k for k in range(shape.max_contexts.bit_length())]
+    return {
+        "conversations": len(texts),
+        "tokens": len(losses),
+        "ppl": perplexity(nats / len(losses)),
+        "word_ppl": perplexity(nats / words),
+        "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
+        "accuracy": correct.double().mean().item(),
+        "by_position": _binned(local.cpu(), POSITION_BINS, losses, correct),
+        "by_history": _binned(history, [*doubling, shape.max_contexts + 1], losses, correct),
+    }
+
+
+def format_scores(scores: dict[str, Any]) -> str:
+    """`evaluate_texts` as lines for a terminal."""
+    lines = [
+        f"{scores['conversations']:,} conversations, {scores['tokens']:,} tokens",
+        f"PPL {scores['ppl']:,.1f} a token, {scores['word_ppl']:,.1f} a word; "
+        f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {scores['accuracy']:.1%}",
+    ]
+    tables = {"by_position": "Tokens read before", "by_history": "Contexts in window"}
+    for key, title in tables.items():
+        lines += ["", f"{title:<20} {'Tokens':>9} {'PPL':>10} {'Accuracy':>9}"]
+        for row in scores[key]:
+            span = f"{row['from']:,} or more" if row["to"] is None else f"{row['from']:,} to {row['to']:,}"
+            span = f"{row['from']:,}" if row["to"] == row["from"] else span
+            lines.append(f"{span:<20} {row['tokens']:>9,} {row['ppl']:>10,.1f} {row['accuracy']:>9.1%}")
+    return "\n".join(lines)
+
+
+def _read_apart(
+    model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> tuple[StreamCache, Tensor, Tensor]:
+    """Texts as one cache; the positions that predict a token of their own text, and these within the text."""
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    pieces = [torch.tensor([tokenizer.eos_token_id, *ids]) for ids in encoded]
+    lengths = torch.tensor([len(piece) for piece in pieces])
+    ids = torch.cat(pieces).to(model.device)
+    begins = (lengths.cumsum(0) - lengths).repeat_interleave(lengths).to(model.device)
+    everything = torch.arange(len(ids), device=model.device)
+    embeddings, tokens = distinct_rows(model, ids)
+    half = model.context_block.project_tokens(embeddings)
+    contexts, _ = exact_contexts(model.context_block, half, tokens, TOLERANCE, everything == begins)
+    cache = StreamCache(ids.int(), contexts, begins=begins)
+    positions = everything[:-1][begins[1:] == begins[:-1]]
+    return cache, positions, positions - begins[positions]
+
+
+def _binned(
+    values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tensor
+) -> list[dict[str, float | int | None]]:
+    """Scores of the tokens whose value lies from each edge up to the next (inf: any); no empty bins."""
+    rows: list[dict[str, float | int | None]] = []
+    for start, stop in pairwise(edges):
+        chosen = (values >= start) & (values < stop)
+        if count := int(chosen.sum()):
+            rows.append(
+                {
+                    "from": start,
+                    "to": None if stop == math.inf else stop - 1,
+                    "tokens": count,
+                    "ppl": perplexity(losses[chosen].double().mean().item()),
+                    "accuracy": correct[chosen].double().mean().item(),
+                }
+            )
+    return rows

@@ -1,0 +1,257 @@
+"""Numbers to look at: what notebooks show of data, contexts and trained runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..config import ExperimentConfig, ModelConfig, Phase1Config
+from ..data.conversations import Conversations, load_conversations
+from ..data.tokens import TokenStream, load_tokenizer, train_stream, validation_stream
+from ..errors import UserError
+from ..model.modeling import ContextBlock, ContextKVConfig, ContextKVForCausalLM
+from ..model.windows import slot_positions, theoretical_max
+from ..runs.inference import load_trained
+from ..runs.published import PUBLISHED
+from ..runs.run_folder import Run
+from ..training.caches import StreamCache, load_cache
+from ..training.recurrence import distinct_rows, draw_contexts, exact_contexts, parallel_pass
+
+SPLITS = ("val", "train")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The text of an experiment, tokenised."""
+
+    tokenizer: PreTrainedTokenizerBase
+    conversations: Mapping[str, Conversations]  # "train" and "val"
+    streams: Mapping[str, TokenStream]
+
+    def lengths(self, split: str) -> Tensor:
+        """Tokens of each conversation, int64 `[num_conversations]`."""
+        stream = self.streams[split]
+        return torch.diff(stream.starts, append=torch.tensor([len(stream.ids)]))
+
+    def pieces(self, split: str, conversation: int, most: int) -> list[str]:
+        """The first `most` tokens of a conversation, each as text."""
+        stream = self.streams[split]
+        start, length = int(stream.starts[conversation]), int(self.lengths(split)[conversation])
+        return token_texts(self.tokenizer, stream.ids[start : start + min(most, length)])
+
+
+def load_corpus(config: ExperimentConfig) -> Corpus:
+    """Read and tokenise what `config.data` names.
+
+    Raises:
+        UserError: a source is missing, damaged, too small or out of reach.
+    """
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    rows = {
+        "train": load_conversations(config.data, "train"),
+        "val": load_conversations(config.data, "validation"),
+    }
+    streams = {
+        "train": train_stream(rows["train"], tokenizer),
+        "val": validation_stream(rows["val"], tokenizer),
+    }
+    return Corpus(tokenizer, rows, streams)
+
+
+def count_rows(config: ExperimentConfig, corpus: Corpus) -> list[list[str]]:
+    """Rows for a table: counts here, and those of the seed report's 500-sample run."""
+    published = PUBLISHED[500]
+    counts = {split: len(stream.ids) for split, stream in corpus.streams.items()}
+    here = {
+        "training conversations": config.data.samples,
+        "training tokens": counts["train"],
+        "validation tokens": counts["val"],
+        "tokens a conversation, on average": counts["train"] // config.data.samples,
+        "contexts without a limit on the window": theoretical_max(counts["train"], config.model.interval),
+    }
+    theirs = (
+        published["samples"],
+        published["train_tokens"],
+        published["val_tokens"],
+        published["train_tokens"] // published["samples"],
+        published["context_window"]["theoretical_max"],
+    )
+    return [[name, f"{a:,}", f"{b:,}"] for (name, a), b in zip(here.items(), theirs, strict=True)]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
+    """Each token of `ids` `[n]` as text; a token that is part of a character shows as U+FFFD."""
+    return [str(tokenizer.decode([token])) for token in ids.tolist()]
+
+
+def singular_values(contexts: Tensor) -> Tensor:
+    """Singular values of contexts `[n, context_dim]`, not centred, as shares of their sum, largest first."""
+    values = torch.linalg.svdvals(contexts.float().cpu())
+    return values / values.sum()
+
+
+@torch.no_grad()
+def fresh_contexts(
+    model: ContextKVForCausalLM, cache: StreamCache, shape: ModelConfig, passes: int
+) -> Tensor:
+    """What a ContextBlock with untrained weights makes of a stream: `[n, context_dim]` after some passes."""
+    torch.manual_seed(0)
+    block = ContextBlock(ContextKVConfig(**asdict(shape))).to(model.device)
+    embeddings, tokens = distinct_rows(model, cache.ids[:-1])
+    half = block.project_tokens(embeddings)
+    contexts = torch.zeros_like(cache.contexts)
+    for _ in range(passes):
+        parallel_pass(block, half, tokens, contexts)
+    return contexts[1:]
+
+
+@torch.no_grad()
+def pass_errors(
+    model: ContextKVForCausalLM, cache: StreamCache, config: Phase1Config, passes: int
+) -> list[float]:
+    """How far parallel passes are from the contexts that reading one by one gives.
+
+    Args:
+        cache: of the stream to read.
+        passes: how many, starting from N(0, initial_std) as the seed's validation contexts do.
+
+    Returns:
+        mean squared error of a context component after each pass.
+    """
+    embeddings, tokens = distinct_rows(model, cache.ids[:-1])
+    block, half = model.context_block, model.context_block.project_tokens(embeddings)
+    exact, _ = exact_contexts(block, half, tokens, config.tolerance)
+    generator = torch.Generator(model.device).manual_seed(0)
+    contexts = torch.empty_like(exact)
+    draw_contexts(contexts, config.initial_std, generator)
+    errors = []
+    for _ in range(passes):
+        parallel_pass(block, half, tokens, contexts)
+        errors.append((contexts - exact).square().mean().item())
+    return errors
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run with what it takes to look inside."""
+
+    run: Run
+    model: ContextKVForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    caches: Mapping[str, StreamCache]
+
+    def check_position(self, split: str, position: int) -> None:
+        count = len(self.caches[split])
+        if not 0 <= position < count:
+            raise UserError(f"position is {position}; allowed in this {split} stream: 0 to {count - 1}.")
+
+
+def open_run(run: Run) -> Trained:
+    """Load model, tokenizer and caches of a run, on the CPU.
+
+    Raises:
+        UserError: the run folder lacks one of them.
+    """
+    model, tokenizer = load_trained(run.path, torch.device("cpu"))
+    caches = {split: load_cache(run.path / "caches", split) for split in SPLITS}
+    return Trained(run, model, tokenizer, caches)
+
+
+@torch.no_grad()
+def attention_by_slot(trained: Trained, most: int = 2000) -> Tensor:
+    """Mean attention weights `[num_heads, max_contexts]` over validation positions with a full window.
+
+    Args:
+        most: so many positions at most, evenly spread.
+    """
+    cache, shape = trained.caches["val"], trained.model.config
+    first = shape.interval * (shape.max_contexts - 1)
+    if first >= len(cache):
+        raise UserError(
+            f"No position has a full window: it takes {first + 1} tokens, and the validation stream has "
+            f"{len(cache)}; use more validation conversations."
+        )
+    positions = torch.linspace(first, len(cache) - 1, min(most, len(cache) - first)).long()
+    weights = [cache.attend(trained.model, part)[1] for part in positions.split(256)]
+    return torch.cat(weights).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one position attends.
+
+    Attributes:
+        start: position of the first token of `pieces`.
+        pieces: the tokens from the oldest slot, or the stream's beginning, up to the position, as text.
+        slots: positions of the slots, nearest first, int64 `[max_contexts]`; negative before the stream.
+        weights: attention weights `[num_heads, max_contexts]`.
+        target: the next token.
+        guesses: the most likely next tokens with their probabilities.
+    """
+
+    position: int
+    start: int
+    pieces: list[str]
+    slots: Tensor
+    weights: Tensor
+    target: str
+    guesses: list[tuple[str, float]]
+
+
+@torch.no_grad()
+def attended_window(trained: Trained, split: str, position: int, guesses: int = 5) -> Window:
+    """Look at one position of a cached stream.
+
+    Raises:
+        UserError: no such position.
+    """
+    trained.check_position(split, position)
+    cache, shape = trained.caches[split], trained.model.config
+    at = torch.tensor([position])
+    hidden, weights = cache.attend(trained.model, at)
+    slots = slot_positions(at, shape.interval, shape.max_contexts, shape.anchor)[0]
+    likely = trained.model.logits(hidden)[0].softmax(dim=-1).topk(guesses)
+    start = max(0, int(slots.min()))
+    pieces = token_texts(trained.tokenizer, cache.ids[start : position + 2])
+    names = token_texts(trained.tokenizer, likely.indices)
+    return Window(
+        position=position,
+        start=start,
+        pieces=pieces[:-1],
+        slots=slots,
+        weights=weights[0],
+        target=pieces[-1],
+        guesses=list(zip(names, likely.values.tolist(), strict=True)),
+    )
+
+
+def epoch_rows(run: Run) -> list[list[str]]:
+    """Rows for a table of the early-stopping trace: epoch, PPLs, accuracy, epochs without gain, a note."""
+    phase2 = run.summary["phase2"]
+    last = phase2["epochs"][-1]["epoch"]
+    rows = []
+    for line in phase2["epochs"]:
+        note = "better: weights kept" if line["improved"] else "not better"
+        if line["epoch"] == last and phase2["stop_reason"] == "early_stopping":
+            note = f"patience of {run.config.phase2.patience} is used up: stop"
+        numbers = [f"{line['train_ppl']:,.1f}", f"{line['val_ppl']:,.1f}", f"{line['val_acc']:.1%}"]
+        rows.append([str(line["epoch"]), *numbers, str(line["no_improve"]), note])
+    return rows
+
+
+def prediction_rows(trained: Trained, positions: Sequence[int], context: int = 12) -> list[list[str]]:
+    """Rows for a table: text before, the token that follows, the three best guesses with probabilities."""
+    rows = []
+    for position in positions:
+        window = attended_window(trained, "val", position, guesses=3)
+        before = "".join(window.pieces[-context:])
+        best = ", ".join(f"{_visible(text)} {share:.0%}" for text, share in window.guesses)
+        hit = "yes" if window.guesses[0][0] == window.target else "no"
+        rows.append([_visible(before), _visible(window.target), best, hit])
+    return rows
+
+
+def _visible(text: str) -> str:
+    return repr(text)

@@ -1,0 +1,248 @@
+"""Figures that explain: data, windows, contexts, attention and settings, as the notebooks show them.
+
+Made like those in `figures`: loaded numbers in, a matplotlib `Figure` out, no pyplot.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter
+from torch import Tensor
+
+from ..model.config import ModelConfig
+from ..model.windows import slot_positions
+from .diagram import INK
+from .explore import Window
+from .figures import OKABE_ITO, PAPER, QUIET, RULE, colours, integer_x, log_y, panels
+
+BLUE, ORANGE = OKABE_ITO[:2]
+# White to the palette's blue to near black: brightness alone tells the values.
+STRENGTH = LinearSegmentedColormap.from_list("strength", [PAPER, OKABE_ITO[5], BLUE, "#002a44"])
+PASSES_OF_SEED = 3
+
+
+def token_lengths(lengths: Tensor, label: str = "training conversations") -> Figure:
+    """Histogram of conversation lengths, int64 `[num_conversations]` in tokens; median and mean marked."""
+    figure, (ax,) = panels(1, size=(8.4, 3.6))
+    values = lengths.numpy()
+    bins = min(40, max(5, len(values) // 4))
+    ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values)} {label}")
+    for value, style, name in ((np.median(values), "-", "median"), (values.mean(), "--", "mean")):
+        ax.axvline(value, color=ORANGE, ls=style, lw=2, label=f"{name}: {value:,.0f} tokens")
+    ax.set_xlabel("Length (tokens)")
+    ax.set_ylabel("Conversations (count)")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.set_title("Length of a conversation", loc="left", weight="bold")
+    ax.legend(frameon=False)
+    return figure
+
+
+def window_map(model: ModelConfig, positions: Sequence[int]) -> Figure:
+    """Which positions some positions see: a square a slot, hollow where it lies before the stream."""
+    figure, (ax,) = panels(1, size=(9.6, 1.5 + 0.8 * len(positions)))
+    slots = slot_positions(torch.tensor(positions), model.interval, model.max_contexts, model.anchor)
+    for row, (position, seen) in enumerate(zip(positions, slots, strict=True)):
+        back, real = (position - seen).numpy(), (seen >= 0).numpy()
+        square: dict[str, Any] = {"marker": "s", "ls": "none", "ms": 9}
+        ax.plot(back[real], [row] * real.sum(), color=BLUE, label=f"{position}: contexts", **square)
+        empty = {**square, "mfc": PAPER, "mec": QUIET}
+        ax.plot(back[~real], [row] * (~real).sum(), label=f"{position}: before the stream", **empty)
+        oldest = int(seen[real].min())
+        note = f"{real.sum()} contexts, from position {position:,} back to {oldest:,}"
+        ax.annotate(note, (back.min(), row), (0, 11), textcoords="offset points", ha="right")
+    ax.set_yticks(range(len(positions)), [f"position {position:,}" for position in positions])
+    ax.set_ylim(len(positions) - 0.5, -0.75)
+    ax.invert_xaxis()
+    ax.set_xlabel("Distance back from the position (tokens)")
+    ax.set_title("Filled: a context that is attended. Hollow: before the stream.", loc="left", weight="bold")
+    ax.grid(False, axis="y")
+    return figure
+
+
+def context_clouds(clouds: Mapping[str, Tensor], most: int = 1500) -> Figure:
+    """Contexts `[n, context_dim]` on their two strongest directions, one panel each.
+
+    Args:
+        most: so many points of each cloud at most.
+    """
+    figure, axes = panels(len(clouds), size=(9.6, 4.6), sharex=True)
+    reach = 0.0
+    for ax, (label, contexts) in zip(axes, clouds.items(), strict=True):
+        points = contexts[:: -(-len(contexts) // most)].float()
+        flat = points @ torch.linalg.svd(points, full_matrices=False).Vh[:2].T  # (n, 2)
+        flat = flat * flat.mean(dim=0).sign()
+        centre = flat.mean(dim=0)
+        reach = max(reach, float(flat.abs().max()))
+        ax.plot(*flat.T.numpy(), ".", ms=3, color=BLUE, alpha=0.45, label="contexts")
+        ax.plot(*centre.numpy(), "X", ms=12, color=ORANGE, mec=PAPER, label="centroid")
+        ax.plot(0, 0, "+", ms=16, mew=2.5, color=INK, label="origin")
+        ax.set_title(label, loc="left", weight="bold")
+        ax.set_xlabel("Strongest direction (context units)")
+    axes[0].set_ylabel("Second direction (context units)")
+    for ax in axes:
+        ax.set(xlim=(-1.08 * reach, 1.08 * reach), ylim=(-1.08 * reach, 1.08 * reach), aspect="equal")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def spectrum(shares: Mapping[str, Tensor]) -> Figure:
+    """Singular values (% of their sum, log scale) by rank, and each curve's effective rank."""
+    figure, (ax,) = panels(1, size=(8.4, 4.2))
+    for colour, (label, values) in zip(colours(shares), shares.items(), strict=True):
+        rank = float(torch.special.entr(values).sum().exp())
+        name = f"{label}: effective rank {rank:,.0f} of {len(values)} ({rank / len(values):.0%})"
+        ax.plot(range(1, len(values) + 1), 100 * values.numpy(), color=colour, lw=2.2, label=name)
+    widest = max(map(len, shares.values()))
+    ax.axhline(100 / widest, color=QUIET, ls="--", lw=1.2, label="all directions alike (100%)")
+    integer_x(ax, "Direction of the context space (largest first)")
+    # LayerNorm takes one direction away: the last value is zero but for rounding, and stays off the page.
+    ax.set_ylim(bottom=50 * min(float(values[:-1].min()) for values in shares.values()))
+    log_y(ax, "Singular value (% of the sum, log scale)")
+    ax.set_title("How evenly the contexts use their space", loc="left", weight="bold")
+    ax.legend(frameon=False)
+    return figure
+
+
+def pass_curve(errors: Sequence[float]) -> Figure:
+    """Mean squared error of parallel passes against the one-by-one contexts; the seed's three marked."""
+    figure, (ax,) = panels(1, size=(8.4, 4))
+    passes = range(1, len(errors) + 1)
+    ax.plot(passes, errors, color=BLUE, lw=2.2, marker="o", ms=4, label="mean squared error")
+    if len(errors) >= PASSES_OF_SEED:
+        value = errors[PASSES_OF_SEED - 1]
+        ax.plot(
+            PASSES_OF_SEED, value, "o", ms=12, mfc="none", mew=2.2, color=ORANGE, label="the seed's passes"
+        )
+        ax.annotate(
+            f"{value:.2g}", (PASSES_OF_SEED, value), (10, 6), textcoords="offset points", color=ORANGE
+        )
+    ax.set_yscale("log")
+    integer_x(ax, "Parallel passes over the stream (count)")
+    ax.set_ylabel("Mean squared error (context units², log scale)")
+    ax.set_title("Parallel passes approach the one-by-one contexts", loc="left", weight="bold")
+    ax.legend(frameon=False)
+    return figure
+
+
+def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Cache sizes in MiB, `{layout: {cache: MiB}}`, a group of bars a cache."""
+    figure, (ax,) = panels(1, size=(8.4, 4))
+    names = list(next(iter(sizes.values())))
+    thick = 0.8 / len(sizes)
+    for slot, (colour, (label, mib)) in enumerate(zip(colours(sizes), sizes.items(), strict=True)):
+        y = [row + (slot - (len(sizes) - 1) / 2) * thick for row in range(len(names))]
+        bars = ax.barh(y, [mib[name] for name in names], height=0.9 * thick, color=colour, label=label)
+        ax.bar_label(bars, [f"{mib[name]:,.1f}" for name in names], padding=4)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlabel("Size (MiB)")
+    ax.set_ylabel("Cache")
+    ax.margins(x=0.12)
+    ax.grid(False, axis="y")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def attention_by_distance(weights: Tensor, interval: int) -> Figure:
+    """Mean attention `[num_heads, slots]`: a map by head and distance, and the mean over the heads."""
+    figure, (above, below) = panels(2, size=(9.6, 6), rows=2)
+    heads, slots = weights.shape
+    edges = (-interval / 2, (slots - 0.5) * interval)
+    extent = (*edges, heads + 0.5, 0.5)
+    shown = above.imshow(100 * weights.numpy(), aspect="auto", cmap=STRENGTH, extent=extent, vmin=0)
+    figure.colorbar(shown, ax=above, label="Attention (%)")
+    above.set_yticks(range(1, heads + 1))
+    above.set_ylabel("Head (number)")
+    above.grid(False)
+    above.set_title("Attention by head and distance", loc="left", weight="bold")
+    distance = interval * np.arange(slots)
+    below.bar(
+        distance, 100 * weights.mean(dim=0).numpy(), width=0.8 * interval, color=BLUE, label="mean of heads"
+    )
+    even = 100 / slots
+    below.axhline(even, color=ORANGE, ls="--", lw=1.6, label=f"all slots alike: {even:.1f}%")
+    below.set_ylabel("Attention (%)")
+    below.margins(y=0.3)
+    below.legend(frameon=False, loc="upper right", ncols=2)
+    for ax in (above, below):
+        ax.set_xlim(*edges)
+        ax.set_xlabel("Distance back from the position (tokens)")
+    return figure
+
+
+def window_attention(window: Window, weights: Tensor) -> Figure:
+    """Attention `[slots]` of one position by distance; slots before the stream in grey."""
+    figure, (ax,) = panels(1, size=(9.6, 3.3))
+    back = window.position - window.slots
+    width = 0.8 * float((back[1:] - back[:-1]).median()) if len(back) > 1 else 1.0
+    real = window.slots >= 0
+    for mask, colour, label in ((real, BLUE, "contexts"), (~real, "#b9bec7", "before the stream: zeros")):
+        if mask.any():
+            heights = 100 * weights[mask].numpy()
+            ax.bar(back[mask].numpy(), heights, width=width, color=colour, label=label)
+    ax.set_xlabel("Distance back from the position (tokens)")
+    ax.set_ylabel("Attention (%)")
+    ax.set_title(f"What position {window.position:,} attends", loc="left", weight="bold")
+    ax.margins(y=0.3)
+    ax.legend(frameon=False, loc="upper right", ncols=2)
+    return figure
+
+
+def overfitting(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Validation PPL over training PPL by epoch, `{label: epochs of a summary}`; 1 is no gap."""
+    figure, (ax,) = panels(1, size=(8.4, 4))
+    for colour, (label, epochs) in zip(colours(runs), runs.items(), strict=True):
+        known = [line for line in epochs if line["val_ppl"] is not None]
+        ratios = [line["val_ppl"] / line["train_ppl"] for line in known]
+        ax.plot(
+            [line["epoch"] for line in known], ratios, color=colour, lw=2.2, marker="o", ms=4, label=label
+        )
+    ax.axhline(1, color=QUIET, ls="--", lw=1.2, label="no gap")
+    integer_x(ax, "Epoch (passes over the training tokens)")
+    ax.set_ylabel("Validation PPL / train PPL (ratio)")
+    ax.set_title("Overfitting: the gap between text seen and unseen", loc="left", weight="bold")
+    ax.legend(frameon=False)
+    return figure
+
+
+def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figure:
+    """Best validation PPL by setting: the mean, a dot a seed, and a line over their spread.
+
+    Args:
+        results: `{setting: validation PPL of each seed}`.
+        base: the setting that the others are compared with.
+    """
+    figure, (ax,) = panels(1, size=(9, 1.4 + 0.42 * len(results)))
+    middle = float(np.mean(results[base]))
+    ax.axvline(middle, color=QUIET, ls="--", lw=1.2)
+    for row, (name, values) in enumerate(results.items()):
+        mean = float(np.mean(values))
+        percent = round(100 * (mean / middle - 1), 1)
+        colour = ORANGE if percent > 0 else BLUE if percent < 0 else QUIET
+        ax.plot(
+            [min(values), max(values)], [row, row], color=colour, lw=3, alpha=0.5, label=f"{name}: spread"
+        )
+        ax.plot(values, [row] * len(values), "o", color=colour, ms=5, alpha=0.6, label=f"{name}: seeds")
+        ax.plot(mean, row, "D", color=colour, ms=8, label=name)
+        change = "" if name == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
+        note = ax.annotate(f"{mean:,.1f}{change}", (max(values), row), (12, 0), textcoords="offset points")
+        note.set(va="center", color=colour, weight="bold")
+        note.set_path_effects([withStroke(linewidth=3, foreground=PAPER)])
+    _named_rows(ax, list(results))
+    ax.set_xlabel("Best validation perplexity per token (lower is better)")
+    ax.set_ylabel("Setting")
+    ax.margins(x=0.25)
+    return figure
+
+
+def _named_rows(ax: Axes, names: Sequence[str]) -> None:
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(True, axis="x", color=RULE)
+    ax.grid(False, axis="y")
