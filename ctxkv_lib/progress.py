@@ -3,16 +3,19 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 Metric = dict[str, Any]
 Listener = Callable[[Metric], None]  # called with each line of metrics.jsonl as it is made
 
 
-def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> tqdm:
+def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "tqdm":
     """A tqdm bar on a terminal, nothing elsewhere."""
+    from tqdm import tqdm
+
     return tqdm(iterable, desc=description, disable=None, leave=False, dynamic_ncols=True, **options)
 
 
@@ -33,4 +36,6 @@ def transformers_bars_hidden() -> Iterator[None]:
 def say(line: str) -> None:
     """A line above the bars on a terminal, nothing elsewhere."""
     if sys.stderr.isatty():
+        from tqdm import tqdm
+
         tqdm.write(line, file=sys.stderr)

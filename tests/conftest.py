@@ -7,6 +7,9 @@ import random
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: two threads each would spend their time waiting
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # what the tests start
+    torch.set_num_threads(1)
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
 from ctxkv_lib.config import build_config

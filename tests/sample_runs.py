@@ -41,10 +41,10 @@ def sample_run(
     """Write a finished run into `folder` and return it.
 
     Args:
-        settings: settings of the configuration on top of the preset's (recipe `seed`).
+        settings: settings of the configuration on top of the preset's (recipe `published`).
         epochs: (train PPL, val PPL, val accuracy) by epoch; by default six, the third the best.
     """
-    config = build_config(preset, "seed", samples, settings)
+    config = build_config(preset, "published", samples, settings)
     rows = epochs or EPOCHS.get(samples, EPOCHS[500])
     lines = _epoch_lines(rows)
     write_json(folder / "config.json", config.to_dict())

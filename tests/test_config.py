@@ -17,22 +17,30 @@ def test_config_survives_its_dictionary(preset, recipe):
 
 def test_published_settings_are_the_defaults_of_colab():
     config = build_config("colab")
-    assert (config.recipe, config.data.samples, config.phase1.contexts) == ("seed", 500, "seed")
+    assert (config.recipe, config.data.samples, config.phase1.contexts) == ("published", 500, "passes")
     assert (config.model, config.model.context_window) == (ModelConfig(), 640)
 
 
 def test_recipes_differ_only_in_contexts_and_precision():
-    seed, exact = build_config("colab", "seed"), build_config("colab", "exact")
-    assert seed.runtime.precision == "fp32"  # as published
-    same = exact.replace({"phase1.contexts": "seed", "runtime.precision": "fp32"})
-    assert dataclasses.replace(same, recipe="seed") == seed
+    published, exact = build_config("colab", "published"), build_config("colab", "exact")
+    assert published.runtime.precision == "fp32"  # as published
+    same = exact.replace({"phase1.contexts": "passes", "runtime.precision": "fp32"})
+    assert dataclasses.replace(same, recipe="published") == published
+
+
+def test_names_of_earlier_versions_are_still_understood():
+    published = build_config("colab", "published")
+    assert build_config("colab", "seed") == published
+    stored = published.to_dict()
+    stored["recipe"] = stored["phase1"]["contexts"] = "seed"
+    assert config_from_dict(stored) == published
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"preset": "moon"}, "preset is 'moon'; allowed: colab, offline, ci."),
-        ({"recipe": "soup"}, "recipe is 'soup'; allowed: seed, exact."),
+        ({"recipe": "soup"}, "recipe is 'soup'; allowed: published, exact."),
         ({"samples": 0}, "data.samples is 0; allowed: 1 or more."),
         ({"samples": -3}, "data.samples is -3; allowed: 1 or more."),
         ({"settings": {"data.samples": "many"}}, "data.samples is 'many'; allowed: a value of type int."),

@@ -1,6 +1,6 @@
 """`ctxkv bench`: speed and memory of this package, on the machine at hand and on a real token stream.
 
-All in one process and side by side: against the original's loops (`seed_style.py`) and the floor that the
+All in one process and side by side: against the original's loops (`original.py`) and the floor that the
 machine's own rate of matrix products sets (`training.py`), and against a GPT-2 block with its key-value cache
 (`generation.py`).
 """

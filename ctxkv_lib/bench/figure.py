@@ -10,7 +10,7 @@ from ..views.diagram import INK, OKABE_ITO
 from ..views.figures import log_y, panels
 
 TITLES = {"phase1": "Phase 1: one iteration", "phase2": "Phase 2: one step"}
-BARS = {"seed-style": OKABE_ITO[1], "fp32": OKABE_ITO[0], "bf16": OKABE_ITO[2]}
+BARS = {"original": OKABE_ITO[1], "fp32": OKABE_ITO[0], "bf16": OKABE_ITO[2]}
 
 
 def bench_figure(results: Mapping[str, Any]) -> Figure:

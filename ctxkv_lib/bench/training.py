@@ -17,10 +17,10 @@ from ..training.caches import StreamCache, dense_embeddings
 from ..training.phase1 import train_iteration
 from ..training.phase2 import epoch_order, make_optimizer, train_step
 from ..training.recurrence import distinct_rows, draw_contexts, exact_contexts
-from . import seed_style
+from . import original
 from .measure import interleaved, operations, peak_bytes
 
-SEED_STYLE = "seed-style"
+ORIGINAL = "original"
 STEPS_FOR_MEMORY = 3
 SCALES = (16, 4, 1)  # parts of the stream whose tokens are counted against each other
 Step = Callable[[], float | Tensor]  # does one iteration or optimiser step, and returns its mean loss
@@ -93,13 +93,13 @@ def phase1_makers(
         draw_contexts(contexts, settings.initial_std, generator)
         return block, optimizer, contexts, generator
 
-    def seed() -> Step:
+    def original_iteration() -> Step:
         block, optimizer, contexts, generator = start()
         contexts, embeddings = contexts[1:], dense_embeddings(model, ids).cpu()
 
         def step() -> float:
             nonlocal contexts
-            contexts, loss, _ = seed_style.phase1_iteration(
+            contexts, loss, _ = original.phase1_iteration(
                 block, optimizer, embeddings, contexts, settings, generator
             )
             return loss
@@ -112,7 +112,7 @@ def phase1_makers(
         parts = (embeddings, tokens, contexts, settings, generator)
         return lambda: train_iteration(block, optimizer, *parts)[0]
 
-    return {SEED_STYLE: seed, "fp32": ours}
+    return {ORIGINAL: original_iteration, "fp32": ours}
 
 
 def phase2_makers(
@@ -140,11 +140,11 @@ def phase2_makers(
 
         return following
 
-    def seed_steps() -> Step:
+    def original_steps() -> Step:
         copied, optimizer = start()
         stream = (dense_embeddings(copied, ids).cpu(), contexts[1:].cpu(), ids.cpu().long())
         return endless(
-            lambda positions: seed_style.phase2_step(copied, optimizer, *stream, positions),
+            lambda positions: original.phase2_step(copied, optimizer, *stream, positions),
             lambda: iter(order.split(size)),
         )
 
@@ -158,7 +158,7 @@ def phase2_makers(
         )
 
     ours = {name: partial(our_steps, dtype) for name, dtype in PRECISIONS.items()}
-    return {SEED_STYLE: seed_steps, **ours}
+    return {ORIGINAL: original_steps, **ours}
 
 
 def scaling(

@@ -1,4 +1,4 @@
-"""The seed report's proposals for next experiments, as small runs around one base experiment."""
+"""The published report's proposals for next experiments, as small runs around one base experiment."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

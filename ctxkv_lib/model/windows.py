@@ -1,7 +1,7 @@
 """Index arithmetic of context windows: which positions a position sees.
 
 Slot 0 is the position itself. The others lie `interval` apart: counted back from the position
-(anchor "current", as in the seed), or on multiples of the interval (anchor "grid"), where one context in
+(anchor "current", as published), or on multiples of the interval (anchor "grid"), where one context in
 `interval` is ever read again.
 
 Contexts of a stream are stored with one zero row in front (`[num_tokens + 1, context_dim]`, row 0 is "before

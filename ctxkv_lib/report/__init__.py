@@ -1,4 +1,4 @@
-"""The written report of one or more runs, in the seed report's form; and the comparison table.
+"""The written report of one or more runs, in the published report's form; and the comparison table.
 
 `write_report` puts sections together: `setup.py` (what was run), `results.py` (what came out)
 and `verdicts.py` (what it means). They share `tables.py`, and `text.py` holds the words
@@ -52,7 +52,7 @@ def write_report(runs: Sequence[Run], language: str = "en", figures: str = "figu
 
 
 def comparison_table(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> str:
-    """The seed report's comparison as plain text for a terminal: a column a run, then first against last."""
+    """The published comparison as plain text for a terminal: a column a run, then first against last."""
     say = speaker(language)
     rows = [["", *run_labels(summaries, say("unit"))], *verdicts.comparison_rows(summaries, say)]
     if len(summaries) > 1:

@@ -50,7 +50,7 @@ def describe(
 def _cache_sizes(
     config: ExperimentConfig, train_tokens: int | None, val_tokens: int | None
 ) -> dict[str, dict[str, float] | None]:
-    """MiB of the caches in either precision, and in the seed's layout."""
+    """MiB of the caches in either precision, and in the published layout."""
     if not (train_tokens and val_tokens):
         return dict.fromkeys(("caches_fp32_mib", "caches_bf16_mib", "caches_dense_fp32_mib"))
     sizes = (train_tokens, val_tokens, config.model)
@@ -78,7 +78,7 @@ def format_info(facts: dict[str, Any]) -> str:
         ]
     if sizes := facts["caches_dense_fp32_mib"]:
         rows.append(("Validation tokens", f"{facts['val_tokens']:,}"))
-        rows += [(f"{name} in the seed's layout", f"{size:,.0f} MiB") for name, size in sizes.items()]
+        rows += [(f"{name} in the published layout", f"{size:,.0f} MiB") for name, size in sizes.items()]
         rows += [
             (f"total in ours, {name}", f"{facts[f'caches_{name}_mib']['total']:,.0f} MiB")
             for name in PRECISIONS

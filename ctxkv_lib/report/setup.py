@@ -111,7 +111,7 @@ def _theoretical(column: Column, say: Say) -> list[str]:
 
 
 def memory(report: Report) -> list[str]:
-    """CPU and GPU memory by stage, and the caches as held and as the seed's layout would hold them."""
+    """CPU and GPU memory by stage, and the caches as held and as the published layout would hold them."""
     say = report.say
     blocks = [say("memory"), say("memory_unit"), _memory_table(report)]
     return [*blocks, say("memory_figure", folder=report.figures), say("caches"), _cache_table(report)]
@@ -172,7 +172,7 @@ def slots(report: Report) -> list[str]:
 
 
 def example_positions(model: ModelConfig, num_tokens: int) -> list[int]:
-    """50, 350 and 3500 for the seed's window (20 x 32); in proportion for others, within the stream."""
+    """50, 350 and 3500 for the published window (20 x 32); in proportion for others, within the stream."""
     interval, half = model.interval, (model.max_contexts + 3) * model.interval
     wanted = (5 * interval // 2, half // 2, 5 * half)
     return sorted({min(position, num_tokens - 1) for position in wanted})

@@ -63,7 +63,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "trainable": ("Trainable in Phase 2", "Phase 2の学習対象"),
     "trainable_value": ("{count:,} ({share:.1%})", "{count:,}（{share:.1%}）"),
     "cached_contexts": ("Contexts in the caches", "キャッシュするコンテキスト"),
-    "contexts_seed": ("seed (parallel passes)", "seed（並列パス）"),
+    "contexts_passes": ("parallel passes, as published", "並列パス（元の方法）"),
     "contexts_exact": ("exact (true recurrence)", "exact（真の逐次再帰）"),
     "precision": ("Matrix products of Phase 2", "Phase 2の行列積の精度"),
     "window": ("### Context window", "### コンテキストウィンドウの計算"),
@@ -243,7 +243,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "caches": ("**Cache sizes** (MiB):", "**キャッシュサイズ**（MiB）:"),
     "cache": ("Cache", "キャッシュ"),
     "held": ("{label}: held", "{label}: 実際の保持量"),
-    "dense": ("{label}: seed’s layout (fp32)", "{label}: 元の配置（fp32）"),
+    "dense": ("{label}: published layout (fp32)", "{label}: 元の配置（fp32）"),
     "total": ("**total**", "**合計**"),
     # slots
     "slots_fixed": ("## Fixed-count KV (method 2) by example", "## 固定数方式（方法2）の具体例"),

@@ -23,7 +23,7 @@ def improvement(first: Summary, last: Summary) -> dict[str, float]:
 
 
 def comparison_rows(summaries: Sequence[Summary], say: Say) -> list[list[str]]:
-    """The seed report's four rows: a name, then one cell a run."""
+    """The published report's four rows: a name, then one cell a run."""
     runs = [summary["phase2"] for summary in summaries]
     return [
         [say("val_ppl"), *(ppl(run["val_ppl"]) for run in runs)],

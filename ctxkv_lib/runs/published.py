@@ -1,4 +1,4 @@
-"""The published numbers of the seed report's two runs, in the shape of `summary.json`.
+"""The published numbers of the published report's two runs, in the shape of `summary.json`.
 
 What was not published is None (or absent from a list), so that a run and its published twin can stand
 beside each other in any table or figure. Perplexities are per GPT-2 token; shares are 0..1; times are
@@ -135,13 +135,13 @@ PUBLISHED_PHASE1: dict[int, list[dict[str, Any]]] = {
 def published_samples(config: ExperimentConfig) -> int | None:
     """Number of samples (100 or 500) of the published run that `config` repeats, or None.
 
-    It repeats one only with the same data, model and training: preset `colab`, recipe `seed`, nothing
+    It repeats one only with the same data, model and training: preset `colab`, recipe `published`, nothing
     changed but `FREE_SETTINGS`.
     """
     samples = config.data.samples
-    if config.preset != "colab" or config.recipe != "seed" or samples not in PUBLISHED:
+    if config.preset != "colab" or config.recipe != "published" or samples not in PUBLISHED:
         return None
-    original = build_config("colab", "seed", samples)
+    original = build_config("colab", "published", samples)
     return samples if _fixed_settings(config) == _fixed_settings(original) else None
 
 

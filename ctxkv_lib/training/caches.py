@@ -58,7 +58,7 @@ class StreamCache:
     Attributes:
         ids: int32 `[n + 1]`, the tokens; position i reads token i and predicts token i + 1.
         contexts: float32 or bfloat16 `[n + 1, context_dim]`, padded (see `windows`).
-        embeddings: float32 `[n, hidden_size]`, normed (the seed's layout), or None: gathered from the
+        embeddings: float32 `[n, hidden_size]`, normed (the published layout), or None: gathered from the
             model's own table, which gives the same rows.
         begins: int64 `[n]`, the position at which each position's conversation begins, where conversations
             are read apart; None for one stream without boundaries, as in training.
@@ -190,7 +190,7 @@ def held_mib(train: StreamCache, validation: StreamCache) -> dict[str, float]:
 
 
 def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
-    """MiB of the seed's layout: one fp32 context and one fp32 embedding row for each input token."""
+    """MiB of the published layout: one fp32 context and one fp32 embedding row for each input token."""
     sizes = {}
     for split, tokens in (("train", train_tokens), ("val", val_tokens)):
         sizes[f"{split}_ctx"] = (tokens - 1) * model.context_dim * FLOAT32_BYTES

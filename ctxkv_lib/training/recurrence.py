@@ -1,4 +1,4 @@
-"""Contexts of a stream from a trained ContextBlock: the seed's parallel passes, and the exact recurrence.
+"""Contexts of a stream from a trained ContextBlock: the original's parallel passes, and the exact recurrence.
 
 All functions take the tokens as distinct rows (`distinct_rows`): `token_half` `[num_distinct, context_dim]`
 (`ContextBlock.project_tokens` of each distinct token) and `tokens` `[n]`, indices into it; and all make or
@@ -39,7 +39,7 @@ def stream_contexts(
     Args:
         contexts: padded; the state at the end of Phase 1 if `trained`, else anything.
         trained: whether Phase 1 was trained on this stream.
-        generator: draws the seed's first contexts of a stream that it was not trained on.
+        generator: draws the original's first contexts of a stream that it was not trained on.
 
     Returns:
         if exact, the largest error of any component.
@@ -111,7 +111,7 @@ def exact_contexts(
             raise UserError(
                 f"The ContextBlock does not forget its start: segments still differ by {error:.1e} after a "
                 f"burn-in of {burn_in} tokens (tolerance {tolerance:.0e}); train Phase 1 longer, raise "
-                "phase1.tolerance, or use phase1.contexts=seed."
+                "phase1.tolerance, or use phase1.contexts=passes."
             )
         burn_in *= 2
 

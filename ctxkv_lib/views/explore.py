@@ -61,7 +61,7 @@ def load_corpus(config: ExperimentConfig) -> Corpus:
 
 
 def count_rows(config: ExperimentConfig, corpus: Corpus) -> list[list[str]]:
-    """Rows for a table: counts here, and those of the seed report's 500-sample run."""
+    """Rows for a table: counts here, and those of the published report's 500-sample run."""
     published = PUBLISHED[500]
     counts = {split: len(stream.ids) for split, stream in corpus.streams.items()}
     here = {
@@ -115,7 +115,7 @@ def pass_errors(
 
     Args:
         cache: of the stream to read.
-        passes: how many, starting from N(0, initial_std) as the seed's validation contexts do.
+        passes: how many, starting from N(0, initial_std) as the original's validation contexts do.
 
     Returns:
         mean squared error of a context component after each pass.

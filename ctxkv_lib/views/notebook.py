@@ -15,7 +15,7 @@ from ..runs.run_folder import ROOT_VARIABLE
 
 DRIVE_VARIABLE = "CTXKV_DRIVE"
 PARAMETERS = {"preset": str, "samples": int, "recipe": str, "seed": int}
-SAMPLE_RATIO = 5  # the seed report compares 500 conversations with 100
+SAMPLE_RATIO = 5  # the published report compares 500 conversations with 100
 
 
 def parameter(name: str) -> Any:
@@ -58,7 +58,7 @@ def notebook_config(
 
 
 def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
-    """Samples of the two runs to compare: the larger count, and a fifth of it as in the seed report."""
+    """Samples of the two runs to compare: the larger count, and a fifth of it as in the published report."""
     larger = PRESETS[preset].samples[-1] if samples is None else samples
     if larger < SAMPLE_RATIO:
         raise UserError(f"samples is {larger}; allowed for a comparison: {SAMPLE_RATIO} or more.")

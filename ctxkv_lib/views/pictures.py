@@ -24,7 +24,7 @@ from .figures import OKABE_ITO, PAPER, QUIET, RULE, colours, integer_x, log_y, p
 BLUE, ORANGE = OKABE_ITO[:2]
 # White to the palette's blue to near black: brightness alone tells the values.
 STRENGTH = LinearSegmentedColormap.from_list("strength", [PAPER, OKABE_ITO[5], BLUE, "#002a44"])
-PASSES_OF_SEED = 3
+PUBLISHED_PASSES = 3
 
 
 def token_lengths(lengths: Tensor, label: str = "training conversations") -> Figure:
@@ -110,17 +110,24 @@ def spectrum(shares: Mapping[str, Tensor]) -> Figure:
 
 
 def pass_curve(errors: Sequence[float]) -> Figure:
-    """Mean squared error of parallel passes against the one-by-one contexts; the seed's three marked."""
+    """Mean squared error of parallel passes against the one-by-one contexts; the original's three marked."""
     figure, (ax,) = panels(1, size=(8.4, 4))
     passes = range(1, len(errors) + 1)
     ax.plot(passes, errors, color=BLUE, lw=2.2, marker="o", ms=4, label="mean squared error")
-    if len(errors) >= PASSES_OF_SEED:
-        value = errors[PASSES_OF_SEED - 1]
+    if len(errors) >= PUBLISHED_PASSES:
+        value = errors[PUBLISHED_PASSES - 1]
         ax.plot(
-            PASSES_OF_SEED, value, "o", ms=12, mfc="none", mew=2.2, color=ORANGE, label="the seed's passes"
+            PUBLISHED_PASSES,
+            value,
+            "o",
+            ms=12,
+            mfc="none",
+            mew=2.2,
+            color=ORANGE,
+            label="published passes",
         )
         ax.annotate(
-            f"{value:.2g}", (PASSES_OF_SEED, value), (10, 6), textcoords="offset points", color=ORANGE
+            f"{value:.2g}", (PUBLISHED_PASSES, value), (10, 6), textcoords="offset points", color=ORANGE
         )
     ax.set_yscale("log")
     integer_x(ax, "Parallel passes over the stream (count)")

@@ -25,7 +25,7 @@ from .live import page_width, png, show_in
 
 WIDE = widgets.Layout(width="480px")
 STYLE = {"description_width": "90px"}
-SEED_LABEL = "seed report, 500 samples (L4)"
+PUBLISHED_LABEL = "published report, 500 samples (L4)"
 
 
 def show(figure: Figure) -> None:
@@ -36,13 +36,13 @@ def show(figure: Figure) -> None:
 
 
 def memory_timeline(run: Run | Sequence[dict[str, Any]]) -> Figure:
-    """CPU and GPU memory (GiB) by stage, with the seed report's numbers in the panel beside it.
+    """CPU and GPU memory (GiB) by stage, with the published report's numbers in the panel beside it.
 
     Args:
         run: a finished run, or the `memory` entries of one that is under way.
     """
     memory = run.summary["memory"] if isinstance(run, Run) else run
-    return figures.memory_by_stage([{"memory": memory}, PUBLISHED[500]], ["this run", SEED_LABEL])
+    return figures.memory_by_stage([{"memory": memory}, PUBLISHED[500]], ["this run", PUBLISHED_LABEL])
 
 
 class RunExplorer(widgets.VBox):

@@ -77,7 +77,7 @@ def test_seed_contexts_are_one_pass_or_a_few(trained, monkeypatch, pass_rows):
     ids = tiny_ids(50)
     half, tokens = rows_of(trained, ids)
     p = {name: value.clone() for name, value in trained.state_dict().items()}
-    config = Phase1Config(contexts="seed")
+    config = Phase1Config(contexts="passes")
     state = torch.randn(51, half.shape[1])
     state[0] = 0  # the context before position 0 is always the zero vector
     plain = straight_line.seed_contexts(p, trained.wte.weight, ids, state[1:])

@@ -17,7 +17,7 @@ from ctxkv_lib.experiments import proposals
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import notebook
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -153,8 +153,8 @@ def test_parameters_come_from_the_environment(monkeypatch):
 
 def test_parameters_left_out_are_the_presets_own():
     assert notebook.notebook_config("ci") == build_config("ci")
-    chosen = notebook.notebook_config("ci", 4, "seed", 7, {"phase2.patience": 1})
-    assert chosen == build_config("ci", "seed", 4, {"runtime.seed": 7, "phase2.patience": 1})
+    chosen = notebook.notebook_config("ci", 4, "published", 7, {"phase2.patience": 1})
+    assert chosen == build_config("ci", "published", 4, {"runtime.seed": 7, "phase2.patience": 1})
 
 
 def test_comparisons_are_one_to_five():
@@ -287,7 +287,7 @@ def test_01_shows_the_data_and_trains_nothing(tmp_path):
 def test_02_stops_after_phase_1_and_03_goes_on_from_there(tmp_path):
     folder = tmp_path / "runs" / "ci-exact-10"
     cells = execute("02_phase1_oacd", tmp_path)
-    assert "seed report, 500: converged after iteration 18" in printed(cells["outcome"])
+    assert "published, 500: converged after iteration 18" in printed(cells["outcome"])
     for shown in ("clouds", "spectrum", "passes", "caches", "memory"):
         assert "image/png" in kinds(cells[shown])
     assert set(json.loads((folder / "checkpoint" / "stages.json").read_text())) == {"contexts"}

@@ -174,13 +174,13 @@ def test_published_numbers_stand_beside_the_seed_settings_only(tmp_path):
 
 
 def test_published_runs_are_matched_by_what_matters():
-    assert published_samples(build_config("colab", "seed", 100)) == 100
+    assert published_samples(build_config("colab", "published", 100)) == 100
     free = {"runtime.device": "cpu", "runtime.seed": 7, "data.download": "whole"}
-    assert published_samples(build_config("colab", "seed", 500, free)) == 500
-    assert published_samples(build_config("colab", "seed", 300)) is None
+    assert published_samples(build_config("colab", "published", 500, free)) == 500
+    assert published_samples(build_config("colab", "published", 300)) is None
     assert published_samples(build_config("colab", "exact", 500)) is None
-    assert published_samples(build_config("colab", "seed", 500, {"model.interval": 50})) is None
-    assert published_samples(build_config("offline", "seed", 500)) is None
+    assert published_samples(build_config("colab", "published", 500, {"model.interval": 50})) is None
+    assert published_samples(build_config("offline", "published", 500)) is None
 
 
 def test_published_data_have_the_shape_of_a_run(tmp_path):

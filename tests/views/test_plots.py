@@ -335,7 +335,7 @@ def test_every_cell_of_a_table_has_its_own_colours():
 # memory_timeline
 
 
-def test_memory_stands_beside_the_seed_reports(two_runs):
+def test_memory_stands_beside_the_published_reports(two_runs):
     figure = plots.memory_timeline(load_run(two_runs[1]))
     ours, seed = figure.axes
     assert [bar.get_width() for bar in seed.containers[0]] == [1.2, 2.1, 5.6, 5.6]
@@ -408,7 +408,7 @@ def test_cache_sizes_and_passes_show_their_numbers():
     (ax,) = pictures.cache_sizes({"here": {"total": 2.0}, "seed": {"total": 8.0}}).axes
     assert [bar.get_width() for bar in ax.patches] == [2.0, 8.0]
     (ax,) = pictures.pass_curve([0.5, 0.2, 0.1, 0.01]).axes
-    assert line(ax, "the seed's passes").get_xydata().tolist() == [[3, 0.1]]
+    assert line(ax, "published passes").get_xydata().tolist() == [[3, 0.1]]
 
 
 def test_every_axis_of_every_figure_has_a_name(trained):

@@ -31,7 +31,7 @@ def measured(tmp_path_factory):
 def test_the_originals_loops_give_the_same_losses(measured):
     results, _ = measured
     for phase in ("phase1", "phase2"):
-        assert results[phase]["seed-style"]["loss_difference"] == 0
+        assert results[phase]["original"]["loss_difference"] == 0
         assert results[phase]["fp32"]["loss_difference"] < 1e-4
     assert 0 < results["phase2"]["bf16"]["loss_difference"] < 0.05
 
@@ -39,7 +39,7 @@ def test_the_originals_loops_give_the_same_losses(measured):
 def test_ratios_and_floors_follow_from_the_times(measured):
     results, _ = measured
     for phase in ("phase1", "phase2"):
-        first = results[phase]["seed-style"]
+        first = results[phase]["original"]
         for name, row in results[phase].items():
             rates = {dtype: 1e9 * rate for dtype, rate in results["product_gflop_per_second"].items()}
             head = 4 * 128 * 50257 * 24 if name == "bf16" else 0  # batch, vocabulary, width
@@ -47,7 +47,7 @@ def test_ratios_and_floors_follow_from_the_times(measured):
             assert row["ratio"] == pytest.approx(first["seconds"] / row["seconds"])
             assert row["floor_seconds"] == pytest.approx(floor)
             assert row["floor_share"] == pytest.approx(row["floor_seconds"] / row["seconds"])
-    assert results["phase2"]["fp32"]["operations"] < results["phase2"]["seed-style"]["operations"]
+    assert results["phase2"]["fp32"]["operations"] < results["phase2"]["original"]["operations"]
 
 
 def test_caches_hold_what_they_say(measured):
@@ -67,7 +67,7 @@ def test_people_get_a_table_and_a_figure(measured):
     assert json.loads((out / "bench.json").read_text()) == results
     assert (out / "bench.png").stat().st_size > 10_000
     table = bench_table(results)
-    for words in ("seed-style", "Phase 2, one step", "GPT-2 block, tokens a second", "computed"):
+    for words in ("original", "Phase 2, one step", "GPT-2 block, tokens a second", "computed"):
         assert words in table
     assert [ax.get_title("left") for ax in bench_figure(results).axes] == [
         "Phase 1: one iteration",
