@@ -1,3 +1,55 @@
 """Context-KV attention: a language model that attends 32 compressed contexts instead of every past token."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import build_config as build_config
+    from .errors import UserError as UserError
+    from .experiments.experiment import compare as compare
+    from .experiments.experiment import prepare as prepare
+    from .experiments.experiment import run as run
+    from .report import comparison_table as comparison_table
+    from .report import write_report as write_report
+    from .runs.inference import evaluate_texts as evaluate_texts
+    from .runs.inference import generate_text as generate_text
+    from .runs.inference import load_trained as load_trained
+    from .runs.published import PUBLISHED as PUBLISHED
+    from .runs.run_folder import comparison_folder as comparison_folder
+    from .runs.run_folder import load_run as load_run
+    from .runs.run_folder import run_folder_of as run_folder_of
+    from .views.plots import LiveCurves as LiveCurves
+    from .views.plots import explore_runs as explore_runs
+    from .views.plots import explore_window as explore_window
+    from .views.plots import memory_timeline as memory_timeline
+    from .views.plots import show as show
+
 __version__ = "0.1.0"
+
+# The same names once more, by the module that has them: each is imported when it is first used, so that
+# `ctxkv --help` answers before anything heavy is loaded.
+_HOMES = {
+    "config": ("build_config",),
+    "errors": ("UserError",),
+    "experiments.experiment": ("compare", "prepare", "run"),
+    "report": ("comparison_table", "write_report"),
+    "runs.inference": ("evaluate_texts", "generate_text", "load_trained"),
+    "runs.published": ("PUBLISHED",),
+    "runs.run_folder": ("comparison_folder", "load_run", "run_folder_of"),
+    "views.plots": ("LiveCurves", "explore_runs", "explore_window", "memory_timeline", "show"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = [*_HOME_OF]
+
+if not TYPE_CHECKING:  # a type checker should refuse a name that is not above
+
+    def __getattr__(name):
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+        globals()[name] = value  # from now on without this function
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

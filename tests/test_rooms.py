@@ -48,6 +48,12 @@ def test_every_module_has_a_floor():
     assert {room_of(name_of(path)) for path in MODULES if name_of(path)} == set(FLOOR)
 
 
+def test_every_room_is_a_package():
+    """Else an installed copy lacks it."""
+    for folder in {path.parent for path in MODULES}:
+        assert (folder / "__init__.py").is_file(), folder
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nothing_imports_upwards(path):
     if not name_of(path):  # the front door opens every room
