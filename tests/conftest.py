@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from sample_runs import sample_run
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: two threads each would spend their time waiting
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # what the tests start
@@ -99,3 +100,20 @@ def tiny_settings(tmp_path):
 @pytest.fixture
 def tiny_config(tiny_settings):
     return build_config("ci", samples=8, settings=tiny_settings)
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """Folders of two plausible finished runs, of 100 and 500 samples."""
+    return [sample_run(tmp_path / f"run{samples}", samples) for samples in (100, 500)]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run of a second, and what it takes to look inside."""
+    from ctxkv_lib.experiments.experiment import run
+    from ctxkv_lib.views.explore import open_run
+
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {**local_experiment(folder), "phase1.max_iterations": 12, "phase2.max_epochs": 2}
+    return open_run(run(build_config("ci", samples=8, settings=settings), folder / "run"))

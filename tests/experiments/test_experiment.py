@@ -7,7 +7,7 @@ from conftest import write_conversations
 from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import experiment, stages
-from ctxkv_lib.experiments.experiment import compare, run
+from ctxkv_lib.experiments.experiment import compare, prepare, run
 from ctxkv_lib.model.modeling import ContextKVForCausalLM
 from ctxkv_lib.runs.provenance import PRECISIONS
 from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
@@ -118,6 +118,14 @@ def test_both_recipes_run_on_a_grid_too(tiny_settings, tmp_path, recipe):
     assert grid.config.recipe == recipe
     assert (grid.summary["phase1"]["contexts_max_error"] is None) == (recipe == "published")
     assert "on multiples of 3" in (tmp_path / "grid" / "report.md").read_text(encoding="utf-8")
+
+
+def test_preparing_makes_what_a_run_needs_and_no_more(tiny_config, tmp_path, monkeypatch):
+    prepared = prepare(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    monkeypatch.setattr(stages, "_make_contexts", None)  # done: not to be made again
+    finished = run(tiny_config, tmp_path / "run")
+    assert finished.summary["phase1"] == prepared.record["phase1"]
 
 
 def test_a_finished_run_is_reused(finished, tiny_config, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from drawn import line
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -18,11 +19,6 @@ from ctxkv_lib.views.diagram import parameter_counts
 
 def summaries(tmp_path, *samples, **options):
     return [load_run(sample_run(tmp_path / f"run{n}", n, **options)).summary for n in samples]
-
-
-def line(ax, label):
-    (found,) = [drawn for drawn in ax.get_lines() if drawn.get_label() == label]
-    return found
 
 
 def texts(figure):

@@ -1,0 +1,65 @@
+"""The numbers behind the notebooks' figures and tables."""
+
+import pytest
+import torch
+from conftest import tiny_ids, tiny_model
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.training.caches import StreamCache
+from ctxkv_lib.training.recurrence import distinct_rows, exact_contexts
+from ctxkv_lib.views import explore
+
+
+def test_passes_come_closer_to_the_exact_contexts(trained):
+    cache = trained.caches["val"]
+    errors = explore.pass_errors(trained.model, cache, trained.run.config.phase1, len(cache))
+    assert errors[0] > errors[20] > errors[60]
+    assert errors[-1] < 1e-9  # pass k has read k tokens, so that the last one has read them all
+    embeddings, tokens = distinct_rows(trained.model, trained.caches["val"].ids[:-1])
+    half = trained.model.context_block.project_tokens(embeddings)
+    exact, _ = exact_contexts(trained.model.context_block, half, tokens, 1e-5)
+    torch.testing.assert_close(exact, trained.caches["val"].contexts, atol=1e-4, rtol=0)
+
+
+def test_attention_by_slot_averages_full_windows_only(trained):
+    weights = explore.attention_by_slot(trained, most=10**6)
+    positions = torch.arange(9, len(trained.caches["val"]))
+    with torch.no_grad():
+        expected = trained.caches["val"].attend(trained.model, positions)[1].mean(dim=0)
+    torch.testing.assert_close(weights, expected)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(3))
+
+
+def test_attention_by_slot_needs_a_full_window(trained):
+    model = tiny_model(max_contexts=64)
+    short = StreamCache(tiny_ids(20).int(), torch.zeros(20, 16))
+    lacking = explore.Trained(trained.run, model, trained.tokenizer, {"val": short})
+    with pytest.raises(UserError, match="No position has a full window"):
+        explore.attention_by_slot(lacking)
+
+
+def test_corpus_lengths_add_up(trained):
+    corpus = explore.load_corpus(trained.run.config)
+    assert int(corpus.lengths("train").sum()) == trained.run.summary["train_tokens"]
+    assert len(corpus.lengths("val")) == 2
+    pieces = corpus.pieces("train", 1, most=10**6)
+    assert "".join(pieces) == corpus.conversations["train"].texts()[1]
+    rows = explore.count_rows(trained.run.config, corpus)
+    assert rows[1][1:] == [f"{trained.run.summary['train_tokens']:,}", "587,970"]
+
+
+def test_trace_says_what_each_epoch_meant(two_runs):
+    notes = [row[-1] for row in explore.epoch_rows(load_run(two_runs[1]))]
+    assert notes[2] == "better: weights kept"
+    assert notes[-1] == "patience of 3 is used up: stop"
+
+
+def test_predictions_are_the_models_own(trained):
+    (row,) = explore.prediction_rows(trained, [30])
+    cache = trained.caches["val"]
+    with torch.no_grad():
+        hidden, _ = cache.attend(trained.model, torch.tensor([30]))
+        best = int(trained.model.logits(hidden).argmax())
+    assert row[2].startswith(repr(trained.tokenizer.decode([best])))
+    assert row[3] == ("yes" if best == int(cache.ids[31]) else "no")

@@ -1,0 +1,126 @@
+"""`LiveCurves`: what it draws, what it prints, and what its drawing may cost."""
+
+import time
+
+import pytest
+from drawn import line
+from sample_runs import EPOCHS, phase1_lines
+
+from ctxkv_lib.experiments.experiment import prepare, run
+from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.views.live import SHARE, LiveCurves, describe
+
+PNG = b"\x89PNG"
+
+
+class Clock:
+    """Seconds that pass only when a test, or a drawing, says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def epochs(two_runs):
+    """Phase 2 lines of metrics.jsonl by number of samples."""
+    runs = {100: load_run(two_runs[0]), 500: load_run(two_runs[1])}
+    return {n: [line for line in run.metrics if line["stage"] == "phase2"] for n, run in runs.items()}
+
+
+def test_live_curves_print_lines_outside_a_notebook(capsys, epochs):
+    live = LiveCurves()
+    for metric in (phase1_lines()[0], *epochs[500][:3]):
+        live(metric)
+    live({**epochs[500][3], "samples": 500})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "Phase 1, iteration 2: loss 5.450, 0% of positions converged"
+    assert printed[3] == "Phase 2, epoch 3: train PPL 107.4, val PPL 179.2, val acc 20.4%, best so far"
+    assert printed[4].startswith("500 samples, Phase 2, epoch 4")
+    assert printed[4].endswith("1 without improvement")
+    assert live.figure is None
+
+
+def test_live_curves_end_with_everything_that_came(epochs):
+    live = LiveCurves(stop_rate=0.8, notebook=True)
+    before = live.image.value
+    for metric in phase1_lines():
+        live(metric)
+    live.finish()
+    rate, _ = live.figure.axes
+    assert list(line(rate, "this run").get_xdata()) == list(range(2, 18))
+    assert set(line(rate, "stop at 80%").get_ydata()) == {80}
+    assert live.image.value[:4] == PNG
+    assert live.image.value != before
+    for metric in epochs[500]:
+        live(metric)
+    live.finish()
+    (ax,) = live.figure.axes
+    assert list(line(ax, "this run: train").get_ydata()) == [row[0] for row in EPOCHS[500]]
+    assert list(line(ax, "this run: validation").get_ydata()) == [row[1] for row in EPOCHS[500]]
+    assert "Phase 2, epoch 6" in live._status.value
+
+
+def test_live_curves_tell_the_runs_of_a_comparison_apart(epochs):
+    live = LiveCurves(notebook=True)
+    for samples in (100, 500):
+        for metric in epochs[samples]:
+            live({**metric, "samples": samples})
+    live.finish()
+    (ax,) = live.figure.axes
+    assert list(line(ax, "100 samples: validation").get_ydata()) == [row[1] for row in EPOCHS[100]]
+    assert list(line(ax, "500 samples: validation").get_ydata()) == [row[1] for row in EPOCHS[500]]
+
+
+def test_drawing_costs_less_than_its_share(monkeypatch):
+    clock, drawn = Clock(), []
+
+    def slow_draw(self, figure, dpi):
+        clock.now += 0.5
+        drawn.append(clock.now)
+        self.figure = figure
+
+    monkeypatch.setattr(LiveCurves, "_draw", slow_draw)
+    live = LiveCurves(notebook=True, clock=clock)
+    drawn.clear()
+    began = clock.now
+    for iteration in range(2, 1200):
+        live({**phase1_lines()[0], "iteration": iteration})
+        clock.now += 0.1
+        assert 0.5 * len(drawn) <= SHARE * (clock.now - began)
+    assert len(drawn) == 4  # one every 25 s, in 122 s
+
+
+def test_a_real_drawing_is_counted():
+    live = LiveCurves(notebook=True)
+    live._redraw_seconds = 0.0
+    live(phase1_lines()[0])
+    draft = live.figure
+    began = time.perf_counter()
+    live._draw(live._draft(), 80)
+    cost = time.perf_counter() - began
+    assert live.spent > cost / 10
+    assert [ax.get_ylabel() for ax in draft.axes] == ["Converged positions (%)", "OACD loss (no unit)"]
+    spent = live.spent
+    live(phase1_lines()[1])
+    assert live.figure is not draft  # by the call of _draw above
+    assert live.spent - spent < live._redraw_seconds  # too early for another
+
+
+def test_a_training_is_followed_and_resumed(tiny_config, tmp_path):
+    first = LiveCurves(notebook=True)
+    prepare(tiny_config, tmp_path / "run", first)
+    first.finish()
+    assert len(first.figure.axes) == 2
+    second = LiveCurves(notebook=True)
+    finished = run(tiny_config, tmp_path / "run", second)
+    second.finish()
+    assert list(second._lines["phase1"]["this run"]) == finished.phase1
+    vals = [each["val_ppl"] for each in finished.summary["phase2"]["epochs"]]
+    assert list(line(second.figure.axes[0], "this run: validation").get_ydata()) == vals
+
+
+def test_describe_names_stage_and_step():
+    assert describe(phase1_lines()[-1]).startswith("Phase 1, iteration 17: loss")

@@ -1,0 +1,29 @@
+"""HTML of tokens and tables: nothing of a text is taken for a tag."""
+
+import torch
+
+from ctxkv_lib.views import explore, markup
+
+
+def test_tokens_are_escaped():
+    window = explore.Window(
+        position=1,
+        start=0,
+        pieces=["<b>", "a\nb"],
+        slots=torch.tensor([1, -1]),
+        weights=torch.ones(1, 2) / 2,
+        target="<i>",
+        guesses=[("&", 0.5)],
+    )
+    text = markup.attended_text(window, [0.5, 0.5])
+    assert "<b>" not in text
+    assert "&lt;b&gt;" in text
+    assert "a⏎\nb" in text
+    assert "&amp;" in markup.guesses_line(window)
+    assert "&lt;b&gt;" in markup.token_boundaries(["<b>"])
+    assert "<td" in markup.table(["x"], [["<td"]]).replace("&lt;td", "")
+
+
+def test_every_cell_of_a_table_has_its_own_colours():
+    content = markup.table(["a", "b"], [["1", "2"]])
+    assert content.count("background:#ffffff;color:#1f2430") == 4
