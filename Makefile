@@ -1,4 +1,4 @@
-.PHONY: format check test notebooks browser bench badges picture
+.PHONY: format check test notebooks browser bench badges picture result docs
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -29,5 +29,21 @@ badges:  ## make badges REPO=owner/name: where the Colab badges and the install 
 	sed -E -i.bak '$(REPOSITORY); $(BADGE)' notebooks/*.ipynb
 	rm notebooks/*.ipynb.bak
 
-picture:  ## the README's picture of the architecture
-	python -c "from ctxkv_lib.model.config import ModelConfig; from ctxkv_lib.views.figures import architecture, save; save(architecture(ModelConfig()), '.github/architecture.png')"
+define PICTURES
+from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.views.diagram import architecture, rooms
+from ctxkv_lib.views.figures import save
+save(architecture(ModelConfig()), ".github/architecture.png")
+save(rooms(), ".github/rooms.png")
+endef
+export PICTURES
+
+picture:  ## the drawings of the architecture and of the rooms, for README and reference
+	python -c "$$PICTURES"
+
+result:  ## the README's picture of a result; trains what it needs, minutes on 2 cores
+	ctxkv compare --preset offline
+	cp runs/offline-exact-50-vs-10/figures/ppl_curves.png .github/result.png
+
+docs:  ## the reference, from the docstrings, into build/docs; a warning is an error
+	python .ci/docs.py

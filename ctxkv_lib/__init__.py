@@ -1,4 +1,35 @@
-"""Context-KV attention: a language model that attends 32 compressed contexts instead of every past token."""
+"""Context-KV attention: a language model that attends 32 compressed contexts instead of every past token.
+
+    import ctxkv_lib as ctxkv
+
+    config = ctxkv.build_config("offline", samples=10)
+    run = ctxkv.run(config, listener=ctxkv.LiveCurves())
+    ctxkv.explore_runs([run.path])
+
+The names below are the front door: what a notebook or a script needs. All else has its place in a room.
+
+## How the parts fit
+
+<img src="../.github/rooms.png" width="100%" alt="The rooms, and the path of the data up through them">
+
+`data` reads conversations and joins their tokens into one stream. `training` makes contexts of it (Phase
+1), keeps them in caches, and trains attention on these (Phase 2); the layers are those of `model`, which
+stands alone because its files are saved beside the weights. Everything goes into one folder on disk, which
+`runs` knows. `report` and `views` read such folders and nothing else, so that a figure can be drawn long
+after the training. `experiments` does the stages in order and leaves out what is done already; `cli` only
+parses, calls and prints.
+
+| to find | look in |
+|---|---|
+| what a setting means, with its unit and reason | `ctxkv_lib.config` |
+| the losses of both phases | `ctxkv_lib.training.losses` |
+| which positions a window sees | `ctxkv_lib.model.windows` |
+| the recurrence that makes contexts, its layer | `ctxkv_lib.training.recurrence`, `ctxkv_lib.model.modeling` |
+| where conversations come from | `ctxkv_lib.data` |
+| the figures | `ctxkv_lib.views.figures` (of runs), `ctxkv_lib.views.pictures` (of notebooks) |
+| what a run folder holds, when it is reused | `ctxkv_lib.runs.run_folder`, `ctxkv_lib.experiments.stages` |
+| perplexity on other text, and generated text | `ctxkv_lib.runs.inference` |
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

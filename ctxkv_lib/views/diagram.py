@@ -1,6 +1,6 @@
-"""The picture of the architecture, drawn from a `ModelConfig`; also the palette that all figures share.
+"""The pictures of the architecture and of the package's rooms; also the palette that all figures share.
 
-`figures.architecture` is the same function: the drawing has a file of its own only for its length.
+`figures.architecture` is the same function: the drawings have a file of their own only for their length.
 Coordinates are inches on the page, so that lengths and font sizes (points) stay in proportion.
 """
 
@@ -22,13 +22,29 @@ LEFT, RIGHT, NOTES = 0.35, 6.75, 6.95
 COLUMNS = (0.85, 3.15, 4.65, 6.15)  # x of the oldest slot, then of the three newest
 MIDDLE = (LEFT + RIGHT) / 2
 
+# Rooms from the top floor down, with their one job and, where the data does not pass, what to find there.
+ROOMS = {
+    "front door": ("names on first use", "import ctxkv_lib as ctxkv: what notebooks and scripts call"),
+    "cli.py": ("parses, calls, prints", "ctxkv run, compare, report, generate, evaluate, ..."),
+    "bench/": ("speed and memory", "beside the original's loops and the hardware's floor"),
+    "experiments/": ("whole runs", "the stages in order; what is done is not done again"),
+    "report/": ("the written report", "in both languages; model card"),
+    "views/": ("figures and widgets", "and what notebooks share"),
+    "runs/": ("what is on disk", "where it came from; trained runs in use"),
+    "training/": ("both phases", "losses, evaluation"),
+    "data/": ("text, tokens, table", ""),
+    "config.py": ("every setting", "presets and recipes"),
+    "ground": ("for everyone", "files, errors, progress, memory"),
+}
+STANDS_ALONE = 3  # floors from the bottom that have `model/` beside them
+FLOOR_STEP, FLOOR_HEIGHT = 0.53, 0.47
+PATH = (4.05, 5.7, 7.35, 9.0)  # x of the stations of the data
+WALL = 6.65  # left of `model/`
+
 
 def architecture(model: ModelConfig) -> Figure:
     """The whole model in one picture, from tokens (bottom) to the next token (top); numbers from `model`."""
-    figure = Figure(figsize=PAGE, facecolor=PAPER)
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, PAGE[0]), ylim=(0, PAGE[1]), aspect="equal")
-    ax.axis("off")
+    figure, ax = _page()
     columns = _columns(model)
     _draw_tokens(ax, model, columns)
     _draw_contexts(ax, columns)
@@ -36,6 +52,74 @@ def architecture(model: ModelConfig) -> Figure:
     _draw_notes(ax, model)
     _draw_caption(ax, model)
     return figure
+
+
+def rooms() -> Figure:
+    """The package as a house: its rooms, which import only downwards, and the data's way up through them."""
+    figure, ax = _page()
+    _text(
+        ax, LEFT, 6.45, "The rooms of ctxkv_lib, and the path of the data", size=18, weight="bold", ha="left"
+    )
+    _text(ax, LEFT, 6.1, "A room imports only from rooms below it.", size=12.5, ha="left")
+    for number, (name, (job, content)) in enumerate(reversed(ROOMS.items())):
+        right = WALL - 0.08 if number < STANDS_ALONE else PAGE[0] - LEFT
+        _floor(ax, _storey(number), right, name, job)
+        _text(ax, PATH[0] - 0.65, _storey(number), content, ha="left", size=10, color=QUIET)
+    _draw_model_room(ax)
+    _draw_path(ax)
+    return figure
+
+
+def _storey(number: int) -> float:
+    """Height of the middle of a floor, counted from the bottom."""
+    return 0.35 + FLOOR_STEP * number
+
+
+def _floor(ax: Axes, y: float, right: float, name: str, job: str) -> None:
+    _box(ax, (LEFT + right) / 2, y, right - LEFT, FLOOR_HEIGHT, RULE)
+    _text(ax, LEFT + 0.15, y, name, ha="left", weight="bold")
+    _text(ax, LEFT + 1.45, y, job, ha="left", size=10)
+
+
+def _draw_model_room(ax: Axes) -> None:
+    """`model/`, beside the lowest floors, because it imports nothing."""
+    right, height = PAGE[0] - LEFT, FLOOR_STEP * (STANDS_ALONE - 1) + FLOOR_HEIGHT
+    middle = (WALL + right) / 2
+    _box(ax, middle, _storey(1), right - WALL, height, RULE)
+    _text(ax, WALL + 0.15, _storey(2), "model/", ha="left", weight="bold")
+    _text(ax, WALL + 0.95, _storey(2), "the Hugging Face model", ha="left", size=10)
+    _station(ax, WALL + 0.5, _storey(1), "table", FROZEN, width=0.7)
+    _station(ax, WALL + 1.53, _storey(1), "ContextBlock", PHASE1, width=1.2)
+    _station(ax, WALL + 2.64, _storey(1), "attention", PHASE2, width=0.84)
+    _text(ax, middle, _storey(0), "stands alone: saved beside the weights", size=10, color=QUIET)
+
+
+def _draw_path(ax: Axes) -> None:
+    """From conversations to the report: along a floor, then up to the next room."""
+    data, training, runs, views, report = (_storey(number) for number in (2, 3, 4, 5, 6))
+    a, b, c, d = PATH
+    way = (
+        (a, data, "conversations", INK),
+        (b, data, "tokens", INK),
+        (b, training, "Phase 1", PHASE1),
+        (c, training, "contexts", PHASE1),
+        (d, training, "Phase 2", PHASE2),
+        (d, runs, "run folder", INK),
+        (d, views, "figures", INK),
+        (d, report, "report", INK),
+    )
+    for x, y, name, colour in way:
+        _station(ax, x, y, name, colour)
+    for (x0, y0, *_), (x1, y1, *_) in pairwise(way):
+        if y0 == y1:
+            _arrow(ax, (x0 + 0.65, y0), (x1 - 0.65, y1), INK)
+        else:
+            _arrow(ax, (x0, y0 + 0.16), (x1, y1 - 0.16), INK)
+
+
+def _station(ax: Axes, x: float, y: float, name: str, colour: str, width: float = 1.3) -> None:
+    _box(ax, x, y, width, 0.32, colour)
+    _text(ax, x, y, name, size=10, color=PAPER, weight="bold")
 
 
 def parameter_counts(model: ModelConfig) -> dict[str, int]:
@@ -138,6 +222,15 @@ def _draw_caption(ax: Axes, model: ModelConfig) -> None:
     for i, (colour, label) in enumerate(key):
         _box(ax, LEFT + 0.1, 5.38 - 0.28 * i, 0.2, 0.2, colour)
         _text(ax, LEFT + 0.32, 5.38 - 0.28 * i, label, ha="left")
+
+
+def _page() -> tuple[Figure, Axes]:
+    """An empty page whose coordinates are inches."""
+    figure = Figure(figsize=PAGE, facecolor=PAPER)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, PAGE[0]), ylim=(0, PAGE[1]), aspect="equal")
+    ax.axis("off")
+    return figure, ax
 
 
 def _box(ax: Axes, x: float, y: float, width: float, height: float, colour: str) -> None:

@@ -9,12 +9,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines, sample_run
+from test_rooms import FLOORS
 
 from ctxkv_lib.model.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import figures
-from ctxkv_lib.views.diagram import parameter_counts
+from ctxkv_lib.views.diagram import ROOMS, parameter_counts, rooms
 
 
 def summaries(tmp_path, *samples, **options):
@@ -145,13 +146,20 @@ def test_parameters_of_the_parts_add_up():
     assert count["attention"] + count["feed_forward"] == 6_301_440
 
 
-def test_text_of_the_architecture_stays_on_the_page():
-    figure = figures.architecture(ModelConfig())
+@pytest.mark.parametrize(
+    "figure", [figures.architecture(ModelConfig()), rooms()], ids=["architecture", "rooms"]
+)
+def test_text_of_a_drawing_stays_on_the_page_and_touches_no_other(figure):
     renderer, page = FigureCanvasAgg(figure).get_renderer(), figure.bbox
-    for text in figure.axes[0].texts:
-        box = text.get_window_extent(renderer)
-        assert page.x0 <= box.x0, text
-        assert box.x1 <= page.x1, text
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()]
+    assert all(page.x0 <= box.x0 and box.x1 <= page.x1 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_every_room_is_drawn_on_its_floor():
+    floors = [name.removesuffix("/").removesuffix(".py") for name in ROOMS]
+    assert floors == ["front door", *FLOORS[1:-2], "ground"]  # without __main__; the ground has several files
+    assert {*ROOMS, ", ".join(FLOORS[-2].split()), f"{FLOORS[-1]}/"} <= set(texts(rooms()))
 
 
 def test_colours_are_all_different():
