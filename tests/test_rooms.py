@@ -18,7 +18,8 @@ FLOORS = [
     "training",
     "data",
     "config",
-    "files errors progress memory",
+    "files",
+    "errors progress memory",
     "model",
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
