@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     replaced = path.with_name(f".{path.name}.old.{os.getpid()}.part")
-    _remove(beside)  # of a killed process with the same number
+    remove(beside)  # of a killed process with the same number
     try:
         yield beside
         _flush(beside)
@@ -46,11 +46,12 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
         _flush_names(path.parent)
     finally:
-        _remove(beside)
-        _remove(replaced)
+        remove(beside)
+        remove(replaced)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
@@ -79,8 +80,8 @@ def _flush_names(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left in `folder` and below; only while no other process writes there."""
-    for part in list(folder.rglob(".*.part")):
-        _remove(part)
+    for part in [*folder.rglob(".*.part"), *folder.rglob(".*.scratch")]:
+        remove(part)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -93,7 +94,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in a JSON file; raises DamagedFile if there is none in it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # not UTF-8, or not JSON
+        raise DamagedFile(path, "it is not JSON") from None
+
+
+def write_sealed_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object with its own checksum in it."""
+    write_json(path, {CHECKSUM: digest(values), **values})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """What `write_sealed_json` wrote.
+
+    Raises:
+        DamagedFile: it is something else.
+        FileNotFoundError: there is none.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or CHECKSUM not in values:
+        raise DamagedFile(path, "it has no checksum")
+    if values.pop(CHECKSUM) != digest(values):
+        raise DamagedFile(path, "its checksum differs")
+    return values
 
 
 def digest(value: Any) -> str:
@@ -113,6 +138,19 @@ def _hashed(file: IO[bytes], hasher: xxh3_128) -> str:
     while piece := file.read(PIECE_BYTES):
         hasher.update(piece)
     return hasher.hexdigest()
+
+
+def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
+    """Checksum of every file that is, or is below, one of `parts`, by its path in `folder`."""
+    files = [file for part in parts for file in (part.rglob("*") if part.is_dir() else [part])]
+    return {file.relative_to(folder).as_posix(): checksum(file) for file in sorted(files) if file.is_file()}
+
+
+def state(file: Path, expected: str) -> str:
+    """`intact`, `missing`, or `damaged`: not the file of that checksum."""
+    if not file.is_file():
+        return "missing"
+    return "intact" if checksum(file) == expected else "damaged"
 
 
 def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:

@@ -81,7 +81,7 @@ def test_a_folder_replaces_a_folder_and_what_was_killed_is_swept(tmp_path, monke
             (beside / "deep").mkdir(parents=True)
             (beside / "deep" / "file").write_text(text)
     assert (tmp_path / "folder" / "deep" / "file").read_text() == "new"
-    monkeypatch.setattr(files, "_remove", lambda path: None)  # as if killed before it
+    monkeypatch.setattr(files, "remove", lambda path: None)  # as if killed before it
     with pytest.raises(KeyboardInterrupt):
         write_half(tmp_path / "folder" / "file", KeyboardInterrupt)
     monkeypatch.undo()

@@ -18,6 +18,7 @@ FLOORS = [
     "training",
     "data",
     "config",
+    "locks",
     "files",
     "errors progress memory",
     "model",
