@@ -28,6 +28,8 @@ setup(
         "safetensors>=0.4.3",
         "tokenizers>=0.22",
         "tqdm>=4.66",
+        "filelock>=3.12",
+        "xxhash>=3.0",
     ],
     extras_require={
         "offline": OFFLINE,

@@ -2,10 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
     """Bad input or an unreachable resource: what was wrong, what is allowed, what to do next."""
+
+
+class DamagedFile(UserError):
+    """A file is not what was written; whoever can make it again does, others let the user read this."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} cannot be used: {reason}; run what made it once more to make it anew.")
+        self.path, self.reason = path, reason
 
 
 @contextmanager

@@ -1,15 +1,26 @@
-"""Files that are complete or absent: everything is written beside its final name and then renamed."""
+"""Files that are complete and intact, or absent.
+
+Everything is written beside its final name and then renamed; tensors carry a checksum, verified when read.
+"""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from xxhash import xxh3_128
+
+from .errors import DamagedFile
 
 CACHE_VARIABLE = "CTXKV_CACHE"
+CHECKSUM = "checksum"
+UNSEALED = "0" * 32  # in the place of a checksum while it is taken
+PIECE_BYTES = 1 << 20
+MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 def cache_dir() -> Path:
@@ -19,18 +30,58 @@ def cache_dir() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` for a file or folder, which takes its place only if the block succeeds."""
+    """Yield a name beside `path` for a file or folder, which takes its place only if the block succeeds.
+
+    It is on the disk before it takes the place; what a killed process leaves beside, `sweep` removes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    replaced = path.with_name(f".{path.name}.old.{os.getpid()}.part")
+    remove(beside)  # of a killed process with the same number
     try:
         yield beside
-        if path.is_dir():
-            shutil.rmtree(path)
+        _flush(beside)
+        if path.is_dir():  # only a file can take another's place
+            os.replace(path, replaced)
         os.replace(beside, path)
+        _flush_names(path.parent)
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
-        beside.unlink(missing_ok=True)
+        remove(beside)
+        remove(replaced)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or a folder and what is in it, to the disk."""
+    for each in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if each.is_dir():
+            _flush_names(each)
+        else:
+            with each.open("r+b") as file:
+                os.fsync(file.fileno())
+
+
+def _flush_names(folder: Path) -> None:
+    if os.name != "posix":  # Windows cannot, and needs not
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every network file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left in `folder` and below; only while no other process writes there."""
+    for part in [*folder.rglob(".*.part"), *folder.rglob(".*.scratch")]:
+        remove(part)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,7 +94,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in a JSON file; raises DamagedFile if there is none in it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # not UTF-8, or not JSON
+        raise DamagedFile(path, "it is not JSON") from None
+
+
+def write_sealed_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object with its own checksum in it."""
+    write_json(path, {CHECKSUM: digest(values), **values})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """What `write_sealed_json` wrote.
+
+    Raises:
+        DamagedFile: it is something else.
+        FileNotFoundError: there is none.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or CHECKSUM not in values:
+        raise DamagedFile(path, "it has no checksum")
+    if values.pop(CHECKSUM) != digest(values):
+        raise DamagedFile(path, "its checksum differs")
+    return values
 
 
 def digest(value: Any) -> str:
@@ -52,29 +127,95 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def checksum(path: Path) -> str:
+    """XXH3 of a file's bytes, 32 hexadecimal digits. It finds damage, not forgery."""
+    with path.open("rb") as file:
+        return _hashed(file, xxh3_128())
+
+
+def _hashed(file: IO[bytes], hasher: xxh3_128) -> str:
+    """Hash of what is left of a file, read in pieces: mapping it would fill the memory."""
+    while piece := file.read(PIECE_BYTES):
+        hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
+    """Checksum of every file that is, or is below, one of `parts`, by its path in `folder`."""
+    files = [file for part in parts for file in (part.rglob("*") if part.is_dir() else [part])]
+    return {file.relative_to(folder).as_posix(): checksum(file) for file in sorted(files) if file.is_file()}
+
+
+def state(file: Path, expected: str) -> str:
+    """`intact`, `missing`, or `damaged`: not the file of that checksum."""
+    if not file.is_file():
+        return "missing"
+    return "intact" if checksum(file) == expected else "damaged"
+
+
 def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors, and strings beside them, as one safetensors file."""
+    """Write named tensors, and strings beside them, as one safetensors file with a checksum inside."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside:
         try:
-            save_file(contiguous, beside, metadata=metadata)
+            save_file(contiguous, beside, metadata={**(metadata or {}), CHECKSUM: UNSEALED})
         except SafetensorError as error:  # how it reports a full disk, too
             raise OSError(f"{path} could not be written: {error}") from error
+        _seal(beside)
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
-    """Tensors of a safetensors file, on the CPU."""
+def read_tensors(path: Path, key: str | None = None) -> dict[str, Any]:
+    """Tensors of a file that `write_tensors` made, on the CPU and mapped from it.
+
+    Args:
+        key: what the strings beside the tensors must hold as `key`; None takes any.
+
+    Raises:
+        DamagedFile: it is not what was written, has no checksum, or another key.
+        FileNotFoundError: there is none.
+    """
     from safetensors.torch import load_file
 
+    found = tensor_metadata(path).get("key")
+    if key is not None and found != key:
+        raise DamagedFile(path, "it was made from something else")
     return load_file(path)
 
 
 def tensor_metadata(path: Path) -> dict[str, str]:
-    """The strings that `write_tensors` put beside the tensors."""
+    """The strings that `write_tensors` put beside the tensors; raises as `read_tensors`."""
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+    with path.open("rb") as file:
+        start, stored, _ = _header(file, path)
+        if _hashed(file, xxh3_128(start)) != stored:
+            raise DamagedFile(path, "its checksum differs")
+    with safe_open(path, framework="pt") as tensors:
+        return {name: text for name, text in tensors.metadata().items() if name != CHECKSUM}
+
+
+def _seal(path: Path) -> None:
+    """Put the checksum of a safetensors file, taken with zeros in its place, into the header."""
+    with path.open("r+b") as file:
+        start, _, place = _header(file, path)
+        sealed = _hashed(file, xxh3_128(start))
+        file.seek(place)
+        file.write(sealed.encode())
+
+
+def _header(file: IO[bytes], path: Path) -> tuple[bytes, str, int]:
+    """Header of a safetensors file with zeros for its checksum, that checksum, and where it stands.
+
+    The format: 8 bytes, the little-endian length of a JSON header; the header; the tensors.
+    """
+    size = file.read(8)
+    header = file.read(min(int.from_bytes(size, "little"), MOST_HEADER_BYTES))
+    before, mark, rest = header.partition(f'"{CHECKSUM}":"'.encode())
+    if not mark:
+        raise DamagedFile(path, "it has no checksum")
+    stored, after = rest[: len(UNSEALED)], rest[len(UNSEALED) :]
+    place = len(size) + len(before) + len(mark)
+    return size + before + mark + UNSEALED.encode() + after, stored.decode(errors="replace"), place

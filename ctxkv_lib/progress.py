@@ -39,3 +39,10 @@ def say(line: str) -> None:
         from tqdm import tqdm
 
         tqdm.write(line, file=sys.stderr)
+
+
+def notice(line: str) -> None:
+    """A line that nobody must miss: on a terminal, in a notebook and in a log."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)

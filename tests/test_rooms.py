@@ -18,7 +18,9 @@ FLOORS = [
     "training",
     "data",
     "config",
-    "files errors progress memory",
+    "locks",
+    "files",
+    "errors progress memory",
     "model",
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}

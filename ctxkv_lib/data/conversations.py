@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import DataConfig
-from ..errors import UserError
-from ..files import cache_dir, digest, replacing
+from ..errors import DamagedFile, UserError
+from ..files import (
+    cache_dir,
+    checksums,
+    digest,
+    read_sealed_json,
+    replacing,
+    state,
+    write_sealed_json,
+)
+from ..locks import made_once
 from .hub import ULTRACHAT_SHARD, open_file, package_file
 
 if TYPE_CHECKING:
@@ -32,6 +41,8 @@ ULTRACHAT_VALIDATION = range(50_000, 51_000)
 # Rows in the order of `_chitchat_rows`. Fixed blocks, so that no setting moves the rows of another split.
 CHITCHAT_VALIDATION = range(0, 100)
 CHITCHAT_CORPUS = range(100, 1100)
+
+CHECKSUMS = "checksums.json"  # of the files of an Arrow copy, beside them
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
 _PHONE = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")  # 7 digits or more, so some other long numbers, too
@@ -109,7 +120,7 @@ def _ultrachat(data: DataConfig, split: Split) -> list[tuple[str, Messages]]:
     else:
         available = held_back if split == "validation" else range(held_back.start)
         rows = _first(available, data, split, "UltraChat")
-    copy, start = _local_copy(rows) or _fetch_copy(rows, data, split)
+    copy, start = made_once(lambda: _local_copy(rows), lambda: _fetch_copy(rows, data, split))
     contents = copy[rows.start - start : rows.stop - start]["messages"]
     return [(f"ultrachat:train_sft:{row}", content) for row, content in zip(rows, contents, strict=True)]
 
@@ -118,27 +129,38 @@ def _copies() -> Path:
     return cache_dir() / f"ultrachat-{ULTRACHAT_SHARD.revision[:12]}"
 
 
-def _local_copy(rows: range) -> "tuple[Dataset, int] | None":
-    """An Arrow copy that holds `rows`, and the row it starts at; None if no earlier run left one."""
+def _local_copy(rows: range) -> "tuple[Dataset, int]":
+    """An intact Arrow copy that holds `rows`, and the row it starts at.
+
+    Raises:
+        DamagedFile: a copy holds them, but is not what was written.
+        FileNotFoundError: no earlier run left one.
+    """
+    problem: Exception = FileNotFoundError(_copies())
     for folder in sorted(_copies().glob("rows-*")):
         _, start, stop = folder.name.split("-")
         if int(start) <= rows.start and rows.stop <= int(stop):
-            return _open_copy(folder), int(start)
-    return None
+            try:
+                return _open_copy(folder), int(start)
+            except DamagedFile as error:
+                problem = error
+    raise problem
 
 
 def _open_copy(folder: Path) -> "Dataset":
     from datasets import load_from_disk
 
     try:
-        return load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder} is damaged ({type(error).__name__}); delete that folder and run again."
-        ) from error
+        kept = read_sealed_json(folder / CHECKSUMS)
+    except (DamagedFile, FileNotFoundError):
+        raise DamagedFile(folder, "its checksums are missing or damaged") from None
+    for name, expected in kept["files"].items():
+        if kept["rows"] != folder.name or state(folder / name, expected) != "intact":
+            raise DamagedFile(folder, f"{name} is not what was written")
+    return load_from_disk(str(folder))
 
 
-def _fetch_copy(rows: range, data: DataConfig, split: Split) -> "tuple[Dataset, int]":
+def _fetch_copy(rows: range, data: DataConfig, split: Split) -> None:
     """Read the row groups that hold `rows` and keep them as an Arrow copy.
 
     `data.download=ranged` transfers the needed row groups' `messages` only. `whole` is slower (244 MB), but
@@ -154,9 +176,11 @@ def _fetch_copy(rows: range, data: DataConfig, split: Split) -> "tuple[Dataset, 
             _first(range(ULTRACHAT_VALIDATION.stop, total), data, split, "UltraChat's first shard")
         table, start = _read_groups(shard, rows)
     copy = Dataset(table)
-    with replacing(_copies() / f"rows-{start}-{start + len(copy)}") as beside:
+    name = f"rows-{start}-{start + len(copy)}"
+    with replacing(_copies() / name) as beside:
         copy.save_to_disk(str(beside))
-    return copy, start
+        kept = {"rows": name, "files": checksums(beside, [beside])}
+        write_sealed_json(beside / CHECKSUMS, kept)
 
 
 def _read_groups(shard: "ParquetFile", rows: range) -> tuple[Any, int]:

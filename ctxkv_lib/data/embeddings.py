@@ -7,6 +7,7 @@ untrained logits a variance of about 1; GPT-2's are four times as long, and trai
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO
 
@@ -15,8 +16,9 @@ import torch
 from ..config import DataConfig
 from ..errors import UserError
 from ..files import cache_dir, digest, read_tensors, write_tensors
+from ..locks import made_once
 from ..model.config import ModelConfig
-from .conversations import load_conversations
+from .conversations import Conversations, load_conversations
 from .hub import HubFile, gpt2_file, open_file
 from .tokens import TokenStream, load_tokenizer, train_stream
 
@@ -68,20 +70,28 @@ def load_table(data: DataConfig, model: ModelConfig, seed: int) -> TokenTable:
 
 def _gpt2_table(data: DataConfig, model: ModelConfig) -> TokenTable:
     file = gpt2_file("model.safetensors")
-    key = digest([WTE, file.revision])
-    cached = cache_dir() / f"gpt2-wte-{key}.safetensors"
-    if cached.is_file():
-        weight = read_tensors(cached)[WTE]
-        _check_shape(tuple(weight.shape), model)
-        return TokenTable(weight, key)
+    table = _kept("gpt2-wte", digest([WTE, file.revision]), lambda: _fetch_wte(file, data, model))
+    _check_shape(tuple(table.weight.shape), model)
+    return table
+
+
+def _kept(name: str, key: str, make: Callable[[], torch.Tensor]) -> TokenTable:
+    """The table that an earlier run left in the shared cache; made and left there if none is intact."""
+    path = cache_dir() / f"{name}-{key}.safetensors"
+
+    def read() -> torch.Tensor:
+        return read_tensors(path, key)["weight"]
+
+    return TokenTable(made_once(read, lambda: write_tensors(path, {"weight": make()}, {"key": key})), key)
+
+
+def _fetch_wte(file: HubFile, data: DataConfig, model: ModelConfig) -> torch.Tensor:
     with open_file(file, data.download) as stream:
         shape, start = _find_tensor(stream, file)
         _check_shape(shape, model)
         stream.seek(start)
         content = _read_exactly(stream, FLOAT_BYTES * math.prod(shape), file)
-    weight = torch.frombuffer(content, dtype=torch.float32).view(shape)
-    write_tensors(cached, {WTE: weight})
-    return TokenTable(weight, key)
+    return torch.frombuffer(content, dtype=torch.float32).view(shape)
 
 
 def _check_shape(shape: tuple[int, ...], model: ModelConfig) -> None:
@@ -139,18 +149,17 @@ def _cooccurrence_table(data: DataConfig, model: ModelConfig) -> TokenTable:
     conversations = load_conversations(data, "corpus")
     shape = (model.vocab_size, model.hidden_size)
     key = digest([conversations.fingerprint, data.tokenizer, shape, COOCCURRENCE_SEED, COOCCURRENCE_VERSION])
-    cached = cache_dir() / f"cooccurrence-{key}.safetensors"
-    if cached.is_file():
-        return TokenTable(read_tensors(cached)["weight"], key)
-    stream = train_stream(conversations, load_tokenizer(data.tokenizer))
+    return _kept("cooccurrence", key, lambda: _make_cooccurrence(conversations, data.tokenizer, shape))
+
+
+def _make_cooccurrence(conversations: Conversations, tokenizer: str, shape: tuple[int, int]) -> torch.Tensor:
+    stream = train_stream(conversations, load_tokenizer(tokenizer))
     largest = int(stream.ids.max())
-    if largest >= model.vocab_size:
+    if largest >= shape[0]:
         raise UserError(
-            f"model.vocab_size is {model.vocab_size}, but the text holds token {largest}; set it to 50257."
+            f"model.vocab_size is {shape[0]}, but the text holds token {largest}; set it to 50257."
         )
-    weight = build_table(stream, *shape)
-    write_tensors(cached, {"weight": weight})
-    return TokenTable(weight, key)
+    return build_table(stream, *shape)
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch.Tensor:

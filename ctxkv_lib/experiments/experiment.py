@@ -12,12 +12,13 @@ from ..model.windows import theoretical_max
 from ..progress import Listener
 from ..report import LANGUAGES, improvement, write_report
 from ..report.model_card import model_card
-from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
+from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
 from ..runs.run_folder import comparison_folder as comparison_folder
 from ..training.caches import dense_fp32_mib
 from ..training.phase2 import best_epoch
 from ..views import figures
-from .stages import Prepared, Record, run_stages
+from .inputs import Facts
+from .stages import Prepared, run_stages
 from .stages import prepare as prepare_stages
 
 
@@ -32,12 +33,15 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     folder = RunFolder(out or run_folder_of(config))
-    folder.claim(config)
-    contexts, attention = run_stages(config, folder, listener)
-    write_json(folder.summary, summarize(config, contexts, attention))
-    finished = load_run(folder.path)
-    write_text(folder.model / "README.md", model_card(finished))
-    _publish([finished], folder.path)
+    with folder.claimed(config):
+        contexts, attention = run_stages(config, folder, listener)
+        write_json(folder.summary, summarize(config, contexts, attention))
+        finished = read_run(folder.path, config)
+        card = folder.model / "README.md"
+        write_text(card, model_card(finished))
+        written = _publish([finished], folder.path)
+        made = [folder.config, folder.metrics_file, folder.summary, card, *written]
+        folder.finish("results", "", made)
     return finished
 
 
@@ -46,8 +50,8 @@ def prepare(
 ) -> Prepared:
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
     folder = RunFolder(out or run_folder_of(config))
-    folder.claim(config)
-    return prepare_stages(config, folder, listener)
+    with folder.claimed(config):
+        return prepare_stages(config, folder, listener)
 
 
 def compare(
@@ -80,7 +84,7 @@ def _labelled(listener: Listener, samples: int) -> Listener:
     return lambda metric: listener({**metric, "samples": samples})
 
 
-def summarize(config: ExperimentConfig, contexts: Record, attention: Record) -> dict[str, Any]:
+def summarize(config: ExperimentConfig, contexts: Facts, attention: Facts) -> dict[str, Any]:
     """`summary.json` from the records of both stages."""
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
     epochs = attention["epochs"]
@@ -108,23 +112,25 @@ def summarize(config: ExperimentConfig, contexts: Record, attention: Record) -> 
             "seconds_per_epoch": round(sum(e["seconds"] for e in epochs) / len(epochs), 3),
             "epochs": [{name: epoch[name] for name in shown} for epoch in epochs],
         },
-        "memory": [*contexts["memory"], *(epoch["memory"] for epoch in epochs)],
+        "memory": [*contexts["memory"], *attention["memory"], *(epoch["memory"] for epoch in epochs)],
         "caches_mib": contexts["caches_mib"],
         "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
         "provenance": attention["provenance"],
     }
 
 
-def _publish(runs: Sequence[Run], folder: Path) -> None:
-    """Report in every language, and the figures it shows."""
+def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Report in every language, and the figures it shows; returns the files."""
     summaries = [finished.summary for finished in runs]
     labels = figures.run_labels(summaries)
     phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
-    pictures = folder / "figures"
-    figures.save(figures.ppl_curves(summaries), pictures / "ppl_curves.png")
-    stop_rate = runs[0].config.phase1.stop_rate
-    figures.save(figures.phase1_curves(phase1, stop_rate), pictures / "phase1.png")
-    figures.save(figures.memory_by_stage(summaries), pictures / "memory.png")
+    drawn = {
+        "ppl_curves": figures.ppl_curves(summaries),
+        "phase1": figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate),
+        "memory": figures.memory_by_stage(summaries),
+    }
+    files = [figures.save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
     for language in LANGUAGES:
-        name = "report.md" if language == "en" else f"report.{language}.md"
-        write_text(folder / name, write_report(runs, language))
+        files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))
+        write_text(files[-1], write_report(runs, language))
+    return files

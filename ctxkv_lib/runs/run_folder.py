@@ -2,19 +2,22 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import ExperimentConfig, build_config, config_from_dict
-from ..errors import UserError
-from ..files import digest, read_json, write_json, write_text
-from ..progress import Metric
+from ..config import ExperimentConfig, build_config
+from ..errors import DamagedFile, UserError
+from ..files import checksums, digest, read_json, write_json, write_text
+from ..locks import only_process
+from ..progress import Metric, notice
+from .ownership import own_records, run_command, stored_config
+from .records import Record, Records
 
 ROOT_VARIABLE = "CTXKV_RUNS"
 DEFAULT_ROOT = Path(os.environ.get(ROOT_VARIABLE) or "runs")
-STAGES = "checkpoint/stages.json"
 
 
 def run_folder_of(config: ExperimentConfig, root: Path = DEFAULT_ROOT) -> Path:
@@ -37,74 +40,77 @@ def comparison_folder(configs: Sequence[ExperimentConfig], root: Path = DEFAULT_
 class RunFolder:
     """One experiment on disk. Stages record what they were made from, so finished work is found again."""
 
+    records: Records  # once claimed
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.caches = path / "caches"
         self.model = path / "model"
         self.figures = path / "figures"
         self.context_block = path / "checkpoint" / "context_block.safetensors"
+        self.attention = path / "checkpoint" / "attention.safetensors"
         self.phase2_checkpoint = path / "checkpoint" / "phase2.safetensors"
         self.summary = path / "summary.json"
         self.report = path / "report.md"
         self.config = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
+        self._checked: dict[tuple[str, str], Record | None] = {}
 
-    def claim(self, config: ExperimentConfig) -> None:
-        """Make the folder this experiment's own.
+    @contextmanager
+    def claimed(self, config: ExperimentConfig) -> Iterator[None]:
+        """Inside, the folder is this experiment's, and no other process's.
 
         Raises:
-            UserError: the folder holds another experiment, or something that is no experiment.
+            UserError: it is in use, or holds another experiment, or something that is no experiment.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name another folder with --out.")
-        if self.metrics_file.exists():
-            self._refuse_other(config.to_dict(), read_json(self.config))
-        elif self.path.exists() and set(self.path.iterdir()) - {self.config}:
-            raise UserError(f"{self.path} is not empty and holds no run; name another folder with --out.")
-        write_json(self.config, config.to_dict())
+        with only_process(self.path):
+            self.records = own_records(self.path, config)
+            write_json(self.config, config.to_dict())
+            yield
 
-    def _refuse_other(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-        ours, theirs = dict(_flat(wanted)), dict(_flat(found))
-        different = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
-        if different:
-            shown = ", ".join(f"{k} {theirs.get(k)!r} (asked: {ours.get(k)!r})" for k in different[:3])
-            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-            raise UserError(
-                f"{self.path} holds a run with another configuration: {shown}{more}; "
-                "name another folder with --out, or delete that one."
-            )
+    def finished(self, stage: str, key: str) -> Record | None:
+        """What a stage recorded, if it was made from what `key` stands for and its files are still those."""
+        if (stage, key) not in self._checked:  # the files are looked at once
+            self._checked[stage, key] = self._check(stage, key)
+        return self._checked[stage, key]
 
-    def finished(self, stage: str, key: str) -> dict[str, Any] | None:
-        """What `stage` recorded, if it was made from the inputs that `key` stands for."""
-        record = self._stages().get(stage)
-        return record["result"] if record and record["key"] == key else None
+    def _check(self, stage: str, key: str) -> Record | None:
+        record = self.records.stages.get(stage)
+        if record is None or record.key != key:
+            return None
+        for name, how in record.states(self.path):
+            if how != "intact":
+                notice(f"{self.path / name} is {how}: {stage} is made again from what is intact.")
+                return None
+        return record
 
-    def finish(self, stage: str, key: str, result: dict[str, Any]) -> None:
-        """Record a finished stage; the stages after it will see that their inputs changed."""
-        write_json(self.path / STAGES, {**self._stages(), stage: {"key": key, "result": result}})
-
-    def _stages(self) -> dict[str, Any]:
-        path = self.path / STAGES
-        return read_json(path) if path.exists() else {}
+    def finish(
+        self,
+        stage: str,
+        key: str,
+        parts: Iterable[Path],
+        result: dict[str, Any] | None = None,
+        metrics: Sequence[Metric] = (),
+    ) -> Record:
+        """Record a finished stage, which stands from now on for exactly the files at and below `parts`."""
+        record = Record(key, checksums(self.path, parts), result or {}, list(metrics))
+        self.records.add(stage, record)
+        self._checked[stage, key] = record
+        return record
 
     def append_metric(self, metric: Metric) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metric) + "\n")
+            file.write(_line(metric))
 
-    def metrics(self, stage: str) -> list[Metric]:
-        """The lines of metrics.jsonl that a stage wrote, in order."""
-        return [line for line in self.metric_lines() if line["stage"] == stage]
+    def keep_metrics(self, *records: Record) -> None:
+        """Make metrics.jsonl what these stages recorded, and nothing else."""
+        write_text(self.metrics_file, "".join(_line(metric) for each in records for metric in each.metrics))
 
-    def forget_metrics(self, *stages: str) -> None:
-        """Drop the lines of stages that are about to be done again."""
-        kept = [json.dumps(line) + "\n" for line in self.metric_lines() if line["stage"] not in stages]
-        write_text(self.metrics_file, "".join(kept))
 
-    def metric_lines(self) -> Iterator[Metric]:
-        if self.metrics_file.exists():
-            for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n"):  # else the last one was cut off by a crash
-                    yield json.loads(line)
+def _line(metric: Metric) -> str:
+    return json.dumps({name: value for name, value in metric.items() if name != "memory"}) + "\n"
 
 
 @dataclass(frozen=True)
@@ -126,25 +132,46 @@ def load_run(path: Path | str) -> Run:
     """Read a finished run.
 
     Raises:
-        UserError: no such folder, or the run in it has not finished.
+        UserError: no such folder, or the run in it has not finished, or is not what was written.
     """
     folder = RunFolder(Path(path))
     if not folder.path.is_dir():
         raise UserError(f"{path} is not a folder; make it with `ctxkv run --out {path}`.")
-    for file in (folder.config, folder.summary, folder.metrics_file):
+    records = Records.read(folder.path)
+    if records is None and not folder.config.is_file():
+        raise UserError(f"{path} has no config.json; make a run there with `ctxkv run --out {path}`.")
+    config = stored_config(folder.path, records.config if records else read_json(folder.config))
+    cure = run_command(config, folder.path)
+    read = (folder.config, folder.summary, folder.metrics_file)
+    for file in read:
         if not file.is_file():
-            raise UserError(f"{path} has no {file.name}; finish it with `ctxkv run --out {path}`.")
-    return Run(
-        path=folder.path,
-        config=config_from_dict(read_json(folder.config)),
-        summary=read_json(folder.summary),
-        metrics=list(folder.metric_lines()),
-    )
+            raise UserError(f"{path} has no {file.name}; finish it with `{cure}`.")
+    if records:
+        refuse_damaged(records, "results", [file.name for file in read])
+    return read_run(folder.path, config)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def refuse_damaged(records: Records, stage: str, names: Iterable[str] | None = None) -> None:
+    """Raise a UserError that says what to do, unless the files of a stage (or those named) are intact."""
+    cure = run_command(stored_config(records.folder, records.config), records.folder)
+    record = records.stages.get(stage)
+    if record is None:
+        raise UserError(f"{records.folder} has not finished; finish it with `{cure}`.")
+    for name, how in record.states(records.folder):
+        if how != "intact" and (names is None or name in names):
+            raise UserError(f"{records.folder / name} is {how}; make it again with `{cure}`.")
+
+
+def read_run(path: Path, config: ExperimentConfig) -> Run:
+    """The run of `config` in a folder that holds all of it."""
+    folder = RunFolder(path)
+    return Run(path, config, read_json(folder.summary), list(_lines(folder.metrics_file)))
+
+
+def _lines(path: Path) -> Iterator[Metric]:
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if line.endswith(b"\n"):  # else an earlier version was killed while it wrote the last one
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise DamagedFile(path, f"line {number} is not JSON") from None

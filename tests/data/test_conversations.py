@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,13 +123,37 @@ def test_ultrachat_leaves_no_half_written_copy(hub, shard, tmp_path, monkeypatch
     assert load_conversations(DataConfig(samples=1), "train").messages == (_row(0),)
 
 
-def test_damaged_local_copy_is_named(hub, shard, tmp_path):
+def _flip(copy):
+    (arrow,) = copy.glob("*.arrow")
+    content = bytearray(arrow.read_bytes())
+    content[len(content) // 2] ^= 1  # one letter of the text, at most
+    arrow.write_bytes(content)
+
+
+def _take_another(copy):
+    shutil.rmtree(copy)
+    shutil.copytree(copy.with_name("rows-50000-51000"), copy)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _flip,
+        _take_another,
+        lambda copy: (copy / "state.json").write_text(""),
+        lambda copy: (copy / "checksums.json").unlink(),  # as earlier versions wrote it
+    ],
+)
+def test_a_damaged_local_copy_is_fetched_again(hub, shard, tmp_path, capsys, damage):
     hub.files[ULTRACHAT_SHARD] = shard
-    load_conversations(DataConfig(samples=1), "train")
-    (state,) = (tmp_path / "cache").rglob("state.json")
-    state.write_text("")
-    with pytest.raises(UserError, match=r"rows-0-1000 is damaged .*; delete that folder and run again\."):
-        load_conversations(DataConfig(samples=1), "train")
+    data = DataConfig(samples=1)
+    first, _ = load_conversations(data, "train"), load_conversations(data, "validation")
+    (copy,) = (tmp_path / "cache").rglob("rows-0-1000")
+    damage(copy)
+    assert load_conversations(data, "train") == first
+    assert "rows-0-1000 cannot be used" in capsys.readouterr().err
+    hub.status = 500
+    assert load_conversations(data, "train") == first
 
 
 @pytest.mark.parametrize(

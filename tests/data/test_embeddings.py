@@ -21,6 +21,7 @@ from ctxkv_lib.data.embeddings import (
 from ctxkv_lib.data.hub import gpt2_file
 from ctxkv_lib.data.tokens import TokenStream
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.files import write_tensors
 from ctxkv_lib.model.config import ModelConfig
 
 pytest_plugins = ["hub_standin"]
@@ -66,6 +67,22 @@ def test_gpt2_table_is_read_once(hub):
     second = load_table(GPT2, SMALL, seed=1)
     assert torch.equal(first.weight, second.weight)
     assert first.fingerprint == second.fingerprint
+
+
+def _take_another(path: Path) -> None:
+    write_tensors(path, {"weight": torch.zeros(1000, 64)}, {"key": "another table's"})
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-9]), _take_another])
+def test_a_damaged_table_is_fetched_again(hub, tmp_path, capsys, damage):
+    hub.files[WEIGHTS], wte = _checkpoint()
+    load_table(GPT2, SMALL, seed=0)
+    (path,) = (tmp_path / "cache").glob("*.safetensors")
+    damage(path)
+    assert torch.equal(load_table(GPT2, SMALL, seed=0).weight, wte)
+    assert "cannot be used" in capsys.readouterr().err
+    hub.status = 500
+    assert torch.equal(load_table(GPT2, SMALL, seed=0).weight, wte)
 
 
 @pytest.mark.parametrize(("name", "value", "allowed"), [("hidden_size", 128, 64), ("vocab_size", 999, 1000)])

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -48,18 +50,11 @@ def test_caches_survive_the_disk(tmp_path, dense):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train_ctx.safetensors", "train_emb.safetensors"]
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "other", "nan"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-7])])
 def test_damaged_caches_are_refused(tmp_path, damage):
     save_cache(tmp_path, "val", cache())
-    path = tmp_path / "val_ctx.safetensors"
-    if damage == "missing":
-        path.unlink()
-    elif damage == "cut":
-        path.write_bytes(path.read_bytes()[:-7])
-    else:
-        bad = torch.randn(5, 4) if damage == "other" else torch.full((9, 4), torch.nan)
-        save_cache(tmp_path, "val", StreamCache(torch.arange(9).int(), bad))
-    with pytest.raises(UserError, match="delete that folder and run again"):
+    damage(tmp_path / "val_ctx.safetensors")
+    with pytest.raises(UserError, match="cannot be used"):
         load_cache(tmp_path, "val")
 
 

@@ -1,0 +1,139 @@
+"""Phase 1 and the caches of contexts made from it: done only if the run folder does not hold them intact."""
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from ..files import read_tensors, write_tensors
+from ..memory import snapshot
+from ..model.modeling import parameter_counts
+from ..progress import Metric, notice
+from ..runs.provenance import PRECISIONS, choose_precision, device_name
+from ..runs.records import Record
+from ..training.caches import StreamCache, dense_embeddings, held_mib, save_cache
+from ..training.evaluation import effective_rank
+from ..training.phase1 import train_context_block
+from ..training.placement import scratch
+from ..training.recurrence import distinct_rows, stream_contexts
+from .inputs import Facts, Work
+
+
+def make_contexts(work: Work) -> tuple[Record, Record]:
+    """Leave the trained ContextBlock in model and folder, and the caches in the folder; returns the records."""
+    inputs, folder = work.inputs, work.folder
+    phase1 = folder.finished("phase1", inputs.phase1_key())
+    used = _used(work, phase1)
+    caches = phase1 and folder.finished("caches", inputs.caches_key(phase1, used["precision"]))
+    if phase1 and not caches and inputs.config.phase1.contexts == "passes":
+        notice("phase1.contexts=passes: caches come from Phase 1's last iteration, so Phase 1 is repeated.")
+        phase1 = None
+    if phase1:
+        work.model.context_block.load_state_dict(read_tensors(folder.context_block))
+        folder.keep_metrics(phase1)
+        work.replay(phase1)
+    if phase1 and caches:
+        return phase1, caches
+    device, width = work.model.device, inputs.config.model.context_dim
+    shapes = {split: (len(ids), width) for split, ids in work.ids.items()}
+    contexts = {s: scratch(shape, torch.float32, device, folder.caches) for s, shape in shapes.items()}
+    generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
+    phase1 = phase1 or _train(work, contexts["train"], generator)
+    return phase1, _make_caches(work, contexts, generator, phase1, used)
+
+
+def context_facts(phase1: Record, caches: Record) -> Facts:
+    """`tokens`, `phase1`, `parameters`, `memory` and `caches_mib` of the summary."""
+    facts = {**phase1.result, "caches_mib": caches.result["caches_mib"]}
+    return {**facts, "phase1": {**facts["phase1"], **caches.result["phase1"]}}
+
+
+def _used(work: Work, phase1: Record | None) -> Facts:
+    """`precision` of the caches, and thereby of Phase 2, and the `device` that it was chosen for.
+
+    `auto` is decided anew as long as Phase 2 is not finished. If it was begun with another precision,
+    `begun_with` says so.
+    """
+    phase2 = phase1 and work.folder.finished("phase2", work.inputs.phase2_key(phase1))
+    if phase2:
+        return {name: phase2.result["provenance"][name] for name in ("precision", "device")}
+    dtype = choose_precision(work.inputs.config.runtime.precision, work.model.device)
+    precision = next(name for name, known in PRECISIONS.items() if known == dtype)
+    used: Facts = {"precision": precision, "device": device_name(work.model.device)}
+    earlier = work.folder.records.stages.get("caches")
+    if phase1 is None or earlier is None:
+        return used
+    before = earlier.result["used"]
+    if before["precision"] == precision:
+        return before
+    notice(
+        f"runtime.precision=auto was {before['precision']} on {before['device']} and is {precision} on "
+        f"{used['device']}: the caches are made again, and Phase 2 goes on in {precision}."
+    )
+    return {**used, "begun_with": before.get("begun_with", before)}
+
+
+def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
+    """Phase 1; leaves the last iteration's contexts in `contexts`."""
+    work.folder.keep_metrics()
+    metrics: list[Metric] = []
+    work.model.set_phase(1)
+    result = train_context_block(
+        work.model.context_block,
+        *distinct_rows(work.model, work.ids["train"][:-1]),
+        work.inputs.config.phase1,
+        contexts,
+        generator,
+        work.recorded(metrics),
+    )
+    work.model.set_phase(2)
+    write_tensors(work.folder.context_block, work.model.context_block.state_dict())
+    facts = {
+        "tokens": {split: len(ids) for split, ids in work.ids.items()},
+        "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
+        "parameters": parameter_counts(work.model),
+        "memory": [*work.memory, snapshot("phase 1 done", work.model.device)],
+    }
+    key = work.inputs.phase1_key()
+    return work.folder.finish("phase1", key, [work.folder.context_block], facts, metrics)
+
+
+def _make_caches(
+    work: Work, contexts: dict[str, Tensor], generator: torch.Generator, phase1: Record, used: Facts
+) -> Record:
+    """The caches, from the trained ContextBlock and, if by passes, Phase 1's last `contexts`."""
+    inputs, folder = work.inputs, work.folder
+    made = {split: _cache(work, split, contexts[split], generator, used["precision"]) for split in work.ids}
+    errors = [error for _, error in made.values() if error is not None]
+    settings = inputs.config.phase1
+    rank_generator = torch.Generator().manual_seed(inputs.config.runtime.seed)
+    facts = {
+        "phase1": {
+            "effective_rank": effective_rank(contexts["val"][1:], settings.rank_rows, rank_generator),
+            "contexts": settings.contexts,
+            "contexts_max_error": max(errors, default=None),
+        },
+        "caches_mib": held_mib(made["train"][0], made["val"][0]),
+        "used": used,
+    }
+    return folder.finish("caches", inputs.caches_key(phase1, used["precision"]), [folder.caches], facts)
+
+
+def _cache(
+    work: Work, split: str, contexts: Tensor, generator: torch.Generator, precision: str
+) -> tuple[StreamCache, float | None]:
+    """Make a stream's contexts, in place, and leave its cache in the folder; returns their largest error."""
+    config, model, ids = work.inputs.config, work.model, work.ids[split]
+    block, trained = model.context_block, split == "train"
+    embeddings, tokens = distinct_rows(model, ids[:-1])
+    half = block.project_tokens(embeddings)
+    error = stream_contexts(block, half, tokens, config.phase1, contexts, trained, generator)
+    dtype = PRECISIONS[precision]
+    if trained and dtype != contexts.dtype:
+        contexts = scratch((len(ids), contexts.shape[1]), dtype, model.device, work.folder.caches).copy_(
+            contexts
+        )
+    dense = dense_embeddings(model, ids) if config.runtime.embedding_cache == "dense" else None
+    cache = StreamCache(ids, contexts, dense)
+    save_cache(work.folder.caches, split, cache)
+    return cache, error

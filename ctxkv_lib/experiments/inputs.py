@@ -1,0 +1,158 @@
+"""What an experiment is made from: conversations, token table, tokenizer, streams and the untrained model."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..config import ExperimentConfig
+from ..data.conversations import Conversations, load_conversations
+from ..data.embeddings import TokenTable, load_table
+from ..data.tokens import load_tokenizer, train_stream, validation_stream
+from ..errors import UserError
+from ..files import digest
+from ..memory import snapshot
+from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
+from ..progress import Listener, Metric
+from ..runs.provenance import code_version, describe
+from ..runs.records import Record
+from ..runs.run_folder import RunFolder
+
+CONTEXT_CODE = code_version(
+    "data/tokens",
+    "model/modeling",
+    "training/recurrence",
+    "training/phase1",
+    "training/caches",
+    "training/evaluation",
+    "experiments/inputs",
+    "experiments/contexts",
+)
+ATTENTION_CODE = code_version("model/windows", "training/losses", "training/phase2", "experiments/stages")
+
+Facts = dict[str, Any]  # a part of the summary
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an experiment is made from, and the keys by which its finished stages are known."""
+
+    config: ExperimentConfig
+    train: Conversations
+    validation: Conversations
+    table: TokenTable
+
+    @classmethod
+    def load(cls, config: ExperimentConfig) -> "Inputs":
+        """Read conversations and token table, from the network or this machine's copy.
+
+        Raises:
+            UserError: a source is missing, damaged, too small or out of reach.
+        """
+        train = load_conversations(config.data, "train")
+        validation = load_conversations(config.data, "validation")
+        return cls(config, train, validation, load_table(config.data, config.model, config.runtime.seed))
+
+    def phase1_key(self) -> str:
+        settings = [asdict(self.config.model), asdict(self.config.phase1), self.config.runtime.seed]
+        data = [self.train.fingerprint, self.validation.fingerprint, self.config.data.tokenizer]
+        return digest([settings, data, self.table.fingerprint, CONTEXT_CODE])
+
+    def caches_key(self, phase1: Record, precision: str) -> str:
+        return digest([phase1.key, phase1.files, precision, self.config.runtime.embedding_cache])
+
+    def phase2_key(self, phase1: Record) -> str:
+        """Not bound to the caches: made again elsewhere, they may differ by a rounding."""
+        runtime = self.config.runtime
+        settings = [asdict(self.config.phase2), runtime.precision, runtime.embedding_cache]
+        return digest([phase1.key, phase1.files, settings, ATTENTION_CODE])
+
+    def model_key(self, phase2: Record) -> str:
+        return digest([phase2.key, phase2.files])
+
+    def provenance(self, device: torch.device) -> Facts:
+        data = {
+            "source": self.config.data.source,
+            "train_fingerprint": self.train.fingerprint,
+            "validation_fingerprint": self.validation.fingerprint,
+        }
+        embeddings = {"table": self.config.data.table, "fingerprint": self.table.fingerprint}
+        return describe(device, self.config.runtime.seed, data, embeddings)
+
+
+@dataclass
+class Work:
+    """An experiment under way in its claimed folder.
+
+    Attributes:
+        ids: the token ids of both streams, int32 on the device; "train" and "val".
+        memory: snapshots taken so far.
+    """
+
+    inputs: Inputs
+    folder: RunFolder
+    listener: Listener
+    tokenizer: PreTrainedTokenizerBase
+    ids: dict[str, Tensor]
+    model: ContextKVForCausalLM
+    memory: list[Facts]
+
+    @classmethod
+    def begin(cls, inputs: Inputs, folder: RunFolder, device: torch.device, listener: Listener) -> "Work":
+        """With streams and the untrained model in memory.
+
+        Raises:
+            UserError: the model's shapes do not fit the data.
+        """
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        tokenizer, ids = _tokenize(inputs, device)
+        memory = [snapshot("data loaded", device)]
+        model = _build_model(inputs, device)
+        memory.append(snapshot("model built", device))
+        return cls(inputs, folder, listener, tokenizer, ids, model, memory)
+
+    def recorded(self, metrics: list[Metric]) -> Listener:
+        """The listener, with each metric written to metrics.jsonl, and put into `metrics`, first."""
+
+        def record(metric: Metric) -> None:
+            self.folder.append_metric(metric)
+            metrics.append(metric)
+            self.listener(metric)
+
+        return record
+
+    def replay(self, record: Record) -> None:
+        """Let the listener hear a stage that was done earlier."""
+        for metric in record.metrics:
+            self.listener(metric)
+
+
+def _tokenize(inputs: Inputs, device: torch.device) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
+    """The tokenizer, and the token ids of both streams as int32 on the device."""
+    config = inputs.config
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if len(tokenizer) != config.model.vocab_size:
+        raise UserError(f"model.vocab_size is {config.model.vocab_size}; allowed: {len(tokenizer)}.")
+    streams = {
+        "train": train_stream(inputs.train, tokenizer),
+        "val": validation_stream(inputs.validation, tokenizer),
+    }
+    for split, stream in streams.items():
+        if len(stream.ids) <= config.model.context_window:
+            raise UserError(
+                f"The {split} stream has {len(stream.ids)} tokens, no more than one context window "
+                f"({config.model.context_window}); use more conversations, or lower model.max_contexts."
+            )
+    return tokenizer, {split: stream.ids.int().to(device) for split, stream in streams.items()}
+
+
+def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
+    """The untrained model; its weights depend on the seed and the shapes alone."""
+    torch.manual_seed(inputs.config.runtime.seed)
+    model = ContextKVForCausalLM(ContextKVConfig(**asdict(inputs.config.model)))
+    model.load_table(inputs.table.weight)
+    model.to(device)  # type: ignore[arg-type]  # transformers hides nn.Module's signature
+    return model

@@ -1,0 +1,76 @@
+"""One process at a time: in a run folder, and where runs share downloads and tables."""
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+from .errors import DamagedFile, UserError
+from .files import cache_dir, remove, sweep
+from .progress import notice, say
+
+LOCK = ".lock"  # stays when its owner is gone; the lock itself does not
+T = TypeVar("T")
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Inside, no other process is in such a block of `folder`, and nothing is left there by a killed one.
+
+    Raises:
+        UserError: another process is; it names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    owner = "another process"
+    with suppress(OSError, UnicodeDecodeError):  # Windows lets nobody read what is locked
+        owner = path.read_text(encoding="utf-8") or owner
+    try:
+        with FileLock(path, timeout=0):
+            with suppress(OSError):
+                path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            sweep(folder)
+            yield
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by {owner}; wait until that is done, stop it, or name another folder."
+        ) from None
+
+
+def made_once(read: Callable[[], T], make: Callable[[], object]) -> T:
+    """What `read` finds in the shared cache, after `make` if it is missing or damaged.
+
+    It is made by one process, while others that want something made wait.
+    """
+    with suppress(FileNotFoundError, DamagedFile):
+        return read()
+    with _cache_lock():
+        try:
+            return read()  # another process has made it meanwhile
+        except FileNotFoundError:
+            pass
+        except DamagedFile as error:
+            notice(f"{error.path} cannot be used: {error.reason}; it is made again.")
+            remove(error.path)
+        make()
+        return read()
+
+
+@contextmanager
+def _cache_lock() -> Iterator[None]:
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache_dir() / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"Another process is writing to {cache_dir()}: waiting for it.")
+        lock.acquire()
+    try:
+        sweep(cache_dir())
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,89 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctxkv_lib import files
+from ctxkv_lib.errors import DamagedFile
+from ctxkv_lib.files import checksum, read_tensors, replacing, sweep, tensor_metadata, write_tensors
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "checksum": torch.zeros(0), "b": torch.ones(3).bfloat16()}
+
+
+def written(path, **metadata):
+    write_tensors(path, TENSORS, metadata)
+    return path
+
+
+def write_half(path, error):
+    with replacing(path) as beside:
+        beside.write_text("half")
+        raise error
+
+
+def test_tensors_and_strings_come_back(tmp_path):
+    path = written(tmp_path / "t", key="k", text='"checksum":"' + "0" * 32)
+    found = read_tensors(path, key="k")
+    assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
+    assert tensor_metadata(path) == {"key": "k", "text": '"checksum":"' + "0" * 32}
+    assert os.listdir(tmp_path) == ["t"]
+
+
+def test_every_flipped_bit_and_every_cut_is_seen(tmp_path):
+    content = written(tmp_path / "t", key="k").read_bytes()
+    bad = tmp_path / "bad"
+    for at in range(len(content)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at % 8
+        for damage in (bytes(flipped), content[:at]):
+            bad.write_bytes(damage)
+            with pytest.raises(DamagedFile, match=r"bad cannot be used: .*; run what made it"):
+                read_tensors(bad)
+
+
+def test_a_file_of_something_else_or_without_a_checksum_is_damaged(tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(DamagedFile, match="made from something else"):
+        read_tensors(written(tmp_path / "t", key="k"), key="other")
+    save_file(TENSORS, tmp_path / "old", {"key": "k"})
+    with pytest.raises(DamagedFile, match="no checksum"):
+        read_tensors(tmp_path / "old")
+    with pytest.raises(FileNotFoundError):
+        read_tensors(tmp_path / "none")
+
+
+def test_reading_does_not_hold_the_file_in_memory(tmp_path):
+    path = tmp_path / "t"
+    write_tensors(path, {"a": torch.zeros(1 << 20)})
+    tensor = read_tensors(path)["a"]
+    address = f"{tensor.data_ptr() >> 12 << 12:x}"  # its page is one of the mapped file
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    assert any(
+        int(low, 16) <= int(address, 16) < int(high, 16)
+        for low, high in (m.split()[0].split("-") for m in maps)
+    )
+
+
+def test_a_block_that_fails_changes_nothing(tmp_path):
+    path = written(tmp_path / "t")
+    before = checksum(path)
+    with pytest.raises(ZeroDivisionError):
+        write_half(path, ZeroDivisionError)
+    assert checksum(path) == before
+    assert os.listdir(tmp_path) == ["t"]
+
+
+def test_a_folder_replaces_a_folder_and_what_was_killed_is_swept(tmp_path, monkeypatch):
+    for text in ("old", "new"):
+        with replacing(tmp_path / "folder") as beside:
+            (beside / "deep").mkdir(parents=True)
+            (beside / "deep" / "file").write_text(text)
+    assert (tmp_path / "folder" / "deep" / "file").read_text() == "new"
+    monkeypatch.setattr(files, "remove", lambda path: None)  # as if killed before it
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "folder" / "file", KeyboardInterrupt)
+    monkeypatch.undo()
+    sweep(tmp_path)
+    assert [p.name for p in tmp_path.rglob("*")] == ["folder", "deep", "file"]

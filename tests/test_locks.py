@@ -1,0 +1,72 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ctxkv_lib.errors import DamagedFile, UserError
+from ctxkv_lib.locks import made_once, only_process
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from ctxkv_lib.locks import only_process
+with only_process(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_told_of_the_first_until_it_dies(tmp_path):
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert first.stdout.readline() == b"held\n"
+        told = pytest.raises(UserError, match=rf"is in use by process {first.pid} on ")
+        with told, only_process(tmp_path):
+            pass
+    finally:
+        first.kill()  # no time to release anything
+        first.wait()
+    with only_process(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_what_a_killed_process_left_is_swept_under_the_lock(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in (".config.json.4.part", "deep/.t.5.part", "deep/.5.scratch", "deep/mine.part"):
+        (tmp_path / name).write_text("half")
+    with only_process(tmp_path):
+        assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {".lock", "mine.part"}
+
+
+def test_the_shared_cache_is_filled_by_one_process(tmp_path, monkeypatch):
+    """Two that want the same: the slower one reads what the other made."""
+    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path))
+    script = """
+import time
+from pathlib import Path
+from ctxkv_lib.files import cache_dir, write_text
+from ctxkv_lib.locks import made_once
+path = cache_dir() / "table"
+def make():
+    print("made")
+    time.sleep(0.5)
+    write_text(path, "made")
+print(made_once(path.read_text, make))
+"""
+    both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    assert sorted(each.communicate()[0] for each in both) == ["made\n", "made\nmade\n"]
+
+
+def test_what_is_damaged_is_removed_and_made_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path))
+    path = tmp_path / "table"
+    path.write_text("damaged")
+
+    def read():
+        if path.read_text() == "damaged":
+            raise DamagedFile(path, "its checksum differs")
+        return path.read_text()
+
+    assert made_once(read, lambda: path.write_text(str(path.exists()))) == "False"
+    assert capsys.readouterr().err == f"{path} cannot be used: its checksum differs; it is made again.\n"
