@@ -18,11 +18,12 @@ from ..model.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_co
 from ..progress import Listener, Metric, say, transformers_bars_hidden
 from ..runs.provenance import PRECISIONS, choose_device, choose_precision, code_version, describe
 from ..runs.run_folder import RunFolder
-from ..training.caches import StreamCache, dense_embeddings, held_mib, load_cache, place_caches, save_cache
+from ..training.caches import StreamCache, dense_embeddings, held_mib, load_cache, save_cache
+from ..training.checkpoint import forget
 from ..training.evaluation import effective_rank
 from ..training.phase1 import train_context_block
 from ..training.phase2 import train_attention
-from ..training.placement import scratch
+from ..training.placement import place_caches, scratch
 from ..training.recurrence import distinct_rows, stream_contexts
 
 CONTEXT_CODE = code_version(
@@ -108,6 +109,7 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
     if contexts and attention:
         for metric in (*folder.metrics("phase1"), *folder.metrics("phase2")):
             listener(metric)
+        forget(folder.phase2_checkpoint)
         return contexts, attention
     return _train(inputs, folder, device, listener)
 
@@ -129,7 +131,7 @@ def _train(
     attention = _make_attention(inputs, prepared, folder, listener)
     _save_model(prepared.model, prepared.tokenizer, folder)
     folder.finish("attention", inputs.attention_key(), attention)
-    folder.phase2_checkpoint.unlink(missing_ok=True)
+    forget(folder.phase2_checkpoint)
     return prepared.record, attention
 
 
@@ -144,7 +146,7 @@ def _prepare(inputs: Inputs, folder: RunFolder, device: torch.device, listener: 
     record = folder.finished("contexts", key)
     if record is None:
         folder.forget_metrics("phase1", "phase2")
-        phase1 = _make_contexts(inputs.config, model, ids, folder, memory, listener)
+        phase1 = _make_contexts(inputs, model, ids, folder, memory, listener)
     else:
         model.context_block.load_state_dict(read_tensors(folder.context_block))
         for metric in folder.metrics("phase1"):
@@ -160,6 +162,7 @@ def _prepare(inputs: Inputs, folder: RunFolder, device: torch.device, listener: 
             "memory": [*memory, snapshot("phase 2 prepared", device)],
         }
         folder.finish("contexts", key, record)
+    forget(folder.phase1_checkpoint)
     return Prepared(tokenizer, model, placement, record, caches)
 
 
@@ -201,7 +204,7 @@ def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
 
 
 def _make_contexts(
-    config: ExperimentConfig,
+    inputs: Inputs,
     model: ContextKVForCausalLM,
     ids: dict[str, Tensor],
     folder: RunFolder,
@@ -209,6 +212,7 @@ def _make_contexts(
     listener: Listener,
 ) -> Record:
     """Phase 1, and the caches made from it, which are left in the folder; returns `phase1` of the summary."""
+    config = inputs.config
     settings, dim, seed = config.phase1, config.model.context_dim, config.runtime.seed
     generator = torch.Generator(model.device).manual_seed(seed)
     contexts = {
@@ -223,6 +227,8 @@ def _make_contexts(
         contexts["train"],
         generator,
         _recorded(folder, listener),
+        folder.phase1_checkpoint,
+        inputs.context_key(),
     )
     model.set_phase(2)
     write_tensors(folder.context_block, model.context_block.state_dict())

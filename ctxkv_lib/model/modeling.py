@@ -75,7 +75,8 @@ class ContextKVAttention(nn.Module):
     Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
     `q . k_s = (W_k^T q) . c_s + q . b_k`, whose last term is the same for all slots: softmax drops it.
     The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
-    1 under dropout. So scores and mixes are taken on the raw contexts, and `k.bias` never gets a gradient.
+    1 under dropout. So scores and mixes are taken on the raw contexts. `k.bias` takes part with weight 0: its
+    gradient is zero, as it should be, and not missing, which a distributed wrapper would wait for.
     """
 
     def __init__(self, config: ContextKVConfig) -> None:
@@ -89,13 +90,20 @@ class ContextKVAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_dropout)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, embeddings: Tensor, window: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    def drawn_dropout(self, count: int, slots: int) -> Tensor:
+        """Factors of attention weights, drawn as `forward` draws them: `[count, num_heads, slots]`."""
+        return self.dropout(self.k.weight.new_ones(count, self.num_heads, slots))
+
+    def forward(
+        self, embeddings: Tensor, window: Tensor, present: Tensor | None, dropout: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`LayerNorm(x + attention(x, window))`.
 
         Args:
             embeddings: x, the normed token embeddings, `[n, hidden_size]`.
             window: contexts seen by each position, `[n, slots, context_dim]`.
             present: bool `[n, slots]`, which slots may be attended; None attends all.
+            dropout: `[n, num_heads, slots]`, rows of `drawn_dropout`; None draws them here.
 
         Returns:
             hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
@@ -111,9 +119,9 @@ class ContextKVAttention(nn.Module):
         if present is not None:
             scores = scores.masked_fill(~present[:, None], -torch.inf)
         weights = scores.softmax(dim=-1)
-        dropped = self.dropout(weights)
+        dropped = self.dropout(weights) if dropout is None else weights * dropout
         mixed = torch.einsum("nhc,hdc->nhd", dropped @ window, value_weight)
-        bias = self.v.bias.unflatten(0, (self.num_heads, self.head_dim))
+        bias = (self.v.bias + 0 * self.k.bias).unflatten(0, (self.num_heads, self.head_dim))
         values = mixed + dropped.sum(dim=-1, keepdim=True) * bias
         return self.norm(embeddings + self.out(values.flatten(1))), weights
 
@@ -181,7 +189,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Normed token embeddings of ids of any shape: `[..., hidden_size]`."""
         return self.embedding_norm(self.wte(input_ids))
 
-    def attend(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, embeddings: Tensor, window: Tensor, present: Tensor, dropout: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Attention and feed-forward of n positions.
 
         Args:
@@ -189,12 +199,13 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             window: contexts each position sees, `[n, max_contexts, context_dim]`, zero where there is none.
             present: bool `[n, max_contexts]`, the slots that hold a context. With `kv_method="fixed"` the
                 others are attended as zeros; with "variable" they are masked.
+            dropout: as in `ContextKVAttention.forward`.
 
         Returns:
             hidden `[n, hidden_size]` and attention weights `[n, num_heads, max_contexts]`.
         """
         mask = present if self.config.kv_method == "variable" else None
-        hidden, weights = self.attention(embeddings, window, mask)
+        hidden, weights = self.attention(embeddings, window, mask, dropout)
         return self.feed_forward(hidden), weights
 
     def logits(self, hidden: Tensor) -> Tensor:

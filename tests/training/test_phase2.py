@@ -91,7 +91,8 @@ def test_bf16_products_train_as_well_and_leave_everything_else_fp32(tmp_path):
         assert ours["val_ppl"] == pytest.approx(theirs["val_ppl"], rel=0.01)
         assert ours["train_ppl"] == pytest.approx(theirs["train_ppl"], rel=0.01)
     assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
-    assert all(tensor.dtype == torch.float32 for tensor in read_tensors(tmp_path / "half").values())
+    saved = read_tensors(tmp_path / "half")
+    assert {tensor.dtype for name, tensor in saved.items() if name != "draws/cpu"} == {torch.float32}
     assert evaluate(half, VAL).perplexity == best_epoch(found.epochs)["val_ppl"]
 
 
