@@ -15,7 +15,10 @@ from .errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 if `verify` finds damage, 2 for what the user can fix, 130 for Ctrl-C."""
+    """Run one command; returns the exit code.
+
+    0 done, 1 if `verify` finds damage, 2 for what the user can fix, 130 for Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

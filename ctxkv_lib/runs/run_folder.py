@@ -49,6 +49,7 @@ class RunFolder:
         self.figures = path / "figures"
         self.context_block = path / "checkpoint" / "context_block.safetensors"
         self.attention = path / "checkpoint" / "attention.safetensors"
+        self.phase1_checkpoint = path / "checkpoint" / "phase1.safetensors"
         self.phase2_checkpoint = path / "checkpoint" / "phase2.safetensors"
         self.summary = path / "summary.json"
         self.report = path / "report.md"

@@ -34,7 +34,7 @@ def test_every_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory
         if number % 2:
             killed = laboratory.run(out, kill_after=draw.uniform(0, 1.5))
         else:
-            killed = laboratory.run_with(out, draw.randrange(2 * laboratory.renames), die)
+            killed = laboratory.run_with(out, draw.randrange(2 * len(laboratory.renames)), die)
         ended[killed.code] += 1
         write_conversations(laboratory.data, 16)
         laboratory.check_run(out)
@@ -46,13 +46,13 @@ def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
     draw, ended = random.Random(2), Counter()
     other = Laboratory(tmp_path, "exact", **{"runtime.seed": 7})
     begun = tmp_path / "begun"
-    laboratory.run_with(begun, 2 * laboratory.renames - 27, die)
+    laboratory.run_with(begun, laboratory.after("checkpoint/phase2.safetensors") + 4, die)
     for number in range(DAMAGED // 2):
         source = (laboratory.reference, begun)[number % 2]
         out = tmp_path / "damaged"
         shutil.copytree(source, out)
         victim = draw.choice(files_of(out))
-        damage = DAMAGES[number % len(DAMAGES)] 
+        damage = DAMAGES[number % len(DAMAGES)]
         damage(victim, draw, other.reference / victim.relative_to(out))
         try:
             ended[damage.__name__, laboratory.check_damaged(out)] += 1
