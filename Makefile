@@ -1,4 +1,4 @@
-.PHONY: format check test notebooks browser bench badges picture result docs
+.PHONY: format check test torture notebooks browser bench badges picture result docs
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -11,6 +11,9 @@ check:  ## style and types, as CI runs them
 
 test:  ## the README's test command
 	pytest
+
+torture:  ## hundreds of runs that are killed, starved of disk, or find their files damaged: half an hour
+	pytest -n 0 -m torture -s tests/torture
 
 notebooks:  ## every notebook, small and without a network
 	CTXKV_PRESET=ci pytest --nbmake --nbmake-timeout=600 notebooks/

@@ -15,13 +15,16 @@ from .errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 for what the user can fix, 130 for Ctrl-C."""
+    """Run one command; returns the exit code.
+
+    0 done, 1 if `verify` finds damage, 2 for what the user can fix, 130 for Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        options.command(options)
+        return options.command(options) or 0
     except KeyboardInterrupt:
         return _fail(
             "Stopped. Finished stages and epochs are kept; the same command goes on from there.", 130
@@ -34,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         return _fail("The GPU is out of memory; lower phase2.batch_size, or use --set runtime.device=cpu.")
-    return 0
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -90,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
     evaluate.add_argument("--data", type=Path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz file")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    verify = _command(commands, "verify", _verify, "every artefact of a run against its record")
+    verify.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
     bench = _command(
         commands, "bench", _bench, "speed and memory against the original's loops and the hardware"
@@ -189,6 +194,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(json.dumps(scores, indent=2) if options.json else format_scores(scores))
     if not options.json:
         print(f"\nWritten: {out.with_suffix('.json')}, {out.with_suffix('.png')}")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .memory import mib
+    from .report.tables import terminal_table
+    from .runs.verification import verify
+
+    found = verify(options.run)
+    rows = [[each.stage, each.name, f"{mib(each.num_bytes):,.2f}", each.state] for each in found.artefacts]
+    print(terminal_table([["Stage", "File", "MiB", "State"], *rows]))
+    if found.unfinished:
+        print(f"Not finished: {', '.join(found.unfinished)}")
+    print("All is intact." if found.intact else f"Make again what is not intact with {found.cure}.")
+    return 0 if found.intact else 1
 
 
 def _bench(options: argparse.Namespace) -> None:

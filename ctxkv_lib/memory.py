@@ -1,4 +1,4 @@
-"""CPU and GPU memory, now and at most, stage by stage."""
+"""CPU and GPU memory: what is used, stage by stage, and when there is no more."""
 
 import sys
 from typing import Any
@@ -8,6 +8,8 @@ import torch
 
 MIB = 2**20
 GIB = 2**30
+# How plain RuntimeErrors say it: torch's allocators for CPU and mps, CUDA's driver, cuBLAS.
+EXHAUSTED = ("not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def mib(num_bytes: float) -> float:
@@ -30,6 +32,21 @@ def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
         "gpu_peak_gib": gpu_peak,
     }
     return {"stage": stage, **{k: None if v is None else round(v / GIB, 3) for k, v in rounded.items()}}
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether an error says that there is no more memory, on the device or on the host."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in EXHAUSTED)
+
+
+def release(device: torch.device) -> None:
+    """Give back what torch's allocator keeps for later, so that free memory can be measured."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def _gpu_bytes(device: torch.device) -> tuple[int | None, int | None]:

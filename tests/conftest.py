@@ -1,6 +1,7 @@
 """Shared small things: a tiny model, a tiny stream, a tiny local experiment. No test uses the network."""
 
 import json
+import math
 import os
 import random
 
@@ -15,6 +16,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before th
 
 from ctxkv_lib.config import build_config
 from ctxkv_lib.model.modeling import ContextKVConfig, ContextKVForCausalLM
+from ctxkv_lib.training import checkpoint
 
 TINY = {
     "vocab_size": 211,
@@ -49,6 +51,13 @@ def shared_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTXKV_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def saved_at_every_step(monkeypatch):
+    """Trainings save their state whenever they can, not every half minute."""
+    monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(checkpoint, "WRITING_SHARE", math.inf)
 
 
 def tiny_model(seed: int = 0, **changes) -> ContextKVForCausalLM:

@@ -20,7 +20,7 @@ from .inputs import Facts, Work
 
 
 def make_contexts(work: Work) -> tuple[Record, Record]:
-    """Leave the trained ContextBlock in model and folder, and the caches in the folder; returns the records."""
+    """Leave the trained ContextBlock in model and folder, and the caches in the folder; both records."""
     inputs, folder = work.inputs, work.folder
     phase1 = folder.finished("phase1", inputs.phase1_key())
     used = _used(work, phase1)
@@ -75,6 +75,7 @@ def _used(work: Work, phase1: Record | None) -> Facts:
 
 def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
     """Phase 1; leaves the last iteration's contexts in `contexts`."""
+    key = work.inputs.phase1_key()
     work.folder.keep_metrics()
     metrics: list[Metric] = []
     work.model.set_phase(1)
@@ -85,6 +86,8 @@ def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
         contexts,
         generator,
         work.recorded(metrics),
+        work.folder.phase1_checkpoint,
+        key,
     )
     work.model.set_phase(2)
     write_tensors(work.folder.context_block, work.model.context_block.state_dict())
@@ -94,7 +97,6 @@ def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
         "parameters": parameter_counts(work.model),
         "memory": [*work.memory, snapshot("phase 1 done", work.model.device)],
     }
-    key = work.inputs.phase1_key()
     return work.folder.finish("phase1", key, [work.folder.context_block], facts, metrics)
 
 

@@ -16,8 +16,10 @@ from ..progress import Listener, say, transformers_bars_hidden
 from ..runs.provenance import choose_device
 from ..runs.records import Record
 from ..runs.run_folder import RunFolder
-from ..training.caches import StreamCache, load_cache, place_caches
+from ..training.caches import StreamCache, load_cache
+from ..training.checkpoint import forget
 from ..training.phase2 import train_attention
+from ..training.placement import place_caches
 from .contexts import context_facts, make_contexts
 from .inputs import Facts, Inputs, Work
 
@@ -59,7 +61,8 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
         phase1, caches = prepared.stages
         phase2 = _attention(work, prepared)
         _model(work, phase2)
-    folder.phase2_checkpoint.unlink(missing_ok=True)
+    forget(folder.phase1_checkpoint)
+    forget(folder.phase2_checkpoint)
     return context_facts(phase1, caches), {**phase2.result, "epochs": phase2.metrics}
 
 
@@ -85,6 +88,7 @@ def _finished(inputs: Inputs, folder: RunFolder) -> tuple[Record, Record, Record
 
 def _prepare(work: Work) -> Prepared:
     phase1, cached = make_contexts(work)
+    forget(work.folder.phase1_checkpoint)
     loaded = {split: load_cache(work.folder.caches, split) for split in work.ids}
     caches, placement = place_caches(loaded, work.model.device)
     say(f"Caches: {placement}")

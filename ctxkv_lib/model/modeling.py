@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# Named for transformers 4: loading a saved model, it takes along only the files that this one names.
-from .checks import require as require
+from .checks import require
 from .config import ModelConfig
 from .context_cache import ContextCache
+
+# Named for transformers 4: loading a saved model, it takes along only the files that this one names.
 from .windows import slot_positions as slot_positions
 
 CONTEXT_WEIGHT_STD = 0.1
@@ -75,7 +76,8 @@ class ContextKVAttention(nn.Module):
     Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
     `q . k_s = (W_k^T q) . c_s + q . b_k`, whose last term is the same for all slots: softmax drops it.
     The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
-    1 under dropout. So scores and mixes are taken on the raw contexts, and `k.bias` never gets a gradient.
+    1 under dropout. So scores and mixes are taken on the raw contexts. `k.bias` takes part with weight 0: its
+    gradient is zero, as it should be, and not missing, which a distributed wrapper would wait for.
     """
 
     def __init__(self, config: ContextKVConfig) -> None:
@@ -89,13 +91,20 @@ class ContextKVAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_dropout)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, embeddings: Tensor, window: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    def drawn_dropout(self, count: int, slots: int) -> Tensor:
+        """Factors of attention weights, drawn as `forward` draws them: `[count, num_heads, slots]`."""
+        return self.dropout(self.k.weight.new_ones(count, self.num_heads, slots))
+
+    def forward(
+        self, embeddings: Tensor, window: Tensor, present: Tensor | None, dropout: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`LayerNorm(x + attention(x, window))`.
 
         Args:
             embeddings: x, the normed token embeddings, `[n, hidden_size]`.
             window: contexts seen by each position, `[n, slots, context_dim]`.
             present: bool `[n, slots]`, which slots may be attended; None attends all.
+            dropout: `[n, num_heads, slots]`, rows of `drawn_dropout`; None draws them here.
 
         Returns:
             hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
@@ -111,9 +120,9 @@ class ContextKVAttention(nn.Module):
         if present is not None:
             scores = scores.masked_fill(~present[:, None], -torch.inf)
         weights = scores.softmax(dim=-1)
-        dropped = self.dropout(weights)
+        dropped = self.dropout(weights) if dropout is None else weights * dropout
         mixed = torch.einsum("nhc,hdc->nhd", dropped @ window, value_weight)
-        bias = self.v.bias.unflatten(0, (self.num_heads, self.head_dim))
+        bias = (self.v.bias + 0 * self.k.bias).unflatten(0, (self.num_heads, self.head_dim))
         values = mixed + dropped.sum(dim=-1, keepdim=True) * bias
         return self.norm(embeddings + self.out(values.flatten(1))), weights
 
@@ -181,7 +190,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Normed token embeddings of ids of any shape: `[..., hidden_size]`."""
         return self.embedding_norm(self.wte(input_ids))
 
-    def attend(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, embeddings: Tensor, window: Tensor, present: Tensor, dropout: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Attention and feed-forward of n positions.
 
         Args:
@@ -189,12 +200,13 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             window: contexts each position sees, `[n, max_contexts, context_dim]`, zero where there is none.
             present: bool `[n, max_contexts]`, the slots that hold a context. With `kv_method="fixed"` the
                 others are attended as zeros; with "variable" they are masked.
+            dropout: as in `ContextKVAttention.forward`.
 
         Returns:
             hidden `[n, hidden_size]` and attention weights `[n, num_heads, max_contexts]`.
         """
         mask = present if self.config.kv_method == "variable" else None
-        hidden, weights = self.attention(embeddings, window, mask)
+        hidden, weights = self.attention(embeddings, window, mask, dropout)
         return self.feed_forward(hidden), weights
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -209,10 +221,11 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         **loss_options: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Read on from `cache`, or from the beginning.
 
         Args:
@@ -222,13 +235,17 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             labels: int64 `[batch, length]`, usually `input_ids`; shifted inside, -100 is ignored.
             cache: taken up and updated in place; `past_key_values` is its name before transformers 5.24.
             use_cache: return the cache; by default as the configuration says, and not with labels.
-            logits_to_keep: only the last so many columns' logits; 0 keeps all.
+            logits_to_keep: only the last so many columns' logits, 0 keeps all; or which columns, int64 `[n]`.
             output_attentions: return the attention weights, `[batch, num_heads, length, max_contexts]`.
+            return_dict: False returns what there is as a tuple.
 
         Returns:
             logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats.
+
+        Raises:
+            ValueError: nothing to read, or a mask of another shape.
         """
-        batch, length = input_ids.shape
+        batch, length = _checked_shape(input_ids, attention_mask)
         cache = past_key_values if cache is None else cache
         embeddings = self.embed(input_ids)
         if cache is None:
@@ -238,20 +255,22 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         read = attention_mask[:, -length:].bool()
         contexts = self._read(cache.state, self.context_block.project_tokens(embeddings), read)
         hidden, weights = self._attend_columns(embeddings, *cache.extend(contexts, read))
+        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
         loss = None
         if labels is not None:
             logits = self.logits(hidden)
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)
-            logits = logits[:, -logits_to_keep:]
+            logits = logits[:, kept]
         else:
-            logits = self.logits(hidden[:, -logits_to_keep:])
+            logits = self.logits(hidden[:, kept])
         keep = self.config.use_cache and labels is None if use_cache is None else use_cache
         output = CausalLMOutputWithPast(loss=loss, logits=logits)
         if keep:
             output[CACHE_NAME] = cache
-        if output_attentions:
+        if self.config.output_attentions if output_attentions is None else output_attentions:
             output["attentions"] = (weights,)
-        return output
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
     def _read(self, state: Tensor, token_half: Tensor, read: Tensor) -> Tensor:
         """Contexts `[batch, length, context_dim]` after each column, one by one from `state`."""
@@ -283,6 +302,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: ContextCache | None = None,
         attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         **_: Any,
     ) -> dict[str, Any]:
         """What `forward` still has to read of `input_ids`."""
@@ -293,6 +313,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             "attention_mask": attention_mask,
             "cache": cache,
             "use_cache": use_cache,
+            "output_attentions": output_attentions,
             "logits_to_keep": 1,
         }
 
@@ -300,6 +321,16 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         """False: `forward` makes the cache, whose rows are contexts and not keys and values."""
         return False
+
+
+def _checked_shape(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[int, int]:
+    batch, length = input_ids.shape
+    require(input_ids.numel() > 0, "input_ids.shape", (batch, length), "one row and one token or more")
+    if attention_mask is not None:
+        shape = tuple(attention_mask.shape)
+        fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
+        require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
+    return batch, length
 
 
 def parameter_counts(model: ContextKVForCausalLM) -> dict[str, int]:

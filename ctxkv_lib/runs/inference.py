@@ -18,7 +18,8 @@ from ..progress import transformers_bars_hidden
 from ..training.caches import StreamCache
 from ..training.evaluation import perplexity, token_scores
 from ..training.recurrence import distinct_rows, exact_contexts
-from .run_folder import load_run
+from .ownership import run_command
+from .run_folder import load_run, refuse_damaged
 
 TOLERANCE = 1e-5  # largest error of a context component while measuring
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
@@ -28,15 +29,22 @@ def load_trained(path: Path, device: torch.device) -> tuple[ContextKVForCausalLM
     """Model and tokenizer of a finished run.
 
     Raises:
-        UserError: no finished run there.
+        UserError: no finished run there, or a damaged one.
     """
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
-    folder = load_run(path).path / "model"
+    trained = load_run(path)
+    folder = trained.path / "model"
+    refuse_damaged(trained.path, "model")
+    cure = run_command(trained.config, trained.path)
     if not (folder / "model.safetensors").is_file():
-        raise UserError(f"{folder} has no model; delete {path} and run it again.")
-    with transformers_bars_hidden():
-        model = ContextKVForCausalLM.from_pretrained(folder).eval()
+        raise UserError(f"{folder} has no model; make it again with `{cure}`.")
+    try:
+        with transformers_bars_hidden():
+            model = ContextKVForCausalLM.from_pretrained(folder).eval()
+    except SafetensorError as error:  # an earlier version's, which kept no checksums
+        raise UserError(f"{folder} is damaged ({error}); make it again with `{cure}`.") from None
     return model.to(device), AutoTokenizer.from_pretrained(folder)
 
 

@@ -49,6 +49,7 @@ class RunFolder:
         self.figures = path / "figures"
         self.context_block = path / "checkpoint" / "context_block.safetensors"
         self.attention = path / "checkpoint" / "attention.safetensors"
+        self.phase1_checkpoint = path / "checkpoint" / "phase1.safetensors"
         self.phase2_checkpoint = path / "checkpoint" / "phase2.safetensors"
         self.summary = path / "summary.json"
         self.report = path / "report.md"
@@ -146,20 +147,26 @@ def load_run(path: Path | str) -> Run:
     for file in read:
         if not file.is_file():
             raise UserError(f"{path} has no {file.name}; finish it with `{cure}`.")
-    if records:
-        refuse_damaged(records, "results", [file.name for file in read])
+    refuse_damaged(folder.path, "results", [file.name for file in read])
     return read_run(folder.path, config)
 
 
-def refuse_damaged(records: Records, stage: str, names: Iterable[str] | None = None) -> None:
-    """Raise a UserError that says what to do, unless the files of a stage (or those named) are intact."""
-    cure = run_command(stored_config(records.folder, records.config), records.folder)
+def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -> None:
+    """Make sure of a stage's files, or those named, before they are used; earlier versions kept no checksums.
+
+    Raises:
+        UserError: the stage is not finished, or a file is not what was written; it says what to do.
+    """
+    records = Records.read(path)
+    if records is None:
+        return
+    cure = run_command(stored_config(path, records.config), path)
     record = records.stages.get(stage)
     if record is None:
-        raise UserError(f"{records.folder} has not finished; finish it with `{cure}`.")
-    for name, how in record.states(records.folder):
+        raise UserError(f"{path} has not finished; finish it with `{cure}`.")
+    for name, how in record.states(path):
         if how != "intact" and (names is None or name in names):
-            raise UserError(f"{records.folder / name} is {how}; make it again with `{cure}`.")
+            raise UserError(f"{path / name} is {how}; make it again with `{cure}`.")
 
 
 def read_run(path: Path, config: ExperimentConfig) -> Run:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,7 +14,6 @@ from ..memory import mib
 from ..model.config import ModelConfig
 from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
 from ..model.windows import window_rows
-from .placement import fits, free_bytes
 
 FLOAT32_BYTES = 4
 
@@ -39,12 +38,12 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        return self._each(Tensor.pin_memory)
+        return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
-    def attend(self, model: ContextKVForCausalLM) -> tuple[Tensor, Tensor]:
+    def attend(self, model: ContextKVForCausalLM, dropout: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`model.attend` at these positions: hidden states and attention weights."""
         embeddings = self.inputs if self.inputs.is_floating_point() else model.embed(self.inputs)
-        return model.attend(embeddings, self.window, self.present)
+        return model.attend(embeddings, self.window, self.present, dropout)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(change(self.inputs), change(self.window), change(self.present), change(self.targets))
@@ -73,26 +72,35 @@ class StreamCache:
 
     @property
     def device(self) -> torch.device:
-        """Where it is held; the model may compute elsewhere."""
+        """Where its contexts are held; the model may compute elsewhere, and the rest be held elsewhere."""
         return self.contexts.device
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything it holds, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
     def gather(self, positions: Tensor, shape: ContextKVConfig) -> Batch:
-        """What is read at `positions`, int64 `[n]`, all on this cache's device."""
-        begins = 0 if self.begins is None else self.begins[positions]
+        """What is read at `positions`, int64 `[n]` on any device; each tensor from where it is held."""
+        begins = 0 if self.begins is None else _rows(self.begins, positions)
         rows = window_rows(positions - begins, shape.interval, shape.max_contexts, shape.anchor)
         present = rows > 0
         if self.begins is not None:
-            rows = torch.where(present, rows + self.begins[positions][:, None], 0)
+            rows = torch.where(present, rows + _rows(self.begins, positions)[:, None], 0)
         inputs = self.ids if self.embeddings is None else self.embeddings
-        return Batch(inputs[positions], self.contexts[rows], present, self.ids[positions + 1].long())
+        targets = _rows(self.ids, positions + 1).long()
+        return Batch(_rows(inputs, positions), _rows(self.contexts, rows), present, targets)
 
-    def batches(self, order: Tensor, size: int, model: ContextKVForCausalLM) -> Iterator[Batch]:
-        """The positions of `order` in batches on the model's device.
+    def batches(
+        self, order: Tensor, size: int, model: ContextKVForCausalLM, pieces: int = 1
+    ) -> Iterator[Batch]:
+        """The positions of `order` in batches on the model's device, each in so many pieces (or fewer).
 
-        A cache that is held elsewhere is read one batch ahead, by a thread, through pinned memory.
+        A cache that is held elsewhere is read one piece ahead, by a thread, through pinned memory.
         """
-        parts = order.to(self.device).split(size)
-        if self.device == model.device:
+        batches = order.to(self.device).split(size)
+        parts = [part for batch in batches for part in batch.split(-(-size // pieces))]
+        if all(tensor.device == model.device for tensor in self.tensors().values()):
             yield from (self.gather(part, model.config) for part in parts)
             return
 
@@ -119,9 +127,10 @@ class StreamCache:
     def nbytes(self) -> int:
         return self.contexts.nbytes + self.embedding_bytes
 
-    def to(self, device: torch.device) -> "StreamCache":
-        dense = None if self.embeddings is None else self.embeddings.to(device)
-        return StreamCache(self.ids.to(device), self.contexts.to(device), dense)
+
+def _rows(held: Tensor, rows: Tensor) -> Tensor:
+    """These rows of a tensor, wherever it is held."""
+    return held[rows.to(held.device)]
 
 
 @torch.no_grad()
@@ -151,20 +160,6 @@ def load_cache(folder: Path, split: str) -> StreamCache:
     except FileNotFoundError as error:
         raise DamagedFile(Path(error.filename), "it is missing") from None
     return StreamCache(stored["ids"], contexts, stored.get("embeddings"))
-
-
-def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
-    """Loaded caches on the device if they fit there, else left in their mapped files; and which, in words.
-
-    On a CPU they always stay mapped: the system keeps of them in memory what there is room for.
-    """
-    size = sum(cache.nbytes for cache in caches.values())
-    held, free = f"{mib(size):,.0f} MiB", f"{mib(free_bytes(device)):,.0f} MiB free"
-    if device.type == "cpu":
-        return caches, f"{held} mapped from their files, {free} in memory"
-    if not fits(size, device):
-        return caches, f"{held} mapped from their files and read ahead, since {device.type} has {free}"
-    return {split: cache.to(device) for split, cache in caches.items()}, f"{held} on {device.type}, {free}"
 
 
 def held_mib(train: StreamCache, validation: StreamCache) -> dict[str, float]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..model.modeling import ContextKVForCausalLM
 from .caches import StreamCache
 from .losses import frozen_head_cross_entropy
+from .pieces import Pieces
 
 EVALUATION_ROWS = 1024  # positions at a time
 
@@ -31,23 +32,37 @@ def perplexity(loss: float) -> float:
 
 
 @torch.no_grad()
-def token_scores(model: ContextKVForCausalLM, cache: StreamCache, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss in nats and correctness of each prediction, float32 and bool `[n]`, without dropout."""
+def token_scores(
+    model: ContextKVForCausalLM, cache: StreamCache, positions: Tensor, pieces: Pieces | None = None
+) -> tuple[Tensor, Tensor]:
+    """Loss in nats and correctness of each prediction, float32 and bool `[n]`, without dropout.
+
+    Args:
+        pieces: where to keep into how many pieces memory makes it cut batches; None begins with whole ones.
+    """
+    pieces = pieces or Pieces("evaluation")
     was_training = model.training
     model.eval()
-    losses, correct = [], []
-    for batch in cache.batches(positions, EVALUATION_ROWS, model):
-        hidden, _ = batch.attend(model)
-        part_losses, part_correct = frozen_head_cross_entropy(hidden, model.wte.weight, batch.targets)
-        losses.append(part_losses)
-        correct.append(part_correct)
+    losses: list[Tensor] = []
+    correct: list[Tensor] = []
+    done = 0
+    while done < len(positions):
+        try:
+            for batch in cache.batches(positions[done:], EVALUATION_ROWS, model, pieces.count):
+                hidden, _ = batch.attend(model)
+                found = frozen_head_cross_entropy(hidden, model.wte.weight, batch.targets)
+                losses.append(found[0])
+                correct.append(found[1])
+                done += len(batch.targets)
+        except (RuntimeError, MemoryError) as error:
+            pieces.double(error, EVALUATION_ROWS)
     model.train(was_training)
     return torch.cat(losses), torch.cat(correct)
 
 
-def evaluate(model: ContextKVForCausalLM, cache: StreamCache) -> Score:
-    """Mean loss and accuracy over every position of a cached stream."""
-    losses, correct = token_scores(model, cache, torch.arange(len(cache)))
+def evaluate(model: ContextKVForCausalLM, cache: StreamCache, pieces: Pieces | None = None) -> Score:
+    """Mean loss and accuracy over every position of a cached stream; `pieces` as in `token_scores`."""
+    losses, correct = token_scores(model, cache, torch.arange(len(cache)), pieces)
     return Score(losses.mean().item(), correct.float().mean().item())
 
 

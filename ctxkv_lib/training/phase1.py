@@ -5,16 +5,22 @@ at the origin. Every iteration feeds each position the *previous iteration's* co
 before it, so all positions are computed at once.
 """
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Phase1Config
+from ..errors import UserError
 from ..model.modeling import ContextBlock
-from ..progress import Listener, progress_bar
+from ..progress import Listener, Metric, progress_bar
+from .checkpoint import Checkpoint, draws_name, optimizer_tensors, put_back, saved_draws
+from .pieces import Pieces
 from .recurrence import draw_contexts
 
 
@@ -71,6 +77,8 @@ def train_context_block(
     contexts: Tensor,
     generator: torch.Generator,
     listener: Listener,
+    checkpoint: Path | None = None,
+    key: str = "",
 ) -> Phase1Result:
     """Train `block` in place, and leave the last iteration's contexts in `contexts`.
 
@@ -79,30 +87,91 @@ def train_context_block(
         tokens: int64 `[n]`, the stream as rows of `embed_distinct`.
         contexts: float32 `[n + 1, context_dim]`, padded (see `windows`), on any device; overwritten.
         generator: on the block's device; draws the first contexts and the noise.
-        listener: gets one metric an iteration, from iteration 2 on.
+        listener: gets one metric an iteration, from iteration 2 on, restored ones included.
+        checkpoint: where to save the state now and then (see `Checkpoint`); a training that was stopped goes
+            on from there, to the same numbers. None saves nothing.
+        key: stands for all that the result depends on.
+
+    Raises:
+        UserError: loss or weights are no longer finite.
     """
     began = time.perf_counter()
     optimizer = torch.optim.Adam(block.parameters(), lr=config.learning_rate)
-    draw_contexts(contexts, config.initial_std, generator)
-    rule, rate, reason = StoppingRule(config), 0.0, None
-    iteration = 1
-    with progress_bar(range(2, config.max_iterations + 1), "Phase 1") as bar:
+    saved = Checkpoint(checkpoint, key) if checkpoint else None
+    metrics, earlier = _restored(saved, block, optimizer, contexts, generator)
+    if not metrics:
+        draw_contexts(contexts, config.initial_std, generator)
+    rule, rate, reason, pieces = StoppingRule(config), 0.0, None, Pieces("Phase 1")
+    for metric in metrics:
+        rate = metric["convergence_rate"]
+        rule.reason(rate)
+        listener(metric)
+    iteration = 1 + len(metrics)
+    with progress_bar(range(iteration + 1, config.max_iterations + 1), "Phase 1") as bar:
         for iteration in bar:
             tick = time.perf_counter()
             loss, rate = train_iteration(
-                block, optimizer, embed_distinct, tokens, contexts, config, generator
+                block, optimizer, embed_distinct, tokens, contexts, config, generator, pieces
             )
+            _check_finite(block, iteration, loss, config)
             bar.set_postfix(loss=f"{loss:.3f}", converged=f"{rate:.0%}")
-            seconds = time.perf_counter() - tick
-            listener(_metric(iteration, loss, rate, seconds))
+            metrics.append(_metric(iteration, loss, rate, time.perf_counter() - tick))
             reason = rule.reason(rate)
+            if saved and saved.due and not reason:
+                seconds = earlier + time.perf_counter() - began
+                _save(saved, block, optimizer, contexts, generator, metrics, seconds)
+            listener(metrics[-1])
             if reason:
                 break
-    seconds = time.perf_counter() - began
+    seconds = earlier + time.perf_counter() - began
     return Phase1Result(iteration, rate, reason or "max_iterations", seconds)
 
 
-def _metric(iteration: int, loss: float, rate: float, seconds: float) -> dict[str, float | int | str]:
+def _save(
+    checkpoint: Checkpoint,
+    block: ContextBlock,
+    optimizer: torch.optim.Optimizer,
+    contexts: Tensor,
+    generator: torch.Generator,
+    metrics: list[Metric],
+    seconds: float,
+) -> None:
+    tensors = optimizer_tensors(dict(block.named_parameters()), optimizer)
+    tensors |= {"contexts": contexts, draws_name(generator.device): generator.get_state()}
+    checkpoint.save(tensors, {"metrics": metrics, "seconds": seconds})
+
+
+def _restored(
+    checkpoint: Checkpoint | None,
+    block: ContextBlock,
+    optimizer: torch.optim.Optimizer,
+    contexts: Tensor,
+    generator: torch.Generator,
+) -> tuple[list[Metric], float]:
+    """Metrics so far and seconds they took, with everything else put in place; nothing if none was saved."""
+    found = checkpoint.restore() if checkpoint else None
+    if found is None:
+        return [], 0.0
+    tensors, state = found
+    put_back(tensors, dict(block.named_parameters()), optimizer)
+    contexts.copy_(tensors["contexts"])
+    if (draws := saved_draws(tensors, generator.device)) is not None:
+        generator.set_state(draws)
+    return state["metrics"], state["seconds"]
+
+
+def _check_finite(block: ContextBlock, iteration: int, loss: float, config: Phase1Config) -> None:
+    lost = [name for name, weight in block.named_parameters() if not weight.isfinite().all()]
+    if lost or not math.isfinite(loss):
+        cause = f"the loss is {loss}" if not math.isfinite(loss) else f"{lost[0]} is not finite"
+        raise UserError(
+            f"Phase 1 diverged in iteration {iteration}: {cause}; lower phase1.learning_rate (here "
+            f"{config.learning_rate:g}), or phase1.noise_std and phase1.initial_std if they were raised, and "
+            "use a new run folder."
+        )
+
+
+def _metric(iteration: int, loss: float, rate: float, seconds: float) -> Metric:
     return {
         "stage": "phase1",
         "iteration": iteration,
@@ -120,8 +189,10 @@ def train_iteration(
     contexts: Tensor,
     config: Phase1Config,
     generator: torch.Generator,
+    pieces: Pieces | None = None,
 ) -> tuple[float, float]:
     """One pass over the stream and one optimiser step; overwrites `contexts`, returns loss and rate."""
+    pieces = pieces or Pieces("Phase 1")
     batches = tokens.split(config.batch_size)
     token_half = block.project_tokens(embed_distinct)
     leaf = token_half.detach().requires_grad_()  # its gradient is gathered over batches, then passed on once
@@ -137,10 +208,9 @@ def train_iteration(
         previous[0].add_(before)
         previous[1:].add_(held[:-1])
         before = held[-1].clone()
-        updated = block(previous, F.embedding(batch, leaf))
-        fresh = updated.detach()
-        loss, gradient = oacd_loss(fresh, config.centroid_weight, 1 / len(batches))
-        updated.backward(gradient)
+        fresh, loss = _add_gradients(
+            block, leaf, previous, batch, config.centroid_weight, 1 / len(batches), pieces
+        )
         moved = F.mse_loss(fresh, held, reduction="none").mean(dim=1)
         contexts[rows] = fresh
         total_loss += loss
@@ -150,3 +220,60 @@ def train_iteration(
     torch.nn.utils.clip_grad_norm_(block.parameters(), config.clip_norm)
     optimizer.step()
     return total_loss.item(), converged.item() / len(tokens)
+
+
+def _add_gradients(
+    block: ContextBlock,
+    leaf: Tensor,
+    previous: Tensor,
+    batch: Tensor,
+    centroid_weight: float,
+    scale: float,
+    pieces: Pieces,
+) -> tuple[Tensor, Tensor]:
+    """Contexts of a batch, `[n, context_dim]`, and its loss; its gradients are added to what is there."""
+    reached = (block.linear.weight, *block.norm.parameters(), leaf)  # the bias is in `leaf`
+    while True:
+        try:
+            fresh, loss, gradients = _gradients(
+                block, reached, previous, batch, centroid_weight, scale, pieces
+            )
+            break
+        except (RuntimeError, MemoryError) as error:
+            pieces.double(error, len(batch))
+    for tensor, gradient in zip(reached, gradients, strict=True):
+        tensor.grad = gradient if tensor.grad is None else tensor.grad.add_(gradient)
+    return fresh, loss
+
+
+def _gradients(
+    block: ContextBlock,
+    reached: tuple[Tensor, ...],
+    previous: Tensor,
+    batch: Tensor,
+    centroid_weight: float,
+    scale: float,
+    pieces: Pieces,
+) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    """Contexts and loss of a batch, and the gradients of `reached`, whose last one is the token half.
+
+    The loss is that of the whole batch. In pieces, its gradient is known only after a first reading without
+    autograd; a second one takes it back piece by piece.
+    """
+    leaf = reached[-1]
+    if pieces.count == 1:
+        updated = block(previous, F.embedding(batch, leaf))
+        fresh = updated.detach()
+        loss, gradient = oacd_loss(fresh, centroid_weight, scale)
+        return fresh, loss, torch.autograd.grad(updated, reached, gradient)
+    size = -(-len(batch) // pieces.count)
+    parts = list(zip(previous.split(size), batch.split(size), strict=True))
+    with torch.no_grad():
+        fresh = torch.cat([block(before, F.embedding(rows, leaf)) for before, rows in parts])
+    loss, gradient = oacd_loss(fresh, centroid_weight, scale)
+    sums = [torch.zeros_like(tensor) for tensor in reached]
+    for (before, rows), direction in zip(parts, gradient.split(size), strict=True):
+        found = torch.autograd.grad(block(before, F.embedding(rows, leaf)), reached, direction)
+        for total, part in zip(sums, found, strict=True):
+            total.add_(part)
+    return fresh, loss, sums

@@ -1,10 +1,9 @@
 """Phase 2: next-token training of attention and feed-forward over the cached contexts."""
 
-import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,24 @@ from torch import Tensor
 
 from ..config import Phase2Config
 from ..errors import UserError
-from ..files import read_tensors, tensor_metadata, write_tensors
 from ..memory import snapshot
 from ..model.modeling import ContextKVForCausalLM
 from ..progress import Listener, Metric, progress_bar
 from .caches import Batch, StreamCache
+from .checkpoint import (
+    Checkpoint,
+    draws_name,
+    dropout_draws,
+    optimizer_tensors,
+    put_back,
+    saved_draws,
+    set_dropout_draws,
+)
 from .evaluation import evaluate, perplexity
 from .losses import frozen_head_cross_entropy
+from .pieces import Pieces
+
+CHECKED_STEPS = 50  # steps between two looks at the loss, each of which waits for a GPU
 
 
 class EarlyStopping:
@@ -40,43 +50,6 @@ class EarlyStopping:
     @property
     def should_stop(self) -> bool:
         return self.no_improve >= self.patience
-
-
-@dataclass
-class Progress:
-    """Everything a stopped training needs to go on as if it had not stopped."""
-
-    epochs: list[Metric] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-    def save(self, path: Path, key: str, weights: Mapping[str, Tensor], optimizer: torch.optim.AdamW) -> None:
-        tensors = {f"weight/{name}": value for name, value in weights.items()}
-        tensors |= {f"best/{name}": value for name, value in self.best.items()}
-        for name, parameter in weights.items():
-            state = optimizer.state.get(parameter, {})
-            tensors |= {f"adam/{name}/{slot}": value for slot, value in state.items()}
-        write_tensors(path, tensors, {"key": key, "epochs": json.dumps(self.epochs)})
-
-    @classmethod
-    def restore(
-        cls, path: Path, key: str, weights: Mapping[str, Tensor], optimizer: torch.optim.AdamW
-    ) -> "Progress":
-        """The saved progress, with weights and optimiser state put in place; empty if none fits `key`."""
-        metadata = tensor_metadata(path) if path.exists() else {}
-        if metadata.get("key") != key:
-            return cls()
-        tensors = read_tensors(path)
-        for name, parameter in weights.items():
-            parameter.data.copy_(tensors[f"weight/{name}"])
-            prefix = f"adam/{name}/"
-            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                optimizer.state[parameter] = {
-                    slot: value if slot == "step" and not optimizer.defaults["fused"] else value.to(parameter)
-                    for slot, value in state.items()
-                }
-        best = {name: tensors[f"best/{name}"].to(parameter) for name, parameter in weights.items()}
-        return cls(json.loads(metadata["epochs"]), best)
 
 
 @dataclass(frozen=True)
@@ -103,34 +76,26 @@ def train_attention(
     Args:
         train: its contexts' dtype, float32 or bfloat16, is that of the matrix products of training (see
             `train_step`); sums, optimiser and validation are float32.
-        checkpoint: written after every epoch; taken up again only if it was written for the same `key`.
+        checkpoint: written after every epoch and now and then within (see `Checkpoint`); taken up again only
+            if it was written for the same `key`.
         listener: gets one metric an epoch, restored epochs included.
 
     Raises:
         UserError: the loss is no longer finite.
     """
-    model.set_phase(2)
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer(model, config)
-    table = model.wte.weight.detach().to(train.contexts.dtype)
-    progress = Progress.restore(checkpoint, key, weights, optimizer)
+    training = _Training(model, train, validation, config, seed, Checkpoint(checkpoint, key))
+    training.restore()
     stopping = EarlyStopping(config.patience)
-    for metric in progress.epochs:
+    for metric in training.epochs:
         stopping.improved(metric["val_ppl"])
         listener(metric)
-    while not stopping.should_stop and len(progress.epochs) < config.max_epochs:
-        metric = _epoch(
-            model, optimizer, table, train, validation, config, seed, len(progress.epochs) + 1, stopping
-        )
-        progress.epochs.append(metric)
-        if metric["improved"]:
-            progress.best = {name: p.detach().clone() for name, p in weights.items()}
-        progress.save(checkpoint, key, weights, optimizer)
-        listener(metric)
-    for name, parameter in weights.items():
-        parameter.data.copy_(progress.best[name])
+    while not stopping.should_stop and len(training.epochs) < config.max_epochs:
+        training.epoch(stopping)
+        listener(training.epochs[-1])
+    for name, parameter in training.weights.items():
+        parameter.data.copy_(training.best[name])
     model.eval()
-    return Phase2Result(progress.epochs, "early_stopping" if stopping.should_stop else "max_epochs")
+    return Phase2Result(training.epochs, "early_stopping" if stopping.should_stop else "max_epochs")
 
 
 def make_optimizer(model: ContextKVForCausalLM, config: Phase2Config) -> torch.optim.AdamW:
@@ -141,39 +106,6 @@ def make_optimizer(model: ContextKVForCausalLM, config: Phase2Config) -> torch.o
         weight_decay=config.weight_decay,
         fused=model.device.type != "mps",
     )
-
-
-def _epoch(
-    model: ContextKVForCausalLM,
-    optimizer: torch.optim.AdamW,
-    table: Tensor,
-    train: StreamCache,
-    validation: StreamCache,
-    config: Phase2Config,
-    seed: int,
-    epoch: int,
-    stopping: EarlyStopping,
-) -> Metric:
-    began = time.perf_counter()
-    train_loss = _train_epoch(model, optimizer, table, train, config.batch_size, seed, epoch)
-    score = evaluate(model, validation)
-    if not (math.isfinite(perplexity(train_loss)) and math.isfinite(score.perplexity)):
-        raise UserError(
-            f"Phase 2 diverged in epoch {epoch} (train loss {train_loss}, validation loss {score.loss}); "
-            "lower phase2.learning_rate and use a new run folder."
-        )
-    improved = stopping.improved(score.perplexity)
-    return {
-        "stage": "phase2",
-        "epoch": epoch,
-        "train_ppl": perplexity(train_loss),
-        "val_ppl": score.perplexity,
-        "val_acc": score.accuracy,
-        "improved": improved,
-        "no_improve": stopping.no_improve,
-        "seconds": round(time.perf_counter() - began, 3),
-        "memory": snapshot(f"epoch {epoch}", model.device),
-    }
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -187,24 +119,152 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def _train_epoch(
-    model: ContextKVForCausalLM,
-    optimizer: torch.optim.AdamW,
-    table: Tensor,
-    train: StreamCache,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-) -> float:
-    """Mean training loss of one epoch, in nats a token."""
-    model.train()
-    torch.manual_seed(epoch_seed(seed, epoch))  # dropout
-    batches = train.batches(epoch_order(len(train), seed, epoch), batch_size, model)
-    total = torch.zeros((), device=model.device)
-    steps = -(-len(train) // batch_size)
-    for batch in progress_bar(batches, f"Phase 2, epoch {epoch}", total=steps):
-        total += train_step(model, optimizer, table, batch)
-    return total.item() / len(train)
+class _Training:
+    """A Phase 2 under way: what it works on, and how far it is.
+
+    Attributes:
+        epochs: metrics of the finished epochs.
+        best: weights of the best of them.
+        position: of the epoch under way, how many positions of its order are done.
+        total: their summed loss, on the device.
+        seconds: what they took in earlier processes.
+        draws: the generator's state after them, where an earlier process did them.
+    """
+
+    def __init__(
+        self,
+        model: ContextKVForCausalLM,
+        train: StreamCache,
+        validation: StreamCache,
+        config: Phase2Config,
+        seed: int,
+        checkpoint: Checkpoint,
+    ) -> None:
+        model.set_phase(2)
+        self.model, self.train, self.validation = model, train, validation
+        self.config, self.seed, self.checkpoint = config, seed, checkpoint
+        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(model, config)
+        self.table = model.wte.weight.detach().to(train.contexts.dtype)
+        self.pieces, self.validation_pieces = Pieces("Phase 2"), Pieces("validation")
+        self.epochs: list[Metric] = []
+        self.best: dict[str, Tensor] = {}
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self.position, self.seconds = 0, 0.0
+        self.total = torch.zeros((), device=self.model.device)
+        self.draws: Tensor | None = None
+
+    def epoch(self, stopping: EarlyStopping) -> None:
+        """Do the next epoch, or what is left of it."""
+        began = time.perf_counter() - self.seconds
+        number = len(self.epochs) + 1
+        self._train(number, began)
+        train_loss = self.total.item() / len(self.train)
+        score = evaluate(self.model, self.validation, self.validation_pieces)
+        if not (math.isfinite(perplexity(train_loss)) and math.isfinite(score.perplexity)):
+            raise self._diverged(number, f"train loss {train_loss}, validation loss {score.loss}")
+        improved = stopping.improved(score.perplexity)
+        metric = {
+            "stage": "phase2",
+            "epoch": number,
+            "train_ppl": perplexity(train_loss),
+            "val_ppl": score.perplexity,
+            "val_acc": score.accuracy,
+            "improved": improved,
+            "no_improve": stopping.no_improve,
+            "seconds": round(time.perf_counter() - began, 3),
+            "memory": snapshot(f"epoch {number}", self.model.device),
+        }
+        self.epochs.append(metric)
+        if improved:
+            self.best = {name: p.detach().clone() for name, p in self.weights.items()}
+        self._begin_epoch()
+        self.save()
+
+    def _train(self, number: int, began: float) -> None:
+        """Every step of an epoch that is not done yet."""
+        self.model.train()
+        order = epoch_order(len(self.train), self.seed, number)
+        torch.manual_seed(epoch_seed(self.seed, number))  # dropout
+        if self.draws is not None:
+            set_dropout_draws(self.model.device, self.draws)
+        done, steps = (-(-count // self.config.batch_size) for count in (self.position, len(order)))
+        bar = progress_bar(self._steps(order), f"Phase 2, epoch {number}", total=steps, initial=done)
+        for step, _ in enumerate(bar, start=done + 1):
+            due = self.checkpoint.due
+            if (due or step % CHECKED_STEPS == 0) and not self.total.isfinite():
+                raise self._diverged(number, f"by step {step} of {steps} the loss is {self.total.item()}")
+            if due:
+                self.seconds = time.perf_counter() - began
+                self.save()
+
+    def _steps(self, order: Tensor) -> Iterator[None]:
+        """One optimiser step after another; after each one, all of this object's state is in order."""
+        size, device = self.config.batch_size, self.model.device
+        batches: Iterator[Batch] | None = None
+        while self.position < len(order):
+            count = min(size, len(order) - self.position)
+            if batches is None:
+                batches = self.train.batches(order[self.position :], size, self.model, self.pieces.count)
+            draws = dropout_draws(device)
+            try:
+                loss = self._gradients(batches, count)
+            except (RuntimeError, MemoryError) as error:
+                self.pieces.double(error, count)
+                set_dropout_draws(device, draws)
+                batches = None
+                continue
+            self.optimizer.step()
+            self.position += count
+            self.total += loss
+            yield
+
+    def _gradients(self, batches: Iterator[Batch], count: int) -> Tensor:
+        """Gradients of the next `count` positions; returns their summed loss."""
+        self.optimizer.zero_grad()
+        drawn = None  # in pieces, dropout is that of the whole batch
+        if self.pieces.count > 1:
+            drawn = self.model.attention.drawn_dropout(count, self.model.config.max_contexts)
+        total, done = torch.zeros_like(self.total), 0
+        while done < count:
+            batch = next(batches)
+            rows = slice(done, done + len(batch.targets))
+            total += add_gradients(
+                self.model, self.table, batch, count, None if drawn is None else drawn[rows]
+            )
+            done = rows.stop
+        return total
+
+    def _diverged(self, number: int, cause: str) -> UserError:
+        return UserError(
+            f"Phase 2 diverged in epoch {number} ({cause}); lower phase2.learning_rate (here "
+            f"{self.config.learning_rate:g}) and use a new run folder."
+        )
+
+    def save(self) -> None:
+        device = self.model.device
+        tensors = optimizer_tensors(self.weights, self.optimizer) | {"total": self.total}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        tensors |= {draws_name(device): dropout_draws(device)}
+        state = {"epochs": self.epochs, "position": self.position, "seconds": self.seconds}
+        self.checkpoint.save(tensors, state)
+
+    def restore(self) -> None:
+        """Take up what was saved, if anything was."""
+        found = self.checkpoint.restore()
+        if found is None:
+            return
+        tensors, state = found
+        put_back(tensors, self.weights, self.optimizer)
+        self.epochs, self.position, self.seconds = state["epochs"], state["position"], state["seconds"]
+        if self.epochs:
+            best = {name: tensors[f"best/{name}"] for name in self.weights}
+            self.best = {name: value.to(self.model.device, copy=True) for name, value in best.items()}
+        if self.position:
+            self.total.copy_(tensors["total"])
+            self.draws = saved_draws(tensors, self.model.device)
 
 
 def train_step(
@@ -212,18 +272,32 @@ def train_step(
 ) -> Tensor:
     """One optimiser step on a batch's mean loss; returns its summed loss, on the device.
 
+    Args:
+        table: the model's token table in the dtype of the matrix products.
+    """
+    optimizer.zero_grad()
+    loss = add_gradients(model, table, batch, len(batch.targets))
+    optimizer.step()
+    return loss
+
+
+def add_gradients(
+    model: ContextKVForCausalLM, table: Tensor, batch: Batch, count: int, dropout: Tensor | None = None
+) -> Tensor:
+    """Add the gradients of a batch's mean loss, or a piece's part of them; returns the summed loss.
+
     A bf16 table makes the products of the output head bf16, four fifths of all, and on a GPU the layer's as
     well. On a CPU these would save another eighth of the time, but double the gradient's error.
 
     Args:
-        table: the model's token table in the dtype of the matrix products.
+        table: as in `train_step`.
+        count: positions of the whole batch.
+        dropout: as in `ContextKVAttention.forward`.
     """
     with torch.autocast("cuda", torch.bfloat16, enabled=table.is_cuda and table.dtype == torch.bfloat16):
-        hidden, _ = batch.attend(model)
+        hidden, _ = batch.attend(model, dropout)
     losses, _ = frozen_head_cross_entropy(hidden, table, batch.targets)
-    optimizer.zero_grad()
-    losses.mean().backward()
-    optimizer.step()
+    (losses.sum() / count).backward()
     return losses.detach().sum()
 
 

@@ -1,18 +1,25 @@
 """Where large tensors are held: on the device if they fit, else in memory, else in a mapped file."""
 
+import errno
+import mmap
 import os
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor
 
-from ..memory import GIB, mib
+from ..memory import GIB, exhausted, mib, release
 from ..progress import say
+from .caches import StreamCache
 
 HEADROOM_BYTES = GIB  # left free for what training itself needs
 HOST = torch.device("cpu")
+ZEROS_BYTES = 2**24  # written at a time where space cannot be reserved otherwise
 
 
 def free_bytes(device: torch.device) -> int:
@@ -33,16 +40,88 @@ def scratch(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, fo
     Args:
         device: the first place to try.
         folder: where a mapped file goes if memory will not do; it is gone when the tensor is.
+
+    Raises:
+        OSError: the disk has no room for it either.
     """
-    count = shape[0] * shape[1]
-    num_bytes = count * dtype.itemsize
+    num_bytes = shape[0] * shape[1] * dtype.itemsize
     for place in dict.fromkeys((device, HOST)):
-        if fits(num_bytes, place):
-            return torch.empty(shape, dtype=dtype, device=place)
+        made = _if_it_fits(num_bytes, place, partial(torch.empty, shape, dtype=dtype, device=place))
+        if made is not None:
+            return made
         say(f"{mib(num_bytes):,.0f} MiB of contexts do not fit on {place.type}: they go to a slower place.")
+    return torch.frombuffer(_mapped_file(num_bytes, folder), dtype=dtype).view(shape)
+
+
+def _if_it_fits(num_bytes: int, place: torch.device, make: Callable[[], Tensor]) -> Tensor | None:
+    """What `make` makes; None if there is no room, or too little although it looked enough."""
+    if not fits(num_bytes, place):
+        return None
+    try:
+        return make()
+    except (RuntimeError, MemoryError) as error:
+        if not exhausted(error):
+            raise
+        return None
+
+
+def _mapped_file(num_bytes: int, folder: Path) -> mmap.mmap:
+    """Memory that stands for a file without a name; the system removes it with its last user."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f".{os.getpid()}.scratch"
-    mapped = torch.from_file(str(path), shared=True, size=count, dtype=dtype)
-    with suppress(PermissionError):  # Windows keeps the name of a mapped file
-        path.unlink()
-    return mapped.view(shape)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            _reserve(file.fileno(), num_bytes)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from None
+        return mmap.mmap(file.fileno(), num_bytes)
+
+
+def _reserve(file: int, num_bytes: int) -> None:
+    """Give a file its space on the disk now: mapped memory that lacks it later kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            return os.posix_fallocate(file, 0, num_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot reserve
+                raise
+    zeros = bytes(ZEROS_BYTES)
+    left = num_bytes
+    while left:
+        left -= os.write(file, zeros[:left])
+
+
+def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
+    """Loaded caches, each tensor in the fastest place that has room for it; and which, in words.
+
+    The smallest go first, so that token ids and validation are on the device even where the training
+    contexts have no room. What has none is pinned in memory beside cuda, else left in its mapped file; on a
+    CPU that is all: the system keeps in memory what there is room for.
+    """
+    release(device)
+    free = f"{mib(free_bytes(device)):,.0f} MiB free"
+    held = {(split, name): t for split, cache in caches.items() for name, t in cache.tensors().items()}
+    sizes: dict[str, int] = {}
+    for place in sorted(held, key=lambda place: held[place].nbytes):
+        held[place], words = _placed(held[place], device)
+        sizes[words] = sizes.get(words, 0) + held[place].nbytes
+    placed = {
+        split: replace(cache, **{name: held[split, name] for name in cache.tensors()})
+        for split, cache in caches.items()
+    }
+    parts = [f"{mib(size):,.0f} MiB {words}" for words, size in sizes.items()]
+    return placed, f"{', '.join(parts)}, {free} {'in memory' if device == HOST else f'on {device.type}'}"
+
+
+def _placed(tensor: Tensor, device: torch.device) -> tuple[Tensor, str]:
+    """A mapped tensor where there is room for it, and where that is."""
+    if device.type == "cpu":
+        return tensor, "mapped from their files"
+    ways: list[tuple[torch.device, Callable[[], Tensor], str]]
+    ways = [(device, partial(tensor.to, device), f"on {device.type}")]
+    if device.type == "cuda":
+        ways.append((HOST, tensor.pin_memory, "in pinned memory, read ahead"))
+    for place, move, words in ways:
+        moved = _if_it_fits(tensor.nbytes, place, move)
+        if moved is not None:
+            return moved, words
+    return tensor, "mapped from their files, read ahead"

@@ -20,8 +20,11 @@ PASS_ROWS = 16_384  # positions of a parallel pass at a time, to bound its memor
 
 @torch.no_grad()
 def distinct_rows(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Normed embeddings of the distinct ones of `ids` `[n]`, and `ids` as rows of them, int64 `[n]`."""
-    distinct, tokens = ids.unique(return_inverse=True)
+    """Normed embeddings of the distinct ones of `ids` `[n]`, and `ids` as rows of them, int64 `[n]`.
+
+    Both are where the model is, wherever `ids` are.
+    """
+    distinct, tokens = ids.to(model.device).unique(return_inverse=True)
     return model.embed(distinct), tokens
 
 

@@ -15,7 +15,7 @@ from ..model.modeling import ContextBlock, ContextKVConfig, ContextKVForCausalLM
 from ..model.windows import slot_positions, theoretical_max
 from ..runs.inference import load_trained
 from ..runs.published import PUBLISHED
-from ..runs.run_folder import Run
+from ..runs.run_folder import Run, refuse_damaged
 from ..training.caches import StreamCache, load_cache
 from ..training.recurrence import distinct_rows, draw_contexts, exact_contexts, parallel_pass
 
@@ -152,8 +152,9 @@ def open_run(run: Run) -> Trained:
     """Load model, tokenizer and caches of a run, on the CPU.
 
     Raises:
-        UserError: the run folder lacks one of them.
+        UserError: the run folder lacks one of them, or it is damaged.
     """
+    refuse_damaged(run.path, "caches")
     model, tokenizer = load_trained(run.path, torch.device("cpu"))
     caches = {split: load_cache(run.path / "caches", split) for split in SPLITS}
     return Trained(run, model, tokenizer, caches)

@@ -1,8 +1,10 @@
 """The saved model as transformers' own tools use it."""
 
+import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +54,14 @@ def test_the_folder_works_without_the_package(tmp_path):
         expected = model(torch.tensor([[1, 2, 3, 4, 5]])).logits.double().sum().item()
     assert float(total) == pytest.approx(expected, abs=1e-3)
     assert trainable == "[]"
+
+
+def test_the_folder_carries_exactly_the_code_of_the_model(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    source = Path(inspect.getfile(type(model))).parent
+    code = {path.name: path.read_bytes() for path in source.glob("*.py") if path.name != "__init__.py"}
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.py")} == code
 
 
 def test_pipeline_generates(trained):

@@ -37,8 +37,12 @@ def test_only_the_phase_gets_gradients(phase, trained):
     model.set_phase(phase)
     ids = tiny_ids(20)[None]
     model(ids, labels=ids).loss.backward()
-    reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    assert reached == trained
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in gradients} == trained
+    assert all(gradient is not None for gradient in gradients.values())
+    zero = {name for name, gradient in gradients.items() if not gradient.any()}
+    assert zero == ({"attention.k.bias"} if phase == 2 else set())  # it cannot change the softmax
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
 def projected_attention(attention, embeddings, window, present):
@@ -107,6 +111,69 @@ def test_loss_and_kept_logits():
     expected = torch.nn.functional.cross_entropy(whole.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(whole.loss, expected)
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, whole.logits[:, -2:])
+
+
+def test_logits_are_kept_by_column(tmp_path):
+    model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
+    whole, columns = model(ids).logits, torch.tensor([4, 0, 5])
+    torch.testing.assert_close(model(ids, logits_to_keep=columns).logits, whole[:, columns])
+    torch.testing.assert_close(model(ids, labels=ids, logits_to_keep=columns).logits, whole[:, columns])
+
+
+def test_outputs_come_as_a_tuple_if_asked():
+    model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
+    named = model(ids, labels=ids, output_attentions=True)
+    loss, logits, (weights,) = model(ids, labels=ids, output_attentions=True, return_dict=False)
+    assert torch.equal(loss, named.loss)
+    assert torch.equal(logits, named.logits)
+    assert torch.equal(weights, named.attentions[0])
+
+
+def test_generate_gives_attentions():
+    model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
+    made = model.generate(ids, output_attentions=True, **options)
+    whole = model(made.sequences[:, :-1], output_attentions=True).attentions[0]
+    steps = torch.cat([weights for (weights,) in made.attentions], dim=2)
+    torch.testing.assert_close(steps, whole)
+    assert model.generate(ids, **options).attentions is None
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 3)])
+def test_nothing_to_read_is_refused(shape):
+    with pytest.raises(ValueError, match=r"input_ids\.shape is .* allowed: one row and one token or more"):
+        tiny_model()(torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 5), (1, 1, 5, 5)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"attention_mask\.shape is .* allowed: \(1, 5 or more\)"):
+        tiny_model()(tiny_ids(5)[None], attention_mask=torch.ones(shape))
+
+
+def test_gradient_checkpointing_is_refused():
+    with pytest.raises(ValueError, match=r"does not support (activation|gradient) checkpointing"):
+        tiny_model().gradient_checkpointing_enable()
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_a_distributed_wrapper_trains_it(tmp_path, phase):
+    plain, model = tiny_model(attention_dropout=0.0), tiny_model(attention_dropout=0.0)
+    init = f"file://{tmp_path / 'group'}"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=0, world_size=1)
+    try:
+        model.set_phase(phase)
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        for ids in tiny_ids(60).view(3, 1, 20):
+            model.zero_grad()
+            wrapped(ids, labels=ids).loss.backward()  # stops here if a parameter had no gradient before
+    finally:
+        torch.distributed.destroy_process_group()
+    plain.set_phase(phase)
+    plain(ids, labels=ids).loss.backward()
+    for name, parameter in plain.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, msg=name)
 
 
 def test_saved_model_is_the_same_and_still_frozen(tmp_path):

