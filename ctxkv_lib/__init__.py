@@ -24,7 +24,7 @@ parses, calls and prints.
 | what a setting means, with its unit and reason | `ctxkv_lib.config` |
 | the losses of both phases | `ctxkv_lib.training.losses` |
 | which positions a window sees | `ctxkv_lib.model.windows` |
-| the recurrence that makes contexts, its layer | `ctxkv_lib.training.recurrence`, `ctxkv_lib.model.modeling` |
+| the recurrence that makes contexts | `ctxkv_lib.training.recurrence`, `ctxkv_lib.model.modeling` |
 | where conversations come from | `ctxkv_lib.data` |
 | the figures | `ctxkv_lib.views.figures` (of runs), `ctxkv_lib.views.pictures` (of notebooks) |
 | what a run folder holds, when it is reused | `ctxkv_lib.runs.run_folder`, `ctxkv_lib.experiments.stages` |

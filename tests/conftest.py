@@ -45,6 +45,12 @@ WORDS = (
 )
 
 
+def pytest_collection_modifyitems(config, items):
+    """What takes an hour runs only when it is asked for by name."""
+    if "torture" not in config.option.markexpr:
+        items[:] = [item for item in items if "torture" not in item.keywords]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory):
     """Tables and downloads go to a folder of this test session, never to the user's own cache."""

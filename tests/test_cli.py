@@ -133,6 +133,7 @@ def test_run_then_report(capsys, tmp_path, tiny_settings):
     assert "allowed: en, ja" in refused(capsys, "report", str(out), "--lang", "xx")
 
 
+@pytest.mark.slow
 def test_a_run_is_quiet_when_not_on_a_terminal(tmp_path, tiny_settings):
     command = [sys.executable, "-m", "ctxkv_lib", "run", "--preset", "ci", "--samples", "8"]
     command += ["--out", str(tmp_path / "run"), *settings_of(tiny_settings)]
@@ -141,6 +142,7 @@ def test_a_run_is_quiet_when_not_on_a_terminal(tmp_path, tiny_settings):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_trained_run_generates_and_is_evaluated(capsys, tmp_path, tiny_settings):
     out = tmp_path / "run"
     assert (
@@ -169,6 +171,7 @@ def test_a_trained_run_generates_and_is_evaluated(capsys, tmp_path, tiny_setting
     assert "is not a folder" in refused(capsys, "generate", str(tmp_path / "no"), "--prompt", "a")
 
 
+@pytest.mark.slow
 def test_compare_prints_the_table(capsys, tmp_path, tiny_settings):
     options = settings_of(tiny_settings)
     assert (
@@ -194,6 +197,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(capsys, tmp_path, ti
     assert main(arguments) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_with_a_sentence(tmp_path, tiny_settings):
     """A real interrupt of a real process, which then goes on to the end."""
     settings = {**tiny_settings, "phase2.max_epochs": 60, "phase2.patience": 60}

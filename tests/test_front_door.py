@@ -63,3 +63,17 @@ def test_notebooks_and_readme_use_the_front_door_where_it_has_the_name(code):
     for used in ast.walk(ast.parse(code)):
         if isinstance(used, ast.Attribute) and getattr(used.value, "id", "") == "ctxkv":
             assert used.attr in ctxkv.__all__
+
+
+def test_the_readme_quotes_what_is_really_said():
+    """The first column of its table of refusals, and the sections of its contents."""
+    package = Path(ctxkv.__file__).parent
+    code = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    table = README[README.index("| it says |") : README.index("## Citing")]
+    quoted = re.findall(
+        r"`(.+?)`", "\n".join(row.split("|")[1] for row in table.splitlines() if row[:1] == "|")
+    )
+    assert len(quoted) > 8
+    assert [words for words in quoted if words not in code] == []
+    anchors = {line[3:].lower().replace(" ", "-") for line in README.splitlines() if line.startswith("## ")}
+    assert set(re.findall(r"\]\(#(.+?)\)", README)) == anchors

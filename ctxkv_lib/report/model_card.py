@@ -36,8 +36,8 @@ ids = model.generate(**tokenizer("Hello", return_tensors="pt"), max_new_tokens=5
 print(tokenizer.decode(ids[0]))
 ```
 
-`trust_remote_code=True` is not needed where `ctxkv_lib.modeling` has been imported. The model has seen very
-little text: it is for studying the architecture, not for use.
+`trust_remote_code=True` is not needed where `ctxkv_lib.model.modeling` has been imported. The model has seen
+very little text: it is for studying the architecture, not for use.
 """
 
 

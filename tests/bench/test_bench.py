@@ -28,6 +28,7 @@ def measured(tmp_path_factory):
     return json.loads(printed.getvalue()), folder
 
 
+@pytest.mark.slow
 def test_the_originals_loops_give_the_same_losses(measured):
     results, _ = measured
     for phase in ("phase1", "phase2"):
@@ -36,6 +37,7 @@ def test_the_originals_loops_give_the_same_losses(measured):
     assert 0 < results["phase2"]["bf16"]["loss_difference"] < 0.05
 
 
+@pytest.mark.slow
 def test_ratios_and_floors_follow_from_the_times(measured):
     results, _ = measured
     for phase in ("phase1", "phase2"):
@@ -50,6 +52,7 @@ def test_ratios_and_floors_follow_from_the_times(measured):
     assert results["phase2"]["fp32"]["operations"] < results["phase2"]["original"]["operations"]
 
 
+@pytest.mark.slow
 def test_caches_hold_what_they_say(measured):
     results, _ = measured
     tokens = [row["tokens"] for row in results["scaling"]]
@@ -61,6 +64,7 @@ def test_caches_hold_what_they_say(measured):
     assert short["gpt2_bytes_per_position"] == long["gpt2_bytes_per_position"] == 2 * 24 * 4
 
 
+@pytest.mark.slow
 def test_people_get_a_table_and_a_figure(measured):
     results, folder = measured
     (out,) = (folder / "runs").glob("bench-*")

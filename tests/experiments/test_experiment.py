@@ -141,6 +141,7 @@ def test_a_finished_run_is_reused(finished, tiny_config, tmp_path, monkeypatch):
     assert [without_memory(metric) for metric in heard] == lines_of(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_at", [("phase1", 3), ("phase2", 1), ("phase2", 2)])
 def test_an_interrupted_run_goes_on(finished, tiny_config, tmp_path, stopped_at, monkeypatch):
     def interrupt(metric):

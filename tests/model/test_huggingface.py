@@ -42,6 +42,7 @@ def held_out(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_folder_works_without_the_package(tmp_path):
     model = tiny_model().eval()
     model.save_pretrained(tmp_path / "model")
@@ -151,6 +152,7 @@ def harness_task(path, name, **options):
     return {"task": name, **files, "test_split": "test", **options}
 
 
+@pytest.mark.slow
 def test_lm_evaluation_harness_agrees(trained, held_out, tmp_path):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM

@@ -31,6 +31,7 @@ OPTIONS = (
 )
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and its driver are not installed"),
     pytest.mark.skipif(find_spec("selenium") is None, reason="selenium is not installed"),
 ]

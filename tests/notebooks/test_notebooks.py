@@ -223,6 +223,7 @@ def test_every_proposal_changes_one_thing(preset):
     }
 
 
+@pytest.mark.slow
 def test_proposals_run_with_every_seed(tiny_config, tmp_path):
     said = []
     variants = {"base": {}, "wide": {"model.interval": 5}}
@@ -274,6 +275,7 @@ def widget_states(path):
     return [widget["state"] for widget in content["state"].values()]
 
 
+@pytest.mark.slow
 def test_01_shows_the_data_and_trains_nothing(tmp_path):
     cells = execute("01_data", tmp_path)
     assert "10 conversations for training" in printed(cells["load-corpus"])
@@ -284,6 +286,7 @@ def test_01_shows_the_data_and_trains_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_02_stops_after_phase_1_and_03_goes_on_from_there(tmp_path):
     folder = tmp_path / "runs" / "ci-exact-10"
     cells = execute("02_phase1_oacd", tmp_path)
@@ -315,6 +318,7 @@ def test_02_stops_after_phase_1_and_03_goes_on_from_there(tmp_path):
         assert "application/vnd.jupyter.widget-view+json" in kinds(cells[widget])
 
 
+@pytest.mark.slow
 def test_04_makes_both_runs_and_their_comparison(tmp_path):
     cells = execute("04_compare_100_vs_500", tmp_path)
     runs = tmp_path / "runs"
@@ -328,6 +332,7 @@ def test_04_makes_both_runs_and_their_comparison(tmp_path):
     assert "application/vnd.jupyter.widget-view+json" in kinds(cells["explore"])
 
 
+@pytest.mark.slow
 def test_05_runs_every_proposal(tmp_path):
     cells = execute("05_next_experiments", tmp_path)
     runs = [load_run(path) for path in (tmp_path / "runs").iterdir()]

@@ -37,7 +37,7 @@ def row(report, name):
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
-def test_report_has_every_section_of_the_seed_report(tmp_path, language):
+def test_report_has_every_section_of_the_published_report(tmp_path, language):
     report = write_report(runs(tmp_path, 100, 500), language)
     results = ["results", "phase1", "phase2", "final_many", "early", "overfitting", "memory"]
     keys = ["settings", "window", *results, "slots_fixed", "next", "conclusion"]

@@ -170,6 +170,7 @@ def test_bf16_products_train_as_well_and_leave_everything_else_fp32(tmp_path):
     assert evaluate(half, VAL).perplexity == best_epoch(found.epochs)["val_ppl"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_epochs(tmp_path):
     held = []
 

@@ -125,9 +125,9 @@ def test_every_axis_is_labelled_and_the_background_is_set(tmp_path):
 
 
 def test_architecture_takes_its_numbers_from_the_config():
-    seed = " ".join(texts(figures.architecture(ModelConfig())))
+    published = " ".join(texts(figures.architecture(ModelConfig())))
     for number in ("640 tokens", "50,257 × 768", "i − 620", "6,301,440", "262,912", "8 heads over 32"):
-        assert number in seed
+        assert number in published
     other = " ".join(texts(figures.architecture(ModelConfig(interval=50, max_contexts=4, num_heads=4))))
     for number in ("200 tokens", "i − 150", "4 heads over 4"):
         assert number in other

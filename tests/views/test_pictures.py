@@ -49,8 +49,8 @@ def test_heatmap_and_mean_show_the_same_attention():
 
 
 def test_overfitting_is_the_ratio_of_the_ppls():
-    (ax,) = pictures.overfitting({"seed": PUBLISHED[500]["phase2"]["epochs"]}).axes
-    ratios = list(line(ax, "seed").get_ydata())
+    (ax,) = pictures.overfitting({"published": PUBLISHED[500]["phase2"]["epochs"]}).axes
+    ratios = list(line(ax, "published").get_ydata())
     assert len(ratios) == 7  # the eighth epoch was not published
     assert ratios[4] == pytest.approx(175.7 / 78.4)
 
@@ -65,7 +65,7 @@ def test_settings_are_compared_with_the_base():
 
 
 def test_cache_sizes_and_passes_show_their_numbers():
-    (ax,) = pictures.cache_sizes({"here": {"total": 2.0}, "seed": {"total": 8.0}}).axes
+    (ax,) = pictures.cache_sizes({"here": {"total": 2.0}, "published": {"total": 8.0}}).axes
     assert [bar.get_width() for bar in ax.patches] == [2.0, 8.0]
     (ax,) = pictures.pass_curve([0.5, 0.2, 0.1, 0.01]).axes
     assert line(ax, "published passes").get_xydata().tolist() == [[3, 0.1]]
