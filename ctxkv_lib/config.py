@@ -18,6 +18,10 @@ from .model.config import ModelConfig
 from .progress import say
 
 
+SEED_LIMIT = 2**63  # what torch's generators take
+INT_LIMIT = 2**63  # of any whole number: what a tensor's size can be
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which conversations, tokenizer and token table."""
@@ -95,13 +99,13 @@ class Phase2Config:
 class RuntimeConfig:
     """Where and how it runs."""
 
-    seed: int = 42
+    seed: int = 42  # 0 to 2^63 - 1
     device: str = "auto"  # auto | cpu | cuda | mps
     precision: str = "auto"  # of Phase 2's matrix products: fp32 | bf16 | auto: bf16 if the hardware has it
     embedding_cache: str = "gather"  # gather: token ids + one table | dense: one row a position
 
     def __post_init__(self) -> None:
-        at_least(self, "runtime", 0, "seed")
+        require(0 <= self.seed < SEED_LIMIT, "runtime.seed", self.seed, "0 to 2^63 - 1")
         one_of("runtime.device", self.device, ("auto", "cpu", "cuda", "mps"))
         one_of("runtime.precision", self.precision, ("auto", "fp32", "bf16"))
         one_of("runtime.embedding_cache", self.embedding_cache, ("gather", "dense"))

@@ -1,7 +1,12 @@
 """The one kind of error that the command line shows as a sentence."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+# How torch says so where it raises a plain RuntimeError: its CPU allocator, and mps.
+NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
 
 
 class UserError(ValueError):
@@ -17,3 +22,31 @@ def values_of_user() -> Iterator[None]:
         raise
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+@contextmanager
+def memory_advice(work: str, advice: str) -> Iterator[None]:
+    """Inside, or in a function decorated with it: memory that runs out is a UserError.
+
+    Args:
+        work: what was being done, the beginning of the sentence ("Phase 2").
+        advice: what would need less ("lower phase2.batch_size").
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where = "GPU" if "CUDA" in str(error) or "MPS" in str(error) else "main memory"
+        raise UserError(
+            f"{work} ran out of memory ({where}); {advice}, and run again: what is finished is kept."
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory of the host or of a GPU is exhausted; torch need not be imported."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return any(sign in str(error) for sign in NO_MEMORY)

@@ -11,9 +11,9 @@ from ..config import ExperimentConfig
 from ..data.conversations import Conversations, load_conversations
 from ..data.embeddings import TokenTable, load_table
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
-from ..errors import UserError
+from ..errors import UserError, memory_advice
 from ..files import digest, read_tensors, replacing, write_tensors
-from ..memory import snapshot
+from ..memory import begin_peaks, snapshot
 from ..model.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
 from ..progress import Listener, Metric, say, transformers_bars_hidden
 from ..runs.provenance import PRECISIONS, choose_device, choose_precision, code_version, describe
@@ -50,6 +50,7 @@ class Inputs:
     table: TokenTable
 
     @classmethod
+    @memory_advice("Reading the data", "use fewer conversations with --samples")
     def load(cls, config: ExperimentConfig) -> "Inputs":
         """Read conversations and token table, from the network or this machine's copy.
 
@@ -102,6 +103,7 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
         The records of the context stage and of the attention stage.
     """
     device = choose_device(config.runtime.device)
+    begin_peaks(device)
     inputs = Inputs.load(config)
     contexts = folder.finished("contexts", inputs.context_key())
     attention = folder.finished("attention", inputs.attention_key())
@@ -118,7 +120,9 @@ def prepare(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> 
     Args:
         listener: gets every metric of Phase 1 in order, also if it was done earlier.
     """
-    return _prepare(Inputs.load(config), folder, choose_device(config.runtime.device), listener)
+    device = choose_device(config.runtime.device)
+    begin_peaks(device)
+    return _prepare(Inputs.load(config), folder, device, listener)
 
 
 def _train(
@@ -133,9 +137,8 @@ def _train(
     return prepared.record, attention
 
 
+@memory_advice("Preparing the model and the caches", "use fewer conversations, or a smaller model")
 def _prepare(inputs: Inputs, folder: RunFolder, device: torch.device, listener: Listener) -> Prepared:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     tokenizer, ids = _tokenize(inputs, device)
     memory = [snapshot("data loaded", device)]
     model = _build_model(inputs, device)
@@ -200,6 +203,7 @@ def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
     return model
 
 
+@memory_advice("Phase 1", "lower phase1.batch_size, or use fewer conversations with --samples")
 def _make_contexts(
     config: ExperimentConfig,
     model: ContextKVForCausalLM,
@@ -263,6 +267,7 @@ def _cache(
     return error
 
 
+@memory_advice("Phase 2", "lower phase2.batch_size")
 def _make_attention(inputs: Inputs, prepared: Prepared, folder: RunFolder, listener: Listener) -> Record:
     config = inputs.config
     result = train_attention(

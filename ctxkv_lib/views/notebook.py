@@ -58,7 +58,13 @@ def notebook_config(
 
 
 def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
-    """Samples of the two runs to compare: the larger count, and a fifth of it as in the published report."""
+    """Samples of the two runs to compare: the larger count, and a fifth of it as in the published report.
+
+    Raises:
+        UserError: an unknown preset, or fewer samples than a fifth can be taken of.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}.")
     larger = PRESETS[preset].samples[-1] if samples is None else samples
     if larger < SAMPLE_RATIO:
         raise UserError(f"samples is {larger}; allowed for a comparison: {SAMPLE_RATIO} or more.")
