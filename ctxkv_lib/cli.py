@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", _evaluate, "perplexity and accuracy of a run on other text")
     evaluate.add_argument("run", type=_path, metavar="RUN", help="run folder")
-    evaluate.add_argument("--data", type=_path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz file")
+    evaluate.add_argument(
+        "--data", type=_path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz file"
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
     bench = _command(
@@ -118,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_experiment(bench)
     bench.add_argument("--samples", type=int, metavar="N", help="conversations of the stream")
     bench.add_argument("--rounds", type=int, default=10, metavar="N", help="timed repetitions (default: 10)")
-    bench.add_argument("--out", type=_path, metavar="DIR", help="folder (default: runs/bench-PRESET-RECIPE-N)")
+    bench.add_argument(
+        "--out", type=_path, metavar="DIR", help="folder (default: runs/bench-PRESET-RECIPE-N)"
+    )
     bench.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -17,9 +17,7 @@ from .model.checks import at_least, one_of, require, share
 from .model.config import ModelConfig
 from .progress import say
 
-
 SEED_LIMIT = 2**63  # what torch's generators take
-INT_LIMIT = 2**63  # of any whole number: what a tensor's size can be
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 # How torch says so where it raises a plain RuntimeError: its CPU allocator, and mps.
 NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
 

@@ -19,7 +19,6 @@ def system(request, monkeypatch, tmp_path):
     if request.param != "as this system counts":
         monkeypatch.setattr(memory, "PROCESS", tmp_path)  # no status, and clear_refs is a folder
         (tmp_path / "clear_refs").mkdir()
-    yield
 
 
 def test_a_later_run_does_not_inherit_the_peak_of_an_earlier_one(system):
