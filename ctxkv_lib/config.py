@@ -18,6 +18,9 @@ from .model.config import ModelConfig
 from .progress import say
 
 SEED_LIMIT = 2**63  # what torch's generators take
+# Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
+LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
+LARGEST_COUNT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class DataConfig:
         one_of("data.table", self.table, ("gpt2", "cooccurrence", "random"))
         one_of("data.download", self.download, ("ranged", "whole"))
         at_least(self, "data", 1, "samples", "validation_samples", "corpus_samples")
+        if self.path is not None:
+            is_utf8 = self.path == self.path.encode(errors="ignore").decode() and "\0" not in self.path
+            require(is_utf8, "data.path", self.path, "a path of UTF-8 characters")
         if (self.source == "jsonl") != (self.path is not None):
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "
@@ -271,6 +277,9 @@ def _parse(key: str, value: Any, kind: type) -> Any:
         parsed = kind(value)
     except (TypeError, ValueError):
         raise UserError(f"{key} is {value!r}; allowed: a value of type {kind.__name__}.") from None
+    if isinstance(parsed, int):
+        most = LARGEST.get(key.partition(".")[0], LARGEST_COUNT)
+        require(abs(parsed) <= most, key, value, f"whole numbers up to {most}")
     if isinstance(parsed, float):
         require(math.isfinite(parsed), key, value, "a finite number")
     return parsed
