@@ -8,6 +8,12 @@ DOCS = ["pdoc>=16"]
 HARNESS = ["lm_eval>=0.4.9"]
 BROWSER = ["selenium>=4.20"]  # and Chromium with its driver, from the system
 
+
+def by_python(name: str, oldest: str, oldest_313: str) -> list[str]:
+    """A floor for Python below 3.13, and one from there on: the first release with wheels for it."""
+    return [f'{name}>={oldest}; python_version<"3.13"', f'{name}>={oldest_313}; python_version>="3.13"']
+
+
 setup(
     name="ctxkv_lib",
     version="0.1.0",
@@ -17,17 +23,17 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",
-        "numpy>=1.26",
+        *by_python("numpy", "1.26", "2.1"),
         "datasets>=3.2",
         "transformers>=4.57",
-        "matplotlib>=3.9",
+        *by_python("matplotlib", "3.9", "3.9.2"),
         "ipywidgets>=7.7",
         "psutil>=5.9.5",
         "huggingface_hub>=0.34",
-        "pyarrow>=17",
-        "safetensors>=0.4.3",
+        *by_python("pyarrow", "17", "18"),
+        *by_python("safetensors", "0.4.3", "0.4.4"),
         "tokenizers>=0.22",
-        "tqdm>=4.66",
+        "tqdm>=4.66.3",
         "filelock>=3.12",
         "xxhash>=3.0",
     ],

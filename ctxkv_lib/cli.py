@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import json
 import os
 import sys
@@ -11,37 +12,56 @@ from typing import Any
 
 from . import __version__
 from .config import PRESETS, RECIPES, ExperimentConfig, build_config, parse_settings
-from .errors import UserError
+from .errors import UserError, memory_advice
+
+LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    0 done, 1 if `verify` finds damage, 2 for what the user can fix, 130 for Ctrl-C.
+    0 done, 1 if `verify` finds damage, 2 for what the user can fix, 130 for Ctrl-C; 141 says, as for any
+    command of a pipeline, that whoever read the output has stopped reading.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     options = _parser().parse_args(arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        return options.command(options) or 0
+        code = options.command(options) or 0
+        sys.stdout.flush()  # here, since what fails at the interpreter's exit cannot be answered
+        return code
     except KeyboardInterrupt:
         return _fail(
             "Stopped. Finished stages and epochs are kept; the same command goes on from there.", 130
         )
+    except BrokenPipeError:
+        _drop_output()
+        return 141
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
+        _drop_output()
         return _fail(_describe(error))
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        return _fail("The GPU is out of memory; lower phase2.batch_size, or use --set runtime.device=cpu.")
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"ctxkv: {message}", file=sys.stderr)
+    """Print `message` as one line, whatever characters a path or value in it has."""
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    print(f"ctxkv: {line}", file=sys.stderr)
     return code
+
+
+def _drop_output() -> None:
+    """Send what could not be written nowhere, or the interpreter would try, and complain, once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _describe(error: OSError) -> str:
@@ -65,21 +85,21 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "one experiment; run again to continue or reuse it")
     _add_experiment(run)
     run.add_argument("--samples", type=int, metavar="N", help="training conversations")
-    run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/PRESET-RECIPE-N)")
+    run.add_argument("--out", type=_path, metavar="DIR", help="run folder (default: runs/PRESET-RECIPE-N)")
 
     compare = _command(
         commands, "compare", _compare, "the same experiment on fewer and on more conversations"
     )
     _add_experiment(compare)
     compare.add_argument("--samples", type=int, nargs="+", metavar="N", help="sample counts, two or more")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="folder of the comparison and its runs")
+    compare.add_argument("--out", type=_path, metavar="DIR", help="folder of the comparison and its runs")
 
     report = _command(commands, "report", _report, "the written report of one or more finished runs")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    report.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument("--lang", default="en", help="language: en or ja (default: en)")
 
     generate = _command(commands, "generate", _generate, "text from a trained run")
-    generate.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    generate.add_argument("run", type=_path, metavar="RUN", help="run folder")
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="how the text begins")
     generate.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="(default: 100)")
     generate.add_argument(
@@ -89,8 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
 
     evaluate = _command(commands, "evaluate", _evaluate, "perplexity and accuracy of a run on other text")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    evaluate.add_argument("--data", type=Path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz file")
+    evaluate.add_argument("run", type=_path, metavar="RUN", help="run folder")
+    evaluate.add_argument(
+        "--data", type=_path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz file"
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
     verify = _command(commands, "verify", _verify, "every artefact of a run against its record")
@@ -102,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_experiment(bench)
     bench.add_argument("--samples", type=int, metavar="N", help="conversations of the stream")
     bench.add_argument("--rounds", type=int, default=10, metavar="N", help="timed repetitions (default: 10)")
-    bench.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/bench-PRESET-RECIPE-N)")
+    bench.add_argument(
+        "--out", type=_path, metavar="DIR", help="folder (default: runs/bench-PRESET-RECIPE-N)"
+    )
     bench.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -111,6 +135,13 @@ def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.set_defaults(command=function)
     return parser
+
+
+def _path(text: str) -> Path:
+    """A path as typed; the shell leaves `~` alone in `--out=~/runs`."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError("a path cannot hold a NUL character")
+    return Path(os.path.expanduser(text))
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +200,7 @@ def _report(options: argparse.Namespace) -> None:
     print(write_report([load_run(path) for path in options.runs], options.lang))
 
 
+@memory_advice("Generating", "lower --max-new-tokens")
 def _generate(options: argparse.Namespace) -> None:
     from .runs.inference import generate_text, load_trained
     from .runs.provenance import choose_device
@@ -178,22 +210,25 @@ def _generate(options: argparse.Namespace) -> None:
     print(generate_text(model, tokenizer, options.prompt, *sampling))
 
 
+@memory_advice("Evaluation", "evaluate a file with fewer conversations")
 def _evaluate(options: argparse.Namespace) -> None:
     from .data.conversations import read_jsonl
     from .files import write_json
-    from .runs.inference import evaluate_texts, format_scores, load_trained
+    from .runs.inference import evaluate_texts, evaluation_file, format_scores, load_trained
     from .runs.provenance import choose_device
     from .views.figures import ppl_by_reading, save
 
-    texts = read_jsonl(options.data).texts()
+    conversations = read_jsonl(options.data)
     model, tokenizer = load_trained(options.run, choose_device("auto"))
-    scores = evaluate_texts(model, tokenizer, texts)
-    out = options.run / "evaluation" / options.data.name.partition(".")[0]
-    write_json(out.with_suffix(".json"), scores)
-    save(ppl_by_reading(scores), out.with_suffix(".png"))
+    made_from = {"file": options.data.name, "fingerprint": conversations.fingerprint}
+    scores = {**made_from, **evaluate_texts(model, tokenizer, conversations.texts())}
+    out = evaluation_file(options.run, options.data, conversations.fingerprint)
+    picture = out.with_suffix(".png")
+    write_json(out, scores)
+    save(ppl_by_reading(scores), picture)
     print(json.dumps(scores, indent=2) if options.json else format_scores(scores))
     if not options.json:
-        print(f"\nWritten: {out.with_suffix('.json')}, {out.with_suffix('.png')}")
+        print(f"\nWritten: {out}, {picture}")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -210,6 +245,7 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if found.intact else 1
 
 
+@memory_advice("The benchmark", "lower --samples")
 def _bench(options: argparse.Namespace) -> None:
     config = _config(options, options.samples)
     from .runs.run_folder import run_folder_of

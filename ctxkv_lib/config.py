@@ -17,6 +17,11 @@ from .model.checks import at_least, one_of, require, share
 from .model.config import ModelConfig
 from .progress import say
 
+SEED_LIMIT = 2**63  # what torch's generators take
+# Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
+LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
+LARGEST_COUNT = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -37,6 +42,9 @@ class DataConfig:
         one_of("data.table", self.table, ("gpt2", "cooccurrence", "random"))
         one_of("data.download", self.download, ("ranged", "whole"))
         at_least(self, "data", 1, "samples", "validation_samples", "corpus_samples")
+        if self.path is not None:
+            is_utf8 = self.path == self.path.encode(errors="ignore").decode() and "\0" not in self.path
+            require(is_utf8, "data.path", self.path, "a path of UTF-8 characters")
         if (self.source == "jsonl") != (self.path is not None):
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "
@@ -95,13 +103,13 @@ class Phase2Config:
 class RuntimeConfig:
     """Where and how it runs."""
 
-    seed: int = 42
+    seed: int = 42  # 0 to 2^63 - 1
     device: str = "auto"  # auto | cpu | cuda | mps
     precision: str = "auto"  # of Phase 2's matrix products: fp32 | bf16 | auto: bf16 if the hardware has it
     embedding_cache: str = "gather"  # gather: token ids + one table | dense: one row a position
 
     def __post_init__(self) -> None:
-        at_least(self, "runtime", 0, "seed")
+        require(0 <= self.seed < SEED_LIMIT, "runtime.seed", self.seed, "0 to 2^63 - 1")
         one_of("runtime.device", self.device, ("auto", "cpu", "cuda", "mps"))
         one_of("runtime.precision", self.precision, ("auto", "fp32", "bf16"))
         one_of("runtime.embedding_cache", self.embedding_cache, ("gather", "dense"))
@@ -269,6 +277,9 @@ def _parse(key: str, value: Any, kind: type) -> Any:
         parsed = kind(value)
     except (TypeError, ValueError):
         raise UserError(f"{key} is {value!r}; allowed: a value of type {kind.__name__}.") from None
+    if isinstance(parsed, int):
+        most = LARGEST.get(key.partition(".")[0], LARGEST_COUNT)
+        require(abs(parsed) <= most, key, value, f"whole numbers up to {most}")
     if isinstance(parsed, float):
         require(math.isfinite(parsed), key, value, "a finite number")
     return parsed

@@ -1,8 +1,12 @@
 """The one kind of error that the command line shows as a sentence."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# How torch says so where it raises a plain RuntimeError: its CPU allocator, mps, CUDA's driver, cuBLAS.
+NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class UserError(ValueError):
@@ -26,3 +30,31 @@ def values_of_user() -> Iterator[None]:
         raise
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+@contextmanager
+def memory_advice(work: str, advice: str) -> Iterator[None]:
+    """Inside, or in a function decorated with it: memory that runs out is a UserError.
+
+    Args:
+        work: what was being done, the beginning of the sentence ("Phase 2").
+        advice: what would need less ("lower phase2.batch_size").
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where = "GPU" if "CUDA" in str(error) or "MPS" in str(error) else "main memory"
+        raise UserError(
+            f"{work} ran out of memory ({where}); {advice}, and run again: what is finished is kept."
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory of the host or of a GPU is exhausted; torch need not be imported."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)

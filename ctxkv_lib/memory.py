@@ -1,6 +1,8 @@
-"""CPU and GPU memory: what is used, stage by stage, and when there is no more."""
+"""CPU and GPU memory, now and at most, stage by stage."""
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -8,8 +10,41 @@ import torch
 
 MIB = 2**20
 GIB = 2**30
-# How plain RuntimeErrors say it: torch's allocators for CPU and mps, CUDA's driver, cuBLAS.
-EXHAUSTED = ("not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+PROCESS = Path("/proc/self")  # Linux
+
+
+class _CpuPeak:
+    """The process's largest resident set since `begin`, in bytes.
+
+    Linux can be told to count anew. Elsewhere a process only knows its peak since it started: that is the
+    run's own if it has grown since the run began, and else the largest size seen at a snapshot stands for it.
+    """
+
+    def __init__(self) -> None:
+        self._inherited = self._seen = 0
+
+    def begin(self) -> None:
+        try:
+            (PROCESS / "clear_refs").write_text("5")  # resets VmHWM
+            self._inherited = 0
+        except OSError:
+            self._inherited = _process_peak()
+        self._seen = 0
+
+    def now(self, resident: int) -> int:
+        self._seen = max(self._seen, resident)
+        peak = _process_peak()
+        return peak if peak > self._inherited else self._seen
+
+
+_cpu_peak = _CpuPeak()
+
+
+def begin_peaks(device: torch.device) -> None:
+    """From here on peaks are those of the run that begins, not of what the process did before."""
+    _cpu_peak.begin()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def mib(num_bytes: float) -> float:
@@ -20,25 +55,19 @@ def mib(num_bytes: float) -> float:
 def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
     """Memory in use, in GiB.
 
-    `cpu_gib` is the process's resident set now and `cpu_peak_gib` the largest since the process started;
+    `cpu_gib` is the process's resident set now and `cpu_peak_gib` the largest since `begin_peaks`;
     `gpu_gib` and `gpu_peak_gib` are what torch's allocator holds in tensors, None without a GPU (and, for
     the peak, on mps, which does not count it).
     """
     gpu, gpu_peak = _gpu_bytes(device)
+    resident = psutil.Process().memory_info().rss
     rounded = {
-        "cpu_gib": psutil.Process().memory_info().rss,
+        "cpu_gib": resident,
         "gpu_gib": gpu,
-        "cpu_peak_gib": _cpu_peak_bytes(),
+        "cpu_peak_gib": _cpu_peak.now(resident),
         "gpu_peak_gib": gpu_peak,
     }
     return {"stage": stage, **{k: None if v is None else round(v / GIB, 3) for k, v in rounded.items()}}
-
-
-def exhausted(error: BaseException) -> bool:
-    """Whether an error says that there is no more memory, on the device or on the host."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in EXHAUSTED)
 
 
 def release(device: torch.device) -> None:
@@ -57,10 +86,22 @@ def _gpu_bytes(device: torch.device) -> tuple[int | None, int | None]:
     return None, None
 
 
-def _cpu_peak_bytes() -> int:
+def _process_peak() -> int:
+    """Since the process started or, on Linux, since its count was reset."""
+    if counted := _linux_peak():
+        return counted
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _linux_peak() -> int | None:
+    try:
+        status = (PROCESS / "status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

@@ -4,13 +4,21 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import write_conversations
+from sample_runs import sample_run
 
 from ctxkv_lib import files
 from ctxkv_lib.cli import main
-from ctxkv_lib.config import PRESETS
+from ctxkv_lib.config import PRESETS, build_config
+from ctxkv_lib.data.conversations import load_conversations
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import contexts, inputs, stages
+from ctxkv_lib.files import write_json
+from ctxkv_lib.runs.inference import evaluation_file
 
 
 def settings_of(values):
@@ -93,6 +101,115 @@ def test_bad_input_is_one_sentence_and_exit_2(capsys, tmp_path, monkeypatch, arg
     assert said in refused(capsys, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["info", "--train-tokens", "-5"], "--train-tokens is -5; allowed: 1 or more."),
+        (["info", "--val-tokens", "0"], "--val-tokens is 0; allowed: 1 or more."),
+        (
+            ["run", "--preset", "ci", "--set", f"runtime.seed={2**63}"],
+            f"allowed: whole numbers up to {2**63 - 1}.",
+        ),
+        (["evaluate", "run\nfolder", "--data", "chats.jsonl"], r"chats.jsonl does not exist"),
+        (["report", "two\nlines"], r"two\nlines is not a folder"),
+    ],
+)
+def test_numbers_and_names_out_of_range_are_refused_before_anything_is_computed(
+    capsys, tmp_path, monkeypatch, arguments, said
+):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_largest_seed_trains(tmp_path, tiny_settings):
+    settings = {**tiny_settings, "runtime.seed": 2**63 - 1, "phase2.max_epochs": 1}
+    assert main(["run", "--preset", "ci", "--out", str(tmp_path / "run"), *settings_of(settings)]) == 0
+
+
+def test_a_home_folder_is_found_in_a_path(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_conversations(tmp_path / "chats.jsonl", 3)
+    data = build_config("ci", settings={"data.source": "jsonl", "data.path": "~/chats.jsonl"}).data
+    with pytest.raises(UserError, match="3 lines"):
+        load_conversations(data, "train")
+    assert str(tmp_path / "nowhere") in refused(capsys, "report", "~/nowhere")
+
+
+def test_a_terminal_that_lacks_a_character_still_shows_the_report(tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "ctxkv_lib", "report", str(sample_run(tmp_path / "run"))]
+    done = subprocess.run([*command, "--lang", "ja"], capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"175.7" in done.stdout
+
+
+def test_a_reader_that_stops_reading_ends_the_command_quietly(tmp_path):
+    command = [sys.executable, "-m", "ctxkv_lib", "report", str(sample_run(tmp_path / "run"))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_into_a_full_disk_is_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "ctxkv_lib", "report", str(sample_run(tmp_path / "run"))]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "The disk is full" in done.stderr
+
+
+OUT_OF_MEMORY = {
+    "host": MemoryError(),
+    "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "function", "said"),
+    [
+        ("host", inputs, "load_table", "Reading the data ran out of memory (main memory); use fewer"),
+        (
+            "host",
+            stages,
+            "place_caches",
+            "Preparing the model and the caches ran out of memory (main",
+        ),
+        (
+            "host",
+            contexts,
+            "train_context_block",
+            "Phase 1 ran out of memory (main memory); lower phase1",
+        ),
+        ("torch", contexts, "train_context_block", "Phase 1 ran out of memory (main memory)"),
+        ("cuda", stages, "train_attention", "Phase 2 ran out of memory (GPU); lower phase2.batch_size"),
+    ],
+)
+def test_out_of_memory_names_the_work_and_what_to_change(
+    capsys, tmp_path, tiny_settings, monkeypatch, kind, module, function, said
+):
+    def exhausted(*_, **__):
+        raise OUT_OF_MEMORY[kind]
+
+    monkeypatch.setattr(module, function, exhausted)
+    arguments = ["run", "--preset", "ci", "--out", str(tmp_path / "run"), *settings_of(tiny_settings)]
+    assert said in refused(capsys, *arguments)
+
+
+def test_other_errors_are_not_taken_for_memory(tmp_path, tiny_settings, monkeypatch):
+    def faulty(*_):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(inputs, "load_table", faulty)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(["run", "--preset", "ci", "--out", str(tmp_path / "run"), *settings_of(tiny_settings)])
+
+
 def test_a_wrong_type_is_refused_by_the_parser():
     with pytest.raises(SystemExit) as stopped:
         main(["run", "--samples", "many"])
@@ -149,7 +266,7 @@ def test_a_trained_run_generates_and_is_evaluated(capsys, tmp_path, tiny_setting
         main(["run", "--preset", "ci", "--samples", "8", "--out", str(out), *settings_of(tiny_settings)]) == 0
     )
     capsys.readouterr()
-    for options in (["--temperature", "0"], ["--seed", "3"], ["--seed", "3"]):
+    for options in (["--temperature", "0"], ["--seed", f"{2**63 - 1}"], ["--seed", f"{2**63 - 1}"]):
         assert main(["generate", str(out), "--prompt", "the cat", "--max-new-tokens", "5", *options]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert all(line.startswith("the cat") for line in printed if line)
@@ -162,13 +279,29 @@ def test_a_trained_run_generates_and_is_evaluated(capsys, tmp_path, tiny_setting
     assert scores["conversations"] == 3
     assert json.loads((out / "evaluation" / "other.json").read_text()) == scores
     assert (out / "evaluation" / "other.png").is_file()
+    assert scores["file"] == "other.jsonl"
     assert main(["evaluate", str(out), "--data", str(data)]) == 0
     assert f"PPL {scores['ppl']:,.1f} a token" in capsys.readouterr().out
 
+    assert "allowed: 0 to 2^63 - 1" in refused(
+        capsys, "generate", str(out), "--prompt", "a", "--seed", str(2**63)
+    )
     assert "--prompt is empty" in refused(capsys, "generate", str(out), "--prompt", "")
     assert "allowed: 1 or more" in refused(capsys, "generate", str(out), "--prompt", "a", "--top-k", "0")
     assert "does not exist" in refused(capsys, "evaluate", str(out), "--data", str(tmp_path / "no.jsonl"))
     assert "is not a folder" in refused(capsys, "generate", str(tmp_path / "no"), "--prompt", "a")
+
+
+def test_evaluations_of_different_texts_get_their_own_files(tmp_path):
+    def written(name, fingerprint):
+        path = evaluation_file(tmp_path, Path(name), fingerprint)
+        write_json(path, {"fingerprint": fingerprint})
+        return path.name
+
+    assert written("chats.2024.jsonl", "a" * 16) == "chats.2024.json"
+    assert written("chats.2025.jsonl.gz", "b" * 16) == "chats.2025.json"
+    assert written("elsewhere/chats.2025.jsonl", "c" * 16) == "chats.2025-cccccc.json"
+    assert written("chats.2025.jsonl", "b" * 16) == "chats.2025.json"
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ The three never overlap.
 
 import hashlib
 import json
+import os
 import re
 import zlib
 from dataclasses import dataclass
@@ -215,6 +216,7 @@ def _jsonl_lines(path: Path) -> list[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers from 1."""
     import gzip
 
+    path = Path(os.path.expanduser(path))
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             lines = [(number, raw) for number, raw in enumerate(file, start=1) if raw.strip()]

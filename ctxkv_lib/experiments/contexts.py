@@ -5,6 +5,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
+from ..errors import memory_advice
 from ..files import read_tensors, write_tensors
 from ..memory import snapshot
 from ..model.modeling import parameter_counts
@@ -73,6 +74,7 @@ def _used(work: Work, phase1: Record | None) -> Facts:
     return {**used, "begun_with": before.get("begun_with", before)}
 
 
+@memory_advice("Phase 1", "lower phase1.batch_size, or use fewer conversations with --samples")
 def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
     """Phase 1; leaves the last iteration's contexts in `contexts`."""
     key = work.inputs.phase1_key()

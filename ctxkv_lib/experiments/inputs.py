@@ -11,7 +11,7 @@ from ..config import ExperimentConfig
 from ..data.conversations import Conversations, load_conversations
 from ..data.embeddings import TokenTable, load_table
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
-from ..errors import UserError
+from ..errors import UserError, memory_advice
 from ..files import digest
 from ..memory import snapshot
 from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
@@ -45,6 +45,7 @@ class Inputs:
     table: TokenTable
 
     @classmethod
+    @memory_advice("Reading the data", "use fewer conversations with --samples")
     def load(cls, config: ExperimentConfig) -> "Inputs":
         """Read conversations and token table, from the network or this machine's copy.
 

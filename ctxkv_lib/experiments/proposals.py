@@ -45,6 +45,19 @@ def proposals(base: ExperimentConfig) -> dict[str, Settings]:
     }
 
 
+def proposal_folders(
+    base: ExperimentConfig, variants: Mapping[str, Settings], root: Path, seeds: Sequence[int] | None = None
+) -> list[Path]:
+    """The run folders of `run_proposals` with the same arguments."""
+    return [run_folder_of(c, root) for settings in variants.values() for c in _configs(base, settings, seeds)]
+
+
+def _configs(
+    base: ExperimentConfig, settings: Settings, seeds: Sequence[int] | None
+) -> list[ExperimentConfig]:
+    return [base.replace({**settings, "runtime.seed": seed}) for seed in seeds or [base.runtime.seed]]
+
+
 def run_proposals(
     base: ExperimentConfig,
     variants: Mapping[str, Settings],
@@ -66,7 +79,7 @@ def run_proposals(
     """
     runs: dict[str, list[Run]] = {}
     for name, settings in variants.items():
-        configs = [base.replace({**settings, "runtime.seed": seed}) for seed in seeds or [base.runtime.seed]]
+        configs = _configs(base, settings, seeds)
         runs[name] = [run(config, run_folder_of(config, root), listener) for config in configs]
         best = ", ".join(f"{ppl:,.1f}" for ppl in best_ppls(runs)[name])
         report(f"{name}: best validation PPL {best}")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..config import ExperimentConfig
+from ..errors import memory_advice
 from ..files import read_tensors, replacing, write_tensors
-from ..memory import snapshot
+from ..memory import begin_peaks, snapshot
 from ..model.modeling import ContextKVForCausalLM
 from ..progress import Listener, say, transformers_bars_hidden
 from ..runs.provenance import choose_device
@@ -48,6 +49,7 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
         What is known of the contexts, and of Phase 2 on them.
     """
     device = choose_device(config.runtime.device)
+    begin_peaks(device)
     inputs = Inputs.load(config)
     done = _finished(inputs, folder)
     if done:
@@ -73,6 +75,7 @@ def prepare(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> 
         listener: gets every metric of Phase 1 in order, also if it was done earlier.
     """
     device = choose_device(config.runtime.device)
+    begin_peaks(device)
     return _prepare(Work.begin(Inputs.load(config), folder, device, listener))
 
 
@@ -86,6 +89,7 @@ def _finished(inputs: Inputs, folder: RunFolder) -> tuple[Record, Record, Record
     return (phase1, caches, phase2) if caches else None
 
 
+@memory_advice("Preparing the model and the caches", "use fewer conversations, or a smaller model")
 def _prepare(work: Work) -> Prepared:
     phase1, cached = make_contexts(work)
     forget(work.folder.phase1_checkpoint)
@@ -97,6 +101,7 @@ def _prepare(work: Work) -> Prepared:
     return Prepared(work.tokenizer, work.model, placement, facts, caches, (phase1, cached))
 
 
+@memory_advice("Phase 2", "lower phase2.batch_size")
 def _attention(work: Work, prepared: Prepared) -> Record:
     """Phase 2: leaves attention and feed-forward of its best epoch in the model and in the folder."""
     model, folder, config = work.model, work.folder, work.inputs.config

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..config import ExperimentConfig
+from ..errors import UserError
 from ..model.context_cache import ContextCache
 from ..model.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
 from ..model.windows import theoretical_max
@@ -22,6 +23,9 @@ def describe(
     Token counts that are not given are the published ones if the data are, else None with all that
     depends on them.
     """
+    for option, count in (("--train-tokens", train_tokens), ("--val-tokens", val_tokens)):
+        if count is not None and count < 1:
+            raise UserError(f"{option} is {count}; allowed: 1 or more.")
     with torch.device("meta"):
         model = ContextKVForCausalLM(ContextKVConfig(**asdict(config.model)))
     known = PUBLISHED.get(config.data.samples) if config.data.source == "ultrachat" else None

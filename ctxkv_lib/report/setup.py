@@ -7,6 +7,7 @@ import torch
 
 from ..model.config import ModelConfig
 from ..model.windows import slot_positions
+from ..runs.run_folder import Run
 from ..views.figures import memory_stages
 from .tables import (
     MISSING,
@@ -16,6 +17,7 @@ from .tables import (
     code,
     distinct,
     gib,
+    literal,
     markdown_table,
     short,
     whole,
@@ -27,27 +29,52 @@ CACHES = ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")
 def header(report: Report) -> list[str]:
     """Title; date, environment, KV method and where data and weights came from."""
     say, configs = report.say, [run.config for run in report.runs]
-    made = report.runs[-1].summary["provenance"]
     methods = distinct(say(config.model.kv_method) for config in configs)
     long = distinct(say(f"{c.model.kv_method}_long", slots=c.model.max_contexts) for c in configs)
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     lines = [
-        say("date", value=made["date"]),
-        say("environment", device=made["device"], versions=versions),
+        say("date", value=_of_each(report, lambda run: run.summary["provenance"]["date"])),
+        say("environment", value=_of_each(report, _environment)),
         say("method", value="; ".join(long)),
         say(
             "origin",
             preset="/".join(distinct(config.preset for config in configs)),
             recipe="/".join(distinct(config.recipe for config in configs)),
-            seed=made["seed"],
-            commit=made["git_commit"] or MISSING,
+            seed=_of_each(report, lambda run: str(run.summary["provenance"]["seed"])),
+            commit=_of_each(report, lambda run: run.summary["provenance"]["git_commit"] or MISSING),
         ),
-        say("data", source=made["data"]["source"], table=made["embeddings"]["table"]),
+        say("data", source=_of_each(report, _source), table=_of_each(report, _table)),
     ]
     runs = say("and").join(run.label for run in report.ours)
-    note = say("with_published" if report.published else "without_published")
+    notes = [say("with_published" if report.published else "without_published")]
+    if len({run.summary["provenance"]["data"]["validation_fingerprint"] for run in report.runs}) > 1:
+        notes.append(say("other_validation"))
     title = say("title", runs=runs, method=say("and").join(methods))
-    return [title, "\n".join(f"- {line}" for line in lines), note]
+    return [title, "\n".join(f"- {line}" for line in lines), *notes]
+
+
+def _of_each(report: Report, value_of: Callable[[Run], str]) -> str:
+    """What all runs share; where they differ, what each has."""
+    values = [value_of(run) for run in report.runs]
+    if len(set(values)) == 1:
+        return values[0]
+    named = zip(report.ours, values, strict=True)
+    return "; ".join(f"{column.label}: {value}" for column, value in named)
+
+
+def _environment(run: Run) -> str:
+    made = run.summary["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return literal(f"{made['device']} ({versions})")
+
+
+def _source(run: Run) -> str:
+    path = run.config.data.path
+    source = run.summary["provenance"]["data"]["source"]
+    return source if path is None else f"{source} ({literal(path)})"
+
+
+def _table(run: Run) -> str:
+    return str(run.summary["provenance"]["embeddings"]["table"])
 
 
 def settings(report: Report) -> list[str]:

@@ -4,6 +4,7 @@ A `Column` is a run, or the published run that it repeats; both hold a summary o
 one row of a table is one function of a column. What is None shows as a dash.
 """
 
+import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from .text import LANGUAGES, TEXT
 Say = Callable[..., str]
 Summary = Mapping[str, Any]
 MISSING = "–"
+MARKUP = frozenset("\\`*_[]#|~$!")  # what Markdown would read as its own; `<`, `>` and `&` become entities
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,12 @@ def _terminal_line(row: Sequence[str], widths: Sequence[int]) -> str:
 def _cells(text: str) -> int:
     """Width of `text` in a terminal, where Japanese characters take two cells."""
     return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def literal(text: str) -> str:
+    """Text from outside as Markdown that shows it as it is, in a table, too: no markup, no HTML."""
+    marked = "".join(f"\\{c}" if c in MARKUP else c for c in " ".join(text.split()))
+    return html.escape(marked, quote=False)
 
 
 def code(lines: Iterable[str]) -> str:

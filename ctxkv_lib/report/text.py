@@ -16,7 +16,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "published_label": ("Published ({label})", "公表値（{label}）"),
     # header
     "date": ("**Date**: {value}", "**実験日**: {value}"),
-    "environment": ("**Environment**: {device} ({versions})", "**環境**: {device}（{versions}）"),
+    "environment": ("**Environment**: {value}", "**環境**: {value}"),
     "method": ("**KV method**: {value}", "**KV方式**: {value}"),
     "origin": (
         "**Preset, recipe**: {preset}, {recipe}; random seed {seed}; commit {commit}",
@@ -46,6 +46,10 @@ TEXT: dict[str, tuple[str, str]] = {
         "so the figures below cannot be compared with the published ones, and none are shown.",
         "> データ・モデル・学習設定のいずれかが公表された実験と異なるため、"
         "以下の数値は公表値と直接比べられない。公表値は併記しない。",
+    ),
+    "other_validation": (
+        "> The runs were validated on different texts: their perplexities cannot be compared.",
+        "> 検証に使ったテキストが実験ごとに異なるため、パープレキシティは互いに比べられない。",
     ),
     # settings
     "settings": ("## Settings", "## 実験設定"),
@@ -189,6 +193,7 @@ TEXT: dict[str, tuple[str, str]] = {
         "- Val PPL did not fall: from {before} to {after}, {percent:.1f}% higher.",
         "- Val PPLは下がらず、{before}から{after}へ{percent:.1f}%上がった。",
     ),
+    "saw_same": ("- {name} is the same: {value}.", "- {name}は同じ（{value}）。"),
     "saw_acc_up": (
         "- Val accuracy rose by {points:.1f} points.",
         "- 検証正解率は{points:.1f}ポイント上がった。",
@@ -330,6 +335,7 @@ TEXT: dict[str, tuple[str, str]] = {
         "- **From {first} to {last}, val PPL did not fall ({percent:.1f}% higher).**",
         "- **{first}から{last}で、Val PPLは下がらなかった（{percent:.1f}%上昇）。**",
     ),
+    "end_same": ("- **{first}, {last}: the same val PPL.**", "- **{first}、{last}: Val PPLは同じ。**"),
     "end_early": (
         "- Runs ended by early stopping: {count} of {runs}.",
         "- 早期終了で終わった実験: {count}/{runs}件。",

@@ -40,16 +40,14 @@ def changes(first: Summary, last: Summary, say: Say) -> list[str]:
     points = gain["val_acc_points"]
     return [
         _percent_change(gain["val_ppl_percent"], say),
-        say("points", points=points) if round(points, 1) else say("same"),
+        say(_judged(points, "points", "same", "points"), points=points),
         say("epochs_change", change=epochs) if epochs else say("same"),
         _percent_change(100 * (1 - after["train_val_ratio"] / before["train_val_ratio"]), say),
     ]
 
 
 def _percent_change(lower_by: float, say: Say) -> str:
-    if round(lower_by, 1) == 0:
-        return say("same")
-    return say("lower" if lower_by > 0 else "higher", percent=abs(lower_by))
+    return say(_judged(lower_by, "lower", "same", "higher"), percent=abs(lower_by))
 
 
 def comparison(report: Report) -> list[str]:
@@ -89,13 +87,23 @@ def observations(first: Summary, last: Summary, say: Say) -> Iterator[str]:
     else:
         yield say("saw_data", times=tokens["after"] / tokens["before"], **tokens)
     lower = gain["val_ppl_percent"]
-    values = {"before": ppl(before["val_ppl"]), "after": ppl(after["val_ppl"]), "percent": abs(lower)}
-    yield say("saw_ppl_down" if lower > 0 else "saw_ppl_up", **values)
+    ppls = {"before": ppl(before["val_ppl"]), "after": ppl(after["val_ppl"]), "percent": abs(lower)}
+    same = {"name": say("val_ppl"), "value": ppls["after"]}
+    yield say(_judged(lower, "saw_ppl_down", "saw_same", "saw_ppl_up"), **ppls, **same)
     points = gain["val_acc_points"]
-    yield say("saw_acc_up" if points > 0 else "saw_acc_down", points=abs(points))
-    gaps = before["train_val_ratio"], after["train_val_ratio"]
-    key = "saw_gap_smaller" if gaps[1] < gaps[0] else "saw_gap_larger"
-    yield say(key, before=ratio(gaps[0]), after=ratio(gaps[1]))
+    same = {"name": say("val_acc"), "value": percent(after["val_acc"])}
+    yield say(_judged(points, "saw_acc_up", "saw_same", "saw_acc_down"), points=abs(points), **same)
+    narrowed = 100 * (1 - after["train_val_ratio"] / before["train_val_ratio"])
+    gaps = {"before": ratio(before["train_val_ratio"]), "after": ratio(after["train_val_ratio"])}
+    same = {"name": say("gap"), "value": gaps["after"]}
+    yield say(_judged(narrowed, "saw_gap_smaller", "saw_same", "saw_gap_larger"), **gaps, **same)
+
+
+def _judged(gain: float, better: str, same: str, worse: str) -> str:
+    """The key for a gain in percent or points, which is a tie where it shows as 0.0."""
+    if round(gain, 1) == 0:
+        return same
+    return better if gain > 0 else worse
 
 
 def next_experiments(report: Report) -> list[str]:
@@ -131,11 +139,12 @@ def conclusion(report: Report) -> list[str]:
     if len(ours) > 1:
         lower = improvement(ours[0].summary, ours[-1].summary)["val_ppl_percent"]
         ends = {"first": ours[0].label, "last": ours[-1].label}
-        lines.append(say("end_better" if lower > 0 else "end_not_better", percent=abs(lower), **ends))
+        key = _judged(lower, "end_better", "end_same", "end_not_better")
+        lines.append(say(key, percent=abs(lower), **ends))
     stopped = sum(column.phase2["stop_reason"] == "early_stopping" for column in ours)
     lines.append(say("end_early", count=stopped, runs=len(ours)))
     lines.append(say("end_overfit", count=sum(map(overfits, ours)), runs=len(ours)))
-    updated = say("updated", date=report.runs[-1].summary["provenance"]["date"])
+    updated = say("updated", date=max(run.summary["provenance"]["date"] for run in report.runs))
     return [say("conclusion"), "\n".join(lines), "---", updated]
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..config import SEED_LIMIT
 from ..errors import UserError
+from ..files import read_json
 from ..model.modeling import ContextKVForCausalLM
 from ..model.windows import real_contexts
 from ..progress import transformers_bars_hidden
@@ -42,7 +44,7 @@ def load_trained(path: Path, device: torch.device) -> tuple[ContextKVForCausalLM
         raise UserError(f"{folder} has no model; make it again with `{cure}`.")
     try:
         with transformers_bars_hidden():
-            model = ContextKVForCausalLM.from_pretrained(folder).eval()
+            model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
     except SafetensorError as error:  # an earlier version's, which kept no checksums
         raise UserError(f"{folder} is damaged ({error}); make it again with `{cure}`.") from None
     return model.to(device), AutoTokenizer.from_pretrained(folder)
@@ -63,6 +65,7 @@ def generate_text(
         new_tokens: how many to add at most.
         temperature: of sampling; 0 always takes the most likely token.
         top_k: only the so many most likely tokens are drawn from.
+        seed: of the sampling, 0 to 2^63 - 1.
 
     Raises:
         UserError: an empty prompt, or a number that is not allowed.
@@ -71,6 +74,8 @@ def generate_text(
     for name, (value, allowed) in least.items():
         if not allowed <= value < math.inf:
             raise UserError(f"--{name} is {value}; allowed: {allowed} or more.")
+    if not 0 <= seed < SEED_LIMIT:
+        raise UserError(f"--seed is {seed}; allowed: 0 to 2^63 - 1.")
     encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
     if encoded["input_ids"].shape[1] == 0:
         raise UserError("--prompt is empty; give at least one character.")
@@ -112,6 +117,18 @@ def evaluate_texts(
         "by_position": _binned(local.cpu(), POSITION_BINS, losses, correct),
         "by_history": _binned(history, [*doubling, shape.max_contexts + 1], losses, correct),
     }
+
+
+def evaluation_file(run: Path, data: Path, fingerprint: str) -> Path:
+    """Where the scores of a file of conversations go, as JSON; the figure goes beside it.
+
+    Named like the file, with six digits of the fingerprint behind it if another text of that name has been
+    evaluated already.
+    """
+    folder, name = run / "evaluation", Path(data.name.removesuffix(".gz")).stem
+    plain = folder / f"{name}.json"
+    taken = plain.exists() and read_json(plain).get("fingerprint") != fingerprint
+    return folder / f"{name}-{fingerprint[:6]}.json" if taken else plain
 
 
 def format_scores(scores: dict[str, Any]) -> str:

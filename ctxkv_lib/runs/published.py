@@ -10,7 +10,7 @@ from typing import Any
 from ..config import ExperimentConfig, build_config
 
 # Settings that change neither the data nor the arithmetic of a run; any seed is a fair repetition.
-FREE_SETTINGS = {"runtime", "data.download"}
+FREE_SETTINGS = {"runtime.seed", "runtime.device", "runtime.embedding_cache", "data.download"}
 
 _PARAMETERS = {"total": 45_163_264, "trainable_phase2": 6_301_440}
 _NO_CACHES = dict.fromkeys(("train_ctx", "train_emb", "val_ctx", "val_emb", "total"))
@@ -149,7 +149,7 @@ def _fixed_settings(config: ExperimentConfig) -> dict[str, Any]:
     flat = {
         f"{concern}.{name}": value
         for concern, values in config.to_dict().items()
-        if isinstance(values, dict) and concern not in FREE_SETTINGS
+        if isinstance(values, dict)
         for name, value in values.items()
     }
     return {key: value for key, value in flat.items() if key not in FREE_SETTINGS}

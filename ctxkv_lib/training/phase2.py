@@ -109,8 +109,8 @@ def make_optimizer(model: ContextKVForCausalLM, config: Phase2Config) -> torch.o
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """What an epoch's order and dropout are drawn from."""
-    return seed * 1_000_003 + epoch
+    """What an epoch's order and dropout are drawn from, for any seed within what torch takes."""
+    return (seed * 1_000_003 + epoch) % 2**63
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:

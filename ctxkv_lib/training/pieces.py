@@ -1,6 +1,6 @@
 """What a training does when memory is exhausted: the same batches, in pieces."""
 
-from ..memory import exhausted
+from ..errors import is_out_of_memory
 from ..progress import say
 
 
@@ -21,7 +21,7 @@ class Pieces:
             error: what the last attempt ended with; raised unless it is that memory is exhausted.
             most: rows of a batch; where they are one by one already, the error is raised, too.
         """
-        if self.count >= most or not exhausted(error):
+        if self.count >= most or not is_out_of_memory(error):
             raise error
         if self.count == 1:
             say(

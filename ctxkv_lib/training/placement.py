@@ -13,7 +13,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from ..memory import GIB, exhausted, mib, release
+from ..errors import is_out_of_memory
+from ..memory import GIB, mib, release
 from ..progress import say
 from .caches import StreamCache
 
@@ -60,7 +61,7 @@ def _if_it_fits(num_bytes: int, place: torch.device, make: Callable[[], Tensor])
     try:
         return make()
     except (RuntimeError, MemoryError) as error:
-        if not exhausted(error):
+        if not is_out_of_memory(error):
             raise
         return None
 

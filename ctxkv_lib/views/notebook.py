@@ -1,19 +1,15 @@
 """What notebooks share: parameters from the environment, where runs live, and Google Drive."""
 
 import os
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..config import PRESETS, ExperimentConfig, build_config
 from ..errors import UserError
-from ..files import replacing
 from ..runs.run_folder import ROOT_VARIABLE
+from .drive import kept_on_drive as kept_on_drive
 
-DRIVE_VARIABLE = "CTXKV_DRIVE"
 PARAMETERS = {"preset": str, "samples": int, "recipe": str, "seed": int}
 SAMPLE_RATIO = 5  # the published report compares 500 conversations with 100
 
@@ -58,7 +54,13 @@ def notebook_config(
 
 
 def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
-    """Samples of the two runs to compare: the larger count, and a fifth of it as in the published report."""
+    """Samples of the two runs to compare: the larger count, and a fifth of it as in the published report.
+
+    Raises:
+        UserError: an unknown preset, or fewer samples than a fifth can be taken of.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}.")
     larger = PRESETS[preset].samples[-1] if samples is None else samples
     if larger < SAMPLE_RATIO:
         raise UserError(f"samples is {larger}; allowed for a comparison: {SAMPLE_RATIO} or more.")
@@ -71,32 +73,3 @@ def runs_root() -> Path:
         return Path(root)
     here = Path.cwd()
     return (here.parent if (here.parent / "ctxkv_lib").is_dir() else here) / "runs"
-
-
-@contextmanager
-def kept_on_drive(*folders: Path) -> Iterator[None]:
-    """Bring run folders back from Google Drive before the block, and save them there after it.
-
-    Drive is slow with many small files, so a run is one archive there, and training works on the local disk.
-    An interrupted block saves as well. Does nothing unless `$CTXKV_DRIVE` names a folder.
-    """
-    if not os.environ.get(DRIVE_VARIABLE):
-        yield
-        return
-    drive = Path(os.environ[DRIVE_VARIABLE])
-    for folder in folders:
-        archive = drive / f"{folder.name}.tar"
-        if archive.is_file() and not folder.exists():
-            shutil.unpack_archive(archive, folder.parent, filter="data")
-    try:
-        yield
-    finally:
-        for folder in folders:
-            if folder.is_dir():
-                _save(folder, drive / f"{folder.name}.tar")
-
-
-def _save(folder: Path, archive: Path) -> None:
-    with replacing(archive) as beside:
-        made = shutil.make_archive(str(beside), "tar", folder.parent, folder.name)
-        os.replace(made, beside)

