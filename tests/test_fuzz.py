@@ -21,7 +21,7 @@ from ctxkv_lib.data.conversations import load_conversations, read_jsonl
 from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import experiment
-from ctxkv_lib.runs.inference import evaluate_texts
+from ctxkv_lib.runs.inference import evaluate_texts, format_scores
 
 SHARE, COMMANDS, FILES = 0.1, 200, 500
 SPLITS = ("train", "validation", "corpus")
@@ -208,6 +208,7 @@ def is_read(path, content, reader):
 def read_and_evaluate(path, reader):
     conversations = read_jsonl(path)
     scores = evaluate_texts(*reader, conversations.texts())
+    assert format_scores(scores)
     assert scores["conversations"] == len(conversations.ids) > 0
     json.dumps(scores, allow_nan=False)
 
@@ -216,6 +217,7 @@ def load_split(data, split, *_):
     load_conversations(data, split).texts()
 
 
+@example("chats.jsonl", json.dumps({"messages": [{"content": "無" * 300}]}).encode())  # one word
 @trying(int(SHARE * FILES))
 @given(file_names, contents)
 def test_every_file_of_conversations_is_read_or_refused_in_a_sentence(tmp_path, reader, name, content):

@@ -1,6 +1,7 @@
 """The model card: what a saved model is, what it was trained on and how well it does."""
 
 from ..runs.run_folder import Run
+from .tables import literal
 
 CARD = """---
 library_name: transformers
@@ -61,7 +62,7 @@ def model_card(run: Run) -> str:
         source=made["data"]["source"],
         train_tokens=summary["train_tokens"],
         table=made["embeddings"]["table"],
-        device=made["device"],
+        device=literal(made["device"]),
         precision=made["precision"],
         date=made["date"],
         commit=made["git_commit"] or "unknown",

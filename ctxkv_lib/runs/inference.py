@@ -94,14 +94,15 @@ def evaluate_texts(
     """How well the model predicts each text, read by itself after one end-of-text token.
 
     Returns:
-        `conversations`, `tokens`; `ppl` a token, `word_ppl` a word (as lm-evaluation-harness counts them),
+        `conversations`, `tokens`; `ppl` a token, `word_ppl` a word (as lm-evaluation-harness counts them;
+        None where that is beyond any number, as in text without spaces),
         `bits_per_byte`, `accuracy`; `by_position` and `by_history`, lists of `{from, to, tokens,
         ppl, accuracy}`: by tokens of the conversation read before, and by contexts in the window.
     """
     cache, positions, local = _read_apart(model, tokenizer, texts)
     losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions))
     nats = losses.double().sum().item()
-    words = sum(len(re.split(r"\s+", text)) for text in texts)
+    word_ppl = perplexity(nats / sum(len(re.split(r"\s+", text)) for text in texts))
     shape = model.config
     history = torch.tensor(
         [real_contexts(p, shape.interval, shape.max_contexts, shape.anchor) for p in local.tolist()]
@@ -111,7 +112,7 @@ def evaluate_texts(
         "conversations": len(texts),
         "tokens": len(losses),
         "ppl": perplexity(nats / len(losses)),
-        "word_ppl": perplexity(nats / words),
+        "word_ppl": word_ppl if math.isfinite(word_ppl) else None,
         "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
         "accuracy": correct.double().mean().item(),
         "by_position": _binned(local.cpu(), POSITION_BINS, losses, correct),
@@ -133,9 +134,10 @@ def evaluation_file(run: Path, data: Path, fingerprint: str) -> Path:
 
 def format_scores(scores: dict[str, Any]) -> str:
     """`evaluate_texts` as lines for a terminal."""
+    word_ppl = "beyond any number" if scores["word_ppl"] is None else f"{scores['word_ppl']:,.1f}"
     lines = [
         f"{scores['conversations']:,} conversations, {scores['tokens']:,} tokens",
-        f"PPL {scores['ppl']:,.1f} a token, {scores['word_ppl']:,.1f} a word; "
+        f"PPL {scores['ppl']:,.1f} a token, {word_ppl} a word; "
         f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {scores['accuracy']:.1%}",
     ]
     tables = {"by_position": "Tokens read before", "by_history": "Contexts in window"}

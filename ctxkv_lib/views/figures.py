@@ -63,7 +63,7 @@ def ppl_curves(
     on_ppl = [curve for curve in CURVES[:2] if curve in curves]
     count = (not curves or bool(on_ppl)) + ("accuracy" in curves)
     figure, axes = panels(count, size=(8.4, 4.9) if count == 1 else (12, 4.9))
-    labels = run_labels(summaries) if labels is None else labels
+    labels = run_labels(summaries) if labels is None else [as_text(label) for label in labels]
     palette = colours(summaries) if palette is None else palette
     runs = [_shown_epochs(summary["phase2"], epochs) for summary in summaries]
     if "accuracy" in curves:
@@ -94,7 +94,13 @@ def phase1_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], stop_rate: fl
     """
     figure, (rate, loss) = panels(2, size=(9.6, 4.1), sharex=True)
     for colour, (label, lines) in zip(colours(runs), runs.items(), strict=True):
-        style: dict[str, Any] = {"color": colour, "label": label, "lw": 2, "marker": "o", "markersize": 3.5}
+        style: dict[str, Any] = {
+            "color": colour,
+            "label": as_text(label),
+            "lw": 2,
+            "marker": "o",
+            "markersize": 3.5,
+        }
         rate.plot(*_series(lines, "iteration", "convergence_rate", scale=100), **style)
         loss.plot(*_series(lines, "iteration", "loss"), **style)
     rate.axhline(100 * stop_rate, color=QUIET, ls="--", lw=1.2, label=f"stop at {stop_rate:.0%}")
@@ -130,7 +136,7 @@ def memory_by_stage(
     names = list(dict.fromkeys(stage["stage"] for run in stages for stage in run))
     height = 1.2 + rows * (0.6 + 0.4 * len(names))
     figure, axes = panels(len(summaries), size=(3.4 + 2.9 * columns, height), rows=rows, sharex=True)
-    labels = run_labels(summaries) if labels is None else labels
+    labels = run_labels(summaries) if labels is None else [as_text(label) for label in labels]
     for i, (ax, label, run) in enumerate(zip(axes, labels, stages, strict=True)):
         _memory_run(ax, run, devices, names, named=i % columns == 0)
         ax.set_title(label, loc="left", weight="bold")
@@ -159,7 +165,7 @@ def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
         ax.set_ylabel("Perplexity per token")
         ax.tick_params(axis="x", labelrotation=30)
         ax.margins(y=0.12)
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="upper right")
     return figure
 
 
@@ -307,6 +313,11 @@ def panels(count: int, size: tuple[float, float], rows: int = 1, sharex: bool = 
         ax.spines[["left", "bottom"]].set_color(QUIET)
         ax.tick_params(colors=INK, labelsize=10)
     return figure, axes[:count]
+
+
+def as_text(label: str) -> str:
+    """A name as a figure shows it: dollar signs are dollar signs, not mathematics."""
+    return label.replace("$", r"\$")
 
 
 def colours(runs: Iterable[Any]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from .diagram import INK, OKABE_ITO, PAPER, QUIET
 from .explore import Window
 
+PLAIN = 'class="tex2jax_ignore mathjax_ignore"'  # notebooks would set what stands between dollar signs
 STRIPES = ("#dbe9f4", "#fbe3d4")  # light blue and light orange, told apart by every eye
 BOX = (
     f"background:{PAPER};color:{INK};padding:10px 12px;border-radius:6px;line-height:1.75;"
@@ -25,7 +26,7 @@ def show_html(content: str) -> Any:
 def token_boundaries(pieces: Sequence[str]) -> str:
     """Tokens in alternating colours; a line break shows as a mark and a break."""
     spans = (f'<span style="background:{STRIPES[i % 2]}">{_text(p)}</span>' for i, p in enumerate(pieces))
-    return f'<div style="{BOX}">{"".join(spans)}</div>'
+    return f'<div {PLAIN} style="{BOX}">{"".join(spans)}</div>'
 
 
 def attended_text(window: Window, weights: Sequence[float]) -> str:
@@ -43,7 +44,7 @@ def attended_text(window: Window, weights: Sequence[float]) -> str:
         else:
             spans.append(f'<span style="color:{QUIET}">{_text(piece)}</span>')
     spans.append(f'<span style="border-bottom:2px solid {OKABE_ITO[1]}">{_text(window.target)}</span>')
-    return f'<div style="{BOX}">{"".join(spans)}</div>'
+    return f'<div {PLAIN} style="{BOX}">{"".join(spans)}</div>'
 
 
 def guesses_line(window: Window) -> str:
@@ -51,8 +52,8 @@ def guesses_line(window: Window) -> str:
     guesses = ", ".join(f"<b>{_quoted(text)}</b> {share:.1%}" for text, share in window.guesses)
     style = f"background:{PAPER};color:{INK};padding:6px 12px;border-radius:6px"
     return (
-        f'<div style="{style}">Position {window.position:,}. Next token: <b>{_quoted(window.target)}</b>. '
-        f"The model expects: {guesses}</div>"
+        f'<div {PLAIN} style="{style}">Position {window.position:,}. '
+        f"Next token: <b>{_quoted(window.target)}</b>. The model expects: {guesses}</div>"
     )
 
 
@@ -61,7 +62,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     colours = f"background:{PAPER};color:{INK};border-bottom:1px solid {STRIPES[0]}"
     cell = f"{colours};padding:3px 12px;text-align:left"
     lines = [_row("th", header, cell), *(_row("td", row, cell) for row in rows)]
-    return f'<table style="border-collapse:collapse">{"".join(lines)}</table>'
+    return f'<table {PLAIN} style="border-collapse:collapse">{"".join(lines)}</table>'
 
 
 def _row(tag: str, cells: Sequence[str], style: str) -> str:

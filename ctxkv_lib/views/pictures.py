@@ -19,7 +19,7 @@ from ..model.config import ModelConfig
 from ..model.windows import slot_positions
 from .diagram import INK
 from .explore import Window
-from .figures import OKABE_ITO, PAPER, QUIET, RULE, colours, integer_x, log_y, panels
+from .figures import OKABE_ITO, PAPER, QUIET, RULE, as_text, colours, integer_x, log_y, panels
 
 BLUE, ORANGE = OKABE_ITO[:2]
 # White to the palette's blue to near black: brightness alone tells the values.
@@ -32,7 +32,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
     figure, (ax,) = panels(1, size=(8.4, 3.6))
     values = lengths.numpy()
     bins = min(40, max(5, len(values) // 4))
-    ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values)} {label}")
+    ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values)} {as_text(label)}")
     for value, style, name in ((np.median(values), "-", "median"), (values.mean(), "--", "mean")):
         ax.axvline(value, color=ORANGE, ls=style, lw=2, label=f"{name}: {value:,.0f} tokens")
     ax.set_xlabel("Length (tokens)")
@@ -82,7 +82,7 @@ def context_clouds(clouds: Mapping[str, Tensor], most: int = 1500) -> Figure:
         ax.plot(*flat.T.numpy(), ".", ms=3, color=BLUE, alpha=0.45, label="contexts")
         ax.plot(*centre.numpy(), "X", ms=12, color=ORANGE, mec=PAPER, label="centroid")
         ax.plot(0, 0, "+", ms=16, mew=2.5, color=INK, label="origin")
-        ax.set_title(label, loc="left", weight="bold")
+        ax.set_title(as_text(label), loc="left", weight="bold")
         ax.set_xlabel("Strongest direction (context units)")
     axes[0].set_ylabel("Second direction (context units)")
     for ax in axes:
@@ -96,7 +96,7 @@ def spectrum(shares: Mapping[str, Tensor]) -> Figure:
     figure, (ax,) = panels(1, size=(8.4, 4.2))
     for colour, (label, values) in zip(colours(shares), shares.items(), strict=True):
         rank = float(torch.special.entr(values).sum().exp())
-        name = f"{label}: effective rank {rank:,.0f} of {len(values)} ({rank / len(values):.0%})"
+        name = f"{as_text(label)}: effective rank {rank:,.0f} of {len(values)} ({rank / len(values):.0%})"
         ax.plot(range(1, len(values) + 1), 100 * values.numpy(), color=colour, lw=2.2, label=name)
     widest = max(map(len, shares.values()))
     ax.axhline(100 / widest, color=QUIET, ls="--", lw=1.2, label="all directions alike (100%)")
@@ -144,7 +144,9 @@ def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
     thick = 0.8 / len(sizes)
     for slot, (colour, (label, mib)) in enumerate(zip(colours(sizes), sizes.items(), strict=True)):
         y = [row + (slot - (len(sizes) - 1) / 2) * thick for row in range(len(names))]
-        bars = ax.barh(y, [mib[name] for name in names], height=0.9 * thick, color=colour, label=label)
+        bars = ax.barh(
+            y, [mib[name] for name in names], height=0.9 * thick, color=colour, label=as_text(label)
+        )
         ax.bar_label(bars, [f"{mib[name]:,.1f}" for name in names], padding=4)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
@@ -208,7 +210,13 @@ def overfitting(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         known = [line for line in epochs if line["val_ppl"] is not None]
         ratios = [line["val_ppl"] / line["train_ppl"] for line in known]
         ax.plot(
-            [line["epoch"] for line in known], ratios, color=colour, lw=2.2, marker="o", ms=4, label=label
+            [line["epoch"] for line in known],
+            ratios,
+            color=colour,
+            lw=2.2,
+            marker="o",
+            ms=4,
+            label=as_text(label),
         )
     ax.axhline(1, color=QUIET, ls="--", lw=1.2, label="no gap")
     integer_x(ax, "Epoch (passes over the training tokens)")
@@ -228,7 +236,8 @@ def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figur
     figure, (ax,) = panels(1, size=(9, 1.4 + 0.42 * len(results)))
     middle = float(np.mean(results[base]))
     ax.axvline(middle, color=QUIET, ls="--", lw=1.2)
-    for row, (name, values) in enumerate(results.items()):
+    for row, (setting, values) in enumerate(results.items()):
+        name = as_text(setting)
         mean = float(np.mean(values))
         percent = round(100 * (mean / middle - 1), 1)
         colour = ORANGE if percent > 0 else BLUE if percent < 0 else QUIET
@@ -237,11 +246,11 @@ def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figur
         )
         ax.plot(values, [row] * len(values), "o", color=colour, ms=5, alpha=0.6, label=f"{name}: seeds")
         ax.plot(mean, row, "D", color=colour, ms=8, label=name)
-        change = "" if name == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
+        change = "" if setting == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
         note = ax.annotate(f"{mean:,.1f}{change}", (max(values), row), (12, 0), textcoords="offset points")
         note.set(va="center", color=colour, weight="bold")
         note.set_path_effects([withStroke(linewidth=3, foreground=PAPER)])
-    _named_rows(ax, list(results))
+    _named_rows(ax, [as_text(setting) for setting in results])
     ax.set_xlabel("Best validation perplexity per token (lower is better)")
     ax.set_ylabel("Setting")
     ax.margins(x=0.25)

@@ -158,6 +158,44 @@ def test_a_larger_run_that_got_worse_reads_so(tmp_path):
     assert "val PPL did not fall (100.0% higher)" in report
 
 
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_a_tie_is_called_a_tie(tmp_path, language):
+    first, last = (load_run(sample_run(tmp_path / f"{n}", n, epochs=EPOCHS[500])) for n in (100, 500))
+    report = write_report([first, last], language)
+    index = LANGUAGES.index(language)
+    for name, value in (("val_ppl", "179.2"), ("val_acc", "20.4%"), ("gap", "1.67x")):
+        assert TEXT["saw_same"][index].format(name=TEXT[name][index], value=value) in report
+    assert " 0.0%" not in report
+    labels = [f"{n}{TEXT['unit'][index]}" for n in (100, 500)]
+    assert TEXT["end_same"][index].format(first=labels[0], last=labels[1]) in report
+
+
+def test_what_differs_between_runs_is_listed_for_each(tmp_path):
+    alike = write_report(runs(tmp_path / "alike", 100, 500))
+    assert "- **Date**: 2026-01-31\n" in alike
+    assert "random seed 42; commit 0123abc" in alike
+    assert "validated on different texts" not in alike
+
+    folders = [sample_run(tmp_path / str(n), n) for n in (100, 500)]
+    summary = read_json(folders[0] / "summary.json")
+    other = {"seed": 7, "date": "2026-02-03", "device": "another card", "git_commit": None}
+    summary["provenance"] |= {**other, "embeddings": {"table": "random", "fingerprint": "dd"}}
+    summary["provenance"]["data"] = {"source": "chitchat", "validation_fingerprint": "ee"}
+    write_json(folders[0] / "summary.json", summary)
+    report = write_report([load_run(folder) for folder in folders])
+    for listed in (
+        "**Date**: 100 samples: 2026-02-03; 500 samples: 2026-01-31",
+        "100 samples: another card (python 3.11.9, torch 2.11.0); 500 samples: NVIDIA H100",
+        "random seed 100 samples: 7; 500 samples: 42",
+        "commit 100 samples: –; 500 samples: 0123abc",
+        "**Data**: 100 samples: chitchat; 500 samples: ultrachat",
+        "token table: 100 samples: random; 500 samples: gpt2",
+        "validated on different texts",
+        "*Last updated: 2026-02-03*",
+    ):
+        assert listed in report, listed
+
+
 def test_published_numbers_stand_beside_the_seed_settings_only(tmp_path):
     ours = write_report(runs(tmp_path / "a", 500))
     assert row(ours, "**Val PPL**")[1:] == ["**179.2**", "**175.7**"]
@@ -178,6 +216,9 @@ def test_published_runs_are_matched_by_what_matters():
     free = {"runtime.device": "cpu", "runtime.seed": 7, "data.download": "whole"}
     assert published_samples(build_config("colab", "published", 500, free)) == 500
     assert published_samples(build_config("colab", "published", 300)) is None
+    for precision in ("bf16", "auto"):
+        rounded = {"runtime.precision": precision}
+        assert published_samples(build_config("colab", "published", 500, rounded)) is None
     assert published_samples(build_config("colab", "exact", 500)) is None
     assert published_samples(build_config("colab", "published", 500, {"model.interval": 50})) is None
     assert published_samples(build_config("offline", "published", 500)) is None
