@@ -1,11 +1,11 @@
-"""Text with its tokens marked, as HTML. It sets its own colours, so it reads the same on a dark page."""
+"""Text with its tokens marked, and tables, as HTML with colours of its own; `page.themed` turns them dark."""
 
 import html
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from .diagram import INK, OKABE_ITO, PAPER, QUIET
 from .explore import Window
+from .page import show_html as show_html
 
 STRIPES = ("#dbe9f4", "#fbe3d4")  # light blue and light orange, told apart by every eye
 BOX = (
@@ -13,13 +13,7 @@ BOX = (
     "font-family:monospace;font-size:13px;white-space:pre-wrap;overflow-wrap:anywhere;"
     "max-height:320px;overflow-y:auto"
 )
-
-
-def show_html(content: str) -> Any:
-    """An object that a notebook shows as HTML."""
-    from IPython.display import HTML
-
-    return HTML(content)
+AT_END = ";display:flex;flex-direction:column-reverse"  # a box so turned opens scrolled to its end
 
 
 def token_boundaries(pieces: Sequence[str]) -> str:
@@ -29,7 +23,9 @@ def token_boundaries(pieces: Sequence[str]) -> str:
 
 
 def attended_text(window: Window, weights: Sequence[float]) -> str:
-    """The tokens of a window, attended ones on a blue that is the darker the more weight they get.
+    """The tokens of a window, attended ones on a blue that is the stronger the more weight they get.
+
+    The box opens at the position itself, which is framed; the token after it is underlined.
 
     Args:
         weights: one a slot, as in `window.slots`.
@@ -42,8 +38,9 @@ def attended_text(window: Window, weights: Sequence[float]) -> str:
             spans.append(_attended(piece, share[position], share[position] / strongest))
         else:
             spans.append(f'<span style="color:{QUIET}">{_text(piece)}</span>')
+    spans[-1] = f'<span style="outline:2px solid {INK};border-radius:3px">{spans[-1]}</span>'
     spans.append(f'<span style="border-bottom:2px solid {OKABE_ITO[1]}">{_text(window.target)}</span>')
-    return f'<div style="{BOX}">{"".join(spans)}</div>'
+    return f'<div style="{BOX}{AT_END}"><div>{"".join(spans)}</div></div>'
 
 
 def guesses_line(window: Window) -> str:

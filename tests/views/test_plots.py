@@ -1,14 +1,19 @@
 """Interactive plots, driven through their controls and checked by what they draw."""
 
 import csv
+import html
+import io
+import re
 import subprocess
 import sys
 import time
+from base64 import b64decode, b64encode
 
 import pytest
 import torch
 from conftest import local_experiment, tiny_ids, tiny_model
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines, sample_run
 
 from ctxkv_lib.config import build_config
@@ -20,9 +25,10 @@ from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.training.caches import StreamCache
 from ctxkv_lib.training.recurrence import distinct_rows, exact_contexts
 from ctxkv_lib.views import explore, markup, pictures, plots
-from ctxkv_lib.views.live import SHARE, LiveCurves, describe
+from ctxkv_lib.views.diagram import QUIET
+from ctxkv_lib.views.live import FIRST_SECONDS, SHARE, LiveCurves, describe
 
-PNG = b"\x89PNG"
+PNG = b64encode(b"\x89PNG\r\n").decode()[:7]  # how a PNG in a page begins
 
 
 class Clock:
@@ -89,7 +95,7 @@ def test_live_curves_end_with_everything_that_came(epochs):
     rate, _ = live.figure.axes
     assert list(line(rate, "this run").get_xdata()) == list(range(2, 18))
     assert set(line(rate, "stop at 80%").get_ydata()) == {80}
-    assert live.image.value[:4] == PNG
+    assert f"base64,{PNG}" in live.image.value
     assert live.image.value != before
     for metric in epochs[500]:
         live(metric)
@@ -97,7 +103,7 @@ def test_live_curves_end_with_everything_that_came(epochs):
     (ax,) = live.figure.axes
     assert list(line(ax, "this run: train").get_ydata()) == [row[0] for row in EPOCHS[500]]
     assert list(line(ax, "this run: validation").get_ydata()) == [row[1] for row in EPOCHS[500]]
-    assert "Phase 2, epoch 6" in live._status.value
+    assert "Phase 2, epoch 6" in live.status.value
 
 
 def test_live_curves_tell_the_runs_of_a_comparison_apart(epochs):
@@ -114,36 +120,35 @@ def test_live_curves_tell_the_runs_of_a_comparison_apart(epochs):
 def test_drawing_costs_less_than_its_share(monkeypatch):
     clock, drawn = Clock(), []
 
-    def slow_draw(self, figure, dpi):
+    def slow_drawing(self):
         clock.now += 0.5
         drawn.append(clock.now)
-        self.figure = figure
+        return Figure()
 
-    monkeypatch.setattr(LiveCurves, "_draw", slow_draw)
+    monkeypatch.setattr(LiveCurves, "_drawing", slow_drawing)
     live = LiveCurves(notebook=True, clock=clock)
     drawn.clear()
     began = clock.now
     for iteration in range(2, 1200):
         live({**phase1_lines()[0], "iteration": iteration})
         clock.now += 0.1
-        assert 0.5 * len(drawn) <= SHARE * (clock.now - began)
-    assert len(drawn) == 4  # one every 25 s, in 122 s
+        assert 0.5 * len(drawn) <= FIRST_SECONDS + SHARE * (clock.now - began)
+    assert len(drawn) == 6  # two at once, then one every 25 s, in 122 s
 
 
 def test_a_real_drawing_is_counted():
     live = LiveCurves(notebook=True)
-    live._redraw_seconds = 0.0
     live(phase1_lines()[0])
-    draft = live.figure
+    first = live.figure
     began = time.perf_counter()
-    live._draw(live._draft(), 80)
+    live._draw()
     cost = time.perf_counter() - began
     assert live.spent > cost / 10
-    assert [ax.get_ylabel() for ax in draft.axes] == ["Converged positions (%)", "OACD loss (no unit)"]
-    spent = live.spent
+    assert [ax.get_ylabel() for ax in first.axes] == ["Converged positions (%)", "Loss (no unit, log scale)"]
+    spent, second = live.spent, live.figure
     live(phase1_lines()[1])
-    assert live.figure is not draft  # by the call of _draw above
-    assert live.spent - spent < live._redraw_seconds  # too early for another
+    assert live.figure is second  # too early for another
+    assert live.spent == spent
 
 
 def test_a_training_is_followed_and_resumed(tiny_config, tmp_path):
@@ -191,10 +196,11 @@ def test_explorer_redraws_what_its_controls_say(two_runs):
     explorer.epochs.value = (2, 5)
     (ax,) = explorer.figure.axes
     assert ax.get_yscale() == "linear"
-    assert labels(ax) == ["500 samples: validation", "500 samples: best epoch"]  # the stop is out of sight
+    shown = ["500 samples: validation", "500 samples: best epoch", "epoch 3"]
+    assert labels(ax) == shown  # the stop is out of sight
     assert list(line(ax, "500 samples: validation").get_xdata()) == [2, 3, 4, 5]
     assert line(ax, "500 samples: validation").get_color() == colour
-    assert explorer.image.value[:4] == PNG
+    assert f"base64,{PNG}" in explorer.image.value
     assert explorer.image.value != before
 
 
@@ -221,30 +227,27 @@ def test_values_follow_the_slider(two_runs):
     assert f"{val:,.1f}" not in explorer.values.value
 
 
-def test_nothing_chosen_is_said(two_runs, tmp_path):
+def test_nothing_chosen_is_said(two_runs):
     explorer = plots.explore_runs(two_runs)
     for box in explorer.runs:
         box.value = False
     assert explorer.figure is None
     assert explorer.image.layout.display == "none"
     assert "Choose at least one run" in explorer.message.value
-    explorer.save_png.click()
-    assert not (tmp_path / "explored" / "curves.png").exists()
+    assert explorer.downloads.layout.display == "none"
     explorer.runs[1].value = True
     assert explorer.image.layout.display is None
     assert explorer.message.value == ""
 
 
-def test_exports_hold_what_is_shown(two_runs, tmp_path):
+def test_exports_hold_what_is_shown(two_runs):
     explorer = plots.explore_runs(two_runs)
     explorer.runs[0].value = False
     explorer.epochs.value = (2, 3)
-    explorer.save_png.click()
-    explorer.save_csv.click()
-    assert (tmp_path / "explored" / "curves.png").read_bytes()[:4] == PNG
-    assert str(tmp_path / "explored" / "curves.csv") in explorer.message.value
-    with (tmp_path / "explored" / "curves.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    found = re.findall(r'download="(.+?)" href="data:.+?;base64,(.+?)"', explorer.downloads.value)
+    files = {html.unescape(name): b64decode(content) for name, content in found}
+    assert files["curves.png"].startswith(b"\x89PNG")
+    rows = list(csv.DictReader(io.StringIO(files["curves.csv"].decode())))
     assert [(row["run"], row["epoch"]) for row in rows] == [("500 samples", "2"), ("500 samples", "3")]
     assert float(rows[1]["val_ppl"]) == EPOCHS[500][2][1]
 
@@ -277,10 +280,8 @@ def test_window_shows_the_models_own_attention(trained):
 
 def test_window_follows_position_and_stream(trained):
     explorer = plots.explore_window(trained, position=4)
-    assert [text.get_text() for text in explorer.figure.axes[0].get_legend().get_texts()] == [
-        "contexts",
-        "before the stream: zeros",
-    ]
+    named = [text.get_text().partition(":")[0] for text in explorer.figure.legends[0].get_texts()]
+    assert named == ["contexts", "zero slots, before the stream"]
     assert explorer.text.value.count("of the attention") == 2  # positions 4 and 1
     before = explorer.image.value
     explorer.position.value = 30
@@ -351,9 +352,10 @@ def test_memory_stands_beside_the_published_reports(two_runs):
 
 
 def test_token_lengths_count_every_conversation():
-    (ax,) = pictures.token_lengths(torch.tensor([10, 20, 20, 400])).axes
+    figure = pictures.token_lengths(torch.tensor([10, 20, 20, 400]))
+    (ax,) = figure.axes
     assert sum(bar.get_height() for bar in ax.patches) == 4
-    assert {text.get_text() for text in ax.get_legend().get_texts()} >= {
+    assert {text.get_text() for text in figure.legends[0].get_texts()} >= {
         "median: 20 tokens",
         "mean: 112 tokens",
     }
@@ -400,7 +402,7 @@ def test_settings_are_compared_with_the_base():
     (ax,) = pictures.settings_summary(results, "base").axes
     notes = [text.get_text() for text in ax.texts]
     assert notes == ["105.0", "84.0  (-20.0%)", "126.0  (+20.0%)"]
-    assert to_hex(line(ax, "better").get_color()) != to_hex(line(ax, "worse").get_color())
+    assert to_hex(line(ax, "better").get_color()) == to_hex(line(ax, "worse").get_color()) == QUIET
     assert list(line(ax, "base: spread").get_xdata()) == [100, 110]
 
 
@@ -408,7 +410,7 @@ def test_cache_sizes_and_passes_show_their_numbers():
     (ax,) = pictures.cache_sizes({"here": {"total": 2.0}, "seed": {"total": 8.0}}).axes
     assert [bar.get_width() for bar in ax.patches] == [2.0, 8.0]
     (ax,) = pictures.pass_curve([0.5, 0.2, 0.1, 0.01]).axes
-    assert line(ax, "published passes").get_xydata().tolist() == [[3, 0.1]]
+    assert line(ax, "published passes (3): 0.1").get_xydata().tolist() == [[3, 0.1]]
 
 
 def test_every_axis_of_every_figure_has_a_name(trained):
