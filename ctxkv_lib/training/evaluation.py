@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..model.modeling import ContextKVForCausalLM
+from ..progress import progress_bar
 from .caches import StreamCache
 from .losses import frozen_head_cross_entropy
 
@@ -36,7 +37,8 @@ def token_scores(model: ContextKVForCausalLM, cache: StreamCache, positions: Ten
     was_training = model.training
     model.eval()
     losses, correct = [], []
-    for batch in cache.batches(positions, EVALUATION_ROWS, model):
+    batches = cache.batches(positions, EVALUATION_ROWS, model)
+    for batch in progress_bar(batches, "Validation", total=-(-len(positions) // EVALUATION_ROWS)):
         hidden, _ = batch.attend(model)
         part_losses, part_correct = frozen_head_cross_entropy(hidden, model.wte.weight, batch.targets)
         losses.append(part_losses)

@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..progress import Metric, watchers
-from . import figures, page
+from . import figures, markup
 
 SHARE = 0.02  # of the elapsed time that redraws may cost ...
 FIRST_SECONDS = 1.0  # ... beyond what each stage may spend at once
@@ -102,7 +102,7 @@ class LiveCurves:
             self._loop, self._loop_began, self._bar_at = loop, now, -math.inf
             if self._is_behind and self._has_earned_a_drawing(now):
                 self._draw()
-        if now - self._bar_at < STATUS_SECONDS:
+        if now - self._bar_at < STATUS_SECONDS and done < total:
             return
         self._bar_at = now
         self.bar.value = done / total
@@ -164,7 +164,7 @@ class LiveCurves:
     def _draw(self) -> None:
         began = self._clock()
         self.figure = self._drawing()
-        self.image.value = page.figure_html(self.figure, page.png(self.figure))
+        self.image.value = markup.figure_html(self.figure, markup.png(self.figure))
         self._is_behind = False
         self._drawn_at = self._clock()
         self._redraw_seconds = self._drawn_at - began

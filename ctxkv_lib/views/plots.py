@@ -1,8 +1,8 @@
 """Interactive plots for notebooks: widgets around the static figures. No pyplot, no ipympl, no plotly.
 
-Every plot is an image in an `ipywidgets.HTML` (`page` says why), drawn anew when a control moves; that works
-in Colab, JupyterLab and VS Code, with ipywidgets 7.7 and 8. The objects returned are widgets: a cell that
-ends with one shows it. Their controls are attributes, so that a test, or a notebook, can set them by name.
+Every plot is an image in an `ipywidgets.HTML` (`markup` says why), drawn anew when a control moves; that
+works in Colab, JupyterLab and VS Code, with ipywidgets 7.7 and 8. The objects returned are widgets: a cell
+that ends with one shows it. Their controls are attributes, so that a test, or a notebook, can set them.
 """
 
 import csv
@@ -18,10 +18,10 @@ from ..errors import UserError
 from ..runs.differences import run_folders, run_names
 from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, load_run
-from . import figures, markup, page, pictures
+from . import figures, markup, pictures
 from .explore import SPLITS, Trained, Window, attended_window, open_run
 from .live import LiveCurves as LiveCurves
-from .page import show as show
+from .markup import show as show
 
 WIDE = {"width": "480px", "max_width": "98%"}
 ROW = {"flex_flow": "row wrap"}
@@ -93,14 +93,14 @@ class RunExplorer(widgets.VBox):
         self.message.value = "" if shown else "Choose at least one run and one curve."
         for part in (self.image, self.downloads):
             part.layout.display = None if shown else "none"
-        self.values.value = page.themed(self._table())
+        self.values.value = markup.themed(self._table())
         self.figure = self._figure(chosen, curves) if shown else None
         if self.figure is not None:
-            image = page.png(self.figure)
-            self.image.value = page.figure_html(self.figure, image)
+            image = markup.png(self.figure)
+            self.image.value = markup.figure_html(self.figure, image)
             links = (
-                page.download_link("curves.png", image, "image/png"),
-                page.download_link("curves.csv", self._csv().encode(), "text/csv"),
+                markup.download_link("curves.png", image, "image/png"),
+                markup.download_link("curves.csv", self._csv().encode(), "text/csv"),
             )
             self.downloads.value = " &nbsp; ".join(links)
 
@@ -213,9 +213,9 @@ class WindowExplorer(widgets.VBox):
         head = self.head.value
         weights = window.weights[head - 1] if head else window.weights.mean(dim=0)
         self.figure = pictures.window_attention(window, weights)
-        self.image.value = page.figure_html(self.figure, page.png(self.figure))
-        self.guesses.value = page.themed(markup.guesses_line(window))
-        self.text.value = page.themed(markup.attended_text(window, weights.tolist()))
+        self.image.value = markup.figure_html(self.figure, markup.png(self.figure))
+        self.guesses.value = markup.themed(markup.guesses_line(window))
+        self.text.value = markup.themed(markup.attended_text(window, weights.tolist()))
         self.tokens.options = _token_options(window, weights.tolist())
 
 
