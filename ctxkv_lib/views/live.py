@@ -20,7 +20,7 @@ from ..progress import Metric, watchers
 from . import figures, markup
 
 SHARE = 0.02  # of the elapsed time that redraws may cost ...
-FIRST_SECONDS = 1.0  # ... beyond what each stage may spend at once
+FIRST_SECONDS = 2.0  # ... beyond what each stage may spend at once
 DRAW_SECONDS = 1.0  # between two drawings of a stage, at least
 STATUS_SECONDS = 0.25  # between two status lines, or two looks of the bar
 
@@ -130,7 +130,7 @@ class LiveCurves:
         from IPython.display import display
         from ipywidgets import HTML, FloatProgress, HBox, Label, VBox
 
-        self.status = Label("Reading conversations and token table ...")
+        self.status = HTML("Reading conversations and token table ...")
         self.bar, self.left = FloatProgress(max=1.0), Label()
         self.overall = FloatProgress(max=float(self._runs_in_all), description="Runs")
         self._progress = HBox([self.bar, self.left])

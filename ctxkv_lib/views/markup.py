@@ -71,7 +71,7 @@ def figure_html(figure: Figure, image: bytes) -> str:
         f'<img src="{data_uri(image, "image/png")}" alt="{html.escape(alt_text(figure))}" width="{width}" '
         f'height="{height}" decoding="sync" style="display:block;width:100%;height:auto;max-width:none">'
     )
-    box = f"position:relative;width:{width}px;max-width:100%"
+    box = f"position:relative;width:100%;max-width:{width}px"  # in this order, or widgets will not shrink it
     return themed(f'<div style="{box}">{picture}{"".join(_values(figure))}</div>')
 
 
@@ -137,7 +137,7 @@ def guesses_line(window: Window) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A plain table; all cells are text. Each cell has its colours, since themes paint rows, too."""
     colours = f"background:{PAPER};color:{INK};border-bottom:1px solid {STRIPES[0]}"
-    cell = f"{colours};padding:3px 12px;text-align:left"
+    cell = f"{colours};padding:3px 12px;text-align:left;overflow-wrap:anywhere"
     lines = [_row("th", header, cell), *(_row("td", row, cell) for row in rows)]
     return f'<table style="border-collapse:collapse">{"".join(lines)}</table>'
 

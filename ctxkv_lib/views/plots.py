@@ -27,6 +27,7 @@ WIDE = {"width": "480px", "max_width": "98%"}
 ROW = {"flex_flow": "row wrap"}
 STYLE = {"description_width": "90px"}
 PUBLISHED_LABEL = "published report, 500 samples (L4)"
+HEADING = -1  # in a choice of positions
 LEGEND_LETTERS = 40  # of a run's name: longer ones would leave no room for the curves
 
 
@@ -197,7 +198,7 @@ class WindowExplorer(widgets.VBox):
         self.position.value = min(max(position, 0), self.position.max)
 
     def _on_token(self, change: Any) -> None:
-        if change["new"] is not None:  # None is the heading, which each drawing goes back to
+        if change["new"] != HEADING:  # which each drawing goes back to
             self._go(change["new"])
 
     def _on_split(self, change: Any) -> None:
@@ -235,11 +236,11 @@ def explore_window(run: Run | Trained, position: int, split: str = "val") -> Win
     return WindowExplorer(open_run(run) if isinstance(run, Run) else run, position, split)
 
 
-def _token_options(window: Window, weights: Sequence[float]) -> list[tuple[str, int | None]]:
+def _token_options(window: Window, weights: Sequence[float]) -> list[tuple[str, int]]:
     """Choices of a dropdown: a heading, then the tokens attended and those of the last interval."""
     share = {int(at): weight for at, weight in zip(window.slots, weights, strict=True) if at >= 0}
     near = range(max(0, int(window.slots[:2].min())), window.position + 1)
-    options: list[tuple[str, int | None]] = [("a token of this window ...", None)]
+    options = [("a token of this window ...", HEADING)]
     for at in sorted({*share, *near}, reverse=True):
         attended = f", {share[at]:.1%} of the attention" if at in share else ""
         options.append((f"{at:,}: {window.pieces[at - window.start]!r}{attended}", at))
@@ -247,16 +248,10 @@ def _token_options(window: Window, weights: Sequence[float]) -> list[tuple[str, 
 
 
 def _slider(kind: Any, name: str, value: Any, least: int, most: int) -> Any:
-    layout = widgets.Layout(**WIDE)
-    return kind(
-        value=value,
-        min=least,
-        max=most,
-        description=name,
-        continuous_update=False,
-        layout=layout,
-        style=STYLE,
-    )
+    options = {"description": name, "continuous_update": False, "style": STYLE}
+    slider = kind(value=value, min=least, max=most, layout=widgets.Layout(**WIDE), **options)
+    slider.tooltip = name  # ipywidgets 8 would say "null" under the pointer; 7.7 knows no such thing
+    return slider
 
 
 def _dropdown(name: str, options: Sequence[tuple[str, Any]], value: Any) -> widgets.Dropdown:

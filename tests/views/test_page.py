@@ -96,7 +96,7 @@ def test_a_figure_shrinks_with_the_page_and_keeps_its_place(curves):
     (image,), box = found["img"], found["div"][1]
     assert (image["width"], image["height"]) == ("960", "460")
     assert "width:100%;height:auto" in image["style"]
-    assert "width:960px;max-width:100%" in box["style"]
+    assert "width:100%;max-width:960px" in box["style"]
 
 
 def test_a_figure_has_words_for_those_who_do_not_see_it(curves):

@@ -133,7 +133,7 @@ def test_drawing_costs_less_than_its_share(monkeypatch):
         live({**phase1_lines()[0], "iteration": iteration})
         clock.now += 0.1
         assert 0.5 * len(drawn) <= FIRST_SECONDS + SHARE * (clock.now - began)
-    assert len(drawn) == 6  # two at once, then one every 25 s, in 122 s
+    assert len(drawn) == 8  # four at once, then one every 25 s, in 122 s
 
 
 def test_a_real_drawing_is_counted():
