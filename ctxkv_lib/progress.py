@@ -1,7 +1,7 @@
 """Where the numbers of a training loop go while it runs."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,29 @@ if TYPE_CHECKING:
 
 Metric = dict[str, Any]
 Listener = Callable[[Metric], None]  # called with each line of metrics.jsonl as it is made
+Watcher = Callable[[str, int, int], None]  # called with a loop's description, its steps done and in all
+watchers: list[Watcher] = []  # those of a notebook's live view, while it is open
 
 
 def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "tqdm":
-    """A tqdm bar on a terminal, nothing elsewhere."""
+    """A tqdm bar on a terminal, nothing elsewhere; the watchers hear of every step."""
     from tqdm import tqdm
 
+    if isinstance(iterable, Sized):
+        options.setdefault("total", len(iterable))
+    if watchers:
+        iterable = _watched(iterable, description, options["total"])
     return tqdm(iterable, desc=description, disable=None, leave=False, dynamic_ncols=True, **options)
+
+
+def _watched(iterable: Iterable[Any], description: str, total: int) -> Iterator[Any]:
+    done = 0
+    for done, item in enumerate(iterable):
+        for watcher in watchers:
+            watcher(description, done, total)
+        yield item
+    for watcher in watchers:
+        watcher(description, done + 1, total)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Perplexity, accuracy and effective rank."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..model.modeling import ContextKVForCausalLM
+from ..progress import progress_bar
 from .caches import StreamCache
 from .losses import frozen_head_cross_entropy
 from .pieces import Pieces
@@ -43,21 +45,27 @@ def token_scores(
     pieces = pieces or Pieces("evaluation")
     was_training = model.training
     model.eval()
-    losses: list[Tensor] = []
-    correct: list[Tensor] = []
+    parts = _parts(model, cache, positions, pieces)
+    total = -(-len(positions) // EVALUATION_ROWS)
+    losses, correct = zip(*progress_bar(parts, "Validation", total=total), strict=True)
+    model.train(was_training)
+    return torch.cat(losses), torch.cat(correct)
+
+
+def _parts(
+    model: ContextKVForCausalLM, cache: StreamCache, positions: Tensor, pieces: Pieces
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Losses and correctness of `positions`, a batch at a time, in as many pieces as memory asks for."""
     done = 0
     while done < len(positions):
         try:
             for batch in cache.batches(positions[done:], EVALUATION_ROWS, model, pieces.count):
                 hidden, _ = batch.attend(model)
                 found = frozen_head_cross_entropy(hidden, model.wte.weight, batch.targets)
-                losses.append(found[0])
-                correct.append(found[1])
                 done += len(batch.targets)
+                yield found
         except (RuntimeError, MemoryError) as error:
             pieces.double(error, EVALUATION_ROWS)
-    model.train(was_training)
-    return torch.cat(losses), torch.cat(correct)
 
 
 def evaluate(model: ContextKVForCausalLM, cache: StreamCache, pieces: Pieces | None = None) -> Score:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.patheffects as effects
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -49,8 +48,11 @@ def ppl_curves(
     log: bool = True,
     epochs: tuple[int, int] | None = None,
     palette: Sequence[str] | None = None,
+    epoch: int | None = None,
 ) -> Figure:
     """Train (dashed) and validation (solid) perplexity by epoch; best epoch and early stop marked.
+
+    Values stand in the legend, where no curve passes.
 
     Args:
         summaries: contents of `summary.json`, one a run.
@@ -59,11 +61,12 @@ def ppl_curves(
         log: perplexity on a log scale.
         epochs: the first and the last epoch to draw; None draws all.
         palette: a colour for each run.
+        epoch: an epoch to mark with a line.
     """
     on_ppl = [curve for curve in CURVES[:2] if curve in curves]
     count = (not curves or bool(on_ppl)) + ("accuracy" in curves)
-    figure, axes = panels(count, size=(8.4, 4.9) if count == 1 else (12, 4.9))
-    labels = run_labels(summaries) if labels is None else [as_text(label) for label in labels]
+    figure, axes = panels(count, size=(9.6, 4.6) if count == 1 else (12, 4.6))
+    labels = run_labels(summaries) if labels is None else labels
     palette = colours(summaries) if palette is None else palette
     runs = [_shown_epochs(summary["phase2"], epochs) for summary in summaries]
     if "accuracy" in curves:
@@ -76,12 +79,16 @@ def ppl_curves(
         _epoch_axis(axes[0], "Perplexity by epoch", "Perplexity per token")
         if log:
             log_y(axes[0], "Perplexity per token (log scale)")
-    names = [Line2D([], [], color=c, lw=2.2, label=n) for c, n in zip(palette, labels, strict=True)]
+    if epoch is not None:
+        for ax in axes:
+            ax.axvline(epoch, color=QUIET, ls=":", lw=1.6, zorder=0, label=f"epoch {epoch}")
+    names = [
+        Line2D([], [], color=colour, lw=2.2, label=f"{plain(label)}\n{_best(phase2, curves)}")
+        for colour, label, phase2 in zip(palette, labels, runs, strict=True)
+    ]
     drawn = [str(line.get_label()) for ax in axes for line in ax.get_lines()]
     key = _ppl_key(curves, stopped=any(name.endswith("early stop") for name in drawn))
     figure.legend(handles=[*names, *key], loc="outside right upper", frameon=False)
-    if "validation" in curves:
-        _label_points(figure, axes[0], _best_points(runs, palette))
     return figure
 
 
@@ -92,11 +99,11 @@ def phase1_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], stop_rate: fl
         runs: `{label: phase 1 lines of metrics.jsonl}`; a line without a value is left out of that curve.
         stop_rate: share of converged positions at which Phase 1 stops.
     """
-    figure, (rate, loss) = panels(2, size=(9.6, 4.1), sharex=True)
+    figure, (rate, loss) = panels(2, size=(9.6, 4.6), sharex=True)
     for colour, (label, lines) in zip(colours(runs), runs.items(), strict=True):
         style: dict[str, Any] = {
             "color": colour,
-            "label": as_text(label),
+            "label": plain(label),
             "lw": 2,
             "marker": "o",
             "markersize": 3.5,
@@ -114,35 +121,33 @@ def phase1_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], stop_rate: fl
         loss.set_ylabel("Loss (no unit)")
     for ax in (rate, loss):
         integer_x(ax, "Iteration (one optimiser step each)")
-    figure.legend(*rate.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    legend_below(figure, rate)
     return figure
 
 
-def memory_by_stage(
-    summaries: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None, gpu: bool = True
-) -> Figure:
-    """CPU and GPU memory (GiB) by stage, one panel a run: a bar for now, a line on to the peak so far.
+def memory_by_stage(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> Figure:
+    """Memory (GiB) by stage, one panel a run: a bar for now, a line on to the peak so far.
+
+    The GPU has bars in the panels of runs that used one.
 
     Args:
         summaries: contents of `summary.json`, one a run.
         labels: titles of the panels; by default the numbers of samples.
-        gpu: False leaves the GPU out even where it was measured.
     """
     stages = [memory_stages(summary["memory"]) for summary in summaries]
-    with_gpu = gpu and any(stage["gpu_gib"] is not None for run in stages for stage in run)
-    devices = ["cpu", "gpu"] if with_gpu else ["cpu"]
+    used = [["cpu", "gpu"] if run[-1]["gpu_gib"] is not None else ["cpu"] for run in stages]
     columns = min(3, len(summaries))
     rows = -(-len(summaries) // columns)
     names = list(dict.fromkeys(stage["stage"] for run in stages for stage in run))
     height = 1.2 + rows * (0.6 + 0.4 * len(names))
     figure, axes = panels(len(summaries), size=(3.4 + 2.9 * columns, height), rows=rows, sharex=True)
-    labels = run_labels(summaries) if labels is None else [as_text(label) for label in labels]
-    for i, (ax, label, run) in enumerate(zip(axes, labels, stages, strict=True)):
+    labels = run_labels(summaries) if labels is None else labels
+    for i, (ax, label, run, devices) in enumerate(zip(axes, labels, stages, used, strict=True)):
         _memory_run(ax, run, devices, names, named=i % columns == 0)
-        ax.set_title(label, loc="left", weight="bold")
+        ax.set_title(plain(label), loc="left", weight="bold")
         ax.set_xlabel("Memory (GiB)")
     axes[0].set_xlim(0, 1.05 * max(max(ax.dataLim.xmax for ax in axes), 0.1))  # all panels share it
-    figure.legend(handles=_memory_key(devices), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=_memory_key(max(used, key=len)), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -158,14 +163,15 @@ def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
         rows = scores[key]
         spans = [f"{row['from']}+" if row["to"] is None else f"{row['from']}–{row['to']}" for row in rows]
         spans = [span.partition("–")[0] if len(set(span.split("–"))) == 1 else span for span in spans]
-        bars = ax.bar(spans, [row["ppl"] for row in rows], color=OKABE_ITO[0], width=0.7)
-        ax.bar_label(bars, [f"{row['ppl']:,.0f}" for row in rows], padding=2)
+        ax.bar(spans, [row["ppl"] for row in rows], color=OKABE_ITO[0], width=0.7)
+        for x, row in enumerate(rows):  # at the foot, where the line of all tokens does not pass
+            place = {"transform": ax.get_xaxis_transform(), "ha": "center", "color": PAPER, "weight": "bold"}
+            ax.text(x, 0.03, f"{row['ppl']:,.0f}", **place)
         ax.axhline(scores["ppl"], color=QUIET, linestyle="--", label=f"all tokens: {scores['ppl']:,.0f}")
         ax.set_xlabel(title)
         ax.set_ylabel("Perplexity per token")
         ax.tick_params(axis="x", labelrotation=30)
-        ax.margins(y=0.12)
-        ax.legend(frameon=False, loc="upper right")
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -189,13 +195,11 @@ def _shown_epochs(phase2: Mapping[str, Any], epochs: tuple[int, int] | None) -> 
     return {**phase2, "epochs": shown, "stopped_at": stopped}
 
 
-def _best_points(runs: Sequence[Mapping[str, Any]], palette: Sequence[str]) -> list[tuple[float, float, str]]:
-    """(epoch, validation PPL, colour) of each best epoch that is shown."""
-    return [
-        (phase2["best_epoch"], phase2["val_ppl"], colour)
-        for colour, phase2 in zip(palette, runs, strict=True)
-        if any(line["epoch"] == phase2["best_epoch"] for line in phase2["epochs"])
-    ]
+def _best(phase2: Mapping[str, Any], curves: Sequence[str]) -> str:
+    """The best epoch's values in words, as far as their curves are drawn."""
+    values = {"validation": f"PPL {phase2['val_ppl']:,.1f}", "accuracy": f"{phase2['val_acc']:.1%} right"}
+    drawn = [text for curve, text in values.items() if curve in curves]
+    return f"epoch {phase2['best_epoch']}: {', '.join(drawn)}"
 
 
 def _epoch_axis(ax: Axes, title: str, unit: str) -> None:
@@ -236,42 +240,33 @@ def _mark_epochs(
 
 
 def _ppl_key(curves: Sequence[str], stopped: bool) -> list[Line2D]:
-    plain: dict[str, Any] = {"color": QUIET}
-    ring = Line2D([], [], **plain, ls="none", marker="o", ms=9, mfc=PAPER, mew=2, label="best epoch, its PPL")
-    cross = Line2D([], [], **plain, ls="none", marker="X", ms=9, mec=PAPER, label="early stop")
+    grey: dict[str, Any] = {"color": QUIET}
+    ring = Line2D(
+        [],
+        [],
+        **grey,
+        ls="none",
+        marker="o",
+        ms=9,
+        mfc=PAPER,
+        mew=2,
+        label="best epoch: lowest\nvalidation PPL",
+    )
+    cross = Line2D([], [], **grey, ls="none", marker="X", ms=9, mec=PAPER, label="early stop")
     return [
         Line2D([], [], ls="none", label=" "),  # a gap between the runs and the key
-        Line2D([], [], **plain, lw=2.2, label="validation"),
-        *([Line2D([], [], **plain, lw=1.4, ls="--", label="train")] if "train" in curves else []),
+        *([Line2D([], [], **grey, lw=2.2, label="validation")] if {*curves} - {"train"} else []),
+        *([Line2D([], [], **grey, lw=1.4, ls="--", label="train")] if "train" in curves else []),
         ring,
         *([cross] if stopped else []),
     ]
-
-
-def _label_points(figure: Figure, ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each point's value under it, pushed down where it would touch another label."""
-    figure.draw_without_rendering()  # from here on, places on the page are final
-    height, width, placed = 16.0, 46.0, list[tuple[float, float]]()
-    scale = 72 / figure.dpi
-    for x, y, colour in sorted(points, key=lambda point: -point[1]):
-        px, py = ax.transData.transform((x, y)) * scale
-        text_y = py - 15
-        for qx, qy in placed:
-            if abs(qx - px) < width and text_y > qy - height:
-                text_y = qy - height
-        placed.append((px, text_y))
-        note = ax.annotate(
-            f"{y:,.1f}", (x, y), (0, text_y - py), textcoords="offset points", color=colour, zorder=6
-        )
-        note.set(ha="center", va="center", weight="bold")
-        note.set_path_effects([effects.withStroke(linewidth=3, foreground=PAPER)])
 
 
 def _memory_run(
     ax: Axes, stages: Sequence[Mapping[str, Any]], devices: Sequence[str], names: Sequence[str], named: bool
 ) -> None:
     """One run's bars, each in the row of its stage in `names`, which all panels share."""
-    thick = 0.8 / len(devices)
+    thick = 0.4
     for slot, device in enumerate(devices):
         offset = (slot - (len(devices) - 1) / 2) * thick
         y = [names.index(stage["stage"]) + offset for stage in stages]
@@ -315,9 +310,17 @@ def panels(count: int, size: tuple[float, float], rows: int = 1, sharex: bool = 
     return figure, axes[:count]
 
 
-def as_text(label: str) -> str:
-    """A name as a figure shows it: dollar signs are dollar signs, not mathematics."""
-    return label.replace("$", r"\$")
+def legend_below(figure: Figure, ax: Axes) -> None:
+    """The legend of `ax` under the figure, where it covers no mark."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = 4 if max(map(len, labels)) < 20 else 2
+    names = [plain(label) for label in labels]
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def plain(text: str) -> str:
+    """`text` for a figure, with its dollar signs shown and not read as the borders of a formula."""
+    return text.replace("$", r"\$")
 
 
 def colours(runs: Iterable[Any]) -> list[str]:

@@ -1,15 +1,14 @@
 """`LiveCurves`: the curves of a training while it runs, in a notebook; lines of text elsewhere.
 
-In a notebook a status line follows every metric, and the figure as often as `SHARE` of the time allows: what
-a redraw costs is measured, and the next one waits until it has been earned. When the cell ends, or is
-interrupted, the figure is drawn once more, with everything.
+In a notebook a status line follows every metric, a bar every batch, and the figure as often as it has
+earned: each stage may spend `FIRST_SECONDS` on drawing, so that a short one is seen too, and all of them
+`SHARE` of the time. When the cell ends, or is interrupted, the figure is drawn once more, with everything.
 
-The figure is an `ipywidgets.Image` and not the content of an `Output`: a program that runs notebooks answers
-each message that an `Output` catches, and nbclient (its issue 312) then misses, once in a few times, that the
-cell has ended.
+The figure is the value of an `ipywidgets.HTML` and not the content of an `Output`: a program that runs
+notebooks answers each message that an `Output` catches, and nbclient (its issue 312) then misses, once in a
+few times, that the cell has ended.
 """
 
-import io
 import math
 import time
 from collections.abc import Callable
@@ -17,15 +16,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..progress import Metric
-from . import figures
-from .diagram import PAPER
+from ..progress import Metric, watchers
+from . import figures, markup
 
-SHARE = 0.02  # of the elapsed time that redraws may cost
-STATUS_SECONDS = 0.25  # between two status lines
-DRAFT_DPI = 80  # while training; the last picture has figures.DPI
-DRAFT_SIZE = (8.4, 3.4)  # inches
-WIDTH = 100  # pixels of the page an inch of a figure takes
+SHARE = 0.02  # of the elapsed time that redraws may cost ...
+FIRST_SECONDS = 2.0  # ... beyond what each stage may spend at once
+DRAW_SECONDS = 1.0  # between two drawings of a stage, at least
+STATUS_SECONDS = 0.25  # between two status lines, or two looks of the bar
 
 
 def in_notebook() -> bool:
@@ -33,24 +30,6 @@ def in_notebook() -> bool:
     from IPython import get_ipython
 
     return getattr(get_ipython(), "kernel", None) is not None
-
-
-def show_in(image: Any, figure: Figure, dpi: int = figures.DPI) -> None:
-    """Put `figure` into an `ipywidgets.Image`, at its size in inches whatever the resolution."""
-    image.width = str(page_width(figure))
-    image.value = png(figure, dpi)
-
-
-def png(figure: Figure, dpi: int = figures.DPI) -> bytes:
-    """`figure` with its own background, as a PNG."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi, facecolor=PAPER)
-    return content.getvalue()
-
-
-def page_width(figure: Figure) -> int:
-    """Pixels of the page that `figure` takes."""
-    return round(WIDTH * figure.get_size_inches()[0])
 
 
 class LiveCurves:
@@ -61,13 +40,15 @@ class LiveCurves:
 
     Attributes:
         figure: what was drawn last; None outside a notebook.
-        image: the widget that shows it, in a notebook.
+        image, status, bar, left, overall: the widgets, in a notebook: the figure, the last metric in words,
+            the bar of the loop that runs and its time left, and how many runs are done.
         spent: seconds that drawing has cost since the first metric.
     """
 
     def __init__(
         self,
         stop_rate: float | None = None,
+        runs: int = 1,
         notebook: bool | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -75,18 +56,21 @@ class LiveCurves:
 
         Args:
             stop_rate: share of converged positions at which Phase 1 stops, drawn as a line.
+            runs: how many runs it will follow.
             notebook: False prints text; None finds out.
             clock: seconds from any origin.
         """
         self.figure: Figure | None = None
         self.spent = 0.0
         self._stop_rate = stop_rate
+        self._runs_in_all = runs
         self._clock = clock
         self._lines: dict[str, dict[str, list[Metric]]] = {"phase1": {}, "phase2": {}}
         self._stage = "phase1"
         self._began: float | None = None
         self._redraw_seconds = 0.0
-        self._status_at = -math.inf
+        self._drawn_at = self._status_at = self._bar_at = -math.inf
+        self._loop, self._loop_began = "", 0.0
         self._is_behind = False
         self._is_notebook = in_notebook() if notebook is None else notebook
         if self._is_notebook:
@@ -98,18 +82,32 @@ class LiveCurves:
         self._began = now if self._began is None else self._began
         run = f"{metric['samples']:,} samples" if "samples" in metric else "this run"
         self._stage = metric["stage"]
-        self._lines[self._stage].setdefault(run, []).append(metric)
+        lines = self._lines[self._stage].setdefault(run, [])
+        lines.append(metric)
         if not self._is_notebook:
             print(describe(metric), flush=True)
             return
         self._is_behind = True
         if now - self._status_at >= STATUS_SECONDS:
             self._status_at = now
-            self._status.value = describe(metric)
-        if self.spent + self._redraw_seconds <= SHARE * (now - self._began):
-            self._draw(self._draft(), DRAFT_DPI)
-            self._redraw_seconds = self._clock() - now
-        self.spent += self._clock() - now
+            self.status.value = describe(metric)
+            self._tell_overall()
+        if len(lines) == 1 or (now - self._drawn_at >= DRAW_SECONDS and self._has_earned_a_drawing(now)):
+            self._draw()
+
+    def step(self, loop: str, done: int, total: int) -> None:
+        """Take one step of a training loop: `done` of `total`; a new loop first shows what came before."""
+        now = self._clock()
+        if loop != self._loop or done == 0:
+            self._loop, self._loop_began, self._bar_at = loop, now, -math.inf
+            if self._is_behind and self._has_earned_a_drawing(now):
+                self._draw()
+        if now - self._bar_at < STATUS_SECONDS and done < total:
+            return
+        self._bar_at = now
+        self.bar.value = done / total
+        left = f", up to {_time((now - self._loop_began) * (total - done) / done)} left" if done else ""
+        self.left.value = f"{loop}: {done / total:.0%}{left}"
 
     def finish(self) -> None:
         """Draw everything that has come in. IPython calls this when the cell ends."""
@@ -118,76 +116,66 @@ class LiveCurves:
         shell = get_ipython()
         if shell is not None and self._at_cell_end in shell.events.callbacks["post_run_cell"]:
             shell.events.unregister("post_run_cell", self._at_cell_end)
-        if self._is_notebook and self._is_behind:
-            last = next(reversed(self._lines[self._stage].values()))[-1]
-            self._status.value = describe(last)
-            self._draw(self._final(), figures.DPI)
-            self._is_behind = False
+        if not self._is_notebook:
+            return
+        if self.step in watchers:
+            watchers.remove(self.step)
+        self._progress.layout.display = "none"
+        if self._is_behind:
+            self.status.value = describe(next(reversed(self._lines[self._stage].values()))[-1])
+            self._draw()
 
     def _open(self) -> None:
         from IPython import get_ipython
         from IPython.display import display
-        from ipywidgets import Image, Label, VBox
+        from ipywidgets import HTML, FloatProgress, HBox, Label, VBox
 
-        self._status = Label("Reading conversations and token table ...")
-        self.image = Image(format="png")
-        display(VBox([self._status, self.image]))
-        began = self._clock()
-        self._draw(self._draft(), DRAFT_DPI)
-        self._redraw_seconds = self._clock() - began
+        self.status = HTML("Reading conversations and token table ...")
+        self.bar, self.left = FloatProgress(max=1.0), Label()
+        self.overall = FloatProgress(max=float(self._runs_in_all), description="Runs")
+        self._progress = HBox([self.bar, self.left])
+        self.image = HTML()
+        overall = [self.overall] if self._runs_in_all > 1 else []
+        display(VBox([*overall, self.status, self._progress, self.image]))
+        self._draw()
+        self.spent = 0.0
+        watchers.append(self.step)
         shell = get_ipython()
         if shell is not None:
             shell.events.register("post_run_cell", self._at_cell_end)
 
-    def _at_cell_end(self, *_: Any) -> None:
+    def _at_cell_end(self, result: Any) -> None:
         self.finish()
+        if result.success:
+            self.overall.value = self._runs_in_all
+            self.overall.description = "All runs"
 
-    def _draw(self, figure: Figure, dpi: int) -> None:
-        show_in(self.image, figure, dpi)
-        self.figure = figure
+    def _tell_overall(self) -> None:
+        """Which run it is, and how far all of them are; each phase of a run is half of it."""
+        begun = len(self._lines["phase1"] | self._lines["phase2"])
+        self.overall.description = f"Run {begun} of {self._runs_in_all}"
+        self.overall.value = begun - 1 + 0.5 * (self._stage == "phase2")
 
-    def _draft(self) -> Figure:
-        """A figure that is quick to draw: no layout engine and no log scale."""
-        stage = {"phase1": PHASE1_PANELS, "phase2": PHASE2_PANELS}[self._stage]
-        figure = Figure(figsize=DRAFT_SIZE, facecolor=PAPER)
-        figure.subplots_adjust(left=0.08, right=0.98, bottom=0.16, top=0.94, wspace=0.22)
-        axes = figure.subplots(1, len(stage), squeeze=False)[0]
-        for ax, (key, label, scale) in zip(axes, stage, strict=True):
-            for colour, (run, lines) in zip(figures.OKABE_ITO * 9, self._runs(), strict=False):
-                step = "iteration" if self._stage == "phase1" else "epoch"
-                x, y = [line[step] for line in lines], [scale * line[key] for line in lines]
-                ax.plot(x, y, color=colour, marker="o", markersize=3, label=run)
-            ax.grid(True, color=figures.RULE)
-            ax.set(xlabel=STEP_LABEL[self._stage], ylabel=label)
-        if self._runs():
-            axes[0].legend(frameon=False)
-        return figure
+    def _has_earned_a_drawing(self, now: float) -> bool:
+        stages = sum(len(runs) for runs in self._lines.values())
+        since = 0.0 if self._began is None else now - self._began
+        return self.spent + self._redraw_seconds <= FIRST_SECONDS * stages + SHARE * since
 
-    def _final(self) -> Figure:
-        runs = self._runs()
+    def _draw(self) -> None:
+        began = self._clock()
+        self.figure = self._drawing()
+        self.image.value = markup.figure_html(self.figure, markup.png(self.figure))
+        self._is_behind = False
+        self._drawn_at = self._clock()
+        self._redraw_seconds = self._drawn_at - began
+        self.spent += self._redraw_seconds
+
+    def _drawing(self) -> Figure:
+        runs = self._lines[self._stage]
         if self._stage == "phase1":
             rate = {} if self._stop_rate is None else {"stop_rate": self._stop_rate}
-            return figures.phase1_curves(dict(runs), **rate)
-        summaries = [{"phase2": _as_summary(lines)} for _, lines in runs]
-        return figures.ppl_curves(summaries, [run for run, _ in runs])
-
-    def _runs(self) -> list[tuple[str, list[Metric]]]:
-        return list(self._lines[self._stage].items())
-
-
-# (key of a metric, name and unit of the axis, factor)
-PHASE1_PANELS = (
-    ("convergence_rate", "Converged positions (%)", 100),
-    ("loss", "OACD loss (no unit)", 1),
-)
-PHASE2_PANELS = (
-    ("train_ppl", "Train perplexity per token", 1),
-    ("val_ppl", "Validation perplexity per token", 1),
-)
-STEP_LABEL = {
-    "phase1": "Iteration (one optimiser step each)",
-    "phase2": "Epoch (passes over the training tokens)",
-}
+            return figures.phase1_curves(runs, **rate)
+        return figures.ppl_curves([{"phase2": _as_summary(lines)} for lines in runs.values()], list(runs))
 
 
 def describe(metric: Metric) -> str:
@@ -205,6 +193,11 @@ def describe(metric: Metric) -> str:
     )
 
 
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def _as_summary(epochs: list[Metric]) -> dict[str, Any]:
     """Epochs so far as `phase2` of a summary; whether an early stop ended them is not known here."""
     best = next(line for line in reversed(epochs) if line["improved"])
@@ -212,5 +205,6 @@ def _as_summary(epochs: list[Metric]) -> dict[str, Any]:
         "epochs": epochs,
         "best_epoch": best["epoch"],
         "val_ppl": best["val_ppl"],
+        "val_acc": best["val_acc"],
         "stop_reason": None,
     }

@@ -11,15 +11,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from ..model.config import ModelConfig
 from ..model.windows import slot_positions
-from .diagram import INK
+from .diagram import INK, PASSED
 from .explore import Window
-from .figures import OKABE_ITO, PAPER, QUIET, RULE, as_text, colours, integer_x, log_y, panels
+from .figures import OKABE_ITO, PAPER, QUIET, RULE, colours, integer_x, legend_below, log_y, panels, plain
 
 BLUE, ORANGE = OKABE_ITO[:2]
 # White to the palette's blue to near black: brightness alone tells the values.
@@ -32,14 +31,14 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
     figure, (ax,) = panels(1, size=(8.4, 3.6))
     values = lengths.numpy()
     bins = min(40, max(5, len(values) // 4))
-    ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values)} {as_text(label)}")
+    ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values)} {plain(label)}")
     for value, style, name in ((np.median(values), "-", "median"), (values.mean(), "--", "mean")):
         ax.axvline(value, color=ORANGE, ls=style, lw=2, label=f"{name}: {value:,.0f} tokens")
     ax.set_xlabel("Length (tokens)")
     ax.set_ylabel("Conversations (count)")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.set_title("Length of a conversation", loc="left", weight="bold")
-    ax.legend(frameon=False)
+    legend_below(figure, ax)
     return figure
 
 
@@ -82,12 +81,12 @@ def context_clouds(clouds: Mapping[str, Tensor], most: int = 1500) -> Figure:
         ax.plot(*flat.T.numpy(), ".", ms=3, color=BLUE, alpha=0.45, label="contexts")
         ax.plot(*centre.numpy(), "X", ms=12, color=ORANGE, mec=PAPER, label="centroid")
         ax.plot(0, 0, "+", ms=16, mew=2.5, color=INK, label="origin")
-        ax.set_title(as_text(label), loc="left", weight="bold")
+        ax.set_title(plain(label), loc="left", weight="bold")
         ax.set_xlabel("Strongest direction (context units)")
     axes[0].set_ylabel("Second direction (context units)")
     for ax in axes:
         ax.set(xlim=(-1.08 * reach, 1.08 * reach), ylim=(-1.08 * reach, 1.08 * reach), aspect="equal")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -96,7 +95,7 @@ def spectrum(shares: Mapping[str, Tensor]) -> Figure:
     figure, (ax,) = panels(1, size=(8.4, 4.2))
     for colour, (label, values) in zip(colours(shares), shares.items(), strict=True):
         rank = float(torch.special.entr(values).sum().exp())
-        name = f"{as_text(label)}: effective rank {rank:,.0f} of {len(values)} ({rank / len(values):.0%})"
+        name = f"{plain(label)}: effective rank {rank:,.0f} of {len(values)} ({rank / len(values):.0%})"
         ax.plot(range(1, len(values) + 1), 100 * values.numpy(), color=colour, lw=2.2, label=name)
     widest = max(map(len, shares.values()))
     ax.axhline(100 / widest, color=QUIET, ls="--", lw=1.2, label="all directions alike (100%)")
@@ -105,7 +104,7 @@ def spectrum(shares: Mapping[str, Tensor]) -> Figure:
     ax.set_ylim(bottom=50 * min(float(values[:-1].min()) for values in shares.values()))
     log_y(ax, "Singular value (% of the sum, log scale)")
     ax.set_title("How evenly the contexts use their space", loc="left", weight="bold")
-    ax.legend(frameon=False)
+    legend_below(figure, ax)
     return figure
 
 
@@ -116,24 +115,14 @@ def pass_curve(errors: Sequence[float]) -> Figure:
     ax.plot(passes, errors, color=BLUE, lw=2.2, marker="o", ms=4, label="mean squared error")
     if len(errors) >= PUBLISHED_PASSES:
         value = errors[PUBLISHED_PASSES - 1]
-        ax.plot(
-            PUBLISHED_PASSES,
-            value,
-            "o",
-            ms=12,
-            mfc="none",
-            mew=2.2,
-            color=ORANGE,
-            label="published passes",
-        )
-        ax.annotate(
-            f"{value:.2g}", (PUBLISHED_PASSES, value), (10, 6), textcoords="offset points", color=ORANGE
-        )
+        ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mew": 2.2, "color": ORANGE}
+        name = f"published passes ({PUBLISHED_PASSES}): {value:.2g}"
+        ax.plot(PUBLISHED_PASSES, value, "o", label=name, **ring)
     ax.set_yscale("log")
     integer_x(ax, "Parallel passes over the stream (count)")
     ax.set_ylabel("Mean squared error (context units², log scale)")
     ax.set_title("Parallel passes approach the one-by-one contexts", loc="left", weight="bold")
-    ax.legend(frameon=False)
+    legend_below(figure, ax)
     return figure
 
 
@@ -144,9 +133,7 @@ def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
     thick = 0.8 / len(sizes)
     for slot, (colour, (label, mib)) in enumerate(zip(colours(sizes), sizes.items(), strict=True)):
         y = [row + (slot - (len(sizes) - 1) / 2) * thick for row in range(len(names))]
-        bars = ax.barh(
-            y, [mib[name] for name in names], height=0.9 * thick, color=colour, label=as_text(label)
-        )
+        bars = ax.barh(y, [mib[name] for name in names], height=0.9 * thick, color=colour, label=plain(label))
         ax.bar_label(bars, [f"{mib[name]:,.1f}" for name in names], padding=4)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
@@ -154,7 +141,7 @@ def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
     ax.set_ylabel("Cache")
     ax.margins(x=0.12)
     ax.grid(False, axis="y")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    legend_below(figure, ax)
     return figure
 
 
@@ -177,8 +164,7 @@ def attention_by_distance(weights: Tensor, interval: int) -> Figure:
     even = 100 / slots
     below.axhline(even, color=ORANGE, ls="--", lw=1.6, label=f"all slots alike: {even:.1f}%")
     below.set_ylabel("Attention (%)")
-    below.margins(y=0.3)
-    below.legend(frameon=False, loc="upper right", ncols=2)
+    legend_below(figure, below)
     for ax in (above, below):
         ax.set_xlim(*edges)
         ax.set_xlabel("Distance back from the position (tokens)")
@@ -186,20 +172,20 @@ def attention_by_distance(weights: Tensor, interval: int) -> Figure:
 
 
 def window_attention(window: Window, weights: Tensor) -> Figure:
-    """Attention `[slots]` of one position by distance; slots before the stream in grey."""
+    """Attention `[slots]` of one position by distance; slots before the stream in grey, with their sum."""
     figure, (ax,) = panels(1, size=(9.6, 3.3))
     back = window.position - window.slots
     width = 0.8 * float((back[1:] - back[:-1]).median()) if len(back) > 1 else 1.0
     real = window.slots >= 0
-    for mask, colour, label in ((real, BLUE, "contexts"), (~real, "#b9bec7", "before the stream: zeros")):
+    for mask, colour, label in ((real, BLUE, "contexts"), (~real, PASSED, "zero slots, before the stream")):
         if mask.any():
             heights = 100 * weights[mask].numpy()
-            ax.bar(back[mask].numpy(), heights, width=width, color=colour, label=label)
+            name = f"{label}: {heights.sum():.1f}% together"
+            ax.bar(back[mask].numpy(), heights, width=width, color=colour, label=name)
     ax.set_xlabel("Distance back from the position (tokens)")
     ax.set_ylabel("Attention (%)")
     ax.set_title(f"What position {window.position:,} attends", loc="left", weight="bold")
-    ax.margins(y=0.3)
-    ax.legend(frameon=False, loc="upper right", ncols=2)
+    legend_below(figure, ax)
     return figure
 
 
@@ -216,18 +202,21 @@ def overfitting(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             lw=2.2,
             marker="o",
             ms=4,
-            label=as_text(label),
+            label=plain(label),
         )
     ax.axhline(1, color=QUIET, ls="--", lw=1.2, label="no gap")
     integer_x(ax, "Epoch (passes over the training tokens)")
     ax.set_ylabel("Validation PPL / train PPL (ratio)")
     ax.set_title("Overfitting: the gap between text seen and unseen", loc="left", weight="bold")
-    ax.legend(frameon=False)
+    legend_below(figure, ax)
     return figure
 
 
 def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figure:
     """Best validation PPL by setting: the mean, a dot a seed, and a line over their spread.
+
+    A setting has a colour only where its mean is further from the base's than the seeds of either lie apart;
+    a single seed says nothing about that, and stays grey.
 
     Args:
         results: `{setting: validation PPL of each seed}`.
@@ -237,28 +226,35 @@ def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figur
     middle = float(np.mean(results[base]))
     ax.axvline(middle, color=QUIET, ls="--", lw=1.2)
     for row, (setting, values) in enumerate(results.items()):
-        name = as_text(setting)
+        name = plain(setting)
         mean = float(np.mean(values))
-        percent = round(100 * (mean / middle - 1), 1)
-        colour = ORANGE if percent > 0 else BLUE if percent < 0 else QUIET
+        colour = _verdict(values, results[base])
         ax.plot(
             [min(values), max(values)], [row, row], color=colour, lw=3, alpha=0.5, label=f"{name}: spread"
         )
         ax.plot(values, [row] * len(values), "o", color=colour, ms=5, alpha=0.6, label=f"{name}: seeds")
         ax.plot(mean, row, "D", color=colour, ms=8, label=name)
+        percent = round(100 * (mean / middle - 1), 1)
         change = "" if setting == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
-        note = ax.annotate(f"{mean:,.1f}{change}", (max(values), row), (12, 0), textcoords="offset points")
-        note.set(va="center", color=colour, weight="bold")
-        note.set_path_effects([withStroke(linewidth=3, foreground=PAPER)])
-    _named_rows(ax, [as_text(setting) for setting in results])
+        note = ax.text(1.01, row, f"{mean:,.1f}{change}", transform=ax.get_yaxis_transform())
+        note.set(va="center", color=INK if colour == QUIET else colour, weight="bold")
+    _named_rows(ax, list(results))
     ax.set_xlabel("Best validation perplexity per token (lower is better)")
     ax.set_ylabel("Setting")
-    ax.margins(x=0.25)
+    ax.margins(x=0.08)
     return figure
 
 
+def _verdict(values: Sequence[float], base: Sequence[float]) -> str:
+    """Blue for lower and orange for higher than `base`; grey where the seeds cannot tell."""
+    difference = float(np.mean(values) - np.mean(base))
+    if min(len(values), len(base)) < 2 or abs(difference) <= max(np.ptp(values), np.ptp(base)):
+        return QUIET
+    return BLUE if difference < 0 else ORANGE
+
+
 def _named_rows(ax: Axes, names: Sequence[str]) -> None:
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), map(plain, names))
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(True, axis="x", color=RULE)
     ax.grid(False, axis="y")

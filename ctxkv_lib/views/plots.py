@@ -1,8 +1,8 @@
 """Interactive plots for notebooks: widgets around the static figures. No pyplot, no ipympl, no plotly.
 
-Every plot is a PNG in an `ipywidgets.Image` (`live` says why), drawn anew when a control moves; that works in
-Colab, JupyterLab and VS Code, with ipywidgets 7.7 and 8. The objects returned are widgets: a cell that ends
-with one shows it. Their controls are attributes, so that a test, or a notebook, can set them by name.
+Every plot is an image in an `ipywidgets.HTML` (`markup` says why), drawn anew when a control moves; that
+works in Colab, JupyterLab and VS Code, with ipywidgets 7.7 and 8. The objects returned are widgets: a cell
+that ends with one shows it. Their controls are attributes, so that a test, or a notebook, can set them.
 """
 
 import csv
@@ -15,24 +15,20 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from ..errors import UserError
-from ..files import write_text
+from ..runs.differences import run_folders, run_names
 from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, load_run
 from . import figures, markup, pictures
-from .explore import SPLITS, Trained, attended_window, open_run
+from .explore import SPLITS, Trained, Window, attended_window, open_run
 from .live import LiveCurves as LiveCurves
-from .live import page_width, png, show_in
+from .markup import show as show
 
-WIDE = widgets.Layout(width="480px")
+WIDE = {"width": "480px", "max_width": "98%"}
+ROW = {"flex_flow": "row wrap"}
 STYLE = {"description_width": "90px"}
 PUBLISHED_LABEL = "published report, 500 samples (L4)"
-
-
-def show(figure: Figure) -> None:
-    """Display a figure under the cell."""
-    from IPython.display import Image, display
-
-    display(Image(data=png(figure), format="png", width=page_width(figure)))
+HEADING = -1  # in a choice of positions
+LEGEND_LETTERS = 40  # of a run's name: longer ones would leave no room for the curves
 
 
 def memory_timeline(run: Run | Sequence[dict[str, Any]]) -> Figure:
@@ -50,55 +46,42 @@ class RunExplorer(widgets.VBox):
 
     Attributes:
         runs: a checkbox a run, in the order given. curves: a checkbox for each of `figures.CURVES`.
-        log_scale, epochs, epoch: scale, range shown, and the epoch of the table.
-        values: the table, as HTML. figure: what is drawn. message: where exports went.
+        log_scale, epochs, epoch: scale, range shown, and the epoch marked in the plot and read in the table.
+        values: the table, as HTML. figure: what is drawn. downloads: links, as HTML. message: what to choose.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._loaded = list(runs)
-        self._labels = figures.run_labels([run.summary for run in runs])
+        self._labels = run_names(runs)
         self._colours = figures.colours(runs)
-        last = max(run.summary["phase2"]["epochs"][-1]["epoch"] for run in runs)
+        phase2 = [run.summary["phase2"] for run in runs]
+        last = max(each["epochs"][-1]["epoch"] for each in phase2)
+        best = min(phase2, key=lambda each: each["val_ppl"])["best_epoch"]
         self.runs = [_checkbox(label) for label in self._labels]
         self.curves = {name: _checkbox(name, name != "accuracy") for name in figures.CURVES}
         self.log_scale = _checkbox("log scale")
-        self.epochs = widgets.IntRangeSlider(
-            value=(1, last), min=1, max=last, description="Epochs", layout=WIDE, style=STYLE
-        )
-        self.epoch = widgets.IntSlider(
-            value=1, min=1, max=last, description="Values at", layout=WIDE, style=STYLE
-        )
-        self.save_png = widgets.Button(description="Save PNG", icon="image")
-        self.save_csv = widgets.Button(description="Save CSV", icon="table")
+        self.epochs = _slider(widgets.IntRangeSlider, "Epochs", (1, last), 1, last)
+        self.epoch = _slider(widgets.IntSlider, "Values at", best, 1, last)
         self.message = widgets.Label()
         self.values = widgets.HTML()
-        self.image = widgets.Image(format="png")
+        self.image = widgets.HTML()
+        self.downloads = widgets.HTML()
         self.figure: Figure | None = None
-        self._connect()
+        for control in (*self.runs, *self.curves.values(), self.log_scale, self.epochs, self.epoch):
+            control.observe(lambda _: self._draw(), names="value")
         super().__init__(
             [
-                widgets.HBox(self.runs),
-                widgets.HBox([*self.curves.values(), self.log_scale]),
+                _row(self.runs),
+                _row([*self.curves.values(), self.log_scale]),
                 self.epochs,
+                self.message,
                 self.image,
                 self.epoch,
                 self.values,
-                widgets.HBox([self.save_png, self.save_csv, self.message]),
+                self.downloads,
             ]
         )
         self._draw()
-        self._tabulate()
-
-    def _connect(self) -> None:
-        for control in (*self.runs, *self.curves.values(), self.log_scale, self.epochs):
-            control.observe(self._on_change, names="value")
-        self.epoch.observe(lambda _: self._tabulate(), names="value")
-        self.save_png.on_click(lambda _: self._export_png())
-        self.save_csv.on_click(lambda _: self._export_csv())
-
-    def _on_change(self, _: Any) -> None:
-        self._draw()
-        self._tabulate()
 
     def _chosen(self) -> list[tuple[str, Run]]:
         boxes = zip(self.runs, self._labels, self._loaded, strict=True)
@@ -107,43 +90,43 @@ class RunExplorer(widgets.VBox):
     def _draw(self) -> None:
         chosen = self._chosen()
         curves = [name for name, box in self.curves.items() if box.value]
-        if not chosen or not curves:
-            self.figure = None
-            self.image.layout.display = "none"
-            self.message.value = "Choose at least one run and one curve."
-            return
-        self.figure = figures.ppl_curves(
+        shown = bool(chosen and curves)
+        self.message.value = "" if shown else "Choose at least one run and one curve."
+        for part in (self.image, self.downloads):
+            part.layout.display = None if shown else "none"
+        self.values.value = markup.themed(self._table())
+        self.figure = self._figure(chosen, curves) if shown else None
+        if self.figure is not None:
+            image = markup.png(self.figure)
+            self.image.value = markup.figure_html(self.figure, image)
+            links = (
+                markup.download_link("curves.png", image, "image/png"),
+                markup.download_link("curves.csv", self._csv().encode(), "text/csv"),
+            )
+            self.downloads.value = " &nbsp; ".join(links)
+
+    def _figure(self, chosen: Sequence[tuple[str, Run]], curves: Sequence[str]) -> Figure:
+        first, last = self.epochs.value
+        return figures.ppl_curves(
             [run.summary for _, run in chosen],
-            [label for label, _ in chosen],
+            [_short(label) for label, _ in chosen],
             curves,
             self.log_scale.value,
-            self.epochs.value,
+            (first, last),
             [colour for colour, box in zip(self._colours, self.runs, strict=True) if box.value],
+            self.epoch.value if first <= self.epoch.value <= last else None,
         )
-        self.image.layout.display = None
-        self.message.value = ""
-        show_in(self.image, self.figure)
 
-    def _tabulate(self) -> None:
+    def _table(self) -> str:
         rows = []
         for label, run in self._chosen():
             epochs = run.summary["phase2"]["epochs"]
             line = next((line for line in epochs if line["epoch"] == self.epoch.value), None)
             rows.append([label, *(_cells(line) if line else ["not trained so long", "", "", ""])])
         header = [f"Epoch {self.epoch.value}", "train PPL", "validation PPL", "accuracy", "val / train"]
-        self.values.value = markup.table(header, rows)
+        return markup.table(header, rows)
 
-    def _folder(self) -> Path:
-        return self._loaded[0].path.parent / "explored"
-
-    def _export_png(self) -> None:
-        if self.figure is None:
-            self.message.value = "Nothing to save: choose at least one run and one curve."
-            return
-        self.message.value = f"Saved {figures.save(self.figure, self._folder() / 'curves.png')}"
-
-    def _export_csv(self) -> None:
-        path = self._folder() / "curves.csv"
+    def _csv(self) -> str:
         first, last = self.epochs.value
         keys = ("epoch", "train_ppl", "val_ppl", "val_acc", "no_improve", "seconds")
         text = io.StringIO()
@@ -153,22 +136,22 @@ class RunExplorer(widgets.VBox):
             for line in run.summary["phase2"]["epochs"]:
                 if first <= line["epoch"] <= last:
                     writer.writerow([label, *(line[key] for key in keys)])
-        write_text(path, text.getvalue())
-        self.message.value = f"Saved {path}"
+        return text.getvalue()
 
 
-def explore_runs(run_folders: Sequence[Path | str]) -> RunExplorer:
-    """Choose runs, curves, scale and epochs; read values under a slider; export PNG and CSV.
+def explore_runs(places: Path | str | Sequence[Path | str]) -> RunExplorer:
+    """Choose runs, curves, scale and epochs; read values under the pointer or a slider; download PNG and CSV.
 
     Args:
-        run_folders: one or more finished runs. Exports go to `explored/` beside the first of them.
+        places: run folders, or folders that finished runs lie in; one, or several.
 
     Raises:
         UserError: no folders, or one that holds no finished run.
     """
-    if not run_folders:
+    folders = run_folders(places)
+    if not folders:
         raise UserError("There are no runs to explore; name at least one run folder.")
-    return RunExplorer([load_run(folder) for folder in run_folders])
+    return RunExplorer([load_run(folder) for folder in folders])
 
 
 class WindowExplorer(widgets.VBox):
@@ -176,6 +159,8 @@ class WindowExplorer(widgets.VBox):
 
     Attributes:
         split, position, head: the controls; head 0 is the mean of all heads.
+        steps: buttons, `{tokens to go on: button}`. tokens: choosing one of the tokens near, or attended,
+            moves there.
         text, guesses: HTML of the window's tokens and of the next-token guesses.
         figure: attention by distance.
     """
@@ -183,37 +168,38 @@ class WindowExplorer(widgets.VBox):
     def __init__(self, trained: Trained, position: int, split: str) -> None:
         trained.check_position(split, position)
         self._trained = trained
-        heads = trained.model.config.num_heads
-        self.split = widgets.Dropdown(
-            options=[("validation", "val"), ("training", "train")],
-            value=split,
-            description="Stream",
-            style=STYLE,
-        )
-        self.head = widgets.Dropdown(
-            options=[("mean of all heads", 0), *((f"head {n}", n) for n in range(1, heads + 1))],
-            description="Attention",
-            style=STYLE,
-        )
-        self.position = widgets.IntSlider(
-            value=position,
-            min=0,
-            max=len(trained.caches[split]) - 1,
-            description="Position",
-            continuous_update=False,
-            layout=WIDE,
-            style=STYLE,
-        )
-        self.image = widgets.Image(format="png")
+        config = trained.model.config
+        streams = [("validation", "val"), ("training", "train")]
+        self.split = _dropdown("Stream", streams, split)
+        heads = [("mean of all heads", 0), *((f"head {n}", n) for n in range(1, config.num_heads + 1))]
+        self.head = _dropdown("Attention", heads, 0)
+        self.position = _slider(widgets.IntSlider, "Position", position, 0, len(trained.caches[split]) - 1)
+        self.steps = {step: _step_button(step) for step in (-config.interval, -1, 1, config.interval)}
+        self.tokens = _dropdown("Go to", [], None)
+        self.image = widgets.HTML()
         self.guesses = widgets.HTML()
         self.text = widgets.HTML()
         self.figure: Figure | None = None
+        self._connect()
+        moves = _row([*self.steps.values(), self.tokens])
+        controls = _row([self.split, self.head])
+        super().__init__([controls, self.position, moves, self.image, self.guesses, self.text])
+        self._draw()
+
+    def _connect(self) -> None:
         self.split.observe(self._on_split, names="value")
+        self.tokens.observe(self._on_token, names="value")
         for control in (self.position, self.head):
             control.observe(lambda _: self._draw(), names="value")
-        controls = widgets.HBox([self.split, self.head])
-        super().__init__([controls, self.position, self.image, self.guesses, self.text])
-        self._draw()
+        for step, button in self.steps.items():
+            button.on_click(lambda _, step=step: self._go(self.position.value + step))
+
+    def _go(self, position: int) -> None:
+        self.position.value = min(max(position, 0), self.position.max)
+
+    def _on_token(self, change: Any) -> None:
+        if change["new"] != HEADING:  # which each drawing goes back to
+            self._go(change["new"])
 
     def _on_split(self, change: Any) -> None:
         last = len(self._trained.caches[change["new"]]) - 1
@@ -228,9 +214,10 @@ class WindowExplorer(widgets.VBox):
         head = self.head.value
         weights = window.weights[head - 1] if head else window.weights.mean(dim=0)
         self.figure = pictures.window_attention(window, weights)
-        show_in(self.image, self.figure)
-        self.guesses.value = markup.guesses_line(window)
-        self.text.value = markup.attended_text(window, weights.tolist())
+        self.image.value = markup.figure_html(self.figure, markup.png(self.figure))
+        self.guesses.value = markup.themed(markup.guesses_line(window))
+        self.text.value = markup.themed(markup.attended_text(window, weights.tolist()))
+        self.tokens.options = _token_options(window, weights.tolist())
 
 
 def explore_window(run: Run | Trained, position: int, split: str = "val") -> WindowExplorer:
@@ -249,10 +236,47 @@ def explore_window(run: Run | Trained, position: int, split: str = "val") -> Win
     return WindowExplorer(open_run(run) if isinstance(run, Run) else run, position, split)
 
 
-def _checkbox(label: str, value: bool = True) -> widgets.Checkbox:
-    return widgets.Checkbox(
-        value=value, description=label, indent=False, layout=widgets.Layout(width="150px")
+def _token_options(window: Window, weights: Sequence[float]) -> list[tuple[str, int]]:
+    """Choices of a dropdown: a heading, then the tokens attended and those of the last interval."""
+    share = {int(at): weight for at, weight in zip(window.slots, weights, strict=True) if at >= 0}
+    near = range(max(0, int(window.slots[:2].min())), window.position + 1)
+    options = [("a token of this window ...", HEADING)]
+    for at in sorted({*share, *near}, reverse=True):
+        attended = f", {share[at]:.1%} of the attention" if at in share else ""
+        options.append((f"{at:,}: {window.pieces[at - window.start]!r}{attended}", at))
+    return options
+
+
+def _slider(kind: Any, name: str, value: Any, least: int, most: int) -> Any:
+    options = {"description": name, "continuous_update": False, "style": STYLE}
+    slider = kind(value=value, min=least, max=most, layout=widgets.Layout(**WIDE), **options)
+    slider.tooltip = name  # ipywidgets 8 would say "null" under the pointer; 7.7 knows no such thing
+    return slider
+
+
+def _dropdown(name: str, options: Sequence[tuple[str, Any]], value: Any) -> widgets.Dropdown:
+    return widgets.Dropdown(options=options, value=value, description=name, style=STYLE)
+
+
+def _step_button(step: int) -> widgets.Button:
+    where = "on" if step > 0 else "back"
+    tooltip = f"{abs(step)} tokens {where}" if abs(step) > 1 else f"one token {where}"
+    return widgets.Button(
+        description=f"{step:+d}".replace("-", "−"), tooltip=tooltip, layout=widgets.Layout(width="56px")
     )
+
+
+def _checkbox(label: str, value: bool = True) -> widgets.Checkbox:
+    layout = widgets.Layout(width="auto", margin="2px 16px 2px 2px")
+    return widgets.Checkbox(value=value, description=label, indent=False, layout=layout)
+
+
+def _row(controls: Sequence[widgets.Widget]) -> widgets.HBox:
+    return widgets.HBox(controls, layout=widgets.Layout(**ROW))
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= LEGEND_LETTERS else f"{label[: LEGEND_LETTERS - 1]}…"
 
 
 def _cells(line: dict[str, Any]) -> list[str]:

@@ -3,6 +3,9 @@
 Needs selenium (`pip install -e ".[browser]"`), Chromium and its driver (Debian: chromium, chromium-driver).
 """
 
+import csv
+import io
+import json
 import os
 import shutil
 import socket
@@ -13,11 +16,23 @@ import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+SCREENS = Path(__file__).parent / "screens"  # written anew by CTXKV_KEEP_SCREENS=1
+SMALL = (96, 48)  # pixels in which screenshots are compared: fonts blur away, curves and bars stay
+TOLERANCE = 10  # of 255, in the mean over the pixels
+PREFERENCES = {
+    "profile.default_content_setting_values.automatic_downloads": 1
+}  # several, one after the other
+SETTINGS = {  # of JupyterLab: every cell is on the page, whether it is in sight or not
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false"},
+}
 OPTIONS = (
     "--headless=new",
     "--no-sandbox",
@@ -46,6 +61,10 @@ def lab(tmp_path):
         port = free.getsockname()[1]
     environment = {**os.environ, "CTXKV_PRESET": "ci", "CTXKV_RUNS": str(tmp_path / "runs")}
     environment["JUPYTER_CONFIG_DIR"] = str(tmp_path / "config")
+    for plugin, settings in SETTINGS.items():
+        path = tmp_path / "config" / "lab" / "user-settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
     command += [f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]
     with (tmp_path / "lab.log").open("w") as log:
@@ -67,6 +86,9 @@ def browser(tmp_path):
     options.binary_location = CHROMIUM
     for option in (*OPTIONS, f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(option)
+    options.add_experimental_option(
+        "prefs", PREFERENCES | {"download.default_directory": str(tmp_path / "downloads")}
+    )
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
         yield driver
@@ -97,65 +119,140 @@ def find(browser, selector, text=""):
 
 
 def run_all(browser):
-    """Run > Run All Cells, through JupyterLab's own menu."""
-    (menu,) = wait_for(lambda: find(browser, ".lm-MenuBar-item", "Run"), 60, "the menu")[:1]
-    menu.click()
-    command = "[data-command='runmenu:run-all']"
-    (item,) = wait_for(lambda: find(browser, command), 30, "Run All Cells")[:1]
-    item.click()
+    """Run > Run All Cells, through JupyterLab's own menu; again where a busy page has missed it."""
+
+    def running():
+        if any(prompt.text.strip("[]: ") for prompt in find(browser, ".jp-InputArea-prompt")):
+            return True
+        for selector, text in ((".lm-MenuBar-item", "Run"), ("[data-command='runmenu:run-all']", "")):
+            for item in find(browser, selector, text)[:1]:
+                item.click()
+                time.sleep(1)
+        return False
+
+    wait_for(running, 120, "a cell to run")
 
 
-def picture_under(browser, cell):
-    """Content of the image that a widget shows under the cell with `cell` in its source; None if none yet."""
-    script = """
-    for (const cell of document.querySelectorAll('.jp-CodeCell')) {
-        const source = cell.querySelector('.cm-content');
-        const image = cell.querySelector('.jp-OutputArea img');
-        if (source && source.textContent.includes(arguments[0]) && image && image.naturalWidth > 100) {
-            const canvas = document.createElement('canvas');
-            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-            canvas.getContext('2d').drawImage(image, 0, 0);
-            image.scrollIntoView({block: 'center'});
-            return canvas.toDataURL();
-        }
-    }"""
-    return browser.execute_script(script, cell)
+# Notes every figure that comes on the page: its words, and how many points its curves have.
+WATCH = """
+window.drawn = [];
+new MutationObserver(() => {
+    for (const image of document.querySelectorAll('.ctxkv img')) {
+        if (image.noted) continue;
+        image.noted = true;
+        drawn.push([image.alt, image.parentElement.querySelectorAll('span[title^="this run"]').length]);
+    }
+}).observe(document.body, {childList: true, subtree: true});"""
 
 
-def scroll_to(browser, fraction):
-    """JupyterLab renders only cells near the view, so the reader has to scroll."""
-    script = """
-    for (const box of document.querySelectorAll('.jp-WindowedPanel-outer'))
-        box.scrollTop = arguments[0] * box.scrollHeight;"""
-    browser.execute_script(script, fraction)
+# Chooses the fourth of the tokens offered, and returns its position.
+CHOOSE = """
+const select = [...arguments[0].querySelectorAll('select')].pop();
+select.selectedIndex = 4;
+select.dispatchEvent(new Event('change', {bubbles: true}));
+return select.options[4].text.split(':')[0].replace(',', '');"""
 
 
-def look_for(browser, cell):
-    """Scroll through the notebook until the widget of a cell is drawn."""
-    for step in range(21):
-        scroll_to(browser, step / 20)
-        time.sleep(0.3)
-        if picture := picture_under(browser, cell):
-            return picture
+def output_of(browser, cell):
+    """The output area under the cell with `cell` in its source, once there is a figure in it."""
+    for area in browser.find_elements("css selector", ".jp-CodeCell"):
+        if cell in area.get_attribute("textContent") and area.find_elements("css selector", ".ctxkv img"):
+            return area.find_element("css selector", ".jp-Cell-outputWrapper")
     return None
 
 
-def test_a_control_moves_and_the_plot_follows(lab, browser, tmp_path):
+def picture(output):
+    return output.find_element("css selector", ".ctxkv img").get_attribute("src")
+
+
+def click_and_see(browser, output, element):
+    """Click, and wait until the figure of the output is another one."""
+    before = picture(output)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", element)
+    wait_for(lambda: picture(output) != before, 60, "the plot to change")
+
+
+def too_wide(browser):
+    """Texts of the outputs that would need a horizontal scrollbar."""
+    script = """
+    return [...document.querySelectorAll('.jp-OutputArea-output, .jp-OutputArea-output *')]
+        .filter(box => ['auto', 'scroll'].includes(getComputedStyle(box).overflowX))
+        .filter(box => box.scrollWidth > box.clientWidth + 1).map(box => box.outerHTML.slice(0, 200));"""
+    return browser.execute_script(script)
+
+
+def compare_screens(name, figure):
+    """A figure as it is seen, against the kept screenshot of it."""
+    seen = Image.open(io.BytesIO(figure.screenshot_as_png)).convert("L").resize(SMALL)
+    if os.environ.get("CTXKV_KEEP_SCREENS"):
+        SCREENS.mkdir(exist_ok=True)
+        seen.save(SCREENS / f"{name}.png")
+    kept = Image.open(SCREENS / f"{name}.png")
+    distance = np.abs(np.asarray(seen, dtype=float) - np.asarray(kept, dtype=float)).mean()
+    assert distance < TOLERANCE, f"{name} looks different: {distance:.1f} of 255"
+
+
+def follow_the_training(browser, summary):
+    """Phase 1's points are on the page before Phase 2's first, and all curves at the end."""
+    wait_for(summary.exists, 400, "the run to finish")
+    curves = wait_for(lambda: output_of(browser, "explore_runs([folder])"), 120, "the curves")
+    drawn = browser.execute_script("return drawn")
+    first = next(i for i, (alt, _) in enumerate(drawn) if alt.startswith("Perplexity"))
+    assert any(alt.startswith("Convergence") and points for alt, points in drawn[:first]), drawn
+    return curves
+
+
+def look_at_the_curves(browser, curves, downloads):
+    assert curves.find_element("css selector", ".ctxkv img").get_attribute("alt")
+    log_scale = next(
+        box for box in curves.find_elements("css selector", ".widget-checkbox") if box.text == "log scale"
+    )
+    click_and_see(browser, curves, log_scale.find_element("css selector", "input"))
+    for link in curves.find_elements("css selector", "a[download]"):
+        browser.execute_script("arguments[0].click()", link)
+    table = wait_for(lambda: next(downloads.glob("*.csv"), None), 30, "the download")
+    wait_for(lambda: next(downloads.glob("*.png"), None), 30, "the picture")
+    assert "val_ppl" in next(csv.reader(table.read_text().splitlines()))
+
+
+def look_through_the_window(browser, window):
+    def position():
+        return int(window.find_element("css selector", ".widget-readout").text.replace(",", ""))
+
+    begun = position()
+    for label, moved in (("+1", 1), ("−1", 0)):
+        button = next(b for b in window.find_elements("css selector", "button") if b.text == label)
+        click_and_see(browser, window, button)
+        wait_for(lambda moved=moved: position() == begun + moved, 30, "the slider to move")
+    script = """
+    const token = arguments[0].querySelector('span[style*=outline]').getBoundingClientRect();
+    const box = arguments[0].querySelector('div[style*=column-reverse]').getBoundingClientRect();
+    return token.top >= box.top && token.bottom <= box.bottom;"""
+    assert browser.execute_script(script, window), "the position itself is out of sight"
+    time.sleep(1)  # the choices come after the picture
+    before = picture(window)
+    chosen = browser.execute_script(CHOOSE, window)
+    wait_for(lambda: picture(window) != before and position() == int(chosen), 60, "the jump")
+
+
+def test_a_notebook_as_a_reader_sees_it(lab, browser, tmp_path):
     browser.get(f"{lab}/lab/tree/03_phase2_context_kv.ipynb")
     wait_for(lambda: find(browser, ".jp-Notebook"), 90, "the notebook")
     wait_for(lambda: find(browser, ".jp-Notebook-ExecutionIndicator[data-status='idle']"), 90, "a kernel")
+    browser.execute_script(WATCH)
     run_all(browser)
-    summary = tmp_path / "runs" / "ci-exact-10" / "summary.json"
-    wait_for(summary.exists, 240, "the run to finish")
-    before = wait_for(lambda: look_for(browser, "explore_runs([folder])"), 120, "the curves")
-
-    (log_scale,) = wait_for(lambda: find(browser, ".widget-checkbox", "log scale"), 30, "the check box")
-    log_scale.find_element("css selector", "input").click()
-    after = wait_for(
-        lambda: (now := picture_under(browser, "explore_runs([folder])")) != before and now,
-        30,
-        "the plot to change",
-    )
-    assert after.startswith("data:image/png;base64,")
+    curves = follow_the_training(browser, tmp_path / "runs" / "ci-exact-10" / "summary.json")
+    look_at_the_curves(browser, curves, tmp_path / "downloads")
+    window = wait_for(lambda: output_of(browser, "explore_window(trained"), 120, "the window")
+    look_through_the_window(browser, window)
+    for width in (1400, 900):
+        browser.set_window_size(width, 1800)
+        time.sleep(1)
+        assert too_wide(browser) == []
+    browser.set_window_size(1400, 1800)
+    for theme, light in (("light", "true"), ("dark", "false")):
+        browser.execute_script("document.body.dataset.jpThemeLight = arguments[0]", light)
+        for name, output in (("curves", curves), ("window", window)):
+            compare_screens(f"{name}-{theme}", output.find_element("css selector", ".ctxkv img"))
     browser.save_screenshot(str(tmp_path / "after.png"))
     assert not find(browser, ".jp-OutputArea-output", "Traceback")

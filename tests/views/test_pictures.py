@@ -8,12 +8,14 @@ from matplotlib.colors import to_hex
 from ctxkv_lib.model.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.views import explore, pictures
+from ctxkv_lib.views.diagram import QUIET
 
 
 def test_token_lengths_count_every_conversation():
-    (ax,) = pictures.token_lengths(torch.tensor([10, 20, 20, 400])).axes
+    figure = pictures.token_lengths(torch.tensor([10, 20, 20, 400]))
+    (ax,) = figure.axes
     assert sum(bar.get_height() for bar in ax.patches) == 4
-    assert {text.get_text() for text in ax.get_legend().get_texts()} >= {
+    assert {text.get_text() for text in figure.legends[0].get_texts()} >= {
         "median: 20 tokens",
         "mean: 112 tokens",
     }
@@ -60,15 +62,15 @@ def test_settings_are_compared_with_the_base():
     (ax,) = pictures.settings_summary(results, "base").axes
     notes = [text.get_text() for text in ax.texts]
     assert notes == ["105.0", "84.0  (-20.0%)", "126.0  (+20.0%)"]
-    assert to_hex(line(ax, "better").get_color()) != to_hex(line(ax, "worse").get_color())
+    assert to_hex(line(ax, "better").get_color()) == to_hex(line(ax, "worse").get_color()) == QUIET
     assert list(line(ax, "base: spread").get_xdata()) == [100, 110]
 
 
 def test_cache_sizes_and_passes_show_their_numbers():
-    (ax,) = pictures.cache_sizes({"here": {"total": 2.0}, "published": {"total": 8.0}}).axes
+    (ax,) = pictures.cache_sizes({"here": {"total": 2.0}, "seed": {"total": 8.0}}).axes
     assert [bar.get_width() for bar in ax.patches] == [2.0, 8.0]
     (ax,) = pictures.pass_curve([0.5, 0.2, 0.1, 0.01]).axes
-    assert line(ax, "published passes").get_xydata().tolist() == [[3, 0.1]]
+    assert line(ax, "published passes (3): 0.1").get_xydata().tolist() == [[3, 0.1]]
 
 
 def test_every_axis_of_every_figure_has_a_name(trained):

@@ -1,0 +1,52 @@
+"""Names for runs, made from what differs between them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import ExperimentConfig
+from .run_folder import Run
+
+MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
+
+
+def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
+    """Of each experiment the settings, `{"data.samples": 500}`, that are not the same in all of them."""
+    flat = [_flat(config) for config in configs]
+    keys = [key for key in flat[0] if any(settings[key] != flat[0][key] for settings in flat)]
+    return [{key: settings[key] for key in keys} for settings in flat]
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """A name for each run, no two alike: the settings that differ, or the folder where these do not tell."""
+    differing = differing_settings([run.config for run in runs])
+    if len(runs) == 1:
+        differing = [{"data.samples": runs[0].config.data.samples}]
+    named = [", ".join(_words(key, value) for key, value in settings.items()) for settings in differing]
+    if len(differing[0]) <= MOST_NAMED and len(set(named)) == len(runs):
+        return named
+    folders = [run.path.name for run in runs]
+    return folders if len(set(folders)) == len(runs) else [str(run.path) for run in runs]
+
+
+def run_folders(places: Path | str | Sequence[Path | str]) -> list[Path]:
+    """The folders of runs that `places` name: run folders, or folders with finished runs in them."""
+    folders: dict[Path, None] = {}
+    for place in [places] if isinstance(places, Path | str) else places:
+        inside = sorted(summary.parent for summary in Path(place).glob("*/summary.json"))
+        own = not inside or (Path(place) / "summary.json").is_file()
+        folders |= dict.fromkeys([Path(place)] if own else inside)
+    return list(folders)
+
+
+def _flat(config: ExperimentConfig) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.to_dict().items():
+        inner = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else None
+        flat |= {name: value} if inner is None else inner
+    return flat
+
+
+def _words(key: str, value: Any) -> str:
+    name = key.rpartition(".")[2]
+    return f"{value:,} {name}" if key == "data.samples" else f"{name} {value}"
