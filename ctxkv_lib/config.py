@@ -215,6 +215,7 @@ def build_config(
     return ExperimentConfig(preset=preset, recipe=recipe).replace({**layers, **(settings or {})})
 
 
+@values_of_user()
 def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of `ExperimentConfig.to_dict`.
 

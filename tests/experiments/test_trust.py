@@ -7,7 +7,6 @@ import shlex
 import shutil
 
 import pytest
-import torch
 from conftest import write_conversations
 from disturbed_runs import (
     Laboratory,
@@ -30,6 +29,7 @@ from ctxkv_lib.experiments import contexts, stages
 from ctxkv_lib.files import read_sealed_json, write_sealed_json
 from ctxkv_lib.locks import only_process
 from ctxkv_lib.runs.ownership import own_records
+from ctxkv_lib.runs.provenance import PRECISIONS
 
 STAGES = "checkpoint/stages.json"
 
@@ -56,8 +56,9 @@ def begun(laboratory):
     return out
 
 
-@pytest.mark.parametrize("name", ["config.json", "checkpoint/context_block.safetensors", "model"])
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    ("name", "before"), [("config.json", 1), ("checkpoint/context_block.safetensors", 0), ("model", 1)]
+)
 def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tmp_path, name, before):
     killed = laboratory.run_with(tmp_path / "run", laboratory.after(name) - before, die)
     assert killed.code == -9
@@ -74,27 +75,29 @@ def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, copy):
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "ends"),
+    ("name", "damage", "said"),
     [
-        ("caches/train_emb.safetensors", flip, "repaired"),
-        ("caches/val_ctx.safetensors", delete, "repaired"),
-        ("checkpoint/context_block.safetensors", cut, "repaired"),
-        ("checkpoint/attention.safetensors", swap, "repaired"),
-        ("model/model.safetensors", cut, "repaired"),
-        (STAGES, cut, "repaired"),
-        (STAGES, age, "repaired"),
-        ("config.json", age, "harmless"),
-        ("config.json", cut, "harmless"),
-        ("summary.json", cut, "harmless"),
-        ("metrics.jsonl", cut, "harmless"),
+        ("caches/train_emb.safetensors", flip, "train_emb.safetensors is damaged: caches is made again"),
+        ("caches/val_ctx.safetensors", delete, "val_ctx.safetensors is missing: caches is made again"),
+        ("checkpoint/context_block.safetensors", cut, "context_block.safetensors is damaged: phase1 is made"),
+        ("checkpoint/attention.safetensors", swap, "attention.safetensors is damaged: phase2 is made again"),
+        (STAGES, cut, "stages.json cannot be used: it is not JSON; every stage is made again"),
+        (STAGES, age, "no records of its stages, or an earlier version's: they are made again"),
+        ("config.json", cut, ""),
+        ("summary.json", cut, ""),
+        ("metrics.jsonl", cut, ""),
     ],
 )
-def test_damage_is_repaired_with_the_same_numbers(laboratory, copy, begun, name, damage, ends):
-    damage(copy / name, random.Random(1), begun / "checkpoint/context_block.safetensors")
-    assert laboratory.check_damaged(copy) == ends
+def test_damage_is_repaired_with_the_same_numbers(laboratory, copy, name, damage, said):
+    damage(copy / name, random.Random(1), copy / "checkpoint/context_block.safetensors")
+    read = in_child(lambda: main(["report", str(copy)]))
+    assert read == laboratory.report or read.is_a_sentence
+    assert said in laboratory.check_run(copy).text
 
 
-@pytest.mark.parametrize("name", ["caches/train_ctx.safetensors", "checkpoint/phase2.safetensors", STAGES])
+@pytest.mark.parametrize(
+    "name", ["caches/train_ctx.safetensors", "checkpoint/phase2.previous.safetensors", STAGES]
+)
 def test_damage_of_an_unfinished_run_is_repaired(laboratory, begun, tmp_path, name):
     out = shutil.copytree(begun, tmp_path / "run")
     os.truncate(out / name, 50)
@@ -175,12 +178,14 @@ def test_settings_of_another_version_are_refused_in_a_sentence(laboratory, copy)
 
 def test_other_hardware_decides_the_precision_anew_and_says_so(laboratory, begun, tmp_path, monkeypatch):
     out = shutil.copytree(begun, tmp_path / "run")
-    monkeypatch.setattr(contexts, "choose_precision", lambda name, device: torch.bfloat16)
-    done = laboratory.run(out)
+    here = laboratory.expected["summary"]["provenance"]["precision"]
+    other = next(name for name in PRECISIONS if name != here)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(contexts, "choose_precision", lambda name, device: PRECISIONS[other])
+        done = laboratory.run(out)
     assert done.code == 0
-    assert "runtime.precision=auto was fp32 on cpu" in done.text
-    assert "Phase 2 goes on in bf16" in done.text
+    assert f"runtime.precision=auto was {here} on cpu" in done.text
+    assert f"Phase 2 goes on in {other}" in done.text
     made = json.loads((out / "summary.json").read_text())["provenance"]
-    assert (made["precision"], made["begun_with"]["precision"]) == ("bf16", "fp32")
-    monkeypatch.undo()
-    assert "made again" not in laboratory.run(out).text  # finished: nothing is left to decide
+    assert (made["precision"], made["begun_with"]["precision"]) == (other, here)
+    assert "again" not in laboratory.run(out).text  # finished: there is nothing left to decide
