@@ -223,12 +223,15 @@ def build_config(
     return ExperimentConfig(preset=preset, recipe=recipe).replace({**layers, **(settings or {})})
 
 
+@values_of_user()
 def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of `ExperimentConfig.to_dict`.
 
     Raises:
         UserError: a key that this version does not know, or a value that is not allowed.
     """
+    for name in values:
+        one_of("setting", name, ("preset", "recipe", *CONCERNS))
     base = ExperimentConfig(preset=values["preset"], recipe=_current_name("recipe", values["recipe"]))
     return base.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
 

@@ -78,6 +78,17 @@ def _flush_names(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def rust_writes(path: Path) -> Iterator[None]:
+    """Inside, safetensors or tokenizers writes: a full disk is an OSError, not an error of their own."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises nothing narrower
+        if "(os error " not in str(error):  # how Rust ends every message of the system's
+            raise
+        raise OSError(f"{path} could not be written: {error}") from error
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left in `folder` and below; only while no other process writes there."""
     for part in [*folder.rglob(".*.part"), *folder.rglob(".*.scratch")]:
@@ -155,15 +166,12 @@ def state(file: Path, expected: str) -> str:
 
 def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Write named tensors, and strings beside them, as one safetensors file with a checksum inside."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside:
-        try:
+        with rust_writes(path):
             save_file(contiguous, beside, metadata={**(metadata or {}), CHECKSUM: UNSEALED})
-        except SafetensorError as error:  # how it reports a full disk, too
-            raise OSError(f"{path} could not be written: {error}") from error
         _seal(beside)
 
 

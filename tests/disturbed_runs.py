@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -51,12 +52,12 @@ def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome
         if pid == 0:
             code = 70
             try:
-                os.dup2(printed.fileno(), 1)
-                os.dup2(printed.fileno(), 2)
+                sys.stdout = sys.stderr = printed
                 code = act()
             except BaseException:
-                os.write(2, traceback.format_exc().encode())
+                traceback.print_exc()
             finally:
+                printed.flush()
                 os._exit(code)
         if kill_after is not None:
             time.sleep(kill_after)
@@ -128,7 +129,8 @@ class Laboratory:
         self.expected = facts(self.reference)
         self.report = in_child(lambda: main(["report", str(self.reference)]))
         self.text = in_child(lambda: generate(self.reference))
-        assert self.report.code == self.text.code == 0
+        assert (self.report.code, self.text.code) == (0, 0)
+        assert "Best epoch" in self.report.text
 
     def run(self, out: Path, **options: float) -> Outcome:
         return in_child(lambda: main([*self.arguments, "--out", str(out)]), **options)
@@ -166,7 +168,7 @@ class Laboratory:
         assert done.code == 0, done.text
         return renamed.read_text().splitlines()
 
-    def check_run(self, out: Path) -> None:
+    def check_run(self, out: Path) -> Outcome:
         """Run it (again): it ends, with the numbers and files of the undisturbed run, all intact."""
         done = self.run(out)
         assert done.code == 0, done.text
@@ -174,6 +176,7 @@ class Laboratory:
         assert facts(out) == self.expected
         verified = in_child(lambda: main(["verify", str(out)]))
         assert verified.code == 0, verified.text
+        return done
 
     def check_damaged(self, out: Path) -> str:
         """What reads or continues a folder is right, or says in a sentence why not; how `run` ended."""

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..config import ExperimentConfig
 from ..errors import memory_advice
-from ..files import read_tensors, replacing, write_tensors
+from ..files import read_tensors, replacing, rust_writes, write_tensors
 from ..memory import begin_peaks, snapshot
 from ..model.modeling import ContextKVForCausalLM
 from ..progress import Listener, say, transformers_bars_hidden
@@ -139,7 +139,7 @@ def _model(work: Work, phase2: Record) -> None:
     if folder.finished("model", key):
         return
     work.model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
-    with replacing(folder.model) as beside, transformers_bars_hidden():
+    with replacing(folder.model) as beside, rust_writes(folder.model), transformers_bars_hidden():
         work.model.save_pretrained(beside)
         work.tokenizer.save_pretrained(beside)
     folder.finish("model", key, [folder.model])

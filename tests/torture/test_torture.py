@@ -65,9 +65,10 @@ def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
 
 def test_damaged_tables_of_the_shared_cache_are_made_again(laboratory, tmp_path):
     draw = random.Random(3)
-    (table,) = tables()
     for number, damage in enumerate(4 * DAMAGES):
-        damage(table, draw, table)
+        kept = tables()
+        for table, other in zip(kept, [*kept[1:], *kept[:1]], strict=True):
+            damage(table, draw, other)
         laboratory.check_run(tmp_path / str(number))
 
 

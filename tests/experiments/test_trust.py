@@ -1,0 +1,191 @@
+"""A small share of `make torture`, and what is said about what was lost."""
+
+import json
+import os
+import random
+import shlex
+import shutil
+
+import pytest
+from conftest import write_conversations
+from disturbed_runs import (
+    Laboratory,
+    age,
+    cut,
+    delete,
+    die,
+    facts,
+    flip,
+    generate,
+    in_child,
+    make_quick,
+    swap,
+)
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.config import config_from_dict
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import contexts, stages
+from ctxkv_lib.files import read_sealed_json, write_sealed_json
+from ctxkv_lib.locks import only_process
+from ctxkv_lib.runs.ownership import own_records
+from ctxkv_lib.runs.provenance import PRECISIONS
+
+STAGES = "checkpoint/stages.json"
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch)
+        yield Laboratory(tmp_path_factory.mktemp("laboratory"))
+
+
+@pytest.fixture
+def copy(laboratory, tmp_path):
+    """A finished run, to be damaged."""
+    return shutil.copytree(laboratory.reference, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def begun(laboratory):
+    """A run that was killed in Phase 2, its second state half written."""
+    out = laboratory.root / "begun"
+    laboratory.run_with(out, laboratory.after("checkpoint/phase2.safetensors") + 3, die)
+    assert [path.name for path in out.rglob("*.part")]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "before"), [("config.json", 1), ("checkpoint/context_block.safetensors", 0), ("model", 1)]
+)
+def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tmp_path, name, before):
+    killed = laboratory.run_with(tmp_path / "run", laboratory.after(name) - before, die)
+    assert killed.code == -9
+    laboratory.check_run(tmp_path / "run")
+
+
+def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, copy):
+    """Made from one text, overwritten from another but not recorded, then the first text again."""
+    write_conversations(laboratory.data, 16, seed=1)
+    killed = laboratory.run_with(copy, laboratory.after("caches/val_emb.safetensors"), die)
+    write_conversations(laboratory.data, 16)
+    assert killed.code == -9
+    laboratory.check_run(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("caches/train_emb.safetensors", flip, "train_emb.safetensors is damaged: caches is made again"),
+        ("caches/val_ctx.safetensors", delete, "val_ctx.safetensors is missing: caches is made again"),
+        ("checkpoint/context_block.safetensors", cut, "context_block.safetensors is damaged: phase1 is made"),
+        ("checkpoint/attention.safetensors", swap, "attention.safetensors is damaged: phase2 is made again"),
+        (STAGES, cut, "stages.json cannot be used: it is not JSON; every stage is made again"),
+        (STAGES, age, "no records of its stages, or an earlier version's: they are made again"),
+        ("config.json", cut, ""),
+        ("summary.json", cut, ""),
+        ("metrics.jsonl", cut, ""),
+    ],
+)
+def test_damage_is_repaired_with_the_same_numbers(laboratory, copy, name, damage, said):
+    damage(copy / name, random.Random(1), copy / "checkpoint/context_block.safetensors")
+    read = in_child(lambda: main(["report", str(copy)]))
+    assert read == laboratory.report or read.is_a_sentence
+    assert said in laboratory.check_run(copy).text
+
+
+@pytest.mark.parametrize(
+    "name", ["caches/train_ctx.safetensors", "checkpoint/phase2.previous.safetensors", STAGES]
+)
+def test_damage_of_an_unfinished_run_is_repaired(laboratory, begun, tmp_path, name):
+    out = shutil.copytree(begun, tmp_path / "run")
+    os.truncate(out / name, 50)
+    laboratory.check_run(out)
+
+
+def test_a_lost_model_is_put_together_again_without_training(laboratory, copy, monkeypatch):
+    shutil.rmtree(copy / "model")
+    monkeypatch.setattr(stages, "train_attention", None)
+    monkeypatch.setattr(contexts, "_train", None)
+    laboratory.check_run(copy)
+
+
+def test_a_second_process_is_refused(laboratory, copy):
+    with only_process(copy):
+        told = laboratory.run(copy)
+    assert told.is_a_sentence
+    assert f"in use by process {os.getpid()}" in told.text
+
+
+def test_what_systems_and_killed_first_writes_leave_is_no_run(laboratory, tmp_path):
+    for name in (".config.json.77.part", ".DS_Store", "desktop.ini", "Thumbs.db"):
+        (tmp_path / name).write_text("")
+    assert laboratory.run(tmp_path).code == 0
+    assert not (tmp_path / ".config.json.77.part").exists()
+
+
+def test_generate_names_a_cure_that_works(laboratory, copy):
+    (copy / "model" / "model.safetensors").write_bytes(b"")
+    told = in_child(lambda: generate(copy))
+    assert told.is_a_sentence
+    assert "model.safetensors is damaged; make it again with `ctxkv run" in told.text
+    words = shlex.split(told.text.split("`")[1])
+    assert main(words[1:]) == 0
+    assert facts(copy) == laboratory.expected
+    assert generate(copy) == 0
+
+
+def test_verify_tells_intact_damaged_unfinished_and_no_run(laboratory, copy, begun, tmp_path, capsys):
+    assert main(["verify", str(copy)]) == 0
+    assert "All is intact." in capsys.readouterr().out
+    assert main(["verify", str(begun)]) == 0
+    assert "Not finished: phase2, model, results" in capsys.readouterr().out
+    (copy / "caches" / "val_ctx.safetensors").unlink()
+    (copy / "report.md").write_text("edited")
+    assert main(["verify", str(copy)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.endswith(("missing", "damaged"))] == [
+        "caches/val_ctx.safetensors",
+        "report.md",
+    ]
+    assert lines[-1].startswith("Make again what is not intact with `ctxkv run --preset ci")
+    assert main(["verify", str(tmp_path)]) == 2
+
+
+def test_a_setting_that_an_older_folder_lacks_has_its_default(laboratory, copy):
+    records = read_sealed_json(copy / STAGES)
+    del records["config"]["model"]["anchor"]
+    write_sealed_json(copy / STAGES, records)
+    config = config_from_dict(json.loads((copy / "config.json").read_text()))
+    assert set(own_records(copy, config).stages) == {"phase1", "caches", "phase2", "model", "results"}
+
+
+def test_settings_of_another_version_are_refused_in_a_sentence(laboratory, copy):
+    config = json.loads((copy / "config.json").read_text())
+    for name, value in {"phase2": {"momentum": 1}, "probes": {"horizon": 3}}.items():
+        records = read_sealed_json(copy / STAGES)
+        records["config"][name] = value
+        write_sealed_json(copy / STAGES, records)
+        with pytest.raises(UserError, match=r"another version of ctxkv_lib \(setting is .*use that version"):
+            own_records(copy, config_from_dict(config))
+        if name in config:
+            records["config"][name] = config[name]
+        else:
+            del records["config"][name]
+        write_sealed_json(copy / STAGES, records)
+
+
+def test_other_hardware_decides_the_precision_anew_and_says_so(laboratory, begun, tmp_path, monkeypatch):
+    out = shutil.copytree(begun, tmp_path / "run")
+    here = laboratory.expected["summary"]["provenance"]["precision"]
+    other = next(name for name in PRECISIONS if name != here)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(contexts, "choose_precision", lambda name, device: PRECISIONS[other])
+        done = laboratory.run(out)
+    assert done.code == 0
+    assert f"runtime.precision=auto was {here} on cpu" in done.text
+    assert f"Phase 2 goes on in {other}" in done.text
+    made = json.loads((out / "summary.json").read_text())["provenance"]
+    assert (made["precision"], made["begun_with"]["precision"]) == (other, here)
+    assert "again" not in laboratory.run(out).text  # finished: there is nothing left to decide
