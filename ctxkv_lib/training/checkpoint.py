@@ -18,8 +18,8 @@ from ..files import read_tensors, tensor_metadata, write_tensors
 from ..progress import say
 
 # A stop repeats at most so much work and one step (in Phase 1, an iteration). Writing may take a tenth of the
-# time: at the published size (605 MiB in Phase 1, 100 MiB in Phase 2) a disk of 110 MiB/s still keeps it under
-# a minute; a slower one is written to less often.
+# time: at the published size (605 MiB in Phase 1, 100 MiB in Phase 2) a disk of 110 MiB/s keeps it under a
+# minute; a slower one is written to less often.
 EVERY_SECONDS = 30
 WRITING_SHARE = 1 / 10
 

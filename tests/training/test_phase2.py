@@ -24,8 +24,8 @@ TRAIN, VAL = stream(500), stream(120)
 CONFIG = Phase2Config(max_epochs=4, batch_size=64, patience=4)
 
 
-def train(checkpoint, config=CONFIG, listener=lambda metric: None, key="k"):
-    model = tiny_model()
+def train(checkpoint, config=CONFIG, listener=lambda metric: None, key="k", model=None):
+    model = model or tiny_model()
     result = train_attention(model, TRAIN, VAL, config, 1, checkpoint, key, listener)
     return model, [{k: v for k, v in m.items() if k not in ("seconds", "memory")} for m in result.epochs]
 
@@ -122,6 +122,10 @@ def test_a_batch_of_one_row_that_does_not_fit_is_an_error(tmp_path, monkeypatch)
 
 def test_same_seed_same_numbers(tmp_path):
     assert train(tmp_path / "a")[1] == train(tmp_path / "b")[1]
+
+
+def test_dropout_is_on_however_the_model_is_handed_over(tmp_path):
+    assert train(tmp_path / "a", model=tiny_model().eval())[1] == train(tmp_path / "b")[1]
 
 
 def test_a_checkpoint_of_something_else_is_not_taken_up(tmp_path):
