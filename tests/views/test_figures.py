@@ -160,7 +160,11 @@ def test_text_of_a_drawing_stays_on_the_page_and_touches_no_other(figure):
 def test_every_room_is_drawn_on_its_floor():
     floors = [name.removesuffix("/").removesuffix(".py") for name in ROOMS]
     above = FLOORS.index("config") + 1
-    assert floors == ["front door", *FLOORS[1:above], "ground"]  # without __main__; the ground has several files
+    assert floors == [
+        "front door",
+        *FLOORS[1:above],
+        "ground",
+    ]  # without __main__; the ground has several files
     assert {*ROOMS, ", ".join(" ".join(FLOORS[above:-1]).split()), f"{FLOORS[-1]}/"} <= set(texts(rooms()))
 
 
