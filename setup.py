@@ -35,7 +35,7 @@ setup(
         "tokenizers>=0.22",
         "tqdm>=4.66.3",
         "filelock>=3.12",
-        "xxhash>=3.0",
+        "xxhash>=3.5",
     ],
     extras_require={
         "offline": OFFLINE,
