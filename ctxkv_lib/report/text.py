@@ -164,8 +164,8 @@ TEXT: dict[str, tuple[str, str]] = {
     # comparison
     "comparison": ("## Comparison: {runs}", "## 比較: {runs}"),
     "versus": (" vs ", " vs "),
-    "improvement": ("improvement", "改善"),
-    "published_improvement": ("published improvement", "公表値の改善"),
+    "improvement": ("change", "変化"),
+    "published_improvement": ("published change", "公表値の変化"),
     "val_ppl": ("Val PPL", "Val PPL"),
     "val_acc": ("Val Acc", "Val Acc"),
     "train_ppl": ("Train PPL", "Train PPL"),

@@ -83,7 +83,7 @@ def ppl_curves(
         for ax in axes:
             ax.axvline(epoch, color=QUIET, ls=":", lw=1.6, zorder=0, label=f"epoch {epoch}")
     names = [
-        Line2D([], [], color=colour, lw=2.2, label=f"{plain(label)}\n{_best(phase2, curves)}")
+        Line2D([], [], color=colour, lw=2.2, label=plain(label) + _best(phase2, curves))
         for colour, label, phase2 in zip(palette, labels, runs, strict=True)
     ]
     drawn = [str(line.get_label()) for ax in axes for line in ax.get_lines()]
@@ -196,10 +196,10 @@ def _shown_epochs(phase2: Mapping[str, Any], epochs: tuple[int, int] | None) -> 
 
 
 def _best(phase2: Mapping[str, Any], curves: Sequence[str]) -> str:
-    """The best epoch's values in words, as far as their curves are drawn."""
+    """The best epoch's values as a line of text, as far as their curves are drawn."""
     values = {"validation": f"PPL {phase2['val_ppl']:,.1f}", "accuracy": f"{phase2['val_acc']:.1%} right"}
     drawn = [text for curve, text in values.items() if curve in curves]
-    return f"epoch {phase2['best_epoch']}: {', '.join(drawn)}"
+    return f"\nepoch {phase2['best_epoch']}: {', '.join(drawn)}" if drawn else ""
 
 
 def _epoch_axis(ax: Axes, title: str, unit: str) -> None:
@@ -241,23 +241,16 @@ def _mark_epochs(
 
 def _ppl_key(curves: Sequence[str], stopped: bool) -> list[Line2D]:
     grey: dict[str, Any] = {"color": QUIET}
-    ring = Line2D(
-        [],
-        [],
-        **grey,
-        ls="none",
-        marker="o",
-        ms=9,
-        mfc=PAPER,
-        mew=2,
-        label="best epoch: lowest\nvalidation PPL",
-    )
+    ring: dict[str, Any] = {**grey, "ls": "none", "marker": "o", "ms": 9, "mfc": PAPER, "mew": 2}
+    validated = [
+        Line2D([], [], **grey, lw=2.2, label="validation"),
+        Line2D([], [], **ring, label="best epoch: lowest\nvalidation PPL"),
+    ]
     cross = Line2D([], [], **grey, ls="none", marker="X", ms=9, mec=PAPER, label="early stop")
     return [
         Line2D([], [], ls="none", label=" "),  # a gap between the runs and the key
-        *([Line2D([], [], **grey, lw=2.2, label="validation")] if {*curves} - {"train"} else []),
         *([Line2D([], [], **grey, lw=1.4, ls="--", label="train")] if "train" in curves else []),
-        ring,
+        *(validated if {*curves} - {"train"} else []),
         *([cross] if stopped else []),
     ]
 

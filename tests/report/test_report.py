@@ -263,7 +263,7 @@ def test_comparison_table_is_aligned(tmp_path):
     summaries = [run.summary for run in runs(tmp_path, 100, 500)]
     lines = comparison_table(summaries).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == ["100", "samples", "500", "samples", "improvement"]
+    assert lines[0].split() == ["100", "samples", "500", "samples", "change"]
     assert re.split(r" {2,}", lines[1]) == ["Val PPL", "366.4", "179.2", "51.1% lower"]
     assert [line.split("  ")[0] for line in lines[1:]] == [
         "Val PPL",
@@ -276,7 +276,7 @@ def test_comparison_table_is_aligned(tmp_path):
 
 def test_comparison_table_of_one_run_has_no_improvement(tmp_path):
     (run,) = runs(tmp_path, 500)
-    assert "improvement" not in comparison_table([run.summary])
+    assert "change" not in comparison_table([run.summary])
 
 
 @pytest.mark.parametrize("missing", ["summary.json", "config.json", "metrics.jsonl"])
