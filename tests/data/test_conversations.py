@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxkv_lib.config import DataConfig
-from ctxkv_lib.data import conversations
+from ctxkv_lib.data import chitchat as chitchat_source
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.hub import ULTRACHAT_SHARD
 from ctxkv_lib.errors import UserError
@@ -315,8 +315,8 @@ ENGLISH = ["what did you do today?", "i went to the shop with my mom", "that is 
 
 
 def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
-    monkeypatch.setattr(conversations, "CHITCHAT_VALIDATION", range(0))
-    monkeypatch.setattr(conversations, "CHITCHAT_CORPUS", range(0))
+    monkeypatch.setattr(chitchat_source, "CHITCHAT_VALIDATION", range(0))
+    monkeypatch.setattr(chitchat_source, "CHITCHAT_CORPUS", range(0))
     chitchat(
         {
             "good": _chat(["what did you", " do today? "], *ENGLISH[1:]),
