@@ -5,13 +5,15 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import PRESETS, RECIPES, ExperimentConfig, build_config, parse_settings
+from .config import PRESETS, RECIPES, ExperimentConfig, compared_samples, parse_settings
+from .data.formats import FILES
 from .errors import UserError
+from .progress import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", _evaluate, "perplexity and accuracy of a run on other text")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    evaluate.add_argument("--data", type=Path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz file")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="FILE", help=FILES)
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
     bench = _command(
@@ -113,12 +115,22 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="colab", metavar="P", help=f"{presets} (default: colab)")
     parser.add_argument("--recipe", metavar="R", help=f"{' or '.join(RECIPES)} (default: the preset's own)")
     parser.add_argument(
+        "--data", metavar="FILE", help=f"your own conversations: {FILES}; sizes that are not given fit it"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="K=V", help="any setting, e.g. phase2.batch_size=256"
     )
 
 
-def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfig:
-    return build_config(options.preset, options.recipe, samples, parse_settings(options.set))
+def _config(
+    options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
+) -> ExperimentConfig:
+    """The experiment that is asked for; `tell` gets a line on how a file of one's own is split."""
+    from .data.local_files import configure
+
+    own = {"data.path": options.data} if options.data else {}
+    settings = {**own, **parse_settings(options.set)}
+    return configure(options.preset, options.recipe, samples, settings, tell)
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -129,7 +141,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = _config(options, options.samples)
+    config = _config(options, options.samples, print)
     from .runs.run_folder import run_folder_of
 
     out = options.out or run_folder_of(config)
@@ -143,8 +155,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    counts = options.samples or PRESETS[_config(options, None).preset].samples
-    configs = [_config(options, count) for count in counts]
+    largest = _config(options, max(options.samples) if options.samples else None, print)
+    counts = options.samples or compared_samples(largest)
+    configs = [largest.replace({"data.samples": count}) for count in counts]
     from .runs.run_folder import DEFAULT_ROOT, comparison_folder
 
     out = options.out or comparison_folder(configs)
@@ -174,13 +187,13 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .data.conversations import read_jsonl
+    from .data.conversations import read_conversations
     from .files import write_json
     from .runs.inference import evaluate_texts, format_scores, load_trained
     from .runs.provenance import choose_device
     from .views.figures import ppl_by_reading, save
 
-    texts = read_jsonl(options.data).texts()
+    texts = read_conversations(options.data).texts()
     model, tokenizer = load_trained(options.run, choose_device("auto"))
     scores = evaluate_texts(model, tokenizer, texts)
     out = options.run / "evaluation" / options.data.name.partition(".")[0]

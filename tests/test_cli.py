@@ -104,7 +104,7 @@ def test_a_wrong_type_is_refused_by_the_parser():
     [
         (None, "missing.jsonl"),
         (b'{"messages": [\n', ", line 1"),
-        (b'{"text": "hi"}\n', ", line 1"),
+        (b'{"words": "hi"}\n', ", line 1"),
         (b"\xff\xfe\n", ", line 1"),
         (b'{"messages": []}\n', ", line 1 is an empty conversation"),
     ],

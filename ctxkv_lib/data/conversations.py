@@ -2,7 +2,8 @@
 
 Every source gives the same kind of rows, always in the same order. A smaller training set is the beginning of
 a larger one; `validation` and `corpus` (from which an offline token table is made) do not depend on its size.
-The three never overlap.
+The three never overlap; except that with `data.corpus=chitchat+own` the training text of a file of one's own
+helps to make its table.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from pathlib import Path
 from ..config import DataConfig
 from ..files import digest
 from .chitchat import chitchat_rows
+from .formats import read_rows
 from .hub import ULTRACHAT_SHARD
-from .local_files import jsonl_rows, read_rows
+from .local_files import file_rows
 from .rows import Messages, Row, Split
 from .ultrachat import ultrachat_rows
 
@@ -42,18 +44,18 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
     Raises:
         UserError: more rows are asked for than there are, or the source is missing, damaged or unreachable.
     """
-    source = {"ultrachat": ultrachat_rows, "jsonl": jsonl_rows, "chitchat": chitchat_rows}[data.source]
     origin = ULTRACHAT_SHARD.revision if data.source == "ultrachat" else data.source
+    source = {"ultrachat": ultrachat_rows, "file": file_rows, "chitchat": chitchat_rows}[data.source]
     return _conversations(origin, source(data, split))
 
 
-def read_jsonl(path: Path) -> Conversations:
-    """Every conversation of a .jsonl or .jsonl.gz file.
+def read_conversations(path: Path) -> Conversations:
+    """Every conversation of a file of one's own (`formats` says of which kinds).
 
     Raises:
-        UserError: the file or one of its lines cannot be read.
+        UserError: the file or one of its conversations cannot be read.
     """
-    return _conversations("jsonl", read_rows(path))
+    return _conversations("file", read_rows(path))
 
 
 def _conversations(origin: str, rows: list[Row]) -> Conversations:

@@ -1,83 +1,122 @@
-"""Conversations in a JSONL file of one's own."""
+"""A file of one's own as a source of conversations: how it is split, and sizes that fit it."""
 
-import json
-import zlib
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..config import DataConfig
+from ..config import DataConfig, ExperimentConfig, build_config
 from ..errors import UserError
-from .rows import Messages, Row, Split, first_rows
+from ..progress import say
+from .chitchat import chitchat_rows
+from .formats import read_rows
+from .rows import Row, Split
+
+VALIDATION_SHARE = 0.1
+VALIDATION_MOST = 100  # conversations; more would only cost time
+VALIDATION_WINDOWS = 2  # context windows of text that it must at least hold ...
+VALIDATION_LIMIT = 1 / 3  # ... unless that took more than this share of the conversations
+CHARACTERS_A_TOKEN = 4  # of English
 
 
-def jsonl_rows(data: DataConfig, split: Split) -> list[Row]:
-    path = Path(str(data.path))
-    lines = _jsonl_lines(path)
-    validation = range(max(0, len(lines) - data.validation_samples), len(lines))
-    corpus = range(0)
-    if split == "corpus" or data.table == "cooccurrence":
-        corpus = range(max(0, validation.start - data.corpus_samples), validation.start)
-    train = range(corpus.start if corpus else validation.start)
-    available = {"train": train, "validation": validation, "corpus": corpus}[split]
-    where = f"{path} ({len(lines)} lines, {len(validation)} for validation, {len(corpus)} for the table)"
-    rows = [lines[i] for i in first_rows(available, data, split, where)]
-    return [(f"jsonl:{number}", _parse_line(f"{path}, line {number}", raw)) for number, raw in rows]
+def file_rows(data: DataConfig, split: Split) -> list[Row]:
+    """The beginning of the file is for training, its end for validation.
 
+    A token table made from text takes the conversations before validation (`data.corpus=own`), or those of
+    chitchat-dataset and all of the file but validation. `data.samples` has no say, so that experiments of all
+    sizes share one table.
 
-def read_rows(path: Path) -> list[Row]:
-    """Every conversation of the file."""
-    return [(f"jsonl:{n}", _parse_line(f"{path}, line {n}", raw)) for n, raw in _jsonl_lines(path)]
-
-
-def _jsonl_lines(path: Path) -> list[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers from 1."""
-    import gzip
-
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            lines = [(number, raw) for number, raw in enumerate(file, start=1) if raw.strip()]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; set data.path to a .jsonl or .jsonl.gz file.") from None
-    except (OSError, EOFError, zlib.error) as error:
+    Raises:
+        UserError: the splits are larger than the file.
+    """
+    rows = read_rows(Path(str(data.path)))
+    sizes = _asked(data)
+    if sum(sizes.values()) > len(rows):
+        shown = " + ".join(f"{count:,} for {_PURPOSE[name]} (data.{name})" for name, count in sizes.items())
         raise UserError(
-            f"{path} cannot be read ({error}); give a readable .jsonl or .jsonl.gz file."
-        ) from error
-    if not lines:
-        raise UserError(f'{path} is blank; write one {{"messages": [...]}} a line.')
-    return lines
-
-
-def _parse_line(where: str, raw: bytes) -> Messages:
-    try:
-        value = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{where} is not JSON ({error}); write one {{"messages": [...]}} a line.') from None
-    if not isinstance(value, dict) or "messages" not in value:
-        raise UserError(
-            f'{where} has no "messages"; write {{"messages": [{{"role": ..., "content": ...}}]}}.'
+            f"{data.path} has {len(rows):,} conversations, but {shown} are asked for; "
+            "ask for fewer, or leave these settings out: the sizes then fit the file."
         )
-    return _checked_messages(where, value["messages"])
+    held_back = len(rows) - data.validation_samples
+    if split == "validation":
+        return rows[held_back:]
+    if split == "train":
+        return rows[: data.samples]
+    if data.corpus == "own":
+        return rows[held_back - data.corpus_samples : held_back]
+    return [*chitchat_rows(data, "corpus"), *rows[:held_back]]
 
 
-def _checked_messages(where: str, messages: Any) -> Messages:
-    valid = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("content"), str) and isinstance(m.get("role", ""), str)
-        for m in messages
-    )
-    if not valid:
+_PURPOSE = {"samples": "training", "validation_samples": "validation", "corpus_samples": "the token table"}
+
+
+def _asked(data: DataConfig) -> dict[str, int]:
+    """Conversations of the file by the setting that asks for them."""
+    names = ["samples", "validation_samples"]
+    if data.table == "cooccurrence" and data.corpus == "own":
+        names.append("corpus_samples")
+    return {name: getattr(data, name) for name in names}
+
+
+def configure(
+    preset: str,
+    recipe: str | None = None,
+    samples: int | None = None,
+    settings: dict[str, Any] | None = None,
+    tell: Callable[[str], None] = say,
+) -> ExperimentConfig:
+    """`build_config`; where the settings name a file, sizes that are not asked for fit it.
+
+    Args:
+        tell: gets a line that says how the file is split, if any size was left open.
+
+    Raises:
+        UserError: as `build_config`; the file cannot be read, or is too small.
+    """
+    asked = {**(settings or {}), **({} if samples is None else {"data.samples": samples})}
+    if asked.get("data.path") is not None:
+        asked.setdefault("data.source", "file")
+    config = build_config(preset, recipe, None, asked)
+    if config.data.source != "file":
+        return config
+    rows = read_rows(Path(str(config.data.path)))
+    sizes = {name: value for name, value in _fitting(rows, config, asked).items() if name not in asked}
+    config = config.replace(sizes)
+    if sizes:
+        tell(_split_in_words(rows, config.data))
+    return config
+
+
+def _fitting(rows: list[Row], config: ExperimentConfig, asked: dict[str, Any]) -> dict[str, Any]:
+    """Sizes for a file: a tenth for validation, all else for training, no text lost to the token table."""
+    if len(rows) < 2:
         raise UserError(
-            f'{where}: "messages" must be a list of {{"role": text, "content": text}}; correct the line.'
+            f"{config.data.path} has {len(rows)} conversation; 2 are the least, for training and validation."
         )
-    if not any(m["content"].strip() for m in messages):
-        raise UserError(
-            f"{where} is an empty conversation; give it at least one message with text, or delete it."
-        )
-    if any("\ud800" <= c <= "\udfff" for m in messages for c in m["content"]):
-        raise UserError(
-            f"{where} holds half of a surrogate pair, which no text can; write the whole character."
-        )
-    return [{"role": m.get("role", ""), "content": m["content"]} for m in messages]
+    fitting: dict[str, Any] = {"data.validation_samples": _validation_size(rows, config.model.context_window)}
+    if config.data.table == "cooccurrence" and "data.corpus_samples" not in asked:
+        fitting["data.corpus"] = "chitchat+own"
+    others = _asked(config.replace({**fitting, **asked}).data)
+    del others["samples"]
+    return {**fitting, "data.samples": max(1, len(rows) - sum(others.values()))}
+
+
+def _validation_size(rows: list[Row], context_window: int) -> int:
+    """Conversations at the end of the file that make a validation text."""
+    share = min(VALIDATION_MOST, math.ceil(VALIDATION_SHARE * len(rows)))
+    enough = VALIDATION_WINDOWS * context_window * CHARACTERS_A_TOKEN
+    most = max(1, int(VALIDATION_LIMIT * len(rows)))
+    characters = 0
+    for count, (_, messages) in enumerate(reversed(rows), start=1):
+        characters += sum(len(message["content"]) for message in messages)
+        if count >= most or (count >= share and characters >= enough):
+            return count
+    return most
+
+
+def _split_in_words(rows: list[Row], data: DataConfig) -> str:
+    sizes = ", ".join(f"{count:,} for {_PURPOSE[name]}" for name, count in _asked(data).items())
+    made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
+    if data.table == "cooccurrence" and data.corpus != "own":
+        made = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but validation"
+    return f"{data.path}: {len(rows):,} conversations, {sizes}; the token table is {made}."

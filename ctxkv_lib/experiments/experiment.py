@@ -32,8 +32,8 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     folder = RunFolder(out or run_folder_of(config))
-    folder.claim(config)
-    contexts, attention = run_stages(config, folder, listener)
+    with folder.claimed(config):
+        contexts, attention = run_stages(config, folder, listener)
     write_json(folder.summary, summarize(config, contexts, attention))
     finished = load_run(folder.path)
     write_text(folder.model / "README.md", model_card(finished))
@@ -46,8 +46,8 @@ def prepare(
 ) -> Prepared:
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
     folder = RunFolder(out or run_folder_of(config))
-    folder.claim(config)
-    return prepare_stages(config, folder, listener)
+    with folder.claimed(config):
+        return prepare_stages(config, folder, listener)
 
 
 def compare(

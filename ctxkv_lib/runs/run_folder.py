@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,18 @@ class RunFolder:
         elif self.path.exists() and set(self.path.iterdir()) - {self.config}:
             raise UserError(f"{self.path} is not empty and holds no run; name another folder with --out.")
         write_json(self.config, config.to_dict())
+
+    @contextmanager
+    def claimed(self, config: ExperimentConfig) -> Iterator[None]:
+        """`claim` for the time of a block; one that fails before anything is made leaves no folder behind."""
+        self.claim(config)
+        try:
+            yield
+        except BaseException:
+            if set(self.path.iterdir()) == {self.config}:
+                self.config.unlink()
+                self.path.rmdir()
+            raise
 
     def _refuse_other(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
         ours, theirs = dict(_flat(wanted)), dict(_flat(found))

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from conftest import write_conversations
 from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import experiment, stages
-from ctxkv_lib.experiments.experiment import compare, run
+from ctxkv_lib.experiments.experiment import compare, prepare, run
 from ctxkv_lib.model.modeling import ContextKVForCausalLM
 from ctxkv_lib.runs.provenance import PRECISIONS
 from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
@@ -198,8 +199,21 @@ def test_a_folder_that_is_no_run_is_refused(tiny_config, tmp_path):
 
 def test_streams_shorter_than_a_window_are_refused(tiny_config, tmp_path):
     long = tiny_config.replace({"model.max_contexts": 500})
-    with pytest.raises(UserError, match=r"The train stream has \d+ tokens, no more than one context window"):
+    said = (
+        r"The train stream has \d+ tokens, no more than one context window .* set model.max_contexts to (\d+)"
+    )
+    with pytest.raises(UserError, match=said) as refused:
         run(long, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    cure = int(re.search(said, str(refused.value)).group(1))
+    prepare(tiny_config.replace({"model.max_contexts": cure}), tmp_path / "run")
+
+
+def test_a_try_that_fails_before_anything_is_made_leaves_no_folder(tiny_config, tmp_path):
+    absent = tiny_config.replace({"data.path": str(tmp_path / "absent.jsonl")})
+    with pytest.raises(UserError, match="does not exist"):
+        run(absent, tmp_path / "runs" / "one")
+    assert not (tmp_path / "runs" / "one").exists()
 
 
 def test_a_device_that_is_not_there_is_refused(tiny_config, tmp_path, monkeypatch):
