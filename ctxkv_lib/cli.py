@@ -62,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--val-tokens", type=int, metavar="N", help="tokens of the validation stream")
     info.add_argument("--json", action="store_true", help="print JSON")
 
+    settings = _command(commands, "settings", _settings, "every setting with its value, unit and reason")
+    settings.add_argument("--preset", metavar="P", help="whose values to show (default: the defaults)")
+    settings.add_argument("--json", action="store_true", help="print JSON")
+
+    runs = _command(commands, "list", _list, "all run folders: state, best PPL, what differs, size")
+    runs.add_argument("root", type=Path, nargs="?", metavar="ROOT", help="(default: runs, or $CTXKV_RUNS)")
+    runs.add_argument("--json", action="store_true", help="print JSON")
+
     run = _command(commands, "run", _run, "one experiment; run again to continue or reuse it")
     _add_experiment(run)
     run.add_argument("--samples", type=int, metavar="N", help="training conversations")
@@ -138,6 +146,22 @@ def _info(options: argparse.Namespace) -> None:
 
     facts = describe(_config(options, options.samples), options.train_tokens, options.val_tokens)
     print(json.dumps(facts, indent=2) if options.json else format_info(facts))
+
+
+def _settings(options: argparse.Namespace) -> None:
+    from .report.settings import describe_settings, format_settings
+
+    rows = describe_settings(options.preset)
+    print(json.dumps(rows, indent=2) if options.json else format_settings(rows))
+
+
+def _list(options: argparse.Namespace) -> None:
+    from .runs.listing import format_runs, list_runs
+    from .runs.run_folder import DEFAULT_ROOT
+
+    runs = list_runs(options.root or DEFAULT_ROOT)
+    as_json = json.dumps([vars(run) for run in runs], indent=2, default=str)
+    print(as_json if options.json else format_runs(runs))
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -11,10 +11,10 @@ from ..files import write_json, write_text
 from ..model.windows import theoretical_max
 from ..progress import Listener
 from ..report import LANGUAGES, improvement, write_report
+from ..report.info import dense_fp32_mib
 from ..report.model_card import model_card
 from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
 from ..runs.run_folder import comparison_folder as comparison_folder
-from ..training.caches import dense_fp32_mib
 from ..training.phase2 import best_epoch
 from ..views import figures
 from .stages import Prepared, Record, run_stages

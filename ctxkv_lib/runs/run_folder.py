@@ -77,7 +77,7 @@ class RunFolder:
             raise
 
     def _refuse_other(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-        ours, theirs = dict(_flat(wanted)), dict(_flat(found))
+        ours, theirs = dict(flat(wanted)), dict(flat(found))
         different = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
         if different:
             shown = ", ".join(f"{k} {theirs.get(k)!r} (asked: {ours.get(k)!r})" for k in different[:3])
@@ -155,9 +155,10 @@ def load_run(path: Path | str) -> Run:
     )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as ("concern.field", value)."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

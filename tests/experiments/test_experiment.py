@@ -10,9 +10,8 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import experiment, stages
 from ctxkv_lib.experiments.experiment import compare, prepare, run
 from ctxkv_lib.model.modeling import ContextKVForCausalLM
-from ctxkv_lib.runs.provenance import PRECISIONS
+from ctxkv_lib.report.info import gathered_mib
 from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
-from ctxkv_lib.training.caches import gathered_mib
 
 FILES = {
     "caches/train_ctx.safetensors",
@@ -61,7 +60,7 @@ def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
     assert summary["phase1"]["contexts_max_error"] <= tiny_config.phase1.tolerance
     assert [e["epoch"] for e in summary["phase2"]["epochs"]] == [1, 2, 3]
     made = summary["provenance"]["precision"], summary["train_tokens"], summary["val_tokens"]
-    expected = gathered_mib(made[1], made[2], tiny_config.model, PRECISIONS[made[0]])
+    expected = gathered_mib(made[1], made[2], tiny_config.model, made[0])
     assert summary["caches_mib"] == expected
     stages_seen = [entry["stage"] for entry in summary["memory"]]
     assert stages_seen == [
