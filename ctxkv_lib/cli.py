@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import PRESETS, RECIPES, ExperimentConfig, compared_samples, parse_settings
+from .config import PRESETS, RECIPES, ExperimentConfig, parse_settings
 from .data.formats import FILES
 from .errors import UserError
-from .progress import say
+from .progress import Listener, Metric, say, stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,15 +170,18 @@ def _run(options: argparse.Namespace) -> None:
 
     out = options.out or run_folder_of(config)
     _announce(out)
-    from .experiments.experiment import run
+    with stage("Loading torch and transformers"):
+        from .experiments.experiment import run
 
-    finished = run(config, out, _print_epoch)
+    finished = run(config, out, _epoch_printer(config))
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
     print(f"Report: {out / 'report.md'}")
 
 
 def _compare(options: argparse.Namespace) -> None:
+    from .data.local_files import compared_samples
+
     largest = _config(options, max(options.samples) if options.samples else None, print)
     counts = options.samples or compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
@@ -186,10 +189,11 @@ def _compare(options: argparse.Namespace) -> None:
 
     out = options.out or comparison_folder(configs)
     _announce(out)
-    from .experiments.experiment import compare
-    from .report import comparison_table
+    with stage("Loading torch and transformers"):
+        from .experiments.experiment import compare
+        from .report import comparison_table
 
-    runs = compare(configs, options.out or DEFAULT_ROOT, out, _print_epoch)
+    runs = compare(configs, options.out or DEFAULT_ROOT, out, _epoch_printer(largest))
     print(comparison_table([finished.summary for finished in runs]))
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
@@ -202,10 +206,11 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from .runs.inference import generate_text, load_trained
-    from .runs.provenance import choose_device
+    with stage("Loading the model"):
+        from .runs.inference import generate_text, load_trained
+        from .runs.provenance import choose_device
 
-    model, tokenizer = load_trained(options.run, choose_device("auto"))
+        model, tokenizer = load_trained(options.run, choose_device("auto"))
     sampling = (options.max_new_tokens, options.temperature, options.top_k, options.seed)
     print(generate_text(model, tokenizer, options.prompt, *sampling))
 
@@ -213,13 +218,16 @@ def _generate(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from .data.conversations import read_conversations
     from .files import write_json
-    from .runs.inference import evaluate_texts, format_scores, load_trained
-    from .runs.provenance import choose_device
-    from .views.figures import ppl_by_reading, save
 
     texts = read_conversations(options.data).texts()
-    model, tokenizer = load_trained(options.run, choose_device("auto"))
-    scores = evaluate_texts(model, tokenizer, texts)
+    with stage("Loading the model"):
+        from .runs.inference import evaluate_texts, format_scores, load_trained
+        from .runs.provenance import choose_device
+        from .views.figures import ppl_by_reading, save
+
+        model, tokenizer = load_trained(options.run, choose_device("auto"))
+    with stage("Reading the text"):
+        scores = evaluate_texts(model, tokenizer, texts)
     out = options.run / "evaluation" / options.data.name.partition(".")[0]
     write_json(out.with_suffix(".json"), scores)
     save(ppl_by_reading(scores), out.with_suffix(".png"))
@@ -235,7 +243,8 @@ def _bench(options: argparse.Namespace) -> None:
     run_folder = run_folder_of(config)
     out = options.out or run_folder.with_name(f"bench-{run_folder.name}")
     _announce(out)
-    from .bench import bench, bench_table
+    with stage("Loading torch and transformers"):
+        from .bench import bench, bench_table
 
     results = bench(config, run_folder, out, options.rounds)
     print(json.dumps(results, indent=2) if options.json else bench_table(results))
@@ -245,19 +254,26 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _announce(out: Path) -> None:
     """On a terminal, a first line at once: imports and the token table take some seconds."""
-    if sys.stderr.isatty():
-        print(f"Working in {out}. Ctrl-C stops; the same command goes on.", file=sys.stderr)
+    say(f"Working in {out}. Ctrl-C stops; the same command goes on.")
 
 
-def _print_epoch(metric: dict[str, Any]) -> None:
+def _epoch_printer(config: ExperimentConfig) -> Listener:
     """On a terminal, a line for each epoch above the progress bar."""
-    if metric["stage"] == "phase2" and sys.stderr.isatty():
-        from tqdm import tqdm
+    most = config.phase2.max_epochs
+    said = False
 
+    def show(metric: Metric) -> None:
+        nonlocal said
+        if metric["stage"] != "phase2":
+            return
+        if not said:
+            say(f"At most {most} epochs; * marks those that are the best so far.")
+            said = True
         run = f"{metric['samples']} samples, " if "samples" in metric else ""
-        tqdm.write(
-            f"{run}epoch {metric['epoch']}: train PPL {metric['train_ppl']:.1f}, "
-            f"val PPL {metric['val_ppl']:.1f}, val acc {metric['val_acc']:.1%}"
-            f"{' *' if metric['improved'] else ''}",
-            file=sys.stderr,
+        say(
+            f"{run}epoch {metric['epoch']} of at most {most}: train PPL {metric['train_ppl']:,.1f}, "
+            f"val PPL {metric['val_ppl']:,.1f}, val acc {metric['val_acc']:.1%}"
+            f"{' *' if metric['improved'] else ''}"
         )
+
+    return show

@@ -273,13 +273,6 @@ def build_config(
     return ExperimentConfig(preset=preset, recipe=recipe).replace({**layers, **(settings or {})})
 
 
-def compared_samples(config: ExperimentConfig) -> tuple[int, ...]:
-    """What `compare` compares unless told: the preset's counts; of one's own file all, and a fifth."""
-    if config.data.source == "file":
-        return max(1, config.data.samples // COMPARED_RATIO), config.data.samples
-    return PRESETS[config.preset].samples
-
-
 def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of `ExperimentConfig.to_dict`.
 

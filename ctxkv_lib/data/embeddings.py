@@ -16,6 +16,7 @@ from ..config import DataConfig
 from ..errors import UserError
 from ..files import cache_dir, digest, read_tensors, write_tensors
 from ..model.config import ModelConfig
+from ..progress import stage
 from .conversations import load_conversations
 from .hub import HubFile, gpt2_file, open_file
 from .tokens import TokenStream, load_tokenizer, train_stream
@@ -148,7 +149,8 @@ def _cooccurrence_table(data: DataConfig, model: ModelConfig) -> TokenTable:
         raise UserError(
             f"model.vocab_size is {model.vocab_size}, but the text holds token {largest}; set it to 50257."
         )
-    weight = build_table(stream, *shape)
+    with stage("Making the token table"):
+        weight = build_table(stream, *shape)
     write_tensors(cached, {"weight": weight})
     return TokenTable(weight, key)
 

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ..config import DataConfig, ExperimentConfig, build_config
+from ..config import COMPARED_RATIO, PRESETS, DataConfig, ExperimentConfig, build_config
 from ..errors import UserError
 from ..progress import say
 from .chitchat import chitchat_rows
@@ -14,8 +15,8 @@ from .rows import Row, Split
 
 VALIDATION_SHARE = 0.1
 VALIDATION_MOST = 100  # conversations; more would only cost time
-VALIDATION_WINDOWS = 2  # context windows of text that it must at least hold ...
-VALIDATION_LIMIT = 1 / 3  # ... unless that took more than this share of the conversations
+VALIDATION_LIMIT = 1 / 3  # of the conversations, even if they hold less than ...
+LEAST_WINDOWS = 2  # ... so many context windows of text, below which a split says little
 CHARACTERS_A_TOKEN = 4  # of English
 
 
@@ -104,14 +105,24 @@ def _fitting(rows: list[Row], config: ExperimentConfig, asked: dict[str, Any]) -
 def _validation_size(rows: list[Row], context_window: int) -> int:
     """Conversations at the end of the file that make a validation text."""
     share = min(VALIDATION_MOST, math.ceil(VALIDATION_SHARE * len(rows)))
-    enough = VALIDATION_WINDOWS * context_window * CHARACTERS_A_TOKEN
     most = max(1, int(VALIDATION_LIMIT * len(rows)))
-    characters = 0
-    for count, (_, messages) in enumerate(reversed(rows), start=1):
-        characters += sum(len(message["content"]) for message in messages)
-        if count >= most or (count >= share and characters >= enough):
-            return count
-    return most
+    return min(most, max(share, _enough(rows[::-1], context_window)))
+
+
+def _enough(rows: list[Row], context_window: int) -> int:
+    """How many of the first rows hold `LEAST_WINDOWS` of text; all, if they do not."""
+    wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
+    lengths = (sum(len(message["content"]) for message in messages) for _, messages in rows)
+    return next((n for n, total in enumerate(accumulate(lengths), start=1) if total >= wanted), len(rows))
+
+
+def compared_samples(config: ExperimentConfig) -> tuple[int, ...]:
+    """What `compare` takes unless told: the preset's counts; of a file all, and a fifth if it is enough."""
+    if config.data.source != "file":
+        return PRESETS[config.preset].samples
+    most = config.data.samples
+    enough = _enough(read_rows(Path(str(config.data.path))), config.model.context_window)
+    return min(most, max(most // COMPARED_RATIO, enough)), most
 
 
 def _split_in_words(rows: list[Row], data: DataConfig) -> str:

@@ -9,7 +9,7 @@ from ..data.conversations import load_conversations
 from ..errors import UserError
 from ..files import write_json, write_text
 from ..model.windows import theoretical_max
-from ..progress import Listener
+from ..progress import Listener, progress_bar, stage
 from ..report import LANGUAGES, improvement, write_report
 from ..report.info import dense_fp32_mib
 from ..report.model_card import model_card
@@ -37,7 +37,8 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
     write_json(folder.summary, summarize(config, contexts, attention))
     finished = load_run(folder.path)
     write_text(folder.model / "README.md", model_card(finished))
-    _publish([finished], folder.path)
+    with stage("Writing report and figures"):
+        _publish([finished], folder.path)
     return finished
 
 
@@ -68,11 +69,15 @@ def compare(
         raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
     configs = sorted(configs, key=lambda config: config.data.samples)
     load_conversations(configs[-1].data, "train")
-    runs = [run(c, run_folder_of(c, root), _labelled(listener, c.data.samples)) for c in configs]
+    runs = [
+        run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))
+        for config in progress_bar(configs, "Runs of the comparison", unit="run")
+    ]
     summaries = [finished.summary for finished in runs]
     gain = improvement(summaries[0], summaries[-1])
     write_json(out / "comparison.json", {"runs": summaries, "improvement": gain})
-    _publish(runs, out)
+    with stage("Writing report and figures"):
+        _publish(runs, out)
     return runs
 
 

@@ -16,7 +16,7 @@ from ..files import digest, read_tensors, replacing, write_tensors
 from ..memory import snapshot
 from ..model.config import ModelConfig
 from ..model.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
-from ..progress import Listener, Metric, say, transformers_bars_hidden
+from ..progress import Listener, Metric, say, stage, transformers_bars_hidden
 from ..runs.provenance import PRECISIONS, choose_device, choose_precision, code_version, describe
 from ..runs.run_folder import RunFolder
 from ..training.caches import StreamCache, dense_embeddings, held_mib, load_cache, place_caches, save_cache
@@ -103,7 +103,8 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
         The records of the context stage and of the attention stage.
     """
     device = choose_device(config.runtime.device)
-    inputs = Inputs.load(config)
+    with stage("Reading conversations and token table"):
+        inputs = Inputs.load(config)
     contexts = folder.finished("contexts", inputs.context_key())
     attention = folder.finished("attention", inputs.attention_key())
     if contexts and attention:
@@ -128,7 +129,8 @@ def _train(
     prepared = _prepare(inputs, folder, device, listener)
     folder.forget_metrics("phase2")
     attention = _make_attention(inputs, prepared, folder, listener)
-    _save_model(prepared.model, prepared.tokenizer, folder)
+    with stage("Saving the model"):
+        _save_model(prepared.model, prepared.tokenizer, folder)
     folder.finish("attention", inputs.attention_key(), attention)
     folder.phase2_checkpoint.unlink(missing_ok=True)
     return prepared.record, attention
@@ -137,9 +139,10 @@ def _train(
 def _prepare(inputs: Inputs, folder: RunFolder, device: torch.device, listener: Listener) -> Prepared:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    tokenizer, ids = _tokenize(inputs, device)
-    memory = [snapshot("data loaded", device)]
-    model = _build_model(inputs, device)
+    with stage("Building the model"):
+        tokenizer, ids = _tokenize(inputs, device)
+        memory = [snapshot("data loaded", device)]
+        model = _build_model(inputs, device)
     memory.append(snapshot("model built", device))
     key = inputs.context_key()
     record = folder.finished("contexts", key)
@@ -235,7 +238,10 @@ def _make_contexts(
     model.set_phase(2)
     write_tensors(folder.context_block, model.context_block.state_dict())
     memory.append(snapshot("phase 1 done", model.device))
-    errors = [_cache(config, model, ids[split], contexts[split], split, generator, folder) for split in ids]
+    with stage("Computing the contexts of all positions"):
+        errors = [
+            _cache(config, model, ids[split], contexts[split], split, generator, folder) for split in ids
+        ]
     rank_generator = torch.Generator().manual_seed(seed)
     return {
         "iterations": result.iterations,

@@ -66,7 +66,7 @@ def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> di
 
 
 def gathered_mib(train_tokens: int, val_tokens: int, model: ModelConfig, precision: str) -> dict[str, float]:
-    """MiB of our layout: padded contexts, in training those of `precision` (in `BYTES`), and the token ids."""
+    """MiB of our layout: padded contexts, in training those of `precision` (see `BYTES`), and token ids."""
     sizes = {}
     for split, tokens, dtype in (("train", train_tokens, precision), ("val", val_tokens, "fp32")):
         sizes[f"{split}_ctx"] = tokens * model.context_dim * BYTES[dtype]

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..training.caches import StreamCache
 from ..errors import UserError
-from ..training.evaluation import perplexity, token_scores
 from ..model.modeling import ContextKVForCausalLM
+from ..model.windows import real_contexts
 from ..progress import transformers_bars_hidden
+from ..training.caches import StreamCache
+from ..training.evaluation import perplexity, token_scores
 from ..training.recurrence import distinct_rows, exact_contexts
 from .run_folder import load_run
-from ..model.windows import real_contexts
 
 TOLERANCE = 1e-5  # largest error of a context component while measuring
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read

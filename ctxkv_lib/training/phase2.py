@@ -155,7 +155,7 @@ def _epoch(
     stopping: EarlyStopping,
 ) -> Metric:
     began = time.perf_counter()
-    train_loss = _train_epoch(model, optimizer, table, train, config.batch_size, seed, epoch)
+    train_loss = _train_epoch(model, optimizer, table, train, config, seed, epoch)
     score = evaluate(model, validation)
     if not (math.isfinite(perplexity(train_loss)) and math.isfinite(score.perplexity)):
         raise UserError(
@@ -192,17 +192,18 @@ def _train_epoch(
     optimizer: torch.optim.AdamW,
     table: Tensor,
     train: StreamCache,
-    batch_size: int,
+    config: Phase2Config,
     seed: int,
     epoch: int,
 ) -> float:
     """Mean training loss of one epoch, in nats a token."""
     model.train()
     torch.manual_seed(epoch_seed(seed, epoch))  # dropout
-    batches = train.batches(epoch_order(len(train), seed, epoch), batch_size, model)
+    batches = train.batches(epoch_order(len(train), seed, epoch), config.batch_size, model)
     total = torch.zeros((), device=model.device)
-    steps = -(-len(train) // batch_size)
-    for batch in progress_bar(batches, f"Phase 2, epoch {epoch}", total=steps):
+    steps = -(-len(train) // config.batch_size)
+    name = f"Phase 2, epoch {epoch} of at most {config.max_epochs}"
+    for batch in progress_bar(batches, name, total=steps):
         total += train_step(model, optimizer, table, batch)
     return total.item() / len(train)
 

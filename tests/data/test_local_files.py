@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxkv_lib.config import DataConfig, build_config, compared_samples
+from ctxkv_lib.config import DataConfig, build_config
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
-from ctxkv_lib.data.local_files import configure
+from ctxkv_lib.data.local_files import compared_samples, configure
 from ctxkv_lib.errors import UserError
 
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "é 你好"}]
@@ -190,6 +190,7 @@ def test_sizes_that_are_not_asked_for_fit_the_file(tmp_path):
     assert "1,000 of chitchat-dataset and all of these but validation" in line
     assert _fitted(path, window)[0] == config
     assert compared_samples(config) == (7, 36)
+    assert compared_samples(_fitted(path)[0]) == (27, 27)  # nothing less would fill two windows
 
 
 def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):

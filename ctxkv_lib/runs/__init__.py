@@ -1,0 +1,1 @@
+"""The run folder, what a result came from, the published numbers, and trained runs in use."""
