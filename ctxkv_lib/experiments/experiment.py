@@ -1,12 +1,13 @@
 """One experiment from conversations to report, and several of them compared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..files import write_json, write_text
 from ..model.windows import theoretical_max
 from ..progress import Listener, progress_bar, stage
@@ -32,7 +33,7 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     folder = RunFolder(out or run_folder_of(config))
-    with folder.claimed(config):
+    with folder.claimed(config), _stopped_calmly(folder):
         contexts, attention = run_stages(config, folder, listener)
     write_json(folder.summary, summarize(config, contexts, attention))
     finished = load_run(folder.path)
@@ -47,8 +48,19 @@ def prepare(
 ) -> Prepared:
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
     folder = RunFolder(out or run_folder_of(config))
-    with folder.claimed(config):
+    with folder.claimed(config), _stopped_calmly(folder):
         return prepare_stages(config, folder, listener)
+
+
+@contextmanager
+def _stopped_calmly(folder: RunFolder) -> Iterator[None]:
+    """An interrupt inside says what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = len(folder.metrics("phase2"))
+        kept = {0: "Finished stages are", 1: "Epoch 1 is"}.get(done, f"Epochs 1 to {done} are")
+        raise Stopped(f"Stopped. {kept} kept; run the cell again.") from None
 
 
 def compare(

@@ -138,8 +138,11 @@ def test_an_interrupted_run_goes_on(finished, tiny_config, tmp_path, stopped_at,
             raise KeyboardInterrupt
 
     out = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         run(tiny_config, out, interrupt)
+    said = {"phase1": "Finished stages are", "phase2": f"Epochs 1 to {stopped_at[1]} are"}[stopped_at[0]]
+    said = "Epoch 1 is" if stopped_at == ("phase2", 1) else said
+    assert stopped.value._render_traceback_() == [f"Stopped. {said} kept; run the cell again."]
     if stopped_at[0] == "phase2":
         monkeypatch.setattr(stages, "_make_contexts", None)  # finished: not to be made again
     resumed = run(tiny_config, out)
