@@ -27,8 +27,10 @@ bench:  ## speed and memory, on a stream of about the published 100-sample size
 REPOSITORY = s|REPOSITORY = \\"[^"]*\\"|REPOSITORY = \\"$(REPO)\\"|
 BADGE = s|(colab.research.google.com/github/)[^/]+/[^/]+(/blob/)|\1$(REPO)\2|
 
-badges:  ## make badges REPO=owner/name: where the Colab badges and the install cell point
-	@test -n "$(REPO)" || { echo "Name the repository: make badges REPO=owner/name"; exit 2; }
+REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
+
+badges:  ## where the Colab badges and the install cell point: git's origin, or REPO=owner/name
+	@test -n "$(REPO)" || { echo "git's origin is not on github.com; name it: make badges REPO=owner/name"; exit 2; }
 	sed -E -i.bak '$(REPOSITORY); $(BADGE)' notebooks/*.ipynb
 	rm notebooks/*.ipynb.bak
 

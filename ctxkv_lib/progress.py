@@ -1,13 +1,17 @@
 """Where the numbers of a training loop go while it runs."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from functools import cache
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+REFRESH_SECONDS = 1
 Metric = dict[str, Any]
 Listener = Callable[[Metric], None]  # called with each line of metrics.jsonl as it is made
 Watcher = Callable[[str, int, int], None]  # called with a loop's description, its steps done and in all
@@ -22,7 +26,39 @@ def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "
         options.setdefault("total", len(iterable))
     if watchers:
         iterable = _watched(iterable, description, options["total"])
-    return tqdm(iterable, desc=description, disable=None, leave=False, dynamic_ncols=True, **options)
+    return _moving(tqdm(iterable, desc=description, disable=None, leave=False, dynamic_ncols=True, **options))
+
+
+@contextmanager
+def stage(description: str) -> Iterator[None]:
+    """A line with a clock on a terminal while something goes on that has no steps to count."""
+    from tqdm import tqdm
+
+    with _moving(tqdm(desc=description, bar_format="{desc} {elapsed}", disable=None, leave=False)):
+        yield
+
+
+def _moving(bar: "tqdm") -> "tqdm":
+    if not bar.disable:
+        _keep_moving()
+    return bar
+
+
+@cache
+def _keep_moving() -> None:
+    """From now on the clock of every bar goes on, also while a step takes long."""
+    Thread(target=_refresh_forever, daemon=True).start()
+
+
+def _refresh_forever() -> None:
+    from tqdm import tqdm
+
+    while True:
+        time.sleep(REFRESH_SECONDS)
+        with tqdm.get_lock():
+            for bar in list(tqdm._instances):  # as tqdm's own monitor does
+                if not bar.disable:
+                    bar.refresh(nolock=True)
 
 
 def _watched(iterable: Iterable[Any], description: str, total: int) -> Iterator[Any]:

@@ -91,7 +91,7 @@ def local_experiment(folder) -> dict:
     path = folder / "conversations.jsonl"
     write_conversations(path, 12)
     return {
-        "data.source": "jsonl",
+        "data.source": "file",
         "data.path": str(path),
         "data.table": "random",
         "data.validation_samples": 2,

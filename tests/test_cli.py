@@ -221,7 +221,7 @@ def test_a_wrong_type_is_refused_by_the_parser():
     [
         (None, "missing.jsonl"),
         (b'{"messages": [\n', ", line 1"),
-        (b'{"text": "hi"}\n', ", line 1"),
+        (b'{"words": "hi"}\n', ", line 1"),
         (b"\xff\xfe\n", ", line 1"),
         (b'{"messages": []}\n', ", line 1 is an empty conversation"),
     ],
@@ -322,7 +322,8 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(capsys, tmp_path, ti
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
         files.shutil.move(source, target)
 
-    arguments = ["run", "--preset", "ci", "--out", str(tmp_path / "run"), *settings_of(tiny_settings)]
+    arguments = ["run", "--preset", "ci", "--samples", "8", "--out", str(tmp_path / "run")]
+    arguments += settings_of(tiny_settings)
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "replace", full)
         assert "The disk is full" in refused(capsys, *arguments)

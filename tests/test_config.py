@@ -31,6 +31,8 @@ def test_recipes_differ_only_in_contexts_and_precision():
 def test_names_of_earlier_versions_are_still_understood():
     published = build_config("colab", "published")
     assert build_config("colab", "seed") == published
+    own = {"data.source": "jsonl", "data.path": "chats.jsonl"}
+    assert build_config("colab", settings=own).data.source == "file"
     stored = published.to_dict()
     stored["recipe"] = stored["phase1"]["contexts"] = "seed"
     assert config_from_dict(stored) == published
@@ -57,14 +59,16 @@ def test_names_of_earlier_versions_are_still_understood():
         ({"settings": {"runtime.precision": "fp16"}}, "allowed: auto, fp32, bf16."),
         ({"settings": {"model.kv_method": "both"}}, "allowed: fixed, variable."),
         ({"settings": {"phase2.learning_rate": "nan"}}, "allowed: a finite number."),
+        ({"settings": {"runtime.seed": 2**63}}, "allowed: 0 to 2^63 - 1."),
+        ({"settings": {"data.corpus": "chitchat+own"}}, "which needs data.source=file; allowed: own."),
         ({"settings": {"phase2.learning_rate": "0"}}, "allowed: more than 0."),
         (
-            {"settings": {"data.source": "jsonl"}},
-            "set data.path to a .jsonl file together with data.source=jsonl",
+            {"settings": {"data.source": "file"}},
+            "data.source=file and data.path=FILE go together",
         ),
         (
             {"settings": {"data.path": "x.jsonl"}},
-            "set data.path to a .jsonl file together with data.source=jsonl",
+            "data.source=file and data.path=FILE go together",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..files import cache_dir, digest, read_tensors, write_tensors
 from ..locks import made_once
 from ..model.config import ModelConfig
+from ..progress import stage
 from .conversations import Conversations, load_conversations
 from .hub import HubFile, gpt2_file, open_file
 from .tokens import TokenStream, load_tokenizer, train_stream
@@ -159,7 +160,8 @@ def _make_cooccurrence(conversations: Conversations, tokenizer: str, shape: tupl
         raise UserError(
             f"model.vocab_size is {shape[0]}, but the text holds token {largest}; set it to 50257."
         )
-    return build_table(stream, *shape)
+    with stage("Making the token table"):
+        return build_table(stream, *shape)
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch.Tensor:

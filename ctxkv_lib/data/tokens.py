@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..progress import progress_bar
 from .conversations import Conversations
 from .hub import download, gpt2_file, package_file
 
@@ -92,7 +93,7 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
     """Tokenise conversation by conversation and concatenate, with no separator."""
     texts = conversations.texts()
     pieces: list[np.ndarray] = []
-    for at in range(0, len(texts), _BATCH):
+    for at in progress_bar(range(0, len(texts), _BATCH), "Tokenising"):
         encoded = tokenizer(texts[at : at + _BATCH], add_special_tokens=False, return_attention_mask=False)
         pieces.extend(np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"])
     ends = np.cumsum([len(piece) for piece in pieces])

@@ -9,7 +9,7 @@ from ..errors import memory_advice
 from ..files import read_tensors, write_tensors
 from ..memory import snapshot
 from ..model.modeling import parameter_counts
-from ..progress import Metric, notice
+from ..progress import Metric, notice, stage
 from ..runs.provenance import PRECISIONS, choose_precision, device_name
 from ..runs.records import Record
 from ..training.caches import StreamCache, dense_embeddings, held_mib, save_cache
@@ -107,7 +107,8 @@ def _make_caches(
 ) -> Record:
     """The caches, from the trained ContextBlock and, if by passes, Phase 1's last `contexts`."""
     inputs, folder = work.inputs, work.folder
-    made = {split: _cache(work, split, contexts[split], generator, used["precision"]) for split in work.ids}
+    with stage("Computing the contexts of all positions"):
+        made = {s: _cache(work, s, contexts[s], generator, used["precision"]) for s in work.ids}
     errors = [error for _, error in made.values() if error is not None]
     settings = inputs.config.phase1
     rank_generator = torch.Generator().manual_seed(inputs.config.runtime.seed)

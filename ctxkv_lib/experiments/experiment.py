@@ -1,20 +1,21 @@
 """One experiment from conversations to report, and several of them compared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..files import write_json, write_text
 from ..model.windows import theoretical_max
-from ..progress import Listener
+from ..progress import Listener, progress_bar, stage
 from ..report import LANGUAGES, improvement, write_report
+from ..report.info import dense_fp32_mib
 from ..report.model_card import model_card
 from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
 from ..runs.run_folder import comparison_folder as comparison_folder
-from ..training.caches import dense_fp32_mib
 from ..training.phase2 import best_epoch
 from ..views import figures
 from .inputs import Facts
@@ -33,13 +34,14 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     folder = RunFolder(out or run_folder_of(config))
-    with folder.claimed(config):
+    with folder.claimed(config), _stopped_calmly(folder):
         contexts, attention = run_stages(config, folder, listener)
         write_json(folder.summary, summarize(config, contexts, attention))
         finished = read_run(folder.path, config)
         card = folder.model / "README.md"
         write_text(card, model_card(finished))
-        written = _publish([finished], folder.path)
+        with stage("Writing report and figures"):
+            written = _publish([finished], folder.path)
         made = [folder.config, folder.metrics_file, folder.summary, card, *written]
         folder.finish("results", "", made)
     return finished
@@ -50,8 +52,19 @@ def prepare(
 ) -> Prepared:
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
     folder = RunFolder(out or run_folder_of(config))
-    with folder.claimed(config):
+    with folder.claimed(config), _stopped_calmly(folder):
         return prepare_stages(config, folder, listener)
+
+
+@contextmanager
+def _stopped_calmly(folder: RunFolder) -> Iterator[None]:
+    """An interrupt inside says what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = sum(metric["stage"] == "phase2" for metric in folder.metric_lines())
+        kept = {0: "Finished stages are", 1: "Epoch 1 is"}.get(done, f"Epochs 1 to {done} are")
+        raise Stopped(f"Stopped. {kept} kept; run the cell again.") from None
 
 
 def compare(
@@ -72,11 +85,15 @@ def compare(
         raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
     configs = sorted(configs, key=lambda config: config.data.samples)
     load_conversations(configs[-1].data, "train")
-    runs = [run(c, run_folder_of(c, root), _labelled(listener, c.data.samples)) for c in configs]
+    runs = [
+        run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))
+        for config in progress_bar(configs, "Runs of the comparison", unit="run")
+    ]
     summaries = [finished.summary for finished in runs]
     gain = improvement(summaries[0], summaries[-1])
     write_json(out / "comparison.json", {"runs": summaries, "improvement": gain})
-    _publish(runs, out)
+    with stage("Writing report and figures"):
+        _publish(runs, out)
     return runs
 
 

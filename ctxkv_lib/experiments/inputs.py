@@ -14,6 +14,7 @@ from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import UserError, memory_advice
 from ..files import digest
 from ..memory import snapshot
+from ..model.config import ModelConfig
 from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
 from ..progress import Listener, Metric
 from ..runs.provenance import code_version, describe
@@ -107,8 +108,6 @@ class Work:
         Raises:
             UserError: the model's shapes do not fit the data.
         """
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
         tokenizer, ids = _tokenize(inputs, device)
         memory = [snapshot("data loaded", device)]
         model = _build_model(inputs, device)
@@ -141,13 +140,20 @@ def _tokenize(inputs: Inputs, device: torch.device) -> tuple[PreTrainedTokenizer
         "train": train_stream(inputs.train, tokenizer),
         "val": validation_stream(inputs.validation, tokenizer),
     }
-    for split, stream in streams.items():
-        if len(stream.ids) <= config.model.context_window:
-            raise UserError(
-                f"The {split} stream has {len(stream.ids)} tokens, no more than one context window "
-                f"({config.model.context_window}); use more conversations, or lower model.max_contexts."
-            )
+    _refuse_short({split: len(stream.ids) for split, stream in streams.items()}, config.model)
     return tokenizer, {split: stream.ids.int().to(device) for split, stream in streams.items()}
+
+
+def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
+    """A stream that does not fill one window says nothing about attention over a full one."""
+    for split, count in tokens.items():
+        if count <= model.context_window:
+            fitting = (min(tokens.values()) - 1) // model.interval
+            window = f", or set model.max_contexts to {fitting} or less" if fitting else ""
+            raise UserError(
+                f"The {split} stream has {count} tokens, no more than one context window "
+                f"({model.context_window}); use more or longer conversations{window}."
+            )
 
 
 def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:

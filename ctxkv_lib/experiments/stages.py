@@ -13,7 +13,7 @@ from ..errors import memory_advice
 from ..files import read_tensors, replacing, rust_writes, write_tensors
 from ..memory import begin_peaks, snapshot
 from ..model.modeling import ContextKVForCausalLM
-from ..progress import Listener, say, transformers_bars_hidden
+from ..progress import Listener, say, stage, transformers_bars_hidden
 from ..runs.provenance import choose_device
 from ..runs.records import Record
 from ..runs.run_folder import RunFolder
@@ -50,7 +50,8 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
     """
     device = choose_device(config.runtime.device)
     begin_peaks(device)
-    inputs = Inputs.load(config)
+    with stage("Reading conversations and token table"):
+        inputs = Inputs.load(config)
     done = _finished(inputs, folder)
     if done:
         phase1, caches, phase2 = done
@@ -62,7 +63,8 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
         prepared = _prepare(work)
         phase1, caches = prepared.stages
         phase2 = _attention(work, prepared)
-        _model(work, phase2)
+        with stage("Saving the model"):
+            _model(work, phase2)
     forget(folder.phase1_checkpoint)
     forget(folder.phase2_checkpoint)
     return context_facts(phase1, caches), {**phase2.result, "epochs": phase2.metrics}
@@ -76,7 +78,9 @@ def prepare(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> 
     """
     device = choose_device(config.runtime.device)
     begin_peaks(device)
-    return _prepare(Work.begin(Inputs.load(config), folder, device, listener))
+    with stage("Reading conversations and token table"):
+        inputs = Inputs.load(config)
+    return _prepare(Work.begin(inputs, folder, device, listener))
 
 
 def _finished(inputs: Inputs, folder: RunFolder) -> tuple[Record, Record, Record] | None:

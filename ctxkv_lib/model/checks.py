@@ -1,29 +1,62 @@
-"""Checks of a setting's value: each says in one sentence what was given and what is allowed.
+"""A setting with all that is known of it, from which it is checked and listed.
 
-They stand here because a saved model carries them; the other settings use them, too.
+It stands here because a saved model carries it; the settings outside the model use it, too.
 """
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Which values a setting takes, in words and as a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+ANY = Allowed("any", lambda value: True)
+POSITIVE = Allowed("more than 0", lambda value: value > 0)
+SHARE = Allowed("0 to 1", lambda value: 0 <= value <= 1)
+
+
+def at_least(least: float) -> Allowed:
+    return Allowed(f"{least} or more", lambda value: value >= least)
+
+
+def choice(names: Iterable[str]) -> Allowed:
+    """One of these names; a mapping says what each of them means."""
+    return Allowed(", ".join(names), tuple(names).__contains__)
+
+
+def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = ANY, unit: str = "") -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+        default: its value unless another is asked for.
+        reason: what it is for, or why it is what it is.
+        allowed: the values it takes; a mapping names them and says what each means.
+        unit: what it counts.
+    """
+    meanings = dict(allowed) if isinstance(allowed, Mapping) else {}
+    known = allowed if isinstance(allowed, Allowed) else choice(meanings)
+    metadata = {"reason": reason, "unit": unit, "allowed": known, "meanings": meanings}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_settings(config: Any, concern: str) -> None:
+    """Hold every setting of a dataclass against what it allows.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+    for known in dataclasses.fields(config):
+        value, allowed = getattr(config, known.name), known.metadata["allowed"]
+        require(allowed.holds(value), f"{concern}.{known.name}", value, allowed.text)
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name} is {value!r}; allowed: {allowed}.")
-
-
-def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
-    allowed = tuple(allowed)
-    require(value in allowed, name, value, ", ".join(allowed))
-
-
-def at_least(config: Any, concern: str, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(value >= least, f"{concern}.{name}", value, f"{least} or more")
-
-
-def share(config: Any, concern: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(0 <= value <= 1, f"{concern}.{name}", value, "0 to 1")

@@ -2,38 +2,61 @@
 
 from dataclasses import dataclass
 
-from .checks import at_least, one_of, require, share
+from .checks import SHARE, at_least, check_settings, require, setting
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Shapes of the model. `ContextKVConfig` in `modeling.py` takes its defaults from here."""
 
-    vocab_size: int = 50257  # GPT-2's BPE
-    hidden_size: int = 768  # width of the token table
-    context_dim: int = 256
-    interval: int = 20  # tokens between two contexts that attention sees
-    max_contexts: int = 32  # contexts that attention sees at one position
-    num_heads: int = 8
-    intermediate_size: int = 3072
-    attention_dropout: float = 0.1
-    kv_method: str = "fixed"  # fixed: always max_contexts slots, zeros attended | variable: masked
-    anchor: str = "current"  # current: slots count back from the position | grid: on interval's multiples
+    vocab_size: int = setting(50257, "GPT-2's BPE", at_least(1), "tokens")
+    hidden_size: int = setting(768, "width of the token table, GPT-2's", at_least(1), "numbers")
+    context_dim: int = setting(
+        256, "size of a context, all that is known of the text so far", at_least(1), "numbers"
+    )
+    interval: int = setting(20, "distance of two contexts that attention sees", at_least(1), "tokens")
+    max_contexts: int = setting(32, "contexts that attention sees at one position", at_least(1), "contexts")
+    num_heads: int = setting(8, "heads of attention; a divisor of hidden_size", at_least(1), "heads")
+    intermediate_size: int = setting(3072, "inner width of the feed-forward layer", at_least(1), "numbers")
+    attention_dropout: float = setting(0.1, "on the attention weights, against overfitting", SHARE, "share")
+    kv_method: str = setting(
+        "fixed",
+        "what attention does with slots before the start of the stream",
+        {"fixed": "always max_contexts slots, zeros attended", "variable": "only slots that exist"},
+    )
+    anchor: str = setting(
+        "current",
+        "where the slots of a window lie",
+        {"current": "counted back from the position", "grid": "on the interval's multiples"},
+    )
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "context_dim", "interval", "max_contexts", "num_heads")
-        at_least(self, "model", 1, *sizes, "intermediate_size")
+        check_settings(self, "model")
         require(
             self.hidden_size % self.num_heads == 0,
             "model.num_heads",
             self.num_heads,
             f"a divisor of model.hidden_size ({self.hidden_size})",
         )
-        share(self, "model", "attention_dropout")
-        one_of("model.kv_method", self.kv_method, ("fixed", "variable"))
-        one_of("model.anchor", self.anchor, ("current", "grid"))
 
     @property
     def context_window(self) -> int:
         """Tokens of history that one position can reach."""
         return self.interval * self.max_contexts
+
+    @property
+    def kept_contexts(self) -> int:
+        """Contexts that reading on from a text needs: a window's reach, or its slots on a grid."""
+        step = 1 if self.anchor == "current" else self.interval
+        return (self.max_contexts - 1) * self.interval // step + 1
+
+    def parameter_counts(self) -> dict[str, int]:
+        """`total` and `trainable_phase2`, from the shapes alone."""
+        h, c, inner = self.hidden_size, self.context_dim, self.intermediate_size
+        norm = 2 * h
+        table = self.vocab_size * h + norm
+        block = (c + h + 1) * c + 2 * c
+        attention = 2 * (h + 1) * h + 2 * (c + 1) * h + norm
+        feed_forward = (h + 1) * inner + (inner + 1) * h + norm
+        trained = attention + feed_forward
+        return {"total": table + block + trained, "trainable_phase2": trained}

@@ -1,18 +1,16 @@
-"""What a configuration means in parameters, tokens and bytes, without data or weights."""
+"""What a configuration means in parameters, tokens and bytes: arithmetic alone, at once, without torch."""
 
-from dataclasses import asdict
 from typing import Any
-
-import torch
 
 from ..config import ExperimentConfig
 from ..errors import UserError
-from ..model.context_cache import ContextCache
-from ..model.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
-from ..model.windows import theoretical_max
-from ..runs.provenance import PRECISIONS
+from ..model.config import ModelConfig
 from ..runs.published import PUBLISHED
-from ..training.caches import dense_fp32_mib, gathered_mib
+
+BYTES = {"fp32": 4, "bf16": 2}  # of a number
+ID_BYTES = 4  # of a token id
+COUNTER_BYTES = 8  # of the tokens read so far
+MIB = 2**20
 
 
 def describe(
@@ -26,27 +24,27 @@ def describe(
     for option, count in (("--train-tokens", train_tokens), ("--val-tokens", val_tokens)):
         if count is not None and count < 1:
             raise UserError(f"{option} is {count}; allowed: 1 or more.")
-    with torch.device("meta"):
-        model = ContextKVForCausalLM(ContextKVConfig(**asdict(config.model)))
     known = PUBLISHED.get(config.data.samples) if config.data.source == "ultrachat" else None
     train_tokens = train_tokens or (known["train_tokens"] if known else None)
     val_tokens = val_tokens or (known["val_tokens"] if known else None)
-    interval = config.model.interval
-    cache = ContextCache(model.config, 1, model.wte.weight)
+    interval, kept = config.model.interval, config.model.kept_contexts
     return {
         "preset": config.preset,
         "recipe": config.recipe,
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": parameter_counts(model),
+        "parameters": config.model.parameter_counts(),
         "context_window": {
             "interval": interval,
             "max_contexts": config.model.max_contexts,
             "tokens": config.model.context_window,
-            "theoretical_max": theoretical_max(train_tokens, interval) if train_tokens else None,
+            "theoretical_max": train_tokens // interval + 1 if train_tokens else None,
         },
-        "kv_cache": {"contexts": cache.stored.shape[1] + 1, "bytes": cache.nbytes},
+        "kv_cache": {
+            "contexts": kept,
+            "bytes": kept * config.model.context_dim * BYTES["fp32"] + COUNTER_BYTES,
+        },
         **_cache_sizes(config, train_tokens, val_tokens),
     }
 
@@ -58,8 +56,31 @@ def _cache_sizes(
     if not (train_tokens and val_tokens):
         return dict.fromkeys(("caches_fp32_mib", "caches_bf16_mib", "caches_dense_fp32_mib"))
     sizes = (train_tokens, val_tokens, config.model)
-    ours = {f"caches_{name}_mib": gathered_mib(*sizes, dtype) for name, dtype in PRECISIONS.items()}
+    ours = {f"caches_{name}_mib": gathered_mib(*sizes, name) for name in BYTES}
     return {**ours, "caches_dense_fp32_mib": dense_fp32_mib(*sizes)}
+
+
+def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
+    """MiB of the published layout: one fp32 context and one fp32 embedding row for each input token."""
+    sizes = {}
+    for split, tokens in (("train", train_tokens), ("val", val_tokens)):
+        sizes[f"{split}_ctx"] = (tokens - 1) * model.context_dim * BYTES["fp32"]
+        sizes[f"{split}_emb"] = (tokens - 1) * model.hidden_size * BYTES["fp32"]
+    return _with_total(sizes)
+
+
+def gathered_mib(train_tokens: int, val_tokens: int, model: ModelConfig, precision: str) -> dict[str, float]:
+    """MiB of our layout: padded contexts, in training those of `precision` (see `BYTES`), and token ids."""
+    sizes = {}
+    for split, tokens, dtype in (("train", train_tokens, precision), ("val", val_tokens, "fp32")):
+        sizes[f"{split}_ctx"] = tokens * model.context_dim * BYTES[dtype]
+        sizes[f"{split}_emb"] = tokens * ID_BYTES
+    return _with_total(sizes)
+
+
+def _with_total(sizes: dict[str, int]) -> dict[str, float]:
+    """Bytes as MiB, and their sum."""
+    return {name: round(size / MIB, 2) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
 def format_info(facts: dict[str, Any]) -> str:
@@ -84,8 +105,7 @@ def format_info(facts: dict[str, Any]) -> str:
         rows.append(("Validation tokens", f"{facts['val_tokens']:,}"))
         rows += [(f"{name} in the published layout", f"{size:,.0f} MiB") for name, size in sizes.items()]
         rows += [
-            (f"total in ours, {name}", f"{facts[f'caches_{name}_mib']['total']:,.0f} MiB")
-            for name in PRECISIONS
+            (f"total in ours, {name}", f"{facts[f'caches_{name}_mib']['total']:,.0f} MiB") for name in BYTES
         ]
     else:
         rows.append(("Cache sizes", "give --train-tokens and --val-tokens"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ExperimentConfig
+from .ownership import flat
 from .run_folder import Run
 
 MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
@@ -12,9 +13,10 @@ MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folde
 
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
     """Of each experiment the settings, `{"data.samples": 500}`, that are not the same in all of them."""
-    flat = [_flat(config) for config in configs]
-    keys = [key for key in flat[0] if any(settings[key] != flat[0][key] for settings in flat)]
-    return [{key: settings[key] for key in keys} for settings in flat]
+    flat_configs = [dict(flat(config.to_dict())) for config in configs]
+    first = flat_configs[0]
+    keys = [key for key in first if any(settings[key] != first[key] for settings in flat_configs)]
+    return [{key: settings[key] for key in keys} for settings in flat_configs]
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -37,14 +39,6 @@ def run_folders(places: Path | str | Sequence[Path | str]) -> list[Path]:
         own = not inside or (Path(place) / "summary.json").is_file()
         folders |= dict.fromkeys([Path(place)] if own else inside)
     return list(folders)
-
-
-def _flat(config: ExperimentConfig) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.to_dict().items():
-        inner = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else None
-        flat |= {name: value} if inner is None else inner
-    return flat
 
 
 def _words(key: str, value: Any) -> str:

@@ -1,10 +1,11 @@
 """What a result came from: versions, device, commit, and the code that made it."""
 
 import hashlib
+import json
 import platform
 import subprocess
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,27 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this package runs from, `-dirty` if changed; None outside a checkout."""
+    """Commit of the checkout that this package runs from, `-dirty` if changed, or that pip installed it from.
+
+    None for a package from elsewhere.
+    """
     if not (PACKAGE.parent / ".git").exists():
-        return None
+        return _installed_commit()
     command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def _installed_commit() -> str | None:
+    """What `pip install git+https://...` recorded (PEP 610)."""
+    try:
+        recorded = distribution("ctxkv_lib").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    return json.loads(recorded).get("vcs_info", {}).get("commit_id") if recorded else None
 
 
 def code_version(*modules: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from ..config import ExperimentConfig, build_config
 from ..errors import DamagedFile, UserError
 from ..files import checksums, digest, read_json, write_json, write_text
-from ..locks import only_process
+from ..locks import LOCK, only_process
 from ..progress import Metric, notice
 from .ownership import own_records, run_command, stored_config
 from .records import Record, Records
@@ -66,10 +67,17 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name another folder with --out.")
-        with only_process(self.path):
-            self.records = own_records(self.path, config)
-            write_json(self.config, config.to_dict())
-            yield
+        is_new, is_ours = not self.path.exists(), False
+        try:
+            with only_process(self.path):
+                is_ours = True
+                self.records = own_records(self.path, config)
+                write_json(self.config, config.to_dict())
+                yield
+        except BaseException:
+            if is_new and is_ours and {path.name for path in self.path.iterdir()} <= {self.config.name, LOCK}:
+                shutil.rmtree(self.path)  # nothing was made
+            raise
 
     def finished(self, stage: str, key: str) -> Record | None:
         """What a stage recorded, if it was made from what `key` stands for and its files are still those."""
@@ -100,6 +108,10 @@ class RunFolder:
         self.records.add(stage, record)
         self._checked[stage, key] = record
         return record
+
+    def metric_lines(self) -> Iterator[Metric]:
+        """The lines of metrics.jsonl so far, in order."""
+        return _lines(self.metrics_file) if self.metrics_file.is_file() else iter(())
 
     def append_metric(self, metric: Metric) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:

@@ -11,11 +11,8 @@ from torch import Tensor
 from ..errors import DamagedFile
 from ..files import read_tensors, write_tensors
 from ..memory import mib
-from ..model.config import ModelConfig
 from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
 from ..model.windows import window_rows
-
-FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -164,35 +161,10 @@ def load_cache(folder: Path, split: str) -> StreamCache:
 
 def held_mib(train: StreamCache, validation: StreamCache) -> dict[str, float]:
     """MiB that the caches really hold."""
-    return _with_total(
-        {
-            "train_ctx": train.contexts.nbytes,
-            "train_emb": train.embedding_bytes,
-            "val_ctx": validation.contexts.nbytes,
-            "val_emb": validation.embedding_bytes,
-        }
-    )
-
-
-def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
-    """MiB of the published layout: one fp32 context and one fp32 embedding row for each input token."""
-    sizes = {}
-    for split, tokens in (("train", train_tokens), ("val", val_tokens)):
-        sizes[f"{split}_ctx"] = (tokens - 1) * model.context_dim * FLOAT32_BYTES
-        sizes[f"{split}_emb"] = (tokens - 1) * model.hidden_size * FLOAT32_BYTES
-    return _with_total(sizes)
-
-
-def gathered_mib(
-    train_tokens: int, val_tokens: int, model: ModelConfig, precision: torch.dtype
-) -> dict[str, float]:
-    """MiB of our layout: padded contexts, in training those of `precision`, and the token ids."""
-    sizes = {}
-    for split, tokens, dtype in (("train", train_tokens, precision), ("val", val_tokens, torch.float32)):
-        sizes[f"{split}_ctx"] = tokens * model.context_dim * dtype.itemsize
-        sizes[f"{split}_emb"] = tokens * torch.int32.itemsize
-    return _with_total(sizes)
-
-
-def _with_total(sizes: dict[str, int]) -> dict[str, float]:
+    sizes = {
+        "train_ctx": train.contexts.nbytes,
+        "train_emb": train.embedding_bytes,
+        "val_ctx": validation.contexts.nbytes,
+        "val_emb": validation.embedding_bytes,
+    }
     return {**{name: mib(size) for name, size in sizes.items()}, "total": mib(sum(sizes.values()))}

@@ -191,7 +191,8 @@ class _Training:
         if self.draws is not None:
             set_dropout_draws(self.model.device, self.draws)
         done, steps = (-(-count // self.config.batch_size) for count in (self.position, len(order)))
-        bar = progress_bar(self._steps(order), f"Phase 2, epoch {number}", total=steps, initial=done)
+        name = f"Phase 2, epoch {number} of at most {self.config.max_epochs}"
+        bar = progress_bar(self._steps(order), name, total=steps, initial=done)
         for step, _ in enumerate(bar, start=done + 1):
             due = self.checkpoint.due
             if (due or step % CHECKED_STEPS == 0) and not self.total.isfinite():

@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import PRESETS, ExperimentConfig, build_config
+from ..config import COMPARED_RATIO, PRESETS, ExperimentConfig
+from ..data.local_files import configure
 from ..errors import UserError
 from ..runs.run_folder import ROOT_VARIABLE
 from .drive import kept_on_drive as kept_on_drive
 
 PARAMETERS = {"preset": str, "samples": int, "recipe": str, "seed": int}
-SAMPLE_RATIO = 5  # the published report compares 500 conversations with 100
 
 
 def parameter(name: str) -> Any:
@@ -50,7 +50,7 @@ def notebook_config(
 ) -> ExperimentConfig:
     """The experiment that a notebook's parameters stand for; None leaves a choice to the preset."""
     seeded = {} if seed is None else {"runtime.seed": seed}
-    return build_config(preset, recipe, samples, {**seeded, **(settings or {})})
+    return configure(preset, recipe, samples, {**seeded, **(settings or {})}, print)
 
 
 def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
@@ -62,9 +62,9 @@ def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
     if preset not in PRESETS:
         raise UserError(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}.")
     larger = PRESETS[preset].samples[-1] if samples is None else samples
-    if larger < SAMPLE_RATIO:
-        raise UserError(f"samples is {larger}; allowed for a comparison: {SAMPLE_RATIO} or more.")
-    return larger // SAMPLE_RATIO, larger
+    if larger < COMPARED_RATIO:
+        raise UserError(f"samples is {larger}; allowed for a comparison: {COMPARED_RATIO} or more.")
+    return larger // COMPARED_RATIO, larger
 
 
 def runs_root() -> Path:

@@ -1,4 +1,3 @@
-import gzip
 import io
 import json
 import os
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxkv_lib.config import DataConfig
-from ctxkv_lib.data import conversations
+from ctxkv_lib.data import chitchat as chitchat_source
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.hub import ULTRACHAT_SHARD
 from ctxkv_lib.errors import UserError
@@ -208,114 +207,6 @@ def test_importing_is_light():
     assert not {"torch", "datasets", "pyarrow", "huggingface_hub", "transformers"} & set(done.stdout.split())
 
 
-def _line(number: int) -> str:
-    messages = [{"role": "user", "content": f"hello {number}"}, {"role": "assistant", "content": "é 你好"}]
-    return json.dumps({"id": number, "messages": messages}, ensure_ascii=False)
-
-
-def _jsonl(tmp_path: Path, lines: list[str], name: str = "chats.jsonl", **settings: Any) -> DataConfig:
-    path = tmp_path / name
-    content = "\n".join(lines).encode()
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    return DataConfig(source="jsonl", path=str(path), **{"samples": 1, "validation_samples": 1, **settings})
-
-
-@pytest.mark.parametrize("name", ["chats.jsonl", "chats.jsonl.gz"])
-def test_jsonl_splits(tmp_path, name):
-    lines = [_line(n) for n in range(1, 11)] + ["", "  "]
-    data = _jsonl(
-        tmp_path, lines, name, samples=5, validation_samples=2, corpus_samples=3, table="cooccurrence"
-    )
-    train, validation, corpus = (load_conversations(data, s) for s in ("train", "validation", "corpus"))
-    assert train.ids == tuple(f"jsonl:{n}" for n in range(1, 6))
-    assert corpus.ids == ("jsonl:6", "jsonl:7", "jsonl:8")
-    assert validation.ids == ("jsonl:9", "jsonl:10")
-    assert train.texts()[0] == "hello 1\né 你好"
-    assert train.messages[0][0] == {"role": "user", "content": "hello 1"}
-
-
-@pytest.mark.parametrize(
-    ("table", "split", "settings", "available"),
-    [
-        ("gpt2", "train", {"samples": 9}, 8),
-        ("cooccurrence", "train", {"samples": 6}, 5),
-        ("gpt2", "validation", {"validation_samples": 11}, 10),
-        ("cooccurrence", "corpus", {"corpus_samples": 9}, 8),
-    ],
-)
-def test_jsonl_splits_never_overlap(tmp_path, table, split, settings, available):
-    settings = {"validation_samples": 2, "corpus_samples": 3, **settings}
-    data = _jsonl(tmp_path, [_line(n) for n in range(10)], table=table, **settings)
-    with pytest.raises(UserError, match=rf"\(10 lines, .*has only {available} conversations for {split}"):
-        load_conversations(data, split)
-
-
-@pytest.mark.parametrize(
-    ("line", "sentence"),
-    [
-        (b"not json", "line 2 is not JSON"),
-        (b"[" * 100_000, "line 2 is not JSON"),
-        (b"[1, 2]", 'line 2 has no "messages"'),
-        (b'{"text": "hello"}', 'line 2 has no "messages"'),
-        (b'{"messages": "hello"}', 'line 2: "messages" must be a list'),
-        (b'{"messages": ["hello"]}', 'line 2: "messages" must be a list'),
-        (b'{"messages": [{"role": "user", "content": 3}]}', 'line 2: "messages" must be a list'),
-        (b'{"messages": [{"role": 3, "content": "a"}]}', 'line 2: "messages" must be a list'),
-        (b'{"messages": []}', "line 2 is an empty conversation"),
-        (b'{"messages": [{"role": "user", "content": " \\n"}]}', "line 2 is an empty conversation"),
-        (b'{"messages": [{"role": "user", "content": "\xff"}]}', "line 2 is not UTF-8"),
-        (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "line 2 holds half of a surrogate pair"),
-    ],
-)
-def test_bad_line_is_named(tmp_path, line, sentence):
-    path = tmp_path / "chats.jsonl"
-    path.write_bytes(b"\n".join([_line(1).encode(), line, _line(3).encode()]))
-    with pytest.raises(UserError, match=f"chats.jsonl, {sentence}") as raised:
-        load_conversations(
-            DataConfig(source="jsonl", path=str(path), samples=2, validation_samples=1), "train"
-        )
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        ("none.jsonl", None, "does not exist; set data.path"),
-        ("blank.jsonl", b"\n \n", "is blank; write one"),
-        ("empty.jsonl.gz", gzip.compress(b"", mtime=0), "is blank; write one"),
-        ("plain.jsonl.gz", _line(1).encode(), "cannot be read"),
-        ("cut.jsonl.gz", gzip.compress(_line(1).encode(), mtime=0)[:-10], "cannot be read"),
-    ],
-)
-def test_bad_file_is_named(tmp_path, name, content, sentence):
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{name} {sentence}"):
-        load_conversations(DataConfig(source="jsonl", path=str(path)), "train")
-
-
-def test_folder_is_no_file(tmp_path):
-    with pytest.raises(UserError, match=r"cannot be read .*; give a readable \.jsonl"):
-        load_conversations(DataConfig(source="jsonl", path=str(tmp_path)), "train")
-
-
-def test_byte_order_mark_and_other_line_ends(tmp_path):
-    path = tmp_path / "windows.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(_line(n) for n in (1, 2)).encode())
-    data = DataConfig(source="jsonl", path=str(path), samples=1, validation_samples=1)
-    assert load_conversations(data, "train").texts() == ["hello 1\né 你好"]
-
-
-def test_fingerprint_follows_contents_and_ids(tmp_path):
-    def fingerprint(*lines: str) -> str:
-        data = _jsonl(tmp_path, [*lines, _line(9)], samples=1)
-        return load_conversations(data, "train").fingerprint
-
-    assert fingerprint(_line(1)) == fingerprint(_line(1))
-    assert len({fingerprint(_line(1)), fingerprint(_line(2)), fingerprint("", _line(1))}) == 3
-
-
 @pytest.fixture
 def chitchat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Install a `chitchat_dataset` package that holds the given conversations."""
@@ -340,8 +231,8 @@ ENGLISH = ["what did you do today?", "i went to the shop with my mom", "that is 
 
 
 def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
-    monkeypatch.setattr(conversations, "CHITCHAT_VALIDATION", range(0))
-    monkeypatch.setattr(conversations, "CHITCHAT_CORPUS", range(0))
+    monkeypatch.setattr(chitchat_source, "CHITCHAT_VALIDATION", range(0))
+    monkeypatch.setattr(chitchat_source, "CHITCHAT_CORPUS", range(0))
     chitchat(
         {
             "good": _chat(["what did you", " do today? "], *ENGLISH[1:]),

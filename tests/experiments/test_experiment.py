@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -9,10 +10,9 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import contexts, experiment, stages
 from ctxkv_lib.experiments.experiment import compare, prepare, run
 from ctxkv_lib.model.modeling import ContextKVForCausalLM
-from ctxkv_lib.runs.provenance import PRECISIONS
+from ctxkv_lib.report.info import gathered_mib
 from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
 from ctxkv_lib.training import phase1
-from ctxkv_lib.training.caches import gathered_mib
 
 FILES = {
     "caches/train_ctx.safetensors",
@@ -66,7 +66,7 @@ def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
     assert summary["phase1"]["contexts_max_error"] <= tiny_config.phase1.tolerance
     assert [e["epoch"] for e in summary["phase2"]["epochs"]] == [1, 2, 3]
     made = summary["provenance"]["precision"], summary["train_tokens"], summary["val_tokens"]
-    expected = gathered_mib(made[1], made[2], tiny_config.model, PRECISIONS[made[0]])
+    expected = gathered_mib(made[1], made[2], tiny_config.model, made[0])
     assert summary["caches_mib"] == expected
     stages_seen = [entry["stage"] for entry in summary["memory"]]
     assert stages_seen == [
@@ -152,8 +152,11 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
 
     out = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         run(tiny_config, out, interrupt)
+    said = {"phase1": "Finished stages are", "phase2": f"Epochs 1 to {stopped_at[1]} are"}[stopped_at[0]]
+    said = "Epoch 1 is" if stopped_at == ("phase2", 1) else said
+    assert stopped.value._render_traceback_() == [f"Stopped. {said} kept; run the cell again."]
     if stopped_at[0] == "phase2":
         monkeypatch.setattr(contexts, "_train", None)  # finished: not to be made again
         monkeypatch.setattr(contexts, "_make_caches", None)
@@ -206,8 +209,21 @@ def test_a_folder_that_is_no_run_is_refused(tiny_config, tmp_path):
 
 def test_streams_shorter_than_a_window_are_refused(tiny_config, tmp_path):
     long = tiny_config.replace({"model.max_contexts": 500})
-    with pytest.raises(UserError, match=r"The train stream has \d+ tokens, no more than one context window"):
+    said = (
+        r"The train stream has \d+ tokens, no more than one context window .* set model.max_contexts to (\d+)"
+    )
+    with pytest.raises(UserError, match=said) as refused:
         run(long, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    cure = int(re.search(said, str(refused.value)).group(1))
+    prepare(tiny_config.replace({"model.max_contexts": cure}), tmp_path / "run")
+
+
+def test_a_try_that_fails_before_anything_is_made_leaves_no_folder(tiny_config, tmp_path):
+    absent = tiny_config.replace({"data.path": str(tmp_path / "absent.jsonl")})
+    with pytest.raises(UserError, match="does not exist"):
+        run(absent, tmp_path / "runs" / "one")
+    assert not (tmp_path / "runs" / "one").exists()
 
 
 def test_a_device_that_is_not_there_is_refused(tiny_config, tmp_path, monkeypatch):

@@ -78,32 +78,39 @@ class Colab:
     """Stands in for `google.colab` and for pip, and notes what is asked of them."""
 
     def __init__(self, monkeypatch):
-        self.mounted, self.commands = [], []
+        self.mounted, self.commands, self.failure = [], [], 0
         drive = types.SimpleNamespace(mount=self.mounted.append)
         monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(drive=drive))
-        monkeypatch.setattr(subprocess, "run", lambda command, check: self.commands.append((command, check)))
+        monkeypatch.setattr(subprocess, "run", self.pip)
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.delenv("CTXKV_DRIVE", raising=False)
+
+    def pip(self, command, check):
+        self.commands.append(command)
+        return subprocess.CompletedProcess(command, self.failure)
+
+
+BOOTSTRAP = source(code_cells(NOTEBOOKS[0])[0])
+IN_A_FORK = BOOTSTRAP.replace('"OWNER/REPOSITORY"', '"someone/fork"', 1)
 
 
 def test_on_colab_only_what_it_lacks_is_installed(monkeypatch):
     colab = Colab(monkeypatch)
-    exec(source(code_cells(NOTEBOOKS[0])[0]), {})
-    ((command, check),) = colab.commands
-    assert check
+    exec(IN_A_FORK, {})
+    (command,) = colab.commands
     assert "--no-deps" in command
     assert not [word for word in command if word.startswith(("-U", "--upgrade"))]
     packages = [word for word in command[command.index("install") + 1 :] if not word.startswith("-")]
     offline = re.search(r"^OFFLINE = (.+)$", (FOLDER.parent / "setup.py").read_text(), re.MULTILINE)
     assert packages[1:] == ast.literal_eval(offline.group(1))
-    assert packages[0].startswith("ctxkv_lib @ git+https://github.com/")
+    assert packages[0] == "ctxkv_lib @ git+https://github.com/someone/fork"
     assert colab.mounted == []
     assert "CTXKV_DRIVE" not in os.environ
 
 
 def test_drive_is_mounted_when_asked_for(monkeypatch):
     colab = Colab(monkeypatch)
-    exec(source(code_cells(NOTEBOOKS[0])[0]).replace("USE_DRIVE = False", "USE_DRIVE = True"), {})
+    exec(IN_A_FORK.replace("USE_DRIVE = False", "USE_DRIVE = True"), {})
     assert colab.mounted == ["/content/drive"]
     assert os.environ.pop("CTXKV_DRIVE").startswith("/content/drive/")
 
@@ -111,8 +118,18 @@ def test_drive_is_mounted_when_asked_for(monkeypatch):
 def test_in_a_clone_nothing_is_installed(monkeypatch):
     colab = Colab(monkeypatch)
     monkeypatch.delitem(sys.modules, "google.colab")
-    exec(source(code_cells(NOTEBOOKS[0])[0]), {})
+    exec(BOOTSTRAP, {})
     assert colab.commands == []
+
+
+def test_a_place_that_is_not_set_or_wrong_is_one_sentence(monkeypatch):
+    colab = Colab(monkeypatch)
+    with pytest.raises(SystemExit, match="Type owner/name of your fork into REPOSITORY"):
+        exec(BOOTSTRAP, {})
+    assert colab.commands == []
+    colab.failure = 1
+    with pytest.raises(SystemExit, match=r"could not install from github\.com/someone/fork"):
+        exec(IN_A_FORK, {})
 
 
 def test_badges_are_written_by_one_command(tmp_path):

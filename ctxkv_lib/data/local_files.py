@@ -1,0 +1,133 @@
+"""A file of one's own as a source of conversations: how it is split, and sizes that fit it."""
+
+import math
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from ..config import COMPARED_RATIO, PRESETS, DataConfig, ExperimentConfig, build_config
+from ..errors import UserError
+from ..progress import say
+from .chitchat import chitchat_rows
+from .formats import read_rows
+from .rows import Row, Split
+
+VALIDATION_SHARE = 0.1
+VALIDATION_MOST = 100  # conversations; more would only cost time
+VALIDATION_LIMIT = 1 / 3  # of the conversations, even if they hold less than ...
+LEAST_WINDOWS = 2  # ... so many context windows of text, below which a split says little
+CHARACTERS_A_TOKEN = 4  # of English
+
+
+def file_rows(data: DataConfig, split: Split) -> list[Row]:
+    """The beginning of the file is for training, its end for validation.
+
+    A token table made from text takes the conversations before validation (`data.corpus=own`), or those of
+    chitchat-dataset and all of the file but validation. `data.samples` has no say, so that experiments of all
+    sizes share one table.
+
+    Raises:
+        UserError: the splits are larger than the file.
+    """
+    rows = read_rows(Path(str(data.path)))
+    sizes = _asked(data)
+    if sum(sizes.values()) > len(rows):
+        shown = " + ".join(f"{count:,} for {_PURPOSE[name]} (data.{name})" for name, count in sizes.items())
+        raise UserError(
+            f"{data.path} has {len(rows):,} conversations, but {shown} are asked for; "
+            "ask for fewer, or leave these settings out: the sizes then fit the file."
+        )
+    held_back = len(rows) - data.validation_samples
+    if split == "validation":
+        return rows[held_back:]
+    if split == "train":
+        return rows[: data.samples]
+    if data.corpus == "own":
+        return rows[held_back - data.corpus_samples : held_back]
+    return [*chitchat_rows(data, "corpus"), *rows[:held_back]]
+
+
+_PURPOSE = {"samples": "training", "validation_samples": "validation", "corpus_samples": "the token table"}
+
+
+def _asked(data: DataConfig) -> dict[str, int]:
+    """Conversations of the file by the setting that asks for them."""
+    names = ["samples", "validation_samples"]
+    if data.table == "cooccurrence" and data.corpus == "own":
+        names.append("corpus_samples")
+    return {name: getattr(data, name) for name in names}
+
+
+def configure(
+    preset: str,
+    recipe: str | None = None,
+    samples: int | None = None,
+    settings: dict[str, Any] | None = None,
+    tell: Callable[[str], None] = say,
+) -> ExperimentConfig:
+    """`build_config`; where the settings name a file, sizes that are not asked for fit it.
+
+    Args:
+        tell: gets a line that says how the file is split, if any size was left open.
+
+    Raises:
+        UserError: as `build_config`; the file cannot be read, or is too small.
+    """
+    asked = {**(settings or {}), **({} if samples is None else {"data.samples": samples})}
+    if asked.get("data.path") is not None:
+        asked.setdefault("data.source", "file")
+    config = build_config(preset, recipe, None, asked)
+    if config.data.source != "file":
+        return config
+    rows = read_rows(Path(str(config.data.path)))
+    sizes = {name: value for name, value in _fitting(rows, config, asked).items() if name not in asked}
+    config = config.replace(sizes)
+    if sizes:
+        tell(_split_in_words(rows, config.data))
+    return config
+
+
+def _fitting(rows: list[Row], config: ExperimentConfig, asked: dict[str, Any]) -> dict[str, Any]:
+    """Sizes for a file: a tenth for validation, all else for training, no text lost to the token table."""
+    if len(rows) < 2:
+        raise UserError(
+            f"{config.data.path} has {len(rows)} conversation; 2 are the least, for training and validation."
+        )
+    fitting: dict[str, Any] = {"data.validation_samples": _validation_size(rows, config.model.context_window)}
+    if config.data.table == "cooccurrence" and "data.corpus_samples" not in asked:
+        fitting["data.corpus"] = "chitchat+own"
+    others = _asked(config.replace({**fitting, **asked}).data)
+    del others["samples"]
+    return {**fitting, "data.samples": max(1, len(rows) - sum(others.values()))}
+
+
+def _validation_size(rows: list[Row], context_window: int) -> int:
+    """Conversations at the end of the file that make a validation text."""
+    share = min(VALIDATION_MOST, math.ceil(VALIDATION_SHARE * len(rows)))
+    most = max(1, int(VALIDATION_LIMIT * len(rows)))
+    return min(most, max(share, _enough(rows[::-1], context_window)))
+
+
+def _enough(rows: list[Row], context_window: int) -> int:
+    """How many of the first rows hold `LEAST_WINDOWS` of text; all, if they do not."""
+    wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
+    lengths = (sum(len(message["content"]) for message in messages) for _, messages in rows)
+    return next((n for n, total in enumerate(accumulate(lengths), start=1) if total >= wanted), len(rows))
+
+
+def compared_samples(config: ExperimentConfig) -> tuple[int, ...]:
+    """What `compare` takes unless told: the preset's counts; of a file all, and a fifth if it is enough."""
+    if config.data.source != "file":
+        return PRESETS[config.preset].samples
+    most = config.data.samples
+    enough = _enough(read_rows(Path(str(config.data.path))), config.model.context_window)
+    return min(most, max(most // COMPARED_RATIO, enough)), most
+
+
+def _split_in_words(rows: list[Row], data: DataConfig) -> str:
+    sizes = ", ".join(f"{count:,} for {_PURPOSE[name]}" for name, count in _asked(data).items())
+    made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
+    if data.table == "cooccurrence" and data.corpus != "own":
+        made = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but validation"
+    return f"{data.path}: {len(rows):,} conversations, {sizes}; the token table is {made}."

@@ -1,0 +1,59 @@
+"""`ctxkv settings`: every setting as its dataclass describes it, and what presets and recipes make of it."""
+
+import dataclasses
+from typing import Any
+
+from ..config import CONCERNS, PRESETS, RECIPES, build_config
+
+WIDTH = 44  # of the column of names and values
+
+
+def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
+    """Every setting, concern by concern.
+
+    Args:
+        preset: whose values to give; None gives the defaults.
+
+    Returns:
+        rows of `setting` (its key), `value`, `unit`, `reason`, `allowed`, `meanings` (of names that are
+        allowed), and `elsewhere` (`{preset or recipe: value}` where one of them has another).
+
+    Raises:
+        UserError: an unknown preset.
+    """
+    chosen = build_config(preset) if preset else None
+    rows = []
+    for concern, settings in CONCERNS.items():
+        for known in dataclasses.fields(settings):
+            key = f"{concern}.{known.name}"
+            value = getattr(getattr(chosen, concern), known.name) if chosen else known.default
+            others = {name: layer[key] for name, layer in _layers().items() if layer.get(key, value) != value}
+            about = {**known.metadata, "allowed": known.metadata["allowed"].text}
+            rows.append({"setting": key, "value": value, **about, "elsewhere": others})
+    return rows
+
+
+def _layers() -> dict[str, dict[str, Any]]:
+    presets = {n: {**p.settings, "data.samples": p.samples[-1]} for n, p in PRESETS.items()}
+    return {**presets, **{f"recipe {name}": layer for name, layer in RECIPES.items()}}
+
+
+def format_settings(rows: list[dict[str, Any]]) -> str:
+    """`describe_settings` as lines for a terminal."""
+    lines, concern = [], ""
+    for row in rows:
+        if row["setting"].partition(".")[0] != concern:
+            concern = row["setting"].partition(".")[0]
+            about = (CONCERNS[concern].__doc__ or "").partition(".")[0]
+            lines += ["", f"{concern}: {about}"]
+        value = f"{row['setting']} = {row['value']} {row['unit']}".rstrip()
+        lines.append(f"  {value:<{WIDTH}}  {row['reason']}")
+        lines += [f"  {'':<{WIDTH}}  {line}" for line in _details(row)]
+    return "\n".join(lines[1:])
+
+
+def _details(row: dict[str, Any]) -> list[str]:
+    allowed = [f"allowed: {row['allowed']}"] if row["allowed"] != "any" else []
+    meanings = [f"  {name}: {meaning}" for name, meaning in row["meanings"].items() if meaning]
+    others = ", ".join(f"{name}: {value}" for name, value in row["elsewhere"].items())
+    return [*allowed, *meanings, *([f"with {others}"] if others else [])]

@@ -1,0 +1,96 @@
+"""`ctxkv list`: the run folders below a folder, in whatever state they are."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import build_config
+from ..errors import UserError
+from ..files import read_json
+from .ownership import flat
+from .run_folder import RunFolder
+
+MIB = 2**20
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # what a broken file can lead to
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One run folder.
+
+    Attributes:
+        settings: those that are not its preset's and recipe's own; empty if they cannot be read.
+        tokens: of the training stream; None if it was not made yet.
+        best_ppl: lowest validation PPL so far; None before the first epoch.
+        state: "finished", "interrupted" or "damaged".
+        mib: on disk.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    tokens: int | None
+    best_ppl: float | None
+    state: str
+    mib: float
+
+
+def list_runs(root: Path) -> list[Listed]:
+    """Every run folder at or below `root`; a broken one is listed as such.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; name the one that holds your run folders.")
+    folders = [root, *root.glob("*"), *root.glob("*/*")]  # a comparison may hold the folders of its runs
+    return [_listed(RunFolder(path)) for path in sorted(folders) if _is_run(path)]
+
+
+def _is_run(path: Path) -> bool:
+    folder = RunFolder(path)
+    is_model = (path / "generation_config.json").exists()  # which has a config.json, too
+    return not is_model and any(f.is_file() for f in (folder.config, folder.metrics_file, folder.summary))
+
+
+def _listed(folder: RunFolder) -> Listed:
+    size = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file()) / MIB
+    try:
+        settings = _changed(read_json(folder.config))
+        ppls = [line["val_ppl"] for line in folder.metric_lines() if line["stage"] == "phase2"]
+        if not folder.summary.exists():
+            return Listed(folder.path, settings, None, min(ppls, default=None), "interrupted", size)
+        summary = read_json(folder.summary)
+        tokens, best = int(summary["train_tokens"]), float(summary["phase2"]["val_ppl"])
+        is_whole = bool(ppls) and (folder.model / "model.safetensors").is_file()
+        return Listed(folder.path, settings, tokens, best, "finished" if is_whole else "damaged", size)
+    except UNREADABLE:
+        return Listed(folder.path, {}, None, None, "damaged", size)
+
+
+def _changed(stored: dict[str, Any]) -> dict[str, Any]:
+    plain = build_config(stored["preset"], stored["recipe"], stored["data"]["samples"])
+    usual = dict(flat(plain.to_dict()))
+    return {key: value for key, value in flat(stored) if "." in key and usual.get(key) != value}
+
+
+def format_runs(runs: list[Listed]) -> str:
+    """`list_runs` as a table for a terminal; settings stand last, since they can be many."""
+    names = ["Run", "State", "Tokens", "Best PPL", "MiB", "Settings that differ from the preset's"]
+    rows = [names, *(list(_cells(run)) for run in runs)]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  "
+        + "  ".join(f"{row[i]:>{widths[i]}}" for i in (2, 3, 4))
+        + f"  {row[5]}".rstrip()
+        for row in rows
+    )
+
+
+def _cells(run: Listed) -> Iterator[str]:
+    yield str(run.path)
+    yield run.state
+    yield "-" if run.tokens is None else f"{run.tokens:,}"
+    yield "-" if run.best_ppl is None else f"{run.best_ppl:,.1f}"
+    yield f"{run.mib:,.0f}"
+    yield ", ".join(f"{key}={value}" for key, value in run.settings.items())

@@ -1,0 +1,243 @@
+"""A file of one's own: what is recognised, how it is split, what is said about one that cannot be taken."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ctxkv_lib.config import DataConfig, build_config
+from ctxkv_lib.data.conversations import load_conversations, read_conversations
+from ctxkv_lib.data.local_files import compared_samples, configure
+from ctxkv_lib.errors import UserError
+
+CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "é 你好"}]
+PARTS = [{**m, "content": [{"type": "text", "text": c} for c in m["content"]]} for m in CHAT]
+SHAREGPT = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "é 你好"}]
+RECORDS = {
+    "OpenAI": {"messages": CHAT},
+    "OpenAI in parts": {"messages": PARTS},
+    "ShareGPT": {"id": 1, "conversations": SHAREGPT},
+    "Alpaca": {"instruction": "Hello?", "input": "", "output": "é 你好"},
+    "prompts": {"prompt": "Hello?", "completion": "é 你好"},
+    "questions": {"question": "Hello?", "answer": "é 你好"},
+}
+
+
+def _line(number: int) -> str:
+    messages = [{"role": "user", "content": f"hello {number}"}, {"role": "assistant", "content": "é 你好"}]
+    return json.dumps({"id": number, "messages": messages}, ensure_ascii=False)
+
+
+def _jsonl(folder: Path, count: int, name: str = "chats.jsonl") -> str:
+    content = "\n".join([*map(_line, range(1, count + 1)), "", "  "]).encode()
+    (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return str(folder / name)
+
+
+# What is recognised
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
+def test_known_forms_of_a_record_are_recognised(tmp_path, record):
+    text = json.dumps(record)
+    (tmp_path / "lines.jsonl").write_text(text + "\n" + text)
+    (tmp_path / "array.json").write_text(json.dumps([record, record]))
+    (tmp_path / "packed.json.gz").write_bytes(gzip.compress(text.encode()))
+    pq.write_table(pa.Table.from_pylist([record]), tmp_path / "table.parquet")
+    for path in tmp_path.iterdir():
+        assert read_conversations(path).messages[0] == CHAT, path
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"), [("a.csv", ","), ("b.csv", ";"), ("c.tsv", "\t"), ("d.csv.gz", ",")]
+)
+@pytest.mark.parametrize("column", ["text", "content"])
+def test_tables_with_a_text_column_are_recognised(tmp_path, name, separator, column):
+    path = tmp_path / "plain"
+    with path.open("w", newline="") as file:
+        rows = [["id", column], [1, 'Say "hi",\nplease;'], [2, "\tThen go."]]
+        csv.writer(file, delimiter=separator).writerows(rows)
+    raw = path.read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    assert read_conversations(tmp_path / name).texts() == ['Say "hi",\nplease;', "\tThen go."]
+
+
+def test_plain_text_is_cut_at_blank_lines(tmp_path):
+    path = tmp_path / "talk.txt"
+    path.write_bytes("\r\n\r\nHello?\r\né 你好\r\n \t\r\n\r\nGood bye.\r\n".encode())
+    rows = read_conversations(path)
+    assert rows.texts() == ["Hello?\né 你好", "Good bye."]
+    assert rows.ids == ("txt:1", "txt:2")
+
+
+def test_byte_order_mark_and_other_line_ends(tmp_path):
+    path = tmp_path / "windows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(_line(n) for n in (1, 2)).encode())
+    assert read_conversations(path).texts()[0] == "hello 1\né 你好"
+
+
+def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
+    path = tmp_path / "tools.jsonl"
+    path.write_text(json.dumps({"messages": [*CHAT, {"role": "assistant", "content": None}]}))
+    assert read_conversations(path).messages[0][:2] == CHAT
+
+
+# What is refused, and where it stands
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b"not json", "line 2 is not JSON"),
+        (b"[" * 100_000, "line 2 is not JSON"),
+        (b"[1, 2]", "line 2 has no fields; allowed: messages;"),
+        (b'{"words": "hello", "n": 1}', "line 2 has the fields words, n; allowed: messages; .*; text;"),
+        (b'{"messages": "hello"}', 'line 2: "messages" must be a list'),
+        (b'{"messages": ["hello"]}', 'line 2: "messages" must be a list'),
+        (b'{"messages": [{"role": "user", "content": 3}]}', 'line 2: "messages" must be a list'),
+        (b'{"messages": [{"role": 3, "content": "a"}]}', 'line 2: "messages" must be a list'),
+        (b'{"conversations": [{"role": "user", "content": "a"}]}', 'line 2: "conversations" must be a list'),
+        (b'{"instruction": "a", "output": null}', "line 2: its fields must be texts"),
+        (b'{"messages": []}', "line 2 is an empty conversation"),
+        (b'{"messages": [{"role": "user", "content": " \\n"}]}', "line 2 is an empty conversation"),
+        (b'{"messages": [{"role": "user", "content": "\xff"}]}', "line 2 is not UTF-8"),
+        (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "line 2 holds half of a surrogate pair"),
+    ],
+)
+def test_bad_line_is_named(tmp_path, line, sentence):
+    path = tmp_path / "chats.jsonl"
+    path.write_bytes(b"\n".join([_line(1).encode(), line, _line(3).encode()]))
+    with pytest.raises(UserError, match=f"chats.jsonl, {sentence}") as raised:
+        read_conversations(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("none.jsonl", None, " does not exist; name a .jsonl"),
+        ("blank.jsonl", b"\n \n", " is blank; give"),
+        ("empty.jsonl.gz", gzip.compress(b"", mtime=0), " is blank; give"),
+        ("plain.jsonl.gz", _line(1).encode(), " cannot be read"),
+        ("cut.jsonl.gz", gzip.compress(_line(1).encode(), mtime=0)[:-10], " cannot be read"),
+        ("chats.docx", b"PK", " is of no known kind; allowed: .jsonl, .json, .csv"),
+        ("chats", b"hello", " is of no known kind"),
+        ("bad.parquet", b"PAR1", " cannot be read as Parquet"),
+        ("blank.txt", b"\n\n", " is blank"),
+        ("names.csv", b"id,words\n1,hello\n", ", line 2 has the fields id, words; allowed"),
+        ("short.csv", b"id,text\n1\n", ", line 2: its fields must be texts"),
+        ("array.json", b'[{"text": "a"}, 3]', ", item 2 has no fields"),
+    ],
+)
+def test_bad_file_is_named(tmp_path, name, content, sentence):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}{sentence}"):
+        read_conversations(path)
+
+
+def test_folder_is_no_file(tmp_path):
+    (tmp_path / "chats.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot be read .*; name a readable \.jsonl"):
+        read_conversations(tmp_path / "chats.jsonl")
+
+
+# How it is split
+
+
+@pytest.mark.parametrize("name", ["chats.jsonl", "chats.jsonl.gz"])
+def test_splits_that_are_asked_for(tmp_path, name):
+    sizes = {"samples": 5, "validation_samples": 2, "corpus_samples": 3}
+    data = DataConfig(source="file", path=_jsonl(tmp_path, 10, name), table="cooccurrence", **sizes)
+    train, validation, corpus = (load_conversations(data, s) for s in ("train", "validation", "corpus"))
+    assert train.ids == tuple(f"jsonl:{n}" for n in range(1, 6))
+    assert corpus.ids == ("jsonl:6", "jsonl:7", "jsonl:8")
+    assert validation.ids == ("jsonl:9", "jsonl:10")
+    assert train.texts()[0] == "hello 1\né 你好"
+    assert train.messages[0][0] == {"role": "user", "content": "hello 1"}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "corpus"])
+def test_splits_larger_than_the_file_are_refused_with_the_true_cause(tmp_path, split):
+    sizes = {"samples": 6, "validation_samples": 2, "corpus_samples": 3}
+    data = DataConfig(source="file", path=_jsonl(tmp_path, 10), table="cooccurrence", **sizes)
+    said = (
+        r"chats.jsonl has 10 conversations, but 6 for training \(data.samples\) \+ 2 for validation "
+        r"\(data.validation_samples\) \+ 3 for the token table \(data.corpus_samples\) are asked for; "
+    )
+    with pytest.raises(UserError, match=said):
+        load_conversations(data, split)
+
+
+def _fitted(path: str, settings: dict | None = None, preset: str = "offline", samples: int | None = None):
+    said: list[str] = []
+    config = configure(preset, None, samples, {"data.path": path, **(settings or {})}, said.append)
+    return config, said
+
+
+def test_sizes_that_are_not_asked_for_fit_the_file(tmp_path):
+    path = _jsonl(tmp_path, 40)
+    window = {"model.max_contexts": 1, "model.interval": 1}
+    config, said = _fitted(path, window)
+    assert (config.data.source, config.data.samples, config.data.validation_samples) == ("file", 36, 4)
+    (line,) = said
+    assert f"{path}: 40 conversations, 36 for training, 4 for validation" in line
+    assert "1,000 of chitchat-dataset and all of these but validation" in line
+    assert _fitted(path, window)[0] == config
+    assert compared_samples(config) == (7, 36)
+    assert compared_samples(_fitted(path)[0]) == (27, 27)  # nothing less would fill two windows
+
+
+def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):
+    config, _ = _fitted(_jsonl(tmp_path, 40), {"data.corpus_samples": 5, "data.corpus": "chitchat+own"})
+    rows = load_conversations(config.data, "corpus").ids
+    own = [name for name in rows if name.startswith("jsonl:")]
+    assert len(rows) == 5 + len(own)
+    assert not set(own) & set(load_conversations(config.data, "validation").ids)
+    assert set(own) == set(load_conversations(config.data, "train").ids)
+    smaller = config.replace({"data.samples": 3})
+    assert load_conversations(smaller.data, "corpus").ids == rows
+
+
+def test_a_validation_text_holds_two_windows_but_at_most_a_third_of_the_file(tmp_path):
+    path = _jsonl(tmp_path, 40)  # 12 characters each
+    characters = sum(len(m["content"]) for m in read_conversations(Path(path)).messages[-1])
+    small = {"model.interval": 1, "model.max_contexts": characters}  # two windows are eight conversations
+    assert _fitted(path, small)[0].data.validation_samples == 8
+    assert _fitted(path)[0].data.validation_samples == 13
+
+
+@pytest.mark.parametrize("preset", ["offline", "colab"])
+def test_sizes_that_are_asked_for_stay(tmp_path, preset):
+    path = _jsonl(tmp_path, 40)
+    config, said = _fitted(path, {"data.validation_samples": "3"}, preset, samples=20)
+    assert (config.data.samples, config.data.validation_samples) == (20, 3)
+    everything = {"data.source": "file", "data.validation_samples": 3, "data.table": "random"}
+    config, said = _fitted(path, everything, preset, samples=20)
+    assert said == []
+    assert config == build_config(preset, None, 20, {"data.path": path, **everything})
+    with pytest.raises(UserError, match=r"38 for training .* \+ 3 for validation"):
+        load_conversations(_fitted(path, {"data.validation_samples": 3}, preset, 38)[0].data, "train")
+
+
+def test_a_file_of_one_conversation_cannot_be_split(tmp_path):
+    with pytest.raises(UserError, match="has 1 conversation; 2 are the least"):
+        _fitted(_jsonl(tmp_path, 1))
+
+
+def test_presets_are_left_alone():
+    assert configure("offline") == build_config("offline")
+
+
+def test_fingerprint_follows_contents_and_ids(tmp_path):
+    def fingerprint(*lines: str) -> str:
+        (tmp_path / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        return read_conversations(tmp_path / "chats.jsonl").fingerprint
+
+    assert fingerprint(_line(1)) == fingerprint(_line(1))
+    assert len({fingerprint(_line(1)), fingerprint(_line(2)), fingerprint("", _line(1))}) == 3

@@ -1,0 +1,36 @@
+import dataclasses
+import json
+
+import pytest
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.config import CONCERNS, PRESETS, build_config
+from ctxkv_lib.report.settings import describe_settings, format_settings
+
+
+def test_every_setting_is_listed_with_its_reason_and_what_it_allows():
+    rows = describe_settings()
+    fields = [(c, f) for c, settings in CONCERNS.items() for f in dataclasses.fields(settings)]
+    assert [row["setting"] for row in rows] == [f"{concern}.{known.name}" for concern, known in fields]
+    assert [row["value"] for row in rows] == [known.default for _, known in fields]
+    for row in rows:
+        assert row["reason"], row["setting"]
+        assert row["allowed"]
+    text = format_settings(rows)
+    assert "data.samples = 500 conversations" in text
+    assert "with offline: 50, ci: 10" in text
+    assert "grid: on the interval's multiples" in text
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_listed_with_its_own_values(preset, capsys):
+    assert main(["settings", "--preset", preset, "--json"]) == 0
+    config = build_config(preset)
+    for row in json.loads(capsys.readouterr().out):
+        concern, name = row["setting"].split(".")
+        assert row["value"] == getattr(getattr(config, concern), name)
+
+
+def test_an_unknown_preset_is_refused(capsys):
+    assert main(["settings", "--preset", "moon"]) == 2
+    assert "allowed: colab, offline, ci" in capsys.readouterr().err
