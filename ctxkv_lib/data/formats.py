@@ -32,6 +32,8 @@ def read_rows(path: Path) -> list[Row]:
         UserError: the file or one of its records cannot be read.
     """
     path = path.expanduser()
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a {FILES} file.")
     kind = next((s for s in reversed(path.suffixes) if s != ".gz"), "").lower()
     if kind not in READERS:
         raise UserError(f"{path} is of no known kind; allowed: {FILES}.")
@@ -50,8 +52,6 @@ def read_rows(path: Path) -> list[Row]:
 def _content(path: Path) -> bytes:
     try:
         return (gzip.open(path) if path.suffix == ".gz" else path.open("rb")).read()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; name a {FILES} file.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); name a readable {FILES} file.") from error
 

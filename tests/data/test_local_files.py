@@ -120,6 +120,7 @@ def test_bad_line_is_named(tmp_path, line, sentence):
     ("name", "content", "sentence"),
     [
         ("none.jsonl", None, " does not exist; name a .jsonl"),
+        ("none", None, " does not exist; name a .jsonl"),
         ("blank.jsonl", b"\n \n", " is blank; give"),
         ("empty.jsonl.gz", gzip.compress(b"", mtime=0), " is blank; give"),
         ("plain.jsonl.gz", _line(1).encode(), " cannot be read"),
