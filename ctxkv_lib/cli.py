@@ -19,7 +19,7 @@ from .progress import Listener, Metric, say, stage
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 for what the user can fix, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
-    # Read when torch loads: beside other work, OpenMP's threads would spin away the time of those they wait for.
+    # Read when torch loads: on a busy machine OpenMP's threads would spin away each other's time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
