@@ -42,6 +42,16 @@ def test_help_is_light():
     assert not {"torch", "transformers", "datasets", "matplotlib", "numpy"} & set(done.stdout.split())
 
 
+@pytest.mark.parametrize(("own", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_told_otherwise(monkeypatch, own, expected):
+    """Two spinning threads beside other work took more than four times as long as one."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
+    if own is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main(["info"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
 def test_info_prints_the_published_sizes(capsys):
     assert main(["info", "--train-tokens", "587970", "--val-tokens", "22723"]) == 0
     text = capsys.readouterr().out
