@@ -112,6 +112,23 @@ def test_batches_are_split_when_memory_is_exhausted(tmp_path, monkeypatch, kind,
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
+def test_an_evaluation_goes_on_from_where_memory_ended(monkeypatch):
+    model, attempts, original = tiny_model(), [], evaluation.frozen_head_cross_entropy
+    whole = evaluation.token_scores(model, VAL, torch.arange(len(VAL)))
+
+    def exhausted_once(*arguments):
+        attempts.append(1)
+        if len(attempts) == 3:
+            raise MemoryError
+        return original(*arguments)
+
+    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 32)
+    monkeypatch.setattr(evaluation, "frozen_head_cross_entropy", exhausted_once)
+    found = evaluation.token_scores(model, VAL, torch.arange(len(VAL)))
+    torch.testing.assert_close(found[0], whole[0])
+    assert torch.equal(found[1], whole[1])
+
+
 def test_a_batch_of_one_row_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
     def no_memory(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:75] . DefaultCPUAllocator: not enough memory: ...")
