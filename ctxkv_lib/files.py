@@ -20,7 +20,7 @@ from .errors import DamagedFile
 CACHE_VARIABLE = "CTXKV_CACHE"
 CHECKSUM = "checksum"
 UNSEALED = "0" * 32  # in the place of a checksum while it is taken
-LEFT_OVER = re.compile(r"\..*\d\.part|\..*\.scratch")  # what `replacing` and `scratch` write to
+LEFT_OVER = re.compile(r"\..*\.\d+\.part")  # what `replacing` writes to
 PIECE_BYTES = 1 << 20
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 

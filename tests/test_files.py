@@ -94,7 +94,6 @@ def test_only_what_was_killed_is_swept(tmp_path):
     for name in (
         ".config.json.4.part",
         "deep/.t.5.part",
-        "deep/.5.0.scratch",
         "deep/.5.part.txt",
         "deep/6.part",
     ):

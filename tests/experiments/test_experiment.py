@@ -11,6 +11,7 @@ from ctxkv_lib.experiments.experiment import compare, run
 from ctxkv_lib.model.modeling import ContextKVForCausalLM
 from ctxkv_lib.runs.provenance import PRECISIONS
 from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
+from ctxkv_lib.training import phase1
 from ctxkv_lib.training.caches import gathered_mib
 
 FILES = {
@@ -57,7 +58,7 @@ def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
     folder = tmp_path / "run"
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found >= FILES
-    assert not [name for name in found if ".part" in name or "phase2.safetensors" in name]
+    assert not [name for name in found if ".part" in name or ("phase" in name and "safetensors" in name)]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["samples"] == 8
     assert summary["context_window"]["tokens"] == 12
@@ -134,7 +135,9 @@ def test_a_finished_run_is_reused(finished, tiny_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stopped_at", [("phase1", 3), ("phase2", 1), ("phase2", 2)])
-def test_an_interrupted_run_goes_on(finished, tiny_config, tmp_path, stopped_at, monkeypatch):
+def test_an_interrupted_run_goes_on(
+    finished, tiny_config, tmp_path, stopped_at, monkeypatch, saved_at_every_step
+):
     def interrupt(metric):
         if (metric["stage"], metric.get("iteration") or metric.get("epoch")) == stopped_at:
             raise KeyboardInterrupt
@@ -145,6 +148,9 @@ def test_an_interrupted_run_goes_on(finished, tiny_config, tmp_path, stopped_at,
     if stopped_at[0] == "phase2":
         monkeypatch.setattr(contexts, "_train", None)  # finished: not to be made again
         monkeypatch.setattr(contexts, "_make_caches", None)
+    else:
+        assert (out / "checkpoint" / "phase1.safetensors").is_file()
+        monkeypatch.setattr(phase1, "draw_contexts", None)  # no new beginning
     resumed = run(tiny_config, out)
     assert without_times(resumed.summary) == without_times(finished.summary)
     ours, theirs = (
@@ -152,6 +158,7 @@ def test_an_interrupted_run_goes_on(finished, tiny_config, tmp_path, stopped_at,
         for folder in (out, tmp_path / "run")
     )
     assert ours == theirs
+    assert not list(out.rglob("phase?.*safetensors"))
 
 
 def test_changed_data_is_noticed(finished, tiny_config, tmp_path):

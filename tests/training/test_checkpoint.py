@@ -61,9 +61,9 @@ def test_it_is_due_every_half_minute_and_less_often_where_writing_is_slow(tmp_pa
 
     monkeypatch.setattr(checkpoint, "write_tensors", slowly)
     kept.save({}, {})
-    now[0] = 34 + 59
+    now[0] = 34 + 39
     assert not kept.due
-    now[0] = 34 + 60
+    now[0] = 34 + 40
     assert kept.due
 
 

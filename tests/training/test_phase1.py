@@ -36,7 +36,10 @@ def train(config=CONFIG, listener=lambda metric: None, checkpoint=None, rows=Non
     return (result.iterations, result.convergence_rate, result.stop_reason), lines, tensors
 
 
-@pytest.mark.parametrize("changes", [{}, {"plateau_rate": 0.0, "plateau_gain": 1.0, "plateau_patience": 5}])
+PLATEAU = {"convergence_threshold": 1.0, "plateau_rate": 0.0, "plateau_gain": 1.0, "plateau_patience": 6}
+
+
+@pytest.mark.parametrize("changes", [{}, PLATEAU])
 @pytest.mark.parametrize("stopped_at", [2, 3, 6])
 def test_stopped_and_resumed_gives_the_same_numbers(tmp_path, saved_at_every_step, stopped_at, changes):
     config = Phase1Config(max_iterations=8, batch_size=150, **changes)

@@ -3,6 +3,7 @@ import gc
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, tiny_ids, tiny_model
 
 from ctxkv_lib.config import Phase2Config
@@ -11,7 +12,7 @@ from ctxkv_lib.files import read_tensors
 from ctxkv_lib.training import evaluation, phase2, pieces
 from ctxkv_lib.training.caches import StreamCache
 from ctxkv_lib.training.evaluation import evaluate
-from ctxkv_lib.training.phase2 import EarlyStopping, best_epoch, train_attention
+from ctxkv_lib.training.phase2 import EarlyStopping, best_epoch, epoch_order, train_attention
 
 
 def stream(count):
@@ -24,8 +25,8 @@ TRAIN, VAL = stream(500), stream(120)
 CONFIG = Phase2Config(max_epochs=4, batch_size=64, patience=4)
 
 
-def train(checkpoint, config=CONFIG, listener=lambda metric: None, key="k"):
-    model = tiny_model()
+def train(checkpoint, config=CONFIG, listener=lambda metric: None, key="k", model=None):
+    model = model or tiny_model()
     result = train_attention(model, TRAIN, VAL, config, 1, checkpoint, key, listener)
     return model, [{k: v for k, v in m.items() if k not in ("seconds", "memory")} for m in result.epochs]
 
@@ -111,6 +112,23 @@ def test_batches_are_split_when_memory_is_exhausted(tmp_path, monkeypatch, kind,
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
+def test_an_evaluation_goes_on_from_where_memory_ended(monkeypatch):
+    model, attempts, original = tiny_model(), [], evaluation.frozen_head_cross_entropy
+    whole = evaluation.token_scores(model, VAL, torch.arange(len(VAL)))
+
+    def exhausted_once(*arguments):
+        attempts.append(1)
+        if len(attempts) == 3:
+            raise MemoryError
+        return original(*arguments)
+
+    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 32)
+    monkeypatch.setattr(evaluation, "frozen_head_cross_entropy", exhausted_once)
+    found = evaluation.token_scores(model, VAL, torch.arange(len(VAL)))
+    torch.testing.assert_close(found[0], whole[0])
+    assert torch.equal(found[1], whole[1])
+
+
 def test_a_batch_of_one_row_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
     def no_memory(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:75] . DefaultCPUAllocator: not enough memory: ...")
@@ -122,6 +140,10 @@ def test_a_batch_of_one_row_that_does_not_fit_is_an_error(tmp_path, monkeypatch)
 
 def test_same_seed_same_numbers(tmp_path):
     assert train(tmp_path / "a")[1] == train(tmp_path / "b")[1]
+
+
+def test_dropout_is_on_however_the_model_is_handed_over(tmp_path):
+    assert train(tmp_path / "a", model=tiny_model().eval())[1] == train(tmp_path / "b")[1]
 
 
 def test_a_checkpoint_of_something_else_is_not_taken_up(tmp_path):
@@ -146,6 +168,29 @@ def test_only_attention_and_feed_forward_change(tmp_path):
     after = train(tmp_path / "c")[0].state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"attention", "feed_forward"}
+
+
+def test_gradients_are_those_of_the_mean_loss():
+    """AdamW hardly minds a gradient's scale, so this looks at the gradients themselves."""
+    model = tiny_model().eval()
+    batch = TRAIN.gather(torch.arange(40), model.config)
+    gradients = []
+    for whole in (False, True):
+        model.zero_grad()
+        if whole:
+            hidden, _ = batch.attend(model)
+            F.cross_entropy(model.logits(hidden), batch.targets).backward()
+        else:
+            phase2.add_gradients(model, model.wte.weight.detach(), batch, 40)
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, found in gradients[0].items():
+        torch.testing.assert_close(found, gradients[1][name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_every_epoch_and_seed_visits_all_positions_in_an_order_of_its_own():
+    orders = [epoch_order(100, seed, epoch).tolist() for seed in (1, 2) for epoch in (1, 2)]
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
 
 
 def test_early_stopping_wants_strictly_lower():

@@ -52,6 +52,16 @@ def test_exact_contexts_equal_one_by_one(trained, monkeypatch, count):
     assert contexts[0].eq(0).all()
 
 
+def test_fresh_tokens_begin_again_from_nothing(trained, monkeypatch):
+    monkeypatch.setattr(recurrence, "SEGMENT", 32)
+    half, tokens = rows_of(trained, tiny_ids(100))
+    fresh = torch.zeros(100, dtype=torch.bool)
+    fresh[[0, 17, 64]] = True
+    contexts, _ = exact_contexts(trained.context_block, half, tokens, tolerance=1e-6, fresh=fresh)
+    for part, read in zip(tokens.tensor_split([17, 64]), contexts[1:].tensor_split([17, 64]), strict=True):
+        torch.testing.assert_close(read, one_by_one(trained, half[part]), atol=1e-5, rtol=0)
+
+
 def test_the_model_reads_as_the_recipe_does(trained):
     ids = tiny_ids(40)
     p = {name: value.clone() for name, value in trained.state_dict().items()}
