@@ -6,6 +6,7 @@ Everything is written beside its final name and then renamed; tensors carry a ch
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from .errors import DamagedFile
 CACHE_VARIABLE = "CTXKV_CACHE"
 CHECKSUM = "checksum"
 UNSEALED = "0" * 32  # in the place of a checksum while it is taken
+LEFT_OVER = re.compile(r"\..*\.\d+\.part")  # what `replacing` writes to
 PIECE_BYTES = 1 << 20
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
@@ -91,8 +93,9 @@ def rust_writes(path: Path) -> Iterator[None]:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left in `folder` and below; only while no other process writes there."""
-    for part in [*folder.rglob(".*.part"), *folder.rglob(".*.scratch")]:
-        remove(part)
+    for path in list(folder.rglob(".*")):
+        if LEFT_OVER.fullmatch(path.name):
+            remove(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Inside, no other process is in such a block of `folder`, and nothing is left there by a killed one.
+    """Inside, no other process is in such a block of `folder`.
 
     Raises:
         UserError: another process is; it names it.
@@ -29,16 +29,19 @@ def only_process(folder: Path) -> Iterator[None]:
     owner = "another process"
     with suppress(OSError, UnicodeDecodeError):  # Windows lets nobody read what is locked
         owner = path.read_text(encoding="utf-8") or owner
+    lock = FileLock(path)
     try:
-        with FileLock(path, timeout=0):
-            with suppress(OSError):
-                path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-            sweep(folder)
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"{folder} is in use by {owner}; wait until that is done, stop it, or name another folder."
         ) from None
+    try:
+        with suppress(OSError):
+            path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
 
 
 def made_once(read: Callable[[], T], make: Callable[[], object]) -> T:

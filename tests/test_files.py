@@ -87,3 +87,16 @@ def test_a_folder_replaces_a_folder_and_what_was_killed_is_swept(tmp_path, monke
     monkeypatch.undo()
     sweep(tmp_path)
     assert [p.name for p in tmp_path.rglob("*")] == ["folder", "deep", "file"]
+
+
+def test_only_what_was_killed_is_swept(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in (
+        ".config.json.4.part",
+        "deep/.t.5.part",
+        "deep/.5.part.txt",
+        "deep/6.part",
+    ):
+        (tmp_path / name).write_text("half")
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {".5.part.txt", "6.part"}

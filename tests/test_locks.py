@@ -31,14 +31,6 @@ def test_a_second_process_is_told_of_the_first_until_it_dies(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 
 
-def test_what_a_killed_process_left_is_swept_under_the_lock(tmp_path):
-    (tmp_path / "deep").mkdir()
-    for name in (".config.json.4.part", "deep/.t.5.part", "deep/.5.scratch", "deep/mine.part"):
-        (tmp_path / name).write_text("half")
-    with only_process(tmp_path):
-        assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {".lock", "mine.part"}
-
-
 def test_the_shared_cache_is_filled_by_one_process(tmp_path, monkeypatch):
     """Two that want the same: the slower one reads what the other made."""
     monkeypatch.setenv("CTXKV_CACHE", str(tmp_path))

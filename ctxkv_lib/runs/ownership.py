@@ -9,21 +9,32 @@ from ..config import ExperimentConfig, build_config, config_from_dict
 from ..errors import DamagedFile, UserError
 from ..files import read_json
 from ..progress import notice
-from .records import Records
+from .records import FILE, Records
 
 CONFIG = "config.json"
 FOREIGN = {"desktop.ini", "Thumbs.db"}  # what systems leave anywhere; hidden files do not count either
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise a UserError if a folder holds something that is no run; nothing is written to such a one."""
+    if _visible(folder) and not any((folder / name).is_file() for name in (CONFIG, FILE)):
+        raise UserError(f"{folder} is not empty and holds no run; name another folder with --out.")
+
+
+def _visible(folder: Path) -> set[str]:
+    if not folder.exists():
+        return set()
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} - FOREIGN
 
 
 def own_records(folder: Path, config: ExperimentConfig) -> Records:
     """The records of `config`'s stages in `folder`; none if it is new, or if they cannot be trusted.
 
     Raises:
-        UserError: the folder holds another experiment, or something that is no experiment.
+        UserError: the folder holds another experiment, or one that cannot be read.
     """
-    found = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - FOREIGN
     fresh = Records(folder, config.to_dict())
-    if found <= {CONFIG}:  # nothing has been computed
+    if _visible(folder) <= {CONFIG}:  # nothing has been computed
         return fresh
     try:
         records = Records.read(folder)
@@ -36,7 +47,8 @@ def own_records(folder: Path, config: ExperimentConfig) -> Records:
     held = _held_config(folder, records)
     if held is None:
         raise UserError(
-            f"{folder} is not empty and holds no run that can be read; name another folder with --out."
+            f"The run in {folder} can no longer be read, not even its {CONFIG}; delete that folder, "
+            "or name another with --out."
         )
     _refuse_other(folder, config, held)
     return records or fresh

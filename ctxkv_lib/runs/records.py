@@ -59,7 +59,8 @@ class Records:
         except FileNotFoundError:
             return None
         except DamagedFile:
-            if "contexts" in read_json(path):  # a stage of earlier versions
+            older = read_json(path)
+            if isinstance(older, dict) and "contexts" in older:  # a stage of earlier versions
                 return None
             raise
         stages = {name: Record(**record) for name, record in values["stages"].items()}

@@ -11,10 +11,10 @@ from typing import Any
 
 from ..config import ExperimentConfig, build_config
 from ..errors import DamagedFile, UserError
-from ..files import checksums, digest, read_json, write_json, write_text
+from ..files import checksums, digest, read_json, sweep, write_json, write_text
 from ..locks import LOCK, only_process
 from ..progress import Metric, notice
-from .ownership import own_records, run_command, stored_config
+from .ownership import own_records, refuse_foreign, run_command, stored_config
 from .records import Record, Records
 
 ROOT_VARIABLE = "CTXKV_RUNS"
@@ -67,11 +67,13 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name another folder with --out.")
+        refuse_foreign(self.path)
         is_new, is_ours = not self.path.exists(), False
         try:
             with only_process(self.path):
                 is_ours = True
                 self.records = own_records(self.path, config)
+                sweep(self.path)
                 write_json(self.config, config.to_dict())
                 yield
         except BaseException:

@@ -203,6 +203,7 @@ def test_a_folder_that_is_no_run_is_refused(tiny_config, tmp_path):
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="is not empty and holds no run"):
         run(tiny_config, tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="is a file"):
         run(tiny_config, tmp_path / "full" / "thesis.tex")
 
