@@ -228,7 +228,9 @@ def test_proposals_run_with_every_seed(tiny_config, tmp_path):
     assert ppls["base"] == [each.summary["phase2"]["val_ppl"] for each in runs["base"]]
     assert len(said) == 2
     assert f"{ppls['wide'][1]:,.1f}" in said[1]
-    assert len(list((tmp_path / "runs").iterdir())) == 4
+    folders = proposals.proposal_folders(tiny_config, variants, tmp_path / "runs", [1, 2])
+    assert sorted((tmp_path / "runs").iterdir()) == sorted(folders)
+    assert len(folders) == 4
 
 
 # Executed, small and without a network
