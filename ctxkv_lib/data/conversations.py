@@ -1,8 +1,8 @@
 """Where the text comes from: UltraChat on the Hub, a local JSONL file, or pip-installed conversations.
 
 Every source gives the same kind of rows, always in the same order. A smaller training set is the beginning of
-a larger one; `validation` and `corpus` (from which an offline token table is made) do not depend on its size.
-The three never overlap.
+a larger one; `validation` (chooses the best epoch), `test` (chooses nothing) and `corpus` (from which an
+offline token table is made) do not depend on its size. The four never overlap.
 """
 
 import hashlib
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from pyarrow.parquet import ParquetFile
 
-Split = Literal["train", "validation", "corpus"]
+Split = Literal["train", "validation", "test", "corpus"]
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 
 # Rows of the shard. The published validation rows are the first 20 of theirs; the rest is room for more.
-ULTRACHAT_VALIDATION = range(50_000, 51_000)
+ULTRACHAT_VALIDATION = range(50_000, 50_500)
+ULTRACHAT_TEST = range(50_500, 51_000)
 
 # Rows in the order of `_chitchat_rows`. Fixed blocks, so that no setting moves the rows of another split.
-CHITCHAT_VALIDATION = range(0, 100)
+CHITCHAT_VALIDATION = range(0, 50)
+CHITCHAT_TEST = range(50, 100)
 CHITCHAT_CORPUS = range(100, 1100)
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
@@ -64,7 +66,9 @@ class Conversations:
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
-    """The rows of `split` (`data.samples`, `data.validation_samples` or `data.corpus_samples` of them).
+    """The rows of `split` (`data.samples`, `data.validation_samples` and so on, of them).
+
+    A .jsonl file has no test rows, if training leaves fewer lines of it than `data.test_samples`.
 
     Raises:
         UserError: more rows are asked for than there are, or the source is missing, damaged or unreachable.
@@ -92,7 +96,7 @@ def _conversations(origin: str, rows: list[tuple[str, Messages]]) -> Conversatio
 
 def _first(available: range, data: DataConfig, split: Split, where: str) -> range:
     """The first rows of `available`, as many as `data` asks for."""
-    name = {"train": "samples", "validation": "validation_samples", "corpus": "corpus_samples"}[split]
+    name = "samples" if split == "train" else f"{split}_samples"
     wanted = getattr(data, name)
     if wanted > len(available):
         raise UserError(
@@ -103,11 +107,11 @@ def _first(available: range, data: DataConfig, split: Split, where: str) -> rang
 
 
 def _ultrachat(data: DataConfig, split: Split) -> list[tuple[str, Messages]]:
-    held_back = ULTRACHAT_VALIDATION
     if split == "corpus":  # up to the end of the shard, which only the shard knows
-        rows = range(held_back.stop, held_back.stop + data.corpus_samples)
+        rows = range(ULTRACHAT_TEST.stop, ULTRACHAT_TEST.stop + data.corpus_samples)
     else:
-        available = held_back if split == "validation" else range(held_back.start)
+        train, held_back = range(ULTRACHAT_VALIDATION.start), ULTRACHAT_VALIDATION
+        available = {"train": train, "validation": held_back, "test": ULTRACHAT_TEST}[split]
         rows = _first(available, data, split, "UltraChat")
     copy, start = _local_copy(rows) or _fetch_copy(rows, data, split)
     contents = copy[rows.start - start : rows.stop - start]["messages"]
@@ -151,7 +155,7 @@ def _fetch_copy(rows: range, data: DataConfig, split: Split) -> "tuple[Dataset, 
         shard = ParquetFile(stream, pre_buffer=True)  # one request a row group, not one a column
         total = shard.metadata.num_rows
         if rows.stop > total:
-            _first(range(ULTRACHAT_VALIDATION.stop, total), data, split, "UltraChat's first shard")
+            _first(range(ULTRACHAT_TEST.stop, total), data, split, "UltraChat's first shard")
         table, start = _read_groups(shard, rows)
     copy = Dataset(table)
     with replacing(_copies() / f"rows-{start}-{start + len(copy)}") as beside:
@@ -181,7 +185,10 @@ def _jsonl(data: DataConfig, split: Split) -> list[tuple[str, Messages]]:
     if split == "corpus" or data.table == "cooccurrence":
         corpus = range(max(0, validation.start - data.corpus_samples), validation.start)
     train = range(corpus.start if corpus else validation.start)
-    available = {"train": train, "validation": validation, "corpus": corpus}[split]
+    test = train[data.samples :][-data.test_samples :] if data.test_samples else range(0)
+    if split == "test" and len(test) < data.test_samples:
+        return []
+    available = {"train": train, "validation": validation, "test": test, "corpus": corpus}[split]
     where = f"{path} ({len(lines)} lines, {len(validation)} for validation, {len(corpus)} for the table)"
     rows = [lines[i] for i in _first(available, data, split, where)]
     return [(f"jsonl:{number}", _parse_line(f"{path}, line {number}", raw)) for number, raw in rows]
@@ -244,7 +251,8 @@ def _checked_messages(where: str, messages: Any) -> Messages:
 def _chitchat(data: DataConfig, split: Split) -> list[tuple[str, Messages]]:
     rows = _chitchat_rows(package_file("chitchat_dataset", "dataset.json", "chitchat-dataset"))
     train = range(CHITCHAT_CORPUS.stop, len(rows))
-    available = {"train": train, "validation": CHITCHAT_VALIDATION, "corpus": CHITCHAT_CORPUS}[split]
+    held_back = {"validation": CHITCHAT_VALIDATION, "test": CHITCHAT_TEST, "corpus": CHITCHAT_CORPUS}
+    available = held_back.get(split, train)
     return [rows[i] for i in _first(available, data, split, "chitchat-dataset")]
 
 

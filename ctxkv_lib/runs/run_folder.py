@@ -58,7 +58,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name another folder with --out.")
         if self.metrics_file.exists():
-            self._refuse_other(config.to_dict(), read_json(self.config))
+            self._refuse_other(config.to_dict(), config_from_dict(read_json(self.config)).to_dict())
         elif self.path.exists() and set(self.path.iterdir()) - {self.config}:
             raise UserError(f"{self.path} is not empty and holds no run; name another folder with --out.")
         write_json(self.config, config.to_dict())

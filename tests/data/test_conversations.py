@@ -64,6 +64,7 @@ def _column_bytes(shard: bytes, group: int) -> int:
     [
         ("train", 0, {"samples": 3}),
         ("validation", 50_000, {"validation_samples": 20}),
+        ("test", 50_500, {"test_samples": 20}),
         ("corpus", 51_000, {"corpus_samples": 5}),
     ],
 )
@@ -135,7 +136,8 @@ def test_damaged_local_copy_is_named(hub, shard, tmp_path):
     ("split", "settings", "available"),
     [
         ("train", {"samples": 50_001}, 50_000),
-        ("validation", {"validation_samples": 1001}, 1000),
+        ("validation", {"validation_samples": 501}, 500),
+        ("test", {"test_samples": 501}, 500),
         ("corpus", {"corpus_samples": 41}, 40),
     ],
 )
@@ -207,6 +209,18 @@ def test_jsonl_splits(tmp_path, name):
     assert validation.ids == ("jsonl:9", "jsonl:10")
     assert train.texts()[0] == "hello 1\né 你好"
     assert train.messages[0][0] == {"role": "user", "content": "hello 1"}
+
+
+@pytest.mark.parametrize(
+    ("samples", "wanted", "found"),
+    [(3, 2, ("jsonl:4", "jsonl:5")), (1, 2, ("jsonl:4", "jsonl:5")), (4, 2, ()), (3, 0, ())],
+)
+def test_jsonl_has_a_test_split_where_training_leaves_enough(tmp_path, samples, wanted, found):
+    lines = [_line(n) for n in range(1, 11)]
+    settings = {"validation_samples": 2, "corpus_samples": 3, "table": "cooccurrence"}
+    data = _jsonl(tmp_path, lines, samples=samples, test_samples=wanted, **settings)
+    assert load_conversations(data, "test").ids == found
+    assert len(load_conversations(data, "train").ids) == samples
 
 
 @pytest.mark.parametrize(
@@ -341,16 +355,16 @@ def test_chitchat_blocks_do_not_move(chitchat):
     chitchat({f"{n}": _chat(*ENGLISH) for n in range(1110)})
 
     def ids(split: str, count: int) -> tuple[str, ...]:
-        settings = {"samples": count, "validation_samples": count, "corpus_samples": count}
-        return load_conversations(DataConfig(source="chitchat", **settings), split).ids
+        sizes = dict.fromkeys(("samples", *(f"{name}_samples" for name in most if name != "train")), count)
+        return load_conversations(DataConfig(source="chitchat", **sizes), split).ids
 
-    splits = [set(ids("train", 10)), set(ids("validation", 100)), set(ids("corpus", 1000))]
+    most = {"train": 10, "validation": 50, "test": 50, "corpus": 1000}
+    splits = [set(ids(split, count)) for split, count in most.items()]
     assert sum(len(s) for s in splits) == len(set.union(*splits)) == 1110
-    for split in ("train", "validation", "corpus"):
+    for split, count in most.items():
         assert ids(split, 3) == ids(split, 9)[:3]
-    for split, most in (("train", 10), ("validation", 100), ("corpus", 1000)):
-        with pytest.raises(UserError, match=f"has only {most} conversations"):
-            ids(split, most + 1)
+        with pytest.raises(UserError, match=f"has only {count} conversations"):
+            ids(split, count + 1)
 
 
 def test_chitchat_not_installed(monkeypatch):
