@@ -219,3 +219,18 @@ def _factors(matrix: torch.Tensor, hidden_size: int) -> torch.Tensor:
         torch.manual_seed(COOCCURRENCE_SEED)
         u, s, _ = torch.svd_lowrank(matrix, q=min(dims + 10, matrix.shape[0]), niter=3)
     return u[:, :dims] * s[:dims].sqrt()
+
+
+def table_text_counts(data: DataConfig, vocab_size: int) -> torch.Tensor | None:
+    """How often each token occurs in the text that the table is made from: int64 `[vocab_size]`, or None."""
+    if data.table != "cooccurrence":
+        return None
+    conversations = load_conversations(data, "corpus")
+    key = digest([conversations.fingerprint, data.tokenizer, vocab_size])
+    cached = cache_dir() / f"counts-{key}.safetensors"
+    if cached.is_file():
+        return read_tensors(cached)["counts"]
+    ids = train_stream(conversations, load_tokenizer(data.tokenizer)).ids
+    counts = torch.bincount(ids, minlength=vocab_size)
+    write_tensors(cached, {"counts": counts})
+    return counts

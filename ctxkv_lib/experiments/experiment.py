@@ -17,6 +17,7 @@ from ..runs.run_folder import comparison_folder as comparison_folder
 from ..training.caches import dense_fp32_mib
 from ..training.phase2 import best_epoch
 from ..views import figures
+from .measures import measure
 from .stages import Prepared, Record, run_stages
 from .stages import prepare as prepare_stages
 
@@ -34,7 +35,8 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
     folder = RunFolder(out or run_folder_of(config))
     folder.claim(config)
     contexts, attention = run_stages(config, folder, listener)
-    write_json(folder.summary, summarize(config, contexts, attention))
+    measured = measure(config, folder, attention)
+    write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
     finished = load_run(folder.path)
     write_text(folder.model / "README.md", model_card(finished))
     _publish([finished], folder.path)

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UserError
 from ..runs.run_folder import Run
 from ..views.figures import run_labels
-from . import results, setup, verdicts
+from . import measured, results, setup, verdicts
 from .tables import Report, speaker, terminal_table
 from .text import LANGUAGES as LANGUAGES
 from .verdicts import improvement as improvement
@@ -23,6 +23,7 @@ ORDER: tuple[Callable[[Report], list[str]], ...] = (
     results.phase1,
     results.phase2,
     results.final_result,
+    measured.yardsticks,
     results.early_stopping,
     verdicts.comparison,
     results.overfitting,
@@ -58,4 +59,5 @@ def comparison_table(summaries: Sequence[Mapping[str, Any]], language: str = "en
     if len(summaries) > 1:
         changes = [say("improvement"), *verdicts.changes(summaries[0], summaries[-1], say)]
         rows = [[*row, change] for row, change in zip(rows, changes, strict=True)]
-    return terminal_table(rows)
+    beside = measured.measured_rows(summaries, say)
+    return terminal_table([*rows, *([*row, *[""] * (len(rows[0]) - len(row))] for row in beside)])

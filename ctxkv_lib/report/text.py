@@ -4,9 +4,12 @@ The pairs stand side by side so that one cannot change without the other being s
 same placeholders (a test compares them).
 """
 
+from .measured_text import MEASURED_TEXT
+
 LANGUAGES = ("en", "ja")
 
 TEXT: dict[str, tuple[str, str]] = {
+    **MEASURED_TEXT,
     "title": (
         "# Context-KV attention: experiment report ({runs}; {method})",
         "# Context-KV Attention 実験レポート（{runs}、{method}）",

@@ -65,7 +65,7 @@ def ppl_curves(
     figure, axes = panels(count, size=(8.4, 4.9) if count == 1 else (12, 4.9))
     labels = run_labels(summaries) if labels is None else labels
     palette = colours(summaries) if palette is None else palette
-    runs = [_shown_epochs(summary["phase2"], epochs) for summary in summaries]
+    runs = [{**_shown_epochs(run["phase2"], epochs), "counted": _counted(run)} for run in summaries]
     if "accuracy" in curves:
         for colour, label, phase2 in zip(palette, labels, runs, strict=True):
             _accuracy_run(axes[-1], phase2, label, colour)
@@ -78,7 +78,7 @@ def ppl_curves(
             log_y(axes[0], "Perplexity per token (log scale)")
     names = [Line2D([], [], color=c, lw=2.2, label=n) for c, n in zip(palette, labels, strict=True)]
     drawn = [str(line.get_label()) for ax in axes for line in ax.get_lines()]
-    key = _ppl_key(curves, stopped=any(name.endswith("early stop") for name in drawn))
+    key = _ppl_key(curves, *(any(name.endswith(end) for name in drawn) for end in ("early stop", "n-grams")))
     figure.legend(handles=[*names, *key], loc="outside right upper", frameon=False)
     if "validation" in curves:
         _label_points(figure, axes[0], _best_points(runs, palette))
@@ -183,6 +183,11 @@ def _shown_epochs(phase2: Mapping[str, Any], epochs: tuple[int, int] | None) -> 
     return {**phase2, "epochs": shown, "stopped_at": stopped}
 
 
+def _counted(summary: Mapping[str, Any]) -> float | None:
+    """Validation perplexity of n-grams counted on the run's tokens, if that was measured."""
+    return summary["yardsticks"]["kneser_ney"]["val_ppl"] if "yardsticks" in summary else None
+
+
 def _best_points(runs: Sequence[Mapping[str, Any]], palette: Sequence[str]) -> list[tuple[float, float, str]]:
     """(epoch, validation PPL, colour) of each best epoch that is shown."""
     return [
@@ -208,6 +213,8 @@ def _ppl_run(ax: Axes, phase2: Mapping[str, Any], label: str, colour: str, curve
         x, y = _series(epochs, "epoch", "val_ppl")
         ax.plot(x, y, color=colour, lw=2.2, marker="o", markersize=3.5, label=f"{label}: validation")
         _mark_epochs(ax, phase2, x, y, label, colour)
+        if phase2["counted"]:
+            ax.axhline(phase2["counted"], color=colour, ls=":", lw=1.6, label=f"{label}: n-grams")
 
 
 def _accuracy_run(ax: Axes, phase2: Mapping[str, Any], label: str, colour: str) -> None:
@@ -229,7 +236,7 @@ def _mark_epochs(
         ax.plot(x[-1:], y[-1:], color=colour, zorder=5, label=f"{label}: early stop", **cross)
 
 
-def _ppl_key(curves: Sequence[str], stopped: bool) -> list[Line2D]:
+def _ppl_key(curves: Sequence[str], stopped: bool, counted: bool) -> list[Line2D]:
     plain: dict[str, Any] = {"color": QUIET}
     ring = Line2D([], [], **plain, ls="none", marker="o", ms=9, mfc=PAPER, mew=2, label="best epoch, its PPL")
     cross = Line2D([], [], **plain, ls="none", marker="X", ms=9, mec=PAPER, label="early stop")
@@ -239,6 +246,7 @@ def _ppl_key(curves: Sequence[str], stopped: bool) -> list[Line2D]:
         *([Line2D([], [], **plain, lw=1.4, ls="--", label="train")] if "train" in curves else []),
         ring,
         *([cross] if stopped else []),
+        *([Line2D([], [], **plain, lw=1.6, ls=":", label="n-grams, validation")] if counted else []),
     ]
 
 

@@ -1,0 +1,102 @@
+"""What is measured of a trained run beside its training: the test split, and what counting alone reaches.
+
+Each is measured once, and kept in the run folder with the key of what it was measured on.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import DataConfig, ExperimentConfig
+from ..data.conversations import Conversations, load_conversations
+from ..data.embeddings import table_text_counts
+from ..data.tokens import load_tokenizer, validation_stream
+from ..files import digest, read_json, write_json
+from ..model.modeling import ContextKVForCausalLM
+from ..progress import say, transformers_bars_hidden
+from ..runs.provenance import choose_device, code_version
+from ..runs.run_folder import RunFolder
+from ..training.caches import StreamCache, load_cache
+from ..training.evaluation import evaluate
+from ..training.recurrence import distinct_rows, stream_contexts
+from ..training.yardsticks import unigram_floor, yardsticks
+
+CODE = {
+    "test": code_version("data/tokens", "model/modeling", "model/windows", "training/recurrence"),
+    "yardsticks": code_version("data/tokens", "training/yardsticks"),
+}
+MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
+
+Result = dict[str, Any]
+
+
+def measure(config: ExperimentConfig, folder: RunFolder, attention: Result) -> Result:
+    """`test` and `yardsticks` of the summary, as far as the experiment has them.
+
+    Args:
+        folder: of a run that is trained.
+        attention: what Phase 2 recorded; no other training has the same.
+    """
+    found: Result = {}
+    key: list[Any]
+    test = load_conversations(config.data, "test")
+    if test.ids:
+        key = [attention, test.fingerprint]
+        found["test"] = kept(folder, "test", key, lambda: _test(config, folder, test))
+    elif config.data.test_samples:
+        say(f"No test split: training leaves fewer than {config.data.test_samples} conversations for it.")
+    train_tokens = len(load_cache(folder.caches, "train").ids)
+    if train_tokens > MOST_COUNTED:
+        say(f"No yardsticks: {train_tokens:,} training tokens are more than the {MOST_COUNTED:,} counted.")
+    else:
+        texts = [attention["provenance"][name] for name in ("data", "embeddings")]
+        key = [texts, test.fingerprint, asdict(config.data), config.model.context_window]
+        found["yardsticks"] = kept(folder, "yardsticks", key, lambda: _yardsticks(config, folder, test))
+    return found
+
+
+def kept(folder: RunFolder, name: str, key: Any, make: Callable[[], Result]) -> Result:
+    """What was measured before with the same key and code, or what `make` returns, which is then kept."""
+    path = folder.path / "measured.json"
+    measured = read_json(path) if path.is_file() else {}
+    found = measured.get(name)
+    current = digest([key, CODE[name]])
+    if found is None or found["key"] != current:
+        found = {"key": current, "result": make()}
+        write_json(path, {**measured, name: found})
+    return found["result"]
+
+
+@torch.no_grad()
+def _test(config: ExperimentConfig, folder: RunFolder, test: Conversations) -> Result:
+    """Perplexity and accuracy of the kept weights, with contexts made as those of validation are."""
+    device = choose_device(config.runtime.device)
+    with transformers_bars_hidden():
+        model = ContextKVForCausalLM.from_pretrained(folder.model)
+    model.to(device)  # type: ignore[arg-type]  # transformers hides nn.Module's signature
+    ids = _ids(config.data, test).int().to(device)
+    embeddings, tokens = distinct_rows(model, ids[:-1])
+    contexts = torch.empty(len(ids), config.model.context_dim, device=device)
+    generator = torch.Generator(device).manual_seed(config.runtime.seed)
+    half = model.context_block.project_tokens(embeddings)
+    stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
+    score = evaluate(model, StreamCache(ids, contexts))
+    return {"ppl": score.perplexity, "acc": score.accuracy, "tokens": len(ids)}
+
+
+def _yardsticks(config: ExperimentConfig, folder: RunFolder, test: Conversations) -> Result:
+    size = config.model.vocab_size
+    floors = {"uniform": np.full(size, 1 / size)}
+    counts = table_text_counts(config.data, size)
+    if counts is not None:
+        floors["table text"] = unigram_floor(counts.numpy())
+    train, val = (load_cache(folder.caches, split).ids.numpy().astype(np.int64) for split in ("train", "val"))
+    streams = {"val": val, "test": _ids(config.data, test).numpy()} if test.ids else {"val": val}
+    return yardsticks(train, streams, floors, config.model.context_window)
+
+
+def _ids(data: DataConfig, test: Conversations) -> torch.Tensor:
+    return validation_stream(test, load_tokenizer(data.tokenizer)).ids
