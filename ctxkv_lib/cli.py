@@ -91,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=Path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz file")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
+    probe = _command(
+        commands, "probe", _probe, "what the contexts of a run remember, and what its slots miss"
+    )
+    probe.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    probe.add_argument("--lang", default="en", help="language: en or ja (default: en)")
+    probe.add_argument("--json", action="store_true", help="print JSON")
+
     bench = _command(
         commands, "bench", _bench, "speed and memory against the original's loops and the hardware"
     )
@@ -189,6 +196,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(json.dumps(scores, indent=2) if options.json else format_scores(scores))
     if not options.json:
         print(f"\nWritten: {out.with_suffix('.json')}, {out.with_suffix('.png')}")
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from .experiments.probe import probe_run
+    from .report.measured import probe_blocks, probe_rows
+    from .report.tables import speaker, terminal_table
+    from .runs.run_folder import load_run
+
+    run, say = load_run(options.run), speaker(options.lang)
+    found, written = probe_run(run)
+    rows = probe_rows(probe_blocks(found, say), run.config.model.interval, say)
+    print(json.dumps(found, indent=2) if options.json else terminal_table(rows))
+    if not options.json:
+        print(f"\nWritten: {', '.join(map(str, written))}")
 
 
 def _bench(options: argparse.Namespace) -> None:

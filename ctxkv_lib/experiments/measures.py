@@ -1,10 +1,11 @@
-"""What is measured of a trained run beside its training: the test split, and what counting alone reaches.
+"""What is measured of a trained run beside its training: test split, yardsticks, what its contexts remember.
 
 Each is measured once, and kept in the run folder with the key of what it was measured on.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,14 @@ from ..training.caches import StreamCache, load_cache
 from ..training.evaluation import evaluate
 from ..training.recurrence import distinct_rows, stream_contexts
 from ..training.yardsticks import unigram_floor, yardsticks
+from ..views.figures import save
+from ..views.pictures import memory_of_contexts
+from .probe import probe
 
 CODE = {
     "test": code_version("data/tokens", "model/modeling", "model/windows", "training/recurrence"),
     "yardsticks": code_version("data/tokens", "training/yardsticks"),
+    "probe": code_version("model/modeling", "model/windows", "training/recall", "experiments/probe"),
 }
 MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
 
@@ -34,18 +39,20 @@ Result = dict[str, Any]
 
 
 def measure(config: ExperimentConfig, folder: RunFolder, attention: Result) -> Result:
-    """`test` and `yardsticks` of the summary, as far as the experiment has them.
+    """`test`, `yardsticks` and `probe` of the summary, as far as the experiment has them.
 
     Args:
         folder: of a run that is trained.
         attention: what Phase 2 recorded; no other training has the same.
     """
-    found: Result = {}
+    trained = cache(lambda: _trained(config, folder))
+    found: Result = {"probe": kept(folder, "probe", attention, lambda: probe(config, folder, trained()))}
+    save(memory_of_contexts(found["probe"], config.model), folder.figures / "probe.png")
     key: list[Any]
     test = load_conversations(config.data, "test")
     if test.ids:
         key = [attention, test.fingerprint]
-        found["test"] = kept(folder, "test", key, lambda: _test(config, folder, test))
+        found["test"] = kept(folder, "test", key, lambda: _test(config, trained(), test))
     elif config.data.test_samples:
         say(f"No test split: training leaves fewer than {config.data.test_samples} conversations for it.")
     train_tokens = len(load_cache(folder.caches, "train").ids)
@@ -70,17 +77,20 @@ def kept(folder: RunFolder, name: str, key: Any, make: Callable[[], Result]) -> 
     return found["result"]
 
 
-@torch.no_grad()
-def _test(config: ExperimentConfig, folder: RunFolder, test: Conversations) -> Result:
-    """Perplexity and accuracy of the kept weights, with contexts made as those of validation are."""
-    device = choose_device(config.runtime.device)
+def _trained(config: ExperimentConfig, folder: RunFolder) -> ContextKVForCausalLM:
     with transformers_bars_hidden():
         model = ContextKVForCausalLM.from_pretrained(folder.model)
-    model.to(device)  # type: ignore[arg-type]  # transformers hides nn.Module's signature
-    ids = _ids(config.data, test).int().to(device)
+    model.to(choose_device(config.runtime.device))  # type: ignore[arg-type]  # transformers hides its signature
+    return model
+
+
+@torch.no_grad()
+def _test(config: ExperimentConfig, model: ContextKVForCausalLM, test: Conversations) -> Result:
+    """Perplexity and accuracy of the kept weights, with contexts made as those of validation are."""
+    ids = _ids(config.data, test).int().to(model.device)
     embeddings, tokens = distinct_rows(model, ids[:-1])
-    contexts = torch.empty(len(ids), config.model.context_dim, device=device)
-    generator = torch.Generator(device).manual_seed(config.runtime.seed)
+    contexts = torch.empty(len(ids), config.model.context_dim, device=model.device)
+    generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
     half = model.context_block.project_tokens(embeddings)
     stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
     score = evaluate(model, StreamCache(ids, contexts))

@@ -21,6 +21,7 @@ ORDER: tuple[Callable[[Report], list[str]], ...] = (
     setup.settings,
     setup.context_window,
     results.phase1,
+    measured.contexts_remember,
     results.phase2,
     results.final_result,
     measured.yardsticks,
