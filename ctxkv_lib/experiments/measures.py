@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..config import DataConfig, ExperimentConfig
-from ..data.conversations import Conversations, load_conversations
+from ..config import ExperimentConfig
+from ..data.conversations import load_conversations
 from ..data.embeddings import table_text_counts
 from ..data.tokens import load_tokenizer, validation_stream
 from ..files import digest, read_json, write_json
@@ -50,9 +51,10 @@ def measure(config: ExperimentConfig, folder: RunFolder, attention: Result) -> R
     save(memory_of_contexts(found["probe"], config.model), folder.figures / "probe.png")
     key: list[Any]
     test = load_conversations(config.data, "test")
+    test_ids = cache(lambda: validation_stream(test, load_tokenizer(config.data.tokenizer)).ids)
     if test.ids:
         key = [attention, test.fingerprint]
-        found["test"] = kept(folder, "test", key, lambda: _test(config, trained(), test))
+        found["test"] = kept(folder, "test", key, lambda: _test(config, trained(), test_ids()))
     elif config.data.test_samples:
         say(f"No test split: training leaves fewer than {config.data.test_samples} conversations for it.")
     train_tokens = len(load_cache(folder.caches, "train").ids)
@@ -61,7 +63,8 @@ def measure(config: ExperimentConfig, folder: RunFolder, attention: Result) -> R
     else:
         texts = [attention["provenance"][name] for name in ("data", "embeddings")]
         key = [texts, test.fingerprint, asdict(config.data), config.model.context_window]
-        found["yardsticks"] = kept(folder, "yardsticks", key, lambda: _yardsticks(config, folder, test))
+        streams = {"test": test_ids} if test.ids else {}
+        found["yardsticks"] = kept(folder, "yardsticks", key, lambda: _yardsticks(config, folder, streams))
     return found
 
 
@@ -85,9 +88,9 @@ def _trained(config: ExperimentConfig, folder: RunFolder) -> ContextKVForCausalL
 
 
 @torch.no_grad()
-def _test(config: ExperimentConfig, model: ContextKVForCausalLM, test: Conversations) -> Result:
+def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor) -> Result:
     """Perplexity and accuracy of the kept weights, with contexts made as those of validation are."""
-    ids = _ids(config.data, test).int().to(model.device)
+    ids = stream.int().to(model.device)
     embeddings, tokens = distinct_rows(model, ids[:-1])
     contexts = torch.empty(len(ids), config.model.context_dim, device=model.device)
     generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
@@ -97,16 +100,14 @@ def _test(config: ExperimentConfig, model: ContextKVForCausalLM, test: Conversat
     return {"ppl": score.perplexity, "acc": score.accuracy, "tokens": len(ids)}
 
 
-def _yardsticks(config: ExperimentConfig, folder: RunFolder, test: Conversations) -> Result:
+def _yardsticks(
+    config: ExperimentConfig, folder: RunFolder, others: dict[str, Callable[[], Tensor]]
+) -> Result:
     size = config.model.vocab_size
     floors = {"uniform": np.full(size, 1 / size)}
     counts = table_text_counts(config.data, size)
     if counts is not None:
         floors["table text"] = unigram_floor(counts.numpy())
     train, val = (load_cache(folder.caches, split).ids.numpy().astype(np.int64) for split in ("train", "val"))
-    streams = {"val": val, "test": _ids(config.data, test).numpy()} if test.ids else {"val": val}
+    streams = {"val": val, **{name: ids().numpy() for name, ids in others.items()}}
     return yardsticks(train, streams, floors, config.model.context_window)
-
-
-def _ids(data: DataConfig, test: Conversations) -> torch.Tensor:
-    return validation_stream(test, load_tokenizer(data.tokenizer)).ids
