@@ -3,7 +3,7 @@
 Each is measured once, and kept in the run folder with the key of what it was measured on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -101,7 +101,7 @@ def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor)
 
 
 def _yardsticks(
-    config: ExperimentConfig, folder: RunFolder, others: dict[str, Callable[[], Tensor]]
+    config: ExperimentConfig, folder: RunFolder, others: Mapping[str, Callable[[], Tensor]]
 ) -> Result:
     size = config.model.vocab_size
     floors = {"uniform": np.full(size, 1 / size)}
