@@ -36,8 +36,8 @@ badges:  ## where the Colab badges and the install cell point: git's origin, or 
 
 define PICTURES
 from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.views.axes import save
 from ctxkv_lib.views.diagram import architecture, rooms
-from ctxkv_lib.views.figures import save
 save(architecture(ModelConfig()), ".github/architecture.png")
 save(rooms(), ".github/rooms.png")
 endef

@@ -14,7 +14,7 @@ from . import __version__
 from .config import PRESETS, RECIPES, ExperimentConfig, parse_settings
 from .data.formats import FILES
 from .errors import UserError, memory_advice
-from .progress import Listener, Metric, say, stage
+from .progress import epoch_printer, say, stage
 
 LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
 
@@ -125,6 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=_path, required=True, metavar="FILE", help=FILES)
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
+    probe = _command(commands, "probe", _probe, "what a run's contexts remember, and what its slots miss")
+    probe.add_argument("run", type=_path, metavar="RUN", help="run folder")
+    probe.add_argument("--lang", default="en", help="language: en or ja (default: en)")
+    probe.add_argument("--json", action="store_true", help="print JSON")
+
     verify = _command(commands, "verify", _verify, "every artefact of a run against its record")
     verify.add_argument("run", type=_path, metavar="RUN", help="run folder")
 
@@ -209,7 +214,7 @@ def _run(options: argparse.Namespace) -> None:
     with stage("Loading torch and transformers"):
         from .experiments.experiment import run
 
-    finished = run(config, out, _epoch_printer(config))
+    finished = run(config, out, epoch_printer(config.phase2.max_epochs))
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
     print(f"Report: {out / 'report.md'}")
@@ -229,7 +234,7 @@ def _compare(options: argparse.Namespace) -> None:
         from .experiments.experiment import compare
         from .report import comparison_table
 
-    runs = compare(configs, options.out or DEFAULT_ROOT, out, _epoch_printer(largest))
+    runs = compare(configs, options.out or DEFAULT_ROOT, out, epoch_printer(largest.phase2.max_epochs))
     print(comparison_table([finished.summary for finished in runs]))
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
@@ -261,7 +266,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     with stage("Loading the model"):
         from .runs.inference import evaluate_texts, evaluation_file, format_scores, load_trained
         from .runs.provenance import choose_device
-        from .views.figures import ppl_by_reading, save
+        from .views.axes import save
+        from .views.figures import ppl_by_reading
 
         model, tokenizer = load_trained(options.run, choose_device("auto"))
     made_from = {"file": options.data.name, "fingerprint": conversations.fingerprint}
@@ -274,6 +280,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(json.dumps(scores, indent=2) if options.json else format_scores(scores))
     if not options.json:
         print(f"\nWritten: {out}, {picture}")
+
+
+def _probe(options: argparse.Namespace) -> None:
+    with stage("Reading the contexts"):
+        from .experiments.experiment import probe_run
+        from .report.measured import format_probe
+        from .runs.run_folder import load_run
+
+        run = load_run(options.run)
+        found, written = probe_run(run)
+    table = format_probe(found, run.config.model, options.lang)
+    print(json.dumps(found, indent=2) if options.json else table)
+    if written and not options.json:
+        print(f"\nWritten: {', '.join(map(str, written))}")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -310,25 +330,3 @@ def _bench(options: argparse.Namespace) -> None:
 def _announce(out: Path) -> None:
     """On a terminal, a first line at once: imports and the token table take some seconds."""
     say(f"Working in {out}. Ctrl-C stops; the same command goes on.")
-
-
-def _epoch_printer(config: ExperimentConfig) -> Listener:
-    """On a terminal, a line for each epoch above the progress bar."""
-    most = config.phase2.max_epochs
-    said = False
-
-    def show(metric: Metric) -> None:
-        nonlocal said
-        if metric["stage"] != "phase2":
-            return
-        if not said:
-            say(f"At most {most} epochs; * marks those that are the best so far.")
-            said = True
-        run = f"{metric['samples']} samples, " if "samples" in metric else ""
-        say(
-            f"{run}epoch {metric['epoch']} of at most {most}: train PPL {metric['train_ppl']:,.1f}, "
-            f"val PPL {metric['val_ppl']:,.1f}, val acc {metric['val_acc']:.1%}"
-            f"{' *' if metric['improved'] else ''}"
-        )
-
-    return show

@@ -42,6 +42,9 @@ class DataConfig:
     validation_samples: int = setting(
         20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
     )
+    test_samples: int = setting(
+        20, "by which nothing is ever chosen; 0 leaves the test out", at_least(0), "conversations"
+    )
     tokenizer: str = setting(
         "gpt2",
         "GPT-2's byte-pair encoding",
@@ -290,7 +293,7 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     for name in values:
         known = ("preset", "recipe", *CONCERNS)
         require(name in known, "setting", name, ", ".join(known))
-    base = ExperimentConfig(preset=values["preset"], recipe=_current_name("recipe", values["recipe"]))
+    base = build_config(values["preset"], values["recipe"])  # what is not among them is younger than they are
     return base.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
 
 

@@ -98,3 +98,24 @@ def notice(line: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(line, file=sys.stderr)
+
+
+def epoch_printer(most: int) -> Listener:
+    """On a terminal, a line for each epoch, `most` at most, above the progress bar."""
+    said = False
+
+    def show(metric: Metric) -> None:
+        nonlocal said
+        if metric["stage"] != "phase2":
+            return
+        if not said:
+            say(f"At most {most} epochs; * marks those that are the best so far.")
+            said = True
+        run = f"{metric['samples']} samples, " if "samples" in metric else ""
+        say(
+            f"{run}epoch {metric['epoch']} of at most {most}: train PPL {metric['train_ppl']:,.1f}, "
+            f"val PPL {metric['val_ppl']:,.1f}, val acc {metric['val_acc']:.1%}"
+            f"{' *' if metric['improved'] else ''}"
+        )
+
+    return show

@@ -95,6 +95,7 @@ def local_experiment(folder) -> dict:
         "data.path": str(path),
         "data.table": "random",
         "data.validation_samples": 2,
+        "data.test_samples": 2,
         "model.hidden_size": 24,
         "model.context_dim": 16,
         "model.interval": 3,

@@ -14,6 +14,7 @@ FLOORS = [
     "experiments",
     "report",
     "views",
+    "measures",
     "runs",
     "training",
     "data",

@@ -16,7 +16,7 @@ from ..experiments.experiment import prepare
 from ..files import write_json
 from ..runs.provenance import PRECISIONS, device_name, versions
 from ..runs.published import PUBLISHED
-from ..views.figures import save
+from ..views.axes import save
 from .figure import bench_figure
 from .generation import measure_generation
 from .measure import product_rate

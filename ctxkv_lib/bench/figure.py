@@ -6,8 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..views.diagram import INK, OKABE_ITO
-from ..views.figures import log_y, panels
+from ..views.axes import INK, OKABE_ITO, log_y, panels
 
 TITLES = {"phase1": "Phase 1: one iteration", "phase2": "Phase 2: one step"}
 BARS = {"original": OKABE_ITO[1], "fp32": OKABE_ITO[0], "bf16": OKABE_ITO[2]}

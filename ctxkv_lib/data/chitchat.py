@@ -11,7 +11,8 @@ from .hub import package_file
 from .rows import Messages, Row, Split, first_rows
 
 # Rows in the order of `_usable_rows`. Fixed blocks, so that no setting moves the rows of another split.
-CHITCHAT_VALIDATION = range(0, 100)
+CHITCHAT_VALIDATION = range(0, 50)
+CHITCHAT_TEST = range(50, 100)
 CHITCHAT_CORPUS = range(100, 1100)
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
@@ -27,8 +28,8 @@ _ENGLISH_SHARE = 0.2
 
 def chitchat_rows(data: DataConfig, split: Split) -> list[Row]:
     rows = _usable_rows(package_file("chitchat_dataset", "dataset.json", "chitchat-dataset"))
-    train = range(CHITCHAT_CORPUS.stop, len(rows))
-    available = {"train": train, "validation": CHITCHAT_VALIDATION, "corpus": CHITCHAT_CORPUS}[split]
+    held_back = {"validation": CHITCHAT_VALIDATION, "test": CHITCHAT_TEST, "corpus": CHITCHAT_CORPUS}
+    available = held_back.get(split, range(CHITCHAT_CORPUS.stop, len(rows)))
     return [rows[i] for i in first_rows(available, data, split, "chitchat-dataset")]
 
 

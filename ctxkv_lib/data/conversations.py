@@ -1,9 +1,9 @@
 """Where the text comes from: UltraChat on the Hub, a file of one's own, or pip-installed conversations.
 
 Every source gives the same kind of rows, always in the same order. A smaller training set is the beginning of
-a larger one; `validation` and `corpus` (from which an offline token table is made) do not depend on its size.
-The three never overlap; except that with `data.corpus=chitchat+own` the training text of a file of one's own
-helps to make its table.
+a larger one; `validation` (chooses the best epoch), `test` (chooses nothing) and `corpus` (from which an
+offline token table is made) do not depend on its size. The four never overlap; except that with
+`data.corpus=chitchat+own` the training text of a file of one's own helps to make its table.
 """
 
 from dataclasses import dataclass
@@ -39,14 +39,15 @@ class Conversations:
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
-    """The rows of `split` (`data.samples`, `data.validation_samples` or `data.corpus_samples` of them).
+    """The rows of `split` (`data.samples`, `data.validation_samples` and so on, of them).
 
     Raises:
         UserError: more rows are asked for than there are, or the source is missing, damaged or unreachable.
     """
     origin = ULTRACHAT_SHARD.revision if data.source == "ultrachat" else data.source
     source = {"ultrachat": ultrachat_rows, "file": file_rows, "chitchat": chitchat_rows}[data.source]
-    return _conversations(origin, source(data, split))
+    left_out = split == "test" and data.test_samples == 0
+    return _conversations(origin, [] if left_out else source(data, split))
 
 
 def read_conversations(path: Path) -> Conversations:

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import torch
@@ -71,19 +72,27 @@ def load_table(data: DataConfig, model: ModelConfig, seed: int) -> TokenTable:
 
 def _gpt2_table(data: DataConfig, model: ModelConfig) -> TokenTable:
     file = gpt2_file("model.safetensors")
-    table = _kept("gpt2-wte", digest([WTE, file.revision]), lambda: _fetch_wte(file, data, model))
-    _check_shape(tuple(table.weight.shape), model)
-    return table
+    key = digest([WTE, file.revision])
+    weight = _kept("gpt2-wte", key, lambda: _fetch_wte(file, data, model))
+    _check_shape(tuple(weight.shape), model)
+    return TokenTable(weight, key)
 
 
-def _kept(name: str, key: str, make: Callable[[], torch.Tensor]) -> TokenTable:
-    """The table that an earlier run left in the shared cache; made and left there if none is intact."""
-    path = cache_dir() / f"{name}-{key}.safetensors"
+def _kept(name: str, key: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What an earlier run left in the shared cache; made and left there if it is not there intact."""
 
     def read() -> torch.Tensor:
-        return read_tensors(path, key)["weight"]
+        return read_tensors(_place(name, key), key)["weight"]
 
-    return TokenTable(made_once(read, lambda: write_tensors(path, {"weight": make()}, {"key": key})), key)
+    return made_once(read, lambda: _keep(name, key, make()))
+
+
+def _keep(name: str, key: str, tensor: torch.Tensor) -> None:
+    write_tensors(_place(name, key), {"weight": tensor}, {"key": key})
+
+
+def _place(name: str, key: str) -> Path:
+    return cache_dir() / f"{name}-{key}.safetensors"
 
 
 def _fetch_wte(file: HubFile, data: DataConfig, model: ModelConfig) -> torch.Tensor:
@@ -147,21 +156,47 @@ def _damaged(file: HubFile, reason: str) -> UserError:
 
 def _cooccurrence_table(data: DataConfig, model: ModelConfig) -> TokenTable:
     """A table made from split `corpus` and nothing else, shared by all runs on that corpus."""
-    conversations = load_conversations(data, "corpus")
+    text = load_conversations(data, "corpus")
     shape = (model.vocab_size, model.hidden_size)
-    key = digest([conversations.fingerprint, data.tokenizer, shape, COOCCURRENCE_SEED, COOCCURRENCE_VERSION])
-    return _kept("cooccurrence", key, lambda: _make_cooccurrence(conversations, data.tokenizer, shape))
+    key = digest([text.fingerprint, data.tokenizer, shape, COOCCURRENCE_SEED, COOCCURRENCE_VERSION])
+
+    def make() -> torch.Tensor:
+        stream = _table_stream(text, data.tokenizer, model.vocab_size)
+        _keep("counts", _counts_key(text, data, model.vocab_size), _counts(stream, model.vocab_size))
+        with stage("Making the token table"):
+            return build_table(stream, *shape)
+
+    return TokenTable(_kept("cooccurrence", key, make), key)
 
 
-def _make_cooccurrence(conversations: Conversations, tokenizer: str, shape: tuple[int, int]) -> torch.Tensor:
-    stream = train_stream(conversations, load_tokenizer(tokenizer))
+def table_text_counts(data: DataConfig, vocab_size: int) -> torch.Tensor | None:
+    """How often each token occurs in the text that the table is made from: int64 `[vocab_size]`, or None.
+
+    They are counted when the table is made; what was made by earlier versions is read once more.
+    """
+    if data.table != "cooccurrence":
+        return None
+    text = load_conversations(data, "corpus")
+    key = _counts_key(text, data, vocab_size)
+    return _kept("counts", key, lambda: _counts(_table_stream(text, data.tokenizer, vocab_size), vocab_size))
+
+
+def _counts_key(text: Conversations, data: DataConfig, vocab_size: int) -> str:
+    return digest([text.fingerprint, data.tokenizer, vocab_size])
+
+
+def _counts(stream: TokenStream, vocab_size: int) -> torch.Tensor:
+    return torch.bincount(stream.ids, minlength=vocab_size)
+
+
+def _table_stream(text: Conversations, tokenizer: str, vocab_size: int) -> TokenStream:
+    stream = train_stream(text, load_tokenizer(tokenizer))
     largest = int(stream.ids.max())
-    if largest >= shape[0]:
+    if largest >= vocab_size:
         raise UserError(
-            f"model.vocab_size is {shape[0]}, but the text holds token {largest}; set it to 50257."
+            f"model.vocab_size is {vocab_size}, but the text holds token {largest}; set it to 50257."
         )
-    with stage("Making the token table"):
-        return build_table(stream, *shape)
+    return stream
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch.Tensor:

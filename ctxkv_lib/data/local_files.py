@@ -14,18 +14,19 @@ from .formats import read_rows
 from .rows import Row, Split
 
 VALIDATION_SHARE = 0.1
-VALIDATION_MOST = 100  # conversations; more would only cost time
+VALIDATION_MOST = 100  # conversations; more would only cost time, as for the test
 VALIDATION_LIMIT = 1 / 3  # of the conversations, even if they hold less than ...
 LEAST_WINDOWS = 2  # ... so many context windows of text, below which a split says little
+TEST_SHARE = 0.1  # of the conversations; a file of fewer than ten has no test
 CHARACTERS_A_TOKEN = 4  # of English
 
 
 def file_rows(data: DataConfig, split: Split) -> list[Row]:
-    """The beginning of the file is for training, its end for validation.
+    """The beginning of the file is for training, its end for validation; before that come table and test.
 
     A token table made from text takes the conversations before validation (`data.corpus=own`), or those of
-    chitchat-dataset and all of the file but validation. `data.samples` has no say, so that experiments of all
-    sizes share one table.
+    chitchat-dataset and all of the file but validation and test. `data.samples` has no say, so that
+    experiments of all sizes share one table.
 
     Raises:
         UserError: the splits are larger than the file.
@@ -38,22 +39,32 @@ def file_rows(data: DataConfig, split: Split) -> list[Row]:
             f"{data.path} has {len(rows):,} conversations, but {shown} are asked for; "
             "ask for fewer, or leave these settings out: the sizes then fit the file."
         )
-    held_back = len(rows) - data.validation_samples
-    if split == "validation":
-        return rows[held_back:]
-    if split == "train":
-        return rows[: data.samples]
-    if data.corpus == "own":
-        return rows[held_back - data.corpus_samples : held_back]
-    return [*chitchat_rows(data, "corpus"), *rows[:held_back]]
+    validation = len(rows) - data.validation_samples
+    corpus = validation - sizes.get("corpus_samples", 0)
+    test = corpus - data.test_samples
+    if split == "corpus" and data.corpus != "own":
+        return [*chitchat_rows(data, "corpus"), *rows[:test]]
+    return {
+        "train": rows[: data.samples],
+        "test": rows[test:corpus],
+        "corpus": rows[corpus:validation],
+        "validation": rows[validation:],
+    }[split]
 
 
-_PURPOSE = {"samples": "training", "validation_samples": "validation", "corpus_samples": "the token table"}
+_PURPOSE = {
+    "samples": "training",
+    "validation_samples": "validation",
+    "test_samples": "the test",
+    "corpus_samples": "the token table",
+}
 
 
 def _asked(data: DataConfig) -> dict[str, int]:
     """Conversations of the file by the setting that asks for them."""
     names = ["samples", "validation_samples"]
+    if data.test_samples:
+        names.append("test_samples")
     if data.table == "cooccurrence" and data.corpus == "own":
         names.append("corpus_samples")
     return {name: getattr(data, name) for name in names}
@@ -89,7 +100,10 @@ def configure(
 
 
 def _fitting(rows: list[Row], config: ExperimentConfig, asked: dict[str, Any]) -> dict[str, Any]:
-    """Sizes for a file: a tenth for validation, all else for training, no text lost to the token table."""
+    """Sizes for a file: a tenth for validation, one for the test if there is room, all else for training.
+
+    No text is lost to the token table.
+    """
     if len(rows) < 2:
         raise UserError(
             f"{config.data.path} has {len(rows)} conversation; 2 are the least, for training and validation."
@@ -97,9 +111,12 @@ def _fitting(rows: list[Row], config: ExperimentConfig, asked: dict[str, Any]) -
     fitting: dict[str, Any] = {"data.validation_samples": _validation_size(rows, config.model.context_window)}
     if config.data.table == "cooccurrence" and "data.corpus_samples" not in asked:
         fitting["data.corpus"] = "chitchat+own"
-    others = _asked(config.replace({**fitting, **asked}).data)
-    del others["samples"]
-    return {**fitting, "data.samples": max(1, len(rows) - sum(others.values()))}
+    least = config.replace({"data.samples": 1, "data.test_samples": 0, **fitting, **asked})
+    room = len(rows) - sum(_asked(least.data).values())
+    if "data.test_samples" not in asked:
+        test = min(VALIDATION_MOST, int(TEST_SHARE * len(rows)), max(0, room))
+        fitting["data.test_samples"], room = test, room - test
+    return {**fitting, "data.samples": max(1, 1 + room)}
 
 
 def _validation_size(rows: list[Row], context_window: int) -> int:
@@ -129,5 +146,6 @@ def _split_in_words(rows: list[Row], data: DataConfig) -> str:
     sizes = ", ".join(f"{count:,} for {_PURPOSE[name]}" for name, count in _asked(data).items())
     made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
     if data.table == "cooccurrence" and data.corpus != "own":
-        made = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but validation"
+        held_back = "validation and test" if data.test_samples else "validation"
+        made = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but {held_back}"
     return f"{data.path}: {len(rows):,} conversations, {sizes}; the token table is {made}."

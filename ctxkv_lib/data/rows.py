@@ -5,14 +5,14 @@ from typing import Literal
 from ..config import DataConfig
 from ..errors import UserError
 
-Split = Literal["train", "validation", "corpus"]
+Split = Literal["train", "validation", "test", "corpus"]
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 Row = tuple[str, Messages]  # a stable name, and the conversation
 
 
 def first_rows(available: range, data: DataConfig, split: Split, where: str) -> range:
     """The first rows of `available`, as many as `data` asks for."""
-    name = {"train": "samples", "validation": "validation_samples", "corpus": "corpus_samples"}[split]
+    name = "samples" if split == "train" else f"{split}_samples"
     wanted = getattr(data, name)
     if wanted > len(available):
         raise UserError(

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 # Rows of the shard. The published validation rows are the first 20 of theirs; the rest is room for more.
-ULTRACHAT_VALIDATION = range(50_000, 51_000)
+ULTRACHAT_VALIDATION = range(50_000, 50_500)
+ULTRACHAT_TEST = range(50_500, 51_000)
 CHECKSUMS = "checksums.json"  # of the files of an Arrow copy, beside them
 
 
 def ultrachat_rows(data: DataConfig, split: Split) -> list[Row]:
-    held_back = ULTRACHAT_VALIDATION
     if split == "corpus":  # up to the end of the shard, which only the shard knows
-        rows = range(held_back.stop, held_back.stop + data.corpus_samples)
+        rows = range(ULTRACHAT_TEST.stop, ULTRACHAT_TEST.stop + data.corpus_samples)
     else:
-        available = held_back if split == "validation" else range(held_back.start)
+        held_back = {"validation": ULTRACHAT_VALIDATION, "test": ULTRACHAT_TEST}
+        available = held_back.get(split, range(ULTRACHAT_VALIDATION.start))
         rows = first_rows(available, data, split, "UltraChat")
     copy, start = made_once(lambda: _local_copy(rows), lambda: _fetch_copy(rows, data, split))
     contents = copy[rows.start - start : rows.stop - start]["messages"]
@@ -79,7 +80,7 @@ def _fetch_copy(rows: range, data: DataConfig, split: Split) -> None:
         shard = ParquetFile(stream, pre_buffer=True)  # one request a row group, not one a column
         total = shard.metadata.num_rows
         if rows.stop > total:
-            first_rows(range(ULTRACHAT_VALIDATION.stop, total), data, split, "UltraChat's first shard")
+            first_rows(range(ULTRACHAT_TEST.stop, total), data, split, "UltraChat's first shard")
         table, start = _read_groups(shard, rows)
     copy = Dataset(table)
     name = f"rows-{start}-{start + len(copy)}"

@@ -5,19 +5,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..errors import Stopped, UserError
 from ..files import write_json, write_text
+from ..measures.measure import measure
+from ..measures.probe import probe
 from ..model.windows import theoretical_max
 from ..progress import Listener, progress_bar, stage
 from ..report import LANGUAGES, improvement, write_report
 from ..report.info import dense_fp32_mib
 from ..report.model_card import model_card
+from ..runs.inference import load_trained
 from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
 from ..runs.run_folder import comparison_folder as comparison_folder
 from ..training.phase2 import best_epoch
-from ..views import figures
+from ..views import figures, pictures
+from ..views.axes import save
 from .inputs import Facts
 from .stages import Prepared, run_stages
 from .stages import prepare as prepare_stages
@@ -36,7 +42,8 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
     folder = RunFolder(out or run_folder_of(config))
     with folder.claimed(config), _stopped_calmly(folder):
         contexts, attention = run_stages(config, folder, listener)
-        write_json(folder.summary, summarize(config, contexts, attention))
+        measured = measure(config, folder)
+        write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
         finished = read_run(folder.path, config)
         card = folder.model / "README.md"
         write_text(card, model_card(finished))
@@ -54,6 +61,17 @@ def prepare(
     folder = RunFolder(out or run_folder_of(config))
     with folder.claimed(config), _stopped_calmly(folder):
         return prepare_stages(config, folder, listener)
+
+
+def probe_run(run: Run) -> tuple[Facts, list[Path]]:
+    """`probe` of a finished run, and the files written: JSON and figure, unless the run has them already."""
+    if "probe" in run.summary:
+        return run.summary["probe"], []
+    model, _ = load_trained(run.path, torch.device("cpu"))
+    found = probe(run.config, RunFolder(run.path), model)
+    as_json, picture = run.path / "probe.json", run.path / "figures" / "probe.png"
+    write_json(as_json, found)
+    return found, [as_json, save(pictures.memory_of_contexts(found, run.config.model), picture)]
 
 
 @contextmanager
@@ -146,7 +164,9 @@ def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
         "phase1": figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate),
         "memory": figures.memory_by_stage(summaries),
     }
-    files = [figures.save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
+    if len(runs) == 1:
+        drawn["probe"] = pictures.memory_of_contexts(summaries[0]["probe"], runs[0].config.model)
+    files = [save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
     for language in LANGUAGES:
         files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))
         write_text(files[-1], write_report(runs, language))

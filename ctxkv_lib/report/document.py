@@ -1,8 +1,8 @@
 """The written report of one or more runs, in the published report's form; and the comparison table.
 
-`write_report` puts sections together: `setup.py` (what was run), `results.py` (what came out)
-and `verdicts.py` (what it means). They share `tables.py`, and `text.py` holds the words
-of both languages: every number is computed and formatted once, whatever the language.
+`write_report` puts sections together: `setup.py` (what was run), `results.py` (what came out),
+`measured.py` (what it is worth) and `verdicts.py` (what it means). They share `tables.py`, and `text` holds
+the words of both languages: every number is computed and formatted once, whatever the language.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UserError
 from ..runs.run_folder import Run
 from ..views.figures import run_labels
-from . import results, setup, verdicts
+from . import measured, results, setup, verdicts
 from .tables import Report, speaker, terminal_table
 from .text import LANGUAGES as LANGUAGES
 from .verdicts import improvement as improvement
@@ -21,8 +21,10 @@ ORDER: tuple[Callable[[Report], list[str]], ...] = (
     setup.settings,
     setup.context_window,
     results.phase1,
+    measured.contexts_remember,
     results.phase2,
     results.final_result,
+    measured.yardsticks,
     results.early_stopping,
     verdicts.comparison,
     results.overfitting,
@@ -58,4 +60,5 @@ def comparison_table(summaries: Sequence[Mapping[str, Any]], language: str = "en
     if len(summaries) > 1:
         changes = [say("improvement"), *verdicts.changes(summaries[0], summaries[-1], say)]
         rows = [[*row, change] for row, change in zip(rows, changes, strict=True)]
-    return terminal_table(rows)
+    beside = measured.measured_rows(summaries, say)
+    return terminal_table([*rows, *([*row, *[""] * (len(rows[0]) - len(row))] for row in beside)])

@@ -9,8 +9,14 @@ from typing import Any
 
 from ..config import ExperimentConfig, build_config
 
-# Settings that change neither the data nor the arithmetic of a run; any seed is a fair repetition.
-FREE_SETTINGS = {"runtime.seed", "runtime.device", "runtime.embedding_cache", "data.download"}
+# Settings that change neither the training data nor the arithmetic of a run; any seed is a fair repetition.
+FREE_SETTINGS = {
+    "runtime.seed",
+    "runtime.device",
+    "runtime.embedding_cache",
+    "data.download",
+    "data.test_samples",
+}
 
 _PARAMETERS = {"total": 45_163_264, "trainable_phase2": 6_301_440}
 _NO_CACHES = dict.fromkeys(("train_ctx", "train_emb", "val_ctx", "val_emb", "total"))

@@ -12,7 +12,8 @@ from ..errors import DamagedFile
 from ..files import read_json, read_sealed_json, state, write_sealed_json
 from ..progress import Metric
 
-STAGES = ("phase1", "caches", "phase2", "model", "results")  # each made from those before it
+# Each made from those before it; the three before the results are measures.
+STAGES = ("phase1", "caches", "phase2", "model", "probe", "test", "yardsticks", "results")
 FILE = "checkpoint/stages.json"
 
 

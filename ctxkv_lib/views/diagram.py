@@ -1,4 +1,4 @@
-"""The pictures of the architecture and of the package's rooms; also the palette that all figures share.
+"""The pictures of the architecture and of the package's rooms.
 
 `figures.architecture` is the same function: the drawings have a file of their own only for their length.
 Coordinates are inches on the page, so that lengths and font sizes (points) stay in proportion.
@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from ..model.config import ModelConfig
-
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-PAPER, INK, QUIET, RULE = "#ffffff", "#1f2430", "#6b7280", "#e3e6eb"
+from .axes import INK, OKABE_ITO, PAPER, QUIET, RULE
 
 FROZEN, PHASE1, PHASE2, PASSED = QUIET, "#00835f", OKABE_ITO[0], "#b9bec7"
 PAGE = (10.2, 6.75)
@@ -30,6 +28,7 @@ ROOMS = {
     "experiments/": ("whole runs", "the stages in order; what is done is not done again"),
     "report/": ("the written report", "in both languages; model card"),
     "views/": ("figures and widgets", "and what notebooks share"),
+    "measures/": ("what a run is worth", "test split, n-grams, what contexts remember"),
     "runs/": ("what is on disk", "where it came from; trained runs in use"),
     "training/": ("both phases", "losses, evaluation"),
     "data/": ("text, tokens, table", ""),
@@ -96,7 +95,7 @@ def _draw_model_room(ax: Axes) -> None:
 
 def _draw_path(ax: Axes) -> None:
     """From conversations to the report: along a floor, then up to the next room."""
-    data, training, runs, views, report = (_storey(number) for number in (2, 3, 4, 5, 6))
+    data, training, runs, views, report = (_storey(number) for number in (2, 3, 4, 6, 7))
     a, b, c, d = PATH
     way = (
         (a, data, "conversations", INK),

@@ -1,12 +1,10 @@
 """Static figures of runs and of the architecture.
 
 Every function takes loaded data and returns a matplotlib `Figure` made with the object API: no pyplot, no
-global state, no display. Colours are Okabe and Ito's, which colour-blind readers can tell apart; the
-background is set, so that a figure reads the same on a dark page.
+global state, no display. What they look like alike is in `axes`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,22 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ..files import replacing
-from .diagram import INK, OKABE_ITO, PAPER, QUIET, RULE
+from .axes import OKABE_ITO, PAPER, QUIET, colours, integer_x, legend_below, log_y, panels, plain
 from .diagram import architecture as architecture  # one of the figures of this module
 
-DPI = 150
 CURVES = ("train", "validation", "accuracy")  # of an epoch: two perplexities, and the validation accuracy
-
-
-def save(figure: Figure, path: Path | str) -> Path:
-    """Write `figure` as a PNG, complete or not at all."""
-    path = Path(path)
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
-    return path
 
 
 def run_labels(summaries: Iterable[Mapping[str, Any]], unit: str = " samples") -> list[str]:
@@ -52,6 +39,8 @@ def ppl_curves(
 ) -> Figure:
     """Train (dashed) and validation (solid) perplexity by epoch; best epoch and early stop marked.
 
+    A dotted line is the validation perplexity of n-grams counted on the same tokens, where it was measured.
+
     Values stand in the legend, where no curve passes.
 
     Args:
@@ -68,7 +57,7 @@ def ppl_curves(
     figure, axes = panels(count, size=(9.6, 4.6) if count == 1 else (12, 4.6))
     labels = run_labels(summaries) if labels is None else labels
     palette = colours(summaries) if palette is None else palette
-    runs = [_shown_epochs(summary["phase2"], epochs) for summary in summaries]
+    runs = [{**_shown_epochs(run["phase2"], epochs), "counted": _counted(run)} for run in summaries]
     if "accuracy" in curves:
         for colour, label, phase2 in zip(palette, labels, runs, strict=True):
             _accuracy_run(axes[-1], phase2, label, colour)
@@ -87,7 +76,7 @@ def ppl_curves(
         for colour, label, phase2 in zip(palette, labels, runs, strict=True)
     ]
     drawn = [str(line.get_label()) for ax in axes for line in ax.get_lines()]
-    key = _ppl_key(curves, stopped=any(name.endswith("early stop") for name in drawn))
+    key = _ppl_key(curves, *(any(name.endswith(end) for name in drawn) for end in ("early stop", "n-grams")))
     figure.legend(handles=[*names, *key], loc="outside right upper", frameon=False)
     return figure
 
@@ -195,6 +184,11 @@ def _shown_epochs(phase2: Mapping[str, Any], epochs: tuple[int, int] | None) -> 
     return {**phase2, "epochs": shown, "stopped_at": stopped}
 
 
+def _counted(summary: Mapping[str, Any]) -> float | None:
+    """Validation perplexity of n-grams counted on the run's tokens, if that was measured."""
+    return summary["yardsticks"]["kneser_ney"]["val_ppl"] if "yardsticks" in summary else None
+
+
 def _best(phase2: Mapping[str, Any], curves: Sequence[str]) -> str:
     """The best epoch's values as a line of text, as far as their curves are drawn."""
     values = {"validation": f"PPL {phase2['val_ppl']:,.1f}", "accuracy": f"{phase2['val_acc']:.1%} right"}
@@ -218,6 +212,8 @@ def _ppl_run(ax: Axes, phase2: Mapping[str, Any], label: str, colour: str, curve
         x, y = _series(epochs, "epoch", "val_ppl")
         ax.plot(x, y, color=colour, lw=2.2, marker="o", markersize=3.5, label=f"{label}: validation")
         _mark_epochs(ax, phase2, x, y, label, colour)
+        if phase2["counted"]:
+            ax.axhline(phase2["counted"], color=colour, ls=":", lw=1.6, label=f"{label}: n-grams")
 
 
 def _accuracy_run(ax: Axes, phase2: Mapping[str, Any], label: str, colour: str) -> None:
@@ -239,7 +235,7 @@ def _mark_epochs(
         ax.plot(x[-1:], y[-1:], color=colour, zorder=5, label=f"{label}: early stop", **cross)
 
 
-def _ppl_key(curves: Sequence[str], stopped: bool) -> list[Line2D]:
+def _ppl_key(curves: Sequence[str], stopped: bool, counted: bool) -> list[Line2D]:
     grey: dict[str, Any] = {"color": QUIET}
     ring: dict[str, Any] = {**grey, "ls": "none", "marker": "o", "ms": 9, "mfc": PAPER, "mew": 2}
     validated = [
@@ -252,6 +248,7 @@ def _ppl_key(curves: Sequence[str], stopped: bool) -> list[Line2D]:
         *([Line2D([], [], **grey, lw=1.4, ls="--", label="train")] if "train" in curves else []),
         *(validated if {*curves} - {"train"} else []),
         *([cross] if stopped else []),
+        *([Line2D([], [], **grey, lw=1.6, ls=":", label="n-grams, validation")] if counted else []),
     ]
 
 
@@ -287,39 +284,6 @@ def _memory_key(devices: Sequence[str]) -> list[Any]:
     return key
 
 
-def panels(count: int, size: tuple[float, float], rows: int = 1, sharex: bool = False) -> tuple[Figure, list]:
-    figure = Figure(figsize=size, facecolor=PAPER, layout="constrained")
-    columns = -(-count // rows)
-    axes = list(figure.subplots(rows, columns, sharex=sharex, squeeze=False).flat)
-    for unused in axes[count:]:
-        unused.remove()
-    for ax in axes[:count]:
-        ax.set_facecolor(PAPER)
-        ax.grid(True, color=RULE, lw=0.8)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(QUIET)
-        ax.tick_params(colors=INK, labelsize=10)
-    return figure, axes[:count]
-
-
-def legend_below(figure: Figure, ax: Axes) -> None:
-    """The legend of `ax` under the figure, where it covers no mark."""
-    handles, labels = ax.get_legend_handles_labels()
-    columns = 4 if max(map(len, labels)) < 20 else 2
-    names = [plain(label) for label in labels]
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
-
-
-def plain(text: str) -> str:
-    """`text` for a figure, with its dollar signs shown and not read as the borders of a formula."""
-    return text.replace("$", r"\$")
-
-
-def colours(runs: Iterable[Any]) -> list[str]:
-    return [OKABE_ITO[i % len(OKABE_ITO)] for i, _ in enumerate(runs)]
-
-
 def _series(
     lines: Sequence[Mapping[str, Any]], x: str, y: str, scale: float = 1.0
 ) -> tuple[list[float], list[float]]:
@@ -329,17 +293,3 @@ def _series(
 
 def _y_values(line: Line2D) -> list[float]:
     return [float(value) for value in np.asarray(line.get_ydata())]
-
-
-def integer_x(ax: Axes, label: str) -> None:
-    ax.set_xlabel(label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def log_y(ax: Axes, label: str) -> None:
-    ax.set_yscale("log")
-    ax.set_ylabel(label)
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())

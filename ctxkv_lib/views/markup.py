@@ -14,9 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .diagram import INK, OKABE_ITO, PAPER, QUIET
+from .axes import DPI, INK, OKABE_ITO, PAPER, QUIET
 from .explore import Window
-from .figures import DPI
 
 PLAIN = 'class="tex2jax_ignore mathjax_ignore"'  # notebooks would set what stands between dollar signs
 WIDTH = 100  # pixels of the page an inch of a figure takes, where the page has them

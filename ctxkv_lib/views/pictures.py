@@ -11,14 +11,26 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 from torch import Tensor
 
 from ..model.config import ModelConfig
 from ..model.windows import slot_positions
-from .diagram import INK, PASSED
+from .axes import (
+    INK,
+    OKABE_ITO,
+    PAPER,
+    QUIET,
+    RULE,
+    colours,
+    integer_x,
+    legend_below,
+    log_y,
+    panels,
+    plain,
+)
+from .diagram import PASSED
 from .explore import Window
-from .figures import OKABE_ITO, PAPER, QUIET, RULE, colours, integer_x, legend_below, log_y, panels, plain
 
 BLUE, ORANGE = OKABE_ITO[:2]
 # White to the palette's blue to near black: brightness alone tells the values.
@@ -87,6 +99,50 @@ def context_clouds(clouds: Mapping[str, Tensor], most: int = 1500) -> Figure:
     for ax in axes:
         ax.set(xlim=(-1.08 * reach, 1.08 * reach), ylim=(-1.08 * reach, 1.08 * reach), aspect="equal")
     legend_below(figure, axes[0])
+    return figure
+
+
+def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int = 4) -> Figure:
+    """What contexts still hold of each token, and what that leaves of a window seen through its slots.
+
+    Args:
+        probe: as in a summary.
+        slots: so many, the nearest ones, are drawn.
+    """
+    figure, (seen, alone) = panels(2, size=(12, 4.6))
+    reach = -1 if probe["horizon"] is None else probe["horizon"]
+    row = [r for r in probe["recall"] if r["distance"] <= model.interval]
+    back, left = [r["distance"] for r in row], [100 * max(0, r["r2"]) for r in row]
+    for slot in range(slots):
+        offset = slot * model.interval
+        x = [offset + distance for distance in back]
+        seen.fill_between(x, left, color=BLUE, alpha=0.35, label="" if slot else "held by a slot")
+        seen.plot(x, left, color=BLUE, lw=2)
+        seen.plot(offset, 0, "s", ms=8, color=ORANGE, clip_on=False, label="" if slot else "slot", zorder=5)
+        blind = (offset + reach + 0.5, offset + model.interval - 0.5)
+        if blind[0] < blind[1]:
+            seen.axvspan(*blind, color=RULE, lw=0, zorder=0, label="" if slot else "held by none")
+    seen.set_xlim(slots * model.interval - 0.5, -0.5)
+    seen.set_xlabel("Distance back from the position (tokens)")
+    seen.set_title(f"{probe['coverage']:.0%} of the window is held by some slot", loc="left", weight="bold")
+    blocks = {"trained": probe, **{f"fresh, weights {std}": one for std, one in probe["fresh"].items()}}
+    for colour, (name, one) in zip(colours(blocks), blocks.items(), strict=True):
+        x = [1 + r["distance"] for r in one["recall"]]
+        held = "none" if one["horizon"] is None else f"{one['horizon']} tokens"
+        label = f"{name}: remembers {held}; mean of the last {model.interval}: R² {one['mean_recall']:.2f}"
+        y = [100 * max(0, r["r2"]) for r in one["recall"]]
+        style = "-" if one is probe else "--"
+        alone.plot(x, y, color=colour, lw=2.2, ls=style, marker="o", ms=3.5, label=label)
+    alone.set_xscale("log")
+    alone.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value - 1:,.0f}"))
+    alone.set_xticks([1 + tick for tick in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick < x[-1]])
+    alone.xaxis.set_minor_locator(NullLocator())
+    alone.set_xlabel("Distance back from the context's own token (tokens, log scale)")
+    alone.set_title("Forgetting, trained and fresh", loc="left", weight="bold")
+    for ax in (seen, alone):
+        ax.set_ylabel("Of the token's embedding (% of variance, R²)")
+        ax.set_ylim(0, 100 * max(r["r2"] for one in blocks.values() for r in one["recall"]) + 5)
+        ax.legend(loc="upper left" if ax is seen else "upper right", framealpha=1, edgecolor=RULE)
     return figure
 
 

@@ -19,6 +19,7 @@ from ..runs.differences import run_folders, run_names
 from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, load_run
 from . import figures, markup, pictures
+from .axes import colours
 from .explore import SPLITS, Trained, Window, attended_window, open_run
 from .live import LiveCurves as LiveCurves
 from .markup import show as show
@@ -53,7 +54,7 @@ class RunExplorer(widgets.VBox):
     def __init__(self, runs: Sequence[Run]) -> None:
         self._loaded = list(runs)
         self._labels = run_names(runs)
-        self._colours = figures.colours(runs)
+        self._colours = colours(runs)
         phase2 = [run.summary["phase2"] for run in runs]
         last = max(each["epochs"][-1]["epoch"] for each in phase2)
         best = min(phase2, key=lambda each: each["val_ppl"])["best_epoch"]

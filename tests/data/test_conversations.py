@@ -64,6 +64,7 @@ def _column_bytes(shard: bytes, group: int) -> int:
     [
         ("train", 0, {"samples": 3}),
         ("validation", 50_000, {"validation_samples": 20}),
+        ("test", 50_500, {"test_samples": 20}),
         ("corpus", 51_000, {"corpus_samples": 5}),
     ],
 )
@@ -159,7 +160,8 @@ def test_a_damaged_local_copy_is_fetched_again(hub, shard, tmp_path, capsys, dam
     ("split", "settings", "available"),
     [
         ("train", {"samples": 50_001}, 50_000),
-        ("validation", {"validation_samples": 1001}, 1000),
+        ("validation", {"validation_samples": 501}, 500),
+        ("test", {"test_samples": 501}, 500),
         ("corpus", {"corpus_samples": 41}, 40),
     ],
 )
@@ -257,16 +259,16 @@ def test_chitchat_blocks_do_not_move(chitchat):
     chitchat({f"{n}": _chat(*ENGLISH) for n in range(1110)})
 
     def ids(split: str, count: int) -> tuple[str, ...]:
-        settings = {"samples": count, "validation_samples": count, "corpus_samples": count}
-        return load_conversations(DataConfig(source="chitchat", **settings), split).ids
+        sizes = dict.fromkeys(("samples", *(f"{name}_samples" for name in most if name != "train")), count)
+        return load_conversations(DataConfig(source="chitchat", **sizes), split).ids
 
-    splits = [set(ids("train", 10)), set(ids("validation", 100)), set(ids("corpus", 1000))]
+    most = {"train": 10, "validation": 50, "test": 50, "corpus": 1000}
+    splits = [set(ids(split, count)) for split, count in most.items()]
     assert sum(len(s) for s in splits) == len(set.union(*splits)) == 1110
-    for split in ("train", "validation", "corpus"):
+    for split, count in most.items():
         assert ids(split, 3) == ids(split, 9)[:3]
-    for split, most in (("train", 10), ("validation", 100), ("corpus", 1000)):
-        with pytest.raises(UserError, match=f"has only {most} conversations"):
-            ids(split, most + 1)
+        with pytest.raises(UserError, match=f"has only {count} conversations"):
+            ids(split, count + 1)
 
 
 def test_chitchat_not_installed(monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -153,23 +154,26 @@ def test_folder_is_no_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["chats.jsonl", "chats.jsonl.gz"])
 def test_splits_that_are_asked_for(tmp_path, name):
-    sizes = {"samples": 5, "validation_samples": 2, "corpus_samples": 3}
+    sizes = {"samples": 4, "validation_samples": 2, "test_samples": 1, "corpus_samples": 3}
     data = DataConfig(source="file", path=_jsonl(tmp_path, 10, name), table="cooccurrence", **sizes)
-    train, validation, corpus = (load_conversations(data, s) for s in ("train", "validation", "corpus"))
-    assert train.ids == tuple(f"jsonl:{n}" for n in range(1, 6))
+    splits = ("train", "test", "corpus", "validation")
+    train, test, corpus, validation = (load_conversations(data, split) for split in splits)
+    assert train.ids == tuple(f"jsonl:{n}" for n in range(1, 5))
+    assert test.ids == ("jsonl:5",)
     assert corpus.ids == ("jsonl:6", "jsonl:7", "jsonl:8")
     assert validation.ids == ("jsonl:9", "jsonl:10")
+    assert load_conversations(replace(data, test_samples=0), "test").ids == ()
     assert train.texts()[0] == "hello 1\né 你好"
     assert train.messages[0][0] == {"role": "user", "content": "hello 1"}
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "corpus"])
+@pytest.mark.parametrize("split", ["train", "validation", "test", "corpus"])
 def test_splits_larger_than_the_file_are_refused_with_the_true_cause(tmp_path, split):
-    sizes = {"samples": 6, "validation_samples": 2, "corpus_samples": 3}
+    sizes = {"samples": 5, "validation_samples": 2, "test_samples": 1, "corpus_samples": 3}
     data = DataConfig(source="file", path=_jsonl(tmp_path, 10), table="cooccurrence", **sizes)
     said = (
-        r"chats.jsonl has 10 conversations, but 6 for training \(data.samples\) \+ 2 for validation "
-        r"\(data.validation_samples\) \+ 3 for the token table \(data.corpus_samples\) are asked for; "
+        r"chats.jsonl has 10 conversations, but 5 for training \(data.samples\) \+ 2 for validation "
+        r"\(data.validation_samples\) \+ 1 for the test \(data.test_samples\) \+ 3 for the token table \(data.corpus_samples\) are asked for; "
     )
     with pytest.raises(UserError, match=said):
         load_conversations(data, split)
@@ -185,13 +189,14 @@ def test_sizes_that_are_not_asked_for_fit_the_file(tmp_path):
     path = _jsonl(tmp_path, 40)
     window = {"model.max_contexts": 1, "model.interval": 1}
     config, said = _fitted(path, window)
-    assert (config.data.source, config.data.samples, config.data.validation_samples) == ("file", 36, 4)
+    data = config.data
+    assert (data.source, data.samples, data.validation_samples, data.test_samples) == ("file", 32, 4, 4)
     (line,) = said
-    assert f"{path}: 40 conversations, 36 for training, 4 for validation" in line
-    assert "1,000 of chitchat-dataset and all of these but validation" in line
+    assert f"{path}: 40 conversations, 32 for training, 4 for validation, 4 for the test" in line
+    assert "1,000 of chitchat-dataset and all of these but validation and test" in line
     assert _fitted(path, window)[0] == config
-    assert compared_samples(config) == (7, 36)
-    assert compared_samples(_fitted(path)[0]) == (27, 27)  # nothing less would fill two windows
+    assert compared_samples(config) == (6, 32)
+    assert compared_samples(_fitted(path)[0]) == (23, 23)  # nothing less would fill two windows
 
 
 def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):
@@ -199,7 +204,8 @@ def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_pa
     rows = load_conversations(config.data, "corpus").ids
     own = [name for name in rows if name.startswith("jsonl:")]
     assert len(rows) == 5 + len(own)
-    assert not set(own) & set(load_conversations(config.data, "validation").ids)
+    for split in ("validation", "test"):
+        assert not set(own) & set(load_conversations(config.data, split).ids)
     assert set(own) == set(load_conversations(config.data, "train").ids)
     smaller = config.replace({"data.samples": 3})
     assert load_conversations(smaller.data, "corpus").ids == rows
@@ -218,12 +224,34 @@ def test_sizes_that_are_asked_for_stay(tmp_path, preset):
     path = _jsonl(tmp_path, 40)
     config, said = _fitted(path, {"data.validation_samples": "3"}, preset, samples=20)
     assert (config.data.samples, config.data.validation_samples) == (20, 3)
-    everything = {"data.source": "file", "data.validation_samples": 3, "data.table": "random"}
+    everything = {
+        "data.source": "file",
+        "data.validation_samples": 3,
+        "data.test_samples": 2,
+        "data.table": "random",
+    }
     config, said = _fitted(path, everything, preset, samples=20)
     assert said == []
     assert config == build_config(preset, None, 20, {"data.path": path, **everything})
     with pytest.raises(UserError, match=r"38 for training .* \+ 3 for validation"):
         load_conversations(_fitted(path, {"data.validation_samples": 3}, preset, 38)[0].data, "train")
+
+
+@pytest.mark.parametrize(
+    ("settings", "samples", "test"),
+    [
+        ({}, 25, 4),
+        ({}, 36, 1),
+        ({}, 37, 0),
+        ({"data.test_samples": 7}, 20, 7),
+        ({"data.test_samples": 0}, 20, 0),
+    ],
+)
+def test_the_test_takes_a_tenth_of_what_training_leaves(tmp_path, settings, samples, test):
+    settings = {"data.validation_samples": 3, **settings}
+    assert _fitted(_jsonl(tmp_path, 40), settings, samples=samples)[0].data.test_samples == test
+    rest, _ = _fitted(_jsonl(tmp_path, 40), settings)
+    assert rest.data.samples == 37 - rest.data.test_samples
 
 
 def test_a_file_of_one_conversation_cannot_be_split(tmp_path):

@@ -287,7 +287,7 @@ def test_02_stops_after_phase_1_and_03_goes_on_from_there(tmp_path):
     folder = tmp_path / "runs" / "ci-exact-10"
     cells = execute("02_phase1_oacd", tmp_path)
     assert "published, 500: converged after iteration 18" in printed(cells["outcome"])
-    for shown in ("clouds", "spectrum", "passes", "caches", "memory"):
+    for shown in ("clouds", "spectrum", "recall", "passes", "caches", "memory"):
         assert "image/png" in kinds(cells[shown])
     assert set(json.loads((folder / "checkpoint" / "stages.json").read_text())["stages"]) == {
         "phase1",

@@ -15,6 +15,7 @@ from ctxkv_lib.model.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import figures
+from ctxkv_lib.views.axes import OKABE_ITO, save
 from ctxkv_lib.views.diagram import ROOMS, parameter_counts, rooms
 
 
@@ -169,11 +170,11 @@ def test_every_room_is_drawn_on_its_floor():
 
 
 def test_colours_are_all_different():
-    assert len({to_rgb(colour) for colour in figures.OKABE_ITO}) == 6
+    assert len({to_rgb(colour) for colour in OKABE_ITO}) == 6
 
 
 def test_save_writes_a_whole_png_and_nothing_else(tmp_path):
-    path = figures.save(Figure(facecolor="white"), tmp_path / "figures" / "empty.png")
+    path = save(Figure(facecolor="white"), tmp_path / "figures" / "empty.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [each.name for each in path.parent.iterdir()] == ["empty.png"]
 

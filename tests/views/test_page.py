@@ -11,7 +11,7 @@ from sample_runs import sample_run
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import figures, markup, pictures, plots
-from ctxkv_lib.views.diagram import QUIET
+from ctxkv_lib.views.axes import QUIET
 
 
 class Tags(HTMLParser):

@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from ctxkv_lib.model.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.views import explore, pictures
-from ctxkv_lib.views.diagram import QUIET
+from ctxkv_lib.views.axes import QUIET
 
 
 def test_token_lengths_count_every_conversation():

@@ -1,12 +1,6 @@
-"""The words of the report: (English, Japanese) for each key; every number comes in through a placeholder.
+"""The words of the report, but for those of `measured.py`."""
 
-The pairs stand side by side so that one cannot change without the other being seen. Both of a pair use the
-same placeholders (a test compares them).
-"""
-
-LANGUAGES = ("en", "ja")
-
-TEXT: dict[str, tuple[str, str]] = {
+RUNS: dict[str, tuple[str, str]] = {
     "title": (
         "# Context-KV attention: experiment report ({runs}; {method})",
         "# Context-KV Attention 実験レポート（{runs}、{method}）",

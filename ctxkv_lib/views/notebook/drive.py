@@ -16,10 +16,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedFile, UserError
-from ..files import read_json
-from ..progress import Listener, Metric
-from ..runs.records import FILE, Records
+from ...errors import DamagedFile, UserError
+from ...files import read_json
+from ...progress import Listener, Metric
+from ...runs.records import FILE, Records
 
 DRIVE_VARIABLE = "CTXKV_DRIVE"
 SAVE_SECONDS = 60  # between two saves within a stage, at least ...

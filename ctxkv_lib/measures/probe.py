@@ -1,0 +1,85 @@
+"""What the contexts of a run remember, beside those of blocks that nothing was trained in."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ExperimentConfig
+from ..model.modeling import CONTEXT_WEIGHT_STD, ContextBlock, ContextKVConfig, ContextKVForCausalLM
+from ..runs.run_folder import RunFolder
+from ..training.caches import load_cache
+from ..training.evaluation import effective_rank
+from .recall import Stream, centroid, coverage, horizon, mean_recall, recall
+
+ROWS = {"train": 20_000, "val": 10_000}  # tokens read of each stream, from its start
+FRESH_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the blocks that stand beside the trained one
+
+
+def distances(interval: int, window: int) -> list[int]:
+    """Every one up to an interval, then each half as far again, within the window."""
+    found = list(range(min(interval, window - 1) + 1))
+    while (further := 3 * found[-1] // 2) < window and further > found[-1]:
+        found.append(further)
+    return found
+
+
+@torch.no_grad()
+def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> dict[str, Any]:
+    """`probe` of the summary: the trained block's measures, and as `fresh` those of untrained ones.
+
+    All of it is computed on the CPU, in half a minute at most.
+
+    Args:
+        folder: of a run that has its caches.
+        model: of the run, for its token table and shapes.
+    """
+    caches = {split: load_cache(folder.caches, split) for split in ROWS}
+    ids = {split: cache.ids[:-1][: ROWS[split]] for split, cache in caches.items()}
+    distinct, rows = torch.cat(list(ids.values())).unique(return_inverse=True)
+    embeddings = model.embed(distinct.to(model.device)).cpu()
+    tokens = dict(zip(ids, rows.split([len(each) for each in ids.values()]), strict=True))
+    trained = {
+        split: Stream(caches[split].contexts[1 : len(row) + 1].float(), row) for split, row in tokens.items()
+    }
+    found = _measures(config, trained, embeddings)
+    fresh = {}
+    for std in FRESH_STDS:
+        block = fresh_block(model.config, std, config.runtime.seed)
+        half = block.project_tokens(embeddings)
+        streams = {split: Stream(read_through(block, half, row), row) for split, row in tokens.items()}
+        fresh[f"{std:g}"] = _measures(config, streams, embeddings)
+    return {**found, "fresh": fresh}
+
+
+def _measures(config: ExperimentConfig, streams: dict[str, Stream], embeddings: Tensor) -> dict[str, Any]:
+    train, held_out = streams["train"], streams["val"]
+    shape, generator = config.model, torch.Generator().manual_seed(config.runtime.seed)
+    found = recall(train, held_out, embeddings, distances(shape.interval, shape.context_window))
+    reach = horizon(found)
+    return {
+        "recall": found,
+        "horizon": reach,
+        "coverage": coverage(shape, reach),
+        "mean_recall": mean_recall(train, held_out, embeddings, shape.interval),
+        "centroid": centroid(held_out.contexts),
+        "effective_rank": effective_rank(held_out.contexts, config.phase1.rank_rows, generator),
+    }
+
+
+def fresh_block(shape: ContextKVConfig, std: float, seed: int) -> ContextBlock:
+    """A ContextBlock as it is before training, with weights of this standard deviation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        block = ContextBlock(shape)
+    block.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
+    return block
+
+
+def read_through(block: ContextBlock, token_half: Tensor, tokens: Tensor) -> Tensor:
+    """Contexts `[n, context_dim]`, read one by one: what forgets slowly has no shorter way."""
+    state, contexts = token_half.new_zeros(1, token_half.shape[1]), []
+    for token in tokens.tolist():
+        state = block(state, token_half[token : token + 1])
+        contexts.append(state)
+    return torch.cat(contexts)

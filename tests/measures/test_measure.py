@@ -1,0 +1,60 @@
+"""The test split and the yardsticks of a run: their values, and that each is measured once."""
+
+import pytest
+import torch
+
+from ctxkv_lib.config import build_config
+from ctxkv_lib.data.conversations import load_conversations
+from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
+from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.files import read_sealed_json, write_sealed_json
+from ctxkv_lib.measures import measure
+from ctxkv_lib.model.modeling import ContextKVForCausalLM
+from ctxkv_lib.runs.records import FILE
+
+
+@pytest.fixture
+def finished(tiny_config, tmp_path):
+    return run(tiny_config, tmp_path / "run")
+
+
+def test_the_test_split_is_measured_with_the_kept_weights(finished, tiny_config):
+    tokenizer = load_tokenizer(tiny_config.data.tokenizer)
+    ids = validation_stream(load_conversations(tiny_config.data, "test"), tokenizer).ids[None]
+    model = ContextKVForCausalLM.from_pretrained(finished.path / "model").eval()
+    with torch.no_grad():
+        logits = model(ids[:, :-1]).logits[0]
+    test = finished.summary["test"]
+    assert test["tokens"] == ids.shape[1]
+    assert test["ppl"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, ids[0, 1:]).exp().item(), rel=1e-4
+    )
+    assert test["acc"] == pytest.approx((logits.argmax(-1) == ids[0, 1:]).float().mean().item())
+
+
+def test_each_is_measured_once(finished, tiny_config, monkeypatch):
+    for name in ("probe", "_test", "_yardsticks"):
+        monkeypatch.setattr(measure, name, None)
+    assert run(tiny_config, finished.path).summary == finished.summary
+    monkeypatch.setattr(measure, "_test", lambda *_: {"ppl": 1.0, "acc": 1.0, "tokens": 2})
+    monkeypatch.setitem(measure.CODE, "test", "new code")
+    again = run(tiny_config, finished.path).summary
+    assert again["test"]["ppl"] == 1.0
+    assert again["yardsticks"] == finished.summary["yardsticks"]
+
+
+def test_a_run_can_go_without_the_test(tiny_settings, tmp_path):
+    config = build_config("ci", samples=8, settings={**tiny_settings, "data.test_samples": 0})
+    summary = run(config, tmp_path / "run").summary
+    assert "test" not in summary
+    assert not any("test_ppl" in found for found in summary["yardsticks"].values())
+
+
+def test_a_run_from_before_the_test_split_is_taken_up(finished, tiny_config):
+    """Its configuration lacks the setting, which stands for the preset's own."""
+    records = read_sealed_json(finished.path / FILE)
+    del records["config"]["data"]["test_samples"]
+    for name in ("probe", "test", "yardsticks", "results"):
+        del records["stages"][name]
+    write_sealed_json(finished.path / FILE, records)
+    assert run(tiny_config, finished.path).summary == finished.summary
