@@ -17,7 +17,7 @@ from sample_runs import sample_run
 from ctxkv_lib import cli
 from ctxkv_lib.cli import main
 from ctxkv_lib.config import CONCERNS, ExperimentConfig, build_config
-from ctxkv_lib.data.conversations import load_conversations, read_jsonl
+from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import experiment
@@ -206,7 +206,7 @@ def is_read(path, content, reader):
 
 
 def read_and_evaluate(path, reader):
-    conversations = read_jsonl(path)
+    conversations = read_conversations(path)
     scores = evaluate_texts(*reader, conversations.texts())
     assert format_scores(scores)
     assert scores["conversations"] == len(conversations.ids) > 0
