@@ -28,7 +28,7 @@ setup(
         "tokenizers>=0.22",
         "tqdm>=4.66",
         "filelock>=3.12",
-        "xxhash>=3.0",
+        "xxhash>=3.5",
     ],
     extras_require={
         "offline": OFFLINE,

@@ -160,11 +160,11 @@ def test_a_training_is_followed_and_resumed(tiny_config, tmp_path):
 
 
 def test_preparing_makes_what_a_run_needs_and_no_more(tiny_config, tmp_path, monkeypatch):
-    from ctxkv_lib.experiments import stages
+    from ctxkv_lib.experiments import contexts
 
     prepared = prepare(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
-    monkeypatch.setattr(stages, "_make_contexts", None)  # done: not to be made again
+    monkeypatch.setattr(contexts, "_make_caches", None)  # done: not to be made again
     finished = run(tiny_config, tmp_path / "run")
     assert finished.summary["phase1"] == prepared.record["phase1"]
 
