@@ -14,7 +14,7 @@ from . import __version__
 from .config import PRESETS, RECIPES, ExperimentConfig, parse_settings
 from .data.formats import FILES
 from .errors import UserError, memory_advice
-from .progress import epoch_printer, say, stage
+from .progress import epoch_printer, notice, say, stage
 
 LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
 
@@ -206,7 +206,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = _config(options, options.samples, print)
+    config = _config(options, options.samples, notice)
     from .runs.run_folder import run_folder_of
 
     out = options.out or run_folder_of(config)
@@ -223,7 +223,7 @@ def _run(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from .data.local_files import compared_samples
 
-    largest = _config(options, max(options.samples) if options.samples else None, print)
+    largest = _config(options, max(options.samples) if options.samples else None, notice)
     counts = options.samples or compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
     from .runs.run_folder import DEFAULT_ROOT, comparison_folder

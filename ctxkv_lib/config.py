@@ -234,6 +234,7 @@ PRESETS = {
         {
             **OFFLINE_DATA,
             "data.validation_samples": 2,
+            "data.test_samples": 2,
             "data.corpus_samples": 50,
             "model.hidden_size": 64,
             "model.context_dim": 32,

@@ -57,7 +57,7 @@ def _refresh_forever() -> None:
         time.sleep(REFRESH_SECONDS)
         with tqdm.get_lock():
             for bar in list(tqdm._instances):  # as tqdm's own monitor does
-                if not bar.disable:
+                if not getattr(bar, "disable", True):  # one that is being made has none yet
                     bar.refresh(nolock=True)
 
 

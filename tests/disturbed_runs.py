@@ -164,7 +164,9 @@ class Laboratory:
             os.replace = replace
             return main([*self.arguments, "--out", str(self.reference)])
 
+        began = time.monotonic()
         done = in_child(listing)
+        self.seconds = time.monotonic() - began
         assert done.code == 0, done.text
         return renamed.read_text().splitlines()
 

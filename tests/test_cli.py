@@ -142,7 +142,7 @@ def test_a_home_folder_is_found_in_a_path(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write_conversations(tmp_path / "chats.jsonl", 3)
     data = build_config("ci", settings={"data.source": "jsonl", "data.path": "~/chats.jsonl"}).data
-    with pytest.raises(UserError, match="3 lines"):
+    with pytest.raises(UserError, match=r"chats\.jsonl has 3 conversations"):
         load_conversations(data, "train")
     assert str(tmp_path / "nowhere") in refused(capsys, "report", "~/nowhere")
 
@@ -207,7 +207,8 @@ def test_out_of_memory_names_the_work_and_what_to_change(
         raise OUT_OF_MEMORY[kind]
 
     monkeypatch.setattr(module, function, exhausted)
-    arguments = ["run", "--preset", "ci", "--out", str(tmp_path / "run"), *settings_of(tiny_settings)]
+    out = str(tmp_path / "run")
+    arguments = ["run", "--preset", "ci", "--samples", "8", "--out", out, *settings_of(tiny_settings)]
     assert said in refused(capsys, *arguments)
 
 

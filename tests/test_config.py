@@ -59,7 +59,7 @@ def test_names_of_earlier_versions_are_still_understood():
         ({"settings": {"runtime.precision": "fp16"}}, "allowed: auto, fp32, bf16."),
         ({"settings": {"model.kv_method": "both"}}, "allowed: fixed, variable."),
         ({"settings": {"phase2.learning_rate": "nan"}}, "allowed: a finite number."),
-        ({"settings": {"runtime.seed": 2**63}}, "allowed: 0 to 2^63 - 1."),
+        ({"settings": {"runtime.seed": 2**63}}, "allowed: whole numbers up to 9223372036854775807."),
         ({"settings": {"data.corpus": "chitchat+own"}}, "which needs data.source=file; allowed: own."),
         ({"settings": {"phase2.learning_rate": "0"}}, "allowed: more than 0."),
         (

@@ -17,13 +17,13 @@ from sample_runs import sample_run
 from ctxkv_lib import cli
 from ctxkv_lib.cli import main
 from ctxkv_lib.config import CONCERNS, ExperimentConfig, build_config
-from ctxkv_lib.data.conversations import load_conversations, read_jsonl
+from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import experiment
 from ctxkv_lib.runs.inference import evaluate_texts, format_scores
 
-SHARE, COMMANDS, FILES = 0.1, 200, 500
+SHARE, LINES, FILES = 0.1, 200, 500
 SPLITS = ("train", "validation", "corpus")
 
 
@@ -54,7 +54,7 @@ ODD = [
     "\x1b[31m",
     "\udcff",
 ]
-ODD += ["é" * 40, "9" * 5000, "../..", "~", "~nobody/x", "$x$", "<script>", "%s {0}"]
+ODD += ["é" * 40, "9" * 5000, "../..", "~", "~no-such-user/x", "$x$", "<script>", "%s {0}"]
 values = st.one_of(st.sampled_from([*map(str, NUMBERS), *ODD]), st.integers().map(str), st.text(max_size=30))
 known = [
     "auto",
@@ -82,7 +82,8 @@ odd_options = st.one_of(
     st.sampled_from([["--json"], ["--help"], ["--version"], ["--unknown"], ["--"]]),
     values.map(lambda value: [value]),
 )
-names = st.sampled_from(["info", "run", "compare", "report", "generate", "evaluate", "bench", "", "no-such"])
+COMMANDS = ("info", "run", "compare", "report", "generate", "evaluate", "bench", "list", "verify", "settings")
+names = st.sampled_from([*COMMANDS, "", "no-such"])
 command_lines = st.tuples(
     names, presets, st.lists(st.one_of(set_options, odd_sets, odd_options), max_size=4)
 ).map(lambda parts: [parts[0], *parts[1], *(word for option in parts[2] for word in option)])
@@ -137,14 +138,17 @@ def answers(capsys, arguments):
 @example(["run", "--set", "data.source=jsonl", "--set", "data.path=\udcff"])
 @example(["report", "a run", "--lang", "ja"])
 @example(["report", "\udcff"])
-@trying(int(SHARE * COMMANDS))
+@example(["evaluate", "a run", "--data", "~no-such-user/x"])
+@example(["list", "~no-such-user"])
+@example(["verify", "a run"])
+@trying(int(SHARE * LINES))
 @given(command_lines)
 def test_every_command_line_works_or_is_refused_in_a_sentence(nothing_is_computed, capsys, arguments):
     answers(capsys, arguments)
 
 
 @pytest.mark.torture
-@trying(COMMANDS)
+@trying(LINES)
 @given(command_lines)
 def test_200_command_lines(nothing_is_computed, capsys, arguments):
     answers(capsys, arguments)
@@ -180,7 +184,10 @@ contents = st.one_of(
     st.lists(rows.map(lambda value: json.dumps(value, ensure_ascii=True).encode()), min_size=1, max_size=6),
     st.lists(st.one_of(whole_lines, torn_lines), max_size=4),
 ).map(b"\n".join)
-file_names = st.sampled_from(["chats.jsonl", "chats.jsonl.gz", "torn.jsonl.gz", "$x$ <b>.jsonl"])
+KINDS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".txt", ".parquet", ".doc")
+file_names = st.sampled_from(
+    ["torn.jsonl.gz", "$x$ <b>.jsonl", *(f"chats{kind}" for kind in KINDS), *["chats.jsonl"] * 8]
+)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +213,7 @@ def is_read(path, content, reader):
 
 
 def read_and_evaluate(path, reader):
-    conversations = read_jsonl(path)
+    conversations = read_conversations(path)
     scores = evaluate_texts(*reader, conversations.texts())
     assert format_scores(scores)
     assert scores["conversations"] == len(conversations.ids) > 0

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UserError: the file or one of its records cannot be read.
     """
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
     if not path.exists():
         raise UserError(f"{path} does not exist; name a {FILES} file.")
     kind = next((s for s in reversed(path.suffixes) if s != ".gz"), "").lower()

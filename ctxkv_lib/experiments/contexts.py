@@ -71,7 +71,9 @@ def _used(work: Work, phase1: Record | None) -> Facts:
         f"runtime.precision=auto was {before['precision']} on {before['device']} and is {precision} on "
         f"{used['device']}: the caches are made again, and Phase 2 goes on in {precision}."
     )
-    return {**used, "begun_with": before.get("begun_with", before)}
+    states = work.folder.phase2_checkpoint
+    begun = any(states.parent.glob(f"{states.stem}.*"))
+    return {**used, "begun_with": before.get("begun_with", before)} if begun else used
 
 
 @memory_advice("Phase 1", "lower phase1.batch_size, or use fewer conversations with --samples")

@@ -280,5 +280,5 @@ def test_vocabulary_must_hold_the_corpus(corpus):
 
 
 def test_too_small_corpus_is_no_silent_substitute(corpus):
-    with pytest.raises(UserError, match="has only 26 conversations for corpus"):
+    with pytest.raises(UserError, match=r"27 for the token table .data.corpus_samples. are asked for"):
         load_table(corpus(corpus_samples=27), FULL, seed=1)

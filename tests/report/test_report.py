@@ -283,7 +283,8 @@ def test_comparison_table_of_one_run_has_no_improvement(tmp_path):
 def test_an_unfinished_run_says_what_to_do(tmp_path, missing):
     folder = sample_run(tmp_path / "run")
     (folder / missing).unlink()
-    with pytest.raises(UserError, match=rf"run has no {missing}; finish it with `ctxkv run --out .*run`"):
+    to_do = "make a run there" if missing == "config.json" else "finish it"
+    with pytest.raises(UserError, match=rf"run has no {missing}; {to_do} with `ctxkv run .*--out .*run`"):
         load_run(folder)
 
 

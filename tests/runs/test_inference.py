@@ -38,5 +38,5 @@ def test_no_pickle_is_loaded_from_a_run(tmp_path, tiny_config, monkeypatch, caps
     assert main(["generate", str(again.path), "--prompt", "the cat", "--max-new-tokens", "2"]) == 0
     assert main(["report", str(again.path)]) == 0
     (model / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="has no model"):
+    with pytest.raises(UserError, match="is missing; make it again"):
         load_trained(again.path, torch.device("cpu"))

@@ -32,7 +32,7 @@ def test_every_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory
             shutil.copytree(laboratory.reference, out)
             write_conversations(laboratory.data, 16, seed=number)
         if number % 2:
-            killed = laboratory.run(out, kill_after=draw.uniform(0, 1.5))
+            killed = laboratory.run(out, kill_after=draw.uniform(0, laboratory.seconds))
         else:
             killed = laboratory.run_with(out, draw.randrange(2 * len(laboratory.renames)), die)
         ended[killed.code] += 1

@@ -107,7 +107,7 @@ def test_a_real_training_moves_the_bar_through_epochs_and_validations(tiny_confi
         live.finish()
         progress.watchers.clear()
     loops = list(dict.fromkeys(name for name, _, _ in heard))
-    assert loops[0].startswith("Phase 1")
+    assert "Phase 1" in loops
     assert any("epoch 1" in name for name in loops)
     assert "Validation" in loops
     assert all(0 <= done <= total for _, done, total in heard)
