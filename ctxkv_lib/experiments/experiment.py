@@ -8,7 +8,8 @@ from typing import Any
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..errors import Stopped, UserError
-from ..files import write_json, write_text
+from ..files import sweep, write_json, write_text
+from ..locks import only_process
 from ..model.windows import theoretical_max
 from ..progress import Listener, progress_bar, stage
 from ..report import LANGUAGES, improvement, write_report
@@ -91,8 +92,10 @@ def compare(
     ]
     summaries = [finished.summary for finished in runs]
     gain = improvement(summaries[0], summaries[-1])
-    write_json(out / "comparison.json", {"runs": summaries, "improvement": gain})
-    with stage("Writing report and figures"):
+    with only_process(out), stage("Writing report and figures"):
+        sweep(out, deep=False)  # the run folders below may be in use
+        sweep(out / "figures")
+        write_json(out / "comparison.json", {"runs": summaries, "improvement": gain})
         _publish(runs, out)
     return runs
 
