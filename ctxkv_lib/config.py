@@ -21,6 +21,7 @@ SEED_LIMIT = 2**63  # what torch's generators take
 # Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
 LARGEST_COUNT = 2**31 - 1
+RATE = Allowed("more than 0, at most 1000", lambda value: 0 < value <= 1000)
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 
 
@@ -98,7 +99,7 @@ class Phase1Config:
         60, "it stops earlier once contexts have settled", at_least(2), "iterations"
     )
     batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
-    learning_rate: float = setting(0.002, "of Adam, one step an iteration", POSITIVE)
+    learning_rate: float = setting(0.002, "of Adam, one step an iteration", RATE)
     noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
     initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
     centroid_weight: float = setting(
@@ -136,7 +137,7 @@ class Phase2Config:
 
     max_epochs: int = setting(40, "it stops earlier once validation no longer gains", at_least(1), "epochs")
     batch_size: int = setting(512, "drawn by a random permutation each epoch", at_least(1), "positions")
-    learning_rate: float = setting(1e-3, "of AdamW, default betas, no schedule", POSITIVE)
+    learning_rate: float = setting(1e-3, "of AdamW, default betas, no schedule", RATE)
     weight_decay: float = setting(0.01, "of AdamW", at_least(0))
     patience: int = setting(3, "stop after so many without a lower validation PPL", at_least(1), "epochs")
 

