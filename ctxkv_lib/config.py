@@ -43,9 +43,7 @@ class DataConfig:
     validation_samples: int = setting(
         20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
     )
-    test_samples: int = setting(
-        20, "by which nothing is ever chosen; 0 leaves the test out", at_least(0), "conversations"
-    )
+    test_samples: int = setting(20, "nothing is chosen by them; 0 for no test", at_least(0), "conversations")
     tokenizer: str = setting(
         "gpt2",
         "GPT-2's byte-pair encoding",

@@ -120,7 +120,7 @@ class Laboratory:
         write_conversations(self.data, 16)
         settings |= {
             "data.table": "cooccurrence",
-            "data.corpus_samples": 5,
+            "data.corpus_samples": 4,
             "phase2.max_epochs": 3,
             **changes,
         }
