@@ -224,7 +224,7 @@ PRESETS = {
         "pip-installed conversations, no network, minutes on 2 CPU cores",
         "exact",
         (10, 50),
-        {**OFFLINE_DATA, "data.validation_samples": 10},
+        {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
     ),
     "ci": Preset(
         "the offline path with a small model, in seconds",

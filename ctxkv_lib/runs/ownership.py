@@ -12,6 +12,7 @@ from ..progress import notice
 from .records import FILE, Records
 
 CONFIG = "config.json"
+FITTED = {"data.validation_samples", "data.test_samples"}  # to a file, unless they are given
 FOREIGN = {"desktop.ini", "Thumbs.db"}  # what systems leave anywhere; hidden files do not count either
 
 
@@ -101,7 +102,7 @@ def run_command(config: ExperimentConfig, out: Path) -> str:
     words = ["ctxkv", "run", "--preset", config.preset, "--recipe", config.recipe]
     words += ["--samples", str(config.data.samples)]
     for key, value in flat(config.to_dict()):
-        if value != plain[key]:
+        if value != plain[key] or (config.data.source == "file" and key in FITTED):
             words += ["--set", f"{key}={value}"]
     return shlex.join([*words, "--out", str(out)])
 
