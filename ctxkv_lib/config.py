@@ -21,7 +21,7 @@ SEED_LIMIT = 2**63  # what torch's generators take
 # Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
 LARGEST_COUNT = 2**31 - 1
-RATE = Allowed("more than 0, at most 1000", lambda value: 0 < value <= 1000)
+RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 
 

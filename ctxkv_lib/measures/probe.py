@@ -12,7 +12,7 @@ from ..training.caches import load_cache
 from ..training.evaluation import effective_rank
 from .recall import Stream, centroid, coverage, horizon, mean_recall, recall
 
-ROWS = {"train": 20_000, "val": 10_000}  # tokens read of each stream, from its start
+ROWS = {"train": 10_000, "val": 5_000}  # tokens read of each stream, from its start
 FRESH_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the blocks that stand beside the trained one
 
 
