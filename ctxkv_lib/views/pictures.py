@@ -142,7 +142,8 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
     for ax in (seen, alone):
         ax.set_ylabel("Of the token's embedding (% of variance, R²)")
         ax.set_ylim(0, 100 * max(r["r2"] for one in blocks.values() for r in one["recall"]) + 5)
-        ax.legend(loc="upper left" if ax is seen else "upper right", framealpha=1, edgecolor=RULE)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "frameon": False}
+        ax.legend(**below, ncols=3 if ax is seen else 1)
     return figure
 
 
