@@ -1,4 +1,14 @@
-"""Figures read back, by the labels of what they draw."""
+"""Figures read back, by the labels of what they draw; and a clock for what is drawn in time."""
+
+
+class Clock:
+    """Seconds that pass only when a test, or a drawing, says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 def line(ax, label):

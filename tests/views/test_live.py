@@ -4,7 +4,7 @@ import time
 from base64 import b64encode
 
 import pytest
-from drawn import line
+from drawn import Clock, line
 from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines
 
@@ -13,16 +13,6 @@ from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.live import FIRST_SECONDS, SHARE, LiveCurves, describe
 
 PNG = b64encode(b"\x89PNG\r\n").decode()[:7]  # how a PNG in a page begins
-
-
-class Clock:
-    """Seconds that pass only when a test, or a drawing, says so."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The live view between two metrics: short stages are seen, a bar moves, runs are counted."""
 
 import pytest
+from drawn import Clock
 from matplotlib.figure import Figure
 from sample_runs import phase1_lines, sample_run
 
@@ -8,14 +9,6 @@ from ctxkv_lib import progress
 from ctxkv_lib.experiments.experiment import run
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.live import FIRST_SECONDS, LiveCurves
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
