@@ -51,11 +51,11 @@ if TYPE_CHECKING:
     from .runs.run_folder import comparison_folder as comparison_folder
     from .runs.run_folder import load_run as load_run
     from .runs.run_folder import run_folder_of as run_folder_of
-    from .views.plots import LiveCurves as LiveCurves
+    from .views.live import LiveCurves as LiveCurves
+    from .views.markup import show as show
     from .views.plots import explore_runs as explore_runs
     from .views.plots import explore_window as explore_window
     from .views.plots import memory_timeline as memory_timeline
-    from .views.plots import show as show
 
 __version__ = "0.1.0"
 
@@ -69,7 +69,9 @@ _HOMES = {
     "runs.inference": ("evaluate_texts", "generate_text", "load_trained"),
     "runs.published": ("PUBLISHED",),
     "runs.run_folder": ("comparison_folder", "load_run", "run_folder_of"),
-    "views.plots": ("LiveCurves", "explore_runs", "explore_window", "memory_timeline", "show"),
+    "views.live": ("LiveCurves",),
+    "views.markup": ("show",),
+    "views.plots": ("explore_runs", "explore_window", "memory_timeline"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [*_HOME_OF]

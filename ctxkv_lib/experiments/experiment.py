@@ -21,7 +21,6 @@ from ..report.info import dense_fp32_mib
 from ..report.model_card import model_card
 from ..runs.inference import load_trained
 from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
-from ..runs.run_folder import comparison_folder as comparison_folder
 from ..training.phase2 import best_epoch
 from ..views import figures, pictures
 from ..views.axes import save

@@ -6,9 +6,9 @@ from typing import Any
 
 from ..config import PRESETS, ExperimentConfig
 from ..progress import Listener
-from ..runs.run_folder import Run
+from ..runs.run_folder import Run, run_folder_of
 from ..views.notebook import notebook_config
-from .experiment import run, run_folder_of
+from .experiment import run
 
 BASE = "base"
 LEAST_CONVERSATIONS = 10

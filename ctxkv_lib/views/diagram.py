@@ -1,6 +1,5 @@
 """The pictures of the architecture and of the package's rooms.
 
-`figures.architecture` is the same function: the drawings have a file of their own only for their length.
 Coordinates are inches on the page, so that lengths and font sizes (points) stay in proportion.
 """
 

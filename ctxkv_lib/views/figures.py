@@ -1,4 +1,4 @@
-"""Static figures of runs and of the architecture.
+"""Static figures of runs.
 
 Every function takes loaded data and returns a matplotlib `Figure` made with the object API: no pyplot, no
 global state, no display. What they look like alike is in `axes`.
@@ -14,7 +14,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from .axes import OKABE_ITO, PAPER, QUIET, colours, integer_x, legend_below, log_y, panels, plain
-from .diagram import architecture as architecture  # one of the figures of this module
 
 CURVES = ("train", "validation", "accuracy")  # of an epoch: two perplexities, and the validation accuracy
 

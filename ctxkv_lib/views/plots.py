@@ -21,8 +21,6 @@ from ..runs.run_folder import Run, load_run
 from . import figures, markup, pictures
 from .axes import colours
 from .explore import SPLITS, Trained, Window, attended_window, open_run
-from .live import LiveCurves as LiveCurves
-from .markup import show as show
 
 WIDE = {"width": "480px", "max_width": "98%"}
 ROW = {"flex_flow": "row wrap"}

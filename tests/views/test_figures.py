@@ -16,7 +16,7 @@ from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import figures
 from ctxkv_lib.views.axes import OKABE_ITO, save
-from ctxkv_lib.views.diagram import ROOMS, parameter_counts, rooms
+from ctxkv_lib.views.diagram import ROOMS, architecture, parameter_counts, rooms
 
 
 def summaries(tmp_path, *samples, **options):
@@ -127,10 +127,10 @@ def test_every_axis_is_labelled_and_the_background_is_set(tmp_path):
 
 
 def test_architecture_takes_its_numbers_from_the_config():
-    published = " ".join(texts(figures.architecture(ModelConfig())))
+    published = " ".join(texts(architecture(ModelConfig())))
     for number in ("640 tokens", "50,257 × 768", "i − 620", "6,301,440", "262,912", "8 heads over 32"):
         assert number in published
-    other = " ".join(texts(figures.architecture(ModelConfig(interval=50, max_contexts=4, num_heads=4))))
+    other = " ".join(texts(architecture(ModelConfig(interval=50, max_contexts=4, num_heads=4))))
     for number in ("200 tokens", "i − 150", "4 heads over 4"):
         assert number in other
     assert "620" not in other
@@ -138,7 +138,7 @@ def test_architecture_takes_its_numbers_from_the_config():
 
 @pytest.mark.parametrize("max_contexts", [1, 2, 3, 4])
 def test_architecture_draws_no_slot_that_does_not_exist(max_contexts):
-    written = texts(figures.architecture(ModelConfig(max_contexts=max_contexts)))
+    written = texts(architecture(ModelConfig(max_contexts=max_contexts)))
     assert len([text for text in written if text == "i" or text.startswith("i − ")]) == max_contexts
 
 
@@ -148,9 +148,7 @@ def test_parameters_of_the_parts_add_up():
     assert count["attention"] + count["feed_forward"] == 6_301_440
 
 
-@pytest.mark.parametrize(
-    "figure", [figures.architecture(ModelConfig()), rooms()], ids=["architecture", "rooms"]
-)
+@pytest.mark.parametrize("figure", [architecture(ModelConfig()), rooms()], ids=["architecture", "rooms"])
 def test_text_of_a_drawing_stays_on_the_page_and_touches_no_other(figure):
     renderer, page = FigureCanvasAgg(figure).get_renderer(), figure.bbox
     boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()]
