@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from conftest import write_conversations
-from disturbed_runs import DAMAGES, Laboratory, die, files_of, make_quick, tables
+from disturbed_runs import DAMAGES, Laboratory, die, files_of, make_quick, swap, tables
 
 pytestmark = pytest.mark.torture
 KILLS = int(os.environ.get("CTXKV_KILLS", 100))
@@ -48,12 +48,15 @@ def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
     begun = tmp_path / "begun"
     laboratory.run_with(begun, laboratory.after("checkpoint/phase2.safetensors") + 4, die)
     for number in range(DAMAGED // 2):
-        source = (laboratory.reference, begun)[number % 2]
+        damage = DAMAGES[number % len(DAMAGES)]
+        source = (laboratory.reference, begun)[number // len(DAMAGES) % 2]
         out = tmp_path / "damaged"
         shutil.copytree(source, out)
-        victim = draw.choice(files_of(out))
-        damage = DAMAGES[number % len(DAMAGES)]
-        damage(victim, draw, other.reference / victim.relative_to(out))
+        twins = {file: other.reference / file.relative_to(out) for file in files_of(out)}
+        if damage is swap:  # with one that says something else
+            twins = {f: t for f, t in twins.items() if t.is_file() and f.read_bytes() != t.read_bytes()}
+        victim = draw.choice(list(twins))
+        damage(victim, draw, twins[victim])
         try:
             ended[damage.__name__, laboratory.check_damaged(out)] += 1
         except AssertionError:
