@@ -30,7 +30,8 @@ from ctxkv_lib.measures import measure
 from ctxkv_lib.training import checkpoint
 from ctxkv_lib.views import figures, pictures
 
-CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches"}  # from one run to the next
+# From one run to the next.
+CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}
 
 
 @dataclass(frozen=True)
