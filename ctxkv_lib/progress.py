@@ -88,9 +88,7 @@ def transformers_bars_hidden() -> Iterator[None]:
 def say(line: str) -> None:
     """A line above the bars on a terminal, nothing elsewhere."""
     if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        tqdm.write(line, file=sys.stderr)
+        notice(line)
 
 
 def notice(line: str) -> None:
