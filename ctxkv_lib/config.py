@@ -20,9 +20,9 @@ from .progress import say
 SEED_LIMIT = 2**63  # what torch's generators take
 # Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
-LARGEST_COUNT = 2**31 - 1
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
+THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,9 @@ class RuntimeConfig:
     precision: str = setting(
         "auto",
         "of Phase 2's matrix products",
-        {"auto": "bf16 if the hardware has it", "fp32": "", "bf16": ""},
+        {"auto": "bf16 if that is measured to be faster", "fp32": "", "bf16": ""},
     )
+    threads: str = setting("auto", "of a CPU; auto: one or all, as measured when a run begins", THREADS)
     embedding_cache: str = setting(
         "gather",
         "how the tokens of a stream are held",
@@ -189,7 +190,6 @@ class ExperimentConfig:
         changed: dict[str, dict[str, Any]] = {}
         for key, value in settings.items():
             concern, name = _split_key(key)
-            value = _current_name(key, value)
             changed.setdefault(concern, {})[name] = _parse(key, value, _field_type(concern, name))
         concerns = {c: dataclasses.replace(getattr(self, c), **values) for c, values in changed.items()}
         return dataclasses.replace(self, **concerns)
@@ -333,6 +333,7 @@ def _field_type(concern: str, name: str) -> type:
 
 
 def _parse(key: str, value: Any, kind: type) -> Any:
+    value = _current_name(key, value)
     if value is None:
         return value
     try:
@@ -342,7 +343,7 @@ def _parse(key: str, value: Any, kind: type) -> Any:
     except (TypeError, ValueError):
         raise UserError(f"{key} is {value!r}; allowed: a value of type {kind.__name__}.") from None
     if isinstance(parsed, int):
-        most = LARGEST.get(key.partition(".")[0], LARGEST_COUNT)
+        most = LARGEST.get(key.partition(".")[0], 2**31 - 1)
         require(abs(parsed) <= most, key, value, f"whole numbers up to {most}")
     if isinstance(parsed, float):
         require(math.isfinite(parsed), key, value, "a finite number")
