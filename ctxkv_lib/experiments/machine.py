@@ -14,7 +14,7 @@ import torch
 
 from ..config import RuntimeConfig
 from ..files import digest
-from ..progress import notice
+from ..progress import notice, stage
 from ..runs.provenance import PRECISIONS, device_name
 from ..runs.records import Record
 from ..training.losses import VOCABULARY_CHUNK, frozen_head_cross_entropy
@@ -59,7 +59,8 @@ def _kept_or_chosen(work: Work, phase1: Record | None) -> Facts:
     key = digest([runtime.threads, runtime.precision, device_name(device), torch.__version__])
     if held := folder.finished("machine", key):
         return held.result
-    used = _choose(work, runtime, device)
+    with stage("Measuring threads and precision"):
+        used = _choose(work, runtime, device)
     before = folder.records.stages["machine"].result if "machine" in folder.records.stages else used
     if phase1 and "caches" in folder.records.stages and before["precision"] != used["precision"]:
         notice(
