@@ -24,6 +24,7 @@ from ..runs.run_folder import RunFolder
 CONTEXT_CODE = code_version(
     "data/tokens",
     "model/modeling",
+    "model/recurrence",
     "training/recurrence",
     "training/phase1",
     "training/caches",
