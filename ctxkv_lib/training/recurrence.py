@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..config import Phase1Config
-from ..model.modeling import ContextBlock, ContextKVForCausalLM
+from ..model.layers import ContextBlock
+from ..model.modeling import ContextKVForCausalLM
 from ..model.recurrence import Stream, walk
 from ..progress import notice
 
