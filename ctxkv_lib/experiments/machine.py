@@ -91,7 +91,7 @@ def _choose(work: Work, runtime: RuntimeConfig, device: torch.device) -> Facts:
         others = ", ".join(f"{1000 * taken:.3g} ms with {n}" for n, taken in seconds.items())
         told.append(f"{threads} of {max(seconds)} threads (a step's products take {others})")
     if told:
-        _tell(f"Measured: {'; '.join(told)}. --set runtime.precision and runtime.threads choose otherwise.")
+        _tell(f"Measured: {'; '.join(told)}. runtime.precision and runtime.threads choose otherwise.")
     return {"precision": precision, "threads": threads, "device": device_name(device)}
 
 

@@ -26,7 +26,7 @@ WIDE = {"width": "480px", "max_width": "98%"}
 ROW = {"flex_flow": "row wrap"}
 STYLE = {"description_width": "90px"}
 PUBLISHED_LABEL = "published report, 500 samples (L4)"
-HEADING = -1  # in a choice of positions
+HEADING = ("an attended token ...", -1)  # of a choice of positions
 LEGEND_LETTERS = 40  # of a run's name: longer ones would leave no room for the curves
 
 
@@ -174,7 +174,7 @@ class WindowExplorer(widgets.VBox):
         self.head = _dropdown("Attention", heads, 0)
         self.position = _slider(widgets.IntSlider, "Position", position, 0, len(trained.caches[split]) - 1)
         self.steps = {step: _step_button(step) for step in (-config.interval, -1, 1, config.interval)}
-        self.tokens = _dropdown("Go to", [], None)
+        self.tokens = _dropdown("Go to", [HEADING], HEADING[1])
         self.near = widgets.ToggleButtons(style={"button_width": "auto"}, layout=widgets.Layout(width="98%"))
         self.image = widgets.HTML()
         self.guesses = widgets.HTML()
@@ -200,7 +200,7 @@ class WindowExplorer(widgets.VBox):
         self.position.value = min(max(position, 0), self.position.max)
 
     def _on_token(self, change: Any) -> None:
-        if change["new"] != HEADING:  # which each drawing goes back to
+        if change["new"] != HEADING[1]:  # which each drawing goes back to
             self._go(change["new"])
 
     def _on_near(self, change: Any) -> None:
@@ -257,7 +257,7 @@ def explore_window(run: Run | Trained, position: int, split: str = "val") -> Win
 
 def _token_options(window: Window, weights: Sequence[float]) -> list[tuple[str, int]]:
     """Choices of a dropdown: a heading, then the attended tokens, nearest first."""
-    options = [("an attended token ...", HEADING)]
+    options = [HEADING]
     for at, weight in zip(window.slots.tolist(), weights, strict=True):
         if at >= 0:
             options.append(

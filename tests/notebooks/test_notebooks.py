@@ -345,7 +345,7 @@ def test_04_makes_both_runs_and_their_comparison(tmp_path):
     assert {path.name for path in runs.iterdir()} == {"ci-exact-2", "ci-exact-10", "ci-exact-10-vs-2"}
     comparison = json.loads((runs / "ci-exact-10-vs-2" / "comparison.json").read_text())
     assert [each["samples"] for each in comparison["runs"]] == [2, 10]
-    table = printed(cells["table"])
+    table = json.dumps([cells["table"], cells["published-table"]])
     for number in (f"{comparison['runs'][1]['phase2']['val_ppl']:,.1f}", "361.0", "175.7"):
         assert number in table
     assert "report.ja.md" in printed(cells["report"])
