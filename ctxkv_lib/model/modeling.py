@@ -20,7 +20,9 @@ from .losses import frozen_head_cross_entropy
 from .recurrence import SEGMENT, walk_columns
 from .windows import slot_positions as slot_positions
 
-LONG = 2 * SEGMENT  # columns from which walking in lock-step saves most of the steps
+LONG = (
+    2 * SEGMENT
+)  # columns from which they are read in lock-step: there as fast, and sooner the more they are
 TOLERANCE = 1e-5  # of a component of the contexts of long texts, see `walk`
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 # What transformers 5.24 renamed.

@@ -123,7 +123,8 @@ def walk_columns(
     if len(begins):
         walk(Stream(block, token_half, tokens[read], begins, state), contexts, tolerance)
     seen = read.cumsum(dim=1)
-    return torch.where((seen > 0)[..., None], contexts[first[:, None] + seen], state[:, None])
+    after = contexts[first[:, None] + seen]
+    return after if read[:, 0].all() else torch.where((seen > 0)[..., None], after, state[:, None])
 
 
 def _walk_segments(stream: Stream, contexts: Tensor, tolerance: float) -> tuple[Tensor, float]:
