@@ -174,6 +174,5 @@ def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
     model.load_table(inputs.table.weight)
     if inputs.counts is not None:
         model.load_unigram(torch.from_numpy(unigram_floor(inputs.counts.weight.numpy())))
-    model.context_block.scale_weights(inputs.config.phase1.weight_std)
     model.to(device)  # type: ignore[arg-type]  # transformers hides nn.Module's signature
     return model
