@@ -25,6 +25,7 @@ from ..training.phase2 import best_epoch
 from ..views import figures, pictures
 from ..views.axes import save
 from .inputs import Facts
+from .machine import threads_put_back
 from .stages import Prepared, run_stages
 from .stages import prepare as prepare_stages
 
@@ -40,7 +41,7 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     folder = RunFolder(out or run_folder_of(config))
-    with folder.claimed(config), _stopped_calmly(folder):
+    with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
         contexts, attention = run_stages(config, folder, listener)
         measured = measure(config, folder)
         write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
@@ -59,7 +60,7 @@ def prepare(
 ) -> Prepared:
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
     folder = RunFolder(out or run_folder_of(config))
-    with folder.claimed(config), _stopped_calmly(folder):
+    with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
         return prepare_stages(config, folder, listener)
 
 
