@@ -24,11 +24,15 @@ from ..runs.run_folder import RunFolder
 from ..training.caches import StreamCache, load_cache
 from ..training.evaluation import evaluate
 from ..training.recurrence import distinct_rows, stream_contexts
+from .ablations import ablations
+from .generation import generation
 from .probe import probe
 from .yardsticks import unigram_floor, yardsticks
 
 # What training did is in the keys of its own stages already.
 CODE = {
+    "ablations": code_version("model/windows", "measures/ablations"),
+    "generation": code_version("measures/generation"),
     "probe": code_version("model/windows", "measures/recall", "measures/probe"),
     "test": code_version("measures/measure"),
     "yardsticks": code_version("measures/yardsticks", "measures/measure"),
@@ -40,7 +44,7 @@ Facts = dict[str, Any]
 
 @memory_advice("Measuring the run", "use fewer conversations with --samples")
 def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
-    """`probe`, `test` and `yardsticks` of the summary, as far as the experiment has them.
+    """`probe`, `ablations`, `test` and so on of the summary, as far as the experiment has them.
 
     Args:
         folder: claimed, of a run that is trained.
@@ -59,6 +63,10 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
 
     found = {
         "probe": _once(folder, "probe", contexts, lambda: probe(config, folder, trained())),
+        "ablations": _once(
+            folder, "ablations", [contexts, weights], lambda: ablate(config, folder, trained())
+        ),
+        "generation": _once(folder, "generation", weights, lambda: _generation(config, folder, trained())),
         "test": _once(folder, "test", [weights, test.fingerprint], on_test),
         "yardsticks": _once(folder, "yardsticks", [contexts, test.fingerprint], counted),
     }
@@ -80,6 +88,19 @@ def _trained(config: ExperimentConfig, folder: RunFolder) -> ContextKVForCausalL
         model = ContextKVForCausalLM.from_pretrained(folder.model)
     model.to(choose_device(config.runtime.device))  # type: ignore[arg-type]  # transformers hides its signature
     return model
+
+
+def ablate(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+    """`ablations` of the summary, on the validation stream of a run that has its caches."""
+    train, held_out = (load_cache(folder.caches, split) for split in ("train", "val"))
+    conversations = load_conversations(config.data, "validation")
+    starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
+    counts = torch.bincount(train.ids, minlength=config.model.vocab_size)
+    return ablations(model, held_out, config.model.context_window, starts, counts)
+
+
+def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+    return generation(model, load_tokenizer(config.data.tokenizer), load_cache(folder.caches, "val").ids)
 
 
 @torch.no_grad()

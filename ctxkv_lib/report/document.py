@@ -25,6 +25,8 @@ ORDER: tuple[Callable[[Report], list[str]], ...] = (
     results.phase2,
     results.final_result,
     measured.yardsticks,
+    measured.contexts_used,
+    measured.generated_text,
     results.early_stopping,
     verdicts.comparison,
     results.overfitting,
