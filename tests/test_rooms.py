@@ -19,6 +19,7 @@ FLOORS = [
     "training",
     "data",
     "config",
+    "presets",
     "locks",
     "files",
     "errors progress memory",

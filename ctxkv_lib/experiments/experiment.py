@@ -25,7 +25,8 @@ from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
 from ..training.phase2 import best_epoch
 from ..views import figures, pictures
 from ..views.axes import save
-from ..views.measured import use_of_contexts
+from ..views.measures.contexts import use_of_contexts
+from ..views.measures.recall import recall_accuracy
 from .inputs import Facts
 from .stages import Prepared, run_stages
 from .stages import prepare as prepare_stages
@@ -66,7 +67,7 @@ def prepare(
 
 
 def probe_run(run: Run) -> tuple[Facts, list[Path]]:
-    """`probe` and `ablations` of a finished run; and what was written, JSON and figures, if it lacked them."""
+    """`probe` and `ablations` of a finished run; and the JSON and figures written, if it lacked them."""
     if {"probe", "ablations"} <= run.summary.keys():
         return {name: run.summary[name] for name in ("probe", "ablations")}, []
     model, _ = load_trained(run.path, torch.device("cpu"))
@@ -80,10 +81,12 @@ def probe_run(run: Run) -> tuple[Facts, list[Path]]:
 
 def _draw_measures(found: Facts, config: ExperimentConfig) -> dict[str, Figure]:
     """The figures of one run's measures, as far as it has them."""
-    return {
-        "probe": pictures.memory_of_contexts(found["probe"], config.model),
-        "ablations": use_of_contexts(found["ablations"]),
+    drawn = {
+        "probe": lambda probed: pictures.memory_of_contexts(probed, config.model),
+        "ablations": use_of_contexts,
+        "recall_task": recall_accuracy,
     }
+    return {name: draw(found[name]) for name, draw in drawn.items() if name in found}
 
 
 @contextmanager

@@ -101,7 +101,7 @@ class Read:
     other: Tensor
 
     def by(self, values: Tensor, edges: Sequence[float]) -> list[dict[str, Any]]:
-        """`binned` by `values` `[n]`, with the perplexity of the other contexts as `other_ppl` in each row."""
+        """`binned` by `values` `[n]`; each row also with the perplexity of the other contexts, `other_ppl`."""
         both = (binned(values, edges, losses, self.correct) for losses in (self.intact, self.other))
         return [{**row, "other_ppl": other["ppl"]} for row, other in zip(*both, strict=True)]
 
@@ -123,9 +123,9 @@ def ablations(
         and against intact at the same positions `percent` more of it with its standard error `error`.
         `slots`, for each `slot` that alone is its own: how far `back` it lies (tokens), `ppl`, and `percent`
         and `error` against "elsewhere", where none is.
-        `by_history`, `by_frequency`, `by_repetition`: lists of `{from, to, tokens, ppl, accuracy, other_ppl}`,
-        where "other" is another conversation's contexts. The last has a row of 0, for tokens that form no
-        pair with the one before that stands in the window already, and one of 1, for those that do.
+        `by_history`, `by_frequency`, `by_repetition`: lists of `{from, to, tokens, ppl, accuracy,
+        other_ppl}`, where "other" is another conversation's contexts. The last has a row of 0, for tokens
+        that form no pair with the one before that stands in the window already, and one of 1, for others.
     """
     first = min(window, len(cache) - 1)
     again = since_last(pairs(cache.ids)) < window

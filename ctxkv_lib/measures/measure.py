@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..data.embeddings import table_text_counts
+from ..data.recall import KEYS, pairs_in
 from ..data.tokens import load_tokenizer, validation_stream
 from ..errors import memory_advice
 from ..files import digest
@@ -27,6 +28,7 @@ from ..training.recurrence import distinct_rows, stream_contexts
 from .ablations import ablations
 from .generation import generation
 from .probe import probe
+from .recall_task import recall_task
 from .yardsticks import unigram_floor, yardsticks
 
 # What training did is in the keys of its own stages already.
@@ -34,6 +36,7 @@ CODE = {
     "ablations": code_version("model/windows", "measures/ablations"),
     "generation": code_version("measures/generation"),
     "probe": code_version("model/windows", "measures/recall", "measures/probe"),
+    "recall_task": code_version("model/windows", "measures/recall_task", "data/recall"),
     "test": code_version("measures/measure"),
     "yardsticks": code_version("measures/yardsticks", "measures/measure"),
 }
@@ -66,6 +69,9 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
         "ablations": _once(
             folder, "ablations", [contexts, weights], lambda: ablate(config, folder, trained())
         ),
+        "recall_task": _once(
+            folder, "recall_task", [contexts, weights], lambda: _recall_task(config, folder, trained())
+        ),
         "generation": _once(folder, "generation", weights, lambda: _generation(config, folder, trained())),
         "test": _once(folder, "test", [weights, test.fingerprint], on_test),
         "yardsticks": _once(folder, "yardsticks", [contexts, test.fingerprint], counted),
@@ -97,6 +103,16 @@ def ablate(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausa
     starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
     counts = torch.bincount(train.ids, minlength=config.model.vocab_size)
     return ablations(model, held_out, config.model.context_window, starts, counts)
+
+
+def _recall_task(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+    """Nothing of other text than the task's own."""
+    if config.data.source != "recall":
+        return {}
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
+    found = recall_task(model, load_cache(folder.caches, "val"), keys, config.data.recall_window)
+    return {**found, "values": pairs_in(config.data.recall_window)}
 
 
 def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:

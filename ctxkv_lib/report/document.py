@@ -26,6 +26,7 @@ ORDER: tuple[Callable[[Report], list[str]], ...] = (
     results.final_result,
     measured.yardsticks,
     measured.contexts_used,
+    measured.told_and_asked,
     measured.generated_text,
     results.early_stopping,
     verdicts.comparison,

@@ -155,6 +155,33 @@ def _head_and_rows(rows: Sequence[list[str]]) -> tuple[list[str], Sequence[list[
     return rows[0], rows[1:]
 
 
+def told_and_asked(report: Report) -> list[str]:
+    """The recall task, of runs whose text it is; of one run, by distance and place, too."""
+    say, runs = report.say, [column for column in report.ours if "recall_task" in column.summary]
+    if not runs:
+        return []
+    found = [column.summary["recall_task"] for column in runs]
+    rows = [
+        [say("recall_answers"), *(whole(each["answers"]) for each in found)],
+        [say("recall_accuracy"), *(percent(each["accuracy"]) for each in found)],
+        [say("recall_guessing"), *(percent(1 / each["values"]) for each in found)],
+        [say("recall_ppl"), *(ppl(each["ppl"]) for each in found)],
+    ]
+    worst = [min(each["by_place"], key=lambda row: row["accuracy"]) for each in found]
+    cells = [say("recall_at", span=_span(row), share=row["accuracy"]) for row in worst]
+    rows.append([say("recall_worst"), *cells])
+    parts = [markdown_table([say("metric"), *(column.label for column in runs)], rows)]
+    if len(report.ours) == 1:
+        for group in ("by_distance", "by_place"):
+            bins = [
+                [_span(b), whole(b["tokens"]), percent(b["accuracy"]), ppl(b["ppl"])] for b in found[0][group]
+            ]
+            keys = (f"recall_{group}", "recall_answers", "recall_accuracy", "recall_ppl")
+            parts.append(markdown_table([say(key) for key in keys], bins))
+        parts.append(say("recall_figure", folder=report.figures))
+    return [say("recall"), say("recall_how"), *parts]
+
+
 def generated_text(report: Report) -> list[str]:
     """How much greedy text repeats itself; of one run, with a sample."""
     say, runs = report.say, [column for column in report.ours if "generation" in column.summary]

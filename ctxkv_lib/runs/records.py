@@ -12,7 +12,7 @@ from ..errors import DamagedFile
 from ..files import read_json, read_sealed_json, state, write_sealed_json
 from ..progress import Metric
 
-MEASURES = ("probe", "ablations", "generation", "test", "yardsticks")
+MEASURES = ("probe", "ablations", "recall_task", "generation", "test", "yardsticks")
 STAGES = ("phase1", "caches", "phase2", "model", *MEASURES, "results")  # each made from those before it
 FILE = "checkpoint/stages.json"
 

@@ -85,6 +85,29 @@ MEASURED: dict[str, tuple[str, str]] = {
         "![What other contexts cost, slot by slot and at repeated pairs]({folder}/ablations.png)",
         "![コンテキストを変えたときの損失、スロット別、既出の対での比較]({folder}/ablations.png)",
     ),
+    "recall": ("### The recall task", "### 想起課題"),
+    "recall_how": (
+        "Of pairs of words that were told once, the second word, where the first comes again. By the distance "
+        "from where it was told, and by how many tokens the nearest slot at or after it has read since: a "
+        "context that has forgotten it by then cannot bring it back.",
+        "一度だけ告げられた語の対について、1語目が再び現れたときに2語目を当てられるか。告げられた位置からの距離と、"
+        "それ以後で最も近いスロットがその後に読んだトークン数で分ける。コンテキストがそれまでに忘れていれば取り出せない。",
+    ),
+    "recall_answers": ("answers", "回答数"),
+    "recall_accuracy": ("right", "正答率"),
+    "recall_guessing": ("right by guessing a value", "値を当て推量した場合の正答率"),
+    "recall_ppl": ("PPL", "PPL"),
+    "recall_worst": ("lowest at a place between slots", "スロット間の位置での最低値"),
+    "recall_at": ("{share:.1%} at {span}", "{share:.1%}（{span}）"),
+    "recall_by_distance": ("Distance (tokens)", "距離（トークン）"),
+    "recall_by_place": (
+        "Read since by the nearest slot (tokens)",
+        "最も近いスロットがその後に読んだトークン数",
+    ),
+    "recall_figure": (
+        "![Right answers by distance and by place between slots]({folder}/recall_task.png)",
+        "![距離別・スロット間の位置別の正答率]({folder}/recall_task.png)",
+    ),
     "generated": ("### Does generated text repeat itself?", "### 生成テキストは繰り返すか"),
     "generated_how": (
         "Always the likeliest token, from prompts cut out of the validation text. A token counts as repeated "

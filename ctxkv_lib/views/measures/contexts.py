@@ -1,7 +1,4 @@
-"""Figures of what a trained run is worth: what its contexts are good for, and what it recalls.
-
-Made like those in `figures`: loaded numbers in, a matplotlib `Figure` out, no pyplot.
-"""
+"""What contexts are good for: perplexity with other contexts in their place."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from .axes import OKABE_ITO, QUIET, panels
+from ..axes import OKABE_ITO, QUIET, panels
 
 BLUE, ORANGE = OKABE_ITO[:2]
 CHANGED = {
