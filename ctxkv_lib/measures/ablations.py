@@ -101,7 +101,7 @@ class Read:
     other: Tensor
 
     def by(self, values: Tensor, edges: Sequence[float]) -> list[dict[str, Any]]:
-        """`binned` by `values` `[n]`; each row also with the perplexity of the other contexts, `other_ppl`."""
+        """`binned` by `values` `[n]`, with `other_ppl` in each row: the perplexity with other contexts."""
         both = (binned(values, edges, losses, self.correct) for losses in (self.intact, self.other))
         return [{**row, "other_ppl": other["ppl"]} for row, other in zip(*both, strict=True)]
 
