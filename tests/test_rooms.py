@@ -19,7 +19,6 @@ FLOORS = [
     "training",
     "data",
     "config",
-    "presets",
     "locks",
     "files",
     "errors progress memory",

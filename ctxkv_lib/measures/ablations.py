@@ -186,7 +186,7 @@ def _slots(
     """Each slot alone, at some of `positions`, against their losses with `none` of their own contexts."""
     rows = _drawn(torch.arange(len(positions)), SLOT_POSITIONS)
     few, shape = positions[rows], model.config
-    back = few[:, None] - slot_positions(few, shape.interval, shape.max_contexts, shape.anchor)
+    back = few[:, None] - slot_positions(few, shape)
     found = []
     for slot, distance in enumerate(back.double().mean(dim=0).tolist()):
         losses, _ = _scores(model, Ablated(cache, alone(slot, others)), few)

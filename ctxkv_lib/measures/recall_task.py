@@ -60,7 +60,6 @@ def answers(ids: Tensor, keys: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 def read_since(positions: Tensor, distances: Tensor, model: ContextKVForCausalLM) -> Tensor:
     """Tokens that the nearest slot at or after a token so far back has read since it: int64 `[n]`."""
-    shape = model.config
-    slots = slot_positions(positions, shape.interval, shape.max_contexts, shape.anchor)
+    slots = slot_positions(positions, model.config)
     behind = slots - (positions - distances)[:, None]  # (n, slots)
     return behind.where(behind >= 0, distances[:, None]).amin(dim=1)

@@ -26,6 +26,7 @@ class Copying:
     """Predicts the token that the context of one slot names; with contexts of no token, all alike."""
 
     training = False
+    log_unigram = None
     device = torch.device("cpu")
 
     def __init__(self, slot):

@@ -87,9 +87,9 @@ MEASURED: dict[str, tuple[str, str]] = {
     ),
     "recall": ("### The recall task", "### 想起課題"),
     "recall_how": (
-        "Of pairs of words that were told once, the second word, where the first comes again. By the distance "
-        "from where it was told, and by how many tokens the nearest slot at or after it has read since: a "
-        "context that has forgotten it by then cannot bring it back.",
+        "Pairs of words are told once; where the first word comes again, the second is asked for. By the "
+        "distance from where it was told, and by how many tokens the nearest slot at or after it has read "
+        "since: a context that has forgotten it by then cannot bring it back.",
         "一度だけ告げられた語の対について、1語目が再び現れたときに2語目を当てられるか。告げられた位置からの距離と、"
         "それ以後で最も近いスロットがその後に読んだトークン数で分ける。コンテキストがそれまでに忘れていれば取り出せない。",
     ),

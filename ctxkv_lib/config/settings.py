@@ -1,30 +1,13 @@
-"""Every setting, its default, unit and reason, in one place; what presets and recipes change is in `presets`.
+"""Every setting outside the model: its default, unit and reason. Defaults are those of the published runs."""
 
-Published values are those of the published report's runs.
-"""
+from dataclasses import dataclass
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
-
-from .errors import UserError, values_of_user
-from .model.checks import POSITIVE, SHARE, Allowed, at_least, check_settings, require, setting
-from .model.config import ModelConfig
-from .presets import COMPARED_RATIO as COMPARED_RATIO
-from .presets import OLD_NAMES
-from .presets import PRESETS as PRESETS
-from .presets import RECIPES as RECIPES
-from .progress import say
+from ..errors import UserError
+from ..model.checks import POSITIVE, SHARE, Allowed, at_least, check_settings, require, setting
 
 SEED_LIMIT = 2**63  # what torch's generators take
-# Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
-LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
-LARGEST_COUNT = 2**31 - 1
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
+BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 
 
@@ -68,16 +51,27 @@ class DataConfig:
             "random": "made from nothing",
         },
     )
+    row_length: float = setting(
+        0.0,
+        "of the longest but 1%, to which the table is scaled, since untrained logits spread by it (GPT-2's: "
+        "about 5, made from text: 1); 0 leaves it as it is",
+        at_least(0),
+    )
+    unigram: str = setting(
+        "none",
+        "log-frequencies of tokens, added to the logits and never trained",
+        {"none": "", "corpus": "counted in split corpus"},
+    )
     corpus: str = setting(
         "own",
-        "table=cooccurrence: the text it is made from",
+        "table=cooccurrence, unigram=corpus: the text that is counted",
         {
             "own": "corpus_samples conversations of the source, in no split",
             "chitchat+own": "corpus_samples of chitchat-dataset, and all of the file but validation",
         },
     )
     corpus_samples: int = setting(
-        1000, "table=cooccurrence: how many it is made from", at_least(1), "conversations"
+        1000, "in split corpus, which is no other split's", at_least(1), "conversations"
     )
     download: str = setting(
         "ranged",
@@ -103,6 +97,11 @@ class DataConfig:
         if self.corpus != "own" and self.source != "file":
             raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
 
+    @property
+    def reads_corpus(self) -> bool:
+        """Whether anything is made from split corpus."""
+        return self.table == "cooccurrence" or self.unigram == "corpus"
+
 
 @dataclass(frozen=True)
 class Phase1Config:
@@ -115,6 +114,7 @@ class Phase1Config:
     learning_rate: float = setting(0.002, "of Adam, one step an iteration", RATE)
     noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
     initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
+    weight_std: float = setting(0.1, "of the untrained weights; smaller ones forget more slowly", POSITIVE)
     centroid_weight: float = setting(
         0.1, "of ||mean(X)||^2 in the loss: holds contexts at the origin", at_least(0)
     )
@@ -150,8 +150,17 @@ class Phase2Config:
 
     max_epochs: int = setting(40, "it stops earlier once validation no longer gains", at_least(1), "epochs")
     batch_size: int = setting(512, "drawn by a random permutation each epoch", at_least(1), "positions")
-    learning_rate: float = setting(1e-3, "of AdamW, default betas, no schedule", RATE)
+    learning_rate: float = setting(1e-3, "of AdamW, default betas; the largest of a schedule", RATE)
+    schedule: str = setting(
+        "constant",
+        "of the learning rate",
+        {"constant": "", "cosine": "down to 0 at the end of max_epochs, after the warm-up"},
+    )
+    warmup: float = setting(0.0, "of the planned steps, over which the rate rises from 0", SHARE, "share")
     weight_decay: float = setting(0.01, "of AdamW", at_least(0))
+    averaging: float = setting(
+        0.0, "share of the averaged weights that a step keeps; they are validated and kept", BELOW_1, "share"
+    )
     patience: int = setting(3, "stop after so many without a lower validation PPL", at_least(1), "epochs")
 
     def __post_init__(self) -> None:
@@ -181,130 +190,3 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "runtime")
-
-
-@dataclass(frozen=True)
-class ExperimentConfig:
-    """One experiment, completely: the five concerns, and the preset and recipe they came from."""
-
-    preset: str = "colab"
-    recipe: str = "published"
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    phase1: Phase1Config = field(default_factory=Phase1Config)
-    phase2: Phase2Config = field(default_factory=Phase2Config)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @values_of_user()
-    def replace(self, settings: dict[str, Any]) -> "ExperimentConfig":
-        """A copy with `{"concern.field": value}` applied; a string value is parsed as the field's type."""
-        changed: dict[str, dict[str, Any]] = {}
-        for key, value in settings.items():
-            concern, name = _split_key(key)
-            value = _current_name(key, value)
-            changed.setdefault(concern, {})[name] = _parse(key, value, _field_type(concern, name))
-        concerns = {c: dataclasses.replace(getattr(self, c), **values) for c, values in changed.items()}
-        return dataclasses.replace(self, **concerns)
-
-
-CONCERNS: dict[str, type] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "phase1": Phase1Config,
-    "phase2": Phase2Config,
-    "runtime": RuntimeConfig,
-}
-
-
-@values_of_user()
-def build_config(
-    preset: str, recipe: str | None = None, samples: int | None = None, settings: dict[str, Any] | None = None
-) -> ExperimentConfig:
-    """The configuration of one experiment.
-
-    Args:
-        preset: a key of `PRESETS`.
-        recipe: a key of `RECIPES`; None takes the preset's own.
-        samples: training conversations; None takes the preset's largest.
-        settings: `{"concern.field": value}` applied last.
-
-    Raises:
-        UserError: unknown preset, recipe, key or a value that is not allowed.
-    """
-    require(preset in PRESETS, "preset", preset, ", ".join(PRESETS))
-    chosen = PRESETS[preset]
-    recipe = chosen.recipe if recipe is None else _current_name("recipe", recipe)
-    require(recipe in RECIPES, "recipe", recipe, ", ".join(RECIPES))
-    layers = {**chosen.settings, **RECIPES[recipe], "data.samples": chosen.samples[-1]}
-    if samples is not None:
-        layers["data.samples"] = samples
-    return ExperimentConfig(preset=preset, recipe=recipe).replace({**layers, **(settings or {})})
-
-
-@values_of_user()
-def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
-    """The inverse of `ExperimentConfig.to_dict`.
-
-    Raises:
-        UserError: a key that this version does not know, or a value that is not allowed.
-    """
-    for name in values:
-        known = ("preset", "recipe", *CONCERNS)
-        require(name in known, "setting", name, ", ".join(known))
-    base = build_config(values["preset"], values["recipe"])  # what is not among them is younger than they are
-    return base.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
-
-
-def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
-    """`["phase2.batch_size=256"]` as `{"phase2.batch_size": "256"}`.
-
-    Raises:
-        UserError: a pair without `=`.
-    """
-    settings = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--set {pair!r} has no '='; write --set concern.field=value.")
-        settings[key.strip()] = value.strip()
-    return settings
-
-
-def _current_name(key: str, value: Any) -> Any:
-    new = OLD_NAMES.get(key, {}).get(value)
-    if new:
-        say(f"{key} {value!r} is an old name of {new!r}.")
-    return new or value
-
-
-def _split_key(key: str) -> tuple[str, str]:
-    concern, _, name = key.partition(".")
-    require(concern in CONCERNS, "setting", key, f"concern.field with concern one of {', '.join(CONCERNS)}")
-    names = [f.name for f in dataclasses.fields(CONCERNS[concern])]
-    require(name in names, "setting", key, f"{concern}. followed by one of {', '.join(names)}")
-    return concern, name
-
-
-def _field_type(concern: str, name: str) -> type:
-    hint = typing.get_type_hints(CONCERNS[concern])[name]
-    return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-
-
-def _parse(key: str, value: Any, kind: type) -> Any:
-    if value is None:
-        return value
-    try:
-        if kind is int and not isinstance(value, str) and type(value) is not int:
-            raise ValueError  # 2.5 or True for a count is a mistake, not 2 or 1
-        parsed = kind(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{key} is {value!r}; allowed: a value of type {kind.__name__}.") from None
-    if isinstance(parsed, int):
-        most = LARGEST.get(key.partition(".")[0], LARGEST_COUNT)
-        require(abs(parsed) <= most, key, value, f"whole numbers up to {most}")
-    if isinstance(parsed, float):
-        require(math.isfinite(parsed), key, value, "a finite number")
-    return parsed
