@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..data.embeddings import corpus_counts
+from ..data.recall import KEYS, pairs_in
 from ..data.tokens import load_tokenizer, validation_stream
 from ..errors import memory_advice
 from ..files import digest
@@ -24,12 +25,18 @@ from ..runs.run_folder import RunFolder
 from ..training.caches import StreamCache, load_cache
 from ..training.evaluation import evaluate
 from ..training.recurrence import distinct_rows, stream_contexts
+from .ablations import ablations
+from .generation import generation
 from .probe import probe
+from .recall_task import recall_task
 from .yardsticks import unigram_floor, yardsticks
 
 # What training did is in the keys of its own stages already.
 CODE = {
+    "ablations": code_version("model/windows", "measures/ablations"),
+    "generation": code_version("measures/generation"),
     "probe": code_version("model/windows", "measures/recall", "measures/probe"),
+    "recall_task": code_version("model/windows", "measures/recall_task", "data/recall"),
     "test": code_version("measures/measure"),
     "yardsticks": code_version("measures/yardsticks", "measures/measure"),
 }
@@ -40,7 +47,7 @@ Facts = dict[str, Any]
 
 @memory_advice("Measuring the run", "use fewer conversations with --samples")
 def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
-    """`probe`, `test` and `yardsticks` of the summary, as far as the experiment has them.
+    """`probe`, `ablations`, `test` and so on of the summary, as far as the experiment has them.
 
     Args:
         folder: claimed, of a run that is trained.
@@ -59,6 +66,13 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
 
     found = {
         "probe": _once(folder, "probe", contexts, lambda: probe(config, folder, trained())),
+        "ablations": _once(
+            folder, "ablations", [contexts, weights], lambda: ablate(config, folder, trained())
+        ),
+        "recall_task": _once(
+            folder, "recall_task", [contexts, weights], lambda: _recall_task(config, folder, trained())
+        ),
+        "generation": _once(folder, "generation", weights, lambda: _generation(config, folder, trained())),
         "test": _once(folder, "test", [weights, test.fingerprint], on_test),
         "yardsticks": _once(folder, "yardsticks", [contexts, test.fingerprint], counted),
     }
@@ -80,6 +94,29 @@ def _trained(config: ExperimentConfig, folder: RunFolder) -> ContextKVForCausalL
         model = ContextKVForCausalLM.from_pretrained(folder.model)
     model.to(choose_device(config.runtime.device))  # type: ignore[arg-type]  # transformers hides its signature
     return model
+
+
+def ablate(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+    """`ablations` of the summary, on the validation stream of a run that has its caches."""
+    train, held_out = (load_cache(folder.caches, split) for split in ("train", "val"))
+    conversations = load_conversations(config.data, "validation")
+    starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
+    counts = torch.bincount(train.ids, minlength=config.model.vocab_size)
+    return ablations(model, held_out, config.model.context_window, starts, counts)
+
+
+def _recall_task(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+    """Nothing of other text than the task's own."""
+    if config.data.source != "recall":
+        return {}
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
+    found = recall_task(model, load_cache(folder.caches, "val"), keys, config.data.recall_window)
+    return {**found, "values": pairs_in(config.data.recall_window)}
+
+
+def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+    return generation(model, load_tokenizer(config.data.tokenizer), load_cache(folder.caches, "val").ids)
 
 
 @torch.no_grad()
