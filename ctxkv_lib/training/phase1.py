@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Phase1Config
-from ..errors import UserError
+from ..errors import Diverged
 from ..model.modeling import ContextBlock
 from ..progress import Listener, Metric, progress_bar
 from .checkpoint import Checkpoint, draws_name, optimizer_tensors, put_back, saved_draws
@@ -93,7 +93,7 @@ def train_context_block(
         key: stands for all that the result depends on.
 
     Raises:
-        UserError: loss or weights are no longer finite.
+        Diverged: loss or weights are no longer finite.
     """
     began = time.perf_counter()
     optimizer = torch.optim.Adam(block.parameters(), lr=config.learning_rate)
@@ -164,7 +164,7 @@ def _check_finite(block: ContextBlock, iteration: int, loss: float, config: Phas
     lost = [name for name, weight in block.named_parameters() if not weight.isfinite().all()]
     if lost or not math.isfinite(loss):
         cause = f"the loss is {loss}" if not math.isfinite(loss) else f"{lost[0]} is not finite"
-        raise UserError(
+        raise Diverged(
             f"Phase 1 diverged in iteration {iteration}: {cause}; lower phase1.learning_rate (here "
             f"{config.learning_rate:g}), or phase1.noise_std and phase1.initial_std if they were raised, and "
             "use a new run folder."

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import Phase2Config
-from ..errors import UserError
+from ..errors import Diverged
 from ..memory import snapshot
 from ..model.modeling import ContextKVForCausalLM
 from ..progress import Listener, Metric, progress_bar
@@ -81,7 +81,7 @@ def train_attention(
         listener: gets one metric an epoch, restored epochs included.
 
     Raises:
-        UserError: the loss is no longer finite.
+        Diverged: the loss is no longer finite.
     """
     training = _Training(model, train, validation, config, seed, Checkpoint(checkpoint, key))
     training.restore()
@@ -238,8 +238,8 @@ class _Training:
             done = rows.stop
         return total
 
-    def _diverged(self, number: int, cause: str) -> UserError:
-        return UserError(
+    def _diverged(self, number: int, cause: str) -> Diverged:
+        return Diverged(
             f"Phase 2 diverged in epoch {number} ({cause}); lower phase2.learning_rate (here "
             f"{self.config.learning_rate:g}) and use a new run folder."
         )

@@ -217,22 +217,6 @@ def test_every_proposal_changes_one_thing(preset):
     }
 
 
-@pytest.mark.slow
-def test_proposals_run_with_every_seed(tiny_config, tmp_path):
-    said = []
-    variants = {"base": {}, "wide": {"model.interval": 5}}
-    runs = proposals.run_proposals(tiny_config, variants, tmp_path / "runs", [1, 2], report=said.append)
-    assert [each.config.runtime.seed for each in runs["wide"]] == [1, 2]
-    assert {each.config.model.interval for each in runs["wide"]} == {5}
-    ppls = proposals.best_ppls(runs)
-    assert ppls["base"] == [each.summary["phase2"]["val_ppl"] for each in runs["base"]]
-    assert len(said) == 2
-    assert f"{ppls['wide'][1]:,.1f}" in said[1]
-    folders = proposals.proposal_folders(tiny_config, variants, tmp_path / "runs", [1, 2])
-    assert sorted((tmp_path / "runs").iterdir()) == sorted(folders)
-    assert len(folders) == 4
-
-
 # Executed, small and without a network
 
 
