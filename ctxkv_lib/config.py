@@ -21,6 +21,7 @@ SEED_LIMIT = 2**63  # what torch's generators take
 # Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
 LARGEST_COUNT = 2**31 - 1
+LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp32
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 
@@ -97,6 +98,12 @@ class Phase1Config:
         60, "it stops earlier once contexts have settled", at_least(2), "iterations"
     )
     batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
+    max_tokens: int = setting(
+        2_000_000,
+        "contexts=exact: of a longer stream it trains on even samples, batches of consecutive positions",
+        at_least(1),
+        "positions",
+    )
     learning_rate: float = setting(0.002, "of Adam, one step an iteration", RATE)
     noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
     initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
@@ -163,6 +170,15 @@ class RuntimeConfig:
         "how the tokens of a stream are held",
         {"gather": "token ids and one table", "dense": "one row a position, as published"},
     )
+    contexts: str = setting(
+        "auto",
+        "where Phase 2 has the contexts of training from",
+        {
+            "auto": f"streamed where it can be and tokens are more than {LARGE_STREAM:,}",
+            "cached": "all are kept; an epoch visits positions in one permutation",
+            "streamed": "exact ones, made when needed; an epoch shuffles a pool of blocks at a time",
+        },
+    )
 
     def __post_init__(self) -> None:
         check_settings(self, "runtime")
@@ -179,6 +195,14 @@ class ExperimentConfig:
     phase1: Phase1Config = field(default_factory=Phase1Config)
     phase2: Phase2Config = field(default_factory=Phase2Config)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        how = f"{self.phase1.contexts}, {self.runtime.embedding_cache}"
+        if self.runtime.contexts == "streamed" and how != "exact, gather":
+            raise UserError(
+                f"runtime.contexts=streamed needs phase1.contexts=exact and runtime.embedding_cache=gather "
+                f"(here {how}); set these, or runtime.contexts=cached."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -1,6 +1,7 @@
 """Phase 1 and the caches of contexts made from it: done only if the run folder does not hold them intact."""
 
 from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from ..runs.provenance import PRECISIONS, choose_precision, device_name
 from ..runs.records import Record
 from ..training.caches import StreamCache, dense_embeddings, held_mib, save_cache
 from ..training.evaluation import effective_rank
-from ..training.phase1 import train_context_block
+from ..training.phase1 import sampled, train_context_block
 from ..training.placement import scratch
 from ..training.recurrence import distinct_rows, stream_contexts
+from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once
 from .inputs import Facts, Work
 
 
@@ -36,8 +38,10 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
     if phase1 and caches:
         return phase1, caches
     device, width = work.model.device, inputs.config.model.context_dim
-    shapes = {split: (len(ids), width) for split, ids in work.ids.items()}
-    contexts = {s: scratch(shape, torch.float32, device, folder.caches) for s, shape in shapes.items()}
+    rows = {split: len(ids) for split, ids in work.ids.items()}
+    if is_streamed(inputs.config, rows["train"]):
+        rows["train"] = len(_sampled(work)) + 1
+    contexts = {s: scratch((n, width), torch.float32, device, folder.caches) for s, n in rows.items()}
     generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
     phase1 = phase1 or _train(work, contexts["train"], generator)
     return phase1, _make_caches(work, contexts, generator, phase1, used)
@@ -83,11 +87,12 @@ def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
     work.folder.keep_metrics()
     metrics: list[Metric] = []
     work.model.set_phase(1)
+    ids = _sampled(work)
     result = train_context_block(
         work.model.context_block,
-        *distinct_rows(work.model, work.ids["train"][:-1]),
+        *distinct_rows(work.model, ids),
         work.inputs.config.phase1,
-        contexts,
+        contexts[: len(ids) + 1],
         generator,
         work.recorded(metrics),
         work.folder.phase1_checkpoint,
@@ -104,6 +109,11 @@ def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
     return work.folder.finish("phase1", key, [work.folder.context_block], facts, metrics)
 
 
+def _sampled(work: Work) -> Tensor:
+    """The training tokens of Phase 1."""
+    return sampled(work.ids["train"][:-1], work.inputs.config.phase1)
+
+
 def _make_caches(
     work: Work, contexts: dict[str, Tensor], generator: torch.Generator, phase1: Record, used: Facts
 ) -> Record:
@@ -111,7 +121,7 @@ def _make_caches(
     inputs, folder = work.inputs, work.folder
     with stage("Computing the contexts of all positions"):
         made = {s: _cache(work, s, contexts[s], generator, used["precision"]) for s in work.ids}
-    errors = [error for _, error in made.values() if error is not None]
+    errors = [each.error for each in made.values() if each.error is not None]
     settings = inputs.config.phase1
     rank_generator = torch.Generator().manual_seed(inputs.config.runtime.seed)
     facts = {
@@ -120,27 +130,37 @@ def _make_caches(
             "contexts": settings.contexts,
             "contexts_max_error": max(errors, default=None),
         },
-        "caches_mib": held_mib(made["train"][0], made["val"][0]),
+        "caches_mib": held_mib(made["train"].cache, made["val"].cache, made["train"].starts),
         "used": used,
     }
     return folder.finish("caches", inputs.caches_key(phase1, used["precision"]), [folder.caches], facts)
 
 
-def _cache(
-    work: Work, split: str, contexts: Tensor, generator: torch.Generator, precision: str
-) -> tuple[StreamCache, float | None]:
-    """Make a stream's contexts, in place, and leave its cache in the folder; returns their largest error."""
+class _Made(NamedTuple):
+    cache: StreamCache
+    starts: Tensor | None  # of a streamed stream
+    error: float | None  # the largest of a component of exact contexts
+
+
+def _cache(work: Work, split: str, contexts: Tensor, generator: torch.Generator, precision: str) -> _Made:
+    """Make a stream's contexts, in place, and leave its cache in the folder."""
     config, model, ids = work.inputs.config, work.model, work.ids[split]
-    block, trained = model.context_block, split == "train"
-    embeddings, tokens = distinct_rows(model, ids[:-1])
-    half = block.project_tokens(embeddings)
-    error = stream_contexts(block, half, tokens, config.phase1, contexts, trained, generator)
+    trained, starts = split == "train", None
+    error: float | None
+    if trained and is_streamed(config, len(ids)):
+        contexts = contexts[: BEGINNING_TOKENS + 1]
+        starts, error = read_once(model, ids, config.phase1.tolerance, contexts)
+    else:
+        embeddings, tokens = distinct_rows(model, ids[:-1])
+        half = model.context_block.project_tokens(embeddings)
+        error = stream_contexts(
+            model.context_block, half, tokens, config.phase1, contexts, trained, generator
+        )
     dtype = PRECISIONS[precision]
     if trained and dtype != contexts.dtype:
-        contexts = scratch((len(ids), contexts.shape[1]), dtype, model.device, work.folder.caches).copy_(
-            contexts
-        )
+        shape = (len(contexts), contexts.shape[1])
+        contexts = scratch(shape, dtype, model.device, work.folder.caches).copy_(contexts)
     dense = dense_embeddings(model, ids) if config.runtime.embedding_cache == "dense" else None
-    cache = StreamCache(ids, contexts, dense)
-    save_cache(work.folder.caches, split, cache)
-    return cache, error
+    made = _Made(StreamCache(ids, contexts, dense), starts, error)
+    save_cache(work.folder.caches, split, made.cache, starts)
+    return made

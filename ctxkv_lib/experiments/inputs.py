@@ -27,6 +27,7 @@ CONTEXT_CODE = code_version(
     "training/recurrence",
     "training/phase1",
     "training/caches",
+    "training/streamed",
     "training/evaluation",
     "experiments/inputs",
     "experiments/contexts",
@@ -63,12 +64,13 @@ class Inputs:
         return digest([settings, data, self.table.fingerprint, CONTEXT_CODE])
 
     def caches_key(self, phase1: Record, precision: str) -> str:
-        return digest([phase1.key, phase1.files, precision, self.config.runtime.embedding_cache])
+        runtime = self.config.runtime
+        return digest([phase1.key, phase1.files, precision, runtime.embedding_cache, runtime.contexts])
 
     def phase2_key(self, phase1: Record) -> str:
         """Not bound to the caches: made again elsewhere, they may differ by a rounding."""
         runtime = self.config.runtime
-        settings = [asdict(self.config.phase2), runtime.precision, runtime.embedding_cache]
+        settings = [asdict(self.config.phase2), runtime.precision, runtime.embedding_cache, runtime.contexts]
         return digest([phase1.key, phase1.files, settings, ATTENTION_CODE])
 
     def model_key(self, phase2: Record) -> str:

@@ -21,7 +21,7 @@ from ..model.modeling import ContextKVForCausalLM
 from ..progress import say, stage, transformers_bars_hidden
 from ..runs.provenance import choose_device, code_version
 from ..runs.run_folder import RunFolder
-from ..training.caches import StreamCache, load_cache
+from ..training.caches import StreamCache, load_ids
 from ..training.evaluation import evaluate
 from ..training.recurrence import distinct_rows, stream_contexts
 from .probe import probe
@@ -97,7 +97,7 @@ def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor)
 
 def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, Tensor]) -> Facts:
     """n-grams counted on the training tokens, on validation and on `others`."""
-    streams = {split: load_cache(folder.caches, split).ids for split in ("train", "val")}
+    streams = {split: load_ids(folder.caches, split) for split in ("train", "val")}
     if len(streams["train"]) > MOST_COUNTED:
         say(f"No yardsticks: {len(streams['train']):,} training tokens are more than {MOST_COUNTED:,}.")
         return {}

@@ -20,7 +20,7 @@ from ..errors import Diverged
 from ..model.modeling import ContextBlock
 from ..progress import Listener, Metric, progress_bar
 from .checkpoint import Checkpoint, draws_name, optimizer_tensors, put_back, saved_draws
-from .pieces import Pieces
+from .placement import Pieces
 from .recurrence import draw_contexts
 
 
@@ -67,6 +67,16 @@ class StoppingRule:
         if rate >= self.config.stop_rate:
             return "converged"
         return "plateau" if self.stalled >= self.config.plateau_patience else None
+
+
+def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
+    """The tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (see `phase1.max_tokens`)."""
+    most, size = config.max_tokens, config.batch_size
+    if len(ids) <= most or config.contexts == "passes":
+        return ids
+    count = max(1, most // size)
+    gap = (len(ids) - min(size, most)) / max(1, count - 1)
+    return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
 
 
 def train_context_block(

@@ -84,6 +84,7 @@ def exact_contexts(
     tolerance: float,
     fresh: Tensor | None = None,
     out: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """The contexts that reading the stream token by token gives, within `tolerance`.
 
@@ -95,6 +96,7 @@ def exact_contexts(
         tolerance: largest difference allowed of any component.
         fresh: bool `[n]`, True where a token begins a conversation that is read from the zero context.
         out: padded contexts to overwrite, on any device; None makes new ones.
+        before: the context before the first token, `[context_dim]`, which row 0 holds then; None is zero.
 
     Returns:
         padded contexts (`out`, if given) and the largest difference of any component at a segment's start.
@@ -105,7 +107,7 @@ def exact_contexts(
     contexts = token_half.new_empty(len(tokens) + 1, token_half.shape[-1]) if out is None else out
     burn_in = FIRST_BURN_IN
     while True:
-        starts = _walk_segments(block, token_half, tokens, burn_in, fresh, contexts)
+        starts = _walk_segments(block, token_half, tokens, burn_in, fresh, contexts, before)
         ends = contexts[SEGMENT : len(tokens) : SEGMENT].to(starts.device)  # row i: before token i
         error = (starts[1:] - ends).abs().max().item() if len(ends) else 0.0
         if error <= tolerance:
@@ -126,15 +128,18 @@ def _walk_segments(
     burn_in: int,
     fresh: Tensor | None,
     contexts: Tensor,
+    before: Tensor | None,
 ) -> Tensor:
     """Overwrite `contexts`; returns each segment's context just before its first token."""
     count = len(tokens)
     whole = count // SEGMENT
     first = torch.arange(0, count, SEGMENT, device=tokens.device)
-    contexts[0] = 0
+    contexts[0] = 0 if before is None else before
     walked, tail = contexts[1:].split([whole * SEGMENT, count - whole * SEGMENT])
     walked = walked.view(whole, SEGMENT, contexts.shape[-1])
     state = starts = token_half.new_zeros(len(first), token_half.shape[-1])
+    if before is not None:
+        state[first <= burn_in] = before
     for step in range(-burn_in, SEGMENT):
         position = first + step
         token = position.clamp(0, count - 1)
