@@ -316,7 +316,7 @@ def test_04_makes_both_runs_and_their_comparison(tmp_path):
 @pytest.mark.slow
 def test_05_runs_every_proposal(tmp_path):
     cells = execute("05_next_experiments", tmp_path)
-    runs = [load_run(path) for path in (tmp_path / "runs").iterdir()]
+    runs = [load_run(path.parent) for path in (tmp_path / "runs").glob("*/summary.json")]
     models = [each.config.model for each in runs]
     assert {model.interval for model in models} == {20, 50, 100}
     assert {model.max_contexts for model in models} == {32, 64}
@@ -324,4 +324,4 @@ def test_05_runs_every_proposal(tmp_path):
     assert {each.config.data.samples for each in runs} == {10, 20}
     assert len(runs) == 9
     assert "image/png" in kinds(cells["summary"]) & kinds(cells["own"])
-    assert "variable count: best validation PPL" in printed(cells["run"])
+    assert "variable count, 10 samples, seed 42: val PPL" in printed(cells["run"])
