@@ -197,11 +197,14 @@ class ExperimentConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        how = f"{self.phase1.contexts}, {self.runtime.embedding_cache}"
-        if self.runtime.contexts == "streamed" and how != "exact, gather":
+        how = f"{self.phase1.contexts}, {self.runtime.embedding_cache}, {self.model.memory}"
+        if self.runtime.contexts == "streamed" and how not in (
+            "exact, gather, contexts",
+            "exact, gather, fresh",
+        ):
             raise UserError(
-                f"runtime.contexts=streamed needs phase1.contexts=exact and runtime.embedding_cache=gather "
-                f"(here {how}); set these, or runtime.contexts=cached."
+                "runtime.contexts=streamed needs phase1.contexts=exact, runtime.embedding_cache=gather and "
+                f"model.memory=contexts or fresh (here {how}); set these, or runtime.contexts=cached."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..runs.provenance import PRECISIONS, choose_precision, device_name
 from ..runs.records import Record
 from ..training.caches import StreamCache, dense_embeddings, held_mib, save_cache
 from ..training.evaluation import effective_rank
-from ..training.phase1 import sampled, train_context_block
+from ..training.phase1 import UNTRAINED, sampled, train_context_block
 from ..training.placement import scratch
 from ..training.recurrence import distinct_rows, stream_contexts
 from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once
@@ -37,7 +37,7 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
         work.replay(phase1)
     if phase1 and caches:
         return phase1, caches
-    device, width = work.model.device, inputs.config.model.context_dim
+    device, width = work.model.device, inputs.config.model.memory_dim
     rows = {split: len(ids) for split, ids in work.ids.items()}
     if is_streamed(inputs.config, rows["train"]):
         rows["train"] = len(_sampled(work)) + 1
@@ -86,19 +86,21 @@ def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
     key = work.inputs.phase1_key()
     work.folder.keep_metrics()
     metrics: list[Metric] = []
-    work.model.set_phase(1)
-    ids = _sampled(work)
-    result = train_context_block(
-        work.model.context_block,
-        *distinct_rows(work.model, ids),
-        work.inputs.config.phase1,
-        contexts[: len(ids) + 1],
-        generator,
-        work.recorded(metrics),
-        work.folder.phase1_checkpoint,
-        key,
-    )
-    work.model.set_phase(2)
+    result = UNTRAINED
+    if work.inputs.config.model.memory == "contexts":
+        work.model.set_phase(1)
+        ids = _sampled(work)
+        result = train_context_block(
+            work.model.context_block,
+            *distinct_rows(work.model, ids),
+            work.inputs.config.phase1,
+            contexts[: len(ids) + 1],
+            generator,
+            work.recorded(metrics),
+            work.folder.phase1_checkpoint,
+            key,
+        )
+        work.model.set_phase(2)
     write_tensors(work.folder.context_block, work.model.context_block.state_dict())
     facts = {
         "tokens": {split: len(ids) for split, ids in work.ids.items()},
@@ -126,7 +128,9 @@ def _make_caches(
     rank_generator = torch.Generator().manual_seed(inputs.config.runtime.seed)
     facts = {
         "phase1": {
-            "effective_rank": effective_rank(contexts["val"][1:], settings.rank_rows, rank_generator),
+            "effective_rank": effective_rank(contexts["val"][1:], settings.rank_rows, rank_generator)
+            if inputs.config.model.memory_dim
+            else None,
             "contexts": settings.contexts,
             "contexts_max_error": max(errors, default=None),
         },
@@ -146,16 +150,15 @@ def _cache(work: Work, split: str, contexts: Tensor, generator: torch.Generator,
     """Make a stream's contexts, in place, and leave its cache in the folder."""
     config, model, ids = work.inputs.config, work.model, work.ids[split]
     trained, starts = split == "train", None
-    error: float | None
+    error: float | None = None
     if trained and is_streamed(config, len(ids)):
         contexts = contexts[: BEGINNING_TOKENS + 1]
         starts, error = read_once(model, ids, config.phase1.tolerance, contexts)
-    else:
+    elif config.model.memory_dim:
         embeddings, tokens = distinct_rows(model, ids[:-1])
         half = model.context_block.project_tokens(embeddings)
-        error = stream_contexts(
-            model.context_block, half, tokens, config.phase1, contexts, trained, generator
-        )
+        known = trained and config.model.memory == "contexts"
+        error = stream_contexts(model.context_block, half, tokens, config.phase1, contexts, known, generator)
     dtype = PRECISIONS[precision]
     if trained and dtype != contexts.dtype:
         shape = (len(contexts), contexts.shape[1])

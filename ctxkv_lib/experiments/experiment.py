@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..baselines.models import PLAIN
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..errors import Stopped, UserError
@@ -45,11 +46,12 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
         measured = measure(config, folder)
         write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
         finished = read_run(folder.path, config)
-        card = folder.model / "README.md"
-        write_text(card, model_card(finished))
+        made = [folder.config, folder.metrics_file, folder.summary]
+        if config.model.memory in PLAIN:
+            made.append(folder.model / "README.md")
+            write_text(made[-1], model_card(finished))
         with stage("Writing report and figures"):
-            written = _publish([finished], folder.path)
-        made = [folder.config, folder.metrics_file, folder.summary, card, *written]
+            made += _publish([finished], folder.path)
         folder.finish("results", "", made)
     return finished
 
@@ -67,6 +69,11 @@ def probe_run(run: Run) -> tuple[Facts, list[Path]]:
     """`probe` of a finished run, and the files written: JSON and figure, unless the run has them already."""
     if "probe" in run.summary:
         return run.summary["probe"], []
+    if run.config.model.memory not in PLAIN:
+        raise UserError(
+            f"{run.path} has no contexts to probe (model.memory={run.config.model.memory}); "
+            f"probe a run with model.memory={' or '.join(PLAIN)}."
+        )
     model, _ = load_trained(run.path, torch.device("cpu"))
     found = probe(run.config, RunFolder(run.path), model)
     as_json, picture = run.path / "probe.json", run.path / "figures" / "probe.png"
@@ -163,10 +170,11 @@ def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
     drawn = {
         "ppl_curves": figures.ppl_curves(summaries),
-        "phase1": figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate),
         "memory": figures.memory_by_stage(summaries),
     }
-    if len(runs) == 1:
+    if any(phase1.values()):
+        drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
+    if len(runs) == 1 and "probe" in summaries[0]:
         drawn["probe"] = pictures.memory_of_contexts(summaries[0]["probe"], runs[0].config.model)
     files = [save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
     for language in LANGUAGES:

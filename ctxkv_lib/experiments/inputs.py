@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..baselines.models import model_class
 from ..config import ExperimentConfig
 from ..data.conversations import Conversations, load_conversations
 from ..data.embeddings import TokenTable, load_table
@@ -15,13 +16,15 @@ from ..errors import UserError, memory_advice
 from ..files import digest
 from ..memory import snapshot
 from ..model.config import ModelConfig
-from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
+from ..model.modeling import ContextKVForCausalLM
 from ..progress import Listener, Metric
 from ..runs.provenance import code_version, describe
 from ..runs.records import Record
 from ..runs.run_folder import RunFolder
 
 CONTEXT_CODE = code_version(
+    "baselines/memories",
+    "baselines/models",
     "data/tokens",
     "model/modeling",
     "training/recurrence",
@@ -32,7 +35,9 @@ CONTEXT_CODE = code_version(
     "experiments/inputs",
     "experiments/contexts",
 )
-ATTENTION_CODE = code_version("model/windows", "training/losses", "training/phase2", "experiments/stages")
+ATTENTION_CODE = code_version(
+    "baselines/rows", "model/windows", "training/losses", "training/phase2", "experiments/stages"
+)
 
 Facts = dict[str, Any]  # a part of the summary
 
@@ -161,7 +166,8 @@ def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
 def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
     """The untrained model; its weights depend on the seed and the shapes alone."""
     torch.manual_seed(inputs.config.runtime.seed)
-    model = ContextKVForCausalLM(ContextKVConfig(**asdict(inputs.config.model)))
+    kind = model_class(inputs.config.model.memory)
+    model = kind(kind.config_class(**asdict(inputs.config.model)))
     model.load_table(inputs.table.weight)
     model.to(device)  # type: ignore[arg-type]  # transformers hides nn.Module's signature
     return model

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ..baselines.models import stream_of
 from ..config import ExperimentConfig
 from ..errors import memory_advice
 from ..files import read_tensors, replacing, rust_writes, write_tensors
@@ -99,7 +100,11 @@ def _finished(inputs: Inputs, folder: RunFolder) -> tuple[Record, Record, Record
 def _prepare(work: Work) -> Prepared:
     phase1, cached = make_contexts(work)
     forget(work.folder.phase1_checkpoint)
-    loaded = {split: load_cache(work.folder.caches, split) for split in work.ids}
+    shapes = work.inputs.config.model
+    loaded = {
+        split: stream_of(load_cache(work.folder.caches, split), shapes, split == "train")
+        for split in work.ids
+    }
     caches, placement = place_caches(loaded, work.model.device)
     train: TrainingStream = caches["train"]
     if (starts := load_starts(work.folder.caches, "train")) is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..baselines.models import PLAIN, model_class, stream_of
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..data.embeddings import table_text_counts
@@ -57,8 +58,11 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
     def counted() -> Facts:
         return _yardsticks(config, folder, {"test": tested()} if test.ids else {})
 
+    def remembered() -> Facts:
+        return probe(config, folder, trained()) if config.model.memory in PLAIN else {}
+
     found = {
-        "probe": _once(folder, "probe", contexts, lambda: probe(config, folder, trained())),
+        "probe": _once(folder, "probe", contexts, remembered),
         "test": _once(folder, "test", [weights, test.fingerprint], on_test),
         "yardsticks": _once(folder, "yardsticks", [contexts, test.fingerprint], counted),
     }
@@ -77,7 +81,7 @@ def _once(folder: RunFolder, name: str, made_from: Any, make: Callable[[], Facts
 
 def _trained(config: ExperimentConfig, folder: RunFolder) -> ContextKVForCausalLM:
     with transformers_bars_hidden():
-        model = ContextKVForCausalLM.from_pretrained(folder.model)
+        model = model_class(config.model.memory).from_pretrained(folder.model)
     model.to(choose_device(config.runtime.device))  # type: ignore[arg-type]  # transformers hides its signature
     return model
 
@@ -86,12 +90,13 @@ def _trained(config: ExperimentConfig, folder: RunFolder) -> ContextKVForCausalL
 def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor) -> Facts:
     """Perplexity and accuracy of the kept weights, with contexts made as those of validation are."""
     ids = stream.int().to(model.device)
-    embeddings, tokens = distinct_rows(model, ids[:-1])
-    contexts = torch.empty(len(ids), config.model.context_dim, device=model.device)
-    generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
-    half = model.context_block.project_tokens(embeddings)
-    stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
-    score = evaluate(model, StreamCache(ids, contexts))
+    contexts = torch.empty(len(ids), config.model.memory_dim, device=model.device)
+    if config.model.memory_dim:
+        embeddings, tokens = distinct_rows(model, ids[:-1])
+        generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
+        half = model.context_block.project_tokens(embeddings)
+        stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
+    score = evaluate(model, stream_of(StreamCache(ids, contexts), config.model, trained=False))
     return {"ppl": score.perplexity, "acc": score.accuracy, "tokens": len(ids)}
 
 

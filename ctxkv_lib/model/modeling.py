@@ -334,11 +334,11 @@ def _checked_shape(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[in
 
 
 def parameter_counts(model: ContextKVForCausalLM) -> dict[str, int]:
-    """All parameters, and those that Phase 2 trains."""
-    trained = (*model.attention.parameters(), *model.feed_forward.parameters())
+    """All parameters, and those that Phase 2 trains, of a model that is set to it."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return {
-        "total": sum(p.numel() for p in model.parameters()),
-        "trainable_phase2": sum(p.numel() for p in trained),
+        "total": sum(size for size, _ in sizes),
+        "trainable_phase2": sum(size for size, is_trained in sizes if is_trained),
     }
 
 

@@ -29,9 +29,12 @@ class Phase1Result:
     """Outcome of Phase 1."""
 
     iterations: int
-    convergence_rate: float
-    stop_reason: str  # converged | plateau | max_iterations
+    convergence_rate: float | None
+    stop_reason: str  # converged | plateau | max_iterations | untrained
     seconds: float
+
+
+UNTRAINED = Phase1Result(0, None, "untrained", 0.0)  # of a baseline that has nothing for Phase 1
 
 
 def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
