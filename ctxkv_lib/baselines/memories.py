@@ -1,7 +1,7 @@
 """What a baseline has in the place of contexts and the attention to them.
 
 All but `TokenBlock` read rows of consecutive tokens and answer at a span of each. With x the normed embedding
-of a position and m what is remembered there they give `LayerNorm(x + m)`, as attention to contexts does.
+of a position and m what is remembered there, they give `LayerNorm(x + m)` and m, as attention does.
 """
 
 import torch
@@ -12,6 +12,9 @@ from ..model.config import ModelConfig
 
 class TokenBlock(nn.Module):
     """In the place of the ContextBlock: the context of a position is the token's own normed embedding."""
+
+    def scale_weights(self, std: float) -> None:
+        """It has none."""
 
     def project_tokens(self, embeddings: Tensor) -> Tensor:
         return embeddings
@@ -34,15 +37,13 @@ def own_rows(rows: Tensor, spans: Tensor) -> Tensor:
 class NoMemory(nn.Module):
     """Nothing is remembered: the embeddings as they are."""
 
-    def forward(self, embeddings: Tensor, spans: Tensor) -> Tensor:
-        """`[r, T, hidden_size]` to `[n, hidden_size]`."""
-        return own_rows(embeddings, spans)
-
-    def drawn_dropout(self, count: int, slots: int) -> None:
-        """Dropout of a batch in pieces is drawn piece by piece."""
+    def forward(self, embeddings: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
+        """`[r, T, hidden_size]` to two of `[n, hidden_size]`, the second of zeros."""
+        own = own_rows(embeddings, spans)
+        return own, torch.zeros_like(own)
 
 
-class CausalAttention(NoMemory):
+class CausalAttention(nn.Module):
     """Attention of a GPT-2 block to each of the last `context_window` tokens, its own among them.
 
     Order is in a learned bias by head and distance, which lets a token's key be the same wherever it is read
@@ -52,17 +53,21 @@ class CausalAttention(NoMemory):
     def __init__(self, shapes: ModelConfig) -> None:
         super().__init__()
         h, self.num_heads, self.window = shapes.hidden_size, shapes.num_heads, shapes.context_window
-        self.q, self.k, self.v, self.out = (nn.Linear(h, h) for _ in range(4))
+        self.q, self.v, self.out = (nn.Linear(h, h) for _ in range(3))
+        self.k = nn.Linear(h, h, bias=False)  # which would add the same to all scores
         self.bias = nn.Parameter(torch.zeros(self.num_heads, self.window))
         self.dropout = nn.Dropout(shapes.attention_dropout)
+        self.out_dropout = nn.Dropout(shapes.layer_dropout)
         self.norm = nn.LayerNorm(h)
 
-    def forward(self, embeddings: Tensor, spans: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
+        """`[r, T, hidden_size]` to hidden and what attention added to it, both `[n, hidden_size]`."""
         values = [
             self._attend(row[:stop], start)
             for row, (start, stop) in zip(embeddings, spans.tolist(), strict=True)
         ]
-        return self.norm(own_rows(embeddings, spans) + self.out(torch.cat(values)))
+        attended = self.out_dropout(self.out(torch.cat(values)))
+        return self.norm(own_rows(embeddings, spans) + attended), attended
 
     def _attend(self, row: Tensor, start: int) -> Tensor:
         """From `start` on, of one row `[T, hidden_size]`: `[T - start, hidden_size]`."""
@@ -79,7 +84,7 @@ class CausalAttention(NoMemory):
         return (weights @ value).transpose(0, 1).flatten(1)
 
 
-class GatedRecurrence(NoMemory):
+class GatedRecurrence(nn.Module):
     """The state of a GRU that reads each row from its beginning."""
 
     def __init__(self, shapes: ModelConfig) -> None:
@@ -87,8 +92,11 @@ class GatedRecurrence(NoMemory):
         self.gru = nn.GRU(shapes.hidden_size, shapes.gru_units, batch_first=True)
         self.dropout = nn.Dropout(shapes.attention_dropout)
         self.out = nn.Linear(shapes.gru_units, shapes.hidden_size)
+        self.out_dropout = nn.Dropout(shapes.layer_dropout)
         self.norm = nn.LayerNorm(shapes.hidden_size)
 
-    def forward(self, embeddings: Tensor, spans: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
+        """As `CausalAttention`."""
         states = own_rows(self.gru(embeddings)[0], spans)
-        return self.norm(own_rows(embeddings, spans) + self.out(self.dropout(states)))
+        added = self.out_dropout(self.out(self.dropout(states)))
+        return self.norm(own_rows(embeddings, spans) + added), added

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..model.config import ModelConfig
-from ..model.modeling import ContextKVAttention, ContextKVConfig, ContextKVForCausalLM, FeedForward
+from ..model.configuration import ContextKVConfig
+from ..model.layers import NOT_DRAWN, ContextKVAttention, Dropout, FeedForward
+from ..model.modeling import ContextKVForCausalLM
 from ..model.windows import slot_positions
 from ..training.caches import StreamCache
 from .memories import CausalAttention, GatedRecurrence, NoMemory, TokenBlock, own_rows
@@ -58,11 +60,16 @@ class Baseline(ContextKVForCausalLM):
         if self.config.memory == "end_to_end":
             self.context_block.requires_grad_(phase == 2)
 
-    def read(self, batch: RowBatch, dropout: Tensor | None = None) -> Tensor:
-        """Hidden states `[n, hidden_size]` at the batch's positions; `dropout` as in `ContextKVAttention`."""
+    def drawn_dropout(self, count: int) -> Dropout:
+        """As of contexts; where rows are read, none: each piece of a batch draws its own."""
+        return super().drawn_dropout(count) if self.config.memory in ("tokens", "end_to_end") else NOT_DRAWN
+
+    def read(self, batch: RowBatch, dropout: Dropout = NOT_DRAWN) -> Tensor:
+        """Hidden states `[n, hidden_size]` at the batch's positions."""
         embeddings = self.embed(batch.ids)
         if self.config.memory != "end_to_end":
-            return self.feed_forward(self.attention(embeddings, batch.spans))
+            hidden, added = self.attention(self.dropout(embeddings), batch.spans)
+            return (hidden if self.config.output == "residual" else added) + self.feed_forward(hidden)
         window, present = self._windows(embeddings, batch)
         return self.attend(own_rows(embeddings, batch.spans), window, present, dropout)[0]
 
@@ -78,8 +85,7 @@ class Baseline(ContextKVForCausalLM):
         windows, present = [], []
         for row, first, (start, stop) in zip(held, batch.first.tolist(), batch.spans.tolist(), strict=True):
             places = torch.arange(first + start, first + stop, device=held.device)
-            shape = self.config
-            slots = slot_positions(places, shape.interval, shape.max_contexts, shape.anchor)
+            slots = slot_positions(places, self.config)
             present.append(slots >= 0)
             windows.append(torch.where(slots[..., None] >= 0, row[(slots - first + 1).clamp(min=0)], 0))
         return torch.cat(windows), torch.cat(present)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..model.modeling import ContextKVConfig
+from ..model.configuration import ContextKVConfig
+from ..model.layers import NOT_DRAWN, Dropout
 from ..training.caches import Movable, StreamCache, epoch_seed
 
 CHUNK = 64  # consecutive positions that an epoch visits together
@@ -17,7 +18,7 @@ LONGEST_ROW = 256  # positions that are answered at in one row
 class Reader(Protocol):
     """A baseline's model."""
 
-    def read(self, batch: "RowBatch", dropout: Tensor | None = None) -> Tensor:
+    def read(self, batch: "RowBatch", dropout: Dropout = NOT_DRAWN) -> Tensor:
         """Hidden states at the batch's positions, `[n, hidden_size]`."""
 
 
@@ -37,7 +38,7 @@ class RowBatch(Movable):
     first: Tensor
     targets: Tensor
 
-    def attend(self, model: Reader, dropout: Tensor | None = None) -> tuple[Tensor, None]:
+    def attend(self, model: Reader, dropout: Dropout = NOT_DRAWN) -> tuple[Tensor, None]:
         """Hidden states at these positions, and no attention weights."""
         return model.read(self, dropout), None
 

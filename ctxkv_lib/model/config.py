@@ -20,6 +20,10 @@ class ModelConfig:
     num_heads: int = setting(8, "heads of attention; a divisor of hidden_size", at_least(1), "heads")
     intermediate_size: int = setting(3072, "inner width of the feed-forward layer", at_least(1), "numbers")
     attention_dropout: float = setting(0.1, "on the attention weights, against overfitting", SHARE, "share")
+    input_dropout: float = setting(0.0, "on the token embeddings that attention reads", SHARE, "share")
+    layer_dropout: float = setting(
+        0.0, "on what attention adds, within and after the feed-forward layer", SHARE, "share"
+    )
     kv_method: str = setting(
         "fixed",
         "what attention does with slots before the start of the stream",
@@ -29,6 +33,27 @@ class ModelConfig:
         "current",
         "where the slots of a window lie",
         {"current": "counted back from the position", "grid": "on the interval's multiples"},
+    )
+    slots: str = setting(
+        "uniform",
+        "how far the slots of a window lie apart",
+        {
+            "uniform": "the interval, as published",
+            "geometric": "0, 1, 2, ... and ever further, to the reach of uniform ones",
+        },
+    )
+    slot_bias: str = setting(
+        "none",
+        "what a slot's place adds to its score",
+        {"none": "nothing", "learned": "a number a head; the keys' bias, which changes nothing, goes"},
+    )
+    output: str = setting(
+        "residual",
+        "the hidden state that the output head reads",
+        {
+            "residual": "token embedding, attention and feed-forward, summed and normed as published",
+            "attended": "attention and feed-forward alone, so that the token just read is not proposed",
+        },
     )
 
     memory: str = setting(
@@ -53,6 +78,8 @@ class ModelConfig:
             self.num_heads,
             f"a divisor of model.hidden_size ({self.hidden_size})",
         )
+        fits = self.anchor == "current" or self.slots == "uniform"
+        require(fits, "model.anchor", self.anchor, "current with model.slots=geometric")
 
     @property
     def context_window(self) -> int:
@@ -98,11 +125,12 @@ class ModelConfig:
     def _memory_size(self) -> int:
         """Trained weights of all but the feed-forward layer."""
         h, units = self.hidden_size, self.gru_units
+        biases = self.num_heads * self.context_window
         sizes = {
             "end_to_end": self._attention(self.context_dim) + self._block(),
             "tokens": self._attention(h),
             "none": 0,
-            "transformer": self._attention(h) + self.num_heads * self.context_window,
+            "transformer": 3 * (h + 1) * h + h * h + biases + 2 * h,
             "gru": 3 * (h + units + 2) * units + (units + 1) * h + 2 * h,
         }
         return sizes.get(self.memory, self._attention(self.context_dim))
@@ -110,7 +138,8 @@ class ModelConfig:
     def _attention(self, width: int) -> int:
         """Weights of attention to slots of this width, with its norm."""
         h = self.hidden_size
-        return 2 * (h + 1) * h + 2 * (width + 1) * h + 2 * h
+        scored = self.num_heads * self.max_contexts if self.slot_bias == "learned" else h  # the keys' bias
+        return 2 * (h + 1) * h + width * h + scored + (width + 1) * h + 2 * h
 
     def _block(self) -> int:
         c = self.context_dim

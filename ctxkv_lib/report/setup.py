@@ -206,7 +206,7 @@ def example_positions(model: ModelConfig, num_tokens: int) -> list[int]:
 
 
 def _slot_line(position: int, model: ModelConfig, say: Say) -> str:
-    slots = slot_positions(torch.tensor(position), model.interval, model.max_contexts, model.anchor)
+    slots = slot_positions(torch.tensor(position), model)
     seen = [f"ctx[{slot}]" for slot in slots.tolist() if slot >= 0]
     real, rest = len(seen), model.max_contexts - len(seen)
     zeros = ["0"] * rest if model.kv_method == "fixed" else []

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..config import Phase1Config
 from ..errors import UserError
-from ..model.modeling import ContextBlock, ContextKVForCausalLM
+from ..model.layers import ContextBlock
+from ..model.modeling import ContextKVForCausalLM
 
 SEGMENT = 256  # tokens of one segment of the exact recurrence
 FIRST_BURN_IN = 48  # tokens that a segment reads before its own, at the first try

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import LARGE_STREAM, ExperimentConfig
+from ..config import ExperimentConfig
+from ..config.settings import LARGE_STREAM
 from ..model.modeling import ContextKVForCausalLM
 from .caches import Batch, StreamCache, epoch_seed
 from .recurrence import exact_contexts

@@ -31,7 +31,7 @@ ROOMS = {
     "runs/": ("what is on disk", "where it came from; trained runs in use"),
     "training/": ("both phases", "losses, evaluation"),
     "data/": ("text, tokens, table", ""),
-    "config.py": ("every setting", "presets and recipes"),
+    "config/": ("every setting", "presets and recipes"),
     "ground": ("for everyone", "locks, files, errors, progress, memory"),
 }
 STANDS_ALONE = 3  # floors from the bottom that have `model/` beside them

@@ -56,7 +56,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
 def window_map(model: ModelConfig, positions: Sequence[int]) -> Figure:
     """Which positions some positions see: a square a slot, hollow where it lies before the stream."""
     figure, (ax,) = panels(1, size=(9.6, 1.5 + 0.8 * len(positions)))
-    slots = slot_positions(torch.tensor(positions), model.interval, model.max_contexts, model.anchor)
+    slots = slot_positions(torch.tensor(positions), model)
     for row, (position, seen) in enumerate(zip(positions, slots, strict=True)):
         back, real = (position - seen).numpy(), (seen >= 0).numpy()
         square: dict[str, Any] = {"marker": "s", "ls": "none", "ms": 9}

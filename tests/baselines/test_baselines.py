@@ -92,7 +92,8 @@ def test_a_baseline_remembers_as_far_as_it_should(memory, reach):
 def test_rows_answer_as_one_reading_of_the_whole_stream_does():
     """A GRU from the beginning; chunks and history cut the stream elsewhere than rows of validation do."""
     model, ids = tiny_baseline("gru").eval(), tiny_ids(70)
-    whole = model.feed_forward(_gru_by_hand(model, ids[:-1]))
+    whole = _gru_by_hand(model, ids[:-1])
+    whole = whole + model.feed_forward(whole)
     torch.testing.assert_close(hidden_states(model, ids)[:23], whole[:23], atol=1e-5, rtol=1e-4)
     read = stream(model, ids)
     read.history = 100
@@ -137,8 +138,29 @@ def test_causal_attention_is_the_formula_written_out():
             values = torch.stack([layer.v(x[j])[columns] for j in seen])
             parts.append(scores.softmax(0) @ values)
         expected.append(layer.norm(x[i] + layer.out(torch.cat(parts))))
-    found = hidden_states(model, ids)
-    torch.testing.assert_close(found, model.feed_forward(torch.stack(expected)), atol=1e-5, rtol=1e-4)
+    hidden = torch.stack(expected)
+    expected = hidden + model.feed_forward(hidden)
+    torch.testing.assert_close(hidden_states(model, ids), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("memory", BASELINES)
+def test_the_levers_of_the_contexts_are_the_baselines_too(memory):
+    """The head without the token's embedding, dropout everywhere, slots close by with a bias."""
+    ids = tiny_ids(60)
+    plain, attended = (tiny_baseline(memory, output=output) for output in ("residual", "attended"))
+    attended.load_state_dict(plain.state_dict())
+    assert (hidden_states(plain, ids) - hidden_states(attended, ids)).abs().max() > 0.1
+    model = tiny_baseline(
+        memory, input_dropout=0.5, layer_dropout=0.5, slots="geometric", slot_bias="learned"
+    )
+    batch = stream(model, ids).gather(torch.arange(59), model.config)
+    first, second = (batch.attend(model.train())[0] for _ in range(2))
+    assert (first - second).abs().min(dim=1).values.max() > 0
+    drawn = model.drawn_dropout(59)
+    if memory in ("fresh", "end_to_end", "tokens"):
+        assert torch.equal(batch.attend(model, drawn)[0], batch.attend(model, drawn)[0])
+    counted = shapes_of(model.config).parameter_counts()
+    assert parameter_counts(model) == counted
 
 
 @pytest.mark.parametrize("anchor", ["current", "grid"])
