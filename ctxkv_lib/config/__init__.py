@@ -1,4 +1,4 @@
-"""One experiment's settings: five concerns, three presets, two recipes.
+"""One experiment's settings: five concerns, three presets, three recipes.
 
 A *preset* says where data and weights come from and how much of them; a *recipe* says how to train. What each
 setting means stands in `settings`, and for the model's shapes in `ctxkv_lib.model.config`.
@@ -121,6 +121,23 @@ OLD_NAMES = {
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {"runtime.precision": "fp32"},
     "exact": {"phase1.contexts": "exact"},
+    "tuned": {
+        "phase1.contexts": "exact",
+        "data.unigram": "corpus",
+        "data.row_length": 0.5,
+        "model.slots": "geometric",
+        "model.slot_bias": "learned",
+        "model.output": "attended",
+        "model.input_dropout": 0.2,
+        "model.layer_dropout": 0.4,
+        "phase2.max_epochs": 4,
+        "phase2.batch_size": 128,
+        "phase2.learning_rate": 5e-4,
+        "phase2.schedule": "cosine",
+        "phase2.warmup": 0.05,
+        "phase2.weight_decay": 1.0,
+        "phase2.averaging": 0.99,
+    },
 }
 
 

@@ -29,6 +29,7 @@ CONTEXT_CODE = code_version(
     "data/tokens",
     "model/layers",
     "model/modeling",
+    "model/recurrence",
     "training/recurrence",
     "training/phase1",
     "training/caches",
@@ -183,6 +184,5 @@ def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
     model.load_table(inputs.table.weight)
     if inputs.counts is not None:
         model.load_unigram(torch.from_numpy(unigram_floor(inputs.counts.weight.numpy())))
-    model.context_block.scale_weights(inputs.config.phase1.weight_std)
     model.to(device)  # type: ignore[arg-type]  # transformers hides nn.Module's signature
     return model
