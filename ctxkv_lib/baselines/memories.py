@@ -13,9 +13,6 @@ from ..model.config import ModelConfig
 class TokenBlock(nn.Module):
     """In the place of the ContextBlock: the context of a position is the token's own normed embedding."""
 
-    def scale_weights(self, std: float) -> None:
-        """It has none."""
-
     def project_tokens(self, embeddings: Tensor) -> Tensor:
         return embeddings
 

@@ -15,7 +15,7 @@ from ..runs.provenance import PRECISIONS, choose_precision, device_name
 from ..runs.records import Record
 from ..training.caches import StreamCache, dense_embeddings, held_mib, save_cache
 from ..training.evaluation import effective_rank
-from ..training.phase1 import UNTRAINED, sampled, train_context_block
+from ..training.phase1 import UNTRAINED, begin, sampled, train_context_block
 from ..training.placement import scratch
 from ..training.recurrence import distinct_rows, stream_contexts
 from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once
@@ -82,18 +82,20 @@ def _used(work: Work, phase1: Record | None) -> Facts:
 
 @memory_advice("Phase 1", "lower phase1.batch_size, or use fewer conversations with --samples")
 def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
-    """Phase 1; leaves the last iteration's contexts in `contexts`."""
+    """Phase 1, as far as the model has one; leaves the last iteration's contexts in `contexts`."""
     key = work.inputs.phase1_key()
     work.folder.keep_metrics()
     metrics: list[Metric] = []
+    block, config, ids = work.model.context_block, work.inputs.config, _sampled(work)
     result = UNTRAINED
-    if work.inputs.config.model.memory == "contexts":
+    if config.model.memory in ("fresh", "end_to_end"):
+        begin(block, *distinct_rows(work.model, ids), config.phase1)
+    elif config.model.memory == "contexts":
         work.model.set_phase(1)
-        ids = _sampled(work)
         result = train_context_block(
-            work.model.context_block,
+            block,
             *distinct_rows(work.model, ids),
-            work.inputs.config.phase1,
+            config.phase1,
             contexts[: len(ids) + 1],
             generator,
             work.recorded(metrics),
@@ -101,7 +103,7 @@ def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
             key,
         )
         work.model.set_phase(2)
-    write_tensors(work.folder.context_block, work.model.context_block.state_dict())
+    write_tensors(work.folder.context_block, block.state_dict())
     facts = {
         "tokens": {split: len(ids) for split, ids in work.ids.items()},
         "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},

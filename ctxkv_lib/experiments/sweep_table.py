@@ -63,20 +63,16 @@ def _row(cells: Sequence[Facts]) -> Facts:
 
 
 def _yardstick_rows(cells: Sequence[Facts]) -> list[Facts]:
-    """What counting reaches on the same tokens; no seed has a part in it."""
-    known = next((cell for cell in cells if cell["yardsticks"]), None)
-    if known is None:
-        return []
-    return [
-        {
-            **{name: known[name] for name in ("samples", "train_tokens")},
-            "variant": name,
-            "seeds": [],
-            **{split: [found[split]] if split in found else [] for split in SPLITS},
-        }
-        for key, name in YARDSTICKS.items()
-        if (found := known["yardsticks"].get(key))
-    ]
+    """What counting reaches on the same tokens, in any variant's best window; no seed has a part in it."""
+    rows = []
+    for key, name in YARDSTICKS.items():
+        known = [cell for cell in cells if key in cell["yardsticks"]]
+        if known:
+            best = min(known, key=lambda cell: cell["yardsticks"][key]["val_ppl"])
+            found = best["yardsticks"][key]
+            row = {"variant": name, "samples": best["samples"], "train_tokens": best["train_tokens"]}
+            rows.append(row | {"seeds": [], **{s: [found[s]] if s in found else [] for s in SPLITS}})
+    return rows
 
 
 def _power_laws(rows: Sequence[Facts]) -> Facts | None:

@@ -61,7 +61,7 @@ class ModelConfig:
         "what a position knows of the text before it; all others are baselines, as many trained weights",
         {
             "contexts": "contexts of the ContextBlock that Phase 1 trains",
-            "fresh": "contexts of a ContextBlock as it is drawn",
+            "fresh": "contexts of a ContextBlock as Phase 1 would begin with it",
             "end_to_end": "contexts of one that Phase 2 trains through its recurrence",
             "tokens": "instead of contexts, the normed embeddings of the tokens at the slots",
             "none": "nothing",
