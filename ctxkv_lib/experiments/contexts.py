@@ -130,7 +130,8 @@ def _cache(
     work: Work, split: str, contexts: Tensor, generator: torch.Generator, precision: str
 ) -> tuple[StreamCache, float | None]:
     """Make a stream's contexts, in place, and leave its cache in the folder; returns their largest error."""
-    config, model, ids = work.inputs.config, work.model, work.ids[split]
+    config, model = work.inputs.config, work.model
+    ids = work.ids[split].to(model.device, torch.int32)
     block, trained = model.context_block, split == "train"
     embeddings, tokens = distinct_rows(model, ids[:-1])
     half = block.project_tokens(embeddings)
