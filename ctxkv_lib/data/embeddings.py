@@ -255,12 +255,12 @@ def _pair_codes(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`left * n + right` of all pairs, in both orders, whose later token is in `block`; and how often."""
     first = max(0, block.start - COOCCURRENCE_WINDOW)
-    own = block.start - first
     part = ids[first : block.stop].long()
     conversation = torch.searchsorted(starts, torch.arange(first, block.stop), right=True)
+    own_tokens = torch.arange(block.start - first, len(part))
     codes = []
     for distance in range(1, COOCCURRENCE_WINDOW + 1):
-        later = torch.arange(max(own, distance), len(part))
+        later = own_tokens[own_tokens >= distance]
         later = later[conversation[later] == conversation[later - distance]]
         left, right = part[later - distance], part[later]
         codes += [left * n + right, right * n + left]

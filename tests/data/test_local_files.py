@@ -64,21 +64,21 @@ def test_tables_with_a_text_column_are_recognised(tmp_path, name, separator, col
         csv.writer(file, delimiter=separator).writerows(rows)
     raw = path.read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
-    assert read_conversations(tmp_path / name).texts() == ['Say "hi",\nplease;', "\tThen go."]
+    assert list(read_conversations(tmp_path / name).texts()) == ['Say "hi",\nplease;', "\tThen go."]
 
 
 def test_plain_text_is_cut_at_blank_lines(tmp_path):
     path = tmp_path / "talk.txt"
     path.write_bytes("\r\n\r\nHello?\r\né 你好\r\n \t\r\n\r\nGood bye.\r\n".encode())
     rows = read_conversations(path)
-    assert rows.texts() == ["Hello?\né 你好", "Good bye."]
+    assert list(rows.texts()) == ["Hello?\né 你好", "Good bye."]
     assert rows.ids == ("txt:1", "txt:2")
 
 
 def test_byte_order_mark_and_other_line_ends(tmp_path):
     path = tmp_path / "windows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(_line(n) for n in (1, 2)).encode())
-    assert read_conversations(path).texts()[0] == "hello 1\né 你好"
+    assert next(read_conversations(path).texts()) == "hello 1\né 你好"
 
 
 def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
@@ -163,7 +163,7 @@ def test_splits_that_are_asked_for(tmp_path, name):
     assert corpus.ids == ("jsonl:6", "jsonl:7", "jsonl:8")
     assert validation.ids == ("jsonl:9", "jsonl:10")
     assert load_conversations(replace(data, test_samples=0), "test").ids == ()
-    assert train.texts()[0] == "hello 1\né 你好"
+    assert next(train.texts()) == "hello 1\né 你好"
     assert train.messages[0][0] == {"role": "user", "content": "hello 1"}
 
 
