@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,7 +138,13 @@ def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokeni
 
 
 def _key(kind: str, text: int | str, tokenizer: "PreTrainedTokenizerFast") -> str:
-    return digest([STREAM_VERSION, kind, text, tokenizer.backend_tokenizer.to_str()])
+    return digest([STREAM_VERSION, kind, text, _rules(tokenizer)])
+
+
+@lru_cache(maxsize=4)  # a megabyte and a half, asked for once a stream
+def _rules(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Changes when anything does that a text's ids depend on."""
+    return digest(tokenizer.backend_tokenizer.to_str())
 
 
 def _place(key: str) -> Path:
