@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import Phase1Config
 from ..errors import UserError
-from ..model.modeling import ContextBlock
+from ..model.layers import ContextBlock
 from ..progress import Listener, Metric, progress_bar
 from .checkpoint import Checkpoint, draws_name, optimizer_tensors, put_back, saved_draws
 from .pieces import Pieces
