@@ -211,7 +211,7 @@ def write_streamed(
         pieces: uint16 `[any]`; zeros after the last fill the tensor up to a multiple of 8 bytes.
         others: called after the last piece; int64 tensors by name, to be written behind.
     """
-    header: dict[str, Any] = {"__metadata__": {**metadata, CHECKSUM: UNSEALED}}
+    header: dict[str, Any] = {"__metadata__": {CHECKSUM: UNSEALED, **metadata}}
     with replacing(path) as beside:
         with beside.open("wb") as file:
             file.write(bytes(STREAMED_HEADER_BYTES))
