@@ -9,6 +9,7 @@ SEED_LIMIT = 2**63  # what torch's generators take
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
 BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
+THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,13 @@ class Phase1Config:
     noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
     initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
     weight_std: float = setting(0.1, "of the untrained weights; smaller ones forget more slowly", POSITIVE)
+    longest_memory: float = setting(
+        0.0,
+        "the untrained units forget at different speeds, the slowest within so long, around the origin, in "
+        "place of weight_std; 0: all alike, as published",
+        Allowed("0, or 1 or more", lambda value: value == 0 or value >= 1),
+        "tokens",
+    )
     centroid_weight: float = setting(
         0.1, "of ||mean(X)||^2 in the loss: holds contexts at the origin", at_least(0)
     )
@@ -180,8 +188,9 @@ class RuntimeConfig:
     precision: str = setting(
         "auto",
         "of Phase 2's matrix products",
-        {"auto": "bf16 if the hardware has it", "fp32": "", "bf16": ""},
+        {"auto": "bf16 if that is measured to be faster", "fp32": "", "bf16": ""},
     )
+    threads: str = setting("auto", "of a CPU; auto: one or more, as measured when a run begins", THREADS)
     embedding_cache: str = setting(
         "gather",
         "how the tokens of a stream are held",

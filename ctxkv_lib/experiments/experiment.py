@@ -28,6 +28,7 @@ from ..views.axes import save
 from ..views.measures.contexts import use_of_contexts
 from ..views.measures.recall import recall_accuracy
 from .inputs import Facts
+from .machine import threads_put_back
 from .stages import Prepared, run_stages
 from .stages import prepare as prepare_stages
 
@@ -43,7 +44,7 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     folder = RunFolder(out or run_folder_of(config))
-    with folder.claimed(config), _stopped_calmly(folder):
+    with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
         contexts, attention = run_stages(config, folder, listener)
         measured = measure(config, folder)
         write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
@@ -62,7 +63,7 @@ def prepare(
 ) -> Prepared:
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
     folder = RunFolder(out or run_folder_of(config))
-    with folder.claimed(config), _stopped_calmly(folder):
+    with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
         return prepare_stages(config, folder, listener)
 
 

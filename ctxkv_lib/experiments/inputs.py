@@ -17,7 +17,7 @@ from ..measures.yardsticks import unigram_floor
 from ..memory import snapshot
 from ..model.config import ModelConfig
 from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
-from ..progress import Listener, Metric
+from ..progress import Listener, Metric, stage
 from ..runs.provenance import code_version, describe
 from ..runs.records import Record
 from ..runs.run_folder import RunFolder
@@ -35,7 +35,7 @@ CONTEXT_CODE = code_version(
     "experiments/contexts",
 )
 ATTENTION_CODE = code_version(
-    "model/windows", "training/losses", "training/optimizer", "training/phase2", "experiments/stages"
+    "model/windows", "model/losses", "training/optimizer", "training/phase2", "experiments/stages"
 )
 
 Facts = dict[str, Any]  # a part of the summary
@@ -120,7 +120,8 @@ class Work:
         """
         tokenizer, ids = _tokenize(inputs, device)
         memory = [snapshot("data loaded", device)]
-        model = _build_model(inputs, device)
+        with stage("Building the model"):
+            model = _build_model(inputs, device)
         memory.append(snapshot("model built", device))
         return cls(inputs, folder, listener, tokenizer, ids, model, memory)
 
@@ -143,7 +144,8 @@ class Work:
 def _tokenize(inputs: Inputs, device: torch.device) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
     """The tokenizer, and the token ids of both streams as int32 on the device."""
     config = inputs.config
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    with stage("Reading the tokenizer"):
+        tokenizer = load_tokenizer(config.data.tokenizer)
     if len(tokenizer) != config.model.vocab_size:
         raise UserError(f"model.vocab_size is {config.model.vocab_size}; allowed: {len(tokenizer)}.")
     streams = {
@@ -174,6 +176,5 @@ def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
     model.load_table(inputs.table.weight)
     if inputs.counts is not None:
         model.load_unigram(torch.from_numpy(unigram_floor(inputs.counts.weight.numpy())))
-    model.context_block.scale_weights(inputs.config.phase1.weight_std)
     model.to(device)  # type: ignore[arg-type]  # transformers hides nn.Module's signature
     return model

@@ -1,5 +1,6 @@
 """The layers: the recurrent ContextBlock, attention over contexts, feed-forward, and their dropout."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from .configuration import ContextKVConfig
 
 CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
+SHORTEST_MEMORY = 0.7  # tokens; of the fastest unit where units forget at different speeds
+GELU_VARIANCE = 0.34  # of GELU(z), as a share of z's, for normal z: about 1/2 - 1/(2 pi), that of max(z, 0)
 
 
 class ContextBlock(nn.Module):
@@ -32,14 +35,35 @@ class ContextBlock(nn.Module):
         """Bring weights as they were drawn to another standard deviation."""
         self.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
 
+    @torch.no_grad()
+    def spread_memory(self, longest: float) -> Tensor:
+        """Bring weights as they were drawn to units that forget at different speeds; returns what each keeps.
+
+        Unit i is to keep a share r_i = exp(-1 / tau_i) of itself at a step, with tau_i from `SHORTEST_MEMORY`
+        to `longest` tokens, evenly on a log scale. The norm divides all units by one number s, so its weight
+        is r_i s. For all units to have variance 1, a step must add 1 / r_i² - 1 to unit i's, which with s² as
+        the mean of 1 / r_i² is what the scale of its row of weights is set by.
+        """
+        tau = torch.logspace(math.log10(SHORTEST_MEMORY), math.log10(longest), self.context_dim)
+        added = (2 / tau).expm1()  # 1 / r² - 1
+        self.norm.weight.copy_(((1 + added).mean() / (1 + added)).sqrt())
+        fan_in = self.linear.in_features  # of inputs of variance 1
+        std = (added / (GELU_VARIANCE * fan_in)).sqrt()
+        self.linear.weight.mul_(std[:, None] / CONTEXT_WEIGHT_STD)
+        return (-1 / tau).exp()
+
     def project_tokens(self, embeddings: Tensor) -> Tensor:
         """Token half of the Linear, bias included: `[..., hidden_size]` to `[..., context_dim]`."""
         return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
 
     def forward(self, contexts: Tensor, token_half: Tensor) -> Tensor:
         """Next contexts `[n, context_dim]` from the previous ones and `project_tokens` of the tokens."""
+        return self.norm(self.unnormed(contexts, token_half))
+
+    def unnormed(self, contexts: Tensor, token_half: Tensor) -> Tensor:
+        """`c + GELU(Linear(concat(c, x)))`, as `forward`."""
         mixed = torch.addmm(token_half, contexts, self.linear.weight[:, : self.context_dim].T)
-        return self.norm(F.gelu(mixed).add_(contexts))
+        return F.gelu(mixed).add_(contexts)
 
 
 class Dropout(NamedTuple):

@@ -86,9 +86,14 @@ def contexts_remember(report: Report) -> list[str]:
 
 
 def format_probe(probe: Summary, model: ModelConfig, language: str = "en") -> str:
-    """The table of one run's contexts beside fresh blocks, for a terminal."""
+    """`probe_table` as plain text for a terminal."""
+    return terminal_table(probe_table(probe, model, language))
+
+
+def probe_table(probe: Summary, model: ModelConfig, language: str = "en") -> list[list[str]]:
+    """One run's contexts beside fresh blocks, header first."""
     say = speaker(language)
-    return terminal_table(probe_rows(probe_blocks(probe, say), model.interval, say))
+    return probe_rows(probe_blocks(probe, say), model.interval, say)
 
 
 def contexts_used(report: Report) -> list[str]:

@@ -21,7 +21,11 @@ from ..model.layers import ContextBlock
 from ..progress import Listener, Metric, progress_bar
 from .checkpoint import Checkpoint, draws_name, optimizer_tensors, put_back, saved_draws
 from .pieces import Pieces
-from .recurrence import draw_contexts
+from .recurrence import draw_contexts, exact_contexts
+
+# Of contexts that forget at different speeds: how often, over how many tokens of a stream, and by which share
+# of what would do if the other units stayed as they are, their mean is brought to the origin.
+CENTRED_ROUNDS, CENTRED_TOKENS, CENTRED_SHARE = 8, 20_000, 0.8
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,24 @@ def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> t
     spread = spread.clamp(min=torch.finfo(spread.dtype).tiny)  # a single row is its own centroid
     gradient = centred.mul_(-per_row / spread).add_(centroid, alpha=2 * centroid_weight * per_row)
     return loss, gradient
+
+
+@torch.no_grad()
+def begin(block: ContextBlock, embed_distinct: Tensor, tokens: Tensor, config: Phase1Config) -> None:
+    """Bring weights as the constructor drew them to those that Phase 1 begins with.
+
+    Units that forget slowly have much in common everywhere, which OACD would undo by making them fast; so
+    their mean goes first. A unit that keeps a share r of itself carries its mean m along: (1 - r) m is what
+    each step adds to it, and what the norm's bias takes away.
+    """
+    if not config.longest_memory:
+        block.scale_weights(config.weight_std)
+        return
+    kept = block.spread_memory(config.longest_memory)
+    token_half, tokens = block.project_tokens(embed_distinct), tokens[:CENTRED_TOKENS]
+    for _ in range(CENTRED_ROUNDS):
+        contexts, _ = exact_contexts(block, token_half, tokens, config.tolerance)
+        block.norm.bias.sub_(CENTRED_SHARE * (1 - kept) * contexts[1:].mean(dim=0))
 
 
 class StoppingRule:
@@ -100,6 +122,7 @@ def train_context_block(
     saved = Checkpoint(checkpoint, key) if checkpoint else None
     metrics, earlier = _restored(saved, block, optimizer, contexts, generator)
     if not metrics:
+        begin(block, embed_distinct, tokens, config)
         draw_contexts(contexts, config.initial_std, generator)
     rule, rate, reason, pieces = StoppingRule(config), 0.0, None, Pieces("Phase 1")
     for metric in metrics:

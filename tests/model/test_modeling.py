@@ -1,3 +1,4 @@
+import math
 from dataclasses import asdict
 
 import pytest
@@ -45,6 +46,23 @@ def test_initial_weights():
     assert block.linear.bias.std().item() == pytest.approx(0.01, rel=0.3)
     model, linear = tiny_model(), torch.nn.Linear(TINY["hidden_size"], TINY["hidden_size"])
     assert model.attention.q.weight.abs().max() <= linear.weight.abs().max() * 1.1
+
+
+def test_units_forget_at_the_speeds_they_were_given():
+    """Over random tokens: each keeps its share of itself."""
+    block = tiny_model(context_dim=64, hidden_size=96).context_block
+    block.spread_memory(20.0)
+    draw = torch.Generator().manual_seed(0)
+    state, states = torch.zeros(64, 64), []
+    for _ in range(60):
+        token_half = block.project_tokens(torch.randn(64, 96, generator=draw))
+        state = block(state, token_half).detach()
+        states.append(state)
+    before, after = torch.cat(states[30:-1]), torch.cat(states[31:])
+    kept = ((before - before.mean(0)) * (after - after.mean(0))).mean(0) / before.var(0)
+    wanted = (-1 / torch.logspace(math.log10(0.7), math.log10(20), 64)).exp()
+    assert torch.corrcoef(torch.stack([kept, wanted]))[0, 1] > 0.9
+    assert (kept - wanted).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"attention", "feed_forward"})])
