@@ -35,6 +35,17 @@ class ExperimentConfig:
     phase2: Phase2Config = field(default_factory=Phase2Config)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
+    def __post_init__(self) -> None:
+        how = f"{self.phase1.contexts}, {self.runtime.embedding_cache}, {self.model.memory}"
+        if self.runtime.contexts == "streamed" and how not in (
+            "exact, gather, contexts",
+            "exact, gather, fresh",
+        ):
+            raise UserError(
+                "runtime.contexts=streamed needs phase1.contexts=exact, runtime.embedding_cache=gather and "
+                f"model.memory=contexts or fresh (here {how}); set these, or runtime.contexts=cached."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -6,6 +6,7 @@ from ..errors import UserError
 from ..model.checks import POSITIVE, SHARE, Allowed, at_least, check_settings, require, setting
 
 SEED_LIMIT = 2**63  # what torch's generators take
+LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp32
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
 BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
@@ -112,6 +113,12 @@ class Phase1Config:
         60, "it stops earlier once contexts have settled", at_least(2), "iterations"
     )
     batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
+    max_tokens: int = setting(
+        2_000_000,
+        "contexts=exact: of a longer stream it trains on even samples, batches of consecutive positions",
+        at_least(1),
+        "positions",
+    )
     learning_rate: float = setting(0.002, "of Adam, one step an iteration", RATE)
     noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
     initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
@@ -195,6 +202,15 @@ class RuntimeConfig:
         "gather",
         "how the tokens of a stream are held",
         {"gather": "token ids and one table", "dense": "one row a position, as published"},
+    )
+    contexts: str = setting(
+        "auto",
+        "where Phase 2 has the contexts of training from",
+        {
+            "auto": f"streamed where it can be and tokens are more than {LARGE_STREAM:,}",
+            "cached": "all are kept; an epoch visits positions in one permutation",
+            "streamed": "exact ones, made when needed; an epoch shuffles a pool of blocks at a time",
+        },
     )
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from ..baselines.models import PLAIN
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..errors import Stopped, UserError
@@ -49,11 +50,12 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
         measured = measure(config, folder)
         write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
         finished = read_run(folder.path, config)
-        card = folder.model / "README.md"
-        write_text(card, model_card(finished))
+        made = [folder.config, folder.metrics_file, folder.summary]
+        if config.model.memory in PLAIN:
+            made.append(folder.model / "README.md")
+            write_text(made[-1], model_card(finished))
         with stage("Writing report and figures"):
-            written = _publish([finished], folder.path)
-        made = [folder.config, folder.metrics_file, folder.summary, card, *written]
+            made += _publish([finished], folder.path)
         folder.finish("results", "", made)
     return finished
 
@@ -71,6 +73,11 @@ def probe_run(run: Run) -> tuple[Facts, list[Path]]:
     """`probe` and `ablations` of a finished run; and the JSON and figures written, if it lacked them."""
     if {"probe", "ablations"} <= run.summary.keys():
         return {name: run.summary[name] for name in ("probe", "ablations")}, []
+    if run.config.model.memory not in PLAIN:
+        raise UserError(
+            f"{run.path} has no contexts to probe (model.memory={run.config.model.memory}); "
+            f"probe a run with model.memory={' or '.join(PLAIN)}."
+        )
     model, _ = load_trained(run.path, torch.device("cpu"))
     folder = RunFolder(run.path)
     found = {"probe": probe(run.config, folder, model), "ablations": ablate(run.config, folder, model)}
@@ -179,9 +186,10 @@ def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
     drawn = {
         "ppl_curves": figures.ppl_curves(summaries),
-        "phase1": figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate),
         "memory": figures.memory_by_stage(summaries),
     }
+    if any(phase1.values()):
+        drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
     if len(runs) == 1:
         drawn |= _draw_measures(summaries[0], runs[0].config)
     files = [save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..baselines.models import PLAIN, model_class, stream_of
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..data.embeddings import corpus_counts
@@ -22,7 +23,7 @@ from ..model.modeling import ContextKVForCausalLM
 from ..progress import say, stage, transformers_bars_hidden
 from ..runs.provenance import choose_device, code_version
 from ..runs.run_folder import RunFolder
-from ..training.caches import StreamCache, load_cache
+from ..training.caches import StreamCache, load_cache, load_ids
 from ..training.evaluation import evaluate
 from ..training.recurrence import distinct_rows, stream_contexts
 from .ablations import ablations
@@ -58,24 +59,24 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
     tested = cache(lambda: validation_stream(test, load_tokenizer(config.data.tokenizer)).ids)
     trained = cache(lambda: _trained(config, folder))
 
-    def on_test() -> Facts:
-        return _test(config, trained(), tested()) if test.ids else {}
-
-    def counted() -> Facts:
-        return _yardsticks(config, folder, {"test": tested()} if test.ids else {})
-
-    found = {
-        "probe": _once(folder, "probe", contexts, lambda: probe(config, folder, trained())),
-        "ablations": _once(
-            folder, "ablations", [contexts, weights], lambda: ablate(config, folder, trained())
+    measures: dict[str, tuple[Any, Callable[[], Facts]]] = {
+        "test": (
+            [weights, test.fingerprint],
+            lambda: _test(config, trained(), tested()) if len(test) else {},
         ),
-        "recall_task": _once(
-            folder, "recall_task", [contexts, weights], lambda: _recall_task(config, folder, trained())
+        "yardsticks": (
+            [contexts, test.fingerprint],
+            lambda: _yardsticks(config, folder, {"test": tested()} if len(test) else {}),
         ),
-        "generation": _once(folder, "generation", weights, lambda: _generation(config, folder, trained())),
-        "test": _once(folder, "test", [weights, test.fingerprint], on_test),
-        "yardsticks": _once(folder, "yardsticks", [contexts, test.fingerprint], counted),
+        "recall_task": ([contexts, weights], lambda: _recall_task(config, folder, trained())),
     }
+    if config.model.memory in PLAIN:
+        measures |= {
+            "probe": (contexts, lambda: probe(config, folder, trained())),
+            "ablations": ([contexts, weights], lambda: ablate(config, folder, trained())),
+            "generation": (weights, lambda: _generation(config, folder, trained())),
+        }
+    found = {name: _once(folder, name, *measured) for name, measured in measures.items()}
     return {name: result for name, result in found.items() if result}
 
 
@@ -91,17 +92,17 @@ def _once(folder: RunFolder, name: str, made_from: Any, make: Callable[[], Facts
 
 def _trained(config: ExperimentConfig, folder: RunFolder) -> ContextKVForCausalLM:
     with transformers_bars_hidden():
-        model = ContextKVForCausalLM.from_pretrained(folder.model)
+        model = model_class(config.model.memory).from_pretrained(folder.model)
     model.to(choose_device(config.runtime.device))  # type: ignore[arg-type]  # transformers hides its signature
     return model
 
 
 def ablate(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
     """`ablations` of the summary, on the validation stream of a run that has its caches."""
-    train, held_out = (load_cache(folder.caches, split) for split in ("train", "val"))
+    held_out = load_cache(folder.caches, "val")
     conversations = load_conversations(config.data, "validation")
     starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
-    counts = torch.bincount(train.ids, minlength=config.model.vocab_size)
+    counts = torch.bincount(load_ids(folder.caches, "train"), minlength=config.model.vocab_size)
     return ablations(model, held_out, config.model.context_window, starts, counts)
 
 
@@ -111,30 +112,32 @@ def _recall_task(config: ExperimentConfig, folder: RunFolder, model: ContextKVFo
         return {}
     tokenizer = load_tokenizer(config.data.tokenizer)
     keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
-    found = recall_task(model, load_cache(folder.caches, "val"), keys, config.data.recall_window)
+    held_out = stream_of(load_cache(folder.caches, "val"), config.model, trained=False)
+    found = recall_task(model, held_out, keys, config.data.recall_window)
     return {**found, "values": pairs_in(config.data.recall_window)}
 
 
 def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
-    return generation(model, load_tokenizer(config.data.tokenizer), load_cache(folder.caches, "val").ids)
+    return generation(model, load_tokenizer(config.data.tokenizer), load_ids(folder.caches, "val"))
 
 
 @torch.no_grad()
 def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor) -> Facts:
     """Perplexity and accuracy of the kept weights, with contexts made as those of validation are."""
     ids = stream.int().to(model.device)
-    embeddings, tokens = distinct_rows(model, ids[:-1])
-    contexts = torch.empty(len(ids), config.model.context_dim, device=model.device)
-    generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
-    half = model.context_block.project_tokens(embeddings)
-    stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
-    score = evaluate(model, StreamCache(ids, contexts))
+    contexts = torch.empty(len(ids), config.model.memory_dim, device=model.device)
+    if config.model.memory_dim:
+        embeddings, tokens = distinct_rows(model, ids[:-1])
+        generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
+        half = model.context_block.project_tokens(embeddings)
+        stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
+    score = evaluate(model, stream_of(StreamCache(ids, contexts), config.model, trained=False))
     return {"ppl": score.perplexity, "acc": score.accuracy, "tokens": len(ids)}
 
 
 def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, Tensor]) -> Facts:
     """n-grams counted on the training tokens, on validation and on `others`."""
-    streams = {split: load_cache(folder.caches, split).ids for split in ("train", "val")}
+    streams = {split: load_ids(folder.caches, split) for split in ("train", "val")}
     if len(streams["train"]) > MOST_COUNTED:
         say(f"No yardsticks: {len(streams['train']):,} training tokens are more than {MOST_COUNTED:,}.")
         return {}

@@ -11,7 +11,7 @@ from ..model.losses import frozen_head_cross_entropy
 from ..model.modeling import ContextKVForCausalLM
 from ..progress import progress_bar
 from .caches import StreamCache
-from .pieces import Pieces
+from .placement import Pieces
 
 EVALUATION_ROWS = 1024  # positions at a time
 
