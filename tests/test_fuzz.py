@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sample_runs import sample_run
 
-from ctxkv_lib import cli
+from ctxkv_lib import errors
 from ctxkv_lib.cli import main
 from ctxkv_lib.config import CONCERNS, ExperimentConfig, build_config
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
@@ -122,7 +122,7 @@ def answers(capsys, arguments):
     if code == 2:
         assert err.startswith("ctxkv: ")
         assert err.count("\n") == 1
-        assert len(err) < cli.LONGEST_MESSAGE + 100
+        assert len(err) < errors.LONGEST_MESSAGE + 100
     else:
         assert err == ""
 
@@ -214,14 +214,14 @@ def is_read(path, content, reader):
 
 def read_and_evaluate(path, reader):
     conversations = read_conversations(path)
-    scores = evaluate_texts(*reader, conversations.texts())
+    scores = evaluate_texts(*reader, list(conversations.texts()))
     assert format_scores(scores)
-    assert scores["conversations"] == len(conversations.ids) > 0
+    assert scores["conversations"] == len(conversations) > 0
     json.dumps(scores, allow_nan=False)
 
 
 def load_split(data, split, *_):
-    load_conversations(data, split).texts()
+    list(load_conversations(data, split).texts())
 
 
 @example("chats.jsonl", json.dumps({"messages": [{"content": "無" * 300}]}).encode())  # one word

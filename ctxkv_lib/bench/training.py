@@ -14,9 +14,9 @@ from ..memory import mib
 from ..model.layers import ContextBlock
 from ..model.modeling import ContextKVForCausalLM
 from ..runs.provenance import PRECISIONS
-from ..training.caches import StreamCache, dense_embeddings
+from ..training.caches import StreamCache, dense_embeddings, epoch_order
 from ..training.phase1 import train_iteration
-from ..training.phase2 import epoch_order, make_optimizer, train_step
+from ..training.phase2 import make_optimizer, train_step
 from ..training.recurrence import distinct_rows, draw_contexts, exact_contexts
 from . import original
 from .measure import interleaved, operations, peak_bytes

@@ -6,6 +6,7 @@ from ..errors import UserError
 from ..model.checks import POSITIVE, SHARE, Allowed, at_least, check_settings, require, setting
 
 SEED_LIMIT = 2**63  # what torch's generators take
+LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp32
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
 BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
@@ -23,6 +24,7 @@ class DataConfig:
             "ultrachat": "UltraChat-200k on the Hub",
             "file": "one of your own: data.path",
             "chitchat": "the pip-installed chitchat-dataset",
+            "recall": "made up: pairs of words that are told and asked for later",
         },
     )
     path: str | None = setting(None, "your own file; --data FILE sets it together with source=file")
@@ -31,6 +33,12 @@ class DataConfig:
         20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
     )
     test_samples: int = setting(20, "nothing is chosen by them; 0 for no test", at_least(0), "conversations")
+    recall_window: int = setting(
+        640,
+        "source=recall: how far back what is asked for may lie",
+        Allowed("16 to 10000", range(16, 10_001).__contains__),
+        "tokens",
+    )
     tokenizer: str = setting(
         "gpt2",
         "GPT-2's byte-pair encoding",
@@ -83,6 +91,11 @@ class DataConfig:
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "
                 "data.source=file and data.path=FILE go together."
             )
+        if (self.source, self.table) == ("recall", "cooccurrence"):
+            raise UserError(
+                "data.table is 'cooccurrence', which tells words apart by the company they keep; that of "
+                "data.source=recall is drawn without a rule. Allowed with it: random, gpt2."
+            )
         if self.corpus != "own" and self.source != "file":
             raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
 
@@ -100,6 +113,12 @@ class Phase1Config:
         60, "it stops earlier once contexts have settled", at_least(2), "iterations"
     )
     batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
+    max_tokens: int = setting(
+        2_000_000,
+        "contexts=exact: of a longer stream it trains on even samples, batches of consecutive positions",
+        at_least(1),
+        "positions",
+    )
     learning_rate: float = setting(0.002, "of Adam, one step an iteration", RATE)
     noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
     initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
@@ -183,6 +202,15 @@ class RuntimeConfig:
         "gather",
         "how the tokens of a stream are held",
         {"gather": "token ids and one table", "dense": "one row a position, as published"},
+    )
+    contexts: str = setting(
+        "auto",
+        "where Phase 2 has the contexts of training from",
+        {
+            "auto": f"streamed where it can be and tokens are more than {LARGE_STREAM:,}",
+            "cached": "all are kept; an epoch visits positions in one permutation",
+            "streamed": "exact ones, made when needed; an epoch shuffles a pool of blocks at a time",
+        },
     )
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Phase 1 and the caches of contexts made from it: done only if the run folder does not hold them intact."""
 
 from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from ..runs.provenance import PRECISIONS
 from ..runs.records import Record
 from ..training.caches import StreamCache, dense_embeddings, held_mib, save_cache
 from ..training.evaluation import effective_rank
-from ..training.phase1 import train_context_block
+from ..training.phase1 import UNTRAINED, begin, sampled, train_context_block
 from ..training.placement import scratch
 from ..training.recurrence import distinct_rows, stream_contexts
+from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once
 from .inputs import Facts, Work
 from .machine import use_machine
 
@@ -36,9 +38,11 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
         work.replay(phase1)
     if phase1 and caches:
         return phase1, caches
-    device, width = work.model.device, inputs.config.model.context_dim
-    shapes = {split: (len(ids), width) for split, ids in work.ids.items()}
-    contexts = {s: scratch(shape, torch.float32, device, folder.caches) for s, shape in shapes.items()}
+    device, width = work.model.device, inputs.config.model.memory_dim
+    rows = {split: len(ids) for split, ids in work.ids.items()}
+    if is_streamed(inputs.config, rows["train"]):
+        rows["train"] = len(_sampled(work)) + 1
+    contexts = {s: scratch((n, width), torch.float32, device, folder.caches) for s, n in rows.items()}
     generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
     phase1 = phase1 or _train(work, contexts["train"], generator)
     return phase1, _make_caches(work, contexts, generator, phase1, precision)
@@ -52,23 +56,28 @@ def context_facts(phase1: Record, caches: Record) -> Facts:
 
 @memory_advice("Phase 1", "lower phase1.batch_size, or use fewer conversations with --samples")
 def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
-    """Phase 1; leaves the last iteration's contexts in `contexts`."""
+    """Phase 1, as far as the model has one; leaves the last iteration's contexts in `contexts`."""
     key = work.inputs.phase1_key()
     work.folder.keep_metrics()
     metrics: list[Metric] = []
-    work.model.set_phase(1)
-    result = train_context_block(
-        work.model.context_block,
-        *distinct_rows(work.model, work.ids["train"][:-1]),
-        work.inputs.config.phase1,
-        contexts,
-        generator,
-        work.recorded(metrics),
-        work.folder.phase1_checkpoint,
-        key,
-    )
-    work.model.set_phase(2)
-    write_tensors(work.folder.context_block, work.model.context_block.state_dict())
+    block, config, ids = work.model.context_block, work.inputs.config, _sampled(work)
+    result = UNTRAINED
+    if config.model.memory in ("fresh", "end_to_end"):
+        begin(block, *distinct_rows(work.model, ids), config.phase1)
+    elif config.model.memory == "contexts":
+        work.model.set_phase(1)
+        result = train_context_block(
+            block,
+            *distinct_rows(work.model, ids),
+            config.phase1,
+            contexts[: len(ids) + 1],
+            generator,
+            work.recorded(metrics),
+            work.folder.phase1_checkpoint,
+            key,
+        )
+        work.model.set_phase(2)
+    write_tensors(work.folder.context_block, block.state_dict())
     facts = {
         "tokens": {split: len(ids) for split, ids in work.ids.items()},
         "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
@@ -78,6 +87,11 @@ def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
     return work.folder.finish("phase1", key, [work.folder.context_block], facts, metrics)
 
 
+def _sampled(work: Work) -> Tensor:
+    """The training tokens of Phase 1."""
+    return sampled(work.ids["train"][:-1], work.inputs.config.phase1)
+
+
 def _make_caches(
     work: Work, contexts: dict[str, Tensor], generator: torch.Generator, phase1: Record, precision: str
 ) -> Record:
@@ -85,35 +99,50 @@ def _make_caches(
     inputs, folder = work.inputs, work.folder
     with stage("Computing the contexts of all positions"):
         made = {s: _cache(work, s, contexts[s], generator, precision) for s in work.ids}
-    errors = [error for _, error in made.values() if error is not None]
+    errors = [each.error for each in made.values() if each.error is not None]
     settings = inputs.config.phase1
     rank_generator = torch.Generator().manual_seed(inputs.config.runtime.seed)
     facts = {
         "phase1": {
-            "effective_rank": effective_rank(contexts["val"][1:], settings.rank_rows, rank_generator),
+            "effective_rank": effective_rank(contexts["val"][1:], settings.rank_rows, rank_generator)
+            if inputs.config.model.memory_dim
+            else None,
             "contexts": settings.contexts,
             "contexts_max_error": max(errors, default=None),
         },
-        "caches_mib": held_mib(made["train"][0], made["val"][0]),
+        "caches_mib": held_mib(made["train"].cache, made["val"].cache, made["train"].starts),
     }
     return folder.finish("caches", inputs.caches_key(phase1, precision), [folder.caches], facts)
 
 
-def _cache(
-    work: Work, split: str, contexts: Tensor, generator: torch.Generator, precision: str
-) -> tuple[StreamCache, float | None]:
-    """Make a stream's contexts, in place, and leave its cache in the folder; returns their largest error."""
+class _Made(NamedTuple):
+    cache: StreamCache
+    starts: Tensor | None  # of a streamed stream
+    error: float | None  # the largest of a component of exact contexts
+
+
+def _cache(work: Work, split: str, contexts: Tensor, generator: torch.Generator, precision: str) -> _Made:
+    """Make a stream's contexts, in place, and leave its cache in the folder."""
     config, model, ids = work.inputs.config, work.model, work.ids[split]
-    block, trained = model.context_block, split == "train"
-    embeddings, tokens = distinct_rows(model, ids[:-1])
-    half = block.project_tokens(embeddings)
-    error = stream_contexts(block, half, tokens, config.phase1, contexts, trained, generator)
+    trained, starts = split == "train", None
+    error: float | None = None
+    if trained and is_streamed(config, len(ids)):
+        contexts = contexts[: BEGINNING_TOKENS + 1]
+        starts, error = read_once(model, ids, config.phase1.tolerance, contexts)
+    else:
+        ids = ids.to(model.device, torch.int32)
+        if config.model.memory_dim:
+            embeddings, tokens = distinct_rows(model, ids[:-1])
+            half = model.context_block.project_tokens(embeddings)
+            known = trained and config.model.memory == "contexts"
+            error = stream_contexts(
+                model.context_block, half, tokens, config.phase1, contexts, known, generator
+            )
     dtype = PRECISIONS[precision]
     if trained and dtype != contexts.dtype:
-        contexts = scratch((len(ids), contexts.shape[1]), dtype, model.device, work.folder.caches).copy_(
-            contexts
-        )
+        shape = (len(contexts), contexts.shape[1])
+        contexts = scratch(shape, dtype, model.device, work.folder.caches).copy_(contexts)
     dense = dense_embeddings(model, ids) if config.runtime.embedding_cache == "dense" else None
-    cache = StreamCache(ids, contexts, dense)
-    save_cache(work.folder.caches, split, cache)
-    return cache, error
+    made = _Made(StreamCache(ids, contexts, dense), starts, error)
+    save_cache(work.folder.caches, split, made.cache, starts)
+    return made

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..baselines.models import model_class
 from ..config import ExperimentConfig
 from ..data.conversations import Conversations, load_conversations
 from ..data.embeddings import TokenTable, corpus_counts, load_table
@@ -16,13 +17,15 @@ from ..files import digest
 from ..measures.yardsticks import unigram_floor
 from ..memory import snapshot
 from ..model.config import ModelConfig
-from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
+from ..model.modeling import ContextKVForCausalLM
 from ..progress import Listener, Metric, stage
 from ..runs.provenance import code_version, describe
 from ..runs.records import Record
 from ..runs.run_folder import RunFolder
 
 CONTEXT_CODE = code_version(
+    "baselines/memories",
+    "baselines/models",
     "data/tokens",
     "model/layers",
     "model/modeling",
@@ -30,12 +33,18 @@ CONTEXT_CODE = code_version(
     "training/recurrence",
     "training/phase1",
     "training/caches",
+    "training/streamed",
     "training/evaluation",
     "experiments/inputs",
     "experiments/contexts",
 )
 ATTENTION_CODE = code_version(
-    "model/windows", "training/losses", "training/optimizer", "training/phase2", "experiments/stages"
+    "baselines/rows",
+    "model/windows",
+    "model/losses",
+    "training/optimizer",
+    "training/phase2",
+    "experiments/stages",
 )
 
 Facts = dict[str, Any]  # a part of the summary
@@ -73,12 +82,13 @@ class Inputs:
         return digest([settings, data, made, CONTEXT_CODE])
 
     def caches_key(self, phase1: Record, precision: str) -> str:
-        return digest([phase1.key, phase1.files, precision, self.config.runtime.embedding_cache])
+        runtime = self.config.runtime
+        return digest([phase1.key, phase1.files, precision, runtime.embedding_cache, runtime.contexts])
 
     def phase2_key(self, phase1: Record) -> str:
         """Not bound to the caches: made again elsewhere, they may differ by a rounding."""
         runtime = self.config.runtime
-        settings = [asdict(self.config.phase2), runtime.precision, runtime.embedding_cache]
+        settings = [asdict(self.config.phase2), runtime.precision, runtime.embedding_cache, runtime.contexts]
         return digest([phase1.key, phase1.files, settings, ATTENTION_CODE])
 
     def model_key(self, phase2: Record) -> str:
@@ -99,7 +109,7 @@ class Work:
     """An experiment under way in its claimed folder.
 
     Attributes:
-        ids: the token ids of both streams, int32 on the device; "train" and "val".
+        ids: the token ids of both streams, "train" and "val"; uint16 on the CPU, mapped from their files.
         memory: snapshots taken so far.
     """
 
@@ -118,7 +128,7 @@ class Work:
         Raises:
             UserError: the model's shapes do not fit the data.
         """
-        tokenizer, ids = _tokenize(inputs, device)
+        tokenizer, ids = _tokenize(inputs)
         memory = [snapshot("data loaded", device)]
         with stage("Building the model"):
             model = _build_model(inputs, device)
@@ -141,19 +151,19 @@ class Work:
             self.listener(metric)
 
 
-def _tokenize(inputs: Inputs, device: torch.device) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
-    """The tokenizer, and the token ids of both streams as int32 on the device."""
+def _tokenize(inputs: Inputs) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
+    """The tokenizer, and the token ids of both streams."""
     config = inputs.config
     with stage("Reading the tokenizer"):
         tokenizer = load_tokenizer(config.data.tokenizer)
     if len(tokenizer) != config.model.vocab_size:
         raise UserError(f"model.vocab_size is {config.model.vocab_size}; allowed: {len(tokenizer)}.")
-    streams = {
-        "train": train_stream(inputs.train, tokenizer),
-        "val": validation_stream(inputs.validation, tokenizer),
+    ids = {
+        "train": train_stream(inputs.train, tokenizer).ids,
+        "val": validation_stream(inputs.validation, tokenizer).ids,
     }
-    _refuse_short({split: len(stream.ids) for split, stream in streams.items()}, config.model)
-    return tokenizer, {split: stream.ids.int().to(device) for split, stream in streams.items()}
+    _refuse_short({split: len(stream) for split, stream in ids.items()}, config.model)
+    return tokenizer, ids
 
 
 def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
@@ -171,8 +181,8 @@ def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
 def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
     """The untrained model; its weights depend on the seed and the shapes alone."""
     torch.manual_seed(inputs.config.runtime.seed)
-    has_unigram = inputs.counts is not None
-    model = ContextKVForCausalLM(ContextKVConfig(**asdict(inputs.config.model), has_unigram=has_unigram))
+    kind, has_unigram = model_class(inputs.config.model.memory), inputs.counts is not None
+    model = kind(kind.config_class(**asdict(inputs.config.model), has_unigram=has_unigram))
     model.load_table(inputs.table.weight)
     if inputs.counts is not None:
         model.load_unigram(torch.from_numpy(unigram_floor(inputs.counts.weight.numpy())))

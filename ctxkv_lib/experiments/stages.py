@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ..baselines.models import stream_of
 from ..config import ExperimentConfig
 from ..errors import memory_advice
 from ..files import read_tensors, replacing, rust_writes, write_tensors
@@ -18,10 +19,11 @@ from ..progress import Listener, say, stage, transformers_bars_hidden
 from ..runs.provenance import choose_device
 from ..runs.records import Record
 from ..runs.run_folder import RunFolder
-from ..training.caches import StreamCache, load_cache
+from ..training.caches import StreamCache, TrainingStream, load_cache, load_starts
 from ..training.checkpoint import forget
 from ..training.phase2 import train_attention
 from ..training.placement import place_caches
+from ..training.streamed import Streamed, vocabulary_half
 from .contexts import context_facts, make_contexts
 from .inputs import Facts, Inputs, Work
 
@@ -36,7 +38,8 @@ class Prepared:
     model: ContextKVForCausalLM
     placement: str  # where the caches are held, in words
     record: Facts  # `phase1`, `memory`, `caches_mib`, `tokens` and `parameters` of the summary
-    caches: Caches
+    caches: Caches  # of a streamed training stream the beginning
+    train: TrainingStream
     stages: tuple[Record, Record]  # Phase 1 and the caches
 
 
@@ -99,12 +102,20 @@ def _finished(inputs: Inputs, folder: RunFolder) -> tuple[Record, Record, Record
 def _prepare(work: Work) -> Prepared:
     phase1, cached = make_contexts(work)
     forget(work.folder.phase1_checkpoint)
-    loaded = {split: load_cache(work.folder.caches, split) for split in work.ids}
+    shapes = work.inputs.config.model
+    loaded = {
+        split: stream_of(load_cache(work.folder.caches, split), shapes, split == "train")
+        for split in work.ids
+    }
     caches, placement = place_caches(loaded, work.model.device)
+    train: TrainingStream = caches["train"]
+    if (starts := load_starts(work.folder.caches, "train")) is not None:
+        placement += ", training contexts made when needed"
+        train = Streamed(work.ids["train"], starts, vocabulary_half(work.model), train.dtype)
     say(f"Caches: {placement}")
     facts = context_facts(phase1, cached)
     facts["memory"] = [*facts["memory"], snapshot("phase 2 prepared", work.model.device)]
-    return Prepared(work.tokenizer, work.model, placement, facts, caches, (phase1, cached))
+    return Prepared(work.tokenizer, work.model, placement, facts, caches, train, (phase1, cached))
 
 
 @memory_advice("Phase 2", "lower phase2.batch_size")
@@ -121,7 +132,7 @@ def _attention(work: Work, prepared: Prepared) -> Record:
     folder.keep_metrics(phase1)
     result = train_attention(
         model,
-        prepared.caches["train"],
+        prepared.train,
         prepared.caches["val"],
         config.phase2,
         config.runtime.seed,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +17,21 @@ from ..model.windows import window_rows
 
 
 @dataclass(frozen=True)
-class Batch:
+class Movable:
+    """Tensors of a batch, which move together."""
+
+    def to(self, device: torch.device) -> Self:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*(change(getattr(self, field.name)) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Batch(Movable):
     """What Phase 2 reads at n positions of a stream.
 
     Attributes:
@@ -31,19 +46,43 @@ class Batch:
     present: Tensor
     targets: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
-        return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
-
     def attend(self, model: ContextKVForCausalLM, dropout: Dropout = NOT_DRAWN) -> tuple[Tensor, Tensor]:
         """`model.attend` at these positions: hidden states and attention weights."""
         embeddings = self.inputs if self.inputs.is_floating_point() else model.embed(self.inputs)
         return model.attend(embeddings, self.window, self.present, dropout)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(change(self.inputs), change(self.window), change(self.present), change(self.targets))
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What an epoch's order and dropout are drawn from, for any seed within what torch takes."""
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of all `count` positions in which an epoch visits them, int64 on the CPU."""
+    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    return torch.randperm(count, generator=generator)
+
+
+class TrainingStream(Protocol):
+    """What Phase 2 trains on: a `StreamCache`, or contexts that are made when they are needed."""
+
+    def __len__(self) -> int:
+        """Positions that an epoch visits, each once."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its contexts, and thereby of the matrix products of training."""
+
+    def epoch(
+        self, seed: int, number: int, done: int, size: int, model: ContextKVForCausalLM, pieces: int = 1
+    ) -> Iterator[Batch]:
+        """An epoch's batches on the model's device, in an order drawn from (seed, number) alone.
+
+        Args:
+            done: positions that are left out, those of the first batches.
+            size: positions of a batch; only the last one may have fewer.
+            pieces: each batch comes in so many (or fewer).
+        """
 
 
 @dataclass
@@ -71,6 +110,10 @@ class StreamCache:
     def device(self) -> torch.device:
         """Where its contexts are held; the model may compute elsewhere, and the rest be held elsewhere."""
         return self.contexts.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.contexts.dtype
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything it holds, by name."""
@@ -112,6 +155,16 @@ class StreamCache:
                 yield batch.to(model.device)
             yield ahead.result().to(model.device)
 
+    def epoch(
+        self, seed: int, number: int, done: int, size: int, model: ContextKVForCausalLM, pieces: int = 1
+    ) -> Iterator[Batch]:
+        """As in `TrainingStream`, in the order of `epoch_order`."""
+        return self.batches(self.epoch_order(seed, number)[done:], size, model, pieces)
+
+    def epoch_order(self, seed: int, number: int) -> Tensor:
+        """In which an epoch visits all positions, int64 `[n]` on the CPU."""
+        return epoch_order(len(self), seed, number)
+
     def attend(self, model: ContextKVForCausalLM, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`model.attend` at `positions`: hidden states and attention weights."""
         return self.gather(positions, model.config).to(model.device).attend(model)
@@ -136,33 +189,54 @@ def dense_embeddings(model: ContextKVForCausalLM, ids: Tensor) -> Tensor:
     return torch.cat([model.embed(part) for part in ids[:-1].split(8192)])
 
 
-def save_cache(folder: Path, split: str, cache: StreamCache) -> None:
-    """Write `{split}_ctx.safetensors` and `{split}_emb.safetensors`; `load_cache` reads them back."""
+def save_cache(folder: Path, split: str, cache: StreamCache, starts: Tensor | None = None) -> None:
+    """Write `{split}_ctx.safetensors` and `{split}_emb.safetensors`; `load_cache` reads them back.
+
+    Args:
+        cache: of a streamed stream all ids, and the contexts of its beginning.
+        starts: of a streamed stream the contexts that it is read on from (see `streamed`).
+    """
     embeddings = {"ids": cache.ids}
     if cache.embeddings is not None:
         embeddings["embeddings"] = cache.embeddings
-    write_tensors(folder / f"{split}_ctx.safetensors", {"contexts": cache.contexts})
+    contexts = {"contexts": cache.contexts}
+    if starts is not None:
+        contexts["starts"] = starts
+    write_tensors(folder / f"{split}_ctx.safetensors", contexts)
     write_tensors(folder / f"{split}_emb.safetensors", embeddings)
 
 
 def load_cache(folder: Path, split: str) -> StreamCache:
-    """The cache of `split`, on the CPU, mapped from its files.
+    """The cache of `split`, on the CPU, mapped from its files; of a streamed stream only the beginning.
 
     Raises:
         DamagedFile: a file is missing or not what `save_cache` wrote.
     """
+    contexts, stored = _read(folder, split, "ctx")["contexts"], _read(folder, split, "emb")
+    return StreamCache(stored["ids"][: len(contexts)], contexts, stored.get("embeddings"))
+
+
+def load_ids(folder: Path, split: str) -> Tensor:
+    """The token ids of `split`, all of them: int32 on the CPU. Raises as `load_cache`."""
+    return _read(folder, split, "emb")["ids"]
+
+
+def load_starts(folder: Path, split: str) -> Tensor | None:
+    """What a streamed `split` is read on from; None if it is not streamed. Raises as `load_cache`."""
+    return _read(folder, split, "ctx").get("starts")
+
+
+def _read(folder: Path, split: str, part: str) -> dict[str, Tensor]:
     try:
-        contexts = read_tensors(folder / f"{split}_ctx.safetensors")["contexts"]
-        stored = read_tensors(folder / f"{split}_emb.safetensors")
+        return read_tensors(folder / f"{split}_{part}.safetensors")
     except FileNotFoundError as error:
         raise DamagedFile(Path(error.filename), "it is missing") from None
-    return StreamCache(stored["ids"], contexts, stored.get("embeddings"))
 
 
-def held_mib(train: StreamCache, validation: StreamCache) -> dict[str, float]:
-    """MiB that the caches really hold."""
+def held_mib(train: StreamCache, validation: StreamCache, starts: Tensor | None = None) -> dict[str, float]:
+    """MiB that the caches really hold; `starts` as in `save_cache`."""
     sizes = {
-        "train_ctx": train.contexts.nbytes,
+        "train_ctx": train.contexts.nbytes + (0 if starts is None else starts.nbytes),
         "train_emb": train.embedding_bytes,
         "val_ctx": validation.contexts.nbytes,
         "val_emb": validation.embedding_bytes,

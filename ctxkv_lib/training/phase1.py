@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Phase1Config
-from ..errors import UserError
+from ..errors import Diverged
 from ..model.layers import ContextBlock
 from ..progress import Listener, Metric, progress_bar
 from .checkpoint import Checkpoint, draws_name, optimizer_tensors, put_back, saved_draws
-from .pieces import Pieces
+from .placement import Pieces
 from .recurrence import draw_contexts, exact_contexts
 
 # Of contexts that forget at different speeds: how often, over how many tokens of a stream, and by which share
@@ -33,9 +33,12 @@ class Phase1Result:
     """Outcome of Phase 1."""
 
     iterations: int
-    convergence_rate: float
-    stop_reason: str  # converged | plateau | max_iterations
+    convergence_rate: float | None
+    stop_reason: str  # converged | plateau | max_iterations | untrained
     seconds: float
+
+
+UNTRAINED = Phase1Result(0, None, "untrained", 0.0)  # of a baseline that has nothing for Phase 1
 
 
 def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -91,6 +94,16 @@ class StoppingRule:
         return "plateau" if self.stalled >= self.config.plateau_patience else None
 
 
+def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
+    """The tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (see `phase1.max_tokens`)."""
+    most, size = config.max_tokens, config.batch_size
+    if len(ids) <= most or config.contexts == "passes":
+        return ids
+    count = max(1, most // size)
+    gap = (len(ids) - min(size, most)) / max(1, count - 1)
+    return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
+
+
 def train_context_block(
     block: ContextBlock,
     embed_distinct: Tensor,
@@ -115,7 +128,7 @@ def train_context_block(
         key: stands for all that the result depends on.
 
     Raises:
-        UserError: loss or weights are no longer finite.
+        Diverged: loss or weights are no longer finite.
     """
     began = time.perf_counter()
     optimizer = torch.optim.Adam(block.parameters(), lr=config.learning_rate)
@@ -187,7 +200,7 @@ def _check_finite(block: ContextBlock, iteration: int, loss: float, config: Phas
     lost = [name for name, weight in block.named_parameters() if not weight.isfinite().all()]
     if lost or not math.isfinite(loss):
         cause = f"the loss is {loss}" if not math.isfinite(loss) else f"{lost[0]} is not finite"
-        raise UserError(
+        raise Diverged(
             f"Phase 1 diverged in iteration {iteration}: {cause}; lower phase1.learning_rate (here "
             f"{config.learning_rate:g}), or phase1.noise_std and phase1.initial_std if they were raised, and "
             "use a new run folder."

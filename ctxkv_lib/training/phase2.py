@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..config import Phase2Config
-from ..errors import UserError
+from ..errors import Diverged
 from ..memory import snapshot
+from ..model.losses import frozen_head_cross_entropy
 from ..model.modeling import NOT_DRAWN, ContextKVForCausalLM, Dropout
 from ..progress import Listener, Metric, progress_bar
-from .caches import Batch, StreamCache
+from .caches import Batch, StreamCache, TrainingStream, epoch_seed
 from .checkpoint import (
     Checkpoint,
     draws_name,
@@ -27,9 +28,8 @@ from .checkpoint import (
     set_dropout_draws,
 )
 from .evaluation import evaluate, perplexity
-from .losses import frozen_head_cross_entropy
 from .optimizer import Average, make_optimizer, rate_factor
-from .pieces import Pieces
+from .placement import Pieces
 
 CHECKED_STEPS = 50  # steps between two looks at the loss, each of which waits for a GPU
 
@@ -62,7 +62,7 @@ class Phase2Result:
 
 def train_attention(
     model: ContextKVForCausalLM,
-    train: StreamCache,
+    train: TrainingStream,
     validation: StreamCache,
     config: Phase2Config,
     seed: int,
@@ -76,14 +76,14 @@ def train_attention(
     `checkpoint` gives the same numbers as one that never stopped.
 
     Args:
-        train: its contexts' dtype, float32 or bfloat16, is that of the matrix products of training (see
-            `train_step`); sums, optimiser and validation are float32.
+        train: its dtype, float32 or bfloat16, is that of the matrix products of training (see `train_step`);
+            sums, optimiser and validation are float32.
         checkpoint: written after every epoch and now and then within (see `Checkpoint`); taken up again only
             if it was written for the same `key`.
         listener: gets one metric an epoch, restored epochs included.
 
     Raises:
-        UserError: the loss is no longer finite.
+        Diverged: the loss is no longer finite.
     """
     training = _Training(model, train, validation, config, seed, Checkpoint(checkpoint, key))
     training.restore()
@@ -98,17 +98,6 @@ def train_attention(
         parameter.data.copy_(training.best[name])
     model.eval()
     return Phase2Result(training.epochs, "early_stopping" if stopping.should_stop else "max_epochs")
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """What an epoch's order and dropout are drawn from, for any seed within what torch takes."""
-    return (seed * 1_000_003 + epoch) % 2**63
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The permutation of all `count` positions in which an epoch visits them, int64 on the CPU."""
-    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
-    return torch.randperm(count, generator=generator)
 
 
 class _Training:
@@ -127,7 +116,7 @@ class _Training:
     def __init__(
         self,
         model: ContextKVForCausalLM,
-        train: StreamCache,
+        train: TrainingStream,
         validation: StreamCache,
         config: Phase2Config,
         seed: int,
@@ -139,7 +128,7 @@ class _Training:
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(model, config)
         self.average = Average(self.weights, config.averaging) if config.averaging else None
-        self.table = model.wte.weight.detach().to(train.contexts.dtype)
+        self.table = model.wte.weight.detach().to(train.dtype)
         self.pieces, self.validation_pieces = Pieces("Phase 2"), Pieces("validation")
         self.epochs: list[Metric] = []
         self.best: dict[str, Tensor] = {}
@@ -182,13 +171,12 @@ class _Training:
     def _train(self, number: int, began: float) -> None:
         """Every step of an epoch that is not done yet."""
         self.model.train()
-        order = epoch_order(len(self.train), self.seed, number)
         torch.manual_seed(epoch_seed(self.seed, number))  # dropout
         if self.draws is not None:
             set_dropout_draws(self.model.device, self.draws)
-        done, steps = (-(-count // self.config.batch_size) for count in (self.position, len(order)))
+        done, steps = (-(-count // self.config.batch_size) for count in (self.position, len(self.train)))
         name = f"Phase 2, epoch {number} of at most {self.config.max_epochs}"
-        bar = progress_bar(self._steps(order), name, total=steps, initial=done)
+        bar = progress_bar(self._steps(number), name, total=steps, initial=done)
         for step, _ in enumerate(bar, start=done + 1):
             due = self.checkpoint.due
             if (due or step % CHECKED_STEPS == 0) and not self.total.isfinite():
@@ -197,14 +185,16 @@ class _Training:
                 self.seconds = time.perf_counter() - began
                 self.save()
 
-    def _steps(self, order: Tensor) -> Iterator[None]:
+    def _steps(self, number: int) -> Iterator[None]:
         """One optimiser step after another; after each one, all of this object's state is in order."""
         size, device = self.config.batch_size, self.model.device
         batches: Iterator[Batch] | None = None
-        while self.position < len(order):
-            count = min(size, len(order) - self.position)
+        while self.position < len(self.train):
+            count = min(size, len(self.train) - self.position)
             if batches is None:
-                batches = self.train.batches(order[self.position :], size, self.model, self.pieces.count)
+                batches = self.train.epoch(
+                    self.seed, number, self.position, size, self.model, self.pieces.count
+                )
             draws = dropout_draws(device)
             try:
                 loss = self._gradients(batches, count)
@@ -245,8 +235,8 @@ class _Training:
             done = rows.stop
         return total
 
-    def _diverged(self, number: int, cause: str) -> UserError:
-        return UserError(
+    def _diverged(self, number: int, cause: str) -> Diverged:
+        return Diverged(
             f"Phase 2 diverged in epoch {number} ({cause}); lower phase2.learning_rate (here "
             f"{self.config.learning_rate:g}) and use a new run folder."
         )

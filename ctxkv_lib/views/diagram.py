@@ -30,6 +30,7 @@ ROOMS = {
     "views/": ("figures and widgets", "and what notebooks share"),
     "measures/": ("what a run is worth", "test split, n-grams, what contexts remember"),
     "runs/": ("what is on disk", "where it came from; trained runs in use"),
+    "baselines/": ("models of equal size", "what contexts are held against"),
     "training/": ("both phases", "losses, evaluation"),
     "data/": ("text, tokens, table", ""),
     "config/": ("every setting", "presets and recipes"),

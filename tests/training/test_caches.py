@@ -34,6 +34,8 @@ def test_held_sizes_are_the_tensors():
     megabyte = StreamCache(torch.zeros(2**18).int(), torch.zeros(2**18, 2), torch.zeros(2**18, 1))
     held = held_mib(megabyte, megabyte)
     assert held == {"train_ctx": 2.0, "train_emb": 2.0, "val_ctx": 2.0, "val_emb": 2.0, "total": 8.0}
+    streamed = held_mib(megabyte, megabyte, starts=torch.zeros(2**18))
+    assert streamed == {**held, "train_ctx": 3.0, "total": 9.0}
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -7,7 +7,7 @@ from conftest import TINY, tiny_ids, tiny_model
 from ctxkv_lib.config import Phase1Config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.measures.recall import centroid
-from ctxkv_lib.training import phase1, pieces
+from ctxkv_lib.training import phase1, placement
 from ctxkv_lib.training.phase1 import train_context_block
 from ctxkv_lib.training.recurrence import distinct_rows, exact_contexts
 
@@ -119,7 +119,7 @@ def test_batches_are_split_when_memory_is_exhausted(monkeypatch, kind):
             raise kind("no more")
         return original(rows, table)
 
-    monkeypatch.setattr(pieces, "say", said.append)
+    monkeypatch.setattr(placement, "say", said.append)
     rows = distinct_rows(tiny_model(), tiny_ids(400))
     monkeypatch.setattr(phase1.F, "embedding", little_memory)
     split = train(rows=rows)

@@ -9,10 +9,10 @@ from conftest import TINY, tiny_ids, tiny_model
 from ctxkv_lib.config import Phase2Config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import read_tensors
-from ctxkv_lib.training import evaluation, phase2, pieces
-from ctxkv_lib.training.caches import StreamCache
+from ctxkv_lib.training import evaluation, phase2, placement
+from ctxkv_lib.training.caches import StreamCache, epoch_order
 from ctxkv_lib.training.evaluation import evaluate
-from ctxkv_lib.training.phase2 import EarlyStopping, best_epoch, epoch_order, train_attention
+from ctxkv_lib.training.phase2 import EarlyStopping, best_epoch, train_attention
 
 
 def stream(count):
@@ -108,7 +108,7 @@ def test_batches_are_split_when_memory_is_exhausted(tmp_path, monkeypatch, kind,
             raise kind("no more")
         return original(hidden, *others)
 
-    monkeypatch.setattr(pieces, "say", said.append)
+    monkeypatch.setattr(placement, "say", said.append)
     monkeypatch.setattr(phase2, "frozen_head_cross_entropy", little_memory)
     monkeypatch.setattr(evaluation, "frozen_head_cross_entropy", little_memory)
     if ahead:  # as if the caches were not where the model is
