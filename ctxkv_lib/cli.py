@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=_path, required=True, metavar="FILE", help=FILES)
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
-    probe = _command(commands, "probe", _probe, "what a run's contexts remember, and what its slots miss")
+    probe = _command(commands, "probe", _probe, "what a run's contexts remember, and what they are used for")
     probe.add_argument("run", type=_path, metavar="RUN", help="run folder")
     probe.add_argument("--lang", default="en", help="language: en or ja (default: en)")
     probe.add_argument("--json", action="store_true", help="print JSON")
@@ -303,13 +303,16 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _probe(options: argparse.Namespace) -> None:
     with stage("Reading the contexts"):
         from .experiments.experiment import probe_run
-        from .report.measured import format_probe
+        from .report.measured import format_ablations, format_probe
         from .runs.run_folder import load_run
 
         run = load_run(options.run)
         found, written = probe_run(run)
-    table = format_probe(found, run.config.model, options.lang)
-    print(json.dumps(found, indent=2) if options.json else table)
+    tables = [
+        format_probe(found["probe"], run.config.model, options.lang),
+        format_ablations(found["ablations"], options.lang),
+    ]
+    print(json.dumps(found, indent=2) if options.json else "\n\n".join(tables))
     if written and not options.json:
         print(f"\nWritten: {', '.join(map(str, written))}")
 

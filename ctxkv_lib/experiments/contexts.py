@@ -11,7 +11,7 @@ from ..files import read_tensors, write_tensors
 from ..memory import snapshot
 from ..model.modeling import parameter_counts
 from ..progress import Metric, notice, stage
-from ..runs.provenance import PRECISIONS, choose_precision, device_name
+from ..runs.provenance import PRECISIONS
 from ..runs.records import Record
 from ..training.caches import StreamCache, dense_embeddings, held_mib, save_cache
 from ..training.evaluation import effective_rank
@@ -20,14 +20,15 @@ from ..training.placement import scratch
 from ..training.recurrence import distinct_rows, stream_contexts
 from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once
 from .inputs import Facts, Work
+from .machine import use_machine
 
 
 def make_contexts(work: Work) -> tuple[Record, Record]:
     """Leave the trained ContextBlock in model and folder, and the caches in the folder; both records."""
     inputs, folder = work.inputs, work.folder
     phase1 = folder.finished("phase1", inputs.phase1_key())
-    used = _used(work, phase1)
-    caches = phase1 and folder.finished("caches", inputs.caches_key(phase1, used["precision"]))
+    precision = use_machine(work, phase1)
+    caches = phase1 and folder.finished("caches", inputs.caches_key(phase1, precision))
     if phase1 and not caches and inputs.config.phase1.contexts == "passes":
         notice("phase1.contexts=passes: caches come from Phase 1's last iteration, so Phase 1 is repeated.")
         phase1 = None
@@ -44,40 +45,13 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
     contexts = {s: scratch((n, width), torch.float32, device, folder.caches) for s, n in rows.items()}
     generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
     phase1 = phase1 or _train(work, contexts["train"], generator)
-    return phase1, _make_caches(work, contexts, generator, phase1, used)
+    return phase1, _make_caches(work, contexts, generator, phase1, precision)
 
 
 def context_facts(phase1: Record, caches: Record) -> Facts:
     """`tokens`, `phase1`, `parameters`, `memory` and `caches_mib` of the summary."""
     facts = {**phase1.result, "caches_mib": caches.result["caches_mib"]}
     return {**facts, "phase1": {**facts["phase1"], **caches.result["phase1"]}}
-
-
-def _used(work: Work, phase1: Record | None) -> Facts:
-    """`precision` of the caches, and thereby of Phase 2, and the `device` that it was chosen for.
-
-    `auto` is decided anew as long as Phase 2 is not finished. If it was begun with another precision,
-    `begun_with` says so.
-    """
-    phase2 = phase1 and work.folder.finished("phase2", work.inputs.phase2_key(phase1))
-    if phase2:
-        return {name: phase2.result["provenance"][name] for name in ("precision", "device")}
-    dtype = choose_precision(work.inputs.config.runtime.precision, work.model.device)
-    precision = next(name for name, known in PRECISIONS.items() if known == dtype)
-    used: Facts = {"precision": precision, "device": device_name(work.model.device)}
-    earlier = work.folder.records.stages.get("caches")
-    if phase1 is None or earlier is None:
-        return used
-    before = earlier.result["used"]
-    if before["precision"] == precision:
-        return before
-    notice(
-        f"runtime.precision=auto was {before['precision']} on {before['device']} and is {precision} on "
-        f"{used['device']}: the caches are made again, and Phase 2 goes on in {precision}."
-    )
-    states = work.folder.phase2_checkpoint
-    begun = any(states.parent.glob(f"{states.stem}.*"))
-    return {**used, "begun_with": before.get("begun_with", before)} if begun else used
 
 
 @memory_advice("Phase 1", "lower phase1.batch_size, or use fewer conversations with --samples")
@@ -119,12 +93,12 @@ def _sampled(work: Work) -> Tensor:
 
 
 def _make_caches(
-    work: Work, contexts: dict[str, Tensor], generator: torch.Generator, phase1: Record, used: Facts
+    work: Work, contexts: dict[str, Tensor], generator: torch.Generator, phase1: Record, precision: str
 ) -> Record:
     """The caches, from the trained ContextBlock and, if by passes, Phase 1's last `contexts`."""
     inputs, folder = work.inputs, work.folder
     with stage("Computing the contexts of all positions"):
-        made = {s: _cache(work, s, contexts[s], generator, used["precision"]) for s in work.ids}
+        made = {s: _cache(work, s, contexts[s], generator, precision) for s in work.ids}
     errors = [each.error for each in made.values() if each.error is not None]
     settings = inputs.config.phase1
     rank_generator = torch.Generator().manual_seed(inputs.config.runtime.seed)
@@ -137,9 +111,8 @@ def _make_caches(
             "contexts_max_error": max(errors, default=None),
         },
         "caches_mib": held_mib(made["train"].cache, made["val"].cache, made["train"].starts),
-        "used": used,
     }
-    return folder.finish("caches", inputs.caches_key(phase1, used["precision"]), [folder.caches], facts)
+    return folder.finish("caches", inputs.caches_key(phase1, precision), [folder.caches], facts)
 
 
 class _Made(NamedTuple):

@@ -18,7 +18,7 @@ from ..measures.yardsticks import unigram_floor
 from ..memory import snapshot
 from ..model.config import ModelConfig
 from ..model.modeling import ContextKVForCausalLM
-from ..progress import Listener, Metric
+from ..progress import Listener, Metric, stage
 from ..runs.provenance import code_version, describe
 from ..runs.records import Record
 from ..runs.run_folder import RunFolder
@@ -41,7 +41,7 @@ CONTEXT_CODE = code_version(
 ATTENTION_CODE = code_version(
     "baselines/rows",
     "model/windows",
-    "training/losses",
+    "model/losses",
     "training/optimizer",
     "training/phase2",
     "experiments/stages",
@@ -130,7 +130,8 @@ class Work:
         """
         tokenizer, ids = _tokenize(inputs, device)
         memory = [snapshot("data loaded", device)]
-        model = _build_model(inputs, device)
+        with stage("Building the model"):
+            model = _build_model(inputs, device)
         memory.append(snapshot("model built", device))
         return cls(inputs, folder, listener, tokenizer, ids, model, memory)
 
@@ -153,7 +154,8 @@ class Work:
 def _tokenize(inputs: Inputs, device: torch.device) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
     """The tokenizer, and the token ids of both streams as int32 on the device."""
     config = inputs.config
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    with stage("Reading the tokenizer"):
+        tokenizer = load_tokenizer(config.data.tokenizer)
     if len(tokenizer) != config.model.vocab_size:
         raise UserError(f"model.vocab_size is {config.model.vocab_size}; allowed: {len(tokenizer)}.")
     streams = {

@@ -116,8 +116,8 @@ def evaluate_texts(
         "word_ppl": word_ppl if math.isfinite(word_ppl) else None,
         "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
         "accuracy": correct.double().mean().item(),
-        "by_position": _binned(local.cpu(), POSITION_BINS, losses, correct),
-        "by_history": _binned(history, [*doubling, shape.max_contexts + 1], losses, correct),
+        "by_position": binned(local.cpu(), POSITION_BINS, losses, correct),
+        "by_history": binned(history, [*doubling, shape.max_contexts + 1], losses, correct),
     }
 
 
@@ -169,7 +169,7 @@ def _read_apart(
     return cache, positions, positions - begins[positions]
 
 
-def _binned(
+def binned(
     values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tensor
 ) -> list[dict[str, float | int | None]]:
     """Scores of the tokens whose value lies from each edge up to the next (inf: any); no empty bins."""

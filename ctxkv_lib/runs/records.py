@@ -12,8 +12,8 @@ from ..errors import DamagedFile
 from ..files import read_json, read_sealed_json, state, write_sealed_json
 from ..progress import Metric
 
-# Each made from those before it; the three before the results are measures.
-STAGES = ("phase1", "caches", "phase2", "model", "probe", "test", "yardsticks", "results")
+MEASURES = ("probe", "ablations", "recall_task", "generation", "test", "yardsticks")
+STAGES = ("phase1", "caches", "phase2", "model", *MEASURES, "results")  # each made from those before it
 FILE = "checkpoint/stages.json"
 DROPPED = "dropped"  # in the place of the checksum of a file that was removed to save disk space
 

@@ -46,7 +46,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
     ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values)} {plain(label)}")
     for value, style, name in ((np.median(values), "-", "median"), (values.mean(), "--", "mean")):
         ax.axvline(value, color=ORANGE, ls=style, lw=2, label=f"{name}: {value:,.0f} tokens")
-    ax.set_xlabel("Length (tokens)")
+    integer_x(ax, "Length (tokens)")
     ax.set_ylabel("Conversations (count)")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.set_title("Length of a conversation", loc="left", weight="bold")

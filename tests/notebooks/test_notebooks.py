@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxkv_lib.config import build_config
+from ctxkv_lib.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import proposals
 from ctxkv_lib.runs.run_folder import load_run
@@ -151,21 +151,44 @@ def test_badges_are_written_by_one_command(tmp_path):
 # What notebooks share
 
 
-def test_parameters_come_from_the_environment(monkeypatch):
+@pytest.fixture
+def bare(monkeypatch):
+    """No variable of ours is set."""
     for name in ("PRESET", "SAMPLES", "RECIPE", "SEED"):
         monkeypatch.delenv(f"CTXKV_{name}", raising=False)
-    assert notebook.parameter("preset") == "offline"
-    assert [notebook.parameter(name) for name in ("samples", "recipe", "seed")] == [None] * 3
+
+
+def test_an_empty_form_leaves_the_choice_to_the_machine_and_the_preset(bare, monkeypatch):
+    assert notebook.parameters("", "", "", "") == ("offline", None, None, None)
     monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace())
-    assert notebook.parameter("preset") == "colab"
+    assert notebook.parameters("", None, " ", "") == ("colab", None, None, None)
+
+
+def test_values_of_a_form_and_of_plain_python_count_alike(bare, capsys):
+    assert notebook.parameters("ci", " 7 ", "exact", "1") == ("ci", 7, "exact", 1)
+    assert notebook.parameters("ci", 7, "exact", 0) == ("ci", 7, "exact", 0)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="seed is 'many'; allowed: a whole number, or nothing"):
+        notebook.parameters("ci", "", "", "many")
+
+
+def test_the_environment_goes_before_the_form_and_says_so(bare, monkeypatch, capsys):
     monkeypatch.setenv("CTXKV_PRESET", "ci")
     monkeypatch.setenv("CTXKV_SAMPLES", "7")
-    assert (notebook.parameter("preset"), notebook.parameter("samples")) == ("ci", 7)
-    monkeypatch.setenv("CTXKV_SEED", "many")
-    with pytest.raises(UserError, match="CTXKV_SEED is 'many'"):
-        notebook.parameter("seed")
-    with pytest.raises(UserError, match="allowed: preset, samples"):
-        notebook.parameter("epochs")
+    monkeypatch.setenv("CTXKV_RECIPE", "")  # as good as not set
+    assert notebook.parameters("", "50", "published", "") == ("ci", 7, "published", None)
+    assert capsys.readouterr().out == "samples is 7, as CTXKV_SAMPLES says, and not 50.\n"
+
+
+@each_notebook
+def test_parameters_are_a_form_that_offers_what_there_is(path):
+    lines = source(code_cells(path)[1]).splitlines()
+    form = dict(line.split("  # @param ") for line in lines if "# @param" in line)
+    assert [line.split(" = ") for line in form] == [
+        [name, '""'] for name in ("preset", "samples", "recipe", "seed")
+    ]
+    choices = [json.loads(values) for values in form.values() if values.startswith("[")]
+    assert choices == [["", *PRESETS], ["", *RECIPES]]
 
 
 def test_parameters_left_out_are_the_presets_own():
@@ -306,7 +329,7 @@ def test_04_makes_both_runs_and_their_comparison(tmp_path):
     assert {path.name for path in runs.iterdir()} == {"ci-exact-2", "ci-exact-10", "ci-exact-10-vs-2"}
     comparison = json.loads((runs / "ci-exact-10-vs-2" / "comparison.json").read_text())
     assert [each["samples"] for each in comparison["runs"]] == [2, 10]
-    table = printed(cells["table"])
+    table = json.dumps([cells["table"], cells["published-table"]])
     for number in (f"{comparison['runs'][1]['phase2']['val_ppl']:,.1f}", "361.0", "175.7"):
         assert number in table
     assert "report.ja.md" in printed(cells["report"])

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from sample_runs import sample_run
@@ -115,6 +116,13 @@ def test_each_point_says_its_value_under_the_pointer(curves):
     ]
     assert 0 < left[0] < left[1] < left[2] < 80
     assert left[1] - left[0] == pytest.approx(0.4 * (left[2] - left[0]), abs=0.1)
+
+
+def test_what_lies_off_the_page_does_not_make_it_longer():
+    figure = pictures.spectrum({"after Phase 1": torch.tensor([0.6, 0.3, 0.1, 1e-9])})
+    places = [re.search(r"top:(-?[\d.]+)%", span["style"])[1] for span in tags(figure)["span"]]
+    assert len(places) == 3
+    assert all(-2 <= float(place) <= 100 for place in places)
 
 
 def test_a_dark_page_of_each_notebook_turns_what_we_show_dark():

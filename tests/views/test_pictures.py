@@ -21,6 +21,12 @@ def test_token_lengths_count_every_conversation():
     }
 
 
+def test_lengths_that_are_all_alike_stand_at_one_number():
+    (ax,) = pictures.token_lengths(torch.tensor([25, 25, 25])).axes
+    low, high = ax.get_xlim()
+    assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [25]
+
+
 def test_window_map_has_the_published_counts():
     (ax,) = pictures.window_map(ModelConfig(), [50, 350, 3500]).axes
     for position, real in ((50, 3), (350, 18), (3500, 32)):
