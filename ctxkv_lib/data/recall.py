@@ -7,9 +7,10 @@ word is one token of GPT-2's, so that distances are exact.
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 from ..config import DataConfig
-from .rows import Messages, Row, Split, first_rows
+from .rows import Messages, Row, Rows, Split, asked_rows
 
 _KEYS = """
 apple river table garden window bridge mountain forest island castle market street church school hospital
@@ -31,6 +32,8 @@ OPENERS = ("So", "Well", "Now", "And", "But", "Then", "Yes", "No")  # of a messa
 MESSAGE = 40  # tokens of a message, about
 PAIR_SHARE = 0.5  # of a conversation, told or asked for
 
+PIECE = 256  # conversations made at a time
+
 # Blocks of row numbers, so that no setting moves the rows of another split.
 RECALL_VALIDATION = range(0, 10_000)
 RECALL_TEST = range(10_000, 20_000)
@@ -38,10 +41,15 @@ RECALL_CORPUS = range(20_000, 30_000)
 RECALL_TRAIN = range(30_000, 10_000_000)
 
 
-def recall_rows(data: DataConfig, split: Split) -> list[Row]:
+def recall_rows(data: DataConfig, split: Split) -> Rows:
     held_back = {"validation": RECALL_VALIDATION, "test": RECALL_TEST, "corpus": RECALL_CORPUS}
-    rows = first_rows(held_back.get(split, RECALL_TRAIN), data, split, "the recall task")
-    window = data.recall_window
+    available, window = held_back.get(split, RECALL_TRAIN), data.recall_window
+    rows = available[: asked_rows(len(available), data, split, "the recall task")]
+    parts = (rows[at : at + PIECE] for at in range(0, len(rows), PIECE))
+    return Rows(tuple((len(part), partial(_made, part, window)) for part in parts))
+
+
+def _made(rows: range, window: int) -> list[Row]:
     return [(f"recall:{window}:{row}", recall_conversation(row, window)) for row in rows]
 
 

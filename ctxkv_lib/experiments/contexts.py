@@ -129,11 +129,15 @@ def _cache(work: Work, split: str, contexts: Tensor, generator: torch.Generator,
     if trained and is_streamed(config, len(ids)):
         contexts = contexts[: BEGINNING_TOKENS + 1]
         starts, error = read_once(model, ids, config.phase1.tolerance, contexts)
-    elif config.model.memory_dim:
-        embeddings, tokens = distinct_rows(model, ids[:-1])
-        half = model.context_block.project_tokens(embeddings)
-        known = trained and config.model.memory == "contexts"
-        error = stream_contexts(model.context_block, half, tokens, config.phase1, contexts, known, generator)
+    else:
+        ids = ids.to(model.device, torch.int32)
+        if config.model.memory_dim:
+            embeddings, tokens = distinct_rows(model, ids[:-1])
+            half = model.context_block.project_tokens(embeddings)
+            known = trained and config.model.memory == "contexts"
+            error = stream_contexts(
+                model.context_block, half, tokens, config.phase1, contexts, known, generator
+            )
     dtype = PRECISIONS[precision]
     if trained and dtype != contexts.dtype:
         shape = (len(contexts), contexts.shape[1])

@@ -62,11 +62,11 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
     measures: dict[str, tuple[Any, Callable[[], Facts]]] = {
         "test": (
             [weights, test.fingerprint],
-            lambda: _test(config, trained(), tested()) if test.ids else {},
+            lambda: _test(config, trained(), tested()) if len(test) else {},
         ),
         "yardsticks": (
             [contexts, test.fingerprint],
-            lambda: _yardsticks(config, folder, {"test": tested()} if test.ids else {}),
+            lambda: _yardsticks(config, folder, {"test": tested()} if len(test) else {}),
         ),
         "recall_task": ([contexts, weights], lambda: _recall_task(config, folder, trained())),
     }
