@@ -98,9 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.set_defaults(preset=None)  # a protocol may name it
     sweep.add_argument("--samples", type=int, nargs="+", metavar="N", help="sample counts")
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="N", help="(default: the preset's one)")
-    sweep.add_argument(
-        "--grid", action="append", default=[], metavar="K=V,V", help="values of a setting; repeat for more"
-    )
+    sweep.add_argument("--grid", action="append", default=[], metavar="K=V,V", help="values of a setting")
     sweep.add_argument("--protocol", type=_path, metavar="FILE", help="JSON of all this, with named variants")
     sweep.add_argument("--out", type=_path, metavar="DIR", help="folder of the results and the runs")
     sweep.add_argument("--hours", type=float, metavar="H", help="begin no run after so long")
@@ -250,11 +248,10 @@ def _sweep(options: argparse.Namespace) -> None:
     out = options.out or DEFAULT_ROOT / sweep_name(cells, options.protocol)
     _announce(out)
     with stage("Loading torch and transformers"):
-        from .experiments.sweep import results_of, sweep
-        from .experiments.sweep_table import format_sweep
+        from .experiments.sweep import format_outcomes, sweep
 
     outcomes = sweep(cells, out, out, hours=options.hours, keep=options.keep)
-    print(f"{format_sweep(results_of(outcomes))}\n\nWritten: {out / 'sweep.md'}")
+    print(f"{format_outcomes(outcomes)}\n\nWritten: {out / 'sweep.md'}")
 
 
 def _report(options: argparse.Namespace) -> None:
