@@ -11,7 +11,7 @@ from typing import Any
 
 from . import __version__
 from .config import PRESETS, RECIPES, ExperimentConfig, parse_settings
-from .data.formats import FILES
+from .data.sources.formats import FILES
 from .errors import UserError, describe, memory_advice, one_line
 from .progress import epoch_printer, notice, say, stage
 
@@ -174,7 +174,7 @@ def _config(
     options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
 ) -> ExperimentConfig:
     """The experiment that is asked for; `tell` gets a line on how a file of one's own is split."""
-    from .data.local_files import configure
+    from .data.sources.local_files import configure
 
     return configure(options.preset, options.recipe, samples, _given(options), tell)
 
@@ -222,7 +222,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from .data.local_files import compared_samples
+    from .data.sources.local_files import compared_samples
 
     largest = _config(options, max(options.samples) if options.samples else None, notice)
     counts = options.samples or compared_samples(largest)
