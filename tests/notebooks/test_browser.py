@@ -257,8 +257,8 @@ def look_through_the_window(browser, window):
     chosen = token.get_attribute("title").partition(":")[0].replace(",", "")
     click_and_see(browser, window, token)
     wait_for(lambda: position() == int(chosen), 60, "the token that was clicked")
-    pressed = window.find_element("css selector", ".widget-toggle-button.mod-active")
-    assert pressed.get_attribute("title").partition(":")[0].replace(",", "") == chosen
+    pressed = f".widget-toggle-button.mod-active[title^='{int(chosen):,}:']"
+    wait_for(lambda: window.find_elements("css selector", pressed), 30, "its button to be the pressed one")
     shown = "return arguments[0].querySelectorAll('select')[2].selectedOptions[0].text"
     assert browser.execute_script(shown, window) == "an attended token ..."
 
