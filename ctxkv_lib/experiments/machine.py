@@ -14,10 +14,10 @@ import torch
 
 from ..config import RuntimeConfig
 from ..files import digest
+from ..model.losses import VOCABULARY_CHUNK, frozen_head_cross_entropy
 from ..progress import notice, stage
 from ..runs.provenance import PRECISIONS, device_name
 from ..runs.records import Record
-from ..training.losses import VOCABULARY_CHUNK, frozen_head_cross_entropy
 from .inputs import Facts, Work
 
 LEAST_GAIN = {"bf16": 1.3, "threads": 1.1}  # times as fast: fewer threads, and fp32, are taken for less
