@@ -91,7 +91,7 @@ def test_info_as_json(capsys, preset):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "--preset", "moon"], "preset is 'moon'; allowed: colab, offline, ci."),
+        (["run", "--preset", "moon"], "preset is 'moon'; allowed: colab, offline, recall, ci."),
         (["run", "--recipe", "soup"], "recipe is 'soup'; allowed"),
         (["run", "--samples", "0"], "data.samples is 0; allowed: 1 or more."),
         (["run", "--samples", "-5"], "data.samples is -5; allowed: 1 or more."),

@@ -2,7 +2,8 @@ import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
 
-from ctxkv_lib.config import LARGE_STREAM, Phase1Config, Phase2Config, build_config
+from ctxkv_lib.config import Phase1Config, Phase2Config, build_config
+from ctxkv_lib.config.settings import LARGE_STREAM
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments.experiment import run
 from ctxkv_lib.training import phase2, streamed
