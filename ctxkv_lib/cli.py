@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, ranks
 from .config import PRESETS, RECIPES, ExperimentConfig, parse_settings
 from .data.formats import FILES
 from .errors import UserError, memory_advice
@@ -28,12 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     options = _parser().parse_args(arguments)
+    if ranks.index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: the first process speaks for all)
     # Read when torch loads: on a busy machine OpenMP's threads would spin away each other's time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
+        if ranks.count() > 1 and options.command not in (_run, _compare):
+            raise UserError("Only run and compare work in several processes; start this command by itself.")
         code = options.command(options) or 0
         sys.stdout.flush()  # here, since what fails at the interpreter's exit cannot be answered
         return code
@@ -44,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return 141
+    except ranks.Ended as error:
+        return 2 if ranks.index() else _fail(str(error))
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
@@ -56,7 +62,8 @@ def _fail(message: str, code: int = 2) -> int:
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-    print(f"ctxkv: {line}", file=sys.stderr)
+    if ranks.is_first_to_say(line):
+        print(f"ctxkv: {line}", file=sys.stderr)
     return code
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..errors import memory_advice
 from ..files import read_tensors, write_tensors
 from ..memory import snapshot
@@ -44,7 +45,10 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
     contexts = {s: scratch((n, width), torch.float32, device, folder.caches) for s, n in rows.items()}
     generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
     phase1 = phase1 or _train(work, contexts["train"], generator)
-    return phase1, _make_caches(work, contexts, generator, phase1, used)
+    precision = used["precision"]
+    made = ranks.from_first(lambda: _make_caches(work, contexts, generator, precision))
+    key = inputs.caches_key(phase1, precision)
+    return phase1, folder.finish("caches", key, [folder.caches], {**made, "used": used})
 
 
 def context_facts(phase1: Record, caches: Record) -> Facts:
@@ -99,7 +103,7 @@ def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
         key,
     )
     work.model.set_phase(2)
-    write_tensors(work.folder.context_block, work.model.context_block.state_dict())
+    ranks.from_first(lambda: write_tensors(work.folder.context_block, work.model.context_block.state_dict()))
     facts = {
         "tokens": {split: len(ids) for split, ids in work.ids.items()},
         "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
@@ -115,25 +119,23 @@ def _sampled(work: Work) -> Tensor:
 
 
 def _make_caches(
-    work: Work, contexts: dict[str, Tensor], generator: torch.Generator, phase1: Record, used: Facts
-) -> Record:
-    """The caches, from the trained ContextBlock and, if by passes, Phase 1's last `contexts`."""
-    inputs, folder = work.inputs, work.folder
+    work: Work, contexts: dict[str, Tensor], generator: torch.Generator, precision: str
+) -> Facts:
+    """Leave the caches, from the trained ContextBlock and, if by passes, Phase 1's last `contexts`."""
+    inputs = work.inputs
     with stage("Computing the contexts of all positions"):
-        made = {s: _cache(work, s, contexts[s], generator, used["precision"]) for s in work.ids}
+        made = {s: _cache(work, s, contexts[s], generator, precision) for s in work.ids}
     errors = [each.error for each in made.values() if each.error is not None]
     settings = inputs.config.phase1
     rank_generator = torch.Generator().manual_seed(inputs.config.runtime.seed)
-    facts = {
+    return {
         "phase1": {
             "effective_rank": effective_rank(contexts["val"][1:], settings.rank_rows, rank_generator),
             "contexts": settings.contexts,
             "contexts_max_error": max(errors, default=None),
         },
         "caches_mib": held_mib(made["train"].cache, made["val"].cache, made["train"].starts),
-        "used": used,
     }
-    return folder.finish("caches", inputs.caches_key(phase1, used["precision"]), [folder.caches], facts)
 
 
 class _Made(NamedTuple):

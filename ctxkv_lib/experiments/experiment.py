@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import ranks
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..errors import Stopped, UserError
@@ -20,6 +21,7 @@ from ..report import LANGUAGES, improvement, write_report
 from ..report.info import dense_fp32_mib
 from ..report.model_card import model_card
 from ..runs.inference import load_trained
+from ..runs.provenance import choose_device
 from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
 from ..training.phase2 import best_epoch
 from ..views import figures, pictures
@@ -39,28 +41,39 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
+    ranks.join(choose_device(config.runtime.device))
     folder = RunFolder(out or run_folder_of(config))
     with folder.claimed(config), _stopped_calmly(folder):
-        contexts, attention = run_stages(config, folder, listener)
-        measured = measure(config, folder)
-        write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
-        finished = read_run(folder.path, config)
-        card = folder.model / "README.md"
-        write_text(card, model_card(finished))
-        with stage("Writing report and figures"):
-            written = _publish([finished], folder.path)
-        made = [folder.config, folder.metrics_file, folder.summary, card, *written]
-        folder.finish("results", "", made)
+        contexts, attention = run_stages(config, folder, _heard_once(listener))
+        return ranks.from_first(lambda: _results(config, folder, contexts, attention))
+
+
+def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, attention: Facts) -> Run:
+    """Measure a trained run, and write summary, report and figures."""
+    measured = measure(config, folder)
+    write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
+    finished = read_run(folder.path, config)
+    card = folder.model / "README.md"
+    write_text(card, model_card(finished))
+    with stage("Writing report and figures"):
+        written = _publish([finished], folder.path)
+    folder.finish("results", "", [folder.config, folder.metrics_file, folder.summary, card, *written])
     return finished
+
+
+def _heard_once(listener: Listener) -> Listener:
+    """Of several processes, only the first one's listener hears."""
+    return (lambda _: None) if ranks.index() else listener
 
 
 def prepare(
     config: ExperimentConfig, out: Path | None = None, listener: Listener = lambda _: None
 ) -> Prepared:
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
+    ranks.join(choose_device(config.runtime.device))
     folder = RunFolder(out or run_folder_of(config))
     with folder.claimed(config), _stopped_calmly(folder):
-        return prepare_stages(config, folder, listener)
+        return prepare_stages(config, folder, _heard_once(listener))
 
 
 def probe_run(run: Run) -> tuple[Facts, list[Path]]:
@@ -107,6 +120,11 @@ def compare(
         run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))
         for config in progress_bar(configs, "Runs of the comparison", unit="run")
     ]
+    ranks.from_first(lambda: _write_comparison(runs, out))
+    return runs
+
+
+def _write_comparison(runs: Sequence[Run], out: Path) -> None:
     summaries = [finished.summary for finished in runs]
     gain = improvement(summaries[0], summaries[-1])
     with only_process(out), stage("Writing report and figures"):
@@ -114,7 +132,6 @@ def compare(
         sweep(out / "figures")
         write_json(out / "comparison.json", {"runs": summaries, "improvement": gain})
         _publish(runs, out)
-    return runs
 
 
 def _labelled(listener: Listener, samples: int) -> Listener:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_tensors, write_tensors
 from ..memory import mib
@@ -72,6 +73,8 @@ class TrainingStream(Protocol):
         self, seed: int, number: int, done: int, size: int, model: ContextKVForCausalLM, pieces: int = 1
     ) -> Iterator[Batch]:
         """An epoch's batches on the model's device, in an order drawn from (seed, number) alone.
+
+        Of several processes each gets its part of every batch: `ranks.share` of its rows.
 
         Args:
             done: positions that are left out, those of the first batches.
@@ -154,7 +157,16 @@ class StreamCache:
         self, seed: int, number: int, done: int, size: int, model: ContextKVForCausalLM, pieces: int = 1
     ) -> Iterator[Batch]:
         """As in `TrainingStream`, in one permutation of all positions."""
-        return self.batches(epoch_order(len(self), seed, number)[done:], size, model, pieces)
+        return self.shared_batches(epoch_order(len(self), seed, number)[done:], size, model, pieces)
+
+    def shared_batches(
+        self, order: Tensor, size: int, model: ContextKVForCausalLM, pieces: int = 1
+    ) -> Iterator[Batch]:
+        """`batches`, but of each batch only the rows that are this process's."""
+        whole = len(order) // size * size
+        ours, left = ranks.share(size), order[whole:]
+        order = torch.cat([order[:whole].view(-1, size)[:, ours].flatten(), left[ranks.share(len(left))]])
+        return self.batches(order, ours.stop - ours.start, model, pieces)
 
     def attend(self, model: ContextKVForCausalLM, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`model.attend` at `positions`: hidden states and attention weights."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ranks
 from ..config import LARGE_STREAM, ExperimentConfig
 from ..model.modeling import ContextKVForCausalLM
 from .caches import Batch, StreamCache, epoch_seed
@@ -101,7 +102,7 @@ class Streamed:
             order = torch.randperm(count, generator=generator)
             if done < count:
                 cache, positions = self._made(pool, model)
-                yield from cache.batches(positions[order[done:]], size, model, pieces)
+                yield from cache.shared_batches(positions[order[done:]], size, model, pieces)
                 del cache  # before the next one is made
             done = max(0, done - count)
 
@@ -143,12 +144,17 @@ class Streamed:
 
     @torch.no_grad()
     def _contexts(self, tokens: Tensor, starts: Tensor, model: ContextKVForCausalLM) -> Tensor:
-        """Padded contexts of segments `[s, STRIDE]`, each read on from the context before it."""
+        """Padded contexts of segments `[s, STRIDE]`, each read on from the context before it.
+
+        Of several processes each reads a part of them, for all.
+        """
         count, stride = tokens.shape
         contexts = torch.empty(count * stride + 1, starts.shape[1], dtype=self.dtype, device=model.device)
         contexts[0] = 0
-        walked, state = contexts[1:].view(count, stride, -1), starts
+        walked, ours = contexts[1:].view(count, stride, -1), ranks.share(count)
+        state = starts[ours]
         for step in range(stride):
-            state = model.context_block(state, self.half[tokens[:, step].long()])
-            walked[:, step] = state
+            state = model.context_block(state, self.half[tokens[ours, step].long()])
+            walked[ours, step] = state
+        ranks.share_([walked[part] for part in ranks.shares(count)])
         return contexts
