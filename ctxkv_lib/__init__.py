@@ -25,7 +25,7 @@ parses, calls and prints.
 | what a setting means, with its unit and reason | `ctxkv_lib.config` |
 | the losses of both phases | `ctxkv_lib.training.losses` |
 | which positions a window sees | `ctxkv_lib.model.windows` |
-| the recurrence that makes contexts | `ctxkv_lib.training.recurrence`, `ctxkv_lib.model.modeling` |
+| the recurrence that makes contexts | `ctxkv_lib.model.recurrence`, `ctxkv_lib.training.recurrence` |
 | where conversations come from | `ctxkv_lib.data` |
 | what a trained run is measured by | `ctxkv_lib.measures` |
 | the figures | `ctxkv_lib.views.figures` (of runs), `ctxkv_lib.views.pictures` (of notebooks) |

@@ -42,7 +42,7 @@ def test_names_of_earlier_versions_are_still_understood():
     ("changes", "said"),
     [
         ({"preset": "moon"}, "preset is 'moon'; allowed: colab, offline, ci."),
-        ({"recipe": "soup"}, "recipe is 'soup'; allowed: published, exact."),
+        ({"recipe": "soup"}, "recipe is 'soup'; allowed: published, exact, tuned."),
         ({"samples": 0}, "data.samples is 0; allowed: 1 or more."),
         ({"samples": -3}, "data.samples is -3; allowed: 1 or more."),
         ({"settings": {"data.samples": "many"}}, "data.samples is 'many'; allowed: a value of type int."),

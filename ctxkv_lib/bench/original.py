@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Phase1Config
-from ..model.modeling import ContextBlock, ContextKVForCausalLM
+from ..model.layers import ContextBlock
+from ..model.modeling import ContextKVForCausalLM
 
 
 def phase1_iteration(

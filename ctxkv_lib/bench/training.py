@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..config import ExperimentConfig
 from ..memory import mib
-from ..model.modeling import ContextBlock, ContextKVForCausalLM
+from ..model.layers import ContextBlock
+from ..model.modeling import ContextKVForCausalLM
 from ..runs.provenance import PRECISIONS
 from ..training.caches import StreamCache, dense_embeddings, epoch_order
 from ..training.phase1 import train_iteration

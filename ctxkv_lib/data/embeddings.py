@@ -29,6 +29,8 @@ FLOAT_BYTES = 4
 _CHUNK_BYTES = 1 << 24
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 
+LONG_ROW = 0.99  # of all rows are no longer than the one that a row length is measured by
+
 COOCCURRENCE_VERSION = 3  # raise it when the numbers change: it is part of the cache's key
 COOCCURRENCE_SEED = 0  # not the run's: runs with other seeds share one table
 COOCCURRENCE_WINDOW = 4  # tokens to each side
@@ -39,10 +41,10 @@ COOCCURRENCE_NOISE = 0.15  # length of the noise that keeps never-seen tokens ap
 
 @dataclass(frozen=True)
 class TokenTable:
-    """One vector a token.
+    """One vector, or one number, a token.
 
     Attributes:
-        weight: float32 `[vocab_size, hidden_size]`, on the CPU.
+        weight: float32 `[vocab_size, hidden_size]`, or counts, int64 `[vocab_size]`, on the CPU.
         fingerprint: changes when anything does that the table is made from.
     """
 
@@ -61,16 +63,22 @@ def load_table(data: DataConfig, model: ModelConfig, seed: int) -> TokenTable:
     Raises:
         UserError: the Hub or the source cannot be read, or the table does not fit the model's shapes.
     """
-    if data.table == "gpt2":
-        return _gpt2_table(data, model)
-    if data.table == "cooccurrence":
-        return _cooccurrence_table(data, model)
+    made = {"gpt2": _gpt2_table, "cooccurrence": _cooccurrence_table, "random": _random_table}
+    table = made[data.table](data, model, seed)
+    if not data.row_length:
+        return table
+    lengths = table.weight.norm(dim=1)
+    factor = data.row_length / lengths.kthvalue(round(LONG_ROW * len(lengths))).values
+    return TokenTable(table.weight * factor, digest([table.fingerprint, data.row_length]))
+
+
+def _random_table(data: DataConfig, model: ModelConfig, seed: int) -> TokenTable:
     shape = (model.vocab_size, model.hidden_size)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / model.hidden_size**0.5
     return TokenTable(weight, digest(["random", shape, seed]))
 
 
-def _gpt2_table(data: DataConfig, model: ModelConfig) -> TokenTable:
+def _gpt2_table(data: DataConfig, model: ModelConfig, _: int) -> TokenTable:
     file = gpt2_file("model.safetensors")
     key = digest([WTE, file.revision])
     weight = _kept("gpt2-wte", key, lambda: _fetch_wte(file, data, model))
@@ -154,7 +162,7 @@ def _damaged(file: HubFile, reason: str) -> UserError:
     )
 
 
-def _cooccurrence_table(data: DataConfig, model: ModelConfig) -> TokenTable:
+def _cooccurrence_table(data: DataConfig, model: ModelConfig, _: int) -> TokenTable:
     """A table made from split `corpus` and nothing else, shared by all runs on that corpus."""
     text = load_conversations(data, "corpus")
     shape = (model.vocab_size, model.hidden_size)
@@ -169,16 +177,20 @@ def _cooccurrence_table(data: DataConfig, model: ModelConfig) -> TokenTable:
     return TokenTable(_kept("cooccurrence", key, make), key)
 
 
-def table_text_counts(data: DataConfig, vocab_size: int) -> torch.Tensor | None:
-    """How often each token occurs in the text that the table is made from: int64 `[vocab_size]`, or None.
+def corpus_counts(data: DataConfig, vocab_size: int) -> TokenTable | None:
+    """How often each token occurs in split corpus, int64 `[vocab_size]`; None if nothing is made from it.
 
-    They are counted when the table is made; what was made by earlier versions is read once more.
+    A table's text is counted when the table is made; what was made by earlier versions is read once more.
     """
-    if data.table != "cooccurrence":
+    if not data.reads_corpus:
         return None
     text = load_conversations(data, "corpus")
     key = _counts_key(text, data, vocab_size)
-    return _kept("counts", key, lambda: _counts(_table_stream(text, data.tokenizer, vocab_size), vocab_size))
+
+    def count() -> torch.Tensor:
+        return _counts(_table_stream(text, data.tokenizer, vocab_size), vocab_size)
+
+    return TokenTable(_kept("counts", key, count), key)
 
 
 def _counts_key(text: Conversations, data: DataConfig, vocab_size: int) -> str:

@@ -65,7 +65,7 @@ def _asked(data: DataConfig) -> dict[str, int]:
     names = ["samples", "validation_samples"]
     if data.test_samples:
         names.append("test_samples")
-    if data.table == "cooccurrence" and data.corpus == "own":
+    if data.reads_corpus and data.corpus == "own":
         names.append("corpus_samples")
     return {name: getattr(data, name) for name in names}
 
@@ -109,7 +109,7 @@ def _fitting(rows: list[Row], config: ExperimentConfig, asked: dict[str, Any]) -
             f"{config.data.path} has {len(rows)} conversation; 2 are the least, for training and validation."
         )
     fitting: dict[str, Any] = {"data.validation_samples": _validation_size(rows, config.model.context_window)}
-    if config.data.table == "cooccurrence" and "data.corpus_samples" not in asked:
+    if config.data.reads_corpus and "data.corpus_samples" not in asked:
         fitting["data.corpus"] = "chitchat+own"
     least = config.replace({"data.samples": 1, "data.test_samples": 0, **fitting, **asked})
     room = len(rows) - sum(_asked(least.data).values())

@@ -16,10 +16,10 @@ from ..runs.provenance import PRECISIONS, choose_precision, device_name
 from ..runs.records import Record
 from ..training.caches import StreamCache, dense_embeddings, held_mib, save_cache
 from ..training.evaluation import effective_rank
-from ..training.phase1 import sampled, train_context_block
+from ..training.phase1 import train_context_block
 from ..training.placement import scratch
 from ..training.recurrence import distinct_rows, stream_contexts
-from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once
+from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once, sampled
 from .inputs import Facts, Work
 
 

@@ -9,10 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import ExperimentConfig
 from ..data.conversations import Conversations, load_conversations
-from ..data.embeddings import TokenTable, load_table
+from ..data.embeddings import TokenTable, corpus_counts, load_table
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import UserError, memory_advice
 from ..files import digest
+from ..measures.yardsticks import unigram_floor
 from ..memory import snapshot
 from ..model.config import ModelConfig
 from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
@@ -23,7 +24,9 @@ from ..runs.run_folder import RunFolder
 
 CONTEXT_CODE = code_version(
     "data/tokens",
+    "model/layers",
     "model/modeling",
+    "model/recurrence",
     "training/recurrence",
     "training/phase1",
     "training/caches",
@@ -32,7 +35,9 @@ CONTEXT_CODE = code_version(
     "experiments/inputs",
     "experiments/contexts",
 )
-ATTENTION_CODE = code_version("model/windows", "training/losses", "training/phase2", "experiments/stages")
+ATTENTION_CODE = code_version(
+    "model/windows", "training/losses", "training/optimizer", "training/phase2", "experiments/stages"
+)
 
 Facts = dict[str, Any]  # a part of the summary
 
@@ -45,6 +50,7 @@ class Inputs:
     train: Conversations
     validation: Conversations
     table: TokenTable
+    counts: TokenTable | None  # of tokens, if the model adds their log-frequencies
 
     @classmethod
     @memory_advice("Reading the data", "use fewer conversations with --samples")
@@ -56,12 +62,16 @@ class Inputs:
         """
         train = load_conversations(config.data, "train")
         validation = load_conversations(config.data, "validation")
-        return cls(config, train, validation, load_table(config.data, config.model, config.runtime.seed))
+        table = load_table(config.data, config.model, config.runtime.seed)
+        counted = config.data.unigram == "corpus"
+        counts = corpus_counts(config.data, config.model.vocab_size) if counted else None
+        return cls(config, train, validation, table, counts)
 
     def phase1_key(self) -> str:
         settings = [asdict(self.config.model), asdict(self.config.phase1), self.config.runtime.seed]
         data = [self.train.fingerprint, self.validation.fingerprint, self.config.data.tokenizer]
-        return digest([settings, data, self.table.fingerprint, CONTEXT_CODE])
+        made = [self.table.fingerprint, self.counts and self.counts.fingerprint]
+        return digest([settings, data, made, CONTEXT_CODE])
 
     def caches_key(self, phase1: Record, precision: str) -> str:
         runtime = self.config.runtime
@@ -161,7 +171,10 @@ def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
 def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
     """The untrained model; its weights depend on the seed and the shapes alone."""
     torch.manual_seed(inputs.config.runtime.seed)
-    model = ContextKVForCausalLM(ContextKVConfig(**asdict(inputs.config.model)))
+    has_unigram = inputs.counts is not None
+    model = ContextKVForCausalLM(ContextKVConfig(**asdict(inputs.config.model), has_unigram=has_unigram))
     model.load_table(inputs.table.weight)
+    if inputs.counts is not None:
+        model.load_unigram(torch.from_numpy(unigram_floor(inputs.counts.weight.numpy())))
     model.to(device)  # type: ignore[arg-type]  # transformers hides nn.Module's signature
     return model

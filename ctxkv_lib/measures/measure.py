@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
-from ..data.embeddings import table_text_counts
+from ..data.embeddings import corpus_counts
 from ..data.tokens import load_tokenizer, validation_stream
 from ..errors import memory_advice
 from ..files import digest
@@ -103,8 +103,7 @@ def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, T
         return {}
     size = config.model.vocab_size
     floors = {"uniform": np.full(size, 1 / size)}
-    counts = table_text_counts(config.data, size)
-    if counts is not None:
-        floors["table text"] = unigram_floor(counts.numpy())
+    if (counts := corpus_counts(config.data, size)) is not None:
+        floors["table text"] = unigram_floor(counts.weight.numpy())
     ids = {name: stream.numpy().astype(np.int64) for name, stream in (streams | others).items()}
     return yardsticks(ids.pop("train"), ids, floors, config.model.context_window)

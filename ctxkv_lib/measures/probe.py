@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..config import ExperimentConfig
-from ..model.modeling import CONTEXT_WEIGHT_STD, ContextBlock, ContextKVConfig, ContextKVForCausalLM
+from ..model.layers import CONTEXT_WEIGHT_STD, ContextBlock
+from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
 from ..runs.run_folder import RunFolder
 from ..training.caches import load_cache
 from ..training.evaluation import effective_rank
@@ -72,7 +73,7 @@ def fresh_block(shape: ContextKVConfig, std: float, seed: int) -> ContextBlock:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         block = ContextBlock(shape)
-    block.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
+    block.scale_weights(std)
     return block
 
 

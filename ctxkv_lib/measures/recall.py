@@ -127,7 +127,7 @@ def coverage(shape: ModelConfig, reach: int | None) -> float:
     shares = []
     for position in range(shape.context_window, shape.context_window + shape.interval):
         token = position - torch.arange(shape.context_window)
-        slots = slot_positions(torch.tensor(position), shape.interval, shape.max_contexts, shape.anchor)
+        slots = slot_positions(torch.tensor(position), shape)
         behind = slots - token[:, None]  # (tokens, slots)
         shares.append(((behind >= 0) & (behind <= reach)).any(dim=1).float().mean())
     return torch.stack(shares).mean().item()

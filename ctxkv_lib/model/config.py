@@ -19,6 +19,10 @@ class ModelConfig:
     num_heads: int = setting(8, "heads of attention; a divisor of hidden_size", at_least(1), "heads")
     intermediate_size: int = setting(3072, "inner width of the feed-forward layer", at_least(1), "numbers")
     attention_dropout: float = setting(0.1, "on the attention weights, against overfitting", SHARE, "share")
+    input_dropout: float = setting(0.0, "on the token embeddings that attention reads", SHARE, "share")
+    layer_dropout: float = setting(
+        0.0, "on what attention adds, within and after the feed-forward layer", SHARE, "share"
+    )
     kv_method: str = setting(
         "fixed",
         "what attention does with slots before the start of the stream",
@@ -29,6 +33,27 @@ class ModelConfig:
         "where the slots of a window lie",
         {"current": "counted back from the position", "grid": "on the interval's multiples"},
     )
+    slots: str = setting(
+        "uniform",
+        "how far the slots of a window lie apart",
+        {
+            "uniform": "the interval, as published",
+            "geometric": "0, 1, 2, ... and ever further, to the reach of uniform ones",
+        },
+    )
+    slot_bias: str = setting(
+        "none",
+        "what a slot's place adds to its score",
+        {"none": "nothing", "learned": "a number a head; the keys' bias, which changes nothing, goes"},
+    )
+    output: str = setting(
+        "residual",
+        "the hidden state that the output head reads",
+        {
+            "residual": "token embedding, attention and feed-forward, summed and normed as published",
+            "attended": "attention and feed-forward alone, so that the token just read is not proposed",
+        },
+    )
 
     def __post_init__(self) -> None:
         check_settings(self, "model")
@@ -38,6 +63,8 @@ class ModelConfig:
             self.num_heads,
             f"a divisor of model.hidden_size ({self.hidden_size})",
         )
+        fits = self.anchor == "current" or self.slots == "uniform"
+        require(fits, "model.anchor", self.anchor, "current with model.slots=geometric")
 
     @property
     def context_window(self) -> int:
@@ -56,7 +83,8 @@ class ModelConfig:
         norm = 2 * h
         table = self.vocab_size * h + norm
         block = (c + h + 1) * c + 2 * c
-        attention = 2 * (h + 1) * h + 2 * (c + 1) * h + norm
+        scored = self.num_heads * self.max_contexts if self.slot_bias == "learned" else h  # the keys' bias
+        attention = 2 * (h + 1) * h + c * h + scored + (c + 1) * h + norm
         feed_forward = (h + 1) * inner + (inner + 1) * h + norm
         trained = attention + feed_forward
         return {"total": table + block + trained, "trainable_phase2": trained}

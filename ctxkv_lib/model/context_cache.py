@@ -24,9 +24,9 @@ class ContextCache(Cache):
 
     def __init__(self, config: Any, batch_size: int, like: Tensor) -> None:
         super().__init__(layers=[])
-        self.interval, self.max_contexts, self.anchor = config.interval, config.max_contexts, config.anchor
-        self.step = 1 if self.anchor == "current" else self.interval  # every step-th context is kept
-        kept = (self.max_contexts - 1) * self.interval // self.step
+        self.shape = config
+        self.step = 1 if config.anchor == "current" else config.interval  # every step-th context is kept
+        kept = (config.max_contexts - 1) * config.interval // self.step
         self.state = like.new_zeros(batch_size, config.context_dim)
         self.stored = like.new_zeros(batch_size, kept, config.context_dim)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=like.device)
@@ -44,7 +44,7 @@ class ContextCache(Cache):
             int64, and whether they hold a context, bool, both `[batch, length, max_contexts]`.
         """
         positions = self.lengths[:, None] + read.cumsum(dim=1) - 1
-        slots = slot_positions(positions, self.interval, self.max_contexts, self.anchor)
+        slots = slot_positions(positions, self.shape)
         before = -(-self.lengths // self.step)  # contexts kept so far, of which `stored` holds the last
         kept = self.stored.shape[1]
         new = read & (positions % self.step == 0)

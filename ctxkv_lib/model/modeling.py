@@ -1,143 +1,26 @@
 """The Context-KV language model, as a transformers model."""
 
-import dataclasses
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .checks import require
-from .config import ModelConfig
-from .context_cache import ContextCache
 
-# Named for transformers 4: loading a saved model, it takes along only the files that this one names.
+# Named for transformers 4, as is the last one: loading a saved model, it takes along only the files that this
+# one names.
+from .config import ModelConfig as ModelConfig
+from .configuration import ContextKVConfig
+from .context_cache import ContextCache
+from .layers import NOT_DRAWN, ContextBlock, ContextKVAttention, Dropout, Dropped, FeedForward
 from .windows import slot_positions as slot_positions
 
-CONTEXT_WEIGHT_STD = 0.1
-CONTEXT_BIAS_STD = 0.01
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 # What transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-
-
-class ContextKVConfig(PretrainedConfig):
-    """`ModelConfig` in transformers' clothes: the same fields, defaults and checks.
-
-    Raises:
-        ValueError: a field has a value that is not allowed.
-    """
-
-    model_type = "context_kv"
-    attribute_map = {"num_attention_heads": "num_heads"}  # noqa: RUF012 (transformers' own form)
-    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
-
-    def __init__(self, **kwargs: Any) -> None:
-        names = [f.name for f in dataclasses.fields(ModelConfig)]
-        shapes = ModelConfig(**{name: kwargs.pop(name) for name in names if name in kwargs})
-        for name, value in dataclasses.asdict(shapes).items():
-            setattr(self, name, value)
-        self.num_hidden_layers = 1
-        self.use_cache = kwargs.pop("use_cache", True)
-        kwargs.setdefault("tie_word_embeddings", True)
-        super().__init__(**kwargs)
-
-
-class ContextBlock(nn.Module):
-    """One step of the recurrence: `c' = LayerNorm(c + GELU(Linear(concat(c, x))))`.
-
-    The token half of the Linear depends on the token alone, so it is projected apart
-    (`project_tokens`): once for each distinct token instead of once for each position.
-    """
-
-    def __init__(self, config: ContextKVConfig) -> None:
-        super().__init__()
-        self.context_dim = config.context_dim
-        self.linear = nn.Linear(config.context_dim + config.hidden_size, config.context_dim)
-        self.norm = nn.LayerNorm(config.context_dim)
-        nn.init.normal_(self.linear.weight, std=CONTEXT_WEIGHT_STD)
-        nn.init.normal_(self.linear.bias, std=CONTEXT_BIAS_STD)
-
-    def project_tokens(self, embeddings: Tensor) -> Tensor:
-        """Token half of the Linear, bias included: `[..., hidden_size]` to `[..., context_dim]`."""
-        return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
-
-    def forward(self, contexts: Tensor, token_half: Tensor) -> Tensor:
-        """Next contexts `[n, context_dim]` from the previous ones and `project_tokens` of the tokens."""
-        mixed = torch.addmm(token_half, contexts, self.linear.weight[:, : self.context_dim].T)
-        return self.norm(F.gelu(mixed).add_(contexts))
-
-
-class ContextKVAttention(nn.Module):
-    """Attention of one token over its window of contexts.
-
-    Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
-    `q . k_s = (W_k^T q) . c_s + q . b_k`, whose last term is the same for all slots: softmax drops it.
-    The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
-    1 under dropout. So scores and mixes are taken on the raw contexts. `k.bias` takes part with weight 0: its
-    gradient is zero, as it should be, and not missing, which a distributed wrapper would wait for.
-    """
-
-    def __init__(self, config: ContextKVConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.head_dim = config.hidden_size // config.num_heads
-        self.q = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k = nn.Linear(config.context_dim, config.hidden_size)
-        self.v = nn.Linear(config.context_dim, config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.attention_dropout)
-        self.norm = nn.LayerNorm(config.hidden_size)
-
-    def drawn_dropout(self, count: int, slots: int) -> Tensor:
-        """Factors of attention weights, drawn as `forward` draws them: `[count, num_heads, slots]`."""
-        return self.dropout(self.k.weight.new_ones(count, self.num_heads, slots))
-
-    def forward(
-        self, embeddings: Tensor, window: Tensor, present: Tensor | None, dropout: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`LayerNorm(x + attention(x, window))`.
-
-        Args:
-            embeddings: x, the normed token embeddings, `[n, hidden_size]`.
-            window: contexts seen by each position, `[n, slots, context_dim]`.
-            present: bool `[n, slots]`, which slots may be attended; None attends all.
-            dropout: `[n, num_heads, slots]`, rows of `drawn_dropout`; None draws them here.
-
-        Returns:
-            hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
-        """
-        query = self.q(embeddings).unflatten(1, (self.num_heads, self.head_dim)) * self.head_dim**-0.5
-        key_weight = self.k.weight.unflatten(
-            0, (self.num_heads, self.head_dim)
-        )  # (heads, head_dim, context_dim)
-        value_weight = self.v.weight.unflatten(0, (self.num_heads, self.head_dim))
-        context_query = torch.einsum("nhd,hdc->nhc", query, key_weight)
-        window = window.to(context_query.dtype)
-        scores = context_query @ window.transpose(1, 2)  # (n, heads, slots)
-        if present is not None:
-            scores = scores.masked_fill(~present[:, None], -torch.inf)
-        weights = scores.softmax(dim=-1)
-        dropped = self.dropout(weights) if dropout is None else weights * dropout
-        mixed = torch.einsum("nhc,hdc->nhd", dropped @ window, value_weight)
-        bias = (self.v.bias + 0 * self.k.bias).unflatten(0, (self.num_heads, self.head_dim))
-        values = mixed + dropped.sum(dim=-1, keepdim=True) * bias
-        return self.norm(embeddings + self.out(values.flatten(1))), weights
-
-
-class FeedForward(nn.Module):
-    """`h + LayerNorm(Linear(GELU(Linear(h))))`."""
-
-    def __init__(self, config: ContextKVConfig) -> None:
-        super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden + self.norm(self.down(F.gelu(self.up(hidden))))
 
 
 class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
@@ -145,6 +28,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     The output head *is* the table (`hidden @ wte.weight.T`), so there is no second weight to keep tied.
     The table and its norm are never trained; `set_phase` says which of the rest is.
+
+    Attributes:
+        log_unigram: what is added to the logits, float32 `[vocab_size]`; None without.
     """
 
     config_class = ContextKVConfig
@@ -157,6 +43,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size)
+        self.register_buffer("log_unigram", torch.zeros(config.vocab_size) if config.has_unigram else None)
+        self.dropout = Dropped(config.input_dropout)
         self.context_block = ContextBlock(config)
         self.attention = ContextKVAttention(config)
         self.feed_forward = FeedForward(config)
@@ -186,12 +74,28 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         with torch.no_grad():
             self.wte.weight.copy_(table)
 
+    def load_unigram(self, distribution: Tensor) -> None:
+        """Put the frozen distribution of tokens, `[vocab_size]`, each above 0, in place."""
+        self.log_unigram = distribution.log().to(self.wte.weight)
+
+    def drawn_dropout(self, count: int) -> Dropout:
+        """Factors for a batch of `count` positions, drawn as `attend` draws them."""
+        shape, ones = self.config, self.wte.weight.new_ones
+        places = (
+            (self.dropout, ones(count, shape.hidden_size)),
+            (self.attention.dropout, ones(count, shape.num_heads, shape.max_contexts)),
+            (self.attention.out_dropout, ones(count, shape.hidden_size)),
+            (self.feed_forward.dropout, ones(count, shape.intermediate_size)),
+            (self.feed_forward.dropout, ones(count, shape.hidden_size)),
+        )
+        return Dropout(*(place(ones) if place.p else None for place, ones in places))
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Normed token embeddings of ids of any shape: `[..., hidden_size]`."""
         return self.embedding_norm(self.wte(input_ids))
 
     def attend(
-        self, embeddings: Tensor, window: Tensor, present: Tensor, dropout: Tensor | None = None
+        self, embeddings: Tensor, window: Tensor, present: Tensor, dropout: Dropout = NOT_DRAWN
     ) -> tuple[Tensor, Tensor]:
         """Attention and feed-forward of n positions.
 
@@ -206,12 +110,14 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             hidden `[n, hidden_size]` and attention weights `[n, num_heads, max_contexts]`.
         """
         mask = present if self.config.kv_method == "variable" else None
-        hidden, weights = self.attention(embeddings, window, mask, dropout)
-        return self.feed_forward(hidden), weights
+        embeddings = self.dropout(embeddings, dropout.embeddings)
+        hidden, attended, weights = self.attention(embeddings, window, mask, dropout)
+        carried = hidden if self.config.output == "residual" else attended
+        return carried + self.feed_forward(hidden, dropout), weights
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[..., hidden_size]` to `[..., vocab_size]`."""
-        return F.linear(hidden, self.wte.weight)
+        return F.linear(hidden, self.wte.weight, self.log_unigram)
 
     def forward(
         self,

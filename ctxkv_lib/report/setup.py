@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..model.config import ModelConfig
-from ..model.windows import slot_positions
+from ..model.windows import slot_offsets, slot_positions
 from ..runs.run_folder import Run
 from ..views.figures import memory_stages
 from .tables import (
@@ -123,7 +123,12 @@ def _reach(model: ModelConfig, say: Say) -> list[str]:
     return [
         f"interval={interval}, max_contexts={_slot_count(model, say)}",
         say(f"window_{model.kv_method}", count=count),
-        say("window_tokens", count=count, interval=interval, tokens=model.context_window),
+        say(
+            "window_tokens" if model.slots == "uniform" else "window_geometric",
+            count=count,
+            interval=interval,
+            tokens=model.context_window,
+        ),
     ]
 
 
@@ -191,7 +196,12 @@ def slots(report: Report) -> list[str]:
     model = run.config.model
     count, interval = model.max_contexts, model.interval
     rule = say(
-        f"slots_rule_{model.anchor}", interval=interval, count=count, last=count - 1, last_step=interval - 1
+        f"slots_rule_{model.anchor if model.slots == 'uniform' else model.slots}",
+        interval=interval,
+        count=count,
+        last=count - 1,
+        last_step=interval - 1,
+        offsets=", ".join(map(str, slot_offsets(model)[1:])),
     )
     lines = [_slot_line(i, model, say) for i in example_positions(model, run.summary["train_tokens"])]
     blocks = [say(f"slots_{model.kv_method}"), rule, code(lines)]
@@ -206,7 +216,7 @@ def example_positions(model: ModelConfig, num_tokens: int) -> list[int]:
 
 
 def _slot_line(position: int, model: ModelConfig, say: Say) -> str:
-    slots = slot_positions(torch.tensor(position), model.interval, model.max_contexts, model.anchor)
+    slots = slot_positions(torch.tensor(position), model)
     seen = [f"ctx[{slot}]" for slot in slots.tolist() if slot >= 0]
     real, rest = len(seen), model.max_contexts - len(seen)
     zeros = ["0"] * rest if model.kv_method == "fixed" else []

@@ -104,9 +104,7 @@ def evaluate_texts(
     nats = losses.double().sum().item()
     word_ppl = perplexity(nats / sum(len(re.split(r"\s+", text)) for text in texts))
     shape = model.config
-    history = torch.tensor(
-        [real_contexts(p, shape.interval, shape.max_contexts, shape.anchor) for p in local.tolist()]
-    )
+    history = real_contexts(local, shape)
     doubling = [2**k for k in range(shape.max_contexts.bit_length())]
     return {
         "conversations": len(texts),

@@ -13,7 +13,7 @@ from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_tensors, write_tensors
 from ..memory import mib
-from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
+from ..model.modeling import NOT_DRAWN, ContextKVConfig, ContextKVForCausalLM, Dropout
 from ..model.windows import window_rows
 
 
@@ -39,7 +39,7 @@ class Batch:
     def pin_memory(self) -> "Batch":
         return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
-    def attend(self, model: ContextKVForCausalLM, dropout: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def attend(self, model: ContextKVForCausalLM, dropout: Dropout = NOT_DRAWN) -> tuple[Tensor, Tensor]:
         """`model.attend` at these positions: hidden states and attention weights."""
         embeddings = self.inputs if self.inputs.is_floating_point() else model.embed(self.inputs)
         return model.attend(embeddings, self.window, self.present, dropout)
@@ -121,7 +121,7 @@ class StreamCache:
     def gather(self, positions: Tensor, shape: ContextKVConfig) -> Batch:
         """What is read at `positions`, int64 `[n]` on any device; each tensor from where it is held."""
         begins = 0 if self.begins is None else _rows(self.begins, positions)
-        rows = window_rows(positions - begins, shape.interval, shape.max_contexts, shape.anchor)
+        rows = window_rows(positions - begins, shape)
         present = rows > 0
         if self.begins is not None:
             rows = torch.where(present, rows + _rows(self.begins, positions)[:, None], 0)

@@ -68,7 +68,7 @@ def _parts(
         try:
             for batch in cache.batches(positions[done:], EVALUATION_ROWS, model, pieces.count):
                 hidden, _ = batch.attend(model)
-                found = frozen_head_cross_entropy(hidden, model.wte.weight, batch.targets)
+                found = frozen_head_cross_entropy(hidden, model.wte.weight, batch.targets, model.log_unigram)
                 done += len(batch.targets)
                 yield found
         except (RuntimeError, MemoryError) as error:

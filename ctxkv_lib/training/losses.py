@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Rows of the table at a time: a CPU keeps a batch's chunk of logits in its cache, a GPU wants few launches.
@@ -17,15 +18,20 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         queries = hidden.to(table.dtype)
+        bias = None if bias is None else bias.to(table.dtype)
         log_sum = hidden.new_full((len(hidden),), -torch.inf)  # log of the sum of exponentials so far
         peak = target_logit = log_sum
         average = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         chunk = VOCABULARY_CHUNK[hidden.device.type]
         for start in range(0, table.shape[0], chunk):
             rows = table[start : start + chunk]
-            logits = queries @ rows.T  # (n, chunk)
+            logits = F.linear(
+                queries, rows, bias if bias is None else bias[start : start + chunk]
+            )  # (n, chunk)
             column = targets - start
             found = logits.gather(1, column.clamp(0, len(rows) - 1)[:, None]).squeeze(1).to(hidden.dtype)
             target_logit = torch.where((column >= 0) & (column < len(rows)), found, target_logit)
@@ -45,21 +51,24 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return losses, correct
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (hidden_gradient,) = ctx.saved_tensors
-        return gradients[0][:, None] * hidden_gradient, None, None
+        return gradients[0][:, None] * hidden_gradient, None, None, None
 
 
-def frozen_head_cross_entropy(hidden: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Next-token loss and accuracy of `hidden @ table.T`; differentiable in `hidden` only.
+def frozen_head_cross_entropy(
+    hidden: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Next-token loss and accuracy of `hidden @ table.T + bias`; differentiable in `hidden` only.
 
     Args:
         hidden: float `[n, hidden_size]`.
         table: float `[vocab_size, hidden_size]`; gets no gradient. Its dtype is that of the matrix products:
             with bfloat16 and a float32 `hidden`, all sums are still float32.
         targets: int64 `[n]`.
+        bias: float `[vocab_size]`, frozen, too; taken in the table's dtype.
 
     Returns:
         losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's).
     """
-    return _FrozenHeadCrossEntropy.apply(hidden, table, targets)
+    return _FrozenHeadCrossEntropy.apply(hidden, table, targets, bias)

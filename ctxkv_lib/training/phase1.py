@@ -18,11 +18,15 @@ from torch import Tensor
 from .. import ranks
 from ..config import Phase1Config
 from ..errors import UserError
-from ..model.modeling import ContextBlock
+from ..model.layers import ContextBlock
 from ..progress import Listener, Metric, progress_bar
 from .checkpoint import Checkpoint, draws_name, gradients, optimizer_tensors, put_back, saved_draws
 from .placement import Pieces
-from .recurrence import draw_contexts
+from .recurrence import draw_contexts, exact_contexts
+
+# Of contexts that forget at different speeds: how often, over how many tokens of a stream, and by which share
+# of what would do if the other units stayed as they are, their mean is brought to the origin.
+CENTRED_ROUNDS, CENTRED_TOKENS, CENTRED_SHARE = 8, 20_000, 0.8
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,24 @@ def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> t
     return loss, gradient
 
 
+@torch.no_grad()
+def begin(block: ContextBlock, embed_distinct: Tensor, tokens: Tensor, config: Phase1Config) -> None:
+    """Bring weights as the constructor drew them to those that Phase 1 begins with.
+
+    Units that forget slowly have much in common everywhere, which OACD would undo by making them fast; so
+    their mean goes first. A unit that keeps a share r of itself carries its mean m along: (1 - r) m is what
+    each step adds to it, and what the norm's bias takes away.
+    """
+    if not config.longest_memory:
+        block.scale_weights(config.weight_std)
+        return
+    kept = block.spread_memory(config.longest_memory)
+    token_half, tokens = block.project_tokens(embed_distinct), tokens[:CENTRED_TOKENS]
+    for _ in range(CENTRED_ROUNDS):
+        contexts, _ = exact_contexts(block, token_half, tokens, config.tolerance)
+        block.norm.bias.sub_(CENTRED_SHARE * (1 - kept) * contexts[1:].mean(dim=0))
+
+
 class StoppingRule:
     """Stop at `stop_rate`, or when the rate, above `plateau_rate`, gains too little several times running."""
 
@@ -68,16 +90,6 @@ class StoppingRule:
         if rate >= self.config.stop_rate:
             return "converged"
         return "plateau" if self.stalled >= self.config.plateau_patience else None
-
-
-def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
-    """The tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (see `phase1.max_tokens`)."""
-    most, size = config.max_tokens, config.batch_size
-    if len(ids) <= most or config.contexts == "passes":
-        return ids
-    count = max(1, most // size)
-    gap = (len(ids) - min(size, most)) / max(1, count - 1)
-    return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
 
 
 def train_context_block(
@@ -111,6 +123,7 @@ def train_context_block(
     saved = Checkpoint(checkpoint, key) if checkpoint else None
     metrics, earlier = _restored(saved, block, optimizer, contexts, generator)
     if not metrics:
+        begin(block, embed_distinct, tokens, config)
         draw_contexts(contexts, config.initial_std, generator)
     rule, rate, reason, pieces = StoppingRule(config), 0.0, None, Pieces("Phase 1")
     for metric in metrics:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .. import ranks
 from ..config import Phase2Config
 from ..errors import UserError
 from ..memory import snapshot
-from ..model.modeling import ContextKVForCausalLM
+from ..model.modeling import NOT_DRAWN, ContextKVForCausalLM, Dropout
 from ..progress import Listener, Metric, progress_bar
 from .caches import Batch, StreamCache, TrainingStream, epoch_seed
 from .checkpoint import (
@@ -29,6 +30,7 @@ from .checkpoint import (
 )
 from .evaluation import evaluate, perplexity
 from .losses import frozen_head_cross_entropy
+from .optimizer import Average, make_optimizer, rate_factor
 from .placement import Pieces
 
 CHECKED_STEPS = 50  # steps between two looks at the loss, each of which waits for a GPU
@@ -100,22 +102,13 @@ def train_attention(
     return Phase2Result(training.epochs, "early_stopping" if stopping.should_stop else "max_epochs")
 
 
-def make_optimizer(model: ContextKVForCausalLM, config: Phase2Config) -> torch.optim.AdamW:
-    """AdamW over what Phase 2 trains, as one fused kernel where there is one."""
-    return torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=model.device.type != "mps",
-    )
-
-
 class _Training:
     """A Phase 2 under way: what it works on, and how far it is.
 
     Attributes:
         epochs: metrics of the finished epochs.
         best: weights of the best of them.
+        average: of the weights, if they are averaged; it is what is validated and kept.
         position: of the epoch under way, how many positions of its order are done.
         total: their summed loss, on the device.
         seconds: what they took in earlier processes.
@@ -136,6 +129,7 @@ class _Training:
         self.config, self.seed, self.checkpoint = config, seed, checkpoint
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(model, config)
+        self.average = Average(self.weights, config.averaging) if config.averaging else None
         self.table = model.wte.weight.detach().to(train.dtype)
         self.pieces, self.validation_pieces = Pieces("Phase 2"), Pieces("validation")
         self.epochs: list[Metric] = []
@@ -153,7 +147,8 @@ class _Training:
         number = len(self.epochs) + 1
         self._train(number, began)
         train_loss = self.total.item() / len(self.train)
-        score = evaluate(self.model, self.validation, self.validation_pieces)
+        with self.average.in_place() if self.average else nullcontext():
+            score = evaluate(self.model, self.validation, self.validation_pieces)
         if not (math.isfinite(perplexity(train_loss)) and math.isfinite(score.perplexity)):
             raise self._diverged(number, f"train loss {train_loss}, validation loss {score.loss}")
         improved = stopping.improved(score.perplexity)
@@ -170,7 +165,8 @@ class _Training:
         }
         self.epochs.append(metric)
         if improved:
-            self.best = {name: p.detach().clone() for name, p in self.weights.items()}
+            kept = self.average.values if self.average else self.weights
+            self.best = {name: weight.detach().clone() for name, weight in kept.items()}
         self._begin_epoch()
         self.save()
 
@@ -211,25 +207,36 @@ class _Training:
                 batches = None
                 continue
             self._add_up(loss)
-            self.optimizer.step()
-            self.position += count
+            self._step(count)
             self.total += loss
             yield
+
+    def _step(self, count: int) -> None:
+        """Take the gradients of `count` positions."""
+        size = self.config.batch_size
+        an_epoch = -(-len(self.train) // size)
+        step = len(self.epochs) * an_epoch + self.position // size
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate_factor(
+                step, self.config.max_epochs * an_epoch, self.config
+            )
+        self.optimizer.step()
+        self.position += count
+        if self.average:
+            self.average.take_in(step + 1)
 
     def _gradients(self, batches: Iterator[Batch], count: int) -> Tensor:
         """Gradients of this process's part of the next `count` positions; returns their summed loss."""
         self.optimizer.zero_grad()
-        drawn = None  # in parts, dropout is that of the whole batch
+        drawn = NOT_DRAWN  # in parts, dropout is that of the whole batch
         if self.pieces.count > 1 or ranks.count() > 1:
-            drawn = self.model.attention.drawn_dropout(count, self.model.config.max_contexts)
+            drawn = self.model.drawn_dropout(count)
         total, share = torch.zeros_like(self.total), ranks.share(count)
         done = share.start
         while done < share.stop:
             batch = next(batches)
             rows = slice(done, done + len(batch.targets))
-            total += add_gradients(
-                self.model, self.table, batch, count, None if drawn is None else drawn[rows]
-            )
+            total += add_gradients(self.model, self.table, batch, count, drawn.rows(rows))
             done = rows.stop
         return total
 
@@ -250,6 +257,8 @@ class _Training:
         device = self.model.device
         tensors = optimizer_tensors(self.weights, self.optimizer) | {"total": self.total}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        if self.average:
+            tensors |= {f"average/{name}": value for name, value in self.average.values.items()}
         tensors |= {draws_name(device): dropout_draws(device)}
         state = {"epochs": self.epochs, "position": self.position, "seconds": self.seconds}
         self.checkpoint.save(tensors, state)
@@ -261,6 +270,9 @@ class _Training:
             return
         tensors, state = found
         put_back(tensors, self.weights, self.optimizer)
+        if self.average:
+            for name, value in self.average.values.items():
+                value.copy_(tensors[f"average/{name}"])
         self.epochs, self.position, self.seconds = state["epochs"], state["position"], state["seconds"]
         if self.epochs:
             best = {name: tensors[f"best/{name}"] for name in self.weights}
@@ -285,7 +297,7 @@ def train_step(
 
 
 def add_gradients(
-    model: ContextKVForCausalLM, table: Tensor, batch: Batch, count: int, dropout: Tensor | None = None
+    model: ContextKVForCausalLM, table: Tensor, batch: Batch, count: int, dropout: Dropout = NOT_DRAWN
 ) -> Tensor:
     """Add the gradients of a batch's mean loss, or a piece's part of them; returns the summed loss.
 
@@ -295,11 +307,11 @@ def add_gradients(
     Args:
         table: as in `train_step`.
         count: positions of the whole batch.
-        dropout: as in `ContextKVAttention.forward`.
+        dropout: as in `model.attend`.
     """
     with torch.autocast("cuda", torch.bfloat16, enabled=table.is_cuda and table.dtype == torch.bfloat16):
         hidden, _ = batch.attend(model, dropout)
-    losses, _ = frozen_head_cross_entropy(hidden, table, batch.targets)
+    losses, _ = frozen_head_cross_entropy(hidden, table, batch.targets, model.log_unigram)
     (losses.sum() / count).backward()
     return losses.detach().sum()
 

@@ -5,16 +5,18 @@ All functions take the tokens as distinct rows (`distinct_rows`): `token_half` `
 overwrite padded contexts `[n + 1, context_dim]`, row 0 zero (see `windows`).
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ..config import Phase1Config
-from ..errors import UserError
-from ..model.modeling import ContextBlock, ContextKVForCausalLM
+from ..model.layers import ContextBlock
+from ..model.modeling import ContextKVForCausalLM
+from ..model.recurrence import Stream, walk
+from ..progress import notice
 
-SEGMENT = 256  # tokens of one segment of the exact recurrence
-FIRST_BURN_IN = 48  # tokens that a segment reads before its own, at the first try
-LAST_BURN_IN = 64 * FIRST_BURN_IN  # a block that needs more is not trained
+BLOCK = 2**19  # tokens of the exact recurrence at a time, so that what is written lies together: 512 MiB
 PASS_ROWS = 16_384  # positions of a parallel pass at a time, to bound its memory
 
 
@@ -48,12 +50,23 @@ def stream_contexts(
         if exact, the largest error of any component.
     """
     if config.contexts == "exact":
-        return exact_contexts(block, token_half, tokens, config.tolerance, out=contexts)[1]
+        _, error = exact_contexts(block, token_half, tokens, config.tolerance, out=contexts)
+        say_rounding(error, config.tolerance)
+        return error
     if not trained:
         draw_contexts(contexts, config.initial_std, generator)
     for _ in range(1 if trained else config.validation_passes):
         parallel_pass(block, token_half, tokens, contexts)
     return None
+
+
+def say_rounding(error: float, tolerance: float) -> None:
+    """A line if exact contexts are not as exact as was asked for."""
+    if error > tolerance:
+        notice(
+            f"Contexts are exact to {error:.1e}, not to {tolerance:.0e} as asked for: "
+            "rounding alone moves those of this ContextBlock as far."
+        )
 
 
 def draw_contexts(contexts: Tensor, std: float, generator: torch.Generator) -> None:
@@ -86,71 +99,77 @@ def exact_contexts(
     out: Tensor | None = None,
     before: Tensor | None = None,
 ) -> tuple[Tensor, float]:
-    """The contexts that reading the stream token by token gives, within `tolerance`.
-
-    The trained block forgets its start, so the stream is cut into segments that walk in lock-step, each
-    reading some tokens before its own from a zero context. The burn-in doubles until every segment starts
-    where its predecessor ends.
+    """The contexts that reading the stream token by token gives.
 
     Args:
-        tolerance: largest difference allowed of any component.
+        tokens: any integers `[n]`, on any device.
+        tolerance: largest difference allowed of any component, unless rounding makes a larger one.
         fresh: bool `[n]`, True where a token begins a conversation that is read from the zero context.
         out: padded contexts to overwrite, on any device; None makes new ones.
-        before: the context before the first token, `[context_dim]`, which row 0 holds then; None is zero.
+        before: context before the first token, `[context_dim]`, if `tokens` are the continuation of a stream;
+            None: the zero context.
 
     Returns:
-        padded contexts (`out`, if given) and the largest difference of any component at a segment's start.
-
-    Raises:
-        UserError: the block does not forget its start within `LAST_BURN_IN` tokens.
+        padded contexts (`out`, if given) and the largest difference of any component that is left at a place
+        where two segments meet (see `walk`).
     """
     contexts = token_half.new_empty(len(tokens) + 1, token_half.shape[-1]) if out is None else out
-    burn_in = FIRST_BURN_IN
-    while True:
-        starts = _walk_segments(block, token_half, tokens, burn_in, fresh, contexts, before)
-        ends = contexts[SEGMENT : len(tokens) : SEGMENT].to(starts.device)  # row i: before token i
-        error = (starts[1:] - ends).abs().max().item() if len(ends) else 0.0
-        if error <= tolerance:
-            return contexts, error
-        if burn_in >= LAST_BURN_IN:
-            raise UserError(
-                f"The ContextBlock does not forget its start: segments still differ by {error:.1e} after a "
-                f"burn-in of {burn_in} tokens (tolerance {tolerance:.0e}); train Phase 1 longer, raise "
-                "phase1.tolerance, or use phase1.contexts=passes."
-            )
-        burn_in *= 2
+    before = token_half.new_zeros(token_half.shape[-1]) if before is None else before
+    contexts[0] = before
+    blocks = _blocks(block, token_half, tokens, tolerance, before, fresh, contexts)
+    return contexts, max((left for _, _, left in blocks), default=0.0)
 
 
-def _walk_segments(
+@torch.no_grad()
+def exact_states(
+    block: ContextBlock, token_half: Tensor, tokens: Tensor, positions: Tensor, tolerance: float
+) -> tuple[Tensor, float]:
+    """The contexts before `positions`, for whose sake no others are kept.
+
+    From these any part of a stream can be read by itself, and exactly, however far back the block remembers:
+    `exact_contexts` of `tokens[start:stop]` with the state before `start`.
+
+    Args:
+        tokens: any integers `[n]`, on any device.
+        positions: int64 `[k]`, 0 to n, where the block is.
+
+    Returns:
+        `[k, context_dim]`, and the largest difference that is left at a place where two segments meet.
+    """
+    states = token_half.new_zeros(len(positions), token_half.shape[-1])
+    zero, error = states.new_zeros(states.shape[1]), 0.0
+    for start, contexts, left in _blocks(block, token_half, tokens, tolerance, zero):
+        error = max(error, left)
+        here = (positions >= start) & (positions < start + len(contexts))
+        states[here] = contexts[positions[here] - start]
+    return states, error
+
+
+def _blocks(
     block: ContextBlock,
     token_half: Tensor,
     tokens: Tensor,
-    burn_in: int,
-    fresh: Tensor | None,
-    contexts: Tensor,
-    before: Tensor | None,
-) -> Tensor:
-    """Overwrite `contexts`; returns each segment's context just before its first token."""
-    count = len(tokens)
-    whole = count // SEGMENT
-    first = torch.arange(0, count, SEGMENT, device=tokens.device)
-    contexts[0] = 0 if before is None else before
-    walked, tail = contexts[1:].split([whole * SEGMENT, count - whole * SEGMENT])
-    walked = walked.view(whole, SEGMENT, contexts.shape[-1])
-    state = starts = token_half.new_zeros(len(first), token_half.shape[-1])
-    if before is not None:
-        state[first <= burn_in] = before
-    for step in range(-burn_in, SEGMENT):
-        position = first + step
-        token = position.clamp(0, count - 1)
-        if fresh is not None:
-            state = state.masked_fill(fresh[token][:, None], 0)
-        read = block(state, token_half[tokens[token]])
-        state = torch.where((position >= 0)[:, None], read, state)  # nothing to read before the stream
-        if step == -1:
-            starts = state
-        if step >= 0:
-            walked[:, step] = state[:whole]
-        if 0 <= step < len(tail):
-            tail[step] = state[-1]
-    return starts
+    tolerance: float,
+    before: Tensor,
+    fresh: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Iterator[tuple[int, Tensor, float]]:
+    """`BLOCK` tokens at a time: where they begin, their padded contexts, and the largest difference left.
+
+    The contexts are overwritten by the next ones. `out` receives all but the first; they are made in it if it
+    is of the kind that is computed with.
+    """
+    device, dtype, width = token_half.device, token_half.dtype, token_half.shape[-1]
+    in_place = out is not None and (out.device, out.dtype) == (device, dtype)
+    room = token_half.new_empty(0 if in_place else min(BLOCK, len(tokens)) + 1, width)
+    zero = token_half.new_zeros(1, width)
+    for start in range(0, len(tokens), BLOCK):
+        part = tokens[start : start + BLOCK].to(device, torch.int64)
+        begins = None if fresh is None else fresh[start : start + BLOCK].to(device, torch.int64) - 1
+        contexts = (room if out is None or not in_place else out[start:])[: len(part) + 1]
+        contexts[0] = before
+        left = walk(Stream(block, token_half, part, begins, zero), contexts, tolerance)
+        if out is not None and not in_place:
+            out[start + 1 : start + 1 + len(part)] = contexts[1:]
+        yield start, contexts, left
+        before = contexts[-1].clone()

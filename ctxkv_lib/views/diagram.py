@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from ..model.config import ModelConfig
+from ..model.windows import slot_offsets
 from .axes import INK, OKABE_ITO, PAPER, QUIET, RULE
 
 FROZEN, PHASE1, PHASE2, PASSED = QUIET, "#00835f", OKABE_ITO[0], "#b9bec7"
@@ -31,7 +32,7 @@ ROOMS = {
     "runs/": ("what is on disk", "where it came from; trained runs in use"),
     "training/": ("both phases", "losses, evaluation"),
     "data/": ("text, tokens, table", ""),
-    "config.py": ("every setting", "presets and recipes"),
+    "config/": ("every setting", "presets and recipes"),
     "ground": ("for everyone", "locks, files, errors, progress, memory"),
 }
 STANDS_ALONE = 3  # floors from the bottom that have `model/` beside them
@@ -139,7 +140,8 @@ def _linear(inputs: int, outputs: int) -> int:
 def _columns(model: ModelConfig) -> list[tuple[float, int]]:
     """(x, tokens back) of the slots drawn: the oldest and up to three newest, left to right."""
     slots = sorted({0, 1, 2, model.max_contexts - 1} & set(range(model.max_contexts)), reverse=True)
-    return [(x, slot * model.interval) for x, slot in zip(COLUMNS[-len(slots) :], slots, strict=True)]
+    offsets = slot_offsets(model)
+    return [(x, offsets[slot]) for x, slot in zip(COLUMNS[-len(slots) :], slots, strict=True)]
 
 
 def _draw_tokens(ax: Axes, model: ModelConfig, columns: list[tuple[float, int]]) -> None:
@@ -152,7 +154,7 @@ def _draw_tokens(ax: Axes, model: ModelConfig, columns: list[tuple[float, int]])
         for x in _between(start, end):
             _box(ax, x, 0.95, 0.15, 0.15, PASSED)
         _text(ax, (start + end) / 2, 0.97, "…", size=15, color=QUIET)
-    if len(columns) > 1:
+    if len(columns) > 1 and model.slots == "uniform":
         _span(ax, COLUMNS[-2], COLUMNS[-1], 0.38, f"{model.interval} tokens")
     _box(ax, MIDDLE, 1.65, RIGHT - LEFT, 0.46, FROZEN)
     table = f"Token table  {model.vocab_size:,} × {model.hidden_size:,}   →   LayerNorm"
@@ -197,6 +199,8 @@ def _draw_notes(ax: Axes, model: ModelConfig) -> None:
     """What each layer computes, and its parameters, right of it."""
     count, hidden = parameter_counts(model), f"{model.hidden_size:,}"
     kept = f"one every {model.interval} tokens back from i" if model.interval > 1 else "every one back from i"
+    if model.slots == "geometric":
+        kept = "close together near i, ever further apart"
     _note(ax, 1.65, "x = LayerNorm(table[token])", f"{count['table'] + count['norm']:,} parameters")
     _note(ax, 2.58, "c ← LayerNorm(c + GELU(Linear[c, x]))", f"{count['context_block']:,} parameters")
     _note(ax, 3.31, f"contexts c, {model.context_dim} numbers each", kept)

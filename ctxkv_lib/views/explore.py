@@ -11,7 +11,8 @@ from ..config import ExperimentConfig, ModelConfig, Phase1Config
 from ..data.conversations import Conversations, load_conversations
 from ..data.tokens import TokenStream, load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
-from ..model.modeling import ContextBlock, ContextKVConfig, ContextKVForCausalLM
+from ..model.layers import ContextBlock
+from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
 from ..model.windows import slot_positions, theoretical_max
 from ..runs.inference import load_trained
 from ..runs.published import PUBLISHED
@@ -212,7 +213,7 @@ def attended_window(trained: Trained, split: str, position: int, guesses: int = 
     cache, shape = trained.caches[split], trained.model.config
     at = torch.tensor([position])
     hidden, weights = cache.attend(trained.model, at)
-    slots = slot_positions(at, shape.interval, shape.max_contexts, shape.anchor)[0]
+    slots = slot_positions(at, shape)[0]
     likely = trained.model.logits(hidden)[0].softmax(dim=-1).topk(guesses)
     start = max(0, int(slots.min()))
     pieces = token_texts(trained.tokenizer, cache.ids[start : position + 2])

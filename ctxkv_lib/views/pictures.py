@@ -4,6 +4,7 @@ Made like those in `figures`: loaded numbers in, a matplotlib `Figure` out, no p
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from torch import Tensor
 
 from ..model.config import ModelConfig
-from ..model.windows import slot_positions
+from ..model.windows import slot_offsets, slot_positions
 from .axes import (
     INK,
     OKABE_ITO,
@@ -57,7 +58,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
 def window_map(model: ModelConfig, positions: Sequence[int]) -> Figure:
     """Which positions some positions see: a square a slot, hollow where it lies before the stream."""
     figure, (ax,) = panels(1, size=(9.6, 1.5 + 0.8 * len(positions)))
-    slots = slot_positions(torch.tensor(positions), model.interval, model.max_contexts, model.anchor)
+    slots = slot_positions(torch.tensor(positions), model)
     for row, (position, seen) in enumerate(zip(positions, slots, strict=True)):
         back, real = (position - seen).numpy(), (seen >= 0).numpy()
         square: dict[str, Any] = {"marker": "s", "ls": "none", "ms": 9}
@@ -107,22 +108,26 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
 
     Args:
         probe: as in a summary.
-        slots: so many, the nearest ones, are drawn.
+        slots: so many intervals back are drawn.
     """
     figure, (seen, alone) = panels(2, size=(12, 4.6))
     reach = -1 if probe["horizon"] is None else probe["horizon"]
-    row = [r for r in probe["recall"] if r["distance"] <= model.interval]
-    back, left = [r["distance"] for r in row], [100 * max(0, r["r2"]) for r in row]
-    for slot in range(slots):
-        offset = slot * model.interval
-        x = [offset + distance for distance in back]
-        seen.fill_between(x, left, color=BLUE, alpha=0.35, label="" if slot else "held by a slot")
-        seen.plot(x, left, color=BLUE, lw=2)
-        seen.plot(offset, 0, "s", ms=8, color=ORANGE, clip_on=False, label="" if slot else "slot", zorder=5)
-        blind = (offset + reach + 0.5, offset + model.interval - 0.5)
+    token = np.arange(slots * model.interval)  # distance back from the position
+    offsets = np.array([offset for offset in slot_offsets(model) if offset < len(token)])
+    behind = token - offsets[np.searchsorted(offsets, token, side="right") - 1]  # the slot that saw it last
+    row = probe["recall"]
+    left = np.interp(behind, [r["distance"] for r in row], [100 * max(0, r["r2"]) for r in row])
+    for first, last in pairwise([*offsets, len(token)]):
+        part = slice(first, last)
+        held = "" if first else "held by a slot"
+        seen.fill_between(token[part], left[part], color=BLUE, alpha=0.35, label=held)
+        seen.plot(token[part], left[part], color=BLUE, lw=2)
+        blind = (first + reach + 0.5, last - 0.5)
         if blind[0] < blind[1]:
-            seen.axvspan(*blind, color=RULE, lw=0, zorder=0, label="" if slot else "held by none")
-    seen.set_xlim(slots * model.interval - 0.5, -0.5)
+            unseen = "held by none" if "held by none" not in seen.get_legend_handles_labels()[1] else ""
+            seen.axvspan(*blind, color=RULE, lw=0, zorder=0, label=unseen)
+    seen.plot(offsets, 0 * offsets, "s", ms=8, color=ORANGE, clip_on=False, label="slot", zorder=5, ls="none")
+    seen.set_xlim(len(token) - 0.5, -0.5)
     seen.set_xlabel("Distance back from the position (tokens)")
     seen.set_title(f"{probe['coverage']:.0%} of the window is held by some slot", loc="left", weight="bold")
     blocks = {"trained": probe, **{f"fresh, weights {std}": one for std, one in probe["fresh"].items()}}

@@ -264,12 +264,12 @@ def test_the_text_of_a_table_is_counted_while_it_is_read(corpus, monkeypatch):
     load_table(data, FULL, seed=1)
     with monkeypatch.context() as patch:
         patch.setattr(embeddings, "train_stream", None)
-        counts = embeddings.table_text_counts(data, size)
+        counts = embeddings.corpus_counts(data, size).weight
     assert counts.tolist() == torch.bincount(text.ids, minlength=size).tolist()
     for kept in cache_dir().glob("counts-*"):  # as earlier versions left it
         kept.unlink()
-    assert torch.equal(embeddings.table_text_counts(data, size), counts)
-    assert embeddings.table_text_counts(replace(data, table="random"), size) is None
+    assert torch.equal(embeddings.corpus_counts(data, size).weight, counts)
+    assert embeddings.corpus_counts(replace(data, table="random"), size) is None
 
 
 def test_vocabulary_must_hold_the_corpus(corpus):

@@ -71,7 +71,7 @@ def test_coverage_counts_the_tokens_that_some_slot_holds(anchor, reach):
     shape = ModelConfig(interval=7, max_contexts=5, anchor=anchor)
     held = 0
     for position in range(70, 77):
-        slots = slot_positions(torch.tensor(position), 7, 5, anchor).tolist()
+        slots = slot_positions(torch.tensor(position), shape).tolist()
         held += sum(
             any(token <= slot <= token + reach for slot in slots)
             for token in range(position - 34, position + 1)

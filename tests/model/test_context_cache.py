@@ -11,6 +11,7 @@ from ctxkv_lib.model.modeling import CACHE_NAME
 from ctxkv_lib.training.caches import StreamCache
 from ctxkv_lib.training.recurrence import exact_contexts
 
+WINDOWS = [("current", "uniform"), ("grid", "uniform"), ("current", "geometric")]
 METHODS = [(anchor, kv) for anchor in ("current", "grid") for kv in ("fixed", "variable")]
 each_method = pytest.mark.parametrize(("anchor", "kv_method"), METHODS)
 
@@ -40,10 +41,11 @@ def phase2_logits(model, ids):
 @given(data=st.data())
 def test_every_way_of_reading_gives_the_same_logits(data):
     length = data.draw(st.integers(1, 45), "length")
-    anchor, kv_method = data.draw(st.sampled_from(METHODS), "method")
+    anchor, slots = data.draw(st.sampled_from(WINDOWS), "window")
     shape = {
         "anchor": anchor,
-        "kv_method": kv_method,
+        "slots": slots,
+        "kv_method": data.draw(st.sampled_from(["fixed", "variable"]), "method"),
         "interval": data.draw(st.integers(1, 7), "interval"),
         "max_contexts": data.draw(st.integers(1, 6), "max_contexts"),
     }

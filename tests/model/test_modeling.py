@@ -1,8 +1,13 @@
+import math
+from dataclasses import asdict
+
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, tiny_ids, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ctxkv_lib.model.config import ModelConfig
 from ctxkv_lib.model.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
 from ctxkv_lib.model.windows import window_rows
 
@@ -15,10 +20,22 @@ PARTS = {
 }
 
 
+# Everything that the published model does without.
+LEVERS = {
+    "slots": "geometric",
+    "slot_bias": "learned",
+    "output": "attended",
+    "input_dropout": 0.2,
+    "layer_dropout": 0.4,
+    "has_unigram": True,
+}
+
+
 def test_published_parameter_counts():
     with torch.device("meta"):
         model = ContextKVForCausalLM(ContextKVConfig())
     counted = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    counted = {name: count for name, count in counted.items() if count}
     assert counted == PARTS
     assert parameter_counts(model) == {"total": 45_163_264, "trainable_phase2": 6_301_440}
 
@@ -29,6 +46,23 @@ def test_initial_weights():
     assert block.linear.bias.std().item() == pytest.approx(0.01, rel=0.3)
     model, linear = tiny_model(), torch.nn.Linear(TINY["hidden_size"], TINY["hidden_size"])
     assert model.attention.q.weight.abs().max() <= linear.weight.abs().max() * 1.1
+
+
+def test_units_forget_at_the_speeds_they_were_given():
+    """Over random tokens: each keeps its share of itself."""
+    block = tiny_model(context_dim=64, hidden_size=96).context_block
+    block.spread_memory(20.0)
+    draw = torch.Generator().manual_seed(0)
+    state, states = torch.zeros(64, 64), []
+    for _ in range(60):
+        token_half = block.project_tokens(torch.randn(64, 96, generator=draw))
+        state = block(state, token_half).detach()
+        states.append(state)
+    before, after = torch.cat(states[30:-1]), torch.cat(states[31:])
+    kept = ((before - before.mean(0)) * (after - after.mean(0))).mean(0) / before.var(0)
+    wanted = (-1 / torch.logspace(math.log10(0.7), math.log10(20), 64)).exp()
+    assert torch.corrcoef(torch.stack([kept, wanted]))[0, 1] > 0.9
+    assert (kept - wanted).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"attention", "feed_forward"})])
@@ -51,6 +85,8 @@ def projected_attention(attention, embeddings, window, present):
     q = attention.q(embeddings).unflatten(-1, heads)
     k, v = attention.k(window).unflatten(-1, heads), attention.v(window).unflatten(-1, heads)
     scores = torch.einsum("nhd,nshd->nhs", q, k) / attention.head_dim**0.5
+    if attention.slot_bias is not None:
+        scores = scores + attention.slot_bias
     if present is not None:
         scores = scores.masked_fill(~present[:, None], float("-inf"))
     mixed = torch.einsum("nhs,nshd->nhd", attention.dropout(scores.softmax(-1)), v)
@@ -59,11 +95,14 @@ def projected_attention(attention, embeddings, window, present):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_equals_projected_keys_and_values(dropout, masked):
-    model = tiny_model(attention_dropout=dropout).double().train()
+@pytest.mark.parametrize("slot_bias", ["none", "learned"])
+def test_attention_equals_projected_keys_and_values(dropout, masked, slot_bias):
+    model = tiny_model(attention_dropout=dropout, slot_bias=slot_bias).double().train()
     attention = model.attention
+    if slot_bias == "learned":
+        torch.nn.init.normal_(attention.slot_bias)
     positions = torch.tensor([0, 1, 2, 3, 9, 10, 40])
-    rows = window_rows(positions, 3, 4, "current")
+    rows = window_rows(positions, model.config)
     contexts = torch.randn(42, TINY["context_dim"], dtype=torch.float64)
     contexts[0] = 0
     embeddings = torch.randn(len(positions), TINY["hidden_size"], dtype=torch.float64)
@@ -82,19 +121,64 @@ def test_attention_equals_projected_keys_and_values(dropout, masked):
     torch.testing.assert_close(fast, plain)
     for name, gradient in plain_gradients.items():
         torch.testing.assert_close(fast_gradients[name], gradient, msg=name)
-    assert attention.k.bias.grad.abs().max() < 1e-12  # the plain layer's: it cannot change the softmax
+    if slot_bias == "none":
+        assert attention.k.bias.grad.abs().max() < 1e-12  # the plain layer's: it cannot change the softmax
 
 
-@pytest.mark.parametrize("kv_method", ["fixed", "variable"])
+@pytest.mark.parametrize("shape", [{"kv_method": "fixed"}, {"kv_method": "variable"}, LEVERS])
 @pytest.mark.parametrize("changed", [0, 1, 17, 30])
-def test_no_position_sees_the_future(kv_method, changed):
-    model = tiny_model(kv_method=kv_method).eval()
+def test_no_position_sees_the_future(shape, changed):
+    model = tiny_model(**shape).eval()
     ids = tiny_ids(31)[None]
     other = ids.clone()
     other[0, changed] = (other[0, changed] + 1) % TINY["vocab_size"]
     before, after = model(ids).logits[0], model(other).logits[0]
     assert torch.equal(before[:changed], after[:changed])
     assert not torch.allclose(before[changed:], after[changed:])
+
+
+def test_a_slot_bias_takes_the_place_of_the_keys_bias():
+    shape = ModelConfig(slot_bias="learned")
+    with torch.device("meta"):
+        counted = parameter_counts(ContextKVForCausalLM(ContextKVConfig(**asdict(shape))))
+    assert counted == shape.parameter_counts()
+    assert counted["trainable_phase2"] == 6_301_440 - 768 + 8 * 32
+
+
+def test_output_attended_leaves_the_token_out():
+    """The layer written out, with its own parts."""
+    model, positions = tiny_model(**LEVERS).eval(), torch.tensor([0, 4, 20])
+    embeddings, contexts = model.embed(tiny_ids(3)), torch.randn(22, TINY["context_dim"])
+    rows = window_rows(positions, model.config)
+    hidden, weights = model.attend(embeddings, contexts[rows], rows > 0)
+    layer, inner = model.attention, model.feed_forward
+    heads = (layer.num_heads, layer.head_dim)
+    values = layer.v(contexts[rows]).unflatten(-1, heads)
+    attended = layer.out(torch.einsum("nhs,nshd->nhd", weights, values).flatten(1))
+    added = inner.norm(inner.down(F.gelu(inner.up(layer.norm(embeddings + attended)))))
+    torch.testing.assert_close(hidden, attended + added)
+
+
+def test_logits_have_the_log_frequencies_in_them():
+    model, hidden = tiny_model(**LEVERS), torch.randn(2, TINY["hidden_size"])
+    shares = torch.rand(TINY["vocab_size"]).double()
+    model.load_unigram(shares)
+    torch.testing.assert_close(model.logits(hidden), hidden @ model.wte.weight.T + shares.float().log())
+
+
+def test_dropout_is_the_same_drawn_before_or_within():
+    model = tiny_model(**LEVERS, attention_dropout=0.3).train()
+    rows = window_rows(torch.arange(40), model.config)
+    batch = model.embed(tiny_ids(40)), torch.randn(41, TINY["context_dim"])[rows], rows > 0
+    torch.manual_seed(7)
+    within, _ = model.attend(*batch)
+    torch.manual_seed(7)
+    drawn = model.drawn_dropout(40)
+    before, _ = model.attend(*batch, drawn)
+    assert all(factors is not None and (factors == 0).any() for factors in drawn)
+    torch.testing.assert_close(before, within)
+    second, _ = model.attend(*(part[23:] for part in batch), drawn.rows(slice(23, 40)))
+    torch.testing.assert_close(second, within[23:])
 
 
 def test_kv_methods_agree_once_the_window_is_full():
@@ -176,8 +260,11 @@ def test_a_distributed_wrapper_trains_it(tmp_path, phase):
             torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, msg=name)
 
 
-def test_saved_model_is_the_same_and_still_frozen(tmp_path):
-    model = tiny_model(kv_method="variable").eval()
+@pytest.mark.parametrize("shape", [{"kv_method": "variable"}, LEVERS])
+def test_saved_model_is_the_same_and_still_frozen(tmp_path, shape):
+    model = tiny_model(**shape).eval()
+    if model.log_unigram is not None:
+        model.load_unigram(torch.rand(TINY["vocab_size"]))
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = tiny_ids(15)[None]
@@ -190,3 +277,5 @@ def test_saved_model_is_the_same_and_still_frozen(tmp_path):
 def test_config_refuses_what_the_model_cannot_be():
     with pytest.raises(ValueError, match="divisor"):
         ContextKVConfig(num_heads=7)
+    with pytest.raises(ValueError, match=r"model\.anchor is 'grid'; allowed: current with"):
+        ContextKVConfig(slots="geometric", anchor="grid")

@@ -6,9 +6,10 @@ from conftest import TINY, tiny_ids, tiny_model
 
 from ctxkv_lib.config import Phase1Config
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.measures.recall import centroid
 from ctxkv_lib.training import phase1, placement
 from ctxkv_lib.training.phase1 import train_context_block
-from ctxkv_lib.training.recurrence import distinct_rows
+from ctxkv_lib.training.recurrence import distinct_rows, exact_contexts
 
 CONFIG = Phase1Config(max_iterations=8, batch_size=150)
 
@@ -34,6 +35,19 @@ def train(config=CONFIG, listener=lambda metric: None, checkpoint=None, rows=Non
     )
     tensors = [*model.context_block.state_dict().values(), contexts, generator.get_state()]
     return (result.iterations, result.convergence_rate, result.stop_reason), lines, tensors
+
+
+def test_contexts_that_forget_slowly_begin_around_the_origin(monkeypatch):
+    centroids = []
+    for rounds in (0, phase1.CENTRED_ROUNDS):
+        monkeypatch.setattr(phase1, "CENTRED_ROUNDS", rounds)
+        block = tiny_model(context_dim=64, hidden_size=240).context_block
+        embeddings = torch.randn(97, 240, generator=torch.Generator().manual_seed(0))
+        tokens = torch.randint(0, 97, (1500,), generator=torch.Generator().manual_seed(1))
+        phase1.begin(block, embeddings, tokens, Phase1Config(longest_memory=20.0))
+        contexts, _ = exact_contexts(block, block.project_tokens(embeddings), tokens, 1e-5)
+        centroids.append(centroid(contexts[1:]))
+    assert centroids[1] < 0.6 * centroids[0]
 
 
 PLATEAU = {"convergence_threshold": 1.0, "plateau_rate": 0.0, "plateau_gain": 1.0, "plateau_patience": 6}

@@ -31,17 +31,23 @@ def train(checkpoint, config=CONFIG, listener=lambda metric: None, key="k", mode
     return model, [{k: v for k, v in m.items() if k not in ("seconds", "memory")} for m in result.epochs]
 
 
-def test_stopped_and_resumed_gives_the_same_numbers(tmp_path):
-    whole, epochs = train(tmp_path / "whole")
+SCHEDULED = Phase2Config(
+    max_epochs=4, batch_size=64, patience=4, schedule="cosine", warmup=0.2, averaging=0.9
+)
+
+
+@pytest.mark.parametrize("config", [CONFIG, SCHEDULED])
+def test_stopped_and_resumed_gives_the_same_numbers(tmp_path, config):
+    whole, epochs = train(tmp_path / "whole", config)
 
     def interrupt(metric):
         if metric["epoch"] == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "stopped", listener=interrupt)
+        train(tmp_path / "stopped", config, interrupt)
     heard = []
-    resumed, again = train(tmp_path / "stopped", listener=heard.append)
+    resumed, again = train(tmp_path / "stopped", config, heard.append)
     assert again == epochs
     assert [m["epoch"] for m in heard] == [1, 2, 3, 4]
     for name, value in whole.state_dict().items():
@@ -53,8 +59,9 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("stopped_at", [0, 1, 6, 7, 8, 9, 20, 31])  # an epoch has 8 steps
-def test_stopped_within_an_epoch_gives_the_same_numbers(tmp_path, saved_at_every_step, stopped_at):
-    whole, epochs = train(tmp_path / "whole")
+@pytest.mark.parametrize("config", [CONFIG, SCHEDULED])
+def test_stopped_within_an_epoch_gives_the_same_numbers(tmp_path, saved_at_every_step, stopped_at, config):
+    whole, epochs = train(tmp_path / "whole", config)
     original, steps = phase2.add_gradients, []
 
     def counted(*batch):
@@ -66,8 +73,8 @@ def test_stopped_within_an_epoch_gives_the_same_numbers(tmp_path, saved_at_every
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phase2, "add_gradients", counted)
         with pytest.raises(Stopped):
-            train(tmp_path / "stopped")
-        resumed, again = train(tmp_path / "stopped")
+            train(tmp_path / "stopped", config)
+        resumed, again = train(tmp_path / "stopped", config)
     assert len(steps) == 4 * 8 + 1  # nothing but the step that failed was done twice
     assert again == epochs
     for name, value in whole.state_dict().items():
@@ -92,20 +99,21 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before_it(tmp_path, saved_
 @pytest.mark.parametrize("kind", [MemoryError, torch.cuda.OutOfMemoryError])
 @pytest.mark.parametrize("ahead", [False, True])
 def test_batches_are_split_when_memory_is_exhausted(tmp_path, monkeypatch, kind, ahead):
-    _, epochs = train(tmp_path / "whole")
+    dropped = {"input_dropout": 0.2, "layer_dropout": 0.3}
+    _, epochs = train(tmp_path / "whole", model=tiny_model(**dropped))
     said, original = [], phase2.frozen_head_cross_entropy
 
-    def little_memory(hidden, table, targets):
+    def little_memory(hidden, *others):
         if len(hidden) > 20:
             raise kind("no more")
-        return original(hidden, table, targets)
+        return original(hidden, *others)
 
     monkeypatch.setattr(placement, "say", said.append)
     monkeypatch.setattr(phase2, "frozen_head_cross_entropy", little_memory)
     monkeypatch.setattr(evaluation, "frozen_head_cross_entropy", little_memory)
     if ahead:  # as if the caches were not where the model is
         monkeypatch.setattr(StreamCache, "tensors", lambda cache: {"ids": torch.empty(0, device="meta")})
-    _, split = train(tmp_path / "split")
+    _, split = train(tmp_path / "split", model=tiny_model(**dropped))
     assert [line.split(": ")[1].split()[0] for line in said] == ["Phase", "validation"]  # once each
     for ours, theirs in zip(split, epochs, strict=True):
         for name in ("train_ppl", "val_ppl", "val_acc"):

@@ -1,13 +1,15 @@
+import copy
+
 import pytest
 import straight_line
 import torch
 from conftest import TINY, tiny_ids, tiny_model
 
 from ctxkv_lib.config import Phase1Config
-from ctxkv_lib.errors import UserError
+from ctxkv_lib.model import recurrence as model_recurrence
 from ctxkv_lib.training import recurrence
 from ctxkv_lib.training.phase1 import train_context_block
-from ctxkv_lib.training.recurrence import exact_contexts, stream_contexts
+from ctxkv_lib.training.recurrence import exact_contexts, exact_states, stream_contexts
 
 
 def rows_of(model, ids):
@@ -41,25 +43,47 @@ def trained():
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 65, 500])
-def test_exact_contexts_equal_one_by_one(trained, monkeypatch, count):
-    monkeypatch.setattr(recurrence, "SEGMENT", 32)
-    monkeypatch.setattr(recurrence, "FIRST_BURN_IN", 2)
+@pytest.mark.parametrize("block_size", [40, 10_000])
+def test_exact_contexts_equal_one_by_one(trained, monkeypatch, count, block_size):
+    monkeypatch.setattr(model_recurrence, "SEGMENT", 32)
+    monkeypatch.setattr(model_recurrence, "BURN_IN", 2)
+    monkeypatch.setattr(recurrence, "BLOCK", block_size)
     half, tokens = rows_of(trained, tiny_ids(count, seed=count))
     contexts, error = exact_contexts(trained.context_block, half, tokens, tolerance=1e-6)
     plain = one_by_one(trained, half[tokens])
     torch.testing.assert_close(contexts[1:], plain, atol=1e-5, rtol=0)
     assert error <= 1e-6
     assert contexts[0].eq(0).all()
+    out = torch.full_like(contexts, torch.nan, dtype=torch.bfloat16)
+    exact_contexts(trained.context_block, half, tokens.to(torch.uint16), tolerance=1e-6, out=out)
+    assert torch.equal(out, contexts.bfloat16())
 
 
-def test_fresh_tokens_begin_again_from_nothing(trained, monkeypatch):
-    monkeypatch.setattr(recurrence, "SEGMENT", 32)
+@pytest.mark.parametrize("block_size", [30, 10_000])
+def test_fresh_tokens_begin_again_from_nothing(trained, monkeypatch, block_size):
+    monkeypatch.setattr(model_recurrence, "SEGMENT", 32)
+    monkeypatch.setattr(recurrence, "BLOCK", block_size)
     half, tokens = rows_of(trained, tiny_ids(100))
     fresh = torch.zeros(100, dtype=torch.bool)
     fresh[[0, 17, 64]] = True
     contexts, _ = exact_contexts(trained.context_block, half, tokens, tolerance=1e-6, fresh=fresh)
     for part, read in zip(tokens.tensor_split([17, 64]), contexts[1:].tensor_split([17, 64]), strict=True):
         torch.testing.assert_close(read, one_by_one(trained, half[part]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("weights", [1.0, 0.1])
+def test_a_part_of_a_stream_is_read_from_the_state_before_it(trained, monkeypatch, weights):
+    monkeypatch.setattr(recurrence, "BLOCK", 70)
+    half, tokens = rows_of(trained, tiny_ids(300))
+    block = copy.deepcopy(trained.context_block)
+    block.linear.weight.mul_(weights)
+    whole, _ = exact_contexts(block, half, tokens, tolerance=1e-6)
+    at = torch.tensor([0, 35, 70, 211, 300])
+    states, error = exact_states(block, half, tokens, at, tolerance=1e-6)
+    torch.testing.assert_close(states, whole[at], atol=1e-5, rtol=0)
+    assert error <= 1e-6
+    part, _ = exact_contexts(block, half, tokens[35:211], tolerance=1e-6, before=states[1])
+    torch.testing.assert_close(part, whole[35:212], atol=1e-5, rtol=0)
 
 
 def test_the_model_reads_as_the_recipe_does(trained):
@@ -70,15 +94,18 @@ def test_the_model_reads_as_the_recipe_does(trained):
     torch.testing.assert_close(read, plain, atol=1e-5, rtol=0)
 
 
-def test_a_block_that_never_forgets_is_refused(trained, monkeypatch):
-    monkeypatch.setattr(recurrence, "SEGMENT", 32)
-    monkeypatch.setattr(recurrence, "FIRST_BURN_IN", 1)
-    monkeypatch.setattr(recurrence, "LAST_BURN_IN", 8)
-    half, tokens = rows_of(trained, tiny_ids(200))
-    chaotic = tiny_model().context_block.requires_grad_(False)
-    chaotic.linear.weight.mul_(30)
-    with pytest.raises(UserError, match="does not forget its start"):
-        exact_contexts(chaotic, half, tokens, tolerance=1e-6)
+@pytest.mark.parametrize(("tolerance", "lines"), [(1e-5, 0), (1e-9, 1)])
+def test_rounding_above_the_tolerance_is_said(capsys, tolerance, lines):
+    half, tokens = torch.randn(50, 16), tiny_ids(3000) % 50
+    config = Phase1Config(contexts="exact", tolerance=tolerance)
+    contexts, generator = torch.empty(3001, 16), torch.Generator()
+
+    def block(state, halves):
+        return 0.8 * state + halves + 1e-7 * torch.randn_like(state)
+
+    error = stream_contexts(block, half, tokens, config, contexts, True, generator)
+    assert (error > tolerance) == bool(lines)
+    assert capsys.readouterr().err.count(f"exact to {error:.1e}, not to 1e-09 as asked for") == lines
 
 
 @pytest.mark.parametrize("pass_rows", [7, 1000])

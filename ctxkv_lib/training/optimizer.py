@@ -1,0 +1,64 @@
+"""How Phase 2 steps: AdamW, its schedule of learning rates, and the average of the weights on the way."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..config import Phase2Config
+from ..model.modeling import ContextKVForCausalLM
+
+
+def make_optimizer(model: ContextKVForCausalLM, config: Phase2Config) -> torch.optim.AdamW:
+    """AdamW over what Phase 2 trains, as one fused kernel where there is one."""
+    return torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=model.device.type != "mps",
+    )
+
+
+def rate_factor(step: int, steps: int, config: Phase2Config) -> float:
+    """Share of the learning rate that a step takes.
+
+    Args:
+        step: from 0.
+        steps: those of all `max_epochs` epochs.
+    """
+    risen = min(1.0, (step + 1) / max(1.0, config.warmup * steps))
+    return risen if config.schedule == "constant" else risen * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+class Average:
+    """An exponential average of weights: a step keeps at most so large a share of it.
+
+    The first steps keep less, so that the untrained weights are soon forgotten.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], kept: float) -> None:
+        self.weights, self.kept = weights, kept
+        self.values = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    def take_in(self, step: int) -> None:
+        """After step number `step`, from 1."""
+        kept = min(self.kept, (1 + step) / (10 + step))
+        torch._foreach_lerp_(
+            list(self.values.values()), [w.detach() for w in self.weights.values()], 1 - kept
+        )
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, the model computes with the averages."""
+        own = {name: weight.data for name, weight in self.weights.items()}
+        self._put(self.values)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, weight in self.weights.items():
+            weight.data = values[name]

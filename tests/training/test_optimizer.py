@@ -1,0 +1,41 @@
+import math
+
+import pytest
+import torch
+
+from ctxkv_lib.config import Phase2Config
+from ctxkv_lib.training.optimizer import Average, rate_factor
+
+
+def factors(steps, **settings):
+    config = Phase2Config(**settings)
+    return [rate_factor(step, steps, config) for step in range(steps)]
+
+
+def test_the_published_rate_is_constant():
+    assert factors(7) == [1.0] * 7
+
+
+def test_a_warm_up_rises_to_the_whole_rate():
+    assert factors(10, warmup=0.4) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1])
+
+
+def test_a_cosine_falls_towards_zero():
+    found = factors(8, schedule="cosine")
+    assert found == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)])
+    assert factors(8, schedule="cosine", warmup=0.25) == pytest.approx([found[0] / 2, *found[1:]])
+
+
+def test_an_average_keeps_its_share_at_every_step():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    average, expected = Average({"w": weight}, 0.6), torch.zeros(3)
+    for step in range(1, 12):
+        weight.data = torch.randn(3)
+        average.take_in(step)
+        kept = min(0.6, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * weight.detach()
+    torch.testing.assert_close(average.values["w"], expected)
+    own = weight.detach().clone()
+    with average.in_place():
+        assert torch.equal(weight, average.values["w"])
+    assert torch.equal(weight, own)
