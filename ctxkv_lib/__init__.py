@@ -23,7 +23,7 @@ parses, calls and prints.
 | to find | look in |
 |---|---|
 | what a setting means, with its unit and reason | `ctxkv_lib.config` |
-| the losses of both phases | `ctxkv_lib.training.losses` |
+| the losses | `ctxkv_lib.training.phase1`, `ctxkv_lib.model.losses` |
 | which positions a window sees | `ctxkv_lib.model.windows` |
 | the recurrence that makes contexts | `ctxkv_lib.model.recurrence`, `ctxkv_lib.training.recurrence` |
 | where conversations come from | `ctxkv_lib.data` |

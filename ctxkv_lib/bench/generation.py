@@ -1,4 +1,4 @@
-"""One token after another on a long history: Context-KV against a GPT-2 block with its key-value cache."""
+"""Reading a long history, and one token after another on it: Context-KV against a GPT-2 block."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,21 +14,24 @@ from .measure import interleaved
 
 HISTORIES = (640, 4_000, 32_000)  # tokens read before
 TOKENS_A_ROUND = 8
-Reader = Callable[[], Any]  # reads some tokens, one by one
+PREFILL_ROUNDS = 3  # at most: the GPT-2 block reads its longest history for many seconds
+Reader = Callable[[], Any]  # reads some tokens
 
 
 def measure_generation(model: ContextKVForCausalLM, rounds: int) -> list[dict[str, float]]:
     """Speed and cache of both models, the same width, one layer, the same table as output head.
 
-    A history is put into the caches as random values: what they hold does not change the work.
+    For one token more, a history is put into the caches as random values: what they hold does not change the
+    work. To be read, it is random tokens, of which more are different than in any text.
 
     Returns:
-        a row a history: `history`, and for `ours` and `gpt2` `tokens_per_second`, `cache_bytes` and
-        `bytes_per_position`.
+        a row a history: `history`, and for `ours` and `gpt2` `tokens_per_second`, `cache_bytes`,
+        `bytes_per_position`, and `prefill_seconds` from the history's tokens to the logits of the next one.
     """
     model = model.eval()
     block = _gpt2_block(model)
     readers: dict[str, Reader] = {}
+    prefill: dict[str, Reader] = {}
     rows: list[dict[str, float]] = []
     for history in HISTORIES:
         ours, theirs = _context_cache(model, history), _key_value_cache(block, history)
@@ -39,10 +42,15 @@ def measure_generation(model: ContextKVForCausalLM, rounds: int) -> list[dict[st
         rows.append(row)
         readers[f"ours {history}"] = partial(_read, model, ours)
         readers[f"gpt2 {history}"] = partial(_read, block, theirs)
+        tokens = torch.randint(model.config.vocab_size, (1, history), device=model.device)
+        prefill[f"ours {history}"] = partial(_prefill, model, tokens)
+        prefill[f"gpt2 {history}"] = partial(_prefill, block, tokens)
     seconds = interleaved(readers, rounds, model.device, "Generation")
+    prefill_seconds = interleaved(prefill, min(rounds, PREFILL_ROUNDS), model.device, "Prefill")
     for row in rows:
         for name in ("ours", "gpt2"):
             row[f"{name}_tokens_per_second"] = TOKENS_A_ROUND / seconds[f"{name} {row['history']}"]
+            row[f"{name}_prefill_seconds"] = prefill_seconds[f"{name} {row['history']}"]
     return rows
 
 
@@ -51,6 +59,11 @@ def _read(model: Any, cache: Any) -> None:
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     for _ in range(TOKENS_A_ROUND):
         model(token, use_cache=True, logits_to_keep=1, **{CACHE_NAME: cache})
+
+
+@torch.inference_mode()
+def _prefill(model: Any, tokens: Tensor) -> None:
+    model(tokens, use_cache=True, logits_to_keep=1)
 
 
 def _gpt2_block(model: ContextKVForCausalLM) -> GPT2LMHeadModel:

@@ -60,4 +60,11 @@ def _generation(rows: Sequence[Mapping[str, float]]) -> list[list[str]]:
         [f"{title}, cache bytes a position", *(f"{row[f'{name}_bytes_per_position']:,.0f}" for row in rows)]
         for name, title in models.items()
     ]
+    cells += [
+        [
+            f"{title}, ms to read the history",
+            *(f"{row[f'{name}_prefill_seconds'] * 1e3:,.1f}" for row in rows),
+        ]
+        for name, title in models.items()
+    ]
     return [["One token more, by tokens of history", *(f"{row['history']:,}" for row in rows)], *cells]

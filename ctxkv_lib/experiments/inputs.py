@@ -36,7 +36,7 @@ CONTEXT_CODE = code_version(
     "experiments/contexts",
 )
 ATTENTION_CODE = code_version(
-    "model/windows", "training/losses", "training/optimizer", "training/phase2", "experiments/stages"
+    "model/windows", "model/losses", "training/optimizer", "training/phase2", "experiments/stages"
 )
 
 Facts = dict[str, Any]  # a part of the summary

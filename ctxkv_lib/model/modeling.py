@@ -16,8 +16,14 @@ from .config import ModelConfig as ModelConfig
 from .configuration import ContextKVConfig
 from .context_cache import ContextCache
 from .layers import NOT_DRAWN, ContextBlock, ContextKVAttention, Dropout, Dropped, FeedForward
+from .losses import frozen_head_cross_entropy
+from .recurrence import SEGMENT, walk_columns
 from .windows import slot_positions as slot_positions
 
+LONG = (
+    2 * SEGMENT
+)  # columns from which they are read in lock-step: there as fast, and sooner the more they are
+TOLERANCE = 1e-5  # of a component of the contexts of long texts, see `walk`
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 # What transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -127,7 +133,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
+        logits_to_keep: int | Tensor | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **loss_options: Any,
@@ -141,9 +147,13 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             labels: int64 `[batch, length]`, usually `input_ids`; shifted inside, -100 is ignored.
             cache: taken up and updated in place; `past_key_values` is its name before transformers 5.24.
             use_cache: return the cache; by default as the configuration says, and not with labels.
-            logits_to_keep: only the last so many columns' logits, 0 keeps all; or which columns, int64 `[n]`.
+            logits_to_keep: only the last so many columns' logits, 0 keeps all; or which columns, int64 `[n]`,
+                which may be none. By default all; but none in training with labels, where only the loss is
+                used and its way is not through them.
             output_attentions: return the attention weights, `[batch, num_heads, length, max_contexts]`.
             return_dict: False returns what there is as a tuple.
+            loss_options: as transformers' causal losses take them: `num_items_in_batch`, `ignore_index`,
+                `shift_labels`.
 
         Returns:
             logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats.
@@ -153,30 +163,44 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """
         batch, length = _checked_shape(input_ids, attention_mask)
         cache = past_key_values if cache is None else cache
-        embeddings = self.embed(input_ids)
+        distinct, tokens = _distinct(input_ids)
+        embeddings = self.embed(distinct)
         if cache is None:
             cache = ContextCache(self.config, batch, embeddings)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         read = attention_mask[:, -length:].bool()
-        contexts = self._read(cache.state, self.context_block.project_tokens(embeddings), read)
-        hidden, weights = self._attend_columns(embeddings, *cache.extend(contexts, read))
-        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
-        loss = None
-        if labels is not None:
-            logits = self.logits(hidden)
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)
-            logits = logits[:, kept]
-        else:
-            logits = self.logits(hidden[:, kept])
+        contexts = self._contexts(cache.state, self.context_block.project_tokens(embeddings), tokens, read)
+        memory, *windows = cache.extend(contexts, read)
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-(logits_to_keep or 0), None)
+        everywhere = attentions or labels is not None  # else only where logits are kept
+        columns = slice(None) if everywhere else kept
+        attended = (x[:, columns] for x in (tokens, *windows))
+        hidden, weights = self._attend_columns(embeddings, memory, *attended)
+        loss = None if labels is None else self._loss(hidden, labels, **loss_options)
+        silent = self.training and labels is not None and logits_to_keep is None
+        logits = None if silent else self.logits(hidden[:, kept] if everywhere else hidden)
         keep = self.config.use_cache and labels is None if use_cache is None else use_cache
         output = CausalLMOutputWithPast(loss=loss, logits=logits)
         if keep:
             output[CACHE_NAME] = cache
-        if self.config.output_attentions if output_attentions is None else output_attentions:
+        if attentions:
             output["attentions"] = (weights,)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+    def _contexts(self, state: Tensor, token_half: Tensor, tokens: Tensor, read: Tensor) -> Tensor:
+        """Contexts `[batch, length, context_dim]` after each column, from `state`.
+
+        Where a gradient has to go through them they are read one by one.
+        """
+        trained = torch.is_grad_enabled() and (
+            state.requires_grad or token_half.requires_grad or self.context_block.norm.weight.requires_grad
+        )
+        if trained or tokens.shape[1] < LONG:
+            return self._read(state, token_half[tokens], read)
+        return walk_columns(self.context_block, token_half, tokens, read, state, TOLERANCE)
 
     def _read(self, state: Tensor, token_half: Tensor, read: Tensor) -> Tensor:
         """Contexts `[batch, length, context_dim]` after each column, one by one from `state`."""
@@ -187,19 +211,43 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return torch.stack(contexts, dim=1)
 
     def _attend_columns(
-        self, embeddings: Tensor, memory: Tensor, rows: Tensor, present: Tensor
+        self, embeddings: Tensor, memory: Tensor, tokens: Tensor, rows: Tensor, present: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`attend` for a batch, some columns at a time so that the windows never stand side by side."""
         batch = torch.arange(len(memory), device=memory.device)[:, None, None]
         columns = max(1, ATTENDED_AT_ONCE // len(memory))
         hidden, weights = [], []
-        parts = zip(*(x.split(columns, dim=1) for x in (embeddings, rows, present)), strict=True)
+        parts = zip(*(x.split(columns, dim=1) for x in (tokens, rows, present)), strict=True)
         for part, part_rows, part_present in parts:
             window = memory[batch, part_rows].flatten(0, 1)
-            attended, attention = self.attend(part.flatten(0, 1), window, part_present.flatten(0, 1))
-            hidden.append(attended.unflatten(0, part.shape[:2]))
-            weights.append(attention.unflatten(0, part.shape[:2]).transpose(1, 2))
+            attended, attention = self.attend(embeddings[part.flatten()], window, part_present.flatten(0, 1))
+            hidden.append(attended.unflatten(0, part.shape))
+            weights.append(attention.unflatten(0, part.shape).transpose(1, 2))
         return torch.cat(hidden, dim=1), torch.cat(weights, dim=2)
+
+    def _loss(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+        ignore_index: int = -100,
+        shift_labels: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Mean loss in nats of each column's prediction of the next one's label, as transformers has it.
+
+        Logits are made in full only if the table is trained, which here it never is.
+        """
+        table = self.wte.weight
+        following = F.pad(labels, (0, 1), value=ignore_index)[:, 1:] if shift_labels is None else shift_labels
+        counted = following != ignore_index
+        hidden, targets = hidden[counted], following[counted]
+        if table.requires_grad and torch.is_grad_enabled():
+            losses = F.cross_entropy(self.logits(hidden).float(), targets, reduction="none")
+        else:
+            precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+            losses = frozen_head_cross_entropy(precise, table, targets, self.log_unigram)[0]
+        return losses.sum() / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 
     def prepare_inputs_for_generation(
         self,
@@ -237,6 +285,15 @@ def _checked_shape(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[in
         fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
         require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
     return batch, length
+
+
+def _distinct(input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids `[any]`, in long texts each once, and `input_ids` as rows of them, int64 of their shape."""
+    if input_ids.shape[1] < LONG:
+        every = input_ids.flatten()
+        return every, torch.arange(len(every), device=every.device).view_as(input_ids)
+    distinct, rows = input_ids.unique(return_inverse=True)
+    return distinct, rows
 
 
 def parameter_counts(model: ContextKVForCausalLM) -> dict[str, int]:

@@ -22,12 +22,15 @@ MEETING = 1 / 4  # of the tolerance: what readers leave apart may add up where a
 TWINS, TWIN_TOKENS = 8, 512  # readers whose rounding is measured, over so many tokens
 
 
+# Next contexts `[n, context_dim]` from the previous ones and the tokens' halves.
+Block = Callable[[Tensor, Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Stream:
     """Tokens to read, and what reads them.
 
     Attributes:
-        block: next contexts `[n, context_dim]` from the previous ones and the tokens' halves.
         token_half: `ContextBlock.project_tokens` of distinct tokens, `[num_distinct, context_dim]`.
         tokens: int64 `[n]`, rows of `token_half`.
         begins: int64 `[n]`, where a token begins another sequence the row of `initial` from which it is read,
@@ -35,7 +38,7 @@ class Stream:
         initial: `[any, context_dim]`.
     """
 
-    block: Callable[[Tensor, Tensor], Tensor]
+    block: Block
     token_half: Tensor
     tokens: Tensor
     begins: Tensor | None = None
@@ -96,6 +99,32 @@ def walk(stream: Stream, contexts: Tensor, tolerance: float) -> float:
             meeting, measured = max(meeting, _rounding(stream, contexts, readers[~met], ends[~met])), True
         every = 1 if most_met or len(readers) <= FEW.get(contexts.device.type, MANY) else SPARSER
     return left
+
+
+@torch.no_grad()
+def walk_columns(
+    block: Block, token_half: Tensor, tokens: Tensor, read: Tensor, state: Tensor, tolerance: float
+) -> Tensor:
+    """Contexts `[batch, length, context_dim]` after each column, by one walk through all rows of a batch.
+
+    Args:
+        tokens: int64 `[batch, length]`, rows of `token_half`.
+        read: bool `[batch, length]`; a column that is not read leaves the context as it is.
+        state: contexts before the first column, `[batch, context_dim]`.
+        tolerance: as `walk` takes it.
+    """
+    counts = read.sum(dim=1)
+    first = counts.cumsum(0) - counts  # of each row's tokens in the stream of all
+    begins = torch.full_like(tokens[read], -1)
+    some = counts > 0
+    begins[first[some]] = some.nonzero().squeeze(1)
+    contexts = state.new_empty(len(begins) + 1, state.shape[1])
+    contexts[0] = state[0]
+    if len(begins):
+        walk(Stream(block, token_half, tokens[read], begins, state), contexts, tolerance)
+    seen = read.cumsum(dim=1)
+    after = contexts[first[:, None] + seen]
+    return after if read[:, 0].all() else torch.where((seen > 0)[..., None], after, state[:, None])
 
 
 def _walk_segments(stream: Stream, contexts: Tensor, tolerance: float) -> tuple[Tensor, float]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import ranks
+from ..model.losses import frozen_head_cross_entropy
 from ..model.modeling import ContextKVForCausalLM
 from ..progress import progress_bar
 from .caches import StreamCache
-from .losses import frozen_head_cross_entropy
 from .placement import Pieces
 
 EVALUATION_ROWS = 1024  # positions at a time

@@ -15,6 +15,7 @@ from .. import ranks
 from ..config import Phase2Config
 from ..errors import UserError
 from ..memory import snapshot
+from ..model.losses import frozen_head_cross_entropy
 from ..model.modeling import NOT_DRAWN, ContextKVForCausalLM, Dropout
 from ..progress import Listener, Metric, progress_bar
 from .caches import Batch, StreamCache, TrainingStream, epoch_seed
@@ -29,7 +30,6 @@ from .checkpoint import (
     set_dropout_draws,
 )
 from .evaluation import evaluate, perplexity
-from .losses import frozen_head_cross_entropy
 from .optimizer import Average, make_optimizer, rate_factor
 from .placement import Pieces
 

@@ -61,6 +61,7 @@ def test_caches_hold_what_they_say(measured):
     short, long = results["generation"]
     assert (short["history"], long["history"]) == (16, 640)
     assert short["ours_cache_bytes"] == long["ours_cache_bytes"]
+    assert all(row[f"{name}_prefill_seconds"] > 0 for row in (short, long) for name in ("ours", "gpt2"))
     assert short["gpt2_bytes_per_position"] == long["gpt2_bytes_per_position"] == 2 * 24 * 4
 
 
@@ -71,7 +72,13 @@ def test_people_get_a_table_and_a_figure(measured):
     assert json.loads((out / "bench.json").read_text()) == results
     assert (out / "bench.png").stat().st_size > 10_000
     table = bench_table(results)
-    for words in ("original", "Phase 2, one step", "GPT-2 block, tokens a second", "computed"):
+    for words in (
+        "original",
+        "Phase 2, one step",
+        "GPT-2 block, tokens a second",
+        "Context-KV, ms to read",
+        "computed",
+    ):
         assert words in table
     assert [ax.get_title("left") for ax in bench_figure(results).axes] == [
         "Phase 1: one iteration",
