@@ -279,7 +279,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         model, tokenizer = load_trained(options.run, choose_device("auto"))
     made_from = {"file": options.data.name, "fingerprint": conversations.fingerprint}
     with stage("Reading the text"):
-        scores = {**made_from, **evaluate_texts(model, tokenizer, conversations.texts())}
+        scores = {**made_from, **evaluate_texts(model, tokenizer, list(conversations.texts()))}
     out = evaluation_file(options.run, options.data, conversations.fingerprint)
     picture = out.with_suffix(".png")
     write_json(out, scores)

@@ -8,21 +8,26 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from xxhash import xxh3_128
 
 from .errors import DamagedFile
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 CACHE_VARIABLE = "CTXKV_CACHE"
 CHECKSUM = "checksum"
 UNSEALED = "0" * 32  # in the place of a checksum while it is taken
 LEFT_OVER = re.compile(r"\..*\.\d+\.part")  # what `replacing` writes to
+DIGITS = 16  # of a digest
 PIECE_BYTES = 1 << 20
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
+STREAMED_HEADER_BYTES = 1024  # set aside before the tensors' sizes are known; the format allows blanks
 
 
 def cache_dir() -> Path:
@@ -137,8 +142,23 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 
 def digest(value: Any) -> str:
     """16 hexadecimal digits that change when the JSON form of `value` does."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:DIGITS]
+
+
+def digest_of_lists(head: Any, *lists: Iterable[Any]) -> str:
+    """`digest([head, *lists])` of lists that need not be in memory: their items are made as they are read."""
+    hasher = hashlib.sha256(f"[{_canonical(head)}".encode())
+    for each in lists:
+        hasher.update(b", [")
+        for number, item in enumerate(each):
+            hasher.update(f"{', ' if number else ''}{_canonical(item)}".encode())
+        hasher.update(b"]")
+    hasher.update(b"]")
+    return hasher.hexdigest()[:DIGITS]
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def checksum(path: Path) -> str:
@@ -175,6 +195,36 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] 
     with replacing(path) as beside:
         with rust_writes(path):
             save_file(contiguous, beside, metadata={**(metadata or {}), CHECKSUM: UNSEALED})
+        _seal(beside)
+
+
+def write_streamed(
+    path: Path,
+    name: str,
+    pieces: Iterable["NDArray[Any]"],
+    others: Callable[[], dict[str, "NDArray[Any]"]],
+    metadata: dict[str, str],
+) -> None:
+    """`write_tensors` for a 1-D tensor that comes in pieces, of which one at a time is in memory.
+
+    Args:
+        pieces: uint16 `[any]`; zeros after the last fill the tensor up to a multiple of 8 bytes.
+        others: called after the last piece; int64 tensors by name, to be written behind.
+    """
+    header: dict[str, Any] = {"__metadata__": {CHECKSUM: UNSEALED, **metadata}}
+    with replacing(path) as beside:
+        with beside.open("wb") as file:
+            file.write(bytes(STREAMED_HEADER_BYTES))
+            end = sum(file.write(piece.data) for piece in pieces)
+            end += file.write(bytes(-end % 8))
+            header[name] = {"dtype": "U16", "shape": [end // 2], "data_offsets": [0, end]}
+            for other, tensor in others().items():
+                begin, end = end, end + file.write(tensor.data)
+                header[other] = {"dtype": "I64", "shape": [*tensor.shape], "data_offsets": [begin, end]}
+            text = json.dumps(header, separators=(",", ":")).encode().ljust(STREAMED_HEADER_BYTES - 8)
+            assert len(text) == STREAMED_HEADER_BYTES - 8
+            file.seek(0)
+            file.write(len(text).to_bytes(8, "little") + text)
         _seal(beside)
 
 

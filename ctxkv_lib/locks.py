@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,14 +67,22 @@ def made_once(read: Callable[[], T], make: Callable[[], object]) -> T:
 @contextmanager
 def _cache_lock() -> Iterator[None]:
     cache_dir().mkdir(parents=True, exist_ok=True)
-    lock = FileLock(cache_dir() / LOCK)
+    lock = _lock_of(cache_dir())
+    held = lock.is_locked  # by this thread, which makes something that needs something else
     try:
         lock.acquire(timeout=0)
     except Timeout:
         say(f"Another process is writing to {cache_dir()}: waiting for it.")
         lock.acquire()
     try:
-        sweep(cache_dir())
+        if not held:
+            sweep(cache_dir())
         yield
     finally:
         lock.release()
+
+
+@cache
+def _lock_of(folder: Path) -> FileLock:
+    """One object a folder: a thread may take it again while it has it."""
+    return FileLock(folder / LOCK)

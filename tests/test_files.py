@@ -1,12 +1,23 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ctxkv_lib import files
 from ctxkv_lib.errors import DamagedFile
-from ctxkv_lib.files import checksum, read_tensors, replacing, sweep, tensor_metadata, write_tensors
+from ctxkv_lib.files import (
+    checksum,
+    digest,
+    digest_of_lists,
+    read_tensors,
+    replacing,
+    sweep,
+    tensor_metadata,
+    write_streamed,
+    write_tensors,
+)
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "checksum": torch.zeros(0), "b": torch.ones(3).bfloat16()}
 
@@ -28,6 +39,34 @@ def test_tensors_and_strings_come_back(tmp_path):
     assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
     assert tensor_metadata(path) == {"key": "k", "text": '"checksum":"' + "0" * 32}
     assert os.listdir(tmp_path) == ["t"]
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [3, 0, 6], [4, 4]])
+def test_a_tensor_that_comes_in_pieces_comes_back(tmp_path, sizes):
+    path, ends = tmp_path / "a.safetensors", []
+
+    def pieces():
+        for size in sizes:
+            ends.append(size)
+            yield np.arange(65_000, 65_000 + size, dtype=np.uint16)
+
+    write_streamed(path, "ids", pieces(), lambda: {"ends": np.asarray(ends, np.int64)}, {"key": "k"})
+    found = read_tensors(path, "k")
+    assert found["ends"].tolist() == sizes
+    ids = found["ids"].tolist()
+    assert ids[: sum(sizes)] == [65_000 + n for size in sizes for n in range(size)]
+    assert ids[sum(sizes) :] == [0] * (-sum(sizes) % 4)
+    assert [*tmp_path.iterdir()] == [path]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile, match="checksum differs"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("lists", [[[], []], [["a"], [[{"b": "é", "a": 1}], []]], [[1, 2, 3]]])
+def test_the_digest_of_lists_that_are_read_once_is_that_of_the_whole(lists):
+    assert digest_of_lists("head", *map(iter, lists)) == digest(["head", *lists])
 
 
 def test_every_flipped_bit_and_every_cut_is_seen(tmp_path):

@@ -214,14 +214,14 @@ def is_read(path, content, reader):
 
 def read_and_evaluate(path, reader):
     conversations = read_conversations(path)
-    scores = evaluate_texts(*reader, conversations.texts())
+    scores = evaluate_texts(*reader, list(conversations.texts()))
     assert format_scores(scores)
-    assert scores["conversations"] == len(conversations.ids) > 0
+    assert scores["conversations"] == len(conversations) > 0
     json.dumps(scores, allow_nan=False)
 
 
 def load_split(data, split, *_):
-    load_conversations(data, split).texts()
+    list(load_conversations(data, split).texts())
 
 
 @example("chats.jsonl", json.dumps({"messages": [{"content": "無" * 300}]}).encode())  # one word

@@ -3,8 +3,10 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 
 from ctxkv_lib.errors import DamagedFile, UserError
+from ctxkv_lib.files import replacing, write_text
 from ctxkv_lib.locks import made_once, only_process
 
 HOLD = """
@@ -48,6 +50,20 @@ print(made_once(path.read_text, make))
 """
     both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in "ab"]
     assert sorted(each.communicate()[0] for each in both) == ["made\n", "made\nmade\n"]
+
+
+def test_what_is_made_may_need_something_else_that_is_made(tmp_path, monkeypatch):
+    """While the first is half written; and the lock is free afterwards."""
+    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path))
+    inner, outer = tmp_path / "inner", tmp_path / "outer"
+
+    def make():
+        with replacing(outer) as beside:
+            beside.write_text(made_once(inner.read_text, lambda: write_text(inner, "made")))
+
+    assert made_once(outer.read_text, make) == "made"
+    with FileLock(tmp_path / ".lock").acquire(timeout=0):
+        pass
 
 
 def test_what_is_damaged_is_removed_and_made_again(tmp_path, monkeypatch, capsys):

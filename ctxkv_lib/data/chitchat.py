@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import DataConfig
 from .hub import package_file
-from .rows import Messages, Row, Split, first_rows
+from .rows import Messages, Row, Rows, Split, asked_rows
 
 # Rows in the order of `_usable_rows`. Fixed blocks, so that no setting moves the rows of another split.
 CHITCHAT_VALIDATION = range(0, 50)
@@ -26,11 +26,12 @@ _ENGLISH = frozenset(_COMMON_WORDS.split())
 _ENGLISH_SHARE = 0.2
 
 
-def chitchat_rows(data: DataConfig, split: Split) -> list[Row]:
+def chitchat_rows(data: DataConfig, split: Split) -> Rows:
     rows = _usable_rows(package_file("chitchat_dataset", "dataset.json", "chitchat-dataset"))
     held_back = {"validation": CHITCHAT_VALIDATION, "test": CHITCHAT_TEST, "corpus": CHITCHAT_CORPUS}
     available = held_back.get(split, range(CHITCHAT_CORPUS.stop, len(rows)))
-    return [rows[i] for i in first_rows(available, data, split, "chitchat-dataset")]
+    count = asked_rows(len(available), data, split, "chitchat-dataset")
+    return Rows.held(rows[available.start : available.start + count])
 
 
 @lru_cache(maxsize=1)  # a second of work, asked for once a split

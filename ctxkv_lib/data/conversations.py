@@ -6,16 +6,16 @@ offline token table is made) do not depend on its size. The four never overlap; 
 `data.corpus=chitchat+own` the training text of a file of one's own helps to make its table.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import DataConfig
-from ..files import digest
+from ..files import digest_of_lists
 from .chitchat import chitchat_rows
-from .formats import read_rows
-from .hub import ULTRACHAT_SHARD
-from .local_files import file_rows
-from .rows import Messages, Row, Split
+from .hub import ULTRACHAT_REVISION
+from .local_files import file_rows, kept_file
+from .rows import Messages, Rows, Split, text_of
 from .ultrachat import ultrachat_rows
 
 
@@ -24,18 +24,36 @@ class Conversations:
     """Rows of one split, in order.
 
     Attributes:
-        ids: a stable name a row: "ultrachat:train_sft:50000", "chitchat:<uuid>", "jsonl:<line number>".
-        messages: one list of `{"role": ..., "content": ...}` a row.
+        rows: (id, messages) a row, read piece by piece. The id is a stable name:
+            "ultrachat:train_sft:50000", "chitchat:<uuid>", "jsonl:<line number>".
         fingerprint: changes when the source, an id or a content does.
     """
 
-    ids: tuple[str, ...]
-    messages: tuple[Messages, ...]
+    rows: Rows = field(compare=False)
     fingerprint: str
 
-    def texts(self) -> list[str]:
-        """Each conversation's contents, joined with one newline; no roles."""
-        return ["\n".join(message["content"] for message in row) for row in self.messages]
+    @classmethod
+    def of(cls, origin: str, rows: Rows) -> "Conversations":
+        """Read all rows for the fingerprint, the digest of [origin, ids, messages]."""
+        ids, messages = (name for name, _ in rows), (row for _, row in rows)
+        return cls(rows, digest_of_lists(origin, ids, messages))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids, in memory."""
+        return tuple(name for name, _ in self.rows)
+
+    @property
+    def messages(self) -> tuple[Messages, ...]:
+        """All conversations, in memory: a list of `{"role": ..., "content": ...}` each."""
+        return tuple(messages for _, messages in self.rows)
+
+    def texts(self) -> Iterator[str]:
+        """The text of each conversation."""
+        return (text_of(messages) for _, messages in self.rows)
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
@@ -44,10 +62,10 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
     Raises:
         UserError: more rows are asked for than there are, or the source is missing, damaged or unreachable.
     """
-    origin = ULTRACHAT_SHARD.revision if data.source == "ultrachat" else data.source
+    origin = ULTRACHAT_REVISION if data.source == "ultrachat" else data.source
     source = {"ultrachat": ultrachat_rows, "file": file_rows, "chitchat": chitchat_rows}[data.source]
     left_out = split == "test" and data.test_samples == 0
-    return _conversations(origin, [] if left_out else source(data, split))
+    return Conversations.of(origin, Rows(()) if left_out else source(data, split))
 
 
 def read_conversations(path: Path) -> Conversations:
@@ -56,10 +74,4 @@ def read_conversations(path: Path) -> Conversations:
     Raises:
         UserError: the file or one of its conversations cannot be read.
     """
-    return _conversations("file", read_rows(path))
-
-
-def _conversations(origin: str, rows: list[Row]) -> Conversations:
-    ids = tuple(name for name, _ in rows)
-    messages = tuple(row for _, row in rows)
-    return Conversations(ids, messages, digest([origin, ids, messages]))
+    return Conversations.of("file", kept_file(path))

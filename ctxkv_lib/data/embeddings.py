@@ -28,6 +28,7 @@ WTE = "wte.weight"
 FLOAT_BYTES = 4
 _CHUNK_BYTES = 1 << 24
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
+_BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes each
 
 LONG_ROW = 0.99  # of all rows are no longer than the one that a row length is measured by
 
@@ -169,8 +170,8 @@ def _cooccurrence_table(data: DataConfig, model: ModelConfig, _: int) -> TokenTa
     key = digest([text.fingerprint, data.tokenizer, shape, COOCCURRENCE_SEED, COOCCURRENCE_VERSION])
 
     def make() -> torch.Tensor:
-        stream = _table_stream(text, data.tokenizer, model.vocab_size)
-        _keep("counts", _counts_key(text, data, model.vocab_size), _counts(stream, model.vocab_size))
+        stream, counts = _table_stream(text, data.tokenizer, model.vocab_size)
+        _keep("counts", _counts_key(text, data, model.vocab_size), counts)
         with stage("Making the token table"):
             return build_table(stream, *shape)
 
@@ -188,7 +189,7 @@ def corpus_counts(data: DataConfig, vocab_size: int) -> TokenTable | None:
     key = _counts_key(text, data, vocab_size)
 
     def count() -> torch.Tensor:
-        return _counts(_table_stream(text, data.tokenizer, vocab_size), vocab_size)
+        return _table_stream(text, data.tokenizer, vocab_size)[1]
 
     return TokenTable(_kept("counts", key, count), key)
 
@@ -197,18 +198,24 @@ def _counts_key(text: Conversations, data: DataConfig, vocab_size: int) -> str:
     return digest([text.fingerprint, data.tokenizer, vocab_size])
 
 
-def _counts(stream: TokenStream, vocab_size: int) -> torch.Tensor:
-    return torch.bincount(stream.ids, minlength=vocab_size)
-
-
-def _table_stream(text: Conversations, tokenizer: str, vocab_size: int) -> TokenStream:
+def _table_stream(text: Conversations, tokenizer: str, vocab_size: int) -> tuple[TokenStream, torch.Tensor]:
+    """The text's stream, and how often each token of the vocabulary occurs in it."""
     stream = train_stream(text, load_tokenizer(tokenizer))
-    largest = int(stream.ids.max())
-    if largest >= vocab_size:
+    counts = count_tokens(stream.ids)
+    if len(counts) > vocab_size:
         raise UserError(
-            f"model.vocab_size is {vocab_size}, but the text holds token {largest}; set it to 50257."
+            f"model.vocab_size is {vocab_size}, but the text holds token {len(counts) - 1}; set it to 50257."
         )
-    return stream
+    return stream, torch.nn.functional.pad(counts, (0, vocab_size - len(counts)))
+
+
+def count_tokens(ids: torch.Tensor) -> torch.Tensor:
+    """How often each id up to the largest of `ids` `[n]` occurs: int64 `[largest + 1]`."""
+    largest = max(int(part.int().max()) for part in ids.split(_BLOCK))
+    counts = torch.zeros(largest + 1, dtype=torch.int64)
+    for part in ids.split(_BLOCK):
+        counts += torch.bincount(part.int(), minlength=largest + 1)
+    return counts
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch.Tensor:
@@ -223,8 +230,11 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch
         noise of length `COOCCURRENCE_NOISE`.
     """
     generator = torch.Generator().manual_seed(COOCCURRENCE_SEED)
-    seen, ids = torch.unique(stream.ids, return_inverse=True)
-    vectors = _factors(positive_pmi(count_pairs(ids, stream.starts)), hidden_size)  # (seen, dims)
+    occurs = count_tokens(stream.ids) > 0
+    seen, place = occurs.nonzero().flatten(), occurs.cumsum(0) - 1
+    pairs = count_pairs(stream.ids, stream.starts)
+    among_seen = _sparse(place[pairs.indices()], pairs.values(), len(seen))
+    vectors = _factors(positive_pmi(among_seen), hidden_size)  # (seen, dims)
     rotation = torch.linalg.qr(torch.randn(hidden_size, vectors.shape[1], generator=generator)).Q.T
     turned = vectors @ rotation  # (seen, hidden_size)
     noise = torch.randn(vocab_size, hidden_size, generator=generator)
@@ -237,22 +247,36 @@ def count_pairs(ids: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
     """How often tokens stand within `COOCCURRENCE_WINDOW` of each other in one conversation.
 
     Args:
-        ids: int64 `[num_tokens]`, from 0 without gaps.
+        ids: whole numbers `[num_tokens]`; a block of them at a time is worked on.
         starts: int64 `[num_conversations]`.
 
     Returns:
         Symmetric sparse COO float32 `[n, n]` with n = largest id + 1, coalesced.
     """
-    n = int(ids.max()) + 1
-    conversation = torch.searchsorted(starts, torch.arange(len(ids)), right=True)
+    n = len(count_tokens(ids))
+    pairs = counts = torch.empty(0, dtype=torch.int64)
+    for first in range(0, len(ids), _BLOCK):
+        codes, times = _pair_codes(ids, starts, range(first, min(first + _BLOCK, len(ids))), n)
+        pairs, places = torch.cat([pairs, codes]).unique(return_inverse=True)
+        counts = torch.zeros_like(pairs).index_add_(0, places, torch.cat([counts, times]))
+    return _sparse(torch.stack([pairs // n, pairs % n]), counts.float(), n)
+
+
+def _pair_codes(
+    ids: torch.Tensor, starts: torch.Tensor, block: range, n: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`left * n + right` of all pairs, in both orders, whose later token is in `block`; and how often."""
+    first = max(0, block.start - COOCCURRENCE_WINDOW)
+    part = ids[first : block.stop].long()
+    conversation = torch.searchsorted(starts, torch.arange(first, block.stop), right=True)
+    own_tokens = torch.arange(block.start - first, len(part))
     codes = []
     for distance in range(1, COOCCURRENCE_WINDOW + 1):
-        together = conversation[distance:] == conversation[:-distance]
-        left, right = ids[:-distance][together], ids[distance:][together]
+        later = own_tokens[own_tokens >= distance]
+        later = later[conversation[later] == conversation[later - distance]]
+        left, right = part[later - distance], part[later]
         codes += [left * n + right, right * n + left]
-    pairs, counts = torch.unique(torch.cat(codes), return_counts=True)
-    indices = torch.stack([pairs // n, pairs % n])
-    return _sparse(indices, counts.float(), n)
+    return torch.cat(codes).unique(return_counts=True)
 
 
 def positive_pmi(counts: torch.Tensor) -> torch.Tensor:

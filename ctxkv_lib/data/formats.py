@@ -8,10 +8,9 @@ import csv
 import gzip
 import io
 import json
-import os
-import re
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,47 +22,69 @@ Records = Iterator[tuple[str, Any]]  # where it stands ("line 3"), and what stan
 
 FILES = ".jsonl, .json, .csv, .tsv, .txt (each also as .gz) or .parquet"
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
-_BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
+LONGEST_FIELD = 2**31 - 1  # characters of a CSV's field: what the reader takes on every system
+PARQUET_ROWS = 256  # at a time
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Every conversation of a file, named by what it is and where it stands in it ("jsonl:3").
+def kind_of(path: Path) -> str:
+    """A file's kind by its name, ".jsonl" or another of `READERS`.
 
     Raises:
-        UserError: the file or one of its records cannot be read.
+        UserError: there is no such file, or its kind is not known.
     """
-    path = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
     if not path.exists():
         raise UserError(f"{path} does not exist; name a {FILES} file.")
     kind = next((s for s in reversed(path.suffixes) if s != ".gz"), "").lower()
     if kind not in READERS:
         raise UserError(f"{path} is of no known kind; allowed: {FILES}.")
-    rows = [
-        (f"{kind[1:]}:{place.split()[-1]}", _messages(f"{path}, {place}", value))
-        for place, value in READERS[kind](path)
-    ]
-    if not rows:
+    return kind
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Every conversation of a file, named by what it is and where it stands in it ("jsonl:3"), one by one.
+
+    Raises:
+        UserError: the file or one of its records cannot be read.
+    """
+    kind, place = kind_of(path), None
+    for place, value in READERS[kind](path):
+        yield f"{kind[1:]}:{place.split()[-1]}", _messages(f"{path}, {place}", value)
+    if place is None:
         raise UserError(f"{path} is blank; give a file with at least one conversation.")
-    return rows
 
 
 # From a file to records
 
 
-def _content(path: Path) -> bytes:
+@contextmanager
+def opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
+    """Its bytes, unpacked if it is a .gz file; what goes wrong inside the block is told as one sentence."""
     try:
-        return (gzip.open(path) if path.suffix == ".gz" else path.open("rb")).read()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); name a readable {FILES} file.") from error
 
 
-def _decoded(where: str, raw: bytes) -> str:
+def _decoded(where: str, raw: bytes, encoding: str = "utf-8-sig") -> str:
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
         ) from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines with their ends."""
+    with opened(path) as file:
+        yield from enumerate(file, start=1)
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    """Lines as text, with their ends; without the mark that some programs put at a file's beginning."""
+    for number, raw in _lines(path):
+        yield _decoded(f"{path}, line {number}", raw, "utf-8-sig" if number == 1 else "utf-8")
 
 
 def _parsed(where: str, text: str) -> Any:
@@ -74,27 +95,28 @@ def _parsed(where: str, text: str) -> Any:
 
 
 def _json_lines(path: Path) -> Records:
-    for number, raw in enumerate(io.BytesIO(_content(path)), start=1):
+    for number, raw in _lines(path):
         if raw.strip():
             where = f"{path}, line {number}"
             yield f"line {number}", _parsed(where, _decoded(where, raw))
 
 
 def _json(path: Path) -> Records:
-    """One array of conversations; else JSON lines under another name."""
-    if not _content(path).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+    """One array of conversations, which is read whole; else JSON lines under another name."""
+    begins = next((rest for _, raw in _lines(path) if (rest := raw.lstrip(b"\xef\xbb\xbf \t\r\n"))), b"")
+    if not begins.startswith(b"["):
         yield from _json_lines(path)
         return
-    values = _parsed(str(path), _decoded(str(path), _content(path)))
+    with opened(path) as file:
+        values = _parsed(str(path), _decoded(str(path), file.read()))
     yield from ((f"item {number}", value) for number, value in enumerate(values, start=1))
 
 
 def _table(path: Path) -> Records:
     """CSV or TSV with a line of names at the top; the separator is the one that this line has most of."""
-    text = _decoded(str(path), _content(path))
-    names = text.partition("\n")[0]
-    csv.field_size_limit(len(text) + 1)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=names.count))
+    names = next(_text_lines(path), "")
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.DictReader(_csv_lines(path), delimiter=max(",;\t", key=names.count))
     try:
         for record in reader:
             yield f"line {reader.line_num}", record
@@ -102,23 +124,45 @@ def _table(path: Path) -> Records:
         raise UserError(f"{path}, line {reader.line_num} is not CSV ({error}); correct the line.") from None
 
 
+def _csv_lines(path: Path) -> Iterator[str]:
+    """Lines that may also end with a carriage return alone."""
+    for line in _text_lines(path):
+        yield from io.StringIO(line, newline="")
+
+
 def _parquet(path: Path) -> Records:
     import pyarrow
     import pyarrow.parquet
 
-    _content(path)  # a missing or unreadable file is named as every other
-    try:
-        records = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path} cannot be read as Parquet ({error}); write it again.") from error
-    yield from ((f"row {number}", record) for number, record in enumerate(records, start=1))
+    with opened(path) as file:
+        try:
+            batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=PARQUET_ROWS)
+            records = (record for batch in batches for record in batch.to_pylist())
+            yield from ((f"row {number}", record) for number, record in enumerate(records, start=1))
+        except pyarrow.ArrowException as error:
+            raise UserError(f"{path} cannot be read as Parquet ({error}); write it again.") from error
 
 
 def _blocks(path: Path) -> Records:
     """Plain text: what stands between blank lines is one conversation."""
-    text = _decoded(str(path), _content(path)).replace("\r\n", "\n").strip()
-    blocks = _BLANK_LINES.split(text) if text else []
-    yield from ((f"block {number}", {"text": block}) for number, block in enumerate(blocks, start=1))
+    yield from ((f"block {n}", {"text": text}) for n, text in enumerate(_split(_text_lines(path)), start=1))
+
+
+def _split(lines: Iterator[str]) -> Iterator[str]:
+    """What stands between blank lines, without white space before it; of the last one, nor behind it."""
+    block: list[str] = []
+    ended = False
+    for line in lines:
+        text = line.strip()
+        if ended and text:
+            yield "".join(block).removesuffix("\n")
+            block, ended = [], False
+        line = (line if block else line.lstrip()).replace("\r\n", "\n")
+        ended = ended or (bool(block) and not line.strip(" \t\n"))
+        if line and not ended:
+            block.append(line)
+    if block:
+        yield "".join(block).rstrip()
 
 
 READERS: dict[str, Callable[[Path], Records]] = {
@@ -189,10 +233,12 @@ def _messages(where: str, record: Any) -> Messages:
         raise UserError(
             f"{where} is an empty conversation; give it at least one message with text, or delete it."
         )
-    if any("\ud800" <= c <= "\udfff" for message in messages for c in message["content"]):
+    try:
+        "".join(text for message in messages for text in message.values()).encode()
+    except UnicodeEncodeError:
         raise UserError(
             f"{where} holds half of a surrogate pair, which no text can; write the whole character."
-        )
+        ) from None
     return messages
 
 

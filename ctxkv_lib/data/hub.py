@@ -22,17 +22,21 @@ class HubFile:
 
 
 # The repositories' pinned commits. "gpt2" alone is refused by huggingface_hub 2.
-ULTRACHAT_SHARD = HubFile(
-    "HuggingFaceH4/ultrachat_200k",
-    "data/train_sft-00000-of-00003-a3ecf92756993583.parquet",
-    "8049631c405ae6576f93f445c6b8166f76f5505a",
-    "dataset",
+ULTRACHAT_REVISION = "8049631c405ae6576f93f445c6b8166f76f5505a"
+GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+ULTRACHAT_SHARDS = tuple(
+    HubFile("HuggingFaceH4/ultrachat_200k", f"data/train_sft-{shard}.parquet", ULTRACHAT_REVISION, "dataset")
+    for shard in (
+        "00000-of-00003-a3ecf92756993583",
+        "00001-of-00003-0a1804bcb6ae68c6",
+        "00002-of-00003-ee46ed25cfae92c6",
+    )
 )
 
 
 def gpt2_file(path: str) -> HubFile:
     """A file of GPT-2's repository."""
-    return HubFile("openai-community/gpt2", path, "607a30d783dfa663caf39e06633721c8d4cfcd7e", "model")
+    return HubFile("openai-community/gpt2", path, GPT2_REVISION, "model")
 
 
 def _network_errors() -> tuple[type[BaseException], ...]:

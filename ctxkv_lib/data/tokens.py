@@ -1,32 +1,42 @@
 """GPT-2's tokenizer, and conversations as one stream of token ids with their boundaries beside it."""
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from xxhash import xxh3_64
 
 from ..errors import UserError
+from ..files import cache_dir, digest, read_tensors, write_streamed
+from ..locks import made_once
 from ..progress import progress_bar
 from .conversations import Conversations
 from .hub import download, gpt2_file, package_file
+from .rows import Rows, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 50257
+VOCABULARY = 50257  # uint16 holds every id
 END_OF_TEXT = "<|endoftext|>"
+STREAM_VERSION = 1  # raise it when a stream's tokens change: it is part of its key
 _BATCH = 256  # texts tokenised at once; bounds the memory of the offsets and strings that come with the ids
 
 
 @dataclass(frozen=True)
 class TokenStream:
-    """All conversations' tokens, one after the other.
+    """All conversations' tokens, one after the other, mapped from a file of the shared cache.
 
     Attributes:
-        ids: int64 `[num_tokens]`.
+        ids: uint16 `[num_tokens]`, on the CPU. torch computes little with it: slice first, then `.int()`.
         starts: int64 `[num_conversations]`, the index of each conversation's first token.
     """
 
@@ -90,17 +100,21 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
-    """Tokenise conversation by conversation and concatenate, with no separator."""
-    texts = conversations.texts()
-    pieces: list[np.ndarray] = []
-    for at in progress_bar(range(0, len(texts), _BATCH), "Tokenising"):
-        encoded = tokenizer(texts[at : at + _BATCH], add_special_tokens=False, return_attention_mask=False)
-        pieces.extend(np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"])
-    ends = np.cumsum([len(piece) for piece in pieces])
-    return TokenStream(
-        ids=torch.from_numpy(np.concatenate(pieces)),
-        starts=torch.from_numpy(ends - [len(piece) for piece in pieces]),
-    )
+    """Tokenise conversation by conversation and concatenate, with no separator.
+
+    Of all conversations that begin alike, the shared cache keeps the longest stream asked for so far: fewer
+    are its beginning, and more go on where it ends.
+    """
+    marks = _marks(conversations.texts(), len(conversations))
+    key = _key("train", int(marks[0]), tokenizer)
+
+    def read() -> TokenStream:
+        kept, common = _beginning(key, marks)
+        if common < len(marks):
+            raise FileNotFoundError(_place(key))
+        return _first(kept, common)
+
+    return made_once(read, lambda: _extend(key, marks, conversations.rows, tokenizer))
 
 
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
@@ -108,13 +122,82 @@ def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokeni
 
     `starts` is the token that holds each conversation's first character; it may hold newlines before it, too.
     """
-    texts = conversations.texts()
-    encoded = tokenizer("\n\n".join(texts), add_special_tokens=False, return_offsets_mapping=True)
-    ends = np.asarray([end for _, end in encoded["offset_mapping"]])  # in characters, never falling
-    lengths = np.asarray([len(text) + len("\n\n") for text in texts])
-    first_characters = np.cumsum(lengths) - lengths
-    starts = np.searchsorted(ends, first_characters, side="right")
-    return TokenStream(
-        ids=torch.tensor(encoded["input_ids"], dtype=torch.int64),
-        starts=torch.from_numpy(starts.astype(np.int64)),
+    key = _key("validation", conversations.fingerprint, tokenizer)
+
+    def make() -> None:
+        texts = list(conversations.texts())
+        encoded = tokenizer("\n\n".join(texts), add_special_tokens=False, return_offsets_mapping=True)
+        ends = np.asarray([end for _, end in encoded["offset_mapping"]])  # in characters, never falling
+        lengths = np.asarray([len(text) + len("\n\n") for text in texts])
+        starts = np.searchsorted(ends, np.cumsum(lengths) - lengths, side="right")
+        ids = np.asarray(encoded["input_ids"], np.uint16)
+        bounds = np.append(starts, len(ids)).astype(np.int64)
+        write_streamed(_place(key), "ids", [ids], lambda: {"bounds": bounds}, {"key": key})
+
+    return made_once(lambda: _first(read_tensors(_place(key), key), len(conversations)), make)
+
+
+def _key(kind: str, text: int | str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    return digest([STREAM_VERSION, kind, text, _rules(tokenizer)])
+
+
+@lru_cache(maxsize=4)  # a megabyte and a half, asked for once a stream
+def _rules(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Changes when anything does that a text's ids depend on."""
+    return digest(tokenizer.backend_tokenizer.to_str())
+
+
+def _place(key: str) -> Path:
+    return cache_dir() / f"tokens-{key}.safetensors"
+
+
+def _first(kept: dict[str, torch.Tensor], count: int) -> TokenStream:
+    """The first conversations of a kept stream, of which `bounds` are the starts and the last one's end."""
+    bounds = kept["bounds"]
+    return TokenStream(kept["ids"][: int(bounds[count])], bounds[:count])
+
+
+def _beginning(key: str, marks: NDArray[np.int64]) -> tuple[dict[str, torch.Tensor], int]:
+    """What is kept, and how many of the conversations with these marks it begins with."""
+    kept = read_tensors(_place(key), key)
+    shared = min(len(kept["marks"]), len(marks))
+    return kept, int((kept["marks"][:shared].numpy() == marks[:shared]).sum())
+
+
+def _extend(key: str, marks: NDArray[np.int64], rows: Rows, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Keep the stream of `rows`; what is kept of its beginning is taken over."""
+    begun = TokenStream(torch.empty(0, dtype=torch.uint16), torch.empty(0, dtype=torch.int64))
+    with suppress(FileNotFoundError):
+        begun = _first(*_beginning(key, marks))
+    bounds = [*begun.starts.tolist(), len(begun.ids)]
+
+    def pieces() -> Iterator[NDArray[np.uint16]]:
+        yield begun.ids.numpy()
+        for piece in _tokenised(rows[len(begun.starts) :], tokenizer):
+            bounds.append(bounds[-1] + len(piece))
+            yield piece
+
+    write_streamed(
+        _place(key), "ids", pieces(), lambda: {"bounds": np.asarray(bounds), "marks": marks}, {"key": key}
     )
+
+
+def _marks(texts: Iterable[str], count: int) -> NDArray[np.int64]:
+    """After each text a hash of all so far: two streams begin alike as far as these are equal."""
+    hasher = xxh3_64()
+
+    def marks() -> Iterator[int]:
+        for text in texts:
+            hasher.update(f"{len(text)} {text}".encode())
+            yield hasher.intdigest()
+
+    return np.fromiter(marks(), np.uint64, count).view(np.int64)
+
+
+def _tokenised(rows: Rows, tokenizer: "PreTrainedTokenizerFast") -> Iterator[NDArray[np.uint16]]:
+    """The tokens of each conversation. The tokenizer itself takes the texts of a batch to all cores."""
+    texts = (text_of(messages) for _, messages in rows)
+    for _ in progress_bar(range(0, len(rows), _BATCH), "Tokenising"):
+        batch = list(islice(texts, _BATCH))
+        encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False)
+        yield from (np.asarray(ids, np.uint16) for ids in encoded["input_ids"])

@@ -1,104 +1,117 @@
-"""UltraChat-200k on the Hugging Face Hub: the published rows, read once and kept as an Arrow copy."""
+"""UltraChat-200k on the Hugging Face Hub: the published rows, read once and kept as Arrow copies."""
 
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import DataConfig
 from ..errors import DamagedFile
-from ..files import cache_dir, checksums, read_sealed_json, replacing, state, write_sealed_json
+from ..files import cache_dir, remove
 from ..locks import made_once
-from .hub import ULTRACHAT_SHARD, open_file
-from .rows import Row, Split, first_rows
+from ..progress import progress_bar
+from .hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS, HubFile, open_file
+from .rows import Rows, Split, asked_rows, keep_rows, kept_rows
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from pyarrow.parquet import ParquetFile
+    from pyarrow import Table
+    from pyarrow.parquet import FileMetaData
 
-# Rows of the shard. The published validation rows are the first 20 of theirs; the rest is room for more.
+# Rows of train_sft, counted over all its shards. The published validation rows are the first 20 of theirs.
+# Fixed blocks, so that no setting moves the rows of another split; what is in none of them is for training.
 ULTRACHAT_VALIDATION = range(50_000, 50_500)
 ULTRACHAT_TEST = range(50_500, 51_000)
-CHECKSUMS = "checksums.json"  # of the files of an Arrow copy, beside them
+ULTRACHAT_CORPUS = range(51_000, 56_000)
+ANY_TOTAL = 2**62  # stands for the number of rows as long as no shard was asked
 
 
-def ultrachat_rows(data: DataConfig, split: Split) -> list[Row]:
-    if split == "corpus":  # up to the end of the shard, which only the shard knows
-        rows = range(ULTRACHAT_TEST.stop, ULTRACHAT_TEST.stop + data.corpus_samples)
-    else:
-        held_back = {"validation": ULTRACHAT_VALIDATION, "test": ULTRACHAT_TEST}
-        available = held_back.get(split, range(ULTRACHAT_VALIDATION.start))
-        rows = first_rows(available, data, split, "UltraChat")
-    copy, start = made_once(lambda: _local_copy(rows), lambda: _fetch_copy(rows, data, split))
-    contents = copy[rows.start - start : rows.stop - start]["messages"]
-    return [(f"ultrachat:train_sft:{row}", content) for row, content in zip(rows, contents, strict=True)]
+class Group(NamedTuple):
+    """One row group of a shard."""
+
+    file: HubFile
+    footer: "FileMetaData"
+    number: int
+    rows: range  # of the split
+
+
+def ultrachat_rows(data: DataConfig, split: Split) -> Rows:
+    wanted = _wanted(data, split, ANY_TOTAL)
+    return made_once(lambda: _kept(wanted), lambda: _fetch(wanted, data, split))
+
+
+def _wanted(data: DataConfig, split: Split, total: int) -> list[range]:
+    """The rows that `data` asks for, if the shards hold `total` in all."""
+    held_back = {"validation": ULTRACHAT_VALIDATION, "test": ULTRACHAT_TEST, "corpus": ULTRACHAT_CORPUS}
+    around = [range(ULTRACHAT_VALIDATION.start), range(ULTRACHAT_CORPUS.stop, total)]
+    blocks = [held_back[split]] if split in held_back else around
+    blocks = [range(block.start, min(block.stop, total)) for block in blocks]
+    left = asked_rows(sum(len(block) for block in blocks), data, split, "UltraChat")
+    wanted = []
+    for block in blocks:
+        wanted.append(block[:left])
+        left -= len(wanted[-1])
+    return [rows for rows in wanted if rows]
 
 
 def _copies() -> Path:
-    return cache_dir() / f"ultrachat-{ULTRACHAT_SHARD.revision[:12]}"
+    return cache_dir() / f"ultrachat-{ULTRACHAT_REVISION[:12]}"
 
 
-def _local_copy(rows: range) -> "tuple[Dataset, int]":
-    """An intact Arrow copy that holds `rows`, and the row it starts at.
+def _kept(wanted: list[range]) -> Rows:
+    """Raises as `kept_rows`."""
+    return sum((kept_rows(_copies(), rows) for rows in wanted), Rows(()))
 
-    Raises:
-        DamagedFile: a copy holds them, but is not what was written.
-        FileNotFoundError: no earlier run left one.
+
+def _fetch(wanted: list[range], data: DataConfig, split: Split) -> None:
+    """Keep an Arrow copy of each row group that holds wanted rows, if there is none.
+
+    `data.download=ranged` transfers the needed row groups' `messages` only. `whole` is slower (244 MB a
+    shard), but leaves complete shards in huggingface_hub's cache.
     """
-    problem: Exception = FileNotFoundError(_copies())
-    for folder in sorted(_copies().glob("rows-*")):
-        _, start, stop = folder.name.split("-")
-        if int(start) <= rows.start and rows.stop <= int(stop):
-            try:
-                return _open_copy(folder), int(start)
-            except DamagedFile as error:
-                problem = error
-    raise problem
+    groups = _groups(data, wanted[-1].stop)
+    _wanted(data, split, groups[-1].rows.stop)  # refuses what is more than there is
+    needed = [g for g in groups if any(g.rows.start < w.stop and w.start < g.rows.stop for w in wanted)]
+    missing = [group for group in needed if not _is_kept(group.rows)]
+    for rows, table in progress_bar(
+        _tables(missing, data.download), "UltraChat", unit="group", total=len(missing)
+    ):
+        keep_rows(_copies(), rows.start, [f"ultrachat:train_sft:{row}" for row in rows], table)
 
 
-def _open_copy(folder: Path) -> "Dataset":
-    from datasets import load_from_disk
-
-    try:
-        kept = read_sealed_json(folder / CHECKSUMS)
-    except (DamagedFile, FileNotFoundError):
-        raise DamagedFile(folder, "its checksums are missing or damaged") from None
-    for name, expected in kept["files"].items():
-        if kept["rows"] != folder.name or state(folder / name, expected) != "intact":
-            raise DamagedFile(folder, f"{name} is not what was written")
-    return load_from_disk(str(folder))
-
-
-def _fetch_copy(rows: range, data: DataConfig, split: Split) -> None:
-    """Read the row groups that hold `rows` and keep them as an Arrow copy.
-
-    `data.download=ranged` transfers the needed row groups' `messages` only. `whole` is slower (244 MB), but
-    leaves the complete shard in huggingface_hub's cache.
-    """
-    from datasets import Dataset
+def _groups(data: DataConfig, stop: int) -> list[Group]:
+    """The row groups of the first shards, of as many as hold `stop` rows or of all."""
     from pyarrow.parquet import ParquetFile
 
-    with open_file(ULTRACHAT_SHARD, data.download) as stream:
-        shard = ParquetFile(stream, pre_buffer=True)  # one request a row group, not one a column
-        total = shard.metadata.num_rows
-        if rows.stop > total:
-            first_rows(range(ULTRACHAT_TEST.stop, total), data, split, "UltraChat's first shard")
-        table, start = _read_groups(shard, rows)
-    copy = Dataset(table)
-    name = f"rows-{start}-{start + len(copy)}"
-    with replacing(_copies() / name) as beside:
-        copy.save_to_disk(str(beside))
-        kept = {"rows": name, "files": checksums(beside, [beside])}
-        write_sealed_json(beside / CHECKSUMS, kept)
+    groups: list[Group] = []
+    start = 0
+    for file in ULTRACHAT_SHARDS:
+        if start < stop:
+            with open_file(file, data.download) as stream:
+                footer = ParquetFile(stream).metadata
+            for number in range(footer.num_row_groups):
+                count = footer.row_group(number).num_rows
+                groups.append(Group(file, footer, number, range(start, start + count)))
+                start += count
+    return groups
 
 
-def _read_groups(shard: "ParquetFile", rows: range) -> tuple[Any, int]:
-    """The `messages` of the row groups that overlap `rows` as a pyarrow Table, and the table's first row."""
-    import pyarrow
-    from tqdm import tqdm
+def _is_kept(rows: range) -> bool:
+    try:
+        return len(kept_rows(_copies(), rows)) > 0
+    except FileNotFoundError:
+        return False
+    except DamagedFile as error:
+        remove(error.path)
+        return False
 
-    sizes = [shard.metadata.row_group(i).num_rows for i in range(shard.num_row_groups)]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    wanted = [i for i, at in enumerate(starts) if at < rows.stop and at + sizes[i] > rows.start]
-    progress = tqdm(wanted, desc="UltraChat", unit="group", disable=None)
-    tables = [shard.read_row_group(i, columns=["messages"]) for i in progress]
-    # The schema's metadata is the Hub's description of all columns, of which this is one.
-    return pyarrow.concat_tables(tables).replace_schema_metadata(None), starts[wanted[0]]
+
+def _tables(groups: list[Group], download: str) -> Iterator[tuple[range, "Table"]]:
+    """The rows of each group, and their `messages`."""
+    from pyarrow.parquet import ParquetFile
+
+    for file, of_shard in groupby(groups, key=lambda group: group.file):
+        with open_file(file, download) as stream:
+            for group in of_shard:
+                # pre_buffer: one request a row group, not one a column
+                shard = ParquetFile(stream, metadata=group.footer, pre_buffer=True)
+                yield group.rows, shard.read_row_group(group.number, columns=["messages"])

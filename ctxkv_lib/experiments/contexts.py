@@ -153,6 +153,7 @@ def _cache(work: Work, split: str, contexts: Tensor, generator: torch.Generator,
         contexts = contexts[: BEGINNING_TOKENS + 1]
         starts, error = read_once(model, ids, config.phase1.tolerance, contexts)
     else:
+        ids = ids.to(model.device, torch.int32)
         embeddings, tokens = distinct_rows(model, ids[:-1])
         half = model.context_block.project_tokens(embeddings)
         error = stream_contexts(

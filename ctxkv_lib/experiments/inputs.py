@@ -101,7 +101,7 @@ class Work:
     """An experiment under way in its claimed folder.
 
     Attributes:
-        ids: the token ids of both streams, int32 on the device; "train" and "val".
+        ids: the token ids of both streams, "train" and "val"; uint16 on the CPU, mapped from their files.
         memory: snapshots taken so far.
     """
 
@@ -120,7 +120,7 @@ class Work:
         Raises:
             UserError: the model's shapes do not fit the data.
         """
-        tokenizer, ids = _tokenize(inputs, device)
+        tokenizer, ids = _tokenize(inputs)
         memory = [snapshot("data loaded", device)]
         model = _build_model(inputs, device)
         memory.append(snapshot("model built", device))
@@ -142,18 +142,18 @@ class Work:
             self.listener(metric)
 
 
-def _tokenize(inputs: Inputs, device: torch.device) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
-    """The tokenizer, and the token ids of both streams as int32 on the device."""
+def _tokenize(inputs: Inputs) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
+    """The tokenizer, and the token ids of both streams."""
     config = inputs.config
     tokenizer = load_tokenizer(config.data.tokenizer)
     if len(tokenizer) != config.model.vocab_size:
         raise UserError(f"model.vocab_size is {config.model.vocab_size}; allowed: {len(tokenizer)}.")
-    streams = {
-        "train": train_stream(inputs.train, tokenizer),
-        "val": validation_stream(inputs.validation, tokenizer),
+    ids = {
+        "train": train_stream(inputs.train, tokenizer).ids,
+        "val": validation_stream(inputs.validation, tokenizer).ids,
     }
-    _refuse_short({split: len(stream.ids) for split, stream in streams.items()}, config.model)
-    return tokenizer, {split: stream.ids.int().to(device) for split, stream in streams.items()}
+    _refuse_short({split: len(stream) for split, stream in ids.items()}, config.model)
+    return tokenizer, ids
 
 
 def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:

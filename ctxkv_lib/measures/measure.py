@@ -52,10 +52,10 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
     trained = cache(lambda: _trained(config, folder))
 
     def on_test() -> Facts:
-        return _test(config, trained(), tested()) if test.ids else {}
+        return _test(config, trained(), tested()) if len(test) else {}
 
     def counted() -> Facts:
-        return _yardsticks(config, folder, {"test": tested()} if test.ids else {})
+        return _yardsticks(config, folder, {"test": tested()} if len(test) else {})
 
     found = {
         "probe": _once(folder, "probe", contexts, lambda: probe(config, folder, trained())),

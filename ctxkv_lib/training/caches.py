@@ -216,11 +216,11 @@ def load_cache(folder: Path, split: str) -> StreamCache:
         DamagedFile: a file is missing or not what `save_cache` wrote.
     """
     contexts, stored = _read(folder, split, "ctx")["contexts"], _read(folder, split, "emb")
-    return StreamCache(stored["ids"][: len(contexts)], contexts, stored.get("embeddings"))
+    return StreamCache(stored["ids"][: len(contexts)].int(), contexts, stored.get("embeddings"))
 
 
 def load_ids(folder: Path, split: str) -> Tensor:
-    """The token ids of `split`, all of them: int32 on the CPU. Raises as `load_cache`."""
+    """The token ids of `split`, all of them, as they were saved. Raises as `load_cache`."""
     return _read(folder, split, "emb")["ids"]
 
 

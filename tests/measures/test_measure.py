@@ -20,7 +20,7 @@ def finished(tiny_config, tmp_path):
 
 def test_the_test_split_is_measured_with_the_kept_weights(finished, tiny_config):
     tokenizer = load_tokenizer(tiny_config.data.tokenizer)
-    ids = validation_stream(load_conversations(tiny_config.data, "test"), tokenizer).ids[None]
+    ids = validation_stream(load_conversations(tiny_config.data, "test"), tokenizer).ids.long()[None]
     model = ContextKVForCausalLM.from_pretrained(finished.path / "model").eval()
     with torch.no_grad():
         logits = model(ids[:, :-1]).logits[0]

@@ -124,7 +124,7 @@ def test_trainer_trains_evaluates_and_resumes(tmp_path):
 
 def test_evaluate_reads_each_conversation_by_itself(trained, held_out):
     model, tokenizer = load_trained(trained, torch.device("cpu"))
-    texts = read_conversations(held_out).texts()
+    texts = list(read_conversations(held_out).texts())
     scores = evaluate_texts(model, tokenizer, texts)
     losses = []
     for text in texts:
@@ -157,7 +157,7 @@ def test_lm_evaluation_harness_agrees(trained, held_out, tmp_path):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
 
-    texts = read_conversations(held_out).texts()
+    texts = list(read_conversations(held_out).texts())
     documents = tmp_path / "documents.jsonl"
     documents.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     questions = tmp_path / "questions.jsonl"

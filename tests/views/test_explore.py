@@ -44,7 +44,7 @@ def test_corpus_lengths_add_up(trained):
     assert int(corpus.lengths("train").sum()) == trained.run.summary["train_tokens"]
     assert len(corpus.lengths("val")) == 2
     pieces = corpus.pieces("train", 1, most=10**6)
-    assert "".join(pieces) == corpus.conversations["train"].texts()[1]
+    assert "".join(pieces) == list(corpus.conversations["train"].texts())[1]
     rows = explore.count_rows(trained.run.config, corpus)
     assert rows[1][1:] == [f"{trained.run.summary['train_tokens']:,}", "587,970"]
 
