@@ -1,7 +1,6 @@
 """The `ctxkv` command: parses, calls, prints. Heavy imports wait until a command needs them."""
 
 import argparse
-import errno
 import io
 import json
 import os
@@ -13,10 +12,8 @@ from typing import Any
 from . import __version__, ranks
 from .config import PRESETS, RECIPES, ExperimentConfig, parse_settings
 from .data.formats import FILES
-from .errors import UserError, memory_advice
+from .errors import UserError, describe, memory_advice, one_line
 from .progress import epoch_printer, notice, say, stage
-
-LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,14 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         _drop_output()
-        return _fail(_describe(error))
+        return _fail(describe(error))
 
 
 def _fail(message: str, code: int = 2) -> int:
-    """Print `message` as one line, whatever characters a path or value in it has."""
-    if len(message) > LONGEST_MESSAGE:
-        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    line = one_line(message)
     if ranks.is_first_to_say(line):
         print(f"ctxkv: {line}", file=sys.stderr)
     return code
@@ -73,12 +67,6 @@ def _drop_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _describe(error: OSError) -> str:
-    if error.errno == errno.ENOSPC or "No space left" in str(error):
-        return f"The disk is full ({error}); free some space and run again: finished stages are kept."
-    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,6 +101,19 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--samples", type=int, nargs="+", metavar="N", help="sample counts, two or more")
     compare.add_argument("--out", type=_path, metavar="DIR", help="folder of the comparison and its runs")
 
+    sweep = _command(commands, "sweep", _sweep, "a grid of settings x seeds x samples; run again to go on")
+    _add_experiment(sweep, nargs="+")
+    sweep.set_defaults(preset=None)  # a protocol may name it
+    sweep.add_argument("--samples", type=int, nargs="+", metavar="N", help="sample counts")
+    sweep.add_argument("--seeds", type=int, nargs="+", metavar="N", help="(default: the preset's one)")
+    sweep.add_argument(
+        "--grid", action="append", default=[], metavar="K=V,V", help="values of a setting; repeat for more"
+    )
+    sweep.add_argument("--protocol", type=_path, metavar="FILE", help="JSON of all this, with named variants")
+    sweep.add_argument("--out", type=_path, metavar="DIR", help="folder of the results and the runs")
+    sweep.add_argument("--hours", type=float, metavar="H", help="begin no run after so long")
+    sweep.add_argument("--keep", action="store_true", help="keep each run's model and caches (0.2 GB a run)")
+
     report = _command(commands, "report", _report, "the written report of one or more finished runs")
     report.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument("--lang", default="en", help="language: en or ja (default: en)")
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=_path, required=True, metavar="FILE", help=FILES)
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
-    probe = _command(commands, "probe", _probe, "what a run's contexts remember, and what its slots miss")
+    probe = _command(commands, "probe", _probe, "what a run's contexts remember, and what they are used for")
     probe.add_argument("run", type=_path, metavar="RUN", help="run folder")
     probe.add_argument("--lang", default="en", help="language: en or ja (default: en)")
     probe.add_argument("--json", action="store_true", help="print JSON")
@@ -166,10 +167,11 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def _add_experiment(parser: argparse.ArgumentParser) -> None:
+def _add_experiment(parser: argparse.ArgumentParser, **recipe: Any) -> None:
     presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
     parser.add_argument("--preset", default="colab", metavar="P", help=f"{presets} (default: colab)")
-    parser.add_argument("--recipe", metavar="R", help=f"{' or '.join(RECIPES)} (default: the preset's own)")
+    recipes = f"{' or '.join(RECIPES)} (default: the preset's own)"
+    parser.add_argument("--recipe", metavar="R", help=recipes, **recipe)
     parser.add_argument(
         "--data", metavar="FILE", help=f"your own conversations: {FILES}; sizes that are not given fit it"
     )
@@ -184,9 +186,11 @@ def _config(
     """The experiment that is asked for; `tell` gets a line on how a file of one's own is split."""
     from .data.local_files import configure
 
-    own = {"data.path": options.data} if options.data else {}
-    settings = {**own, **parse_settings(options.set)}
-    return configure(options.preset, options.recipe, samples, settings, tell)
+    return configure(options.preset, options.recipe, samples, _given(options), tell)
+
+
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    return {**({"data.path": options.data} if options.data else {}), **parse_settings(options.set)}
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -246,6 +250,21 @@ def _compare(options: argparse.Namespace) -> None:
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
 
+def _sweep(options: argparse.Namespace) -> None:
+    from .experiments.protocol import asked_for, cells_of, sweep_name
+    from .runs.run_folder import DEFAULT_ROOT
+
+    cells = cells_of(asked_for(options.protocol, vars(options), _given(options)), notice)
+    out = options.out or DEFAULT_ROOT / sweep_name(cells, options.protocol)
+    _announce(out)
+    with stage("Loading torch and transformers"):
+        from .experiments.sweep import results_of, sweep
+        from .experiments.sweep_table import format_sweep
+
+    outcomes = sweep(cells, out, out, hours=options.hours, keep=options.keep)
+    print(f"{format_sweep(results_of(outcomes))}\n\nWritten: {out / 'sweep.md'}")
+
+
 def _report(options: argparse.Namespace) -> None:
     from .report import write_report
     from .runs.run_folder import load_run
@@ -292,13 +311,16 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _probe(options: argparse.Namespace) -> None:
     with stage("Reading the contexts"):
         from .experiments.experiment import probe_run
-        from .report.measured import format_probe
+        from .report.measured import format_ablations, format_probe
         from .runs.run_folder import load_run
 
         run = load_run(options.run)
         found, written = probe_run(run)
-    table = format_probe(found, run.config.model, options.lang)
-    print(json.dumps(found, indent=2) if options.json else table)
+    tables = [
+        format_probe(found["probe"], run.config.model, options.lang),
+        format_ablations(found["ablations"], options.lang),
+    ]
+    print(json.dumps(found, indent=2) if options.json else "\n\n".join(tables))
     if written and not options.json:
         print(f"\nWritten: {', '.join(map(str, written))}")
 

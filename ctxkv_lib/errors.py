@@ -9,6 +9,9 @@ from pathlib import Path
 NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
+LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
+
+
 class UserError(ValueError):
     """Bad input or an unreachable resource: what was wrong, what is allowed, what to do next."""
 
@@ -19,6 +22,10 @@ class DamagedFile(UserError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} cannot be used: {reason}; run what made it once more to make it anew.")
         self.path, self.reason = path, reason
+
+
+class Diverged(UserError):
+    """A training whose loss or weights are no longer finite: the same settings would end there again."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -57,6 +64,20 @@ def memory_advice(work: str, advice: str) -> Iterator[None]:
         raise UserError(
             f"{work} ran out of memory ({where}); {advice}, and run again: what is finished is kept."
         ) from error
+
+
+def one_line(message: str) -> str:
+    """`message` as one line of bounded length, whatever characters a path or value in it has."""
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+
+
+def describe(error: OSError) -> str:
+    """What the system refuses, as a sentence."""
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        return f"The disk is full ({error}); free some space and run again: finished stages are kept."
+    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

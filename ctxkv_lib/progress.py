@@ -100,11 +100,17 @@ def say(line: str) -> None:
 
 
 def notice(line: str) -> None:
-    """A line that nobody must miss: on a terminal, in a notebook and in a log."""
+    """A line that nobody must miss: on a terminal, in a notebook (which paints stderr red) and in a log."""
     from tqdm import tqdm
 
     if not ranks.index():
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(line, file=sys.stdout if in_notebook() else sys.stderr)
+
+
+def in_notebook() -> bool:
+    """Whether a kernel runs this code, and widgets can be shown."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 def epoch_printer(most: int) -> Listener:

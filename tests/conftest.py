@@ -9,15 +9,15 @@ import pytest
 import torch
 from sample_runs import sample_run
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: two threads each would spend their time waiting
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # what the tests start
-    torch.set_num_threads(1)
+# One thread: a worker has one core, and of several, a run would take as many as are quickest just then.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
 from ctxkv_lib.config import build_config
 from ctxkv_lib.model.modeling import ContextKVConfig, ContextKVForCausalLM
 from ctxkv_lib.training import checkpoint
 
+torch.set_num_threads(1)  # if torch was loaded before
 TINY = {
     "vocab_size": 211,
     "hidden_size": 24,

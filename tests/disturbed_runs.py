@@ -101,6 +101,8 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
     for name in ("ppl_curves", "phase1_curves", "memory_by_stage"):
         patch.setattr(figures, name, lambda *_: None)
     patch.setattr(pictures, "memory_of_contexts", lambda *_: None)
+    for name in ("use_of_contexts", "recall_accuracy"):
+        patch.setattr(experiment, name, lambda *_: None)
     patch.setattr(experiment, "save", _save_nothing)
     patch.setattr(checkpoint, "EVERY_SECONDS", 0)
     patch.setattr(checkpoint, "WRITING_SHARE", math.inf)

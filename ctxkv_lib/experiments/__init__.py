@@ -1,1 +1,1 @@
-"""Whole runs: the stages in order, comparisons, proposals."""
+"""Whole runs: the stages in order, comparisons, sweeps."""

@@ -12,23 +12,24 @@ from ..files import read_tensors, write_tensors
 from ..memory import snapshot
 from ..model.modeling import parameter_counts
 from ..progress import Metric, notice, stage
-from ..runs.provenance import PRECISIONS, choose_precision, device_name
+from ..runs.provenance import PRECISIONS
 from ..runs.records import Record
 from ..training.caches import StreamCache, dense_embeddings, held_mib, save_cache
 from ..training.evaluation import effective_rank
-from ..training.phase1 import train_context_block
+from ..training.phase1 import UNTRAINED, begin, train_context_block
 from ..training.placement import scratch
 from ..training.recurrence import distinct_rows, stream_contexts
 from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once, sampled
 from .inputs import Facts, Work
+from .machine import use_machine
 
 
 def make_contexts(work: Work) -> tuple[Record, Record]:
     """Leave the trained ContextBlock in model and folder, and the caches in the folder; both records."""
     inputs, folder = work.inputs, work.folder
     phase1 = folder.finished("phase1", inputs.phase1_key())
-    used = _used(work, phase1)
-    caches = phase1 and folder.finished("caches", inputs.caches_key(phase1, used["precision"]))
+    precision = use_machine(work, phase1)
+    caches = phase1 and folder.finished("caches", inputs.caches_key(phase1, precision))
     if phase1 and not caches and inputs.config.phase1.contexts == "passes":
         notice("phase1.contexts=passes: caches come from Phase 1's last iteration, so Phase 1 is repeated.")
         phase1 = None
@@ -38,17 +39,15 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
         work.replay(phase1)
     if phase1 and caches:
         return phase1, caches
-    device, width = work.model.device, inputs.config.model.context_dim
+    device, width = work.model.device, inputs.config.model.memory_dim
     rows = {split: len(ids) for split, ids in work.ids.items()}
     if is_streamed(inputs.config, rows["train"]):
         rows["train"] = len(_sampled(work)) + 1
     contexts = {s: scratch((n, width), torch.float32, device, folder.caches) for s, n in rows.items()}
     generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
     phase1 = phase1 or _train(work, contexts["train"], generator)
-    precision = used["precision"]
     made = ranks.from_first(lambda: _make_caches(work, contexts, generator, precision))
-    key = inputs.caches_key(phase1, precision)
-    return phase1, folder.finish("caches", key, [folder.caches], {**made, "used": used})
+    return phase1, folder.finish("caches", inputs.caches_key(phase1, precision), [folder.caches], made)
 
 
 def context_facts(phase1: Record, caches: Record) -> Facts:
@@ -57,53 +56,30 @@ def context_facts(phase1: Record, caches: Record) -> Facts:
     return {**facts, "phase1": {**facts["phase1"], **caches.result["phase1"]}}
 
 
-def _used(work: Work, phase1: Record | None) -> Facts:
-    """`precision` of the caches, and thereby of Phase 2, and the `device` that it was chosen for.
-
-    `auto` is decided anew as long as Phase 2 is not finished. If it was begun with another precision,
-    `begun_with` says so.
-    """
-    phase2 = phase1 and work.folder.finished("phase2", work.inputs.phase2_key(phase1))
-    if phase2:
-        return {name: phase2.result["provenance"][name] for name in ("precision", "device")}
-    dtype = choose_precision(work.inputs.config.runtime.precision, work.model.device)
-    precision = next(name for name, known in PRECISIONS.items() if known == dtype)
-    used: Facts = {"precision": precision, "device": device_name(work.model.device)}
-    earlier = work.folder.records.stages.get("caches")
-    if phase1 is None or earlier is None:
-        return used
-    before = earlier.result["used"]
-    if before["precision"] == precision:
-        return before
-    notice(
-        f"runtime.precision=auto was {before['precision']} on {before['device']} and is {precision} on "
-        f"{used['device']}: the caches are made again, and Phase 2 goes on in {precision}."
-    )
-    states = work.folder.phase2_checkpoint
-    begun = any(states.parent.glob(f"{states.stem}.*"))
-    return {**used, "begun_with": before.get("begun_with", before)} if begun else used
-
-
 @memory_advice("Phase 1", "lower phase1.batch_size, or use fewer conversations with --samples")
 def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
-    """Phase 1; leaves the last iteration's contexts in `contexts`."""
+    """Phase 1, as far as the model has one; leaves the last iteration's contexts in `contexts`."""
     key = work.inputs.phase1_key()
     work.folder.keep_metrics()
     metrics: list[Metric] = []
-    work.model.set_phase(1)
-    ids = _sampled(work)
-    result = train_context_block(
-        work.model.context_block,
-        *distinct_rows(work.model, ids),
-        work.inputs.config.phase1,
-        contexts[: len(ids) + 1],
-        generator,
-        work.recorded(metrics),
-        work.folder.phase1_checkpoint,
-        key,
-    )
-    work.model.set_phase(2)
-    ranks.from_first(lambda: write_tensors(work.folder.context_block, work.model.context_block.state_dict()))
+    block, config, ids = work.model.context_block, work.inputs.config, _sampled(work)
+    result = UNTRAINED
+    if config.model.memory in ("fresh", "end_to_end"):
+        begin(block, *distinct_rows(work.model, ids), config.phase1)
+    elif config.model.memory == "contexts":
+        work.model.set_phase(1)
+        result = train_context_block(
+            block,
+            *distinct_rows(work.model, ids),
+            config.phase1,
+            contexts[: len(ids) + 1],
+            generator,
+            work.recorded(metrics),
+            work.folder.phase1_checkpoint,
+            key,
+        )
+        work.model.set_phase(2)
+    ranks.from_first(lambda: write_tensors(work.folder.context_block, block.state_dict()))
     facts = {
         "tokens": {split: len(ids) for split, ids in work.ids.items()},
         "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
@@ -130,7 +106,9 @@ def _make_caches(
     rank_generator = torch.Generator().manual_seed(inputs.config.runtime.seed)
     return {
         "phase1": {
-            "effective_rank": effective_rank(contexts["val"][1:], settings.rank_rows, rank_generator),
+            "effective_rank": effective_rank(contexts["val"][1:], settings.rank_rows, rank_generator)
+            if inputs.config.model.memory_dim
+            else None,
             "contexts": settings.contexts,
             "contexts_max_error": max(errors, default=None),
         },
@@ -148,17 +126,19 @@ def _cache(work: Work, split: str, contexts: Tensor, generator: torch.Generator,
     """Make a stream's contexts, in place, and leave its cache in the folder."""
     config, model, ids = work.inputs.config, work.model, work.ids[split]
     trained, starts = split == "train", None
-    error: float | None
+    error: float | None = None
     if trained and is_streamed(config, len(ids)):
         contexts = contexts[: BEGINNING_TOKENS + 1]
         starts, error = read_once(model, ids, config.phase1.tolerance, contexts)
     else:
         ids = ids.to(model.device, torch.int32)
-        embeddings, tokens = distinct_rows(model, ids[:-1])
-        half = model.context_block.project_tokens(embeddings)
-        error = stream_contexts(
-            model.context_block, half, tokens, config.phase1, contexts, trained, generator
-        )
+        if config.model.memory_dim:
+            embeddings, tokens = distinct_rows(model, ids[:-1])
+            half = model.context_block.project_tokens(embeddings)
+            known = trained and config.model.memory == "contexts"
+            error = stream_contexts(
+                model.context_block, half, tokens, config.phase1, contexts, known, generator
+            )
     dtype = PRECISIONS[precision]
     if trained and dtype != contexts.dtype:
         shape = (len(contexts), contexts.shape[1])

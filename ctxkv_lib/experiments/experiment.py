@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from .. import ranks
+from ..baselines.models import PLAIN
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..errors import Stopped, UserError
 from ..files import sweep, write_json, write_text
 from ..locks import only_process
-from ..measures.measure import measure
+from ..measures.measure import ablate, measure
 from ..measures.probe import probe
 from ..model.windows import theoretical_max
 from ..progress import Listener, progress_bar, stage
@@ -26,7 +28,10 @@ from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
 from ..training.phase2 import best_epoch
 from ..views import figures, pictures
 from ..views.axes import save
+from ..views.measures.contexts import use_of_contexts
+from ..views.measures.recall import recall_accuracy
 from .inputs import Facts
+from .machine import threads_put_back
 from .stages import Prepared, run_stages
 from .stages import prepare as prepare_stages
 
@@ -43,7 +48,7 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
     """
     ranks.join(choose_device(config.runtime.device))
     folder = RunFolder(out or run_folder_of(config))
-    with folder.claimed(config), _stopped_calmly(folder):
+    with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
         contexts, attention = run_stages(config, folder, _heard_once(listener))
         return ranks.from_first(lambda: _results(config, folder, contexts, attention))
 
@@ -53,11 +58,13 @@ def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, atten
     measured = measure(config, folder)
     write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
     finished = read_run(folder.path, config)
-    card = folder.model / "README.md"
-    write_text(card, model_card(finished))
+    made = [folder.config, folder.metrics_file, folder.summary]
+    if config.model.memory in PLAIN:
+        made.append(folder.model / "README.md")
+        write_text(made[-1], model_card(finished))
     with stage("Writing report and figures"):
-        written = _publish([finished], folder.path)
-    folder.finish("results", "", [folder.config, folder.metrics_file, folder.summary, card, *written])
+        made += _publish([finished], folder.path)
+    folder.finish("results", "", made)
     return finished
 
 
@@ -72,19 +79,36 @@ def prepare(
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
     ranks.join(choose_device(config.runtime.device))
     folder = RunFolder(out or run_folder_of(config))
-    with folder.claimed(config), _stopped_calmly(folder):
+    with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
         return prepare_stages(config, folder, _heard_once(listener))
 
 
 def probe_run(run: Run) -> tuple[Facts, list[Path]]:
-    """`probe` of a finished run, and the files written: JSON and figure, unless the run has them already."""
-    if "probe" in run.summary:
-        return run.summary["probe"], []
+    """`probe` and `ablations` of a finished run; and the JSON and figures written, if it lacked them."""
+    if {"probe", "ablations"} <= run.summary.keys():
+        return {name: run.summary[name] for name in ("probe", "ablations")}, []
+    if run.config.model.memory not in PLAIN:
+        raise UserError(
+            f"{run.path} has no contexts to probe (model.memory={run.config.model.memory}); "
+            f"probe a run with model.memory={' or '.join(PLAIN)}."
+        )
     model, _ = load_trained(run.path, torch.device("cpu"))
-    found = probe(run.config, RunFolder(run.path), model)
-    as_json, picture = run.path / "probe.json", run.path / "figures" / "probe.png"
+    folder = RunFolder(run.path)
+    found = {"probe": probe(run.config, folder, model), "ablations": ablate(run.config, folder, model)}
+    as_json = run.path / "probe.json"
     write_json(as_json, found)
-    return found, [as_json, save(pictures.memory_of_contexts(found, run.config.model), picture)]
+    drawn = _draw_measures(found, run.config)
+    return found, [as_json, *(save(each, folder.figures / f"{name}.png") for name, each in drawn.items())]
+
+
+def _draw_measures(found: Facts, config: ExperimentConfig) -> dict[str, Figure]:
+    """The figures of one run's measures, as far as it has them."""
+    drawn = {
+        "probe": lambda probed: pictures.memory_of_contexts(probed, config.model),
+        "ablations": use_of_contexts,
+        "recall_task": recall_accuracy,
+    }
+    return {name: draw(found[name]) for name, draw in drawn.items() if name in found}
 
 
 @contextmanager
@@ -180,11 +204,12 @@ def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
     drawn = {
         "ppl_curves": figures.ppl_curves(summaries),
-        "phase1": figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate),
         "memory": figures.memory_by_stage(summaries),
     }
+    if any(phase1.values()):
+        drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
     if len(runs) == 1:
-        drawn["probe"] = pictures.memory_of_contexts(summaries[0]["probe"], runs[0].config.model)
+        drawn |= _draw_measures(summaries[0], runs[0].config)
     files = [save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
     for language in LANGUAGES:
         files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..baselines.models import model_class
 from ..config import ExperimentConfig
 from ..data.conversations import Conversations, load_conversations
 from ..data.embeddings import TokenTable, corpus_counts, load_table
@@ -16,13 +17,15 @@ from ..files import digest
 from ..measures.yardsticks import unigram_floor
 from ..memory import snapshot
 from ..model.config import ModelConfig
-from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
-from ..progress import Listener, Metric
+from ..model.modeling import ContextKVForCausalLM
+from ..progress import Listener, Metric, stage
 from ..runs.provenance import code_version, describe
 from ..runs.records import Record
 from ..runs.run_folder import RunFolder
 
 CONTEXT_CODE = code_version(
+    "baselines/memories",
+    "baselines/models",
     "data/tokens",
     "model/layers",
     "model/modeling",
@@ -36,7 +39,12 @@ CONTEXT_CODE = code_version(
     "experiments/contexts",
 )
 ATTENTION_CODE = code_version(
-    "model/windows", "model/losses", "training/optimizer", "training/phase2", "experiments/stages"
+    "baselines/rows",
+    "model/windows",
+    "model/losses",
+    "training/optimizer",
+    "training/phase2",
+    "experiments/stages",
 )
 
 Facts = dict[str, Any]  # a part of the summary
@@ -122,7 +130,8 @@ class Work:
         """
         tokenizer, ids = _tokenize(inputs)
         memory = [snapshot("data loaded", device)]
-        model = _build_model(inputs, device)
+        with stage("Building the model"):
+            model = _build_model(inputs, device)
         memory.append(snapshot("model built", device))
         return cls(inputs, folder, listener, tokenizer, ids, model, memory)
 
@@ -145,7 +154,8 @@ class Work:
 def _tokenize(inputs: Inputs) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
     """The tokenizer, and the token ids of both streams."""
     config = inputs.config
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    with stage("Reading the tokenizer"):
+        tokenizer = load_tokenizer(config.data.tokenizer)
     if len(tokenizer) != config.model.vocab_size:
         raise UserError(f"model.vocab_size is {config.model.vocab_size}; allowed: {len(tokenizer)}.")
     ids = {
@@ -171,8 +181,8 @@ def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
 def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
     """The untrained model; its weights depend on the seed and the shapes alone."""
     torch.manual_seed(inputs.config.runtime.seed)
-    has_unigram = inputs.counts is not None
-    model = ContextKVForCausalLM(ContextKVConfig(**asdict(inputs.config.model), has_unigram=has_unigram))
+    kind, has_unigram = model_class(inputs.config.model.memory), inputs.counts is not None
+    model = kind(kind.config_class(**asdict(inputs.config.model), has_unigram=has_unigram))
     model.load_table(inputs.table.weight)
     if inputs.counts is not None:
         model.load_unigram(torch.from_numpy(unigram_floor(inputs.counts.weight.numpy())))

@@ -1,14 +1,11 @@
 """The published report's proposals for next experiments, as small runs around one base experiment."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import PRESETS, ExperimentConfig
-from ..progress import Listener
-from ..runs.run_folder import Run, run_folder_of
+from ..runs.run_folder import Run
 from ..views.notebook import notebook_config
-from .experiment import run
 
 BASE = "base"
 LEAST_CONVERSATIONS = 10
@@ -43,47 +40,6 @@ def proposals(base: ExperimentConfig) -> dict[str, Settings]:
         f"weight decay {decay:g}": {"phase2.weight_decay": decay},
         f"{other} count": {"model.kv_method": other},
     }
-
-
-def proposal_folders(
-    base: ExperimentConfig, variants: Mapping[str, Settings], root: Path, seeds: Sequence[int] | None = None
-) -> list[Path]:
-    """The run folders of `run_proposals` with the same arguments."""
-    return [run_folder_of(c, root) for settings in variants.values() for c in _configs(base, settings, seeds)]
-
-
-def _configs(
-    base: ExperimentConfig, settings: Settings, seeds: Sequence[int] | None
-) -> list[ExperimentConfig]:
-    return [base.replace({**settings, "runtime.seed": seed}) for seed in seeds or [base.runtime.seed]]
-
-
-def run_proposals(
-    base: ExperimentConfig,
-    variants: Mapping[str, Settings],
-    root: Path,
-    seeds: Sequence[int] | None = None,
-    listener: Listener = lambda _: None,
-    report: Callable[[str], None] = print,
-) -> dict[str, list[Run]]:
-    """Do what is not yet done of every variant with every seed.
-
-    Args:
-        variants: `{name: settings on top of base}`.
-        root: folder of the run folders.
-        seeds: None takes the base's own.
-        report: gets a line of text for each variant that is done.
-
-    Returns:
-        `{name: one run a seed}`.
-    """
-    runs: dict[str, list[Run]] = {}
-    for name, settings in variants.items():
-        configs = _configs(base, settings, seeds)
-        runs[name] = [run(config, run_folder_of(config, root), listener) for config in configs]
-        best = ", ".join(f"{ppl:,.1f}" for ppl in best_ppls(runs)[name])
-        report(f"{name}: best validation PPL {best}")
-    return runs
 
 
 def best_ppls(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[float]]:

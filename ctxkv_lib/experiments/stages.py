@@ -6,9 +6,11 @@ the model is put together from both. What is lost is made again from what is lef
 
 from dataclasses import dataclass
 
+import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from .. import ranks
+from ..baselines.models import stream_of
 from ..config import ExperimentConfig
 from ..errors import memory_advice
 from ..files import read_tensors, replacing, rust_writes, write_tensors
@@ -58,6 +60,7 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
     done = _finished(inputs, folder)
     if done:
         phase1, caches, phase2 = done
+        torch.set_num_threads(phase2.result["provenance"]["threads"])  # for measures that are made again
         folder.keep_metrics(phase1, phase2)
         for metric in (*phase1.metrics, *phase2.metrics):
             listener(metric)
@@ -100,7 +103,11 @@ def _finished(inputs: Inputs, folder: RunFolder) -> tuple[Record, Record, Record
 def _prepare(work: Work) -> Prepared:
     phase1, cached = make_contexts(work)
     forget(work.folder.phase1_checkpoint)
-    loaded = {split: load_cache(work.folder.caches, split) for split in work.ids}
+    shapes = work.inputs.config.model
+    loaded = {
+        split: stream_of(load_cache(work.folder.caches, split), shapes, split == "train")
+        for split in work.ids
+    }
     caches, placement = place_caches(loaded, work.model.device)
     train: TrainingStream = caches["train"]
     if (starts := load_starts(work.folder.caches, "train")) is not None:
@@ -116,7 +123,7 @@ def _prepare(work: Work) -> Prepared:
 def _attention(work: Work, prepared: Prepared) -> Record:
     """Phase 2: leaves attention and feed-forward of its best epoch in the model and in the folder."""
     model, folder, config = work.model, work.folder, work.inputs.config
-    phase1, cached = prepared.stages
+    phase1 = prepared.stages[0]
     key = work.inputs.phase2_key(phase1)
     if done := folder.finished("phase2", key):
         model.load_state_dict(read_tensors(folder.attention), strict=False)
@@ -139,7 +146,7 @@ def _attention(work: Work, prepared: Prepared) -> Record:
     made = work.inputs.provenance(model.device)
     facts = {
         "stop_reason": result.stop_reason,
-        "provenance": {**cached.result["used"], **made, "caches": prepared.placement},
+        "provenance": {**folder.records.stages["machine"].result, **made, "caches": prepared.placement},
         "memory": prepared.record["memory"][-1:],
     }
     return folder.finish("phase2", key, [folder.attention], facts, result.epochs)

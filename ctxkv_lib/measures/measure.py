@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..baselines.models import PLAIN, model_class, stream_of
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..data.embeddings import corpus_counts
+from ..data.recall import KEYS, pairs_in
 from ..data.tokens import load_tokenizer, validation_stream
 from ..errors import memory_advice
 from ..files import digest
@@ -21,15 +23,21 @@ from ..model.modeling import ContextKVForCausalLM
 from ..progress import say, stage, transformers_bars_hidden
 from ..runs.provenance import choose_device, code_version
 from ..runs.run_folder import RunFolder
-from ..training.caches import StreamCache, load_ids
+from ..training.caches import StreamCache, load_cache, load_ids
 from ..training.evaluation import evaluate
 from ..training.recurrence import distinct_rows, stream_contexts
+from .ablations import ablations
+from .generation import generation
 from .probe import probe
+from .recall_task import recall_task
 from .yardsticks import unigram_floor, yardsticks
 
 # What training did is in the keys of its own stages already.
 CODE = {
+    "ablations": code_version("model/windows", "measures/ablations"),
+    "generation": code_version("measures/generation"),
     "probe": code_version("model/windows", "measures/recall", "measures/probe"),
+    "recall_task": code_version("model/windows", "measures/recall_task", "data/recall"),
     "test": code_version("measures/measure"),
     "yardsticks": code_version("measures/yardsticks", "measures/measure"),
 }
@@ -40,7 +48,7 @@ Facts = dict[str, Any]
 
 @memory_advice("Measuring the run", "use fewer conversations with --samples")
 def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
-    """`probe`, `test` and `yardsticks` of the summary, as far as the experiment has them.
+    """`probe`, `ablations`, `test` and so on of the summary, as far as the experiment has them.
 
     Args:
         folder: claimed, of a run that is trained.
@@ -51,17 +59,24 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
     tested = cache(lambda: validation_stream(test, load_tokenizer(config.data.tokenizer)).ids)
     trained = cache(lambda: _trained(config, folder))
 
-    def on_test() -> Facts:
-        return _test(config, trained(), tested()) if len(test) else {}
-
-    def counted() -> Facts:
-        return _yardsticks(config, folder, {"test": tested()} if len(test) else {})
-
-    found = {
-        "probe": _once(folder, "probe", contexts, lambda: probe(config, folder, trained())),
-        "test": _once(folder, "test", [weights, test.fingerprint], on_test),
-        "yardsticks": _once(folder, "yardsticks", [contexts, test.fingerprint], counted),
+    measures: dict[str, tuple[Any, Callable[[], Facts]]] = {
+        "test": (
+            [weights, test.fingerprint],
+            lambda: _test(config, trained(), tested()) if len(test) else {},
+        ),
+        "yardsticks": (
+            [contexts, test.fingerprint],
+            lambda: _yardsticks(config, folder, {"test": tested()} if len(test) else {}),
+        ),
+        "recall_task": ([contexts, weights], lambda: _recall_task(config, folder, trained())),
     }
+    if config.model.memory in PLAIN:
+        measures |= {
+            "probe": (contexts, lambda: probe(config, folder, trained())),
+            "ablations": ([contexts, weights], lambda: ablate(config, folder, trained())),
+            "generation": (weights, lambda: _generation(config, folder, trained())),
+        }
+    found = {name: _once(folder, name, *measured) for name, measured in measures.items()}
     return {name: result for name, result in found.items() if result}
 
 
@@ -77,21 +92,46 @@ def _once(folder: RunFolder, name: str, made_from: Any, make: Callable[[], Facts
 
 def _trained(config: ExperimentConfig, folder: RunFolder) -> ContextKVForCausalLM:
     with transformers_bars_hidden():
-        model = ContextKVForCausalLM.from_pretrained(folder.model)
+        model = model_class(config.model.memory).from_pretrained(folder.model)
     model.to(choose_device(config.runtime.device))  # type: ignore[arg-type]  # transformers hides its signature
     return model
+
+
+def ablate(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+    """`ablations` of the summary, on the validation stream of a run that has its caches."""
+    held_out = load_cache(folder.caches, "val")
+    conversations = load_conversations(config.data, "validation")
+    starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
+    counts = torch.bincount(load_ids(folder.caches, "train"), minlength=config.model.vocab_size)
+    return ablations(model, held_out, config.model.context_window, starts, counts)
+
+
+def _recall_task(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+    """Nothing of other text than the task's own."""
+    if config.data.source != "recall":
+        return {}
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
+    held_out = stream_of(load_cache(folder.caches, "val"), config.model, trained=False)
+    found = recall_task(model, held_out, keys, config.data.recall_window)
+    return {**found, "values": pairs_in(config.data.recall_window)}
+
+
+def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+    return generation(model, load_tokenizer(config.data.tokenizer), load_ids(folder.caches, "val"))
 
 
 @torch.no_grad()
 def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor) -> Facts:
     """Perplexity and accuracy of the kept weights, with contexts made as those of validation are."""
     ids = stream.int().to(model.device)
-    embeddings, tokens = distinct_rows(model, ids[:-1])
-    contexts = torch.empty(len(ids), config.model.context_dim, device=model.device)
-    generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
-    half = model.context_block.project_tokens(embeddings)
-    stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
-    score = evaluate(model, StreamCache(ids, contexts))
+    contexts = torch.empty(len(ids), config.model.memory_dim, device=model.device)
+    if config.model.memory_dim:
+        embeddings, tokens = distinct_rows(model, ids[:-1])
+        generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
+        half = model.context_block.project_tokens(embeddings)
+        stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
+    score = evaluate(model, stream_of(StreamCache(ids, contexts), config.model, trained=False))
     return {"ppl": score.perplexity, "acc": score.accuracy, "tokens": len(ids)}
 
 

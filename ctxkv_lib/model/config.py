@@ -1,5 +1,6 @@
 """The shapes of the model, with their units and defaults."""
 
+import math
 from dataclasses import dataclass
 
 from .checks import SHARE, at_least, check_settings, require, setting
@@ -55,6 +56,20 @@ class ModelConfig:
         },
     )
 
+    memory: str = setting(
+        "contexts",
+        "what a position knows of the text before it; all others are baselines, as many trained weights",
+        {
+            "contexts": "contexts of the ContextBlock that Phase 1 trains",
+            "fresh": "contexts of a ContextBlock as Phase 1 would begin with it",
+            "end_to_end": "contexts of one that Phase 2 trains through its recurrence",
+            "tokens": "instead of contexts, the normed embeddings of the tokens at the slots",
+            "none": "nothing",
+            "transformer": "attention to each token of the window, biased by its distance",
+            "gru": "the state of a GRU",
+        },
+    )
+
     def __post_init__(self) -> None:
         check_settings(self, "model")
         require(
@@ -77,14 +92,55 @@ class ModelConfig:
         step = 1 if self.anchor == "current" else self.interval
         return (self.max_contexts - 1) * self.interval // step + 1
 
+    @property
+    def memory_dim(self) -> int:
+        """Width of what is cached at each position."""
+        widths = {"contexts": self.context_dim, "fresh": self.context_dim, "tokens": self.hidden_size}
+        return widths.get(self.memory, 0)
+
+    @property
+    def inner_size(self) -> int:
+        """`intermediate_size`; of a baseline what keeps the trained weights as many as with contexts."""
+        if self.memory in ("contexts", "fresh"):
+            return self.intermediate_size
+        spare = self._attention(self.context_dim) - self._memory_size()
+        return max(1, self.intermediate_size + round(spare / (2 * self.hidden_size + 1)))
+
+    @property
+    def gru_units(self) -> int:
+        """The most with which a GRU and its projection have no more weights than attention to contexts."""
+        linear = 4 * self.hidden_size + 6  # of the weights 3 (h u + u^2 + 2 u) + (u + 1) h + 2 h
+        room = self._attention(self.context_dim) - 3 * self.hidden_size
+        return max(1, int((math.sqrt(linear**2 + 12 * room) - linear) / 6))
+
     def parameter_counts(self) -> dict[str, int]:
         """`total` and `trainable_phase2`, from the shapes alone."""
-        h, c, inner = self.hidden_size, self.context_dim, self.intermediate_size
-        norm = 2 * h
-        table = self.vocab_size * h + norm
-        block = (c + h + 1) * c + 2 * c
+        h, inner = self.hidden_size, self.inner_size
+        table = self.vocab_size * h + 2 * h
+        feed_forward = (h + 1) * inner + (inner + 1) * h + 2 * h
+        trained = self._memory_size() + feed_forward
+        frozen_block = self._block() if self.memory in ("contexts", "fresh") else 0
+        return {"total": table + frozen_block + trained, "trainable_phase2": trained}
+
+    def _memory_size(self) -> int:
+        """Trained weights of all but the feed-forward layer."""
+        h, units = self.hidden_size, self.gru_units
+        biases = self.num_heads * self.context_window
+        sizes = {
+            "end_to_end": self._attention(self.context_dim) + self._block(),
+            "tokens": self._attention(h),
+            "none": 0,
+            "transformer": 3 * (h + 1) * h + h * h + biases + 2 * h,
+            "gru": 3 * (h + units + 2) * units + (units + 1) * h + 2 * h,
+        }
+        return sizes.get(self.memory, self._attention(self.context_dim))
+
+    def _attention(self, width: int) -> int:
+        """Weights of attention to slots of this width, with its norm."""
+        h = self.hidden_size
         scored = self.num_heads * self.max_contexts if self.slot_bias == "learned" else h  # the keys' bias
-        attention = 2 * (h + 1) * h + c * h + scored + (c + 1) * h + norm
-        feed_forward = (h + 1) * inner + (inner + 1) * h + norm
-        trained = attention + feed_forward
-        return {"total": table + block + trained, "trainable_phase2": trained}
+        return 2 * (h + 1) * h + width * h + scored + (width + 1) * h + 2 * h
+
+    def _block(self) -> int:
+        c = self.context_dim
+        return (c + self.hidden_size + 1) * c + 2 * c

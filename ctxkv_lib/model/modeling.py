@@ -91,7 +91,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             (self.dropout, ones(count, shape.hidden_size)),
             (self.attention.dropout, ones(count, shape.num_heads, shape.max_contexts)),
             (self.attention.out_dropout, ones(count, shape.hidden_size)),
-            (self.feed_forward.dropout, ones(count, shape.intermediate_size)),
+            (self.feed_forward.dropout, ones(count, self.feed_forward.up.out_features)),
             (self.feed_forward.dropout, ones(count, shape.hidden_size)),
         )
         return Dropout(*(place(ones) if place.p else None for place, ones in places))
@@ -297,11 +297,11 @@ def _distinct(input_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def parameter_counts(model: ContextKVForCausalLM) -> dict[str, int]:
-    """All parameters, and those that Phase 2 trains."""
-    trained = (*model.attention.parameters(), *model.feed_forward.parameters())
+    """All parameters, and those that Phase 2 trains, of a model that is set to it."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return {
-        "total": sum(p.numel() for p in model.parameters()),
-        "trainable_phase2": sum(p.numel() for p in trained),
+        "total": sum(size for size, _ in sizes),
+        "trainable_phase2": sum(size for size, is_trained in sizes if is_trained),
     }
 
 

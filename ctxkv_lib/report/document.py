@@ -25,6 +25,9 @@ ORDER: tuple[Callable[[Report], list[str]], ...] = (
     results.phase2,
     results.final_result,
     measured.yardsticks,
+    measured.contexts_used,
+    measured.told_and_asked,
+    measured.generated_text,
     results.early_stopping,
     verdicts.comparison,
     results.overfitting,
@@ -54,11 +57,16 @@ def write_report(runs: Sequence[Run], language: str = "en", figures: str = "figu
 
 
 def comparison_table(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> str:
-    """The published comparison as plain text for a terminal: a column a run, then first against last."""
+    """`compared` as plain text for a terminal."""
+    return terminal_table(compared(summaries, language))
+
+
+def compared(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> list[list[str]]:
+    """The published comparison, header first: a column a run, then first against last."""
     say = speaker(language)
     rows = [["", *run_labels(summaries, say("unit"))], *verdicts.comparison_rows(summaries, say)]
     if len(summaries) > 1:
         changes = [say("improvement"), *verdicts.changes(summaries[0], summaries[-1], say)]
         rows = [[*row, change] for row, change in zip(rows, changes, strict=True)]
     beside = measured.measured_rows(summaries, say)
-    return terminal_table([*rows, *([*row, *[""] * (len(rows[0]) - len(row))] for row in beside)])
+    return [*rows, *([*row, *[""] * (len(rows[0]) - len(row))] for row in beside)]

@@ -1,4 +1,4 @@
-"""Test split, yardsticks and what contexts remember; an older run lacks them and has dashes or no section."""
+"""Test split, yardsticks, contexts and generated text; an older run lacks them: dashes, or no section."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,15 +10,19 @@ from .tables import (
     Say,
     Summary,
     bold,
+    literal,
     markdown_table,
     percent,
     ppl,
     speaker,
     terminal_table,
+    whole,
 )
 
 KINDS = ("kneser_ney", "kneser_ney_cache")
 SPLITS = ("val", "test")
+CHANGED = ("intact", "slot_0", "shuffled", "elsewhere", "zero")
+GROUPS = ("by_repetition", "by_history", "by_frequency")
 SHOWN_DISTANCES = (0, 1, 2, 4, 8, 16)  # of the recall; figure and JSON have all
 
 
@@ -82,9 +86,123 @@ def contexts_remember(report: Report) -> list[str]:
 
 
 def format_probe(probe: Summary, model: ModelConfig, language: str = "en") -> str:
-    """The table of one run's contexts beside fresh blocks, for a terminal."""
+    """`probe_table` as plain text for a terminal."""
+    return terminal_table(probe_table(probe, model, language))
+
+
+def probe_table(probe: Summary, model: ModelConfig, language: str = "en") -> list[list[str]]:
+    """One run's contexts beside fresh blocks, header first."""
     say = speaker(language)
-    return terminal_table(probe_rows(probe_blocks(probe, say), model.interval, say))
+    return probe_rows(probe_blocks(probe, say), model.interval, say)
+
+
+def contexts_used(report: Report) -> list[str]:
+    """What other contexts cost; of one run, for kinds of positions, too."""
+    say, runs = report.say, [column for column in report.ours if "ablations" in column.summary]
+    if not runs:
+        return []
+    intro = [say("used"), say("used_how")]
+    if len(report.ours) > 1:
+        return [*intro, markdown_table(*_head_and_rows(compared_ablations(runs, say)))]
+    found = runs[0].summary["ablations"]
+    tables = [markdown_table(*_head_and_rows(rows)) for rows in ablation_tables(found, say)]
+    return [*intro, *tables, say("used_figure", folder=report.figures)]
+
+
+def format_ablations(ablations: Summary, language: str = "en") -> str:
+    """The tables of `contexts_used` for one run, for a terminal."""
+    return "\n\n".join(map(terminal_table, ablation_tables(ablations, speaker(language))))
+
+
+def ablation_tables(ablations: Summary, say: Say) -> list[list[list[str]]]:
+    """Two tables: perplexity by ablation, and with and without contexts by kind of position."""
+    header = [say("used_contexts", count=ablations["positions"]), say("val_ppl"), say("used_change")]
+    changed = [header, *(_changed_row(ablations["changed"], name, say) for name in CHANGED)]
+    kinds = [[say("used_kind"), say("used_positions"), say("val_ppl"), say("used_other_ppl")]]
+    for group in GROUPS:
+        for row in ablations[group]:
+            key = f"used_{group}_{row['from']}" if group == "by_repetition" else f"used_{group}"
+            name = say(key, span=_span(row))
+            kinds.append([name, whole(row["tokens"]), ppl(row["ppl"]), ppl(row["other_ppl"])])
+    return [changed, kinds]
+
+
+def compared_ablations(runs: Sequence[Column], say: Say) -> list[list[str]]:
+    """A header, then a cell a run: what each ablation costs, and the perplexity at repeated pairs."""
+    found = [column.summary["ablations"] for column in runs]
+    rows = [[say("metric"), *(column.label for column in runs)]]
+    for name in CHANGED[1:]:
+        rows.append([say(f"used_{name}"), *(_change(each["changed"][name], say) for each in found)])
+    for kind in (1, 0):
+        cells = [{row["from"]: row for row in each["by_repetition"]}.get(kind) for each in found]
+        named = say("used_ppl_at", kind=say(f"used_by_repetition_{kind}"))
+        rows.append([named, *(ppl(cell and cell["ppl"]) for cell in cells)])
+    return rows
+
+
+def _changed_row(changed: Mapping[str, Summary], name: str, say: Say) -> list[str]:
+    change = MISSING if name == "intact" else _change(changed[name], say)
+    return [say(f"used_{name}"), ppl(changed[name]["ppl"]), change]
+
+
+def _change(found: Summary, say: Say) -> str:
+    return say("used_percent", percent=round(found["percent"], 1) + 0, error=found["error"])
+
+
+def _span(row: Mapping[str, float | None]) -> str:
+    """The values of a bin: 0, 1–9, 640+."""
+    if row["to"] is None:
+        return f"{row['from']:,}+"
+    return f"{row['from']:,}" if row["from"] == row["to"] else f"{row['from']:,}–{row['to']:,}"
+
+
+def _head_and_rows(rows: Sequence[list[str]]) -> tuple[list[str], Sequence[list[str]]]:
+    return rows[0], rows[1:]
+
+
+def told_and_asked(report: Report) -> list[str]:
+    """The recall task, of runs whose text it is; of one run, by distance and place, too."""
+    say, runs = report.say, [column for column in report.ours if "recall_task" in column.summary]
+    if not runs:
+        return []
+    found = [column.summary["recall_task"] for column in runs]
+    rows = [
+        [say("recall_answers"), *(whole(each["answers"]) for each in found)],
+        [say("recall_accuracy"), *(percent(each["accuracy"]) for each in found)],
+        [say("recall_guessing"), *(percent(1 / each["values"]) for each in found)],
+        [say("recall_ppl"), *(ppl(each["ppl"]) for each in found)],
+    ]
+    worst = [min(each["by_place"], key=lambda row: row["accuracy"]) for each in found]
+    cells = [say("recall_at", span=_span(row), share=row["accuracy"]) for row in worst]
+    rows.append([say("recall_worst"), *cells])
+    parts = [markdown_table([say("metric"), *(column.label for column in runs)], rows)]
+    if len(report.ours) == 1:
+        for group in ("by_distance", "by_place"):
+            bins = [
+                [_span(b), whole(b["tokens"]), percent(b["accuracy"]), ppl(b["ppl"])] for b in found[0][group]
+            ]
+            keys = (f"recall_{group}", "recall_answers", "recall_accuracy", "recall_ppl")
+            parts.append(markdown_table([say(key) for key in keys], bins))
+        parts.append(say("recall_figure", folder=report.figures))
+    return [say("recall"), say("recall_how"), *parts]
+
+
+def generated_text(report: Report) -> list[str]:
+    """How much greedy text repeats itself; of one run, with a sample."""
+    say, runs = report.say, [column for column in report.ours if "generation" in column.summary]
+    if not runs:
+        return []
+    found = [column.summary["generation"] for column in runs]
+    rows = [[say("generated_text"), *(whole(each["samples"]) for each in found)]]
+    for name, of in (("", found), ("_text", [each["text"] for each in found])):
+        rows.append([say(f"generated_run{name}"), *(whole(each["longest_run"]) for each in of)])
+        rows.append([say(f"generated_repeated{name}"), *(percent(each["repeated"]) for each in of)])
+    table = markdown_table([say("metric"), *(column.label for column in runs)], rows)
+    parts = [say("generated"), say("generated_how"), table]
+    if len(report.ours) == 1:
+        sample = {name: literal(text) for name, text in found[0]["sample"].items()}
+        parts.append(say("generated_sample", **sample))
+    return parts
 
 
 def probe_blocks(probe: Summary, say: Say) -> dict[str, Summary]:

@@ -44,7 +44,8 @@ def phase1(report: Report) -> list[str]:
     for column, twin in report.pairs:
         if twin:
             blocks += [say("phase1_trace", label=column.label), _published_iterations(column, twin, say)]
-    return [*blocks, say("phase1_figure", folder=report.figures)]
+    is_drawn = any(column.phase1 for column in report.ours)
+    return [*blocks, say("phase1_figure", folder=report.figures)] if is_drawn else blocks
 
 
 def _published_iterations(column: Column, twin: Column, say: Say) -> str:

@@ -19,6 +19,7 @@ from .tables import (
     gib,
     literal,
     markdown_table,
+    method,
     short,
     whole,
 )
@@ -29,8 +30,8 @@ CACHES = ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")
 def header(report: Report) -> list[str]:
     """Title; date, environment, KV method and where data and weights came from."""
     say, configs = report.say, [run.config for run in report.runs]
-    methods = distinct(say(config.model.kv_method) for config in configs)
-    long = distinct(say(f"{c.model.kv_method}_long", slots=c.model.max_contexts) for c in configs)
+    methods = distinct(method(config.model, say) for config in configs)
+    long = distinct(_long_method(config.model, say) for config in configs)
     lines = [
         say("date", value=_of_each(report, lambda run: run.summary["provenance"]["date"])),
         say("environment", value=_of_each(report, _environment)),
@@ -50,6 +51,12 @@ def header(report: Report) -> list[str]:
         notes.append(say("other_validation"))
     title = say("title", runs=runs, method=say("and").join(methods))
     return [title, "\n".join(f"- {line}" for line in lines), *notes]
+
+
+def _long_method(model: ModelConfig, say: Say) -> str:
+    if model.memory != "contexts":
+        return say("memory_long", memory=method(model, say))
+    return say(f"{model.kv_method}_long", slots=model.max_contexts)
 
 
 def _of_each(report: Report, value_of: Callable[[Run], str]) -> str:
@@ -108,14 +115,16 @@ def _slot_count(model: ModelConfig, say: Say) -> str:
 
 def context_window(report: Report) -> list[str]:
     """How far back attention sees, and how far it would see without a limit."""
-    blocks = [report.say("window")]
+    blocks = []
     for model in dict.fromkeys(column.config.model for column in report.ours):
+        if not model.memory_dim:
+            continue
         sharing = [column for column in report.ours if column.config.model == model]
         lines = _reach(model, report.say)
         for column in sharing:
             lines += ["", *_theoretical(column, report.say)]
         blocks.append(code(lines))
-    return blocks
+    return [report.say("window"), *blocks] if blocks else []
 
 
 def _reach(model: ModelConfig, say: Say) -> list[str]:
@@ -191,9 +200,11 @@ def _cache_name(name: str, say: Say) -> str:
 
 
 def slots(report: Report) -> list[str]:
-    """What attention sees at three positions: a short, a half-full and a full window."""
+    """What attention sees at three positions, if it has slots: a short, a half-full and a full window."""
     say, run = report.say, report.runs[-1]
     model = run.config.model
+    if not model.memory_dim:
+        return []
     count, interval = model.max_contexts, model.interval
     rule = say(
         f"slots_rule_{model.anchor if model.slots == 'uniform' else model.slots}",

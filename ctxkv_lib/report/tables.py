@@ -13,6 +13,7 @@ from unicodedata import east_asian_width
 
 from ..config import ExperimentConfig
 from ..errors import UserError
+from ..model.config import ModelConfig
 from ..runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
 from ..runs.run_folder import Run
 from ..views.figures import run_labels
@@ -97,6 +98,11 @@ def speaker(language: str) -> Say:
         raise UserError(f"language is {language!r}; allowed: {', '.join(LANGUAGES)}.")
     index = LANGUAGES.index(language)
     return lambda key, **numbers: TEXT[key][index].format(**numbers)
+
+
+def method(model: ModelConfig, say: Say) -> str:
+    """What a run remembers with, in a few words."""
+    return say(model.kv_method if model.memory == "contexts" else f"memory_{model.memory}")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

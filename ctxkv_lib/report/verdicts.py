@@ -6,7 +6,7 @@ Every claim is derived from the numbers; a run that got worse reads so.
 from collections.abc import Iterator, Sequence
 
 from .results import at_last_epoch, overfits
-from .tables import Column, Report, Say, Summary, bold, markdown_table, percent, ppl, ratio
+from .tables import Column, Report, Say, Summary, bold, markdown_table, method, percent, ppl, ratio
 
 
 def improvement(first: Summary, last: Summary) -> dict[str, float]:
@@ -151,8 +151,8 @@ def conclusion(report: Report) -> list[str]:
 def _result(column: Column, say: Say) -> str:
     done = column.phase2
     values = {"ppl": ppl(done["val_ppl"]), "acc": percent(done["val_acc"]), "epoch": done["best_epoch"]}
-    method = say(column.config.model.kv_method)
-    return say("end_run", label=column.label, epochs=len(done["epochs"]), method=method, **values)
+    values |= {"method": method(column.config.model, say), "epochs": len(done["epochs"])}
+    return say("end_run", label=column.label, **values)
 
 
 def _against_published(column: Column, twin: Column, say: Say) -> str:

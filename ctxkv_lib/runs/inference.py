@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..baselines.models import model_class, refuse_unserved
 from ..config import SEED_LIMIT
 from ..errors import UserError
 from ..files import read_json
@@ -31,12 +32,13 @@ def load_trained(path: Path, device: torch.device) -> tuple[ContextKVForCausalLM
     """Model and tokenizer of a finished run.
 
     Raises:
-        UserError: no finished run there, or a damaged one.
+        UserError: no finished run there, a damaged one, or a baseline that cannot read on.
     """
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     trained = load_run(path)
+    refuse_unserved(trained.config.model.memory)
     folder = trained.path / "model"
     refuse_damaged(trained.path, "model")
     cure = run_command(trained.config, trained.path)
@@ -44,7 +46,8 @@ def load_trained(path: Path, device: torch.device) -> tuple[ContextKVForCausalLM
         raise UserError(f"{folder} has no model; make it again with `{cure}`.")
     try:
         with transformers_bars_hidden():
-            model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
+            kind = model_class(trained.config.model.memory)
+            model = kind.from_pretrained(folder, use_safetensors=True).eval()
     except SafetensorError as error:  # an earlier version's, which kept no checksums
         raise UserError(f"{folder} is damaged ({error}); make it again with `{cure}`.") from None
     return model.to(device), AutoTokenizer.from_pretrained(folder)
@@ -113,8 +116,8 @@ def evaluate_texts(
         "word_ppl": word_ppl if math.isfinite(word_ppl) else None,
         "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
         "accuracy": correct.double().mean().item(),
-        "by_position": _binned(local.cpu(), POSITION_BINS, losses, correct),
-        "by_history": _binned(history, [*doubling, shape.max_contexts + 1], losses, correct),
+        "by_position": binned(local.cpu(), POSITION_BINS, losses, correct),
+        "by_history": binned(history, [*doubling, shape.max_contexts + 1], losses, correct),
     }
 
 
@@ -166,7 +169,7 @@ def _read_apart(
     return cache, positions, positions - begins[positions]
 
 
-def _binned(
+def binned(
     values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tensor
 ) -> list[dict[str, float | int | None]]:
     """Scores of the tokens whose value lies from each edge up to the next (inf: any); no empty bins."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import build_config
 from ..errors import UserError
 from ..files import read_json
-from .ownership import flat
+from .ownership import changed_settings
+from .records import DROPPED, Records
 from .run_folder import RunFolder
 
 MIB = 2**20
@@ -23,7 +23,7 @@ class Listed:
         settings: those that are not its preset's and recipe's own; empty if they cannot be read.
         tokens: of the training stream; None if it was not made yet.
         best_ppl: lowest validation PPL so far; None before the first epoch.
-        state: "finished", "interrupted" or "damaged".
+        state: "finished", "results only" (model and caches were dropped), "interrupted" or "damaged".
         mib: on disk.
     """
 
@@ -56,22 +56,24 @@ def _is_run(path: Path) -> bool:
 def _listed(folder: RunFolder) -> Listed:
     size = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file()) / MIB
     try:
-        settings = _changed(read_json(folder.config))
+        settings = changed_settings(read_json(folder.config))
         ppls = [line["val_ppl"] for line in folder.metric_lines() if line["stage"] == "phase2"]
         if not folder.summary.exists():
             return Listed(folder.path, settings, None, min(ppls, default=None), "interrupted", size)
         summary = read_json(folder.summary)
         tokens, best = int(summary["train_tokens"]), float(summary["phase2"]["val_ppl"])
-        is_whole = bool(ppls) and (folder.model / "model.safetensors").is_file()
-        return Listed(folder.path, settings, tokens, best, "finished" if is_whole else "damaged", size)
+        return Listed(folder.path, settings, tokens, best, _state(folder) if ppls else "damaged", size)
     except UNREADABLE:
         return Listed(folder.path, {}, None, None, "damaged", size)
 
 
-def _changed(stored: dict[str, Any]) -> dict[str, Any]:
-    plain = build_config(stored["preset"], stored["recipe"], stored["data"]["samples"])
-    usual = dict(flat(plain.to_dict()))
-    return {key: value for key, value in flat(stored) if "." in key and usual.get(key) != value}
+def _state(folder: RunFolder) -> str:
+    """Of a run that has its results."""
+    if (folder.model / "model.safetensors").is_file():
+        return "finished"
+    records = Records.read(folder.path)
+    dropped = records and DROPPED in records.stages["model"].files.values()
+    return "results only" if dropped else "damaged"
 
 
 def format_runs(runs: list[Listed]) -> str:

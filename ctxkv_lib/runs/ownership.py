@@ -107,6 +107,13 @@ def run_command(config: ExperimentConfig, out: Path) -> str:
     return shlex.join([*words, "--out", str(out)])
 
 
+def changed_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a configuration, given as a dictionary, that are not its preset's and recipe's own."""
+    plain = build_config(values["preset"], values["recipe"], values["data"]["samples"])
+    usual = dict(flat(plain.to_dict()))
+    return {key: value for key, value in flat(values) if "." in key and usual.get(key) != value}
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """`("concern.field", value)` of a nested configuration."""
     for name, value in values.items():

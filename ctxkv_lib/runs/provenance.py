@@ -34,21 +34,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """dtype of the matrix products of training; `auto` takes bfloat16 where the hardware multiplies it."""
-    if name == "auto":
-        return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
-    return PRECISIONS[name]
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False  # mps: not measured
-
-
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -3,8 +3,8 @@
 A record counts only as long as each of its files is the one it was made with, by checksum.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from ..errors import DamagedFile
 from ..files import read_json, read_sealed_json, state, write_sealed_json
 from ..progress import Metric
 
-# Each made from those before it; the three before the results are measures.
-STAGES = ("phase1", "caches", "phase2", "model", "probe", "test", "yardsticks", "results")
+MEASURES = ("probe", "ablations", "recall_task", "generation", "test", "yardsticks")
+STAGES = ("phase1", "caches", "phase2", "model", *MEASURES, "results")  # each made from those before it
 FILE = "checkpoint/stages.json"
+DROPPED = "dropped"  # in the place of the checksum of a file that was removed to save disk space
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Record:
 
     Attributes:
         key: a digest of everything it was made from.
-        files: checksum of each of its files, by its path in the run folder.
+        files: checksum of each of its files, or `DROPPED`, by its path in the run folder.
         result: its part of the summary.
         metrics: its lines of metrics.jsonl.
     """
@@ -35,9 +36,9 @@ class Record:
     metrics: list[Metric] = field(default_factory=list)
 
     def states(self, folder: Path) -> Iterator[tuple[str, str]]:
-        """Each file's path and whether it is `intact`, `missing` or `damaged`."""
+        """Each file's path and whether it is `intact`, `missing`, `damaged` or `dropped`."""
         for name, expected in self.files.items():
-            yield name, state(folder / name, expected)
+            yield name, DROPPED if expected == DROPPED else state(folder / name, expected)
 
 
 class Records:
@@ -74,6 +75,14 @@ class Records:
         self.stages[stage] = record
         if not ranks.index():
             self.write()
+
+    def drop(self, parts: Iterable[str]) -> None:
+        """Put on the disk that all files at and below `parts`, paths in the folder, are dropped."""
+        whole = tuple(f"{part}/" for part in parts)
+        for name, record in self.stages.items():
+            kept = {f: DROPPED if f"{f}/".startswith(whole) else known for f, known in record.files.items()}
+            self.stages[name] = replace(record, files=kept)
+        self.write()
 
     def write(self) -> None:
         stages = {name: asdict(record) for name, record in self.stages.items()}

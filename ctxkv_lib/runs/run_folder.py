@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import ranks
-from ..config import ExperimentConfig, build_config
+from ..config import ExperimentConfig
 from ..errors import DamagedFile, UserError
-from ..files import checksums, digest, read_json, sweep, write_json, write_text
+from ..files import checksums, digest, read_json, remove, sweep, write_json, write_text
 from ..locks import LOCK, only_process
 from ..progress import Metric, notice
-from .ownership import own_records, refuse_foreign, run_command, stored_config
+from .ownership import changed_settings, own_records, refuse_foreign, run_command, stored_config
 from .records import Record, Records
 
 ROOT_VARIABLE = "CTXKV_RUNS"
@@ -25,11 +25,11 @@ DEFAULT_ROOT = Path(os.environ.get(ROOT_VARIABLE) or "runs")
 def run_folder_of(config: ExperimentConfig, root: Path = DEFAULT_ROOT) -> Path:
     """Where an experiment goes unless told otherwise; the same experiment always goes to the same place.
 
-    `preset-recipe-samples`, with a short hash behind it if any other setting is not the preset's.
+    `preset-recipe-samples`, with a short hash behind it of the settings that are not the preset's, if any.
     """
     name = f"{config.preset}-{config.recipe}-{config.data.samples}"
-    plain = build_config(config.preset, config.recipe, config.data.samples)
-    return root / (name if config == plain else f"{name}-{digest(config.to_dict())[:6]}")
+    changed = changed_settings(config.to_dict())
+    return root / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
 
 def comparison_folder(configs: Sequence[ExperimentConfig], root: Path = DEFAULT_ROOT) -> Path:
@@ -120,6 +120,13 @@ class RunFolder:
         self.records.add(stage, record)
         self._checked[stage, key] = record
         return record
+
+    def drop_artefacts(self) -> None:
+        """Remove what takes space and can be made again, all but results and records, of a claimed folder."""
+        parts = [self.model, self.caches, *self.path.glob("checkpoint/*.safetensors")]
+        self.records.drop(part.relative_to(self.path).as_posix() for part in parts)
+        for part in parts:
+            remove(part)
 
     def metric_lines(self) -> Iterator[Metric]:
         """The lines of metrics.jsonl so far, in order."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import DamagedFile, UserError
 from ..files import tensor_metadata
 from .ownership import run_command, stored_config
-from .records import FILE, STAGES, Records
+from .records import DROPPED, FILE, STAGES, Records
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Artefact:
     stage: str
     name: str  # path in the folder
     num_bytes: int  # 0 if it is missing
-    state: str  # intact | missing | damaged
+    state: str  # intact | missing | damaged | dropped
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Verification:
 
     @property
     def intact(self) -> bool:
-        return all(artefact.state == "intact" for artefact in self.artefacts)
+        """Whether every file that should be there is the one it was."""
+        return all(artefact.state in ("intact", DROPPED) for artefact in self.artefacts)
 
 
 def verify(path: Path) -> Verification:
@@ -57,7 +58,8 @@ def verify(path: Path) -> Verification:
 
 
 def _artefact(path: Path, stage: str, name: str, how: str) -> Artefact:
-    return Artefact(stage, name, 0 if how == "missing" else (path / name).stat().st_size, how)
+    absent = how in ("missing", DROPPED)
+    return Artefact(stage, name, 0 if absent else (path / name).stat().st_size, how)
 
 
 def _under_way(path: Path, recorded: set[str]) -> Iterator[Artefact]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,21 @@ from ..model.windows import window_rows
 
 
 @dataclass(frozen=True)
-class Batch:
+class Movable:
+    """Tensors of a batch, which move together."""
+
+    def to(self, device: torch.device) -> Self:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*(change(getattr(self, field.name)) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Batch(Movable):
     """What Phase 2 reads at n positions of a stream.
 
     Attributes:
@@ -33,19 +47,10 @@ class Batch:
     present: Tensor
     targets: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
-        return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
-
     def attend(self, model: ContextKVForCausalLM, dropout: Dropout = NOT_DRAWN) -> tuple[Tensor, Tensor]:
         """`model.attend` at these positions: hidden states and attention weights."""
         embeddings = self.inputs if self.inputs.is_floating_point() else model.embed(self.inputs)
         return model.attend(embeddings, self.window, self.present, dropout)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(change(self.inputs), change(self.window), change(self.present), change(self.targets))
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -156,8 +161,8 @@ class StreamCache:
     def epoch(
         self, seed: int, number: int, done: int, size: int, model: ContextKVForCausalLM, pieces: int = 1
     ) -> Iterator[Batch]:
-        """As in `TrainingStream`, in one permutation of all positions."""
-        return self.shared_batches(epoch_order(len(self), seed, number)[done:], size, model, pieces)
+        """As in `TrainingStream`, in the order of `epoch_order`."""
+        return self.shared_batches(self.epoch_order(seed, number)[done:], size, model, pieces)
 
     def shared_batches(
         self, order: Tensor, size: int, model: ContextKVForCausalLM, pieces: int = 1
@@ -167,6 +172,10 @@ class StreamCache:
         ours, left = ranks.share(size), order[whole:]
         order = torch.cat([order[:whole].view(-1, size)[:, ours].flatten(), left[ranks.share(len(left))]])
         return self.batches(order, ours.stop - ours.start, model, pieces)
+
+    def epoch_order(self, seed: int, number: int) -> Tensor:
+        """In which an epoch visits all positions, int64 `[n]` on the CPU."""
+        return epoch_order(len(self), seed, number)
 
     def attend(self, model: ContextKVForCausalLM, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`model.attend` at `positions`: hidden states and attention weights."""

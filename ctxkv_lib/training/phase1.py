@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..config import Phase1Config
-from ..errors import UserError
+from ..errors import Diverged
 from ..model.layers import ContextBlock
 from ..progress import Listener, Metric, progress_bar
 from .checkpoint import Checkpoint, draws_name, gradients, optimizer_tensors, put_back, saved_draws
@@ -34,9 +34,12 @@ class Phase1Result:
     """Outcome of Phase 1."""
 
     iterations: int
-    convergence_rate: float
-    stop_reason: str  # converged | plateau | max_iterations
+    convergence_rate: float | None
+    stop_reason: str  # converged | plateau | max_iterations | untrained
     seconds: float
+
+
+UNTRAINED = Phase1Result(0, None, "untrained", 0.0)  # of a baseline that has nothing for Phase 1
 
 
 def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -116,7 +119,7 @@ def train_context_block(
         key: stands for all that the result depends on.
 
     Raises:
-        UserError: loss or weights are no longer finite.
+        Diverged: loss or weights are no longer finite.
     """
     began = time.perf_counter()
     optimizer = torch.optim.Adam(block.parameters(), lr=config.learning_rate)
@@ -190,7 +193,7 @@ def _check_finite(block: ContextBlock, iteration: int, loss: float, config: Phas
     lost = [name for name, weight in block.named_parameters() if not weight.isfinite().all()]
     if lost or not math.isfinite(loss):
         cause = f"the loss is {loss}" if not math.isfinite(loss) else f"{lost[0]} is not finite"
-        raise UserError(
+        raise Diverged(
             f"Phase 1 diverged in iteration {iteration}: {cause}; lower phase1.learning_rate (here "
             f"{config.learning_rate:g}), or phase1.noise_std and phase1.initial_std if they were raised, and "
             "use a new run folder."

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..config import Phase2Config
-from ..errors import UserError
+from ..errors import Diverged
 from ..memory import snapshot
 from ..model.losses import frozen_head_cross_entropy
 from ..model.modeling import NOT_DRAWN, ContextKVForCausalLM, Dropout
@@ -85,7 +85,7 @@ def train_attention(
         listener: gets one metric an epoch, restored epochs included.
 
     Raises:
-        UserError: the loss is no longer finite.
+        Diverged: the loss is no longer finite.
     """
     training = _Training(model, train, validation, config, seed, Checkpoint(checkpoint, key))
     training.restore()
@@ -247,8 +247,8 @@ class _Training:
         """
         ranks.sum_([loss, *gradients(self.weights.values())])
 
-    def _diverged(self, number: int, cause: str) -> UserError:
-        return UserError(
+    def _diverged(self, number: int, cause: str) -> Diverged:
+        return Diverged(
             f"Phase 2 diverged in epoch {number} ({cause}); lower phase2.learning_rate (here "
             f"{self.config.learning_rate:g}) and use a new run folder."
         )

@@ -28,7 +28,8 @@ TABLE_ROWS = 8192  # tokens of the vocabulary at a time, to bound the memory of 
 def is_streamed(config: ExperimentConfig, tokens: int) -> bool:
     """Whether the contexts of a training stream are made when needed, and not kept: `runtime.contexts`."""
     if config.runtime.contexts == "auto":
-        can_be = config.phase1.contexts == "exact" and config.runtime.embedding_cache == "gather"
+        exact = config.phase1.contexts == "exact" and config.model.memory in ("contexts", "fresh")
+        can_be = exact and config.runtime.embedding_cache == "gather"
         return can_be and tokens > LARGE_STREAM
     return config.runtime.contexts == "streamed"
 

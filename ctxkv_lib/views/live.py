@@ -16,20 +16,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..progress import Metric, watchers
+from ..progress import Metric, in_notebook, watchers
 from . import figures, markup
 
 SHARE = 0.02  # of the elapsed time that redraws may cost ...
 FIRST_SECONDS = 2.0  # ... beyond what each stage may spend at once
 DRAW_SECONDS = 1.0  # between two drawings of a stage, at least
 STATUS_SECONDS = 0.25  # between two status lines, or two looks of the bar
-
-
-def in_notebook() -> bool:
-    """Whether a kernel runs this code, and widgets can be shown."""
-    from IPython import get_ipython
-
-    return getattr(get_ipython(), "kernel", None) is not None
 
 
 class LiveCurves:

@@ -20,11 +20,12 @@ from .explore import Window
 PLAIN = 'class="tex2jax_ignore mathjax_ignore"'  # notebooks would set what stands between dollar signs
 WIDTH = 100  # pixels of the page an inch of a figure takes, where the page has them
 POINTER_REACH = 1.5  # percent of the figure's width around a point that shows its value
+LONGEST_WORD = 24  # letters, in a table
 MOST_POINTS = 200  # of a curve: clouds of points keep their values to themselves
 # JupyterLab, Colab and VS Code each say in their own way that the page is dark. The colours are turned by
 # brightness alone: blue stays blue, so that words about colours stay true.
 DARK = '[data-jp-theme-light="false"] .ctxkv, html[theme="dark"] .ctxkv, body.vscode-dark .ctxkv'
-STYLE = f"<style>{DARK} {{filter: invert(0.93) hue-rotate(180deg)}}</style>"
+STYLE = f"<style>{DARK} {{filter: invert(0.93) hue-rotate(180deg); color-scheme: light}}</style>"
 STRIPES = ("#dbe9f4", "#fbe3d4")  # light blue and light orange, told apart by every eye
 BOX = (
     f"background:{PAPER};color:{INK};padding:10px 12px;border-radius:6px;line-height:1.75;"
@@ -137,14 +138,19 @@ def guesses_line(window: Window) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A plain table; all cells are text. Each cell has its colours, since themes paint rows, too."""
     colours = f"background:{PAPER};color:{INK};border-bottom:1px solid {STRIPES[0]}"
-    cell = f"{colours};padding:3px 12px;text-align:left;overflow-wrap:anywhere"
+    cell = f"{colours};padding:3px 10px;text-align:left"
     lines = [_row("th", header, cell), *(_row("td", row, cell) for row in rows)]
     return f'<table {PLAIN} style="border-collapse:collapse">{"".join(lines)}</table>'
 
 
 def _row(tag: str, cells: Sequence[str], style: str) -> str:
-    marked = (f'<{tag} style="{style}">{html.escape(cell)}</{tag}>' for cell in cells)
+    marked = (f'<{tag} style="{style}{_broken(cell)}">{html.escape(cell)}</{tag}>' for cell in cells)
     return f"<tr>{''.join(marked)}</tr>"
+
+
+def _broken(cell: str) -> str:
+    """Words and numbers are not broken, what is longer than any of them is, or the page would be too wide."""
+    return ";overflow-wrap:anywhere" if max(map(len, cell.split()), default=0) > LONGEST_WORD else ""
 
 
 def _attended(piece: str, weight: float, strength: float) -> str:
@@ -179,6 +185,8 @@ def _values(figure: Figure) -> Iterator[str]:
                 continue  # a mark on a point of another curve
             places = figure.transFigure.inverted().transform(ax.transData.transform(points))
             for (x, y), (left, up) in zip(points.tolist(), places.tolist(), strict=True):
+                if not 0 <= up <= 1:  # off the page, which would grow as far
+                    continue
                 yield _value(f"{line.get_label()}, {x:g}: {y:,.5g}", 100 * left, 100 * (1 - up))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -47,7 +46,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
     ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values)} {plain(label)}")
     for value, style, name in ((np.median(values), "-", "median"), (values.mean(), "--", "mean")):
         ax.axvline(value, color=ORANGE, ls=style, lw=2, label=f"{name}: {value:,.0f} tokens")
-    ax.set_xlabel("Length (tokens)")
+    integer_x(ax, "Length (tokens)")
     ax.set_ylabel("Conversations (count)")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.set_title("Length of a conversation", loc="left", weight="bold")
@@ -272,51 +271,3 @@ def overfitting(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     ax.set_title("Overfitting: the gap between text seen and unseen", loc="left", weight="bold")
     legend_below(figure, ax)
     return figure
-
-
-def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figure:
-    """Best validation PPL by setting: the mean, a dot a seed, and a line over their spread.
-
-    A setting has a colour only where its mean is further from the base's than the seeds of either lie apart;
-    a single seed says nothing about that, and stays grey.
-
-    Args:
-        results: `{setting: validation PPL of each seed}`.
-        base: the setting that the others are compared with.
-    """
-    figure, (ax,) = panels(1, size=(9, 1.4 + 0.42 * len(results)))
-    middle = float(np.mean(results[base]))
-    ax.axvline(middle, color=QUIET, ls="--", lw=1.2)
-    for row, (setting, values) in enumerate(results.items()):
-        name = plain(setting)
-        mean = float(np.mean(values))
-        colour = _verdict(values, results[base])
-        ax.plot(
-            [min(values), max(values)], [row, row], color=colour, lw=3, alpha=0.5, label=f"{name}: spread"
-        )
-        ax.plot(values, [row] * len(values), "o", color=colour, ms=5, alpha=0.6, label=f"{name}: seeds")
-        ax.plot(mean, row, "D", color=colour, ms=8, label=name)
-        percent = round(100 * (mean / middle - 1), 1)
-        change = "" if setting == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
-        note = ax.text(1.01, row, f"{mean:,.1f}{change}", transform=ax.get_yaxis_transform())
-        note.set(va="center", color=INK if colour == QUIET else colour, weight="bold")
-    _named_rows(ax, list(results))
-    ax.set_xlabel("Best validation perplexity per token (lower is better)")
-    ax.set_ylabel("Setting")
-    ax.margins(x=0.08)
-    return figure
-
-
-def _verdict(values: Sequence[float], base: Sequence[float]) -> str:
-    """Blue for lower and orange for higher than `base`; grey where the seeds cannot tell."""
-    difference = float(np.mean(values) - np.mean(base))
-    if min(len(values), len(base)) < 2 or abs(difference) <= max(np.ptp(values), np.ptp(base)):
-        return QUIET
-    return BLUE if difference < 0 else ORANGE
-
-
-def _named_rows(ax: Axes, names: Sequence[str]) -> None:
-    ax.set_yticks(range(len(names)), map(plain, names))
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.grid(True, axis="x", color=RULE)
-    ax.grid(False, axis="y")

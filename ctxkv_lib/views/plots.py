@@ -20,13 +20,13 @@ from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, load_run
 from . import figures, markup, pictures
 from .axes import colours
-from .explore import SPLITS, Trained, Window, attended_window, open_run
+from .explore import SPLITS, Trained, Window, attended_window, open_run, token_texts
 
 WIDE = {"width": "480px", "max_width": "98%"}
 ROW = {"flex_flow": "row wrap"}
 STYLE = {"description_width": "90px"}
 PUBLISHED_LABEL = "published report, 500 samples (L4)"
-HEADING = -1  # in a choice of positions
+HEADING = ("an attended token ...", -1)  # of a choice of positions
 LEGEND_LETTERS = 40  # of a run's name: longer ones would leave no room for the curves
 
 
@@ -158,8 +158,8 @@ class WindowExplorer(widgets.VBox):
 
     Attributes:
         split, position, head: the controls; head 0 is the mean of all heads.
-        steps: buttons, `{tokens to go on: button}`. tokens: choosing one of the tokens near, or attended,
-            moves there.
+        steps: buttons, `{tokens to go on: button}`. near: the tokens around as buttons, the position's own
+            pressed; a click moves there. tokens: the attended tokens; choosing one moves there.
         text, guesses: HTML of the window's tokens and of the next-token guesses.
         figure: attention by distance.
     """
@@ -174,7 +174,8 @@ class WindowExplorer(widgets.VBox):
         self.head = _dropdown("Attention", heads, 0)
         self.position = _slider(widgets.IntSlider, "Position", position, 0, len(trained.caches[split]) - 1)
         self.steps = {step: _step_button(step) for step in (-config.interval, -1, 1, config.interval)}
-        self.tokens = _dropdown("Go to", [], None)
+        self.tokens = _dropdown("Go to", [HEADING], HEADING[1])
+        self.near = widgets.ToggleButtons(style={"button_width": "auto"}, layout=widgets.Layout(width="98%"))
         self.image = widgets.HTML()
         self.guesses = widgets.HTML()
         self.text = widgets.HTML()
@@ -182,12 +183,14 @@ class WindowExplorer(widgets.VBox):
         self._connect()
         moves = _row([*self.steps.values(), self.tokens])
         controls = _row([self.split, self.head])
-        super().__init__([controls, self.position, moves, self.image, self.guesses, self.text])
+        shown = [self.image, self.guesses, self.near, self.text]
+        super().__init__([controls, self.position, moves, *shown])
         self._draw()
 
     def _connect(self) -> None:
         self.split.observe(self._on_split, names="value")
         self.tokens.observe(self._on_token, names="value")
+        self.near.observe(self._on_near, names="value")
         for control in (self.position, self.head):
             control.observe(lambda _: self._draw(), names="value")
         for step, button in self.steps.items():
@@ -197,8 +200,11 @@ class WindowExplorer(widgets.VBox):
         self.position.value = min(max(position, 0), self.position.max)
 
     def _on_token(self, change: Any) -> None:
-        if change["new"] != HEADING:  # which each drawing goes back to
+        if change["new"] != HEADING[1]:  # which each drawing goes back to
             self._go(change["new"])
+
+    def _on_near(self, change: Any) -> None:
+        self._go(change["new"])
 
     def _on_split(self, change: Any) -> None:
         last = len(self._trained.caches[change["new"]]) - 1
@@ -217,6 +223,20 @@ class WindowExplorer(widgets.VBox):
         self.guesses.value = markup.themed(markup.guesses_line(window))
         self.text.value = markup.themed(markup.attended_text(window, weights.tolist()))
         self.tokens.options = _token_options(window, weights.tolist())
+        self._offer_near()
+
+    def _offer_near(self) -> None:
+        """An interval of tokens to either side of the position."""
+        cache, here = self._trained.caches[self.split.value], self.position.value
+        reach = self._trained.model.config.interval
+        around = range(max(0, here - reach), min(len(cache), here + reach + 1))
+        pieces = token_texts(self._trained.tokenizer, cache.ids[around.start : around.stop])
+        self.near.unobserve(self._on_near, names="value")  # new options press the first of them
+        with self.near.hold_sync():
+            self.near.options = [(_button_text(piece), at) for at, piece in zip(around, pieces, strict=True)]
+            self.near.tooltips = [f"{at:,}: {piece!r}" for at, piece in zip(around, pieces, strict=True)]
+            self.near.value = here
+        self.near.observe(self._on_near, names="value")
 
 
 def explore_window(run: Run | Trained, position: int, split: str = "val") -> WindowExplorer:
@@ -236,14 +256,18 @@ def explore_window(run: Run | Trained, position: int, split: str = "val") -> Win
 
 
 def _token_options(window: Window, weights: Sequence[float]) -> list[tuple[str, int]]:
-    """Choices of a dropdown: a heading, then the tokens attended and those of the last interval."""
-    share = {int(at): weight for at, weight in zip(window.slots, weights, strict=True) if at >= 0}
-    near = range(max(0, int(window.slots[:2].min())), window.position + 1)
-    options = [("a token of this window ...", HEADING)]
-    for at in sorted({*share, *near}, reverse=True):
-        attended = f", {share[at]:.1%} of the attention" if at in share else ""
-        options.append((f"{at:,}: {window.pieces[at - window.start]!r}{attended}", at))
+    """Choices of a dropdown: a heading, then the attended tokens, nearest first."""
+    options = [HEADING]
+    for at, weight in zip(window.slots.tolist(), weights, strict=True):
+        if at >= 0:
+            options.append(
+                (f"{at:,}: {window.pieces[at - window.start]!r}, {weight:.1%} of the attention", at)
+            )
     return options
+
+
+def _button_text(piece: str) -> str:
+    return piece.strip() or repr(piece)[1:-1].replace(" ", "␣")
 
 
 def _slider(kind: Any, name: str, value: Any, least: int, most: int) -> Any:

@@ -1,3 +1,4 @@
+import gc
 import io
 import json
 import os
@@ -309,6 +310,15 @@ def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
     assert [m["content"] for m in rows.messages[0]] == ENGLISH
     with pytest.raises(UserError, match="chitchat-dataset has only 1 conversations for train"):
         load_conversations(DataConfig(source="chitchat", samples=2), "train")
+
+
+def test_pythons_collector_rests_while_chitchat_is_read(chitchat, monkeypatch):
+    resting = []
+    monkeypatch.setattr(chitchat_source, "_is_usable", lambda _: resting.append(not gc.isenabled()) or True)
+    chitchat({f"{n}": _chat(*ENGLISH) for n in range(1200)})
+    load_conversations(DataConfig(source="chitchat", samples=1), "train")
+    assert resting == [True] * 1200
+    assert gc.isenabled()
 
 
 def test_chitchat_blocks_do_not_move(chitchat):

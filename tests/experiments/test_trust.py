@@ -25,7 +25,7 @@ from disturbed_runs import (
 from ctxkv_lib.cli import main
 from ctxkv_lib.config import config_from_dict
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import contexts, stages
+from ctxkv_lib.experiments import contexts, machine, stages
 from ctxkv_lib.files import read_sealed_json, write_sealed_json
 from ctxkv_lib.locks import only_process
 from ctxkv_lib.runs.ownership import own_records
@@ -140,7 +140,10 @@ def test_verify_tells_intact_damaged_unfinished_and_no_run(laboratory, copy, beg
     assert main(["verify", str(copy)]) == 0
     assert "All is intact." in capsys.readouterr().out
     assert main(["verify", str(begun)]) == 0
-    assert "Not finished: phase2, model, probe, test, yardsticks, results" in capsys.readouterr().out
+    assert (
+        "Not finished: phase2, model, probe, ablations, recall_task, generation, test, yardsticks, results"
+        in capsys.readouterr().out
+    )
     (copy / "caches" / "val_ctx.safetensors").unlink()
     (copy / "report.md").write_text("edited")
     assert main(["verify", str(copy)]) == 1
@@ -181,11 +184,13 @@ def test_other_hardware_decides_the_precision_anew_and_says_so(laboratory, begun
     here = laboratory.expected["summary"]["provenance"]["precision"]
     other = next(name for name in PRECISIONS if name != here)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(contexts, "choose_precision", lambda name, device: PRECISIONS[other])
+        elsewhere.setattr(machine, "bf16_gain", lambda device: 2.0 if other == "bf16" else 0.4)
+        elsewhere.setattr(machine, "device_name", lambda device: "cpu (another, 1 threads)")
         done = laboratory.run(out)
     assert done.code == 0
     assert f"runtime.precision=auto was {here} on cpu" in done.text
     assert f"Phase 2 goes on in {other}" in done.text
     made = json.loads((out / "summary.json").read_text())["provenance"]
     assert (made["precision"], made["begun_with"]["precision"]) == (other, here)
+    assert made["begun_with"]["device"].startswith("cpu")
     assert "again" not in laboratory.run(out).text  # finished: there is nothing left to decide

@@ -10,7 +10,7 @@ from ctxkv_lib.experiments.experiment import run
 from ctxkv_lib.files import read_sealed_json, write_sealed_json
 from ctxkv_lib.measures import measure
 from ctxkv_lib.model.modeling import ContextKVForCausalLM
-from ctxkv_lib.runs.records import FILE
+from ctxkv_lib.runs.records import FILE, MEASURES
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_the_test_split_is_measured_with_the_kept_weights(finished, tiny_config)
 
 
 def test_each_is_measured_once(finished, tiny_config, monkeypatch):
-    for name in ("probe", "_test", "_yardsticks"):
+    for name in ("probe", "ablate", "_generation", "_test", "_yardsticks"):
         monkeypatch.setattr(measure, name, None)
     assert run(tiny_config, finished.path).summary == finished.summary
     monkeypatch.setattr(measure, "_test", lambda *_: {"ppl": 1.0, "acc": 1.0, "tokens": 2})
@@ -54,7 +54,7 @@ def test_a_run_from_before_the_test_split_is_taken_up(finished, tiny_config):
     """Its configuration lacks the setting, which stands for the preset's own."""
     records = read_sealed_json(finished.path / FILE)
     del records["config"]["data"]["test_samples"]
-    for name in ("probe", "test", "yardsticks", "results"):
+    for name in (*MEASURES, "results"):
         del records["stages"][name]
     write_sealed_json(finished.path / FILE, records)
     assert run(tiny_config, finished.path).summary == finished.summary

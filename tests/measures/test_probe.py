@@ -36,14 +36,16 @@ def test_a_run_knows_what_its_contexts_remember(finished):
 
 def test_an_older_run_is_probed_when_asked(finished, monkeypatch, capsys):
     older = Run(
-        finished.path, finished.config, {k: v for k, v in finished.summary.items() if k != "probe"}, []
+        finished.path, finished.config, {k: v for k, v in finished.summary.items() if k != "ablations"}, []
     )
     found, written = probe_run(older)
-    assert found == finished.summary["probe"]
+    assert found == {name: finished.summary[name] for name in ("probe", "ablations")}
     assert json.loads(written[0].read_text()) == found
     monkeypatch.setattr(experiment, "probe", None)  # in the summary already
     assert main(["probe", str(finished.path)]) == 0
-    assert "Horizon (tokens)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Horizon (tokens)" in shown
+    assert "of another conversation" in shown
 
 
 def test_the_figure_says_what_is_held_and_draws_every_slot(finished):

@@ -7,12 +7,14 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,6 +35,7 @@ SETTINGS = {  # of JupyterLab: every cell is on the page, whether it is in sight
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false"},
 }
+RUN_ALL = "[data-command='runmenu:run-all']"
 OPTIONS = (
     "--headless=new",
     "--no-sandbox",
@@ -121,16 +124,33 @@ def find(browser, selector, text=""):
 def run_all(browser):
     """Run > Run All Cells, through JupyterLab's own menu; again where a busy page has missed it."""
 
+    from selenium.common.exceptions import WebDriverException
+
     def running():
-        if any(prompt.text.strip("[]: ") for prompt in find(browser, ".jp-InputArea-prompt")):
+        if any(prompt.text == "[*]:" for prompt in find(browser, ".jp-InputArea-prompt")):
             return True
-        for selector, text in ((".lm-MenuBar-item", "Run"), ("[data-command='runmenu:run-all']", "")):
-            for item in find(browser, selector, text)[:1]:
-                item.click()
-                time.sleep(1)
+        ways = ((".jp-Dialog button.jp-mod-accept", ""), (".lm-MenuBar-item", "Run"), (RUN_ALL, ""))
+        with suppress(WebDriverException):  # a dialog came: "You can not run any cell for now"
+            for selector, text in ways:
+                for item in find(browser, selector, text)[:1]:
+                    item.click()
+                    time.sleep(1)
         return False
 
     wait_for(running, 120, "a cell to run")
+
+
+def stop_the_training(browser):
+    """JupyterLab's own stop button in the live training cell: one calm line, and nothing below it runs."""
+    wait_for(lambda: find(browser, ".jp-OutputArea-output .widget-label", "Phase 1: "), 200, "Phase 1")
+    (button,) = browser.find_elements("css selector", "[data-command='notebook:interrupt-kernel']")
+    button.click()
+    (said,) = wait_for(lambda: find(browser, ".jp-OutputArea-output", "Stopped."), 60, "the calm line")
+    assert re.fullmatch(r"Stopped\. (Finished stages|Epoch).+ kept; run the cell again\.", said.text)
+    idle = "[data-status='idle']"
+    wait_for(lambda: find(browser, f".jp-Notebook-ExecutionIndicator{idle}"), 60, "the kernel to rest")
+    for raw in ("Traceback", "KeyboardInterrupt", "NameError"):
+        assert not find(browser, ".jp-OutputArea-output", raw)
 
 
 # Notes every figure that comes on the page: its words, and how many points its curves have.
@@ -233,6 +253,14 @@ def look_through_the_window(browser, window):
     before = picture(window)
     chosen = browser.execute_script(CHOOSE, window)
     wait_for(lambda: picture(window) != before and position() == int(chosen), 60, "the jump")
+    token = window.find_elements("css selector", ".widget-toggle-button")[3]
+    chosen = token.get_attribute("title").partition(":")[0].replace(",", "")
+    click_and_see(browser, window, token)
+    wait_for(lambda: position() == int(chosen), 60, "the token that was clicked")
+    pressed = window.find_element("css selector", ".widget-toggle-button.mod-active")
+    assert pressed.get_attribute("title").partition(":")[0].replace(",", "") == chosen
+    shown = "return arguments[0].querySelectorAll('select')[2].selectedOptions[0].text"
+    assert browser.execute_script(shown, window) == "an attended token ..."
 
 
 def test_a_notebook_as_a_reader_sees_it(lab, browser, tmp_path):
@@ -240,6 +268,9 @@ def test_a_notebook_as_a_reader_sees_it(lab, browser, tmp_path):
     wait_for(lambda: find(browser, ".jp-Notebook"), 90, "the notebook")
     wait_for(lambda: find(browser, ".jp-Notebook-ExecutionIndicator[data-status='idle']"), 90, "a kernel")
     browser.execute_script(WATCH)
+    run_all(browser)
+    stop_the_training(browser)
+    browser.save_screenshot(str(tmp_path / "stopped.png"))
     run_all(browser)
     curves = follow_the_training(browser, tmp_path / "runs" / "ci-exact-10" / "summary.json")
     look_at_the_curves(browser, curves, tmp_path / "downloads")

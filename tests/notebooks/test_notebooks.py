@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxkv_lib.config import build_config
+from ctxkv_lib.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import proposals
 from ctxkv_lib.runs.run_folder import load_run
@@ -151,21 +151,44 @@ def test_badges_are_written_by_one_command(tmp_path):
 # What notebooks share
 
 
-def test_parameters_come_from_the_environment(monkeypatch):
+@pytest.fixture
+def bare(monkeypatch):
+    """No variable of ours is set."""
     for name in ("PRESET", "SAMPLES", "RECIPE", "SEED"):
         monkeypatch.delenv(f"CTXKV_{name}", raising=False)
-    assert notebook.parameter("preset") == "offline"
-    assert [notebook.parameter(name) for name in ("samples", "recipe", "seed")] == [None] * 3
+
+
+def test_an_empty_form_leaves_the_choice_to_the_machine_and_the_preset(bare, monkeypatch):
+    assert notebook.parameters("", "", "", "") == ("offline", None, None, None)
     monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace())
-    assert notebook.parameter("preset") == "colab"
+    assert notebook.parameters("", None, " ", "") == ("colab", None, None, None)
+
+
+def test_values_of_a_form_and_of_plain_python_count_alike(bare, capsys):
+    assert notebook.parameters("ci", " 7 ", "exact", "1") == ("ci", 7, "exact", 1)
+    assert notebook.parameters("ci", 7, "exact", 0) == ("ci", 7, "exact", 0)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="seed is 'many'; allowed: a whole number, or nothing"):
+        notebook.parameters("ci", "", "", "many")
+
+
+def test_the_environment_goes_before_the_form_and_says_so(bare, monkeypatch, capsys):
     monkeypatch.setenv("CTXKV_PRESET", "ci")
     monkeypatch.setenv("CTXKV_SAMPLES", "7")
-    assert (notebook.parameter("preset"), notebook.parameter("samples")) == ("ci", 7)
-    monkeypatch.setenv("CTXKV_SEED", "many")
-    with pytest.raises(UserError, match="CTXKV_SEED is 'many'"):
-        notebook.parameter("seed")
-    with pytest.raises(UserError, match="allowed: preset, samples"):
-        notebook.parameter("epochs")
+    monkeypatch.setenv("CTXKV_RECIPE", "")  # as good as not set
+    assert notebook.parameters("", "50", "published", "") == ("ci", 7, "published", None)
+    assert capsys.readouterr().out == "samples is 7, as CTXKV_SAMPLES says, and not 50.\n"
+
+
+@each_notebook
+def test_parameters_are_a_form_that_offers_what_there_is(path):
+    lines = source(code_cells(path)[1]).splitlines()
+    form = dict(line.split("  # @param ") for line in lines if "# @param" in line)
+    assert [line.split(" = ") for line in form] == [
+        [name, '""'] for name in ("preset", "samples", "recipe", "seed")
+    ]
+    choices = [json.loads(values) for values in form.values() if values.startswith("[")]
+    assert choices == [["", *PRESETS], ["", *RECIPES]]
 
 
 def test_parameters_left_out_are_the_presets_own():
@@ -215,22 +238,6 @@ def test_every_proposal_changes_one_thing(preset):
         "phase2.weight_decay",
         "model.kv_method",
     }
-
-
-@pytest.mark.slow
-def test_proposals_run_with_every_seed(tiny_config, tmp_path):
-    said = []
-    variants = {"base": {}, "wide": {"model.interval": 5}}
-    runs = proposals.run_proposals(tiny_config, variants, tmp_path / "runs", [1, 2], report=said.append)
-    assert [each.config.runtime.seed for each in runs["wide"]] == [1, 2]
-    assert {each.config.model.interval for each in runs["wide"]} == {5}
-    ppls = proposals.best_ppls(runs)
-    assert ppls["base"] == [each.summary["phase2"]["val_ppl"] for each in runs["base"]]
-    assert len(said) == 2
-    assert f"{ppls['wide'][1]:,.1f}" in said[1]
-    folders = proposals.proposal_folders(tiny_config, variants, tmp_path / "runs", [1, 2])
-    assert sorted((tmp_path / "runs").iterdir()) == sorted(folders)
-    assert len(folders) == 4
 
 
 # Executed, small and without a network
@@ -322,7 +329,7 @@ def test_04_makes_both_runs_and_their_comparison(tmp_path):
     assert {path.name for path in runs.iterdir()} == {"ci-exact-2", "ci-exact-10", "ci-exact-10-vs-2"}
     comparison = json.loads((runs / "ci-exact-10-vs-2" / "comparison.json").read_text())
     assert [each["samples"] for each in comparison["runs"]] == [2, 10]
-    table = printed(cells["table"])
+    table = json.dumps([cells["table"], cells["published-table"]])
     for number in (f"{comparison['runs'][1]['phase2']['val_ppl']:,.1f}", "361.0", "175.7"):
         assert number in table
     assert "report.ja.md" in printed(cells["report"])
@@ -332,7 +339,7 @@ def test_04_makes_both_runs_and_their_comparison(tmp_path):
 @pytest.mark.slow
 def test_05_runs_every_proposal(tmp_path):
     cells = execute("05_next_experiments", tmp_path)
-    runs = [load_run(path) for path in (tmp_path / "runs").iterdir()]
+    runs = [load_run(path.parent) for path in (tmp_path / "runs").glob("*/summary.json")]
     models = [each.config.model for each in runs]
     assert {model.interval for model in models} == {20, 50, 100}
     assert {model.max_contexts for model in models} == {32, 64}
@@ -340,4 +347,4 @@ def test_05_runs_every_proposal(tmp_path):
     assert {each.config.data.samples for each in runs} == {10, 20}
     assert len(runs) == 9
     assert "image/png" in kinds(cells["summary"]) & kinds(cells["own"])
-    assert "variable count: best validation PPL" in printed(cells["run"])
+    assert "variable count, 10 samples, seed 42: val PPL" in printed(cells["run"])

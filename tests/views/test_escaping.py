@@ -13,7 +13,7 @@ from ctxkv_lib.report import write_report
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.report.tables import literal
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views import figures, markup, pictures
+from ctxkv_lib.views import figures, markup, pictures, sweeps
 from ctxkv_lib.views.explore import Window
 
 HOSTILE = """<script>alert('1')</script> <img onerror="alert(2)"> & $x$ $\\bad{ | a | `b` **c** [d](e)"""
@@ -106,7 +106,7 @@ def test_figures_show_dollar_signs(tmp_path, name):
         figures.ppl_curves([summary], [name]),
         figures.phase1_curves({name: phase1_lines()}),
         figures.memory_by_stage([summary], [name]),
-        pictures.settings_summary({name: [2.0], "b": [3.0]}, name),
+        sweeps.settings_summary({name: [2.0], "b": [3.0]}, name),
         pictures.overfitting({name: epochs}),
         pictures.cache_sizes({name: {"train": 1.0}}),
         pictures.context_clouds({name: values}),

@@ -48,13 +48,34 @@ def test_buttons_step_by_a_token_and_by_an_interval(trained):
 def test_choosing_a_token_moves_there(trained):
     window = plots.explore_window(trained, position=30)
     offered = dict(window.tokens.options)
-    assert {30, 27, 24, 21} <= {*offered.values()}  # the attended ones, and those in between
+    assert list(offered.values())[1:] == [30, 27, 24, 21]
     (label,) = [label for label, at in offered.items() if at == 24]
     assert re.fullmatch(r"24: '.+', \d+\.\d% of the attention", label)
     window.tokens.value = 24
     assert window.position.value == 24
     assert window.tokens.index == 0  # ready for the next choice
     assert "Position 24" in window.guesses.value
+
+
+def test_clicking_a_token_moves_there(trained):
+    window = plots.explore_window(trained, position=30)
+    assert [at for _, at in window.near.options] == list(range(27, 34))  # an interval to either side
+    assert (window.near.value, window.near.index) == (30, 3)
+    window.near.index = 5  # what a click sets
+    assert window.position.value == 32
+    assert "Position 32" in window.guesses.value
+    assert (window.near.value, window.near.options[window.near.index][1]) == (32, 32)
+    assert [at for _, at in window.near.options] == list(range(29, 36))
+    window.position.value = last = window.position.max
+    assert [at for _, at in window.near.options] == list(range(last - 3, last + 1))
+    window.split.value = "train"
+    ids = trained.caches["train"].ids[last + 3 : last + 4]
+    assert window.near.tooltips[6] == f"{last + 3:,}: {trained.tokenizer.decode(ids)!r}"
+
+
+@pytest.mark.parametrize(("piece", "text"), [(" the", "the"), ("\n", r"\n"), ("  ", "␣␣"), ("$x", "$x")])
+def test_every_token_has_a_button_that_can_be_seen(piece, text):
+    assert plots._button_text(piece) == text
 
 
 def test_what_zero_slots_take_is_said(trained):

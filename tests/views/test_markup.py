@@ -27,3 +27,10 @@ def test_tokens_are_escaped():
 def test_every_cell_of_a_table_has_its_own_colours():
     content = markup.table(["a", "b"], [["1", "2"]])
     assert content.count("background:#ffffff;color:#1f2430") == 4
+
+
+def test_words_of_a_table_are_whole_and_what_is_too_long_for_a_word_is_not():
+    content = markup.table(["accuracy"], [["6,324"], ["x" * 60]])
+    broken = [cell for cell in content.split("<t") if "overflow-wrap:anywhere" in cell]
+    assert len(broken) == 1
+    assert "x" * 60 in broken[0]

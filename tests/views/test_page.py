@@ -4,13 +4,14 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from sample_runs import sample_run
 
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views import figures, markup, pictures, plots
+from ctxkv_lib.views import figures, markup, pictures, plots, sweeps
 from ctxkv_lib.views.axes import QUIET
 
 
@@ -49,7 +50,7 @@ SCORES = {
         lambda: figures.ppl_by_reading(SCORES),
         lambda: pictures.pass_curve([0.5, 0.2, 0.1, 0.01]),
         lambda: pictures.overfitting({"a run with a long name": PUBLISHED[500]["phase2"]["epochs"]}),
-        lambda: pictures.settings_summary({"base": [100.0], "near": [100.1], "far": [80.0]}, "base"),
+        lambda: sweeps.settings_summary({"base": [100.0], "near": [100.1], "far": [80.0]}, "base"),
     ],
     ids=["curves", "reading", "passes", "overfitting", "settings"],
 )
@@ -76,7 +77,7 @@ def test_the_ring_of_accuracy_is_not_said_to_be_a_ppl():
 
 def test_one_seed_gives_no_setting_a_colour_and_seeds_only_beyond_their_spread():
     def colours(results):
-        (ax,) = pictures.settings_summary(results, "base").axes
+        (ax,) = sweeps.settings_summary(results, "base").axes
         return [to_hex(line.get_color()).upper() for line in ax.get_lines() if line.get_marker() == "D"]
 
     assert set(colours({"base": [100.0], "other": [100.1], "far": [50.0]})) == {QUIET.upper()}
@@ -117,6 +118,13 @@ def test_each_point_says_its_value_under_the_pointer(curves):
     assert left[1] - left[0] == pytest.approx(0.4 * (left[2] - left[0]), abs=0.1)
 
 
+def test_what_lies_off_the_page_does_not_make_it_longer():
+    figure = pictures.spectrum({"after Phase 1": torch.tensor([0.6, 0.3, 0.1, 1e-9])})
+    places = [re.search(r"top:(-?[\d.]+)%", span["style"])[1] for span in tags(figure)["span"]]
+    assert len(places) == 3
+    assert all(-2 <= float(place) <= 100 for place in places)
+
+
 def test_a_dark_page_of_each_notebook_turns_what_we_show_dark():
     for content in (markup.themed("x"), markup.show_html("x").data):
         rule, _ = re.search(r"<style>(.+?)</style>(.+)", content).groups()
@@ -132,7 +140,7 @@ def test_names_are_shown_as_they_are(tmp_path):
     assert "b" not in found
     assert found["img"][0]["alt"].count(name) == 1
     assert found["span"][0]["title"].startswith(name)
-    shown = pictures.settings_summary({"base": [1.0], name: [2.0]}, "base").axes[0].get_yticklabels()[1]
+    shown = sweeps.settings_summary({"base": [1.0], name: [2.0]}, "base").axes[0].get_yticklabels()[1]
     assert shown.get_text() == r'a \$x_1\$ <b> & "c"'
 
 

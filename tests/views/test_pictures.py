@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from ctxkv_lib.model.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED
-from ctxkv_lib.views import explore, pictures
+from ctxkv_lib.views import explore, pictures, sweeps
 from ctxkv_lib.views.axes import QUIET
 
 
@@ -19,6 +19,12 @@ def test_token_lengths_count_every_conversation():
         "median: 20 tokens",
         "mean: 112 tokens",
     }
+
+
+def test_lengths_that_are_all_alike_stand_at_one_number():
+    (ax,) = pictures.token_lengths(torch.tensor([25, 25, 25])).axes
+    low, high = ax.get_xlim()
+    assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [25]
 
 
 def test_window_map_has_the_published_counts():
@@ -59,7 +65,7 @@ def test_overfitting_is_the_ratio_of_the_ppls():
 
 def test_settings_are_compared_with_the_base():
     results = {"base": [100.0, 110.0], "better": [84.0], "worse": [126.0]}
-    (ax,) = pictures.settings_summary(results, "base").axes
+    (ax,) = sweeps.settings_summary(results, "base").axes
     notes = [text.get_text() for text in ax.texts]
     assert notes == ["105.0", "84.0  (-20.0%)", "126.0  (+20.0%)"]
     assert to_hex(line(ax, "better").get_color()) == to_hex(line(ax, "worse").get_color()) == QUIET
@@ -85,7 +91,7 @@ def test_every_axis_of_every_figure_has_a_name(trained):
         pictures.attention_by_distance(torch.rand(2, 4), 20),
         pictures.window_attention(window, window.weights.mean(dim=0)),
         pictures.overfitting({"a": PUBLISHED[100]["phase2"]["epochs"]}),
-        pictures.settings_summary({"base": [1.0]}, "base"),
+        sweeps.settings_summary({"base": [1.0]}, "base"),
     ]
     for figure in drawn:
         assert figure.get_facecolor() == (1, 1, 1, 1)

@@ -4,9 +4,10 @@ The pairs stand side by side so that one cannot change without the other being s
 same placeholders (a test compares them).
 """
 
+from .baselines import BASELINES
 from .measured import MEASURED
 from .runs import RUNS
 
 LANGUAGES = ("en", "ja")
 
-TEXT: dict[str, tuple[str, str]] = {**RUNS, **MEASURED}
+TEXT: dict[str, tuple[str, str]] = {**RUNS, **MEASURED, **BASELINES}

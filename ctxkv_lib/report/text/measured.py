@@ -55,4 +55,73 @@ MEASURED: dict[str, tuple[str, str]] = {
         "![What contexts hold of each token, and what the slots leave out]({folder}/probe.png)",
         "![コンテキストが保持する情報と、スロットの間で失われる部分]({folder}/probe.png)",
     ),
+    "used": ("### What the contexts are used for", "### コンテキストは何に使われているか"),
+    "used_how": (
+        "The same weights at the same validation positions, reading other contexts; nothing is trained. "
+        "Those of another conversation are wrong, but of the kind the model knows: what they do not harm is "
+        "not read. Zeros harm also a model that only counts on some context being there. "
+        "Behind ± stands the standard error.",
+        "同じ重み・同じ検証位置で、読ませるコンテキストだけを変える（再学習なし）。別の会話のコンテキストは内容は誤りだが"
+        "モデルの見慣れた種類なので、それで悪化しなければ内容は読まれていない。ゼロは、何らかのコンテキストがあることに"
+        "頼るだけのモデルも悪化させる。±の後は標準誤差。",
+    ),
+    "used_contexts": ("Contexts ({count:,} positions)", "コンテキスト（{count:,}位置）"),
+    "used_change": ("against its own", "本来のものとの差"),
+    "used_percent": ("{percent:+.1f}% ± {error:.1f}", "{percent:+.1f}% ± {error:.1f}"),
+    "used_intact": ("its own", "本来のもの"),
+    "used_zero": ("zeros", "すべてゼロ"),
+    "used_shuffled": ("of other positions, mixed", "別々の位置から混ぜたもの"),
+    "used_elsewhere": ("of another conversation", "別の会話のもの"),
+    "used_slot_0": ("only slot 0 its own", "先頭スロットだけ本来のもの"),
+    "used_kind": ("Next token", "次トークン"),
+    "used_positions": ("positions", "位置数"),
+    "used_other_ppl": ("with those of another conversation", "別の会話のコンテキストで"),
+    "used_by_repetition_0": ("in no pair seen in the window", "ウィンドウ内に既出でない対"),
+    "used_by_repetition_1": ("in a pair seen in the window", "ウィンドウ内に既出の対"),
+    "used_by_history": ("{span} tokens of its conversation before it", "会話内でその前に{span}トークン"),
+    "used_by_frequency": ("{span} times in the training text", "学習テキストに{span}回出現"),
+    "used_ppl_at": ("Val PPL of a token {kind}", "Val PPL（{kind}）"),
+    "used_figure": (
+        "![What other contexts cost, slot by slot and at repeated pairs]({folder}/ablations.png)",
+        "![コンテキストを変えたときの損失、スロット別、既出の対での比較]({folder}/ablations.png)",
+    ),
+    "recall": ("### The recall task", "### 想起課題"),
+    "recall_how": (
+        "Pairs of words are told once; where the first word comes again, the second is asked for. By the "
+        "distance from where it was told, and by how many tokens the nearest slot at or after it has read "
+        "since: a context that has forgotten it by then cannot bring it back.",
+        "一度だけ告げられた語の対について、1語目が再び現れたときに2語目を当てられるか。告げられた位置からの距離と、"
+        "それ以後で最も近いスロットがその後に読んだトークン数で分ける。コンテキストがそれまでに忘れていれば取り出せない。",
+    ),
+    "recall_answers": ("answers", "回答数"),
+    "recall_accuracy": ("right", "正答率"),
+    "recall_guessing": ("right by guessing a value", "値を当て推量した場合の正答率"),
+    "recall_ppl": ("PPL", "PPL"),
+    "recall_worst": ("lowest at a place between slots", "スロット間の位置での最低値"),
+    "recall_at": ("{share:.1%} at {span}", "{share:.1%}（{span}）"),
+    "recall_by_distance": ("Distance (tokens)", "距離（トークン）"),
+    "recall_by_place": (
+        "Read since by the nearest slot (tokens)",
+        "最も近いスロットがその後に読んだトークン数",
+    ),
+    "recall_figure": (
+        "![Right answers by distance and by place between slots]({folder}/recall_task.png)",
+        "![距離別・スロット間の位置別の正答率]({folder}/recall_task.png)",
+    ),
+    "generated": ("### Does generated text repeat itself?", "### 生成テキストは繰り返すか"),
+    "generated_how": (
+        "Always the likeliest token, from prompts cut out of the validation text. A token counts as repeated "
+        "if its sample had it before. Beside it, the text that really goes on there.",
+        "検証テキストから切り出したプロンプトに、常に最尤のトークンを続ける。"
+        "同じサンプル内に既に現れたトークンを繰り返しと数え、実際の続きと比べる。",
+    ),
+    "generated_text": ("Samples", "サンプル数"),
+    "generated_run": ("Longest run of one token", "同一トークンの最長連続"),
+    "generated_run_text": ("Longest run in the real text", "同一トークンの最長連続（実際の続き）"),
+    "generated_repeated": ("Repeated tokens", "繰り返しトークンの割合"),
+    "generated_repeated_text": ("Repeated tokens in the real text", "繰り返しトークンの割合（実際の続き）"),
+    "generated_sample": (
+        "The first sample, not chosen:\n\n- prompt: {prompt}\n- continued: {generated}",
+        "最初のサンプル（選別なし）:\n\n- プロンプト: {prompt}\n- 生成された続き: {generated}",
+    ),
 }

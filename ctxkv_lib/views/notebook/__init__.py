@@ -1,4 +1,4 @@
-"""What notebooks share: parameters from the environment, where runs live, and Google Drive."""
+"""What notebooks share: their parameters, where runs live, and Google Drive."""
 
 import os
 import sys
@@ -11,29 +11,39 @@ from ...errors import UserError
 from ...runs.run_folder import ROOT_VARIABLE
 from .drive import kept_on_drive as kept_on_drive
 
-PARAMETERS = {"preset": str, "samples": int, "recipe": str, "seed": int}
+Parameters = tuple[str, int | None, str | None, int | None]  # preset, samples, recipe, seed
 
 
-def parameter(name: str) -> Any:
-    """A notebook's parameter: `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` or `$CTXKV_SEED`.
+def parameters(preset: Any, samples: Any, recipe: Any, seed: Any) -> Parameters:
+    """What a notebook is run with: the values of its form, as text, where the environment has no others.
 
-    Returns:
-        the variable's value; without it, a preset that suits the machine, and None for the others, which
-        leaves the choice to the preset.
+    `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` go before the form, with a line where
+    that changes something. Empty (or None) is a preset that suits the machine, and None for the others, which
+    leaves the choice to the preset.
 
     Raises:
-        UserError: an unknown parameter, or a value of the wrong type.
+        UserError: `samples` or `seed` is no whole number.
     """
-    if name not in PARAMETERS:
-        raise UserError(f"parameter is {name!r}; allowed: {', '.join(PARAMETERS)}.")
+    form = {"preset": preset, "samples": samples, "recipe": recipe, "seed": seed}
+    texts = {name: "" if value is None else str(value).strip() for name, value in form.items()}
+    values = {name: _from_environment(name, text) for name, text in texts.items()}
+    numbers = {name: _whole_number(name, values[name]) for name in ("samples", "seed")}
+    return values["preset"] or default_preset(), numbers["samples"], values["recipe"] or None, numbers["seed"]
+
+
+def _from_environment(name: str, in_form: str) -> str:
     variable = f"CTXKV_{name.upper()}"
-    value = os.environ.get(variable)
-    if not value:
-        return default_preset() if name == "preset" else None
+    value = os.environ.get(variable, "").strip() or in_form
+    if in_form not in ("", value):
+        print(f"{name} is {value}, as {variable} says, and not {in_form}.")
+    return value
+
+
+def _whole_number(name: str, value: str) -> int | None:
     try:
-        return PARAMETERS[name](value)
+        return int(value) if value else None
     except ValueError:
-        raise UserError(f"{variable} is {value!r}; allowed: a whole number.") from None
+        raise UserError(f"{name} is {value!r}; allowed: a whole number, or nothing.") from None
 
 
 def default_preset() -> str:

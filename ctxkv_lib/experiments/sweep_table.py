@@ -1,0 +1,175 @@
+"""The results of a sweep: a row for all seeds of a variant and a sample count, n-grams beside, power laws."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..report.tables import MISSING, distinct, literal, markdown_table, ppl, short, terminal_table, whole
+
+Facts = dict[str, Any]
+LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
+SPLITS = ("val_ppl", "test_ppl")
+YARDSTICKS = {"kneser_ney": "n-grams", "kneser_ney_cache": "n-grams and cache"}
+HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
+NOTE = (
+    "PPL: mean over seeds ± standard deviation, at the epoch with the lowest validation PPL. Trained: "
+    "weights that Phase 2 trains. Seconds: training of a cell, both phases, mean. n-grams: interpolated "
+    "modified Kneser-Ney, counted on the same training tokens."
+)
+LAW_NOTE = (
+    "PPL = factor * tokens^-exponent, least squares of the logarithms over all runs of a variant. Off by: "
+    "the largest distance of a size's mean from that line."
+)
+
+
+def summarize(variants: Facts, cells: Sequence[Facts]) -> Facts:
+    """`sweep.json`: variants, cells, a row for each variant and sample count that has results, power laws.
+
+    Args:
+        variants: recipe and settings of each, by name.
+    """
+    finished = [cell for cell in cells if cell["state"] == "finished"]
+    rows = []
+    for samples in sorted({cell["samples"] for cell in finished}):
+        group = [cell for cell in finished if cell["samples"] == samples]
+        for variant in distinct(cell["variant"] for cell in group):
+            rows.append(_row([cell for cell in group if cell["variant"] == variant]))
+        rows += _yardstick_rows(group)
+    laws = [_power_laws([row for row in rows if row["variant"] == v]) for v in distinct(map(_name, rows))]
+    return {
+        "variants": variants,
+        "cells": list(cells),
+        "rows": rows,
+        "power_laws": [law for law in laws if law],
+    }
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row["variant"])
+
+
+def _row(cells: Sequence[Facts]) -> Facts:
+    """All seeds of one variant and sample count."""
+    first = cells[0]
+    return {
+        **{name: first[name] for name in ("variant", "samples", "train_tokens", "trained")},
+        "seeds": [cell["seed"] for cell in cells],
+        **{split: [cell[split] for cell in cells if split in cell] for split in SPLITS},
+        "best_epochs": [cell["best_epoch"] for cell in cells],
+        "seconds": statistics.mean(cell["seconds"] for cell in cells),
+    }
+
+
+def _yardstick_rows(cells: Sequence[Facts]) -> list[Facts]:
+    """What counting reaches on the same tokens, in any variant's best window; no seed has a part in it."""
+    rows = []
+    for key, name in YARDSTICKS.items():
+        known = [cell for cell in cells if key in cell["yardsticks"]]
+        if known:
+            best = min(known, key=lambda cell: cell["yardsticks"][key]["val_ppl"])
+            found = best["yardsticks"][key]
+            row = {"variant": name, "samples": best["samples"], "train_tokens": best["train_tokens"]}
+            rows.append(row | {"seeds": [], **{s: [found[s]] if s in found else [] for s in SPLITS}})
+    return rows
+
+
+def _power_laws(rows: Sequence[Facts]) -> Facts | None:
+    """Of one variant's rows: PPL = factor * tokens^-exponent for each split, if there are enough sizes."""
+    laws = {split: law for split in SPLITS if (law := power_law(_points(rows, split)))}
+    return {"variant": rows[0]["variant"], **laws} if laws else None
+
+
+def _points(rows: Sequence[Facts], split: str) -> list[tuple[int, float]]:
+    return [(row["train_tokens"], value) for row in rows for value in row[split]]
+
+
+def power_law(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
+    """Least squares of log PPL on log tokens.
+
+    Args:
+        points: training tokens and PPL of each run.
+
+    Returns:
+        `factor` and `exponent` of PPL = factor * tokens^-exponent, and `error`, the largest relative distance
+        of a size's geometric mean from that; None with fewer than `LEAST_SIZES` sizes.
+    """
+    sizes = {tokens for tokens, _ in points}
+    if len(sizes) < LEAST_SIZES:
+        return None
+    tokens, ppls = np.log(np.array(points, dtype=np.float64)).T
+    slope, intercept = np.polyfit(tokens, ppls, 1)
+    means = {size: ppls[tokens == np.log(size)].mean() for size in sizes}
+    off = max(abs(float(np.expm1(mean - slope * np.log(s) - intercept))) for s, mean in means.items())
+    return {"factor": float(np.exp(intercept)), "exponent": float(-slope), "error": off}
+
+
+def format_sweep(results: Facts) -> str:
+    """The table for a terminal, and why cells did not finish."""
+    failures = [f"{_cell_name(cell)}: {cell['state']}. {cell['error']}" for cell in _failures(results)]
+    table = terminal_table([HEADER, *map(_cells, results["rows"])])
+    return "\n".join([table, *(["", *failures] if failures else [])])
+
+
+def _cells(row: Facts) -> list[str]:
+    epochs = ", ".join(map(str, row.get("best_epochs", []))) or MISSING
+    return [
+        row["variant"],
+        whole(row["samples"]),
+        str(len(row["seeds"]) or MISSING),
+        whole(row.get("trained")),
+        *(_mean(row[split]) for split in SPLITS),
+        epochs,
+        short(row.get("seconds")),
+    ]
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    if not values:
+        return MISSING
+    spread = f" ± {ppl(statistics.stdev(values))}" if len(values) > 1 else ""
+    return ppl(statistics.mean(values)) + spread
+
+
+def sweep_document(results: Facts) -> str:
+    """`sweep.md`."""
+    cells = results["cells"]
+    states = [cell["state"] for cell in cells]
+    told = ", ".join(f"{states.count(state)} {state}" for state in distinct(states))
+    table = markdown_table(HEADER, [[literal(name), *row] for name, *row in map(_cells, results["rows"])])
+    blocks = ["# Sweep", f"{len(cells)} cells: {told}.", table, NOTE]
+    if commits := distinct(cell["git_commit"] or "unknown" for cell in cells if "git_commit" in cell):
+        blocks.append(f"Made by commit {', '.join(commits)}.")
+    if laws := results["power_laws"]:
+        blocks += ["## PPL against training tokens", _law_table(laws), LAW_NOTE]
+    if failures := _failures(results):
+        lines = [f"- {literal(_cell_name(c))}: {c['state']}. {literal(c['error'])}" for c in failures]
+        blocks += ["## Not finished", "\n".join(lines)]
+    blocks += ["## Variants", "\n".join(_variant(*each) for each in results["variants"].items())]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _variant(name: str, variant: Facts) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in variant["settings"].items())
+    words = f"recipe {variant['recipe']}" + (f", {settings}" if settings else "")
+    return f"- {literal(name)}: {literal(words)}"
+
+
+def _law_table(laws: Sequence[Facts]) -> str:
+    rows = []
+    for law in laws:
+        found = [law.get(split) for split in SPLITS]
+        exponents = [f"{each['exponent']:.3f}" if each else MISSING for each in found]
+        off = [f"{each['error']:.1%}" if each else MISSING for each in found]
+        rows.append([literal(law["variant"]), exponents[0], off[0], exponents[1], off[1]])
+    return markdown_table(["Variant", "Exponent, val", "off by", "Exponent, test", "off by"], rows)
+
+
+def _failures(results: Facts) -> list[Facts]:
+    return [cell for cell in results["cells"] if "error" in cell]
+
+
+def _cell_name(cell: Facts) -> str:
+    return f"{cell['variant']}, {cell['samples']:,} samples, seed {cell['seed']}"

@@ -1,0 +1,64 @@
+"""Whole runs of what stands beside the contexts."""
+
+import pytest
+import torch
+from conftest import local_experiment
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.config import build_config
+from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.runs.inference import load_trained
+from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.runs.verification import verify
+
+
+@pytest.fixture(scope="module", params=["fresh", "end_to_end", "tokens", "none", "transformer", "gru"])
+def finished(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    settings = {**local_experiment(folder), "phase2.max_epochs": 2, "model.memory": request.param}
+    return run(build_config("ci", samples=8, settings=settings), folder / "run")
+
+
+@pytest.mark.slow
+def test_a_baseline_goes_through_the_same_stages_folder_and_report(finished):
+    summary, memory = finished.summary, finished.config.model.memory
+    assert load_run(finished.path).summary == summary
+    assert verify(finished.path).intact
+    assert summary["parameters"] == finished.config.model.parameter_counts()
+    assert summary["phase1"]["stop_reason"] == "untrained"
+    assert not finished.phase1
+    assert len(summary["phase2"]["epochs"]) == 2
+    assert summary["test"]["ppl"] > 1
+    assert summary["yardsticks"]["kneser_ney"]["val_ppl"] > 1
+    assert ("probe" in summary) == (memory == "fresh")
+    report = (finished.path / "report.md").read_text()
+    assert "with as many trained weights" in report
+    assert ("### Context window" in report) == (memory in ("fresh", "tokens"))
+    assert "phase1.png" not in report
+    for figure in finished.path.glob("figures/*.png"):
+        assert figure.name in report
+
+
+@pytest.mark.slow
+def test_a_baseline_is_served_or_refused_in_a_sentence(finished, capsys):
+    memory = finished.config.model.memory
+    if memory in ("fresh", "end_to_end"):
+        model, tokenizer = load_trained(finished.path, torch.device("cpu"))
+        assert model.generate(
+            tokenizer("the cat", return_tensors="pt")["input_ids"], max_new_tokens=3
+        ).numel()
+    else:
+        assert main(["generate", str(finished.path), "--prompt", "the cat"]) == 2
+        assert f"is a baseline (model.memory={memory})" in capsys.readouterr().err
+    code = main(["probe", str(finished.path), "--json"])
+    assert code == (0 if memory == "fresh" else 2)
+    if code:
+        assert "has no contexts to probe" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_finished_baseline_is_not_run_again(finished, monkeypatch):
+    from ctxkv_lib.experiments import stages
+
+    monkeypatch.setattr(stages, "train_attention", None)
+    assert run(finished.config, finished.path).summary == finished.summary

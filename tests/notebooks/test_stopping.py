@@ -1,0 +1,75 @@
+"""Notebook 4 in a kernel, without a page: stopped twice in the middle, it ends with the same numbers.
+
+Colab, JupyterLab and VS Code all show what the kernel sends: for a stopped cell an `error`, so that what
+follows is not run, whose traceback is the one line to be read.
+"""
+
+import json
+import time
+
+import pytest
+from jupyter_client.manager import KernelManager
+from test_notebooks import FOLDER, code_cells, source
+
+PATIENCE = 240  # seconds for any message
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    monkeypatch.setenv("CTXKV_PRESET", "ci")
+    monkeypatch.setenv("CTXKV_RUNS", str(tmp_path / "runs"))
+    manager = KernelManager()
+    manager.start_kernel(cwd=str(FOLDER))
+    client = manager.client()
+    client.start_channels()
+    client.wait_for_ready(PATIENCE)
+    yield manager, client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def execute(kernel, code, stop_at=None):
+    """Run a cell; interrupt it when a widget says `stop_at`. The messages it has sent."""
+    manager, client = kernel
+    asked, sent = client.execute(code), []
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        message = client.get_iopub_msg(timeout=PATIENCE)
+        if message["parent_header"].get("msg_id") != asked:
+            continue
+        sent.append(message)
+        if message["content"].get("execution_state") == "idle":
+            return sent
+        if stop_at and stop_at in json.dumps(message["content"]):
+            manager.interrupt_kernel()
+            stop_at = None
+    raise AssertionError(f"not done within {PATIENCE} s: {code}")
+
+
+def errors(sent):
+    return [message["content"] for message in sent if message["msg_type"] == "error"]
+
+
+def numbers(folder):
+    """Every line of a run's metrics but the seconds."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.slow
+def test_stopped_twice_it_says_one_line_and_ends_with_the_same_numbers(kernel, tmp_path):
+    cells = {cell["id"]: source(cell) for cell in code_cells(FOLDER / "04_compare_100_vs_500.ipynb")}
+    for name in ("bootstrap", "parameters", "experiments"):
+        assert errors(execute(kernel, cells[name])) == []
+    # The smaller run in Phase 1, then the larger one in its second epoch.
+    for place, kept in (("Phase 1: ", "Finished stages are"), ("10 samples, Phase 2, epoch 1", "Epoch 1 is")):
+        sent = execute(kernel, cells["compare"], stop_at=place)
+        (stopped,) = errors(sent)
+        assert stopped["traceback"] == [f"Stopped. {kept} kept; run the cell again."]
+        assert "Traceback" not in json.dumps([message["content"] for message in sent])
+    for name in ("compare", "table"):
+        assert errors(execute(kernel, cells[name])) == []
+    undisturbed = "elsewhere = root.with_name('undisturbed'); compare(configs, elsewhere, elsewhere / 'both')"
+    assert errors(execute(kernel, undisturbed)) == []
+    for run in ("ci-exact-2", "ci-exact-10"):
+        assert numbers(tmp_path / "runs" / run) == numbers(tmp_path / "undisturbed" / run)
