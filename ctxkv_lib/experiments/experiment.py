@@ -46,7 +46,7 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
-    ranks.join(choose_device(config.runtime.device))
+    _meet(config)
     folder = RunFolder(out or run_folder_of(config))
     with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
         contexts, attention = run_stages(config, folder, _heard_once(listener))
@@ -68,6 +68,13 @@ def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, atten
     return finished
 
 
+def _meet(config: ExperimentConfig) -> None:
+    """With the other processes, if there are any."""
+    if ranks.count() > 1 and config.model.memory not in PLAIN:
+        raise UserError(f"model.memory={config.model.memory} is trained in one process; start one.")
+    ranks.join(choose_device(config.runtime.device))
+
+
 def _heard_once(listener: Listener) -> Listener:
     """Of several processes, only the first one's listener hears."""
     return (lambda _: None) if ranks.index() else listener
@@ -77,7 +84,7 @@ def prepare(
     config: ExperimentConfig, out: Path | None = None, listener: Listener = lambda _: None
 ) -> Prepared:
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
-    ranks.join(choose_device(config.runtime.device))
+    _meet(config)
     folder = RunFolder(out or run_folder_of(config))
     with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
         return prepare_stages(config, folder, _heard_once(listener))
