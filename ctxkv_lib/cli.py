@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, ranks
 from .config import PRESETS, RECIPES, ExperimentConfig, parse_settings
 from .data.sources.formats import FILES
 from .errors import UserError, describe, memory_advice, one_line
@@ -25,12 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     options = _parser().parse_args(arguments)
+    if ranks.index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: the first process speaks for all)
     # Read when torch loads: on a busy machine OpenMP's threads would spin away each other's time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
+        if ranks.count() > 1 and options.command not in (_run, _compare):
+            raise UserError("Only run and compare work in several processes; start this command by itself.")
         code = options.command(options) or 0
         sys.stdout.flush()  # here, since what fails at the interpreter's exit cannot be answered
         return code
@@ -41,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return 141
+    except ranks.Ended as error:
+        return 2 if ranks.index() else _fail(str(error))
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
@@ -49,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"ctxkv: {one_line(message)}", file=sys.stderr)
+    line = one_line(message)
+    if ranks.is_first_to_say(line):
+        print(f"ctxkv: {line}", file=sys.stderr)
     return code
 
 

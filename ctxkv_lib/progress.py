@@ -8,6 +8,8 @@ from functools import cache
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from . import ranks
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -26,7 +28,8 @@ def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "
         options.setdefault("total", len(iterable))
     if watchers:
         iterable = _watched(iterable, description, options["total"])
-    return _moving(tqdm(iterable, desc=description, disable=None, leave=False, dynamic_ncols=True, **options))
+    options = {"desc": description, "disable": _hidden(), "leave": False, "dynamic_ncols": True, **options}
+    return _moving(tqdm(iterable, **options))
 
 
 @contextmanager
@@ -34,8 +37,13 @@ def stage(description: str) -> Iterator[None]:
     """A line with a clock on a terminal while something goes on that has no steps to count."""
     from tqdm import tqdm
 
-    with _moving(tqdm(desc=description, bar_format="{desc} {elapsed}", disable=None, leave=False)):
+    with _moving(tqdm(desc=description, bar_format="{desc} {elapsed}", disable=_hidden(), leave=False)):
         yield
+
+
+def _hidden() -> bool | None:
+    """Whether a bar is not shown; None leaves it to tqdm, which shows it on a terminal."""
+    return True if ranks.index() else None
 
 
 def _moving(bar: "tqdm") -> "tqdm":
@@ -95,7 +103,8 @@ def notice(line: str) -> None:
     """A line that nobody must miss: on a terminal, in a notebook (which paints stderr red) and in a log."""
     from tqdm import tqdm
 
-    tqdm.write(line, file=sys.stdout if in_notebook() else sys.stderr)
+    if not ranks.index():
+        tqdm.write(line, file=sys.stdout if in_notebook() else sys.stderr)
 
 
 def in_notebook() -> bool:

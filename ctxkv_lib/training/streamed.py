@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import ExperimentConfig
+from .. import ranks
+from ..config import ExperimentConfig, Phase1Config
 from ..config.settings import LARGE_STREAM
 from ..model.modeling import ContextKVForCausalLM
 from .caches import Batch, StreamCache, epoch_seed
-from .recurrence import exact_contexts
+from .recurrence import exact_contexts, exact_states, say_rounding
 
 STRIDE = 256  # tokens between two contexts that are kept
 BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; fewer, to be whole batches
@@ -33,6 +34,16 @@ def is_streamed(config: ExperimentConfig, tokens: int) -> bool:
     return config.runtime.contexts == "streamed"
 
 
+def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
+    """The tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (`phase1.max_tokens`)."""
+    most, size = config.max_tokens, config.batch_size
+    if len(ids) <= most or config.contexts == "passes":
+        return ids
+    count = max(1, most // size)
+    gap = (len(ids) - min(size, most)) / max(1, count - 1)
+    return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
+
+
 @torch.no_grad()
 def vocabulary_half(model: ContextKVForCausalLM) -> Tensor:
     """`ContextBlock.project_tokens` of every token there is, `[vocab_size, context_dim]`."""
@@ -46,7 +57,7 @@ def vocabulary_half(model: ContextKVForCausalLM) -> Tensor:
 def read_once(
     model: ContextKVForCausalLM, ids: Tensor, tolerance: float, beginning: Tensor
 ) -> tuple[Tensor, float]:
-    """Read a stream of n + 1 tokens once, a block at a time, and keep what `Streamed` reads on from.
+    """Read a stream of n + 1 tokens once, and keep what `Streamed` reads on from.
 
     Args:
         ids: integers `[n + 1]`, on any device.
@@ -54,22 +65,15 @@ def read_once(
         beginning: padded contexts of the first positions, float32; overwritten.
 
     Returns:
-        the context before every `STRIDE`-th token, float32 `[n // STRIDE + 1, context_dim]` on the CPU; and
-        the largest difference of any component where the reading was cut.
+        the context before every `STRIDE`-th token, float32 `[n // STRIDE + 1, context_dim]`; and the largest
+        difference of any component where the reading was cut.
     """
-    half, count, most = vocabulary_half(model), len(ids) - 1, 0.0
-    starts = torch.empty(count // STRIDE + 1, half.shape[1])
-    before = half.new_zeros(half.shape[1])
-    for first in range(0, count, BLOCK_TOKENS):
-        tokens = ids[first : min(first + BLOCK_TOKENS, count)].to(model.device).long()
-        contexts, error = exact_contexts(model.context_block, half, tokens, tolerance, before=before)
-        most, before = max(most, error), contexts[-1].clone()
-        kept = contexts[::STRIDE]
-        starts[first // STRIDE :][: len(kept)] = kept
-        if first < len(beginning):
-            rows = beginning[first : first + len(contexts)]
-            rows.copy_(contexts[: len(rows)])
-    return starts, most
+    half, tokens = vocabulary_half(model), ids[:-1]
+    exact_contexts(model.context_block, half, tokens[: len(beginning) - 1], tolerance, out=beginning)
+    positions = torch.arange(0, len(ids), STRIDE, device=model.device)
+    starts, error = exact_states(model.context_block, half, tokens, positions, tolerance)
+    say_rounding(error, tolerance)
+    return starts, error
 
 
 @dataclass
@@ -103,7 +107,7 @@ class Streamed:
             order = torch.randperm(count, generator=generator)
             if done < count:
                 cache, positions = self._made(pool, model)
-                yield from cache.batches(positions[order[done:]], size, model, pieces)
+                yield from cache.shared_batches(positions[order[done:]], size, model, pieces)
                 del cache  # before the next one is made
             done = max(0, done - count)
 
@@ -145,12 +149,17 @@ class Streamed:
 
     @torch.no_grad()
     def _contexts(self, tokens: Tensor, starts: Tensor, model: ContextKVForCausalLM) -> Tensor:
-        """Padded contexts of segments `[s, STRIDE]`, each read on from the context before it."""
+        """Padded contexts of segments `[s, STRIDE]`, each read on from the context before it.
+
+        Of several processes each reads a part of them, for all.
+        """
         count, stride = tokens.shape
         contexts = torch.empty(count * stride + 1, starts.shape[1], dtype=self.dtype, device=model.device)
         contexts[0] = 0
-        walked, state = contexts[1:].view(count, stride, -1), starts
+        walked, ours = contexts[1:].view(count, stride, -1), ranks.share(count)
+        state = starts[ours]
         for step in range(stride):
-            state = model.context_block(state, self.half[tokens[:, step].long()])
-            walked[:, step] = state
+            state = model.context_block(state, self.half[tokens[ours, step].long()])
+            walked[ours, step] = state
+        ranks.share_([walked[part] for part in ranks.shares(count)])
         return contexts
