@@ -23,7 +23,7 @@ MIDDLE = (LEFT + RIGHT) / 2
 # Rooms from the top floor down, with their one job and, where the data does not pass, what to find there.
 ROOMS = {
     "front door": ("names on first use", "import ctxkv_lib as ctxkv: what notebooks and scripts call"),
-    "cli.py": ("parses, calls, prints", "ctxkv run, compare, report, generate, evaluate, ..."),
+    "cli/": ("parses, calls, prints", "ctxkv run, compare, report, generate, evaluate, ..."),
     "bench/": ("speed and memory", "beside the original's loops and the hardware's floor"),
     "experiments/": ("whole runs", "the stages in order; what is done is not done again"),
     "report/": ("the written report", "in both languages; model card"),
