@@ -41,6 +41,7 @@ CODE = {
     "test": code_version("measures/measure"),
     "yardsticks": code_version("measures/yardsticks", "measures/measure"),
 }
+COUNTED_AT_ONCE = 2**20  # training tokens, to bound the memory of their widened ids
 MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
 
 Facts = dict[str, Any]
@@ -102,7 +103,9 @@ def ablate(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausa
     held_out = load_cache(folder.caches, "val")
     conversations = load_conversations(config.data, "validation")
     starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
-    counts = torch.bincount(load_ids(folder.caches, "train"), minlength=config.model.vocab_size)
+    counts = torch.zeros(config.model.vocab_size, dtype=torch.int64)
+    for part in load_ids(folder.caches, "train").split(COUNTED_AT_ONCE):
+        counts += torch.bincount(part.int(), minlength=len(counts))
     return ablations(model, held_out, config.model.context_window, starts, counts)
 
 

@@ -146,6 +146,7 @@ def stop_the_training(browser):
     (button,) = browser.find_elements("css selector", "[data-command='notebook:interrupt-kernel']")
     button.click()
     (said,) = wait_for(lambda: find(browser, ".jp-OutputArea-output", "Stopped."), 60, "the calm line")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", said)
     assert re.fullmatch(r"Stopped\. (Finished stages|Epoch).+ kept; run the cell again\.", said.text)
     idle = "[data-status='idle']"
     wait_for(lambda: find(browser, f".jp-Notebook-ExecutionIndicator{idle}"), 60, "the kernel to rest")
