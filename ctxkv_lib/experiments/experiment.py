@@ -18,11 +18,12 @@ from ..locks import only_process
 from ..measures.measure import ablate, measure
 from ..measures.probe import probe
 from ..model.windows import theoretical_max
-from ..progress import Listener, progress_bar, stage
+from ..progress import Listener, progress_bar, refuse_missing_tracker, stage, tracked
 from ..report import LANGUAGES, improvement, write_report
 from ..report.info import dense_fp32_mib
 from ..report.model_card import model_card
 from ..runs.inference import load_trained
+from ..runs.ownership import flat
 from ..runs.provenance import choose_device
 from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
 from ..training.phase2 import best_epoch
@@ -49,7 +50,9 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
     _meet(config)
     folder = RunFolder(out or run_folder_of(config))
     with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
-        contexts, attention = run_stages(config, folder, _heard_once(listener))
+        settings = dict(flat(config.to_dict()))
+        with tracked(config.runtime.tracker, folder.path, settings, _heard_once(listener)) as heard:
+            contexts, attention = run_stages(config, folder, heard)
         return ranks.from_first(lambda: _results(config, folder, contexts, attention))
 
 
@@ -72,6 +75,7 @@ def _meet(config: ExperimentConfig) -> None:
     """With the other processes, if there are any."""
     if ranks.count() > 1 and config.model.memory not in PLAIN:
         raise UserError(f"model.memory={config.model.memory} is trained in one process; start one.")
+    refuse_missing_tracker(config.runtime.tracker)
     ranks.join(choose_device(config.runtime.device))
 
 

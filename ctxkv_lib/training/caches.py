@@ -229,7 +229,7 @@ def load_cache(folder: Path, split: str) -> StreamCache:
 
 
 def load_ids(folder: Path, split: str) -> Tensor:
-    """The token ids of `split`, all of them, of the integer kind they were saved in. Raises as `load_cache`."""
+    """The token ids of `split`, all of them, in whatever integers they were saved. Raises as `load_cache`."""
     return _read(folder, split, "emb")["ids"]
 
 
