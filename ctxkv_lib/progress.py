@@ -5,8 +5,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import cache
+from itertools import count
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+
+from . import ranks
+from .errors import UserError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -26,7 +31,8 @@ def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "
         options.setdefault("total", len(iterable))
     if watchers:
         iterable = _watched(iterable, description, options["total"])
-    return _moving(tqdm(iterable, desc=description, disable=None, leave=False, dynamic_ncols=True, **options))
+    options = {"desc": description, "disable": _hidden(), "leave": False, "dynamic_ncols": True, **options}
+    return _moving(tqdm(iterable, **options))
 
 
 @contextmanager
@@ -34,8 +40,13 @@ def stage(description: str) -> Iterator[None]:
     """A line with a clock on a terminal while something goes on that has no steps to count."""
     from tqdm import tqdm
 
-    with _moving(tqdm(desc=description, bar_format="{desc} {elapsed}", disable=None, leave=False)):
+    with _moving(tqdm(desc=description, bar_format="{desc} {elapsed}", disable=_hidden(), leave=False)):
         yield
+
+
+def _hidden() -> bool | None:
+    """Whether a bar is not shown; None leaves it to tqdm, which shows it on a terminal."""
+    return True if ranks.index() else None
 
 
 def _moving(bar: "tqdm") -> "tqdm":
@@ -95,13 +106,57 @@ def notice(line: str) -> None:
     """A line that nobody must miss: on a terminal, in a notebook (which paints stderr red) and in a log."""
     from tqdm import tqdm
 
-    tqdm.write(line, file=sys.stdout if in_notebook() else sys.stderr)
+    if not ranks.index():
+        tqdm.write(line, file=sys.stdout if in_notebook() else sys.stderr)
 
 
 def in_notebook() -> bool:
     """Whether a kernel runs this code, and widgets can be shown."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
+def refuse_missing_tracker(name: str) -> None:
+    """Raise a UserError if `runtime.tracker` needs what is not installed."""
+    if name == "none":
+        return
+    try:
+        from accelerate.tracking import get_available_trackers
+
+        found = [tracker.value for tracker in get_available_trackers()]
+    except ImportError:
+        found = []
+    if name not in found:
+        raise UserError(
+            f"runtime.tracker is {name!r}, for which something is missing here; `pip install accelerate "
+            f"{name}`, or set runtime.tracker=none: metrics.jsonl has the same."
+        )
+
+
+@contextmanager
+def tracked(name: str, folder: Path, settings: dict[str, Any], listener: Listener) -> Iterator[Listener]:
+    """A listener that hands each metric on, with its numbers to a tracker first (`runtime.tracker`)."""
+    if name == "none" or ranks.index():
+        yield listener
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    place = {"logging_dir": str(folder / "tracker")} if kind.requires_logging_directory else {}
+    tracker = kind(folder.name, **place)
+    tracker.start()
+    tracker.store_init_configuration({key: str(value) for key, value in settings.items()})
+    steps = count(1)  # trackers want them to rise; iteration and epoch are among the numbers
+
+    def hear(metric: Metric) -> None:
+        numbers = {key: float(value) for key, value in metric.items() if isinstance(value, int | float)}
+        tracker.log({f"{metric['stage']}/{key}": value for key, value in numbers.items()}, next(steps))
+        listener(metric)
+
+    try:
+        yield hear
+    finally:
+        tracker.finish()
 
 
 def epoch_printer(most: int) -> Listener:

@@ -3,9 +3,14 @@
 import io
 import time
 
+import pytest
 import tqdm
+from accelerate import tracking
 
 from ctxkv_lib import progress
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.progress import tracked
 
 
 class Terminal(io.StringIO):
@@ -41,3 +46,46 @@ def test_a_notice_is_not_painted_red_in_a_notebook(capsys, monkeypatch):
     monkeypatch.setattr(progress, "in_notebook", lambda: True)
     progress.notice("in a notebook")
     assert capsys.readouterr() == ("in a notebook\n", "in a terminal or a log\n")
+
+
+class Kept:
+    """A tracker that keeps what it is told."""
+
+    requires_logging_directory = True
+
+    def __init__(self, run_name, logging_dir):
+        self.told = [(run_name, logging_dir)]
+        Kept.last = self
+
+    def start(self):
+        self.told.append("started")
+
+    def store_init_configuration(self, values):
+        self.told.append(values)
+
+    def log(self, values, step):
+        self.told.append((step, values))
+
+    def finish(self):
+        self.told.append("finished")
+
+
+def test_a_tracker_hears_the_numbers_of_every_metric(monkeypatch, tmp_path):
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Kept)
+    heard, metric = [], {"stage": "phase2", "epoch": 1, "val_ppl": 9.5, "improved": True, "memory": {}}
+    with tracked("tensorboard", tmp_path, {"a.b": None}, heard.append) as listener:
+        listener(metric)
+        listener(metric)
+    values = {"phase2/epoch": 1.0, "phase2/val_ppl": 9.5, "phase2/improved": 1.0}
+    place = (tmp_path.name, str(tmp_path / "tracker"))
+    assert Kept.last.told == [place, "started", {"a.b": "None"}, (1, values), (2, values), "finished"]
+    assert heard == [metric, metric]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_computed(
+    tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tracking, "_available_trackers", [])
+    with pytest.raises(UserError, match=r"`pip install accelerate wandb`, or set runtime\.tracker=none"):
+        run(tiny_config.replace({"runtime.tracker": "wandb"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -22,7 +22,9 @@ FLOORS = [
     "config",
     "locks",
     "files",
-    "errors progress memory",
+    "progress memory",
+    "ranks",
+    "errors",
     "model",
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..errors import memory_advice
 from ..files import read_tensors, write_tensors
 from ..memory import snapshot
@@ -15,10 +16,10 @@ from ..runs.provenance import PRECISIONS
 from ..runs.records import Record
 from ..training.caches import StreamCache, dense_embeddings, held_mib, save_cache
 from ..training.evaluation import effective_rank
-from ..training.phase1 import UNTRAINED, begin, sampled, train_context_block
+from ..training.phase1 import UNTRAINED, begin, train_context_block
 from ..training.placement import scratch
 from ..training.recurrence import distinct_rows, stream_contexts
-from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once
+from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once, sampled
 from .inputs import Facts, Work
 from .machine import use_machine
 
@@ -45,7 +46,8 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
     contexts = {s: scratch((n, width), torch.float32, device, folder.caches) for s, n in rows.items()}
     generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
     phase1 = phase1 or _train(work, contexts["train"], generator)
-    return phase1, _make_caches(work, contexts, generator, phase1, precision)
+    made = ranks.from_first(lambda: _make_caches(work, contexts, generator, precision))
+    return phase1, folder.finish("caches", inputs.caches_key(phase1, precision), [folder.caches], made)
 
 
 def context_facts(phase1: Record, caches: Record) -> Facts:
@@ -77,7 +79,7 @@ def _train(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
             key,
         )
         work.model.set_phase(2)
-    write_tensors(work.folder.context_block, block.state_dict())
+    ranks.from_first(lambda: write_tensors(work.folder.context_block, block.state_dict()))
     facts = {
         "tokens": {split: len(ids) for split, ids in work.ids.items()},
         "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
@@ -93,16 +95,16 @@ def _sampled(work: Work) -> Tensor:
 
 
 def _make_caches(
-    work: Work, contexts: dict[str, Tensor], generator: torch.Generator, phase1: Record, precision: str
-) -> Record:
-    """The caches, from the trained ContextBlock and, if by passes, Phase 1's last `contexts`."""
-    inputs, folder = work.inputs, work.folder
+    work: Work, contexts: dict[str, Tensor], generator: torch.Generator, precision: str
+) -> Facts:
+    """Leave the caches, from the trained ContextBlock and, if by passes, Phase 1's last `contexts`."""
+    inputs = work.inputs
     with stage("Computing the contexts of all positions"):
         made = {s: _cache(work, s, contexts[s], generator, precision) for s in work.ids}
     errors = [each.error for each in made.values() if each.error is not None]
     settings = inputs.config.phase1
     rank_generator = torch.Generator().manual_seed(inputs.config.runtime.seed)
-    facts = {
+    return {
         "phase1": {
             "effective_rank": effective_rank(contexts["val"][1:], settings.rank_rows, rank_generator)
             if inputs.config.model.memory_dim
@@ -112,7 +114,6 @@ def _make_caches(
         },
         "caches_mib": held_mib(made["train"].cache, made["val"].cache, made["train"].starts),
     }
-    return folder.finish("caches", inputs.caches_key(phase1, precision), [folder.caches], facts)
 
 
 class _Made(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from .. import ranks
 from ..baselines.models import PLAIN
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
@@ -17,11 +18,13 @@ from ..locks import only_process
 from ..measures.measure import ablate, measure
 from ..measures.probe import probe
 from ..model.windows import theoretical_max
-from ..progress import Listener, progress_bar, stage
+from ..progress import Listener, progress_bar, refuse_missing_tracker, stage, tracked
 from ..report import LANGUAGES, improvement, write_report
 from ..report.info import dense_fp32_mib
 from ..report.model_card import model_card
 from ..runs.inference import load_trained
+from ..runs.ownership import flat
+from ..runs.provenance import choose_device
 from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
 from ..training.phase2 import best_epoch
 from ..views import figures, pictures
@@ -44,29 +47,51 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
+    _meet(config)
     folder = RunFolder(out or run_folder_of(config))
     with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
-        contexts, attention = run_stages(config, folder, listener)
-        measured = measure(config, folder)
-        write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
-        finished = read_run(folder.path, config)
-        made = [folder.config, folder.metrics_file, folder.summary]
-        if config.model.memory in PLAIN:
-            made.append(folder.model / "README.md")
-            write_text(made[-1], model_card(finished))
-        with stage("Writing report and figures"):
-            made += _publish([finished], folder.path)
-        folder.finish("results", "", made)
+        settings = dict(flat(config.to_dict()))
+        with tracked(config.runtime.tracker, folder.path, settings, _heard_once(listener)) as heard:
+            contexts, attention = run_stages(config, folder, heard)
+        return ranks.from_first(lambda: _results(config, folder, contexts, attention))
+
+
+def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, attention: Facts) -> Run:
+    """Measure a trained run, and write summary, report and figures."""
+    measured = measure(config, folder)
+    write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
+    finished = read_run(folder.path, config)
+    made = [folder.config, folder.metrics_file, folder.summary]
+    if config.model.memory in PLAIN:
+        made.append(folder.model / "README.md")
+        write_text(made[-1], model_card(finished))
+    with stage("Writing report and figures"):
+        made += _publish([finished], folder.path)
+    folder.finish("results", "", made)
     return finished
+
+
+def _meet(config: ExperimentConfig) -> None:
+    """With the other processes, if there are any."""
+    if ranks.count() > 1 and config.model.memory not in PLAIN:
+        raise UserError(f"model.memory={config.model.memory} is trained in one process; start one.")
+    refuse_missing_tracker(config.runtime.tracker)
+    ranks.join(choose_device(config.runtime.device))
+
+
+def _heard_once(listener: Listener) -> Listener:
+    """Of several processes, only the first one's listener hears."""
+    return (lambda _: None) if ranks.index() else listener
 
 
 def prepare(
     config: ExperimentConfig, out: Path | None = None, listener: Listener = lambda _: None
 ) -> Prepared:
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
+    _meet(config)
     folder = RunFolder(out or run_folder_of(config))
     with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
-        return prepare_stages(config, folder, listener)
+        return prepare_stages(config, folder, _heard_once(listener))
 
 
 def probe_run(run: Run) -> tuple[Facts, list[Path]]:
@@ -130,6 +155,11 @@ def compare(
         run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))
         for config in progress_bar(configs, "Runs of the comparison", unit="run")
     ]
+    ranks.from_first(lambda: _write_comparison(runs, out))
+    return runs
+
+
+def _write_comparison(runs: Sequence[Run], out: Path) -> None:
     summaries = [finished.summary for finished in runs]
     gain = improvement(summaries[0], summaries[-1])
     with only_process(out), stage("Writing report and figures"):
@@ -137,7 +167,6 @@ def compare(
         sweep(out / "figures")
         write_json(out / "comparison.json", {"runs": summaries, "improvement": gain})
         _publish(runs, out)
-    return runs
 
 
 def _labelled(listener: Listener, samples: int) -> Listener:

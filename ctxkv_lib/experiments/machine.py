@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 
+from .. import ranks
 from ..config import RuntimeConfig
 from ..files import digest
 from ..model.losses import VOCABULARY_CHUNK, frozen_head_cross_entropy
@@ -60,7 +61,7 @@ def _kept_or_chosen(work: Work, phase1: Record | None) -> Facts:
     if held := folder.finished("machine", key):
         return held.result
     with stage("Measuring threads and precision"):
-        used = _choose(work, runtime, device)
+        used = ranks.from_first(lambda: _choose(work, runtime, device))
     before = folder.records.stages["machine"].result if "machine" in folder.records.stages else used
     if phase1 and "caches" in folder.records.stages and before["precision"] != used["precision"]:
         notice(

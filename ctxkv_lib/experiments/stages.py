@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from .. import ranks
 from ..baselines.models import stream_of
 from ..config import ExperimentConfig
 from ..errors import memory_advice
@@ -140,7 +141,8 @@ def _attention(work: Work, prepared: Prepared) -> Record:
         key,
         work.recorded([]),
     )
-    write_tensors(folder.attention, {name: p for name, p in model.named_parameters() if p.requires_grad})
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    ranks.from_first(lambda: write_tensors(folder.attention, trained))
     made = work.inputs.provenance(model.device)
     facts = {
         "stop_reason": result.stop_reason,
@@ -152,11 +154,15 @@ def _attention(work: Work, prepared: Prepared) -> Record:
 
 def _model(work: Work, phase2: Record) -> None:
     """Leave everything transformers needs to load and run the model, its code included."""
-    folder, key, end = work.folder, work.inputs.model_key(phase2), work.tokenizer.eos_token_id
-    if folder.finished("model", key):
-        return
+    folder, key = work.folder, work.inputs.model_key(phase2)
+    if not folder.finished("model", key):
+        ranks.from_first(lambda: _save_model(work))
+        folder.finish("model", key, [folder.model])
+
+
+def _save_model(work: Work) -> None:
+    folder, end = work.folder, work.tokenizer.eos_token_id
     work.model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     with replacing(folder.model) as beside, rust_writes(folder.model), transformers_bars_hidden():
         work.model.save_pretrained(beside)
         work.tokenizer.save_pretrained(beside)
-    folder.finish("model", key, [folder.model])

@@ -15,7 +15,7 @@ from ..baselines.models import PLAIN, model_class, stream_of
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..data.embeddings import corpus_counts
-from ..data.recall import KEYS, pairs_in
+from ..data.sources.recall import KEYS, pairs_in
 from ..data.tokens import load_tokenizer, validation_stream
 from ..errors import memory_advice
 from ..files import digest
@@ -37,10 +37,11 @@ CODE = {
     "ablations": code_version("model/windows", "measures/ablations"),
     "generation": code_version("measures/generation"),
     "probe": code_version("model/windows", "measures/recall", "measures/probe"),
-    "recall_task": code_version("model/windows", "measures/recall_task", "data/recall"),
+    "recall_task": code_version("model/windows", "measures/recall_task", "data/sources/recall"),
     "test": code_version("measures/measure"),
     "yardsticks": code_version("measures/yardsticks", "measures/measure"),
 }
+COUNTED_AT_ONCE = 2**20  # training tokens, to bound the memory of their widened ids
 MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
 
 Facts = dict[str, Any]
@@ -102,7 +103,9 @@ def ablate(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausa
     held_out = load_cache(folder.caches, "val")
     conversations = load_conversations(config.data, "validation")
     starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
-    counts = torch.bincount(load_ids(folder.caches, "train"), minlength=config.model.vocab_size)
+    counts = torch.zeros(config.model.vocab_size, dtype=torch.int64)
+    for part in load_ids(folder.caches, "train").split(COUNTED_AT_ONCE):
+        counts += torch.bincount(part.int(), minlength=len(counts))
     return ablations(model, held_out, config.model.context_window, starts, counts)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .. import ranks
 from ..errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
@@ -83,6 +84,7 @@ def describe(
         "date": date.today().isoformat(),
         "versions": versions(),
         "device": device_name(device),
+        "processes": ranks.count(),
         "git_commit": git_commit(),
         "data": data,
         "embeddings": embeddings,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_json, read_sealed_json, state, write_sealed_json
 from ..progress import Metric
@@ -72,7 +73,8 @@ class Records:
         """Put a stage's record on the disk. The results, made from all others, are no longer theirs."""
         self.stages = {name: held for name, held in self.stages.items() if name != "results"}
         self.stages[stage] = record
-        self.write()
+        if not ranks.index():
+            self.write()
 
     def drop(self, parts: Iterable[str]) -> None:
         """Put on the disk that all files at and below `parts`, paths in the folder, are dropped."""

@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import ranks
 from ..config import ExperimentConfig
 from ..errors import DamagedFile, UserError
 from ..files import checksums, digest, read_json, remove, sweep, write_json, write_text
@@ -56,35 +57,42 @@ class RunFolder:
         self.report = path / "report.md"
         self.config = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
+        self._is_ours = False
         self._checked: dict[tuple[str, str], Record | None] = {}
 
     @contextmanager
     def claimed(self, config: ExperimentConfig) -> Iterator[None]:
-        """Inside, the folder is this experiment's, and no other process's.
+        """Inside, the folder is this experiment's, and no other run's: its first process holds it for all.
 
         Raises:
             UserError: it is in use, or holds another experiment, or something that is no experiment.
         """
+        is_new, held = not self.path.exists(), ExitStack()
+        try:
+            with held:
+                self.records = ranks.from_first(lambda: self._taken(config, held))
+                yield
+        except BaseException:
+            if is_new and self._is_ours and {p.name for p in self.path.iterdir()} <= {self.config.name, LOCK}:
+                shutil.rmtree(self.path)  # nothing was made
+            raise
+
+    def _taken(self, config: ExperimentConfig, held: ExitStack) -> Records:
+        """The folder's records, with the folder locked as long as `held` is open."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name another folder with --out.")
         refuse_foreign(self.path)
-        is_new, is_ours = not self.path.exists(), False
-        try:
-            with only_process(self.path):
-                is_ours = True
-                self.records = own_records(self.path, config)
-                sweep(self.path)
-                write_json(self.config, config.to_dict())
-                yield
-        except BaseException:
-            if is_new and is_ours and {path.name for path in self.path.iterdir()} <= {self.config.name, LOCK}:
-                shutil.rmtree(self.path)  # nothing was made
-            raise
+        held.enter_context(only_process(self.path))
+        self._is_ours = True
+        records = own_records(self.path, config)
+        sweep(self.path)
+        write_json(self.config, config.to_dict())
+        return records
 
     def finished(self, stage: str, key: str) -> Record | None:
         """What a stage recorded, if it was made from what `key` stands for and its files are still those."""
         if (stage, key) not in self._checked:  # the files are looked at once
-            self._checked[stage, key] = self._check(stage, key)
+            self._checked[stage, key] = ranks.from_first(lambda: self._check(stage, key))
         return self._checked[stage, key]
 
     def _check(self, stage: str, key: str) -> Record | None:
@@ -106,7 +114,9 @@ class RunFolder:
         metrics: Sequence[Metric] = (),
     ) -> Record:
         """Record a finished stage, which stands from now on for exactly the files at and below `parts`."""
-        record = Record(key, checksums(self.path, parts), result or {}, list(metrics))
+        record = ranks.from_first(
+            lambda: Record(key, checksums(self.path, parts), result or {}, list(metrics))
+        )
         self.records.add(stage, record)
         self._checked[stage, key] = record
         return record
@@ -123,11 +133,15 @@ class RunFolder:
         return _lines(self.metrics_file) if self.metrics_file.is_file() else iter(())
 
     def append_metric(self, metric: Metric) -> None:
+        if ranks.index():
+            return
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(_line(metric))
 
     def keep_metrics(self, *records: Record) -> None:
         """Make metrics.jsonl what these stages recorded, and nothing else."""
+        if ranks.index():
+            return
         write_text(self.metrics_file, "".join(_line(metric) for each in records for metric in each.metrics))
 
 

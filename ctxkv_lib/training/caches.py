@@ -9,6 +9,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_tensors, write_tensors
 from ..memory import mib
@@ -77,6 +78,8 @@ class TrainingStream(Protocol):
         self, seed: int, number: int, done: int, size: int, model: ContextKVForCausalLM, pieces: int = 1
     ) -> Iterator[Batch]:
         """An epoch's batches on the model's device, in an order drawn from (seed, number) alone.
+
+        Of several processes each gets its part of every batch: `ranks.share` of its rows.
 
         Args:
             done: positions that are left out, those of the first batches.
@@ -159,7 +162,16 @@ class StreamCache:
         self, seed: int, number: int, done: int, size: int, model: ContextKVForCausalLM, pieces: int = 1
     ) -> Iterator[Batch]:
         """As in `TrainingStream`, in the order of `epoch_order`."""
-        return self.batches(self.epoch_order(seed, number)[done:], size, model, pieces)
+        return self.shared_batches(self.epoch_order(seed, number)[done:], size, model, pieces)
+
+    def shared_batches(
+        self, order: Tensor, size: int, model: ContextKVForCausalLM, pieces: int = 1
+    ) -> Iterator[Batch]:
+        """`batches`, but of each batch only the rows that are this process's."""
+        whole = len(order) // size * size
+        ours, left = ranks.share(size), order[whole:]
+        order = torch.cat([order[:whole].view(-1, size)[:, ours].flatten(), left[ranks.share(len(left))]])
+        return self.batches(order, ours.stop - ours.start, model, pieces)
 
     def epoch_order(self, seed: int, number: int) -> Tensor:
         """In which an epoch visits all positions, int64 `[n]` on the CPU."""
@@ -213,11 +225,11 @@ def load_cache(folder: Path, split: str) -> StreamCache:
         DamagedFile: a file is missing or not what `save_cache` wrote.
     """
     contexts, stored = _read(folder, split, "ctx")["contexts"], _read(folder, split, "emb")
-    return StreamCache(stored["ids"][: len(contexts)], contexts, stored.get("embeddings"))
+    return StreamCache(stored["ids"][: len(contexts)].int(), contexts, stored.get("embeddings"))
 
 
 def load_ids(folder: Path, split: str) -> Tensor:
-    """The token ids of `split`, all of them: int32 on the CPU. Raises as `load_cache`."""
+    """The token ids of `split`, all of them, in whatever integers they were saved. Raises as `load_cache`."""
     return _read(folder, split, "emb")["ids"]
 
 

@@ -5,7 +5,7 @@ The last two states are kept: one that cannot be read is passed over for the one
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..errors import DamagedFile
 from ..files import read_tensors, tensor_metadata, write_tensors
 from ..progress import notice, say
@@ -38,11 +39,13 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save again."""
-        return time.monotonic() >= self.next_save
+        """Whether it is time to save again, by the clock of the first process."""
+        return ranks.from_first(lambda: time.monotonic() >= self.next_save)
 
     def save(self, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
-        """Keep tensors on any device, and `state` in its JSON form."""
+        """Keep tensors on any device, and `state` in its JSON form; the first process does, for all."""
+        if ranks.index():
+            return
         began = time.monotonic()
         with suppress(FileNotFoundError):
             self.path.replace(self.previous)
@@ -81,6 +84,16 @@ def optimizer_tensors(weights: Mapping[str, Tensor], optimizer: torch.optim.Opti
     for name, parameter in weights.items():
         tensors |= {f"adam/{name}/{slot}": value for slot, value in optimizer.state[parameter].items()}
     return tensors
+
+
+def gradients(weights: Iterable[torch.nn.Parameter]) -> list[Tensor]:
+    """The gradient of each weight; zeros, from now on, where a process's part of a batch was empty."""
+    found = []
+    for weight in weights:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        found.append(weight.grad)
+    return found
 
 
 def put_back(

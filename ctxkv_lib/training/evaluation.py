@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..model.losses import frozen_head_cross_entropy
 from ..model.modeling import ContextKVForCausalLM
 from ..progress import progress_bar
@@ -39,17 +40,23 @@ def token_scores(
 ) -> tuple[Tensor, Tensor]:
     """Loss in nats and correctness of each prediction, float32 and bool `[n]`, without dropout.
 
+    Of several processes each takes a part of the positions, and all get all of it.
+
     Args:
         pieces: where to keep into how many pieces memory makes it cut batches; None begins with whole ones.
     """
     pieces = pieces or Pieces("evaluation")
     was_training = model.training
     model.eval()
-    parts = _parts(model, cache, positions, pieces)
-    total = -(-len(positions) // EVALUATION_ROWS)
-    losses, correct = zip(*progress_bar(parts, "Validation", total=total), strict=True)
+    share, scores = ranks.share(len(positions)), torch.zeros(2, len(positions), device=model.device)
+    done, total = share.start, -(-(share.stop - share.start) // EVALUATION_ROWS)
+    parts = _parts(model, cache, positions[share], pieces)
+    for losses, correct in progress_bar(parts, "Validation", total=total):
+        scores[:, done : done + len(losses)] = torch.stack([losses, correct.to(losses)])
+        done += len(losses)
+    ranks.sum_([scores])
     model.train(was_training)
-    return torch.cat(losses), torch.cat(correct)
+    return scores[0], scores[1].bool()
 
 
 def _parts(

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ranks
 from ..config import Phase1Config
 from ..errors import Diverged
 from ..model.layers import ContextBlock
 from ..progress import Listener, Metric, progress_bar
-from .checkpoint import Checkpoint, draws_name, optimizer_tensors, put_back, saved_draws
+from .checkpoint import Checkpoint, draws_name, gradients, optimizer_tensors, put_back, saved_draws
 from .placement import Pieces
 from .recurrence import draw_contexts, exact_contexts
 
@@ -94,16 +95,6 @@ class StoppingRule:
         return "plateau" if self.stalled >= self.config.plateau_patience else None
 
 
-def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
-    """The tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (see `phase1.max_tokens`)."""
-    most, size = config.max_tokens, config.batch_size
-    if len(ids) <= most or config.contexts == "passes":
-        return ids
-    count = max(1, most // size)
-    gap = (len(ids) - min(size, most)) / max(1, count - 1)
-    return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
-
-
 def train_context_block(
     block: ContextBlock,
     embed_distinct: Tensor,
@@ -154,11 +145,13 @@ def train_context_block(
             metrics.append(_metric(iteration, loss, rate, time.perf_counter() - tick))
             reason = rule.reason(rate)
             if saved and saved.due and not reason:
+                _gather(contexts, config)
                 seconds = earlier + time.perf_counter() - began
                 _save(saved, block, optimizer, contexts, generator, metrics, seconds)
             listener(metrics[-1])
             if reason:
                 break
+    _gather(contexts, config)
     seconds = earlier + time.perf_counter() - began
     return Phase1Result(iteration, rate, reason or "max_iterations", seconds)
 
@@ -227,20 +220,30 @@ def train_iteration(
     generator: torch.Generator,
     pieces: Pieces | None = None,
 ) -> tuple[float, float]:
-    """One pass over the stream and one optimiser step; overwrites `contexts`, returns loss and rate."""
+    """One pass over the stream and one optimiser step; overwrites `contexts`, returns loss and rate.
+
+    Of several processes each takes some batches in a row, overwrites their contexts, and the one before them
+    that it reads next time. All draw all noise, so that a batch has the same whoever takes it.
+    """
     pieces = pieces or Pieces("Phase 1")
     batches = tokens.split(config.batch_size)
+    ours = ranks.share(len(batches))
     token_half = block.project_tokens(embed_distinct)
     leaf = token_half.detach().requires_grad_()  # its gradient is gathered over batches, then passed on once
     total_loss = torch.zeros((), device=leaf.device)
     converged = torch.zeros((), dtype=torch.int64, device=leaf.device)
-    before = contexts[0].to(leaf.device)  # the previous iteration's context of the position before the batch
+    edges = [min(number * config.batch_size, len(tokens)) for number in (ours.start, ours.stop)]
+    before = contexts[edges[0]].to(leaf.device)  # the previous iteration's, of the position before the batch
     start = 0
     optimizer.zero_grad()
-    for batch in batches:
+    for number, batch in enumerate(batches):
         rows = slice(start + 1, start + 1 + len(batch))
+        start += len(batch)
+        previous = before.new_empty(len(batch), len(before))
+        previous.normal_(std=config.noise_std, generator=generator)
+        if not ours.start <= number < ours.stop:
+            continue
         held = contexts[rows].to(leaf.device)
-        previous = torch.empty_like(held).normal_(std=config.noise_std, generator=generator)
         previous[0].add_(before)
         previous[1:].add_(held[:-1])
         before = held[-1].clone()
@@ -251,11 +254,38 @@ def train_iteration(
         contexts[rows] = fresh
         total_loss += loss
         converged += (moved < config.convergence_threshold).sum()
-        start += len(batch)
-    token_half.backward(leaf.grad)
+    if leaf.grad is not None:  # else no batch is left for this process
+        token_half.backward(leaf.grad)
+    if ranks.count() > 1:
+        _add_up(block, (total_loss, converged), contexts, *edges)
     torch.nn.utils.clip_grad_norm_(block.parameters(), config.clip_norm)
     optimizer.step()
     return total_loss.item(), converged.item() / len(tokens)
+
+
+def _add_up(block: ContextBlock, counts: Sequence[Tensor], contexts: Tensor, before: int, last: int) -> None:
+    """Make gradients and counts those of all processes, and hand on the last context of each to the next.
+
+    Args:
+        before: row before this process's own ones; overwritten.
+        last: row of its own last one.
+    """
+    edges = counts[0].new_zeros(ranks.count(), contexts.shape[1])
+    edges[ranks.index()] = contexts[last]
+    ranks.sum_([edges, *gradients(block.parameters())])
+    exact = torch.stack([count.double() for count in counts])
+    ranks.sum_([exact])
+    for count, total in zip(counts, exact, strict=True):
+        count.copy_(total)
+    if ranks.index():
+        contexts[before] = edges[ranks.index() - 1]
+
+
+def _gather(contexts: Tensor, config: Phase1Config) -> None:
+    """Give every process the contexts of all."""
+    size = config.batch_size
+    shares = ranks.shares(-(-(len(contexts) - 1) // size))
+    ranks.share_([contexts[1:][share.start * size : share.stop * size] for share in shares])
 
 
 def _add_gradients(

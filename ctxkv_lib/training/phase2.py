@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..config import Phase2Config
 from ..errors import Diverged
 from ..memory import snapshot
@@ -22,6 +23,7 @@ from .checkpoint import (
     Checkpoint,
     draws_name,
     dropout_draws,
+    gradients,
     optimizer_tensors,
     put_back,
     saved_draws,
@@ -178,8 +180,9 @@ class _Training:
         name = f"Phase 2, epoch {number} of at most {self.config.max_epochs}"
         bar = progress_bar(self._steps(number), name, total=steps, initial=done)
         for step, _ in enumerate(bar, start=done + 1):
-            due = self.checkpoint.due
-            if (due or step % CHECKED_STEPS == 0) and not self.total.isfinite():
+            looked_at = step % CHECKED_STEPS == 0
+            due = (looked_at or ranks.count() == 1) and self.checkpoint.due
+            if (due or looked_at) and not self.total.isfinite():
                 raise self._diverged(number, f"by step {step} of {steps} the loss is {self.total.item()}")
             if due:
                 self.seconds = time.perf_counter() - began
@@ -203,6 +206,7 @@ class _Training:
                 set_dropout_draws(device, draws)
                 batches = None
                 continue
+            self._add_up(loss)
             self._step(count)
             self.total += loss
             yield
@@ -222,18 +226,26 @@ class _Training:
             self.average.take_in(step + 1)
 
     def _gradients(self, batches: Iterator[Batch], count: int) -> Tensor:
-        """Gradients of the next `count` positions; returns their summed loss."""
+        """Gradients of this process's part of the next `count` positions; returns their summed loss."""
         self.optimizer.zero_grad()
-        drawn = NOT_DRAWN  # in pieces, dropout is that of the whole batch
-        if self.pieces.count > 1:
+        drawn = NOT_DRAWN  # in parts, dropout is that of the whole batch
+        if self.pieces.count > 1 or ranks.count() > 1:
             drawn = self.model.drawn_dropout(count)
-        total, done = torch.zeros_like(self.total), 0
-        while done < count:
+        total, share = torch.zeros_like(self.total), ranks.share(count)
+        done = share.start
+        while done < share.stop:
             batch = next(batches)
             rows = slice(done, done + len(batch.targets))
             total += add_gradients(self.model, self.table, batch, count, drawn.rows(rows))
             done = rows.stop
         return total
+
+    def _add_up(self, loss: Tensor) -> None:
+        """Make gradients and loss of this process's part those of the batch, everywhere.
+
+        What each process sends is the size of the gradients, 25 MB at the published size.
+        """
+        ranks.sum_([loss, *gradients(self.weights.values())])
 
     def _diverged(self, number: int, cause: str) -> Diverged:
         return Diverged(

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import ExperimentConfig
+from .. import ranks
+from ..config import ExperimentConfig, Phase1Config
 from ..config.settings import LARGE_STREAM
 from ..model.modeling import ContextKVForCausalLM
 from .caches import Batch, StreamCache, epoch_seed
-from .recurrence import exact_contexts
+from .recurrence import BLOCK, exact_contexts, say_rounding
 
 STRIDE = 256  # tokens between two contexts that are kept
 BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; fewer, to be whole batches
@@ -31,6 +32,16 @@ def is_streamed(config: ExperimentConfig, tokens: int) -> bool:
         can_be = exact and config.runtime.embedding_cache == "gather"
         return can_be and tokens > LARGE_STREAM
     return config.runtime.contexts == "streamed"
+
+
+def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
+    """The tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (`phase1.max_tokens`)."""
+    most, size = config.max_tokens, config.batch_size
+    if len(ids) <= most or config.contexts == "passes":
+        return ids
+    count = max(1, most // size)
+    gap = (len(ids) - min(size, most)) / max(1, count - 1)
+    return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
 
 
 @torch.no_grad()
@@ -60,8 +71,8 @@ def read_once(
     half, count, most = vocabulary_half(model), len(ids) - 1, 0.0
     starts = torch.empty(count // STRIDE + 1, half.shape[1])
     before = half.new_zeros(half.shape[1])
-    for first in range(0, count, BLOCK_TOKENS):
-        tokens = ids[first : min(first + BLOCK_TOKENS, count)].to(model.device).long()
+    for first in range(0, count, BLOCK):
+        tokens = ids[first : min(first + BLOCK, count)]
         contexts, error = exact_contexts(model.context_block, half, tokens, tolerance, before=before)
         most, before = max(most, error), contexts[-1].clone()
         kept = contexts[::STRIDE]
@@ -69,6 +80,7 @@ def read_once(
         if first < len(beginning):
             rows = beginning[first : first + len(contexts)]
             rows.copy_(contexts[: len(rows)])
+    say_rounding(most, tolerance)
     return starts, most
 
 
@@ -103,7 +115,7 @@ class Streamed:
             order = torch.randperm(count, generator=generator)
             if done < count:
                 cache, positions = self._made(pool, model)
-                yield from cache.batches(positions[order[done:]], size, model, pieces)
+                yield from cache.shared_batches(positions[order[done:]], size, model, pieces)
                 del cache  # before the next one is made
             done = max(0, done - count)
 
@@ -145,12 +157,17 @@ class Streamed:
 
     @torch.no_grad()
     def _contexts(self, tokens: Tensor, starts: Tensor, model: ContextKVForCausalLM) -> Tensor:
-        """Padded contexts of segments `[s, STRIDE]`, each read on from the context before it."""
+        """Padded contexts of segments `[s, STRIDE]`, each read on from the context before it.
+
+        Of several processes each reads a part of them, for all.
+        """
         count, stride = tokens.shape
         contexts = torch.empty(count * stride + 1, starts.shape[1], dtype=self.dtype, device=model.device)
         contexts[0] = 0
-        walked, state = contexts[1:].view(count, stride, -1), starts
+        walked, ours = contexts[1:].view(count, stride, -1), ranks.share(count)
+        state = starts[ours]
         for step in range(stride):
-            state = model.context_block(state, self.half[tokens[:, step].long()])
-            walked[:, step] = state
+            state = model.context_block(state, self.half[tokens[ours, step].long()])
+            walked[ours, step] = state
+        ranks.share_([walked[part] for part in ranks.shares(count)])
         return contexts

@@ -8,10 +8,9 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments.experiment import run
 from ctxkv_lib.training import phase2, streamed
 from ctxkv_lib.training.caches import StreamCache, load_cache, load_ids
-from ctxkv_lib.training.phase1 import sampled
 from ctxkv_lib.training.phase2 import train_attention
 from ctxkv_lib.training.recurrence import exact_contexts
-from ctxkv_lib.training.streamed import Streamed, is_streamed, read_once, vocabulary_half
+from ctxkv_lib.training.streamed import Streamed, is_streamed, read_once, sampled, vocabulary_half
 from ctxkv_lib.views.explore import open_run
 
 COUNT, BATCH = 1003, 20  # positions
@@ -131,7 +130,7 @@ def test_large_streams_are_streamed_where_they_can_be():
     assert not is_streamed(exact.replace({"runtime.contexts": "cached"}), LARGE_STREAM + 1)
     assert not is_streamed(exact.replace({"runtime.embedding_cache": "dense"}), LARGE_STREAM + 1)
     assert not is_streamed(build_config("colab"), LARGE_STREAM + 1)
-    with pytest.raises(UserError, match=r"needs phase1\.contexts=exact .* \(here passes, gather\)"):
+    with pytest.raises(UserError, match=r"needs phase1\.contexts=exact.* \(here passes, gather, contexts\)"):
         build_config("colab", settings={"runtime.contexts": "streamed"})
 
 
