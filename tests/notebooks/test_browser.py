@@ -183,7 +183,8 @@ def output_of(browser, cell):
 
 
 def picture(output):
-    return output.find_element("css selector", ".ctxkv img").get_attribute("src")
+    """Its source, in one step: the next one may come at any moment."""
+    return output.parent.execute_script("return arguments[0].querySelector('.ctxkv img').src", output)
 
 
 def click_and_see(browser, output, element):
@@ -254,6 +255,7 @@ def look_through_the_window(browser, window):
     before = picture(window)
     chosen = browser.execute_script(CHOOSE, window)
     wait_for(lambda: picture(window) != before and position() == int(chosen), 60, "the jump")
+    time.sleep(1)
     token = window.find_elements("css selector", ".widget-toggle-button")[3]
     chosen = token.get_attribute("title").partition(":")[0].replace(",", "")
     click_and_see(browser, window, token)
