@@ -188,7 +188,7 @@ def _marks(texts: Iterable[str], count: int) -> NDArray[np.int64]:
 
     def marks() -> Iterator[int]:
         for text in texts:
-            hasher.update(f"{len(text)} {text}".encode())
+            hasher.update(text.encode())
             yield hasher.intdigest()
 
     return np.fromiter(marks(), np.uint64, count).view(np.int64)
