@@ -31,7 +31,7 @@ setup(
         "psutil>=5.9.5",
         "huggingface_hub>=0.34",
         *by_python("pyarrow", "17", "18"),
-        *by_python("safetensors", "0.4.3", "0.4.4"),
+        "safetensors>=0.6.2",  # earlier ones do not write uint16
         "tokenizers>=0.22",
         "tqdm>=4.66.3",
         "filelock>=3.12",

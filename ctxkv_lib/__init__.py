@@ -14,11 +14,11 @@ The names below are the front door: what a notebook or a script needs. All else 
 
 `data` reads conversations and joins their tokens into one stream. `training` makes contexts of it (Phase
 1), keeps them in caches, and trains attention on these (Phase 2); the layers are those of `model`, which
-stands alone because its files are saved beside the weights. Everything goes into one folder on disk, which
-`runs` knows. `measures` adds what a trained run is worth: a test split, n-grams, the memory of its contexts.
-`report` and `views` read such folders and nothing else, so that a figure can be drawn long
-after the training. `experiments` does the stages in order and leaves out what is done already; `cli` only
-parses, calls and prints.
+stands alone because its files are saved beside the weights. `baselines` has what contexts are compared with.
+Everything goes into one folder on disk, which `runs` knows. `measures` adds what a trained run is worth: a
+test split, n-grams, what its contexts hold and what they are used for. `report` and `views` read such folders
+and nothing else, so that a figure can be drawn long after the training. `experiments` does the stages in
+order and leaves out what is done already; `cli` only parses, calls and prints.
 
 | to find | look in |
 |---|---|
@@ -27,8 +27,9 @@ parses, calls and prints.
 | which positions a window sees | `ctxkv_lib.model.windows` |
 | the recurrence that makes contexts | `ctxkv_lib.model.recurrence`, `ctxkv_lib.training.recurrence` |
 | where conversations come from | `ctxkv_lib.data` |
+| what contexts are compared with, and a grid of runs | `ctxkv_lib.baselines`, `ctxkv_lib.experiments.sweep` |
 | what a trained run is measured by | `ctxkv_lib.measures` |
-| the figures | `ctxkv_lib.views.figures` (of runs), `ctxkv_lib.views.pictures` (of notebooks) |
+| the figures | `ctxkv_lib.views.figures` (of runs), `.pictures` (of notebooks), `.measures` |
 | what a run folder holds, when it is reused | `ctxkv_lib.runs.run_folder`, `ctxkv_lib.experiments.stages` |
 | perplexity on other text, and generated text | `ctxkv_lib.runs.inference` |
 """

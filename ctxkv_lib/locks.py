@@ -67,7 +67,7 @@ def made_once(read: Callable[[], T], make: Callable[[], object]) -> T:
 @contextmanager
 def _cache_lock() -> Iterator[None]:
     cache_dir().mkdir(parents=True, exist_ok=True)
-    lock = _lock_of(cache_dir())
+    lock = _lock_of(cache_dir(), os.getpid())
     held = lock.is_locked  # by this thread, which makes something that needs something else
     try:
         lock.acquire(timeout=0)
@@ -83,6 +83,6 @@ def _cache_lock() -> Iterator[None]:
 
 
 @cache
-def _lock_of(folder: Path) -> FileLock:
-    """One object a folder: a thread may take it again while it has it."""
+def _lock_of(folder: Path, _: int) -> FileLock:
+    """One object a folder and process: a thread may take it again while it has it, a fork has to ask anew."""
     return FileLock(folder / LOCK)

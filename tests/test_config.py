@@ -41,7 +41,7 @@ def test_names_of_earlier_versions_are_still_understood():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"preset": "moon"}, "preset is 'moon'; allowed: colab, offline, ci."),
+        ({"preset": "moon"}, "preset is 'moon'; allowed: colab, offline, recall, ci."),
         ({"recipe": "soup"}, "recipe is 'soup'; allowed: published, exact, tuned."),
         ({"samples": 0}, "data.samples is 0; allowed: 1 or more."),
         ({"samples": -3}, "data.samples is -3; allowed: 1 or more."),

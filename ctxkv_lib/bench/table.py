@@ -62,7 +62,7 @@ def _generation(rows: Sequence[Mapping[str, float]]) -> list[list[str]]:
     ]
     cells += [
         [
-            f"{title}, ms to read the history",
+            f"{title}, ms to read it all",
             *(f"{row[f'{name}_prefill_seconds'] * 1e3:,.1f}" for row in rows),
         ]
         for name, title in models.items()

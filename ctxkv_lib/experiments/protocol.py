@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ExperimentConfig, build_config
-from ..data.local_files import configure
+from ..data.sources.local_files import configure
 from ..errors import UserError
 from ..files import digest, read_json
 from ..progress import say

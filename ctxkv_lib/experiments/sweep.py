@@ -20,7 +20,7 @@ from ..views.axes import save
 from ..views.sweeps import sweep_figure
 from .experiment import run
 from .protocol import Cell
-from .sweep_table import summarize, sweep_document
+from .sweep_table import format_sweep, summarize, sweep_document
 
 DONE = ("finished", "diverged")
 
@@ -90,7 +90,12 @@ def sweep_folders(cells: Sequence[Cell], root: Path) -> list[Path]:
     return [run_folder_of(cell.config, root) for cell in cells]
 
 
-def results_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def format_outcomes(outcomes: Sequence[Outcome]) -> str:
+    """The table for a terminal, and why cells did not finish."""
+    return format_sweep(_results(outcomes))
+
+
+def _results(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """`sweep.json`."""
     variants = {outcome.cell.variant: _variant(outcome.cell.config) for outcome in outcomes}
     return summarize(variants, [_facts(outcome) for outcome in outcomes])
@@ -161,7 +166,7 @@ def _in_words(outcome: Outcome) -> str:
 
 def _write(out: Path, outcomes: Sequence[Outcome]) -> None:
     """The results so far."""
-    results = results_of(outcomes)
+    results = _results(outcomes)
     write_json(out / "sweep.json", results)
     write_text(out / "sweep.md", sweep_document(results))
     if results["rows"]:

@@ -15,7 +15,7 @@ from ..baselines.models import PLAIN, model_class, stream_of
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..data.embeddings import corpus_counts
-from ..data.recall import KEYS, pairs_in
+from ..data.sources.recall import KEYS, pairs_in
 from ..data.tokens import load_tokenizer, validation_stream
 from ..errors import memory_advice
 from ..files import digest
@@ -37,7 +37,7 @@ CODE = {
     "ablations": code_version("model/windows", "measures/ablations"),
     "generation": code_version("measures/generation"),
     "probe": code_version("model/windows", "measures/recall", "measures/probe"),
-    "recall_task": code_version("model/windows", "measures/recall_task", "data/recall"),
+    "recall_task": code_version("model/windows", "measures/recall_task", "data/sources/recall"),
     "test": code_version("measures/measure"),
     "yardsticks": code_version("measures/yardsticks", "measures/measure"),
 }

@@ -195,9 +195,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
         Where a gradient has to go through them they are read one by one.
         """
-        trained = torch.is_grad_enabled() and (
-            state.requires_grad or token_half.requires_grad or self.context_block.norm.weight.requires_grad
-        )
+        through = (state, token_half, *self.context_block.parameters())
+        trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in through)
         if trained or tokens.shape[1] < LONG:
             return self._read(state, token_half[tokens], read)
         return walk_columns(self.context_block, token_half, tokens, read, state, TOLERANCE)

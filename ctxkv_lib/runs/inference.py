@@ -20,7 +20,7 @@ from ..model.windows import real_contexts
 from ..progress import transformers_bars_hidden
 from ..training.caches import StreamCache
 from ..training.evaluation import perplexity, token_scores
-from ..training.recurrence import distinct_rows, exact_contexts
+from ..training.recurrence import distinct_rows, exact_contexts, say_rounding
 from .ownership import run_command
 from .run_folder import load_run, refuse_damaged
 
@@ -163,7 +163,8 @@ def _read_apart(
     everything = torch.arange(len(ids), device=model.device)
     embeddings, tokens = distinct_rows(model, ids)
     half = model.context_block.project_tokens(embeddings)
-    contexts, _ = exact_contexts(model.context_block, half, tokens, TOLERANCE, everything == begins)
+    contexts, error = exact_contexts(model.context_block, half, tokens, TOLERANCE, everything == begins)
+    say_rounding(error, TOLERANCE)
     cache = StreamCache(ids.int(), contexts, begins=begins)
     positions = everything[:-1][begins[1:] == begins[:-1]]
     return cache, positions, positions - begins[positions]

@@ -5,8 +5,6 @@ All functions take the tokens as distinct rows (`distinct_rows`): `token_half` `
 overwrite padded contexts `[n + 1, context_dim]`, row 0 zero (see `windows`).
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -99,7 +97,7 @@ def exact_contexts(
     out: Tensor | None = None,
     before: Tensor | None = None,
 ) -> tuple[Tensor, float]:
-    """The contexts that reading the stream token by token gives.
+    """The contexts that reading the stream token by token gives, `BLOCK` tokens after another.
 
     Args:
         tokens: any integers `[n]`, on any device.
@@ -113,63 +111,21 @@ def exact_contexts(
         padded contexts (`out`, if given) and the largest difference of any component that is left at a place
         where two segments meet (see `walk`).
     """
-    contexts = token_half.new_empty(len(tokens) + 1, token_half.shape[-1]) if out is None else out
-    before = token_half.new_zeros(token_half.shape[-1]) if before is None else before
-    contexts[0] = before
-    blocks = _blocks(block, token_half, tokens, tolerance, before, fresh, contexts)
-    return contexts, max((left for _, _, left in blocks), default=0.0)
-
-
-@torch.no_grad()
-def exact_states(
-    block: ContextBlock, token_half: Tensor, tokens: Tensor, positions: Tensor, tolerance: float
-) -> tuple[Tensor, float]:
-    """The contexts before `positions`, for whose sake no others are kept.
-
-    From these any part of a stream can be read by itself, and exactly, however far back the block remembers:
-    `exact_contexts` of `tokens[start:stop]` with the state before `start`.
-
-    Args:
-        tokens: any integers `[n]`, on any device.
-        positions: int64 `[k]`, 0 to n, where the block is.
-
-    Returns:
-        `[k, context_dim]`, and the largest difference that is left at a place where two segments meet.
-    """
-    states = token_half.new_zeros(len(positions), token_half.shape[-1])
-    zero, error = states.new_zeros(states.shape[1]), 0.0
-    for start, contexts, left in _blocks(block, token_half, tokens, tolerance, zero):
-        error = max(error, left)
-        here = (positions >= start) & (positions < start + len(contexts))
-        states[here] = contexts[positions[here] - start]
-    return states, error
-
-
-def _blocks(
-    block: ContextBlock,
-    token_half: Tensor,
-    tokens: Tensor,
-    tolerance: float,
-    before: Tensor,
-    fresh: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Iterator[tuple[int, Tensor, float]]:
-    """`BLOCK` tokens at a time: where they begin, their padded contexts, and the largest difference left.
-
-    The contexts are overwritten by the next ones. `out` receives all but the first; they are made in it if it
-    is of the kind that is computed with.
-    """
     device, dtype, width = token_half.device, token_half.dtype, token_half.shape[-1]
-    in_place = out is not None and (out.device, out.dtype) == (device, dtype)
-    room = token_half.new_empty(0 if in_place else min(BLOCK, len(tokens)) + 1, width)
+    contexts = token_half.new_empty(len(tokens) + 1, width) if out is None else out
+    contexts[0] = 0 if before is None else before
     zero = token_half.new_zeros(1, width)
+    state = zero[0] if before is None else before
+    in_place = (contexts.device, contexts.dtype) == (device, dtype)
+    room = token_half.new_empty(0 if in_place else min(BLOCK, len(tokens)) + 1, width)
+    error = 0.0
     for start in range(0, len(tokens), BLOCK):
         part = tokens[start : start + BLOCK].to(device, torch.int64)
         begins = None if fresh is None else fresh[start : start + BLOCK].to(device, torch.int64) - 1
-        contexts = (room if out is None or not in_place else out[start:])[: len(part) + 1]
-        contexts[0] = before
-        left = walk(Stream(block, token_half, part, begins, zero), contexts, tolerance)
-        if out is not None and not in_place:
-            out[start + 1 : start + 1 + len(part)] = contexts[1:]
-        yield start, contexts, left
-        before = contexts[-1].clone()
+        made = (contexts[start:] if in_place else room)[: len(part) + 1]
+        made[0] = state
+        error = max(error, walk(Stream(block, token_half, part, begins, zero), made, tolerance))
+        if not in_place:
+            contexts[start + 1 : start + 1 + len(part)] = made[1:]
+        state = made[-1].clone()
+    return contexts, error

@@ -16,7 +16,7 @@ from ..config import Phase1Config
 from ..config.settings import BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 from ..model.modeling import ContextKVForCausalLM
 from .caches import Batch, StreamCache, epoch_seed
-from .recurrence import exact_contexts, exact_states, say_rounding
+from .recurrence import BLOCK, exact_contexts, say_rounding
 
 TABLE_ROWS = 8192  # tokens of the vocabulary at a time, to bound the memory of their embeddings
 
@@ -44,7 +44,7 @@ def vocabulary_half(model: ContextKVForCausalLM) -> Tensor:
 def read_once(
     model: ContextKVForCausalLM, ids: Tensor, tolerance: float, beginning: Tensor
 ) -> tuple[Tensor, float]:
-    """Read a stream of n + 1 tokens once, and keep what `Streamed` reads on from.
+    """Read a stream of n + 1 tokens once, a block at a time, and keep what `Streamed` reads on from.
 
     Args:
         ids: integers `[n + 1]`, on any device.
@@ -52,15 +52,23 @@ def read_once(
         beginning: padded contexts of the first positions, float32; overwritten.
 
     Returns:
-        the context before every `STRIDE`-th token, float32 `[n // STRIDE + 1, context_dim]`; and the largest
-        difference of any component where the reading was cut.
+        the context before every `STRIDE`-th token, float32 `[n // STRIDE + 1, context_dim]` on the CPU; and
+        the largest difference of any component where the reading was cut.
     """
-    half, tokens = vocabulary_half(model), ids[:-1]
-    exact_contexts(model.context_block, half, tokens[: len(beginning) - 1], tolerance, out=beginning)
-    positions = torch.arange(0, len(ids), STRIDE, device=model.device)
-    starts, error = exact_states(model.context_block, half, tokens, positions, tolerance)
-    say_rounding(error, tolerance)
-    return starts, error
+    half, count, most = vocabulary_half(model), len(ids) - 1, 0.0
+    starts = torch.empty(count // STRIDE + 1, half.shape[1])
+    before = half.new_zeros(half.shape[1])
+    for first in range(0, count, BLOCK):
+        tokens = ids[first : min(first + BLOCK, count)]
+        contexts, error = exact_contexts(model.context_block, half, tokens, tolerance, before=before)
+        most, before = max(most, error), contexts[-1].clone()
+        kept = contexts[::STRIDE]
+        starts[first // STRIDE :][: len(kept)] = kept
+        if first < len(beginning):
+            rows = beginning[first : first + len(contexts)]
+            rows.copy_(contexts[: len(rows)])
+    say_rounding(most, tolerance)
+    return starts, most
 
 
 @dataclass

@@ -23,20 +23,21 @@ MIDDLE = (LEFT + RIGHT) / 2
 # Rooms from the top floor down, with their one job and, where the data does not pass, what to find there.
 ROOMS = {
     "front door": ("names on first use", "import ctxkv_lib as ctxkv: what notebooks and scripts call"),
-    "cli.py": ("parses, calls, prints", "ctxkv run, compare, report, generate, evaluate, ..."),
+    "cli/": ("parses, calls, prints", "ctxkv run, compare, report, generate, evaluate, ..."),
     "bench/": ("speed and memory", "beside the original's loops and the hardware's floor"),
     "experiments/": ("whole runs", "the stages in order; what is done is not done again"),
     "report/": ("the written report", "in both languages; model card"),
     "views/": ("figures and widgets", "and what notebooks share"),
     "measures/": ("what a run is worth", "test split, n-grams, what contexts remember"),
     "runs/": ("what is on disk", "where it came from; trained runs in use"),
+    "baselines/": ("instead of contexts", "a GRU, tokens, nothing"),
     "training/": ("both phases", "losses, evaluation"),
     "data/": ("text, tokens, table", ""),
     "config/": ("every setting", "presets and recipes"),
     "ground": ("for everyone", "locks, files, errors, progress, memory"),
 }
 STANDS_ALONE = 3  # floors from the bottom that have `model/` beside them
-FLOOR_STEP, FLOOR_HEIGHT = 0.48, 0.42
+FLOOR_STEP, FLOOR_HEIGHT = 0.445, 0.39
 PATH = (4.05, 5.7, 7.35, 9.0)  # x of the stations of the data
 WALL = 6.65  # left of `model/`
 
@@ -95,7 +96,7 @@ def _draw_model_room(ax: Axes) -> None:
 
 def _draw_path(ax: Axes) -> None:
     """From conversations to the report: along a floor, then up to the next room."""
-    data, training, runs, views, report = (_storey(number) for number in (2, 3, 4, 6, 7))
+    data, training, runs, views, report = (_storey(number) for number in (2, 3, 5, 7, 8))
     a, b, c, d = PATH
     way = (
         (a, data, "conversations", INK),

@@ -27,6 +27,7 @@ ROW = {"flex_flow": "row wrap"}
 STYLE = {"description_width": "90px"}
 PUBLISHED_LABEL = "published report, 500 samples (L4)"
 HEADING = ("an attended token ...", -1)  # of a choice of positions
+NO_WIDTH = "\u200b"
 LEGEND_LETTERS = 40  # of a run's name: longer ones would leave no room for the curves
 
 
@@ -233,7 +234,7 @@ class WindowExplorer(widgets.VBox):
         pieces = token_texts(self._trained.tokenizer, cache.ids[around.start : around.stop])
         self.near.unobserve(self._on_near, names="value")  # new options press the first of them
         with self.near.hold_sync():
-            self.near.options = [(_button_text(piece), at) for at, piece in zip(around, pieces, strict=True)]
+            self.near.options = list(zip(_button_texts(pieces), around, strict=True))
             self.near.tooltips = [f"{at:,}: {piece!r}" for at, piece in zip(around, pieces, strict=True)]
             self.near.value = here
         self.near.observe(self._on_near, names="value")
@@ -266,8 +267,13 @@ def _token_options(window: Window, weights: Sequence[float]) -> list[tuple[str, 
     return options
 
 
-def _button_text(piece: str) -> str:
-    return piece.strip() or repr(piece)[1:-1].replace(" ", "␣")
+def _button_texts(pieces: Sequence[str]) -> list[str]:
+    """No two alike to ipywidgets, which finds the pressed button by its text; what differs has no width."""
+    texts: list[str] = []
+    for piece in pieces:
+        text = piece.strip() or repr(piece)[1:-1].replace(" ", "␣")
+        texts.append(text + NO_WIDTH * sum(text == earlier.rstrip(NO_WIDTH) for earlier in texts))
+    return texts
 
 
 def _slider(kind: Any, name: str, value: Any, least: int, most: int) -> Any:

@@ -76,7 +76,7 @@ def test_people_get_a_table_and_a_figure(measured):
         "original",
         "Phase 2, one step",
         "GPT-2 block, tokens a second",
-        "Context-KV, ms to read",
+        "ms to read it all",
         "computed",
     ):
         assert words in table

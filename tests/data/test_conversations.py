@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctxkv_lib.config import DataConfig
-from ctxkv_lib.data import chitchat as chitchat_source
-from ctxkv_lib.data import ultrachat
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.hub import ULTRACHAT_SHARDS
+from ctxkv_lib.data.sources import chitchat as chitchat_source
+from ctxkv_lib.data.sources import ultrachat
 from ctxkv_lib.errors import UserError
 
 pytest_plugins = ["hub_standin"]

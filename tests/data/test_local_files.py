@@ -17,9 +17,9 @@ from hypothesis import settings as trying
 from hypothesis import strategies as st
 
 from ctxkv_lib.config import DataConfig, build_config
-from ctxkv_lib.data import formats, local_files
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
-from ctxkv_lib.data.local_files import compared_samples, configure
+from ctxkv_lib.data.sources import formats, local_files
+from ctxkv_lib.data.sources.local_files import compared_samples, configure
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir, digest
 

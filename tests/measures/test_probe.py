@@ -52,8 +52,8 @@ def test_the_figure_says_what_is_held_and_draws_every_slot(finished):
     found = {**finished.summary["probe"], "horizon": 1, "coverage": 2 / 3}
     seen, alone = memory_of_contexts(found, finished.config.model, slots=3).axes
     assert seen.get_title(loc="left") == "67% of the window is held by some slot"
-    slots = [line for line in seen.get_lines() if line.get_marker() == "s"]
-    assert [line.get_xdata()[0] for line in slots] == [0, 3, 6]
+    (slots,) = [line for line in seen.get_lines() if line.get_marker() == "s"]
+    assert slots.get_xdata().tolist() == [0, 3, 6]
     labels = [text.get_text() for text in alone.get_legend().get_texts()]
     assert [label.partition(":")[0] for label in labels] == [
         "trained",

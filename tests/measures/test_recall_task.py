@@ -6,7 +6,7 @@ from conftest import tiny_model
 
 from ctxkv_lib.config import build_config
 from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.recall import KEYS, VALUES
+from ctxkv_lib.data.sources.recall import KEYS, VALUES
 from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
 from ctxkv_lib.experiments.experiment import run
 from ctxkv_lib.measures import recall_task as module
@@ -45,6 +45,7 @@ def test_answers_are_where_a_key_comes_again(stream):
     ids, keys, values = stream
     positions, distances = answers(ids, keys, 160)
     assert len(positions) == 6 * 25
+    ids = ids.long()
     assert torch.isin(ids[positions], keys).all()
     assert torch.equal(ids[positions + 1], ids[positions - distances])
     assert torch.isin(ids[positions + 1], values).all()

@@ -1,4 +1,4 @@
-"""Long texts are read in lock-step, the loss needs no logits: outputs and gradients are the plain ones."""
+"""Long texts are read in lock-step, and the loss needs no logits: the plain outputs and gradients."""
 
 import pytest
 import torch

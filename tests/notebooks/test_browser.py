@@ -36,6 +36,7 @@ SETTINGS = {  # of JupyterLab: every cell is on the page, whether it is in sight
     "apputils-extension/notification": {"fetchNews": "false"},
 }
 RUN_ALL = "[data-command='runmenu:run-all']"
+IDLE = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
 OPTIONS = (
     "--headless=new",
     "--no-sandbox",
@@ -146,9 +147,9 @@ def stop_the_training(browser):
     (button,) = browser.find_elements("css selector", "[data-command='notebook:interrupt-kernel']")
     button.click()
     (said,) = wait_for(lambda: find(browser, ".jp-OutputArea-output", "Stopped."), 60, "the calm line")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", said)
     assert re.fullmatch(r"Stopped\. (Finished stages|Epoch).+ kept; run the cell again\.", said.text)
-    idle = "[data-status='idle']"
-    wait_for(lambda: find(browser, f".jp-Notebook-ExecutionIndicator{idle}"), 60, "the kernel to rest")
+    wait_for(lambda: find(browser, IDLE), 60, "the kernel to rest")
     for raw in ("Traceback", "KeyboardInterrupt", "NameError"):
         assert not find(browser, ".jp-OutputArea-output", raw)
 
@@ -257,8 +258,8 @@ def look_through_the_window(browser, window):
     chosen = token.get_attribute("title").partition(":")[0].replace(",", "")
     click_and_see(browser, window, token)
     wait_for(lambda: position() == int(chosen), 60, "the token that was clicked")
-    pressed = window.find_element("css selector", ".widget-toggle-button.mod-active")
-    assert pressed.get_attribute("title").partition(":")[0].replace(",", "") == chosen
+    pressed = f".widget-toggle-button.mod-active[title^='{int(chosen):,}:']"
+    wait_for(lambda: window.find_elements("css selector", pressed), 30, "its button to be the pressed one")
     shown = "return arguments[0].querySelectorAll('select')[2].selectedOptions[0].text"
     assert browser.execute_script(shown, window) == "an attended token ..."
 
@@ -266,13 +267,14 @@ def look_through_the_window(browser, window):
 def test_a_notebook_as_a_reader_sees_it(lab, browser, tmp_path):
     browser.get(f"{lab}/lab/tree/03_phase2_context_kv.ipynb")
     wait_for(lambda: find(browser, ".jp-Notebook"), 90, "the notebook")
-    wait_for(lambda: find(browser, ".jp-Notebook-ExecutionIndicator[data-status='idle']"), 90, "a kernel")
+    wait_for(lambda: find(browser, IDLE), 90, "a kernel")
     browser.execute_script(WATCH)
     run_all(browser)
     stop_the_training(browser)
     browser.save_screenshot(str(tmp_path / "stopped.png"))
     run_all(browser)
     curves = follow_the_training(browser, tmp_path / "runs" / "ci-exact-10" / "summary.json")
+    wait_for(lambda: find(browser, IDLE), 400, "all cells")  # a busy kernel answers no control
     look_at_the_curves(browser, curves, tmp_path / "downloads")
     window = wait_for(lambda: output_of(browser, "explore_window(trained"), 120, "the window")
     look_through_the_window(browser, window)

@@ -6,8 +6,10 @@ from test_report import numbers, row
 
 from ctxkv_lib.files import read_json, write_json
 from ctxkv_lib.report import comparison_table, write_report
+from ctxkv_lib.report.measured import format_ablations
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.figures import ppl_curves
+from ctxkv_lib.views.measures.contexts import use_of_contexts
 
 COUNTED = {
     "kneser_ney": {"order": 4, "floor": "uniform", "cache_weight": 0.0, "val_ppl": 150.2, "test_ppl": 141.9},
@@ -19,6 +21,43 @@ COUNTED = {
         "test_ppl": 120.8,
     },
 }
+ROW = {"tokens": 52, "ppl": 91.2, "accuracy": 0.31, "other_ppl": 118.4}
+ABLATIONS = {
+    "positions": 1024,
+    "changed": {
+        name: {"ppl": 179.2 + extra, "percent": extra, "error": 0.6}
+        for name, extra in {
+            "intact": 0,
+            "slot_0": 3.4,
+            "shuffled": 4.1,
+            "elsewhere": 5.7,
+            "zero": 61.3,
+        }.items()
+    },
+    "slots": [{"slot": k, "back": 20.0 * k, "ppl": 182.0 - k, "percent": -k, "error": 0.2} for k in range(3)],
+    "by_history": [{"from": 0, "to": 63, **ROW}, {"from": 640, "to": None, **ROW}],
+    "by_frequency": [{"from": 0, "to": 0, **ROW}],
+    "by_repetition": [{"from": 0, "to": 0, **ROW}, {"from": 1, "to": 1, **ROW, "ppl": 23.9}],
+}
+TASK = {
+    "answers": 1500,
+    "accuracy": 0.647,
+    "ppl": 4.8,
+    "values": 25,
+    "by_distance": [{"from": 1, "to": 19, "tokens": 180, "ppl": 3.3, "accuracy": 0.71}],
+    "by_place": [
+        {"from": 0, "to": 0, "tokens": 75, "ppl": 2.2, "accuracy": 0.93},
+        {"from": 1, "to": 1, "tokens": 71, "ppl": 7.7, "accuracy": 0.456},
+    ],
+}
+GENERATION = {
+    "samples": 20,
+    "longest_run": 17,
+    "repeated": 0.834,
+    "text": {"longest_run": 2, "repeated": 0.213},
+    "sample": {"prompt": "Is it *so*", "generated": " or | not"},
+}
+USED = {"ablations": ABLATIONS, "recall_task": TASK, "generation": GENERATION}
 MEASURED = {"test": {"ppl": 163.7, "acc": 0.213, "tokens": 21_000}, "yardsticks": COUNTED}
 
 
@@ -36,8 +75,49 @@ def test_the_report_holds_what_was_measured(tmp_path, language):
     assert all(value in report for value in shown.split())
 
 
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_the_report_says_what_contexts_are_used_for(tmp_path, language):
+    report = write_report([measured_run(tmp_path / "run", **USED)], language)
+    shown = "1,024 +5.7% ± 0.6 +61.3% 240.5 118.4 23.9 1,500 64.7% 4.0% 45.6% 83.4% 21.3%"
+    assert all(value in report for value in shown.split())
+    assert "Is it \\*so\\*" in report
+    assert "or \\| not" in report
+    assert "640+" in report
+    assert "ablations.png" in report
+    assert "recall_task.png" in report
+
+
+def test_a_comparison_shows_what_other_contexts_cost_by_run(tmp_path):
+    older = measured_run(tmp_path / "a", 100)
+    newer = measured_run(tmp_path / "b", **USED)
+    report = write_report([older, newer])
+    assert row(report, "zeros")[1:] == ["+61.3% ± 0.6"]
+    assert row(report, "Val PPL of a token in a pair seen in the window")[1:] == ["23.9"]
+    assert row(report, "Repeated tokens")[1:] == ["83.4%"]
+    assert "ablations.png" not in report
+    assert "Is it" not in report
+    assert "used for" not in write_report([older])
+
+
+def test_the_terminal_shows_the_same_numbers(tmp_path):
+    for language in ("en", "ja"):
+        shown = format_ablations(ABLATIONS, language)
+        assert "+5.7% ± 0.6" in shown
+        assert "23.9" in shown
+
+
+def test_the_figures_draw_every_ablation_and_every_slot():
+    changed, slots, pairs = use_of_contexts(ABLATIONS).axes
+    assert changed.get_yticklabels()[0].get_text() == "its own"
+    assert len(changed.containers) == len(ABLATIONS["changed"])
+    line, *_ = slots.containers[0]
+    assert line.get_xdata().tolist() == [0, 20, 40]
+    assert line.get_ydata().tolist() == [0, -1, -2]
+    assert [bar.get_height() for bar in pairs.patches] == [91.2, 23.9, 118.4, 118.4]
+
+
 def test_both_languages_hold_the_same_numbers(tmp_path):
-    runs = [measured_run(tmp_path / "run", **MEASURED)]
+    runs = [measured_run(tmp_path / "run", **MEASURED, **USED)]
     assert numbers(write_report(runs, "en")) == numbers(write_report(runs, "ja"))
 
 

@@ -18,7 +18,7 @@ def test_every_setting_is_listed_with_its_reason_and_what_it_allows():
         assert row["allowed"]
     text = format_settings(rows)
     assert "data.samples = 500 conversations" in text
-    assert "with offline: 50, ci: 10" in text
+    assert "with offline: 50, recall: " in text
     assert "grid: on the interval's multiples" in text
 
 
@@ -33,4 +33,4 @@ def test_a_preset_is_listed_with_its_own_values(preset, capsys):
 
 def test_an_unknown_preset_is_refused(capsys):
     assert main(["settings", "--preset", "moon"]) == 2
-    assert "allowed: colab, offline, ci" in capsys.readouterr().err
+    assert "allowed: colab, offline, recall, ci" in capsys.readouterr().err

@@ -73,9 +73,10 @@ def test_clicking_a_token_moves_there(trained):
     assert window.near.tooltips[6] == f"{last + 3:,}: {trained.tokenizer.decode(ids)!r}"
 
 
-@pytest.mark.parametrize(("piece", "text"), [(" the", "the"), ("\n", r"\n"), ("  ", "␣␣"), ("$x", "$x")])
-def test_every_token_has_a_button_that_can_be_seen(piece, text):
-    assert plots._button_text(piece) == text
+def test_every_token_has_a_button_that_can_be_seen_and_told_from_the_others():
+    texts = plots._button_texts([" the", "\n", "  ", "$x", "the", " the"])
+    assert [text.replace("\u200b", "") for text in texts] == ["the", r"\n", "␣␣", "$x", "the", "the"]
+    assert len(set(texts)) == 6
 
 
 def test_what_zero_slots_take_is_said(trained):

@@ -5,9 +5,10 @@ same placeholders (a test compares them).
 """
 
 from .baselines import BASELINES
+from .ending import ENDING
 from .measured import MEASURED
 from .runs import RUNS
 
 LANGUAGES = ("en", "ja")
 
-TEXT: dict[str, tuple[str, str]] = {**RUNS, **MEASURED, **BASELINES}
+TEXT: dict[str, tuple[str, str]] = {**RUNS, **MEASURED, **BASELINES, **ENDING}

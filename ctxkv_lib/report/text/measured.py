@@ -72,7 +72,7 @@ MEASURED: dict[str, tuple[str, str]] = {
     "used_zero": ("zeros", "すべてゼロ"),
     "used_shuffled": ("of other positions, mixed", "別々の位置から混ぜたもの"),
     "used_elsewhere": ("of another conversation", "別の会話のもの"),
-    "used_slot_0": ("only slot 0 its own", "先頭スロットだけ本来のもの"),
+    "used_slot_0": ("only slot 0 its own", "スロット0だけ本来のもの"),
     "used_kind": ("Next token", "次トークン"),
     "used_positions": ("positions", "位置数"),
     "used_other_ppl": ("with those of another conversation", "別の会話のコンテキストで"),
@@ -90,7 +90,7 @@ MEASURED: dict[str, tuple[str, str]] = {
         "Pairs of words are told once; where the first word comes again, the second is asked for. By the "
         "distance from where it was told, and by how many tokens the nearest slot at or after it has read "
         "since: a context that has forgotten it by then cannot bring it back.",
-        "一度だけ告げられた語の対について、1語目が再び現れたときに2語目を当てられるか。告げられた位置からの距離と、"
+        "一度だけ告げられた語の対について、最初の語が再び現れたときに続く語を当てられるか。告げられた位置からの距離と、"
         "それ以後で最も近いスロットがその後に読んだトークン数で分ける。コンテキストがそれまでに忘れていれば取り出せない。",
     ),
     "recall_answers": ("answers", "回答数"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import COMPARED_RATIO, PRESETS, ExperimentConfig
-from ...data.local_files import configure
+from ...data.sources.local_files import configure
 from ...errors import UserError
 from ...runs.run_folder import ROOT_VARIABLE
 from .drive import kept_on_drive as kept_on_drive

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..config import DataConfig
-from ..errors import DamagedFile, UserError
-from ..files import checksum, read_sealed_json, replacing, state, write_sealed_json
+from ...config import DataConfig
+from ...errors import DamagedFile, UserError
+from ...files import checksum, read_sealed_json, replacing, state, write_sealed_json
 
 if TYPE_CHECKING:
     from pyarrow import Table

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from functools import partial
 
-from ..config import DataConfig
+from ...config import DataConfig
 from .rows import Messages, Row, Rows, Split, asked_rows
 
 _KEYS = """

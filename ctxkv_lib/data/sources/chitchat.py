@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from ..config import DataConfig
-from .hub import package_file
+from ...config import DataConfig
+from ..hub import package_file
 from .rows import Messages, Row, Rows, Split, asked_rows
 
 # Rows in the order of `_usable_rows`. Fixed blocks, so that no setting moves the rows of another split.

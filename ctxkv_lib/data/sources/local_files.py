@@ -7,11 +7,11 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from ..config import COMPARED_RATIO, PRESETS, DataConfig, ExperimentConfig, build_config
-from ..errors import UserError
-from ..files import cache_dir, checksum, digest, read_sealed_json, write_sealed_json
-from ..locks import made_once
-from ..progress import say, stage
+from ...config import COMPARED_RATIO, PRESETS, DataConfig, ExperimentConfig, build_config
+from ...errors import UserError
+from ...files import cache_dir, checksum, digest, read_sealed_json, write_sealed_json
+from ...locks import made_once
+from ...progress import say, stage
 from .chitchat import chitchat_rows
 from .formats import kind_of, opened, read_rows
 from .rows import Row, Rows, Split, keep_rows, kept_rows

@@ -5,12 +5,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..config import DataConfig
-from ..errors import DamagedFile
-from ..files import cache_dir, remove
-from ..locks import made_once
-from ..progress import progress_bar
-from .hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS, HubFile, open_file
+from ...config import DataConfig
+from ...errors import DamagedFile
+from ...files import cache_dir, remove
+from ...locks import made_once
+from ...progress import progress_bar
+from ..hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS, HubFile, open_file
 from .rows import Rows, Split, asked_rows, keep_rows, kept_rows
 
 if TYPE_CHECKING:
