@@ -267,7 +267,8 @@ def look_through_the_window(browser, window):
 def test_a_notebook_as_a_reader_sees_it(lab, browser, tmp_path):
     browser.get(f"{lab}/lab/tree/03_phase2_context_kv.ipynb")
     wait_for(lambda: find(browser, ".jp-Notebook"), 90, "the notebook")
-    wait_for(lambda: find(browser, IDLE), 90, "a kernel")
+    wait_for(lambda: find(browser, "#jp-main-statusbar", "| Idle"), 90, "a kernel")
+    wait_for(lambda: find(browser, IDLE), 90, "a notebook that knows it")
     browser.execute_script(WATCH)
     run_all(browser)
     stop_the_training(browser)
