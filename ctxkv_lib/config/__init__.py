@@ -16,7 +16,7 @@ from ..errors import UserError, values_of_user
 from ..model.checks import require
 from ..model.config import ModelConfig
 from ..progress import say
-from .settings import SEED_LIMIT, DataConfig, Phase1Config, Phase2Config, RuntimeConfig
+from .settings import LARGE_STREAM, SEED_LIMIT, DataConfig, Phase1Config, Phase2Config, RuntimeConfig
 
 # Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
@@ -36,15 +36,22 @@ class ExperimentConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        how = f"{self.phase1.contexts}, {self.runtime.embedding_cache}, {self.model.memory}"
-        if self.runtime.contexts == "streamed" and how not in (
-            "exact, gather, contexts",
-            "exact, gather, fresh",
-        ):
+        if self.runtime.contexts == "streamed" and not self._can_stream:
+            how = f"{self.phase1.contexts}, {self.runtime.embedding_cache}, {self.model.memory}"
             raise UserError(
                 "runtime.contexts=streamed needs phase1.contexts=exact, runtime.embedding_cache=gather and "
                 f"model.memory=contexts or fresh (here {how}); set these, or runtime.contexts=cached."
             )
+
+    @property
+    def _can_stream(self) -> bool:
+        how = (self.phase1.contexts, self.runtime.embedding_cache)
+        return how == ("exact", "gather") and self.model.memory in ("contexts", "fresh")
+
+    def is_streamed(self, tokens: int) -> bool:
+        """Whether contexts of so many training tokens are made when needed, not kept: `runtime.contexts`."""
+        large = self._can_stream and tokens > LARGE_STREAM
+        return large if self.runtime.contexts == "auto" else self.runtime.contexts == "streamed"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

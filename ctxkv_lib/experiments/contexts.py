@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import ranks
+from ..config.settings import BEGINNING_TOKENS
 from ..errors import memory_advice
 from ..files import read_tensors, write_tensors
 from ..memory import snapshot
@@ -19,7 +20,7 @@ from ..training.evaluation import effective_rank
 from ..training.phase1 import UNTRAINED, begin, train_context_block
 from ..training.placement import scratch
 from ..training.recurrence import distinct_rows, stream_contexts
-from ..training.streamed import BEGINNING_TOKENS, is_streamed, read_once, sampled
+from ..training.streamed import read_once, sampled
 from .inputs import Facts, Work
 from .machine import use_machine
 
@@ -41,7 +42,7 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
         return phase1, caches
     device, width = work.model.device, inputs.config.model.memory_dim
     rows = {split: len(ids) for split, ids in work.ids.items()}
-    if is_streamed(inputs.config, rows["train"]):
+    if inputs.config.is_streamed(rows["train"]):
         rows["train"] = len(_sampled(work)) + 1
     contexts = {s: scratch((n, width), torch.float32, device, folder.caches) for s, n in rows.items()}
     generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
@@ -127,7 +128,7 @@ def _cache(work: Work, split: str, contexts: Tensor, generator: torch.Generator,
     config, model, ids = work.inputs.config, work.model, work.ids[split]
     trained, starts = split == "train", None
     error: float | None = None
-    if trained and is_streamed(config, len(ids)):
+    if trained and config.is_streamed(len(ids)):
         contexts = contexts[: BEGINNING_TOKENS + 1]
         starts, error = read_once(model, ids, config.phase1.tolerance, contexts)
     else:

@@ -3,14 +3,23 @@
 from typing import Any
 
 from ..config import ExperimentConfig
+from ..config.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 from ..errors import UserError
 from ..model.config import ModelConfig
 from ..runs.published import PUBLISHED
 
 BYTES = {"fp32": 4, "bf16": 2}  # of a number
 ID_BYTES = 4  # of a token id
+STREAM_BYTES = 2  # of one in the shared token stream, and of a streamed run
 COUNTER_BYTES = 8  # of the tokens read so far
 MIB = 2**20
+GIB = 2**30
+# Dense bf16 products a second, from the makers' data sheets, and the share of them that is taken for granted.
+# Neither this share nor the least time of a step has been measured: no GPU was at hand.
+PRODUCTS_A_SECOND = {"L4": 121e12, "H100": 989e12}
+ASSUMED_SHARE = 0.4
+ASSUMED_STEP_SECONDS = 2e-3  # of a hundred or two launches, however small the batch
+DEVICES = {"L4": ("L4", 1), "H100": ("H100", 1), "8 x H100": ("H100", 8)}
 
 
 def describe(
@@ -46,7 +55,53 @@ def describe(
             "bytes": kept * config.model.context_dim * BYTES["fp32"] + COUNTER_BYTES,
         },
         **_cache_sizes(config, train_tokens, val_tokens),
+        "computed": computed_size(config, train_tokens),
     }
+
+
+def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> dict[str, Any] | None:
+    """Disk, memory and time of a run with bf16 caches, computed from shapes and data sheets.
+
+    Args:
+        train_tokens: None takes the published run's mean a conversation, if the data are UltraChat's.
+
+    Returns:
+        `tokens`; `is_streamed`; `disk_gib` (token stream, caches, model); `pool_gib` (contexts of Phase 2 in
+        memory, those of an epoch's pool if streamed); `phase1_gib` (contexts of Phase 1); `sent_mib` (by each
+        of several processes in a step of Phase 2); `epoch_seconds` by device; None without tokens.
+    """
+    if train_tokens is None:
+        if config.data.source != "ultrachat":
+            return None
+        known = PUBLISHED[500]
+        train_tokens = config.data.samples * known["train_tokens"] // known["samples"]
+    model, parameters = config.model, config.model.parameter_counts()
+    is_streamed, row = config.is_streamed(train_tokens), model.context_dim * BYTES["bf16"]
+    pool = min(train_tokens, BLOCK_TOKENS * POOL_BLOCKS) if is_streamed else train_tokens
+    read = min(train_tokens, config.phase1.max_tokens) if config.phase1.contexts == "exact" else train_tokens
+    caches = train_tokens * (row + ID_BYTES)
+    if is_streamed:
+        starts = model.context_dim * BYTES["fp32"] // STRIDE
+        caches = train_tokens * (starts + STREAM_BYTES) + BEGINNING_TOKENS * row
+    return {
+        "tokens": train_tokens,
+        "is_streamed": is_streamed,
+        "disk_gib": (train_tokens * STREAM_BYTES + caches + parameters["total"] * BYTES["fp32"]) / GIB,
+        "pool_gib": pool * row / GIB,
+        "phase1_gib": read * model.context_dim * BYTES["fp32"] / GIB,
+        "sent_mib": parameters["trainable_phase2"] * BYTES["fp32"] / MIB,
+        "epoch_seconds": {
+            name: _epoch_seconds(config, train_tokens, *which) for name, which in DEVICES.items()
+        },
+    }
+
+
+def _epoch_seconds(config: ExperimentConfig, tokens: int, device: str, count: int) -> float:
+    """Two products with the table and three with the layer's weights, or the least time of the steps."""
+    model = config.model
+    operations = 4 * model.vocab_size * model.hidden_size + 6 * model.parameter_counts()["trainable_phase2"]
+    computing = tokens * operations / (PRODUCTS_A_SECOND[device] * ASSUMED_SHARE * count)
+    return max(computing, -(-tokens // config.phase2.batch_size) * ASSUMED_STEP_SECONDS)
 
 
 def _cache_sizes(
@@ -109,5 +164,20 @@ def format_info(facts: dict[str, Any]) -> str:
         ]
     else:
         rows.append(("Cache sizes", "give --train-tokens and --val-tokens"))
+    rows += _size_rows(facts["computed"])
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _size_rows(size: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if size is None:
+        return []
+    how = "streamed" if size["is_streamed"] else "cached"
+    seconds = ", ".join(f"{name} {taken:,.0f} s" for name, taken in size["epoch_seconds"].items())
+    return [
+        ("Computed, not measured", f"{size['tokens']:,} training tokens, contexts {how}, bf16"),
+        ("Disk", f"{size['disk_gib']:,.1f} GiB: tokens, caches, model"),
+        ("Contexts in memory", f"Phase 1 {size['phase1_gib']:,.1f} GiB, Phase 2 {size['pool_gib']:,.2f} GiB"),
+        ("An epoch of Phase 2", seconds),
+        ("Sent by each process in a step", f"{size['sent_mib']:,.0f} MiB"),
+    ]

@@ -12,26 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ranks
-from ..config import ExperimentConfig, Phase1Config
-from ..config.settings import LARGE_STREAM
+from ..config import Phase1Config
+from ..config.settings import BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 from ..model.modeling import ContextKVForCausalLM
 from .caches import Batch, StreamCache, epoch_seed
 from .recurrence import BLOCK, exact_contexts, say_rounding
 
-STRIDE = 256  # tokens between two contexts that are kept
-BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; fewer, to be whole batches
-POOL_BLOCKS = 8  # a pool takes 256 MiB in bf16, 512 in fp32, at the published size
-BEGINNING_TOKENS = 65_536  # of a streamed stream, so many contexts are kept for those who look at them
 TABLE_ROWS = 8192  # tokens of the vocabulary at a time, to bound the memory of their embeddings
-
-
-def is_streamed(config: ExperimentConfig, tokens: int) -> bool:
-    """Whether the contexts of a training stream are made when needed, and not kept: `runtime.contexts`."""
-    if config.runtime.contexts == "auto":
-        exact = config.phase1.contexts == "exact" and config.model.memory in ("contexts", "fresh")
-        can_be = exact and config.runtime.embedding_cache == "gather"
-        return can_be and tokens > LARGE_STREAM
-    return config.runtime.contexts == "streamed"
 
 
 def sampled(ids: Tensor, config: Phase1Config) -> Tensor:

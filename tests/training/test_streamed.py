@@ -10,7 +10,7 @@ from ctxkv_lib.training import phase2, streamed
 from ctxkv_lib.training.caches import StreamCache, load_cache, load_ids
 from ctxkv_lib.training.phase2 import train_attention
 from ctxkv_lib.training.recurrence import exact_contexts
-from ctxkv_lib.training.streamed import Streamed, is_streamed, read_once, sampled, vocabulary_half
+from ctxkv_lib.training.streamed import Streamed, read_once, sampled, vocabulary_half
 from ctxkv_lib.views.explore import open_run
 
 COUNT, BATCH = 1003, 20  # positions
@@ -125,11 +125,11 @@ def test_a_streamed_run_is_a_run_like_any_other(tiny_settings, tmp_path, monkeyp
 
 def test_large_streams_are_streamed_where_they_can_be():
     exact = build_config("offline")
-    assert not is_streamed(exact, LARGE_STREAM)
-    assert is_streamed(exact, LARGE_STREAM + 1)
-    assert not is_streamed(exact.replace({"runtime.contexts": "cached"}), LARGE_STREAM + 1)
-    assert not is_streamed(exact.replace({"runtime.embedding_cache": "dense"}), LARGE_STREAM + 1)
-    assert not is_streamed(build_config("colab"), LARGE_STREAM + 1)
+    assert not exact.is_streamed(LARGE_STREAM)
+    assert exact.is_streamed(LARGE_STREAM + 1)
+    assert not exact.replace({"runtime.contexts": "cached"}).is_streamed(LARGE_STREAM + 1)
+    assert not exact.replace({"runtime.embedding_cache": "dense"}).is_streamed(LARGE_STREAM + 1)
+    assert not build_config("colab").is_streamed(LARGE_STREAM + 1)
     with pytest.raises(UserError, match=r"needs phase1\.contexts=exact.* \(here passes, gather, contexts\)"):
         build_config("colab", settings={"runtime.contexts": "streamed"})
 
