@@ -1,4 +1,4 @@
-.PHONY: format check test torture notebooks browser bench badges picture result docs
+.PHONY: format check test torture notebooks browser bench study badges picture result docs
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -23,6 +23,11 @@ browser:  ## one notebook in JupyterLab in headless Chromium (Debian: apt-get in
 
 bench:  ## speed and memory, on a stream of about the published 100-sample size
 	ctxkv bench --preset offline --samples 160
+
+STUDY ?= answer baselines levers memory
+
+study:  ## what recipe tuned is worth and why: days on 2 cores, each part at most two hours and then on from there
+	for part in $(STUDY); do ctxkv sweep --protocol notebooks/study/$$part.json --out runs/study/$$part --hours 2; done
 
 REPOSITORY = s|REPOSITORY = \\"[^"]*\\"|REPOSITORY = \\"$(REPO)\\"|
 BADGE = s|(colab.research.google.com/github/)[^/]+/[^/]+(/blob/)|\1$(REPO)\2|

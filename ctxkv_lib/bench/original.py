@@ -82,7 +82,8 @@ def phase2_step(
     scores = torch.einsum("bhd,bshd->bhs", query, keys) / attention.head_dim**0.5
     weights = attention.dropout(scores.softmax(dim=-1))
     mixed = torch.einsum("bhs,bshd->bhd", weights, values).flatten(1)
-    hidden = model.feed_forward(attention.norm(x + attention.out(mixed)))
+    attended = attention.norm(x + attention.out(mixed))
+    hidden = attended + model.feed_forward(attended)
     loss = F.cross_entropy(model.logits(hidden), ids[positions + 1].to(device))
     optimizer.zero_grad()
     loss.backward()

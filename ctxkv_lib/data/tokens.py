@@ -183,7 +183,10 @@ def _extend(key: str, marks: NDArray[np.int64], rows: Rows, tokenizer: "PreTrain
 
 
 def _marks(texts: Iterable[str], count: int) -> NDArray[np.int64]:
-    """After each text a hash of all so far: two streams begin alike as far as these are equal."""
+    """After each text a hash of all so far: two streams begin alike as far as these are equal.
+
+    The lengths are in it, so that texts that part never agree again, wherever their boundaries are.
+    """
     hasher = xxh3_64()
 
     def marks() -> Iterator[int]:

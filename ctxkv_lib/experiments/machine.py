@@ -16,7 +16,7 @@ from .. import ranks
 from ..config import RuntimeConfig
 from ..files import digest
 from ..model.losses import VOCABULARY_CHUNK, frozen_head_cross_entropy
-from ..progress import notice, stage
+from ..progress import notice, say, stage, watchers
 from ..runs.provenance import PRECISIONS, device_name
 from ..runs.records import Record
 from .inputs import Facts, Work
@@ -99,7 +99,7 @@ def _choose(work: Work, runtime: RuntimeConfig, device: torch.device) -> Facts:
 @cache
 def _tell(line: str) -> None:
     """Once, however many runs of this process are told so."""
-    notice(line)
+    (notice if watchers else say)(line)  # on a terminal, or beside a notebook's live view
 
 
 @cache

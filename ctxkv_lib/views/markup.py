@@ -20,7 +20,7 @@ from .explore import Window
 PLAIN = 'class="tex2jax_ignore mathjax_ignore"'  # notebooks would set what stands between dollar signs
 WIDTH = 100  # pixels of the page an inch of a figure takes, where the page has them
 POINTER_REACH = 1.5  # percent of the figure's width around a point that shows its value
-LONGEST_WORD = 24  # letters, in a table
+LONGEST_WORD = 14  # letters, in a table
 MOST_POINTS = 200  # of a curve: clouds of points keep their values to themselves
 # JupyterLab, Colab and VS Code each say in their own way that the page is dark. The colours are turned by
 # brightness alone: blue stays blue, so that words about colours stay true.
@@ -138,7 +138,7 @@ def guesses_line(window: Window) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A plain table; all cells are text. Each cell has its colours, since themes paint rows, too."""
     colours = f"background:{PAPER};color:{INK};border-bottom:1px solid {STRIPES[0]}"
-    cell = f"{colours};padding:3px 10px;text-align:left"
+    cell = f"{colours};padding:3px 6px;text-align:left"
     lines = [_row("th", header, cell), *(_row("td", row, cell) for row in rows)]
     return f'<table {PLAIN} style="border-collapse:collapse">{"".join(lines)}</table>'
 

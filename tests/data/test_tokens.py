@@ -163,8 +163,9 @@ def test_a_stream_goes_on_where_the_texts_part(tokenizer, tokenised):
     for texts in (one, other):
         assert _lists(train_stream(_conversations(*texts), tokenizer)) == _plain(texts, tokenizer)
     assert tokenised == [8, 2]
-    moved = ["number 0number 1", *one[2:]]  # the same characters in all
+    moved = ["number 0", "number 1number", " 2", *one[3:]]  # the same characters in all
     assert _lists(train_stream(_conversations(*moved), tokenizer)) == _plain(moved, tokenizer)
+    assert tokenised == [8, 2, 7]
 
 
 def test_a_stream_that_is_in_use_stays_as_it_is_while_another_is_kept(tokenizer):

@@ -19,8 +19,9 @@ GAIN = (
 
 @pytest.fixture
 def two_threads(monkeypatch):
-    """As on a machine with two cores, where two threads are quicker; told anew."""
+    """As on a machine with two cores, where two threads are quicker; told anew, to a notebook."""
     machine._tell.cache_clear()
+    monkeypatch.setattr(machine, "watchers", [print])
     monkeypatch.setattr(machine, "bf16_gain", lambda device: 2.1)
     monkeypatch.setattr(machine, "step_seconds", lambda *_: {1: 0.010, 2: 0.006})
     with machine.threads_put_back():

@@ -297,6 +297,7 @@ def test_02_stops_after_phase_1_and_03_goes_on_from_there(tmp_path):
     for shown in ("clouds", "spectrum", "recall", "passes", "caches", "memory"):
         assert "image/png" in kinds(cells[shown])
     assert set(json.loads((folder / "checkpoint" / "stages.json").read_text())["stages"]) == {
+        "machine",
         "phase1",
         "caches",
     }
