@@ -73,6 +73,7 @@ def _scaling(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
         "phase2_us": "Phase 2 step",
         "phase1_us": "Phase 1 iteration",
         "contexts_us": "exact contexts",
+        "streamed_us": "streamed contexts",
     }
     for colour, (key, label) in zip(OKABE_ITO, series.items(), strict=False):
         ax.plot(tokens, [row[key] for row in rows], color=colour, lw=2, marker="o", label=label)

@@ -44,9 +44,12 @@ def _scaling(rows: Sequence[Mapping[str, float]]) -> list[list[str]]:
         "Phase 1 iteration, us a token": "phase1_us",
         "Exact contexts, us a token": "contexts_us",
         "Phase 2 step, us a token": "phase2_us",
+        "Streamed contexts, us a token": "streamed_us",
         "Caches, bytes a token": "cache_bytes",
     }
     cells = [[name, *(f"{row[key]:,.1f}" for row in rows)] for name, key in names.items()]
+    shares = [f"{row['streamed_share']:.1%}" for row in rows]
+    cells.append(["Their share of an epoch", *shares])
     return [["Ours, fp32, by tokens of the stream", *(f"{row['tokens']:,}" for row in rows)], *cells]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import ExperimentConfig
+from ..config.settings import BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 from ..memory import mib
 from ..model.layers import ContextBlock
 from ..model.modeling import ContextKVForCausalLM
@@ -18,12 +19,13 @@ from ..training.caches import StreamCache, dense_embeddings, epoch_order
 from ..training.phase1 import train_iteration
 from ..training.phase2 import make_optimizer, train_step
 from ..training.recurrence import distinct_rows, draw_contexts, exact_contexts
+from ..training.streamed import Streamed, vocabulary_half
 from . import original
 from .measure import interleaved, operations, peak_bytes
 
 ORIGINAL = "original"
 STEPS_FOR_MEMORY = 3
-SCALES = (16, 4, 1)  # parts of the stream whose tokens are counted against each other
+SCALES = (64, 16, 4, 1)  # parts of the stream whose tokens are counted against each other
 Step = Callable[[], float | Tensor]  # does one iteration or optimiser step, and returns its mean loss
 Row = dict[str, Any]
 
@@ -165,12 +167,14 @@ def phase2_makers(
 def scaling(
     model: ContextKVForCausalLM, ids: Tensor, config: ExperimentConfig, rounds: int
 ) -> list[dict[str, float]]:
-    """Our time and memory a token on growing beginnings of a stream: a sixteenth, a quarter, all of it.
+    """Our time and memory a token on growing beginnings of a stream, from a sixty-fourth to all of it.
 
     Returns:
-        a row a length: `tokens`; microseconds a token of a Phase 1 iteration, of the exact contexts and of a
-        Phase 2 step, fp32; bytes a token of the caches.
+        a row a length: `tokens`; microseconds a token of a Phase 1 iteration, of the exact contexts, of a
+        Phase 2 step and of making a pool of streamed contexts, fp32; `streamed_share`, that of the last in an
+        epoch with them; bytes a token of the caches.
     """
+    whole = vocabulary_half(model)
     rows: list[dict[str, float]] = []
     candidates: dict[str, Callable[[], Any]] = {}
     for part in SCALES:
@@ -183,10 +187,22 @@ def scaling(
         rows.append({"tokens": len(tokens), "cache_bytes": cache.nbytes / len(tokens)})
         candidates[f"phase1 {part}"] = phase1_makers(model, beginning, config)["fp32"]()
         candidates[f"contexts {part}"] = partial(exact_contexts, *exact)
+        starts = contexts[::STRIDE].contiguous()
+        candidates[f"pool {part}"] = partial(
+            _first_pool, Streamed(beginning, starts, whole, torch.float32), model
+        )
         candidates[f"phase2 {part}"] = phase2_makers(model, beginning, contexts, config)["fp32"]()
     seconds = interleaved(candidates, rounds, model.device, "Scaling")
     for part, row in zip(SCALES, rows, strict=True):
         row["phase1_us"] = seconds[f"phase1 {part}"] / row["tokens"] * 1e6
         row["contexts_us"] = seconds[f"contexts {part}"] / row["tokens"] * 1e6
         row["phase2_us"] = seconds[f"phase2 {part}"] / min(config.phase2.batch_size, row["tokens"]) * 1e6
+        pool = min(row["tokens"], BLOCK_TOKENS * POOL_BLOCKS)
+        row["streamed_us"] = seconds[f"pool {part}"] / pool * 1e6
+        row["streamed_share"] = row["streamed_us"] / (row["streamed_us"] + row["phase2_us"])
     return rows
+
+
+def _first_pool(stream: Streamed, model: ContextKVForCausalLM) -> Any:
+    """The first batch of an epoch, for which a pool is made."""
+    return next(stream.epoch(seed=0, number=1, done=0, size=1, model=model))

@@ -56,7 +56,10 @@ def test_ratios_and_floors_follow_from_the_times(measured):
 def test_caches_hold_what_they_say(measured):
     results, _ = measured
     tokens = [row["tokens"] for row in results["scaling"]]
-    assert tokens == [results["tokens"] // 16, results["tokens"] // 4, results["tokens"]]
+    assert tokens == [results["tokens"] // part for part in (64, 16, 4, 1)]
+    for row in results["scaling"]:
+        taken = row["streamed_us"] + row["phase2_us"]
+        assert row["streamed_share"] == pytest.approx(row["streamed_us"] / taken)
     assert results["scaling"][-1]["cache_bytes"] == pytest.approx(16 * 4 + 4, rel=0.02)
     short, long = results["generation"]
     assert (short["history"], long["history"]) == (16, 640)
