@@ -256,7 +256,7 @@ def execute(name, folder):
         "CTXKV_RUNS": str(folder / "runs"),
         "HF_HUB_OFFLINE": "1",
     }
-    options = ["--nbmake", "--overwrite", "--nbmake-timeout=200", "-p", "no:cacheprovider"]
+    options = ["--nbmake", "--overwrite", "--nbmake-timeout=600", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *options, str(copy)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
