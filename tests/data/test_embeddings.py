@@ -270,6 +270,15 @@ def test_cooccurrence_table_depends_on_the_corpus_alone(corpus):
     assert load_table(corpus(), replace(FULL, hidden_size=16), 1).fingerprint != table.fingerprint
 
 
+def test_a_table_is_scaled_by_its_longest_rows_but_a_hundredth():
+    data, shape = DataConfig(table="random"), ModelConfig(vocab_size=400, hidden_size=16, num_heads=4)
+    plain, scaled = load_table(data, shape, 3), load_table(replace(data, row_length=0.5), shape, 3)
+    lengths = scaled.weight.norm(dim=1).sort().values
+    assert lengths[395] == pytest.approx(0.5)
+    torch.testing.assert_close(scaled.weight / lengths[-1], plain.weight / plain.weight.norm(dim=1).max())
+    assert scaled.fingerprint != plain.fingerprint
+
+
 def test_cooccurrence_table_is_built_once(corpus, monkeypatch):
     first = load_table(corpus(), FULL, seed=1)
     monkeypatch.setattr(embeddings, "build_table", None)

@@ -6,13 +6,18 @@ import torch
 from conftest import write_conversations
 
 from ctxkv_lib.config import build_config
+from ctxkv_lib.data.embeddings import corpus_counts
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import contexts, experiment, stages
 from ctxkv_lib.experiments.experiment import compare, prepare, run
+from ctxkv_lib.measures.yardsticks import unigram_floor
 from ctxkv_lib.model.modeling import ContextKVForCausalLM
 from ctxkv_lib.report.info import gathered_mib
+from ctxkv_lib.runs.inference import load_trained
 from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
 from ctxkv_lib.training import phase1
+from ctxkv_lib.training.caches import load_cache
+from ctxkv_lib.training.evaluation import evaluate
 
 FILES = {
     "caches/train_ctx.safetensors",
@@ -52,6 +57,24 @@ def lines_of(folder):
 @pytest.fixture
 def finished(tiny_config, tmp_path):
     return run(tiny_config, tmp_path / "run")
+
+
+def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path):
+    """Slots, slot bias, output, averaged weights and the log-frequencies all go into the saved model."""
+    corpus = {"data.corpus_samples": 2, "data.validation_samples": 2, "phase2.max_epochs": 3}
+    config = build_config("ci", "tuned", 6, {**tiny_settings, **corpus})
+    made = run(config, tmp_path / "run")
+    model, _ = load_trained(made.path, torch.device("cpu"))
+    counts = corpus_counts(config.data, config.model.vocab_size).weight.numpy()
+    expected = torch.from_numpy(unigram_floor(counts)).log().float()
+    torch.testing.assert_close(model.log_unigram, expected)
+    cache = load_cache(made.path / "caches", "val")
+    score = evaluate(model, cache)
+    assert score.perplexity == pytest.approx(made.summary["phase2"]["val_ppl"], rel=1e-5)
+    with torch.no_grad():
+        logits = model(cache.ids[None, :-1].long()).logits[0]
+    served = torch.nn.functional.cross_entropy(logits, cache.ids[1:].long()).exp().item()
+    assert served == pytest.approx(score.perplexity, rel=1e-4)
 
 
 def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
