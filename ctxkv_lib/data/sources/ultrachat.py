@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...config import DataConfig
 from ...errors import DamagedFile
@@ -15,7 +15,6 @@ from .rows import Rows, Split, asked_rows, keep_rows, kept_rows
 
 if TYPE_CHECKING:
     from pyarrow import Table
-    from pyarrow.parquet import FileMetaData
 
 # Rows of train_sft, counted over all its shards. The published validation rows are the first 20 of theirs.
 # Fixed blocks, so that no setting moves the rows of another split; what is in none of them is for training.
@@ -29,7 +28,7 @@ class Group(NamedTuple):
     """One row group of a shard."""
 
     file: HubFile
-    footer: "FileMetaData"
+    footer: Any  # pyarrow's FileMetaData, which is imported late
     number: int
     rows: range  # of the split
 
