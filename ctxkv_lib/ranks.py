@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+NORMAL_VECTOR = 16  # draws that a CPU makes at once; of other counts torch draws the last ones twice
 PATIENCE = timedelta(days=2)  # that processes wait for the first one to measure, and for each other
 T = TypeVar("T")
 
@@ -105,6 +106,17 @@ def share_(parts: Sequence["Tensor"]) -> None:
         if part.numel():
             with _exchange():
                 distributed.broadcast(part.view(torch.uint8), owner)
+
+
+def skip_normal(like: "Tensor", generator: "torch.Generator") -> None:
+    """Bring a generator to where `like.normal_`, for another process, would; overwrites `like` with anything.
+
+    On a CPU a uniform draw takes as many of the generator's numbers, and half the time.
+    """
+    if like.device.type == "cpu" and like.numel() % NORMAL_VECTOR == 0:
+        like.uniform_(generator=generator)
+    else:
+        like.normal_(generator=generator)
 
 
 def from_first(make: Callable[[], T]) -> T:

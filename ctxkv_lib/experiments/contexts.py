@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import ranks
-from ..config.settings import BEGINNING_TOKENS
+from ..config.settings import BEGINNING_TOKENS, PRECISE_TOKENS
 from ..errors import memory_advice
 from ..files import read_tensors, write_tensors
 from ..memory import snapshot
@@ -40,15 +40,23 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
         work.replay(phase1)
     if phase1 and caches:
         return phase1, caches
-    device, width = work.model.device, inputs.config.model.memory_dim
+    generator = torch.Generator(work.model.device).manual_seed(inputs.config.runtime.seed)
     rows = {split: len(ids) for split, ids in work.ids.items()}
-    if inputs.config.is_streamed(rows["train"]):
-        rows["train"] = len(_sampled(work)) + 1
-    contexts = {s: scratch((n, width), torch.float32, device, folder.caches) for s, n in rows.items()}
-    generator = torch.Generator(device).manual_seed(inputs.config.runtime.seed)
+    if inputs.config.is_streamed(rows["train"]):  # the caches do not need Phase 1's contexts
+        count = len(_sampled(work)) + 1
+        dtype = torch.bfloat16 if count > PRECISE_TOKENS else torch.float32
+        phase1 = phase1 or _train(work, _room(work, count, dtype), generator)
+        rows["train"] = min(rows["train"], BEGINNING_TOKENS + 1)
+    contexts = {split: _room(work, count) for split, count in rows.items()}
     phase1 = phase1 or _train(work, contexts["train"], generator)
     made = ranks.from_first(lambda: _make_caches(work, contexts, generator, precision))
     return phase1, folder.finish("caches", inputs.caches_key(phase1, precision), [folder.caches], made)
+
+
+def _room(work: Work, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Room for `count` contexts."""
+    shape = count, work.inputs.config.model.memory_dim
+    return scratch(shape, dtype, work.model.device, work.folder.caches)
 
 
 def context_facts(phase1: Record, caches: Record) -> Facts:
@@ -129,7 +137,6 @@ def _cache(work: Work, split: str, contexts: Tensor, generator: torch.Generator,
     trained, starts = split == "train", None
     error: float | None = None
     if trained and config.is_streamed(len(ids)):
-        contexts = contexts[: BEGINNING_TOKENS + 1]
         starts, error = read_once(model, ids, config.phase1.tolerance, contexts)
     else:
         ids = ids.to(model.device, torch.int32)
@@ -142,8 +149,7 @@ def _cache(work: Work, split: str, contexts: Tensor, generator: torch.Generator,
             )
     dtype = PRECISIONS[precision]
     if trained and dtype != contexts.dtype:
-        shape = (len(contexts), contexts.shape[1])
-        contexts = scratch(shape, dtype, model.device, work.folder.caches).copy_(contexts)
+        contexts = _room(work, len(contexts), dtype).copy_(contexts)
     dense = dense_embeddings(model, ids) if config.runtime.embedding_cache == "dense" else None
     made = _Made(StreamCache(ids, contexts, dense), starts, error)
     save_cache(work.folder.caches, split, made.cache, starts)

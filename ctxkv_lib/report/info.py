@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..config import ExperimentConfig
-from ..config.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
+from ..config.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, PRECISE_TOKENS, STRIDE
 from ..errors import UserError
 from ..model.config import ModelConfig
 from ..runs.published import PUBLISHED
@@ -79,6 +79,7 @@ def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> 
     is_streamed, row = config.is_streamed(train_tokens), model.context_dim * BYTES["bf16"]
     pool = min(train_tokens, BLOCK_TOKENS * POOL_BLOCKS) if is_streamed else train_tokens
     read = min(train_tokens, config.phase1.max_tokens) if config.phase1.contexts == "exact" else train_tokens
+    kept = "bf16" if is_streamed and read >= PRECISE_TOKENS else "fp32"
     caches = train_tokens * (row + ID_BYTES)
     if is_streamed:
         starts = model.context_dim * BYTES["fp32"] // STRIDE
@@ -88,7 +89,7 @@ def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> 
         "is_streamed": is_streamed,
         "disk_gib": (train_tokens * STREAM_BYTES + caches + parameters["total"] * BYTES["fp32"]) / GIB,
         "pool_gib": pool * row / GIB,
-        "phase1_gib": read * model.context_dim * BYTES["fp32"] / GIB,
+        "phase1_gib": read * model.context_dim * BYTES[kept] / GIB,
         "sent_mib": parameters["trainable_phase2"] * BYTES["fp32"] / MIB,
         "epoch_seconds": {
             name: _epoch_seconds(config, train_tokens, *which) for name, which in DEVICES.items()

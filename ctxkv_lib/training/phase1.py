@@ -111,7 +111,8 @@ def train_context_block(
     Args:
         embed_distinct: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
         tokens: int64 `[n]`, the stream as rows of `embed_distinct`.
-        contexts: float32 `[n + 1, context_dim]`, padded (see `windows`), on any device; overwritten.
+        contexts: float32 or bfloat16 `[n + 1, context_dim]`, padded (see `windows`), on any device;
+            overwritten.
         generator: on the block's device; draws the first contexts and the noise.
         listener: gets one metric an iteration, from iteration 2 on, restored ones included.
         checkpoint: where to save the state now and then (see `Checkpoint`); a training that was stopped goes
@@ -223,7 +224,7 @@ def train_iteration(
     """One pass over the stream and one optimiser step; overwrites `contexts`, returns loss and rate.
 
     Of several processes each takes some batches in a row, overwrites their contexts, and the one before them
-    that it reads next time. All draw all noise, so that a batch has the same whoever takes it.
+    that it reads next time. All go through all draws, so that a batch has the same noise whoever takes it.
     """
     pieces = pieces or Pieces("Phase 1")
     batches = tokens.split(config.batch_size)
@@ -233,17 +234,18 @@ def train_iteration(
     total_loss = torch.zeros((), device=leaf.device)
     converged = torch.zeros((), dtype=torch.int64, device=leaf.device)
     edges = [min(number * config.batch_size, len(tokens)) for number in (ours.start, ours.stop)]
-    before = contexts[edges[0]].to(leaf.device)  # the previous iteration's, of the position before the batch
+    before = contexts[edges[0]].to(leaf)  # the previous iteration's, of the position before the batch
     start = 0
     optimizer.zero_grad()
     for number, batch in enumerate(batches):
         rows = slice(start + 1, start + 1 + len(batch))
         start += len(batch)
-        previous = before.new_empty(len(batch), len(before))
-        previous.normal_(std=config.noise_std, generator=generator)
+        previous = leaf.new_empty(len(batch), leaf.shape[1])
         if not ours.start <= number < ours.stop:
+            ranks.skip_normal(previous, generator)
             continue
-        held = contexts[rows].to(leaf.device)
+        previous.normal_(std=config.noise_std, generator=generator)
+        held = contexts[rows].to(leaf)
         previous[0].add_(before)
         previous[1:].add_(held[:-1])
         before = held[-1].clone()

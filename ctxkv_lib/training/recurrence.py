@@ -14,7 +14,7 @@ from ..model.modeling import ContextKVForCausalLM
 from ..model.recurrence import Stream, walk
 from ..progress import notice
 
-BLOCK = 2**19  # tokens of the exact recurrence at a time, so that what is written lies together: 512 MiB
+BLOCK = 2**18  # tokens of the exact recurrence at a time, so that what is written lies together: 256 MiB
 PASS_ROWS = 16_384  # positions of a parallel pass at a time, to bound its memory
 
 
@@ -71,7 +71,8 @@ def draw_contexts(contexts: Tensor, std: float, generator: torch.Generator) -> N
     """Overwrite padded contexts with draws from N(0, std)."""
     contexts[0] = 0
     for part in contexts[1:].split(PASS_ROWS):
-        part.copy_(torch.empty_like(part, device=generator.device).normal_(std=std, generator=generator))
+        drawn = torch.empty(part.shape, device=generator.device)
+        part.copy_(drawn.normal_(std=std, generator=generator))
 
 
 @torch.no_grad()

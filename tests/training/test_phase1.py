@@ -18,11 +18,11 @@ class Stopped(Exception):
     pass
 
 
-def train(config=CONFIG, listener=lambda metric: None, checkpoint=None, rows=None):
+def train(config=CONFIG, listener=lambda metric: None, checkpoint=None, rows=None, dtype=torch.float32):
     """Result, metrics without times, and all tensors that Phase 1 leaves."""
     model = tiny_model()
     model.set_phase(1)
-    contexts, lines = torch.empty(401, TINY["context_dim"]), []
+    contexts, lines = torch.empty(401, TINY["context_dim"], dtype=dtype), []
     rows = rows or distinct_rows(model, tiny_ids(400))
     generator = torch.Generator().manual_seed(2)
 
@@ -48,6 +48,16 @@ def test_contexts_that_forget_slowly_begin_around_the_origin(monkeypatch):
         contexts, _ = exact_contexts(block, block.project_tokens(embeddings), tokens, 1e-5)
         centroids.append(centroid(contexts[1:]))
     assert centroids[1] < 0.6 * centroids[0]
+
+
+def test_contexts_of_half_the_size_are_a_rounding_away():
+    (counts, lines, tensors), (half_counts, half_lines, half_tensors) = train(), train(dtype=torch.bfloat16)
+    assert half_tensors[-2].dtype == torch.bfloat16
+    assert counts[0] == half_counts[0]
+    for line, half in zip(lines, half_lines, strict=True):
+        assert half["loss"] == pytest.approx(line["loss"], rel=1e-3)
+        assert half["convergence_rate"] == pytest.approx(line["convergence_rate"], abs=0.01)
+    torch.testing.assert_close(half_tensors[-2].float(), tensors[-2], atol=0.03, rtol=0.01)
 
 
 PLATEAU = {"convergence_threshold": 1.0, "plateau_rate": 0.0, "plateau_gain": 1.0, "plateau_patience": 6}

@@ -187,6 +187,14 @@ def test_an_error_in_one_process_ends_all_with_a_sentence(tmp_path):
     assert sum(path.name.endswith("True") for path in tmp_path.iterdir()) == 1
 
 
+@pytest.mark.parametrize("shape", [(5000, 256), (4, 4), (7, 3), (1, 1)])
+def test_draws_of_another_process_are_gone_through(shape):
+    drawn, skipped = (torch.Generator().manual_seed(3) for _ in range(2))
+    torch.empty(shape).normal_(generator=drawn)
+    ranks.skip_normal(torch.empty(shape), skipped)
+    assert torch.equal(drawn.get_state(), skipped.get_state())
+
+
 def test_every_row_is_somebodys(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
