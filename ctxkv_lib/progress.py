@@ -139,8 +139,10 @@ def tracked(name: str, folder: Path, settings: dict[str, Any], listener: Listene
     if name == "none" or ranks.index():
         yield listener
         return
+    from accelerate.state import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    PartialState()  # what trackers log with asks for it
     kind = LOGGER_TYPE_TO_CLASS[name]
     place = {"logging_dir": str(folder / "tracker")} if kind.requires_logging_directory else {}
     tracker = kind(folder.name, **place)

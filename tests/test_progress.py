@@ -6,6 +6,8 @@ import time
 import pytest
 import tqdm
 from accelerate import tracking
+from accelerate.logging import get_logger
+from accelerate.state import PartialState
 
 from ctxkv_lib import progress
 from ctxkv_lib.errors import UserError
@@ -58,6 +60,7 @@ class Kept:
         Kept.last = self
 
     def start(self):
+        get_logger(__name__).debug("what real ones say")
         self.told.append("started")
 
     def store_init_configuration(self, values):
@@ -71,6 +74,7 @@ class Kept:
 
 
 def test_a_tracker_hears_the_numbers_of_every_metric(monkeypatch, tmp_path):
+    PartialState._reset_state()
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Kept)
     heard, metric = [], {"stage": "phase2", "epoch": 1, "val_ppl": 9.5, "improved": True, "memory": {}}
     with tracked("tensorboard", tmp_path, {"a.b": None}, heard.append) as listener:
