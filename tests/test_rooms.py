@@ -24,7 +24,7 @@ FLOORS = [
     "files",
     "progress memory",
     "ranks",
-    "errors",
+    "errors threads",
     "model",
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .. import ranks
 from ..errors import UserError, describe, one_line
+from ..threads import wait_calmly_if_busy
 from . import commands
 from .parser import make_parser
 
@@ -22,10 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     if ranks.index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: the first process speaks for all)
-    if (
-        _is_busy()
-    ):  # read when torch loads: beside other work, OpenMP's threads would spin away each other's time
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_calmly_if_busy()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -49,11 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _drop_output()
         return _fail(describe(error))
-
-
-def _is_busy() -> bool:
-    """Whether there is work for every core already; on an idle machine, threads that sleep wake up late."""
-    return not hasattr(os, "getloadavg") or os.getloadavg()[0] >= (os.cpu_count() or 1)
 
 
 def _fail(message: str, code: int = 2) -> int:
