@@ -27,7 +27,8 @@ bench:  ## speed and memory, on a stream of about the published 100-sample size
 STUDY ?= answer baselines levers memory
 
 study:  ## what recipe tuned is worth and why: days on 2 cores, each part at most two hours and then on from there
-	for part in $(STUDY); do ctxkv sweep --protocol notebooks/study/$$part.json --out runs/study/$$part --hours 2; done
+	for part in $(STUDY); do ctxkv sweep --protocol notebooks/study/$$part.json \
+	  --out notebooks/study/results/$$part --runs runs/study --hours 2; done
 
 REPOSITORY = s|REPOSITORY = \\"[^"]*\\"|REPOSITORY = \\"$(REPO)\\"|
 BADGE = s|(colab.research.google.com/github/)[^/]+/[^/]+(/blob/)|\1$(REPO)\2|

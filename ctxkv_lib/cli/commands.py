@@ -90,7 +90,7 @@ def sweep(options: argparse.Namespace) -> None:
     with stage("Loading torch and transformers"):
         from ..experiments.sweep import format_outcomes, sweep
 
-    outcomes = sweep(cells, out, out, hours=options.hours, keep=options.keep)
+    outcomes = sweep(cells, options.runs or out, out, hours=options.hours, keep=options.keep)
     print(f"{format_outcomes(outcomes)}\n\nWritten: {out / 'sweep.md'}")
 
 

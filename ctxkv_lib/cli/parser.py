@@ -49,7 +49,8 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument("--seeds", type=int, nargs="+", metavar="N", help="(default: the preset's one)")
     sweep.add_argument("--grid", action="append", default=[], metavar="K=V,V", help="values of a setting")
     sweep.add_argument("--protocol", type=_path, metavar="FILE", help="JSON of all this, with named variants")
-    sweep.add_argument("--out", type=_path, metavar="DIR", help="folder of the results and the runs")
+    sweep.add_argument("--out", type=_path, metavar="DIR", help="folder of the results")
+    sweep.add_argument("--runs", type=_path, metavar="DIR", help="folder of the runs, if sweeps share it")
     sweep.add_argument("--hours", type=float, metavar="H", help="begin no run after so long")
     sweep.add_argument("--keep", action="store_true", help="keep each run's model and caches (0.2 GB a run)")
 

@@ -34,7 +34,7 @@ ROOMS = {
     "training/": ("both phases", "losses, evaluation"),
     "data/": ("text, tokens, table", ""),
     "config/": ("every setting", "presets and recipes"),
-    "ground": ("for everyone", "locks, files, progress, memory, ranks, errors"),
+    "ground": ("for everyone", "locks, files, progress, memory, ranks, threads, errors"),
 }
 STANDS_ALONE = 3  # floors from the bottom that have `model/` beside them
 FLOOR_STEP, FLOOR_HEIGHT = 0.445, 0.39

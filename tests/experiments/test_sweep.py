@@ -234,12 +234,13 @@ def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(small, tmp_path):
 def test_the_command_leaves_and_prints_its_table(small, tmp_path, capsys):
     common = [*settings_of(small), "--preset", "ci", "--samples", "8", "--seeds", "1", "2"]
     out = tmp_path / "out"
-    assert main(["sweep", *common, "--grid", "phase2.weight_decay=1", "--out", str(out)]) == 0
+    places = ["--out", str(out), "--runs", str(tmp_path / "runs")]
+    assert main(["sweep", *common, "--grid", "phase2.weight_decay=1", *places]) == 0
     table = capsys.readouterr().out
     assert table.splitlines()[0].split()[:3] == ["Variant", "Samples", "Seeds"]
     assert table.count("weight_decay 1 ") == 1
     assert " ± " in table
-    assert len(list(out.glob("ci-exact-8-*"))) == 2
+    assert len(list((tmp_path / "runs").glob("ci-exact-8-*"))) == 2
     assert read_json(out / "sweep.json")["variants"]["weight_decay 1"]["settings"]["phase2.weight_decay"] == 1
 
 
