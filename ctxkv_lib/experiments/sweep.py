@@ -20,7 +20,7 @@ from ..views.axes import save
 from ..views.sweeps import sweep_figure
 from .experiment import run
 from .protocol import Cell
-from .sweep_table import format_sweep, summarize, sweep_document
+from .sweep_table import format_sweep, measured, summarize, sweep_document
 
 DONE = ("finished", "diverged")
 
@@ -200,6 +200,7 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         "trained": summary["parameters"]["trainable_phase2"],
         **{name: phase2[name] for name in ("best_epoch", "val_ppl", "val_acc", "train_ppl")},
         **{f"test_{name}": test[name] for name in ("ppl", "acc") if name in test},
+        "measured": measured(summary),
         "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in phase2["epochs"]),
         "yardsticks": summary.get("yardsticks", {}),
         "git_commit": summary["provenance"]["git_commit"],

@@ -1,7 +1,7 @@
 """The results of a sweep: a row for all seeds of a variant and a sample count, n-grams beside, power laws."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,25 @@ NOTE = (
     "PPL: mean over seeds ± standard deviation, at the epoch with the lowest validation PPL. Trained: "
     "weights that Phase 2 trains. Seconds: training of a cell, both phases, mean. n-grams: interpolated "
     "modified Kneser-Ney, counted on the same training tokens."
+)
+# What a run is measured by besides PPL: where it stands in the summary, what a table calls it, and how it
+# is written there.
+MEASURED: dict[str, tuple[tuple[str, ...], str, Callable[[float], str]]] = {
+    "horizon": (("probe", "horizon"), "Horizon", "{:.0f}".format),
+    "coverage": (("probe", "coverage"), "Coverage", "{:.0%}".format),
+    "mean_recall": (("probe", "mean_recall"), "Mean of 20", "{:.2f}".format),
+    "effective_rank": (("probe", "effective_rank"), "Rank", "{:.0%}".format),
+    "zero": (("ablations", "changed", "zero", "percent"), "Zero", "{:+.1f}%".format),
+    "elsewhere": (("ablations", "changed", "elsewhere", "percent"), "Others'", "{:+.1f}%".format),
+    "repeated_ppl": (("test", "repeated_ppl"), "Pairs again", ppl),
+    "longest_run": (("generation", "longest_run"), "Longest run", "{:.0f}".format),
+}
+MEASURED_NOTE = (
+    "Means over seeds. Horizon: tokens back that contexts hold anything of. Coverage: share of the window's "
+    "tokens that some slot holds. Mean of 20: R² of the mean embedding of the last 20 tokens. Rank: "
+    "effective rank over dimensions. Zero, others': what zeros, or another conversation's contexts, add to validation "
+    "PPL. Pairs again: test PPL of tokens that form, with the one before, a pair that the window holds "
+    "already. Longest run: of one token, in 20 greedy samples of 50."
 )
 LAW_NOTE = (
     "PPL = factor * tokens^-exponent, least squares of the logarithms over all runs of a variant. Off by: "
@@ -46,6 +65,18 @@ def summarize(variants: Facts, cells: Sequence[Facts]) -> Facts:
     }
 
 
+def measured(summary: Facts) -> dict[str, float]:
+    """Of `MEASURED`, what a run's summary has."""
+    found = {}
+    for name, (path, *_) in MEASURED.items():
+        value: Any = summary
+        for key in path:
+            value = value.get(key, {})
+        if isinstance(value, int | float):
+            found[name] = value
+    return found
+
+
 def _name(row: Mapping[str, Any]) -> str:
     return str(row["variant"])
 
@@ -59,6 +90,11 @@ def _row(cells: Sequence[Facts]) -> Facts:
         **{split: [cell[split] for cell in cells if split in cell] for split in SPLITS},
         "best_epochs": [cell["best_epoch"] for cell in cells],
         "seconds": statistics.mean(cell["seconds"] for cell in cells),
+        "measured": {
+            name: statistics.mean(values)
+            for name in MEASURED
+            if (values := [cell["measured"][name] for cell in cells if name in cell["measured"]])
+        },
     }
 
 
@@ -142,6 +178,9 @@ def sweep_document(results: Facts) -> str:
     blocks = ["# Sweep", f"{len(cells)} cells: {told}.", table, NOTE]
     if commits := distinct(cell["git_commit"] or "unknown" for cell in cells if "git_commit" in cell):
         blocks.append(f"Made by commit {', '.join(commits)}.")
+    if any(row.get("measured") for row in results["rows"]):
+        blocks += ["## What contexts hold, and what they are used for", _measured_table(results["rows"])]
+        blocks.append(MEASURED_NOTE)
     if laws := results["power_laws"]:
         blocks += ["## PPL against training tokens", _law_table(laws), LAW_NOTE]
     if failures := _failures(results):
@@ -149,6 +188,18 @@ def sweep_document(results: Facts) -> str:
         blocks += ["## Not finished", "\n".join(lines)]
     blocks += ["## Variants", "\n".join(_variant(*each) for each in results["variants"].items())]
     return "\n\n".join(blocks) + "\n"
+
+
+def _measured_table(rows: Sequence[Facts]) -> str:
+    """A column for each measure that any variant has."""
+    known = [name for name in MEASURED if any(name in row.get("measured", {}) for row in rows)]
+    header = ["Variant", "Samples", *(MEASURED[name][1] for name in known)]
+    body = []
+    for row in rows:
+        if found := row.get("measured"):
+            cells = [MEASURED[name][2](found[name]) if name in found else MISSING for name in known]
+            body.append([literal(row["variant"]), whole(row["samples"]), *cells])
+    return markdown_table(header, body)
 
 
 def _variant(name: str, variant: Facts) -> str:

@@ -24,9 +24,9 @@ from ..progress import say, stage, transformers_bars_hidden
 from ..runs.provenance import choose_device, code_version
 from ..runs.run_folder import RunFolder
 from ..training.caches import StreamCache, load_cache, load_ids
-from ..training.evaluation import evaluate
+from ..training.evaluation import perplexity, token_scores
 from ..training.recurrence import distinct_rows, stream_contexts
-from .ablations import ablations
+from .ablations import ablations, pairs, since_last
 from .generation import generation
 from .probe import probe
 from .recall_task import recall_task
@@ -126,7 +126,10 @@ def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKVFor
 
 @torch.no_grad()
 def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor) -> Facts:
-    """Perplexity and accuracy of the kept weights, with contexts made as those of validation are."""
+    """Perplexity and accuracy of the kept weights, with contexts made as those of validation are.
+
+    `repeated_ppl` is that of the tokens that form a pair with the one before that the window holds already.
+    """
     ids = stream.int().to(model.device)
     contexts = torch.empty(len(ids), config.model.memory_dim, device=model.device)
     if config.model.memory_dim:
@@ -134,8 +137,16 @@ def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor)
         generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
         half = model.context_block.project_tokens(embeddings)
         stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
-    score = evaluate(model, stream_of(StreamCache(ids, contexts), config.model, trained=False))
-    return {"ppl": score.perplexity, "acc": score.accuracy, "tokens": len(ids)}
+    cache = stream_of(StreamCache(ids, contexts), config.model, trained=False)
+    losses, correct = token_scores(model, cache, torch.arange(len(cache)))
+    again = losses[since_last(pairs(ids)) < config.model.context_window]
+    return {
+        "ppl": perplexity(losses.mean().item()),
+        "acc": correct.float().mean().item(),
+        "tokens": len(ids),
+        "repeated_ppl": perplexity(again.mean().item()) if len(again) else None,
+        "repeated_tokens": len(again),
+    }
 
 
 def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, Tensor]) -> Facts:

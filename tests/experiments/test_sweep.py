@@ -259,6 +259,7 @@ def cell(variant, samples, seed, ppl, **more):
         "val_ppl": ppl,
         "test_ppl": 2 * ppl,
         "seconds": 4.0,
+        "measured": {},
         "yardsticks": {"kneser_ney": {"val_ppl": 5.0 * samples**-0.1, "test_ppl": 9.0}},
         "git_commit": "abc",
         **more,
@@ -300,6 +301,20 @@ def test_rows_have_mean_spread_and_n_grams_beside():
     assert "costs \\$5" in document
     assert "Made by commit abc." in document
     assert "tokens^" not in sweep_table.sweep_document(results([10, 50]))
+
+
+def test_what_runs_are_measured_by_has_a_table_with_dashes_where_a_baseline_has_none():
+    summary = {"probe": {"horizon": 6, "recall": []}, "test": {"repeated_ppl": None, "ppl": 9.0}}
+    assert sweep_table.measured(summary) == {"horizon": 6}
+    cells = [
+        cell("contexts", 10, seed, 100, measured={"horizon": seed, "repeated_ppl": 40.0})
+        for seed in (1, 2, 6)
+    ]
+    cells.append(cell("none", 10, 1, 110, measured={"repeated_ppl": 50.0}))
+    document = sweep_table.sweep_document(sweep_table.summarize({}, cells))
+    assert "| Variant | Samples | Horizon | Pairs again |" in document
+    assert "| contexts | 10 | 3 | 40.0 |" in document
+    assert "| none | 10 | – | 50.0 |" in document
 
 
 def test_the_figure_has_a_line_a_variant_and_their_exponents():

@@ -25,6 +25,8 @@ def test_the_test_split_is_measured_with_the_kept_weights(finished, tiny_config)
     with torch.no_grad():
         logits = model(ids[:, :-1]).logits[0]
     test = finished.summary["test"]
+    assert 0 < test["repeated_tokens"] < test["tokens"]
+    assert test["repeated_ppl"] < test["ppl"]  # of pairs that came a moment ago
     assert test["tokens"] == ids.shape[1]
     assert test["ppl"] == pytest.approx(
         torch.nn.functional.cross_entropy(logits, ids[0, 1:]).exp().item(), rel=1e-4
