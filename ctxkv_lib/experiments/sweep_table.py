@@ -32,10 +32,10 @@ MEASURED: dict[str, tuple[tuple[str, ...], str, Callable[[float], str]]] = {
 }
 MEASURED_NOTE = (
     "Means over seeds. Horizon: tokens back that contexts hold anything of. Coverage: share of the window's "
-    "tokens that some slot holds. Mean of 20: R² of the mean embedding of the last 20 tokens. Rank: "
-    "effective rank over dimensions. Zero, others': what zeros, or another conversation's contexts, add to validation "
-    "PPL. Pairs again: test PPL of tokens that form, with the one before, a pair that the window holds "
-    "already. Longest run: of one token, in 20 greedy samples of 50."
+    "tokens that some slot holds. Mean of 20: R² of the mean embedding of the last 20 tokens. Rank: the "
+    "effective one over dimensions. Zero, others': what zeros, or another conversation's contexts, add to "
+    "validation PPL. Pairs again: test PPL of tokens that form, with the one before, a pair that the window "
+    "holds already. Longest run: of one token, in 20 greedy samples of 50."
 )
 LAW_NOTE = (
     "PPL = factor * tokens^-exponent, least squares of the logarithms over all runs of a variant. Off by: "
