@@ -120,7 +120,7 @@ class Phase1Config:
     )
     batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
     max_tokens: int = setting(
-        2_000_000,
+        1_500_000,
         "contexts=exact: of a longer stream it trains on even samples, batches of consecutive positions",
         at_least(1),
         "positions",
