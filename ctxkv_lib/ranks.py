@@ -81,18 +81,14 @@ def share(num_items: int) -> slice:
 
 
 def sum_(tensors: Sequence["Tensor"]) -> None:
-    """Overwrite tensors of one dtype and device with their sums over all processes, in one exchange."""
+    """Overwrite contiguous tensors with their sums over all processes."""
     if count() == 1:
         return
-    import torch
     from torch import distributed
 
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
     with _exchange():
-        distributed.all_reduce(flat)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view_as(tensor))
+        for exchange in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            exchange.wait()
 
 
 def share_(parts: Sequence["Tensor"]) -> None:
