@@ -121,7 +121,8 @@ def walk_columns(
     contexts = state.new_empty(len(begins) + 1, state.shape[1])
     contexts[0] = state[0]
     if len(begins):
-        walk(Stream(block, token_half, tokens[read], begins, state), contexts, tolerance)
+        several = (begins, state) if len(tokens) > 1 else ()  # one row begins where `contexts` do
+        walk(Stream(block, token_half, tokens[read], *several), contexts, tolerance)
     seen = read.cumsum(dim=1)
     after = contexts[first[:, None] + seen]
     return after if read[:, 0].all() else torch.where((seen > 0)[..., None], after, state[:, None])
