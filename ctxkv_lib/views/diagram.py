@@ -34,7 +34,7 @@ ROOMS = {
     "training/": ("both phases", "losses, evaluation"),
     "data/": ("text, tokens, table", ""),
     "config/": ("every setting", "presets and recipes"),
-    "ground": ("for everyone", "locks, files, progress, memory, ranks, threads, errors"),
+    "ground": ("for everyone", "locks, files, progress, memory, ranks, errors, threads"),
 }
 STANDS_ALONE = 3  # floors from the bottom that have `model/` beside them
 FLOOR_STEP, FLOOR_HEIGHT = 0.445, 0.39
@@ -64,7 +64,8 @@ def rooms() -> Figure:
     for number, (name, (job, content)) in enumerate(reversed(ROOMS.items())):
         right = WALL - 0.08 if number < STANDS_ALONE else PAGE[0] - LEFT
         _floor(ax, _storey(number), right, name, job)
-        _text(ax, PATH[0] - 0.65, _storey(number), content, ha="left", size=10, color=QUIET)
+        size = min(10.0, 450 / max(1, len(content)))  # the ground has many small rooms beside `model/`
+        _text(ax, PATH[0] - 0.65, _storey(number), content, ha="left", size=size, color=QUIET)
     _draw_model_room(ax)
     _draw_path(ax)
     return figure
