@@ -9,6 +9,7 @@ import numpy as np
 from ..report.tables import MISSING, distinct, literal, markdown_table, ppl, short, terminal_table, whole
 
 Facts = dict[str, Any]
+MOST_PERCENT = 1000  # beyond which a change is not worth its digits
 LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
 SPLITS = ("val_ppl", "test_ppl")
 YARDSTICKS = {"kneser_ney": "n-grams", "kneser_ney_cache": "n-grams and cache"}
@@ -18,6 +19,12 @@ NOTE = (
     "weights that Phase 2 trains. Seconds: training of a cell, both phases, mean. n-grams: interpolated "
     "modified Kneser-Ney, counted on the same training tokens."
 )
+
+
+def _change(percent: float) -> str:
+    return f"{percent:+.1f}%" if percent < MOST_PERCENT else f"over {MOST_PERCENT}%"
+
+
 # What a run is measured by besides PPL: where it stands in the summary, what a table calls it, and how it
 # is written there.
 MEASURED: dict[str, tuple[tuple[str, ...], str, Callable[[float], str]]] = {
@@ -25,8 +32,8 @@ MEASURED: dict[str, tuple[tuple[str, ...], str, Callable[[float], str]]] = {
     "coverage": (("probe", "coverage"), "Coverage", "{:.0%}".format),
     "mean_recall": (("probe", "mean_recall"), "Mean of 20", "{:.2f}".format),
     "effective_rank": (("probe", "effective_rank"), "Rank", "{:.0%}".format),
-    "zero": (("ablations", "changed", "zero", "percent"), "Zero", "{:+.1f}%".format),
-    "elsewhere": (("ablations", "changed", "elsewhere", "percent"), "Others'", "{:+.1f}%".format),
+    "zero": (("ablations", "changed", "zero", "percent"), "Zero", _change),
+    "elsewhere": (("ablations", "changed", "elsewhere", "percent"), "Others'", _change),
     "repeated_ppl": (("test", "repeated_ppl"), "Pairs again", ppl),
     "longest_run": (("generation", "longest_run"), "Longest run", "{:.0f}".format),
 }

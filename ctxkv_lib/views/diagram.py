@@ -64,7 +64,7 @@ def rooms() -> Figure:
     for number, (name, (job, content)) in enumerate(reversed(ROOMS.items())):
         right = WALL - 0.08 if number < STANDS_ALONE else PAGE[0] - LEFT
         _floor(ax, _storey(number), right, name, job)
-        size = min(10.0, 450 / max(1, len(content)))  # the ground has many small rooms beside `model/`
+        size = 10 if number else 8.7  # the ground has many small rooms beside `model/`
         _text(ax, PATH[0] - 0.65, _storey(number), content, ha="left", size=size, color=QUIET)
     _draw_model_room(ax)
     _draw_path(ax)
