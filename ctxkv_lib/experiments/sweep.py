@@ -1,7 +1,7 @@
 """Many experiments side by side: each cell an ordinary run, the results written after every one."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..errors import DamagedFile, Diverged, UserError
-from ..files import read_json, write_json, write_text
+from ..files import digest, read_json, write_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, notice, progress_bar
@@ -23,6 +23,7 @@ from .protocol import Cell
 from .sweep_table import format_sweep, measured, summarize, sweep_document
 
 DONE = ("finished", "diverged")
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Outcome:
     Attributes:
         state: "waiting", "finished", "diverged", which the same settings would do again, or "failed", which
             is tried again.
-        run: of a finished one.
+        run: of a finished one, if its folder is there.
         error: why another one did not finish.
+        recorded: what `sweep.json` has of a finished one whose folder is not there.
     """
 
     cell: Cell
@@ -41,6 +43,7 @@ class Outcome:
     state: str = "waiting"
     run: Run | None = None
     error: str | None = None
+    recorded: Facts | None = None
 
 
 def sweep(
@@ -55,7 +58,8 @@ def sweep(
     """Run every cell that is not done, and write `sweep.json`, `sweep.md` and `sweep.png` after each.
 
     A cell that fails is recorded with its reason, and the others go on. One that is finished is not run
-    again, whatever has become of the code since: its summary names the commit.
+    again, whatever has become of the code since: its summary names the commit. Unless its files are to be
+    kept, what `sweep.json` says of it is enough, so that a study goes on from results that were passed on.
 
     Args:
         root: folder of the run folders.
@@ -72,7 +76,7 @@ def sweep(
     began = time.monotonic()
     with only_process(out):
         remove_left_overs(out, deep=False)  # the run folders below may be in use
-        outcomes = _found(cells, root, out)
+        outcomes = _found(cells, root, out, keep)
         waiting = [place for place, outcome in enumerate(outcomes) if outcome.state not in DONE]
         for place in progress_bar(waiting, "Cells of the sweep", unit="cell"):
             if hours is not None and time.monotonic() - began >= hours * 3600:
@@ -95,7 +99,7 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     return format_sweep(_results(outcomes))
 
 
-def _results(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _results(outcomes: Sequence[Outcome]) -> Facts:
     """`sweep.json`."""
     variants = {outcome.cell.variant: _variant(outcome.cell.config) for outcome in outcomes}
     return summarize(variants, [_facts(outcome) for outcome in outcomes])
@@ -110,14 +114,17 @@ def finished_runs(outcomes: Sequence[Outcome]) -> dict[str, list[Run]]:
     return runs
 
 
-def _found(cells: Sequence[Cell], root: Path, out: Path) -> list[Outcome]:
+def _found(cells: Sequence[Cell], root: Path, out: Path, keep: bool) -> list[Outcome]:
     """What earlier calls have left of each cell."""
-    outcomes = [Outcome(c, f) for c, f in zip(cells, sweep_folders(cells, root), strict=True)]
-    diverged = {}
+    entries: dict[str, Facts] = {}
     with suppress(FileNotFoundError, DamagedFile, LookupError, TypeError):
-        entries = read_json(out / "sweep.json")["cells"]
-        diverged = {entry["folder"]: entry["error"] for entry in entries if entry["state"] == "diverged"}
-    return [_finished(each) or _diverged(each, diverged) or each for each in outcomes]
+        entries = {entry["folder"]: entry for entry in read_json(out / "sweep.json")["cells"]}
+    outcomes = []
+    for cell, folder in zip(cells, sweep_folders(cells, root), strict=True):
+        waiting, entry = Outcome(cell, folder), entries.get(folder.name, {})
+        recorded = None if keep else _recorded(waiting, entry)
+        outcomes.append(_finished(waiting) or recorded or _diverged(waiting, entry) or waiting)
+    return outcomes
 
 
 def _finished(outcome: Outcome) -> Outcome | None:
@@ -128,12 +135,17 @@ def _finished(outcome: Outcome) -> Outcome | None:
     return None
 
 
-def _diverged(outcome: Outcome, diverged: Mapping[str, str]) -> Outcome | None:
-    """As recorded, unless its folder was deleted to have it run again."""
-    name = outcome.folder.name
-    if name not in diverged or not outcome.folder.is_dir():
+def _recorded(outcome: Outcome, entry: Facts) -> Outcome | None:
+    if (entry.get("state"), entry.get("config")) != ("finished", digest(outcome.cell.config.to_dict())):
         return None
-    return Outcome(outcome.cell, outcome.folder, "diverged", None, diverged[name])
+    return Outcome(outcome.cell, outcome.folder, "finished", recorded=entry)
+
+
+def _diverged(outcome: Outcome, entry: Facts) -> Outcome | None:
+    """As recorded, unless its folder was deleted to have it run again."""
+    if entry.get("state") != "diverged" or not outcome.folder.is_dir():
+        return None
+    return Outcome(outcome.cell, outcome.folder, "diverged", None, entry["error"])
 
 
 def _run(outcome: Outcome, listener: Listener, keep: bool) -> Outcome:
@@ -173,20 +185,23 @@ def _write(out: Path, outcomes: Sequence[Outcome]) -> None:
         save(sweep_figure(results), out / "sweep.png")
 
 
-def _variant(config: ExperimentConfig) -> dict[str, Any]:
+def _variant(config: ExperimentConfig) -> Facts:
     settings = changed_settings(config.to_dict())
     settings.pop("runtime.seed", None)
     return {"preset": config.preset, "recipe": config.recipe, "settings": settings}
 
 
-def _facts(outcome: Outcome) -> dict[str, Any]:
+def _facts(outcome: Outcome) -> Facts:
     """A cell of `sweep.json`."""
     config = outcome.cell.config
-    facts: dict[str, Any] = {
+    if outcome.recorded:
+        return {**outcome.recorded, "variant": outcome.cell.variant}
+    facts: Facts = {
         "variant": outcome.cell.variant,
         "samples": config.data.samples,
         "seed": config.runtime.seed,
         "folder": outcome.folder.name,
+        "config": digest(config.to_dict()),
         "state": outcome.state,
     }
     if outcome.error:

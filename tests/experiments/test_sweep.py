@@ -231,6 +231,26 @@ def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(small, tmp_path):
 
 
 @pytest.mark.slow
+def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(small, tmp_path, monkeypatch):
+    cells, out = cells_in(small, {"plain": {}}), tmp_path / "out"
+    began = []
+    monkeypatch.setattr(sweeps, "run", lambda *given: began.append(given) or experiment.run(*given))
+    sweep(cells, tmp_path / "runs", out)
+    written = read_json(out / "sweep.json")
+    renamed = cells_in(small, {"same": {}})
+    (outcome,) = sweep(renamed, tmp_path / "elsewhere", out)
+    assert outcome.state == "finished"
+    assert len(began) == 1
+    assert read_json(out / "sweep.json")["cells"] == [{**written["cells"][0], "variant": "same"}]
+    assert "1 cells: 1 finished." in (out / "sweep.md").read_text()
+
+    (kept,) = sweep(cells, tmp_path / "elsewhere", out, keep=True)
+    assert kept.run.summary["phase2"]["val_ppl"] == written["cells"][0]["val_ppl"]
+    sweep(cells_in(small, {"plain": {"phase2.patience": 1}}), tmp_path / "third", out)
+    assert len(began) == 3
+
+
+@pytest.mark.slow
 def test_the_command_leaves_and_prints_its_table(small, tmp_path, capsys):
     common = [*settings_of(small), "--preset", "ci", "--samples", "8", "--seeds", "1", "2"]
     out = tmp_path / "out"
