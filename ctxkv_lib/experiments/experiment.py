@@ -37,7 +37,7 @@ from .stages import Prepared, run_stages
 from .stages import prepare as prepare_stages
 
 
-def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = lambda _: None) -> Run:
+def run(config: ExperimentConfig, out: Path | str | None = None, listener: Listener = lambda _: None) -> Run:
     """Do what is not yet done of one experiment, and write its summary, report and figures.
 
     Args:
@@ -48,7 +48,7 @@ def run(config: ExperimentConfig, out: Path | None = None, listener: Listener = 
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     _meet(config)
-    folder = RunFolder(out or run_folder_of(config))
+    folder = RunFolder(Path(out or run_folder_of(config)))
     with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
         settings = dict(flat(config.to_dict()))
         with tracked(config.runtime.tracker, folder.path, settings, _heard_once(listener)) as heard:
@@ -85,11 +85,11 @@ def _heard_once(listener: Listener) -> Listener:
 
 
 def prepare(
-    config: ExperimentConfig, out: Path | None = None, listener: Listener = lambda _: None
+    config: ExperimentConfig, out: Path | str | None = None, listener: Listener = lambda _: None
 ) -> Prepared:
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
     _meet(config)
-    folder = RunFolder(out or run_folder_of(config))
+    folder = RunFolder(Path(out or run_folder_of(config)))
     with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
         return prepare_stages(config, folder, _heard_once(listener))
 
@@ -134,7 +134,10 @@ def _stopped_calmly(folder: RunFolder) -> Iterator[None]:
 
 
 def compare(
-    configs: Sequence[ExperimentConfig], root: Path, out: Path, listener: Listener = lambda _: None
+    configs: Sequence[ExperimentConfig],
+    root: Path | str,
+    out: Path | str,
+    listener: Listener = lambda _: None,
 ) -> list[Run]:
     """Do what is not yet done of several experiments, and write their comparison.
 
@@ -155,7 +158,7 @@ def compare(
         run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))
         for config in progress_bar(configs, "Runs of the comparison", unit="run")
     ]
-    ranks.from_first(lambda: _write_comparison(runs, out))
+    ranks.from_first(lambda: _write_comparison(runs, Path(out)))
     return runs
 
 

@@ -1,9 +1,11 @@
 """What the contexts of a run remember, beside those of blocks that nothing was trained in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..config import ExperimentConfig
 from ..model.layers import CONTEXT_WEIGHT_STD, ContextBlock
@@ -48,7 +50,10 @@ def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausal
     for std in FRESH_STDS:
         block = fresh_block(model.config, std, config.runtime.seed)
         half = block.project_tokens(embeddings)
-        streams = {split: Stream(read_through(block, half, row), row) for split, row in tokens.items()}
+        contexts = read_through(block, half, list(tokens.values()))
+        streams = {
+            split: Stream(*read) for split, *read in zip(tokens, contexts, tokens.values(), strict=True)
+        }
         fresh[f"{std:g}"] = _measures(config, streams, embeddings)
     return {**found, "fresh": fresh}
 
@@ -77,10 +82,16 @@ def fresh_block(shape: ContextKVConfig, std: float, seed: int) -> ContextBlock:
     return block
 
 
-def read_through(block: ContextBlock, token_half: Tensor, tokens: Tensor) -> Tensor:
-    """Contexts `[n, context_dim]`, read one by one: what forgets slowly has no shorter way."""
-    state, contexts = token_half.new_zeros(1, token_half.shape[1]), []
-    for token in tokens.tolist():
-        state = block(state, token_half[token : token + 1])
+def read_through(block: ContextBlock, token_half: Tensor, texts: Sequence[Tensor]) -> list[Tensor]:
+    """Contexts `[n, context_dim]` of each text, read token by token: what forgets slowly has no shorter way.
+
+    The texts are read side by side; shorter ones go on with any token, which is cut off.
+    """
+    lengths = [len(text) for text in texts]
+    columns = pad_sequence(list(texts))  # (longest, texts)
+    state, contexts = token_half.new_zeros(len(texts), token_half.shape[1]), []
+    for tokens in columns:
+        state = block(state, token_half[tokens])
         contexts.append(state)
-    return torch.cat(contexts)
+    read = torch.stack(contexts, dim=1)
+    return [each[:length] for each, length in zip(read, lengths, strict=True)]

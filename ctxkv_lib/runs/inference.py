@@ -28,7 +28,9 @@ TOLERANCE = 1e-5  # largest error of a context component while measuring
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
 
 
-def load_trained(path: Path, device: torch.device) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:
+def load_trained(
+    path: Path | str, device: torch.device | str
+) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:
     """Model and tokenizer of a finished run.
 
     Raises:

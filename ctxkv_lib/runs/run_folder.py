@@ -22,21 +22,21 @@ ROOT_VARIABLE = "CTXKV_RUNS"
 DEFAULT_ROOT = Path(os.environ.get(ROOT_VARIABLE) or "runs")
 
 
-def run_folder_of(config: ExperimentConfig, root: Path = DEFAULT_ROOT) -> Path:
+def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> Path:
     """Where an experiment goes unless told otherwise; the same experiment always goes to the same place.
 
     `preset-recipe-samples`, with a short hash behind it of the settings that are not the preset's, if any.
     """
     name = f"{config.preset}-{config.recipe}-{config.data.samples}"
     changed = changed_settings(config.to_dict())
-    return root / (f"{name}-{digest(changed)[:6]}" if changed else name)
+    return Path(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
 
-def comparison_folder(configs: Sequence[ExperimentConfig], root: Path = DEFAULT_ROOT) -> Path:
+def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str = DEFAULT_ROOT) -> Path:
     """Where a comparison goes unless told otherwise: named after its largest run and the smaller counts."""
     *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
     counts = "-".join(str(config.data.samples) for config in smaller)
-    return root / f"{run_folder_of(largest).name}-vs-{counts}"
+    return Path(root) / f"{run_folder_of(largest).name}-vs-{counts}"
 
 
 class RunFolder:

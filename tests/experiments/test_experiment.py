@@ -267,13 +267,13 @@ def test_runs_have_their_own_default_folders(tiny_settings):
 
 def test_compare_reuses_runs_and_says_what_was_gained(tiny_settings, tmp_path):
     configs = [build_config("ci", samples=n, settings=tiny_settings) for n in (8, 2)]
-    first = run(configs[0], run_folder_of(configs[0], tmp_path))
+    first = run(configs[0], str(run_folder_of(configs[0], str(tmp_path))))
     heard = []
     left = [tmp_path / "out" / ".report.md.1.part", tmp_path / "out" / "figures" / ".memory.png.1.part"]
     for part in left:  # by a process that was killed
         part.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
-    runs = compare(configs, tmp_path, tmp_path / "out", heard.append)
+    runs = compare(configs, str(tmp_path), str(tmp_path / "out"), heard.append)
     assert not any(part.exists() for part in left)
     assert [r.summary["samples"] for r in runs] == [2, 8]
     assert {m["samples"] for m in heard} == {2, 8}

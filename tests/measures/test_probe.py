@@ -76,9 +76,9 @@ def test_reading_one_by_one_is_the_recurrence():
     embeddings, tokens = distinct_rows(model, tiny_ids(300))
     half = model.context_block.project_tokens(embeddings)
     expected, _ = exact_contexts(model.context_block, half, tokens, 1e-5)
-    torch.testing.assert_close(
-        read_through(model.context_block, half, tokens), expected[1:], atol=1e-4, rtol=0
-    )
+    whole, start = read_through(model.context_block, half, [tokens, tokens[:70]])
+    torch.testing.assert_close(whole, expected[1:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(start, expected[1:71], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
