@@ -53,9 +53,9 @@ picture:  ## the drawings of the architecture and of the rooms, for README and r
 	python -c "$$PICTURES"
 
 result:  ## the README's pictures of a result; trains what it needs, minutes on 2 cores
-	ctxkv compare --preset offline
-	cp runs/offline-exact-50-vs-10/figures/ppl_curves.png .github/result.png
-	cp runs/offline-exact-50/figures/probe.png .github/probe.png
+	ctxkv compare --preset offline --recipe tuned
+	cp runs/offline-tuned-50-vs-10/figures/ppl_curves.png .github/result.png
+	cp runs/offline-tuned-50/figures/probe.png .github/probe.png
 
 docs:  ## the reference, from the docstrings, into build/docs; a warning is an error
 	python .ci/docs.py
