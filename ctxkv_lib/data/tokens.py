@@ -23,6 +23,7 @@ from .hub import download, gpt2_file, package_file
 from .sources.rows import Rows, text_of
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 50257  # uint16 holds every id
@@ -56,23 +57,31 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     Raises:
         UserError: the files cannot be had, or are not GPT-2's.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary, merges = _bpe_files(name)
-    bpe = Tokenizer(models.BPE(vocab=_read_vocabulary(vocabulary, name), merges=_read_merges(merges)))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.post_processor = processors.ByteLevel(trim_offsets=False)  # offsets keep a word's leading space
-    bpe.decoder = decoders.ByteLevel()
-    # transformers 4 and 5 disagree on how to make a GPT2TokenizerFast from files; both take a finished one.
+    files = _bpe_files(name)
+    written = tuple(file.stat().st_mtime_ns for file in files)
+    # transformers 4 and 5 disagree on how to make a GPT2TokenizerFast from files; both copy a finished one.
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
+        tokenizer_object=_byte_pairs(name, *files, written),
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         unk_token=END_OF_TEXT,
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,  # decoding gives back the text as it was
     )
+
+
+@lru_cache(maxsize=1)
+def _byte_pairs(name: str, vocabulary: Path, merges: Path, written: tuple[int, int]) -> "Tokenizer":
+    """The files' byte-pair encoding, read once in a process unless they were `written` since."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    bpe = Tokenizer(models.BPE(vocab=_read_vocabulary(vocabulary, name), merges=_read_merges(merges)))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.post_processor = processors.ByteLevel(trim_offsets=False)  # offsets keep a word's leading space
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
 
 
 def _bpe_files(name: str) -> tuple[Path, Path]:

@@ -9,7 +9,7 @@ from ..views.notebook import notebook_config
 
 BASE = "base"
 LEAST_CONVERSATIONS = 10
-PRESET_SETTINGS = {"ci": {"phase2.max_epochs": 1}}  # all of them in a minute
+PRESET_SETTINGS = {"ci": {"phase2.max_epochs": 1, "data.test_samples": 0}}  # all of them in a minute
 Settings = dict[str, Any]
 
 

@@ -232,22 +232,24 @@ def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(small, tmp_path):
 
 @pytest.mark.slow
 def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(small, tmp_path, monkeypatch):
-    cells, out = cells_in(small, {"plain": {}}), tmp_path / "out"
-    began = []
-    monkeypatch.setattr(sweeps, "run", lambda *given: began.append(given) or experiment.run(*given))
-    sweep(cells, tmp_path / "runs", out)
-    written = read_json(out / "sweep.json")
-    renamed = cells_in(small, {"same": {}})
-    (outcome,) = sweep(renamed, tmp_path / "elsewhere", out)
-    assert outcome.state == "finished"
-    assert len(began) == 1
-    assert read_json(out / "sweep.json")["cells"] == [{**written["cells"][0], "variant": "same"}]
-    assert "1 cells: 1 finished." in (out / "sweep.md").read_text()
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    sweep(cells_in(small, {"plain": {}}), tmp_path / "runs", out)
+    (written,) = read_json(out / "sweep.json")["cells"]
 
-    (kept,) = sweep(cells, tmp_path / "elsewhere", out, keep=True)
-    assert kept.run.summary["phase2"]["val_ppl"] == written["cells"][0]["val_ppl"]
-    sweep(cells_in(small, {"plain": {"phase2.patience": 1}}), tmp_path / "third", out)
-    assert len(began) == 3
+    def refused(*_):
+        raise UserError("run again")
+
+    monkeypatch.setattr(sweeps, "run", refused)
+    assert states(sweep(cells_in(small, {"same": {}}), elsewhere, out)) == [("same", 1, "finished")]
+    assert read_json(out / "sweep.json")["cells"] == [{**written, "variant": "same"}]
+    assert "1 finished." in (out / "sweep.md").read_text()
+    other = {"plain": {}, "other": {"phase2.patience": 1}}
+    found = sweep(cells_in(small, other), elsewhere, out)
+    assert states(found) == [("plain", 1, "finished"), ("other", 1, "failed")]
+    assert found[1].error == "run again"
+    assert states(sweep(cells_in(small, {"plain": {}}), elsewhere, out, keep=True)) == [
+        ("plain", 1, "failed")
+    ]
 
 
 @pytest.mark.slow
