@@ -38,6 +38,13 @@ def test_names_of_earlier_versions_are_still_understood():
     assert config_from_dict(stored) == published
 
 
+def test_what_a_stored_configuration_lacks_is_what_was_done_before_it_was_a_setting():
+    tuned = build_config("ci", "tuned")
+    stored = tuned.to_dict()
+    del stored["phase2"]["decay_tokens"], stored["data"]["test_samples"]
+    assert config_from_dict(stored) == tuned.replace({"phase2.decay_tokens": 0})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

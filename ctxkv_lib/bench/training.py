@@ -130,7 +130,7 @@ def phase2_makers(
     def start() -> tuple[ContextKVForCausalLM, torch.optim.AdamW]:
         copied = copy.deepcopy(model, {id(model.wte.weight): model.wte.weight}).train()
         copied.set_phase(2)
-        return copied, make_optimizer(copied, settings)
+        return copied, make_optimizer(copied, settings, len(ids) - 1)
 
     def endless(step: Callable[[Any], float | Tensor], epoch: Callable[[], Iterator[Any]]) -> Step:
         """Steps of one epoch after another, whose dropout is drawn alike for everyone."""

@@ -171,6 +171,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "phase2.schedule": "cosine",
         "phase2.warmup": 0.05,
         "phase2.weight_decay": 2.0,
+        "phase2.decay_tokens": 50_000,  # of 200 conversations, 2.0 a step leaves too little
         "phase2.averaging": 0.99,
     },
 }
@@ -211,8 +212,10 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     for name in values:
         known = ("preset", "recipe", *CONCERNS)
         require(name in known, "setting", name, ", ".join(known))
-    base = build_config(values["preset"], values["recipe"])  # what is not among them is younger than they are
-    return base.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
+    named = build_config(values["preset"], values["recipe"])
+    # What is not among them is younger than they are. A recipe that has taken it up since is no longer theirs.
+    older = ExperimentConfig(named.preset, named.recipe).replace(PRESETS[named.preset].settings)
+    return older.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, str]:

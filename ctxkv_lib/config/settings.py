@@ -179,6 +179,12 @@ class Phase2Config:
     )
     warmup: float = setting(0.0, "of the planned steps, over which the rate rises from 0", SHARE, "share")
     weight_decay: float = setting(0.01, "of AdamW", at_least(0))
+    decay_tokens: int = setting(
+        0,
+        "of more training tokens a step decays less in proportion, an epoch the same; 0: no step less",
+        at_least(0),
+        "tokens",
+    )
     averaging: float = setting(
         0.0, "share of the averaged weights that a step keeps; they are validated and kept", BELOW_1, "share"
     )

@@ -11,14 +11,26 @@ from ..config import Phase2Config
 from ..model.modeling import ContextKVForCausalLM
 
 
-def make_optimizer(model: ContextKVForCausalLM, config: Phase2Config) -> torch.optim.AdamW:
-    """AdamW over what Phase 2 trains, as one fused kernel where there is one."""
+def make_optimizer(model: ContextKVForCausalLM, config: Phase2Config, tokens: int) -> torch.optim.AdamW:
+    """AdamW over what Phase 2 trains on so many tokens, as one fused kernel where there is one."""
     return torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
-        weight_decay=config.weight_decay,
+        weight_decay=weight_decay(config, tokens),
         fused=model.device.type != "mps",
     )
+
+
+def weight_decay(config: Phase2Config, tokens: int) -> float:
+    """That of a step. What regularises is how far weights decay in an epoch, whatever its number of steps.
+
+    Wang and Aitchison (2024) found it so over sizes of data and models.
+
+    Args:
+        tokens: those of an epoch, one or more.
+    """
+    share = min(1.0, config.decay_tokens / tokens) if config.decay_tokens else 1.0
+    return share * config.weight_decay
 
 
 def rate_factor(step: int, steps: int, config: Phase2Config) -> float:

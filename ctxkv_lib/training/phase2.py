@@ -128,7 +128,7 @@ class _Training:
         self.model, self.train, self.validation = model, train, validation
         self.config, self.seed, self.checkpoint = config, seed, checkpoint
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = make_optimizer(model, config, len(train))
         self.average = Average(self.weights, config.averaging) if config.averaging else None
         self.table = model.wte.weight.detach().to(train.dtype)
         self.pieces, self.validation_pieces = Pieces("Phase 2"), Pieces("validation")

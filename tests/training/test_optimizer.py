@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ctxkv_lib.config import Phase2Config
-from ctxkv_lib.training.optimizer import Average, rate_factor
+from ctxkv_lib.training.optimizer import Average, rate_factor, weight_decay
 
 
 def factors(steps, **settings):
@@ -24,6 +24,12 @@ def test_a_cosine_falls_towards_zero():
     found = factors(8, schedule="cosine")
     assert found == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)])
     assert factors(8, schedule="cosine", warmup=0.25) == pytest.approx([found[0] / 2, *found[1:]])
+
+
+def test_a_longer_stream_decays_as_much_an_epoch_and_a_shorter_one_a_step():
+    config = Phase2Config(weight_decay=2, decay_tokens=1000)
+    assert [weight_decay(config, tokens) for tokens in (10, 1000, 4000)] == [2, 2, 0.5]
+    assert weight_decay(Phase2Config(weight_decay=2), 4000) == 2
 
 
 def test_an_average_keeps_its_share_at_every_step():

@@ -1,5 +1,6 @@
 import copy
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -205,6 +206,17 @@ def test_early_stopping_wants_strictly_lower():
     stopping = EarlyStopping(patience=2)
     assert [stopping.improved(ppl) for ppl in (5.0, 5.0, 4.0, 4.5, 4.0)] == [True, False, True, False, False]
     assert stopping.should_stop
+
+
+def test_training_decays_by_the_length_of_its_stream(tmp_path):
+    plain = replace(CONFIG, weight_decay=3.0)
+    longer = replace(CONFIG, weight_decay=3 * len(TRAIN) / 250, decay_tokens=250)
+    (_, weaker), (_, same), (_, stronger) = (
+        train(tmp_path / str(n), config)
+        for n, config in enumerate([plain, longer, replace(longer, decay_tokens=0)])
+    )
+    assert same[-1]["val_ppl"] == pytest.approx(weaker[-1]["val_ppl"], rel=1e-6)
+    assert stronger[-1]["val_ppl"] != pytest.approx(weaker[-1]["val_ppl"], rel=1e-3)
 
 
 def test_bf16_products_train_as_well_and_leave_everything_else_fp32(tmp_path):

@@ -143,7 +143,7 @@ def test_phase2_step_by_step(prepared, kv_method):
     model.config.kv_method = kv_method
     config = Phase2Config(max_epochs=1, batch_size=27)
     plain = plain_phase2(cloned(model), (train, val), config, seed=3, masked=kv_method == "variable")
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, len(train))
     batches = train.batches(epoch_order(len(train), 3, 1), config.batch_size, model)
     table = model.wte.weight.detach()
     losses = [train_step(model, optimizer, table, batch).item() / len(batch.targets) for batch in batches]
