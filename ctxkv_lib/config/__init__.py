@@ -213,7 +213,7 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
         known = ("preset", "recipe", *CONCERNS)
         require(name in known, "setting", name, ", ".join(known))
     named = build_config(values["preset"], values["recipe"])
-    # What is not among them is younger than they are. A recipe that has taken it up since is no longer theirs.
+    # What is not among them is younger than they are, and what a recipe has taken up since is not theirs.
     older = ExperimentConfig(named.preset, named.recipe).replace(PRESETS[named.preset].settings)
     return older.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
 
