@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
@@ -20,10 +19,9 @@ from ..views.axes import save
 from ..views.sweeps import sweep_figure
 from .experiment import run
 from .protocol import Cell
-from .sweep_table import format_sweep, measured, summarize, sweep_document
+from .sweep_table import Facts, format_sweep, measured, summarize, sweep_document
 
 DONE = ("finished", "diverged")
-Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
