@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..model.configuration import ContextKVConfig
 from ..model.layers import NOT_DRAWN, Dropout
 from ..training.caches import Movable, StreamCache, epoch_seed
+from .memories import own_rows
 
 CHUNK = 64  # consecutive positions that an epoch visits together
 LONGEST_ROW = 256  # positions that are answered at in one row
@@ -37,6 +38,11 @@ class RowBatch(Movable):
     spans: Tensor
     first: Tensor
     targets: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """Those at the positions, int32 `[n]`."""
+        return own_rows(self.ids, self.spans)
 
     def attend(self, model: Reader, dropout: Dropout = NOT_DRAWN) -> tuple[Tensor, None]:
         """Hidden states at these positions, and no attention weights."""

@@ -84,7 +84,7 @@ def phase2_step(
     mixed = torch.einsum("bhs,bshd->bhd", weights, values).flatten(1)
     attended = attention.norm(x + attention.out(mixed))
     hidden = attended + model.feed_forward(attended)
-    loss = F.cross_entropy(model.logits(hidden), ids[positions + 1].to(device))
+    loss = F.cross_entropy(model.logits(hidden, ids[positions].to(device)), ids[positions + 1].to(device))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

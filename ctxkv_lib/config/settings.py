@@ -70,6 +70,11 @@ class DataConfig:
         "log-frequencies of tokens, added to the logits and never trained",
         {"none": "", "corpus": "counted in split corpus"},
     )
+    repeats: str = setting(
+        "none",
+        "how much rarer a token follows itself than chance has it, added to its own logit, never trained",
+        {"none": "", "train": "counted in split train"},
+    )
     corpus: str = setting(
         "own",
         "table=cooccurrence, unigram=corpus: the text that is counted",
@@ -179,6 +184,11 @@ class Phase2Config:
     )
     warmup: float = setting(0.0, "of the planned steps, over which the rate rises from 0", SHARE, "share")
     weight_decay: float = setting(0.01, "of AdamW", at_least(0))
+    decayed: str = setting(
+        "all",
+        "which weights decay",
+        {"all": "", "matrices": "those of linear layers; not biases, and not scales and shifts of norms"},
+    )
     decay_tokens: int = setting(
         0,
         "of more training tokens a step decays less in proportion, an epoch the same; 0: no step less",

@@ -21,6 +21,7 @@ from ..locks import made_once
 from ..model.config import ModelConfig
 from ..progress import stage
 from .conversations import Conversations, load_conversations
+from .counts import count_tokens
 from .hub import HubFile, gpt2_file, open_file
 from .tokens import TokenStream, load_tokenizer, train_stream
 
@@ -207,15 +208,6 @@ def _table_stream(text: Conversations, tokenizer: str, vocab_size: int) -> tuple
             f"model.vocab_size is {vocab_size}, but the text holds token {len(counts) - 1}; set it to 50257."
         )
     return stream, torch.nn.functional.pad(counts, (0, vocab_size - len(counts)))
-
-
-def count_tokens(ids: torch.Tensor) -> torch.Tensor:
-    """How often each id up to the largest of `ids` `[n]` occurs: int64 `[largest + 1]`."""
-    largest = max(int(part.int().max()) for part in ids.split(_BLOCK))
-    counts = torch.zeros(largest + 1, dtype=torch.int64)
-    for part in ids.split(_BLOCK):
-        counts += torch.bincount(part.int(), minlength=largest + 1)
-    return counts
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from ..files import digest, read_json, write_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, notice, progress_bar
-from ..runs.ownership import changed_settings
+from ..runs.ownership import changed_settings, flat
 from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
 from ..views.axes import save
 from ..views.sweeps import sweep_figure
@@ -134,7 +134,7 @@ def _finished(outcome: Outcome) -> Outcome | None:
 
 
 def _recorded(outcome: Outcome, entry: Facts) -> Outcome | None:
-    if (entry.get("state"), entry.get("config")) != ("finished", digest(outcome.cell.config.to_dict())):
+    if (entry.get("state"), entry.get("config")) != ("finished", _identity(outcome.cell.config)):
         return None
     return Outcome(outcome.cell, outcome.folder, "finished", recorded=entry)
 
@@ -189,6 +189,12 @@ def _variant(config: ExperimentConfig) -> Facts:
     return {"preset": config.preset, "recipe": config.recipe, "settings": settings}
 
 
+def _identity(config: ExperimentConfig) -> str:
+    """Stands for a configuration, also after settings were added whose defaults do what was done before."""
+    defaults = dict(flat(ExperimentConfig("", "").to_dict()))
+    return digest({key: value for key, value in flat(config.to_dict()) if value != defaults[key]})
+
+
 def _facts(outcome: Outcome) -> Facts:
     """A cell of `sweep.json`."""
     config = outcome.cell.config
@@ -199,7 +205,7 @@ def _facts(outcome: Outcome) -> Facts:
         "samples": config.data.samples,
         "seed": config.runtime.seed,
         "folder": outcome.folder.name,
-        "config": digest(config.to_dict()),
+        "config": _identity(config),
         "state": outcome.state,
     }
     if outcome.error:

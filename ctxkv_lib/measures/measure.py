@@ -14,6 +14,7 @@ from torch import Tensor
 from ..baselines.models import PLAIN, model_class, stream_of
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
+from ..data.counts import count_tokens
 from ..data.embeddings import corpus_counts
 from ..data.sources.recall import KEYS, pairs_in
 from ..data.tokens import load_tokenizer, validation_stream
@@ -41,7 +42,6 @@ CODE = {
     "test": code_version("measures/measure"),
     "yardsticks": code_version("measures/yardsticks", "measures/measure"),
 }
-COUNTED_AT_ONCE = 2**20  # training tokens, to bound the memory of their widened ids
 MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
 
 Facts = dict[str, Any]
@@ -103,9 +103,7 @@ def ablate(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausa
     held_out = load_cache(folder.caches, "val")
     conversations = load_conversations(config.data, "validation")
     starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
-    counts = torch.zeros(config.model.vocab_size, dtype=torch.int64)
-    for part in load_ids(folder.caches, "train").split(COUNTED_AT_ONCE):
-        counts += torch.bincount(part.int(), minlength=len(counts))
+    counts = count_tokens(load_ids(folder.caches, "train"), config.model.vocab_size)
     return ablations(model, held_out, config.model.context_window, starts, counts)
 
 

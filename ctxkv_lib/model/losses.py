@@ -15,11 +15,18 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
 
     With the table frozen, d loss / d hidden = softmax(hidden @ table.T) @ table - table[target]. The first
     term is an average of table rows: the chunks' own averages, weighted by the chunks' sums of exponentials.
+    What is added to logits, `bias` and `repeat`, changes the softmax and no formula.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None
+        ctx: Any,
+        hidden: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        read: Tensor | None,
+        repeat: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         queries = hidden.to(table.dtype)
         bias = None if bias is None else bias.to(table.dtype)
@@ -32,6 +39,8 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
             logits = F.linear(
                 queries, rows, bias if bias is None else bias[start : start + chunk]
             )  # (n, chunk)
+            if read is not None and repeat is not None:
+                add_to_own(logits, read - start, repeat)
             column = targets - start
             found = logits.gather(1, column.clamp(0, len(rows) - 1)[:, None]).squeeze(1).to(hidden.dtype)
             target_logit = torch.where((column >= 0) & (column < len(rows)), found, target_logit)
@@ -51,13 +60,31 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return losses, correct
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (hidden_gradient,) = ctx.saved_tensors
-        return gradients[0][:, None] * hidden_gradient, None, None, None
+        return gradients[0][:, None] * hidden_gradient, None, None, None, None, None
+
+
+def add_to_own(logits: Tensor, columns: Tensor, number: Tensor) -> None:
+    """Add a number, in place, to one logit of each row `[..., n]`; to none where there is no such column.
+
+    Args:
+        columns: integers `[...]`, on the logits' device.
+        number: float `[]`.
+    """
+    width = logits.shape[-1]
+    inside = (columns >= 0) & (columns < width)
+    added = torch.where(inside, number, 0).to(logits.dtype)
+    logits.scatter_add_(-1, columns.long().clamp(0, width - 1)[..., None], added[..., None])
 
 
 def frozen_head_cross_entropy(
-    hidden: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None = None
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    read: Tensor | None = None,
+    repeat: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Next-token loss and accuracy of `hidden @ table.T + bias`; differentiable in `hidden` only.
 
@@ -67,8 +94,10 @@ def frozen_head_cross_entropy(
             with bfloat16 and a float32 `hidden`, all sums are still float32.
         targets: int64 `[n]`.
         bias: float `[vocab_size]`, frozen, too; taken in the table's dtype.
+        read: integers `[n]`, a token each whose logit gets `repeat` added; None adds nothing.
+        repeat: float `[]`, frozen, too.
 
     Returns:
         losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's).
     """
-    return _FrozenHeadCrossEntropy.apply(hidden, table, targets, bias)
+    return _FrozenHeadCrossEntropy.apply(hidden, table, targets, bias, read, repeat)

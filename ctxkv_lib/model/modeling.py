@@ -16,7 +16,7 @@ from .config import ModelConfig as ModelConfig
 from .configuration import ContextKVConfig
 from .context_cache import ContextCache
 from .layers import NOT_DRAWN, ContextBlock, ContextKVAttention, Dropout, Dropped, FeedForward
-from .losses import frozen_head_cross_entropy
+from .losses import add_to_own, frozen_head_cross_entropy
 from .recurrence import SEGMENT, walk_columns
 from .windows import slot_positions as slot_positions
 
@@ -37,6 +37,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     Attributes:
         log_unigram: what is added to the logits, float32 `[vocab_size]`; None without.
+        repeat: what is added to the logit of the token just read, float32 `[]`; None without.
     """
 
     config_class = ContextKVConfig
@@ -50,6 +51,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size)
         self.register_buffer("log_unigram", torch.zeros(config.vocab_size) if config.has_unigram else None)
+        self.register_buffer("repeat", torch.zeros(()) if config.has_repeat else None)
         self.dropout = Dropped(config.input_dropout)
         self.context_block = ContextBlock(config)
         self.attention = ContextKVAttention(config)
@@ -83,6 +85,10 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def load_unigram(self, distribution: Tensor) -> None:
         """Put the frozen distribution of tokens, `[vocab_size]`, each above 0, in place."""
         self.log_unigram = distribution.log().to(self.wte.weight)
+
+    def load_repeat(self, number: float) -> None:
+        """Put the frozen number that the logit of the token just read gets in place."""
+        self.repeat = torch.tensor(number).to(self.wte.weight)
 
     def drawn_dropout(self, count: int) -> Dropout:
         """Factors for a batch of `count` positions, drawn as `attend` draws them."""
@@ -121,9 +127,19 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         carried = hidden if self.config.output == "residual" else attended
         return carried + self.feed_forward(hidden, dropout), weights
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[..., hidden_size]` to `[..., vocab_size]`."""
-        return F.linear(hidden, self.wte.weight, self.log_unigram)
+    def logits(self, hidden: Tensor, read: Tensor) -> Tensor:
+        """`[..., hidden_size]` to `[..., vocab_size]`; `read` are the tokens just read, integers `[...]`."""
+        logits = F.linear(hidden, self.wte.weight, self.log_unigram)
+        if self.repeat is not None:
+            add_to_own(logits, read, self.repeat)
+        return logits
+
+    def losses(
+        self, hidden: Tensor, read: Tensor, targets: Tensor, table: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses and correctness of `logits`, as `frozen_head_cross_entropy`; `table` in another dtype."""
+        table = self.wte.weight if table is None else table
+        return frozen_head_cross_entropy(hidden, table, targets, self.log_unigram, read, self.repeat)
 
     def forward(
         self,
@@ -178,9 +194,11 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         columns = slice(None) if everywhere else kept
         attended = (x[:, columns] for x in (tokens, *windows))
         hidden, weights = self._attend_columns(embeddings, memory, *attended)
-        loss = None if labels is None else self._loss(hidden, labels, **loss_options)
+        loss = None if labels is None else self._loss(hidden, input_ids, labels, **loss_options)
         silent = self.training and labels is not None and logits_to_keep is None
-        logits = None if silent else self.logits(hidden[:, kept] if everywhere else hidden)
+        logits = None
+        if not silent:
+            logits = self.logits(hidden[:, kept] if everywhere else hidden, input_ids[:, kept])
         keep = self.config.use_cache and labels is None if use_cache is None else use_cache
         output = CausalLMOutputWithPast(loss=loss, logits=logits)
         if keep:
@@ -227,6 +245,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _loss(
         self,
         hidden: Tensor,
+        read: Tensor,
         labels: Tensor,
         num_items_in_batch: Tensor | int | None = None,
         ignore_index: int = -100,
@@ -240,12 +259,12 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         table = self.wte.weight
         following = F.pad(labels, (0, 1), value=ignore_index)[:, 1:] if shift_labels is None else shift_labels
         counted = following != ignore_index
-        hidden, targets = hidden[counted], following[counted]
+        hidden, read, targets = hidden[counted], read[counted], following[counted]
         if table.requires_grad and torch.is_grad_enabled():
-            losses = F.cross_entropy(self.logits(hidden).float(), targets, reduction="none")
+            losses = F.cross_entropy(self.logits(hidden, read).float(), targets, reduction="none")
         else:
             precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-            losses = frozen_head_cross_entropy(precise, table, targets, self.log_unigram)[0]
+            losses = self.losses(precise, read, targets)[0]
         return losses.sum() / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 
     def prepare_inputs_for_generation(

@@ -28,7 +28,8 @@ class Movable:
         return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(*(change(getattr(self, field.name)) for field in fields(self)))
+        held = (getattr(self, field.name) for field in fields(self))
+        return type(self)(*(tensor if tensor is None else change(tensor) for tensor in held))
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,22 @@ class Batch(Movable):
     """What Phase 2 reads at n positions of a stream.
 
     Attributes:
-        inputs: the tokens, int32 `[n]`, or their normed embeddings, float32 `[n, hidden_size]`.
+        tokens: int32 `[n]`.
+        embeddings: their normed embeddings, float32 `[n, hidden_size]`, or None: gathered from the table.
         window: contexts that each position sees, `[n, max_contexts, context_dim]`, zero where there is none.
         present: bool `[n, max_contexts]`, the slots that hold a context.
         targets: next tokens, int64 `[n]`.
     """
 
-    inputs: Tensor
+    tokens: Tensor
+    embeddings: Tensor | None
     window: Tensor
     present: Tensor
     targets: Tensor
 
     def attend(self, model: ContextKVForCausalLM, dropout: Dropout = NOT_DRAWN) -> tuple[Tensor, Tensor]:
         """`model.attend` at these positions: hidden states and attention weights."""
-        embeddings = self.inputs if self.inputs.is_floating_point() else model.embed(self.inputs)
+        embeddings = model.embed(self.tokens) if self.embeddings is None else self.embeddings
         return model.attend(embeddings, self.window, self.present, dropout)
 
 
@@ -130,9 +133,9 @@ class StreamCache:
         present = rows > 0
         if self.begins is not None:
             rows = torch.where(present, rows + _rows(self.begins, positions)[:, None], 0)
-        inputs = self.ids if self.embeddings is None else self.embeddings
-        targets = _rows(self.ids, positions + 1).long()
-        return Batch(_rows(inputs, positions), _rows(self.contexts, rows), present, targets)
+        dense = None if self.embeddings is None else _rows(self.embeddings, positions)
+        tokens, targets = (_rows(self.ids, places) for places in (positions, positions + 1))
+        return Batch(tokens, dense, _rows(self.contexts, rows), present, targets.long())
 
     def batches(
         self, order: Tensor, size: int, model: ContextKVForCausalLM, pieces: int = 1

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .. import ranks
-from ..model.losses import frozen_head_cross_entropy
 from ..model.modeling import ContextKVForCausalLM
 from ..progress import progress_bar
 from .caches import StreamCache
@@ -68,7 +67,7 @@ def _parts(
         try:
             for batch in cache.batches(positions[done:], EVALUATION_ROWS, model, pieces.count):
                 hidden, _ = batch.attend(model)
-                found = frozen_head_cross_entropy(hidden, model.wte.weight, batch.targets, model.log_unigram)
+                found = model.losses(hidden, batch.tokens, batch.targets)
                 done += len(batch.targets)
                 yield found
         except (RuntimeError, MemoryError) as error:

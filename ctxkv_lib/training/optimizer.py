@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +14,23 @@ from ..model.modeling import ContextKVForCausalLM
 
 def make_optimizer(model: ContextKVForCausalLM, config: Phase2Config, tokens: int) -> torch.optim.AdamW:
     """AdamW over what Phase 2 trains on so many tokens, as one fused kernel where there is one."""
+    decayed: list[Tensor] = []
+    spared: list[Tensor] = []
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            (decayed if config.decayed == "all" or _is_matrix(name, weight) else spared).append(weight)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        groups,
         lr=config.learning_rate,
         weight_decay=weight_decay(config, tokens),
         fused=model.device.type != "mps",
     )
+
+
+def _is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether it is the matrix of a linear layer: a bias may have two dimensions, too."""
+    return weight.ndim > 1 and "weight" in name.rpartition(".")[2]
 
 
 def weight_decay(config: Phase2Config, tokens: int) -> float:

@@ -15,7 +15,6 @@ from .. import ranks
 from ..config import Phase2Config
 from ..errors import Diverged
 from ..memory import snapshot
-from ..model.losses import frozen_head_cross_entropy
 from ..model.modeling import NOT_DRAWN, ContextKVForCausalLM, Dropout
 from ..progress import Listener, Metric, progress_bar
 from .caches import Batch, StreamCache, TrainingStream, epoch_seed
@@ -311,7 +310,7 @@ def add_gradients(
     """
     with torch.autocast("cuda", torch.bfloat16, enabled=table.is_cuda and table.dtype == torch.bfloat16):
         hidden, _ = batch.attend(model, dropout)
-    losses, _ = frozen_head_cross_entropy(hidden, table, batch.targets, model.log_unigram)
+    losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
     (losses.sum() / count).backward()
     return losses.detach().sum()
 

@@ -15,6 +15,7 @@ from ctxkv_lib.measures.ablations import (
     since_last,
     zero,
 )
+from ctxkv_lib.model.losses import frozen_head_cross_entropy
 from ctxkv_lib.training.caches import StreamCache
 from ctxkv_lib.training.evaluation import token_scores
 
@@ -26,7 +27,6 @@ class Copying:
     """Predicts the token that the context of one slot names; with contexts of no token, all alike."""
 
     training = False
-    log_unigram = None
     device = torch.device("cpu")
 
     def __init__(self, slot):
@@ -42,6 +42,9 @@ class Copying:
 
     def embed(self, ids):
         return ids
+
+    def losses(self, hidden, read, targets):
+        return frozen_head_cross_entropy(hidden, self.wte.weight, targets)
 
     def attend(self, embeddings, window, present, dropout=None):
         hidden = torch.zeros(len(window), TINY["vocab_size"]) if self.slot is None else window[:, self.slot]
@@ -113,7 +116,7 @@ def test_others_are_read_as_the_model_would_read_them():
         losses, _ = token_scores(model, Ablated(cache, change), positions)
         hidden, _ = model.eval().attend(model.embed(ids[positions]), window, batch.present)
         reference = torch.nn.functional.cross_entropy(
-            model.logits(hidden), ids[positions + 1], reduction="none"
+            model.logits(hidden, ids[positions]), ids[positions + 1], reduction="none"
         )
         torch.testing.assert_close(losses, reference.detach())
 

@@ -33,7 +33,7 @@ def phase2_logits(model, ids):
     half = model.context_block.project_tokens(model.embed(distinct))
     contexts, _ = exact_contexts(model.context_block, half, tokens, tolerance=1e-6)
     cache = StreamCache(torch.cat([ids, ids[:1]]).int(), contexts)
-    return model.logits(cache.attend(model, torch.arange(len(ids)))[0])
+    return model.logits(cache.attend(model, torch.arange(len(ids)))[0], ids)
 
 
 @torch.no_grad()

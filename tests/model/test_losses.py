@@ -8,21 +8,24 @@ from ctxkv_lib.model.losses import frozen_head_cross_entropy
 
 @pytest.mark.parametrize("vocabulary", [1, 31, 32, 33, 97])
 @pytest.mark.parametrize("scale", [1.0, 60.0])
-@pytest.mark.parametrize("biased", [False, True])
-def test_values_and_gradients_equal_cross_entropy(monkeypatch, vocabulary, scale, biased):
+@pytest.mark.parametrize("added", [False, True])
+def test_values_and_gradients_equal_cross_entropy(monkeypatch, vocabulary, scale, added):
     monkeypatch.setitem(losses.VOCABULARY_CHUNK, "cpu", 32)
     torch.manual_seed(vocabulary)
     hidden = (torch.randn(13, 8, dtype=torch.float64) * scale).requires_grad_()
     table = torch.randn(vocabulary, 8, dtype=torch.float64)
     targets = torch.randint(0, vocabulary, (13,))
     weights = torch.rand(13, dtype=torch.float64)
-    bias = torch.randn(vocabulary, dtype=torch.float64) * scale if biased else None
-
-    logits = hidden @ table.T + (bias if biased else 0)
+    bias, read, repeat = None, None, None
+    logits = hidden @ table.T
+    if added:
+        bias, repeat = torch.randn(vocabulary, dtype=torch.float64) * scale, torch.tensor(-3.0)
+        read = torch.randint(0, vocabulary, (13,), dtype=torch.int32)
+        logits = logits + bias + repeat * F.one_hot(read.long(), vocabulary)
     expected = F.cross_entropy(logits, targets, reduction="none")
     (expected * weights).sum().backward()
     wanted, hidden.grad = hidden.grad, None
-    found, correct = frozen_head_cross_entropy(hidden, table, targets, bias)
+    found, correct = frozen_head_cross_entropy(hidden, table, targets, bias, read, repeat)
     (found * weights).sum().backward()
 
     torch.testing.assert_close(found, expected)

@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+from conftest import tiny_model
 
 from ctxkv_lib.config import Phase2Config
-from ctxkv_lib.training.optimizer import Average, rate_factor, weight_decay
+from ctxkv_lib.training.optimizer import Average, make_optimizer, rate_factor, weight_decay
 
 
 def factors(steps, **settings):
@@ -30,6 +31,22 @@ def test_a_longer_stream_decays_as_much_an_epoch_and_a_shorter_one_a_step():
     config = Phase2Config(weight_decay=2, decay_tokens=1000)
     assert [weight_decay(config, tokens) for tokens in (10, 1000, 4000)] == [2, 2, 0.5]
     assert weight_decay(Phase2Config(weight_decay=2), 4000) == 2
+
+
+@pytest.mark.parametrize("decayed", ["all", "matrices"])
+def test_only_matrices_decay_where_that_is_asked_for(decayed):
+    """Without gradients all that a step does to weights is to let them decay."""
+    model = tiny_model(slot_bias="learned")
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    for weight in trained.values():
+        weight.data.fill_(1.0)
+        weight.grad = torch.zeros_like(weight)
+    config = Phase2Config(learning_rate=0.5, weight_decay=0.2, decayed=decayed)
+    make_optimizer(model, config, 1000).step()
+    linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    for name, weight in trained.items():
+        expected = 0.9 if decayed == "all" or name in linear else 1.0
+        torch.testing.assert_close(weight, torch.full_like(weight, expected), msg=name)
 
 
 def test_an_average_keeps_its_share_at_every_step():

@@ -10,6 +10,7 @@ from conftest import TINY, tiny_ids, tiny_model
 from ctxkv_lib.config import Phase2Config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import read_tensors
+from ctxkv_lib.model import modeling
 from ctxkv_lib.training import evaluation, phase2, placement
 from ctxkv_lib.training.caches import StreamCache, epoch_order
 from ctxkv_lib.training.evaluation import evaluate
@@ -102,7 +103,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before_it(tmp_path, saved_
 def test_batches_are_split_when_memory_is_exhausted(tmp_path, monkeypatch, kind, ahead):
     dropped = {"input_dropout": 0.2, "layer_dropout": 0.3}
     _, epochs = train(tmp_path / "whole", model=tiny_model(**dropped))
-    said, original = [], phase2.frozen_head_cross_entropy
+    said, original = [], modeling.frozen_head_cross_entropy
 
     def little_memory(hidden, *others):
         if len(hidden) > 20:
@@ -110,8 +111,7 @@ def test_batches_are_split_when_memory_is_exhausted(tmp_path, monkeypatch, kind,
         return original(hidden, *others)
 
     monkeypatch.setattr(placement, "say", said.append)
-    monkeypatch.setattr(phase2, "frozen_head_cross_entropy", little_memory)
-    monkeypatch.setattr(evaluation, "frozen_head_cross_entropy", little_memory)
+    monkeypatch.setattr(modeling, "frozen_head_cross_entropy", little_memory)
     if ahead:  # as if the caches were not where the model is
         monkeypatch.setattr(StreamCache, "tensors", lambda cache: {"ids": torch.empty(0, device="meta")})
     _, split = train(tmp_path / "split", model=tiny_model(**dropped))
@@ -122,7 +122,7 @@ def test_batches_are_split_when_memory_is_exhausted(tmp_path, monkeypatch, kind,
 
 
 def test_an_evaluation_goes_on_from_where_memory_ended(monkeypatch):
-    model, attempts, original = tiny_model(), [], evaluation.frozen_head_cross_entropy
+    model, attempts, original = tiny_model(), [], modeling.frozen_head_cross_entropy
     whole = evaluation.token_scores(model, VAL, torch.arange(len(VAL)))
 
     def exhausted_once(*arguments):
@@ -132,7 +132,7 @@ def test_an_evaluation_goes_on_from_where_memory_ended(monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 32)
-    monkeypatch.setattr(evaluation, "frozen_head_cross_entropy", exhausted_once)
+    monkeypatch.setattr(modeling, "frozen_head_cross_entropy", exhausted_once)
     found = evaluation.token_scores(model, VAL, torch.arange(len(VAL)))
     torch.testing.assert_close(found[0], whole[0])
     assert torch.equal(found[1], whole[1])
@@ -142,7 +142,7 @@ def test_a_batch_of_one_row_that_does_not_fit_is_an_error(tmp_path, monkeypatch)
     def no_memory(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:75] . DefaultCPUAllocator: not enough memory: ...")
 
-    monkeypatch.setattr(phase2, "frozen_head_cross_entropy", no_memory)
+    monkeypatch.setattr(modeling, "frozen_head_cross_entropy", no_memory)
     with pytest.raises(RuntimeError, match="not enough memory"):
         train(tmp_path / "c")
 
@@ -188,7 +188,7 @@ def test_gradients_are_those_of_the_mean_loss():
         model.zero_grad()
         if whole:
             hidden, _ = batch.attend(model)
-            F.cross_entropy(model.logits(hidden), batch.targets).backward()
+            F.cross_entropy(model.logits(hidden, batch.tokens), batch.targets).backward()
         else:
             phase2.add_gradients(model, model.wte.weight.detach(), batch, 40)
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})

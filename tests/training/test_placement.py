@@ -167,7 +167,7 @@ def test_a_cache_held_elsewhere_is_read_ahead_in_the_same_batches():
     ahead, plain = (list(cache.batches(order, 13, reader)) for reader in (elsewhere, model))
     assert [len(batch.targets) for batch in ahead] == [13, 13, 13, 13, 7]
     for found, expected in zip(ahead, plain, strict=True):
-        for name in ("inputs", "window", "present", "targets"):
+        for name in ("tokens", "window", "present", "targets"):
             assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 

@@ -48,7 +48,7 @@ def test_an_epoch_visits_every_position_once_with_what_is_kept_of_it(streams):
     positions = visited(batches, kept)
     assert sorted(positions.tolist()) == list(range(COUNT))
     expected = kept.gather(positions, model.config)
-    for name in ("inputs", "window", "present", "targets"):
+    for name in ("tokens", "window", "present", "targets"):
         found = torch.cat([getattr(batch, name) for batch in batches])
         torch.testing.assert_close(found, getattr(expected, name), atol=1e-5, rtol=0, msg=name)
 

@@ -60,6 +60,6 @@ def test_predictions_are_the_models_own(trained):
     cache = trained.caches["val"]
     with torch.no_grad():
         hidden, _ = cache.attend(trained.model, torch.tensor([30]))
-        best = int(trained.model.logits(hidden).argmax())
+        best = int(trained.model.logits(hidden, cache.ids[30:31]).argmax())
     assert row[2].startswith(repr(trained.tokenizer.decode([best])))
     assert row[3] == ("yes" if best == int(cache.ids[31]) else "no")
