@@ -159,6 +159,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "tuned": {
         "phase1.contexts": "exact",
         "data.unigram": "corpus",
+        "data.repeats": "train",
         "data.row_length": 0.5,
         "model.slots": "geometric",
         "model.slot_bias": "learned",
@@ -171,7 +172,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "phase2.schedule": "cosine",
         "phase2.warmup": 0.05,
         "phase2.weight_decay": 2.0,
-        "phase2.decay_tokens": 50_000,  # of 200 conversations, 2.0 a step leaves too little
+        "phase2.decay_tokens": 50_000,
+        "phase2.decayed": "matrices",
         "phase2.averaging": 0.99,
     },
 }

@@ -191,7 +191,8 @@ class Phase2Config:
     )
     decay_tokens: int = setting(
         0,
-        "of more training tokens a step decays less in proportion, an epoch the same; 0: no step less",
+        "training tokens that weight_decay is meant for; with fewer or more, decay is the same an epoch, not "
+        "a step; 0: a step",
         at_least(0),
         "tokens",
     )

@@ -41,8 +41,7 @@ def weight_decay(config: Phase2Config, tokens: int) -> float:
     Args:
         tokens: those of an epoch, one or more.
     """
-    share = min(1.0, config.decay_tokens / tokens) if config.decay_tokens else 1.0
-    return share * config.weight_decay
+    return config.weight_decay * (config.decay_tokens / tokens if config.decay_tokens else 1)
 
 
 def rate_factor(step: int, steps: int, config: Phase2Config) -> float:
