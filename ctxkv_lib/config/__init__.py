@@ -159,11 +159,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "tuned": {
         "phase1.contexts": "exact",
         "data.unigram": "corpus",
-        "data.repeats": "train",
         "data.row_length": 0.5,
         "model.slots": "geometric",
         "model.slot_bias": "learned",
         "model.output": "attended",
+        "model.repeat_logit": -5.0,
         "model.input_dropout": 0.2,
         "model.layer_dropout": 0.2,
         "phase2.max_epochs": 4,

@@ -70,11 +70,6 @@ class DataConfig:
         "log-frequencies of tokens, added to the logits and never trained",
         {"none": "", "corpus": "counted in split corpus"},
     )
-    repeats: str = setting(
-        "none",
-        "how much rarer a token follows itself than chance has it, added to its own logit, never trained",
-        {"none": "", "train": "counted in split train"},
-    )
     corpus: str = setting(
         "own",
         "table=cooccurrence, unigram=corpus: the text that is counted",

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 from ..baselines.models import model_class
 from ..config import ExperimentConfig
 from ..data.conversations import Conversations, load_conversations
-from ..data.counts import repeat_logit
 from ..data.embeddings import TokenTable, corpus_counts, load_table
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import UserError, memory_advice
@@ -41,7 +40,6 @@ CONTEXT_CODE = code_version(
 )
 ATTENTION_CODE = code_version(
     "baselines/rows",
-    "data/counts",
     "model/windows",
     "model/losses",
     "training/optimizer",
@@ -91,7 +89,7 @@ class Inputs:
         """Not bound to the caches: made again elsewhere, they may differ by a rounding."""
         runtime = self.config.runtime
         settings = [asdict(self.config.phase2), runtime.precision, runtime.embedding_cache, runtime.contexts]
-        return digest([phase1.key, phase1.files, settings, self.config.data.repeats, ATTENTION_CODE])
+        return digest([phase1.key, phase1.files, settings, ATTENTION_CODE])
 
     def model_key(self, phase2: Record) -> str:
         return digest([phase2.key, phase2.files])
@@ -133,7 +131,7 @@ class Work:
         tokenizer, ids = _tokenize(inputs)
         memory = [snapshot("data loaded", device)]
         with stage("Building the model"):
-            model = _build_model(inputs, ids["train"], device)
+            model = _build_model(inputs, device)
         memory.append(snapshot("model built", device))
         return cls(inputs, folder, listener, tokenizer, ids, model, memory)
 
@@ -180,16 +178,13 @@ def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
             )
 
 
-def _build_model(inputs: Inputs, train: Tensor, device: torch.device) -> ContextKVForCausalLM:
+def _build_model(inputs: Inputs, device: torch.device) -> ContextKVForCausalLM:
     """The untrained model; its weights depend on the seed and the shapes alone."""
     torch.manual_seed(inputs.config.runtime.seed)
-    kind, has_repeat = model_class(inputs.config.model.memory), inputs.config.data.repeats != "none"
-    added = {"has_unigram": inputs.counts is not None, "has_repeat": has_repeat}
-    model = kind(kind.config_class(**asdict(inputs.config.model), **added))
+    kind, has_unigram = model_class(inputs.config.model.memory), inputs.counts is not None
+    model = kind(kind.config_class(**asdict(inputs.config.model), has_unigram=has_unigram))
     model.load_table(inputs.table.weight)
     if inputs.counts is not None:
         model.load_unigram(torch.from_numpy(unigram_floor(inputs.counts.weight.numpy())))
-    if has_repeat:
-        model.load_repeat(repeat_logit(train))
     model.to(device)  # type: ignore[arg-type]  # transformers hides nn.Module's signature
     return model

@@ -56,6 +56,9 @@ class ModelConfig:
         },
     )
 
+    repeat_logit: float = setting(
+        0.0, "added to the logit of the token just read, which seldom comes again; never trained"
+    )
     memory: str = setting(
         "contexts",
         "what a position knows of the text before it; all others are baselines, as many trained weights",

@@ -26,8 +26,6 @@ class ContextKVConfig(PretrainedConfig):
             setattr(self, name, value)
         self.num_hidden_layers = 1
         self.use_cache = kwargs.pop("use_cache", True)
-        # Whether log-frequencies are added to all logits, and a number to that of the token just read.
-        self.has_unigram = kwargs.pop("has_unigram", False)
-        self.has_repeat = kwargs.pop("has_repeat", False)
+        self.has_unigram = kwargs.pop("has_unigram", False)  # whether log-frequencies are added to the logits
         kwargs.setdefault("tie_word_embeddings", True)
         super().__init__(**kwargs)

@@ -26,7 +26,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         bias: Tensor | None,
         read: Tensor | None,
-        repeat: Tensor | None,
+        repeat: float,
     ) -> tuple[Tensor, Tensor]:
         queries = hidden.to(table.dtype)
         bias = None if bias is None else bias.to(table.dtype)
@@ -39,7 +39,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
             logits = F.linear(
                 queries, rows, bias if bias is None else bias[start : start + chunk]
             )  # (n, chunk)
-            if read is not None and repeat is not None:
+            if read is not None and repeat:
                 add_to_own(logits, read - start, repeat)
             column = targets - start
             found = logits.gather(1, column.clamp(0, len(rows) - 1)[:, None]).squeeze(1).to(hidden.dtype)
@@ -65,17 +65,16 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return gradients[0][:, None] * hidden_gradient, None, None, None, None, None
 
 
-def add_to_own(logits: Tensor, columns: Tensor, number: Tensor) -> None:
+def add_to_own(logits: Tensor, columns: Tensor, number: float) -> None:
     """Add a number, in place, to one logit of each row `[..., n]`; to none where there is no such column.
 
     Args:
         columns: integers `[...]`, on the logits' device.
-        number: float `[]`.
     """
     width = logits.shape[-1]
     inside = (columns >= 0) & (columns < width)
-    added = torch.where(inside, number, 0).to(logits.dtype)
-    logits.scatter_add_(-1, columns.long().clamp(0, width - 1)[..., None], added[..., None])
+    added = inside[..., None].to(logits.dtype) * number
+    logits.scatter_add_(-1, columns.long().clamp(0, width - 1)[..., None], added)
 
 
 def frozen_head_cross_entropy(
@@ -84,7 +83,7 @@ def frozen_head_cross_entropy(
     targets: Tensor,
     bias: Tensor | None = None,
     read: Tensor | None = None,
-    repeat: Tensor | None = None,
+    repeat: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Next-token loss and accuracy of `hidden @ table.T + bias`; differentiable in `hidden` only.
 
@@ -95,7 +94,6 @@ def frozen_head_cross_entropy(
         targets: int64 `[n]`.
         bias: float `[vocab_size]`, frozen, too; taken in the table's dtype.
         read: integers `[n]`, a token each whose logit gets `repeat` added; None adds nothing.
-        repeat: float `[]`, frozen, too.
 
     Returns:
         losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's).

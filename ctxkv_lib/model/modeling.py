@@ -37,7 +37,6 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     Attributes:
         log_unigram: what is added to the logits, float32 `[vocab_size]`; None without.
-        repeat: what is added to the logit of the token just read, float32 `[]`; None without.
     """
 
     config_class = ContextKVConfig
@@ -51,7 +50,6 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size)
         self.register_buffer("log_unigram", torch.zeros(config.vocab_size) if config.has_unigram else None)
-        self.register_buffer("repeat", torch.zeros(()) if config.has_repeat else None)
         self.dropout = Dropped(config.input_dropout)
         self.context_block = ContextBlock(config)
         self.attention = ContextKVAttention(config)
@@ -85,10 +83,6 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def load_unigram(self, distribution: Tensor) -> None:
         """Put the frozen distribution of tokens, `[vocab_size]`, each above 0, in place."""
         self.log_unigram = distribution.log().to(self.wte.weight)
-
-    def load_repeat(self, number: float) -> None:
-        """Put the frozen number that the logit of the token just read gets in place."""
-        self.repeat = torch.tensor(number).to(self.wte.weight)
 
     def drawn_dropout(self, count: int) -> Dropout:
         """Factors for a batch of `count` positions, drawn as `attend` draws them."""
@@ -130,8 +124,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def logits(self, hidden: Tensor, read: Tensor) -> Tensor:
         """`[..., hidden_size]` to `[..., vocab_size]`; `read` are the tokens just read, integers `[...]`."""
         logits = F.linear(hidden, self.wte.weight, self.log_unigram)
-        if self.repeat is not None:
-            add_to_own(logits, read, self.repeat)
+        if self.config.repeat_logit:
+            add_to_own(logits, read, self.config.repeat_logit)
         return logits
 
     def losses(
@@ -139,7 +133,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor, Tensor]:
         """Losses and correctness of `logits`, as `frozen_head_cross_entropy`; `table` in another dtype."""
         table = self.wte.weight if table is None else table
-        return frozen_head_cross_entropy(hidden, table, targets, self.log_unigram, read, self.repeat)
+        return frozen_head_cross_entropy(
+            hidden, table, targets, self.log_unigram, read, self.config.repeat_logit
+        )
 
     def forward(
         self,

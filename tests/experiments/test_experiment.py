@@ -6,7 +6,6 @@ import torch
 from conftest import write_conversations
 
 from ctxkv_lib.config import build_config
-from ctxkv_lib.data.counts import repeat_logit
 from ctxkv_lib.data.embeddings import corpus_counts
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import contexts, experiment, stages
@@ -17,7 +16,7 @@ from ctxkv_lib.report.info import gathered_mib
 from ctxkv_lib.runs.inference import load_trained
 from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
 from ctxkv_lib.training import phase1
-from ctxkv_lib.training.caches import load_cache, load_ids
+from ctxkv_lib.training.caches import load_cache
 from ctxkv_lib.training.evaluation import evaluate
 
 FILES = {
@@ -61,7 +60,7 @@ def finished(tiny_config, tmp_path):
 
 
 def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path):
-    """Slots, slot bias, output, averaged weights and what was counted all go into the saved model."""
+    """Slots, slot bias, output, averaged weights, log-frequencies and so on all go into the saved model."""
     corpus = {"data.corpus_samples": 2, "data.validation_samples": 2, "phase2.max_epochs": 3}
     config = build_config("ci", "tuned", 6, {**tiny_settings, **corpus})
     made = run(config, tmp_path / "run")
@@ -69,7 +68,7 @@ def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path):
     counts = corpus_counts(config.data, config.model.vocab_size).weight.numpy()
     expected = torch.from_numpy(unigram_floor(counts)).log().float()
     torch.testing.assert_close(model.log_unigram, expected)
-    assert model.repeat.item() == pytest.approx(repeat_logit(load_ids(made.path / "caches", "train")))
+    assert model.config.repeat_logit == -5
     cache = load_cache(made.path / "caches", "val")
     score = evaluate(model, cache)
     assert score.perplexity == pytest.approx(made.summary["phase2"]["val_ppl"], rel=1e-5)

@@ -16,10 +16,10 @@ def test_values_and_gradients_equal_cross_entropy(monkeypatch, vocabulary, scale
     table = torch.randn(vocabulary, 8, dtype=torch.float64)
     targets = torch.randint(0, vocabulary, (13,))
     weights = torch.rand(13, dtype=torch.float64)
-    bias, read, repeat = None, None, None
+    bias, read, repeat = None, None, 0.0
     logits = hidden @ table.T
     if added:
-        bias, repeat = torch.randn(vocabulary, dtype=torch.float64) * scale, torch.tensor(-3.0)
+        bias, repeat = torch.randn(vocabulary, dtype=torch.float64) * scale, -3.0
         read = torch.randint(0, vocabulary, (13,), dtype=torch.int32)
         logits = logits + bias + repeat * F.one_hot(read.long(), vocabulary)
     expected = F.cross_entropy(logits, targets, reduction="none")

@@ -28,7 +28,7 @@ LEVERS = {
     "input_dropout": 0.2,
     "layer_dropout": 0.4,
     "has_unigram": True,
-    "has_repeat": True,
+    "repeat_logit": -2.5,
 }
 
 
@@ -164,7 +164,6 @@ def test_logits_have_in_them_what_was_counted():
     model, hidden = tiny_model(**LEVERS), torch.randn(2, 3, TINY["hidden_size"])
     shares, read = torch.rand(TINY["vocab_size"]).double(), tiny_ids(6).view(2, 3)
     model.load_unigram(shares)
-    model.load_repeat(-2.5)
     expected = hidden @ model.wte.weight.T + shares.float().log()
     expected -= 2.5 * F.one_hot(read, TINY["vocab_size"])
     torch.testing.assert_close(model.logits(hidden, read), expected)
@@ -274,7 +273,6 @@ def test_saved_model_is_the_same_and_still_frozen(tmp_path, shape):
     model = tiny_model(**shape).eval()
     if model.log_unigram is not None:
         model.load_unigram(torch.rand(TINY["vocab_size"]))
-        model.load_repeat(-2.5)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = tiny_ids(15)[None]
