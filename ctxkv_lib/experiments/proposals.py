@@ -29,7 +29,8 @@ def proposals(base: ExperimentConfig) -> dict[str, Settings]:
     model, phase2 = base.model, base.phase2
     interval, contexts = model.interval, model.max_contexts
     other = "variable" if model.kv_method == "fixed" else "fixed"
-    dropout, decay = min(0.9, 3 * model.attention_dropout or 0.3), 10 * phase2.weight_decay or 0.1
+    dropout = min(0.9, 3 * model.attention_dropout or 0.3)
+    decay = (2 if phase2.weight_decay >= 1 else 10) * phase2.weight_decay or 0.1
     return {
         BASE: {},
         f"interval {5 * interval // 2}": {"model.interval": 5 * interval // 2},

@@ -127,7 +127,8 @@ def _next_training(column: Column, say: Say) -> str:
     dropout = column.config.model.attention_dropout
     if at_last_epoch(column):
         return say("next_epochs", limit=limit, a=2 * limit)
-    stronger = {"a": min(2 * dropout, (1 + dropout) / 2) or 0.1, "b": 10 * decay or 0.01}
+    more = 2 if decay >= 1 else 10
+    stronger = {"a": min(2 * dropout, (1 + dropout) / 2) or 0.1, "b": more * decay or 0.01}
     return say("next_regularise", dropout=dropout, decay=decay, **stronger)
 
 
