@@ -1,4 +1,4 @@
-"""Figures of many runs beside each other: settings against a base, and a sweep over seeds and samples."""
+"""Figures of many runs beside each other: settings against a base, a sweep, what memory is worth in it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -8,12 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from .axes import INK, OKABE_ITO, QUIET, RULE, log_y, panels, plain
+from .axes import INK, OKABE_ITO, QUIET, RULE, legend_below, log_y, panels, plain
 
 BLUE, ORANGE = OKABE_ITO[:2]
 SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}
 MARKERS = "osD^vPX"  # of a variant; one more than there are colours, so that the pairs differ for long
 COUNTED = ("--", ":")  # of n-grams, without and with a cache
+REMEMBERED = {
+    "horizon": "Horizon: tokens back that contexts hold anything of",
+    "mean_recall": "R² of the mean of the last 20 tokens",
+}
 
 Row = Mapping[str, Any]  # of `rows` in sweep.json
 
@@ -58,6 +62,30 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
         ax.set_xlabel(f"{SPLITS[split]} perplexity per token (lower is better)")
     axes[0].set_ylabel("Variant")
     _legend(figure, axes[0], [row["variant"] for row in counted], "outside lower center")
+    return figure
+
+
+def memory_figure(results: Mapping[str, Any]) -> Figure:
+    """Validation PPL by what contexts remember: how far back, and how much of the last 20 tokens.
+
+    Each variant of the sweep whose contexts were probed is a point, with a line over the spread of its seeds.
+
+    Args:
+        results: contents of `sweep.json`, of one sample count.
+    """
+    figure, axes = panels(len(REMEMBERED), size=(5.5 * len(REMEMBERED), 5))
+    for ax, (measure, label) in zip(axes, REMEMBERED.items(), strict=True):
+        rows = [row for row in results["rows"] if measure in row.get("measured", {})]
+        for place, row in enumerate(rows):
+            values, at = row["val_ppl"], row["measured"][measure]
+            colour, marker = OKABE_ITO[place % len(OKABE_ITO)], MARKERS[place % len(MARKERS)]
+            ax.plot([at, at], [min(values), max(values)], color=colour, lw=3, alpha=0.4)
+            name = plain(row["variant"])
+            ax.plot(at, np.mean(values), color=colour, marker=marker, ms=8, ls="none", label=name)
+        ax.set_xlabel(label)
+        ax.set_xlim(left=0)
+    axes[0].set_ylabel("Validation perplexity per token")
+    legend_below(figure, axes[0])
     return figure
 
 

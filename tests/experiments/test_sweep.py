@@ -17,7 +17,7 @@ from ctxkv_lib.runs.inference import load_trained
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.verification import verify
-from ctxkv_lib.views.sweeps import sweep_figure
+from ctxkv_lib.views.sweeps import memory_figure, sweep_figure
 
 
 @pytest.fixture
@@ -360,3 +360,19 @@ def test_one_sample_count_is_drawn_as_a_row_a_variant():
         assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", r"costs \$5"]
         assert "perplexity" in ax.get_xlabel()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["n-grams"]
+
+
+def test_memory_is_drawn_against_perplexity_where_it_was_measured():
+    cells = [
+        cell(name, 10, seed, ppl + seed, measured={"horizon": back, "mean_recall": back / 50})
+        for name, ppl, back in (("short", 100, 7), ("long", 120, 30))
+        for seed in (1, 2)
+    ]
+    cells.append(cell("none", 10, 1, 110, measured={"repeated_ppl": 50.0}))
+    figure = memory_figure(sweep_table.summarize({}, cells))
+    for ax, scale in zip(figure.axes, (1, 50), strict=True):
+        points = {line.get_label(): line.get_xydata().tolist() for line in ax.get_lines()}
+        assert points["short"] == [[7 / scale, 101.5]]
+        assert points["long"] == [[30 / scale, 121.5]]
+        assert ax.get_xlabel()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["short", "long"]
