@@ -118,8 +118,15 @@ def wait_for(condition, seconds, what):
 
 
 def find(browser, selector, text=""):
-    """The elements that match a CSS selector and hold a text."""
-    return [each for each in browser.find_elements("css selector", selector) if text in each.text]
+    """The elements that match a CSS selector and hold a text, unless the page has replaced them by now."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
+    found = []
+    for each in browser.find_elements("css selector", selector):
+        with suppress(StaleElementReferenceException):
+            if text in each.text:
+                found.append(each)
+    return found
 
 
 def run_all(browser):
@@ -128,7 +135,7 @@ def run_all(browser):
     from selenium.common.exceptions import WebDriverException
 
     def running():
-        if any(prompt.text == "[*]:" for prompt in find(browser, ".jp-InputArea-prompt")):
+        if find(browser, ".jp-InputArea-prompt", "[*]:"):
             return True
         ways = ((".jp-Dialog button.jp-mod-accept", ""), (".lm-MenuBar-item", "Run"), (RUN_ALL, ""))
         with suppress(WebDriverException):  # a dialog came: "You can not run any cell for now"
@@ -269,7 +276,7 @@ def look_through_the_window(browser, window):
 def test_a_notebook_as_a_reader_sees_it(lab, browser, tmp_path):
     browser.get(f"{lab}/lab/tree/03_phase2_context_kv.ipynb")
     wait_for(lambda: find(browser, ".jp-Notebook"), 90, "the notebook")
-    wait_for(lambda: find(browser, "#jp-main-statusbar", "| Idle"), 90, "a kernel")
+    wait_for(lambda: find(browser, IDLE), 90, "a kernel")
     wait_for(lambda: find(browser, IDLE), 90, "a notebook that knows it")
     browser.execute_script(WATCH)
     run_all(browser)
