@@ -202,12 +202,12 @@ def _counts_key(text: Conversations, data: DataConfig, vocab_size: int) -> str:
 def _table_stream(text: Conversations, tokenizer: str, vocab_size: int) -> tuple[TokenStream, torch.Tensor]:
     """The text's stream, and how often each token of the vocabulary occurs in it."""
     stream = train_stream(text, load_tokenizer(tokenizer))
-    counts = count_tokens(stream.ids)
+    counts = count_tokens(stream.ids, vocab_size)
     if len(counts) > vocab_size:
         raise UserError(
             f"model.vocab_size is {vocab_size}, but the text holds token {len(counts) - 1}; set it to 50257."
         )
-    return stream, torch.nn.functional.pad(counts, (0, vocab_size - len(counts)))
+    return stream, counts
 
 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch.Tensor:

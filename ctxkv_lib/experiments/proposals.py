@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import PRESETS, ExperimentConfig
+from ..report.verdicts import stronger_decay
 from ..runs.run_folder import Run
 from ..views.notebook import notebook_config
 
@@ -30,7 +31,7 @@ def proposals(base: ExperimentConfig) -> dict[str, Settings]:
     interval, contexts = model.interval, model.max_contexts
     other = "variable" if model.kv_method == "fixed" else "fixed"
     dropout = min(0.9, 3 * model.attention_dropout or 0.3)
-    decay = (2 if phase2.weight_decay >= 1 else 10) * phase2.weight_decay or 0.1
+    decay = stronger_decay(phase2.weight_decay) or 0.1
     return {
         BASE: {},
         f"interval {5 * interval // 2}": {"model.interval": 5 * interval // 2},

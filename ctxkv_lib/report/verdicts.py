@@ -127,9 +127,13 @@ def _next_training(column: Column, say: Say) -> str:
     dropout = column.config.model.attention_dropout
     if at_last_epoch(column):
         return say("next_epochs", limit=limit, a=2 * limit)
-    more = 2 if decay >= 1 else 10
-    stronger = {"a": min(2 * dropout, (1 + dropout) / 2) or 0.1, "b": more * decay or 0.01}
+    stronger = {"a": min(2 * dropout, (1 + dropout) / 2) or 0.1, "b": stronger_decay(decay) or 0.01}
     return say("next_regularise", dropout=dropout, decay=decay, **stronger)
+
+
+def stronger_decay(decay: float) -> float:
+    """The weight decay to try next against overfitting: ten times as much, of a strong one twice."""
+    return (2 if decay >= 1 else 10) * decay
 
 
 def conclusion(report: Report) -> list[str]:

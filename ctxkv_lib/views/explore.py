@@ -212,10 +212,9 @@ def attended_window(trained: Trained, split: str, position: int, guesses: int = 
     trained.check_position(split, position)
     cache, shape = trained.caches[split], trained.model.config
     at = torch.tensor([position])
-    batch = cache.gather(at, shape).to(trained.model.device)
-    hidden, weights = batch.attend(trained.model)
+    hidden, weights = cache.attend(trained.model, at)
     slots = slot_positions(at, shape)[0]
-    likely = trained.model.logits(hidden, batch.tokens)[0].softmax(dim=-1).topk(guesses)
+    likely = trained.model.logits(hidden, cache.ids[at].to(hidden.device))[0].softmax(dim=-1).topk(guesses)
     start = max(0, int(slots.min()))
     pieces = token_texts(trained.tokenizer, cache.ids[start : position + 2])
     names = token_texts(trained.tokenizer, likely.indices)

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from ctxkv_lib.config import DataConfig
 from ctxkv_lib.data import embeddings
 from ctxkv_lib.data.conversations import load_conversations
+from ctxkv_lib.data.counts import count_tokens
 from ctxkv_lib.data.embeddings import (
     COOCCURRENCE_NOISE,
     COOCCURRENCE_WINDOW,
@@ -165,6 +166,9 @@ def test_counts_and_pmi_equal_the_plain_loops(monkeypatch, block):
     monkeypatch.setattr(embeddings, "_BLOCK", block)
     stream, chats = _random_stream([1, 2, 37, 5, 64], vocabulary=7)
     expected = _naive_counts(chats)
+    assert count_tokens(stream.ids).tolist() == [
+        sum(chat.count(token) for chat in chats) for token in range(7)
+    ]
     counts = count_pairs(stream.ids, stream.starts)
     dense = counts.to_dense()
     assert {(i, j): dense[i, j].item() for i in range(7) for j in range(7) if dense[i, j]} == dict(expected)
