@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from xxhash import xxh3_128
 from .errors import DamagedFile
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from torch import Tensor
 
 CACHE_VARIABLE = "CTXKV_CACHE"
 CHECKSUM = "checksum"
@@ -27,7 +27,14 @@ LEFT_OVER = re.compile(r"\..*\.\d+\.part")  # what `replacing` writes to
 DIGITS = 16  # of a digest
 PIECE_BYTES = 1 << 20
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
-STREAMED_HEADER_BYTES = 1024  # set aside before the tensors' sizes are known; the format allows blanks
+KINDS = {
+    "uint8": "U8",
+    "uint16": "U16",
+    "int64": "I64",
+    "bfloat16": "BF16",
+    "float32": "F32",
+}  # safetensors' words
+NAMES_BYTES = 2**14  # set aside in a header before names and sizes are known; the format allows blanks
 
 
 def cache_dir() -> Path:
@@ -199,32 +206,34 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] 
 
 
 def write_streamed(
-    path: Path,
-    name: str,
-    pieces: Iterable["NDArray[Any]"],
-    others: Callable[[], dict[str, "NDArray[Any]"]],
-    metadata: dict[str, str],
+    path: Path, pieces: Iterable[tuple[str, "Tensor"]], metadata: dict[str, str] | None = None
 ) -> None:
-    """`write_tensors` for a 1-D tensor that comes in pieces, of which one at a time is in memory.
+    """`write_tensors` for tensors that come in pieces, of which one at a time is in memory.
 
     Args:
-        pieces: uint16 `[any]`; zeros after the last fill the tensor up to a multiple of 8 bytes.
-        others: called after the last piece; int64 tensors by name, to be written behind.
+        pieces: the name of a tensor and its next rows (or all of it), those of a tensor one after another.
+            Each must begin at a multiple of its numbers' size: small numbers come last, or are filled up.
     """
-    header: dict[str, Any] = {"__metadata__": {CHECKSUM: UNSEALED, **metadata}}
+    from torch import uint8
+
+    header: dict[str, Any] = {"__metadata__": {CHECKSUM: UNSEALED, **(metadata or {})}}
+    room, end = len(json.dumps(header)) // 8 * 8 + NAMES_BYTES, 0
     with replacing(path) as beside:
         with beside.open("wb") as file:
-            file.write(bytes(STREAMED_HEADER_BYTES))
-            end = sum(file.write(piece.data) for piece in pieces)
-            end += file.write(bytes(-end % 8))
-            header[name] = {"dtype": "U16", "shape": [end // 2], "data_offsets": [0, end]}
-            for other, tensor in others().items():
-                begin, end = end, end + file.write(tensor.data)
-                header[other] = {"dtype": "I64", "shape": [*tensor.shape], "data_offsets": [begin, end]}
-            text = json.dumps(header, separators=(",", ":")).encode().ljust(STREAMED_HEADER_BYTES - 8)
-            assert len(text) == STREAMED_HEADER_BYTES - 8
+            file.write(bytes(8 + room))
+            for name, piece in pieces:
+                rows = piece.detach().cpu().contiguous()
+                begin, end = end, end + file.write(rows.flatten().view(uint8).numpy().data)
+                if name in header:
+                    header[name]["shape"][0] += len(rows)
+                    header[name]["data_offsets"][1] = end
+                else:
+                    kind = KINDS[str(rows.dtype).removeprefix("torch.")]
+                    header[name] = {"dtype": kind, "shape": [*rows.shape], "data_offsets": [begin, end]}
+            text = json.dumps(header, separators=(",", ":")).encode().ljust(room)
+            assert len(text) == room
             file.seek(0)
-            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(room.to_bytes(8, "little") + text)
         _seal(beside)
 
 

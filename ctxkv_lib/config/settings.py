@@ -11,7 +11,6 @@ LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp
 STRIDE = 256  # tokens between two contexts that are kept
 BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; fewer, to be whole batches
 POOL_BLOCKS = 8  # a pool takes 256 MiB in bf16, 512 in fp32, at the published size
-PRECISE_TOKENS = 2**20  # of a streamed stream, Phase 1 keeps the contexts of more tokens in bf16
 BEGINNING_TOKENS = 65_536  # of a streamed stream, so many contexts are kept for those who look at them
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
 BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
@@ -120,7 +119,7 @@ class Phase1Config:
     )
     batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
     max_tokens: int = setting(
-        1_500_000,
+        2_000_000,
         "contexts=exact: of a longer stream it trains on even samples, batches of consecutive positions",
         at_least(1),
         "positions",

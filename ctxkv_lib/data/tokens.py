@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64
 
 from ..errors import UserError
-from ..files import cache_dir, digest, read_tensors, write_streamed
+from ..files import cache_dir, digest, read_tensors, write_streamed, write_tensors
 from ..locks import made_once
 from ..progress import progress_bar
 from .conversations import Conversations
@@ -139,9 +139,9 @@ def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokeni
         ends = np.asarray([end for _, end in encoded["offset_mapping"]])  # in characters, never falling
         lengths = np.asarray([len(text) + len("\n\n") for text in texts])
         starts = np.searchsorted(ends, np.cumsum(lengths) - lengths, side="right")
-        ids = np.asarray(encoded["input_ids"], np.uint16)
-        bounds = np.append(starts, len(ids)).astype(np.int64)
-        write_streamed(_place(key), "ids", [ids], lambda: {"bounds": bounds}, {"key": key})
+        ids = torch.tensor(encoded["input_ids"], dtype=torch.uint16)
+        bounds = torch.tensor([*starts, len(ids)])
+        write_tensors(_place(key), {"bounds": bounds, "ids": ids}, {"key": key})
 
     return made_once(lambda: _first(read_tensors(_place(key), key), len(conversations)), make)
 
@@ -180,15 +180,21 @@ def _extend(key: str, marks: NDArray[np.int64], rows: Rows, tokenizer: "PreTrain
         begun = _first(*_beginning(key, marks))
     bounds = [*begun.starts.tolist(), len(begun.ids)]
 
-    def pieces() -> Iterator[NDArray[np.uint16]]:
-        yield begun.ids.numpy()
+    def pieces() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "ids", begun.ids
         for piece in _tokenised(rows[len(begun.starts) :], tokenizer):
             bounds.append(bounds[-1] + len(piece))
-            yield piece
+            yield "ids", torch.from_numpy(piece)
+        yield "ids", _filling(bounds[-1])
+        yield "bounds", torch.tensor(bounds)
+        yield "marks", torch.from_numpy(marks)
 
-    write_streamed(
-        _place(key), "ids", pieces(), lambda: {"bounds": np.asarray(bounds), "marks": marks}, {"key": key}
-    )
+    write_streamed(_place(key), pieces(), {"key": key})
+
+
+def _filling(count: int) -> torch.Tensor:
+    """Zeros that bring so many ids up to a multiple of 8 bytes, at which whole numbers can follow."""
+    return torch.zeros(-count % 4, dtype=torch.uint16)
 
 
 def _marks(texts: Iterable[str], count: int) -> NDArray[np.int64]:

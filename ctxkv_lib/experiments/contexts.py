@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import ranks
-from ..config.settings import BEGINNING_TOKENS, PRECISE_TOKENS
+from ..config.settings import BEGINNING_TOKENS
 from ..errors import memory_advice
 from ..files import read_tensors, write_tensors
 from ..memory import snapshot
@@ -43,9 +43,7 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
     generator = torch.Generator(work.model.device).manual_seed(inputs.config.runtime.seed)
     rows = {split: len(ids) for split, ids in work.ids.items()}
     if inputs.config.is_streamed(rows["train"]):  # the caches do not need Phase 1's contexts
-        count = len(_sampled(work)) + 1
-        dtype = torch.bfloat16 if count > PRECISE_TOKENS else torch.float32
-        phase1 = phase1 or _train(work, _room(work, count, dtype), generator)
+        phase1 = phase1 or _train(work, _room(work, len(_sampled(work)) + 1, spare_memory=True), generator)
         rows["train"] = min(rows["train"], BEGINNING_TOKENS + 1)
     contexts = {split: _room(work, count) for split, count in rows.items()}
     phase1 = phase1 or _train(work, contexts["train"], generator)
@@ -53,10 +51,10 @@ def make_contexts(work: Work) -> tuple[Record, Record]:
     return phase1, folder.finish("caches", inputs.caches_key(phase1, precision), [folder.caches], made)
 
 
-def _room(work: Work, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def _room(work: Work, count: int, dtype: torch.dtype = torch.float32, spare_memory: bool = False) -> Tensor:
     """Room for `count` contexts."""
     shape = count, work.inputs.config.model.memory_dim
-    return scratch(shape, dtype, work.model.device, work.folder.caches)
+    return scratch(shape, dtype, work.model.device, work.folder.caches, spare_memory)
 
 
 def context_facts(phase1: Record, caches: Record) -> Facts:

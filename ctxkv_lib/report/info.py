@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..config import ExperimentConfig
-from ..config.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, PRECISE_TOKENS, STRIDE
+from ..config.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 from ..errors import UserError
 from ..model.config import ModelConfig
 from ..runs.published import PUBLISHED
@@ -67,8 +67,9 @@ def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> 
 
     Returns:
         `tokens`; `is_streamed`; `disk_gib` (token stream, caches, model); `pool_gib` (contexts of Phase 2 in
-        memory, those of an epoch's pool if streamed); `phase1_gib` (contexts of Phase 1); `sent_mib` (by each
-        of several processes in a step of Phase 2); `epoch_seconds` by device; None without tokens.
+        memory, those of an epoch's pool if streamed); `phase1_gib` (contexts of Phase 1: on the GPU, or on a
+        CPU in memory, in a file if streamed); `sent_mib` (by each of several processes in a step of Phase 2);
+        `epoch_seconds` by device; None without tokens.
     """
     if train_tokens is None:
         if config.data.source != "ultrachat":
@@ -79,7 +80,6 @@ def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> 
     is_streamed, row = config.is_streamed(train_tokens), model.context_dim * BYTES["bf16"]
     pool = min(train_tokens, BLOCK_TOKENS * POOL_BLOCKS) if is_streamed else train_tokens
     read = min(train_tokens, config.phase1.max_tokens) if config.phase1.contexts == "exact" else train_tokens
-    kept = "bf16" if is_streamed and read >= PRECISE_TOKENS else "fp32"
     caches = train_tokens * (row + ID_BYTES)
     if is_streamed:
         starts = model.context_dim * BYTES["fp32"] // STRIDE
@@ -89,7 +89,7 @@ def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> 
         "is_streamed": is_streamed,
         "disk_gib": (train_tokens * STREAM_BYTES + caches + parameters["total"] * BYTES["fp32"]) / GIB,
         "pool_gib": pool * row / GIB,
-        "phase1_gib": read * model.context_dim * BYTES[kept] / GIB,
+        "phase1_gib": read * model.context_dim * BYTES["fp32"] / GIB,
         "sent_mib": parameters["trainable_phase2"] * BYTES["fp32"] / MIB,
         "epoch_seconds": {
             name: _epoch_seconds(config, train_tokens, *which) for name, which in DEVICES.items()
@@ -173,12 +173,13 @@ def format_info(facts: dict[str, Any]) -> str:
 def _size_rows(size: dict[str, Any] | None) -> list[tuple[str, str]]:
     if size is None:
         return []
-    how = "streamed" if size["is_streamed"] else "cached"
+    how, aside = ("streamed", " (on a CPU in a file)") if size["is_streamed"] else ("cached", "")
+    phase1 = f"{size['phase1_gib']:,.1f} GiB{aside}"
     seconds = ", ".join(f"{name} {taken:,.0f} s" for name, taken in size["epoch_seconds"].items())
     return [
         ("Computed, not measured", f"{size['tokens']:,} training tokens, contexts {how}, bf16"),
         ("Disk", f"{size['disk_gib']:,.1f} GiB: tokens, caches, model"),
-        ("Contexts in memory", f"Phase 1 {size['phase1_gib']:,.1f} GiB, Phase 2 {size['pool_gib']:,.2f} GiB"),
+        ("Contexts held", f"Phase 1 {phase1}, Phase 2 {size['pool_gib']:,.2f} GiB"),
         ("An epoch of Phase 2", seconds),
         ("Sent by each process in a step", f"{size['sent_mib']:,.0f} MiB"),
     ]

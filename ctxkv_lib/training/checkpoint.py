@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .. import ranks
 from ..errors import DamagedFile
-from ..files import read_tensors, tensor_metadata, write_tensors
+from ..files import read_tensors, tensor_metadata, write_streamed
 from ..progress import notice, say
+from .placement import parts
 
 # A stop repeats at most so much work and one step (in Phase 1, an iteration). Writing may take a tenth of the
 # time: at the published size (605 MiB in Phase 1, 100 MiB in Phase 2) a disk of 110 MiB/s keeps it under a
@@ -49,7 +50,8 @@ class Checkpoint:
         began = time.monotonic()
         with suppress(FileNotFoundError):
             self.path.replace(self.previous)
-        write_tensors(self.path, dict(tensors), {"key": self.key, "state": json.dumps(state)})
+        pieces = ((name, part) for name, tensor in tensors.items() for part in parts(tensor))
+        write_streamed(self.path, pieces, {"key": self.key, "state": json.dumps(state)})
         ended = time.monotonic()
         self.next_save = ended + max(EVERY_SECONDS, (ended - began) / WRITING_SHARE)
 

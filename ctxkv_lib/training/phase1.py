@@ -21,7 +21,7 @@ from ..errors import Diverged
 from ..model.layers import ContextBlock
 from ..progress import Listener, Metric, progress_bar
 from .checkpoint import Checkpoint, draws_name, gradients, optimizer_tensors, put_back, saved_draws
-from .placement import Pieces
+from .placement import Pieces, give_back, parts
 from .recurrence import draw_contexts, exact_contexts
 
 # Of contexts that forget at different speeds: how often, over how many tokens of a stream, and by which share
@@ -184,7 +184,8 @@ def _restored(
         return [], 0.0
     tensors, state = found
     put_back(tensors, dict(block.named_parameters()), optimizer)
-    contexts.copy_(tensors["contexts"])
+    for part, kept in zip(parts(contexts), parts(tensors["contexts"]), strict=True):
+        part.copy_(kept)
     if (draws := saved_draws(tensors, generator.device)) is not None:
         generator.set_state(draws)
     return state["metrics"], state["seconds"]
@@ -256,6 +257,7 @@ def train_iteration(
         contexts[rows] = fresh
         total_loss += loss
         converged += (moved < config.convergence_threshold).sum()
+        give_back(contexts)
     if leaf.grad is not None:  # else no batch is left for this process
         token_half.backward(leaf.grad)
     if ranks.count() > 1:

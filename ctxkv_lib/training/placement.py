@@ -7,10 +7,11 @@ import errno
 import mmap
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import psutil
 import torch
@@ -24,6 +25,9 @@ from .caches import StreamCache
 HEADROOM_BYTES = GIB  # left free for what training itself needs
 HOST = torch.device("cpu")
 ZEROS_BYTES = 2**24  # written at a time where space cannot be reserved otherwise
+PART_ROWS = 2**14  # of contexts at a time, where all at once would fill the memory
+
+_files: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by where in memory they begin
 
 
 def free_bytes(device: torch.device) -> int:
@@ -38,23 +42,45 @@ def fits(num_bytes: int, device: torch.device) -> bool:
     return num_bytes + HEADROOM_BYTES <= free_bytes(device)
 
 
-def scratch(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, folder: Path) -> Tensor:
+def scratch(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device, folder: Path, spare_memory: bool = False
+) -> Tensor:
     """A tensor of any content in the fastest place that has room for it.
 
     Args:
         device: the first place to try.
         folder: where a mapped file goes if memory will not do; it is gone when the tensor is.
+        spare_memory: no memory of the host will do.
 
     Raises:
         OSError: the disk has no room for it either.
     """
     num_bytes = shape[0] * shape[1] * dtype.itemsize
     for place in dict.fromkeys((device, HOST)):
+        if spare_memory and place == HOST:
+            continue
         made = _if_it_fits(num_bytes, place, partial(torch.empty, shape, dtype=dtype, device=place))
         if made is not None:
             return made
         say(f"{mib(num_bytes):,.0f} MiB of contexts do not fit on {place.type}: they go to a slower place.")
-    return torch.frombuffer(_mapped_file(num_bytes, folder), dtype=dtype).view(shape)
+    file = _mapped_file(num_bytes, folder)
+    made = torch.frombuffer(file, dtype=dtype).view(shape)
+    _files[made.data_ptr()] = file
+    return made
+
+
+def give_back(tensor: Tensor) -> None:
+    """Free the memory that a `scratch` tensor in a mapped file takes here; its numbers stay in the file."""
+    file = _files.get(tensor.untyped_storage().data_ptr())
+    if file is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        file.madvise(mmap.MADV_DONTNEED)
+
+
+def parts(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor in parts of some rows; those of a mapped file do not gather in memory."""
+    for part in tensor.split(PART_ROWS) if tensor.dim() else (tensor,):
+        yield part
+        give_back(tensor)
 
 
 def _if_it_fits(num_bytes: int, place: torch.device, make: Callable[[], Tensor]) -> Tensor | None:

@@ -13,6 +13,7 @@ from ..model.layers import ContextBlock
 from ..model.modeling import ContextKVForCausalLM
 from ..model.recurrence import Stream, walk
 from ..progress import notice
+from .placement import parts
 
 BLOCK = 2**18  # tokens of the exact recurrence at a time, so that what is written lies together: 256 MiB
 PASS_ROWS = 16_384  # positions of a parallel pass at a time, to bound its memory
@@ -70,7 +71,7 @@ def say_rounding(error: float, tolerance: float) -> None:
 def draw_contexts(contexts: Tensor, std: float, generator: torch.Generator) -> None:
     """Overwrite padded contexts with draws from N(0, std)."""
     contexts[0] = 0
-    for part in contexts[1:].split(PASS_ROWS):
+    for part in parts(contexts[1:]):
         drawn = torch.empty(part.shape, device=generator.device)
         part.copy_(drawn.normal_(std=std, generator=generator))
 

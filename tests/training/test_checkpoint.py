@@ -59,7 +59,7 @@ def test_it_is_due_every_half_minute_and_less_often_where_writing_is_slow(tmp_pa
     def slowly(*_):
         now[0] += 4
 
-    monkeypatch.setattr(checkpoint, "write_tensors", slowly)
+    monkeypatch.setattr(checkpoint, "write_streamed", slowly)
     kept.save({}, {})
     now[0] = 34 + 39
     assert not kept.due

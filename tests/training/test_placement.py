@@ -1,6 +1,7 @@
 import errno
 import mmap
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from ctxkv_lib.experiments.experiment import run
 from ctxkv_lib.memory import GIB
 from ctxkv_lib.training import placement
 from ctxkv_lib.training.caches import StreamCache
-from ctxkv_lib.training.placement import place_caches, scratch
+from ctxkv_lib.training.placement import PART_ROWS, give_back, parts, place_caches, scratch
 
 CPU = torch.device("cpu")
 
@@ -32,6 +33,32 @@ def test_without_memory_a_mapped_file_holds_it_and_leaves_nothing_behind(tmp_pat
     assert len(mapped) == 2
     assert (first.sum(), second.sum()) == (100, 200)
     assert not any((tmp_path / "caches").iterdir())
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="the size of this process is read from /proc"
+)
+def test_a_mapped_file_gives_its_memory_back_and_keeps_its_numbers(tmp_path):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    held = scratch((PART_ROWS + 1, 256), torch.float32, CPU, tmp_path, spare_memory=True)
+    before = resident()
+    held.fill_(1)
+    assert resident() - before > held.nbytes / 2
+    give_back(held[5:])
+    assert resident() - before < held.nbytes / 2
+    assert held.sum() == held.numel()
+    assert [len(part) for part in parts(held)] == [PART_ROWS, 1]
+    assert resident() - before < held.nbytes / 2
+    assert held.add_(1).sum() == 2 * held.numel()
+
+
+def test_what_lies_in_memory_is_nothing_to_give_back():
+    held = torch.ones(3, 2)
+    give_back(held)
+    assert [part.tolist() for part in parts(held)] == [held.tolist()]
+    assert [*parts(torch.tensor(3))] == [3]
 
 
 def test_memory_that_was_not_enough_after_all_is_left_for_a_mapped_file(tmp_path, monkeypatch):
