@@ -111,8 +111,7 @@ def train_context_block(
     Args:
         embed_distinct: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
         tokens: int64 `[n]`, the stream as rows of `embed_distinct`.
-        contexts: float32 or bfloat16 `[n + 1, context_dim]`, padded (see `windows`), on any device;
-            overwritten.
+        contexts: float32 `[n + 1, context_dim]`, padded (see `windows`), on any device; overwritten.
         generator: on the block's device; draws the first contexts and the noise.
         listener: gets one metric an iteration, from iteration 2 on, restored ones included.
         checkpoint: where to save the state now and then (see `Checkpoint`); a training that was stopped goes

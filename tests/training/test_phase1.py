@@ -18,12 +18,13 @@ class Stopped(Exception):
     pass
 
 
-def train(config=CONFIG, listener=lambda metric: None, checkpoint=None, rows=None, dtype=torch.float32):
-    """Result, metrics without times, and all tensors that Phase 1 leaves."""
-    model = tiny_model()
+def train(config=CONFIG, listener=lambda metric: None, checkpoint=None, rows=None, folder=None):
+    """Result, metrics without times, and all tensors that Phase 1 leaves; contexts in a file in `folder`."""
+    model, lines = tiny_model(), []
     model.set_phase(1)
-    contexts, lines = torch.empty(401, TINY["context_dim"], dtype=dtype), []
     rows = rows or distinct_rows(model, tiny_ids(400))
+    shape = len(rows[1]) + 1, TINY["context_dim"]
+    contexts = placement.scratch(shape, torch.float32, placement.HOST, folder, spare_memory=bool(folder))
     generator = torch.Generator().manual_seed(2)
 
     def hear(metric):
@@ -50,14 +51,22 @@ def test_contexts_that_forget_slowly_begin_around_the_origin(monkeypatch):
     assert centroids[1] < 0.6 * centroids[0]
 
 
-def test_contexts_of_half_the_size_are_a_rounding_away():
-    (counts, lines, tensors), (half_counts, half_lines, half_tensors) = train(), train(dtype=torch.bfloat16)
-    assert half_tensors[-2].dtype == torch.bfloat16
-    assert counts[0] == half_counts[0]
-    for line, half in zip(lines, half_lines, strict=True):
-        assert half["loss"] == pytest.approx(line["loss"], rel=1e-3)
-        assert half["convergence_rate"] == pytest.approx(line["convergence_rate"], abs=0.01)
-    torch.testing.assert_close(half_tensors[-2].float(), tensors[-2], atol=0.03, rtol=0.01)
+def test_contexts_in_a_mapped_file_stopped_and_resumed_are_those_in_memory(
+    tmp_path, saved_at_every_step, monkeypatch
+):
+    monkeypatch.setattr(placement, "PART_ROWS", 150)
+
+    def stop(metric):
+        if metric["iteration"] == 4:
+            raise Stopped
+
+    whole, path = train(), tmp_path / "c.safetensors"
+    with pytest.raises(Stopped):
+        train(listener=stop, checkpoint=path, folder=tmp_path)
+    resumed = train(checkpoint=path, folder=tmp_path)
+    assert resumed[:2] == whole[:2]
+    for ours, theirs in zip(resumed[2], whole[2], strict=True):
+        assert torch.equal(ours, theirs)
 
 
 PLATEAU = {"convergence_threshold": 1.0, "plateau_rate": 0.0, "plateau_gain": 1.0, "plateau_patience": 6}
