@@ -26,6 +26,7 @@ from ..runs.inference import load_trained
 from ..runs.ownership import flat
 from ..runs.provenance import choose_device
 from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
+from ..threads import set_threads
 from ..training.phase2 import best_epoch
 from ..views import figures, pictures
 from ..views.axes import save
@@ -76,6 +77,7 @@ def _meet(config: ExperimentConfig) -> None:
     if ranks.count() > 1 and config.model.memory not in PLAIN:
         raise UserError(f"model.memory={config.model.memory} is trained in one process; start one.")
     refuse_missing_tracker(config.runtime.tracker)
+    set_threads(torch.get_num_threads())
     ranks.join(choose_device(config.runtime.device))
 
 

@@ -19,6 +19,7 @@ from ..model.losses import VOCABULARY_CHUNK, frozen_head_cross_entropy
 from ..progress import notice, say, stage, watchers
 from ..runs.provenance import PRECISIONS, device_name
 from ..runs.records import Record
+from ..threads import set_threads
 from .inputs import Facts, Work
 
 LEAST_GAIN = {"bf16": 1.3, "threads": 1.1}  # times as fast: fewer threads, and fp32, are taken for less
@@ -51,7 +52,7 @@ def use_machine(work: Work, phase1: Record | None) -> str:
     """
     phase2 = phase1 and work.folder.finished("phase2", work.inputs.phase2_key(phase1))
     used = phase2.result["provenance"] if phase2 else _kept_or_chosen(work, phase1)
-    torch.set_num_threads(used["threads"])
+    set_threads(used["threads"])
     return used["precision"]
 
 

@@ -6,7 +6,6 @@ the model is put together from both. What is lost is made again from what is lef
 
 from dataclasses import dataclass
 
-import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from .. import ranks
@@ -20,6 +19,7 @@ from ..progress import Listener, say, stage, transformers_bars_hidden
 from ..runs.provenance import choose_device
 from ..runs.records import Record
 from ..runs.run_folder import RunFolder
+from ..threads import set_threads
 from ..training.caches import StreamCache, TrainingStream, load_cache, load_starts
 from ..training.checkpoint import forget
 from ..training.phase2 import train_attention
@@ -60,7 +60,7 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
     done = _finished(inputs, folder)
     if done:
         phase1, caches, phase2 = done
-        torch.set_num_threads(phase2.result["provenance"]["threads"])  # for measures that are made again
+        set_threads(phase2.result["provenance"]["threads"])  # for measures that are made again
         folder.keep_metrics(phase1, phase2)
         for metric in (*phase1.metrics, *phase2.metrics):
             listener(metric)

@@ -16,9 +16,11 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.config import Phase1Config, Phase2Config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.experiments.machine import threads_put_back
 from ctxkv_lib.files import write_json
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.verification import verify
+from ctxkv_lib.threads import set_threads
 from ctxkv_lib.training import checkpoint, phase2, streamed
 from ctxkv_lib.training.caches import StreamCache
 from ctxkv_lib.training.phase1 import train_context_block
@@ -42,7 +44,6 @@ def _begin(index, count, port, work, arguments):
     where = {"RANK": index, "WORLD_SIZE": count, "LOCAL_RANK": index, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in where.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    torch.set_num_threads(1)
     ranks.join(torch.device("cpu"))
     work(*arguments)
     distributed.destroy_process_group()
@@ -70,6 +71,7 @@ def train_both(folder, stop_in_epoch=None):
     """
     sent = []
     if ranks.count() > 1:
+        set_threads(2)
         counted(sent)
     model, ids = tiny_model(), tiny_ids(COUNT + 1)
     model.set_phase(1)
@@ -220,9 +222,13 @@ def test_other_commands_work_in_one_process(monkeypatch, capsys):
 @pytest.mark.slow
 def test_two_processes_do_one_run(tiny_config, tmp_path):
     alone = run(tiny_config, tmp_path / "alone")
-    processes(2, run, tiny_config, tmp_path / "both")
+    with threads_put_back():
+        set_threads(2)
+        torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # begins OpenMP's threads, which are not copied
+        processes(2, run, tiny_config, tmp_path / "both")
     both = load_run(tmp_path / "both")
     assert verify(both.path).intact
+    assert "1 threads" in both.summary["provenance"]["device"]
     assert (alone.summary["provenance"]["processes"], both.summary["provenance"]["processes"]) == (1, 2)
     for name in ("val_ppl", "train_ppl", "val_acc"):
         assert both.summary["phase2"][name] == pytest.approx(alone.summary["phase2"][name], rel=1e-4)
