@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+# Named for transformers 4: loading a saved model, it takes along only the files that this one names.
+from .checks import require as require
 from .config import ModelConfig
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from ctxkv_lib.config import build_config
 from ctxkv_lib.data.conversations import read_conversations
 from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.model.modeling import ContextKVForCausalLM
 from ctxkv_lib.runs.inference import evaluate_texts, generate_text, load_trained
 
 ALONE = """
@@ -63,6 +65,18 @@ def test_the_folder_carries_exactly_the_code_of_the_model(tmp_path):
     source = Path(inspect.getfile(type(model))).parent
     code = {path.name: path.read_bytes() for path in source.glob("*.py") if path.name != "__init__.py"}
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.py")} == code
+
+
+@pytest.mark.parametrize("first", ["configuration", "modeling"])
+def test_what_transformers_loads_first_names_all_that_it_needs(first):
+    folder = Path(inspect.getfile(ContextKVForCausalLM)).parent
+
+    def named(module):
+        return set(re.findall(r"^from \.(\w+) import", (folder / f"{module}.py").read_text(), re.MULTILINE))
+
+    needed = named(first)
+    for module in list(needed):
+        assert named(module) <= needed, module
 
 
 def test_pipeline_generates(trained):
