@@ -27,13 +27,8 @@ LEFT_OVER = re.compile(r"\..*\.\d+\.part")  # what `replacing` writes to
 DIGITS = 16  # of a digest
 PIECE_BYTES = 1 << 20
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
-KINDS = {
-    "uint8": "U8",
-    "uint16": "U16",
-    "int64": "I64",
-    "bfloat16": "BF16",
-    "float32": "F32",
-}  # safetensors' words
+# Numbers in safetensors' words.
+KINDS = {"uint8": "U8", "uint16": "U16", "int64": "I64", "bfloat16": "BF16", "float32": "F32"}
 NAMES_BYTES = 2**14  # set aside in a header before names and sizes are known; the format allows blanks
 
 
@@ -205,9 +200,7 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] 
         _seal(beside)
 
 
-def write_streamed(
-    path: Path, pieces: Iterable[tuple[str, "Tensor"]], metadata: dict[str, str] | None = None
-) -> None:
+def write_streamed(path: Path, pieces: Iterable[tuple[str, "Tensor"]], metadata: dict[str, str]) -> None:
     """`write_tensors` for tensors that come in pieces, of which one at a time is in memory.
 
     Args:
@@ -216,7 +209,7 @@ def write_streamed(
     """
     from torch import uint8
 
-    header: dict[str, Any] = {"__metadata__": {CHECKSUM: UNSEALED, **(metadata or {})}}
+    header: dict[str, Any] = {"__metadata__": {CHECKSUM: UNSEALED, **metadata}}
     room, end = len(json.dumps(header)) // 8 * 8 + NAMES_BYTES, 0
     with replacing(path) as beside:
         with beside.open("wb") as file:

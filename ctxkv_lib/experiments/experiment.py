@@ -77,7 +77,7 @@ def _meet(config: ExperimentConfig) -> None:
     if ranks.count() > 1 and config.model.memory not in PLAIN:
         raise UserError(f"model.memory={config.model.memory} is trained in one process; start one.")
     refuse_missing_tracker(config.runtime.tracker)
-    set_threads(torch.get_num_threads())
+    set_threads(torch.get_num_threads())  # as before, but one in a process that was copied
     ranks.join(choose_device(config.runtime.device))
 
 

@@ -13,10 +13,9 @@ from ..model.layers import ContextBlock
 from ..model.modeling import ContextKVForCausalLM
 from ..model.recurrence import Stream, walk
 from ..progress import notice
-from .placement import parts
+from .placement import PART_ROWS, parts
 
 BLOCK = 2**18  # tokens of the exact recurrence at a time, so that what is written lies together: 256 MiB
-PASS_ROWS = 16_384  # positions of a parallel pass at a time, to bound its memory
 
 
 @torch.no_grad()
@@ -80,8 +79,8 @@ def draw_contexts(contexts: Tensor, std: float, generator: torch.Generator) -> N
 def parallel_pass(block: ContextBlock, token_half: Tensor, tokens: Tensor, contexts: Tensor) -> None:
     """Overwrite `contexts`: every position at once, each from what they held for the position before it."""
     before = contexts[:1].to(token_half.device)
-    for start in range(0, len(tokens), PASS_ROWS):
-        rows = tokens[start : start + PASS_ROWS]
+    for start in range(0, len(tokens), PART_ROWS):
+        rows = tokens[start : start + PART_ROWS]
         stop = start + len(rows)
         held = contexts[start + 1 : stop + 1].to(token_half.device)
         previous = torch.cat([before, held[:-1]])

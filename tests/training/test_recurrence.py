@@ -107,7 +107,7 @@ def test_rounding_above_the_tolerance_is_said(capsys, tolerance, lines):
 
 @pytest.mark.parametrize("pass_rows", [7, 1000])
 def test_seed_contexts_are_one_pass_or_a_few(trained, monkeypatch, pass_rows):
-    monkeypatch.setattr(recurrence, "PASS_ROWS", pass_rows)
+    monkeypatch.setattr(recurrence, "PART_ROWS", pass_rows)
     ids = tiny_ids(50)
     half, tokens = rows_of(trained, ids)
     p = {name: value.clone() for name, value in trained.state_dict().items()}
