@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
@@ -19,7 +20,7 @@ from ..views.axes import save
 from ..views.sweeps import sweep_figure
 from .experiment import run
 from .protocol import Cell
-from .sweep_table import Facts, format_sweep, measured, summarize, sweep_document
+from .sweep_table import SPLITS, Facts, format_sweep, measured, summarize, sweep_document
 
 DONE = ("finished", "diverged")
 
@@ -116,10 +117,10 @@ def _found(cells: Sequence[Cell], root: Path, out: Path, keep: bool) -> list[Out
     """What earlier calls have left of each cell."""
     entries: dict[str, Facts] = {}
     with suppress(FileNotFoundError, DamagedFile, LookupError, TypeError):
-        entries = {entry["folder"]: entry for entry in read_json(out / "sweep.json")["cells"]}
+        entries = {entry["config"]: entry for entry in read_json(out / "sweep.json")["cells"]}
     outcomes = []
     for cell, folder in zip(cells, sweep_folders(cells, root), strict=True):
-        waiting, entry = Outcome(cell, folder), entries.get(folder.name, {})
+        waiting, entry = Outcome(cell, folder), entries.get(_identity(cell.config), {})
         recorded = None if keep else _recorded(waiting, entry)
         outcomes.append(_finished(waiting) or recorded or _diverged(waiting, entry) or waiting)
     return outcomes
@@ -134,9 +135,10 @@ def _finished(outcome: Outcome) -> Outcome | None:
 
 
 def _recorded(outcome: Outcome, entry: Facts) -> Outcome | None:
-    if (entry.get("state"), entry.get("config")) != ("finished", _identity(outcome.cell.config)):
+    if entry.get("state") != "finished":
         return None
-    return Outcome(outcome.cell, outcome.folder, "finished", recorded=entry)
+    recorded = {**entry, "variant": outcome.cell.variant, "folder": outcome.folder.name}
+    return Outcome(outcome.cell, outcome.folder, "finished", recorded=recorded)
 
 
 def _diverged(outcome: Outcome, entry: Facts) -> Outcome | None:
@@ -199,7 +201,7 @@ def _facts(outcome: Outcome) -> Facts:
     """A cell of `sweep.json`."""
     config = outcome.cell.config
     if outcome.recorded:
-        return {**outcome.recorded, "variant": outcome.cell.variant}
+        return outcome.recorded
     facts: Facts = {
         "variant": outcome.cell.variant,
         "samples": config.data.samples,
@@ -214,13 +216,22 @@ def _facts(outcome: Outcome) -> Facts:
         return facts
     summary = outcome.run.summary
     phase2, test = summary["phase2"], summary.get("test", {})
-    return facts | {
+    yardsticks = summary.get("yardsticks", {})
+    found = {
         "train_tokens": summary["train_tokens"],
         "trained": summary["parameters"]["trainable_phase2"],
         **{name: phase2[name] for name in ("best_epoch", "val_ppl", "val_acc", "train_ppl")},
         **{f"test_{name}": test[name] for name in ("ppl", "acc") if name in test},
         "measured": measured(summary),
         "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in phase2["epochs"]),
-        "yardsticks": summary.get("yardsticks", {}),
+        "yardsticks": {kind: {k: row[k] for k in SPLITS if k in row} for kind, row in yardsticks.items()},
         "git_commit": summary["provenance"]["git_commit"],
     }
+    return {**facts, **_rounded(found)}
+
+
+def _rounded(value: Any) -> Any:
+    """With numbers of six digits, since studies are passed on."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
