@@ -159,6 +159,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "tuned": {
         "phase1.contexts": "exact",
         "data.unigram": "corpus",
+        "data.neighbours": "sides",
         "data.row_length": 0.5,
         "model.slots": "geometric",
         "model.slot_bias": "learned",

@@ -58,6 +58,14 @@ class DataConfig:
             "random": "made from nothing",
         },
     )
+    neighbours: str = setting(
+        "around",
+        "table=cooccurrence: by which others a token is known",
+        {
+            "around": "those within 4 tokens of it",
+            "sides": "those just before it and those just after it, apart",
+        },
+    )
     row_length: float = setting(
         0.0,
         "of the longest but 1%, to which the table is scaled, since untrained logits spread by it (GPT-2's: "

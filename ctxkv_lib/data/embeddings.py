@@ -33,10 +33,10 @@ _BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes 
 
 LONG_ROW = 0.99  # of all rows are no longer than the one that a row length is measured by
 
-COOCCURRENCE_VERSION = 3  # raise it when the numbers change: it is part of the cache's key
+COOCCURRENCE_VERSION = 4  # raise it when the numbers change: it is part of the cache's key
 COOCCURRENCE_SEED = 0  # not the run's: runs with other seeds share one table
-COOCCURRENCE_WINDOW = 4  # tokens to each side
-COOCCURRENCE_DIMS = 200
+AROUND, AROUND_DIMS = 4, 200  # data.neighbours=around: tokens to each side
+SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: tokens to one side; of each, and of each side
 COOCCURRENCE_SMOOTHING = 0.75  # power of the context counts; tempers rare tokens' PMI (Levy et al., 2015)
 COOCCURRENCE_NOISE = 0.15  # length of the noise that keeps never-seen tokens apart; vectors have length 1
 
@@ -168,13 +168,14 @@ def _cooccurrence_table(data: DataConfig, model: ModelConfig, _: int) -> TokenTa
     """A table made from split `corpus` and nothing else, shared by all runs on that corpus."""
     text = load_conversations(data, "corpus")
     shape = (model.vocab_size, model.hidden_size)
-    key = digest([text.fingerprint, data.tokenizer, shape, COOCCURRENCE_SEED, COOCCURRENCE_VERSION])
+    made = [data.neighbours, COOCCURRENCE_SEED, COOCCURRENCE_VERSION]
+    key = digest([text.fingerprint, data.tokenizer, shape, *made])
 
     def make() -> torch.Tensor:
         stream, counts = _table_stream(text, data.tokenizer, model.vocab_size)
         _keep("counts", _counts_key(text, data, model.vocab_size), counts)
         with stage("Making the token table"):
-            return build_table(stream, *shape)
+            return build_table(stream, *shape, data.neighbours)
 
     return TokenTable(_kept("cooccurrence", key, make), key)
 
@@ -195,6 +196,11 @@ def corpus_counts(data: DataConfig, vocab_size: int) -> TokenTable | None:
     return TokenTable(_kept("counts", key, count), key)
 
 
+def corpus_ids(data: DataConfig) -> torch.Tensor:
+    """Token ids of split corpus, whole numbers `[num_tokens]`."""
+    return train_stream(load_conversations(data, "corpus"), load_tokenizer(data.tokenizer)).ids
+
+
 def _counts_key(text: Conversations, data: DataConfig, vocab_size: int) -> str:
     return digest([text.fingerprint, data.tokenizer, vocab_size])
 
@@ -210,12 +216,20 @@ def _table_stream(text: Conversations, tokenizer: str, vocab_size: int) -> tuple
     return stream, counts
 
 
-def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch.Tensor:
-    """Word vectors from co-occurrence counts: SVD of the positive PMI matrix (Levy and Goldberg, 2014).
+def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:
+    """Word vectors from co-occurrence counts: SVD of positive PMI matrices (Levy and Goldberg, 2014).
+
+    With `neighbours` "around", tokens are alike that the same tokens surround. With "sides", the halves of a
+    vector tell what comes after its token and what comes before it, in factors of one matrix: the product of
+    one token's first half and another's second approximates how much more often than by chance the other
+    follows it. That is what a tied output head asks of its table.
 
     The vectors are turned by a random rotation, so that no component weighs more than another, and brought to
     one length: in the SVD, frequent tokens are many times longer than rare ones, and through the tied head
     their logits would drown all others.
+
+    Args:
+        neighbours: as `DataConfig` has it.
 
     Returns:
         float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have about length 1, the others are
@@ -224,9 +238,19 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch
     generator = torch.Generator().manual_seed(COOCCURRENCE_SEED)
     occurs = count_tokens(stream.ids) > 0
     seen, place = occurs.nonzero().flatten(), occurs.cumsum(0) - 1
-    pairs = count_pairs(stream.ids, stream.starts)
-    among_seen = _sparse(place[pairs.indices()], pairs.values(), len(seen))
-    vectors = _factors(positive_pmi(among_seen), hidden_size)  # (seen, dims)
+
+    def followed(reach: int) -> torch.Tensor:
+        pairs = count_pairs(stream.ids, stream.starts, reach)
+        return _sparse(place[pairs.indices()], pairs.values(), len(seen))
+
+    if neighbours == "around":
+        pairs = followed(AROUND)
+        parts = [_factors(positive_pmi((pairs + pairs.T).coalesce()), min(AROUND_DIMS, hidden_size))[0]]
+    else:
+        dims = -(-hidden_size // (2 * len(SIDES)))
+        found = [_factors(positive_pmi(followed(reach)), min(SIDE_DIMS, dims)) for reach in SIDES]
+        parts = [torch.nn.functional.normalize(side) for both in found for side in both]
+    vectors = torch.cat(parts, dim=1)[:, :hidden_size]  # (seen, dims)
     rotation = torch.linalg.qr(torch.randn(hidden_size, vectors.shape[1], generator=generator)).Q.T
     turned = vectors @ rotation  # (seen, hidden_size)
     noise = torch.randn(vocab_size, hidden_size, generator=generator)
@@ -235,61 +259,61 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int) -> torch
     return table
 
 
-def count_pairs(ids: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    """How often tokens stand within `COOCCURRENCE_WINDOW` of each other in one conversation.
+def count_pairs(ids: torch.Tensor, starts: torch.Tensor, reach: int) -> torch.Tensor:
+    """How often a token stands at most `reach` tokens before another in one conversation.
 
     Args:
         ids: whole numbers `[num_tokens]`; a block of them at a time is worked on.
         starts: int64 `[num_conversations]`.
 
     Returns:
-        Symmetric sparse COO float32 `[n, n]` with n = largest id + 1, coalesced.
+        Sparse COO float32 `[n, n]` with n = largest id + 1, coalesced; a row is of the token before.
     """
     n = len(count_tokens(ids))
     pairs = counts = torch.empty(0, dtype=torch.int64)
     for first in range(0, len(ids), _BLOCK):
-        codes, times = _pair_codes(ids, starts, range(first, min(first + _BLOCK, len(ids))), n)
+        block = range(first, min(first + _BLOCK, len(ids)))
+        codes, times = _pair_codes(ids, starts, block, reach, n)
         pairs, places = torch.cat([pairs, codes]).unique(return_inverse=True)
         counts = torch.zeros_like(pairs).index_add_(0, places, torch.cat([counts, times]))
     return _sparse(torch.stack([pairs // n, pairs % n]), counts.float(), n)
 
 
 def _pair_codes(
-    ids: torch.Tensor, starts: torch.Tensor, block: range, n: int
+    ids: torch.Tensor, starts: torch.Tensor, block: range, reach: int, n: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`left * n + right` of all pairs, in both orders, whose later token is in `block`; and how often."""
-    first = max(0, block.start - COOCCURRENCE_WINDOW)
+    """`before * n + after` of all pairs whose later token is in `block`; and how often."""
+    first = max(0, block.start - reach)
     part = ids[first : block.stop].long()
     conversation = torch.searchsorted(starts, torch.arange(first, block.stop), right=True)
     own_tokens = torch.arange(block.start - first, len(part))
     codes = []
-    for distance in range(1, COOCCURRENCE_WINDOW + 1):
+    for distance in range(1, reach + 1):
         later = own_tokens[own_tokens >= distance]
         later = later[conversation[later] == conversation[later - distance]]
-        left, right = part[later - distance], part[later]
-        codes += [left * n + right, right * n + left]
+        codes.append(part[later - distance] * n + part[later])
     return torch.cat(codes).unique(return_counts=True)
 
 
 def positive_pmi(counts: torch.Tensor) -> torch.Tensor:
-    """`max(0, log(p(a, b) / (p(a) q(b))))` with q smoothed (contexts' share); sparse like `counts`."""
+    """`max(0, log(p(a, b) / (p(a) q(b))))` with q smoothed (the columns' share); sparse like `counts`."""
     row, column = counts.indices()
-    of_token = torch.zeros(counts.shape[0]).index_add_(0, row, counts.values())
-    context = of_token**COOCCURRENCE_SMOOTHING  # the matrix is symmetric: contexts are counted like tokens
-    context /= context.sum()
-    pmi = torch.log(counts.values() / (of_token[row] * context[column]))
+    n = counts.shape[0]
+    of_row = torch.zeros(n).index_add_(0, row, counts.values())
+    of_column = torch.zeros(n).index_add_(0, column, counts.values()) ** COOCCURRENCE_SMOOTHING
+    pmi = torch.log(counts.values() / (of_row[row] * (of_column / of_column.sum())[column]))
     kept = pmi > 0
-    return _sparse(counts.indices()[:, kept], pmi[kept], counts.shape[0])
+    return _sparse(counts.indices()[:, kept], pmi[kept], n)
 
 
 def _sparse(indices: torch.Tensor, values: torch.Tensor, n: int) -> torch.Tensor:
     return torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=True, is_coalesced=True)
 
 
-def _factors(matrix: torch.Tensor, hidden_size: int) -> torch.Tensor:
-    """`U sqrt(S)` of a truncated SVD, float32 `[n, dims]`."""
-    dims = min(COOCCURRENCE_DIMS, hidden_size, matrix.shape[0])
+def _factors(matrix: torch.Tensor, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`U sqrt(S)` and `V sqrt(S)` of a truncated SVD, float32 `[n, dims]`, or narrower if n is less."""
     with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
         torch.manual_seed(COOCCURRENCE_SEED)
-        u, s, _ = torch.svd_lowrank(matrix, q=min(dims + 10, matrix.shape[0]), niter=3)
-    return u[:, :dims] * s[:dims].sqrt()
+        u, s, v = torch.svd_lowrank(matrix, q=min(dims + 10, matrix.shape[0]), niter=3)
+    scale = s[:dims].sqrt()
+    return u[:, :dims] * scale, v[:, :dims] * scale

@@ -12,12 +12,16 @@ Facts = dict[str, Any]
 MOST_PERCENT = 1000  # beyond which a change is not worth its digits
 LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
 SPLITS = ("val_ppl", "test_ppl")
-YARDSTICKS = {"kneser_ney": "n-grams", "kneser_ney_cache": "n-grams and cache"}
+YARDSTICKS = {
+    "kneser_ney": "n-grams",
+    "kneser_ney_cache": "n-grams and cache",
+    "kneser_ney_table": "n-grams, table's text too",
+}
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
 NOTE = (
     "PPL: mean over seeds ± standard deviation, at the epoch with the lowest validation PPL. Trained: "
     "weights that Phase 2 trains. Seconds: training of a cell, both phases, mean. n-grams: interpolated "
-    "modified Kneser-Ney, counted on the same training tokens."
+    "modified Kneser-Ney, counted on the same training tokens, or on the text of a table made from text, too."
 )
 
 

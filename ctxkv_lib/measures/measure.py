@@ -15,7 +15,7 @@ from ..baselines.models import PLAIN, model_class, stream_of
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..data.counts import count_tokens
-from ..data.embeddings import corpus_counts
+from ..data.embeddings import corpus_counts, corpus_ids
 from ..data.sources.recall import KEYS, pairs_in
 from ..data.tokens import load_tokenizer, validation_stream
 from ..errors import memory_advice
@@ -148,7 +148,10 @@ def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor)
 
 
 def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, Tensor]) -> Facts:
-    """n-grams counted on the training tokens, on validation and on `others`."""
+    """n-grams counted on the training tokens, on validation and on `others`.
+
+    What a token table is made from, the model knows something of, too: there is a yardstick that counts it.
+    """
     streams = {split: load_ids(folder.caches, split) for split in ("train", "val")}
     if len(streams["train"]) > MOST_COUNTED:
         say(f"No yardsticks: {len(streams['train']):,} training tokens are more than {MOST_COUNTED:,}.")
@@ -158,4 +161,11 @@ def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, T
     if (counts := corpus_counts(config.data, size)) is not None:
         floors["table text"] = unigram_floor(counts.weight.numpy())
     ids = {name: stream.numpy().astype(np.int64) for name, stream in (streams | others).items()}
-    return yardsticks(ids.pop("train"), ids, floors, config.model.context_window)
+    train, window = ids.pop("train"), config.model.context_window
+    found = yardsticks(train, ids, floors, window)
+    if config.data.table == "cooccurrence":
+        text = corpus_ids(config.data).numpy().astype(np.int64)
+        known = text if config.data.corpus == "chitchat+own" else np.concatenate([text, train])
+        if len(known) <= MOST_COUNTED:
+            found["kneser_ney_table"] = yardsticks(known, ids, floors, window)["kneser_ney"]
+    return found

@@ -20,6 +20,7 @@ from .tables import (
 )
 
 KINDS = ("kneser_ney", "kneser_ney_cache")
+TABLE_KIND = "kneser_ney_table"  # counts what a token table is made from, too
 SPLITS = ("val", "test")
 CHANGED = ("intact", "slot_0", "shuffled", "elsewhere", "zero")
 GROUPS = ("by_repetition", "by_history", "by_frequency")
@@ -46,7 +47,7 @@ def measured_rows(summaries: Sequence[Summary], say: Say) -> list[list[str]]:
             tests = [summary.get("test", {}) for summary in summaries]
             rows.append([say("test_ppl"), *(ppl(test.get("ppl")) for test in tests)])
             rows.append([say("test_acc"), *(percent(test.get("acc")) for test in tests)])
-        for kind in KINDS:
+        for kind in (*KINDS, TABLE_KIND):
             found = [_of(summary, kind).get(f"{split}_ppl") for summary in summaries]
             rows.append([say(f"{kind}_{split}"), *map(ppl, found)])
     return [row for row in rows if set(row[1:]) != {MISSING}]

@@ -13,7 +13,7 @@ from .axes import INK, OKABE_ITO, QUIET, RULE, legend_below, log_y, panels, plai
 BLUE, ORANGE = OKABE_ITO[:2]
 SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}
 MARKERS = "osD^vPX"  # of a variant; one more than there are colours, so that the pairs differ for long
-COUNTED = ("--", ":")  # of n-grams, without and with a cache
+COUNTED = ("--", ":", "-.")  # of n-grams, plain, with a cache, and with the text of the token table
 REMEMBERED = {
     "horizon": "Horizon: tokens back that contexts hold anything of",
     "mean_recall": "R² of the mean of the last 20 tokens",

@@ -14,7 +14,6 @@ from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.counts import count_tokens
 from ctxkv_lib.data.embeddings import (
     COOCCURRENCE_NOISE,
-    COOCCURRENCE_WINDOW,
     build_table,
     count_pairs,
     load_table,
@@ -151,75 +150,111 @@ def _random_stream(sizes: list[int], vocabulary: int) -> tuple[TokenStream, list
     return _stream(*chats), chats
 
 
-def _naive_counts(chats: list[list[int]]) -> Counter:
+def _naive_counts(chats: list[list[int]], reach: int) -> Counter:
     return Counter(
         (chat[i], chat[j])
         for chat in chats
         for i in range(len(chat))
         for j in range(len(chat))
-        if 0 < abs(i - j) <= COOCCURRENCE_WINDOW
+        if 0 < j - i <= reach
     )
 
 
+@pytest.mark.parametrize("reach", [1, 4])
 @pytest.mark.parametrize("block", [1, 3, 50, 1000])
-def test_counts_and_pmi_equal_the_plain_loops(monkeypatch, block):
+def test_counts_and_pmi_equal_the_plain_loops(monkeypatch, block, reach):
     monkeypatch.setattr(embeddings, "_BLOCK", block)
     stream, chats = _random_stream([1, 2, 37, 5, 64], vocabulary=7)
-    expected = _naive_counts(chats)
+    expected = _naive_counts(chats, reach)
     assert count_tokens(stream.ids).tolist() == [
         sum(chat.count(token) for chat in chats) for token in range(7)
     ]
-    counts = count_pairs(stream.ids, stream.starts)
+    counts = count_pairs(stream.ids, stream.starts, reach)
     dense = counts.to_dense()
     assert {(i, j): dense[i, j].item() for i in range(7) for j in range(7) if dense[i, j]} == dict(expected)
 
     total = sum(expected.values())
-    of_token = [sum(expected[i, j] for j in range(7)) for i in range(7)]
-    smoothed = [count**0.75 for count in of_token]
+    before = [sum(expected[i, j] for j in range(7)) for i in range(7)]
+    smoothed = [sum(expected[i, j] for i in range(7)) ** 0.75 for j in range(7)]
     pmi = positive_pmi(counts).to_dense()
     for (i, j), count in expected.items():
-        ratio = (count / total) / (of_token[i] / total * smoothed[j] / sum(smoothed))
+        ratio = (count / total) / (before[i] / total * smoothed[j] / sum(smoothed))
         assert pmi[i, j].item() == pytest.approx(max(0.0, math.log(ratio)), abs=1e-5)
 
 
-@pytest.mark.parametrize("hidden_size", [8, 64, 300])
-def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size):
+def _likeness(matrix: torch.Tensor, rows: bool) -> torch.Tensor:
+    """Cosines of tokens' factors in a matrix [n, n]: of U sqrt(S), or of V sqrt(S)."""
+    values, vectors = torch.linalg.eigh(matrix @ matrix.T if rows else matrix.T @ matrix)
+    factors = torch.nn.functional.normalize(vectors * values.clamp(min=0) ** 0.25)
+    return factors @ factors.T
+
+
+@pytest.mark.parametrize("neighbours", ["around", "sides"])
+def test_likeness_of_tokens_equals_that_of_plain_factors(monkeypatch, neighbours):
+    monkeypatch.setattr(embeddings, "COOCCURRENCE_NOISE", 0)
+    stream, _ = _random_stream([60, 5, 70], vocabulary=12)
+
+    def pmi(reach):
+        pairs = count_pairs(stream.ids, stream.starts, reach).to_dense()
+        return positive_pmi((pairs + pairs.T if neighbours == "around" else pairs).to_sparse()).to_dense()
+
+    if neighbours == "around":
+        expected = _likeness(pmi(4), rows=True)
+    else:
+        sides = [_likeness(pmi(reach), rows) for reach in (1, 2) for rows in (True, False)]
+        expected = torch.stack(sides).mean(dim=0)
+    table = build_table(stream, 20, 64, neighbours)[:12]
+    torch.testing.assert_close(table @ table.T, expected, atol=2e-3, rtol=0)
+
+
+def test_sides_tell_what_follows_from_what_precedes():
+    stream = _stream(*[[1, 2], [2, 3], [4, 5]] * 20)  # 1 only before 2, and 3 only after it
+    around, sides = (build_table(stream, 6, 32, neighbours) for neighbours in ("around", "sides"))
+    assert torch.cosine_similarity(around[1], around[3], dim=0) > 0.9
+    assert torch.cosine_similarity(sides[1], sides[3], dim=0) < 0.2
+
+
+@pytest.mark.parametrize("neighbours", ["around", "sides"])
+@pytest.mark.parametrize("hidden_size", [2, 8, 64, 300])
+def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size, neighbours):
     stream, _ = _random_stream([4000, 3000], vocabulary=250)
-    table = build_table(stream, 400, hidden_size)
+    table = build_table(stream, 400, hidden_size, neighbours)
     assert table.shape == (400, hidden_size)
     assert table.dtype == torch.float32
     lengths = table.norm(dim=1)
     assert lengths[:250].mean().item() == pytest.approx(1, rel=0.03)
-    assert lengths[:250].min() > 2 * lengths[250:].max()
-    assert lengths[250:].mean().item() == pytest.approx(COOCCURRENCE_NOISE, rel=0.15)
+    assert lengths[:250].min() > lengths[250:].max()
+    assert lengths[250:].square().mean().sqrt().item() == pytest.approx(COOCCURRENCE_NOISE, rel=0.15)
     assert len(torch.unique(table, dim=0)) == 400  # never-seen tokens differ, too
 
 
+@pytest.mark.parametrize("neighbours", ["around", "sides"])
 @pytest.mark.parametrize("chats", [[[5]], [[5, 5]], [[5, 6], [7]]])
-def test_tiny_corpora_make_a_table(chats):
-    assert build_table(_stream(*chats), 10, 16).isfinite().all()
+def test_tiny_corpora_make_a_table(chats, neighbours):
+    assert build_table(_stream(*chats), 10, 16, neighbours).isfinite().all()
 
 
 def test_ids_may_have_gaps_and_any_whole_dtype():
     stream, _ = _random_stream([40, 30], vocabulary=20)
     spread = TokenStream((stream.ids * 2500 + 30).to(torch.uint16), stream.starts)
-    pairs, far = (count_pairs(each.ids, each.starts) for each in (stream, spread))
+    pairs, far = (count_pairs(each.ids, each.starts, 4) for each in (stream, spread))
     assert torch.equal(pairs.indices() * 2500 + 30, far.indices())
     assert torch.equal(pairs.values(), far.values())
-    table, wide = build_table(stream, 60_000, 16), build_table(spread, 60_000, 16)
+    table, wide = (build_table(each, 60_000, 16, "around") for each in (stream, spread))
     near = stream.ids.unique()
     far = near * 2500 + 30
     # Each has nothing but noise, and the same, where the other has its tokens.
     assert torch.allclose(table[near] - wide[near], wide[far] - table[far], atol=1e-6)
 
 
-def test_tokens_with_the_same_neighbours_are_near():
+@pytest.mark.parametrize("neighbours", ["around", "sides"])
+def test_tokens_with_the_same_neighbours_are_near(neighbours):
     generator = torch.Generator().manual_seed(0)
     chats = []
     for _ in range(200):
         a, b = torch.randint(2, (2,), generator=generator).tolist()
         chats += [[10, 11, 20 + a, 12, 13], [14, 15, 30 + b, 16, 17]]
-    table = build_table(_stream(*chats), 50, 32)
+    table = build_table(_stream(*chats), 50, 32, neighbours)
     same, different = (torch.cosine_similarity(table[20], table[i], dim=0) for i in (21, 30))
     assert same > 0.9
     assert different < 0.5
@@ -231,7 +266,7 @@ def test_global_random_state_neither_matters_nor_changes():
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        tables.append(build_table(stream, 100, 32))
+        tables.append(build_table(stream, 100, 32, "sides"))
         assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(*tables)
 
@@ -265,7 +300,7 @@ def test_cooccurrence_table_depends_on_the_corpus_alone(corpus):
         same = load_table(corpus(**change), FULL, seed=2)
         assert same.fingerprint == table.fingerprint
         assert torch.equal(same.weight, table.weight)
-    for change in ({"changed": 20}, {"corpus_samples": 9}):
+    for change in ({"changed": 20}, {"corpus_samples": 9}, {"neighbours": "sides"}):
         assert load_table(corpus(**change), FULL, seed=1).fingerprint != table.fingerprint
     assert load_table(corpus(), replace(FULL, hidden_size=16), 1).fingerprint != table.fingerprint
 

@@ -11,6 +11,7 @@ from ctxkv_lib.files import read_sealed_json, write_sealed_json
 from ctxkv_lib.measures import measure
 from ctxkv_lib.model.modeling import ContextKVForCausalLM
 from ctxkv_lib.runs.records import FILE, MEASURES
+from ctxkv_lib.runs.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -50,6 +51,21 @@ def test_a_run_can_go_without_the_test(tiny_settings, tmp_path):
     summary = run(config, tmp_path / "run").summary
     assert "test" not in summary
     assert not any("test_ppl" in found for found in summary["yardsticks"].values())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_yardstick_counts_what_the_table_is_made_from(tiny_config, tmp_path, monkeypatch, own):
+    """The training text of a file of one's own is in its table already, and is counted once."""
+    streams = {"train": torch.tensor([1, 2]), "val": torch.tensor([3, 4])}
+    monkeypatch.setattr(measure, "load_ids", lambda _, split: streams[split])
+    monkeypatch.setattr(measure, "corpus_counts", lambda *_: None)
+    monkeypatch.setattr(measure, "corpus_ids", lambda _: torch.tensor([5, 1, 2]))
+    monkeypatch.setattr(measure, "yardsticks", lambda train, *_: {"kneser_ney": train.tolist()})
+    data = {"data.table": "cooccurrence"}
+    if own:
+        data |= {"data.source": "file", "data.path": "chats.jsonl", "data.corpus": "chitchat+own"}
+    found = measure._yardsticks(tiny_config.replace(data), RunFolder(tmp_path), {})
+    assert found == {"kneser_ney": [1, 2], "kneser_ney_table": [5, 1, 2] if own else [5, 1, 2, 1, 2]}
 
 
 def test_a_run_from_before_the_test_split_is_taken_up(finished, tiny_config):
