@@ -166,7 +166,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model.output": "attended",
         "model.repeat_logit": -5.0,
         "model.input_dropout": 0.2,
-        "model.layer_dropout": 0.2,
+        "model.layer_dropout": 0.1,
         "phase2.max_epochs": 4,
         "phase2.batch_size": 128,
         "phase2.learning_rate": 5e-4,
