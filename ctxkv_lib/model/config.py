@@ -45,7 +45,11 @@ class ModelConfig:
     slot_bias: str = setting(
         "none",
         "what a slot's place adds to its score",
-        {"none": "nothing", "learned": "a number a head; the keys' bias, which changes nothing, goes"},
+        {
+            "none": "nothing",
+            "learned": "a number a head; the keys' bias, which changes nothing, goes",
+            "own": "the same, and each head begins with a slot of its own, the nearest ones",
+        },
     )
     output: str = setting(
         "residual",
@@ -141,7 +145,7 @@ class ModelConfig:
     def _attention(self, width: int) -> int:
         """Weights of attention to slots of this width, with its norm."""
         h = self.hidden_size
-        scored = self.num_heads * self.max_contexts if self.slot_bias == "learned" else h  # the keys' bias
+        scored = self.num_heads * self.max_contexts if self.slot_bias != "none" else h  # the keys' bias
         return 2 * (h + 1) * h + width * h + scored + (width + 1) * h + 2 * h
 
     def _block(self) -> int:

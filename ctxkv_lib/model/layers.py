@@ -11,6 +11,7 @@ from .configuration import ContextKVConfig
 
 CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
+OWN_SLOT = 4.0  # where scores are 0, a head's own slot of 32 begins with 64% of its attention
 SHORTEST_MEMORY = 0.7  # tokens; of the fastest unit where units forget at different speeds
 GELU_VARIANCE = 0.34  # of GELU(z), as a share of z's, for normal z: about 1/2 - 1/(2 pi), that of max(z, 0)
 
@@ -112,8 +113,11 @@ class ContextKVAttention(nn.Module):
         self.v = nn.Linear(config.context_dim, config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
         self.slot_bias = None
-        if config.slot_bias == "learned":
-            self.slot_bias = nn.Parameter(torch.zeros(config.num_heads, config.max_contexts))
+        if config.slot_bias != "none":
+            begins = torch.zeros(config.num_heads, config.max_contexts)
+            if config.slot_bias == "own":
+                begins.fill_diagonal_(OWN_SLOT)
+            self.slot_bias = nn.Parameter(begins)
         self.dropout = Dropped(config.attention_dropout)
         self.out_dropout = Dropped(config.layer_dropout)
         self.norm = nn.LayerNorm(config.hidden_size)

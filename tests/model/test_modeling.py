@@ -96,11 +96,11 @@ def projected_attention(attention, embeddings, window, present):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("slot_bias", ["none", "learned"])
+@pytest.mark.parametrize("slot_bias", ["none", "learned", "own"])
 def test_attention_equals_projected_keys_and_values(dropout, masked, slot_bias):
     model = tiny_model(attention_dropout=dropout, slot_bias=slot_bias).double().train()
     attention = model.attention
-    if slot_bias == "learned":
+    if slot_bias == "learned":  # "own" begins with numbers already
         torch.nn.init.normal_(attention.slot_bias)
     positions = torch.tensor([0, 1, 2, 3, 9, 10, 40])
     rows = window_rows(positions, model.config)
@@ -138,12 +138,24 @@ def test_no_position_sees_the_future(shape, changed):
     assert not torch.allclose(before[changed:], after[changed:])
 
 
-def test_a_slot_bias_takes_the_place_of_the_keys_bias():
-    shape = ModelConfig(slot_bias="learned")
+@pytest.mark.parametrize("slot_bias", ["learned", "own"])
+def test_a_slot_bias_takes_the_place_of_the_keys_bias(slot_bias):
+    shape = ModelConfig(slot_bias=slot_bias)
     with torch.device("meta"):
         counted = parameter_counts(ContextKVForCausalLM(ContextKVConfig(**asdict(shape))))
     assert counted == shape.parameter_counts()
     assert counted["trainable_phase2"] == 6_301_440 - 768 + 8 * 32
+
+
+@pytest.mark.parametrize(("heads", "slots"), [(2, 5), (4, 3)])
+def test_heads_begin_with_a_slot_of_their_own_as_far_as_slots_go(heads, slots):
+    layer = tiny_model(slot_bias="own", num_heads=heads, max_contexts=slots).attention
+    layer.k.weight.data.zero_()  # no slot is like the token
+    embeddings, window = torch.randn(1, TINY["hidden_size"]), torch.randn(1, slots, TINY["context_dim"])
+    _, _, weights = layer(embeddings, window, None)
+    own = torch.tensor(4.0).exp() / (torch.tensor(4.0).exp() + slots - 1)
+    assert weights[0].diagonal().tolist() == pytest.approx([own.item()] * min(heads, slots))
+    assert weights[0, slots:].flatten().tolist() == pytest.approx([1 / slots] * slots * max(0, heads - slots))
 
 
 def test_output_attended_leaves_the_token_out():
