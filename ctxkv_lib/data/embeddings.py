@@ -36,7 +36,7 @@ LONG_ROW = 0.99  # of all rows are no longer than the one that a row length is m
 COOCCURRENCE_VERSION = 4  # raise it when the numbers change: it is part of the cache's key
 COOCCURRENCE_SEED = 0  # not the run's: runs with other seeds share one table
 AROUND, AROUND_DIMS = 4, 200  # data.neighbours=around: tokens to each side
-SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: tokens to one side; of each, and of each side
+SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: tokens to a side; numbers for each, on each side
 COOCCURRENCE_SMOOTHING = 0.75  # power of the context counts; tempers rare tokens' PMI (Levy et al., 2015)
 COOCCURRENCE_NOISE = 0.15  # length of the noise that keeps never-seen tokens apart; vectors have length 1
 

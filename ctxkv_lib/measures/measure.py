@@ -150,7 +150,7 @@ def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor)
 def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, Tensor]) -> Facts:
     """n-grams counted on the training tokens, on validation and on `others`.
 
-    What a token table is made from, the model knows something of, too: there is a yardstick that counts it.
+    Of the text that a token table is made from the model knows something: one yardstick counts it, too.
     """
     streams = {split: load_ids(folder.caches, split) for split in ("train", "val")}
     if len(streams["train"]) > MOST_COUNTED:
