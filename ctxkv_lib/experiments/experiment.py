@@ -125,12 +125,14 @@ def _draw_measures(found: Facts, config: ExperimentConfig) -> dict[str, Figure]:
 
 
 @contextmanager
-def _stopped_calmly(folder: RunFolder) -> Iterator[None]:
-    """An interrupt inside says what is kept."""
+def _stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
+    """An interrupt inside says what is kept: of one run its epochs."""
     try:
         yield
+    except Stopped:
+        raise
     except KeyboardInterrupt:
-        done = sum(metric["stage"] == "phase2" for metric in folder.metric_lines())
+        done = sum(line["stage"] == "phase2" for line in folder.metric_lines()) if folder else 0
         kept = {0: "Finished stages are", 1: "Epoch 1 is"}.get(done, f"Epochs 1 to {done} are")
         raise Stopped(f"Stopped. {kept} kept; run the cell again.") from None
 
@@ -155,12 +157,13 @@ def compare(
     if len({config.data.samples for config in configs}) < 2:
         raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
     configs = sorted(configs, key=lambda config: config.data.samples)
-    load_conversations(configs[-1].data, "train")
-    runs = [
-        run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))
-        for config in progress_bar(configs, "Runs of the comparison", unit="run")
-    ]
-    ranks.from_first(lambda: _write_comparison(runs, Path(out)))
+    with _stopped_calmly():
+        load_conversations(configs[-1].data, "train")
+        runs = [
+            run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))
+            for config in progress_bar(configs, "Runs of the comparison", unit="run")
+        ]
+        ranks.from_first(lambda: _write_comparison(runs, Path(out)))
     return runs
 
 

@@ -7,7 +7,7 @@ from conftest import write_conversations
 
 from ctxkv_lib.config import build_config
 from ctxkv_lib.data.embeddings import corpus_counts
-from ctxkv_lib.errors import UserError
+from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import contexts, experiment, stages
 from ctxkv_lib.experiments.experiment import compare, prepare, run
 from ctxkv_lib.measures.yardsticks import unigram_floor
@@ -164,6 +164,17 @@ def test_a_finished_run_is_reused(finished, tiny_config, tmp_path, monkeypatch):
     again = run(tiny_config, tmp_path / "run", heard.append)
     assert again.summary == finished.summary
     assert [without_memory(metric) for metric in heard] == lines_of(tmp_path / "run")
+
+
+def test_a_comparison_stopped_between_its_runs_says_what_is_kept(tiny_config, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", interrupt)
+    configs = [tiny_config.replace({"data.samples": samples}) for samples in (4, 8)]
+    with pytest.raises(Stopped) as stopped:
+        compare(configs, tmp_path, tmp_path / "both")
+    assert str(stopped.value) == "Stopped. Finished stages are kept; run the cell again."
 
 
 @pytest.mark.slow
