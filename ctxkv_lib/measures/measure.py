@@ -164,8 +164,12 @@ def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, T
     train, window = ids.pop("train"), config.model.context_window
     found = yardsticks(train, ids, floors, window)
     if config.data.table == "cooccurrence":
-        text = corpus_ids(config.data).numpy().astype(np.int64)
-        known = text if config.data.corpus == "chitchat+own" else np.concatenate([text, train])
-        if len(known) <= MOST_COUNTED:
-            found["kneser_ney_table"] = yardsticks(known, ids, floors, window)["kneser_ney"]
+        text = corpus_ids(config.data)  # mapped: of a large file only its length is looked at
+        if len(text) + len(train) > MOST_COUNTED:
+            say(f"No n-grams of the table's text: {len(text):,} tokens are too many ({MOST_COUNTED:,}).")
+            return found
+        known = text.numpy().astype(np.int64)
+        if config.data.corpus == "own":
+            known = np.concatenate([known, train])
+        found["kneser_ney_table"] = yardsticks(known, ids, floors, window)["kneser_ney"]
     return found

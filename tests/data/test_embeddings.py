@@ -215,7 +215,7 @@ def test_sides_tell_what_follows_from_what_precedes():
 
 
 @pytest.mark.parametrize("neighbours", ["around", "sides"])
-@pytest.mark.parametrize("hidden_size", [2, 8, 64, 300])
+@pytest.mark.parametrize("hidden_size", [8, 64, 300])
 def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size, neighbours):
     stream, _ = _random_stream([4000, 3000], vocabulary=250)
     table = build_table(stream, 400, hidden_size, neighbours)
@@ -223,15 +223,18 @@ def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size, neighbour
     assert table.dtype == torch.float32
     lengths = table.norm(dim=1)
     assert lengths[:250].mean().item() == pytest.approx(1, rel=0.03)
-    assert lengths[:250].min() > lengths[250:].max()
-    assert lengths[250:].square().mean().sqrt().item() == pytest.approx(COOCCURRENCE_NOISE, rel=0.15)
+    assert lengths[:250].min() > 2 * lengths[250:].max()
+    assert lengths[250:].mean().item() == pytest.approx(COOCCURRENCE_NOISE, rel=0.15)
     assert len(torch.unique(table, dim=0)) == 400  # never-seen tokens differ, too
 
 
 @pytest.mark.parametrize("neighbours", ["around", "sides"])
+@pytest.mark.parametrize("hidden_size", [1, 2, 16])
 @pytest.mark.parametrize("chats", [[[5]], [[5, 5]], [[5, 6], [7]]])
-def test_tiny_corpora_make_a_table(chats, neighbours):
-    assert build_table(_stream(*chats), 10, 16, neighbours).isfinite().all()
+def test_tiny_corpora_make_a_table(chats, hidden_size, neighbours):
+    table = build_table(_stream(*chats), 10, hidden_size, neighbours)
+    assert table.shape == (10, hidden_size)
+    assert table.isfinite().all()
 
 
 def test_ids_may_have_gaps_and_any_whole_dtype():

@@ -66,6 +66,11 @@ def test_a_yardstick_counts_what_the_table_is_made_from(tiny_config, tmp_path, m
         data |= {"data.source": "file", "data.path": "chats.jsonl", "data.corpus": "chitchat+own"}
     found = measure._yardsticks(tiny_config.replace(data), RunFolder(tmp_path), {})
     assert found == {"kneser_ney": [1, 2], "kneser_ney_table": [5, 1, 2] if own else [5, 1, 2, 1, 2]}
+    said: list[str] = []
+    monkeypatch.setattr(measure, "say", said.append)
+    monkeypatch.setattr(measure, "MOST_COUNTED", 4)
+    assert measure._yardsticks(tiny_config.replace(data), RunFolder(tmp_path), {}) == {"kneser_ney": [1, 2]}
+    assert said == ["No n-grams of the table's text: 3 tokens are too many (4)."]
 
 
 def test_a_run_from_before_the_test_split_is_taken_up(finished, tiny_config):
