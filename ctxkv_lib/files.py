@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -112,6 +112,25 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_rows_json(path: Path, value: dict[str, Any]) -> None:
+    """As `write_json`, with a line for each member of a member: the shortest for tables of small rows."""
+    write_text(path, _lines(value, _rows) + "\n")
+
+
+def _rows(value: Any) -> str:
+    return _lines(value, _json) if isinstance(value, dict | list) else _json(value)
+
+
+def _lines(value: dict[str, Any] | list[Any], as_json: Callable[[Any], str]) -> str:
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(map(as_json, value)) + "\n]"
+    return "{\n" + ",\n".join(f"{_json(key)}: {as_json(each)}" for key, each in value.items()) + "\n}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def read_json(path: Path) -> Any:

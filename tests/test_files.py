@@ -10,10 +10,12 @@ from ctxkv_lib.files import (
     checksum,
     digest,
     digest_of_lists,
+    read_json,
     read_tensors,
     replacing,
     sweep,
     tensor_metadata,
+    write_rows_json,
     write_streamed,
     write_tensors,
 )
@@ -38,6 +40,19 @@ def test_tensors_and_strings_come_back(tmp_path):
     assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
     assert tensor_metadata(path) == {"key": "k", "text": '"checksum":"' + "0" * 32}
     assert os.listdir(tmp_path) == ["t"]
+
+
+def test_rows_are_a_line_each(tmp_path):
+    value = {
+        "rows": [{"a": [1, {}]}, {"ü": None}],
+        "named": {"x": {"y": [1]}},
+        "number": 1.5,
+        "none": [],
+        "no": {},
+    }
+    write_rows_json(tmp_path / "rows.json", value)
+    assert read_json(tmp_path / "rows.json") == value
+    assert '{"a": [1, {}]},\n{"ü": null}\n' in (tmp_path / "rows.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [1], [3, 0, 6], [4, 4]])

@@ -50,7 +50,7 @@ def run(config: ExperimentConfig, out: Path | str | None = None, listener: Liste
     """
     _meet(config)
     folder = RunFolder(Path(out or run_folder_of(config)))
-    with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
+    with folder.claimed(config), stopped_calmly(folder), threads_put_back():
         settings = dict(flat(config.to_dict()))
         with tracked(config.runtime.tracker, folder.path, settings, _heard_once(listener)) as heard:
             contexts, attention = run_stages(config, folder, heard)
@@ -92,7 +92,7 @@ def prepare(
     """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
     _meet(config)
     folder = RunFolder(Path(out or run_folder_of(config)))
-    with folder.claimed(config), _stopped_calmly(folder), threads_put_back():
+    with folder.claimed(config), stopped_calmly(folder), threads_put_back():
         return prepare_stages(config, folder, _heard_once(listener))
 
 
@@ -125,7 +125,7 @@ def _draw_measures(found: Facts, config: ExperimentConfig) -> dict[str, Figure]:
 
 
 @contextmanager
-def _stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
+def stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
     """An interrupt inside says what is kept: of one run its epochs."""
     try:
         yield
@@ -157,7 +157,7 @@ def compare(
     if len({config.data.samples for config in configs}) < 2:
         raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
     configs = sorted(configs, key=lambda config: config.data.samples)
-    with _stopped_calmly():
+    with stopped_calmly():
         load_conversations(configs[-1].data, "train")
         runs = [
             run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))

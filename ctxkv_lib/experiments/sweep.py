@@ -10,7 +10,7 @@ from typing import Any
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..errors import DamagedFile, Diverged, UserError
-from ..files import digest, read_json, write_json, write_text
+from ..files import digest, read_json, write_rows_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, notice, progress_bar
@@ -18,7 +18,7 @@ from ..runs.ownership import changed_settings, flat
 from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
 from ..views.axes import save
 from ..views.sweeps import sweep_figure
-from .experiment import run
+from .experiment import run, stopped_calmly
 from .protocol import Cell
 from .sweep_table import SPLITS, Facts, format_sweep, measured, summarize, sweep_document
 
@@ -73,7 +73,7 @@ def sweep(
     """
     load_conversations(max(cells, key=lambda cell: cell.config.data.samples).config.data, "train")
     began = time.monotonic()
-    with only_process(out):
+    with only_process(out), stopped_calmly():
         remove_left_overs(out, deep=False)  # the run folders below may be in use
         outcomes = _found(cells, root, out, keep)
         waiting = [place for place, outcome in enumerate(outcomes) if outcome.state not in DONE]
@@ -179,7 +179,7 @@ def _in_words(outcome: Outcome) -> str:
 def _write(out: Path, outcomes: Sequence[Outcome]) -> None:
     """The results so far."""
     results = _results(outcomes)
-    write_json(out / "sweep.json", results)
+    write_rows_json(out / "sweep.json", results)
     write_text(out / "sweep.md", sweep_document(results))
     if results["rows"]:
         save(sweep_figure(results), out / "sweep.png")

@@ -7,7 +7,7 @@ from test_cli import settings_of
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.config import build_config
-from ctxkv_lib.errors import UserError
+from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import experiment, sweep_table
 from ctxkv_lib.experiments import sweep as sweeps
 from ctxkv_lib.experiments.protocol import asked_for, cells_around, cells_of, read_protocol
@@ -188,6 +188,15 @@ def test_an_interrupted_sweep_goes_on_where_it_was(small, tmp_path, monkeypatch)
     ppls = [each.summary["phase2"]["val_ppl"] for each in runs]
     assert row["val_ppl"] == [float(f"{ppl:.6g}") for ppl in ppls]
     assert kept["cells"][0] == read_json(out / "sweep.json")["cells"][0]
+
+
+def test_a_stop_while_the_results_are_written_says_its_line(small, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "write_text", interrupted)
+    with pytest.raises(Stopped, match="Finished stages are kept; run the cell again"):
+        sweep(cells_in(small, {"plain": {}}), tmp_path / "runs", tmp_path / "out", hours=0)
 
 
 def test_time_that_is_over_leaves_cells_for_the_next_call(small, tmp_path):
