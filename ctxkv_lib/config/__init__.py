@@ -42,6 +42,13 @@ class ExperimentConfig:
                 "runtime.contexts=streamed needs phase1.contexts=exact, runtime.embedding_cache=gather and "
                 f"model.memory=contexts or fresh (here {how}); set these, or runtime.contexts=cached."
             )
+        if self.phase1.longest_mean:
+            require(
+                self.model.context_dim <= self.model.hidden_size,
+                "model.context_dim",
+                self.model.context_dim,
+                f"with phase1.longest_mean at most model.hidden_size ({self.model.hidden_size})",
+            )
 
     @property
     def _can_stream(self) -> bool:
@@ -158,6 +165,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "exact": {"phase1.contexts": "exact"},
     "tuned": {
         "phase1.contexts": "exact",
+        "phase1.longest_mean": 40.0,
+        "phase1.learning_rate": 1e-4,
+        "phase1.noise_std": 0.02,
         "data.unigram": "corpus",
         "data.neighbours": "sides",
         "data.row_length": 0.5,

@@ -136,11 +136,11 @@ class Phase1Config:
     noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
     initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
     weight_std: float = setting(0.1, "of the untrained weights; smaller ones forget more slowly", POSITIVE)
-    longest_memory: float = setting(
+    longest_mean: float = setting(
         0.0,
-        "the untrained units forget at different speeds, the slowest within so long, around the origin, in "
-        "place of weight_std; 0: all alike, as published",
-        Allowed("0, or 1 or more", lambda value: value == 0 or value >= 1),
+        "half of the units begin with the token, half with running means of 4 to so many tokens; 0: weights "
+        "are drawn, as published",
+        Allowed("0, or 4 or more", lambda value: value == 0 or value >= 4),
         "tokens",
     )
     centroid_weight: float = setting(

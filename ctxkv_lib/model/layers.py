@@ -12,8 +12,8 @@ from .configuration import ContextKVConfig
 CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
 OWN_SLOT = 4.0  # where scores are 0, a head's own slot of 32 begins with 64% of its attention
-SHORTEST_MEMORY = 0.7  # tokens; of the fastest unit where units forget at different speeds
-GELU_VARIANCE = 0.34  # of GELU(z), as a share of z's, for normal z: about 1/2 - 1/(2 pi), that of max(z, 0)
+LINEAR = 6.0  # from here on GELU(z) is z, to 1e-8
+STEADY = 100.0  # variance of a step's steady unit, over that of all units
 
 
 class ContextBlock(nn.Module):
@@ -37,21 +37,28 @@ class ContextBlock(nn.Module):
         self.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
 
     @torch.no_grad()
-    def spread_memory(self, longest: float) -> Tensor:
-        """Bring weights as they were drawn to units that forget at different speeds; returns what each keeps.
+    def make_linear(self, kept: Tensor, weights: Tensor, mean: Tensor, variance: float) -> None:
+        """Bring weights to ones with which a step is all but linear: `c' = kept * c + weights @ (x - mean)`.
 
-        Unit i is to keep a share r_i = exp(-1 / tau_i) of itself at a step, with tau_i from `SHORTEST_MEMORY`
-        to `longest` tokens, evenly on a log scale. The norm divides all units by one number s, so its weight
-        is r_i s. For all units to have variance 1, a step must add 1 / r_i² - 1 to unit i's, which with s² as
-        the mean of 1 / r_i² is what the scale of its row of weights is set by.
+        GELU(z) is z where z is large, so all units get one large bias, which the norm takes off again, with
+        what little they have in common. And the norm divides by the same each time, since one unit is larger
+        than all others together: the last, which is the same whatever is read. Its scale is 0, so that 0 is
+        all that contexts have of it.
+
+        Args:
+            kept: `[context_dim - 1]`, from 0 to 1.
+            weights: `[context_dim - 1, hidden_size]`.
+            mean: of the tokens, `[hidden_size]`.
+            variance: of the contexts that this gives, the mean over units.
         """
-        tau = torch.logspace(math.log10(SHORTEST_MEMORY), math.log10(longest), self.context_dim)
-        added = (2 / tau).expm1()  # 1 / r² - 1
-        self.norm.weight.copy_(((1 + added).mean() / (1 + added)).sqrt())
-        fan_in = self.linear.in_features  # of inputs of variance 1
-        std = (added / (GELU_VARIANCE * fan_in)).sqrt()
-        self.linear.weight.mul_(std[:, None] / CONTEXT_WEIGHT_STD)
-        return (-1 / tau).exp()
+        size = self.context_dim
+        steady = math.sqrt(STEADY * variance * size)
+        self.linear.weight[:, :size] = torch.diag(F.pad(kept - 1, (0, 1), value=-1))
+        self.linear.weight[:, size:] = F.pad(weights, (0, 0, 0, 1))
+        self.linear.bias.copy_(LINEAR - F.pad(weights @ mean, (0, 1), value=-steady))
+        self.norm.weight.fill_(math.sqrt(variance + steady**2 / size * (1 - 1 / size)))
+        self.norm.bias.fill_(steady / size)
+        self.norm.weight[-1] = self.norm.bias[-1] = 0
 
     def project_tokens(self, embeddings: Tensor) -> Tensor:
         """Token half of the Linear, bias included: `[..., hidden_size]` to `[..., context_dim]`."""

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from .. import ranks
 from ..config import Phase1Config
+from ..data.counts import count_tokens
 from ..errors import Diverged
 from ..model.layers import ContextBlock
 from ..progress import Listener, Metric, progress_bar
 from .checkpoint import Checkpoint, draws_name, gradients, optimizer_tensors, put_back, saved_draws
 from .placement import Pieces, give_back, parts
-from .recurrence import draw_contexts, exact_contexts
+from .recurrence import draw_contexts
 
-# Of contexts that forget at different speeds: how often, over how many tokens of a stream, and by which share
-# of what would do if the other units stayed as they are, their mean is brought to the origin.
-CENTRED_ROUNDS, CENTRED_TOKENS, CENTRED_SHARE = 8, 20_000, 0.8
+# Of weights that hold running means: how many, of how many tokens the shortest, and their units' standard
+# deviation, where that of the units that hold the token itself is 1.
+MEANS, SHORTEST_MEAN, MEAN_STD = 3, 4.0, 0.6
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,44 @@ def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> t
 def begin(block: ContextBlock, embed_distinct: Tensor, tokens: Tensor, config: Phase1Config) -> None:
     """Bring weights as the constructor drew them to those that Phase 1 begins with.
 
-    Units that forget slowly have much in common everywhere, which OACD would undo by making them fast; so
-    their mean goes first. A unit that keeps a share r of itself carries its mean m along: (1 - r) m is what
-    each step adds to it, and what the norm's bias takes away.
+    With `longest_mean` nothing is left of the draw. Half of the units hold the largest principal components
+    of the token just read, each scaled half-way to the others'. The rest hold those of running means, all of
+    one scale: of `SHORTEST_MEAN` to `longest_mean` tokens, evenly on a log scale.
     """
-    if not config.longest_memory:
+    if not config.longest_mean:
         block.scale_weights(config.weight_std)
         return
-    kept = block.spread_memory(config.longest_memory)
-    token_half, tokens = block.project_tokens(embed_distinct), tokens[:CENTRED_TOKENS]
-    for _ in range(CENTRED_ROUNDS):
-        contexts, _ = exact_contexts(block, token_half, tokens, config.tolerance)
-        block.norm.bias.sub_(CENTRED_SHARE * (1 - kept) * contexts[1:].mean(dim=0))
+    mean, axes, deviations = principal_components(embed_distinct, tokens)
+    averaged = block.context_dim // (2 * MEANS)
+    whole = block.context_dim - 1 - MEANS * averaged
+    reach = torch.logspace(math.log10(SHORTEST_MEAN), math.log10(config.longest_mean), MEANS)
+    kept = torch.cat([torch.zeros(whole), (1 - 1 / reach).repeat_interleave(averaged)])
+    equal = axes[:averaged] / deviations[:averaged, None]
+    scales = (1 - (1 - 1 / reach) ** 2).sqrt() * MEAN_STD
+    halfway = deviations[:whole].sqrt()
+    token = axes[:whole] / halfway[:, None] / halfway.square().mean().sqrt()
+    weights = torch.cat([token, *(equal * scale for scale in scales)])
+    variance = (whole + MEANS * averaged * MEAN_STD**2) / block.context_dim
+    block.make_linear(*(each.to(embed_distinct) for each in (kept, weights, mean)), variance)
+
+
+def principal_components(embed_distinct: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the tokens of a stream: their mean `[hidden_size]`, their axes `[hidden_size, hidden_size]`, largest
+    first, and the standard deviations along these `[hidden_size]`; on the CPU, float32.
+
+    An axis points where its largest component is positive. Where tokens do not vary, a deviation is a
+    thousandth of the largest.
+    """
+    shares = count_tokens(tokens.cpu(), len(embed_distinct)).float() / len(tokens)
+    rows = embed_distinct.float().cpu()
+    mean = shares @ rows
+    centred = (rows - mean) * shares[:, None].sqrt()
+    variances, axes = torch.linalg.eigh((centred.T @ centred).double())
+    deviations = variances.flip(0).clamp(min=0).sqrt()
+    axes = axes.T.flip(0)
+    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+    deviations = deviations.clamp(min=1e-3 * deviations[0].item())
+    return mean, (axes * largest.sign()).float(), deviations.float()
 
 
 class StoppingRule:
