@@ -45,6 +45,15 @@ def test_what_a_stored_configuration_lacks_is_what_was_done_before_it_was_a_sett
     assert config_from_dict(stored) == tuned.replace({"phase2.decay_tokens": 0})
 
 
+def test_a_stored_setting_that_is_gone_matters_only_where_it_did_something():
+    stored = build_config("ci", "tuned").to_dict()
+    stored["phase1"]["longest_memory"] = 0.0
+    assert config_from_dict(stored) == build_config("ci", "tuned")
+    stored["phase1"]["longest_memory"] = 40.0
+    with pytest.raises(UserError, match="longest_memory'; allowed"):
+        config_from_dict(stored)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -60,6 +69,10 @@ def test_what_a_stored_configuration_lacks_is_what_was_done_before_it_was_a_sett
         ),
         ({"settings": {"phase2.epochs": "1"}}, "allowed: phase2. followed by one of max_epochs"),
         ({"settings": {"model.num_heads": "7"}}, "allowed: a divisor of model.hidden_size (768)."),
+        (
+            {"recipe": "tuned", "settings": {"model.context_dim": "1024"}},
+            "model.context_dim is 1024; allowed: with phase1.longest_mean at most model.hidden_size (768).",
+        ),
         ({"settings": {"model.interval": "0"}}, "model.interval is 0; allowed: 1 or more."),
         ({"settings": {"model.max_contexts": "0"}}, "model.max_contexts is 0; allowed: 1 or more."),
         ({"settings": {"model.attention_dropout": "1.5"}}, "allowed: 0 to 1."),

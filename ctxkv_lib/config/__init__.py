@@ -160,6 +160,8 @@ OLD_NAMES = {
     "data.source": {"jsonl": "file"},
 }
 
+GONE = {"phase1.longest_memory": 0.0}  # settings of earlier versions, with the value that changed nothing
+
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {"runtime.precision": "fp32"},
     "exact": {"phase1.contexts": "exact"},
@@ -228,7 +230,8 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     named = build_config(values["preset"], values["recipe"])
     # What is not among them is younger than they are, and what a recipe has taken up since is not theirs.
     older = ExperimentConfig(named.preset, named.recipe).replace(PRESETS[named.preset].settings)
-    return older.replace({f"{c}.{name}": v for c in CONCERNS for name, v in values.get(c, {}).items()})
+    stored = {f"{c}.{name}": value for c in CONCERNS for name, value in values.get(c, {}).items()}
+    return older.replace({key: value for key, value in stored.items() if (key, value) not in GONE.items()})
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, str]:

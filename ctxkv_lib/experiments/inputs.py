@@ -26,6 +26,7 @@ from ..runs.run_folder import RunFolder
 CONTEXT_CODE = code_version(
     "baselines/memories",
     "baselines/models",
+    "data/counts",
     "data/tokens",
     "model/layers",
     "model/modeling",

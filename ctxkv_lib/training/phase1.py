@@ -74,15 +74,18 @@ def begin(block: ContextBlock, embed_distinct: Tensor, tokens: Tensor, config: P
     mean, axes, deviations = principal_components(embed_distinct, tokens)
     averaged = block.context_dim // (2 * MEANS)
     whole = block.context_dim - 1 - MEANS * averaged
-    reach = torch.logspace(math.log10(SHORTEST_MEAN), math.log10(config.longest_mean), MEANS)
-    kept = torch.cat([torch.zeros(whole), (1 - 1 / reach).repeat_interleave(averaged)])
-    equal = axes[:averaged] / deviations[:averaged, None]
-    scales = (1 - (1 - 1 / reach) ** 2).sqrt() * MEAN_STD
     halfway = deviations[:whole].sqrt()
-    token = axes[:whole] / halfway[:, None] / halfway.square().mean().sqrt()
-    weights = torch.cat([token, *(equal * scale for scale in scales)])
-    variance = (whole + MEANS * averaged * MEAN_STD**2) / block.context_dim
-    block.make_linear(*(each.to(embed_distinct) for each in (kept, weights, mean)), variance)
+    token = axes[:whole] / (halfway * halfway.square().mean().sqrt())[:, None]
+    equal = axes[:averaged] / deviations[:averaged, None]
+    reach = torch.logspace(math.log10(SHORTEST_MEAN), math.log10(config.longest_mean), MEANS)
+    kept = 1 - 1 / reach
+    means = [equal * scale for scale in MEAN_STD * (1 - kept**2).sqrt()]
+    block.make_linear(
+        torch.cat([torch.zeros(whole), kept.repeat_interleave(averaged)]),
+        torch.cat([token, *means]),
+        mean,
+        variance=(whole + MEANS * averaged * MEAN_STD**2) / block.context_dim,
+    )
 
 
 def principal_components(embed_distinct: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
