@@ -13,7 +13,7 @@ CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
 OWN_SLOT = 4.0  # where scores are 0, a head's own slot of 32 begins with 64% of its attention
 LINEAR = 6.0  # from here on GELU(z) is z, to 1e-8
-STEADY = 100.0  # variance of a step's steady unit, over that of all units
+STEADY = 100.0  # square of a step's steady unit, over the sum of all others'
 
 
 class ContextBlock(nn.Module):

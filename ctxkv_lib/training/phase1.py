@@ -92,8 +92,8 @@ def principal_components(embed_distinct: Tensor, tokens: Tensor) -> tuple[Tensor
     """Of the tokens of a stream: their mean `[hidden_size]`, their axes `[hidden_size, hidden_size]`, largest
     first, and the standard deviations along these `[hidden_size]`; on the CPU, float32.
 
-    An axis points where its largest component is positive. Where tokens do not vary, a deviation is a
-    thousandth of the largest.
+    An axis points where its largest component is positive. Where tokens do not vary, a deviation is not 0
+    but a thousandth of the largest, and where no two differ, 1e-6.
     """
     shares = count_tokens(tokens.cpu(), len(embed_distinct)).float() / len(tokens)
     rows = embed_distinct.float().cpu()
@@ -103,7 +103,7 @@ def principal_components(embed_distinct: Tensor, tokens: Tensor) -> tuple[Tensor
     deviations = variances.flip(0).clamp(min=0).sqrt()
     axes = axes.T.flip(0)
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
-    deviations = deviations.clamp(min=1e-3 * deviations[0].item())
+    deviations = deviations.clamp(min=max(1e-3 * deviations[0].item(), 1e-6))
     return mean, (axes * largest.sign()).float(), deviations.float()
 
 

@@ -68,6 +68,14 @@ def test_principal_components_weigh_tokens_as_often_as_they_occur():
     assert torch.allclose(deviations, torch.tensor([*wanted, wanted[0] / 1000]), atol=1e-5)
 
 
+def test_a_stream_of_one_token_has_contexts_too():
+    block, embeddings = tiny_model(context_dim=32, hidden_size=48).context_block, torch.randn(1, 48)
+    tokens = torch.zeros(50, dtype=torch.int64)
+    phase1.begin(block, embeddings, tokens, Phase1Config(longest_mean=20.0))
+    contexts, _ = exact_contexts(block, block.project_tokens(embeddings), tokens, 1e-5)
+    assert contexts.abs().max() < 0.1
+
+
 def test_contexts_in_a_mapped_file_stopped_and_resumed_are_those_in_memory(
     tmp_path, saved_at_every_step, monkeypatch
 ):
