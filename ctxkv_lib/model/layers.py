@@ -12,6 +12,9 @@ from .configuration import ContextKVConfig
 CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
 OWN_SLOT = 4.0  # where scores are 0, a head's own slot of 32 begins with 64% of its attention
+# Running means: how many, of how many tokens the shortest, and their units' standard deviation, where that of
+# the units that hold the token itself is 1.
+MEANS, SHORTEST_MEAN, MEAN_STD = 3, 4.0, 0.6
 LINEAR = 6.0  # from here on GELU(z) is z, to 1e-8
 STEADY = 100.0  # square of a step's steady unit, over the sum of all others'
 
@@ -35,6 +38,34 @@ class ContextBlock(nn.Module):
     def scale_weights(self, std: float) -> None:
         """Bring weights as they were drawn to another standard deviation."""
         self.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
+
+    @torch.no_grad()
+    def hold_means(self, mean: Tensor, axes: Tensor, deviations: Tensor, longest: float) -> None:
+        """Bring weights to ones of which nothing is left to chance.
+
+        Half of the units hold the largest principal components of the token just read, each scaled half-way
+        to the others'. The rest hold those of running means, all of one scale: of `SHORTEST_MEAN` to
+        `longest` tokens, evenly on a log scale.
+
+        Args:
+            mean: of the tokens' normed embeddings, `[hidden_size]`.
+            axes: their principal ones, largest first, `[hidden_size, hidden_size]`; no fewer than units.
+            deviations: the standard ones along these, `[hidden_size]`, none 0.
+        """
+        averaged = self.context_dim // (2 * MEANS)
+        whole = self.context_dim - 1 - MEANS * averaged
+        halfway = deviations[:whole].sqrt()
+        token = axes[:whole] / (halfway * halfway.square().mean().sqrt())[:, None]
+        equal = axes[:averaged] / deviations[:averaged, None]
+        reach = torch.logspace(math.log10(SHORTEST_MEAN), math.log10(longest), MEANS)
+        kept = 1 - 1 / reach
+        means = [equal * scale for scale in MEAN_STD * (1 - kept**2).sqrt()]
+        self.make_linear(
+            torch.cat([torch.zeros(whole), kept.repeat_interleave(averaged)]),
+            torch.cat([token, *means]),
+            mean,
+            variance=(whole + MEANS * averaged * MEAN_STD**2) / self.context_dim,
+        )
 
     @torch.no_grad()
     def make_linear(self, kept: Tensor, weights: Tensor, mean: Tensor, variance: float) -> None:

@@ -17,17 +17,13 @@ from torch import Tensor
 
 from .. import ranks
 from ..config import Phase1Config
-from ..data.counts import count_tokens
+from ..data.counts import principal_components
 from ..errors import Diverged
 from ..model.layers import ContextBlock
 from ..progress import Listener, Metric, progress_bar
 from .checkpoint import Checkpoint, draws_name, gradients, optimizer_tensors, put_back, saved_draws
 from .placement import Pieces, give_back, parts
 from .recurrence import draw_contexts
-
-# Of weights that hold running means: how many, of how many tokens the shortest, and their units' standard
-# deviation, where that of the units that hold the token itself is 1.
-MEANS, SHORTEST_MEAN, MEAN_STD = 3, 4.0, 0.6
 
 
 @dataclass(frozen=True)
@@ -60,51 +56,12 @@ def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> t
     return loss, gradient
 
 
-@torch.no_grad()
 def begin(block: ContextBlock, embed_distinct: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-    """Bring weights as the constructor drew them to those that Phase 1 begins with.
-
-    With `longest_mean` nothing is left of the draw. Half of the units hold the largest principal components
-    of the token just read, each scaled half-way to the others'. The rest hold those of running means, all of
-    one scale: of `SHORTEST_MEAN` to `longest_mean` tokens, evenly on a log scale.
-    """
-    if not config.longest_mean:
+    """Bring weights as the constructor drew them to those that Phase 1 begins with."""
+    if config.longest_mean:
+        block.hold_means(*principal_components(embed_distinct, tokens), config.longest_mean)
+    else:
         block.scale_weights(config.weight_std)
-        return
-    mean, axes, deviations = principal_components(embed_distinct, tokens)
-    averaged = block.context_dim // (2 * MEANS)
-    whole = block.context_dim - 1 - MEANS * averaged
-    halfway = deviations[:whole].sqrt()
-    token = axes[:whole] / (halfway * halfway.square().mean().sqrt())[:, None]
-    equal = axes[:averaged] / deviations[:averaged, None]
-    reach = torch.logspace(math.log10(SHORTEST_MEAN), math.log10(config.longest_mean), MEANS)
-    kept = 1 - 1 / reach
-    means = [equal * scale for scale in MEAN_STD * (1 - kept**2).sqrt()]
-    block.make_linear(
-        torch.cat([torch.zeros(whole), kept.repeat_interleave(averaged)]),
-        torch.cat([token, *means]),
-        mean,
-        variance=(whole + MEANS * averaged * MEAN_STD**2) / block.context_dim,
-    )
-
-
-def principal_components(embed_distinct: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the tokens of a stream: their mean `[hidden_size]`, their axes `[hidden_size, hidden_size]`, largest
-    first, and the standard deviations along these `[hidden_size]`; on the CPU, float32.
-
-    An axis points where its largest component is positive. Where tokens do not vary, a deviation is not 0
-    but a thousandth of the largest, and where no two differ, 1e-6.
-    """
-    shares = count_tokens(tokens.cpu(), len(embed_distinct)).float() / len(tokens)
-    rows = embed_distinct.float().cpu()
-    mean = shares @ rows
-    centred = (rows - mean) * shares[:, None].sqrt()
-    variances, axes = torch.linalg.eigh((centred.T @ centred).double())
-    deviations = variances.flip(0).clamp(min=0).sqrt()
-    axes = axes.T.flip(0)
-    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
-    deviations = deviations.clamp(min=max(1e-3 * deviations[0].item(), 1e-6))
-    return mean, (axes * largest.sign()).float(), deviations.float()
 
 
 class StoppingRule:
