@@ -137,6 +137,7 @@ def stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
         raise Stopped(f"Stopped. {kept} kept; run the cell again.") from None
 
 
+@stopped_calmly()
 def compare(
     configs: Sequence[ExperimentConfig],
     root: Path | str,
@@ -157,13 +158,12 @@ def compare(
     if len({config.data.samples for config in configs}) < 2:
         raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
     configs = sorted(configs, key=lambda config: config.data.samples)
-    with stopped_calmly():
-        load_conversations(configs[-1].data, "train")
-        runs = [
-            run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))
-            for config in progress_bar(configs, "Runs of the comparison", unit="run")
-        ]
-        ranks.from_first(lambda: _write_comparison(runs, Path(out)))
+    load_conversations(configs[-1].data, "train")
+    runs = [
+        run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))
+        for config in progress_bar(configs, "Runs of the comparison", unit="run")
+    ]
+    ranks.from_first(lambda: _write_comparison(runs, Path(out)))
     return runs
 
 

@@ -45,6 +45,7 @@ class Outcome:
     recorded: Facts | None = None
 
 
+@stopped_calmly()
 def sweep(
     cells: Sequence[Cell],
     root: Path,
@@ -73,7 +74,7 @@ def sweep(
     """
     load_conversations(max(cells, key=lambda cell: cell.config.data.samples).config.data, "train")
     began = time.monotonic()
-    with only_process(out), stopped_calmly():
+    with only_process(out):
         remove_left_overs(out, deep=False)  # the run folders below may be in use
         outcomes = _found(cells, root, out, keep)
         waiting = [place for place, outcome in enumerate(outcomes) if outcome.state not in DONE]

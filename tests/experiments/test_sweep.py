@@ -190,11 +190,12 @@ def test_an_interrupted_sweep_goes_on_where_it_was(small, tmp_path, monkeypatch)
     assert kept["cells"][0] == read_json(out / "sweep.json")["cells"][0]
 
 
-def test_a_stop_while_the_results_are_written_says_its_line(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("work", ["load_conversations", "write_text"])
+def test_a_stop_outside_of_the_runs_says_its_line_too(small, tmp_path, monkeypatch, work):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweeps, "write_text", interrupted)
+    monkeypatch.setattr(sweeps, work, interrupted)
     with pytest.raises(Stopped, match="Finished stages are kept; run the cell again"):
         sweep(cells_in(small, {"plain": {}}), tmp_path / "runs", tmp_path / "out", hours=0)
 
