@@ -15,7 +15,7 @@ SPLITS = ("val_ppl", "test_ppl")
 YARDSTICKS = {
     "kneser_ney": "n-grams",
     "kneser_ney_cache": "n-grams and cache",
-    "kneser_ney_table": "n-grams, table's text too",
+    "kneser_ney_table_cache": "n-grams (table's text too) and cache",
 }
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
 NOTE = (

@@ -171,5 +171,5 @@ def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, T
         known = text.numpy().astype(np.int64)
         if config.data.corpus == "own":
             known = np.concatenate([known, train])
-        found["kneser_ney_table"] = yardsticks(known, ids, floors, window)["kneser_ney"]
+        found["kneser_ney_table_cache"] = yardsticks(known, ids, floors, window)["kneser_ney_cache"]
     return found

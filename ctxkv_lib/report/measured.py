@@ -20,7 +20,7 @@ from .tables import (
 )
 
 KINDS = ("kneser_ney", "kneser_ney_cache")
-TABLE_KIND = "kneser_ney_table"  # counts what a token table is made from, too
+TABLE_KIND = "kneser_ney_table_cache"  # counts what a token table is made from, too
 SPLITS = ("val", "test")
 CHANGED = ("intact", "slot_0", "shuffled", "elsewhere", "zero")
 GROUPS = ("by_repetition", "by_history", "by_frequency")

@@ -60,16 +60,18 @@ def test_a_yardstick_counts_what_the_table_is_made_from(tiny_config, tmp_path, m
     monkeypatch.setattr(measure, "load_ids", lambda _, split: streams[split])
     monkeypatch.setattr(measure, "corpus_counts", lambda *_: None)
     monkeypatch.setattr(measure, "corpus_ids", lambda _: torch.tensor([5, 1, 2]))
-    monkeypatch.setattr(measure, "yardsticks", lambda train, *_: {"kneser_ney": train.tolist()})
+    monkeypatch.setattr(measure, "yardsticks", lambda train, *_: {"kneser_ney_cache": train.tolist()})
     data = {"data.table": "cooccurrence"}
     if own:
         data |= {"data.source": "file", "data.path": "chats.jsonl", "data.corpus": "chitchat+own"}
     found = measure._yardsticks(tiny_config.replace(data), RunFolder(tmp_path), {})
-    assert found == {"kneser_ney": [1, 2], "kneser_ney_table": [5, 1, 2] if own else [5, 1, 2, 1, 2]}
+    counted = [5, 1, 2] if own else [5, 1, 2, 1, 2]
+    assert found == {"kneser_ney_cache": [1, 2], "kneser_ney_table_cache": counted}
     said: list[str] = []
     monkeypatch.setattr(measure, "say", said.append)
     monkeypatch.setattr(measure, "MOST_COUNTED", 4)
-    assert measure._yardsticks(tiny_config.replace(data), RunFolder(tmp_path), {}) == {"kneser_ney": [1, 2]}
+    found = measure._yardsticks(tiny_config.replace(data), RunFolder(tmp_path), {})
+    assert found == {"kneser_ney_cache": [1, 2]}
     assert said == ["No n-grams of the table's text: 3 tokens are too many (4)."]
 
 

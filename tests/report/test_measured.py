@@ -122,10 +122,10 @@ def test_both_languages_hold_the_same_numbers(tmp_path):
 
 
 def test_n_grams_that_count_the_text_of_a_table_have_a_row(tmp_path):
-    counted = {**COUNTED, "kneser_ney_table": {**COUNTED["kneser_ney"], "val_ppl": 99.7}}
+    counted = {**COUNTED, "kneser_ney_table_cache": {**COUNTED["kneser_ney"], "val_ppl": 99.7}}
     runs = [measured_run(tmp_path / "a", **MEASURED), measured_run(tmp_path / "b", yardsticks=counted)]
-    assert row(write_report(runs), "Val PPL of n-grams, table’s text too")[1:] == ["–", "99.7"]
-    assert "table’s text too" not in write_report(runs[:1])
+    assert row(write_report(runs), "Val PPL of n-grams (table’s text too) and cache")[1:] == ["–", "99.7"]
+    assert "(table’s text too)" not in write_report(runs[:1])
 
 
 def test_an_older_run_has_no_section_or_dashes(tmp_path):

@@ -7,11 +7,11 @@ MEASURED: dict[str, tuple[str, str]] = {
         "interpolated modified Kneser-Ney, counted on the training tokens; the cache adds the share of the "
         "next token in the context window. Their order, floor and weight are chosen on validation. A token "
         "table made from text brings some of that text’s statistics into the model; beside it stand n-grams "
-        "that count all of that text, too.",
+        "and cache that count all of that text, too.",
         "テスト分割は何の選択にも使わず、最良エポックの重みで一度だけ測る。nグラムは学習トークンを数えた補間付き"
         "修正Kneser-Neyで、キャッシュはコンテキストウィンドウ内での次トークンの割合を加える。"
         "次数・底の分布・重みは検証データで選ぶ。テキストから作った埋め込み表はそのテキストの統計をモデルに持ち込むので、"
-        "そのテキストもすべて数えたnグラムを並べる。",
+        "そのテキストもすべて数えたnグラム＋キャッシュを並べる。",
     ),
     "test_ppl": ("Test PPL", "Test PPL"),
     "test_acc": ("Test Acc", "Test Acc"),
@@ -19,10 +19,13 @@ MEASURED: dict[str, tuple[str, str]] = {
     "kneser_ney_test": ("Test PPL of n-grams", "nグラムの Test PPL"),
     "kneser_ney_cache_val": ("Val PPL of n-grams and cache", "nグラム＋キャッシュの Val PPL"),
     "kneser_ney_cache_test": ("Test PPL of n-grams and cache", "nグラム＋キャッシュの Test PPL"),
-    "kneser_ney_table_val": ("Val PPL of n-grams, table’s text too", "nグラム（表の元テキストも）の Val PPL"),
-    "kneser_ney_table_test": (
-        "Test PPL of n-grams, table’s text too",
-        "nグラム（表の元テキストも）の Test PPL",
+    "kneser_ney_table_cache_val": (
+        "Val PPL of n-grams (table’s text too) and cache",
+        "nグラム（表の元テキストも）＋キャッシュの Val PPL",
+    ),
+    "kneser_ney_table_cache_test": (
+        "Test PPL of n-grams (table’s text too) and cache",
+        "nグラム（表の元テキストも）＋キャッシュの Test PPL",
     ),
     "floor uniform": ("uniform floor", "底は一様分布"),
     "floor table text": ("floor: unigrams of the table’s text", "底は埋め込み表の元テキストのユニグラム"),
