@@ -302,6 +302,7 @@ def test_a_trained_run_generates_and_is_evaluated(capsys, tmp_path, tiny_setting
     assert "allowed: 0 to 2^63 - 1" in refused(
         capsys, "generate", str(out), "--prompt", "a", "--seed", str(2**63)
     )
+    assert "--prompt is not UTF-8" in refused(capsys, "generate", str(out), "--prompt", "caf\udce9")
     assert "--prompt is empty" in refused(capsys, "generate", str(out), "--prompt", "")
     assert "allowed: 1 or more" in refused(capsys, "generate", str(out), "--prompt", "a", "--top-k", "0")
     assert "does not exist" in refused(capsys, "evaluate", str(out), "--data", str(tmp_path / "no.jsonl"))

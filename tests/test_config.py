@@ -68,6 +68,11 @@ def test_a_stored_setting_that_is_gone_matters_only_where_it_did_something():
             "setting is 'phase3.x'; allowed: concern.field with concern one of",
         ),
         ({"settings": {"phase2.epochs": "1"}}, "allowed: phase2. followed by one of max_epochs"),
+        (
+            {"settings": {"model.interval": [10, 20]}},
+            "model.interval is [10, 20]; allowed: a value of type int.",
+        ),
+        ({"settings": {"data.path": {"a": 1}}}, "data.path is {'a': 1}; allowed: a value of type str."),
         ({"settings": {"model.num_heads": "7"}}, "allowed: a divisor of model.hidden_size (768)."),
         (
             {"recipe": "tuned", "settings": {"model.context_dim": "1024"}},

@@ -160,3 +160,11 @@ def test_only_what_was_killed_is_swept(tmp_path):
         (tmp_path / name).write_text("half")
     sweep(tmp_path)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {".5.part.txt", "6.part"}
+
+
+def test_of_a_link_to_a_folder_the_link_is_removed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    files.remove(link)
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]

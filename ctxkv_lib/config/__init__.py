@@ -250,7 +250,7 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def _current_name(key: str, value: Any) -> Any:
-    new = OLD_NAMES.get(key, {}).get(value)
+    new = OLD_NAMES.get(key, {}).get(value) if isinstance(value, str) else None
     if new:
         say(f"{key} {value!r} is an old name of {new!r}.")
     return new or value
@@ -273,6 +273,8 @@ def _parse(key: str, value: Any, kind: type) -> Any:
     if value is None:
         return value
     try:
+        if isinstance(value, list | dict):
+            raise TypeError  # which str takes
         if kind is int and not isinstance(value, str) and type(value) is not int:
             raise ValueError  # 2.5 or True for a count is a mistake, not 2 or 1
         parsed = kind(value)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Rows of the table at a time: a CPU keeps a batch's chunk of logits in its cache, a GPU wants few launches.
-VOCABULARY_CHUNK = {"cpu": 2048, "cuda": 16_384, "mps": 16_384}
+VOCABULARY_CHUNK = {"cpu": 2048}
+MANY_WORDS = 16_384  # on any other device
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -33,7 +34,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         log_sum = hidden.new_full((len(hidden),), -torch.inf)  # log of the sum of exponentials so far
         peak = target_logit = log_sum
         average = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        chunk = VOCABULARY_CHUNK[hidden.device.type]
+        chunk = VOCABULARY_CHUNK.get(hidden.device.type, MANY_WORDS)
         for start in range(0, table.shape[0], chunk):
             rows = table[start : start + chunk]
             logits = F.linear(

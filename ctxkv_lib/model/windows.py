@@ -51,7 +51,7 @@ def slot_positions(positions: Tensor, shape: Shape) -> Tensor:
         int64 `[..., max_contexts]`; negative where the slot lies before the stream.
     """
     if shape.anchor == "current":
-        return positions[..., None] - torch.tensor(slot_offsets(shape), device=positions.device)
+        return positions[..., None] - _offsets(positions, shape)
     back = torch.arange(shape.max_contexts, device=positions.device)
     on_grid = (
         (positions[..., None] - 1).div(shape.interval, rounding_mode="floor") + 1 - back
@@ -67,12 +67,16 @@ def window_rows(positions: Tensor, shape: Shape) -> Tensor:
 def real_contexts(positions: Tensor, shape: Shape) -> Tensor:
     """How many slots of the window at each position hold a context of the stream: int64, as `positions`."""
     if shape.anchor == "current":
-        return torch.searchsorted(torch.tensor(slot_offsets(shape)), positions, right=True)
+        return torch.searchsorted(_offsets(positions, shape), positions, right=True)
     return (
         (positions + 2 * shape.interval - 1)
         .div(shape.interval, rounding_mode="floor")
         .clamp(max=shape.max_contexts)
     )
+
+
+def _offsets(positions: Tensor, shape: Shape) -> Tensor:
+    return torch.tensor(slot_offsets(shape), device=positions.device)
 
 
 def theoretical_max(num_tokens: int, interval: int) -> int:

@@ -81,6 +81,8 @@ def generate_text(
             raise UserError(f"--{name} is {value}; allowed: {allowed} or more.")
     if not 0 <= seed < SEED_LIMIT:
         raise UserError(f"--seed is {seed}; allowed: 0 to 2^63 - 1.")
+    if prompt.encode(errors="ignore").decode() != prompt:
+        raise UserError("--prompt is not UTF-8; set the terminal to UTF-8, or write the prompt in ASCII.")
     encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
     if encoded["input_ids"].shape[1] == 0:
         raise UserError("--prompt is empty; give at least one character.")
@@ -118,7 +120,7 @@ def evaluate_texts(
         "word_ppl": word_ppl if math.isfinite(word_ppl) else None,
         "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
         "accuracy": correct.double().mean().item(),
-        "by_position": binned(local.cpu(), POSITION_BINS, losses, correct),
+        "by_position": binned(local, POSITION_BINS, losses, correct),
         "by_history": binned(history, [*doubling, shape.max_contexts + 1], losses, correct),
     }
 
@@ -156,7 +158,7 @@ def format_scores(scores: dict[str, Any]) -> str:
 def _read_apart(
     model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[StreamCache, Tensor, Tensor]:
-    """Texts as one cache; the positions that predict a token of their own text, and these within the text."""
+    """Texts as one cache; positions that predict a token of their own text; on the CPU, these within it."""
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     pieces = [torch.tensor([tokenizer.eos_token_id, *ids]) for ids in encoded]
     lengths = torch.tensor([len(piece) for piece in pieces])
@@ -169,7 +171,7 @@ def _read_apart(
     say_rounding(error, TOLERANCE)
     cache = StreamCache(ids.int(), contexts, begins=begins)
     positions = everything[:-1][begins[1:] == begins[:-1]]
-    return cache, positions, positions - begins[positions]
+    return cache, positions, (positions - begins[positions]).cpu()
 
 
 def binned(

@@ -51,3 +51,9 @@ def test_bf16_products_are_summed_in_fp32(monkeypatch):
 def test_validation_needs_no_gradient():
     found, _ = frozen_head_cross_entropy(torch.randn(3, 8), torch.randn(50, 8), torch.tensor([0, 1, 2]))
     assert not found.requires_grad
+
+
+def test_a_device_of_any_kind_has_its_chunk():
+    hidden, table = torch.empty(3, 8, device="meta"), torch.empty(40_000, 8, device="meta")
+    found, _ = frozen_head_cross_entropy(hidden, table, torch.empty(3, dtype=torch.int64, device="meta"))
+    assert found.device.type == "meta"

@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ctxkv_lib.model.config import ModelConfig
 from ctxkv_lib.model.windows import real_contexts, slot_offsets, slot_positions, theoretical_max, window_rows
@@ -58,3 +59,10 @@ def test_geometric_slots_are_counted_back_from_the_position():
         assert slots[: len(seen)] == seen
         assert all(slot < 0 for slot in slots[len(seen) :])
         assert real_contexts(torch.tensor(position), geometric) == len(seen)
+
+
+@pytest.mark.parametrize("settings", [{}, {"slots": "geometric"}, {"anchor": "grid"}])
+def test_slots_are_counted_on_the_device_of_the_positions(settings):
+    with FakeTensorMode():  # tensors that hold nothing and refuse to meet those of another device
+        positions = torch.empty(9, dtype=torch.int64, device="cuda")
+        assert real_contexts(positions, shape(**settings)).device.type == "cuda"
