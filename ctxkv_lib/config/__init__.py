@@ -174,7 +174,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "data.neighbours": "sides",
         "data.row_length": 0.5,
         "model.slots": "geometric",
-        "model.slot_bias": "own",
+        "model.slot_bias": "near",
         "model.output": "attended",
         "model.repeat_logit": -5.0,
         "model.input_dropout": 0.2,

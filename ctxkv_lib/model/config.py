@@ -49,6 +49,7 @@ class ModelConfig:
             "none": "nothing",
             "learned": "a number a head; the keys' bias, which changes nothing, goes",
             "own": "the same, and each head begins with a slot of its own, the nearest ones",
+            "near": "the same, and heads begin with slots 1 to 4, three of eight with the first",
         },
     )
     output: str = setting(

@@ -11,6 +11,7 @@ from .configuration import ContextKVConfig
 
 CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
+NEAR = 4.0  # the furthest of the slots that heads begin with, from 1 on, evenly on a log scale
 OWN_SLOT = 4.0  # where scores are 0, a head's own slot of 32 begins with 64% of its attention
 # Running means: how many, of how many tokens the shortest, and their units' standard deviation, where that of
 # the units that hold the token itself is 1.
@@ -155,6 +156,9 @@ class ContextKVAttention(nn.Module):
             begins = torch.zeros(config.num_heads, config.max_contexts)
             if config.slot_bias == "own":
                 begins.fill_diagonal_(OWN_SLOT)
+            elif config.slot_bias == "near":
+                near = torch.logspace(0, 1, config.num_heads, base=NEAR).round().long()
+                begins.scatter_(1, near.clamp(max=config.max_contexts - 1)[:, None], OWN_SLOT)
             self.slot_bias = nn.Parameter(begins)
         self.dropout = Dropped(config.attention_dropout)
         self.out_dropout = Dropped(config.layer_dropout)

@@ -139,7 +139,7 @@ def test_no_position_sees_the_future(shape, changed):
     assert not torch.allclose(before[changed:], after[changed:])
 
 
-@pytest.mark.parametrize("slot_bias", ["learned", "own"])
+@pytest.mark.parametrize("slot_bias", ["learned", "own", "near"])
 def test_a_slot_bias_takes_the_place_of_the_keys_bias(slot_bias):
     shape = ModelConfig(slot_bias=slot_bias)
     with torch.device("meta"):
@@ -157,6 +157,16 @@ def test_heads_begin_with_a_slot_of_their_own_as_far_as_slots_go(heads, slots):
     own = torch.tensor(4.0).exp() / (torch.tensor(4.0).exp() + slots - 1)
     assert weights[0].diagonal().tolist() == pytest.approx([own.item()] * min(heads, slots))
     assert weights[0, slots:].flatten().tolist() == pytest.approx([1 / slots] * slots * max(0, heads - slots))
+
+
+@pytest.mark.parametrize(
+    ("heads", "slots", "begin"),
+    [(8, 32, [1, 1, 1, 2, 2, 3, 3, 4]), (4, 3, [1, 2, 2, 2]), (1, 32, [1]), (2, 1, [0, 0])],
+)
+def test_the_nearer_a_slot_the_more_heads_begin_with_it(heads, slots, begin):
+    layer = tiny_model(slot_bias="near", num_heads=heads, max_contexts=slots).attention
+    assert layer.slot_bias.argmax(dim=1).tolist() == begin
+    assert layer.slot_bias.sum(dim=1).tolist() == [4.0] * heads
 
 
 def test_output_attended_leaves_the_token_out():
