@@ -37,14 +37,15 @@ def sample_run(
     gpu: bool = True,
     settings: dict[str, Any] | None = None,
     epochs: list[tuple[float, float, float]] | None = None,
+    recipe: str = "published",
 ) -> Path:
     """Write a finished run into `folder` and return it.
 
     Args:
-        settings: settings of the configuration on top of the preset's (recipe `published`).
+        settings: settings of the configuration on top of the preset's and recipe's.
         epochs: (train PPL, val PPL, val accuracy) by epoch; by default six, the third the best.
     """
-    config = build_config(preset, "published", samples, settings)
+    config = build_config(preset, recipe, samples, settings)
     rows = epochs or EPOCHS.get(samples, EPOCHS[500])
     lines = _epoch_lines(rows)
     write_json(folder / "config.json", config.to_dict())

@@ -25,7 +25,7 @@ from ..report.model_card import model_card
 from ..runs.inference import load_trained
 from ..runs.ownership import flat
 from ..runs.provenance import choose_device
-from ..runs.run_folder import Run, RunFolder, read_run, run_folder_of
+from ..runs.run_folder import COMPARISON, Run, RunFolder, read_run, run_folder_of
 from ..threads import set_threads
 from ..training.phase2 import best_epoch
 from ..views import figures, pictures
@@ -173,7 +173,7 @@ def _write_comparison(runs: Sequence[Run], out: Path) -> None:
     with only_process(out), stage("Writing report and figures"):
         sweep(out, deep=False)  # the run folders below may be in use
         sweep(out / "figures")
-        write_json(out / "comparison.json", {"runs": summaries, "improvement": gain})
+        write_json(out / COMPARISON, {"runs": summaries, "improvement": gain})
         _publish(runs, out)
 
 

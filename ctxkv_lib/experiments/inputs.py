@@ -167,6 +167,9 @@ def _tokenize(inputs: Inputs) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor
     return tokenizer, ids
 
 
+SIZES = {"train": "samples", "val": "validation_samples"}
+
+
 def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
     """A stream that does not fill one window says nothing about attention over a full one."""
     for split, count in tokens.items():
@@ -175,7 +178,7 @@ def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
             window = f", or set model.max_contexts to {fitting} or less" if fitting else ""
             raise UserError(
                 f"The {split} stream has {count} tokens, no more than one context window "
-                f"({model.context_window}); use more or longer conversations{window}."
+                f"({model.context_window}); use more or longer conversations (data.{SIZES[split]}){window}."
             )
 
 

@@ -50,6 +50,7 @@ def describe(
             "tokens": config.model.context_window,
             "theoretical_max": train_tokens // interval + 1 if train_tokens else None,
         },
+        "slots": slots_in_words(config.model),
         "kv_cache": {
             "contexts": kept,
             "bytes": kept * config.model.context_dim * BYTES["fp32"] + COUNTER_BYTES,
@@ -57,6 +58,14 @@ def describe(
         **_cache_sizes(config, train_tokens, val_tokens),
         "computed": computed_size(config, train_tokens),
     }
+
+
+def slots_in_words(model: ModelConfig) -> str:
+    """How many contexts a position sees, and where they lie."""
+    if model.slots == "uniform":
+        return f"{model.max_contexts} contexts, {model.interval} tokens apart: {model.context_window} tokens"
+    reach = model.interval * (model.max_contexts - 1)
+    return f"{model.max_contexts} contexts, 0 to {reach} tokens back, ever further apart"
 
 
 def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> dict[str, Any] | None:
@@ -147,7 +156,7 @@ def format_info(facts: dict[str, Any]) -> str:
         ("Preset, recipe, samples", f"{facts['preset']}, {facts['recipe']}, {facts['samples']}"),
         ("Parameters", f"{parameters['total']:,}"),
         ("Trainable in Phase 2", f"{parameters['trainable_phase2']:,} ({share:.2%})"),
-        ("Context window", f"{window['interval']} x {window['max_contexts']} = {window['tokens']} tokens"),
+        ("Context window", facts["slots"]),
     ]
     cache = facts["kv_cache"]
     held = f"{cache['contexts']} contexts, {cache['bytes'] / 1024:,.0f} KiB, however long the text"

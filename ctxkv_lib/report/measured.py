@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..model.config import ModelConfig
+from ..views.figures import span
 from .tables import (
     MISSING,
     Column,
@@ -10,6 +11,7 @@ from .tables import (
     Say,
     Summary,
     bold,
+    judged,
     literal,
     markdown_table,
     percent,
@@ -64,7 +66,8 @@ def _verdicts(column: Column, say: Say) -> Iterator[str]:
         found = {kind: _of(column.summary, kind) for kind in KINDS}
         if model is None or any(f"{split}_ppl" not in each for each in found.values()):
             continue
-        plain, cached = (100 * (model / each[f"{split}_ppl"] - 1) for each in found.values())
+        lower = [100 * (1 - model / each[f"{split}_ppl"]) for each in found.values()]
+        plain, cached = (say(judged(by, "below", "same", "above"), percent=abs(by)) for by in lower)
         order, floor = found["kneser_ney"]["order"], say(f"floor {found['kneser_ney']['floor']}")
         values = {"order": order, "floor": floor, "plain": plain, "cached": cached}
         yield say(f"yardsticks_{split}", label=column.label, **values)
@@ -123,22 +126,28 @@ def ablation_tables(ablations: Summary, say: Say) -> list[list[list[str]]]:
     for group in GROUPS:
         for row in ablations[group]:
             key = f"used_{group}_{row['from']}" if group == "by_repetition" else f"used_{group}"
-            name = say(key, span=_span(row))
+            name = say(key, span=span(row))
             kinds.append([name, whole(row["tokens"]), ppl(row["ppl"]), ppl(row["other_ppl"])])
     return [changed, kinds]
 
 
 def compared_ablations(runs: Sequence[Column], say: Say) -> list[list[str]]:
-    """A header, then a cell a run: what each ablation costs, and the perplexity at repeated pairs."""
+    """A header, then a cell a run: what each ablation costs, and perplexity at repeated pairs."""
     found = [column.summary["ablations"] for column in runs]
     rows = [[say("metric"), *(column.label for column in runs)]]
+    rows.append([say("used_measured"), *(whole(each["positions"]) for each in found)])
     for name in CHANGED[1:]:
         rows.append([say(f"used_{name}"), *(_change(each["changed"][name], say) for each in found)])
     for kind in (1, 0):
         cells = [{row["from"]: row for row in each["by_repetition"]}.get(kind) for each in found]
         named = say("used_ppl_at", kind=say(f"used_by_repetition_{kind}"))
-        rows.append([named, *(ppl(cell and cell["ppl"]) for cell in cells)])
+        rows.append([named, *(_with_count(cell) for cell in cells)])
     return rows
+
+
+def _with_count(row: Summary | None) -> str:
+    """The perplexity of a bin, and of how many positions it is."""
+    return MISSING if row is None else f"{ppl(row['ppl'])} ({whole(row['tokens'])})"
 
 
 def _changed_row(changed: Mapping[str, Summary], name: str, say: Say) -> list[str]:
@@ -148,13 +157,6 @@ def _changed_row(changed: Mapping[str, Summary], name: str, say: Say) -> list[st
 
 def _change(found: Summary, say: Say) -> str:
     return say("used_percent", percent=round(found["percent"], 1) + 0, error=found["error"])
-
-
-def _span(row: Mapping[str, float | None]) -> str:
-    """The values of a bin: 0, 1–9, 640+."""
-    if row["to"] is None:
-        return f"{row['from']:,}+"
-    return f"{row['from']:,}" if row["from"] == row["to"] else f"{row['from']:,}–{row['to']:,}"
 
 
 def _head_and_rows(rows: Sequence[list[str]]) -> tuple[list[str], Sequence[list[str]]]:
@@ -174,13 +176,13 @@ def told_and_asked(report: Report) -> list[str]:
         [say("recall_ppl"), *(ppl(each["ppl"]) for each in found)],
     ]
     worst = [min(each["by_place"], key=lambda row: row["accuracy"]) for each in found]
-    cells = [say("recall_at", span=_span(row), share=row["accuracy"]) for row in worst]
+    cells = [say("recall_at", span=span(row), share=row["accuracy"]) for row in worst]
     rows.append([say("recall_worst"), *cells])
     parts = [markdown_table([say("metric"), *(column.label for column in runs)], rows)]
     if len(report.ours) == 1:
         for group in ("by_distance", "by_place"):
             bins = [
-                [_span(b), whole(b["tokens"]), percent(b["accuracy"]), ppl(b["ppl"])] for b in found[0][group]
+                [span(b), whole(b["tokens"]), percent(b["accuracy"]), ppl(b["ppl"])] for b in found[0][group]
             ]
             keys = (f"recall_{group}", "recall_answers", "recall_accuracy", "recall_ppl")
             parts.append(markdown_table([say(key) for key in keys], bins))

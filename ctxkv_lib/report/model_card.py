@@ -1,6 +1,7 @@
 """The model card: what a saved model is, what it was trained on and how well it does."""
 
 from ..runs.run_folder import Run
+from .info import slots_in_words
 from .tables import literal
 
 CARD = """---
@@ -22,7 +23,7 @@ token's keys and values. Trained with `ctxkv_lib`, preset `{preset}`, recipe `{r
 | Training perplexity at the best epoch ({best_epoch} of {epochs}) | {train_ppl:.1f} |
 | Contexts | {contexts}, effective rank {effective_rank:.1%} |
 | Parameters | {total:,}, of which Phase 2 trained {trainable:,} |
-| Context window | {max_contexts} contexts, {interval} tokens apart: {tokens} tokens |
+| Context window | {window} |
 | Slots | anchor {anchor}, {kv_method} count |
 | Training data | {source}: {samples} conversations, {train_tokens:,} tokens |
 | Token table, frozen and tied to the output | {table} |
@@ -56,7 +57,8 @@ def model_card(run: Run) -> str:
         effective_rank=summary["phase1"]["effective_rank"],
         total=summary["parameters"]["total"],
         trainable=summary["parameters"]["trainable_phase2"],
-        **{name: summary["context_window"][name] for name in ("interval", "max_contexts", "tokens")},
+        max_contexts=config.model.max_contexts,
+        window=slots_in_words(config.model),
         anchor=config.model.anchor,
         kv_method=config.model.kv_method,
         source=made["data"]["source"],

@@ -47,7 +47,7 @@ def header(report: Report) -> list[str]:
     ]
     runs = say("and").join(run.label for run in report.ours)
     notes = [say("with_published" if report.published else "without_published")]
-    if len({run.summary["provenance"]["data"]["validation_fingerprint"] for run in report.runs}) > 1:
+    if not report.is_one_validation:
         notes.append(say("other_validation"))
     title = say("title", runs=runs, method=say("and").join(methods))
     return [title, "\n".join(f"- {line}" for line in lines), *notes]
@@ -98,7 +98,7 @@ def settings(report: Report) -> list[str]:
         say("train_tokens"): lambda c: whole(c.summary["train_tokens"]),
         say("val_tokens"): lambda c: whole(c.summary["val_tokens"]),
         say("context_dim"): lambda c: whole(c.config.model.context_dim),
-        say("interval"): lambda c: whole(c.config.model.interval),
+        say("interval"): lambda c: _interval(c.config.model, say),
         say("heads"): lambda c: whole(c.config.model.num_heads),
         say("max_contexts"): lambda c: _slot_count(c.config.model, say),
         say("total_parameters"): lambda c: whole(c.summary["parameters"]["total"]),
@@ -107,6 +107,12 @@ def settings(report: Report) -> list[str]:
         say("precision"): lambda c: c.summary["provenance"].get("precision", MISSING),
     }
     return [say("settings"), report.table(say("parameter"), rows)]
+
+
+def _interval(model: ModelConfig, say: Say) -> str:
+    if model.slots == "uniform":
+        return whole(model.interval)
+    return say("interval_geometric", last=slot_offsets(model)[-1])
 
 
 def _slot_count(model: ModelConfig, say: Say) -> str:
@@ -121,7 +127,7 @@ def context_window(report: Report) -> list[str]:
             continue
         sharing = [column for column in report.ours if column.config.model == model]
         lines = _reach(model, report.say)
-        for column in sharing:
+        for column in sharing if model.slots == "uniform" else ():
             lines += ["", *_theoretical(column, report.say)]
         blocks.append(code(lines))
     return [report.say("window"), *blocks] if blocks else []
@@ -129,8 +135,9 @@ def context_window(report: Report) -> list[str]:
 
 def _reach(model: ModelConfig, say: Say) -> list[str]:
     count, interval = model.max_contexts, model.interval
+    spacing = f"interval={interval}" if model.slots == "uniform" else f"slots={model.slots}"
     return [
-        f"interval={interval}, max_contexts={_slot_count(model, say)}",
+        f"{spacing}, max_contexts={_slot_count(model, say)}",
         say(f"window_{model.kv_method}", count=count),
         say(
             "window_tokens" if model.slots == "uniform" else "window_geometric",

@@ -14,6 +14,7 @@ from unicodedata import east_asian_width
 from ..config import ExperimentConfig
 from ..errors import UserError
 from ..model.config import ModelConfig
+from ..runs.differences import distinctions
 from ..runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
 from ..runs.run_folder import Run
 from ..views.figures import run_labels
@@ -56,7 +57,8 @@ class Report:
     @cached_property
     def pairs(self) -> list[tuple[Column, Column | None]]:
         """Each run, with its published twin or None."""
-        labels = run_labels([run.summary for run in self.runs], self.say("unit"))
+        others = distinctions([run.config for run in self.runs])
+        labels = run_labels([run.summary for run in self.runs], self.say("unit"), others)
         return [
             (Column(label, run.summary, run.config, run.phase1), self._twin(label, run.config))
             for label, run in zip(labels, self.runs, strict=True)
@@ -68,6 +70,12 @@ class Report:
             return None
         label = self.say("published_label", label=label)
         return Column(label, PUBLISHED[samples], config, PUBLISHED_PHASE1[samples], is_published=True)
+
+    @property
+    def is_one_validation(self) -> bool:
+        """Whether all runs were measured on the same text, so that their perplexities can be compared."""
+        data = [run.summary["provenance"]["data"] for run in self.runs]
+        return len({each["validation_fingerprint"] for each in data}) == 1
 
     @property
     def ours(self) -> list[Column]:
@@ -103,6 +111,13 @@ def speaker(language: str) -> Say:
 def method(model: ModelConfig, say: Say) -> str:
     """What a run remembers with, in a few words."""
     return say(model.kv_method if model.memory == "contexts" else f"memory_{model.memory}")
+
+
+def judged(gain: float, better: str, same: str, worse: str) -> str:
+    """The key for a gain in percent or points, which is a tie where it shows as 0.0."""
+    if round(gain, 1) == 0:
+        return same
+    return better if gain > 0 else worse
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -6,7 +6,20 @@ Every claim is derived from the numbers; a run that got worse reads so.
 from collections.abc import Iterator, Sequence
 
 from .results import at_last_epoch, overfits
-from .tables import Column, Report, Say, Summary, bold, markdown_table, method, percent, ppl, ratio
+from .tables import (
+    Column,
+    Report,
+    Say,
+    Summary,
+    bold,
+    judged,
+    literal,
+    markdown_table,
+    method,
+    percent,
+    ppl,
+    ratio,
+)
 
 
 def improvement(first: Summary, last: Summary) -> dict[str, float]:
@@ -40,39 +53,44 @@ def changes(first: Summary, last: Summary, say: Say) -> list[str]:
     points = gain["val_acc_points"]
     return [
         _percent_change(gain["val_ppl_percent"], say),
-        say(_judged(points, "points", "same", "points"), points=points),
+        say(judged(points, "points", "same", "points"), points=points),
         say("epochs_change", change=epochs) if epochs else say("same"),
         _percent_change(100 * (1 - after["train_val_ratio"] / before["train_val_ratio"]), say),
     ]
 
 
 def _percent_change(lower_by: float, say: Say) -> str:
-    return say(_judged(lower_by, "lower", "same", "higher"), percent=abs(lower_by))
+    return say(judged(lower_by, "lower", "same", "higher"), percent=abs(lower_by))
 
 
 def comparison(report: Report) -> list[str]:
-    """The runs, what the last gained over the first, and the same of the published; nothing for one run."""
+    """The runs, what the last gained over the first, and the same of the published.
+
+    Nothing for one run, and none of gains where validation texts differ.
+    """
     say, ours = report.say, report.ours
     if len(ours) < 2:
         return []
     header = [say("metric")]
     rows = [[row[0]] for row in comparison_rows([], say)]
     for columns, key in ((ours, "improvement"), (report.published, "published_improvement")):
-        _append_compared(header, rows, columns, say, key)
+        _append_compared(header, rows, columns, say, key if report.is_one_validation else None)
     title = say("comparison", runs=say("versus").join(column.label for column in ours))
+    if not report.is_one_validation:
+        return [title, markdown_table(header, rows), say("other_validation")]
     seen = "\n".join(observations(ours[0].summary, ours[-1].summary, say))
     return [title, markdown_table(header, rows), say("observations"), seen]
 
 
 def _append_compared(
-    header: list[str], rows: list[list[str]], columns: Sequence[Column], say: Say, key: str
+    header: list[str], rows: list[list[str]], columns: Sequence[Column], say: Say, key: str | None
 ) -> None:
-    """Append a cell for each column and, where there are several, what the last gained over the first."""
+    """Append a cell for each column and, under `key`, what the last of several gained over the first."""
     summaries = [column.summary for column in columns]
     header += [column.label for column in columns]
     for row, (_, *cells) in zip(rows, comparison_rows(summaries, say), strict=True):
         row += cells
-    if len(columns) > 1:
+    if key and len(columns) > 1:
         header.append(say(key))
         for row, change in zip(rows, changes(summaries[0], summaries[-1], say), strict=True):
             row.append(bold(change))
@@ -89,21 +107,14 @@ def observations(first: Summary, last: Summary, say: Say) -> Iterator[str]:
     lower = gain["val_ppl_percent"]
     ppls = {"before": ppl(before["val_ppl"]), "after": ppl(after["val_ppl"]), "percent": abs(lower)}
     same = {"name": say("val_ppl"), "value": ppls["after"]}
-    yield say(_judged(lower, "saw_ppl_down", "saw_same", "saw_ppl_up"), **ppls, **same)
+    yield say(judged(lower, "saw_ppl_down", "saw_same", "saw_ppl_up"), **ppls, **same)
     points = gain["val_acc_points"]
     same = {"name": say("val_acc"), "value": percent(after["val_acc"])}
-    yield say(_judged(points, "saw_acc_up", "saw_same", "saw_acc_down"), points=abs(points), **same)
-    narrowed = 100 * (1 - after["train_val_ratio"] / before["train_val_ratio"])
+    yield say(judged(points, "saw_acc_up", "saw_same", "saw_acc_down"), points=abs(points), **same)
+    narrowed = round(before["train_val_ratio"], 2) - round(after["train_val_ratio"], 2)
     gaps = {"before": ratio(before["train_val_ratio"]), "after": ratio(after["train_val_ratio"])}
     same = {"name": say("gap"), "value": gaps["after"]}
-    yield say(_judged(narrowed, "saw_gap_smaller", "saw_same", "saw_gap_larger"), **gaps, **same)
-
-
-def _judged(gain: float, better: str, same: str, worse: str) -> str:
-    """The key for a gain in percent or points, which is a tie where it shows as 0.0."""
-    if round(gain, 1) == 0:
-        return same
-    return better if gain > 0 else worse
+    yield say(judged(100 * narrowed, "saw_gap_smaller", "saw_same", "saw_gap_larger"), **gaps, **same)
 
 
 def next_experiments(report: Report) -> list[str]:
@@ -112,14 +123,15 @@ def next_experiments(report: Report) -> list[str]:
     model, samples = last.config.model, last.summary["samples"]
     a, b = model.interval * 5 // 2, model.interval * 5
     reach = {"tokens_a": a * model.max_contexts, "tokens_b": b * model.max_contexts}
-    more = 2 * model.max_contexts
+    more, path = 2 * model.max_contexts, last.config.data.path
+    more_data = {"a": 2 * samples, "b": 4 * samples, "path": literal(str(path))}
     items = [
         say("next_interval", interval=model.interval, a=a, b=b, **reach),
-        say("next_samples", samples=samples, a=2 * samples, b=4 * samples),
+        say("next_samples" if path is None else "next_samples_file", samples=samples, **more_data),
         _next_training(last, say),
         say("next_contexts", count=model.max_contexts, a=more, tokens=more * model.interval),
     ]
-    return [say("next"), "\n".join(items)]
+    return [say("next"), "\n".join(items), *([] if path is None else [say("next_file")])]
 
 
 def _next_training(column: Column, say: Say) -> str:
@@ -141,10 +153,10 @@ def conclusion(report: Report) -> list[str]:
     say, ours = report.say, report.ours
     lines = [_result(column, say) for column in ours]
     lines += [_against_published(column, twin, say) for column, twin in report.pairs if twin]
-    if len(ours) > 1:
+    if len(ours) > 1 and report.is_one_validation:
         lower = improvement(ours[0].summary, ours[-1].summary)["val_ppl_percent"]
         ends = {"first": ours[0].label, "last": ours[-1].label}
-        key = _judged(lower, "end_better", "end_same", "end_not_better")
+        key = judged(lower, "end_better", "end_same", "end_not_better")
         lines.append(say(key, percent=abs(lower), **ends))
     stopped = sum(column.phase2["stop_reason"] == "early_stopping" for column in ours)
     lines.append(say("end_early", count=stopped, runs=len(ours)))

@@ -19,6 +19,19 @@ def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, An
     return [{key: settings[key] for key in keys} for settings in flat_configs]
 
 
+def distinctions(configs: Sequence[ExperimentConfig]) -> list[str]:
+    """What each experiment has of its own besides its data, in a few words: its recipe, or some settings."""
+    differing = [
+        {key: value for key, value in settings.items() if not key.startswith("data.")}
+        for settings in differing_settings(configs)
+    ]
+    if "recipe" in differing[0]:
+        return [config.recipe for config in configs]
+    if len(differing[0]) > MOST_NAMED:
+        return [""] * len(configs)
+    return [", ".join(_words(key, value) for key, value in settings.items()) for settings in differing]
+
+
 def run_names(runs: Sequence[Run]) -> list[str]:
     """A name for each run, no two alike: the settings that differ, or the folder where these do not tell."""
     differing = differing_settings([run.config for run in runs])

@@ -37,8 +37,8 @@ def choose_device(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    processor = platform.processor() or platform.machine()
-    return f"{device.type} ({processor}, {torch.get_num_threads()} threads)"
+    processor, threads = platform.processor() or platform.machine(), torch.get_num_threads()
+    return f"{device.type} ({processor}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,8 @@ from .ownership import changed_settings, own_records, refuse_foreign, run_comman
 from .records import Record, Records
 
 ROOT_VARIABLE = "CTXKV_RUNS"
+COMPARISON = "comparison.json"
+MODEL_MARK = "generation_config.json"  # in the folder of a model, which has a config.json, too
 DEFAULT_ROOT = Path(os.environ.get(ROOT_VARIABLE) or "runs")
 
 
@@ -158,6 +160,10 @@ class Run:
     summary: dict[str, Any]  # summary.json
     metrics: list[Metric]  # lines of metrics.jsonl, both phases
 
+    def __repr__(self) -> str:
+        ppl = self.summary["phase2"]["val_ppl"]
+        return f"Run({str(self.path)!r}: {self.summary['samples']:,} samples, val PPL {ppl:,.1f})"
+
     @property
     def phase1(self) -> list[Metric]:
         """The lines of Phase 1, one an iteration."""
@@ -173,9 +179,11 @@ def load_run(path: Path | str) -> Run:
     folder = RunFolder(Path(path))
     if not folder.path.is_dir():
         raise UserError(f"{path} is not a folder; make it with `ctxkv run --out {path}`.")
+    if (folder.path / MODEL_MARK).is_file():
+        raise UserError(f"{path} is a run's model; name the run, {folder.path.parent}.")
     records = Records.read(folder.path)
     if records is None and not folder.config.is_file():
-        raise UserError(f"{path} has no config.json; make a run there with `ctxkv run --out {path}`.")
+        raise UserError(_no_run(folder.path))
     config = stored_config(folder.path, records.config if records else read_json(folder.config))
     cure = run_command(config, folder.path)
     read = (folder.config, folder.summary, folder.metrics_file)
@@ -184,6 +192,15 @@ def load_run(path: Path | str) -> Run:
             raise UserError(f"{path} has no {file.name}; finish it with `{cure}`.")
     refuse_damaged(folder.path, "results", [file.name for file in read])
     return read_run(folder.path, config)
+
+
+def _no_run(path: Path) -> str:
+    """What a folder is that has no run in it, and what to name instead."""
+    if (path / COMPARISON).is_file():
+        return f"{path} is a comparison; name one of its runs (`ctxkv list {path.parent}` shows them)."
+    if any(not (file.parent / MODEL_MARK).is_file() for file in path.glob("*/config.json")):
+        return f"{path} holds runs and is none; name one of them (`ctxkv list {path}` shows them)."
+    return f"{path} has no config.json; make a run there with `ctxkv run --out {path}`."
 
 
 def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -> None:

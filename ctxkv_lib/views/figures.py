@@ -5,6 +5,7 @@ global state, no display. What they look like alike is in `axes`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .axes import OKABE_ITO, PAPER, QUIET, colours, integer_x, legend_below, log_y, panels, plain
+from .axes import INK, OKABE_ITO, PAPER, QUIET, colours, integer_x, legend_below, log_y, panels, plain
 
 CURVES = ("train", "validation", "accuracy")  # of an epoch: two perplexities, and the validation accuracy
 
 
-def run_labels(summaries: Iterable[Mapping[str, Any]], unit: str = " samples") -> list[str]:
-    """A name for each run: its samples, numbered where several runs have as many."""
+def run_labels(
+    summaries: Iterable[Mapping[str, Any]], unit: str = " samples", others: Sequence[str] = ()
+) -> list[str]:
+    """A name for each run: its samples; where several have as many, its one of `others`, and a number."""
     names = [f"{summary['samples']:,}{unit}" for summary in summaries]
+    if len(set(names)) < len(names):
+        names = [", ".join(filter(None, pair)) for pair in zip_longest(names, others)]
     return [
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)
@@ -145,22 +150,31 @@ def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
     Args:
         scores: as from `inference.evaluate_texts`.
     """
-    figure, axes = panels(2, size=(9.6, 4.4))
-    titles = {"by_position": "Tokens of the conversation read before", "by_history": "Contexts in the window"}
-    for ax, (key, title) in zip(axes, titles.items(), strict=True):
-        rows = scores[key]
-        spans = [f"{row['from']}+" if row["to"] is None else f"{row['from']}–{row['to']}" for row in rows]
-        spans = [span.partition("–")[0] if len(set(span.split("–"))) == 1 else span for span in spans]
-        ax.bar(spans, [row["ppl"] for row in rows], color=OKABE_ITO[0], width=0.7)
-        for x, row in enumerate(rows):  # at the foot, where the line of all tokens does not pass
-            place = {"transform": ax.get_xaxis_transform(), "ha": "center", "color": PAPER, "weight": "bold"}
-            ax.text(x, 0.03, f"{row['ppl']:,.0f}", **place)
+    figure, axes = panels(2, size=(10.5, 4.6))
+    names = {
+        "by_position": ("By place in the conversation", "Tokens of the conversation read before"),
+        "by_history": ("By history", "Contexts in the window"),
+    }
+    for ax, (key, (title, what)) in zip(axes, names.items(), strict=True):
+        ppls = [row["ppl"] for row in scores[key]]
+        ax.bar([span(row) for row in scores[key]], ppls, color=OKABE_ITO[0], width=0.7)
+        for x, value in enumerate(ppls):  # above the axes, where the line of all tokens does not pass
+            ax.text(x, 1.02, f"{value:,.0f}", transform=ax.get_xaxis_transform(), ha="center", color=INK)
         ax.axhline(scores["ppl"], color=QUIET, linestyle="--", label=f"all tokens: {scores['ppl']:,.0f}")
-        ax.set_xlabel(title)
-        ax.set_ylabel("Perplexity per token")
+        ax.set_ylim(min(ppls) / 2, 1.1 * max(ppls))
+        log_y(ax, "Perplexity per token (log scale)")
+        ax.set_xlabel(what)
+        ax.set_title(title, loc="left", weight="bold", pad=22)
         ax.tick_params(axis="x", labelrotation=30)
     legend_below(figure, axes[0])
     return figure
+
+
+def span(row: Mapping[str, Any]) -> str:
+    """The values of a bin: 0, 1–9, 640+."""
+    if row["to"] is None:
+        return f"{row['from']:,}+"
+    return f"{row['from']:,}" if row["from"] == row["to"] else f"{row['from']:,}–{row['to']:,}"
 
 
 def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

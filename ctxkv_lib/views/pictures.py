@@ -32,6 +32,7 @@ from .axes import (
 from .diagram import PASSED
 from .explore import Window
 
+TICKS = (20, 50, 100, 200, 500)  # of distances, in tokens
 BLUE, ORANGE = OKABE_ITO[:2]
 # White to the palette's blue to near black: brightness alone tells the values.
 STRENGTH = LinearSegmentedColormap.from_list("strength", [PAPER, OKABE_ITO[5], BLUE, "#002a44"])
@@ -107,27 +108,34 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
 
     Args:
         probe: as in a summary.
-        slots: so many intervals back are drawn.
+        slots: so many intervals back are drawn; where slots are not an interval apart, the whole window.
     """
     figure, (seen, alone) = panels(2, size=(12, 4.6))
     reach = -1 if probe["horizon"] is None else probe["horizon"]
-    token = np.arange(slots * model.interval)  # distance back from the position
+    is_even = model.slots == "uniform"
+    token = np.arange(slots * model.interval if is_even else model.context_window)  # distance back
     offsets = np.array([offset for offset in slot_offsets(model) if offset < len(token)])
     behind = token - offsets[np.searchsorted(offsets, token, side="right") - 1]  # the slot that saw it last
     row = probe["recall"]
     left = np.interp(behind, [r["distance"] for r in row], [100 * max(0, r["r2"]) for r in row])
     for first, last in pairwise([*offsets, len(token)]):
-        part = slice(first, last)
+        place, part = [*token[first:last], last], [*left[first:last], left[last - 1]]
         held = "" if first else "held by a slot"
-        seen.fill_between(token[part], left[part], color=BLUE, alpha=0.35, label=held)
-        seen.plot(token[part], left[part], color=BLUE, lw=2)
+        seen.fill_between(place, part, color=BLUE, alpha=0.35, lw=0, label=held)
+        seen.plot(place, part, color=BLUE, lw=1.5)
         blind = (first + reach + 0.5, last - 0.5)
         if blind[0] < blind[1]:
             unseen = "held by none" if "held by none" not in seen.get_legend_handles_labels()[1] else ""
             seen.axvspan(*blind, color=RULE, lw=0, zorder=0, label=unseen)
-    seen.plot(offsets, 0 * offsets, "s", ms=8, color=ORANGE, clip_on=False, label="slot", zorder=5, ls="none")
+    seen.plot(offsets, 0 * offsets, "s", ms=7, color=ORANGE, clip_on=False, label="slot", zorder=5, ls="none")
     seen.set_xlim(len(token) - 0.5, -0.5)
     seen.set_xlabel("Distance back from the position (tokens)")
+    if not is_even:  # slot by slot as far as an interval, then on a log scale
+        seen.set_xscale("symlog", linthresh=model.interval)
+        seen.set_xlabel(f"Distance back from the position (tokens, log scale beyond {model.interval})")
+        ticks = [tick for tick in (0, 5, 10, *TICKS) if tick < len(token)]
+        seen.set_xticks(ticks, map(str, ticks))
+        seen.xaxis.set_minor_locator(NullLocator())
     seen.set_title(f"{probe['coverage']:.0%} of the window is held by some slot", loc="left", weight="bold")
     blocks = {"trained": probe, **{f"fresh, weights {std}": one for std, one in probe["fresh"].items()}}
     for colour, (name, one) in zip(colours(blocks), blocks.items(), strict=True):
@@ -139,7 +147,7 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
         alone.plot(x, y, color=colour, lw=2.2, ls=style, marker="o", ms=3.5, label=label)
     alone.set_xscale("log")
     alone.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value - 1:,.0f}"))
-    alone.set_xticks([1 + tick for tick in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick < x[-1]])
+    alone.set_xticks([1 + tick for tick in (0, 1, 2, 5, 10, *TICKS) if tick < x[-1]])
     alone.xaxis.set_minor_locator(NullLocator())
     alone.set_xlabel("Distance back from the context's own token (tokens, log scale)")
     alone.set_title("Forgetting, trained and fresh", loc="left", weight="bold")

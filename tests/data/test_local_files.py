@@ -127,7 +127,9 @@ def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
     [
         (b"not json", "line 2 is not JSON"),
         (b"[" * 100_000, "line 2 is not JSON"),
-        (b"[1, 2]", "line 2 has no fields; allowed: messages;"),
+        (b"3", "line 2 has no fields; allowed: messages;"),
+        (b"[1, 2]", "line 2 is a list; write a conversation a line"),
+        (b'{"role": "user", "content": "a"}', "line 2 is one message; write all messages of a conversation"),
         (b'{"words": "hello", "n": 1}', "line 2 has the fields words, n; allowed: messages; .*; text;"),
         (b'{"messages": "hello"}', 'line 2: "messages" must be a list'),
         (b'{"messages": ["hello"]}', 'line 2: "messages" must be a list'),

@@ -16,6 +16,7 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import proposals
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import notebook
+from ctxkv_lib.views.explore import load_corpus
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -282,7 +283,7 @@ def widget_states(path):
 def test_01_shows_the_data_and_trains_nothing(tmp_path):
     cells = execute("01_data", tmp_path)
     assert "10 conversations for training" in printed(cells["load-corpus"])
-    assert "20 x 32 = 640 tokens" in printed(cells["window-numbers"])
+    assert "32 contexts, 20 tokens apart: 640 tokens" in printed(cells["window-numbers"])
     for shown in ("lengths", "window-map", "other-window", "memory"):
         assert "image/png" in kinds(cells[shown])
     assert "text/html" in kinds(cells["counts"]) & kinds(cells["boundaries"])
@@ -349,3 +350,12 @@ def test_05_runs_every_proposal(tmp_path):
     assert len(runs) == 9
     assert "image/png" in kinds(cells["summary"]) & kinds(cells["own"])
     assert "variable count, 10 samples, seed 42: val PPL" in printed(cells["run"])
+
+
+def test_the_file_that_01_writes_is_enough_to_train_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (writing,) = [source(cell) for cell in code_cells(NOTEBOOKS[0]) if cell["id"] == "own-file"]
+    exec(writing, {})
+    config = notebook.notebook_config("ci", settings={"data.path": "my_chats.jsonl"})
+    streams = load_corpus(config).streams
+    assert min(len(stream.ids) for stream in streams.values()) > config.model.context_window

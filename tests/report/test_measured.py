@@ -71,7 +71,7 @@ def measured_run(folder, samples=500, **measured):
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_the_report_holds_what_was_measured(tmp_path, language):
     report = write_report([measured_run(tmp_path / "run", **MEASURED)], language)
-    shown = "150.2 131.3 163.7 21.3% 141.9 120.8 +19.3% +36.5% +15.4% +35.5%"
+    shown = "150.2 131.3 163.7 21.3% 141.9 120.8 19.3% 36.5% 15.4% 35.5%"
     assert all(value in report for value in shown.split())
 
 
@@ -92,7 +92,8 @@ def test_a_comparison_shows_what_other_contexts_cost_by_run(tmp_path):
     newer = measured_run(tmp_path / "b", **USED)
     report = write_report([older, newer])
     assert row(report, "zeros")[1:] == ["+61.3% ± 0.6"]
-    assert row(report, "Val PPL of a token in a pair seen in the window")[1:] == ["23.9"]
+    assert row(report, "Positions measured")[1:] == ["1,024"]
+    assert row(report, "Val PPL of a token in a pair seen in the window (positions)")[1:] == ["23.9 (52)"]
     assert row(report, "Repeated tokens")[1:] == ["83.4%"]
     assert "ablations.png" not in report
     assert "Is it" not in report
@@ -133,8 +134,8 @@ def test_an_older_run_has_no_section_or_dashes(tmp_path):
     assert "yardsticks" not in write_report([older])
     report = write_report([older, newer])
     assert row(report, "Val PPL of n-grams")[1:] == ["–", "150.2"]
-    assert "500 samples: val PPL is +19.3% against n-grams of order 4 (uniform floor)" in report
-    assert "100 samples: val PPL is" not in report
+    assert "500 samples: val PPL, against n-grams of order 4 (uniform floor): 19.3% higher; " in report
+    assert "100 samples: val PPL, against" not in report
 
 
 def test_a_run_without_a_test_split_has_no_rows_of_it(tmp_path):

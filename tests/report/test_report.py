@@ -13,6 +13,7 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import read_json, write_json
 from ctxkv_lib.model.config import ModelConfig
 from ctxkv_lib.report import comparison_table, improvement, write_report
+from ctxkv_lib.report.info import slots_in_words
 from ctxkv_lib.report.setup import example_positions
 from ctxkv_lib.report.text import LANGUAGES, TEXT
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
@@ -194,6 +195,35 @@ def test_what_differs_between_runs_is_listed_for_each(tmp_path):
         "*Last updated: 2026-02-03*",
     ):
         assert listed in report, listed
+    assert "51.1%" not in report  # what cannot be compared is not
+    assert "Observations" not in report
+
+
+def test_runs_on_the_same_data_are_told_apart(tmp_path):
+    folders = [sample_run(tmp_path / recipe, recipe=recipe) for recipe in ("exact", "tuned")]
+    assert "## Comparison: 500 samples, exact vs 500 samples, tuned" in write_report(map(load_run, folders))
+    changed = {"model.interval": 50, "data.validation_samples": 30}
+    folders = [sample_run(tmp_path / "a"), sample_run(tmp_path / "b", settings=changed)]
+    title = "## Comparison: 500 samples, interval 20 vs 500 samples, interval 50"
+    assert title in write_report(map(load_run, folders))
+    assert "500 samples (1) vs 500 samples (2)" in write_report(runs(tmp_path / "c", 500, 500))
+
+
+def test_slots_that_lie_ever_further_apart_are_not_said_to_lie_an_interval_apart(tmp_path):
+    (run,) = runs(tmp_path, 500, recipe="tuned")
+    report = write_report([run])
+    assert row(report, "Context interval (tokens)")[1:] == ["from 1 up: slots 0 to 620 back"]
+    assert "theoretical_max" not in report
+    assert slots_in_words(run.config.model) == "32 contexts, 0 to 620 tokens back, ever further apart"
+    assert slots_in_words(ModelConfig()) == "32 contexts, 20 tokens apart: 640 tokens"
+
+
+def test_proposals_for_a_file_are_ones_that_it_can_meet(tmp_path):
+    settings = {"data.source": "file", "data.path": "my_chats.jsonl"}
+    report = write_report(runs(tmp_path, 47, preset="offline", settings=settings))
+    assert "--samples 94" not in report
+    assert "each further one in my\\_chats.jsonl helps" in report
+    assert "give both the same `--set data.validation_samples=N" in report
 
 
 def test_published_numbers_stand_beside_the_seed_settings_only(tmp_path):

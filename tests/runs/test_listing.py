@@ -1,12 +1,15 @@
 import json
+import re
 import shutil
 
 import pytest
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.config import build_config
+from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments.experiment import run
 from ctxkv_lib.runs.listing import list_runs
+from ctxkv_lib.runs.run_folder import load_run
 
 
 def break_summary(folder):
@@ -80,3 +83,30 @@ def test_the_list_is_a_line_a_run(root, capsys):
 def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
     assert main(["list", str(tmp_path / "none")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_what_is_no_run_is_told_with_the_run_to_name(root, tmp_path):
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "comparison.json").write_text("{}")
+    for place, said in (
+        (root / "whole" / "model", f"is a run's model; name the run, {root / 'whole'}."),
+        (root, f"holds runs and is none; name one of them (`ctxkv list {root}` shows them)."),
+        (tmp_path / "both", f"is a comparison; name one of its runs (`ctxkv list {tmp_path}` shows them)."),
+        (root / "empty", "has no config.json; make a run there"),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"{place} {said}")):
+            load_run(place)
+
+
+def test_a_run_in_a_list_shows_its_recipe(root, capsys):
+    assert main(["list", str(root)]) == 0
+    (whole,) = [line for line in capsys.readouterr().out.splitlines() if "/whole " in line]
+    assert whole.split()[1:4] == ["finished", "ci,", "exact"]
+    assert "data.path=" in whole
+    assert "data.source" not in whole
+
+
+def test_a_run_shows_itself_in_a_line(root):
+    shown = repr(load_run(root / "whole"))
+    assert shown.startswith(f"Run('{root / 'whole'}': 8 samples, val PPL ")
+    assert len(shown) < 200

@@ -220,7 +220,13 @@ KNOWN = "; ".join(" and ".join(names) for names in RECOGNISED)
 
 
 def _messages(where: str, record: Any) -> Messages:
+    if isinstance(record, list):
+        raise UserError(f"{where} is a list; write a conversation a line, or name a file of one list .json.")
     found = list(record) if isinstance(record, dict) else []
+    if {"role", "content"} <= set(found):
+        raise UserError(
+            f"{where} is one message; write all messages of a conversation in one record: {_CHAT}."
+        )
     fields = next((names for names in RECOGNISED if set(names) <= set(found)), None)
     if fields is None:
         has = f"the fields {', '.join(map(str, found[:8]))}" if found else "no fields"
@@ -242,8 +248,9 @@ def _messages(where: str, record: Any) -> Messages:
     return messages
 
 
+_CHAT = '"messages" must be a list of {"role": text, "content": text}'
 _FORMS = {
-    "messages": '"messages" must be a list of {"role": text, "content": text}',
+    "messages": _CHAT,
     "conversations": '"conversations" must be a list of {"from": text, "value": text}',
 }
 _TEXTS = "its fields must be texts"

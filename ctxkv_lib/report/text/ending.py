@@ -13,6 +13,16 @@ ENDING: dict[str, tuple[str, str]] = {
         "2. **More data**: {samples:,} → {a:,} or {b:,} samples (`--samples {a}`).",
         "2. **データを増やす**: {samples:,} → {a:,}、{b:,}サンプル（`--samples {a}`）。",
     ),
+    "next_samples_file": (
+        "2. **More data**: {samples:,} training conversations so far; each further one in {path} helps.",
+        "2. **データを増やす**: 学習に使った会話は{samples:,}件。{path} に会話を足すほど効く。",
+    ),
+    "next_file": (
+        "A wider window takes more of a file for validation; to compare runs, give both the same "
+        "`--set data.validation_samples=N --set data.test_samples=M`.",
+        "ウィンドウを広げると、検証に回すテキストも増える。実験を比べるには、どちらにも同じ"
+        "`--set data.validation_samples=N --set data.test_samples=M`を指定する。",
+    ),
     "next_regularise": (
         "3. **Regularisation**, as val PPL rises after its best epoch: dropout {dropout:g} → {a:g}, "
         "weight decay {decay:g} → {b:g} "

@@ -30,16 +30,16 @@ MEASURED: dict[str, tuple[str, str]] = {
     "floor uniform": ("uniform floor", "底は一様分布"),
     "floor table text": ("floor: unigrams of the table’s text", "底は埋め込み表の元テキストのユニグラム"),
     "yardsticks_val": (
-        "- {label}: val PPL is {plain:+.1f}% against n-grams of order {order} ({floor}), "
-        "{cached:+.1f}% against n-grams and cache.",
-        "- {label}: Val PPLは{order}次のnグラム（{floor}）に対して{plain:+.1f}%、"
-        "nグラム＋キャッシュに対して{cached:+.1f}%。",
+        "- {label}: val PPL, against n-grams of order {order} ({floor}): {plain}; "
+        "against n-grams and cache: {cached}.",
+        "- {label}: Val PPLは、{order}次のnグラム（{floor}）に対して: {plain}、"
+        "nグラム＋キャッシュに対して: {cached}。",
     ),
     "yardsticks_test": (
-        "- {label}: test PPL is {plain:+.1f}% against n-grams of order {order} ({floor}), "
-        "{cached:+.1f}% against n-grams and cache.",
-        "- {label}: Test PPLは{order}次のnグラム（{floor}）に対して{plain:+.1f}%、"
-        "nグラム＋キャッシュに対して{cached:+.1f}%。",
+        "- {label}: test PPL, against n-grams of order {order} ({floor}): {plain}; "
+        "against n-grams and cache: {cached}.",
+        "- {label}: Test PPLは、{order}次のnグラム（{floor}）に対して: {plain}、"
+        "nグラム＋キャッシュに対して: {cached}。",
     ),
     "remember": ("### What the contexts remember", "### コンテキストが覚えていること"),
     "remember_how": (
@@ -91,7 +91,8 @@ MEASURED: dict[str, tuple[str, str]] = {
     "used_by_repetition_1": ("in a pair seen in the window", "ウィンドウ内に既出の対"),
     "used_by_history": ("{span} tokens of its conversation before it", "会話内でその前に{span}トークン"),
     "used_by_frequency": ("{span} times in the training text", "学習テキストに{span}回出現"),
-    "used_ppl_at": ("Val PPL of a token {kind}", "Val PPL（{kind}）"),
+    "used_measured": ("Positions measured", "測った位置数"),
+    "used_ppl_at": ("Val PPL of a token {kind} (positions)", "Val PPL（{kind}；位置数）"),
     "used_figure": (
         "![What other contexts cost, slot by slot and at repeated pairs]({folder}/ablations.png)",
         "![コンテキストを変えたときの損失、スロット別、既出の対での比較]({folder}/ablations.png)",

@@ -5,9 +5,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
-from ..axes import OKABE_ITO, QUIET, panels
+from ..axes import OKABE_ITO, QUIET, log_y, panels
 
 BLUE, ORANGE = OKABE_ITO[:2]
 CHANGED = {
@@ -95,11 +94,10 @@ def _pairs(ax: Axes, rows: list[Mapping[str, float]]) -> None:
         bars = ax.bar(x, [row[key] for row in rows], width=0.34, color=colour, label=label)
         ax.bar_label(bars, [f"{row[key]:,.0f}" for row in rows], padding=2)
     ax.set_xticks(range(len(rows)), [f"{names[int(row['from'])]}\n({row['tokens']:,})" for row in rows])
-    ax.set_yscale("log")
-    ax.set_ylim(top=1.5 * max(row[key] for row in rows for key in ("ppl", "other_ppl")))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    ppls = [row[key] for row in rows for key in ("ppl", "other_ppl")]
+    ax.set_ylim(min(ppls) / 2, 1.5 * max(ppls))
+    log_y(ax, "Perplexity per token (log scale)")
     ax.grid(False, axis="x")
     ax.set_xlabel("The next token forms (positions)")
-    ax.set_ylabel("Perplexity per token (log scale)")
     ax.set_title("Where memory must show", loc="left", weight="bold")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False, ncols=2)
