@@ -82,7 +82,7 @@ class DataConfig:
         "table=cooccurrence, unigram=corpus: the text that is counted",
         {
             "own": "corpus_samples conversations of the source, in no split",
-            "chitchat+own": "corpus_samples of chitchat-dataset, and all of the file but validation",
+            "chitchat+own": "corpus_samples of chitchat-dataset, and all of the file but validation and test",
         },
     )
     corpus_samples: int = setting(
