@@ -63,7 +63,7 @@ def test_info_prints_the_published_sizes(capsys):
     for number in (
         "45,163,264",
         "6,301,440 (13.95%)",
-        "= 640 tokens",
+        "apart: 640 tokens",
         "29,399",
         "574",
         "1,723",
