@@ -61,6 +61,8 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
             ax.axvline(row[split][0], color=INK, ls=style, lw=1.4, label=row["variant"])
         ax.set_xlabel(f"{SPLITS[split]} perplexity per token (lower is better)")
     axes[0].set_ylabel("Variant")
+    for ax in axes[1:]:  # its rows are those of the first
+        ax.tick_params(labelleft=False)
     _legend(figure, axes[0], [row["variant"] for row in counted], "outside lower center")
     return figure
 
