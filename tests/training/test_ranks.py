@@ -228,7 +228,7 @@ def test_two_processes_do_one_run(tiny_config, tmp_path):
         processes(2, run, tiny_config, tmp_path / "both")
     both = load_run(tmp_path / "both")
     assert verify(both.path).intact
-    assert "1 threads" in both.summary["provenance"]["device"]
+    assert "1 thread)" in both.summary["provenance"]["device"]
     assert (alone.summary["provenance"]["processes"], both.summary["provenance"]["processes"]) == (1, 2)
     for name in ("val_ppl", "train_ppl", "val_acc"):
         assert both.summary["phase2"][name] == pytest.approx(alone.summary["phase2"][name], rel=1e-4)
