@@ -129,10 +129,10 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
             seen.axvspan(*blind, color=RULE, lw=0, zorder=0, label=unseen)
     seen.plot(offsets, 0 * offsets, "s", ms=7, color=ORANGE, clip_on=False, label="slot", zorder=5, ls="none")
     seen.set_xlim(len(token) - 0.5, -0.5)
-    seen.set_xlabel("Distance back from the position (tokens)")
-    if not is_even:  # slot by slot as far as an interval, then on a log scale
+    scale = "" if is_even else f", log scale beyond {model.interval}"
+    seen.set_xlabel(f"Distance back from the position (tokens{scale})")
+    if not is_even:  # slot by slot as far as an interval
         seen.set_xscale("symlog", linthresh=model.interval)
-        seen.set_xlabel(f"Distance back from the position (tokens, log scale beyond {model.interval})")
         ticks = [tick for tick in (0, 5, 10, *TICKS) if tick < len(token)]
         seen.set_xticks(ticks, map(str, ticks))
         seen.xaxis.set_minor_locator(NullLocator())

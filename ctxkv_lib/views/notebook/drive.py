@@ -20,6 +20,7 @@ from ...errors import DamagedFile, UserError
 from ...files import read_json
 from ...progress import Listener, Metric
 from ...runs.records import FILE, Records
+from ...runs.run_folder import COMPARISON
 
 DRIVE_VARIABLE = "CTXKV_DRIVE"
 SAVE_SECONDS = 60  # between two saves within a stage, at least ...
@@ -27,7 +28,7 @@ SAVE_SHARE = 0.05  # ... and saving may cost so much of the time
 STATE = ".state.json"  # first member of an archive: how far its run has come
 LANDMARKS = ("caches/train_ctx.safetensors", "caches/val_ctx.safetensors", "model/model.safetensors")
 FINISHED = [*LANDMARKS, "summary.json"]
-RECORDS = ("config.json", "comparison.json", "metrics.jsonl", FILE)
+RECORDS = ("config.json", COMPARISON, "metrics.jsonl", FILE)
 
 State = dict[str, Any]  # progress: compared as a list; content: changes when what was recorded does
 
@@ -125,7 +126,7 @@ def state_of(folder: Path) -> State | None:
         return None
     there = sum((folder / name).is_file() for name in FINISHED)
     lines = 0 if there == len(FINISHED) else records[RECORDS.index("metrics.jsonl")].count(b"\n")
-    progress = [int((folder / "comparison.json").is_file()), there, _stages_done(folder), lines]
+    progress = [int((folder / COMPARISON).is_file()), there, _stages_done(folder), lines]
     return {"progress": progress, "content": sha256(b"\0".join(records)).hexdigest()}
 
 
