@@ -117,8 +117,11 @@ def finished_runs(outcomes: Sequence[Outcome]) -> dict[str, list[Run]]:
 def _found(cells: Sequence[Cell], root: Path, out: Path, keep: bool) -> list[Outcome]:
     """What earlier calls have left of each cell."""
     entries: dict[str, Facts] = {}
-    with suppress(FileNotFoundError, DamagedFile, LookupError, TypeError):
-        entries = {entry["config"]: entry for entry in read_json(out / "sweep.json")["cells"]}
+    with suppress(FileNotFoundError, DamagedFile, LookupError, TypeError, AttributeError):
+        left = read_json(out / "sweep.json")
+        counted = left.get("yardsticks", {})
+        for entry in left["cells"]:
+            entries[entry["config"]] = {"yardsticks": counted.get(str(entry["samples"]), {}), **entry}
     outcomes = []
     for cell, folder in zip(cells, sweep_folders(cells, root), strict=True):
         waiting, entry = Outcome(cell, folder), entries.get(_identity(cell.config), {})

@@ -59,18 +59,21 @@ def summarize(variants: Facts, cells: Sequence[Facts]) -> Facts:
 
     Args:
         variants: recipe and settings of each, by name.
+        cells: each finished one with the yardsticks of its run, of which the best of a sample count are kept.
     """
     finished = [cell for cell in cells if cell["state"] == "finished"]
-    rows = []
+    rows, yardsticks = [], {}
     for samples in sorted({cell["samples"] for cell in finished}):
         group = [cell for cell in finished if cell["samples"] == samples]
         for variant in distinct(cell["variant"] for cell in group):
             rows.append(_row([cell for cell in group if cell["variant"] == variant]))
-        rows += _yardstick_rows(group)
+        yardsticks[str(samples)] = best = _best_yardsticks(group)
+        rows += _yardstick_rows(best, group[0])
     laws = [_power_laws([row for row in rows if row["variant"] == v]) for v in distinct(map(_name, rows))]
     return {
         "variants": variants,
-        "cells": list(cells),
+        "cells": [{key: cell[key] for key in cell if key != "yardsticks"} for cell in cells],
+        "yardsticks": yardsticks,
         "rows": rows,
         "power_laws": [law for law in laws if law],
     }
@@ -109,17 +112,23 @@ def _row(cells: Sequence[Facts]) -> Facts:
     }
 
 
-def _yardstick_rows(cells: Sequence[Facts]) -> list[Facts]:
-    """What counting reaches on the same tokens, in any variant's best window; no seed has a part in it."""
-    rows = []
-    for key, name in YARDSTICKS.items():
-        known = [cell for cell in cells if key in cell["yardsticks"]]
+def _best_yardsticks(cells: Sequence[Facts]) -> Facts:
+    """What counting reaches on the tokens of one sample count, in any variant's best window."""
+    found = {}
+    for kind in YARDSTICKS:
+        known = [cell["yardsticks"][kind] for cell in cells if kind in cell["yardsticks"]]
         if known:
-            best = min(known, key=lambda cell: cell["yardsticks"][key]["val_ppl"])
-            found = best["yardsticks"][key]
-            row = {"variant": name, "samples": best["samples"], "train_tokens": best["train_tokens"]}
-            rows.append(row | {"seeds": [], **{s: [found[s]] if s in found else [] for s in SPLITS}})
-    return rows
+            found[kind] = min(known, key=lambda each: each["val_ppl"])
+    return found
+
+
+def _yardstick_rows(yardsticks: Facts, cell: Facts) -> list[Facts]:
+    """A row for each; no seed has a part in it."""
+    common = {"samples": cell["samples"], "train_tokens": cell["train_tokens"], "seeds": []}
+    return [
+        {"variant": YARDSTICKS[kind], **common, **{s: [found[s]] if s in found else [] for s in SPLITS}}
+        for kind, found in yardsticks.items()
+    ]
 
 
 def _power_laws(rows: Sequence[Facts]) -> Facts | None:

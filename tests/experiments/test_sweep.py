@@ -245,14 +245,18 @@ def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(small, tmp_path):
 def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(small, tmp_path, monkeypatch):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     sweep(cells_in(small, {"plain": {}}), tmp_path / "runs", out)
-    (written,) = read_json(out / "sweep.json")["cells"]
+    before = read_json(out / "sweep.json")
+    (written,) = before["cells"]
 
     def refused(*_):
         raise UserError("run again")
 
     monkeypatch.setattr(sweeps, "run", refused)
     assert states(sweep(cells_in(small, {"same": {}}), elsewhere, out)) == [("same", 1, "finished")]
-    assert read_json(out / "sweep.json")["cells"] == [{**written, "variant": "same"}]
+    again = read_json(out / "sweep.json")
+    assert again["cells"] == [{**written, "variant": "same"}]
+    assert again["yardsticks"] == before["yardsticks"]
+    assert again["yardsticks"]["8"]["kneser_ney"]["val_ppl"] > 1
     assert "1 finished." in (out / "sweep.md").read_text()
     other = {"plain": {}, "other": {"phase2.patience": 1}}
     found = sweep(cells_in(small, other), elsewhere, out)
@@ -331,6 +335,8 @@ def test_rows_have_mean_spread_and_n_grams_beside():
     assert "| a | 10 | 2 | 10 | 50.9 ± 0.4 | 101.7 ± 0.7 | 2, 2 | 4.0 |" in document
     assert "| n-grams | 10 | – | – | 4.0 | 9.0 | – | – |" in document
     assert "| a | 0.300 | 0.0% | 0.300 | 0.0% |" in document
+    assert found["yardsticks"]["10"] == {"kneser_ney": {"val_ppl": 5.0 * 10**-0.1, "test_ppl": 9.0}}
+    assert not any("yardsticks" in each for each in found["cells"])
     assert "costs \\$5" in document
     assert "Made by commit abc." in document
     assert "tokens^" not in sweep_table.sweep_document(results([10, 50]))
