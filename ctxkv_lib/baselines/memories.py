@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.config import ModelConfig
+from ..model.layers import first_biases
 
 
 class TokenBlock(nn.Module):
@@ -44,7 +45,8 @@ class CausalAttention(nn.Module):
     """Attention of a GPT-2 block to each of the last `context_window` tokens, its own among them.
 
     Order is in a learned bias by head and distance, which lets a token's key be the same wherever it is read
-    from; GPT-2 adds a vector by position, counted from the start of its window.
+    from; GPT-2 adds a vector by position, counted from the start of its window. It begins as
+    `model.slot_bias` says, with a distance for a slot.
     """
 
     def __init__(self, shapes: ModelConfig) -> None:
@@ -52,7 +54,7 @@ class CausalAttention(nn.Module):
         h, self.num_heads, self.window = shapes.hidden_size, shapes.num_heads, shapes.context_window
         self.q, self.v, self.out = (nn.Linear(h, h) for _ in range(3))
         self.k = nn.Linear(h, h, bias=False)  # which would add the same to all scores
-        self.bias = nn.Parameter(torch.zeros(self.num_heads, self.window))
+        self.bias = nn.Parameter(first_biases(shapes.slot_bias, self.num_heads, self.window))
         self.dropout = nn.Dropout(shapes.attention_dropout)
         self.out_dropout = nn.Dropout(shapes.layer_dropout)
         self.norm = nn.LayerNorm(h)

@@ -229,7 +229,7 @@ def _facts(outcome: Outcome) -> Facts:
         "measured": measured(summary),
         "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in phase2["epochs"]),
         "yardsticks": {kind: {k: row[k] for k in SPLITS if k in row} for kind, row in yardsticks.items()},
-        "git_commit": summary["provenance"]["git_commit"],
+        **{name: summary["provenance"][name] for name in ("precision", "threads", "git_commit")},
     }
     return {**facts, **_rounded(found)}
 

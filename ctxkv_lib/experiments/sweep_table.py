@@ -59,7 +59,7 @@ def summarize(variants: Facts, cells: Sequence[Facts]) -> Facts:
 
     Args:
         variants: recipe and settings of each, by name.
-        cells: each finished one with the yardsticks of its run, of which the best of a sample count are kept.
+        cells: each finished one with the yardsticks of its run, of which a sample count keeps the first.
     """
     finished = [cell for cell in cells if cell["state"] == "finished"]
     rows, yardsticks = [], {}
@@ -67,8 +67,8 @@ def summarize(variants: Facts, cells: Sequence[Facts]) -> Facts:
         group = [cell for cell in finished if cell["samples"] == samples]
         for variant in distinct(cell["variant"] for cell in group):
             rows.append(_row([cell for cell in group if cell["variant"] == variant]))
-        yardsticks[str(samples)] = best = _best_yardsticks(group)
-        rows += _yardstick_rows(best, group[0])
+        yardsticks[str(samples)] = found = _yardsticks(group)
+        rows += _yardstick_rows(found, group[0])
     laws = [_power_laws([row for row in rows if row["variant"] == v]) for v in distinct(map(_name, rows))]
     return {
         "variants": variants,
@@ -112,14 +112,15 @@ def _row(cells: Sequence[Facts]) -> Facts:
     }
 
 
-def _best_yardsticks(cells: Sequence[Facts]) -> Facts:
-    """What counting reaches on the tokens of one sample count, in any variant's best window."""
-    found = {}
-    for kind in YARDSTICKS:
-        known = [cell["yardsticks"][kind] for cell in cells if kind in cell["yardsticks"]]
-        if known:
-            found[kind] = min(known, key=lambda each: each["val_ppl"])
-    return found
+def _yardsticks(cells: Sequence[Facts]) -> Facts:
+    """What counting reaches on the tokens of one sample count, as the first variant that knows it does.
+
+    A variant with a window of its own has a cache of its own; all are held against one.
+    """
+    found: Facts = {}
+    for cell in cells:
+        found = {**cell["yardsticks"], **found}
+    return {kind: found[kind] for kind in YARDSTICKS if kind in found}
 
 
 def _yardstick_rows(yardsticks: Facts, cell: Facts) -> list[Facts]:

@@ -17,9 +17,10 @@ from ..data.conversations import load_conversations
 from ..data.counts import count_tokens
 from ..data.embeddings import corpus_counts, corpus_ids
 from ..data.sources.recall import KEYS, pairs_in
-from ..data.tokens import load_tokenizer, validation_stream
+from ..data.tokens import TokenStream, load_tokenizer, validation_stream
 from ..errors import memory_advice
 from ..files import digest
+from ..model.config import ModelConfig
 from ..model.modeling import ContextKVForCausalLM
 from ..progress import say, stage, transformers_bars_hidden
 from ..runs.provenance import choose_device, code_version
@@ -42,6 +43,7 @@ CODE = {
     "test": code_version("measures/measure"),
     "yardsticks": code_version("measures/yardsticks", "measures/measure"),
 }
+PAIRED_WITHIN = ModelConfig().context_window  # tokens back, whatever the run's own window: runs compare
 MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
 
 Facts = dict[str, Any]
@@ -57,7 +59,7 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
     caches, phase2 = (folder.records.stages[name] for name in ("caches", "phase2"))
     contexts, weights = [caches.key, caches.files], [phase2.key, phase2.files]
     test = load_conversations(config.data, "test")
-    tested = cache(lambda: validation_stream(test, load_tokenizer(config.data.tokenizer)).ids)
+    tested = cache(lambda: validation_stream(test, load_tokenizer(config.data.tokenizer)))
     trained = cache(lambda: _trained(config, folder))
 
     measures: dict[str, tuple[Any, Callable[[], Facts]]] = {
@@ -67,7 +69,7 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
         ),
         "yardsticks": (
             [contexts, test.fingerprint],
-            lambda: _yardsticks(config, folder, {"test": tested()} if len(test) else {}),
+            lambda: _yardsticks(config, folder, {"test": tested().ids} if len(test) else {}),
         ),
         "recall_task": ([contexts, weights], lambda: _recall_task(config, folder, trained())),
     }
@@ -123,12 +125,13 @@ def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKVFor
 
 
 @torch.no_grad()
-def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor) -> Facts:
+def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: TokenStream) -> Facts:
     """Perplexity and accuracy of the kept weights, with contexts made as those of validation are.
 
-    `repeated_ppl` is that of the tokens that form a pair with the one before that the window holds already.
+    `repeated_ppl` is that of the tokens that form, with the one before, a pair that the last `PAIRED_WITHIN`
+    tokens hold already. `conversations` has the tokens of each that are predicted, and their mean loss.
     """
-    ids = stream.int().to(model.device)
+    ids = stream.ids.int().to(model.device)
     contexts = torch.empty(len(ids), config.model.memory_dim, device=model.device)
     if config.model.memory_dim:
         embeddings, tokens = distinct_rows(model, ids[:-1])
@@ -137,14 +140,20 @@ def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: Tensor)
         stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
     cache = stream_of(StreamCache(ids, contexts), config.model, trained=False)
     losses, correct = token_scores(model, cache, torch.arange(len(cache)))
-    again = losses[since_last(pairs(ids)) < config.model.context_window]
+    again = losses[since_last(pairs(ids)) < min(PAIRED_WITHIN, len(losses))]
     return {
         "ppl": perplexity(losses.mean().item()),
         "acc": correct.float().mean().item(),
         "tokens": len(ids),
         "repeated_ppl": perplexity(again.mean().item()) if len(again) else None,
         "repeated_tokens": len(again),
+        "conversations": [[len(part), part.mean().item()] for part in _parts(losses, stream.starts)],
     }
+
+
+def _parts(losses: Tensor, starts: Tensor) -> list[Tensor]:
+    """The losses of each conversation; the first is of the stream's second token."""
+    return [part for part in losses.tensor_split((starts[1:] - 1).clamp(min=0).cpu()) if len(part)]
 
 
 def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, Tensor]) -> Facts:

@@ -132,6 +132,17 @@ class Dropped(nn.Dropout):
         return super().forward(values) if factors is None else values * factors
 
 
+def first_biases(slot_bias: str, num_heads: int, slots: int) -> Tensor:
+    """What is added to scores before anything is trained, `[num_heads, slots]`, the nearest slot first."""
+    begins = torch.zeros(num_heads, slots)
+    if slot_bias == "own":
+        begins.fill_diagonal_(OWN_SLOT)
+    elif slot_bias == "near":
+        near = torch.logspace(0, 1, num_heads, base=NEAR).round().long()
+        begins.scatter_(1, near.clamp(max=slots - 1)[:, None], OWN_SLOT)
+    return begins
+
+
 class ContextKVAttention(nn.Module):
     """Attention of one token over its window of contexts.
 
@@ -153,13 +164,8 @@ class ContextKVAttention(nn.Module):
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
         self.slot_bias = None
         if config.slot_bias != "none":
-            begins = torch.zeros(config.num_heads, config.max_contexts)
-            if config.slot_bias == "own":
-                begins.fill_diagonal_(OWN_SLOT)
-            elif config.slot_bias == "near":
-                near = torch.logspace(0, 1, config.num_heads, base=NEAR).round().long()
-                begins.scatter_(1, near.clamp(max=config.max_contexts - 1)[:, None], OWN_SLOT)
-            self.slot_bias = nn.Parameter(begins)
+            biases = first_biases(config.slot_bias, config.num_heads, config.max_contexts)
+            self.slot_bias = nn.Parameter(biases)
         self.dropout = Dropped(config.attention_dropout)
         self.out_dropout = Dropped(config.layer_dropout)
         self.norm = nn.LayerNorm(config.hidden_size)

@@ -1,5 +1,6 @@
 """Test split, yardsticks, contexts and generated text; an older run lacks them: dashes, or no section."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..model.config import ModelConfig
@@ -37,7 +38,7 @@ def yardsticks(report: Report) -> list[str]:
         return []
     own = [bold(say("val_ppl")), *(bold(ppl(column.phase2["val_ppl"])) for column in runs)]
     table = markdown_table([say("metric"), *(column.label for column in runs)], [own, *rows])
-    verdicts = [line for column in runs for line in _verdicts(column, say)]
+    verdicts = [line for column in runs for line in _verdicts(column, say)] + list(_errors(runs, say))
     return [say("yardsticks"), say("yardsticks_how"), table, "\n".join(verdicts)]
 
 
@@ -71,6 +72,37 @@ def _verdicts(column: Column, say: Say) -> Iterator[str]:
         order, floor = found["kneser_ney"]["order"], say(f"floor {found['kneser_ney']['floor']}")
         values = {"order": order, "floor": floor, "plain": plain, "cached": cached}
         yield say(f"yardsticks_{split}", label=column.label, **values)
+
+
+def _errors(runs: Sequence[Column], say: Say) -> Iterator[str]:
+    """How far a test perplexity, and the difference of two, would move on other conversations."""
+    known = {column.label: column.summary.get("test", {}).get("conversations", []) for column in runs}
+    known = {label: found for label, found in known.items() if len(found) > 1}
+    for label, found in known.items():
+        tokens, losses = zip(*found, strict=True)
+        _, error = over_conversations(tokens, losses)
+        yield say("test_error", label=label, error=error, count=len(tokens))
+    for label, found in list(known.items())[1:]:
+        base, first = next(iter(known.items()))
+        tokens, losses = zip(*found, strict=True)
+        if tokens == tuple(count for count, _ in first):
+            more = [loss - before for loss, (_, before) in zip(losses, first, strict=True)]
+            mean, error = over_conversations(tokens, more)
+            change = math.expm1(mean)
+            yield say("test_paired", label=label, base=base, change=change, error=error * (1 + change))
+
+
+def over_conversations(tokens: Sequence[int], losses: Sequence[float]) -> tuple[float, float]:
+    """Mean over all tokens, and its standard error where whole conversations are what is drawn.
+
+    Args:
+        tokens: of each of two conversations or more.
+        losses: their means, in nats, or differences of two models' means.
+    """
+    total, count = sum(tokens), len(tokens)
+    mean = sum(n * loss for n, loss in zip(tokens, losses, strict=True)) / total
+    squares = sum((n * (loss - mean)) ** 2 for n, loss in zip(tokens, losses, strict=True))
+    return mean, math.sqrt(squares * count / (count - 1)) / total
 
 
 def contexts_remember(report: Report) -> list[str]:

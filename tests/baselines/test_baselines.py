@@ -89,6 +89,11 @@ def test_a_baseline_remembers_as_far_as_it_should(memory, reach):
         assert reached.max() == reach
 
 
+def test_attention_to_all_tokens_begins_with_the_same_ones_as_that_to_contexts():
+    layer = tiny_baseline("transformer", slot_bias="near", num_heads=2).attention
+    assert layer.bias.tolist() == [[0, 4, *[0] * 10], [0, 0, 0, 0, 4, *[0] * 7]]
+
+
 def test_rows_answer_as_one_reading_of_the_whole_stream_does():
     """A GRU from the beginning; chunks and history cut the stream elsewhere than rows of validation do."""
     model, ids = tiny_baseline("gru").eval(), tiny_ids(70)

@@ -1,5 +1,7 @@
 """The test split and the yardsticks of a run: their values, and that each is measured once."""
 
+import math
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from ctxkv_lib.experiments.experiment import run
 from ctxkv_lib.files import read_sealed_json, write_sealed_json
 from ctxkv_lib.measures import measure
 from ctxkv_lib.model.modeling import ContextKVForCausalLM
+from ctxkv_lib.report.measured import over_conversations
 from ctxkv_lib.runs.records import FILE, MEASURES
 from ctxkv_lib.runs.run_folder import RunFolder
 
@@ -26,13 +29,32 @@ def test_the_test_split_is_measured_with_the_kept_weights(finished, tiny_config)
     with torch.no_grad():
         logits = model(ids[:, :-1]).logits[0]
     test = finished.summary["test"]
-    assert 0 < test["repeated_tokens"] < test["tokens"]
-    assert test["repeated_ppl"] < test["ppl"]  # of pairs that came a moment ago
+    came = list(zip(ids[0, :-1].tolist(), ids[0, 1:].tolist(), strict=True))
+    again = torch.tensor([pair in came[max(0, i - 639) : i] for i, pair in enumerate(came)])
+    losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+    assert 0 < test["repeated_tokens"] == again.sum()
+    assert test["repeated_ppl"] == pytest.approx(losses[again].mean().exp().item(), rel=1e-4)
     assert test["tokens"] == ids.shape[1]
     assert test["ppl"] == pytest.approx(
         torch.nn.functional.cross_entropy(logits, ids[0, 1:]).exp().item(), rel=1e-4
     )
     assert test["acc"] == pytest.approx((logits.argmax(-1) == ids[0, 1:]).float().mean().item())
+
+
+def test_each_conversation_of_the_test_has_its_loss():
+    losses = torch.tensor([1.0, 2, 3, 4, 5, 6])  # of the tokens from the second on
+    parts = measure._parts(losses, torch.tensor([0, 3, 4]))
+    assert [part.tolist() for part in parts] == [[1, 2], [3], [4, 5, 6]]
+    assert [part.tolist() for part in measure._parts(losses, torch.tensor([0, 1]))] == [[1, 2, 3, 4, 5, 6]]
+
+
+def test_their_mean_is_the_perplexity(finished):
+    test = finished.summary["test"]
+    tokens, losses = zip(*test["conversations"], strict=True)
+    assert len(tokens) > 1
+    assert sum(tokens) == test["tokens"] - 1
+    mean, _ = over_conversations(tokens, losses)
+    assert test["ppl"] == pytest.approx(math.exp(mean), rel=1e-5)
 
 
 def test_each_is_measured_once(finished, tiny_config, monkeypatch):

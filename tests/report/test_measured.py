@@ -1,12 +1,13 @@
 """Test split and yardsticks in report, table and figure: shown where they were measured, absent where not."""
 
+import numpy as np
 import pytest
 from sample_runs import sample_run
 from test_report import numbers, row
 
 from ctxkv_lib.files import read_json, write_json
 from ctxkv_lib.report import comparison_table, write_report
-from ctxkv_lib.report.measured import format_ablations
+from ctxkv_lib.report.measured import format_ablations, over_conversations
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.figures import ppl_curves
 from ctxkv_lib.views.measures.contexts import use_of_contexts
@@ -127,6 +128,36 @@ def test_n_grams_that_count_the_text_of_a_table_have_a_row(tmp_path):
     runs = [measured_run(tmp_path / "a", **MEASURED), measured_run(tmp_path / "b", yardsticks=counted)]
     assert row(write_report(runs), "Val PPL of n-grams (table’s text too) and cache")[1:] == ["–", "99.7"]
     assert "(table’s text too)" not in write_report(runs[:1])
+
+
+def test_an_error_over_conversations_is_that_of_drawing_whole_ones():
+    """Drawn again and again with replacement, a mean over tokens lies as far apart as the error says."""
+    draw = np.random.default_rng(0)
+    tokens, losses = draw.integers(50, 100, 40), draw.normal(5, 1, 40)
+    mean, error = over_conversations(tokens.tolist(), losses.tolist())
+    again = draw.integers(0, 40, (4000, 40))
+    means = (tokens[again] * losses[again]).sum(axis=1) / tokens[again].sum(axis=1)
+    assert mean == pytest.approx(np.average(losses, weights=tokens))
+    assert error == pytest.approx(means.std(), rel=0.05)
+
+
+def test_a_difference_is_taken_conversation_by_conversation(tmp_path):
+    """Conversations differ by a half, the models by the same in each: the difference is sure."""
+
+    def of(*losses):
+        return MEASURED | {"test": {**MEASURED["test"], "conversations": [[10, loss] for loss in losses]}}
+
+    first, better = (
+        measured_run(tmp_path / "a", 100, **of(5, 6)),
+        measured_run(tmp_path / "b", **of(4.9, 5.9)),
+    )
+    report = write_report([first, better])
+    assert "- 100 samples: on other conversations test PPL would be another, ±50% (" in report
+    line = "- 500 samples against 100 samples, conversation by conversation: test PPL -9.5%, ±0.0%."
+    assert line in report
+    other = measured_run(tmp_path / "c", **of(4.9, 5.9, 6))
+    assert "conversation by conversation" not in write_report([first, other])
+    assert "conversation by conversation" not in write_report([better])
 
 
 def test_an_older_run_has_no_section_or_dashes(tmp_path):

@@ -41,6 +41,15 @@ MEASURED: dict[str, tuple[str, str]] = {
         "- {label}: Test PPLは、{order}次のnグラム（{floor}）に対して: {plain}、"
         "nグラム＋キャッシュに対して: {cached}。",
     ),
+    "test_error": (
+        "- {label}: on other conversations test PPL would be another, ±{error:.0%} (standard error over the "
+        "{count} of the test).",
+        "- {label}: 会話が違えばTest PPLも変わる。±{error:.0%}（テストの{count}会話にわたる標準誤差）。",
+    ),
+    "test_paired": (
+        "- {label} against {base}, conversation by conversation: test PPL {change:+.1%}, ±{error:.1%}.",
+        "- {label}を{base}と会話ごとに比べると: Test PPL {change:+.1%}、±{error:.1%}。",
+    ),
     "remember": ("### What the contexts remember", "### コンテキストが覚えていること"),
     "remember_how": (
         "How much of the embedding of the token so many positions back can be read off a context: R² of a "
