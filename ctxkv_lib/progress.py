@@ -30,7 +30,7 @@ def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "
     if isinstance(iterable, Sized):
         options.setdefault("total", len(iterable))
     if watchers:
-        iterable = _watched(iterable, description, options["total"])
+        iterable = _watched(iterable, description, options.get("initial", 0), options["total"])
     options = {"desc": description, "disable": _hidden(), "leave": False, "dynamic_ncols": True, **options}
     return _moving(tqdm(iterable, **options))
 
@@ -72,14 +72,18 @@ def _refresh_forever() -> None:
                     bar.refresh(nolock=True)
 
 
-def _watched(iterable: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-    done = 0
-    for done, item in enumerate(iterable):
-        for watcher in watchers:
-            watcher(description, done, total)
+def _watched(iterable: Iterable[Any], description: str, done: int, total: int) -> Iterator[Any]:
+    for item in iterable:
+        _tell_watchers(description, done, total)
         yield item
+        done += 1
+    if total:
+        _tell_watchers(description, done, total)
+
+
+def _tell_watchers(description: str, done: int, total: int) -> None:
     for watcher in watchers:
-        watcher(description, done + 1, total)
+        watcher(description, done, total)
 
 
 @contextmanager

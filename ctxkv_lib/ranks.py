@@ -32,7 +32,7 @@ _alone = False  # while the first does something for all
 
 def count() -> int:
     """How many processes work at this run; 1 where the first does something for all."""
-    return 1 if _alone or "RANK" not in os.environ else int(os.environ["WORLD_SIZE"])
+    return 1 if _alone or "RANK" not in os.environ else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def index() -> int:

@@ -282,11 +282,13 @@ def test_a_trained_run_generates_and_is_evaluated(capsys, tmp_path, tiny_setting
         main(["run", "--preset", "ci", "--samples", "8", "--out", str(out), *settings_of(tiny_settings)]) == 0
     )
     capsys.readouterr()
-    for options in (["--temperature", "0"], ["--seed", f"{2**63 - 1}"], ["--seed", f"{2**63 - 1}"]):
+    cold = (["--temperature", "0"], ["--temperature", "1e-38"])
+    for options in (*cold, ["--seed", f"{2**63 - 1}"], ["--seed", f"{2**63 - 1}"]):
         assert main(["generate", str(out), "--prompt", "the cat", "--max-new-tokens", "5", *options]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert all(line.startswith("the cat") for line in printed if line)
     assert printed[-1] == printed[-2]
+    assert printed[0] == printed[1]
 
     data = tmp_path / "other.jsonl"
     write_conversations(data, 3, seed=5)

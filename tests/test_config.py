@@ -72,6 +72,8 @@ def test_a_stored_setting_that_is_gone_matters_only_where_it_did_something():
             {"settings": {"model.interval": [10, 20]}},
             "model.interval is [10, 20]; allowed: a value of type int.",
         ),
+        ({"settings": {"phase2.batch_size": None}}, "batch_size is None; allowed: a value of type int."),
+        ({"settings": {"phase1.centroid_weight": "1e300"}}, "allowed: 0 to 1e30."),
         ({"settings": {"data.path": {"a": 1}}}, "data.path is {'a': 1}; allowed: a value of type str."),
         ({"settings": {"model.num_heads": "7"}}, "allowed: a divisor of model.hidden_size (768)."),
         (

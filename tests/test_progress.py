@@ -43,6 +43,14 @@ def test_elsewhere_nothing_is_shown(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_watchers_hear_where_a_loop_goes_on_and_nothing_of_an_empty_one(monkeypatch):
+    heard = []
+    monkeypatch.setattr(progress, "watchers", [lambda *step: heard.append(step)])
+    list(progress.progress_bar(iter("ab"), "Steps", total=10, initial=8))
+    list(progress.progress_bar([], "Cells"))
+    assert heard == [("Steps", 8, 10), ("Steps", 9, 10), ("Steps", 10, 10)]
+
+
 def test_a_notice_is_not_painted_red_in_a_notebook(capsys, monkeypatch):
     progress.notice("in a terminal or a log")
     monkeypatch.setattr(progress, "in_notebook", lambda: True)

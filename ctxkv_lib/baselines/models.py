@@ -73,9 +73,10 @@ class Baseline(ContextKVForCausalLM):
         window, present = self._windows(embeddings, batch)
         return self.attend(own_rows(embeddings, batch.spans), window, present, dropout)[0]
 
+    @torch.autocast("cuda", enabled=False)  # a step rounded to bf16 is taken hundreds of times
     def _windows(self, embeddings: Tensor, batch: RowBatch) -> tuple[Tensor, Tensor]:
         """As in `attend`, with contexts that the block makes now."""
-        half = self.context_block.project_tokens(embeddings)
+        half = self.context_block.project_tokens(embeddings.float())
         state = half.new_zeros(len(half), self.config.context_dim)
         contexts = [state]
         for column, token in enumerate(half.unbind(1)):

@@ -70,7 +70,7 @@ class ExperimentConfig:
         for key, value in settings.items():
             concern, name = _split_key(key)
             value = _current_name(key, value)
-            changed.setdefault(concern, {})[name] = _parse(key, value, _field_type(concern, name))
+            changed.setdefault(concern, {})[name] = _parse(key, value, *_field_type(concern, name))
         concerns = {c: dataclasses.replace(getattr(self, c), **values) for c, values in changed.items()}
         return dataclasses.replace(self, **concerns)
 
@@ -264,16 +264,17 @@ def _split_key(key: str) -> tuple[str, str]:
     return concern, name
 
 
-def _field_type(concern: str, name: str) -> type:
+def _field_type(concern: str, name: str) -> tuple[type, bool]:
+    """The type of a setting, and whether it may also be None."""
     hint = typing.get_type_hints(CONCERNS[concern])[name]
-    return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+    return (typing.get_args(hint)[0], True) if isinstance(hint, types.UnionType) else (hint, False)
 
 
-def _parse(key: str, value: Any, kind: type) -> Any:
-    if value is None:
+def _parse(key: str, value: Any, kind: type, may_be_none: bool) -> Any:
+    if value is None and may_be_none:
         return value
     try:
-        if isinstance(value, list | dict):
+        if value is None or isinstance(value, list | dict):
             raise TypeError  # which str takes
         if kind is int and not isinstance(value, str) and type(value) is not int:
             raise ValueError  # 2.5 or True for a count is a mistake, not 2 or 1

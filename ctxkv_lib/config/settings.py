@@ -13,6 +13,7 @@ BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; f
 POOL_BLOCKS = 8  # a pool takes 256 MiB in bf16, 512 in fp32, at the published size
 BEGINNING_TOKENS = 65_536  # of a streamed stream, so many contexts are kept for those who look at them
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
+WEIGHT = Allowed("0 to 1e30", lambda value: 0 <= value <= 1e30)
 BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
@@ -144,7 +145,7 @@ class Phase1Config:
         "tokens",
     )
     centroid_weight: float = setting(
-        0.1, "of ||mean(X)||^2 in the loss: holds contexts at the origin", at_least(0)
+        0.1, "of ||mean(X)||^2 in the loss: holds contexts at the origin", WEIGHT
     )
     clip_norm: float = setting(2.0, "largest norm of a step's gradient", POSITIVE)
     convergence_threshold: float = setting(

@@ -16,7 +16,7 @@ import torch
 
 from ..config import DataConfig
 from ..errors import UserError
-from ..files import cache_dir, digest, read_tensors, write_tensors
+from ..files import MOST_HEADER_BYTES, cache_dir, digest, read_tensors, write_tensors
 from ..locks import made_once
 from ..model.config import ModelConfig
 from ..progress import stage
@@ -28,7 +28,6 @@ from .tokens import TokenStream, load_tokenizer, train_stream
 WTE = "wte.weight"
 FLOAT_BYTES = 4
 _CHUNK_BYTES = 1 << 24
-_MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 _BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes each
 
 LONG_ROW = 0.99  # of all rows are no longer than the one that a row length is measured by
@@ -132,7 +131,7 @@ def _find_tensor(stream: IO[bytes], file: HubFile) -> tuple[tuple[int, ...], int
     """
     header_bytes = int.from_bytes(stream.read(8), "little")
     try:
-        if header_bytes > _MOST_HEADER_BYTES:
+        if header_bytes > MOST_HEADER_BYTES:
             raise ValueError("its header has no plausible length")
         entry = json.loads(stream.read(header_bytes))[WTE]
         start, end = entry["data_offsets"]

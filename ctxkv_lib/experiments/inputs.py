@@ -42,11 +42,14 @@ CONTEXT_CODE = code_version(
 ATTENTION_CODE = code_version(
     "baselines/rows",
     "model/windows",
+    "measures/yardsticks",
     "model/losses",
     "training/optimizer",
     "training/phase2",
     "experiments/stages",
 )
+
+MODEL_CODE = code_version("model/checks", "model/config", "model/configuration", "model/context_cache")
 
 Facts = dict[str, Any]  # a part of the summary
 
@@ -93,7 +96,8 @@ class Inputs:
         return digest([phase1.key, phase1.files, settings, ATTENTION_CODE])
 
     def model_key(self, phase2: Record) -> str:
-        return digest([phase2.key, phase2.files])
+        """Of the folder that transformers loads, in which all of the model's code is, too."""
+        return digest([phase2.key, phase2.files, MODEL_CODE])
 
     def provenance(self, device: torch.device) -> Facts:
         data = {
@@ -123,6 +127,7 @@ class Work:
     memory: list[Facts]
 
     @classmethod
+    @memory_advice("Building the model", "use fewer conversations or a smaller model, or free the GPU")
     def begin(cls, inputs: Inputs, folder: RunFolder, device: torch.device, listener: Listener) -> "Work":
         """With streams and the untrained model in memory.
 

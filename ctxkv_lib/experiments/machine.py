@@ -81,9 +81,9 @@ def _choose(work: Work, runtime: RuntimeConfig, device: torch.device) -> Facts:
     """What the settings say; for `auto`, what is quickest here and now, told in one line."""
     precision, threads, told = runtime.precision, torch.get_num_threads(), []
     if precision == "auto":
-        gain = bf16_gain(device)
-        precision = "bf16" if gain >= LEAST_GAIN["bf16"] else "fp32"
-        told.append(f"{precision} (bf16 products are {gain:.2g} times as fast as fp32 ones)")
+        is_faster, why = bf16_verdict(device)
+        precision = "bf16" if is_faster else "fp32"
+        told.append(f"{precision} ({why})")
     if runtime.threads != "auto":
         threads = int(runtime.threads)
     elif device.type == "cpu" and threads > 1:
@@ -93,7 +93,7 @@ def _choose(work: Work, runtime: RuntimeConfig, device: torch.device) -> Facts:
         others = ", ".join(f"{1000 * taken:.3g} ms with {n}" for n, taken in seconds.items())
         told.append(f"{threads} of {max(seconds)} threads (a step's products take {others})")
     if told:
-        _tell(f"Measured: {'; '.join(told)}. runtime.precision and runtime.threads choose otherwise.")
+        _tell(f"Chosen: {'; '.join(told)}. runtime.precision and runtime.threads choose otherwise.")
     return {"precision": precision, "threads": threads, "device": device_name(device)}
 
 
@@ -103,17 +103,23 @@ def _tell(line: str) -> None:
     (notice if watchers else say)(line)  # on a terminal, or beside a notebook's live view
 
 
-@cache
-def bf16_gain(device: torch.device) -> float:
-    """How many times as fast as in fp32 the device multiplies in bf16; 0 if it is not to be used.
-
-    On a CPU it is the time of one thread that counts, which other work on the machine does not change.
-    Without kernels for it, bf16 is several times slower. A GPU says by itself whether it has them.
-    """
+def bf16_verdict(device: torch.device) -> tuple[bool, str]:
+    """Whether the device is to multiply in bf16, and why; a GPU says by itself if it has units for it."""
     if device.type == "cuda":
-        return 2.0 * torch.cuda.is_bf16_supported(including_emulation=False)
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+        return has_units, f"the GPU has {'' if has_units else 'no '}units for bf16"
     if device.type != "cpu":
-        return 0.0  # mps: not measured
+        return False, f"bf16 was never measured on {device.type}"
+    gain = bf16_gain()
+    return gain >= LEAST_GAIN["bf16"], f"bf16 products are {gain:.2g} times as fast as fp32 ones"
+
+
+@cache
+def bf16_gain() -> float:
+    """How many times as fast as in fp32 the CPU multiplies in bf16; without kernels for it, a fraction.
+
+    It is the time of one thread that counts, which other work on the machine does not change.
+    """
     with threads_put_back():
         torch.set_num_threads(1)
         return _product_seconds("fp32") / _product_seconds("bf16")

@@ -5,11 +5,11 @@ Every combination is a cell, an ordinary experiment with a run folder of its own
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import ExperimentConfig, build_config
+from ..config import ExperimentConfig
 from ..data.sources.local_files import configure
 from ..errors import UserError
 from ..files import digest, read_json
@@ -152,14 +152,13 @@ def cells_of(protocol: Mapping[str, Any], tell: Callable[[str], None] = say) -> 
     }
     counts = [count for variant in variants.values() for count in variant["samples"] or []]
     base = configure(preset, protocol.get("recipe"), max(counts, default=None), common, tell)
-    shared = {f"data.{key}": value for key, value in asdict(base.data).items()}
-    if base.data.source != "file":
-        shared = {"data.samples": base.data.samples}
+    sizes = ("samples", "validation_samples", "test_samples") if base.data.source == "file" else ("samples",)
+    shared = {f"data.{size}": getattr(base.data, size) for size in sizes}
     placed: list[tuple[int, int, Cell]] = []
     for name, variant in variants.items():
         settings = {**shared, **common, **(protocol["variants"][name].get("settings") or {})}
         try:
-            config = build_config(preset, variant["recipe"], None, settings)
+            config = configure(preset, variant["recipe"], None, settings, lambda _: None)
             for count in variant["samples"] or [config.data.samples]:
                 for place, seed in enumerate(variant["seeds"] or [config.runtime.seed]):
                     own = config.replace({"data.samples": count, "runtime.seed": seed})

@@ -36,11 +36,13 @@ from .yardsticks import unigram_floor, yardsticks
 
 # What training did is in the keys of its own stages already.
 CODE = {
-    "ablations": code_version("model/windows", "measures/ablations"),
+    "ablations": code_version("model/windows", "runs/inference", "measures/ablations"),
     "generation": code_version("measures/generation"),
     "probe": code_version("model/windows", "measures/recall", "measures/probe"),
-    "recall_task": code_version("model/windows", "measures/recall_task", "data/sources/recall"),
-    "test": code_version("measures/measure"),
+    "recall_task": code_version(
+        "model/windows", "runs/inference", "measures/ablations", "measures/recall_task", "data/sources/recall"
+    ),
+    "test": code_version("measures/ablations", "measures/measure"),
     "yardsticks": code_version("measures/yardsticks", "measures/measure"),
 }
 PAIRED_WITHIN = ModelConfig().context_window  # tokens back, whatever the run's own window: runs compare
@@ -60,19 +62,21 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
     contexts, weights = [caches.key, caches.files], [phase2.key, phase2.files]
     test = load_conversations(config.data, "test")
     tested = cache(lambda: validation_stream(test, load_tokenizer(config.data.tokenizer)))
+    has_test = len(test) > 0 and len(tested().ids) > 1
     trained = cache(lambda: _trained(config, folder))
 
     measures: dict[str, tuple[Any, Callable[[], Facts]]] = {
         "test": (
             [weights, test.fingerprint],
-            lambda: _test(config, trained(), tested()) if len(test) else {},
+            lambda: _test(config, trained(), tested()) if has_test else {},
         ),
         "yardsticks": (
             [contexts, test.fingerprint],
-            lambda: _yardsticks(config, folder, {"test": tested().ids} if len(test) else {}),
+            lambda: _yardsticks(config, folder, {"test": tested().ids} if has_test else {}),
         ),
-        "recall_task": ([contexts, weights], lambda: _recall_task(config, folder, trained())),
     }
+    if config.data.source == "recall":
+        measures["recall_task"] = ([contexts, weights], lambda: _recall_task(config, folder, trained()))
     if config.model.memory in PLAIN:
         measures |= {
             "probe": (contexts, lambda: probe(config, folder, trained())),
@@ -110,9 +114,6 @@ def ablate(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausa
 
 
 def _recall_task(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
-    """Nothing of other text than the task's own."""
-    if config.data.source != "recall":
-        return {}
     tokenizer = load_tokenizer(config.data.tokenizer)
     keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
     held_out = stream_of(load_cache(folder.caches, "val"), config.model, trained=False)

@@ -111,14 +111,14 @@ class ModelConfig:
         """`intermediate_size`; of a baseline what keeps the trained weights as many as with contexts."""
         if self.memory in ("contexts", "fresh"):
             return self.intermediate_size
-        spare = self._attention(self.context_dim) - self._memory_size()
+        spare = self.attention_size(self.context_dim) - self._memory_size()
         return max(1, self.intermediate_size + round(spare / (2 * self.hidden_size + 1)))
 
     @property
     def gru_units(self) -> int:
         """The most with which a GRU and its projection have no more weights than attention to contexts."""
         linear = 4 * self.hidden_size + 6  # of the weights 3 (h u + u^2 + 2 u) + (u + 1) h + 2 h
-        room = self._attention(self.context_dim) - 3 * self.hidden_size
+        room = self.attention_size(self.context_dim) - 3 * self.hidden_size
         return max(1, int((math.sqrt(linear**2 + 12 * room) - linear) / 6))
 
     def parameter_counts(self) -> dict[str, int]:
@@ -127,7 +127,7 @@ class ModelConfig:
         table = self.vocab_size * h + 2 * h
         feed_forward = (h + 1) * inner + (inner + 1) * h + 2 * h
         trained = self._memory_size() + feed_forward
-        frozen_block = self._block() if self.memory in ("contexts", "fresh") else 0
+        frozen_block = self.block_size() if self.memory in ("contexts", "fresh") else 0
         return {"total": table + frozen_block + trained, "trainable_phase2": trained}
 
     def _memory_size(self) -> int:
@@ -135,20 +135,20 @@ class ModelConfig:
         h, units = self.hidden_size, self.gru_units
         biases = self.num_heads * self.context_window
         sizes = {
-            "end_to_end": self._attention(self.context_dim) + self._block(),
-            "tokens": self._attention(h),
+            "end_to_end": self.attention_size(self.context_dim) + self.block_size(),
+            "tokens": self.attention_size(h),
             "none": 0,
             "transformer": 3 * (h + 1) * h + h * h + biases + 2 * h,
             "gru": 3 * (h + units + 2) * units + (units + 1) * h + 2 * h,
         }
-        return sizes.get(self.memory, self._attention(self.context_dim))
+        return sizes.get(self.memory, self.attention_size(self.context_dim))
 
-    def _attention(self, width: int) -> int:
+    def attention_size(self, width: int) -> int:
         """Weights of attention to slots of this width, with its norm."""
         h = self.hidden_size
         scored = self.num_heads * self.max_contexts if self.slot_bias != "none" else h  # the keys' bias
         return 2 * (h + 1) * h + width * h + scored + (width + 1) * h + 2 * h
 
-    def _block(self) -> int:
+    def block_size(self) -> int:
         c = self.context_dim
         return (c + self.hidden_size + 1) * c + 2 * c

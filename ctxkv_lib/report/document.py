@@ -44,7 +44,7 @@ def write_report(runs: Sequence[Run], language: str = "en", figures: str = "figu
     Args:
         runs: one or more; they are shown and compared in ascending order of samples.
         language: "en" or "ja".
-        figures: folder of `ppl_curves.png`, `phase1.png` and `memory.png`, as seen from the report.
+        figures: folder of the figures, as seen from the report.
 
     Raises:
         UserError: no runs, or an unknown language.

@@ -24,6 +24,7 @@ from ..training.recurrence import distinct_rows, exact_contexts, say_rounding
 from .ownership import run_command
 from .run_folder import load_run, refuse_damaged
 
+COLDEST = 1e-6  # temperature at which any two logits that differ are told apart for sure
 TOLERANCE = 1e-5  # largest error of a context component while measuring
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
 
@@ -68,7 +69,7 @@ def generate_text(
 
     Args:
         new_tokens: how many to add at most.
-        temperature: of sampling; 0 always takes the most likely token.
+        temperature: of sampling; 0, or as good as, always takes the most likely token.
         top_k: only the so many most likely tokens are drawn from.
         seed: of the sampling, 0 to 2^63 - 1.
 
@@ -87,7 +88,7 @@ def generate_text(
     if encoded["input_ids"].shape[1] == 0:
         raise UserError("--prompt is empty; give at least one character.")
     sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
+    if temperature > COLDEST:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
     torch.manual_seed(seed)
     ids = model.generate(**encoded, max_new_tokens=new_tokens, **sampling)

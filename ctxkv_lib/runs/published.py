@@ -8,12 +8,16 @@ those of an NVIDIA L4.
 from typing import Any
 
 from ..config import ExperimentConfig, build_config
+from .ownership import flat
 
 # Settings that change neither the training data nor the arithmetic of a run; any seed is a fair repetition.
 FREE_SETTINGS = {
     "runtime.seed",
     "runtime.device",
     "runtime.embedding_cache",
+    "runtime.contexts",
+    "runtime.threads",
+    "runtime.tracker",
     "data.download",
     "data.test_samples",
 }
@@ -152,10 +156,4 @@ def published_samples(config: ExperimentConfig) -> int | None:
 
 
 def _fixed_settings(config: ExperimentConfig) -> dict[str, Any]:
-    flat = {
-        f"{concern}.{name}": value
-        for concern, values in config.to_dict().items()
-        if isinstance(values, dict)
-        for name, value in values.items()
-    }
-    return {key: value for key, value in flat.items() if key not in FREE_SETTINGS}
+    return {key: value for key, value in flat(config.to_dict()) if key not in FREE_SETTINGS}

@@ -56,7 +56,6 @@ class RunFolder:
         self.phase1_checkpoint = path / "checkpoint" / "phase1.safetensors"
         self.phase2_checkpoint = path / "checkpoint" / "phase2.safetensors"
         self.summary = path / "summary.json"
-        self.report = path / "report.md"
         self.config = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
         self._is_ours = False

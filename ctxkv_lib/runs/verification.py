@@ -25,7 +25,7 @@ class Verification:
     """What a run folder holds."""
 
     artefacts: list[Artefact]
-    unfinished: list[str]  # stages without a record
+    unfinished: list[str]  # stages without a record, of a run that has not come to its end
     cure: str  # what makes again what is not intact, and goes on with what is unfinished
 
     @property
@@ -53,7 +53,8 @@ def verify(path: Path) -> Verification:
         for name, how in record.states(path)
     ]
     cure = f"`{run_command(stored_config(path, records.config), path)}`"
-    unfinished = [stage for stage in STAGES if stage not in records.stages]
+    ended = "results" in records.stages  # which a measure that such runs do not have is no part of
+    unfinished = [] if ended else [stage for stage in STAGES if stage not in records.stages]
     return Verification([*found, *_under_way(path, {each.name for each in found})], unfinished, cure)
 
 

@@ -56,6 +56,8 @@ def scratch(
         OSError: the disk has no room for it either.
     """
     num_bytes = shape[0] * shape[1] * dtype.itemsize
+    if num_bytes == 0:
+        return torch.empty(shape, dtype=dtype, device=device)
     for place in dict.fromkeys((device, HOST)):
         if spare_memory and place == HOST:
             continue

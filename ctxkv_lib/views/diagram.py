@@ -124,13 +124,13 @@ def _station(ax: Axes, x: float, y: float, name: str, colour: str, width: float 
 
 
 def parameter_counts(model: ModelConfig) -> dict[str, int]:
-    """Parameters of each part of the model; they add up to the model's total."""
-    hidden, context, inner = model.hidden_size, model.context_dim, model.intermediate_size
+    """Parameters of each part of the Context-KV model; they add up to its total."""
+    hidden, inner = model.hidden_size, model.intermediate_size
     return {
         "table": model.vocab_size * hidden,
         "norm": 2 * hidden,
-        "context_block": _linear(hidden + context, context) + 2 * context,
-        "attention": 2 * _linear(hidden, hidden) + 2 * _linear(context, hidden) + 2 * hidden,
+        "context_block": model.block_size(),
+        "attention": model.attention_size(model.context_dim),
         "feed_forward": _linear(hidden, inner) + _linear(inner, hidden) + 2 * hidden,
     }
 

@@ -63,7 +63,7 @@ class LiveCurves:
         self._began: float | None = None
         self._redraw_seconds = 0.0
         self._drawn_at = self._status_at = self._bar_at = -math.inf
-        self._loop, self._loop_began = "", 0.0
+        self._loop, self._loop_began, self._loop_from = "", 0.0, 0
         self._is_behind = False
         self._is_notebook = in_notebook() if notebook is None else notebook
         if self._is_notebook:
@@ -92,14 +92,15 @@ class LiveCurves:
         """Take one step of a training loop: `done` of `total`; a new loop first shows what came before."""
         now = self._clock()
         if loop != self._loop or done == 0:
-            self._loop, self._loop_began, self._bar_at = loop, now, -math.inf
+            self._loop, self._loop_began, self._loop_from, self._bar_at = loop, now, done, -math.inf
             if self._is_behind and self._has_earned_a_drawing(now):
                 self._draw()
         if now - self._bar_at < STATUS_SECONDS and done < total:
             return
         self._bar_at = now
         self.bar.value = done / total
-        left = f", up to {_time((now - self._loop_began) * (total - done) / done)} left" if done else ""
+        made = done - self._loop_from  # a resumed loop begins where it was stopped
+        left = f", up to {_time((now - self._loop_began) * (total - done) / made)} left" if made else ""
         self.left.value = f"{loop}: {done / total:.0%}{left}"
 
     def finish(self) -> None:

@@ -33,6 +33,7 @@ from .diagram import PASSED
 from .explore import Window
 
 TICKS = (20, 50, 100, 200, 500)  # of distances, in tokens
+MOST_TICKS = 16  # of slots
 BLUE, ORANGE = OKABE_ITO[:2]
 # White to the palette's blue to near black: brightness alone tells the values.
 STRENGTH = LinearSegmentedColormap.from_list("strength", [PAPER, OKABE_ITO[5], BLUE, "#002a44"])
@@ -214,29 +215,27 @@ def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def attention_by_distance(weights: Tensor, interval: int) -> Figure:
-    """Mean attention `[num_heads, slots]`: a map by head and distance, and the mean over the heads."""
+def attention_by_distance(weights: Tensor, model: ModelConfig) -> Figure:
+    """Mean attention `[num_heads, slots]`: a map by head and slot, and the mean over the heads."""
     figure, (above, below) = panels(2, size=(9.6, 6), rows=2)
     heads, slots = weights.shape
-    edges = (-interval / 2, (slots - 0.5) * interval)
-    extent = (*edges, heads + 0.5, 0.5)
+    extent = (-0.5, slots - 0.5, heads + 0.5, 0.5)
     shown = above.imshow(100 * weights.numpy(), aspect="auto", cmap=STRENGTH, extent=extent, vmin=0)
     figure.colorbar(shown, ax=above, label="Attention (%)")
     above.set_yticks(range(1, heads + 1))
     above.set_ylabel("Head (number)")
     above.grid(False)
     above.set_title("Attention by head and distance", loc="left", weight="bold")
-    distance = interval * np.arange(slots)
-    below.bar(
-        distance, 100 * weights.mean(dim=0).numpy(), width=0.8 * interval, color=BLUE, label="mean of heads"
-    )
+    below.bar(range(slots), 100 * weights.mean(dim=0).numpy(), width=0.8, color=BLUE, label="mean of heads")
     even = 100 / slots
     below.axhline(even, color=ORANGE, ls="--", lw=1.6, label=f"all slots alike: {even:.1f}%")
     below.set_ylabel("Attention (%)")
     legend_below(figure, below)
+    shown_slots = range(0, slots, -(-slots // MOST_TICKS))
     for ax in (above, below):
-        ax.set_xlim(*edges)
-        ax.set_xlabel("Distance back from the position (tokens)")
+        ax.set_xlim(-0.5, slots - 0.5)
+        ax.set_xticks(shown_slots, [str(slot_offsets(model)[slot]) for slot in shown_slots])
+        ax.set_xlabel("Distance back from the position (tokens), slot by slot")
     return figure
 
 

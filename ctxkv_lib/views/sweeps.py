@@ -58,7 +58,8 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
         known = {row["variant"]: row[split] for row in trained if row[split]}
         _settings(ax, known, next(iter(known)))
         for style, row in zip(COUNTED, counted, strict=False):
-            ax.axvline(row[split][0], color=INK, ls=style, lw=1.4, label=row["variant"])
+            if row[split]:
+                ax.axvline(row[split][0], color=INK, ls=style, lw=1.4, label=row["variant"])
         ax.set_xlabel(f"{SPLITS[split]} perplexity per token (lower is better)")
     axes[0].set_ylabel("Variant")
     for ax in axes[1:]:  # its rows are those of the first

@@ -96,6 +96,7 @@ def test_people_get_a_table_and_a_figure(measured):
     [
         (["--rounds=0"], "--rounds is 0; allowed: 1 or more"),
         (["--set=model.anchor=grid"], "model.anchor=current only"),
+        (["--recipe=tuned"], "model.slots=uniform, model.slot_bias=none, model.output=residual, "),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message, capsys):

@@ -23,7 +23,9 @@ def finished(request, tmp_path_factory):
 def test_a_baseline_goes_through_the_same_stages_folder_and_report(finished):
     summary, memory = finished.summary, finished.config.model.memory
     assert load_run(finished.path).summary == summary
-    assert verify(finished.path).intact
+    checked = verify(finished.path)
+    assert checked.intact
+    assert not checked.unfinished
     assert summary["parameters"] == finished.config.model.parameter_counts()
     assert summary["phase1"]["stop_reason"] == "untrained"
     assert not finished.phase1

@@ -12,9 +12,7 @@ from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import machine
 from ctxkv_lib.experiments.experiment import run
 
-GAIN = (
-    "import torch; from ctxkv_lib.experiments.machine import bf16_gain; print(bf16_gain(torch.device('cpu')))"
-)
+GAIN = "from ctxkv_lib.experiments.machine import bf16_gain; print(bf16_gain())"
 
 
 @pytest.fixture
@@ -22,7 +20,7 @@ def two_threads(monkeypatch):
     """As on a machine with two cores, where two threads are quicker; told anew, to a notebook."""
     machine._tell.cache_clear()
     monkeypatch.setattr(machine, "watchers", [print])
-    monkeypatch.setattr(machine, "bf16_gain", lambda device: 2.1)
+    monkeypatch.setattr(machine, "bf16_gain", lambda: 2.1)
     monkeypatch.setattr(machine, "step_seconds", lambda *_: {1: 0.010, 2: 0.006})
     with machine.threads_put_back():
         torch.set_num_threads(2)
@@ -62,7 +60,7 @@ def test_what_was_measured_is_told_in_a_line_and_recorded(two_threads, tiny_conf
     made = run(tiny_config, tmp_path / "run").summary["provenance"]
     assert (made["threads"], made["precision"]) == (2, "bf16")
     assert "2 threads" in made["device"]
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Measured: ")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Chosen: ")]
     assert "bf16 (bf16 products are 2.1 times as fast as fp32 ones)" in line
     assert "2 of 2 threads (a step's products take 10 ms with 1, 6 ms with 2)" in line
     assert torch.get_num_threads() == 2
@@ -87,7 +85,20 @@ def test_a_stopped_run_goes_on_with_the_threads_it_began_with(
     made = run(tiny_config, tmp_path / "run", lambda _: seen.append(torch.get_num_threads()))
     assert made.summary["provenance"]["threads"] == 1
     assert set(seen) == {1}
-    assert capsys.readouterr().err.count("Measured: ") == 1
+    assert capsys.readouterr().err.count("Chosen: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "units", "said"),
+    [
+        ("cuda", True, (True, "the GPU has units for bf16")),
+        ("cuda", False, (False, "the GPU has no units for bf16")),
+        ("mps", True, (False, "bf16 was never measured on mps")),
+    ],
+)
+def test_a_gpu_is_not_measured_but_asked(monkeypatch, device, units, said):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units)
+    assert machine.bf16_verdict(torch.device(device)) == said
 
 
 def test_settings_leave_nothing_to_measure(two_threads, tiny_config, tmp_path, monkeypatch, capsys):
@@ -97,7 +108,7 @@ def test_settings_leave_nothing_to_measure(two_threads, tiny_config, tmp_path, m
     run(chosen, tmp_path / "run")
     made = json.loads((tmp_path / "run" / "summary.json").read_text())["provenance"]
     assert (made["threads"], made["precision"]) == (1, "fp32")
-    assert "Measured" not in capsys.readouterr().err
+    assert "Chosen" not in capsys.readouterr().err
 
 
 def test_threads_are_auto_or_a_number(tiny_config):

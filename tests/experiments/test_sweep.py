@@ -7,6 +7,7 @@ from test_cli import settings_of
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.config import build_config
+from ctxkv_lib.data.sources.local_files import configure
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import experiment, sweep_table
 from ctxkv_lib.experiments import sweep as sweeps
@@ -92,6 +93,16 @@ def test_all_variants_of_a_file_read_the_same_validation(small):
     narrow, wide = cells_of({"preset": "ci", "settings": own, "variants": variants})
     assert narrow.config.data == wide.config.data
     assert wide.config.model.interval == 40
+
+
+def test_a_variant_of_a_file_has_its_recipes_own_data(small):
+    """Sizes are shared; what a recipe makes of table and counts is its own."""
+    own, variants = {"data.path": small["data.path"]}, {name: {"recipe": name} for name in ("exact", "tuned")}
+    exact, tuned = cells_of({"preset": "offline", "settings": own, "variants": variants})
+    assert (exact.config.data.neighbours, exact.config.data.unigram) == ("around", "none")
+    for cell, recipe in ((exact, "exact"), (tuned, "tuned")):
+        alone = configure("offline", recipe, None, {**own, "data.samples": cell.config.data.samples})
+        assert cell.config.data == alone.data
 
 
 @pytest.mark.parametrize(
@@ -369,6 +380,13 @@ def test_the_figure_has_a_line_a_variant_and_their_exponents():
     for ax in figure.axes:
         assert ax.get_xlabel()
         assert ax.get_ylabel()
+
+
+def test_a_first_variant_without_a_test_hides_no_other():
+    without = cell("a", 10, 1, 100, yardsticks={"kneser_ney": {"val_ppl": 4.0}})
+    del without["test_ppl"]
+    figure = sweep_figure(sweep_table.summarize({}, [without, cell("b", 10, 1, 110)]))
+    assert len(figure.axes) == 2
 
 
 def test_one_sample_count_is_drawn_as_a_row_a_variant():

@@ -184,7 +184,7 @@ def test_other_hardware_decides_the_precision_anew_and_says_so(laboratory, begun
     here = laboratory.expected["summary"]["provenance"]["precision"]
     other = next(name for name in PRECISIONS if name != here)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(machine, "bf16_gain", lambda device: 2.0 if other == "bf16" else 0.4)
+        elsewhere.setattr(machine, "bf16_gain", lambda: 2.0 if other == "bf16" else 0.4)
         elsewhere.setattr(machine, "device_name", lambda device: "cpu (another, 1 threads)")
         done = laboratory.run(out)
     assert done.code == 0

@@ -23,6 +23,11 @@ def test_memory_is_used_where_it_is_enough(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
+def test_nothing_needs_no_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(placement, "free_bytes", lambda device: 0)
+    assert scratch((10, 0), torch.float32, CPU, tmp_path).shape == (10, 0)
+
+
 def test_without_memory_a_mapped_file_holds_it_and_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(placement, "free_bytes", lambda device: GIB + 399)
     mapped, original = [], mmap.mmap

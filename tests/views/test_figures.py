@@ -146,6 +146,8 @@ def test_parameters_of_the_parts_add_up():
     count = parameter_counts(ModelConfig())
     assert sum(count.values()) == 45_163_264
     assert count["attention"] + count["feed_forward"] == 6_301_440
+    other = ModelConfig(slot_bias="near")
+    assert sum(parameter_counts(other).values()) == other.parameter_counts()["total"]
 
 
 @pytest.mark.parametrize("figure", [architecture(ModelConfig()), rooms()], ids=["architecture", "rooms"])

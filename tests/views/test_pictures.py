@@ -6,6 +6,7 @@ from drawn import line
 from matplotlib.colors import to_hex
 
 from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.model.windows import slot_offsets
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.views import explore, pictures, sweeps
 from ctxkv_lib.views.axes import QUIET
@@ -49,9 +50,13 @@ def test_clouds_mark_the_centroid():
 
 
 def test_heatmap_and_mean_show_the_same_attention():
-    weights = torch.rand(3, 4)
-    figure = pictures.attention_by_distance(weights, interval=20)
+    weights = torch.rand(3, 32)
+    figure = pictures.attention_by_distance(weights, ModelConfig(slots="geometric"))
     above, below = figure.axes[:2]
+    for ax in (above, below):
+        named = dict(zip(ax.get_xticks(), (tick.get_text() for tick in ax.get_xticklabels()), strict=True))
+        assert named[0] == "0"
+        assert named[30] == str(slot_offsets(ModelConfig(slots="geometric"))[30])
     assert above.images[0].get_array().tolist() == (100 * weights).tolist()
     assert [bar.get_height() for bar in below.patches] == pytest.approx((100 * weights.mean(0)).tolist())
 
@@ -88,7 +93,7 @@ def test_every_axis_of_every_figure_has_a_name(trained):
         pictures.spectrum({"a": torch.full((4,), 0.25)}),
         pictures.pass_curve([0.5, 0.1]),
         pictures.cache_sizes({"here": {"total": 2.0}}),
-        pictures.attention_by_distance(torch.rand(2, 4), 20),
+        pictures.attention_by_distance(torch.rand(2, 4), ModelConfig()),
         pictures.window_attention(window, window.weights.mean(dim=0)),
         pictures.overfitting({"a": PUBLISHED[100]["phase2"]["epochs"]}),
         sweeps.settings_summary({"base": [1.0]}, "base"),

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..axes import OKABE_ITO, QUIET, legend_below, panels
+from ..figures import span
 
 
 def recall_accuracy(task: Mapping[str, Any]) -> Figure:
@@ -37,6 +38,5 @@ def _accuracies(ax: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     errors = [100 * (a * (1 - a) / row["tokens"]) ** 0.5 for a, row in zip(right, rows, strict=True)]
     bars = range(len(rows))
     ax.bar(bars, [100 * a for a in right], yerr=errors, color=OKABE_ITO[0], ecolor=QUIET, width=0.75)
-    spans = [str(row["from"]) if row["from"] == row["to"] else f"{row['from']}–{row['to']}" for row in rows]
-    ax.set_xticks(bars, spans, rotation=0 if len(rows) < 8 else 60)
+    ax.set_xticks(bars, map(span, rows), rotation=0 if len(rows) < 8 else 60)
     ax.grid(False, axis="x")
