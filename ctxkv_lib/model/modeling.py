@@ -1,5 +1,6 @@
 """The Context-KV language model, as a transformers model."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -182,7 +183,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         read = attention_mask[:, -length:].bool()
-        contexts = self._contexts(cache.state, self.context_block.project_tokens(embeddings), tokens, read)
+        with _unrounded(embeddings.device):
+            half = self.context_block.project_tokens(embeddings.to(self.wte.weight.dtype))
+            contexts = self._contexts(cache.state, half, tokens, read)
         memory, *windows = cache.extend(contexts, read)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-(logits_to_keep or 0), None)
@@ -299,6 +302,12 @@ def _checked_shape(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[in
         fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
         require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
     return batch, length
+
+
+def _unrounded(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast inside: contexts are made from contexts, and roundings would add up."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _distinct(input_ids: Tensor) -> tuple[Tensor, Tensor]:

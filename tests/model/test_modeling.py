@@ -7,7 +7,13 @@ from conftest import TINY, tiny_ids, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ctxkv_lib.model.config import ModelConfig
-from ctxkv_lib.model.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
+from ctxkv_lib.model.modeling import (
+    CACHE_NAME,
+    LONG,
+    ContextKVConfig,
+    ContextKVForCausalLM,
+    parameter_counts,
+)
 from ctxkv_lib.model.windows import window_rows
 
 PARTS = {
@@ -313,3 +319,17 @@ def test_config_refuses_what_the_model_cannot_be():
         ContextKVConfig(num_heads=7)
     with pytest.raises(ValueError, match=r"model\.anchor is 'grid'; allowed: current with"):
         ContextKVConfig(slots="geometric", anchor="grid")
+
+
+@pytest.mark.parametrize("length", [20, LONG + 1])
+def test_autocast_rounds_what_is_made_of_contexts_and_not_the_contexts(length):
+    """As a trainer in bf16 has it; rounded on and on, contexts would drift, and long texts never settle."""
+    model, ids = tiny_model().eval(), tiny_ids(length)[None]
+    cached = {}
+    with torch.no_grad():
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                found = model(ids, use_cache=True)
+            cached[enabled] = found[CACHE_NAME].state
+    assert torch.equal(cached[True], cached[False])
+    assert found.logits.dtype == torch.bfloat16
