@@ -152,7 +152,7 @@ def test_a_difference_is_taken_conversation_by_conversation(tmp_path):
         measured_run(tmp_path / "b", **of(4.9, 5.9)),
     )
     report = write_report([first, better])
-    assert "- 100 samples: on other conversations test PPL would be another, ±50% (" in report
+    assert "- 100 samples: on other conversations test PPL would be another, ±50.0% (" in report
     line = "- 500 samples against 100 samples, conversation by conversation: test PPL -9.5%, ±0.0%."
     assert line in report
     other = measured_run(tmp_path / "c", **of(4.9, 5.9, 6))

@@ -42,9 +42,9 @@ MEASURED: dict[str, tuple[str, str]] = {
         "nグラム＋キャッシュに対して: {cached}。",
     ),
     "test_error": (
-        "- {label}: on other conversations test PPL would be another, ±{error:.0%} (standard error over the "
+        "- {label}: on other conversations test PPL would be another, ±{error:.1%} (standard error over the "
         "{count} of the test).",
-        "- {label}: 会話が違えばTest PPLも変わる。±{error:.0%}（テストの{count}会話にわたる標準誤差）。",
+        "- {label}: 会話が違えばTest PPLも変わる。±{error:.1%}（テストの{count}会話にわたる標準誤差）。",
     ),
     "test_paired": (
         "- {label} against {base}, conversation by conversation: test PPL {change:+.1%}, ±{error:.1%}.",
