@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -231,26 +232,29 @@ def attention_by_distance(weights: Tensor, model: ModelConfig) -> Figure:
     below.axhline(even, color=ORANGE, ls="--", lw=1.6, label=f"all slots alike: {even:.1f}%")
     below.set_ylabel("Attention (%)")
     legend_below(figure, below)
-    shown_slots = range(0, slots, -(-slots // MOST_TICKS))
     for ax in (above, below):
-        ax.set_xlim(-0.5, slots - 0.5)
-        ax.set_xticks(shown_slots, [str(slot_offsets(model)[slot]) for slot in shown_slots])
-        ax.set_xlabel("Distance back from the position (tokens), slot by slot")
+        _slot_axis(ax, slot_offsets(model))
     return figure
+
+
+def _slot_axis(ax: Axes, back: Sequence[int]) -> None:
+    """A place for each slot, however far they lie apart, with how far back it is."""
+    named = range(0, len(back), -(-len(back) // MOST_TICKS))
+    ax.set_xlim(-0.5, len(back) - 0.5)
+    ax.set_xticks(named, [f"{back[slot]:,}" for slot in named])
+    ax.set_xlabel("Distance back from the position (tokens), slot by slot")
 
 
 def window_attention(window: Window, weights: Tensor) -> Figure:
     """Attention `[slots]` of one position by distance; slots before the stream in grey, with their sum."""
     figure, (ax,) = panels(1, size=(9.6, 3.3))
-    back = window.position - window.slots
-    width = 0.8 * float((back[1:] - back[:-1]).median()) if len(back) > 1 else 1.0
     real = window.slots >= 0
     for mask, colour, label in ((real, BLUE, "contexts"), (~real, PASSED, "zero slots, before the stream")):
         if mask.any():
             heights = 100 * weights[mask].numpy()
             name = f"{label}: {heights.sum():.1f}% together"
-            ax.bar(back[mask].numpy(), heights, width=width, color=colour, label=name)
-    ax.set_xlabel("Distance back from the position (tokens)")
+            ax.bar(mask.nonzero().flatten().numpy(), heights, color=colour, label=name)
+    _slot_axis(ax, (window.position - window.slots).tolist())
     ax.set_ylabel("Attention (%)")
     ax.set_title(f"What position {window.position:,} attends", loc="left", weight="bold")
     legend_below(figure, ax)

@@ -105,7 +105,8 @@ def test_window_shows_the_models_own_attention(trained):
         expected = cache.attend(trained.model, torch.tensor([20]))[1][0]
     (ax,) = explorer.figure.axes
     heights = sorted((bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in ax.patches)
-    assert [x for x, _ in heights] == pytest.approx([0, 3, 6, 9])
+    assert [x for x, _ in heights] == pytest.approx([0, 1, 2, 3])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "3", "6", "9"]
     assert [y for _, y in heights] == pytest.approx((100 * expected.mean(dim=0)).tolist())
 
     explorer.head.value = 2
