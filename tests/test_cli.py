@@ -1,9 +1,11 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -356,14 +358,17 @@ def test_ctrl_c_stops_with_a_sentence(tmp_path, tiny_settings):
     settings = {**tiny_settings, "phase2.max_epochs": 60, "phase2.patience": 60}
     command = [sys.executable, "-m", "ctxkv_lib", "run", "--preset", "ci", "--samples", "8"]
     command += ["--out", str(tmp_path / "run"), *settings_of(settings)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heard = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # ignored by jobs in the background
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     checkpoint = tmp_path / "run" / "checkpoint" / "phase2.safetensors"
     deadline = time.monotonic() + 120
     while not checkpoint.exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.count("\n") == 1
