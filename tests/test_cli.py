@@ -358,9 +358,7 @@ def test_ctrl_c_stops_with_a_sentence(tmp_path, tiny_settings):
     settings = {**tiny_settings, "phase2.max_epochs": 60, "phase2.patience": 60}
     command = [sys.executable, "-m", "ctxkv_lib", "run", "--preset", "ci", "--samples", "8"]
     command += ["--out", str(tmp_path / "run"), *settings_of(settings)]
-    heard = partial(
-        signal.signal, signal.SIGINT, signal.SIG_DFL
-    )  # ignored by jobs in the background
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored by jobs in the background
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     checkpoint = tmp_path / "run" / "checkpoint" / "phase2.safetensors"
     deadline = time.monotonic() + 120
