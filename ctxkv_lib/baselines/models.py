@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..model.config import ModelConfig
 from ..model.configuration import ContextKVConfig
 from ..model.layers import NOT_DRAWN, ContextKVAttention, Dropout, FeedForward
-from ..model.modeling import ContextKVForCausalLM
+from ..model.modeling import ContextKVForCausalLM, unrounded
 from ..model.windows import slot_positions
 from ..training.caches import StreamCache
 from .memories import CausalAttention, GatedRecurrence, NoMemory, TokenBlock, own_rows
@@ -70,13 +70,13 @@ class Baseline(ContextKVForCausalLM):
         if self.config.memory != "end_to_end":
             hidden, added = self.attention(self.dropout(embeddings), batch.spans)
             return (hidden if self.config.output == "residual" else added) + self.feed_forward(hidden)
-        window, present = self._windows(embeddings, batch)
+        with unrounded(embeddings.device):
+            window, present = self._windows(embeddings.float(), batch)
         return self.attend(own_rows(embeddings, batch.spans), window, present, dropout)[0]
 
-    @torch.autocast("cuda", enabled=False)  # a step rounded to bf16 is taken hundreds of times
     def _windows(self, embeddings: Tensor, batch: RowBatch) -> tuple[Tensor, Tensor]:
         """As in `attend`, with contexts that the block makes now."""
-        half = self.context_block.project_tokens(embeddings.float())
+        half = self.context_block.project_tokens(embeddings)
         state = half.new_zeros(len(half), self.config.context_dim)
         contexts = [state]
         for column, token in enumerate(half.unbind(1)):

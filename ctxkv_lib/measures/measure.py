@@ -61,18 +61,22 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
     caches, phase2 = (folder.records.stages[name] for name in ("caches", "phase2"))
     contexts, weights = [caches.key, caches.files], [phase2.key, phase2.files]
     test = load_conversations(config.data, "test")
-    tested = cache(lambda: validation_stream(test, load_tokenizer(config.data.tokenizer)))
-    has_test = len(test) > 0 and len(tested().ids) > 1
     trained = cache(lambda: _trained(config, folder))
+
+    @cache
+    def tested() -> TokenStream | None:
+        """The test's stream, if a token of it can be predicted; read only if something is to be measured."""
+        stream = validation_stream(test, load_tokenizer(config.data.tokenizer)) if len(test) else None
+        return stream if stream and len(stream.ids) > 1 else None
 
     measures: dict[str, tuple[Any, Callable[[], Facts]]] = {
         "test": (
             [weights, test.fingerprint],
-            lambda: _test(config, trained(), tested()) if has_test else {},
+            lambda: _test(config, trained(), stream) if (stream := tested()) else {},
         ),
         "yardsticks": (
             [contexts, test.fingerprint],
-            lambda: _yardsticks(config, folder, {"test": tested().ids} if has_test else {}),
+            lambda: _yardsticks(config, folder, {"test": stream.ids} if (stream := tested()) else {}),
         ),
     }
     if config.data.source == "recall":

@@ -183,7 +183,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         read = attention_mask[:, -length:].bool()
-        with _unrounded(embeddings.device):
+        with unrounded(embeddings.device):
             half = self.context_block.project_tokens(embeddings.to(self.wte.weight.dtype))
             contexts = self._contexts(cache.state, half, tokens, read)
         memory, *windows = cache.extend(contexts, read)
@@ -304,7 +304,7 @@ def _checked_shape(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[in
     return batch, length
 
 
-def _unrounded(device: torch.device) -> AbstractContextManager[Any]:
+def unrounded(device: torch.device) -> AbstractContextManager[Any]:
     """No autocast inside: contexts are made from contexts, and roundings would add up."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
