@@ -58,7 +58,7 @@ def test_a_stored_setting_that_is_gone_matters_only_where_it_did_something():
     ("changes", "said"),
     [
         ({"preset": "moon"}, "preset is 'moon'; allowed: colab, offline, recall, ci."),
-        ({"recipe": "soup"}, "recipe is 'soup'; allowed: published, exact, tuned."),
+        ({"recipe": "soup"}, "recipe is 'soup'; allowed: published, exact, tuned, look_up."),
         ({"samples": 0}, "data.samples is 0; allowed: 1 or more."),
         ({"samples": -3}, "data.samples is -3; allowed: 1 or more."),
         ({"settings": {"data.samples": "many"}}, "data.samples is 'many'; allowed: a value of type int."),
@@ -76,6 +76,18 @@ def test_a_stored_setting_that_is_gone_matters_only_where_it_did_something():
         ({"settings": {"phase1.centroid_weight": "1e300"}}, "allowed: 0 to 1e30."),
         ({"settings": {"data.path": {"a": 1}}}, "data.path is {'a': 1}; allowed: a value of type str."),
         ({"settings": {"model.num_heads": "7"}}, "allowed: a divisor of model.hidden_size (768)."),
+        (
+            {"recipe": "tuned", "settings": {"phase1.last_tokens": "21"}},
+            "phase1.last_tokens is 21; allowed: 0 with longest_mean.",
+        ),
+        (
+            {"recipe": "look_up", "settings": {"phase1.last_tokens": "256"}},
+            "phase1.last_tokens is 256; allowed: 1 to 255 with these shapes.",
+        ),
+        (
+            {"recipe": "look_up", "settings": {"model.memory": "gru"}},
+            "model.heads is 'look_up'; allowed: drawn, or phase1.last_tokens with model.memory=",
+        ),
         (
             {"recipe": "tuned", "settings": {"model.context_dim": "1024"}},
             "model.context_dim is 1024; allowed: with phase1.longest_mean at most model.hidden_size (768).",

@@ -31,6 +31,7 @@ ORIGINAL = {
     "anchor": "current",
     "slots": "uniform",
     "slot_bias": "none",
+    "sink": "none",
     "output": "residual",
     "input_dropout": 0.0,
     "layer_dropout": 0.0,

@@ -50,6 +50,15 @@ class ExperimentConfig:
                 f"with phase1.longest_mean at most model.hidden_size ({self.model.hidden_size})",
             )
 
+        if count := self.phase1.last_tokens:
+            least, most = self.model.context_dim // self.model.hidden_size + 1, self.model.context_dim - 1
+            allowed = f"{least} to {most} with these shapes"
+            require(least <= count <= most, "phase1.last_tokens", count, allowed)
+        if self.model.heads == "look_up":
+            allowed = "drawn, or phase1.last_tokens with model.memory=contexts, fresh or end_to_end"
+            known = self.model.memory in ("contexts", "fresh", "end_to_end")
+            require(known and bool(self.phase1.last_tokens), "model.heads", "look_up", allowed)
+
     @property
     def _can_stream(self) -> bool:
         how = (self.phase1.contexts, self.runtime.embedding_cache)
@@ -97,10 +106,8 @@ RECALL = {
     "data.table": "random",
     "data.unigram": "corpus",
     "model.max_contexts": 8,
-    "model.hidden_size": 64,
-    "model.context_dim": 64,
-    "model.num_heads": 2,
-    "model.intermediate_size": 256,
+    "model.hidden_size": 288,
+    "model.intermediate_size": 512,
     "phase1.max_iterations": 30,
     "phase1.tolerance": 1e-2,  # reading made-up text, the block forgets its start slowly
     "phase2.learning_rate": 3e-3,
@@ -143,7 +150,7 @@ PRESETS = {
             "data.validation_samples": 2,
             "data.test_samples": 2,
             "data.corpus_samples": 50,
-            "model.hidden_size": 64,
+            "model.hidden_size": 96,
             "model.context_dim": 32,
             "model.intermediate_size": 128,
             "phase2.max_epochs": 3,
@@ -188,6 +195,22 @@ RECIPES: dict[str, dict[str, Any]] = {
         "phase2.decay_tokens": 50_000,
         "phase2.decayed": "matrices",
         "phase2.averaging": 0.99,
+    },
+    "look_up": {
+        "phase1.contexts": "exact",
+        "phase1.last_tokens": 21,  # one more than an interval: a token looked for, and the one that followed
+        "phase1.learning_rate": 1e-5,
+        "phase1.noise_std": 0.02,
+        "model.num_heads": 24,
+        "model.heads": "look_up",
+        "model.slot_bias": "learned",
+        "model.sink": "learned",
+        "model.output": "attended",
+        "phase2.batch_size": 128,
+        "phase2.learning_rate": 5e-4,
+        "phase2.max_epochs": 4,
+        "phase2.schedule": "cosine",
+        "phase2.warmup": 0.05,
     },
 }
 

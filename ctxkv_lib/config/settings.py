@@ -144,6 +144,12 @@ class Phase1Config:
         Allowed("0, or 4 or more", lambda value: value == 0 or value >= 4),
         "tokens",
     )
+    last_tokens: int = setting(
+        0,
+        "contexts begin with so many last tokens, one by one, each in units of its own; 0: with longest_mean",
+        Allowed("0, or 2 or more", lambda value: value == 0 or value >= 2),
+        "tokens",
+    )
     centroid_weight: float = setting(
         0.1, "of ||mean(X)||^2 in the loss: holds contexts at the origin", WEIGHT
     )
@@ -171,6 +177,8 @@ class Phase1Config:
 
     def __post_init__(self) -> None:
         check_settings(self, "phase1")
+        if self.longest_mean:
+            require(not self.last_tokens, "phase1.last_tokens", self.last_tokens, "0 with longest_mean")
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,8 @@ def _attention(work: Work, prepared: Prepared) -> Record:
         work.replay(done)
         return done
     folder.keep_metrics(phase1)
+    if config.model.heads == "look_up":
+        model.attention.look_up(model.context_block, config.phase1.last_tokens)
     result = train_attention(
         model,
         prepared.train,

@@ -52,6 +52,20 @@ class ModelConfig:
             "near": "the same, and heads begin with slots 1 to 4, three of eight with the first",
         },
     )
+    sink: str = setting(
+        "none",
+        "whether a head may attend no slot",
+        {"none": "", "learned": "a number a head scores it; the keys' bias goes"},
+    )
+    heads: str = setting(
+        "drawn",
+        "how heads begin",
+        {
+            "drawn": "with random weights",
+            "look_up": "with phase1.last_tokens: each looks for the token just read at one place of the "
+            "contexts, and brings what followed it",
+        },
+    )
     output: str = setting(
         "residual",
         "the hidden state that the output head reads",
@@ -146,7 +160,10 @@ class ModelConfig:
     def attention_size(self, width: int) -> int:
         """Weights of attention to slots of this width, with its norm."""
         h = self.hidden_size
-        scored = self.num_heads * self.max_contexts if self.slot_bias != "none" else h  # the keys' bias
+        plain = self.slot_bias == self.sink == "none"
+        scored = h if plain else 0  # the keys' bias
+        scored += self.num_heads * self.max_contexts if self.slot_bias != "none" else 0
+        scored += self.num_heads if self.sink != "none" else 0
         return 2 * (h + 1) * h + width * h + scored + (width + 1) * h + 2 * h
 
     def block_size(self) -> int:

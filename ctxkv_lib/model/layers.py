@@ -16,6 +16,8 @@ OWN_SLOT = 4.0  # where scores are 0, a head's own slot of 32 begins with 64% of
 # Running means: how many, of how many tokens the shortest, and their units' standard deviation, where that of
 # the units that hold the token itself is 1.
 MEANS, SHORTEST_MEAN, MEAN_STD = 3, 4.0, 0.6
+LOOK_UP = 15.0  # score of a slot that holds the token looked for, where it begins
+NO_SLOT = 10.0  # score of attending none of them, there
 LINEAR = 6.0  # from here on GELU(z) is z, to 1e-8
 STEADY = 100.0  # square of a step's steady unit, over the sum of all others'
 
@@ -62,30 +64,52 @@ class ContextBlock(nn.Module):
         kept = 1 - 1 / reach
         means = [equal * scale for scale in MEAN_STD * (1 - kept**2).sqrt()]
         self.make_linear(
-            torch.cat([torch.zeros(whole), kept.repeat_interleave(averaged)]),
+            torch.diag(torch.cat([torch.zeros(whole), kept.repeat_interleave(averaged)])),
             torch.cat([token, *means]),
             mean,
             variance=(whole + MEANS * averaged * MEAN_STD**2) / self.context_dim,
         )
 
     @torch.no_grad()
-    def make_linear(self, kept: Tensor, weights: Tensor, mean: Tensor, variance: float) -> None:
-        """Bring weights to ones with which a step is all but linear: `c' = kept * c + weights @ (x - mean)`.
+    def hold_tokens(self, mean: Tensor, deviations: Tensor, count: int) -> None:
+        """Bring weights to ones with which a context is the last `count` tokens, one by one.
 
-        GELU(z) is z where z is large, so all units get one large bias, which the norm takes off again, with
-        what little they have in common. And the norm divides by the same each time, since one unit is larger
-        than all others together: the last, which is the same whatever is read. Its scale is 0, so that 0 is
-        all that contexts have of it.
+        Each is in `place_size` units of its own, along as many random directions at right angles, and moves
+        on by as many units with each token read.
 
         Args:
-            kept: `[context_dim - 1]`, from 0 to 1.
+            mean, deviations: as of `hold_means`.
+        """
+        size, units = self.context_dim - 1, self.place_size(count)
+        drawn = self.linear.weight[:units, self.context_dim :].cpu()
+        directions = torch.linalg.qr(drawn.T).Q.T * (drawn.shape[1] ** 0.5 / deviations.norm())
+        moved = torch.eye(size).roll(units, dims=0)
+        moved[:units] = moved[units * count :] = 0
+        variance = units * count / self.context_dim
+        self.make_linear(moved, F.pad(directions, (0, 0, 0, size - units)), mean, variance)
+
+    def place_size(self, count: int) -> int:
+        """Units for each of `count` tokens."""
+        return (self.context_dim - 1) // count
+
+    @torch.no_grad()
+    def make_linear(self, carried: Tensor, weights: Tensor, mean: Tensor, variance: float) -> None:
+        """Bring weights to ones with which a step is all but linear.
+
+        It is `c' = carried @ c + weights @ (x - mean)`. GELU(z) is z where z is large, so all units get one
+        large bias, which the norm takes off again, with what little they have in common. And the norm divides
+        by the same each time, since one unit is larger than all others together: the last, which is the same
+        whatever is read. Its scale is 0, so that 0 is all that contexts have of it.
+
+        Args:
+            carried: `[context_dim - 1, context_dim - 1]`, which lets no context grow.
             weights: `[context_dim - 1, hidden_size]`.
             mean: of the tokens, `[hidden_size]`.
             variance: of the contexts that this gives, the mean over units.
         """
         size = self.context_dim
         steady = math.sqrt(STEADY * variance * size)
-        self.linear.weight[:, :size] = torch.diag(F.pad(kept - 1, (0, 1), value=-1))
+        self.linear.weight[:, :size] = F.pad(carried, (0, 1, 0, 1)) - torch.eye(size)
         self.linear.weight[:, size:] = F.pad(weights, (0, 0, 0, 1))
         self.linear.bias.copy_(LINEAR - F.pad(weights @ mean, (0, 1), value=-steady))
         self.norm.weight.fill_(math.sqrt(variance + steady**2 / size * (1 - 1 / size)))
@@ -151,7 +175,8 @@ class ContextKVAttention(nn.Module):
     The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
     1 under dropout. So scores and mixes are taken on the raw contexts. `k.bias` takes part with weight 0: its
     gradient is zero, as it should be, and not missing, which a distributed wrapper would wait for. A learned
-    slot bias, which does change the softmax, takes its place.
+    slot bias, which does change the softmax, or a sink takes its place. The sink is one slot more of which
+    nothing is read: weights then sum to less than 1.
     """
 
     def __init__(self, config: ContextKVConfig) -> None:
@@ -159,13 +184,15 @@ class ContextKVAttention(nn.Module):
         self.num_heads = config.num_heads
         self.head_dim = config.hidden_size // config.num_heads
         self.q = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k = nn.Linear(config.context_dim, config.hidden_size, bias=config.slot_bias == "none")
+        plain = config.slot_bias == config.sink == "none"
+        self.k = nn.Linear(config.context_dim, config.hidden_size, bias=plain)
         self.v = nn.Linear(config.context_dim, config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
         self.slot_bias = None
         if config.slot_bias != "none":
             biases = first_biases(config.slot_bias, config.num_heads, config.max_contexts)
             self.slot_bias = nn.Parameter(biases)
+        self.sink = nn.Parameter(torch.zeros(config.num_heads)) if config.sink == "learned" else None
         self.dropout = Dropped(config.attention_dropout)
         self.out_dropout = Dropped(config.layer_dropout)
         self.norm = nn.LayerNorm(config.hidden_size)
@@ -197,7 +224,7 @@ class ContextKVAttention(nn.Module):
             scores = scores + self.slot_bias
         if present is not None:
             scores = scores.masked_fill(~present[:, None], -torch.inf)
-        weights = scores.softmax(dim=-1)
+        weights = self._weights(scores)
         dropped = self.dropout(weights, dropout.weights)
         mixed = torch.einsum("nhc,hdc->nhd", dropped @ window, value_weight)
         bias = self.v.bias if self.k.bias is None else self.v.bias + 0 * self.k.bias
@@ -206,6 +233,38 @@ class ContextKVAttention(nn.Module):
         )
         attended = self.out_dropout(self.out(values.flatten(1)), dropout.attended)
         return self.norm(embeddings + attended), attended, weights
+
+    def _weights(self, scores: Tensor) -> Tensor:
+        """Of scores `[n, num_heads, slots]`, as many."""
+        if self.sink is None:
+            return scores.softmax(dim=-1)
+        sink = self.sink.to(scores.dtype).expand(len(scores), -1)[..., None]
+        return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
+
+    @torch.no_grad()
+    def look_up(self, block: ContextBlock, count: int) -> None:
+        """Let each head look for the token just read at one place of the contexts, and bring what followed.
+
+        Args:
+            block: holds the last `count` tokens, 2 or more (`hold_tokens`).
+        """
+        size, units = block.context_dim, block.place_size(count)
+        axes = min(units, self.head_dim)
+        directions = block.linear.weight[:axes, size:]
+        shift = block.linear.bias[:axes] - LINEAR
+        for layer in (self.q, self.k, self.v, self.out):
+            layer.weight.zero_()
+        self.q.bias.zero_()
+        for head in range(self.num_heads):
+            rows = slice(head * self.head_dim, head * self.head_dim + axes)
+            place = head % (count - 1)
+            self.q.weight[rows] = directions * (LOOK_UP * self.head_dim**0.5 / axes)
+            self.q.bias[rows] = shift * (LOOK_UP * self.head_dim**0.5 / axes)
+            self.k.weight[rows, (place + 1) * units :][:, :axes] = torch.eye(axes).to(directions)
+            self.v.weight[rows, place * units :][:, :axes] = torch.eye(axes).to(directions)
+            self.out.weight[:, rows] = directions.T * (len(directions.T) / axes) ** 0.5
+        if self.sink is not None:
+            self.sink.fill_(NO_SLOT)
 
 
 class FeedForward(nn.Module):

@@ -60,6 +60,9 @@ def begin(block: ContextBlock, embed_distinct: Tensor, tokens: Tensor, config: P
     """Bring weights as the constructor drew them to those that Phase 1 begins with."""
     if config.longest_mean:
         block.hold_means(*principal_components(embed_distinct, tokens), config.longest_mean)
+    elif config.last_tokens:
+        mean, _, deviations = principal_components(embed_distinct, tokens)
+        block.hold_tokens(mean, deviations, config.last_tokens)
     else:
         block.scale_weights(config.weight_std)
 

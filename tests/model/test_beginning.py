@@ -4,6 +4,7 @@ from conftest import tiny_model
 
 from ctxkv_lib.data.counts import principal_components
 from ctxkv_lib.model import layers
+from ctxkv_lib.model.windows import window_rows
 from ctxkv_lib.training.recurrence import exact_contexts
 
 
@@ -42,3 +43,57 @@ def test_a_stream_of_one_token_has_contexts_too():
     block.hold_means(*principal_components(embeddings, tokens), 20.0)
     contexts, _ = exact_contexts(block, block.project_tokens(embeddings), tokens, 1e-5)
     assert contexts.abs().max() < 0.1
+
+
+def held_tokens(stream):
+    """A model whose contexts hold the last 6 tokens, embeddings of 100 tokens, and the stream's contexts."""
+    shapes = {"hidden_size": 100, "context_dim": 64, "num_heads": 5, "interval": 5, "max_contexts": 6}
+    model = tiny_model(**shapes, sink="learned").eval()
+    embeddings = torch.nn.functional.layer_norm(torch.randn(100, 100), (100,))
+    mean, _, deviations = principal_components(embeddings, stream)
+    model.context_block.hold_tokens(mean, deviations, 6)
+    token_half = model.context_block.project_tokens(embeddings)
+    return model, embeddings, exact_contexts(model.context_block, token_half, stream, 1e-5)[0]
+
+
+def test_contexts_begin_as_the_last_tokens_one_by_one():
+    torch.manual_seed(0)
+    stream = torch.randint(0, 100, (2000,))
+    model, _, contexts = held_tokens(stream)
+    size = model.context_block.place_size(6)
+    assert size == 10
+    held = contexts[101:, :60].unflatten(1, (6, size))
+    assert held.std().item() == pytest.approx(1, rel=0.1)
+    for place in range(1, 6):
+        earlier = held[:-place, 0] - held[place:, place]
+        assert earlier.square().mean() < 0.05
+
+
+def test_heads_begin_as_look_ups_of_what_followed():
+    """A token that comes again is found wherever it stood in the window, by the head of its place alone."""
+    torch.manual_seed(0)
+    stream, brought = torch.randperm(100)[:80], []
+    for back in range(1, 30):
+        again = torch.cat([stream, stream[80 - back : 81 - back]])
+        model, embeddings, contexts = held_tokens(again)
+        model.attention.look_up(model.context_block, 6)
+        position = torch.tensor([80])
+        window = contexts[window_rows(position, model.config)]
+        _, attended, weights = model.attention(embeddings[again[position]], window, None)
+        slot, place = divmod(back, 5)
+        if place == 0:  # it lies on a slot, and what followed it in the one before
+            slot, place = slot - 1, 5
+        assert weights[0].flatten().argmax() == (place - 1) * 6 + slot
+        brought.append((embeddings @ attended[0]).argmax() == again[81 - back])
+    assert sum(brought) > 0.8 * len(brought)  # of 10 numbers, few are too small to stand out
+
+
+def test_a_token_that_is_new_is_looked_up_almost_nowhere():
+    torch.manual_seed(0)
+    stream = torch.randperm(100)
+    model, embeddings, contexts = held_tokens(stream)
+    model.attention.look_up(model.context_block, 6)
+    positions = torch.arange(30, 100)
+    window = contexts[window_rows(positions, model.config)]
+    _, _, weights = model.attention(embeddings[stream[positions]], window, None)
+    assert weights.sum(dim=2).median() < 0.1  # of a head

@@ -59,7 +59,7 @@ def test_a_linear_block_keeps_and_adds_what_it_was_told():
     block, draw = tiny_model(context_dim=64, hidden_size=96).context_block, torch.Generator().manual_seed(0)
     kept, mean = torch.linspace(0, 0.97, 63), torch.randn(96, generator=draw)
     weights = torch.randn(63, 96, generator=draw) * ((1 - kept**2) / 96).sqrt()[:, None]
-    block.make_linear(kept, weights, mean, 63 / 64)
+    block.make_linear(torch.diag(kept), weights, mean, 63 / 64)
     state = torch.zeros(20, 64)
     expected, states = state[:, :-1], []
     for _ in range(100):
@@ -97,16 +97,22 @@ def projected_attention(attention, embeddings, window, present):
         scores = scores + attention.slot_bias
     if present is not None:
         scores = scores.masked_fill(~present[:, None], float("-inf"))
-    mixed = torch.einsum("nhs,nshd->nhd", attention.dropout(scores.softmax(-1)), v)
+    exponentials = scores.exp()
+    nothing = 0 if attention.sink is None else attention.sink.exp()[:, None]
+    weights = exponentials / (exponentials.sum(-1, keepdim=True) + nothing)
+    mixed = torch.einsum("nhs,nshd->nhd", attention.dropout(weights), v)
     return attention.norm(embeddings + attention.out(mixed.flatten(1)))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("slot_bias", ["none", "learned", "own"])
-def test_attention_equals_projected_keys_and_values(dropout, masked, slot_bias):
-    model = tiny_model(attention_dropout=dropout, slot_bias=slot_bias).double().train()
+@pytest.mark.parametrize("sink", ["none", "learned"])
+def test_attention_equals_projected_keys_and_values(dropout, masked, slot_bias, sink):
+    model = tiny_model(attention_dropout=dropout, slot_bias=slot_bias, sink=sink).double().train()
     attention = model.attention
+    if sink == "learned":
+        torch.nn.init.normal_(attention.sink)
     if slot_bias == "learned":  # "own" begins with numbers already
         torch.nn.init.normal_(attention.slot_bias)
     positions = torch.tensor([0, 1, 2, 3, 9, 10, 40])
@@ -129,7 +135,7 @@ def test_attention_equals_projected_keys_and_values(dropout, masked, slot_bias):
     torch.testing.assert_close(fast, plain)
     for name, gradient in plain_gradients.items():
         torch.testing.assert_close(fast_gradients[name], gradient, msg=name)
-    if slot_bias == "none":
+    if attention.k.bias is not None:
         assert attention.k.bias.grad.abs().max() < 1e-12  # the plain layer's: it cannot change the softmax
 
 
@@ -152,6 +158,13 @@ def test_a_slot_bias_takes_the_place_of_the_keys_bias(slot_bias):
         counted = parameter_counts(ContextKVForCausalLM(ContextKVConfig(**asdict(shape))))
     assert counted == shape.parameter_counts()
     assert counted["trainable_phase2"] == 6_301_440 - 768 + 8 * 32
+
+
+def test_a_sink_takes_the_place_of_the_keys_bias():
+    with torch.device("meta"):
+        counted = parameter_counts(ContextKVForCausalLM(ContextKVConfig(sink="learned")))
+    assert counted == ModelConfig(sink="learned").parameter_counts()
+    assert counted["trainable_phase2"] == 6_301_440 - 768 + 8
 
 
 @pytest.mark.parametrize(("heads", "slots"), [(2, 5), (4, 3)])
