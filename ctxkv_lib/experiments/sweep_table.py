@@ -40,13 +40,15 @@ MEASURED: dict[str, tuple[tuple[str, ...], str, Callable[[float], str]]] = {
     "elsewhere": (("ablations", "changed", "elsewhere", "percent"), "Others'", _change),
     "repeated_ppl": (("test", "repeated_ppl"), "Pairs again", ppl),
     "longest_run": (("generation", "longest_run"), "Longest run", "{:.0f}".format),
+    "recalled": (("recall_task", "accuracy"), "Recalled", "{:.0%}".format),
 }
 MEASURED_NOTE = (
     "Means over seeds. Horizon: tokens back that contexts hold anything of. Coverage: share of the window's "
     "tokens that some slot holds. Mean of 20: R² of the mean embedding of the last 20 tokens. Rank: the "
     "effective one over dimensions. Zero, others': what zeros, or another conversation's contexts, add to "
     "validation PPL. Pairs again: test PPL of tokens that form, with the one before, a pair that the window "
-    "holds already. Longest run: of one token, in 20 greedy samples of 50."
+    "holds already. Longest run: of one token, in 20 greedy samples of 50. Recalled: of preset recall, right "
+    "answers."
 )
 LAW_NOTE = (
     "PPL = factor * tokens^-exponent, least squares of the logarithms over all runs of a variant. Off by: "

@@ -252,9 +252,15 @@ class ContextKVAttention(nn.Module):
         axes = min(units, self.head_dim)
         directions = block.linear.weight[:axes, size:]
         shift = block.linear.bias[:axes] - LINEAR
-        for layer in (self.q, self.k, self.v, self.out):
-            layer.weight.zero_()
-        self.q.bias.zero_()
+        for weight in (
+            self.q.weight,
+            self.q.bias,
+            self.k.weight,
+            self.v.weight,
+            self.v.bias,
+            self.out.weight,
+        ):
+            weight.zero_()
         for head in range(self.num_heads):
             rows = slice(head * self.head_dim, head * self.head_dim + axes)
             place = head % (count - 1)

@@ -47,9 +47,9 @@ def test_a_stream_of_one_token_has_contexts_too():
 
 def held_tokens(stream):
     """A model whose contexts hold the last 6 tokens, embeddings of 100 tokens, and the stream's contexts."""
-    shapes = {"hidden_size": 100, "context_dim": 64, "num_heads": 5, "interval": 5, "max_contexts": 6}
+    shapes = {"hidden_size": 200, "context_dim": 256, "num_heads": 5, "interval": 5, "max_contexts": 6}
     model = tiny_model(**shapes, sink="learned").eval()
-    embeddings = torch.nn.functional.layer_norm(torch.randn(100, 100), (100,))
+    embeddings = torch.nn.functional.layer_norm(torch.randn(100, 200), (200,))
     mean, _, deviations = principal_components(embeddings, stream)
     model.context_block.hold_tokens(mean, deviations, 6)
     token_half = model.context_block.project_tokens(embeddings)
@@ -61,8 +61,8 @@ def test_contexts_begin_as_the_last_tokens_one_by_one():
     stream = torch.randint(0, 100, (2000,))
     model, _, contexts = held_tokens(stream)
     size = model.context_block.place_size(6)
-    assert size == 10
-    held = contexts[101:, :60].unflatten(1, (6, size))
+    assert size == 42
+    held = contexts[101:, :252].unflatten(1, (6, size))
     assert held.std().item() == pytest.approx(1, rel=0.1)
     for place in range(1, 6):
         earlier = held[:-place, 0] - held[place:, place]
@@ -72,7 +72,7 @@ def test_contexts_begin_as_the_last_tokens_one_by_one():
 def test_heads_begin_as_look_ups_of_what_followed():
     """A token that comes again is found wherever it stood in the window, by the head of its place alone."""
     torch.manual_seed(0)
-    stream, found, brought = torch.randperm(100)[:80], [], []
+    stream = torch.randperm(100)[:80]
     for back in range(1, 30):
         again = torch.cat([stream, stream[80 - back : 81 - back]])
         model, embeddings, contexts = held_tokens(again)
@@ -83,9 +83,8 @@ def test_heads_begin_as_look_ups_of_what_followed():
         slot, place = divmod(back, 5)
         if place == 0:  # it lies on a slot, and what followed it in the one before
             slot, place = slot - 1, 5
-        found.append(weights[0].flatten().argmax() == (place - 1) * 6 + slot)
-        brought.append((embeddings @ attended[0]).argmax() == again[81 - back])
-    assert min(sum(found), sum(brought)) > 0.8 * 29  # in 10 numbers, a few tokens are too much alike
+        assert weights[0].flatten().argmax() == (place - 1) * 6 + slot
+        assert (embeddings @ attended[0]).argmax() == again[81 - back]
 
 
 def test_a_token_that_is_new_is_looked_up_almost_nowhere():
