@@ -1,4 +1,4 @@
-"""One experiment's settings: five concerns, four presets, three recipes.
+"""One experiment's settings: five concerns, four presets, four recipes.
 
 A *preset* says where data and weights come from and how much of them; a *recipe* says how to train. What each
 setting means stands in `settings`, and for the model's shapes in `ctxkv_lib.model.config`.

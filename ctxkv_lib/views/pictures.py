@@ -34,7 +34,7 @@ from .diagram import PASSED
 from .explore import Window
 
 TICKS = (20, 50, 100, 200, 500)  # of distances, in tokens
-MOST_TICKS = 16  # of slots
+MOST_TICKS = 16  # of slots, or of heads
 BLUE, ORANGE = OKABE_ITO[:2]
 # White to the palette's blue to near black: brightness alone tells the values.
 STRENGTH = LinearSegmentedColormap.from_list("strength", [PAPER, OKABE_ITO[5], BLUE, "#002a44"])
@@ -223,7 +223,7 @@ def attention_by_distance(weights: Tensor, model: ModelConfig) -> Figure:
     extent = (-0.5, slots - 0.5, heads + 0.5, 0.5)
     shown = above.imshow(100 * weights.numpy(), aspect="auto", cmap=STRENGTH, extent=extent, vmin=0)
     figure.colorbar(shown, ax=above, label="Attention (%)")
-    above.set_yticks(range(1, heads + 1))
+    above.set_yticks(range(1, heads + 1, -(-heads // MOST_TICKS)))
     above.set_ylabel("Head (number)")
     above.grid(False)
     above.set_title("Attention by head and distance", loc="left", weight="bold")
