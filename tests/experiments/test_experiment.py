@@ -69,6 +69,12 @@ def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path):
     expected = torch.from_numpy(unigram_floor(counts)).log().float()
     torch.testing.assert_close(model.log_unigram, expected)
     assert model.config.repeat_logit == -5
+    assert_served(made)
+
+
+def assert_served(made):
+    """The saved model, reading on by itself, has the validation perplexity that training ended with."""
+    model, _ = load_trained(made.path, torch.device("cpu"))
     cache = load_cache(made.path / "caches", "val")
     score = evaluate(model, cache)
     assert score.perplexity == pytest.approx(made.summary["phase2"]["val_ppl"], rel=1e-5)
@@ -76,6 +82,16 @@ def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path):
         logits = model(cache.ids[None, :-1].long()).logits[0]
     served = torch.nn.functional.cross_entropy(logits, cache.ids[1:].long()).exp().item()
     assert served == pytest.approx(score.perplexity, rel=1e-4)
+
+
+def test_a_run_with_look_ups_is_served_as_it_was_trained(tiny_settings, tmp_path):
+    shapes = {"phase1.last_tokens": 4, "model.num_heads": 3, "model.context_dim": 24}
+    config = build_config("ci", "look_up", 6, {**tiny_settings, **shapes})
+    made = run(config, tmp_path / "run")
+    attention = load_trained(made.path, torch.device("cpu"))[0].attention
+    assert attention.sink.mean() > 9  # it began at 10,
+    assert attention.k.weight.abs().median() < 0.02  # and most of what heads compare at 0
+    assert_served(made)
 
 
 def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
