@@ -138,7 +138,7 @@ PRESETS = {
     "recall": Preset(
         "a task of memory: made-up conversations that ask for what they told, minutes on 2 CPU cores",
         "exact",
-        (1000, 4000),
+        (200, 1000),
         RECALL,
     ),
     "ci": Preset(

@@ -146,7 +146,7 @@ class Phase1Config:
     )
     last_tokens: int = setting(
         0,
-        "contexts begin with so many last tokens, one by one, each in units of its own; 0: with longest_mean",
+        "contexts begin as so many last tokens, one by one, each in units of its own; 0: they do not",
         Allowed("0, or 2 or more", lambda value: value == 0 or value >= 2),
         "tokens",
     )

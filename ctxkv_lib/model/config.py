@@ -160,10 +160,8 @@ class ModelConfig:
     def attention_size(self, width: int) -> int:
         """Weights of attention to slots of this width, with its norm."""
         h = self.hidden_size
-        plain = self.slot_bias == self.sink == "none"
-        scored = h if plain else 0  # the keys' bias
-        scored += self.num_heads * self.max_contexts if self.slot_bias != "none" else 0
-        scored += self.num_heads if self.sink != "none" else 0
+        slots = (self.slot_bias != "none") * self.max_contexts + (self.sink != "none")
+        scored = self.num_heads * slots or h  # without either, the keys' bias
         return 2 * (h + 1) * h + width * h + scored + (width + 1) * h + 2 * h
 
     def block_size(self) -> int:

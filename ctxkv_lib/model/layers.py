@@ -252,15 +252,8 @@ class ContextKVAttention(nn.Module):
         axes = min(units, self.head_dim)
         directions = block.linear.weight[:axes, size:]
         shift = block.linear.bias[:axes] - LINEAR
-        for weight in (
-            self.q.weight,
-            self.q.bias,
-            self.k.weight,
-            self.v.weight,
-            self.v.bias,
-            self.out.weight,
-        ):
-            weight.zero_()
+        for parameter in (*self.q.parameters(), self.k.weight, *self.v.parameters(), self.out.weight):
+            parameter.zero_()
         for head in range(self.num_heads):
             rows = slice(head * self.head_dim, head * self.head_dim + axes)
             place = head % (count - 1)
