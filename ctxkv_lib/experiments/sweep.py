@@ -229,9 +229,15 @@ def _facts(outcome: Outcome) -> Facts:
         "measured": measured(summary),
         "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in phase2["epochs"]),
         "yardsticks": {kind: {k: row[k] for k in SPLITS if k in row} for kind, row in yardsticks.items()},
-        **{name: summary["provenance"][name] for name in ("precision", "threads", "git_commit")},
+        **{name: summary["provenance"][name] for name in ("precision", "threads")},
+        "git_commit": _short(summary["provenance"]["git_commit"]),
     }
     return {**facts, **_rounded(found)}
+
+
+def _short(commit: str | None) -> str | None:
+    """Its first 12 digits, and whether it was changed."""
+    return commit and commit[:12] + commit[40:]
 
 
 def _rounded(value: Any) -> Any:

@@ -314,6 +314,11 @@ def cell(variant, samples, seed, ppl, **more):
     }
 
 
+def test_a_log_says_the_first_digits_of_a_commit_and_whether_it_was_changed():
+    assert sweeps._short("0123456789" * 4 + "-dirty") == "012345678901-dirty"
+    assert sweeps._short(None) is None
+
+
 def test_a_power_law_is_said_of_three_sizes_and_more_and_has_its_exponent():
     points = [(tokens, 900 * tokens**-0.25) for tokens in (10, 50, 200)]
     law = sweep_table.power_law(points)
