@@ -49,7 +49,6 @@ class ExperimentConfig:
                 self.model.context_dim,
                 f"with phase1.longest_mean at most model.hidden_size ({self.model.hidden_size})",
             )
-
         if count := self.phase1.last_tokens:
             least, most = self.model.context_dim // self.model.hidden_size + 1, self.model.context_dim - 1
             allowed = f"{least} to {most} with these shapes"

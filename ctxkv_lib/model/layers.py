@@ -252,15 +252,17 @@ class ContextKVAttention(nn.Module):
         axes = min(units, self.head_dim)
         directions = block.linear.weight[:axes, size:]
         shift = block.linear.bias[:axes] - LINEAR
+        strength = LOOK_UP * self.head_dim**0.5 / axes
+        as_it_is = torch.eye(axes).to(directions)
         for parameter in (*self.q.parameters(), self.k.weight, *self.v.parameters(), self.out.weight):
             parameter.zero_()
         for head in range(self.num_heads):
             rows = slice(head * self.head_dim, head * self.head_dim + axes)
             place = head % (count - 1)
-            self.q.weight[rows] = directions * (LOOK_UP * self.head_dim**0.5 / axes)
-            self.q.bias[rows] = shift * (LOOK_UP * self.head_dim**0.5 / axes)
-            self.k.weight[rows, (place + 1) * units :][:, :axes] = torch.eye(axes).to(directions)
-            self.v.weight[rows, place * units :][:, :axes] = torch.eye(axes).to(directions)
+            self.q.weight[rows] = directions * strength
+            self.q.bias[rows] = shift * strength
+            self.k.weight[rows, (place + 1) * units :][:, :axes] = as_it_is
+            self.v.weight[rows, place * units :][:, :axes] = as_it_is
             self.out.weight[:, rows] = directions.T * (len(directions.T) / axes) ** 0.5
         if self.sink is not None:
             self.sink.fill_(NO_SLOT)
