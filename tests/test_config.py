@@ -82,7 +82,7 @@ def test_a_stored_setting_that_is_gone_matters_only_where_it_did_something():
         ),
         (
             {"recipe": "look_up", "settings": {"phase1.last_tokens": "256"}},
-            "phase1.last_tokens is 256; allowed: 1 to 255 with these shapes.",
+            "phase1.last_tokens is 256; allowed: 2 to 255 with these shapes.",
         ),
         (
             {"recipe": "look_up", "settings": {"model.memory": "gru"}},

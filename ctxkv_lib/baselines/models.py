@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.config import ModelConfig
+from ..model.config import FROZEN_BLOCK, WITH_BLOCK, ModelConfig
 from ..model.configuration import ContextKVConfig
 from ..model.layers import NOT_DRAWN, ContextKVAttention, Dropout, FeedForward
 from ..model.modeling import ContextKVForCausalLM, unrounded
@@ -16,8 +16,6 @@ from ..training.caches import StreamCache
 from .memories import CausalAttention, GatedRecurrence, NoMemory, TokenBlock, own_rows
 from .rows import RowBatch, TokenRows
 
-PLAIN = ("contexts", "fresh")  # what the Hugging Face model does by itself
-SERVED = (*PLAIN, "end_to_end")  # models that read on token by token
 SEGMENT = 32  # tokens that the gradient of an end-to-end ContextBlock goes back at most
 TRAINED_BURN_IN = 128  # tokens that a recurrence reads, in training, before those that matter
 
@@ -99,12 +97,12 @@ def shapes_of(config: ContextKVConfig) -> ModelConfig:
 
 def model_class(memory: str) -> type[ContextKVForCausalLM]:
     """The model of `model.memory`."""
-    return ContextKVForCausalLM if memory in PLAIN else Baseline
+    return ContextKVForCausalLM if memory in FROZEN_BLOCK else Baseline
 
 
 def is_cached(memory: str) -> bool:
     """Whether Phase 2 reads the memory from a cache; else it computes it from the tokens before."""
-    return memory in (*PLAIN, "tokens")
+    return memory in (*FROZEN_BLOCK, "tokens")
 
 
 def stream_of(cache: StreamCache, model: ModelConfig, trained: bool) -> StreamCache:
@@ -123,8 +121,8 @@ def stream_of(cache: StreamCache, model: ModelConfig, trained: bool) -> StreamCa
 
 def refuse_unserved(memory: str) -> None:
     """Raise a UserError if a model of this memory cannot read on token by token."""
-    if memory not in SERVED:
+    if memory not in WITH_BLOCK:
         raise UserError(
             f"The run is a baseline (model.memory={memory}), which is measured on its own streams only; "
-            f"use one with model.memory={', '.join(SERVED[:-1])} or {SERVED[-1]}."
+            f"use one with model.memory={', '.join(WITH_BLOCK[:-1])} or {WITH_BLOCK[-1]}."
         )

