@@ -84,6 +84,16 @@ def test_info_prints_what_inference_remembers(capsys, anchor, held):
     assert held in capsys.readouterr().out
 
 
+def test_info_counts_the_tokens_of_a_file(capsys, tmp_path):
+    file = tmp_path / "chats.jsonl"
+    file.write_text("\n".join(json.dumps({"text": " ".join(["rain"] * 100)}) for _ in range(40)))
+    split = ("--set", "data.validation_samples=2", "--set", "data.test_samples=1")
+    assert main(["info", "--preset", "colab", "--data", str(file), *split, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["samples"], facts["train_tokens"]) == (37, 3_700)
+    assert facts["val_tokens"] == 2 * 100 + 2  # and the newlines between both
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_info_as_json(capsys, preset):
     assert main(["info", "--preset", preset, "--json"]) == 0

@@ -20,8 +20,10 @@ def make_parser() -> argparse.ArgumentParser:
     info = _command(all_of, commands.info, "sizes and parameter counts, without downloading anything")
     _add_experiment(info)
     info.add_argument("--samples", type=int, metavar="N", help="training conversations")
-    info.add_argument("--train-tokens", type=int, metavar="N", help="tokens of the training stream")
-    info.add_argument("--val-tokens", type=int, metavar="N", help="tokens of the validation stream")
+    info.add_argument(
+        "--train-tokens", type=int, metavar="N", help="of the training stream (counted with --data)"
+    )
+    info.add_argument("--val-tokens", type=int, metavar="N", help="of the validation stream")
     info.add_argument("--json", action="store_true", help="print JSON")
 
     settings = _command(all_of, commands.settings, "every setting with its value, unit and reason")

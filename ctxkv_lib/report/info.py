@@ -184,7 +184,10 @@ def _size_rows(size: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     how, aside = ("streamed", " (on a CPU in a file)") if size["is_streamed"] else ("cached", "")
     phase1 = f"{size['phase1_gib']:,.1f} GiB{aside}"
-    seconds = ", ".join(f"{name} {taken:,.0f} s" for name, taken in size["epoch_seconds"].items())
+    seconds = ", ".join(
+        f"{name} {taken:,.0f} s" if taken >= 1 else f"{name} under 1 s"
+        for name, taken in size["epoch_seconds"].items()
+    )
     return [
         ("Computed, not measured", f"{size['tokens']:,} training tokens, contexts {how}, bf16"),
         ("Disk", f"{size['disk_gib']:,.1f} GiB: tokens, caches, model"),
