@@ -102,7 +102,8 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
 def _results(outcomes: Sequence[Outcome]) -> Facts:
     """`sweep.json`."""
     variants = {outcome.cell.variant: _variant(outcome.cell.config) for outcome in outcomes}
-    return summarize(variants, [_facts(outcome) for outcome in outcomes])
+    results = summarize(variants, [_facts(outcome) for outcome in outcomes])
+    return {**results, "rows": _rounded(results["rows"]), "power_laws": _rounded(results["power_laws"])}
 
 
 def finished_runs(outcomes: Sequence[Outcome]) -> dict[str, list[Run]]:
@@ -244,4 +245,6 @@ def _rounded(value: Any) -> Any:
     """With numbers of six digits, since studies are passed on."""
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
