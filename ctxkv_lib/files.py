@@ -130,7 +130,7 @@ def _lines(value: dict[str, Any] | list[Any], as_json: Callable[[Any], str]) -> 
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def read_json(path: Path) -> Any:

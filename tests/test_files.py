@@ -52,7 +52,7 @@ def test_rows_are_a_line_each(tmp_path):
     }
     write_rows_json(tmp_path / "rows.json", value)
     assert read_json(tmp_path / "rows.json") == value
-    assert '{"a": [1, {}]},\n{"ü": null}\n' in (tmp_path / "rows.json").read_text(encoding="utf-8")
+    assert '{"a":[1,{}]},\n{"ü":null}\n' in (tmp_path / "rows.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [1], [3, 0, 6], [4, 4]])
