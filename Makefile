@@ -41,7 +41,7 @@ badges:  ## where the Colab badges and the install cell point: git's origin, or 
 	rm notebooks/*.ipynb.bak
 
 define PICTURES
-from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.views.axes import save
 from ctxkv_lib.views.diagram import architecture, rooms
 save(architecture(ModelConfig()), ".github/architecture.png")

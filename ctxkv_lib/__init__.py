@@ -38,13 +38,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import build_config as build_config
     from .errors import UserError as UserError
-    from .experiments.experiment import compare as compare
-    from .experiments.experiment import prepare as prepare
-    from .experiments.experiment import run as run
+    from .experiments import compare as compare
+    from .experiments import prepare as prepare
+    from .experiments import run as run
     from .report import comparison_table as comparison_table
     from .report import write_report as write_report
+    from .runs.config import build_config as build_config
     from .runs.inference import evaluate_texts as evaluate_texts
     from .runs.inference import generate_text as generate_text
     from .runs.inference import load_trained as load_trained
@@ -63,9 +63,9 @@ __version__ = "0.1.0"
 # The same names once more, by the module that has them: each is imported when it is first used, so that
 # `ctxkv --help` answers before anything heavy is loaded.
 _HOMES = {
-    "config": ("build_config",),
+    "runs.config": ("build_config",),
     "errors": ("UserError",),
-    "experiments.experiment": ("compare", "prepare", "run"),
+    "experiments": ("compare", "prepare", "run"),
     "report": ("comparison_table", "write_report"),
     "runs.inference": ("evaluate_texts", "generate_text", "load_trained"),
     "runs.published": ("PUBLISHED",),

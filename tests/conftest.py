@@ -13,9 +13,9 @@ from sample_runs import sample_run
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
-from ctxkv_lib.config import build_config
-from ctxkv_lib.model.modeling import ContextKVConfig, ContextKVForCausalLM
-from ctxkv_lib.training import checkpoint
+from ctxkv_lib.hf.modeling import ContextKVConfig, ContextKVForCausalLM
+from ctxkv_lib.runs import checkpoint
+from ctxkv_lib.runs.config import build_config
 
 torch.set_num_threads(1)  # if torch was loaded before
 TINY = {
@@ -127,7 +127,7 @@ def two_runs(tmp_path):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A run of a second, and what it takes to look inside."""
-    from ctxkv_lib.experiments.experiment import run
+    from ctxkv_lib.experiments import run
     from ctxkv_lib.views.explore import open_run
 
     folder = tmp_path_factory.mktemp("trained")

@@ -23,12 +23,12 @@ import pytest
 from conftest import local_experiment, write_conversations
 from safetensors.torch import load_file, save_file
 
+from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
 from ctxkv_lib.data import embeddings
-from ctxkv_lib.experiments import experiment, inputs
 from ctxkv_lib.files import cache_dir, replacing
-from ctxkv_lib.measures import measure
-from ctxkv_lib.training import checkpoint
+from ctxkv_lib.research import measure
+from ctxkv_lib.runs import checkpoint, inputs
 from ctxkv_lib.views import figures, pictures
 
 # From one run to the next.

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ctxkv_lib.config import ExperimentConfig, build_config
 from ctxkv_lib.files import write_json, write_text
+from ctxkv_lib.runs.config import ExperimentConfig, build_config
 
 # (train PPL, val PPL, val accuracy) by epoch; near the published runs, equal to none of their numbers
 EPOCHS = {

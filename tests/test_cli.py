@@ -15,11 +15,11 @@ from sample_runs import sample_run
 
 from ctxkv_lib import files
 from ctxkv_lib.cli import main
-from ctxkv_lib.config import PRESETS, build_config
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import contexts, inputs, stages
 from ctxkv_lib.files import write_json
+from ctxkv_lib.runs import contexts, inputs, stages
+from ctxkv_lib.runs.config import PRESETS, build_config
 from ctxkv_lib.runs.inference import evaluation_file
 
 

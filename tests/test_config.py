@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from ctxkv_lib.config import PRESETS, RECIPES, build_config, config_from_dict, parse_settings
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config, config_from_dict, parse_settings
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -49,7 +49,7 @@ def test_a_name_brings_its_own_room_and_no_more():
     code += "print(*before, '|', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = (set(part.split()) for part in done.stdout.split("|"))
-    assert "ctxkv_lib.config" in after - before
+    assert "ctxkv_lib.runs.config" in after - before
     assert not {"torch", "transformers", "datasets", "matplotlib", "numpy"} & after
 
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from sample_runs import sample_run
 
 from ctxkv_lib import errors
+from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
-from ctxkv_lib.config import CONCERNS, ExperimentConfig, build_config
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import experiment
+from ctxkv_lib.runs.config import CONCERNS, ExperimentConfig, build_config
 from ctxkv_lib.runs.inference import evaluate_texts, format_scores
 
 SHARE, LINES, FILES = 0.1, 200, 500
@@ -99,7 +99,7 @@ def nothing_is_computed(monkeypatch, tmp_path):
 
     monkeypatch.setattr(experiment, "run", begin)
     monkeypatch.setattr(experiment, "compare", begin)
-    monkeypatch.setattr("ctxkv_lib.bench.bench", begin)
+    monkeypatch.setattr("ctxkv_lib.research.bench.bench", begin)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     sample_run(tmp_path / "a run")

@@ -11,7 +11,7 @@ from accelerate.state import PartialState
 
 from ctxkv_lib import progress
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.experiments import run
 from ctxkv_lib.progress import tracked
 
 

@@ -5,16 +5,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import ExperimentConfig, parse_settings
 from ..errors import memory_advice
 from ..progress import epoch_printer, notice, say, stage
+from ..runs.config import ExperimentConfig, parse_settings
 
 
 def _config(
     options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
 ) -> ExperimentConfig:
     """The experiment that is asked for; `tell` gets a line on how a file of one's own is split."""
-    from ..data.sources.local_files import configure
+    from ..data.local_files import configure
 
     return configure(options.preset, options.recipe, samples, _given(options), tell)
 
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     out = options.out or run_folder_of(config)
     _announce(out)
     with stage("Loading torch and transformers"):
-        from ..experiments.experiment import run
+        from ..experiments import run
 
     finished = run(config, out, epoch_printer(config.phase2.max_epochs))
     best = finished.summary["phase2"]
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    from ..data.sources.local_files import compared_samples
+    from ..data.local_files import compared_samples
 
     largest = _config(options, max(options.samples) if options.samples else None, notice)
     counts = options.samples or compared_samples(largest)
@@ -83,7 +83,7 @@ def compare(options: argparse.Namespace) -> None:
     out = options.out or comparison_folder(configs)
     _announce(out)
     with stage("Loading torch and transformers"):
-        from ..experiments.experiment import compare
+        from ..experiments import compare
         from ..report import comparison_table
 
     runs = compare(configs, options.out or DEFAULT_ROOT, out, epoch_printer(largest.phase2.max_epochs))
@@ -92,14 +92,14 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    from ..experiments.protocol import asked_for, cells_of, sweep_name
+    from ..research.protocol import asked_for, cells_of, sweep_name
     from ..runs.run_folder import DEFAULT_ROOT
 
     cells = cells_of(asked_for(options.protocol, vars(options), _given(options)), notice)
     out = options.out or DEFAULT_ROOT / sweep_name(cells, options.protocol)
     _announce(out)
     with stage("Loading torch and transformers"):
-        from ..experiments.sweep import format_outcomes, sweep
+        from ..research.sweep import format_outcomes, sweep
 
     outcomes = sweep(cells, options.runs or out, out, hours=options.hours, keep=options.keep)
     print(f"{format_outcomes(outcomes)}\n\nWritten: {out / 'sweep.md'}")
@@ -150,7 +150,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def probe(options: argparse.Namespace) -> None:
     with stage("Reading the contexts"):
-        from ..experiments.experiment import probe_run
+        from ..experiments import probe_run
         from ..report.measured import format_ablations, format_probe
         from ..runs.run_folder import load_run
 
@@ -166,7 +166,7 @@ def probe(options: argparse.Namespace) -> None:
 
 
 def verify(options: argparse.Namespace) -> int:
-    from ..memory import mib
+    from ..method.memory import mib
     from ..report.tables import terminal_table
     from ..runs.verification import verify
 
@@ -188,7 +188,7 @@ def bench(options: argparse.Namespace) -> None:
     out = options.out or run_folder.with_name(f"bench-{run_folder.name}")
     _announce(out)
     with stage("Loading torch and transformers"):
-        from ..bench import bench, bench_table
+        from ..research.bench import bench, bench_table
 
     results = bench(config, run_folder, out, options.rounds)
     print(json.dumps(results, indent=2) if options.json else bench_table(results))

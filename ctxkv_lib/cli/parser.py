@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import PRESETS, RECIPES
-from ..data.sources.formats import FILES
+from ..data.formats import FILES
+from ..runs.config import PRESETS, RECIPES
 from . import commands
 
 

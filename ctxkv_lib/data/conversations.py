@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import DataConfig
 from ..files import digest_of_lists
+from ..runs.config import DataConfig
+from .chitchat import chitchat_rows
 from .hub import ULTRACHAT_REVISION
-from .sources.chitchat import chitchat_rows
-from .sources.local_files import file_rows, kept_file
-from .sources.recall import recall_rows
-from .sources.rows import Messages, Rows, Split, text_of
-from .sources.ultrachat import ultrachat_rows
+from .local_files import file_rows, kept_file
+from .recall import recall_rows
+from .rows import Messages, Rows, Split, text_of
+from .ultrachat import ultrachat_rows
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import IO
 
 import torch
 
-from ..config import DataConfig
 from ..errors import UserError
 from ..files import MOST_HEADER_BYTES, cache_dir, digest, read_tensors, write_tensors
 from ..locks import made_once
-from ..model.config import ModelConfig
+from ..method.config import ModelConfig
 from ..progress import stage
+from ..runs.config import DataConfig
 from .conversations import Conversations, load_conversations
 from .counts import count_tokens
 from .hub import HubFile, gpt2_file, open_file

@@ -20,7 +20,7 @@ from ..locks import made_once
 from ..progress import progress_bar
 from .conversations import Conversations
 from .hub import download, gpt2_file, package_file
-from .sources.rows import Rows, text_of
+from .rows import Rows, text_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from ..config import ExperimentConfig
-from ..config.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 from ..errors import UserError
-from ..model.config import ModelConfig
+from ..method.config import ModelConfig
+from ..runs.config import ExperimentConfig
 from ..runs.published import PUBLISHED
+from ..runs.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 
 BYTES = {"fp32": 4, "bf16": 2}  # of a number
 ID_BYTES = 4  # of a token id

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..model.config import ModelConfig
+from ..method.config import ModelConfig
 from ..views.figures import span
 from .tables import (
     MISSING,

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ..config import CONCERNS, PRESETS, RECIPES, build_config
+from ..runs.config import CONCERNS, PRESETS, RECIPES, build_config
 
 WIDTH = 44  # of the column of names and values
 

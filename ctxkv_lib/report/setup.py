@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ..model.config import ModelConfig
-from ..model.windows import slot_offsets, slot_positions
+from ..method.config import ModelConfig
+from ..method.windows import slot_offsets, slot_positions
 from ..runs.run_folder import Run
 from ..views.figures import memory_stages
 from .tables import (

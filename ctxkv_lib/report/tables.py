@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import Any
 from unicodedata import east_asian_width
 
-from ..config import ExperimentConfig
 from ..errors import UserError
-from ..model.config import ModelConfig
+from ..method.config import ModelConfig
+from ..runs.config import ExperimentConfig
 from ..runs.differences import distinctions
 from ..runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
 from ..runs.run_folder import Run

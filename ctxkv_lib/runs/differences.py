@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import ExperimentConfig
+from .config import ExperimentConfig
 from .ownership import flat
 from .run_folder import Run
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..baselines.models import model_class, refuse_unserved
-from ..config import SEED_LIMIT
 from ..errors import UserError
 from ..files import read_json
-from ..model.modeling import ContextKVForCausalLM
-from ..model.windows import real_contexts
+from ..hf.modeling import ContextKVForCausalLM
+from ..method.caches import StreamCache
+from ..method.contexts import distinct_rows, exact_contexts, say_rounding
+from ..method.evaluation import perplexity, token_scores
+from ..method.windows import real_contexts
 from ..progress import transformers_bars_hidden
-from ..training.caches import StreamCache
-from ..training.evaluation import perplexity, token_scores
-from ..training.recurrence import distinct_rows, exact_contexts, say_rounding
+from ..research.models import model_class, refuse_unserved
+from .config import SEED_LIMIT
 from .ownership import run_command
 from .run_folder import load_run, refuse_damaged
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config import ExperimentConfig, build_config, config_from_dict
 from ..errors import DamagedFile, UserError
 from ..files import read_json
 from ..progress import notice
+from .config import ExperimentConfig, build_config, config_from_dict
 from .records import FILE, Records
 
 CONFIG = "config.json"

@@ -1,10 +1,12 @@
 """What a result came from: versions, device, commit, and the code that made it."""
 
+import ast
 import hashlib
 import json
 import platform
 import subprocess
 from datetime import date
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -69,10 +71,33 @@ def _installed_commit() -> str | None:
     return json.loads(recorded).get("vcs_info", {}).get("commit_id") if recorded else None
 
 
-def code_version(*modules: str) -> str:
-    """Changes when the source of any of these modules of the package (`room/module`) does."""
-    source = b"".join((PACKAGE / f"{name}.py").read_bytes() for name in modules)
-    return hashlib.sha256(source).hexdigest()[:16]
+@cache
+def code_version(*names: str) -> str:
+    """Changes when the code of these modules or folders of the package does; not with comments or docstrings.
+
+    Args:
+        names: such as `method`, or `research/probe`.
+    """
+    paths = [PACKAGE / name for name in names]
+    files = [
+        file
+        for path in paths
+        for file in ([*path.glob("*.py")] if path.is_dir() else [path.with_suffix(".py")])
+    ]
+    code = "".join(plain_source(file.read_text(encoding="utf-8")) for file in sorted(files))
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def plain_source(source: str) -> str:
+    """Python code without its comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def describe(

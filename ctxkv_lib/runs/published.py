@@ -7,7 +7,7 @@ those of an NVIDIA L4.
 
 from typing import Any
 
-from ..config import ExperimentConfig, build_config
+from .config import ExperimentConfig, build_config
 from .ownership import flat
 
 # Settings that change neither the training data nor the arithmetic of a run; any seed is a fair repetition.

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import ranks
-from ..config import ExperimentConfig
 from ..errors import DamagedFile, UserError
 from ..files import checksums, digest, read_json, remove, sweep, write_json, write_text
 from ..locks import LOCK, only_process
 from ..progress import Metric, notice
+from .config import ExperimentConfig
 from .ownership import changed_settings, own_records, refuse_foreign, run_command, stored_config
 from .records import Record, Records
 

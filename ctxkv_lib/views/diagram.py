@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from ..model.config import ModelConfig
-from ..model.windows import slot_offsets
+from ..method.config import ModelConfig
+from ..method.windows import slot_offsets
 from .axes import INK, OKABE_ITO, PAPER, QUIET, RULE
 
 FROZEN, PHASE1, PHASE2, PASSED = QUIET, "#00835f", OKABE_ITO[0], "#b9bec7"

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..config import ExperimentConfig, ModelConfig, Phase1Config
 from ..data.conversations import Conversations, load_conversations
 from ..data.tokens import TokenStream, load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
-from ..model.layers import ContextBlock
-from ..model.modeling import ContextKVConfig, ContextKVForCausalLM
-from ..model.windows import slot_positions, theoretical_max
+from ..hf.modeling import ContextKVConfig, ContextKVForCausalLM
+from ..method.caches import StreamCache, load_cache
+from ..method.contexts import distinct_rows, draw_contexts, exact_contexts, parallel_pass
+from ..method.model import ContextBlock
+from ..method.windows import slot_positions, theoretical_max
+from ..runs.config import ExperimentConfig, ModelConfig, Phase1Config
 from ..runs.inference import load_trained
 from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, refuse_damaged
-from ..training.caches import StreamCache, load_cache
-from ..training.recurrence import distinct_rows, draw_contexts, exact_contexts, parallel_pass
 
 SPLITS = ("val", "train")
 

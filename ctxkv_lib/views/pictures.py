@@ -15,21 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from torch import Tensor
 
-from ..model.config import ModelConfig
-from ..model.windows import slot_offsets, slot_positions
-from .axes import (
-    INK,
-    OKABE_ITO,
-    PAPER,
-    QUIET,
-    RULE,
-    colours,
-    integer_x,
-    legend_below,
-    log_y,
-    panels,
-    plain,
-)
+from ..method.config import ModelConfig
+from ..method.windows import slot_offsets, slot_positions
+from .axes import INK, OKABE_ITO, PAPER, QUIET, RULE, colours, integer_x, legend_below, log_y, panels, plain
 from .diagram import PASSED
 from .explore import Window
 

@@ -2,17 +2,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, tiny_ids
-
-from ctxkv_lib.baselines import models, rows
-from ctxkv_lib.baselines.memories import TokenBlock
-from ctxkv_lib.baselines.models import model_class, shapes_of, stream_of
-from ctxkv_lib.config import Phase2Config
-from ctxkv_lib.model.config import ModelConfig
-from ctxkv_lib.model.modeling import parameter_counts
-from ctxkv_lib.training.caches import StreamCache
-from ctxkv_lib.training.evaluation import evaluate, token_scores
 from ctxkv_lib.training.phase2 import train_attention
-from ctxkv_lib.training.recurrence import distinct_rows, exact_contexts
+
+from ctxkv_lib.hf.modeling import parameter_counts
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
+from ctxkv_lib.method.evaluation import evaluate, token_scores
+from ctxkv_lib.research import models, rows
+from ctxkv_lib.research.memories import TokenBlock
+from ctxkv_lib.research.models import model_class, shapes_of, stream_of
+from ctxkv_lib.runs.config import Phase2Config
 
 BASELINES = ("fresh", "end_to_end", "tokens", "none", "transformer", "gru")
 COMPUTED = ("end_to_end", "none", "transformer", "gru")
@@ -212,7 +212,7 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("memory", ["gru", "end_to_end"])
 def test_stopped_and_resumed_gives_the_same_numbers(memory, tmp_path, saved_at_every_step, monkeypatch):
-    from ctxkv_lib.training import phase2
+    from ctxkv_lib.method import phase2
 
     ids, config = tiny_ids(300), Phase2Config(max_epochs=2, batch_size=64)
     original, steps = phase2.add_gradients, []

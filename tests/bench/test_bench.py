@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import local_experiment
 
-from ctxkv_lib.bench import generation, measure
-from ctxkv_lib.bench.figure import bench_figure
-from ctxkv_lib.bench.table import bench_table
 from ctxkv_lib.cli import main
+from ctxkv_lib.research.bench import generation, measure
+from ctxkv_lib.research.bench.figure import bench_figure
+from ctxkv_lib.research.bench.table import bench_table
 
 CPU = torch.device("cpu")
 

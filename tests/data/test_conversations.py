@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctxkv_lib.config import DataConfig
+from ctxkv_lib.data import chitchat as chitchat_source
+from ctxkv_lib.data import ultrachat
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.hub import ULTRACHAT_SHARDS
-from ctxkv_lib.data.sources import chitchat as chitchat_source
-from ctxkv_lib.data.sources import ultrachat
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.runs.config import DataConfig
 
 pytest_plugins = ["hub_standin"]
 
@@ -248,7 +248,7 @@ def test_no_network_names_the_offline_preset(download):
 @pytest.mark.parametrize("download", ["ranged", "whole"])
 def test_offline_mode_names_the_offline_preset(tmp_path, download):
     program = (
-        "from ctxkv_lib.config import DataConfig\n"
+        "from ctxkv_lib.runs.config import DataConfig\n"
         "from ctxkv_lib.data.conversations import load_conversations\n"
         "from ctxkv_lib.errors import UserError\n"
         f"try: load_conversations(DataConfig(download={download!r}), 'train')\n"

@@ -8,22 +8,16 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ctxkv_lib.config import DataConfig
 from ctxkv_lib.data import embeddings
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.counts import count_tokens
-from ctxkv_lib.data.embeddings import (
-    COOCCURRENCE_NOISE,
-    build_table,
-    count_pairs,
-    load_table,
-    positive_pmi,
-)
+from ctxkv_lib.data.embeddings import COOCCURRENCE_NOISE, build_table, count_pairs, load_table, positive_pmi
 from ctxkv_lib.data.hub import gpt2_file
 from ctxkv_lib.data.tokens import TokenStream, load_tokenizer, train_stream
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir, write_tensors
-from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.runs.config import DataConfig
 
 pytest_plugins = ["hub_standin"]
 

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
 
-from ctxkv_lib.config import DataConfig, build_config
+from ctxkv_lib.data import formats, local_files
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
-from ctxkv_lib.data.sources import formats, local_files
-from ctxkv_lib.data.sources.local_files import compared_samples, configure
+from ctxkv_lib.data.local_files import compared_samples, configure
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir, digest
+from ctxkv_lib.runs.config import DataConfig, build_config
 
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "é 你好"}]
 PARTS = [{**m, "content": [{"type": "text", "text": c} for c in m["content"]]} for m in CHAT]

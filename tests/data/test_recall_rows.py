@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ctxkv_lib.config import DataConfig, build_config
 from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.sources.recall import FILLERS, KEYS, OPENERS, VALUES, pairs_in, recall_conversation
+from ctxkv_lib.data.recall import FILLERS, KEYS, OPENERS, VALUES, pairs_in, recall_conversation
 from ctxkv_lib.data.tokens import load_tokenizer, train_stream, validation_stream
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.runs.config import DataConfig, build_config
 
 WINDOW = 160
 

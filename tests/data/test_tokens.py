@@ -9,11 +9,10 @@ import pytest
 import torch
 from disturbed_runs import cut, delete, flip
 
-from ctxkv_lib.data import tokens
+from ctxkv_lib.data import formats, local_files, tokens
 from ctxkv_lib.data.conversations import Conversations, read_conversations
 from ctxkv_lib.data.hub import gpt2_file, package_file
-from ctxkv_lib.data.sources import formats, local_files
-from ctxkv_lib.data.sources.rows import Row, Rows
+from ctxkv_lib.data.rows import Row, Rows
 from ctxkv_lib.data.tokens import VOCABULARY, TokenStream, load_tokenizer, train_stream, validation_stream
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir

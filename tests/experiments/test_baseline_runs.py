@@ -5,8 +5,8 @@ import torch
 from conftest import local_experiment
 
 from ctxkv_lib.cli import main
-from ctxkv_lib.config import build_config
-from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.experiments import run
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.inference import load_trained
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.verification import verify
@@ -60,7 +60,7 @@ def test_a_baseline_is_served_or_refused_in_a_sentence(finished, capsys):
 
 @pytest.mark.slow
 def test_a_finished_baseline_is_not_run_again(finished, monkeypatch):
-    from ctxkv_lib.experiments import stages
+    from ctxkv_lib.runs import stages
 
     monkeypatch.setattr(stages, "train_attention", None)
     assert run(finished.config, finished.path).summary == finished.summary

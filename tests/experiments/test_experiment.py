@@ -5,19 +5,20 @@ import pytest
 import torch
 from conftest import write_conversations
 
-from ctxkv_lib.config import build_config
+from ctxkv_lib import experiments as experiment
 from ctxkv_lib.data.embeddings import corpus_counts
 from ctxkv_lib.errors import Stopped, UserError
-from ctxkv_lib.experiments import contexts, experiment, stages
-from ctxkv_lib.experiments.experiment import compare, prepare, run
-from ctxkv_lib.measures.yardsticks import unigram_floor
-from ctxkv_lib.model.modeling import ContextKVForCausalLM
+from ctxkv_lib.experiments import compare, prepare, run
+from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+from ctxkv_lib.method import oacd as phase1
+from ctxkv_lib.method.caches import load_cache
+from ctxkv_lib.method.evaluation import evaluate
 from ctxkv_lib.report.info import gathered_mib
+from ctxkv_lib.research.ngrams import unigram_floor
+from ctxkv_lib.runs import contexts, stages
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.inference import load_trained
 from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
-from ctxkv_lib.training import phase1
-from ctxkv_lib.training.caches import load_cache
-from ctxkv_lib.training.evaluation import evaluate
 
 FILES = {
     "caches/train_ctx.safetensors",
@@ -127,8 +128,8 @@ def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
 def test_the_saved_model_is_the_best_epoch(finished, tmp_path):
     from transformers import AutoTokenizer
 
-    from ctxkv_lib.training.caches import load_cache
-    from ctxkv_lib.training.evaluation import evaluate
+    from ctxkv_lib.method.caches import load_cache
+    from ctxkv_lib.method.evaluation import evaluate
 
     folder = tmp_path / "run"
     model = ContextKVForCausalLM.from_pretrained(folder / "model")
@@ -139,8 +140,8 @@ def test_the_saved_model_is_the_best_epoch(finished, tmp_path):
 
 def test_the_reported_perplexity_is_that_of_the_served_model(finished, tmp_path):
     """Reading the validation stream in one go, in chunks, or as Phase 2 did: one number."""
-    from ctxkv_lib.model.modeling import CACHE_NAME
-    from ctxkv_lib.training.caches import load_cache
+    from ctxkv_lib.hf.modeling import CACHE_NAME
+    from ctxkv_lib.method.caches import load_cache
 
     folder = tmp_path / "run"
     model = ContextKVForCausalLM.from_pretrained(folder / "model").eval()

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ctxkv_lib.errors import Stopped, UserError
-from ctxkv_lib.experiments import machine
-from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.experiments import run
+from ctxkv_lib.runs import machine
 
-GAIN = "from ctxkv_lib.experiments.machine import bf16_gain; print(bf16_gain())"
+GAIN = "from ctxkv_lib.runs.machine import bf16_gain; print(bf16_gain())"
 
 
 @pytest.fixture

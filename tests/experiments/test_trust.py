@@ -23,11 +23,11 @@ from disturbed_runs import (
 )
 
 from ctxkv_lib.cli import main
-from ctxkv_lib.config import config_from_dict
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import contexts, machine, stages
 from ctxkv_lib.files import read_sealed_json, write_sealed_json
 from ctxkv_lib.locks import only_process
+from ctxkv_lib.runs import contexts, machine, stages
+from ctxkv_lib.runs.config import config_from_dict
 from ctxkv_lib.runs.ownership import own_records
 from ctxkv_lib.runs.provenance import PRECISIONS
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
 
-from ctxkv_lib.measures import ablations as module
-from ctxkv_lib.measures.ablations import (
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.evaluation import token_scores
+from ctxkv_lib.method.losses import frozen_head_cross_entropy
+from ctxkv_lib.research import ablations as module
+from ctxkv_lib.research.ablations import (
     Ablated,
     ablations,
     alone,
@@ -15,9 +18,6 @@ from ctxkv_lib.measures.ablations import (
     since_last,
     zero,
 )
-from ctxkv_lib.model.losses import frozen_head_cross_entropy
-from ctxkv_lib.training.caches import StreamCache
-from ctxkv_lib.training.evaluation import token_scores
 
 WINDOW = TINY["interval"] * TINY["max_contexts"]
 COPIED = 2  # the slot that a hand-made model copies from

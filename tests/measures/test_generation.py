@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_ids, tiny_model
 
-from ctxkv_lib.measures.generation import GENERATED, PROMPT, generation, repetition
+from ctxkv_lib.research.generation import GENERATED, PROMPT, generation, repetition
 
 
 class Words:

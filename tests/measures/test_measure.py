@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from ctxkv_lib.config import build_config
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
-from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.experiments import run
 from ctxkv_lib.files import read_sealed_json, write_sealed_json
-from ctxkv_lib.measures import measure
-from ctxkv_lib.model.modeling import ContextKVForCausalLM
+from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.report.measured import over_conversations
+from ctxkv_lib.research import measure
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.records import FILE, MEASURES
 from ctxkv_lib.runs.run_folder import RunFolder
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from conftest import local_experiment, tiny_ids, tiny_model
 
+from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
-from ctxkv_lib.config import build_config
-from ctxkv_lib.experiments import experiment
-from ctxkv_lib.experiments.experiment import probe_run, run
-from ctxkv_lib.measures.probe import distances, fresh_block, read_through
+from ctxkv_lib.experiments import probe_run, run
+from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.report import write_report
+from ctxkv_lib.research.probe import distances, fresh_block, read_through
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.run_folder import Run
-from ctxkv_lib.training.recurrence import distinct_rows, exact_contexts
 from ctxkv_lib.views.pictures import memory_of_contexts
 
 

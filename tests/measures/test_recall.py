@@ -3,9 +3,17 @@
 import pytest
 import torch
 
-from ctxkv_lib.measures.recall import STRENGTHS, Stream, centroid, coverage, horizon, mean_recall, recall
-from ctxkv_lib.model.config import ModelConfig
-from ctxkv_lib.model.windows import slot_positions
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.windows import slot_positions
+from ctxkv_lib.research.decodability import (
+    STRENGTHS,
+    Stream,
+    centroid,
+    coverage,
+    horizon,
+    mean_recall,
+    recall,
+)
 
 HELD = 3  # tokens that the contexts below hold
 

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from ctxkv_lib.measures.yardsticks import (
+from ctxkv_lib.research.ngrams import (
     FALLBACK_DISCOUNTS,
     ORDERS,
     KneserNey,

@@ -3,9 +3,9 @@ import torch
 from conftest import tiny_model
 
 from ctxkv_lib.data.counts import principal_components
-from ctxkv_lib.model import layers
-from ctxkv_lib.model.windows import window_rows
-from ctxkv_lib.training.recurrence import exact_contexts
+from ctxkv_lib.method import model as layers
+from ctxkv_lib.method.contexts import exact_contexts
+from ctxkv_lib.method.windows import window_rows
 
 
 def test_contexts_begin_as_the_token_and_running_means_of_tokens():

@@ -6,10 +6,10 @@ from conftest import TINY, tiny_ids, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctxkv_lib.model.context_cache import ContextCache
-from ctxkv_lib.model.modeling import CACHE_NAME
-from ctxkv_lib.training.caches import StreamCache
-from ctxkv_lib.training.recurrence import exact_contexts
+from ctxkv_lib.hf.cache import ContextCache
+from ctxkv_lib.hf.modeling import CACHE_NAME
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.contexts import exact_contexts
 
 WINDOWS = [("current", "uniform"), ("grid", "uniform"), ("current", "geometric")]
 METHODS = [(anchor, kv) for anchor in ("current", "grid") for kv in ("fixed", "variable")]

@@ -1,21 +1,19 @@
 """The saved model as transformers' own tools use it."""
 
-import inspect
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, local_experiment, tiny_model, write_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
-from ctxkv_lib.config import build_config
 from ctxkv_lib.data.conversations import read_conversations
-from ctxkv_lib.experiments.experiment import run
-from ctxkv_lib.model.modeling import ContextKVForCausalLM
+from ctxkv_lib.experiments import run
+from ctxkv_lib.hf.export import FILES
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.inference import evaluate_texts, generate_text, load_trained
 
 ALONE = """
@@ -59,20 +57,23 @@ def test_the_folder_works_without_the_package(tmp_path):
     assert trainable == "[]"
 
 
-def test_the_folder_carries_exactly_the_code_of_the_model(tmp_path):
-    model = tiny_model()
-    model.save_pretrained(tmp_path)
-    source = Path(inspect.getfile(type(model))).parent
-    code = {path.name: path.read_bytes() for path in source.glob("*.py") if path.name != "__init__.py"}
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.py")} == code
+def test_the_folder_carries_all_code_of_the_model_and_nothing_of_the_package(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    written = {path.stem: path.read_text() for path in tmp_path.glob("*.py")}
+    assert set(written) == {name for names in FILES.values() for name in names}
+    for name, text in written.items():
+        needed = set(re.findall(r"^\s*from \.(\w+) import", text, re.MULTILINE))
+        assert needed <= set(written), name
+        assert not re.search(r"from \.\.|import_module|ctxkv_lib", text), name
 
 
 @pytest.mark.parametrize("first", ["configuration", "modeling"])
-def test_what_transformers_loads_first_names_all_that_it_needs(first):
-    folder = Path(inspect.getfile(ContextKVForCausalLM)).parent
+def test_what_transformers_loads_first_names_all_that_it_needs(first, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
 
     def named(module):
-        return set(re.findall(r"^from \.(\w+) import", (folder / f"{module}.py").read_text(), re.MULTILINE))
+        text = (tmp_path / f"{module}.py").read_text()
+        return set(re.findall(r"^from \.(\w+) import", text, re.MULTILINE))
 
     needed = named(first)
     for module in list(needed):

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ctxkv_lib.model import losses
-from ctxkv_lib.model.losses import frozen_head_cross_entropy
+from ctxkv_lib.method import losses
+from ctxkv_lib.method.losses import frozen_head_cross_entropy
 
 
 @pytest.mark.parametrize("vocabulary", [1, 31, 32, 33, 97])

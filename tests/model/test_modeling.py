@@ -6,15 +6,9 @@ import torch.nn.functional as F
 from conftest import TINY, tiny_ids, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ctxkv_lib.model.config import ModelConfig
-from ctxkv_lib.model.modeling import (
-    CACHE_NAME,
-    LONG,
-    ContextKVConfig,
-    ContextKVForCausalLM,
-    parameter_counts,
-)
-from ctxkv_lib.model.windows import window_rows
+from ctxkv_lib.hf.modeling import CACHE_NAME, LONG, ContextKVConfig, ContextKVForCausalLM, parameter_counts
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.windows import window_rows
 
 PARTS = {
     "wte": 38_597_376,

@@ -7,8 +7,9 @@ from conftest import TINY, tiny_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxkv_lib.model import modeling, recurrence
-from ctxkv_lib.model.modeling import CACHE_NAME
+from ctxkv_lib.hf import modeling
+from ctxkv_lib.hf.modeling import CACHE_NAME
+from ctxkv_lib.method import scan as recurrence
 
 
 def exact_model(std=0.1, **shape):

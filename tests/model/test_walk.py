@@ -6,8 +6,8 @@ from conftest import TINY, tiny_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxkv_lib.model import recurrence
-from ctxkv_lib.model.recurrence import Stream, walk
+from ctxkv_lib.method import scan as recurrence
+from ctxkv_lib.method.scan import Stream, walk
 
 WIDTH = TINY["context_dim"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ctxkv_lib.model.config import ModelConfig
-from ctxkv_lib.model.windows import real_contexts, slot_offsets, slot_positions, theoretical_max, window_rows
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.windows import real_contexts, slot_offsets, slot_positions, theoretical_max, window_rows
 
 
 def shape(interval=20, max_contexts=32, **others):

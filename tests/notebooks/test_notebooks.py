@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ctxkv_lib.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import proposals
+from ctxkv_lib.research import proposals
+from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import notebook
 from ctxkv_lib.views.explore import load_corpus

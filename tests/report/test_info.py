@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import TINY
 
-from ctxkv_lib.config import build_config
-from ctxkv_lib.model.config import ModelConfig
-from ctxkv_lib.model.context_cache import ContextCache
-from ctxkv_lib.model.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
+from ctxkv_lib.hf.cache import ContextCache
+from ctxkv_lib.hf.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
+from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.report.info import describe
+from ctxkv_lib.runs.config import build_config
 
 
 @pytest.mark.parametrize("anchor", ["current", "grid"])

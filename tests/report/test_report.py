@@ -8,14 +8,14 @@ from string import Formatter
 import pytest
 from sample_runs import EPOCHS, sample_run
 
-from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import read_json, write_json
-from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.report import comparison_table, improvement, write_report
 from ctxkv_lib.report.info import slots_in_words
 from ctxkv_lib.report.setup import example_positions
 from ctxkv_lib.report.text import LANGUAGES, TEXT
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
 from ctxkv_lib.runs.run_folder import load_run
 

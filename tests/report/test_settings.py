@@ -4,8 +4,8 @@ import json
 import pytest
 
 from ctxkv_lib.cli import main
-from ctxkv_lib.config import CONCERNS, PRESETS, build_config
 from ctxkv_lib.report.settings import describe_settings, format_settings
+from ctxkv_lib.runs.config import CONCERNS, PRESETS, build_config
 
 
 def test_every_setting_is_listed_with_its_reason_and_what_it_allows():

@@ -2,7 +2,7 @@
 
 from sample_runs import sample_run
 
-from ctxkv_lib.config import build_config
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.differences import differing_settings, run_folders, run_names
 from ctxkv_lib.runs.run_folder import load_run
 

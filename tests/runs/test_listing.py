@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from ctxkv_lib.cli import main
-from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.experiments import run
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run
 

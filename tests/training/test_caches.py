@@ -4,15 +4,10 @@ import pytest
 import torch
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.memory import GIB, snapshot
-from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.method.caches import StreamCache, held_mib, load_cache, save_cache
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.memory import GIB, snapshot
 from ctxkv_lib.report.info import dense_fp32_mib, gathered_mib
-from ctxkv_lib.training.caches import (
-    StreamCache,
-    held_mib,
-    load_cache,
-    save_cache,
-)
 
 
 def cache(dense=False):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from ctxkv_lib.training import checkpoint
-from ctxkv_lib.training.checkpoint import Checkpoint, forget, optimizer_tensors, put_back, saved_draws
+from ctxkv_lib.runs import checkpoint
+from ctxkv_lib.runs.checkpoint import Checkpoint, forget, optimizer_tensors, put_back, saved_draws
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from ctxkv_lib.config import Phase2Config
-from ctxkv_lib.training.optimizer import Average, make_optimizer, rate_factor, weight_decay
+from ctxkv_lib.method.optimizer import Average, make_optimizer, rate_factor, weight_decay
+from ctxkv_lib.runs.config import Phase2Config
 
 
 def factors(steps, **settings):

@@ -3,12 +3,13 @@ import json
 import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
-
-from ctxkv_lib.config import Phase1Config
-from ctxkv_lib.errors import UserError
-from ctxkv_lib.training import phase1, placement
 from ctxkv_lib.training.phase1 import train_context_block
-from ctxkv_lib.training.recurrence import distinct_rows
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.method import oacd as phase1
+from ctxkv_lib.method.contexts import distinct_rows
+from ctxkv_lib.runs import placement
+from ctxkv_lib.runs.config import Phase1Config
 
 CONFIG = Phase1Config(max_iterations=8, batch_size=150)
 

@@ -6,15 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, tiny_ids, tiny_model
+from ctxkv_lib.training.phase2 import EarlyStopping, best_epoch, train_attention
 
-from ctxkv_lib.config import Phase2Config
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import read_tensors
-from ctxkv_lib.model import modeling
-from ctxkv_lib.training import evaluation, phase2, placement
-from ctxkv_lib.training.caches import StreamCache, epoch_order
-from ctxkv_lib.training.evaluation import evaluate
-from ctxkv_lib.training.phase2 import EarlyStopping, best_epoch, train_attention
+from ctxkv_lib.hf import modeling
+from ctxkv_lib.method import evaluation, phase2
+from ctxkv_lib.method.caches import StreamCache, epoch_order
+from ctxkv_lib.method.evaluation import evaluate
+from ctxkv_lib.runs import placement
+from ctxkv_lib.runs.config import Phase2Config
 
 
 def stream(count):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
 
-from ctxkv_lib.experiments.experiment import run
-from ctxkv_lib.memory import GIB
-from ctxkv_lib.training import placement
-from ctxkv_lib.training.caches import StreamCache
-from ctxkv_lib.training.placement import PART_ROWS, give_back, parts, place_caches, scratch
+from ctxkv_lib.experiments import run
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.memory import GIB
+from ctxkv_lib.runs import placement
+from ctxkv_lib.runs.placement import PART_ROWS, give_back, parts, place_caches, scratch
 
 CPU = torch.device("cpu")
 

@@ -8,25 +8,26 @@ import sys
 import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
+from ctxkv_lib.training.phase1 import train_context_block
+from ctxkv_lib.training.phase2 import train_attention
 from torch import distributed
 from torch.multiprocessing import start_processes
 
 from ctxkv_lib import ranks
 from ctxkv_lib.cli import main
-from ctxkv_lib.config import Phase1Config, Phase2Config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments.experiment import run
-from ctxkv_lib.experiments.machine import threads_put_back
+from ctxkv_lib.experiments import run
 from ctxkv_lib.files import write_json
+from ctxkv_lib.method import phase2
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.contexts import distinct_rows
+from ctxkv_lib.runs import checkpoint, streamed
+from ctxkv_lib.runs.config import Phase1Config, Phase2Config
+from ctxkv_lib.runs.machine import threads_put_back
 from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.runs.streamed import Streamed, read_once, vocabulary_half
 from ctxkv_lib.runs.verification import verify
 from ctxkv_lib.threads import set_threads
-from ctxkv_lib.training import checkpoint, phase2, streamed
-from ctxkv_lib.training.caches import StreamCache
-from ctxkv_lib.training.phase1 import train_context_block
-from ctxkv_lib.training.phase2 import train_attention
-from ctxkv_lib.training.recurrence import distinct_rows
-from ctxkv_lib.training.streamed import Streamed, read_once, vocabulary_half
 
 COUNT, BATCH = 1210, 75  # 17 steps an epoch, whose last has 10 rows
 ITERATIONS, EPOCHS = 50, 3

@@ -2,12 +2,12 @@ import pytest
 import straight_line
 import torch
 from conftest import TINY, tiny_ids, tiny_model
-
-from ctxkv_lib.config import Phase1Config
-from ctxkv_lib.model import recurrence as model_recurrence
-from ctxkv_lib.training import recurrence
 from ctxkv_lib.training.phase1 import train_context_block
-from ctxkv_lib.training.recurrence import exact_contexts, stream_contexts
+
+from ctxkv_lib.method import contexts as recurrence
+from ctxkv_lib.method import scan as model_recurrence
+from ctxkv_lib.method.contexts import exact_contexts, stream_contexts
+from ctxkv_lib.runs.config import Phase1Config
 
 
 def rows_of(model, ids):

@@ -1,16 +1,17 @@
 import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
-
-from ctxkv_lib.config import Phase1Config, Phase2Config, build_config
-from ctxkv_lib.config.settings import LARGE_STREAM
-from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments.experiment import run
-from ctxkv_lib.training import phase2, streamed
-from ctxkv_lib.training.caches import StreamCache, load_cache, load_ids
 from ctxkv_lib.training.phase2 import train_attention
-from ctxkv_lib.training.recurrence import exact_contexts
-from ctxkv_lib.training.streamed import Streamed, read_once, sampled, vocabulary_half
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import run
+from ctxkv_lib.method import phase2
+from ctxkv_lib.method.caches import StreamCache, load_cache, load_ids
+from ctxkv_lib.method.contexts import exact_contexts
+from ctxkv_lib.runs import streamed
+from ctxkv_lib.runs.config import Phase1Config, Phase2Config, build_config
+from ctxkv_lib.runs.settings import LARGE_STREAM
+from ctxkv_lib.runs.streamed import Streamed, read_once, sampled, vocabulary_half
 from ctxkv_lib.views.explore import open_run
 
 COUNT, BATCH = 1003, 20  # positions
@@ -103,7 +104,7 @@ def test_stopped_within_an_epoch_gives_the_same_numbers(streams, tmp_path, saved
 
 @pytest.mark.slow
 def test_a_streamed_run_is_a_run_like_any_other(tiny_settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("ctxkv_lib.experiments.contexts.BEGINNING_TOKENS", 200)
+    monkeypatch.setattr("ctxkv_lib.runs.contexts.BEGINNING_TOKENS", 200)
     monkeypatch.setattr(streamed, "BLOCK_TOKENS", 128)
     monkeypatch.setattr(streamed, "STRIDE", 64)
     configs = {

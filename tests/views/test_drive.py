@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from sample_runs import sample_run
 
-from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.experiments import run
 from ctxkv_lib.files import write_json, write_text
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.records import STAGES, Record, Records
-from ctxkv_lib.views.notebook import drive
-from ctxkv_lib.views.notebook.drive import DriveCopies, kept_on_drive, state_of
+from ctxkv_lib.views import drive
+from ctxkv_lib.views.drive import DriveCopies, kept_on_drive, state_of
 
 
 @pytest.fixture(autouse=True)

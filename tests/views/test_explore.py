@@ -5,9 +5,9 @@ import torch
 from conftest import tiny_ids, tiny_model
 
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.training.caches import StreamCache
-from ctxkv_lib.training.recurrence import distinct_rows, exact_contexts
 from ctxkv_lib.views import explore
 
 

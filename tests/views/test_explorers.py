@@ -6,9 +6,9 @@ import pytest
 from conftest import local_experiment
 from sample_runs import EPOCHS, sample_run
 
-from ctxkv_lib.config import build_config
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.experiments import run
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.views import explore, plots
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines, sample_run
 from test_rooms import FLOORS
 
-from ctxkv_lib.model.config import ModelConfig
+from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import figures

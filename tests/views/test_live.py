@@ -8,7 +8,7 @@ from drawn import Clock, line
 from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines
 
-from ctxkv_lib.experiments.experiment import prepare, run
+from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.live import FIRST_SECONDS, SHARE, LiveCurves, describe
 

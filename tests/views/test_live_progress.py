@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from sample_runs import phase1_lines, sample_run
 
 from ctxkv_lib import progress
-from ctxkv_lib.experiments.experiment import run
+from ctxkv_lib.experiments import run
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.live import FIRST_SECONDS, LiveCurves
 

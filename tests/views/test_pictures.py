@@ -5,8 +5,8 @@ import torch
 from drawn import line
 from matplotlib.colors import to_hex
 
-from ctxkv_lib.model.config import ModelConfig
-from ctxkv_lib.model.windows import slot_offsets
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.windows import slot_offsets
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.views import explore, pictures, sweeps
 from ctxkv_lib.views.axes import QUIET

@@ -1,0 +1,76 @@
+"""Human small talk from the pip-installed package chitchat-dataset."""
+
+import gc
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from ..runs.config import DataConfig
+from .hub import package_file
+from .rows import Messages, Row, Rows, Split, asked_rows
+
+# Rows in the order of `_usable_rows`. Fixed blocks, so that no setting moves the rows of another split.
+CHITCHAT_VALIDATION = range(0, 50)
+CHITCHAT_TEST = range(50, 100)
+CHITCHAT_CORPUS = range(100, 1100)
+
+_EMAIL = re.compile(r"\S@\S+\.\w")
+_PHONE = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")  # 7 digits or more, so some other long numbers, too
+# Words that make up about 0.4 of running English, and less than 0.2 of the few chats in Spanish or nonsense.
+_COMMON_WORDS = """
+the a an and or but if i you he she it we they is are am was were be been to of in on for with that this have
+has had do does did not no my your me so what how who when where yes can would will just about
+"""
+_ENGLISH = frozenset(_COMMON_WORDS.split())
+_ENGLISH_SHARE = 0.2
+
+
+def chitchat_rows(data: DataConfig, split: Split) -> Rows:
+    rows = _usable_rows(package_file("chitchat_dataset", "dataset.json", "chitchat-dataset"))
+    held_back = {"validation": CHITCHAT_VALIDATION, "test": CHITCHAT_TEST, "corpus": CHITCHAT_CORPUS}
+    available = held_back.get(split, range(CHITCHAT_CORPUS.stop, len(rows)))
+    count = asked_rows(len(available), data, split, "chitchat-dataset")
+    return Rows.held(rows[available.start : available.start + count])
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collector, which holds every thread up to go through it all, and frees nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@lru_cache(maxsize=1)  # a second of work, asked for once a split
+@_uncollected()
+def _usable_rows(path: Path) -> list[Row]:
+    """English conversations of 4 messages or more without contact details, in the order of a hash."""
+    with path.open(encoding="utf-8") as file:
+        # 40 MB in one call to C: a hook in Python lets other threads, such as a terminal's clock, go on.
+        dataset = json.load(file, object_hook=lambda found: found)
+    names = sorted(dataset, key=lambda name: hashlib.sha256(name.encode()).digest())
+    long_enough = [(f"chitchat:{n}", _chitchat_messages(dataset[n]["messages"])) for n in names]
+    return [(name, messages) for name, messages in long_enough if _is_usable(messages)]
+
+
+def _chitchat_messages(turns: list[list[dict[str, str]]]) -> Messages:
+    """A turn is what one sender wrote until the other answered: utterances, joined with a space."""
+    first = turns[0][0]["sender"]
+    joined = [(turn[0]["sender"], " ".join(u["text"].strip() for u in turn).strip()) for turn in turns]
+    return [{"role": "user" if by == first else "assistant", "content": text} for by, text in joined if text]
+
+
+def _is_usable(messages: Messages) -> bool:
+    text = "\n".join(message["content"] for message in messages)
+    if len(messages) < 4 or _EMAIL.search(text) or _PHONE.search(text):
+        return False
+    words = re.findall(r"[^\W\d]+", text.lower())
+    return sum(word in _ENGLISH for word in words) >= _ENGLISH_SHARE * max(1, len(words))

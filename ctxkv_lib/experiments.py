@@ -1,0 +1,236 @@
+"""One experiment from conversations to report, and several of them compared."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from . import ranks
+from .data.conversations import load_conversations
+from .errors import Stopped, UserError
+from .files import sweep, write_json, write_text
+from .locks import only_process
+from .method.config import FROZEN_BLOCK
+from .method.phase2 import best_epoch
+from .method.windows import theoretical_max
+from .progress import Listener, progress_bar, refuse_missing_tracker, stage, tracked
+from .report import LANGUAGES, improvement, write_report
+from .report.info import dense_fp32_mib
+from .report.model_card import model_card
+from .research.measure import ablate, measure
+from .research.probe import probe
+from .runs.config import ExperimentConfig
+from .runs.inference import load_trained
+from .runs.inputs import Facts
+from .runs.machine import threads_put_back
+from .runs.ownership import flat
+from .runs.provenance import choose_device
+from .runs.run_folder import COMPARISON, Run, RunFolder, read_run, run_folder_of
+from .runs.stages import Prepared, run_stages
+from .runs.stages import prepare as prepare_stages
+from .threads import set_threads
+from .views import figures, pictures
+from .views.axes import save
+from .views.contexts import use_of_contexts
+from .views.recall import recall_accuracy
+
+
+def run(config: ExperimentConfig, out: Path | str | None = None, listener: Listener = lambda _: None) -> Run:
+    """Do what is not yet done of one experiment, and write its summary, report and figures.
+
+    Args:
+        out: run folder; None takes `run_folder_of(config)`.
+        listener: gets every metric in order, those of stages done earlier included.
+
+    Raises:
+        UserError: bad input, an unreachable source, or a folder of another experiment.
+    """
+    _meet(config)
+    folder = RunFolder(Path(out or run_folder_of(config)))
+    with folder.claimed(config), stopped_calmly(folder), threads_put_back():
+        settings = dict(flat(config.to_dict()))
+        with tracked(config.runtime.tracker, folder.path, settings, _heard_once(listener)) as heard:
+            contexts, attention = run_stages(config, folder, heard)
+        return ranks.from_first(lambda: _results(config, folder, contexts, attention))
+
+
+def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, attention: Facts) -> Run:
+    """Measure a trained run, and write summary, report and figures."""
+    measured = measure(config, folder)
+    write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
+    finished = read_run(folder.path, config)
+    made = [folder.config, folder.metrics_file, folder.summary]
+    if config.model.memory in FROZEN_BLOCK:
+        made.append(folder.model / "README.md")
+        write_text(made[-1], model_card(finished))
+    with stage("Writing report and figures"):
+        made += _publish([finished], folder.path)
+    folder.finish("results", "", made)
+    return finished
+
+
+def _meet(config: ExperimentConfig) -> None:
+    """With the other processes, if there are any."""
+    if ranks.count() > 1 and config.model.memory not in FROZEN_BLOCK:
+        raise UserError(f"model.memory={config.model.memory} is trained in one process; start one.")
+    refuse_missing_tracker(config.runtime.tracker)
+    set_threads(torch.get_num_threads())  # as before, but one in a process that was copied
+    ranks.join(choose_device(config.runtime.device))
+
+
+def _heard_once(listener: Listener) -> Listener:
+    """Of several processes, only the first one's listener hears."""
+    return (lambda _: None) if ranks.index() else listener
+
+
+def prepare(
+    config: ExperimentConfig, out: Path | str | None = None, listener: Listener = lambda _: None
+) -> Prepared:
+    """`run`, but only as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
+    _meet(config)
+    folder = RunFolder(Path(out or run_folder_of(config)))
+    with folder.claimed(config), stopped_calmly(folder), threads_put_back():
+        return prepare_stages(config, folder, _heard_once(listener))
+
+
+def probe_run(run: Run) -> tuple[Facts, list[Path]]:
+    """`probe` and `ablations` of a finished run; and the JSON and figures written, if it lacked them."""
+    if {"probe", "ablations"} <= run.summary.keys():
+        return {name: run.summary[name] for name in ("probe", "ablations")}, []
+    if run.config.model.memory not in FROZEN_BLOCK:
+        raise UserError(
+            f"{run.path} has no contexts to probe (model.memory={run.config.model.memory}); "
+            f"probe a run with model.memory={' or '.join(FROZEN_BLOCK)}."
+        )
+    model, _ = load_trained(run.path, torch.device("cpu"))
+    folder = RunFolder(run.path)
+    found = {"probe": probe(run.config, folder, model), "ablations": ablate(run.config, folder, model)}
+    as_json = run.path / "probe.json"
+    write_json(as_json, found)
+    drawn = _draw_measures(found, run.config)
+    return found, [as_json, *(save(each, folder.figures / f"{name}.png") for name, each in drawn.items())]
+
+
+def _draw_measures(found: Facts, config: ExperimentConfig) -> dict[str, Figure]:
+    """The figures of one run's measures, as far as it has them."""
+    drawn = {
+        "probe": lambda probed: pictures.memory_of_contexts(probed, config.model),
+        "ablations": use_of_contexts,
+        "recall_task": recall_accuracy,
+    }
+    return {name: draw(found[name]) for name, draw in drawn.items() if name in found}
+
+
+@contextmanager
+def stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
+    """An interrupt inside says what is kept: of one run its epochs."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except KeyboardInterrupt:
+        done = sum(line["stage"] == "phase2" for line in folder.metric_lines()) if folder else 0
+        kept = {0: "Finished stages are", 1: "Epoch 1 is"}.get(done, f"Epochs 1 to {done} are")
+        raise Stopped(f"Stopped. {kept} kept; run the cell again.") from None
+
+
+@stopped_calmly()
+def compare(
+    configs: Sequence[ExperimentConfig],
+    root: Path | str,
+    out: Path | str,
+    listener: Listener = lambda _: None,
+) -> list[Run]:
+    """Do what is not yet done of several experiments, and write their comparison.
+
+    Args:
+        configs: experiments that differ in `data.samples`, at least two.
+        root: folder of the run folders.
+        out: folder of the comparison.
+        listener: gets every metric of every run, with the run's `samples`.
+
+    Raises:
+        UserError: as `run`; also if the largest sample count is not there, before anything is computed.
+    """
+    if len({config.data.samples for config in configs}) < 2:
+        raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
+    configs = sorted(configs, key=lambda config: config.data.samples)
+    load_conversations(configs[-1].data, "train")
+    runs = [
+        run(config, run_folder_of(config, root), _labelled(listener, config.data.samples))
+        for config in progress_bar(configs, "Runs of the comparison", unit="run")
+    ]
+    ranks.from_first(lambda: _write_comparison(runs, Path(out)))
+    return runs
+
+
+def _write_comparison(runs: Sequence[Run], out: Path) -> None:
+    summaries = [finished.summary for finished in runs]
+    gain = improvement(summaries[0], summaries[-1])
+    with only_process(out), stage("Writing report and figures"):
+        sweep(out, deep=False)  # the run folders below may be in use
+        sweep(out / "figures")
+        write_json(out / COMPARISON, {"runs": summaries, "improvement": gain})
+        _publish(runs, out)
+
+
+def _labelled(listener: Listener, samples: int) -> Listener:
+    return lambda metric: listener({**metric, "samples": samples})
+
+
+def summarize(config: ExperimentConfig, contexts: Facts, attention: Facts) -> dict[str, Any]:
+    """`summary.json` from the records of both stages."""
+    train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
+    epochs = attention["epochs"]
+    best = best_epoch(epochs)
+    shown = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
+    return {
+        "samples": config.data.samples,
+        "train_tokens": train_tokens,
+        "val_tokens": val_tokens,
+        "parameters": contexts["parameters"],
+        "context_window": {
+            "interval": config.model.interval,
+            "max_contexts": config.model.max_contexts,
+            "tokens": config.model.context_window,
+            "theoretical_max": theoretical_max(train_tokens, config.model.interval),
+        },
+        "phase1": contexts["phase1"],
+        "phase2": {
+            "best_epoch": best["epoch"],
+            "val_ppl": best["val_ppl"],
+            "val_acc": best["val_acc"],
+            "train_ppl": best["train_ppl"],
+            "train_val_ratio": best["val_ppl"] / best["train_ppl"],
+            "stop_reason": attention["stop_reason"],
+            "seconds_per_epoch": round(sum(e["seconds"] for e in epochs) / len(epochs), 3),
+            "epochs": [{name: epoch[name] for name in shown} for epoch in epochs],
+        },
+        "memory": [*contexts["memory"], *attention["memory"], *(epoch["memory"] for epoch in epochs)],
+        "caches_mib": contexts["caches_mib"],
+        "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
+        "provenance": attention["provenance"],
+    }
+
+
+def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Report in every language, and the figures it shows; returns the files."""
+    summaries = [finished.summary for finished in runs]
+    labels = figures.run_labels(summaries)
+    phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
+    drawn = {
+        "ppl_curves": figures.ppl_curves(summaries),
+        "memory": figures.memory_by_stage(summaries),
+    }
+    if any(phase1.values()):
+        drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
+    if len(runs) == 1:
+        drawn |= _draw_measures(summaries[0], runs[0].config)
+    files = [save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
+    for language in LANGUAGES:
+        files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))
+        write_text(files[-1], write_report(runs, language))
+    return files

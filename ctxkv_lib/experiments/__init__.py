@@ -1,1 +1,0 @@
-"""Whole runs: the stages in order, comparisons, sweeps."""

@@ -1,0 +1,1 @@
+"""The transformers model around the method."""

@@ -1,0 +1,101 @@
+"""What inference remembers of the streams it reads: a constant number of contexts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from ..method.windows import slot_positions
+
+
+class ContextCache(Cache):
+    """The whole key-value cache of a batch of streams: recent contexts, of a size that does not grow.
+
+    A window reaches back over `interval * (max_contexts - 1)` positions. With anchor "current" it slides with
+    every token, so each of their contexts is kept; with "grid" only those on multiples of the interval.
+
+    Attributes:
+        state: context after the last token read, `[batch, context_dim]`.
+        stored: the last contexts a window can reach, oldest first, zero where there was none yet,
+            `[batch, kept, context_dim]`.
+        lengths: tokens read by each stream, int64 `[batch]`; padding is not read.
+    """
+
+    def __init__(self, config: Any, batch_size: int, like: Tensor) -> None:
+        super().__init__(layers=[])
+        self.shape = config
+        self.step = 1 if config.anchor == "current" else config.interval  # every step-th context is kept
+        kept = (config.max_contexts - 1) * config.interval // self.step
+        self.state = like.new_zeros(batch_size, config.context_dim)
+        self.stored = like.new_zeros(batch_size, kept, config.context_dim)
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=like.device)
+        self.columns = 0
+
+    def extend(self, contexts: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take in the contexts of new tokens, and say where the windows of these tokens lie.
+
+        Args:
+            contexts: `[batch, length, context_dim]`, the state after each new column.
+            read: bool `[batch, length]`, False where a column is padding.
+
+        Returns:
+            memory `[batch, n, context_dim]`; and for each new column the rows of `memory` that it attends,
+            int64, and whether they hold a context, bool, both `[batch, length, max_contexts]`.
+        """
+        positions = self.lengths[:, None] + read.cumsum(dim=1) - 1
+        slots = slot_positions(positions, self.shape)
+        before = -(-self.lengths // self.step)  # contexts kept so far, of which `stored` holds the last
+        kept = self.stored.shape[1]
+        new = read & (positions % self.step == 0)
+        order = (~new).to(torch.int8).argsort(dim=1, stable=True)  # the new ones to keep first
+        packed = contexts.gather(1, order[..., None].expand_as(contexts))
+        memory = torch.cat([self.stored, packed, contexts], dim=1)
+        rows = slots.div(self.step, rounding_mode="floor") - before[:, None, None] + kept
+        own = kept + contexts.shape[1] + torch.arange(contexts.shape[1], device=contexts.device)
+        rows = torch.cat([own.expand_as(positions)[..., None], rows[..., 1:]], dim=-1).clamp(min=0)
+
+        last = new.sum(dim=1)[:, None] + torch.arange(kept, device=contexts.device)
+        self.stored = memory.gather(1, last[..., None].expand(-1, -1, contexts.shape[-1]))
+        self.state = contexts[:, -1]
+        self.lengths = self.lengths + read.sum(dim=1)
+        self.columns += contexts.shape[1]
+        return memory, rows, slots >= 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held for the whole batch; the same however much has been read."""
+        return self.state.nbytes + self.stored.nbytes + self.lengths.nbytes
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of `input_ids` taken in so far, padding included."""
+        return self.columns
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """-1, transformers' word for no limit."""
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        self._replace(lambda held: held.index_select(0, indices.to(held.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch in place."""
+        self._replace(lambda held: held.repeat_interleave(repeats, dim=0))
+
+    def reset(self) -> None:
+        """Forget everything: every row is at the beginning of a new stream."""
+        self._replace(torch.zeros_like)
+        self.columns = 0
+
+    def crop(self, *_: Any) -> None:
+        raise NotImplementedError("Contexts cannot be unread; start again from an empty cache.")
+
+    def _replace(self, change: Any) -> None:
+        self.state, self.stored = change(self.state), change(self.stored)
+        self.lengths = change(self.lengths)

@@ -1,1 +1,0 @@
-"""What is measured of a trained run: test split, yardsticks, what its contexts remember."""

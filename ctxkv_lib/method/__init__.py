@@ -1,0 +1,1 @@
+"""The published method and exact contexts: tensors in, tensors out."""

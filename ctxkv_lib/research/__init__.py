@@ -1,0 +1,1 @@
+"""Plug-ins and tools of the study."""

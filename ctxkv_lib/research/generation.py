@@ -1,0 +1,59 @@
+"""How much generated text repeats itself: greedy continuations of validation text, beside the text's own."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..hf.modeling import ContextKVForCausalLM
+
+SAMPLES = 20
+PROMPT = 32  # tokens that are given
+GENERATED = 50  # tokens that are asked for, at most
+
+
+@torch.no_grad()
+def generation(
+    model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, ids: Tensor
+) -> dict[str, Any]:
+    """`generation` of the summary: what always taking the likeliest token makes of prompts.
+
+    Args:
+        ids: int `[n]`, the validation stream; the prompts are cut out of it, evenly spaced.
+
+    Returns:
+        `samples`; `longest_run`, of one token in any sample; `repeated`, the share of tokens that the same
+        sample has had before; `text`, both of the text that really goes on there; and the first prompt with
+        its continuation as `sample`: `{prompt, generated}`. Nothing if the stream is too short for one.
+    """
+    room = len(ids) - PROMPT - GENERATED
+    if room < 0:
+        return {}
+    starts = torch.linspace(0, room, SAMPLES).long()
+    rows = ids.long().cpu()[starts[:, None] + torch.arange(PROMPT + GENERATED)]
+    prompts = rows[:, :PROMPT].to(model.device)
+    made = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=GENERATED, do_sample=False
+    )
+    continued = [_up_to(tokenizer.eos_token_id, row) for row in made[:, PROMPT:].tolist()]
+    return {
+        "samples": SAMPLES,
+        **repetition(continued),
+        "text": repetition(rows[:, PROMPT:].tolist()),
+        "sample": {"prompt": tokenizer.decode(rows[0, :PROMPT]), "generated": tokenizer.decode(continued[0])},
+    }
+
+
+def repetition(samples: Sequence[Sequence[int]]) -> dict[str, float]:
+    """`longest_run` of one token in any sample, and the share of tokens `repeated` within theirs."""
+    runs = [sum(1 for _ in run) for sample in samples for _, run in groupby(sample)]
+    fresh, count = sum(len(set(sample)) for sample in samples), sum(map(len, samples))
+    return {"longest_run": max(runs, default=0), "repeated": 1 - fresh / count if count else 0.0}
+
+
+def _up_to(end: int, tokens: list[int]) -> list[int]:
+    """A sample without what fills it up after its end of text."""
+    return tokens[: tokens.index(end)] if end in tokens else tokens

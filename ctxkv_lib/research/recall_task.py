@@ -1,0 +1,65 @@
+"""Multi-query associative recall: what the model brings back of what it was told, and from where."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..hf.modeling import ContextKVForCausalLM
+from ..method.caches import StreamCache
+from ..method.evaluation import perplexity, token_scores
+from ..method.windows import slot_positions
+from ..runs.inference import binned
+from .ablations import since_last
+
+MOST = 4096  # answers that are looked at
+
+
+def recall_task(model: ContextKVForCausalLM, cache: StreamCache, keys: Tensor, window: int) -> dict[str, Any]:
+    """`recall_task` of the summary, on a stream of source `recall`.
+
+    Args:
+        cache: of the validation stream.
+        keys: int64 `[num_keys]`, the tokens that ask.
+        window: how far back what they ask for may lie.
+
+    Returns:
+        `answers`, their number; `accuracy`, `ppl`; `by_distance` and `by_place`, lists of `{from, to,
+        tokens, ppl, accuracy}`: by the tokens from the value that was told to the key that asks for it, and
+        by how many tokens the nearest slot has read since that value (with slots an interval apart: the
+        distance modulo the interval; from an interval on, in one row).
+    """
+    positions, distances = answers(cache.ids, keys, window)
+    positions, distances = positions[:MOST], distances[:MOST]
+    losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions))
+    interval = model.config.interval
+    doubled = [1, *(interval << power for power in range((window // interval).bit_length())), window]
+    edges = sorted({edge for edge in doubled if edge <= window})
+    places = [*range(min(interval, window) + 1), window]
+    return {
+        "answers": len(positions),
+        "accuracy": correct.double().mean().item(),
+        "ppl": perplexity(losses.double().mean().item()),
+        "by_distance": binned(distances, edges, losses, correct),
+        "by_place": binned(read_since(positions, distances, model), sorted(set(places)), losses, correct),
+    }
+
+
+def answers(ids: Tensor, keys: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Where keys ask, and how many tokens before that the value was told: int64 `[n]` each.
+
+    Args:
+        ids: int `[num_tokens]`, a stream in which a key that comes again within the window asks.
+    """
+    inputs = ids[:-1].long()
+    at = torch.isin(inputs, keys).nonzero()[:, 0]
+    since = since_last(inputs)[at]
+    asks = since <= window
+    return at[asks], since[asks] - 1
+
+
+def read_since(positions: Tensor, distances: Tensor, model: ContextKVForCausalLM) -> Tensor:
+    """Tokens that the nearest slot at or after a token so far back has read since it: int64 `[n]`."""
+    slots = slot_positions(positions, model.config)
+    behind = slots - (positions - distances)[:, None]  # (n, slots)
+    return behind.where(behind >= 0, distances[:, None]).amin(dim=1)

@@ -1,0 +1,160 @@
+"""Contexts that Phase 2 makes when it needs them: a pool of blocks at a time, dropped once it is trained on.
+
+Of a stream is kept the context before every `STRIDE`-th token, as many bytes as its ids. From these all
+segments of a pool are read on in lock-step: the true recurrence again, without a burn-in.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ranks
+from ..hf.modeling import ContextKVForCausalLM
+from ..method.caches import Batch, StreamCache, epoch_seed
+from ..method.contexts import BLOCK, exact_contexts, say_rounding
+from .config import Phase1Config
+from .settings import BLOCK_TOKENS, POOL_BLOCKS, STRIDE
+
+TABLE_ROWS = 8192  # tokens of the vocabulary at a time, to bound the memory of their embeddings
+
+
+def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
+    """The tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (`phase1.max_tokens`)."""
+    most, size = config.max_tokens, config.batch_size
+    if len(ids) <= most or config.contexts == "passes":
+        return ids
+    count = max(1, most // size)
+    gap = (len(ids) - min(size, most)) / max(1, count - 1)
+    return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
+
+
+@torch.no_grad()
+def vocabulary_half(model: ContextKVForCausalLM) -> Tensor:
+    """`ContextBlock.project_tokens` of every token there is, `[vocab_size, context_dim]`."""
+    every = torch.arange(model.config.vocab_size, device=model.device)
+    return torch.cat(
+        [model.context_block.project_tokens(model.embed(part)) for part in every.split(TABLE_ROWS)]
+    )
+
+
+@torch.no_grad()
+def read_once(
+    model: ContextKVForCausalLM, ids: Tensor, tolerance: float, beginning: Tensor
+) -> tuple[Tensor, float]:
+    """Read a stream of n + 1 tokens once, a block at a time, and keep what `Streamed` reads on from.
+
+    Args:
+        ids: integers `[n + 1]`, on any device.
+        tolerance: as in `exact_contexts`.
+        beginning: padded contexts of the first positions, float32; overwritten.
+
+    Returns:
+        the context before every `STRIDE`-th token, float32 `[n // STRIDE + 1, context_dim]` on the CPU; and
+        the largest difference of any component where the reading was cut.
+    """
+    half, count, most = vocabulary_half(model), len(ids) - 1, 0.0
+    starts = torch.empty(count // STRIDE + 1, half.shape[1])
+    before = half.new_zeros(half.shape[1])
+    for first in range(0, count, BLOCK):
+        tokens = ids[first : min(first + BLOCK, count)]
+        contexts, error = exact_contexts(model.context_block, half, tokens, tolerance, before=before)
+        most, before = max(most, error), contexts[-1].clone()
+        kept = contexts[::STRIDE]
+        starts[first // STRIDE :][: len(kept)] = kept
+        if first < len(beginning):
+            rows = beginning[first : first + len(contexts)]
+            rows.copy_(contexts[: len(rows)])
+    say_rounding(most, tolerance)
+    return starts, most
+
+
+@dataclass
+class Streamed:
+    """What Phase 2 trains on of a long stream of n + 1 tokens, as a `TrainingStream`.
+
+    An epoch visits blocks in an order of its own, and within each pool of blocks all positions in another.
+
+    Attributes:
+        ids: integers `[n + 1]`, on any device.
+        starts: float32 `[n // STRIDE + 1, context_dim]`, as `read_once` left them, on any device.
+        half: `vocabulary_half`.
+        dtype: of the contexts in a pool, float32 or bfloat16.
+    """
+
+    ids: Tensor
+    starts: Tensor
+    half: Tensor
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.ids) - 1
+
+    def epoch(
+        self, seed: int, number: int, done: int, size: int, model: ContextKVForCausalLM, pieces: int = 1
+    ) -> Iterator[Batch]:
+        """As in `TrainingStream`. The block at the stream's end comes last: it may not be whole batches."""
+        generator = torch.Generator().manual_seed(epoch_seed(seed, number))
+        for pool in self._pools(size, generator):
+            count = sum(map(len, pool))
+            order = torch.randperm(count, generator=generator)
+            if done < count:
+                cache, positions = self._made(pool, model)
+                yield from cache.shared_batches(positions[order[done:]], size, model, pieces)
+                del cache  # before the next one is made
+            done = max(0, done - count)
+
+    def _pools(self, size: int, generator: torch.Generator) -> list[list[range]]:
+        """All blocks in the order of an epoch, `POOL_BLOCKS` at a time."""
+        length, count = size * max(1, BLOCK_TOKENS // size), len(self)
+        *whole, last = [range(first, min(first + length, count)) for first in range(0, count, length)]
+        order = torch.randperm(len(whole), generator=generator).tolist()
+        blocks = [*(whole[place] for place in order), last]
+        return [blocks[first : first + POOL_BLOCKS] for first in range(0, len(blocks), POOL_BLOCKS)]
+
+    def _made(self, pool: list[range], model: ContextKVForCausalLM) -> tuple[StreamCache, Tensor]:
+        """Tokens and contexts of a pool on the model's device, and where its blocks' positions are in it.
+
+        Each block stands there with what its first windows reach back to, as a stream of its own.
+        """
+        interval = model.config.interval
+        reach = (
+            interval * model.config.max_contexts
+        )  # a window's, and up to the next multiple of the interval
+        ids, starts, begins, positions = [], [], [], []
+        place = 0  # of the segment that comes next
+        for block in pool:
+            segments = range(max(0, block.start - reach) // STRIDE, block.stop // STRIDE + 1)
+            shift = (
+                place * STRIDE - segments.start * STRIDE
+            )  # from a position of the stream to one of the pool
+            origin = -(-segments.start * STRIDE // interval) * interval  # windows on a grid lie on multiples
+            tokens = self.ids[segments.start * STRIDE : segments.stop * STRIDE].int()
+            ids.append(F.pad(tokens, (0, len(segments) * STRIDE - len(tokens))))
+            starts.append(self.starts[segments.start : segments.stop])
+            begins.append(torch.full((len(segments) * STRIDE,), origin + shift))
+            positions.append(torch.arange(block.start, block.stop) + shift)
+            place += len(segments)
+        tokens = F.pad(torch.cat(ids), (0, 1)).to(model.device)
+        contexts = self._contexts(tokens[:-1].view(place, STRIDE), torch.cat(starts).to(model.device), model)
+        cache = StreamCache(tokens, contexts, begins=torch.cat(begins).to(model.device))
+        return cache, torch.cat(positions)
+
+    @torch.no_grad()
+    def _contexts(self, tokens: Tensor, starts: Tensor, model: ContextKVForCausalLM) -> Tensor:
+        """Padded contexts of segments `[s, STRIDE]`, each read on from the context before it.
+
+        Of several processes each reads a part of them, for all.
+        """
+        count, stride = tokens.shape
+        contexts = torch.empty(count * stride + 1, starts.shape[1], dtype=self.dtype, device=model.device)
+        contexts[0] = 0
+        walked, ours = contexts[1:].view(count, stride, -1), ranks.share(count)
+        state = starts[ours]
+        for step in range(stride):
+            state = model.context_block(state, self.half[tokens[ours, step].long()])
+            walked[ours, step] = state
+        ranks.share_([walked[part] for part in ranks.shares(count)])
+        return contexts

@@ -1,1 +1,0 @@
-"""Phase 1, Phase 2, and what lies between them: contexts of a stream, caches, losses, evaluation."""
