@@ -44,7 +44,7 @@ def test_an_older_run_is_probed_when_asked(finished, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "probe", None)  # in the summary already
     assert main(["probe", str(finished.path)]) == 0
     shown = capsys.readouterr().out
-    assert "Horizon (tokens)" in shown
+    assert "Memory span (tokens)" in shown
     assert "of another conversation" in shown
 
 
