@@ -31,16 +31,27 @@ class Column:
     gain: Mapping[str, Any] | None = None
 
     @property
+    def model(self) -> ModelConfig:
+        return self.config.model
+
+    @property
+    def phase1(self) -> Mapping[str, Any]:
+        return self.summary["phase1"]
+
+    @property
+    def phase2(self) -> Mapping[str, Any]:
+        return self.summary["phase2"]
+
+    @property
     def method(self) -> str:
         """The key of the words for what attention reads."""
-        model = self.config.model
-        return model.kv_method if model.memory == "contexts" else model.memory
+        return self.model.kv_method if self.model.memory == "contexts" else self.model.memory
 
     @property
     def epochs(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
         """The epochs of this run, each with the published one."""
-        published = self.original.summary["phase2"]["epochs"] if self.original else []
-        return zip_longest(self.summary["phase2"]["epochs"], published, fillvalue=NO_EPOCH)
+        published = self.original.phase2["epochs"] if self.original else []
+        return zip_longest(self.phase2["epochs"], published, fillvalue=NO_EPOCH)
 
 
 def run_columns(runs: Sequence[Run], unit: str, published: str) -> list[Column]:

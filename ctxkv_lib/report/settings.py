@@ -1,4 +1,4 @@
-"""`ctxkv settings`: every setting as its dataclass describes it, and what presets and recipes make of it."""
+"""List settings as `ctxkv settings` does: what dataclasses say of each, and what presets and recipes set."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ WIDTH = 44  # of the column of names and values
 
 
 def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
-    """Every setting, concern by concern.
+    """List every setting, concern by concern.
 
     Args:
         preset: whose values to give; None gives the defaults.
@@ -39,7 +39,7 @@ def _layers() -> dict[str, dict[str, Any]]:
 
 
 def format_settings(rows: list[dict[str, Any]]) -> str:
-    """`describe_settings` as lines for a terminal."""
+    """Format `describe_settings` for a terminal."""
     lines, concern = [], ""
     for row in rows:
         if row["setting"].partition(".")[0] != concern:
