@@ -6,20 +6,19 @@ overwrite padded contexts `[n + 1, context_dim]`, row 0 zero (see `windows`).
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..hf.modeling import ContextKVForCausalLM
 from ..progress import notice
-from ..runs.config import Phase1Config
+from .config import Phase1Config
 from ..runs.placement import PART_ROWS, parts
-from .model import ContextBlock
+from .model import ContextKV
 from .scan import Stream, walk
 
 BLOCK = 2**18  # tokens of the exact recurrence at a time, so that what is written lies together: 256 MiB
 
 
 @torch.no_grad()
-def distinct_rows(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
+def distinct_rows(model: ContextKV, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Normed embeddings of the distinct ones of `ids` `[n]`, and `ids` as rows of them, int64 `[n]`.
 
     Both are where the model is, wherever `ids` are; these are whole numbers of any dtype.
@@ -29,7 +28,7 @@ def distinct_rows(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Ten
 
 
 def stream_contexts(
-    block: ContextBlock,
+    block: nn.Module,
     token_half: Tensor,
     tokens: Tensor,
     config: Phase1Config,
@@ -47,7 +46,7 @@ def stream_contexts(
     Returns:
         if exact, the largest error of any component.
     """
-    if config.contexts == "exact":
+    if config.context_method == "exact":
         _, error = exact_contexts(block, token_half, tokens, config.tolerance, out=contexts)
         say_rounding(error, config.tolerance)
         return error
@@ -76,7 +75,7 @@ def draw_contexts(contexts: Tensor, std: float, generator: torch.Generator) -> N
 
 
 @torch.no_grad()
-def parallel_pass(block: ContextBlock, token_half: Tensor, tokens: Tensor, contexts: Tensor) -> None:
+def parallel_pass(block: nn.Module, token_half: Tensor, tokens: Tensor, contexts: Tensor) -> None:
     """Overwrite `contexts`: every position at once, each from what they held for the position before it."""
     before = contexts[:1].to(token_half.device)
     for start in range(0, len(tokens), PART_ROWS):
@@ -90,7 +89,7 @@ def parallel_pass(block: ContextBlock, token_half: Tensor, tokens: Tensor, conte
 
 @torch.no_grad()
 def exact_contexts(
-    block: ContextBlock,
+    block: nn.Module,
     token_half: Tensor,
     tokens: Tensor,
     tolerance: float,
