@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..method.config import ModelConfig as ModelConfig
 from ..method.losses import add_to_logit as add_to_logit
 from ..method.model import ContextKV, project_inputs, without_autocast
-from ..method.scan import SEGMENT, walk_columns
+from ..method.scan import SEGMENT, scan_rows
 from ..method.settings import require
 from ..method.windows import Window as Window
 from .cache import ContextCache
@@ -165,7 +165,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in through)
         if trained or tokens.shape[1] < LONG:
             return self._one_by_one(state, inputs[tokens], read)
-        return walk_columns(self.context_block, inputs, tokens, read, state, TOLERANCE)
+        return scan_rows(self.context_block, inputs, tokens, read, state, TOLERANCE)
 
     def _one_by_one(self, state: Tensor, inputs: Tensor, read: Tensor) -> Tensor:
         contexts = []

@@ -132,7 +132,9 @@ class StreamCache:
         tokens, targets = (_rows(self.ids, places) for places in (positions, positions + 1))
         return Batch(tokens, dense, _rows(self.contexts, rows), present, targets.long())
 
-    def batches(self, order: Tensor, size: int, model: ContextKV, shard: Shard | None = None) -> Iterator[Batch]:
+    def batches(
+        self, order: Tensor, size: int, model: ContextKV, shard: Shard | None = None
+    ) -> Iterator[Batch]:
         """Gather the positions of `order`, int64 `[n]`, in batches on the model's device.
 
         A cache that is held elsewhere is read one batch ahead, by a thread, through pinned memory.

@@ -42,9 +42,7 @@ def token_scores(
     scores = torch.zeros(2, len(positions), device=model.device)
     total = -(-(shard.stop - shard.start) // EVALUATION_ROWS)
     done = shard.start
-    for batch in loop.track(
-        cache.batches(positions[shard], EVALUATION_ROWS, model), "Validation", total
-    ):
+    for batch in loop.track(cache.batches(positions[shard], EVALUATION_ROWS, model), "Validation", total):
 
         def score(pieces: int, batch: Batch = batch) -> Tensor:
             found = []

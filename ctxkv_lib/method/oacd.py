@@ -118,13 +118,14 @@ def train_context_block(
     loop.restore(state)
     if not state.metrics:
         _init_weights(block, embeddings, tokens, config)
-        draw_contexts(contexts, config.initial_std, generator)
+        draw_contexts(contexts, config.initial_std, generator, loop.release)
     rule, iteration, rate, reason = StoppingRule(config), 1, 0.0, None
     for metric in state.metrics:
         iteration, rate = metric["iteration"], metric["convergence_rate"]
         reason = rule.reason(rate)
     earlier, most = state.seconds, 0 if reason else config.max_iterations
-    for iteration in loop.track(range(iteration + 1, most + 1), "Phase 1", most, iteration):
+    rounds = range(iteration + 1, most + 1)
+    for iteration in loop.track(rounds, "Phase 1", most, iteration):  # noqa: B020 (evaluated before)
         tick = time.perf_counter()
         mean_loss, rate = train_iteration(
             block, optimizer, embeddings, tokens, contexts, config, generator, loss, loop

@@ -155,7 +155,9 @@ def train_attention(
             count = min(size, len(train) - state.position)
             rows = loop.shard(count)
 
-            def gradients(pieces: int, batch: Batch = batch, count: int = count, rows: slice = rows) -> Tensor:
+            def gradients(
+                pieces: int, batch: Batch = batch, count: int = count, rows: slice = rows
+            ) -> Tensor:
                 stepper.optimizer.zero_grad()
                 return batch_gradients(model, table, batch, count, rows, pieces)
 
@@ -214,7 +216,7 @@ def batch_gradients(
     """
     total = torch.zeros((), device=model.device)
     in_bf16 = table.is_cuda and table.dtype == torch.bfloat16
-    whole = pieces == 1 and len(batch) == count or not isinstance(batch, Batch)
+    whole = (pieces == 1 and len(batch) == count) or not isinstance(batch, Batch)
     for part, within in batch.split(pieces):
         cut = slice(rows.start + within.start, rows.start + within.stop)
         with nullcontext() if whole else rows_of_batch(count, cut):

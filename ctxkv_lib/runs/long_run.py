@@ -104,7 +104,9 @@ class LongRun(Loop):
     def restore(self, state: State) -> None:
         found = self.checkpoint.restore() if self.checkpoint else None
         if found is not None:
-            (_restore_phase1 if isinstance(state, Phase1State) else _restore_phase2)(state, *found, self.device)
+            (_restore_phase1 if isinstance(state, Phase1State) else _restore_phase2)(
+                state, *found, self.device
+            )
         for metric in state.metrics if isinstance(state, Phase1State) else state.epochs:
             self.listener(metric)
 
@@ -206,7 +208,9 @@ def _saved_draws(tensors: Mapping[str, Tensor], device: torch.device) -> Tensor 
     """Return a generator's saved state; None, with a word, if it is another kind of device's."""
     state = tensors.get(f"draws/{device.type}")
     if state is None:
-        say(f"The training was begun on another device: what is random continues differently on {device.type}.")
+        say(
+            f"The training was begun on another device: what is random continues differently on {device.type}."
+        )
     return state
 
 

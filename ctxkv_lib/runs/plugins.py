@@ -77,7 +77,9 @@ def load(name: str) -> Any:
     try:
         return find(name)
     except (ImportError, AttributeError, ValueError) as error:
-        where = "run the cell that defines it" if module == "__main__" else "check the name and the Python path"
+        where = (
+            "run the cell that defines it" if module == "__main__" else "check the name and the Python path"
+        )
         raise UserError(f"The plug-in {name} cannot be loaded ({error}); {where}.") from None
 
 
@@ -152,7 +154,9 @@ def code_key(*plugins: PlugIn | None) -> str:
 
     files = sorted((PACKAGE / "method").glob("*.py"))
     modules = {plugin.name.partition(":")[0] for plugin in plugins if plugin is not None}
-    files += [PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in sorted(modules) if name.startswith(OWN)]
+    files += [
+        PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in sorted(modules) if name.startswith(OWN)
+    ]
     code = "".join(_plain_file(file, file.stat().st_mtime_ns) for file in files)
     return hashlib.sha256((code + patched_source("ctxkv_lib.method")).encode()).hexdigest()[:16]
 

@@ -134,3 +134,14 @@ class TokenRows(StreamCache):
             rows.append(self.ids[first:stop])
         targets = self.ids[(positions + 1).to(self.ids.device)].long()
         return RowBatch(pad_sequence(rows, batch_first=True), spans, targets)
+
+
+def as_read(model: ContextKV, cache: StreamCache, trained: bool) -> StreamCache:
+    """Return what Phase 2 reads a cached stream as: itself, or for a mixer rows of its tokens.
+
+    Args:
+        trained: whether it is trained on.
+    """
+    if not isinstance(model, MixerModel):
+        return cache
+    return TokenRows(cache.ids, cache.contexts, history=model.history(trained))

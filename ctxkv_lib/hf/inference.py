@@ -1,4 +1,4 @@
-"""Trained runs in use: load, generate, and measure on other text."""
+"""Trained models in use: generate text, and measure on other text."""
 
 import math
 import re
@@ -13,47 +13,16 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..files import read_json
-from ..hf.modeling import ContextKVForCausalLM
 from ..method.caches import StreamCache
-from ..method.contexts import distinct_rows, exact_contexts, say_rounding
+from ..method.contexts import distinct_rows, exact_contexts
 from ..method.evaluation import perplexity, token_scores
-from ..method.windows import real_contexts
-from ..progress import transformers_bars_hidden
-from ..research.models import model_class, refuse_unserved
-from .config import SEED_LIMIT
-from .ownership import run_command
-from .run_folder import load_run, refuse_damaged
+from ..method.model import project_inputs
+from .modeling import ContextKVForCausalLM
 
+SEED_LIMIT = 2**63  # what torch's generators take
 COLDEST = 1e-6  # temperature at which any two logits that differ are told apart for sure
 TOLERANCE = 1e-5  # largest error of a context component while measuring
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
-
-
-def load_trained(
-    path: Path | str, device: torch.device | str
-) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a finished run.
-
-    Raises:
-        UserError: no finished run there, a damaged one, or a baseline that cannot read on.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoTokenizer
-
-    trained = load_run(path)
-    refuse_unserved(trained.config.model.memory)
-    folder = trained.path / "model"
-    refuse_damaged(trained.path, "model")
-    cure = run_command(trained.config, trained.path)
-    if not (folder / "model.safetensors").is_file():
-        raise UserError(f"{folder} has no model; make it again with `{cure}`.")
-    try:
-        with transformers_bars_hidden():
-            kind = model_class(trained.config.model.memory)
-            model = kind.from_pretrained(folder, use_safetensors=True).eval()
-    except SafetensorError as error:  # an earlier version's, which kept no checksums
-        raise UserError(f"{folder} is damaged ({error}); make it again with `{cure}`.") from None
-    return model.to(device), AutoTokenizer.from_pretrained(folder)
 
 
 def generate_text(
@@ -111,9 +80,9 @@ def evaluate_texts(
     losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions))
     nats = losses.double().sum().item()
     word_ppl = perplexity(nats / sum(len(re.split(r"\s+", text)) for text in texts))
-    shape = model.config
-    history = real_contexts(local, shape)
-    doubling = [2**k for k in range(shape.max_contexts.bit_length())]
+    slots = len(model.window)
+    history = model.window.count_real(local)
+    doubling = [2**k for k in range(slots.bit_length())]
     return {
         "conversations": len(texts),
         "tokens": len(losses),
@@ -122,7 +91,7 @@ def evaluate_texts(
         "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
         "accuracy": correct.double().mean().item(),
         "by_position": binned(local, POSITION_BINS, losses, correct),
-        "by_history": binned(history, [*doubling, shape.max_contexts + 1], losses, correct),
+        "by_history": binned(history, [*doubling, slots + 1], losses, correct),
     }
 
 
@@ -167,9 +136,10 @@ def _read_apart(
     begins = (lengths.cumsum(0) - lengths).repeat_interleave(lengths).to(model.device)
     everything = torch.arange(len(ids), device=model.device)
     embeddings, tokens = distinct_rows(model, ids)
-    half = model.context_block.project_tokens(embeddings)
-    contexts, error = exact_contexts(model.context_block, half, tokens, TOLERANCE, everything == begins)
-    say_rounding(error, TOLERANCE)
+    inputs = project_inputs(model.context_block, embeddings)
+    zero = inputs.new_zeros(model.config.context_dim)
+    fresh = everything == begins
+    contexts, _ = exact_contexts(model.context_block, inputs, tokens, TOLERANCE, fresh, before=zero)
     cache = StreamCache(ids.int(), contexts, begins=begins)
     positions = everything[:-1][begins[1:] == begins[:-1]]
     return cache, positions, (positions - begins[positions]).cpu()
