@@ -122,7 +122,7 @@ class StreamCache:
         return {name: tensor for name, tensor in named.items() if isinstance(tensor, Tensor)}
 
     def gather(self, positions: Tensor, window: Window) -> Batch:
-        """Gather what is read at `positions`, int64 `[n]` on any device; each tensor from where it is held."""
+        """Gather what is read at `positions`, int64 `[n]` on any device."""
         begins = 0 if self.begins is None else _rows(self.begins, positions)
         rows = window.rows(positions - begins)
         present = rows > 0
@@ -187,5 +187,5 @@ def _rows(held: Tensor, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def dense_embeddings(model: ContextKV, ids: Tensor) -> Tensor:
-    """Compute one normed embedding row for each input token: float32 `[n, hidden_size]` from ids `[n + 1]`."""
+    """Compute a normed embedding row for each input token: float32 `[n, hidden_size]`."""
     return torch.cat([model.embed(part) for part in ids[:-1].split(8192)])

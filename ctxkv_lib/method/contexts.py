@@ -1,7 +1,7 @@
 """Contexts of a stream: by the original's parallel passes, or by the exact recurrence.
 
-Tokens come as the rows of their distinct ones (`distinct_rows`): `token_half` `[num_distinct, context_dim]` is
-the input projection of each distinct token and `tokens` `[n]` are indices into it. Contexts are padded:
+Tokens come as the rows of their distinct ones (`distinct_rows`): `token_half` `[num_distinct, context_dim]`
+is the input projection of each distinct token and `tokens` `[n]` are indices into it. Contexts are padded:
 `[n + 1, context_dim]`, row 0 is the context before the first token.
 """
 

@@ -1,8 +1,8 @@
 """Phase 1: train the ContextBlock with OACD until its contexts converge.
 
 OACD (Origin-Anchored Centroid Dispersion) spreads contexts around their centroid and anchors the centroid at
-the origin. Every iteration gives each position the *previous iteration's* context of the position before it, so
-all positions are computed at once.
+the origin. Every iteration gives each position the *previous iteration's* context of the position before it,
+so all positions are computed at once.
 """
 
 import math
@@ -205,7 +205,7 @@ def train_iteration(
     return total_loss.item(), converged.item() / len(tokens)
 
 
-# Contexts of a batch `[n, context_dim]`, its loss, and the gradient of each trained tensor (None: not reached).
+# Contexts of a batch `[n, context_dim]`, its loss, and the gradient of each trained tensor, if it has one.
 BatchGradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 

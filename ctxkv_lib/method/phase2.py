@@ -125,8 +125,8 @@ def train_attention(
 ) -> Phase2Result:
     """Train `model` in place and leave it with the best epoch's weights.
 
-    Each epoch's order and dropout are drawn from (seed, epoch) alone, so a training that was resumed gives the
-    same numbers as one that never stopped.
+    Each epoch's order and dropout are drawn from (seed, epoch) alone, so a training that was resumed gives
+    the same numbers as one that never stopped.
 
     Args:
         train: its dtype, float32 or bfloat16, is that of the matrix products of training (see

@@ -26,15 +26,15 @@ Step = Callable[[Tensor, Tensor], Tensor]
 def segmented_scan(step: Step, contexts: Tensor, tolerance: float) -> float:
     """Overwrite `contexts[1:]` with the recurrence that starts from `contexts[0]`.
 
-    1. Cut the stream into segments. Start each from `contexts[0]`, which is a guess for all but the first, and
-       compute all in lock-step.
+    1. Cut the stream into segments. Start each from `contexts[0]`, which is a guess for all but the first,
+       and compute all in lock-step.
     2. If a segment ends with another context than the next one started from, the next one started wrong.
        Compute all such segments again, from the context before each, until they agree with what is there.
     3. Repeat this until all agree. If most segments of a round started wrong, the block remembers more than a
        segment: the next round computes every fourth one only, and on through the three after it.
 
-    The first segment of each round starts right, so the rounds end. If the block never forgets, the last round
-    is one segment: the whole stream, token by token.
+    The first segment of each round starts right, so the rounds end. If the block never forgets, the last
+    round is one segment: the whole stream, token by token.
 
     Args:
         step: returns contexts `[m, context_dim]` after the tokens at m positions, from those before them.

@@ -35,7 +35,7 @@ GROUPS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """One experiment, completely: the groups of settings, the plug-ins, and the preset and recipe they came from."""
+    """One experiment: all groups of settings, the plug-ins, and the preset and recipe they came from."""
 
     preset: str = "colab"
     recipe: str = "published"
@@ -78,8 +78,8 @@ class ExperimentConfig:
 
         Args:
             settings: `{"group.field": value}`, where a string value is parsed as the field's type;
-                `{hook: plug-in}` with a class, a function or its `module:Name`; `{"hook.field": value}` of the
-                plug-in's own settings.
+                `{hook: plug-in}` with a class, a function or its `module:Name`; `{"hook.field": value}` of
+                the plug-in's own settings.
 
         Raises:
             UserError: a key or a value that is not allowed.

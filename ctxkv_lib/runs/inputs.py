@@ -1,4 +1,4 @@
-"""What an experiment is made from: conversations, token table, streams, the untrained model, and their keys."""
+"""What an experiment is made from, conversations, streams and token table, and the keys of its stages."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,7 +62,7 @@ class Inputs:
         return digest([phase1.key, phase1.files, self.validation.fingerprint, how])
 
     def phase2_key(self, phase1: Record, precision: str) -> str:
-        """Digest what Phase 2 depends on; not the caches: made again elsewhere, they may differ by a rounding."""
+        """Digest what Phase 2 depends on; not the caches, whose rounding may differ."""
         runtime, counts = self.config.runtime, self.counts and self.counts.fingerprint
         how = [precision, runtime.embedding_cache, runtime.context_cache]
         settings = [asdict(self.config.model), asdict(self.config.phase2), how]

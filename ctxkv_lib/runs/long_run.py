@@ -190,7 +190,7 @@ def _restore_phase2(
 
 
 def _restore_weights(state: State, tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite weights and the optimiser's state; copies, since the file they are mapped from is replaced."""
+    """Overwrite weights and optimiser state; with copies, since the mapped file will be replaced."""
     fused = state.optimizer.defaults["fused"]
     for name, weight in state.weights.items():
         weight.data.copy_(tensors[f"weight/{name}"])

@@ -56,7 +56,7 @@ def own_records(folder: Path, config: ExperimentConfig, again: bool = False) -> 
     _refuse_other(folder, config, held)
     if records and "results" in records.stages and records.code != code and not again:
         raise UserError(
-            f"{folder} holds a finished result of other code, which would be overwritten; name another folder "
+            f"{folder} holds a finished result of other code, which is kept; name another folder "
             "with --out, or make it anew with --again."
         )
     if records:

@@ -1,7 +1,7 @@
 """Plug-ins: classes and functions of the user that stand in the place of parts of the method.
 
-A configuration names a plug-in as `module:Name`, with its settings and, if it is not of this package, a digest of
-its source: a run with other code is another run.
+A configuration names a plug-in as `module:Name`, with its settings and, if it is not of this package, a
+digest of its source: a run with other code is another run.
 """
 
 import ast
@@ -105,7 +105,7 @@ def built(plugin: PlugIn) -> Any:
 
 
 def _source_digest(part: Any) -> str:
-    """Digest the code of a class (with the bases of its own module) or a function; empty for this package's."""
+    """Digest the code of a function, or of a class and its bases; empty for this package's."""
     if part.__module__.startswith(OWN):
         return ""
     family = [base for base in getattr(part, "__mro__", [part]) if base.__module__ == part.__module__]
@@ -129,7 +129,7 @@ def plain_source(source: str) -> str:
 
 
 def patched_source(package: str) -> str:
-    """Return the source of what was put in the place of functions and classes of a package's loaded modules."""
+    """Digest what was put in the place of functions and classes of a package's loaded modules."""
     found = ""
     for name, module in sorted(sys.modules.items()):
         if name.startswith(f"{package}.") and getattr(module, "__file__", None):

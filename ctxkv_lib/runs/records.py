@@ -42,7 +42,7 @@ class Record:
 
 @dataclass
 class Records:
-    """The records of one run folder, with the configuration and the digest of the code that they belong to."""
+    """The records of one run folder, with the configuration and the code that they belong to."""
 
     folder: Path
     config: dict[str, Any]

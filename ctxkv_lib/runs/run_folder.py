@@ -101,7 +101,9 @@ class RunFolder:
         return self._checked[stage, key]
 
     def shared(self, stage: str, key: str) -> Record | None:
-        """Return `finished`, or the same from another run under the same root, whose files are linked here."""
+        """Return `finished`, or the same from another run under the same root, whose files are linked
+        here.
+        """
         found = self.finished(stage, key)
         if found is None and (found := ranks.from_first(lambda: self._adopted(stage, key))):
             self.keep(stage, found)

@@ -1,7 +1,7 @@
 """The stages of an experiment in order, each done only if its run folder does not hold it intact.
 
-Phase 1 leaves the ContextBlock, from which the caches are computed; Phase 2 leaves attention and feed-forward;
-the model is put together from both. Missing or damaged files are rebuilt from intact stages.
+Phase 1 leaves the ContextBlock, from which the caches are computed; Phase 2 leaves attention and
+feed-forward; the model is put together from both. Missing or damaged files are rebuilt from intact stages.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Contexts that Phase 2 computes when it needs them: a pool of blocks at a time, dropped once it is trained on.
+"""Contexts that Phase 2 computes when it needs them: a pool of blocks at a time, dropped once it is trained
+on.
 
 Of a stream is kept the context before every `STRIDE`-th token, as many bytes as its ids. From these all
 segments of a pool are read on in lock-step: the exact recurrence again, without a burn-in.
@@ -22,7 +23,9 @@ TABLE_ROWS = 8192  # tokens of the vocabulary at a time, to bound the memory of 
 
 
 def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
-    """Return the tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (`phase1.max_tokens`)."""
+    """Return the tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them
+    (`phase1.max_tokens`).
+    """
     most, size = config.max_tokens, config.batch_size
     if len(ids) <= most or config.context_method == "passes":
         return ids
