@@ -209,7 +209,7 @@ def _saved_draws(tensors: Mapping[str, Tensor], device: torch.device) -> Tensor 
     state = tensors.get(f"draws/{device.type}")
     if state is None:
         say(
-            f"The training was begun on another device: what is random continues differently on {device.type}."
+            f"The training was begun on another device: random draws continue differently here."
         )
     return state
 
