@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..method.config import ModelConfig as ModelConfig
 from ..method.losses import add_to_own, frozen_head_cross_entropy
 from ..method.model import NOT_DRAWN, ContextBlock, ContextKVAttention, Dropout, Dropped, FeedForward
-from ..method.scan import SEGMENT, walk_columns
+from ..method.scan import SEGMENT, scan_rows
 from ..method.settings import require
 from ..method.windows import slot_positions as slot_positions
 from .cache import ContextCache
@@ -25,7 +25,7 @@ from .export import AUTO_MAP, write_code
 LONG = (
     2 * SEGMENT
 )  # columns from which they are read in lock-step: there as fast, and sooner the more they are
-TOLERANCE = 1e-5  # of a component of the contexts of long texts, see `walk`
+TOLERANCE = 1e-5  # of a component of the contexts of long texts, see `segmented_scan`
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 # What transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -223,7 +223,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in through)
         if trained or tokens.shape[1] < LONG:
             return self._read(state, token_half[tokens], read)
-        return walk_columns(self.context_block, token_half, tokens, read, state, TOLERANCE)
+        return scan_rows(self.context_block, token_half, tokens, read, state, TOLERANCE)
 
     def _read(self, state: Tensor, token_half: Tensor, read: Tensor) -> Tensor:
         """Contexts `[batch, length, context_dim]` after each column, one by one from `state`."""

@@ -117,7 +117,7 @@ def train_context_block(
     metrics, earlier = _restored(saved, block, optimizer, contexts, generator)
     if not metrics:
         begin(block, embed_distinct, tokens, config)
-        draw_contexts(contexts, config.initial_std, generator)
+        draw_contexts(contexts, config.initial_std, generator, give_back)
     rule, rate, reason, pieces = StoppingRule(config), 0.0, None, Pieces("Phase 1")
     for metric in metrics:
         rate = metric["convergence_rate"]

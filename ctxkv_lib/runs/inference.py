@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..files import read_json
 from ..hf.modeling import ContextKVForCausalLM
 from ..method.caches import StreamCache
-from ..method.contexts import distinct_rows, exact_contexts, say_rounding
+from ..method.contexts import distinct_rows, exact_contexts
 from ..method.evaluation import perplexity, token_scores
 from ..method.windows import real_contexts
 from ..progress import transformers_bars_hidden
@@ -168,8 +168,7 @@ def _read_apart(
     everything = torch.arange(len(ids), device=model.device)
     embeddings, tokens = distinct_rows(model, ids)
     half = model.context_block.project_tokens(embeddings)
-    contexts, error = exact_contexts(model.context_block, half, tokens, TOLERANCE, everything == begins)
-    say_rounding(error, TOLERANCE)
+    contexts, _ = exact_contexts(model.context_block, half, tokens, TOLERANCE, everything == begins)
     cache = StreamCache(ids.int(), contexts, begins=begins)
     positions = everything[:-1][begins[1:] == begins[:-1]]
     return cache, positions, (positions - begins[positions]).cpu()

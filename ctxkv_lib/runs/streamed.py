@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import ranks
 from ..hf.modeling import ContextKVForCausalLM
 from ..method.caches import Batch, StreamCache, epoch_seed
-from ..method.contexts import BLOCK, exact_contexts, say_rounding
+from ..method.contexts import BLOCK, exact_contexts
 from .config import Phase1Config
 from .settings import BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 
@@ -67,7 +67,6 @@ def read_once(
         if first < len(beginning):
             rows = beginning[first : first + len(contexts)]
             rows.copy_(contexts[: len(rows)])
-    say_rounding(most, tolerance)
     return starts, most
 
 
