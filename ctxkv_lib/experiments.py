@@ -16,7 +16,7 @@ from .locks import only_process
 from .method.config import FROZEN_BLOCK
 from .method.phase2 import best_epoch
 from .method.windows import theoretical_max
-from .progress import Listener, progress_bar, refuse_missing_tracker, stage, tracked
+from .progress import Listener, progress_bar, stage
 from .report import LANGUAGES, improvement, write_report
 from .report.info import dense_fp32_mib
 from .report.model_card import model_card
@@ -26,7 +26,6 @@ from .runs.config import ExperimentConfig
 from .runs.inference import load_trained
 from .runs.inputs import Facts
 from .runs.machine import threads_put_back
-from .runs.ownership import flat
 from .runs.provenance import choose_device
 from .runs.run_folder import COMPARISON, Run, RunFolder, read_run, run_folder_of
 from .runs.stages import Prepared, run_stages
@@ -51,9 +50,7 @@ def run(config: ExperimentConfig, out: Path | str | None = None, listener: Liste
     _meet(config)
     folder = RunFolder(Path(out or run_folder_of(config)))
     with folder.claimed(config), stopped_calmly(folder), threads_put_back():
-        settings = dict(flat(config.to_dict()))
-        with tracked(config.runtime.tracker, folder.path, settings, _heard_once(listener)) as heard:
-            contexts, attention = run_stages(config, folder, heard)
+        contexts, attention = run_stages(config, folder, _heard_once(listener))
         return ranks.from_first(lambda: _results(config, folder, contexts, attention))
 
 
@@ -76,7 +73,6 @@ def _meet(config: ExperimentConfig) -> None:
     """With the other processes, if there are any."""
     if ranks.count() > 1 and config.model.memory not in FROZEN_BLOCK:
         raise UserError(f"model.memory={config.model.memory} is trained in one process; start one.")
-    refuse_missing_tracker(config.runtime.tracker)
     set_threads(torch.get_num_threads())  # as before, but one in a process that was copied
     ranks.join(choose_device(config.runtime.device))
 

@@ -246,11 +246,6 @@ class RuntimeConfig:
             "streamed": "exact ones, made when needed; an epoch shuffles a pool of blocks at a time",
         },
     )
-    tracker: str = setting(
-        "none",
-        "where each line of metrics.jsonl goes, too, through accelerate",
-        {"none": "", "tensorboard": "folder tracker of the run folder", "wandb": "Weights & Biases"},
-    )
 
     def __post_init__(self) -> None:
         check_settings(self, "runtime")
