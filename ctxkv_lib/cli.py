@@ -19,33 +19,9 @@ from .errors import UserError, describe, memory_advice, one_line
 from .progress import epoch_printer, notice, say, stage
 from .runs.config import PRESETS, RECIPES, ExperimentConfig, parse_settings
 
-Command = Callable[[argparse.Namespace], int | None]
-Option = tuple[tuple[str, ...], dict[str, Any]]  # arguments of argparse's `add_argument`
-COMMANDS: list[tuple[Command, str, tuple[Option, ...]]] = []
-PLUG_INS = {
-    "block": "a ContextBlock of your own",
-    "loss": "a Phase 1 loss of your own",
-    "attention": "what Phase 2 trains",
-    "mixer": "what attention reads instead of contexts",
-}
-
-
-def command(summary: str, *options: Option) -> Callable[[Command], Command]:
-    """Make a command of a function; the first word of the function's name is the command's."""
-
-    def add(function: Command) -> Command:
-        COMMANDS.append((function, summary, options))
-        return function
-
-    return add
-
-
-def option(*names: str, **details: Any) -> Option:
-    return names, details
-
 
 def _path(text: str) -> Path:
-    """The path that was typed; the shell leaves `~` alone in `--out=~/runs`."""
+    """Return the path that was typed; the shell leaves `~` alone in `--out=~/runs`."""
     if "\0" in text:
         raise argparse.ArgumentTypeError("a path cannot hold a NUL character")
     return Path(os.path.expanduser(text))
@@ -53,22 +29,67 @@ def _path(text: str) -> Path:
 
 _presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
 _recipes = f"{' or '.join(RECIPES)} (default: the preset's own)"
-_files = f"your own conversations: {FILES}; sizes that are not given fit it"
-PRESET = option("--preset", default="colab", metavar="P", help=f"{_presets} (default: colab)")
-RECIPE = option("--recipe", metavar="R", help=_recipes)
-DATA = option("--data", metavar="FILE", help=_files)
-SET = option("--set", action="append", default=[], metavar="K=V", help="a setting: phase2.batch_size=256")
-SAMPLES = option("--samples", type=int, metavar="N", help="training conversations")
-COUNTS = option("--samples", type=int, nargs="+", metavar="N", help="numbers of training conversations")
-OUT = option("--out", type=_path, metavar="DIR", help="folder (default: named after the experiment, in runs)")
-EXPERIMENT = (PRESET, RECIPE, DATA, SET)
-OWN = tuple(option(f"--{name}", metavar="MODULE:NAME", help=text) for name, text in PLUG_INS.items())
-MEASURE = option("--measure", action="store_true", help="measure the finished runs: probe, ablations, ...")
-AGAIN = option("--again", action="store_true", help="make a finished result anew that other code made")
-RUN = option("run", type=_path, metavar="RUN", help="run folder")
-ROOT = option("root", type=_path, nargs="?", metavar="ROOT", help="(default: runs, or $CTXKV_RUNS)")
-LANG = option("--lang", default="en", help="language: en or ja (default: en)")
-JSON = option("--json", action="store_true", help="print JSON")
+_data = f"your own conversations: {FILES}; sizes that are not given fit it"
+_out = "run folder, or folder of the results (default: named after the experiment, in runs or $CTXKV_RUNS)"
+PLUG_INS = {
+    "block": "a ContextBlock of your own",
+    "loss": "a Phase 1 loss of your own",
+    "attention": "what Phase 2 trains",
+    "mixer": "what attention reads instead of contexts",
+}
+
+# Arguments of `add_argument`, by name; a mark behind the name distinguishes another form of the same option.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "run": {"type": _path, "metavar": "RUN", "help": "run folder"},
+    "run+": {"type": _path, "nargs": "+", "metavar": "RUN", "help": "run folder"},
+    "root": {"type": _path, "nargs": "?", "metavar": "ROOT", "help": "(default: runs, or $CTXKV_RUNS)"},
+    "--preset": {"default": "colab", "metavar": "P", "help": f"{_presets} (default: colab)"},
+    "--preset?": {"metavar": "P", "help": _presets},
+    "--recipe": {"metavar": "R", "help": _recipes},
+    "--recipe+": {"nargs": "+", "metavar": "R", "help": _recipes},
+    "--data": {"metavar": "FILE", "help": _data},
+    "--data!": {"type": _path, "required": True, "metavar": "FILE", "help": FILES},
+    "--set": {"action": "append", "default": [], "metavar": "K=V", "help": "as in phase2.batch_size=256"},
+    **{f"--{name}": {"metavar": "MODULE:NAME", "help": text} for name, text in PLUG_INS.items()},
+    "--samples": {"type": int, "metavar": "N", "help": "training conversations"},
+    "--samples+": {"type": int, "nargs": "+", "metavar": "N", "help": "training conversations of each run"},
+    "--out": {"type": _path, "metavar": "DIR", "help": _out},
+    "--measure": {"action": "store_true", "help": "measure finished runs: probe, ablations, n-grams, ..."},
+    "--again": {"action": "store_true", "help": "make a finished result anew that other code made"},
+    "--train-tokens": {"type": int, "metavar": "N", "help": "of the training stream (counted with --data)"},
+    "--val-tokens": {"type": int, "metavar": "N", "help": "of the validation stream"},
+    "--seeds+": {"type": int, "nargs": "+", "metavar": "N", "help": "(default: the preset's one)"},
+    "--grid": {"action": "append", "default": [], "metavar": "K=V,V", "help": "values of a setting"},
+    "--protocol": {"type": _path, "metavar": "FILE", "help": "JSON of all this, with named variants"},
+    "--runs": {"type": _path, "metavar": "DIR", "help": "folder of the runs, if sweeps share it"},
+    "--hours": {"type": float, "metavar": "H", "help": "begin no run after so long"},
+    "--keep": {"action": "store_true", "help": "keep each run's model and caches (0.2 GB a run)"},
+    "--prompt": {"required": True, "metavar": "TEXT", "help": "how the text begins"},
+    "--max-new-tokens": {"type": int, "default": 100, "metavar": "N", "help": "(default: 100)"},
+    "--temperature": {"type": float, "default": 0.8, "metavar": "T", "help": "0: greedy (default: 0.8)"},
+    "--top-k": {"type": int, "default": 50, "metavar": "K", "help": "(default: 50)"},
+    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of the sampling (default: 0)"},
+    "--rounds": {"type": int, "default": 10, "metavar": "N", "help": "timed repetitions (default: 10)"},
+    "--lang": {"default": "en", "help": "language: en or ja (default: en)"},
+    "--json": {"action": "store_true", "help": "print JSON"},
+}
+
+
+EXPERIMENT = "--preset --recipe --data --set"
+GRID = "--preset? --recipe+ --data --set --grid --protocol"
+OWN = " ".join(f"--{name}" for name in PLUG_INS)
+Command = Callable[[argparse.Namespace], int | None]
+COMMANDS: dict[Command, str] = {}
+
+
+def command(options: str) -> Callable[[Command], Command]:
+    """Make a command of a function: named as the function's first word, with these keys of `OPTIONS`."""
+
+    def add(function: Command) -> Command:
+        COMMANDS[function] = options
+        return function
+
+    return add
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -76,12 +97,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ctxkv", description="Train and explore Context-KV attention.")
     parser.add_argument("--version", action="version", version=f"ctxkv {__version__}")
     parsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for function, summary, options in COMMANDS:
-        described = f"{summary[0].upper()}{summary[1:]}."
-        own = parsers.add_parser(function.__name__.partition("_")[0], help=summary, description=described)
+    for function, options in COMMANDS.items():
+        name, text = function.__name__.partition("_")[0], str(function.__doc__)
+        own = parsers.add_parser(name, description=text, help=f"{text[0].lower()}{text[1:-1]}")
         own.set_defaults(command=function)
-        for names, details in options:
-            own.add_argument(*names, **details)
+        for option in options.split():
+            own.add_argument(option.rstrip("+?!"), **OPTIONS[option])
     return parser
 
 
@@ -168,13 +189,9 @@ def _print(found: Any, as_json: bool, as_text: Callable[[Any], str], *written: P
         print(f"\nWritten: {', '.join(map(str, written))}")
 
 
-@command(
-    "sizes and parameter counts, without downloading anything",
-    *(*EXPERIMENT, SAMPLES, JSON),
-    option("--train-tokens", type=int, metavar="N", help="of the training stream (counted with --data)"),
-    option("--val-tokens", type=int, metavar="N", help="of the validation stream"),
-)
+@command(f"{EXPERIMENT} --samples --train-tokens --val-tokens --json")
 def info(options: argparse.Namespace) -> None:
+    """Print sizes and parameter counts, without downloading anything."""
     from .report.info import describe, format_info
 
     config, tokens = _config(options, options.samples), (options.train_tokens, options.val_tokens)
@@ -187,15 +204,17 @@ def info(options: argparse.Namespace) -> None:
     _print(describe(config, *tokens), options.json, format_info)
 
 
-@command("every setting with its value, unit and reason", option("--preset", metavar="P"), JSON)
+@command("--preset? --json")
 def settings(options: argparse.Namespace) -> None:
+    """Print every setting with its value, unit and reason."""
     from .report.settings import describe_settings, format_settings
 
     _print(describe_settings(options.preset), options.json, format_settings)
 
 
-@command("all run folders: state, best PPL, what differs, size", ROOT, JSON)
+@command("root --json")
 def list_folders(options: argparse.Namespace) -> None:
+    """List all run folders: state, best PPL, what differs, size."""
     from .runs.listing import format_runs, list_runs
     from .runs.run_folder import DEFAULT_ROOT
 
@@ -203,8 +222,9 @@ def list_folders(options: argparse.Namespace) -> None:
     _print([vars(run) for run in runs], options.json, lambda _: format_runs(runs))
 
 
-@command("one experiment; run again to continue or reuse it", *EXPERIMENT, *OWN, SAMPLES, OUT, MEASURE, AGAIN)
+@command(f"{EXPERIMENT} {OWN} --samples --out --measure --again")
 def run(options: argparse.Namespace) -> None:
+    """Run one experiment; run again to continue or reuse it."""
     config = _config(options, options.samples, notice)
     from .runs.run_folder import run_folder_of
 
@@ -215,7 +235,7 @@ def run(options: argparse.Namespace) -> None:
     finished = run(config, out, epoch_printer(config.phase2.max_epochs), **_again(options))
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
-    _measure(options, [finished])
+    _measured(options, [finished])
     print(f"Report: {out / 'report.md'}")
 
 
@@ -223,16 +243,18 @@ def _again(options: argparse.Namespace) -> dict[str, Any]:
     return {"again": True} if options.again else {}
 
 
-def _measure(options: argparse.Namespace, runs: list[Any]) -> list[Any]:
+def _measured(options: argparse.Namespace, runs: list[Any]) -> list[Any]:
+    """Measure finished runs if `--measure` asks for it."""
     if not options.measure:
         return runs
     from .research.measure import measure
 
-    return [measure(finished) for finished in runs]
+    return ranks.from_first(lambda: [measure(finished) for finished in runs])
 
 
-@command("an experiment on fewer and more conversations", *EXPERIMENT, *OWN, COUNTS, OUT, MEASURE, AGAIN)
+@command(f"{EXPERIMENT} {OWN} --samples+ --out --measure --again")
 def compare(options: argparse.Namespace) -> None:
+    """Run the same experiment on fewer and on more conversations."""
     from .data.local_files import compared_samples
 
     largest = _config(options, max(options.samples) if options.samples else None, notice)
@@ -247,24 +269,13 @@ def compare(options: argparse.Namespace) -> None:
 
     listener = epoch_printer(largest.phase2.max_epochs)
     runs = compare(configs, options.out or DEFAULT_ROOT, out, listener, **_again(options))
-    runs = _measure(options, runs)
-    print(comparison_table([finished.summary for finished in runs]))
+    print(comparison_table([finished.summary for finished in _measured(options, runs)]))
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
 
-@command(
-    "a grid of settings x seeds x samples; run again to go on",
-    option("--preset", metavar="P", help=f"{_presets} (default: the protocol's, or colab)"),
-    option("--recipe", nargs="+", metavar="R", help=_recipes),
-    *(DATA, SET, *OWN, COUNTS, OUT),
-    option("--seeds", type=int, nargs="+", metavar="N", help="(default: the preset's one)"),
-    option("--grid", action="append", default=[], metavar="K=V,V", help="values of a setting"),
-    option("--protocol", type=_path, metavar="FILE", help="JSON of all this, with named variants"),
-    option("--runs", type=_path, metavar="DIR", help="folder of the runs, if sweeps share it"),
-    option("--hours", type=float, metavar="H", help="begin no run after so long"),
-    option("--keep", action="store_true", help="keep each run's model and caches (0.2 GB a run)"),
-)
+@command(f"{GRID} {OWN} --samples+ --seeds+ --out --runs --hours --keep")
 def sweep(options: argparse.Namespace) -> None:
+    """Run a grid of settings x seeds x samples; run again to go on."""
     from .research.protocol import asked_for, cells_of, sweep_name
     from .runs.run_folder import DEFAULT_ROOT
 
@@ -277,27 +288,19 @@ def sweep(options: argparse.Namespace) -> None:
     print(f"{format_outcomes(outcomes)}\n\nWritten: {out / 'sweep.md'}")
 
 
-@command("the written report of finished runs", option("runs", type=_path, nargs="+", metavar="RUN"), LANG)
+@command("run+ --lang")
 def report(options: argparse.Namespace) -> None:
+    """Print the written report of one or more finished runs."""
     from .report import write_report
     from .runs.run_folder import load_run
 
-    print(write_report([load_run(path) for path in options.runs], options.lang))
+    print(write_report([load_run(path) for path in options.run], options.lang))
 
 
-@command(
-    "text from a trained run",
-    RUN,
-    option("--prompt", required=True, metavar="TEXT", help="how the text begins"),
-    option("--max-new-tokens", type=int, default=100, metavar="N", help="(default: 100)"),
-    option(
-        "--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest (default: 0.8)"
-    ),
-    option("--top-k", type=int, default=50, metavar="K", help="(default: 50)"),
-    option("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)"),
-)
+@command("run --prompt --max-new-tokens --temperature --top-k --seed")
 @memory_advice("Generating", "lower --max-new-tokens")
 def generate(options: argparse.Namespace) -> None:
+    """Generate text from a trained run."""
     with stage("Loading the model"):
         from .runs.inference import generate_text, load_trained
         from .runs.provenance import choose_device
@@ -307,14 +310,10 @@ def generate(options: argparse.Namespace) -> None:
     print(generate_text(model, tokenizer, options.prompt, *sampling))
 
 
-@command(
-    "perplexity and accuracy of a run on other text",
-    RUN,
-    option("--data", type=_path, required=True, metavar="FILE", help=FILES),
-    JSON,
-)
+@command("run --data! --json")
 @memory_advice("Evaluation", "evaluate a file with fewer conversations")
 def evaluate(options: argparse.Namespace) -> None:
+    """Measure perplexity and accuracy of a run on other text."""
     from .data.conversations import read_conversations
     from .files import write_json
 
@@ -336,8 +335,9 @@ def evaluate(options: argparse.Namespace) -> None:
     _print(scores, options.json, format_scores, out, picture)
 
 
-@command("what a run's contexts remember, and what they are used for", RUN, LANG, JSON)
+@command("run --lang --json")
 def probe(options: argparse.Namespace) -> None:
+    """Measure what a run's contexts remember, and what they are used for."""
     with stage("Reading the contexts"):
         from .experiments import probe_run
         from .report.measured import format_ablations, format_probe
@@ -350,8 +350,9 @@ def probe(options: argparse.Namespace) -> None:
     _print(found, options.json, lambda _: f"{probed}\n\n{ablated}", *written)
 
 
-@command("every artefact of a run against its record", RUN)
+@command("run")
 def verify(options: argparse.Namespace) -> int:
+    """Compare every file of a run with its record."""
     from .report.tables import terminal_table
     from .runs.verification import MIB, verify
 
@@ -364,13 +365,10 @@ def verify(options: argparse.Namespace) -> int:
     return 0 if found.intact else 1
 
 
-@command(
-    "speed and memory against the original's loops and the hardware",
-    *(*EXPERIMENT, SAMPLES, OUT, JSON),
-    option("--rounds", type=int, default=10, metavar="N", help="timed repetitions (default: 10)"),
-)
+@command(f"{EXPERIMENT} --samples --rounds --out --json")
 @memory_advice("The benchmark", "lower --samples")
 def bench(options: argparse.Namespace) -> None:
+    """Compare speed and memory with the original's loops and the hardware."""
     config = _config(options, options.samples)
     from .runs.run_folder import run_folder_of
 
