@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pytest
 from conftest import local_experiment, write_conversations
-from safetensors.torch import load_file, save_file
 
 from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
@@ -256,23 +255,7 @@ def swap(path: Path, _: random.Random, other: Path) -> None:
         shutil.copyfile(other, path)
 
 
-def age(path: Path, _: random.Random, __: Path) -> None:
-    """As earlier versions wrote it: no checksums, records without files, fewer settings."""
-    if path.suffix == ".safetensors":
-        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-        save_file(tensors, path)
-    elif path.name == "stages.json":
-        stages = json.loads(path.read_text())["stages"]
-        old = {"contexts": stages.get("phase1"), "attention": stages.get("phase2")}
-        kept = {name: {"key": r["key"], "result": r["result"]} for name, r in old.items() if r}
-        path.write_text(json.dumps(kept))
-    elif path.name == "config.json" and (path.parent / "checkpoint").is_dir():
-        config = json.loads(path.read_text())
-        del config["runtime"]["embedding_cache"]
-        path.write_text(json.dumps(config))
-
-
-DAMAGES = (flip, cut, zero, delete, swap, age)
+DAMAGES = (flip, cut, zero, delete, swap)
 
 
 def files_of(folder: Path) -> list[Path]:

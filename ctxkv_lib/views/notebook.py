@@ -9,7 +9,6 @@ from ..data.local_files import configure
 from ..errors import UserError
 from ..runs.config import COMPARED_RATIO, PRESETS, ExperimentConfig
 from ..runs.run_folder import ROOT_VARIABLE
-from ..threads import wait_calmly_if_busy
 from .drive import kept_on_drive as kept_on_drive
 
 Parameters = tuple[str, int | None, str | None, int | None]  # preset, samples, recipe, seed
@@ -25,7 +24,6 @@ def parameters(preset: Any, samples: Any, recipe: Any, seed: Any) -> Parameters:
     Raises:
         UserError: `samples` or `seed` is no whole number.
     """
-    wait_calmly_if_busy()  # here, since nothing has loaded torch yet
     form = {"preset": preset, "samples": samples, "recipe": recipe, "seed": seed}
     texts = {name: "" if value is None else str(value).strip() for name, value in form.items()}
     values = {name: _from_environment(name, text) for name, text in texts.items()}

@@ -10,7 +10,6 @@ import pytest
 from conftest import write_conversations
 from disturbed_runs import (
     Laboratory,
-    age,
     cut,
     delete,
     die,
@@ -82,7 +81,6 @@ def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, copy):
         ("checkpoint/context_block.safetensors", cut, "context_block.safetensors is damaged: phase1 is made"),
         ("checkpoint/attention.safetensors", swap, "attention.safetensors is damaged: phase2 is made again"),
         (STAGES, cut, "stages.json cannot be used: it is not JSON; every stage is made again"),
-        (STAGES, age, "no records of its stages, or an earlier version's: they are made again"),
         ("config.json", cut, ""),
         ("summary.json", cut, ""),
         ("metrics.jsonl", cut, ""),
