@@ -1,12 +1,12 @@
 import pytest
-import straight_line
 import torch
 from conftest import TINY, tiny_ids, tiny_model
-from ctxkv_lib.training.phase1 import train_context_block
 
 from ctxkv_lib.method import contexts as recurrence
+from ctxkv_lib.method import reference as straight_line
 from ctxkv_lib.method import scan as model_recurrence
 from ctxkv_lib.method.contexts import exact_contexts, stream_contexts
+from ctxkv_lib.method.oacd import train_context_block
 from ctxkv_lib.runs.config import Phase1Config
 
 
