@@ -20,10 +20,7 @@ from .progress import Listener, progress_bar, refuse_missing_tracker, stage, tra
 from .report import LANGUAGES, improvement, write_report
 from .report.info import dense_fp32_mib
 from .report.model_card import model_card
-from .research.measure import ablate, measure
-from .research.probe import probe
 from .runs.config import ExperimentConfig
-from .runs.inference import load_trained
 from .runs.inputs import Facts
 from .runs.machine import threads_put_back
 from .runs.ownership import flat
@@ -31,6 +28,7 @@ from .runs.provenance import choose_device
 from .runs.run_folder import COMPARISON, Run, RunFolder, read_run, run_folder_of
 from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
+from .runs.testing import measurements, test
 from .threads import set_threads
 from .views import figures, pictures
 from .views.axes import save
@@ -58,9 +56,15 @@ def run(config: ExperimentConfig, out: Path | str | None = None, listener: Liste
 
 
 def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, attention: Facts) -> Run:
-    """Measure a trained run, and write summary, report and figures."""
-    measured = measure(config, folder)
-    write_json(folder.summary, {**summarize(config, contexts, attention), **measured})
+    """Score the test split of a trained run, and write summary, report and figures."""
+    tested = test(config, folder)
+    summary = {**summarize(config, contexts, attention), **({"test": tested} if tested else {})}
+    return write_results(config, folder, {**summary, **measurements(folder)})
+
+
+def write_results(config: ExperimentConfig, folder: RunFolder, summary: dict[str, Any]) -> Run:
+    """Write summary, model card, report and figures of a trained run, whose folder is claimed."""
+    write_json(folder.summary, summary)
     finished = read_run(folder.path, config)
     made = [folder.config, folder.metrics_file, folder.summary]
     if config.model.memory in FROZEN_BLOCK:
@@ -94,24 +98,6 @@ def prepare(
     folder = RunFolder(Path(out or run_folder_of(config)))
     with folder.claimed(config), stopped_calmly(folder), threads_put_back():
         return prepare_stages(config, folder, _heard_once(listener))
-
-
-def probe_run(run: Run) -> tuple[Facts, list[Path]]:
-    """`probe` and `ablations` of a finished run; and the JSON and figures written, if it lacked them."""
-    if {"probe", "ablations"} <= run.summary.keys():
-        return {name: run.summary[name] for name in ("probe", "ablations")}, []
-    if run.config.model.memory not in FROZEN_BLOCK:
-        raise UserError(
-            f"{run.path} has no contexts to probe (model.memory={run.config.model.memory}); "
-            f"probe a run with model.memory={' or '.join(FROZEN_BLOCK)}."
-        )
-    model, _ = load_trained(run.path, torch.device("cpu"))
-    folder = RunFolder(run.path)
-    found = {"probe": probe(run.config, folder, model), "ablations": ablate(run.config, folder, model)}
-    as_json = run.path / "probe.json"
-    write_json(as_json, found)
-    drawn = _draw_measures(found, run.config)
-    return found, [as_json, *(save(each, folder.figures / f"{name}.png") for name, each in drawn.items())]
 
 
 def _draw_measures(found: Facts, config: ExperimentConfig) -> dict[str, Figure]:

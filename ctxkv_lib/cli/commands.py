@@ -150,19 +150,19 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def probe(options: argparse.Namespace) -> None:
     with stage("Reading the contexts"):
-        from ..experiments import probe_run
         from ..report.measured import format_ablations, format_probe
+        from ..research.measure import measure
         from ..runs.run_folder import load_run
 
-        run = load_run(options.run)
-        found, written = probe_run(run)
+        run = measure(load_run(options.run), ("probe", "ablations"))
+    found = {name: run.summary[name] for name in ("probe", "ablations")}
     tables = [
         format_probe(found["probe"], run.config.model, options.lang),
         format_ablations(found["ablations"], options.lang),
     ]
     print(json.dumps(found, indent=2) if options.json else "\n\n".join(tables))
-    if written and not options.json:
-        print(f"\nWritten: {', '.join(map(str, written))}")
+    if not options.json:
+        print(f"\nKept in {run.path / 'summary.json'} and {run.path / 'report.md'}")
 
 
 def verify(options: argparse.Namespace) -> int:

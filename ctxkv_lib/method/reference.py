@@ -221,7 +221,7 @@ def phase2_logits(
 
 
 def phase2_step(p, optimizer, table, train_ids, contexts, positions, **attention):
-    """One optimizer step on the batch at `positions` (B,): the mean loss. `attention` as in `phase2_logits`."""
+    """One optimizer step on the batch at `positions` (B,); returns its mean loss."""
     logits = phase2_logits(p, table, train_ids, contexts, positions, **attention)
     loss = F.cross_entropy(logits, train_ids[positions + 1])
     optimizer.zero_grad()

@@ -13,8 +13,8 @@ from ..errors import DamagedFile
 from ..files import read_json, read_sealed_json, state, write_sealed_json
 from ..progress import Metric
 
-MEASURES = ("probe", "ablations", "recall_task", "generation", "test", "yardsticks")
-STAGES = ("phase1", "caches", "phase2", "model", *MEASURES, "results")  # each made from those before it
+STAGES = ("phase1", "caches", "phase2", "model", "test", "results")  # each made from those before it
+MEASURES = ("probe", "ablations", "recall_task", "generation", "ngrams")  # made only when asked for
 FILE = "checkpoint/stages.json"
 DROPPED = "dropped"  # in the place of the checksum of a file that was removed to save disk space
 
