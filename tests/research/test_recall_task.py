@@ -1,4 +1,4 @@
-"""What the recall task says of models whose answers are known, and of a run."""
+"""The recall task on models whose answers are known, and on a run."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from ctxkv_lib.experiments import run
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.report import write_report
 from ctxkv_lib.research import recall_task as module
+from ctxkv_lib.research.measure import measure
 from ctxkv_lib.research.recall_task import answers, read_since, recall_task
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.views.recall import recall_accuracy
@@ -95,7 +96,7 @@ def test_accuracy_is_that_of_the_answers_by_where_they_were_told(stream, monkeyp
 
 def test_a_run_on_the_task_shows_it_and_another_run_does_not(tmp_path, tiny_config):
     config = build_config("recall", samples=20, settings=SMALL)
-    finished = run(config, tmp_path / "run")
+    finished = measure(run(config, tmp_path / "run"), ["recall_task"])
     task = finished.summary["recall_task"]
     assert task["answers"] == 3 * 2
     assert (finished.path / "figures" / "recall_task.png").is_file()
@@ -106,6 +107,4 @@ def test_a_run_on_the_task_shows_it_and_another_run_does_not(tmp_path, tiny_conf
         100 * row["accuracy"] for row in task["by_distance"]
     ]
     assert len(right.patches) == len(task["by_place"])
-    other = run(tiny_config, tmp_path / "other")
-    assert "recall_task" not in other.summary
-    assert "recall_task" not in write_report([other])
+    assert "recall_task" not in write_report([run(tiny_config, tmp_path / "other")])

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.data.local_files import configure
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.files import read_json
-from ctxkv_lib.research import sweep as sweeps
+from ctxkv_lib.research import sweep as module
 from ctxkv_lib.research import sweep_table
 from ctxkv_lib.research.protocol import asked_for, cells_around, cells_of, read_protocol
 from ctxkv_lib.research.sweep import finished_runs, sweep
@@ -20,6 +21,8 @@ from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.verification import verify
 from ctxkv_lib.views.sweeps import memory_figure, sweep_figure
+
+STUDY = Path(__file__).parents[2] / "notebooks" / "study" / "results"
 
 
 @pytest.fixture
@@ -164,6 +167,7 @@ def test_a_failing_and_a_diverging_cell_are_recorded_and_the_others_go_on(small,
     written = read_json(out / "sweep.json")
     assert [cell["state"] for cell in written["cells"]] == ["diverged", "failed", "finished"]
     assert [row["variant"] for row in written["rows"]] == ["works", "n-grams", "n-grams and cache"]
+    assert written["rows"][0]["measured"]["effective_rank"] > 0
     document = (out / "sweep.md").read_text()
     assert "3 cells: 1 diverged, 1 failed, 1 finished." in document
     assert "one context window" in document
@@ -187,7 +191,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(small, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return experiment.run(config, folder, listener)
 
-    monkeypatch.setattr(sweeps, "run", counted)
+    monkeypatch.setattr(module, "run", counted)
     with pytest.raises(KeyboardInterrupt):
         sweep(cells, out, out)
     kept = read_json(out / "sweep.json")
@@ -207,7 +211,7 @@ def test_a_stop_outside_of_the_runs_says_its_line_too(small, tmp_path, monkeypat
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweeps, work, interrupted)
+    monkeypatch.setattr(module, work, interrupted)
     with pytest.raises(Stopped, match="Finished stages are kept; run the cell again"):
         sweep(cells_in(small, {"plain": {}}), tmp_path / "runs", tmp_path / "out", hours=0)
 
@@ -263,20 +267,50 @@ def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(small, 
     def refused(*_):
         raise UserError("run again")
 
-    monkeypatch.setattr(sweeps, "run", refused)
+    monkeypatch.setattr(module, "run", refused)
     assert states(sweep(cells_in(small, {"same": {}}), elsewhere, out)) == [("same", 1, "finished")]
     again = read_json(out / "sweep.json")
     assert again["cells"] == [{**written, "variant": "same"}]
-    assert again["yardsticks"] == before["yardsticks"]
-    assert again["yardsticks"]["8"]["kneser_ney"]["val_ppl"] > 1
+    assert again["ngrams"] == before["ngrams"]
+    assert again["ngrams"]["8"]["kneser_ney"]["val_ppl"] > 1
     assert "1 finished." in (out / "sweep.md").read_text()
     other = {"plain": {}, "other": {"phase2.patience": 1}}
     found = sweep(cells_in(small, other), elsewhere, out)
     assert states(found) == [("plain", 1, "finished"), ("other", 1, "failed")]
-    assert found[1].error == "run again"
+    assert found[1].facts["error"] == "run again"
     assert states(sweep(cells_in(small, {"plain": {}}), elsewhere, out, keep=True)) == [
         ("plain", 1, "failed")
     ]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "<<<<<<< HEAD\n" + text,
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"ngrams"', '"counted"'),
+        lambda text: text.replace('"best_epoch"', '"best"'),
+        lambda text: "[]",
+    ],
+)
+def test_damaged_results_are_refused_and_left_as_they_are(small, tmp_path, capsys, damage):
+    left = tmp_path / "out" / "sweep.json"
+    left.parent.mkdir()
+    left.write_text(damage((STUDY / "memory" / "sweep.json").read_text()))
+    before = left.read_text()
+    common = [*settings_of(small), "--preset", "ci", "--samples", "8"]
+    assert main(["sweep", *common, "--out", str(left.parent)]) == 2
+    assert f"{left} is damaged, or not what a sweep wrote; restore it" in capsys.readouterr().err
+    assert left.read_text() == before
+    assert [file.name for file in left.parent.iterdir() if not file.name.startswith(".")] == ["sweep.json"]
+
+
+@pytest.mark.parametrize("part", sorted(path.name for path in STUDY.iterdir()))
+def test_the_committed_studies_are_what_a_sweep_writes(part):
+    results = read_json(STUDY / part / "sweep.json")
+    entries = module._entries(STUDY / part / "sweep.json")
+    assert sweep_table.summarize(results["variants"], list(entries.values())) == results
+    assert (STUDY / part / "sweep.md").read_text() == sweep_table.sweep_document(results)
 
 
 @pytest.mark.slow
@@ -309,15 +343,10 @@ def cell(variant, samples, seed, ppl, **more):
         "test_ppl": 2 * ppl,
         "seconds": 4.0,
         "measured": {},
-        "yardsticks": {"kneser_ney": {"val_ppl": 5.0 * samples**-0.1, "test_ppl": 9.0}},
+        "ngrams": {"kneser_ney": {"val_ppl": 5.0 * samples**-0.1, "test_ppl": 9.0}},
         "git_commit": "abc",
         **more,
     }
-
-
-def test_a_log_says_the_first_digits_of_a_commit_and_whether_it_was_changed():
-    assert sweeps._short("0123456789" * 4 + "-dirty") == "012345678901-dirty"
-    assert sweeps._short(None) is None
 
 
 def test_a_power_law_is_said_of_three_sizes_and_more_and_has_its_exponent():
@@ -352,8 +381,8 @@ def test_rows_have_mean_spread_and_n_grams_beside():
     assert "| a | 10 | 2 | 10 | 50.9 ± 0.4 | 101.7 ± 0.7 | 2, 2 | 4.0 |" in document
     assert "| n-grams | 10 | – | – | 4.0 | 9.0 | – | – |" in document
     assert "| a | 0.300 | 0.0% | 0.300 | 0.0% |" in document
-    assert found["yardsticks"]["10"] == {"kneser_ney": {"val_ppl": 5.0 * 10**-0.1, "test_ppl": 9.0}}
-    assert not any("yardsticks" in each for each in found["cells"])
+    assert found["ngrams"]["10"] == {"kneser_ney": {"val_ppl": 5.0 * 10**-0.1, "test_ppl": 9.0}}
+    assert not any("ngrams" in each for each in found["cells"])
     assert "costs \\$5" in document
     assert "Made by commit abc." in document
     assert "tokens^" not in sweep_table.sweep_document(results([10, 50]))
@@ -368,7 +397,7 @@ def test_what_runs_are_measured_by_has_a_table_with_dashes_where_a_baseline_has_
     ]
     cells.append(cell("none", 10, 1, 110, measured={"repeated_ppl": 50.0}))
     document = sweep_table.sweep_document(sweep_table.summarize({}, cells))
-    assert "| Variant | Samples | Horizon | Pairs again |" in document
+    assert "| Variant | Samples | Memory span | Pairs again |" in document
     assert "| contexts | 10 | 3 | 40.0 |" in document
     assert "| none | 10 | – | 50.0 |" in document
 
@@ -389,7 +418,7 @@ def test_the_figure_has_a_line_a_variant_and_their_exponents():
 
 
 def test_a_first_variant_without_a_test_hides_no_other():
-    without = cell("a", 10, 1, 100, yardsticks={"kneser_ney": {"val_ppl": 4.0}})
+    without = cell("a", 10, 1, 100, ngrams={"kneser_ney": {"val_ppl": 4.0}})
     del without["test_ppl"]
     figure = sweep_figure(sweep_table.summarize({}, [without, cell("b", 10, 1, 110)]))
     assert len(figure.axes) == 2

@@ -11,9 +11,9 @@ from ctxkv_lib.research.ngrams import (
     KneserNey,
     cache_weight,
     discounts,
+    ngram_baselines,
     recent_shares,
     unigram_floor,
-    yardsticks,
 )
 
 VOCABULARY = 150
@@ -123,7 +123,7 @@ def test_the_best_order_and_floor_are_chosen_on_validation():
     )
     assert counted.sum() == pytest.approx(1)
     floors = {"uniform": uniform, "text": counted}
-    both = yardsticks(train, {"val": val, "test": test}, floors, window=50)
+    both = ngram_baselines(train, {"val": val, "test": test}, floors, window=50)
     model = KneserNey(train, VOCABULARY)
     ppls = {
         (name, order): np.exp(-np.log(p).mean())

@@ -1,10 +1,11 @@
-"""The published recipe written out straight, as the reference for the tests.
+"""The published method, slow and obvious: tests compare with it, and `ctxkv bench` times it.
 
-Nothing here is fast and nothing is imported from the library. `p` is a dict of float32 CPU tensors:
+It computes as the original did and imports nothing from the package. Sizes: n tokens, vocabulary V,
+`hidden_size` H, `context_dim` C, batch B, S slots. `p` is a dict of float32 tensors:
 `context_block.linear.weight` [C, C+H], `attention.{q,k,v,out}.weight`, `feed_forward.{up,down}.weight`, a
 `.norm` for each of the three, and their biases. `table` [V, H] is the raw token embedding, which is also the
-output head. Training updates the tensors in `p` in place, so hand over clones. `ids` without `train_` or
-`val_` are input tokens, one context for each; `train_ids` and `val_ids` hold one more, the last target.
+output head. Training updates the tensors in `p` in place, so pass clones. `ids` without `train_` or `val_`
+are input tokens, one context for each; `train_ids` and `val_ids` have one more, the last target.
 """
 
 import math
@@ -47,6 +48,33 @@ def trainable(p, prefixes):
     return [tensor.requires_grad_(True) for name, tensor in p.items() if name.startswith(prefixes)]
 
 
+def phase1_iteration(
+    p, optimizer, x, contexts, generator, *, batch_size, noise_std, centroid_weight, clip_norm, threshold
+):
+    """One pass over the stream and one optimizer step: x (n, H), contexts (n, C) of the last iteration.
+
+    Returns the new contexts (n, C), the mean loss, and the convergence rate.
+    """
+    previous = shifted(contexts)
+    starts = range(0, len(x), batch_size)
+    outputs, losses = [], []
+    optimizer.zero_grad()
+    for start in starts:
+        c = previous[start : start + batch_size]
+        noise = torch.randn(c.shape, generator=generator, device=c.device)
+        output = context_block(p, c + noise * noise_std, x[start : start + batch_size])
+        loss = dispersion_loss(output, centroid_weight)
+        (loss / len(starts)).backward()
+        outputs.append(output.detach())
+        losses.append(loss.item())
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip_norm)
+    optimizer.step()
+
+    new_contexts = torch.cat(outputs)
+    change = ((new_contexts - contexts) ** 2).mean(dim=1)
+    return new_contexts, sum(losses) / len(losses), (change < threshold).sum().item() / len(x)
+
+
 def phase1(
     p,
     table,
@@ -77,26 +105,20 @@ def phase1(
     losses, rates, stalled, iteration, stop_reason = [], [], 0, 1, "max_iterations"
     while iteration < max_iterations:
         iteration += 1
-        previous = shifted(contexts)
-        starts = range(0, n, batch_size)
-        outputs, batch_losses = [], []
-        optimizer.zero_grad()
-        for start in starts:
-            c = previous[start : start + batch_size]
-            c = c + torch.randn(len(c), context_dim, generator=generator) * noise_std
-            output = context_block(p, c, x[start : start + batch_size])
-            loss = dispersion_loss(output, centroid_weight)
-            (loss / len(starts)).backward()
-            outputs.append(output.detach())
-            batch_losses.append(loss.item())
-        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-        optimizer.step()
-
-        new_contexts = torch.cat(outputs)
-        change = ((new_contexts - contexts) ** 2).mean(dim=1)
-        contexts = new_contexts
-        losses.append(sum(batch_losses) / len(batch_losses))
-        rates.append((change < threshold).sum().item() / n)
+        contexts, loss, rate = phase1_iteration(
+            p,
+            optimizer,
+            x,
+            contexts,
+            generator,
+            batch_size=batch_size,
+            noise_std=noise_std,
+            centroid_weight=centroid_weight,
+            clip_norm=clip_norm,
+            threshold=threshold,
+        )
+        losses.append(loss)
+        rates.append(rate)
 
         if rates[-1] >= stop_rate:
             stop_reason = "converged"
@@ -168,16 +190,18 @@ def phase2_logits(
     interval,
     max_contexts,
     num_heads,
+    embeddings=None,
     dropout_mask=None,
     dropout=0.0,
     masked=False,
 ):
     """Next-token logits (B, V) at `positions` (B,).
 
+    `embeddings` (n, H) are those of all positions, as the original caches them; None computes the batch's.
     `masked` leaves out the slots before the start (variable-count); otherwise they are zero vectors and take
     part. `dropout_mask` (B, heads, S) multiplies the attention weights and carries its own 1 / (1 - rate).
     """
-    x = normed_embedding(table, ids[positions])  # (B, H)
+    x = normed_embedding(table, ids[positions]) if embeddings is None else embeddings[positions]  # (B, H)
     slots, exists = gather_slots(contexts, positions, interval, max_contexts)
     q = linear(p, "attention.q", x).unflatten(-1, (num_heads, -1))  # (B, heads, D)
     k = linear(p, "attention.k", slots).unflatten(-1, (num_heads, -1))  # (B, S, heads, D)
@@ -194,6 +218,16 @@ def phase2_logits(
     h = norm(p, "attention", x + linear(p, "attention.out", mixed))
     h = h + norm(p, "feed_forward", linear(p, "feed_forward.down", F.gelu(linear(p, "feed_forward.up", h))))
     return h @ table.T
+
+
+def phase2_step(p, optimizer, table, train_ids, contexts, positions, **attention):
+    """One optimizer step on the batch at `positions` (B,); returns its mean loss."""
+    logits = phase2_logits(p, table, train_ids, contexts, positions, **attention)
+    loss = F.cross_entropy(logits, train_ids[positions + 1])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 @torch.no_grad()
@@ -241,15 +275,11 @@ def phase2(
     for epoch in range(1, max_epochs + 1):
         total_loss, n = 0.0, len(train_ids) - 1
         for positions in permutations(epoch).split(batch_size):
-            logits = phase2_logits(
-                p, table, train_ids, train_contexts, positions, dropout=dropout, **attention
+            loss = phase2_step(
+                p, optimizer, table, train_ids, train_contexts, positions, dropout=dropout, **attention
             )
-            loss = F.cross_entropy(logits, train_ids[positions + 1])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step_losses.append(loss.item())
-            total_loss += loss.item() * len(positions)
+            step_losses.append(loss)
+            total_loss += loss * len(positions)
 
         val_loss, val_acc = evaluate(p, table, val_ids, val_contexts, batch_size, **attention)
         val_ppl = math.exp(val_loss)
