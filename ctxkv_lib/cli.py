@@ -302,8 +302,9 @@ def report(options: argparse.Namespace) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Generate text from a trained run."""
     with stage("Loading the model"):
-        from .runs.inference import generate_text, load_trained
+        from .hf.inference import generate_text
         from .runs.provenance import choose_device
+        from .runs.trained import load_trained
 
         model, tokenizer = load_trained(options.run, choose_device("auto"))
     sampling = (options.max_new_tokens, options.temperature, options.top_k, options.seed)
@@ -319,8 +320,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
     conversations = read_conversations(options.data)
     with stage("Loading the model"):
-        from .runs.inference import evaluate_texts, evaluation_file, format_scores, load_trained
+        from .hf.inference import evaluate_texts, evaluation_file, format_scores
         from .runs.provenance import choose_device
+        from .runs.trained import load_trained
         from .views.axes import save
         from .views.figures import ppl_by_reading
 
@@ -339,12 +341,13 @@ def evaluate(options: argparse.Namespace) -> None:
 def probe(options: argparse.Namespace) -> None:
     """Measure what a run's contexts remember, and what they are used for."""
     with stage("Reading the contexts"):
-        from .experiments import probe_run
         from .report.measured import format_ablations, format_probe
+        from .research.measure import measure
         from .runs.run_folder import load_run
 
-        run = load_run(options.run)
-        found, written = probe_run(run)
+        run = measure(load_run(options.run), ("probe", "ablations"))
+    found = {name: run.summary[name] for name in ("probe", "ablations")}
+    written = (run.path / "summary.json", run.path / "report.md")
     probed = format_probe(found["probe"], run.config.model, options.lang)
     ablated = format_ablations(found["ablations"], options.lang)
     _print(found, options.json, lambda _: f"{probed}\n\n{ablated}", *written)

@@ -94,10 +94,10 @@ def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, atten
     """Test a trained run, and write summary, report and figures."""
     found = test(config, folder)
     summary = summarize(config, contexts, attention)
-    return publish(config, folder, {**summary, **({"test": found} if found else {}), **measurements(folder)})
+    return write_results(config, folder, {**summary, **({"test": found} if found else {}), **measurements(folder)})
 
 
-def publish(config: ExperimentConfig, folder: RunFolder, summary: Facts) -> Run:
+def write_results(config: ExperimentConfig, folder: RunFolder, summary: Facts) -> Run:
     """Write summary, model card, report and figures of a run whose folder is claimed."""
     write_json(folder.summary, summary)
     finished = read_run(folder.path, config)

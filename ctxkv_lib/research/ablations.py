@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hf.modeling import ContextKVConfig, ContextKVForCausalLM
+from ..hf.inference import binned
 from ..method.caches import Batch, StreamCache
 from ..method.evaluation import perplexity, token_scores
-from ..method.windows import slot_positions
-from ..runs.inference import binned
+from ..method.model import ContextKV
+from ..method.windows import Window
 from ..runs.testing import pairs, since_last
 
 SEED = 0  # not the run's: all runs on one validation stream are measured at the same positions
@@ -37,8 +37,8 @@ class Ablated(StreamCache):
         super().__init__(**cache.tensors())
         self.change = change
 
-    def gather(self, positions: Tensor, shape: ContextKVConfig) -> Batch:
-        batch = super().gather(positions, shape)
+    def gather(self, positions: Tensor, window: Window) -> Batch:
+        batch = super().gather(positions, window)
         return replace(batch, window=self.change(batch.window, positions))
 
 
@@ -58,7 +58,7 @@ def shuffled(window: Tensor, _: Tensor) -> Tensor:
     return window.gather(0, order[..., None].expand_as(window))
 
 
-def elsewhere(cache: StreamCache, shape: ContextKVConfig, first: int) -> Change:
+def elsewhere(cache: StreamCache, window: Window, first: int) -> Change:
     """Replace the whole window by that of the position half the stream away.
 
     That is another conversation, unless one makes up half of the stream. Its contexts belong together, but
@@ -71,7 +71,7 @@ def elsewhere(cache: StreamCache, shape: ContextKVConfig, first: int) -> Change:
 
     def change(_: Tensor, positions: Tensor) -> Tensor:
         other = first + (positions - first + count // 2) % count
-        return cache.gather(other, shape).window
+        return cache.gather(other, window).window
 
     return change
 
@@ -88,7 +88,7 @@ def alone(slot: int, others: Change) -> Change:
 
 
 def ablations(
-    model: ContextKVForCausalLM, cache: StreamCache, window: int, starts: Tensor, counts: Tensor
+    model: ContextKV, cache: StreamCache, window: int, starts: Tensor, counts: Tensor
 ) -> dict[str, Any]:
     """Compute `ablations` of the summary: perplexity with other windows, and by kind of position.
 
@@ -112,7 +112,7 @@ def ablations(
     again = since_last(pairs(cache.ids)) < window
     chosen = _sample(torch.arange(first, len(cache)), POSITIONS)
     repeated = _sample(again[first:].nonzero()[:, 0] + first, REPEATED)
-    other = elsewhere(cache, model.config, first)
+    other = elsewhere(cache, model.window, first)
     changes = {"zero": zero, "shuffled": shuffled, "elsewhere": other, "slot_0": alone(0, other)}
     losses = {name: _scores(model, Ablated(cache, change), chosen)[0] for name, change in changes.items()}
     intact, correct = _scores(model, cache, chosen)
@@ -139,7 +139,7 @@ def _sample(positions: Tensor, most: int) -> Tensor:
     return positions[rows.sort().values]
 
 
-def _scores(model: ContextKVForCausalLM, cache: StreamCache, positions: Tensor) -> tuple[Tensor, Tensor]:
+def _scores(model: ContextKV, cache: StreamCache, positions: Tensor) -> tuple[Tensor, Tensor]:
     """`token_scores` on the CPU; empty where there is no position."""
     if not len(positions):
         return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
@@ -156,12 +156,12 @@ def _binned(
 
 
 def _slots(
-    model: ContextKVForCausalLM, cache: StreamCache, others: Change, positions: Tensor, elsewhere: Tensor
+    model: ContextKV, cache: StreamCache, others: Change, positions: Tensor, elsewhere: Tensor
 ) -> list[dict[str, Any]]:
     """Each slot alone at some of `positions`, compared with their losses `elsewhere`."""
     rows = _sample(torch.arange(len(positions)), SLOT_POSITIONS)
-    few, shape = positions[rows], model.config
-    back = few[:, None] - slot_positions(few, shape)
+    few = positions[rows]
+    back = few[:, None] - model.window.slots(few)
     found = []
     for slot, distance in enumerate(back.double().mean(dim=0).tolist()):
         losses, _ = _scores(model, Ablated(cache, alone(slot, others)), few)

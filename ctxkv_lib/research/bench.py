@@ -29,26 +29,25 @@ from ..experiments import prepare
 from ..files import write_json
 from ..hf.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method import reference
-from ..method.caches import StreamCache, epoch_order
+from ..method.caches import Batch, StreamCache, epoch_order
 from ..method.config import ModelConfig
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts
 from ..method.memory import mib
-from ..method.model import ContextBlock
+from ..method.model import ContextBlock, ContextKV, project_inputs
 from ..method.oacd import train_iteration
-from ..method.optimizer import make_optimizer
-from ..method.phase2 import train_step
+from ..method.phase2 import Stepper, batch_gradients
 from ..progress import progress_bar
 from ..runs.config import ExperimentConfig
 from ..runs.provenance import PRECISIONS, device_name, versions
 from ..runs.published import PUBLISHED
 from ..runs.settings import BLOCK_TOKENS, POOL_BLOCKS, STRIDE
-from ..runs.streamed import Streamed, vocabulary_half
+from ..runs.streamed import Streamed, project_vocabulary
 from ..views.axes import save
 from .bench_results import bench_figure
 from .bench_results import bench_table as bench_table
 
 # Settings of the model that the reference takes; it knows all others as published only.
-SIZES = {"vocab_size", "hidden_size", "context_dim", "interval", "max_contexts", "num_heads"} | {
+SIZES = {"hidden_size", "context_dim", "interval", "max_contexts", "num_heads"} | {
     "intermediate_size",
     "attention_dropout",
 }
@@ -88,7 +87,7 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
     contexts = prepared.caches["train"].contexts.to(device, torch.float32)
     rates = {name: product_rate(dtype, device) for name, dtype in PRECISIONS.items()}
     batch = min(config.phase2.batch_size, len(ids) - 1)
-    head = 4 * batch * config.model.vocab_size * config.model.hidden_size  # two products of the output head
+    head = 4 * batch * model.wte.weight.numel()  # two products of the output head
     phase1 = compare(phase1_steps(model, ids, config), rates, rounds, device, "phase1")
     phase2 = compare(phase2_steps(model, ids, contexts, config), rates, rounds, device, "phase2", head)
     steps = PUBLISHED[500]["train_tokens"] / config.phase2.batch_size
@@ -104,7 +103,7 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
         "phase2": phase2,
         "published_epoch_seconds": {name: row["seconds"] * steps for name, row in phase2.items()},
         "scaling": scaling(model, ids, config, rounds),
-        "generation": generation(model, rounds),
+        "generation": generation(ContextKVForCausalLM.from_model(model, {}), rounds),
     }
     write_json(out / "bench.json", results)
     save(bench_figure(results), out / "bench.png")
@@ -162,14 +161,14 @@ def compare(
 
 
 def phase1_steps(
-    model: ContextKVForCausalLM, ids: Tensor, config: ExperimentConfig
+    model: ContextKV, ids: Tensor, config: ExperimentConfig
 ) -> dict[str, Callable[[], Step]]:
     """Make iterations of Phase 1 on a stream of n + 1 tokens: the original's and ours."""
     settings, device = config.phase1, model.device
 
     def start() -> tuple[Any, torch.optim.Optimizer, Tensor, torch.Generator]:
         torch.manual_seed(config.runtime.seed)
-        block = ContextBlock(model.config).to(device)
+        block = ContextBlock(config.model.context_dim, config.model.hidden_size).to(device)
         optimizer = torch.optim.Adam(block.parameters(), lr=settings.learning_rate)
         generator = torch.Generator(device).manual_seed(config.runtime.seed)
         contexts = torch.empty(len(ids), model.config.context_dim, device=device)
@@ -209,7 +208,7 @@ def phase1_steps(
 
 
 def phase2_steps(
-    model: ContextKVForCausalLM, ids: Tensor, contexts: Tensor, config: ExperimentConfig
+    model: ContextKV, ids: Tensor, contexts: Tensor, config: ExperimentConfig
 ) -> dict[str, Callable[[], Step]]:
     """Make steps of Phase 2 on padded contexts: the original's, and ours in either precision."""
     settings, shape = config.phase2, config.model
@@ -217,10 +216,10 @@ def phase2_steps(
     order = epoch_order(len(ids) - 1, config.runtime.seed, epoch=1)
     order = order[: len(order) // size * size]  # whole batches only
 
-    def start() -> tuple[ContextKVForCausalLM, torch.optim.AdamW]:
+    def start() -> tuple[ContextKV, Stepper]:
         copied = copy.deepcopy(model, {id(model.wte.weight): model.wte.weight}).train()
         copied.set_phase(2)
-        return copied, make_optimizer(copied, settings, len(ids) - 1)
+        return copied, Stepper(copied.trained_weights(), settings, len(ids) - 1)
 
     def endless(step: Callable[[Any], float | Tensor], epoch: Callable[[], Iterator[Any]]) -> Step:
         """Steps of one epoch after another, whose dropout is drawn alike for everyone."""
@@ -234,12 +233,12 @@ def phase2_steps(
         return following
 
     def original() -> Step:
-        copied, optimizer = start()
+        copied, stepper = start()
         table, inputs = copied.wte.weight.detach(), ids.long()
         step = partial(
             reference.phase2_step,
             dict(copied.named_parameters()),
-            optimizer,
+            stepper.optimizer,
             table,
             inputs,
             contexts[1:],
@@ -252,19 +251,23 @@ def phase2_steps(
         return endless(step, lambda: iter(order.to(model.device).split(size)))
 
     def ours(precision: torch.dtype) -> Step:
-        copied, optimizer = start()
+        copied, stepper = start()
         table = copied.wte.weight.detach().to(precision)
         cache = StreamCache(ids, contexts.to(precision))
-        return endless(
-            lambda batch: train_step(copied, optimizer, table, batch) / size,
-            lambda: cache.batches(order, size, copied),
-        )
+
+        def step(batch: Batch) -> Tensor:
+            stepper.optimizer.zero_grad()
+            loss = batch_gradients(copied, table, batch, size, slice(0, size))
+            stepper.step(0)
+            return loss / size
+
+        return endless(step, lambda: cache.batches(order, size, copied))
 
     return {"original": original, **{name: partial(ours, dtype) for name, dtype in PRECISIONS.items()}}
 
 
 def scaling(
-    model: ContextKVForCausalLM, ids: Tensor, config: ExperimentConfig, rounds: int
+    model: ContextKV, ids: Tensor, config: ExperimentConfig, rounds: int
 ) -> list[dict[str, float]]:
     """Measure our time and memory a token on beginnings of a stream, from a sixty-fourth to all of it.
 
@@ -273,13 +276,13 @@ def scaling(
         Phase 2 step and of making a pool of streamed contexts, fp32; `streamed_share`, that of the last in an
         epoch with them; bytes a token of the caches.
     """
-    whole, rows = vocabulary_half(model), []
+    whole, rows = project_vocabulary(model), []
     candidates: dict[tuple[str, int], Callable[[], Any]] = {}
     for scale in SCALES:
         beginning = ids[: (len(ids) - 1) // scale + 1]
         embeddings, tokens = distinct_rows(model, beginning[:-1])
-        half = model.context_block.project_tokens(embeddings).detach()
-        exact = partial(exact_contexts, model.context_block, half, tokens, config.phase1.tolerance)
+        inputs = project_inputs(model.context_block, embeddings).detach()
+        exact = partial(exact_contexts, model.context_block, inputs, tokens, config.phase1.tolerance)
         contexts, _ = exact()
         streamed = Streamed(beginning, contexts[::STRIDE].contiguous(), whole, torch.float32)
         rows.append(
@@ -299,9 +302,10 @@ def scaling(
     return rows
 
 
-def _first_batch(stream: Streamed, model: ContextKVForCausalLM) -> Any:
+def _first_batch(stream: Streamed, model: ContextKV) -> Any:
     """The first batch of an epoch, for which a pool of contexts is made."""
-    return next(stream.epoch(seed=0, number=1, done=0, size=1, model=model))
+    everything = slice(None)
+    return next(stream.epoch(seed=0, number=1, done=0, size=1, model=model, shard=lambda _: everything))
 
 
 def generation(model: ContextKVForCausalLM, rounds: int) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..method.config import ModelConfig
-from ..method.windows import slot_positions
+from ..method.windows import Window
 
 SPAN_R2 = 0.01  # a token counts as forgotten if R² is not above this
 NAMED_ROWS = 1024  # positions at which the token is named; enough for a share within 0.015
@@ -117,14 +117,14 @@ def memory_span(found: Sequence[dict[str, float]]) -> int | None:
     return last
 
 
-def coverage(shape: ModelConfig, span: int | None) -> float:
+def coverage(shape: ModelConfig, window: Window, span: int | None) -> float:
     """Share of the window within some slot's memory span, if a context reaches `span` tokens back."""
     if span is None:
         return 0.0
     shares = []
     for position in range(shape.context_window, shape.context_window + shape.interval):
         token = position - torch.arange(shape.context_window)
-        slots = slot_positions(torch.tensor(position), shape)
+        slots = window.slots(torch.tensor(position))
         behind = slots - token[:, None]  # (tokens, slots)
         shares.append(((behind >= 0) & (behind <= span)).any(dim=1).float().mean())
     return torch.stack(shares).mean().item()

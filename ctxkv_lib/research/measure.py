@@ -11,32 +11,34 @@ from .. import ranks
 from ..data.conversations import load_conversations
 from ..data.counts import count_tokens
 from ..data.embeddings import corpus_counts, corpus_ids
-from ..data.recall import KEYS, pairs_in
 from ..data.tokens import load_tokenizer, validation_stream
 from ..errors import UserError, memory_advice
 from ..experiments import write_results
-from ..hf.modeling import ContextKVForCausalLM
-from ..method.caches import load_cache, load_ids
-from ..method.config import FROZEN_BLOCK
+from ..data.counts import unigram_floor
+from ..method.config import GPT2_VOCAB_SIZE
+from ..method.model import ContextKV
 from ..progress import say, stage
+from ..runs.caches import load_cache, load_ids
 from ..runs.config import ExperimentConfig
 from ..runs.provenance import code_version
 from ..runs.records import MEASURES
+from ..runs.rows import as_read
 from ..runs.run_folder import Run, RunFolder, refuse_damaged
 from ..runs.testing import measurement_key, measurements, test_stream, trained_model
+from ..runs.trained import for_transformers
 from .ablations import ablations
 from .generation import generation
-from .models import stream_of
-from .ngrams import ngram_baselines, unigram_floor
+from .ngrams import ngram_baselines
 from .probe import probe
+from .recall_source import KEYS, pairs_in
 from .recall_task import recall_task
 
 ALL = MEASURES
 # Modules whose code a measurement depends on; that of training is in the keys of its own stages.
 CODE = {
     "probe": ("research/decodability", "research/probe"),
-    "ablations": ("runs/inference", "research/ablations"),
-    "recall_task": ("runs/inference", "research/recall_task", "data/recall"),
+    "ablations": ("hf/inference", "research/ablations"),
+    "recall_task": ("hf/inference", "research/recall_task", "research/recall_source"),
     "generation": ("research/generation",),
     "ngrams": ("research/ngrams", "research/measure"),
 }
@@ -60,7 +62,8 @@ def measure(run: Run, names: Sequence[str] = ALL) -> Run:
     config, possible = run.config, measurements_of(run.config)
     wanted = [name for name in names if name in possible]
     if not wanted:
-        kind = f"model.memory={config.model.memory}, data.source={config.data.source}"
+        mixer = config.plugins["mixer"].name if "mixer" in config.plugins else "none"
+        kind = f"mixer={mixer}, data.source={config.data.source}"
         raise UserError(f"{run.path} has no {' or '.join(names)} ({kind}); it has {' and '.join(possible)}.")
     folder = RunFolder(run.path)
     with folder.claimed(config):
@@ -69,7 +72,7 @@ def measure(run: Run, names: Sequence[str] = ALL) -> Run:
 
 def measurements_of(config: ExperimentConfig) -> list[str]:
     """Names of the measurements that a run of this configuration can have."""
-    reads_contexts = config.model.memory in FROZEN_BLOCK
+    reads_contexts = "mixer" not in config.plugins
     possible = {
         "probe": reads_contexts,
         "ablations": reads_contexts,
@@ -85,7 +88,7 @@ def _measure(run: Run, folder: RunFolder, names: Sequence[str]) -> Run:
     missing = [name for name in names if not folder.finished(name, keys[name])]
     if not missing:
         return run
-    for files in ("caches", "model"):
+    for files in ("caches", "phase2"):
         refuse_damaged(run.path, files)
     config, trained = run.config, cache(lambda: trained_model(run.config, folder))
     makers: dict[str, Callable[[], Facts]] = {
@@ -102,23 +105,24 @@ def _measure(run: Run, folder: RunFolder, names: Sequence[str]) -> Run:
     return write_results(config, folder, {**summary, **measurements(folder)})
 
 
-def _ablations(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+def _ablations(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> Facts:
     conversations = load_conversations(config.data, "validation")
     starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
-    counts = count_tokens(load_ids(folder.caches, "train"), config.model.vocab_size)
+    counts = count_tokens(load_ids(folder.caches, "train"), model.wte.num_embeddings)
     held_out = load_cache(folder.caches, "val")
     return ablations(model, held_out, config.model.context_window, starts, counts)
 
 
-def _recall_task(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+def _recall_task(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> Facts:
     tokenizer = load_tokenizer(config.data.tokenizer)
     keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
-    held_out = stream_of(load_cache(folder.caches, "val"), config.model, trained=False)
+    held_out = as_read(model, load_cache(folder.caches, "val"), trained=False)
     found = recall_task(model, held_out, keys, config.data.recall_window)
     return {**found, "values": pairs_in(config.data.recall_window)}
 
 
-def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> Facts:
+    model = for_transformers(model, config, saved=False)
     return generation(model, load_tokenizer(config.data.tokenizer), load_ids(folder.caches, "val"))
 
 
@@ -130,9 +134,9 @@ def _ngrams(config: ExperimentConfig, folder: RunFolder) -> Facts:
     if len(streams["train"]) > MOST_COUNTED:
         say(f"No n-grams: {len(streams['train']):,} training tokens are more than {MOST_COUNTED:,}.")
         return {}
-    size, window = config.model.vocab_size, config.model.context_window
+    size, window = GPT2_VOCAB_SIZE, config.model.context_window
     floors = {"uniform": np.full(size, 1 / size)}
-    if (counts := corpus_counts(config.data, size)) is not None:
+    if (counts := corpus_counts(config.data)) is not None:
         floors["table text"] = unigram_floor(counts.weight.numpy())
     ids = {name: stream.numpy().astype(np.int64) for name, stream in streams.items()}
     train = ids.pop("train")

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..hf.modeling import ContextKVConfig, ContextKVForCausalLM
-from ..method.caches import load_cache
+from ..method.config import ModelConfig
 from ..method.evaluation import effective_rank
-from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock
+from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
+from ..runs.caches import load_cache
+from ..method.windows import Window
 from ..runs.config import ExperimentConfig
 from ..runs.run_folder import RunFolder
 from .decodability import Stream, centroid, coverage, decodability, mean_decodability, memory_span
@@ -28,7 +29,7 @@ def distances(interval: int, window: int) -> list[int]:
 
 
 @torch.no_grad()
-def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> dict[str, Any]:
+def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
     """Compute `probe` of the summary: of the trained block, and as `fresh` of untrained ones.
 
     It takes half a minute at most, on the CPU.
@@ -44,18 +45,18 @@ def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausal
     tokens = rows.split([len(each) for each in ids])
 
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
-        return _measures(config, *map(Stream, contexts, tokens), embeddings)
+        return _measures(config, model.window, *map(Stream, contexts, tokens), embeddings)
 
     trained = [cache.contexts[1:][:rows].float() for cache, rows in zip(caches, ROWS.values(), strict=True)]
     untrained = {}
     for std in UNTRAINED_STDS:
-        block = untrained_block(model.config, std, config.runtime.seed)
-        untrained[f"{std:g}"] = measured(read_through(block, block.project_tokens(embeddings), tokens))
+        block = untrained_block(config.model, std, config.runtime.seed)
+        untrained[f"{std:g}"] = measured(read_through(block, block.project_inputs(embeddings), tokens))
     return {**measured(trained), "fresh": untrained}
 
 
 def _measures(
-    config: ExperimentConfig, train: Stream, held_out: Stream, embeddings: Tensor
+    config: ExperimentConfig, window: Window, train: Stream, held_out: Stream, embeddings: Tensor
 ) -> dict[str, Any]:
     shape, generator = config.model, torch.Generator().manual_seed(config.runtime.seed)
     found = decodability(train, held_out, embeddings, distances(shape.interval, shape.context_window))
@@ -63,19 +64,19 @@ def _measures(
     return {
         "recall": found,
         "horizon": span,
-        "coverage": coverage(shape, span),
+        "coverage": coverage(shape, window, span),
         "mean_recall": mean_decodability(train, held_out, embeddings, shape.interval),
         "centroid": centroid(held_out.contexts),
-        "effective_rank": effective_rank(held_out.contexts, config.phase1.rank_rows, generator),
+        "effective_rank": effective_rank(held_out.contexts, generator),
     }
 
 
-def untrained_block(shape: ContextKVConfig, std: float, seed: int) -> ContextBlock:
+def untrained_block(shape: ModelConfig, std: float, seed: int) -> ContextBlock:
     """Make a ContextBlock as it is before training, with weights of this standard deviation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        block = ContextBlock(shape)
-    block.scale_weights(std)
+        block = ContextBlock(shape.context_dim, shape.hidden_size)
+    block.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
     return block
 
 

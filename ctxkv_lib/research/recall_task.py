@@ -5,17 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hf.modeling import ContextKVForCausalLM
+from ..hf.inference import binned
 from ..method.caches import StreamCache
 from ..method.evaluation import perplexity, token_scores
-from ..method.windows import slot_positions
-from ..runs.inference import binned
+from ..method.model import ContextKV
 from ..runs.testing import since_last
 
 MOST = 4096  # answers that are scored
 
 
-def recall_task(model: ContextKVForCausalLM, cache: StreamCache, keys: Tensor, window: int) -> dict[str, Any]:
+def recall_task(model: ContextKV, cache: StreamCache, keys: Tensor, window: int) -> dict[str, Any]:
     """Compute `recall_task` of the summary, on a stream of source `recall`.
 
     Args:
@@ -58,8 +57,8 @@ def answers(ids: Tensor, keys: Tensor, window: int) -> tuple[Tensor, Tensor]:
     return at[asks], since[asks] - 1
 
 
-def read_since(positions: Tensor, distances: Tensor, model: ContextKVForCausalLM) -> Tensor:
+def read_since(positions: Tensor, distances: Tensor, model: ContextKV) -> Tensor:
     """Tokens that the nearest slot at or after a token so far back has read since it: int64 `[n]`."""
-    slots = slot_positions(positions, model.config)
+    slots = model.window.slots(positions)
     behind = slots - (positions - distances)[:, None]  # (n, slots)
     return behind.where(behind >= 0, distances[:, None]).amin(dim=1)
