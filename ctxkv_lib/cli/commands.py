@@ -14,7 +14,7 @@ def _config(
     options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
 ) -> ExperimentConfig:
     """The experiment that is asked for; `tell` gets a line on how a file of one's own is split."""
-    from ..data.local_files import configure
+    from ..runs.configure import configure
 
     return configure(options.preset, options.recipe, samples, _given(options), tell)
 
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    from ..data.local_files import compared_samples
+    from ..runs.configure import compared_samples
 
     largest = _config(options, max(options.samples) if options.samples else None, notice)
     counts = options.samples or compared_samples(largest)

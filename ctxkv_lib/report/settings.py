@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ..runs.config import CONCERNS, PRESETS, RECIPES, build_config
+from ..runs.config import CONCERNS, PRESETS, RECIPES, build_config, load_source_plugins
 
 WIDTH = 44  # of the column of names and values
 
@@ -21,6 +21,7 @@ def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
     Raises:
         UserError: an unknown preset.
     """
+    load_source_plugins()
     chosen = build_config(preset) if preset else None
     rows = []
     for concern, settings in CONCERNS.items():

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ..data.conversations import load_conversations
-from ..data.counts import count_tokens
+from ..data.counts import count_tokens, unigram_floor
 from ..data.embeddings import corpus_counts, corpus_ids
-from ..data.recall import KEYS, pairs_in
 from ..data.tokens import TokenStream, load_tokenizer, validation_stream
 from ..errors import memory_advice
 from ..files import digest
@@ -30,8 +29,9 @@ from ..runs.run_folder import RunFolder
 from .ablations import ablations, pairs, since_last
 from .generation import generation
 from .models import model_class, stream_of
-from .ngrams import unigram_floor, yardsticks
+from .ngrams import yardsticks
 from .probe import probe
+from .recall_source import KEYS, pairs_in
 from .recall_task import recall_task
 
 # What training did is in the keys of its own stages already.
@@ -40,7 +40,7 @@ CODE = {
     "generation": code_version("research/generation"),
     "probe": code_version("research/decodability", "research/probe"),
     "recall_task": code_version(
-        "runs/inference", "research/ablations", "research/recall_task", "data/recall"
+        "runs/inference", "research/ablations", "research/recall_task", "research/recall_source"
     ),
     "test": code_version("research/ablations", "research/measure"),
     "yardsticks": code_version("research/ngrams", "research/measure"),
@@ -172,7 +172,7 @@ def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, T
         return {}
     size = config.model.vocab_size
     floors = {"uniform": np.full(size, 1 / size)}
-    if (counts := corpus_counts(config.data, size)) is not None:
+    if (counts := corpus_counts(config.data)) is not None:
         floors["table text"] = unigram_floor(counts.weight.numpy())
     ids = {name: stream.numpy().astype(np.int64) for name, stream in (streams | others).items()}
     train, window = ids.pop("train"), config.model.context_window

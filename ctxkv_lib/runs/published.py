@@ -18,7 +18,6 @@ FREE_SETTINGS = {
     "runtime.contexts",
     "runtime.threads",
     "runtime.tracker",
-    "data.download",
     "data.test_samples",
 }
 

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from ctxkv_lib.data.counts import unigram_floor
 from ctxkv_lib.research.ngrams import (
     FALLBACK_DISCOUNTS,
     ORDERS,
@@ -12,7 +13,6 @@ from ctxkv_lib.research.ngrams import (
     cache_weight,
     discounts,
     recent_shares,
-    unigram_floor,
     yardsticks,
 )
 
