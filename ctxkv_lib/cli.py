@@ -161,7 +161,7 @@ def _config(
     options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
 ) -> ExperimentConfig:
     """Build the experiment's configuration; `tell` gets a line on how the user's own file is split."""
-    from .data.local_files import configure
+    from .runs.configure import configure
 
     return configure(options.preset, options.recipe, samples, _settings(options), tell)
 
@@ -255,7 +255,7 @@ def _measured(options: argparse.Namespace, runs: list[Any]) -> list[Any]:
 @command(f"{EXPERIMENT} {OWN} --samples+ --out --measure --again")
 def compare(options: argparse.Namespace) -> None:
     """Run the same experiment on fewer and on more conversations."""
-    from .data.local_files import compared_samples
+    from .runs.configure import compared_samples
 
     largest = _config(options, max(options.samples) if options.samples else None, notice)
     counts = options.samples or compared_samples(largest)

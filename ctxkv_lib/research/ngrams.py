@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.counts import discounts
+
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 ORDERS = (2, 3, 4, 5)
-FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the formula gives none; as KenLM's --discount_fallback
 CACHE_STEPS = 50  # of expectation maximisation, which finds the weight of the cache
 
 
@@ -51,12 +52,6 @@ def ngram_baselines(
     return {kind: min(tried, key=lambda row: row["val_ppl"]) for kind, tried in rows.items()}
 
 
-def unigram_floor(counts: Ids) -> Floats:
-    """Discount counts int64 `[vocab_size]` towards the uniform distribution: float64 `[vocab_size]`."""
-    level = Level.of(counts, np.zeros_like(counts), 1)
-    return level.discounted + level.kept / len(counts)
-
-
 def recent_shares(ids: Ids, window: int) -> Floats:
     """Share of each token but the first among the up to `window` tokens before it: float64 `[n - 1]`."""
     place = np.arange(len(ids))
@@ -73,17 +68,6 @@ def cache_weight(model: Floats, cache: Floats) -> float:
         share = weight * cache
         weight = float(np.mean(share / (share + (1 - weight) * model)))
     return weight
-
-
-def discounts(counts: Ids) -> Floats:
-    """Compute the discounts of counts of 0 (none), 1, 2 and 3 or more: float64 `[4]`."""
-    n1, n2, n3, n4 = (np.count_nonzero(counts == n) for n in (1, 2, 3, 4))
-    if min(n1, n2, n3) > 0:
-        share = n1 / (n1 + 2 * n2)
-        found = (1 - 2 * share * n2 / n1, 2 - 3 * share * n3 / n2, 3 - 4 * share * n4 / n3)
-        if all(0 <= taken <= count for count, taken in enumerate(found, start=1)):
-            return np.array([0, *found])
-    return np.array([0, *FALLBACK_DISCOUNTS])
 
 
 @dataclass(frozen=True)

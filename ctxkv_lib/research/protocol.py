@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.local_files import configure
 from ..errors import UserError
 from ..files import digest, read_json
 from ..progress import say
 from ..runs.config import ExperimentConfig
+from ..runs.configure import configure
 
 Settings = dict[str, Any]
 KINDS = {

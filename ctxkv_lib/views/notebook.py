@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..data.local_files import configure
 from ..errors import UserError
 from ..runs.config import COMPARED_RATIO, PRESETS, ExperimentConfig
+from ..runs.configure import configure
 from ..runs.run_folder import ROOT_VARIABLE
 from .drive import kept_on_drive as kept_on_drive
 

@@ -243,7 +243,7 @@ def test_published_numbers_stand_beside_the_seed_settings_only(tmp_path):
 
 def test_published_runs_are_matched_by_what_matters():
     assert published_samples(build_config("colab", "published", 100)) == 100
-    free = {"runtime.device": "cpu", "runtime.seed": 7, "data.download": "whole", "runtime.threads": "2"}
+    free = {"runtime.device": "cpu", "runtime.seed": 7, "runtime.threads": "2"}
     assert published_samples(build_config("colab", "published", 500, free)) == 500
     assert published_samples(build_config("colab", "published", 300)) is None
     for precision in ("bf16", "auto"):

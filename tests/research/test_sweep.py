@@ -8,7 +8,6 @@ from test_cli import settings_of
 
 from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
-from ctxkv_lib.data.local_files import configure
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.files import read_json
 from ctxkv_lib.research import sweep as module
@@ -16,6 +15,7 @@ from ctxkv_lib.research import sweep_table
 from ctxkv_lib.research.protocol import asked_for, cells_around, cells_of, read_protocol
 from ctxkv_lib.research.sweep import finished_runs, sweep
 from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.configure import configure
 from ctxkv_lib.runs.inference import load_trained
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run

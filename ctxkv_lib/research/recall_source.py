@@ -9,8 +9,10 @@ import random
 from collections.abc import Sequence
 from functools import partial
 
-from ..runs.config import DataConfig
-from .rows import Messages, Row, Rows, Split, asked_rows
+from ..data.conversations import add_source
+from ..data.rows import Messages, Row, Rows, Split, check_available
+from ..data.settings import DataConfig
+from ..errors import UserError
 
 _KEYS = """
 apple river table garden window bridge mountain forest island castle market street church school hospital
@@ -42,9 +44,20 @@ RECALL_TRAIN = range(30_000, 10_000_000)
 
 
 def recall_rows(data: DataConfig, split: Split) -> Rows:
+    """Make the first rows of a split.
+
+    Raises:
+        UserError: the split has fewer rows, or the token table would be made from them.
+    """
+    if data.table == "cooccurrence":
+        raise UserError(
+            "data.table is 'cooccurrence', which tells words apart by their neighbours; those of "
+            "data.source=recall are random. Allowed with it: random, gpt2."
+        )
     held_back = {"validation": RECALL_VALIDATION, "test": RECALL_TEST, "corpus": RECALL_CORPUS}
     available, window = held_back.get(split, RECALL_TRAIN), data.recall_window
-    rows = available[: asked_rows(len(available), data, split, "the recall task")]
+    check_available(data.count(split), len(available), split, "the recall task")
+    rows = available[: data.count(split)]
     parts = (rows[at : at + PIECE] for at in range(0, len(rows), PIECE))
     return Rows(tuple((len(part), partial(_made, part, window)) for part in parts))
 
@@ -102,3 +115,6 @@ def _messages(words: list[str | None], draw: random.Random) -> Messages:
 
 def _one_of(words: Sequence[str], draw: random.Random) -> str:
     return words[int(draw.random() * len(words))]
+
+
+add_source("recall", "made up: pairs of words that are stated once and asked for later", recall_rows)

@@ -1,19 +1,23 @@
 """The conversations of the recall task: the same ones each time, each pair told once and asked for once."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.recall import FILLERS, KEYS, OPENERS, VALUES, pairs_in, recall_conversation
+from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.data.tokens import load_tokenizer, train_stream, validation_stream
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.runs.config import DataConfig, build_config
+from ctxkv_lib.research.recall_source import FILLERS, KEYS, OPENERS, VALUES, pairs_in, recall_conversation
+from ctxkv_lib.runs.config import build_config
 
 WINDOW = 160
 
 
-def recall_data(**settings):
-    return DataConfig(source="recall", recall_window=WINDOW, table="random", **settings)
+def recall_data(table="random", **settings):
+    return DataConfig(source="recall", recall_window=WINDOW, table=table, **settings)
 
 
 def words_of(row):
@@ -81,7 +85,32 @@ def test_a_text_has_as_many_tokens_as_words(tokenizer):
     assert len(joined.ids) == 4 * (WINDOW + WINDOW // 4) + 3 * 2  # two newlines between two texts
 
 
-def test_a_table_by_company_is_refused():
+def test_a_table_of_neighbours_is_refused():
     with pytest.raises(UserError, match="Allowed with it: random, gpt2"):
-        build_config("offline", settings={"data.source": "recall"})
-    assert build_config("recall").data.table == "random"
+        load_conversations(recall_data(table="cooccurrence"), "train")
+
+
+@pytest.mark.parametrize(
+    ("made", "is_loaded"),
+    [
+        ("build_config('recall')", True),
+        ("build_config('offline', settings={'data.source': 'recall', 'data.table': 'random'})", True),
+        ("config_from_dict({'preset': 'recall', 'recipe': 'exact', 'data': {'source': 'recall'}})", True),
+        ("build_config('colab', 'published')", False),
+    ],
+)
+def test_the_source_is_loaded_when_it_is_named_and_only_then(made, is_loaded):
+    program = f"""
+import sys
+from ctxkv_lib.runs.config import build_config, config_from_dict
+print({made}.data.source, any(name.startswith("ctxkv_lib.research.") for name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["recall" if is_loaded else "ultrachat", str(is_loaded)]
+
+
+def test_an_unknown_source_is_refused_with_all_that_are_known():
+    with pytest.raises(
+        UserError, match=r"data\.source is 'moon'; allowed: ultrachat, file, chitchat, recall"
+    ):
+        build_config("colab", settings={"data.source": "moon"})
