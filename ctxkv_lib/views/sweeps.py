@@ -92,6 +92,16 @@ def memory_figure(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def recall_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """List the share of values that each variant recalls, for a table.
+
+    Args:
+        rows: of `sweep.json`. Those without that measurement, such as n-grams, are left out.
+    """
+    shares = {row["variant"]: row.get("measured", {}).get("recalled") for row in rows}
+    return [[variant, f"{share:.1%}"] for variant, share in shares.items() if share is not None]
+
+
 def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
     figure, axes = panels(len(splits), size=(5.4 * len(splits) + 3, 5))
     laws = {law["variant"]: law for law in results["power_laws"]}
