@@ -21,6 +21,6 @@ shutil.rmtree(OUT, ignore_errors=True)
 pdoc.render.configure(docformat="google", show_source=False)
 pdoc.pdoc("ctxkv_lib", output_directory=OUT)
 
-if "rooms.png" in (OUT / "ctxkv_lib.html").read_text(encoding="utf-8"):
-    sys.exit("The picture of the rooms is not in the page; `make picture` draws it.")
+if "packages.png" in (OUT / "ctxkv_lib.html").read_text(encoding="utf-8"):
+    sys.exit("The picture of the packages is not in the page; `make picture` draws it.")
 print(f"{len(list(OUT.rglob('*.html')))} pages: {OUT / 'index.html'}")

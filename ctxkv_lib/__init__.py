@@ -10,7 +10,7 @@ The names below are the front door: what a notebook or a script needs. All else 
 
 ## How the parts fit
 
-<img src="../.github/rooms.png" width="100%" alt="The rooms, and the path of the data up through them">
+<img src="../.github/packages.png" width="100%" alt="The packages, and what the data becomes in each">
 
 `data` reads conversations and joins their tokens into one stream. `training` makes contexts of it (Phase
 1), keeps them in caches, and trains attention on these (Phase 2); the layers are those of `model`, which

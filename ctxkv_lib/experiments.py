@@ -32,10 +32,8 @@ from .runs.run_folder import COMPARISON, Run, RunFolder, read_run, run_folder_of
 from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
 from .threads import set_threads
-from .views import figures, pictures
+from .views import figures, measures
 from .views.axes import save
-from .views.contexts import use_of_contexts
-from .views.recall import recall_accuracy
 
 
 def run(config: ExperimentConfig, out: Path | str | None = None, listener: Listener = lambda _: None) -> Run:
@@ -117,9 +115,9 @@ def probe_run(run: Run) -> tuple[Facts, list[Path]]:
 def _draw_measures(found: Facts, config: ExperimentConfig) -> dict[str, Figure]:
     """The figures of one run's measures, as far as it has them."""
     drawn = {
-        "probe": lambda probed: pictures.memory_of_contexts(probed, config.model),
-        "ablations": use_of_contexts,
-        "recall_task": recall_accuracy,
+        "probe": lambda probed: measures.memory_of_contexts(probed, config.model),
+        "ablations": measures.use_of_contexts,
+        "recall_task": measures.recall_accuracy,
     }
     return {name: draw(found[name]) for name, draw in drawn.items() if name in found}
 

@@ -14,7 +14,7 @@ from ctxkv_lib.report import write_report
 from ctxkv_lib.research.probe import distances, fresh_block, read_through
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.run_folder import Run
-from ctxkv_lib.views.pictures import memory_of_contexts
+from ctxkv_lib.views.measures import memory_of_contexts
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +51,16 @@ def test_an_older_run_is_probed_when_asked(finished, monkeypatch, capsys):
 def test_the_figure_says_what_is_held_and_draws_every_slot(finished):
     found = {**finished.summary["probe"], "horizon": 1, "coverage": 2 / 3}
     seen, alone = memory_of_contexts(found, finished.config.model, slots=3).axes
-    assert seen.get_title(loc="left") == "67% of the window is held by some slot"
+    assert seen.get_title(loc="left") == "67% of the window is within some slot's memory span"
     (slots,) = [line for line in seen.get_lines() if line.get_marker() == "s"]
     assert slots.get_xdata().tolist() == [0, 3, 6]
     labels = [text.get_text() for text in alone.get_legend().get_texts()]
     assert [label.partition(":")[0] for label in labels] == [
         "trained",
-        "fresh, weights 0.1",
-        "fresh, weights 0.01",
+        "untrained, weights 0.1",
+        "untrained, weights 0.01",
     ]
-    assert "remembers 1 tokens" in labels[0]
+    assert "memory span 1 token;" in labels[0]
 
 
 def test_distances_reach_through_the_window():
