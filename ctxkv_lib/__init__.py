@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from .report import comparison_table as comparison_table
     from .report import write_report as write_report
     from .runs.config import build_config as build_config
-    from .runs.inference import evaluate_texts as evaluate_texts
-    from .runs.inference import generate_text as generate_text
-    from .runs.inference import load_trained as load_trained
+    from .hf.inference import evaluate_texts as evaluate_texts
+    from .hf.inference import generate_text as generate_text
+    from .runs.trained import load_trained as load_trained
     from .runs.published import PUBLISHED as PUBLISHED
     from .runs.run_folder import comparison_folder as comparison_folder
     from .runs.run_folder import load_run as load_run
@@ -52,7 +52,8 @@ _NAMES = {
     "experiments": ("compare", "prepare", "run"),
     "report": ("comparison_table", "write_report"),
     "runs.config": ("build_config",),
-    "runs.inference": ("evaluate_texts", "generate_text", "load_trained"),
+    "hf.inference": ("evaluate_texts", "generate_text"),
+    "runs.trained": ("load_trained",),
     "runs.published": ("PUBLISHED",),
     "runs.run_folder": ("comparison_folder", "load_run", "run_folder_of"),
     "views.live": ("LiveCurves",),

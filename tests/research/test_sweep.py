@@ -407,7 +407,7 @@ def test_the_figure_has_a_line_a_variant_and_their_exponents():
     validation, test = figure.axes
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["Validation", "Test"]
     words = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert words == ["a: tokens^-0.30", r"costs \$5: tokens^-0.30", "n-grams: tokens^-0.10"]
+    assert words == ["a: tokens^-0.30", "costs $5: tokens^-0.30", "n-grams: tokens^-0.10"]
     (line,) = [each for each in validation.get_lines() if each.get_label() == words[0]]
     assert line.get_xdata().tolist() == [10_000, 50_000, 200_000]
     (counted,) = [each for each in test.get_lines() if each.get_label() == words[2]]
@@ -427,7 +427,7 @@ def test_a_first_variant_without_a_test_hides_no_other():
 def test_one_sample_count_is_drawn_as_a_row_a_variant():
     figure = sweep_figure(results([10]))
     first, *others = figure.axes
-    assert [tick.get_text() for tick in first.get_yticklabels()] == ["a", r"costs \$5"]
+    assert [tick.get_text() for tick in first.get_yticklabels()] == ["a", "costs $5"]
     assert not any(ax.get_yticklabels() for ax in others)
     assert all("perplexity" in ax.get_xlabel() for ax in figure.axes)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["n-grams"]

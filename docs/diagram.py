@@ -1,18 +1,19 @@
-"""The pictures of the architecture and of the package's rooms.
+"""Draws the pictures of the architecture and of the packages, for README and reference: `make picture`.
 
 Coordinates are inches on the page, so that lengths and font sizes (points) stay in proportion.
 """
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from ..method.config import ModelConfig
-from ..method.windows import slot_offsets
-from .axes import INK, OKABE_ITO, PAPER, QUIET, RULE
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.windows import slot_offsets
+from ctxkv_lib.views.axes import INK, OKABE_ITO, PAPER, QUIET, RULE, save
 
 FROZEN, PHASE1, PHASE2, PASSED = QUIET, "#00835f", OKABE_ITO[0], "#b9bec7"
 PAGE = (10.2, 6.75)
@@ -20,26 +21,19 @@ LEFT, RIGHT, NOTES = 0.35, 6.75, 6.95
 COLUMNS = (0.85, 3.15, 4.65, 6.15)  # x of the oldest slot, then of the three newest
 MIDDLE = (LEFT + RIGHT) / 2
 
-# Rooms from the top floor down, with their one job and, where the data does not pass, what to find there.
-ROOMS = {
-    "front door": ("names on first use", "import ctxkv_lib as ctxkv: what notebooks and scripts call"),
-    "cli/": ("parses, calls, prints", "ctxkv run, compare, report, generate, evaluate, ..."),
-    "bench/": ("speed and memory", "beside the original's loops and the hardware's floor"),
-    "experiments/": ("whole runs", "the stages in order; what is done is not done again"),
-    "report/": ("the written report", "in both languages; model card"),
-    "views/": ("figures and widgets", "and what notebooks share"),
-    "measures/": ("what a run is worth", "test split, n-grams, what contexts remember"),
-    "runs/": ("what is on disk", "where it came from; trained runs in use"),
-    "baselines/": ("instead of contexts", "a GRU, tokens, nothing"),
-    "training/": ("both phases", "losses, evaluation"),
-    "data/": ("text, tokens, table", ""),
-    "config/": ("every setting", "presets and recipes"),
-    "ground": ("for everyone", "locks, files, progress, memory, ranks, errors, threads"),
+# Packages from the bottom up with their one job, and what the data becomes there.
+PACKAGES = {
+    "method": ("the published method and exact contexts", ("contexts", "caches", "metrics")),
+    "data": ("conversations, tokens, token tables", ("conversations", "tokens")),
+    "hf": ("the transformers model and its cache", ("model folder",)),
+    "runs": ("stages, run folders, settings", ("run folder",)),
+    "views": ("figures, live curves, explorers", ("figures",)),
+    "report": ("the written report, in two languages", ("report", "model card")),
+    "research": ("plug-ins and the tools of the study", ("probe", "sweep", "bench")),
+    "cli": ("parses, calls, prints", ("ctxkv run, compare, ...",)),
 }
-STANDS_ALONE = 3  # floors from the bottom that have `model/` beside them
-FLOOR_STEP, FLOOR_HEIGHT = 0.445, 0.39
-PATH = (4.05, 5.7, 7.35, 9.0)  # x of the stations of the data
-WALL = 6.65  # left of `model/`
+LAYER_STEP, LAYER_HEIGHT = 0.66, 0.56
+STATIONS = (6.0, 7.5, 9.0)  # x of the middles of what the data becomes
 
 
 def architecture(model: ModelConfig) -> Figure:
@@ -54,73 +48,22 @@ def architecture(model: ModelConfig) -> Figure:
     return figure
 
 
-def rooms() -> Figure:
-    """The package as a house: its rooms, which import only downwards, and the data's way up through them."""
+def packages() -> Figure:
+    """The packages as layers, each of which imports only from those below it."""
     figure, ax = _page()
-    _text(
-        ax, LEFT, 6.45, "The rooms of ctxkv_lib, and the path of the data", size=18, weight="bold", ha="left"
-    )
-    _text(ax, LEFT, 6.1, "A room imports only from rooms below it.", size=12.5, ha="left")
-    for number, (name, (job, content)) in enumerate(reversed(ROOMS.items())):
-        right = WALL - 0.08 if number < STANDS_ALONE else PAGE[0] - LEFT
-        _floor(ax, _storey(number), right, name, job)
-        size = 10 if number else 8.7  # the ground has many small rooms beside `model/`
-        _text(ax, PATH[0] - 0.65, _storey(number), content, ha="left", size=size, color=QUIET)
-    _draw_model_room(ax)
-    _draw_path(ax)
+    _text(ax, LEFT, 6.4, "The packages of ctxkv_lib", size=18, weight="bold", ha="left")
+    _text(ax, LEFT, 6.0, "A package imports only from packages below it.", size=12.5, ha="left")
+    for number, (name, (job, made)) in enumerate(PACKAGES.items()):
+        y = 0.5 + LAYER_STEP * number
+        _box(ax, PAGE[0] / 2, y, PAGE[0] - 2 * LEFT, LAYER_HEIGHT, RULE)
+        _text(ax, LEFT + 0.15, y, f"{name}/", ha="left", weight="bold")
+        _text(ax, LEFT + 1.25, y, job, ha="left")
+        for x, what in zip(STATIONS, made, strict=False):
+            colour = PHASE1 if what == "contexts" else PHASE2
+            width = 1.35 if len(made) > 1 else 2.0
+            _box(ax, x + (width - 1.35) / 2, y, width, 0.34, colour)
+            _text(ax, x + (width - 1.35) / 2, y, what, size=10, color=PAPER, weight="bold")
     return figure
-
-
-def _storey(number: int) -> float:
-    """Height of the middle of a floor, counted from the bottom."""
-    return 0.35 + FLOOR_STEP * number
-
-
-def _floor(ax: Axes, y: float, right: float, name: str, job: str) -> None:
-    _box(ax, (LEFT + right) / 2, y, right - LEFT, FLOOR_HEIGHT, RULE)
-    _text(ax, LEFT + 0.15, y, name, ha="left", weight="bold")
-    _text(ax, LEFT + 1.45, y, job, ha="left", size=10)
-
-
-def _draw_model_room(ax: Axes) -> None:
-    """`model/`, beside the lowest floors, because it imports nothing."""
-    right, height = PAGE[0] - LEFT, FLOOR_STEP * (STANDS_ALONE - 1) + FLOOR_HEIGHT
-    middle = (WALL + right) / 2
-    _box(ax, middle, _storey(1), right - WALL, height, RULE)
-    _text(ax, WALL + 0.15, _storey(2), "model/", ha="left", weight="bold")
-    _text(ax, WALL + 0.95, _storey(2), "the Hugging Face model", ha="left", size=10)
-    _station(ax, WALL + 0.5, _storey(1), "table", FROZEN, width=0.7)
-    _station(ax, WALL + 1.53, _storey(1), "ContextBlock", PHASE1, width=1.2)
-    _station(ax, WALL + 2.64, _storey(1), "attention", PHASE2, width=0.84)
-    _text(ax, middle, _storey(0), "stands alone: saved beside the weights", size=10, color=QUIET)
-
-
-def _draw_path(ax: Axes) -> None:
-    """From conversations to the report: along a floor, then up to the next room."""
-    data, training, runs, views, report = (_storey(number) for number in (2, 3, 5, 7, 8))
-    a, b, c, d = PATH
-    way = (
-        (a, data, "conversations", INK),
-        (b, data, "tokens", INK),
-        (b, training, "Phase 1", PHASE1),
-        (c, training, "contexts", PHASE1),
-        (d, training, "Phase 2", PHASE2),
-        (d, runs, "run folder", INK),
-        (d, views, "figures", INK),
-        (d, report, "report", INK),
-    )
-    for x, y, name, colour in way:
-        _station(ax, x, y, name, colour)
-    for (x0, y0, *_), (x1, y1, *_) in pairwise(way):
-        if y0 == y1:
-            _arrow(ax, (x0 + 0.65, y0), (x1 - 0.65, y1), INK)
-        else:
-            _arrow(ax, (x0, y0 + 0.16), (x1, y1 - 0.16), INK)
-
-
-def _station(ax: Axes, x: float, y: float, name: str, colour: str, width: float = 1.3) -> None:
-    _box(ax, x, y, width, 0.32, colour)
-    _text(ax, x, y, name, size=10, color=PAPER, weight="bold")
 
 
 def parameter_counts(model: ModelConfig) -> dict[str, int]:
@@ -272,3 +215,9 @@ def _note(ax: Axes, y: float, first: str, second: str) -> None:
 
 def _text(ax: Axes, x: float, y: float, text: str, size: float = 11, **style: Any) -> None:
     ax.text(x, y, text, fontsize=size, va="center", **{"ha": "center", "color": INK, **style})
+
+
+if __name__ == "__main__":
+    pictures = Path(__file__).parents[1] / ".github"
+    save(architecture(ModelConfig()), pictures / "architecture.png")
+    save(packages(), pictures / "packages.png")

@@ -16,8 +16,8 @@ from ctxkv_lib.experiments import run
 from ctxkv_lib.files import write_json, write_text
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.records import STAGES, Record, Records
-from ctxkv_lib.views import drive
-from ctxkv_lib.views.drive import DriveCopies, kept_on_drive, state_of
+from ctxkv_lib.views import notebook
+from ctxkv_lib.views.notebook import DriveCopies, kept_on_drive, state_of
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def finished_run(folder):
     """A run with everything that a finished one has, in name."""
     sample_run(folder)
     Records(folder, {}, {stage: Record(stage, {}) for stage in STAGES}).write()
-    for name in drive.LANDMARKS:
+    for name in notebook.LANDMARKS:
         write_text(folder / name, name)
     return folder
 
@@ -124,12 +124,12 @@ def test_stages_are_saved_at_once_and_epochs_as_often_as_time_allows(on_drive, t
     def lines_held_after(lines, stage):
         write_text(folder / "metrics.jsonl", "{}\n" * lines)
         copies({"stage": stage})
-        return drive.archived_state(on_drive / "run.tar")["progress"][-1]
+        return notebook.archived_state(on_drive / "run.tar")["progress"][-1]
 
     assert lines_held_after(1, "phase1") == 1
     assert lines_held_after(2, "phase1") == 1
     assert lines_held_after(3, "phase2") == 3
-    now[0] += drive.SAVE_SECONDS - 1
+    now[0] += notebook.SAVE_SECONDS - 1
     assert lines_held_after(4, "phase2") == 3
     now[0] += 2
     assert lines_held_after(5, "phase2") == 5
@@ -163,7 +163,7 @@ def test_a_finished_run_that_was_made_again_replaces_the_old_one(on_drive, tmp_p
 def test_what_has_not_changed_is_not_written_again(on_drive, tmp_path, monkeypatch):
     folder = finished_run(tmp_path / "run")
     save(folder)
-    monkeypatch.setattr(drive, "pack", None)
+    monkeypatch.setattr(notebook, "pack", None)
     save(folder)
     shutil.rmtree(folder)
     save(folder)
@@ -176,21 +176,7 @@ def test_comparisons_are_kept_and_hidden_files_are_not(on_drive, tmp_path):
     write_text(tmp_path / "nothing" / "notes.txt", "no run")
     save(tmp_path / "a-vs-b", tmp_path / "nothing", tmp_path / "absent")
     assert [path.name for path in on_drive.iterdir()] == ["a-vs-b.tar"]
-    assert held(on_drive, "a-vs-b") == [drive.STATE, "a-vs-b/comparison.json"]
-
-
-def test_an_archive_that_does_not_say_counts_as_finished(on_drive, tmp_path):
-    folder = finished_run(tmp_path / "run")
-    on_drive.mkdir()
-    with tarfile.open(on_drive / "run.tar", "w") as tar:
-        tar.add(folder, "run")
-    old = (on_drive / "run.tar").read_bytes()
-    (folder / "summary.json").unlink()
-    save(folder)
-    assert (on_drive / "run.tar").read_bytes() == old
-    shutil.rmtree(folder)
-    with kept_on_drive(folder):
-        assert (folder / "summary.json").is_file()
+    assert held(on_drive, "a-vs-b") == [notebook.STATE, "a-vs-b/comparison.json"]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
