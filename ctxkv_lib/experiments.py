@@ -179,12 +179,13 @@ def summarize(config: ExperimentConfig, contexts: Facts, attention: Facts) -> di
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": contexts["parameters"],
+        "parameters": attention["parameters"],
         "context_window": {
             "interval": config.model.interval,
             "max_contexts": config.model.max_contexts,
             "tokens": config.model.context_window,
             "theoretical_max": theoretical_max(train_tokens, config.model.interval),
+            "offsets": attention["offsets"],
         },
         "phase1": contexts["phase1"],
         "phase2": {

@@ -52,7 +52,7 @@ def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict
     for std in UNTRAINED_STDS:
         block = untrained_block(config.model, std, config.runtime.seed)
         untrained[f"{std:g}"] = measured(read_through(block, block.project_inputs(embeddings), tokens))
-    return {**measured(trained), "fresh": untrained}
+    return {**measured(trained), "fresh": untrained, "offsets": model.window.offsets}
 
 
 def _measures(

@@ -14,7 +14,7 @@ from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, notice, progress_bar
 from ..runs.config import ExperimentConfig
-from ..runs.ownership import changed_settings, flat
+from ..runs.config import changed_settings, flat
 from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
 from ..views.axes import save
 from ..views.sweeps import sweep_figure
@@ -205,7 +205,7 @@ def _facts(cell: Cell, folder: Path, state: str, error: str | None = None, run: 
 def _identity(config: ExperimentConfig) -> str:
     """Identify a configuration, also after settings were added whose defaults do what was done before."""
     defaults = dict(flat(ExperimentConfig("", "").to_dict()))
-    return digest({key: value for key, value in flat(config.to_dict()) if value != defaults[key]})
+    return digest({key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)})
 
 
 def _results(outcomes: Sequence[Outcome]) -> Facts:
@@ -215,7 +215,7 @@ def _results(outcomes: Sequence[Outcome]) -> Facts:
 
 
 def _variant(config: ExperimentConfig) -> Facts:
-    settings = changed_settings(config.to_dict())
+    settings = changed_settings(config)
     settings.pop("runtime.seed", None)
     return {"preset": config.preset, "recipe": config.recipe, "settings": settings}
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import ExperimentConfig
-from .ownership import flat
+from .config import ExperimentConfig, flat
 from .run_folder import Run
 
 MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
@@ -14,9 +13,9 @@ MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folde
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
     """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them."""
     all_settings = [dict(flat(config.to_dict())) for config in configs]
-    first = all_settings[0]
-    keys = [key for key in first if any(settings[key] != first[key] for settings in all_settings)]
-    return [{key: settings[key] for key in keys} for settings in all_settings]
+    first, every = all_settings[0], dict.fromkeys(key for settings in all_settings for key in settings)
+    keys = [key for key in every if any(settings.get(key) != first.get(key) for settings in all_settings)]
+    return [{key: settings.get(key) for key in keys} for settings in all_settings]
 
 
 def distinctions(configs: Sequence[ExperimentConfig]) -> list[str]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_json
-from .ownership import FITTED, changed_settings
+from .config import changed_settings
+from .ownership import FITTED, stored_config
 from .records import DROPPED, Records
 from .run_folder import MODEL_MARK, RunFolder
 
@@ -60,7 +61,7 @@ def _listed(folder: RunFolder) -> Listed:
     try:
         values = read_json(folder.config)
         kind = f"{values['preset']}, {values['recipe']}"
-        changed = changed_settings(values)
+        changed = changed_settings(stored_config(folder.path, values))
         settings = {key: value for key, value in changed.items() if key not in FITTED | IMPLIED}
         ppls = [line["val_ppl"] for line in folder.metric_lines() if line["stage"] == "phase2"]
         tokens, best, state = None, min(ppls, default=None), "interrupted"
@@ -75,11 +76,12 @@ def _listed(folder: RunFolder) -> Listed:
 
 def _state(folder: RunFolder) -> str:
     """Return the state of a run that has its results."""
-    if (folder.model / "model.safetensors").is_file():
-        return "finished"
     records = Records.read(folder.path)
-    dropped = records and DROPPED in records.stages["model"].files.values()
-    return "results only" if dropped else "damaged"
+    files = records.stages["model"].files if records else {}
+    if DROPPED in files.values():
+        return "results only"
+    is_whole = records and all((folder.path / name).is_file() for name in files)
+    return "finished" if is_whole else "damaged"
 
 
 def format_runs(runs: list[Listed]) -> str:

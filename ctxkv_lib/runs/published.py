@@ -7,8 +7,7 @@ shares 0..1, times in seconds on an NVIDIA L4.
 
 from typing import Any
 
-from .config import ExperimentConfig, build_config
-from .ownership import flat
+from .config import ExperimentConfig, build_config, flat
 
 Rows = list[dict[str, Any]]
 CACHES = ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")
@@ -137,4 +136,4 @@ def _is_free(key: str) -> bool:
     """Return whether a setting changes neither the training data nor the arithmetic."""
     if key.startswith("runtime."):
         return key != "runtime.precision"
-    return key in ("data.download", "data.test_samples")
+    return key == "data.test_samples"

@@ -169,6 +169,7 @@ def _prepare(work: Work) -> Prepared:
     say(f"Caches: {placement}")
     facts = _context_facts(phase1, cached)
     facts["memory"] = [*facts["memory"], snapshot("phase 2 prepared", work.device)]
+    facts["parameters"] = parameter_counts(work.model)
     return Prepared(work.tokenizer, work.model, placement, facts, caches, train, (phase1, cached))
 
 
@@ -226,7 +227,7 @@ def _room(work: Work, count: int, dtype: torch.dtype = torch.float32, spare_memo
 
 
 def _context_facts(phase1: Record, caches: Record) -> Facts:
-    """Return `tokens`, `phase1`, `parameters`, `memory` and `caches_mib` of the summary."""
+    """Return `tokens`, `phase1`, `memory` and `caches_mib` of the summary."""
     facts = {**phase1.result, **caches.result}
     return {**facts, "phase1": {**phase1.result["phase1"], **caches.result["phase1"]}}
 
@@ -281,7 +282,6 @@ def _make_caches(work: Work, contexts: dict[str, Tensor], generator: torch.Gener
             "contexts_max_error": max(errors, default=None),
         },
         "tokens": {split: len(ids) for split, ids in work.ids.items()},
-        "parameters": parameter_counts(work.model),
         "caches_mib": held_mib(made["train"][0], made["val"][0], made["train"][1]),
     }
 
@@ -346,6 +346,8 @@ def _train_attention(work: Work, prepared: Prepared) -> Record:
     ranks.from_first(lambda: write_tensors(folder.attention, trained))
     made = work.inputs.provenance(model.device)
     facts = {
+        "parameters": parameter_counts(model),
+        "offsets": None if isinstance(model, MixerModel) else model.window.offsets,
         "stop_reason": result.stop_reason,
         "provenance": {
             **made,

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .axes import DPI, INK, ORANGE, PAPER, QUIET
-from .explore import Window
+from .explore import AttendedWindow
 
 PLAIN = "tex2jax_ignore mathjax_ignore"  # notebooks would typeset text between dollar signs
 WIDTH = 100  # pixels of the page for an inch of a figure, where the page has them
@@ -128,7 +128,7 @@ def token_boundaries(pieces: Sequence[str]) -> str:
     return f'<div class="text {PLAIN}">{"".join(f"<span>{_text(piece)}</span>" for piece in pieces)}</div>'
 
 
-def attended_text(window: Window, weights: Sequence[float]) -> str:
+def attended_text(window: AttendedWindow, weights: Sequence[float]) -> str:
     """Show the tokens of a window, attended ones on a blue that is stronger for more weight.
 
     The box opens at the position itself, which is framed; the token after it is underlined.
@@ -153,7 +153,7 @@ def attended_text(window: Window, weights: Sequence[float]) -> str:
     return f'<div class="text {PLAIN}" style="{FROM_THE_END}"><div>{"".join(spans)}</div></div>'
 
 
-def guesses_line(window: Window) -> str:
+def guesses_line(window: AttendedWindow) -> str:
     """Say which token follows, and which ones the model expects."""
     guesses = ", ".join(f"<b>{_quoted(text)}</b> {share:.1%}" for text, share in window.guesses)
     return (

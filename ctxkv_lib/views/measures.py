@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ..method.config import ModelConfig
-from ..method.windows import slot_offsets
 from .axes import BLUE, OKABE_ITO, ORANGE, QUIET, RULE, legend_below, log_y, panels, styled
 from .figures import span
 
@@ -55,9 +54,10 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
 
 def _window_memory(ax: Axes, probe: Mapping[str, Any], model: ModelConfig, slots: int) -> None:
     """Draw what is left of each token in the slot that read it last."""
-    is_even = model.slots == "uniform"
+    every, step = probe["offsets"], model.interval
+    is_even = every == [slot * step for slot in range(len(every))]
     token = np.arange(slots * model.interval if is_even else model.context_window)  # distance back
-    offsets = np.array([offset for offset in slot_offsets(model) if offset < len(token)])
+    offsets = np.array([offset for offset in every if offset < len(token)])
     behind = (
         token - offsets[np.searchsorted(offsets, token, side="right") - 1]
     )  # of the slot that read it last

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..method.config import ModelConfig
-from ..method.windows import slot_offsets, slot_positions
+from ..method.windows import Window
 from .axes import BLUE, INK, OKABE_ITO, ORANGE, PAPER, QUIET, integer_x, legend_below, log_y, panels, styled
-from .explore import Window
+from .explore import AttendedWindow
 
 MOST_TICKS = 16  # of slots, or of heads
 EMPTY = "#b9bec7"  # slots before the stream
@@ -39,10 +39,12 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
 
 
 @styled
-def window_map(model: ModelConfig, positions: Sequence[int]) -> Figure:
+def window_map(
+    model: ModelConfig, positions: Sequence[int], offsets: Sequence[int] | None = None
+) -> Figure:
     """Draw which positions some positions see: a square a slot, hollow where it lies before the stream."""
     figure, (ax,) = panels(1, size=(9.6, 1.5 + 0.8 * len(positions)))
-    slots = slot_positions(torch.tensor(positions), model)
+    slots = Window(model, offsets).slots(torch.tensor(positions))
     square: dict[str, Any] = {"marker": "s", "ls": "none", "ms": 9}
     for row, (position, seen) in enumerate(zip(positions, slots, strict=True)):
         back, real = position - seen, seen >= 0
@@ -138,7 +140,7 @@ def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 @styled
-def attention_by_distance(weights: Tensor, model: ModelConfig) -> Figure:
+def attention_by_distance(weights: Tensor, offsets: Sequence[int]) -> Figure:
     """Draw mean attention `[num_heads, slots]`: a map by head and slot, and the mean over the heads."""
     figure, (above, below) = panels(2, size=(9.6, 6), rows=2)
     heads, slots = weights.shape
@@ -154,12 +156,12 @@ def attention_by_distance(weights: Tensor, model: ModelConfig) -> Figure:
     below.set_ylabel("Attention (%)")
     legend_below(figure, below)
     for ax in (above, below):
-        _slot_axis(ax, slot_offsets(model))
+        _slot_axis(ax, offsets)
     return figure
 
 
 @styled
-def window_attention(window: Window, weights: Tensor) -> Figure:
+def window_attention(window: AttendedWindow, weights: Tensor) -> Figure:
     """Draw attention `[slots]` of one position by distance; slots before the stream in grey; both sums."""
     figure, (ax,) = panels(1, size=(9.6, 3.3))
     real = window.slots >= 0

@@ -20,7 +20,7 @@ from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, load_run
 from . import figures, markup, pictures
 from .axes import OKABE_ITO
-from .explore import SPLITS, Trained, Window, attended_window, open_run, token_texts
+from .explore import SPLITS, AttendedWindow, Trained, attended_window, open_run, token_texts
 
 STYLE = {"description_width": "90px"}
 PUBLISHED_LABEL = "published report, 500 samples (L4)"
@@ -150,12 +150,12 @@ class WindowExplorer(widgets.VBox):
     def __init__(self, trained: Trained, position: int, split: str) -> None:
         trained.check_position(split, position)
         self._trained = trained
-        config = trained.model.config
-        heads = [("mean of all heads", 0), *((f"head {n}", n) for n in range(1, config.num_heads + 1))]
+        shapes = trained.run.config.model
+        heads = [("mean of all heads", 0), *((f"head {n}", n) for n in range(1, shapes.num_heads + 1))]
         self.split = _dropdown("Stream", [("validation", "val"), ("training", "train")], split)
         self.head = _dropdown("Attention", heads, 0)
         self.position = _slider(widgets.IntSlider, "Position", position, 0, len(trained.caches[split]) - 1)
-        self.steps = {step: _step_button(step) for step in (-config.interval, -1, 1, config.interval)}
+        self.steps = {step: _step_button(step) for step in (-shapes.interval, -1, 1, shapes.interval)}
         self.tokens = _dropdown("Go to", [HEADING], HEADING[1])
         self.near = widgets.ToggleButtons(style={"button_width": "auto"}, layout=widgets.Layout(width="98%"))
         self.page, self.text = widgets.HTML(), widgets.HTML()
@@ -203,7 +203,7 @@ class WindowExplorer(widgets.VBox):
     def _offer_near(self) -> None:
         """Show an interval of tokens to either side of the position."""
         cache, here = self._trained.caches[self.split.value], self.position.value
-        reach = self._trained.model.config.interval
+        reach = self._trained.run.config.model.interval
         around = range(max(0, here - reach), min(len(cache), here + reach + 1))
         pieces = token_texts(self._trained.tokenizer, cache.ids[around.start : around.stop])
         self.near.unobserve(self._on_near, names="value")  # new options press the first of them
@@ -230,7 +230,7 @@ def explore_window(run: Run | Trained, position: int, split: str = "val") -> Win
     return WindowExplorer(open_run(run) if isinstance(run, Run) else run, position, split)
 
 
-def _token_options(window: Window, weights: Sequence[float]) -> list[tuple[str, int]]:
+def _token_options(window: AttendedWindow, weights: Sequence[float]) -> list[tuple[str, int]]:
     """Choices of a dropdown: a heading, then the attended tokens, nearest first."""
     slots = [(at, weight) for at, weight in zip(window.slots.tolist(), weights, strict=True) if at >= 0]
     pieces = [window.pieces[at - window.start] for at, _ in slots]
