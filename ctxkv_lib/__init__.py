@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from .experiments import compare as compare
     from .experiments import prepare as prepare
     from .experiments import run as run
+    from .hf.inference import evaluate_texts as evaluate_texts
+    from .hf.inference import generate_text as generate_text
     from .report import comparison_table as comparison_table
     from .report import write_report as write_report
     from .runs.config import build_config as build_config
-    from .hf.inference import evaluate_texts as evaluate_texts
-    from .hf.inference import generate_text as generate_text
-    from .runs.trained import load_trained as load_trained
     from .runs.published import PUBLISHED as PUBLISHED
     from .runs.run_folder import comparison_folder as comparison_folder
     from .runs.run_folder import load_run as load_run
     from .runs.run_folder import run_folder_of as run_folder_of
+    from .runs.trained import load_trained as load_trained
     from .views.live import LiveCurves as LiveCurves
     from .views.markup import show as show
     from .views.plots import explore_runs as explore_runs

@@ -92,7 +92,9 @@ def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, atten
     """Test a trained run, and write summary, report and figures."""
     found = test(config, folder)
     summary = summarize(config, contexts, attention)
-    return write_results(config, folder, {**summary, **({"test": found} if found else {}), **measurements(folder)})
+    return write_results(
+        config, folder, {**summary, **({"test": found} if found else {}), **measurements(folder)}
+    )
 
 
 def write_results(config: ExperimentConfig, folder: RunFolder, summary: Facts) -> Run:

@@ -160,9 +160,7 @@ def compare(
     return rows
 
 
-def phase1_steps(
-    model: ContextKV, ids: Tensor, config: ExperimentConfig
-) -> dict[str, Callable[[], Step]]:
+def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> dict[str, Callable[[], Step]]:
     """Make iterations of Phase 1 on a stream of n + 1 tokens: the original's and ours."""
     settings, device = config.phase1, model.device
 
@@ -266,9 +264,7 @@ def phase2_steps(
     return {"original": original, **{name: partial(ours, dtype) for name, dtype in PRECISIONS.items()}}
 
 
-def scaling(
-    model: ContextKV, ids: Tensor, config: ExperimentConfig, rounds: int
-) -> list[dict[str, float]]:
+def scaling(model: ContextKV, ids: Tensor, config: ExperimentConfig, rounds: int) -> list[dict[str, float]]:
     """Measure our time and memory a token on beginnings of a stream, from a sixty-fourth to all of it.
 
     Returns:

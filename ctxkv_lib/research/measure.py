@@ -9,12 +9,11 @@ import torch
 
 from .. import ranks
 from ..data.conversations import load_conversations
-from ..data.counts import count_tokens
+from ..data.counts import count_tokens, unigram_floor
 from ..data.embeddings import corpus_counts, corpus_ids
 from ..data.tokens import load_tokenizer, validation_stream
 from ..errors import UserError, memory_advice
 from ..experiments import write_results
-from ..data.counts import unigram_floor
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.model import ContextKV
 from ..progress import say, stage

@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ..method.config import ModelConfig
 from ..method.evaluation import effective_rank
 from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
-from ..runs.caches import load_cache
 from ..method.windows import Window
+from ..runs.caches import load_cache
 from ..runs.config import ExperimentConfig
 from ..runs.run_folder import RunFolder
 from .decodability import Stream, centroid, coverage, decodability, mean_decodability, memory_span

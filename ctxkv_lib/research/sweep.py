@@ -13,8 +13,7 @@ from ..files import digest, read_json, write_rows_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, notice, progress_bar
-from ..runs.config import ExperimentConfig
-from ..runs.config import changed_settings, flat
+from ..runs.config import ExperimentConfig, changed_settings, flat
 from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
 from ..views.axes import save
 from ..views.sweeps import sweep_figure

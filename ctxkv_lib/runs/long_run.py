@@ -208,7 +208,7 @@ def _saved_draws(tensors: Mapping[str, Tensor], device: torch.device) -> Tensor 
     """Return a generator's saved state; None, with a word, if it is another kind of device's."""
     state = tensors.get(f"draws/{device.type}")
     if state is None:
-        say(f"The training was begun on another device: random draws continue differently here.")
+        say("The training was begun on another device: random draws continue differently here.")
     return state
 
 

@@ -95,9 +95,7 @@ def singular_values(contexts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def untrained_contexts(
-    model: ContextKV, cache: StreamCache, shape: ModelConfig, passes: int
-) -> Tensor:
+def untrained_contexts(model: ContextKV, cache: StreamCache, shape: ModelConfig, passes: int) -> Tensor:
     """Compute contexts with an untrained ContextBlock: `[n, context_dim]` of a stream after some passes."""
     torch.manual_seed(0)
     block = ContextBlock(shape.context_dim, shape.hidden_size).to(model.device)
@@ -110,9 +108,7 @@ def untrained_contexts(
 
 
 @torch.no_grad()
-def pass_errors(
-    model: ContextKV, cache: StreamCache, config: Phase1Config, passes: int
-) -> list[float]:
+def pass_errors(model: ContextKV, cache: StreamCache, config: Phase1Config, passes: int) -> list[float]:
     """Measure how far parallel passes are from exact contexts.
 
     Args:

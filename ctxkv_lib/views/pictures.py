@@ -39,9 +39,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
 
 
 @styled
-def window_map(
-    model: ModelConfig, positions: Sequence[int], offsets: Sequence[int] | None = None
-) -> Figure:
+def window_map(model: ModelConfig, positions: Sequence[int], offsets: Sequence[int] | None = None) -> Figure:
     """Draw which positions some positions see: a square a slot, hollow where it lies before the stream."""
     figure, (ax,) = panels(1, size=(9.6, 1.5 + 0.8 * len(positions)))
     slots = Window(model, offsets).slots(torch.tensor(positions))
