@@ -40,10 +40,7 @@ from .bench_results import bench_table as bench_table
 from .timing import interleaved, operations, peak_bytes, product_rate
 
 # Settings of the model that the reference takes; it knows all others as published only.
-SIZES = {"vocab_size", "hidden_size", "context_dim", "interval", "max_contexts", "num_heads"} | {
-    "intermediate_size",
-    "attention_dropout",
-}
+SIZES = {"hidden_size", "context_dim", "interval", "max_contexts", "num_heads", "intermediate_size"}
 STEPS_FOR_MEMORY = 3
 SCALES = (64, 16, 4, 1)  # the stream's length over that of the beginnings that are timed
 HISTORIES = (640, 4_000, 32_000)  # tokens read before
@@ -67,7 +64,8 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
     """
     if rounds < 1:
         raise UserError(f"--rounds is {rounds}; allowed: 1 or more.")
-    published = {name: value for name, value in asdict(ModelConfig()).items() if name not in SIZES}
+    taken = {*SIZES, "vocab_size", "attention_dropout"}
+    published = {name: value for name, value in asdict(ModelConfig()).items() if name not in taken}
     if others := [f"model.{k}={v}" for k, v in published.items() if getattr(config.model, k) != v]:
         raise UserError(f"The original has {', '.join(others)} only; bench measures with these.")
     prepared = prepare(config, run_folder)
@@ -301,7 +299,7 @@ def generation(model: ContextKVForCausalLM, rounds: int) -> list[dict[str, float
         `bytes_per_position`.
     """
     models = {"ours": model.eval(), "gpt2": _gpt2_block(model)}
-    prefill = {}
+    prefill: dict[tuple[str, int], Callable[[], Any]] = {}
     for history in HISTORIES:
         tokens = torch.randint(model.config.vocab_size, (1, history), device=model.device)
         prefill |= {(name, history): partial(_read, each, tokens) for name, each in models.items()}

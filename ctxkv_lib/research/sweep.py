@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import TemplateError
+
 from ..data.conversations import load_conversations
 from ..errors import Diverged, UserError
 from ..experiments import run, stopped_calmly
