@@ -5,23 +5,15 @@ the floor that the machine's own rate of matrix products sets, and with a GPT-2 
 """
 
 import copy
-import ctypes
-import gc
-import statistics
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ..errors import UserError
@@ -36,7 +28,6 @@ from ..method.memory import mib
 from ..method.model import ContextBlock, ContextKV, project_inputs
 from ..method.oacd import train_iteration
 from ..method.phase2 import Stepper, batch_gradients
-from ..progress import progress_bar
 from ..runs.config import ExperimentConfig
 from ..runs.provenance import PRECISIONS, device_name, versions
 from ..runs.published import PUBLISHED
@@ -45,16 +36,10 @@ from ..runs.streamed import Streamed, project_vocabulary
 from ..views.axes import save
 from .bench_results import bench_figure
 from .bench_results import bench_table as bench_table
+from .timing import interleaved, operations, peak_bytes, product_rate
 
 # Settings of the model that the reference takes; it knows all others as published only.
-SIZES = {"hidden_size", "context_dim", "interval", "max_contexts", "num_heads"} | {
-    "intermediate_size",
-    "attention_dropout",
-}
-WARM_UP = 2  # rounds that are not counted
-CALLS = {"cpu": 1, "cuda": 20, "mps": 20}  # of a candidate in a round: a GPU is kept busy, as in training
-PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices whose product is timed
-SAMPLING_SECONDS = 0.002  # between two looks at the process's memory
+SIZES = {"hidden_size", "context_dim", "interval", "max_contexts", "num_heads", "intermediate_size"}
 STEPS_FOR_MEMORY = 3
 SCALES = (64, 16, 4, 1)  # the stream's length over that of the beginnings that are timed
 HISTORIES = (640, 4_000, 32_000)  # tokens read before
@@ -78,7 +63,8 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
     """
     if rounds < 1:
         raise UserError(f"--rounds is {rounds}; allowed: 1 or more.")
-    published = {name: value for name, value in asdict(ModelConfig()).items() if name not in SIZES}
+    taken = {*SIZES, "vocab_size", "attention_dropout"}
+    published = {name: value for name, value in asdict(ModelConfig()).items() if name not in taken}
     if others := [f"model.{k}={v}" for k, v in published.items() if getattr(config.model, k) != v]:
         raise UserError(f"The original has {', '.join(others)} only; bench measures with these.")
     prepared = prepare(config, run_folder)
@@ -313,7 +299,7 @@ def generation(model: ContextKVForCausalLM, rounds: int) -> list[dict[str, float
         `bytes_per_position`.
     """
     models = {"ours": model.eval(), "gpt2": _gpt2_block(model)}
-    prefill = {}
+    prefill: dict[tuple[str, int], Callable[[], Any]] = {}
     for history in HISTORIES:
         tokens = torch.randint(model.config.vocab_size, (1, history), device=model.device)
         prefill |= {(name, history): partial(_read, each, tokens) for name, each in models.items()}
@@ -364,76 +350,3 @@ def _gpt2_block(model: ContextKVForCausalLM) -> GPT2LMHeadModel:
 def _nbytes(cache: Any) -> int:
     layers = getattr(cache, "layers", None)  # of a key-value cache
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) if layers else cache.nbytes
-
-
-def interleaved(
-    candidates: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device, title: str
-) -> dict[Any, float]:
-    """Median seconds of each candidate; every round runs each of them once, so all see the same machine."""
-    times: dict[Any, list[float]] = {name: [] for name in candidates}
-    for _ in progress_bar(range(WARM_UP + rounds), title):
-        for name, function in candidates.items():
-            times[name].append(seconds_of(function, device))
-    return {name: statistics.median(taken[WARM_UP:]) for name, taken in times.items()}
-
-
-def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
-    """Mean seconds of a call."""
-    calls = CALLS[device.type]
-    _synchronize(device)
-    began = time.perf_counter()
-    for _ in range(calls):
-        function()
-    _synchronize(device)
-    return (time.perf_counter() - began) / calls
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
-
-
-def product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations (multiply-adds times two) a second of a square matrix product of `dtype`, at best."""
-    size = PRODUCT_SIZE[device.type]
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    times = [seconds_of(lambda: torch.mm(left, right, out=out), device) for _ in range(8)]
-    return 2 * size**3 / min(times)
-
-
-def operations(function: Callable[[], Any]) -> int:
-    """Operations (multiply-adds times two) of all matrix products of one call, backward included."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
-
-
-def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """How much memory in use grows, at most, while `function` runs.
-
-    On cuda what torch's allocator holds; elsewhere the process's resident set, sampled every 2 ms.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        function()
-        return torch.cuda.max_memory_allocated(device) - before
-    with suppress(OSError, AttributeError):  # else what earlier calls freed would hide what this one takes
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    process, done = psutil.Process(), threading.Event()
-    sizes = [process.memory_info().rss]
-
-    def watch() -> None:
-        while not done.wait(SAMPLING_SECONDS):
-            sizes[1:] = [max(sizes[-1], process.memory_info().rss)]
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        function()
-    finally:
-        done.set()
-        watcher.join()
-    return sizes[-1] - sizes[0]

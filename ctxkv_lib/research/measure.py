@@ -71,15 +71,10 @@ def measure(run: Run, names: Sequence[str] = ALL) -> Run:
 
 def measurements_of(config: ExperimentConfig) -> list[str]:
     """Names of the measurements that a run of this configuration can have."""
-    reads_contexts = "mixer" not in config.plugins
-    possible = {
-        "probe": reads_contexts,
-        "ablations": reads_contexts,
-        "recall_task": config.data.source == "recall",
-        "generation": reads_contexts,
-        "ngrams": True,
-    }
-    return [name for name in ALL if possible[name]]
+    lacking = {"probe", "ablations", "generation"} if "mixer" in config.plugins else set()
+    if config.data.source != "recall":
+        lacking.add("recall_task")
+    return [name for name in ALL if name not in lacking]
 
 
 def _measure(run: Run, folder: RunFolder, names: Sequence[str]) -> Run:

@@ -45,7 +45,8 @@ def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict
     tokens = rows.split([len(each) for each in ids])
 
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
-        return _measures(config, model.window, *map(Stream, contexts, tokens), embeddings)
+        train, held_out = map(Stream, contexts, tokens)
+        return _measures(config, model.window, train, held_out, embeddings)
 
     trained = [cache.contexts[1:][:rows].float() for cache, rows in zip(caches, ROWS.values(), strict=True)]
     untrained = {}

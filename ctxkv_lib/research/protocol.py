@@ -83,9 +83,10 @@ def grid(recipes: Sequence[str] | None, axes: Sequence[str]) -> dict[str, Settin
         UserError: an axis of another form.
     """
     variants: dict[str, Settings] = {}
-    for recipe, *values in itertools.product(recipes or [None], *map(_axis, axes)):
+    named: Sequence[str | None] = recipes or [None]
+    for recipe, values in itertools.product(named, itertools.product(*map(_axis, axes))):
         words = [f"{key.rpartition('.')[2]} {value}" for key, value in values]
-        if recipe and (not words or len(recipes or []) > 1):
+        if recipe and (not words or len(named) > 1):
             words.insert(0, recipe)
         variants[", ".join(words) or "base"] = {"recipe": recipe, "settings": dict(values)}
     return variants

@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import TemplateError
+
 from ..data.conversations import load_conversations
 from ..errors import Diverged, UserError
 from ..experiments import run, stopped_calmly
@@ -43,14 +45,10 @@ class Outcome:
     def state(self) -> str:
         return str(self.facts["state"])
 
-    @property
-    def error(self) -> str | None:
-        return self.facts.get("error")
-
     def __str__(self) -> str:
         if self.run:
             return f"{self.cell}: val PPL {self.run.summary['phase2']['val_ppl']:,.1f}"
-        return f"{self.cell}: {self.state}: {self.error}"
+        return f"{self.cell}: {self.state}: {self.facts.get('error')}"
 
 
 @stopped_calmly()
@@ -121,16 +119,12 @@ def _found(cells: Sequence[Cell], root: Path, out: Path, keep: bool) -> list[Out
     """What earlier calls left of each cell."""
     entries, outcomes = _entries(out / "sweep.json"), []
     for cell, folder in zip(cells, sweep_folders(cells, root), strict=True):
-        own = _facts(cell, folder, "waiting")
-        entry = entries.get(own["config"], {})
-        outcome = _finished(cell, folder)
-        if outcome is None:
-            if entry.get("state") == "finished" and not keep:
-                own = {**entry, "variant": cell.variant, "folder": folder.name}
-            elif entry.get("state") == "diverged" and folder.is_dir():  # else deleted, to run it again
-                own |= {"state": "diverged", "error": entry["error"]}
-            outcome = Outcome(cell, folder, own)
-        outcomes.append(outcome)
+        facts = _facts(cell, folder, "waiting")
+        entry = entries.get(facts["config"], facts)
+        counts = {"finished": not keep, "diverged": folder.is_dir()}  # deleted, it is run again
+        if counts.get(entry["state"]):
+            facts = {**entry, "variant": cell.variant, "folder": folder.name}
+        outcomes.append(_finished(cell, folder) or Outcome(cell, folder, facts))
     return outcomes
 
 
@@ -147,7 +141,7 @@ def _entries(path: Path) -> dict[str, Facts]:
         return {cell["config"]: cell for cell in cells}
     except FileNotFoundError:
         return {}
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, TemplateError):
         raise UserError(
             f"{path} is damaged, or not what a sweep wrote; restore it, or move it away to begin with the "
             "results in the run folders."
@@ -209,14 +203,13 @@ def _identity(config: ExperimentConfig) -> str:
 
 def _results(outcomes: Sequence[Outcome]) -> Facts:
     """`sweep.json`."""
-    variants = {outcome.cell.variant: _variant(outcome.cell.config) for outcome in outcomes}
+    variants = {}
+    for cell in (outcome.cell for outcome in outcomes):
+        changed = changed_settings(cell.config.to_dict()).items()
+        settings = {key: value for key, value in changed if key != "runtime.seed"}
+        named = {"preset": cell.config.preset, "recipe": cell.config.recipe}
+        variants[cell.variant] = {**named, "settings": settings}
     return summarize(variants, [outcome.facts for outcome in outcomes])
-
-
-def _variant(config: ExperimentConfig) -> Facts:
-    settings = changed_settings(config)
-    settings.pop("runtime.seed", None)
-    return {"preset": config.preset, "recipe": config.recipe, "settings": settings}
 
 
 def _write(out: Path, outcomes: Sequence[Outcome]) -> None:

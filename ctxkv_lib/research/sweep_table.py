@@ -2,9 +2,11 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..report.tables import MISSING, distinct, literal, markdown_table, ppl, short, terminal_table, whole
 
@@ -18,12 +20,6 @@ NGRAMS = {
     "kneser_ney_table_cache": "n-grams (table's text too) and cache",
 }
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
-NOTE = (
-    "PPL: mean over seeds ± standard deviation, at the epoch with the lowest validation PPL. Trained: "
-    "weights that Phase 2 trains. Seconds: mean training time of a cell, both phases. n-grams: interpolated "
-    "modified Kneser-Ney, counted on the same training tokens, or also on the text that the token table was "
-    "made from."
-)
 
 
 def _change(percent: float) -> str:
@@ -42,18 +38,6 @@ MEASURED: dict[str, tuple[str, str, Callable[[float], str]]] = {
     "longest_run": ("generation.longest_run", "Longest run", "{:.0f}".format),
     "recalled": ("recall_task.accuracy", "Recalled", "{:.0%}".format),
 }
-MEASURED_NOTE = (
-    "Means over seeds. Memory span: tokens back that a context has anything of (R² > 0.01). Coverage: share "
-    "of the window within some slot's memory span. Mean of 20: R² of the mean embedding of the last 20 "
-    "tokens. Rank: effective rank over dimensions. Zero, others': increase of validation PPL with zeros, or "
-    "another conversation's contexts. Pairs again: test PPL of tokens that form, with the one before, a pair "
-    "that occurred in the window. Longest run: of one token, in 20 greedy samples of 50. Recalled: right "
-    "answers of preset recall."
-)
-LAW_NOTE = (
-    "PPL = factor * tokens^-exponent, least squares of the logarithms over all runs of a variant. Off by: "
-    "the largest distance of a size's mean from that line."
-)
 
 
 def cell_results(summary: Facts) -> Facts:
@@ -176,7 +160,7 @@ def rounded(value: Any) -> Any:
 
 def format_sweep(results: Facts) -> str:
     """Format the table for a terminal, and why cells did not finish."""
-    failures = [f"{_cell_name(cell)}: {cell['state']}. {cell['error']}" for cell in _failures(results)]
+    failures = [f"{name}: {state}. {error}" for name, state, error in _failures(results)]
     table = terminal_table([HEADER, *map(_cells, results["rows"])])
     return "\n".join([table, *(["", *failures] if failures else [])])
 
@@ -202,23 +186,20 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def sweep_document(results: Facts) -> str:
-    """Write `sweep.md`."""
+    """Write `sweep.md`, by the template `sweep.md.j2`."""
     cells, rows = results["cells"], results["rows"]
     states = [cell["state"] for cell in cells]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in distinct(states))
-    table = markdown_table(HEADER, [[literal(name), *row] for name, *row in map(_cells, rows)])
-    blocks = ["# Sweep", f"{len(cells)} cells: {counts}.", table, NOTE]
-    if commits := distinct(cell["git_commit"] or "unknown" for cell in cells if "git_commit" in cell):
-        blocks.append(f"Made by commit {', '.join(commits)}.")
-    if any(row.get("measured") for row in rows):
-        blocks += ["## What contexts hold, and what they are used for", _measured_table(rows), MEASURED_NOTE]
-    if laws := results["power_laws"]:
-        blocks += ["## PPL against training tokens", _law_table(laws), LAW_NOTE]
-    if failures := _failures(results):
-        lines = [f"- {literal(_cell_name(c))}: {c['state']}. {literal(c['error'])}" for c in failures]
-        blocks += ["## Not finished", "\n".join(lines)]
-    blocks += ["## Variants", "\n".join(_variant(*each) for each in results["variants"].items())]
-    return "\n\n".join(blocks) + "\n"
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template.filters["literal"] = literal
+    return template.get_template("sweep.md.j2").render(
+        results,
+        counts=", ".join(f"{states.count(state)} {state}" for state in distinct(states)),
+        table=markdown_table(HEADER, [[literal(name), *row] for name, *row in map(_cells, rows)]),
+        commits=distinct(cell["git_commit"] or "unknown" for cell in cells if "git_commit" in cell),
+        measured=_measured_table(rows) if any(row.get("measured") for row in rows) else "",
+        failures=_failures(results),
+    )
 
 
 def _measured_table(rows: Sequence[Facts]) -> str:
@@ -233,26 +214,10 @@ def _measured_table(rows: Sequence[Facts]) -> str:
     return markdown_table(header, body)
 
 
-def _variant(name: str, variant: Facts) -> str:
-    settings = ", ".join(f"{key}={value}" for key, value in variant["settings"].items())
-    words = f"recipe {variant['recipe']}" + (f", {settings}" if settings else "")
-    return f"- {literal(name)}: {literal(words)}"
-
-
-def _law_table(laws: Sequence[Facts]) -> str:
-    rows = []
-    for law in laws:
-        cells = [literal(law["variant"])]
-        for split in SPLITS:
-            known = law.get(split)
-            cells += [f"{known['exponent']:.3f}", f"{known['error']:.1%}"] if known else [MISSING, MISSING]
-        rows.append(cells)
-    return markdown_table(["Variant", "Exponent, val", "off by", "Exponent, test", "off by"], rows)
-
-
-def _failures(results: Facts) -> list[Facts]:
-    return [cell for cell in results["cells"] if "error" in cell]
-
-
-def _cell_name(cell: Facts) -> str:
-    return f"{cell['variant']}, {cell['samples']:,} samples, seed {cell['seed']}"
+def _failures(results: Facts) -> list[tuple[str, str, str]]:
+    """Name, state and reason of each cell that did not finish."""
+    return [
+        (f"{cell['variant']}, {cell['samples']:,} samples, seed {cell['seed']}", cell["state"], cell["error"])
+        for cell in results["cells"]
+        if "error" in cell
+    ]

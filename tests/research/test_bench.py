@@ -8,6 +8,7 @@ from conftest import local_experiment
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.research import bench as module
+from ctxkv_lib.research import timing
 from ctxkv_lib.research.bench_results import bench_figure, bench_table
 
 CPU = torch.device("cpu")
@@ -126,23 +127,23 @@ def test_peak_memory_sees_what_was_let_go_again():
     def take():
         return torch.ones(200 * megabyte // 4).sum()
 
-    assert 150 * megabyte < module.peak_bytes(take, CPU) < 300 * megabyte
+    assert 150 * megabyte < timing.peak_bytes(take, CPU) < 300 * megabyte
 
 
 def test_candidates_take_turns_after_a_warm_up():
     calls = []
     candidates = {name: lambda n=name: calls.append(n) for name in ("a", "b")}
-    times = module.interleaved(candidates, 3, CPU, "title")
-    assert calls == ["a", "b"] * (3 + module.WARM_UP)
+    times = timing.interleaved(candidates, 3, CPU, "title")
+    assert calls == ["a", "b"] * (3 + timing.WARM_UP)
     assert times.keys() == {"a", "b"}
 
 
 def test_a_product_rate_is_operations_a_second(monkeypatch):
-    monkeypatch.setattr(module, "PRODUCT_SIZE", {"cpu": 10})
-    monkeypatch.setattr(module, "seconds_of", lambda *_: 0.5)
-    assert module.product_rate(torch.float32, CPU) == 2 * 10**3 / 0.5
+    monkeypatch.setattr(timing, "PRODUCT_SIZE", {"cpu": 10})
+    monkeypatch.setattr(timing, "seconds_of", lambda *_: 0.5)
+    assert timing.product_rate(torch.float32, CPU) == 2 * 10**3 / 0.5
 
 
 def test_operations_count_the_backward_pass_too():
     left, right = torch.randn(4, 5), torch.randn(5, 6, requires_grad=True)
-    assert module.operations(lambda: (left @ right).sum().backward()) == 2 * 2 * 4 * 5 * 6
+    assert timing.operations(lambda: (left @ right).sum().backward()) == 2 * 2 * 4 * 5 * 6
