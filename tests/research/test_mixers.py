@@ -2,6 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, tiny_ids
+from ctxkv_lib.research.memories import TokenBlock
+from ctxkv_lib.research.models import model_class, shapes_of, stream_of
 from ctxkv_lib.training.phase2 import train_attention
 
 from ctxkv_lib.hf.modeling import parameter_counts
@@ -10,8 +12,6 @@ from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.evaluation import evaluate, token_scores
 from ctxkv_lib.research import models, rows
-from ctxkv_lib.research.memories import TokenBlock
-from ctxkv_lib.research.models import model_class, shapes_of, stream_of
 from ctxkv_lib.runs.config import Phase2Config
 
 BASELINES = ("fresh", "end_to_end", "tokens", "none", "transformer", "gru")
