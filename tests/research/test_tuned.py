@@ -54,14 +54,11 @@ def structured_block(context_dim, hidden_size, **settings):
 
 @torch.no_grad()
 def recurrence(block, embeddings, tokens):
-    """Contexts `[n + 1, context_dim]` of a stream, token by token, with the zero context in front."""
-    contexts = [torch.zeros(1, block.context_dim)]
-    for token in block.project_inputs(embeddings)[tokens]:
-        contexts.append(block(contexts[-1], token[None]))
-    return torch.cat(contexts)
-
-
-# The block's init.
+    """Contexts `[streams, n + 1, context_dim]` of tokens `[streams, n]`, with the zero context in front."""
+    contexts = [torch.zeros(len(tokens), block.context_dim)]
+    for inputs in block.project_inputs(embeddings)[tokens].unbind(1):
+        contexts.append(block(contexts[-1], inputs))
+    return torch.stack(contexts, dim=1)
 
 
 def test_a_block_encodes_the_token_and_running_means_of_tokens():
@@ -69,17 +66,17 @@ def test_a_block_encodes_the_token_and_running_means_of_tokens():
     draw = torch.Generator().manual_seed(0)
     block = structured_block(32, 48, longest_mean=20.0)
     embeddings = torch.randn(16, 48, generator=draw) + torch.randn(48, generator=draw)
-    tokens = torch.randint(0, 16, (4000,), generator=draw)
-    block.init_weights(embeddings, tokens, Phase1Config())
-    contexts = recurrence(block, embeddings, tokens)[101:].double()
-    now = embeddings[tokens[100:]].double()
-    assert torch.allclose(contexts.mean(dim=0), torch.zeros(32).double(), atol=0.1)
-    whole = torch.linalg.lstsq(contexts[:, :16], now - now.mean(dim=0)).solution
-    assert (contexts[:, :16] @ whole - now + now.mean(dim=0)).var() < 1e-3 * now.var()
+    tokens = torch.randint(0, 16, (20, 300), generator=draw)
+    block.init_weights(embeddings, tokens.flatten(), Phase1Config())
+    contexts = recurrence(block, embeddings, tokens)[:, 101:].double()
+    rows, now = contexts.flatten(0, 1), embeddings[tokens[:, 100:].flatten()].double()
+    assert torch.allclose(rows.mean(dim=0), torch.zeros(32).double(), atol=0.1)
+    whole = torch.linalg.lstsq(rows[:, :16], now - now.mean(dim=0)).solution
+    assert (rows[:, :16] @ whole - now + now.mean(dim=0)).var() < 1e-3 * now.var()
     for units, length in zip((slice(16, 21), slice(21, 26), slice(26, 31)), (4, 80**0.5, 20), strict=True):
-        mean = contexts[:, units]
-        assert mean.std(dim=0).mean().item() == pytest.approx(tuned.MEAN_STD, rel=0.2)
-        kept = (mean[1:] * mean[:-1]).sum() / mean.square().sum()
+        mean = contexts[..., units]
+        assert mean.flatten(0, 1).std(dim=0).mean().item() == pytest.approx(tuned.MEAN_STD, rel=0.2)
+        kept = (mean[:, 1:] * mean[:, :-1]).sum() / mean[:, 1:].square().sum()
         assert kept.item() == pytest.approx(1 - 1 / length, abs=0.05)
 
 
@@ -96,7 +93,7 @@ def test_a_stream_of_one_token_has_contexts_too():
     block, embeddings = structured_block(32, 48, longest_mean=20.0), torch.randn(1, 48)
     tokens = torch.zeros(50, dtype=torch.int64)
     block.init_weights(embeddings, tokens, Phase1Config())
-    assert recurrence(block, embeddings, tokens).abs().max() < 0.1
+    assert recurrence(block, embeddings, tokens[None]).abs().max() < 0.1
 
 
 def test_a_linear_recurrence_is_what_was_asked_for():
@@ -142,7 +139,7 @@ def test_without_settings_a_block_is_the_published_one():
         (
             {"longest_mean": 9},
             (25, 24),
-            r"model\.context_dim is 25; allowed: at most model\.hidden_size \(24\) with block\.longest_mean\.",
+            r"model\.context_dim is 25; allowed: at most model\.hidden_size \(24\) with block\.longest",
         ),
         ({"last_tokens": 16}, (16, 24), r"block\.last_tokens is 16; allowed: 2 to 15 with these shapes\."),
         ({"last_tokens": 2}, (50, 24), r"block\.last_tokens is 2; allowed: 3 to 49 with these shapes\."),
@@ -153,28 +150,25 @@ def test_a_block_refuses_settings_in_a_sentence(settings, shapes, sentence):
         structured_block(*shapes, **settings)
 
 
-# Induction heads.
-
-
-def shift_register(stream):
-    """A model whose contexts hold the last 6 tokens, embeddings of 100 tokens, and the stream's contexts."""
+def shift_register(streams):
+    """A model whose contexts hold the last 6 tokens, embeddings of 100 tokens, and the streams' contexts."""
     shapes = {"hidden_size": 200, "context_dim": 256, "num_heads": 5, "interval": 5, "max_contexts": 6}
     model = tiny_model({"last_tokens": 6}, shapes, heads="induction", sink="learned").eval()
     embeddings = F.layer_norm(torch.randn(100, 200), (200,))
-    model.context_block.init_weights(embeddings, stream, Phase1Config())
+    model.context_block.init_weights(embeddings, streams.flatten(), Phase1Config())
     model.attention.init_from_block(model.context_block)
-    return model, embeddings, recurrence(model.context_block, embeddings, stream)
+    return model, embeddings, recurrence(model.context_block, embeddings, streams)
 
 
 def test_contexts_hold_the_last_tokens_one_by_one():
     torch.manual_seed(0)
-    model, _, contexts = shift_register(torch.randint(0, 100, (2000,)))
+    model, _, contexts = shift_register(torch.randint(0, 100, (20, 150)))
     size = model.context_block.place_size(6)
     assert size == 42
-    places = contexts[101:, :252].unflatten(1, (6, size))
+    places = contexts[:, 51:, :252].unflatten(2, (6, size))
     assert places.std().item() == pytest.approx(1, rel=0.1)
     for place in range(1, 6):
-        earlier = places[:-place, 0] - places[place:, place]
+        earlier = places[:, :-place, 0] - places[:, place:, place]
         assert earlier.square().mean() < 0.05
 
 
@@ -182,26 +176,23 @@ def test_induction_heads_find_what_followed_the_current_token():
     """A token that comes again is found wherever it stood in the window, by the head of its place alone."""
     torch.manual_seed(0)
     stream = torch.randperm(100)[:80]
-    for back in range(1, 30):
-        again = torch.cat([stream, stream[80 - back : 81 - back]])
-        model, embeddings, contexts = shift_register(again)
-        position = torch.tensor([80])
-        window = contexts[model.window.rows(position)]
-        attended, weights = model.attention.attention.attend(embeddings[again[position]], window, None)
-        slot, place = divmod(back, 5)
-        if place == 0:  # it lies on a slot, and what followed it in the one before
-            slot, place = slot - 1, 5
-        assert weights[0].flatten().argmax() == (place - 1) * 6 + slot
-        assert (embeddings @ attended[0]).argmax() == again[81 - back]
+    back = torch.arange(1, 30)
+    again = torch.cat([stream.expand(29, -1), stream[80 - back, None]], dim=1)
+    model, embeddings, contexts = shift_register(again)
+    windows = contexts[:, model.window.rows(torch.tensor(80))]
+    attended, weights = model.attention.attention.attend(embeddings[again[:, 80]], windows, None)
+    slot, place = (back - 1) // 5, (back - 1) % 5  # of the token that followed, one token nearer
+    assert torch.equal(weights.flatten(1).argmax(dim=1), place * 6 + slot)
+    assert torch.equal((attended @ embeddings.T).argmax(dim=1), again.gather(1, 81 - back[:, None])[:, 0])
 
 
 def test_induction_heads_attend_almost_nothing_at_a_new_token():
     torch.manual_seed(0)
     stream = torch.randperm(100)
-    model, embeddings, contexts = shift_register(stream)
+    model, embeddings, contexts = shift_register(stream[None])
     positions = torch.arange(30, 100)
     rows = model.window.rows(positions)
-    _, weights = model.attend(embeddings[stream[positions]], contexts[rows], rows > 0)
+    _, weights = model.attend(embeddings[stream[positions]], contexts[0, rows], rows > 0)
     assert weights.sum(dim=2).median() < 0.1  # of a head
 
 
@@ -220,11 +211,8 @@ def test_random_heads_are_left_as_they_are():
     assert all(torch.equal(value, before[name]) for name, value in model.attention.state_dict().items())
 
 
-# Attention.
-
-
 def plain_layer(layer, embeddings, window, mask):
-    """The layer as its definition reads: keys and values of every slot, then softmax over them and the sink."""
+    """The layer as its definition reads: keys and values of every slot, softmax over slots and sink."""
     attention, inner = layer.attention, layer.feed_forward
     heads = (attention.num_heads, attention.head_dim)
     x = layer.input_dropout(embeddings)
@@ -360,9 +348,6 @@ def test_the_current_token_bias_is_in_logits_and_losses():
     torch.testing.assert_close(model.logits(hidden, read), expected)
     losses, _ = model.losses(hidden, read, targets)
     torch.testing.assert_close(losses, F.cross_entropy(expected, targets, reduction="none"))
-
-
-# Whole models.
 
 
 def settings_of(recipe, hook):
