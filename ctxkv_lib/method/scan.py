@@ -39,11 +39,11 @@ def segmented_scan(step: Step, contexts: Tensor, tolerance: float) -> float:
     Args:
         step: returns contexts `[m, context_dim]` after the tokens at m positions, from those before them.
         contexts: padded, `[n + 1, context_dim]`.
-        tolerance: largest error of a component.
+        tolerance: largest error of a component to aim at. At segment boundaries a quarter of it may be left,
+            which a block may amplify before it forgets it.
 
     Returns:
-        the largest difference of a component that is left at a segment boundary, a quarter of `tolerance` at
-        most.
+        the largest difference of a component that is left at a segment boundary.
     """
     contexts[1:] = torch.nan  # agrees with nothing
     count = len(contexts) - 1

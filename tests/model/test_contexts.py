@@ -60,7 +60,7 @@ def model_with(init):
 
 @pytest.fixture(scope="module", params=["trained", 0.1, 0.01, "means", "shift register"])
 def model(request):
-    return model_with(request.param)
+    return model_with(request.param).double()  # some untrained blocks amplify a rounding fifty times
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_exact_contexts_are_the_recurrence_to_the_tolerance(model, count):
 def test_streams_may_be_cut_continued_and_begin_anew_anywhere(data):
     count = data.draw(st.integers(1, 700), "count")
     begins = data.draw(st.sets(st.integers(0, count - 1), max_size=5), "begins")
-    model = tiny_model().double()  # an untrained block amplifies a rounding fifty times
+    model = tiny_model().double()
     block = model.context_block
     block.scale_weights(data.draw(st.sampled_from([0.1, 0.03, 0.01]), "std"))
     embeddings, tokens = distinct_rows(model, tiny_ids(count, seed=count))
@@ -173,13 +173,14 @@ def test_what_was_in_the_output_before_is_not_taken_for_contexts(short_segments)
 
 @torch.no_grad()
 def test_half_precision_is_scanned_fast_and_as_exact_as_token_by_token():
-    block = Counted(lambda contexts, halves: 0.8 * contexts + halves)
-    half, tokens, zero = torch.randn(20, WIDTH), tiny_ids(2000) % 20, torch.zeros(1, WIDTH)
-    everything = torch.ones(1, 2000, dtype=torch.bool)
-    found = scan_rows(block, half.bfloat16(), tokens[None], everything, zero.bfloat16(), 1e-5)[0]
-    assert block.steps < 500
-    plain, precise = (one_by_one(block, h[tokens], zero[0].to(h))[1:] for h in (half.bfloat16(), half))
-    assert (found - precise).abs().mean() < 1.1 * (plain - precise).abs().mean()
+    model, tokens = tiny_model(context_dim=64, hidden_size=96).bfloat16(), tiny_ids(2000)
+    block, half = Counted(model.context_block), model.context_block.project_tokens(model.wte.weight)
+    zero, everything = half.new_zeros(1, 64), torch.ones(1, 2000, dtype=torch.bool)
+    scanned = scan_rows(block, half, tokens[None], everything, zero, 1e-5)[0]
+    assert block.steps < 1000
+    plain = one_by_one(model.context_block, half[tokens], zero[0])[1:]
+    exact = one_by_one(model.float().context_block, half[tokens].float(), zero[0].float())[1:]
+    assert (scanned - exact).abs().mean() < 1.2 * (plain - exact).abs().mean()
 
 
 @pytest.mark.parametrize("rows", [7, 1000])
