@@ -1,10 +1,7 @@
-"""A setting with all that is known of it, from which it is checked and listed.
-
-It stands here because a saved model carries it; the settings outside the model use it, too.
-"""
+"""Settings that carry their unit, reason and allowed values, from which they are checked and listed."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +17,27 @@ class Allowed:
 ANY = Allowed("any", lambda value: True)
 POSITIVE = Allowed("more than 0", lambda value: value > 0)
 SHARE = Allowed("0 to 1", lambda value: 0 <= value <= 1)
+BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
+RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
+WEIGHT = Allowed("0 to 1e30", lambda value: 0 <= value <= 1e30)
 
 
 def at_least(least: float) -> Allowed:
     return Allowed(f"{least} or more", lambda value: value >= least)
 
 
-def choice(names: Iterable[str]) -> Allowed:
-    """One of these names; a mapping says what each of them means."""
-    return Allowed(", ".join(names), tuple(names).__contains__)
+@dataclass(frozen=True)
+class Choice:
+    """The names in a mapping, also those that are added to it later."""
+
+    meanings: Mapping[str, str]
+
+    @property
+    def text(self) -> str:
+        return ", ".join(self.meanings)
+
+    def holds(self, value: Any) -> bool:
+        return value in tuple(self.meanings)
 
 
 def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = ANY, unit: str = "") -> Any:
@@ -40,14 +49,14 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
         allowed: the values it takes; a mapping names them and says what each means.
         unit: what it counts.
     """
-    meanings = dict(allowed) if isinstance(allowed, Mapping) else {}
-    known = allowed if isinstance(allowed, Allowed) else choice(meanings)
+    meanings = allowed if isinstance(allowed, Mapping) else {}
+    known = allowed if isinstance(allowed, Allowed) else Choice(meanings)
     metadata = {"reason": reason, "unit": unit, "allowed": known, "meanings": meanings}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_settings(config: Any, concern: str) -> None:
-    """Hold every setting of a dataclass against what it allows.
+    """Check every setting of a dataclass against what it allows.
 
     Raises:
         ValueError: a value that is not allowed.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..method.config import ModelConfig
-from ..method.windows import slot_positions
+from ..method.windows import Window
 from ..runs.differences import distinctions
 from ..runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
 from ..runs.run_folder import Run
@@ -44,8 +44,28 @@ class Column:
 
     @property
     def method(self) -> str:
-        """The key of the words for what attention reads."""
-        return self.model.kv_method if self.model.memory == "contexts" else self.model.memory
+        """The key of the words for what attention reads, or the name of the mixer in its place."""
+        mixer = self.config.plugins.get("mixer")
+        return mixer.name.partition(":")[2] if mixer else self.model.kv_method
+
+    @property
+    def offsets(self) -> list[int] | None:
+        """Distances of the slots in tokens; None of a mixer, which has none."""
+        uniform = [slot * self.model.interval for slot in range(self.model.max_contexts)]
+        return self.summary["context_window"].get("offsets", uniform)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the slots lie an interval apart."""
+        return self.offsets in (None, Window(self.model).offsets)
+
+    @property
+    def plugins(self) -> str:
+        """What stands in the place of parts of the method, in words."""
+        found = self.config.plugins.items()
+        return ", ".join(
+            f"{hook} `{each.name}`" + f" ({each.source})" * bool(each.source) for hook, each in found
+        )
 
     @property
     def epochs(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -133,10 +153,12 @@ def cache_sizes(ours: Sequence[Column], held: str, dense: str) -> Iterator[Colum
             yield Column(own.original.label, own.original.summary["caches_mib"])
 
 
-def slot_examples(model: ModelConfig, num_tokens: int) -> Iterator[tuple[int, str, int, int]]:
+def slot_examples(column: Column) -> Iterator[tuple[int, str, int, int]]:
     """Yield position, what it sees, real slots and others: of a short, a half-full and a full window."""
-    for position in example_positions(model, num_tokens):
-        slots = slot_positions(torch.tensor(position), model).tolist()
+    model = column.model
+    window = Window(model, column.offsets)
+    for position in example_positions(model, column.summary["train_tokens"]):
+        slots = window.slots(torch.tensor(position)).tolist()
         seen = [f"ctx[{slot}]" for slot in slots if slot >= 0]
         rest = model.max_contexts - len(seen)
         zeros = ["0"] * rest if model.kv_method == "fixed" else []

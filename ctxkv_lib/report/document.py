@@ -56,7 +56,7 @@ def _context(ours: Sequence[Column]) -> dict[str, Any]:
         "is_single": len(ours) == 1,
         "is_one_validation": len({each["validation_fingerprint"] for each in data}) == 1,
         "one_a_method": {(own.method, own.model.max_contexts): own for own in ours}.values(),
-        "one_a_window": {own.model: own for own in ours if own.model.memory_dim}.values(),
+        "one_a_window": {(own.model, *own.offsets): own for own in ours if own.offsets}.values(),
         "origin": origin(ours),
         "devices": list(devices(columns)),
         "gain": gains(ours[0].summary, ours[-1].summary),

@@ -1,10 +1,12 @@
-"""Compute what a configuration means in parameters, tokens and bytes: arithmetic alone, without torch."""
+"""Compute what a configuration means in parameters, tokens and bytes, without downloading anything."""
 
 from typing import Any
 
 from ..errors import UserError
-from ..method.config import ModelConfig
+from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
+from ..method.windows import Window
 from ..runs.config import ExperimentConfig
+from ..runs.models import shapes
 from ..runs.published import PUBLISHED
 from ..runs.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 
@@ -35,41 +37,44 @@ def describe(
     known = PUBLISHED.get(config.data.samples) if config.data.source == "ultrachat" else None
     if known:
         train_tokens, val_tokens = train_tokens or known["train_tokens"], val_tokens or known["val_tokens"]
-    interval, kept = config.model.interval, config.model.kept_contexts
     sizes = (train_tokens, val_tokens, config.model) if train_tokens and val_tokens else None
+    interval = config.model.interval
+    parameters, window = shapes(config)
+    kept = window.kept_contexts
     return {
         "preset": config.preset,
         "recipe": config.recipe,
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": config.model.parameter_counts(),
+        "parameters": parameters,
         "context_window": {
             "interval": interval,
             "max_contexts": config.model.max_contexts,
             "tokens": config.model.context_window,
             "theoretical_max": train_tokens // interval + 1 if train_tokens else None,
         },
-        "slots": slots_in_words(config.model),
+        "slots": slots_in_words(window, config.model),
         "kv_cache": {
             "contexts": kept,
             "bytes": kept * config.model.context_dim * BYTES["fp32"] + COUNTER_BYTES,
         },
         **{f"caches_{name}_mib": gathered_mib(*sizes, name) if sizes else None for name in BYTES},
         "caches_dense_fp32_mib": dense_fp32_mib(*sizes) if sizes else None,
-        "computed": computed_size(config, train_tokens),
+        "computed": computed_size(config, parameters, train_tokens),
     }
 
 
-def slots_in_words(model: ModelConfig) -> str:
+def slots_in_words(window: Window, model: ModelConfig) -> str:
     """Say how many contexts a position sees, and where they lie."""
-    if model.slots == "uniform":
-        return f"{model.max_contexts} contexts, {model.interval} tokens apart: {model.context_window} tokens"
-    reach = model.interval * (model.max_contexts - 1)
-    return f"{model.max_contexts} contexts, 0 to {reach} tokens back, ever further apart"
+    if window.offsets == Window(model).offsets:
+        return f"{len(window)} contexts, {model.interval} tokens apart: {model.context_window} tokens"
+    return f"{len(window)} contexts, 0 to {window.offsets[-1]} tokens back, ever further apart"
 
 
-def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> dict[str, Any] | None:
+def computed_size(
+    config: ExperimentConfig, parameters: dict[str, int], train_tokens: int | None = None
+) -> dict[str, Any] | None:
     """Compute disk, memory and time of a run with bf16 caches, from shapes and data sheets.
 
     Args:
@@ -86,10 +91,11 @@ def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> 
             return None
         known = PUBLISHED[500]
         train_tokens = config.data.samples * known["train_tokens"] // known["samples"]
-    model, parameters = config.model, config.model.parameter_counts()
+    model = config.model
     is_streamed, row = config.is_streamed(train_tokens), model.context_dim * BYTES["bf16"]
     pool = min(train_tokens, BLOCK_TOKENS * POOL_BLOCKS) if is_streamed else train_tokens
-    read = min(train_tokens, config.phase1.max_tokens) if config.phase1.contexts == "exact" else train_tokens
+    is_exact = config.phase1.context_method == "exact"
+    read = min(train_tokens, config.phase1.max_tokens) if is_exact else train_tokens
     caches = train_tokens * (row + ID_BYTES)
     if is_streamed:
         starts = model.context_dim * BYTES["fp32"] // STRIDE
@@ -101,14 +107,17 @@ def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> 
         "pool_gib": pool * row / GIB,
         "phase1_gib": read * model.context_dim * BYTES["fp32"] / GIB,
         "sent_mib": parameters["trainable_phase2"] * BYTES["fp32"] / MIB,
-        "epoch_seconds": {name: _epoch_seconds(config, train_tokens, *of) for name, of in DEVICES.items()},
+        "epoch_seconds": {
+            name: _epoch_seconds(config, parameters, train_tokens, *of) for name, of in DEVICES.items()
+        },
     }
 
 
-def _epoch_seconds(config: ExperimentConfig, tokens: int, products: float, count: int) -> float:
+def _epoch_seconds(
+    config: ExperimentConfig, parameters: dict[str, int], tokens: int, products: float, count: int
+) -> float:
     """Take two products with the table and three with the layer's weights, or the least time of the steps."""
-    model = config.model
-    operations = 4 * model.vocab_size * model.hidden_size + 6 * model.parameter_counts()["trainable_phase2"]
+    operations = 4 * GPT2_VOCAB_SIZE * config.model.hidden_size + 6 * parameters["trainable_phase2"]
     steps = -(-tokens // config.phase2.batch_size)
     return max(tokens * operations / (products * ASSUMED_SHARE * count), steps * ASSUMED_STEP_SECONDS)
 

@@ -9,7 +9,7 @@ from .tables import table_cells, terminal_table
 from .templates import words
 
 Summary = Mapping[str, Any]
-NGRAMS = "yardsticks"  # of the summary
+NGRAMS = "ngrams"  # of the summary
 KINDS = ("kneser_ney", "kneser_ney_cache")
 
 

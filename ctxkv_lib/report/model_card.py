@@ -1,5 +1,6 @@
 """The model card: what a saved model is, what it was trained on and how well it does."""
 
+from ..method.windows import Window
 from ..runs.run_folder import Run
 from .info import slots_in_words
 from .templates import template
@@ -15,5 +16,5 @@ def model_card(run: Run) -> str:
         made=summary["provenance"],
         config=config,
         model=config.model,
-        window=slots_in_words(config.model),
+        window=slots_in_words(Window(config.model, summary["context_window"].get("offsets")), config.model),
     )

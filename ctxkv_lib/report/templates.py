@@ -8,7 +8,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..errors import UserError
-from ..method.windows import slot_offsets
 from ..views.figures import span
 from . import tables, verdicts
 
@@ -33,8 +32,7 @@ def template(name: str, language: str) -> Template:
     made.filters |= {name: getattr(verdicts, name) for name in VERDICTS.split()}
     made.filters |= {
         "at": at,
-        "entry_of": lambda key, names: names[key],
-        "offsets": slot_offsets,
+        "entry_of": lambda key, names: names.get(key, tables.literal(key)),
         "span": span,
     }
     made.keep_trailing_newline = True

@@ -6,6 +6,7 @@ import torch
 from conftest import write_conversations
 
 from ctxkv_lib import experiments as experiment
+from ctxkv_lib.data.counts import unigram_floor
 from ctxkv_lib.data.embeddings import corpus_counts
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
@@ -14,7 +15,6 @@ from ctxkv_lib.method import oacd as phase1
 from ctxkv_lib.method.caches import load_cache
 from ctxkv_lib.method.evaluation import evaluate
 from ctxkv_lib.report.info import gathered_mib
-from ctxkv_lib.research.ngrams import unigram_floor
 from ctxkv_lib.runs import contexts, stages
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.inference import load_trained
@@ -66,7 +66,7 @@ def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path):
     config = build_config("ci", "tuned", 6, {**tiny_settings, **corpus})
     made = run(config, tmp_path / "run")
     model, _ = load_trained(made.path, torch.device("cpu"))
-    counts = corpus_counts(config.data, config.model.vocab_size).weight.numpy()
+    counts = corpus_counts(config.data).weight.numpy()
     expected = torch.from_numpy(unigram_floor(counts)).log().float()
     torch.testing.assert_close(model.log_unigram, expected)
     assert model.config.repeat_logit == -5
