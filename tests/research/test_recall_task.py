@@ -3,9 +3,9 @@
 import pytest
 import torch
 from conftest import tiny_model
+from ctxkv_lib.data.recall import KEYS, VALUES
 
 from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.recall import KEYS, VALUES
 from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
 from ctxkv_lib.experiments import run
 from ctxkv_lib.method.caches import StreamCache
