@@ -5,6 +5,15 @@ import pytest
 import torch
 from conftest import write_conversations
 
+from ctxkv_lib import experiments as experiment
+from ctxkv_lib.data.counts import unigram_floor
+from ctxkv_lib.data.embeddings import corpus_counts
+from ctxkv_lib.errors import Stopped, UserError
+from ctxkv_lib.experiments import compare, prepare, run
+from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+from ctxkv_lib.method import oacd as phase1
+from ctxkv_lib.method.evaluation import evaluate
+from ctxkv_lib.report.info import gathered_mib
 from ctxkv_lib.runs import stages
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
