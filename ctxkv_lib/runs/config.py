@@ -78,7 +78,7 @@ class ExperimentConfig:
     def replace(self, settings: dict[str, Any]) -> "ExperimentConfig":
         """A copy with `{"concern.field": value}` applied; a string value is parsed as the field's type."""
         changed: dict[str, dict[str, Any]] = {}
-        if settings.get("data.source") not in {None, *SOURCES}:
+        if settings.get("data.source") not in [None, *SOURCES]:
             load_source_plugins()
         for key, value in settings.items():
             concern, name = _split_key(key)
