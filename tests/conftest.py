@@ -13,8 +13,9 @@ from sample_runs import sample_run
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
-from ctxkv_lib.hf.modeling import ContextKVConfig, ContextKVForCausalLM
-from ctxkv_lib.runs import checkpoint
+from ctxkv_lib.hf.configuration import ContextKVConfig
+from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+from ctxkv_lib.runs import long_run
 from ctxkv_lib.runs.config import build_config
 
 torch.set_num_threads(1)  # if torch was loaded before
@@ -62,8 +63,8 @@ def shared_cache(tmp_path_factory):
 @pytest.fixture
 def saved_at_every_step(monkeypatch):
     """Trainings save their state whenever they can, not every half minute."""
-    monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0)
-    monkeypatch.setattr(checkpoint, "WRITING_SHARE", math.inf)
+    monkeypatch.setattr(long_run, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(long_run, "WRITING_SHARE", math.inf)
 
 
 def tiny_model(seed: int = 0, **changes) -> ContextKVForCausalLM:

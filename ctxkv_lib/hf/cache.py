@@ -1,4 +1,4 @@
-"""What inference remembers of the streams it reads: a constant number of contexts."""
+"""The key-value cache of generation: a constant number of contexts."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ..method.windows import slot_positions
+from ..method.windows import Window
 
 
 class ContextCache(Cache):
     """The whole key-value cache of a batch of streams: recent contexts, of a size that does not grow.
 
-    A window reaches back over `interval * (max_contexts - 1)` positions. With anchor "current" it slides with
-    every token, so each of their contexts is kept; with "grid" only those on multiples of the interval.
+    With anchor "current" a window slides with every token, so the context of each position within its reach
+    is kept; with "grid" only those on multiples of the interval.
 
     Attributes:
         state: context after the last token read, `[batch, context_dim]`.
@@ -22,18 +22,17 @@ class ContextCache(Cache):
         lengths: tokens read by each stream, int64 `[batch]`; padding is not read.
     """
 
-    def __init__(self, config: Any, batch_size: int, like: Tensor) -> None:
+    def __init__(self, window: Window, context_dim: int, batch_size: int, like: Tensor) -> None:
         super().__init__(layers=[])
-        self.shape = config
-        self.step = 1 if config.anchor == "current" else config.interval  # every step-th context is kept
-        kept = (config.max_contexts - 1) * config.interval // self.step
-        self.state = like.new_zeros(batch_size, config.context_dim)
-        self.stored = like.new_zeros(batch_size, kept, config.context_dim)
+        self.window = window
+        self.step = window.step  # every step-th context is kept
+        self.state = like.new_zeros(batch_size, context_dim)
+        self.stored = like.new_zeros(batch_size, window.kept_contexts - 1, context_dim)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=like.device)
         self.columns = 0
 
     def extend(self, contexts: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take in the contexts of new tokens, and say where the windows of these tokens lie.
+        """Add the contexts of new tokens, and find the windows of these tokens.
 
         Args:
             contexts: `[batch, length, context_dim]`, the state after each new column.
@@ -44,7 +43,7 @@ class ContextCache(Cache):
             int64, and whether they hold a context, bool, both `[batch, length, max_contexts]`.
         """
         positions = self.lengths[:, None] + read.cumsum(dim=1) - 1
-        slots = slot_positions(positions, self.shape)
+        slots = self.window.slots(positions)
         before = -(-self.lengths // self.step)  # contexts kept so far, of which `stored` holds the last
         kept = self.stored.shape[1]
         new = read & (positions % self.step == 0)
@@ -64,15 +63,15 @@ class ContextCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held for the whole batch; the same however much has been read."""
+        """Return the bytes held for the whole batch; the same however much has been read."""
         return self.state.nbytes + self.stored.nbytes + self.lengths.nbytes
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns of `input_ids` taken in so far, padding included."""
+        """Return the number of columns of `input_ids` read so far, padding included."""
         return self.columns
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """-1, transformers' word for no limit."""
+        """Return -1, which means no limit."""
         return -1
 
     get_max_cache_shape = get_max_length  # its name before transformers 5

@@ -5,14 +5,22 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from ..method.config import ModelConfig
+from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 
 # Named for transformers 4: loading a saved model, it takes along only the files that this one names.
 from ..method.settings import require as require
 
+PUBLISHED_ONLY = {"slots": "uniform", "slot_bias": "none", "output": "residual", "memory": "contexts"}
+
 
 class ContextKVConfig(PretrainedConfig):
-    """`ModelConfig` in transformers' clothes: the same fields, defaults and checks.
+    """The fields of `ModelConfig` with its defaults and checks, and what else a saved model needs.
+
+    Attributes:
+        vocab_size: tokens of the table.
+        has_unigram: whether log-frequencies are added to the logits.
+        plugins: `{"block": {"plugin": "module:Name", "settings": {...}}, ...}` of what stands in the place of
+            the published parts (see `plugins.py`).
 
     Raises:
         ValueError: a field has a value that is not allowed.
@@ -23,12 +31,25 @@ class ContextKVConfig(PretrainedConfig):
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
     def __init__(self, **kwargs: Any) -> None:
+        for name, published in PUBLISHED_ONLY.items():
+            value = kwargs.pop(name, published)
+            allowed = f"{published} (this folder was saved by version 0.1; pass trust_remote_code=True)"
+            require(value == published, name, value, allowed)
         names = [f.name for f in dataclasses.fields(ModelConfig)]
-        shapes = ModelConfig(**{name: kwargs.pop(name) for name in names if name in kwargs})
-        for name, value in dataclasses.asdict(shapes).items():
-            setattr(self, name, value)
+        self.shapes_from(ModelConfig(**{name: kwargs.pop(name) for name in names if name in kwargs}))
+        self.vocab_size = kwargs.pop("vocab_size", GPT2_VOCAB_SIZE)
         self.num_hidden_layers = 1
         self.use_cache = kwargs.pop("use_cache", True)
-        self.has_unigram = kwargs.pop("has_unigram", False)  # whether log-frequencies are added to the logits
+        self.has_unigram = kwargs.pop("has_unigram", False)
+        self.plugins = kwargs.pop("plugins", {})
         kwargs.setdefault("tie_word_embeddings", True)
         super().__init__(**kwargs)
+
+    def shapes_from(self, shapes: ModelConfig) -> None:
+        """Take over the fields of a `ModelConfig`."""
+        for name, value in dataclasses.asdict(shapes).items():
+            setattr(self, name, value)
+
+    def shapes(self) -> ModelConfig:
+        """Return the `ModelConfig` of the fields."""
+        return ModelConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(ModelConfig)})

@@ -1,24 +1,68 @@
 """The code that a saved model carries, so that transformers can load it without this package."""
 
+import ast
+import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from .plugins import NAMED, find
 
 HERE = Path(__file__).parent
 FILES = {
-    "hf": ("modeling", "configuration", "cache", "export"),
+    "hf": ("modeling", "configuration", "cache", "export", "plugins"),
     "method": ("config", "losses", "model", "scan", "settings", "windows"),
 }
 AUTO_MAP = {
     "AutoConfig": "configuration.ContextKVConfig",
     "AutoModelForCausalLM": "modeling.ContextKVForCausalLM",
 }
+PACKAGE = re.compile(r"^from (?:\.\.|ctxkv_lib\.)(?:method|hf)\.", re.MULTILINE)
 
 
-def write_code(folder: Path) -> None:
-    """Write all files of the model's code side by side into `folder`, their imports adapted to that."""
-    for package, names in FILES.items():
-        beside = HERE.parent / package
-        for name in names:
-            file = (beside if beside.is_dir() else HERE) / f"{name}.py"  # in a saved folder they lie here
-            flat = re.sub(r"^from \.\.\w+\.", "from .", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-            (folder / file.name).write_text(flat, encoding="utf-8")
+def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write all files of the model's code side by side into `folder`, their imports adapted to that.
+
+    Args:
+        plugins: as of `ContextKVConfig`.
+
+    Raises:
+        ValueError: the code of a plug-in cannot be carried along.
+    """
+    files = [
+        (HERE.parent / package if (HERE.parent / package).is_dir() else HERE)
+        / f"{name}.py"  # else a saved folder
+        for package, names in FILES.items()
+        for name in names
+    ]
+    named = []
+    for plugin in plugins.values():
+        part = NAMED.get(plugin["plugin"]) or find(plugin["plugin"])
+        files.append(source_file(part))
+        named.append(f"from .{files[-1].stem} import {part.__name__}\n")
+        named.append(f'NAMED["{plugin["plugin"]}"] = {part.__name__}\n')
+    for file in files:
+        code = PACKAGE.sub("from .", file.read_text(encoding="utf-8"))
+        if file.stem == "modeling" and "NAMED[" not in code:
+            code += "\n# Classes that this model was trained with.\n" + "".join(named)
+        (folder / file.name).write_text(code, encoding="utf-8")
+
+
+def source_file(part: Any) -> Path:
+    """Return the file of a plug-in that a saved model can carry.
+
+    Raises:
+        ValueError: it is defined in a notebook or a function, or its file needs more of this package than
+            `ctxkv_lib.method`.
+    """
+    module = inspect.getmodule(part)
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or module.__name__ == "__main__" or "<locals>" in part.__qualname__:
+        raise ValueError(f"{part.__qualname__} is defined in a notebook or a function, not in a module")
+    for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ctxkv_lib")):
+            line = f"from {'.' * node.level}{node.module or ''}."
+            if not PACKAGE.match(line) and Path(file).parent != HERE:
+                raise ValueError(f"{file} imports {line[5:-1]}; allowed of this package: ctxkv_lib.method")
+    return Path(file)

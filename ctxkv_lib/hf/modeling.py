@@ -1,44 +1,38 @@
 """The Context-KV language model, as a transformers model."""
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# Named for transformers 4, as is the last one: loading a saved model, it takes along only the files that this
-# one names.
+# All files of a saved model are named here: transformers 4 takes along only these when it loads one.
 from ..method.config import ModelConfig as ModelConfig
-from ..method.losses import add_to_own, frozen_head_cross_entropy
-from ..method.model import NOT_DRAWN, ContextBlock, ContextKVAttention, Dropout, Dropped, FeedForward
-from ..method.scan import SEGMENT, walk_columns
+from ..method.losses import add_to_logit as add_to_logit
+from ..method.model import ContextKV, project_inputs, without_autocast
+from ..method.scan import SEGMENT, scan_rows
 from ..method.settings import require
-from ..method.windows import slot_positions as slot_positions
+from ..method.windows import Window as Window
 from .cache import ContextCache
 from .configuration import ContextKVConfig
 from .export import AUTO_MAP, write_code
+from .plugins import NAMED as NAMED
+from .plugins import parts_of
 
-LONG = (
-    2 * SEGMENT
-)  # columns from which they are read in lock-step: there as fast, and sooner the more they are
-TOLERANCE = 1e-5  # of a component of the contexts of long texts, see `walk`
+LONG = 2 * SEGMENT  # columns from which on a text is computed in segments: there as fast, and then faster
+TOLERANCE = 1e-5  # of a component of the contexts of long texts
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 # What transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
-class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
-    """Frozen token table, recurrent contexts, one attention + feed-forward layer, output tied to the table.
+class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
+    """`ContextKV` with transformers' forward pass, generation, loading and saving.
 
-    The output head *is* the table (`hidden @ wte.weight.T`), so there is no second weight to keep tied.
-    The table and its norm are never trained; `set_phase` says which of the rest is.
-
-    Attributes:
-        log_unigram: what is added to the logits, float32 `[vocab_size]`; None without.
+    The output head *is* the table, so there is no second weight to keep tied.
     """
 
     config_class = ContextKVConfig
@@ -48,102 +42,50 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     _is_stateful = True  # no assisted decoding: what has been read cannot be unread
 
     def __init__(self, config: ContextKVConfig) -> None:
-        super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embedding_norm = nn.LayerNorm(config.hidden_size)
-        self.register_buffer("log_unigram", torch.zeros(config.vocab_size) if config.has_unigram else None)
-        self.dropout = Dropped(config.input_dropout)
-        self.context_block = ContextBlock(config)
-        self.attention = ContextKVAttention(config)
-        self.feed_forward = FeedForward(config)
+        PreTrainedModel.__init__(self, config)
+        self.build(config.shapes(), config.vocab_size, config.has_unigram, parts_of(config.plugins))
         self.post_init()
         self.set_phase(2)
 
-    def _init_weights(self, module: nn.Module) -> None:
+    @classmethod
+    def from_model(cls, model: ContextKV, plugins: dict[str, Any]) -> "ContextKVForCausalLM":
+        """Wrap a trained model, whose tensors are shared.
+
+        Args:
+            plugins: as of `ContextKVConfig`.
+        """
+        config = ContextKVConfig(
+            **vars(model.config),
+            vocab_size=model.wte.num_embeddings,
+            has_unigram=model.log_unigram is not None,
+            plugins=plugins,
+        )
+        with torch.device("meta"):
+            wrapped = cls(config)
+        wrapped.load_state_dict(model.state_dict(), assign=True)
+        wrapped.set_phase(2)
+        return wrapped.eval()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
         """Keep what the constructors drew; transformers' own default would redraw every Linear."""
 
-    def set_phase(self, phase: Literal[1, 2]) -> None:
-        """Train the ContextBlock (1) or attention and feed-forward (2), and nothing else."""
-        self.requires_grad_(False)
-        self.context_block.requires_grad_(phase == 1)
-        self.attention.requires_grad_(phase == 2)
-        self.feed_forward.requires_grad_(phase == 2)
-
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is tied; transformers calls this last when loading, after making everything trainable."""
+        """Tie nothing; transformers calls this last when loading, after making everything trainable."""
         super().tie_weights(*args, **kwargs)
         self.set_phase(2)
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
-        """As transformers does, with the model's code beside its weights."""
+        """Save as transformers does, with the model's code beside its weights.
+
+        Raises:
+            ValueError: a part of the model was defined where its code cannot be carried along.
+        """
         self.config.auto_map = AUTO_MAP
         super().save_pretrained(save_directory, **options)
-        write_code(Path(save_directory))
+        write_code(Path(save_directory), self.config.plugins)
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.wte
-
-    def load_table(self, table: Tensor) -> None:
-        """Put the frozen token table, float32 `[vocab_size, hidden_size]`, in place."""
-        with torch.no_grad():
-            self.wte.weight.copy_(table)
-
-    def load_unigram(self, distribution: Tensor) -> None:
-        """Put the frozen distribution of tokens, `[vocab_size]`, each above 0, in place."""
-        self.log_unigram = distribution.log().to(self.wte.weight)
-
-    def drawn_dropout(self, count: int) -> Dropout:
-        """Factors for a batch of `count` positions, drawn as `attend` draws them."""
-        shape, ones = self.config, self.wte.weight.new_ones
-        places = (
-            (self.dropout, ones(count, shape.hidden_size)),
-            (self.attention.dropout, ones(count, shape.num_heads, shape.max_contexts)),
-            (self.attention.out_dropout, ones(count, shape.hidden_size)),
-            (self.feed_forward.dropout, ones(count, self.feed_forward.up.out_features)),
-            (self.feed_forward.dropout, ones(count, shape.hidden_size)),
-        )
-        return Dropout(*(place(ones) if place.p else None for place, ones in places))
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Normed token embeddings of ids of any shape: `[..., hidden_size]`."""
-        return self.embedding_norm(self.wte(input_ids))
-
-    def attend(
-        self, embeddings: Tensor, window: Tensor, present: Tensor, dropout: Dropout = NOT_DRAWN
-    ) -> tuple[Tensor, Tensor]:
-        """Attention and feed-forward of n positions.
-
-        Args:
-            embeddings: normed token embeddings `[n, hidden_size]`.
-            window: contexts each position sees, `[n, max_contexts, context_dim]`, zero where there is none.
-            present: bool `[n, max_contexts]`, the slots that hold a context. With `kv_method="fixed"` the
-                others are attended as zeros; with "variable" they are masked.
-            dropout: as in `ContextKVAttention.forward`.
-
-        Returns:
-            hidden `[n, hidden_size]` and attention weights `[n, num_heads, max_contexts]`.
-        """
-        mask = present if self.config.kv_method == "variable" else None
-        embeddings = self.dropout(embeddings, dropout.embeddings)
-        hidden, attended, weights = self.attention(embeddings, window, mask, dropout)
-        carried = hidden if self.config.output == "residual" else attended
-        return carried + self.feed_forward(hidden, dropout), weights
-
-    def logits(self, hidden: Tensor, read: Tensor) -> Tensor:
-        """`[..., hidden_size]` to `[..., vocab_size]`; `read` are the tokens just read, integers `[...]`."""
-        logits = F.linear(hidden, self.wte.weight, self.log_unigram)
-        if self.config.repeat_logit:
-            add_to_own(logits, read, self.config.repeat_logit)
-        return logits
-
-    def losses(
-        self, hidden: Tensor, read: Tensor, targets: Tensor, table: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Losses and correctness of `logits`, as `frozen_head_cross_entropy`; `table` in another dtype."""
-        table = self.wte.weight if table is None else table
-        return frozen_head_cross_entropy(
-            hidden, table, targets, self.log_unigram, read, self.config.repeat_logit
-        )
 
     def forward(
         self,
@@ -158,7 +100,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **loss_options: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Read on from `cache`, or from the beginning.
+        """Read on from `cache`, or from the beginning of a text.
 
         Args:
             input_ids: int64 `[batch, length]`, the new tokens only.
@@ -186,13 +128,13 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         distinct, tokens = _distinct(input_ids)
         embeddings = self.embed(distinct)
         if cache is None:
-            cache = ContextCache(self.config, batch, embeddings)
+            cache = ContextCache(self.window, self.config.context_dim, batch, embeddings)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         read = attention_mask[:, -length:].bool()
-        with unrounded(embeddings.device):
-            half = self.context_block.project_tokens(embeddings.to(self.wte.weight.dtype))
-            contexts = self._contexts(cache.state, half, tokens, read)
+        with without_autocast(embeddings.device):
+            inputs = project_inputs(self.context_block, embeddings.to(self.wte.weight.dtype))
+            contexts = self._contexts(cache.state, inputs, tokens, read)
         memory, *windows = cache.extend(contexts, read)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-(logits_to_keep or 0), None)
@@ -201,9 +143,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         attended = (x[:, columns] for x in (tokens, *windows))
         hidden, weights = self._attend_columns(embeddings, memory, *attended)
         loss = None if labels is None else self._loss(hidden, input_ids, labels, **loss_options)
-        silent = self.training and labels is not None and logits_to_keep is None
+        loss_only = self.training and labels is not None and logits_to_keep is None
         logits = None
-        if not silent:
+        if not loss_only:
             logits = self.logits(hidden[:, kept] if everywhere else hidden, input_ids[:, kept])
         keep = self.config.use_cache and labels is None if use_cache is None else use_cache
         output = CausalLMOutputWithPast(loss=loss, logits=logits)
@@ -214,29 +156,28 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
-    def _contexts(self, state: Tensor, token_half: Tensor, tokens: Tensor, read: Tensor) -> Tensor:
-        """Contexts `[batch, length, context_dim]` after each column, from `state`.
+    def _contexts(self, state: Tensor, inputs: Tensor, tokens: Tensor, read: Tensor) -> Tensor:
+        """Compute contexts `[batch, length, context_dim]` after each column, from `state`.
 
-        Where a gradient has to go through them they are read one by one.
+        Where a gradient has to go through them they are computed one by one.
         """
-        through = (state, token_half, *self.context_block.parameters())
+        through = (state, inputs, *self.context_block.parameters())
         trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in through)
         if trained or tokens.shape[1] < LONG:
-            return self._read(state, token_half[tokens], read)
-        return walk_columns(self.context_block, token_half, tokens, read, state, TOLERANCE)
+            return self._one_by_one(state, inputs[tokens], read)
+        return scan_rows(self.context_block, inputs, tokens, read, state, TOLERANCE)
 
-    def _read(self, state: Tensor, token_half: Tensor, read: Tensor) -> Tensor:
-        """Contexts `[batch, length, context_dim]` after each column, one by one from `state`."""
+    def _one_by_one(self, state: Tensor, inputs: Tensor, read: Tensor) -> Tensor:
         contexts = []
-        for half, is_read in zip(token_half.unbind(1), read.unbind(1), strict=True):
-            state = torch.where(is_read[:, None], self.context_block(state, half), state)
+        for token, is_read in zip(inputs.unbind(1), read.unbind(1), strict=True):
+            state = torch.where(is_read[:, None], self.context_block(state, token), state)
             contexts.append(state)
         return torch.stack(contexts, dim=1)
 
     def _attend_columns(
         self, embeddings: Tensor, memory: Tensor, tokens: Tensor, rows: Tensor, present: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`attend` for a batch, some columns at a time so that the windows never stand side by side."""
+        """Attend for a batch, some columns at a time, so that not all windows are in memory at once."""
         batch = torch.arange(len(memory), device=memory.device)[:, None, None]
         columns = max(1, ATTENDED_AT_ONCE // len(memory))
         hidden, weights = [], []
@@ -258,7 +199,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         shift_labels: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """Mean loss in nats of each column's prediction of the next one's label, as transformers has it.
+        """Compute the mean loss in nats of each column's prediction of the next label, as transformers does.
 
         Logits are made in full only if the table is trained, which here it never is.
         """
@@ -283,7 +224,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """What `forward` still has to read of `input_ids`."""
+        """Return what `forward` still has to read of `input_ids`."""
         cache = past_key_values if cache is None else cache
         seen = 0 if cache is None else cache.get_seq_length()
         return {
@@ -297,7 +238,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """False: `forward` makes the cache, whose rows are contexts and not keys and values."""
+        """Return False: `forward` makes the cache, whose rows are contexts and not keys and values."""
         return False
 
 
@@ -311,28 +252,13 @@ def _checked_shape(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[in
     return batch, length
 
 
-def unrounded(device: torch.device) -> AbstractContextManager[Any]:
-    """No autocast inside: contexts are made from contexts, and roundings would add up."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
-
-
 def _distinct(input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids `[any]`, in long texts each once, and `input_ids` as rows of them, int64 of their shape."""
+    """Return ids `[any]`, in long texts each once, and `input_ids` as rows of them, int64 of their shape."""
     if input_ids.shape[1] < LONG:
         every = input_ids.flatten()
         return every, torch.arange(len(every), device=every.device).view_as(input_ids)
     distinct, rows = input_ids.unique(return_inverse=True)
     return distinct, rows
-
-
-def parameter_counts(model: ContextKVForCausalLM) -> dict[str, int]:
-    """All parameters, and those that Phase 2 trains, of a model that is set to it."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return {
-        "total": sum(size for size, _ in sizes),
-        "trainable_phase2": sum(size for size, is_trained in sizes if is_trained),
-    }
 
 
 AutoConfig.register(ContextKVConfig.model_type, ContextKVConfig)

@@ -1,32 +1,25 @@
-"""The shapes of the model, with their units and defaults."""
+"""The settings of the published method: shapes of the model and both phases, with units and reasons."""
 
-import math
 from dataclasses import dataclass
 
-from .settings import SHARE, at_least, check_settings, require, setting
+from .settings import POSITIVE, RATE, SHARE, WEIGHT, Allowed, at_least, check_settings, require, setting
 
-FROZEN_BLOCK = ("contexts", "fresh")  # memories made before Phase 2, by a ContextBlock it leaves alone
-WITH_BLOCK = (*FROZEN_BLOCK, "end_to_end")
+GPT2_VOCAB_SIZE = 50_257
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shapes of the model. `ContextKVConfig` in `modeling.py` takes its defaults from here."""
+    """Shapes of the model."""
 
-    vocab_size: int = setting(50257, "GPT-2's BPE", at_least(1), "tokens")
     hidden_size: int = setting(768, "width of the token table, GPT-2's", at_least(1), "numbers")
     context_dim: int = setting(
         256, "size of a context, all that is known of the text so far", at_least(1), "numbers"
     )
-    interval: int = setting(20, "distance of two contexts that attention sees", at_least(1), "tokens")
-    max_contexts: int = setting(32, "contexts that attention sees at one position", at_least(1), "contexts")
+    interval: int = setting(20, "distance between two contexts that attention reads", at_least(1), "tokens")
+    max_contexts: int = setting(32, "contexts that attention reads at one position", at_least(1), "contexts")
     num_heads: int = setting(8, "heads of attention; a divisor of hidden_size", at_least(1), "heads")
     intermediate_size: int = setting(3072, "inner width of the feed-forward layer", at_least(1), "numbers")
     attention_dropout: float = setting(0.1, "on the attention weights, against overfitting", SHARE, "share")
-    input_dropout: float = setting(0.0, "on the token embeddings that attention reads", SHARE, "share")
-    layer_dropout: float = setting(
-        0.0, "on what attention adds, within and after the feed-forward layer", SHARE, "share"
-    )
     kv_method: str = setting(
         "fixed",
         "what attention does with slots before the start of the stream",
@@ -35,138 +28,82 @@ class ModelConfig:
     anchor: str = setting(
         "current",
         "where the slots of a window lie",
-        {"current": "counted back from the position", "grid": "on the interval's multiples"},
-    )
-    slots: str = setting(
-        "uniform",
-        "how far the slots of a window lie apart",
-        {
-            "uniform": "the interval, as published",
-            "geometric": "0, 1, 2, ... and ever further, to the reach of uniform ones",
-        },
-    )
-    slot_bias: str = setting(
-        "none",
-        "what a slot's place adds to its score",
-        {
-            "none": "nothing",
-            "learned": "a number a head; the keys' bias, which changes nothing, goes",
-            "own": "the same, and each head begins with a slot of its own, the nearest ones",
-            "near": "the same, and heads begin with slots 1 to 4, three of eight with the first",
-        },
-    )
-    sink: str = setting(
-        "none",
-        "whether a head may attend no slot",
-        {"none": "", "learned": "a number a head scores it; the keys' bias goes"},
-    )
-    heads: str = setting(
-        "drawn",
-        "how heads begin",
-        {
-            "drawn": "with random weights",
-            "look_up": "with phase1.last_tokens: each looks for the token just read at one place of the "
-            "contexts, and brings what followed it",
-        },
-    )
-    output: str = setting(
-        "residual",
-        "the hidden state that the output head reads",
-        {
-            "residual": "token embedding, attention and feed-forward, summed and normed as published",
-            "attended": "attention and feed-forward alone, so that the token just read is not proposed",
-        },
-    )
-
-    repeat_logit: float = setting(
-        0.0, "added to the logit of the token just read, which seldom comes again; never trained"
-    )
-    memory: str = setting(
-        "contexts",
-        "what a position knows of the text before it; all others are baselines, as many trained weights",
-        {
-            "contexts": "contexts of the ContextBlock that Phase 1 trains",
-            "fresh": "contexts of a ContextBlock as Phase 1 would begin with it",
-            "end_to_end": "contexts of one that Phase 2 trains through its recurrence",
-            "tokens": "instead of contexts, the normed embeddings of the tokens at the slots",
-            "none": "nothing",
-            "transformer": "attention to each token of the window, biased by its distance",
-            "gru": "the state of a GRU",
-        },
+        {"current": "counted back from the position", "grid": "on multiples of the interval"},
     )
 
     def __post_init__(self) -> None:
         check_settings(self, "model")
-        require(
-            self.hidden_size % self.num_heads == 0,
-            "model.num_heads",
-            self.num_heads,
-            f"a divisor of model.hidden_size ({self.hidden_size})",
-        )
-        fits = self.anchor == "current" or self.slots == "uniform"
-        require(fits, "model.anchor", self.anchor, "current with model.slots=geometric")
+        allowed = f"a divisor of model.hidden_size ({self.hidden_size})"
+        require(self.hidden_size % self.num_heads == 0, "model.num_heads", self.num_heads, allowed)
 
     @property
     def context_window(self) -> int:
         """Tokens of history that one position can reach."""
         return self.interval * self.max_contexts
 
-    @property
-    def kept_contexts(self) -> int:
-        """Contexts that reading on from a text needs: a window's reach, or its slots on a grid."""
-        step = 1 if self.anchor == "current" else self.interval
-        return (self.max_contexts - 1) * self.interval // step + 1
 
-    @property
-    def memory_dim(self) -> int:
-        """Width of what is cached at each position."""
-        widths = {"contexts": self.context_dim, "fresh": self.context_dim, "tokens": self.hidden_size}
-        return widths.get(self.memory, 0)
+@dataclass(frozen=True)
+class Phase1Config:
+    """OACD training of the ContextBlock, and how the context caches are computed from it."""
 
-    @property
-    def inner_size(self) -> int:
-        """`intermediate_size`; of a baseline what keeps the trained weights as many as with contexts."""
-        if self.memory in FROZEN_BLOCK:
-            return self.intermediate_size
-        spare = self.attention_size(self.context_dim) - self._memory_size()
-        return max(1, self.intermediate_size + round(spare / (2 * self.hidden_size + 1)))
+    max_iterations: int = setting(
+        60,
+        "it stops earlier once contexts have converged; 0 leaves the ContextBlock untrained",
+        Allowed("0, or 2 or more", lambda value: value == 0 or value >= 2),
+        "iterations",
+    )
+    batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
+    max_tokens: int = setting(
+        2_000_000,
+        "context_method=exact: of a longer stream it trains on even samples of consecutive positions",
+        at_least(1),
+        "positions",
+    )
+    learning_rate: float = setting(0.002, "of Adam, one step an iteration", RATE)
+    noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
+    initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
+    weight_std: float = setting(0.1, "of the untrained weights; smaller ones forget more slowly", POSITIVE)
+    centroid_weight: float = setting(
+        0.1, "of ||mean(X)||^2 in the loss: anchors contexts at the origin", WEIGHT
+    )
+    clip_norm: float = setting(2.0, "largest norm of a step's gradient", POSITIVE)
+    convergence_threshold: float = setting(
+        0.03, "below it a position has converged", at_least(0), "mean squared change"
+    )
+    stop_rate: float = setting(
+        0.90, "stop once so many positions have converged", SHARE, "share of positions"
+    )
+    plateau_rate: float = setting(0.50, "above it, plateau_gain is asked for", SHARE, "share of positions")
+    plateau_gain: float = setting(0.01, "an iteration that gains less stalls", SHARE, "share of positions")
+    plateau_patience: int = setting(2, "stop after so many stalled in a row", at_least(1), "iterations")
+    context_method: str = setting(
+        "passes",
+        "how the caches are computed",
+        {
+            "passes": "parallel passes, as published: 1, of validation validation_passes",
+            "exact": "exact recurrence",
+        },
+    )
+    validation_passes: int = setting(
+        3, "context_method=passes: for the validation contexts", at_least(1), "passes"
+    )
+    tolerance: float = setting(1e-5, "context_method=exact: largest error of a context component", POSITIVE)
 
-    @property
-    def gru_units(self) -> int:
-        """The most with which a GRU and its projection have no more weights than attention to contexts."""
-        linear = 4 * self.hidden_size + 6  # of the weights 3 (h u + u^2 + 2 u) + (u + 1) h + 2 h
-        room = self.attention_size(self.context_dim) - 3 * self.hidden_size
-        return max(1, int((math.sqrt(linear**2 + 12 * room) - linear) / 6))
+    def __post_init__(self) -> None:
+        check_settings(self, "phase1")
 
-    def parameter_counts(self) -> dict[str, int]:
-        """`total` and `trainable_phase2`, from the shapes alone."""
-        h, inner = self.hidden_size, self.inner_size
-        table = self.vocab_size * h + 2 * h
-        feed_forward = (h + 1) * inner + (inner + 1) * h + 2 * h
-        trained = self._memory_size() + feed_forward
-        frozen_block = self.block_size() if self.memory in FROZEN_BLOCK else 0
-        return {"total": table + frozen_block + trained, "trainable_phase2": trained}
 
-    def _memory_size(self) -> int:
-        """Trained weights of all but the feed-forward layer."""
-        h, units = self.hidden_size, self.gru_units
-        biases = self.num_heads * self.context_window
-        sizes = {
-            "end_to_end": self.attention_size(self.context_dim) + self.block_size(),
-            "tokens": self.attention_size(h),
-            "none": 0,
-            "transformer": 3 * (h + 1) * h + h * h + biases + 2 * h,
-            "gru": 3 * (h + units + 2) * units + (units + 1) * h + 2 * h,
-        }
-        return sizes.get(self.memory, self.attention_size(self.context_dim))
+@dataclass(frozen=True)
+class Phase2Config:
+    """Next-token training of attention and feed-forward on the cached contexts."""
 
-    def attention_size(self, width: int) -> int:
-        """Weights of attention to slots of this width, with its norm."""
-        h = self.hidden_size
-        slots = (self.slot_bias != "none") * self.max_contexts + (self.sink != "none")
-        scored = self.num_heads * slots or h  # without either, the keys' bias
-        return 2 * (h + 1) * h + width * h + scored + (width + 1) * h + 2 * h
+    max_epochs: int = setting(
+        40, "it stops earlier once validation no longer improves", at_least(1), "epochs"
+    )
+    batch_size: int = setting(512, "drawn by a random permutation each epoch", at_least(1), "positions")
+    learning_rate: float = setting(1e-3, "of AdamW, default betas", RATE)
+    weight_decay: float = setting(0.01, "of AdamW", at_least(0))
+    patience: int = setting(3, "stop after so many without a lower validation PPL", at_least(1), "epochs")
 
-    def block_size(self) -> int:
-        c = self.context_dim
-        return (c + self.hidden_size + 1) * c + 2 * c
+    def __post_init__(self) -> None:
+        check_settings(self, "phase2")

@@ -1,17 +1,14 @@
 """Perplexity, accuracy and effective rank."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .. import ranks
-from ..hf.modeling import ContextKVForCausalLM
-from ..progress import progress_bar
-from ..runs.placement import Pieces
-from .caches import StreamCache
+from .caches import Batch, StreamCache
+from .loop import Loop
+from .model import ContextKV
 
 EVALUATION_ROWS = 1024  # positions at a time
 
@@ -29,64 +26,50 @@ class Score:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where a float cannot hold it."""
+    """Compute exp(loss), infinite where a float cannot hold it."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 @torch.no_grad()
 def token_scores(
-    model: ContextKVForCausalLM, cache: StreamCache, positions: Tensor, pieces: Pieces | None = None
+    model: ContextKV, cache: StreamCache, positions: Tensor, loop: Loop | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Loss in nats and correctness of each prediction, float32 and bool `[n]`, without dropout.
-
-    Of several processes each takes a part of the positions, and all get all of it.
-
-    Args:
-        pieces: where to keep into how many pieces memory makes it cut batches; None begins with whole ones.
-    """
-    pieces = pieces or Pieces("evaluation")
+    """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`, without dropout."""
+    loop = loop or Loop()
     was_training = model.training
     model.eval()
-    share, scores = ranks.share(len(positions)), torch.zeros(2, len(positions), device=model.device)
-    done, total = share.start, -(-(share.stop - share.start) // EVALUATION_ROWS)
-    parts = _parts(model, cache, positions[share], pieces)
-    for losses, correct in progress_bar(parts, "Validation", total=total):
-        scores[:, done : done + len(losses)] = torch.stack([losses, correct.to(losses)])
-        done += len(losses)
-    ranks.sum_([scores])
+    shard = loop.shard(len(positions))
+    scores = torch.zeros(2, len(positions), device=model.device)
+    total = -(-(shard.stop - shard.start) // EVALUATION_ROWS)
+    done = shard.start
+    for batch in loop.track(cache.batches(positions[shard], EVALUATION_ROWS, model), "Validation", total):
+
+        def score(pieces: int, batch: Batch = batch) -> Tensor:
+            found = []
+            for part, _ in batch.split(pieces):
+                losses, correct = model.losses(part.attend(model)[0], part.tokens, part.targets)
+                found.append(torch.stack([losses, correct.to(losses)]))
+            return torch.cat(found, dim=1)
+
+        scores[:, done : done + len(batch)] = loop.attempt(score, len(batch))
+        done += len(batch)
+    loop.all_reduce([scores])
     model.train(was_training)
     return scores[0], scores[1].bool()
 
 
-def _parts(
-    model: ContextKVForCausalLM, cache: StreamCache, positions: Tensor, pieces: Pieces
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Losses and correctness of `positions`, a batch at a time, in as many pieces as memory asks for."""
-    done = 0
-    while done < len(positions):
-        try:
-            for batch in cache.batches(positions[done:], EVALUATION_ROWS, model, pieces.count):
-                hidden, _ = batch.attend(model)
-                found = model.losses(hidden, batch.tokens, batch.targets)
-                done += len(batch.targets)
-                yield found
-        except (RuntimeError, MemoryError) as error:
-            pieces.double(error, EVALUATION_ROWS)
-
-
-def evaluate(model: ContextKVForCausalLM, cache: StreamCache, pieces: Pieces | None = None) -> Score:
-    """Mean loss and accuracy over every position of a cached stream; `pieces` as in `token_scores`."""
-    losses, correct = token_scores(model, cache, torch.arange(len(cache)), pieces)
+def evaluate(model: ContextKV, cache: StreamCache, loop: Loop | None = None) -> Score:
+    """Compute mean loss and accuracy over every position of a cached stream."""
+    losses, correct = token_scores(model, cache, torch.arange(len(cache)), loop)
     return Score(losses.mean().item(), correct.float().mean().item())
 
 
-def effective_rank(contexts: Tensor, max_rows: int, generator: torch.Generator) -> float:
-    """exp(entropy of the normalised singular values) as a share of context_dim (Roy & Vetterli, 2007).
+def effective_rank(contexts: Tensor, generator: torch.Generator, max_rows: int = 10_000) -> float:
+    """Compute exp(entropy of the normalised singular values) / context_dim (Roy & Vetterli, 2007).
 
     Args:
         contexts: `[n, context_dim]`, not centred.
-        max_rows: at most so many rows are drawn at random.
-        generator: a CPU generator.
+        generator: on the CPU; draws the rows where there are more than `max_rows`.
     """
     if len(contexts) > max_rows:
         rows = torch.randperm(len(contexts), generator=generator)[:max_rows]

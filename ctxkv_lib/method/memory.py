@@ -16,8 +16,8 @@ PROCESS = Path("/proc/self")  # Linux
 class _CpuPeak:
     """The process's largest resident set since `begin`, in bytes.
 
-    Linux can be told to count anew. Elsewhere a process only knows its peak since it started: that is the
-    run's own if it has grown since the run began, and else the largest size seen at a snapshot stands for it.
+    Linux can reset its count. Elsewhere a process only knows its peak since it started: that is the stage's
+    own if it has grown since the stage began; else the size at the snapshot stands for it.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ _cpu_peak = _CpuPeak()
 
 
 def begin_peaks(device: torch.device) -> None:
-    """From here on peaks are those of the run that begins, not of what the process did before."""
+    """Reset the peaks: from here on they are those of the stage that begins."""
     _cpu_peak.begin()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -53,9 +53,9 @@ def mib(num_bytes: float) -> float:
 
 
 def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
-    """Memory in use, in GiB.
+    """Measure memory at the end of a stage, in GiB, and reset the peaks for the next one.
 
-    `cpu_gib` is the process's resident set now and `cpu_peak_gib` the largest since `begin_peaks`;
+    `cpu_gib` is the process's resident set now and `cpu_peak_gib` the largest during the stage;
     `gpu_gib` and `gpu_peak_gib` are what torch's allocator holds in tensors, None without a GPU (and, for
     the peak, on mps, which does not count it).
     """
@@ -67,6 +67,7 @@ def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
         "cpu_peak_gib": _cpu_peak.now(resident),
         "gpu_peak_gib": gpu_peak,
     }
+    begin_peaks(device)
     return {"stage": stage, **{k: None if v is None else round(v / GIB, 3) for k, v in rounded.items()}}
 
 

@@ -1,283 +1,320 @@
-"""The layers: the recurrent ContextBlock, attention over contexts, feed-forward, and their dropout."""
+"""The model: recurrent ContextBlock, attention over contexts, feed-forward, output tied to a frozen table.
 
-import math
-from typing import NamedTuple
+Research code may put its own classes in the place of ContextBlock and of attention with feed-forward
+(`Parts`).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config import GPT2_VOCAB_SIZE, ModelConfig, Phase1Config
+from .losses import add_to_logit, frozen_head_cross_entropy
+from .windows import Window
 
 CONTEXT_WEIGHT_STD = 0.1
 CONTEXT_BIAS_STD = 0.01
-NEAR = 4.0  # the furthest of the slots that heads begin with, from 1 on, evenly on a log scale
-OWN_SLOT = 4.0  # where scores are 0, a head's own slot of 32 begins with 64% of its attention
-# Running means: how many, of how many tokens the shortest, and their units' standard deviation, where that of
-# the units that hold the token itself is 1.
-MEANS, SHORTEST_MEAN, MEAN_STD = 3, 4.0, 0.6
-LOOK_UP = 15.0  # score of a slot that holds the token looked for, where it begins
-NO_SLOT = 10.0  # score of attending none of them, there
-LINEAR = 6.0  # from here on GELU(z) is z, to 1e-8
-STEADY = 100.0  # square of a step's steady unit, over the sum of all others'
 
 
 class ContextBlock(nn.Module):
     """One step of the recurrence: `c' = LayerNorm(c + GELU(Linear(concat(c, x))))`.
 
-    The token half of the Linear depends on the token alone, so it is projected apart
-    (`project_tokens`): once for each distinct token instead of once for each position.
+    The part of the Linear that reads x depends on the token alone: `project_inputs` computes it once for each
+    distinct token instead of once for each position.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, context_dim: int, hidden_size: int) -> None:
         super().__init__()
-        self.context_dim = config.context_dim
-        self.linear = nn.Linear(config.context_dim + config.hidden_size, config.context_dim)
-        self.norm = nn.LayerNorm(config.context_dim)
+        self.context_dim = context_dim
+        self.linear = nn.Linear(context_dim + hidden_size, context_dim)
+        self.norm = nn.LayerNorm(context_dim)
         nn.init.normal_(self.linear.weight, std=CONTEXT_WEIGHT_STD)
         nn.init.normal_(self.linear.bias, std=CONTEXT_BIAS_STD)
 
     @torch.no_grad()
-    def scale_weights(self, std: float) -> None:
-        """Bring weights as they were drawn to another standard deviation."""
-        self.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
-
-    @torch.no_grad()
-    def hold_means(self, mean: Tensor, axes: Tensor, deviations: Tensor, longest: float) -> None:
-        """Bring weights to ones of which nothing is left to chance.
-
-        Half of the units hold the largest principal components of the token just read, each scaled half-way
-        to the others'. The rest hold those of running means, all of one scale: of `SHORTEST_MEAN` to
-        `longest` tokens, evenly on a log scale.
+    def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
+        """Initialise the weights before Phase 1: scale those that the constructor drew to `weight_std`.
 
         Args:
-            mean: of the tokens' normed embeddings, `[hidden_size]`.
-            axes: their principal ones, largest first, `[hidden_size, hidden_size]`; no fewer than units.
-            deviations: the standard ones along these, `[hidden_size]`, none 0.
+            embeddings: normed embeddings of the distinct training tokens, `[num_distinct, hidden_size]`.
+            tokens: int64 `[n]`, the training stream as rows of `embeddings`.
         """
-        averaged = self.context_dim // (2 * MEANS)
-        whole = self.context_dim - 1 - MEANS * averaged
-        halfway = deviations[:whole].sqrt()
-        token = axes[:whole] / (halfway * halfway.square().mean().sqrt())[:, None]
-        equal = axes[:averaged] / deviations[:averaged, None]
-        reach = torch.logspace(math.log10(SHORTEST_MEAN), math.log10(longest), MEANS)
-        kept = 1 - 1 / reach
-        means = [equal * scale for scale in MEAN_STD * (1 - kept**2).sqrt()]
-        self.make_linear(
-            torch.diag(torch.cat([torch.zeros(whole), kept.repeat_interleave(averaged)])),
-            torch.cat([token, *means]),
-            mean,
-            variance=(whole + MEANS * averaged * MEAN_STD**2) / self.context_dim,
-        )
+        self.linear.weight.mul_(config.weight_std / CONTEXT_WEIGHT_STD)
 
-    @torch.no_grad()
-    def hold_tokens(self, mean: Tensor, deviations: Tensor, count: int) -> None:
-        """Bring weights to ones with which a context is the last `count` tokens, one by one.
-
-        Each is in `place_size` units of its own, along as many random directions at right angles, and moves
-        on by as many units with each token read.
-
-        Args:
-            mean, deviations: as of `hold_means`.
-        """
-        size, units = self.context_dim - 1, self.place_size(count)
-        drawn = self.linear.weight[:units, self.context_dim :].cpu()
-        directions = torch.linalg.qr(drawn.T).Q.T * (drawn.shape[1] ** 0.5 / deviations.norm())
-        moved = torch.eye(size).roll(units, dims=0)
-        moved[:units] = moved[units * count :] = 0
-        variance = units * count / self.context_dim
-        self.make_linear(moved, F.pad(directions, (0, 0, 0, size - units)), mean, variance)
-
-    def place_size(self, count: int) -> int:
-        """Units for each of `count` tokens."""
-        return (self.context_dim - 1) // count
-
-    @torch.no_grad()
-    def make_linear(self, carried: Tensor, weights: Tensor, mean: Tensor, variance: float) -> None:
-        """Bring weights to ones with which a step is all but linear.
-
-        It is `c' = carried @ c + weights @ (x - mean)`. GELU(z) is z where z is large, so all units get one
-        large bias, which the norm takes off again, with what little they have in common. And the norm divides
-        by the same each time, since one unit is larger than all others together: the last, which is the same
-        whatever is read. Its scale is 0, so that 0 is all that contexts have of it.
-
-        Args:
-            carried: `[context_dim - 1, context_dim - 1]`, which lets no context grow.
-            weights: `[context_dim - 1, hidden_size]`.
-            mean: of the tokens, `[hidden_size]`.
-            variance: of the contexts that this gives, the mean over units.
-        """
-        size = self.context_dim
-        steady = math.sqrt(STEADY * variance * size)
-        self.linear.weight[:, :size] = F.pad(carried, (0, 1, 0, 1)) - torch.eye(size)
-        self.linear.weight[:, size:] = F.pad(weights, (0, 0, 0, 1))
-        self.linear.bias.copy_(LINEAR - F.pad(weights @ mean, (0, 1), value=-steady))
-        self.norm.weight.fill_(math.sqrt(variance + steady**2 / size * (1 - 1 / size)))
-        self.norm.bias.fill_(steady / size)
-        self.norm.weight[-1] = self.norm.bias[-1] = 0
-
-    def project_tokens(self, embeddings: Tensor) -> Tensor:
-        """Token half of the Linear, bias included: `[..., hidden_size]` to `[..., context_dim]`."""
+    def project_inputs(self, embeddings: Tensor) -> Tensor:
+        """Project token embeddings `[..., hidden_size]` to what `forward` takes, `[..., context_dim]`."""
         return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
 
-    def forward(self, contexts: Tensor, token_half: Tensor) -> Tensor:
-        """Next contexts `[n, context_dim]` from the previous ones and `project_tokens` of the tokens."""
-        return self.norm(self.unnormed(contexts, token_half))
+    def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
+        """Compute the next contexts.
 
-    def unnormed(self, contexts: Tensor, token_half: Tensor) -> Tensor:
-        """`c + GELU(Linear(concat(c, x)))`, as `forward`."""
-        mixed = torch.addmm(token_half, contexts, self.linear.weight[:, : self.context_dim].T)
-        return F.gelu(mixed).add_(contexts)
+        Args:
+            contexts: the previous ones, `[n, context_dim]`.
+            inputs: `project_inputs` of the tokens' normed embeddings, `[n, context_dim]`.
+
+        Returns:
+            `[n, context_dim]`.
+        """
+        mixed = torch.addmm(inputs, contexts, self.linear.weight[:, : self.context_dim].T)
+        return self.norm(F.gelu(mixed).add_(contexts))
 
 
-class Dropout(NamedTuple):
-    """Factors of dropout for n positions, 0 or 1 / (1 - p) each, by the place where they act.
+def project_inputs(block: nn.Module, embeddings: Tensor) -> Tensor:
+    """Compute what a block's `forward` takes for each token: its `project_inputs`, or the embeddings."""
+    project: Callable[[Tensor], Tensor] = getattr(block, "project_inputs", lambda inputs: inputs)
+    return project(embeddings)
 
-    Drawn for a whole batch at once, they are the same however the batch is cut afterwards.
+
+class Dropout(nn.Dropout):
+    """Dropout whose draws do not depend on how a batch is cut.
+
+    Within `rows_of_batch` it draws for the whole batch and takes its rows, so that micro-batches, or the
+    shards of several processes, see the factors that the whole batch would see.
     """
 
-    embeddings: Tensor | None  # (n, hidden_size)
-    weights: Tensor | None  # (n, num_heads, slots)
-    attended: Tensor | None  # (n, hidden_size)
-    inner: Tensor | None  # (n, intermediate_size)
-    added: Tensor | None  # (n, hidden_size)
+    _cut: tuple[int, slice] | None = None
 
-    def rows(self, rows: slice) -> "Dropout":
-        return Dropout(*(factors if factors is None else factors[rows] for factors in self))
-
-
-NOT_DRAWN = Dropout(None, None, None, None, None)
+    def forward(self, values: Tensor) -> Tensor:
+        if Dropout._cut is None or not self.training or not self.p:
+            return super().forward(values)
+        count, rows = Dropout._cut
+        factors = super().forward(values.new_ones(count, *values.shape[1:]))
+        return values * factors[rows]
 
 
-class Dropped(nn.Dropout):
-    """Dropout by factors that were drawn before; where none were, it draws."""
-
-    def forward(self, values: Tensor, factors: Tensor | None = None) -> Tensor:
-        return super().forward(values) if factors is None else values * factors
-
-
-def first_biases(slot_bias: str, num_heads: int, slots: int) -> Tensor:
-    """What is added to scores before anything is trained, `[num_heads, slots]`, the nearest slot first."""
-    begins = torch.zeros(num_heads, slots)
-    if slot_bias == "own":
-        begins.fill_diagonal_(OWN_SLOT)
-    elif slot_bias == "near":
-        near = torch.logspace(0, 1, num_heads, base=NEAR).round().long()
-        begins.scatter_(1, near.clamp(max=slots - 1)[:, None], OWN_SLOT)
-    return begins
+@contextmanager
+def rows_of_batch(count: int, rows: slice) -> Iterator[None]:
+    """Inside, `Dropout` sees these rows of a batch of `count` positions."""
+    Dropout._cut = (count, rows)
+    try:
+        yield
+    finally:
+        Dropout._cut = None
 
 
 class ContextKVAttention(nn.Module):
-    """Attention of one token over its window of contexts.
+    """Attention of one token over its window of contexts: `LayerNorm(x + attention(x, window))`.
 
     Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
     `q . k_s = (W_k^T q) . c_s + q . b_k`, whose last term is the same for all slots: softmax drops it.
     The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
-    1 under dropout. So scores and mixes are taken on the raw contexts. `k.bias` takes part with weight 0: its
-    gradient is zero, as it should be, and not missing, which a distributed wrapper would wait for. A learned
-    slot bias, which does change the softmax, or a sink takes its place. The sink is one slot more of which
-    nothing is read: weights then sum to less than 1.
+    1 under dropout. So scores and mixes are computed on the raw contexts. `k.bias` takes part with weight 0:
+    its gradient is zero, as it should be, and not missing, which a distributed wrapper would wait for.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, key_bias: bool = True) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.head_dim = config.hidden_size // config.num_heads
         self.q = nn.Linear(config.hidden_size, config.hidden_size)
-        plain = config.slot_bias == config.sink == "none"
-        self.k = nn.Linear(config.context_dim, config.hidden_size, bias=plain)
+        self.k = nn.Linear(config.context_dim, config.hidden_size, bias=key_bias)
         self.v = nn.Linear(config.context_dim, config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.slot_bias = None
-        if config.slot_bias != "none":
-            biases = first_biases(config.slot_bias, config.num_heads, config.max_contexts)
-            self.slot_bias = nn.Parameter(biases)
-        self.sink = nn.Parameter(torch.zeros(config.num_heads)) if config.sink == "learned" else None
-        self.dropout = Dropped(config.attention_dropout)
-        self.out_dropout = Dropped(config.layer_dropout)
+        self.dropout = Dropout(config.attention_dropout)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(
-        self, embeddings: Tensor, window: Tensor, present: Tensor | None, dropout: Dropout = NOT_DRAWN
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`LayerNorm(x + attention(x, window))`.
+    def forward(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attend and add the residual.
 
         Args:
             embeddings: x, the normed token embeddings, `[n, hidden_size]`.
             window: contexts seen by each position, `[n, slots, context_dim]`.
-            present: bool `[n, slots]`, which slots may be attended; None attends all.
-            dropout: factors; those that are not drawn are drawn here.
+            mask: bool `[n, slots]`, which slots may be attended; None attends all.
 
         Returns:
-            hidden and what attention added to it, both `[n, hidden_size]`, and the attention weights before
-            dropout `[n, num_heads, slots]`.
+            hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
         """
-        query = self.q(embeddings).unflatten(1, (self.num_heads, self.head_dim)) * self.head_dim**-0.5
-        key_weight = self.k.weight.unflatten(
-            0, (self.num_heads, self.head_dim)
-        )  # (heads, head_dim, context_dim)
-        value_weight = self.v.weight.unflatten(0, (self.num_heads, self.head_dim))
+        attended, weights = self.attend(embeddings, window, mask)
+        return self.norm(embeddings + attended), weights
+
+    def attend(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compute what attention adds to the embeddings, and its weights; as `forward`."""
+        heads = (self.num_heads, self.head_dim)
+        query = self.q(embeddings).unflatten(1, heads) * self.head_dim**-0.5
+        key_weight = self.k.weight.unflatten(0, heads)  # (heads, head_dim, context_dim)
+        value_weight = self.v.weight.unflatten(0, heads)
         context_query = torch.einsum("nhd,hdc->nhc", query, key_weight)
         window = window.to(context_query.dtype)
-        scores = context_query @ window.transpose(1, 2)  # (n, heads, slots)
-        if self.slot_bias is not None:
-            scores = scores + self.slot_bias
-        if present is not None:
-            scores = scores.masked_fill(~present[:, None], -torch.inf)
-        weights = self._weights(scores)
-        dropped = self.dropout(weights, dropout.weights)
+        weights = self.attention_weights(context_query @ window.transpose(1, 2), mask)
+        dropped = self.dropout(weights)
         mixed = torch.einsum("nhc,hdc->nhd", dropped @ window, value_weight)
         bias = self.v.bias if self.k.bias is None else self.v.bias + 0 * self.k.bias
-        values = mixed + dropped.sum(dim=-1, keepdim=True) * bias.unflatten(
-            0, (self.num_heads, self.head_dim)
-        )
-        attended = self.out_dropout(self.out(values.flatten(1)), dropout.attended)
-        return self.norm(embeddings + attended), attended, weights
+        values = mixed + dropped.sum(dim=-1, keepdim=True) * bias.unflatten(0, heads)
+        return self.out(values.flatten(1)), weights
 
-    def _weights(self, scores: Tensor) -> Tensor:
-        """Of scores `[n, num_heads, slots]`, as many."""
-        if self.sink is None:
-            return scores.softmax(dim=-1)
-        sink = self.sink.to(scores.dtype).expand(len(scores), -1)[..., None]
-        return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
-
-    @torch.no_grad()
-    def look_up(self, block: ContextBlock, count: int) -> None:
-        """Let each head look for the token just read at one place of the contexts, and bring what followed.
-
-        Args:
-            block: holds the last `count` tokens, 2 or more (`hold_tokens`).
-        """
-        size, units = block.context_dim, block.place_size(count)
-        axes = min(units, self.head_dim)
-        directions = block.linear.weight[:axes, size:]
-        shift = block.linear.bias[:axes] - LINEAR
-        strength = LOOK_UP * self.head_dim**0.5 / axes
-        as_it_is = torch.eye(axes).to(directions)
-        for parameter in (*self.q.parameters(), self.k.weight, *self.v.parameters(), self.out.weight):
-            parameter.zero_()
-        for head in range(self.num_heads):
-            rows = slice(head * self.head_dim, head * self.head_dim + axes)
-            place = head % (count - 1)
-            self.q.weight[rows] = directions * strength
-            self.q.bias[rows] = shift * strength
-            self.k.weight[rows, (place + 1) * units :][:, :axes] = as_it_is
-            self.v.weight[rows, place * units :][:, :axes] = as_it_is
-            self.out.weight[:, rows] = directions.T * (len(directions.T) / axes) ** 0.5
-        if self.sink is not None:
-            self.sink.fill_(NO_SLOT)
+    def attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Turn scores `[n, num_heads, slots]` into weights of the same shape."""
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], -torch.inf)
+        return scores.softmax(dim=-1)
 
 
 class FeedForward(nn.Module):
     """`LayerNorm(Linear(GELU(Linear(h))))`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = Dropped(config.layer_dropout)
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.down = nn.Linear(intermediate_size, hidden_size)
+        self.dropout = Dropout(dropout)
+        self.norm = nn.LayerNorm(hidden_size)
 
-    def forward(self, hidden: Tensor, dropout: Dropout = NOT_DRAWN) -> Tensor:
-        inner = self.dropout(F.gelu(self.up(hidden)), dropout.inner)
-        return self.norm(self.dropout(self.down(inner), dropout.added))
+    def forward(self, hidden: Tensor) -> Tensor:
+        inner = self.dropout(F.gelu(self.up(hidden)))
+        return self.norm(self.dropout(self.down(inner)))
+
+
+class Parts(NamedTuple):
+    """What builds the parts of a model that research code may replace.
+
+    Attributes:
+        block: makes the recurrence from `(context_dim, hidden_size)`; see `ContextBlock`. It may lack
+            `init_weights` and `project_inputs`; without the latter, `forward` gets the normed embeddings.
+        attention: makes from a `ModelConfig` all that Phase 2 trains, in the place of attention and
+            feed-forward. Called as `attention(embeddings [n, hidden_size], window [n, slots, context_dim],
+            present bool [n, slots])`, it returns the hidden state that the output head reads, `[n,
+            hidden_size]`, or a pair of that and attention weights `[n, heads, slots]`. Its class may have
+            `slot_offsets(config) -> list[int]`, the distances of its slots in tokens, and its objects
+            `current_token_bias`, a number added to the logit of the current token, and `init_from_block(block)`,
+            which initialises it before Phase 2 from the trained block.
+    """
+
+    block: Callable[[int, int], nn.Module] = ContextBlock
+    attention: Callable[[ModelConfig], nn.Module] | None = None
+
+
+class ContextKV(nn.Module):
+    """Frozen token table, recurrent contexts, one attention and feed-forward layer, output tied to the table.
+
+    The output head *is* the table (`hidden @ wte.weight.T`). Table and embedding norm are never trained.
+
+    Attributes:
+        log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; None without.
+        window: which contexts a position sees.
+    """
+
+    config: Any
+    window: Window
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int = GPT2_VOCAB_SIZE,
+        has_unigram: bool = False,
+        parts: Parts = Parts(),  # noqa: B008 (immutable)
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.build(config, vocab_size, has_unigram, parts)
+
+    def build(self, config: ModelConfig, vocab_size: int, has_unigram: bool, parts: Parts) -> None:
+        """Make all layers; their random weights depend on torch's seed and the shapes alone."""
+        self.build_frozen(config, vocab_size, has_unigram)
+        self.context_block = parts.block(config.context_dim, config.hidden_size)
+        if parts.attention is None:
+            self.attention: nn.Module = ContextKVAttention(config)
+            self.feed_forward: nn.Module | None = FeedForward(config.hidden_size, config.intermediate_size)
+        else:
+            self.attention, self.feed_forward = parts.attention(config), None
+        offsets = getattr(self.attention, "slot_offsets", None)
+        self.window = Window(config, offsets and offsets(config))
+        self.set_phase(2)
+
+    def build_frozen(self, config: ModelConfig, vocab_size: int, has_unigram: bool) -> None:
+        """Make what is never trained."""
+        self.wte = nn.Embedding(vocab_size, config.hidden_size)
+        self.embedding_norm = nn.LayerNorm(config.hidden_size)
+        self.register_buffer("log_unigram", torch.zeros(vocab_size) if has_unigram else None)
+
+    def set_phase(self, phase: Literal[1, 2]) -> None:
+        """Train the ContextBlock (1) or attention and feed-forward (2), and nothing else."""
+        self.requires_grad_(False)
+        self.context_block.requires_grad_(phase == 1)
+        for trained in (self.attention, self.feed_forward):
+            if trained is not None:
+                trained.requires_grad_(phase == 2)
+
+    def trained_weights(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that the current phase trains, by name."""
+        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+    def load_table(self, table: Tensor, unigram: Tensor | None = None) -> None:
+        """Copy in the frozen token table, float32 `[vocab_size, hidden_size]`.
+
+        Args:
+            unigram: distribution of tokens `[vocab_size]`, each above 0; its log becomes `log_unigram`.
+        """
+        with torch.no_grad():
+            self.wte.weight.copy_(table)
+        if unigram is not None:
+            self.log_unigram = unigram.log().to(self.wte.weight)
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Look up normed token embeddings of ids of any shape: `[..., hidden_size]`."""
+        return self.embedding_norm(self.wte(input_ids))
+
+    def attend(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute attention and feed-forward of n positions.
+
+        Args:
+            embeddings: normed token embeddings `[n, hidden_size]`.
+            window: contexts each position sees, `[n, slots, context_dim]`, zero where there is none.
+            present: bool `[n, slots]`, the slots that hold a context. With `kv_method="fixed"` the
+                others are attended as zeros; with "variable" they are masked.
+
+        Returns:
+            the hidden state that the output head reads, `[n, hidden_size]`, and attention weights
+            `[n, num_heads, slots]` (None if an attention plug-in returns none).
+        """
+        if self.feed_forward is None:
+            found = self.attention(embeddings, window, present)
+            return found if isinstance(found, tuple) else (found, None)
+        mask = present if self.config.kv_method == "variable" else None
+        hidden, weights = self.attention(embeddings, window, mask)
+        return hidden + self.feed_forward(hidden), weights
+
+    def logits(self, hidden: Tensor, read: Tensor) -> Tensor:
+        """Compute logits `[..., vocab_size]`; `read` are the current tokens, integers `[...]`."""
+        logits = F.linear(hidden, self.wte.weight, self.log_unigram)
+        if self.current_token_bias:
+            add_to_logit(logits, read, self.current_token_bias)
+        return logits
+
+    def losses(
+        self, hidden: Tensor, read: Tensor, targets: Tensor, table: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute loss and correctness of each prediction, as `frozen_head_cross_entropy`.
+
+        Args:
+            table: the token table in the dtype of the matrix products; None takes the model's own.
+        """
+        table = self.wte.weight if table is None else table
+        bias = self.current_token_bias
+        return frozen_head_cross_entropy(hidden, table, targets, self.log_unigram, read, bias)
+
+    @property
+    def current_token_bias(self) -> float:
+        return getattr(self.attention, "current_token_bias", 0.0)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Disable autocast inside: contexts are computed from contexts, and roundings would add up."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Count all parameters, and those that Phase 2 trains, of a model that is set to it."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return {
+        "total": sum(size for size, _ in sizes),
+        "trainable_phase2": sum(size for size, is_trained in sizes if is_trained),
+    }

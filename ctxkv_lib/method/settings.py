@@ -1,7 +1,4 @@
-"""A setting with all that is known of it, from which it is checked and listed.
-
-It stands here because a saved model carries it; the settings outside the model use it, too.
-"""
+"""Settings that carry their unit, reason and allowed values, from which they are checked and listed."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,6 +17,9 @@ class Allowed:
 ANY = Allowed("any", lambda value: True)
 POSITIVE = Allowed("more than 0", lambda value: value > 0)
 SHARE = Allowed("0 to 1", lambda value: 0 <= value <= 1)
+BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
+RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
+WEIGHT = Allowed("0 to 1e30", lambda value: 0 <= value <= 1e30)
 
 
 def at_least(least: float) -> Allowed:
@@ -56,7 +56,7 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
 
 
 def check_settings(config: Any, concern: str) -> None:
-    """Hold every setting of a dataclass against what it allows.
+    """Check every setting of a dataclass against what it allows.
 
     Raises:
         ValueError: a value that is not allowed.

@@ -1,84 +1,84 @@
-"""Index arithmetic of context windows: which positions a position sees.
+"""Which contexts a position sees: the index arithmetic of context windows.
 
-Slot 0 is the position itself. The others lie `interval` apart (slots "uniform"), counted back from the
-position (anchor "current", as published) or on multiples of the interval (anchor "grid"), where one context
-in `interval` is ever read again; or they lie close together near the position and ever further apart, as far
-back as the uniform ones (slots "geometric").
+Slot 0 of a window is the position itself; the others lie `interval` tokens apart, counted back from the
+position (anchor "current", as published) or on multiples of the interval (anchor "grid"), where only one
+context in `interval` is ever read again.
 
 Contexts of a stream are stored with one zero row in front (`[num_tokens + 1, context_dim]`, row 0 is "before
-the stream"), so row `i + 1` is the context of position i, row `i` is the one before it, and a slot that does
-not exist is simply row 0.
+the stream"). Row `i + 1` is the context of position i, row i is the one before it, and a slot that does not
+exist is row 0.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-
-class Shape(Protocol):
-    """What a window depends on: `ModelConfig`, or a saved model's configuration."""
-
-    @property
-    def interval(self) -> int: ...
-    @property
-    def max_contexts(self) -> int: ...
-    @property
-    def anchor(self) -> str: ...
-    @property
-    def slots(self) -> str: ...
+from .config import ModelConfig
 
 
-def slot_offsets(shape: Shape) -> list[int]:
-    """How far back the slots lie with anchor "current", nearest first: `max_contexts` different distances.
+class Window:
+    """The slots of a window.
 
-    Geometric: 0, then 1, and from there on each by the same factor further, but at least by one.
+    Attributes:
+        offsets: how many tokens back each slot lies, ascending from 0.
+        step: a slot other than the first lies on a multiple of so many tokens; 1 with anchor "current".
     """
-    count = shape.max_contexts
-    if shape.slots == "uniform" or count < 3:
-        return [slot * shape.interval for slot in range(count)]
-    reach = shape.interval * (count - 1)
-    return [0, *(max(slot, round(reach ** ((slot - 1) / (count - 2)))) for slot in range(1, count))]
 
+    def __init__(self, config: ModelConfig, offsets: Sequence[int] | None = None) -> None:
+        """Build the window of a model.
 
-def slot_positions(positions: Tensor, shape: Shape) -> Tensor:
-    """Positions that each position attends, nearest first.
+        Args:
+            offsets: distances in tokens, of which an attention plug-in may have its own; by default
+                `0, interval, 2 * interval, ...`.
+        """
+        uniform = [slot * config.interval for slot in range(config.max_contexts)]
+        self.offsets = uniform if offsets is None else list(offsets)
+        self.step = 1 if config.anchor == "current" else config.interval
+        self._on_device: dict[torch.device, Tensor] = {}
 
-    Args:
-        positions: int64 `[...]`, token positions in the stream.
+    def __len__(self) -> int:
+        return len(self.offsets)
 
-    Returns:
-        int64 `[..., max_contexts]`; negative where the slot lies before the stream.
-    """
-    if shape.anchor == "current":
-        return positions[..., None] - _offsets(positions, shape)
-    back = torch.arange(shape.max_contexts, device=positions.device)
-    on_grid = (
-        (positions[..., None] - 1).div(shape.interval, rounding_mode="floor") + 1 - back
-    ) * shape.interval
-    return torch.where(back == 0, positions[..., None], on_grid)
+    @property
+    def kept_contexts(self) -> int:
+        """Contexts that reading on from a text needs, one more than `ContextCache` stores."""
+        return self.offsets[-1] // self.step + 1
 
+    def slots(self, positions: Tensor) -> Tensor:
+        """Return the positions that each position attends, nearest first.
 
-def window_rows(positions: Tensor, shape: Shape) -> Tensor:
-    """`slot_positions` as rows of padded contexts; 0 where the slot lies before the stream."""
-    return (slot_positions(positions, shape) + 1).clamp(min=0)
+        Args:
+            positions: int64 `[...]`, token positions in the stream.
 
+        Returns:
+            int64 `[..., slots]`; negative where the slot lies before the stream.
+        """
+        back = self._offsets(positions.device)
+        if self.step == 1:
+            return positions[..., None] - back
+        last = (positions[..., None] - 1).div(self.step, rounding_mode="floor") * self.step
+        on_grid = last + self.step - back
+        return torch.where(back == 0, positions[..., None], on_grid)
 
-def real_contexts(positions: Tensor, shape: Shape) -> Tensor:
-    """How many slots of the window at each position hold a context of the stream: int64, as `positions`."""
-    if shape.anchor == "current":
-        return torch.searchsorted(_offsets(positions, shape), positions, right=True)
-    return (
-        (positions + 2 * shape.interval - 1)
-        .div(shape.interval, rounding_mode="floor")
-        .clamp(max=shape.max_contexts)
-    )
+    def rows(self, positions: Tensor) -> Tensor:
+        """Return `slots` as rows of padded contexts; 0 where the slot lies before the stream."""
+        return (self.slots(positions) + 1).clamp(min=0)
 
+    def count_real(self, positions: Tensor) -> Tensor:
+        """Count the slots at each position that hold a context of the stream: int64, as `positions`.
 
-def _offsets(positions: Tensor, shape: Shape) -> Tensor:
-    return torch.tensor(slot_offsets(shape), device=positions.device)
+        With uniform slots and anchor "current" this is `min(position // interval + 1, max_contexts)`.
+        """
+        return (self.slots(positions) >= 0).sum(dim=-1)
+
+    def _offsets(self, device: torch.device) -> Tensor:
+        """Return the offsets on a device; made once, since every copy makes a GPU wait."""
+        if device not in self._on_device:
+            self._on_device[device] = torch.tensor(self.offsets, device=device)
+        return self._on_device[device]
 
 
 def theoretical_max(num_tokens: int, interval: int) -> int:
-    """Contexts that `num_tokens` tokens would give if the window had no limit."""
+    """Return how many contexts `num_tokens` tokens would give if the window had no limit."""
     return num_tokens // interval + 1

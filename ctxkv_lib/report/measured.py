@@ -57,7 +57,7 @@ def measured_rows(summaries: Sequence[Summary], say: Say) -> list[list[str]]:
 
 
 def _of(summary: Summary, kind: str) -> Summary:
-    return summary.get("yardsticks", {}).get(kind, {})
+    return summary.get("ngrams", {}).get(kind, {})
 
 
 def _verdicts(column: Column, say: Say) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Numbers to look at: what notebooks show of data, contexts and trained runs."""
+"""The numbers that notebooks show of data, contexts and trained runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -64,22 +64,22 @@ def load_corpus(config: ExperimentConfig) -> Corpus:
 def count_rows(config: ExperimentConfig, corpus: Corpus) -> list[list[str]]:
     """Rows for a table: counts here, and those of the published report's 500-sample run."""
     published = PUBLISHED[500]
-    counts = {split: len(stream.ids) for split, stream in corpus.streams.items()}
-    here = {
-        "training conversations": config.data.samples,
-        "training tokens": counts["train"],
-        "validation tokens": counts["val"],
-        "tokens a conversation, on average": counts["train"] // config.data.samples,
-        "contexts without a limit on the window": theoretical_max(counts["train"], config.model.interval),
-    }
-    theirs = (
-        published["samples"],
-        published["train_tokens"],
-        published["val_tokens"],
-        published["train_tokens"] // published["samples"],
+    here = {"samples": config.data.samples}
+    here |= {f"{split}_tokens": len(stream.ids) for split, stream in corpus.streams.items()}
+    limits = (
+        theoretical_max(here["train_tokens"], config.model.interval),
         published["context_window"]["theoretical_max"],
     )
-    return [[name, f"{a:,}", f"{b:,}"] for (name, a), b in zip(here.items(), theirs, strict=True)]
+    names = {
+        "training conversations": (here["samples"], published["samples"]),
+        "training tokens": (here["train_tokens"], published["train_tokens"]),
+        "validation tokens": (here["val_tokens"], published["val_tokens"]),
+        "tokens a conversation, on average": tuple(
+            run["train_tokens"] // run["samples"] for run in (here, published)
+        ),
+        "contexts without a limit on the window": limits,
+    }
+    return [[name, *(f"{value:,}" for value in values)] for name, values in names.items()]
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
@@ -94,10 +94,10 @@ def singular_values(contexts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fresh_contexts(
+def untrained_contexts(
     model: ContextKVForCausalLM, cache: StreamCache, shape: ModelConfig, passes: int
 ) -> Tensor:
-    """What a ContextBlock with untrained weights makes of a stream: `[n, context_dim]` after some passes."""
+    """Compute contexts with an untrained ContextBlock: `[n, context_dim]` of a stream after some passes."""
     torch.manual_seed(0)
     block = ContextBlock(ContextKVConfig(**asdict(shape))).to(model.device)
     embeddings, tokens = distinct_rows(model, cache.ids[:-1])
@@ -112,7 +112,7 @@ def fresh_contexts(
 def pass_errors(
     model: ContextKVForCausalLM, cache: StreamCache, config: Phase1Config, passes: int
 ) -> list[float]:
-    """How far parallel passes are from the contexts that reading one by one gives.
+    """Measure how far parallel passes are from exact contexts.
 
     Args:
         cache: of the stream to read.
@@ -238,8 +238,8 @@ def epoch_rows(run: Run) -> list[list[str]]:
         note = "better: weights kept" if line["improved"] else "not better"
         if line["epoch"] == last and phase2["stop_reason"] == "early_stopping":
             note = f"patience of {run.config.phase2.patience} is used up: stop"
-        numbers = [f"{line['train_ppl']:,.1f}", f"{line['val_ppl']:,.1f}", f"{line['val_acc']:.1%}"]
-        rows.append([str(line["epoch"]), *numbers, str(line["no_improve"]), note])
+        ppls = [f"{line[key]:,.1f}" for key in ("train_ppl", "val_ppl")]
+        rows.append([str(line["epoch"]), *ppls, f"{line['val_acc']:.1%}", str(line["no_improve"]), note])
     return rows
 
 
@@ -249,11 +249,7 @@ def prediction_rows(trained: Trained, positions: Sequence[int], context: int = 1
     for position in positions:
         window = attended_window(trained, "val", position, guesses=3)
         before = "".join(window.pieces[-context:])
-        best = ", ".join(f"{_visible(text)} {share:.0%}" for text, share in window.guesses)
+        best = ", ".join(f"{text!r} {share:.0%}" for text, share in window.guesses)
         hit = "yes" if window.guesses[0][0] == window.target else "no"
-        rows.append([_visible(before), _visible(window.target), best, hit])
+        rows.append([repr(before), repr(window.target), best, hit])
     return rows
-
-
-def _visible(text: str) -> str:
-    return repr(text)

@@ -31,8 +31,6 @@ def test_a_baseline_goes_through_the_same_stages_folder_and_report(finished):
     assert not finished.phase1
     assert len(summary["phase2"]["epochs"]) == 2
     assert summary["test"]["ppl"] > 1
-    assert summary["yardsticks"]["kneser_ney"]["val_ppl"] > 1
-    assert ("probe" in summary) == (memory == "fresh")
     report = (finished.path / "report.md").read_text()
     assert "with as many trained weights" in report
     assert ("### Context window" in report) == (memory in ("fresh", "tokens"))
@@ -55,7 +53,7 @@ def test_a_baseline_is_served_or_refused_in_a_sentence(finished, capsys):
     code = main(["probe", str(finished.path), "--json"])
     assert code == (0 if memory == "fresh" else 2)
     if code:
-        assert "has no contexts to probe" in capsys.readouterr().err
+        assert "has no probe or ablations (model.memory=" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -63,4 +61,4 @@ def test_a_finished_baseline_is_not_run_again(finished, monkeypatch):
     from ctxkv_lib.runs import stages
 
     monkeypatch.setattr(stages, "train_attention", None)
-    assert run(finished.config, finished.path).summary == finished.summary
+    assert run(finished.config, finished.path).summary == load_run(finished.path).summary

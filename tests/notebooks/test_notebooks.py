@@ -352,6 +352,18 @@ def test_05_runs_every_proposal(tmp_path):
     assert "variable count, 10 samples, seed 42: val PPL" in printed(cells["run"])
 
 
+def test_05_shows_the_committed_results_of_the_study(monkeypatch):
+    monkeypatch.chdir(FOLDER)
+    (cell,) = [source(cell) for cell in code_cells(NOTEBOOKS[-1]) if cell["id"] == "learned"]
+    figures, tables = [], []
+    page = {"show": figures.append, "show_html": tables.append, "table": lambda header, rows: dict(rows)}
+    exec(cell, page)
+    assert len(figures) >= len(page["questions"])
+    (recalled,) = tables
+    assert recalled["exact"] == "4.8%"
+    assert "n-grams" not in recalled
+
+
 def test_the_file_that_01_writes_is_enough_to_train_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (writing,) = [source(cell) for cell in code_cells(NOTEBOOKS[0]) if cell["id"] == "own-file"]

@@ -9,8 +9,8 @@ from ctxkv_lib.files import read_json, write_json
 from ctxkv_lib.report import comparison_table, write_report
 from ctxkv_lib.report.measured import format_ablations, over_conversations
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views.contexts import use_of_contexts
 from ctxkv_lib.views.figures import ppl_curves
+from ctxkv_lib.views.measures import use_of_contexts
 
 COUNTED = {
     "kneser_ney": {"order": 4, "floor": "uniform", "cache_weight": 0.0, "val_ppl": 150.2, "test_ppl": 141.9},
@@ -35,7 +35,10 @@ ABLATIONS = {
             "zero": 61.3,
         }.items()
     },
-    "slots": [{"slot": k, "back": 20.0 * k, "ppl": 182.0 - k, "percent": -k, "error": 0.2} for k in range(3)],
+    "slots": [
+        {"slot": k, "back": 20.0 * k, "ppl": 182.0 - k, "percent_vs_elsewhere": -k, "error": 0.2}
+        for k in range(3)
+    ],
     "by_history": [{"from": 0, "to": 63, **ROW}, {"from": 640, "to": None, **ROW}],
     "by_frequency": [{"from": 0, "to": 0, **ROW}],
     "by_repetition": [{"from": 0, "to": 0, **ROW}, {"from": 1, "to": 1, **ROW, "ppl": 23.9}],
@@ -59,7 +62,7 @@ GENERATION = {
     "sample": {"prompt": "Is it *so*", "generated": " or | not"},
 }
 USED = {"ablations": ABLATIONS, "recall_task": TASK, "generation": GENERATION}
-MEASURED = {"test": {"ppl": 163.7, "acc": 0.213, "tokens": 21_000}, "yardsticks": COUNTED}
+MEASURED = {"test": {"ppl": 163.7, "acc": 0.213, "tokens": 21_000}, "ngrams": COUNTED}
 
 
 def measured_run(folder, samples=500, **measured):
@@ -125,7 +128,7 @@ def test_both_languages_hold_the_same_numbers(tmp_path):
 
 def test_n_grams_that_count_the_text_of_a_table_have_a_row(tmp_path):
     counted = {**COUNTED, "kneser_ney_table_cache": {**COUNTED["kneser_ney"], "val_ppl": 99.7}}
-    runs = [measured_run(tmp_path / "a", **MEASURED), measured_run(tmp_path / "b", yardsticks=counted)]
+    runs = [measured_run(tmp_path / "a", **MEASURED), measured_run(tmp_path / "b", ngrams=counted)]
     assert row(write_report(runs), "Val PPL of n-grams (table’s text too) and cache")[1:] == ["–", "99.7"]
     assert "(table’s text too)" not in write_report(runs[:1])
 
@@ -171,7 +174,7 @@ def test_an_older_run_has_no_section_or_dashes(tmp_path):
 
 def test_a_run_without_a_test_split_has_no_rows_of_it(tmp_path):
     counted = {kind: {k: v for k, v in row.items() if k != "test_ppl"} for kind, row in COUNTED.items()}
-    report = write_report([measured_run(tmp_path / "run", yardsticks=counted)])
+    report = write_report([measured_run(tmp_path / "run", ngrams=counted)])
     assert "Val PPL of n-grams" in report
     assert "Test" not in report.partition("weight are chosen on validation.")[2].partition("\n## ")[0]
 

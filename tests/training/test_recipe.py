@@ -1,14 +1,14 @@
 """The package against the straight-line recipe: same weights, same draws, same numbers."""
 
 import pytest
-import straight_line
 import torch
 from conftest import TINY, tiny_ids, tiny_model
-from ctxkv_lib.training.phase1 import StoppingRule, oacd_loss, train_context_block
-from ctxkv_lib.training.phase2 import make_optimizer, train_attention, train_step
 
+from ctxkv_lib.method import reference as straight_line
 from ctxkv_lib.method.caches import StreamCache, dense_embeddings, epoch_order, epoch_seed
 from ctxkv_lib.method.evaluation import effective_rank, evaluate
+from ctxkv_lib.method.oacd import StoppingRule, oacd_loss, train_context_block
+from ctxkv_lib.method.phase2 import make_optimizer, train_attention, train_step
 from ctxkv_lib.runs.config import Phase1Config, Phase2Config
 
 SHAPE = {name: TINY[name] for name in ("interval", "max_contexts", "num_heads")}

@@ -1,0 +1,59 @@
+"""What the training loops call besides their own work: the one interface through which long runs are served.
+
+`Loop` adds nothing, so both phases can be read and run without anything else. `runs/long_run.py` has the one
+that shows progress, saves and resumes, cuts batches when memory is full and shares them among processes.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+Metric = dict[str, Any]  # a line of metrics.jsonl
+T = TypeVar("T")
+
+
+class Diverged(ArithmeticError):
+    """A training whose loss or weights are no longer finite: the same settings would end there again."""
+
+
+class Loop:
+    """The hooks of `train_context_block`, `train_attention` and `token_scores`."""
+
+    def restore(self, state: Any) -> None:
+        """Continue from a saved state, if there is one: overwrite what `state` holds.
+
+        Args:
+            state: `oacd.Phase1State` or `phase2.Phase2State`.
+        """
+
+    def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
+        """Return the items, which the loop goes through one by one; show progress on the way.
+
+        Args:
+            total: how many there are, with the `done` ones that an earlier process went through.
+        """
+        return items
+
+    def attempt(self, work: Callable[[int], T], rows: int) -> T:
+        """Return `work(1)`; when memory is full, `work(2)`, `work(4)`, ... up to `rows` micro-batches.
+
+        `work` overwrites what an attempt that failed has left behind.
+        """
+        return work(1)
+
+    def shard(self, rows: int) -> slice:
+        """Return which of so many rows are this process's."""
+        return slice(0, rows)
+
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors with their sums over all processes."""
+
+    def release(self, tensor: Tensor) -> None:
+        """Free the memory that a tensor in a mapped file takes; its numbers stay in the file."""
+
+    def after_step(self, state: Any) -> None:
+        """Hear that an optimiser step within an epoch is done; save the state if it is time to."""
+
+    def after_round(self, state: Any, metric: Metric) -> None:
+        """Hear the numbers of a finished iteration (Phase 1) or epoch (Phase 2); save the state."""

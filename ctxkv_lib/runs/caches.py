@@ -1,0 +1,104 @@
+"""The caches of a run as files, and where they are held while Phase 2 reads them."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DamagedFile
+from ..files import read_tensors, write_tensors
+from ..method.caches import StreamCache
+from ..method.memory import mib, release
+from .scratch import free_bytes, if_it_fits
+
+
+def save_cache(folder: Path, split: str, cache: StreamCache, starts: Tensor | None = None) -> None:
+    """Write `{split}_ctx.safetensors` and `{split}_emb.safetensors`; `load_cache` reads them back.
+
+    Args:
+        cache: of a streamed stream all ids, and the contexts of its beginning.
+        starts: of a streamed stream the contexts that it is read on from (see `streamed`).
+    """
+    embeddings = {"ids": cache.ids}
+    if cache.embeddings is not None:
+        embeddings["embeddings"] = cache.embeddings
+    contexts = {"contexts": cache.contexts}
+    if starts is not None:
+        contexts["starts"] = starts
+    write_tensors(folder / f"{split}_ctx.safetensors", contexts)
+    write_tensors(folder / f"{split}_emb.safetensors", embeddings)
+
+
+def load_cache(folder: Path, split: str) -> StreamCache:
+    """Map the cache of `split` from its files, on the CPU; of a streamed stream only the beginning.
+
+    Raises:
+        DamagedFile: a file is missing or not what `save_cache` wrote.
+    """
+    contexts, stored = _read(folder, split, "ctx")["contexts"], _read(folder, split, "emb")
+    return StreamCache(stored["ids"][: len(contexts)].int(), contexts, stored.get("embeddings"))
+
+
+def load_ids(folder: Path, split: str) -> Tensor:
+    """Map all token ids of `split`, of the dtype in which they were saved. Raises as `load_cache`."""
+    return _read(folder, split, "emb")["ids"]
+
+
+def load_starts(folder: Path, split: str) -> Tensor | None:
+    """Map what a streamed `split` is read on from; None if it is not streamed. Raises as `load_cache`."""
+    return _read(folder, split, "ctx").get("starts")
+
+
+def _read(folder: Path, split: str, part: str) -> dict[str, Tensor]:
+    try:
+        return read_tensors(folder / f"{split}_{part}.safetensors")
+    except FileNotFoundError as error:
+        raise DamagedFile(Path(error.filename), "it is missing") from None
+
+
+def held_mib(train: StreamCache, validation: StreamCache, starts: Tensor | None = None) -> dict[str, float]:
+    """Return the MiB that the caches hold; `starts` as in `save_cache`."""
+    sizes = {
+        "train_ctx": train.contexts.nbytes + (0 if starts is None else starts.nbytes),
+        "train_emb": train.embedding_bytes,
+        "val_ctx": validation.contexts.nbytes,
+        "val_emb": validation.embedding_bytes,
+    }
+    return {**{name: mib(size) for name, size in sizes.items()}, "total": mib(sum(sizes.values()))}
+
+
+def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
+    """Move loaded caches to the device where there is room, the smallest split first.
+
+    A split's tensors stay together. One that finds no room stays mapped from its files, and batches of it are
+    read ahead.
+
+    Returns:
+        the caches, and in words where they are held.
+    """
+    if device.type == "cpu":
+        total = sum(cache.nbytes for cache in caches.values())
+        return caches, f"{mib(total):,.0f} MiB mapped from their files"
+    release(device)
+    words = []
+    placed = dict(caches)
+    for split in sorted(caches, key=lambda split: caches[split].nbytes):
+        free = free_bytes(device)
+        moved = _moved(caches[split], device)
+        placed[split] = moved or caches[split]
+        where = f"on {device.type}" if moved else "mapped from its files, read ahead"
+        words.append(f"{split} {mib(caches[split].nbytes):,.0f} MiB {where} ({mib(free):,.0f} MiB free)")
+    return placed, ", ".join(words)
+
+
+def _moved(cache: StreamCache, device: torch.device) -> StreamCache | None:
+    """Return the cache with all its tensors on the device; None if there is no room for it."""
+    room = if_it_fits(
+        cache.nbytes, device, partial(torch.empty, cache.nbytes, dtype=torch.uint8, device=device)
+    )
+    if room is None:
+        return None
+    del room
+    return replace(cache, **{name: tensor.to(device) for name, tensor in cache.tensors().items()})

@@ -1,0 +1,222 @@
+"""What a long training needs besides its loop: progress, saved states, micro-batches, several processes.
+
+The last two states of a training are kept: one that cannot be read is passed over for the one before it.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .. import ranks
+from ..errors import DamagedFile, is_out_of_memory
+from ..files import read_tensors, tensor_metadata, write_streamed
+from ..method.loop import Loop, Metric
+from ..method.oacd import Phase1State
+from ..method.phase2 import Phase2State
+from ..progress import Listener, notice, progress_bar, say
+from .scratch import parts, release_mapped
+
+# A stop repeats at most so much work and one step (in Phase 1, an iteration). Writing may take a tenth of the
+# time: at the published size (605 MiB in Phase 1, 100 MiB in Phase 2) a disk of 110 MiB/s keeps it under a
+# minute; a slower one is written to less often.
+EVERY_SECONDS = 30
+WRITING_SHARE = 1 / 10
+State = Phase1State | Phase2State
+T = TypeVar("T")
+
+
+class Checkpoint:
+    """The last two states of one training, in `path` and a file beside it.
+
+    Args:
+        path: a safetensors file.
+        key: stands for everything the training depends on; states saved under another are not restored.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.previous, self.key = path, _previous(path), key
+        self.next_save = time.monotonic() + EVERY_SECONDS
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save again, by the clock of rank 0."""
+        return ranks.from_first(lambda: time.monotonic() >= self.next_save)
+
+    def save(self, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+        """Write tensors of any device, and `state` in its JSON form; rank 0 does, for all."""
+        if ranks.index():
+            return
+        began = time.monotonic()
+        with suppress(FileNotFoundError):
+            self.path.replace(self.previous)
+        pieces = ((name, part) for name, tensor in tensors.items() for part in parts(tensor))
+        write_streamed(self.path, pieces, {"key": self.key, "state": json.dumps(state)})
+        ended = time.monotonic()
+        self.next_save = ended + max(EVERY_SECONDS, (ended - began) / WRITING_SHARE)
+
+    def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read the newest state that can be read, its tensors on the CPU; None if there is none."""
+        for path in (self.path, self.previous):
+            try:
+                metadata = tensor_metadata(path)
+                if metadata.get("key") == self.key:
+                    return read_tensors(path), json.loads(metadata["state"])
+            except FileNotFoundError:
+                continue
+            except DamagedFile as error:
+                notice(f"{path} cannot be used: {error.reason}; the state before it is, if there is one.")
+                path.unlink(missing_ok=True)  # else it would take the place of the one that can be read
+        return None
+
+
+def forget(path: Path) -> None:
+    """Remove both states of the training that keeps them at `path`."""
+    for each in (path, _previous(path)):
+        each.unlink(missing_ok=True)
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+class LongRun(Loop):
+    """The hooks of a training loop in an experiment.
+
+    Args:
+        name: of the training, such as `Phase 1`.
+        device: where it computes.
+        listener: gets every metric, restored ones included.
+        checkpoint: where to save; None saves nothing.
+    """
+
+    def __init__(
+        self, name: str, device: torch.device, listener: Listener, checkpoint: Checkpoint | None = None
+    ) -> None:
+        self.name, self.device, self.listener, self.checkpoint = name, device, listener, checkpoint
+        self.pieces = 1
+
+    def restore(self, state: State) -> None:
+        found = self.checkpoint.restore() if self.checkpoint else None
+        if found is not None:
+            (_restore_phase1 if isinstance(state, Phase1State) else _restore_phase2)(
+                state, *found, self.device
+            )
+        for metric in state.metrics if isinstance(state, Phase1State) else state.epochs:
+            self.listener(metric)
+
+    def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
+        return progress_bar(items, description, total=total, initial=done)
+
+    def attempt(self, work: Callable[[int], T], rows: int) -> T:
+        draws = _random_state(self.device)
+        while True:
+            try:
+                return work(self.pieces)
+            except (RuntimeError, MemoryError) as error:
+                if self.pieces >= rows or not is_out_of_memory(error):
+                    raise
+                if self.pieces == 1:
+                    say(f"Memory is full: {self.name} goes on in micro-batches, slower, to the same numbers.")
+            self.pieces *= 2
+            _set_random_state(self.device, draws)
+
+    def shard(self, rows: int) -> slice:
+        return ranks.share(rows)
+
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        ranks.sum_(tensors)
+
+    def release(self, tensor: Tensor) -> None:
+        release_mapped(tensor)
+
+    def after_step(self, state: Phase2State) -> None:
+        if self.checkpoint and self.checkpoint.due and state.total.isfinite():
+            self._save(state)
+
+    def after_round(self, state: State, metric: Metric) -> None:
+        if self.checkpoint and (isinstance(state, Phase2State) or self.checkpoint.due):
+            self._save(state)
+        self.listener(metric)
+
+    def _save(self, state: State) -> None:
+        assert self.checkpoint is not None
+        tensors = {f"weight/{name}": value for name, value in state.weights.items()}
+        for name, weight in state.weights.items():
+            slots = state.optimizer.state[weight].items()
+            tensors |= {f"adam/{name}/{slot}": value for slot, value in slots}
+        if isinstance(state, Phase1State):
+            tensors |= {"contexts": state.contexts, f"draws/{self.device.type}": state.generator.get_state()}
+            self.checkpoint.save(tensors, {"metrics": state.metrics, "seconds": state.seconds})
+            return
+        tensors |= {"total": state.total, f"draws/{self.device.type}": _random_state(self.device)}
+        tensors |= {f"best/{name}": value for name, value in state.best.items()}
+        tensors |= {f"average/{name}": value for name, value in state.stepper.averages.items()}
+        progress = {"epochs": state.epochs, "position": state.position, "seconds": state.seconds}
+        self.checkpoint.save(tensors, progress)
+
+
+def _restore_phase1(
+    state: Phase1State, tensors: Mapping[str, Tensor], saved: dict[str, Any], device: torch.device
+) -> None:
+    _restore_weights(state, tensors)
+    for part, kept in zip(parts(state.contexts), parts(tensors["contexts"]), strict=True):
+        part.copy_(kept)
+    if (draws := _saved_draws(tensors, device)) is not None:
+        state.generator.set_state(draws)
+    state.metrics.extend(saved["metrics"])
+    state.seconds = saved["seconds"]
+
+
+def _restore_phase2(
+    state: Phase2State, tensors: Mapping[str, Tensor], saved: dict[str, Any], device: torch.device
+) -> None:
+    _restore_weights(state, tensors)
+    for name, value in state.stepper.averages.items():
+        value.copy_(tensors[f"average/{name}"])
+    state.epochs, state.position, state.seconds = saved["epochs"], saved["position"], saved["seconds"]
+    if state.epochs:
+        best = {name: tensors[f"best/{name}"] for name in state.weights}
+        state.best = {name: value.to(device, copy=True) for name, value in best.items()}
+    if state.position:
+        state.total.copy_(tensors["total"])
+        if (draws := _saved_draws(tensors, device)) is not None:
+            _set_random_state(device, draws)
+
+
+def _restore_weights(state: State, tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite weights and optimiser state; with copies, since the mapped file will be replaced."""
+    fused = state.optimizer.defaults["fused"]
+    for name, weight in state.weights.items():
+        weight.data.copy_(tensors[f"weight/{name}"])
+        prefix = f"adam/{name}/"
+        state.optimizer.state[weight] = {
+            key.removeprefix(prefix): value.clone()
+            if key.endswith("/step") and not fused  # which is counted on the CPU
+            else value.to(weight, copy=True)
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
+
+
+def _saved_draws(tensors: Mapping[str, Tensor], device: torch.device) -> Tensor | None:
+    """Return a generator's saved state; None, with a word, if it is another kind of device's."""
+    state = tensors.get(f"draws/{device.type}")
+    if state is None:
+        say(f"The training was begun on another device: random draws continue differently here.")
+    return state
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """Return the state of torch's own generator of a device, which draws dropout: uint8, on the CPU."""
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    module = torch if device.type == "cpu" else torch.get_device_module(device)
+    module.set_rng_state(state)

@@ -1,0 +1,176 @@
+"""Plug-ins: classes and functions of the user that stand in the place of parts of the method.
+
+A configuration names a plug-in as `module:Name`, with its settings and, if it is not of this package, a
+digest of its source: a run with other code is another run.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import inspect
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+# What each hook is given and returns stands in `method.model.Parts`, `runs.rows` and `method.phase2.Stepper`.
+PACKAGE = Path(__file__).parent.parent
+HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
+WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that a mixer leaves without use
+OWN = "ctxkv_lib."
+given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name
+
+
+@dataclass(frozen=True)
+class PlugIn:
+    """One plug-in of a configuration.
+
+    Attributes:
+        name: `module:Name`.
+        source: digest of its source; empty for one of this package, whose code is in the keys of stages.
+        settings: the fields of its `Settings`, if it has any.
+    """
+
+    name: str
+    source: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"plugin": self.name, **({"source": self.source} if self.source else {}), **self.settings}
+
+    @classmethod
+    def of(cls, part: Any) -> "PlugIn":
+        """Name a class, a function, or a `module:Name` of one; its settings are its defaults.
+
+        Raises:
+            UserError: there is no such thing.
+        """
+        if not isinstance(part, str):
+            name = f"{part.__module__}:{part.__qualname__}"
+            given[name] = part
+            part = name
+        found = load(part)
+        kind = settings_class(found)
+        return cls(part, _source_digest(found), dataclasses.asdict(kind()) if kind else {})
+
+
+def settings_class(part: Any) -> Any:
+    """Return the dataclass of a plug-in's settings, None without."""
+    return getattr(part, "Settings", None)
+
+
+def load(name: str) -> Any:
+    """Return the class or function `module:Name`.
+
+    Raises:
+        UserError: there is none.
+    """
+    from ..hf.plugins import find
+
+    module, colon, path = name.partition(":")
+    if not (module and colon and path):
+        raise UserError(f"{name!r} names no plug-in; write package.module:Name.")
+    if name in given:
+        return given[name]
+    try:
+        return find(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        where = (
+            "run the cell that defines it" if module == "__main__" else "check the name and the Python path"
+        )
+        raise UserError(f"The plug-in {name} cannot be loaded ({error}); {where}.") from None
+
+
+def loaded(plugin: PlugIn) -> Any:
+    """Return the class or function of a configuration, if its source is still that.
+
+    Raises:
+        UserError: it is gone, or was changed.
+    """
+    found = load(plugin.name)
+    if _source_digest(found) != plugin.source:
+        raise UserError(
+            f"The source of {plugin.name} is not what the run was made with; restore it, or run it anew."
+        )
+    return found
+
+
+def built(plugin: PlugIn) -> Any:
+    """Return what makes a part from shapes: the plug-in, with its settings if it has any."""
+    from ..hf.plugins import build_part
+
+    return build_part(loaded(plugin), plugin.settings)
+
+
+def _source_digest(part: Any) -> str:
+    """Digest the code of a function, or of a class and its bases; empty for this package's."""
+    if part.__module__.startswith(OWN):
+        return ""
+    family = [base for base in getattr(part, "__mro__", [part]) if base.__module__ == part.__module__]
+    try:
+        source = "".join(plain_source(textwrap.dedent(inspect.getsource(each))) for each in family)
+    except (OSError, TypeError):
+        raise UserError(
+            f"The source of {part.__qualname__} is not to be found; define it in a file or a notebook cell."
+        ) from None
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def plain_source(source: str) -> str:
+    """Return Python code without its comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def patched_source(package: str) -> str:
+    """Digest what was put in the place of functions and classes of a package's loaded modules."""
+    found = ""
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith(f"{package}.") and getattr(module, "__file__", None):
+            for key, value in vars(module).items():
+                own = inspect.isfunction(value) or inspect.isclass(value)
+                foreign = own and not value.__module__.startswith(OWN) and _is_defined(module, key)
+                found += f"{name}.{key}={_source_digest(value)};" if foreign else ""
+    return found
+
+
+def _is_defined(module: Any, name: str) -> bool:
+    """Return whether a module's file defines a function or class of this name."""
+    return f"def {name}(" in (source := inspect.getsource(module)) or f"class {name}" in source
+
+
+def code_key(*plugins: PlugIn | None) -> str:
+    """Digest the code that results depend on: `method/`, and the files of this package's plug-ins.
+
+    Docstrings, comments and layout do not count; a function that was replaced at run time does.
+    """
+    modules = {plugin.name.partition(":")[0] for plugin in plugins if plugin is not None}
+    files = {*(PACKAGE / "method").glob("*.py")}
+    files |= {file for name in modules if name.startswith(OWN) for file in _with_imports(_file_of(name))}
+    code = "".join(_plain_file(file, file.stat().st_mtime_ns) for file in sorted(files))
+    return hashlib.sha256((code + patched_source("ctxkv_lib.method")).encode()).hexdigest()[:16]
+
+
+def _file_of(module: str) -> Path:
+    return PACKAGE.parent / f"{module.replace('.', '/')}.py"
+
+
+def _with_imports(file: Path) -> set[Path]:
+    """Return a module's file with those that it imports from its own folder."""
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    beside = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
+    found = [_with_imports(file.with_name(f"{name}.py")) for name in beside if name]
+    return {file}.union(*found)
+
+
+@cache
+def _plain_file(file: Path, _: int) -> str:
+    return plain_source(file.read_text(encoding="utf-8"))

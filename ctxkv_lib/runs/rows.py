@@ -1,0 +1,149 @@
+"""Mixers: models that compute what they know of the text from rows of tokens, in the place of contexts.
+
+`ctxkv.run(config, mixer=MyMixer)` takes an `nn.Module` made from a `ModelConfig` (and `settings`, if its
+class has `Settings`), all of which Phase 2 trains. It is called as `mixer(embeddings, start)`:
+
+- `embeddings`: normed token embeddings of rows of consecutive tokens, `[rows, length, hidden_size]`;
+- `start`: the first column whose hidden state is asked for;
+- it returns hidden states for the output head, `[rows, length - start, hidden_size]`; that of a column must
+  not depend on later columns.
+
+Its attribute `history`, 0 by default, says how many tokens before a position it reads at most in training;
+`evaluation_history`, by default the same, how many in evaluation.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ..method.caches import StreamCache, epoch_seed
+from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
+from ..method.model import ContextKV
+from ..method.windows import Window
+
+CHUNK = 64  # consecutive positions that an epoch visits together
+LONGEST_ROW = 256  # positions that one row asks for
+
+
+class MixerModel(ContextKV):
+    """Frozen token table, a mixer, output tied to the table."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        mixer: Callable[[ModelConfig], nn.Module],
+        vocab_size: int = GPT2_VOCAB_SIZE,
+        has_unigram: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.build_frozen(config, vocab_size, has_unigram)
+        self.attention = mixer(config)
+        self.window = Window(config)
+        self.set_phase(2)
+
+    def set_phase(self, phase: Literal[1, 2]) -> None:
+        self.requires_grad_(False)
+        self.attention.requires_grad_(phase == 2)
+
+    def history(self, trained: bool) -> int:
+        """Return how many tokens the mixer reads before a position, in training or in evaluation."""
+        in_training = getattr(self.attention, "history", 0)
+        return in_training if trained else getattr(self.attention, "evaluation_history", in_training)
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """n positions of a stream, in r rows.
+
+    Attributes:
+        ids: int32 `[r, T]`, the tokens at these positions, those before, and padding behind.
+        spans: first and one past the last column of each row that are among the n.
+        targets: next tokens, int64 `[n]`.
+    """
+
+    ids: Tensor
+    spans: list[tuple[int, int]]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def tokens(self) -> Tensor:
+        """Return the tokens at the positions, int32 `[n]`."""
+        return self._own(self.ids)
+
+    def attend(self, model: ContextKV) -> tuple[Tensor, None]:
+        """Compute hidden states at the positions, `[n, hidden_size]`; there are no attention weights."""
+        start = min(first for first, _ in self.spans)
+        return self._own(model.attention(model.embed(self.ids), start), start), None
+
+    def _own(self, rows: Tensor, start: int = 0) -> Tensor:
+        """Take of each row `[T - start, ...]` what lies in its span, one after the other: `[n, ...]`."""
+        return torch.cat([row[a - start : b - start] for row, (a, b) in zip(rows, self.spans, strict=True)])
+
+    def split(self, pieces: int) -> Iterator[tuple[Self, slice]]:
+        """Cut into at most so many micro-batches of whole rows, each with the positions that it has of
+        all.
+        """
+        size = -(-len(self.spans) // pieces)
+        done = 0
+        for row in range(0, len(self.spans), size):
+            spans = self.spans[row : row + size]
+            stop = done + sum(b - a for a, b in spans)
+            yield type(self)(self.ids[row : row + size], spans, self.targets[done:stop]), slice(done, stop)
+            done = stop
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(self.ids.to(device), self.spans, self.targets.to(device))
+
+    def pin_memory(self) -> Self:
+        return self
+
+
+@dataclass
+class TokenRows(StreamCache):
+    """A stream of n + 1 tokens whose contexts, of no width, only say the precision of training.
+
+    Attributes:
+        history: tokens that a row has before the first position that is asked for, fewer at the beginning.
+    """
+
+    history: int = 0
+
+    def epoch_order(self, seed: int, number: int) -> Tensor:
+        """Draw a permutation of chunks, which lie differently in each epoch: int64 `[n]` on the CPU."""
+        generator = torch.Generator().manual_seed(epoch_seed(seed, number))
+        shift = int(torch.randint(CHUNK, (), generator=generator))
+        positions = torch.arange(len(self))
+        chunks = [positions[:shift], *positions[shift:].split(CHUNK)]
+        return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
+
+    def gather(self, positions: Tensor, window: Window) -> Any:
+        """Gather rows for `positions`, int64 `[n]`: one for each run of consecutive ones, or a part of it."""
+        breaks = (positions.diff() != 1).nonzero().flatten() + 1
+        runs = positions.cpu().tensor_split(breaks.cpu())
+        spans, rows = [], []
+        for part in (part for run in runs for part in run.split(LONGEST_ROW)):
+            start, stop = int(part[0]), int(part[-1]) + 1
+            first = max(0, start - self.history)
+            spans.append((start - first, stop - first))
+            rows.append(self.ids[first:stop])
+        targets = self.ids[(positions + 1).to(self.ids.device)].long()
+        return RowBatch(pad_sequence(rows, batch_first=True), spans, targets)
+
+
+def as_read(model: ContextKV, cache: StreamCache, trained: bool) -> StreamCache:
+    """Return what Phase 2 reads a cached stream as: itself, or for a mixer rows of its tokens.
+
+    Args:
+        trained: whether it is trained on.
+    """
+    if not isinstance(model, MixerModel):
+        return cache
+    return TokenRows(cache.ids, cache.contexts, history=model.history(trained))
