@@ -32,7 +32,7 @@ from .runs.run_folder import COMPARISON, Run, RunFolder, read_run, run_folder_of
 from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
 from .threads import set_threads
-from .views import figures, measures
+from .views import figures, pictures, study
 from .views.axes import save
 
 
@@ -115,9 +115,9 @@ def probe_run(run: Run) -> tuple[Facts, list[Path]]:
 def _draw_measures(found: Facts, config: ExperimentConfig) -> dict[str, Figure]:
     """The figures of one run's measures, as far as it has them."""
     drawn = {
-        "probe": lambda probed: measures.memory_of_contexts(probed, config.model),
-        "ablations": measures.use_of_contexts,
-        "recall_task": measures.recall_accuracy,
+        "probe": lambda probed: pictures.memory_of_contexts(probed, config.model),
+        "ablations": study.use_of_contexts,
+        "recall_task": study.recall_accuracy,
     }
     return {name: draw(found[name]) for name, draw in drawn.items() if name in found}
 

@@ -29,7 +29,7 @@ from ctxkv_lib.data import embeddings
 from ctxkv_lib.files import cache_dir, replacing
 from ctxkv_lib.research import measure
 from ctxkv_lib.runs import checkpoint, inputs
-from ctxkv_lib.views import figures, measures
+from ctxkv_lib.views import figures, pictures
 
 # From one run to the next.
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}
@@ -100,7 +100,7 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
     for name in ("ppl_curves", "phase1_curves", "memory_by_stage"):
         patch.setattr(figures, name, lambda *_: None)
-    patch.setattr(measures, "memory_of_contexts", lambda *_: None)
+    patch.setattr(pictures, "memory_of_contexts", lambda *_: None)
     for name in ("use_of_contexts", "recall_accuracy"):
         patch.setattr(experiment, name, lambda *_: None)
     patch.setattr(experiment, "save", _save_nothing)

@@ -18,7 +18,7 @@ from ..runs.config import ExperimentConfig
 from ..runs.ownership import changed_settings, flat
 from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
 from ..views.axes import save
-from ..views.sweeps import sweep_figure
+from ..views.study import sweep_figure
 from .protocol import Cell
 from .sweep_table import SPLITS, Facts, format_sweep, measured, summarize, sweep_document
 

@@ -1,7 +1,7 @@
 """The numbers that notebooks show of data, contexts and trained runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.conversations import Conversations, load_conversations
 from ..data.tokens import TokenStream, load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
-from ..hf.modeling import ContextKVConfig, ContextKVForCausalLM
+from ..hf.modeling import ContextKVForCausalLM
 from ..method.caches import StreamCache, load_cache
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts, parallel_pass
 from ..method.model import ContextBlock
@@ -99,7 +99,7 @@ def untrained_contexts(
 ) -> Tensor:
     """Compute contexts with an untrained ContextBlock: `[n, context_dim]` of a stream after some passes."""
     torch.manual_seed(0)
-    block = ContextBlock(ContextKVConfig(**asdict(shape))).to(model.device)
+    block = ContextBlock(shape).to(model.device)
     embeddings, tokens = distinct_rows(model, cache.ids[:-1])
     half = block.project_tokens(embeddings)
     contexts = torch.zeros_like(cache.contexts)

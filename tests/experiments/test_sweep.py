@@ -19,7 +19,7 @@ from ctxkv_lib.runs.inference import load_trained
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.verification import verify
-from ctxkv_lib.views.sweeps import memory_figure, sweep_figure
+from ctxkv_lib.views.study import memory_figure, sweep_figure
 
 
 @pytest.fixture

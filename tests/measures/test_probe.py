@@ -14,7 +14,7 @@ from ctxkv_lib.report import write_report
 from ctxkv_lib.research.probe import distances, fresh_block, read_through
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.run_folder import Run
-from ctxkv_lib.views.measures import memory_of_contexts
+from ctxkv_lib.views.pictures import memory_of_contexts
 
 
 @pytest.fixture(scope="module")
