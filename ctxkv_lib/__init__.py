@@ -29,7 +29,7 @@ order and leaves out what is done already; `cli` only parses, calls and prints.
 | where conversations come from | `ctxkv_lib.data` |
 | what contexts are compared with, and a grid of runs | `ctxkv_lib.baselines`, `ctxkv_lib.experiments.sweep` |
 | what a trained run is measured by | `ctxkv_lib.measures` |
-| the figures | `ctxkv_lib.views.figures` (of runs), `.pictures` (of the method), `.study` |
+| the figures | `ctxkv_lib.views.figures` (of runs), `.pictures` (of notebooks), `.measures` |
 | what a run folder holds, when it is reused | `ctxkv_lib.runs.run_folder`, `ctxkv_lib.experiments.stages` |
 | perplexity on other text, and generated text | `ctxkv_lib.runs.inference` |
 """
