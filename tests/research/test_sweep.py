@@ -20,7 +20,7 @@ from ctxkv_lib.runs.configure import configure
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.verification import verify
-from ctxkv_lib.views.sweeps import memory_figure, sweep_figure
+from ctxkv_lib.views.study import memory_figure, sweep_figure
 
 STUDY = Path(__file__).parents[2] / "notebooks" / "study" / "results"
 
