@@ -26,7 +26,7 @@ from .runs.run_folder import COMPARISON, Run, RunFolder, read_run, run_folder_of
 from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
 from .runs.testing import measurements, test
-from .views import figures, measures
+from .views import figures, pictures, study
 from .views.axes import save
 
 
@@ -210,9 +210,9 @@ def summarize(config: ExperimentConfig, contexts: Facts, attention: Facts) -> di
 def _draw_measurements(found: Facts, config: ExperimentConfig) -> dict[str, Figure]:
     """Draw one run's measurements, as far as it has them."""
     drawn = {
-        "probe": lambda probed: measures.memory_of_contexts(probed, config.model),
-        "ablations": measures.use_of_contexts,
-        "recall_task": measures.recall_accuracy,
+        "probe": lambda probed: pictures.memory_of_contexts(probed, config.model),
+        "ablations": study.use_of_contexts,
+        "recall_task": study.recall_accuracy,
     }
     return {name: draw(found[name]) for name, draw in drawn.items() if name in found}
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import write_conversations
+from ctxkv_lib.runs.inference import evaluation_file
 from sample_runs import sample_run
 
 import ctxkv_lib
@@ -24,7 +25,6 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import write_json
 from ctxkv_lib.runs import contexts, inputs, stages
 from ctxkv_lib.runs.config import PRESETS, build_config
-from ctxkv_lib.runs.inference import evaluation_file
 
 
 def settings_of(values):

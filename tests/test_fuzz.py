@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 from conftest import WORDS, tiny_model
+from ctxkv_lib.runs.inference import evaluate_texts, format_scores
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_runs import sample_run
@@ -20,7 +21,6 @@ from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.runs.config import CONCERNS, ExperimentConfig, build_config
-from ctxkv_lib.runs.inference import evaluate_texts, format_scores
 
 LINES, FILES = 200, 500
 SPLITS = ("train", "validation", "corpus")

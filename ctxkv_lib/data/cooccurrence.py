@@ -40,11 +40,11 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
         noise of length `NOISE`.
     """
     generator = torch.Generator().manual_seed(SEED)
-    occurs = count_tokens(stream.ids) > 0
+    occurs = count_tokens(stream.ids, vocab_size) > 0
     seen, place = occurs.nonzero().flatten(), occurs.cumsum(0) - 1
 
     def followed(reach: int) -> torch.Tensor:
-        pairs = count_pairs(stream.ids, stream.starts, reach)
+        pairs = count_pairs(stream, vocab_size, reach)
         return _sparse(place[pairs.indices()], pairs.values(), len(seen))
 
     if neighbours == "around":
@@ -62,32 +62,29 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
     return table
 
 
-def count_pairs(ids: torch.Tensor, starts: torch.Tensor, reach: int) -> torch.Tensor:
+def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tensor:
     """Count how often a token stands at most `reach` tokens before another in one conversation.
 
-    Args:
-        ids: whole numbers `[num_tokens]`; `_BLOCK` of them at a time are widened.
-        starts: int64 `[num_conversations]`.
-
     Returns:
-        Sparse COO float32 `[n, n]` with n = largest id + 1, coalesced; a row is of the token before.
+        Sparse COO float32 `[vocab_size, vocab_size]`, coalesced; a row is of the token before.
     """
-    n = len(count_tokens(ids))
-    codes = counts = torch.empty(0, dtype=torch.int64)  # of pairs so far: before * n + after; and how often
-    for first in range(0, len(ids), _BLOCK):
+    codes = torch.empty(0, dtype=torch.int64)  # before * vocab_size + after, of the pairs found so far
+    counts = torch.empty(0, dtype=torch.int64)
+    for first in range(0, len(stream.ids), _BLOCK):
         begin = max(0, first - reach)
-        part = ids[begin : first + _BLOCK].long()
+        part = stream.ids[begin : first + _BLOCK].long()
         place = torch.arange(begin, begin + len(part))
-        conversation = torch.searchsorted(starts, place, right=True)
+        conversation = torch.searchsorted(stream.starts, place, right=True)
         found = []
         for distance in range(1, reach + 1):
             before, after = slice(None, -distance), slice(distance, None)
             counted = (conversation[before] == conversation[after]) & (place[after] >= first)
-            found.append((part[before] * n + part[after])[counted])
+            found.append((part[before] * vocab_size + part[after])[counted])
         new_codes, new_counts = torch.cat(found).unique(return_counts=True)
         codes, where = torch.cat([codes, new_codes]).unique(return_inverse=True)
         counts = torch.zeros_like(codes).index_add_(0, where, torch.cat([counts, new_counts]))
-    return _sparse(torch.stack([codes // n, codes % n]), counts.float(), n)
+    pairs = torch.stack([codes // vocab_size, codes % vocab_size])
+    return _sparse(pairs, counts.float(), vocab_size)
 
 
 def positive_pmi(counts: torch.Tensor) -> torch.Tensor:

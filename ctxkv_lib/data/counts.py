@@ -9,13 +9,11 @@ AT_ONCE = 2**20  # tokens, to bound the memory of their widened ids: streams are
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the formula gives none; as KenLM's --discount_fallback
 
 
-def count_tokens(ids: Tensor, size: int = 0) -> Tensor:
-    """Count each id of `ids` `[n]`: int64, of length `size` or more, if an id needs it."""
+def count_tokens(ids: Tensor, size: int) -> Tensor:
+    """Count each id of `ids` `[n]`, all below `size`: int64 `[size]`."""
     counts = torch.zeros(size, dtype=torch.int64)
     for part in ids.split(AT_ONCE):
-        found = torch.bincount(part.int(), minlength=len(counts))
-        found[: len(counts)] += counts
-        counts = found
+        counts += torch.bincount(part.int(), minlength=size)
     return counts
 
 

@@ -6,10 +6,8 @@ which gives untrained logits a variance of about 1. GPT-2's rows are four times 
 """
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO
 
 import torch
 
@@ -25,7 +23,7 @@ from .settings import DataConfig
 from .tokens import GPT2_VOCAB_SIZE, load_tokenizer, train_stream
 
 WTE = "wte.weight"
-FLOAT_BYTES = 4
+GPT2_SHAPE = (GPT2_VOCAB_SIZE, 768)
 _CHUNK_BYTES = 1 << 24
 
 LONG_ROW = 0.99  # share of rows no longer than the one that `data.row_length` scales
@@ -99,13 +97,6 @@ def _cooccurrence_table(data: DataConfig, hidden_size: int, _: int) -> TokenTabl
     return _kept("cooccurrence", key, make)
 
 
-def _gpt2_table(data: DataConfig, hidden_size: int, _: int) -> TokenTable:
-    file = gpt2_file("model.safetensors")
-    table = _kept("gpt2-wte", digest([WTE, file.revision]), lambda: _fetch_wte(file, hidden_size))
-    _check_width(table.weight.shape[1], hidden_size)
-    return table
-
-
 def _kept(name: str, key: str, make: Callable[[], torch.Tensor]) -> TokenTable:
     """The table in the shared cache; made and written if it is not there intact."""
     path = cache_dir() / f"{name}-{key}.safetensors"
@@ -116,53 +107,40 @@ def _kept(name: str, key: str, make: Callable[[], torch.Tensor]) -> TokenTable:
     return TokenTable(weight, key)
 
 
-def _check_width(width: int, hidden_size: int) -> None:
+def _gpt2_table(_: DataConfig, hidden_size: int, __: int) -> TokenTable:
+    width = GPT2_SHAPE[1]
     if hidden_size != width:
         raise UserError(
             f"model.hidden_size is {hidden_size}, allowed with data.table=gpt2: {width}; "
             f"set model.hidden_size={width}, or a table of any width: data.table=cooccurrence or random."
         )
+    file = gpt2_file("model.safetensors")
+    return _kept("gpt2-wte", digest([WTE, file.revision]), lambda: _fetch_wte(file))
 
 
-def _fetch_wte(file: HubFile, hidden_size: int) -> torch.Tensor:
-    with open_file(file) as stream:
-        shape, start = _find_wte(stream, file)
-        _check_width(shape[1], hidden_size)
-        stream.seek(start)
-        content = _read_exactly(stream, FLOAT_BYTES * math.prod(shape), file)
-    return torch.frombuffer(content, dtype=torch.float32).view(shape)
-
-
-def _find_wte(stream: IO[bytes], file: HubFile) -> tuple[tuple[int, ...], int]:
-    """Shape and first byte of `wte.weight` in a safetensors file, without reading any tensor.
+def _fetch_wte(file: HubFile) -> torch.Tensor:
+    """Transfer `wte.weight` and nothing else from a safetensors file on the Hub.
 
     The format: 8 bytes, the little-endian length of a JSON header; the header, `{name: {dtype, shape,
     data_offsets}}` with offsets from its end; the tensors.
     """
-    header_bytes = int.from_bytes(stream.read(8), "little")
-    try:
-        if header_bytes > MOST_HEADER_BYTES:
-            raise ValueError("its header has no plausible length")
-        entry = json.loads(stream.read(header_bytes))[WTE]
-        start, end = entry["data_offsets"]
-        rows, width = entry["shape"]
-        if entry["dtype"] != "F32" or rows != GPT2_VOCAB_SIZE or end - start != FLOAT_BYTES * rows * width:
-            raise ValueError(f"{WTE} is not {GPT2_VOCAB_SIZE:,} rows of float32")
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(file, f"{type(error).__name__}: {error}") from error
-    return (rows, width), 8 + header_bytes + start
-
-
-def _read_exactly(stream: IO[bytes], size: int, file: HubFile) -> bytearray:
-    chunks = progress_bar(range(0, size, _CHUNK_BYTES), WTE, unit="chunk")
-    content = bytearray().join(stream.read(min(_CHUNK_BYTES, size - start)) for start in chunks)
-    if len(content) < size:
-        raise _damaged(file, f"it ends {size - len(content)} bytes too early")
-    return content
-
-
-def _damaged(file: HubFile, reason: str) -> UserError:
-    return UserError(
-        f"{file.path} of {file.repo} is damaged ({reason}); delete it from huggingface_hub's cache "
-        "if it is there and run again, or use --preset offline."
-    )
+    with open_file(file) as stream:
+        try:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            if header_bytes > MOST_HEADER_BYTES:
+                raise ValueError("its header has no plausible length")
+            entry = json.loads(stream.read(header_bytes))[WTE]
+            if (entry["dtype"], entry["shape"]) != ("F32", list(GPT2_SHAPE)):
+                raise ValueError(f"{WTE} is not float32 {GPT2_SHAPE}")
+            start, end = entry["data_offsets"]
+            stream.seek(8 + header_bytes + start)
+            sizes = [min(_CHUNK_BYTES, end - at) for at in range(start, end, _CHUNK_BYTES)]
+            content = bytearray().join(stream.read(size) for size in progress_bar(sizes, WTE, unit="chunk"))
+            if len(content) != 4 * GPT2_SHAPE[0] * GPT2_SHAPE[1]:
+                raise ValueError(f"{WTE} has {len(content):,} bytes")
+            return torch.frombuffer(content, dtype=torch.float32).view(GPT2_SHAPE)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file.path} of {file.repo} is damaged ({type(error).__name__}: {error}); delete it from "
+                "huggingface_hub's cache if it is there and run again, or use --preset offline."
+            ) from error

@@ -203,7 +203,8 @@ RECOGNISED: dict[tuple[str, ...], Callable[[Record], Messages]] = {
 KNOWN = "; ".join(" and ".join(names) for names in RECOGNISED)
 
 
-def _messages(where: str, record: Any) -> Messages:
+def _form_of(where: str, record: Any) -> tuple[str, ...]:
+    """Find the key of `RECOGNISED` for a record."""
     if isinstance(record, list):
         raise UserError(f"{where} is a list; write a conversation a line, or name a file of one list .json.")
     found = list(record) if isinstance(record, dict) else []
@@ -215,6 +216,11 @@ def _messages(where: str, record: Any) -> Messages:
     if fields is None:
         has = f"the fields {', '.join(map(str, found[:8]))}" if found else "no fields"
         raise UserError(f"{where} has {has}; allowed: {KNOWN}.")
+    return fields
+
+
+def _messages(where: str, record: Any) -> Messages:
+    fields = _form_of(where, record)
     try:
         messages = RECOGNISED[fields](record)
     except (TypeError, KeyError, AttributeError):

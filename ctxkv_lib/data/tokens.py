@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..files import cache_dir, digest, read_tensors, write_streamed
 from ..locks import made_once
+from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import progress_bar
 from .conversations import Conversations
 from .hub import download, gpt2_file, package_file
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-GPT2_VOCAB_SIZE = 50_257  # uint16 holds every id
 END_OF_TEXT = "<|endoftext|>"
 STREAM_VERSION = 1  # raise it when a stream's tokens change: it is part of its key
 _BATCH = 256  # texts tokenised at once; bounds the memory of the offsets and strings that come with the ids

@@ -1,8 +1,8 @@
-"""Made-up conversations that ask for what they told: multi-query associative recall.
+"""Source `recall`, made-up conversations for multi-query associative recall.
 
-After Zoology (Arora et al., 2023). A pair of words, "river seven", is told once; later its first word, the
-key, comes again, and only who remembers knows what follows. All other words are drawn without a rule. Every
-word is one token of GPT-2's, so that distances are exact.
+After Zoology (Arora et al., 2023). A pair of words, a key and its value ("river seven"), is stated once.
+Later the key comes again, and only a model that remembers the pair can predict the value. All other words
+are random. Every word is one token of GPT-2's, so that distances are exact.
 """
 
 import random
@@ -32,7 +32,7 @@ KEYS, VALUES = _KEYS.split(), _VALUES.split()
 FILLERS = ("and", "then", "so", "now", "well", "but", "also", "just")
 OPENERS = ("So", "Well", "Now", "And", "But", "Then", "Yes", "No")  # of a message: no space stands before it
 MESSAGE = 40  # tokens of a message, about
-PAIR_SHARE = 0.5  # of a conversation, told or asked for
+PAIR_SHARE = 0.5  # of a conversation's tokens are in pairs, stated or asked for
 
 PIECE = 256  # conversations made at a time
 
@@ -67,35 +67,35 @@ def _made(rows: range, window: int) -> list[Row]:
 
 
 def recall_conversation(row: int, window: int) -> Messages:
-    """The conversation of this number, of a quarter more than `window` tokens.
+    """Make the conversation of this number, a quarter longer than `window` tokens.
 
-    Each pair is told once and asked for once. From the value that was told to the key that asks for it there
-    are 1 to `window - 1` tokens, each distance of equal chance. Rows of even and of odd numbers use different
-    keys: within a window of the stream, a key has one value.
+    Each pair is stated once and asked for once. From the value that was stated to the key that asks for it
+    there are 1 to `window - 1` tokens, each distance with equal probability. Rows of even and of odd numbers
+    use different keys: within a window of the stream, a key has one value.
     """
     draw = random.Random(f"recall {window} {row}")  # its sequence is the same in every version of Python
     words: list[str | None] = [None] * (window + window // 4)
     pairs = pairs_in(window)
     values = sorted(VALUES[:pairs], key=lambda _: draw.random())
     for pair in zip(KEYS[row % 2 :: 2][:pairs], values, strict=True):
-        told, asked = _places(words, window, draw)
-        words[told : told + 2] = words[asked : asked + 2] = pair
+        stated, asked = _places(words, window, draw)
+        words[stated : stated + 2] = words[asked : asked + 2] = pair
     return _messages(words, draw)
 
 
 def pairs_in(window: int) -> int:
-    """Pairs of a conversation: half of it, as far as there are words."""
+    """Count the pairs of a conversation: half of its tokens, as far as there are words."""
     return min(len(KEYS) // 2, len(VALUES), int(PAIR_SHARE * (window + window // 4) / 4))
 
 
 def _places(words: list[str | None], window: int, draw: random.Random) -> tuple[int, int]:
-    """Two free places of two tokens each; never the first token."""
+    """Draw two free places of two tokens each; never the first token."""
     while True:
         distance = 1 + int(draw.random() * (window - 1))
-        told = 1 + int(draw.random() * (len(words) - distance - 3))
-        asked = told + 1 + distance
-        if words[told : told + 2] + words[asked : asked + 2] == [None] * 4:
-            return told, asked
+        stated = 1 + int(draw.random() * (len(words) - distance - 3))
+        asked = stated + 1 + distance
+        if words[stated : stated + 2] + words[asked : asked + 2] == [None] * 4:
+            return stated, asked
 
 
 def _messages(words: list[str | None], draw: random.Random) -> Messages:

@@ -18,7 +18,7 @@ from ..progress import Listener, notice, progress_bar
 from ..runs.config import ExperimentConfig, changed_settings, flat
 from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
 from ..views.axes import save
-from ..views.sweeps import sweep_figure
+from ..views.study import sweep_figure
 from .measure import measure, measurements_of
 from .protocol import Cell
 from .sweep_table import Facts, cell_results, format_sweep, rounded, summarize, sweep_document

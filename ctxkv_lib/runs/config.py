@@ -85,7 +85,7 @@ class ExperimentConfig:
         Raises:
             UserError: a key or a value that is not allowed.
         """
-        if settings.get("data.source") not in {None, *SOURCES}:
+        if settings.get("data.source") not in [None, *SOURCES]:
             load_source_plugins()
         plugins = self._replaced_plugins({key: value for key, value in settings.items() if key in HOOKS})
         changed: dict[str, dict[str, Any]] = {}

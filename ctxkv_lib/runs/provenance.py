@@ -19,7 +19,7 @@ from .plugins import PACKAGE, plain_source
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
-REPORTED = ("torch", "transformers", "datasets", "numpy")
+REPORTED = ("torch", "transformers", "numpy")
 
 
 def choose_device(name: str) -> torch.device:

@@ -180,6 +180,7 @@ def _contexts(work: Work) -> tuple[Record, Record]:
     """
     inputs, folder = work.inputs, work.folder
     phase1 = folder.shared("phase1", inputs.phase1_key())
+    _say_new_precision(work)
     caches = phase1 and folder.shared("caches", inputs.caches_key(phase1, work.precision))
     by_passes = work.config.phase1.context_method == "passes" and phase1 and phase1.metrics
     if phase1 and not caches and by_passes:
@@ -197,6 +198,15 @@ def _contexts(work: Work) -> tuple[Record, Record]:
     if not isinstance(work.model, MixerModel):
         work.model.context_block.load_state_dict(read_tensors(folder.context_block))
     return phase1, caches
+
+
+def _say_new_precision(work: Work) -> None:
+    held = work.folder.records.stages.get("caches")
+    if held and held.result["precision"] != work.precision:
+        notice(
+            f"runtime.precision=auto was {held.result['precision']} where the run began and is "
+            f"{work.precision} here: its caches and Phase 2 are made again."
+        )
 
 
 def _make_contexts(work: Work, phase1: Record | None) -> tuple[Record, Record]:
@@ -282,6 +292,7 @@ def _make_caches(work: Work, contexts: dict[str, Tensor], generator: torch.Gener
             "contexts_max_error": max(errors, default=None),
         },
         "tokens": {split: len(ids) for split, ids in work.ids.items()},
+        "precision": work.precision,
         "caches_mib": held_mib(made["train"][0], made["val"][0], made["train"][1]),
     }
 

@@ -19,7 +19,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLUE, ORANGE = OKABE_ITO[:2]
 PAPER, INK, QUIET, RULE = "#ffffff", "#1f2430", "#6b7280", "#e3e6eb"
 DPI = 150
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": QUIET,
     "axes.prop_cycle": cycler(color=OKABE_ITO),
@@ -63,6 +63,11 @@ def legend_below(figure: Figure, *axes: Axes) -> None:
     }
     columns = 4 if max(map(len, handles)) < 20 else 2
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+
+
+def legend_under(ax: Axes, columns: int, space: float = 0.14) -> None:
+    """Put the legend of one of several axes under it, below the labels of its x axis."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -space), ncols=columns)
 
 
 def integer_x(ax: Axes, label: str) -> None:

@@ -102,17 +102,18 @@ class LiveCurves:
             bar = tqdm.format_meter(done, total, elapsed, prefix=loop, ncols=BAR_LETTERS, initial=begun)
             self.bar.value = f"<pre>{html.escape(bar)}</pre>"
 
-    def finish(self) -> None:
+    def finish(self, result: Any = None) -> None:
         """Draw everything that has come in. IPython calls this when the cell ends."""
         from IPython import get_ipython
 
+        if not self._is_notebook:
+            return
         shell = get_ipython()
-        if shell is not None and self._at_cell_end in shell.events.callbacks["post_run_cell"]:
-            shell.events.unregister("post_run_cell", self._at_cell_end)
+        if shell is not None and self.finish in shell.events.callbacks["post_run_cell"]:
+            shell.events.unregister("post_run_cell", self.finish)
         if self.step in watchers:
             watchers.remove(self.step)
-        if self._is_notebook:
-            self.bar.value = ""
+        self.bar.value = ""
         if self._is_behind:
             self.status.value = self._status()
             self._draw()
@@ -129,10 +130,7 @@ class LiveCurves:
         watchers.append(self.step)
         shell = get_ipython()
         if shell is not None:
-            shell.events.register("post_run_cell", self._at_cell_end)
-
-    def _at_cell_end(self, result: Any) -> None:
-        self.finish()
+            shell.events.register("post_run_cell", self.finish)
 
     def _status(self) -> str:
         """The last metric in words, after which run it is, if there are several."""

@@ -1,4 +1,4 @@
-"""Figures of the method, as the notebooks show them: data, windows, contexts, attention."""
+"""Figures of the method: data, windows, contexts and their memory, attention."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,13 +8,29 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from ..method.config import ModelConfig
 from ..method.windows import Window
-from .axes import BLUE, INK, OKABE_ITO, ORANGE, PAPER, QUIET, integer_x, legend_below, log_y, panels, styled
+from .axes import (
+    BLUE,
+    INK,
+    OKABE_ITO,
+    ORANGE,
+    PAPER,
+    QUIET,
+    RULE,
+    integer_x,
+    legend_below,
+    legend_under,
+    log_y,
+    panels,
+    styled,
+)
 from .explore import AttendedWindow
 
+TICKS = (0, 5, 10, 20, 50, 100, 200, 500)  # of distances, in tokens
 MOST_TICKS = 16  # of slots, or of heads
 EMPTY = "#b9bec7"  # slots before the stream
 # White to the palette's blue to near black: brightness alone tells the values.
@@ -180,3 +196,71 @@ def _slot_axis(ax: Axes, back: Sequence[int]) -> None:
     ax.set_xlim(-0.5, len(back) - 0.5)
     ax.set_xticks(named, [f"{back[slot]:,}" for slot in named])
     ax.set_xlabel("Distance back from the position (tokens), slot by slot")
+
+
+@styled
+def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int = 4) -> Figure:
+    """Draw what the slots of a window hold of each token, and what a context does, trained and untrained.
+
+    Args:
+        probe: as in a summary.
+        slots: so many intervals back are drawn; where slots are not an interval apart, the whole window.
+    """
+    figure, (window, context) = panels(2, size=(12, 4.6))
+    _window_memory(window, probe, model, slots)
+    blocks = {"trained": probe}
+    blocks |= {f"untrained, weights {std}": found for std, found in probe["fresh"].items()}
+    for name, found in blocks.items():
+        mean = f"mean of the last {model.interval}: R² {found['mean_recall']:.2f}"
+        x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
+        context.plot(
+            x, _explained(found), ls=style, marker="o", label=f"{name}: {_memory_span(found)}; {mean}"
+        )
+    context.set(title="Forgetting, trained and untrained", xscale="log")
+    _distance_ticks(context, 1 + probe["recall"][-1]["distance"], shift=1)
+    context.set_xlabel("Distance back from the context's own token (tokens, log scale)")
+    top = 5 + max(value for found in blocks.values() for value in _explained(found))
+    for ax in (window, context):
+        ax.set(ylabel="Of the token's embedding (% of variance, R²)", ylim=(0, top))
+        legend_under(ax, columns=3 if ax is window else 1)
+    return figure
+
+
+def _window_memory(ax: Axes, probe: Mapping[str, Any], model: ModelConfig, slots: int) -> None:
+    """Draw what is left of each token in the slot that read it last."""
+    every, step = probe["offsets"], model.interval
+    is_even = every == [slot * step for slot in range(len(every))]
+    token = np.arange(slots * model.interval if is_even else model.context_window)  # distance back
+    offsets = np.array([offset for offset in every if offset < len(token)])
+    behind = (
+        token - offsets[np.searchsorted(offsets, token, side="right") - 1]
+    )  # of the slot that read it last
+    left = np.interp(behind, [row["distance"] for row in probe["recall"]], _explained(probe))
+    reach = -1 if probe["horizon"] is None else probe["horizon"]
+    ax.fill_between(token, left, step="post", color=BLUE, alpha=0.35, lw=0, label="held by a slot")
+    outside: dict[str, Any] = {"where": behind > reach, "step": "post", "transform": ax.get_xaxis_transform()}
+    ax.fill_between(token, 1, color=RULE, lw=0, zorder=0, label="held by none", **outside)
+    ax.plot(offsets, 0 * offsets, "s", ms=7, color=ORANGE, clip_on=False, label="slot", zorder=5)
+    ax.set_title(f"{probe['coverage']:.0%} of the window is within some slot's memory span")
+    ax.set_xlim(len(token) - 0.5, -0.5)
+    ax.set_xlabel("Distance back from the position (tokens)")
+    if not is_even:  # slot by slot as far as an interval
+        ax.set_xscale("symlog", linthresh=model.interval)
+        _distance_ticks(ax, len(token))
+        ax.set_xlabel(f"Distance back from the position (tokens, log scale beyond {model.interval})")
+
+
+def _memory_span(probe: Mapping[str, Any]) -> str:
+    tokens = probe["horizon"]
+    return "no memory" if tokens is None else f"memory span {tokens} token{'s' * (tokens != 1)}"
+
+
+def _explained(probe: Mapping[str, Any]) -> list[float]:
+    """Percent of the variance of a token's embedding, by distance."""
+    return [100 * max(0, row["r2"]) for row in probe["recall"]]
+
+
+def _distance_ticks(ax: Axes, end: int, shift: int = 0) -> None:
+    ticks = [tick for tick in TICKS if tick + shift < end]
+    ax.set_xticks([tick + shift for tick in ticks], map(str, ticks))
+    ax.xaxis.set_minor_locator(NullLocator())

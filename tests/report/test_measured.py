@@ -10,7 +10,7 @@ from ctxkv_lib.report import comparison_table, write_report
 from ctxkv_lib.report.measured import format_ablations, over_conversations
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.figures import ppl_curves
-from ctxkv_lib.views.measures import use_of_contexts
+from ctxkv_lib.views.study import use_of_contexts
 
 COUNTED = {
     "kneser_ney": {"order": 4, "floor": "uniform", "cache_weight": 0.0, "val_ppl": 150.2, "test_ppl": 141.9},

@@ -1,5 +1,6 @@
 """The conversations of the recall task: the same ones each time, each pair told once and asked for once."""
 
+import json
 import subprocess
 import sys
 
@@ -95,17 +96,18 @@ def test_a_table_of_neighbours_is_refused():
     [
         ("build_config('recall')", True),
         ("build_config('offline', settings={'data.source': 'recall', 'data.table': 'random'})", True),
-        ("config_from_dict({'preset': 'recall', 'recipe': 'exact', 'data': {'source': 'recall'}})", True),
+        ("config_from_dict(json.loads(sys.argv[1]))", True),
         ("build_config('colab', 'published')", False),
     ],
 )
 def test_the_source_is_loaded_when_it_is_named_and_only_then(made, is_loaded):
     program = f"""
-import sys
+import json, sys
 from ctxkv_lib.runs.config import build_config, config_from_dict
 print({made}.data.source, any(name.startswith("ctxkv_lib.research.") for name in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    stored = json.dumps(build_config("recall").to_dict())
+    done = subprocess.run([sys.executable, "-c", program, stored], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["recall" if is_loaded else "ultrachat", str(is_loaded)]
 
 
@@ -114,3 +116,5 @@ def test_an_unknown_source_is_refused_with_all_that_are_known():
         UserError, match=r"data\.source is 'moon'; allowed: ultrachat, file, chitchat, recall"
     ):
         build_config("colab", settings={"data.source": "moon"})
+    with pytest.raises(UserError, match="allowed: a value of type str"):
+        build_config("colab", settings={"data.source": ["moon"]})

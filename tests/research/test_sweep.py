@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import local_experiment
+from ctxkv_lib.runs.inference import load_trained
 from test_cli import settings_of
 
 from ctxkv_lib import experiments as experiment
@@ -16,11 +17,10 @@ from ctxkv_lib.research.protocol import asked_for, cells_around, cells_of, read_
 from ctxkv_lib.research.sweep import finished_runs, sweep
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.configure import configure
-from ctxkv_lib.runs.inference import load_trained
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.verification import verify
-from ctxkv_lib.views.sweeps import memory_figure, sweep_figure
+from ctxkv_lib.views.study import memory_figure, sweep_figure
 
 STUDY = Path(__file__).parents[2] / "notebooks" / "study" / "results"
 

@@ -15,7 +15,7 @@ from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.windows import slot_offsets
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views import explore, figures, pictures, sweeps
+from ctxkv_lib.views import explore, figures, pictures, study
 from ctxkv_lib.views.axes import OKABE_ITO, QUIET, save
 
 SCORES = {
@@ -186,14 +186,14 @@ def test_spectrum_sizes_and_passes_show_their_numbers():
 
 def test_settings_are_compared_with_the_base():
     results = {"base": [100.0, 110.0], "better": [84.0], "worse": [126.0]}
-    (ax,) = sweeps.settings_summary(results, "base").axes
+    (ax,) = study.settings_summary(results, "base").axes
     assert [text.get_text() for text in ax.texts] == ["105.0", "84.0  (-20.0%)", "126.0  (+20.0%)"]
     assert list(line(ax, "base: spread").get_xdata()) == [100, 110]
 
 
 def test_a_setting_has_a_colour_only_beyond_the_noise_of_its_seeds():
     def colours(results):
-        (ax,) = sweeps.settings_summary(results, "base").axes
+        (ax,) = study.settings_summary(results, "base").axes
         return [to_hex(line.get_color()).upper() for line in ax.get_lines() if line.get_marker() == "D"]
 
     assert set(colours({"base": [100.0], "other": [100.1], "far": [50.0]})) == {QUIET.upper()}
@@ -213,7 +213,7 @@ def drawn_with(name):
         figures.memory_by_stage([summary], [name]),
         figures.overfitting({name: summary["phase2"]["epochs"]}),
         figures.ppl_by_reading(SCORES),
-        sweeps.settings_summary({name: [2.0], "near": [2.01], "far": [1.0]}, name),
+        study.settings_summary({name: [2.0], "near": [2.01], "far": [1.0]}, name),
         pictures.cache_sizes({name: {"train": 1.0}}),
         pictures.context_clouds({name: values}),
         pictures.spectrum({name: values[0] / values[0].sum()}),
@@ -256,7 +256,7 @@ def test_save_writes_a_whole_png_and_nothing_else(tmp_path):
 
 def test_figures_need_no_pyplot():
     code = (
-        "import sys, ctxkv_lib.views.plots, ctxkv_lib.views.live, ctxkv_lib.views.sweeps\n"
+        "import sys, ctxkv_lib.views.plots, ctxkv_lib.views.live, ctxkv_lib.views.study\n"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

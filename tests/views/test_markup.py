@@ -8,7 +8,7 @@ import torch
 from sample_runs import sample_run
 
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views import figures, markup, pictures, sweeps
+from ctxkv_lib.views import figures, markup, pictures, study
 from ctxkv_lib.views.explore import Window
 
 HOSTILE = """<script>alert('1')</script> <img onerror="alert(2)"> & $x$ $\\bad{ | a | `b` **c** [d](e)"""
@@ -76,7 +76,7 @@ def test_names_are_shown_as_they_are(tmp_path):
     assert "b" not in found
     assert found["img"][0]["alt"].count(name) == 1
     assert found["span"][0]["title"].startswith(name)
-    ax = sweeps.settings_summary({"base": [1.0], name: [2.0]}, "base").axes[0]
+    ax = study.settings_summary({"base": [1.0], name: [2.0]}, "base").axes[0]
     assert ax.get_yticklabels()[1].get_text() == name
 
 
