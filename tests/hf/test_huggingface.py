@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 from conftest import TINY, local_experiment, tiny_model, write_conversations
+from ctxkv_lib.runs.inference import evaluate_texts, generate_text, load_trained
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from ctxkv_lib.data.conversations import read_conversations
 from ctxkv_lib.experiments import run
 from ctxkv_lib.hf.export import FILES
 from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.inference import evaluate_texts, generate_text, load_trained
 
 ALONE = """
 import sys

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
+from ctxkv_lib.runs.machine import threads_put_back
 from ctxkv_lib.training.phase1 import train_context_block
 from ctxkv_lib.training.phase2 import train_attention
 from torch import distributed
@@ -23,7 +24,6 @@ from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.contexts import distinct_rows
 from ctxkv_lib.runs import checkpoint, streamed
 from ctxkv_lib.runs.config import Phase1Config, Phase2Config
-from ctxkv_lib.runs.machine import threads_put_back
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.streamed import Streamed, read_once, vocabulary_half
 from ctxkv_lib.runs.verification import verify
