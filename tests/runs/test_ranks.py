@@ -1,4 +1,4 @@
-"""Several processes against one: the same numbers, whoever does which part."""
+"""Several processes against one: the same numbers, whoever computes which rows."""
 
 import json
 import os
@@ -7,30 +7,25 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, tiny_ids, tiny_model
-from ctxkv_lib.runs.machine import threads_put_back
-from ctxkv_lib.training.phase1 import train_context_block
-from ctxkv_lib.training.phase2 import train_attention
+from conftest import TINY, tiny_ids, tiny_method
 from torch import distributed
 from torch.multiprocessing import start_processes
 
 from ctxkv_lib import ranks
-from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import run
 from ctxkv_lib.files import write_json
 from ctxkv_lib.method import phase2
 from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.method.contexts import distinct_rows
-from ctxkv_lib.runs import checkpoint, streamed
-from ctxkv_lib.runs.config import Phase1Config, Phase2Config
-from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.runs.streamed import Streamed, read_once, vocabulary_half
-from ctxkv_lib.runs.verification import verify
+from ctxkv_lib.method.config import Phase2Config
+from ctxkv_lib.method.contexts import exact_contexts
+from ctxkv_lib.method.phase2 import train_attention
+from ctxkv_lib.runs import long_run, streamed
+from ctxkv_lib.runs.long_run import Checkpoint, LongRun
+from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once
 from ctxkv_lib.threads import set_threads
 
 COUNT, BATCH = 1210, 75  # 17 steps an epoch, whose last has 10 rows
-ITERATIONS, EPOCHS = 50, 3
+STEPS, EPOCHS = 17, 3
 
 
 def processes(count, work, *arguments):
@@ -50,79 +45,52 @@ def _begin(index, count, port, work, arguments):
     distributed.destroy_process_group()
 
 
-def counted(sent):
-    """Have each sum over all processes put its bytes into `sent`."""
-    original, all_reduce = ranks.sum_, distributed.all_reduce
-
-    def count(tensor, **named):
-        sent[-1] += tensor.nbytes
-        return all_reduce(tensor, **named)
-
-    def sum_(tensors):
-        sent.append(0)
-        original(tensors)
-
-    ranks.sum_, distributed.all_reduce = sum_, count
-
-
-def train_both(folder, stop_in_epoch=None):
-    """Phase 1 and, on a stream of its contexts and on one that makes them when needed, Phase 2.
-
-    The first process writes the losses, and what each step sent.
-    """
-    sent = []
-    if ranks.count() > 1:
+def train(folder, stop_in_epoch=None):
+    """Phase 2 on cached and on streamed contexts; rank 0 writes the numbers, and bytes sent a step."""
+    sent, mean, all_reduce = [], {}, distributed.all_reduce
+    if "RANK" in os.environ:
         set_threads(2)
-        counted(sent)
-    model, ids = tiny_model(), tiny_ids(COUNT + 1)
-    model.set_phase(1)
-    contexts, lines = torch.empty(COUNT + 1, TINY["context_dim"]), []
-    config = Phase1Config(max_iterations=ITERATIONS + 1, batch_size=200, stop_rate=1.0, plateau_rate=1.0)
-    train_context_block(
-        model.context_block,
-        *distinct_rows(model, ids[:-1]),
-        config,
-        contexts,
-        torch.Generator().manual_seed(2),
-        lines.append,
-    )
-    phase1_sent = sent[: 2 * ITERATIONS]
-    found = {"phase1": [line["loss"] for line in lines], "rate": lines[-1]["convergence_rate"]}
+        distributed.all_reduce = lambda tensor, **named: (
+            sent.append(tensor.nbytes) or all_reduce(tensor, **named)
+        )
+    model, ids, found = tiny_method(), tiny_ids(COUNT + 1), {}
+    inputs = project_vocabulary(model)
+    contexts, _ = exact_contexts(model.context_block, inputs, ids[:-1], 1e-5)
     starts, _ = read_once(model, ids, 1e-5, torch.empty(1, TINY["context_dim"]))
     streams = {
         "cached": StreamCache(ids.int(), contexts),
-        "streamed": Streamed(ids, starts, vocabulary_half(model), torch.float32),
+        "streamed": Streamed(ids, starts, inputs, torch.float32),
     }
-    validation = StreamCache(tiny_ids(131, seed=5).int(), torch.full((131, TINY["context_dim"]), 0.1))
     for name, stream in streams.items():
         sent.clear()
-        epochs = train_epochs(model, stream, validation, folder / name, stop_in_epoch)
-        found[name] = [(epoch["train_ppl"], epoch["val_ppl"], epoch["val_acc"]) for epoch in epochs]
-        found[f"{name} sent"] = sorted(set(sent))
-    if not ranks.index():
-        write_json(folder / f"{ranks.count()}.json", {**found, "phase1 sent": phase1_sent})
+        epochs = train_epochs(stream, folder / name, stop_in_epoch)
+        found[name] = [[epoch["train_ppl"], epoch["val_ppl"], epoch["val_acc"]] for epoch in epochs]
+        mean[name] = sum(sent) / (STEPS + 1) / EPOCHS
+    if os.environ.get("RANK", "0") == "0":
+        write_json(folder / f"{os.environ.get('WORLD_SIZE', 1)}.json", {"numbers": found, "sent": mean})
 
 
-def train_epochs(model, stream, validation, path, stop_in_epoch):
+def train_epochs(stream, path, stop_in_epoch):
+    long_run.EVERY_SECONDS, long_run.WRITING_SHARE, phase2.CHECKED_STEPS = 0, 1e9, 5
     config = Phase2Config(max_epochs=EPOCHS, batch_size=BATCH, patience=EPOCHS)
-    checkpoint.EVERY_SECONDS, checkpoint.WRITING_SHARE, phase2.CHECKED_STEPS = 0, 1e9, 5
-    original, steps = phase2.add_gradients, []
+    validation = StreamCache(tiny_ids(131, seed=5).int(), torch.full((131, TINY["context_dim"]), 0.1))
+    original, steps = phase2.batch_gradients, []
 
     def stopping(*batch):
         steps.append(1)
-        if stop_in_epoch and len(steps) == 17 * (stop_in_epoch - 1) + 8:
+        if stop_in_epoch and len(steps) == STEPS * (stop_in_epoch - 1) + 8:
             raise KeyboardInterrupt
         return original(*batch)
 
-    phase2.add_gradients = stopping
+    phase2.batch_gradients = stopping
+    loop = LongRun("Phase 2", torch.device("cpu"), lambda metric: None, Checkpoint(path, "key"))
     try:
-        return train_attention(
-            tiny_model(), stream, validation, config, 1, path, "k", lambda metric: None
-        ).epochs
+        model = tiny_method(attention_dropout=0.2)
+        return train_attention(model, stream, validation, config, 1, loop=loop).epochs
     except KeyboardInterrupt:
         return []
     finally:
-        phase2.add_gradients = original
+        phase2.batch_gradients = original
 
 
 @pytest.fixture
@@ -130,46 +98,43 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(streamed, "STRIDE", 16)
     monkeypatch.setattr(streamed, "BLOCK_TOKENS", 160)
     monkeypatch.setattr(streamed, "POOL_BLOCKS", 3)
+    for module, name in ((long_run, "EVERY_SECONDS"), (long_run, "WRITING_SHARE"), (phase2, "CHECKED_STEPS")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # which `train` changes
 
 
 def numbers(folder, count):
     found = json.loads((folder / f"{count}.json").read_text())
-    return found, {name: torch.tensor(found[name]) for name in ("phase1", "rate", "cached", "streamed")}
+    return {name: torch.tensor(epochs) for name, epochs in found["numbers"].items()}, found["sent"]
 
 
 @pytest.mark.slow
 def test_one_two_and_four_processes_give_the_same_numbers_and_send_the_gradients(tmp_path, small_blocks):
-    train_both(tmp_path / "1")
-    _, alone = numbers(tmp_path / "1", 1)
-    assert len(alone["phase1"]) == ITERATIONS
+    train(tmp_path / "1")
+    alone, _ = numbers(tmp_path / "1", 1)
+    assert alone["cached"].shape == alone["streamed"].shape == (EPOCHS, 3)
+    trained = sum(weight.numel() for weight in tiny_method().trained_weights().values())
     for count in (2, 4):
-        folder = tmp_path / str(count)
-        processes(count, train_both, folder)
-        found, together = numbers(folder, count)
+        processes(count, train, tmp_path / str(count))
+        together, sent = numbers(tmp_path / str(count), count)
         for name, expected in alone.items():
             torch.testing.assert_close(together[name], expected, rtol=1e-4, atol=1e-4, msg=name)
-        model = tiny_model()
-        block = sum(p.numel() for p in model.context_block.parameters())
-        width = TINY["context_dim"]
-        assert found["phase1 sent"] == [4 * (block + count * width), 16] * ITERATIONS
-        model.set_phase(2)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        assert max(found["cached sent"]) == 4 * (trained + 1)
+        assert sent["cached"] <= 4 * (trained + 1)  # a step's, of which an evaluation sends less
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_in_another_number_of_processes(tmp_path, small_blocks):
-    train_both(tmp_path / "whole")
-    _, whole = numbers(tmp_path / "whole", 1)
-    processes(2, train_both, tmp_path, 2)  # stopped in epoch 2
-    train_both(tmp_path)
-    _, resumed = numbers(tmp_path, 1)
+def test_a_training_continues_in_another_number_of_processes(tmp_path, small_blocks):
+    train(tmp_path / "whole")
+    whole, _ = numbers(tmp_path / "whole", 1)
+    processes(2, train, tmp_path, 2)  # stopped in epoch 2
+    train(tmp_path)
+    resumed, _ = numbers(tmp_path, 1)
     for name, expected in whole.items():
         torch.testing.assert_close(resumed[name], expected, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def meet_an_error(folder):
-    assert ranks.from_first(lambda: ranks.index() + ranks.count()) == 1  # the first, alone
+    """What rank 0 does for all fails; then the others end, and rank 0 waits for them."""
+    assert ranks.from_first(lambda: ranks.index() + ranks.count()) == 1  # rank 0, alone
     try:
         ranks.from_first(lambda: json.loads("{"))
     except Exception as error:
@@ -178,7 +143,7 @@ def meet_an_error(folder):
     try:
         if ranks.index():
             return
-        ranks.sum_([torch.ones(3)])  # the other one is no more
+        ranks.sum_([torch.ones(3)])
     except UserError as error:
         write_json(folder / "said.json", [said, str(error)])
     finally:
@@ -193,15 +158,7 @@ def test_an_error_in_one_process_ends_all_with_a_sentence(tmp_path):
     assert sum(path.name.endswith("True") for path in tmp_path.iterdir()) == 1
 
 
-@pytest.mark.parametrize("shape", [(5000, 256), (4, 4), (7, 3), (1, 1)])
-def test_draws_of_another_process_are_gone_through(shape):
-    drawn, skipped = (torch.Generator().manual_seed(3) for _ in range(2))
-    torch.empty(shape).normal_(generator=drawn)
-    ranks.skip_normal(torch.empty(shape), skipped)
-    assert torch.equal(drawn.get_state(), skipped.get_state())
-
-
-def test_every_row_is_somebodys(monkeypatch):
+def test_every_row_is_some_processs(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert [part.stop - part.start for part in ranks.shares(10)] == [3, 3, 2, 2]
@@ -210,28 +167,13 @@ def test_every_row_is_somebodys(monkeypatch):
 
 
 def test_other_commands_work_in_one_process(monkeypatch, capsys):
+    from ctxkv_lib.cli import main
+
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["list"]) == 2
     assert "Only run and compare work in several processes" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(sys, "stdout", sys.stdout)  # is put back afterwards
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # so that it is restored afterwards
     assert main(["list"]) == 2
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.slow
-def test_two_processes_do_one_run(tiny_config, tmp_path):
-    alone = run(tiny_config, tmp_path / "alone")
-    with threads_put_back():
-        set_threads(2)
-        torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # begins OpenMP's threads, which are not copied
-        processes(2, run, tiny_config, tmp_path / "both")
-    both = load_run(tmp_path / "both")
-    assert verify(both.path).intact
-    assert "1 thread)" in both.summary["provenance"]["device"]
-    assert (alone.summary["provenance"]["processes"], both.summary["provenance"]["processes"]) == (1, 2)
-    for name in ("val_ppl", "train_ppl", "val_acc"):
-        assert both.summary["phase2"][name] == pytest.approx(alone.summary["phase2"][name], rel=1e-4)
-    assert both.summary["test"]["ppl"] == pytest.approx(alone.summary["test"]["ppl"], rel=1e-4)
-    assert [line["stage"] for line in both.metrics] == [line["stage"] for line in alone.metrics]
