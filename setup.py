@@ -20,11 +20,11 @@ setup(
     description="Context-KV attention: train and explore a language model that attends compressed contexts",
     license="MIT",
     packages=find_packages(include=["ctxkv_lib", "ctxkv_lib.*"]),
+    package_data={"ctxkv_lib": ["*/*.j2"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",
         *by_python("numpy", "1.26", "2.1"),
-        "datasets>=3.2",
         "transformers>=4.57",
         *by_python("matplotlib", "3.9", "3.9.2"),
         "ipywidgets>=7.7",
@@ -35,6 +35,7 @@ setup(
         "tokenizers>=0.22",
         "tqdm>=4.66.3",
         "filelock>=3.12",
+        "jinja2>=3.1",
         "xxhash>=3.5",
     ],
     extras_require={

@@ -26,10 +26,8 @@ from .runs.run_folder import COMPARISON, Run, RunFolder, read_run, run_folder_of
 from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
 from .runs.testing import measurements, test
-from .views import figures, pictures
+from .views import figures, pictures, study
 from .views.axes import save
-from .views.contexts import use_of_contexts
-from .views.recall import recall_accuracy
 
 
 def run(
@@ -94,10 +92,12 @@ def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, atten
     """Test a trained run, and write summary, report and figures."""
     found = test(config, folder)
     summary = summarize(config, contexts, attention)
-    return publish(config, folder, {**summary, **({"test": found} if found else {}), **measurements(folder)})
+    return write_results(
+        config, folder, {**summary, **({"test": found} if found else {}), **measurements(folder)}
+    )
 
 
-def publish(config: ExperimentConfig, folder: RunFolder, summary: Facts) -> Run:
+def write_results(config: ExperimentConfig, folder: RunFolder, summary: Facts) -> Run:
     """Write summary, model card, report and figures of a run whose folder is claimed."""
     write_json(folder.summary, summary)
     finished = read_run(folder.path, config)
@@ -181,12 +181,13 @@ def summarize(config: ExperimentConfig, contexts: Facts, attention: Facts) -> di
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": contexts["parameters"],
+        "parameters": attention["parameters"],
         "context_window": {
             "interval": config.model.interval,
             "max_contexts": config.model.max_contexts,
             "tokens": config.model.context_window,
             "theoretical_max": theoretical_max(train_tokens, config.model.interval),
+            "offsets": attention["offsets"],
         },
         "phase1": contexts["phase1"],
         "phase2": {
@@ -210,8 +211,8 @@ def _draw_measurements(found: Facts, config: ExperimentConfig) -> dict[str, Figu
     """Draw one run's measurements, as far as it has them."""
     drawn = {
         "probe": lambda probed: pictures.memory_of_contexts(probed, config.model),
-        "ablations": use_of_contexts,
-        "recall_task": recall_accuracy,
+        "ablations": study.use_of_contexts,
+        "recall_task": study.recall_accuracy,
     }
     return {name: draw(found[name]) for name, draw in drawn.items() if name in found}
 

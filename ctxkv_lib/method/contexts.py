@@ -1,8 +1,8 @@
 """Contexts of a stream: by the original's parallel passes, or by the exact recurrence.
 
-Tokens come as the rows of their distinct ones (`distinct_rows`): `token_half` `[num_distinct, context_dim]`
-is the input projection of each distinct token and `tokens` `[n]` are indices into it. Contexts are padded:
-`[n + 1, context_dim]`, row 0 is the context before the first token.
+Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whose input projections are
+`token_half` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the context
+before the first token.
 """
 
 from collections.abc import Callable

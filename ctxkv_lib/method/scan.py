@@ -26,8 +26,8 @@ Step = Callable[[Tensor, Tensor], Tensor]
 def segmented_scan(step: Step, contexts: Tensor, tolerance: float) -> float:
     """Overwrite `contexts[1:]` with the recurrence that starts from `contexts[0]`.
 
-    1. Cut the stream into segments. Start each from `contexts[0]`, which is a guess for all but the first,
-       and compute all in lock-step.
+    1. Cut the stream into segments and compute all in lock-step. Each starts from `contexts[0]`, which is a
+       guess for all but the first.
     2. If a segment ends with another context than the next one started from, the next one started wrong.
        Compute all such segments again, from the context before each, until they agree with what is there.
     3. Repeat this until all agree. If most segments of a round started wrong, the block remembers more than a
@@ -39,11 +39,11 @@ def segmented_scan(step: Step, contexts: Tensor, tolerance: float) -> float:
     Args:
         step: returns contexts `[m, context_dim]` after the tokens at m positions, from those before them.
         contexts: padded, `[n + 1, context_dim]`.
-        tolerance: largest error of a component.
+        tolerance: largest error of a component to aim at. At segment boundaries a quarter of it may be left,
+            which a block may amplify before it forgets it.
 
     Returns:
-        the largest difference of a component that is left at a segment boundary, a quarter of `tolerance` at
-        most.
+        the largest difference of a component that is left at a segment boundary.
     """
     contexts[1:] = torch.nan  # agrees with nothing
     count = len(contexts) - 1

@@ -1,10 +1,12 @@
-"""What a configuration means in parameters, tokens and bytes: arithmetic alone, at once, without torch."""
+"""What a configuration means in parameters, tokens and bytes: computed, without downloading anything."""
 
 from typing import Any
 
 from ..errors import UserError
-from ..method.config import ModelConfig
+from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
+from ..method.windows import Window
 from ..runs.config import ExperimentConfig
+from ..runs.models import shapes
 from ..runs.published import PUBLISHED
 from ..runs.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 
@@ -36,39 +38,42 @@ def describe(
     known = PUBLISHED.get(config.data.samples) if config.data.source == "ultrachat" else None
     train_tokens = train_tokens or (known["train_tokens"] if known else None)
     val_tokens = val_tokens or (known["val_tokens"] if known else None)
-    interval, kept = config.model.interval, config.model.kept_contexts
+    interval = config.model.interval
+    parameters, window = shapes(config)
+    kept = window.kept_contexts
     return {
         "preset": config.preset,
         "recipe": config.recipe,
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": config.model.parameter_counts(),
+        "parameters": parameters,
         "context_window": {
             "interval": interval,
             "max_contexts": config.model.max_contexts,
             "tokens": config.model.context_window,
             "theoretical_max": train_tokens // interval + 1 if train_tokens else None,
         },
-        "slots": slots_in_words(config.model),
+        "slots": slots_in_words(window, config.model),
         "kv_cache": {
             "contexts": kept,
             "bytes": kept * config.model.context_dim * BYTES["fp32"] + COUNTER_BYTES,
         },
         **_cache_sizes(config, train_tokens, val_tokens),
-        "computed": computed_size(config, train_tokens),
+        "computed": computed_size(config, parameters, train_tokens),
     }
 
 
-def slots_in_words(model: ModelConfig) -> str:
-    """How many contexts a position sees, and where they lie."""
-    if model.slots == "uniform":
-        return f"{model.max_contexts} contexts, {model.interval} tokens apart: {model.context_window} tokens"
-    reach = model.interval * (model.max_contexts - 1)
-    return f"{model.max_contexts} contexts, 0 to {reach} tokens back, ever further apart"
+def slots_in_words(window: Window, model: ModelConfig) -> str:
+    """Say how many contexts a position sees, and where they lie."""
+    if window.offsets == Window(model).offsets:
+        return f"{len(window)} contexts, {model.interval} tokens apart: {model.context_window} tokens"
+    return f"{len(window)} contexts, 0 to {window.offsets[-1]} tokens back, ever further apart"
 
 
-def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> dict[str, Any] | None:
+def computed_size(
+    config: ExperimentConfig, parameters: dict[str, int], train_tokens: int | None = None
+) -> dict[str, Any] | None:
     """Disk, memory and time of a run with bf16 caches, computed from shapes and data sheets.
 
     Args:
@@ -85,10 +90,14 @@ def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> 
             return None
         known = PUBLISHED[500]
         train_tokens = config.data.samples * known["train_tokens"] // known["samples"]
-    model, parameters = config.model, config.model.parameter_counts()
+    model = config.model
     is_streamed, row = config.is_streamed(train_tokens), model.context_dim * BYTES["bf16"]
     pool = min(train_tokens, BLOCK_TOKENS * POOL_BLOCKS) if is_streamed else train_tokens
-    read = min(train_tokens, config.phase1.max_tokens) if config.phase1.contexts == "exact" else train_tokens
+    read = (
+        min(train_tokens, config.phase1.max_tokens)
+        if config.phase1.context_method == "exact"
+        else train_tokens
+    )
     caches = train_tokens * (row + ID_BYTES)
     if is_streamed:
         starts = model.context_dim * BYTES["fp32"] // STRIDE
@@ -101,15 +110,17 @@ def computed_size(config: ExperimentConfig, train_tokens: int | None = None) -> 
         "phase1_gib": read * model.context_dim * BYTES["fp32"] / GIB,
         "sent_mib": parameters["trainable_phase2"] * BYTES["fp32"] / MIB,
         "epoch_seconds": {
-            name: _epoch_seconds(config, train_tokens, *which) for name, which in DEVICES.items()
+            name: _epoch_seconds(config, parameters, train_tokens, *which) for name, which in DEVICES.items()
         },
     }
 
 
-def _epoch_seconds(config: ExperimentConfig, tokens: int, device: str, count: int) -> float:
+def _epoch_seconds(
+    config: ExperimentConfig, parameters: dict[str, int], tokens: int, device: str, count: int
+) -> float:
     """Two products with the table and three with the layer's weights, or the least time of the steps."""
     model = config.model
-    operations = 4 * model.vocab_size * model.hidden_size + 6 * model.parameter_counts()["trainable_phase2"]
+    operations = 4 * GPT2_VOCAB_SIZE * model.hidden_size + 6 * parameters["trainable_phase2"]
     computing = tokens * operations / (PRODUCTS_A_SECOND[device] * ASSUMED_SHARE * count)
     return max(computing, -(-tokens // config.phase2.batch_size) * ASSUMED_STEP_SECONDS)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ..runs.config import CONCERNS, PRESETS, RECIPES, build_config
+from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, load_source_plugins
 
 WIDTH = 44  # of the column of names and values
 
@@ -21,9 +21,10 @@ def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
     Raises:
         UserError: an unknown preset.
     """
+    load_source_plugins()
     chosen = build_config(preset) if preset else None
     rows = []
-    for concern, settings in CONCERNS.items():
+    for concern, settings in GROUPS.items():
         for known in dataclasses.fields(settings):
             key = f"{concern}.{known.name}"
             value = getattr(getattr(chosen, concern), known.name) if chosen else known.default
@@ -44,7 +45,7 @@ def format_settings(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         if row["setting"].partition(".")[0] != concern:
             concern = row["setting"].partition(".")[0]
-            about = (CONCERNS[concern].__doc__ or "").partition(".")[0]
+            about = (GROUPS[concern].__doc__ or "").partition(".")[0]
             lines += ["", f"{concern}: {about}"]
         value = f"{row['setting']} = {row['value']} {row['unit']}".rstrip()
         lines.append(f"  {value:<{WIDTH}}  {row['reason']}")

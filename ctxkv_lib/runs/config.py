@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from ..data.settings import SOURCES, DataConfig
 from ..errors import UserError, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.settings import require
 from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_class
-from .settings import LARGE_STREAM, SEED_LIMIT, DataConfig, RuntimeConfig
+from .settings import LARGE_STREAM, SEED_LIMIT, RuntimeConfig
 
 # Of a whole number, by group: below, any product that is made of them can be counted in 63 bits.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
@@ -84,6 +85,8 @@ class ExperimentConfig:
         Raises:
             UserError: a key or a value that is not allowed.
         """
+        if settings.get("data.source") not in [None, *SOURCES]:
+            load_source_plugins()
         plugins = self._replaced_plugins({key: value for key, value in settings.items() if key in HOOKS})
         changed: dict[str, dict[str, Any]] = {}
         for key, value in settings.items():
@@ -174,6 +177,15 @@ PRESETS = {
 }
 
 COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
+
+SOURCE_PLUGINS = ("ctxkv_lib.research.recall_source",)  # each adds a value of data.source when imported
+
+
+def load_source_plugins() -> None:
+    """Import the modules that add sources of conversations."""
+    for module in SOURCE_PLUGINS:
+        import_module(module)
+
 
 # Settings of a recipe, or the module in whose `RECIPES` they stand.
 RECIPES: dict[str, dict[str, Any] | str] = {

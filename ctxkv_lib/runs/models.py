@@ -18,9 +18,9 @@ from .rows import MixerModel
 
 def load_frozen(config: ExperimentConfig) -> tuple[TokenTable, TokenTable | None]:
     """Read or make the token table, and the token counts if the model adds their log-frequencies."""
-    table = load_table(config.data, config.model, config.runtime.seed)
+    table = load_table(config.data, config.model.hidden_size, config.runtime.seed)
     counted = config.data.unigram == "corpus"
-    return table, corpus_counts(config.data, len(table.weight)) if counted else None
+    return table, corpus_counts(config.data) if counted else None
 
 
 def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:

@@ -15,12 +15,11 @@ import torch
 from .. import ranks
 from ..errors import UserError
 from ..threads import set_threads
-from .plugins import plain_source
+from .plugins import PACKAGE, plain_source
 
-PACKAGE = Path(__file__).parent.parent
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
-REPORTED = ("torch", "transformers", "datasets", "numpy")
+REPORTED = ("torch", "transformers", "numpy")
 
 
 def choose_device(name: str) -> torch.device:

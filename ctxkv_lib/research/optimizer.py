@@ -1,0 +1,120 @@
+"""Plug-in of recipes `tuned` and `look_up`: AdamW with a schedule, and an average of the weights."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..method.config import Phase2Config
+from ..method.phase2 import Stepper
+from ..method.settings import BELOW_1, SHARE, at_least, check_settings, setting
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Settings of `ScheduledAdamW`; the defaults are what the published optimiser does."""
+
+    schedule: str = setting(
+        "constant",
+        "of the learning rate",
+        {"constant": "", "cosine": "down to 0 at the end of max_epochs, after the warm-up"},
+    )
+    warmup: float = setting(0.0, "of the planned steps, over which the rate rises from 0", SHARE, "share")
+    decayed: str = setting(
+        "all",
+        "which weights decay",
+        {"all": "", "matrices": "those of linear layers; not biases, and not scales and shifts of norms"},
+    )
+    decay_tokens: int = setting(
+        0,
+        "training tokens that weight_decay is meant for; with fewer or more, decay is the same an epoch, not "
+        "a step; 0: a step",
+        at_least(0),
+        "tokens",
+    )
+    averaging: float = setting(
+        0.0, "EMA decay of the weights, whose average is validated and kept; 0: no average", BELOW_1, "share"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self, "optimizer")
+
+
+class ScheduledAdamW(Stepper):
+    """AdamW that changes its learning rate at every step, and may average the weights."""
+
+    Settings = OptimizerSettings
+
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        config: Phase2Config,
+        positions: int,
+        settings: OptimizerSettings,
+    ) -> None:
+        self.settings, self.weights, self.learning_rate = settings, weights, config.learning_rate
+        self.steps = config.max_epochs * -(-positions // config.batch_size)
+        super().__init__(weights, config, positions)
+        if settings.averaging:
+            self.averages = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    def groups(
+        self, weights: Mapping[str, nn.Parameter], config: Phase2Config, positions: int
+    ) -> list[dict[str, Any]]:
+        """Return the parameter groups, with the decay a step that `decay_tokens` asks for.
+
+        What regularises is how far weights decay in an epoch, whatever its number of steps.
+
+        Reference: Wang and Aitchison (2024), who found it so over sizes of data and models.
+        """
+        tokens = self.settings.decay_tokens
+        decayed: list[Tensor] = []
+        no_decay: list[Tensor] = []
+        for name, weight in weights.items():
+            decays = self.settings.decayed == "all" or _is_matrix(name, weight)
+            (decayed if decays else no_decay).append(weight)
+        return [
+            {"params": decayed, "weight_decay": config.weight_decay * (tokens / positions if tokens else 1)},
+            {"params": no_decay, "weight_decay": 0.0},
+        ]
+
+    def step(self, number: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * lr_lambda(number, self.steps, self.settings)
+        super().step(number)
+        if self.averages:
+            decay = min(self.settings.averaging, (2 + number) / (11 + number))  # less while weights are new
+            weights = [weight.detach() for weight in self.weights.values()]
+            torch._foreach_lerp_([*self.averages.values()], weights, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model computes with `averages`, if there are any."""
+        trained = {name: self.weights[name].data for name in self.averages}
+        for name, average in self.averages.items():
+            self.weights[name].data = average
+        try:
+            yield
+        finally:
+            for name, weight in trained.items():
+                self.weights[name].data = weight
+
+
+def _is_matrix(name: str, weight: Tensor) -> bool:
+    """Return whether it is the matrix of a linear layer: a bias may have two dimensions, too."""
+    return weight.ndim > 1 and "weight" in name.rpartition(".")[2]
+
+
+def lr_lambda(step: int, steps: int, settings: OptimizerSettings) -> float:
+    """Return the share of the learning rate that a step takes.
+
+    Args:
+        step: from 0.
+        steps: those of all `max_epochs` epochs.
+    """
+    risen = min(1.0, (step + 1) / max(1.0, settings.warmup * steps))
+    return risen if settings.schedule == "constant" else risen * (1 + math.cos(math.pi * step / steps)) / 2

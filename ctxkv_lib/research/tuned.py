@@ -1,0 +1,350 @@
+"""Plug-ins of recipes `tuned` and `look_up`: a ContextBlock with structured init, attention with slot biases.
+
+A saved model carries this file, so it imports only torch and `ctxkv_lib.method`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..method.config import ModelConfig, Phase1Config
+from ..method.model import ContextBlock, ContextKVAttention, Dropout, FeedForward
+from ..method.settings import SHARE, Allowed, check_settings, require, setting
+from ..method.windows import Window
+
+LARGEST_NEAR_SLOT = 4.0  # `nearest` spreads the heads over slots 1 to this one, evenly on a log scale
+SLOT_BIAS = 4.0  # where scores are 0, a slot of 32 with this bias gets 64% of a head's attention
+MEANS, SHORTEST_MEAN = 3, 4.0  # running means: how many, and over how many tokens the shortest
+MEAN_STD = 0.6  # standard deviation of their units, where that of the current token's units is 1
+MATCH_SCORE = 15.0  # score that induction-head init gives to a slot with the token looked for
+SINK_SCORE = 10.0  # score that it gives to the sink
+LINEAR = 6.0  # from here on GELU(z) is z, to 1e-8
+STEADY = 100.0  # square of a step's constant unit, over the sum of all others'
+
+
+@dataclass(frozen=True)
+class PartSettings:
+    """Settings of a plug-in, checked under the name of its hook."""
+
+    concern: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_settings(self, self.concern)
+
+
+class StructuredBlock(ContextBlock):
+    """A ContextBlock that is initialised to encode running means, or the last tokens one by one."""
+
+    @dataclass(frozen=True)
+    class Settings(PartSettings):
+        concern: ClassVar[str] = "block"
+        longest_mean: float = setting(
+            0.0,
+            "initialised to encode the current token and running means of 4 to so many; 0: random init",
+            Allowed("0, or 4 or more", lambda value: value == 0 or value >= SHORTEST_MEAN),
+            "tokens",
+        )
+        last_tokens: int = setting(
+            0,
+            "initialised to hold so many last tokens, each in units of its own; 0: random init",
+            Allowed("0, or 2 or more", lambda value: value == 0 or value >= 2),
+            "tokens",
+        )
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            one = not (self.longest_mean and self.last_tokens)
+            require(one, f"{self.concern}.last_tokens", self.last_tokens, "0 with longest_mean")
+
+    def __init__(self, context_dim: int, hidden_size: int, settings: Settings) -> None:
+        """Make the layers; raises ValueError if settings and shapes do not go together."""
+        super().__init__(context_dim, hidden_size)
+        self.settings = settings
+        if settings.longest_mean:
+            allowed = f"at most model.hidden_size ({hidden_size}) with {settings.concern}.longest_mean"
+            require(context_dim <= hidden_size, "model.context_dim", context_dim, allowed)
+        if count := settings.last_tokens:
+            least, most = max(2, context_dim // hidden_size + 1), context_dim - 1
+            allowed = f"{least} to {most} with these shapes"
+            require(least <= count <= most, f"{settings.concern}.last_tokens", count, allowed)
+
+    @torch.no_grad()
+    def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
+        """Initialise the weights as the settings say; arguments as of `ContextBlock.init_weights`."""
+        if self.settings.longest_mean:
+            self.init_running_means(*principal_components(embeddings, tokens), self.settings.longest_mean)
+        elif self.settings.last_tokens:
+            mean, _, deviations = principal_components(embeddings, tokens)
+            self.init_shift_register(mean, deviations, self.settings.last_tokens)
+        else:
+            super().init_weights(embeddings, tokens, config)
+
+    @torch.no_grad()
+    def init_running_means(self, mean: Tensor, axes: Tensor, deviations: Tensor, longest: float) -> None:
+        """Initialise half of the units to the current token, and half to running means of tokens.
+
+        The first half holds the token's largest principal components, each scaled half-way to equal variance.
+        The other holds those of means over `SHORTEST_MEAN` to `longest` tokens, evenly on a log scale, all of
+        equal variance. Nothing is random.
+
+        Args:
+            mean, axes, deviations: of the tokens, as of `principal_components`.
+        """
+        averaged = self.context_dim // (2 * MEANS)
+        whole = self.context_dim - 1 - MEANS * averaged
+        halfway = deviations[:whole].sqrt()
+        token = axes[:whole] / (halfway * halfway.square().mean().sqrt())[:, None]
+        equal = axes[:averaged] / deviations[:averaged, None]
+        lengths = torch.logspace(math.log10(SHORTEST_MEAN), math.log10(longest), MEANS)
+        decay = 1 - 1 / lengths
+        means = [equal * scale for scale in MEAN_STD * (1 - decay**2).sqrt()]
+        self.init_linear_recurrence(
+            torch.diag(torch.cat([torch.zeros(whole), decay.repeat_interleave(averaged)])),
+            torch.cat([token, *means]),
+            mean,
+            variance=(whole + MEANS * averaged * MEAN_STD**2) / self.context_dim,
+        )
+
+    @torch.no_grad()
+    def init_shift_register(self, mean: Tensor, deviations: Tensor, count: int) -> None:
+        """Initialise the units to a shift register of the last `count` tokens.
+
+        Each token has `place_size` units of its own, along as many random orthogonal directions. With each
+        token read, it moves on by as many units.
+
+        Args:
+            mean, deviations: as of `principal_components`.
+        """
+        size, units = self.context_dim - 1, self.place_size(count)
+        drawn = self.linear.weight[:units, self.context_dim :].cpu()
+        directions = torch.linalg.qr(drawn.T).Q.T * (drawn.shape[1] ** 0.5 / deviations.norm())
+        shift = torch.eye(size).roll(units, dims=0)
+        shift[:units] = shift[units * count :] = 0
+        variance = units * count / self.context_dim
+        self.init_linear_recurrence(shift, F.pad(directions, (0, 0, 0, size - units)), mean, variance)
+
+    def place_size(self, count: int) -> int:
+        """Return how many units each of `count` tokens has."""
+        return (self.context_dim - 1) // count
+
+    @torch.no_grad()
+    def init_linear_recurrence(self, carried: Tensor, weights: Tensor, mean: Tensor, variance: float) -> None:
+        """Initialise the weights so that a step is all but linear: `c' = carried @ c + weights @ (x - mean)`.
+
+        GELU(z) is z where z is large, so all units get one large bias; the norm subtracts it again, with what
+        little they have in common. And the norm divides by the same each time, since one unit, the last, is
+        constant and larger than all others together. Its scale is 0, so contexts have 0 there.
+
+        Args:
+            carried: `[context_dim - 1, context_dim - 1]`, which lets no context grow.
+            weights: `[context_dim - 1, hidden_size]`.
+            mean: of the tokens, `[hidden_size]`.
+            variance: of the resulting contexts, the mean over units.
+        """
+        size = self.context_dim
+        steady = math.sqrt(STEADY * variance * size)
+        self.linear.weight[:, :size] = F.pad(carried, (0, 1, 0, 1)) - torch.eye(size)
+        self.linear.weight[:, size:] = F.pad(weights, (0, 0, 0, 1))
+        self.linear.bias.copy_(LINEAR - F.pad(weights @ mean, (0, 1), value=-steady))
+        self.norm.weight.fill_(math.sqrt(variance + steady**2 / size * (1 - 1 / size)))
+        self.norm.bias.fill_(steady / size)
+        self.norm.weight[-1] = self.norm.bias[-1] = 0
+
+
+def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute mean, principal axes and standard deviations of the tokens of a stream.
+
+    Args:
+        embeddings: of the distinct tokens, `[num_distinct, hidden_size]`.
+        tokens: int64 `[n]`, the stream as rows of `embeddings`.
+
+    Returns:
+        mean `[hidden_size]`, axes `[hidden_size, hidden_size]` with the largest variance first, and standard
+        deviations along them `[hidden_size]`; on the CPU, float32. An axis' largest component is positive.
+        Where tokens do not vary, a deviation is not 0 but a thousandth of the largest, at least 1e-6.
+    """
+    shares = torch.bincount(tokens.cpu(), minlength=len(embeddings)).float() / len(tokens)
+    rows = embeddings.float().cpu()
+    mean = shares @ rows
+    centred = (rows - mean) * shares[:, None].sqrt()
+    variances, axes = torch.linalg.eigh((centred.T @ centred).double())
+    deviations = variances.flip(0).clamp(min=0).sqrt()
+    deviations = deviations.clamp(min=max(1e-3 * deviations[0].item(), 1e-6))
+    axes = axes.T.flip(0)
+    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+    return mean, (axes * largest.sign()).float(), deviations.float()
+
+
+@dataclass(frozen=True)
+class LayerSettings(PartSettings):
+    """Dropout, and how much of the current token reaches the output."""
+
+    residual: str = setting(
+        "on",
+        "whether the output head reads the residual of the token embedding",
+        {"on": "as published", "off": "without it, the current token is not proposed"},
+    )
+    current_token_bias: float = setting(0.0, "added to the current token's logit: immediate repeats are rare")
+    input_dropout: float = setting(0.0, "on the token embeddings that are read", SHARE, "share")
+    layer_dropout: float = setting(0.0, "on what attention adds, in and after feed-forward", SHARE, "share")
+
+
+class ResidualLayer(nn.Module):
+    """What `LayerSettings` describes; a subclass adds a `feed_forward` and what computes `added`."""
+
+    feed_forward: nn.Module
+
+    def __init__(self, settings: LayerSettings) -> None:
+        super().__init__()
+        self.residual, self.current_token_bias = settings.residual == "on", settings.current_token_bias
+        self.input_dropout: nn.Module = Dropout(settings.input_dropout)
+        self.layer_dropout: nn.Module = Dropout(settings.layer_dropout)
+
+    def output(self, embeddings: Tensor, added: Tensor, norm: nn.Module) -> Tensor:
+        """Compute the hidden state for the output head, `[..., hidden_size]` as both arguments."""
+        added = self.layer_dropout(added)
+        hidden = norm(embeddings + added)
+        return (hidden if self.residual else added) + self.feed_forward(hidden)
+
+
+def initial_biases(slot_bias: str, num_heads: int, slots: int) -> Tensor:
+    """Return the initial values of a slot bias, `[num_heads, slots]`, the nearest slot first."""
+    biases = torch.zeros(num_heads, slots)
+    if slot_bias == "per_head":
+        biases.fill_diagonal_(SLOT_BIAS)
+    elif slot_bias == "nearest":
+        nearest = torch.logspace(0, 1, num_heads, base=LARGEST_NEAR_SLOT).round().long()
+        biases.scatter_(1, nearest.clamp(max=slots - 1)[:, None], SLOT_BIAS)
+    return biases
+
+
+def geometric_offsets(config: ModelConfig) -> list[int]:
+    """Return the distances in tokens of geometric slots: `max_contexts` different ones, nearest first.
+
+    They are 0, then 1, and from there on each larger by the same factor, but at least by one, up to the reach
+    of uniform slots.
+    """
+    count, reach = config.max_contexts, config.interval * (config.max_contexts - 1)
+    if count < 3:
+        return Window(config).offsets
+    return [0, *(max(slot, round(reach ** ((slot - 1) / (count - 2)))) for slot in range(1, count))]
+
+
+class BiasedAttention(ContextKVAttention):
+    """Attention to contexts with a learned bias of each slot's score, and a sink.
+
+    The sink is one slot more, of which nothing is read, so the weights of the others sum to less than 1. With
+    either there is no keys' bias, which softmax drops.
+    """
+
+    def __init__(self, config: ModelConfig, slot_bias: str, sink: bool) -> None:
+        super().__init__(config, key_bias=slot_bias == "none" and not sink)
+        biases = initial_biases(slot_bias, config.num_heads, config.max_contexts)
+        self.slot_bias = None if slot_bias == "none" else nn.Parameter(biases)
+        self.sink = nn.Parameter(torch.zeros(config.num_heads)) if sink else None
+
+    def attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        if self.slot_bias is not None:
+            scores = scores + self.slot_bias
+        if self.sink is None:
+            return super().attention_weights(scores, mask)
+        sink = self.sink.to(scores.dtype).expand(len(scores), -1)[..., None]
+        mask = mask if mask is None else F.pad(mask, (0, 1), value=True)
+        return super().attention_weights(torch.cat([scores, sink], dim=-1), mask)[..., :-1]
+
+    @torch.no_grad()
+    def init_induction(self, block: StructuredBlock) -> None:
+        """Initialise each head to find the current token at one place of a context, and read what followed.
+
+        Args:
+            block: a trained one with `last_tokens`.
+        """
+        count = block.settings.last_tokens
+        size, units = block.context_dim, block.place_size(count)
+        axes = min(units, self.head_dim)
+        directions = block.linear.weight[:axes, size:]
+        shift = block.linear.bias[:axes] - LINEAR
+        strength = MATCH_SCORE * self.head_dim**0.5 / axes
+        identity = torch.eye(axes).to(directions)
+        for parameter in (*self.q.parameters(), self.k.weight, *self.v.parameters(), self.out.weight):
+            parameter.zero_()
+        for head in range(self.num_heads):
+            rows, place = slice(head * self.head_dim, head * self.head_dim + axes), head % (count - 1)
+            self.q.weight[rows] = directions * strength
+            self.q.bias[rows] = shift * strength
+            self.k.weight[rows, (place + 1) * units :][:, :axes] = identity
+            self.v.weight[rows, place * units :][:, :axes] = identity
+            self.out.weight[:, rows] = directions.T * (len(directions.T) / axes) ** 0.5
+        if self.sink is not None:
+            self.sink.fill_(SINK_SCORE)
+
+
+class SlotAttention(ResidualLayer):
+    """Attention to contexts and feed-forward, with the published layer's shapes; see `Settings`."""
+
+    @dataclass(frozen=True)
+    class Settings(LayerSettings):
+        concern: ClassVar[str] = "attention"
+        slots: str = setting(
+            "uniform",
+            "how far apart the slots of a window lie",
+            {"uniform": "the interval, as published", "geometric": "ever further, as far as uniform ones"},
+        )
+        slot_bias: str = setting(
+            "none",
+            "what is added to a slot's score, by head",
+            {
+                "none": "nothing",
+                "learned": "a number, trained from 0",
+                "per_head": "the same, initialised so that each head prefers a slot of its own",
+                "nearest": "the same, initialised so that heads prefer slots 1 to 4, more of them 1",
+            },
+        )
+        sink: str = setting(
+            "none",
+            "whether a head may attend no slot",
+            {"none": "", "learned": "its score is a number a head"},
+        )
+        heads: str = setting(
+            "random",
+            "how heads are initialised",
+            {
+                "random": "random weights",
+                "induction": "with last_tokens: they find the current token and read what followed",
+            },
+        )
+
+    def __init__(self, config: ModelConfig, settings: Settings) -> None:
+        """Make the layers; raises ValueError if settings and shapes do not go together."""
+        super().__init__(settings)
+        fits = config.anchor == "current" or settings.slots == "uniform"
+        require(fits, "model.anchor", config.anchor, f"current with {settings.concern}.slots=geometric")
+        self.settings, self.masked = settings, config.kv_method == "variable"
+        self.attention = BiasedAttention(config, settings.slot_bias, settings.sink == "learned")
+        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, settings.layer_dropout)
+
+    def slot_offsets(self, config: ModelConfig) -> list[int]:
+        """Return how many tokens back each slot lies, ascending from 0."""
+        return geometric_offsets(config) if self.settings.slots == "geometric" else Window(config).offsets
+
+    def init_from_block(self, block: nn.Module) -> None:
+        """Initialise heads that look for tokens in the contexts of a trained block.
+
+        Raises:
+            ValueError: `heads` is induction, and the block holds no last tokens.
+        """
+        if self.settings.heads == "induction":
+            name, allowed = f"{self.settings.concern}.heads", "random, or induction with block.last_tokens"
+            if not isinstance(block, StructuredBlock) or not block.settings.last_tokens:
+                raise ValueError(f"{name} is 'induction'; allowed: {allowed}.")
+            self.attention.init_induction(block)
+
+    def forward(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the hidden state and the attention weights; see `method.model.Parts`."""
+        embeddings = self.input_dropout(embeddings)
+        attended, weights = self.attention.attend(embeddings, window, present if self.masked else None)
+        return self.output(embeddings, attended, self.attention.norm), weights

@@ -1,0 +1,327 @@
+"""Mixers, which stand in the place of contexts, and the block of tokens."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.config import ModelConfig, Phase1Config, Phase2Config
+from ctxkv_lib.method.evaluation import evaluate, token_scores
+from ctxkv_lib.method.loop import Loop
+from ctxkv_lib.method.model import ContextKV, Parts, parameter_counts
+from ctxkv_lib.method.phase2 import train_attention
+from ctxkv_lib.research import mixers
+from ctxkv_lib.research.mixers import CausalAttention, EndToEnd, GRUMixer, NoContext, TokenBlock
+from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock
+from ctxkv_lib.runs import rows
+from ctxkv_lib.runs.rows import MixerModel, TokenRows
+
+MIXERS = (NoContext, CausalAttention, GRUMixer, EndToEnd)
+VOCABULARY = 211
+TINY = {
+    "hidden_size": 24,
+    "context_dim": 16,
+    "interval": 3,
+    "max_contexts": 4,
+    "num_heads": 3,
+    "intermediate_size": 40,
+}
+
+
+@pytest.fixture(autouse=True)
+def short_rows(monkeypatch):
+    """Several rows to a batch, and gradients that end within a row."""
+    monkeypatch.setattr(rows, "CHUNK", 10)
+    monkeypatch.setattr(rows, "LONGEST_ROW", 23)
+    monkeypatch.setattr(mixers, "GRADIENT_TOKENS", 5)
+
+
+def tiny_model(kind, shapes=None, **settings):
+    torch.manual_seed(0)
+    config = ModelConfig(**{**TINY, **(shapes or {})})
+    return MixerModel(config, partial(kind, settings=kind.Settings(**settings)), VOCABULARY)
+
+
+def tiny_ids(count, seed=0):
+    return torch.randint(0, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def stream(model, ids, trained=False):
+    return TokenRows(ids.int(), torch.zeros(len(ids), 0), history=model.history(trained))
+
+
+@torch.no_grad()
+def hidden_states(model, ids):
+    model.eval()
+    return stream(model, ids).attend(model, torch.arange(len(ids) - 1))[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained"),
+    [(NoContext, 6_300_930), (CausalAttention, 6_300_669), (GRUMixer, 6_301_683), (EndToEnd, 6_301_525)],
+)
+def test_a_mixer_trains_as_many_weights_as_attention_to_contexts(kind, trained):
+    """Within a unit of the feed-forward layer of 6,300,928; a ContextBlock is among those of `EndToEnd`."""
+    with torch.device("meta"):
+        model = MixerModel(ModelConfig(), partial(kind, settings=kind.Settings()))
+    assert parameter_counts(model)["trainable_phase2"] == trained
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_changing_a_token_changes_nothing_before_it(kind):
+    model, ids = tiny_model(kind), tiny_ids(60)
+    before = hidden_states(model, ids)
+    for changed in (0, 17, 41):
+        other = ids.clone()
+        other[changed] = (ids[changed] + 1) % VOCABULARY
+        moved = (hidden_states(model, other) - before).abs().amax(dim=1)
+        assert not changed or moved[:changed].max() < 1e-6
+        assert moved[changed] > 1e-4
+
+
+@pytest.mark.parametrize(("kind", "reach"), [(NoContext, 0), (CausalAttention, 11), (GRUMixer, None)])
+def test_a_mixer_reads_as_far_back_as_it_should(kind, reach):
+    """The window is 3 x 4 tokens; a GRU reads on from the beginning of its row."""
+    model, ids = tiny_model(kind), tiny_ids(60)
+    if kind is CausalAttention:
+        torch.nn.init.normal_(model.attention.bias)
+    other = ids.clone()
+    other[20] = (ids[20] + 1) % VOCABULARY
+    moved = (hidden_states(model, other) - hidden_states(model, ids)).abs().amax(dim=1) > 1e-7
+    reached = moved.nonzero().flatten() - 20
+    assert reached.min() == 0
+    assert reached.max() == reach if reach is not None else reached.max() > 5
+
+
+def test_histories_of_training_and_evaluation():
+    """The window is 20 x 32 tokens, its last slot 620 back."""
+    with torch.device("meta"):
+        models = [MixerModel(ModelConfig(), partial(kind, settings=kind.Settings())) for kind in MIXERS]
+    assert [(model.history(True), model.history(False)) for model in models] == [
+        (0, 0),
+        (639, 639),
+        (128, 640),
+        (620 + 128, 620 + 640),
+    ]
+
+
+def test_causal_attention_prefers_the_same_distances_as_attention_to_contexts():
+    bias = tiny_model(CausalAttention, {"num_heads": 2}, slot_bias="nearest").attention.bias
+    assert bias.tolist() == [[0, 4, *[0] * 10], [0, 0, 0, 0, 4, *[0] * 7]]
+
+
+def test_causal_attention_is_the_formula_written_out():
+    model, ids = tiny_model(CausalAttention), tiny_ids(50)
+    torch.nn.init.normal_(model.attention.bias)
+    layer, x = model.attention, model.embed(ids[:-1])
+    width = TINY["hidden_size"] // TINY["num_heads"]
+    expected = []
+    for i in range(len(x)):
+        heads = []
+        for head in range(TINY["num_heads"]):
+            part, seen = slice(head * width, (head + 1) * width), range(max(0, i - 11), i + 1)
+            scores = [layer.q(x[i])[part] @ layer.k(x[j])[part] / width**0.5 for j in seen]
+            biased = torch.stack(scores) + layer.bias[head, [i - j for j in seen]]
+            heads.append(biased.softmax(0) @ torch.stack([layer.v(x[j])[part] for j in seen]))
+        expected.append(layer.norm(x[i] + layer.out(torch.cat(heads))))
+    hidden = torch.stack(expected)
+    expected = hidden + layer.feed_forward(hidden)
+    torch.testing.assert_close(hidden_states(model, ids), expected, atol=1e-5, rtol=1e-4)
+
+
+def gru_written_out(layer, x):
+    state = torch.zeros(1, layer.gru.hidden_size)
+    hidden = []
+    for token in x:
+        gates_x = F.linear(token[None], layer.gru.weight_ih_l0, layer.gru.bias_ih_l0).chunk(3, dim=1)
+        gates_h = F.linear(state, layer.gru.weight_hh_l0, layer.gru.bias_hh_l0).chunk(3, dim=1)
+        reset, update = (torch.sigmoid(a + b) for a, b in zip(gates_x[:2], gates_h[:2], strict=True))
+        new = torch.tanh(gates_x[2] + reset * gates_h[2])
+        state = (1 - update) * new + update * state
+        hidden.append(layer.norm(token[None] + layer.out(state)))
+    hidden = torch.cat(hidden)
+    return hidden + layer.feed_forward(hidden)
+
+
+def test_rows_give_what_reading_the_whole_stream_gives():
+    """Chunks and history cut the stream of an epoch elsewhere than rows of validation do."""
+    model, ids = tiny_model(GRUMixer).eval(), tiny_ids(70)
+    whole = gru_written_out(model.attention, model.embed(ids[:-1]))
+    torch.testing.assert_close(hidden_states(model, ids)[:23], whole[:23], atol=1e-5, rtol=1e-4)
+    read = stream(model, ids)
+    read.history = 100
+    order = read.epoch_order(3, 1)
+    assert sorted(order.tolist()) == list(range(69))
+    assert order.tolist() != sorted(order.tolist())
+    found = torch.cat([batch.attend(model)[0] for batch in read.batches(order, 16, model)])
+    torch.testing.assert_close(found, whole[order], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [NoContext, CausalAttention, GRUMixer])
+def test_without_the_residual_the_token_is_left_out(kind):
+    layers = [tiny_model(kind, residual=residual).attention.eval() for residual in ("on", "off")]
+    embeddings = F.layer_norm(torch.randn(2, 15, 24), (24,))
+    with_residual, without = (layer(embeddings, 3) for layer in layers)
+    mixed = layers[0].mix(embeddings, 3)
+    assert mixed.shape == (2, 12, 24)
+    torch.testing.assert_close(with_residual - without, layers[0].norm(embeddings[:, 3:] + mixed) - mixed)
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize("place", ["input_dropout", "layer_dropout"])
+def test_dropout_acts_in_training_alone(kind, place):
+    model, ids = tiny_model(kind, {"attention_dropout": 0.0}, **{place: 0.5}), tiny_ids(60)
+    batch = stream(model, ids).gather(torch.arange(59), model.window)
+    first, second = (batch.attend(model.train())[0] for _ in range(2))
+    assert (first - second).abs().amax(dim=1).min() > 0
+    assert torch.equal(hidden_states(model, ids), hidden_states(model, ids))
+
+
+@pytest.mark.parametrize("kind", [CausalAttention, GRUMixer, EndToEnd])
+def test_attention_dropout_acts_on_what_is_read(kind):
+    model, ids = tiny_model(kind, {"attention_dropout": 0.5}), tiny_ids(60)
+    batch = stream(model, ids).gather(torch.arange(59), model.window)
+    first, second = (batch.attend(model.train())[0] for _ in range(2))
+    assert (first - second).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kv_method", ["fixed", "variable"])
+@pytest.mark.parametrize("slots", ["uniform", "geometric"])
+def test_an_end_to_end_block_gives_what_cached_contexts_give(kv_method, slots):
+    """Values as from a cache of exact contexts; and every weight that is trained gets a gradient."""
+    model = tiny_model(EndToEnd, {"kv_method": kv_method}, slots=slots, slot_bias="learned").eval()
+    ids, layer, everything = tiny_ids(80), model.attention, torch.arange(79)
+    read = stream(model, ids)
+    read.history = 100
+    contexts = [torch.zeros(1, TINY["context_dim"])]
+    for token in model.embed(ids[:-1]):
+        inputs = layer.context_block.project_inputs(token[None])
+        contexts.append(layer.context_block(contexts[-1], inputs))
+    batch = StreamCache(ids.int(), torch.cat(contexts)).gather(everything, layer.window)
+    expected, _ = layer.attention(model.embed(ids[:-1]), batch.window, batch.present)
+    found, _ = read.attend(model, everything)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    found.square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+    assert model.wte.weight.grad is None
+
+
+def test_gradients_of_an_end_to_end_block_go_back_no_further_than_asked():
+    model = tiny_model(EndToEnd)
+    embeddings = model.embed(tiny_ids(12))[None].requires_grad_()
+    last = model.attention._contexts(embeddings)[0, 8]
+    (last * torch.randn(16)).sum().backward()  # gradients stop at columns 5 and 10
+    assert (embeddings.grad[0].abs().sum(dim=1) > 0).tolist() == [*[False] * 5, *[True] * 4, *[False] * 3]
+
+
+def test_an_end_to_end_block_is_initialised_with_its_heads():
+    model, embeddings, tokens = tiny_model(EndToEnd, last_tokens=4, heads="induction"), *distinct_tokens()
+    alone = StructuredBlock(16, 24, StructuredBlock.Settings(last_tokens=4))
+    alone.load_state_dict(model.attention.context_block.state_dict())
+    model.attention.init_weights(embeddings, tokens, Phase1Config())
+    alone.init_weights(embeddings, tokens, Phase1Config())
+    block, attention = model.attention.context_block, model.attention.attention.attention
+    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in block.state_dict().items())
+    assert attention.v.bias.count_nonzero() == 0  # as induction heads have it
+
+
+def distinct_tokens():
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(50, 24, generator=draw), torch.randint(0, 50, (300,), generator=draw)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "settings", "sentence"),
+    [
+        ({"anchor": "grid"}, {}, r"model\.anchor is 'grid'; allowed: current with this mixer\."),
+        ({}, {"last_tokens": 16}, r"mixer\.last_tokens is 16; allowed: 2 to 15 with these shapes\."),
+        ({}, {"last_tokens": 3, "longest_mean": 9}, r"mixer\.last_tokens is 3; allowed: 0 with longest_mean"),
+    ],
+)
+def test_an_end_to_end_block_refuses_settings_in_a_sentence(shapes, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny_model(EndToEnd, shapes, **settings)
+
+
+def test_attention_to_tokens_trains_as_many_weights_as_to_contexts():
+    """With the widths that the study sets: 768 and 2560."""
+    settings = SlotAttention.Settings(slot_bias="learned")
+    with torch.device("meta"):
+        config = ModelConfig(context_dim=768, intermediate_size=2560)
+        model = ContextKV(config, parts=Parts(TokenBlock, partial(SlotAttention, settings=settings)))
+    assert parameter_counts(model)["trainable_phase2"] == 6_300_416
+    with pytest.raises(ValueError, match=r"model\.context_dim is 256; allowed: model\.hidden_size \(768\)"):
+        TokenBlock(256, 768)
+
+
+def test_the_context_of_a_token_is_its_embedding():
+    block, inputs = TokenBlock(24, 24), torch.randn(5, 24)
+    assert torch.equal(block(torch.randn(5, 24), inputs), inputs)
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_training_lowers_the_loss_and_the_best_epoch_is_kept(kind):
+    model, ids = tiny_model(kind), tiny_ids(40).repeat(12)  # what repeats can be learnt
+    train, validation = stream(model, ids, True), stream(model, ids[:80])
+    before = evaluate(model, validation).perplexity
+    result = train_attention(
+        model, train, validation, Phase2Config(max_epochs=2, batch_size=64, learning_rate=3e-3), seed=1
+    )
+    best = min(epoch["val_ppl"] for epoch in result.epochs)
+    assert best < 0.8 * before
+    assert evaluate(model, validation).perplexity == pytest.approx(best)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", [GRUMixer, EndToEnd])
+def test_stopped_and_resumed_gives_the_same_numbers(kind, tmp_path, monkeypatch):
+    long_run = pytest.importorskip("ctxkv_lib.runs.long_run")
+    monkeypatch.setattr(long_run, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(long_run, "WRITING_SHARE", math.inf)
+    ids, config, steps = tiny_ids(300), Phase2Config(max_epochs=2, batch_size=64), []
+
+    class Stopping(long_run.LongRun):
+        def after_step(self, state):
+            super().after_step(state)
+            steps.append(1)
+            if len(steps) == 7:
+                raise Stopped
+
+    def trained(loop):
+        model = tiny_model(kind, layer_dropout=0.2)
+        train, validation = stream(model, ids, True), stream(model, tiny_ids(60, seed=5))
+        train_attention(model, train, validation, config, seed=1, loop=loop)
+        return model.state_dict()
+
+    def resumable():
+        checkpoint = long_run.Checkpoint(tmp_path / "state.safetensors", "key")
+        return Stopping("Phase 2", torch.device("cpu"), lambda _: None, checkpoint)
+
+    whole = trained(Loop())
+    with pytest.raises(Stopped):
+        trained(resumable())
+    for name, value in trained(resumable()).items():
+        assert torch.equal(value, whole[name]), name
+    assert len(steps) == 2 * 5
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_batches_split_for_memory_give_the_same_scores(kind):
+    model, ids = tiny_model(kind).eval(), tiny_ids(90)
+    read = stream(model, ids)
+    read.history = 100
+    with torch.no_grad():
+        whole, _ = token_scores(model, read, torch.arange(89))
+        parts = [
+            part.attend(model)[0]
+            for batch in read.batches(torch.arange(89), 50, model)
+            for part, _ in batch.split(3)
+        ]
+        direct = F.cross_entropy(model.logits(torch.cat(parts), ids[:-1]), ids[1:], reduction="none")
+    torch.testing.assert_close(direct, whole, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ctxkv_lib.method.config import ModelConfig, Phase2Config
+from ctxkv_lib.research.optimizer import ScheduledAdamW, lr_lambda
+from ctxkv_lib.research.tuned import SlotAttention
+
+Settings = ScheduledAdamW.Settings
+
+
+def factors(steps, **settings):
+    return [lr_lambda(step, steps, Settings(**settings)) for step in range(steps)]
+
+
+def test_the_published_rate_is_constant():
+    assert factors(7) == [1.0] * 7
+
+
+def test_a_warm_up_rises_to_the_whole_rate():
+    assert factors(10, warmup=0.4) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1])
+
+
+def test_a_cosine_falls_towards_zero():
+    found = factors(8, schedule="cosine")
+    assert found == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)])
+    assert factors(8, schedule="cosine", warmup=0.25) == pytest.approx([found[0] / 2, *found[1:]])
+
+
+def stepper(weights, config=None, positions=100, **settings):
+    return ScheduledAdamW(weights, config or Phase2Config(), positions, Settings(**settings))
+
+
+def test_each_step_takes_its_rate_of_the_steps_of_all_epochs():
+    """2 epochs of 3 batches, the last one of which is short."""
+    weight = nn.Parameter(torch.zeros(()))
+    config = Phase2Config(max_epochs=2, batch_size=40, learning_rate=0.1, weight_decay=0.0)
+    optimizer = stepper({"w": weight}, config, schedule="cosine", warmup=0.5)
+    moved = []
+    for number in range(6):
+        before = weight.item()
+        weight.grad = torch.ones(())  # Adam steps by the rate where gradients stay the same
+        optimizer.step(number)
+        moved.append(before - weight.item())
+    expected = [0.1 * factor for factor in factors(6, schedule="cosine", warmup=0.5)]
+    assert moved == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "decay"), [(500, 4), (1000, 2), (4000, 0.5)])
+def test_streams_of_any_length_decay_as_much_an_epoch(tokens, decay):
+    weights, config = {"w": nn.Parameter(torch.zeros(2, 2))}, Phase2Config(weight_decay=2)
+    for decay_tokens, expected in ((1000, decay), (0, 2)):
+        groups = stepper(weights, config, tokens, decay_tokens=decay_tokens).optimizer.param_groups
+        assert [group["weight_decay"] for group in groups] == [expected, 0]
+
+
+@pytest.mark.parametrize("decayed", ["all", "matrices"])
+def test_only_matrices_decay_where_that_is_asked_for(decayed):
+    """Without gradients all that a step does to weights is to let them decay."""
+    config = ModelConfig(hidden_size=12, context_dim=8, num_heads=2, intermediate_size=10, max_contexts=3)
+    layer = SlotAttention(config, SlotAttention.Settings(slot_bias="learned"))
+    model = nn.ModuleDict({"attention": layer, "gru": nn.GRU(4, 4)})
+    trained = dict(model.named_parameters())
+    for weight in trained.values():
+        weight.data.fill_(1.0)
+        weight.grad = torch.zeros_like(weight)
+    stepper(trained, Phase2Config(learning_rate=0.5, weight_decay=0.2), decayed=decayed).step(0)
+    linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    matrices = {*linear, "gru.weight_ih_l0", "gru.weight_hh_l0"}
+    for name, weight in trained.items():
+        expected = 0.9 if decayed == "all" or name in matrices else 1.0
+        torch.testing.assert_close(weight, torch.full_like(weight, expected), msg=name)
+
+
+def test_an_average_keeps_its_share_at_every_step():
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer, expected = stepper({"w": weight}, averaging=0.6), torch.zeros(3)
+    for step in range(1, 12):
+        weight.grad = torch.randn(3)
+        optimizer.step(step - 1)
+        kept = min(0.6, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * weight.detach()
+    torch.testing.assert_close(optimizer.averages["w"], expected)
+    own = weight.detach().clone()
+    with optimizer.averaged():
+        assert torch.equal(weight, optimizer.averages["w"])
+    assert torch.equal(weight, own)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"schedule": "linear"}, r"optimizer\.schedule is 'linear'; allowed: constant, cosine\."),
+        ({"averaging": 1.0}, r"optimizer\.averaging is 1\.0; allowed: 0 or more, less than 1\."),
+    ],
+)
+def test_values_that_are_not_allowed_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Settings(**settings)

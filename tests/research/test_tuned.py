@@ -1,0 +1,443 @@
+"""Plug-ins of recipes `tuned` and `look_up`, in models built directly from them."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+from ctxkv_lib.method.config import ModelConfig, Phase1Config
+from ctxkv_lib.method.model import ContextBlock, ContextKV, Parts, parameter_counts, rows_of_batch
+from ctxkv_lib.research import tuned
+from ctxkv_lib.research.recipes import RECIPES
+from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock, geometric_offsets, principal_components
+
+VOCABULARY = 211
+TINY = {
+    "hidden_size": 24,
+    "context_dim": 16,
+    "interval": 3,
+    "max_contexts": 4,
+    "num_heads": 3,
+    "intermediate_size": 40,
+}
+LEVERS = {
+    "slots": "geometric",
+    "slot_bias": "learned",
+    "residual": "off",
+    "input_dropout": 0.2,
+    "layer_dropout": 0.4,
+    "current_token_bias": -2.5,
+}
+
+
+def tiny_model(block=None, shapes=None, seed=0, **attention):
+    torch.manual_seed(seed)
+    parts = Parts(
+        partial(StructuredBlock, settings=StructuredBlock.Settings(**(block or {}))),
+        partial(SlotAttention, settings=SlotAttention.Settings(**attention)),
+    )
+    return ContextKV(ModelConfig(**{**TINY, **(shapes or {})}), VOCABULARY, parts=parts)
+
+
+def structured_block(context_dim, hidden_size, **settings):
+    return StructuredBlock(context_dim, hidden_size, StructuredBlock.Settings(**settings))
+
+
+@torch.no_grad()
+def recurrence(block, embeddings, tokens):
+    """Contexts `[streams, n + 1, context_dim]` of tokens `[streams, n]`, with the zero context in front."""
+    contexts = [torch.zeros(len(tokens), block.context_dim)]
+    for inputs in block.project_inputs(embeddings)[tokens].unbind(1):
+        contexts.append(block(contexts[-1], inputs))
+    return torch.stack(contexts, dim=1)
+
+
+def test_a_block_encodes_the_token_and_running_means_of_tokens():
+    """Half of the units have the token whole, and a sixth each a mean of the 4, 9 and 20 tokens before."""
+    draw = torch.Generator().manual_seed(0)
+    block = structured_block(32, 48, longest_mean=20.0)
+    embeddings = torch.randn(16, 48, generator=draw) + torch.randn(48, generator=draw)
+    tokens = torch.randint(0, 16, (20, 300), generator=draw)
+    block.init_weights(embeddings, tokens.flatten(), Phase1Config())
+    contexts = recurrence(block, embeddings, tokens)[:, 101:].double()
+    rows, now = contexts.flatten(0, 1), embeddings[tokens[:, 100:].flatten()].double()
+    assert torch.allclose(rows.mean(dim=0), torch.zeros(32).double(), atol=0.1)
+    whole = torch.linalg.lstsq(rows[:, :16], now - now.mean(dim=0)).solution
+    assert (rows[:, :16] @ whole - now + now.mean(dim=0)).var() < 1e-3 * now.var()
+    for units, length in zip((slice(16, 21), slice(21, 26), slice(26, 31)), (4, 80**0.5, 20), strict=True):
+        mean = contexts[..., units]
+        assert mean.flatten(0, 1).std(dim=0).mean().item() == pytest.approx(tuned.MEAN_STD, rel=0.2)
+        kept = (mean[:, 1:] * mean[:, :-1]).sum() / mean[:, 1:].square().sum()
+        assert kept.item() == pytest.approx(1 - 1 / length, abs=0.05)
+
+
+def test_principal_components_weigh_tokens_as_often_as_they_occur():
+    embeddings = torch.tensor([[1.0, 0.0, 5.0], [-1.0, 0.0, 5.0], [0.0, 4.0, 5.0]])
+    mean, axes, deviations = principal_components(embeddings, torch.tensor([0, 1, 0, 1, 0, 1, 2, 0, 1, 0, 1]))
+    assert torch.allclose(mean, torch.tensor([0.0, 4 / 11, 5.0]), atol=1e-6)
+    assert torch.allclose(axes, torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]), atol=1e-6)
+    wanted = [4 * (10 / 121) ** 0.5, (10 / 11) ** 0.5]
+    assert torch.allclose(deviations, torch.tensor([*wanted, wanted[0] / 1000]), atol=1e-5)
+
+
+def test_a_stream_of_one_token_has_contexts_too():
+    block, embeddings = structured_block(32, 48, longest_mean=20.0), torch.randn(1, 48)
+    tokens = torch.zeros(50, dtype=torch.int64)
+    block.init_weights(embeddings, tokens, Phase1Config())
+    assert recurrence(block, embeddings, tokens[None]).abs().max() < 0.1
+
+
+def test_a_linear_recurrence_is_what_was_asked_for():
+    """Beside the recurrence in plain numbers, over random tokens."""
+    block, draw = structured_block(64, 96), torch.Generator().manual_seed(0)
+    kept, mean = torch.linspace(0, 0.97, 63), torch.randn(96, generator=draw)
+    weights = torch.randn(63, 96, generator=draw) * ((1 - kept**2) / 96).sqrt()[:, None]
+    block.init_linear_recurrence(torch.diag(kept), weights, mean, 63 / 64)
+    state = torch.zeros(20, 64)
+    expected, states = state[:, :-1], []
+    for _ in range(100):
+        tokens = mean + torch.randn(20, 96, generator=draw)
+        state = block(state, block.project_inputs(tokens)).detach()
+        expected = kept * expected + (tokens - mean) @ weights.T
+        assert state[:, -1].abs().max() == 0
+        states.append((state[:, :-1], expected))
+    linear, wanted = (torch.stack(each) for each in zip(*states, strict=True))
+    assert wanted.std().item() == pytest.approx(1, rel=0.1)
+    assert (linear - wanted).square().mean() < 0.05  # what units have in common, which the norm subtracts
+
+
+def test_without_settings_a_block_is_the_published_one():
+    embeddings, tokens = torch.randn(5, 24), torch.arange(5)
+    blocks = []
+    for make in (ContextBlock, structured_block):
+        torch.manual_seed(0)
+        block = make(16, 24)
+        block.init_weights(embeddings, tokens, Phase1Config(weight_std=0.02))
+        blocks.append(block.state_dict())
+    assert all(torch.equal(value, blocks[1][name]) for name, value in blocks[0].items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "shapes", "sentence"),
+    [
+        ({"longest_mean": 3}, (16, 24), r"block\.longest_mean is 3; allowed: 0, or 4 or more\."),
+        ({"last_tokens": 1}, (16, 24), r"block\.last_tokens is 1; allowed: 0, or 2 or more\."),
+        (
+            {"longest_mean": 9, "last_tokens": 3},
+            (16, 24),
+            r"block\.last_tokens is 3; allowed: 0 with longest_mean\.",
+        ),
+        (
+            {"longest_mean": 9},
+            (25, 24),
+            r"model\.context_dim is 25; allowed: at most model\.hidden_size \(24\) with block\.longest",
+        ),
+        ({"last_tokens": 16}, (16, 24), r"block\.last_tokens is 16; allowed: 2 to 15 with these shapes\."),
+        ({"last_tokens": 2}, (50, 24), r"block\.last_tokens is 2; allowed: 3 to 49 with these shapes\."),
+    ],
+)
+def test_a_block_refuses_settings_in_a_sentence(settings, shapes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        structured_block(*shapes, **settings)
+
+
+def shift_register(streams):
+    """A model whose contexts hold the last 6 tokens, embeddings of 100 tokens, and the streams' contexts."""
+    shapes = {"hidden_size": 200, "context_dim": 256, "num_heads": 5, "interval": 5, "max_contexts": 6}
+    model = tiny_model({"last_tokens": 6}, shapes, heads="induction", sink="learned").eval()
+    embeddings = F.layer_norm(torch.randn(100, 200), (200,))
+    model.context_block.init_weights(embeddings, streams.flatten(), Phase1Config())
+    model.attention.init_from_block(model.context_block)
+    return model, embeddings, recurrence(model.context_block, embeddings, streams)
+
+
+def test_contexts_hold_the_last_tokens_one_by_one():
+    torch.manual_seed(0)
+    model, _, contexts = shift_register(torch.randint(0, 100, (20, 150)))
+    size = model.context_block.place_size(6)
+    assert size == 42
+    places = contexts[:, 51:, :252].unflatten(2, (6, size))
+    assert places.std().item() == pytest.approx(1, rel=0.1)
+    for place in range(1, 6):
+        earlier = places[:, :-place, 0] - places[:, place:, place]
+        assert earlier.square().mean() < 0.05
+
+
+def test_induction_heads_find_what_followed_the_current_token():
+    """A token that comes again is found wherever it stood in the window, by the head of its place alone."""
+    torch.manual_seed(0)
+    stream = torch.randperm(100)[:80]
+    back = torch.arange(1, 30)
+    again = torch.cat([stream.expand(29, -1), stream[80 - back, None]], dim=1)
+    model, embeddings, contexts = shift_register(again)
+    windows = contexts[:, model.window.rows(torch.tensor(80))]
+    attended, weights = model.attention.attention.attend(embeddings[again[:, 80]], windows, None)
+    slot, place = (back - 1) // 5, (back - 1) % 5  # of the token that followed, one token nearer
+    assert torch.equal(weights.flatten(1).argmax(dim=1), place * 6 + slot)
+    assert torch.equal((attended @ embeddings.T).argmax(dim=1), again.gather(1, 81 - back[:, None])[:, 0])
+
+
+def test_induction_heads_attend_almost_nothing_at_a_new_token():
+    torch.manual_seed(0)
+    stream = torch.randperm(100)
+    model, embeddings, contexts = shift_register(stream[None])
+    positions = torch.arange(30, 100)
+    rows = model.window.rows(positions)
+    _, weights = model.attend(embeddings[stream[positions]], contexts[0, rows], rows > 0)
+    assert weights.sum(dim=2).median() < 0.1  # of a head
+
+
+@pytest.mark.parametrize("block", [ContextBlock(16, 24), structured_block(16, 24, longest_mean=9)])
+def test_induction_heads_need_a_block_with_last_tokens(block):
+    with pytest.raises(
+        ValueError, match=r"attention\.heads is 'induction'; allowed: random, or induction with"
+    ):
+        tiny_model(heads="induction").attention.init_from_block(block)
+
+
+def test_random_heads_are_left_as_they_are():
+    model = tiny_model({"last_tokens": 3})
+    before = {name: value.clone() for name, value in model.attention.state_dict().items()}
+    model.attention.init_from_block(model.context_block)
+    assert all(torch.equal(value, before[name]) for name, value in model.attention.state_dict().items())
+
+
+def plain_layer(layer, embeddings, window, mask):
+    """The layer as its definition reads: keys and values of every slot, softmax over slots and sink."""
+    attention, inner = layer.attention, layer.feed_forward
+    heads = (attention.num_heads, attention.head_dim)
+    x = layer.input_dropout(embeddings)
+    q = attention.q(x).unflatten(-1, heads)
+    k, v = attention.k(window).unflatten(-1, heads), attention.v(window).unflatten(-1, heads)
+    scores = torch.einsum("nhd,nshd->nhs", q, k) / attention.head_dim**0.5
+    if attention.slot_bias is not None:
+        scores = scores + attention.slot_bias
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    exponentials = scores.exp()
+    nothing = 0 if attention.sink is None else attention.sink.exp()[:, None]
+    weights = exponentials / (exponentials.sum(-1, keepdim=True) + nothing)
+    mixed = torch.einsum("nhs,nshd->nhd", attention.dropout(weights), v)
+    attended = layer.layer_dropout(attention.out(mixed.flatten(1)))
+    hidden = attention.norm(x + attended)
+    added = inner.norm(inner.dropout(inner.down(inner.dropout(F.gelu(inner.up(hidden))))))
+    return (hidden if layer.settings.residual == "on" else attended) + added
+
+
+def positions_of(model, positions, dtype=torch.float32):
+    """Embeddings, window and presence of slots at positions of random contexts."""
+    rows = model.window.rows(torch.tensor(positions))
+    contexts = torch.randn(42, TINY["context_dim"], dtype=dtype)
+    contexts[0] = 0
+    return torch.randn(len(positions), TINY["hidden_size"], dtype=dtype), contexts[rows], rows > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"input_dropout": 0.2, "layer_dropout": 0.4, "residual": "off"}])
+@pytest.mark.parametrize("kv_method", ["fixed", "variable"])
+@pytest.mark.parametrize("slot_bias", ["none", "learned", "per_head"])
+@pytest.mark.parametrize("sink", ["none", "learned"])
+def test_the_layer_equals_projected_keys_and_values(settings, kv_method, slot_bias, sink):
+    """Values and gradients, with every dropout drawn in the same order."""
+    shapes = {"kv_method": kv_method, "attention_dropout": 0.5 if settings else 0.0}
+    model = tiny_model(None, shapes, slot_bias=slot_bias, sink=sink, **settings).double().train()
+    layer = model.attention
+    for learned in (layer.attention.sink, layer.attention.slot_bias):
+        if learned is not None:
+            learned.data += torch.randn_like(learned)
+    embeddings, window, present = positions_of(model, [0, 1, 2, 3, 9, 10, 40], torch.float64)
+    direction = torch.randn_like(embeddings)
+    mask = present if kv_method == "variable" else None
+    results = []
+    for hidden_of in (
+        lambda: layer(embeddings, window, present)[0],
+        lambda: plain_layer(layer, embeddings, window, mask),
+    ):
+        torch.manual_seed(3)
+        hidden = hidden_of()
+        layer.zero_grad()
+        (hidden * direction).sum().backward()
+        gradients = {n: p.grad for n, p in layer.named_parameters() if n != "attention.k.bias"}
+        results.append((hidden.detach(), gradients))
+    (fast, fast_gradients), (plain, plain_gradients) = results
+    torch.testing.assert_close(fast, plain)
+    for name, gradient in plain_gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient, msg=name)
+
+
+def test_dropout_is_the_same_however_a_batch_is_cut():
+    model = tiny_model(None, {"attention_dropout": 0.3}, **LEVERS).train()
+    batch = positions_of(model, [*range(40)])
+    torch.manual_seed(7)
+    whole, _ = model.attend(*batch)
+    torch.manual_seed(7)
+    with rows_of_batch(40, slice(23, 40)):
+        part, _ = model.attend(*(tensor[23:] for tensor in batch))
+    torch.testing.assert_close(part, whole[23:])
+
+
+@pytest.mark.parametrize(("heads", "slots"), [(2, 5), (4, 3)])
+def test_heads_prefer_a_slot_of_their_own_as_far_as_slots_go(heads, slots):
+    shapes = {"num_heads": heads, "max_contexts": slots}
+    layer = tiny_model(None, shapes, slot_bias="per_head").attention
+    layer.attention.k.weight.data.zero_()  # no slot is like the token
+    embeddings, window = torch.randn(1, TINY["hidden_size"]), torch.randn(1, slots, TINY["context_dim"])
+    _, weights = layer(embeddings, window, torch.ones(1, slots, dtype=torch.bool))
+    own = torch.tensor(4.0).exp() / (torch.tensor(4.0).exp() + slots - 1)
+    assert weights[0].diagonal().tolist() == pytest.approx([own.item()] * min(heads, slots))
+    assert weights[0, slots:].flatten().tolist() == pytest.approx([1 / slots] * slots * max(0, heads - slots))
+
+
+@pytest.mark.parametrize(
+    ("heads", "slots", "preferred"),
+    [(8, 32, [1, 1, 1, 2, 2, 3, 3, 4]), (4, 3, [1, 2, 2, 2]), (1, 32, [1]), (2, 1, [0, 0])],
+)
+def test_the_nearer_a_slot_the_more_heads_prefer_it(heads, slots, preferred):
+    shapes = {"num_heads": heads, "max_contexts": slots}
+    bias = tiny_model(None, shapes, slot_bias="nearest").attention.attention.slot_bias
+    assert bias.argmax(dim=1).tolist() == preferred
+    assert bias.sum(dim=1).tolist() == [4.0] * heads
+
+
+@pytest.mark.parametrize("interval", [1, 2, 20])
+@pytest.mark.parametrize("max_contexts", [1, 2, 3, 32])
+def test_geometric_slots_rise_without_a_gap_to_the_reach_of_uniform_ones(interval, max_contexts):
+    offsets = geometric_offsets(ModelConfig(interval=interval, max_contexts=max_contexts))
+    steps = [further - nearer for nearer, further in pairwise(offsets)]
+    assert len(offsets) == max_contexts
+    assert (offsets[0], offsets[-1]) == (0, interval * (max_contexts - 1))
+    assert all(step >= 1 for step in steps)
+    assert max_contexts < 3 or steps[0] == 1
+
+
+def test_the_window_has_the_slots_of_the_attention():
+    assert geometric_offsets(ModelConfig())[:16] == [*range(14), 16, 20]
+    assert tiny_model(slots="geometric").window.offsets == [0, 1, 3, 9]
+    assert tiny_model().window.offsets == [0, 3, 6, 9]
+
+
+def test_geometric_slots_do_not_go_with_a_grid():
+    with pytest.raises(ValueError, match=r"model\.anchor is 'grid'; allowed: current with attention\.slots="):
+        tiny_model(None, {"anchor": "grid"}, slots="geometric")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"slot_bias": "own"}, r"attention\.slot_bias is 'own'; allowed: none, learned, per_head, nearest\."),
+        ({"layer_dropout": 1.5}, r"attention\.layer_dropout is 1\.5; allowed: 0 to 1\."),
+    ],
+)
+def test_attention_refuses_settings_in_a_sentence(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        SlotAttention.Settings(**settings)
+
+
+def test_the_current_token_bias_is_in_logits_and_losses():
+    model, hidden = tiny_model(**LEVERS), torch.randn(6, TINY["hidden_size"])
+    read, targets = torch.randint(0, VOCABULARY, (2, 6))
+    expected = hidden @ model.wte.weight.T - 2.5 * F.one_hot(read, VOCABULARY)
+    torch.testing.assert_close(model.logits(hidden, read), expected)
+    losses, _ = model.losses(hidden, read, targets)
+    torch.testing.assert_close(losses, F.cross_entropy(expected, targets, reduction="none"))
+
+
+def settings_of(recipe, hook):
+    return {
+        key.partition(".")[2]: value for key, value in RECIPES[recipe].items() if key.startswith(f"{hook}.")
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "trained"),
+    [
+        ({}, 6_300_928),
+        ({"slot_bias": "none"}, 6_301_440),
+        ({"slot_bias": "none", "sink": "learned"}, 6_300_680),
+        ({"sink": "learned"}, 6_300_936),
+    ],
+)
+def test_parameters_of_recipe_tuned_at_full_size(changes, trained):
+    with torch.device("meta"):
+        attention = SlotAttention.Settings(**{**settings_of("tuned", "attention"), **changes})
+        model = ContextKV(ModelConfig(), parts=Parts(attention=partial(SlotAttention, settings=attention)))
+    assert parameter_counts(model) == {"total": 38_861_824 + trained, "trainable_phase2": trained}
+
+
+@pytest.mark.parametrize("recipe", ["tuned", "look_up"])
+@pytest.mark.parametrize("phase", [1, 2])
+def test_only_the_phase_gets_gradients(recipe, phase):
+    model = exported(recipe)
+    model.set_phase(phase)
+    ids = torch.randint(0, VOCABULARY, (1, 20))
+    model(ids, labels=ids).loss.backward()
+    found = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert found == {"context_block" if phase == 1 else "attention"}
+    assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+def exported(recipe):
+    """A small model with the recipe's plug-ins, as transformers' own."""
+    block, attention = settings_of(recipe, "block"), settings_of(recipe, "attention")
+    if recipe == "look_up":
+        block["last_tokens"] = 4
+    model = tiny_model(block, **attention)
+    model.context_block.init_weights(torch.randn(50, 24), torch.randint(0, 50, (300,)), Phase1Config())
+    model.attention.init_from_block(model.context_block)
+    named = {"block": model.context_block.settings, "attention": model.attention.settings}
+    return ContextKVForCausalLM.from_model(
+        model,
+        {hook: {"plugin": RECIPES[recipe][hook], "settings": asdict(named[hook])} for hook in named},
+    )
+
+
+@pytest.mark.parametrize("recipe", ["tuned", "look_up"])
+@pytest.mark.parametrize("changed", [0, 1, 17, 30])
+def test_no_position_sees_the_future(recipe, changed):
+    model = exported(recipe)
+    ids = torch.randint(0, VOCABULARY, (1, 31))
+    other = ids.clone()
+    other[0, changed] = (other[0, changed] + 1) % VOCABULARY
+    before, after = model(ids).logits[0], model(other).logits[0]
+    assert torch.equal(before[:changed], after[:changed])
+    assert not torch.allclose(before[changed:], after[changed:])
+
+
+ALONE = """
+import json, sys
+sys.modules["ctxkv_lib"] = None  # importing it fails
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+ids = torch.tensor([[1, 2, 3, 4, 5]])
+made = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+print(json.dumps([model(ids).logits.tolist(), made.tolist()]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["tuned", "look_up"])
+def test_the_saved_folder_works_with_and_without_the_package(recipe, tmp_path):
+    model, ids = exported(recipe), torch.tensor([[1, 2, 3, 4, 5]])
+    model.save_pretrained(tmp_path / "model")
+    written = {path.stem: path.read_text() for path in (tmp_path / "model").glob("*.py")}
+    assert not re.search(r"^\s*(from|import) (\.\.|ctxkv_lib)", written["tuned"], re.MULTILINE)
+    with torch.no_grad():
+        logits = model(ids).logits
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "model")(ids).logits, logits)
+    generated = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "model")]
+    environment = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    alone, alone_generated = json.loads(done.stdout)
+    torch.testing.assert_close(torch.tensor(alone), logits, atol=1e-5, rtol=1e-5)
+    assert alone_generated == generated.tolist()
