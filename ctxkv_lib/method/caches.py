@@ -139,6 +139,8 @@ class StreamCache:
 
         A cache that is held elsewhere is read one batch ahead, by a thread, through pinned memory.
         """
+        if not len(order):  # of which `split` makes one part
+            return
         parts = order.to(self.contexts.device).split(size)
         if shard:
             parts = [part[shard(len(part))] for part in parts]

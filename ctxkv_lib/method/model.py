@@ -87,13 +87,31 @@ class Dropout(nn.Dropout):
 
 
 @contextmanager
-def rows_of_batch(count: int, rows: slice) -> Iterator[None]:
-    """Inside, `Dropout` sees these rows of a batch of `count` positions."""
+def rows_of_batch(count: int, rows: slice, device: torch.device, last: bool = True) -> Iterator[None]:
+    """Inside, `Dropout` sees these rows of a batch of `count` positions.
+
+    Args:
+        last: whether no other rows of the same batch follow in this process. Else torch's random state is
+            restored afterwards, so that those draw the same factors.
+    """
+    draws = None if last else random_state(device)
     Dropout._cut = (count, rows)
     try:
         yield
     finally:
         Dropout._cut = None
+        if draws is not None:
+            set_random_state(device, draws)
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Return the state of torch's own generator of a device, which draws dropout: uint8, on the CPU."""
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+
+
+def set_random_state(device: torch.device, state: Tensor) -> None:
+    module = torch if device.type == "cpu" else torch.get_device_module(device)
+    module.set_rng_state(state)
 
 
 class ContextKVAttention(nn.Module):

@@ -219,7 +219,8 @@ def batch_gradients(
     whole = (pieces == 1 and len(batch) == count) or not isinstance(batch, Batch)
     for part, within in batch.split(pieces):
         cut = slice(rows.start + within.start, rows.start + within.stop)
-        with nullcontext() if whole else rows_of_batch(count, cut):
+        last = within.stop == len(batch)
+        with nullcontext() if whole else rows_of_batch(count, cut, model.device, last):
             with torch.autocast("cuda", torch.bfloat16, enabled=in_bf16):
                 hidden, _ = part.attend(model)
             losses, _ = model.losses(hidden, part.tokens, part.targets, table)

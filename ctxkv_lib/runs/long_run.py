@@ -17,6 +17,7 @@ from .. import ranks
 from ..errors import DamagedFile, is_out_of_memory
 from ..files import read_tensors, tensor_metadata, write_streamed
 from ..method.loop import Loop, Metric
+from ..method.model import random_state, set_random_state
 from ..method.oacd import Phase1State
 from ..method.phase2 import Phase2State
 from ..progress import Listener, notice, progress_bar, say
@@ -114,7 +115,7 @@ class LongRun(Loop):
         return progress_bar(items, description, total=total, initial=done)
 
     def attempt(self, work: Callable[[int], T], rows: int) -> T:
-        draws = _random_state(self.device)
+        draws = random_state(self.device)
         while True:
             try:
                 return work(self.pieces)
@@ -124,7 +125,7 @@ class LongRun(Loop):
                 if self.pieces == 1:
                     say(f"Memory is full: {self.name} goes on in micro-batches, slower, to the same numbers.")
             self.pieces *= 2
-            _set_random_state(self.device, draws)
+            set_random_state(self.device, draws)
 
     def shard(self, rows: int) -> slice:
         return ranks.share(rows)
@@ -154,7 +155,7 @@ class LongRun(Loop):
             tensors |= {"contexts": state.contexts, f"draws/{self.device.type}": state.generator.get_state()}
             self.checkpoint.save(tensors, {"metrics": state.metrics, "seconds": state.seconds})
             return
-        tensors |= {"total": state.total, f"draws/{self.device.type}": _random_state(self.device)}
+        tensors |= {"total": state.total, f"draws/{self.device.type}": random_state(self.device)}
         tensors |= {f"best/{name}": value for name, value in state.best.items()}
         tensors |= {f"average/{name}": value for name, value in state.stepper.averages.items()}
         progress = {"epochs": state.epochs, "position": state.position, "seconds": state.seconds}
@@ -186,7 +187,7 @@ def _restore_phase2(
     if state.position:
         state.total.copy_(tensors["total"])
         if (draws := _saved_draws(tensors, device)) is not None:
-            _set_random_state(device, draws)
+            set_random_state(device, draws)
 
 
 def _restore_weights(state: State, tensors: Mapping[str, Tensor]) -> None:
@@ -210,13 +211,3 @@ def _saved_draws(tensors: Mapping[str, Tensor], device: torch.device) -> Tensor 
     if state is None:
         say("The training was begun on another device: random draws continue differently here.")
     return state
-
-
-def _random_state(device: torch.device) -> Tensor:
-    """Return the state of torch's own generator of a device, which draws dropout: uint8, on the CPU."""
-    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
-
-
-def _set_random_state(device: torch.device, state: Tensor) -> None:
-    module = torch if device.type == "cpu" else torch.get_device_module(device)
-    module.set_rng_state(state)

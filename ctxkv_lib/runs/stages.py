@@ -226,7 +226,7 @@ def _make_contexts(work: Work, phase1: Record | None) -> tuple[Record, Record]:
         rows["train"] = min(rows["train"], BEGINNING_TOKENS + 1)
     contexts = {split: _room(work, count) for split, count in rows.items()}
     phase1 = phase1 or _train_block(work, contexts["train"], generator)
-    made = _make_caches(work, contexts, generator)
+    made = _make_caches(work, contexts, bool(phase1.metrics), generator)
     return phase1, folder.finish("caches", inputs.caches_key(phase1, work.precision), [folder.caches], made)
 
 
@@ -278,10 +278,10 @@ def _sampled(work: Work) -> Tensor:
     return sampled(work.ids["train"][:-1], work.config.phase1)
 
 
-def _make_caches(work: Work, contexts: dict[str, Tensor], generator: torch.Generator) -> Facts:
-    """Leave the caches, from the trained ContextBlock and, if by passes, Phase 1's last `contexts`."""
+def _make_caches(work: Work, contexts: dict[str, Tensor], trained: bool, generator: torch.Generator) -> Facts:
+    """Leave the caches, from the ContextBlock and, if it was `trained`, Phase 1's last `contexts`."""
     with stage("Computing the contexts of all positions"):
-        made = {split: _make_cache(work, split, contexts[split], generator) for split in work.ids}
+        made = {split: _make_cache(work, split, contexts[split], trained, generator) for split in work.ids}
     errors = [error for *_, error in made.values() if error is not None]
     rank_generator = torch.Generator().manual_seed(work.config.runtime.seed)
     width = contexts["val"].shape[1]
@@ -298,7 +298,7 @@ def _make_caches(work: Work, contexts: dict[str, Tensor], generator: torch.Gener
 
 
 def _make_cache(
-    work: Work, split: str, contexts: Tensor, generator: torch.Generator
+    work: Work, split: str, contexts: Tensor, trained: bool, generator: torch.Generator
 ) -> tuple[StreamCache, Tensor | None, float | None]:
     """Compute a stream's contexts, in place, and write its cache.
 
@@ -314,7 +314,7 @@ def _make_cache(
         if contexts.shape[1]:
             embeddings, tokens = distinct_rows(model, ids[:-1])
             inputs = project_inputs(model.context_block, embeddings)
-            known = training and bool(config.phase1.max_iterations)
+            known = training and trained
             error = stream_contexts(
                 model.context_block, inputs, tokens, config.phase1, contexts, known, generator
             )

@@ -6,18 +6,17 @@ from conftest import TINY, tiny_ids, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctxkv_lib.hf.cache import ContextCache
 from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.method.contexts import exact_contexts
+from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
+from ctxkv_lib.method.model import project_inputs
 
-WINDOWS = [("current", "uniform"), ("grid", "uniform"), ("current", "geometric")]
 METHODS = [(anchor, kv) for anchor in ("current", "grid") for kv in ("fixed", "variable")]
 each_method = pytest.mark.parametrize(("anchor", "kv_method"), METHODS)
 
 
 def read_in_chunks(model, ids, cuts, mask=None):
-    """Logits of `ids` `[batch, length]` when its columns come in pieces that end at `cuts`."""
+    """Logits of `ids` `[batch, length]` whose columns come in chunks that end at `cuts`, and the cache."""
     cache, logits = None, []
     mask = torch.ones_like(ids) if mask is None else mask
     for start, stop in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
@@ -27,11 +26,18 @@ def read_in_chunks(model, ids, cuts, mask=None):
     return torch.cat(logits, dim=1), cache
 
 
+def left_padded(rows):
+    """A batch `[rows, longest]` and its mask."""
+    width = max(map(len, rows))
+    batch = torch.stack([torch.cat([torch.zeros(width - len(row)).long(), row]) for row in rows])
+    return batch, torch.stack([(torch.arange(width) >= width - len(row)).long() for row in rows])
+
+
 def phase2_logits(model, ids):
     """Logits of one stream as Phase 2 computes them, from a cache of exact contexts."""
-    distinct, tokens = ids.unique(return_inverse=True)
-    half = model.context_block.project_tokens(model.embed(distinct))
-    contexts, _ = exact_contexts(model.context_block, half, tokens, tolerance=1e-6)
+    embeddings, tokens = distinct_rows(model, ids)
+    inputs = project_inputs(model.context_block, embeddings)
+    contexts, _ = exact_contexts(model.context_block, inputs, tokens, tolerance=1e-6)
     cache = StreamCache(torch.cat([ids, ids[:1]]).int(), contexts)
     return model.logits(cache.attend(model, torch.arange(len(ids)))[0], ids)
 
@@ -41,29 +47,22 @@ def phase2_logits(model, ids):
 @given(data=st.data())
 def test_every_way_of_reading_gives_the_same_logits(data):
     length = data.draw(st.integers(1, 45), "length")
-    anchor, slots = data.draw(st.sampled_from(WINDOWS), "window")
-    shape = {
-        "anchor": anchor,
-        "slots": slots,
-        "kv_method": data.draw(st.sampled_from(["fixed", "variable"]), "method"),
-        "interval": data.draw(st.integers(1, 7), "interval"),
-        "max_contexts": data.draw(st.integers(1, 6), "max_contexts"),
-    }
+    anchor, kv_method = data.draw(st.sampled_from(METHODS), "method")
+    interval, slots = data.draw(st.integers(1, 7), "interval"), data.draw(st.integers(1, 6), "max_contexts")
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1)), "cuts")) if length > 1 else []
     padding = data.draw(st.integers(0, 5), "padding")
-    model = tiny_model(**shape).eval()
+    model = tiny_model(anchor=anchor, kv_method=kv_method, interval=interval, max_contexts=slots).eval()
     ids = tiny_ids(length, seed=length)
     whole = model(ids[None]).logits[0]
-    torch.testing.assert_close(phase2_logits(model, ids), whole, atol=1e-4, rtol=0)
-    chunked, _ = read_in_chunks(model, ids[None], cuts)
-    torch.testing.assert_close(chunked[0], whole, atol=1e-4, rtol=0)
-    single, _ = read_in_chunks(model, ids[None], range(1, length))
-    torch.testing.assert_close(single[0], whole, atol=1e-4, rtol=0)
-
-    padded = torch.cat([torch.zeros(padding, dtype=torch.int64), ids])[None]
-    mask = (torch.arange(padding + length) >= padding).long()[None]
-    shifted, _ = read_in_chunks(model, padded, [c + padding for c in cuts], mask)
-    torch.testing.assert_close(shifted[0, padding:], whole, atol=1e-4, rtol=0)
+    padded, mask = left_padded([ids, tiny_ids(length + padding)])
+    found = (
+        phase2_logits(model, ids),
+        read_in_chunks(model, ids[None], cuts)[0][0],
+        read_in_chunks(model, ids[None], range(1, length))[0][0],
+        read_in_chunks(model, padded, [cut + padding for cut in cuts], mask)[0][0, padding:],
+    )
+    for logits in found:
+        torch.testing.assert_close(logits, whole, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -71,13 +70,11 @@ def test_every_way_of_reading_gives_the_same_logits(data):
 def test_rows_of_a_batch_do_not_meet(anchor, kv_method):
     model = tiny_model(anchor=anchor, kv_method=kv_method).eval()
     rows = [tiny_ids(n, seed=n) for n in (5, 19, 31)]
-    width = max(map(len, rows))
-    batch = torch.stack([torch.cat([torch.zeros(width - len(r), dtype=torch.int64), r]) for r in rows])
-    mask = torch.stack([(torch.arange(width) >= width - len(r)).long() for r in rows])
+    batch, mask = left_padded(rows)
     together, cache = read_in_chunks(model, batch, [7, 8, 20], mask)
     assert cache.lengths.tolist() == [5, 19, 31]
     for row, found in zip(rows, together, strict=True):
-        torch.testing.assert_close(found[width - len(row) :], model(row[None]).logits[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(found[-len(row) :], model(row[None]).logits[0], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -123,16 +120,14 @@ def greedy(model, prompt, count):
 def test_generate_equals_reading_everything_again(anchor, kv_method):
     model = tiny_model(anchor=anchor, kv_method=kv_method).eval()
     prompts = [tiny_ids(4, seed=4), tiny_ids(15, seed=15)]
-    expected = [greedy(model, prompt, 12) for prompt in prompts]
+    expected = [greedy(model, prompt, 12).tolist() for prompt in prompts]
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     for prompt, wanted in zip(prompts, expected, strict=True):
-        assert model.generate(prompt[None], **options)[0].tolist() == wanted.tolist()
-        assert model.generate(prompt[None], use_cache=False, **options)[0].tolist() == wanted.tolist()
-    batch = torch.stack([torch.cat([torch.zeros(11, dtype=torch.int64), prompts[0]]), prompts[1]])
-    mask = torch.stack([(torch.arange(15) >= 11).long(), torch.ones(15, dtype=torch.int64)])
+        assert model.generate(prompt[None], **options)[0].tolist() == wanted
+        assert model.generate(prompt[None], use_cache=False, **options)[0].tolist() == wanted
+    batch, mask = left_padded(prompts)
     found = model.generate(batch, attention_mask=mask, **options)
-    assert found[0, 11:].tolist() == expected[0].tolist()
-    assert found[1].tolist() == expected[1].tolist()
+    assert [found[0, 11:].tolist(), found[1].tolist()] == expected
 
 
 @torch.no_grad()
@@ -146,13 +141,22 @@ def test_beam_search_equals_its_uncached_self(anchor, kv_method):
 
 
 @torch.no_grad()
-def test_generate_goes_on_from_a_cache():
-    model = tiny_model().eval()
-    prompt = tiny_ids(20)
+def test_generate_continues_from_a_cache():
+    model, prompt = tiny_model().eval(), tiny_ids(20)
     cache = model(prompt[None, :13], use_cache=True)[CACHE_NAME]
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     found = model.generate(prompt[None], **{CACHE_NAME: cache}, **options)
     assert found[0].tolist() == greedy(model, prompt, 8).tolist()
+
+
+def test_generate_gives_attentions():
+    model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
+    made = model.generate(ids, output_attentions=True, **options)
+    whole = model(made.sequences[:, :-1], output_attentions=True).attentions[0]
+    steps = torch.cat([weights for (weights,) in made.attentions], dim=2)
+    torch.testing.assert_close(steps, whole)
+    assert model.generate(ids, **options).attentions is None
 
 
 @torch.no_grad()
@@ -170,30 +174,10 @@ def test_sampling_follows_the_seed():
 @pytest.mark.parametrize(("anchor", "kept"), [("current", 621), ("grid", 32)])
 def test_memory_of_a_stream_is_constant(anchor, kept):
     model = tiny_model(anchor=anchor, interval=20, max_contexts=32).eval()
-    cache = ContextCache(model.config, 1, model.wte.weight)
-    seen = set()
+    cache, seen = None, set()
     for _ in range(5):
-        model(tiny_ids(300)[None], **{CACHE_NAME: cache})
+        cache = model(tiny_ids(300)[None], use_cache=True, **{CACHE_NAME: cache})[CACHE_NAME]
         seen.add(cache.nbytes)
     assert seen == {kept * TINY["context_dim"] * 4 + 8}
     with pytest.raises(NotImplementedError, match="cannot be unread"):
         cache.crop(1)
-
-
-def test_attentions_and_kept_logits_are_honoured():
-    model, ids = tiny_model(kv_method="variable").eval(), tiny_ids(12).view(2, 6)
-    out = model(ids, output_attentions=True, logits_to_keep=1)
-    (weights,) = out.attentions
-    assert weights.shape == (2, TINY["num_heads"], 6, TINY["max_contexts"])
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, TINY["num_heads"], 6))
-    assert weights[:, :, 0, 1:].eq(0).all()  # position 0 has one context
-    assert out.logits.shape == (2, 1, TINY["vocab_size"])
-    assert model(ids).attentions is None
-
-
-def test_ignored_labels_do_not_count():
-    model, ids = tiny_model().eval(), tiny_ids(10)[None]
-    labels = ids.clone()
-    labels[0, 6:] = -100
-    expected = model(ids[:, :6], labels=ids[:, :6]).loss
-    torch.testing.assert_close(model(ids, labels=labels).loss, expected)
