@@ -25,6 +25,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         *by_python("numpy", "1.26", "2.1"),
+        "datasets>=3.2",
         "transformers>=4.57",
         *by_python("matplotlib", "3.9", "3.9.2"),
         "ipywidgets>=7.7",
