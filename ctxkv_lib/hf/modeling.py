@@ -81,8 +81,9 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             ValueError: a part of the model was defined where its code cannot be carried along.
         """
         self.config.auto_map = AUTO_MAP
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write_code(Path(save_directory), self.config.plugins)  # first: no weights without their code
         super().save_pretrained(save_directory, **options)
-        write_code(Path(save_directory), self.config.plugins)
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.wte
