@@ -44,9 +44,7 @@ def test_scores_equal_the_reference_and_leave_out_dropout(stream, pieces, monkey
 def test_shards_of_the_positions_are_scored_as_the_whole(stream):
     model, positions = tiny_method(), torch.arange(len(stream))
     whole, cut = token_scores(model, stream, positions), ((0, 41), (41, 120))
-    shards = [
-        token_scores(model, stream, positions, Shards(1, slice(*ends))) for ends in ((0, 41), (41, 120))
-    ]
+    shards = [token_scores(model, stream, positions, Shards(1, slice(*ends))) for ends in cut]
     torch.testing.assert_close(shards[0][0] + shards[1][0], whole[0])
     assert torch.equal(shards[0][1] | shards[1][1], whole[1])
 
