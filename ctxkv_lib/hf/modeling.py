@@ -23,7 +23,7 @@ from .configuration import ContextKVConfig
 from .export import AUTO_MAP, write_code
 
 LONG = (
-    2 * SEGMENT
+    4 * SEGMENT
 )  # columns from which they are read in lock-step: there as fast, and sooner the more they are
 TOLERANCE = 1e-5  # of a component of the contexts of long texts, see `segmented_scan`
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
