@@ -20,11 +20,12 @@ setup(
     description="Context-KV attention: train and explore a language model that attends compressed contexts",
     license="MIT",
     packages=find_packages(include=["ctxkv_lib", "ctxkv_lib.*"]),
-    package_data={"ctxkv_lib": ["*/*.j2"]},
+    package_data={"ctxkv_lib": ["*/*.j2", "*/*.json"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",
         *by_python("numpy", "1.26", "2.1"),
+        "datasets>=3.2",
         "transformers>=4.57",
         *by_python("matplotlib", "3.9", "3.9.2"),
         "ipywidgets>=7.7",

@@ -116,13 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     options = make_parser().parse_args(arguments)
-    if ranks.index():
+    if ranks.rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: only rank 0 prints)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        if ranks.count() > 1 and options.command not in (run, compare):
+        if ranks.world_size() > 1 and options.command not in (run, compare):
             raise UserError("Only run and compare work in several processes; start this command by itself.")
         code = options.command(options) or 0
         sys.stdout.flush()  # here, since nothing can answer an error at the interpreter's exit
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return 141
     except ranks.Ended as error:
-        return 2 if ranks.index() else _fail(str(error))
+        return 2 if ranks.rank() else _fail(str(error))
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
@@ -249,7 +249,7 @@ def _measured(options: argparse.Namespace, runs: list[Any]) -> list[Any]:
         return runs
     from .research.measure import measure
 
-    return ranks.from_first(lambda: [measure(finished) for finished in runs])
+    return ranks.on_rank_0(lambda: [measure(finished) for finished in runs])
 
 
 @command(f"{EXPERIMENT} {OWN} --samples+ --out --measure --again")

@@ -7,12 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.method.windows import slot_offsets
+from ctxkv_lib.method.config import GPT2_VOCAB_SIZE, ModelConfig
+from ctxkv_lib.method.model import ContextKV
+from ctxkv_lib.method.windows import Window
 from ctxkv_lib.views.axes import INK, OKABE_ITO, PAPER, QUIET, RULE, save
 
 FROZEN, PHASE1, PHASE2, PASSED = QUIET, "#00835f", OKABE_ITO[0], "#b9bec7"
@@ -30,7 +32,6 @@ PACKAGES = {
     "views": ("figures, live curves, explorers", ("figures",)),
     "report": ("the written report, in two languages", ("report", "model card")),
     "research": ("plug-ins and the tools of the study", ("probe", "sweep", "bench")),
-    "cli": ("parses, calls, prints", ("ctxkv run, compare, ...",)),
 }
 LAYER_STEP, LAYER_HEIGHT = 0.66, 0.56
 STATIONS = (6.0, 7.5, 9.0)  # x of the middles of what the data becomes
@@ -68,24 +69,15 @@ def packages() -> Figure:
 
 def parameter_counts(model: ModelConfig) -> dict[str, int]:
     """Parameters of each part of the Context-KV model; they add up to its total."""
-    hidden, inner = model.hidden_size, model.intermediate_size
-    return {
-        "table": model.vocab_size * hidden,
-        "norm": 2 * hidden,
-        "context_block": model.block_size(),
-        "attention": model.attention_size(model.context_dim),
-        "feed_forward": _linear(hidden, inner) + _linear(inner, hidden) + 2 * hidden,
-    }
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
+    with torch.device("meta"):
+        parts = ContextKV(model).named_children()
+    return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts}
 
 
 def _columns(model: ModelConfig) -> list[tuple[float, int]]:
     """(x, tokens back) of the slots drawn: the oldest and up to three newest, left to right."""
     slots = sorted({0, 1, 2, model.max_contexts - 1} & set(range(model.max_contexts)), reverse=True)
-    offsets = slot_offsets(model)
+    offsets = Window(model).offsets
     return [(x, offsets[slot]) for x, slot in zip(COLUMNS[-len(slots) :], slots, strict=True)]
 
 
@@ -99,10 +91,10 @@ def _draw_tokens(ax: Axes, model: ModelConfig, columns: list[tuple[float, int]])
         for x in _between(start, end):
             _box(ax, x, 0.95, 0.15, 0.15, PASSED)
         _text(ax, (start + end) / 2, 0.97, "…", size=15, color=QUIET)
-    if len(columns) > 1 and model.slots == "uniform":
+    if len(columns) > 1:
         _span(ax, COLUMNS[-2], COLUMNS[-1], 0.38, f"{model.interval} tokens")
     _box(ax, MIDDLE, 1.65, RIGHT - LEFT, 0.46, FROZEN)
-    table = f"Token table  {model.vocab_size:,} × {model.hidden_size:,}   →   LayerNorm"
+    table = f"Token table  {GPT2_VOCAB_SIZE:,} × {model.hidden_size:,}   →   LayerNorm"
     _text(ax, MIDDLE, 1.65, table, color=PAPER, weight="bold")
 
 
@@ -144,9 +136,7 @@ def _draw_notes(ax: Axes, model: ModelConfig) -> None:
     """What each layer computes, and its parameters, right of it."""
     count, hidden = parameter_counts(model), f"{model.hidden_size:,}"
     kept = f"one every {model.interval} tokens back from i" if model.interval > 1 else "every one back from i"
-    if model.slots == "geometric":
-        kept = "close together near i, ever further apart"
-    _note(ax, 1.65, "x = LayerNorm(table[token])", f"{count['table'] + count['norm']:,} parameters")
+    _note(ax, 1.65, "x = LayerNorm(table[token])", f"{count['wte'] + count['embedding_norm']:,} parameters")
     _note(ax, 2.58, "c ← LayerNorm(c + GELU(Linear[c, x]))", f"{count['context_block']:,} parameters")
     _note(ax, 3.31, f"contexts c, {model.context_dim} numbers each", kept)
     _note(ax, 4.28, "h = LayerNorm(x + attention)", f"{count['attention']:,} parameters")
@@ -164,7 +154,7 @@ def _draw_caption(ax: Axes, model: ModelConfig) -> None:
     key = (
         (PHASE1, f"trained in Phase 1: {count['context_block']:,}"),
         (PHASE2, f"trained in Phase 2: {trained:,}"),
-        (FROZEN, f"frozen: {count['table'] + count['norm']:,}"),
+        (FROZEN, f"frozen: {count['wte'] + count['embedding_norm']:,}"),
     )
     for i, (colour, label) in enumerate(key):
         _box(ax, LEFT + 0.1, 5.38 - 0.28 * i, 0.2, 0.2, colour)

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import write_conversations
-from ctxkv_lib.runs.inference import evaluation_file
 from sample_runs import sample_run
 
 import ctxkv_lib
@@ -23,7 +22,8 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import write_json
-from ctxkv_lib.runs import contexts, inputs, stages
+from ctxkv_lib.hf.inference import evaluation_file
+from ctxkv_lib.runs import inputs, stages
 from ctxkv_lib.runs.config import PRESETS, build_config
 
 
@@ -149,7 +149,7 @@ def test_a_home_folder_is_found_in_a_path(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write_conversations(tmp_path / "chats.jsonl", 3)
-    data = build_config("ci", settings={"data.source": "jsonl", "data.path": "~/chats.jsonl"}).data
+    data = build_config("ci", settings={"data.source": "file", "data.path": "~/chats.jsonl"}).data
     with pytest.raises(UserError, match=r"chats\.jsonl has 3 conversations"):
         load_conversations(data, "train")
     assert str(tmp_path / "nowhere") in refused(capsys, "report", "~/nowhere")
@@ -194,7 +194,7 @@ OUT_OF_MEMORY = {
     [
         ("host", inputs, "load_table", "Reading the data ran out of memory (main memory); use fewer"),
         ("host", stages, "place_caches", "Preparing the model and the caches ran out of memory (main"),
-        ("torch", contexts, "train_context_block", "Phase 1 ran out of memory (main memory); lower phase1"),
+        ("torch", stages, "train_context_block", "Phase 1 ran out of memory (main memory); lower phase1"),
         ("cuda", stages, "train_attention", "Phase 2 ran out of memory (GPU); lower phase2.batch_size"),
     ],
 )

@@ -82,7 +82,12 @@ def test_a_plug_in_has_its_own_settings():
             "allowed: block. followed by one of longest_",
         ),
         (
-            {"settings": {"mixer": "ctxkv_lib.research.mixers:GRUMixer", "loss": "math:fsum"}},
+            {
+                "settings": {
+                    "mixer": "ctxkv_lib.research.mixers:GRUMixer",
+                    "loss": "ctxkv_lib.method.oacd:oacd_loss",
+                }
+            },
             "loss does not go with it",
         ),
         ({"settings": {"model.interval": "0"}}, "model.interval is 0; allowed: 1 or more."),

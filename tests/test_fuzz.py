@@ -10,7 +10,6 @@ from functools import partial
 
 import pytest
 from conftest import WORDS, tiny_model
-from ctxkv_lib.runs.inference import evaluate_texts, format_scores
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_runs import sample_run
@@ -20,7 +19,8 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.runs.config import CONCERNS, ExperimentConfig, build_config
+from ctxkv_lib.hf.inference import evaluate_texts, format_scores
+from ctxkv_lib.runs.config import GROUPS, ExperimentConfig, build_config
 
 LINES, FILES = 200, 500
 SPLITS = ("train", "validation", "corpus")
@@ -40,7 +40,7 @@ def try_examples(count, strategy, check):
 
 # Command lines
 
-KEYS = [f"{c}.{name}" for c in CONCERNS for name in CONCERNS[c].__dataclass_fields__]
+KEYS = [f"{c}.{name}" for c in GROUPS for name in GROUPS[c].__dataclass_fields__]
 NUMBERS = [0, 1, -1, 2, 3, 7, 0.5, 1e-9, 1e9, 2**31, 2**63 - 1, 2**63, 10**30, 1e300]
 ODD = [
     "",
@@ -133,14 +133,13 @@ def answers(capsys, arguments):
 
 NAMED = (
     ["info", "--set", "model.hidden_size=1000000000000000000000000000000"],
-    ["info", "--set", "model.vocab_size=9223372036854775807"],
     ["info", "--set", f"model.interval={2**63 - 1}", "--set", f"model.max_contexts={2**63 - 1}"],
     ["info", "--set", f"model.interval={2**20}", "--set", f"model.max_contexts={2**20}"],
-    ["info", "--set", f"model.vocab_size={2**20}", "--set", f"model.hidden_size={2**20}"],
+    ["info", "--set", f"model.hidden_size={2**20}"],
     ["info", "--train-tokens", "1" + "0" * 30, "--val-tokens", "1" + "0" * 30],
     ["info", "--set", "phase1.noise_std=nan"],
-    ["run", "--set", "data.source=jsonl", "--set", "data.path=a\0b"],
-    ["run", "--set", "data.source=jsonl", "--set", "data.path=\udcff"],
+    ["run", "--set", "data.source=file", "--set", "data.path=a\0b"],
+    ["run", "--set", "data.source=file", "--set", "data.path=\udcff"],
     ["report", "a run", "--lang", "ja"],
     ["report", "\udcff"],
     ["evaluate", "a run", "--data", "~no-such-user/x"],
@@ -203,7 +202,7 @@ def is_read(path, content, reader):
     """A file is read, split and evaluated; or it is refused in a sentence that names it."""
     packed = gzip.compress(content) if path.suffix == ".gz" else content
     path.write_bytes(packed[: len(packed) // 2] if path.name.startswith("torn") else packed)
-    chosen = {"data.source": "jsonl", "data.path": str(path), "data.table": "random"}
+    chosen = {"data.source": "file", "data.path": str(path), "data.table": "random"}
     data = build_config("ci", samples=1, settings=chosen).data
     refusals = []
     for read in (read_and_evaluate, *(partial(load_split, data, split) for split in SPLITS)):

@@ -31,22 +31,33 @@ class Column:
     gain: Mapping[str, Any] | None = None
 
     @property
+    def model(self) -> ModelConfig:
+        return self.config.model
+
+    @property
+    def phase1(self) -> Mapping[str, Any]:
+        return self.summary["phase1"]
+
+    @property
+    def phase2(self) -> Mapping[str, Any]:
+        return self.summary["phase2"]
+
+    @property
     def method(self) -> str:
         """The key of the words for what attention reads, or the name of the mixer in its place."""
         mixer = self.config.plugins.get("mixer")
-        return mixer.name.partition(":")[2] if mixer else self.config.model.kv_method
+        return mixer.name.partition(":")[2] if mixer else self.model.kv_method
 
     @property
     def offsets(self) -> list[int] | None:
         """Distances of the slots in tokens; None of a mixer, which has none."""
-        model = self.config.model
-        uniform = [slot * model.interval for slot in range(model.max_contexts)]
+        uniform = [slot * self.model.interval for slot in range(self.model.max_contexts)]
         return self.summary["context_window"].get("offsets", uniform)
 
     @property
     def is_uniform(self) -> bool:
         """Whether the slots lie an interval apart."""
-        return self.offsets in (None, Window(self.config.model).offsets)
+        return self.offsets in (None, Window(self.model).offsets)
 
     @property
     def plugins(self) -> str:
@@ -59,8 +70,8 @@ class Column:
     @property
     def epochs(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
         """The epochs of this run, each with the published one."""
-        published = self.original.summary["phase2"]["epochs"] if self.original else []
-        return zip_longest(self.summary["phase2"]["epochs"], published, fillvalue=NO_EPOCH)
+        published = self.original.phase2["epochs"] if self.original else []
+        return zip_longest(self.phase2["epochs"], published, fillvalue=NO_EPOCH)
 
 
 def run_columns(runs: Sequence[Run], unit: str, published: str) -> list[Column]:
@@ -144,7 +155,7 @@ def cache_sizes(ours: Sequence[Column], held: str, dense: str) -> Iterator[Colum
 
 def slot_examples(column: Column) -> Iterator[tuple[int, str, int, int]]:
     """Yield position, what it sees, real slots and others: of a short, a half-full and a full window."""
-    model = column.config.model
+    model = column.model
     window = Window(model, column.offsets)
     for position in example_positions(model, column.summary["train_tokens"]):
         slots = window.slots(torch.tensor(position)).tolist()

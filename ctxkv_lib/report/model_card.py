@@ -16,5 +16,5 @@ def model_card(run: Run) -> str:
         made=summary["provenance"],
         config=config,
         model=config.model,
-        window=slots_in_words(Window(config.model, summary["context_window"]["offsets"]), config.model),
+        window=slots_in_words(Window(config.model, summary["context_window"].get("offsets")), config.model),
     )

@@ -1,15 +1,15 @@
-"""`ctxkv settings`: every setting as its dataclass describes it, and what presets and recipes make of it."""
+"""List settings as `ctxkv settings` does: what dataclasses say of each, and what presets and recipes set."""
 
 import dataclasses
 from typing import Any
 
-from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, load_source_plugins
+from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, load_source_plugins, recipe_settings
 
 WIDTH = 44  # of the column of names and values
 
 
 def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
-    """Every setting, concern by concern.
+    """List every setting, concern by concern.
 
     Args:
         preset: whose values to give; None gives the defaults.
@@ -36,11 +36,11 @@ def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
 
 def _layers() -> dict[str, dict[str, Any]]:
     presets = {n: {**p.settings, "data.samples": p.samples[-1]} for n, p in PRESETS.items()}
-    return {**presets, **{f"recipe {name}": layer for name, layer in RECIPES.items()}}
+    return {**presets, **{f"recipe {name}": recipe_settings(name) for name in RECIPES}}
 
 
 def format_settings(rows: list[dict[str, Any]]) -> str:
-    """`describe_settings` as lines for a terminal."""
+    """Format `describe_settings` for a terminal."""
     lines, concern = [], ""
     for row in rows:
         if row["setting"].partition(".")[0] != concern:

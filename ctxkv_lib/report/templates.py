@@ -32,7 +32,7 @@ def template(name: str, language: str) -> Template:
     made.filters |= {name: getattr(verdicts, name) for name in VERDICTS.split()}
     made.filters |= {
         "at": at,
-        "entry_of": lambda key, names: names.get(key, key),
+        "entry_of": lambda key, names: names.get(key, tables.literal(key)),
         "span": span,
     }
     made.keep_trailing_newline = True

@@ -153,7 +153,7 @@ def code_key(*plugins: PlugIn | None) -> str:
     Docstrings, comments and layout do not count; a function that was replaced at run time does.
     """
     modules = {plugin.name.partition(":")[0] for plugin in plugins if plugin is not None}
-    files = {*(PACKAGE / "method").glob("*.py")}
+    files = {file for file in (PACKAGE / "method").glob("*.py") if file.stem != "reference"}
     files |= {file for name in modules if name.startswith(OWN) for file in _with_imports(_file_of(name))}
     code = "".join(_plain_file(file, file.stat().st_mtime_ns) for file in sorted(files))
     return hashlib.sha256((code + patched_source("ctxkv_lib.method")).encode()).hexdigest()[:16]

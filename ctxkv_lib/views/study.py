@@ -217,7 +217,9 @@ def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
 
 def _slots(ax: Axes, ablations: Mapping[str, Any]) -> None:
     """Draw what the own context of one slot changes, if all others have another conversation's."""
-    back, rise, error = ([row[key] for row in ablations["slots"]] for key in ("back", "percent", "error"))
+    back, rise, error = (
+        [row[key] for row in ablations["slots"]] for key in ("back", "percent_vs_elsewhere", "error")
+    )
     ax.errorbar(back, rise, yerr=error, fmt="o", lw=1.2, color=BLUE, ecolor=OKABE_ITO[5], label="one slot")
     changed = ablations["changed"]
     every = 100 * (changed["intact"]["ppl"] / changed["elsewhere"]["ppl"] - 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.method.windows import slot_positions
+from ctxkv_lib.method.windows import Window
 from ctxkv_lib.research.decodability import (
     STRENGTHS,
     Stream,
@@ -77,14 +77,14 @@ def test_the_memory_span_ends_at_the_first_forgotten_distance():
 @pytest.mark.parametrize("reach", [0, 3, 6, 7, 50])
 def test_coverage_counts_the_tokens_within_some_slots_span(anchor, reach):
     shape = ModelConfig(interval=7, max_contexts=5, anchor=anchor)
-    held = 0
+    held, window = 0, Window(shape)
     for position in range(70, 77):
-        slots = slot_positions(torch.tensor(position), shape).tolist()
+        slots = window.slots(torch.tensor(position)).tolist()
         held += sum(
             any(token <= slot <= token + reach for slot in slots)
             for token in range(position - 34, position + 1)
         )
-    assert coverage(shape, reach) == pytest.approx(held / (7 * 35))
+    assert coverage(shape, window, reach) == pytest.approx(held / (7 * 35))
 
 
 def test_coverage_of_the_published_window():

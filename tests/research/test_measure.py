@@ -81,7 +81,7 @@ def test_the_command_probes_a_run(plain, finished, capsys):
         (["horizon"], "measurement is 'horizon'; allowed: probe, ablations"),
         (
             ["recall_task"],
-            r"has no recall_task \(model.memory=contexts, data.source=file\); it has probe",
+            r"has no recall_task \(mixer=none, data.source=file\); it has probe",
         ),
     ],
 )

@@ -42,7 +42,7 @@ def test_distances_reach_through_the_window():
 def test_reading_one_by_one_is_the_recurrence():
     model = tiny_model()
     embeddings, tokens = distinct_rows(model, tiny_ids(300))
-    half = model.context_block.project_tokens(embeddings)
+    half = model.context_block.project_inputs(embeddings)
     expected, _ = exact_contexts(model.context_block, half, tokens, 1e-5)
     whole, start = read_through(model.context_block, half, [tokens, tokens[:70]])
     torch.testing.assert_close(whole, expected[1:], atol=1e-4, rtol=0)

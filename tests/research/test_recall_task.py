@@ -27,7 +27,7 @@ SMALL = {
     "model.num_heads": 3,
     "model.intermediate_size": 32,
     "phase1.max_iterations": 3,
-    "phase1.contexts": "passes",
+    "phase1.context_method": "passes",
     "phase2.max_epochs": 1,
 }
 

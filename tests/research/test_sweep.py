@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import local_experiment
-from ctxkv_lib.runs.inference import load_trained
 from test_cli import settings_of
 
 from ctxkv_lib import experiments as experiment
@@ -19,6 +18,7 @@ from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.configure import configure
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.verification import verify
 from ctxkv_lib.views.study import memory_figure, sweep_figure
 

@@ -15,12 +15,12 @@ HOSTILE = """<script>alert('1')</script> <img onerror="alert(2)"> & $x$ $\\bad{ 
 
 def outside_text_in(folder):
     """A finished run whose every text from outside is hostile."""
-    settings = {"data.source": "jsonl", "data.path": HOSTILE}
+    settings = {"data.source": "file", "data.path": HOSTILE}
     sample_run(folder, preset="ci", settings=settings)
     summary = read_json(folder / "summary.json")
     summary["provenance"]["device"] = HOSTILE
     summary["provenance"]["versions"] = {"torch": HOSTILE}
-    summary["phase1"]["contexts"] = "exact"
+    summary["phase1"]["context_method"] = "exact"
     write_json(folder / "summary.json", summary)
     return load_run(folder)
 

@@ -9,10 +9,10 @@ from sample_runs import sample_run
 
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import figures, markup, pictures, study
-from ctxkv_lib.views.explore import Window
+from ctxkv_lib.views.explore import AttendedWindow
 
 HOSTILE = """<script>alert('1')</script> <img onerror="alert(2)"> & $x$ $\\bad{ | a | `b` **c** [d](e)"""
-WINDOW = Window(
+WINDOW = AttendedWindow(
     position=2,
     start=0,
     pieces=[HOSTILE, "a\nb", HOSTILE],

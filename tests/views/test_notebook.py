@@ -36,7 +36,7 @@ def half_run(folder, lines):
 def finished_run(folder):
     """A run with everything that a finished one has, in name."""
     sample_run(folder)
-    Records(folder, {}, {stage: Record(stage, {}) for stage in STAGES}).write()
+    Records(folder, {}, "", {stage: Record(stage, {}) for stage in STAGES}).write()
     for name in notebook.LANDMARKS:
         write_text(folder / name, name)
     return folder

@@ -132,7 +132,7 @@ def test_a_block_that_does_not_forget_costs_little_more_than_token_by_token(shor
     torch.testing.assert_close(contexts, one_by_one(block, half[tokens], before), atol=1e-9, rtol=0)
     assert error <= 1e-9
     assert counted.steps < 1.5 * len(tokens)
-    assert counted.rows < 5 * len(tokens)
+    assert counted.rows < 6 * len(tokens)
 
 
 @torch.no_grad()
