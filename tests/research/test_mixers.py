@@ -11,7 +11,7 @@ from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import ModelConfig, Phase1Config, Phase2Config
 from ctxkv_lib.method.evaluation import evaluate, token_scores
 from ctxkv_lib.method.loop import Loop
-from ctxkv_lib.method.model import ContextKV, Parts, parameter_counts
+from ctxkv_lib.method.model import ContextKV, Parts, parameter_counts, rows_of_batch
 from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.research import mixers
 from ctxkv_lib.research.mixers import CausalAttention, EndToEnd, GRUMixer, NoContext, TokenBlock
@@ -178,6 +178,18 @@ def test_dropout_acts_in_training_alone(kind, place):
     first, second = (batch.attend(model.train())[0] for _ in range(2))
     assert (first - second).abs().amax(dim=1).min() > 0
     assert torch.equal(hidden_states(model, ids), hidden_states(model, ids))
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_dropout_takes_rows_for_no_positions(kind):
+    """As it would if a process's shard of the positions were drawn for the whole batch."""
+    model = tiny_model(kind, input_dropout=0.5, layer_dropout=0.5).train()
+    batch = stream(model, tiny_ids(60)).gather(torch.arange(59), model.window)
+    torch.manual_seed(1)
+    expected, _ = batch.attend(model)
+    torch.manual_seed(1)
+    with rows_of_batch(100, slice(0, 59)):
+        assert torch.equal(batch.attend(model)[0], expected)
 
 
 @pytest.mark.parametrize("kind", [CausalAttention, GRUMixer, EndToEnd])
