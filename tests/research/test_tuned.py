@@ -197,6 +197,8 @@ def test_induction_heads_attend_almost_nothing_at_a_new_token():
     rows = model.window.rows(positions)
     _, weights = model.attend(embeddings[stream[positions]], contexts[0, rows], rows > 0)
     assert weights.sum(dim=2).median() < 0.1  # of a head
+    mean_query = model.attention.attention.q(embeddings.mean(dim=0))
+    assert mean_query.abs().max() < 1e-3  # it looks for no token
 
 
 def test_more_heads_than_places_look_in_the_same_places_again():
