@@ -178,8 +178,8 @@ class Parts(NamedTuple):
             present bool [n, slots])`, it returns the hidden state that the output head reads, `[n, hidden_size]`,
             or a pair of that and attention weights `[n, heads, slots]`. Its class may have
             `slot_offsets(config) -> list[int]`, the distances of its slots in tokens, and its objects
-            `current_token_bias`, a number added to the logit of the current token, and `init_from_block(block)`,
-            which initialises it before Phase 2 from the trained block.
+            `current_token_bias`, a number added to the logit of the current token, and
+            `init_from_block(block)`, which initialises it before Phase 2 from the trained block.
     """
 
     block: Callable[[int, int], nn.Module] = ContextBlock
