@@ -16,7 +16,7 @@ torture:  ## hundreds of runs that are killed, starved of disk, or find their fi
 	pytest -n 0 -m torture -s tests/torture tests/test_fuzz.py
 
 notebooks:  ## every notebook, small and without a network
-	CTXKV_PRESET=ci pytest --nbmake --nbmake-timeout=600 notebooks/
+	CTXKV_PRESET=ci pytest -n 0 --nbmake --nbmake-timeout=600 notebooks/
 
 browser:  ## one notebook in JupyterLab in headless Chromium (Debian: apt-get install chromium chromium-driver)
 	pytest -n 0 -m browser -rs tests/notebooks
@@ -40,17 +40,8 @@ badges:  ## where the Colab badges and the install cell point: git's origin, or 
 	sed -E -i.bak '$(REPOSITORY); $(BADGE)' notebooks/*.ipynb
 	rm notebooks/*.ipynb.bak
 
-define PICTURES
-from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.views.axes import save
-from ctxkv_lib.views.diagram import architecture, rooms
-save(architecture(ModelConfig()), ".github/architecture.png")
-save(rooms(), ".github/rooms.png")
-endef
-export PICTURES
-
-picture:  ## the drawings of the architecture and of the rooms, for README and reference
-	python -c "$$PICTURES"
+picture:  ## the drawings of the architecture and of the packages, for README and reference
+	python docs/diagram.py
 
 result:  ## the README's pictures of a result; trains what it needs, minutes on 2 cores
 	ctxkv compare --preset offline --recipe tuned

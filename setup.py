@@ -20,6 +20,7 @@ setup(
     description="Context-KV attention: train and explore a language model that attends compressed contexts",
     license="MIT",
     packages=find_packages(include=["ctxkv_lib", "ctxkv_lib.*"]),
+    package_data={"ctxkv_lib": ["*/*.j2", "*/*.json"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",
@@ -35,6 +36,7 @@ setup(
         "tokenizers>=0.22",
         "tqdm>=4.66.3",
         "filelock>=3.12",
+        "jinja2>=3.1",
         "xxhash>=3.5",
     ],
     extras_require={

@@ -1,19 +1,17 @@
-"""The one kind of error that the command line shows as a sentence."""
+"""Errors that the user reads as one sentence: what was wrong, what is allowed, what to do."""
 
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# How torch says so where it raises a plain RuntimeError: its CPU allocator, mps, CUDA's driver, cuBLAS.
+# What torch's RuntimeErrors say of memory: its CPU allocator, mps, CUDA's driver, cuBLAS.
 NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
 LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
 
 
 class UserError(ValueError):
-    """Bad input or an unreachable resource: what was wrong, what is allowed, what to do next."""
+    """Bad input or an unreachable resource; the command line shows its message and exits with code 2."""
 
 
 class DamagedFile(UserError):
@@ -25,20 +23,20 @@ class DamagedFile(UserError):
 
 
 class Diverged(UserError):
-    """A training whose loss or weights are no longer finite: the same settings would end there again."""
+    """Loss or weights of a training are no longer finite; the same settings would end there again."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt, a notebook one calm line."""
+    """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt, a notebook one line."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows instead of a traceback."""
+        """Return what IPython shows instead of a traceback."""
         return [str(self)]
 
 
 @contextmanager
 def values_of_user() -> Iterator[None]:
-    """Inside, values come from the user: a ValueError about one of them is a UserError."""
+    """Turn every ValueError inside into a UserError: the values come from the user."""
     try:
         yield
     except UserError:
@@ -49,11 +47,11 @@ def values_of_user() -> Iterator[None]:
 
 @contextmanager
 def memory_advice(work: str, advice: str) -> Iterator[None]:
-    """Inside, or in a function decorated with it: memory that runs out is a UserError.
+    """Turn errors inside, or in a decorated function, that say that memory is full into a UserError.
 
     Args:
-        work: what was being done, the beginning of the sentence ("Phase 2").
-        advice: what would need less ("lower phase2.batch_size").
+        work: what is done, the beginning of the sentence ("Phase 2").
+        advice: what needs less memory ("lower phase2.batch_size").
     """
     try:
         yield
@@ -66,24 +64,24 @@ def memory_advice(work: str, advice: str) -> Iterator[None]:
         ) from error
 
 
-def one_line(message: str) -> str:
-    """`message` as one line of bounded length, whatever characters a path or value in it has."""
-    if len(message) > LONGEST_MESSAGE:
-        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-
-
-def describe(error: OSError) -> str:
-    """What the system refuses, as a sentence."""
-    if error.errno == errno.ENOSPC or "No space left" in str(error):
-        return f"The disk is full ({error}); free some space and run again: finished stages are kept."
-    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory of the host or of a GPU is exhausted; torch need not be imported."""
+    """Return whether memory of the host or of a GPU is exhausted; torch need not be imported."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+
+
+def describe(error: OSError) -> str:
+    """Return a sentence on what the system refuses."""
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        return f"The disk is full ({error}); free some space and run again: finished stages are kept."
+    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+
+
+def one_line(message: str) -> str:
+    """Return `message` as one line of bounded length, whatever characters a path or value in it has."""
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)

@@ -1,4 +1,4 @@
-"""One process at a time: in a run folder, and where runs share downloads and tables."""
+"""Locks: one process at a time works in a run folder, and writes to the cache that runs share."""
 
 import os
 import platform
@@ -14,16 +14,16 @@ from .errors import DamagedFile, UserError
 from .files import cache_dir, remove, sweep
 from .progress import notice, say
 
-LOCK = ".lock"  # stays when its owner is gone; the lock itself does not
+LOCK = ".lock"  # the file stays when its owner is gone; the lock itself does not
 T = TypeVar("T")
 
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Inside, no other process is in such a block of `folder`.
+    """Keep other processes out of such a block of `folder`.
 
     Raises:
-        UserError: another process is; it names it.
+        UserError: another process is in one; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
@@ -46,9 +46,9 @@ def only_process(folder: Path) -> Iterator[None]:
 
 
 def made_once(read: Callable[[], T], make: Callable[[], object]) -> T:
-    """What `read` finds in the shared cache, after `make` if it is missing or damaged.
+    """Return what `read` finds in the shared cache, after `make` if it is missing or damaged.
 
-    It is made by one process, while others that want something made wait.
+    One process makes it, while others that want to make something wait.
     """
     with suppress(FileNotFoundError, DamagedFile):
         return read()
@@ -68,14 +68,14 @@ def made_once(read: Callable[[], T], make: Callable[[], object]) -> T:
 def _cache_lock() -> Iterator[None]:
     cache_dir().mkdir(parents=True, exist_ok=True)
     lock = _lock_of(cache_dir(), os.getpid())
-    held = lock.is_locked  # by this thread, which makes something that needs something else
+    is_nested = lock.is_locked  # by this thread, whose `make` needs something else that is made
     try:
         lock.acquire(timeout=0)
     except Timeout:
         say(f"Another process is writing to {cache_dir()}: waiting for it.")
         lock.acquire()
     try:
-        if not held:
+        if not is_nested:
             sweep(cache_dir())
         yield
     finally:
@@ -84,5 +84,5 @@ def _cache_lock() -> Iterator[None]:
 
 @cache
 def _lock_of(folder: Path, _: int) -> FileLock:
-    """One object a folder and process: a thread may take it again while it has it, a fork has to ask anew."""
+    """Return one lock per folder and process: a thread may take it twice, a fork has to ask anew."""
     return FileLock(folder / LOCK)

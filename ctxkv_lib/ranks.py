@@ -1,7 +1,7 @@
-"""Several processes at one run: which part is whose, what is added up, and what the first does for all.
+"""Several processes in one run: which shard is whose, what they exchange, and what only rank 0 does.
 
-`accelerate launch`, torchrun and the launchers of notebooks start them and say so in their environment. One
-process is the same code with nothing to exchange. Heavy imports wait until there is.
+`accelerate launch`, torchrun and the launchers of notebooks start the processes and say so in their
+environment. One process runs the same code and exchanges nothing, without heavy imports.
 """
 
 import atexit
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-NORMAL_VECTOR = 16  # draws that a CPU makes at once; of other counts torch draws the last ones twice
-PATIENCE = timedelta(days=2)  # that processes wait for the first one to measure, and for each other
+NORMAL_VECTOR = 16  # numbers that a CPU draws at once; of other counts torch draws the last ones twice
+PATIENCE = timedelta(days=2)  # that processes wait for rank 0 and for each other
 T = TypeVar("T")
 
 
@@ -27,21 +27,21 @@ class Ended(UserError):
     """Another process could not go on; that one says why."""
 
 
-_alone = False  # while the first does something for all
+_alone = False  # while rank 0 does something for all
 
 
-def count() -> int:
-    """How many processes work at this run; 1 where the first does something for all."""
+def world_size() -> int:
+    """Return how many processes work at this run; 1 inside `on_rank_0`."""
     return 1 if _alone or "RANK" not in os.environ else int(os.environ.get("WORLD_SIZE", 1))
 
 
-def index() -> int:
-    """Which of them this is, from 0, the first: the only one that writes into the run folder, and speaks."""
-    return int(os.environ["RANK"]) if count() > 1 else 0
+def rank() -> int:
+    """Return which of them this is; only rank 0 writes into the run folder, and logs."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def join(device: "torch.device") -> None:
-    """Meet the other processes, if there are any; each takes a GPU of its own.
+    """Connect with the other processes, if there are any; each takes a GPU of its own.
 
     Raises:
         UserError: there are fewer GPUs than processes.
@@ -49,7 +49,7 @@ def join(device: "torch.device") -> None:
     import torch
     from torch import distributed
 
-    if count() == 1 or distributed.is_initialized():
+    if world_size() == 1 or distributed.is_initialized():
         return
     if device.type == "cuda":
         place, most = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
@@ -58,31 +58,24 @@ def join(device: "torch.device") -> None:
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
-    atexit.register(_leave)
+    atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group())
 
 
-def _leave() -> None:
-    from torch import distributed
-
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
-def shares(num_items: int) -> list[slice]:
-    """The part of so many items in a row that each process takes; the first ones take one more if need be."""
-    least, more = divmod(num_items, count())
-    ends = [number * least + min(number, more) for number in range(count() + 1)]
+def shards(num_items: int) -> list[slice]:
+    """Return each process's shard of `num_items` items in a row; the first ones have one more if need be."""
+    least, more = divmod(num_items, world_size())
+    ends = [number * least + min(number, more) for number in range(world_size() + 1)]
     return [slice(*pair) for pair in pairwise(ends)]
 
 
-def share(num_items: int) -> slice:
-    """The part that this process takes."""
-    return shares(num_items)[index()]
+def shard(num_items: int) -> slice:
+    """Return this process's shard."""
+    return shards(num_items)[rank()]
 
 
-def sum_(tensors: Sequence["Tensor"]) -> None:
+def all_reduce(tensors: Sequence["Tensor"]) -> None:
     """Overwrite contiguous tensors with their sums over all processes."""
-    if count() == 1:
+    if world_size() == 1:
         return
     from torch import distributed
 
@@ -91,9 +84,9 @@ def sum_(tensors: Sequence["Tensor"]) -> None:
             exchange.wait()
 
 
-def share_(parts: Sequence["Tensor"]) -> None:
-    """Overwrite contiguous tensors: the first with that of the first process, and so on."""
-    if count() == 1:
+def broadcast(parts: Sequence["Tensor"]) -> None:
+    """Overwrite contiguous tensors, one for each rank, with what that rank has."""
+    if world_size() == 1:
         return
     import torch
     from torch import distributed
@@ -105,7 +98,7 @@ def share_(parts: Sequence["Tensor"]) -> None:
 
 
 def skip_normal(like: "Tensor", generator: "torch.Generator") -> None:
-    """Bring a generator to where `like.normal_`, for another process, would; overwrites `like` with anything.
+    """Advance a generator as `like.normal_` does, for another process; overwrites `like` with anything.
 
     On a CPU a uniform draw takes as many of the generator's numbers, and half the time.
     """
@@ -115,19 +108,19 @@ def skip_normal(like: "Tensor", generator: "torch.Generator") -> None:
         like.normal_(generator=generator)
 
 
-def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives in the first process; the others wait for it, and an error there ends all.
+def on_rank_0(make: Callable[[], T]) -> T:
+    """Return what `make` gives on rank 0, for which the others wait; an error there ends all processes.
 
-    Inside, the first is alone: it may call what uses this module.
+    Inside, rank 0 counts as the only process: it may call what uses this module.
     """
     global _alone
-    if count() == 1:
+    if world_size() == 1:
         return make()
     from torch import distributed
 
     outcome: list[Any] = [None, None]
     failed: Exception | None = None
-    if index() == 0:
+    if rank() == 0:
         _alone = True
         try:
             outcome[0] = make()
@@ -146,7 +139,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Inside, a process that is no more is an error in a sentence."""
+    """Turn the error of a process that no longer answers into a sentence."""
     try:
         yield
     except RuntimeError as error:
@@ -157,15 +150,15 @@ def _exchange() -> Iterator[None]:
 
 
 def is_first_to_say(sentence: str) -> bool:
-    """Whether no other process has asked this for the same sentence, so that all of them say it once."""
+    """Return whether no other process has asked this for the same sentence, so that one of them prints it."""
     from sys import modules
 
-    if count() == 1:
+    if world_size() == 1:
         return True
     distributed = modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
-        return index() == 0
+        return rank() == 0
     try:
         return distributed.distributed_c10d._get_default_store().add(sentence, 1) == 1
-    except RuntimeError:  # the process that kept the count has ended: it has spoken
+    except RuntimeError:  # the process that kept the count has ended, and has printed it
         return False

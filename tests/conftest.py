@@ -13,9 +13,17 @@ from sample_runs import sample_run
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
-from ctxkv_lib.hf.modeling import ContextKVConfig, ContextKVForCausalLM
-from ctxkv_lib.runs import checkpoint
+from ctxkv_lib.hf.configuration import ContextKVConfig
+from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.model import ContextKV, Parts
+from ctxkv_lib.runs import long_run
 from ctxkv_lib.runs.config import build_config
+
+try:
+    from ctxkv_lib.method import reference as reference
+except ImportError:  # until it has moved there
+    import straight_line as reference  # noqa: F401
 
 torch.set_num_threads(1)  # if torch was loaded before
 TINY = {
@@ -27,6 +35,8 @@ TINY = {
     "num_heads": 3,
     "intermediate_size": 40,
 }
+SHAPES = {name: value for name, value in TINY.items() if name != "vocab_size"}
+SLOTS = {name: TINY[name] for name in ("interval", "max_contexts", "num_heads")}  # what the reference takes
 WORDS = (
     "the",
     "cat",
@@ -62,13 +72,28 @@ def shared_cache(tmp_path_factory):
 @pytest.fixture
 def saved_at_every_step(monkeypatch):
     """Trainings save their state whenever they can, not every half minute."""
-    monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0)
-    monkeypatch.setattr(checkpoint, "WRITING_SHARE", math.inf)
+    monkeypatch.setattr(long_run, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(long_run, "WRITING_SHARE", math.inf)
 
 
 def tiny_model(seed: int = 0, **changes) -> ContextKVForCausalLM:
     torch.manual_seed(seed)
     return ContextKVForCausalLM(ContextKVConfig(**{**TINY, **changes}))
+
+
+def tiny_method(
+    parts: Parts = Parts(),  # noqa: B008 (immutable)
+    has_unigram: bool = False,
+    **changes,
+) -> ContextKV:
+    """The same model as `tiny_model` without transformers."""
+    torch.manual_seed(0)
+    return ContextKV(ModelConfig(**{**SHAPES, **changes}), TINY["vocab_size"], has_unigram, parts)
+
+
+def cloned(model) -> dict[str, torch.Tensor]:
+    """Copies of all weights, as the reference takes them."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def tiny_ids(count: int, seed: int = 0) -> torch.Tensor:

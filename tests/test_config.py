@@ -17,41 +17,32 @@ def test_config_survives_its_dictionary(preset, recipe):
 
 def test_published_settings_are_the_defaults_of_colab():
     config = build_config("colab")
-    assert (config.recipe, config.data.samples, config.phase1.contexts) == ("published", 500, "passes")
+    assert (config.recipe, config.data.samples, config.phase1.context_method) == ("published", 500, "passes")
     assert (config.model, config.model.context_window) == (ModelConfig(), 640)
 
 
 def test_recipes_differ_only_in_contexts_and_precision():
     published, exact = build_config("colab", "published"), build_config("colab", "exact")
     assert published.runtime.precision == "fp32"  # as published
-    same = exact.replace({"phase1.contexts": "passes", "runtime.precision": "fp32"})
+    same = exact.replace({"phase1.context_method": "passes", "runtime.precision": "fp32"})
     assert dataclasses.replace(same, recipe="published") == published
 
 
-def test_names_of_earlier_versions_are_still_understood():
-    published = build_config("colab", "published")
-    assert build_config("colab", "seed") == published
-    own = {"data.source": "jsonl", "data.path": "chats.jsonl"}
-    assert build_config("colab", settings=own).data.source == "file"
-    stored = published.to_dict()
-    stored["recipe"] = stored["phase1"]["contexts"] = "seed"
-    assert config_from_dict(stored) == published
+def test_a_setting_that_a_stored_configuration_lacks_has_its_default():
+    stored = build_config("ci", "exact").to_dict()
+    del stored["phase2"]["patience"]
+    assert config_from_dict(stored) == build_config("ci", "exact")
 
 
-def test_what_a_stored_configuration_lacks_is_what_was_done_before_it_was_a_setting():
-    tuned = build_config("ci", "tuned")
-    stored = tuned.to_dict()
-    del stored["phase2"]["decay_tokens"], stored["data"]["test_samples"]
-    assert config_from_dict(stored) == tuned.replace({"phase2.decay_tokens": 0})
-
-
-def test_a_stored_setting_that_is_gone_matters_only_where_it_did_something():
-    stored = build_config("ci", "tuned").to_dict()
-    stored["phase1"]["longest_memory"] = 0.0
-    assert config_from_dict(stored) == build_config("ci", "tuned")
-    stored["phase1"]["longest_memory"] = 40.0
-    with pytest.raises(UserError, match="longest_memory'; allowed"):
-        config_from_dict(stored)
+def test_a_plug_in_has_its_own_settings():
+    tuned = build_config("offline", "tuned", settings={"attention.sink": "learned"})
+    assert tuned.plugins["attention"].settings["sink"] == "learned"
+    assert tuned.plugins["attention"].settings["slots"] == "geometric"
+    plain = tuned.replace({"attention": "none", "block": None, "optimizer": "none"})
+    assert plain.plugins == {}
+    mixed = tuned.replace({"mixer": "ctxkv_lib.research.mixers:GRUMixer", "mixer.input_dropout": 0.1})
+    assert set(mixed.plugins) == {"mixer", "optimizer"}
+    assert config_from_dict(mixed.to_dict()) == mixed
 
 
 @pytest.mark.parametrize(
@@ -65,7 +56,7 @@ def test_a_stored_setting_that_is_gone_matters_only_where_it_did_something():
         ({"settings": {"data.samples": 2.5}}, "data.samples is 2.5; allowed: a value of type int."),
         (
             {"settings": {"phase3.x": "1"}},
-            "setting is 'phase3.x'; allowed: concern.field with concern one of",
+            "setting is 'phase3.x'; allowed: group.field with group one of",
         ),
         ({"settings": {"phase2.epochs": "1"}}, "allowed: phase2. followed by one of max_epochs"),
         (
@@ -77,20 +68,27 @@ def test_a_stored_setting_that_is_gone_matters_only_where_it_did_something():
         ({"settings": {"data.path": {"a": 1}}}, "data.path is {'a': 1}; allowed: a value of type str."),
         ({"settings": {"model.num_heads": "7"}}, "allowed: a divisor of model.hidden_size (768)."),
         (
-            {"recipe": "tuned", "settings": {"phase1.last_tokens": "21"}},
-            "phase1.last_tokens is 21; allowed: 0 with longest_mean.",
+            {"recipe": "tuned", "settings": {"block.last_tokens": "21"}},
+            "block.last_tokens is 21; allowed: 0 with longest_mean.",
         ),
         (
-            {"recipe": "look_up", "settings": {"phase1.last_tokens": "256"}},
-            "phase1.last_tokens is 256; allowed: 2 to 255 with these shapes.",
+            {"settings": {"attention.slots": "geometric"}},
+            "there is none; give one with attention=module:Name.",
+        ),
+        ({"settings": {"block": "nowhere"}}, "'nowhere' names no plug-in; write package.module:Name."),
+        ({"settings": {"block": "nowhere:Block"}}, "nowhere:Block cannot be loaded"),
+        (
+            {"recipe": "tuned", "settings": {"block.speed": "1"}},
+            "allowed: block. followed by one of longest_",
         ),
         (
-            {"recipe": "look_up", "settings": {"model.memory": "gru"}},
-            "model.heads is 'look_up'; allowed: drawn, or phase1.last_tokens with model.memory=",
-        ),
-        (
-            {"recipe": "tuned", "settings": {"model.context_dim": "1024"}},
-            "model.context_dim is 1024; allowed: with phase1.longest_mean at most model.hidden_size (768).",
+            {
+                "settings": {
+                    "mixer": "ctxkv_lib.research.mixers:GRUMixer",
+                    "loss": "ctxkv_lib.method.oacd:oacd_loss",
+                }
+            },
+            "loss does not go with it",
         ),
         ({"settings": {"model.interval": "0"}}, "model.interval is 0; allowed: 1 or more."),
         ({"settings": {"model.max_contexts": "0"}}, "model.max_contexts is 0; allowed: 1 or more."),

@@ -11,11 +11,13 @@ from ctxkv_lib.files import (
     digest,
     digest_of_lists,
     read_json,
+    read_sealed_json,
     read_tensors,
     replacing,
     sweep,
     tensor_metadata,
     write_rows_json,
+    write_sealed_json,
     write_streamed,
     write_tensors,
 )
@@ -56,33 +58,55 @@ def test_rows_are_a_line_each(tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [1], [3, 0, 6], [4, 4]])
-def test_a_tensor_that_comes_in_pieces_comes_back(tmp_path, sizes):
+def test_a_streamed_tensor_comes_back(tmp_path, sizes):
     path = tmp_path / "a.safetensors"
     long = {"key": "k", "state": "é" * 20_000}
     rows = [torch.randn(size, 4).bfloat16() for size in sizes]
-    few = torch.arange(65_000, 65_007).to(torch.uint16)
+    whole = {
+        "half": torch.randn(3).half(),
+        "few": torch.arange(65_000, 65_007).to(torch.uint16),
+        "flags": torch.tensor([True, False]),
+    }
 
-    def pieces():
+    def chunks():
         yield "count", torch.tensor(len(sizes))
         for each in rows:
             yield "rows", each.t().contiguous().t()
-        yield "few", few
+        yield from whole.items()
 
-    write_streamed(path, pieces(), long)
+    write_streamed(path, chunks(), long)
+    expected = {**whole, "count": torch.tensor(len(sizes)), **({"rows": torch.cat(rows)} if rows else {})}
     found = read_tensors(path, "k")
-    assert found["count"].item() == len(sizes)
-    assert found["few"].dtype == torch.uint16
-    assert found["few"].tolist() == few.tolist()
-    assert ("rows" in found) == bool(sizes)
-    if sizes:
-        assert torch.equal(found["rows"], torch.cat(rows))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].tolist() == tensor.tolist()
     assert tensor_metadata(path) == long
     assert [*tmp_path.iterdir()] == [path]
+    flip_last_byte(path)
+    with pytest.raises(DamagedFile, match="checksum differs"):
+        read_tensors(path)
+
+
+def flip_last_byte(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DamagedFile, match="checksum differs"):
-        read_tensors(path)
+
+
+def test_a_sealed_object_comes_back_or_is_damaged(tmp_path):
+    path = tmp_path / "sealed.json"
+    write_sealed_json(path, {"a": [1, None], "ü": "é"})
+    text = path.read_text(encoding="utf-8")
+    assert read_sealed_json(path) == {"a": [1, None], "ü": "é"}
+    for damage, reason in (
+        (text.replace("1", "2"), "its checksum differs"),
+        ("{}", "it has no checksum"),
+        ("[" * 5000, "it is not JSON"),
+    ):
+        path.write_text(damage, encoding="utf-8")
+        with pytest.raises(DamagedFile, match=reason):
+            read_sealed_json(path)
 
 
 @pytest.mark.parametrize("lists", [[[], []], [["a"], [[{"b": "é", "a": 1}], []]], [[1, 2, 3]]])
@@ -135,7 +159,7 @@ def test_a_block_that_fails_changes_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["t"]
 
 
-def test_a_folder_replaces_a_folder_and_what_was_killed_is_swept(tmp_path, monkeypatch):
+def test_a_folder_replaces_a_folder_and_only_what_was_killed_is_swept(tmp_path, monkeypatch):
     for text in ("old", "new"):
         with replacing(tmp_path / "folder") as beside:
             (beside / "deep").mkdir(parents=True)
@@ -145,21 +169,10 @@ def test_a_folder_replaces_a_folder_and_what_was_killed_is_swept(tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         write_half(tmp_path / "folder" / "file", KeyboardInterrupt)
     monkeypatch.undo()
-    sweep(tmp_path)
-    assert [p.name for p in tmp_path.rglob("*")] == ["folder", "deep", "file"]
-
-
-def test_only_what_was_killed_is_swept(tmp_path):
-    (tmp_path / "deep").mkdir()
-    for name in (
-        ".config.json.4.part",
-        "deep/.t.5.part",
-        "deep/.5.part.txt",
-        "deep/6.part",
-    ):
+    for name in (".config.json.4.part", "folder/.t.5.part", ".5.part.txt", "6.part"):
         (tmp_path / name).write_text("half")
     sweep(tmp_path)
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {".5.part.txt", "6.part"}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"file", ".5.part.txt", "6.part"}
 
 
 def test_of_a_link_to_a_folder_the_link_is_removed(tmp_path):

@@ -10,32 +10,37 @@ from functools import partial
 
 import pytest
 from conftest import WORDS, tiny_model
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_runs import sample_run
 
-from ctxkv_lib import errors
-from ctxkv_lib import experiments as experiment
+from ctxkv_lib import errors, experiments
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.runs.config import CONCERNS, ExperimentConfig, build_config
-from ctxkv_lib.runs.inference import evaluate_texts, format_scores
+from ctxkv_lib.hf.inference import evaluate_texts, format_scores
+from ctxkv_lib.runs.config import GROUPS, ExperimentConfig, build_config
 
-SHARE, LINES, FILES = 0.1, 200, 500
+LINES, FILES = 200, 500
 SPLITS = ("train", "validation", "corpus")
 
 
-def trying(examples):
-    """A share of `examples` in the suite; all of them in the long form."""
+def share_of(examples):
+    """A tenth of `examples` in the suite, all of them in the long form."""
+    long_form = pytest.param(examples, marks=pytest.mark.torture)
+    return pytest.mark.parametrize("examples", [examples // 10, long_form])
+
+
+def try_examples(count, strategy, check):
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
-    return settings(max_examples=examples, deadline=None, suppress_health_check=quiet, derandomize=True)
+    limits = settings(max_examples=count, deadline=None, suppress_health_check=quiet, derandomize=True)
+    limits(given(strategy)(lambda value: check(value)))()
 
 
 # Command lines
 
-KEYS = [f"{c}.{name}" for c in CONCERNS for name in CONCERNS[c].__dataclass_fields__]
+KEYS = [f"{c}.{name}" for c in GROUPS for name in GROUPS[c].__dataclass_fields__]
 NUMBERS = [0, 1, -1, 2, 3, 7, 0.5, 1e-9, 1e9, 2**31, 2**63 - 1, 2**63, 10**30, 1e300]
 ODD = [
     "",
@@ -52,9 +57,8 @@ ODD = [
     "a\0b",
     "a\nb",
     "\x1b[31m",
-    "\udcff",
 ]
-ODD += ["é" * 40, "9" * 5000, "../..", "~", "~no-such-user/x", "$x$", "<script>", "%s {0}"]
+ODD += ["\udcff", "é" * 40, "9" * 5000, "../..", "~", "~no-such-user/x", "$x$", "<script>", "%s {0}"]
 values = st.one_of(st.sampled_from([*map(str, NUMBERS), *ODD]), st.integers().map(str), st.text(max_size=30))
 known = [
     "auto",
@@ -75,14 +79,14 @@ set_options = st.tuples(st.sampled_from(KEYS), st.one_of(values, st.sampled_from
 )
 odd_sets = values.map(lambda value: ["--set", value])
 presets = st.sampled_from([[], ["--preset", "ci"], ["--preset", "offline"], ["--recipe", "exact"]])
-flags = ("--samples", "--preset", "--recipe", "--out", "--train-tokens", "--val-tokens", "--lang", "--seed")
-flags += ("--prompt", "--data", "--max-new-tokens", "--temperature", "--top-k", "--rounds")
+flags = "samples preset recipe out train-tokens val-tokens lang seed prompt data max-new-tokens temperature"
+flags = [f"--{name}" for name in f"{flags} top-k rounds block loss attention mixer".split()]
 odd_options = st.one_of(
     st.tuples(st.sampled_from(flags), values).map(list),
     st.sampled_from([["--json"], ["--help"], ["--version"], ["--unknown"], ["--"]]),
     values.map(lambda value: [value]),
 )
-COMMANDS = ("info", "run", "compare", "report", "generate", "evaluate", "bench", "list", "verify", "settings")
+COMMANDS = ["info", "run", "compare", "report", "generate", "evaluate", "bench", "list", "verify", "settings"]
 names = st.sampled_from([*COMMANDS, "", "no-such"])
 command_lines = st.tuples(
     names, presets, st.lists(st.one_of(set_options, odd_sets, odd_options), max_size=4)
@@ -93,12 +97,12 @@ command_lines = st.tuples(
 def nothing_is_computed(monkeypatch, tmp_path):
     """Whole runs end where they would begin: a configuration has been built, and no work is done."""
 
-    def begin(config, *_):
+    def begin(config, *_, **__):
         assert isinstance(config[0] if isinstance(config, list) else config, ExperimentConfig)
         raise UserError("Nothing is computed here.")
 
-    monkeypatch.setattr(experiment, "run", begin)
-    monkeypatch.setattr(experiment, "compare", begin)
+    monkeypatch.setattr(experiments, "run", begin)
+    monkeypatch.setattr(experiments, "compare", begin)
     monkeypatch.setattr("ctxkv_lib.research.bench.bench", begin)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
@@ -127,31 +131,28 @@ def answers(capsys, arguments):
         assert err == ""
 
 
-@example(["info", "--set", "model.hidden_size=1000000000000000000000000000000"])
-@example(["info", "--set", "model.vocab_size=9223372036854775807"])
-@example(["info", "--set", f"model.interval={2**63 - 1}", "--set", f"model.max_contexts={2**63 - 1}"])
-@example(["info", "--set", f"model.interval={2**20}", "--set", f"model.max_contexts={2**20}"])
-@example(["info", "--set", f"model.vocab_size={2**20}", "--set", f"model.hidden_size={2**20}"])
-@example(["info", "--train-tokens", "1" + "0" * 30, "--val-tokens", "1" + "0" * 30])
-@example(["info", "--set", "phase1.noise_std=nan"])
-@example(["run", "--set", "data.source=jsonl", "--set", "data.path=a\0b"])
-@example(["run", "--set", "data.source=jsonl", "--set", "data.path=\udcff"])
-@example(["report", "a run", "--lang", "ja"])
-@example(["report", "\udcff"])
-@example(["evaluate", "a run", "--data", "~no-such-user/x"])
-@example(["list", "~no-such-user"])
-@example(["verify", "a run"])
-@trying(int(SHARE * LINES))
-@given(command_lines)
-def test_every_command_line_works_or_is_refused_in_a_sentence(nothing_is_computed, capsys, arguments):
-    answers(capsys, arguments)
+NAMED = (
+    ["info", "--set", "model.hidden_size=1000000000000000000000000000000"],
+    ["info", "--set", f"model.interval={2**63 - 1}", "--set", f"model.max_contexts={2**63 - 1}"],
+    ["info", "--set", f"model.interval={2**20}", "--set", f"model.max_contexts={2**20}"],
+    ["info", "--set", f"model.hidden_size={2**20}"],
+    ["info", "--train-tokens", "1" + "0" * 30, "--val-tokens", "1" + "0" * 30],
+    ["info", "--set", "phase1.noise_std=nan"],
+    ["run", "--set", "data.source=file", "--set", "data.path=a\0b"],
+    ["run", "--set", "data.source=file", "--set", "data.path=\udcff"],
+    ["report", "a run", "--lang", "ja"],
+    ["report", "\udcff"],
+    ["evaluate", "a run", "--data", "~no-such-user/x"],
+    ["list", "~no-such-user"],
+    ["verify", "a run"],
+)
 
 
-@pytest.mark.torture
-@trying(LINES)
-@given(command_lines)
-def test_200_command_lines(nothing_is_computed, capsys, arguments):
-    answers(capsys, arguments)
+@share_of(LINES)
+def test_every_command_line_works_or_is_refused_in_a_sentence(nothing_is_computed, capsys, examples):
+    for arguments in NAMED:
+        answers(capsys, arguments)
+    try_examples(examples, command_lines, partial(answers, capsys))
 
 
 # Files of conversations
@@ -201,7 +202,7 @@ def is_read(path, content, reader):
     """A file is read, split and evaluated; or it is refused in a sentence that names it."""
     packed = gzip.compress(content) if path.suffix == ".gz" else content
     path.write_bytes(packed[: len(packed) // 2] if path.name.startswith("torn") else packed)
-    chosen = {"data.source": "jsonl", "data.path": str(path), "data.table": "random"}
+    chosen = {"data.source": "file", "data.path": str(path), "data.table": "random"}
     data = build_config("ci", samples=1, settings=chosen).data
     refusals = []
     for read in (read_and_evaluate, *(partial(load_split, data, split) for split in SPLITS)):
@@ -224,15 +225,9 @@ def load_split(data, split, *_):
     list(load_conversations(data, split).texts())
 
 
-@example("chats.jsonl", json.dumps({"messages": [{"content": "無" * 300}]}).encode())  # one word
-@trying(int(SHARE * FILES))
-@given(file_names, contents)
-def test_every_file_of_conversations_is_read_or_refused_in_a_sentence(tmp_path, reader, name, content):
-    is_read(tmp_path / name, content, reader)
-
-
-@pytest.mark.torture
-@trying(FILES)
-@given(file_names, contents)
-def test_500_files_of_conversations(tmp_path, reader, name, content):
-    is_read(tmp_path / name, content, reader)
+@share_of(FILES)
+def test_every_file_of_conversations_is_read_or_refused_in_a_sentence(tmp_path, reader, examples):
+    one_word = json.dumps({"messages": [{"content": "無" * 300}]}).encode()
+    is_read(tmp_path / "chats.jsonl", one_word, reader)
+    files = st.tuples(file_names, contents)
+    try_examples(examples, files, lambda file: is_read(tmp_path / file[0], file[1], reader))

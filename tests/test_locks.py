@@ -19,12 +19,12 @@ with only_process(Path(sys.argv[1])):
 """
 
 
-def test_a_second_process_is_told_of_the_first_until_it_dies(tmp_path):
+def test_a_second_process_is_refused_until_the_first_dies(tmp_path):
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
     try:
         assert first.stdout.readline() == b"held\n"
-        told = pytest.raises(UserError, match=rf"is in use by process {first.pid} on ")
-        with told, only_process(tmp_path):
+        refused = pytest.raises(UserError, match=rf"is in use by process {first.pid} on ")
+        with refused, only_process(tmp_path):
             pass
     finally:
         first.kill()  # no time to release anything

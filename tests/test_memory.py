@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ctxkv_lib import memory
+from ctxkv_lib.method import memory
 
 CPU = torch.device("cpu")
 BLOCK_GIB = 0.25

@@ -1,18 +1,20 @@
 """What a terminal shows while something goes on, and that nothing is shown elsewhere."""
 
 import io
+import re
+import sys
 import time
+from functools import partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
-import pytest
 import tqdm
-from accelerate import tracking
-from accelerate.logging import get_logger
-from accelerate.state import PartialState
 
 from ctxkv_lib import progress
-from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
-from ctxkv_lib.progress import tracked
+from ctxkv_lib.runs.run_folder import load_run
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 class Terminal(io.StringIO):
@@ -24,7 +26,7 @@ def test_a_clock_goes_on_while_a_stage_has_no_steps(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.02)
-    progress._keep_moving.cache_clear()
+    progress._refresh_clocks.cache_clear()
     with progress.stage("Making the token table"):
         time.sleep(0.05)
         before = len(terminal.getvalue())
@@ -58,46 +60,17 @@ def test_a_notice_is_not_painted_red_in_a_notebook(capsys, monkeypatch):
     assert capsys.readouterr() == ("in a notebook\n", "in a terminal or a log\n")
 
 
-class Kept:
-    """A tracker that keeps what it is told."""
-
-    requires_logging_directory = True
-
-    def __init__(self, run_name, logging_dir):
-        self.told = [(run_name, logging_dir)]
-        Kept.last = self
-
-    def start(self):
-        get_logger(__name__).debug("what real ones say")
-        self.told.append("started")
-
-    def store_init_configuration(self, values):
-        self.told.append(values)
-
-    def log(self, values, step):
-        self.told.append((step, values))
-
-    def finish(self):
-        self.told.append("finished")
-
-
-def test_a_tracker_hears_the_numbers_of_every_metric(monkeypatch, tmp_path):
-    PartialState._reset_state()
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Kept)
-    heard, metric = [], {"stage": "phase2", "epoch": 1, "val_ppl": 9.5, "improved": True, "memory": {}}
-    with tracked("tensorboard", tmp_path, {"a.b": None}, heard.append) as listener:
-        listener(metric)
-        listener(metric)
-    values = {"phase2/epoch": 1.0, "phase2/val_ppl": 9.5, "phase2/improved": 1.0}
-    place = (tmp_path.name, str(tmp_path / "tracker"))
-    assert Kept.last.told == [place, "started", {"a.b": "None"}, (1, values), (2, values), "finished"]
-    assert heard == [metric, metric]
-
-
-def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_computed(
-    tiny_config, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(tracking, "_available_trackers", [])
-    with pytest.raises(UserError, match=r"`pip install accelerate wandb`, or set runtime\.tracker=none"):
-        run(tiny_config.replace({"runtime.tracker": "wandb"}), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+def test_the_listener_of_the_readme_sends_the_numbers_to_a_tracker(tiny_config, tmp_path, monkeypatch):
+    """Its code as printed there, with a stand-in for TensorBoard's writer."""
+    sent = []
+    writer = SimpleNamespace(add_scalar=lambda *numbers: sent.append(numbers))
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = lambda folder: writer
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    (code,) = (block for block in re.findall(r"(?s)```python\n(.*?)```", README) if "SummaryWriter" in block)
+    ctxkv = SimpleNamespace(run=partial(run, out=tmp_path / "run"))
+    exec(code, {"ctxkv": ctxkv, "config": tiny_config})
+    lines = load_run(tmp_path / "run").metrics
+    assert ("phase1/loss", lines[0]["loss"], lines[0]["iteration"]) in sent
+    assert ("phase2/val_ppl", lines[-1]["val_ppl"], lines[-1]["epoch"]) in sent
+    assert all(isinstance(value, int | float) for _, value, _ in sent)

@@ -1,17 +1,13 @@
 """Human small talk from the pip-installed package chitchat-dataset."""
 
-import gc
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from ..runs.config import DataConfig
 from .hub import package_file
-from .rows import Messages, Row, Rows, Split, asked_rows
+from .rows import Messages, Row, Rows, Split, check_available
 
 # Rows in the order of `_usable_rows`. Fixed blocks, so that no setting moves the rows of another split.
 CHITCHAT_VALIDATION = range(0, 50)
@@ -29,40 +25,30 @@ _ENGLISH = frozenset(_COMMON_WORDS.split())
 _ENGLISH_SHARE = 0.2
 
 
-def chitchat_rows(data: DataConfig, split: Split) -> Rows:
+def chitchat_rows(split: Split, count: int) -> Rows:
+    """Read the first `count` rows of a split.
+
+    Raises:
+        UserError: the split has fewer rows, or the package is not installed.
+    """
     rows = _usable_rows(package_file("chitchat_dataset", "dataset.json", "chitchat-dataset"))
     held_back = {"validation": CHITCHAT_VALIDATION, "test": CHITCHAT_TEST, "corpus": CHITCHAT_CORPUS}
     available = held_back.get(split, range(CHITCHAT_CORPUS.stop, len(rows)))
-    count = asked_rows(len(available), data, split, "chitchat-dataset")
+    check_available(count, len(available), split, "chitchat-dataset")
     return Rows.held(rows[available.start : available.start + count])
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's collector, which holds every thread up to go through it all, and frees nothing."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@lru_cache(maxsize=1)  # a second of work, asked for once a split
-@_uncollected()
+@lru_cache(maxsize=1)  # reading takes a second, and every split needs it
 def _usable_rows(path: Path) -> list[Row]:
     """English conversations of 4 messages or more without contact details, in the order of a hash."""
-    with path.open(encoding="utf-8") as file:
-        # 40 MB in one call to C: a hook in Python lets other threads, such as a terminal's clock, go on.
-        dataset = json.load(file, object_hook=lambda found: found)
+    dataset = json.loads(path.read_text(encoding="utf-8"))
     names = sorted(dataset, key=lambda name: hashlib.sha256(name.encode()).digest())
-    long_enough = [(f"chitchat:{n}", _chitchat_messages(dataset[n]["messages"])) for n in names]
-    return [(name, messages) for name, messages in long_enough if _is_usable(messages)]
+    rows = ((f"chitchat:{name}", _chitchat_messages(dataset[name]["messages"])) for name in names)
+    return [(name, messages) for name, messages in rows if _is_usable(messages)]
 
 
 def _chitchat_messages(turns: list[list[dict[str, str]]]) -> Messages:
-    """A turn is what one sender wrote until the other answered: utterances, joined with a space."""
+    """Join what one sender wrote until the other answered, utterances with a space, to one message."""
     first = turns[0][0]["sender"]
     joined = [(turn[0]["sender"], " ".join(u["text"].strip() for u in turn).strip()) for turn in turns]
     return [{"role": "user" if by == first else "assistant", "content": text} for by, text in joined if text]

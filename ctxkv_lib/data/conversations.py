@@ -1,23 +1,40 @@
-"""Where the text comes from: UltraChat on the Hub, a file of one's own, a package, or made up.
+"""Conversations from their sources: UltraChat on the Hub, a file, a package, or a plug-in.
 
 Every source gives the same kind of rows, always in the same order. A smaller training set is the beginning of
-a larger one; `validation` (chooses the best epoch), `test` (chooses nothing) and `corpus` (from which an
-offline token table is made) do not depend on its size. The four never overlap; except that with
-`data.corpus=chitchat+own` the training text of a file of one's own helps to make its table.
+a larger one. The other splits do not depend on its size: `validation` chooses the best epoch, `test` chooses
+nothing, and a token table is made from `corpus`. The four never overlap, with one exception: with
+`data.corpus=chitchat+own`, a file's training text is part of the corpus.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..files import digest_of_lists
-from ..runs.config import DataConfig
 from .chitchat import chitchat_rows
 from .hub import ULTRACHAT_REVISION
 from .local_files import file_rows, kept_file
-from .recall import recall_rows
 from .rows import Messages, Rows, Split, text_of
+from .settings import SOURCES, DataConfig
 from .ultrachat import ultrachat_rows
+
+Reader = Callable[[DataConfig, Split], Rows]
+
+READERS: dict[str, Reader] = {
+    "ultrachat": lambda data, split: ultrachat_rows(split, data.count(split)),
+    "file": file_rows,
+    "chitchat": lambda data, split: chitchat_rows(split, data.count(split)),
+}
+
+
+def add_source(name: str, meaning: str, reader: Reader) -> None:
+    """Make `reader` available as `data.source=name`.
+
+    Args:
+        meaning: a phrase for the list of settings.
+        reader: `reader(data, split)` gives the `data.count(split)` rows of a split, always the same ones.
+    """
+    SOURCES[name], READERS[name] = meaning, reader
 
 
 @dataclass(frozen=True)
@@ -25,7 +42,7 @@ class Conversations:
     """Rows of one split, in order.
 
     Attributes:
-        rows: (id, messages) a row, read piece by piece. The id is a stable name:
+        rows: an id and messages each, read piece by piece. The id is a stable name:
             "ultrachat:train_sft:50000", "chitchat:<uuid>", "jsonl:<line number>".
         fingerprint: changes when the source, an id or a content does.
     """
@@ -53,30 +70,23 @@ class Conversations:
         return tuple(messages for _, messages in self.rows)
 
     def texts(self) -> Iterator[str]:
-        """The text of each conversation."""
+        """Read the text of each conversation."""
         return (text_of(messages) for _, messages in self.rows)
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
-    """The rows of `split` (`data.samples`, `data.validation_samples` and so on, of them).
+    """Read a split: `data.samples`, `data.validation_samples` and so on rows of the source.
 
     Raises:
         UserError: more rows are asked for than there are, or the source is missing, damaged or unreachable.
     """
     origin = ULTRACHAT_REVISION if data.source == "ultrachat" else data.source
-    sources = {
-        "ultrachat": ultrachat_rows,
-        "file": file_rows,
-        "chitchat": chitchat_rows,
-        "recall": recall_rows,
-    }
-    source = sources[data.source]
-    left_out = split == "test" and data.test_samples == 0
-    return Conversations.of(origin, Rows(()) if left_out else source(data, split))
+    has_none = split == "test" and data.test_samples == 0
+    return Conversations.of(origin, Rows(()) if has_none else READERS[data.source](data, split))
 
 
 def read_conversations(path: Path) -> Conversations:
-    """Every conversation of a file of one's own (`formats` says of which kinds).
+    """Read every conversation of a file of a kind that `formats` knows.
 
     Raises:
         UserError: the file or one of its conversations cannot be read.

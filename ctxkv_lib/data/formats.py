@@ -9,8 +9,9 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ PARQUET_ROWS = 256  # at a time
 
 
 def kind_of(path: Path) -> str:
-    """A file's kind by its name, ".jsonl" or another of `READERS`.
+    """Find a file's kind by its name, ".jsonl" or another of `READERS`.
 
     Raises:
         UserError: there is no such file, or its kind is not known.
@@ -41,7 +42,7 @@ def kind_of(path: Path) -> str:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Every conversation of a file, named by what it is and where it stands in it ("jsonl:3"), one by one.
+    """Read a file's conversations one by one, named by the file's kind and their place in it ("jsonl:3").
 
     Raises:
         UserError: the file or one of its records cannot be read.
@@ -58,7 +59,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
-    """Its bytes, unpacked if it is a .gz file; what goes wrong inside the block is told as one sentence."""
+    """Open a file's bytes, unpacked if it is a .gz file; a failure inside the block is a UserError."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file
@@ -66,25 +67,17 @@ def opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
         raise UserError(f"{path} cannot be read ({error}); name a readable {FILES} file.") from error
 
 
-def _decoded(where: str, raw: bytes, encoding: str = "utf-8-sig") -> str:
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines with their ends."""
+def _lines(path: Path) -> Iterator[str]:
+    """Decode line by line, with line ends, without the byte order mark of some files."""
     with opened(path) as file:
-        yield from enumerate(file, start=1)
-
-
-def _text_lines(path: Path) -> Iterator[str]:
-    """Lines as text, with their ends; without the mark that some programs put at a file's beginning."""
-    for number, raw in _lines(path):
-        yield _decoded(f"{path}, line {number}", raw, "utf-8-sig" if number == 1 else "utf-8")
+        for number, raw in enumerate(file, start=1):
+            try:
+                yield raw.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}, line {number} is not UTF-8 ({error.reason} at byte {error.start}); "
+                    "save it as UTF-8."
+                ) from None
 
 
 def _parsed(where: str, text: str) -> Any:
@@ -95,39 +88,33 @@ def _parsed(where: str, text: str) -> Any:
 
 
 def _json_lines(path: Path) -> Records:
-    for number, raw in _lines(path):
-        if raw.strip():
-            where = f"{path}, line {number}"
-            yield f"line {number}", _parsed(where, _decoded(where, raw))
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            yield f"line {number}", _parsed(f"{path}, line {number}", line)
 
 
 def _json(path: Path) -> Records:
     """One array of conversations, which is read whole; else JSON lines under another name."""
-    begins = next((rest for _, raw in _lines(path) if (rest := raw.lstrip(b"\xef\xbb\xbf \t\r\n"))), b"")
-    if not begins.startswith(b"["):
+    first = next((line for line in _lines(path) if line.strip()), "")
+    if first.lstrip().startswith("["):
+        values = _parsed(str(path), "".join(_lines(path)))
+        yield from ((f"item {number}", value) for number, value in enumerate(values, start=1))
+    else:
         yield from _json_lines(path)
-        return
-    with opened(path) as file:
-        values = _parsed(str(path), _decoded(str(path), file.read()))
-    yield from ((f"item {number}", value) for number, value in enumerate(values, start=1))
 
 
 def _table(path: Path) -> Records:
     """CSV or TSV with a line of names at the top; the separator is the one that this line has most of."""
-    names = next(_text_lines(path), "")
+    names = next(_lines(path), "")
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.DictReader(_csv_lines(path), delimiter=max(",;\t", key=names.count))
+    # Lines may also end with a carriage return alone.
+    lines = (part for line in _lines(path) for part in io.StringIO(line, newline=""))
+    reader = csv.DictReader(lines, delimiter=max(",;\t", key=names.count))
     try:
         for record in reader:
             yield f"line {reader.line_num}", record
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num} is not CSV ({error}); correct the line.") from None
-
-
-def _csv_lines(path: Path) -> Iterator[str]:
-    """Lines that may also end with a carriage return alone."""
-    for line in _text_lines(path):
-        yield from io.StringIO(line, newline="")
 
 
 def _parquet(path: Path) -> Records:
@@ -143,26 +130,23 @@ def _parquet(path: Path) -> Records:
             raise UserError(f"{path} cannot be read as Parquet ({error}); write it again.") from error
 
 
-def _blocks(path: Path) -> Records:
-    """Plain text: what stands between blank lines is one conversation."""
-    yield from ((f"block {n}", {"text": text}) for n, text in enumerate(_split(_text_lines(path)), start=1))
+def _text(path: Path) -> Records:
+    """Plain text: each block between blank lines is one conversation."""
+    yield from ((f"block {n}", {"text": text}) for n, text in enumerate(_blocks(_lines(path)), start=1))
 
 
-def _split(lines: Iterator[str]) -> Iterator[str]:
-    """What stands between blank lines, without white space before it; of the last one, nor behind it."""
-    block: list[str] = []
-    ended = False
-    for line in lines:
-        text = line.strip()
-        if ended and text:
-            yield "".join(block).removesuffix("\n")
-            block, ended = [], False
-        line = (line if block else line.lstrip()).replace("\r\n", "\n")
-        ended = ended or (bool(block) and not line.strip(" \t\n"))
-        if line and not ended:
-            block.append(line)
-    if block:
-        yield "".join(block).rstrip()
+def _blocks(lines: Iterable[str]) -> Iterator[str]:
+    """Join lines up to the next blank one, without white space before them; the last block also without
+    white space after them."""
+    held = ""
+    unix = (line.replace("\r\n", "\n") for line in lines)
+    for _, group in groupby(unix, key=lambda line: bool(line.strip(" \t\n"))):
+        if block := "".join(group).lstrip():
+            if held:
+                yield held
+            held = block.removesuffix("\n")
+    if held:
+        yield held.rstrip()
 
 
 READERS: dict[str, Callable[[Path], Records]] = {
@@ -172,7 +156,7 @@ READERS: dict[str, Callable[[Path], Records]] = {
     ".csv": _table,
     ".tsv": _table,
     ".parquet": _parquet,
-    ".txt": _blocks,
+    ".txt": _text,
 }
 
 
@@ -219,7 +203,8 @@ RECOGNISED: dict[tuple[str, ...], Callable[[Record], Messages]] = {
 KNOWN = "; ".join(" and ".join(names) for names in RECOGNISED)
 
 
-def _messages(where: str, record: Any) -> Messages:
+def _form_of(where: str, record: Any) -> tuple[str, ...]:
+    """Find the key of `RECOGNISED` for a record."""
     if isinstance(record, list):
         raise UserError(f"{where} is a list; write a conversation a line, or name a file of one list .json.")
     found = list(record) if isinstance(record, dict) else []
@@ -231,6 +216,11 @@ def _messages(where: str, record: Any) -> Messages:
     if fields is None:
         has = f"the fields {', '.join(map(str, found[:8]))}" if found else "no fields"
         raise UserError(f"{where} has {has}; allowed: {KNOWN}.")
+    return fields
+
+
+def _messages(where: str, record: Any) -> Messages:
+    fields = _form_of(where, record)
     try:
         messages = RECOGNISED[fields](record)
     except (TypeError, KeyError, AttributeError):

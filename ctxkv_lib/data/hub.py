@@ -35,12 +35,12 @@ ULTRACHAT_SHARDS = tuple(
 
 
 def gpt2_file(path: str) -> HubFile:
-    """A file of GPT-2's repository."""
+    """Name a file of GPT-2's repository."""
     return HubFile("openai-community/gpt2", path, GPT2_REVISION, "model")
 
 
 def _network_errors() -> tuple[type[BaseException], ...]:
-    """What huggingface_hub raises when the Hub cannot be read: OSErrors, or its HTTP library's own.
+    """List what huggingface_hub raises when the Hub cannot be read: OSErrors, or its HTTP library's own.
 
     That library was requests, then httpx, then httpx2; HfHubHTTPError always derived from its error class.
     Being offline, rate-limited (429) or without a local copy are all OSErrors.
@@ -65,22 +65,14 @@ def hub_errors(file: HubFile) -> Iterator[None]:
 
 
 @contextmanager
-def open_file(file: HubFile, how: str) -> Iterator[IO[bytes]]:
-    """A seekable stream over `file`.
-
-    Args:
-        file: what to read.
-        how: "ranged" transfers the bytes that are read and no others; "whole" downloads everything first.
+def open_file(file: HubFile) -> Iterator[IO[bytes]]:
+    """Open a seekable stream over `file`, which transfers the bytes that are read and no others.
 
     Raises:
         UserError: the Hub cannot be reached, or refuses.
     """
     from huggingface_hub import HfFileSystem
 
-    if how == "whole":
-        with download(file).open("rb") as stream:
-            yield stream
-        return
     prefix = "datasets/" if file.kind == "dataset" else ""
     with hub_errors(file):
         # A shared instance would remember a failed look-up for the life of the process.
@@ -91,7 +83,7 @@ def open_file(file: HubFile, how: str) -> Iterator[IO[bytes]]:
 
 
 def download(file: HubFile) -> Path:
-    """The whole file, in huggingface_hub's own cache.
+    """Download the whole file to huggingface_hub's own cache.
 
     Raises:
         UserError: the Hub cannot be reached, or refuses.
@@ -103,7 +95,7 @@ def download(file: HubFile) -> Path:
 
 
 def package_file(package: str, path: str, pip_name: str) -> Path:
-    """A data file of an installed package, found without importing the package.
+    """Find a data file of an installed package without importing the package.
 
     Raises:
         UserError: the package is not installed, or lacks the file.

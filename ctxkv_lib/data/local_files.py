@@ -1,20 +1,21 @@
-"""A file of one's own as a source of conversations: how it is split, and sizes that fit it."""
+"""A file of your own as a source of conversations: its cached copy, its splits, and sizes that fit it."""
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from itertools import accumulate, islice
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import cache_dir, checksum, digest, read_sealed_json, write_sealed_json
+from ..files import cache_dir, checksum, digest
 from ..locks import made_once
-from ..progress import say, stage
-from ..runs.config import COMPARED_RATIO, PRESETS, DataConfig, ExperimentConfig, build_config
+from ..progress import stage
 from .chitchat import chitchat_rows
 from .formats import kind_of, opened, read_rows
 from .rows import Row, Rows, Split, keep_rows, kept_rows
+from .settings import DataConfig
 
 VALIDATION_SHARE = 0.1
 VALIDATION_MOST = 100  # conversations; more would only cost time, as for the test
@@ -24,31 +25,18 @@ TEST_SHARE = 0.1  # of the conversations; a file of fewer than ten has no test
 CHARACTERS_A_TOKEN = 4  # of English
 
 FORMATS_VERSION = 1  # raise it when a file is read otherwise: it is part of its copy's key
-PIECE_ROWS = 1000
-COUNT = "rows.json"  # of a whole copy; written last
 
 
 def kept_file(path: Path) -> Rows:
-    """Every conversation of a file, from its Arrow copy in the shared cache, made if there is none yet.
+    """Read every conversation of a file, from its copy in the shared cache, made if there is none yet.
 
     Raises:
         UserError: the file or one of its conversations cannot be read.
     """
     path = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
     key = _key(path)
-    folder = cache_dir() / f"file-{key}"
-
-    def read() -> Rows:
-        return kept_rows(folder, range(read_sealed_json(folder / COUNT)["rows"]))
-
-    def make() -> None:
-        with stage(f"Reading {path.name}"):
-            count = _copy(path, folder)
-        if _key(path) != key:
-            raise UserError(f"{path} changed while it was read; run again when it is complete.")
-        write_sealed_json(folder / COUNT, {"rows": count})
-
-    return made_once(read, make)
+    copy = cache_dir() / f"file-{key}.safetensors"
+    return made_once(lambda: kept_rows(copy, key), lambda: keep_rows(copy, key, _unchanged_rows(path, key)))
 
 
 def _key(path: Path) -> str:
@@ -58,24 +46,19 @@ def _key(path: Path) -> str:
         return digest([checksum(path), kind, path.suffix, FORMATS_VERSION])
 
 
-def _copy(path: Path, folder: Path) -> int:
-    """Keep all rows of a file in pieces; returns how many there are."""
-    from pyarrow import Table
-
-    rows, count = read_rows(path), 0
-    while piece := list(islice(rows, PIECE_ROWS)):
-        names = [name for name, _ in piece]
-        keep_rows(folder, count, names, Table.from_pydict({"messages": [messages for _, messages in piece]}))
-        count += len(piece)
-    return count
+def _unchanged_rows(path: Path, key: str) -> Iterator[Row]:
+    with stage(f"Reading {path.name}"):
+        yield from read_rows(path)
+    if _key(path) != key:
+        raise UserError(f"{path} changed while it was read; run again when it is complete.")
 
 
 def file_rows(data: DataConfig, split: Split) -> Rows:
-    """The beginning of the file is for training, its end for validation; before that come table and test.
+    """Read a split: training from the beginning of the file, then test, table text and validation at its end.
 
     A token table made from text takes the conversations before validation (`data.corpus=own`), or those of
-    chitchat-dataset and all of the file but validation and test. `data.samples` has no say, so that
-    experiments of all sizes share one table.
+    chitchat-dataset and all of the file but validation and test. It does not depend on `data.samples`, so
+    that experiments of all sizes share one table.
 
     Raises:
         UserError: the splits are larger than the file.
@@ -92,7 +75,7 @@ def file_rows(data: DataConfig, split: Split) -> Rows:
     corpus = validation - sizes.get("corpus_samples", 0)
     test = corpus - data.test_samples
     if split == "corpus" and data.corpus != "own":
-        return chitchat_rows(data, "corpus") + rows[:test]
+        return chitchat_rows("corpus", data.corpus_samples) + rows[:test]
     return {
         "train": rows[: data.samples],
         "test": rows[test:corpus],
@@ -119,53 +102,40 @@ def _asked(data: DataConfig) -> dict[str, int]:
     return {name: getattr(data, name) for name in names}
 
 
-def configure(
-    preset: str,
-    recipe: str | None = None,
-    samples: int | None = None,
-    settings: dict[str, Any] | None = None,
-    tell: Callable[[str], None] = say,
-) -> ExperimentConfig:
-    """`build_config`; where the settings name a file, sizes that are not asked for fit it.
-
-    Args:
-        tell: gets a line that says how the file is split, if any size was left open.
-
-    Raises:
-        UserError: as `build_config`; the file cannot be read, or is too small.
-    """
-    asked = {**(settings or {}), **({} if samples is None else {"data.samples": samples})}
-    if asked.get("data.path") is not None:
-        asked.setdefault("data.source", "file")
-    config = build_config(preset, recipe, None, asked)
-    if config.data.source != "file":
-        return config
-    rows = kept_file(Path(str(config.data.path)))
-    sizes = {name: value for name, value in _fitting(rows, config, asked).items() if name not in asked}
-    config = config.replace(sizes)
-    if sizes:
-        tell(_split_in_words(rows, config.data))
-    return config
-
-
-def _fitting(rows: Rows, config: ExperimentConfig, asked: dict[str, Any]) -> dict[str, Any]:
-    """Sizes for a file: a tenth for validation, one for the test if there is room, all else for training.
+def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int) -> dict[str, Any]:
+    """Choose split sizes: a tenth for validation, one for the test if there is room, the rest for training.
 
     No text is lost to the token table.
+
+    Args:
+        asked: names of the settings that the user has set; they stay as they are in `data`.
+        context_window: tokens that one position can reach.
+
+    Returns:
+        `{name: value}` of settings of `data` that are not asked for.
+
+    Raises:
+        UserError: the file cannot be read, or has fewer than two conversations.
     """
+    rows = kept_file(Path(str(data.path)))
     if len(rows) < 2:
         raise UserError(
-            f"{config.data.path} has {len(rows)} conversation; 2 are the least, for training and validation."
+            f"{data.path} has {len(rows)} conversation; at least 2 are needed to train and validate."
         )
-    fitting: dict[str, Any] = {"data.validation_samples": _validation_size(rows, config.model.context_window)}
-    if config.data.reads_corpus and "data.corpus_samples" not in asked:
-        fitting["data.corpus"] = "chitchat+own"
-    least = config.replace({"data.samples": 1, "data.test_samples": 0, **fitting, **asked})
-    room = len(rows) - sum(_asked(least.data).values())
-    if "data.test_samples" not in asked:
-        test = min(VALIDATION_MOST, int(TEST_SHARE * len(rows)), max(0, room))
-        fitting["data.test_samples"], room = test, room - test
-    return {**fitting, "data.samples": max(1, 1 + room)}
+    sizes: dict[str, Any] = {"validation_samples": _validation_size(rows, context_window)}
+    if data.reads_corpus and "corpus_samples" not in asked:
+        sizes["corpus"] = "chitchat+own"
+
+    def chosen() -> dict[str, Any]:
+        return {name: value for name, value in sizes.items() if name not in asked}
+
+    def room() -> int:
+        return len(rows) - sum(_asked(replace(data, **chosen())).values())
+
+    sizes |= {"samples": 1, "test_samples": 0}
+    sizes["test_samples"] = min(VALIDATION_MOST, int(TEST_SHARE * len(rows)), max(0, room()))
+    sizes["samples"] += max(0, room())
+    return chosen()
 
 
 def _validation_size(rows: Rows, context_window: int) -> int:
@@ -176,25 +146,25 @@ def _validation_size(rows: Rows, context_window: int) -> int:
 
 
 def _enough(rows: Iterator[Row], most: int, context_window: int) -> int:
-    """How many of the first rows hold `LEAST_WINDOWS` of text; `most`, if they do not."""
+    """Count the first rows that hold `LEAST_WINDOWS` of text; `most`, if they do not."""
     wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
     lengths = (sum(len(message["content"]) for message in messages) for _, messages in rows)
     return next((n for n, total in enumerate(accumulate(lengths), start=1) if total >= wanted), most)
 
 
-def compared_samples(config: ExperimentConfig) -> tuple[int, ...]:
-    """What `compare` takes unless told: the preset's counts; of a file all, and a fifth if it is enough."""
-    if config.data.source != "file":
-        return PRESETS[config.preset].samples
-    most, rows = config.data.samples, kept_file(Path(str(config.data.path)))
-    enough = _enough(iter(rows), len(rows), config.model.context_window)
-    return min(most, max(most // COMPARED_RATIO, enough)), most
+def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, ...]:
+    """Choose training sizes to compare: all of a file's, and a share of it that holds enough text."""
+    rows = kept_file(Path(str(data.path)))
+    enough = _enough(iter(rows), len(rows), context_window)
+    return min(data.samples, max(data.samples // ratio, enough)), data.samples
 
 
-def _split_in_words(rows: Rows, data: DataConfig) -> str:
+def describe_split(data: DataConfig) -> str:
+    """Say in a line how a file is split and what the token table is made from."""
+    total = len(kept_file(Path(str(data.path))))
     sizes = ", ".join(f"{count:,} for {_PURPOSE[name]}" for name, count in _asked(data).items())
     made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
     if data.table == "cooccurrence" and data.corpus != "own":
         held_back = "validation and test" if data.test_samples else "validation"
         made = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but {held_back}"
-    return f"{data.path}: {len(rows):,} conversations, {sizes}; the token table is {made}."
+    return f"{data.path}: {total:,} conversations, {sizes}; the token table is {made}."

@@ -1,43 +1,39 @@
-"""What every source of conversations gives: named rows, one piece of them in memory at a time.
+"""Rows of conversations, read piece by piece, and their copies in the shared cache."""
 
-Rows of large sources are kept in the shared cache as Arrow copies, a folder `rows-START-STOP` for each piece.
-"""
-
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import DamagedFile, UserError
-from ..files import checksum, read_sealed_json, replacing, state, write_sealed_json
-from ..runs.config import DataConfig
+from ..errors import UserError
+from ..files import read_tensors, write_streamed
 
 if TYPE_CHECKING:
-    from pyarrow import Table
+    from torch import Tensor
 
 Split = Literal["train", "validation", "test", "corpus"]
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 Row = tuple[str, Messages]  # a stable name, and the conversation
 
-ARROW = "rows.arrow"
-CHECKSUMS = "checksums.json"  # of the files of a piece, beside them
-COLUMNS = ("id", "messages")
+PIECE_ROWS = 1000  # rows in memory at a time
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows in order, read anew each time they are looked at.
+    """Rows in order, read again each time they are iterated.
 
     Attributes:
-        pieces: how many rows each piece has, and what reads them.
+        pieces: how many rows each piece has, and the function that reads them.
     """
 
     pieces: tuple[tuple[int, Callable[[], list[Row]]], ...]
 
     @classmethod
     def held(cls, rows: list[Row]) -> "Rows":
-        """Rows that are in memory anyway."""
+        """Wrap rows that are in memory anyway."""
         return cls(((len(rows), lambda: rows),))
 
     def __len__(self) -> int:
@@ -55,7 +51,7 @@ class Rows:
         return Rows((*self.pieces, *others.pieces))
 
     def __getitem__(self, wanted: slice) -> "Rows":
-        """The rows `start:stop`."""
+        """Select the rows `start:stop`."""
         start, stop, _ = wanted.indices(len(self))
         taken = []
         for count, read in self.pieces:
@@ -71,73 +67,62 @@ def _part(read: Callable[[], list[Row]], part: range) -> list[Row]:
 
 
 def text_of(messages: Messages) -> str:
-    """A conversation's contents, joined with one newline; no roles."""
+    """Join a conversation's contents with one newline; no roles."""
     return "\n".join(message["content"] for message in messages)
 
 
-def asked_rows(available: int, data: DataConfig, split: Split, where: str) -> int:
-    """How many rows `data` asks for, which must not be more than there are."""
-    name = "samples" if split == "train" else f"{split}_samples"
-    wanted: int = getattr(data, name)
-    if wanted > available:
-        raise UserError(
-            f"data.{name} is {wanted}, but {where} has only {available} conversations for {split}; "
-            f"lower data.{name} or use a larger source."
-        )
-    return wanted
-
-
-def keep_rows(folder: Path, start: int, names: list[str], messages: "Table") -> None:
-    """Leave a piece of a source in `folder`.
-
-    Args:
-        start: the number of its first row.
-        messages: the column `messages`, a row for each of `names`.
-    """
-    from datasets.arrow_writer import ArrowWriter
-
-    # The schema's metadata is the Hub's description of all columns, of which this is one.
-    table = messages.add_column(0, "id", [names]).replace_schema_metadata(None)
-    place = f"rows-{start}-{start + len(names)}"
-    with replacing(folder / place) as beside:
-        beside.mkdir()
-        with ArrowWriter(path=str(beside / ARROW)) as writer:
-            writer.write_table(table)
-            writer.finalize()
-        write_sealed_json(beside / CHECKSUMS, {"rows": place, ARROW: checksum(beside / ARROW)})
-
-
-def kept_rows(folder: Path, wanted: range) -> Rows:
-    """The rows `wanted` of a source, from the pieces in `folder`.
+def check_available(asked: int, available: int, split: Split, source: str) -> None:
+    """Refuse to read more rows of a split than there are.
 
     Raises:
-        DamagedFile: a piece is not what `keep_rows` wrote.
-        FileNotFoundError: not all of them are there.
+        UserError: `asked` is more than `available`.
     """
-    pieces = {range(*map(int, path.name.split("-")[1:])): path for path in folder.glob("rows-*")}
-    taken, at = [], wanted.start
-    while at < wanted.stop:
-        rows = next((rows for rows in pieces if at in rows), None)
-        if rows is None:
-            raise FileNotFoundError(folder)
-        _check_piece(pieces[rows])
-        part = range(at - rows.start, min(rows.stop, wanted.stop) - rows.start)
-        taken.append((len(part), partial(_read_piece, pieces[rows], part)))
-        at = rows.stop
-    return Rows(tuple(taken))
+    if asked > available:
+        name = "data.samples" if split == "train" else f"data.{split}_samples"
+        raise UserError(
+            f"{name} is {asked}, but {source} has only {available} conversations for {split}; "
+            f"lower {name} or use a larger source."
+        )
 
 
-def _check_piece(path: Path) -> None:
-    try:
-        kept = read_sealed_json(path / CHECKSUMS)
-    except (DamagedFile, FileNotFoundError):
-        raise DamagedFile(path, "its checksums are missing or damaged") from None
-    if kept.get("rows") != path.name or state(path / ARROW, kept.get(ARROW, "")) != "intact":
-        raise DamagedFile(path, f"{ARROW} is not what was written")
+def keep_rows(path: Path, key: str, rows: Iterable[Row]) -> None:
+    """Write rows to a safetensors file, which `kept_rows` reads piece by piece.
+
+    Tensor `text` (uint8) holds each piece as a JSON list, filled up to a multiple of 8 bytes with blanks.
+    `pieces` (int64 `[n, 2]`) holds the number of rows and of bytes of each piece.
+    """
+    from torch import frombuffer, tensor, uint8
+
+    remaining, pieces = iter(rows), []
+
+    def tensors() -> Iterator[tuple[str, "Tensor"]]:
+        while piece := list(islice(remaining, PIECE_ROWS)):
+            text = json.dumps(piece, ensure_ascii=False).encode()
+            filled = bytearray(text.ljust(-(-len(text) // 8) * 8))
+            pieces.append((len(piece), len(filled)))
+            yield "text", frombuffer(filled, dtype=uint8)
+        yield "pieces", tensor(pieces).view(-1, 2)
+
+    write_streamed(path, tensors(), {"key": key})
 
 
-def _read_piece(path: Path, part: range) -> list[Row]:
-    from datasets import Dataset
+def kept_rows(path: Path, key: str) -> Rows:
+    """Open what `keep_rows` wrote; rows are read when they are iterated.
 
-    columns = Dataset.from_file(str(path / ARROW))[part.start : part.stop]
-    return list(zip(*(columns[name] for name in COLUMNS), strict=True))
+    Raises:
+        DamagedFile: it is not what was written with that key.
+        FileNotFoundError: there is none.
+    """
+    pieces, begin = [], 0
+    for count, size in read_tensors(path, key)["pieces"].tolist():
+        pieces.append((count, partial(_read_piece, path, begin, begin + size)))
+        begin += size
+    return Rows(tuple(pieces))
+
+
+def _read_piece(path: Path, begin: int, end: int) -> list[Row]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as kept:
+        text = kept.get_slice("text")[begin:end].numpy().tobytes()
+    return [(name, messages) for name, messages in json.loads(text)]

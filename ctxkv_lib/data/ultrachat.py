@@ -1,54 +1,39 @@
-"""UltraChat-200k on the Hugging Face Hub: the published rows, read once and kept as Arrow copies."""
+"""UltraChat-200k on the Hugging Face Hub: the published rows, read once and kept in the shared cache."""
 
-from collections.abc import Iterator
-from itertools import groupby
+from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import DamagedFile
-from ..files import cache_dir, remove
+from ..files import cache_dir
 from ..locks import made_once
 from ..progress import progress_bar
-from ..runs.config import DataConfig
 from .hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS, HubFile, open_file
-from .rows import Rows, Split, asked_rows, keep_rows, kept_rows
-
-if TYPE_CHECKING:
-    from pyarrow import Table
+from .rows import Rows, Split, check_available, keep_rows, kept_rows
 
 # Rows of train_sft, counted over all its shards. The published validation rows are the first 20 of theirs.
 # Fixed blocks, so that no setting moves the rows of another split; what is in none of them is for training.
 ULTRACHAT_VALIDATION = range(50_000, 50_500)
 ULTRACHAT_TEST = range(50_500, 51_000)
 ULTRACHAT_CORPUS = range(51_000, 56_000)
-ANY_TOTAL = 2**62  # stands for the number of rows as long as no shard was asked
+ULTRACHAT_ROWS = 207_865
 
 
-class Group(NamedTuple):
-    """One row group of a shard."""
+def ultrachat_rows(split: Split, count: int) -> Rows:
+    """Read the first `count` rows of a split.
 
-    file: HubFile
-    footer: Any  # pyarrow's FileMetaData, which is imported late
-    number: int
-    rows: range  # of the split
-
-
-def ultrachat_rows(data: DataConfig, split: Split) -> Rows:
-    wanted = _wanted(data, split, ANY_TOTAL)
-    return made_once(lambda: _kept(wanted), lambda: _fetch(wanted, data, split))
+    Raises:
+        UserError: the split has fewer rows, or the Hub cannot be reached.
+    """
+    wanted = _wanted(split, count)
+    return made_once(lambda: _kept(wanted), lambda: _fetch(wanted))
 
 
-def _wanted(data: DataConfig, split: Split, total: int) -> list[range]:
-    """The rows that `data` asks for, if the shards hold `total` in all."""
+def _wanted(split: Split, count: int) -> list[range]:
     held_back = {"validation": ULTRACHAT_VALIDATION, "test": ULTRACHAT_TEST, "corpus": ULTRACHAT_CORPUS}
-    around = [range(ULTRACHAT_VALIDATION.start), range(ULTRACHAT_CORPUS.stop, total)]
-    blocks = [held_back[split]] if split in held_back else around
-    blocks = [range(block.start, min(block.stop, total)) for block in blocks]
-    left = asked_rows(sum(len(block) for block in blocks), data, split, "UltraChat")
-    wanted = []
-    for block in blocks:
-        wanted.append(block[:left])
-        left -= len(wanted[-1])
+    around = [range(ULTRACHAT_VALIDATION.start), range(ULTRACHAT_CORPUS.stop, ULTRACHAT_ROWS)]
+    first, *rest = [held_back[split]] if split in held_back else around
+    check_available(count, len(first) + sum(map(len, rest)), split, "UltraChat")
+    wanted = [first[:count], *(block[: max(0, count - len(first))] for block in rest)]
     return [rows for rows in wanted if rows]
 
 
@@ -56,61 +41,54 @@ def _copies() -> Path:
     return cache_dir() / f"ultrachat-{ULTRACHAT_REVISION[:12]}"
 
 
+def _copy_of(group: range) -> tuple[Path, str]:
+    """The copy of one row group of a shard: its file, and its key."""
+    name = f"rows-{group.start}-{group.stop}"
+    return _copies() / f"{name}.safetensors", name
+
+
 def _kept(wanted: list[range]) -> Rows:
     """Raises as `kept_rows`."""
-    return sum((kept_rows(_copies(), rows) for rows in wanted), Rows(()))
+    groups = [range(*map(int, path.stem.split("-")[1:])) for path in _copies().glob("rows-*.safetensors")]
+    rows = Rows(())
+    for block in wanted:
+        at = block.start
+        while at < block.stop:
+            group = next((group for group in groups if at in group), None)
+            if group is None:
+                raise FileNotFoundError(_copies())
+            rows += kept_rows(*_copy_of(group))[at - group.start : block.stop - group.start]
+            at = group.stop
+    return rows
 
 
-def _fetch(wanted: list[range], data: DataConfig, split: Split) -> None:
-    """Keep an Arrow copy of each row group that holds wanted rows, if there is none.
-
-    `data.download=ranged` transfers the needed row groups' `messages` only. `whole` is slower (244 MB a
-    shard), but leaves complete shards in huggingface_hub's cache.
-    """
-    groups = _groups(data, wanted[-1].stop)
-    _wanted(data, split, groups[-1].rows.stop)  # refuses what is more than there is
-    needed = [g for g in groups if any(g.rows.start < w.stop and w.start < g.rows.stop for w in wanted)]
-    missing = [group for group in needed if not _is_kept(group.rows)]
-    for rows, table in progress_bar(
-        _tables(missing, data.download), "UltraChat", unit="group", total=len(missing)
-    ):
-        keep_rows(_copies(), rows.start, [f"ultrachat:train_sft:{row}" for row in rows], table)
+def _overlap(one: range, other: range) -> bool:
+    return one.start < other.stop and other.start < one.stop
 
 
-def _groups(data: DataConfig, stop: int) -> list[Group]:
-    """The row groups of the first shards, of as many as hold `stop` rows or of all."""
-    from pyarrow.parquet import ParquetFile
-
-    groups: list[Group] = []
+def _fetch(wanted: list[range]) -> None:
+    """Keep a copy of each row group with wanted rows that has none, shard by shard."""
     start = 0
     for file in ULTRACHAT_SHARDS:
-        if start < stop:
-            with open_file(file, data.download) as stream:
-                footer = ParquetFile(stream).metadata
-            for number in range(footer.num_row_groups):
-                count = footer.row_group(number).num_rows
-                groups.append(Group(file, footer, number, range(start, start + count)))
-                start += count
-    return groups
+        if start < wanted[-1].stop:
+            start = _fetch_shard(file, start, wanted)
 
 
-def _is_kept(rows: range) -> bool:
-    try:
-        return len(kept_rows(_copies(), rows)) > 0
-    except FileNotFoundError:
-        return False
-    except DamagedFile as error:
-        remove(error.path)
-        return False
-
-
-def _tables(groups: list[Group], download: str) -> Iterator[tuple[range, "Table"]]:
-    """The rows of each group, and their `messages`."""
+def _fetch_shard(file: HubFile, start: int, wanted: list[range]) -> int:
+    """Transfer the footer and the missing row groups' `messages`; returns the first row of the next shard."""
     from pyarrow.parquet import ParquetFile
 
-    for file, of_shard in groupby(groups, key=lambda group: group.file):
-        with open_file(file, download) as stream:
-            for group in of_shard:
-                # pre_buffer: one request a row group, not one a column
-                shard = ParquetFile(stream, metadata=group.footer, pre_buffer=True)
-                yield group.rows, shard.read_row_group(group.number, columns=["messages"])
+    with open_file(file) as stream:
+        shard = ParquetFile(stream, pre_buffer=True)  # one request a row group, not one a column
+        sizes = [shard.metadata.row_group(number).num_rows for number in range(shard.num_row_groups)]
+        groups = enumerate(range(*ends) for ends in pairwise(accumulate(sizes, initial=start)))
+        needed = [(n, group) for n, group in groups if any(_overlap(group, rows) for rows in wanted)]
+
+        def transfer(number: int, group: range) -> None:
+            messages = shard.read_row_group(number, columns=["messages"])["messages"].to_pylist()
+            names = (f"ultrachat:train_sft:{row}" for row in group)
+            keep_rows(*_copy_of(group), zip(names, messages, strict=True))
+
+        for number, group in progress_bar(needed, "UltraChat", unit="group"):
+            made_once(partial(kept_rows, *_copy_of(group)), partial(transfer, number, group))
+    return start + sum(sizes)

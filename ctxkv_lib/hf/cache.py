@@ -12,8 +12,8 @@ from ..method.windows import Window
 class ContextCache(Cache):
     """The whole key-value cache of a batch of streams: recent contexts, of a size that does not grow.
 
-    With anchor "current" a window slides with every token, so the context of each position within its reach is
-    kept; with "grid" only those on multiples of the interval.
+    With anchor "current" a window slides with every token, so the context of each position within its reach
+    is kept; with "grid" only those on multiples of the interval.
 
     Attributes:
         state: context after the last token read, `[batch, context_dim]`.

@@ -10,7 +10,17 @@ from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 # Named for transformers 4: loading a saved model, it takes along only the files that this one names.
 from ..method.settings import require as require
 
-PUBLISHED_ONLY = {"slots": "uniform", "slot_bias": "none", "output": "residual", "memory": "contexts"}
+# Fields that folders of version 0.1 have: with other values, this model is not the one that was saved.
+PUBLISHED_ONLY = {
+    "slots": "uniform",
+    "slot_bias": "none",
+    "sink": "none",
+    "output": "residual",
+    "repeat_logit": 0.0,
+    "input_dropout": 0.0,
+    "layer_dropout": 0.0,
+    "memory": "contexts",
+}
 
 
 class ContextKVConfig(PretrainedConfig):
@@ -33,8 +43,8 @@ class ContextKVConfig(PretrainedConfig):
     def __init__(self, **kwargs: Any) -> None:
         for name, published in PUBLISHED_ONLY.items():
             value = kwargs.pop(name, published)
-            allowed = f"{published} (this folder was saved by version 0.1; pass trust_remote_code=True)"
-            require(value == published, name, value, allowed)
+            allowed = f"{published} (version 0.1 saved this folder; where ctxkv_lib is not imported, "
+            require(value == published, name, value, f"{allowed}trust_remote_code=True loads it)")
         names = [f.name for f in dataclasses.fields(ModelConfig)]
         self.shapes_from(ModelConfig(**{name: kwargs.pop(name) for name in names if name in kwargs}))
         self.vocab_size = kwargs.pop("vocab_size", GPT2_VOCAB_SIZE)

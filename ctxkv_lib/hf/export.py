@@ -31,7 +31,8 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> None:
         ValueError: the code of a plug-in cannot be carried along.
     """
     files = [
-        (HERE.parent / package if (HERE.parent / package).is_dir() else HERE) / f"{name}.py"  # else a saved folder
+        (HERE.parent / package if (HERE.parent / package).is_dir() else HERE)
+        / f"{name}.py"  # else a saved folder
         for package, names in FILES.items()
         for name in names
     ]

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..method.config import ModelConfig as ModelConfig
 from ..method.losses import add_to_logit as add_to_logit
 from ..method.model import ContextKV, project_inputs, without_autocast
-from ..method.scan import SEGMENT, walk_columns
+from ..method.scan import SEGMENT, scan_rows
 from ..method.settings import require
 from ..method.windows import Window as Window
 from .cache import ContextCache
@@ -22,7 +22,7 @@ from .export import AUTO_MAP, write_code
 from .plugins import NAMED as NAMED
 from .plugins import parts_of
 
-LONG = 2 * SEGMENT  # columns from which on a text is computed in segments: there as fast, and then faster
+LONG = 4 * SEGMENT  # columns from which on a text is computed in segments: there as fast, and then faster
 TOLERANCE = 1e-5  # of a component of the contexts of long texts
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 # What transformers 5.24 renamed.
@@ -165,7 +165,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in through)
         if trained or tokens.shape[1] < LONG:
             return self._one_by_one(state, inputs[tokens], read)
-        return walk_columns(self.context_block, inputs, tokens, read, state, TOLERANCE)
+        return scan_rows(self.context_block, inputs, tokens, read, state, TOLERANCE)
 
     def _one_by_one(self, state: Tensor, inputs: Tensor, read: Tensor) -> Tensor:
         contexts = []

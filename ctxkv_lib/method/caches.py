@@ -122,7 +122,7 @@ class StreamCache:
         return {name: tensor for name, tensor in named.items() if isinstance(tensor, Tensor)}
 
     def gather(self, positions: Tensor, window: Window) -> Batch:
-        """Gather what is read at `positions`, int64 `[n]` on any device; each tensor from where it is held."""
+        """Gather what is read at `positions`, int64 `[n]` on any device."""
         begins = 0 if self.begins is None else _rows(self.begins, positions)
         rows = window.rows(positions - begins)
         present = rows > 0
@@ -132,11 +132,15 @@ class StreamCache:
         tokens, targets = (_rows(self.ids, places) for places in (positions, positions + 1))
         return Batch(tokens, dense, _rows(self.contexts, rows), present, targets.long())
 
-    def batches(self, order: Tensor, size: int, model: ContextKV, shard: Shard | None = None) -> Iterator[Batch]:
+    def batches(
+        self, order: Tensor, size: int, model: ContextKV, shard: Shard | None = None
+    ) -> Iterator[Batch]:
         """Gather the positions of `order`, int64 `[n]`, in batches on the model's device.
 
         A cache that is held elsewhere is read one batch ahead, by a thread, through pinned memory.
         """
+        if not len(order):  # of which `split` makes one part
+            return
         parts = order.to(self.contexts.device).split(size)
         if shard:
             parts = [part[shard(len(part))] for part in parts]
@@ -185,5 +189,5 @@ def _rows(held: Tensor, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def dense_embeddings(model: ContextKV, ids: Tensor) -> Tensor:
-    """Compute one normed embedding row for each input token: float32 `[n, hidden_size]` from ids `[n + 1]`."""
+    """Compute a normed embedding row for each input token: float32 `[n, hidden_size]`."""
     return torch.cat([model.embed(part) for part in ids[:-1].split(8192)])

@@ -55,7 +55,7 @@ class Phase1Config:
     batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
     max_tokens: int = setting(
         2_000_000,
-        "context_method=exact: of a longer stream it trains on even samples, batches of consecutive positions",
+        "context_method=exact: of a longer stream it trains on even samples of consecutive positions",
         at_least(1),
         "positions",
     )
@@ -87,9 +87,7 @@ class Phase1Config:
     validation_passes: int = setting(
         3, "context_method=passes: for the validation contexts", at_least(1), "passes"
     )
-    tolerance: float = setting(
-        1e-5, "context_method=exact: largest error of a context component", POSITIVE
-    )
+    tolerance: float = setting(1e-5, "context_method=exact: largest error of a context component", POSITIVE)
 
     def __post_init__(self) -> None:
         check_settings(self, "phase1")
@@ -99,7 +97,9 @@ class Phase1Config:
 class Phase2Config:
     """Next-token training of attention and feed-forward on the cached contexts."""
 
-    max_epochs: int = setting(40, "it stops earlier once validation no longer improves", at_least(1), "epochs")
+    max_epochs: int = setting(
+        40, "it stops earlier once validation no longer improves", at_least(1), "epochs"
+    )
     batch_size: int = setting(512, "drawn by a random permutation each epoch", at_least(1), "positions")
     learning_rate: float = setting(1e-3, "of AdamW, default betas", RATE)
     weight_decay: float = setting(0.01, "of AdamW", at_least(0))

@@ -1,34 +1,41 @@
-"""Contexts of a stream from a trained ContextBlock: the original's parallel passes, and the exact recurrence.
+"""Contexts of a stream: by the original's parallel passes, or by the exact recurrence.
 
-All functions take the tokens as distinct rows (`distinct_rows`): `token_half` `[num_distinct, context_dim]`
-(`ContextBlock.project_tokens` of each distinct token) and `tokens` `[n]`, indices into it; and all make or
-overwrite padded contexts `[n + 1, context_dim]`, row 0 zero (see `windows`).
+Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whose input projections are
+`token_half` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the context
+before the first token.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..progress import notice
 from .config import Phase1Config
-from ..runs.placement import PART_ROWS, parts
-from .model import ContextKV
-from .scan import Stream, walk
+from .scan import Block, Stream, segmented_scan
 
-BLOCK = 2**18  # tokens of the exact recurrence at a time, so that what is written lies together: 256 MiB
+BLOCK = 2**18  # tokens of one segmented scan, which bounds the memory of its contexts: 256 MiB
+PASS_ROWS = 2**14  # contexts of a parallel pass at a time
 
 
 @torch.no_grad()
-def distinct_rows(model: ContextKV, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Normed embeddings of the distinct ones of `ids` `[n]`, and `ids` as rows of them, int64 `[n]`.
+def distinct_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Embed the distinct tokens of a stream.
 
-    Both are where the model is, wherever `ids` are; these are whole numbers of any dtype.
+    Args:
+        model: has a `device` and an `embed` that maps ids to normed embeddings.
+        ids: integers `[n]` of any dtype, on any device.
+
+    Returns:
+        normed embeddings `[num_distinct, hidden_size]`, and `ids` as rows of them, int64 `[n]`, both on the
+        model's device.
     """
     distinct, tokens = ids.to(model.device, torch.int32).unique(return_inverse=True)
     return model.embed(distinct), tokens
 
 
 def stream_contexts(
-    block: nn.Module,
+    block: Block,
     token_half: Tensor,
     tokens: Tensor,
     config: Phase1Config,
@@ -36,20 +43,18 @@ def stream_contexts(
     trained: bool,
     generator: torch.Generator,
 ) -> float | None:
-    """Overwrite `contexts` with a stream's contexts, made in the way that `config.contexts` names.
+    """Overwrite `contexts` with those of a stream, computed as `config.context_method` says.
 
     Args:
-        contexts: padded; the state at the end of Phase 1 if `trained`, else anything.
+        contexts: padded; if `trained`, those of Phase 1's last iteration, else anything.
         trained: whether Phase 1 was trained on this stream.
-        generator: draws the original's first contexts of a stream that it was not trained on.
+        generator: draws the first contexts of parallel passes over a stream that Phase 1 was not trained on.
 
     Returns:
-        if exact, the largest error of any component.
+        the error of `exact_contexts`; None of parallel passes.
     """
     if config.context_method == "exact":
-        _, error = exact_contexts(block, token_half, tokens, config.tolerance, out=contexts)
-        say_rounding(error, config.tolerance)
-        return error
+        return exact_contexts(block, token_half, tokens, config.tolerance, out=contexts)[1]
     if not trained:
         draw_contexts(contexts, config.initial_std, generator)
     for _ in range(1 if trained else config.validation_passes):
@@ -57,39 +62,38 @@ def stream_contexts(
     return None
 
 
-def say_rounding(error: float, tolerance: float) -> None:
-    """A line if exact contexts are not as exact as was asked for."""
-    if error > tolerance:
-        notice(
-            f"Contexts are exact to {error:.1e}, not to {tolerance:.0e} as asked for: "
-            "rounding alone moves those of this ContextBlock as far."
-        )
+def draw_contexts(
+    contexts: Tensor,
+    std: float,
+    generator: torch.Generator,
+    release: Callable[[Tensor], None] = lambda contexts: None,
+) -> None:
+    """Overwrite padded contexts with draws from N(0, std); row 0 is zero.
 
-
-def draw_contexts(contexts: Tensor, std: float, generator: torch.Generator) -> None:
-    """Overwrite padded contexts with draws from N(0, std)."""
+    Args:
+        release: called with `contexts` after each chunk, to free memory that a mapped file takes.
+    """
     contexts[0] = 0
-    for part in parts(contexts[1:]):
-        drawn = torch.empty(part.shape, device=generator.device)
-        part.copy_(drawn.normal_(std=std, generator=generator))
+    for chunk in contexts[1:].split(PASS_ROWS):
+        drawn = torch.empty(chunk.shape, device=generator.device)
+        chunk.copy_(drawn.normal_(std=std, generator=generator))
+        release(contexts)
 
 
 @torch.no_grad()
-def parallel_pass(block: nn.Module, token_half: Tensor, tokens: Tensor, contexts: Tensor) -> None:
-    """Overwrite `contexts`: every position at once, each from what they held for the position before it."""
-    before = contexts[:1].to(token_half.device)
-    for start in range(0, len(tokens), PART_ROWS):
-        rows = tokens[start : start + PART_ROWS]
-        stop = start + len(rows)
-        held = contexts[start + 1 : stop + 1].to(token_half.device)
-        previous = torch.cat([before, held[:-1]])
-        before = held[-1:].clone()
-        contexts[start + 1 : stop + 1] = block(previous, token_half[rows])
+def parallel_pass(block: Block, token_half: Tensor, tokens: Tensor, contexts: Tensor) -> None:
+    """Overwrite every context by one step from the context that was before it, all at once."""
+    last = contexts[:1].to(token_half.device)
+    for chunk, rows in zip(contexts[1:].split(PASS_ROWS), tokens.split(PASS_ROWS), strict=True):
+        held = chunk.to(token_half.device)
+        previous = torch.cat([last, held[:-1]])
+        last = held[-1:].clone()
+        chunk.copy_(block(previous, token_half[rows]))
 
 
 @torch.no_grad()
 def exact_contexts(
-    block: nn.Module,
+    block: Block,
     token_half: Tensor,
     tokens: Tensor,
     tolerance: float,
@@ -97,35 +101,35 @@ def exact_contexts(
     out: Tensor | None = None,
     before: Tensor | None = None,
 ) -> tuple[Tensor, float]:
-    """The contexts that reading the stream token by token gives, `BLOCK` tokens after another.
+    """Compute the contexts of the recurrence, as reading token by token gives them.
 
     Args:
         tokens: any integers `[n]`, on any device.
-        tolerance: largest difference allowed of any component, unless rounding makes a larger one.
-        fresh: bool `[n]`, True where a token begins a conversation that is read from the zero context.
-        out: padded contexts to overwrite, on any device; None makes new ones.
-        before: context before the first token, `[context_dim]`, if `tokens` are the continuation of a stream;
-            None: the zero context.
+        tolerance: largest error of a component (see `segmented_scan`).
+        fresh: bool `[n]`, True where a conversation begins, which starts from the zero context.
+        out: padded contexts to overwrite, of any dtype and on any device; None makes new ones.
+        before: context before the first token, `[context_dim]`; None: the zero context. Without `out` and
+            `before`, contexts are as wide as `token_half`.
 
     Returns:
-        padded contexts (`out`, if given) and the largest difference of any component that is left at a place
-        where two segments meet (see `walk`).
+        padded contexts (`out`, if given), and the largest difference of a component that is left at a segment
+        boundary.
     """
-    device, dtype, width = token_half.device, token_half.dtype, token_half.shape[-1]
+    width = next(each.shape[-1] for each in (out, before, token_half) if each is not None)
     contexts = token_half.new_empty(len(tokens) + 1, width) if out is None else out
-    contexts[0] = 0 if before is None else before
-    zero = token_half.new_zeros(1, width)
-    state = zero[0] if before is None else before
-    in_place = (contexts.device, contexts.dtype) == (device, dtype)
-    room = token_half.new_empty(0 if in_place else min(BLOCK, len(tokens)) + 1, width)
+    state = token_half.new_zeros(width) if before is None else before
+    contexts[0] = state
+    in_place = (contexts.device, contexts.dtype) == (token_half.device, token_half.dtype)
     error = 0.0
     for start in range(0, len(tokens), BLOCK):
-        part = tokens[start : start + BLOCK].to(device, torch.int64)
-        begins = None if fresh is None else fresh[start : start + BLOCK].to(device, torch.int64) - 1
-        made = (contexts[start:] if in_place else room)[: len(part) + 1]
+        chunk = slice(start, start + BLOCK)
+        rows = tokens[chunk].to(token_half.device, torch.int64)
+        begins = None if fresh is None else fresh[chunk].to(rows) - 1
+        made = contexts[start : start + BLOCK + 1].to(token_half)  # no copy, if in place
         made[0] = state
-        error = max(error, walk(Stream(block, token_half, part, begins, zero), made, tolerance))
+        stream = Stream(block, token_half, rows, begins, torch.zeros_like(token_half[:1]))
+        error = max(error, segmented_scan(stream, made, tolerance))
         if not in_place:
-            contexts[start + 1 : start + 1 + len(part)] = made[1:]
+            contexts[start + 1 : start + BLOCK + 1] = made[1:]
         state = made[-1].clone()
     return contexts, error

@@ -42,9 +42,7 @@ def token_scores(
     scores = torch.zeros(2, len(positions), device=model.device)
     total = -(-(shard.stop - shard.start) // EVALUATION_ROWS)
     done = shard.start
-    for batch in loop.track(
-        cache.batches(positions[shard], EVALUATION_ROWS, model), "Validation", total
-    ):
+    for batch in loop.track(cache.batches(positions[shard], EVALUATION_ROWS, model), "Validation", total):
 
         def score(pieces: int, batch: Batch = batch) -> Tensor:
             found = []
@@ -67,7 +65,7 @@ def evaluate(model: ContextKV, cache: StreamCache, loop: Loop | None = None) -> 
 
 
 def effective_rank(contexts: Tensor, generator: torch.Generator, max_rows: int = 10_000) -> float:
-    """Compute exp(entropy of the normalised singular values) as a share of context_dim (Roy & Vetterli, 2007).
+    """Compute exp(entropy of the normalised singular values) / context_dim (Roy & Vetterli, 2007).
 
     Args:
         contexts: `[n, context_dim]`, not centred.

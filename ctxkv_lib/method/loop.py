@@ -56,4 +56,4 @@ class Loop:
         """Hear that an optimiser step within an epoch is done; save the state if it is time to."""
 
     def after_round(self, state: Any, metric: Metric) -> None:
-        """Hear the numbers of a finished iteration (Phase 1) or epoch (Phase 2); save the state if need be."""
+        """Hear the numbers of a finished iteration (Phase 1) or epoch (Phase 2); save the state."""

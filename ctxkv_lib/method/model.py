@@ -1,6 +1,7 @@
-"""The model: recurrent ContextBlock, attention over contexts, feed-forward, output tied to a frozen token table.
+"""The model: recurrent ContextBlock, attention over contexts, feed-forward, output tied to a frozen table.
 
-Research code may put its own classes in the place of ContextBlock and of attention with feed-forward (`Parts`).
+Research code may put its own classes in the place of ContextBlock and of attention with feed-forward
+(`Parts`).
 """
 
 from collections.abc import Callable, Iterator
@@ -71,8 +72,8 @@ def project_inputs(block: nn.Module, embeddings: Tensor) -> Tensor:
 class Dropout(nn.Dropout):
     """Dropout whose draws do not depend on how a batch is cut.
 
-    Within `rows_of_batch` it draws for the whole batch and takes its rows, so that micro-batches, or the shards
-    of several processes, see the factors that the whole batch would see.
+    Within `rows_of_batch` it draws for the whole batch and takes its rows, so that micro-batches, or the
+    shards of several processes, see the factors that the whole batch would see.
     """
 
     _cut: tuple[int, slice] | None = None
@@ -86,13 +87,31 @@ class Dropout(nn.Dropout):
 
 
 @contextmanager
-def rows_of_batch(count: int, rows: slice) -> Iterator[None]:
-    """Inside, `Dropout` sees these rows of a batch of `count` positions."""
+def rows_of_batch(count: int, rows: slice, device: torch.device, last: bool = True) -> Iterator[None]:
+    """Inside, `Dropout` sees these rows of a batch of `count` positions.
+
+    Args:
+        last: whether no other rows of the same batch follow in this process. Else torch's random state is
+            restored afterwards, so that those draw the same factors.
+    """
+    draws = None if last else random_state(device)
     Dropout._cut = (count, rows)
     try:
         yield
     finally:
         Dropout._cut = None
+        if draws is not None:
+            set_random_state(device, draws)
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Return the state of torch's own generator of a device, which draws dropout: uint8, on the CPU."""
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+
+
+def set_random_state(device: torch.device, state: Tensor) -> None:
+    module = torch if device.type == "cpu" else torch.get_device_module(device)
+    module.set_rng_state(state)
 
 
 class ContextKVAttention(nn.Module):
@@ -101,8 +120,8 @@ class ContextKVAttention(nn.Module):
     Keys and values are never formed. With `k_s = W_k c_s + b_k` and a head's query q, the score is
     `q . k_s = (W_k^T q) . c_s + q . b_k`, whose last term is the same for all slots: softmax drops it.
     The output is `sum_s w_s (W_v c_s + b_v) = W_v (sum_s w_s c_s) + b_v sum_s w_s`, where the last sum is not
-    1 under dropout. So scores and mixes are computed on the raw contexts. `k.bias` takes part with weight 0: its
-    gradient is zero, as it should be, and not missing, which a distributed wrapper would wait for.
+    1 under dropout. So scores and mixes are computed on the raw contexts. `k.bias` takes part with weight 0:
+    its gradient is zero, as it should be, and not missing, which a distributed wrapper would wait for.
     """
 
     def __init__(self, config: ModelConfig, key_bias: bool = True) -> None:
@@ -175,11 +194,11 @@ class Parts(NamedTuple):
             `init_weights` and `project_inputs`; without the latter, `forward` gets the normed embeddings.
         attention: makes from a `ModelConfig` all that Phase 2 trains, in the place of attention and
             feed-forward. Called as `attention(embeddings [n, hidden_size], window [n, slots, context_dim],
-            present bool [n, slots])`, it returns the hidden state that the output head reads, `[n, hidden_size]`,
-            or a pair of that and attention weights `[n, heads, slots]`. Its class may have
-            `slot_offsets(config) -> list[int]`, the distances of its slots in tokens, and its objects
-            `current_token_bias`, a number added to the logit of the current token, and
-            `init_from_block(block)`, which initialises it before Phase 2 from the trained block.
+            present bool [n, slots])`, it returns the hidden state for the output head, `[n, hidden_size]`,
+            or a pair of that and attention weights `[n, heads, slots]`. It may have `slot_offsets(config) ->
+            list[int]`, the distances of its slots in tokens; `current_token_bias`, a number added to the
+            logit of the current token; and `init_from_block(block)`, which initialises it from the trained
+            block.
     """
 
     block: Callable[[int, int], nn.Module] = ContextBlock
@@ -281,7 +300,7 @@ class ContextKV(nn.Module):
         return hidden + self.feed_forward(hidden), weights
 
     def logits(self, hidden: Tensor, read: Tensor) -> Tensor:
-        """Compute logits `[..., vocab_size]` of hidden states; `read` are the current tokens, integers `[...]`."""
+        """Compute logits `[..., vocab_size]`; `read` are the current tokens, integers `[...]`."""
         logits = F.linear(hidden, self.wte.weight, self.log_unigram)
         if self.current_token_bias:
             add_to_logit(logits, read, self.current_token_bias)

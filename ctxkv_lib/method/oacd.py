@@ -1,8 +1,8 @@
 """Phase 1: train the ContextBlock with OACD until its contexts converge.
 
 OACD (Origin-Anchored Centroid Dispersion) spreads contexts around their centroid and anchors the centroid at
-the origin. Every iteration gives each position the *previous iteration's* context of the position before it, so
-all positions are computed at once.
+the origin. Every iteration gives each position the *previous iteration's* context of the position before it,
+so all positions are computed at once.
 """
 
 import math
@@ -118,13 +118,14 @@ def train_context_block(
     loop.restore(state)
     if not state.metrics:
         _init_weights(block, embeddings, tokens, config)
-        draw_contexts(contexts, config.initial_std, generator)
+        draw_contexts(contexts, config.initial_std, generator, loop.release)
     rule, iteration, rate, reason = StoppingRule(config), 1, 0.0, None
     for metric in state.metrics:
         iteration, rate = metric["iteration"], metric["convergence_rate"]
         reason = rule.reason(rate)
     earlier, most = state.seconds, 0 if reason else config.max_iterations
-    for iteration in loop.track(range(iteration + 1, most + 1), "Phase 1", most, iteration):
+    rounds = range(iteration + 1, most + 1)
+    for iteration in loop.track(rounds, "Phase 1", most, iteration):  # noqa: B020 (evaluated before)
         tick = time.perf_counter()
         mean_loss, rate = train_iteration(
             block, optimizer, embeddings, tokens, contexts, config, generator, loss, loop
@@ -204,7 +205,7 @@ def train_iteration(
     return total_loss.item(), converged.item() / len(tokens)
 
 
-# Contexts of a batch `[n, context_dim]`, its loss, and the gradient of each trained tensor (None: not reached).
+# Contexts of a batch `[n, context_dim]`, its loss, and the gradient of each trained tensor, if it has one.
 BatchGradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 

@@ -125,8 +125,8 @@ def train_attention(
 ) -> Phase2Result:
     """Train `model` in place and leave it with the best epoch's weights.
 
-    Each epoch's order and dropout are drawn from (seed, epoch) alone, so a training that was resumed gives the
-    same numbers as one that never stopped.
+    Each epoch's order and dropout are drawn from (seed, epoch) alone, so a training that was resumed gives
+    the same numbers as one that never stopped.
 
     Args:
         train: its dtype, float32 or bfloat16, is that of the matrix products of training (see
@@ -155,7 +155,9 @@ def train_attention(
             count = min(size, len(train) - state.position)
             rows = loop.shard(count)
 
-            def gradients(pieces: int, batch: Batch = batch, count: int = count, rows: slice = rows) -> Tensor:
+            def gradients(
+                pieces: int, batch: Batch = batch, count: int = count, rows: slice = rows
+            ) -> Tensor:
                 stepper.optimizer.zero_grad()
                 return batch_gradients(model, table, batch, count, rows, pieces)
 
@@ -214,10 +216,11 @@ def batch_gradients(
     """
     total = torch.zeros((), device=model.device)
     in_bf16 = table.is_cuda and table.dtype == torch.bfloat16
-    whole = pieces == 1 and len(batch) == count or not isinstance(batch, Batch)
+    whole = (pieces == 1 and len(batch) == count) or not isinstance(batch, Batch)
     for part, within in batch.split(pieces):
         cut = slice(rows.start + within.start, rows.start + within.stop)
-        with nullcontext() if whole else rows_of_batch(count, cut):
+        last = within.stop == len(batch)
+        with nullcontext() if whole else rows_of_batch(count, cut, model.device, last):
             with torch.autocast("cuda", torch.bfloat16, enabled=in_bf16):
                 hidden, _ = part.attend(model)
             losses, _ = model.losses(hidden, part.tokens, part.targets, table)

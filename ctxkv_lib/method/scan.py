@@ -1,41 +1,36 @@
-"""The contexts that reading token by token gives, from segments of a stream that are read in lock-step.
+"""Segmented scan: the exact recurrence of a ContextBlock, many segments of a stream in lock-step.
 
-Contexts are padded here: row i is the context before token i, row i + 1 the one after it.
+Contexts are padded here: row i is the context before token i, row i + 1 the context after it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SEGMENT = 256  # tokens of a segment at least
-# Segments side by side at most: fewer cost more steps, more cost more of what a block that forgets slowly has
-# to read again. And readers that may be few enough: on a CPU the rows of a step begin to cost more than the
-# step itself at some thirty, on a GPU at some thousands.
-SEGMENTS, FEW = {"cpu": 256}, {"cpu": 32}
-MANY = 2048  # of both, on a GPU
-BURN_IN = 48  # tokens that a segment reads before its own; few trained blocks need more to forget their start
-LOOK_EVERY = 16  # tokens read on before they are held against what was there
-SPARSER = 4  # one of so many goes on where most readers met nothing
-MEETING = 1 / 4  # of the tolerance: what readers leave apart may add up where a block forgets slowly
-TWINS, TWIN_TOKENS = 8, 512  # readers whose rounding is measured, over so many tokens
+SEGMENT = 128  # tokens of a segment, at least; most trained blocks forget within one
+# Segments at most. On a CPU a step on more rows costs more; a GPU is not busy with fewer.
+CPU_SEGMENTS, GPU_SEGMENTS = 256, 2048
+CHECK_EVERY = 16  # tokens between two comparisons, each of which waits for the GPU
+AGREEMENT = 1 / 4  # of the tolerance: differences at several boundaries may add up
+THINNING = 4  # segments that become one if the block remembers more than a segment
+ROUNDINGS = 16  # smallest tolerance of a batch, in `eps` of its dtype: half precision cannot reach 1e-5
 
-
-# Next contexts `[n, context_dim]` from the previous ones and the tokens' halves.
+# Next contexts `[m, context_dim]`, from the contexts and the input projections of m tokens.
 Block = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Tokens to read, and what reads them.
+    """Tokens and the block that reads them.
 
     Attributes:
-        token_half: `ContextBlock.project_tokens` of distinct tokens, `[num_distinct, context_dim]`.
+        token_half: input projections of the distinct tokens, `[num_distinct, context_dim]`.
         tokens: int64 `[n]`, rows of `token_half`.
-        begins: int64 `[n]`, where a token begins another sequence the row of `initial` from which it is read,
-            elsewhere -1; None: the stream is one sequence.
-        initial: `[any, context_dim]`.
+        begins: int64 `[n]`, -1 or, where a token begins a new sequence, the row of `initial` that it starts
+            from; None if the stream is one sequence.
+        initial: contexts `[any, context_dim]`.
     """
 
     block: Block
@@ -44,162 +39,123 @@ class Stream:
     begins: Tensor | None = None
     initial: Tensor | None = None
 
-    def read(self, state: Tensor, positions: Tensor, count: int) -> Tensor:
-        """Contexts `[count, m, context_dim]` after each of the `count` tokens from `positions` `[m]` on.
+    def read(self, contexts: Tensor, positions: Tensor) -> Tensor:
+        """Compute `count` steps of m segments in lock-step.
 
-        Beyond the end the last token is read again and again.
+        Args:
+            contexts: before the first step, `[m, context_dim]`.
+            positions: int64 `[count, m]`, those of a column one after another.
+
+        Returns:
+            contexts after each token, `[count, m, context_dim]`.
         """
-        ahead = positions + torch.arange(count, device=positions.device)[:, None]
-        ahead = ahead.clamp(max=len(self.tokens) - 1)  # (count, m)
-        read = []
-        for halves, here in zip(self.token_half[self.tokens[ahead]], ahead, strict=True):
-            state = self.block(self._begun(state, here), halves)
-            read.append(state)
-        return torch.stack(read)
+        outputs = []
+        halves = self.token_half[self.tokens[positions]]
+        for half, start in zip(halves, self._starts(positions), strict=True):
+            contexts = self.block(contexts if start is None else torch.where(*start, contexts), half)
+            outputs.append(contexts)
+        return torch.stack(outputs)
 
-    def _begun(self, state: Tensor, positions: Tensor) -> Tensor:
+    def _starts(self, positions: Tensor) -> Iterable[tuple[Tensor, Tensor] | None]:
+        """Return for each step, if sequences begin in the stream, where they do and from which contexts."""
         if self.begins is None or self.initial is None:
-            return state
+            return [None] * len(positions)
         row = self.begins[positions]
-        return torch.where((row >= 0)[:, None], self.initial[row.clamp(min=0)], state)
+        return zip((row >= 0)[..., None], self.initial[row.clamp(min=0)], strict=True)
 
 
 @torch.no_grad()
-def walk(stream: Stream, contexts: Tensor, tolerance: float) -> float:
-    """Overwrite `contexts[1:]` with what reading the stream token by token from `contexts[0]` gives.
+def segmented_scan(stream: Stream, contexts: Tensor, tolerance: float) -> float:
+    """Overwrite `contexts[1:]` with the recurrence that starts from `contexts[0]`.
 
-    A trained block forgets its start, so the stream is cut into segments that walk in lock-step, each reading
-    some tokens before its own. Where a segment does not start as the one before it ends there is a seam, from
-    which is read again, all of them in lock-step, until that meets what is there already. A reader that comes
-    as far as the next one's start has changed it, so there is a seam again; if that happens to most, fewer go
-    further. The first reader is right each time, so this ends, at the latest with one that reads everything.
+    1. Cut the stream into segments and compute all in lock-step. Each starts from `contexts[0]`, which is a
+       guess for all but the first.
+    2. If a segment ends with another context than the next one started from, the next one started wrong.
+       Compute all such segments again, from the context before each, until they agree with what is there.
+    3. Repeat this until all agree. If most segments of a round do not, the block remembers more than a
+       segment: the next round computes every fourth one only, and on through the three after it.
+
+    The first segment of each round starts right, so the rounds end. If the block never forgets, the last
+    round is one segment: the whole stream, token by token.
 
     Args:
-        contexts: padded, `[n + 1, context_dim]`, of the dtype and on the device of `token_half`.
-        tolerance: largest difference of any component that may be left at a seam. If rounding alone makes a
-            larger one, which is measured where most readers met nothing, that may be left.
+        contexts: padded, `[n + 1, context_dim]`, of the dtype and on the device of `stream.token_half`.
+        tolerance: largest error of a component to aim at. At segment boundaries a quarter of it may be left,
+            which a block may amplify before it forgets it.
 
     Returns:
-        the largest difference left.
+        the largest difference of a component that is left at a segment boundary.
     """
-    seams, left = _walk_segments(stream, contexts, tolerance)
-    meeting, every, measured = MEETING * tolerance, 1, False
-    while len(seams):
-        readers = seams[::every].contiguous()
-        ends = torch.cat([readers[1:], readers.new_tensor([len(stream.tokens)])])
-        stopped, gap = _read_on(stream, contexts, contexts[readers], readers, ends, meeting)
-        gap[-1] = 0 if stopped[-1] == ends[-1] else gap[-1]  # nothing follows the end of the stream
-        met = gap <= meeting
-        left = max(left, _largest(gap[met]))
-        passed = stopped[torch.searchsorted(readers, seams, right=True) - 1]
-        not_reached = seams[(seams >= passed) & ~torch.isin(seams, readers)]
-        seams = torch.cat([not_reached, ends[~met]]).sort().values
-        most_met = 2 * int(met.sum()) >= len(met)
-        if not most_met and not measured:
-            meeting, measured = max(meeting, _rounding(stream, contexts, readers[~met], ends[~met])), True
-        every = 1 if most_met or len(readers) <= FEW.get(contexts.device.type, MANY) else SPARSER
-    return left
+    contexts[1:] = torch.nan  # agrees with nothing
+    count = len(contexts) - 1
+    most = CPU_SEGMENTS if contexts.device.type == "cpu" else GPU_SEGMENTS
+    pending = torch.arange(0, count, max(SEGMENT, -(-count // most)), device=contexts.device)
+    contexts[pending] = contexts[0].clone()
+    largest, rounds, thinning = 0.0, 0, 1
+    while len(pending):
+        starts = pending[::thinning].contiguous()
+        ends = torch.cat([starts[1:], starts.new_tensor([count])])
+        stops, differences = _compute(stream, contexts, starts, ends, AGREEMENT * tolerance)
+        agrees = differences <= AGREEMENT * tolerance
+        largest = max([largest, *differences[agrees].tolist()])
+        rounds += 1
+        thinning = 1 if rounds == 1 or agrees.float().mean() >= 0.5 else THINNING
+        not_reached = pending >= stops[torch.searchsorted(starts, pending, right=True) - 1]
+        pending = torch.cat([pending[not_reached], ends[:-1][~agrees[:-1]]]).sort().values
+    return largest
+
+
+def _compute(
+    stream: Stream, contexts: Tensor, starts: Tensor, ends: Tensor, agreement: float
+) -> tuple[Tensor, Tensor]:
+    """Overwrite the contexts of segments in lock-step, each until it agrees with what is there.
+
+    Args:
+        starts: position of each segment's first token, `[m]`.
+        ends: position after its last token, `[m]`.
+        agreement: largest difference of a component from what is there at which a segment stops.
+
+    Returns:
+        position after the last token computed of each segment, and the largest difference there, both `[m]`.
+    """
+    stops, differences = starts.clone(), contexts.new_empty(len(starts))
+    active, state = torch.arange(len(starts), device=starts.device), contexts[starts]
+    while len(active):
+        count = min(CHECK_EVERY, int((ends - stops)[active].min()))
+        ahead = stops[active] + torch.arange(count, device=starts.device)[:, None]  # (count, active)
+        computed = stream.read(state, ahead)
+        stops[active] += count
+        differences[active] = (computed[-1] - contexts[stops[active]]).abs().amax(dim=1)
+        contexts[ahead + 1] = computed
+        goes_on = ~(differences <= agreement)[active] & (stops < ends)[active]
+        active, state = active[goes_on], computed[-1, goes_on]
+    return stops, differences
 
 
 @torch.no_grad()
-def walk_columns(
+def scan_rows(
     block: Block, token_half: Tensor, tokens: Tensor, read: Tensor, state: Tensor, tolerance: float
 ) -> Tensor:
-    """Contexts `[batch, length, context_dim]` after each column, by one walk through all rows of a batch.
+    """Compute the contexts of a batch by one segmented scan of all its rows.
 
     Args:
+        token_half: input projections of distinct tokens, `[num_distinct, context_dim]`.
         tokens: int64 `[batch, length]`, rows of `token_half`.
         read: bool `[batch, length]`; a column that is not read leaves the context as it is.
         state: contexts before the first column, `[batch, context_dim]`.
-        tolerance: as `walk` takes it.
-    """
-    counts = read.sum(dim=1)
-    first = counts.cumsum(0) - counts  # of each row's tokens in the stream of all
-    begins = torch.full_like(tokens[read], -1)
-    some = counts > 0
-    begins[first[some]] = some.nonzero().squeeze(1)
-    contexts = state.new_empty(len(begins) + 1, state.shape[1])
-    contexts[0] = state[0]
-    if len(begins):
-        several = (begins, state) if len(tokens) > 1 else ()  # one row begins where `contexts` do
-        walk(Stream(block, token_half, tokens[read], *several), contexts, tolerance)
-    seen = read.cumsum(dim=1)
-    after = contexts[first[:, None] + seen]
-    return after if read[:, 0].all() else torch.where((seen > 0)[..., None], after, state[:, None])
-
-
-def _walk_segments(stream: Stream, contexts: Tensor, tolerance: float) -> tuple[Tensor, float]:
-    """Overwrite `contexts[1:]`; returns the seams, and the largest difference where there is none."""
-    count, width = len(stream.tokens), contexts.shape[-1]
-    length = max(SEGMENT, -(-count // SEGMENTS.get(contexts.device.type, MANY)))
-    first = torch.arange(0, count, length, device=contexts.device)
-    burn_in = min(BURN_IN, length)
-    state = stream.read(contexts[:1].expand(len(first), width), (first - burn_in).clamp(min=0), burn_in)[-1]
-    state[0] = contexts[0]
-    starts = state
-    whole = count // length
-    walked, tail = contexts[1:].split([whole * length, count - whole * length])
-    walked = walked.view(whole, length, width)
-    for step in range(0, length, LOOK_EVERY):
-        read = stream.read(state, first + step, min(LOOK_EVERY, length - step))
-        state = read[-1]
-        walked[:, step : step + len(read)] = read[:, :whole].transpose(0, 1)
-        rest = tail[step : step + len(read)]
-        rest.copy_(read[: len(rest), -1])
-    apart = _apart(starts[1:], contexts[first[1:]])
-    agrees = apart <= tolerance
-    return first[1:][~agrees], _largest(apart[agrees])
-
-
-def _read_on(
-    stream: Stream,
-    contexts: Tensor,
-    state: Tensor,
-    at: Tensor,
-    ends: Tensor,
-    tolerance: float,
-    overwrite: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Read on, each reader until it meets what `contexts` hold, or to its end.
-
-    Args:
-        state: contexts before the readers' first tokens, `[m, context_dim]`.
-        at: their first tokens, int64 `[m]`.
-        ends: the tokens before which they stop at the latest, int64 `[m]`.
+        tolerance: largest error of a component; in half precision, some roundings.
 
     Returns:
-        before which token each stopped, and how far it was then from what `contexts` held.
+        contexts after each column, `[batch, length, context_dim]`.
     """
-    stopped, gap = ends.clone(), state.new_zeros(len(state))
-    going = torch.arange(len(at), device=at.device)
-    while len(going):
-        count = min(LOOK_EVERY, int((ends[going] - at).min()))
-        read = stream.read(state, at, count)
-        rows = at + 1 + torch.arange(count, device=at.device)[:, None]
-        at, state = at + count, read[-1]
-        gap[going], stopped[going] = _apart(state, contexts[at]), at
-        if overwrite:
-            contexts[rows] = read
-        further = ~(gap[going] <= tolerance) & (at < ends[going])
-        going, at, state = going[further], at[further], state[further]
-    return stopped, gap
-
-
-def _rounding(stream: Stream, contexts: Tensor, at: Tensor, ends: Tensor) -> float:
-    """How far readers of the same tokens come apart that start a rounding apart: a few, from `at` on."""
-    chosen = slice(None, None, -(-len(at) // TWINS))
-    at = at[chosen] + 1  # where the readers that were there are on their own way
-    ends = torch.minimum(ends[chosen], at + TWIN_TOKENS)
-    begun = contexts[at]
-    either_way = (-1) ** torch.arange(begun.shape[1], device=at.device)
-    twins = begun + begun * torch.finfo(begun.dtype).eps * either_way
-    _, gap = _read_on(stream, contexts, twins, at, ends, -1.0, overwrite=False)
-    return _largest(gap)
-
-
-def _apart(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).abs().amax(dim=1)
-
-
-def _largest(apart: Tensor) -> float:
-    return apart.max().item() if len(apart) else 0.0
+    row = read.nonzero()[:, 0]  # of each token that is read, one row after another
+    begins = row.where(row.diff(prepend=row.new_tensor([-1])) > 0, -1)
+    contexts = torch.cat([state.new_empty(len(row) + 1, state.shape[1]), state])
+    contexts[0] = state[0]
+    tolerance = max(tolerance, ROUNDINGS * torch.finfo(state.dtype).eps)
+    stream = Stream(block, token_half, tokens[read], begins, state)
+    segmented_scan(stream, contexts[: len(row) + 1], tolerance)
+    seen = read.cumsum(dim=1)
+    before = seen[:, -1:].cumsum(dim=0) - seen[:, -1:]  # tokens read of the rows above, (batch, 1)
+    unchanged = len(row) + 1 + torch.arange(len(state), device=state.device)[:, None]
+    return contexts[torch.where(seen > 0, before + seen, unchanged)]

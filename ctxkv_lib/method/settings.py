@@ -1,7 +1,7 @@
 """Settings that carry their unit, reason and allowed values, from which they are checked and listed."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,18 @@ def at_least(least: float) -> Allowed:
     return Allowed(f"{least} or more", lambda value: value >= least)
 
 
-def choice(names: Iterable[str]) -> Allowed:
-    """One of these names; a mapping says what each of them means."""
-    return Allowed(", ".join(names), tuple(names).__contains__)
+@dataclass(frozen=True)
+class Choice:
+    """The names in a mapping, also those that are added to it later."""
+
+    meanings: Mapping[str, str]
+
+    @property
+    def text(self) -> str:
+        return ", ".join(self.meanings)
+
+    def holds(self, value: Any) -> bool:
+        return value in tuple(self.meanings)
 
 
 def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = ANY, unit: str = "") -> Any:
@@ -40,8 +49,8 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
         allowed: the values it takes; a mapping names them and says what each means.
         unit: what it counts.
     """
-    meanings = dict(allowed) if isinstance(allowed, Mapping) else {}
-    known = allowed if isinstance(allowed, Allowed) else choice(meanings)
+    meanings = allowed if isinstance(allowed, Mapping) else {}
+    known = allowed if isinstance(allowed, Allowed) else Choice(meanings)
     metadata = {"reason": reason, "unit": unit, "allowed": known, "meanings": meanings}
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -1,12 +1,12 @@
 """Which contexts a position sees: the index arithmetic of context windows.
 
-Slot 0 of a window is the position itself; the others lie `interval` tokens apart, counted back from the position
-(anchor "current", as published) or on multiples of the interval (anchor "grid"), where only one context in
-`interval` is ever read again.
+Slot 0 of a window is the position itself; the others lie `interval` tokens apart, counted back from the
+position (anchor "current", as published) or on multiples of the interval (anchor "grid"), where only one
+context in `interval` is ever read again.
 
-Contexts of a stream are stored with one zero row in front (`[num_tokens + 1, context_dim]`, row 0 is "before the
-stream"). Row `i + 1` is the context of position i, row i is the one before it, and a slot that does not exist
-is row 0.
+Contexts of a stream are stored with one zero row in front (`[num_tokens + 1, context_dim]`, row 0 is "before
+the stream"). Row `i + 1` is the context of position i, row i is the one before it, and a slot that does not
+exist is row 0.
 """
 
 from collections.abc import Sequence

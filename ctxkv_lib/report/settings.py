@@ -1,15 +1,15 @@
-"""`ctxkv settings`: every setting as its dataclass describes it, and what presets and recipes make of it."""
+"""List settings as `ctxkv settings` does: what dataclasses say of each, and what presets and recipes set."""
 
 import dataclasses
 from typing import Any
 
-from ..runs.config import CONCERNS, PRESETS, RECIPES, build_config
+from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, load_source_plugins, recipe_settings
 
 WIDTH = 44  # of the column of names and values
 
 
 def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
-    """Every setting, concern by concern.
+    """List every setting, concern by concern.
 
     Args:
         preset: whose values to give; None gives the defaults.
@@ -21,9 +21,10 @@ def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
     Raises:
         UserError: an unknown preset.
     """
+    load_source_plugins()
     chosen = build_config(preset) if preset else None
     rows = []
-    for concern, settings in CONCERNS.items():
+    for concern, settings in GROUPS.items():
         for known in dataclasses.fields(settings):
             key = f"{concern}.{known.name}"
             value = getattr(getattr(chosen, concern), known.name) if chosen else known.default
@@ -35,16 +36,16 @@ def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
 
 def _layers() -> dict[str, dict[str, Any]]:
     presets = {n: {**p.settings, "data.samples": p.samples[-1]} for n, p in PRESETS.items()}
-    return {**presets, **{f"recipe {name}": layer for name, layer in RECIPES.items()}}
+    return {**presets, **{f"recipe {name}": recipe_settings(name) for name in RECIPES}}
 
 
 def format_settings(rows: list[dict[str, Any]]) -> str:
-    """`describe_settings` as lines for a terminal."""
+    """Format `describe_settings` for a terminal."""
     lines, concern = [], ""
     for row in rows:
         if row["setting"].partition(".")[0] != concern:
             concern = row["setting"].partition(".")[0]
-            about = (CONCERNS[concern].__doc__ or "").partition(".")[0]
+            about = (GROUPS[concern].__doc__ or "").partition(".")[0]
             lines += ["", f"{concern}: {about}"]
         value = f"{row['setting']} = {row['value']} {row['unit']}".rstrip()
         lines.append(f"  {value:<{WIDTH}}  {row['reason']}")

@@ -1,27 +1,28 @@
-"""What a trained run makes of its contexts: the same weights and positions, read with other windows.
+"""What attention makes of its contexts: perplexity of the same weights at the same positions, other windows.
 
-Nothing is trained. Zero contexts are of no kind that the model has met, so they harm, whether it reads what
-contexts say or only counts on their being there. Those of another conversation are of the kind it knows, and
-wrong: what they do not harm was not read.
+Nothing is trained. Zero contexts are unlike any that the model was trained on, so they harm even a model that
+ignores what contexts say. Contexts of another conversation are familiar and wrong: what they do not harm, the
+model did not read.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..hf.modeling import ContextKVConfig, ContextKVForCausalLM
+from ..hf.inference import binned
 from ..method.caches import Batch, StreamCache
 from ..method.evaluation import perplexity, token_scores
-from ..method.windows import slot_positions
-from ..runs.inference import binned
+from ..method.model import ContextKV
+from ..method.windows import Window
+from ..runs.testing import pairs, since_last
 
 SEED = 0  # not the run's: all runs on one validation stream are measured at the same positions
-POSITIONS = 1024  # with a full window, drawn for each ablation
-REPEATED = 512  # further ones, at which a pair of tokens comes again
+POSITIONS = 1024  # with a full window, sampled for each ablation
+REPEATED = 512  # further ones, at which a pair of tokens occurs again
 SLOT_POSITIONS = 128  # of them for each single slot, of which there are many
 HISTORY = (0, 64, 256, 640, math.inf)  # tokens of its own conversation before a position
 FREQUENCY = (0, 1, 10, 100, 1000, math.inf)  # of the next token in the training stream
@@ -30,35 +31,35 @@ Change = Callable[[Tensor, Tensor], Tensor]  # of windows `[n, slots, context_di
 
 
 class Ablated(StreamCache):
-    """A cache whose windows are changed as they are read."""
+    """A cache whose windows are changed when they are read."""
 
     def __init__(self, cache: StreamCache, change: Change) -> None:
         super().__init__(**cache.tensors())
         self.change = change
 
-    def gather(self, positions: Tensor, shape: ContextKVConfig) -> Batch:
-        batch = super().gather(positions, shape)
+    def gather(self, positions: Tensor, window: Window) -> Batch:
+        batch = super().gather(positions, window)
         return replace(batch, window=self.change(batch.window, positions))
 
 
 def zero(window: Tensor, _: Tensor) -> Tensor:
-    """Every context is missing, as before the start of a stream."""
+    """Replace every context by zeros, as before the start of a stream."""
     return torch.zeros_like(window)
 
 
 def shuffled(window: Tensor, _: Tensor) -> Tensor:
-    """Each slot gets its context from another position, every slot from a different one.
+    """Give each slot its context from another position, every slot from a different one.
 
-    A slot keeps the kind of context it is used to; what is lost is all that belongs to the position, and that
-    the contexts of a window belong together.
+    A slot keeps the kind of context it is used to. It loses what belongs to the position, and that the
+    contexts of a window belong together.
     """
     draw = torch.rand(window.shape[:2], generator=torch.Generator().manual_seed(SEED))
     order = draw.argsort(dim=0).to(window.device)
     return window.gather(0, order[..., None].expand_as(window))
 
 
-def elsewhere(cache: StreamCache, shape: ContextKVConfig, first: int) -> Change:
-    """The whole window of the position half the stream away.
+def elsewhere(cache: StreamCache, window: Window, first: int) -> Change:
+    """Replace the whole window by that of the position half the stream away.
 
     That is another conversation, unless one makes up half of the stream. Its contexts belong together, but
     not to the position.
@@ -70,13 +71,13 @@ def elsewhere(cache: StreamCache, shape: ContextKVConfig, first: int) -> Change:
 
     def change(_: Tensor, positions: Tensor) -> Tensor:
         other = first + (positions - first + count // 2) % count
-        return cache.gather(other, shape).window
+        return cache.gather(other, window).window
 
     return change
 
 
 def alone(slot: int, others: Change) -> Change:
-    """Only this slot has its own context, the others have what `others` gives them."""
+    """Keep only this slot's own context; the other slots get what `others` gives them."""
 
     def change(window: Tensor, positions: Tensor) -> Tensor:
         changed = others(window, positions).clone()
@@ -86,30 +87,10 @@ def alone(slot: int, others: Change) -> Change:
     return change
 
 
-@dataclass(frozen=True)
-class Read:
-    """Scores at n positions, with their own contexts and with others.
-
-    Attributes:
-        intact: losses in nats, float32 `[n]`.
-        correct: bool `[n]`, whether the likeliest token was the right one.
-        other: losses with the other contexts, float32 `[n]`.
-    """
-
-    intact: Tensor
-    correct: Tensor
-    other: Tensor
-
-    def by(self, values: Tensor, edges: Sequence[float]) -> list[dict[str, Any]]:
-        """`binned` by `values` `[n]`, with `other_ppl` in each row: the perplexity with other contexts."""
-        both = (binned(values, edges, losses, self.correct) for losses in (self.intact, self.other))
-        return [{**row, "other_ppl": other["ppl"]} for row, other in zip(*both, strict=True)]
-
-
 def ablations(
-    model: ContextKVForCausalLM, cache: StreamCache, window: int, starts: Tensor, counts: Tensor
+    model: ContextKV, cache: StreamCache, window: int, starts: Tensor, counts: Tensor
 ) -> dict[str, Any]:
-    """`ablations` of the summary: perplexities of a stream with other windows, and by kind of position.
+    """Compute `ablations` of the summary: perplexity with other windows, and by kind of position.
 
     Args:
         cache: of the validation stream.
@@ -119,87 +100,82 @@ def ablations(
 
     Returns:
         `positions`, their number.
-        `changed`, by name of the ablation ("intact" is none, "slot_0" leaves only that slot its own): `ppl`,
-        and against intact at the same positions `percent` more of it with its standard error `error`.
-        `slots`, for each `slot` that alone is its own: how far `back` it lies (tokens), `ppl`, and `percent`
-        and `error` against "elsewhere", where none is.
+        `changed`, by name of the ablation ("intact" is none, "slot_0" leaves only that slot its own): `ppl`;
+        `percent`, its increase over intact at the same positions, and that increase's standard error `error`.
+        `slots`, for each `slot` that alone keeps its own context: its mean distance `back` in tokens, `ppl`;
+        `percent_vs_elsewhere`, the increase over "elsewhere", where no slot keeps its own, and its `error`.
         `by_history`, `by_frequency`, `by_repetition`: lists of `{from, to, tokens, ppl, accuracy,
-        other_ppl}`, where "other" is another conversation's contexts. The last has a row of 0, for tokens
-        that form no pair with the one before that stands in the window already, and one of 1, for others.
+        other_ppl}`, the last with another conversation's contexts. `by_repetition` has a row of 0, for tokens
+        that form no pair with the one before that occurred in the window, and one of 1, for others.
     """
     first = min(window, len(cache) - 1)
     again = since_last(pairs(cache.ids)) < window
-    chosen = _drawn(torch.arange(first, len(cache)), POSITIONS)
-    repeated = _drawn(again[first:].nonzero()[:, 0] + first, REPEATED)
-    other = elsewhere(cache, model.config, first)
+    chosen = _sample(torch.arange(first, len(cache)), POSITIONS)
+    repeated = _sample(again[first:].nonzero()[:, 0] + first, REPEATED)
+    other = elsewhere(cache, model.window, first)
     changes = {"zero": zero, "shuffled": shuffled, "elsewhere": other, "slot_0": alone(0, other)}
     losses = {name: _scores(model, Ablated(cache, change), chosen)[0] for name, change in changes.items()}
-    found = Read(*_scores(model, cache, chosen), losses["elsewhere"])
-    more = Read(*_scores(model, cache, repeated), _scores(model, Ablated(cache, other), repeated)[0])
-    losses = {"intact": found.intact, **losses}
+    intact, correct = _scores(model, cache, chosen)
+    scores = (intact, correct, losses["elsewhere"])
+    at_repeated = (*_scores(model, cache, repeated), _scores(model, Ablated(cache, other), repeated)[0])
     depth = chosen - starts[torch.searchsorted(starts, chosen, right=True) - 1]
+    changed = {"intact": intact, **losses}
     return {
         "positions": len(chosen),
-        "changed": {name: _against(found.intact, each) for name, each in losses.items()},
+        "changed": {name: _increase(intact, each, "percent") for name, each in changed.items()},
         "slots": _slots(model, cache, other, chosen, losses["elsewhere"]),
-        "by_history": found.by(depth, HISTORY),
-        "by_frequency": found.by(counts[cache.ids[chosen + 1].long()], FREQUENCY),
+        "by_history": _binned(depth, HISTORY, *scores),
+        "by_frequency": _binned(counts[cache.ids[chosen + 1].long()], FREQUENCY, *scores),
         "by_repetition": [
-            *found.by(again[chosen].long(), (0, 1)),
-            *more.by(torch.ones_like(repeated), (1, 2)),
+            *_binned(again[chosen].long(), (0, 1), *scores),
+            *_binned(torch.ones_like(repeated), (1, 2), *at_repeated),
         ],
     }
 
 
-def since_last(codes: Tensor) -> Tensor:
-    """How many places before each of `codes` `[n]` the same one stands last; n where it never does."""
-    order = codes.argsort(stable=True)
-    same = codes[order[1:]] == codes[order[:-1]]
-    since = torch.full_like(codes, len(codes))
-    since[order[1:][same]] = order.diff()[same]
-    return since
-
-
-def pairs(ids: Tensor) -> Tensor:
-    """A number for each token of `ids` `[n + 1]` together with its next: int64 `[n]`."""
-    ids = ids.long()
-    return ids[:-1] * (ids.max() + 1) + ids[1:]
-
-
-def _drawn(positions: Tensor, most: int) -> Tensor:
-    """So many of `positions` at most, drawn without preference, in order."""
+def _sample(positions: Tensor, most: int) -> Tensor:
+    """At most this many of `positions`, drawn uniformly, in order."""
     rows = torch.randperm(len(positions), generator=torch.Generator().manual_seed(SEED))[:most]
     return positions[rows.sort().values]
 
 
-def _scores(model: ContextKVForCausalLM, cache: StreamCache, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """`token_scores` on the CPU; nothing is read where there is no position."""
+def _scores(model: ContextKV, cache: StreamCache, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """`token_scores` on the CPU; empty where there is no position."""
     if not len(positions):
         return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
     losses, correct = token_scores(model, cache, positions)
     return losses.cpu(), correct.cpu()
 
 
-def _slots(
-    model: ContextKVForCausalLM, cache: StreamCache, others: Change, positions: Tensor, none: Tensor
+def _binned(
+    values: Tensor, edges: Sequence[float], intact: Tensor, correct: Tensor, other: Tensor
 ) -> list[dict[str, Any]]:
-    """Each slot alone, at some of `positions`, against their losses with `none` of their own contexts."""
-    rows = _drawn(torch.arange(len(positions)), SLOT_POSITIONS)
-    few, shape = positions[rows], model.config
-    back = few[:, None] - slot_positions(few, shape)
+    """`binned` by `values` `[n]`, with the perplexity of the losses `other` as `other_ppl` of each row."""
+    both = (binned(values, edges, losses, correct) for losses in (intact, other))
+    return [{**row, "other_ppl": changed["ppl"]} for row, changed in zip(*both, strict=True)]
+
+
+def _slots(
+    model: ContextKV, cache: StreamCache, others: Change, positions: Tensor, elsewhere: Tensor
+) -> list[dict[str, Any]]:
+    """Each slot alone at some of `positions`, compared with their losses `elsewhere`."""
+    rows = _sample(torch.arange(len(positions)), SLOT_POSITIONS)
+    few = positions[rows]
+    back = few[:, None] - model.window.slots(few)
     found = []
     for slot, distance in enumerate(back.double().mean(dim=0).tolist()):
         losses, _ = _scores(model, Ablated(cache, alone(slot, others)), few)
-        found.append({"slot": slot, "back": distance, **_against(none[rows], losses)})
+        increase = _increase(elsewhere[rows], losses, "percent_vs_elsewhere")
+        found.append({"slot": slot, "back": distance, **increase})
     return found
 
 
-def _against(base: Tensor, losses: Tensor) -> dict[str, float]:
-    """Perplexity of `losses`, and its change against `base`, losses of the same positions, in percent."""
+def _increase(base: Tensor, losses: Tensor, name: str) -> dict[str, float]:
+    """Perplexity of `losses`, its increase over `base` at the same positions in percent, standard error."""
     change = (losses - base).double()
     error = change.std(correction=0) / math.sqrt(len(change))
     return {
         "ppl": perplexity(losses.double().mean().item()),
-        "percent": 100 * (perplexity(change.mean().item()) - 1),
+        name: 100 * (perplexity(change.mean().item()) - 1),
         "error": 100 * error.item(),
     }

@@ -1,7 +1,7 @@
-"""What contexts remember: how well the tokens before a position can be read off its context.
+"""What contexts remember: how well the tokens before a position can be decoded from its context.
 
 Ridge regressions from the context at t to the embedding of the token at t - d, fitted on one stream and
-measured on another. How strong the ridge is, generalised cross-validation says for each distance (Golub,
+evaluated on another. Generalised cross-validation chooses the strength of the ridge for each distance (Golub,
 Heath and Wahba, 1979): where nothing is remembered, nothing is fitted.
 """
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..method.config import ModelConfig
-from ..method.windows import slot_positions
+from ..method.windows import Window
 
-HORIZON_R2 = 0.01  # a token of which no more than this share is left counts as forgotten
+SPAN_R2 = 0.01  # a token counts as forgotten if R² is not above this
 NAMED_ROWS = 1024  # positions at which the token is named; enough for a share within 0.015
 STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # of the ridge, in mean eigenvalues
 
@@ -31,26 +31,23 @@ class Stream:
     contexts: Tensor
     tokens: Tensor
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
     def back(self, distance: int, skipped: int) -> Tensor:
         """The token `distance` before each position from `skipped` on: int64 `[n - skipped]`."""
-        return self.tokens[skipped - distance : len(self) - distance]
+        return self.tokens[skipped - distance : len(self.tokens) - distance]
 
 
 class Ridge:
-    """Linear readings of one set of contexts, fitted for any targets."""
+    """Ridge regressions on one set of contexts, for any targets."""
 
     def __init__(self, contexts: Tensor) -> None:
-        """From float32 `[n, context_dim]`."""
+        """Prepare float32 `[n, context_dim]`."""
         self.mean = contexts.mean(dim=0)
         self.centred = contexts - self.mean
         values, self.vectors = torch.linalg.eigh((self.centred.T @ self.centred).double())
         self.values = values.clamp(min=1e-9 * values.max().item())
 
     def weights(self, cross: Tensor, energy: float) -> Tensor:
-        """Float32 `[context_dim, outputs]`, for targets Y `[n, outputs]`.
+        """Fit targets Y `[n, outputs]`: float32 `[context_dim, outputs]`.
 
         Args:
             cross: `centred.T @ Y`.
@@ -66,20 +63,20 @@ class Ridge:
         return (self.vectors @ (turned / (self.values + best)[:, None])).float()
 
 
-def recall(
+def decodability(
     train: Stream, held_out: Stream, embeddings: Tensor, distances: Sequence[int]
 ) -> list[dict[str, float]]:
-    """How much of the token so many positions back a context still holds.
+    """Measure how much of the token so many positions back a context still has.
 
     Args:
         train: what is fitted.
-        held_out: what is measured.
-        embeddings: float32 `[distinct, hidden_size]`, all of one length.
+        held_out: what is evaluated.
+        embeddings: float32 `[distinct, hidden_size]`, all of one norm.
         distances: 0 is the token just read.
 
     Returns:
-        for each distance `distance`; `r2`, the explained share of the embedding's variance; `top1`, how often
-        the token is the nearest of all to what was read.
+        for each distance: `distance`; `r2`, the explained share of the embedding's variance; `top1`, the
+        share of positions whose token is the nearest of all to the decoded embedding.
     """
     skipped = max(distances)
     ridge = Ridge(train.contexts[skipped:])
@@ -100,7 +97,7 @@ def recall(
     return found
 
 
-def mean_recall(train: Stream, held_out: Stream, embeddings: Tensor, count: int) -> float:
+def mean_decodability(train: Stream, held_out: Stream, embeddings: Tensor, count: int) -> float:
     """R² of the mean embedding of the last `count` tokens."""
     ridge = Ridge(train.contexts[count:])
     targets, wanted = (_last_means(embeddings[side.tokens], count) for side in (train, held_out))
@@ -110,31 +107,31 @@ def mean_recall(train: Stream, held_out: Stream, embeddings: Tensor, count: int)
     return _explained((held_out.contexts[count:] - ridge.mean) @ weights, wanted - mean)
 
 
-def horizon(found: Sequence[dict[str, float]]) -> int | None:
-    """The furthest distance up to which R² stays above `HORIZON_R2`; None if the first is not."""
+def memory_span(found: Sequence[dict[str, float]]) -> int | None:
+    """The furthest distance up to which R² stays above `SPAN_R2`, in tokens; None if the first does not."""
     last = None
     for row in found:
-        if row["r2"] <= HORIZON_R2:
+        if row["r2"] <= SPAN_R2:
             break
         last = int(row["distance"])
     return last
 
 
-def coverage(shape: ModelConfig, reach: int | None) -> float:
-    """Share of the window's tokens that some slot holds, if a context holds `reach` tokens before its own."""
-    if reach is None:
+def coverage(shape: ModelConfig, window: Window, span: int | None) -> float:
+    """Share of the window within some slot's memory span, if a context reaches `span` tokens back."""
+    if span is None:
         return 0.0
     shares = []
     for position in range(shape.context_window, shape.context_window + shape.interval):
         token = position - torch.arange(shape.context_window)
-        slots = slot_positions(torch.tensor(position), shape)
+        slots = window.slots(torch.tensor(position))
         behind = slots - token[:, None]  # (tokens, slots)
-        shares.append(((behind >= 0) & (behind <= reach)).any(dim=1).float().mean())
+        shares.append(((behind >= 0) & (behind <= span)).any(dim=1).float().mean())
     return torch.stack(shares).mean().item()
 
 
 def centroid(contexts: Tensor) -> float:
-    """Length of the mean context, as a share of a context's own (root mean square)."""
+    """Norm of the mean context, as a share of the contexts' root mean square norm."""
     return (contexts.mean(dim=0).norm() / contexts.square().sum(dim=1).mean().sqrt()).item()
 
 
@@ -144,6 +141,6 @@ def _last_means(rows: Tensor, count: int) -> Tensor:
     return ((sums[count:] - sums[:-count]) / count).float()
 
 
-def _explained(read: Tensor, truth: Tensor) -> float:
-    """R² of what was read, both without the training targets' mean."""
-    return 1 - ((truth - read).square().sum() / truth.square().sum()).item()
+def _explained(decoded: Tensor, truth: Tensor) -> float:
+    """R² of what was decoded, both without the training targets' mean."""
+    return 1 - ((truth - decoded).square().sum() / truth.square().sum()).item()

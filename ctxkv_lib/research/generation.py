@@ -1,4 +1,4 @@
-"""How much generated text repeats itself: greedy continuations of validation text, beside the text's own."""
+"""How much generated text repeats itself: greedy continuations of validation text, beside the text itself."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,28 +11,28 @@ from transformers import PreTrainedTokenizerBase
 from ..hf.modeling import ContextKVForCausalLM
 
 SAMPLES = 20
-PROMPT = 32  # tokens that are given
-GENERATED = 50  # tokens that are asked for, at most
+PROMPT = 32  # tokens
+GENERATED = 50  # tokens at most
 
 
 @torch.no_grad()
 def generation(
     model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, ids: Tensor
 ) -> dict[str, Any]:
-    """`generation` of the summary: what always taking the likeliest token makes of prompts.
+    """Compute `generation` of the summary: continue prompts with the likeliest token each time.
 
     Args:
         ids: int `[n]`, the validation stream; the prompts are cut out of it, evenly spaced.
 
     Returns:
-        `samples`; `longest_run`, of one token in any sample; `repeated`, the share of tokens that the same
-        sample has had before; `text`, both of the text that really goes on there; and the first prompt with
+        `samples`; `longest_run`, of one token in any sample; `repeated`, the share of tokens that occurred
+        earlier in their sample; `text`, both numbers of the real continuations; and the first prompt with
         its continuation as `sample`: `{prompt, generated}`. Nothing if the stream is too short for one.
     """
-    room = len(ids) - PROMPT - GENERATED
-    if room < 0:
+    last = len(ids) - PROMPT - GENERATED
+    if last < 0:
         return {}
-    starts = torch.linspace(0, room, SAMPLES).long()
+    starts = torch.linspace(0, last, SAMPLES).long()
     rows = ids.long().cpu()[starts[:, None] + torch.arange(PROMPT + GENERATED)]
     prompts = rows[:, :PROMPT].to(model.device)
     made = model.generate(
@@ -48,12 +48,12 @@ def generation(
 
 
 def repetition(samples: Sequence[Sequence[int]]) -> dict[str, float]:
-    """`longest_run` of one token in any sample, and the share of tokens `repeated` within theirs."""
+    """Count the `longest_run` of one token in a sample, and the share of tokens `repeated` within theirs."""
     runs = [sum(1 for _ in run) for sample in samples for _, run in groupby(sample)]
-    fresh, count = sum(len(set(sample)) for sample in samples), sum(map(len, samples))
-    return {"longest_run": max(runs, default=0), "repeated": 1 - fresh / count if count else 0.0}
+    distinct, count = sum(len(set(sample)) for sample in samples), sum(map(len, samples))
+    return {"longest_run": max(runs, default=0), "repeated": 1 - distinct / count if count else 0.0}
 
 
 def _up_to(end: int, tokens: list[int]) -> list[int]:
-    """A sample without what fills it up after its end of text."""
+    """Cut a sample at its end of text; padding follows there."""
     return tokens[: tokens.index(end)] if end in tokens else tokens

@@ -1,189 +1,147 @@
-"""Every measure of a trained run, each taken once and kept as a stage of the run folder.
+"""Measurements of a finished run, made when asked for; each is kept as a stage of the run folder."""
 
-What is kept counts as long as it was measured on the same thing, with the same code.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from .. import ranks
 from ..data.conversations import load_conversations
-from ..data.counts import count_tokens
+from ..data.counts import count_tokens, unigram_floor
 from ..data.embeddings import corpus_counts, corpus_ids
-from ..data.recall import KEYS, pairs_in
-from ..data.tokens import TokenStream, load_tokenizer, validation_stream
-from ..errors import memory_advice
-from ..files import digest
-from ..hf.modeling import ContextKVForCausalLM
-from ..method.caches import StreamCache, load_cache, load_ids
-from ..method.config import FROZEN_BLOCK, ModelConfig
-from ..method.contexts import distinct_rows, stream_contexts
-from ..method.evaluation import perplexity, token_scores
-from ..progress import say, stage, transformers_bars_hidden
+from ..data.tokens import load_tokenizer, validation_stream
+from ..errors import UserError, memory_advice
+from ..experiments import write_results
+from ..method.config import GPT2_VOCAB_SIZE
+from ..method.model import ContextKV
+from ..progress import say, stage
+from ..runs.caches import load_cache, load_ids
 from ..runs.config import ExperimentConfig
-from ..runs.provenance import choose_device, code_version
-from ..runs.run_folder import RunFolder
-from .ablations import ablations, pairs, since_last
+from ..runs.provenance import code_version
+from ..runs.records import MEASURES
+from ..runs.rows import as_read
+from ..runs.run_folder import Run, RunFolder, refuse_damaged
+from ..runs.testing import measurement_key, measurements, test_stream, trained_model
+from ..runs.trained import for_transformers
+from .ablations import ablations
 from .generation import generation
-from .models import model_class, stream_of
-from .ngrams import unigram_floor, yardsticks
+from .ngrams import ngram_baselines
 from .probe import probe
+from .recall_source import KEYS, pairs_in
 from .recall_task import recall_task
 
-# What training did is in the keys of its own stages already.
+ALL = MEASURES
+# Modules whose code a measurement depends on; that of training is in the keys of its own stages.
 CODE = {
-    "ablations": code_version("runs/inference", "research/ablations"),
-    "generation": code_version("research/generation"),
-    "probe": code_version("research/decodability", "research/probe"),
-    "recall_task": code_version(
-        "runs/inference", "research/ablations", "research/recall_task", "data/recall"
-    ),
-    "test": code_version("research/ablations", "research/measure"),
-    "yardsticks": code_version("research/ngrams", "research/measure"),
+    "probe": ("research/decodability", "research/probe"),
+    "ablations": ("hf/inference", "research/ablations"),
+    "recall_task": ("hf/inference", "research/recall_task", "research/recall_source"),
+    "generation": ("research/generation",),
+    "ngrams": ("research/ngrams", "research/measure"),
 }
-PAIRED_WITHIN = ModelConfig().context_window  # tokens back, whatever the run's own window: runs compare
 MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
 
 Facts = dict[str, Any]
 
 
 @memory_advice("Measuring the run", "use fewer conversations with --samples")
-def measure(config: ExperimentConfig, folder: RunFolder) -> Facts:
-    """`probe`, `ablations`, `test` and so on of the summary, as far as the experiment has them.
+def measure(run: Run, names: Sequence[str] = ALL) -> Run:
+    """Make the measurements of a finished run that it lacks, and write its summary and report anew.
 
     Args:
-        folder: claimed, of a run that is trained.
+        names: of `ALL`. Those that a run of this kind cannot have are left out.
+
+    Raises:
+        UserError: an unknown name; none that the run can have; missing or damaged caches or weights.
     """
-    caches, phase2 = (folder.records.stages[name] for name in ("caches", "phase2"))
-    contexts, weights = [caches.key, caches.files], [phase2.key, phase2.files]
-    test = load_conversations(config.data, "test")
-    trained = cache(lambda: _trained(config, folder))
+    if unknown := [name for name in names if name not in ALL]:
+        raise UserError(f"measurement is {unknown[0]!r}; allowed: {', '.join(ALL)}.")
+    config, possible = run.config, measurements_of(run.config)
+    wanted = [name for name in names if name in possible]
+    if not wanted:
+        mixer = config.plugins["mixer"].name if "mixer" in config.plugins else "none"
+        kind = f"mixer={mixer}, data.source={config.data.source}"
+        raise UserError(f"{run.path} has no {' or '.join(names)} ({kind}); it has {' and '.join(possible)}.")
+    folder = RunFolder(run.path)
+    with folder.claimed(config):
+        return ranks.on_rank_0(lambda: _measure(run, folder, wanted))
 
-    @cache
-    def tested() -> TokenStream | None:
-        """The test's stream, if a token of it can be predicted; read only if something is to be measured."""
-        stream = validation_stream(test, load_tokenizer(config.data.tokenizer)) if len(test) else None
-        return stream if stream and len(stream.ids) > 1 else None
 
-    measures: dict[str, tuple[Any, Callable[[], Facts]]] = {
-        "test": (
-            [weights, test.fingerprint],
-            lambda: _test(config, trained(), stream) if (stream := tested()) else {},
-        ),
-        "yardsticks": (
-            [contexts, test.fingerprint],
-            lambda: _yardsticks(config, folder, {"test": stream.ids} if (stream := tested()) else {}),
-        ),
+def measurements_of(config: ExperimentConfig) -> list[str]:
+    """Names of the measurements that a run of this configuration can have."""
+    lacking = {"probe", "ablations", "generation"} if "mixer" in config.plugins else set()
+    if config.data.source != "recall":
+        lacking.add("recall_task")
+    return [name for name in ALL if name not in lacking]
+
+
+def _measure(run: Run, folder: RunFolder, names: Sequence[str]) -> Run:
+    keys = {name: measurement_key(folder, code_version(*CODE[name])) for name in names}
+    missing = [name for name in names if not folder.finished(name, keys[name])]
+    if not missing:
+        return run
+    for files in ("caches", "phase2"):
+        refuse_damaged(run.path, files)
+    config, trained = run.config, cache(lambda: trained_model(run.config, folder))
+    makers: dict[str, Callable[[], Facts]] = {
+        "probe": lambda: probe(config, folder, trained()),
+        "ablations": lambda: _ablations(config, folder, trained()),
+        "recall_task": lambda: _recall_task(config, folder, trained()),
+        "generation": lambda: _generation(config, folder, trained()),
+        "ngrams": lambda: _ngrams(config, folder),
     }
-    if config.data.source == "recall":
-        measures["recall_task"] = ([contexts, weights], lambda: _recall_task(config, folder, trained()))
-    if config.model.memory in FROZEN_BLOCK:
-        measures |= {
-            "probe": (contexts, lambda: probe(config, folder, trained())),
-            "ablations": ([contexts, weights], lambda: ablate(config, folder, trained())),
-            "generation": (weights, lambda: _generation(config, folder, trained())),
-        }
-    found = {name: _once(folder, name, *measured) for name, measured in measures.items()}
-    return {name: result for name, result in found.items() if result}
-
-
-def _once(folder: RunFolder, name: str, made_from: Any, make: Callable[[], Facts]) -> Facts:
-    """What the folder holds of a measure; made and recorded if it was made from something else."""
-    key = digest([made_from, CODE[name]])
-    done = folder.finished(name, key)
-    if done is None:
+    for name in missing:
         with stage(f"Measuring: {name}"):
-            done = folder.finish(name, key, (), make())
-    return done.result
+            folder.finish(name, keys[name], (), makers[name]())
+    summary = {name: part for name, part in run.summary.items() if name not in ALL}
+    return write_results(config, folder, {**summary, **measurements(folder)})
 
 
-def _trained(config: ExperimentConfig, folder: RunFolder) -> ContextKVForCausalLM:
-    with transformers_bars_hidden():
-        model = model_class(config.model.memory).from_pretrained(folder.model)
-    model.to(choose_device(config.runtime.device))  # type: ignore[arg-type]  # transformers hides its signature
-    return model
-
-
-def ablate(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
-    """`ablations` of the summary, on the validation stream of a run that has its caches."""
-    held_out = load_cache(folder.caches, "val")
+def _ablations(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> Facts:
     conversations = load_conversations(config.data, "validation")
     starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
-    counts = count_tokens(load_ids(folder.caches, "train"), config.model.vocab_size)
+    counts = count_tokens(load_ids(folder.caches, "train"), model.wte.num_embeddings)
+    held_out = load_cache(folder.caches, "val")
     return ablations(model, held_out, config.model.context_window, starts, counts)
 
 
-def _recall_task(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+def _recall_task(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> Facts:
     tokenizer = load_tokenizer(config.data.tokenizer)
     keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
-    held_out = stream_of(load_cache(folder.caches, "val"), config.model, trained=False)
+    held_out = as_read(model, load_cache(folder.caches, "val"), trained=False)
     found = recall_task(model, held_out, keys, config.data.recall_window)
     return {**found, "values": pairs_in(config.data.recall_window)}
 
 
-def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> Facts:
+def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> Facts:
+    model = for_transformers(model, config, saved=False)
     return generation(model, load_tokenizer(config.data.tokenizer), load_ids(folder.caches, "val"))
 
 
-@torch.no_grad()
-def _test(config: ExperimentConfig, model: ContextKVForCausalLM, stream: TokenStream) -> Facts:
-    """Perplexity and accuracy of the kept weights, with contexts made as those of validation are.
-
-    `repeated_ppl` is that of the tokens that form, with the one before, a pair that the last `PAIRED_WITHIN`
-    tokens hold already. `conversations` has the tokens of each that are predicted, and their mean loss.
-    """
-    ids = stream.ids.int().to(model.device)
-    contexts = torch.empty(len(ids), config.model.memory_dim, device=model.device)
-    if config.model.memory_dim:
-        embeddings, tokens = distinct_rows(model, ids[:-1])
-        generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
-        half = model.context_block.project_tokens(embeddings)
-        stream_contexts(model.context_block, half, tokens, config.phase1, contexts, False, generator)
-    cache = stream_of(StreamCache(ids, contexts), config.model, trained=False)
-    losses, correct = token_scores(model, cache, torch.arange(len(cache)))
-    again = losses[since_last(pairs(ids)) < min(PAIRED_WITHIN, len(losses))]
-    return {
-        "ppl": perplexity(losses.mean().item()),
-        "acc": correct.float().mean().item(),
-        "tokens": len(ids),
-        "repeated_ppl": perplexity(again.mean().item()) if len(again) else None,
-        "repeated_tokens": len(again),
-        "conversations": [[len(part), part.mean().item()] for part in _parts(losses, stream.starts)],
-    }
-
-
-def _parts(losses: Tensor, starts: Tensor) -> list[Tensor]:
-    """The losses of each conversation; the first is of the stream's second token."""
-    return [part for part in losses.tensor_split((starts[1:] - 1).clamp(min=0).cpu()) if len(part)]
-
-
-def _yardsticks(config: ExperimentConfig, folder: RunFolder, others: dict[str, Tensor]) -> Facts:
-    """n-grams counted on the training tokens, on validation and on `others`.
-
-    Of the text that a token table is made from the model knows something: one yardstick counts it, too.
-    """
+def _ngrams(config: ExperimentConfig, folder: RunFolder) -> Facts:
+    """Count n-grams on the training tokens, and on those with the text that a token table is made from."""
     streams = {split: load_ids(folder.caches, split) for split in ("train", "val")}
+    if stream := test_stream(config):
+        streams["test"] = stream.ids
     if len(streams["train"]) > MOST_COUNTED:
-        say(f"No yardsticks: {len(streams['train']):,} training tokens are more than {MOST_COUNTED:,}.")
+        say(f"No n-grams: {len(streams['train']):,} training tokens are more than {MOST_COUNTED:,}.")
         return {}
-    size = config.model.vocab_size
+    size, window = GPT2_VOCAB_SIZE, config.model.context_window
     floors = {"uniform": np.full(size, 1 / size)}
-    if (counts := corpus_counts(config.data, size)) is not None:
+    if (counts := corpus_counts(config.data)) is not None:
         floors["table text"] = unigram_floor(counts.weight.numpy())
-    ids = {name: stream.numpy().astype(np.int64) for name, stream in (streams | others).items()}
-    train, window = ids.pop("train"), config.model.context_window
-    found = yardsticks(train, ids, floors, window)
+    ids = {name: stream.numpy().astype(np.int64) for name, stream in streams.items()}
+    train = ids.pop("train")
+    found = ngram_baselines(train, ids, floors, window)
     if config.data.table == "cooccurrence":
         text = corpus_ids(config.data)  # mapped: of a large file only its length is looked at
         if len(text) + len(train) > MOST_COUNTED:
             say(f"No n-grams of the table's text: {len(text):,} tokens are too many ({MOST_COUNTED:,}).")
             return found
         known = text.numpy().astype(np.int64)
-        if config.data.corpus == "own":
+        if config.data.corpus == "own":  # else the table's text has the training text in it
             known = np.concatenate([known, train])
-        found["kneser_ney_table_cache"] = yardsticks(known, ids, floors, window)["kneser_ney_cache"]
+        found["kneser_ney_table_cache"] = ngram_baselines(known, ids, floors, window)["kneser_ney_cache"]
     return found

@@ -5,15 +5,15 @@ knows of the text, the hidden state is `LayerNorm(x + m)` and feed-forward, as w
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method.config import ModelConfig, Phase1Config
-from ..method.model import Dropout, FeedForward, parameter_counts, without_autocast
+from ..method.model import ContextKV, Dropout, FeedForward, Parts, parameter_counts, without_autocast
 from ..method.settings import require, setting
 from ..method.windows import Window
 from .tuned import LayerSettings, ResidualLayer, SlotAttention, StructuredBlock, initial_biases
@@ -158,7 +158,7 @@ class EndToEnd(nn.Module):
         self.context_block = StructuredBlock(config.context_dim, config.hidden_size, settings)
         width = feed_forward_width(config, -parameter_counts(self.context_block)["total"])
         self.attention = SlotAttention(replace(config, intermediate_size=width), settings)
-        self.current_token_bias = settings.current_token_bias
+        self.current_token_bias, self.settings = settings.current_token_bias, settings
         self.window = Window(config, self.attention.slot_offsets(config))
         reach = self.window.offsets[-1]
         self.history, self.evaluation_history = reach + TRAINED_BURN_IN, reach + config.context_window
@@ -168,6 +168,22 @@ class EndToEnd(nn.Module):
         """Initialise the block, and heads that depend on it; arguments as of `ContextBlock.init_weights`."""
         self.context_block.init_weights(embeddings, tokens, config)
         self.attention.init_from_block(self.context_block)
+
+    def served(self, model: ContextKV) -> tuple[ContextKV, dict[str, Any]]:
+        """Return a trained model as one that attends to contexts, and the plug-ins that it is made of."""
+        parts = Parts(lambda *_: self.context_block, lambda _: self.attention)
+        config = replace(model.config, intermediate_size=self.attention.feed_forward.up.out_features)
+        served = ContextKV(config, model.wte.num_embeddings, model.log_unigram is not None, parts)
+        served.load_table(model.wte.weight)
+        served.log_unigram = model.log_unigram
+        kinds = {"block": StructuredBlock, "attention": SlotAttention}
+        return served, {
+            hook: {
+                "plugin": f"{kind.__module__}:{kind.__name__}",
+                "settings": {f.name: getattr(self.settings, f.name) for f in fields(kind.Settings)},
+            }
+            for hook, kind in kinds.items()
+        }
 
     def forward(self, embeddings: Tensor, start: int) -> Tensor:
         """Compute hidden states: `[rows, length, hidden_size]` to `[rows, length - start, hidden_size]`.

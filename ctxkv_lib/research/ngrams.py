@@ -1,4 +1,4 @@
-"""What counting alone reaches on the same token ids: interpolated modified Kneser-Ney n-grams.
+"""n-gram baselines on the same token ids: interpolated modified Kneser-Ney, without and with a cache.
 
 Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (TR-10-98, 1998): three
 discounts an order, continuation counts below the highest order. A stream is one sequence without boundaries,
@@ -12,21 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.counts import discounts
+
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 ORDERS = (2, 3, 4, 5)
-FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the formula gives none; as KenLM's --discount_fallback
 CACHE_STEPS = 50  # of expectation maximisation, which finds the weight of the cache
 
 
-def yardsticks(
+def ngram_baselines(
     train: Ids, streams: Mapping[str, Ids], floors: Mapping[str, Floats], window: int
 ) -> dict[str, dict[str, Any]]:
-    """Perplexities of the best n-gram model, without and with a unigram cache.
+    """Compute perplexities of the best n-gram model, without and with a unigram cache.
 
-    Order, floor and the weight of the cache are chosen on `streams["val"]`, as the model's best epoch is: a
-    yardstick should rather be too good than too bad.
+    `streams["val"]` chooses order, floor and the weight of the cache, as it chooses the model's best epoch: a
+    baseline should rather be too good than too bad.
 
     Args:
         train: int64 `[n]`, what is counted.
@@ -37,8 +38,7 @@ def yardsticks(
     Returns:
         `kneser_ney` and `kneser_ney_cache`: `order`, `floor`, `cache_weight` and each stream's `{name}_ppl`.
     """
-    vocab_size = len(next(iter(floors.values())))
-    model = KneserNey(train, vocab_size)
+    model = KneserNey(train, len(next(iter(floors.values()))))
     recent = {name: recent_shares(ids, window) for name, ids in streams.items()}
     rows: dict[str, list[dict[str, Any]]] = {"kneser_ney": [], "kneser_ney_cache": []}
     for floor, distribution in floors.items():
@@ -46,22 +46,14 @@ def yardsticks(
         for order in ORDERS:
             likeliest = cache_weight(found["val"][order], recent["val"])
             for kind, weight in zip(rows, (0.0, likeliest), strict=True):
-                ppls = {
-                    f"{name}_ppl": _perplexity((1 - weight) * found[name][order] + weight * recent[name])
-                    for name in streams
-                }
+                mixed = {name: (1 - weight) * found[name][order] + weight * recent[name] for name in streams}
+                ppls = {f"{name}_ppl": float(np.exp(-np.log(p).mean())) for name, p in mixed.items()}
                 rows[kind].append({"order": order, "floor": floor, "cache_weight": weight, **ppls})
     return {kind: min(tried, key=lambda row: row["val_ppl"]) for kind, tried in rows.items()}
 
 
-def unigram_floor(counts: Ids) -> Floats:
-    """A distribution over all tokens from counts int64 `[vocab_size]`, discounted towards the uniform one."""
-    level = Level.of(counts, np.zeros_like(counts), 1)
-    return level.discounted + level.kept / len(counts)
-
-
 def recent_shares(ids: Ids, window: int) -> Floats:
-    """For each token but the first, its share of the up to `window` tokens before it: float64 `[n - 1]`."""
+    """Share of each token but the first among the up to `window` tokens before it: float64 `[n - 1]`."""
     place = np.arange(len(ids))
     codes = ids * len(ids) + place  # by token, then by place
     ranks, since = np.sort(codes), np.maximum(place - window, 0)
@@ -70,23 +62,12 @@ def recent_shares(ids: Ids, window: int) -> Floats:
 
 
 def cache_weight(model: Floats, cache: Floats) -> float:
-    """The weight of `cache` in the likeliest mixture of two models' probabilities `[n]`."""
+    """Fit the weight of `cache` in the likeliest mixture of two models' probabilities `[n]`."""
     weight = 0.5
     for _ in range(CACHE_STEPS):
         share = weight * cache
         weight = float(np.mean(share / (share + (1 - weight) * model)))
     return weight
-
-
-def discounts(counts: Ids) -> Floats:
-    """What is taken off counts of 0 (nothing), 1, 2 and 3 or more: float64 `[4]`."""
-    n1, n2, n3, n4 = (np.count_nonzero(counts == n) for n in (1, 2, 3, 4))
-    if min(n1, n2, n3) > 0:
-        share = n1 / (n1 + 2 * n2)
-        found = (1 - 2 * share * n2 / n1, 2 - 3 * share * n3 / n2, 3 - 4 * share * n4 / n3)
-        if all(0 <= taken <= count for count, taken in enumerate(found, start=1)):
-            return np.array([0, *found])
-    return np.array([0, *FALLBACK_DISCOUNTS])
 
 
 @dataclass(frozen=True)
@@ -103,7 +84,7 @@ class Level:
 
     @classmethod
     def of(cls, counts: Ids, histories: Ids, num_histories: int) -> "Level":
-        """From the counts `[n-grams]` and each n-gram's history, an index below `num_histories`."""
+        """Discount the counts `[n-grams]`, given each n-gram's history, an index below `num_histories`."""
         taken = discounts(counts)[np.minimum(counts, 3)]
         total = np.bincount(histories, counts, num_histories)
         safe = np.maximum(total, 1)  # a history that only the first tokens have continues nothing
@@ -111,16 +92,16 @@ class Level:
         return cls((counts - taken) / safe[histories], kept)
 
     def probabilities(self, grams: Ids, histories: Ids, below: Floats) -> Floats:
-        """Of n-grams by index (-1: never seen), given the probabilities of the order below."""
+        """Interpolate n-grams, by index (-1: never seen), with the probabilities of the order below."""
         seen = np.where(grams >= 0, self.discounted[grams], 0)
         return seen + np.where(histories >= 0, self.kept[histories], 1) * below
 
 
 class KneserNey:
-    """n-grams of one stream, of every order up to the largest of `ORDERS`.
+    """n-gram models of one stream, of every order up to the largest of `ORDERS`.
 
-    An n-gram is known by its place among the sorted codes of its order, and its code is `place of its history
-    * vocabulary + last token`: counting is `np.unique`, and looking up a binary search.
+    The index of an n-gram is its place among the sorted codes of its order. Its code is `index of its history
+    * vocabulary + last token`: counting is `np.unique`, lookup a binary search.
     """
 
     def __init__(self, ids: Ids, vocab_size: int) -> None:
@@ -145,7 +126,7 @@ class KneserNey:
             num_histories = len(codes)
 
     def probabilities(self, ids: Ids, floor: Floats) -> dict[int, Floats]:
-        """Of each token but the first, for models of every order: `{order: float64 [n - 1]}`.
+        """Predict each token but the first with models of every order: `{order: float64 [n - 1]}`.
 
         Args:
             floor: float64 `[vocab_size]`, sums to 1; what unigrams are interpolated with.
@@ -163,12 +144,8 @@ class KneserNey:
         return found
 
     def _find(self, order: int, tokens: Ids, histories: Ids) -> Ids:
-        """Places of the n-grams with these histories and last tokens, -1 where there is none."""
+        """Indices of the n-grams with these histories and last tokens, -1 where there is none."""
         codes = self.codes[order - 1]
         wanted = histories * self.vocab_size + tokens
         place = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
         return np.where((histories >= 0) & (codes[place] == wanted), place, -1)
-
-
-def _perplexity(probabilities: Floats) -> float:
-    return float(np.exp(-np.log(probabilities).mean()))

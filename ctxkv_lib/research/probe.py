@@ -1,4 +1,4 @@
-"""What the contexts of a run remember, beside those of blocks that nothing was trained in."""
+"""What the contexts of a run remember, beside those of untrained blocks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,20 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..hf.modeling import ContextKVConfig, ContextKVForCausalLM
-from ..method.caches import load_cache
+from ..method.config import ModelConfig
 from ..method.evaluation import effective_rank
-from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock
+from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
+from ..method.windows import Window
+from ..runs.caches import load_cache
 from ..runs.config import ExperimentConfig
 from ..runs.run_folder import RunFolder
-from .decodability import Stream, centroid, coverage, horizon, mean_recall, recall
+from .decodability import Stream, centroid, coverage, decodability, mean_decodability, memory_span
 
-ROWS = {"train": 10_000, "val": 5_000}  # tokens read of each stream, from its start
-FRESH_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the blocks that stand beside the trained one
+ROWS = {"train": 10_000, "val": 5_000}  # tokens of each stream, from its start
+UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the untrained blocks
 
 
 def distances(interval: int, window: int) -> list[int]:
-    """Every one up to an interval, then each half as far again, within the window."""
+    """Every distance up to an interval, then each one and a half times the last, within the window."""
     found = list(range(min(interval, window - 1) + 1))
     while (further := 3 * found[-1] // 2) < window and further > found[-1]:
         found.append(further)
@@ -28,70 +29,66 @@ def distances(interval: int, window: int) -> list[int]:
 
 
 @torch.no_grad()
-def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKVForCausalLM) -> dict[str, Any]:
-    """`probe` of the summary: the trained block's measures, and as `fresh` those of untrained ones.
+def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
+    """Compute `probe` of the summary: of the trained block, and as `fresh` of untrained ones.
 
-    All of it is computed on the CPU, in half a minute at most.
+    It takes half a minute at most, on the CPU.
 
     Args:
         folder: of a run that has its caches.
         model: of the run, for its token table and shapes.
     """
-    caches = {split: load_cache(folder.caches, split) for split in ROWS}
-    ids = {split: cache.ids[:-1][: ROWS[split]] for split, cache in caches.items()}
-    distinct, rows = torch.cat(list(ids.values())).unique(return_inverse=True)
+    caches = [load_cache(folder.caches, split) for split in ROWS]
+    ids = [cache.ids[:-1][:rows] for cache, rows in zip(caches, ROWS.values(), strict=True)]
+    distinct, rows = torch.cat(ids).unique(return_inverse=True)
     embeddings = model.embed(distinct.to(model.device)).cpu()
-    tokens = dict(zip(ids, rows.split([len(each) for each in ids.values()]), strict=True))
-    trained = {
-        split: Stream(caches[split].contexts[1 : len(row) + 1].float(), row) for split, row in tokens.items()
-    }
-    found = _measures(config, trained, embeddings)
-    fresh = {}
-    for std in FRESH_STDS:
-        block = fresh_block(model.config, std, config.runtime.seed)
-        half = block.project_tokens(embeddings)
-        contexts = read_through(block, half, list(tokens.values()))
-        streams = {
-            split: Stream(*read) for split, *read in zip(tokens, contexts, tokens.values(), strict=True)
-        }
-        fresh[f"{std:g}"] = _measures(config, streams, embeddings)
-    return {**found, "fresh": fresh}
+    tokens = rows.split([len(each) for each in ids])
+
+    def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
+        train, held_out = map(Stream, contexts, tokens)
+        return _measures(config, model.window, train, held_out, embeddings)
+
+    trained = [cache.contexts[1:][:rows].float() for cache, rows in zip(caches, ROWS.values(), strict=True)]
+    untrained = {}
+    for std in UNTRAINED_STDS:
+        block = untrained_block(config.model, std, config.runtime.seed)
+        untrained[f"{std:g}"] = measured(read_through(block, block.project_inputs(embeddings), tokens))
+    return {**measured(trained), "fresh": untrained, "offsets": model.window.offsets}
 
 
-def _measures(config: ExperimentConfig, streams: dict[str, Stream], embeddings: Tensor) -> dict[str, Any]:
-    train, held_out = streams["train"], streams["val"]
+def _measures(
+    config: ExperimentConfig, window: Window, train: Stream, held_out: Stream, embeddings: Tensor
+) -> dict[str, Any]:
     shape, generator = config.model, torch.Generator().manual_seed(config.runtime.seed)
-    found = recall(train, held_out, embeddings, distances(shape.interval, shape.context_window))
-    reach = horizon(found)
+    found = decodability(train, held_out, embeddings, distances(shape.interval, shape.context_window))
+    span = memory_span(found)
     return {
         "recall": found,
-        "horizon": reach,
-        "coverage": coverage(shape, reach),
-        "mean_recall": mean_recall(train, held_out, embeddings, shape.interval),
+        "horizon": span,
+        "coverage": coverage(shape, window, span),
+        "mean_recall": mean_decodability(train, held_out, embeddings, shape.interval),
         "centroid": centroid(held_out.contexts),
-        "effective_rank": effective_rank(held_out.contexts, config.phase1.rank_rows, generator),
+        "effective_rank": effective_rank(held_out.contexts, generator),
     }
 
 
-def fresh_block(shape: ContextKVConfig, std: float, seed: int) -> ContextBlock:
-    """A ContextBlock as it is before training, with weights of this standard deviation."""
+def untrained_block(shape: ModelConfig, std: float, seed: int) -> ContextBlock:
+    """Make a ContextBlock as it is before training, with weights of this standard deviation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        block = ContextBlock(shape)
-    block.scale_weights(std)
+        block = ContextBlock(shape.context_dim, shape.hidden_size)
+    block.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
     return block
 
 
 def read_through(block: ContextBlock, token_half: Tensor, texts: Sequence[Tensor]) -> list[Tensor]:
-    """Contexts `[n, context_dim]` of each text, read token by token: what forgets slowly has no shorter way.
+    """Compute contexts `[n, context_dim]` of each text, token by token: an untrained block forgets slowly.
 
-    The texts are read side by side; shorter ones go on with any token, which is cut off.
+    The texts are read side by side; shorter ones are padded with any token, whose contexts are cut off.
     """
-    lengths = [len(text) for text in texts]
-    columns = pad_sequence(list(texts))  # (longest, texts)
     state, contexts = token_half.new_zeros(len(texts), token_half.shape[1]), []
-    for tokens in columns:
+    for tokens in pad_sequence(list(texts)):  # (longest, texts)
         state = block(state, token_half[tokens])
         contexts.append(state)
     read = torch.stack(contexts, dim=1)
-    return [each[:length] for each, length in zip(read, lengths, strict=True)]
+    return [each[: len(text)] for each, text in zip(read, texts, strict=True)]

@@ -1,23 +1,30 @@
-"""What a sweep is asked for: variants x sample counts x seeds, from options or from a JSON file.
+"""What a sweep runs: variants x sample counts x seeds, from options or from a JSON file.
 
 Every combination is a cell, an ordinary experiment with a run folder of its own.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.local_files import configure
 from ..errors import UserError
 from ..files import digest, read_json
 from ..progress import say
 from ..runs.config import ExperimentConfig
+from ..runs.configure import configure
 
 Settings = dict[str, Any]
+KINDS = {
+    "preset": "a string",
+    "recipe": "a string",
+    "settings": "an object",
+    "samples": "a list of whole numbers",
+    "seeds": "a list of whole numbers",
+    "variants": "an object",
+}
 VARIANT_KEYS = ("recipe", "settings", "samples", "seeds")
-KEYS = ("preset", *VARIANT_KEYS, "variants")
 FORM = (
     'a protocol is JSON such as {"preset": "offline", "samples": [10, 50], "seeds": [42, 43], "variants": '
     '{"NAME": {"recipe": "exact", "settings": {"phase2.weight_decay": 0.3}}}}'
@@ -26,7 +33,7 @@ FORM = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep; its variant is what all its seeds and sample counts have in common."""
+    """One run of a sweep; a variant is what all its seeds and sample counts have in common."""
 
     variant: str
     config: ExperimentConfig
@@ -38,7 +45,7 @@ class Cell:
 def cells_around(
     base: ExperimentConfig, variants: Mapping[str, Settings], seeds: Sequence[int] | None = None
 ) -> list[Cell]:
-    """Cells of `{name: settings on top of base}`, seed by seed; None takes the base's own."""
+    """Make cells of `{name: settings on top of base}`, seed by seed; None takes the base's own seed."""
     return [
         Cell(name, base.replace({**settings, "runtime.seed": seed}))
         for seed in seeds or [base.runtime.seed]
@@ -47,7 +54,7 @@ def cells_around(
 
 
 def asked_for(file: Path | None, options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """The protocol in `file`, or the one that options name.
+    """Return the protocol in `file`, or the one that the options of the command line give.
 
     Args:
         options: `preset`, `recipe` (one or more), `samples`, `seeds` and `grid`; empty if not given.
@@ -60,14 +67,13 @@ def asked_for(file: Path | None, options: Mapping[str, Any], settings: Settings)
     if file is None:
         variants = grid(named["recipe"], named["grid"])
         return {**named, "recipe": None, "settings": settings, "variants": variants}
-    given = [name for name, value in {**named, "set": settings}.items() if value]
-    if given:
+    if given := [name for name, value in {**named, "set": settings}.items() if value]:
         raise UserError(f"--{given[0]} does not go with --protocol; write it into {file}.")
     return read_protocol(file)
 
 
 def grid(recipes: Sequence[str] | None, axes: Sequence[str]) -> dict[str, Settings]:
-    """Variants of a protocol: each recipe with each combination of the axes' values.
+    """Combine each recipe with each value of each axis to variants of a protocol.
 
     Args:
         recipes: None takes the preset's own.
@@ -77,9 +83,8 @@ def grid(recipes: Sequence[str] | None, axes: Sequence[str]) -> dict[str, Settin
         UserError: an axis of another form.
     """
     variants: dict[str, Settings] = {}
-    choices = itertools.product(*map(_axis, axes))
     named: Sequence[str | None] = recipes or [None]
-    for recipe, values in itertools.product(named, choices):
+    for recipe, values in itertools.product(named, itertools.product(*map(_axis, axes))):
         words = [f"{key.rpartition('.')[2]} {value}" for key, value in values]
         if recipe and (not words or len(named) > 1):
             words.insert(0, recipe)
@@ -96,18 +101,18 @@ def _axis(pair: str) -> list[tuple[str, str]]:
 
 
 def read_protocol(path: Path) -> dict[str, Any]:
-    """A protocol file: a JSON object, of which only `variants` is needed.
+    """Read a protocol file: a JSON object with `variants`, an object by name, and what they share.
 
-    It has `preset`, `recipe`, `settings`, `samples` and `seeds`, and as `variants` an object of them by name.
-    All but the preset a variant may have for itself; its settings go on top of the common ones.
+    A variant may have its own `recipe`, `settings`, `samples` and `seeds`; the object around them has these
+    for all, and `preset`. A variant's settings go on top of the shared ones.
 
     Raises:
-        UserError: it is not there, not JSON, or not of that form.
+        UserError: it does not exist, is not JSON, or not of that form.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; {FORM}.")
     found = read_json(path)
-    _check(f"{path}: the protocol", found, KEYS)
+    _check(f"{path}: the protocol", found, KINDS)
     if not found.get("variants"):
         raise UserError(f"{path} names no variants; {FORM}.")
     for name, variant in found["variants"].items():
@@ -115,31 +120,30 @@ def read_protocol(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check(what: str, values: Any, allowed: Sequence[str]) -> None:
-    """Whether an object of a protocol has allowed keys, each with a value of its kind."""
+def _check(what: str, values: Any, allowed: Collection[str]) -> None:
+    """Refuse a part of a protocol that has another key, or a value of another kind."""
     if not isinstance(values, dict):
         raise UserError(f"{what} is no object; {FORM}.")
     for key, value in values.items():
         if key not in allowed:
             raise UserError(f"{what} has {key!r}; allowed: {', '.join(allowed)}.")
-        if key in ("samples", "seeds"):
-            fits = isinstance(value, list) and value and all(type(each) is int for each in value)
-            kind = "a list of whole numbers"
-        elif key in ("settings", "variants"):
-            fits, kind = isinstance(value, dict), "an object"
-        else:
-            fits, kind = isinstance(value, str), "a string"
-        if not fits:
-            raise UserError(f"{what} has {value!r} as {key}; allowed: {kind}.")
+        if not _is(KINDS[key], value):
+            raise UserError(f"{what} has {value!r} as {key}; allowed: {KINDS[key]}.")
+
+
+def _is(kind: str, value: Any) -> bool:
+    if kind == "a list of whole numbers":
+        return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
+    return isinstance(value, dict if kind == "an object" else str)
 
 
 def cells_of(protocol: Mapping[str, Any], tell: Callable[[str], None] = say) -> list[Cell]:
-    """Every cell of a protocol in the order in which they run: small counts first, then first seeds.
+    """Make every cell of a protocol, in the order in which they run: small counts first, then first seeds.
 
     All variants read the same validation and test.
 
     Args:
-        protocol: as from `read_protocol`; what it leaves out, or has as None, is left to the preset.
+        protocol: as from `read_protocol`; what it lacks, or has as None, the preset gives.
         tell: gets a line on how a file of one's own is split.
 
     Raises:
@@ -169,7 +173,7 @@ def cells_of(protocol: Mapping[str, Any], tell: Callable[[str], None] = say) -> 
 
 
 def sweep_name(cells: Sequence[Cell], file: Path | None) -> str:
-    """Of a protocol file its name; of a sweep given by options its preset, and a short hash of its cells."""
+    """Name a sweep's folder: like its protocol file, or by its preset and a short hash of its cells."""
     if file:
         return file.stem
     contents = digest([[cell.variant, cell.config.to_dict()] for cell in cells])

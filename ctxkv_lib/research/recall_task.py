@@ -1,33 +1,32 @@
-"""Multi-query associative recall: what the model brings back of what it was told, and from where."""
+"""Multi-query associative recall: how often the model repeats the value of a key, and from how far."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..hf.modeling import ContextKVForCausalLM
+from ..hf.inference import binned
 from ..method.caches import StreamCache
 from ..method.evaluation import perplexity, token_scores
-from ..method.windows import slot_positions
-from ..runs.inference import binned
-from .ablations import since_last
+from ..method.model import ContextKV
+from ..runs.testing import since_last
 
-MOST = 4096  # answers that are looked at
+MOST = 4096  # answers that are scored
 
 
-def recall_task(model: ContextKVForCausalLM, cache: StreamCache, keys: Tensor, window: int) -> dict[str, Any]:
-    """`recall_task` of the summary, on a stream of source `recall`.
+def recall_task(model: ContextKV, cache: StreamCache, keys: Tensor, window: int) -> dict[str, Any]:
+    """Compute `recall_task` of the summary, on a stream of source `recall`.
 
     Args:
         cache: of the validation stream.
         keys: int64 `[num_keys]`, the tokens that ask.
-        window: how far back what they ask for may lie.
+        window: how far back their values may lie, in tokens.
 
     Returns:
         `answers`, their number; `accuracy`, `ppl`; `by_distance` and `by_place`, lists of `{from, to,
-        tokens, ppl, accuracy}`: by the tokens from the value that was told to the key that asks for it, and
-        by how many tokens the nearest slot has read since that value (with slots an interval apart: the
-        distance modulo the interval; from an interval on, in one row).
+        tokens, ppl, accuracy}`: by the tokens from the value to the key that asks for it, and by how many
+        tokens the nearest slot has read since that value (with slots an interval apart: the distance modulo
+        the interval; from an interval on, in one row).
     """
     positions, distances = answers(cache.ids, keys, window)
     positions, distances = positions[:MOST], distances[:MOST]
@@ -46,10 +45,10 @@ def recall_task(model: ContextKVForCausalLM, cache: StreamCache, keys: Tensor, w
 
 
 def answers(ids: Tensor, keys: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Where keys ask, and how many tokens before that the value was told: int64 `[n]` each.
+    """Find where keys ask, and how many tokens before that their value came: int64 `[n]` each.
 
     Args:
-        ids: int `[num_tokens]`, a stream in which a key that comes again within the window asks.
+        ids: int `[num_tokens]`, a stream in which a key that occurs again within the window asks.
     """
     inputs = ids[:-1].long()
     at = torch.isin(inputs, keys).nonzero()[:, 0]
@@ -58,8 +57,8 @@ def answers(ids: Tensor, keys: Tensor, window: int) -> tuple[Tensor, Tensor]:
     return at[asks], since[asks] - 1
 
 
-def read_since(positions: Tensor, distances: Tensor, model: ContextKVForCausalLM) -> Tensor:
+def read_since(positions: Tensor, distances: Tensor, model: ContextKV) -> Tensor:
     """Tokens that the nearest slot at or after a token so far back has read since it: int64 `[n]`."""
-    slots = slot_positions(positions, model.config)
+    slots = model.window.slots(positions)
     behind = slots - (positions - distances)[:, None]  # (n, slots)
     return behind.where(behind >= 0, distances[:, None]).amin(dim=1)

@@ -5,44 +5,50 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from jinja2 import TemplateError
 
 from ..data.conversations import load_conversations
-from ..errors import DamagedFile, Diverged, UserError
+from ..errors import Diverged, UserError
 from ..experiments import run, stopped_calmly
 from ..files import digest, read_json, write_rows_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, notice, progress_bar
-from ..runs.config import ExperimentConfig
-from ..runs.ownership import changed_settings, flat
+from ..runs.config import ExperimentConfig, changed_settings, flat
 from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
 from ..views.axes import save
-from ..views.sweeps import sweep_figure
+from ..views.study import sweep_figure
+from .measure import measure, measurements_of
 from .protocol import Cell
-from .sweep_table import SPLITS, Facts, format_sweep, measured, summarize, sweep_document
+from .sweep_table import Facts, cell_results, format_sweep, rounded, summarize, sweep_document
 
 DONE = ("finished", "diverged")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What has become of a cell.
+    """A cell and what became of it.
 
     Attributes:
-        state: "waiting", "finished", "diverged", which the same settings would do again, or "failed", which
-            is tried again.
-        run: of a finished one, if its folder is there.
-        error: why another one did not finish.
-        recorded: what `sweep.json` has of a finished one whose folder is not there.
+        facts: its entry in `sweep.json`. `state` is "waiting", "finished", "diverged", which would happen
+            again, or "failed", which is tried again; `error` says why a cell did not finish.
+        run: of a finished cell whose folder is there.
     """
 
     cell: Cell
     folder: Path
-    state: str = "waiting"
+    facts: Facts
     run: Run | None = None
-    error: str | None = None
-    recorded: Facts | None = None
+
+    @property
+    def state(self) -> str:
+        return str(self.facts["state"])
+
+    def __str__(self) -> str:
+        if self.run:
+            return f"{self.cell}: val PPL {self.run.summary['phase2']['val_ppl']:,.1f}"
+        return f"{self.cell}: {self.state}: {self.facts.get('error')}"
 
 
 @stopped_calmly()
@@ -55,22 +61,23 @@ def sweep(
     keep: bool = False,
     tell: Callable[[str], None] = notice,
 ) -> list[Outcome]:
-    """Run every cell that is not done, and write `sweep.json`, `sweep.md` and `sweep.png` after each.
+    """Run and measure every cell that is not done; write `sweep.json`, `sweep.md`, `sweep.png` after each.
 
-    A cell that fails is recorded with its reason, and the others go on. One that is finished is not run
-    again, whatever has become of the code since: its summary names the commit. Unless its files are to be
-    kept, what `sweep.json` says of it is enough, so that a study goes on from results that were passed on.
+    A cell that fails is recorded with its reason, and the others go on. A finished cell is not run again,
+    whatever code it ran: its summary names the commit. Unless artefacts are to be kept, its entry in
+    `sweep.json` is enough, so that a study goes on from results that were passed on.
 
     Args:
         root: folder of the run folders.
         out: folder of the results.
         listener: gets every metric of every run.
         hours: begin no cell once so much time has passed; None sets no limit.
-        keep: leave model, caches and checkpoints of the cells that are run now; else only their results stay.
+        keep: keep model, caches and checkpoints of the cells that are run now; else only their results.
         tell: gets a line of text for each cell that is run.
 
     Raises:
-        UserError: there are fewer conversations than the largest cell asks for, before anything is computed.
+        UserError: before anything is computed, if there are fewer conversations than the largest cell asks
+            for, or `sweep.json` is damaged.
     """
     load_conversations(max(cells, key=lambda cell: cell.config.data.samples).config.data, "train")
     began = time.monotonic()
@@ -82,8 +89,8 @@ def sweep(
             if hours is not None and time.monotonic() - began >= hours * 3600:
                 notice(f"{hours:g} hours are over; the same command goes on with the cells that wait.")
                 break
-            outcomes[place] = _run(outcomes[place], listener, keep)
-            tell(f"{place + 1} of {len(cells)}: {_in_words(outcomes[place])}")
+            outcomes[place] = _run(cells[place], outcomes[place].folder, listener, keep)
+            tell(f"{place + 1} of {len(cells)}: {outcomes[place]}")
             _write(out, outcomes)
         _write(out, outcomes)
     return outcomes
@@ -95,15 +102,8 @@ def sweep_folders(cells: Sequence[Cell], root: Path) -> list[Path]:
 
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
-    """The table for a terminal, and why cells did not finish."""
+    """Format the table for a terminal, and why cells did not finish."""
     return format_sweep(_results(outcomes))
-
-
-def _results(outcomes: Sequence[Outcome]) -> Facts:
-    """`sweep.json`."""
-    variants = {outcome.cell.variant: _variant(outcome.cell.config) for outcome in outcomes}
-    results = summarize(variants, [_facts(outcome) for outcome in outcomes])
-    return {**results, "rows": _rounded(results["rows"]), "power_laws": _rounded(results["power_laws"])}
 
 
 def finished_runs(outcomes: Sequence[Outcome]) -> dict[str, list[Run]]:
@@ -116,135 +116,105 @@ def finished_runs(outcomes: Sequence[Outcome]) -> dict[str, list[Run]]:
 
 
 def _found(cells: Sequence[Cell], root: Path, out: Path, keep: bool) -> list[Outcome]:
-    """What earlier calls have left of each cell."""
-    entries: dict[str, Facts] = {}
-    with suppress(FileNotFoundError, DamagedFile, LookupError, TypeError, AttributeError):
-        left = read_json(out / "sweep.json")
-        counted = left.get("yardsticks", {})
-        for entry in left["cells"]:
-            entries[entry["config"]] = {"yardsticks": counted.get(str(entry["samples"]), {}), **entry}
-    outcomes = []
+    """What earlier calls left of each cell."""
+    entries, outcomes = _entries(out / "sweep.json"), []
     for cell, folder in zip(cells, sweep_folders(cells, root), strict=True):
-        waiting, entry = Outcome(cell, folder), entries.get(_identity(cell.config), {})
-        recorded = None if keep else _recorded(waiting, entry)
-        outcomes.append(_finished(waiting) or recorded or _diverged(waiting, entry) or waiting)
+        facts = _facts(cell, folder, "waiting")
+        entry = entries.get(facts["config"], facts)
+        counts = {"finished": not keep, "diverged": folder.is_dir()}  # deleted, it is run again
+        if counts.get(entry["state"]):
+            facts = {**entry, "variant": cell.variant, "folder": folder.name}
+        outcomes.append(_finished(cell, folder) or Outcome(cell, folder, facts))
     return outcomes
 
 
-def _finished(outcome: Outcome) -> Outcome | None:
+def _entries(path: Path) -> dict[str, Facts]:
+    """Read the cells of an earlier call, by configuration, each with the n-grams of its sample count.
+
+    Raises:
+        UserError: the file is not what a sweep writes; nothing may be written over it.
+    """
+    try:
+        results = read_json(path)
+        cells = [{"ngrams": results["ngrams"].get(str(c["samples"]), {}), **c} for c in results["cells"]]
+        sweep_document(summarize(results["variants"], cells))  # all that the results are written from
+        return {cell["config"]: cell for cell in cells}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, LookupError, TypeError, AttributeError, TemplateError):
+        raise UserError(
+            f"{path} is damaged, or not what a sweep wrote; restore it, or move it away to begin with the "
+            "results in the run folders."
+        ) from None
+
+
+def _finished(cell: Cell, folder: Path) -> Outcome | None:
+    """Load the finished run of a cell, if it is one; measurements that it lacks are made if they can be."""
     with suppress(UserError):  # whatever is wrong with it: `run` will say so, or do it again
-        found = load_run(outcome.folder)
-        if found.config == outcome.cell.config:
-            return Outcome(outcome.cell, outcome.folder, "finished", found)
+        found = load_run(folder)
+        if found.config == cell.config:
+            with suppress(UserError):  # its artefacts are dropped
+                if not set(measurements_of(cell.config)) <= set(found.summary):
+                    found = measure(found)
+            return Outcome(cell, folder, _facts(cell, folder, "finished", run=found), found)
     return None
 
 
-def _recorded(outcome: Outcome, entry: Facts) -> Outcome | None:
-    if entry.get("state") != "finished":
-        return None
-    recorded = {**entry, "variant": outcome.cell.variant, "folder": outcome.folder.name}
-    return Outcome(outcome.cell, outcome.folder, "finished", recorded=recorded)
-
-
-def _diverged(outcome: Outcome, entry: Facts) -> Outcome | None:
-    """As recorded, unless its folder was deleted to have it run again."""
-    if entry.get("state") != "diverged" or not outcome.folder.is_dir():
-        return None
-    return Outcome(outcome.cell, outcome.folder, "diverged", None, entry["error"])
-
-
-def _run(outcome: Outcome, listener: Listener, keep: bool) -> Outcome:
-    cell, folder = outcome.cell, outcome.folder
-    if same := _finished(outcome):  # under another name, a moment ago
+def _run(cell: Cell, folder: Path, listener: Listener, keep: bool) -> Outcome:
+    if same := _finished(cell, folder):  # under another name, a moment ago
         return same
+    state, error, done = "finished", None, None
     try:
-        done = run(cell.config, folder, listener)
-    except Diverged as error:
-        ended = Outcome(cell, folder, "diverged", None, str(error))
-    except UserError as error:
-        return Outcome(cell, folder, "failed", None, str(error))
-    except RuntimeError as error:  # torch's, of a setting that nobody had tried
-        return Outcome(cell, folder, "failed", None, f"{type(error).__name__}: {error}")
-    else:
-        ended = Outcome(cell, folder, "finished", done)
-    if not keep:
+        done = measure(run(cell.config, folder, listener))
+    except Diverged as problem:
+        state, error = "diverged", str(problem)
+    except UserError as problem:
+        state, error = "failed", str(problem)
+    except RuntimeError as problem:  # torch's, of a setting that nobody had tried
+        state, error = "failed", f"{type(problem).__name__}: {problem}"
+    if state in DONE and not keep:
         held = RunFolder(folder)
         with held.claimed(cell.config):
             held.drop_artefacts()
-    return ended
+    return Outcome(cell, folder, _facts(cell, folder, state, error, done), done)
 
 
-def _in_words(outcome: Outcome) -> str:
-    end = f"{outcome.state}: {outcome.error}"
-    if outcome.run:
-        end = f"val PPL {outcome.run.summary['phase2']['val_ppl']:,.1f}"
-    return f"{outcome.cell}: {end}"
+def _facts(cell: Cell, folder: Path, state: str, error: str | None = None, run: Run | None = None) -> Facts:
+    """A cell of `sweep.json`."""
+    config = cell.config
+    facts: Facts = {
+        "variant": cell.variant,
+        "samples": config.data.samples,
+        "seed": config.runtime.seed,
+        "folder": folder.name,
+        "config": _identity(config),
+        "state": state,
+    }
+    if error:
+        facts["error"] = error
+    return {**facts, **(rounded(cell_results(run.summary)) if run else {})}
+
+
+def _identity(config: ExperimentConfig) -> str:
+    """Identify a configuration, also after settings were added whose defaults do what was done before."""
+    defaults = dict(flat(ExperimentConfig("", "").to_dict()))
+    return digest({key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)})
+
+
+def _results(outcomes: Sequence[Outcome]) -> Facts:
+    """`sweep.json`."""
+    variants = {}
+    for cell in (outcome.cell for outcome in outcomes):
+        changed = changed_settings(cell.config.to_dict()).items()
+        settings = {key: value for key, value in changed if key != "runtime.seed"}
+        named = {"preset": cell.config.preset, "recipe": cell.config.recipe}
+        variants[cell.variant] = {**named, "settings": settings}
+    return summarize(variants, [outcome.facts for outcome in outcomes])
 
 
 def _write(out: Path, outcomes: Sequence[Outcome]) -> None:
-    """The results so far."""
     results = _results(outcomes)
     write_rows_json(out / "sweep.json", results)
     write_text(out / "sweep.md", sweep_document(results))
     if results["rows"]:
         save(sweep_figure(results), out / "sweep.png")
-
-
-def _variant(config: ExperimentConfig) -> Facts:
-    settings = changed_settings(config.to_dict())
-    settings.pop("runtime.seed", None)
-    return {"preset": config.preset, "recipe": config.recipe, "settings": settings}
-
-
-def _identity(config: ExperimentConfig) -> str:
-    """Stands for a configuration, also after settings were added whose defaults do what was done before."""
-    defaults = dict(flat(ExperimentConfig("", "").to_dict()))
-    return digest({key: value for key, value in flat(config.to_dict()) if value != defaults[key]})
-
-
-def _facts(outcome: Outcome) -> Facts:
-    """A cell of `sweep.json`."""
-    config = outcome.cell.config
-    if outcome.recorded:
-        return outcome.recorded
-    facts: Facts = {
-        "variant": outcome.cell.variant,
-        "samples": config.data.samples,
-        "seed": config.runtime.seed,
-        "folder": outcome.folder.name,
-        "config": _identity(config),
-        "state": outcome.state,
-    }
-    if outcome.error:
-        facts["error"] = outcome.error
-    if outcome.run is None:
-        return facts
-    summary = outcome.run.summary
-    phase2, test = summary["phase2"], summary.get("test", {})
-    yardsticks = summary.get("yardsticks", {})
-    found = {
-        "train_tokens": summary["train_tokens"],
-        "trained": summary["parameters"]["trainable_phase2"],
-        **{name: phase2[name] for name in ("best_epoch", "val_ppl", "val_acc", "train_ppl")},
-        **{f"test_{name}": test[name] for name in ("ppl", "acc") if name in test},
-        "measured": measured(summary),
-        "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in phase2["epochs"]),
-        "yardsticks": {kind: {k: row[k] for k in SPLITS if k in row} for kind, row in yardsticks.items()},
-        **{name: summary["provenance"][name] for name in ("precision", "threads")},
-        "git_commit": _short(summary["provenance"]["git_commit"]),
-    }
-    return {**facts, **_rounded(found)}
-
-
-def _short(commit: str | None) -> str | None:
-    """Its first 12 digits, and whether it was changed."""
-    return commit and commit[:12] + commit[40:]
-
-
-def _rounded(value: Any) -> Any:
-    """With numbers of six digits, since studies are passed on."""
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_rounded(each) for each in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,10 +1,12 @@
-"""The results of a sweep: a row for all seeds of a variant and a sample count, n-grams beside, power laws."""
+"""The results of a sweep: a row for all seeds of a variant and sample count, n-gram baselines, power laws."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..report.tables import MISSING, distinct, literal, markdown_table, ppl, short, terminal_table, whole
 
@@ -12,89 +14,87 @@ Facts = dict[str, Any]
 MOST_PERCENT = 1000  # beyond which a change is not worth its digits
 LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
 SPLITS = ("val_ppl", "test_ppl")
-YARDSTICKS = {
+NGRAMS = {
     "kneser_ney": "n-grams",
     "kneser_ney_cache": "n-grams and cache",
     "kneser_ney_table_cache": "n-grams (table's text too) and cache",
 }
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
-NOTE = (
-    "PPL: mean over seeds ± standard deviation, at the epoch with the lowest validation PPL. Trained: "
-    "weights that Phase 2 trains. Seconds: training of a cell, both phases, mean. n-grams: interpolated "
-    "modified Kneser-Ney, counted on the same training tokens, or on the text of a table made from text, too."
-)
 
 
 def _change(percent: float) -> str:
-    return f"{percent:+.1f}%" if percent < MOST_PERCENT else f"over {MOST_PERCENT}%"
+    return f"{percent:+.1f}%" if percent < MOST_PERCENT else f"over {MOST_PERCENT:,}%"
 
 
-# What a run is measured by besides PPL: where it stands in the summary, what a table calls it, and how it
-# is written there.
-MEASURED: dict[str, tuple[tuple[str, ...], str, Callable[[float], str]]] = {
-    "horizon": (("probe", "horizon"), "Horizon", "{:.0f}".format),
-    "coverage": (("probe", "coverage"), "Coverage", "{:.0%}".format),
-    "mean_recall": (("probe", "mean_recall"), "Mean of 20", "{:.2f}".format),
-    "effective_rank": (("probe", "effective_rank"), "Rank", "{:.0%}".format),
-    "zero": (("ablations", "changed", "zero", "percent"), "Zero", _change),
-    "elsewhere": (("ablations", "changed", "elsewhere", "percent"), "Others'", _change),
-    "repeated_ppl": (("test", "repeated_ppl"), "Pairs again", ppl),
-    "longest_run": (("generation", "longest_run"), "Longest run", "{:.0f}".format),
-    "recalled": (("recall_task", "accuracy"), "Recalled", "{:.0%}".format),
+# What a run is measured by besides PPL: its path in the summary, its column's name and its format.
+MEASURED: dict[str, tuple[str, str, Callable[[float], str]]] = {
+    "horizon": ("probe.horizon", "Memory span", "{:.0f}".format),
+    "coverage": ("probe.coverage", "Coverage", "{:.0%}".format),
+    "mean_recall": ("probe.mean_recall", "Mean of 20", "{:.2f}".format),
+    "effective_rank": ("probe.effective_rank", "Rank", "{:.0%}".format),
+    "zero": ("ablations.changed.zero.percent", "Zero", _change),
+    "elsewhere": ("ablations.changed.elsewhere.percent", "Others'", _change),
+    "repeated_ppl": ("test.repeated_ppl", "Pairs again", ppl),
+    "longest_run": ("generation.longest_run", "Longest run", "{:.0f}".format),
+    "recalled": ("recall_task.accuracy", "Recalled", "{:.0%}".format),
 }
-MEASURED_NOTE = (
-    "Means over seeds. Horizon: tokens back that contexts hold anything of. Coverage: share of the window's "
-    "tokens that some slot holds. Mean of 20: R² of the mean embedding of the last 20 tokens. Rank: the "
-    "effective one over dimensions. Zero, others': what zeros, or another conversation's contexts, add to "
-    "validation PPL. Pairs again: test PPL of tokens that form, with the one before, a pair that the window "
-    "holds already. Longest run: of one token, in 20 greedy samples of 50. Recalled: of preset recall, right "
-    "answers."
-)
-LAW_NOTE = (
-    "PPL = factor * tokens^-exponent, least squares of the logarithms over all runs of a variant. Off by: "
-    "the largest distance of a size's mean from that line."
-)
 
 
-def summarize(variants: Facts, cells: Sequence[Facts]) -> Facts:
-    """`sweep.json`: variants, cells, a row for each variant and sample count that has results, power laws.
-
-    Args:
-        variants: recipe and settings of each, by name.
-        cells: each finished one with the yardsticks of its run, of which a sample count keeps the first.
-    """
-    finished = [cell for cell in cells if cell["state"] == "finished"]
-    rows, yardsticks = [], {}
-    for samples in sorted({cell["samples"] for cell in finished}):
-        group = [cell for cell in finished if cell["samples"] == samples]
-        for variant in distinct(cell["variant"] for cell in group):
-            rows.append(_row([cell for cell in group if cell["variant"] == variant]))
-        yardsticks[str(samples)] = found = _yardsticks(group)
-        rows += _yardstick_rows(found, group[0])
-    laws = [_power_laws([row for row in rows if row["variant"] == v]) for v in distinct(map(_name, rows))]
+def cell_results(summary: Facts) -> Facts:
+    """What a cell of `sweep.json` has of its run's summary, with the n-grams of its sample count."""
+    phase2, test, provenance = summary["phase2"], summary.get("test", {}), summary["provenance"]
+    ngrams, commit = summary.get("ngrams", {}), provenance["git_commit"]
     return {
-        "variants": variants,
-        "cells": [{key: cell[key] for key in cell if key != "yardsticks"} for cell in cells],
-        "yardsticks": yardsticks,
-        "rows": rows,
-        "power_laws": [law for law in laws if law],
+        "train_tokens": summary["train_tokens"],
+        "trained": summary["parameters"]["trainable_phase2"],
+        **{name: phase2[name] for name in ("best_epoch", "val_ppl", "val_acc", "train_ppl")},
+        **{f"test_{name}": test[name] for name in ("ppl", "acc") if name in test},
+        "measured": measured(summary),
+        "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in phase2["epochs"]),
+        "ngrams": {kind: {k: row[k] for k in SPLITS if k in row} for kind, row in ngrams.items()},
+        **{name: provenance[name] for name in ("precision", "threads") if name in provenance},
+        "git_commit": commit and commit[:12] + commit[40:],  # and whether it was changed
     }
 
 
 def measured(summary: Facts) -> dict[str, float]:
-    """Of `MEASURED`, what a run's summary has."""
+    """Collect what a run's summary has of `MEASURED`."""
     found = {}
     for name, (path, *_) in MEASURED.items():
         value: Any = summary
-        for key in path:
+        for key in path.split("."):
             value = value.get(key, {})
         if isinstance(value, int | float):
             found[name] = value
     return found
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    return str(row["variant"])
+def summarize(variants: Facts, cells: Sequence[Facts]) -> Facts:
+    """Make `sweep.json`: cells, a row for each variant and sample count that has results, power laws.
+
+    Args:
+        variants: recipe and settings of each, by name.
+        cells: each finished one with the `ngrams` of its run, of which a sample count keeps the first: a
+            variant with a window of its own has a cache of its own, and all are compared with one.
+    """
+    finished = [cell for cell in cells if cell["state"] == "finished"]
+    rows, ngrams = [], {}
+    for samples in sorted({cell["samples"] for cell in finished}):
+        group = [cell for cell in finished if cell["samples"] == samples]
+        for variant in distinct(cell["variant"] for cell in group):
+            rows.append(_row([cell for cell in group if cell["variant"] == variant]))
+        found = {kind: row for cell in reversed(group) for kind, row in cell["ngrams"].items()}
+        ngrams[str(samples)] = {kind: found[kind] for kind in NGRAMS if kind in found}
+        rows += [_ngram_row(kind, row, group[0]) for kind, row in ngrams[str(samples)].items()]
+    names = distinct(row["variant"] for row in rows)
+    laws = [_power_laws([row for row in rows if row["variant"] == name]) for name in names]
+    return {
+        "variants": variants,
+        "cells": [{key: cell[key] for key in cell if key != "ngrams"} for cell in cells],
+        "ngrams": ngrams,
+        "rows": rounded(rows),
+        "power_laws": rounded([law for law in laws if law]),
+    }
 
 
 def _row(cells: Sequence[Facts]) -> Facts:
@@ -114,38 +114,23 @@ def _row(cells: Sequence[Facts]) -> Facts:
     }
 
 
-def _yardsticks(cells: Sequence[Facts]) -> Facts:
-    """What counting reaches on the tokens of one sample count, as the first variant that knows it does.
-
-    A variant with a window of its own has a cache of its own; all are held against one.
-    """
-    found: Facts = {}
-    for cell in cells:
-        found = {**cell["yardsticks"], **found}
-    return {kind: found[kind] for kind in YARDSTICKS if kind in found}
-
-
-def _yardstick_rows(yardsticks: Facts, cell: Facts) -> list[Facts]:
-    """A row for each; no seed has a part in it."""
-    common = {"samples": cell["samples"], "train_tokens": cell["train_tokens"], "seeds": []}
-    return [
-        {"variant": YARDSTICKS[kind], **common, **{s: [found[s]] if s in found else [] for s in SPLITS}}
-        for kind, found in yardsticks.items()
-    ]
+def _ngram_row(kind: str, found: Facts, cell: Facts) -> Facts:
+    ppls = {split: [found[split]] if split in found else [] for split in SPLITS}
+    common = {name: cell[name] for name in ("samples", "train_tokens")}
+    return {"variant": NGRAMS[kind], **common, "seeds": [], **ppls}
 
 
 def _power_laws(rows: Sequence[Facts]) -> Facts | None:
-    """Of one variant's rows: PPL = factor * tokens^-exponent for each split, if there are enough sizes."""
-    laws = {split: law for split in SPLITS if (law := power_law(_points(rows, split)))}
+    """PPL = factor * tokens^-exponent for each split of one variant's rows, if there are enough sizes."""
+    laws = {}
+    for split in SPLITS:
+        if law := power_law([(row["train_tokens"], value) for row in rows for value in row[split]]):
+            laws[split] = law
     return {"variant": rows[0]["variant"], **laws} if laws else None
 
 
-def _points(rows: Sequence[Facts], split: str) -> list[tuple[int, float]]:
-    return [(row["train_tokens"], value) for row in rows for value in row[split]]
-
-
 def power_law(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
-    """Least squares of log PPL on log tokens.
+    """Fit log PPL on log tokens by least squares.
 
     Args:
         points: training tokens and PPL of each run.
@@ -164,22 +149,30 @@ def power_law(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
     return {"factor": float(np.exp(intercept)), "exponent": float(-slope), "error": off}
 
 
+def rounded(value: Any) -> Any:
+    """Round all numbers to six digits, since studies are passed on."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def format_sweep(results: Facts) -> str:
-    """The table for a terminal, and why cells did not finish."""
-    failures = [f"{_cell_name(cell)}: {cell['state']}. {cell['error']}" for cell in _failures(results)]
+    """Format the table for a terminal, and why cells did not finish."""
+    failures = [f"{name}: {state}. {error}" for name, state, error in _failures(results)]
     table = terminal_table([HEADER, *map(_cells, results["rows"])])
     return "\n".join([table, *(["", *failures] if failures else [])])
 
 
 def _cells(row: Facts) -> list[str]:
-    epochs = ", ".join(map(str, row.get("best_epochs", []))) or MISSING
     return [
         row["variant"],
         whole(row["samples"]),
         str(len(row["seeds"]) or MISSING),
         whole(row.get("trained")),
         *(_mean(row[split]) for split in SPLITS),
-        epochs,
+        ", ".join(map(str, row.get("best_epochs", []))) or MISSING,
         short(row.get("seconds")),
     ]
 
@@ -193,28 +186,24 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def sweep_document(results: Facts) -> str:
-    """`sweep.md`."""
-    cells = results["cells"]
+    """Write `sweep.md`, by the template `sweep.md.j2`."""
+    cells, rows = results["cells"], results["rows"]
     states = [cell["state"] for cell in cells]
-    told = ", ".join(f"{states.count(state)} {state}" for state in distinct(states))
-    table = markdown_table(HEADER, [[literal(name), *row] for name, *row in map(_cells, results["rows"])])
-    blocks = ["# Sweep", f"{len(cells)} cells: {told}.", table, NOTE]
-    if commits := distinct(cell["git_commit"] or "unknown" for cell in cells if "git_commit" in cell):
-        blocks.append(f"Made by commit {', '.join(commits)}.")
-    if any(row.get("measured") for row in results["rows"]):
-        blocks += ["## What contexts hold, and what they are used for", _measured_table(results["rows"])]
-        blocks.append(MEASURED_NOTE)
-    if laws := results["power_laws"]:
-        blocks += ["## PPL against training tokens", _law_table(laws), LAW_NOTE]
-    if failures := _failures(results):
-        lines = [f"- {literal(_cell_name(c))}: {c['state']}. {literal(c['error'])}" for c in failures]
-        blocks += ["## Not finished", "\n".join(lines)]
-    blocks += ["## Variants", "\n".join(_variant(*each) for each in results["variants"].items())]
-    return "\n\n".join(blocks) + "\n"
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template.filters["literal"] = literal
+    return template.get_template("sweep.md.j2").render(
+        results,
+        counts=", ".join(f"{states.count(state)} {state}" for state in distinct(states)),
+        table=markdown_table(HEADER, [[literal(name), *row] for name, *row in map(_cells, rows)]),
+        commits=distinct(cell["git_commit"] or "unknown" for cell in cells if "git_commit" in cell),
+        measured=_measured_table(rows) if any(row.get("measured") for row in rows) else "",
+        failures=_failures(results),
+    )
 
 
 def _measured_table(rows: Sequence[Facts]) -> str:
-    """A column for each measure that any variant has."""
+    """A column for each measurement that any variant has."""
     known = [name for name in MEASURED if any(name in row.get("measured", {}) for row in rows)]
     header = ["Variant", "Samples", *(MEASURED[name][1] for name in known)]
     body = []
@@ -225,25 +214,10 @@ def _measured_table(rows: Sequence[Facts]) -> str:
     return markdown_table(header, body)
 
 
-def _variant(name: str, variant: Facts) -> str:
-    settings = ", ".join(f"{key}={value}" for key, value in variant["settings"].items())
-    words = f"recipe {variant['recipe']}" + (f", {settings}" if settings else "")
-    return f"- {literal(name)}: {literal(words)}"
-
-
-def _law_table(laws: Sequence[Facts]) -> str:
-    rows = []
-    for law in laws:
-        found = [law.get(split) for split in SPLITS]
-        exponents = [f"{each['exponent']:.3f}" if each else MISSING for each in found]
-        off = [f"{each['error']:.1%}" if each else MISSING for each in found]
-        rows.append([literal(law["variant"]), exponents[0], off[0], exponents[1], off[1]])
-    return markdown_table(["Variant", "Exponent, val", "off by", "Exponent, test", "off by"], rows)
-
-
-def _failures(results: Facts) -> list[Facts]:
-    return [cell for cell in results["cells"] if "error" in cell]
-
-
-def _cell_name(cell: Facts) -> str:
-    return f"{cell['variant']}, {cell['samples']:,} samples, seed {cell['seed']}"
+def _failures(results: Facts) -> list[tuple[str, str, str]]:
+    """Name, state and reason of each cell that did not finish."""
+    return [
+        (f"{cell['variant']}, {cell['samples']:,} samples, seed {cell['seed']}", cell["state"], cell["error"])
+        for cell in results["cells"]
+        if "error" in cell
+    ]

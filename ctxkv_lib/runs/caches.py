@@ -11,7 +11,7 @@ from ..errors import DamagedFile
 from ..files import read_tensors, write_tensors
 from ..method.caches import StreamCache
 from ..method.memory import mib, release
-from .scratch import HOST, free_bytes, if_it_fits
+from .scratch import free_bytes, if_it_fits
 
 
 def save_cache(folder: Path, split: str, cache: StreamCache, starts: Tensor | None = None) -> None:
@@ -95,7 +95,9 @@ def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[
 
 def _moved(cache: StreamCache, device: torch.device) -> StreamCache | None:
     """Return the cache with all its tensors on the device; None if there is no room for it."""
-    room = if_it_fits(cache.nbytes, device, partial(torch.empty, cache.nbytes, dtype=torch.uint8, device=device))
+    room = if_it_fits(
+        cache.nbytes, device, partial(torch.empty, cache.nbytes, dtype=torch.uint8, device=device)
+    )
     if room is None:
         return None
     del room

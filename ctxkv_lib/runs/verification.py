@@ -1,6 +1,5 @@
-"""`ctxkv verify`: every artefact of a run folder against its record."""
+"""`ctxkv verify`: compares every file of a run folder with its record."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,8 @@ from ..errors import DamagedFile, UserError
 from ..files import tensor_metadata
 from .ownership import run_command, stored_config
 from .records import DROPPED, FILE, STAGES, Records
+
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Verification:
 
     artefacts: list[Artefact]
     unfinished: list[str]  # stages without a record, of a run that has not come to its end
-    cure: str  # what makes again what is not intact, and goes on with what is unfinished
+    cure: str  # the command that makes again what is not intact, and finishes the run
 
     @property
     def intact(self) -> bool:
@@ -38,7 +39,7 @@ def verify(path: Path) -> Verification:
     """Read every artefact of a run, finished or not, and compare it with its record.
 
     Raises:
-        UserError: there is no run, or one of a version that kept no checksums.
+        UserError: there is no run.
     """
     try:
         records = Records.read(path)
@@ -46,31 +47,34 @@ def verify(path: Path) -> Verification:
         lost = Artefact("records", FILE, error.path.stat().st_size, "damaged")
         return Verification([lost], list(STAGES), f"the command that made {path}")
     if records is None:
-        raise UserError(f"{path} holds no finished stage with checksums; run what made it once more.")
+        raise UserError(f"{path} holds no finished stage; name a run folder, or run what made it once more.")
     found = [
-        _artefact(path, stage, name, how)
+        _artefact(path, stage, name, state)
         for stage, record in records.stages.items()
-        for name, how in record.states(path)
+        for name, state in record.states(path)
     ]
-    cure = f"`{run_command(stored_config(path, records.config), path)}`"
-    ended = "results" in records.stages  # which a measure that such runs do not have is no part of
+    found += _checkpoints(path, {artefact.name for artefact in found})
+    ended = "results" in records.stages  # some stages may not apply to this run
     unfinished = [] if ended else [stage for stage in STAGES if stage not in records.stages]
-    return Verification([*found, *_under_way(path, {each.name for each in found})], unfinished, cure)
+    return Verification(found, unfinished, f"`{run_command(stored_config(path, records.config), path)}`")
 
 
-def _artefact(path: Path, stage: str, name: str, how: str) -> Artefact:
-    absent = how in ("missing", DROPPED)
-    return Artefact(stage, name, 0 if absent else (path / name).stat().st_size, how)
+def _artefact(path: Path, stage: str, name: str, state: str) -> Artefact:
+    is_absent = state in ("missing", DROPPED)
+    return Artefact(stage, name, 0 if is_absent else (path / name).stat().st_size, state)
 
 
-def _under_way(path: Path, recorded: set[str]) -> Iterator[Artefact]:
-    """Checkpoints that no record names yet; they carry their own checksum."""
+def _checkpoints(path: Path, recorded: set[str]) -> list[Artefact]:
+    """Check the saved states of a training that no record names yet; they carry their own checksum."""
+    found = []
     for file in sorted((path / "checkpoint").glob("[!.]*.safetensors")):
         name = file.relative_to(path).as_posix()
-        if name not in recorded:
-            try:
-                tensor_metadata(file)
-                how = "intact"
-            except DamagedFile:
-                how = "damaged"
-            yield _artefact(path, "under way", name, how)
+        if name in recorded:
+            continue
+        try:
+            tensor_metadata(file)
+            state = "intact"
+        except DamagedFile:
+            state = "damaged"
+        found.append(_artefact(path, "under way", name, state))
+    return found

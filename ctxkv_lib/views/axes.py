@@ -1,13 +1,14 @@
-"""What all figures share: their palette, their panels and axes, and how they are written.
+"""The style all figures share, and how they are saved.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; the background is set, so that a
-figure reads the same on a dark page.
+Colours are Okabe and Ito's palette, which colour-blind readers can distinguish. The background is set, so
+that a figure reads the same on a dark page. Figures use matplotlib's object API: no pyplot, no global state.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cycler import cycler
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -15,8 +16,23 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from ..files import replacing
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BLUE, ORANGE = OKABE_ITO[:2]
 PAPER, INK, QUIET, RULE = "#ffffff", "#1f2430", "#6b7280", "#e3e6eb"
 DPI = 150
+STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": QUIET,
+    "axes.prop_cycle": cycler(color=OKABE_ITO),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "lines.linewidth": 2.2,
+    "lines.markersize": 3.5,
+    "text.parse_math": False,  # names of runs and settings may hold dollar signs
+}
+styled = rc_context(STYLE)  # a decorator of functions that draw
 
 
 def save(figure: Figure, path: Path | str) -> Path:
@@ -27,45 +43,41 @@ def save(figure: Figure, path: Path | str) -> Path:
     return path
 
 
-def panels(count: int, size: tuple[float, float], rows: int = 1, sharex: bool = False) -> tuple[Figure, list]:
+@styled
+def panels(count: int, size: tuple[float, float], rows: int = 1, **share: Any) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `count` axes in `rows` rows, `size` in inches; `share` as in `Figure.subplots`."""
     figure = Figure(figsize=size, facecolor=PAPER, layout="constrained")
-    columns = -(-count // rows)
-    axes = list(figure.subplots(rows, columns, sharex=sharex, squeeze=False).flat)
+    axes = list(figure.subplots(rows, -(-count // rows), squeeze=False, **share).flat)
     for unused in axes[count:]:
         unused.remove()
     for ax in axes[:count]:
-        ax.set_facecolor(PAPER)
         ax.grid(True, color=RULE, lw=0.8)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(QUIET)
         ax.tick_params(colors=INK, labelsize=10)
     return figure, axes[:count]
 
 
-def legend_below(figure: Figure, ax: Axes) -> None:
-    """The legend of `ax` under the figure, where it covers no mark."""
-    handles, labels = ax.get_legend_handles_labels()
-    columns = 4 if max(map(len, labels)) < 20 else 2
-    names = [plain(label) for label in labels]
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
+def legend_below(figure: Figure, *axes: Axes) -> None:
+    """Put one legend of `axes` under the figure, where it covers no mark; equal labels stand there once."""
+    handles = {
+        label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    columns = 4 if max(map(len, handles)) < 20 else 2
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
 
 
-def plain(text: str) -> str:
-    """`text` for a figure, with its dollar signs shown and not read as the borders of a formula."""
-    return text.replace("$", r"\$")
-
-
-def colours(runs: Iterable[Any]) -> list[str]:
-    return [OKABE_ITO[i % len(OKABE_ITO)] for i, _ in enumerate(runs)]
+def legend_under(ax: Axes, columns: int, space: float = 0.14) -> None:
+    """Put the legend of one of several axes under it, below the labels of its x axis."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -space), ncols=columns)
 
 
 def integer_x(ax: Axes, label: str) -> None:
+    """Label the x axis, with ticks at whole numbers only."""
     ax.set_xlabel(label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def log_y(ax: Axes, label: str) -> None:
+    """Make the y axis logarithmic, with plain numbers as tick labels."""
     ax.set_yscale("log")
     ax.set_ylabel(label)
     low, high = ax.get_ylim()

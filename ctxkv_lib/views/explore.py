@@ -1,7 +1,7 @@
-"""Numbers to look at: what notebooks show of data, contexts and trained runs."""
+"""The numbers that notebooks show of data, contexts and trained runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,15 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from ..data.conversations import Conversations, load_conversations
 from ..data.tokens import TokenStream, load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
-from ..hf.modeling import ContextKVConfig, ContextKVForCausalLM
-from ..method.caches import StreamCache, load_cache
+from ..method.caches import StreamCache
+from ..method.config import ModelConfig, Phase1Config
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts, parallel_pass
-from ..method.model import ContextBlock
-from ..method.windows import slot_positions, theoretical_max
-from ..runs.config import ExperimentConfig, ModelConfig, Phase1Config
-from ..runs.inference import load_trained
+from ..method.model import ContextBlock, ContextKV, project_inputs
+from ..method.windows import theoretical_max
+from ..runs.caches import load_cache
+from ..runs.config import ExperimentConfig
 from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, refuse_damaged
+from ..runs.trained import load_model
 
 SPLITS = ("val", "train")
 
@@ -64,22 +65,22 @@ def load_corpus(config: ExperimentConfig) -> Corpus:
 def count_rows(config: ExperimentConfig, corpus: Corpus) -> list[list[str]]:
     """Rows for a table: counts here, and those of the published report's 500-sample run."""
     published = PUBLISHED[500]
-    counts = {split: len(stream.ids) for split, stream in corpus.streams.items()}
-    here = {
-        "training conversations": config.data.samples,
-        "training tokens": counts["train"],
-        "validation tokens": counts["val"],
-        "tokens a conversation, on average": counts["train"] // config.data.samples,
-        "contexts without a limit on the window": theoretical_max(counts["train"], config.model.interval),
-    }
-    theirs = (
-        published["samples"],
-        published["train_tokens"],
-        published["val_tokens"],
-        published["train_tokens"] // published["samples"],
+    here = {"samples": config.data.samples}
+    here |= {f"{split}_tokens": len(stream.ids) for split, stream in corpus.streams.items()}
+    limits = (
+        theoretical_max(here["train_tokens"], config.model.interval),
         published["context_window"]["theoretical_max"],
     )
-    return [[name, f"{a:,}", f"{b:,}"] for (name, a), b in zip(here.items(), theirs, strict=True)]
+    names = {
+        "training conversations": (here["samples"], published["samples"]),
+        "training tokens": (here["train_tokens"], published["train_tokens"]),
+        "validation tokens": (here["val_tokens"], published["val_tokens"]),
+        "tokens a conversation, on average": tuple(
+            run["train_tokens"] // run["samples"] for run in (here, published)
+        ),
+        "contexts without a limit on the window": limits,
+    }
+    return [[name, *(f"{value:,}" for value in values)] for name, values in names.items()]
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
@@ -94,25 +95,21 @@ def singular_values(contexts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fresh_contexts(
-    model: ContextKVForCausalLM, cache: StreamCache, shape: ModelConfig, passes: int
-) -> Tensor:
-    """What a ContextBlock with untrained weights makes of a stream: `[n, context_dim]` after some passes."""
+def untrained_contexts(model: ContextKV, cache: StreamCache, shape: ModelConfig, passes: int) -> Tensor:
+    """Compute contexts with an untrained ContextBlock: `[n, context_dim]` of a stream after some passes."""
     torch.manual_seed(0)
-    block = ContextBlock(ContextKVConfig(**asdict(shape))).to(model.device)
+    block = ContextBlock(shape.context_dim, shape.hidden_size).to(model.device)
     embeddings, tokens = distinct_rows(model, cache.ids[:-1])
-    half = block.project_tokens(embeddings)
+    inputs = project_inputs(block, embeddings)
     contexts = torch.zeros_like(cache.contexts)
     for _ in range(passes):
-        parallel_pass(block, half, tokens, contexts)
+        parallel_pass(block, inputs, tokens, contexts)
     return contexts[1:]
 
 
 @torch.no_grad()
-def pass_errors(
-    model: ContextKVForCausalLM, cache: StreamCache, config: Phase1Config, passes: int
-) -> list[float]:
-    """How far parallel passes are from the contexts that reading one by one gives.
+def pass_errors(model: ContextKV, cache: StreamCache, config: Phase1Config, passes: int) -> list[float]:
+    """Measure how far parallel passes are from exact contexts.
 
     Args:
         cache: of the stream to read.
@@ -122,14 +119,15 @@ def pass_errors(
         mean squared error of a context component after each pass.
     """
     embeddings, tokens = distinct_rows(model, cache.ids[:-1])
-    block, half = model.context_block, model.context_block.project_tokens(embeddings)
-    exact, _ = exact_contexts(block, half, tokens, config.tolerance)
+    block, inputs = model.context_block, project_inputs(model.context_block, embeddings)
+    exact = torch.empty_like(cache.contexts, dtype=torch.float32)
+    exact_contexts(block, inputs, tokens, config.tolerance, out=exact)
     generator = torch.Generator(model.device).manual_seed(0)
     contexts = torch.empty_like(exact)
     draw_contexts(contexts, config.initial_std, generator)
     errors = []
     for _ in range(passes):
-        parallel_pass(block, half, tokens, contexts)
+        parallel_pass(block, inputs, tokens, contexts)
         errors.append((contexts - exact).square().mean().item())
     return errors
 
@@ -139,7 +137,7 @@ class Trained:
     """A finished run with what it takes to look inside."""
 
     run: Run
-    model: ContextKVForCausalLM
+    model: ContextKV
     tokenizer: PreTrainedTokenizerBase
     caches: Mapping[str, StreamCache]
 
@@ -156,7 +154,7 @@ def open_run(run: Run) -> Trained:
         UserError: the run folder lacks one of them, or it is damaged.
     """
     refuse_damaged(run.path, "caches")
-    model, tokenizer = load_trained(run.path, torch.device("cpu"))
+    model, tokenizer = load_model(run.path, run.config), load_tokenizer(run.config.data.tokenizer)
     caches = {split: load_cache(run.path / "caches", split) for split in SPLITS}
     return Trained(run, model, tokenizer, caches)
 
@@ -168,20 +166,31 @@ def attention_by_slot(trained: Trained, most: int = 2000) -> Tensor:
     Args:
         most: so many positions at most, evenly spread.
     """
-    cache, shape = trained.caches["val"], trained.model.config
-    first = shape.interval * (shape.max_contexts - 1)
+    cache, first = trained.caches["val"], trained.model.window.offsets[-1]
     if first >= len(cache):
         raise UserError(
             f"No position has a full window: it takes {first + 1} tokens, and the validation stream has "
             f"{len(cache)}; use more validation conversations."
         )
     positions = torch.linspace(first, len(cache) - 1, min(most, len(cache) - first)).long()
-    weights = [cache.attend(trained.model, part)[1] for part in positions.split(256)]
+    weights = [attended(trained, cache, part)[1] for part in positions.split(256)]
     return torch.cat(weights).mean(dim=0)
 
 
+def attended(trained: Trained, cache: StreamCache, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute hidden states and attention weights at positions of a cached stream.
+
+    Raises:
+        UserError: the model of the run has no attention weights.
+    """
+    hidden, weights = cache.attend(trained.model, positions)
+    if weights is None:
+        raise UserError(f"The model of {trained.run.path} returns no attention weights to look at.")
+    return hidden, weights
+
+
 @dataclass(frozen=True)
-class Window:
+class AttendedWindow:
     """What one position attends.
 
     Attributes:
@@ -203,22 +212,22 @@ class Window:
 
 
 @torch.no_grad()
-def attended_window(trained: Trained, split: str, position: int, guesses: int = 5) -> Window:
+def attended_window(trained: Trained, split: str, position: int, guesses: int = 5) -> AttendedWindow:
     """Look at one position of a cached stream.
 
     Raises:
         UserError: no such position.
     """
     trained.check_position(split, position)
-    cache, shape = trained.caches[split], trained.model.config
+    cache = trained.caches[split]
     at = torch.tensor([position])
-    hidden, weights = cache.attend(trained.model, at)
-    slots = slot_positions(at, shape)[0]
+    hidden, weights = attended(trained, cache, at)
+    slots = trained.model.window.slots(at)[0]
     likely = trained.model.logits(hidden, cache.ids[at].to(hidden.device))[0].softmax(dim=-1).topk(guesses)
     start = max(0, int(slots.min()))
     pieces = token_texts(trained.tokenizer, cache.ids[start : position + 2])
     names = token_texts(trained.tokenizer, likely.indices)
-    return Window(
+    return AttendedWindow(
         position=position,
         start=start,
         pieces=pieces[:-1],
@@ -238,8 +247,8 @@ def epoch_rows(run: Run) -> list[list[str]]:
         note = "better: weights kept" if line["improved"] else "not better"
         if line["epoch"] == last and phase2["stop_reason"] == "early_stopping":
             note = f"patience of {run.config.phase2.patience} is used up: stop"
-        numbers = [f"{line['train_ppl']:,.1f}", f"{line['val_ppl']:,.1f}", f"{line['val_acc']:.1%}"]
-        rows.append([str(line["epoch"]), *numbers, str(line["no_improve"]), note])
+        ppls = [f"{line[key]:,.1f}" for key in ("train_ppl", "val_ppl")]
+        rows.append([str(line["epoch"]), *ppls, f"{line['val_acc']:.1%}", str(line["no_improve"]), note])
     return rows
 
 
@@ -249,11 +258,7 @@ def prediction_rows(trained: Trained, positions: Sequence[int], context: int = 1
     for position in positions:
         window = attended_window(trained, "val", position, guesses=3)
         before = "".join(window.pieces[-context:])
-        best = ", ".join(f"{_visible(text)} {share:.0%}" for text, share in window.guesses)
+        best = ", ".join(f"{text!r} {share:.0%}" for text, share in window.guesses)
         hit = "yes" if window.guesses[0][0] == window.target else "no"
-        rows.append([_visible(before), _visible(window.target), best, hit])
+        rows.append([repr(before), repr(window.target), best, hit])
     return rows
-
-
-def _visible(text: str) -> str:
-    return repr(text)

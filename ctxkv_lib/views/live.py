@@ -1,7 +1,7 @@
 """`LiveCurves`: the curves of a training while it runs, in a notebook; lines of text elsewhere.
 
-In a notebook a status line follows every metric, a bar every batch, and the figure as often as it has
-earned: each stage may spend `FIRST_SECONDS` on drawing, so that a short one is seen too, and all of them
+In a notebook a status line follows every metric, a bar every batch, and the figure as often as its budget
+allows: each stage may spend `FIRST_SECONDS` on drawing, so that a short one is seen too, and all of them
 `SHARE` of the time. When the cell ends, or is interrupted, the figure is drawn once more, with everything.
 
 The figure is the value of an `ipywidgets.HTML` and not the content of an `Output`: a program that runs
@@ -9,20 +9,24 @@ notebooks answers each message that an `Output` catches, and nbclient (its issue
 few times, that the cell has ended.
 """
 
+import html
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from ..progress import Metric, in_notebook, watchers
+from ..runs.config import Phase1Config
 from . import figures, markup
 
 SHARE = 0.02  # of the elapsed time that redraws may cost ...
 FIRST_SECONDS = 2.0  # ... beyond what each stage may spend at once
 DRAW_SECONDS = 1.0  # between two drawings of a stage, at least
-STATUS_SECONDS = 0.25  # between two status lines, or two looks of the bar
+STATUS_SECONDS = 0.25  # between two status lines, or two changes of the bar
+BAR_LETTERS = 80
 
 
 class LiveCurves:
@@ -33,19 +37,19 @@ class LiveCurves:
 
     Attributes:
         figure: what was drawn last; None outside a notebook.
-        image, status, bar, left, overall: the widgets, in a notebook: the figure, the last metric in words,
-            the bar of the loop that runs and its time left, and how many runs are done.
+        image, status, bar: widgets, in a notebook: the figure, the last metric in words, and tqdm's bar of
+            the loop that runs.
         spent: seconds that drawing has cost since the first metric.
     """
 
     def __init__(
         self,
-        stop_rate: float | None = None,
+        stop_rate: float = Phase1Config.stop_rate,
         runs: int = 1,
         notebook: bool | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Show an empty figure at once; it also tells what a redraw costs.
+        """Show an empty figure at once, which also measures what a redraw costs.
 
         Args:
             stop_rate: share of converged positions at which Phase 1 stops, drawn as a line.
@@ -55,9 +59,7 @@ class LiveCurves:
         """
         self.figure: Figure | None = None
         self.spent = 0.0
-        self._stop_rate = stop_rate
-        self._runs_in_all = runs
-        self._clock = clock
+        self._stop_rate, self._runs, self._clock = stop_rate, runs, clock
         self._lines: dict[str, dict[str, list[Metric]]] = {"phase1": {}, "phase2": {}}
         self._stage = "phase1"
         self._began: float | None = None
@@ -70,11 +72,11 @@ class LiveCurves:
             self._open()
 
     def __call__(self, metric: Metric) -> None:
-        """Take one metric; its run is told from others by `samples`, if it has one."""
+        """Take one metric; its run is identified by `samples`, if it has one."""
         now = self._clock()
         self._began = now if self._began is None else self._began
-        run = f"{metric['samples']:,} samples" if "samples" in metric else "this run"
         self._stage = metric["stage"]
+        run = f"{metric['samples']:,} samples" if "samples" in metric else "this run"
         lines = self._lines[self._stage].setdefault(run, [])
         lines.append(metric)
         if not self._is_notebook:
@@ -83,9 +85,8 @@ class LiveCurves:
         self._is_behind = True
         if now - self._status_at >= STATUS_SECONDS:
             self._status_at = now
-            self.status.value = describe(metric)
-            self._tell_overall()
-        if len(lines) == 1 or (now - self._drawn_at >= DRAW_SECONDS and self._has_earned_a_drawing(now)):
+            self.status.value = self._status()
+        if len(lines) == 1 or (now - self._drawn_at >= DRAW_SECONDS and self._may_draw(now)):
             self._draw()
 
     def step(self, loop: str, done: int, total: int) -> None:
@@ -93,65 +94,53 @@ class LiveCurves:
         now = self._clock()
         if loop != self._loop or done == 0:
             self._loop, self._loop_began, self._loop_from, self._bar_at = loop, now, done, -math.inf
-            if self._is_behind and self._has_earned_a_drawing(now):
+            if self._is_behind and self._may_draw(now):
                 self._draw()
-        if now - self._bar_at < STATUS_SECONDS and done < total:
-            return
-        self._bar_at = now
-        self.bar.value = done / total
-        made = done - self._loop_from  # a resumed loop begins where it was stopped
-        left = f", up to {_time((now - self._loop_began) * (total - done) / made)} left" if made else ""
-        self.left.value = f"{loop}: {done / total:.0%}{left}"
+        if now - self._bar_at >= STATUS_SECONDS or done == total:
+            self._bar_at = now
+            elapsed, begun = now - self._loop_began, self._loop_from  # a resumed loop begins where it stopped
+            bar = tqdm.format_meter(done, total, elapsed, prefix=loop, ncols=BAR_LETTERS, initial=begun)
+            self.bar.value = f"<pre>{html.escape(bar)}</pre>"
 
-    def finish(self) -> None:
+    def finish(self, result: Any = None) -> None:
         """Draw everything that has come in. IPython calls this when the cell ends."""
         from IPython import get_ipython
 
-        shell = get_ipython()
-        if shell is not None and self._at_cell_end in shell.events.callbacks["post_run_cell"]:
-            shell.events.unregister("post_run_cell", self._at_cell_end)
         if not self._is_notebook:
             return
+        shell = get_ipython()
+        if shell is not None and self.finish in shell.events.callbacks["post_run_cell"]:
+            shell.events.unregister("post_run_cell", self.finish)
         if self.step in watchers:
             watchers.remove(self.step)
-        self._progress.layout.display = "none"
+        self.bar.value = ""
         if self._is_behind:
-            self.status.value = describe(next(reversed(self._lines[self._stage].values()))[-1])
+            self.status.value = self._status()
             self._draw()
 
     def _open(self) -> None:
         from IPython import get_ipython
         from IPython.display import display
-        from ipywidgets import HTML, FloatProgress, HBox, Label, VBox
+        from ipywidgets import HTML, VBox
 
-        self.status = HTML("Reading conversations and token table ...")
-        self.bar, self.left = FloatProgress(max=1.0), Label()
-        self.overall = FloatProgress(max=float(self._runs_in_all), description="Runs")
-        self._progress = HBox([self.bar, self.left])
-        self.image = HTML()
-        overall = [self.overall] if self._runs_in_all > 1 else []
-        display(VBox([*overall, self.status, self._progress, self.image]))
+        self.status, self.bar, self.image = HTML("Reading conversations and token table ..."), HTML(), HTML()
+        display(VBox([self.status, self.bar, self.image]))
         self._draw()
         self.spent = 0.0
         watchers.append(self.step)
         shell = get_ipython()
         if shell is not None:
-            shell.events.register("post_run_cell", self._at_cell_end)
+            shell.events.register("post_run_cell", self.finish)
 
-    def _at_cell_end(self, result: Any) -> None:
-        self.finish()
-        if result.success:
-            self.overall.value = self._runs_in_all
-            self.overall.description = "All runs"
-
-    def _tell_overall(self) -> None:
-        """Which run it is, and how far all of them are; each phase of a run is half of it."""
+    def _status(self) -> str:
+        """The last metric in words, after which run it is, if there are several."""
+        last = next(reversed(self._lines[self._stage].values()))[-1]
         begun = len(self._lines["phase1"] | self._lines["phase2"])
-        self.overall.description = f"Run {begun} of {self._runs_in_all}"
-        self.overall.value = begun - 1 + 0.5 * (self._stage == "phase2")
+        return (f"Run {begun} of {self._runs}. " if self._runs > 1 else "") + describe(last)
 
-    def _has_earned_a_drawing(self, now: float) -> bool:
-        stages = sum(len(runs) for runs in self._lines.values())
+    def _may_draw(self, now: float) -> bool:
+        """Whether another drawing is within the budget."""
+        stages = sum(map(len, self._lines.values()))
         since = 0.0 if self._began is None else now - self._began
         return self.spent + self._redraw_seconds <= FIRST_SECONDS * stages + SHARE * since
 
@@ -167,13 +156,12 @@ class LiveCurves:
     def _drawing(self) -> Figure:
         runs = self._lines[self._stage]
         if self._stage == "phase1":
-            rate = {} if self._stop_rate is None else {"stop_rate": self._stop_rate}
-            return figures.phase1_curves(runs, **rate)
+            return figures.phase1_curves(runs, self._stop_rate)
         return figures.ppl_curves([{"phase2": _as_summary(lines)} for lines in runs.values()], list(runs))
 
 
 def describe(metric: Metric) -> str:
-    """One metric as a line of text."""
+    """Put one metric into a line of text."""
     run = f"{metric['samples']:,} samples, " if "samples" in metric else ""
     if metric["stage"] == "phase1":
         return (
@@ -187,18 +175,7 @@ def describe(metric: Metric) -> str:
     )
 
 
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def _as_summary(epochs: list[Metric]) -> dict[str, Any]:
     """Epochs so far as `phase2` of a summary; whether an early stop ended them is not known here."""
     best = next(line for line in reversed(epochs) if line["improved"])
-    return {
-        "epochs": epochs,
-        "best_epoch": best["epoch"],
-        "val_ppl": best["val_ppl"],
-        "val_acc": best["val_acc"],
-        "stop_reason": None,
-    }
+    return {**best, "epochs": epochs, "best_epoch": best["epoch"], "stop_reason": None}

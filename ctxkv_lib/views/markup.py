@@ -1,7 +1,7 @@
-"""What a notebook's page shows of ours, as HTML: figures, tables, text with its tokens marked, links.
+"""HTML for notebooks: figures, tables, text with its tokens marked, download links.
 
-HTML, since only HTML has all of: alt text, a width that follows the page, values under the pointer, and a
-dark side without a second drawing. Nothing in it is a script, so it works in Colab, JupyterLab and VS Code.
+Only HTML has all of: alt text, a width that follows the page, values under the pointer, and a dark side
+without a second drawing. Nothing in it is a script, so it works in Colab, JupyterLab and VS Code.
 """
 
 import html
@@ -11,37 +11,42 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .axes import DPI, INK, OKABE_ITO, PAPER, QUIET
-from .explore import Window
+from .axes import DPI, INK, ORANGE, PAPER, QUIET
+from .explore import AttendedWindow
 
-PLAIN = 'class="tex2jax_ignore mathjax_ignore"'  # notebooks would set what stands between dollar signs
-WIDTH = 100  # pixels of the page an inch of a figure takes, where the page has them
+PLAIN = "tex2jax_ignore mathjax_ignore"  # notebooks would typeset text between dollar signs
+WIDTH = 100  # pixels of the page for an inch of a figure, where the page has them
 POINTER_REACH = 1.5  # percent of the figure's width around a point that shows its value
 LONGEST_WORD = 14  # letters, in a table
-MOST_POINTS = 200  # of a curve: clouds of points keep their values to themselves
+MOST_POINTS = 200  # of a curve: larger clouds of points have no tooltips
 # JupyterLab, Colab and VS Code each say in their own way that the page is dark. The colours are turned by
-# brightness alone: blue stays blue, so that words about colours stay true.
+# brightness alone: blue stays blue, so that words about colours stay true. Cells of a table and not its rows
+# have colours, since themes paint rows, too. A reversed column opens scrolled to its end.
 DARK = '[data-jp-theme-light="false"] .ctxkv, html[theme="dark"] .ctxkv, body.vscode-dark .ctxkv'
-STYLE = f"<style>{DARK} {{filter: invert(0.93) hue-rotate(180deg); color-scheme: light}}</style>"
-STRIPES = ("#dbe9f4", "#fbe3d4")  # light blue and light orange, told apart by every eye
-BOX = (
-    f"background:{PAPER};color:{INK};padding:10px 12px;border-radius:6px;line-height:1.75;"
-    "font-family:monospace;font-size:13px;white-space:pre-wrap;overflow-wrap:anywhere;"
-    "max-height:320px;overflow-y:auto"
-)
-AT_END = ";display:flex;flex-direction:column-reverse"  # a box so turned opens scrolled to its end
+STRIPES = ("#dbe9f4", "#fbe3d4")  # light blue and light orange, which every eye can distinguish
+STYLE = f"""<style>{DARK} {{filter: invert(0.93) hue-rotate(180deg); color-scheme: light}}
+.ctxkv table {{border-collapse: collapse}}
+.ctxkv table th, .ctxkv table td {{background: {PAPER}; color: {INK}; border-bottom: 1px solid {STRIPES[0]};
+  padding: 3px 6px; text-align: left}}
+.ctxkv .line, .ctxkv .text {{background: {PAPER}; color: {INK}; padding: 8px 12px; border-radius: 6px}}
+.ctxkv .text {{line-height: 1.75; font-family: monospace; font-size: 13px; white-space: pre-wrap;
+  overflow-wrap: anywhere; max-height: 320px; overflow-y: auto}}
+.ctxkv .text span {{border-radius: 3px}}
+.ctxkv .text > span:nth-child(odd) {{background: {STRIPES[0]}}}
+.ctxkv .text > span:nth-child(even) {{background: {STRIPES[1]}}}
+</style>"""
+FROM_THE_END = "display:flex;flex-direction:column-reverse"
 
 
 def themed(content: str) -> str:
-    """HTML made for a light page, that turns dark with a dark one."""
+    """Wrap HTML made for a light page, so that it turns dark with a dark one."""
     return f'{STYLE}<div class="ctxkv">{content}</div>'
 
 
 def show_html(content: str) -> Any:
-    """An object that a notebook shows as HTML."""
+    """Make an object that a notebook shows as HTML."""
     from IPython.display import HTML
 
     return HTML(themed(content))
@@ -56,56 +61,75 @@ def show(figure: Figure) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """`figure` with its own background, as a PNG."""
+    """Draw `figure` with its own background, as a PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI, facecolor=PAPER)
     return content.getvalue()
 
 
 def figure_html(figure: Figure, image: bytes) -> str:
-    """A figure that has been drawn, as wide as it is or as the page is; its values under the pointer.
+    """Wrap a figure that has been drawn: as wide as it is or as the page is, its values under the pointer.
 
     Height and width stand in the tag, so that the page does not move while the picture is read.
     """
     width, height = (round(WIDTH * inches) for inches in figure.get_size_inches())
     picture = (
-        f'<img src="{data_uri(image, "image/png")}" alt="{html.escape(alt_text(figure))}" width="{width}" '
+        f'<img src="{_data_uri(image, "image/png")}" alt="{html.escape(alt_text(figure))}" width="{width}" '
         f'height="{height}" decoding="sync" style="display:block;width:100%;height:auto;max-width:none">'
     )
     box = f"position:relative;width:100%;max-width:{width}px"  # in this order, or widgets will not shrink it
-    return themed(f'<div style="{box}">{picture}{"".join(_values(figure))}</div>')
+    return themed(f'<div style="{box}">{picture}{"".join(_tooltips(figure))}</div>')
 
 
 def alt_text(figure: Figure) -> str:
-    """What a figure shows, in words: titles, axes, names of the curves and whatever is written in it."""
+    """Describe a figure in words: titles, axes, names of the curves and all text in it."""
     parts = []
     for ax in figure.axes:
         if ax.get_label() != "<colorbar>":
-            parts += [ax.get_title(loc="left"), _axes_text(ax), *(text.get_text() for text in ax.texts)]
+            by = " by ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
+            parts += [ax.get_title(loc="left"), by, *(text.get_text() for text in ax.texts)]
     parts += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    lines = (part.replace("\n", ", ").replace(r"\$", "$").strip() for part in parts)
+    lines = (part.replace("\n", ", ").strip() for part in parts)
     return "; ".join(dict.fromkeys(line for line in lines if line)) + "."
 
 
+def _tooltips(figure: Figure) -> Iterator[str]:
+    """An invisible box around each point of each curve, whose tooltip says the value."""
+    for ax in figure.axes:
+        for line in ax.get_lines():
+            points = np.asarray(line.get_xydata())
+            if line.get_transform() != ax.transData or not 0 < len(points) <= MOST_POINTS:
+                continue  # a line across the page, or a cloud
+            if line.get_linestyle() == "None":
+                continue  # a mark on a point of another curve
+            places = figure.transFigure.inverted().transform(ax.transData.transform(points))
+            for (x, y), (left, up) in zip(points.tolist(), places.tolist(), strict=True):
+                if 0 <= up <= 1:  # beyond the page, it would grow
+                    place = (
+                        f"left:{100 * left - POINTER_REACH:.2f}%;top:{100 * (1 - up) - POINTER_REACH:.2f}%"
+                    )
+                    size = f"width:{2 * POINTER_REACH}%;height:{2 * POINTER_REACH}%"
+                    text = html.escape(f"{line.get_label()}, {x:g}: {y:,.5g}")
+                    yield f'<span title="{text}" style="position:absolute;{place};{size}"></span>'
+
+
 def download_link(name: str, content: bytes, kind: str) -> str:
-    """A link that saves `content`, of a MIME type, where the browser is and not where the kernel is."""
+    """Make a link that saves `content`, of a MIME type, on the browser's machine, not the kernel's."""
     name = html.escape(name)
-    return f'<a download="{name}" href="{data_uri(content, kind)}">Download {name}</a>'
+    return f'<a download="{name}" href="{_data_uri(content, kind)}">Download {name}</a>'
 
 
-def data_uri(content: bytes, kind: str) -> str:
-    """`content` as an address that needs no server."""
+def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{b64encode(content).decode()}"
 
 
 def token_boundaries(pieces: Sequence[str]) -> str:
-    """Tokens in alternating colours; a line break shows as a mark and a break."""
-    spans = (f'<span style="background:{STRIPES[i % 2]}">{_text(p)}</span>' for i, p in enumerate(pieces))
-    return f'<div {PLAIN} style="{BOX}">{"".join(spans)}</div>'
+    """Show tokens in alternating colours; a line break as a mark and a break."""
+    return f'<div class="text {PLAIN}">{"".join(f"<span>{_text(piece)}</span>" for piece in pieces)}</div>'
 
 
-def attended_text(window: Window, weights: Sequence[float]) -> str:
-    """The tokens of a window, attended ones on a blue that is the stronger the more weight they get.
+def attended_text(window: AttendedWindow, weights: Sequence[float]) -> str:
+    """Show the tokens of a window, attended ones on a blue that is stronger for more weight.
 
     The box opens at the position itself, which is framed; the token after it is underlined.
 
@@ -116,50 +140,43 @@ def attended_text(window: Window, weights: Sequence[float]) -> str:
     strongest = max(share.values())
     spans = []
     for position, piece in enumerate(window.pieces, start=window.start):
+        title, style = "", f"color:{QUIET}"
         if position in share:
-            spans.append(_attended(piece, share[position], share[position] / strongest))
-        else:
-            spans.append(f'<span style="color:{QUIET}">{_text(piece)}</span>')
-    spans[-1] = f'<span style="outline:2px solid {INK};border-radius:3px">{spans[-1]}</span>'
-    spans.append(f'<span style="border-bottom:2px solid {OKABE_ITO[1]}">{_text(window.target)}</span>')
-    return f'<div {PLAIN} style="{BOX}{AT_END}"><div>{"".join(spans)}</div></div>'
+            strength = share[position] / strongest
+            title = f'title="{share[position]:.1%} of the attention" '
+            style = f"background:rgba(0,114,178,{0.12 + 0.88 * strength:.2f})"
+            style += f";color:{PAPER if strength > 0.55 else INK}"
+        if position == window.position:
+            style += f";outline:2px solid {INK}"
+        spans.append(f'<span {title}style="{style}">{_text(piece)}</span>')
+    spans.append(f'<span style="border-bottom:2px solid {ORANGE}">{_text(window.target)}</span>')
+    return f'<div class="text {PLAIN}" style="{FROM_THE_END}"><div>{"".join(spans)}</div></div>'
 
 
-def guesses_line(window: Window) -> str:
-    """What follows, and what the model expects."""
+def guesses_line(window: AttendedWindow) -> str:
+    """Say which token follows, and which ones the model expects."""
     guesses = ", ".join(f"<b>{_quoted(text)}</b> {share:.1%}" for text, share in window.guesses)
-    style = f"background:{PAPER};color:{INK};padding:6px 12px;border-radius:6px"
     return (
-        f'<div {PLAIN} style="{style}">Position {window.position:,}. '
+        f'<div class="line {PLAIN}">Position {window.position:,}. '
         f"Next token: <b>{_quoted(window.target)}</b>. The model expects: {guesses}</div>"
     )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A plain table; all cells are text. Each cell has its colours, since themes paint rows, too."""
-    colours = f"background:{PAPER};color:{INK};border-bottom:1px solid {STRIPES[0]}"
-    cell = f"{colours};padding:3px 6px;text-align:left"
-    lines = [_row("th", header, cell), *(_row("td", row, cell) for row in rows)]
-    return f'<table {PLAIN} style="border-collapse:collapse">{"".join(lines)}</table>'
+    """Make a plain table; all cells are text."""
+    lines = [_row("th", header), *(_row("td", row) for row in rows)]
+    return f'<table class="{PLAIN}">{"".join(lines)}</table>'
 
 
-def _row(tag: str, cells: Sequence[str], style: str) -> str:
-    marked = (f'<{tag} style="{style}{_broken(cell)}">{html.escape(cell)}</{tag}>' for cell in cells)
-    return f"<tr>{''.join(marked)}</tr>"
-
-
-def _broken(cell: str) -> str:
-    """Words and numbers are not broken, what is longer than any of them is, or the page would be too wide."""
-    return ";overflow-wrap:anywhere" if max(map(len, cell.split()), default=0) > LONGEST_WORD else ""
-
-
-def _attended(piece: str, weight: float, strength: float) -> str:
-    colour = PAPER if strength > 0.55 else INK
-    background = f"rgba(0,114,178,{0.12 + 0.88 * strength:.2f})"
-    return (
-        f'<span title="{weight:.1%} of the attention" '
-        f'style="background:{background};color:{colour};border-radius:3px">{_text(piece)}</span>'
+def _row(tag: str, cells: Sequence[str]) -> str:
+    """Break no word or number but those that would make the page too wide."""
+    cut = ' style="overflow-wrap:anywhere"'
+    long = (max(map(len, cell.split()), default=0) > LONGEST_WORD for cell in cells)
+    marked = (
+        f"<{tag}{cut * is_long}>{html.escape(cell)}</{tag}>"
+        for cell, is_long in zip(cells, long, strict=True)
     )
+    return f"<tr>{''.join(marked)}</tr>"
 
 
 def _text(piece: str) -> str:
@@ -168,30 +185,3 @@ def _text(piece: str) -> str:
 
 def _quoted(piece: str) -> str:
     return html.escape(repr(piece))
-
-
-def _axes_text(ax: Axes) -> str:
-    return " by ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
-
-
-def _values(figure: Figure) -> Iterator[str]:
-    """An invisible place on each point of each curve, whose tooltip says the value."""
-    for ax in figure.axes:
-        for line in ax.get_lines():
-            points = np.asarray(line.get_xydata())
-            if line.get_transform() != ax.transData or not 0 < len(points) <= MOST_POINTS:
-                continue  # a line across the page, or a cloud
-            if line.get_linestyle() == "None":
-                continue  # a mark on a point of another curve
-            places = figure.transFigure.inverted().transform(ax.transData.transform(points))
-            for (x, y), (left, up) in zip(points.tolist(), places.tolist(), strict=True):
-                if not 0 <= up <= 1:  # off the page, which would grow as far
-                    continue
-                yield _value(f"{line.get_label()}, {x:g}: {y:,.5g}", 100 * left, 100 * (1 - up))
-
-
-def _value(text: str, left: float, top: float) -> str:
-    """A tooltip around a place of the figure, given in percent of its width and height."""
-    place = f"left:{left - POINTER_REACH:.2f}%;top:{top - POINTER_REACH:.2f}%"
-    size = f"width:{2 * POINTER_REACH}%;height:{2 * POINTER_REACH}%"
-    return f'<span title="{html.escape(text)}" style="position:absolute;{place};{size}"></span>'

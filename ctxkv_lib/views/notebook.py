@@ -1,44 +1,64 @@
-"""What notebooks share: their parameters, where runs live, and Google Drive."""
+"""What notebooks share: their parameters, where runs live, and copies of runs in Google Drive.
 
+Drive is slow with many small files, so training works on the local disk, and an archive of each run is
+restored before a cell trains and saved while it does. Colab may take its machine back at any moment, so
+nothing waits for the end.
+"""
+
+import io
+import json
 import os
+import shutil
 import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..data.local_files import configure
 from ..errors import UserError
+from ..files import read_json
+from ..progress import Listener, Metric
 from ..runs.config import COMPARED_RATIO, PRESETS, ExperimentConfig
-from ..runs.run_folder import ROOT_VARIABLE
-from ..threads import wait_calmly_if_busy
-from .drive import kept_on_drive as kept_on_drive
+from ..runs.configure import configure
+from ..runs.records import FILE
+from ..runs.run_folder import COMPARISON, ROOT_VARIABLE
 
 Parameters = tuple[str, int | None, str | None, int | None]  # preset, samples, recipe, seed
 
+DRIVE_VARIABLE = "CTXKV_DRIVE"
+SAVE_SECONDS = 60  # between two saves within a stage, at least ...
+SAVE_SHARE = 0.05  # ... and saving may cost so much of the time
+STATE = ".state.json"  # first member of an archive: the progress of its run
+RECORDS = ("config.json", COMPARISON, "metrics.jsonl", FILE)
+LANDMARKS = ("caches/train_ctx.safetensors", "caches/val_ctx.safetensors", "model/model.safetensors")
+FINISHED = (*LANDMARKS, "summary.json")
+
+State = dict[str, Any]  # progress: compared as a list; content: changes when the records do
+
 
 def parameters(preset: Any, samples: Any, recipe: Any, seed: Any) -> Parameters:
-    """What a notebook is run with: the values of its form, as text, where the environment has no others.
+    """Read a notebook's parameters: the values of its form, as text, unless the environment has others.
 
-    `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` go before the form, with a line where
-    that changes something. Empty (or None) is a preset that suits the machine, and None for the others, which
-    leaves the choice to the preset.
+    `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` override the form, with a line where
+    that changes something. An empty preset (or None) becomes `colab` on Colab, where the Hub is near, and
+    `offline` elsewhere, which needs no network. The others become None: the preset chooses.
 
     Raises:
         UserError: `samples` or `seed` is no whole number.
     """
-    wait_calmly_if_busy()  # here, since nothing has loaded torch yet
     form = {"preset": preset, "samples": samples, "recipe": recipe, "seed": seed}
-    texts = {name: "" if value is None else str(value).strip() for name, value in form.items()}
-    values = {name: _from_environment(name, text) for name, text in texts.items()}
+    values = {}
+    for name, given in form.items():
+        text, variable = "" if given is None else str(given).strip(), f"CTXKV_{name.upper()}"
+        values[name] = os.environ.get(variable, "").strip() or text
+        if text not in ("", values[name]):
+            print(f"{name} is {values[name]}, as {variable} says, and not {text}.")
     numbers = {name: _whole_number(name, values[name]) for name in ("samples", "seed")}
-    return values["preset"] or default_preset(), numbers["samples"], values["recipe"] or None, numbers["seed"]
-
-
-def _from_environment(name: str, in_form: str) -> str:
-    variable = f"CTXKV_{name.upper()}"
-    value = os.environ.get(variable, "").strip() or in_form
-    if in_form not in ("", value):
-        print(f"{name} is {value}, as {variable} says, and not {in_form}.")
-    return value
+    default = "colab" if "google.colab" in sys.modules else "offline"
+    return values["preset"] or default, numbers["samples"], values["recipe"] or None, numbers["seed"]
 
 
 def _whole_number(name: str, value: str) -> int | None:
@@ -48,11 +68,6 @@ def _whole_number(name: str, value: str) -> int | None:
         raise UserError(f"{name} is {value!r}; allowed: a whole number, or nothing.") from None
 
 
-def default_preset() -> str:
-    """`colab` on Colab, where the Hub is near; `offline` elsewhere, which needs no network."""
-    return "colab" if "google.colab" in sys.modules else "offline"
-
-
 def notebook_config(
     preset: str,
     samples: int | None = None,
@@ -60,7 +75,7 @@ def notebook_config(
     seed: int | None = None,
     settings: dict[str, Any] | None = None,
 ) -> ExperimentConfig:
-    """The experiment that a notebook's parameters stand for; None leaves a choice to the preset."""
+    """Build the experiment of a notebook's parameters; None leaves a choice to the preset."""
     seeded = {} if seed is None else {"runtime.seed": seed}
     return configure(preset, recipe, samples, {**seeded, **(settings or {})}, print)
 
@@ -69,7 +84,7 @@ def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
     """Samples of the two runs to compare: the larger count, and a fifth of it as in the published report.
 
     Raises:
-        UserError: an unknown preset, or fewer samples than a fifth can be taken of.
+        UserError: an unknown preset, or too few samples for a fifth.
     """
     if preset not in PRESETS:
         raise UserError(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}.")
@@ -85,3 +100,149 @@ def runs_root() -> Path:
         return Path(root)
     here = Path.cwd()
     return (here.parent if (here.parent / "ctxkv_lib").is_dir() else here) / "runs"
+
+
+@contextmanager
+def kept_on_drive(*folders: Path, listener: Listener = lambda _: None) -> Iterator[Listener]:
+    """Restore folders from Google Drive before the block, and save them during and after it.
+
+        with kept_on_drive(folder, listener=live) as listener:
+            run(config, folder, listener)
+
+    Yields:
+        `listener`, which now also saves: after every stage, and within one as often as `SAVE_SECONDS` and
+        `SAVE_SHARE` allow. Nothing but `listener` itself unless `$CTXKV_DRIVE` names a folder.
+
+    Raises:
+        UserError: an archive cannot be restored. One that cannot be written is one line of text.
+    """
+    if not os.environ.get(DRIVE_VARIABLE):
+        yield listener
+        return
+    copies = DriveCopies(Path(os.environ[DRIVE_VARIABLE]), folders, listener)
+    for folder, archive in copies.archives.items():
+        if archive.is_file() and not folder.exists():
+            unpack(archive, folder)
+    try:
+        yield copies
+    finally:
+        copies.save(last=True)
+
+
+class DriveCopies:
+    """A listener that passes metrics on and keeps an archive of each folder up to date."""
+
+    def __init__(
+        self,
+        drive: Path,
+        folders: Sequence[Path],
+        listener: Listener,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.archives = {folder: drive / f"{folder.name}.tar" for folder in folders}
+        self._listener, self._clock = listener, clock
+        self._stage: tuple[Any, ...] | None = None
+        self._due = 0.0
+        self._said: set[str] = set()
+
+    def __call__(self, metric: Metric) -> None:
+        self._listener(metric)
+        stage = metric["stage"], metric.get("samples")
+        if stage != self._stage or self._clock() >= self._due:
+            self._stage = stage
+            self.save()
+
+    def save(self, last: bool = False) -> None:
+        """Write the archive of each folder that has come further than its archive."""
+        began = self._clock()
+        for folder, archive in self.archives.items():
+            state, held = state_of(folder), archived_state(archive)
+            if state is None or state == held:
+                continue
+            if held and state["progress"] < held["progress"]:
+                if last:
+                    self._say(f"{archive} holds a fuller state of {folder.name} and stays as it is.")
+                continue
+            try:
+                pack(folder, archive, state)
+            except OSError as error:
+                reason = error.strerror or error
+                self._say(f"Google Drive did not take {archive.name} ({reason}); training goes on.")
+        ended = self._clock()
+        self._due = ended + max(SAVE_SECONDS, (ended - began) / SAVE_SHARE)
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            print(line, flush=True)
+
+
+def state_of(folder: Path) -> State | None:
+    """The progress of the run or comparison in a folder; None if it holds none.
+
+    Of two states the greater `progress` is the fuller one. Two finished runs are equally full, whatever their
+    numbers of epochs; so are two comparisons.
+    """
+    records = [path.read_bytes() if (path := folder / name).is_file() else b"" for name in RECORDS]
+    if not any(records):
+        return None
+    there = sum((folder / name).is_file() for name in FINISHED)
+    lines = 0 if there == len(FINISHED) else records[RECORDS.index("metrics.jsonl")].count(b"\n")
+    progress = [int((folder / COMPARISON).is_file()), there, lines]
+    return {"progress": progress, "content": sha256(b"\0".join(records)).hexdigest()}
+
+
+def archived_state(archive: Path) -> State | None:
+    """The state of what an archive holds; None if there is no archive, or none that can be read."""
+    try:
+        with tarfile.open(archive) as tar:
+            first = tar.next()
+            content = tar.extractfile(first) if first and first.name == STATE else None
+            return json.load(content) if content else None
+    except (OSError, tarfile.TarError, ValueError):
+        return None
+
+
+def pack(folder: Path, archive: Path, state: State) -> None:
+    """Write `folder` to an archive, complete or not at all; nothing hidden goes into it."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    beside = archive.with_name(f".{archive.name}.part")  # always the same: the next save replaces a torn one
+    try:
+        with beside.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
+                first, content = tarfile.TarInfo(STATE), json.dumps(state).encode()
+                first.size = len(content)
+                tar.addfile(first, io.BytesIO(content))
+                tar.add(folder, folder.name, filter=_shown)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, archive)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _shown(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if Path(member.name).name.startswith(".") else member
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Restore `folder`, completely or not at all.
+
+    Raises:
+        UserError: the archive is damaged, or a member would leave the folder, or the disk is full.
+    """
+    beside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)  # of a restore that was killed
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(beside, filter="data")
+        if state_of(beside / folder.name) != read_json(beside / STATE):
+            raise tarfile.ReadError("it is not complete")
+        os.replace(beside / folder.name, folder)
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(
+            f"{archive} cannot be restored ({error}); run the cell again, or move that archive away to begin "
+            "anew."
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,4 +1,3 @@
-import gc
 import io
 import json
 import os
@@ -14,21 +13,17 @@ import pytest
 
 from ctxkv_lib.data import chitchat as chitchat_source
 from ctxkv_lib.data import ultrachat
-from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.hub import ULTRACHAT_SHARDS
+from ctxkv_lib.data.conversations import READERS, add_source, load_conversations
+from ctxkv_lib.data.hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS
+from ctxkv_lib.data.rows import Rows
+from ctxkv_lib.data.settings import SOURCES, DataConfig
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.runs.config import DataConfig
 
 pytest_plugins = ["hub_standin"]
 
 ROWS = 51_040
 GROUP = 1000
 FILLER = "x" * 40  # makes a row group larger than the shard's footer
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
 
 
 def _row(number: int) -> list[dict[str, str]]:
@@ -74,10 +69,9 @@ def _column_bytes(shard: bytes, group: int) -> int:
         ("corpus", 51_000, {"corpus_samples": 5}),
     ],
 )
-@pytest.mark.parametrize("download", ["ranged", "whole"])
-def test_ultrachat_gives_the_published_rows(hub, shard, split, first, settings, download):
+def test_ultrachat_gives_the_published_rows(hub, shard, split, first, settings):
     hub.files[ULTRACHAT_SHARDS[0]] = shard
-    rows = load_conversations(DataConfig(download=download, **settings), split)
+    rows = load_conversations(DataConfig(**settings), split)
     count = next(iter(settings.values()))
     assert rows.ids == tuple(f"ultrachat:train_sft:{n}" for n in range(first, first + count))
     assert list(rows.messages) == [_row(n) for n in range(first, first + count)]
@@ -96,25 +90,17 @@ def _footer_bytes(shard: bytes) -> int:
     return int.from_bytes(shard[-8:-4], "little") + 8
 
 
-def test_ultrachat_reads_across_row_groups(hub, shard):
-    hub.files[ULTRACHAT_SHARDS[0]] = shard
-    rows = load_conversations(DataConfig(samples=GROUP + 1), "train")
-    assert rows.messages[-1] == _row(GROUP)
-    assert len(rows.ids) == GROUP + 1
-
-
 @pytest.fixture
 def small_shards(hub, monkeypatch) -> None:
     """Twenty rows on three shards; 6 to 13 are held back."""
-    held_back = {"VALIDATION": range(6, 8), "TEST": range(8, 10), "CORPUS": range(10, 14)}
-    for name, rows in held_back.items():
-        monkeypatch.setattr(ultrachat, f"ULTRACHAT_{name}", rows)
+    numbers = {"VALIDATION": range(6, 8), "TEST": range(8, 10), "CORPUS": range(10, 14), "ROWS": 20}
+    for name, value in numbers.items():
+        monkeypatch.setattr(ultrachat, f"ULTRACHAT_{name}", value)
     parts = (range(9), range(9, 12), range(12, 20))
     hub.files = {file: _shard_of(rows, 4) for file, rows in zip(ULTRACHAT_SHARDS, parts, strict=True)}
 
 
 @pytest.mark.usefixtures("small_shards")
-@pytest.mark.parametrize("download", ["ranged", "whole"])
 @pytest.mark.parametrize(
     ("split", "settings", "expected"),
     [
@@ -125,8 +111,8 @@ def small_shards(hub, monkeypatch) -> None:
         ("corpus", {"corpus_samples": 4}, [10, 11, 12, 13]),
     ],
 )
-def test_row_numbers_run_on_over_shards(split, settings, expected, download):
-    rows = load_conversations(DataConfig(download=download, **settings), split)
+def test_row_numbers_run_on_over_shards(split, settings, expected):
+    rows = load_conversations(DataConfig(**settings), split)
     assert rows.ids == tuple(f"ultrachat:train_sft:{n}" for n in expected)
     assert list(rows.messages) == [_row(n) for n in expected]
 
@@ -141,7 +127,7 @@ def test_all_rows_of_all_shards_that_are_not_held_back_are_for_training(hub):
 def test_only_row_groups_that_are_not_there_yet_are_fetched(hub, tmp_path):
     load_conversations(DataConfig(samples=8), "train")
     kept = {path.name for path in (tmp_path / "cache").glob("*/rows-*")}
-    assert kept == {"rows-0-4", "rows-4-8", "rows-12-16"}
+    assert kept == {f"rows-{rows}.safetensors" for rows in ("0-4", "4-8", "12-16")}
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/rows-*")}
     sent = hub.sent
     more = load_conversations(DataConfig(samples=12), "train")
@@ -165,49 +151,16 @@ def test_ultrachat_is_read_once(hub, shard):
         load_conversations(DataConfig(), "validation")
 
 
-def test_ultrachat_leaves_no_half_written_copy(hub, shard, tmp_path, monkeypatch):
-    hub.files[ULTRACHAT_SHARDS[0]] = shard
-
-    def fail(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("datasets.arrow_writer.ArrowWriter.finalize", fail)
-        with pytest.raises(KeyboardInterrupt):
-            load_conversations(DataConfig(samples=1), "train")
-    assert list((tmp_path / "cache").glob("*/*")) == []
-    assert load_conversations(DataConfig(samples=1), "train").messages == (_row(0),)
-
-
-def _flip(copy):
-    (arrow,) = copy.glob("*.arrow")
-    content = bytearray(arrow.read_bytes())
-    content[len(content) // 2] ^= 1  # one letter of the text, at most
-    arrow.write_bytes(content)
-
-
-def _take_another(copy):
-    shutil.rmtree(copy)
-    shutil.copytree(copy.with_name("rows-50000-51000"), copy)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        _flip,
-        _take_another,
-        lambda copy: (copy / "rows.arrow").rename(copy / "data-00000-of-00001.arrow"),  # an earlier version's
-        lambda copy: (copy / "checksums.json").unlink(),
-    ],
-)
 def test_a_damaged_local_copy_is_fetched_again(hub, shard, tmp_path, capsys, damage):
     hub.files[ULTRACHAT_SHARDS[0]] = shard
     data = DataConfig(samples=1)
     first, _ = load_conversations(data, "train"), load_conversations(data, "validation")
-    (copy,) = (tmp_path / "cache").rglob("rows-0-1000")
-    damage(copy)
+    copies = tmp_path / "cache" / f"ultrachat-{ULTRACHAT_REVISION[:12]}"
+    damage(copies / "rows-0-1000.safetensors")
     assert load_conversations(data, "train") == first
-    assert "rows-0-1000 cannot be used" in capsys.readouterr().err
+    assert "rows-0-1000.safetensors cannot be used" in capsys.readouterr().err
+    shutil.copy(copies / "rows-50000-51000.safetensors", copies / "rows-0-1000.safetensors")
+    assert load_conversations(data, "train") == first
     hub.status = 500
     assert load_conversations(data, "train") == first
 
@@ -215,43 +168,39 @@ def test_a_damaged_local_copy_is_fetched_again(hub, shard, tmp_path, capsys, dam
 @pytest.mark.parametrize(
     ("split", "settings", "available"),
     [
-        ("train", {"samples": 50_001}, 50_000),
+        ("train", {"samples": 201_866}, 201_865),
         ("validation", {"validation_samples": 501}, 500),
         ("test", {"test_samples": 501}, 500),
-        ("corpus", {"corpus_samples": 61}, 60),
         ("corpus", {"corpus_samples": 5001}, 5000),
     ],
 )
-def test_ultrachat_says_how_many_rows_there_are(hub, shard, split, settings, available):
-    hub.files = dict.fromkeys(ULTRACHAT_SHARDS, _shard_of(range(10), 10)) | {ULTRACHAT_SHARDS[0]: shard}
+def test_ultrachat_says_how_many_rows_there_are(hub, split, settings, available):
+    hub.status = 500  # the numbers of the pinned commit are known without it
     with pytest.raises(UserError, match=f"has only {available} conversations for {split}; lower data"):
         load_conversations(DataConfig(**settings), split)
 
 
-@pytest.mark.parametrize("download", ["ranged", "whole"])
 @pytest.mark.parametrize("status", [403, 404, 429, 503])
-def test_refusals_of_the_hub_name_the_offline_preset(hub, status, download):
+def test_refusals_of_the_hub_name_the_offline_preset(hub, status):
     hub.status = status
     with pytest.raises(
         UserError, match=r"could not be read from the Hugging Face Hub .* use --preset offline\.$"
     ):
-        load_conversations(DataConfig(download=download), "train")
+        load_conversations(DataConfig(), "train")
 
 
 @pytest.mark.usefixtures("no_hub")
-@pytest.mark.parametrize("download", ["ranged", "whole"])
-def test_no_network_names_the_offline_preset(download):
+def test_no_network_names_the_offline_preset():
     with pytest.raises(UserError, match=r"could not be read .* use --preset offline\.$"):
-        load_conversations(DataConfig(download=download), "train")
+        load_conversations(DataConfig(), "train")
 
 
-@pytest.mark.parametrize("download", ["ranged", "whole"])
-def test_offline_mode_names_the_offline_preset(tmp_path, download):
+def test_offline_mode_names_the_offline_preset(tmp_path):
     program = (
-        "from ctxkv_lib.runs.config import DataConfig\n"
+        "from ctxkv_lib.data.settings import DataConfig\n"
         "from ctxkv_lib.data.conversations import load_conversations\n"
         "from ctxkv_lib.errors import UserError\n"
-        f"try: load_conversations(DataConfig(download={download!r}), 'train')\n"
+        "try: load_conversations(DataConfig(), 'train')\n"
         "except UserError as error: print(error)"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
@@ -312,15 +261,6 @@ def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
         load_conversations(DataConfig(source="chitchat", samples=2), "train")
 
 
-def test_pythons_collector_rests_while_chitchat_is_read(chitchat, monkeypatch):
-    resting = []
-    monkeypatch.setattr(chitchat_source, "_is_usable", lambda _: resting.append(not gc.isenabled()) or True)
-    chitchat({f"{n}": _chat(*ENGLISH) for n in range(1200)})
-    load_conversations(DataConfig(source="chitchat", samples=1), "train")
-    assert resting == [True] * 1200
-    assert gc.isenabled()
-
-
 def test_chitchat_blocks_do_not_move(chitchat):
     chitchat({f"{n}": _chat(*ENGLISH) for n in range(1110)})
 
@@ -349,3 +289,15 @@ def test_installed_chitchat_is_as_large_as_documented():
     assert len(set(rows.ids)) == 2000
     characters = sum(len(text) for text in rows.texts()) / len(rows)
     assert 3000 < characters < 4500  # about 920 GPT-2 tokens
+
+
+def test_a_source_of_a_plug_in_is_read_and_named_as_allowed():
+    with pytest.raises(ValueError, match=r"data.source is 'mine'; allowed: [\w, ]+\."):
+        DataConfig(source="mine")
+    add_source("mine", "for a test", lambda data, split: Rows.held([(split, [])] * data.count(split)))
+    try:
+        assert load_conversations(DataConfig(source="mine", samples=2), "train").ids == ("train", "train")
+        with pytest.raises(ValueError, match=r"data\.source is 'other'; allowed: .*, mine"):
+            DataConfig(source="other")
+    finally:
+        del SOURCES["mine"], READERS["mine"]

@@ -8,27 +8,26 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ctxkv_lib.data import embeddings
+from ctxkv_lib.data import cooccurrence, embeddings
 from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.counts import count_tokens
-from ctxkv_lib.data.embeddings import COOCCURRENCE_NOISE, build_table, count_pairs, load_table, positive_pmi
+from ctxkv_lib.data.cooccurrence import NOISE, build_table, count_pairs, positive_pmi
+from ctxkv_lib.data.embeddings import corpus_counts, corpus_ids, load_table
 from ctxkv_lib.data.hub import gpt2_file
-from ctxkv_lib.data.tokens import TokenStream, load_tokenizer, train_stream
+from ctxkv_lib.data.settings import DataConfig
+from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, TokenStream
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.files import cache_dir, write_tensors
-from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.runs.config import DataConfig
+from ctxkv_lib.files import write_tensors
 
 pytest_plugins = ["hub_standin"]
 
-SMALL = ModelConfig(vocab_size=1000, hidden_size=64)
 WEIGHTS = gpt2_file("model.safetensors")
 GPT2 = DataConfig(table="gpt2")
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
+@pytest.fixture
+def small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "GPT2_VOCAB_SIZE", 1000)
+    monkeypatch.setattr(embeddings, "GPT2_SHAPE", (1000, 64))
 
 
 def _checkpoint(**extra: torch.Tensor) -> tuple[bytes, torch.Tensor]:
@@ -38,98 +37,86 @@ def _checkpoint(**extra: torch.Tensor) -> tuple[bytes, torch.Tensor]:
     return save({**others, "wte.weight": wte, **extra}), wte
 
 
-@pytest.mark.parametrize("download", ["ranged", "whole"])
-def test_gpt2_table_is_the_checkpoint_tensor(hub, download):
-    hub.files[WEIGHTS], wte = _checkpoint()
-    table = load_table(replace(GPT2, download=download), SMALL, seed=0)
-    assert table.weight.dtype == torch.float32
-    assert torch.equal(table.weight, wte)
-
-
-def test_gpt2_table_transfers_its_own_bytes_only(hub, monkeypatch):
+@pytest.mark.usefixtures("small_vocabulary")
+def test_gpt2_table_is_read_once_and_transfers_its_own_bytes_only(hub, monkeypatch):
     monkeypatch.setattr(embeddings, "_CHUNK_BYTES", 100_000)  # of 256,000: the last chunk is a part of one
     hub.files[WEIGHTS], wte = _checkpoint()
-    table = load_table(GPT2, SMALL, seed=0)
+    first = load_table(GPT2, 64, seed=0)
     header = 8 + int.from_bytes(hub.files[WEIGHTS][:8], "little")
-    assert torch.equal(table.weight, wte)
+    assert first.weight.dtype == torch.float32
+    assert torch.equal(first.weight, wte)
     assert hub.sent == header + wte.numel() * 4
-
-
-def test_gpt2_table_is_read_once(hub):
-    hub.files[WEIGHTS], _ = _checkpoint()
-    first = load_table(GPT2, SMALL, seed=0)
     hub.status = 500
-    second = load_table(GPT2, SMALL, seed=1)
-    assert torch.equal(first.weight, second.weight)
-    assert first.fingerprint == second.fingerprint
+    again = load_table(GPT2, 64, seed=1)
+    assert torch.equal(again.weight, wte)
+    assert again.fingerprint == first.fingerprint
 
 
-def _take_another(path: Path) -> None:
-    write_tensors(path, {"weight": torch.zeros(1000, 64)}, {"key": "another table's"})
-
-
-@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-9]), _take_another])
+@pytest.mark.usefixtures("small_vocabulary")
 def test_a_damaged_table_is_fetched_again(hub, tmp_path, capsys, damage):
     hub.files[WEIGHTS], wte = _checkpoint()
-    load_table(GPT2, SMALL, seed=0)
+    load_table(GPT2, 64, seed=0)
     (path,) = (tmp_path / "cache").glob("*.safetensors")
     damage(path)
-    assert torch.equal(load_table(GPT2, SMALL, seed=0).weight, wte)
+    assert torch.equal(load_table(GPT2, 64, seed=0).weight, wte)
     assert "cannot be used" in capsys.readouterr().err
+    write_tensors(path, {"weight": torch.zeros(1000, 64)}, {"key": "another table's"})
+    assert torch.equal(load_table(GPT2, 64, seed=0).weight, wte)
     hub.status = 500
-    assert torch.equal(load_table(GPT2, SMALL, seed=0).weight, wte)
+    assert torch.equal(load_table(GPT2, 64, seed=0).weight, wte)
 
 
-@pytest.mark.parametrize(("name", "value", "allowed"), [("hidden_size", 128, 64), ("vocab_size", 999, 1000)])
-def test_gpt2_table_must_fit_the_model(hub, name, value, allowed):
-    hub.files[WEIGHTS], _ = _checkpoint()
-    sentence = rf"model\.{name} is {value}, allowed with data\.table=gpt2: {allowed}; set"
+def test_gpt2_table_must_have_the_width_of_the_model():
+    sentence = r"model\.hidden_size is 64, allowed with data\.table=gpt2: 768; set model\.hidden_size=768, or"
     with pytest.raises(UserError, match=sentence):
-        load_table(GPT2, replace(SMALL, **{name: value}), seed=0)
-    load_table(GPT2, SMALL, seed=0)
-    with pytest.raises(UserError, match=sentence):  # from the cache, too
-        load_table(GPT2, replace(SMALL, **{name: value}), seed=0)
+        load_table(GPT2, 64, seed=0)
 
 
-def test_cut_checkpoint_is_refused(hub):
-    body, _ = _checkpoint()
-    hub.files[WEIGHTS] = body[: len(body) // 3]
-    with pytest.raises(UserError, match=r"model\.safetensors of openai-community/gpt2 is damaged"):
-        load_table(GPT2, SMALL, seed=0)
-
-
+@pytest.mark.usefixtures("small_vocabulary")
 @pytest.mark.parametrize(
     "body",
     [
+        _checkpoint()[0][: len(_checkpoint()[0]) // 3],
         b"<html>sign in to this network</html>",
         (2).to_bytes(8, "little") + b"{}",
         (9).to_bytes(8, "little") + b"not json!",
         save({"wte.weight": torch.zeros(1000, 64, dtype=torch.float16)}),
+        save({"wte.weight": torch.zeros(999, 64)}),
     ],
 )
 def test_what_is_no_such_checkpoint_is_refused(hub, body):
     hub.files[WEIGHTS] = body
     with pytest.raises(UserError, match=r"model\.safetensors of openai-community/gpt2 is damaged"):
-        load_table(GPT2, SMALL, seed=0)
+        load_table(GPT2, 64, seed=0)
 
 
-@pytest.mark.parametrize("download", ["ranged", "whole"])
-def test_unreachable_hub_names_the_offline_preset(hub, download):
+def test_unreachable_hub_names_the_offline_preset(hub):
     hub.status = 404
     with pytest.raises(
         UserError, match=r"model\.safetensors of openai-community/gpt2 .* use --preset offline\.$"
     ):
-        load_table(replace(GPT2, download=download), SMALL, seed=0)
+        load_table(GPT2, 768, seed=0)
 
 
+@pytest.mark.usefixtures("small_vocabulary")
 def test_random_table():
     data = DataConfig(table="random")
-    first, again, other = (load_table(data, SMALL, seed) for seed in (1, 1, 2))
+    first, again, other = (load_table(data, 64, seed) for seed in (1, 1, 2))
     assert first.weight.shape == (1000, 64)
     assert first.weight.norm(dim=1).mean().item() == pytest.approx(1, rel=0.02)
     assert torch.equal(first.weight, again.weight)
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert not torch.equal(first.weight, other.weight)
+
+
+@pytest.mark.usefixtures("small_vocabulary")
+def test_a_table_is_scaled_by_its_longest_rows_but_a_hundredth():
+    data = DataConfig(table="random")
+    plain, scaled = load_table(data, 16, 3), load_table(replace(data, row_length=0.5), 16, 3)
+    lengths = scaled.weight.norm(dim=1).sort().values
+    assert lengths[989] == pytest.approx(0.5)
+    torch.testing.assert_close(scaled.weight / lengths[-1], plain.weight / plain.weight.norm(dim=1).max())
+    assert scaled.fingerprint != plain.fingerprint
 
 
 def _stream(*conversations: list[int]) -> TokenStream:
@@ -157,13 +144,10 @@ def _naive_counts(chats: list[list[int]], reach: int) -> Counter:
 @pytest.mark.parametrize("reach", [1, 4])
 @pytest.mark.parametrize("block", [1, 3, 50, 1000])
 def test_counts_and_pmi_equal_the_plain_loops(monkeypatch, block, reach):
-    monkeypatch.setattr(embeddings, "_BLOCK", block)
+    monkeypatch.setattr(cooccurrence, "_BLOCK", block)
     stream, chats = _random_stream([1, 2, 37, 5, 64], vocabulary=7)
     expected = _naive_counts(chats, reach)
-    assert count_tokens(stream.ids).tolist() == [
-        sum(chat.count(token) for chat in chats) for token in range(7)
-    ]
-    counts = count_pairs(stream.ids, stream.starts, reach)
+    counts = count_pairs(stream, 7, reach)
     dense = counts.to_dense()
     assert {(i, j): dense[i, j].item() for i in range(7) for j in range(7) if dense[i, j]} == dict(expected)
 
@@ -185,11 +169,11 @@ def _likeness(matrix: torch.Tensor, rows: bool) -> torch.Tensor:
 
 @pytest.mark.parametrize("neighbours", ["around", "sides"])
 def test_likeness_of_tokens_equals_that_of_plain_factors(monkeypatch, neighbours):
-    monkeypatch.setattr(embeddings, "COOCCURRENCE_NOISE", 0)
+    monkeypatch.setattr(cooccurrence, "NOISE", 0)
     stream, _ = _random_stream([60, 5, 70], vocabulary=12)
 
     def pmi(reach):
-        pairs = count_pairs(stream.ids, stream.starts, reach).to_dense()
+        pairs = count_pairs(stream, 12, reach).to_dense()
         return positive_pmi((pairs + pairs.T if neighbours == "around" else pairs).to_sparse()).to_dense()
 
     if neighbours == "around":
@@ -218,7 +202,7 @@ def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size, neighbour
     lengths = table.norm(dim=1)
     assert lengths[:250].mean().item() == pytest.approx(1, rel=0.03)
     assert lengths[:250].min() > 2 * lengths[250:].max()
-    assert lengths[250:].mean().item() == pytest.approx(COOCCURRENCE_NOISE, rel=0.15)
+    assert lengths[250:].mean().item() == pytest.approx(NOISE, rel=0.15)
     assert len(torch.unique(table, dim=0)) == 400  # never-seen tokens differ, too
 
 
@@ -234,27 +218,11 @@ def test_tiny_corpora_make_a_table(chats, hidden_size, neighbours):
 def test_ids_may_have_gaps_and_any_whole_dtype():
     stream, _ = _random_stream([40, 30], vocabulary=20)
     spread = TokenStream((stream.ids * 2500 + 30).to(torch.uint16), stream.starts)
-    pairs, far = (count_pairs(each.ids, each.starts, 4) for each in (stream, spread))
-    assert torch.equal(pairs.indices() * 2500 + 30, far.indices())
-    assert torch.equal(pairs.values(), far.values())
     table, wide = (build_table(each, 60_000, 16, "around") for each in (stream, spread))
     near = stream.ids.unique()
     far = near * 2500 + 30
     # Each has nothing but noise, and the same, where the other has its tokens.
     assert torch.allclose(table[near] - wide[near], wide[far] - table[far], atol=1e-6)
-
-
-@pytest.mark.parametrize("neighbours", ["around", "sides"])
-def test_tokens_with_the_same_neighbours_are_near(neighbours):
-    generator = torch.Generator().manual_seed(0)
-    chats = []
-    for _ in range(200):
-        a, b = torch.randint(2, (2,), generator=generator).tolist()
-        chats += [[10, 11, 20 + a, 12, 13], [14, 15, 30 + b, 16, 17]]
-    table = build_table(_stream(*chats), 50, 32, neighbours)
-    same, different = (torch.cosine_similarity(table[20], table[i], dim=0) for i in (21, 30))
-    assert same > 0.9
-    assert different < 0.5
 
 
 def test_global_random_state_neither_matters_nor_changes():
@@ -287,58 +255,44 @@ def corpus(tmp_path: Path):
     return write
 
 
-FULL = ModelConfig(hidden_size=32)
-
-
 def test_cooccurrence_table_depends_on_the_corpus_alone(corpus):
-    table = load_table(corpus(), FULL, seed=1)
-    assert table.weight.shape == (50257, 32)
+    table = load_table(corpus(), 32, seed=1)
+    assert table.weight.shape == (GPT2_VOCAB_SIZE, 32)
     for change in ({"samples": 9}, {"changed": 0}, {"changed": 29}):
-        same = load_table(corpus(**change), FULL, seed=2)
+        same = load_table(corpus(**change), 32, seed=2)
         assert same.fingerprint == table.fingerprint
         assert torch.equal(same.weight, table.weight)
     for change in ({"changed": 20}, {"corpus_samples": 9}, {"neighbours": "sides"}):
-        assert load_table(corpus(**change), FULL, seed=1).fingerprint != table.fingerprint
-    assert load_table(corpus(), replace(FULL, hidden_size=16), 1).fingerprint != table.fingerprint
-
-
-def test_a_table_is_scaled_by_its_longest_rows_but_a_hundredth():
-    data, shape = DataConfig(table="random"), ModelConfig(vocab_size=400, hidden_size=16, num_heads=4)
-    plain, scaled = load_table(data, shape, 3), load_table(replace(data, row_length=0.5), shape, 3)
-    lengths = scaled.weight.norm(dim=1).sort().values
-    assert lengths[395] == pytest.approx(0.5)
-    torch.testing.assert_close(scaled.weight / lengths[-1], plain.weight / plain.weight.norm(dim=1).max())
-    assert scaled.fingerprint != plain.fingerprint
+        assert load_table(corpus(**change), 32, seed=1).fingerprint != table.fingerprint
+    assert load_table(corpus(), 16, 1).fingerprint != table.fingerprint
 
 
 def test_cooccurrence_table_is_built_once(corpus, monkeypatch):
-    first = load_table(corpus(), FULL, seed=1)
+    first = load_table(corpus(), 32, seed=1)
     monkeypatch.setattr(embeddings, "build_table", None)
-    again = load_table(corpus(), FULL, seed=1)
-    assert torch.equal(first.weight, again.weight)
+    assert torch.equal(load_table(corpus(), 32, seed=1).weight, first.weight)
 
 
-def test_the_text_of_a_table_is_counted_while_it_is_read(corpus, monkeypatch):
-    data, size = corpus(), FULL.vocab_size
-    text = train_stream(load_conversations(data, "corpus"), load_tokenizer(data.tokenizer))
-    load_table(data, FULL, seed=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(embeddings, "train_stream", None)
-        counts = embeddings.corpus_counts(data, size).weight
-    assert counts.tolist() == torch.bincount(text.ids.int(), minlength=size).tolist()
-    for kept in cache_dir().glob("counts-*"):  # as earlier versions left it
-        kept.unlink()
-    assert torch.equal(embeddings.corpus_counts(data, size).weight, counts)
-    assert embeddings.corpus_counts(replace(data, table="random"), size) is None
+def test_tokens_of_the_corpus_are_counted(corpus):
+    data = corpus(unigram="corpus")
+    counts, ids = corpus_counts(data), corpus_ids(data)
+    assert counts.weight.tolist() == torch.bincount(ids.int(), minlength=GPT2_VOCAB_SIZE).tolist()
+    assert corpus_counts(corpus(unigram="corpus", changed=20)).fingerprint != counts.fingerprint
+    assert corpus_counts(replace(data, table="random", unigram="none")) is None
 
 
-def test_vocabulary_must_hold_the_corpus(corpus):
-    with pytest.raises(
-        UserError, match=r"model\.vocab_size is 1000, but the text holds token \d+; set it to 50257"
-    ):
-        load_table(corpus(), replace(FULL, vocab_size=1000), seed=1)
+def test_fingerprints_are_those_of_earlier_runs(corpus):
+    """They are in the names of cached tables and in the keys of runs: other values make all of them anew."""
+    data = corpus(unigram="corpus")
+    found = [load_table(data, 32, 1), load_table(replace(data, table="random"), 32, 1), corpus_counts(data)]
+    assert [each.fingerprint for each in found] == [
+        "b3c423676962b995",
+        "47ecc5bc8c2ef546",
+        "8688158b74a59da5",
+    ]
+    assert load_conversations(data, "train").fingerprint == "8fdcd09053080c16"
 
 
 def test_too_small_corpus_is_no_silent_substitute(corpus):
     with pytest.raises(UserError, match=r"27 for the token table .data.corpus_samples. are asked for"):
-        load_table(corpus(corpus_samples=27), FULL, seed=1)
+        load_table(corpus(corpus_samples=27), 32, seed=1)

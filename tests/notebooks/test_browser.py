@@ -150,7 +150,7 @@ def run_all(browser):
 
 def stop_the_training(browser):
     """JupyterLab's own stop button in the live training cell: one calm line, and nothing below it runs."""
-    wait_for(lambda: find(browser, ".jp-OutputArea-output .widget-label", "Phase 1: "), 200, "Phase 1")
+    wait_for(lambda: find(browser, ".jp-OutputArea-output .widget-html pre", "Phase 1: "), 200, "Phase 1")
     (button,) = browser.find_elements("css selector", "[data-command='notebook:interrupt-kernel']")
     button.click()
     (said,) = wait_for(lambda: find(browser, ".jp-OutputArea-output", "Stopped."), 60, "the calm line")

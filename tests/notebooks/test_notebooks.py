@@ -1,4 +1,4 @@
-"""The notebooks: as files (short, alike, nothing of a run in them), and executed, by what they leave."""
+"""The notebooks as files: short, alike, nothing of a run in them. `make notebooks` executes them."""
 
 import ast
 import json
@@ -14,7 +14,6 @@ import pytest
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.research import proposals
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
-from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import notebook
 from ctxkv_lib.views.explore import load_corpus
 
@@ -241,115 +240,16 @@ def test_every_proposal_changes_one_thing(preset):
     }
 
 
-# Executed, small and without a network
-
-
-def execute(name, folder):
-    """Run a copy of a notebook as `pytest --nbmake` does; the code cells with their outputs, by id.
-
-    Run folders go to `folder / "runs"`.
-    """
-    copy = folder / f"{name}.ipynb"
-    copy.write_bytes((FOLDER / copy.name).read_bytes())
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
-        "CTXKV_PRESET": "ci",
-        "CTXKV_RUNS": str(folder / "runs"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    options = ["--nbmake", "--overwrite", "--nbmake-timeout=600", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *options, str(copy)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    return {cell["id"]: cell["outputs"] for cell in code_cells(copy)}
-
-
-def kinds(outputs):
-    return {kind for output in outputs for kind in output.get("data", {})}
-
-
-def printed(outputs):
-    return "".join("".join(output.get("text", "")) for output in outputs)
-
-
-def widget_states(path):
-    """What the widgets of an executed notebook hold at the end."""
-    saved = json.loads(path.read_text(encoding="utf-8"))["metadata"]["widgets"]
-    (content,) = saved.values()
-    return [widget["state"] for widget in content["state"].values()]
-
-
-@pytest.mark.slow
-def test_01_shows_the_data_and_trains_nothing(tmp_path):
-    cells = execute("01_data", tmp_path)
-    assert "10 conversations for training" in printed(cells["load-corpus"])
-    assert "32 contexts, 20 tokens apart: 640 tokens" in printed(cells["window-numbers"])
-    for shown in ("lengths", "window-map", "other-window", "memory"):
-        assert "image/png" in kinds(cells[shown])
-    assert "text/html" in kinds(cells["counts"]) & kinds(cells["boundaries"])
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.slow
-def test_02_stops_after_phase_1_and_03_goes_on_from_there(tmp_path):
-    folder = tmp_path / "runs" / "ci-exact-10"
-    cells = execute("02_phase1_oacd", tmp_path)
-    assert "published, 500: converged after iteration 18" in printed(cells["outcome"])
-    for shown in ("clouds", "spectrum", "recall", "passes", "caches", "memory"):
-        assert "image/png" in kinds(cells[shown])
-    assert set(json.loads((folder / "checkpoint" / "stages.json").read_text())["stages"]) == {
-        "machine",
-        "phase1",
-        "caches",
-    }
-    assert not (folder / "summary.json").exists()
-    states = widget_states(tmp_path / "02_phase1_oacd.ipynb")
-    shown = [state["value"] for state in states if state["_model_name"] == "HTMLModel"]
-    assert sum(value.startswith("Phase 1, iteration 60") for value in shown) == 1
-    assert (
-        sum('title="this run, 60: ' in value for value in shown) == 1
-    )  # drawn once more when the cell ended
-    made = (folder / "caches" / "train_ctx.safetensors").stat().st_mtime_ns
-
-    cells = execute("03_phase2_context_kv", tmp_path)
-    assert (folder / "caches" / "train_ctx.safetensors").stat().st_mtime_ns == made
-    finished = load_run(folder)
-    assert [line["epoch"] for line in finished.summary["phase2"]["epochs"]] == [1, 2, 3]
-    assert (folder / "model" / "model.safetensors").is_file()
-    best = f"{finished.summary['phase2']['val_ppl']:,.1f}"
-    assert best in json.dumps(cells["trace"])
-    for shown in ("overfitting", "heads", "memory"):
-        assert "image/png" in kinds(cells[shown])
-    for widget in ("train", "explore", "one-position"):
-        assert "application/vnd.jupyter.widget-view+json" in kinds(cells[widget])
-
-
-@pytest.mark.slow
-def test_04_makes_both_runs_and_their_comparison(tmp_path):
-    cells = execute("04_compare_100_vs_500", tmp_path)
-    runs = tmp_path / "runs"
-    assert {path.name for path in runs.iterdir()} == {"ci-exact-2", "ci-exact-10", "ci-exact-10-vs-2"}
-    comparison = json.loads((runs / "ci-exact-10-vs-2" / "comparison.json").read_text())
-    assert [each["samples"] for each in comparison["runs"]] == [2, 10]
-    table = json.dumps([cells["table"], cells["published-table"]])
-    for number in (f"{comparison['runs'][1]['phase2']['val_ppl']:,.1f}", "361.0", "175.7"):
-        assert number in table
-    assert "report.ja.md" in printed(cells["report"])
-    assert "application/vnd.jupyter.widget-view+json" in kinds(cells["explore"])
-
-
-@pytest.mark.slow
-def test_05_runs_every_proposal(tmp_path):
-    cells = execute("05_next_experiments", tmp_path)
-    runs = [load_run(path.parent) for path in (tmp_path / "runs").glob("*/summary.json")]
-    models = [each.config.model for each in runs]
-    assert {model.interval for model in models} == {20, 50, 100}
-    assert {model.max_contexts for model in models} == {32, 64}
-    assert {model.kv_method for model in models} == {"fixed", "variable"}
-    assert {each.config.data.samples for each in runs} == {10, 20}
-    assert len(runs) == 9
-    assert "image/png" in kinds(cells["summary"]) & kinds(cells["own"])
-    assert "variable count, 10 samples, seed 42: val PPL" in printed(cells["run"])
+def test_05_shows_the_committed_results_of_the_study(monkeypatch):
+    monkeypatch.chdir(FOLDER)
+    (cell,) = [source(cell) for cell in code_cells(NOTEBOOKS[-1]) if cell["id"] == "learned"]
+    figures, tables = [], []
+    page = {"show": figures.append, "show_html": tables.append, "table": lambda header, rows: dict(rows)}
+    exec(cell, page)
+    assert len(figures) >= len(page["questions"])
+    (recalled,) = tables
+    assert recalled["exact"] == "4.8%"
+    assert "n-grams" not in recalled
 
 
 def test_the_file_that_01_writes_is_enough_to_train_on(tmp_path, monkeypatch):

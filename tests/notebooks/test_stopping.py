@@ -1,4 +1,4 @@
-"""Notebook 4 in a kernel, without a page: stopped twice in the middle, it ends with the same numbers.
+"""Notebook 4 in a kernel, without a page: stopped twice, it ends with the same numbers and shows them.
 
 Colab, JupyterLab and VS Code all show what the kernel sends: for a stopped cell an `error`, so that what
 follows is not run, whose traceback is the one line to be read.
@@ -60,7 +60,8 @@ def numbers(folder):
 @pytest.mark.slow
 def test_stopped_twice_it_says_one_line_and_ends_with_the_same_numbers(kernel, tmp_path):
     cells = {cell["id"]: source(cell) for cell in code_cells(FOLDER / "04_compare_100_vs_500.ipynb")}
-    for name in ("bootstrap", "parameters", "experiments"):
+    begun = ("bootstrap", "parameters", "experiments")
+    for name in begun:
         assert errors(execute(kernel, cells[name])) == []
     # The smaller run in Phase 1, then the larger one in its second epoch.
     for place in ("Phase 1: ", "10 samples, Phase 2, epoch 1"):
@@ -69,9 +70,24 @@ def test_stopped_twice_it_says_one_line_and_ends_with_the_same_numbers(kernel, t
         (line,) = stopped["traceback"]
         assert re.fullmatch(r"Stopped\. (Finished stages|Epoch).+ kept; run the cell again\.", line)
         assert "Traceback" not in json.dumps([message["content"] for message in sent])
-    for name in ("compare", "table"):
-        assert errors(execute(kernel, cells[name])) == []
+    sent = {name: execute(kernel, cell) for name, cell in cells.items() if name not in begun}
+    assert not [error for each in sent.values() for error in errors(each)]
     undisturbed = "elsewhere = root.with_name('undisturbed'); compare(configs, elsewhere, elsewhere / 'both')"
     assert errors(execute(kernel, undisturbed)) == []
     for run in ("ci-exact-2", "ci-exact-10"):
         assert numbers(tmp_path / "runs" / run) == numbers(tmp_path / "undisturbed" / run)
+    check_outputs(sent, json.loads((tmp_path / "runs/ci-exact-10-vs-2/comparison.json").read_text())["runs"])
+
+
+def check_outputs(sent, summaries):
+    """The cells show the numbers of the comparison beside the published ones, and its files."""
+    assert [summary["samples"] for summary in summaries] == [2, 10]
+    expected = {
+        "compare": "10 samples: validation, 3: ",  # drawn once more when the cell ended
+        "table": f"{summaries[1]['phase2']['val_ppl']:,.1f}",
+        "published-table": "361.0",
+        "explore": "application/vnd.jupyter.widget-view+json",
+        "report": "report.ja.md",
+    }
+    for cell, words in expected.items():
+        assert words in json.dumps([message["content"] for message in sent[cell]]), cell

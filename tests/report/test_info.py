@@ -3,35 +3,39 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY
 
 from ctxkv_lib.hf.cache import ContextCache
-from ctxkv_lib.hf.modeling import ContextKVConfig, ContextKVForCausalLM, parameter_counts
-from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.report.info import describe
+from ctxkv_lib.method.windows import Window
+from ctxkv_lib.report.info import describe, slots_in_words
 from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.models import shapes
 
 
 @pytest.mark.parametrize("anchor", ["current", "grid"])
-@pytest.mark.parametrize("shapes", [{}, TINY])
-def test_counts_from_shapes_are_those_of_the_real_model(shapes, anchor):
-    shapes = {**shapes, "anchor": anchor}
-    with torch.device("meta"):
-        model = ContextKVForCausalLM(ContextKVConfig(**shapes))
-    facts = describe(
-        build_config("ci").replace({f"model.{k}": v for k, v in ModelConfig(**shapes).__dict__.items()})
-    )
-    cache = ContextCache(model.config, 1, model.wte.weight)
-    assert facts["parameters"] == parameter_counts(model)
-    assert facts["kv_cache"] == {"contexts": cache.stored.shape[1] + 1, "bytes": cache.nbytes}
+def test_the_cache_is_as_large_as_info_says(anchor):
+    config = build_config("ci", settings={"model.anchor": anchor})
+    cache = ContextCache(Window(config.model), config.model.context_dim, 1, torch.zeros(1))
+    assert describe(config)["kv_cache"] == {"contexts": cache.stored.shape[1] + 1, "bytes": cache.nbytes}
 
 
-def test_info_loads_nothing_heavy():
-    """What makes it answer in a fraction of a second."""
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("published", "32 contexts, 20 tokens apart: 640 tokens"),
+        ("tuned", "32 contexts, 0 to 620 tokens back, ever further apart"),
+    ],
+)
+def test_slots_are_described_by_where_they_lie(recipe, words):
+    config = build_config("colab", recipe)
+    assert slots_in_words(shapes(config)[1], config.model) == words
+
+
+def test_info_answers_without_what_training_and_figures_need():
     code = "import sys; from ctxkv_lib.cli import main; main(['info']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "45,163,264" in done.stdout
-    assert not {"torch", "transformers", "numpy", "matplotlib"} & set(done.stdout.split())
+    assert "6,301,440 (13.95%)" in done.stdout
+    assert not {"transformers", "matplotlib", "pyarrow"} & set(done.stdout.split())
 
 
 def test_the_size_of_large_runs_is_computed():

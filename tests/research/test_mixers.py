@@ -16,7 +16,7 @@ from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.research import mixers
 from ctxkv_lib.research.mixers import CausalAttention, EndToEnd, GRUMixer, NoContext, TokenBlock
 from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock
-from ctxkv_lib.runs import rows
+from ctxkv_lib.runs import long_run, rows
 from ctxkv_lib.runs.rows import MixerModel, TokenRows
 
 MIXERS = (NoContext, CausalAttention, GRUMixer, EndToEnd)
@@ -188,7 +188,7 @@ def test_dropout_takes_rows_for_no_positions(kind):
     torch.manual_seed(1)
     expected, _ = batch.attend(model)
     torch.manual_seed(1)
-    with rows_of_batch(100, slice(0, 59)):
+    with rows_of_batch(100, slice(0, 59), model.device):
         assert torch.equal(batch.attend(model)[0], expected)
 
 
@@ -293,7 +293,6 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("kind", [GRUMixer, EndToEnd])
 def test_stopped_and_resumed_gives_the_same_numbers(kind, tmp_path, monkeypatch):
-    long_run = pytest.importorskip("ctxkv_lib.runs.long_run")
     monkeypatch.setattr(long_run, "EVERY_SECONDS", 0)
     monkeypatch.setattr(long_run, "WRITING_SHARE", math.inf)
     ids, config, steps = tiny_ids(300), Phase2Config(max_epochs=2, batch_size=64), []

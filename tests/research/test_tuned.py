@@ -292,7 +292,7 @@ def test_dropout_is_the_same_however_a_batch_is_cut():
     torch.manual_seed(7)
     whole, _ = model.attend(*batch)
     torch.manual_seed(7)
-    with rows_of_batch(40, slice(23, 40)):
+    with rows_of_batch(40, slice(23, 40), model.device):
         part, _ = model.attend(*(tensor[23:] for tensor in batch))
     torch.testing.assert_close(part, whole[23:])
 

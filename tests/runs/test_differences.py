@@ -22,8 +22,8 @@ def test_only_settings_that_differ_are_named():
 
 def test_runs_are_named_by_what_differs(tmp_path):
     assert named(tmp_path / "a", {"samples": 100}, {"samples": 1000}) == ["100 samples", "1,000 samples"]
-    twins = named(tmp_path / "b", {"runtime.seed": 1}, {"runtime.seed": 2, "model.interval": 50})
-    assert twins == ["interval 20, seed 1", "interval 50, seed 2"]
+    seeds = named(tmp_path / "b", {"runtime.seed": 1}, {"runtime.seed": 2, "model.interval": 50})
+    assert seeds == ["interval 20, seed 1", "interval 50, seed 2"]
     assert named(tmp_path / "c", {}) == ["100 samples"]
 
 

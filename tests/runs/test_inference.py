@@ -11,7 +11,7 @@ from conftest import write_conversations
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
-from ctxkv_lib.runs.inference import load_trained
+from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.views.explore import open_run
 
 

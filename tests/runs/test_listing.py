@@ -11,25 +11,13 @@ from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run
 
-
-def break_summary(folder):
-    (folder / "summary.json").write_text('{"phase2"')
-
-
-def lose_model(folder):
-    shutil.rmtree(folder / "model")
-
-
-def lose_config(folder):
-    (folder / "config.json").unlink()
-
-
-def spoil_metrics(folder):
-    (folder / "metrics.jsonl").write_bytes(b"\xff\n")
-
-
-def spoil_config(folder):
-    (folder / "config.json").write_text("[]")
+BREAKS = {
+    "summary": lambda run: (run / "summary.json").write_text('{"phase2"'),
+    "model": lambda run: shutil.rmtree(run / "model"),
+    "no config": lambda run: (run / "config.json").unlink(),
+    "metrics": lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\n"),
+    "config": lambda run: (run / "config.json").write_text("[]"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +35,8 @@ def root(tmp_path_factory):
 
     with pytest.raises(KeyboardInterrupt):
         run(build_config("ci", samples=4, settings=settings), root / "runs" / "inside" / "stopped", stop)
-    for break_it in (break_summary, lose_model, lose_config, spoil_metrics, spoil_config):
-        shutil.copytree(root / "runs" / "whole", root / "runs" / break_it.__name__)
-        break_it(root / "runs" / break_it.__name__)
+    for name, break_it in BREAKS.items():
+        break_it(shutil.copytree(root / "runs" / "whole", root / "runs" / name))
     (root / "runs" / "empty").mkdir()
     return root / "runs"
 
@@ -57,8 +44,7 @@ def root(tmp_path_factory):
 def test_every_run_is_listed_in_its_state(root):
     listed = {found.path.name: found for found in list_runs(root)}
     states = {name: found.state for name, found in listed.items()}
-    broken = ("break_summary", "lose_model", "lose_config", "spoil_metrics", "spoil_config")
-    assert states == {"whole": "finished", "stopped": "interrupted", **dict.fromkeys(broken, "damaged")}
+    assert states == {"whole": "finished", "stopped": "interrupted", **dict.fromkeys(BREAKS, "damaged")}
     summary = json.loads((root / "whole" / "summary.json").read_text())
     whole, stopped = listed["whole"], listed["stopped"]
     assert (whole.tokens, whole.best_ppl) == (summary["train_tokens"], summary["phase2"]["val_ppl"])
@@ -76,6 +62,10 @@ def test_the_list_is_a_line_a_run(root, capsys):
     (stopped,) = [line for line in lines if "stopped" in line]
     assert "interrupted" in stopped
     assert "model.interval=3" in stopped
+    (whole,) = [line for line in lines if "/whole " in line]
+    assert whole.split()[1:4] == ["finished", "ci,", "exact"]
+    assert "data.path=" in whole
+    assert "data.source" not in whole
     assert main(["list", str(root), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 7
 
@@ -96,14 +86,6 @@ def test_what_is_no_run_is_told_with_the_run_to_name(root, tmp_path):
     ):
         with pytest.raises(UserError, match=re.escape(f"{place} {said}")):
             load_run(place)
-
-
-def test_a_run_in_a_list_shows_its_recipe(root, capsys):
-    assert main(["list", str(root)]) == 0
-    (whole,) = [line for line in capsys.readouterr().out.splitlines() if "/whole " in line]
-    assert whole.split()[1:4] == ["finished", "ci,", "exact"]
-    assert "data.path=" in whole
-    assert "data.source" not in whole
 
 
 def test_a_run_shows_itself_in_a_line(root):

@@ -52,11 +52,11 @@ def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
         source = (laboratory.reference, begun)[number // len(DAMAGES) % 2]
         out = tmp_path / "damaged"
         shutil.copytree(source, out)
-        twins = {file: other.reference / file.relative_to(out) for file in files_of(out)}
-        if damage is swap:  # with one that says something else
-            twins = {f: t for f, t in twins.items() if t.is_file() and f.read_bytes() != t.read_bytes()}
-        victim = draw.choice(list(twins))
-        damage(victim, draw, twins[victim])
+        others = {file: other.reference / file.relative_to(out) for file in files_of(out)}
+        if damage is swap:  # with a file that has other content
+            others = {f: o for f, o in others.items() if o.is_file() and f.read_bytes() != o.read_bytes()}
+        victim = draw.choice(list(others))
+        damage(victim, draw, others[victim])
         try:
             ended[damage.__name__, laboratory.check_damaged(out)] += 1
         except AssertionError:
@@ -106,9 +106,9 @@ def test_a_read_only_folder_is_one_sentence(laboratory, disk):
     shutil.copytree(laboratory.reference, out)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     for folder in (out, disk / "new"):
-        told = laboratory.run(folder)
-        assert told.is_a_sentence, told
-        assert "Read-only" in told.text
+        refused = laboratory.run(folder)
+        assert refused.is_a_sentence, refused
+        assert "Read-only" in refused.text
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     laboratory.check_run(out)
 

@@ -4,41 +4,40 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from drawn import line
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines, sample_run
-from test_rooms import FLOORS
 
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views import figures
-from ctxkv_lib.views.axes import OKABE_ITO, save
-from ctxkv_lib.views.diagram import ROOMS, architecture, parameter_counts, rooms
+from ctxkv_lib.views import explore, figures, pictures, study
+from ctxkv_lib.views.axes import OKABE_ITO, QUIET, save
+
+SCORES = {
+    "ppl": 300.0,
+    "by_position": [{"from": 0, "to": 9, "ppl": 310.0}, {"from": 10, "to": None, "ppl": 296.0}],
+    "by_history": [{"from": 1, "to": 1, "ppl": 700.0}, {"from": 2, "to": 32, "ppl": 290.0}],
+}
 
 
 def summaries(tmp_path, *samples, **options):
     return [load_run(sample_run(tmp_path / f"run{n}", n, **options)).summary for n in samples]
 
 
-def texts(figure):
-    written = [text.get_text() for ax in figure.axes for text in ax.texts]
-    return written + [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+def legend(figure):
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def all_figures(tmp_path):
-    two = summaries(tmp_path, 100, 500)
-    return [
-        figures.ppl_curves(two),
-        figures.phase1_curves({"500 samples": phase1_lines()}),
-        figures.memory_by_stage(two),
-    ]
+# Curves of runs
 
 
 def test_ppl_curves_draw_each_epoch_and_mark_the_best_and_the_stop(tmp_path):
-    (ax,) = figures.ppl_curves(summaries(tmp_path, 100, 500)).axes
+    figure = figures.ppl_curves(summaries(tmp_path, 100, 500))
+    (ax,) = figure.axes
     assert ax.get_yscale() == "log"
     for samples, rows in EPOCHS.items():
         name = f"{samples} samples"
@@ -47,40 +46,45 @@ def test_ppl_curves_draw_each_epoch_and_mark_the_best_and_the_stop(tmp_path):
         assert line(ax, f"{name}: train").get_linestyle() == "--"
         assert line(ax, f"{name}: best epoch").get_xydata().tolist() == [[3, rows[2][1]]]
         assert line(ax, f"{name}: early stop").get_xydata().tolist() == [[6, rows[5][1]]]
-
-
-def test_ppl_curves_write_the_best_value_and_name_every_run(tmp_path):
-    written = texts(figures.ppl_curves(summaries(tmp_path, 100, 500)))
     named = {"100 samples\nepoch 3: PPL 366.4", "500 samples\nepoch 3: PPL 179.2"}
-    assert {*named, "train", "validation"} <= set(written)
+    assert {*named, "train", "validation", "early stop"} <= set(legend(figure))
 
 
 def test_ppl_curves_without_an_early_stop_mark_none(tmp_path):
     rows = EPOCHS[500][:3]
-    runs = summaries(tmp_path, 500, settings={"phase2.max_epochs": 3}, epochs=rows)
-    figure = figures.ppl_curves(runs)
+    figure = figures.ppl_curves(summaries(tmp_path, 500, settings={"phase2.max_epochs": 3}, epochs=rows))
     assert not [drawn for drawn in figure.axes[0].get_lines() if "early stop" in drawn.get_label()]
-    assert "early stop" not in texts(figure)
-    assert "early stop" in texts(figures.ppl_curves(summaries(tmp_path / "stopped", 500)))
+    assert "early stop" not in legend(figure)
 
 
-def test_six_like_runs_have_six_colours_and_no_text_among_their_curves(tmp_path):
+def test_six_runs_have_six_colours_and_no_text_among_their_curves(tmp_path):
     figure = figures.ppl_curves(summaries(tmp_path, *range(501, 507)))
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
-    (ax,), (legend,) = figure.axes, figure.legends
+    (ax,), (shown,) = figure.axes, figure.legends
     assert not ax.texts
-    assert not legend.get_window_extent(renderer).overlaps(ax.get_window_extent(renderer))
-    assert len({drawn.get_color() for drawn in ax.get_lines()}) == 6
+    assert not shown.get_window_extent(renderer).overlaps(ax.get_window_extent(renderer))
+    assert len({drawn.get_color() for drawn in ax.get_lines()}) == len({*map(to_rgb, OKABE_ITO)}) == 6
 
 
 def test_published_runs_are_drawn_without_their_missing_epoch():
     (ax,) = figures.ppl_curves([PUBLISHED[500]], ["published"]).axes
     assert list(line(ax, "published: validation").get_xdata()) == [1, 2, 3, 4, 5, 6, 7]
     assert not [drawn for drawn in ax.get_lines() if "early stop" in drawn.get_label()]
+    (ax,) = figures.overfitting({"published": PUBLISHED[500]["phase2"]["epochs"]}).axes
+    ratios = list(line(ax, "published").get_ydata())
+    assert len(ratios) == 7
+    assert ratios[4] == pytest.approx(175.7 / 78.4)
 
 
-def test_runs_of_equal_size_are_told_apart():
+def test_the_best_epoch_of_the_accuracy_panel_is_not_called_its_best():
+    words = " ".join(legend(figures.ppl_curves([PUBLISHED[500]], ["published"], ["accuracy"])))
+    assert "epoch 5: 20.9% right" in words
+    assert "best epoch: lowest\nvalidation PPL" in words
+    assert "175.7" not in words
+
+
+def test_runs_of_equal_size_have_different_names():
     runs = [{"samples": 500}, {"samples": 1000}, {"samples": 500}]
     assert figures.run_labels(runs) == ["500 samples (1)", "1,000 samples", "500 samples (2)"]
 
@@ -95,9 +99,9 @@ def test_phase1_curves_show_percent_the_stop_line_and_the_loss():
     assert loss.get_yscale() == "log"
 
 
-def test_phase1_curves_leave_out_missing_values_and_bear_negative_losses():
+def test_phase1_curves_leave_out_missing_values_and_take_negative_losses():
     published = [*PUBLISHED_PHASE1[500], {"stage": "phase1", "iteration": 19, "loss": -0.1}]
-    rate, loss = figures.phase1_curves({"published": published}).axes
+    rate, loss = figures.phase1_curves({"published": published}, stop_rate=0.9).axes
     assert list(line(rate, "published").get_xdata()) == [7, 12, 15, 18]
     assert loss.get_yscale() == "linear"
 
@@ -113,64 +117,137 @@ def test_memory_shows_first_and_last_epoch_and_the_peak(tmp_path):
     assert list(line(ax, "GPU peak").get_xdata()) == pytest.approx([0.8, 1.1, 1.2, 1.3, 1.4, 1.4])
 
 
+def test_four_runs_name_their_stages_at_the_left_of_both_rows(tmp_path):
+    axes = figures.memory_by_stage(summaries(tmp_path, 100, 200, 300, 400)).axes
+    assert [bool(ax.get_ylabel()) for ax in axes] == [True, False, True, False]
+    assert [bool(ax.get_yticklabels()) for ax in axes] == [True, False, True, False]
+
+
 def test_memory_without_a_gpu_shows_none(tmp_path):
     figure = figures.memory_by_stage(summaries(tmp_path, 100, gpu=False))
-    assert not [text for text in texts(figure) if "GPU" in text]
+    assert not [text for text in legend(figure) if "GPU" in text]
     assert len(figure.axes[0].containers) == 1
 
 
-def test_every_axis_is_labelled_and_the_background_is_set(tmp_path):
-    for figure in all_figures(tmp_path):
+# Figures of the method
+
+
+def test_token_lengths_count_every_conversation():
+    figure = pictures.token_lengths(torch.tensor([10, 20, 20, 400]))
+    (ax,) = figure.axes
+    assert sum(bar.get_height() for bar in ax.patches) == 4
+    assert {"median: 20 tokens", "mean: 112 tokens"} <= set(legend(figure))
+
+
+def test_lengths_that_are_all_equal_have_one_tick():
+    (ax,) = pictures.token_lengths(torch.tensor([25, 25, 25])).axes
+    low, high = ax.get_xlim()
+    assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [25]
+
+
+def test_window_map_has_the_published_counts():
+    (ax,) = pictures.window_map(ModelConfig(), [50, 350, 3500]).axes
+    for position, real in ((50, 3), (350, 18), (3500, 32)):
+        assert len(line(ax, f"{position}: contexts").get_xdata()) == real
+        assert len(line(ax, f"{position}: before the stream").get_xdata()) == 32 - real
+    assert list(line(ax, "50: contexts").get_xdata()) == [0, 20, 40]
+
+
+def test_clouds_mark_the_centroid():
+    points = torch.randn(50, 6) + 3
+    for ax in pictures.context_clouds({"a": points, "b": points}).axes:
+        (x,), _ = line(ax, "centroid").get_data()
+        assert x > 5  # the strongest direction is that of the mean, which has length 3 * sqrt(6)
+
+
+OFFSETS = [slot**2 for slot in range(32)]
+
+
+def test_heatmap_and_mean_show_the_same_attention():
+    weights = torch.rand(3, 32)
+    above, below, _ = pictures.attention_by_distance(weights, OFFSETS).axes
+    for ax in (above, below):
+        named = dict(zip(ax.get_xticks(), (tick.get_text() for tick in ax.get_xticklabels()), strict=True))
+        assert named[0] == "0"
+        assert named[30] == str(OFFSETS[30])
+    assert above.images[0].get_array().tolist() == (100 * weights).tolist()
+    assert [bar.get_height() for bar in below.patches] == pytest.approx((100 * weights.mean(0)).tolist())
+
+
+def test_spectrum_sizes_and_passes_show_their_numbers():
+    (ax,) = pictures.spectrum({"even": torch.full((8,), 1 / 8)}).axes
+    assert ax.get_lines()[0].get_label() == "even: effective rank 8 of 8 (100%)"
+    (ax,) = pictures.cache_sizes({"here": {"total": 2.0}, "published": {"total": 8.0}}).axes
+    assert [bar.get_width() for bar in ax.patches] == [2.0, 8.0]
+    (ax,) = pictures.pass_curve([0.5, 0.2, 0.1, 0.01]).axes
+    assert line(ax, "published passes (3): 0.1").get_xydata().tolist() == [[3, 0.1]]
+
+
+# Figures of settings
+
+
+def test_settings_are_compared_with_the_base():
+    results = {"base": [100.0, 110.0], "better": [84.0], "worse": [126.0]}
+    (ax,) = study.settings_summary(results, "base").axes
+    assert [text.get_text() for text in ax.texts] == ["105.0", "84.0  (-20.0%)", "126.0  (+20.0%)"]
+    assert list(line(ax, "base: spread").get_xdata()) == [100, 110]
+
+
+def test_a_setting_has_a_colour_only_beyond_the_noise_of_its_seeds():
+    def colours(results):
+        (ax,) = study.settings_summary(results, "base").axes
+        return [to_hex(line.get_color()).upper() for line in ax.get_lines() if line.get_marker() == "D"]
+
+    assert set(colours({"base": [100.0], "other": [100.1], "far": [50.0]})) == {QUIET.upper()}
+    several = {"base": [99.0, 101.0], "near": [100.0, 102.0], "low": [79.0, 81.0], "high": [110.0, 111.0]}
+    assert colours(several) == [QUIET.upper(), QUIET.upper(), "#0072B2", "#D55E00"]
+
+
+# All of them
+
+
+def drawn_with(name):
+    """Each figure, with `name` wherever it shows a name; and what it needs for that."""
+    summary, values = PUBLISHED[500], torch.rand(12, 4)
+    return [
+        figures.ppl_curves([summary, PUBLISHED[100]], [name, "other"], curves=list(figures.CURVES)),
+        figures.phase1_curves({name: phase1_lines()}, stop_rate=0.9),
+        figures.memory_by_stage([summary], [name]),
+        figures.overfitting({name: summary["phase2"]["epochs"]}),
+        figures.ppl_by_reading(SCORES),
+        study.settings_summary({name: [2.0], "near": [2.01], "far": [1.0]}, name),
+        pictures.cache_sizes({name: {"train": 1.0}}),
+        pictures.context_clouds({name: values}),
+        pictures.spectrum({name: values[0] / values[0].sum()}),
+        pictures.token_lengths(torch.arange(9), name),
+        pictures.window_map(ModelConfig(), [50]),
+        pictures.pass_curve([0.5, 0.2, 0.1, 0.01]),
+        pictures.attention_by_distance(torch.rand(2, 4), [0, 20, 40, 60]),
+    ]
+
+
+@pytest.mark.parametrize("name", ["costs $5 and $6", r"$\bad{", r"a \$ b", "$x"])
+def test_figures_show_dollar_signs(name):
+    for figure in drawn_with(name):
+        FigureCanvasAgg(figure).draw()  # mathematics that cannot be read raises here
+
+
+def test_every_axis_has_a_name_and_no_text_lies_on_a_curve_or_a_mark(trained):
+    window = explore.attended_window(trained, "val", 30)
+    attention = pictures.window_attention(window, window.weights.mean(dim=0))
+    for figure in [*drawn_with("a run"), attention]:
         assert figure.get_facecolor() == (1, 1, 1, 1)
-        assert all(ax.get_xlabel() for ax in figure.axes)
-        assert all(ax.get_ylabel() for ax in figure.axes if any(t.get_text() for t in ax.get_yticklabels()))
-
-
-def test_architecture_takes_its_numbers_from_the_config():
-    published = " ".join(texts(architecture(ModelConfig())))
-    for number in ("640 tokens", "50,257 × 768", "i − 620", "6,301,440", "262,912", "8 heads over 32"):
-        assert number in published
-    other = " ".join(texts(architecture(ModelConfig(interval=50, max_contexts=4, num_heads=4))))
-    for number in ("200 tokens", "i − 150", "4 heads over 4"):
-        assert number in other
-    assert "620" not in other
-
-
-@pytest.mark.parametrize("max_contexts", [1, 2, 3, 4])
-def test_architecture_draws_no_slot_that_does_not_exist(max_contexts):
-    written = texts(architecture(ModelConfig(max_contexts=max_contexts)))
-    assert len([text for text in written if text == "i" or text.startswith("i − ")]) == max_contexts
-
-
-def test_parameters_of_the_parts_add_up():
-    count = parameter_counts(ModelConfig())
-    assert sum(count.values()) == 45_163_264
-    assert count["attention"] + count["feed_forward"] == 6_301_440
-    other = ModelConfig(slot_bias="near")
-    assert sum(parameter_counts(other).values()) == other.parameter_counts()["total"]
-
-
-@pytest.mark.parametrize("figure", [architecture(ModelConfig()), rooms()], ids=["architecture", "rooms"])
-def test_text_of_a_drawing_stays_on_the_page_and_touches_no_other(figure):
-    renderer, page = FigureCanvasAgg(figure).get_renderer(), figure.bbox
-    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()]
-    assert all(page.x0 <= box.x0 and box.x1 <= page.x1 for box in boxes)
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-
-
-def test_every_room_is_drawn_on_its_floor():
-    floors = [name.removesuffix("/").removesuffix(".py") for name in ROOMS]
-    above = FLOORS.index("config") + 1
-    assert floors == [
-        "front door",
-        *FLOORS[1:above],
-        "ground",
-    ]  # without __main__; the ground has several files
-    assert {*ROOMS, ", ".join(" ".join(FLOORS[above:-1]).split()), f"{FLOORS[-1]}/"} <= set(texts(rooms()))
-
-
-def test_colours_are_all_different():
-    assert len({to_rgb(colour) for colour in OKABE_ITO}) == 6
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        boxes = [shown.get_window_extent(renderer) for shown in figure.legends]
+        boxes += [text.get_window_extent(renderer) for ax in figure.axes for text in ax.texts]
+        for ax in figure.axes:
+            assert ax.get_xlabel() or ax.get_label() == "<colorbar>"
+            assert ax.get_ylabel() or not ax.get_yticklabels() or ax.get_yticklabels()[0].get_text()
+            assert ax.get_legend() is None  # inside the axes, where curves are
+            for drawn in ax.get_lines():
+                path = drawn.get_path().transformed(drawn.get_transform())
+                assert not any(path.intersects_bbox(box, filled=False) for box in boxes), drawn.get_label()
 
 
 def test_save_writes_a_whole_png_and_nothing_else(tmp_path):
@@ -180,5 +257,8 @@ def test_save_writes_a_whole_png_and_nothing_else(tmp_path):
 
 
 def test_figures_need_no_pyplot():
-    code = "import sys, ctxkv_lib.views.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = (
+        "import sys, ctxkv_lib.views.plots, ctxkv_lib.views.live, ctxkv_lib.views.study\n"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,18 +1,14 @@
-"""`LiveCurves`: what it draws, what it prints, and what its drawing may cost."""
-
-import time
-from base64 import b64encode
+"""`LiveCurves`: what it draws and prints, what moves between two metrics, and what its drawing may cost."""
 
 import pytest
 from drawn import Clock, line
 from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines
 
+from ctxkv_lib import progress
 from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views.live import FIRST_SECONDS, SHARE, LiveCurves, describe
-
-PNG = b64encode(b"\x89PNG\r\n").decode()[:7]  # how a PNG in a page begins
+from ctxkv_lib.views.live import FIRST_SECONDS, SHARE, LiveCurves
 
 
 @pytest.fixture
@@ -22,11 +18,38 @@ def epochs(two_runs):
     return {n: [line for line in run.metrics if line["stage"] == "phase2"] for n, run in runs.items()}
 
 
-def test_live_curves_print_lines_outside_a_notebook(capsys, epochs):
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def live(clock):
+    view = LiveCurves(stop_rate=0.8, runs=2, notebook=True, clock=clock)
+    yield view
+    view.finish()
+
+
+@pytest.fixture
+def slow_drawings(monkeypatch, clock):
+    """The stages of all drawings, each of which takes 0.5 s."""
+    drawn = []
+
+    def slow_drawing(self):
+        clock.now += 0.5
+        drawn.append(self._stage)
+        return Figure()
+
+    monkeypatch.setattr(LiveCurves, "_drawing", slow_drawing)
+    return drawn
+
+
+def test_it_prints_lines_outside_a_notebook(capsys, epochs):
     live = LiveCurves()
     for metric in (phase1_lines()[0], *epochs[500][:3]):
         live(metric)
     live({**epochs[500][3], "samples": 500})
+    live.finish()
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "Phase 1, iteration 2: loss 5.450, 0% of positions converged"
     assert printed[3] == "Phase 2, epoch 3: train PPL 107.4, val PPL 179.2, val acc 20.4%, best so far"
@@ -35,8 +58,7 @@ def test_live_curves_print_lines_outside_a_notebook(capsys, epochs):
     assert live.figure is None
 
 
-def test_live_curves_end_with_everything_that_came(epochs):
-    live = LiveCurves(stop_rate=0.8, notebook=True)
+def test_it_ends_with_every_metric(live, epochs):
     before = live.image.value
     for metric in phase1_lines():
         live(metric)
@@ -44,7 +66,7 @@ def test_live_curves_end_with_everything_that_came(epochs):
     rate, _ = live.figure.axes
     assert list(line(rate, "this run").get_xdata()) == list(range(2, 18))
     assert set(line(rate, "stop at 80%").get_ydata()) == {80}
-    assert f"base64,{PNG}" in live.image.value
+    assert "data:image/png" in live.image.value
     assert live.image.value != before
     for metric in epochs[500]:
         live(metric)
@@ -55,63 +77,107 @@ def test_live_curves_end_with_everything_that_came(epochs):
     assert "Phase 2, epoch 6" in live.status.value
 
 
-def test_live_curves_tell_the_runs_of_a_comparison_apart(epochs):
-    live = LiveCurves(notebook=True)
+def test_runs_of_a_comparison_have_their_own_curves_and_are_counted(live, clock, epochs):
+    status = []
     for samples in (100, 500):
-        for metric in epochs[samples]:
+        for metric in (phase1_lines()[0], *epochs[samples]):
             live({**metric, "samples": samples})
+            clock.now += 1
+        status.append(live.status.value)
     live.finish()
     (ax,) = live.figure.axes
-    assert list(line(ax, "100 samples: validation").get_ydata()) == [row[1] for row in EPOCHS[100]]
-    assert list(line(ax, "500 samples: validation").get_ydata()) == [row[1] for row in EPOCHS[500]]
+    for samples in (100, 500):
+        assert list(line(ax, f"{samples} samples: validation").get_ydata()) == [
+            row[1] for row in EPOCHS[samples]
+        ]
+    assert [each.partition(",")[0] for each in status] == [
+        "Run 1 of 2. 100 samples",
+        "Run 2 of 2. 500 samples",
+    ]
 
 
-def test_drawing_costs_less_than_its_share(monkeypatch):
-    clock, drawn = Clock(), []
-
-    def slow_drawing(self):
-        clock.now += 0.5
-        drawn.append(clock.now)
-        return Figure()
-
-    monkeypatch.setattr(LiveCurves, "_drawing", slow_drawing)
-    live = LiveCurves(notebook=True, clock=clock)
-    drawn.clear()
+def test_drawing_costs_less_than_its_share(live, clock, slow_drawings):
     began = clock.now
     for iteration in range(2, 1200):
         live({**phase1_lines()[0], "iteration": iteration})
         clock.now += 0.1
-        assert 0.5 * len(drawn) <= FIRST_SECONDS + SHARE * (clock.now - began)
-    assert len(drawn) == 8  # four at once, then one every 25 s, in 122 s
+        assert 0.5 * len(slow_drawings) <= FIRST_SECONDS + SHARE * (clock.now - began)
+    assert len(slow_drawings) == 8  # four at once, then one every 25 s, in 122 s
 
 
-def test_a_real_drawing_is_counted():
-    live = LiveCurves(notebook=True)
-    live(phase1_lines()[0])
-    first = live.figure
-    began = time.perf_counter()
-    live._draw()
-    cost = time.perf_counter() - began
-    assert live.spent > cost / 10
-    assert [ax.get_ylabel() for ax in first.axes] == ["Converged positions (%)", "Loss (no unit, log scale)"]
-    spent, second = live.spent, live.figure
-    live(phase1_lines()[1])
-    assert live.figure is second  # too early for another
-    assert live.spent == spent
+def test_each_stage_may_draw_at_once(live, slow_drawings, epochs):
+    for metric in [*phase1_lines(), *epochs[100]]:
+        live(metric)
+        live.step(f"after {metric}", 0, 1)
+    assert 0 < slow_drawings.count("phase1") * 0.5 <= FIRST_SECONDS
+    assert 0 < slow_drawings.count("phase2") * 0.5 <= FIRST_SECONDS + 0.5
+
+
+def test_phase_1_is_drawn_while_it_runs_and_whole_before_phase_2(live, clock):
+    def shown():
+        return len(live.figure.axes[0].get_lines()[0].get_xdata())
+
+    for metric in phase1_lines():
+        live(metric)
+        clock.now += 0.02  # all of it in a third of a second
+    assert shown() == 1
+    live.step("Phase 2, epoch 1", 0, 10)
+    assert shown() == len(phase1_lines())
+
+
+def test_the_bar_shows_how_far_a_loop_is_and_the_time_left(live, clock):
+    live.step("Validation", 0, 40)
+    clock.now += 30
+    live.step("Validation", 10, 40)
+    bar = live.bar.value
+    assert "Validation:  25%" in bar
+    assert "10/40 [00:30&lt;01:30" in bar
+    clock.now += 0.01
+    live.step("Validation", 11, 40)
+    assert live.bar.value == bar  # too early for another
+    live.step("Phase 2, epoch 1", 20, 40)  # a resumed loop
+    clock.now += 10
+    live.step("Phase 2, epoch 1", 30, 40)
+    assert "[00:10&lt;00:10" in live.bar.value
+
+
+def test_ticks_are_whole_epochs_and_labels_are_on_the_page(live, epochs):
+    for metric in epochs[500][:2]:
+        live(metric)
+    live.step("Phase 2, epoch 3", 0, 10)
+    (ax,) = live.figure.axes
+    assert [tick for tick in ax.get_xticks() if 1 <= tick <= 2] == [1, 2]
+    page = live.figure.bbox
+    for label in (*ax.get_yticklabels(), ax.yaxis.label):
+        assert page.x0 <= label.get_window_extent().x0, label
 
 
 def test_a_training_is_followed_and_resumed(tiny_config, tmp_path):
+    heard = []
     first = LiveCurves(notebook=True)
-    prepare(tiny_config, tmp_path / "run", first)
-    first.finish()
-    assert len(first.figure.axes) == 2
-    second = LiveCurves(notebook=True)
-    finished = run(tiny_config, tmp_path / "run", second)
-    second.finish()
+    progress.watchers.append(lambda *step: heard.append(step))
+    try:
+        prepare(tiny_config, tmp_path / "run", first)
+        first.finish()
+        assert len(first.figure.axes) == 2
+        second = LiveCurves(notebook=True)
+        finished = run(tiny_config, tmp_path / "run", second)
+        assert "100%" in second.bar.value
+        second.finish()
+    finally:
+        progress.watchers.clear()
     assert list(second._lines["phase1"]["this run"]) == finished.phase1
     vals = [each["val_ppl"] for each in finished.summary["phase2"]["epochs"]]
     assert list(line(second.figure.axes[0], "this run: validation").get_ydata()) == vals
+    loops = {name for name, _, _ in heard}
+    assert {"Phase 1", "Validation"} <= loops
+    assert any("epoch 1" in name for name in loops)
+    assert all(0 <= done <= total for _, done, total in heard)
 
 
-def test_describe_names_stage_and_step():
-    assert describe(phase1_lines()[-1]).startswith("Phase 1, iteration 17: loss")
+def test_a_view_that_ended_ignores_other_trainings():
+    live = LiveCurves(notebook=True)
+    assert live.step in progress.watchers
+    live.finish()
+    assert progress.watchers == []
+    assert list(progress.progress_bar([1, 2], "anything")) == [1, 2]

@@ -4,86 +4,87 @@ import csv
 import html
 import io
 import re
-import subprocess
-import sys
-from base64 import b64decode, b64encode
+from base64 import b64decode
 
 import pytest
 import torch
 from drawn import labels, line
-from sample_runs import EPOCHS
+from sample_runs import EPOCHS, sample_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views import markup, plots
+from ctxkv_lib.views import plots
 
-PNG = b64encode(b"\x89PNG\r\n").decode()[:7]  # how a PNG in a page begins
+# The explorer of runs
 
 
-def test_explorer_redraws_what_its_controls_say(two_runs):
-    explorer = plots.explore_runs(two_runs)
-    (ax,) = explorer.figure.axes
+@pytest.fixture
+def runs(two_runs):
+    return plots.explore_runs(two_runs)
+
+
+def test_it_redraws_what_its_controls_say(runs):
+    (ax,) = runs.figure.axes
     assert ax.get_yscale() == "log"
     assert line(ax, "500 samples: best epoch").get_xydata().tolist() == [[3, EPOCHS[500][2][1]]]
     assert line(ax, "500 samples: early stop").get_xydata().tolist() == [[6, EPOCHS[500][5][1]]]
     colour = line(ax, "500 samples: validation").get_color()
-    before = explorer.image.value
+    before = runs.page.value
 
-    explorer.log_scale.value = False
-    explorer.runs[0].value = False
-    explorer.curves["train"].value = False
-    explorer.epochs.value = (2, 5)
-    (ax,) = explorer.figure.axes
+    runs.log_scale.value = False
+    runs.runs[0].value = False
+    runs.curves["train"].value = False
+    runs.epochs.value = (2, 5)
+    (ax,) = runs.figure.axes
     assert ax.get_yscale() == "linear"
     shown = ["500 samples: validation", "500 samples: best epoch", "epoch 3"]
     assert labels(ax) == shown  # the stop is out of sight
     assert list(line(ax, "500 samples: validation").get_xdata()) == [2, 3, 4, 5]
     assert line(ax, "500 samples: validation").get_color() == colour
-    assert f"base64,{PNG}" in explorer.image.value
-    assert explorer.image.value != before
+    assert "data:image/png" in runs.page.value
+    assert runs.page.value != before
 
 
-def test_explorer_shows_accuracy_in_a_panel_of_its_own(two_runs):
-    explorer = plots.explore_runs(two_runs)
-    explorer.curves["accuracy"].value = True
-    ppl, accuracy = explorer.figure.axes
+def test_accuracy_has_a_panel_of_its_own(runs):
+    runs.curves["accuracy"].value = True
+    ppl, accuracy = runs.figure.axes
     shown = list(line(accuracy, "100 samples: accuracy").get_ydata())
     assert shown == pytest.approx([100 * row[2] for row in EPOCHS[100]])
     assert "%" in accuracy.get_ylabel()
-    explorer.curves["train"].value = explorer.curves["validation"].value = False
-    assert [ax.get_ylabel() for ax in explorer.figure.axes] == [accuracy.get_ylabel()]
+    runs.curves["train"].value = runs.curves["validation"].value = False
+    assert [ax.get_ylabel() for ax in runs.figure.axes] == [accuracy.get_ylabel()]
     assert ppl.get_ylabel() == "Perplexity per token (log scale)"
 
 
-def test_values_follow_the_slider(two_runs):
-    explorer = plots.explore_runs(two_runs)
-    explorer.epoch.value = 4
-    assert "Epoch 4" in explorer.values.value
+def test_the_chosen_epoch_is_marked_in_the_plot_and_read_in_the_table(runs):
+    assert runs.epoch.value == 3  # the best one
+    runs.epoch.value = 4
+    assert set(line(runs.figure.axes[0], "epoch 4").get_xdata()) == {4}
+    assert "Epoch 4" in runs.page.value
     train, val, accuracy = EPOCHS[100][3]
     for number in (f"{train:,.1f}", f"{val:,.1f}", f"{accuracy:.1%}", f"{val / train:.2f}x"):
-        assert number in explorer.values.value
-    explorer.runs[0].value = False
-    assert f"{val:,.1f}" not in explorer.values.value
+        assert f">{number}<" in runs.page.value
+    runs.epochs.value = (1, 3)
+    assert "epoch 4" not in labels(runs.figure.axes[0])
+    runs.runs[0].value = False
+    assert f">{val:,.1f}<" not in runs.page.value
 
 
-def test_nothing_chosen_is_said(two_runs):
-    explorer = plots.explore_runs(two_runs)
-    for box in explorer.runs:
+@pytest.mark.parametrize("kind", ["runs", "curves"])
+def test_an_empty_choice_is_a_sentence(runs, kind):
+    boxes = runs.runs if kind == "runs" else [*runs.curves.values()]
+    for box in boxes:
         box.value = False
-    assert explorer.figure is None
-    assert explorer.image.layout.display == "none"
-    assert "Choose at least one run" in explorer.message.value
-    assert explorer.downloads.layout.display == "none"
-    explorer.runs[1].value = True
-    assert explorer.image.layout.display is None
-    assert explorer.message.value == ""
+    assert runs.figure is None
+    assert runs.page.value == "Choose at least one run and one curve."
+    boxes[1].value = True
+    assert "data:image/png" in runs.page.value
 
 
-def test_exports_hold_what_is_shown(two_runs):
-    explorer = plots.explore_runs(two_runs)
-    explorer.runs[0].value = False
-    explorer.epochs.value = (2, 3)
-    found = re.findall(r'download="(.+?)" href="data:.+?;base64,(.+?)"', explorer.downloads.value)
+def test_downloads_hold_what_is_shown(runs):
+    runs.runs[0].value = False
+    runs.epochs.value = (2, 3)
+    found = re.findall(r'download="(.+?)" href="data:.+?;base64,(.+?)"', runs.page.value)
     files = {html.unescape(name): b64decode(content) for name, content in found}
     assert files["curves.png"].startswith(b"\x89PNG")
     rows = list(csv.DictReader(io.StringIO(files["curves.csv"].decode())))
@@ -91,73 +92,168 @@ def test_exports_hold_what_is_shown(two_runs):
     assert float(rows[1]["val_ppl"]) == EPOCHS[500][2][1]
 
 
-def test_no_runs_to_explore_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="at least one run folder"):
-        plots.explore_runs([])
-    with pytest.raises(UserError, match="not a folder"):
-        plots.explore_runs([tmp_path / "none"])
+def test_folders_without_runs_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for places, words in (
+        ([], "at least one run folder"),
+        ([tmp_path / "none"], "not a folder"),
+        (tmp_path / "empty", r"config\.json"),
+    ):
+        with pytest.raises(UserError, match=words):
+            plots.explore_runs(places)
 
 
-def test_window_shows_the_models_own_attention(trained):
-    explorer = plots.explore_window(trained, position=20)
-    cache = trained.caches["val"]
+def test_all_runs_of_a_folder_are_explored_and_named_by_what_differs(tmp_path):
+    for seed in (1, 2, 3):
+        sample_run(tmp_path / f"run{seed}", 100, settings={"runtime.seed": seed})
+    assert [box.description for box in plots.explore_runs(tmp_path).runs] == ["seed 1", "seed 2", "seed 3"]
+
+
+def test_long_names_leave_room_for_the_curves(tmp_path):
+    long = [sample_run(tmp_path / ("x" * 60 + str(n)), 100) for n in range(2)]
+    explorer = plots.explore_runs(long)
+    assert [len(box.description) for box in explorer.runs] == [61, 61]
+    assert max(len(text.get_text()) for text in explorer.figure.legends[0].get_texts()) < 70
+
+
+def test_controls_are_named_and_stay_on_the_page(runs):
+    for slider in (runs.epochs, runs.epoch):
+        assert slider.description
+        assert slider.layout.max_width == "98%"
+    for row in runs.children[:2]:
+        assert row.layout.flex_flow == "row wrap"
+
+
+# The explorer of a window
+
+
+@pytest.fixture
+def window(trained):
+    return plots.explore_window(trained, position=30)
+
+
+def bars(window):
+    (ax,) = window.figure.axes
+    return sorted((round(bar.get_x() + bar.get_width() / 2), bar.get_height()) for bar in ax.patches)
+
+
+def test_it_shows_the_models_own_attention(trained, window):
+    window.position.value = 20
     with torch.no_grad():
-        expected = cache.attend(trained.model, torch.tensor([20]))[1][0]
-    (ax,) = explorer.figure.axes
-    heights = sorted((bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in ax.patches)
-    assert [x for x, _ in heights] == pytest.approx([0, 1, 2, 3])
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "3", "6", "9"]
-    assert [y for _, y in heights] == pytest.approx((100 * expected.mean(dim=0)).tolist())
-
-    explorer.head.value = 2
-    (ax,) = explorer.figure.axes
-    heights = sorted((bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in ax.patches)
-    assert [y for _, y in heights] == pytest.approx((100 * expected[1]).tolist())
+        expected = trained.caches["val"].attend(trained.model, torch.tensor([20]))[1][0]
+    assert [slot for slot, _ in bars(window)] == [0, 1, 2, 3]
+    assert [tick.get_text() for tick in window.figure.axes[0].get_xticklabels()] == ["0", "3", "6", "9"]
+    assert [height for _, height in bars(window)] == pytest.approx((100 * expected.mean(dim=0)).tolist())
+    window.head.value = 2
+    assert [height for _, height in bars(window)] == pytest.approx((100 * expected[1]).tolist())
 
 
-def test_window_follows_position_and_stream(trained):
-    explorer = plots.explore_window(trained, position=4)
-    named = [text.get_text().partition(":")[0] for text in explorer.figure.legends[0].get_texts()]
-    assert named == ["contexts", "zero slots, before the stream"]
-    assert explorer.text.value.count("of the attention") == 2  # positions 4 and 1
-    before = explorer.image.value
-    explorer.position.value = 30
-    assert "position 30 attends" in explorer.figure.axes[0].get_title(loc="left")
-    assert explorer.text.value.count("of the attention") == 4
-    assert explorer.image.value != before
+def test_it_follows_position_and_stream(trained, window):
+    assert "position 30 attends" in window.figure.axes[0].get_title(loc="left")
+    assert window.text.value.count("of the attention") == 4
     target = trained.tokenizer.decode([int(trained.caches["val"].ids[31])])
-    assert f"Next token: <b>{markup._quoted(target)}</b>" in explorer.guesses.value
-
-    explorer.split.value = "train"
+    assert f"Next token: <b>{html.escape(repr(target))}</b>" in window.page.value
+    before = window.page.value
+    window.split.value = "train"
+    assert window.page.value != before
     longest = len(trained.caches["train"]) - 1
-    assert explorer.position.max == longest
-    explorer.position.value = longest
-    explorer.split.value = "val"
-    assert explorer.position.value == explorer.position.max == len(trained.caches["val"]) - 1
+    assert window.position.max == longest
+    window.position.value = longest
+    window.split.value = "val"
+    assert window.position.value == window.position.max == len(trained.caches["val"]) - 1
 
 
-def test_window_takes_a_finished_run_too(trained):
+def test_it_says_what_zero_slots_take(window):
+    window.position.value = 4  # slots at 4, 1 and twice before the stream
+    assert window.text.value.count("of the attention") == 2
+    names = [text.get_text() for text in window.figure.legends[0].get_texts()]
+    assert [name.partition(":")[0] for name in names] == ["contexts", "zero slots, before the stream"]
+    shares = [float(re.search(r"([\d.]+)% together", name)[1]) for name in names]
+    assert sum(shares) == pytest.approx(100, abs=0.11)
+    heights = [height for _, height in bars(window)]
+    assert heights[2] == pytest.approx(heights[3])  # each as much as the next
+    assert shares[1] == pytest.approx(heights[2] + heights[3], abs=0.06)
+
+
+def test_the_text_opens_at_the_position_itself(window):
+    box, framed = re.search(
+        r'<div class="text [^>]*style="([^"]+)"><div>.*(outline:.+)', window.text.value, re.DOTALL
+    ).groups()
+    assert "column-reverse" in box  # its scroll starts at the end ...
+    assert len(re.findall("<span", framed)) == 1  # ... where the position's token and the next one are
+
+
+def test_buttons_step_by_a_token_and_by_an_interval(window):
+    assert sorted(window.steps) == [-3, -1, 1, 3]
+    seen = []
+    for step in (3, 1, -1, -3):
+        window.steps[step].click()
+        seen.append(window.position.value)
+    assert seen == [33, 34, 33, 30]
+    window.position.value = 1
+    window.steps[-3].click()
+    assert window.position.value == 0
+    window.position.value = window.position.max
+    window.steps[1].click()
+    assert window.position.value == window.position.max
+
+
+def test_choosing_an_attended_token_moves_there(window):
+    offered = dict(window.tokens.options)
+    assert list(offered.values())[1:] == [30, 27, 24, 21]
+    (label,) = [label for label, at in offered.items() if at == 24]
+    assert re.fullmatch(r"24: '.+', \d+\.\d% of the attention", label)
+    window.tokens.value = 24
+    assert window.position.value == 24
+    assert window.tokens.index == 0  # ready for the next choice
+    assert "Position 24" in window.page.value
+
+
+def test_clicking_a_token_moves_there(trained, window):
+    assert [at for _, at in window.near.options] == list(range(27, 34))  # an interval to either side
+    assert (window.near.value, window.near.index) == (30, 3)
+    window.near.index = 5  # what a click sets
+    assert window.position.value == 32
+    assert "Position 32" in window.page.value
+    assert (window.near.value, window.near.options[window.near.index][1]) == (32, 32)
+    assert [at for _, at in window.near.options] == list(range(29, 36))
+    window.position.value = last = window.position.max
+    assert [at for _, at in window.near.options] == list(range(last - 3, last + 1))
+    window.split.value = "train"
+    ids = trained.caches["train"].ids[last + 3 : last + 4]
+    assert window.near.tooltips[6] == f"{last + 3:,}: {trained.tokenizer.decode(ids)!r}"
+
+
+def test_every_token_has_a_visible_button_with_a_text_of_its_own():
+    texts = plots._button_texts([" the", "\n", "  ", "$x", "the", " the"])
+    assert [text.replace("\u200b", "") for text in texts] == ["the", r"\n", "␣␣", "$x", "the", "the"]
+    assert len(set(texts)) == 6
+
+
+def test_it_takes_a_finished_run_too(trained):
     assert plots.explore_window(trained.run, position=9, split="train").figure.axes
 
 
 @pytest.mark.parametrize(("position", "split"), [(-1, "val"), (10**6, "val"), (3, "test")])
-def test_window_refuses_what_is_not_there(trained, position, split):
+def test_it_refuses_what_is_not_there(trained, position, split):
     with pytest.raises(UserError, match="allowed"):
         plots.explore_window(trained, position, split)
 
 
-def test_memory_stands_beside_the_published_reports(two_runs):
-    figure = plots.memory_timeline(load_run(two_runs[1]))
-    ours, published = figure.axes
+# Memory
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_memory_stands_beside_the_published_report(tmp_path, gpu):
+    run = load_run(sample_run(tmp_path / "run", gpu=gpu))
+    ours, published = plots.memory_timeline(run).axes
+    assert [bars.get_label() for bars in ours.containers] == ["CPU now", "GPU now"][: 1 + gpu]
     assert [bar.get_width() for bar in published.containers[0]] == [1.2, 2.1, 5.6, 5.6]
-    assert [bar.get_y() for bar in published.containers[0]] == [bar.get_y() for bar in ours.containers[0]][:4]
+    if gpu:
+        assert [bar.get_y() for bar in published.containers[0]] == [
+            bar.get_y() for bar in ours.containers[0]
+        ][:4]
     assert ours.get_xlim() == published.get_xlim()
     assert published.get_xlim()[1] > 5.6
-    assert "GiB" in published.get_xlabel()
-    begun = plots.memory_timeline(load_run(two_runs[1]).summary["memory"][:1])
+    begun = plots.memory_timeline(run.summary["memory"][:1])
     assert len(begun.axes[0].containers[0]) == 1
-
-
-def test_plots_need_no_pyplot():
-    code = "import sys, ctxkv_lib.views.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

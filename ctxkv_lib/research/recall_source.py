@@ -1,0 +1,120 @@
+"""Source `recall`, made-up conversations for multi-query associative recall.
+
+After Zoology (Arora et al., 2023). A pair of words, a key and its value ("river seven"), is stated once.
+Later the key comes again, and only a model that remembers the pair can predict the value. All other words
+are random. Every word is one token of GPT-2's, so that distances are exact.
+"""
+
+import random
+from collections.abc import Sequence
+from functools import partial
+
+from ..data.conversations import add_source
+from ..data.rows import Messages, Row, Rows, Split, check_available
+from ..data.settings import DataConfig
+from ..errors import UserError
+
+_KEYS = """
+apple river table garden window bridge mountain forest island castle market street church school hospital
+station airport library museum theatre kitchen bedroom office factory farm harbor valley desert ocean beach
+cloud storm snow rain wind fire stone metal glass paper cotton silk leather rubber plastic silver gold copper
+iron dog cat horse cow sheep pig chicken duck bird fish bear wolf lion tiger elephant monkey snake frog turtle
+spider king queen prince doctor teacher farmer soldier sailor pilot driver lawyer judge priest writer singer
+dancer painter bread butter cheese milk sugar salt pepper rice pasta soup salad coffee tea wine beer juice car
+train bus boat ship plane truck bike wheel engine
+"""
+_VALUES = """
+red blue green yellow orange purple black white brown grey pink one two three four five six seven eight nine
+ten small large long short wide narrow deep high low heavy light fast slow old young new hot cold warm cool
+wet dry soft hard sharp smooth rough loud quiet bright dark clean dirty rich
+"""
+KEYS, VALUES = _KEYS.split(), _VALUES.split()
+FILLERS = ("and", "then", "so", "now", "well", "but", "also", "just")
+OPENERS = ("So", "Well", "Now", "And", "But", "Then", "Yes", "No")  # of a message: no space stands before it
+MESSAGE = 40  # tokens of a message, about
+PAIR_SHARE = 0.5  # of a conversation's tokens are in pairs, stated or asked for
+
+PIECE = 256  # conversations made at a time
+
+# Blocks of row numbers, so that no setting moves the rows of another split.
+RECALL_VALIDATION = range(0, 10_000)
+RECALL_TEST = range(10_000, 20_000)
+RECALL_CORPUS = range(20_000, 30_000)
+RECALL_TRAIN = range(30_000, 10_000_000)
+
+
+def recall_rows(data: DataConfig, split: Split) -> Rows:
+    """Make the first rows of a split.
+
+    Raises:
+        UserError: the split has fewer rows, or the token table would be made from them.
+    """
+    if data.table == "cooccurrence":
+        raise UserError(
+            "data.table is 'cooccurrence', which tells words apart by their neighbours; those of "
+            "data.source=recall are random. Allowed with it: random, gpt2."
+        )
+    held_back = {"validation": RECALL_VALIDATION, "test": RECALL_TEST, "corpus": RECALL_CORPUS}
+    available, window = held_back.get(split, RECALL_TRAIN), data.recall_window
+    check_available(data.count(split), len(available), split, "the recall task")
+    rows = available[: data.count(split)]
+    parts = (rows[at : at + PIECE] for at in range(0, len(rows), PIECE))
+    return Rows(tuple((len(part), partial(_made, part, window)) for part in parts))
+
+
+def _made(rows: range, window: int) -> list[Row]:
+    return [(f"recall:{window}:{row}", recall_conversation(row, window)) for row in rows]
+
+
+def recall_conversation(row: int, window: int) -> Messages:
+    """Make the conversation of this number, a quarter longer than `window` tokens.
+
+    Each pair is stated once and asked for once. From the value that was stated to the key that asks for it
+    there are 1 to `window - 1` tokens, each distance with equal probability. Rows of even and of odd numbers
+    use different keys: within a window of the stream, a key has one value.
+    """
+    draw = random.Random(f"recall {window} {row}")  # its sequence is the same in every version of Python
+    words: list[str | None] = [None] * (window + window // 4)
+    pairs = pairs_in(window)
+    values = sorted(VALUES[:pairs], key=lambda _: draw.random())
+    for pair in zip(KEYS[row % 2 :: 2][:pairs], values, strict=True):
+        stated, asked = _places(words, window, draw)
+        words[stated : stated + 2] = words[asked : asked + 2] = pair
+    return _messages(words, draw)
+
+
+def pairs_in(window: int) -> int:
+    """Count the pairs of a conversation: half of its tokens, as far as there are words."""
+    return min(len(KEYS) // 2, len(VALUES), int(PAIR_SHARE * (window + window // 4) / 4))
+
+
+def _places(words: list[str | None], window: int, draw: random.Random) -> tuple[int, int]:
+    """Draw two free places of two tokens each; never the first token."""
+    while True:
+        distance = 1 + int(draw.random() * (window - 1))
+        stated = 1 + int(draw.random() * (len(words) - distance - 3))
+        asked = stated + 1 + distance
+        if words[stated : stated + 2] + words[asked : asked + 2] == [None] * 4:
+            return stated, asked
+
+
+def _messages(words: list[str | None], draw: random.Random) -> Messages:
+    """The conversation with its gaps filled, cut into messages where two free places lie side by side.
+
+    The newline between two messages takes the first of these, the word that opens a message the second.
+    """
+    messages: list[list[str]] = [[]]
+    for place, word in enumerate(words):
+        if word is None and len(messages[-1]) >= MESSAGE and words[place + 1 : place + 2] == [None]:
+            messages.append([])
+        else:
+            messages[-1].append(word or _one_of(FILLERS if messages[-1] else OPENERS, draw))
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": " ".join(message)} for n, message in enumerate(messages)]
+
+
+def _one_of(words: Sequence[str], draw: random.Random) -> str:
+    return words[int(draw.random() * len(words))]
+
+
+add_source("recall", "made up: pairs of words that are stated once and asked for later", recall_rows)

@@ -1,0 +1,102 @@
+"""The model of an experiment, with its plug-ins and its token table."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.counts import unigram_floor
+from ..data.embeddings import TokenTable, corpus_counts, load_table
+from ..errors import UserError
+from ..method.config import GPT2_VOCAB_SIZE
+from ..method.model import ContextKV, Parts, parameter_counts, project_inputs
+from ..method.windows import Window
+from .config import ExperimentConfig
+from .plugins import built
+from .rows import MixerModel
+
+
+def load_frozen(config: ExperimentConfig) -> tuple[TokenTable, TokenTable | None]:
+    """Read or make the token table, and the token counts if the model adds their log-frequencies."""
+    table = load_table(config.data, config.model.hidden_size, config.runtime.seed)
+    counted = config.data.unigram == "corpus"
+    return table, corpus_counts(config.data) if counted else None
+
+
+def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:
+    """Make the model of an experiment; its weights depend on the seed and the shapes alone.
+
+    Raises:
+        UserError: a plug-in is not there, or does not take these shapes.
+    """
+    torch.manual_seed(config.runtime.seed)
+    parts = {
+        hook: built(plugin)
+        for hook, plugin in config.plugins.items()
+        if hook in ("block", "attention", "mixer")
+    }
+    try:
+        if "mixer" in parts:
+            return MixerModel(config.model, parts["mixer"], vocab_size, has_unigram)
+        return ContextKV(config.model, vocab_size, has_unigram, Parts(**parts))
+    except (TypeError, ValueError) as error:
+        if not parts:
+            raise
+        names = ", ".join(plugin.name for plugin in config.plugins.values())
+        raise UserError(f"The model cannot be built with {names}: {error}.") from error
+
+
+def frozen_model(config: ExperimentConfig, table: TokenTable, counts: TokenTable | None) -> ContextKV:
+    """Make the model with its token table and log-frequencies."""
+    model = untrained_model(config, len(table.weight), counts is not None)
+    unigram = None if counts is None else torch.from_numpy(unigram_floor(counts.weight.numpy()))
+    model.load_table(table.weight, unigram)
+    return model
+
+
+@torch.no_grad()
+def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
+    """Try every plug-in on two positions.
+
+    Raises:
+        UserError: one returns another shape than it should.
+    """
+    count, shapes, device = 2, config.model, model.device
+    embeddings = model.embed(torch.arange(count, device=device))
+    if mixer := config.plugins.get("mixer"):
+        found = model.attention.eval()(embeddings[None], 0)
+        return _check(mixer.name, found, (1, count, shapes.hidden_size))
+    contexts = torch.zeros(count, shapes.context_dim, device=device)
+    if block := config.plugins.get("block"):
+        found = model.context_block(contexts, project_inputs(model.context_block, embeddings))
+        _check(block.name, found, tuple(contexts.shape))
+    if loss := config.plugins.get("loss"):
+        _check(loss.name, built(loss)(torch.ones_like(contexts)), ())
+    if attention := config.plugins.get("attention"):
+        slots = (count, len(model.window))
+        window = contexts.new_zeros(*slots, shapes.context_dim)
+        hidden, _ = model.eval().attend(
+            embeddings, window, torch.ones(slots, dtype=torch.bool, device=device)
+        )
+        _check(attention.name, hidden, (count, shapes.hidden_size))
+    return None
+
+
+def _check(name: str, found: Any, expected: tuple[int, ...]) -> None:
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != expected:
+        raise UserError(
+            f"{name} returned {_words(shape)} for {_words(expected)}: it must return a tensor of shape "
+            f"{list(expected) or 'a scalar'}."
+        )
+
+
+def _words(shape: Any) -> str:
+    return f"shape {list(shape)}" if isinstance(shape, tuple) else str(shape)
+
+
+def shapes(config: ExperimentConfig) -> tuple[dict[str, int], Window]:
+    """Return parameter counts and window of an experiment's model, which is built without memory for it."""
+    with torch.device("meta"):
+        model = untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
+    return parameter_counts(model), model.window

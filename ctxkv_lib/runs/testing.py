@@ -1,0 +1,133 @@
+"""The test split of a trained run: scored once, in every run, and kept as a stage of its folder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.conversations import load_conversations
+from ..data.tokens import TokenStream, load_tokenizer, validation_stream
+from ..errors import memory_advice
+from ..files import digest
+from ..method.caches import StreamCache
+from ..method.config import ModelConfig
+from ..method.contexts import distinct_rows, stream_contexts
+from ..method.evaluation import perplexity, token_scores
+from ..method.model import ContextKV, project_inputs
+from ..progress import stage
+from .config import ExperimentConfig
+from .provenance import choose_device, code_version
+from .records import MEASURES
+from .rows import MixerModel, as_read
+from .run_folder import RunFolder
+from .trained import load_model
+
+PAIRED_WITHIN = ModelConfig().context_window  # tokens back, whatever the run's own window: runs compare
+
+Facts = dict[str, Any]
+
+
+@memory_advice("Scoring the test split", "use fewer conversations with --samples")
+def test(config: ExperimentConfig, folder: RunFolder) -> Facts:
+    """Score the test split with the kept weights, or return what the folder has of it.
+
+    Args:
+        folder: claimed, of a run that is trained.
+
+    Returns:
+        `ppl`, `acc` and `tokens`; `repeated_ppl` and `repeated_tokens` of the tokens that form, with the one
+        before, a pair that occurred in the last `PAIRED_WITHIN` tokens; `conversations`, of each the number
+        of predicted tokens and their mean loss in nats. Nothing if there is no token to predict.
+    """
+    conversations = load_conversations(config.data, "test")
+    code = code_version("runs/testing")
+    key = digest([_trained_key(folder), conversations.fingerprint, code])
+    done = folder.finished("test", key)
+    if done is None:
+        with stage("Scoring the test split"):
+            stream = test_stream(config)
+            found = _score(config, trained_model(config, folder), stream) if stream else {}
+            done = folder.finish("test", key, (), found)
+    return done.result
+
+
+def test_stream(config: ExperimentConfig) -> TokenStream | None:
+    """Read the test split as one stream; None if no token of it can be predicted."""
+    conversations = load_conversations(config.data, "test")
+    if not len(conversations):
+        return None
+    stream = validation_stream(conversations, load_tokenizer(config.data.tokenizer))
+    return stream if len(stream.ids) > 1 else None
+
+
+def trained_model(config: ExperimentConfig, folder: RunFolder) -> ContextKV:
+    """Rebuild a run's model on the device of the run."""
+    return load_model(folder.path, config).to(choose_device(config.runtime.device))
+
+
+def measurements(folder: RunFolder) -> Facts:
+    """Return the measurements in a folder (`research.measure`) that were made of its present weights."""
+    stages = folder.records.stages
+    return {
+        name: stages[name].result
+        for name in MEASURES
+        if name in stages and stages[name].key.startswith(measurement_key(folder)) and stages[name].result
+    }
+
+
+def measurement_key(folder: RunFolder, code: str = "") -> str:
+    """Identify what a measurement was made of: the run's caches, weights and test split; then its code."""
+    return f"{folder.records.stages['test'].key}-{code}"
+
+
+def _trained_key(folder: RunFolder) -> str:
+    """Identify caches and weights, these by the perplexities of their epochs: files may be dropped."""
+    caches, phase2 = (folder.records.stages[name] for name in ("caches", "phase2"))
+    reached = [[epoch["train_ppl"], epoch["val_ppl"]] for epoch in phase2.metrics]
+    return digest([caches.key, phase2.key, reached])
+
+
+@torch.no_grad()
+def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> Facts:
+    """Score a stream whose contexts are computed as those of validation are."""
+    ids = stream.ids.int().to(model.device)
+    width = 0 if isinstance(model, MixerModel) else config.model.context_dim
+    contexts = torch.empty(len(ids), width, device=model.device)
+    if width:
+        embeddings, tokens = distinct_rows(model, ids[:-1])
+        generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
+        inputs = project_inputs(model.context_block, embeddings)
+        stream_contexts(model.context_block, inputs, tokens, config.phase1, contexts, False, generator)
+    cache = as_read(model, StreamCache(ids, contexts), trained=False)
+    losses, correct = token_scores(model, cache, torch.arange(len(cache)))
+    again = losses[since_last(pairs(ids)) < min(PAIRED_WITHIN, len(losses))]
+    return {
+        "ppl": perplexity(losses.mean().item()),
+        "acc": correct.float().mean().item(),
+        "tokens": len(ids),
+        "repeated_ppl": perplexity(again.mean().item()) if len(again) else None,
+        "repeated_tokens": len(again),
+        "conversations": [
+            [len(part), part.mean().item()] for part in _by_conversation(losses, stream.starts)
+        ],
+    }
+
+
+def _by_conversation(losses: Tensor, starts: Tensor) -> list[Tensor]:
+    """Split losses, the first of which is the stream's second token's, at the conversations' first tokens."""
+    return [part for part in losses.tensor_split((starts[1:] - 1).clamp(min=0).cpu()) if len(part)]
+
+
+def pairs(ids: Tensor) -> Tensor:
+    """Number each token of `ids` `[n + 1]` together with its next: int64 `[n]`, equal for equal pairs."""
+    ids = ids.long()
+    return ids[:-1] * (ids.max() + 1) + ids[1:]
+
+
+def since_last(codes: Tensor) -> Tensor:
+    """Distance from each of `codes` `[n]` back to its last occurrence: int64 `[n]`; n where there is none."""
+    order = codes.argsort(stable=True)
+    same = codes[order[1:]] == codes[order[:-1]]
+    since = torch.full_like(codes, len(codes))
+    since[order[1:][same]] = order.diff()[same]
+    return since

@@ -1,0 +1,93 @@
+"""Trained runs in use: the model of a run, for explorers and measurements, and for transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..data.tokens import load_tokenizer
+from ..errors import UserError
+from ..files import read_tensors
+from ..hf.modeling import ContextKVForCausalLM
+from ..method.model import ContextKV
+from ..progress import transformers_bars_hidden
+from .config import ExperimentConfig
+from .inputs import frozen_model, load_frozen
+from .plugins import loaded
+from .records import Records
+from .rows import MixerModel
+from .run_folder import RunFolder, load_run, refuse_damaged
+
+
+def load_model(path: Path, config: ExperimentConfig) -> ContextKV:
+    """Rebuild the model of a trained run on the CPU, whatever plug-ins it has.
+
+    Raises:
+        UserError: a file of the run is damaged, or a plug-in is gone or was changed.
+    """
+    refuse_damaged(path, "phase1")
+    refuse_damaged(path, "phase2")
+    folder, model = RunFolder(path), frozen_model(config, *load_frozen(config))
+    if not isinstance(model, MixerModel):
+        model.context_block.load_state_dict(read_tensors(folder.context_block))
+    model.load_state_dict(read_tensors(folder.attention), strict=False)
+    return model.eval()
+
+
+def load_trained(
+    path: Path | str, device: torch.device | str = "cpu"
+) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:
+    """Load model and tokenizer of a finished run, as transformers has them.
+
+    Raises:
+        UserError: no finished run there, a damaged one, or a mixer that cannot read on token by token.
+    """
+    from transformers import AutoTokenizer
+
+    run = load_run(path)
+    folder, records = RunFolder(run.path).model, Records.read(run.path)
+    if records and "model" in records.stages and not records.stages["model"].files:  # its code is not saved
+        model = for_transformers(load_model(run.path, run.config), run.config, saved=False)
+        return model.to(device), load_tokenizer(run.config.data.tokenizer)
+    refuse_unserved(run.config)
+    refuse_damaged(run.path, "model")
+    with transformers_bars_hidden():
+        model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
+    return model.to(device), AutoTokenizer.from_pretrained(folder)
+
+
+def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = True) -> ContextKVForCausalLM:
+    """Wrap a trained model for transformers.
+
+    Args:
+        saved: refuse what a folder could not be loaded with.
+
+    Raises:
+        UserError: a mixer that cannot read on, or a plug-in whose code a folder cannot carry.
+    """
+    from ..hf.export import source_file
+
+    refuse_unserved(config)
+    plugins: dict[str, Any] = {}
+    for hook in ("block", "attention"):
+        if plugin := config.plugins.get(hook):
+            plugins[hook] = {"plugin": plugin.name, "settings": plugin.settings}
+            try:
+                source_file(loaded(plugin))
+            except ValueError as error:
+                if saved:
+                    raise UserError(f"{error}.") from None
+    if isinstance(model, MixerModel):
+        model, plugins = model.attention.served(model)  # type: ignore[operator]
+    return ContextKVForCausalLM.from_model(model, plugins)
+
+
+def refuse_unserved(config: ExperimentConfig) -> None:
+    """Raise a UserError if a run's mixer cannot read on token by token."""
+    mixer = config.plugins.get("mixer")
+    if mixer and not hasattr(loaded(mixer), "served"):
+        raise UserError(
+            f"The run has a mixer ({mixer.name}), which is measured on its own streams only; use a run that "
+            "attends contexts."
+        )

@@ -1,0 +1,277 @@
+"""Figures of the study: settings against a base, sweeps, what contexts are worth, recall."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from .axes import BLUE, INK, OKABE_ITO, ORANGE, QUIET, legend_below, legend_under, log_y, panels, styled
+from .figures import span
+
+SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}
+MARKERS = "osD^vPX"  # one more than there are colours, so that pairs of both repeat only after all of them
+VARIANTS = cycler(color=OKABE_ITO * len(MARKERS)) + cycler(marker=MARKERS * len(OKABE_ITO))
+COUNTED = ("--", ":", "-.")  # of n-grams: plain, with a cache, and with the text of the token table
+REMEMBERED = {
+    "horizon": "Memory span of contexts (tokens, R² > 0.01)",
+    "mean_recall": "Decodability of the last 20 tokens (mean R²)",
+}
+
+ABLATIONS = {
+    "intact": "its own",
+    "slot_0": "only slot 0 its own",
+    "shuffled": "of other positions, mixed",
+    "elsewhere": "of another conversation",
+    "zero": "zeros",
+}
+
+Row = Mapping[str, Any]  # of `rows` in sweep.json
+
+
+@styled
+def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figure:
+    """Draw the best validation PPL by setting: the mean, a dot a seed, and a line over their spread.
+
+    A setting has a colour only where its mean differs from the base's by more than the spread of either's
+    seeds; a single seed has no spread, and stays grey.
+
+    Args:
+        results: `{setting: validation PPL of each seed}`.
+        base: the setting that the others are compared with.
+    """
+    figure, (ax,) = panels(1, size=(9, 1.4 + 0.42 * len(results)))
+    _settings(ax, results, base)
+    ax.set(xlabel="Best validation perplexity per token (lower is better)", ylabel="Setting")
+    return figure
+
+
+@styled
+def sweep_figure(results: Mapping[str, Any]) -> Figure:
+    """Draw the results of a sweep, validation and test side by side.
+
+    With one sample count, each variant beside the first, and n-grams as vertical lines. With more, PPL by
+    training tokens: a line a variant, a dot a seed, the fitted power law's exponent in the legend.
+
+    Args:
+        results: contents of `sweep.json`, with one row or more.
+    """
+    rows = results["rows"]
+    splits = [split for split in SPLITS if any(row[split] for row in rows)]
+    if len({row["samples"] for row in rows}) > 1:
+        return _by_tokens(results, splits)
+    trained, counted = ([row for row in rows if bool(row["seeds"]) == kind] for kind in (True, False))
+    figure, axes = panels(len(splits), size=(8.5 * len(splits), 1.9 + 0.42 * len(trained)))
+    ngrams: list[Any] = []
+    for ax, split in zip(axes, splits, strict=True):
+        known = {row["variant"]: row[split] for row in trained if row[split]}
+        _settings(ax, known, next(iter(known)))
+        ngrams = [
+            ax.axvline(row[split][0], color=INK, ls=style, lw=1.4, label=row["variant"])
+            for style, row in zip(COUNTED, counted, strict=False)
+            if row[split]
+        ] or ngrams
+        ax.set_xlabel(f"{SPLITS[split]} perplexity per token (lower is better)")
+    axes[0].set_ylabel("Variant")
+    for ax in axes[1:]:  # its rows are those of the first
+        ax.tick_params(labelleft=False)
+    if ngrams:
+        figure.legend(handles=ngrams, loc="outside lower center", ncols=len(ngrams))
+    return figure
+
+
+def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> None:
+    """Draw a row for each setting: seeds, their spread and mean, and its distance from the base's mean."""
+    middle = float(np.mean(results[base]))
+    ax.axvline(middle, color=QUIET, ls="--", lw=1.2)
+    for row, (setting, values) in enumerate(results.items()):
+        mean = float(np.mean(values))
+        colour = _colour(values, results[base])
+        spread = [min(values), max(values)]
+        ax.plot(spread, [row, row], color=colour, lw=3, alpha=0.5, label=f"{setting}: spread")
+        ax.plot(values, [row] * len(values), "o", color=colour, ms=5, alpha=0.6, label=f"{setting}: seeds")
+        ax.plot(mean, row, "D", color=colour, ms=8, label=setting)
+        percent = round(100 * (mean / middle - 1), 1)
+        change = "" if setting == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
+        note = ax.text(1.01, row, f"{mean:,.1f}{change}", transform=ax.get_yaxis_transform())
+        note.set(va="center", color=INK if colour == QUIET else colour, weight="bold")
+    ax.set_yticks(range(len(results)), results)
+    ax.set_ylim(len(results) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.margins(x=0.08)
+
+
+def _colour(values: Sequence[float], base: Sequence[float]) -> str:
+    """Blue for lower and orange for higher than `base`; grey where that is within seed noise."""
+    difference = float(np.mean(values) - np.mean(base))
+    if min(len(values), len(base)) < 2 or abs(difference) <= max(np.ptp(values), np.ptp(base)):
+        return QUIET
+    return BLUE if difference < 0 else ORANGE
+
+
+def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
+    figure, axes = panels(len(splits), size=(5.4 * len(splits) + 3, 5))
+    laws = {law["variant"]: law.get("val_ppl") for law in results["power_laws"]}
+    lines = {}
+    for ax, split in zip(axes, splits, strict=True):
+        styles, counted = iter(VARIANTS), cycle(COUNTED)
+        for variant in dict.fromkeys(row["variant"] for row in results["rows"] if row[split]):
+            rows = [row for row in results["rows"] if row["variant"] == variant and row[split]]
+            style = next(styles) if rows[0]["seeds"] else {"color": INK, "ls": next(counted), "lw": 1.6}
+            law = laws.get(variant)
+            name = f"{variant}: tokens^{-law['exponent']:.2f}" if law else variant
+            lines[name] = _line(ax, rows, split, name, style)
+        ax.set(title=SPLITS[split], xscale="log", xlabel="Training tokens (log scale)")
+        ticks = sorted({row["train_tokens"] for row in results["rows"]})
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        log_y(ax, "Perplexity per token (log scale)")
+    figure.legend(handles=list(lines.values()), loc="outside right upper")
+    return figure
+
+
+def _line(ax: Axes, rows: Sequence[Row], split: str, name: str, style: dict[str, Any]) -> Any:
+    """Draw means by training tokens and, of what was trained, each seed; return the line of the means."""
+    means = [np.mean(row[split]) for row in rows]
+    (line,) = ax.plot([row["train_tokens"] for row in rows], means, ms=6, label=name, **style)
+    if rows[0]["seeds"]:
+        seeds = [(row["train_tokens"], value) for row in rows for value in row[split]]
+        ax.plot(*zip(*seeds, strict=True), ls="none", ms=4, alpha=0.4, label=f"{name}: seeds", **style)
+    return line
+
+
+@styled
+def memory_figure(results: Mapping[str, Any]) -> Figure:
+    """Draw validation PPL by what contexts remember: how far back, and how much of the last 20 tokens.
+
+    Each variant of the sweep whose contexts were probed is a point, with a line over the spread of its seeds.
+
+    Args:
+        results: contents of `sweep.json`, of one sample count.
+    """
+    figure, axes = panels(len(REMEMBERED), size=(5.5 * len(REMEMBERED), 5))
+    for ax, (measure, label) in zip(axes, REMEMBERED.items(), strict=True):
+        rows = [row for row in results["rows"] if measure in row.get("measured", {})]
+        for row, style in zip(rows, cycle(VARIANTS), strict=False):
+            values, at = row["val_ppl"], row["measured"][measure]
+            point: dict[str, Any] = {"ms": 8, "ls": "none", "label": row["variant"], **style}
+            ax.plot([at, at], [min(values), max(values)], color=style["color"], lw=3, alpha=0.4)
+            ax.plot(at, np.mean(values), **point)
+        ax.set_xlabel(label)
+        ax.set_xlim(left=0)
+    axes[0].set_ylabel("Validation perplexity per token")
+    legend_below(figure, axes[0])
+    return figure
+
+
+def recall_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """List the share of values that each variant recalls, for a table.
+
+    Args:
+        rows: of `sweep.json`. Those without that measurement, such as n-grams, are left out.
+    """
+    shares = {row["variant"]: row.get("measured", {}).get("recalled") for row in rows}
+    return [[variant, f"{share:.1%}"] for variant, share in shares.items() if share is not None]
+
+
+@styled
+def use_of_contexts(ablations: Mapping[str, Any]) -> Figure:
+    """Draw what other contexts cost: by ablation, by slot alone, and where a pair of tokens comes again.
+
+    Args:
+        ablations: as in a summary.
+    """
+    figure, (changed, slots, pairs) = panels(3, size=(13, 4.6))
+    _changed(changed, ablations["changed"])
+    _slots(slots, ablations)
+    _pairs(pairs, ablations["by_repetition"])
+    return figure
+
+
+def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw a dot an ablation, with its standard error against intact."""
+    intact = changed["intact"]["ppl"]
+    ax.axvline(intact, color=QUIET, ls="--", lw=1.2)
+    for row, (name, label) in enumerate(ABLATIONS.items()):
+        found = changed[name]
+        error = intact * found["error"] / 100
+        colour = BLUE if name == "intact" else ORANGE
+        ax.errorbar(found["ppl"], row, xerr=error, fmt="o", ms=8, color=colour, label=label)
+        note = f"\n({found['percent']:+.1f}% ± {found['error']:.1f})" if name != "intact" else ""
+        place = ax.get_yaxis_transform()
+        ax.text(1.02, row, f"{found['ppl']:,.1f}{note}", transform=place, color=colour, va="center")
+    ax.set_yticks(range(len(ABLATIONS)), ABLATIONS.values())
+    ax.set_ylim(len(ABLATIONS) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.margins(x=0.1)
+    ax.set(
+        title="Other contexts",
+        xlabel="Validation perplexity per token",
+        ylabel="Contexts that attention reads",
+    )
+
+
+def _slots(ax: Axes, ablations: Mapping[str, Any]) -> None:
+    """Draw what the own context of one slot changes, if all others have another conversation's."""
+    back, rise, error = (
+        [row[key] for row in ablations["slots"]] for key in ("back", "percent_vs_elsewhere", "error")
+    )
+    ax.errorbar(back, rise, yerr=error, fmt="o", lw=1.2, color=BLUE, ecolor=OKABE_ITO[5], label="one slot")
+    changed = ablations["changed"]
+    every = 100 * (changed["intact"]["ppl"] / changed["elsewhere"]["ppl"] - 1)
+    ax.axhline(every, color=QUIET, ls="--", lw=1.2, label="all")
+    ax.axhline(0, color=ORANGE, ls=":", lw=1.6, label="none")
+    ax.set(title="Slots that hold their own context", ylabel="Perplexity against none (%)")
+    ax.set_xlabel("Distance back of the slot (tokens)")
+    legend_under(ax, columns=3)
+
+
+def _pairs(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+    """Draw intact beside other contexts, for tokens that repeat a pair of the window and for others."""
+    names = {0: "a new pair", 1: "a repeated pair"}
+    for shift, key, colour, label in (
+        (-0.18, "ppl", BLUE, "own contexts"),
+        (0.18, "other_ppl", ORANGE, "another's"),
+    ):
+        x = [place + shift for place in range(len(rows))]
+        bars = ax.bar(x, [row[key] for row in rows], width=0.34, color=colour, label=label)
+        ax.bar_label(bars, fmt="{:,.0f}", padding=2)
+    ax.set_xticks(range(len(rows)), [f"{names[int(row['from'])]}\n({row['tokens']:,})" for row in rows])
+    ppls = [row[key] for row in rows for key in ("ppl", "other_ppl")]
+    ax.set_ylim(min(ppls) / 2, 1.5 * max(ppls))
+    log_y(ax, "Perplexity per token (log scale)")
+    ax.grid(False, axis="x")
+    ax.set(title="Where memory must show", xlabel="The next token forms (positions)")
+    legend_under(ax, columns=2, space=0.2)
+
+
+@styled
+def recall_accuracy(task: Mapping[str, Any]) -> Figure:
+    """Draw the accuracy of recalled values, with a standard error, beside that of guessing.
+
+    Args:
+        task: `recall_task` of a summary.
+    """
+    figure, axes = panels(2, size=(11, 4.4))
+    names = {
+        "by_distance": ("By distance", "Distance from the value to recall (tokens)"),
+        "by_place": ("By place between two slots", "Tokens the nearest slot has read since the value"),
+    }
+    for ax, (key, (title, what)) in zip(axes, names.items(), strict=True):
+        share = np.array([row["accuracy"] for row in task[key]])
+        tokens = np.array([row["tokens"] for row in task[key]])
+        bars = range(len(share))
+        errors = 100 * np.sqrt(share * (1 - share) / tokens)
+        ax.bar(bars, 100 * share, yerr=errors, color=BLUE, ecolor=QUIET, width=0.75)
+        ax.set_xticks(bars, map(span, task[key]), rotation=0 if len(share) < 8 else 60)
+        ax.axhline(100 * task["accuracy"], color=QUIET, ls="--", lw=1.2, label=f"all: {task['accuracy']:.1%}")
+        ax.axhline(100 / task["values"], color=ORANGE, ls=":", lw=1.6, label="guessing a value")
+        ax.set(title=title, xlabel=what, ylim=(0, 104))
+        ax.grid(False, axis="x")
+    axes[0].set_ylabel("Values recalled (%)")
+    legend_below(figure, axes[0])
+    return figure

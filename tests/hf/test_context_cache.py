@@ -1,0 +1,183 @@
+"""What is trained is what is served: one model, however its tokens come in."""
+
+import pytest
+import torch
+from conftest import TINY, tiny_ids, tiny_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ctxkv_lib.hf.modeling import CACHE_NAME
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
+from ctxkv_lib.method.model import project_inputs
+
+METHODS = [(anchor, kv) for anchor in ("current", "grid") for kv in ("fixed", "variable")]
+each_method = pytest.mark.parametrize(("anchor", "kv_method"), METHODS)
+
+
+def read_in_chunks(model, ids, cuts, mask=None):
+    """Logits of `ids` `[batch, length]` whose columns come in chunks that end at `cuts`, and the cache."""
+    cache, logits = None, []
+    mask = torch.ones_like(ids) if mask is None else mask
+    for start, stop in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
+        out = model(ids[:, start:stop], attention_mask=mask[:, :stop], use_cache=True, **{CACHE_NAME: cache})
+        cache = out[CACHE_NAME]
+        logits.append(out.logits)
+    return torch.cat(logits, dim=1), cache
+
+
+def left_padded(rows):
+    """A batch `[rows, longest]` and its mask."""
+    width = max(map(len, rows))
+    batch = torch.stack([torch.cat([torch.zeros(width - len(row)).long(), row]) for row in rows])
+    return batch, torch.stack([(torch.arange(width) >= width - len(row)).long() for row in rows])
+
+
+def phase2_logits(model, ids):
+    """Logits of one stream as Phase 2 computes them, from a cache of exact contexts."""
+    embeddings, tokens = distinct_rows(model, ids)
+    inputs = project_inputs(model.context_block, embeddings)
+    contexts, _ = exact_contexts(model.context_block, inputs, tokens, tolerance=1e-6)
+    cache = StreamCache(torch.cat([ids, ids[:1]]).int(), contexts)
+    return model.logits(cache.attend(model, torch.arange(len(ids)))[0], ids)
+
+
+@torch.no_grad()
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_every_way_of_reading_gives_the_same_logits(data):
+    length = data.draw(st.integers(1, 45), "length")
+    anchor, kv_method = data.draw(st.sampled_from(METHODS), "method")
+    interval, slots = data.draw(st.integers(1, 7), "interval"), data.draw(st.integers(1, 6), "max_contexts")
+    cuts = sorted(data.draw(st.sets(st.integers(1, length - 1)), "cuts")) if length > 1 else []
+    padding = data.draw(st.integers(0, 5), "padding")
+    model = tiny_model(anchor=anchor, kv_method=kv_method, interval=interval, max_contexts=slots).eval()
+    ids = tiny_ids(length, seed=length)
+    whole = model(ids[None]).logits[0]
+    padded, mask = left_padded([ids, tiny_ids(length + padding)])
+    found = (
+        phase2_logits(model, ids),
+        read_in_chunks(model, ids[None], cuts)[0][0],
+        read_in_chunks(model, ids[None], range(1, length))[0][0],
+        read_in_chunks(model, padded, [cut + padding for cut in cuts], mask)[0][0, padding:],
+    )
+    for logits in found:
+        torch.testing.assert_close(logits, whole, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@each_method
+def test_rows_of_a_batch_do_not_meet(anchor, kv_method):
+    model = tiny_model(anchor=anchor, kv_method=kv_method).eval()
+    rows = [tiny_ids(n, seed=n) for n in (5, 19, 31)]
+    batch, mask = left_padded(rows)
+    together, cache = read_in_chunks(model, batch, [7, 8, 20], mask)
+    assert cache.lengths.tolist() == [5, 19, 31]
+    for row, found in zip(rows, together, strict=True):
+        torch.testing.assert_close(found[-len(row) :], model(row[None]).logits[0], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@each_method
+def test_after_a_reset_nothing_is_left(anchor, kv_method):
+    model = tiny_model(anchor=anchor, kv_method=kv_method).eval()
+    first, second = tiny_ids(25, seed=1)[None], tiny_ids(25, seed=2)[None]
+    cache = model(first, use_cache=True)[CACHE_NAME]
+    cache.reset()
+    again = model(second, **{CACHE_NAME: cache}).logits
+    torch.testing.assert_close(again, model(second).logits)
+
+
+@torch.no_grad()
+@each_method
+@pytest.mark.parametrize("changed", [0, 1, 13, 29])
+def test_no_way_of_reading_sees_the_future(anchor, kv_method, changed):
+    model = tiny_model(anchor=anchor, kv_method=kv_method).eval()
+    ids = tiny_ids(30)
+    other = ids.clone()
+    other[changed] = (other[changed] + 1) % TINY["vocab_size"]
+    ways = (
+        lambda x: model(x[None]).logits[0],
+        lambda x: read_in_chunks(model, x[None], [4, 5, 17])[0][0],
+        lambda x: phase2_logits(model, x),
+    )
+    for way in ways:
+        before, after = way(ids), way(other)
+        torch.testing.assert_close(before[:changed], after[:changed], atol=1e-5, rtol=0)
+        assert (before[changed:] - after[changed:]).abs().max() > 1e-2
+
+
+def greedy(model, prompt, count):
+    """Token by token with no cache at all."""
+    ids = prompt
+    for _ in range(count):
+        ids = torch.cat([ids, model(ids[None]).logits[0, -1:].argmax(-1)])
+    return ids
+
+
+@torch.no_grad()
+@each_method
+def test_generate_equals_reading_everything_again(anchor, kv_method):
+    model = tiny_model(anchor=anchor, kv_method=kv_method).eval()
+    prompts = [tiny_ids(4, seed=4), tiny_ids(15, seed=15)]
+    expected = [greedy(model, prompt, 12).tolist() for prompt in prompts]
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    for prompt, wanted in zip(prompts, expected, strict=True):
+        assert model.generate(prompt[None], **options)[0].tolist() == wanted
+        assert model.generate(prompt[None], use_cache=False, **options)[0].tolist() == wanted
+    batch, mask = left_padded(prompts)
+    found = model.generate(batch, attention_mask=mask, **options)
+    assert [found[0, 11:].tolist(), found[1].tolist()] == expected
+
+
+@torch.no_grad()
+@each_method
+def test_beam_search_equals_its_uncached_self(anchor, kv_method):
+    model = tiny_model(anchor=anchor, kv_method=kv_method).eval()
+    options = {"max_new_tokens": 10, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
+    prompt = tiny_ids(9)[None]
+    with_cache = model.generate(prompt, **options)
+    assert with_cache.tolist() == model.generate(prompt, use_cache=False, **options).tolist()
+
+
+@torch.no_grad()
+def test_generate_continues_from_a_cache():
+    model, prompt = tiny_model().eval(), tiny_ids(20)
+    cache = model(prompt[None, :13], use_cache=True)[CACHE_NAME]
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    found = model.generate(prompt[None], **{CACHE_NAME: cache}, **options)
+    assert found[0].tolist() == greedy(model, prompt, 8).tolist()
+
+
+def test_generate_gives_attentions():
+    model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
+    made = model.generate(ids, output_attentions=True, **options)
+    whole = model(made.sequences[:, :-1], output_attentions=True).attentions[0]
+    steps = torch.cat([weights for (weights,) in made.attentions], dim=2)
+    torch.testing.assert_close(steps, whole)
+    assert model.generate(ids, **options).attentions is None
+
+
+@torch.no_grad()
+def test_sampling_follows_the_seed():
+    model, prompt = tiny_model().eval(), tiny_ids(6)[None]
+    options = {"max_new_tokens": 15, "do_sample": True, "temperature": 20.0, "top_k": 20, "pad_token_id": 0}
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(model.generate(prompt, **options).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("anchor", "kept"), [("current", 621), ("grid", 32)])
+def test_memory_of_a_stream_is_constant(anchor, kept):
+    model = tiny_model(anchor=anchor, interval=20, max_contexts=32).eval()
+    cache, seen = None, set()
+    for _ in range(5):
+        cache = model(tiny_ids(300)[None], use_cache=True, **{CACHE_NAME: cache})[CACHE_NAME]
+        seen.add(cache.nbytes)
+    assert seen == {kept * TINY["context_dim"] * 4 + 8}
+    with pytest.raises(NotImplementedError, match="cannot be unread"):
+        cache.crop(1)

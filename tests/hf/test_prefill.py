@@ -1,0 +1,150 @@
+"""Long texts are read in lock-step, and the loss needs no logits: the plain outputs and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, tiny_ids, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctxkv_lib.hf import modeling
+from ctxkv_lib.hf.modeling import CACHE_NAME
+from ctxkv_lib.method import scan as recurrence
+
+
+def exact_model(std=0.1, **shape):
+    """In float64, where fifty roundings that fresh weights make of one stay small."""
+    model = tiny_model(**shape).double()
+    model.context_block.scale_weights(std)
+    return model.eval()
+
+
+def read_in_chunks(model, ids, mask, cuts):
+    cache, logits = None, []
+    for start, stop in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
+        out = model(ids[:, start:stop], attention_mask=mask[:, :stop], use_cache=True, **{CACHE_NAME: cache})
+        cache = out[CACHE_NAME]
+        logits.append(out.logits)
+    return torch.cat(logits, dim=1), cache
+
+
+@torch.no_grad()
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_lock_step_is_the_plain_loop(data):
+    batch, length = data.draw(st.integers(1, 4), "batch"), data.draw(st.integers(1, 120), "length")
+    anchor = data.draw(st.sampled_from(["current", "grid"]), "anchor")
+    model = exact_model(data.draw(st.sampled_from([0.1, 0.01]), "std"), anchor=anchor)
+    cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=3), "cuts")) if length > 1 else []
+    ids = tiny_ids(batch * length, seed=length).view(batch, length)
+    columns = torch.arange(length)
+    mask = {
+        "none": torch.ones(batch, length),
+        "left": columns >= torch.randint(0, length + 1, (batch, 1)),
+        "right": columns < torch.randint(0, length + 1, (batch, 1)),
+        "any": torch.rand(batch, length) < 0.5,
+    }[data.draw(st.sampled_from(["none", "left", "right", "any"]), "padding")].long()
+    plain, plain_cache = read_in_chunks(model, ids, mask, cuts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling, "LONG", 1)
+        patch.setattr(modeling, "TOLERANCE", 1e-10)
+        patch.setattr(recurrence, "SEGMENT", data.draw(st.integers(2, 30), "SEGMENT"))
+        patch.setattr(recurrence, "CHECK_EVERY", data.draw(st.integers(1, 30), "CHECK_EVERY"))
+        fast, cache = read_in_chunks(model, ids, mask, cuts)
+    torch.testing.assert_close(fast, plain, atol=1e-7, rtol=0)
+    torch.testing.assert_close(cache.state, plain_cache.state, atol=1e-8, rtol=0)
+    torch.testing.assert_close(cache.stored, plain_cache.stored, atol=1e-8, rtol=0)
+    assert torch.equal(cache.lengths, plain_cache.lengths)
+
+
+@torch.no_grad()
+def test_long_texts_keep_the_promise_as_they_come(monkeypatch):
+    model, ids = tiny_model(context_dim=64, hidden_size=96).eval(), tiny_ids(1400).view(2, 700)
+    fast = model(ids).logits
+    monkeypatch.setattr(modeling, "LONG", 10_000)
+    torch.testing.assert_close(fast, model(ids).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_gradients_are_those_of_the_plain_loop(monkeypatch, phase):
+    ids = tiny_ids(180).view(2, 90)
+    results = []
+    for long in (1, 10_000):
+        monkeypatch.setattr(modeling, "LONG", long)
+        monkeypatch.setattr(recurrence, "SEGMENT", 16)
+        model = exact_model()
+        model.set_phase(phase)
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        results.append((loss, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    (fast, fast_gradients), (plain, plain_gradients) = results
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    assert any(gradient.abs().max() > 1e-3 for gradient in plain_gradients.values())
+    for name, gradient in plain_gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient, atol=1e-4, rtol=0, msg=name)
+
+
+def test_only_attention_sees_long_texts_in_lock_step_while_the_block_is_trained(monkeypatch):
+    """The walk has no gradient, so the block must not be read by it."""
+    monkeypatch.setattr(modeling, "LONG", 1)
+    walks = []
+    monkeypatch.setattr(modeling, "scan_rows", lambda *a: walks.append(1) or recurrence.scan_rows(*a))
+    model, ids = tiny_model(), tiny_ids(40)[None]
+    for phase, expected in ((2, 1), (1, 1)):
+        model.set_phase(phase)
+        model(ids, labels=ids)
+        assert len(walks) == expected
+    with torch.no_grad():
+        model(ids)
+    assert len(walks) == 2
+
+
+@pytest.mark.parametrize("trained_table", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_items_in_batch": 7}, {"ignore_index": 5}])
+def test_the_loss_is_that_of_full_logits(trained_table, options):
+    model, ids = exact_model(), tiny_ids(60).view(3, 20)
+    model.wte.weight.requires_grad_(trained_table)
+    labels = ids.clone()
+    labels[0, :12] = options.get("ignore_index", -100)
+    out = model(ids, labels=labels, logits_to_keep=0, **options)
+    found = out.loss
+    expected = model.loss_function(out.logits.double(), labels, vocab_size=TINY["vocab_size"], **options)
+    torch.testing.assert_close(found, expected.to(found.dtype), atol=1e-6, rtol=1e-6)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    pairs = [torch.autograd.grad(loss, trained, retain_graph=True) for loss in (found, expected)]
+    for fast, plain in zip(*pairs, strict=True):
+        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+
+
+def test_labels_may_come_shifted():
+    model, ids = exact_model(), tiny_ids(20)[None]
+    shifted = F.pad(ids, (0, 1), value=-100)[:, 1:]
+    whole = model(ids, labels=ids).loss
+    torch.testing.assert_close(model(ids, labels=ids, shift_labels=shifted).loss, whole)
+
+
+def test_training_with_labels_makes_no_logits_unless_asked(monkeypatch):
+    model, ids = tiny_model(attention_dropout=0.0).train(), tiny_ids(20)[None]
+    expected = model(ids).logits
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "logits", None)
+        out = model(ids, labels=ids)
+        assert out.logits is None
+        assert len(out.to_tuple()) == 1
+    torch.testing.assert_close(model(ids, labels=ids, logits_to_keep=0).logits, expected)
+    torch.testing.assert_close(model(ids, labels=ids, logits_to_keep=2).logits, expected[:, -2:])
+    torch.testing.assert_close(model.eval()(ids, labels=ids).logits, expected)
+    none = torch.tensor([], dtype=torch.int64)
+    for labels in (None, ids):
+        assert model(ids, labels=labels, logits_to_keep=none).logits.shape == (1, 0, TINY["vocab_size"])
+
+
+@torch.no_grad()
+def test_only_what_is_kept_is_attended(monkeypatch):
+    model, ids = tiny_model().eval(), tiny_ids(30).view(2, 15)
+    attended, whole = [], model(ids).logits
+    attend = model.attend
+    monkeypatch.setattr(model, "attend", lambda x, *rest: attended.append(len(x)) or attend(x, *rest))
+    torch.testing.assert_close(model(ids, logits_to_keep=1).logits, whole[:, -1:])
+    assert attended == [2]
+    assert model(ids, logits_to_keep=1, output_attentions=True).attentions[0].shape[2] == 15

@@ -1,0 +1,201 @@
+"""A saved model loads as what it was, with this package and without, or is refused in a sentence."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TINY, tiny_ids, tiny_method, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ctxkv_lib.hf.configuration import ContextKVConfig
+from ctxkv_lib.hf.export import FILES
+from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+from ctxkv_lib.method.model import Parts
+
+ALONE = """
+import sys
+sys.modules["ctxkv_lib"] = None  # importing it fails
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+ids = torch.tensor([[1, 2, 3, 4, 5]])
+print(model(ids).logits.double().sum().item())
+print(model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0).tolist())
+print([name for name, p in model.named_parameters() if p.requires_grad and "context_block" in name])
+"""
+MINE = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+from ctxkv_lib.method.model import ContextBlock
+
+class MyBlock(ContextBlock):
+    @dataclass
+    class Settings:
+        share: float = 0.5
+
+    def __init__(self, context_dim, hidden_size, settings):
+        super().__init__(context_dim, hidden_size)
+        self.share = settings.share
+        self.gate = nn.Parameter(torch.full((context_dim,), 0.3))
+
+    def forward(self, contexts, inputs):
+        return self.share * self.gate * contexts + super().forward(contexts, inputs)
+"""
+# Fields that version 0.1 wrote beside the shapes.
+OLD_FIELDS = {
+    "heads": "drawn",
+    "input_dropout": 0.0,
+    "layer_dropout": 0.0,
+    "memory": "contexts",
+    "output": "residual",
+    "repeat_logit": 0.0,
+    "sink": "none",
+    "slot_bias": "none",
+    "slots": "uniform",
+}
+
+
+@pytest.fixture
+def my_module(tmp_path, monkeypatch):
+    """Writes a module of the user's and returns its name."""
+
+    def write(source, name="my_plugin"):
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return name
+
+    monkeypatch.syspath_prepend(tmp_path)
+    return write
+
+
+@pytest.mark.parametrize("shape", [{"kv_method": "variable"}, {"anchor": "grid", "has_unigram": True}])
+def test_saved_model_is_the_same_and_still_frozen(tmp_path, shape):
+    model, ids = tiny_model(**shape).eval(), tiny_ids(15)[None]
+    if model.log_unigram is not None:
+        model.load_table(model.wte.weight.detach().clone(), torch.rand(TINY["vocab_size"]))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    frozen = {name.split(".")[0] for name, p in loaded.named_parameters() if not p.requires_grad}
+    assert frozen == {"wte", "embedding_norm", "context_block"}
+    assert AutoConfig.from_pretrained(tmp_path).max_contexts == TINY["max_contexts"]
+
+
+def test_a_trained_model_is_wrapped_without_a_copy():
+    model = tiny_method(has_unigram=True)
+    wrapped = ContextKVForCausalLM.from_model(model, {})
+    assert {*wrapped.state_dict()} == {*model.state_dict()}
+    assert wrapped.wte.weight.data_ptr() == model.wte.weight.data_ptr()
+    assert {*wrapped.trained_weights()} == {*model.trained_weights()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plugin", [False, True])
+def test_the_folder_works_without_the_package(tmp_path, my_module, plugin):
+    model, folder = tiny_model().eval(), tmp_path / "model"
+    if plugin:
+        plugins = {"block": {"plugin": f"{my_module(MINE)}:MyBlock", "settings": {"share": 0.25}}}
+        model = tiny_model(plugins=plugins).eval()
+    model.save_pretrained(folder)
+    command = [sys.executable, "-c", ALONE, str(folder)]
+    environment = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    total, generated, trainable = done.stdout.splitlines()
+    ids = torch.tensor([[1, 2, 3, 4, 5]])
+    assert float(total) == pytest.approx(model(ids).logits.double().sum().item(), abs=1e-3)
+    expected = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert (json.loads(generated), trainable) == (expected.tolist(), "[]")
+
+
+def test_the_folder_carries_all_code_of_the_model_and_nothing_of_the_package(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    written = {path.stem: path.read_text() for path in tmp_path.glob("*.py")}
+    assert set(written) == {name for names in FILES.values() for name in names}
+    for name, text in written.items():
+        if name != "export":  # which has the package's name in its patterns
+            assert not re.search(r"^(from|import) (\.\.|ctxkv_lib)", text, re.MULTILINE), name
+        needed = set(re.findall(r"^\s*from \.(\w+) import", text, re.MULTILINE))
+        assert needed <= set(written), name
+
+
+@pytest.mark.parametrize("first", ["configuration", "modeling"])
+def test_what_transformers_loads_first_names_all_that_it_needs(first, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+
+    def named(module):
+        text = (tmp_path / f"{module}.py").read_text()
+        return set(re.findall(r"^from \.(\w+) import", text, re.MULTILINE))
+
+    needed = named(first)
+    for module in list(needed):
+        assert named(module) <= needed, module
+
+
+def test_a_block_of_a_cell_or_a_function_is_not_saved_as_another():
+    class Local(torch.nn.Linear):
+        def __init__(self, context_dim, hidden_size):
+            super().__init__(context_dim, hidden_size)
+
+    name = f"{Local.__module__}:{Local.__qualname__}"
+    from ctxkv_lib.hf.plugins import NAMED
+
+    NAMED[name] = Local
+    model = ContextKVForCausalLM.from_model(
+        tiny_method(Parts(block=Local)), {"block": {"plugin": name, "settings": {}}}
+    )
+    with pytest.raises(ValueError, match="Local is defined in a notebook or a function, not in a module"):
+        model.save_pretrained("never")
+
+
+def test_code_that_needs_more_of_the_package_is_refused(tmp_path, my_module):
+    name = my_module("from ctxkv_lib.files import digest\n" + MINE, "needs_more")
+    model = tiny_model(plugins={"block": {"plugin": f"{name}:MyBlock", "settings": {}}})
+    with pytest.raises(ValueError, match=r"imports ctxkv_lib\.files; allowed of this package: ctxkv_lib\.me"):
+        model.save_pretrained(tmp_path / "model")
+
+
+def old_folder(path, **changes):
+    """A folder as version 0.1 saved it; returns the model."""
+    model = tiny_model().eval()
+    model.save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    del config["plugins"]
+    (path / "config.json").write_text(json.dumps({**config, **OLD_FIELDS, **changes}))
+    return model
+
+
+def test_folders_of_version_0_1_load(tmp_path):
+    model, ids = old_folder(tmp_path), tiny_ids(15)[None]
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("slots", "geometric"),
+        ("slot_bias", "learned"),
+        ("sink", "learned"),
+        ("output", "attended"),
+        ("repeat_logit", -5.0),
+        ("layer_dropout", 0.3),
+        ("memory", "fresh"),
+    ],
+)
+def test_folders_of_version_0_1_that_are_another_model_are_refused(tmp_path, name, value):
+    old_folder(tmp_path, **{name: value})
+    allowed = f"{name} is {value!r}; allowed: {OLD_FIELDS[name]} (version 0.1 saved this folder; "
+    with pytest.raises(ValueError, match=re.escape(allowed)):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_configuration_refuses_what_the_model_cannot_be():
+    with pytest.raises(ValueError, match=r"model\.num_heads is 7; allowed: a divisor"):
+        ContextKVConfig(num_heads=7)
+    with pytest.raises(ValueError, match=r"model\.anchor is 'left'; allowed: current, grid"):
+        ContextKVConfig(anchor="left")

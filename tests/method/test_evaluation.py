@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+from conftest import SLOTS, TINY, cloned, reference, tiny_ids, tiny_method
+
+from ctxkv_lib.method import evaluation
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.evaluation import effective_rank, evaluate, perplexity, token_scores
+from ctxkv_lib.method.loop import Loop
+
+
+class Shards(Loop):
+    """Cuts batches into micro-batches, and takes one shard of the positions."""
+
+    def __init__(self, pieces, shard=None):
+        self.pieces, self.rows = pieces, shard
+
+    def attempt(self, work, rows):
+        return work(self.pieces)
+
+    def shard(self, rows):
+        return self.rows or slice(0, rows)
+
+
+@pytest.fixture
+def stream():
+    contexts = torch.randn(121, TINY["context_dim"])
+    contexts[0] = 0
+    return StreamCache(tiny_ids(121).int(), contexts)
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 64])
+def test_scores_equal_the_reference_and_leave_out_dropout(stream, pieces, monkeypatch):
+    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 32)
+    model = tiny_method(attention_dropout=0.5).train()
+    score, p = evaluate(model, stream, Shards(pieces)), cloned(model)
+    ids, contexts = stream.ids.long(), stream.contexts[1:]
+    loss, accuracy = reference.evaluate(p, p["wte.weight"], ids, contexts, 50, **SLOTS)
+    assert (score.loss, score.accuracy) == pytest.approx((loss, accuracy), rel=1e-5)
+    assert model.training
+
+
+def test_shards_of_the_positions_are_scored_as_the_whole(stream):
+    model, positions = tiny_method(), torch.arange(len(stream))
+    whole = token_scores(model, stream, positions)
+    shards = [
+        token_scores(model, stream, positions, Shards(1, slice(*ends))) for ends in ((0, 41), (41, 120))
+    ]
+    torch.testing.assert_close(shards[0][0] + shards[1][0], whole[0])
+    assert torch.equal(shards[0][1] | shards[1][1], whole[1])
+
+
+def test_a_perplexity_beyond_any_number_is_infinite():
+    assert perplexity(2.0) == pytest.approx(math.e**2)
+    assert perplexity(1e4) == math.inf
+
+
+@pytest.mark.parametrize("max_rows", [50, 1000])
+def test_effective_rank(max_rows):
+    contexts = torch.randn(200, 16)
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    expected = reference.effective_rank(contexts, max_rows, generators[0])
+    assert effective_rank(contexts, generators[1], max_rows) == pytest.approx(expected, abs=1e-5)
+    assert effective_rank(torch.eye(16), generators[1]) == pytest.approx(1.0)
+    assert effective_rank(torch.ones(99, 16), generators[1]) == pytest.approx(1 / 16, abs=1e-3)

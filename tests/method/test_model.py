@@ -1,0 +1,136 @@
+"""The layers against their definitions, and what a user's own block or attention may be."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SHAPES, SLOTS, TINY, cloned, reference, tiny_ids, tiny_method
+from torch import nn
+
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.config import ModelConfig, Phase1Config
+from ctxkv_lib.method.model import ContextKV, Parts, parameter_counts, rows_of_batch
+
+PARTS = {
+    "wte": 38_597_376,
+    "embedding_norm": 1_536,
+    "context_block": 262_400 + 512,
+    "attention": 1_577_472,
+    "feed_forward": 4_723_968,
+}
+
+
+def test_published_parameter_counts():
+    with torch.device("meta"):
+        model = ContextKV(ModelConfig())
+    counted = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert counted == PARTS
+    assert parameter_counts(model) == {"total": 45_163_264, "trainable_phase2": 6_301_440}
+
+
+def test_initial_weights():
+    model = tiny_method(context_dim=64, hidden_size=96)
+    linear = model.context_block.linear
+    assert linear.weight.std().item() == pytest.approx(0.1, rel=0.03)
+    assert linear.bias.std().item() == pytest.approx(0.01, rel=0.3)
+    assert model.attention.q.weight.abs().max() <= 96**-0.5  # as torch draws those of a Linear
+    model.context_block.init_weights(model.wte.weight, tiny_ids(9), Phase1Config(weight_std=0.02))
+    assert linear.weight.std().item() == pytest.approx(0.02, rel=0.03)
+
+
+def random_cache(count):
+    """Random contexts of `count` positions, float64."""
+    contexts = torch.randn(count + 1, TINY["context_dim"], dtype=torch.float64)
+    contexts[0] = 0
+    return StreamCache(tiny_ids(count + 1).int(), contexts)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("kv_method", ["fixed", "variable"])
+def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
+    model = tiny_method(kv_method=kv_method, attention_dropout=dropout).double().train()
+    cache, positions = random_cache(41), torch.tensor([0, 1, 2, 3, 9, 10, 40])
+    direction = torch.randn(len(positions), TINY["vocab_size"], dtype=torch.float64)
+    p = cloned(model)
+    reference.trainable(p, ("attention.", "feed_forward."))
+
+    torch.manual_seed(3)
+    found = model.logits(cache.attend(model, positions)[0], cache.ids[positions])
+    (found * direction).sum().backward()
+    torch.manual_seed(3)
+    masked = kv_method == "variable"
+    ids, contexts = cache.ids.long(), cache.contexts[1:]
+    expected = reference.phase2_logits(
+        p, p["wte.weight"], ids, contexts, positions, **SLOTS, dropout=dropout, masked=masked
+    )
+    (expected * direction).sum().backward()
+
+    torch.testing.assert_close(found, expected)
+    for name, weight in model.trained_weights().items():
+        torch.testing.assert_close(weight.grad, p[name].grad, msg=name)
+    assert {name for name, tensor in p.items() if tensor.grad is not None} == {*model.trained_weights()}
+
+
+def test_kv_methods_agree_once_the_window_is_full():
+    cache, positions = random_cache(30), torch.arange(30)
+    fixed, variable = (
+        cache.attend(tiny_method(kv_method=method).double().eval(), positions)[0]
+        for method in ("fixed", "variable")
+    )
+    full = TINY["interval"] * (TINY["max_contexts"] - 1)
+    torch.testing.assert_close(fixed[full:], variable[full:])
+    assert not torch.allclose(fixed[:full], variable[:full])
+
+
+def test_dropout_of_some_rows_is_that_of_the_whole_batch():
+    model, cache = tiny_method(attention_dropout=0.5).double().train(), random_cache(40)
+    torch.manual_seed(7)
+    whole, _ = cache.attend(model, torch.arange(40))
+    torch.manual_seed(7)
+    with rows_of_batch(40, slice(23, 40), model.device):
+        some, _ = cache.attend(model, torch.arange(23, 40))
+    torch.testing.assert_close(some, whole[23:])
+    assert not torch.allclose(whole, cache.attend(model.eval(), torch.arange(40))[0])
+
+
+class NearestTwo(nn.Module):
+    """Attention as a user writes it: the mean of the two nearest contexts."""
+
+    current_token_bias = -2.5
+
+    def __init__(self, config):
+        super().__init__()
+        self.out = nn.Linear(config.context_dim, config.hidden_size)
+
+    @staticmethod
+    def slot_offsets(config):
+        return [0, 1]
+
+    def forward(self, embeddings, window, present):
+        seen = window * present[..., None]
+        return embeddings + self.out(seen.mean(dim=1))
+
+
+def test_a_users_attention_says_its_slots_and_is_what_phase_2_trains():
+    model, cache = tiny_method(Parts(attention=NearestTwo)).double(), random_cache(9)
+    assert parameter_counts(model)["trainable_phase2"] == 24 * 16 + 24
+    hidden, weights = cache.attend(model, torch.tensor([0, 5]))
+    assert weights is None
+    seen = torch.stack([cache.contexts[1] / 2, (cache.contexts[6] + cache.contexts[5]) / 2])
+    torch.testing.assert_close(hidden, model.embed(cache.ids[[0, 5]]) + model.attention.out(seen))
+
+
+def test_log_frequencies_and_the_bias_of_the_current_token_are_in_logits_and_losses():
+    model = tiny_method(Parts(attention=NearestTwo), has_unigram=True)
+    shares, read, targets = torch.rand(TINY["vocab_size"]).double(), tiny_ids(6), tiny_ids(6, seed=1)
+    model.load_table(model.wte.weight.detach().clone(), shares)
+    hidden = torch.randn(6, TINY["hidden_size"])
+    expected = hidden @ model.wte.weight.T + shares.float().log()
+    expected -= 2.5 * F.one_hot(read, TINY["vocab_size"])
+    torch.testing.assert_close(model.logits(hidden, read), expected)
+    losses, _ = model.losses(hidden, read, targets)
+    torch.testing.assert_close(losses, F.cross_entropy(expected, targets, reduction="none"))
+
+
+def test_a_model_refuses_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"model\.num_heads is 7; allowed: a divisor of model\.hidden_size"):
+        ModelConfig(**{**SHAPES, "num_heads": 7})

@@ -1,0 +1,222 @@
+"""Phase 1 against the reference, whatever the block, the loss, and the way a batch is cut."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, cloned, reference, tiny_ids, tiny_method
+from torch import nn
+
+from ctxkv_lib.method.config import Phase1Config
+from ctxkv_lib.method.contexts import distinct_rows
+from ctxkv_lib.method.loop import Diverged, Loop
+from ctxkv_lib.method.model import ContextBlock
+from ctxkv_lib.method.oacd import StoppingRule, oacd_loss, train_context_block, train_iteration
+
+CONFIG = Phase1Config(max_iterations=8, batch_size=150)
+
+
+class Pieces(Loop):
+    """Keeps the metrics; cuts each batch into so many micro-batches."""
+
+    def __init__(self, pieces=1):
+        self.pieces, self.lines = pieces, []
+
+    def attempt(self, work, rows):
+        return work(self.pieces)
+
+    def after_round(self, state, metric):
+        self.lines.append(metric)
+
+
+def train(model, ids, config, loss=None, pieces=1):
+    """Train on `ids` without the last one; returns result, metrics and padded contexts."""
+    model.set_phase(1)
+    contexts, loop = torch.empty(len(ids), TINY["context_dim"]), Pieces(pieces)
+    generator = torch.Generator().manual_seed(7)
+    rows = distinct_rows(model, ids[:-1])
+    result = train_context_block(model.context_block, *rows, config, contexts, generator, loss, loop)
+    return result, loop.lines, contexts
+
+
+def train_reference(p, ids, config):
+    return reference.phase1(
+        p,
+        p["wte.weight"],
+        ids,
+        max_iterations=config.max_iterations,
+        batch_size=config.batch_size,
+        lr=config.learning_rate,
+        noise_std=config.noise_std,
+        initial_std=config.initial_std,
+        centroid_weight=config.centroid_weight,
+        clip_norm=config.clip_norm,
+        threshold=config.convergence_threshold,
+        stop_rate=config.stop_rate,
+        plateau_rate=config.plateau_rate,
+        plateau_gain=config.plateau_gain,
+        plateau_patience=config.plateau_patience,
+        seed=7,
+    )
+
+
+def assert_same_weights(model, expected, tolerance):
+    for name, value in expected.items():
+        torch.testing.assert_close(model.state_dict()[name], value, atol=tolerance, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("batch_size", [100, 333, 5000])  # of 1,000 positions: 333 leaves a batch of one
+def test_every_iteration_equals_the_reference(batch_size):
+    ids, model = tiny_ids(1001), tiny_method()
+    config = Phase1Config(max_iterations=21, batch_size=batch_size)
+    p = cloned(model)
+    expected = train_reference(p, ids, config)
+    _, lines, contexts = train(model, ids, config)
+    assert [line["iteration"] for line in lines] == list(range(2, 22))
+    torch.testing.assert_close([line["loss"] for line in lines], expected["losses"], atol=1e-4, rtol=0)
+    rates = [line["convergence_rate"] for line in lines]
+    torch.testing.assert_close(rates, expected["rates"], atol=0.003, rtol=0)
+    torch.testing.assert_close(contexts[1:], expected["contexts"], atol=1e-3, rtol=0)
+    assert not contexts[0].any()
+    assert_same_weights(model, p, 1e-4)  # of which all but the block's are untouched
+
+
+@pytest.mark.parametrize(
+    "changes", [{"stop_rate": 0.3}, {"plateau_rate": 0.05, "plateau_gain": 0.5}, {"max_iterations": 3}]
+)
+def test_it_stops_as_the_reference_does(changes):
+    ids, model = tiny_ids(601), tiny_method()
+    config = Phase1Config(**{"max_iterations": 40, "convergence_threshold": 0.3, **changes})
+    expected = train_reference(cloned(model), ids, config)
+    result, *_ = train(model, ids, config)
+    assert (result.iterations, result.stop_reason) == (expected["iterations"], expected["stop_reason"])
+
+
+def test_a_plateau_is_stalls_in_a_row():
+    rule = StoppingRule(Phase1Config())
+    reasons = [rule.reason(rate) for rate in (0.51, 0.515, 0.60, 0.605, 0.606)]
+    assert reasons == [None, None, None, None, "plateau"]
+    assert StoppingRule(Phase1Config()).reason(0.90) == "converged"
+
+
+@pytest.mark.parametrize("count", [2, 3, 101])
+def test_the_written_out_gradient_is_that_of_the_loss(count):
+    contexts = torch.randn(count, 16, dtype=torch.float64, requires_grad=True)
+    expected = reference.dispersion_loss(contexts, 0.1) / 7
+    expected.backward()
+    loss, gradient = oacd_loss(contexts.detach(), 0.1, scale=1 / 7)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, contexts.grad)
+
+
+class Gated(nn.Module):
+    """A block as a user writes it."""
+
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.linear = nn.Linear(context_dim + hidden_size, context_dim)
+        self.gate = nn.Linear(context_dim + hidden_size, context_dim)
+        self.norm = nn.LayerNorm(context_dim)
+
+    def forward(self, contexts, inputs):
+        both = torch.cat([contexts, inputs], dim=1)
+        return self.mixed(contexts, self.linear(both), self.gate(both))
+
+    def mixed(self, contexts, new, gate):
+        return self.norm(torch.lerp(contexts, F.gelu(new), gate.sigmoid()))
+
+
+class Projecting(Gated):
+    """The same, with what depends on the token alone computed once for each distinct token."""
+
+    def project_inputs(self, inputs):
+        width = len(self.linear.weight)
+        halves = [F.linear(inputs, part.weight[:, width:], part.bias) for part in (self.linear, self.gate)]
+        return torch.cat(halves, dim=-1)
+
+    def forward(self, contexts, inputs):
+        width = contexts.shape[1]
+        halves = [contexts @ part.weight[:, :width].T for part in (self.linear, self.gate)]
+        new, gate = (torch.cat(halves, dim=1) + inputs).split(width, dim=1)
+        return self.mixed(contexts, new, gate)
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 200])
+@pytest.mark.parametrize("kind", [ContextBlock, Gated, Projecting])
+def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, pieces):
+    """Batches of 150, 150 and 1 position, of which 200 micro-batches leave one row each."""
+    torch.manual_seed(0)
+    block, x = kind(16, 24).double(), torch.randn(50, 24, dtype=torch.float64)
+    tokens = torch.randint(0, 50, (301,))
+    contexts = torch.randn(302, 16, dtype=torch.float64)
+    contexts[0] = 0
+    losses, made = [], []
+    for start in (0, 150, 300):
+        rows = x[tokens[start : start + 150]]
+        rows = block.project_inputs(rows) if kind is ContextBlock else rows
+        plain = Gated.forward if kind is Projecting else kind.forward
+        made.append(plain(block, contexts[start : start + len(rows)], rows))
+        losses.append(reference.dispersion_loss(made[-1], 0.1))
+    expected = torch.autograd.grad(sum(losses) / 3, [*block.parameters()])
+
+    config = Phase1Config(batch_size=150, noise_std=0.0, clip_norm=1e9)
+    optimizer, loop = torch.optim.SGD(block.parameters(), lr=1e-9), Pieces(pieces)
+    generator = torch.Generator()
+    loss, _ = train_iteration(block, optimizer, x, tokens, contexts, config, generator, loop=loop)
+    assert loss == pytest.approx(sum(losses).item() / 3)
+    torch.testing.assert_close(contexts[1:], torch.cat(made).detach())
+    for (name, weight), gradient in zip(block.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, msg=name)
+        assert gradient.any(), name
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_oacd_written_as_a_users_loss_trains_the_same(pieces):
+    ids, plain, own = tiny_ids(401), tiny_method(), tiny_method()
+    _, expected, contexts = train(plain, ids, CONFIG)
+    loss = lambda x: reference.dispersion_loss(x, CONFIG.centroid_weight)  # noqa: E731
+    _, found, same = train(own, ids, CONFIG, loss, pieces)
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1e-5)
+    torch.testing.assert_close(same, contexts, atol=1e-4, rtol=0)
+    assert_same_weights(own, plain.state_dict(), 1e-5)
+
+
+def test_an_untrained_block_is_initialised_all_the_same():
+    model = tiny_method()
+    before = model.context_block.linear.weight.clone()
+    result, lines, _ = train(model, tiny_ids(50), Phase1Config(max_iterations=0, weight_std=0.01))
+    assert (result.stop_reason, result.iterations, lines) == ("untrained", 0, [])
+    torch.testing.assert_close(model.context_block.linear.weight, before / 10)
+
+
+def test_gradients_are_clipped(monkeypatch):
+    """Adam hardly minds a gradient's scale, so this looks at the gradient that it is given."""
+    norms = []
+
+    def step(optimizer):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    for clip_norm in (1e-3, 1e3):
+        train(tiny_method(), tiny_ids(401), Phase1Config(max_iterations=2, clip_norm=clip_norm))
+    assert norms[0] == pytest.approx(1e-3, rel=1e-2)
+    assert norms[1] > 2e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"initial_std": 1e38}, "iteration 2: "),
+        ({"noise_std": 1e38}, "iteration 2: "),
+        ({"learning_rate": 1e12}, r"iteration \d: the loss is nan"),
+        ({"learning_rate": 1e16}, r"iteration \d: linear\.weight is not finite"),
+    ],
+)
+def test_divergence_ends_it_with_only_finite_numbers_heard(changes, cause, monkeypatch):
+    heard = []
+    monkeypatch.setattr(Pieces, "after_round", lambda loop, state, metric: heard.append(metric))
+    with pytest.raises(Diverged, match=rf"diverged in {cause}.*; lower phase1\.learning_rate"):
+        train(tiny_method(), tiny_ids(401), Phase1Config(max_iterations=8, batch_size=150, **changes))
+    assert json.dumps(heard, allow_nan=False)

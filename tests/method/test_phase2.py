@@ -1,0 +1,245 @@
+"""Phase 2 against the reference, and what must not change its numbers."""
+
+import gc
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SLOTS, TINY, cloned, reference, tiny_ids, tiny_method
+
+from ctxkv_lib.method.caches import StreamCache, epoch_order, epoch_seed
+from ctxkv_lib.method.config import Phase2Config
+from ctxkv_lib.method.evaluation import evaluate
+from ctxkv_lib.method.loop import Diverged, Loop
+from ctxkv_lib.method.phase2 import EarlyStopping, Stepper, batch_gradients, best_epoch, train_attention
+
+SEED = 3
+
+
+def stream(count):
+    contexts = torch.randn(count, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
+    contexts[0] = 0
+    return StreamCache(tiny_ids(count, seed=count).int(), contexts)
+
+
+TRAIN, VAL = stream(1400), stream(300)
+CONFIG = Phase2Config(max_epochs=3, batch_size=100, patience=3)
+
+
+class Steps(Loop):
+    """Keeps the mean loss of every step; cuts each batch into so many micro-batches."""
+
+    def __init__(self, config=CONFIG, pieces=1):
+        self.config, self.pieces, self.losses, self.last = config, pieces, [], 0.0
+
+    def attempt(self, work, rows):
+        return work(self.pieces)
+
+    def after_step(self, state):
+        begun = len(self.losses) % -(-len(TRAIN) // self.config.batch_size)
+        total = state.total.double().item()
+        count = state.position - begun * self.config.batch_size
+        self.losses.append((total - (self.last if begun else 0)) / count)
+        self.last = total
+
+
+def train(config=CONFIG, model=None, loop=None, data=TRAIN, stepper=Stepper):
+    """Model, epochs without times, and stop reason."""
+    model = model or tiny_method(attention_dropout=0.1)
+    result = train_attention(model, data, VAL, config, SEED, stepper, loop)
+    epochs = [{k: v for k, v in e.items() if k not in ("seconds", "memory")} for e in result.epochs]
+    return model, epochs, result.stop_reason
+
+
+def train_reference(p, config, kv_method="fixed", dropout=0.0):
+    def order(epoch):
+        torch.manual_seed(epoch_seed(SEED, epoch))  # the epoch's dropout
+        return epoch_order(len(TRAIN), SEED, epoch)
+
+    return reference.phase2(
+        p,
+        p["wte.weight"],
+        TRAIN.ids.long(),
+        TRAIN.contexts[1:],
+        VAL.ids.long(),
+        VAL.contexts[1:],
+        **SLOTS,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        batch_size=config.batch_size,
+        max_epochs=config.max_epochs,
+        patience=config.patience,
+        permutations=order,
+        dropout=dropout,
+        masked=kv_method == "variable",
+    )
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("kv_method", ["fixed", "variable"])
+def test_every_step_equals_the_reference(kv_method, dropout):
+    """Of 1,399 positions, the last of 52 batches has 22."""
+    model = tiny_method(kv_method=kv_method, attention_dropout=dropout)
+    config, p = Phase2Config(max_epochs=1, batch_size=27), cloned(model)
+    expected, steps = train_reference(p, config, kv_method, dropout), Steps(config)
+    train(config, model, steps)
+    assert len(steps.losses) == 52
+    torch.testing.assert_close(steps.losses, expected["step_losses"], atol=2e-4, rtol=0)
+    del p["attention.k.bias"]  # its gradient is 0, of which the reference has roundings, and Adam steps
+    for name, value in p.items():  # of which the frozen ones are untouched
+        torch.testing.assert_close(model.state_dict()[name], value, atol=1e-4, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_whole_training_equals_the_reference_and_keeps_the_best_epoch(dropout):
+    model = tiny_method(attention_dropout=dropout)
+    config = Phase2Config(max_epochs=30, batch_size=100, learning_rate=0.02, patience=2)
+    expected = train_reference(cloned(model), config, dropout=dropout)
+    _, epochs, reason = train(config, model)
+    assert (reason, len(epochs)) == (expected["stop_reason"], len(expected["epochs"]))
+    for ours, theirs in zip(epochs, expected["epochs"], strict=True):
+        assert (ours["improved"], ours["no_improve"]) == (theirs["improved"], theirs["no_improve"])
+        for name in ("train_ppl", "val_ppl"):
+            assert ours[name] == pytest.approx(theirs[name], rel=0.01), name
+        assert ours["val_acc"] == pytest.approx(theirs["val_acc"], abs=0.01)
+    best = best_epoch(epochs)
+    assert best["epoch"] == expected["best_epoch"] < len(epochs)
+    assert evaluate(model, VAL).perplexity == best["val_ppl"] == min(epoch["val_ppl"] for epoch in epochs)
+    assert not model.training
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 41])
+def test_gradients_are_those_of_the_mean_loss_however_a_batch_is_cut(pieces):
+    """AdamW hardly minds a gradient's scale, so this looks at the gradients, and at the next draws."""
+    model = tiny_method(attention_dropout=0.5).train()
+    batch, found = TRAIN.gather(torch.arange(40), model.window), []
+    for whole in (True, False):
+        model.zero_grad()
+        torch.manual_seed(7)
+        if whole:
+            hidden, _ = batch.attend(model)
+            F.cross_entropy(model.logits(hidden, batch.tokens), batch.targets).backward()
+        else:
+            batch_gradients(model, model.wte.weight.detach(), batch, 40, slice(0, 40), pieces)
+        gradients = {name: weight.grad for name, weight in model.named_parameters()}
+        found.append({**gradients, "draws": torch.rand(3)})
+    expected, cut = found
+    for name, gradient in expected.items():
+        torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    assert {name.split(".")[0] for name, g in cut.items() if g is not None} == {
+        "attention",
+        "feed_forward",
+        "draws",
+    }
+
+
+def test_micro_batches_train_to_the_same_numbers():
+    whole, cut = (train(loop=Steps(pieces=pieces))[1] for pieces in (1, 3))
+    for ours, theirs in zip(cut, whole, strict=True):
+        for name in ("train_ppl", "val_ppl", "val_acc"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+def test_shards_of_a_batch_have_its_gradients_together():
+    """As several processes take them; the last shard is empty."""
+    model = tiny_method(attention_dropout=0.5).train()
+    table, batch = model.wte.weight.detach(), TRAIN.gather(torch.arange(40), model.window)
+    found = []
+    for shards in ([slice(0, 40)], [slice(0, 23), slice(23, 40), slice(40, 40)]):
+        model.zero_grad()
+        loss = 0
+        for rows in shards:
+            torch.manual_seed(7)
+            part = TRAIN.gather(torch.arange(40)[rows], model.window)
+            loss += batch_gradients(model, table, part, len(batch), rows)
+        found.append([loss, *(weight.grad for weight in model.trained_weights().values())])
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-4)
+
+
+def test_same_seed_same_numbers_in_whatever_mode_the_model_comes():
+    expected = train()[1]
+    assert train(model=tiny_method(attention_dropout=0.1).eval())[1] == expected
+
+
+def test_every_epoch_and_seed_visits_all_positions_in_an_order_of_its_own():
+    orders = [epoch_order(100, seed, epoch).tolist() for seed in (1, 2) for epoch in (1, 2)]
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_early_stopping_wants_strictly_lower():
+    stopping = EarlyStopping(patience=2)
+    assert [stopping.improved(ppl) for ppl in (5.0, 5.0, 4.0, 4.5, 4.0)] == [True, False, True, False, False]
+    assert stopping.should_stop
+
+
+numbers = []  # of the steps taken
+
+
+class FirstStep(Stepper):
+    """An optimiser as a user writes it: the weights after the first step are the averages."""
+
+    def __init__(self, weights, config, positions):
+        super().__init__(weights, config, positions)
+        self.weights = weights
+
+    def step(self, number):
+        super().step(number)
+        numbers.append(number)
+        if not self.averages:
+            self.averages = {name: weight.detach().clone() for name, weight in self.weights.items()}
+
+    @contextmanager
+    def averaged(self):
+        own = {name: weight.data for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            weight.data = self.averages[name]
+        yield
+        for name, weight in self.weights.items():
+            weight.data = own[name]
+
+
+def test_a_steppers_averages_are_validated_and_kept():
+    numbers.clear()
+    model, epochs, _ = train(stepper=FirstStep)
+    assert numbers == list(range(3 * 14))
+    assert len({epoch["val_ppl"] for epoch in epochs}) == 1
+    assert evaluate(model, VAL).perplexity == epochs[0]["val_ppl"]
+    assert epochs[0]["train_ppl"] > epochs[2]["train_ppl"]
+
+
+def test_bf16_products_train_as_well_and_leave_everything_else_fp32():
+    config = Phase2Config(max_epochs=6, batch_size=64, patience=6)
+    rounded = StreamCache(TRAIN.ids, TRAIN.contexts.bfloat16())
+    _, expected, _ = train(config)
+    model, found, _ = train(config, data=rounded)
+    assert found[0]["train_ppl"] != expected[0]["train_ppl"]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["val_ppl"] == pytest.approx(theirs["val_ppl"], rel=0.01)
+        assert ours["train_ppl"] == pytest.approx(theirs["train_ppl"], rel=0.01)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_epochs():
+    held = []
+
+    class Counting(Loop):
+        def after_round(self, state, metric):
+            gc.collect()
+            tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+            held.append(sum(tensor.nbytes for tensor in tensors))
+
+    train(Phase2Config(max_epochs=6, batch_size=64, patience=6), loop=Counting())
+    assert len(held) == 6
+    assert len(set(held[1:])) == 1, held
+
+
+@pytest.mark.parametrize(
+    ("rate", "size", "where"), [(1e30, 4, r"by step 50 of 350"), (1e25, 4, "by step 50"), (1e30, 140, "")]
+)
+def test_divergence_is_an_error_within_the_epoch_and_not_a_number(rate, size, where):
+    config = Phase2Config(max_epochs=3, batch_size=size, learning_rate=rate)
+    with pytest.raises(Diverged, match=rf"diverged in epoch 1 \({where}.*lower phase2\.learning_rate"):
+        train(config)

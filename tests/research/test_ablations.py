@@ -1,0 +1,129 @@
+"""Ablations of models whose use of contexts is known."""
+
+import pytest
+import torch
+from conftest import TINY, tiny_ids, tiny_model
+
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.evaluation import token_scores
+from ctxkv_lib.method.losses import frozen_head_cross_entropy
+from ctxkv_lib.research import ablations as module
+from ctxkv_lib.research.ablations import (
+    Ablated,
+    ablations,
+    alone,
+    elsewhere,
+    shuffled,
+    zero,
+)
+
+WINDOW = TINY["interval"] * TINY["max_contexts"]
+COPIED = 2  # the slot that a hand-made model copies from
+
+
+class Copying:
+    """Predicts the token that the context of one slot names; with contexts of no token, all alike."""
+
+    training = False
+    device = torch.device("cpu")
+
+    def __init__(self, slot):
+        self.slot, self.config = slot, tiny_model(context_dim=TINY["vocab_size"]).config
+        self.wte = torch.nn.Embedding(TINY["vocab_size"], TINY["vocab_size"])
+        self.wte.weight.data = 30 * torch.eye(TINY["vocab_size"])
+
+    def eval(self):
+        return self
+
+    def train(self, _):
+        return self
+
+    def embed(self, ids):
+        return ids
+
+    def losses(self, hidden, read, targets):
+        return frozen_head_cross_entropy(hidden, self.wte.weight, targets)
+
+    def attend(self, embeddings, window, present, dropout=None):
+        hidden = torch.zeros(len(window), TINY["vocab_size"]) if self.slot is None else window[:, self.slot]
+        return hidden, None
+
+
+def naming_contexts(ids):
+    """A cache whose context at each position names the token that comes `COPIED` intervals later."""
+    named = torch.zeros(len(ids), TINY["vocab_size"])
+    later = torch.arange(len(ids)) + COPIED * TINY["interval"]  # of row p: after position p - 1
+    named[torch.arange(len(ids)), ids[later.clamp(max=len(ids) - 1)]] = 1
+    named[0] = 0
+    return StreamCache(ids.int(), named)
+
+
+def measured(slot):
+    ids = tiny_ids(300)
+    starts, counts = torch.tensor([0, 100, 200]), torch.bincount(ids[:50], minlength=TINY["vocab_size"])
+    return ablations(Copying(slot), naming_contexts(ids), WINDOW, starts, counts)
+
+
+def test_a_model_that_ignores_contexts_loses_nothing():
+    found = measured(None)
+    for name, rows in {"percent": found["changed"].values(), "percent_vs_elsewhere": found["slots"]}.items():
+        for changed in rows:
+            assert changed[name] == changed["error"] == 0
+            assert changed["ppl"] == pytest.approx(TINY["vocab_size"], rel=1e-4)
+
+
+def test_a_model_that_copies_from_a_slot_loses_all_without_it():
+    found = measured(COPIED)
+    changed = found["changed"]
+    assert changed["intact"]["ppl"] == pytest.approx(1, abs=1e-3)
+    assert changed["zero"]["ppl"] == pytest.approx(TINY["vocab_size"], rel=1e-4)
+    for name in ("shuffled", "elsewhere", "slot_0"):
+        assert changed[name]["ppl"] > 1000
+    for slot in found["slots"]:
+        assert (slot["ppl"] < 1.1) == (slot["slot"] == COPIED)
+        assert slot["back"] == slot["slot"] * TINY["interval"]
+        assert (slot["percent_vs_elsewhere"] < -90) == (slot["slot"] == COPIED)
+    for group in ("by_history", "by_frequency", "by_repetition"):
+        assert all(row["ppl"] < 1.1 and row["other_ppl"] > 100 for row in found[group])
+
+
+def test_kinds_of_positions_are_all_positions(monkeypatch):
+    found = measured(None)
+    assert found["positions"] == 299 - WINDOW
+    for group in ("by_history", "by_frequency"):
+        assert sum(row["tokens"] for row in found[group]) == found["positions"]
+    assert [row["from"] for row in found["by_history"]] == [0, 64]
+    monkeypatch.setattr(module, "POSITIONS", 40)
+    assert measured(None)["positions"] == 40
+
+
+def test_others_are_read_as_the_model_would_read_them():
+    """Against windows changed by hand, position by position."""
+    model, ids = tiny_model(), tiny_ids(90)
+    cache = StreamCache(ids.int(), torch.randn(90, TINY["context_dim"]))
+    positions, first = torch.tensor([12, 40, 88]), 12
+    count = 89 - first
+    other = elsewhere(cache, model.config, first)
+    own = cache.gather(positions, model.config).window
+    far = cache.gather(first + (positions - first + count // 2) % count, model.config).window
+    mixed = far.clone()
+    mixed[:, 1] = own[:, 1]
+    expected = {zero: own * 0, other: far, alone(1, other): mixed}
+    for change, window in expected.items():
+        batch = Ablated(cache, change).gather(positions, model.config)
+        assert torch.equal(batch.window, window)
+        losses, _ = token_scores(model, Ablated(cache, change), positions)
+        hidden, _ = model.eval().attend(model.embed(ids[positions]), window, batch.present)
+        reference = torch.nn.functional.cross_entropy(
+            model.logits(hidden, ids[positions]), ids[positions + 1], reduction="none"
+        )
+        torch.testing.assert_close(losses, reference.detach())
+
+
+def test_shuffling_keeps_the_contexts_of_each_slot_and_parts_those_of_a_window():
+    window = torch.arange(50.0)[:, None, None].expand(50, 4, 3)
+    orders = shuffled(window, torch.arange(50))[..., 0].T
+    for order in orders:
+        assert order.sort().values.tolist() == list(range(50))
+        assert (order == torch.arange(50)).float().mean() < 0.2
+    assert len({tuple(order.tolist()) for order in orders}) == 4

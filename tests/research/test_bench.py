@@ -1,0 +1,149 @@
+import json
+from contextlib import redirect_stdout
+from io import StringIO
+
+import pytest
+import torch
+from conftest import local_experiment
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.research import bench as module
+from ctxkv_lib.research import timing
+from ctxkv_lib.research.bench_results import bench_figure, bench_table
+
+CPU = torch.device("cpu")
+RATES = {torch.float32: 1e9, torch.bfloat16: 4e9}  # operations a second
+BATCH, VOCABULARY, WIDTH, CONTEXT, SLOTS, INNER = 128, 50257, 24, 16, 4, 32  # sizes of the tiny model
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What `ctxkv bench --json` prints for a tiny model and known rates, and the folder it ran in."""
+    folder = tmp_path_factory.mktemp("bench")
+    settings = [f"--set={key}={value}" for key, value in local_experiment(folder).items()]
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.chdir(folder)
+        patch.setattr(module, "product_rate", lambda dtype, _: RATES[dtype])
+        patch.setattr(module, "HISTORIES", (16, 640))
+        assert main(["bench", "--preset=ci", "--samples=8", "--rounds=4", "--json", *settings]) == 0
+    return json.loads(printed.getvalue()), folder
+
+
+@pytest.mark.slow
+def test_our_losses_are_the_references(measured):
+    """It shares no code with the package."""
+    results, _ = measured
+    for phase in ("phase1", "phase2"):
+        assert 0 < results[phase]["fp32"]["loss_difference"] < 1e-4
+    assert 0 < results["phase2"]["bf16"]["loss_difference"] < 0.05
+
+
+@pytest.mark.slow
+def test_the_floor_of_a_phase_2_step_is_that_of_its_matrix_products(measured):
+    """Counted by hand: backward, one product gives the gradient of weights, one that of their inputs."""
+    rows = measured[0]["phase2"]
+    head = 2 * 2 * BATCH * VOCABULARY * WIDTH  # the table is frozen
+    query = 2 * 2 * BATCH * WIDTH * WIDTH  # embeddings are frozen
+    keys_and_values = 2 * 2 * 2 * BATCH * SLOTS * CONTEXT * WIDTH  # contexts are frozen
+    scores_and_mix = 2 * 3 * 2 * BATCH * SLOTS * WIDTH
+    out = 3 * 2 * BATCH * WIDTH * WIDTH
+    feed_forward = 2 * 3 * 2 * BATCH * WIDTH * INNER
+    total = head + query + keys_and_values + scores_and_mix + out + feed_forward
+    assert rows["original"]["operations"] == total
+    assert rows["original"]["floor_seconds"] == pytest.approx(total / 1e9)
+    ours = rows["fp32"]["operations"]
+    assert head < ours < total
+    assert rows["fp32"]["floor_seconds"] == pytest.approx(ours / 1e9)
+    assert rows["bf16"]["floor_seconds"] == pytest.approx(head / 4e9 + (ours - head) / 1e9)
+
+
+@pytest.mark.slow
+def test_ratios_compare_with_the_original(measured):
+    for phase in ("phase1", "phase2"):
+        rows = measured[0][phase]
+        assert rows["original"]["ratio"] == 1
+        for row in rows.values():
+            assert row["ratio"] * row["seconds"] == pytest.approx(rows["original"]["seconds"])
+            assert row["floor_share"] * row["seconds"] == pytest.approx(row["floor_seconds"])
+            assert row["peak_mib"] >= 0
+
+
+@pytest.mark.slow
+def test_caches_hold_what_they_say(measured):
+    results, _ = measured
+    tokens = [row["tokens"] for row in results["scaling"]]
+    assert tokens == [results["tokens"] // scale for scale in (64, 16, 4, 1)]
+    assert results["scaling"][-1]["cache_bytes"] == pytest.approx(CONTEXT * 4 + 4, rel=0.02)
+    assert all(0 < row["streamed_share"] < 1 for row in results["scaling"])
+    short, long = results["generation"]
+    assert (short["history"], long["history"]) == (16, 640)
+    assert short["ours_cache_bytes"] == long["ours_cache_bytes"]
+    assert short["gpt2_bytes_per_position"] == long["gpt2_bytes_per_position"] == 2 * WIDTH * 4
+    assert all(row[f"{name}_prefill_seconds"] > 0 for row in (short, long) for name in ("ours", "gpt2"))
+
+
+@pytest.mark.slow
+def test_people_get_a_table_and_a_figure(measured):
+    results, folder = measured
+    (out,) = (folder / "runs").glob("bench-*")
+    assert json.loads((out / "bench.json").read_text()) == results
+    assert (out / "bench.png").stat().st_size > 10_000
+    table = bench_table(results)
+    lines = (
+        "original",
+        "Phase 2, one step",
+        "GPT-2 block, tokens a second",
+        "seconds to read it all",
+        "share of an epoch",
+        "computed",
+    )
+    assert not [line for line in lines if line not in table]
+    assert [ax.get_title("left") for ax in bench_figure(results).axes] == [
+        "Phase 1, one iteration",
+        "Phase 2, one step",
+        "Generation",
+        "Ours on longer streams, fp32",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["--rounds=0"], ["--rounds is 0; allowed: 1 or more"]),
+        (["--set=model.anchor=grid"], ["The original has model.anchor=current only"]),
+        (["--recipe=tuned"], ["model.slots=uniform, ", "model.output=residual", "model.repeat_logit=0.0"]),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, messages, capsys):
+    assert main(["bench", "--preset=ci", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert all(message in error for message in messages)
+
+
+def test_peak_memory_sees_what_was_let_go_again():
+    megabyte = 2**20
+
+    def take():
+        return torch.ones(200 * megabyte // 4).sum()
+
+    assert 150 * megabyte < timing.peak_bytes(take, CPU) < 300 * megabyte
+
+
+def test_candidates_take_turns_after_a_warm_up():
+    calls = []
+    candidates = {name: lambda n=name: calls.append(n) for name in ("a", "b")}
+    times = timing.interleaved(candidates, 3, CPU, "title")
+    assert calls == ["a", "b"] * (3 + timing.WARM_UP)
+    assert times.keys() == {"a", "b"}
+
+
+def test_a_product_rate_is_operations_a_second(monkeypatch):
+    monkeypatch.setattr(timing, "PRODUCT_SIZE", {"cpu": 10})
+    monkeypatch.setattr(timing, "seconds_of", lambda *_: 0.5)
+    assert timing.product_rate(torch.float32, CPU) == 2 * 10**3 / 0.5
+
+
+def test_operations_count_the_backward_pass_too():
+    left, right = torch.randn(4, 5), torch.randn(5, 6, requires_grad=True)
+    assert timing.operations(lambda: (left @ right).sum().backward()) == 2 * 2 * 4 * 5 * 6

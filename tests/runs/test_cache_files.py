@@ -1,0 +1,108 @@
+"""Caches as files, and where they are held while Phase 2 reads them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.memory import GIB
+from ctxkv_lib.runs import caches, scratch
+from ctxkv_lib.runs.caches import held_mib, load_cache, load_ids, load_starts, place_caches, save_cache
+
+
+def cache(dense=False):
+    return StreamCache(torch.arange(9).int(), torch.randn(9, 4), torch.randn(8, 6) if dense else None)
+
+
+def test_held_sizes_are_the_tensors():
+    mebibyte = StreamCache(torch.zeros(2**18).int(), torch.zeros(2**18, 2), torch.zeros(2**18, 1))
+    held = held_mib(mebibyte, mebibyte)
+    assert held == {"train_ctx": 2.0, "train_emb": 2.0, "val_ctx": 2.0, "val_emb": 2.0, "total": 8.0}
+    streamed = held_mib(mebibyte, mebibyte, starts=torch.zeros(2**18))
+    assert streamed == {**held, "train_ctx": 3.0, "total": 9.0}
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_caches_survive_the_disk(tmp_path, dense):
+    saved = cache(dense)
+    save_cache(tmp_path, "train", saved)
+    loaded = load_cache(tmp_path, "train").tensors()
+    assert loaded.keys() == saved.tensors().keys()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in saved.tensors().items())
+    assert load_starts(tmp_path, "train") is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["train_ctx.safetensors", "train_emb.safetensors"]
+
+
+def test_a_streamed_stream_is_saved_with_all_ids_and_its_beginning(tmp_path):
+    saved = StreamCache(torch.arange(30).to(torch.uint16), torch.randn(9, 4))
+    save_cache(tmp_path, "train", saved, torch.ones(3, 4))
+    assert load_ids(tmp_path, "train").tolist() == list(range(30))
+    assert load_cache(tmp_path, "train").ids.tolist() == list(range(9))
+    assert load_starts(tmp_path, "train").sum() == 12
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-7])])
+def test_damaged_caches_are_refused(tmp_path, damage):
+    save_cache(tmp_path, "val", cache())
+    damage(tmp_path / "val_ctx.safetensors")
+    with pytest.raises(UserError, match="cannot be used"):
+        load_cache(tmp_path, "val")
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A device that is no CPU: tensors there have no content. Placed caches take its `free` bytes."""
+    place, memory = torch.device("meta"), {"free": 0, "order": []}
+    empty = torch.empty
+
+    def taken(count, **options):
+        memory["free"] -= count
+        return empty(count, **options)
+
+    def free_bytes(device):
+        memory["order"].append("measured")
+        return memory["free"] + GIB
+
+    monkeypatch.setattr(torch, "empty", taken)
+    monkeypatch.setattr(caches, "release", lambda device: memory["order"].append("released"))
+    for module in (caches, scratch):
+        monkeypatch.setattr(module, "free_bytes", free_bytes)
+    return place, memory
+
+
+def placed(place):
+    """Where two streams are held: of 4,040 bytes, with dense embeddings, and of 112."""
+    train = StreamCache(torch.zeros(10).int(), torch.zeros(10, 25), torch.zeros(10, 75))
+    streams = {"train": train, "val": StreamCache(torch.zeros(3).int(), torch.zeros(25, 1))}
+    held, words = place_caches(streams, place)
+    return {split: {t.device.type for t in each.tensors().values()} for split, each in held.items()}, words
+
+
+@pytest.mark.parametrize(
+    ("free", "train", "val"), [(4152, "meta", "meta"), (4151, "cpu", "meta"), (111, "cpu", "cpu")]
+)
+def test_each_stream_is_moved_whole_if_it_fits_the_smallest_first(device, free, train, val):
+    place, memory = device
+    memory["free"] = free
+    places, words = placed(place)
+    assert places == {"train": {train}, "val": {val}}
+    assert words.count("on meta") == [train, val].count("meta")
+    assert words.count("mapped from its files, read ahead") == [train, val].count("cpu")
+    assert memory["order"][:2] == ["released", "measured"]
+
+
+def test_a_stream_stays_in_its_files_if_there_is_less_memory_than_it_looked(device, monkeypatch):
+    def no_memory(*_, **__):
+        raise torch.cuda.OutOfMemoryError("not as much as it looked")
+
+    place, memory = device
+    memory["free"] = 9999
+    monkeypatch.setattr(torch, "empty", no_memory)
+    assert placed(place)[0] == {"train": {"cpu"}, "val": {"cpu"}}
+
+
+def test_a_cpu_reads_caches_from_their_files():
+    held = {"train": cache()}
+    assert place_caches(held, torch.device("cpu")) == (held, "0 MiB mapped from their files")

@@ -1,0 +1,318 @@
+"""Trainings that are stopped, find their saved states torn, or run out of memory give the same numbers."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest import TINY, cloned, tiny_ids, tiny_method
+
+from ctxkv_lib.method import oacd, phase2
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.config import Phase1Config, Phase2Config
+from ctxkv_lib.method.contexts import distinct_rows
+from ctxkv_lib.method.evaluation import token_scores
+from ctxkv_lib.method.oacd import train_context_block
+from ctxkv_lib.method.phase2 import Stepper, train_attention
+from ctxkv_lib.runs import long_run, scratch
+from ctxkv_lib.runs.long_run import Checkpoint, LongRun, forget
+
+CPU = torch.device("cpu")
+EPOCH_STEPS = 8  # of 499 positions
+
+
+class Stopped(Exception):
+    pass
+
+
+class Averaging(Stepper):
+    """Validates and keeps an average of the weights, which a saved state must have, too."""
+
+    def __init__(self, weights, config, positions):
+        super().__init__(weights, config, positions)
+        self.weights = weights
+        self.averages = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    def step(self, number):
+        super().step(number)
+        for name, weight in self.weights.items():
+            self.averages[name].lerp_(weight.detach(), 0.3)
+
+    @contextmanager
+    def averaged(self):
+        own = {name: weight.data for name, weight in self.weights.items()}
+        self._put(self.averages)
+        yield
+        self._put(own)
+
+    def _put(self, values):
+        for name, weight in self.weights.items():
+            weight.data = values[name]
+
+
+def stream(count):
+    contexts = torch.randn(count, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
+    contexts[0] = 0
+    return StreamCache(tiny_ids(count, seed=count).int(), contexts)
+
+
+TRAIN, VAL = stream(500), stream(120)
+
+
+def run_phase1(loop, folder=None, **changes):
+    """Result without seconds, and all tensors that Phase 1 leaves; contexts in a mapped file in `folder`."""
+    model = tiny_method()
+    model.set_phase(1)
+    shape = (401, TINY["context_dim"])
+    contexts = scratch.scratch(shape, torch.float32, CPU, folder, spare_memory=bool(folder))
+    generator = torch.Generator().manual_seed(2)
+    config = Phase1Config(max_iterations=8, batch_size=150, **changes)
+    rows = distinct_rows(model, tiny_ids(400))
+    result = train_context_block(model.context_block, *rows, config, contexts, generator, None, loop)
+    tensors = {**cloned(model), "contexts": contexts, "draws": generator.get_state()}
+    return (result.iterations, result.convergence_rate, result.stop_reason), tensors
+
+
+def run_phase2(loop, stepper=Stepper):
+    model, config = tiny_method(attention_dropout=0.3), Phase2Config(max_epochs=4, batch_size=64, patience=4)
+    result = train_attention(model, TRAIN, VAL, config, 1, stepper, loop)
+    return result.stop_reason, cloned(model)
+
+
+def hooks(path=None, key="key", stop_at=None):
+    """Hooks of a long run, and the metrics they hear; they stop as they hear the metric of that number."""
+    heard = []
+
+    def listener(metric):
+        heard.append({name: value for name, value in metric.items() if name not in ("seconds", "memory")})
+        if len(heard) == stop_at:
+            raise Stopped
+
+    return LongRun("Phase X", CPU, listener, path and Checkpoint(path, key)), heard
+
+
+def assert_same(found, expected):
+    assert found[0] == expected[0]
+    for name, tensor in expected[1].items():
+        assert torch.equal(found[1][name], tensor), name
+
+
+def stopped_and_resumed(train, path, stop_at):
+    """Compare a training that was stopped at a metric with one that was not; return its metrics."""
+    whole, expected = hooks()
+    uninterrupted = train(whole)
+    with pytest.raises(Stopped):
+        train(hooks(path, stop_at=stop_at)[0])
+    loop, heard = hooks(path)
+    assert_same(train(loop), uninterrupted)
+    assert heard == expected
+    return heard
+
+
+PLATEAU = {"convergence_threshold": 1.0, "plateau_rate": 0.0, "plateau_gain": 1.0, "plateau_patience": 6}
+
+
+@pytest.mark.parametrize("changes", [{}, PLATEAU])
+@pytest.mark.parametrize("stop_at", [1, 2, 6])
+def test_phase_1_stopped_and_resumed_gives_the_same_numbers(
+    tmp_path, saved_at_every_step, stop_at, changes, monkeypatch
+):
+    original, done = oacd.train_iteration, []
+    monkeypatch.setattr(oacd, "train_iteration", lambda *batch: done.append(1) or original(*batch))
+    train = lambda loop: run_phase1(loop, **changes)  # noqa: E731
+    heard = stopped_and_resumed(train, tmp_path / "c.safetensors", stop_at)
+    assert len(done) == 2 * len(heard)  # nothing was done twice
+
+
+def test_phase_1_in_a_mapped_file_gives_the_numbers_of_memory(tmp_path, saved_at_every_step, monkeypatch):
+    monkeypatch.setattr(scratch, "PART_ROWS", 150)
+    path, expected = tmp_path / "c.safetensors", run_phase1(hooks()[0])
+    with pytest.raises(Stopped):
+        run_phase1(hooks(path, stop_at=4)[0], tmp_path)
+    assert_same(run_phase1(hooks(path)[0], tmp_path), expected)
+
+
+@pytest.mark.parametrize("stepper", [Stepper, Averaging])
+def test_phase_2_stopped_between_epochs_gives_the_same_numbers(tmp_path, stepper):
+    stopped_and_resumed(lambda loop: run_phase2(loop, stepper), tmp_path / "c.safetensors", 2)
+
+
+@pytest.mark.parametrize("stopped_at", [0, 1, 7, 8, 9, 20, 31])  # steps
+@pytest.mark.parametrize("stepper", [Stepper, Averaging])
+def test_phase_2_stopped_within_an_epoch_repeats_one_step(
+    tmp_path, saved_at_every_step, stopped_at, stepper, monkeypatch
+):
+    loop, expected = hooks()
+    whole, original, steps, path = run_phase2(loop, stepper), phase2.batch_gradients, [], tmp_path / "c"
+
+    def counted(*batch):
+        steps.append(1)
+        if len(steps) == stopped_at + 1:
+            raise Stopped
+        return original(*batch)
+
+    monkeypatch.setattr(phase2, "batch_gradients", counted)
+    with pytest.raises(Stopped):
+        run_phase2(hooks(path)[0], stepper)
+    loop, heard = hooks(path)
+    assert_same(run_phase2(loop, stepper), whole)
+    assert heard == expected
+    assert len(steps) == 4 * EPOCH_STEPS + 1
+
+
+def test_a_torn_state_is_left_for_the_one_before_it(tmp_path, saved_at_every_step):
+    path, expected = tmp_path / "c.safetensors", run_phase2(hooks()[0])
+    with pytest.raises(Stopped):
+        run_phase2(hooks(path, stop_at=3)[0])
+    path.write_bytes(path.read_bytes()[:-9])
+    assert_same(run_phase2(hooks(path)[0]), expected)
+
+
+def test_a_state_of_another_training_is_not_restored(tmp_path):
+    path = tmp_path / "c.safetensors"
+    run_phase2(hooks(path, key="other")[0])
+    loop, heard = hooks(path)
+    run_phase2(loop)
+    assert [metric["epoch"] for metric in heard] == [1, 2, 3, 4]
+    assert heard[0]["improved"]
+
+
+def exhausted(most, kind):
+    """A hook of a module that raises where it is given more rows than memory has room for."""
+
+    def refuse(_, given):
+        if len(given[0]) > most:
+            raise kind("no more")
+
+    return refuse
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    monkeypatch.setattr(long_run, "say", lines.append)
+    monkeypatch.setattr(long_run, "notice", lines.append)
+    return lines
+
+
+@pytest.mark.parametrize("kind", [MemoryError, torch.cuda.OutOfMemoryError])
+@pytest.mark.parametrize(
+    ("part", "most", "train"), [("context_block", 40, run_phase1), ("attention", 20, run_phase2)]
+)
+def test_without_memory_for_a_batch_it_trains_in_micro_batches_to_the_same_numbers(
+    part, most, train, kind, said, monkeypatch
+):
+    loop, whole = hooks()
+    expected, original = train(loop), tiny_method
+
+    def small(**changes):
+        model = original(**changes)
+        getattr(model, part).register_forward_pre_hook(exhausted(most, kind))
+        return model
+
+    monkeypatch.setitem(globals(), "tiny_method", small)
+    loop, heard = hooks()
+    found = train(loop)
+    assert len(said) == 1
+    assert "micro-batches" in said[0]
+    assert found[0] == pytest.approx(expected[0]) if train is run_phase1 else found[0] == expected[0]
+    for ours, theirs in zip(heard, whole, strict=True):
+        numbers = {name: value for name, value in theirs.items() if not isinstance(value, str)}
+        assert {name: ours[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)
+    for name, tensor in expected[1].items():
+        tolerance = 3e-3 if name == "attention.k.bias" else 1e-4
+        torch.testing.assert_close(found[1][name], tensor, atol=tolerance, rtol=1e-3, msg=name)
+
+
+def test_validation_goes_on_from_where_memory_ended():
+    model, positions = tiny_method(), torch.arange(len(VAL))
+    whole = token_scores(model, VAL, positions)
+    model.attention.register_forward_pre_hook(exhausted(50, MemoryError))
+    found = token_scores(model, VAL, positions, hooks()[0])
+    torch.testing.assert_close(found[0], whole[0])
+    assert torch.equal(found[1], whole[1])
+
+
+@pytest.mark.parametrize(
+    ("error", "match"),
+    [
+        (RuntimeError("[enforce fail] . DefaultCPUAllocator: not enough memory: ..."), "not enough memory"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "mat1 and mat2"),
+    ],
+)
+def test_one_row_without_memory_and_any_other_error_are_raised(monkeypatch, error, match):
+    attempts = []
+
+    def fail(*arguments):
+        attempts.append(arguments)
+        raise error
+
+    monkeypatch.setattr(phase2, "batch_gradients", fail)
+    with pytest.raises(RuntimeError, match=match):
+        run_phase2(hooks()[0])
+    assert len(attempts) == (7 if "memory" in match else 1)  # 64 rows in 1, 2, 4, ... 64 micro-batches
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A checkpoint that holds state 2, and state 1 before it."""
+    kept = Checkpoint(tmp_path / "c.safetensors", "key")
+    for number in (1, 2):
+        kept.save({"x": torch.full((3,), float(number))}, {"number": number})
+    return kept
+
+
+def found(kept):
+    return kept.restore() and (kept.restore()[1]["number"], kept.restore()[0]["x"][0].item())
+
+
+@pytest.mark.parametrize("damage", ["torn", "gone", "empty"])
+def test_the_newest_state_that_can_be_read_is_restored(kept, said, damage):
+    assert found(kept) == (2, 2.0)
+    if damage == "gone":
+        kept.path.unlink()
+    else:
+        kept.path.write_bytes(kept.path.read_bytes()[: 60 if damage == "torn" else 0])
+    assert found(kept) == (1, 1.0)
+    assert len(said) == (damage != "gone")
+    kept.save({"x": torch.full((3,), 3.0)}, {"number": 3})
+    kept.path.write_bytes(b"torn again")
+    assert found(kept) == (1, 1.0)  # the one that could be read was not replaced by the torn one
+
+
+def test_both_states_are_forgotten(kept):
+    forget(kept.path)
+    assert not any(kept.path.parent.iterdir())
+    assert kept.restore() is None
+
+
+def test_it_saves_every_half_minute_and_less_often_where_writing_is_slow(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(long_run.time, "monotonic", lambda: now[0])
+    kept = Checkpoint(tmp_path / "c.safetensors", "key")
+    assert not kept.due
+    now[0] = 30
+    assert kept.due
+
+    def slowly(*_):
+        now[0] += 4
+
+    monkeypatch.setattr(long_run, "write_streamed", slowly)
+    kept.save({}, {})
+    now[0] = 34 + 39
+    assert not kept.due
+    now[0] = 34 + 40
+    assert kept.due
+
+
+def test_a_training_begun_on_another_kind_of_device_goes_on_and_says_so(tmp_path, saved_at_every_step, said):
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(Stopped):
+        run_phase1(hooks(path, stop_at=4)[0])
+    kept = Checkpoint(path, "key")
+    tensors, state = kept.restore()
+    tensors["draws/cuda"] = tensors.pop("draws/cpu")
+    kept.save({name: tensor.clone() for name, tensor in tensors.items()}, state)
+    loop, heard = hooks(path)
+    run_phase1(loop)
+    assert [metric["iteration"] for metric in heard] == list(range(2, 9))
+    assert said == ["The training was begun on another device: random draws continue differently here."]

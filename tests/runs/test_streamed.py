@@ -1,0 +1,153 @@
+"""Contexts that are computed when they are needed are the cached ones."""
+
+import copy
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from conftest import TINY, tiny_ids, tiny_method
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.method import phase2
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.config import Phase1Config, Phase2Config
+from ctxkv_lib.method.contexts import exact_contexts
+from ctxkv_lib.method.phase2 import train_attention
+from ctxkv_lib.runs import streamed
+from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.long_run import Checkpoint, LongRun
+from ctxkv_lib.runs.settings import LARGE_STREAM
+from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once, sampled
+
+COUNT, BATCH = 1003, 20  # positions
+
+
+def everything(rows):
+    return slice(0, rows)
+
+
+@pytest.fixture(params=["current", "grid"])
+def streams(request, monkeypatch):
+    """A model, a streamed stream, and the same one with all its contexts cached."""
+    monkeypatch.setattr(streamed, "STRIDE", 16)
+    monkeypatch.setattr(streamed, "BLOCK_TOKENS", 112)
+    monkeypatch.setattr(streamed, "POOL_BLOCKS", 3)
+    model, ids = tiny_method(anchor=request.param), tiny_ids(COUNT + 1)
+    with torch.no_grad():  # a block that forgets within a few tokens, as trained ones do
+        model.context_block.linear.weight.mul_(0.3)
+    inputs, beginning = project_vocabulary(model), torch.empty(101, TINY["context_dim"])
+    contexts, _ = exact_contexts(model.context_block, inputs, ids[:-1], 1e-6)
+    starts, error = read_once(model, ids, 1e-6, beginning)
+    assert error <= 1e-6
+    torch.testing.assert_close(beginning, contexts[:101], atol=1e-5, rtol=0)
+    torch.testing.assert_close(starts, contexts[::16], atol=1e-5, rtol=0)
+    return model, Streamed(ids, starts, inputs, torch.float32), StreamCache(ids.int(), contexts)
+
+
+def visited(batches, cached):
+    """The positions of the stream that batches read, known by their contexts."""
+    own = torch.cat([batch.window[:, 0] for batch in batches])
+    return torch.cdist(own, cached.contexts[1:]).argmin(dim=1)
+
+
+def test_an_epoch_visits_every_position_once_with_what_is_cached_of_it(streams):
+    model, made, cached = streams
+    batches = list(made.epoch(1, 1, 0, BATCH, model, everything))
+    assert [len(batch) for batch in batches] == [BATCH] * 50 + [3]
+    positions = visited(batches, cached)
+    assert sorted(positions.tolist()) == list(range(COUNT))
+    expected = cached.gather(positions, model.window)
+    for field in fields(expected):
+        if field.name != "embeddings":
+            found = torch.cat([getattr(batch, field.name) for batch in batches])
+            torch.testing.assert_close(found, getattr(expected, field.name), atol=1e-5, rtol=0)
+
+
+def test_every_epoch_has_an_order_of_its_own_and_continues_anywhere(streams):
+    model, made, cached = streams
+
+    def order(seed, number, done=0):
+        return visited(made.epoch(seed, number, done, BATCH, model, everything), cached).tolist()
+
+    orders = [order(1, 1), order(1, 1), order(1, 2), order(2, 1)]
+    assert orders[0] == orders[1]
+    assert len({tuple(each) for each in orders}) == 3
+    first = orders[0][:300]  # a pool of three blocks of 100
+    assert len({position // 100 for position in first}) == 3
+    assert first != sorted(first)
+    for done in (20, 300, 320, 1000):
+        assert order(1, 1, done) == orders[0][done:]
+    assert not list(made.epoch(1, 1, COUNT, BATCH, model, everything))
+
+
+def test_a_process_gets_its_shard_of_every_batch(streams):
+    model, made, _ = streams
+    whole = made.epoch(1, 1, 980, BATCH, model, everything)
+    shards = made.epoch(1, 1, 980, BATCH, model, lambda rows: slice(rows // 2, rows))
+    for batch, shard in zip(whole, shards, strict=True):
+        assert torch.equal(batch.targets[len(batch) // 2 :], shard.targets)
+
+
+class InOrder(StreamCache):
+    """A cache whose epochs visit the positions that a streamed stream visits, in its order."""
+
+    def epoch(self, seed, number, done, size, model, shard):
+        order = visited(self.made.epoch(seed, number, done, size, model, shard), self)
+        return self.batches(order, size, model, shard)
+
+
+def test_training_on_it_is_training_on_the_cached_contexts(streams):
+    model, made, cached = streams
+    same = InOrder(cached.ids, cached.contexts)
+    same.made = made
+    config = Phase2Config(max_epochs=2, batch_size=BATCH)
+    ours, theirs = (
+        train_attention(copy.deepcopy(model), stream, cached, config, 1) for stream in (made, same)
+    )
+    for found, expected in zip(ours.epochs, theirs.epochs, strict=True):
+        for name in ("train_ppl", "val_ppl", "val_acc"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
+def test_stopped_within_an_epoch_gives_the_same_numbers(streams, tmp_path, saved_at_every_step, monkeypatch):
+    model, made, cached = streams
+    config, original, steps = Phase2Config(max_epochs=2, batch_size=BATCH), phase2.batch_gradients, []
+
+    def train(name, stop_at=None):
+        def counted(*batch):
+            steps.append(1)
+            if len(steps) == stop_at:
+                raise KeyboardInterrupt
+            return original(*batch)
+
+        monkeypatch.setattr(phase2, "batch_gradients", counted)
+        loop = LongRun("Phase 2", model.device, lambda metric: None, Checkpoint(tmp_path / name, "key"))
+        result = train_attention(copy.deepcopy(model), made, cached, config, 1, loop=loop)
+        return [(epoch["train_ppl"], epoch["val_ppl"]) for epoch in result.epochs]
+
+    whole = train("whole")
+    steps.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", stop_at=51 + 17)
+    assert train("stopped") == whole
+    assert len(steps) == 2 * 51 + 1
+
+
+def test_large_streams_are_streamed_where_they_can_be():
+    exact = build_config("offline")
+    assert not exact.is_streamed(LARGE_STREAM)
+    assert exact.is_streamed(LARGE_STREAM + 1)
+    assert not exact.replace({"runtime.context_cache": "cached"}).is_streamed(LARGE_STREAM + 1)
+    assert not exact.replace({"runtime.embedding_cache": "dense"}).is_streamed(LARGE_STREAM + 1)
+    assert not build_config("colab").is_streamed(LARGE_STREAM + 1)
+    with pytest.raises(UserError, match=r"needs phase1\.context_method=exact.* \(here passes, gather"):
+        build_config("colab", settings={"runtime.context_cache": "streamed"})
+
+
+def test_phase_1_trains_on_even_samples_of_a_long_stream():
+    ids = torch.arange(1000)
+    few = Phase1Config(context_method="exact", max_tokens=350, batch_size=100)
+    assert sampled(ids, few).tolist() == [*range(100), *range(450, 550), *range(900, 1000)]
+    assert sampled(ids, replace(few, max_tokens=70)).tolist() == [*range(70)]
+    for whole in (replace(few, max_tokens=1000), replace(few, context_method="passes")):
+        assert torch.equal(sampled(ids, whole), ids)

@@ -1,0 +1,158 @@
+"""The shape of the package: it imports downwards only, and nothing in it grows out of hand."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ctxkv_lib"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LAYERS = [  # each imports only from itself and those above it in this list
+    {"errors", "threads"},
+    {"ranks"},
+    {"progress"},
+    {"files"},
+    {"locks"},
+    {"method"},
+    {"data"},
+    {"hf"},
+    {"runs"},
+    {"report"},
+    {"views"},
+    {"experiments"},
+    {"research"},
+    {"cli"},
+    {"", "__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+thinning = pytest.mark.xfail(strict=False, reason="some modules are still being rewritten")
+
+
+def name_of(path):
+    """Dotted name below the package; empty for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def imported(path, at_import=False):
+    """Names of the modules of the package that a module imports.
+
+    Args:
+        at_import: leave out imports within functions and for type checkers.
+    """
+    package = path.relative_to(PACKAGE).parent.parts
+    nodes = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        checked = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not (at_import and (checked or isinstance(node, ast.FunctionDef))):
+            nodes += ast.iter_child_nodes(node)
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            names = [".".join(part for part in [*base, alias.name] if part) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("ctxkv_lib."):
+            base = node.module.removeprefix("ctxkv_lib").removeprefix(".")
+            names = [f"{base}.{alias.name}".removeprefix(".") for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [a.name.removeprefix("ctxkv_lib.") for a in node.names if a.name.startswith("ctxkv_lib.")]
+        for name in names:  # of a module, or of something in one
+            yield name if name in MODULES else name.rpartition(".")[0]
+
+
+def lines(paths):
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
+    package = tmp_path / "ctxkv_lib"
+    (package / "runs").mkdir(parents=True)
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", package)
+    (package / "runs" / "x.py").write_text(
+        "from .. import ranks\nfrom ..method.oacd import oacd_loss\nfrom .stages import run\n"
+        "import ctxkv_lib.files\nfrom ctxkv_lib.hf import cache\nimport torch\n"
+        "def f():\n    from ..cli import main\n"
+    )
+    found = set(imported(package / "runs" / "x.py"))
+    assert found == {"ranks", "method.oacd", "runs.stages", "files", "hf.cache", "cli"}
+    assert "cli" not in set(imported(package / "runs" / "x.py", at_import=True))
+
+
+@thinning
+def test_imports_go_downwards_only():
+    wrong = {
+        f"{name} imports {other}"
+        for name, path in MODULES.items()
+        for other in imported(path)
+        if LEVEL[other.split(".")[0]] > LEVEL[name.split(".")[0]]
+    }
+    assert not wrong
+
+
+@thinning
+def test_no_module_imports_itself_by_way_of_others():
+    needs = {
+        name: {other for other in imported(path, at_import=True) if other != name and other in MODULES}
+        for name, path in MODULES.items()
+    }
+    while free := {name for name, others in needs.items() if not others & needs.keys()}:
+        needs = {name: others for name, others in needs.items() if name not in free}
+    assert not needs
+
+
+@thinning
+def test_the_method_imports_nothing_but_itself():
+    allowed = {"torch", "numpy", "psutil", *sys.stdlib_module_names}
+    for path in (PACKAGE / "method").glob("*.py"):
+        assert all(name.split(".")[0] == "method" for name in imported(path)), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert {name.split(".")[0] for name in names} <= allowed, path
+
+
+def test_the_method_is_an_hours_reading():
+    assert lines((PACKAGE / "method").glob("*.py")) <= 2000
+
+
+@thinning
+def test_the_package_is_thin():
+    assert lines(FILES) <= 9500
+    assert not [f"{path}: {lines([path])} lines" for path in FILES if lines([path]) > 350]
+    folders = {path.parent for path in FILES} - {PACKAGE}
+    assert {folder.parent for folder in folders} == {PACKAGE}
+    assert len(folders) <= 7
+
+
+def test_every_folder_is_a_package():
+    """Else an installed copy lacks it."""
+    for folder in {path.parent for path in FILES}:
+        assert (folder / "__init__.py").is_file(), folder
+
+
+WITHOUT_RESEARCH = """
+import sys
+from pathlib import Path
+from conftest import local_experiment
+from ctxkv_lib.experiments import run
+from ctxkv_lib.runs.config import build_config
+
+folder = Path(sys.argv[1])
+run(build_config("ci", sys.argv[2], 8, local_experiment(folder)), folder / "run")
+print([name for name in sys.modules if name.startswith("ctxkv_lib.research")])
+"""
+
+
+@thinning
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["published", "exact"])
+def test_the_published_recipes_need_no_research(recipe, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_RESEARCH, str(tmp_path), recipe]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
