@@ -127,7 +127,7 @@ def exact_contexts(
         begins = None if fresh is None else fresh[chunk].to(rows) - 1
         made = contexts[start : start + BLOCK + 1].to(token_half)  # no copy, if in place
         made[0] = state
-        stream = Stream(block, token_half, rows, begins, torch.zeros_like(token_half[:1]))
+        stream = Stream(block, token_half, rows, begins, token_half.new_zeros(1, width))
         error = max(error, segmented_scan(stream, made, tolerance))
         if not in_place:
             contexts[start + 1 : start + BLOCK + 1] = made[1:]
