@@ -20,7 +20,7 @@ setup(
     description="Context-KV attention: train and explore a language model that attends compressed contexts",
     license="MIT",
     packages=find_packages(include=["ctxkv_lib", "ctxkv_lib.*"]),
-    package_data={"ctxkv_lib": ["*/*.j2"]},
+    package_data={"ctxkv_lib": ["*/*.j2", "*/*.json"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",

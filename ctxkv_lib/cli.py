@@ -116,13 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     options = make_parser().parse_args(arguments)
-    if ranks.index():
+    if ranks.rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: only rank 0 prints)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        if ranks.count() > 1 and options.command not in (run, compare):
+        if ranks.world_size() > 1 and options.command not in (run, compare):
             raise UserError("Only run and compare work in several processes; start this command by itself.")
         code = options.command(options) or 0
         sys.stdout.flush()  # here, since nothing can answer an error at the interpreter's exit
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return 141
     except ranks.Ended as error:
-        return 2 if ranks.index() else _fail(str(error))
+        return 2 if ranks.rank() else _fail(str(error))
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
@@ -232,15 +232,11 @@ def run(options: argparse.Namespace) -> None:
     with _loading(out):
         from .experiments import run
 
-    finished = run(config, out, epoch_printer(config.phase2.max_epochs), **_again(options))
+    finished = run(config, out, epoch_printer(config.phase2.max_epochs), options.again)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
     _measured(options, [finished])
     print(f"Report: {out / 'report.md'}")
-
-
-def _again(options: argparse.Namespace) -> dict[str, Any]:
-    return {"again": True} if options.again else {}
 
 
 def _measured(options: argparse.Namespace, runs: list[Any]) -> list[Any]:
@@ -249,7 +245,7 @@ def _measured(options: argparse.Namespace, runs: list[Any]) -> list[Any]:
         return runs
     from .research.measure import measure
 
-    return ranks.from_first(lambda: [measure(finished) for finished in runs])
+    return ranks.on_rank_0(lambda: [measure(finished) for finished in runs])
 
 
 @command(f"{EXPERIMENT} {OWN} --samples+ --out --measure --again")
@@ -264,12 +260,15 @@ def compare(options: argparse.Namespace) -> None:
 
     out = options.out or comparison_folder(configs)
     with _loading(out):
-        from .experiments import compare
+        from .experiments import compare, write_comparison
         from .report import comparison_table
 
     listener = epoch_printer(largest.phase2.max_epochs)
-    runs = compare(configs, options.out or DEFAULT_ROOT, out, listener, **_again(options))
-    print(comparison_table([finished.summary for finished in _measured(options, runs)]))
+    runs = compare(configs, options.out or DEFAULT_ROOT, out, listener, options.again)
+    if options.measure:
+        runs = _measured(options, runs)
+        ranks.on_rank_0(lambda: write_comparison(runs, out))
+    print(comparison_table([finished.summary for finished in runs]))
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
 

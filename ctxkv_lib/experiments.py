@@ -53,7 +53,7 @@ def run(
     config = config.replace(plugins)
     with _claimed(config, out, again) as folder:
         contexts, attention = run_stages(config, folder, _on_rank_0(listener))
-        return ranks.from_first(lambda: _results(config, folder, contexts, attention))
+        return ranks.on_rank_0(lambda: _results(config, folder, contexts, attention))
 
 
 def prepare(
@@ -72,7 +72,7 @@ def prepare(
 @contextmanager
 def _claimed(config: ExperimentConfig, out: Path | str | None, again: bool) -> Iterator[RunFolder]:
     """Inside, this process, with the others if there are any, works in the experiment's folder."""
-    if ranks.count() > 1 and "mixer" in config.plugins:
+    if ranks.world_size() > 1 and "mixer" in config.plugins:
         raise UserError("A mixer is trained in one process; start one.")
     ranks.join(choose_device(config.runtime.device))
     folder, threads = RunFolder(Path(out or run_folder_of(config))), torch.get_num_threads()
@@ -85,7 +85,7 @@ def _claimed(config: ExperimentConfig, out: Path | str | None, again: bool) -> I
 
 def _on_rank_0(listener: Listener) -> Listener:
     """Return the listener on rank 0, and one that hears nothing on the others."""
-    return (lambda _: None) if ranks.index() else listener
+    return (lambda _: None) if ranks.rank() else listener
 
 
 def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, attention: Facts) -> Run:
@@ -152,7 +152,7 @@ def compare(
         run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again)
         for config in progress_bar(configs, "Runs of the comparison", unit="run")
     ]
-    ranks.from_first(lambda: write_comparison(runs, Path(out)))
+    ranks.on_rank_0(lambda: write_comparison(runs, Path(out)))
     return runs
 
 

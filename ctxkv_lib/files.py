@@ -10,8 +10,9 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_128
 
@@ -176,7 +177,7 @@ def checksum(path: Path) -> str:
         return _checksum(file)
 
 
-def _checksum(file: IO[bytes], start: bytes = b"") -> str:
+def _checksum(file: BufferedIOBase, start: bytes = b"") -> str:
     """Return XXH3 of `start` and the rest of a file, which is read in chunks to spare memory."""
     return hashlib.file_digest(file, lambda: xxh3_128(start)).hexdigest()
 
@@ -274,7 +275,7 @@ def _seal(path: Path) -> None:
         file.write(sealed.encode())
 
 
-def _header(file: IO[bytes], path: Path) -> tuple[bytes, str, int]:
+def _header(file: BufferedIOBase, path: Path) -> tuple[bytes, str, int]:
     """Read the header of a safetensors file: with zeros for its checksum, that checksum, and its place.
 
     The format: 8 bytes, the little-endian length of a JSON header; the header; the tensors.

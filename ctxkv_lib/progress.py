@@ -39,7 +39,7 @@ def stage(description: str) -> Iterator[None]:
 def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
     from tqdm import tqdm
 
-    hidden = True if ranks.index() else None  # None: tqdm shows it on a terminal only
+    hidden = True if ranks.rank() else None  # None: tqdm shows it on a terminal only
     bar = tqdm(iterable, disable=hidden, leave=False, **options)
     if not bar.disable:
         _refresh_clocks()
@@ -100,7 +100,7 @@ def notice(line: str) -> None:
     """Print a line that nobody must miss, also in a log and in a notebook, which paints stderr red."""
     from tqdm import tqdm
 
-    if not ranks.index():
+    if not ranks.rank():
         tqdm.write(line, file=sys.stdout if in_notebook() else sys.stderr)
 
 

@@ -30,14 +30,14 @@ class Ended(UserError):
 _alone = False  # while rank 0 does something for all
 
 
-def count() -> int:
-    """Return how many processes work at this run; 1 inside `from_first`."""
+def world_size() -> int:
+    """Return how many processes work at this run; 1 inside `on_rank_0`."""
     return 1 if _alone or "RANK" not in os.environ else int(os.environ.get("WORLD_SIZE", 1))
 
 
-def index() -> int:
+def rank() -> int:
     """Return which of them this is; only rank 0 writes into the run folder, and logs."""
-    return int(os.environ["RANK"]) if count() > 1 else 0
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def join(device: "torch.device") -> None:
@@ -49,7 +49,7 @@ def join(device: "torch.device") -> None:
     import torch
     from torch import distributed
 
-    if count() == 1 or distributed.is_initialized():
+    if world_size() == 1 or distributed.is_initialized():
         return
     if device.type == "cuda":
         place, most = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
@@ -61,21 +61,21 @@ def join(device: "torch.device") -> None:
     atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group())
 
 
-def shares(num_items: int) -> list[slice]:
+def shards(num_items: int) -> list[slice]:
     """Return each process's shard of `num_items` items in a row; the first ones have one more if need be."""
-    least, more = divmod(num_items, count())
-    ends = [number * least + min(number, more) for number in range(count() + 1)]
+    least, more = divmod(num_items, world_size())
+    ends = [number * least + min(number, more) for number in range(world_size() + 1)]
     return [slice(*pair) for pair in pairwise(ends)]
 
 
-def share(num_items: int) -> slice:
+def shard(num_items: int) -> slice:
     """Return this process's shard."""
-    return shares(num_items)[index()]
+    return shards(num_items)[rank()]
 
 
-def sum_(tensors: Sequence["Tensor"]) -> None:
+def all_reduce(tensors: Sequence["Tensor"]) -> None:
     """Overwrite contiguous tensors with their sums over all processes."""
-    if count() == 1:
+    if world_size() == 1:
         return
     from torch import distributed
 
@@ -84,9 +84,9 @@ def sum_(tensors: Sequence["Tensor"]) -> None:
             exchange.wait()
 
 
-def share_(parts: Sequence["Tensor"]) -> None:
+def broadcast(parts: Sequence["Tensor"]) -> None:
     """Overwrite contiguous tensors, one for each rank, with what that rank has."""
-    if count() == 1:
+    if world_size() == 1:
         return
     import torch
     from torch import distributed
@@ -108,19 +108,19 @@ def skip_normal(like: "Tensor", generator: "torch.Generator") -> None:
         like.normal_(generator=generator)
 
 
-def from_first(make: Callable[[], T]) -> T:
+def on_rank_0(make: Callable[[], T]) -> T:
     """Return what `make` gives on rank 0, for which the others wait; an error there ends all processes.
 
     Inside, rank 0 counts as the only process: it may call what uses this module.
     """
     global _alone
-    if count() == 1:
+    if world_size() == 1:
         return make()
     from torch import distributed
 
     outcome: list[Any] = [None, None]
     failed: Exception | None = None
-    if index() == 0:
+    if rank() == 0:
         _alone = True
         try:
             outcome[0] = make()
@@ -153,11 +153,11 @@ def is_first_to_say(sentence: str) -> bool:
     """Return whether no other process has asked this for the same sentence, so that one of them prints it."""
     from sys import modules
 
-    if count() == 1:
+    if world_size() == 1:
         return True
     distributed = modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
-        return index() == 0
+        return rank() == 0
     try:
         return distributed.distributed_c10d._get_default_store().add(sentence, 1) == 1
     except RuntimeError:  # the process that kept the count has ended, and has printed it

@@ -22,7 +22,7 @@ from .export import AUTO_MAP, write_code
 from .plugins import NAMED as NAMED
 from .plugins import parts_of
 
-LONG = 2 * SEGMENT  # columns from which on a text is computed in segments: there as fast, and then faster
+LONG = 4 * SEGMENT  # columns from which on a text is computed in segments: there as fast, and then faster
 TOLERANCE = 1e-5  # of a component of the contexts of long texts
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 # What transformers 5.24 renamed.
@@ -81,8 +81,9 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             ValueError: a part of the model was defined where its code cannot be carried along.
         """
         self.config.auto_map = AUTO_MAP
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write_code(Path(save_directory), self.config.plugins)  # first: no weights without their code
         super().save_pretrained(save_directory, **options)
-        write_code(Path(save_directory), self.config.plugins)
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.wte

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import Phase1Config
-from .scan import Block, Step, segmented_scan
+from .scan import Block, Stream, segmented_scan
 
 BLOCK = 2**18  # tokens of one segmented scan, which bounds the memory of its contexts: 256 MiB
 PASS_ROWS = 2**14  # contexts of a parallel pass at a time
@@ -123,24 +123,13 @@ def exact_contexts(
     error = 0.0
     for start in range(0, len(tokens), BLOCK):
         chunk = slice(start, start + BLOCK)
-        step = _step(block, token_half, tokens[chunk], None if fresh is None else fresh[chunk])
+        rows = tokens[chunk].to(token_half.device, torch.int64)
+        begins = None if fresh is None else fresh[chunk].to(rows) - 1
         made = contexts[start : start + BLOCK + 1].to(token_half)  # no copy, if in place
         made[0] = state
-        error = max(error, segmented_scan(step, made, tolerance))
+        stream = Stream(block, token_half, rows, begins, token_half.new_zeros(1, width))
+        error = max(error, segmented_scan(stream, made, tolerance))
         if not in_place:
             contexts[start + 1 : start + BLOCK + 1] = made[1:]
         state = made[-1].clone()
     return contexts, error
-
-
-def _step(block: Block, token_half: Tensor, tokens: Tensor, fresh: Tensor | None) -> Step:
-    """Return the step of `segmented_scan` on a stream."""
-    tokens = tokens.to(token_half.device, torch.int64)
-    begins = None if fresh is None else fresh.to(token_half.device)[:, None]
-
-    def step(contexts: Tensor, positions: Tensor) -> Tensor:
-        if begins is not None:
-            contexts = contexts.masked_fill(begins[positions], 0)
-        return block(contexts, token_half[tokens[positions]])
-
-    return step

@@ -3,42 +3,83 @@
 Contexts are padded here: row i is the context before token i, row i + 1 the context after it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SEGMENT = 256  # tokens of a segment, at least
+SEGMENT = 128  # tokens of a segment, at least; most trained blocks forget within one
 # Segments at most. On a CPU a step on more rows costs more; a GPU is not busy with fewer.
 CPU_SEGMENTS, GPU_SEGMENTS = 256, 2048
 CHECK_EVERY = 16  # tokens between two comparisons, each of which waits for the GPU
 AGREEMENT = 1 / 4  # of the tolerance: differences at several boundaries may add up
-THINNING = 4  # segments that become one if most of them started wrong
+THINNING = 4  # segments that become one if the block remembers more than a segment
 ROUNDINGS = 16  # smallest tolerance of a batch, in `eps` of its dtype: half precision cannot reach 1e-5
 
-# Next contexts `[m, context_dim]`, from contexts and the input projections of m tokens.
+# Next contexts `[m, context_dim]`, from the contexts and the input projections of m tokens.
 Block = Callable[[Tensor, Tensor], Tensor]
-# Next contexts `[m, context_dim]`, from contexts and the positions `[m]` of m tokens.
-Step = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tokens and the block that reads them.
+
+    Attributes:
+        token_half: input projections of the distinct tokens, `[num_distinct, context_dim]`.
+        tokens: int64 `[n]`, rows of `token_half`.
+        begins: int64 `[n]`, -1 or, where a token begins a new sequence, the row of `initial` that it starts
+            from; None if the stream is one sequence.
+        initial: contexts `[any, context_dim]`.
+    """
+
+    block: Block
+    token_half: Tensor
+    tokens: Tensor
+    begins: Tensor | None = None
+    initial: Tensor | None = None
+
+    def read(self, contexts: Tensor, positions: Tensor) -> Tensor:
+        """Compute `count` steps of m segments in lock-step.
+
+        Args:
+            contexts: before the first step, `[m, context_dim]`.
+            positions: int64 `[count, m]`, those of a column one after another.
+
+        Returns:
+            contexts after each token, `[count, m, context_dim]`.
+        """
+        outputs = []
+        halves = self.token_half[self.tokens[positions]]
+        for half, start in zip(halves, self._starts(positions), strict=True):
+            contexts = self.block(contexts if start is None else torch.where(*start, contexts), half)
+            outputs.append(contexts)
+        return torch.stack(outputs)
+
+    def _starts(self, positions: Tensor) -> Iterable[tuple[Tensor, Tensor] | None]:
+        """Return for each step, if sequences begin in the stream, where they do and from which contexts."""
+        if self.begins is None or self.initial is None:
+            return [None] * len(positions)
+        row = self.begins[positions]
+        return zip((row >= 0)[..., None], self.initial[row.clamp(min=0)], strict=True)
 
 
 @torch.no_grad()
-def segmented_scan(step: Step, contexts: Tensor, tolerance: float) -> float:
+def segmented_scan(stream: Stream, contexts: Tensor, tolerance: float) -> float:
     """Overwrite `contexts[1:]` with the recurrence that starts from `contexts[0]`.
 
     1. Cut the stream into segments and compute all in lock-step. Each starts from `contexts[0]`, which is a
        guess for all but the first.
     2. If a segment ends with another context than the next one started from, the next one started wrong.
        Compute all such segments again, from the context before each, until they agree with what is there.
-    3. Repeat this until all agree. If most segments of a round started wrong, the block remembers more than a
+    3. Repeat this until all agree. If most segments of a round do not, the block remembers more than a
        segment: the next round computes every fourth one only, and on through the three after it.
 
     The first segment of each round starts right, so the rounds end. If the block never forgets, the last
     round is one segment: the whole stream, token by token.
 
     Args:
-        step: returns contexts `[m, context_dim]` after the tokens at m positions, from those before them.
-        contexts: padded, `[n + 1, context_dim]`.
+        contexts: padded, `[n + 1, context_dim]`, of the dtype and on the device of `stream.token_half`.
         tolerance: largest error of a component to aim at. At segment boundaries a quarter of it may be left,
             which a block may amplify before it forgets it.
 
@@ -50,21 +91,22 @@ def segmented_scan(step: Step, contexts: Tensor, tolerance: float) -> float:
     most = CPU_SEGMENTS if contexts.device.type == "cpu" else GPU_SEGMENTS
     pending = torch.arange(0, count, max(SEGMENT, -(-count // most)), device=contexts.device)
     contexts[pending] = contexts[0].clone()
-    largest, thinning = 0.0, 1
+    largest, rounds, thinning = 0.0, 0, 1
     while len(pending):
         starts = pending[::thinning].contiguous()
         ends = torch.cat([starts[1:], starts.new_tensor([count])])
-        stops, differences = _compute(step, contexts, starts, ends, AGREEMENT * tolerance)
+        stops, differences = _compute(stream, contexts, starts, ends, AGREEMENT * tolerance)
         agrees = differences <= AGREEMENT * tolerance
         largest = max([largest, *differences[agrees].tolist()])
-        thinning = 1 if agrees.float().mean() >= 0.5 else THINNING
+        rounds += 1
+        thinning = 1 if rounds == 1 or agrees.float().mean() >= 0.5 else THINNING
         not_reached = pending >= stops[torch.searchsorted(starts, pending, right=True) - 1]
         pending = torch.cat([pending[not_reached], ends[:-1][~agrees[:-1]]]).sort().values
     return largest
 
 
 def _compute(
-    step: Step, contexts: Tensor, starts: Tensor, ends: Tensor, agreement: float
+    stream: Stream, contexts: Tensor, starts: Tensor, ends: Tensor, agreement: float
 ) -> tuple[Tensor, Tensor]:
     """Overwrite the contexts of segments in lock-step, each until it agrees with what is there.
 
@@ -81,15 +123,12 @@ def _compute(
     while len(active):
         count = min(CHECK_EVERY, int((ends - stops)[active].min()))
         ahead = stops[active] + torch.arange(count, device=starts.device)[:, None]  # (count, active)
-        states = []
-        for positions in ahead:
-            state = step(state, positions)
-            states.append(state)
+        computed = stream.read(state, ahead)
         stops[active] += count
-        differences[active] = (state - contexts[stops[active]]).abs().amax(dim=1)
-        contexts[ahead + 1] = torch.stack(states)
+        differences[active] = (computed[-1] - contexts[stops[active]]).abs().amax(dim=1)
+        contexts[ahead + 1] = computed
         goes_on = ~(differences <= agreement)[active] & (stops < ends)[active]
-        active, state = active[goes_on], state[goes_on]
+        active, state = active[goes_on], computed[-1, goes_on]
     return stops, differences
 
 
@@ -110,18 +149,13 @@ def scan_rows(
         contexts after each column, `[batch, length, context_dim]`.
     """
     row = read.nonzero()[:, 0]  # of each token that is read, one row after another
-    begins = torch.cat([torch.ones_like(row[:1]), row.diff()]) > 0
-    stream, count = tokens[read], len(row)
-
-    def step(contexts: Tensor, positions: Tensor) -> Tensor:
-        contexts = torch.where(begins[positions, None], state[row[positions]], contexts)
-        return block(contexts, token_half[stream[positions]])
-
-    contexts = torch.cat([state.new_empty(count + 1, state.shape[1]), state])
+    begins = row.where(row.diff(prepend=row.new_tensor([-1])) > 0, -1)
+    contexts = torch.cat([state.new_empty(len(row) + 1, state.shape[1]), state])
     contexts[0] = state[0]
     tolerance = max(tolerance, ROUNDINGS * torch.finfo(state.dtype).eps)
-    segmented_scan(step, contexts[: count + 1], tolerance)
+    stream = Stream(block, token_half, tokens[read], begins, state)
+    segmented_scan(stream, contexts[: len(row) + 1], tolerance)
     seen = read.cumsum(dim=1)
     before = seen[:, -1:].cumsum(dim=0) - seen[:, -1:]  # tokens read of the rows above, (batch, 1)
-    unchanged = count + 1 + torch.arange(len(state), device=state.device)[:, None]
+    unchanged = len(row) + 1 + torch.arange(len(state), device=state.device)[:, None]
     return contexts[torch.where(seen > 0, before + seen, unchanged)]

@@ -66,7 +66,7 @@ def measure(run: Run, names: Sequence[str] = ALL) -> Run:
         raise UserError(f"{run.path} has no {' or '.join(names)} ({kind}); it has {' and '.join(possible)}.")
     folder = RunFolder(run.path)
     with folder.claimed(config):
-        return ranks.from_first(lambda: _measure(run, folder, wanted))
+        return ranks.on_rank_0(lambda: _measure(run, folder, wanted))
 
 
 def measurements_of(config: ExperimentConfig) -> list[str]:

@@ -47,11 +47,11 @@ class Checkpoint:
     @property
     def due(self) -> bool:
         """Whether it is time to save again, by the clock of rank 0."""
-        return ranks.from_first(lambda: time.monotonic() >= self.next_save)
+        return ranks.on_rank_0(lambda: time.monotonic() >= self.next_save)
 
     def save(self, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
         """Write tensors of any device, and `state` in its JSON form; rank 0 does, for all."""
-        if ranks.index():
+        if ranks.rank():
             return
         began = time.monotonic()
         with suppress(FileNotFoundError):
@@ -128,10 +128,10 @@ class LongRun(Loop):
             set_random_state(self.device, draws)
 
     def shard(self, rows: int) -> slice:
-        return ranks.share(rows)
+        return ranks.shard(rows)
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        ranks.sum_(tensors)
+        ranks.all_reduce(tensors)
 
     def release(self, tensor: Tensor) -> None:
         release_mapped(tensor)

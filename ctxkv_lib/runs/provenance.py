@@ -126,7 +126,7 @@ def describe(
         "date": date.today().isoformat(),
         "versions": versions(),
         "device": device_name(device),
-        "processes": ranks.count(),
+        "processes": ranks.world_size(),
         "git_commit": git_commit(),
         "data": data,
         "embeddings": embeddings,

@@ -67,7 +67,7 @@ class Records:
         """Write a stage's record to the disk. The results, made from all others, no longer fit it."""
         self.stages = {name: held for name, held in self.stages.items() if name != "results"}
         self.stages[stage] = record
-        if not ranks.index():
+        if not ranks.rank():
             self.write()
 
     def drop(self, parts: Iterable[str]) -> None:

@@ -75,7 +75,7 @@ class RunFolder:
         is_new, held = not self.path.exists(), ExitStack()
         try:
             with held:
-                self.records = ranks.from_first(lambda: self._taken(config, held, again))
+                self.records = ranks.on_rank_0(lambda: self._taken(config, held, again))
                 yield
         except BaseException:
             if is_new and self._is_ours and {p.name for p in self.path.iterdir()} <= {self.config.name, LOCK}:
@@ -97,7 +97,7 @@ class RunFolder:
     def finished(self, stage: str, key: str) -> Record | None:
         """What a stage recorded, if it was made from what `key` stands for and its files are still those."""
         if (stage, key) not in self._checked:  # the files are looked at once
-            self._checked[stage, key] = ranks.from_first(lambda: self._check(stage, key))
+            self._checked[stage, key] = ranks.on_rank_0(lambda: self._check(stage, key))
         return self._checked[stage, key]
 
     def shared(self, stage: str, key: str) -> Record | None:
@@ -105,7 +105,7 @@ class RunFolder:
         here.
         """
         found = self.finished(stage, key)
-        if found is None and (found := ranks.from_first(lambda: self._adopted(stage, key))):
+        if found is None and (found := ranks.on_rank_0(lambda: self._adopted(stage, key))):
             self.keep(stage, found)
         return found
 
@@ -152,7 +152,7 @@ class RunFolder:
         metrics: Sequence[Metric] = (),
     ) -> Record:
         """Record a finished stage, which stands from now on for exactly the files at and below `parts`."""
-        record = ranks.from_first(
+        record = ranks.on_rank_0(
             lambda: Record(key, checksums(self.path, parts), result or {}, list(metrics))
         )
         self.keep(stage, record)
@@ -170,14 +170,14 @@ class RunFolder:
         return _lines(self.metrics_file) if self.metrics_file.is_file() else iter(())
 
     def append_metric(self, metric: Metric) -> None:
-        if ranks.index():
+        if ranks.rank():
             return
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(_line(metric))
 
     def keep_metrics(self, *records: Record) -> None:
         """Make metrics.jsonl what these stages recorded, and nothing else."""
-        if ranks.index():
+        if ranks.rank():
             return
         write_text(self.metrics_file, "".join(_line(metric) for each in records for metric in each.metrics))
 

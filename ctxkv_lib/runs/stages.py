@@ -192,7 +192,7 @@ def _contexts(work: Work) -> tuple[Record, Record]:
             work.listener(metric)
     else:
         with _diverging():
-            phase1, caches = ranks.from_first(lambda: _make_contexts(work, phase1))
+            phase1, caches = ranks.on_rank_0(lambda: _make_contexts(work, phase1))
         folder.keep("phase1", phase1)
         folder.keep("caches", caches)
     if not isinstance(work.model, MixerModel):
@@ -354,7 +354,7 @@ def _train_attention(work: Work, prepared: Prepared) -> Record:
             work.loop("Phase 2", metrics, Checkpoint(folder.phase2_checkpoint, key)),
         )
     trained = model.trained_weights()
-    ranks.from_first(lambda: write_tensors(folder.attention, trained))
+    ranks.on_rank_0(lambda: write_tensors(folder.attention, trained))
     made = work.inputs.provenance(model.device)
     facts = {
         "parameters": parameter_counts(model),
@@ -393,7 +393,7 @@ def _save_model(work: Work, phase2: Record) -> None:
     """Leave everything transformers needs to load and run the model, its code included."""
     folder, key = work.folder, work.inputs.model_key(phase2)
     if not folder.finished("model", key):
-        files = ranks.from_first(lambda: _write_model(work))
+        files = ranks.on_rank_0(lambda: _write_model(work))
         folder.finish("model", key, files)
 
 

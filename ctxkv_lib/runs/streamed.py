@@ -148,10 +148,10 @@ class Streamed:
         count, stride = tokens.shape
         contexts = torch.empty(count * stride + 1, starts.shape[1], dtype=self.dtype, device=model.device)
         contexts[0] = 0
-        made, ours = contexts[1:].view(count, stride, -1), ranks.share(count)
+        made, ours = contexts[1:].view(count, stride, -1), ranks.shard(count)
         state = starts[ours]
         for step in range(stride):
             state = model.context_block(state, self.inputs[tokens[ours, step].long()])
             made[ours, step] = state
-        ranks.share_([made[part] for part in ranks.shares(count)])
+        ranks.broadcast([made[part] for part in ranks.shards(count)])
         return contexts

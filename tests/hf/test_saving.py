@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.export import FILES
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+from ctxkv_lib.hf.plugins import NAMED
 from ctxkv_lib.method.model import Parts
 
 ALONE = """
@@ -137,20 +138,19 @@ def test_what_transformers_loads_first_names_all_that_it_needs(first, tmp_path):
         assert named(module) <= needed, module
 
 
-def test_a_block_of_a_cell_or_a_function_is_not_saved_as_another():
+def test_a_block_of_a_cell_or_a_function_is_not_saved_as_another(tmp_path, monkeypatch):
     class Local(torch.nn.Linear):
         def __init__(self, context_dim, hidden_size):
             super().__init__(context_dim, hidden_size)
 
     name = f"{Local.__module__}:{Local.__qualname__}"
-    from ctxkv_lib.hf.plugins import NAMED
-
-    NAMED[name] = Local
+    monkeypatch.setitem(NAMED, name, Local)
     model = ContextKVForCausalLM.from_model(
         tiny_method(Parts(block=Local)), {"block": {"plugin": name, "settings": {}}}
     )
     with pytest.raises(ValueError, match="Local is defined in a notebook or a function, not in a module"):
-        model.save_pretrained("never")
+        model.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_code_that_needs_more_of_the_package_is_refused(tmp_path, my_module):

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from conftest import SLOTS, TINY, cloned, reference, tiny_ids, tiny_method
+from conftest import TINY, cloned, tiny_ids, tiny_method
 
-from ctxkv_lib.method import evaluation
+from ctxkv_lib.method import evaluation, reference
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.evaluation import effective_rank, evaluate, perplexity, token_scores
 from ctxkv_lib.method.loop import Loop
@@ -36,17 +36,15 @@ def test_scores_equal_the_reference_and_leave_out_dropout(stream, pieces, monkey
     model = tiny_method(attention_dropout=0.5).train()
     score, p = evaluate(model, stream, Shards(pieces)), cloned(model)
     ids, contexts = stream.ids.long(), stream.contexts[1:]
-    loss, accuracy = reference.evaluate(p, p["wte.weight"], ids, contexts, 50, **SLOTS)
+    loss, accuracy = reference.evaluate(p, p["wte.weight"], ids, contexts, 50, model.config)
     assert (score.loss, score.accuracy) == pytest.approx((loss, accuracy), rel=1e-5)
     assert model.training
 
 
 def test_shards_of_the_positions_are_scored_as_the_whole(stream):
     model, positions = tiny_method(), torch.arange(len(stream))
-    whole = token_scores(model, stream, positions)
-    shards = [
-        token_scores(model, stream, positions, Shards(1, slice(*ends))) for ends in ((0, 41), (41, 120))
-    ]
+    whole, cut = token_scores(model, stream, positions), ((0, 41), (41, 120))
+    shards = [token_scores(model, stream, positions, Shards(1, slice(*ends))) for ends in cut]
     torch.testing.assert_close(shards[0][0] + shards[1][0], whole[0])
     assert torch.equal(shards[0][1] | shards[1][1], whole[1])
 

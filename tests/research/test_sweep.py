@@ -318,7 +318,7 @@ def test_the_committed_studies_are_what_a_sweep_writes(part):
 
 @pytest.mark.parametrize("part", sorted(path.name for path in STUDY.iterdir()))
 def test_the_committed_studies_go_on_from_their_results(part, tmp_path, monkeypatch):
-    """Every cell of a protocol is found among the recorded ones, with as many trained weights, and none runs."""
+    """Every cell is found among the recorded ones, with as many trained weights, and none runs."""
     cells, out = cells_of(read_protocol(STUDY.parent / f"{part}.json"), lambda _: None), tmp_path / part
     shutil.copytree(STUDY / part, out)
     monkeypatch.setattr(module, "run", None)

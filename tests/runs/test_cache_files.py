@@ -7,13 +7,26 @@ import torch
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.memory import GIB
+from ctxkv_lib.report.info import dense_fp32_mib, gathered_mib
 from ctxkv_lib.runs import caches, scratch
 from ctxkv_lib.runs.caches import held_mib, load_cache, load_ids, load_starts, place_caches, save_cache
 
 
 def cache(dense=False):
     return StreamCache(torch.arange(9).int(), torch.randn(9, 4), torch.randn(8, 6) if dense else None)
+
+
+def test_published_sizes():
+    sizes = dense_fp32_mib(587_970, 22_723, ModelConfig())
+    published = {"train_ctx": 574, "train_emb": 1723, "val_ctx": 22, "val_emb": 67, "total": 2386}
+    assert {name: round(size) for name, size in sizes.items()} == published
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 650), ("bf16", 330)])
+def test_the_published_run_is_held_in_a_fraction(precision, most):
+    assert gathered_mib(587_970, 22_723, ModelConfig(), precision)["total"] <= most
 
 
 def test_held_sizes_are_the_tensors():

@@ -134,20 +134,20 @@ def test_a_training_continues_in_another_number_of_processes(tmp_path, small_blo
 
 def meet_an_error(folder):
     """What rank 0 does for all fails; then the others end, and rank 0 waits for them."""
-    assert ranks.from_first(lambda: ranks.index() + ranks.count()) == 1  # rank 0, alone
+    assert ranks.on_rank_0(lambda: ranks.rank() + ranks.world_size()) == 1  # rank 0, alone
     try:
-        ranks.from_first(lambda: json.loads("{"))
+        ranks.on_rank_0(lambda: json.loads("{"))
     except Exception as error:
         said = type(error).__name__
     first = ranks.is_first_to_say("something")
     try:
-        if ranks.index():
+        if ranks.rank():
             return
-        ranks.sum_([torch.ones(3)])
+        ranks.all_reduce([torch.ones(3)])
     except UserError as error:
         write_json(folder / "said.json", [said, str(error)])
     finally:
-        (folder / f"{ranks.index()}-{first}").touch()
+        (folder / f"{ranks.rank()}-{first}").touch()
 
 
 def test_an_error_in_one_process_ends_all_with_a_sentence(tmp_path):
@@ -161,9 +161,9 @@ def test_an_error_in_one_process_ends_all_with_a_sentence(tmp_path):
 def test_every_row_is_some_processs(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert [part.stop - part.start for part in ranks.shares(10)] == [3, 3, 2, 2]
-    assert ranks.share(10) == slice(6, 8)
-    assert ranks.share(2) == slice(2, 2)
+    assert [part.stop - part.start for part in ranks.shards(10)] == [3, 3, 2, 2]
+    assert ranks.shard(10) == slice(6, 8)
+    assert ranks.shard(2) == slice(2, 2)
 
 
 def test_other_commands_work_in_one_process(monkeypatch, capsys):

@@ -1,0 +1,110 @@
+"""Whole runs keep their promises wherever contexts are held, and with a user's block and loss."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import cloned, local_experiment
+from test_ranks import processes
+
+from ctxkv_lib.experiments import prepare, run
+from ctxkv_lib.runs import scratch, streamed
+from ctxkv_lib.runs.caches import load_cache, load_ids
+from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.runs.verification import verify
+from ctxkv_lib.threads import set_threads
+
+GATED = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+class Gated(nn.Module):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.linear = nn.Linear(context_dim + hidden_size, context_dim)
+        self.gate = nn.Linear(context_dim + hidden_size, context_dim)
+        self.norm = nn.LayerNorm(context_dim)
+
+    def forward(self, contexts, inputs):
+        both = torch.cat([contexts, inputs], dim=1)
+        return self.norm(torch.lerp(contexts, F.gelu(self.linear(both)), self.gate(both).sigmoid()))
+
+def squared(contexts):
+    return -contexts.var(dim=0).sum()
+"""
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """A run, and its configuration."""
+    folder = tmp_path_factory.mktemp("usual")
+    config = build_config("ci", samples=8, settings=local_experiment(folder))
+    return run(config, folder / "run"), config
+
+
+def test_a_run_without_free_memory_gives_the_same_numbers(usual, tmp_path, monkeypatch):
+    expected, config = usual
+    monkeypatch.setattr(scratch, "free_bytes", lambda device: 0)
+    short = run(config, tmp_path / "short")
+    for key in ("val_ppl", "train_ppl", "val_acc"):
+        assert short.summary["phase2"][key] == expected.summary["phase2"][key]
+
+
+def test_a_streamed_run_is_a_run_like_any_other(usual, tmp_path, monkeypatch):
+    cached, config = usual
+    monkeypatch.setattr("ctxkv_lib.runs.stages.BEGINNING_TOKENS", 200)
+    monkeypatch.setattr(streamed, "BLOCK_TOKENS", 128)
+    monkeypatch.setattr(streamed, "STRIDE", 64)
+    found = run(config.replace({"runtime.context_cache": "streamed"}), tmp_path / "run")
+    folder = found.path / "caches"
+    assert len(load_ids(folder, "train")) == cached.summary["train_tokens"] > 300
+    beginning, whole = load_cache(folder, "train"), load_cache(cached.path / "caches", "train")
+    assert len(beginning) == 200
+    torch.testing.assert_close(beginning.contexts, whole.contexts[:201], atol=2e-5, rtol=0)
+    assert "computed when needed" in found.summary["provenance"]["caches"]
+    assert verify(found.path).intact
+
+
+def test_phase_1_trains_every_parameter_of_a_users_block_by_a_users_loss(usual, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(GATED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    own, states = {"block": "mine:Gated", "loss": "mine:squared"}, []
+    for iterations in (3, 0):
+        config = usual[1].replace({**own, "phase1.max_iterations": iterations})
+        states.append(cloned(prepare(config, tmp_path / str(iterations)).model.context_block))
+    trained, untrained = states
+    assert {name.split(".")[0] for name in trained} == {"linear", "gate", "norm"}
+    for name, value in trained.items():
+        assert not torch.equal(value, untrained[name]), name
+
+
+def test_the_model_card_has_the_numbers_of_the_run(usual):
+    path = usual[0].path
+    card = (path / "model" / "README.md").read_text(encoding="utf-8")
+    summary = json.loads((path / "summary.json").read_text())
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for shown in (f"{summary['phase2']['val_ppl']:,.1f}", f"{summary['parameters']['total']:,}"):
+        assert shown in card
+    assert "{" not in card
+
+
+@pytest.mark.slow
+def test_two_processes_do_one_run(usual, tmp_path):
+    alone, config = usual
+    threads = torch.get_num_threads()
+    set_threads(2)
+    torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # begins OpenMP's threads, which are not copied
+    processes(2, run, config, tmp_path / "both")
+    torch.set_num_threads(threads)
+    both = load_run(tmp_path / "both")
+    assert verify(both.path).intact
+    assert "1 thread)" in both.summary["provenance"]["device"]
+    assert (alone.summary["provenance"]["processes"], both.summary["provenance"]["processes"]) == (1, 2)
+    for name in ("val_ppl", "train_ppl", "val_acc"):
+        assert both.summary["phase2"][name] == pytest.approx(alone.summary["phase2"][name], rel=1e-4)
+    assert both.summary["test"]["ppl"] == pytest.approx(alone.summary["test"]["ppl"], rel=1e-4)
+    assert [line["stage"] for line in both.metrics] == [line["stage"] for line in alone.metrics]
