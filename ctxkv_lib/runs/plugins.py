@@ -120,8 +120,8 @@ def _source_digest(part: Any) -> str:
         source = "".join(_sources(part, set()))
     except (OSError, TypeError, SyntaxError):
         raise UserError(
-            f"The source of {part.__qualname__} is not to be found; define it with def or class, in a file or "
-            "a notebook cell."
+            f"The source of {part.__qualname__} is not to be found; define it with def or class, in a file "
+            "or a notebook cell."
         ) from None
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
@@ -137,13 +137,12 @@ def _sources(part: Any, seen: set[Any]) -> Iterator[str]:
     scope = dict(vars(sys.modules[part.__module__]))
     for function in filter(inspect.isfunction, [part, *vars(part).values()]):
         scope |= inspect.getclosurevars(function).nonlocals
-    for name in sorted(_outer_names(source) & scope.keys()):
-        value = scope[name]
+    for value in (scope[name] for name in sorted(_outer_names(source) & scope.keys())):
+        is_code = inspect.isfunction(value) or inspect.isclass(value)
         if isinstance(value, bool | int | float | str | tuple):
-            yield f"{name}={value!r};"
-        elif (inspect.isfunction(value) or inspect.isclass(value)) and value not in seen:
-            if _top_package(value) == _top_package(part):
-                yield from _sources(value, seen)
+            yield f"{value!r};"
+        elif is_code and value not in seen and _top_package(value) == _top_package(part):
+            yield from _sources(value, seen)
 
 
 def _top_package(part: Any) -> str:
@@ -159,14 +158,18 @@ def _outer_names(source: str) -> set[str]:
     return {node.id for node in names} - assigned
 
 
+def _length(node: ast.ClassDef) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno
+
+
 def _source(part: Any) -> str:
     """Return the source of a function or class; `inspect` does not find a class of a notebook cell."""
     for function in filter(inspect.isfunction, vars(part).values() if inspect.isclass(part) else ()):
         code = function.__code__
-        for node in ast.walk(ast.parse("".join(linecache.getlines(code.co_filename)))):
-            if isinstance(node, ast.ClassDef) and node.name == part.__name__:
-                if node.lineno <= code.co_firstlineno <= (node.end_lineno or 0):
-                    return ast.unparse(node)
+        nodes = ast.walk(ast.parse("".join(linecache.getlines(code.co_filename))))
+        for node in (node for node in nodes if isinstance(node, ast.ClassDef)):
+            if node.name == part.__name__ and 0 <= code.co_firstlineno - node.lineno <= _length(node):
+                return ast.unparse(node)
     return textwrap.dedent(inspect.getsource(part))
 
 

@@ -34,7 +34,12 @@ def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> 
     """
     changed = changed_settings(config)
     own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
-    words = [config.preset, config.recipe, str(config.data.samples), *(re.split(r"\W", n)[-1] for n in own)]
+    words = [
+        config.preset,
+        config.recipe,
+        str(config.data.samples),
+        *(re.findall(r"\w+", n)[-1] for n in own),
+    ]
     name = "-".join(words)
     return Path(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
