@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxkv_lib.data.counts import principal_components
+from ctxkv_lib.hf.prefill import scan_rows
 from ctxkv_lib.method import contexts as method
 from ctxkv_lib.method import reference as straight_line
 from ctxkv_lib.method import scan
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts, stream_contexts
 from ctxkv_lib.method.oacd import train_context_block
-from ctxkv_lib.method.scan import CHECK_EVERY, SEGMENT, scan_rows
+from ctxkv_lib.method.scan import CHECK_EVERY, SEGMENT
 from ctxkv_lib.runs.settings import Phase1Config
 
 WIDTH = TINY["context_dim"]
