@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ctxkv_lib.hf import modeling, prefill
 from ctxkv_lib.hf.modeling import CACHE_NAME
+from ctxkv_lib.method import scan
 
 
 def exact_model(std=0.1, **shape):
