@@ -166,6 +166,7 @@ def _source(part: Any) -> str:
     """Return the source of a function or class; `inspect` does not find a class of a notebook cell."""
     for function in filter(inspect.isfunction, vars(part).values() if inspect.isclass(part) else ()):
         code = function.__code__
+        linecache.checkcache(code.co_filename)
         nodes = ast.walk(ast.parse("".join(linecache.getlines(code.co_filename))))
         for node in (node for node in nodes if isinstance(node, ast.ClassDef)):
             if node.name == part.__name__ and 0 <= code.co_firstlineno - node.lineno <= _length(node):
@@ -184,14 +185,16 @@ def plain_source(source: str) -> str:
 
 
 def patched_source(package: str) -> str:
-    """Digest what was put in the place of functions and classes of a package's loaded modules."""
+    """Digest what was put in the place of functions, classes and methods of a package's loaded modules."""
     found = ""
     for name, module in sorted(sys.modules.items()):
         if name.startswith(f"{package}.") and getattr(module, "__file__", None):
-            for key, value in vars(module).items():
-                own = inspect.isfunction(value) or inspect.isclass(value)
-                foreign = own and not value.__module__.startswith(OWN) and _is_defined(module, key)
-                found += f"{name}.{key}={_source_digest(value)};" if foreign else ""
+            own = [value for value in vars(module).values() if getattr(value, "__module__", "") == name]
+            for place in (module, *filter(inspect.isclass, own)):
+                for key, value in vars(place).items():
+                    is_code = inspect.isfunction(value) or inspect.isclass(value)
+                    if is_code and not value.__module__.startswith(OWN) and _is_defined(module, key):
+                        found += f"{place.__name__}.{key}={_source_digest(value)};"
     return found
 
 
