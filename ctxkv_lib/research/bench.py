@@ -65,6 +65,8 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
         raise UserError(f"--rounds is {rounds}; allowed: 1 or more.")
     taken = {*SIZES, "vocab_size", "attention_dropout"}
     published = {name: value for name, value in asdict(ModelConfig()).items() if name not in taken}
+    if config.plugins:
+        raise UserError(f"The original has no {', '.join(config.plugins)}; bench measures without plug-ins.")
     if others := [f"model.{k}={v}" for k, v in published.items() if getattr(config.model, k) != v]:
         raise UserError(f"The original has {', '.join(others)} only; bench measures with these.")
     prepared = prepare(config, run_folder)
