@@ -133,12 +133,6 @@ def test_candidates_take_turns_after_a_warm_up():
     assert times.keys() == {"a", "b"}
 
 
-def test_a_product_rate_is_operations_a_second(monkeypatch):
-    monkeypatch.setattr(timing, "PRODUCT_SIZE", {"cpu": 10})
-    monkeypatch.setattr(timing, "seconds_of", lambda *_: 0.5)
-    assert timing.product_rate(torch.float32, CPU) == 2 * 10**3 / 0.5
-
-
 def test_operations_count_the_backward_pass_too():
     left, right = torch.randn(4, 5), torch.randn(5, 6, requires_grad=True)
     assert timing.operations(lambda: (left @ right).sum().backward()) == 2 * 2 * 4 * 5 * 6
