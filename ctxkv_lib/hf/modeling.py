@@ -75,7 +75,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         super().tie_weights(*args, **kwargs)
         self.set_phase(2)
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
         """Save as transformers does, with the model's code beside its weights.
 
         Raises:
@@ -178,7 +178,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
 
     def _attend_columns(
         self, embeddings: Tensor, memory: Tensor, tokens: Tensor, rows: Tensor, present: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend for a batch, some columns at a time, so that not all windows are in memory at once."""
         batch = torch.arange(len(memory), device=memory.device)[:, None, None]
         columns = max(1, ATTENDED_AT_ONCE // len(memory))
@@ -188,8 +188,9 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             window = memory[batch, part_rows].flatten(0, 1)
             attended, attention = self.attend(embeddings[part.flatten()], window, part_present.flatten(0, 1))
             hidden.append(attended.unflatten(0, part.shape))
-            weights.append(attention.unflatten(0, part.shape).transpose(1, 2))
-        return torch.cat(hidden, dim=1), torch.cat(weights, dim=2)
+            if attention is not None:
+                weights.append(attention.unflatten(0, part.shape).transpose(1, 2))
+        return torch.cat(hidden, dim=1), torch.cat(weights, dim=2) if weights else None
 
     def _loss(
         self,

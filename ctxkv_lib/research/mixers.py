@@ -166,11 +166,13 @@ class EndToEnd(nn.Module):
     def served(self, model: ContextKV) -> tuple[ContextKV, dict[str, Any]]:
         """Return a trained model as one that attends to contexts, and the plug-ins that it is made of."""
         parts = Parts(lambda *_: self.context_block, lambda _: self.attention)
-        config = replace(model.config, intermediate_size=self.attention.feed_forward.up.out_features)
+        down: Any = self.attention.feed_forward.down
+        width = down.in_features
+        config = replace(model.config, intermediate_size=width)
         served = ContextKV(config, model.wte.num_embeddings, model.log_unigram is not None, parts)
         served.load_table(model.wte.weight)
         served.log_unigram = model.log_unigram
-        kinds = {"block": StructuredBlock, "attention": SlotAttention}
+        kinds: dict[str, Any] = {"block": StructuredBlock, "attention": SlotAttention}
         return served, {
             hook: {
                 "plugin": f"{kind.__module__}:{kind.__name__}",
