@@ -249,6 +249,7 @@ def without_spread(contexts, centroid_weight, scale=1.0):
     return scale * centroid.square().sum(), scale * 2 * centroid.expand_as(contexts) / len(contexts)
 
 
+@pytest.mark.slow
 def test_a_finished_result_of_other_code_is_kept_unless_it_is_to_be_made_again(
     config, tmp_path, monkeypatch, capsys
 ):
