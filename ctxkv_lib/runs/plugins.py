@@ -178,8 +178,10 @@ def plain_source(source: str) -> str:
     """Return Python code without its comments, docstrings and layout."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if documented and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
@@ -189,8 +191,9 @@ def patched_source(package: str) -> str:
     found = ""
     for name, module in sorted(sys.modules.items()):
         if name.startswith(f"{package}.") and getattr(module, "__file__", None):
-            own = [value for value in vars(module).values() if getattr(value, "__module__", "") == name]
-            for place in (module, *filter(inspect.isclass, own)):
+            classes = [each for each in vars(module).values() if inspect.isclass(each)]
+            places: list[Any] = [module, *(each for each in classes if each.__module__ == name)]
+            for place in places:
                 for key, value in vars(place).items():
                     is_code = inspect.isfunction(value) or inspect.isclass(value)
                     if is_code and not value.__module__.startswith(OWN) and _is_defined(module, key):
