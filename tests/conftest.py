@@ -20,11 +20,6 @@ from ctxkv_lib.method.model import ContextKV, Parts
 from ctxkv_lib.runs import long_run
 from ctxkv_lib.runs.config import build_config
 
-try:
-    from ctxkv_lib.method import reference as reference
-except ImportError:  # until it has moved there
-    import straight_line as reference  # noqa: F401
-
 torch.set_num_threads(1)  # if torch was loaded before
 TINY = {
     "vocab_size": 211,
@@ -67,6 +62,29 @@ def shared_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTXKV_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Give a test a shared cache of its own."""
+    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
+
+
+def flip(path):
+    """Change one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.fixture(params=[flip, cut])
+def damage(request):
+    """A function that damages the file at a path."""
+    return request.param
 
 
 @pytest.fixture

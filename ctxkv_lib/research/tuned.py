@@ -338,9 +338,9 @@ class SlotAttention(ResidualLayer):
             ValueError: `heads` is induction, and the block holds no last tokens.
         """
         if self.settings.heads == "induction":
-            name, allowed = f"{self.settings.concern}.heads", "random, or induction with block.last_tokens"
             if not isinstance(block, StructuredBlock) or not block.settings.last_tokens:
-                raise ValueError(f"{name} is 'induction'; allowed: {allowed}.")
+                allowed = "random, or induction with last_tokens of the block"
+                raise ValueError(f"{self.settings.concern}.heads is 'induction'; allowed: {allowed}.")
             self.attention.init_induction(block)
 
     def forward(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ from ctxkv_lib.data.rows import Rows
 from ctxkv_lib.data.settings import SOURCES, DataConfig
 from ctxkv_lib.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 pytest_plugins = ["hub_standin"]
 
 ROWS = 51_040

@@ -5,6 +5,8 @@ import torch
 from ctxkv_lib.data import counts
 from ctxkv_lib.data.counts import count_tokens, unigram_floor
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 @pytest.mark.parametrize("at_once", [3, 1000])
 def test_every_token_is_counted(monkeypatch, at_once):

@@ -18,6 +18,8 @@ from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, TokenStream
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import write_tensors
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 pytest_plugins = ["hub_standin"]
 
 WEIGHTS = gpt2_file("model.safetensors")

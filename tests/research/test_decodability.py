@@ -88,9 +88,9 @@ def test_coverage_counts_the_tokens_within_some_slots_span(anchor, reach):
 
 
 def test_coverage_of_the_published_window():
-    assert coverage(ModelConfig(), 7) == pytest.approx(8 / 20)
-    assert coverage(ModelConfig(), 19) == 1
-    assert coverage(ModelConfig(), None) == 0
+    shape, window = ModelConfig(), Window(ModelConfig())
+    for span, expected in ((7, 8 / 20), (19, 1), (None, 0)):
+        assert coverage(shape, window, span) == pytest.approx(expected)
 
 
 def test_the_centroid_is_a_share():

@@ -11,12 +11,12 @@ from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import ModelConfig, Phase1Config, Phase2Config
 from ctxkv_lib.method.evaluation import evaluate, token_scores
 from ctxkv_lib.method.loop import Loop
-from ctxkv_lib.method.model import ContextKV, Parts, parameter_counts
+from ctxkv_lib.method.model import ContextKV, Parts, parameter_counts, rows_of_batch
 from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.research import mixers
 from ctxkv_lib.research.mixers import CausalAttention, EndToEnd, GRUMixer, NoContext, TokenBlock
 from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock
-from ctxkv_lib.runs import rows
+from ctxkv_lib.runs import long_run, rows
 from ctxkv_lib.runs.rows import MixerModel, TokenRows
 
 MIXERS = (NoContext, CausalAttention, GRUMixer, EndToEnd)
@@ -180,6 +180,18 @@ def test_dropout_acts_in_training_alone(kind, place):
     assert torch.equal(hidden_states(model, ids), hidden_states(model, ids))
 
 
+@pytest.mark.parametrize("kind", MIXERS)
+def test_dropout_takes_rows_for_no_positions(kind):
+    """As it would if a process's shard of the positions were drawn for the whole batch."""
+    model = tiny_model(kind, input_dropout=0.5, layer_dropout=0.5).train()
+    batch = stream(model, tiny_ids(60)).gather(torch.arange(59), model.window)
+    torch.manual_seed(1)
+    expected, _ = batch.attend(model)
+    torch.manual_seed(1)
+    with rows_of_batch(100, slice(0, 59), model.device):
+        assert torch.equal(batch.attend(model)[0], expected)
+
+
 @pytest.mark.parametrize("kind", [CausalAttention, GRUMixer, EndToEnd])
 def test_attention_dropout_acts_on_what_is_read(kind):
     model, ids = tiny_model(kind, {"attention_dropout": 0.5}), tiny_ids(60)
@@ -281,7 +293,6 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("kind", [GRUMixer, EndToEnd])
 def test_stopped_and_resumed_gives_the_same_numbers(kind, tmp_path, monkeypatch):
-    long_run = pytest.importorskip("ctxkv_lib.runs.long_run")
     monkeypatch.setattr(long_run, "EVERY_SECONDS", 0)
     monkeypatch.setattr(long_run, "WRITING_SHARE", math.inf)
     ids, config, steps = tiny_ids(300), Phase2Config(max_epochs=2, batch_size=64), []

@@ -5,15 +5,13 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from ctxkv_lib.data.counts import FALLBACK_DISCOUNTS, discounts, unigram_floor
 from ctxkv_lib.research.ngrams import (
-    FALLBACK_DISCOUNTS,
     ORDERS,
     KneserNey,
     cache_weight,
-    discounts,
     ngram_baselines,
     recent_shares,
-    unigram_floor,
 )
 
 VOCABULARY = 150

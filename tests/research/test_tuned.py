@@ -87,6 +87,8 @@ def test_principal_components_weigh_tokens_as_often_as_they_occur():
     assert torch.allclose(axes, torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]), atol=1e-6)
     wanted = [4 * (10 / 121) ** 0.5, (10 / 11) ** 0.5]
     assert torch.allclose(deviations, torch.tensor([*wanted, wanted[0] / 1000]), atol=1e-5)
+    _, axes, _ = principal_components(torch.randn(40, 9), torch.arange(40))
+    assert all(axis[axis.abs().argmax()] > 0 for axis in axes)
 
 
 def test_a_stream_of_one_token_has_contexts_too():
@@ -154,7 +156,7 @@ def shift_register(streams):
     """A model whose contexts hold the last 6 tokens, embeddings of 100 tokens, and the streams' contexts."""
     shapes = {"hidden_size": 200, "context_dim": 256, "num_heads": 5, "interval": 5, "max_contexts": 6}
     model = tiny_model({"last_tokens": 6}, shapes, heads="induction", sink="learned").eval()
-    embeddings = F.layer_norm(torch.randn(100, 200), (200,))
+    embeddings = F.layer_norm(torch.randn(100, 200) + torch.randn(200), (200,))
     model.context_block.init_weights(embeddings, streams.flatten(), Phase1Config())
     model.attention.init_from_block(model.context_block)
     return model, embeddings, recurrence(model.context_block, embeddings, streams)
@@ -170,6 +172,7 @@ def test_contexts_hold_the_last_tokens_one_by_one():
     for place in range(1, 6):
         earlier = places[:, :-place, 0] - places[:, place:, place]
         assert earlier.square().mean() < 0.05
+    assert contexts[:, 51:, 252:].std() < 0.1  # what is left over holds nothing
 
 
 def test_induction_heads_find_what_followed_the_current_token():
@@ -194,6 +197,16 @@ def test_induction_heads_attend_almost_nothing_at_a_new_token():
     rows = model.window.rows(positions)
     _, weights = model.attend(embeddings[stream[positions]], contexts[0, rows], rows > 0)
     assert weights.sum(dim=2).median() < 0.1  # of a head
+    mean_query = model.attention.attention.q(embeddings.mean(dim=0))
+    assert mean_query.abs().max() < 1e-3  # it looks for no token
+
+
+def test_more_heads_than_places_look_in_the_same_places_again():
+    model = tiny_model({"last_tokens": 4}, {"num_heads": 8}, heads="induction")
+    model.attention.init_from_block(model.context_block)
+    keys = model.attention.attention.k.weight.unflatten(0, (8, 3))
+    assert torch.equal(keys[3:6], keys[:3])
+    assert not torch.equal(keys[1], keys[0])
 
 
 @pytest.mark.parametrize("block", [ContextBlock(16, 24), structured_block(16, 24, longest_mean=9)])
@@ -279,7 +292,7 @@ def test_dropout_is_the_same_however_a_batch_is_cut():
     torch.manual_seed(7)
     whole, _ = model.attend(*batch)
     torch.manual_seed(7)
-    with rows_of_batch(40, slice(23, 40)):
+    with rows_of_batch(40, slice(23, 40), model.device):
         part, _ = model.attend(*(tensor[23:] for tensor in batch))
     torch.testing.assert_close(part, whole[23:])
 

@@ -102,7 +102,6 @@ def test_a_machine_taken_back_in_the_middle_costs_no_finished_epoch(
     elsewhere = tmp_path / "two" / "run"
     with kept_on_drive(elsewhere) as listener:
         assert set(json.loads((elsewhere / "checkpoint" / "stages.json").read_text())["stages"]) == {
-            "machine",
             "phase1",
             "caches",
         }
