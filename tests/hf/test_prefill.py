@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from ctxkv_lib.hf import modeling
 from ctxkv_lib.hf.modeling import CACHE_NAME
-from ctxkv_lib.method import scan as recurrence
+from ctxkv_lib.method import scan
+from ctxkv_lib.method.config import Phase1Config
 
 
 def exact_model(std=0.1, **shape):
-    """In float64, where fifty roundings that fresh weights make of one stay small."""
+    """In float64, where the roundings that an untrained block amplifies stay small."""
     model = tiny_model(**shape).double()
-    model.context_block.scale_weights(std)
+    model.context_block.init_weights(model.wte.weight, tiny_ids(9), Phase1Config(weight_std=std))
     return model.eval()
 
 
@@ -48,8 +49,8 @@ def test_lock_step_is_the_plain_loop(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modeling, "LONG", 1)
         patch.setattr(modeling, "TOLERANCE", 1e-10)
-        patch.setattr(recurrence, "SEGMENT", data.draw(st.integers(2, 30), "SEGMENT"))
-        patch.setattr(recurrence, "CHECK_EVERY", data.draw(st.integers(1, 30), "CHECK_EVERY"))
+        patch.setattr(scan, "SEGMENT", data.draw(st.integers(2, 30), "SEGMENT"))
+        patch.setattr(scan, "CHECK_EVERY", data.draw(st.integers(1, 30), "CHECK_EVERY"))
         fast, cache = read_in_chunks(model, ids, mask, cuts)
     torch.testing.assert_close(fast, plain, atol=1e-7, rtol=0)
     torch.testing.assert_close(cache.state, plain_cache.state, atol=1e-8, rtol=0)
@@ -71,7 +72,7 @@ def test_gradients_are_those_of_the_plain_loop(monkeypatch, phase):
     results = []
     for long in (1, 10_000):
         monkeypatch.setattr(modeling, "LONG", long)
-        monkeypatch.setattr(recurrence, "SEGMENT", 16)
+        monkeypatch.setattr(scan, "SEGMENT", 16)
         model = exact_model()
         model.set_phase(phase)
         loss = model(ids, labels=ids).loss
@@ -85,18 +86,18 @@ def test_gradients_are_those_of_the_plain_loop(monkeypatch, phase):
 
 
 def test_only_attention_sees_long_texts_in_lock_step_while_the_block_is_trained(monkeypatch):
-    """The walk has no gradient, so the block must not be read by it."""
+    """The segmented scan has no gradient, so the block must not be computed by it."""
     monkeypatch.setattr(modeling, "LONG", 1)
-    walks = []
-    monkeypatch.setattr(modeling, "scan_rows", lambda *a: walks.append(1) or recurrence.scan_rows(*a))
+    scans = []
+    monkeypatch.setattr(modeling, "scan_rows", lambda *a: scans.append(1) or scan.scan_rows(*a))
     model, ids = tiny_model(), tiny_ids(40)[None]
     for phase, expected in ((2, 1), (1, 1)):
         model.set_phase(phase)
         model(ids, labels=ids)
-        assert len(walks) == expected
+        assert len(scans) == expected
     with torch.no_grad():
         model(ids)
-    assert len(walks) == 2
+    assert len(scans) == 2
 
 
 @pytest.mark.parametrize("trained_table", [False, True])

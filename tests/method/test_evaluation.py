@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from conftest import SLOTS, TINY, cloned, reference, tiny_ids, tiny_method
+from conftest import SLOTS, TINY, cloned, tiny_ids, tiny_method
 
-from ctxkv_lib.method import evaluation
+from ctxkv_lib.method import evaluation, reference
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.evaluation import effective_rank, evaluate, perplexity, token_scores
 from ctxkv_lib.method.loop import Loop

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHAPES, SLOTS, TINY, cloned, reference, tiny_ids, tiny_method
+from conftest import SHAPES, SLOTS, TINY, cloned, tiny_ids, tiny_method
 from torch import nn
 
+from ctxkv_lib.method import reference
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
 from ctxkv_lib.method.model import ContextKV, Parts, parameter_counts, rows_of_batch

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, cloned, reference, tiny_ids, tiny_method
+from conftest import TINY, cloned, tiny_ids, tiny_method
 from torch import nn
 
+from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows
 from ctxkv_lib.method.loop import Diverged, Loop

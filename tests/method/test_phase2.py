@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SLOTS, TINY, cloned, reference, tiny_ids, tiny_method
+from conftest import SLOTS, TINY, cloned, tiny_ids, tiny_method
 
+from ctxkv_lib.method import reference
 from ctxkv_lib.method.caches import StreamCache, epoch_order, epoch_seed
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.evaluation import evaluate
