@@ -31,7 +31,6 @@ TINY = {
     "intermediate_size": 40,
 }
 SHAPES = {name: value for name, value in TINY.items() if name != "vocab_size"}
-SLOTS = {name: TINY[name] for name in ("interval", "max_contexts", "num_heads")}  # what the reference takes
 WORDS = (
     "the",
     "cat",

@@ -71,24 +71,18 @@ Shard = Callable[[int], slice]  # which of a batch's rows a process takes; see `
 
 
 class TrainingStream(Protocol):
-    """What Phase 2 trains on: a `StreamCache`, or contexts that are computed when they are needed."""
+    """What Phase 2 trains on: a `StreamCache`, or contexts that are computed when they are needed.
 
-    def __len__(self) -> int:
-        """Count the positions that an epoch visits, each once."""
+    Its dtype is that of its contexts, and thereby of the matrix products of training. `epoch` is documented
+    at `StreamCache`.
+    """
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Return the dtype of its contexts, and thereby of the matrix products of training."""
-
+    def dtype(self) -> torch.dtype: ...
+    def __len__(self) -> int: ...
     def epoch(
         self, seed: int, number: int, done: int, size: int, model: ContextKV, shard: Shard
-    ) -> Iterator[Batch]:
-        """Gather an epoch's batches on the model's device, in an order drawn from (seed, number) alone.
-
-        Args:
-            done: positions to leave out, those of the first batches.
-            size: positions of a batch; only the last one may have fewer.
-        """
+    ) -> Iterator[Batch]: ...
 
 
 @dataclass
@@ -162,7 +156,12 @@ class StreamCache:
     def epoch(
         self, seed: int, number: int, done: int, size: int, model: ContextKV, shard: Shard
     ) -> Iterator[Batch]:
-        """As in `TrainingStream`, in the order of `epoch_order`."""
+        """Gather an epoch's batches on the model's device, in an order drawn from (seed, number) alone.
+
+        Args:
+            done: positions to leave out, those of the first batches.
+            size: positions of a batch; only the last one may have fewer.
+        """
         return self.batches(self.epoch_order(seed, number)[done:], size, model, shard)
 
     def epoch_order(self, seed: int, number: int) -> Tensor:

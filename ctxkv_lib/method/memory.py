@@ -1,7 +1,7 @@
-"""CPU and GPU memory, now and at most, stage by stage."""
+"""CPU and GPU memory of each stage, now and at most."""
 
 import re
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +13,40 @@ GIB = 2**30
 PROCESS = Path("/proc/self")  # Linux
 
 
-class _CpuPeak:
-    """The process's largest resident set since `begin`, in bytes.
-
-    Linux can reset its count. Elsewhere a process only knows its peak since it started: that is the stage's
-    own if it has grown since the stage began; else the size at the snapshot stands for it.
-    """
-
-    def __init__(self) -> None:
-        self._inherited = self._seen = 0
-
-    def begin(self) -> None:
-        try:
-            (PROCESS / "clear_refs").write_text("5")  # resets VmHWM
-            self._inherited = 0
-        except OSError:
-            self._inherited = _process_peak()
-        self._seen = 0
-
-    def now(self, resident: int) -> int:
-        self._seen = max(self._seen, resident)
-        peak = _process_peak()
-        return peak if peak > self._inherited else self._seen
-
-
-_cpu_peak = _CpuPeak()
-
-
-def begin_peaks(device: torch.device) -> None:
-    """Reset the peaks: from here on they are those of the stage that begins."""
-    _cpu_peak.begin()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def mib(num_bytes: float) -> float:
-    """Bytes as MiB, to two decimals."""
+    """Convert bytes to MiB, to two decimals."""
     return round(num_bytes / MIB, 2)
 
 
 def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
     """Measure memory at the end of a stage, in GiB, and reset the peaks for the next one.
 
-    `cpu_gib` is the process's resident set now and `cpu_peak_gib` the largest during the stage;
-    `gpu_gib` and `gpu_peak_gib` are what torch's allocator holds in tensors, None without a GPU (and, for
-    the peak, on mps, which does not count it).
+    Returns:
+        `stage`; `cpu_gib`, the process's resident set, and `cpu_peak_gib`, the largest during the stage
+        (where the system cannot reset its count, as only Linux can, the size now); `gpu_gib` and
+        `gpu_peak_gib`, what torch's allocator holds in tensors, None without a GPU (and, for the peak, on
+        mps, which does not count it).
     """
-    gpu, gpu_peak = _gpu_bytes(device)
     resident = psutil.Process().memory_info().rss
-    rounded = {
-        "cpu_gib": resident,
-        "gpu_gib": gpu,
-        "cpu_peak_gib": _cpu_peak.now(resident),
-        "gpu_peak_gib": gpu_peak,
-    }
+    gpu, gpu_peak = _gpu_bytes(device)
+    sizes = {"cpu": resident, "gpu": gpu, "cpu_peak": max(resident, _linux_peak()), "gpu_peak": gpu_peak}
     begin_peaks(device)
-    return {"stage": stage, **{k: None if v is None else round(v / GIB, 3) for k, v in rounded.items()}}
+    return {
+        "stage": stage,
+        **{f"{k}_gib": None if v is None else round(v / GIB, 3) for k, v in sizes.items()},
+    }
+
+
+def begin_peaks(device: torch.device) -> None:
+    """Reset the peaks: from here on they are those of the stage that begins."""
+    with suppress(OSError):
+        (PROCESS / "clear_refs").write_text("5")  # resets VmHWM
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def release(device: torch.device) -> None:
-    """Give back what torch's allocator keeps for later, so that free memory can be measured."""
+    """Free what torch's allocator keeps for later, so that free memory can be measured."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -87,22 +61,9 @@ def _gpu_bytes(device: torch.device) -> tuple[int | None, int | None]:
     return None, None
 
 
-def _process_peak() -> int:
-    """Since the process started or, on Linux, since its count was reset."""
-    if counted := _linux_peak():
-        return counted
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
-
-
-def _linux_peak() -> int | None:
-    try:
-        status = (PROCESS / "status").read_text()
-    except OSError:
-        return None
-    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+def _linux_peak() -> int:
+    """Return the largest resident set since `begin_peaks`, in bytes; 0 on other systems."""
+    with suppress(OSError):
+        if found := re.search(r"^VmHWM:\s*(\d+) kB", (PROCESS / "status").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
+    return 0

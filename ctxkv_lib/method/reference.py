@@ -5,7 +5,8 @@ It computes as the original did and imports nothing from the package. Sizes: n t
 `context_block.linear.weight` [C, C+H], `attention.{q,k,v,out}.weight`, `feed_forward.{up,down}.weight`, a
 `.norm` for each of the three, and their biases. `table` [V, H] is the raw token embedding, which is also the
 output head. Training updates the tensors in `p` in place, so pass clones. `ids` without `train_` or `val_`
-are input tokens, one context for each; `train_ids` and `val_ids` have one more, the last target.
+are input tokens, one context for each; `train_ids` and `val_ids` have one more, the last target. `config` and
+`shape` have the fields of `Phase1Config`, `Phase2Config` and `ModelConfig`.
 """
 
 import math
@@ -48,87 +49,54 @@ def trainable(p, prefixes):
     return [tensor.requires_grad_(True) for name, tensor in p.items() if name.startswith(prefixes)]
 
 
-def phase1_iteration(
-    p, optimizer, x, contexts, generator, *, batch_size, noise_std, centroid_weight, clip_norm, threshold
-):
+def phase1_iteration(p, optimizer, x, contexts, generator, config):
     """One pass over the stream and one optimizer step: x (n, H), contexts (n, C) of the last iteration.
 
     Returns the new contexts (n, C), the mean loss, and the convergence rate.
     """
     previous = shifted(contexts)
-    starts = range(0, len(x), batch_size)
+    starts = range(0, len(x), config.batch_size)
     outputs, losses = [], []
     optimizer.zero_grad()
     for start in starts:
-        c = previous[start : start + batch_size]
+        c = previous[start : start + config.batch_size]
         noise = torch.randn(c.shape, generator=generator, device=c.device)
-        output = context_block(p, c + noise * noise_std, x[start : start + batch_size])
-        loss = dispersion_loss(output, centroid_weight)
+        output = context_block(p, c + noise * config.noise_std, x[start : start + config.batch_size])
+        loss = dispersion_loss(output, config.centroid_weight)
         (loss / len(starts)).backward()
         outputs.append(output.detach())
         losses.append(loss.item())
-    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip_norm)
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip_norm)
     optimizer.step()
 
     new_contexts = torch.cat(outputs)
     change = ((new_contexts - contexts) ** 2).mean(dim=1)
-    return new_contexts, sum(losses) / len(losses), (change < threshold).sum().item() / len(x)
+    converged = (change < config.convergence_threshold).sum().item() / len(x)
+    return new_contexts, sum(losses) / len(losses), converged
 
 
-def phase1(
-    p,
-    table,
-    train_ids,
-    *,
-    max_iterations,
-    batch_size,
-    lr,
-    noise_std,
-    initial_std,
-    centroid_weight,
-    clip_norm,
-    threshold,
-    stop_rate,
-    plateau_rate,
-    plateau_gain,
-    plateau_patience,
-    seed,
-):
+def phase1(p, table, train_ids, config, seed):
     """Train the ContextBlock; rates are shares in [0, 1]; `losses[0]` and `rates[0]` are iteration 2's."""
     generator = torch.Generator().manual_seed(seed)
     parameters = trainable(p, ("context_block.",))
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     x = normed_embedding(table, train_ids[:-1])
-    n, context_dim = len(x), len(p["context_block.linear.weight"])
-
-    contexts = torch.randn(n, context_dim, generator=generator) * initial_std
+    contexts = torch.randn(len(x), len(p["context_block.linear.weight"]), generator=generator)
+    contexts = contexts * config.initial_std
     losses, rates, stalled, iteration, stop_reason = [], [], 0, 1, "max_iterations"
-    while iteration < max_iterations:
+    while iteration < config.max_iterations:
         iteration += 1
-        contexts, loss, rate = phase1_iteration(
-            p,
-            optimizer,
-            x,
-            contexts,
-            generator,
-            batch_size=batch_size,
-            noise_std=noise_std,
-            centroid_weight=centroid_weight,
-            clip_norm=clip_norm,
-            threshold=threshold,
-        )
+        contexts, loss, rate = phase1_iteration(p, optimizer, x, contexts, generator, config)
         losses.append(loss)
         rates.append(rate)
-
-        if rates[-1] >= stop_rate:
+        if rate >= config.stop_rate:
             stop_reason = "converged"
             break
-        gained_little = len(rates) > 1 and rates[-1] - rates[-2] < plateau_gain
-        stalled = stalled + 1 if rates[-1] > plateau_rate and gained_little else 0
-        if stalled >= plateau_patience:
+        gained_little = len(rates) > 1 and rate - rates[-2] < config.plateau_gain
+        stalled = stalled + 1 if rate > config.plateau_rate and gained_little else 0
+        if stalled >= config.plateau_patience:
             stop_reason = "plateau"
             break
-
     for tensor in parameters:
         tensor.requires_grad_(False)
     result = {"losses": losses, "rates": rates, "iterations": iteration}
@@ -170,49 +138,33 @@ def effective_rank(contexts, max_rows, generator):
     return math.exp(-(s * s.log()).sum().item()) / contexts.shape[1]
 
 
-def gather_slots(contexts, positions, interval, max_contexts):
+def gather_slots(contexts, positions, shape):
     """contexts[i - interval * k] for k < max_contexts, zero before the start: (B, S, C) and exists (B, S)."""
     slots, exists = [], []
-    for k in range(max_contexts):
-        index = positions - interval * k
+    for k in range(shape.max_contexts):
+        index = positions - shape.interval * k
         slots.append(contexts[index.clamp(min=0)] * (index >= 0)[:, None])
         exists.append(index >= 0)
     return torch.stack(slots, dim=1), torch.stack(exists, dim=1)
 
 
-def phase2_logits(
-    p,
-    table,
-    ids,
-    contexts,
-    positions,
-    *,
-    interval,
-    max_contexts,
-    num_heads,
-    embeddings=None,
-    dropout_mask=None,
-    dropout=0.0,
-    masked=False,
-):
+def phase2_logits(p, table, ids, contexts, positions, shape, dropout=0.0, embeddings=None):
     """Next-token logits (B, V) at `positions` (B,).
 
-    `embeddings` (n, H) are those of all positions, as the original caches them; None computes the batch's.
-    `masked` leaves out the slots before the start (variable-count); otherwise they are zero vectors and take
-    part. `dropout_mask` (B, heads, S) multiplies the attention weights and carries its own 1 / (1 - rate).
+    With `kv_method` "variable" slots before the start are masked; with "fixed" they are zero vectors and take
+    part. `embeddings` (n, H) are those of all positions, as the original caches them; None computes the
+    batch's.
     """
     x = normed_embedding(table, ids[positions]) if embeddings is None else embeddings[positions]  # (B, H)
-    slots, exists = gather_slots(contexts, positions, interval, max_contexts)
-    q = linear(p, "attention.q", x).unflatten(-1, (num_heads, -1))  # (B, heads, D)
-    k = linear(p, "attention.k", slots).unflatten(-1, (num_heads, -1))  # (B, S, heads, D)
-    v = linear(p, "attention.v", slots).unflatten(-1, (num_heads, -1))
+    slots, exists = gather_slots(contexts, positions, shape)
+    q = linear(p, "attention.q", x).unflatten(-1, (shape.num_heads, -1))  # (B, heads, D)
+    k = linear(p, "attention.k", slots).unflatten(-1, (shape.num_heads, -1))  # (B, S, heads, D)
+    v = linear(p, "attention.v", slots).unflatten(-1, (shape.num_heads, -1))
 
     scores = torch.einsum("bhd,bshd->bhs", q, k) / math.sqrt(q.shape[-1])
-    if masked:
+    if shape.kv_method == "variable":
         scores = scores.masked_fill(~exists[:, None, :], -math.inf)
     weights = F.dropout(scores.softmax(dim=-1), dropout)
-    if dropout_mask is not None:
-        weights = weights * dropout_mask
     mixed = torch.einsum("bhs,bshd->bhd", weights, v).flatten(1)  # (B, H)
 
     h = norm(p, "attention", x + linear(p, "attention.out", mixed))
@@ -220,9 +172,10 @@ def phase2_logits(
     return h @ table.T
 
 
-def phase2_step(p, optimizer, table, train_ids, contexts, positions, **attention):
+def phase2_step(p, optimizer, table, train_ids, contexts, positions, shape, embeddings=None):
     """One optimizer step on the batch at `positions` (B,); returns its mean loss."""
-    logits = phase2_logits(p, table, train_ids, contexts, positions, **attention)
+    dropout = shape.attention_dropout
+    logits = phase2_logits(p, table, train_ids, contexts, positions, shape, dropout, embeddings)
     loss = F.cross_entropy(logits, train_ids[positions + 1])
     optimizer.zero_grad()
     loss.backward()
@@ -231,57 +184,33 @@ def phase2_step(p, optimizer, table, train_ids, contexts, positions, **attention
 
 
 @torch.no_grad()
-def evaluate(p, table, all_ids, contexts, batch_size, **attention):
+def evaluate(p, table, all_ids, contexts, batch_size, shape):
     """Mean next-token loss and accuracy over every input position of `all_ids`."""
     total_loss, correct, n = 0.0, 0, len(all_ids) - 1
     for positions in torch.arange(n).split(batch_size):
-        logits = phase2_logits(p, table, all_ids, contexts, positions, **attention)
+        logits = phase2_logits(p, table, all_ids, contexts, positions, shape)
         targets = all_ids[positions + 1]
         total_loss += F.cross_entropy(logits, targets, reduction="sum").item()
         correct += (logits.argmax(dim=-1) == targets).sum().item()
     return total_loss / n, correct / n
 
 
-def phase2(
-    p,
-    table,
-    train_ids,
-    train_contexts,
-    val_ids,
-    val_contexts,
-    *,
-    interval,
-    max_contexts,
-    num_heads,
-    lr,
-    weight_decay,
-    batch_size,
-    max_epochs,
-    patience,
-    permutations,
-    dropout=0.0,
-    masked=False,
-):
+def phase2(p, table, train_ids, train_contexts, val_ids, val_contexts, shape, config, permutations):
     """Train attention and feed-forward; `permutations(epoch)` orders the train positions, epochs from 1.
 
     Afterwards `p` holds the last epoch's weights, not the best's. Dropout draws from torch's global state.
     """
-    attention = {"interval": interval, "max_contexts": max_contexts, "num_heads": num_heads, "masked": masked}
     parameters = trainable(p, ("attention.", "feed_forward."))
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     step_losses, epochs = [], []
     best_ppl, best_epoch, no_improve, stop_reason = math.inf, 0, 0, "max_epochs"
-
-    for epoch in range(1, max_epochs + 1):
+    for epoch in range(1, config.max_epochs + 1):
         total_loss, n = 0.0, len(train_ids) - 1
-        for positions in permutations(epoch).split(batch_size):
-            loss = phase2_step(
-                p, optimizer, table, train_ids, train_contexts, positions, dropout=dropout, **attention
-            )
+        for positions in permutations(epoch).split(config.batch_size):
+            loss = phase2_step(p, optimizer, table, train_ids, train_contexts, positions, shape)
             step_losses.append(loss)
             total_loss += loss * len(positions)
-
-        val_loss, val_acc = evaluate(p, table, val_ids, val_contexts, batch_size, **attention)
+        val_loss, val_acc = evaluate(p, table, val_ids, val_contexts, config.batch_size, shape)
         val_ppl = math.exp(val_loss)
         improved = val_ppl < best_ppl
         if improved:
@@ -290,10 +219,9 @@ def phase2(
             no_improve += 1
         row = {"epoch": epoch, "train_ppl": math.exp(total_loss / n), "val_ppl": val_ppl, "val_acc": val_acc}
         epochs.append(row | {"improved": improved, "no_improve": no_improve})
-        if no_improve >= patience:
+        if no_improve >= config.patience:
             stop_reason = "early_stopping"
             break
-
     for tensor in parameters:
         tensor.requires_grad_(False)
     result = {"step_losses": step_losses, "epochs": epochs}

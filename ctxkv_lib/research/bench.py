@@ -167,18 +167,8 @@ def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> dic
 
         def step() -> float:
             nonlocal contexts
-            contexts, loss, _ = reference.phase1_iteration(
-                weights,
-                optimizer,
-                embeddings,
-                contexts,
-                generator,
-                batch_size=settings.batch_size,
-                noise_std=settings.noise_std,
-                centroid_weight=settings.centroid_weight,
-                clip_norm=settings.clip_norm,
-                threshold=settings.convergence_threshold,
-            )
+            found = reference.phase1_iteration(weights, optimizer, embeddings, contexts, generator, settings)
+            contexts, loss, _ = found
             return loss
 
         return step
@@ -226,11 +216,8 @@ def phase2_steps(
             table,
             inputs,
             contexts[1:],
+            shape=shape,
             embeddings=reference.normed_embedding(table, inputs[:-1]),  # of every token
-            interval=shape.interval,
-            max_contexts=shape.max_contexts,
-            num_heads=shape.num_heads,
-            dropout=shape.attention_dropout,
         )
         return endless(step, lambda: iter(order.to(model.device).split(size)))
 

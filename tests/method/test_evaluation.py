@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import SLOTS, TINY, cloned, tiny_ids, tiny_method
+from conftest import TINY, cloned, tiny_ids, tiny_method
 
 from ctxkv_lib.method import evaluation, reference
 from ctxkv_lib.method.caches import StreamCache
@@ -36,7 +36,7 @@ def test_scores_equal_the_reference_and_leave_out_dropout(stream, pieces, monkey
     model = tiny_method(attention_dropout=0.5).train()
     score, p = evaluate(model, stream, Shards(pieces)), cloned(model)
     ids, contexts = stream.ids.long(), stream.contexts[1:]
-    loss, accuracy = reference.evaluate(p, p["wte.weight"], ids, contexts, 50, **SLOTS)
+    loss, accuracy = reference.evaluate(p, p["wte.weight"], ids, contexts, 50, model.config)
     assert (score.loss, score.accuracy) == pytest.approx((loss, accuracy), rel=1e-5)
     assert model.training
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHAPES, SLOTS, TINY, cloned, tiny_ids, tiny_method
+from conftest import SHAPES, TINY, cloned, tiny_ids, tiny_method
 from torch import nn
 
 from ctxkv_lib.method import reference
@@ -58,11 +58,8 @@ def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
     found = model.logits(cache.attend(model, positions)[0], cache.ids[positions])
     (found * direction).sum().backward()
     torch.manual_seed(3)
-    masked = kv_method == "variable"
     ids, contexts = cache.ids.long(), cache.contexts[1:]
-    expected = reference.phase2_logits(
-        p, p["wte.weight"], ids, contexts, positions, **SLOTS, dropout=dropout, masked=masked
-    )
+    expected = reference.phase2_logits(p, p["wte.weight"], ids, contexts, positions, model.config, dropout)
     (expected * direction).sum().backward()
 
     torch.testing.assert_close(found, expected)

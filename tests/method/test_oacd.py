@@ -42,24 +42,7 @@ def train(model, ids, config, loss=None, pieces=1):
 
 
 def train_reference(p, ids, config):
-    return reference.phase1(
-        p,
-        p["wte.weight"],
-        ids,
-        max_iterations=config.max_iterations,
-        batch_size=config.batch_size,
-        lr=config.learning_rate,
-        noise_std=config.noise_std,
-        initial_std=config.initial_std,
-        centroid_weight=config.centroid_weight,
-        clip_norm=config.clip_norm,
-        threshold=config.convergence_threshold,
-        stop_rate=config.stop_rate,
-        plateau_rate=config.plateau_rate,
-        plateau_gain=config.plateau_gain,
-        plateau_patience=config.plateau_patience,
-        seed=7,
-    )
+    return reference.phase1(p, p["wte.weight"], ids, config, seed=7)
 
 
 def assert_same_weights(model, expected, tolerance):

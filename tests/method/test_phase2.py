@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SLOTS, TINY, cloned, tiny_ids, tiny_method
+from conftest import TINY, cloned, tiny_ids, tiny_method
 
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.caches import StreamCache, epoch_order, epoch_seed
@@ -53,28 +53,14 @@ def train(config=CONFIG, model=None, loop=None, data=TRAIN, stepper=Stepper):
     return model, epochs, result.stop_reason
 
 
-def train_reference(p, config, kv_method="fixed", dropout=0.0):
+def train_reference(p, config, shape):
     def order(epoch):
         torch.manual_seed(epoch_seed(SEED, epoch))  # the epoch's dropout
         return epoch_order(len(TRAIN), SEED, epoch)
 
-    return reference.phase2(
-        p,
-        p["wte.weight"],
-        TRAIN.ids.long(),
-        TRAIN.contexts[1:],
-        VAL.ids.long(),
-        VAL.contexts[1:],
-        **SLOTS,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        batch_size=config.batch_size,
-        max_epochs=config.max_epochs,
-        patience=config.patience,
-        permutations=order,
-        dropout=dropout,
-        masked=kv_method == "variable",
-    )
+    table, val_ids = p["wte.weight"], VAL.ids.long()
+    streams = TRAIN.ids.long(), TRAIN.contexts[1:], val_ids, VAL.contexts[1:]
+    return reference.phase2(p, table, *streams, shape, config, order)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -83,7 +69,7 @@ def test_every_step_equals_the_reference(kv_method, dropout):
     """Of 1,399 positions, the last of 52 batches has 22."""
     model = tiny_method(kv_method=kv_method, attention_dropout=dropout)
     config, p = Phase2Config(max_epochs=1, batch_size=27), cloned(model)
-    expected, steps = train_reference(p, config, kv_method, dropout), Steps(config)
+    expected, steps = train_reference(p, config, model.config), Steps(config)
     train(config, model, steps)
     assert len(steps.losses) == 52
     torch.testing.assert_close(steps.losses, expected["step_losses"], atol=2e-4, rtol=0)
@@ -96,7 +82,7 @@ def test_every_step_equals_the_reference(kv_method, dropout):
 def test_a_whole_training_equals_the_reference_and_keeps_the_best_epoch(dropout):
     model = tiny_method(attention_dropout=dropout)
     config = Phase2Config(max_epochs=30, batch_size=100, learning_rate=0.02, patience=2)
-    expected = train_reference(cloned(model), config, dropout=dropout)
+    expected = train_reference(cloned(model), config, model.config)
     _, epochs, reason = train(config, model)
     assert (reason, len(epochs)) == (expected["stop_reason"], len(expected["epochs"]))
     for ours, theirs in zip(epochs, expected["epochs"], strict=True):
