@@ -232,15 +232,11 @@ def run(options: argparse.Namespace) -> None:
     with _loading(out):
         from .experiments import run
 
-    finished = run(config, out, epoch_printer(config.phase2.max_epochs), **_again(options))
+    finished = run(config, out, epoch_printer(config.phase2.max_epochs), options.again)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
     _measured(options, [finished])
     print(f"Report: {out / 'report.md'}")
-
-
-def _again(options: argparse.Namespace) -> dict[str, Any]:
-    return {"again": True} if options.again else {}
 
 
 def _measured(options: argparse.Namespace, runs: list[Any]) -> list[Any]:
@@ -264,12 +260,15 @@ def compare(options: argparse.Namespace) -> None:
 
     out = options.out or comparison_folder(configs)
     with _loading(out):
-        from .experiments import compare
+        from .experiments import compare, write_comparison
         from .report import comparison_table
 
     listener = epoch_printer(largest.phase2.max_epochs)
-    runs = compare(configs, options.out or DEFAULT_ROOT, out, listener, **_again(options))
-    print(comparison_table([finished.summary for finished in _measured(options, runs)]))
+    runs = compare(configs, options.out or DEFAULT_ROOT, out, listener, options.again)
+    if options.measure:
+        runs = _measured(options, runs)
+        ranks.on_rank_0(lambda: write_comparison(runs, out))
+    print(comparison_table([finished.summary for finished in runs]))
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
 

@@ -6,7 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # What torch's RuntimeErrors say of memory: its CPU allocator, mps, CUDA's driver, cuBLAS.
-NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)
 LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
 
 

@@ -127,21 +127,21 @@ def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path):
         configured.append(settings)
         return build_config("ci")
 
-    def run(config, out, listener, **options):
-        ran.append(options)
+    def run(config, out, listener, again):
+        ran.append(again)
         return SimpleNamespace(summary={"phase2": {"best_epoch": 1, "val_ppl": 2.0, "val_acc": 0.5}})
 
-    monkeypatch.setattr("ctxkv_lib.data.local_files.configure", configure)
+    monkeypatch.setattr("ctxkv_lib.runs.configure.configure", configure)
     monkeypatch.setattr("ctxkv_lib.experiments.run", run)
     monkeypatch.setattr("ctxkv_lib.research.measure.measure", measured.append)
     plain = ["run", "--preset", "ci", "--out", str(tmp_path / "run")]
     plug_ins = {name: f"package.module:{name.title()}" for name in ("block", "loss", "attention", "mixer")}
     words = [word for name, value in plug_ins.items() for word in (f"--{name}", value)]
     assert main(plain) == 0
-    assert (configured, ran, measured) == ([{}], [{}], [])
+    assert (configured, ran, measured) == ([{}], [False], [])
     assert main([*plain, *words, "--again", "--measure", "--set", "phase2.patience=2"]) == 0
     assert configured[1] == {**plug_ins, "phase2.patience": "2"}
-    assert ran[1] == {"again": True}
+    assert ran[1] is True
     assert len(measured) == 1
 
 

@@ -60,6 +60,8 @@ def source_file(part: Any) -> Path:
     file = getattr(module, "__file__", None)
     if module is None or file is None or module.__name__ == "__main__" or "<locals>" in part.__qualname__:
         raise ValueError(f"{part.__qualname__} is defined in a notebook or a function, not in a module")
+    if Path(file).stem in {name for names in FILES.values() for name in names} and Path(file).parent != HERE:
+        raise ValueError(f"{file} is named like a file of the model itself; rename it")
     for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ctxkv_lib")):
             line = f"from {'.' * node.level}{node.module or ''}."
