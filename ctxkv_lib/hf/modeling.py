@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..method.config import ModelConfig as ModelConfig
 from ..method.losses import add_to_logit as add_to_logit
 from ..method.model import ContextKV, project_inputs, without_autocast
-from ..method.scan import SEGMENT, scan_rows
+from ..method.scan import SEGMENT
 from ..method.settings import require
 from ..method.windows import Window as Window
 from .cache import ContextCache
@@ -21,6 +21,7 @@ from .configuration import ContextKVConfig
 from .export import AUTO_MAP, write_code
 from .plugins import NAMED as NAMED
 from .plugins import parts_of
+from .prefill import scan_rows
 
 LONG = 4 * SEGMENT  # columns from which on a text is computed in segments: there as fast, and then faster
 TOLERANCE = 1e-5  # of a component of the contexts of long texts

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import TemplateError
@@ -16,6 +16,7 @@ from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, notice, progress_bar
 from ..runs.config import ExperimentConfig, changed_settings, flat
+from ..runs.plugins import PlugIn
 from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
 from ..views.axes import save
 from ..views.study import sweep_figure
@@ -197,7 +198,9 @@ def _facts(cell: Cell, folder: Path, state: str, error: str | None = None, run: 
 
 def _identity(config: ExperimentConfig) -> str:
     """Identify a configuration, also after settings were added whose defaults do what was done before."""
-    defaults = dict(flat(ExperimentConfig("", "").to_dict()))
+    plugins = {hook: replace(PlugIn.of(plugin.name), source="") for hook, plugin in config.plugins.items()}
+    plain = ExperimentConfig("", "", plugins=plugins).to_dict()
+    defaults = {key: value for key, value in flat(plain) if not key.endswith(".plugin")}
     return digest({key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)})
 
 
@@ -205,7 +208,7 @@ def _results(outcomes: Sequence[Outcome]) -> Facts:
     """`sweep.json`."""
     variants = {}
     for cell in (outcome.cell for outcome in outcomes):
-        changed = changed_settings(cell.config.to_dict()).items()
+        changed = changed_settings(cell.config).items()
         settings = {key: value for key, value in changed if key != "runtime.seed"}
         named = {"preset": cell.config.preset, "recipe": cell.config.recipe}
         variants[cell.variant] = {**named, "settings": settings}

@@ -52,6 +52,8 @@ def load_trained(
         return model.to(device), load_tokenizer(run.config.data.tokenizer)
     refuse_unserved(run.config)
     refuse_damaged(run.path, "model")
+    for hook in run.config.plugins.keys() & {"block", "attention"}:
+        loaded(run.config.plugins[hook])  # refuses another class of the same name
     with transformers_bars_hidden():
         model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
     return model.to(device), AutoTokenizer.from_pretrained(folder)

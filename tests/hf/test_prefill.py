@@ -7,7 +7,7 @@ from conftest import TINY, tiny_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxkv_lib.hf import modeling
+from ctxkv_lib.hf import modeling, prefill
 from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method import scan
 from ctxkv_lib.method.config import Phase1Config
@@ -89,7 +89,7 @@ def test_only_attention_sees_long_texts_in_lock_step_while_the_block_is_trained(
     """The segmented scan has no gradient, so the block must not be computed by it."""
     monkeypatch.setattr(modeling, "LONG", 1)
     scans = []
-    monkeypatch.setattr(modeling, "scan_rows", lambda *a: scans.append(1) or scan.scan_rows(*a))
+    monkeypatch.setattr(modeling, "scan_rows", lambda *a: scans.append(1) or prefill.scan_rows(*a))
     model, ids = tiny_model(), tiny_ids(40)[None]
     for phase, expected in ((2, 1), (1, 1)):
         model.set_phase(phase)

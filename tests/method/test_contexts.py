@@ -8,13 +8,14 @@ from conftest import TINY, tiny_ids, tiny_method
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctxkv_lib.hf.prefill import scan_rows
 from ctxkv_lib.method import contexts as method
 from ctxkv_lib.method import reference, scan
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts, stream_contexts
 from ctxkv_lib.method.model import Parts
 from ctxkv_lib.method.oacd import train_context_block
-from ctxkv_lib.method.scan import CHECK_EVERY, SEGMENT, scan_rows
+from ctxkv_lib.method.scan import CHECK_EVERY, SEGMENT
 from ctxkv_lib.research.tuned import StructuredBlock
 
 WIDTH = TINY["context_dim"]

@@ -28,7 +28,7 @@ class Copying:
     device = torch.device("cpu")
 
     def __init__(self, slot):
-        self.slot, self.config = slot, tiny_model(context_dim=TINY["vocab_size"]).config
+        self.slot, self.window = slot, tiny_model().window
         self.wte = torch.nn.Embedding(TINY["vocab_size"], TINY["vocab_size"])
         self.wte.weight.data = 30 * torch.eye(TINY["vocab_size"])
 
@@ -103,14 +103,14 @@ def test_others_are_read_as_the_model_would_read_them():
     cache = StreamCache(ids.int(), torch.randn(90, TINY["context_dim"]))
     positions, first = torch.tensor([12, 40, 88]), 12
     count = 89 - first
-    other = elsewhere(cache, model.config, first)
-    own = cache.gather(positions, model.config).window
-    far = cache.gather(first + (positions - first + count // 2) % count, model.config).window
+    other = elsewhere(cache, model.window, first)
+    own = cache.gather(positions, model.window).window
+    far = cache.gather(first + (positions - first + count // 2) % count, model.window).window
     mixed = far.clone()
     mixed[:, 1] = own[:, 1]
     expected = {zero: own * 0, other: far, alone(1, other): mixed}
     for change, window in expected.items():
-        batch = Ablated(cache, change).gather(positions, model.config)
+        batch = Ablated(cache, change).gather(positions, model.window)
         assert torch.equal(batch.window, window)
         losses, _ = token_scores(model, Ablated(cache, change), positions)
         hidden, _ = model.eval().attend(model.embed(ids[positions]), window, batch.present)

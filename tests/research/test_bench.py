@@ -112,7 +112,7 @@ def test_people_get_a_table_and_a_figure(measured):
     [
         (["--rounds=0"], ["--rounds is 0; allowed: 1 or more"]),
         (["--set=model.anchor=grid"], ["The original has model.anchor=current only"]),
-        (["--recipe=tuned"], ["model.slots=uniform, ", "model.output=residual", "model.repeat_logit=0.0"]),
+        (["--recipe=tuned"], ["has no plug-ins; take block=none"]),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, messages, capsys):

@@ -71,7 +71,7 @@ def test_the_command_probes_a_run(plain, finished, capsys):
     assert json.loads(capsys.readouterr().out) == {n: finished.summary[n] for n in ("probe", "ablations")}
     assert main(["probe", str(plain.path)]) == 0
     shown = capsys.readouterr().out
-    assert "Horizon (tokens)" in shown
+    assert "Memory span (tokens)" in shown
     assert "of another conversation" in shown
 
 

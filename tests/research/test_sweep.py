@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ctxkv_lib.research.sweep import finished_runs, sweep
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.configure import configure
 from ctxkv_lib.runs.listing import list_runs
+from ctxkv_lib.runs.models import shapes
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.verification import verify
@@ -312,6 +314,23 @@ def test_the_committed_studies_are_what_a_sweep_writes(part):
     entries = module._entries(STUDY / part / "sweep.json")
     assert sweep_table.summarize(results["variants"], list(entries.values())) == results
     assert (STUDY / part / "sweep.md").read_text() == sweep_table.sweep_document(results)
+
+
+@pytest.mark.parametrize("part", sorted(path.name for path in STUDY.iterdir()))
+def test_the_committed_studies_go_on_from_their_results(part, tmp_path, monkeypatch):
+    """Every cell is found among the recorded ones, with as many trained weights, and none runs."""
+    cells, out = cells_of(read_protocol(STUDY.parent / f"{part}.json"), lambda _: None), tmp_path / part
+    shutil.copytree(STUDY / part, out)
+    monkeypatch.setattr(module, "run", None)
+    outcomes = sweep(cells, tmp_path / "runs", out)
+    assert {outcome.state for outcome in outcomes} == {"finished"}
+    assert [each.facts["trained"] for each in outcomes] == [
+        shapes(each.config)[0]["trainable_phase2"] for each in cells
+    ]
+    written, before = (read_json(folder / "sweep.json") for folder in (out, STUDY / part))
+    assert written["variants"] == before["variants"]
+    assert written["ngrams"] == before["ngrams"]
+    assert sorted(map(str, written["cells"])) == sorted(map(str, before["cells"]))
 
 
 @pytest.mark.slow
