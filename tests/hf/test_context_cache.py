@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY, tiny_ids, tiny_model
+from conftest import TINY, NearestTwo, tiny_ids, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -66,25 +66,10 @@ def test_every_way_of_reading_gives_the_same_logits(data):
         torch.testing.assert_close(logits, whole, atol=1e-4, rtol=0)
 
 
-class NearestThree(torch.nn.Module):
-    """A user's attention: the mean of the three nearest contexts, and no attention weights."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.out = torch.nn.Linear(config.context_dim, config.hidden_size)
-
-    @staticmethod
-    def slot_offsets(config):
-        return [0, 1, 2]
-
-    def forward(self, embeddings, window, present):
-        return embeddings + self.out((window * present[..., None]).mean(dim=1))
-
-
 @torch.no_grad()
 def test_a_users_attention_is_served_as_it_is_trained(monkeypatch):
-    monkeypatch.setitem(NAMED, "mine:NearestThree", NearestThree)
-    plugins = {"attention": {"plugin": "mine:NearestThree", "settings": {}}}
+    monkeypatch.setitem(NAMED, "mine:NearestTwo", NearestTwo)
+    plugins = {"attention": {"plugin": "mine:NearestTwo", "settings": {}}}
     model, ids = tiny_model(plugins=plugins).eval(), tiny_ids(12)
     whole = model(ids[None], output_attentions=True)
     assert whole.attentions is None
