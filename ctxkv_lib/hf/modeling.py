@@ -75,7 +75,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         super().tie_weights(*args, **kwargs)
         self.set_phase(2)
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
         """Save as transformers does, with the model's code beside its weights.
 
         Raises:

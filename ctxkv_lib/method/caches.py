@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Protocol, Self
+from operator import itemgetter
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -42,14 +43,15 @@ class Batch:
         size = max(1, -(-len(self) // pieces))
         for start in range(0, len(self), size):
             rows = slice(start, min(start + size, len(self)))
-            yield (self if pieces == 1 else self._each(lambda tensor, rows=rows: tensor[rows])), rows
+            yield self if pieces == 1 else self._each(itemgetter(rows)), rows
 
     def to(self, device: torch.device) -> Self:
         return self._each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         held = (getattr(self, field.name) for field in fields(self))
-        return type(self)(*(tensor if tensor is None else change(tensor) for tensor in held))
+        changed: Any = (tensor if tensor is None else change(tensor) for tensor in held)
+        return type(self)(*changed)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -1,18 +1,19 @@
 """`ctxkv bench`: speed and memory of this package, on the machine at hand and on a real token stream.
 
-All in one process and side by side: compared with the original's way of computing (`method.reference`), with
-the floor that the machine's own rate of matrix products sets, and with a GPT-2 block and its key-value cache.
+Everything is measured in one process, in turns: beside the original's way of computing (`method.reference`),
+the time that the step's matrix products alone would take, and a GPT-2 block with its key-value cache.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
-from itertools import chain, count, repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -21,52 +22,77 @@ from ..experiments import prepare
 from ..files import write_json
 from ..hf.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method import reference
-from ..method.caches import Batch, StreamCache, epoch_order
+from ..method.caches import StreamCache, epoch_order
 from ..method.config import ModelConfig
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts
-from ..method.memory import mib
 from ..method.model import ContextBlock, ContextKV, project_inputs
 from ..method.oacd import train_iteration
 from ..method.phase2 import Stepper, batch_gradients
+from ..report.tables import terminal_table
 from ..runs.config import ExperimentConfig
 from ..runs.provenance import PRECISIONS, device_name, versions
-from ..runs.published import PUBLISHED
-from ..runs.settings import BLOCK_TOKENS, POOL_BLOCKS, STRIDE
-from ..runs.streamed import Streamed, project_vocabulary
-from ..views.axes import save
-from .bench_results import bench_figure
-from .bench_results import bench_table as bench_table
-from .timing import interleaved, operations, peak_bytes, product_rate
+from ..views.axes import panels, save, styled
+from .timing import Steps, compare, interleaved, product_rate
 
 # Settings of the model that the reference takes; it knows all others as published only.
-SIZES = {"hidden_size", "context_dim", "interval", "max_contexts", "num_heads", "intermediate_size"}
-STEPS_FOR_MEMORY = 3
+TAKEN = {"hidden_size", "context_dim", "interval", "max_contexts", "num_heads", "intermediate_size"}
+TAKEN |= {"vocab_size", "attention_dropout"}
 SCALES = (64, 16, 4, 1)  # the stream's length over that of the beginnings that are timed
 HISTORIES = (640, 4_000, 32_000)  # tokens read before
 TOKENS_A_ROUND = 8
 PREFILL_ROUNDS = 3  # at most: the GPT-2 block reads its longest history for many seconds
+MODELS = {"ours": "Context-KV", "gpt2": "GPT-2 block"}
+PHASES = {"phase1": "Phase 1, one iteration", "phase2": "Phase 2, one step"}
 
-Step = Callable[[], float | Tensor]  # does one iteration or optimiser step, and returns its mean loss
+# Columns of the tables: key in the results, header and format.
+TRAINING = [
+    ("seconds", "seconds", ",.4f"),
+    ("ratio", "times as fast", ".2f"),
+    ("floor_share", "matrix products' share", ".0%"),
+    ("peak_mib", "peak MiB", ",.0f"),
+    ("loss_difference", "loss differs by", ".1e"),
+]
+SCALING = [
+    ("phase1_us", "Phase 1 iteration (µs)", ",.1f"),
+    ("contexts_us", "exact contexts (µs)", ",.1f"),
+    ("phase2_us", "Phase 2 step (µs)", ",.1f"),
+    ("cache_bytes", "caches (bytes)", ",.1f"),
+]
+GENERATION = [
+    (f"{name}_{key}", f"{model}, {what}", form)
+    for key, what, form in (
+        ("tokens_per_second", "tokens/s", ",.1f"),
+        ("bytes_per_position", "cache bytes a position", ",.0f"),
+        ("prefill_seconds", "prefill seconds", ",.4f"),
+    )
+    for name, model in MODELS.items()
+]
+
+Row = Mapping[str, float]
 Results = dict[str, Any]
 
 
 def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) -> Results:
-    """Measure everything, and leave `bench.json` and `bench.png` in `out`.
+    """Measure everything, and write `bench.json` and `bench.png` into `out`.
 
     Args:
         config: the training stream, shapes and batch sizes to measure with.
-        run_folder: of that experiment; it is brought as far as its contexts.
+        run_folder: of that experiment; its stages are run up to the contexts.
         rounds: timed repetitions; medians are reported.
 
     Raises:
-        UserError: as `prepare`; settings that the original does not have; too few rounds.
+        UserError: as `prepare`; settings or plug-ins that the original does not have; too few rounds.
     """
     if rounds < 1:
         raise UserError(f"--rounds is {rounds}; allowed: 1 or more.")
-    taken = {*SIZES, "vocab_size", "attention_dropout"}
-    published = {name: value for name, value in asdict(ModelConfig()).items() if name not in taken}
+    published = {name: value for name, value in asdict(ModelConfig()).items() if name not in TAKEN}
     if others := [f"model.{k}={v}" for k, v in published.items() if getattr(config.model, k) != v]:
         raise UserError(f"The original has {', '.join(others)} only; bench measures with these.")
+    if config.plugins:
+        raise UserError(
+            f"The original has no plug-in as {' or '.join(config.plugins)}; bench measures recipes without, "
+            "such as --recipe exact."
+        )
     prepared = prepare(config, run_folder)
     model, device = prepared.model, prepared.model.device
     ids = prepared.caches["train"].ids.to(device)
@@ -74,9 +100,6 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
     rates = {name: product_rate(dtype, device) for name, dtype in PRECISIONS.items()}
     batch = min(config.phase2.batch_size, len(ids) - 1)
     head = 4 * batch * model.wte.weight.numel()  # two products of the output head
-    phase1 = compare(phase1_steps(model, ids, config), rates, rounds, device, "phase1")
-    phase2 = compare(phase2_steps(model, ids, contexts, config), rates, rounds, device, "phase2", head)
-    steps = PUBLISHED[500]["train_tokens"] / config.phase2.batch_size
     results = {
         "device": device_name(device),
         "versions": versions(),
@@ -85,9 +108,8 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
         "tokens": len(ids) - 1,
         "rounds": rounds,
         "product_gflop_per_second": {name: rate / 1e9 for name, rate in rates.items()},
-        "phase1": phase1,
-        "phase2": phase2,
-        "published_epoch_seconds": {name: row["seconds"] * steps for name, row in phase2.items()},
+        "phase1": compare(phase1_steps(model, ids, config), rates, rounds, device, "phase1"),
+        "phase2": compare(phase2_steps(model, ids, contexts, config), rates, rounds, device, "phase2", head),
         "scaling": scaling(model, ids, config, rounds),
         "generation": generation(ContextKVForCausalLM.from_model(model, {}), rounds),
     }
@@ -96,57 +118,7 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
     return results
 
 
-def compare(
-    makers: Mapping[str, Callable[[], Step]],
-    rates: Mapping[str, float],
-    rounds: int,
-    device: torch.device,
-    title: str,
-    head_operations: int = 0,
-) -> dict[str, dict[str, float]]:
-    """Measure time, memory, loss and distance from the floor of several ways to do the same steps.
-
-    Args:
-        makers: each makes its steps from the same weights; the first is what the others are compared with.
-        rates: of matrix products, `fp32` and `bf16`; only a maker named `bf16` uses the latter.
-        rounds: steps that are timed.
-        head_operations: of the output head in one step, all that is bf16 on a CPU.
-
-    Returns:
-        by name: `seconds`, `ratio` (how many times as fast as the first), `peak_mib` (what building it and
-        three steps take at most), `loss_difference` (largest, from the first's), `operations`,
-        `floor_seconds` (those operations at the measured rates) and `floor_share` (floor / seconds).
-    """
-
-    def few(make: Callable[[], Step]) -> None:
-        step = make()
-        for _ in range(STEPS_FOR_MEMORY):
-            step()
-
-    peaks = {name: peak_bytes(partial(few, make), device) for name, make in makers.items()}
-    losses: dict[str, list[float | Tensor]] = {name: [] for name in makers}
-    steps = {name: make() for name, make in makers.items()}
-    timed = {name: partial(lambda n: losses[n].append(steps[n]()), name) for name in makers}
-    seconds = interleaved(timed, rounds, device, title)
-    first, rows = next(iter(makers)), {}
-    for name, step in steps.items():
-        total = operations(step)
-        in_bf16 = 0 if name != "bf16" else head_operations if device.type == "cpu" else total
-        floor = in_bf16 / rates["bf16"] + (total - in_bf16) / rates["fp32"]
-        differences = [abs(float(a) - float(b)) for a, b in zip(losses[name], losses[first], strict=True)]
-        rows[name] = {
-            "seconds": seconds[name],
-            "ratio": seconds[first] / seconds[name],
-            "peak_mib": mib(peaks[name]),
-            "loss_difference": max(differences),
-            "operations": total,
-            "floor_seconds": floor,
-            "floor_share": floor / seconds[name],
-        }
-    return rows
-
-
-def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> dict[str, Callable[[], Step]]:
+def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> dict[str, Callable[[], Steps]]:
     """Make iterations of Phase 1 on a stream of n + 1 tokens: the original's and ours."""
     settings, device = config.phase1, model.device
 
@@ -159,35 +131,33 @@ def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> dic
         draw_contexts(contexts, settings.initial_std, generator)
         return block, optimizer, contexts, generator
 
-    def original() -> Step:
+    def original() -> Steps:
         block, optimizer, contexts, generator = start()
         weights = {f"context_block.{name}": weight for name, weight in block.named_parameters()}
         contexts = contexts[1:]
         embeddings = reference.normed_embedding(model.wte.weight.detach(), ids[:-1].long())  # of every token
+        while True:
+            contexts, loss, _ = reference.phase1_iteration(
+                weights, optimizer, embeddings, contexts, generator, settings
+            )
+            yield loss
 
-        def step() -> float:
-            nonlocal contexts
-            found = reference.phase1_iteration(weights, optimizer, embeddings, contexts, generator, settings)
-            contexts, loss, _ = found
-            return loss
-
-        return step
-
-    def ours() -> Step:
+    def ours() -> Steps:
         block, optimizer, contexts, generator = start()
         embeddings, tokens = distinct_rows(model, ids[:-1])
-        return lambda: train_iteration(block, optimizer, embeddings, tokens, contexts, settings, generator)[0]
+        while True:
+            yield train_iteration(block, optimizer, embeddings, tokens, contexts, settings, generator)[0]
 
     return {"original": original, "fp32": ours}
 
 
 def phase2_steps(
     model: ContextKV, ids: Tensor, contexts: Tensor, config: ExperimentConfig
-) -> dict[str, Callable[[], Step]]:
+) -> dict[str, Callable[[], Steps]]:
     """Make steps of Phase 2 on padded contexts: the original's, and ours in either precision."""
-    settings, shape = config.phase2, config.model
+    settings, seed = config.phase2, config.runtime.seed
     size = min(settings.batch_size, len(ids) - 1)
-    order = epoch_order(len(ids) - 1, config.runtime.seed, epoch=1)
+    order = epoch_order(len(ids) - 1, seed, epoch=1)
     order = order[: len(order) // size * size]  # whole batches only
 
     def start() -> tuple[ContextKV, Stepper]:
@@ -195,44 +165,30 @@ def phase2_steps(
         copied.set_phase(2)
         return copied, Stepper(copied.trained_weights(), settings, len(ids) - 1)
 
-    def endless(step: Callable[[Any], float | Tensor], epoch: Callable[[], Iterator[Any]]) -> Step:
-        """Steps of one epoch after another, whose dropout is drawn alike for everyone."""
-        batches = chain.from_iterable(epoch() for _ in repeat(None))
-        seeds = count(config.runtime.seed)
+    def endless(epoch: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        """Yield batches of one epoch after another; all candidates draw the same dropout for a step."""
+        for step, batch in enumerate(chain.from_iterable(epoch() for _ in repeat(None))):
+            torch.manual_seed(seed + step)
+            yield batch
 
-        def following() -> float | Tensor:
-            torch.manual_seed(next(seeds))
-            return step(next(batches))
-
-        return following
-
-    def original() -> Step:
+    def original() -> Steps:
         copied, stepper = start()
-        table, inputs = copied.wte.weight.detach(), ids.long()
-        step = partial(
-            reference.phase2_step,
-            dict(copied.named_parameters()),
-            stepper.optimizer,
-            table,
-            inputs,
-            contexts[1:],
-            shape=shape,
-            embeddings=reference.normed_embedding(table, inputs[:-1]),  # of every token
-        )
-        return endless(step, lambda: iter(order.to(model.device).split(size)))
+        weights, table, inputs = dict(copied.named_parameters()), copied.wte.weight.detach(), ids.long()
+        embeddings = reference.normed_embedding(table, inputs[:-1])  # of every token
+        for positions in endless(lambda: order.to(model.device).split(size)):
+            yield reference.phase2_step(
+                weights, stepper.optimizer, table, inputs, contexts[1:], positions, config.model, embeddings
+            )
 
-    def ours(precision: torch.dtype) -> Step:
+    def ours(precision: torch.dtype) -> Steps:
         copied, stepper = start()
         table = copied.wte.weight.detach().to(precision)
         cache = StreamCache(ids, contexts.to(precision))
-
-        def step(batch: Batch) -> Tensor:
+        for batch in endless(lambda: cache.batches(order, size, copied)):
             stepper.optimizer.zero_grad()
             loss = batch_gradients(copied, table, batch, size, slice(0, size))
             stepper.step(0)
-            return loss / size
-
-        return endless(step, lambda: cache.batches(order, size, copied))
+            yield loss / size
 
     return {"original": original, **{name: partial(ours, dtype) for name, dtype in PRECISIONS.items()}}
 
@@ -241,40 +197,31 @@ def scaling(model: ContextKV, ids: Tensor, config: ExperimentConfig, rounds: int
     """Measure our time and memory a token on beginnings of a stream, from a sixty-fourth to all of it.
 
     Returns:
-        a row a length: `tokens`; microseconds a token of a Phase 1 iteration, of the exact contexts, of a
-        Phase 2 step and of making a pool of streamed contexts, fp32; `streamed_share`, that of the last in an
-        epoch with them; bytes a token of the caches.
+        a row a length: `tokens`; microseconds a token of a Phase 1 iteration, of the exact contexts and of a
+        Phase 2 step, fp32; bytes a token of the caches.
     """
-    whole, rows = project_vocabulary(model), []
+    rows = []
     candidates: dict[tuple[str, int], Callable[[], Any]] = {}
-    for scale in SCALES:
+    for place, scale in enumerate(SCALES):
         beginning = ids[: (len(ids) - 1) // scale + 1]
         embeddings, tokens = distinct_rows(model, beginning[:-1])
         inputs = project_inputs(model.context_block, embeddings).detach()
         exact = partial(exact_contexts, model.context_block, inputs, tokens, config.phase1.tolerance)
         contexts, _ = exact()
-        streamed = Streamed(beginning, contexts[::STRIDE].contiguous(), whole, torch.float32)
-        rows.append(
-            {"tokens": len(tokens), "cache_bytes": StreamCache(beginning, contexts).nbytes / len(tokens)}
+        size = StreamCache(beginning, contexts).nbytes / len(tokens)
+        rows.append({"tokens": len(tokens), "cache_bytes": size})
+        candidates["phase1", place] = partial(next, phase1_steps(model, beginning, config)["fp32"]())
+        candidates["contexts", place] = exact
+        candidates["phase2", place] = partial(
+            next, phase2_steps(model, beginning, contexts, config)["fp32"]()
         )
-        candidates["phase1", scale] = phase1_steps(model, beginning, config)["fp32"]()
-        candidates["contexts", scale] = exact
-        candidates["streamed", scale] = partial(_first_batch, streamed, model)
-        candidates["phase2", scale] = phase2_steps(model, beginning, contexts, config)["fp32"]()
     seconds = interleaved(candidates, rounds, model.device, "Scaling")
-    read = {"phase2": config.phase2.batch_size, "streamed": BLOCK_TOKENS * POOL_BLOCKS}  # tokens, else all
-    for (name, scale), taken in seconds.items():
-        row = rows[SCALES.index(scale)]
-        row[f"{name}_us"] = taken / min(row["tokens"], read.get(name, row["tokens"])) * 1e6
-    for row in rows:
-        row["streamed_share"] = row["streamed_us"] / (row["streamed_us"] + row["phase2_us"])
+    for (name, place), taken in seconds.items():
+        tokens_read = rows[place]["tokens"]
+        if name == "phase2":
+            tokens_read = min(tokens_read, config.phase2.batch_size)
+        rows[place][f"{name}_us"] = taken / tokens_read * 1e6
     return rows
-
-
-def _first_batch(stream: Streamed, model: ContextKV) -> Any:
-    """The first batch of an epoch, for which a pool of contexts is made."""
-    everything = slice(None)
-    return next(stream.epoch(seed=0, number=1, done=0, size=1, model=model, shard=lambda _: everything))
 
 
 def generation(model: ContextKVForCausalLM, rounds: int) -> list[dict[str, float]]:
@@ -337,3 +284,54 @@ def _gpt2_block(model: ContextKVForCausalLM) -> GPT2LMHeadModel:
 def _nbytes(cache: Any) -> int:
     layers = getattr(cache, "layers", None)  # of a key-value cache
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) if layers else cache.nbytes
+
+
+def bench_table(results: Mapping[str, Any]) -> str:
+    """Format the results for a terminal; `bench.json` has the same and more."""
+    rates = results["product_gflop_per_second"]
+    products = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+    lines = [
+        f"{results['device']}, torch {results['versions']['torch']}; matrix products, GFLOP/s: {products}",
+        f"{results['tokens']:,} tokens of {results['samples']:,} conversations, preset {results['preset']}; "
+        f"medians of {results['rounds']}",
+    ]
+    for phase, title in PHASES.items():
+        lines += ["", _table(title, TRAINING, results[phase])]
+    lengths = {f"{row['tokens']:,}": row for row in results["scaling"]}
+    histories = {f"{row['history']:,}": row for row in results["generation"]}
+    lines += ["", _table("Ours, fp32, a token; tokens of the stream", SCALING, lengths)]
+    lines += ["", _table("Generation; tokens of history", GENERATION, histories)]
+    return "\n".join(lines)
+
+
+def _table(title: str, columns: Iterable[tuple[str, str, str]], rows: Mapping[str, Row]) -> str:
+    header = [title, *(label for _, label, _ in columns)]
+    body = [[name, *(format(row[key], form) for key, _, form in columns)] for name, row in rows.items()]
+    return terminal_table([header, *body])
+
+
+@styled
+def bench_figure(results: Mapping[str, Any]) -> Figure:
+    """Draw seconds of both phases, generation by tokens of history, and time a token by length of stream."""
+    figure, axes = panels(4, size=(11, 8.4), rows=2)
+    for ax, (phase, title) in zip(axes, PHASES.items(), strict=False):
+        rows = results[phase]
+        bars = ax.bar(list(rows), [row["seconds"] for row in rows.values()], label="measured")
+        ax.bar_label(bars, [f"{row['ratio']:.1f}x" for row in rows.values()])
+        floors = [row["floor_seconds"] for row in rows.values()]
+        ax.bar(list(rows), floors, width=0.4, label="its matrix products alone")
+        ax.set(title=title, ylabel="Time (s)")
+    speeds, times = GENERATION[: len(MODELS)], SCALING[:3]
+    for ax, part, key, columns, title, unit in (
+        (axes[2], "generation", "history", speeds, "Generation", "Tokens a second, one by one"),
+        (axes[3], "scaling", "tokens", times, "Ours on longer streams, fp32", "Time a token (µs)"),
+    ):
+        rows = results[part]
+        for name, label, _ in columns:
+            ax.plot([row[key] for row in rows], [row[name] for row in rows], "o-", label=label)
+        ax.set(title=title, xscale="log", xlabel=f"{key.capitalize()} (tokens, log scale)", ylabel=unit)
+        ax.set_ylim(bottom=0)
+    for ax in axes:
+        ax.legend()
+    figure.suptitle(results["device"])
+    return figure

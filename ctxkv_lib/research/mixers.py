@@ -16,7 +16,7 @@ from ..method.config import ModelConfig, Phase1Config
 from ..method.model import ContextKV, Dropout, FeedForward, Parts, parameter_counts, without_autocast
 from ..method.settings import require, setting
 from ..method.windows import Window
-from .tuned import LayerSettings, ResidualLayer, SlotAttention, StructuredBlock, initial_biases
+from .tuned import SLOT_BIASES, LayerSettings, ResidualLayer, SlotAttention, StructuredBlock, initial_biases
 
 GRADIENT_TOKENS = 32  # tokens that the gradient of an end-to-end ContextBlock goes back at most
 TRAINED_BURN_IN = 128  # tokens that a recurrence reads, in training, before those that matter
@@ -86,13 +86,7 @@ class CausalAttention(Mixer):
     @dataclass(frozen=True)
     class Settings(Mixer.Settings):
         slot_bias: str = setting(
-            "learned",
-            "what is added to a token's score, by head and distance",
-            {
-                "learned": "a number, trained from 0",
-                "per_head": "the same, initialised so that each head prefers a distance of its own",
-                "nearest": "the same, initialised so that heads prefer distances 1 to 4, more of them 1",
-            },
+            "learned", "what is added to a token's score, by head and distance", SLOT_BIASES
         )
 
     def add_layers(self, config: ModelConfig, settings: Mixer.Settings) -> None:
@@ -172,11 +166,13 @@ class EndToEnd(nn.Module):
     def served(self, model: ContextKV) -> tuple[ContextKV, dict[str, Any]]:
         """Return a trained model as one that attends to contexts, and the plug-ins that it is made of."""
         parts = Parts(lambda *_: self.context_block, lambda _: self.attention)
-        config = replace(model.config, intermediate_size=self.attention.feed_forward.up.out_features)
+        down: Any = self.attention.feed_forward.down
+        width = down.in_features
+        config = replace(model.config, intermediate_size=width)
         served = ContextKV(config, model.wte.num_embeddings, model.log_unigram is not None, parts)
         served.load_table(model.wte.weight)
         served.log_unigram = model.log_unigram
-        kinds = {"block": StructuredBlock, "attention": SlotAttention}
+        kinds: dict[str, Any] = {"block": StructuredBlock, "attention": SlotAttention}
         return served, {
             hook: {
                 "plugin": f"{kind.__module__}:{kind.__name__}",

@@ -9,6 +9,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..report.tables import MISSING, distinct, literal, markdown_table, ppl, short, terminal_table, whole
+from ..report.templates import at
 
 Facts = dict[str, Any]
 MOST_PERCENT = 1000  # beyond which a change is not worth its digits
@@ -59,14 +60,8 @@ def cell_results(summary: Facts) -> Facts:
 
 def measured(summary: Facts) -> dict[str, float]:
     """Collect what a run's summary has of `MEASURED`."""
-    found = {}
-    for name, (path, *_) in MEASURED.items():
-        value: Any = summary
-        for key in path.split("."):
-            value = value.get(key, {})
-        if isinstance(value, int | float):
-            found[name] = value
-    return found
+    found = {name: at(summary, *path.split(".")) for name, (path, *_) in MEASURED.items()}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def summarize(variants: Facts, cells: Sequence[Facts]) -> Facts:

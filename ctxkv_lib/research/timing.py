@@ -5,20 +5,76 @@ import gc
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..method.memory import mib
 from ..progress import progress_bar
 
 WARM_UP = 2  # rounds that are not counted
 CALLS = {"cpu": 1, "cuda": 20, "mps": 20}  # of a candidate in a round: a GPU is kept busy, as in training
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices whose product is timed
 SAMPLING_SECONDS = 0.002  # between two looks at the process's memory
+STEPS_FOR_MEMORY = 3
+
+Steps = Iterator[float | Tensor]  # each does one iteration or optimiser step, and returns its mean loss
+
+
+def compare(
+    makers: Mapping[str, Callable[[], Steps]],
+    rates: Mapping[str, float],
+    rounds: int,
+    device: torch.device,
+    title: str,
+    head_operations: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Measure time, memory, loss and matrix products of several ways to do the same steps.
+
+    Args:
+        makers: each makes its steps from the same weights; the first is what the others are compared with.
+        rates: of matrix products, `fp32` and `bf16`; only a maker named `bf16` uses the latter.
+        rounds: steps that are timed.
+        head_operations: of the output head in one step, all that is bf16 on a CPU.
+
+    Returns:
+        by name: `seconds`, `ratio` (how many times as fast as the first), `peak_mib` (peak memory of set-up
+        and three steps), `loss_difference` (largest, from the first's), `operations`, `floor_seconds` (those
+        operations at the measured rates) and `floor_share` (floor / seconds).
+    """
+
+    def few(make: Callable[[], Steps]) -> None:
+        for _ in islice(make(), STEPS_FOR_MEMORY):
+            pass
+
+    peaks = {name: peak_bytes(partial(few, make), device) for name, make in makers.items()}
+    losses: dict[str, list[float | Tensor]] = {name: [] for name in makers}
+    steps = {name: make() for name, make in makers.items()}
+    timed = {name: partial(lambda n: losses[n].append(next(steps[n])), name) for name in makers}
+    seconds = interleaved(timed, rounds, device, title)
+    first, rows = next(iter(makers)), {}
+    for name in makers:
+        total = operations(partial(next, steps[name]))
+        in_bf16 = 0 if name != "bf16" else head_operations if device.type == "cpu" else total
+        floor = in_bf16 / rates["bf16"] + (total - in_bf16) / rates["fp32"]
+        differences = [abs(float(a) - float(b)) for a, b in zip(losses[name], losses[first], strict=True)]
+        rows[name] = {
+            "seconds": seconds[name],
+            "ratio": seconds[first] / seconds[name],
+            "peak_mib": mib(peaks[name]),
+            "loss_difference": max(differences),
+            "operations": total,
+            "floor_seconds": floor,
+            "floor_share": floor / seconds[name],
+        }
+    return rows
 
 
 def interleaved(

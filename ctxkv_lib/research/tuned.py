@@ -211,6 +211,13 @@ class ResidualLayer(nn.Module):
         return (hidden if self.residual else added) + self.feed_forward(hidden)
 
 
+SLOT_BIASES = {
+    "learned": "a number, trained from 0",
+    "per_head": "the same, initialised so that each head prefers a slot, or distance, of its own",
+    "nearest": "the same, initialised so that heads prefer slots, or distances, 1 to 4, more of them 1",
+}
+
+
 def initial_biases(slot_bias: str, num_heads: int, slots: int) -> Tensor:
     """Return the initial values of a slot bias, `[num_heads, slots]`, the nearest slot first."""
     biases = torch.zeros(num_heads, slots)
@@ -297,12 +304,7 @@ class SlotAttention(ResidualLayer):
         slot_bias: str = setting(
             "none",
             "what is added to a slot's score, by head",
-            {
-                "none": "nothing",
-                "learned": "a number, trained from 0",
-                "per_head": "the same, initialised so that each head prefers a slot of its own",
-                "nearest": "the same, initialised so that heads prefer slots 1 to 4, more of them 1",
-            },
+            {"none": "nothing", **SLOT_BIASES},
         )
         sink: str = setting(
             "none",

@@ -178,8 +178,7 @@ def plain_source(source: str) -> str:
     """Return Python code without its comments, docstrings and layout."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if documented and ast.get_docstring(node) is not None:
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
@@ -190,7 +189,8 @@ def patched_source(package: str) -> str:
     for name, module in sorted(sys.modules.items()):
         if name.startswith(f"{package}.") and getattr(module, "__file__", None):
             own = [value for value in vars(module).values() if getattr(value, "__module__", "") == name]
-            for place in (module, *filter(inspect.isclass, own)):
+            places: list[Any] = [module, *filter(inspect.isclass, own)]
+            for place in places:
                 for key, value in vars(place).items():
                     is_code = inspect.isfunction(value) or inspect.isclass(value)
                     if is_code and not value.__module__.startswith(OWN) and _is_defined(module, key):

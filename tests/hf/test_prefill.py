@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from ctxkv_lib.hf import modeling, prefill
 from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method import scan
-from ctxkv_lib.method.config import Phase1Config
 
 
 def exact_model(std=0.1, **shape):
-    """In float64, where the roundings that an untrained block amplifies stay small."""
+    """In float64, where fifty roundings that fresh weights make of one stay small."""
     model = tiny_model(**shape).double()
-    model.context_block.init_weights(model.wte.weight, tiny_ids(9), Phase1Config(weight_std=std))
+    with torch.no_grad():
+        model.context_block.linear.weight.mul_(std / 0.1)
     return model.eval()
 
 
@@ -86,18 +86,18 @@ def test_gradients_are_those_of_the_plain_loop(monkeypatch, phase):
 
 
 def test_only_attention_sees_long_texts_in_lock_step_while_the_block_is_trained(monkeypatch):
-    """The segmented scan has no gradient, so the block must not be computed by it."""
+    """The walk has no gradient, so the block must not be read by it."""
     monkeypatch.setattr(modeling, "LONG", 1)
-    scans = []
-    monkeypatch.setattr(modeling, "scan_rows", lambda *a: scans.append(1) or prefill.scan_rows(*a))
+    walks = []
+    monkeypatch.setattr(modeling, "scan_rows", lambda *a: walks.append(1) or prefill.scan_rows(*a))
     model, ids = tiny_model(), tiny_ids(40)[None]
     for phase, expected in ((2, 1), (1, 1)):
         model.set_phase(phase)
         model(ids, labels=ids)
-        assert len(scans) == expected
+        assert len(walks) == expected
     with torch.no_grad():
         model(ids)
-    assert len(scans) == 2
+    assert len(walks) == 2
 
 
 @pytest.mark.parametrize("trained_table", [False, True])

@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SHAPES, TINY
 from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
@@ -20,15 +21,7 @@ from ctxkv_lib.research import tuned
 from ctxkv_lib.research.recipes import RECIPES
 from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock, geometric_offsets, principal_components
 
-VOCABULARY = 211
-TINY = {
-    "hidden_size": 24,
-    "context_dim": 16,
-    "interval": 3,
-    "max_contexts": 4,
-    "num_heads": 3,
-    "intermediate_size": 40,
-}
+VOCABULARY = TINY["vocab_size"]
 LEVERS = {
     "slots": "geometric",
     "slot_bias": "learned",
@@ -45,7 +38,7 @@ def tiny_model(block=None, shapes=None, seed=0, **attention):
         partial(StructuredBlock, settings=StructuredBlock.Settings(**(block or {}))),
         partial(SlotAttention, settings=SlotAttention.Settings(**attention)),
     )
-    return ContextKV(ModelConfig(**{**TINY, **(shapes or {})}), VOCABULARY, parts=parts)
+    return ContextKV(ModelConfig(**{**SHAPES, **(shapes or {})}), VOCABULARY, parts=parts)
 
 
 def structured_block(context_dim, hidden_size, **settings):
