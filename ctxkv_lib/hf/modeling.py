@@ -114,7 +114,8 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             logits_to_keep: only the last so many columns' logits, 0 keeps all; or which columns, int64 `[n]`,
                 which may be none. By default all; but none in training with labels, where only the loss is
                 used and its way is not through them.
-            output_attentions: return the attention weights, `[batch, num_heads, length, max_contexts]`.
+            output_attentions: return the attention weights, `[batch, num_heads, length, max_contexts]`, if
+                the model's attention returns any.
             return_dict: False returns what there is as a tuple.
             loss_options: as transformers' causal losses take them: `num_items_in_batch`, `ignore_index`,
                 `shift_labels`.
@@ -153,7 +154,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(loss=loss, logits=logits)
         if keep:
             output[CACHE_NAME] = cache
-        if attentions:
+        if attentions and weights is not None:
             output["attentions"] = (weights,)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
