@@ -251,5 +251,5 @@ def files_of(folder: Path) -> list[Path]:
 
 def tables() -> list[Path]:
     """What runs share: tables, streams of tokens, and copies of files."""
-    shared = ("cooccurrence-*", "tokens-*", "file-*/*.json", "file-*/*/*")
+    shared = ("cooccurrence-*", "tokens-*", "file-*/*")
     return sorted(path for pattern in shared for path in cache_dir().glob(pattern))

@@ -35,7 +35,7 @@ def kept_file(path: Path) -> Rows:
     """
     path = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
     key = _key(path)
-    copy = cache_dir() / f"file-{key}.safetensors"
+    copy = cache_dir() / f"file-{key}"
     return made_once(lambda: kept_rows(copy, key), lambda: keep_rows(copy, key, _unchanged_rows(path, key)))
 
 

@@ -1,24 +1,24 @@
 """Rows of conversations, read piece by piece, and their copies in the shared cache."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import UserError
-from ..files import read_tensors, write_streamed
+from ..errors import DamagedFile, UserError
+from ..files import checksum, read_sealed_json, replacing, state, write_sealed_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from datasets import Dataset
 
 Split = Literal["train", "validation", "test", "corpus"]
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 Row = tuple[str, Messages]  # a stable name, and the conversation
 
 PIECE_ROWS = 1000  # rows in memory at a time
+ARROW = "rows.arrow"
+CHECKSUMS = "checksums.json"
 
 
 @dataclass(frozen=True)
@@ -85,44 +85,40 @@ def check_available(asked: int, available: int, split: Split, source: str) -> No
         )
 
 
-def keep_rows(path: Path, key: str, rows: Iterable[Row]) -> None:
-    """Write rows to a safetensors file, which `kept_rows` reads piece by piece.
+def keep_rows(folder: Path, key: str, rows: Iterable[Row]) -> None:
+    """Write rows as an Arrow file of `datasets` with its checksum beside, for `kept_rows`."""
+    from datasets import Features, Value
+    from datasets.arrow_writer import ArrowWriter
 
-    Tensor `text` (uint8) holds each piece as a JSON list, filled up to a multiple of 8 bytes with blanks.
-    `pieces` (int64 `[n, 2]`) holds the number of rows and of bytes of each piece.
-    """
-    from torch import frombuffer, tensor, uint8
-
-    remaining, pieces = iter(rows), []
-
-    def tensors() -> Iterator[tuple[str, "Tensor"]]:
-        while piece := list(islice(remaining, PIECE_ROWS)):
-            text = json.dumps(piece, ensure_ascii=False).encode()
-            filled = bytearray(text.ljust(-(-len(text) // 8) * 8))
-            pieces.append((len(piece), len(filled)))
-            yield "text", frombuffer(filled, dtype=uint8)
-        yield "pieces", tensor(pieces).view(-1, 2)
-
-    write_streamed(path, tensors(), {"key": key})
+    text = Value("string")
+    columns = Features({"name": text, "messages": [{"role": text, "content": text}]})
+    with replacing(folder) as beside:
+        beside.mkdir()
+        with ArrowWriter(features=columns, path=str(beside / ARROW), writer_batch_size=PIECE_ROWS) as writer:
+            for name, messages in rows:
+                writer.write({"name": name, "messages": messages})
+            writer.finalize()
+        write_sealed_json(beside / CHECKSUMS, {"key": key, ARROW: checksum(beside / ARROW)})
 
 
-def kept_rows(path: Path, key: str) -> Rows:
+def kept_rows(folder: Path, key: str) -> Rows:
     """Open what `keep_rows` wrote; rows are read when they are iterated.
 
     Raises:
         DamagedFile: it is not what was written with that key.
         FileNotFoundError: there is none.
     """
-    pieces, begin = [], 0
-    for count, size in read_tensors(path, key)["pieces"].tolist():
-        pieces.append((count, partial(_read_piece, path, begin, begin + size)))
-        begin += size
-    return Rows(tuple(pieces))
+    from datasets import Dataset
+
+    kept = read_sealed_json(folder / CHECKSUMS)
+    if kept.get("key") != key or state(folder / ARROW, kept.get(ARROW, "")) != "intact":
+        raise DamagedFile(folder, f"{ARROW} is not what was written")
+    rows = Dataset.from_file(str(folder / ARROW))
+    begins = range(0, len(rows), PIECE_ROWS)
+    pieces = [range(begin, min(begin + PIECE_ROWS, len(rows))) for begin in begins]
+    return Rows(tuple((len(piece), partial(_read_piece, rows, piece)) for piece in pieces))
 
 
-def _read_piece(path: Path, begin: int, end: int) -> list[Row]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as kept:
-        text = kept.get_slice("text")[begin:end].numpy().tobytes()
-    return [(name, messages) for name, messages in json.loads(text)]
+def _read_piece(rows: "Dataset", piece: range) -> list[Row]:
+    columns = rows[piece.start : piece.stop]
+    return list(zip(columns["name"], columns["messages"], strict=True))

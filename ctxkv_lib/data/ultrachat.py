@@ -42,14 +42,14 @@ def _copies() -> Path:
 
 
 def _copy_of(group: range) -> tuple[Path, str]:
-    """The copy of one row group of a shard: its file, and its key."""
+    """The copy of one row group of a shard: its folder, and its key."""
     name = f"rows-{group.start}-{group.stop}"
-    return _copies() / f"{name}.safetensors", name
+    return _copies() / name, name
 
 
 def _kept(wanted: list[range]) -> Rows:
     """Raises as `kept_rows`."""
-    groups = [range(*map(int, path.stem.split("-")[1:])) for path in _copies().glob("rows-*.safetensors")]
+    groups = [range(*map(int, path.name.split("-")[1:])) for path in _copies().glob("rows-*")]
     rows = Rows(())
     for block in wanted:
         at = block.start

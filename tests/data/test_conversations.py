@@ -129,7 +129,7 @@ def test_all_rows_of_all_shards_that_are_not_held_back_are_for_training(hub):
 def test_only_row_groups_that_are_not_there_yet_are_fetched(hub, tmp_path):
     load_conversations(DataConfig(samples=8), "train")
     kept = {path.name for path in (tmp_path / "cache").glob("*/rows-*")}
-    assert kept == {f"rows-{rows}.safetensors" for rows in ("0-4", "4-8", "12-16")}
+    assert kept == {f"rows-{rows}" for rows in ("0-4", "4-8", "12-16")}
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/rows-*")}
     sent = hub.sent
     more = load_conversations(DataConfig(samples=12), "train")
@@ -158,10 +158,11 @@ def test_a_damaged_local_copy_is_fetched_again(hub, shard, tmp_path, capsys, dam
     data = DataConfig(samples=1)
     first, _ = load_conversations(data, "train"), load_conversations(data, "validation")
     copies = tmp_path / "cache" / f"ultrachat-{ULTRACHAT_REVISION[:12]}"
-    damage(copies / "rows-0-1000.safetensors")
+    damage(copies / "rows-0-1000" / "rows.arrow")
     assert load_conversations(data, "train") == first
-    assert "rows-0-1000.safetensors cannot be used" in capsys.readouterr().err
-    shutil.copy(copies / "rows-50000-51000.safetensors", copies / "rows-0-1000.safetensors")
+    assert "rows-0-1000 cannot be used" in capsys.readouterr().err
+    shutil.rmtree(copies / "rows-0-1000")
+    shutil.copytree(copies / "rows-50000-51000", copies / "rows-0-1000")
     assert load_conversations(data, "train") == first
     hub.status = 500
     assert load_conversations(data, "train") == first

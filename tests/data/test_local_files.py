@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -341,11 +342,12 @@ def test_a_damaged_copy_of_a_file_is_made_again(tmp_path, damage, capsys):
     path = Path(_jsonl(tmp_path, 8))
     expected = list(local_files.kept_file(path))
     (kept,) = cache_dir().glob("file-*")
-    damage(kept)
+    damage(kept / "rows.arrow")
     assert list(local_files.kept_file(path)) == expected
     assert "is made again" in capsys.readouterr().err
     local_files.kept_file(Path(_jsonl(tmp_path, 7, "others.jsonl")))
     (other,) = set(cache_dir().glob("file-*")) - {kept}
+    shutil.rmtree(kept)
     other.replace(kept)
     assert list(local_files.kept_file(path)) == expected
 
