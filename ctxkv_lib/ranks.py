@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-NORMAL_VECTOR = 16  # numbers that a CPU draws at once; of other counts torch draws the last ones twice
 PATIENCE = timedelta(days=2)  # that processes wait for rank 0 and for each other
 T = TypeVar("T")
 
@@ -95,17 +94,6 @@ def broadcast(parts: Sequence["Tensor"]) -> None:
         if part.numel():
             with _exchange():
                 distributed.broadcast(part.view(torch.uint8), owner)
-
-
-def skip_normal(like: "Tensor", generator: "torch.Generator") -> None:
-    """Advance a generator as `like.normal_` does, for another process; overwrites `like` with anything.
-
-    On a CPU a uniform draw takes as many of the generator's numbers, and half the time.
-    """
-    if like.device.type == "cpu" and like.numel() % NORMAL_VECTOR == 0:
-        like.uniform_(generator=generator)
-    else:
-        like.normal_(generator=generator)
 
 
 def on_rank_0(make: Callable[[], T]) -> T:

@@ -33,7 +33,7 @@ PACKAGES = {
     "report": ("the written report, in two languages", ("report", "model card")),
     "research": ("plug-ins and the tools of the study", ("probe", "sweep", "bench")),
 }
-LAYER_STEP, LAYER_HEIGHT = 0.66, 0.56
+LAYER_STEP, LAYER_HEIGHT = 0.79, 0.67
 STATIONS = (6.0, 7.5, 9.0)  # x of the middles of what the data becomes
 
 

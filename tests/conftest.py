@@ -15,6 +15,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before th
 
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextKV, Parts
 from ctxkv_lib.runs import long_run
@@ -115,6 +116,30 @@ def cloned(model) -> dict[str, torch.Tensor]:
 
 def tiny_ids(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, TINY["vocab_size"], (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_stream(count: int, **others) -> StreamCache:
+    """A cached stream of random contexts at `count` positions, float32."""
+    contexts = torch.randn(count + 1, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
+    contexts[0] = 0
+    return StreamCache(tiny_ids(count + 1, seed=count).int(), contexts, **others)
+
+
+class NearestTwo(torch.nn.Module):
+    """Attention as a user writes it: the mean of the two nearest contexts."""
+
+    current_token_bias = -2.5
+
+    def __init__(self, config):
+        super().__init__()
+        self.out = torch.nn.Linear(config.context_dim, config.hidden_size)
+
+    @staticmethod
+    def slot_offsets(config):
+        return [0, 1]
+
+    def forward(self, embeddings, window, present):
+        return embeddings + self.out((window * present[..., None]).mean(dim=1))
 
 
 def write_conversations(path, count: int, seed: int = 0) -> None:

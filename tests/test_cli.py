@@ -192,7 +192,7 @@ OUT_OF_MEMORY = {
 @pytest.mark.parametrize(
     ("kind", "module", "function", "said"),
     [
-        ("host", inputs, "load_table", "Reading the data ran out of memory (main memory); use fewer"),
+        ("host", inputs, "load_frozen", "Reading the data ran out of memory (main memory); use fewer"),
         ("host", stages, "place_caches", "Preparing the model and the caches ran out of memory (main"),
         ("torch", stages, "train_context_block", "Phase 1 ran out of memory (main memory); lower phase1"),
         ("cuda", stages, "train_attention", "Phase 2 ran out of memory (GPU); lower phase2.batch_size"),
@@ -212,7 +212,7 @@ def test_other_errors_are_not_taken_for_memory(tmp_path, tiny_settings, monkeypa
     def faulty(*_):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(inputs, "load_table", faulty)
+    monkeypatch.setattr(inputs, "load_frozen", faulty)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         main(tiny_run(tmp_path / "run", tiny_settings))
 

@@ -11,7 +11,7 @@ from .plugins import NAMED, find
 
 HERE = Path(__file__).parent
 FILES = {
-    "hf": ("modeling", "configuration", "cache", "export", "plugins"),
+    "hf": ("modeling", "configuration", "cache", "export", "plugins", "prefill"),
     "method": ("config", "losses", "model", "scan", "settings", "windows"),
 }
 AUTO_MAP = {

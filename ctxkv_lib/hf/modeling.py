@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..method.config import ModelConfig as ModelConfig
 from ..method.losses import add_to_logit as add_to_logit
 from ..method.model import ContextKV, project_inputs, without_autocast
-from ..method.scan import SEGMENT, scan_rows
+from ..method.scan import SEGMENT
 from ..method.settings import require
 from ..method.windows import Window as Window
 from .cache import ContextCache
@@ -21,6 +21,7 @@ from .configuration import ContextKVConfig
 from .export import AUTO_MAP, write_code
 from .plugins import NAMED as NAMED
 from .plugins import parts_of
+from .prefill import scan_rows
 
 LONG = 4 * SEGMENT  # columns from which on a text is computed in segments: there as fast, and then faster
 TOLERANCE = 1e-5  # of a component of the contexts of long texts
@@ -74,7 +75,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         super().tie_weights(*args, **kwargs)
         self.set_phase(2)
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
         """Save as transformers does, with the model's code beside its weights.
 
         Raises:
@@ -113,7 +114,8 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             logits_to_keep: only the last so many columns' logits, 0 keeps all; or which columns, int64 `[n]`,
                 which may be none. By default all; but none in training with labels, where only the loss is
                 used and its way is not through them.
-            output_attentions: return the attention weights, `[batch, num_heads, length, max_contexts]`.
+            output_attentions: return the attention weights, `[batch, num_heads, length, max_contexts]`, if
+                the model's attention returns any.
             return_dict: False returns what there is as a tuple.
             loss_options: as transformers' causal losses take them: `num_items_in_batch`, `ignore_index`,
                 `shift_labels`.
@@ -152,7 +154,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(loss=loss, logits=logits)
         if keep:
             output[CACHE_NAME] = cache
-        if attentions:
+        if attentions and weights is not None:
             output["attentions"] = (weights,)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
@@ -177,7 +179,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
 
     def _attend_columns(
         self, embeddings: Tensor, memory: Tensor, tokens: Tensor, rows: Tensor, present: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend for a batch, some columns at a time, so that not all windows are in memory at once."""
         batch = torch.arange(len(memory), device=memory.device)[:, None, None]
         columns = max(1, ATTENDED_AT_ONCE // len(memory))
@@ -187,8 +189,9 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             window = memory[batch, part_rows].flatten(0, 1)
             attended, attention = self.attend(embeddings[part.flatten()], window, part_present.flatten(0, 1))
             hidden.append(attended.unflatten(0, part.shape))
-            weights.append(attention.unflatten(0, part.shape).transpose(1, 2))
-        return torch.cat(hidden, dim=1), torch.cat(weights, dim=2)
+            if attention is not None:
+                weights.append(attention.unflatten(0, part.shape).transpose(1, 2))
+        return torch.cat(hidden, dim=1), torch.cat(weights, dim=2) if weights else None
 
     def _loss(
         self,

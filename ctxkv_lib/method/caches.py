@@ -1,9 +1,9 @@
 """The caches of Phase 2, contexts and embeddings of a stream, and the batches that are gathered from them."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Protocol, Self
+from operator import itemgetter
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -43,17 +43,15 @@ class Batch:
         size = max(1, -(-len(self) // pieces))
         for start in range(0, len(self), size):
             rows = slice(start, min(start + size, len(self)))
-            yield (self if pieces == 1 else self._each(lambda tensor, rows=rows: tensor[rows])), rows
+            yield self if pieces == 1 else self._each(itemgetter(rows)), rows
 
     def to(self, device: torch.device) -> Self:
         return self._each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
 
-    def pin_memory(self) -> Self:
-        return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
-
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         held = (getattr(self, field.name) for field in fields(self))
-        return type(self)(*(tensor if tensor is None else change(tensor) for tensor in held))
+        changed: Any = (tensor if tensor is None else change(tensor) for tensor in held)
+        return type(self)(*changed)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -129,29 +127,10 @@ class StreamCache:
     def batches(
         self, order: Tensor, size: int, model: ContextKV, shard: Shard | None = None
     ) -> Iterator[Batch]:
-        """Gather the positions of `order`, int64 `[n]`, in batches on the model's device.
-
-        A cache that is held elsewhere is read one batch ahead, by a thread, through pinned memory.
-        """
-        if not len(order):  # of which `split` makes one part
-            return
-        parts = order.to(self.contexts.device).split(size)
-        if shard:
-            parts = [part[shard(len(part))] for part in parts]
-        if all(tensor.device == model.device for tensor in self.tensors().values()):
-            yield from (self.gather(part, model.window) for part in parts)
-            return
-
-        def read(part: Tensor) -> Batch:
-            batch = self.gather(part, model.window)
-            return batch.pin_memory() if model.device.type == "cuda" else batch
-
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(read, parts[0])
-            for following in parts[1:]:
-                batch, ahead = ahead.result(), reader.submit(read, following)
-                yield batch.to(model.device)
-            yield ahead.result().to(model.device)
+        """Gather the positions of `order`, int64 `[n]`, in batches on the model's device."""
+        for part in order.to(self.contexts.device).split(size) if len(order) else ():
+            rows = part if shard is None else part[shard(len(part))]
+            yield self.gather(rows, model.window).to(model.device)
 
     def epoch(
         self, seed: int, number: int, done: int, size: int, model: ContextKV, shard: Shard

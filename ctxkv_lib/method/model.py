@@ -293,6 +293,8 @@ class ContextKV(nn.Module):
             `[n, num_heads, slots]` (None if an attention plug-in returns none).
         """
         if self.feed_forward is None:
+            if not torch.is_autocast_enabled():  # which would cast it where it is used
+                window = window.to(embeddings.dtype)
             found = self.attention(embeddings, window, present)
             return found if isinstance(found, tuple) else (found, None)
         mask = present if self.config.kv_method == "variable" else None

@@ -267,8 +267,9 @@ def batch_gradients(
 
 
 def _init_weights(block: nn.Module, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-    if hasattr(block, "init_weights"):
-        block.init_weights(embeddings, tokens, config)
+    init = getattr(block, "init_weights", None)
+    if init is not None:
+        init(embeddings, tokens, config)
 
 
 def _check_finite(block: nn.Module, iteration: int, loss: float, config: Phase1Config) -> None:

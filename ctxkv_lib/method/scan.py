@@ -15,7 +15,6 @@ CPU_SEGMENTS, GPU_SEGMENTS = 256, 2048
 CHECK_EVERY = 16  # tokens between two comparisons, each of which waits for the GPU
 AGREEMENT = 1 / 4  # of the tolerance: differences at several boundaries may add up
 THINNING = 4  # segments that become one if the block remembers more than a segment
-ROUNDINGS = 16  # smallest tolerance of a batch, in `eps` of its dtype: half precision cannot reach 1e-5
 
 # Next contexts `[m, context_dim]`, from the contexts and the input projections of m tokens.
 Block = Callable[[Tensor, Tensor], Tensor]
@@ -130,32 +129,3 @@ def _compute(
         goes_on = ~(differences <= agreement)[active] & (stops < ends)[active]
         active, state = active[goes_on], computed[-1, goes_on]
     return stops, differences
-
-
-@torch.no_grad()
-def scan_rows(
-    block: Block, token_half: Tensor, tokens: Tensor, read: Tensor, state: Tensor, tolerance: float
-) -> Tensor:
-    """Compute the contexts of a batch by one segmented scan of all its rows.
-
-    Args:
-        token_half: input projections of distinct tokens, `[num_distinct, context_dim]`.
-        tokens: int64 `[batch, length]`, rows of `token_half`.
-        read: bool `[batch, length]`; a column that is not read leaves the context as it is.
-        state: contexts before the first column, `[batch, context_dim]`.
-        tolerance: largest error of a component; in half precision, some roundings.
-
-    Returns:
-        contexts after each column, `[batch, length, context_dim]`.
-    """
-    row = read.nonzero()[:, 0]  # of each token that is read, one row after another
-    begins = row.where(row.diff(prepend=row.new_tensor([-1])) > 0, -1)
-    contexts = torch.cat([state.new_empty(len(row) + 1, state.shape[1]), state])
-    contexts[0] = state[0]
-    tolerance = max(tolerance, ROUNDINGS * torch.finfo(state.dtype).eps)
-    stream = Stream(block, token_half, tokens[read], begins, state)
-    segmented_scan(stream, contexts[: len(row) + 1], tolerance)
-    seen = read.cumsum(dim=1)
-    before = seen[:, -1:].cumsum(dim=0) - seen[:, -1:]  # tokens read of the rows above, (batch, 1)
-    unchanged = len(row) + 1 + torch.arange(len(state), device=state.device)[:, None]
-    return contexts[torch.where(seen > 0, before + seen, unchanged)]

@@ -1,5 +1,7 @@
 """The caches of a run as files, and where they are held while Phase 2 reads them."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,8 +11,9 @@ from torch import Tensor
 
 from ..errors import DamagedFile
 from ..files import read_tensors, write_tensors
-from ..method.caches import StreamCache
+from ..method.caches import Batch, Shard, StreamCache
 from ..method.memory import mib, release
+from ..method.model import ContextKV
 from .scratch import free_bytes, if_it_fits
 
 
@@ -69,6 +72,20 @@ def held_mib(train: StreamCache, validation: StreamCache, starts: Tensor | None 
     return {**{name: mib(size) for name, size in sizes.items()}, "total": mib(sum(sizes.values()))}
 
 
+class ReadAhead(StreamCache):
+    """A cache that is held elsewhere than the model: a thread gathers one batch ahead."""
+
+    def batches(
+        self, order: Tensor, size: int, model: ContextKV, shard: Shard | None = None
+    ) -> Iterator[Batch]:
+        gathered = super().batches(order, size, model, shard)
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            ahead = reader.submit(next, gathered, None)
+            while (batch := ahead.result()) is not None:
+                ahead = reader.submit(next, gathered, None)
+                yield batch
+
+
 def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
     """Move loaded caches to the device where there is room, the smallest split first.
 
@@ -87,7 +104,9 @@ def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[
     for split in sorted(caches, key=lambda split: caches[split].nbytes):
         free = free_bytes(device)
         moved = _moved(caches[split], device)
-        placed[split] = moved or caches[split]
+        held = caches[split]
+        is_plain = type(held) is StreamCache  # rows of tokens are small
+        placed[split] = moved or (ReadAhead(**held.tensors()) if is_plain else held)
         where = f"on {device.type}" if moved else "mapped from its files, read ahead"
         words.append(f"{split} {mib(caches[split].nbytes):,.0f} MiB {where} ({mib(free):,.0f} MiB free)")
     return placed, ", ".join(words)

@@ -5,14 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from .config import ExperimentConfig, flat
+from .plugins import HOOKS
 from .run_folder import Run
 
 MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
 
 
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them."""
-    all_settings = [dict(flat(config.to_dict())) for config in configs]
+    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
+
+    The digest of a plug-in's source is left out: it means nothing to a reader.
+    """
+    sources = {f"{hook}.source" for hook in HOOKS}
+    all_settings = [
+        {key: value for key, value in flat(config.to_dict()) if key not in sources} for config in configs
+    ]
     first, every = all_settings[0], dict.fromkeys(key for settings in all_settings for key in settings)
     keys = [key for key in every if any(settings.get(key) != first.get(key) for settings in all_settings)]
     return [{key: settings.get(key) for key in keys} for settings in all_settings]
@@ -53,9 +60,12 @@ def run_folders(places: Path | str | Sequence[Path | str]) -> list[Path]:
 
 
 def _in_words(settings: dict[str, Any]) -> str:
-    """Return settings as "500 samples, interval 20"."""
+    """Return settings as "500 samples, interval 20"; of plug-ins, their names."""
     words = []
     for key, value in settings.items():
-        name = key.rpartition(".")[2]
-        words.append(f"{value:,} samples" if key == "data.samples" else f"{name} {value}")
-    return ", ".join(words)
+        group, _, name = key.rpartition(".")
+        if group not in HOOKS:
+            words.append(f"{value:,} samples" if key == "data.samples" else f"{name} {value}")
+        elif name == "plugin" and value:
+            words.append(f"{group} {value.rpartition(':')[2]}")
+    return ", ".join(words) or ("no plug-in" if settings else "")

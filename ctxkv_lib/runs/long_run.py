@@ -105,9 +105,10 @@ class LongRun(Loop):
     def restore(self, state: State) -> None:
         found = self.checkpoint.restore() if self.checkpoint else None
         if found is not None:
-            (_restore_phase1 if isinstance(state, Phase1State) else _restore_phase2)(
-                state, *found, self.device
-            )
+            if isinstance(state, Phase1State):
+                _restore_phase1(state, *found, self.device)
+            else:
+                _restore_phase2(state, *found, self.device)
         for metric in state.metrics if isinstance(state, Phase1State) else state.epochs:
             self.listener(metric)
 
@@ -147,7 +148,7 @@ class LongRun(Loop):
 
     def _save(self, state: State) -> None:
         assert self.checkpoint is not None
-        tensors = {f"weight/{name}": value for name, value in state.weights.items()}
+        tensors: dict[str, Tensor] = {f"weight/{name}": value for name, value in state.weights.items()}
         for name, weight in state.weights.items():
             slots = state.optimizer.state[weight].items()
             tensors |= {f"adam/{name}/{slot}": value for slot, value in slots}

@@ -85,14 +85,13 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
 def _check(name: str, found: Any, expected: tuple[int, ...]) -> None:
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     if shape != expected:
-        raise UserError(
-            f"{name} returned {_words(shape)} for {_words(expected)}: it must return a tensor of shape "
-            f"{list(expected) or 'a scalar'}."
-        )
+        raise UserError(f"{name} returned {_words(shape)}; it must return {_words(expected)}.")
 
 
-def _words(shape: Any) -> str:
-    return f"shape {list(shape)}" if isinstance(shape, tuple) else str(shape)
+def _words(shape: tuple[int, ...] | str) -> str:
+    if isinstance(shape, str):
+        return f"a {shape}"
+    return f"a tensor of shape {list(shape)}" if shape else "a scalar tensor"
 
 
 def shapes(config: ExperimentConfig) -> tuple[dict[str, int], Window]:

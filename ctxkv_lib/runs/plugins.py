@@ -8,8 +8,10 @@ import ast
 import dataclasses
 import hashlib
 import inspect
+import linecache
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -50,6 +52,10 @@ class PlugIn:
             UserError: there is no such thing.
         """
         if not isinstance(part, str):
+            if not (inspect.isclass(part) or inspect.isfunction(part)):
+                raise UserError(
+                    f"{part!r} is no plug-in; give a class or a function, or package.module:Name."
+                )
             name = f"{part.__module__}:{part.__qualname__}"
             given[name] = part
             part = name
@@ -107,38 +113,88 @@ def built(plugin: PlugIn) -> Any:
 
 
 def _source_digest(part: Any) -> str:
-    """Digest the code of a function, or of a class and its bases; empty for this package's."""
+    """Digest the code of a function or class and all that it uses; empty for this package's."""
     if part.__module__.startswith(OWN):
         return ""
-    family = [base for base in getattr(part, "__mro__", [part]) if base.__module__ == part.__module__]
     try:
-        source = "".join(plain_source(textwrap.dedent(inspect.getsource(each))) for each in family)
-    except (OSError, TypeError):
+        source = "".join(_sources(part, set()))
+    except (OSError, TypeError, SyntaxError):
         raise UserError(
-            f"The source of {part.__qualname__} is not to be found; define it in a file or a notebook cell."
+            f"The source of {part.__qualname__} is not to be found; define it with def or class, in a file "
+            "or a notebook cell."
         ) from None
     return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def _sources(part: Any, seen: set[Any]) -> Iterator[str]:
+    """Yield the source of a function or class, and what the names in it stand for.
+
+    These are functions and classes of the same top-level package, or notebook, and plain values.
+    """
+    seen.add(part)
+    source = plain_source(_source(part))
+    yield source
+    scope = dict(vars(sys.modules[part.__module__]))
+    for function in filter(inspect.isfunction, [part, *vars(part).values()]):
+        scope |= inspect.getclosurevars(function).nonlocals
+    for value in (scope[name] for name in sorted(_outer_names(source) & scope.keys())):
+        is_code = inspect.isfunction(value) or inspect.isclass(value)
+        if isinstance(value, bool | int | float | str | tuple):
+            yield f"{value!r};"
+        elif is_code and value not in seen and _top_package(value) == _top_package(part):
+            yield from _sources(value, seen)
+
+
+def _top_package(part: Any) -> str:
+    return part.__module__.partition(".")[0]
+
+
+def _outer_names(source: str) -> set[str]:
+    """Return the names that a piece of code reads and does not itself assign."""
+    nodes = [*ast.walk(ast.parse(source))]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    assigned = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    assigned |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    return {node.id for node in names} - assigned
+
+
+def _length(node: ast.ClassDef) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno
+
+
+def _source(part: Any) -> str:
+    """Return the source of a function or class; `inspect` does not find a class of a notebook cell."""
+    for function in filter(inspect.isfunction, vars(part).values() if inspect.isclass(part) else ()):
+        code = function.__code__
+        linecache.checkcache(code.co_filename)
+        nodes = ast.walk(ast.parse("".join(linecache.getlines(code.co_filename))))
+        for node in (node for node in nodes if isinstance(node, ast.ClassDef)):
+            if node.name == part.__name__ and 0 <= code.co_firstlineno - node.lineno <= _length(node):
+                return ast.unparse(node)
+    return textwrap.dedent(inspect.getsource(part))
 
 
 def plain_source(source: str) -> str:
     """Return Python code without its comments, docstrings and layout."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if documented and ast.get_docstring(node) is not None:
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
 
 def patched_source(package: str) -> str:
-    """Digest what was put in the place of functions and classes of a package's loaded modules."""
+    """Digest what was put in the place of functions, classes and methods of a package's loaded modules."""
     found = ""
     for name, module in sorted(sys.modules.items()):
         if name.startswith(f"{package}.") and getattr(module, "__file__", None):
-            for key, value in vars(module).items():
-                own = inspect.isfunction(value) or inspect.isclass(value)
-                foreign = own and not value.__module__.startswith(OWN) and _is_defined(module, key)
-                found += f"{name}.{key}={_source_digest(value)};" if foreign else ""
+            classes = [each for each in vars(module).values() if inspect.isclass(each)]
+            places: list[Any] = [module, *(each for each in classes if each.__module__ == name)]
+            for place in places:
+                for key, value in vars(place).items():
+                    is_code = inspect.isfunction(value) or inspect.isclass(value)
+                    if is_code and not value.__module__.startswith(OWN) and _is_defined(module, key):
+                        found += f"{place.__name__}.{key}={_source_digest(value)};"
     return found
 
 

@@ -102,9 +102,6 @@ class RowBatch:
     def to(self, device: torch.device) -> Self:
         return type(self)(self.ids.to(device), self.spans, self.targets.to(device))
 
-    def pin_memory(self) -> Self:
-        return self
-
 
 @dataclass
 class TokenRows(StreamCache):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,10 +29,18 @@ DEFAULT_ROOT = Path(os.environ.get(ROOT_VARIABLE) or "runs")
 def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> Path:
     """Where an experiment goes unless told otherwise; the same experiment always goes to the same place.
 
-    `preset-recipe-samples`, with a short hash behind it of the settings that are not the preset's, if any.
+    `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
+    not the preset's, if any.
     """
-    name = f"{config.preset}-{config.recipe}-{config.data.samples}"
     changed = changed_settings(config)
+    own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
+    words = [
+        config.preset,
+        config.recipe,
+        str(config.data.samples),
+        *(re.findall(r"\w+", n)[-1] for n in own),
+    ]
+    name = "-".join(words)
     return Path(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
 

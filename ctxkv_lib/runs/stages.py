@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -260,7 +261,7 @@ def _train_block(work: Work, contexts: Tensor, generator: torch.Generator) -> Re
             work.config.phase1,
             contexts[: len(ids) + 1],
             generator,
-            loss and built(loss),
+            built(loss) if loss else None,
             hooks,
         )
         model.set_phase(2)
@@ -373,7 +374,7 @@ def _train_attention(work: Work, prepared: Prepared) -> Record:
 
 def _init_attention(work: Work) -> None:
     """Let a plug-in initialise what Phase 2 trains from the trained ContextBlock, or from the tokens."""
-    attention = work.model.attention
+    attention: Any = work.model.attention
     if hasattr(attention, "init_from_block"):
         attention.init_from_block(work.model.context_block)
     elif isinstance(work.model, MixerModel) and hasattr(attention, "init_weights"):

@@ -49,9 +49,11 @@ def load_trained(
     folder, records = RunFolder(run.path).model, Records.read(run.path)
     if records and "model" in records.stages and not records.stages["model"].files:  # its code is not saved
         model = for_transformers(load_model(run.path, run.config), run.config, saved=False)
-        return model.to(device), load_tokenizer(run.config.data.tokenizer)
+        return model.to(device), load_tokenizer(run.config.data.tokenizer)  # type: ignore[arg-type]
     refuse_unserved(run.config)
     refuse_damaged(run.path, "model")
+    for hook in run.config.plugins.keys() & {"block", "attention"}:
+        loaded(run.config.plugins[hook])  # refuses another class of the same name
     with transformers_bars_hidden():
         model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
     return model.to(device), AutoTokenizer.from_pretrained(folder)

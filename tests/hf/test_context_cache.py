@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from conftest import TINY, tiny_ids, tiny_model
+from conftest import TINY, NearestTwo, tiny_ids, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctxkv_lib.hf.modeling import CACHE_NAME
+from ctxkv_lib.hf.plugins import NAMED
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.model import project_inputs
@@ -63,6 +64,18 @@ def test_every_way_of_reading_gives_the_same_logits(data):
     )
     for logits in found:
         torch.testing.assert_close(logits, whole, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_users_attention_is_served_as_it_is_trained(monkeypatch):
+    monkeypatch.setitem(NAMED, "mine:NearestTwo", NearestTwo)
+    plugins = {"attention": {"plugin": "mine:NearestTwo", "settings": {}}}
+    model, ids = tiny_model(plugins=plugins).eval(), tiny_ids(12)
+    whole = model(ids[None], output_attentions=True)
+    assert whole.attentions is None
+    torch.testing.assert_close(phase2_logits(model, ids), whole.logits[0], atol=1e-4, rtol=0)
+    cut, _ = read_in_chunks(model, ids[None], [1, 5])
+    torch.testing.assert_close(cut, whole.logits, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()

@@ -41,15 +41,6 @@ def test_loss_and_kept_logits():
         torch.testing.assert_close(kept.logits, whole.logits[:, columns])
 
 
-def test_ignored_labels_do_not_count_and_the_mean_may_be_over_another_number():
-    model, ids = tiny_model().eval(), tiny_ids(10)[None]
-    labels = ids.clone()
-    labels[0, 6:] = -100
-    expected = model(ids[:, :6], labels=ids[:, :6]).loss
-    torch.testing.assert_close(model(ids, labels=labels).loss, expected)
-    torch.testing.assert_close(model(ids, labels=labels, num_items_in_batch=2).loss, expected * 5 / 2)
-
-
 def test_outputs_come_as_a_tuple_if_asked():
     model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
     named = model(ids, labels=ids, output_attentions=True)

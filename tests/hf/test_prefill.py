@@ -7,15 +7,16 @@ from conftest import TINY, tiny_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxkv_lib.hf import modeling
+from ctxkv_lib.hf import modeling, prefill
 from ctxkv_lib.hf.modeling import CACHE_NAME
-from ctxkv_lib.method import scan as recurrence
+from ctxkv_lib.method import scan
 
 
 def exact_model(std=0.1, **shape):
     """In float64, where fifty roundings that fresh weights make of one stay small."""
     model = tiny_model(**shape).double()
-    model.context_block.scale_weights(std)
+    with torch.no_grad():
+        model.context_block.linear.weight.mul_(std / 0.1)
     return model.eval()
 
 
@@ -48,8 +49,8 @@ def test_lock_step_is_the_plain_loop(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modeling, "LONG", 1)
         patch.setattr(modeling, "TOLERANCE", 1e-10)
-        patch.setattr(recurrence, "SEGMENT", data.draw(st.integers(2, 30), "SEGMENT"))
-        patch.setattr(recurrence, "CHECK_EVERY", data.draw(st.integers(1, 30), "CHECK_EVERY"))
+        patch.setattr(scan, "SEGMENT", data.draw(st.integers(2, 30), "SEGMENT"))
+        patch.setattr(scan, "CHECK_EVERY", data.draw(st.integers(1, 30), "CHECK_EVERY"))
         fast, cache = read_in_chunks(model, ids, mask, cuts)
     torch.testing.assert_close(fast, plain, atol=1e-7, rtol=0)
     torch.testing.assert_close(cache.state, plain_cache.state, atol=1e-8, rtol=0)
@@ -71,7 +72,7 @@ def test_gradients_are_those_of_the_plain_loop(monkeypatch, phase):
     results = []
     for long in (1, 10_000):
         monkeypatch.setattr(modeling, "LONG", long)
-        monkeypatch.setattr(recurrence, "SEGMENT", 16)
+        monkeypatch.setattr(scan, "SEGMENT", 16)
         model = exact_model()
         model.set_phase(phase)
         loss = model(ids, labels=ids).loss
@@ -88,7 +89,7 @@ def test_only_attention_sees_long_texts_in_lock_step_while_the_block_is_trained(
     """The walk has no gradient, so the block must not be read by it."""
     monkeypatch.setattr(modeling, "LONG", 1)
     walks = []
-    monkeypatch.setattr(modeling, "scan_rows", lambda *a: walks.append(1) or recurrence.scan_rows(*a))
+    monkeypatch.setattr(modeling, "scan_rows", lambda *a: walks.append(1) or prefill.scan_rows(*a))
     model, ids = tiny_model(), tiny_ids(40)[None]
     for phase, expected in ((2, 1), (1, 1)):
         model.set_phase(phase)

@@ -5,17 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, tiny_ids, tiny_method
+from conftest import TINY, tiny_method, tiny_stream
 
 from ctxkv_lib.method.caches import StreamCache, dense_embeddings
 
 COUNT = 59  # positions
-
-
-def cache_of(count=COUNT, **others):
-    contexts = torch.randn(count + 1, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
-    contexts[0] = 0
-    return StreamCache(tiny_ids(count + 1, seed=count).int(), contexts, **others)
 
 
 def assert_equal(found, expected):
@@ -30,7 +24,7 @@ def elsewhere(model):
 
 
 def test_dense_embeddings_give_the_same_hidden_states():
-    model, cache = tiny_method().eval(), cache_of()
+    model, cache = tiny_method().eval(), tiny_stream(COUNT)
     dense = StreamCache(cache.ids, cache.contexts, dense_embeddings(model, cache.ids))
     positions = torch.tensor([0, 1, 2, 30, COUNT - 1])
     assert torch.equal(cache.attend(model, positions)[0], dense.attend(model, positions)[0])
@@ -39,7 +33,7 @@ def test_dense_embeddings_give_the_same_hidden_states():
 
 
 def test_batches_read_ahead_are_those_of_a_cache_at_hand():
-    model, cache, order = tiny_method(), cache_of(), torch.randperm(COUNT)
+    model, cache, order = tiny_method(), tiny_stream(COUNT), torch.randperm(COUNT)
     ahead, plain = (list(cache.batches(order, 13, reader)) for reader in (elsewhere(model), model))
     assert [len(batch) for batch in ahead] == [13, 13, 13, 13, 7]
     for found, expected in zip(ahead, plain, strict=True):
@@ -48,17 +42,17 @@ def test_batches_read_ahead_are_those_of_a_cache_at_hand():
 
 def test_no_positions_are_no_batch():
     """A training that was stopped after the last step of an epoch has none left."""
-    assert not list(cache_of().batches(torch.arange(0), 13, tiny_method()))
+    assert not list(tiny_stream(COUNT).batches(torch.arange(0), 13, tiny_method()))
 
 
 def test_an_error_while_reading_ahead_is_raised():
     with pytest.raises(IndexError):
-        list(cache_of().batches(torch.tensor([1, 2, 99]), 2, elsewhere(tiny_method())))
+        list(tiny_stream(COUNT).batches(torch.tensor([1, 2, 99]), 2, elsewhere(tiny_method())))
 
 
 @pytest.mark.parametrize("anchor", ["current", "grid"])
 def test_conversations_read_apart_are_streams_of_their_own(anchor):
-    window, parts = tiny_method(anchor=anchor).window, [cache_of(20), cache_of(11)]
+    window, parts = tiny_method(anchor=anchor).window, [tiny_stream(20), tiny_stream(11)]
     joined = StreamCache(
         torch.cat([parts[0].ids[:-1], parts[1].ids]),
         torch.cat([parts[0].contexts, parts[1].contexts[1:]]),
@@ -71,7 +65,7 @@ def test_conversations_read_apart_are_streams_of_their_own(anchor):
 
 @pytest.mark.parametrize("pieces", [1, 3, 7, 100])
 def test_micro_batches_are_the_batch_in_order(pieces):
-    batch = cache_of().gather(torch.arange(7), tiny_method().window)
+    batch = tiny_stream(COUNT).gather(torch.arange(7), tiny_method().window)
     parts = list(batch.split(pieces))
     assert len(parts) == min(pieces, 7)
     assert [i for _, rows in parts for i in range(7)[rows]] == list(range(7))

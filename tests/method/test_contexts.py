@@ -6,14 +6,15 @@ from conftest import TINY, tiny_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxkv_lib.data.counts import principal_components
+from ctxkv_lib.hf.prefill import scan_rows
 from ctxkv_lib.method import contexts as method
 from ctxkv_lib.method import reference as straight_line
 from ctxkv_lib.method import scan
+from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts, stream_contexts
 from ctxkv_lib.method.oacd import train_context_block
-from ctxkv_lib.method.scan import CHECK_EVERY, SEGMENT, scan_rows
-from ctxkv_lib.runs.settings import Phase1Config
+from ctxkv_lib.method.scan import CHECK_EVERY, SEGMENT
+from ctxkv_lib.research.tuned import StructuredBlock
 
 WIDTH = TINY["context_dim"]
 
@@ -39,26 +40,29 @@ def one_by_one(block, halves, before, fresh=None):
     return torch.cat(contexts)
 
 
+def scale(block, std):
+    """Bring weights, drawn with 0.1, to another standard deviation."""
+    with torch.no_grad():
+        block.linear.weight.mul_(std / 0.1)
+
+
 def model_with(init):
     model, ids = tiny_model(), tiny_ids(1200)
     block, rows = model.context_block, distinct_rows(model, ids)
     if init == "trained":
         model.set_phase(1)
         config, contexts = Phase1Config(max_iterations=20, batch_size=300), torch.empty(1201, WIDTH)
-        train_context_block(
-            block, *rows, config, contexts, torch.Generator().manual_seed(1), lambda metric: None
-        )
-    elif init == "means":
-        block.hold_means(*principal_components(*rows), longest=40)
-    elif init == "shift register":
-        mean, _, deviations = principal_components(*rows)
-        block.hold_tokens(mean, deviations, 5)
+        train_context_block(block, *rows, config, contexts, torch.Generator().manual_seed(1))
+    elif isinstance(init, dict):
+        block = StructuredBlock(WIDTH, TINY["hidden_size"], StructuredBlock.Settings(**init))
+        block.init_weights(*rows, Phase1Config())
+        model.context_block = block
     else:
-        block.scale_weights(init)
+        scale(block, init)
     return model.requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=["trained", 0.1, 0.01, "means", "shift register"])
+@pytest.fixture(scope="module", params=["trained", 0.1, 0.01, {"longest_mean": 40.0}, {"last_tokens": 5}])
 def model(request):
     return model_with(request.param).double()  # some untrained blocks amplify a rounding fifty times
 
@@ -74,7 +78,7 @@ def short_segments(monkeypatch):
 def test_exact_contexts_are_the_recurrence_to_the_tolerance(model, count):
     ids = tiny_ids(count, seed=count)
     embeddings, tokens = distinct_rows(model, ids)
-    half = model.context_block.project_tokens(embeddings)
+    half = model.context_block.project_inputs(embeddings)
     contexts, error = exact_contexts(model.context_block, half, tokens, tolerance=1e-5)
     expected = straight_line.sequential_contexts(model.state_dict(), model.wte.weight, ids)
     torch.testing.assert_close(contexts[1:], expected, atol=1e-5, rtol=0)
@@ -90,9 +94,9 @@ def test_streams_may_be_cut_continued_and_begin_anew_anywhere(data):
     begins = data.draw(st.sets(st.integers(0, count - 1), max_size=5), "begins")
     model = tiny_model().double()
     block = model.context_block
-    block.scale_weights(data.draw(st.sampled_from([0.1, 0.03, 0.01]), "std"))
+    scale(block, data.draw(st.sampled_from([0.1, 0.03, 0.01]), "std"))
     embeddings, tokens = distinct_rows(model, tiny_ids(count, seed=count))
-    half = block.project_tokens(embeddings)
+    half = block.project_inputs(embeddings)
     fresh = torch.zeros(count, dtype=torch.bool)
     fresh[sorted(begins)] = True
     before = torch.randn(WIDTH, generator=torch.Generator().manual_seed(count), dtype=half.dtype)
@@ -174,7 +178,7 @@ def test_what_was_in_the_output_before_is_not_taken_for_contexts(short_segments)
 @torch.no_grad()
 def test_half_precision_is_scanned_fast_and_as_exact_as_token_by_token():
     model, tokens = tiny_model(context_dim=64, hidden_size=96).bfloat16(), tiny_ids(2000)
-    block, half = Counted(model.context_block), model.context_block.project_tokens(model.wte.weight)
+    block, half = Counted(model.context_block), model.context_block.project_inputs(model.wte.weight)
     zero, everything = half.new_zeros(1, 64), torch.ones(1, 2000, dtype=torch.bool)
     scanned = scan_rows(block, half, tokens[None], everything, zero, 1e-5)[0]
     assert block.steps < 1000
@@ -188,7 +192,7 @@ def test_parallel_passes_are_the_originals(monkeypatch, rows):
     monkeypatch.setattr(method, "PASS_ROWS", rows)
     model, ids, config = model_with("trained"), tiny_ids(50), Phase1Config(contexts="passes")
     embeddings, tokens = distinct_rows(model, ids)
-    block, half = model.context_block, model.context_block.project_tokens(embeddings)
+    block, half = model.context_block, model.context_block.project_inputs(embeddings)
     weights = (model.state_dict(), model.wte.weight)
     contexts = torch.randn(51, WIDTH)
     contexts[0] = 0  # the context before position 0 is always the zero vector

@@ -2,10 +2,9 @@ import math
 
 import pytest
 import torch
-from conftest import TINY, cloned, tiny_ids, tiny_method
+from conftest import cloned, tiny_method, tiny_stream
 
 from ctxkv_lib.method import evaluation, reference
-from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.evaluation import effective_rank, evaluate, perplexity, token_scores
 from ctxkv_lib.method.loop import Loop
 
@@ -25,9 +24,7 @@ class Shards(Loop):
 
 @pytest.fixture
 def stream():
-    contexts = torch.randn(121, TINY["context_dim"])
-    contexts[0] = 0
-    return StreamCache(tiny_ids(121).int(), contexts)
+    return tiny_stream(120)
 
 
 @pytest.mark.parametrize("pieces", [1, 3, 64])

@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHAPES, TINY, cloned, tiny_ids, tiny_method
-from torch import nn
+from conftest import SHAPES, TINY, NearestTwo, cloned, tiny_ids, tiny_method, tiny_stream
 
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.caches import StreamCache
@@ -38,18 +37,16 @@ def test_initial_weights():
     assert linear.weight.std().item() == pytest.approx(0.02, rel=0.03)
 
 
-def random_cache(count):
-    """Random contexts of `count` positions, float64."""
-    contexts = torch.randn(count + 1, TINY["context_dim"], dtype=torch.float64)
-    contexts[0] = 0
-    return StreamCache(tiny_ids(count + 1).int(), contexts)
+def double_stream(count):
+    stream = tiny_stream(count)
+    return StreamCache(stream.ids, stream.contexts.double())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("kv_method", ["fixed", "variable"])
 def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
     model = tiny_method(kv_method=kv_method, attention_dropout=dropout).double().train()
-    cache, positions = random_cache(41), torch.tensor([0, 1, 2, 3, 9, 10, 40])
+    cache, positions = double_stream(41), torch.tensor([0, 1, 2, 3, 9, 10, 40])
     direction = torch.randn(len(positions), TINY["vocab_size"], dtype=torch.float64)
     p = cloned(model)
     reference.trainable(p, ("attention.", "feed_forward."))
@@ -69,7 +66,7 @@ def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
 
 
 def test_kv_methods_agree_once_the_window_is_full():
-    cache, positions = random_cache(30), torch.arange(30)
+    cache, positions = double_stream(30), torch.arange(30)
     fixed, variable = (
         cache.attend(tiny_method(kv_method=method).double().eval(), positions)[0]
         for method in ("fixed", "variable")
@@ -80,7 +77,7 @@ def test_kv_methods_agree_once_the_window_is_full():
 
 
 def test_dropout_of_some_rows_is_that_of_the_whole_batch():
-    model, cache = tiny_method(attention_dropout=0.5).double().train(), random_cache(40)
+    model, cache = tiny_method(attention_dropout=0.5).double().train(), double_stream(40)
     torch.manual_seed(7)
     whole, _ = cache.attend(model, torch.arange(40))
     torch.manual_seed(7)
@@ -90,26 +87,8 @@ def test_dropout_of_some_rows_is_that_of_the_whole_batch():
     assert not torch.allclose(whole, cache.attend(model.eval(), torch.arange(40))[0])
 
 
-class NearestTwo(nn.Module):
-    """Attention as a user writes it: the mean of the two nearest contexts."""
-
-    current_token_bias = -2.5
-
-    def __init__(self, config):
-        super().__init__()
-        self.out = nn.Linear(config.context_dim, config.hidden_size)
-
-    @staticmethod
-    def slot_offsets(config):
-        return [0, 1]
-
-    def forward(self, embeddings, window, present):
-        seen = window * present[..., None]
-        return embeddings + self.out(seen.mean(dim=1))
-
-
 def test_a_users_attention_says_its_slots_and_is_what_phase_2_trains():
-    model, cache = tiny_method(Parts(attention=NearestTwo)).double(), random_cache(9)
+    model, cache = tiny_method(Parts(attention=NearestTwo)).double(), double_stream(9)
     assert parameter_counts(model)["trainable_phase2"] == 24 * 16 + 24
     hidden, weights = cache.attend(model, torch.tensor([0, 5]))
     assert weights is None

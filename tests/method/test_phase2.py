@@ -1,12 +1,12 @@
 """Phase 2 against the reference, and what must not change its numbers."""
 
 import gc
-from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, cloned, tiny_ids, tiny_method
+from conftest import cloned, tiny_method, tiny_stream
 
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.caches import StreamCache, epoch_order, epoch_seed
@@ -14,28 +14,20 @@ from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.evaluation import evaluate
 from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.phase2 import EarlyStopping, Stepper, batch_gradients, best_epoch, train_attention
+from ctxkv_lib.research.optimizer import ScheduledAdamW
 
 SEED = 3
 
 
-def stream(count):
-    contexts = torch.randn(count, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
-    contexts[0] = 0
-    return StreamCache(tiny_ids(count, seed=count).int(), contexts)
-
-
-TRAIN, VAL = stream(1400), stream(300)
+TRAIN, VAL = tiny_stream(1399), tiny_stream(299)
 CONFIG = Phase2Config(max_epochs=3, batch_size=100, patience=3)
 
 
 class Steps(Loop):
-    """Keeps the mean loss of every step; cuts each batch into so many micro-batches."""
+    """Keeps the mean loss of every step."""
 
-    def __init__(self, config=CONFIG, pieces=1):
-        self.config, self.pieces, self.losses, self.last = config, pieces, [], 0.0
-
-    def attempt(self, work, rows):
-        return work(self.pieces)
+    def __init__(self, config):
+        self.config, self.losses, self.last = config, [], 0.0
 
     def after_step(self, state):
         begun = len(self.losses) % -(-len(TRAIN) // self.config.batch_size)
@@ -121,13 +113,6 @@ def test_gradients_are_those_of_the_mean_loss_however_a_batch_is_cut(pieces):
     }
 
 
-def test_micro_batches_train_to_the_same_numbers():
-    whole, cut = (train(loop=Steps(pieces=pieces))[1] for pieces in (1, 3))
-    for ours, theirs in zip(cut, whole, strict=True):
-        for name in ("train_ppl", "val_ppl", "val_acc"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
-
-
 def test_shards_of_a_batch_have_its_gradients_together():
     """As several processes take them; the last shard is empty."""
     model = tiny_method(attention_dropout=0.5).train()
@@ -161,39 +146,13 @@ def test_early_stopping_wants_strictly_lower():
     assert stopping.should_stop
 
 
-numbers = []  # of the steps taken
-
-
-class FirstStep(Stepper):
-    """An optimiser as a user writes it: the weights after the first step are the averages."""
-
-    def __init__(self, weights, config, positions):
-        super().__init__(weights, config, positions)
-        self.weights = weights
-
-    def step(self, number):
-        super().step(number)
-        numbers.append(number)
-        if not self.averages:
-            self.averages = {name: weight.detach().clone() for name, weight in self.weights.items()}
-
-    @contextmanager
-    def averaged(self):
-        own = {name: weight.data for name, weight in self.weights.items()}
-        for name, weight in self.weights.items():
-            weight.data = self.averages[name]
-        yield
-        for name, weight in self.weights.items():
-            weight.data = own[name]
-
-
-def test_a_steppers_averages_are_validated_and_kept():
-    numbers.clear()
-    model, epochs, _ = train(stepper=FirstStep)
-    assert numbers == list(range(3 * 14))
-    assert len({epoch["val_ppl"] for epoch in epochs}) == 1
-    assert evaluate(model, VAL).perplexity == epochs[0]["val_ppl"]
-    assert epochs[0]["train_ppl"] > epochs[2]["train_ppl"]
+def test_the_averages_of_a_stepper_are_validated_and_kept():
+    settings = ScheduledAdamW.Settings(averaging=0.99)
+    model, epochs, _ = train(stepper=partial(ScheduledAdamW, settings=settings))
+    plain = train()[1]
+    assert epochs[0]["train_ppl"] == plain[0]["train_ppl"]
+    assert epochs[0]["val_ppl"] != plain[0]["val_ppl"]
+    assert evaluate(model, VAL).perplexity == best_epoch(epochs)["val_ppl"]
 
 
 def test_bf16_products_train_as_well_and_leave_everything_else_fp32():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, tiny_ids, tiny_model
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.caches import StreamCache
@@ -11,7 +12,15 @@ from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.memory import GIB
 from ctxkv_lib.report.info import dense_fp32_mib, gathered_mib
 from ctxkv_lib.runs import caches, scratch
-from ctxkv_lib.runs.caches import held_mib, load_cache, load_ids, load_starts, place_caches, save_cache
+from ctxkv_lib.runs.caches import (
+    ReadAhead,
+    held_mib,
+    load_cache,
+    load_ids,
+    load_starts,
+    place_caches,
+    save_cache,
+)
 
 
 def cache(dense=False):
@@ -119,3 +128,14 @@ def test_a_stream_stays_in_its_files_if_there_is_less_memory_than_it_looked(devi
 def test_a_cpu_reads_caches_from_their_files():
     held = {"train": cache()}
     assert place_caches(held, torch.device("cpu")) == (held, "0 MiB mapped from their files")
+
+
+def test_reading_ahead_gives_the_same_batches_and_passes_an_error_on():
+    plain, model = StreamCache(tiny_ids(51).int(), torch.randn(51, TINY["context_dim"])), tiny_model()
+    order = torch.randperm(50)
+    ahead = ReadAhead(**plain.tensors()).batches(order, 7, model)
+    for one, other in zip(plain.batches(order, 7, model), ahead, strict=True):
+        assert torch.equal(one.window, other.window)
+        assert torch.equal(one.targets, other.targets)
+    with pytest.raises(IndexError):
+        list(ReadAhead(**plain.tensors()).batches(order + 50, 7, model))

@@ -1,18 +1,18 @@
 """Trainings that are stopped, find their saved states torn, or run out of memory give the same numbers."""
 
-from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
-from conftest import TINY, cloned, tiny_ids, tiny_method
+from conftest import TINY, cloned, tiny_ids, tiny_method, tiny_stream
 
 from ctxkv_lib.method import oacd, phase2
-from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import Phase1Config, Phase2Config
 from ctxkv_lib.method.contexts import distinct_rows
 from ctxkv_lib.method.evaluation import token_scores
 from ctxkv_lib.method.oacd import train_context_block
 from ctxkv_lib.method.phase2 import Stepper, train_attention
+from ctxkv_lib.research.optimizer import ScheduledAdamW
 from ctxkv_lib.runs import long_run, scratch
 from ctxkv_lib.runs.long_run import Checkpoint, LongRun, forget
 
@@ -24,38 +24,9 @@ class Stopped(Exception):
     pass
 
 
-class Averaging(Stepper):
-    """Validates and keeps an average of the weights, which a saved state must have, too."""
-
-    def __init__(self, weights, config, positions):
-        super().__init__(weights, config, positions)
-        self.weights = weights
-        self.averages = {name: weight.detach().clone() for name, weight in weights.items()}
-
-    def step(self, number):
-        super().step(number)
-        for name, weight in self.weights.items():
-            self.averages[name].lerp_(weight.detach(), 0.3)
-
-    @contextmanager
-    def averaged(self):
-        own = {name: weight.data for name, weight in self.weights.items()}
-        self._put(self.averages)
-        yield
-        self._put(own)
-
-    def _put(self, values):
-        for name, weight in self.weights.items():
-            weight.data = values[name]
-
-
-def stream(count):
-    contexts = torch.randn(count, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
-    contexts[0] = 0
-    return StreamCache(tiny_ids(count, seed=count).int(), contexts)
-
-
-TRAIN, VAL = stream(500), stream(120)
+TRAIN, VAL = tiny_stream(499), tiny_stream(119)
+SCHEDULE = ScheduledAdamW.Settings(schedule="cosine", warmup=0.2, averaging=0.9)
+SCHEDULED = partial(ScheduledAdamW, settings=SCHEDULE)
 
 
 def run_phase1(loop, folder=None, **changes):
@@ -131,13 +102,13 @@ def test_phase_1_in_a_mapped_file_gives_the_numbers_of_memory(tmp_path, saved_at
     assert_same(run_phase1(hooks(path)[0], tmp_path), expected)
 
 
-@pytest.mark.parametrize("stepper", [Stepper, Averaging])
+@pytest.mark.parametrize("stepper", [Stepper, SCHEDULED])
 def test_phase_2_stopped_between_epochs_gives_the_same_numbers(tmp_path, stepper):
     stopped_and_resumed(lambda loop: run_phase2(loop, stepper), tmp_path / "c.safetensors", 2)
 
 
 @pytest.mark.parametrize("stopped_at", [0, 1, 7, 8, 9, 20, 31])  # steps
-@pytest.mark.parametrize("stepper", [Stepper, Averaging])
+@pytest.mark.parametrize("stepper", [Stepper, SCHEDULED])
 def test_phase_2_stopped_within_an_epoch_repeats_one_step(
     tmp_path, saved_at_every_step, stopped_at, stepper, monkeypatch
 ):

@@ -1,0 +1,299 @@
+"""Ideas of a user, passed to `run` as classes and functions, go through the same stages as the method."""
+
+import importlib
+import json
+import linecache
+import sys
+import types
+
+import pytest
+import torch
+from conftest import local_experiment
+from safetensors.torch import load_file
+from torch import nn
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import run
+from ctxkv_lib.method import oacd
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.model import ContextBlock
+from ctxkv_lib.runs import stages
+from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.differences import run_names
+from ctxkv_lib.runs.plugins import code_key
+from ctxkv_lib.runs.run_folder import run_folder_of
+from ctxkv_lib.runs.trained import load_model, load_trained
+
+
+class GatedBlock(nn.Module):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.gate = nn.Linear(context_dim + hidden_size, context_dim)
+        self.new = nn.Linear(context_dim + hidden_size, context_dim)
+        self.norm = nn.LayerNorm(context_dim)
+
+    def forward(self, contexts, inputs):
+        both = torch.cat([contexts, inputs], dim=1)
+        keep = self.gate(both).sigmoid()
+        return self.norm(keep * contexts + (1 - keep) * self.new(both))
+
+
+def spread(contexts):
+    return contexts.square().mean() - contexts.std()
+
+
+class MeanAttention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.out = nn.Linear(config.context_dim, config.hidden_size)
+
+    def forward(self, embeddings, window, present):
+        return embeddings + self.out(window.mean(dim=1))
+
+
+class PreviousToken(nn.Module):
+    history = 1
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, embeddings, start):
+        before = torch.cat([torch.zeros_like(embeddings[:, :1]), embeddings[:, :-1]], dim=1)
+        return (embeddings + self.out(before))[:, start:]
+
+
+IDEAS = {"block": GatedBlock, "loss": spread, "attention": MeanAttention, "mixer": PreviousToken}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    settings = {**local_experiment(tmp_path_factory.mktemp("text")), "phase1.max_iterations": 3}
+    settings |= {"phase2.max_epochs": 1, "runtime.precision": "bf16"}  # in which a user's code fails first
+    return build_config("ci", samples=8, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def plain(config, tmp_path_factory):
+    """The run without any plug-in, in a folder of its own."""
+    return run(config, tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.fixture(scope="module", params=IDEAS)
+def idea(request, config, tmp_path_factory):
+    """A hook, and the run of the idea for it."""
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    return request.param, run(config, out, **{request.param: IDEAS[request.param]})
+
+
+def test_an_idea_goes_through_the_stages_and_is_named_wherever_the_run_is(idea, plain, capsys):
+    hook, made = idea
+    name = f"{IDEAS[hook].__module__}:{IDEAS[hook].__name__}"
+    assert made.summary["phase2"]["val_ppl"] != plain.summary["phase2"]["val_ppl"]
+    stored = json.loads((made.path / "config.json").read_text())
+    assert stored[hook]["plugin"] == name
+    for report in ("report.md", "report.ja.md"):
+        assert name in (made.path / report).read_text(encoding="utf-8")
+    assert main(["list", str(made.path)]) == 0
+    assert f"{hook}.plugin={name}" in capsys.readouterr().out
+    assert run_names([plain, made]) == ["no plug-in", f"{hook} {IDEAS[hook].__name__}"]
+    assert IDEAS[hook].__name__ in run_folder_of(made.config).name
+
+
+def test_an_idea_that_has_finished_is_reused(idea, config, monkeypatch):
+    hook, made = idea
+    monkeypatch.setattr(stages, "_work", None)
+    assert run(config, made.path, **{hook: IDEAS[hook]}).summary == made.summary
+
+
+def test_all_of_a_blocks_parameters_are_trained(config, tmp_path):
+    kept = {}
+    for name, settings in {"trained": {}, "untrained": {"phase1.max_iterations": 0}}.items():
+        out = run(config.replace(settings), tmp_path / name, block=GatedBlock).path
+        kept[name] = load_file(out / "checkpoint" / "context_block.safetensors")
+    for name, weight in kept["trained"].items():
+        assert not torch.equal(weight, kept["untrained"][name]), name
+
+
+MY_IDEAS = """
+from ctxkv_lib.method.model import ContextBlock
+class Mine(ContextBlock):
+    def forward(self, contexts, inputs):
+        return super().forward(0.9 * contexts, inputs)
+"""
+
+
+def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatch):
+    (tmp_path / "my_ideas.py").write_text(MY_IDEAS)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = run(config, tmp_path / "run", block="my_ideas:Mine")
+    trained = load_model(made.path, made.config).context_block
+    served, _ = load_trained(made.path, torch.device("cpu"))
+    contexts, inputs = torch.randn(3, 16), torch.randn(3, 16)
+    assert torch.equal(served.context_block(contexts, inputs), trained(contexts, inputs))
+    (tmp_path / "my_ideas.py").write_text(MY_IDEAS.replace("0.9", "0.81"))
+    importlib.invalidate_caches()
+    monkeypatch.delitem(sys.modules, "my_ideas")
+    with pytest.raises(UserError, match="The source of my_ideas:Mine is not what the run was made with"):
+        load_trained(made.path, torch.device("cpu"))
+
+
+def test_a_class_of_a_function_is_trained_and_not_saved_which_one_line_says(config, tmp_path, capsys):
+    class Local(ContextBlock):
+        def forward(self, contexts, inputs):
+            return super().forward(contexts, inputs)
+
+    made = run(config, tmp_path / "run", block=Local)
+    said = [line for line in capsys.readouterr().err.splitlines() if "not saved for transformers" in line]
+    assert len(said) == 1
+    assert "Local is defined in a notebook or a function, not in a module" in said[0]
+    assert made.summary["phase2"]["val_ppl"] > 1
+    assert not (made.path / "model").exists()
+
+
+def cell(source, number):
+    """Define what a notebook cell does, the way IPython does it."""
+    file = f"/tmp/ipykernel_1/{number}.py"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    module = types.ModuleType("__main__")
+    exec(compile(source, file, "exec"), vars(module))
+    return module
+
+
+CELL = """
+from torch import nn
+WEIGHT = 2.0
+def helper(values):
+    return values.tanh()
+class Block(nn.Module):
+    '''A block.'''
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.new = nn.Linear(hidden_size, context_dim)
+    def forward(self, contexts, inputs):
+        return helper(contexts + WEIGHT * self.new(inputs))  # bounded
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_same"),
+    [
+        ("# bounded", "# in (-1, 1)", True),
+        ("'''A block.'''", "'''My block.'''", True),
+        ("contexts + WEIGHT", "contexts - WEIGHT", False),
+        ("values.tanh()", "values.sin()", False),
+        ("WEIGHT = 2.0", "WEIGHT = 3.0", False),
+    ],
+)
+def test_the_folder_of_an_idea_depends_on_its_code_and_on_what_that_uses(
+    config, monkeypatch, old, new, is_same
+):
+    folders = []
+    for number, source in enumerate((CELL, CELL.replace(old, new))):
+        module = cell(source, number)
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "__main__", module)
+            folders.append(run_folder_of(config.replace({"block": module.Block})))
+    assert (folders[0] == folders[1]) == is_same
+
+
+@pytest.mark.parametrize("part", [3, nn.Linear(2, 2), eval("lambda contexts: contexts.mean()")])
+def test_what_is_no_class_or_function_or_has_no_source_is_refused(config, part):
+    with pytest.raises(UserError, match=r"is no plug-in; give a class|to be found; define it with def"):
+        config.replace({"loss": part})
+
+
+def wide(contexts):
+    return contexts.square()
+
+
+class Narrow(nn.Module):
+    def __init__(self, *shapes):
+        super().__init__()
+        self.history = 0
+
+    def forward(self, first, *others):
+        return first[..., 1:]
+
+
+@pytest.mark.parametrize(
+    ("hook", "part", "said"),
+    [
+        ("block", Narrow, r"Narrow returned a tensor of shape \[2, 15\]; .* a tensor of shape \[2, 16\]\."),
+        ("loss", wide, r"wide returned a tensor of shape \[2, 16\]; it must return a scalar tensor\."),
+        ("attention", Narrow, r"Narrow returned a tensor of shape \[2, 23\]; .* of shape \[2, 24\]\."),
+        ("mixer", Narrow, r"Narrow returned a tensor of shape \[1, 2, 23\]; .* of shape \[1, 2, 24\]\."),
+    ],
+)
+def test_another_shape_is_refused_with_both_shapes_before_anything_is_trained(
+    config, tmp_path, hook, part, said
+):
+    with pytest.raises(UserError, match=said):
+        run(config, tmp_path / "run", **{hook: part})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_patched_method_is_other_code(config, monkeypatch):
+    before = code_key()
+    monkeypatch.setattr(ContextBlock, "forward", lambda self, contexts, inputs: inputs)
+    patched = code_key()
+    monkeypatch.setattr(ContextBlock, "forward", lambda self, contexts, inputs: contexts)
+    assert len({before, patched, code_key()}) == 3
+    monkeypatch.undo()
+    assert code_key() == before
+
+
+def without_spread(contexts, centroid_weight, scale=1.0):
+    centroid = contexts.mean(dim=0)
+    return scale * centroid.square().sum(), scale * 2 * centroid.expand_as(contexts) / len(contexts)
+
+
+@pytest.mark.slow
+def test_a_finished_result_of_other_code_is_kept_unless_it_is_to_be_made_again(
+    config, tmp_path, monkeypatch, capsys
+):
+    before = run(config, tmp_path / "run").summary
+    monkeypatch.setattr(oacd, "oacd_loss", without_spread)
+    with pytest.raises(UserError, match=r"finished result of other code, which is kept; .* --again"):
+        run(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
+    after = run(config, tmp_path / "run", again=True).summary
+    assert after["phase2"]["val_ppl"] != before["phase2"]["val_ppl"]
+    elsewhere = run(config, tmp_path / "elsewhere").summary
+    assert elsewhere["phase2"]["val_ppl"] == after["phase2"]["val_ppl"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model.interval": 4},
+        {"model.max_contexts": 3},
+        {"model.attention_dropout": 0.3},
+        {"model.kv_method": "variable"},
+        {"phase2.learning_rate": 1e-4},
+        {"attention": MeanAttention},
+    ],
+    ids=str,
+)
+def test_what_only_phase_2_depends_on_trains_no_phase_1_again(config, plain, changed, monkeypatch, capsys):
+    monkeypatch.setattr(stages, "_train_block", None)
+    out = plain.path.with_name(run_folder_of(config.replace(changed)).name)
+    made = run(config.replace(changed), out)
+    assert "phase1 is taken from" in capsys.readouterr().err
+    assert made.summary["phase1"] == plain.summary["phase1"]
+
+
+def test_the_advice_when_memory_ends_keeps_phase_1(config, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "train_attention", full)
+        said = "Phase 2 ran out of memory .* lower phase2.batch_size, and run again: what is finished is kept"
+        with pytest.raises(UserError, match=said):
+            run(config, run_folder_of(config, tmp_path))
+    monkeypatch.setattr(stages, "_train_block", None)
+    smaller = config.replace({"phase2.batch_size": 64})
+    assert run(smaller, run_folder_of(smaller, tmp_path)).summary["phase2"]["val_ppl"] > 1
+    assert "phase1 is taken from" in capsys.readouterr().err
