@@ -81,14 +81,14 @@ def untrained_block(shape: ModelConfig, std: float, seed: int) -> ContextBlock:
     return block
 
 
-def read_through(block: ContextBlock, token_half: Tensor, texts: Sequence[Tensor]) -> list[Tensor]:
+def read_through(block: ContextBlock, inputs: Tensor, texts: Sequence[Tensor]) -> list[Tensor]:
     """Compute contexts `[n, context_dim]` of each text, token by token: an untrained block forgets slowly.
 
     The texts are read side by side; shorter ones are padded with any token, whose contexts are cut off.
     """
-    state, contexts = token_half.new_zeros(len(texts), token_half.shape[1]), []
+    state, contexts = inputs.new_zeros(len(texts), inputs.shape[1]), []
     for tokens in pad_sequence(list(texts)):  # (longest, texts)
-        state = block(state, token_half[tokens])
+        state = block(state, inputs[tokens])
         contexts.append(state)
     read = torch.stack(contexts, dim=1)
     return [each[: len(text)] for each, text in zip(read, texts, strict=True)]

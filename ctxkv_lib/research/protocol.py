@@ -11,18 +11,25 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import digest, read_json
+from ..method.settings import Allowed
 from ..progress import say
 from ..runs.config import ExperimentConfig
 from ..runs.configure import configure
 
 Settings = dict[str, Any]
+TEXT = Allowed("a string", lambda value: isinstance(value, str))
+OBJECT = Allowed("an object", lambda value: isinstance(value, dict))
+NUMBERS = Allowed(
+    "a list of whole numbers",
+    lambda value: isinstance(value, list) and bool(value) and all(type(each) is int for each in value),
+)
 KINDS = {
-    "preset": "a string",
-    "recipe": "a string",
-    "settings": "an object",
-    "samples": "a list of whole numbers",
-    "seeds": "a list of whole numbers",
-    "variants": "an object",
+    "preset": TEXT,
+    "recipe": TEXT,
+    "settings": OBJECT,
+    "samples": NUMBERS,
+    "seeds": NUMBERS,
+    "variants": OBJECT,
 }
 VARIANT_KEYS = ("recipe", "settings", "samples", "seeds")
 FORM = (
@@ -127,14 +134,8 @@ def _check(what: str, values: Any, allowed: Collection[str]) -> None:
     for key, value in values.items():
         if key not in allowed:
             raise UserError(f"{what} has {key!r}; allowed: {', '.join(allowed)}.")
-        if not _is(KINDS[key], value):
-            raise UserError(f"{what} has {value!r} as {key}; allowed: {KINDS[key]}.")
-
-
-def _is(kind: str, value: Any) -> bool:
-    if kind == "a list of whole numbers":
-        return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
-    return isinstance(value, dict if kind == "an object" else str)
+        if not KINDS[key].holds(value):
+            raise UserError(f"{what} has {value!r} as {key}; allowed: {KINDS[key].text}.")
 
 
 def cells_of(protocol: Mapping[str, Any], tell: Callable[[str], None] = say) -> list[Cell]:

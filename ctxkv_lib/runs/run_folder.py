@@ -169,7 +169,7 @@ class RunFolder:
 
     def drop_artefacts(self) -> None:
         """Remove what takes space and can be made again, all but results and records, of a claimed folder."""
-        parts = [self.model, self.caches, self.attention, self.phase1_checkpoint, self.phase2_checkpoint]
+        parts = [self.model, self.caches, *self.path.glob("checkpoint/*.safetensors")]
         self.records.drop(part.relative_to(self.path).as_posix() for part in parts)
         for part in parts:
             remove(part)

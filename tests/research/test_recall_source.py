@@ -1,4 +1,4 @@
-"""The conversations of the recall task: the same ones each time, each pair told once and asked for once."""
+"""The conversations of the recall task: the same ones each time, each pair stated once and asked for once."""
 
 import json
 import subprocess
@@ -37,30 +37,27 @@ def test_every_word_is_one_token(tokenizer):
         assert len(tokenizer.encode(word)) == 1, word
 
 
+def places_of(words):
+    """Where each key stands: first where it is stated, then where it asks."""
+    keys = set(words) & set(KEYS)
+    return {key: [place for place, word in enumerate(words) if word == key] for key in keys}
+
+
 @pytest.mark.parametrize("row", [0, 1, 30_007])
-def test_each_pair_is_told_once_and_asked_for_once(row):
+def test_each_pair_is_stated_once_and_asked_for_once(row):
     words = words_of(row)
     assert len(words) == WINDOW + WINDOW // 4
-    keys = [word for word in words if word in KEYS]
-    assert set(keys) == set(KEYS[row % 2 :: 2][: pairs_in(WINDOW)])
-    for key in set(keys):
-        told, asked = (place for place, word in enumerate(words) if word == key)
-        assert words[told + 1] == words[asked + 1]
-        assert words[told + 1] in VALUES
-        assert 1 <= asked - told - 1 < WINDOW
-
-
-def test_neighbours_share_no_key():
-    assert not set(words_of(4)) & set(words_of(5)) & set(KEYS)
+    found = places_of(words)
+    assert set(found) == set(KEYS[row % 2 :: 2][: pairs_in(WINDOW)])  # neighbours share no key
+    for stated, asked in found.values():
+        assert words[stated + 1] == words[asked + 1]
+        assert words[stated + 1] in VALUES
+        assert 1 <= asked - stated - 1 < WINDOW
 
 
 def test_distances_are_spread_over_the_window_and_over_the_places_between_slots():
-    distances = []
-    for row in range(60):
-        words = words_of(row)
-        for key in set(words) & set(KEYS):
-            told, asked = (place for place, word in enumerate(words) if word == key)
-            distances.append(asked - told - 1)
+    found = [places for row in range(60) for places in places_of(words_of(row)).values()]
+    distances = [asked - stated - 1 for stated, asked in found]
     counts = torch.histc(torch.tensor(distances).float(), bins=8, min=1, max=WINDOW)
     assert counts.min() > 0.5 * len(distances) / 8
     places = torch.bincount(torch.tensor(distances) % 20)

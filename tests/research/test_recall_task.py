@@ -61,14 +61,14 @@ def test_the_place_is_what_the_nearest_slot_has_read_since(anchor):
     if anchor == "current":
         assert found.tolist() == [distance % 7 for distance in distances.tolist()]
     for position, distance, place in zip(positions.tolist(), distances.tolist(), found.tolist(), strict=True):
-        told = position - distance
-        multiples = [slot for slot in range(told, position) if slot % 7 == 0]
-        slots = [position, *multiples] if anchor == "grid" else range(position, told - 1, -7)
-        assert place == min(slot - told for slot in slots)
+        stated = position - distance
+        multiples = [slot for slot in range(stated, position) if slot % 7 == 0]
+        slots = [position, *multiples] if anchor == "grid" else range(position, stated - 1, -7)
+        assert place == min(slot - stated for slot in slots)
 
 
-def test_accuracy_is_that_of_the_answers_by_where_they_were_told(stream, monkeypatch):
-    """A model that remembers what was told up to 30 tokens ago."""
+def test_accuracy_is_that_of_the_answers_by_where_they_were_stated(stream, monkeypatch):
+    """A model that remembers what was stated up to 30 tokens ago."""
     ids, keys, _ = stream
     positions, distances = answers(ids, keys, 160)
     near = dict(zip(positions.tolist(), (distances <= 30).tolist(), strict=True))
