@@ -44,7 +44,7 @@ picture:  ## the drawings of the architecture and of the packages, for README an
 	python docs/diagram.py
 
 result:  ## the README's pictures of a result; trains what it needs, minutes on 2 cores
-	ctxkv compare --preset offline --recipe tuned
+	ctxkv compare --preset offline --recipe tuned --measure
 	cp runs/offline-tuned-50-vs-10/figures/ppl_curves.png .github/result.png
 	cp runs/offline-tuned-50/figures/probe.png .github/probe.png
 

@@ -150,8 +150,8 @@ class EndToEnd(nn.Module):
         super().__init__()
         require(config.anchor == "current", "model.anchor", config.anchor, "current with this mixer")
         self.context_block = StructuredBlock(config.context_dim, config.hidden_size, settings)
-        width = feed_forward_width(config, -parameter_counts(self.context_block)["total"])
-        self.attention = SlotAttention(replace(config, intermediate_size=width), settings)
+        self.width = feed_forward_width(config, -parameter_counts(self.context_block)["total"])
+        self.attention = SlotAttention(replace(config, intermediate_size=self.width), settings)
         self.current_token_bias, self.settings = settings.current_token_bias, settings
         self.window = Window(config, self.attention.slot_offsets(config))
         reach = self.window.offsets[-1]
@@ -166,9 +166,7 @@ class EndToEnd(nn.Module):
     def served(self, model: ContextKV) -> tuple[ContextKV, dict[str, Any]]:
         """Return a trained model as one that attends to contexts, and the plug-ins that it is made of."""
         parts = Parts(lambda *_: self.context_block, lambda _: self.attention)
-        down: Any = self.attention.feed_forward.down
-        width = down.in_features
-        config = replace(model.config, intermediate_size=width)
+        config = replace(model.config, intermediate_size=self.width)
         served = ContextKV(config, model.wte.num_embeddings, model.log_unigram is not None, parts)
         served.load_table(model.wte.weight)
         served.log_unigram = model.log_unigram

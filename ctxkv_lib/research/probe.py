@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..method.config import ModelConfig
+from ..method.contexts import distinct_rows
 from ..method.evaluation import effective_rank
 from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
 from ..method.windows import Window
@@ -40,8 +41,7 @@ def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict
     """
     caches = [load_cache(folder.caches, split) for split in ROWS]
     ids = [cache.ids[:-1][:rows] for cache, rows in zip(caches, ROWS.values(), strict=True)]
-    distinct, rows = torch.cat(ids).unique(return_inverse=True)
-    embeddings = model.embed(distinct.to(model.device)).cpu()
+    embeddings, rows = (found.cpu() for found in distinct_rows(model, torch.cat(ids)))
     tokens = rows.split([len(each) for each in ids])
 
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:

@@ -188,8 +188,8 @@ def patched_source(package: str) -> str:
     found = ""
     for name, module in sorted(sys.modules.items()):
         if name.startswith(f"{package}.") and getattr(module, "__file__", None):
-            own = [value for value in vars(module).values() if getattr(value, "__module__", "") == name]
-            places: list[Any] = [module, *filter(inspect.isclass, own)]
+            classes = [each for each in vars(module).values() if inspect.isclass(each)]
+            places: list[Any] = [module, *(each for each in classes if each.__module__ == name)]
             for place in places:
                 for key, value in vars(place).items():
                     is_code = inspect.isfunction(value) or inspect.isclass(value)

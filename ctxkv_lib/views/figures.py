@@ -141,7 +141,7 @@ def _key(axes: Sequence[Axes]) -> list[Line2D]:
 
 @styled
 def phase1_curves(runs: Mapping[str, Lines], stop_rate: float) -> Figure:
-    """Draw convergence rate (%) and OACD loss by iteration (OACD: Origin-Anchored Centroid Dispersion).
+    """Draw convergence rate (%) and the loss by iteration: OACD, or that of a plug-in.
 
     Args:
         runs: `{label: phase 1 lines of metrics.jsonl}`; a line without a value is left out of that curve.
@@ -153,7 +153,7 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float) -> Figure:
         loss.plot(*_series(lines, "iteration", "loss"), marker="o", label=label)
     rate.axhline(100 * stop_rate, color=QUIET, ls="--", lw=1.2, label=f"stop at {stop_rate:.0%}")
     rate.set(title="Convergence", ylabel="Converged positions (%)", ylim=(-3, 103))
-    loss.set(title="OACD loss", ylabel="Loss (no unit)")
+    loss.set(title="Phase 1 loss", ylabel="Loss (no unit)")
     if all(line["loss"] > 0 for lines in runs.values() for line in lines if line.get("loss") is not None):
         log_y(loss, "Loss (no unit, log scale)")
     for ax in (rate, loss):

@@ -198,7 +198,7 @@ def test_the_folder_of_an_idea_depends_on_its_code_and_on_what_that_uses(
     assert (folders[0] == folders[1]) == is_same
 
 
-@pytest.mark.parametrize("part", [3, nn.Linear(2, 2), eval("lambda contexts: contexts.mean()")], ids=str)
+@pytest.mark.parametrize("part", [3, nn.Linear(2, 2), eval("lambda contexts: contexts.mean()")])
 def test_what_is_no_class_or_function_or_has_no_source_is_refused(config, part):
     with pytest.raises(UserError, match=r"is no plug-in; give a class|to be found; define it with def"):
         config.replace({"loss": part})
@@ -249,6 +249,7 @@ def without_spread(contexts, centroid_weight, scale=1.0):
     return scale * centroid.square().sum(), scale * 2 * centroid.expand_as(contexts) / len(contexts)
 
 
+@pytest.mark.slow
 def test_a_finished_result_of_other_code_is_kept_unless_it_is_to_be_made_again(
     config, tmp_path, monkeypatch, capsys
 ):

@@ -15,18 +15,20 @@ def factors(steps, **settings):
     return [lr_lambda(step, steps, Settings(**settings)) for step in range(steps)]
 
 
-def test_the_published_rate_is_constant():
-    assert factors(7) == [1.0] * 7
+COSINE = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
 
 
-def test_a_warm_up_rises_to_the_whole_rate():
-    assert factors(10, warmup=0.4) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1])
-
-
-def test_a_cosine_falls_towards_zero():
-    found = factors(8, schedule="cosine")
-    assert found == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)])
-    assert factors(8, schedule="cosine", warmup=0.25) == pytest.approx([found[0] / 2, *found[1:]])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [1.0] * 8),
+        ({"warmup": 0.5}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ({"schedule": "cosine"}, COSINE),
+        ({"schedule": "cosine", "warmup": 0.25}, [COSINE[0] / 2, *COSINE[1:]]),
+    ],
+)
+def test_the_rate_is_constant_or_falls_as_a_cosine_and_rises_before(settings, expected):
+    assert factors(8, **settings) == pytest.approx(expected)
 
 
 def stepper(weights, config=None, positions=100, **settings):
