@@ -190,7 +190,7 @@ def test_half_precision_is_scanned_fast_and_as_exact_as_token_by_token():
 @pytest.mark.parametrize("rows", [7, 1000])
 def test_parallel_passes_are_the_originals(monkeypatch, rows):
     monkeypatch.setattr(method, "PASS_ROWS", rows)
-    model, ids, config = model_with("trained"), tiny_ids(50), Phase1Config(contexts="passes")
+    model, ids, config = model_with("trained"), tiny_ids(50), Phase1Config(context_method="passes")
     embeddings, tokens = distinct_rows(model, ids)
     block, half = model.context_block, model.context_block.project_inputs(embeddings)
     weights = (model.state_dict(), model.wte.weight)
