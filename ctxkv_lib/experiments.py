@@ -18,6 +18,7 @@ from .method.windows import theoretical_max
 from .progress import Listener, progress_bar, stage
 from .report import LANGUAGES, improvement, write_report
 from .report.info import dense_fp32_mib
+from .report.labels import run_labels
 from .report.model_card import model_card
 from .runs.config import ExperimentConfig
 from .runs.inputs import Facts
@@ -220,7 +221,7 @@ def _draw_measurements(found: Facts, config: ExperimentConfig) -> dict[str, Figu
 def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Report in every language, and the figures it shows; returns the files."""
     summaries = [finished.summary for finished in runs]
-    labels = figures.run_labels(summaries)
+    labels = run_labels(summaries)
     phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
     drawn = {
         "ppl_curves": figures.ppl_curves(summaries),

@@ -82,7 +82,6 @@ def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
     assert "cli" not in set(imported(package / "runs" / "x.py", at_import=True))
 
 
-@pytest.mark.xfail(strict=False, reason="report still takes labels of runs from views.figures")
 def test_imports_go_downwards_only():
     wrong = {
         f"{name} imports {other}"

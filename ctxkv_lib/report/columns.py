@@ -12,7 +12,7 @@ from ..method.windows import Window
 from ..runs.differences import distinctions
 from ..runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
 from ..runs.run_folder import Run
-from ..views.figures import memory_stages, run_labels
+from .labels import memory_stages, run_labels
 from .tables import MISSING, gib, literal
 from .verdicts import gains
 

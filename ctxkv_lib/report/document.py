@@ -11,8 +11,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..runs.run_folder import Run
-from ..views.figures import run_labels
 from .columns import Column, cache_sizes, devices, origin, run_columns, slot_examples, with_gain
+from .labels import run_labels
 from .measured import beside_ngrams, ppl_changes, ppl_errors, probe_blocks
 from .tables import table_cells, terminal_table
 from .templates import LANGUAGES as LANGUAGES

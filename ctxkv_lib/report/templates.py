@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..errors import UserError
-from ..views.figures import span
 from . import tables, verdicts
+from .labels import span
 
 LANGUAGES = ("en", "ja")
 TEXTS = "bold gib literal loss percent ppl r2 ratio short signed_percent whole whole_percent"

@@ -1,13 +1,13 @@
 """Figures of runs, from their summaries and metrics."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..report.labels import memory_stages, run_labels, span
 from .axes import BLUE, INK, OKABE_ITO, PAPER, QUIET, integer_x, legend_below, log_y, panels, styled
 
 # The curves of an epoch's measurements: their key in a summary, and a factor.
@@ -25,19 +25,6 @@ EXPLAINED = {"best epoch": "best epoch: lowest\nvalidation PPL", "n-grams": "n-g
 EPOCH = "Epoch (passes over the training tokens)"
 
 Lines = Sequence[Mapping[str, Any]]  # epochs, iterations or stages
-
-
-def run_labels(
-    summaries: Iterable[Mapping[str, Any]], unit: str = " samples", others: Sequence[str] = ()
-) -> list[str]:
-    """Name each run by its samples; where several have as many, by its one of `others` and a number, too."""
-    names = [f"{summary['samples']:,}{unit}" for summary in summaries]
-    if len(set(names)) < len(names):
-        names = [", ".join(filter(None, pair)) for pair in zip_longest(names, others)]
-    return [
-        f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
 
 
 @styled
@@ -223,17 +210,6 @@ def _memory_bars(ax: Axes, stages: Lines, names: Sequence[str]) -> None:
         ax.plot(peak, y, "|", ms=8, mew=2, color=colour, label=f"{device.upper()} peak")
 
 
-def memory_stages(memory: Lines) -> list[dict[str, Any]]:
-    """The stages of a run with its epochs cut down to the first and the last, named so."""
-    epochs = [stage for stage in memory if stage["stage"].startswith("epoch ")]
-    kept = [dict(stage) for stage in memory if stage not in epochs]
-    if epochs:
-        kept.append({**epochs[0], "stage": "first epoch"})
-    if len(epochs) > 1:
-        kept.append({**epochs[-1], "stage": "last epoch"})
-    return kept
-
-
 @styled
 def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
     """Draw perplexity by how much of a conversation was read, and by how many contexts attention saw.
@@ -259,13 +235,6 @@ def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
         ax.tick_params(axis="x", labelrotation=30)
     legend_below(figure, axes[0])
     return figure
-
-
-def span(row: Mapping[str, Any]) -> str:
-    """The values of a bin: 0, 1–9, 640+."""
-    if row["to"] is None:
-        return f"{row['from']:,}+"
-    return f"{row['from']:,}" if row["from"] == row["to"] else f"{row['from']:,}–{row['to']:,}"
 
 
 def _series(lines: Lines, x: str, y: str, factor: float = 1) -> tuple[list[float], list[float]]:

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from ..report.labels import span
 from .axes import BLUE, INK, OKABE_ITO, ORANGE, QUIET, legend_below, legend_under, log_y, panels, styled
-from .figures import span
 
 SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}
 MARKERS = "osD^vPX"  # one more than there are colours, so that pairs of both repeat only after all of them

@@ -1,0 +1,36 @@
+"""Names of runs, of stages and of bins, in tables and figures."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+
+def run_labels(
+    summaries: Iterable[Mapping[str, Any]], unit: str = " samples", others: Sequence[str] = ()
+) -> list[str]:
+    """Name each run by its samples; where several have as many, by its one of `others` and a number, too."""
+    names = [f"{summary['samples']:,}{unit}" for summary in summaries]
+    if len(set(names)) < len(names):
+        names = [", ".join(filter(None, pair)) for pair in zip_longest(names, others)]
+    return [
+        f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+
+
+def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The stages of a run with its epochs cut down to the first and the last, named so."""
+    epochs = [stage for stage in memory if stage["stage"].startswith("epoch ")]
+    kept = [dict(stage) for stage in memory if stage not in epochs]
+    if epochs:
+        kept.append({**epochs[0], "stage": "first epoch"})
+    if len(epochs) > 1:
+        kept.append({**epochs[-1], "stage": "last epoch"})
+    return kept
+
+
+def span(row: Mapping[str, Any]) -> str:
+    """The values of a bin: 0, 1–9, 640+."""
+    if row["to"] is None:
+        return f"{row['from']:,}+"
+    return f"{row['from']:,}" if row["from"] == row["to"] else f"{row['from']:,}–{row['to']:,}"
