@@ -267,7 +267,7 @@ def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
     plain = build_config(config.preset, config.recipe, config.data.samples)
     usual, own = dict(flat(plain.to_dict())), dict(flat(config.to_dict()))
     changed = {key: value for key, value in own.items() if "." in key and usual.get(key, math.nan) != value}
-    gone = {f"{hook}.plugin": None for hook in plain.plugins.keys() - config.plugins.keys()}
+    gone = {f"{hook}.plugin": None for hook in plain.plugins if hook not in config.plugins}
     return {**changed, **gone}
 
 
