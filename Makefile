@@ -31,7 +31,7 @@ study:  ## what recipe tuned is worth and why: days on 2 cores, each part at mos
 	  --out notebooks/study/results/$$part --runs runs/study --hours 2; done
 
 REPOSITORY = s|REPOSITORY = \\"[^"]*\\"|REPOSITORY = \\"$(REPO)\\"|
-BADGE = s|(colab.research.google.com/github/)[^/]+/[^/]+(/blob/)|\1$(REPO)\2|
+BADGE = s,((colab.research.google.com/github|https://github.com)/)[^/]+/[^/]+(/blob/),\1$(REPO)\3,
 
 REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
 

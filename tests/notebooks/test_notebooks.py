@@ -146,6 +146,7 @@ def test_badges_are_written_by_one_command(tmp_path):
         )
         assert 'REPOSITORY = \\"someone/something\\"' in after
         assert f"colab.research.google.com/github/someone/something/blob/main/notebooks/{path.name}" in after
+        assert "OWNER/REPOSITORY/blob" not in after
         assert len(before.splitlines()) == len(after.splitlines())
 
 
