@@ -110,9 +110,7 @@ class RunFolder:
         return self._checked[stage, key]
 
     def shared(self, stage: str, key: str) -> Record | None:
-        """Return `finished`, or the same from another run under the same root, whose files are linked
-        here.
-        """
+        """Return `finished`, or the same of another run under this root, whose files are linked here."""
         found = self.finished(stage, key)
         if found is None and (found := ranks.on_rank_0(lambda: self._adopted(stage, key))):
             self.keep(stage, found)

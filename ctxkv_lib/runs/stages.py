@@ -99,13 +99,10 @@ def run_stages(config: ExperimentConfig, folder: RunFolder, listener: Listener) 
     Returns:
         What is known of the contexts, and of Phase 2 on them.
     """
-    device, inputs = _begin(config)
-    precision = choose_precision(config.runtime.precision, device)
+    device, precision, inputs = _begin(config)
     if done := _finished(inputs, folder, precision):
         phase1, caches, phase2 = done
-        folder.keep_metrics(phase1, phase2)
-        for metric in (*phase1.metrics, *phase2.metrics):
-            listener(metric)
+        _report_again(folder, listener, phase1, phase2)
     else:
         work = _work(inputs, folder, device, precision, listener)
         prepared = _prepare(work)
@@ -124,17 +121,27 @@ def prepare(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> 
     Args:
         listener: gets every metric of Phase 1 in order, also if it was done earlier.
     """
-    device, inputs = _begin(config)
-    precision = choose_precision(config.runtime.precision, device)
+    device, precision, inputs = _begin(config)
     return _prepare(_work(inputs, folder, device, precision, listener))
 
 
-def _begin(config: ExperimentConfig) -> tuple[torch.device, Inputs]:
+def _begin(config: ExperimentConfig) -> tuple[torch.device, str, Inputs]:
     device = choose_device(config.runtime.device)
     use_threads(config.runtime.threads)
     begin_peaks(device)
     with stage("Reading conversations and token table"):
-        return device, Inputs.load(config)
+        inputs = Inputs.load(config)
+    return device, choose_precision(config.runtime.precision, device), inputs
+
+
+def _report_again(
+    folder: RunFolder, listener: Listener, *done: Record, after: tuple[Record, ...] = ()
+) -> None:
+    """Send the metrics of stages that were done to the listener; metrics.jsonl keeps `after`'s, too."""
+    folder.keep_metrics(*after, *done)
+    for record in done:
+        for metric in record.metrics:
+            listener(metric)
 
 
 def _work(
@@ -187,18 +194,21 @@ def _contexts(work: Work) -> tuple[Record, Record]:
     if phase1 and not caches and by_passes:
         notice("phase1.context_method=passes: caches come from Phase 1's last iteration, so it is repeated.")
         phase1 = None
-    if phase1 and caches:
-        folder.keep_metrics(phase1)
-        for metric in phase1.metrics:
-            work.listener(metric)
-    else:
+    if phase1:
+        _report_again(folder, work.listener, phase1)
+        _load_block(work)
+    if not (phase1 and caches):
         with _diverging():
             phase1, caches = ranks.on_rank_0(lambda: _make_contexts(work, phase1))
         folder.keep("phase1", phase1)
         folder.keep("caches", caches)
-    if not isinstance(work.model, MixerModel):
-        work.model.context_block.load_state_dict(read_tensors(folder.context_block))
+        _load_block(work)  # on the other ranks, too
     return phase1, caches
+
+
+def _load_block(work: Work) -> None:
+    if not isinstance(work.model, MixerModel):
+        work.model.context_block.load_state_dict(read_tensors(work.folder.context_block))
 
 
 def _say_new_precision(work: Work) -> None:
@@ -214,12 +224,6 @@ def _make_contexts(work: Work, phase1: Record | None) -> tuple[Record, Record]:
     inputs, folder = work.inputs, work.folder
     generator = torch.Generator(work.device).manual_seed(work.config.runtime.seed)
     rows = {split: len(ids) for split, ids in work.ids.items()}
-    if phase1:
-        folder.keep_metrics(phase1)
-        for metric in phase1.metrics:
-            work.listener(metric)
-        if not isinstance(work.model, MixerModel):
-            work.model.context_block.load_state_dict(read_tensors(folder.context_block))
     if work.config.is_streamed(rows["train"]):  # the caches do not need Phase 1's contexts
         phase1 = phase1 or _train_block(
             work, _room(work, len(_sampled(work)) + 1, spare_memory=True), generator
@@ -336,9 +340,7 @@ def _train_attention(work: Work, prepared: Prepared) -> Record:
     key = work.inputs.phase2_key(phase1, work.precision)
     if done := folder.finished("phase2", key):
         model.load_state_dict(read_tensors(folder.attention), strict=False)
-        folder.keep_metrics(phase1, done)
-        for metric in done.metrics:
-            work.listener(metric)
+        _report_again(folder, work.listener, done, after=(phase1,))
         return done
     folder.keep_metrics(phase1)
     _init_attention(work)
