@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE, ModelConfig
-from ctxkv_lib.method.model import ContextKV
+from ctxkv_lib.method.model import ContextKV, parameter_counts
 from ctxkv_lib.method.windows import Window
 from ctxkv_lib.views.axes import INK, OKABE_ITO, PAPER, QUIET, RULE, save
 
@@ -67,11 +67,11 @@ def packages() -> Figure:
     return figure
 
 
-def parameter_counts(model: ModelConfig) -> dict[str, int]:
+def part_sizes(model: ModelConfig) -> dict[str, int]:
     """Parameters of each part of the Context-KV model; they add up to its total."""
     with torch.device("meta"):
         parts = ContextKV(model).named_children()
-    return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts}
+    return {name: parameter_counts(part)["total"] for name, part in parts}
 
 
 def _columns(model: ModelConfig) -> list[tuple[float, int]]:
@@ -134,7 +134,7 @@ def _draw_tower(ax: Axes, model: ModelConfig) -> None:
 
 def _draw_notes(ax: Axes, model: ModelConfig) -> None:
     """What each layer computes, and its parameters, right of it."""
-    count, hidden = parameter_counts(model), f"{model.hidden_size:,}"
+    count, hidden = part_sizes(model), f"{model.hidden_size:,}"
     kept = f"one every {model.interval} tokens back from i" if model.interval > 1 else "every one back from i"
     _note(ax, 1.65, "x = LayerNorm(table[token])", f"{count['wte'] + count['embedding_norm']:,} parameters")
     _note(ax, 2.58, "c ← LayerNorm(c + GELU(Linear[c, x]))", f"{count['context_block']:,} parameters")
@@ -146,7 +146,7 @@ def _draw_notes(ax: Axes, model: ModelConfig) -> None:
 
 
 def _draw_caption(ax: Axes, model: ModelConfig) -> None:
-    count = parameter_counts(model)
+    count = part_sizes(model)
     trained = count["attention"] + count["feed_forward"]
     _text(ax, LEFT, 6.4, "Context-KV attention", size=18, weight="bold", ha="left")
     _text(ax, LEFT, 6.0, f"{model.context_window:,} tokens of history in", size=12.5, ha="left")

@@ -10,7 +10,7 @@ from ctxkv_lib.method.config import ModelConfig
 
 TOP = Path(__file__).parents[1]
 sys.path.append(str(TOP / "docs"))
-from diagram import PACKAGES, architecture, packages, parameter_counts  # noqa: E402
+from diagram import PACKAGES, architecture, packages, part_sizes  # noqa: E402
 
 
 def texts(figure):
@@ -34,7 +34,7 @@ def test_architecture_draws_no_slot_that_does_not_exist(max_contexts):
 
 
 def test_parameters_of_the_parts_add_up():
-    count = parameter_counts(ModelConfig())
+    count = part_sizes(ModelConfig())
     assert sum(count.values()) == 45_163_264
     assert count["attention"] + count["feed_forward"] == 6_301_440
 

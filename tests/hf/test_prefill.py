@@ -86,18 +86,18 @@ def test_gradients_are_those_of_the_plain_loop(monkeypatch, phase):
 
 
 def test_only_attention_sees_long_texts_in_lock_step_while_the_block_is_trained(monkeypatch):
-    """The walk has no gradient, so the block must not be read by it."""
+    """The scan has no gradient, so the block must not be read by it."""
     monkeypatch.setattr(modeling, "LONG", 1)
-    walks = []
-    monkeypatch.setattr(modeling, "scan_rows", lambda *a: walks.append(1) or prefill.scan_rows(*a))
+    scans = []
+    monkeypatch.setattr(modeling, "scan_rows", lambda *a: scans.append(1) or prefill.scan_rows(*a))
     model, ids = tiny_model(), tiny_ids(40)[None]
     for phase, expected in ((2, 1), (1, 1)):
         model.set_phase(phase)
         model(ids, labels=ids)
-        assert len(walks) == expected
+        assert len(scans) == expected
     with torch.no_grad():
         model(ids)
-    assert len(walks) == 2
+    assert len(scans) == 2
 
 
 @pytest.mark.parametrize("trained_table", [False, True])
