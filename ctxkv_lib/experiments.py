@@ -24,6 +24,7 @@ from .runs.config import ExperimentConfig
 from .runs.inputs import Facts
 from .runs.provenance import choose_device
 from .runs.run_folder import COMPARISON, Run, RunFolder, read_run, run_folder_of
+from .runs.scratch import locals_freed
 from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
 from .runs.testing import measurements, test
@@ -31,6 +32,7 @@ from .views import figures, pictures, study
 from .views.axes import save
 
 
+@locals_freed()
 def run(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -57,6 +59,7 @@ def run(
         return ranks.on_rank_0(lambda: _results(config, folder, contexts, attention))
 
 
+@locals_freed()
 def prepare(
     config: ExperimentConfig,
     out: Path | str | None = None,

@@ -11,6 +11,7 @@ from sample_runs import sample_run
 
 # One thread: a worker has one core, and of several, a run would take as many as are quickest just then.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CTXKV_TEST_GPU", "")  # none, but in `test_gpu.py`
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
 from ctxkv_lib.hf.configuration import ContextKVConfig
@@ -22,6 +23,9 @@ from ctxkv_lib.runs import long_run
 from ctxkv_lib.runs.config import build_config
 
 torch.set_num_threads(1)  # if torch was loaded before
+ON_GPU = "CTXKV_TEST_GPU" in os.environ
+collect_ignore = [] if ON_GPU else ["gpu"]
+pytest_plugins = ["on_gpu"] if ON_GPU else []
 TINY = {
     "vocab_size": 211,
     "hidden_size": 24,

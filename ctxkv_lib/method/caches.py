@@ -43,12 +43,25 @@ class Batch:
         size = max(1, -(-len(self) // pieces))
         for start in range(0, len(self), size):
             rows = slice(start, min(start + size, len(self)))
-            yield self if pieces == 1 else self._each(itemgetter(rows)), rows
+            yield self if pieces == 1 else self.each(itemgetter(rows)), rows
 
     def to(self, device: torch.device) -> Self:
-        return self._each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+        """Return the batch on a device; a GPU copies it from pinned memory, and nothing waits for that."""
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        def move(tensor: Tensor) -> Tensor:
+            if device.type == "cuda" and tensor.device.type == "cpu":
+                return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor.to(device)
+
+        return self.each(move)
+
+    def tensors(self) -> list[Tensor]:
+        """Return what it holds."""
+        held = (getattr(self, field.name) for field in fields(self))
+        return [tensor for tensor in held if tensor is not None]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return the batch with each of its tensors changed."""
         held = (getattr(self, field.name) for field in fields(self))
         changed: Any = (tensor if tensor is None else change(tensor) for tensor in held)
         return type(self)(*changed)

@@ -42,6 +42,10 @@ class Loop:
         """
         return work(1)
 
+    def captured(self, step: Callable[[Any], Tensor]) -> Callable[[Any], Tensor] | None:
+        """Return `step`, a function of a full batch, as one that a GPU is given whole; None: it is not."""
+        return None
+
     def shard(self, rows: int) -> slice:
         """Return which of so many rows are this process's."""
         return slice(0, rows)

@@ -6,17 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Rows of the table at a time: a CPU keeps a batch's chunk of logits in its cache, a GPU wants few launches.
-VOCABULARY_CHUNK = {"cpu": 2048}
-MANY_WORDS = 16_384  # on any other device
+VOCABULARY_CHUNK = 2048  # rows of the table at a time on a CPU, whose cache then holds a batch's logits
+BATCH_ROWS = 2048  # positions at a time on any other device: few launches, at most 1 GiB of logits
+
+# Losses and correctness `[n]`, and the table's average row under softmax `[n, hidden_size]`, if asked for.
+Found = tuple[Tensor, Tensor, Tensor | None]
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
-    """Softmax over chunks of the vocabulary, which computes the gradient of the hidden state on the way.
+    """Compute the loss and, on the way, the gradient of the hidden state.
 
-    With the table frozen, d loss / d hidden = softmax(hidden @ table.T) @ table - table[target]. The first
-    term is an average of table rows: the chunks' own averages, weighted by the chunks' sums of exponentials.
-    Biases of logits change the softmax and no formula.
+    With the table frozen, d loss / d hidden = softmax(hidden @ table.T) @ table - table[target]. Biases of
+    logits change the softmax and no formula.
     """
 
     @staticmethod
@@ -29,34 +30,14 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         read: Tensor | None,
         token_bias: float,
     ) -> tuple[Tensor, Tensor]:
-        queries = hidden.to(table.dtype)
         bias = None if bias is None else bias.to(table.dtype)
-        log_sum = hidden.new_full((len(hidden),), -torch.inf)  # log of the sum of exponentials so far
-        peak = target_logit = log_sum
-        average = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        chunk = VOCABULARY_CHUNK.get(hidden.device.type, MANY_WORDS)
-        for start in range(0, table.shape[0], chunk):
-            rows = table[start : start + chunk]
-            logits = F.linear(
-                queries, rows, bias if bias is None else bias[start : start + chunk]
-            )  # (n, chunk)
-            if read is not None and token_bias:
-                add_to_logit(logits, read - start, token_bias)
-            column = targets - start
-            found = logits.gather(1, column.clamp(0, len(rows) - 1)[:, None]).squeeze(1).to(hidden.dtype)
-            target_logit = torch.where((column >= 0) & (column < len(rows)), found, target_logit)
-            top = logits.amax(dim=1).to(hidden.dtype)
-            peak = torch.maximum(peak, top)
-            shares = logits.softmax(dim=1)
-            chunk_log_sum = top - shares.amax(dim=1).to(hidden.dtype).log()
-            both = torch.logaddexp(log_sum, chunk_log_sum)
-            if average is not None:
-                average.mul_((log_sum - both).exp_()[:, None])
-                average.addcmul_((shares @ rows).to(hidden.dtype), (chunk_log_sum - both).exp_()[:, None])
-            log_sum = both
+        read = read if token_bias else None
+        compute = _by_vocabulary if hidden.device.type == "cpu" else _by_rows
+        losses, correct, average = compute(
+            hidden, table, targets, bias, read, token_bias, ctx.needs_input_grad[0]
+        )
         if average is not None:
             ctx.save_for_backward(average.sub_(table[targets]))
-        losses, correct = log_sum - target_logit, target_logit == peak
         ctx.mark_non_differentiable(correct)
         return losses, correct
 
@@ -66,16 +47,82 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return gradients[0][:, None] * hidden_gradient, None, None, None, None, None
 
 
-def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:
-    """Add a number, in place, to one logit of each row `[..., n]`, where there is such a column.
+def _by_vocabulary(
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    read: Tensor | None,
+    token_bias: float,
+    averages: bool,
+) -> Found:
+    """Go through the vocabulary in chunks.
 
-    Args:
-        columns: integers `[...]`, on the logits' device.
+    The average row is that of the chunks' own averages, weighted by the chunks' sums of exponentials.
     """
-    width = logits.shape[-1]
-    inside = (columns >= 0) & (columns < width)
-    added = inside[..., None].to(logits.dtype) * number
-    logits.scatter_add_(-1, columns.long().clamp(0, width - 1)[..., None], added)
+    queries = hidden.to(table.dtype)
+    log_sum = hidden.new_full((len(hidden),), -torch.inf)  # log of the sum of exponentials so far
+    peak = target_logit = log_sum
+    average = torch.zeros_like(hidden) if averages else None
+    for start in range(0, table.shape[0], VOCABULARY_CHUNK):
+        chunk = slice(start, start + VOCABULARY_CHUNK)
+        rows = table[chunk]
+        logits = F.linear(queries, rows, None if bias is None else bias[chunk])  # (n, chunk)
+        if read is not None:
+            column, inside = _column(read - start, len(rows))
+            logits.scatter_add_(1, column, inside.to(logits.dtype)[:, None] * token_bias)
+        column, inside = _column(targets - start, len(rows))
+        found = logits.gather(1, column).squeeze(1).to(hidden.dtype)
+        target_logit = torch.where(inside, found, target_logit)
+        top = logits.amax(dim=1).to(hidden.dtype)
+        peak = torch.maximum(peak, top)
+        shares = logits.softmax(dim=1)
+        chunk_log_sum = top - shares.amax(dim=1).to(hidden.dtype).log()
+        both = torch.logaddexp(log_sum, chunk_log_sum)
+        if average is not None:
+            average.mul_((log_sum - both).exp_()[:, None])
+            average.addcmul_((shares @ rows).to(hidden.dtype), (chunk_log_sum - both).exp_()[:, None])
+        log_sum = both
+    return log_sum - target_logit, target_logit == peak, average
+
+
+def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return columns `[n]` as indices of a chunk, int64 `[n, 1]`, and which lie within: bool `[n]`."""
+    return columns.long().clamp(0, width - 1)[:, None], (columns >= 0) & (columns < width)
+
+
+def _by_rows(
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    read: Tensor | None,
+    token_bias: float,
+    averages: bool,
+) -> Found:
+    """Take the whole vocabulary at once; many positions in chunks."""
+    parts = []
+    for start in range(0, max(1, len(hidden)), BATCH_ROWS):
+        chunk = slice(start, start + BATCH_ROWS)
+        column = targets[chunk, None]
+        logits = F.linear(hidden[chunk].to(table.dtype), table, bias)  # (n, vocab_size)
+        if read is not None:
+            add_to_logit(logits, read[chunk], token_bias)
+        correct = logits.gather(1, column)[:, 0] == logits.amax(dim=1)
+        log_shares = logits.log_softmax(dim=1, dtype=hidden.dtype)
+        losses = -log_shares.gather(1, column)[:, 0]
+        average = (log_shares.exp_().to(table.dtype) @ table).to(hidden.dtype) if averages else None
+        parts.append((losses, correct, average))
+    if len(parts) == 1:
+        return parts[0]
+    all_losses, all_correct, all_averages = zip(*parts, strict=True)
+    return torch.cat(all_losses), torch.cat(all_correct), torch.cat(all_averages) if averages else None
+
+
+def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:
+    """Add a number, in place, to one logit of each row `[..., n]`; `columns` are integers `[...]`."""
+    column = columns.long()[..., None]
+    logits.scatter_add_(-1, column, logits.new_full((1,), number).expand_as(column))
 
 
 def frozen_head_cross_entropy(
@@ -91,8 +138,9 @@ def frozen_head_cross_entropy(
     Args:
         hidden: float `[n, hidden_size]`.
         table: float `[vocab_size, hidden_size]`; gets no gradient. Its dtype is that of the matrix products.
-            With bfloat16 and a float32 `hidden`, sums over the vocabulary are float32, but the normaliser of
-            each chunk goes through a bfloat16 softmax: at most 0.003 nats at one token, no bias on average.
+            With bfloat16 and a float32 `hidden`, sums over the vocabulary are float32. On a CPU, the
+            normaliser of each chunk goes through a bfloat16 softmax: at most 0.003 nats at one token, no bias
+            on average.
         targets: int64 `[n]`.
         bias: float `[vocab_size]`, also frozen; taken in the table's dtype.
         read: integers `[n]`, the current tokens, whose logits get `token_bias` added; None adds nothing.

@@ -19,6 +19,7 @@ from .contexts import draw_contexts
 from .loop import Diverged, Loop, Metric
 from .model import project_inputs
 
+GROUP_ROWS = 2**16  # positions of the batches that any device but a CPU computes together
 # The loss of a batch's contexts `[n, context_dim]`: a scalar, differentiated by autograd.
 ContextLoss = Callable[[Tensor], Tensor]
 
@@ -54,18 +55,20 @@ def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> t
     The gradient is written out, `-(X - mean(X)) / (n ||X - mean(X)||_F) + 2 centroid_weight mean(X) / n`: one
     pass instead of autograd's six.
 
+    Args:
+        contexts: X, or batches of it, `[batches, n, context_dim]`, whose losses are summed.
+
     Returns:
         loss and gradient, both multiplied by `scale`.
     """
-    count = len(contexts)
-    per_row = scale / count
-    centroid = contexts.mean(dim=0)
+    per_row = scale / contexts.shape[-2]
+    centroid = contexts.mean(dim=-2, keepdim=True)
     centred = contexts - centroid
-    spread = torch.linalg.vector_norm(centred)
-    loss = scale * centroid_weight * centroid.square().sum() - per_row * spread
+    spread = torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True)
+    losses = scale * centroid_weight * centroid.square().sum(dim=-1, keepdim=True) - per_row * spread
     spread = spread.clamp(min=torch.finfo(spread.dtype).tiny)  # a single row is its own centroid
     gradient = centred.mul_(-per_row / spread).add_(centroid, alpha=2 * centroid_weight * per_row)
-    return loss, gradient
+    return losses.sum(), gradient
 
 
 class StoppingRule:
@@ -167,7 +170,7 @@ def train_iteration(
         mean loss of the batches, and the share of positions that have converged.
     """
     loop = loop or Loop()
-    batches = tokens.split(config.batch_size)
+    objective = _objective(loss, config, -(-len(tokens) // config.batch_size))
     projected = project_inputs(block, embeddings)
     inputs = projected.detach().requires_grad_(projected.requires_grad)  # gathers the gradient of all batches
     trained = [*block.parameters(), *([inputs] if inputs.requires_grad else [])]
@@ -176,7 +179,7 @@ def train_iteration(
     before = contexts[0].to(embeddings)  # the previous iteration's, of the position before the batch
     start = 0
     optimizer.zero_grad()
-    for batch in batches:
+    for batch in _groups(tokens, config.batch_size):
         rows = slice(start + 1, start + 1 + len(batch))
         start += len(batch)
         held = contexts[rows].to(embeddings)  # the previous iteration's
@@ -186,7 +189,6 @@ def train_iteration(
         before = held[-1].clone()
 
         def gradients(pieces: int, previous: Tensor = previous, batch: Tensor = batch) -> BatchGradients:
-            objective = _objective(loss, config.centroid_weight, 1 / len(batches))
             return batch_gradients(block, trained, inputs, previous, batch, objective, pieces)
 
         updated, batch_loss, found = loop.attempt(gradients, len(batch))
@@ -202,7 +204,19 @@ def train_iteration(
         projected.backward(inputs.grad)
     torch.nn.utils.clip_grad_norm_(block.parameters(), config.clip_norm)
     optimizer.step()
-    return total_loss.item(), converged.item() / len(tokens)
+    mean_loss, count = torch.stack([total_loss.double(), converged.double()]).tolist()
+    return mean_loss, count / len(tokens)
+
+
+def _groups(tokens: Tensor, size: int) -> Sequence[Tensor]:
+    """Cut a stream into batches of `size`, on a CPU one at a time, elsewhere many full ones together.
+
+    A GPU would spend more time on starting the small work of a batch than on doing it. Each batch still has
+    a loss of its own.
+    """
+    together = 1 if tokens.device.type == "cpu" else max(1, GROUP_ROWS // size)
+    full = len(tokens) // size * size
+    return [part for part in (*tokens[:full].split(size * together), tokens[full:]) if len(part)]
 
 
 # Contexts of a batch `[n, context_dim]`, its loss, and the gradient of each trained tensor, if it has one.
@@ -210,19 +224,24 @@ BatchGradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _objective(loss: ContextLoss | None, centroid_weight: float, scale: float) -> Objective:
-    """Return what computes loss and gradient of contexts, both times `scale`."""
-    if loss is None:
-        return lambda contexts: oacd_loss(contexts, centroid_weight, scale)
+def _objective(loss: ContextLoss | None, config: Phase1Config, count: int) -> Objective:
+    """Return what computes a group's share of the mean loss over all `count` batches, and its gradient."""
+    scale = 1 / count
+
+    def by_formula(contexts: Tensor) -> tuple[Tensor, Tensor]:
+        batches = contexts.unflatten(0, (-1, min(config.batch_size, len(contexts))))
+        value, gradient = oacd_loss(batches, config.centroid_weight, scale)
+        return value, gradient.flatten(0, 1)
 
     def by_autograd(contexts: Tensor) -> tuple[Tensor, Tensor]:
+        assert loss is not None
         with torch.enable_grad():
             leaf = contexts.detach().requires_grad_()
-            value = loss(leaf) * scale
+            value = torch.stack([loss(batch) * scale for batch in leaf.split(config.batch_size)]).sum()
             (gradient,) = torch.autograd.grad(value, leaf)
         return value.detach(), gradient
 
-    return by_autograd
+    return by_autograd if loss else by_formula
 
 
 def batch_gradients(
@@ -234,9 +253,9 @@ def batch_gradients(
     objective: Objective,
     pieces: int = 1,
 ) -> BatchGradients:
-    """Compute the contexts of a batch, its loss and its gradients.
+    """Compute the contexts of a batch, or of several, the loss and its gradients.
 
-    The loss is one of the whole batch. In micro-batches its gradient is known only after a first pass without
+    The loss is one of a whole batch. In micro-batches its gradient is known only after a first pass without
     autograd; a second one takes it back piece by piece.
 
     Args:
@@ -273,8 +292,9 @@ def _init_weights(block: nn.Module, embeddings: Tensor, tokens: Tensor, config: 
 
 
 def _check_finite(block: nn.Module, iteration: int, loss: float, config: Phase1Config) -> None:
-    lost = [name for name, weight in block.named_parameters() if not weight.isfinite().all()]
-    if lost or not math.isfinite(loss):
+    finite = torch.stack([weight.isfinite().all() for weight in block.parameters()])
+    if not (finite.all() and math.isfinite(loss)):
+        lost = [name for name, weight in block.named_parameters() if not weight.isfinite().all()]
         cause = f"the loss is {loss}" if not math.isfinite(loss) else f"{lost[0]} is not finite"
         raise Diverged(
             f"Phase 1 diverged in iteration {iteration}: {cause}; lower phase1.learning_rate (here "

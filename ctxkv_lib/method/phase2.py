@@ -38,8 +38,10 @@ class Stepper:
         """
         self.averages = {}
         groups = self.groups(weights, config, positions)
-        fused = all(weight.device.type != "mps" for weight in weights.values())
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+        device = next(iter(weights.values())).device
+        on_cuda = device.type == "cuda"  # where a captured step reads the rate from a tensor
+        rate = torch.tensor(config.learning_rate, device=device) if on_cuda else config.learning_rate
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, fused=device.type != "mps", capturable=on_cuda)
 
     def groups(
         self, weights: Mapping[str, nn.Parameter], config: Phase2Config, positions: int
@@ -47,8 +49,11 @@ class Stepper:
         """Return the optimiser's parameter groups, each with its weight decay."""
         return [{"params": [*weights.values()], "weight_decay": config.weight_decay}]
 
-    def step(self, number: int) -> None:
-        """Take one step, from number 0, with the gradients that are there."""
+    def schedule(self, number: int) -> None:
+        """Set what `step` takes from its number, from 0: here nothing, as the rate is constant."""
+
+    def step(self) -> None:
+        """Take one step with the gradients that are there; no part of it may wait for a GPU."""
         self.optimizer.step()
 
     def averaged(self) -> AbstractContextManager[Any]:
@@ -140,6 +145,7 @@ def train_attention(
     weights, size = model.trained_weights(), config.batch_size
     table = model.wte.weight.detach().to(train.dtype)
     stepper = make_stepper(weights, config, len(train))
+    captured = loop.captured(lambda batch: _whole_step(model, table, batch, stepper))
     state = Phase2State(weights, stepper, torch.zeros((), device=model.device))
     steps = -(-len(train) // size)  # of an epoch
     loop.restore(state)
@@ -161,10 +167,14 @@ def train_attention(
                 stepper.optimizer.zero_grad()
                 return batch_gradients(model, table, batch, count, rows, pieces)
 
-            loss = loop.attempt(gradients, len(batch))
-            loop.all_reduce([loss, *_gradients(weights.values())])
             done = state.position // size
-            stepper.step((epoch - 1) * steps + done)
+            stepper.schedule((epoch - 1) * steps + done)
+            if captured is not None and isinstance(batch, Batch) and len(batch) == size:
+                loss = captured(batch)
+            else:
+                loss = loop.attempt(gradients, len(batch))
+                loop.all_reduce([loss, *_gradients(weights.values())])
+                stepper.step()
             state.total += loss
             state.position += count
             state.seconds = time.perf_counter() - began
@@ -221,12 +231,20 @@ def batch_gradients(
         cut = slice(rows.start + within.start, rows.start + within.stop)
         last = within.stop == len(batch)
         with nullcontext() if whole else rows_of_batch(count, cut, model.device, last):
-            with torch.autocast("cuda", torch.bfloat16, enabled=in_bf16):
+            with torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False):
                 hidden, _ = part.attend(model)
             losses, _ = model.losses(hidden, part.tokens, part.targets, table)
         (losses.sum() / count).backward()
         total += losses.detach().sum()
     return total
+
+
+def _whole_step(model: ContextKV, table: Tensor, batch: Batch, stepper: Stepper) -> Tensor:
+    """Take a step with a whole batch; returns its summed loss."""
+    stepper.optimizer.zero_grad()
+    loss = batch_gradients(model, table, batch, len(batch), slice(0, len(batch)))
+    stepper.step()
+    return loss
 
 
 def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:

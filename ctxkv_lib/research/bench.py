@@ -187,7 +187,7 @@ def phase2_steps(
         for batch in endless(lambda: cache.batches(order, size, copied)):
             stepper.optimizer.zero_grad()
             loss = batch_gradients(copied, table, batch, size, slice(0, size))
-            stepper.step(0)
+            stepper.step()
             yield loss / size
 
     return {"original": original, **{name: partial(ours, dtype) for name, dtype in PRECISIONS.items()}}

@@ -61,6 +61,8 @@ class ScheduledAdamW(Stepper):
         super().__init__(weights, config, positions)
         if settings.averaging:
             self.averages = {name: weight.detach().clone() for name, weight in weights.items()}
+        rate = self.optimizer.defaults["lr"]
+        self.update: float | Tensor = rate.new_zeros(()) if isinstance(rate, Tensor) else 0.0  # of `averages`
 
     def groups(
         self, weights: Mapping[str, nn.Parameter], config: Phase2Config, positions: int
@@ -82,14 +84,24 @@ class ScheduledAdamW(Stepper):
             {"params": no_decay, "weight_decay": 0.0},
         ]
 
-    def step(self, number: int) -> None:
+    def schedule(self, number: int) -> None:
+        rate = self.learning_rate * lr_lambda(number, self.steps, self.settings)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * lr_lambda(number, self.steps, self.settings)
-        super().step(number)
-        if self.averages:
-            decay = min(self.settings.averaging, (2 + number) / (11 + number))  # less while weights are new
-            weights = [weight.detach() for weight in self.weights.values()]
-            torch._foreach_lerp_([*self.averages.values()], weights, 1 - decay)
+            group["lr"] = _set(group["lr"], rate)
+        decay = min(self.settings.averaging, (2 + number) / (11 + number))  # less while weights are new
+        self.update = _set(self.update, 1 - decay)
+
+    def step(self) -> None:
+        super().step()
+        averages, weights = [*self.averages.values()], [weight.detach() for weight in self.weights.values()]
+        if not averages:
+            return
+        if isinstance(self.update, Tensor):
+            moves = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(moves, self.update)
+            torch._foreach_add_(averages, moves)
+        else:
+            torch._foreach_lerp_(averages, weights, self.update)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -102,6 +114,11 @@ class ScheduledAdamW(Stepper):
         finally:
             for name, weight in trained.items():
                 self.weights[name].data = weight
+
+
+def _set(held: float | Tensor, value: float) -> float | Tensor:
+    """Return the value; a tensor, which a captured step reads, keeps its place."""
+    return held.fill_(value) if isinstance(held, Tensor) else value
 
 
 def _is_matrix(name: str, weight: Tensor) -> bool:

@@ -16,11 +16,13 @@ from torch import Tensor
 from .. import ranks
 from ..errors import DamagedFile, is_out_of_memory
 from ..files import read_tensors, tensor_metadata, write_streamed
+from ..method.caches import Batch
 from ..method.loop import Loop, Metric
 from ..method.model import random_state, set_random_state
 from ..method.oacd import Phase1State
 from ..method.phase2 import Phase2State
 from ..progress import Listener, notice, progress_bar, say
+from .capture import CapturedStep
 from .scratch import parts, release_mapped
 
 # A stop repeats at most so much work and one step (in Phase 1, an iteration). Writing may take a tenth of the
@@ -94,13 +96,19 @@ class LongRun(Loop):
         device: where it computes.
         listener: gets every metric, restored ones included.
         checkpoint: where to save; None saves nothing.
+        cuda_graph: whether a GPU is given a step of Phase 2 whole.
     """
 
     def __init__(
-        self, name: str, device: torch.device, listener: Listener, checkpoint: Checkpoint | None = None
+        self,
+        name: str,
+        device: torch.device,
+        listener: Listener,
+        checkpoint: Checkpoint | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         self.name, self.device, self.listener, self.checkpoint = name, device, listener, checkpoint
-        self.pieces = 1
+        self.cuda_graph, self.pieces = cuda_graph, 1
 
     def restore(self, state: State) -> None:
         found = self.checkpoint.restore() if self.checkpoint else None
@@ -127,6 +135,9 @@ class LongRun(Loop):
                     say(f"Memory is full: {self.name} goes on in micro-batches, slower, to the same numbers.")
             self.pieces *= 2
             set_random_state(self.device, draws)
+
+    def captured(self, step: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor] | None:
+        return CapturedStep(step, self.device) if self.cuda_graph else None
 
     def shard(self, rows: int) -> slice:
         return ranks.shard(rows)

@@ -49,5 +49,11 @@ class RuntimeConfig:
         },
     )
 
+    cuda_graph: str = setting(
+        "off",
+        "whether an NVIDIA GPU gets the kernels of a Phase 2 step one by one or all at once",
+        {"off": "", "on": "as one CUDA graph; in one process, without a mixer"},
+    )
+
     def __post_init__(self) -> None:
         check_settings(self, "runtime")

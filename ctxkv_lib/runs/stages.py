@@ -27,6 +27,7 @@ from ..method.oacd import UNTRAINED, train_context_block
 from ..method.phase2 import Stepper, train_attention
 from ..progress import Listener, Metric, notice, say, stage, transformers_bars_hidden
 from .caches import held_mib, load_cache, load_starts, place_caches, save_cache
+from .capture import use_cuda_graph
 from .config import ExperimentConfig
 from .inputs import Facts, Inputs, model_on_device, tokenize
 from .long_run import Checkpoint, LongRun, forget
@@ -74,7 +75,8 @@ class Work:
             metrics.append(metric)
             self.listener(metric)
 
-        return LongRun(name, self.device, record, checkpoint)
+        cuda_graph = use_cuda_graph(self.config, self.device)
+        return LongRun(name, self.device, record, checkpoint, cuda_graph)
 
 
 @dataclass(frozen=True)

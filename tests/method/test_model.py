@@ -111,3 +111,13 @@ def test_log_frequencies_and_the_bias_of_the_current_token_are_in_logits_and_los
 def test_a_model_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"model\.num_heads is 7; allowed: a divisor of model\.hidden_size"):
         ModelConfig(**{**SHAPES, "num_heads": 7})
+
+
+def test_attention_is_traced_without_a_break():
+    model, ids = tiny_method(), tiny_ids(8)
+    window = torch.randn(8, TINY["max_contexts"], TINY["context_dim"])
+
+    def attend(window):
+        return model.attend(model.embed(ids), window, torch.ones(window.shape[:2], dtype=torch.bool))
+
+    assert torch._dynamo.explain(attend)(window).graph_break_count == 0

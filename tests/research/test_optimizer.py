@@ -44,7 +44,8 @@ def test_each_step_takes_its_rate_of_the_steps_of_all_epochs():
     for number in range(6):
         before = weight.item()
         weight.grad = torch.ones(())  # Adam steps by the rate where gradients stay the same
-        optimizer.step(number)
+        optimizer.schedule(number)
+        optimizer.step()
         moved.append(before - weight.item())
     expected = [0.1 * factor for factor in factors(6, schedule="cosine", warmup=0.5)]
     assert moved == pytest.approx(expected, rel=1e-4)
@@ -68,7 +69,7 @@ def test_only_matrices_decay_where_that_is_asked_for(decayed):
     for weight in trained.values():
         weight.data.fill_(1.0)
         weight.grad = torch.zeros_like(weight)
-    stepper(trained, Phase2Config(learning_rate=0.5, weight_decay=0.2), decayed=decayed).step(0)
+    stepper(trained, Phase2Config(learning_rate=0.5, weight_decay=0.2), decayed=decayed).step()
     linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     matrices = {*linear, "gru.weight_ih_l0", "gru.weight_hh_l0"}
     for name, weight in trained.items():
@@ -81,7 +82,8 @@ def test_an_average_keeps_its_share_at_every_step():
     optimizer, expected = stepper({"w": weight}, averaging=0.6), torch.zeros(3)
     for step in range(1, 12):
         weight.grad = torch.randn(3)
-        optimizer.step(step - 1)
+        optimizer.schedule(step - 1)
+        optimizer.step()
         kept = min(0.6, (1 + step) / (10 + step))
         expected = kept * expected + (1 - kept) * weight.detach()
     torch.testing.assert_close(optimizer.averages["w"], expected)

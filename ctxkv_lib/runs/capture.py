@@ -1,0 +1,75 @@
+"""A Phase 2 step as a CUDA graph: the GPU is given all kernels of a step at once."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import ranks
+from ..errors import UserError
+from ..method.caches import Batch
+from .config import ExperimentConfig
+
+EAGER_STEPS = 3  # before the capture: libraries set up their workspaces, the optimiser its state
+
+
+def use_cuda_graph(config: ExperimentConfig, device: torch.device) -> bool:
+    """Return whether Phase 2 takes its steps as a graph.
+
+    Raises:
+        UserError: it is asked for where it cannot be.
+    """
+    if config.runtime.cuda_graph == "off":
+        return False
+    cause = {
+        f"the device is {device.type}": device.type != "cuda",
+        "several processes train together": ranks.world_size() > 1,
+        "a mixer's batches differ in shape": "mixer" in config.plugins,
+    }
+    for reason, holds in cause.items():
+        if holds:
+            raise UserError(f"runtime.cuda_graph is 'on', but {reason}; allowed here: off.")
+    return True
+
+
+class CapturedStep:
+    """A step of training on batches of one size: the first ones as usual, then a replayed graph each.
+
+    Args:
+        step: takes a step with a batch and returns its loss; what it changes keeps its place in memory.
+        device: of type cuda.
+
+    Reference: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    """
+
+    def __init__(self, step: Callable[[Batch], Tensor], device: torch.device) -> None:
+        self.step, self.stream = step, torch.cuda.Stream(device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.eager = EAGER_STEPS
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Take a step; returns its loss, which the next step overwrites."""
+        if self.eager:
+            self.eager -= 1
+            return self._on_side_stream(batch)
+        if self.graph is None:
+            self.graph = self._capture(batch)
+        for static, given in zip(self.batch.tensors(), batch.tensors(), strict=True):
+            static.copy_(given)
+        self.graph.replay()
+        return self.loss
+
+    def _on_side_stream(self, batch: Batch) -> Tensor:
+        """Take a step as usual, on the stream on which the graph is captured later."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            loss = self.step(batch)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return loss
+
+    def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
+        """Record a step on a copy of the batch, which later batches overwrite; nothing is computed."""
+        self.batch, graph = batch.each(torch.clone), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            self.loss = self.step(self.batch)
+        return graph

@@ -1,0 +1,55 @@
+"""What is done with a trained model on a GPU."""
+
+import json
+
+import torch
+from conftest import local_experiment, tiny_ids, tiny_model
+from transformers import AutoModelForCausalLM
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.research import bench as module
+from ctxkv_lib.research import timing
+from ctxkv_lib.views import explore
+
+CUDA = torch.device("cuda")
+
+
+def test_a_saved_model_computes_and_generates_as_on_a_cpu(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path).eval().to(place) for place in ("cuda", "cpu")]
+    ids = tiny_ids(40).view(2, 20)
+    found, expected = (model(ids.to(model.device), labels=ids.to(model.device)) for model in models)
+    assert found.logits.is_cuda
+    torch.testing.assert_close(found.logits.cpu(), expected.logits)
+    torch.testing.assert_close(found.loss.cpu(), expected.loss)
+    first = ids[:, :9]
+    found, expected = (
+        model.generate(first.to(model.device), max_new_tokens=8, do_sample=False) for model in models
+    )
+    assert torch.equal(found.cpu(), expected)
+
+
+def test_labels_train_the_layer():
+    model, ids = tiny_model().to(CUDA), tiny_ids(40).view(2, 20).to(CUDA)
+    model(ids, labels=ids).loss.backward()
+    assert model.attention.q.weight.grad.is_cuda
+    assert model.wte.weight.grad is None
+
+
+def test_explorers_open_a_run_of_a_gpu(train_on):
+    trained = explore.open_run(train_on())
+    torch.testing.assert_close(explore.attention_by_slot(trained).sum(dim=1), torch.ones(3))
+    assert len(explore.attended_window(trained, "val", 30).slots) == 4
+    assert explore.prediction_rows(trained, [30])
+
+
+def test_bench_measures(tmp_path, monkeypatch, capsys):
+    settings = [f"--set={key}={value}" for key, value in local_experiment(tmp_path).items()]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "product_rate", lambda *_: 1e9)
+    monkeypatch.setattr(module, "HISTORIES", (16, 640))
+    monkeypatch.setitem(timing.CALLS, "cuda", 1)
+    arguments = ["bench", "--preset=ci", "--samples=8", "--rounds=1", "--json", *settings]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["phase2"]["fp32"]["loss_difference"] < 1e-3

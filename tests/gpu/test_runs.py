@@ -1,0 +1,141 @@
+"""Whole runs on a GPU: the numbers of a CPU, wherever caches lie, whatever stops or fills it."""
+
+import gc
+import sys
+
+import pytest
+import torch
+
+from ctxkv_lib.errors import Stopped, UserError
+from ctxkv_lib.method import oacd, phase2
+from ctxkv_lib.runs import caches, long_run, scratch
+
+
+def epochs(finished):
+    shown = ("train_ppl", "val_ppl", "val_acc")
+    return [[epoch[name] for name in shown] for epoch in finished.summary["phase2"]["epochs"]]
+
+
+@pytest.mark.parametrize("recipe", ["published", "exact", "tuned", "look_up"])
+def test_a_recipe_ends_where_it_does_on_a_cpu(train_on, recipe):
+    """Random numbers differ, so the PPL does, too."""
+    places = {"block__last_tokens": 5} if recipe == "look_up" else {}
+    found, expected = (train_on(device, recipe, **places).summary for device in ("cuda", "cpu"))
+    assert found["phase2"]["val_ppl"] == pytest.approx(expected["phase2"]["val_ppl"], rel=0.1)
+    assert found["parameters"] == expected["parameters"]
+    assert "on cuda" in found["provenance"]["caches"]
+    assert all(stage["gpu_peak_gib"] >= stage["gpu_gib"] >= 0 for stage in found["memory"])
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [{"mixer": "ctxkv_lib.research.mixers:GRUMixer"}, {"block": "ctxkv_lib.research.mixers:TokenBlock"}],
+)
+def test_what_contexts_are_compared_with_runs_too(train_on, plugin):
+    width = {"model__context_dim": 24} if "block" in plugin else {}
+    found, expected = (train_on(device, **plugin, **width).summary for device in ("cuda", "cpu"))
+    assert found["phase2"]["val_ppl"] == pytest.approx(expected["phase2"]["val_ppl"], rel=0.1)
+
+
+def test_caches_train_the_same_wherever_they_lie(train_on, monkeypatch):
+    placed = train_on(name="placed")
+    monkeypatch.setattr(caches, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(caches, "if_it_fits", lambda *_: None)
+    mapped = train_on(name="mapped")
+    assert "on cuda" in placed.summary["provenance"]["caches"]
+    assert "mapped from its files, read ahead" in mapped.summary["provenance"]["caches"]
+    assert epochs(mapped) == epochs(placed)
+
+
+def test_contexts_that_are_computed_when_needed_train_too(train_on):
+    streamed = train_on(name="streamed", runtime__context_cache="streamed", phase1__max_tokens=200)
+    assert "computed when needed" in streamed.summary["provenance"]["caches"]
+    assert streamed.summary["phase2"]["val_ppl"] == pytest.approx(
+        train_on("cpu").summary["phase2"]["val_ppl"], rel=0.1
+    )
+
+
+def test_phase_1_goes_on_where_contexts_do_not_fit(train_on, monkeypatch):
+    fits = scratch.fits
+    monkeypatch.setattr(scratch, "fits", lambda size, device: device.type == "cpu" and fits(size, device))
+    found, expected = train_on(name="mapped"), train_on("cpu")
+    assert found.summary["phase1"]["convergence_rate"] == pytest.approx(
+        expected.summary["phase1"]["convergence_rate"], abs=0.1
+    )
+
+
+@pytest.mark.parametrize("module", [oacd, phase2])
+def test_when_memory_is_full_micro_batches_give_the_same_numbers(train_on, monkeypatch, module, says):
+    expected = train_on(name="whole", runtime__precision="fp32")
+    whole = module.batch_gradients
+
+    def limited(*args):
+        if args[-1] < 4:  # pieces
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(*args)
+
+    monkeypatch.setattr(module, "batch_gradients", limited)
+    found = train_on(name="cut", runtime__precision="fp32")
+    assert any("goes on in micro-batches" in line for line in says)
+    for one, other in zip(epochs(found), epochs(expected), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """What a run says on its way."""
+    lines = []
+    monkeypatch.setattr(long_run, "say", lines.append)
+    return lines
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("recipe", "hook"), [("tuned", "after_step"), ("published", "after_round")])
+def test_a_stopped_run_goes_on_to_the_same_numbers(train_on, saved_at_every_step, monkeypatch, recipe, hook):
+    expected = train_on(recipe=recipe, name="whole")
+    original, calls = getattr(long_run.LongRun, hook), []
+
+    def stops(self, *args):
+        original(self, *args)
+        calls.append(args)
+        if len(calls) == 2:
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(long_run.LongRun, hook, stops)
+        with pytest.raises(Interrupted):
+            train_on(recipe=recipe, name="stopped")
+    assert epochs(train_on(recipe=recipe, name="stopped")) == epochs(expected)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_an_error_that_is_kept_keeps_no_memory(train_on, card, monkeypatch, raised):
+    """As IPython keeps `sys.last_value`."""
+
+    def fails(*_):
+        raise raised("CUDA out of memory.")
+
+    gc.collect()
+    before = card.live
+    monkeypatch.setattr(phase2, "batch_gradients", fails)
+    with pytest.raises((Stopped, UserError)) as kept:
+        train_on()
+    assert kept.value.__traceback__ is not None
+    gc.collect()
+    assert card.live - before < 2**16
+    assert sys.exc_info() == (None, None, None)
+
+
+def test_a_run_that_finds_no_memory_says_what_to_do(train_on, card):
+    card.total = 2**20
+    with pytest.raises(UserError, match="memory"):
+        train_on()
+
+
+def test_fp32_is_not_tf32(train_on):
+    torch.backends.cuda.matmul.allow_tf32 = True
+    train_on()
+    assert not torch.backends.cuda.matmul.allow_tf32
