@@ -20,6 +20,7 @@ from ctxkv_lib.views.explore import load_corpus
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+FROM_SCRATCH, RUNNING = NOTEBOOKS[0], NOTEBOOKS[1:]  # without the package; of experiments
 
 
 def code_cells(path):
@@ -33,6 +34,7 @@ def source(cell):
 
 def test_the_suite_is_there():
     names = [
+        "00_from_scratch",
         "01_data",
         "02_phase1_oacd",
         "03_phase2_context_kv",
@@ -73,6 +75,18 @@ def test_every_notebook_begins_alike(path):
     assert f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}" in title
     for promise in ("**Purpose.**", "**Hardware.**", "**Time.**"):
         assert promise in title
+
+
+def test_the_notebook_from_scratch_imports_the_package_in_its_last_cell_only():
+    *before, last = [source(cell) for cell in code_cells(FROM_SCRATCH)[1:]]
+    assert "ctxkv_lib" in last
+    modules = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse("\n".join(before)))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module])
+    }
+    assert modules <= {"copy", "math", "random", "matplotlib", "numpy", "torch"}
 
 
 class Colab:
@@ -182,7 +196,7 @@ def test_the_environment_goes_before_the_form_and_says_so(bare, monkeypatch, cap
     assert capsys.readouterr().out == "samples is 7, as CTXKV_SAMPLES says, and not 50.\n"
 
 
-@each_notebook
+@pytest.mark.parametrize("path", RUNNING, ids=lambda path: path.stem)
 def test_parameters_are_a_form_that_offers_what_there_is(path):
     lines = source(code_cells(path)[1]).splitlines()
     form = dict(line.split("  # @param ") for line in lines if "# @param" in line)
@@ -244,7 +258,7 @@ def test_every_proposal_changes_one_thing(preset):
 
 def test_05_shows_the_committed_results_of_the_study(monkeypatch):
     monkeypatch.chdir(FOLDER)
-    (cell,) = [source(cell) for cell in code_cells(NOTEBOOKS[4]) if cell["id"] == "learned"]
+    (cell,) = [source(cell) for cell in code_cells(RUNNING[4]) if cell["id"] == "learned"]
     figures, tables = [], []
     page = {"show": figures.append, "show_html": tables.append, "table": lambda header, rows: dict(rows)}
     exec(cell, page)
@@ -256,7 +270,7 @@ def test_05_shows_the_committed_results_of_the_study(monkeypatch):
 
 def test_the_file_that_01_writes_is_enough_to_train_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (writing,) = [source(cell) for cell in code_cells(NOTEBOOKS[0]) if cell["id"] == "own-file"]
+    (writing,) = [source(cell) for cell in code_cells(RUNNING[0]) if cell["id"] == "own-file"]
     exec(writing, {})
     config = notebook.notebook_config("ci", settings={"data.path": "my_chats.jsonl"})
     streams = load_corpus(config).streams
