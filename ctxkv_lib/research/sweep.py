@@ -71,7 +71,7 @@ def sweep(
     Args:
         root: folder of the run folders.
         out: folder of the results.
-        listener: gets every metric of every run.
+        listener: gets every metric of every run, with the cell's name as `run`.
         hours: begin no cell once so much time has passed; None sets no limit.
         keep: keep model, caches and checkpoints of the cells that are run now; else only their results.
         tell: gets a line of text for each cell that is run.
@@ -166,7 +166,7 @@ def _run(cell: Cell, folder: Path, listener: Listener, keep: bool) -> Outcome:
         return same
     state, error, done = "finished", None, None
     try:
-        done = measure(run(cell.config, folder, listener))
+        done = measure(run(cell.config, folder, lambda metric: listener({**metric, "run": str(cell)})))
     except Diverged as problem:
         state, error = "diverged", str(problem)
     except UserError as problem:

@@ -27,6 +27,7 @@ FIRST_SECONDS = 2.0  # ... beyond what each stage may spend at once
 DRAW_SECONDS = 1.0  # between two drawings of a stage, at least
 STATUS_SECONDS = 0.25  # between two status lines, or two changes of the bar
 BAR_LETTERS = 80
+LATEST = 3  # runs whose curves are drawn, those that began last
 
 
 class LiveCurves:
@@ -72,11 +73,11 @@ class LiveCurves:
             self._open()
 
     def __call__(self, metric: Metric) -> None:
-        """Take one metric; its run is identified by `samples`, if it has one."""
+        """Take one metric; its run is identified by `run` or `samples`, if it has one of these."""
         now = self._clock()
         self._began = now if self._began is None else self._began
         self._stage = metric["stage"]
-        run = f"{metric['samples']:,} samples" if "samples" in metric else "this run"
+        run = run_name(metric) or "this run"
         lines = self._lines[self._stage].setdefault(run, [])
         lines.append(metric)
         if not self._is_notebook:
@@ -114,6 +115,8 @@ class LiveCurves:
         if self.step in watchers:
             watchers.remove(self.step)
         self.bar.value = ""
+        if self._began is None:
+            self.status.value = "Nothing was trained."
         if self._is_behind:
             self.status.value = self._status()
             self._draw()
@@ -154,15 +157,20 @@ class LiveCurves:
         self.spent += self._redraw_seconds
 
     def _drawing(self) -> Figure:
-        runs = self._lines[self._stage]
+        runs = dict([*self._lines[self._stage].items()][-LATEST:])
         if self._stage == "phase1":
             return figures.phase1_curves(runs, self._stop_rate)
         return figures.ppl_curves([{"phase2": _as_summary(lines)} for lines in runs.values()], list(runs))
 
 
+def run_name(metric: Metric) -> str:
+    """Return the name of a metric's run, of several; empty if it has none."""
+    return metric.get("run") or (f"{metric['samples']:,} samples" if "samples" in metric else "")
+
+
 def describe(metric: Metric) -> str:
     """Put one metric into a line of text."""
-    run = f"{metric['samples']:,} samples, " if "samples" in metric else ""
+    run = f"{name}, " if (name := run_name(metric)) else ""
     if metric["stage"] == "phase1":
         return (
             f"{run}Phase 1, iteration {metric['iteration']}: loss {metric['loss']:.3f}, "

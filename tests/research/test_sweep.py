@@ -198,8 +198,10 @@ def test_an_interrupted_sweep_goes_on_where_it_was(small, tmp_path, monkeypatch)
         sweep(cells, out, out)
     kept = read_json(out / "sweep.json")
     assert [cell["state"] for cell in kept["cells"]] == ["finished", "waiting", "waiting"]
-    outcomes = sweep(cells, out, out)
+    metrics = []
+    outcomes = sweep(cells, out, out, metrics.append)
     assert began == [1, 2, 2, 3]
+    assert {metric["run"] for metric in metrics} == {str(cell) for cell in cells[1:]}
     (runs,) = finished_runs(outcomes).values()
     (row, *_) = read_json(out / "sweep.json")["rows"]
     assert row["seeds"] == [1, 2, 3]

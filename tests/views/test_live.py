@@ -181,3 +181,19 @@ def test_a_view_that_ended_ignores_other_trainings():
     live.finish()
     assert progress.watchers == []
     assert list(progress.progress_bar([1, 2], "anything")) == [1, 2]
+
+
+def test_runs_of_a_sweep_are_named_and_the_latest_are_drawn(live, epochs):
+    for name in ("a", "b", "c", "d"):
+        for metric in epochs[100]:
+            live({**metric, "run": name, "samples": 100})
+    live.finish()
+    (ax,) = live.figure.axes
+    drawn = {label.partition(":")[0] for each in ax.lines if ": " in (label := str(each.get_label()))}
+    assert drawn == {"b", "c", "d"}
+    assert "d, Phase 2, epoch" in live.status.value
+
+
+def test_a_view_of_nothing_says_so(live):
+    live.finish()
+    assert live.status.value == "Nothing was trained."
