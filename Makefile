@@ -1,4 +1,4 @@
-.PHONY: format check test torture notebooks browser bench study badges picture result docs
+.PHONY: format check test torture notebooks browser bench study badges package colab picture result docs
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -30,15 +30,16 @@ study:  ## what recipe tuned is worth and why: days on 2 cores, each part at mos
 	for part in $(STUDY); do ctxkv sweep --protocol notebooks/study/$$part.json \
 	  --out notebooks/study/results/$$part --runs runs/study --hours 2; done
 
-REPOSITORY = s|REPOSITORY = \\"[^"]*\\"|REPOSITORY = \\"$(REPO)\\"|
-BADGE = s,((colab.research.google.com/github|https://github.com)/)[^/]+/[^/]+(/blob/),\1$(REPO)\3,
-
 REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
 
-badges:  ## where the Colab badges and the install cell point: git's origin, or REPO=owner/name
-	@test -n "$(REPO)" || { echo "git's origin is not on github.com; name it: make badges REPO=owner/name"; exit 2; }
-	sed -E -i.bak '$(REPOSITORY); $(BADGE)' notebooks/*.ipynb
-	rm notebooks/*.ipynb.bak
+badges:  ## repository and version, in notebooks, README and CITATION.cff: git's origin, or REPO=owner/name
+	python .ci/badges.py $(REPO)
+
+package:  ## wheel and sdist, checked, installed, and used from an empty folder
+	.ci/package
+
+colab:  ## every notebook with the versions on Colab; needs Python 3.13, or PYTHON=python3.12
+	.ci/colab
 
 picture:  ## the drawings of the architecture and of the packages, for README and reference
 	python docs/diagram.py

@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
 import pytest
 
+import ctxkv_lib
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.research import proposals
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
@@ -72,7 +74,10 @@ def test_every_notebook_begins_alike(path):
     assert parameters["metadata"]["tags"] == ["parameters"]
     title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
     repository = re.search(r'REPOSITORY = "(.+?)"', source(bootstrap)).group(1)
-    assert f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}" in title
+    version = re.search(r'VERSION = "(.+?)"', source(bootstrap)).group(1)
+    assert (
+        f"https://colab.research.google.com/github/{repository}/blob/{version}/notebooks/{path.name}" in title
+    )
     for promise in ("**Purpose.**", "**Hardware.**", "**Time.**"):
         assert promise in title
 
@@ -106,7 +111,10 @@ class Colab:
 
 
 BOOTSTRAP = source(code_cells(NOTEBOOKS[0])[0])
-IN_A_FORK = BOOTSTRAP.replace('"OWNER/REPOSITORY"', '"someone/fork"', 1)
+UNSET, IN_A_FORK = (
+    re.sub('REPOSITORY = ".+?"', f'REPOSITORY = "{place}"', BOOTSTRAP, count=1)
+    for place in ("OWNER/REPOSITORY", "someone/fork")
+)
 
 
 def test_on_colab_only_what_it_lacks_is_installed(monkeypatch):
@@ -116,9 +124,9 @@ def test_on_colab_only_what_it_lacks_is_installed(monkeypatch):
     assert "--no-deps" in command
     assert not [word for word in command if word.startswith(("-U", "--upgrade"))]
     packages = [word for word in command[command.index("install") + 1 :] if not word.startswith("-")]
-    offline = re.search(r"^OFFLINE = (.+)$", (FOLDER.parent / "setup.py").read_text(), re.MULTILINE)
-    assert packages[1:] == ast.literal_eval(offline.group(1))
-    assert packages[0] == "ctxkv_lib @ git+https://github.com/someone/fork"
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert packages[1:] == project["optional-dependencies"]["offline"]
+    assert packages[0] == f"ctxkv_lib @ git+https://github.com/someone/fork@v{ctxkv_lib.__version__}"
     assert colab.mounted == []
     assert "CTXKV_DRIVE" not in os.environ
 
@@ -140,28 +148,11 @@ def test_in_a_clone_nothing_is_installed(monkeypatch):
 def test_a_place_that_is_not_set_or_wrong_is_one_sentence(monkeypatch):
     colab = Colab(monkeypatch)
     with pytest.raises(SystemExit, match="Type owner/name of your fork into REPOSITORY"):
-        exec(BOOTSTRAP, {})
+        exec(UNSET, {})
     assert colab.commands == []
     colab.failure = 1
-    with pytest.raises(SystemExit, match=r"could not install from github\.com/someone/fork"):
+    with pytest.raises(SystemExit, match=r"could not install v[\d.]+ of github\.com/someone/fork"):
         exec(IN_A_FORK, {})
-
-
-def test_badges_are_written_by_one_command(tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    for path in NOTEBOOKS:
-        (tmp_path / "notebooks" / path.name).write_bytes(path.read_bytes())
-    makefile = str(FOLDER.parent / "Makefile")
-    subprocess.run(["make", "-f", makefile, "badges", "REPO=someone/something"], cwd=tmp_path, check=True)
-    for path in NOTEBOOKS:
-        before, after = (
-            path.read_text(encoding="utf-8"),
-            (tmp_path / "notebooks" / path.name).read_text("utf-8"),
-        )
-        assert 'REPOSITORY = \\"someone/something\\"' in after
-        assert f"colab.research.google.com/github/someone/something/blob/main/notebooks/{path.name}" in after
-        assert "OWNER/REPOSITORY/blob" not in after
-        assert len(before.splitlines()) == len(after.splitlines())
 
 
 # What notebooks share

@@ -1,0 +1,195 @@
+"""What is published: files that name versions, the repository or commands agree with the metadata."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path, PurePath
+
+import pytest
+import yaml
+
+import ctxkv_lib
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in ROOT.glob(".github/workflows/*.yml")}
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+
+
+def pinned():
+    """Colab's versions by package."""
+    lines = (ROOT / ".ci/colab-constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_the_version_has_one_home():
+    assert PROJECT["dynamic"] == ["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ctxkv_lib.__version__)
+    assert CITATION["version"] == ctxkv_lib.__version__
+    assert f"## [{ctxkv_lib.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_links_have_one_home():
+    repository = PROJECT["urls"]["Repository"]
+    assert all(url.startswith(repository) for url in PROJECT["urls"].values())
+    assert CITATION["repository-code"] == repository
+
+
+def test_every_file_of_the_package_is_in_the_wheel():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    package = ROOT / "ctxkv_lib"
+    assert (package / "py.typed").is_file()
+    for path in package.rglob("*.*"):
+        if path.suffix not in (".py", ".pyc"):
+            inside = PurePath(path.relative_to(package))
+            assert any(inside.match(pattern) for pattern in patterns["ctxkv_lib"]), inside
+
+
+def test_setup_py_leaves_everything_to_the_metadata():
+    assert (ROOT / "setup.py").read_text().splitlines()[-1] == "setup()"
+
+
+def test_readme_and_ci_install_what_they_use():
+    """`requirements.txt` is for using, the second command adds testing and linting."""
+    assert "-e .[offline,notebooks,launch]" in (ROOT / "requirements.txt").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 'pip install -r requirements.txt -e ".[dev]" && .venv/bin/pytest' in readme
+    for script in (ROOT / ".ci/run", ROOT / ".github/workflows/ci.yml"):
+        assert '-r requirements.txt -e ".[dev,harness]"' in script.read_text()
+    tools = {re.split("[<>=]", need)[0] for name in ("test", "dev") for need in EXTRAS[name]}
+    assert {"pytest", "ruff", "mypy", "build", "twine", "pre-commit", "nbstripout"} <= tools
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert {hook["entry"].split()[0] for hook in hooks} <= tools
+
+
+def pythons(node):
+    """Every Python version that a workflow names."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("python", "python-version") and "{{" not in str(value):
+                yield from value if isinstance(value, list) else [value]
+            else:
+                yield from pythons(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from pythons(value)
+
+
+def test_ci_runs_on_the_pythons_and_systems_that_the_metadata_names():
+    matrix = WORKFLOWS["ci"]["jobs"]["test"]["strategy"]["matrix"]
+    prefix = "Programming Language :: Python :: "
+    named = {name.removeprefix(prefix) for name in PROJECT["classifiers"] if name.startswith(prefix + "3.")}
+    assert set(matrix["python"]) == named == {"3.11", "3.12", "3.13"}
+    assert PROJECT["requires-python"] == f">={min(named)}"
+    assert {system.split("-")[0] for system in matrix["os"]} == {"ubuntu", "macos"}
+    assert all(set(pythons(workflow)) <= named for workflow in WORKFLOWS.values())
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflows_call_targets_that_exist(name):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for job in WORKFLOWS[name]["jobs"].values():
+        assert job["runs-on"]
+        for step in job["steps"]:
+            assert ("uses" in step) != ("run" in step)
+            assert set(re.findall(r"^make (\w+)", step.get("run", ""), re.MULTILINE)) <= targets
+    assert WORKFLOWS[name]["permissions"] == {"contents": "read"}
+
+
+def test_forms_and_dependabot_are_well_formed():
+    forms = [
+        yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{name}.yml").read_text()) for name in ("bug", "idea")
+    ]
+    for form in forms:
+        assert form["name"]
+        assert form["description"]
+        ids = [field["id"] for field in form["body"]]
+        assert len({*ids}) == len(ids)
+        assert all(field["attributes"]["label"] for field in form["body"])
+    updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
+    assert {update["package-ecosystem"] for update in updates} == {"pip", "github-actions"}
+
+
+def test_colabs_versions_are_within_our_ranges():
+    from packaging.requirements import Requirement
+
+    needs = [Requirement(need) for need in [*PROJECT["dependencies"], *EXTRAS["launch"]]]
+    ranges = {
+        need.name: need.specifier
+        for need in needs
+        if not need.marker or need.marker.evaluate({"python_version": "3.13"})
+    }
+    pins = pinned()
+    assert {
+        "torch",
+        "transformers",
+        "datasets",
+        "ipywidgets",
+        "numpy",
+        "pyarrow",
+        "accelerate",
+    } <= pins.keys()
+    assert pins.keys() <= ranges.keys()
+    for name, version in pins.items():
+        assert ranges[name].contains(version.replace("*", "99")), name
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """What `make badges` reads and writes."""
+    patterns = ("Makefile", "*.toml", "*.md", "*.cff", ".ci/badges.py", "ctxkv_lib/__init__.py", "docs/*.md")
+    for path in [
+        path
+        for pattern in (*patterns, "notebooks/*.ipynb", "notebooks/study/*.md")
+        for path in ROOT.glob(pattern)
+    ]:
+        (tmp_path / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    return tmp_path
+
+
+def texts(folder):
+    return {
+        path.relative_to(folder): path.read_text(encoding="utf-8")
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def make_badges(folder, repository):
+    command = ["make", "badges", f"REPO={repository}"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_repository_and_version_are_written_by_one_command(copy):
+    before = texts(copy)
+    init = copy / "ctxkv_lib/__init__.py"
+    init.write_text(init.read_text().replace(f'"{ctxkv_lib.__version__}"', '"7.8.9"'))
+    assert make_badges(copy, "someone/something").returncode == 0
+    after = texts(copy)
+    assert 'Repository = "https://github.com/someone/something"' in after[Path("pyproject.toml")]
+    assert "\nversion: 7.8.9\n" in after[Path("CITATION.cff")]
+    assert "rato-tokyo/new-llm" in after[Path("CITATION.cff")]
+    for path in (path for path in after if path.suffix == ".ipynb"):
+        assert 'REPOSITORY = \\"someone/something\\"' in after[path]
+        assert 'VERSION = \\"v7.8.9\\"' in after[path]
+        assert f"/github/someone/something/blob/v7.8.9/notebooks/{path.name}" in after[path]
+        assert "OWNER/REPOSITORY/" not in after[path]
+        assert len(before[path].splitlines()) == len(after[path].splitlines())
+
+
+def test_notebooks_and_citation_follow_the_metadata(copy):
+    before = texts(copy)
+    assert (
+        make_badges(copy, PROJECT["urls"]["Repository"].removeprefix("https://github.com/")).returncode == 0
+    )
+    assert texts(copy) == before
+
+
+def test_an_unknown_repository_is_refused_in_a_sentence(copy):
+    (copy / "pyproject.toml").write_text('Repository = "https://github.com/OWNER/REPOSITORY"')
+    done = make_badges(copy, "")
+    assert done.returncode != 0
+    assert "name the repository: make badges REPO=owner/name" in done.stderr
