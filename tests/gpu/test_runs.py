@@ -136,6 +136,8 @@ def test_a_run_that_finds_no_memory_says_what_to_do(train_on, card):
 
 
 def test_fp32_is_not_tf32(train_on):
-    torch.backends.cuda.matmul.allow_tf32 = True
+    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    for library in libraries:
+        library.allow_tf32 = True
     train_on()
-    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not any(library.allow_tf32 for library in libraries)
