@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 1
 Metric = dict[str, Any]
 Listener = Callable[[Metric], None]  # called with each line of metrics.jsonl as it is made
-Watcher = Callable[[str, int, int], None]  # called with a loop's description, its steps done and in all
+# Called with a loop's description, its steps done and in all; 0 of 0 for work without steps.
+Watcher = Callable[[str, int, int], None]
 watchers: list[Watcher] = []  # those of a notebook's live view, while it is open
 
 
@@ -31,7 +32,8 @@ def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """Show a line with a clock on a terminal, for work that has no steps to count."""
+    """Show a line with a clock on a terminal, for work that has no steps to count; tell the watchers."""
+    _tell_watchers(description, 0, 0)
     with _bar(desc=description, bar_format="{desc} {elapsed}"):
         yield
 
@@ -64,16 +66,17 @@ def _refresh_clocks() -> None:
 
 
 def _watched(iterable: Iterable[Any], description: str, done: int, total: int) -> Iterator[Any]:
-    def call_watchers() -> None:
-        for watcher in watchers:
-            watcher(description, done, total)
-
     for item in iterable:
-        call_watchers()
+        _tell_watchers(description, done, total)
         yield item
         done += 1
     if total:
-        call_watchers()
+        _tell_watchers(description, done, total)
+
+
+def _tell_watchers(description: str, done: int, total: int) -> None:
+    for watcher in watchers:
+        watcher(description, done, total)
 
 
 @contextmanager

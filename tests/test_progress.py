@@ -50,7 +50,15 @@ def test_watchers_hear_where_a_loop_goes_on_and_nothing_of_an_empty_one(monkeypa
     monkeypatch.setattr(progress, "watchers", [lambda *step: heard.append(step)])
     list(progress.progress_bar(iter("ab"), "Steps", total=10, initial=8))
     list(progress.progress_bar([], "Cells"))
-    assert heard == [("Steps", 8, 10), ("Steps", 9, 10), ("Steps", 10, 10)]
+    with progress.stage("Work without steps"):
+        heard.append("work")
+    assert heard == [
+        ("Steps", 8, 10),
+        ("Steps", 9, 10),
+        ("Steps", 10, 10),
+        ("Work without steps", 0, 0),
+        "work",
+    ]
 
 
 def test_a_notice_is_not_painted_red_in_a_notebook(capsys, monkeypatch):

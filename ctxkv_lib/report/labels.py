@@ -9,13 +9,18 @@ def run_labels(
     summaries: Iterable[Mapping[str, Any]], unit: str = " samples", others: Sequence[str] = ()
 ) -> list[str]:
     """Name each run by its samples; where several have as many, by its one of `others` and a number, too."""
-    names = [f"{summary['samples']:,}{unit}" for summary in summaries]
+    names = [counted(summary["samples"], unit) for summary in summaries]
     if len(set(names)) < len(names):
         names = [", ".join(filter(None, pair)) for pair in zip_longest(names, others)]
     return [
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)
     ]
+
+
+def counted(count: int, unit: str = " samples") -> str:
+    """Write a count with its unit, whose plural s is dropped for one."""
+    return f"{count:,}{unit.removesuffix('s') if count == 1 else unit}"
 
 
 def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -313,7 +313,7 @@ def _table(title: str, columns: Iterable[tuple[str, str, str]], rows: Mapping[st
 @styled
 def bench_figure(results: Mapping[str, Any]) -> Figure:
     """Draw seconds of both phases, generation by tokens of history, and time a token by length of stream."""
-    figure, axes = panels(4, size=(11, 8.4), rows=2)
+    figure, axes = panels(4, 8.4, rows=2)
     for ax, (phase, title) in zip(axes, PHASES.items(), strict=False):
         rows = results[phase]
         bars = ax.bar(list(rows), [row["seconds"] for row in rows.values()], label="measured")

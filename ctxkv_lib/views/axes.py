@@ -4,14 +4,17 @@ Colours are Okabe and Ito's palette, which colour-blind readers can distinguish.
 that a figure reads the same on a dark page. Figures use matplotlib's object API: no pyplot, no global state.
 """
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..files import replacing
 
@@ -19,6 +22,9 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLUE, ORANGE = OKABE_ITO[:2]
 PAPER, INK, QUIET, RULE = "#ffffff", "#1f2430", "#6b7280", "#e3e6eb"
 DPI = 150
+WIDTH = 9.6  # inches of every figure; on a page of 620 pixels its words are still 10 pixels high
+LETTERS = 44  # of a name in one line
+NUMBER = "{x:,.10g}"  # of a tick: plain, with thousands separators
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": QUIET,
@@ -27,6 +33,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
+    "font.size": 11,
     "legend.frameon": False,
     "lines.linewidth": 2.2,
     "lines.markersize": 3.5,
@@ -44,15 +51,17 @@ def save(figure: Figure, path: Path | str) -> Path:
 
 
 @styled
-def panels(count: int, size: tuple[float, float], rows: int = 1, **share: Any) -> tuple[Figure, list[Axes]]:
-    """Make a figure of `count` axes in `rows` rows, `size` in inches; `share` as in `Figure.subplots`."""
-    figure = Figure(figsize=size, facecolor=PAPER, layout="constrained")
+def panels(count: int, height: float, rows: int = 1, **share: Any) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `count` axes in `rows` rows, `height` in inches; `share` as in `Figure.subplots`."""
+    figure = Figure(figsize=(WIDTH, height), facecolor=PAPER, layout="constrained")
     axes = list(figure.subplots(rows, -(-count // rows), squeeze=False, **share).flat)
     for unused in axes[count:]:
         unused.remove()
     for ax in axes[:count]:
         ax.grid(True, color=RULE, lw=0.8)
-        ax.tick_params(colors=INK, labelsize=10)
+        ax.tick_params(colors=INK)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(NUMBER)
     return figure, axes[:count]
 
 
@@ -61,13 +70,21 @@ def legend_below(figure: Figure, *axes: Axes) -> None:
     handles = {
         label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
-    columns = 4 if max(map(len, handles)) < 20 else 2
+    columns = 4 if max(map(len, handles)) < 20 else 2 if max(map(len, handles)) < 60 else 1
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
 
 
-def legend_under(ax: Axes, columns: int, space: float = 0.14) -> None:
-    """Put the legend of one of several axes under it, below the labels of its x axis."""
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -space), ncols=columns)
+def named_rows(ax: Axes, names: Iterable[str]) -> None:
+    """Give each name a row of the y axis, the first one on top."""
+    names = list(map(wrapped, names))
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+
+
+def wrapped(name: str) -> str:
+    """Break a name that would leave no room for what it names."""
+    return fill(name, LETTERS)
 
 
 def integer_x(ax: Axes, label: str) -> None:
@@ -82,5 +99,10 @@ def log_y(ax: Axes, label: str) -> None:
     ax.set_ylabel(label)
     low, high = ax.get_ylim()
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    ax.yaxis.set_major_formatter(NUMBER)
     ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def reference(draw: Callable[..., Line2D], value: float, label: str = "_", **style: Any) -> Line2D:
+    """Draw a quiet line across the axes, with `ax.axhline` or `ax.axvline`, that values are compared with."""
+    return draw(value, **{"color": QUIET, "ls": "--", "lw": 1.2, "label": label, **style})

@@ -1,6 +1,7 @@
 """Figures of runs, from their summaries and metrics."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -8,21 +9,40 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..report.labels import memory_stages, run_labels, span
-from .axes import BLUE, INK, OKABE_ITO, PAPER, QUIET, integer_x, legend_below, log_y, panels, styled
+from .axes import (
+    BLUE,
+    INK,
+    OKABE_ITO,
+    PAPER,
+    QUIET,
+    integer_x,
+    legend_below,
+    log_y,
+    named_rows,
+    panels,
+    reference,
+    styled,
+)
 
 # The curves of an epoch's measurements: their key in a summary, and a factor.
 CURVES = {"train": ("train_ppl", 1), "validation": ("val_ppl", 1), "accuracy": ("val_acc", 100)}
 # What is drawn of a run in its colour, named `run: part`; the key of the figure shows each part in grey.
 PARTS: dict[str, dict[str, Any]] = {
-    "train": {"ls": "--", "lw": 1.4},
+    "train": {"ls": "--", "lw": 1.4, "marker": "o"},
     "validation": {"marker": "o"},
     "accuracy": {"marker": "o"},
     "best epoch": {"ls": "none", "marker": "o", "ms": 10, "mfc": PAPER, "mew": 2.2, "zorder": 4},
     "early stop": {"ls": "none", "marker": "X", "ms": 9, "mec": PAPER, "zorder": 5},
+    "above the axis": {"ls": "none", "marker": "^", "ms": 9, "clip_on": False},
     "n-grams": {"ls": ":", "lw": 1.6},
 }
-EXPLAINED = {"best epoch": "best epoch: lowest\nvalidation PPL", "n-grams": "n-grams, validation"}
+EXPLAINED = {
+    "best epoch": "best epoch: lowest\nvalidation PPL",
+    "n-grams": "n-grams, validation",
+    "above the axis": "first train PPL,\nabove the axis",
+}
 EPOCH = "Epoch (passes over the training tokens)"
+CROPPED = 1.5  # times all other values: where the axis ends if the first train PPL lies beyond
 
 Lines = Sequence[Mapping[str, Any]]  # epochs, iterations or stages
 
@@ -53,19 +73,17 @@ def ppl_curves(
     """
     labels = run_labels(summaries) if labels is None else labels
     ppls = [curve for curve in curves if curve != "accuracy"]
-    panel_curves = [group for group in (ppls, [*set(curves) - {*ppls}]) if group]
-    figure, axes = panels(len(panel_curves), size=(9.6, 4.6) if len(panel_curves) == 1 else (12, 4.6))
+    groups = [group for group in (ppls, [*set(curves) - {*ppls}]) if group]
+    figure, axes = panels(len(groups), 1.6 + 3 * len(groups), rows=len(groups))
     names = []
-    for i, (label, summary) in enumerate(zip(labels, summaries, strict=True)):
-        colour = palette[i % len(palette)]
-        for ax, group in zip(axes, panel_curves, strict=True):
+    for label, summary, colour in zip(labels, summaries, cycle(palette), strict=False):
+        for ax, group in zip(axes, groups, strict=True):
             _draw_run(ax, summary, group, epochs, label, colour)
         names.append(Line2D([], [], color=colour, label=label + _best(summary["phase2"], curves)))
-    for ax, group in zip(axes, panel_curves, strict=True):
+    for ax, group in zip(axes, groups, strict=True):
         _label_epochs(ax, group == ppls, log)
-        if epoch is not None:
-            ax.axvline(epoch, color=QUIET, ls=":", lw=1.6, zorder=0, label=f"epoch {epoch}")
-    figure.legend(handles=[*names, *_key(axes)], loc="outside right upper")
+    chosen = [] if epoch is None else [reference(ax.axvline, epoch, f"epoch {epoch}", ls="-") for ax in axes]
+    figure.legend(handles=[*names, *_key(axes), *chosen[:1]], loc="outside right upper")
     return figure
 
 
@@ -110,9 +128,23 @@ def _label_epochs(ax: Axes, is_ppl: bool, log: bool) -> None:
     if not is_ppl:
         ax.set(title="Validation accuracy by epoch", ylabel="Right next token (% of positions)")
         return
-    ax.set(title="Perplexity by epoch", ylabel="Perplexity per token")
+    ax.set(title="Perplexity by epoch", ylabel="Perplexity per token", yscale="log" if log else "linear")
+    _crop_first_train(ax)
     if log:
         log_y(ax, "Perplexity per token (log scale)")
+
+
+def _crop_first_train(ax: Axes) -> None:
+    """End the axis below a first train PPL that would flatten all else; a triangle stands for it."""
+    trains = [line for line in ax.get_lines() if str(line.get_label()).endswith(": train")]
+    others = [value for line in ax.get_lines() for value in [*line.get_ydata()][line in trains :]]
+    top = CROPPED * max(others, default=float("inf"))
+    for line in trains:
+        if len(x := line.get_xdata()) and line.get_ydata()[0] > top:
+            label = str(line.get_label()).replace(": train", ": above the axis")
+            style = {"color": line.get_color(), "transform": ax.get_xaxis_transform(), "label": label}
+            ax.plot(x[0], 1, **style, **PARTS["above the axis"])
+            ax.set_ylim(0.9 * min(others), top)
 
 
 def _key(axes: Sequence[Axes]) -> list[Line2D]:
@@ -134,17 +166,17 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float) -> Figure:
         runs: `{label: phase 1 lines of metrics.jsonl}`; a line without a value is left out of that curve.
         stop_rate: share of converged positions at which Phase 1 stops.
     """
-    figure, (rate, loss) = panels(2, size=(9.6, 4.6), sharex=True)
+    figure, (rate, loss) = panels(2, 4.6, sharex=True)
     for label, lines in runs.items():
         rate.plot(*_series(lines, "iteration", "convergence_rate", 100), marker="o", label=label)
         loss.plot(*_series(lines, "iteration", "loss"), marker="o", label=label)
-    rate.axhline(100 * stop_rate, color=QUIET, ls="--", lw=1.2, label=f"stop at {stop_rate:.0%}")
+    reference(rate.axhline, 100 * stop_rate, f"stop at {stop_rate:.0%}")
     rate.set(title="Convergence", ylabel="Converged positions (%)", ylim=(-3, 103))
     loss.set(title="Phase 1 loss", ylabel="Loss (no unit)")
     if all(line["loss"] > 0 for lines in runs.values() for line in lines if line.get("loss") is not None):
         log_y(loss, "Loss (no unit, log scale)")
     for ax in (rate, loss):
-        integer_x(ax, "Iteration (one optimiser step each)")
+        integer_x(ax, "Iteration (optimiser step)")
     legend_below(figure, rate)
     return figure
 
@@ -152,16 +184,15 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float) -> Figure:
 @styled
 def overfitting(runs: Mapping[str, Lines]) -> Figure:
     """Draw validation PPL over training PPL by epoch, `{label: epochs of a summary}`; 1 is no gap."""
-    figure, (ax,) = panels(1, size=(8.4, 4))
+    figure, (ax,) = panels(1, 4)
     for label, epochs in runs.items():
         known = [line for line in epochs if line["val_ppl"] is not None]
         ratios = [line["val_ppl"] / line["train_ppl"] for line in known]
         ax.plot([line["epoch"] for line in known], ratios, marker="o", label=label)
-    ax.axhline(1, color=QUIET, ls="--", lw=1.2, label="no gap")
+    reference(ax.axhline, 1, "no gap")
     integer_x(ax, EPOCH)
-    ax.set(
-        title="Overfitting: the gap between text seen and unseen", ylabel="Validation PPL / train PPL (ratio)"
-    )
+    ax.set(title="Overfitting: the gap between text seen and unseen")
+    ax.set_ylabel("Validation PPL / train PPL (ratio)")
     legend_below(figure, ax)
     return figure
 
@@ -179,19 +210,16 @@ def memory_by_stage(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str
     labels = run_labels(summaries) if labels is None else labels
     stages = [memory_stages(summary["memory"]) for summary in summaries]
     names = list(dict.fromkeys(stage["stage"] for run in stages for stage in run))
-    rows = -(-len(summaries) // 3)
-    columns = -(-len(summaries) // rows)
-    size = (3.4 + 2.9 * columns, 1.2 + rows * (0.6 + 0.4 * len(names)))
-    figure, axes = panels(len(summaries), size, rows, sharex=True, sharey=True)
+    rows = -(-len(summaries) // 2)
+    height = 1.2 + rows * (0.6 + 0.4 * len(names))
+    figure, axes = panels(len(summaries), height, rows, sharex=True, sharey=True)
     for ax, label, run in zip(axes, labels, stages, strict=True):
         _memory_bars(ax, run, names)
         ax.set(title=label, xlabel="Memory (GiB)")
         ax.tick_params(labelbottom=True)
-        ax.grid(False, axis="y")
-    axes[0].set_yticks(range(len(names)), names)
-    axes[0].set_ylim(len(names) - 0.4, -0.6)
+        named_rows(ax, names)
     axes[0].set_xlim(0, 1.05 * max(max(ax.dataLim.xmax for ax in axes), 0.1))
-    for ax in axes[::columns]:
+    for ax in axes[::2]:
         ax.set_ylabel("Stage (epochs: first and last)")
     legend_below(figure, *axes)
     return figure
@@ -217,7 +245,7 @@ def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
     Args:
         scores: as from `inference.evaluate_texts`.
     """
-    figure, axes = panels(2, size=(10.5, 4.6))
+    figure, axes = panels(2, 4.6)
     names = {
         "by_position": ("By place in the conversation", "Tokens of the conversation read before"),
         "by_history": ("By history", "Contexts in the window"),
@@ -227,7 +255,7 @@ def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
         ax.bar([span(row) for row in scores[key]], ppls, color=BLUE, width=0.7)
         for x, value in enumerate(ppls):  # above the axes, where the line of all tokens does not pass
             ax.text(x, 1.02, f"{value:,.0f}", transform=ax.get_xaxis_transform(), ha="center", color=INK)
-        ax.axhline(scores["ppl"], color=QUIET, ls="--", lw=1.5, label=f"all tokens: {scores['ppl']:,.0f}")
+        reference(ax.axhline, scores["ppl"], f"all tokens: {scores['ppl']:,.0f}")
         ax.set_ylim(min(ppls) / 2, 1.1 * max(ppls))
         log_y(ax, "Perplexity per token (log scale)")
         ax.set_xlabel(what)

@@ -1,8 +1,8 @@
 """`LiveCurves`: the curves of a training while it runs, in a notebook; lines of text elsewhere.
 
-In a notebook a status line follows every metric, a bar every batch, and the figure as often as its budget
-allows: each stage may spend `FIRST_SECONDS` on drawing, so that a short one is seen too, and all of them
-`SHARE` of the time. When the cell ends, or is interrupted, the figure is drawn once more, with everything.
+In a notebook, status line, bar and figure change together, so that all three show the same epoch: whenever a
+stage ends, and in between as often as the budget allows. Each stage may spend `FIRST_SECONDS` on drawing, so
+that a short one is seen, too, and all of them `SHARE` of the time.
 
 The figure is the value of an `ipywidgets.HTML` and not the content of an `Output`: a program that runs
 notebooks answers each message that an `Output` catches, and nbclient (its issue 312) then misses, once in a
@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ..progress import Metric, in_notebook, watchers
+from ..report.labels import counted
 from ..runs.config import Phase1Config
 from . import figures, markup
 
-SHARE = 0.02  # of the elapsed time that redraws may cost ...
+SHARE = 0.05  # of the elapsed time that redraws may cost ...
 FIRST_SECONDS = 2.0  # ... beyond what each stage may spend at once
 DRAW_SECONDS = 1.0  # between two drawings of a stage, at least
-STATUS_SECONDS = 0.25  # between two status lines, or two changes of the bar
+BAR_SECONDS = 0.25  # between two changes of the bar
 BAR_LETTERS = 80
 LATEST = 3  # runs whose curves are drawn, those that began last
 
@@ -38,8 +39,8 @@ class LiveCurves:
 
     Attributes:
         figure: what was drawn last; None outside a notebook.
-        image, status, bar: widgets, in a notebook: the figure, the last metric in words, and tqdm's bar of
-            the loop that runs.
+        image, status, bar: widgets, in a notebook: the figure, its last metric in words, and what is being
+            computed: a loop with tqdm's bar, or work without steps to count.
         spent: seconds that drawing has cost since the first metric.
     """
 
@@ -65,7 +66,7 @@ class LiveCurves:
         self._stage = "phase1"
         self._began: float | None = None
         self._redraw_seconds = 0.0
-        self._drawn_at = self._status_at = self._bar_at = -math.inf
+        self._drawn_at = self._bar_at = -math.inf
         self._loop, self._loop_began, self._loop_from = "", 0.0, 0
         self._is_behind = False
         self._is_notebook = in_notebook() if notebook is None else notebook
@@ -74,34 +75,37 @@ class LiveCurves:
 
     def __call__(self, metric: Metric) -> None:
         """Take one metric; its run is identified by `run` or `samples`, if it has one of these."""
+        if not self._is_notebook:
+            print(describe(metric), flush=True)
+            return
         now = self._clock()
         self._began = now if self._began is None else self._began
         self._stage = metric["stage"]
         run = run_name(metric) or "this run"
         lines = self._lines[self._stage].setdefault(run, [])
         lines.append(metric)
-        if not self._is_notebook:
-            print(describe(metric), flush=True)
-            return
         self._is_behind = True
-        if now - self._status_at >= STATUS_SECONDS:
-            self._status_at = now
-            self.status.value = self._status()
         if len(lines) == 1 or (now - self._drawn_at >= DRAW_SECONDS and self._may_draw(now)):
-            self._draw()
+            self._show()
 
     def step(self, loop: str, done: int, total: int) -> None:
-        """Take one step of a training loop: `done` of `total`; a new loop first shows what came before."""
+        """Take one step of a training loop: `done` of `total`, or the beginning of work without steps: of 0.
+
+        While the curves are behind and may not be drawn, the bar waits for them.
+        """
         now = self._clock()
         if loop != self._loop or done == 0:
             self._loop, self._loop_began, self._loop_from, self._bar_at = loop, now, done, -math.inf
-            if self._is_behind and self._may_draw(now):
-                self._draw()
-        if now - self._bar_at >= STATUS_SECONDS or done == total:
-            self._bar_at = now
-            elapsed, begun = now - self._loop_began, self._loop_from  # a resumed loop begins where it stopped
+        if self._is_behind and (total == 0 or self._may_draw(now)):
+            self._show()
+        if self._is_behind or (now - self._bar_at < BAR_SECONDS and done < total):
+            return
+        self._bar_at = now
+        elapsed, begun = now - self._loop_began, self._loop_from  # a resumed loop begins where it stopped
+        bar = f"{loop} ..."
+        if total:
             bar = tqdm.format_meter(done, total, elapsed, prefix=loop, ncols=BAR_LETTERS, initial=begun)
-            self.bar.value = f"<pre>{html.escape(bar)}</pre>"
+        self.bar.value = f"<pre>{html.escape(bar)}</pre>"
 
     def finish(self, result: Any = None) -> None:
         """Draw everything that has come in. IPython calls this when the cell ends."""
@@ -118,8 +122,7 @@ class LiveCurves:
         if self._began is None:
             self.status.value = "Nothing was trained."
         if self._is_behind:
-            self.status.value = self._status()
-            self._draw()
+            self._show()
 
     def _open(self) -> None:
         from IPython import get_ipython
@@ -135,23 +138,24 @@ class LiveCurves:
         if shell is not None:
             shell.events.register("post_run_cell", self.finish)
 
-    def _status(self) -> str:
-        """The last metric in words, after which run it is, if there are several."""
-        last = next(reversed(self._lines[self._stage].values()))[-1]
-        begun = len(self._lines["phase1"] | self._lines["phase2"])
-        return (f"Run {begun} of {self._runs}. " if self._runs > 1 else "") + describe(last)
-
     def _may_draw(self, now: float) -> bool:
         """Whether another drawing is within the budget."""
         stages = sum(map(len, self._lines.values()))
         since = 0.0 if self._began is None else now - self._began
         return self.spent + self._redraw_seconds <= FIRST_SECONDS * stages + SHARE * since
 
+    def _show(self) -> None:
+        """Show all metrics so far: the last one in words, after which run it is if there are several."""
+        last = next(reversed(self._lines[self._stage].values()))[-1]
+        begun = len(self._lines["phase1"] | self._lines["phase2"])
+        self.status.value = (f"Run {begun} of {self._runs}. " if self._runs > 1 else "") + describe(last)
+        self._draw()
+        self._is_behind = False
+
     def _draw(self) -> None:
         began = self._clock()
         self.figure = self._drawing()
         self.image.value = markup.figure_html(self.figure, markup.png(self.figure))
-        self._is_behind = False
         self._drawn_at = self._clock()
         self._redraw_seconds = self._drawn_at - began
         self.spent += self._redraw_seconds
@@ -165,7 +169,7 @@ class LiveCurves:
 
 def run_name(metric: Metric) -> str:
     """Return the name of a metric's run, of several; empty if it has none."""
-    return metric.get("run") or (f"{metric['samples']:,} samples" if "samples" in metric else "")
+    return metric.get("run") or (counted(metric["samples"]) if "samples" in metric else "")
 
 
 def describe(metric: Metric) -> str:

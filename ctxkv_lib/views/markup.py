@@ -26,13 +26,16 @@ MOST_POINTS = 200  # of a curve: larger clouds of points have no tooltips
 # have colours, since themes paint rows, too. A reversed column opens scrolled to its end.
 DARK = '[data-jp-theme-light="false"] .ctxkv, html[theme="dark"] .ctxkv, body.vscode-dark .ctxkv'
 STRIPES = ("#dbe9f4", "#fbe3d4")  # light blue and light orange, which every eye can distinguish
+# A box of text is a whole number of lines high, and its margin a border: what scrolls is never cut in a line.
+LINE, MOST_LINES = 24, 14  # pixels, lines
 STYLE = f"""<style>{DARK} {{filter: invert(0.93) hue-rotate(180deg); color-scheme: light}}
 .ctxkv table {{border-collapse: collapse}}
 .ctxkv table th, .ctxkv table td {{background: {PAPER}; color: {INK}; border-bottom: 1px solid {STRIPES[0]};
   padding: 3px 6px; text-align: left}}
-.ctxkv .line, .ctxkv .text {{background: {PAPER}; color: {INK}; padding: 8px 12px; border-radius: 6px}}
-.ctxkv .text {{line-height: 1.75; font-family: monospace; font-size: 13px; white-space: pre-wrap;
-  overflow-wrap: anywhere; max-height: 320px; overflow-y: auto}}
+.ctxkv .line, .ctxkv .text {{background: {PAPER}; color: {INK}; border: 8px solid {PAPER};
+  border-radius: 6px}}
+.ctxkv .text {{line-height: {LINE}px; font-family: monospace; font-size: 13px; white-space: pre-wrap;
+  overflow-wrap: anywhere; max-height: {LINE * MOST_LINES}px; overflow-y: auto}}
 .ctxkv .text span {{border-radius: 3px}}
 .ctxkv .text > span:nth-child(odd) {{background: {STRIPES[0]}}}
 .ctxkv .text > span:nth-child(even) {{background: {STRIPES[1]}}}
@@ -102,21 +105,30 @@ def _tooltips(figure: Figure) -> Iterator[str]:
                 continue  # a line across the page, or a cloud
             if line.get_linestyle() == "None":
                 continue  # a mark on a point of another curve
-            places = figure.transFigure.inverted().transform(ax.transData.transform(points))
+            seen = np.clip(
+                ax.transData.transform(points), *ax.bbox.get_points()
+            )  # above the axis: at its end
+            places = 100 * figure.transFigure.inverted().transform(seen) - POINTER_REACH
+            what, unit = ax.get_xlabel().partition(" (")[0].lower(), "%" * ("%" in ax.get_ylabel())
             for (x, y), (left, up) in zip(points.tolist(), places.tolist(), strict=True):
-                if 0 <= up <= 1:  # beyond the page, it would grow
-                    place = (
-                        f"left:{100 * left - POINTER_REACH:.2f}%;top:{100 * (1 - up) - POINTER_REACH:.2f}%"
-                    )
-                    size = f"width:{2 * POINTER_REACH}%;height:{2 * POINTER_REACH}%"
-                    text = html.escape(f"{line.get_label()}, {x:g}: {y:,.5g}")
-                    yield f'<span title="{text}" style="position:absolute;{place};{size}"></span>'
+                size = f"width:{2 * POINTER_REACH}%;height:{2 * POINTER_REACH}%"
+                place = f"left:{left:.2f}%;bottom:{up:.2f}%;{size}"
+                text = html.escape(f"{line.get_label()}, {what} {_rounded(x)}: {_rounded(y)}{unit}")
+                yield f'<span title="{text}" style="position:absolute;{place}"></span>'
+
+
+def _rounded(value: float) -> str:
+    """Write a number with three digits, or more if it is large: 0.0123, 60.9, 366.4, 2,905."""
+    if value == int(value) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def download_link(name: str, content: bytes, kind: str) -> str:
     """Make a link that saves `content`, of a MIME type, on the browser's machine, not the kernel's."""
     name = html.escape(name)
-    return f'<a download="{name}" href="{_data_uri(content, kind)}">Download {name}</a>'
+    underlined = 'style="text-decoration:underline"'  # JupyterLab takes it from links
+    return f'<a download="{name}" {underlined} href="{_data_uri(content, kind)}">Download {name}</a>'
 
 
 def _data_uri(content: bytes, kind: str) -> str:
@@ -124,8 +136,8 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 
 def token_boundaries(pieces: Sequence[str]) -> str:
-    """Show tokens in alternating colours; a line break as a mark and a break."""
-    return f'<div class="text {PLAIN}">{"".join(f"<span>{_text(piece)}</span>" for piece in pieces)}</div>'
+    """Show tokens in alternating colours; a line break as an arrow and a break."""
+    return f'<div class="text {PLAIN}">{"".join(f"<span>{_marked(piece)}</span>" for piece in pieces)}</div>'
 
 
 def attended_text(window: AttendedWindow, weights: Sequence[float]) -> str:
@@ -140,16 +152,16 @@ def attended_text(window: AttendedWindow, weights: Sequence[float]) -> str:
     strongest = max(share.values())
     spans = []
     for position, piece in enumerate(window.pieces, start=window.start):
-        title, style = "", f"color:{QUIET}"
+        title, style, text = "", f"color:{QUIET}", html.escape(piece)
         if position in share:
-            strength = share[position] / strongest
+            strength, text = share[position] / strongest, _marked(piece)
             title = f'title="{share[position]:.1%} of the attention" '
             style = f"background:rgba(0,114,178,{0.12 + 0.88 * strength:.2f})"
             style += f";color:{PAPER if strength > 0.55 else INK}"
         if position == window.position:
             style += f";outline:2px solid {INK}"
-        spans.append(f'<span {title}style="{style}">{_text(piece)}</span>')
-    spans.append(f'<span style="border-bottom:2px solid {ORANGE}">{_text(window.target)}</span>')
+        spans.append(f'<span {title}style="{style}">{text}</span>')
+    spans.append(f'<span style="border-bottom:2px solid {ORANGE}">{_marked(window.target)}</span>')
     return f'<div class="text {PLAIN}" style="{FROM_THE_END}"><div>{"".join(spans)}</div></div>'
 
 
@@ -179,9 +191,18 @@ def _row(tag: str, cells: Sequence[str]) -> str:
     return f"<tr>{''.join(marked)}</tr>"
 
 
-def _text(piece: str) -> str:
-    return html.escape(piece).replace("\n", "⏎\n")
+def _marked(piece: str) -> str:
+    """Escape a token that a colour or a line is to show: a line break alone has nothing to be seen."""
+    return html.escape(piece).replace("\n", "↵\n")
+
+
+def token_name(piece: str) -> str:
+    """Name a token in a sentence or on a list: in quotes; blanks in words, no backslashes for line breaks."""
+    for blank, name in (("\n", "line break"), (" ", "space")):
+        if piece and not piece.strip(blank):
+            return name if len(piece) == 1 else f"{len(piece)} {name}s"
+    return repr(piece).replace("\\n", "↵")
 
 
 def _quoted(piece: str) -> str:
-    return html.escape(repr(piece))
+    return html.escape(token_name(piece))

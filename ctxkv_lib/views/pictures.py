@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..method.config import ModelConfig
 from ..method.windows import Window
+from ..report.labels import counted
 from .axes import (
     BLUE,
     INK,
@@ -23,9 +24,10 @@ from .axes import (
     RULE,
     integer_x,
     legend_below,
-    legend_under,
     log_y,
+    named_rows,
     panels,
+    reference,
     styled,
 )
 from .explore import AttendedWindow
@@ -41,14 +43,13 @@ PUBLISHED_PASSES = 3
 @styled
 def token_lengths(lengths: Tensor, label: str = "training conversations") -> Figure:
     """Draw a histogram of conversation lengths, int64 `[num_conversations]`, in tokens, and their mean."""
-    figure, (ax,) = panels(1, size=(8.4, 3.6))
+    figure, (ax,) = panels(1, 3.6)
     values = lengths.numpy()
     bins = min(40, max(5, len(values) // 4))
     ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values):,} {label}")
     for value, style, name in ((np.median(values), "-", "median"), (values.mean(), "--", "mean")):
         ax.axvline(value, color=ORANGE, ls=style, label=f"{name}: {value:,.0f} tokens")
     integer_x(ax, "Length (tokens)")
-    ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set(title="Length of a conversation", ylabel="Conversations (count)")
     legend_below(figure, ax)
     return figure
@@ -57,7 +58,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
 @styled
 def window_map(model: ModelConfig, positions: Sequence[int], offsets: Sequence[int] | None = None) -> Figure:
     """Draw which positions some positions see: a square a slot, hollow where it lies before the stream."""
-    figure, (ax,) = panels(1, size=(9.6, 1.5 + 0.8 * len(positions)))
+    figure, (ax,) = panels(1, 1.5 + 0.8 * len(positions))
     slots = Window(model, offsets).slots(torch.tensor(positions))
     square: dict[str, Any] = {"marker": "s", "ls": "none", "ms": 9}
     for row, (position, seen) in enumerate(zip(positions, slots, strict=True)):
@@ -67,12 +68,11 @@ def window_map(model: ModelConfig, positions: Sequence[int], offsets: Sequence[i
         ax.plot(back[~real], [row] * int((~real).sum()), **hollow)
         note = f"{real.sum()} contexts, from position {position:,} back to {seen[real].min():,}"
         ax.annotate(note, (int(back.min()), row), (0, 11), textcoords="offset points", ha="right")
-    ax.set_yticks(range(len(positions)), [f"position {position:,}" for position in positions])
-    ax.set_ylim(len(positions) - 0.5, -0.75)
+    named_rows(ax, [f"position {position:,}" for position in positions])
+    ax.set_ylim(top=-0.75)
     ax.invert_xaxis()
     ax.set_xlabel("Distance back from the position (tokens)")
     ax.set_title("Filled: a context that is attended. Hollow: before the stream.")
-    ax.grid(False, axis="y")
     return figure
 
 
@@ -83,7 +83,7 @@ def context_clouds(clouds: Mapping[str, Tensor], most: int = 1500) -> Figure:
     Args:
         most: so many points of each cloud at most.
     """
-    figure, axes = panels(len(clouds), (9.6, 4.6), sharex=True, sharey=True, subplot_kw={"aspect": "equal"})
+    figure, axes = panels(len(clouds), 4.6, sharex=True, sharey=True, subplot_kw={"aspect": "equal"})
     reach = 0.0
     for ax, (label, contexts) in zip(axes, clouds.items(), strict=True):
         points = contexts[:: -(-len(contexts) // most)].float()
@@ -102,13 +102,12 @@ def context_clouds(clouds: Mapping[str, Tensor], most: int = 1500) -> Figure:
 @styled
 def spectrum(shares: Mapping[str, Tensor]) -> Figure:
     """Draw singular values (% of their sum, log scale) by rank, and name each curve's effective rank."""
-    figure, (ax,) = panels(1, size=(8.4, 4.2))
+    figure, (ax,) = panels(1, 4.2)
     for label, values in shares.items():
         rank = float(torch.special.entr(values).sum().exp())
         name = f"{label}: effective rank {rank:,.0f} of {len(values)} ({rank / len(values):.0%})"
         ax.plot(range(1, len(values) + 1), 100 * values, label=name)
-    even = 100 / max(map(len, shares.values()))
-    ax.axhline(even, color=QUIET, ls="--", lw=1.2, label="all directions alike (100%)")
+    reference(ax.axhline, 100 / max(map(len, shares.values())), "all directions alike (100%)")
     integer_x(ax, "Direction of the context space (largest first)")
     # LayerNorm takes one direction away: the last value is zero but for rounding, and stays off the page.
     ax.set_ylim(bottom=50 * min(float(values[:-1].min()) for values in shares.values()))
@@ -121,14 +120,14 @@ def spectrum(shares: Mapping[str, Tensor]) -> Figure:
 @styled
 def pass_curve(errors: Sequence[float]) -> Figure:
     """Draw the mean squared error of parallel passes against exact contexts; the original's three marked."""
-    figure, (ax,) = panels(1, size=(8.4, 4))
+    figure, (ax,) = panels(1, 4)
     ax.plot(range(1, len(errors) + 1), errors, marker="o", label="mean squared error")
     if len(errors) >= PUBLISHED_PASSES:
         value = errors[PUBLISHED_PASSES - 1]
         name = f"published passes ({PUBLISHED_PASSES}): {value:.2g}"
         ax.plot(PUBLISHED_PASSES, value, "o", ms=12, mfc="none", mew=2.2, color=ORANGE, label=name)
     integer_x(ax, "Parallel passes over the stream (count)")
-    ax.set(yscale="log", ylabel="Mean squared error (context units², log scale)")
+    ax.set(yscale="log", ylabel="MSE (context units², log scale)")
     ax.yaxis.set_major_formatter("{x:g}")
     ax.set_title("Parallel passes approach the exact contexts")
     legend_below(figure, ax)
@@ -138,17 +137,16 @@ def pass_curve(errors: Sequence[float]) -> Figure:
 @styled
 def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw cache sizes in MiB, `{layout: {cache: MiB}}`, a group of bars a cache."""
-    figure, (ax,) = panels(1, size=(8.4, 4))
+    figure, (ax,) = panels(1, 4)
     names = list(next(iter(sizes.values())))
     thick = 0.8 / len(sizes)
     for slot, (label, mib) in enumerate(sizes.items()):
         y = [row + (slot - (len(sizes) - 1) / 2) * thick for row in range(len(names))]
         bars = ax.barh(y, [mib[name] for name in names], height=0.9 * thick, label=label)
         ax.bar_label(bars, fmt="{:,.1f}", padding=4)
-    ax.set_yticks(range(len(names)), names)
-    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="Size (MiB)", ylabel="Cache")
+    named_rows(ax, names)
+    ax.set(xlabel="Size (MiB)", ylabel="Cache")
     ax.margins(x=0.12)
-    ax.grid(False, axis="y")
     legend_below(figure, ax)
     return figure
 
@@ -156,7 +154,7 @@ def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
 @styled
 def attention_by_distance(weights: Tensor, offsets: Sequence[int]) -> Figure:
     """Draw mean attention `[num_heads, slots]`: a map by head and slot, and the mean over the heads."""
-    figure, (above, below) = panels(2, size=(9.6, 6), rows=2)
+    figure, (above, below) = panels(2, 6, rows=2)
     heads, slots = weights.shape
     extent = (-0.5, slots - 0.5, heads + 0.5, 0.5)
     shown = above.imshow(100 * weights.numpy(), aspect="auto", cmap=STRENGTH, extent=extent, vmin=0)
@@ -165,8 +163,7 @@ def attention_by_distance(weights: Tensor, offsets: Sequence[int]) -> Figure:
     above.set(title="Attention by head and distance", ylabel="Head (number)")
     above.grid(False)
     below.bar(range(slots), 100 * weights.mean(dim=0).numpy(), color=BLUE, label="mean of heads")
-    even = 100 / slots
-    below.axhline(even, color=ORANGE, ls="--", lw=1.6, label=f"all slots alike: {even:.1f}%")
+    reference(below.axhline, 100 / slots, f"all slots alike: {100 / slots:.1f}%", color=ORANGE)
     below.set_ylabel("Attention (%)")
     legend_below(figure, below)
     for ax in (above, below):
@@ -175,9 +172,13 @@ def attention_by_distance(weights: Tensor, offsets: Sequence[int]) -> Figure:
 
 
 @styled
-def window_attention(window: AttendedWindow, weights: Tensor) -> Figure:
-    """Draw attention `[slots]` of one position by distance; slots before the stream in grey; both sums."""
-    figure, (ax,) = panels(1, size=(9.6, 3.3))
+def window_attention(window: AttendedWindow, weights: Tensor, whose: str) -> Figure:
+    """Draw attention `[slots]` of one position by distance; slots before the stream in grey; both sums.
+
+    Args:
+        whose: the head, or the mean of all heads, for the title.
+    """
+    figure, (ax,) = panels(1, 3.4)
     real = window.slots >= 0
     for mask, colour, label in ((real, BLUE, "contexts"), (~real, EMPTY, "zero slots, before the stream")):
         if mask.any():
@@ -185,7 +186,7 @@ def window_attention(window: AttendedWindow, weights: Tensor) -> Figure:
             name = f"{label}: {heights.sum():.1f}% together"
             ax.bar(mask.nonzero().flatten().numpy(), heights.numpy(), color=colour, label=name)
     _slot_axis(ax, (window.position - window.slots).tolist())
-    ax.set(title=f"What position {window.position:,} attends", ylabel="Attention (%)")
+    ax.set(title=f"What position {window.position:,} attends: {whose}", ylabel="Attention (%)")
     legend_below(figure, ax)
     return figure
 
@@ -206,23 +207,24 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
         probe: as in a summary.
         slots: so many intervals back are drawn; where slots are not an interval apart, the whole window.
     """
-    figure, (window, context) = panels(2, size=(12, 4.6))
+    figure, axes = panels(2, 8.4, rows=2)
+    window, context = axes
     _window_memory(window, probe, model, slots)
     blocks = {"trained": probe}
     blocks |= {f"untrained, weights {std}": found for std, found in probe["fresh"].items()}
     for name, found in blocks.items():
-        mean = f"mean of the last {model.interval}: R² {found['mean_recall']:.2f}"
-        x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
-        context.plot(
-            x, _explained(found), ls=style, marker="o", label=f"{name}: {_memory_span(found)}; {mean}"
+        label = (
+            f"{name}: {_memory_span(found)}; last {model.interval} tokens: mean R² {found['mean_recall']:.2f}"
         )
+        x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
+        context.plot(x, _explained(found), ls=style, marker="o", label=label)
     context.set(title="Forgetting, trained and untrained", xscale="log")
     _distance_ticks(context, 1 + probe["recall"][-1]["distance"], shift=1)
     context.set_xlabel("Distance back from the context's own token (tokens, log scale)")
-    top = 5 + max(value for found in blocks.values() for value in _explained(found))
-    for ax in (window, context):
-        ax.set(ylabel="Of the token's embedding (% of variance, R²)", ylim=(0, top))
-        legend_under(ax, columns=3 if ax is window else 1)
+    top = 0.05 + max(value for found in blocks.values() for value in _explained(found))
+    for ax in axes:
+        ax.set(ylabel="Decodability of the token (R²)", ylim=(0, top))
+    legend_below(figure, *axes)
     return figure
 
 
@@ -230,34 +232,34 @@ def _window_memory(ax: Axes, probe: Mapping[str, Any], model: ModelConfig, slots
     """Draw what is left of each token in the slot that read it last."""
     every, step = probe["offsets"], model.interval
     is_even = every == [slot * step for slot in range(len(every))]
-    token = np.arange(slots * model.interval if is_even else model.context_window)  # distance back
+    token = np.arange(slots * step if is_even else model.context_window)  # distance back
     offsets = np.array([offset for offset in every if offset < len(token)])
-    behind = (
-        token - offsets[np.searchsorted(offsets, token, side="right") - 1]
-    )  # of the slot that read it last
+    slot = np.searchsorted(offsets, token, side="right") - 1  # that read it last
+    behind = token - offsets[slot]
     left = np.interp(behind, [row["distance"] for row in probe["recall"]], _explained(probe))
     reach = -1 if probe["horizon"] is None else probe["horizon"]
-    ax.fill_between(token, left, step="post", color=BLUE, alpha=0.35, lw=0, label="held by a slot")
+    ax.fill_between(token, left, step="post", color=BLUE, alpha=0.35, lw=0, label="decodable from the slot")
     outside: dict[str, Any] = {"where": behind > reach, "step": "post", "transform": ax.get_xaxis_transform()}
-    ax.fill_between(token, 1, color=RULE, lw=0, zorder=0, label="held by none", **outside)
+    beyond = "beyond each slot's memory span (R² > 0.01)"
+    ax.fill_between(token, 1, color=RULE, lw=0, zorder=0, label=beyond, **outside)
     ax.plot(offsets, 0 * offsets, "s", ms=7, color=ORANGE, clip_on=False, label="slot", zorder=5)
     ax.set_title(f"{probe['coverage']:.0%} of the window is within some slot's memory span")
     ax.set_xlim(len(token) - 0.5, -0.5)
     ax.set_xlabel("Distance back from the position (tokens)")
     if not is_even:  # slot by slot as far as an interval
-        ax.set_xscale("symlog", linthresh=model.interval)
+        ax.set_xscale("symlog", linthresh=step)
         _distance_ticks(ax, len(token))
-        ax.set_xlabel(f"Distance back from the position (tokens, log scale beyond {model.interval})")
+        ax.set_xlabel(f"Distance back from the position (tokens, log scale beyond {step})")
 
 
 def _memory_span(probe: Mapping[str, Any]) -> str:
     tokens = probe["horizon"]
-    return "no memory" if tokens is None else f"memory span {tokens} token{'s' * (tokens != 1)}"
+    return "no memory span" if tokens is None else f"memory span {counted(tokens, ' tokens')}"
 
 
 def _explained(probe: Mapping[str, Any]) -> list[float]:
-    """Percent of the variance of a token's embedding, by distance."""
-    return [100 * max(0, row["r2"]) for row in probe["recall"]]
+    """Share of the variance of a token's embedding, by distance."""
+    return [max(0.0, row["r2"]) for row in probe["recall"]]
 
 
 def _distance_ticks(ax: Axes, end: int, shift: int = 0) -> None:

@@ -190,7 +190,7 @@ class WindowExplorer(widgets.VBox):
         window = attended_window(self._trained, self.split.value, self.position.value)
         head = self.head.value
         weights = window.weights[head - 1] if head else window.weights.mean(dim=0)
-        self.figure = pictures.window_attention(window, weights)
+        self.figure = pictures.window_attention(window, weights, self.head.label)
         image = markup.figure_html(self.figure, markup.png(self.figure))
         self.page.value = image + markup.themed(markup.guesses_line(window))
         self.text.value = markup.themed(markup.attended_text(window, weights.tolist()))
@@ -206,7 +206,9 @@ class WindowExplorer(widgets.VBox):
         self.near.unobserve(self._on_token, names="value")  # new options press the first of them
         with self.near.hold_sync():
             self.near.options = list(zip(_button_texts(pieces), around, strict=True))
-            self.near.tooltips = [f"{at:,}: {piece!r}" for at, piece in zip(around, pieces, strict=True)]
+            self.near.tooltips = [
+                f"{at:,}: {markup.token_name(piece)}" for at, piece in zip(around, pieces, strict=True)
+            ]
             self.near.value = here
         self.near.observe(self._on_token, names="value")
 
@@ -234,7 +236,10 @@ def _token_options(window: AttendedWindow, weights: Sequence[float]) -> list[tup
     named = zip(slots, pieces, strict=True)
     return [
         HEADING,
-        *((f"{at:,}: {piece!r}, {weight:.1%} of the attention", at) for (at, weight), piece in named),
+        *(
+            (f"{at:,}: {markup.token_name(piece)}, {weight:.1%} of the attention", at)
+            for (at, weight), piece in named
+        ),
     ]
 
 
@@ -242,7 +247,7 @@ def _button_texts(pieces: Sequence[str]) -> list[str]:
     """Make texts unique by characters without width: ipywidgets finds the pressed button by its text."""
     texts: list[str] = []
     for piece in pieces:
-        text = piece.strip() or repr(piece)[1:-1].replace(" ", "␣")
+        text = piece.strip() or repr(piece)[1:-1].replace("\\n", "↵").replace(" ", "␣")
         texts.append(text + NO_WIDTH * sum(text == earlier.rstrip(NO_WIDTH) for earlier in texts))
     return texts
 

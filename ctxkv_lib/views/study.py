@@ -11,7 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from ..report.labels import span
-from .axes import BLUE, INK, OKABE_ITO, ORANGE, QUIET, legend_below, legend_under, log_y, panels, styled
+from .axes import (
+    BLUE,
+    INK,
+    OKABE_ITO,
+    ORANGE,
+    QUIET,
+    legend_below,
+    log_y,
+    named_rows,
+    panels,
+    reference,
+    styled,
+    wrapped,
+)
 
 SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}
 MARKERS = "osD^vPX"  # one more than there are colours, so that pairs of both repeat only after all of them
@@ -44,7 +57,7 @@ def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figur
         results: `{setting: validation PPL of each seed}`.
         base: the setting that the others are compared with.
     """
-    figure, (ax,) = panels(1, size=(9, 1.4 + 0.42 * len(results)))
+    figure, (ax,) = panels(1, 1.4 + 0.42 * len(results))
     _settings(ax, results, base)
     ax.set(xlabel="Best validation perplexity per token (lower is better)", ylabel="Setting")
     return figure
@@ -65,7 +78,8 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
     if len({row["samples"] for row in rows}) > 1:
         return _by_tokens(results, splits)
     trained, counted = ([row for row in rows if bool(row["seeds"]) == kind] for kind in (True, False))
-    figure, axes = panels(len(splits), size=(8.5 * len(splits), 1.9 + 0.42 * len(trained)))
+    height = 1 + sum(0.25 + 0.18 * wrapped(row["variant"]).count("\n") for row in trained)
+    figure, axes = panels(len(splits), 0.5 + len(splits) * height, rows=len(splits))
     ngrams: list[Any] = []
     for ax, split in zip(axes, splits, strict=True):
         known = {row["variant"]: row[split] for row in trained if row[split]}
@@ -75,10 +89,7 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
             for style, row in zip(COUNTED, counted, strict=False)
             if row[split]
         ] or ngrams
-        ax.set_xlabel(f"{SPLITS[split]} perplexity per token (lower is better)")
-    axes[0].set_ylabel("Variant")
-    for ax in axes[1:]:  # its rows are those of the first
-        ax.tick_params(labelleft=False)
+        ax.set(xlabel=f"{SPLITS[split]} perplexity per token (lower is better)", ylabel="Variant")
     if ngrams:
         figure.legend(handles=ngrams, loc="outside lower center", ncols=len(ngrams))
     return figure
@@ -87,7 +98,7 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
 def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> None:
     """Draw a row for each setting: seeds, their spread and mean, and its distance from the base's mean."""
     middle = float(np.mean(results[base]))
-    ax.axvline(middle, color=QUIET, ls="--", lw=1.2)
+    reference(ax.axvline, middle)
     for row, (setting, values) in enumerate(results.items()):
         mean = float(np.mean(values))
         colour = _colour(values, results[base])
@@ -99,9 +110,7 @@ def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> No
         change = "" if setting == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
         note = ax.text(1.01, row, f"{mean:,.1f}{change}", transform=ax.get_yaxis_transform())
         note.set(va="center", color=INK if colour == QUIET else colour, weight="bold")
-    ax.set_yticks(range(len(results)), results)
-    ax.set_ylim(len(results) - 0.4, -0.6)
-    ax.grid(False, axis="y")
+    named_rows(ax, results)
     ax.margins(x=0.08)
 
 
@@ -114,7 +123,7 @@ def _colour(values: Sequence[float], base: Sequence[float]) -> str:
 
 
 def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
-    figure, axes = panels(len(splits), size=(5.4 * len(splits) + 3, 5))
+    figure, axes = panels(len(splits), 4 * len(splits), rows=len(splits))
     laws = {law["variant"]: law.get("val_ppl") for law in results["power_laws"]}
     lines = {}
     for ax, split in zip(axes, splits, strict=True):
@@ -124,13 +133,13 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
             style = next(styles) if rows[0]["seeds"] else {"color": INK, "ls": next(counted), "lw": 1.6}
             law = laws.get(variant)
             name = f"{variant}: tokens^{-law['exponent']:.2f}" if law else variant
-            lines[name] = _line(ax, rows, split, name, style)
+            lines[name] = _line(ax, rows, split, wrapped(name), style)
         ax.set(title=SPLITS[split], xscale="log", xlabel="Training tokens (log scale)")
         ticks = sorted({row["train_tokens"] for row in results["rows"]})
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.xaxis.set_minor_formatter(NullFormatter())
         log_y(ax, "Perplexity per token (log scale)")
-    figure.legend(handles=list(lines.values()), loc="outside right upper")
+    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -153,7 +162,7 @@ def memory_figure(results: Mapping[str, Any]) -> Figure:
     Args:
         results: contents of `sweep.json`, of one sample count.
     """
-    figure, axes = panels(len(REMEMBERED), size=(5.5 * len(REMEMBERED), 5))
+    figure, axes = panels(len(REMEMBERED), 5)
     for ax, (measure, label) in zip(axes, REMEMBERED.items(), strict=True):
         rows = [row for row in results["rows"] if measure in row.get("measured", {})]
         for row, style in zip(rows, cycle(VARIANTS), strict=False):
@@ -185,17 +194,18 @@ def use_of_contexts(ablations: Mapping[str, Any]) -> Figure:
     Args:
         ablations: as in a summary.
     """
-    figure, (changed, slots, pairs) = panels(3, size=(13, 4.6))
+    figure, (changed, slots, pairs) = panels(3, 10.5, rows=3)
     _changed(changed, ablations["changed"])
     _slots(slots, ablations)
     _pairs(pairs, ablations["by_repetition"])
+    legend_below(figure, slots, pairs)
     return figure
 
 
 def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
     """Draw a dot an ablation, with its standard error against intact."""
     intact = changed["intact"]["ppl"]
-    ax.axvline(intact, color=QUIET, ls="--", lw=1.2)
+    reference(ax.axvline, intact)
     for row, (name, label) in enumerate(ABLATIONS.items()):
         found = changed[name]
         error = intact * found["error"] / 100
@@ -204,15 +214,9 @@ def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
         note = f"\n({found['percent']:+.1f}% ± {found['error']:.1f})" if name != "intact" else ""
         place = ax.get_yaxis_transform()
         ax.text(1.02, row, f"{found['ppl']:,.1f}{note}", transform=place, color=colour, va="center")
-    ax.set_yticks(range(len(ABLATIONS)), ABLATIONS.values())
-    ax.set_ylim(len(ABLATIONS) - 0.4, -0.6)
-    ax.grid(False, axis="y")
+    named_rows(ax, ABLATIONS.values())
     ax.margins(x=0.1)
-    ax.set(
-        title="Other contexts",
-        xlabel="Validation perplexity per token",
-        ylabel="Contexts that attention reads",
-    )
+    ax.set(title="Other contexts", xlabel="Validation perplexity per token", ylabel="Contexts read")
 
 
 def _slots(ax: Axes, ablations: Mapping[str, Any]) -> None:
@@ -222,12 +226,10 @@ def _slots(ax: Axes, ablations: Mapping[str, Any]) -> None:
     )
     ax.errorbar(back, rise, yerr=error, fmt="o", lw=1.2, color=BLUE, ecolor=OKABE_ITO[5], label="one slot")
     changed = ablations["changed"]
-    every = 100 * (changed["intact"]["ppl"] / changed["elsewhere"]["ppl"] - 1)
-    ax.axhline(every, color=QUIET, ls="--", lw=1.2, label="all")
-    ax.axhline(0, color=ORANGE, ls=":", lw=1.6, label="none")
-    ax.set(title="Slots that hold their own context", ylabel="Perplexity against none (%)")
+    reference(ax.axhline, 100 * (changed["intact"]["ppl"] / changed["elsewhere"]["ppl"] - 1), "all slots")
+    reference(ax.axhline, 0, "none", color=ORANGE, ls=":")
+    ax.set(title="Slots that hold their own context", ylabel="Perplexity compared with none (%)")
     ax.set_xlabel("Distance back of the slot (tokens)")
-    legend_under(ax, columns=3)
 
 
 def _pairs(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
@@ -246,7 +248,6 @@ def _pairs(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
     log_y(ax, "Perplexity per token (log scale)")
     ax.grid(False, axis="x")
     ax.set(title="Where memory must show", xlabel="The next token forms (positions)")
-    legend_under(ax, columns=2, space=0.2)
 
 
 @styled
@@ -256,7 +257,7 @@ def recall_accuracy(task: Mapping[str, Any]) -> Figure:
     Args:
         task: `recall_task` of a summary.
     """
-    figure, axes = panels(2, size=(11, 4.4))
+    figure, axes = panels(2, 4.4)
     names = {
         "by_distance": ("By distance", "Distance from the value to recall (tokens)"),
         "by_place": ("By place between two slots", "Tokens the nearest slot has read since the value"),
@@ -268,8 +269,8 @@ def recall_accuracy(task: Mapping[str, Any]) -> Figure:
         errors = 100 * np.sqrt(share * (1 - share) / tokens)
         ax.bar(bars, 100 * share, yerr=errors, color=BLUE, ecolor=QUIET, width=0.75)
         ax.set_xticks(bars, map(span, task[key]), rotation=0 if len(share) < 8 else 60)
-        ax.axhline(100 * task["accuracy"], color=QUIET, ls="--", lw=1.2, label=f"all: {task['accuracy']:.1%}")
-        ax.axhline(100 / task["values"], color=ORANGE, ls=":", lw=1.6, label="guessing a value")
+        reference(ax.axhline, 100 * task["accuracy"], f"all: {task['accuracy']:.1%}")
+        reference(ax.axhline, 100 / task["values"], "guessing a value", color=ORANGE, ls=":")
         ax.set(title=title, xlabel=what, ylim=(0, 104))
         ax.grid(False, axis="x")
     axes[0].set_ylabel("Values recalled (%)")

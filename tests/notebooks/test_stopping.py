@@ -83,7 +83,7 @@ def check_outputs(sent, summaries):
     """The cells show the numbers of the comparison beside the published ones, and its files."""
     assert [summary["samples"] for summary in summaries] == [2, 10]
     expected = {
-        "compare": "10 samples: validation, 3: ",  # drawn once more when the cell ended
+        "compare": "10 samples: validation, epoch 3: ",  # drawn once more when the cell ended
         "table": f"{summaries[1]['phase2']['val_ppl']:,.1f}",
         "published-table": "361.0",
         "explore": "application/vnd.jupyter.widget-view+json",

@@ -1,5 +1,6 @@
 """Figures, through what they draw rather than through pixels."""
 
+import re
 import subprocess
 import sys
 
@@ -66,6 +67,20 @@ def test_six_runs_have_six_colours_and_no_text_among_their_curves(tmp_path):
     assert not ax.texts
     assert not shown.get_window_extent(renderer).overlaps(ax.get_window_extent(renderer))
     assert len({drawn.get_color() for drawn in ax.get_lines()}) == len({*map(to_rgb, OKABE_ITO)}) == 6
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_the_first_train_ppl_has_a_mark_and_does_not_stretch_the_axis(tmp_path, log):
+    """Also when the first epoch is the only one so far, as in the live view."""
+    (summary,) = summaries(tmp_path, 100)
+    begun = {**summary, "phase2": {**summary["phase2"], "epochs": summary["phase2"]["epochs"][:1]}}
+    for shown in (summary, begun):
+        figure = figures.ppl_curves([shown], ["a run"], log=log)
+        (ax,) = figure.axes
+        assert line(ax, "a run: train").get_marker() == "o"
+        assert ax.get_ylim()[1] == pytest.approx(1.5 * 580.3)  # not 2,905.2
+        assert line(ax, "a run: above the axis").get_marker() == "^"
+        assert "first train PPL,\nabove the axis" in legend(figure)
 
 
 def test_published_runs_are_drawn_without_their_missing_epoch():
@@ -235,9 +250,10 @@ def test_figures_show_dollar_signs(name):
 
 def test_every_axis_has_a_name_and_no_text_lies_on_a_curve_or_a_mark(trained):
     window = explore.attended_window(trained, "val", 30)
-    attention = pictures.window_attention(window, window.weights.mean(dim=0))
+    attention = pictures.window_attention(window, window.weights[1], "head 2")
     for figure in [*drawn_with("a run"), attention]:
         assert figure.get_facecolor() == (1, 1, 1, 1)
+        on_a_small_page = 620 / figure.get_size_inches()[0] / 72  # pixels of a point, 620 pixels wide
         renderer = FigureCanvasAgg(figure).get_renderer()
         figure.draw(renderer)
         boxes = [shown.get_window_extent(renderer) for shown in figure.legends]
@@ -246,6 +262,9 @@ def test_every_axis_has_a_name_and_no_text_lies_on_a_curve_or_a_mark(trained):
             assert ax.get_xlabel() or ax.get_label() == "<colorbar>"
             assert ax.get_ylabel() or not ax.get_yticklabels() or ax.get_yticklabels()[0].get_text()
             assert ax.get_legend() is None  # inside the axes, where curves are
+            for label in (ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()):
+                assert label.get_size() * on_a_small_page > 9.8
+                assert not re.search(r"\d{4}", label.get_text().partition("e-")[0])  # 1,000
             for drawn in ax.get_lines():
                 path = drawn.get_path().transformed(drawn.get_transform())
                 over = [box for box in boxes if box.overlaps(ax.bbox)]  # what leaves the axes is cut off

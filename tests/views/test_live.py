@@ -1,5 +1,7 @@
 """`LiveCurves`: what it draws and prints, what moves between two metrics, and what its drawing may cost."""
 
+import re
+
 import pytest
 from drawn import Clock, line
 from matplotlib.figure import Figure
@@ -32,12 +34,12 @@ def live(clock):
 
 @pytest.fixture
 def slow_drawings(monkeypatch, clock):
-    """The stages of all drawings, each of which takes 0.5 s."""
+    """Stage and last status of all drawings, each of which takes 0.5 s."""
     drawn = []
 
     def slow_drawing(self):
         clock.now += 0.5
-        drawn.append(self._stage)
+        drawn.append((self._stage, self.status.value))
         return Figure()
 
     monkeypatch.setattr(LiveCurves, "_drawing", slow_drawing)
@@ -48,13 +50,15 @@ def test_it_prints_lines_outside_a_notebook(capsys, epochs):
     live = LiveCurves()
     for metric in (phase1_lines()[0], *epochs[500][:3]):
         live(metric)
-    live({**epochs[500][3], "samples": 500})
+    for samples in (500, 1):
+        live({**epochs[500][3], "samples": samples})
     live.finish()
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "Phase 1, iteration 2: loss 5.450, 0% of positions converged"
     assert printed[3] == "Phase 2, epoch 3: train PPL 107.4, val PPL 179.2, val acc 20.4%, best so far"
     assert printed[4].startswith("500 samples, Phase 2, epoch 4")
     assert printed[4].endswith("1 without improvement")
+    assert printed[5].startswith("1 sample, ")
     assert live.figure is None
 
 
@@ -83,46 +87,61 @@ def test_runs_of_a_comparison_have_their_own_curves_and_are_counted(live, clock,
         for metric in (phase1_lines()[0], *epochs[samples]):
             live({**metric, "samples": samples})
             clock.now += 1
-        status.append(live.status.value)
-    live.finish()
+        status.append(live.status.value.partition(",")[0])
     (ax,) = live.figure.axes
     for samples in (100, 500):
-        assert list(line(ax, f"{samples} samples: validation").get_ydata()) == [
-            row[1] for row in EPOCHS[samples]
-        ]
-    assert [each.partition(",")[0] for each in status] == [
-        "Run 1 of 2. 100 samples",
-        "Run 2 of 2. 500 samples",
-    ]
+        drawn = list(line(ax, f"{samples} samples: validation").get_ydata())
+        assert drawn == [row[1] for row in EPOCHS[samples]]
+    assert status == ["Run 1 of 2. 100 samples", "Run 2 of 2. 500 samples"]
 
 
-def test_drawing_costs_less_than_its_share(live, clock, slow_drawings):
+def test_drawing_costs_less_than_its_share_and_each_stage_may_draw_at_once(
+    live, clock, slow_drawings, epochs
+):
     began = clock.now
     for iteration in range(2, 1200):
         live({**phase1_lines()[0], "iteration": iteration})
         clock.now += 0.1
         assert 0.5 * len(slow_drawings) <= FIRST_SECONDS + SHARE * (clock.now - began)
-    assert len(slow_drawings) == 8  # four at once, then one every 25 s, in 122 s
-
-
-def test_each_stage_may_draw_at_once(live, slow_drawings, epochs):
-    for metric in [*phase1_lines(), *epochs[100]]:
+    assert len(slow_drawings) == 16  # four at once, then one every 10 s, in 128 s
+    for metric in epochs[100]:
         live(metric)
         live.step(f"after {metric}", 0, 1)
-    assert 0 < slow_drawings.count("phase1") * 0.5 <= FIRST_SECONDS
-    assert 0 < slow_drawings.count("phase2") * 0.5 <= FIRST_SECONDS + 0.5
+    assert 1 <= [stage for stage, _ in slow_drawings].count("phase2") * 0.5 <= FIRST_SECONDS + 0.5
 
 
-def test_phase_1_is_drawn_while_it_runs_and_whole_before_phase_2(live, clock):
-    def shown():
-        return len(live.figure.axes[0].get_lines()[0].get_xdata())
+def test_status_bar_and_figure_show_the_same_epoch(live, clock, slow_drawings, epochs):
+    """However fast epochs pass: when the curves must wait, the other two wait with them."""
+    for number in range(1, 200):
+        live.step(f"Phase 2, epoch {number}", 0, 10)
+        if live.status.value != "Reading conversations and token table ...":
+            (shown,) = re.findall(r"epoch (\d+): train", live.status.value)
+            (computed,) = re.findall(r"epoch (\d+):", live.bar.value)
+            assert int(computed) == int(shown) + 1
+            assert slow_drawings[-1] == ("phase2", live.status.value)
+        live.step(f"Phase 2, epoch {number}", 9, 10)
+        live({**epochs[100][0], "epoch": number})
+        clock.now += 0.1
+    assert 4 < len(slow_drawings) < 20
 
+
+def test_the_end_of_a_stage_is_shown_at_once_and_then_what_is_computed(live, clock, epochs):
+    """Also where Phase 1 took a third of a second, and before work that has no steps to count."""
     for metric in phase1_lines():
         live(metric)
-        clock.now += 0.02  # all of it in a third of a second
-    assert shown() == 1
-    live.step("Phase 2, epoch 1", 0, 10)
-    assert shown() == len(phase1_lines())
+        clock.now += 0.02
+    assert "iteration 2:" in live.status.value
+    with progress.stage("Computing the contexts of all positions"):
+        assert "iteration 17:" in live.status.value
+        assert len(live.figure.axes[0].get_lines()[0].get_xdata()) == len(phase1_lines())
+        assert live.bar.value == "<pre>Computing the contexts of all positions ...</pre>"
+    for number, metric in enumerate(epochs[100]):
+        live.step("Validation", 40, 40)
+        live(metric)
+        clock.now += 0.02 * number
+    with progress.stage("Scoring the test split"):
+        assert "epoch 6:" in live.status.value
+        assert live.bar.value == "<pre>Scoring the test split ...</pre>"
 
 
 def test_the_bar_shows_how_far_a_loop_is_and_the_time_left(live, clock):
@@ -162,25 +181,18 @@ def test_a_training_is_followed_and_resumed(tiny_config, tmp_path):
         assert len(first.figure.axes) == 2
         second = LiveCurves(notebook=True)
         finished = run(tiny_config, tmp_path / "run", second)
-        assert "100%" in second.bar.value
         second.finish()
     finally:
         progress.watchers.clear()
     assert list(second._lines["phase1"]["this run"]) == finished.phase1
     vals = [each["val_ppl"] for each in finished.summary["phase2"]["epochs"]]
     assert list(line(second.figure.axes[0], "this run: validation").get_ydata()) == vals
-    loops = {name for name, _, _ in heard}
-    assert {"Phase 1", "Validation"} <= loops
-    assert any("epoch 1" in name for name in loops)
+    loops = [name for name, _, _ in heard]
+    assert {"Phase 1", "Phase 2, epoch 1 of at most 3", "Validation"} <= {*loops}
+    assert loops.index("Validation") < loops.index("Scoring the test split")
+    assert loops[-1] == "Writing report and figures"
     assert all(0 <= done <= total for _, done, total in heard)
-
-
-def test_a_view_that_ended_ignores_other_trainings():
-    live = LiveCurves(notebook=True)
-    assert live.step in progress.watchers
-    live.finish()
-    assert progress.watchers == []
-    assert list(progress.progress_bar([1, 2], "anything")) == [1, 2]
+    assert list(progress.progress_bar([1, 2], "anything")) == [1, 2]  # a view that ended hears no more
 
 
 def test_runs_of_a_sweep_are_named_and_the_latest_are_drawn(live, epochs):

@@ -1,12 +1,14 @@
 """HTML in a notebook: text stays text, figures fit the page, points have values, dark pages stay dark."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 import torch
 from sample_runs import sample_run
 
+from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import figures, markup, pictures, study
 from ctxkv_lib.views.explore import AttendedWindow
@@ -80,8 +82,29 @@ def test_names_are_shown_as_they_are(tmp_path):
     assert ax.get_yticklabels()[1].get_text() == name
 
 
-def test_a_line_break_shows_as_a_mark_and_a_break():
-    assert "a⏎\nb" in markup.attended_text(WINDOW, [0.6, 0.3, 0.1])
+def test_blanks_are_named_and_no_text_shows_a_backslash_for_them():
+    """In the text an arrow stands where a colour needs something to be seen on, and nowhere else."""
+    names = ("\n", "\n\n", " ", "  ", " the", ".\n", "")
+    shown = ["line break", "2 line breaks", "space", "2 spaces", "' the'", "'.↵'", "''"]
+    assert [markup.token_name(name) for name in names] == shown
+    window = replace(WINDOW, pieces=["a", "\n", "b"], target="\n", guesses=[("\n", 0.5)])
+    assert Page(markup.attended_text(window, [0.6, 0.3, 0.1])).written == "a\nb↵\n"
+    assert "<b>line break</b> 50.0%" in markup.guesses_line(window)
+    assert Page(markup.token_boundaries(["a", "\n"])).written == "a↵\n"
+
+
+def test_a_box_of_text_cuts_no_line():
+    """It is a whole number of lines high, and has no padding that lines scroll into."""
+    rules = "".join(re.findall(r"\.ctxkv \.text \{(.+?)\}", markup.STYLE, re.DOTALL))
+    line, most = (int(re.search(rf"{name}: (\d+)px", rules)[1]) for name in ("line-height", "max-height"))
+    assert most % line == 0
+    assert "padding" not in rules
+
+
+def test_a_download_looks_like_a_link():
+    (link,) = Page(markup.download_link("curves.csv", b"1", "text/csv")).found["a"]
+    assert "text-decoration:underline" in link["style"]
+    assert link["download"] == "curves.csv"
 
 
 def test_words_of_a_table_are_whole_and_longer_text_breaks():
@@ -109,17 +132,28 @@ def test_each_point_shows_its_value_under_the_pointer(curves):
     places = {place["title"]: place["style"] for place in page(curves)["span"]}
     assert len(places) == 12  # six epochs, training and validation
     left = [
-        float(re.search(r"left:(.+?)%", places[f"100 samples: validation, {n}: {ppl}"])[1])
+        float(re.search(r"left:(.+?)%", places[f"100 samples: validation, epoch {n}: {ppl}"])[1])
         for n, ppl in ((1, "580.3"), (3, "366.4"), (6, "477.5"))
     ]
     assert 0 < left[0] < left[1] < left[2] < 80
     assert left[1] - left[0] == pytest.approx(0.4 * (left[2] - left[0]), abs=0.1)
+    assert "100 samples: train, epoch 1: 2,905" in places  # above the axis
 
 
-def test_a_point_beyond_the_axes_does_not_make_the_page_longer():
+def test_values_under_the_pointer_are_rounded_and_have_a_unit():
+    accuracy = figures.ppl_curves([PUBLISHED[500]], ["published"], ["accuracy"])
+    assert page(accuracy)["span"][4]["title"] == "published: accuracy, epoch 5: 20.9%"
+    rate = figures.phase1_curves(
+        {"this run": [{"iteration": 2, "loss": 5.4321, "convergence_rate": 0.60883}]}, 1
+    )
+    titles = [span["title"] for span in page(rate)["span"]]
+    assert titles == ["this run, iteration 2: 60.9%", "this run, iteration 2: 5.43"]
+
+
+def test_a_point_beyond_the_axes_is_shown_at_their_end():
     figure = pictures.spectrum({"after Phase 1": torch.tensor([0.6, 0.3, 0.1, 1e-9])})
-    places = [re.search(r"top:(-?[\d.]+)%", span["style"])[1] for span in page(figure)["span"]]
-    assert len(places) == 3
+    places = [re.search(r"bottom:(-?[\d.]+)%", span["style"])[1] for span in page(figure)["span"]]
+    assert len(places) == 4
     assert all(-2 <= float(place) <= 100 for place in places)
 
 

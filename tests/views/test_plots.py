@@ -13,7 +13,8 @@ from sample_runs import EPOCHS, sample_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views import plots
+from ctxkv_lib.views import figures, plots
+from ctxkv_lib.views.markup import token_name
 
 # The explorer of runs
 
@@ -59,7 +60,10 @@ def test_accuracy_has_a_panel_of_its_own(runs):
 def test_the_chosen_epoch_is_marked_in_the_plot_and_read_in_the_table(runs):
     assert runs.epoch.value == 3  # the best one
     runs.epoch.value = 4
-    assert set(line(runs.figure.axes[0], "epoch 4").get_xdata()) == {4}
+    chosen = line(runs.figure.axes[0], "epoch 4")
+    assert set(chosen.get_xdata()) == {4}
+    assert chosen.get_linestyle() != figures.PARTS["n-grams"]["ls"]
+    assert runs.figure.legends[0].get_texts()[-1].get_text() == "epoch 4"
     assert "Epoch 4" in runs.page.value
     train, val, accuracy = EPOCHS[100][3]
     for number in (f"{train:,.1f}", f"{val:,.1f}", f"{accuracy:.1%}", f"{val / train:.2f}x"):
@@ -84,7 +88,7 @@ def test_an_empty_choice_is_a_sentence(runs, kind):
 def test_downloads_hold_what_is_shown(runs):
     runs.runs[0].value = False
     runs.epochs.value = (2, 3)
-    found = re.findall(r'download="(.+?)" href="data:.+?;base64,(.+?)"', runs.page.value)
+    found = re.findall(r'download="(.+?)" .*?href="data:.+?;base64,(.+?)"', runs.page.value)
     files = {html.unescape(name): b64decode(content) for name, content in found}
     assert files["curves.png"].startswith(b"\x89PNG")
     rows = list(csv.DictReader(io.StringIO(files["curves.csv"].decode())))
@@ -146,13 +150,14 @@ def test_it_shows_the_models_own_attention(trained, window):
     assert [height for _, height in bars(window)] == pytest.approx((100 * expected.mean(dim=0)).tolist())
     window.head.value = 2
     assert [height for _, height in bars(window)] == pytest.approx((100 * expected[1]).tolist())
+    assert window.figure.axes[0].get_title(loc="left") == "What position 20 attends: head 2"
 
 
 def test_it_follows_position_and_stream(trained, window):
-    assert "position 30 attends" in window.figure.axes[0].get_title(loc="left")
+    assert window.figure.axes[0].get_title(loc="left") == "What position 30 attends: mean of all heads"
     assert window.text.value.count("of the attention") == 4
     target = trained.tokenizer.decode([int(trained.caches["val"].ids[31])])
-    assert f"Next token: <b>{html.escape(repr(target))}</b>" in window.page.value
+    assert f"Next token: <b>{html.escape(token_name(target))}</b>" in window.page.value
     before = window.page.value
     window.split.value = "train"
     assert window.page.value != before
@@ -221,12 +226,12 @@ def test_clicking_a_token_moves_there(trained, window):
     assert [at for _, at in window.near.options] == list(range(last - 3, last + 1))
     window.split.value = "train"
     ids = trained.caches["train"].ids[last + 3 : last + 4]
-    assert window.near.tooltips[6] == f"{last + 3:,}: {trained.tokenizer.decode(ids)!r}"
+    assert window.near.tooltips[6] == f"{last + 3:,}: {token_name(trained.tokenizer.decode(ids))}"
 
 
 def test_every_token_has_a_visible_button_with_a_text_of_its_own():
     texts = plots._button_texts([" the", "\n", "  ", "$x", "the", " the"])
-    assert [text.replace("\u200b", "") for text in texts] == ["the", r"\n", "␣␣", "$x", "the", "the"]
+    assert [text.replace("\u200b", "") for text in texts] == ["the", "↵", "␣␣", "$x", "the", "the"]
     assert len(set(texts)) == 6
 
 
