@@ -1,4 +1,6 @@
-"""Figures read back, by the labels of what they draw; and a clock for what is drawn in time."""
+"""Figures read back by the labels of what they draw; a clock for what is drawn in time; hostile text."""
+
+HOSTILE = """<script>alert('1')</script> <img onerror="alert(2)"> & $x$ $\\bad{ | a | `b` **c** [d](e)"""
 
 
 class Clock:

@@ -1,5 +1,6 @@
 """Columns of the report's tables, and what in them takes more than a look-up in `summary.json`."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -13,7 +14,7 @@ from ..runs.differences import distinctions
 from ..runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
 from ..runs.run_folder import Run
 from .labels import memory_stages, run_labels
-from .tables import MISSING, gib, literal
+from .tables import MISSING, at, distinct, gib, literal
 from .verdicts import gains
 
 NO_EPOCH = dict.fromkeys(("train_ppl", "val_ppl", "val_acc"))
@@ -31,47 +32,28 @@ class Column:
     gain: Mapping[str, Any] | None = None
 
     @property
-    def model(self) -> ModelConfig:
-        return self.config.model
-
-    @property
-    def phase1(self) -> Mapping[str, Any]:
-        return self.summary["phase1"]
-
-    @property
-    def phase2(self) -> Mapping[str, Any]:
-        return self.summary["phase2"]
-
-    @property
     def method(self) -> str:
         """The key of the words for what attention reads, or the name of the mixer in its place."""
         mixer = self.config.plugins.get("mixer")
-        return mixer.name.partition(":")[2] if mixer else self.model.kv_method
+        return mixer.name.partition(":")[2] if mixer else self.config.model.kv_method
 
     @property
     def offsets(self) -> list[int] | None:
         """Distances of the slots in tokens; None of a mixer, which has none."""
-        uniform = [slot * self.model.interval for slot in range(self.model.max_contexts)]
+        model = self.config.model
+        uniform = [slot * model.interval for slot in range(model.max_contexts)]
         return self.summary["context_window"].get("offsets", uniform)
 
     @property
     def is_uniform(self) -> bool:
         """Whether the slots lie an interval apart."""
-        return self.offsets in (None, Window(self.model).offsets)
-
-    @property
-    def plugins(self) -> str:
-        """What stands in the place of parts of the method, in words."""
-        found = self.config.plugins.items()
-        return ", ".join(
-            f"{hook} `{each.name}`" + f" ({each.source})" * bool(each.source) for hook, each in found
-        )
+        return self.offsets in (None, Window(self.config.model).offsets)
 
     @property
     def epochs(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
         """The epochs of this run, each with the published one."""
-        published = self.original.phase2["epochs"] if self.original else []
-        return zip_longest(self.phase2["epochs"], published, fillvalue=NO_EPOCH)
+        published = self.original.summary["phase2"]["epochs"] if self.original else []
+        return zip_longest(self.summary["phase2"]["epochs"], published, fillvalue=NO_EPOCH)
 
 
 def run_columns(runs: Sequence[Run], unit: str, published: str) -> list[Column]:
@@ -94,34 +76,34 @@ def run_columns(runs: Sequence[Run], unit: str, published: str) -> list[Column]:
 
 def with_gain(columns: Sequence[Column], label: str) -> list[Column]:
     """Add to several runs a column of what the last gained over the first."""
-    gain = gains(columns[0].summary, columns[-1].summary) if len(columns) > 1 else None
-    return [*columns, *([Column(label, gain=gain)] if gain else [])]
+    if len(columns) < 2:
+        return [*columns]
+    return [*columns, Column(label, gain=gains(columns[0].summary, columns[-1].summary))]
 
 
 def origin(columns: Sequence[Column]) -> dict[str, str]:
     """Say when, where and from what runs were made: what all share, or what each has."""
-    found = {column.label: _origin(column) for column in columns}
-    names = _origin(columns[0])
-    return {name: _shared({label: each[name] for label, each in found.items()}) for name in names}
+    labels, found = [column.label for column in columns], list(map(_origin, columns))
+    shared = {name: [each[name] for each in found] for name in found[0]}
+    return {
+        name: texts[0]
+        if len(distinct(texts)) == 1
+        else "; ".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
+        for name, texts in shared.items()
+    }
 
 
 def _origin(column: Column) -> dict[str, str]:
     made, path = column.summary["provenance"], column.config.data.path
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    source = made["data"]["source"]
     return {
         "date": made["date"],
         "environment": literal(f"{made['device']} ({versions})"),
         "seed": str(made["seed"]),
         "commit": made["git_commit"] or MISSING,
-        "source": source if path is None else f"{source} ({literal(str(path))})",
+        "source": made["data"]["source"] + (f" ({literal(str(path))})" if path else ""),
         "table": str(made["embeddings"]["table"]),
     }
-
-
-def _shared(values: Mapping[str, str]) -> str:
-    first, *others = dict.fromkeys(values.values())
-    return "; ".join(f"{label}: {value}" for label, value in values.items()) if others else first
 
 
 def devices(columns: Sequence[Column]) -> Iterator[Column]:
@@ -130,14 +112,13 @@ def devices(columns: Sequence[Column]) -> Iterator[Column]:
         stages = memory_stages(column.summary["memory"])
         for device in ("cpu", "gpu"):
             used = [stage for stage in stages if stage[f"{device}_gib"] is not None]
-            if used:
-                cells = {stage["stage"]: _memory(stage, device) for stage in used}
+            peaks = [stage[f"{device}_peak_gib"] for stage in used]
+            cells = {
+                stage["stage"]: gib(stage[f"{device}_gib"]) + (f" ({gib(peak)})" if peak is not None else "")
+                for stage, peak in zip(used, peaks, strict=True)
+            }
+            if cells:
                 yield Column(f"{column.label}: {device.upper()}", cells)
-
-
-def _memory(stage: Mapping[str, Any], device: str) -> str:
-    peak = stage[f"{device}_peak_gib"]
-    return gib(stage[f"{device}_gib"]) + (f" ({gib(peak)})" if peak is not None else "")
 
 
 def cache_sizes(ours: Sequence[Column], held: str, dense: str) -> Iterator[Column]:
@@ -155,7 +136,7 @@ def cache_sizes(ours: Sequence[Column], held: str, dense: str) -> Iterator[Colum
 
 def slot_examples(column: Column) -> Iterator[tuple[int, str, int, int]]:
     """Yield position, what it sees, real slots and others: of a short, a half-full and a full window."""
-    model = column.model
+    model = column.config.model
     window = Window(model, column.offsets)
     for position in example_positions(model, column.summary["train_tokens"]):
         slots = window.slots(torch.tensor(position)).tolist()
@@ -174,3 +155,62 @@ def example_positions(model: ModelConfig, num_tokens: int) -> list[int]:
 
 def _elided(items: list[str], head: int = 2) -> list[str]:
     return items if len(items) <= head + 1 else [*items[:head], "...", items[-1]]
+
+
+def over_conversations(tokens: Sequence[int], losses: Sequence[float]) -> tuple[float, float]:
+    """Compute the mean over all tokens, and its standard error where whole conversations are drawn.
+
+    Args:
+        tokens: of each of two conversations or more.
+        losses: their means, in nats, or differences of two models' means.
+    """
+    total, count = sum(tokens), len(tokens)
+    mean = sum(n * loss for n, loss in zip(tokens, losses, strict=True)) / total
+    squares = sum((n * (loss - mean)) ** 2 for n, loss in zip(tokens, losses, strict=True))
+    return mean, math.sqrt(squares * count / (count - 1)) / total
+
+
+def ppl_errors(columns: Sequence[Column]) -> Iterator[tuple[str, float, int]]:
+    """Yield label, relative standard error of the test PPL, and number of conversations of each run."""
+    for column, tokens, losses in _tested(columns):
+        yield column.label, over_conversations(tokens, losses)[1], len(tokens)
+
+
+def ppl_changes(columns: Sequence[Column]) -> Iterator[tuple[str, str, float, float]]:
+    """Yield label, first run's label, and the relative change of test PPL with its standard error.
+
+    Losses are compared conversation by conversation, of runs that were tested on the same ones.
+    """
+    tested = list(_tested(columns))
+    for column, tokens, losses in tested[1:]:
+        base, base_tokens, before = tested[0]
+        if tokens == base_tokens:
+            more = [loss - other for loss, other in zip(losses, before, strict=True)]
+            mean, error = over_conversations(tokens, more)
+            yield column.label, base.label, math.expm1(mean), error * math.exp(mean)
+
+
+def _tested(columns: Sequence[Column]) -> Iterator[tuple[Column, tuple[int, ...], tuple[float, ...]]]:
+    """Yield the runs that were tested on several conversations, with tokens and loss of each."""
+    for column in columns:
+        found = at(column.summary, "test", "conversations") or []
+        if len(found) > 1:
+            tokens, losses = zip(*found, strict=True)
+            yield column, tokens, losses
+
+
+def beside_ngrams(summary: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
+    """Yield each split that has both, and by how much (%) the PPL is below n-grams without and with cache."""
+    for split, own in (("val", summary["phase2"]["val_ppl"]), ("test", at(summary, "test", "ppl"))):
+        ngrams = [at(summary, "ngrams", kind, f"{split}_ppl") for kind in ("kneser_ney", "kneser_ney_cache")]
+        if own and all(ngrams):
+            yield split, *(100 * (1 - own / theirs) for theirs in ngrams)
+
+
+def probe_blocks(probed: Sequence[Column], with_untrained: bool) -> list[dict[str, Any]]:
+    """Make the columns of ContextBlocks: of several runs by label, or of one run beside untrained ones."""
+    blocks = [{"label": column.label, "std": None, **column.summary["probe"]} for column in probed]
+    if with_untrained:
+        untrained = [{"std": std, **block} for std, block in blocks[0]["fresh"].items()]
+        blocks = [{**block, "label": None} for block in [blocks[0], *untrained]]
+    return [{**block, "at": {row["distance"]: row for row in block["recall"]}} for block in blocks]

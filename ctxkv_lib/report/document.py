@@ -2,25 +2,54 @@
 
 The templates have all words, English and Japanese side by side: `report.md.j2` is the report, `tables.md.j2`
 what terminals and notebooks show of it, too. So numbers are formatted once for both languages, and a sentence
-cannot change in one of them unseen.
+cannot change in one of them unseen. The public functions of this package's modules are filters and globals.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..errors import UserError
 from ..runs.run_folder import Run
-from .columns import Column, cache_sizes, devices, origin, run_columns, slot_examples, with_gain
+from . import columns, labels, tables, verdicts
+from .columns import Column, run_columns, with_gain
 from .labels import run_labels
-from .measured import beside_ngrams, ppl_changes, ppl_errors, probe_blocks
 from .tables import table_cells, terminal_table
-from .templates import LANGUAGES as LANGUAGES
-from .templates import template, words
 from .verdicts import gains
 from .verdicts import improvement as improvement
 
-FUNCTIONS = (beside_ngrams, cache_sizes, slot_examples, ppl_changes, ppl_errors, with_gain)
+LANGUAGES = ("en", "ja")
+
+
+@cache
+def template(name: str, language: str) -> Template:
+    """Load `NAME.md.j2`, in which `t(english, japanese)` gives the text in `language`.
+
+    Raises:
+        UserError: an unknown language.
+    """
+    if language not in LANGUAGES:
+        raise UserError(f"language is {language!r}; allowed: {', '.join(LANGUAGES)}.")
+    index = LANGUAGES.index(language)
+    loader = FileSystemLoader(Path(__file__).parent)
+    made = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    for module in (tables, verdicts, labels, columns):
+        functions = {k: f for k, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__}
+        made.filters |= functions
+        made.globals |= functions
+    made.filters["entry_of"] = lambda key, names: names.get(key, tables.literal(key))
+    made.keep_trailing_newline = True
+    made.globals["t"] = lambda *texts: texts[index]
+    return made.get_template(f"{name}.md.j2")
+
+
+def words(language: str) -> Any:
+    """Load the names and macros of `tables.md.j2`, as attributes."""
+    return template("tables", language).module
 
 
 def write_report(runs: Sequence[Run], language: str = "en") -> str:
@@ -38,30 +67,17 @@ def write_report(runs: Sequence[Run], language: str = "en") -> str:
     macros = words(language)
     ascending = sorted(runs, key=lambda run: run.summary["samples"])
     ours = run_columns(ascending, macros.unit, macros.published)
-    text = template("report", language).render(_context(ours))
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def _context(ours: Sequence[Column]) -> dict[str, Any]:
-    """Collect what the template of the report reads."""
-    columns = [column for own in ours for column in (own, own.original) if column]
     data = [own.summary["provenance"]["data"] for own in ours]
-    probes = {own.label: own.summary["probe"] for own in ours if "probe" in own.summary}
-    return {
-        **{function.__name__: function for function in FUNCTIONS},
-        "ours": ours,
-        "columns": columns,
-        "published": [own.original for own in ours if own.original],
-        "having": lambda part: [own for own in ours if part in own.summary],
-        "is_single": len(ours) == 1,
-        "is_one_validation": len({each["validation_fingerprint"] for each in data}) == 1,
-        "one_a_method": {(own.method, own.model.max_contexts): own for own in ours}.values(),
-        "one_a_window": {(own.model, *own.offsets): own for own in ours if own.offsets}.values(),
-        "origin": origin(ours),
-        "devices": list(devices(columns)),
-        "gain": gains(ours[0].summary, ours[-1].summary),
-        "probed": probe_blocks(probes, with_untrained=len(ours) == 1),
-    }
+    text = template("report", language).render(
+        ours=ours,
+        columns=[column for own in ours for column in (own, own.original) if column],
+        published=[own.original for own in ours if own.original],
+        having=lambda part: [own for own in ours if part in own.summary],
+        is_one_validation=len({each["validation_fingerprint"] for each in data}) == 1,
+        one_a_method={(own.method, own.config.model.max_contexts): own for own in ours}.values(),
+        one_a_window={(own.config.model, *own.offsets): own for own in ours if own.offsets}.values(),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def comparison_table(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> str:
@@ -77,8 +93,8 @@ def compared(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> li
     """
     macros = words(language)
     runs = list(map(Column, run_labels(summaries, macros.unit), summaries))
-    columns = with_gain(runs, macros.change)
-    rows = table_cells(macros.comparison("", columns) + macros.ngrams(columns))
+    items = with_gain(runs, macros.change)
+    rows = table_cells(macros.comparison("", items) + macros.ngrams(items))
     return [[cell.strip("*") for cell in row] for row in rows]
 
 

@@ -2,8 +2,8 @@
 
 from ..method.windows import Window
 from ..runs.run_folder import Run
+from .document import template
 from .info import slots_in_words
-from .templates import template
 
 
 def model_card(run: Run) -> str:

@@ -1,7 +1,7 @@
 """Tables and numbers as text, for reports, terminals and notebooks. What is None shows as a dash."""
 
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from unicodedata import east_asian_width
 
@@ -11,15 +11,15 @@ MARKUP = frozenset("\\`*_[]#|~$!")  # what Markdown would read as its own; `<`, 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Format a Markdown table: first column to the left, the others to the right."""
-    return (table_head(*header) + "".join(map(_line, rows))).rstrip("\n")
+    return (head(*header) + "".join(map(_line, rows))).rstrip("\n")
 
 
-def table_head(*names: str) -> str:
+def head(*names: str) -> str:
     """Format the lines of a Markdown table above its first row, with their newlines."""
     return _line(names) + _line(["---", *["---:"] * (len(names) - 1)])
 
 
-def table_row(name: str, items: Iterable[Any], caller: Callable[[Any], str], optional: bool = False) -> str:
+def row(name: str, items: Iterable[Any], caller: Callable[[Any], str], optional: bool = False) -> str:
     """Format a row of a Markdown table, with its newline; `call` blocks of templates use it.
 
     Args:
@@ -94,3 +94,11 @@ def r2(value: float) -> str:
 
 def bold(text: str, yes: bool = True) -> str:
     return f"**{text}**" if yes and text != MISSING else text
+
+
+def at(summary: Mapping[str, Any], *keys: str) -> Any:
+    """Look up a value by its path; None if the summary lacks it."""
+    value: Any = summary
+    for key in keys:
+        value = value.get(key, {})
+    return None if value == {} else value

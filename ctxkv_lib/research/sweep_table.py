@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..report.tables import MISSING, distinct, literal, markdown_table, ppl, short, terminal_table, whole
-from ..report.templates import at
+from ..report.tables import MISSING, at, distinct, literal, markdown_table, ppl, short, terminal_table, whole
 
 Facts = dict[str, Any]
 MOST_PERCENT = 1000  # beyond which a change is not worth its digits

@@ -75,7 +75,7 @@ def count_rows(config: ExperimentConfig, corpus: Corpus) -> list[list[str]]:
         "training conversations": (here["samples"], published["samples"]),
         "training tokens": (here["train_tokens"], published["train_tokens"]),
         "validation tokens": (here["val_tokens"], published["val_tokens"]),
-        "tokens a conversation, on average": tuple(
+        "tokens per conversation, on average": tuple(
             run["train_tokens"] // run["samples"] for run in (here, published)
         ),
         "contexts without a limit on the window": limits,

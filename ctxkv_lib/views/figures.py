@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,6 +23,7 @@ from .axes import (
     panels,
     reference,
     styled,
+    wrapped,
 )
 
 # The curves of an epoch's measurements: their key in a summary, and a factor.
@@ -79,7 +81,8 @@ def ppl_curves(
     for label, summary, colour in zip(labels, summaries, cycle(palette), strict=False):
         for ax, group in zip(axes, groups, strict=True):
             _draw_run(ax, summary, group, epochs, label, colour)
-        names.append(Line2D([], [], color=colour, label=label + _best(summary["phase2"], curves)))
+        name = wrapped(label) + _best(summary["phase2"], curves)
+        names.append(Line2D([], [], color=colour, label=name))
     for ax, group in zip(axes, groups, strict=True):
         _label_epochs(ax, group == ppls, log)
     chosen = [] if epoch is None else [reference(ax.axvline, epoch, f"epoch {epoch}", ls="-") for ax in axes]
@@ -136,15 +139,16 @@ def _label_epochs(ax: Axes, is_ppl: bool, log: bool) -> None:
 
 def _crop_first_train(ax: Axes) -> None:
     """End the axis below a first train PPL that would flatten all else; a triangle stands for it."""
-    trains = [line for line in ax.get_lines() if str(line.get_label()).endswith(": train")]
-    others = [value for line in ax.get_lines() for value in [*line.get_ydata()][line in trains :]]
-    top = CROPPED * max(others, default=float("inf"))
+    points = {line: np.asarray(line.get_xydata()) for line in ax.get_lines()}
+    trains = [line for line, at in points.items() if str(line.get_label()).endswith(": train") and len(at)]
+    others = np.concatenate([at[line in trains :, 1] for line, at in points.items()])
     for line in trains:
-        if len(x := line.get_xdata()) and line.get_ydata()[0] > top:
-            label = str(line.get_label()).replace(": train", ": above the axis")
-            style = {"color": line.get_color(), "transform": ax.get_xaxis_transform(), "label": label}
-            ax.plot(x[0], 1, **style, **PARTS["above the axis"])
-            ax.set_ylim(0.9 * min(others), top)
+        x, y = points[line][0]
+        if len(others) and y > CROPPED * others.max():
+            part, colour = "above the axis", line.get_color()
+            label = str(line.get_label()).replace(": train", f": {part}")
+            ax.plot(x, 1, color=colour, transform=ax.get_xaxis_transform(), label=label, **PARTS[part])
+            ax.set_ylim(0.9 * others.min(), CROPPED * others.max())
 
 
 def _key(axes: Sequence[Axes]) -> list[Line2D]:

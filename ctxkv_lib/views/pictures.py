@@ -240,7 +240,7 @@ def _window_memory(ax: Axes, probe: Mapping[str, Any], model: ModelConfig, slots
     reach = -1 if probe["horizon"] is None else probe["horizon"]
     ax.fill_between(token, left, step="post", color=BLUE, alpha=0.35, lw=0, label="decodable from the slot")
     outside: dict[str, Any] = {"where": behind > reach, "step": "post", "transform": ax.get_xaxis_transform()}
-    beyond = "beyond each slot's memory span (R² > 0.01)"
+    beyond = "beyond each slot's memory span (R² ≤ 0.01)"
     ax.fill_between(token, 1, color=RULE, lw=0, zorder=0, label=beyond, **outside)
     ax.plot(offsets, 0 * offsets, "s", ms=7, color=ORANGE, clip_on=False, label="slot", zorder=5)
     ax.set_title(f"{probe['coverage']:.0%} of the window is within some slot's memory span")

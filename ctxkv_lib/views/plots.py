@@ -25,7 +25,6 @@ from .explore import SPLITS, AttendedWindow, Trained, attended_window, open_run,
 STYLE = {"description_width": "90px"}
 HEADING = ("an attended token ...", -1)  # of a choice of positions
 NO_WIDTH = "\u200b"
-LEGEND_LETTERS = 40  # of a run's name: longer ones would leave no room for the curves
 CSV_COLUMNS = ("run", "epoch", "train_ppl", "val_ppl", "val_acc", "no_improve", "seconds")
 
 
@@ -79,7 +78,7 @@ class RunExplorer(widgets.VBox):
         palette = {name: OKABE_ITO[i % len(OKABE_ITO)] for i, name in enumerate(self._runs)}
         self.figure = figures.ppl_curves(
             [run.summary for run in chosen.values()],
-            [name if len(name) <= LEGEND_LETTERS else f"{name[: LEGEND_LETTERS - 1]}…" for name in chosen],
+            list(chosen),
             curves,
             self.log_scale.value,
             (first, last),

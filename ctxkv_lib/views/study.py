@@ -247,7 +247,7 @@ def _pairs(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
     ax.set_ylim(min(ppls) / 2, 1.5 * max(ppls))
     log_y(ax, "Perplexity per token (log scale)")
     ax.grid(False, axis="x")
-    ax.set(title="Where memory must show", xlabel="The next token forms (positions)")
+    ax.set(title="New and repeated pairs of tokens", xlabel="The next token forms (positions)")
 
 
 @styled

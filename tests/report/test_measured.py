@@ -7,7 +7,8 @@ from test_report import numbers, row
 
 from ctxkv_lib.files import read_json, write_json
 from ctxkv_lib.report import comparison_table, write_report
-from ctxkv_lib.report.measured import format_ablations, over_conversations
+from ctxkv_lib.report.columns import over_conversations
+from ctxkv_lib.report.measured import format_ablations
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.figures import ppl_curves
 from ctxkv_lib.views.study import use_of_contexts

@@ -1,10 +1,10 @@
 """The written report: every section, both languages, and numbers that follow the run."""
 
-import json
 import re
 from collections import Counter
 
 import pytest
+from drawn import HOSTILE
 from sample_runs import EPOCHS, sample_run
 
 from ctxkv_lib.errors import UserError
@@ -12,6 +12,8 @@ from ctxkv_lib.files import read_json, write_json
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.report import comparison_table, improvement, write_report
 from ctxkv_lib.report.columns import example_positions
+from ctxkv_lib.report.model_card import model_card
+from ctxkv_lib.report.tables import literal
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
@@ -119,17 +121,13 @@ def test_a_changed_metric_changes_the_report(tmp_path, keys, value, shown):
     assert shown in after
 
 
-def test_best_epoch_is_bold_and_the_rest_is_judged(tmp_path):
+def test_best_epoch_is_bold_and_the_rest_is_judged_up_to_the_stop(tmp_path):
     report = write_report(runs(tmp_path, 500))
     assert row(report, "**3**")[1:5] == ["**107.4**", "**179.2**", "**20.4%**", "**best**"]
     assert row(report, "2")[1:5] != row(report, "4")[1:5]
     assert "| 229.9 | 229.6 | 17.5% | improved |" in report
     assert "| 60.9 | 186.5 | 20.3% | worse |" in report
     assert "| 33.7 | 211.3 | 20.1% | worse; early stop |" in report
-
-
-def test_early_stopping_trace_ends_with_the_stop(tmp_path):
-    report = write_report(runs(tmp_path, 500))
     assert "Epoch 3: val_ppl=179.2 → best (no_improve=0)" in report
     assert "Epoch 6: val_ppl=211.3 → worse (no_improve=3) → early stop" in report
     assert "early stopping worked as set" in report
@@ -321,16 +319,13 @@ def test_comparison_table_is_aligned(tmp_path):
     assert "change" not in comparison_table(summaries[:1])
 
 
-@pytest.mark.parametrize("missing", ["summary.json", "config.json", "metrics.jsonl"])
-def test_an_unfinished_run_says_what_to_do(tmp_path, missing):
-    folder = sample_run(tmp_path / "run")
-    (folder / missing).unlink()
-    to_do = "make a run there" if missing == "config.json" else "finish it"
-    with pytest.raises(UserError, match=rf"run has no {missing}; {to_do} with `ctxkv run .*--out .*run`"):
-        load_run(folder)
-
-
-def test_a_missing_folder_says_what_to_do(tmp_path):
+def test_an_unfinished_run_says_what_to_do(tmp_path):
+    told = {"summary.json": "finish it", "config.json": "make a run there", "metrics.jsonl": "finish it"}
+    for missing, to_do in told.items():
+        folder = sample_run(tmp_path / missing)
+        (folder / missing).unlink()
+        with pytest.raises(UserError, match=f"has no {missing}; {to_do} with `ctxkv run .*--out {folder}"):
+            load_run(folder)
     with pytest.raises(UserError, match="nowhere is not a folder; make it with `ctxkv run"):
         load_run(tmp_path / "nowhere")
 
@@ -342,9 +337,32 @@ def test_unknown_language_and_no_runs_are_refused(tmp_path):
         write_report([])
 
 
-def test_metrics_are_read_by_phase(tmp_path):
-    folder = sample_run(tmp_path / "run")
-    run = load_run(folder)
-    assert [line["iteration"] for line in run.phase1] == list(range(2, 18))
-    assert len(run.metrics) == 16 + 6
-    assert run.config.to_dict() == json.loads((folder / "config.json").read_text())
+def test_text_from_outside_is_no_markup(tmp_path):
+    """Neither in reports nor in model cards, and a table keeps its columns."""
+    settings = {"data.source": "file", "data.path": HOSTILE}
+    run = load_run(sample_run(tmp_path / "run", preset="ci", settings=settings))
+    run.summary["provenance"] |= {"device": HOSTILE, "versions": {"torch": HOSTILE}}
+    run.summary["phase1"]["context_method"] = "exact"
+    for text in (write_report([run], "en"), write_report([run], "ja"), model_card(run)):
+        assert "<script" not in text
+        assert "<img" not in text
+        assert literal(HOSTILE) in text
+        for table in re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE):
+            columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+            assert len(columns) == 1, table
+    assert literal("a | b\n`c` <d> $e$") == r"a \| b \`c\` &lt;d&gt; \$e\$"
+    assert literal("2026-01-31, cpu (x86, 2 threads)") == "2026-01-31, cpu (x86, 2 threads)"
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+@pytest.mark.parametrize("preset", ["colab", "offline"])
+def test_the_method_is_expanded_where_it_is_first_named_and_the_original_linked_once(
+    tmp_path, preset, language
+):
+    report = write_report(runs(tmp_path, 1, 500, preset=preset), language)
+    assert re.search(r"OACD.{0,40}", report)[0].startswith(
+        ("OACD (Origin-Anchored C", "OACD（Origin-Anchored C")
+    )
+    assert report.count("](https://github.com/rato-tokyo/new-llm)") == report.count("new-llm](") == 1
+    assert "1 samples" not in report
+    assert language == "ja" or "| 1 sample |" in report

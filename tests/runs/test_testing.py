@@ -10,7 +10,7 @@ from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
 from ctxkv_lib.experiments import run
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
-from ctxkv_lib.report.measured import over_conversations
+from ctxkv_lib.report.columns import over_conversations
 from ctxkv_lib.runs import testing
 from ctxkv_lib.runs.config import build_config
 

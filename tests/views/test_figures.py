@@ -59,13 +59,8 @@ def test_ppl_curves_without_an_early_stop_mark_none(tmp_path):
     assert "early stop" not in legend(figure)
 
 
-def test_six_runs_have_six_colours_and_no_text_among_their_curves(tmp_path):
-    figure = figures.ppl_curves(summaries(tmp_path, *range(501, 507)))
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
-    (ax,), (shown,) = figure.axes, figure.legends
-    assert not ax.texts
-    assert not shown.get_window_extent(renderer).overlaps(ax.get_window_extent(renderer))
+def test_six_runs_have_six_colours(tmp_path):
+    (ax,) = figures.ppl_curves(summaries(tmp_path, *range(501, 507))).axes
     assert len({drawn.get_color() for drawn in ax.get_lines()}) == len({*map(to_rgb, OKABE_ITO)}) == 6
 
 
@@ -133,14 +128,10 @@ def test_memory_shows_first_and_last_epoch_and_the_peak(tmp_path):
     assert list(line(ax, "GPU peak").get_xdata()) == pytest.approx([0.8, 1.1, 1.2, 1.3, 1.4, 1.4])
 
 
-def test_four_runs_name_their_stages_at_the_left_of_both_rows(tmp_path):
-    axes = figures.memory_by_stage(summaries(tmp_path, 100, 200, 300, 400)).axes
-    assert [bool(ax.get_ylabel()) for ax in axes] == [True, False, True, False]
-    assert [bool(ax.get_yticklabels()) for ax in axes] == [True, False, True, False]
-
-
-def test_memory_without_a_gpu_shows_none(tmp_path):
-    figure = figures.memory_by_stage(summaries(tmp_path, 100, gpu=False))
+def test_memory_names_stages_at_the_left_of_both_rows_and_no_gpu_that_was_not_used(tmp_path):
+    figure = figures.memory_by_stage(summaries(tmp_path, 100, 200, 300, 400, gpu=False))
+    assert [bool(ax.get_ylabel()) for ax in figure.axes] == [True, False, True, False]
+    assert [bool(ax.get_yticklabels()) for ax in figure.axes] == [True, False, True, False]
     assert not [text for text in legend(figure) if "GPU" in text]
     assert len(figure.axes[0].containers) == 1
 
@@ -153,9 +144,6 @@ def test_token_lengths_count_every_conversation():
     (ax,) = figure.axes
     assert sum(bar.get_height() for bar in ax.patches) == 4
     assert {"median: 20 tokens", "mean: 112 tokens"} <= set(legend(figure))
-
-
-def test_lengths_that_are_all_equal_have_one_tick():
     (ax,) = pictures.token_lengths(torch.tensor([25, 25, 25])).axes
     low, high = ax.get_xlim()
     assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [25]
@@ -242,16 +230,11 @@ def drawn_with(name):
     ]
 
 
-@pytest.mark.parametrize("name", ["costs $5 and $6", r"$\bad{", r"a \$ b", "$x"])
-def test_figures_show_dollar_signs(name):
-    for figure in drawn_with(name):
-        FigureCanvasAgg(figure).draw()  # mathematics that cannot be read raises here
-
-
-def test_every_axis_has_a_name_and_no_text_lies_on_a_curve_or_a_mark(trained):
+def test_figures_can_be_read_whatever_names_they_show_and_on_a_small_page(trained):
+    """Every axis has a name, no text lies on a curve or a mark, and dollar signs begin no mathematics."""
     window = explore.attended_window(trained, "val", 30)
     attention = pictures.window_attention(window, window.weights[1], "head 2")
-    for figure in [*drawn_with("a run"), attention]:
+    for figure in [*drawn_with(r"costs $5 and $\bad{, a \$ b, $x"), attention]:
         assert figure.get_facecolor() == (1, 1, 1, 1)
         on_a_small_page = 620 / figure.get_size_inches()[0] / 72  # pixels of a point, 620 pixels wide
         renderer = FigureCanvasAgg(figure).get_renderer()
@@ -269,6 +252,25 @@ def test_every_axis_has_a_name_and_no_text_lies_on_a_curve_or_a_mark(trained):
                 path = drawn.get_path().transformed(drawn.get_transform())
                 over = [box for box in boxes if box.overlaps(ax.bbox)]  # what leaves the axes is cut off
                 assert not any(path.intersects_bbox(box, filled=False) for box in over), drawn.get_label()
+
+
+def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshold():
+    """R² is a share on the axis, in the legend and in reports; grey is what lies beyond the memory span."""
+    rows = [{"distance": n, "r2": r2, "top1": 0.1} for n, r2 in enumerate((0.12, 0.05, 0.008, 0.0))]
+    common = {"coverage": 0.5, "mean_recall": 0.04, "offsets": [0, 20]}
+    weak = {**common, "recall": rows, "horizon": 1}
+    none = {**common, "recall": rows[2:], "horizon": None}
+    model = ModelConfig(max_contexts=2)
+    figure = pictures.memory_of_contexts({**weak, "fresh": {"0.01": none}}, model, slots=1)
+    assert {ax.get_ylabel() for ax in figure.axes} == {"Decodability of the token (R²)"}
+    trained, untrained = figure.axes[1].get_lines()
+    assert list(trained.get_ydata()) == [0.12, 0.05, 0.008, 0.0]
+    assert trained.get_label() == "trained: memory span 1 token; last 20 tokens: mean R² 0.04"
+    assert untrained.get_label().startswith("untrained, weights 0.01: no memory span;")
+    _, beyond = figure.axes[0].collections
+    assert beyond.get_label() == "beyond each slot's memory span (R² ≤ 0.01)"
+    assert beyond.get_paths()[0].vertices[:, 0].min() >= 1.5
+    assert not [text for text in legend(figure) if "%" in text]
 
 
 def test_save_writes_a_whole_png_and_nothing_else(tmp_path):

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from drawn import HOSTILE
 from sample_runs import sample_run
 
 from ctxkv_lib.runs.published import PUBLISHED
@@ -13,7 +14,6 @@ from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import figures, markup, pictures, study
 from ctxkv_lib.views.explore import AttendedWindow
 
-HOSTILE = """<script>alert('1')</script> <img onerror="alert(2)"> & $x$ $\\bad{ | a | `b` **c** [d](e)"""
 WINDOW = AttendedWindow(
     position=2,
     start=0,

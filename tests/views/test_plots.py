@@ -14,6 +14,7 @@ from sample_runs import EPOCHS, sample_run
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import figures, plots
+from ctxkv_lib.views.axes import LETTERS
 from ctxkv_lib.views.markup import token_name
 
 # The explorer of runs
@@ -117,7 +118,8 @@ def test_long_names_leave_room_for_the_curves(tmp_path):
     long = [sample_run(tmp_path / ("x" * 60 + str(n)), 100) for n in range(2)]
     explorer = plots.explore_runs(long)
     assert [len(box.description) for box in explorer.runs] == [61, 61]
-    assert max(len(text.get_text()) for text in explorer.figure.legends[0].get_texts()) < 70
+    shown = [text.get_text() for text in explorer.figure.legends[0].get_texts()]
+    assert max(len(line) for text in shown for line in text.splitlines()) <= LETTERS
 
 
 def test_controls_are_named_and_stay_on_the_page(runs):
