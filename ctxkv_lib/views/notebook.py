@@ -213,16 +213,14 @@ def pack(folder: Path, archive: Path, state: State) -> None:
                 first, content = tarfile.TarInfo(STATE), json.dumps(state).encode()
                 first.size = len(content)
                 tar.addfile(first, io.BytesIO(content))
-                tar.add(folder, folder.name, filter=_shown)
+                tar.add(
+                    folder, folder.name, filter=lambda m: None if Path(m.name).name.startswith(".") else m
+                )
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, archive)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _shown(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return None if Path(member.name).name.startswith(".") else member
 
 
 def unpack(archive: Path, folder: Path) -> None:

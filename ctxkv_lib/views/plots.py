@@ -100,14 +100,18 @@ class RunExplorer(widgets.VBox):
 def _values_table(runs: dict[str, Run], epoch: int) -> str:
     rows = []
     for name, run in runs.items():
-        found = next((line for line in run.summary["phase2"]["epochs"] if line["epoch"] == epoch), None)
-        rows.append([name, *(_cells(found) if found else ["not trained so long", "", "", ""])])
+        cells = ["not trained so long", "", "", ""]
+        for line in run.summary["phase2"]["epochs"]:
+            if line["epoch"] == epoch:
+                ratio = f"{line['val_ppl'] / line['train_ppl']:,.2f}x"
+                cells = [
+                    f"{line['train_ppl']:,.1f}",
+                    f"{line['val_ppl']:,.1f}",
+                    f"{line['val_acc']:.1%}",
+                    ratio,
+                ]
+        rows.append([name, *cells])
     return markup.table([f"Epoch {epoch}", "train PPL", "validation PPL", "accuracy", "val / train"], rows)
-
-
-def _cells(line: dict[str, Any]) -> list[str]:
-    train, val = line["train_ppl"], line["val_ppl"]
-    return [f"{train:,.1f}", f"{val:,.1f}", f"{line['val_acc']:.1%}", f"{val / train:,.2f}x"]
 
 
 def _curves_csv(runs: dict[str, Run], first: int, last: int) -> str:
@@ -230,16 +234,11 @@ def explore_window(run: Run | Trained, position: int, split: str = "val") -> Win
 
 def _token_options(window: AttendedWindow, weights: Sequence[float]) -> list[tuple[str, int]]:
     """Choices of a dropdown: a heading, then the attended tokens, nearest first."""
-    slots = [(at, weight) for at, weight in zip(window.slots.tolist(), weights, strict=True) if at >= 0]
-    pieces = [window.pieces[at - window.start] for at, _ in slots]
-    named = zip(slots, pieces, strict=True)
-    return [
-        HEADING,
-        *(
-            (f"{at:,}: {markup.token_name(piece)}, {weight:.1%} of the attention", at)
-            for (at, weight), piece in named
-        ),
-    ]
+    slots = zip(window.slots.tolist(), weights, strict=True)
+    named = (
+        (at, markup.token_name(window.pieces[at - window.start]), weight) for at, weight in slots if at >= 0
+    )
+    return [HEADING, *((f"{at:,}: {name}, {weight:.1%} of the attention", at) for at, name, weight in named)]
 
 
 def _button_texts(pieces: Sequence[str]) -> list[str]:

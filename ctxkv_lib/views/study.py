@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from ..report.document import words
 from ..report.labels import span
 from .axes import (
     BLUE,
@@ -35,13 +36,7 @@ REMEMBERED = {
     "mean_recall": "Decodability of the last 20 tokens (mean R²)",
 }
 
-ABLATIONS = {
-    "intact": "its own",
-    "slot_0": "only slot 0 its own",
-    "shuffled": "of other positions, mixed",
-    "elsewhere": "of another conversation",
-    "zero": "zeros",
-}
+ABLATIONS = ("intact", "slot_0", "shuffled", "elsewhere", "zero")
 
 Row = Mapping[str, Any]  # of `rows` in sweep.json
 
@@ -206,7 +201,8 @@ def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
     """Draw a dot an ablation, with its standard error against intact."""
     intact = changed["intact"]["ppl"]
     reference(ax.axvline, intact)
-    for row, (name, label) in enumerate(ABLATIONS.items()):
+    labels = [words("en").context(name).strip() for name in ABLATIONS]
+    for row, (name, label) in enumerate(zip(ABLATIONS, labels, strict=True)):
         found = changed[name]
         error = intact * found["error"] / 100
         colour = BLUE if name == "intact" else ORANGE
@@ -214,7 +210,7 @@ def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
         note = f"\n({found['percent']:+.1f}% ± {found['error']:.1f})" if name != "intact" else ""
         place = ax.get_yaxis_transform()
         ax.text(1.02, row, f"{found['ppl']:,.1f}{note}", transform=place, color=colour, va="center")
-    named_rows(ax, ABLATIONS.values())
+    named_rows(ax, labels)
     ax.margins(x=0.1)
     ax.set(title="Other contexts", xlabel="Validation perplexity per token", ylabel="Contexts read")
 
