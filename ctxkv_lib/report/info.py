@@ -162,14 +162,18 @@ def format_info(facts: dict[str, Any]) -> str:
         rows["Theoretical max contexts"] = f"{facts['context_window']['theoretical_max']:,}"
     if dense:
         rows["Validation tokens"] = f"{facts['val_tokens']:,}"
-        rows |= {f"{name} in the published layout": f"{size:,.0f} MiB" for name, size in dense.items()}
+        rows |= {f"{name} in the published layout": _mib(size) for name, size in dense.items()}
         totals = {name: facts[f"caches_{name}_mib"]["total"] for name in BYTES}
-        rows |= {f"total in ours, {name}": f"{total:,.0f} MiB" for name, total in totals.items()}
+        rows |= {f"total in ours, {name}": _mib(total) for name, total in totals.items()}
     else:
         rows["Cache sizes"] = "give --train-tokens and --val-tokens"
     rows |= _size_rows(facts["computed"]) if facts["computed"] else {}
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _mib(size: float) -> str:
+    return f"{size:,.0f} MiB" if size >= 10 else f"{size:.2g} MiB"
 
 
 def _size_rows(size: dict[str, Any]) -> dict[str, str]:

@@ -66,7 +66,7 @@ def panels(count: int, height: float, rows: int = 1, **share: Any) -> tuple[Figu
 
 
 def legend_below(figure: Figure, *axes: Axes) -> None:
-    """Put one legend of `axes` under the figure, where it covers no mark; equal labels stand there once."""
+    """Put one legend of `axes` under the figure, where it covers no mark; equal labels appear once."""
     handles = {
         label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }

@@ -62,7 +62,7 @@ def ppl_curves(
     """Draw train and validation perplexity by epoch, with the best epoch and an early stop marked.
 
     A dotted line is the validation perplexity of n-grams counted on the same tokens, where it was measured.
-    Values stand in the legend, where no curve passes.
+    Values are in the legend, where no curve passes.
 
     Args:
         summaries: contents of `summary.json`, one a run.
@@ -203,7 +203,7 @@ def overfitting(runs: Mapping[str, Lines]) -> Figure:
 
 @styled
 def memory_by_stage(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> Figure:
-    """Draw memory (GiB) by stage, one panel a run: a bar for what is held, a line on to the peak.
+    """Draw memory (GiB) by stage, one panel per run: a bar for what is held, a line to the peak.
 
     The GPU has bars in the panels of runs that used one.
 

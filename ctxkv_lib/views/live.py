@@ -96,7 +96,8 @@ class LiveCurves:
         now = self._clock()
         if loop != self._loop or done == 0:
             self._loop, self._loop_began, self._loop_from, self._bar_at = loop, now, done, -math.inf
-        if self._is_behind and (total == 0 or self._may_draw(now)):
+        has_ended = total == 0 or (self._stage == "phase1" and loop != "Phase 1")
+        if self._is_behind and (has_ended or self._may_draw(now)):
             self._show()
         if self._is_behind or (now - self._bar_at < BAR_SECONDS and done < total):
             return

@@ -73,7 +73,7 @@ def png(figure: Figure) -> bytes:
 def figure_html(figure: Figure, image: bytes) -> str:
     """Wrap a figure that has been drawn: as wide as it is or as the page is, its values under the pointer.
 
-    Height and width stand in the tag, so that the page does not move while the picture is read.
+    Height and width are in the tag, so that the page does not move while the picture is read.
     """
     width, height = (round(WIDTH * inches) for inches in figure.get_size_inches())
     picture = (

@@ -57,7 +57,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
 
 @styled
 def window_map(model: ModelConfig, positions: Sequence[int], offsets: Sequence[int] | None = None) -> Figure:
-    """Draw which positions some positions see: a square a slot, hollow where it lies before the stream."""
+    """Draw which positions some positions see: one square per slot, hollow before the stream."""
     figure, (ax,) = panels(1, 1.5 + 0.8 * len(positions))
     slots = Window(model, offsets).slots(torch.tensor(positions))
     square: dict[str, Any] = {"marker": "s", "ls": "none", "ms": 9}
@@ -119,7 +119,7 @@ def spectrum(shares: Mapping[str, Tensor]) -> Figure:
 
 @styled
 def pass_curve(errors: Sequence[float]) -> Figure:
-    """Draw the mean squared error of parallel passes against exact contexts; the original's three marked."""
+    """Draw the mean squared error of parallel passes compared with exact contexts, by pass."""
     figure, (ax,) = panels(1, 4)
     ax.plot(range(1, len(errors) + 1), errors, marker="o", label="mean squared error")
     if len(errors) >= PUBLISHED_PASSES:
@@ -136,7 +136,7 @@ def pass_curve(errors: Sequence[float]) -> Figure:
 
 @styled
 def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Draw cache sizes in MiB, `{layout: {cache: MiB}}`, a group of bars a cache."""
+    """Draw cache sizes in MiB, `{layout: {cache: MiB}}`, one group of bars per cache."""
     figure, (ax,) = panels(1, 4)
     names = list(next(iter(sizes.values())))
     thick = 0.8 / len(sizes)

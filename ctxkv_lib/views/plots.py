@@ -43,7 +43,7 @@ class RunExplorer(widgets.VBox):
     """Curves of several runs; see `explore_runs`.
 
     Attributes:
-        runs: a checkbox a run, in the order given. curves: a checkbox for each of `figures.CURVES`.
+        runs: one checkbox per run, in the order given. curves: a checkbox for each of `figures.CURVES`.
         log_scale, epochs, epoch: scale, range shown, and the epoch marked in the plot and read in the table.
         page: figure, table and download links, as HTML. figure: what is drawn; None if nothing is chosen.
     """

@@ -1,4 +1,4 @@
-"""Figures of the study: settings against a base, sweeps, what contexts are worth, recall."""
+"""Figures of the study: settings compared with a base, sweeps, what contexts are worth, recall."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -43,7 +43,7 @@ Row = Mapping[str, Any]  # of `rows` in sweep.json
 
 @styled
 def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figure:
-    """Draw the best validation PPL by setting: the mean, a dot a seed, and a line over their spread.
+    """Draw the best validation PPL by setting: the mean, one dot per seed, and a line over their spread.
 
     A setting has a colour only where its mean differs from the base's by more than the spread of either's
     seeds; a single seed has no spread, and stays grey.
@@ -63,7 +63,7 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
     """Draw the results of a sweep, validation and test side by side.
 
     With one sample count, each variant beside the first, and n-grams as vertical lines. With more, PPL by
-    training tokens: a line a variant, a dot a seed, the fitted power law's exponent in the legend.
+    training tokens: one line per variant, one dot per seed, the fitted power law's exponent in the legend.
 
     Args:
         results: contents of `sweep.json`, with one row or more.
@@ -198,7 +198,7 @@ def use_of_contexts(ablations: Mapping[str, Any]) -> Figure:
 
 
 def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw a dot an ablation, with its standard error against intact."""
+    """Draw one dot per ablation, with its standard error compared with intact."""
     intact = changed["intact"]["ppl"]
     reference(ax.axvline, intact)
     labels = [words("en").context(name).strip() for name in ABLATIONS]

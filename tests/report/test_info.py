@@ -6,7 +6,7 @@ import torch
 
 from ctxkv_lib.hf.cache import ContextCache
 from ctxkv_lib.method.windows import Window
-from ctxkv_lib.report.info import describe, slots_in_words
+from ctxkv_lib.report.info import describe, format_info, slots_in_words
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
 
@@ -28,6 +28,12 @@ def test_the_cache_is_as_large_as_info_says(anchor):
 def test_slots_are_described_by_where_they_lie(recipe, words):
     config = build_config("colab", recipe)
     assert slots_in_words(shapes(config)[1], config.model) == words
+
+
+def test_small_caches_are_not_called_zero():
+    text = format_info(describe(build_config("offline"), 200, 100))
+    assert "train_ctx in the published layout  0.19 MiB" in text
+    assert " 0 MiB" not in text
 
 
 def test_info_answers_without_what_training_and_figures_need():
