@@ -41,7 +41,7 @@ PARTS: dict[str, dict[str, Any]] = {
 EXPLAINED = {
     "best epoch": "best epoch: lowest\nvalidation PPL",
     "n-grams": "n-grams, validation",
-    "above the axis": "first train PPL,\nabove the axis",
+    "above the axis": "first train PPL\nabove the axis",
 }
 EPOCH = "Epoch (passes over the training tokens)"
 CROPPED = 1.5  # times all other values: where the axis ends if the first train PPL lies beyond

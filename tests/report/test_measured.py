@@ -5,7 +5,6 @@ import pytest
 from sample_runs import sample_run
 from test_report import numbers, row
 
-from ctxkv_lib.files import read_json, write_json
 from ctxkv_lib.report import comparison_table, write_report
 from ctxkv_lib.report.columns import over_conversations
 from ctxkv_lib.report.measured import format_ablations
@@ -67,10 +66,9 @@ MEASURED = {"test": {"ppl": 163.7, "acc": 0.213, "tokens": 21_000}, "ngrams": CO
 
 
 def measured_run(folder, samples=500, **measured):
-    path = sample_run(folder, samples)
-    summary = read_json(path / "summary.json")
-    write_json(path / "summary.json", {**summary, **measured})
-    return load_run(path)
+    run = load_run(sample_run(folder, samples))
+    run.summary.update(measured)
+    return run
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])

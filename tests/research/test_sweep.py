@@ -438,10 +438,9 @@ def test_a_first_variant_without_a_test_hides_no_other():
 
 def test_one_sample_count_is_drawn_as_a_row_a_variant():
     figure = sweep_figure(results([10]))
-    first, *others = figure.axes
-    assert [tick.get_text() for tick in first.get_yticklabels()] == ["a", "costs $5"]
-    assert not any(ax.get_yticklabels() for ax in others)
-    assert all("perplexity" in ax.get_xlabel() for ax in figure.axes)
+    for ax in figure.axes:
+        assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "costs $5"]
+        assert "perplexity" in ax.get_xlabel()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["n-grams"]
 
 

@@ -75,7 +75,7 @@ def test_the_first_train_ppl_has_a_mark_and_does_not_stretch_the_axis(tmp_path, 
         assert line(ax, "a run: train").get_marker() == "o"
         assert ax.get_ylim()[1] == pytest.approx(1.5 * 580.3)  # not 2,905.2
         assert line(ax, "a run: above the axis").get_marker() == "^"
-        assert "first train PPL,\nabove the axis" in legend(figure)
+        assert "first train PPL\nabove the axis" in legend(figure)
 
 
 def test_published_runs_are_drawn_without_their_missing_epoch():
