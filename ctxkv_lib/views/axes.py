@@ -62,6 +62,7 @@ def panels(count: int, height: float, rows: int = 1, **share: Any) -> tuple[Figu
         ax.tick_params(colors=INK)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(NUMBER)
+            axis.isDefault_majfmt = True  # names of bars take its place
     return figure, axes[:count]
 
 

@@ -272,6 +272,11 @@ def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshol
     assert not [text for text in legend(figure) if "%" in text]
 
 
+def test_bars_are_named_by_their_bins():
+    for ax, names in zip(figures.ppl_by_reading(SCORES).axes, (["0–9", "10+"], ["1", "2–32"]), strict=True):
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == names
+
+
 def test_ticks_have_thousands_separators():
     figure, (plain, log) = panels(2, 4)
     for ax in (plain, log):
