@@ -275,15 +275,15 @@ def compare(options: argparse.Namespace) -> None:
 @command(f"{GRID} {OWN} --samples+ --seeds+ --out --runs --hours --keep")
 def sweep(options: argparse.Namespace) -> None:
     """Run a grid of settings x seeds x samples; run again to go on."""
-    from .research.protocol import asked_for, cells_of, sweep_name
+    from .research.protocol import asked_for, grid_points, sweep_name
     from .runs.run_folder import DEFAULT_ROOT
 
-    cells = cells_of(asked_for(options.protocol, vars(options), _settings(options)), notice)
-    out = options.out or DEFAULT_ROOT / sweep_name(cells, options.protocol)
+    points = grid_points(asked_for(options.protocol, vars(options), _settings(options)), notice)
+    out = options.out or DEFAULT_ROOT / sweep_name(points, options.protocol)
     with _loading(out):
         from .research.sweep import format_outcomes, sweep
 
-    outcomes = sweep(cells, options.runs or out, out, hours=options.hours, keep=options.keep)
+    outcomes = sweep(points, options.runs or out, out, hours=options.hours, keep=options.keep)
     print(f"{format_outcomes(outcomes)}\n\nWritten: {out / 'sweep.md'}")
 
 

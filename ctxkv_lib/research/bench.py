@@ -6,7 +6,6 @@ the time that the step's matrix products alone would take, and a GPT-2 block wit
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -34,45 +33,24 @@ from ..runs.provenance import PRECISIONS, device_name, versions
 from ..views.axes import panels, save, styled
 from .timing import Steps, compare, interleaved, product_rate
 
-# Settings of the model that the reference takes; it knows all others as published only.
-TAKEN = {"hidden_size", "context_dim", "interval", "max_contexts", "num_heads", "intermediate_size"}
-TAKEN |= {"vocab_size", "attention_dropout"}
+PUBLISHED_ONLY = ("kv_method", "anchor")  # settings of the model that `method.reference` does not take
 SCALES = (64, 16, 4, 1)  # the stream's length over that of the beginnings that are timed
 HISTORIES = (640, 4_000, 32_000)  # tokens read before
 TOKENS_A_ROUND = 8
 PREFILL_ROUNDS = 3  # at most: the GPT-2 block reads its longest history for many seconds
 MODELS = {"ours": "Context-KV", "gpt2": "GPT-2 block"}
-PHASES = {"phase1": "Phase 1, one iteration", "phase2": "Phase 2, one step"}
+TITLES = {
+    "phase1": "Phase 1, one iteration",
+    "phase2": "Phase 2, one step",
+    "scaling": "Ours, fp32, on longer streams",
+    "generation": "Generation",
+}
 
-# Columns of the tables: key in the results, header and format.
-TRAINING = [
-    ("seconds", "seconds", ",.4f"),
-    ("ratio", "times as fast", ".2f"),
-    ("floor_share", "matrix products' share", ".0%"),
-    ("peak_mib", "peak MiB", ",.0f"),
-    ("loss_difference", "loss differs by", ".1e"),
-]
-SCALING = [
-    ("phase1_us", "Phase 1 iteration (µs)", ",.1f"),
-    ("contexts_us", "exact contexts (µs)", ",.1f"),
-    ("phase2_us", "Phase 2 step (µs)", ",.1f"),
-    ("cache_bytes", "caches (bytes)", ",.1f"),
-]
-GENERATION = [
-    (f"{name}_{key}", f"{model}, {what}", form)
-    for key, what, form in (
-        ("tokens_per_second", "tokens/s", ",.1f"),
-        ("bytes_per_position", "cache bytes a position", ",.0f"),
-        ("prefill_seconds", "prefill seconds", ",.4f"),
-    )
-    for name, model in MODELS.items()
-]
-
-Row = Mapping[str, float]
-Results = dict[str, Any]
+Makers = dict[str, Callable[[], Steps]]
+Candidates = dict[tuple[str, int], Callable[[], Any]]
 
 
-def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) -> Results:
+def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) -> dict[str, Any]:
     """Measure everything, and write `bench.json` and `bench.png` into `out`.
 
     Args:
@@ -83,16 +61,7 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
     Raises:
         UserError: as `prepare`; settings or plug-ins that the original does not have; too few rounds.
     """
-    if rounds < 1:
-        raise UserError(f"--rounds is {rounds}; allowed: 1 or more.")
-    published = {name: value for name, value in asdict(ModelConfig()).items() if name not in TAKEN}
-    if others := [f"model.{k}={v}" for k, v in published.items() if getattr(config.model, k) != v]:
-        raise UserError(f"The original has {', '.join(others)} only; bench measures with these.")
-    if config.plugins:
-        raise UserError(
-            f"The original has no plug-in as {' or '.join(config.plugins)}; bench measures recipes without, "
-            "such as --recipe exact."
-        )
+    _refuse_unmeasured(config, rounds)
     prepared = prepare(config, run_folder)
     model, device = prepared.model, prepared.model.device
     ids = prepared.caches["train"].ids.to(device)
@@ -118,7 +87,20 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
     return results
 
 
-def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> dict[str, Callable[[], Steps]]:
+def _refuse_unmeasured(config: ExperimentConfig, rounds: int) -> None:
+    if rounds < 1:
+        raise UserError(f"--rounds is {rounds}; allowed: 1 or more.")
+    published = {name: getattr(ModelConfig(), name) for name in PUBLISHED_ONLY}
+    if others := [f"model.{k}={v}" for k, v in published.items() if getattr(config.model, k) != v]:
+        raise UserError(f"The original has {', '.join(others)} only; bench measures with these.")
+    if config.plugins:
+        raise UserError(
+            f"The original has no plug-in as {' or '.join(config.plugins)}; bench measures recipes without, "
+            "such as --recipe exact."
+        )
+
+
+def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> Makers:
     """Make iterations of Phase 1 on a stream of n + 1 tokens: the original's and ours."""
     settings, device = config.phase1, model.device
 
@@ -151,9 +133,7 @@ def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> dic
     return {"original": original, "fp32": ours}
 
 
-def phase2_steps(
-    model: ContextKV, ids: Tensor, contexts: Tensor, config: ExperimentConfig
-) -> dict[str, Callable[[], Steps]]:
+def phase2_steps(model: ContextKV, ids: Tensor, contexts: Tensor, config: ExperimentConfig) -> Makers:
     """Make steps of Phase 2 on padded contexts: the original's, and ours in either precision."""
     settings, seed = config.phase2, config.runtime.seed
     size = min(settings.batch_size, len(ids) - 1)
@@ -200,27 +180,26 @@ def scaling(model: ContextKV, ids: Tensor, config: ExperimentConfig, rounds: int
         a row a length: `tokens`; microseconds a token of a Phase 1 iteration, of the exact contexts and of a
         Phase 2 step, fp32; bytes a token of the caches.
     """
-    rows = []
-    candidates: dict[tuple[str, int], Callable[[], Any]] = {}
+    rows: list[dict[str, float]] = []
+    candidates: Candidates = {}
     for place, scale in enumerate(SCALES):
         beginning = ids[: (len(ids) - 1) // scale + 1]
         embeddings, tokens = distinct_rows(model, beginning[:-1])
         inputs = project_inputs(model.context_block, embeddings).detach()
         exact = partial(exact_contexts, model.context_block, inputs, tokens, config.phase1.tolerance)
         contexts, _ = exact()
-        size = StreamCache(beginning, contexts).nbytes / len(tokens)
-        rows.append({"tokens": len(tokens), "cache_bytes": size})
-        candidates["phase1", place] = partial(next, phase1_steps(model, beginning, config)["fp32"]())
+        steps = {
+            "phase1": phase1_steps(model, beginning, config),
+            "phase2": phase2_steps(model, beginning, contexts, config),
+        }
+        candidates |= {(name, place): partial(next, makers["fp32"]()) for name, makers in steps.items()}
         candidates["contexts", place] = exact
-        candidates["phase2", place] = partial(
-            next, phase2_steps(model, beginning, contexts, config)["fp32"]()
+        rows.append(
+            {"tokens": len(tokens), "cache_bytes": StreamCache(beginning, contexts).nbytes / len(tokens)}
         )
-    seconds = interleaved(candidates, rounds, model.device, "Scaling")
-    for (name, place), taken in seconds.items():
-        tokens_read = rows[place]["tokens"]
-        if name == "phase2":
-            tokens_read = min(tokens_read, config.phase2.batch_size)
-        rows[place][f"{name}_us"] = taken / tokens_read * 1e6
+    for (name, place), taken in interleaved(candidates, rounds, model.device, "Scaling").items():
+        most = config.phase2.batch_size if name == "phase2" else len(ids)
+        rows[place][f"{name}_us"] = taken / min(rows[place]["tokens"], most) * 1e6
     return rows
 
 
@@ -233,7 +212,7 @@ def generation(model: ContextKVForCausalLM, rounds: int) -> list[dict[str, float
         `bytes_per_position`.
     """
     models = {"ours": model.eval(), "gpt2": _gpt2_block(model)}
-    prefill: dict[tuple[str, int], Callable[[], Any]] = {}
+    prefill: Candidates = {}
     for history in HISTORIES:
         tokens = torch.randint(model.config.vocab_size, (1, history), device=model.device)
         prefill |= {(name, history): partial(_read, each, tokens) for name, each in models.items()}
@@ -287,49 +266,48 @@ def _nbytes(cache: Any) -> int:
 
 
 def bench_table(results: Mapping[str, Any]) -> str:
-    """Format the results for a terminal; `bench.json` has the same and more."""
-    rates = results["product_gflop_per_second"]
-    products = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+    """Format the results for a terminal, by their names in `bench.json`."""
     lines = [
-        f"{results['device']}, torch {results['versions']['torch']}; matrix products, GFLOP/s: {products}",
+        f"{results['device']}, torch {results['versions']['torch']}",
         f"{results['tokens']:,} tokens of {results['samples']:,} conversations, preset {results['preset']}; "
         f"medians of {results['rounds']}",
+        ", ".join(f"{name} {rate:,.0f}" for name, rate in results["product_gflop_per_second"].items())
+        + " GFLOP/s in matrix products",
     ]
-    for phase, title in PHASES.items():
-        lines += ["", _table(title, TRAINING, results[phase])]
-    lengths = {f"{row['tokens']:,}": row for row in results["scaling"]}
-    histories = {f"{row['history']:,}": row for row in results["generation"]}
-    lines += ["", _table("Ours, fp32, a token; tokens of the stream", SCALING, lengths)]
-    lines += ["", _table("Generation; tokens of history", GENERATION, histories)]
+    for part, title in TITLES.items():
+        rows = results[part]
+        if isinstance(rows, dict):
+            rows = [{"": name, **row} for name, row in rows.items()]
+        names = list(rows[0])  # from here on a line a number, a column a row of the results
+        lines += ["", title, terminal_table([[name, *(_text(row[name]) for row in rows)] for name in names])]
     return "\n".join(lines)
 
 
-def _table(title: str, columns: Iterable[tuple[str, str, str]], rows: Mapping[str, Row]) -> str:
-    header = [title, *(label for _, label, _ in columns)]
-    body = [[name, *(format(row[key], form) for key, _, form in columns)] for name, row in rows.items()]
-    return terminal_table([header, *body])
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 @styled
 def bench_figure(results: Mapping[str, Any]) -> Figure:
     """Draw seconds of both phases, generation by tokens of history, and time a token by length of stream."""
-    figure, axes = panels(4, 8.4, rows=2)
-    for ax, (phase, title) in zip(axes, PHASES.items(), strict=False):
+    figure, axes = panels(4, size=(11, 8.4), rows=2)
+    for ax, phase in zip(axes, ("phase1", "phase2"), strict=False):
         rows = results[phase]
         bars = ax.bar(list(rows), [row["seconds"] for row in rows.values()], label="measured")
         ax.bar_label(bars, [f"{row['ratio']:.1f}x" for row in rows.values()])
         floors = [row["floor_seconds"] for row in rows.values()]
         ax.bar(list(rows), floors, width=0.4, label="its matrix products alone")
-        ax.set(title=title, ylabel="Time (s)")
-    speeds, times = GENERATION[: len(MODELS)], SCALING[:3]
-    for ax, part, key, columns, title, unit in (
-        (axes[2], "generation", "history", speeds, "Generation", "Tokens a second, one by one"),
-        (axes[3], "scaling", "tokens", times, "Ours on longer streams, fp32", "Time a token (µs)"),
+        ax.set(title=TITLES[phase], ylabel="Time (s)")
+    speeds = {f"{name}_tokens_per_second": label for name, label in MODELS.items()}
+    times = {"phase1_us": "Phase 1 iteration", "contexts_us": "exact contexts", "phase2_us": "Phase 2 step"}
+    for ax, part, x, lines, unit in (
+        (axes[2], "generation", "history", speeds, "Tokens a second, one by one"),
+        (axes[3], "scaling", "tokens", times, "Time a token (µs)"),
     ):
-        rows = results[part]
-        for name, label, _ in columns:
-            ax.plot([row[key] for row in rows], [row[name] for row in rows], "o-", label=label)
-        ax.set(title=title, xscale="log", xlabel=f"{key.capitalize()} (tokens, log scale)", ylabel=unit)
+        for name, label in lines.items():
+            points = [(row[x], row[name]) for row in results[part]]
+            ax.plot(*zip(*points, strict=True), "o-", label=label)
+        ax.set(title=TITLES[part], xscale="log", xlabel=f"{x.capitalize()} (tokens, log scale)", ylabel=unit)
         ax.set_ylim(bottom=0)
     for ax in axes:
         ax.legend()

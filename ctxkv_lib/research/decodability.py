@@ -6,7 +6,7 @@ Heath and Wahba, 1979): where nothing is remembered, nothing is fitted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ NAMED_ROWS = 1024  # positions at which the token is named; enough for a share w
 STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # of the ridge, in mean eigenvalues
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(NamedTuple):
     """Contexts beside the tokens they were made from.
 
     Attributes:
@@ -30,10 +29,6 @@ class Stream:
 
     contexts: Tensor
     tokens: Tensor
-
-    def back(self, distance: int, skipped: int) -> Tensor:
-        """The token `distance` before each position from `skipped` on: int64 `[n - skipped]`."""
-        return self.tokens[skipped - distance : len(self.tokens) - distance]
 
 
 class Ridge:
@@ -46,21 +41,28 @@ class Ridge:
         values, self.vectors = torch.linalg.eigh((self.centred.T @ self.centred).double())
         self.values = values.clamp(min=1e-9 * values.max().item())
 
-    def weights(self, cross: Tensor, energy: float) -> Tensor:
-        """Fit targets Y `[n, outputs]`: float32 `[context_dim, outputs]`.
+    def fit(self, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Fit the targets `table[rows]`.
 
         Args:
-            cross: `centred.T @ Y`.
-            energy: squared norm of Y without its mean.
+            table: float32 `[m, outputs]`.
+            rows: int64 `[n]`.
+
+        Returns:
+            weights `[context_dim, outputs]` for centred contexts, and the targets' mean, float32.
         """
-        turned = self.vectors.T @ cross.double()  # (context_dim, outputs)
+        counts = torch.bincount(rows, minlength=len(table)).to(table)
+        mean = counts @ table / len(rows)
+        energy = (counts @ (table - mean).square().sum(dim=1)).item()
+        sums = table.new_zeros(len(table), len(self.mean)).index_add_(0, rows, self.centred)
+        turned = self.vectors.T @ (sums.T @ table).double()  # (context_dim, outputs)
         strengths = STRENGTHS.to(turned.device) * self.values.mean()
         shrunk = self.values / (self.values + strengths[:, None])  # (strengths, context_dim)
         gain = turned.square().sum(dim=1) / self.values
         residual = energy - (gain * (2 * shrunk - shrunk.square())).sum(dim=1)
-        free = len(self.centred) - 1 - shrunk.sum(dim=1)
+        free = len(rows) - 1 - shrunk.sum(dim=1)
         best = strengths[(residual / free.square()).argmin()]
-        return (self.vectors @ (turned / (self.values + best)[:, None])).float()
+        return (self.vectors @ (turned / (self.values + best)[:, None])).float(), mean
 
 
 def decodability(
@@ -78,18 +80,14 @@ def decodability(
         for each distance: `distance`; `r2`, the explained share of the embedding's variance; `top1`, the
         share of positions whose token is the nearest of all to the decoded embedding.
     """
-    skipped = max(distances)
+    skipped, found = max(distances), []
     ridge = Ridge(train.contexts[skipped:])
     rows = held_out.contexts[skipped:] - ridge.mean
-    found = []
     for distance in distances:
-        targets, wanted = train.back(distance, skipped), held_out.back(distance, skipped)
-        counts = torch.bincount(targets, minlength=len(embeddings)).to(embeddings)
-        mean = counts @ embeddings / len(targets)
-        energy = (counts @ (embeddings - mean).square().sum(dim=1)).item()
-        by_token = ridge.centred.new_zeros(len(embeddings), rows.shape[1])
-        by_token.index_add_(0, targets, ridge.centred)  # the contexts of each token, summed
-        weights = ridge.weights(by_token.T @ embeddings, energy)
+        targets, wanted = (
+            tokens[skipped - distance : len(tokens) - distance] for _, tokens in (train, held_out)
+        )
+        weights, mean = ridge.fit(embeddings, targets)
         scores = rows[:NAMED_ROWS] @ (weights @ embeddings.T) + embeddings @ mean
         top1 = (scores.argmax(dim=1) == wanted[:NAMED_ROWS]).float().mean().item()
         r2 = _explained(rows @ weights, embeddings[wanted] - mean)
@@ -98,17 +96,16 @@ def decodability(
 
 
 def mean_decodability(train: Stream, held_out: Stream, embeddings: Tensor, count: int) -> float:
-    """R² of the mean embedding of the last `count` tokens."""
+    """Compute R² of the mean embedding of the last `count` tokens."""
+    sums = (embeddings[side.tokens].double().cumsum(dim=0) for side in (train, held_out))
+    targets, wanted = (((each[count:] - each[:-count]) / count).float() for each in sums)
     ridge = Ridge(train.contexts[count:])
-    targets, wanted = (_last_means(embeddings[side.tokens], count) for side in (train, held_out))
-    mean = targets.mean(dim=0)
-    energy = (targets - mean).square().sum().item()
-    weights = ridge.weights(ridge.centred.T @ targets, energy)
+    weights, mean = ridge.fit(targets, torch.arange(len(targets)))
     return _explained((held_out.contexts[count:] - ridge.mean) @ weights, wanted - mean)
 
 
 def memory_span(found: Sequence[dict[str, float]]) -> int | None:
-    """The furthest distance up to which R² stays above `SPAN_R2`, in tokens; None if the first does not."""
+    """Return the distance in tokens up to which R² stays above `SPAN_R2`; None if it never is."""
     last = None
     for row in found:
         if row["r2"] <= SPAN_R2:
@@ -118,29 +115,20 @@ def memory_span(found: Sequence[dict[str, float]]) -> int | None:
 
 
 def coverage(shape: ModelConfig, window: Window, span: int | None) -> float:
-    """Share of the window within some slot's memory span, if a context reaches `span` tokens back."""
-    if span is None:
-        return 0.0
-    shares = []
+    """Compute the share of the window within some slot's memory span, of `span` tokens."""
+    reach, shares = -1 if span is None else span, []
     for position in range(shape.context_window, shape.context_window + shape.interval):
-        token = position - torch.arange(shape.context_window)
-        slots = window.slots(torch.tensor(position))
-        behind = slots - token[:, None]  # (tokens, slots)
-        shares.append(((behind >= 0) & (behind <= span)).any(dim=1).float().mean())
+        tokens = position - torch.arange(shape.context_window)
+        behind = window.slots(torch.tensor(position)) - tokens[:, None]  # (tokens, slots)
+        shares.append(((behind >= 0) & (behind <= reach)).any(dim=1).float().mean())
     return torch.stack(shares).mean().item()
 
 
 def centroid(contexts: Tensor) -> float:
-    """Norm of the mean context, as a share of the contexts' root mean square norm."""
+    """Compute the mean context's norm, as a share of the contexts' root mean square norm."""
     return (contexts.mean(dim=0).norm() / contexts.square().sum(dim=1).mean().sqrt()).item()
 
 
-def _last_means(rows: Tensor, count: int) -> Tensor:
-    """Mean of the last `count` rows at each position from `count` on: `[n - count, ...]`."""
-    sums = rows.double().cumsum(dim=0)
-    return ((sums[count:] - sums[:-count]) / count).float()
-
-
 def _explained(decoded: Tensor, truth: Tensor) -> float:
-    """R² of what was decoded, both without the training targets' mean."""
+    """Compute R² of what was decoded, both without the training targets' mean."""
     return 1 - ((truth - decoded).square().sum() / truth.square().sum()).item()

@@ -1,7 +1,7 @@
 """How much generated text repeats itself: greedy continuations of validation text, beside the text itself."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ def generation(
     made = model.generate(
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=GENERATED, do_sample=False
     )
-    continued = [_up_to(tokenizer.eos_token_id, row) for row in made[:, PROMPT:].tolist()]
+    end = tokenizer.eos_token_id  # padding follows there
+    continued = [list(takewhile(lambda token: token != end, row)) for row in made[:, PROMPT:].tolist()]
     return {
         "samples": SAMPLES,
         **repetition(continued),
@@ -52,8 +53,3 @@ def repetition(samples: Sequence[Sequence[int]]) -> dict[str, float]:
     runs = [sum(1 for _ in run) for sample in samples for _, run in groupby(sample)]
     distinct, count = sum(len(set(sample)) for sample in samples), sum(map(len, samples))
     return {"longest_run": max(runs, default=0), "repeated": 1 - distinct / count if count else 0.0}
-
-
-def _up_to(end: int, tokens: list[int]) -> list[int]:
-    """Cut a sample at its end of text; padding follows there."""
-    return tokens[: tokens.index(end)] if end in tokens else tokens

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import ranks
 from ..data.conversations import load_conversations
 from ..data.counts import count_tokens, unigram_floor
 from ..data.embeddings import corpus_counts, corpus_ids
@@ -32,32 +31,23 @@ from .probe import probe
 from .recall_source import KEYS, pairs_in
 from .recall_task import recall_task
 
-ALL = MEASURES
-# Modules whose code a measurement depends on; that of training is in the keys of its own stages.
-CODE = {
-    "probe": ("research/decodability", "research/probe"),
-    "ablations": ("hf/inference", "research/ablations"),
-    "recall_task": ("hf/inference", "research/recall_task", "research/recall_source"),
-    "generation": ("research/generation",),
-    "ngrams": ("research/ngrams", "research/measure"),
-}
+# Beside a measurement's own module; the code of training is in the keys of its own stages.
+CODE = ("hf/inference", "research/decodability", "research/measure", "research/recall_source")
 MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
-
-Facts = dict[str, Any]
 
 
 @memory_advice("Measuring the run", "use fewer conversations with --samples")
-def measure(run: Run, names: Sequence[str] = ALL) -> Run:
+def measure(run: Run, names: Sequence[str] = MEASURES) -> Run:
     """Make the measurements of a finished run that it lacks, and write its summary and report anew.
 
     Args:
-        names: of `ALL`. Those that a run of this kind cannot have are left out.
+        names: of `MEASURES`. Those that a run of this kind cannot have are left out.
 
     Raises:
         UserError: an unknown name; none that the run can have; missing or damaged caches or weights.
     """
-    if unknown := [name for name in names if name not in ALL]:
-        raise UserError(f"measurement is {unknown[0]!r}; allowed: {', '.join(ALL)}.")
+    if unknown := [name for name in names if name not in MEASURES]:
+        raise UserError(f"measurement is {unknown[0]!r}; allowed: {', '.join(MEASURES)}.")
     config, possible = run.config, measurements_of(run.config)
     wanted = [name for name in names if name in possible]
     if not wanted:
@@ -66,61 +56,53 @@ def measure(run: Run, names: Sequence[str] = ALL) -> Run:
         raise UserError(f"{run.path} has no {' or '.join(names)} ({kind}); it has {' and '.join(possible)}.")
     folder = RunFolder(run.path)
     with folder.claimed(config):
-        return ranks.on_rank_0(lambda: _measure(run, folder, wanted))
+        keys = {name: measurement_key(folder, code_version(f"research/{name}", *CODE)) for name in wanted}
+        missing = [name for name in wanted if not folder.finished(name, keys[name])]
+        if not missing:
+            return run
+        for files in ("caches", "phase2"):
+            refuse_damaged(run.path, files)
+        model = cache(lambda: trained_model(config, folder))
+        for name in missing:
+            with stage(f"Measuring: {name}"):
+                folder.finish(name, keys[name], (), MAKERS[name](config, folder, model))
+        summary = {name: part for name, part in run.summary.items() if name not in MEASURES}
+        return write_results(config, folder, {**summary, **measurements(folder)})
 
 
 def measurements_of(config: ExperimentConfig) -> list[str]:
-    """Names of the measurements that a run of this configuration can have."""
+    """List the measurements that a run of this configuration can have."""
     lacking = {"probe", "ablations", "generation"} if "mixer" in config.plugins else set()
     if config.data.source != "recall":
         lacking.add("recall_task")
-    return [name for name in ALL if name not in lacking]
+    return [name for name in MEASURES if name not in lacking]
 
 
-def _measure(run: Run, folder: RunFolder, names: Sequence[str]) -> Run:
-    keys = {name: measurement_key(folder, code_version(*CODE[name])) for name in names}
-    missing = [name for name in names if not folder.finished(name, keys[name])]
-    if not missing:
-        return run
-    for files in ("caches", "phase2"):
-        refuse_damaged(run.path, files)
-    config, trained = run.config, cache(lambda: trained_model(run.config, folder))
-    makers: dict[str, Callable[[], Facts]] = {
-        "probe": lambda: probe(config, folder, trained()),
-        "ablations": lambda: _ablations(config, folder, trained()),
-        "recall_task": lambda: _recall_task(config, folder, trained()),
-        "generation": lambda: _generation(config, folder, trained()),
-        "ngrams": lambda: _ngrams(config, folder),
-    }
-    for name in missing:
-        with stage(f"Measuring: {name}"):
-            folder.finish(name, keys[name], (), makers[name]())
-    summary = {name: part for name, part in run.summary.items() if name not in ALL}
-    return write_results(config, folder, {**summary, **measurements(folder)})
-
-
-def _ablations(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> Facts:
+def _ablations(config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]) -> dict[str, Any]:
     conversations = load_conversations(config.data, "validation")
     starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
-    counts = count_tokens(load_ids(folder.caches, "train"), model.wte.num_embeddings)
+    counts = count_tokens(load_ids(folder.caches, "train"), model().wte.num_embeddings)
     held_out = load_cache(folder.caches, "val")
-    return ablations(model, held_out, config.model.context_window, starts, counts)
+    return ablations(model(), held_out, config.model.context_window, starts, counts)
 
 
-def _recall_task(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> Facts:
-    tokenizer = load_tokenizer(config.data.tokenizer)
+def _recall_task(
+    config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]
+) -> dict[str, Any]:
+    tokenizer, window = load_tokenizer(config.data.tokenizer), config.data.recall_window
     keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
-    held_out = as_read(model, load_cache(folder.caches, "val"), trained=False)
-    found = recall_task(model, held_out, keys, config.data.recall_window)
-    return {**found, "values": pairs_in(config.data.recall_window)}
+    held_out = as_read(model(), load_cache(folder.caches, "val"), trained=False)
+    return {**recall_task(model(), held_out, keys, window), "values": pairs_in(window)}
 
 
-def _generation(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> Facts:
-    model = for_transformers(model, config, saved=False)
-    return generation(model, load_tokenizer(config.data.tokenizer), load_ids(folder.caches, "val"))
+def _generation(
+    config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]
+) -> dict[str, Any]:
+    served = for_transformers(model(), config, saved=False)
+    return generation(served, load_tokenizer(config.data.tokenizer), load_ids(folder.caches, "val"))
 
 
-def _ngrams(config: ExperimentConfig, folder: RunFolder) -> Facts:
+def _ngrams(config: ExperimentConfig, folder: RunFolder, _: object) -> dict[str, Any]:
     """Count n-grams on the training tokens, and on those with the text that a token table is made from."""
     streams = {split: load_ids(folder.caches, split) for split in ("train", "val")}
     if stream := test_stream(config):
@@ -145,3 +127,12 @@ def _ngrams(config: ExperimentConfig, folder: RunFolder) -> Facts:
             known = np.concatenate([known, train])
         found["kneser_ney_table_cache"] = ngram_baselines(known, ids, floors, window)["kneser_ney_cache"]
     return found
+
+
+MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, Callable[[], ContextKV]], dict[str, Any]]] = {
+    "probe": lambda config, folder, model: probe(config, folder, model()),
+    "ablations": _ablations,
+    "recall_task": _recall_task,
+    "generation": _generation,
+    "ngrams": _ngrams,
+}

@@ -5,6 +5,7 @@ knows of the text, the hidden state is `LayerNorm(x + m)` and feed-forward, as w
 """
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method.config import ModelConfig, Phase1Config
-from ..method.model import ContextKV, Dropout, FeedForward, Parts, parameter_counts, without_autocast
+from ..method.model import ContextKV, FeedForward, Parts, parameter_counts, without_autocast
 from ..method.settings import require, setting
 from ..method.windows import Window
 from .tuned import SLOT_BIASES, LayerSettings, ResidualLayer, SlotAttention, StructuredBlock, initial_biases
@@ -36,10 +37,17 @@ class TokenBlock(nn.Module):
 
 
 class Mixer(ResidualLayer):
-    """Base of mixers: a subclass makes its layers in `add_layers` and computes m in `mix`."""
+    """Base of mixers.
+
+    A subclass makes its layers but feed-forward, `norm` among them, in `add_layers(config, settings)`. It
+    computes m in `mix(embeddings, start)`: `[rows, length, hidden_size]` to `[rows, length - start,
+    hidden_size]`.
+    """
 
     history = 0
     norm: nn.Module
+    add_layers: Callable[[ModelConfig, Any], None]
+    mix: Callable[[Tensor, int], Tensor]
 
     @dataclass(frozen=True)
     class Settings(LayerSettings):
@@ -50,15 +58,6 @@ class Mixer(ResidualLayer):
         self.add_layers(config, settings)
         width = feed_forward_width(config, attention_weights(config) - parameter_counts(self)["total"])
         self.feed_forward = FeedForward(config.hidden_size, width, settings.layer_dropout)
-        draw_by_call(self)
-
-    def add_layers(self, config: ModelConfig, settings: Settings) -> None:
-        """Make all layers but the feed-forward one, `norm` among them."""
-        raise NotImplementedError
-
-    def mix(self, embeddings: Tensor, start: int) -> Tensor:
-        """Compute m: `[rows, length, hidden_size]` to `[rows, length - start, hidden_size]`."""
-        raise NotImplementedError
 
     def forward(self, embeddings: Tensor, start: int) -> Tensor:
         """Compute hidden states, of the shapes of `mix`."""
@@ -89,8 +88,7 @@ class CausalAttention(Mixer):
             "learned", "what is added to a token's score, by head and distance", SLOT_BIASES
         )
 
-    def add_layers(self, config: ModelConfig, settings: Mixer.Settings) -> None:
-        assert isinstance(settings, CausalAttention.Settings)
+    def add_layers(self, config: ModelConfig, settings: Settings) -> None:
         h, self.num_heads, self.window = config.hidden_size, config.num_heads, config.context_window
         self.q, self.v, self.out = (nn.Linear(h, h) for _ in range(3))
         self.k = nn.Linear(h, h, bias=False)  # softmax would drop it
@@ -156,7 +154,6 @@ class EndToEnd(nn.Module):
         self.window = Window(config, self.attention.slot_offsets(config))
         reach = self.window.offsets[-1]
         self.history, self.evaluation_history = reach + TRAINED_BURN_IN, reach + config.context_window
-        draw_by_call(self)
 
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
         """Initialise the block, and heads that depend on it; arguments as of `ContextBlock.init_weights`."""
@@ -215,11 +212,3 @@ def attention_weights(config: ModelConfig) -> int:
 def feed_forward_width(config: ModelConfig, spare: int) -> int:
     """Return the inner width of a feed-forward layer that has so many weights more than the published one."""
     return max(1, config.intermediate_size + round(spare / (2 * config.hidden_size + 1)))
-
-
-def draw_by_call(module: nn.Module) -> None:
-    """Replace `method.model.Dropout`, which draws for positions of a batch, by torch's own: rows are none."""
-    for part in module.modules():
-        for name, child in part.named_children():
-            if isinstance(child, Dropout):
-                setattr(part, name, nn.Dropout(child.p))

@@ -6,8 +6,7 @@ as the model reads it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +52,7 @@ def ngram_baselines(
 
 
 def recent_shares(ids: Ids, window: int) -> Floats:
-    """Share of each token but the first among the up to `window` tokens before it: float64 `[n - 1]`."""
+    """Return the share of each token but the first among the up to `window` before it: float64 `[n - 1]`."""
     place = np.arange(len(ids))
     codes = ids * len(ids) + place  # by token, then by place
     ranks, since = np.sort(codes), np.maximum(place - window, 0)
@@ -70,9 +69,8 @@ def cache_weight(model: Floats, cache: Floats) -> float:
     return weight
 
 
-@dataclass(frozen=True)
-class Level:
-    """The n-grams of one order, with discounted counts.
+class Level(NamedTuple):
+    """The n-grams of one order.
 
     Attributes:
         discounted: float64 `[n-grams]`, each count less its discount, over the total of its history.
@@ -82,19 +80,19 @@ class Level:
     discounted: Floats
     kept: Floats
 
-    @classmethod
-    def of(cls, counts: Ids, histories: Ids, num_histories: int) -> "Level":
-        """Discount the counts `[n-grams]`, given each n-gram's history, an index below `num_histories`."""
-        taken = discounts(counts)[np.minimum(counts, 3)]
-        total = np.bincount(histories, counts, num_histories)
-        safe = np.maximum(total, 1)  # a history that only the first tokens have continues nothing
-        kept = np.where(total > 0, np.bincount(histories, taken, num_histories) / safe, 1)
-        return cls((counts - taken) / safe[histories], kept)
-
     def probabilities(self, grams: Ids, histories: Ids, below: Floats) -> Floats:
         """Interpolate n-grams, by index (-1: never seen), with the probabilities of the order below."""
         seen = np.where(grams >= 0, self.discounted[grams], 0)
         return seen + np.where(histories >= 0, self.kept[histories], 1) * below
+
+
+def _level(counts: Ids, histories: Ids, num_histories: int) -> Level:
+    """Discount the counts `[n-grams]`, given each n-gram's history, an index below `num_histories`."""
+    taken = discounts(counts)[np.minimum(counts, 3)]
+    total = np.bincount(histories, counts, num_histories)
+    safe = np.maximum(total, 1)  # a history that only the first tokens have continues nothing
+    kept = np.where(total > 0, np.bincount(histories, taken, num_histories) / safe, 1)
+    return Level((counts - taken) / safe[histories], kept)
 
 
 class KneserNey:
@@ -113,16 +111,14 @@ class KneserNey:
         grams, num_histories = np.zeros(len(ids) + 1, np.int64), 1  # order 0: nothing, before each token
         owners = grams
         for order in range(1, max(ORDERS) + 1):
-            shorter = grams
-            codes, first, grams, counts = np.unique(
-                shorter[:-1] * vocab_size + ids[order - 1 :], True, True, True
-            )
+            shorter, code = grams, grams[:-1] * vocab_size + ids[order - 1 :]
+            codes, first, grams, counts = np.unique(code, True, True, True)
             if order > 1:  # how many different tokens each shorter n-gram came after
                 after = np.bincount(shorter[1:][first], minlength=num_histories)
-                self.lower.append(Level.of(after, owners, len(self.highest[-1].kept)))
+                self.lower.append(_level(after, owners, len(self.highest[-1].kept)))
             owners = codes // vocab_size
             self.codes.append(codes)
-            self.highest.append(Level.of(counts, owners, num_histories))
+            self.highest.append(_level(counts, owners, num_histories))
             num_histories = len(codes)
 
     def probabilities(self, ids: Ids, floor: Floats) -> dict[int, Floats]:
@@ -135,16 +131,16 @@ class KneserNey:
         known = self._find(1, ids, np.zeros_like(ids))
         below = self.lower[0].probabilities(known[1:], np.zeros_like(targets), floor[targets])
         histories, found = known[:-1], {}
-        for order in ORDERS:
+        for order, highest, lower in zip(ORDERS, self.highest[1:], [*self.lower[1:], None], strict=True):
             grams = self._find(order, targets, histories)
-            found[order] = self.highest[order - 1].probabilities(grams, histories, below)
-            if order < max(ORDERS):
-                below = self.lower[order - 1].probabilities(grams, histories, below)
+            found[order] = highest.probabilities(grams, histories, below)
+            if lower:
+                below = lower.probabilities(grams, histories, below)
                 histories = np.concatenate([[-1], grams[:-1]])
         return found
 
     def _find(self, order: int, tokens: Ids, histories: Ids) -> Ids:
-        """Indices of the n-grams with these histories and last tokens, -1 where there is none."""
+        """Find the indices of the n-grams with these histories and last tokens; -1 where there is none."""
         codes = self.codes[order - 1]
         wanted = histories * self.vocab_size + tokens
         place = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)

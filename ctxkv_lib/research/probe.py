@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from ..hf.inference import TOLERANCE
 from ..method.config import ModelConfig
-from ..method.contexts import distinct_rows
+from ..method.contexts import distinct_rows, exact_contexts
 from ..method.evaluation import effective_rank
 from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
-from ..method.windows import Window
 from ..runs.caches import load_cache
 from ..runs.config import ExperimentConfig
 from ..runs.run_folder import RunFolder
@@ -22,7 +21,7 @@ UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the untrained b
 
 
 def distances(interval: int, window: int) -> list[int]:
-    """Every distance up to an interval, then each one and a half times the last, within the window."""
+    """List every distance up to an interval, then each one and a half times the last, within the window."""
     found = list(range(min(interval, window - 1) + 1))
     while (further := 3 * found[-1] // 2) < window and further > found[-1]:
         found.append(further)
@@ -31,9 +30,7 @@ def distances(interval: int, window: int) -> list[int]:
 
 @torch.no_grad()
 def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
-    """Compute `probe` of the summary: of the trained block, and as `fresh` of untrained ones.
-
-    It takes half a minute at most, on the CPU.
+    """Compute `probe` of the summary on the CPU: of the trained block, and as `fresh` of untrained ones.
 
     Args:
         folder: of a run that has its caches.
@@ -43,33 +40,29 @@ def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict
     ids = [cache.ids[:-1][:rows] for cache, rows in zip(caches, ROWS.values(), strict=True)]
     embeddings, rows = (found.cpu() for found in distinct_rows(model, torch.cat(ids)))
     tokens = rows.split([len(each) for each in ids])
+    shape = config.model
 
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
         train, held_out = map(Stream, contexts, tokens)
-        return _measures(config, model.window, train, held_out, embeddings)
+        found = decodability(train, held_out, embeddings, distances(shape.interval, shape.context_window))
+        span = memory_span(found)
+        generator = torch.Generator().manual_seed(config.runtime.seed)
+        return {
+            "recall": found,
+            "horizon": span,
+            "coverage": coverage(shape, model.window, span),
+            "mean_recall": mean_decodability(train, held_out, embeddings, shape.interval),
+            "centroid": centroid(held_out.contexts),
+            "effective_rank": effective_rank(held_out.contexts, generator),
+        }
 
-    trained = [cache.contexts[1:][:rows].float() for cache, rows in zip(caches, ROWS.values(), strict=True)]
+    trained = [cache.contexts[1:][: len(each)].float() for cache, each in zip(caches, ids, strict=True)]
     untrained = {}
     for std in UNTRAINED_STDS:
-        block = untrained_block(config.model, std, config.runtime.seed)
-        untrained[f"{std:g}"] = measured(read_through(block, block.project_inputs(embeddings), tokens))
+        block = untrained_block(shape, std, config.runtime.seed)
+        inputs = block.project_inputs(embeddings)
+        untrained[f"{std:g}"] = measured([exact_contexts(block, inputs, n, TOLERANCE)[0][1:] for n in tokens])
     return {**measured(trained), "fresh": untrained, "offsets": model.window.offsets}
-
-
-def _measures(
-    config: ExperimentConfig, window: Window, train: Stream, held_out: Stream, embeddings: Tensor
-) -> dict[str, Any]:
-    shape, generator = config.model, torch.Generator().manual_seed(config.runtime.seed)
-    found = decodability(train, held_out, embeddings, distances(shape.interval, shape.context_window))
-    span = memory_span(found)
-    return {
-        "recall": found,
-        "horizon": span,
-        "coverage": coverage(shape, window, span),
-        "mean_recall": mean_decodability(train, held_out, embeddings, shape.interval),
-        "centroid": centroid(held_out.contexts),
-        "effective_rank": effective_rank(held_out.contexts, generator),
-    }
 
 
 def untrained_block(shape: ModelConfig, std: float, seed: int) -> ContextBlock:
@@ -77,18 +70,5 @@ def untrained_block(shape: ModelConfig, std: float, seed: int) -> ContextBlock:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         block = ContextBlock(shape.context_dim, shape.hidden_size)
-    block.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
+    block.linear.weight.data.mul_(std / CONTEXT_WEIGHT_STD)
     return block
-
-
-def read_through(block: ContextBlock, inputs: Tensor, texts: Sequence[Tensor]) -> list[Tensor]:
-    """Compute contexts `[n, context_dim]` of each text, token by token: an untrained block forgets slowly.
-
-    The texts are read side by side; shorter ones are padded with any token, whose contexts are cut off.
-    """
-    state, contexts = inputs.new_zeros(len(texts), inputs.shape[1]), []
-    for tokens in pad_sequence(list(texts)):  # (longest, texts)
-        state = block(state, inputs[tokens])
-        contexts.append(state)
-    read = torch.stack(contexts, dim=1)
-    return [each[: len(text)] for each, text in zip(read, texts, strict=True)]

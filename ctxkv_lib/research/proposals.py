@@ -11,11 +11,10 @@ from ..views.notebook import notebook_config
 BASE = "base"
 LEAST_CONVERSATIONS = 10
 PRESET_SETTINGS = {"ci": {"phase2.max_epochs": 1, "data.test_samples": 0}}  # all of them in a minute
-Settings = dict[str, Any]
 
 
 def base_config(preset: str, samples: int | None, recipe: str | None, seed: int | None) -> ExperimentConfig:
-    """The small experiment that all proposals change: the preset's smaller count, but 10 conversations.
+    """Make the small experiment that all proposals change: the preset's smaller count, at least 10.
 
     Fewer than 10 conversations, for training or validation, hold less text than the widest window proposed.
     """
@@ -25,8 +24,8 @@ def base_config(preset: str, samples: int | None, recipe: str | None, seed: int 
     return config.replace({"data.validation_samples": validation})
 
 
-def proposals(base: ExperimentConfig) -> dict[str, Settings]:
-    """Name and changed settings of every proposal: each changes one thing of `base`."""
+def proposals(base: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """Name the proposals, with changed settings: each changes one thing of `base`."""
     model, phase2 = base.model, base.phase2
     interval, contexts = model.interval, model.max_contexts
     other = "variable" if model.kv_method == "fixed" else "fixed"
@@ -45,5 +44,5 @@ def proposals(base: ExperimentConfig) -> dict[str, Settings]:
 
 
 def best_ppls(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[float]]:
-    """`{name: best validation PPL of each seed}`."""
+    """Return `{name: best validation PPL of each seed}`."""
     return {name: [each.summary["phase2"]["val_ppl"] for each in group] for name, group in runs.items()}

@@ -1,6 +1,6 @@
 """What a sweep runs: variants x sample counts x seeds, from options or from a JSON file.
 
-Every combination is a cell, an ordinary experiment with a run folder of its own.
+Every combination is a grid point, an ordinary experiment with a run folder of its own.
 """
 
 import itertools
@@ -11,26 +11,14 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import digest, read_json
-from ..method.settings import Allowed
 from ..progress import say
 from ..runs.config import ExperimentConfig
 from ..runs.configure import configure
+from ..runs.run_folder import run_folder_of
 
 Settings = dict[str, Any]
-TEXT = Allowed("a string", lambda value: isinstance(value, str))
-OBJECT = Allowed("an object", lambda value: isinstance(value, dict))
-NUMBERS = Allowed(
-    "a list of whole numbers",
-    lambda value: isinstance(value, list) and bool(value) and all(type(each) is int for each in value),
-)
-KINDS = {
-    "preset": TEXT,
-    "recipe": TEXT,
-    "settings": OBJECT,
-    "samples": NUMBERS,
-    "seeds": NUMBERS,
-    "variants": OBJECT,
-}
+KINDS = {"preset": str, "recipe": str, "settings": dict, "samples": list, "seeds": list, "variants": dict}
+NAMES = {str: "a string", dict: "an object", list: "a list of whole numbers"}
 VARIANT_KEYS = ("recipe", "settings", "samples", "seeds")
 FORM = (
     'a protocol is JSON such as {"preset": "offline", "samples": [10, 50], "seeds": [42, 43], "variants": '
@@ -39,28 +27,32 @@ FORM = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridPoint:
     """One run of a sweep; a variant is what all its seeds and sample counts have in common."""
 
     variant: str
     config: ExperimentConfig
 
+    def folder(self, root: Path) -> Path:
+        """Return the run folder under `root`."""
+        return run_folder_of(self.config, root)
+
     def __str__(self) -> str:
         return f"{self.variant}, {self.config.data.samples:,} samples, seed {self.config.runtime.seed}"
 
 
-def cells_around(
+def points_around(
     base: ExperimentConfig, variants: Mapping[str, Settings], seeds: Sequence[int] | None = None
-) -> list[Cell]:
-    """Make cells of `{name: settings on top of base}`, seed by seed; None takes the base's own seed."""
+) -> list[GridPoint]:
+    """Make grid points of `{name: settings on top of base}`, seed by seed; None takes the base's own seed."""
     return [
-        Cell(name, base.replace({**settings, "runtime.seed": seed}))
+        GridPoint(name, base.replace({**settings, "runtime.seed": seed}))
         for seed in seeds or [base.runtime.seed]
         for name, settings in variants.items()
     ]
 
 
-def asked_for(file: Path | None, options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+def asked_for(file: Path | None, options: Mapping[str, Any], settings: Settings) -> Settings:
     """Return the protocol in `file`, or the one that the options of the command line give.
 
     Args:
@@ -84,7 +76,7 @@ def grid(recipes: Sequence[str] | None, axes: Sequence[str]) -> dict[str, Settin
 
     Args:
         recipes: None takes the preset's own.
-        axes: `concern.field=value,value,...`.
+        axes: `group.field=value,value,...`.
 
     Raises:
         UserError: an axis of another form.
@@ -103,11 +95,11 @@ def _axis(pair: str) -> list[tuple[str, str]]:
     key, _, values = (part.strip() for part in pair.partition("="))
     found = [value.strip() for value in values.split(",")]
     if not key or not all(found):
-        raise UserError(f"--grid {pair!r} is no axis; write --grid concern.field=value,value.")
+        raise UserError(f"--grid {pair!r} is no axis; write --grid group.field=value,value.")
     return [(key, value) for value in found]
 
 
-def read_protocol(path: Path) -> dict[str, Any]:
+def read_protocol(path: Path) -> Settings:
     """Read a protocol file: a JSON object with `variants`, an object by name, and what they share.
 
     A variant may have its own `recipe`, `settings`, `samples` and `seeds`; the object around them has these
@@ -134,12 +126,14 @@ def _check(what: str, values: Any, allowed: Collection[str]) -> None:
     for key, value in values.items():
         if key not in allowed:
             raise UserError(f"{what} has {key!r}; allowed: {', '.join(allowed)}.")
-        if not KINDS[key].holds(value):
-            raise UserError(f"{what} has {value!r} as {key}; allowed: {KINDS[key].text}.")
+        kind = KINDS[key]
+        fits = isinstance(value, kind)
+        if not fits or (kind is list and {type(each) for each in value} != {int}):
+            raise UserError(f"{what} has {value!r} as {key}; allowed: {NAMES[kind]}.")
 
 
-def cells_of(protocol: Mapping[str, Any], tell: Callable[[str], None] = say) -> list[Cell]:
-    """Make every cell of a protocol, in the order in which they run: small counts first, then first seeds.
+def grid_points(protocol: Settings, tell: Callable[[str], None] = say) -> list[GridPoint]:
+    """Make every grid point of a protocol, in the order in which they run: small counts, first seeds first.
 
     All variants read the same validation and test.
 
@@ -159,23 +153,23 @@ def cells_of(protocol: Mapping[str, Any], tell: Callable[[str], None] = say) -> 
     base = configure(preset, protocol.get("recipe"), max(counts, default=None), common, tell)
     sizes = ("samples", "validation_samples", "test_samples") if base.data.source == "file" else ("samples",)
     shared = {f"data.{size}": getattr(base.data, size) for size in sizes}
-    placed: list[tuple[int, int, Cell]] = []
+    placed: list[tuple[int, int, GridPoint]] = []
     for name, variant in variants.items():
-        settings = {**shared, **common, **(protocol["variants"][name].get("settings") or {})}
         try:
+            settings = {**shared, **common, **(protocol["variants"][name].get("settings") or {})}
             config = configure(preset, variant["recipe"], None, settings, lambda _: None)
             for count in variant["samples"] or [config.data.samples]:
                 for place, seed in enumerate(variant["seeds"] or [config.runtime.seed]):
                     own = config.replace({"data.samples": count, "runtime.seed": seed})
-                    placed.append((count, place, Cell(name, own)))
+                    placed.append((count, place, GridPoint(name, own)))
         except UserError as error:
             raise UserError(f"Variant {name!r}: {error}") from None
-    return [cell for *_, cell in sorted(placed, key=lambda each: each[:2])]
+    return [point for *_, point in sorted(placed, key=lambda each: each[:2])]
 
 
-def sweep_name(cells: Sequence[Cell], file: Path | None) -> str:
-    """Name a sweep's folder: like its protocol file, or by its preset and a short hash of its cells."""
+def sweep_name(points: Sequence[GridPoint], file: Path | None) -> str:
+    """Name a sweep's folder: like its protocol file, or by its preset and a short hash of its grid points."""
     if file:
         return file.stem
-    contents = digest([[cell.variant, cell.config.to_dict()] for cell in cells])
-    return f"sweep-{cells[0].config.preset}-{contents[:6]}"
+    contents = digest([[point.variant, point.config.to_dict()] for point in points])
+    return f"sweep-{points[0].config.preset}-{contents[:6]}"

@@ -6,7 +6,6 @@ are random. Every word is one token of GPT-2's, so that distances are exact.
 """
 
 import random
-from collections.abc import Sequence
 from functools import partial
 
 from ..data.conversations import add_source
@@ -33,14 +32,15 @@ FILLERS = ("and", "then", "so", "now", "well", "but", "also", "just")
 OPENERS = ("So", "Well", "Now", "And", "But", "Then", "Yes", "No")  # of a message: no space stands before it
 MESSAGE = 40  # tokens of a message, about
 PAIR_SHARE = 0.5  # of a conversation's tokens are in pairs, stated or asked for
-
 PIECE = 256  # conversations made at a time
 
 # Blocks of row numbers, so that no setting moves the rows of another split.
-RECALL_VALIDATION = range(0, 10_000)
-RECALL_TEST = range(10_000, 20_000)
-RECALL_CORPUS = range(20_000, 30_000)
-RECALL_TRAIN = range(30_000, 10_000_000)
+SPLITS = {
+    "validation": range(0, 10_000),
+    "test": range(10_000, 20_000),
+    "corpus": range(20_000, 30_000),
+    "train": range(30_000, 10_000_000),
+}
 
 
 def recall_rows(data: DataConfig, split: Split) -> Rows:
@@ -54,16 +54,15 @@ def recall_rows(data: DataConfig, split: Split) -> Rows:
             "data.table is 'cooccurrence', which tells words apart by their neighbours; those of "
             "data.source=recall are random. Allowed with it: random, gpt2."
         )
-    held_back = {"validation": RECALL_VALIDATION, "test": RECALL_TEST, "corpus": RECALL_CORPUS}
-    available, window = held_back.get(split, RECALL_TRAIN), data.recall_window
+    available, window = SPLITS[split], data.recall_window
     check_available(data.count(split), len(available), split, "the recall task")
     rows = available[: data.count(split)]
+
+    def made(part: range) -> list[Row]:
+        return [(f"recall:{window}:{row}", recall_conversation(row, window)) for row in part]
+
     parts = (rows[at : at + PIECE] for at in range(0, len(rows), PIECE))
-    return Rows(tuple((len(part), partial(_made, part, window)) for part in parts))
-
-
-def _made(rows: range, window: int) -> list[Row]:
-    return [(f"recall:{window}:{row}", recall_conversation(row, window)) for row in rows]
+    return Rows(tuple((len(part), partial(made, part)) for part in parts))
 
 
 def recall_conversation(row: int, window: int) -> Messages:
@@ -99,7 +98,7 @@ def _places(words: list[str | None], window: int, draw: random.Random) -> tuple[
 
 
 def _messages(words: list[str | None], draw: random.Random) -> Messages:
-    """The conversation with its gaps filled, cut into messages where two free places lie side by side.
+    """Fill the gaps of a conversation, and cut it into messages where two free places lie side by side.
 
     The newline between two messages takes the first of these, the word that opens a message the second.
     """
@@ -108,13 +107,10 @@ def _messages(words: list[str | None], draw: random.Random) -> Messages:
         if word is None and len(messages[-1]) >= MESSAGE and words[place + 1 : place + 2] == [None]:
             messages.append([])
         else:
-            messages[-1].append(word or _one_of(FILLERS if messages[-1] else OPENERS, draw))
+            fillers = FILLERS if messages[-1] else OPENERS
+            messages[-1].append(word or fillers[int(draw.random() * len(fillers))])
     roles = ("user", "assistant")
     return [{"role": roles[n % 2], "content": " ".join(message)} for n, message in enumerate(messages)]
-
-
-def _one_of(words: Sequence[str], draw: random.Random) -> str:
-    return words[int(draw.random() * len(words))]
 
 
 add_source("recall", "made up: pairs of words that are stated once and asked for later", recall_rows)

@@ -19,7 +19,7 @@ def recall_task(model: ContextKV, cache: StreamCache, keys: Tensor, window: int)
 
     Args:
         cache: of the validation stream.
-        keys: int64 `[num_keys]`, the tokens that ask.
+        keys: int64 `[num_keys]`, the tokens that ask where they come again.
         window: how far back their values may lie, in tokens.
 
     Returns:
@@ -28,28 +28,23 @@ def recall_task(model: ContextKV, cache: StreamCache, keys: Tensor, window: int)
         tokens the nearest slot has read since that value (with slots an interval apart: the distance modulo
         the interval; from an interval on, in one row).
     """
-    positions, distances = answers(cache.ids, keys, window)
-    positions, distances = positions[:MOST], distances[:MOST]
+    positions, distances = (each[:MOST] for each in answers(cache.ids, keys, window))
     losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions))
     interval = model.config.interval
-    doubled = [1, *(interval << power for power in range((window // interval).bit_length())), window]
-    edges = sorted({edge for edge in doubled if edge <= window})
-    places = [*range(min(interval, window) + 1), window]
+    doubled = (interval << power for power in range((window // interval).bit_length()))
+    edges = sorted({edge for edge in (1, *doubled, window) if edge <= window})
+    places = sorted({*range(min(interval, window) + 1), window})
     return {
         "answers": len(positions),
         "accuracy": correct.double().mean().item(),
         "ppl": perplexity(losses.double().mean().item()),
         "by_distance": binned(distances, edges, losses, correct),
-        "by_place": binned(read_since(positions, distances, model), sorted(set(places)), losses, correct),
+        "by_place": binned(read_since(positions, distances, model), places, losses, correct),
     }
 
 
 def answers(ids: Tensor, keys: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Find where keys ask, and how many tokens before that their value came: int64 `[n]` each.
-
-    Args:
-        ids: int `[num_tokens]`, a stream in which a key that occurs again within the window asks.
-    """
+    """Find where keys ask, and how many tokens before that their value came: int64 `[n]` each."""
     inputs = ids[:-1].long()
     at = torch.isin(inputs, keys).nonzero()[:, 0]
     since = since_last(inputs)[at]
@@ -58,7 +53,6 @@ def answers(ids: Tensor, keys: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def read_since(positions: Tensor, distances: Tensor, model: ContextKV) -> Tensor:
-    """Tokens that the nearest slot at or after a token so far back has read since it: int64 `[n]`."""
-    slots = model.window.slots(positions)
-    behind = slots - (positions - distances)[:, None]  # (n, slots)
+    """Count the tokens that the nearest slot at or after a token so far back has read since: int64 `[n]`."""
+    behind = model.window.slots(positions) - (positions - distances)[:, None]  # (n, slots)
     return behind.where(behind >= 0, distances[:, None]).amin(dim=1)

@@ -1,4 +1,4 @@
-"""Many experiments side by side: each cell an ordinary run, the results written after every one."""
+"""Many experiments side by side: each grid point an ordinary run, the results written after every one."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,44 +17,39 @@ from ..locks import only_process
 from ..progress import Listener, notice, progress_bar
 from ..runs.config import ExperimentConfig, changed_settings, flat
 from ..runs.plugins import PlugIn
-from ..runs.run_folder import Run, RunFolder, load_run, run_folder_of
+from ..runs.run_folder import Run, RunFolder, load_run
 from ..views.axes import save
 from ..views.study import sweep_figure
 from .measure import measure, measurements_of
-from .protocol import Cell
-from .sweep_table import Facts, cell_results, format_sweep, rounded, summarize, sweep_document
+from .protocol import GridPoint
+from .sweep_table import Entry, Results, format_sweep, results_of, summarize, sweep_document
 
 DONE = ("finished", "diverged")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell and what became of it.
+    """A grid point and what became of it.
 
     Attributes:
-        facts: its entry in `sweep.json`. `state` is "waiting", "finished", "diverged", which would happen
-            again, or "failed", which is tried again; `error` says why a cell did not finish.
-        run: of a finished cell whose folder is there.
+        entry: what `sweep.json` has of it. `state` is "waiting", "finished", "diverged", which would happen
+            again, or "failed", which is tried again; `error` says why a run did not finish.
+        run: of a finished one whose folder is there.
     """
 
-    cell: Cell
-    folder: Path
-    facts: Facts
+    point: GridPoint
+    entry: Entry
     run: Run | None = None
-
-    @property
-    def state(self) -> str:
-        return str(self.facts["state"])
 
     def __str__(self) -> str:
         if self.run:
-            return f"{self.cell}: val PPL {self.run.summary['phase2']['val_ppl']:,.1f}"
-        return f"{self.cell}: {self.state}: {self.facts.get('error')}"
+            return f"{self.point}: val PPL {self.run.summary['phase2']['val_ppl']:,.1f}"
+        return f"{self.point}: {self.entry['state']}: {self.entry.get('error')}"
 
 
 @stopped_calmly()
 def sweep(
-    cells: Sequence[Cell],
+    points: Sequence[GridPoint],
     root: Path,
     out: Path,
     listener: Listener = lambda _: None,
@@ -62,84 +57,67 @@ def sweep(
     keep: bool = False,
     tell: Callable[[str], None] = notice,
 ) -> list[Outcome]:
-    """Run and measure every cell that is not done; write `sweep.json`, `sweep.md`, `sweep.png` after each.
+    """Run and measure every grid point that is not done; write `sweep.json`, `.md` and `.png` after each.
 
-    A cell that fails is recorded with its reason, and the others go on. A finished cell is not run again,
+    A run that fails is recorded with its reason, and the others go on. A finished one is not run again,
     whatever code it ran: its summary names the commit. Unless artefacts are to be kept, its entry in
     `sweep.json` is enough, so that a study goes on from results that were passed on.
 
     Args:
         root: folder of the run folders.
         out: folder of the results.
-        listener: gets every metric of every run, with the cell's name as `run`.
-        hours: begin no cell once so much time has passed; None sets no limit.
-        keep: keep model, caches and checkpoints of the cells that are run now; else only their results.
-        tell: gets a line of text for each cell that is run.
+        listener: gets every metric of every run.
+        hours: begin no run once so much time has passed; None sets no limit.
+        keep: keep model, caches and checkpoints of what is run now; else only the results.
+        tell: gets a line of text for each run.
 
     Raises:
-        UserError: before anything is computed, if there are fewer conversations than the largest cell asks
+        UserError: before anything is computed, if there are fewer conversations than the largest run asks
             for, or `sweep.json` is damaged.
     """
-    load_conversations(max(cells, key=lambda cell: cell.config.data.samples).config.data, "train")
+    load_conversations(max((point.config.data for point in points), key=lambda data: data.samples), "train")
     began = time.monotonic()
     with only_process(out):
         remove_left_overs(out, deep=False)  # the run folders below may be in use
-        outcomes = _found(cells, root, out, keep)
-        waiting = [place for place, outcome in enumerate(outcomes) if outcome.state not in DONE]
-        for place in progress_bar(waiting, "Cells of the sweep", unit="cell"):
+        earlier = _entries(out / "sweep.json")
+        outcomes = [_found(point, root, earlier, keep) for point in points]
+        waiting = [place for place, each in enumerate(outcomes) if each.entry["state"] not in DONE]
+        for place in progress_bar(waiting, "Runs of the sweep", unit="run"):
             if hours is not None and time.monotonic() - began >= hours * 3600:
-                notice(f"{hours:g} hours are over; the same command goes on with the cells that wait.")
+                notice(f"{hours:g} hours are over; the same command goes on with the runs that wait.")
                 break
-            outcomes[place] = _run(cells[place], outcomes[place].folder, listener, keep)
-            tell(f"{place + 1} of {len(cells)}: {outcomes[place]}")
+            outcomes[place] = _run(points[place], root, listener, keep)
+            tell(f"{place + 1} of {len(points)}: {outcomes[place]}")
             _write(out, outcomes)
         _write(out, outcomes)
     return outcomes
 
 
-def sweep_folders(cells: Sequence[Cell], root: Path) -> list[Path]:
-    """The run folders of `sweep` with the same arguments."""
-    return [run_folder_of(cell.config, root) for cell in cells]
-
-
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
-    """Format the table for a terminal, and why cells did not finish."""
+    """Format the table for a terminal, and why runs did not finish."""
     return format_sweep(_results(outcomes))
 
 
 def finished_runs(outcomes: Sequence[Outcome]) -> dict[str, list[Run]]:
-    """`{variant: its finished runs}`, of the variants that have one."""
+    """Return `{variant: its finished runs}`, of the variants that have one."""
     runs: dict[str, list[Run]] = {}
-    for outcome in outcomes:
-        if outcome.run:
-            runs.setdefault(outcome.cell.variant, []).append(outcome.run)
+    for each in outcomes:
+        if each.run:
+            runs.setdefault(each.point.variant, []).append(each.run)
     return runs
 
 
-def _found(cells: Sequence[Cell], root: Path, out: Path, keep: bool) -> list[Outcome]:
-    """What earlier calls left of each cell."""
-    entries, outcomes = _entries(out / "sweep.json"), []
-    for cell, folder in zip(cells, sweep_folders(cells, root), strict=True):
-        facts = _facts(cell, folder, "waiting")
-        entry = entries.get(facts["config"], facts)
-        counts = {"finished": not keep, "diverged": folder.is_dir()}  # deleted, it is run again
-        if counts.get(entry["state"]):
-            facts = {**entry, "variant": cell.variant, "folder": folder.name}
-        outcomes.append(_finished(cell, folder) or Outcome(cell, folder, facts))
-    return outcomes
-
-
-def _entries(path: Path) -> dict[str, Facts]:
-    """Read the cells of an earlier call, by configuration, each with the n-grams of its sample count.
+def _entries(path: Path) -> dict[str, Entry]:
+    """Read the entries of an earlier call, by configuration, each with the n-grams of its sample count.
 
     Raises:
         UserError: the file is not what a sweep writes; nothing may be written over it.
     """
     try:
         results = read_json(path)
-        cells = [{"ngrams": results["ngrams"].get(str(c["samples"]), {}), **c} for c in results["cells"]]
-        sweep_document(summarize(results["variants"], cells))  # all that the results are written from
-        return {cell["config"]: cell for cell in cells}
+        entries = [{"ngrams": results["ngrams"].get(str(e["samples"]), {}), **e} for e in results["cells"]]
+        sweep_document(summarize(results["variants"], entries))  # all that the results are written from
+        return {entry["config"]: entry for entry in entries}
     except FileNotFoundError:
         return {}
     except (ValueError, LookupError, TypeError, AttributeError, TemplateError):
@@ -149,51 +127,62 @@ def _entries(path: Path) -> dict[str, Facts]:
         ) from None
 
 
-def _finished(cell: Cell, folder: Path) -> Outcome | None:
-    """Load the finished run of a cell, if it is one; measurements that it lacks are made if they can be."""
+def _found(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -> Outcome:
+    """Return what earlier calls left of a grid point."""
+    if done := _finished(point, root):
+        return done
+    waiting = _outcome(point, root, "waiting")
+    entry, folder = waiting.entry, point.folder(root)
+    left = earlier.get(entry["config"], entry)
+    counts = {"finished": not keep, "diverged": folder.is_dir()}  # deleted, it is run again
+    named = {"variant": point.variant, "folder": folder.name}
+    return Outcome(point, {**left, **named}) if counts.get(left["state"]) else waiting
+
+
+def _finished(point: GridPoint, root: Path) -> Outcome | None:
+    """Load a finished run, if there is one; measurements that it lacks are made if they can be."""
     with suppress(UserError):  # whatever is wrong with it: `run` will say so, or do it again
-        found = load_run(folder)
-        if found.config == cell.config:
+        found = load_run(point.folder(root))
+        if found.config == point.config:
             with suppress(UserError):  # its artefacts are dropped
-                if not set(measurements_of(cell.config)) <= set(found.summary):
+                if not set(measurements_of(point.config)) <= set(found.summary):
                     found = measure(found)
-            return Outcome(cell, folder, _facts(cell, folder, "finished", run=found), found)
+            return _outcome(point, root, "finished", run=found)
     return None
 
 
-def _run(cell: Cell, folder: Path, listener: Listener, keep: bool) -> Outcome:
-    if same := _finished(cell, folder):  # under another name, a moment ago
+def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Outcome:
+    if same := _finished(point, root):  # under another name, a moment ago
         return same
-    state, error, done = "finished", None, None
+    folder = RunFolder(point.folder(root))
     try:
-        done = measure(run(cell.config, folder, lambda metric: listener({**metric, "run": str(cell)})))
+        done = _outcome(point, root, "finished", run=measure(run(point.config, folder.path, listener)))
     except Diverged as problem:
-        state, error = "diverged", str(problem)
+        done = _outcome(point, root, "diverged", str(problem))
     except UserError as problem:
-        state, error = "failed", str(problem)
+        return _outcome(point, root, "failed", str(problem))
     except RuntimeError as problem:  # torch's, of a setting that nobody had tried
-        state, error = "failed", f"{type(problem).__name__}: {problem}"
-    if state in DONE and not keep:
-        held = RunFolder(folder)
-        with held.claimed(cell.config):
-            held.drop_artefacts()
-    return Outcome(cell, folder, _facts(cell, folder, state, error, done), done)
+        return _outcome(point, root, "failed", f"{type(problem).__name__}: {problem}")
+    if not keep:
+        with folder.claimed(point.config):
+            folder.drop_artefacts()
+    return done
 
 
-def _facts(cell: Cell, folder: Path, state: str, error: str | None = None, run: Run | None = None) -> Facts:
-    """A cell of `sweep.json`."""
-    config = cell.config
-    facts: Facts = {
-        "variant": cell.variant,
-        "samples": config.data.samples,
-        "seed": config.runtime.seed,
-        "folder": folder.name,
-        "config": _identity(config),
+def _outcome(
+    point: GridPoint, root: Path, state: str, error: str | None = None, run: Run | None = None
+) -> Outcome:
+    entry = {
+        "variant": point.variant,
+        "samples": point.config.data.samples,
+        "seed": point.config.runtime.seed,
+        "folder": point.folder(root).name,
+        "config": _identity(point.config),
         "state": state,
+        **({"error": error} if error else {}),
+        **(results_of(run.summary) if run else {}),
     }
-    if error:
-        facts["error"] = error
-    return {**facts, **(rounded(cell_results(run.summary)) if run else {})}
+    return Outcome(point, entry, run)
 
 
 def _identity(config: ExperimentConfig) -> str:
@@ -204,15 +193,15 @@ def _identity(config: ExperimentConfig) -> str:
     return digest({key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)})
 
 
-def _results(outcomes: Sequence[Outcome]) -> Facts:
-    """`sweep.json`."""
+def _results(outcomes: Sequence[Outcome]) -> Results:
+    """Make `sweep.json`."""
     variants = {}
-    for cell in (outcome.cell for outcome in outcomes):
-        changed = changed_settings(cell.config).items()
-        settings = {key: value for key, value in changed if key != "runtime.seed"}
-        named = {"preset": cell.config.preset, "recipe": cell.config.recipe}
-        variants[cell.variant] = {**named, "settings": settings}
-    return summarize(variants, [outcome.facts for outcome in outcomes])
+    for point in (each.point for each in outcomes):
+        changed = changed_settings(point.config)
+        changed.pop("runtime.seed", None)
+        named = {"preset": point.config.preset, "recipe": point.config.recipe}
+        variants[point.variant] = {**named, "settings": changed}
+    return summarize(variants, [each.entry for each in outcomes])
 
 
 def _write(out: Path, outcomes: Sequence[Outcome]) -> None:

@@ -75,64 +75,57 @@ class StructuredBlock(ContextBlock):
     @torch.no_grad()
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
         """Initialise the weights as the settings say; arguments as of `ContextBlock.init_weights`."""
-        if self.settings.longest_mean:
-            self.init_running_means(*principal_components(embeddings, tokens), self.settings.longest_mean)
-        elif self.settings.last_tokens:
-            mean, _, deviations = principal_components(embeddings, tokens)
-            self.init_shift_register(mean, deviations, self.settings.last_tokens)
-        else:
-            super().init_weights(embeddings, tokens, config)
+        if not (self.settings.longest_mean or self.settings.last_tokens):
+            return super().init_weights(embeddings, tokens, config)
+        mean, axes, deviations = principal_components(embeddings, tokens)
+        layout = (
+            self.running_means(axes, deviations)
+            if self.settings.longest_mean
+            else self.shift_register(deviations)
+        )
+        self.init_linear_recurrence(mean, *layout)
 
-    @torch.no_grad()
-    def init_running_means(self, mean: Tensor, axes: Tensor, deviations: Tensor, longest: float) -> None:
-        """Initialise half of the units to the current token, and half to running means of tokens.
+    def running_means(self, axes: Tensor, deviations: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Lay half of the units out for the current token, and half for running means of tokens.
 
         The first half holds the token's largest principal components, each scaled half-way to equal variance.
-        The other holds those of means over `SHORTEST_MEAN` to `longest` tokens, evenly on a log scale, all of
-        equal variance. Nothing is random.
-
-        Args:
-            mean, axes, deviations: of the tokens, as of `principal_components`.
+        The other holds those of means over `SHORTEST_MEAN` to `longest_mean` tokens, evenly on a log scale,
+        all of equal variance. Nothing is random. Arguments as `principal_components` returns them, result as
+        `init_linear_recurrence` takes it.
         """
         averaged = self.context_dim // (2 * MEANS)
         whole = self.context_dim - 1 - MEANS * averaged
         halfway = deviations[:whole].sqrt()
         token = axes[:whole] / (halfway * halfway.square().mean().sqrt())[:, None]
         equal = axes[:averaged] / deviations[:averaged, None]
-        lengths = torch.logspace(math.log10(SHORTEST_MEAN), math.log10(longest), MEANS)
-        decay = 1 - 1 / lengths
+        longest = math.log10(self.settings.longest_mean)
+        decay = 1 - 1 / torch.logspace(math.log10(SHORTEST_MEAN), longest, MEANS)
         means = [equal * scale for scale in MEAN_STD * (1 - decay**2).sqrt()]
-        self.init_linear_recurrence(
-            torch.diag(torch.cat([torch.zeros(whole), decay.repeat_interleave(averaged)])),
-            torch.cat([token, *means]),
-            mean,
-            variance=(whole + MEANS * averaged * MEAN_STD**2) / self.context_dim,
-        )
+        carried = torch.diag(torch.cat([torch.zeros(whole), decay.repeat_interleave(averaged)]))
+        variance = (whole + MEANS * averaged * MEAN_STD**2) / self.context_dim
+        return carried, torch.cat([token, *means]), variance
 
-    @torch.no_grad()
-    def init_shift_register(self, mean: Tensor, deviations: Tensor, count: int) -> None:
-        """Initialise the units to a shift register of the last `count` tokens.
+    def shift_register(self, deviations: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Lay the units out as a shift register of the last tokens; arguments as of `running_means`.
 
         Each token has `place_size` units of its own, along as many random orthogonal directions. With each
         token read, it moves on by as many units.
-
-        Args:
-            mean, deviations: as of `principal_components`.
         """
-        size, units = self.context_dim - 1, self.place_size(count)
+        size, units = self.context_dim - 1, self.place_size
         drawn = self.linear.weight[:units, self.context_dim :].cpu()
         directions = torch.linalg.qr(drawn.T).Q.T * (drawn.shape[1] ** 0.5 / deviations.norm())
         shift = torch.eye(size).roll(units, dims=0)
-        shift[:units] = shift[units * count :] = 0
-        variance = units * count / self.context_dim
-        self.init_linear_recurrence(shift, F.pad(directions, (0, 0, 0, size - units)), mean, variance)
+        shift[:units] = shift[units * self.settings.last_tokens :] = 0
+        variance = units * self.settings.last_tokens / self.context_dim
+        return shift, F.pad(directions, (0, 0, 0, size - units)), variance
 
-    def place_size(self, count: int) -> int:
-        """Return how many units each of `count` tokens has."""
-        return (self.context_dim - 1) // count
+    @property
+    def place_size(self) -> int:
+        """How many units each of the last tokens has."""
+        return (self.context_dim - 1) // self.settings.last_tokens
 
     @torch.no_grad()
-    def init_linear_recurrence(self, carried: Tensor, weights: Tensor, mean: Tensor, variance: float) -> None:
+    def init_linear_recurrence(self, mean: Tensor, carried: Tensor, weights: Tensor, variance: float) -> None:
         """Initialise the weights so that a step is all but linear: `c' = carried @ c + weights @ (x - mean)`.
 
         GELU(z) is z where z is large, so all units get one large bias; the norm subtracts it again, with what
@@ -140,9 +133,9 @@ class StructuredBlock(ContextBlock):
         constant and larger than all others together. Its scale is 0, so contexts have 0 there.
 
         Args:
+            mean: of the tokens, `[hidden_size]`.
             carried: `[context_dim - 1, context_dim - 1]`, which lets no context grow.
             weights: `[context_dim - 1, hidden_size]`.
-            mean: of the tokens, `[hidden_size]`.
             variance: of the resulting contexts, the mean over units.
         """
         size = self.context_dim
@@ -271,7 +264,7 @@ class BiasedAttention(ContextKVAttention):
             block: a trained one with `last_tokens`.
         """
         count = block.settings.last_tokens
-        size, units = block.context_dim, block.place_size(count)
+        size, units = block.context_dim, block.place_size
         axes = min(units, self.head_dim)
         directions = block.linear.weight[:axes, size:]
         shift = block.linear.bias[:axes] - LINEAR

@@ -11,12 +11,13 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.report import write_report
 from ctxkv_lib.research import measure as module
-from ctxkv_lib.research.measure import ALL, measure, measurements_of
+from ctxkv_lib.research.measure import MAKERS, measure, measurements_of
 from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.records import MEASURES
 from ctxkv_lib.runs.run_folder import RunFolder, load_run
 from ctxkv_lib.runs.verification import verify
 
-POSSIBLE = [name for name in ALL if name != "recall_task"]
+POSSIBLE = [name for name in MEASURES if name != "recall_task"]
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,13 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(plain):
-    assert not set(ALL) & set(plain.summary)
+    assert not set(MEASURES) & set(plain.summary)
     return measure(plain)
 
 
 def test_they_are_kept_in_summary_report_and_folder(finished):
     assert measurements_of(finished.config) == POSSIBLE
-    assert [name for name in ALL if name in finished.summary] == POSSIBLE
+    assert [name for name in MEASURES if name in finished.summary] == POSSIBLE
     assert load_run(finished.path).summary == finished.summary
     assert verify(finished.path).intact
     report = (finished.path / "report.md").read_text()
@@ -46,16 +47,15 @@ def test_they_are_kept_in_summary_report_and_folder(finished):
 
 
 def test_each_is_made_once_and_anew_when_its_code_changes(finished, monkeypatch):
-    makers = ("probe", "_ablations", "_generation", "_ngrams")
-    for name in makers:
-        monkeypatch.setattr(module, name, None)
+    monkeypatch.setattr(module, "MAKERS", {})
     assert measure(finished).summary == finished.summary
     assert run(finished.config, finished.path).summary == finished.summary
-    monkeypatch.setattr(module, "_ngrams", lambda *_: {"kneser_ney": {"val_ppl": 3.0, "order": 2}})
+    made = {"kneser_ney": {"val_ppl": 3.0, "order": 2}}
+    monkeypatch.setattr(module, "MAKERS", {"ngrams": lambda *_: made})
     with monkeypatch.context() as patch:
         patch.setattr(module, "code_version", lambda *names: f"new code of {names[0]}")
         again = measure(finished, ["ngrams"]).summary
-    assert again == {**finished.summary, "ngrams": {"kneser_ney": {"val_ppl": 3.0, "order": 2}}}
+    assert again == {**finished.summary, "ngrams": made}
     monkeypatch.undo()
     assert measure(finished).summary == finished.summary
 
@@ -116,9 +116,12 @@ def test_n_grams_count_what_the_table_is_made_from_once(tiny_config, tmp_path, m
         data |= {"data.source": "file", "data.path": "chats.jsonl", "data.corpus": "chitchat+own"}
     config, folder = tiny_config.replace(data), RunFolder(tmp_path)
     counted = [5, 1, 2] if own else [5, 1, 2, 1, 2]
-    assert module._ngrams(config, folder) == {"kneser_ney_cache": [1, 2], "kneser_ney_table_cache": counted}
+    assert MAKERS["ngrams"](config, folder, None) == {
+        "kneser_ney_cache": [1, 2],
+        "kneser_ney_table_cache": counted,
+    }
     said: list[str] = []
     monkeypatch.setattr(module, "say", said.append)
     monkeypatch.setattr(module, "MOST_COUNTED", 4)
-    assert module._ngrams(config, folder) == {"kneser_ney_cache": [1, 2]}
+    assert MAKERS["ngrams"](config, folder, None) == {"kneser_ney_cache": [1, 2]}
     assert said == ["No n-grams of the table's text: 3 tokens are too many (4)."]

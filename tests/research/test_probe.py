@@ -1,11 +1,10 @@
-"""The probe of a run: the blocks it compares, the distances, and how it reads contexts."""
+"""The probe of a run: the blocks it compares, and the distances."""
 
 import pytest
 import torch
-from conftest import tiny_ids, tiny_model
+from conftest import tiny_model
 
-from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
-from ctxkv_lib.research.probe import distances, probe, read_through, untrained_block
+from ctxkv_lib.research.probe import distances, probe, untrained_block
 from ctxkv_lib.runs.run_folder import RunFolder
 from ctxkv_lib.views.pictures import memory_of_contexts
 
@@ -36,17 +35,6 @@ def test_distances_reach_through_the_window():
     assert distances(20, 640)[21:] == [30, 45, 67, 100, 150, 225, 337, 505]
     assert distances(3, 12) == [0, 1, 2, 3, 4, 6, 9]
     assert distances(1, 1) == [0]
-
-
-@torch.no_grad()
-def test_reading_one_by_one_is_the_recurrence():
-    model = tiny_model()
-    embeddings, tokens = distinct_rows(model, tiny_ids(300))
-    half = model.context_block.project_inputs(embeddings)
-    expected, _ = exact_contexts(model.context_block, half, tokens, 1e-5)
-    whole, start = read_through(model.context_block, half, [tokens, tokens[:70]])
-    torch.testing.assert_close(whole, expected[1:], atol=1e-4, rtol=0)
-    torch.testing.assert_close(start, expected[1:71], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ def test_a_linear_recurrence_is_what_was_asked_for():
     block, draw = structured_block(64, 96), torch.Generator().manual_seed(0)
     kept, mean = torch.linspace(0, 0.97, 63), torch.randn(96, generator=draw)
     weights = torch.randn(63, 96, generator=draw) * ((1 - kept**2) / 96).sqrt()[:, None]
-    block.init_linear_recurrence(torch.diag(kept), weights, mean, 63 / 64)
+    block.init_linear_recurrence(mean, torch.diag(kept), weights, 63 / 64)
     state = torch.zeros(20, 64)
     expected, states = state[:, :-1], []
     for _ in range(100):
@@ -158,7 +158,7 @@ def shift_register(streams):
 def test_contexts_hold_the_last_tokens_one_by_one():
     torch.manual_seed(0)
     model, _, contexts = shift_register(torch.randint(0, 100, (20, 150)))
-    size = model.context_block.place_size(6)
+    size = model.context_block.place_size
     assert size == 42
     places = contexts[:, 51:, :252].unflatten(2, (6, size))
     assert places.std().item() == pytest.approx(1, rel=0.1)

@@ -1,0 +1,114 @@
+"""Tables and figures of sweeps whose results are made up."""
+
+import numpy as np
+import pytest
+
+from ctxkv_lib.research.sweep_table import power_law, summarize, sweep_document
+from ctxkv_lib.views.study import memory_figure, sweep_figure
+
+
+def entry(variant, samples, seed, ppl, **more):
+    return {
+        "variant": variant,
+        "samples": samples,
+        "seed": seed,
+        "state": "finished",
+        "train_tokens": 1000 * samples,
+        "trained": 10,
+        "best_epoch": 2,
+        "val_ppl": ppl,
+        "test_ppl": 2 * ppl,
+        "seconds": 4.0,
+        "measured": {},
+        "ngrams": {"kneser_ney": {"val_ppl": 5.0 * samples**-0.1, "test_ppl": 9.0}},
+        "git_commit": "abc",
+        **more,
+    }
+
+
+def results(counts):
+    entries = [
+        entry(name, n, seed, (100 + place) * n**-0.3 * (1 + seed / 100))
+        for n in counts
+        for place, name in enumerate(("a", "costs $5"))
+        for seed in (1, 2)
+    ]
+    variants = {name: {"recipe": "exact", "settings": {}} for name in ("a", "costs $5")}
+    return summarize(variants, entries)
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_power_law_is_said_of_three_sizes_and_more_and_has_its_exponent():
+    points = [(tokens, 900 * tokens**-0.25) for tokens in (10, 50, 200)]
+    law = power_law(points)
+    assert (law["exponent"], law["factor"]) == (pytest.approx(0.25), pytest.approx(900))
+    assert law["error"] == pytest.approx(0, abs=1e-9)
+    assert power_law(points[:2] * 3) is None
+    bent = power_law([*points, (200, 900 * 200**-0.25 * 1.21)])  # geometric mean 10% above
+    x, y = np.log([10, 50, 200, 200]), np.log(900) - 0.25 * np.log([10, 50, 200, 200])
+    y[-1] += np.log(1.21)
+    assert bent["exponent"] == pytest.approx(-np.cov(x, y)[0, 1] / np.var(x, ddof=1))
+    assert 0.01 < bent["error"] < 0.1
+
+
+def test_rows_have_mean_spread_and_n_grams_beside():
+    found = results([10, 50, 200])
+    document = sweep_document(found)
+    assert "| a | 10 | 2 | 10 | 50.9 ± 0.4 | 101.7 ± 0.7 | 2, 2 | 4.0 |" in document
+    assert "| n-grams | 10 | – | – | 4.0 | 9.0 | – | – |" in document
+    assert "| a | 0.300 | 0.0% | 0.300 | 0.0% |" in document
+    assert found["ngrams"]["10"] == {"kneser_ney": {"val_ppl": 5.0 * 10**-0.1, "test_ppl": 9.0}}
+    assert not any("ngrams" in each for each in found["cells"])
+    assert "costs \\$5" in document
+    assert "Made by commit abc." in document
+    assert "tokens^" not in sweep_document(results([10, 50]))
+
+
+def test_measurements_have_a_table_and_a_figure_with_gaps_where_a_baseline_has_none():
+    entries = [
+        entry(name, 10, seed, ppl + seed, measured={"horizon": back, "mean_recall": back / 50, "zero": back})
+        for name, ppl, back in (("short", 100, 7), ("long", 120, 1000))
+        for seed in (1, 2)
+    ]
+    entries.append(entry("none", 10, 1, 110, measured={"repeated_ppl": 50.0}))
+    found = summarize({}, entries)
+    document = sweep_document(found)
+    assert "| Variant | Samples | Memory span | Mean of 20 | Zero | Pairs again |" in document
+    assert "| short | 10 | 7 | 0.14 | +7.0% | – |" in document
+    assert "| long | 10 | 1000 | 20.00 | over 1,000% | – |" in document
+    assert "| none | 10 | – | – | – | 50.0 |" in document
+    figure = memory_figure(found)
+    for ax, scale in zip(figure.axes, (1, 50), strict=True):
+        points = {line.get_label(): line.get_xydata().tolist() for line in ax.get_lines()}
+        assert points["short"] == [[7 / scale, 101.5]]
+        assert points["long"] == [[1000 / scale, 121.5]]
+        assert ax.get_xlabel()
+    assert legend(figure) == ["short", "long"]
+
+
+def test_the_figure_has_a_line_a_variant_and_their_exponents():
+    figure = sweep_figure(results([10, 50, 200]))
+    validation, test = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["Validation", "Test"]
+    words = legend(figure)
+    assert words == ["a: tokens^-0.30", "costs $5: tokens^-0.30", "n-grams: tokens^-0.10"]
+    (line,) = [each for each in validation.get_lines() if each.get_label() == words[0]]
+    assert line.get_xdata().tolist() == [10_000, 50_000, 200_000]
+    (counted,) = [each for each in test.get_lines() if each.get_label() == words[2]]
+    assert counted.get_ydata().tolist() == [9, 9, 9]
+    assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
+
+
+def test_one_sample_count_is_drawn_as_a_row_a_variant():
+    figure = sweep_figure(results([10]))
+    first, *others = figure.axes
+    assert [tick.get_text() for tick in first.get_yticklabels()] == ["a", "costs $5"]
+    assert not any(ax.get_yticklabels() for ax in others)
+    assert all("perplexity" in ax.get_xlabel() for ax in figure.axes)
+    assert legend(figure) == ["n-grams"]
+    without = entry("a", 10, 1, 100, ngrams={"kneser_ney": {"val_ppl": 4.0}})
+    del without["test_ppl"]  # hides no other's
+    assert len(sweep_figure(summarize({}, [without, entry("b", 10, 1, 110)])).axes) == 2
