@@ -85,10 +85,9 @@ def ablations(
 
 
 def shuffled(window: Tensor) -> Tensor:
-    """Give each slot of `[n, slots, context_dim]` its context from another position, each a different one.
+    """Give each slot of windows `[n, slots, context_dim]` its context from a different position.
 
-    A slot keeps the kind of context it is used to. It loses what belongs to the position, and that the
-    contexts of a window belong together.
+    It keeps the kind of context it is used to, and loses what belongs to position and window.
     """
     draw = torch.rand(window.shape[:2], generator=torch.Generator().manual_seed(SEED))
     order = draw.argsort(dim=0).to(window.device)
@@ -96,10 +95,7 @@ def shuffled(window: Tensor) -> Tensor:
 
 
 def _gather(model: ContextKV, cache: StreamCache, first: int, positions: Tensor) -> tuple[Batch, Tensor]:
-    """Gather `positions`, and the windows of those half the stream away, at or after `first` as well.
-
-    These are of another conversation, unless one makes up half of the stream.
-    """
+    """Gather `positions`, and windows half the stream away, of another conversation unless one is as long."""
     count = len(cache) - first
     away = first + (positions - first + count // 2) % count
     batch, other = (cache.gather(each, model.window).to(model.device) for each in (positions, away))

@@ -36,7 +36,7 @@ from .timing import Steps, compare, interleaved, product_rate
 PUBLISHED_ONLY = ("kv_method", "anchor")  # settings of the model that `method.reference` does not take
 SCALES = (64, 16, 4, 1)  # the stream's length over that of the beginnings that are timed
 HISTORIES = (640, 4_000, 32_000)  # tokens read before
-TOKENS_A_ROUND = 8
+TOKENS_A_ROUND = 8  # generated
 PREFILL_ROUNDS = 3  # at most: the GPT-2 block reads its longest history for many seconds
 MODELS = {"ours": "Context-KV", "gpt2": "GPT-2 block"}
 TITLES = {
@@ -53,10 +53,7 @@ Candidates = dict[tuple[str, int], Callable[[], Any]]
 def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) -> dict[str, Any]:
     """Measure everything, and write `bench.json` and `bench.png` into `out`.
 
-    Args:
-        config: the training stream, shapes and batch sizes to measure with.
-        run_folder: of that experiment; its stages are run up to the contexts.
-        rounds: timed repetitions; medians are reported.
+    The experiment's stages are run up to the contexts. Reported are medians of so many rounds.
 
     Raises:
         UserError: as `prepare`; settings or plug-ins that the original does not have; too few rounds.

@@ -20,33 +20,23 @@ STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # of the ridge, in m
 
 
 class Stream(NamedTuple):
-    """Contexts beside the tokens they were made from.
+    """Contexts beside the tokens they were made from."""
 
-    Attributes:
-        contexts: float32 `[n, context_dim]`, after each token.
-        tokens: int64 `[n]`, rows of a table of embeddings.
-    """
-
-    contexts: Tensor
-    tokens: Tensor
+    contexts: Tensor  # float32 `[n, context_dim]`, after each token
+    tokens: Tensor  # int64 `[n]`, rows of a table of embeddings
 
 
 class Ridge:
-    """Ridge regressions on one set of contexts, for any targets."""
+    """Ridge regressions on one set of contexts, float32 `[n, context_dim]`, for any targets."""
 
     def __init__(self, contexts: Tensor) -> None:
-        """Prepare float32 `[n, context_dim]`."""
         self.mean = contexts.mean(dim=0)
         self.centred = contexts - self.mean
         values, self.vectors = torch.linalg.eigh((self.centred.T @ self.centred).double())
         self.values = values.clamp(min=1e-9 * values.max().item())
 
     def fit(self, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Fit the targets `table[rows]`.
-
-        Args:
-            table: float32 `[m, outputs]`.
-            rows: int64 `[n]`.
+        """Fit the targets `table[rows]`, float32 `[m, outputs]` and int64 `[n]`.
 
         Returns:
             weights `[context_dim, outputs]` for centred contexts, and the targets' mean, float32.
@@ -71,8 +61,7 @@ def decodability(
     """Measure how much of the token so many positions back a context still has.
 
     Args:
-        train: what is fitted.
-        held_out: what is evaluated.
+        train, held_out: what is fitted, and what is evaluated.
         embeddings: float32 `[distinct, hidden_size]`, all of one norm.
         distances: 0 is the token just read.
 

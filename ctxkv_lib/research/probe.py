@@ -30,11 +30,9 @@ def distances(interval: int, window: int) -> list[int]:
 
 @torch.no_grad()
 def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
-    """Compute `probe` of the summary on the CPU: of the trained block, and as `fresh` of untrained ones.
+    """Compute `probe` of the summary: of the trained block, and as `fresh` of untrained ones; on the CPU.
 
-    Args:
-        folder: of a run that has its caches.
-        model: of the run, for its token table and shapes.
+    The folder has the run's caches; of its model, token table and shapes are used.
     """
     caches = [load_cache(folder.caches, split) for split in ROWS]
     ids = [cache.ids[:-1][:rows] for cache, rows in zip(caches, ROWS.values(), strict=True)]

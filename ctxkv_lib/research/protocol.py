@@ -53,11 +53,7 @@ def points_around(
 
 
 def asked_for(file: Path | None, options: Mapping[str, Any], settings: Settings) -> Settings:
-    """Return the protocol in `file`, or the one that the options of the command line give.
-
-    Args:
-        options: `preset`, `recipe` (one or more), `samples`, `seeds` and `grid`; empty if not given.
-        settings: common to all variants.
+    """Return the protocol in `file`, or the one that options of the command line and `settings` for all give.
 
     Raises:
         UserError: both are given, or the file is not as `read_protocol` says.
@@ -72,14 +68,10 @@ def asked_for(file: Path | None, options: Mapping[str, Any], settings: Settings)
 
 
 def grid(recipes: Sequence[str] | None, axes: Sequence[str]) -> dict[str, Settings]:
-    """Combine each recipe with each value of each axis to variants of a protocol.
-
-    Args:
-        recipes: None takes the preset's own.
-        axes: `group.field=value,value,...`.
+    """Combine each recipe (None: the preset's own) with each value of each axis to variants of a protocol.
 
     Raises:
-        UserError: an axis of another form.
+        UserError: an axis of another form than `group.field=value,value,...`.
     """
     variants: dict[str, Settings] = {}
     named: Sequence[str | None] = recipes or [None]
@@ -120,7 +112,6 @@ def read_protocol(path: Path) -> Settings:
 
 
 def _check(what: str, values: Any, allowed: Collection[str]) -> None:
-    """Refuse a part of a protocol that has another key, or a value of another kind."""
     if not isinstance(values, dict):
         raise UserError(f"{what} is no object; {FORM}.")
     for key, value in values.items():
@@ -135,11 +126,8 @@ def _check(what: str, values: Any, allowed: Collection[str]) -> None:
 def grid_points(protocol: Settings, tell: Callable[[str], None] = say) -> list[GridPoint]:
     """Make every grid point of a protocol, in the order in which they run: small counts, first seeds first.
 
-    All variants read the same validation and test.
-
-    Args:
-        protocol: as from `read_protocol`; what it lacks, or has as None, the preset gives.
-        tell: gets a line on how a file of one's own is split.
+    All variants read the same validation and test. What a protocol lacks, or has as None, the preset gives.
+    `tell` gets a line on how a file of one's own is split.
 
     Raises:
         UserError: a setting or a size that is not allowed; it names the variant.

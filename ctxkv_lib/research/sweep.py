@@ -22,7 +22,7 @@ from ..views.axes import save
 from ..views.study import sweep_figure
 from .measure import measure, measurements_of
 from .protocol import GridPoint
-from .sweep_table import Entry, Results, format_sweep, results_of, summarize, sweep_document
+from .sweep_table import Entry, Results, results_of, summarize, sweep_document
 
 DONE = ("finished", "diverged")
 
@@ -64,12 +64,10 @@ def sweep(
     `sweep.json` is enough, so that a study goes on from results that were passed on.
 
     Args:
-        root: folder of the run folders.
-        out: folder of the results.
-        listener: gets every metric of every run.
-        hours: begin no run once so much time has passed; None sets no limit.
-        keep: keep model, caches and checkpoints of what is run now; else only the results.
-        tell: gets a line of text for each run.
+        root, out: folders of the run folders, and of the results.
+        listener, tell: get every metric of every run, and a line of text for each run.
+        hours: begin no run once so much time has passed.
+        keep: keep model, caches and checkpoints of what is run now, not only the results.
 
     Raises:
         UserError: before anything is computed, if there are fewer conversations than the largest run asks
@@ -91,11 +89,6 @@ def sweep(
             _write(out, outcomes)
         _write(out, outcomes)
     return outcomes
-
-
-def format_outcomes(outcomes: Sequence[Outcome]) -> str:
-    """Format the table for a terminal, and why runs did not finish."""
-    return format_sweep(_results(outcomes))
 
 
 def finished_runs(outcomes: Sequence[Outcome]) -> dict[str, list[Run]]:
@@ -132,10 +125,9 @@ def _found(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) 
     if done := _finished(point, root):
         return done
     waiting = _outcome(point, root, "waiting")
-    entry, folder = waiting.entry, point.folder(root)
-    left = earlier.get(entry["config"], entry)
-    counts = {"finished": not keep, "diverged": folder.is_dir()}  # deleted, it is run again
-    named = {"variant": point.variant, "folder": folder.name}
+    left = earlier.get(waiting.entry["config"], waiting.entry)
+    counts = {"finished": not keep, "diverged": point.folder(root).is_dir()}  # deleted, it is run again
+    named = {name: waiting.entry[name] for name in ("variant", "folder")}
     return Outcome(point, {**left, **named}) if counts.get(left["state"]) else waiting
 
 
@@ -193,7 +185,7 @@ def _identity(config: ExperimentConfig) -> str:
     return digest({key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)})
 
 
-def _results(outcomes: Sequence[Outcome]) -> Results:
+def sweep_results(outcomes: Sequence[Outcome]) -> Results:
     """Make `sweep.json`."""
     variants = {}
     for point in (each.point for each in outcomes):
@@ -205,7 +197,7 @@ def _results(outcomes: Sequence[Outcome]) -> Results:
 
 
 def _write(out: Path, outcomes: Sequence[Outcome]) -> None:
-    results = _results(outcomes)
+    results = sweep_results(outcomes)
     write_rows_json(out / "sweep.json", results)
     write_text(out / "sweep.md", sweep_document(results))
     if results["rows"]:

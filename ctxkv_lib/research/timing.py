@@ -38,7 +38,6 @@ def compare(
     Args:
         makers: each makes its steps from the same weights; the first is what the others are compared with.
         rates: of matrix products, `fp32` and `bf16`; only a maker named `bf16` uses the latter.
-        rounds: steps that are timed.
         head_operations: of the output head in one step, all that is bf16 on a CPU.
 
     Returns:

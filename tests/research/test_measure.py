@@ -79,10 +79,7 @@ def test_the_command_probes_a_run(plain, finished, capsys):
     ("names", "said"),
     [
         (["horizon"], "measurement is 'horizon'; allowed: probe, ablations"),
-        (
-            ["recall_task"],
-            r"has no recall_task \(mixer=none, data.source=file\); it has probe",
-        ),
+        (["recall_task"], r"has no recall_task \(mixer=none, data.source=file\); it has probe"),
     ],
 )
 def test_what_a_run_cannot_have_is_refused(plain, names, said):

@@ -62,11 +62,3 @@ def test_a_baseline_is_served_or_refused_in_a_sentence(finished, capsys):
     assert code == (2 if mixer else 0)
     if code:
         assert "has no probe or ablations (mixer=" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_finished_baseline_is_not_run_again(finished, monkeypatch):
-    from ctxkv_lib.runs import stages
-
-    monkeypatch.setattr(stages, "train_attention", None)
-    assert run(finished.config, finished.path).summary == load_run(finished.path).summary

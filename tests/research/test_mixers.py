@@ -1,6 +1,5 @@
 """Mixers, which stand in the place of contexts, and the block of tokens."""
 
-import math
 from functools import partial
 
 import pytest
@@ -230,7 +229,7 @@ def test_an_end_to_end_block_refuses_settings_in_a_sentence(shapes, settings, se
         tiny_model(EndToEnd, shapes, **settings)
 
 
-def test_attention_to_tokens_trains_as_many_weights_as_to_contexts():
+def test_the_context_of_a_token_is_its_embedding_and_attention_to_it_trains_as_many_weights():
     """With the widths that the study sets: 768 and 2560."""
     settings = SlotAttention.Settings(slot_bias="learned")
     with torch.device("meta"):
@@ -239,11 +238,8 @@ def test_attention_to_tokens_trains_as_many_weights_as_to_contexts():
     assert parameter_counts(model)["trainable_phase2"] == 6_300_416
     with pytest.raises(ValueError, match=r"model\.context_dim is 256; allowed: model\.hidden_size \(768\)"):
         TokenBlock(256, 768)
-
-
-def test_the_context_of_a_token_is_its_embedding():
-    block, inputs = TokenBlock(24, 24), torch.randn(5, 24)
-    assert torch.equal(block(torch.randn(5, 24), inputs), inputs)
+    inputs = torch.randn(5, 24)
+    assert torch.equal(TokenBlock(24, 24)(torch.randn(5, 24), inputs), inputs)
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -259,27 +255,21 @@ def test_training_lowers_the_loss_and_the_best_epoch_is_kept(kind):
     assert evaluate(model, validation).perplexity == pytest.approx(best)
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.parametrize("kind", [GRUMixer, EndToEnd])
-def test_stopped_and_resumed_gives_the_same_numbers(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(long_run, "EVERY_SECONDS", 0)
-    monkeypatch.setattr(long_run, "WRITING_SHARE", math.inf)
-    ids, config, steps = tiny_ids(300), Phase2Config(max_epochs=2, batch_size=64), []
+def test_stopped_and_resumed_gives_the_same_numbers(kind, tmp_path, saved_at_every_step):
+    steps = []
 
     class Stopping(long_run.LongRun):
         def after_step(self, state):
             super().after_step(state)
             steps.append(1)
             if len(steps) == 7:
-                raise Stopped
+                raise KeyboardInterrupt
 
     def trained(loop):
         model = tiny_model(kind, layer_dropout=0.2)
-        train, validation = stream(model, ids, True), stream(model, tiny_ids(60, seed=5))
-        train_attention(model, train, validation, config, seed=1, loop=loop)
+        train, validation = stream(model, tiny_ids(300), True), stream(model, tiny_ids(60, seed=5))
+        train_attention(model, train, validation, Phase2Config(max_epochs=2, batch_size=64), 1, loop=loop)
         return model.state_dict()
 
     def resumable():
@@ -287,7 +277,7 @@ def test_stopped_and_resumed_gives_the_same_numbers(kind, tmp_path, monkeypatch)
         return Stopping("Phase 2", torch.device("cpu"), lambda _: None, checkpoint)
 
     whole = trained(Loop())
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         trained(resumable())
     for name, value in trained(resumable()).items():
         assert torch.equal(value, whole[name]), name

@@ -81,15 +81,9 @@ def test_accuracy_is_that_of_the_answers_by_where_they_were_stated(stream, monke
     model = tiny_model(interval=10, max_contexts=16)
     found = recall_task(model, StreamCache(ids.int(), torch.zeros(len(ids), 1)), keys, 160)
     assert found["accuracy"] == pytest.approx((distances <= 30).float().mean().item())
-    assert [(row["from"], row["to"]) for row in found["by_distance"]] == [
-        (1, 9),
-        (10, 19),
-        (20, 39),
-        (40, 79),
-        (80, 159),
-    ]
-    assert [row["accuracy"] for row in found["by_distance"][:2]] == [1, 1]
-    assert [row["accuracy"] for row in found["by_distance"][3:]] == [0, 0]
+    rows = found["by_distance"]
+    assert [(row["from"], row["to"]) for row in rows] == [(1, 9), (10, 19), (20, 39), (40, 79), (80, 159)]
+    assert [row["accuracy"] for row in (*rows[:2], *rows[3:])] == [1, 1, 0, 0]
     assert sum(row["tokens"] for row in found["by_place"]) == found["answers"] == len(positions)
     assert [row["from"] for row in found["by_place"]] == list(range(10))
 

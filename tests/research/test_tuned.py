@@ -91,25 +91,6 @@ def test_a_stream_of_one_token_has_contexts_too():
     assert recurrence(block, embeddings, tokens[None]).abs().max() < 0.1
 
 
-def test_a_linear_recurrence_is_what_was_asked_for():
-    """Beside the recurrence in plain numbers, over random tokens."""
-    block, draw = structured_block(64, 96), torch.Generator().manual_seed(0)
-    kept, mean = torch.linspace(0, 0.97, 63), torch.randn(96, generator=draw)
-    weights = torch.randn(63, 96, generator=draw) * ((1 - kept**2) / 96).sqrt()[:, None]
-    block.init_linear_recurrence(mean, torch.diag(kept), weights, 63 / 64)
-    state = torch.zeros(20, 64)
-    expected, states = state[:, :-1], []
-    for _ in range(100):
-        tokens = mean + torch.randn(20, 96, generator=draw)
-        state = block(state, block.project_inputs(tokens)).detach()
-        expected = kept * expected + (tokens - mean) @ weights.T
-        assert state[:, -1].abs().max() == 0
-        states.append((state[:, :-1], expected))
-    linear, wanted = (torch.stack(each) for each in zip(*states, strict=True))
-    assert wanted.std().item() == pytest.approx(1, rel=0.1)
-    assert (linear - wanted).square().mean() < 0.05  # what units have in common, which the norm subtracts
-
-
 def test_without_settings_a_block_is_the_published_one():
     embeddings, tokens = torch.randn(5, 24), torch.arange(5)
     blocks = []
@@ -210,13 +191,6 @@ def test_induction_heads_need_a_block_with_last_tokens(block):
         tiny_model(heads="induction").attention.init_from_block(block)
 
 
-def test_random_heads_are_left_as_they_are():
-    model = tiny_model({"last_tokens": 3})
-    before = {name: value.clone() for name, value in model.attention.state_dict().items()}
-    model.attention.init_from_block(model.context_block)
-    assert all(torch.equal(value, before[name]) for name, value in model.attention.state_dict().items())
-
-
 def plain_layer(layer, embeddings, window, mask):
     """The layer as its definition reads: keys and values of every slot, softmax over slots and sink."""
     attention, inner = layer.attention, layer.feed_forward
@@ -290,27 +264,25 @@ def test_dropout_is_the_same_however_a_batch_is_cut():
     torch.testing.assert_close(part, whole[23:])
 
 
-@pytest.mark.parametrize(("heads", "slots"), [(2, 5), (4, 3)])
-def test_heads_prefer_a_slot_of_their_own_as_far_as_slots_go(heads, slots):
-    shapes = {"num_heads": heads, "max_contexts": slots}
-    layer = tiny_model(None, shapes, slot_bias="per_head").attention
+@pytest.mark.parametrize(
+    ("slot_bias", "heads", "slots", "preferred"),
+    [
+        ("per_head", 2, 5, [0, 1]),
+        ("per_head", 4, 3, [0, 1, 2, None]),
+        ("nearest", 8, 32, [1, 1, 1, 2, 2, 3, 3, 4]),
+        ("nearest", 4, 3, [1, 2, 2, 2]),
+        ("nearest", 1, 32, [1]),
+        ("nearest", 2, 1, [0, 0]),
+    ],
+)
+def test_heads_prefer_a_slot_of_their_own_or_one_of_the_nearest(slot_bias, heads, slots, preferred):
+    layer = tiny_model(None, {"num_heads": heads, "max_contexts": slots}, slot_bias=slot_bias).attention
     layer.attention.k.weight.data.zero_()  # no slot is like the token
     embeddings, window = torch.randn(1, TINY["hidden_size"]), torch.randn(1, slots, TINY["context_dim"])
     _, weights = layer(embeddings, window, torch.ones(1, slots, dtype=torch.bool))
-    own = torch.tensor(4.0).exp() / (torch.tensor(4.0).exp() + slots - 1)
-    assert weights[0].diagonal().tolist() == pytest.approx([own.item()] * min(heads, slots))
-    assert weights[0, slots:].flatten().tolist() == pytest.approx([1 / slots] * slots * max(0, heads - slots))
-
-
-@pytest.mark.parametrize(
-    ("heads", "slots", "preferred"),
-    [(8, 32, [1, 1, 1, 2, 2, 3, 3, 4]), (4, 3, [1, 2, 2, 2]), (1, 32, [1]), (2, 1, [0, 0])],
-)
-def test_the_nearer_a_slot_the_more_heads_prefer_it(heads, slots, preferred):
-    shapes = {"num_heads": heads, "max_contexts": slots}
-    bias = tiny_model(None, shapes, slot_bias="nearest").attention.attention.slot_bias
-    assert bias.argmax(dim=1).tolist() == preferred
-    assert bias.sum(dim=1).tolist() == [4.0] * heads
+    for found, slot in zip(weights[0], preferred, strict=True):
+        scores = torch.zeros(slots) if slot is None else 4.0 * F.one_hot(torch.tensor(slot), slots)
+        torch.testing.assert_close(found, scores.softmax(0))
 
 
 @pytest.mark.parametrize("interval", [1, 2, 20])
@@ -330,21 +302,21 @@ def test_the_window_has_the_slots_of_the_attention():
     assert tiny_model().window.offsets == [0, 3, 6, 9]
 
 
-def test_geometric_slots_do_not_go_with_a_grid():
-    with pytest.raises(ValueError, match=r"model\.anchor is 'grid'; allowed: current with attention\.slots="):
-        tiny_model(None, {"anchor": "grid"}, slots="geometric")
-
-
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("shapes", "settings", "sentence"),
     [
-        ({"slot_bias": "own"}, r"attention\.slot_bias is 'own'; allowed: none, learned, per_head, nearest\."),
-        ({"layer_dropout": 1.5}, r"attention\.layer_dropout is 1\.5; allowed: 0 to 1\."),
+        (
+            {"anchor": "grid"},
+            {"slots": "geometric"},
+            r"model\.anchor is 'grid'; allowed: current with attention",
+        ),
+        ({}, {"slot_bias": "own"}, r"slot_bias is 'own'; allowed: none, learned, per_head, nearest\."),
+        ({}, {"layer_dropout": 1.5}, r"attention\.layer_dropout is 1\.5; allowed: 0 to 1\."),
     ],
 )
-def test_attention_refuses_settings_in_a_sentence(settings, sentence):
+def test_attention_refuses_settings_in_a_sentence(shapes, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
-        SlotAttention.Settings(**settings)
+        tiny_model(None, shapes, **settings)
 
 
 def test_the_current_token_bias_is_in_logits_and_losses():
