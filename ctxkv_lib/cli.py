@@ -281,11 +281,11 @@ def sweep(options: argparse.Namespace) -> None:
     points = grid_points(asked_for(options.protocol, vars(options), _settings(options)), notice)
     out = options.out or DEFAULT_ROOT / sweep_name(points, options.protocol)
     with _loading(out):
-        from .research.sweep import sweep, sweep_results
+        from .research.sweep import sweep
         from .research.sweep_table import format_sweep
 
-    outcomes = sweep(points, options.runs or out, out, hours=options.hours, keep=options.keep)
-    print(f"{format_sweep(sweep_results(outcomes))}\n\nWritten: {out / 'sweep.md'}")
+    results = sweep(points, options.runs or out, out, hours=options.hours, keep=options.keep)
+    print(f"{format_sweep(results)}\n\nWritten: {out / 'sweep.md'}")
 
 
 @command("run+ --lang")

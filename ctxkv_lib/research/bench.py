@@ -270,6 +270,7 @@ def bench_table(results: Mapping[str, Any]) -> str:
         f"medians of {results['rounds']}",
         ", ".join(f"{name} {rate:,.0f}" for name, rate in results["product_gflop_per_second"].items())
         + " GFLOP/s in matrix products",
+        "ratio: times as fast as the original; floor: the matrix products alone",
     ]
     for part, title in TITLES.items():
         rows = results[part]

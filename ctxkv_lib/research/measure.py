@@ -36,6 +36,9 @@ CODE = ("hf/inference", "research/decodability", "research/measure", "research/r
 MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
 
 
+Loader = Callable[[], ContextKV]  # of the trained model, which not every measurement needs
+
+
 @memory_advice("Measuring the run", "use fewer conversations with --samples")
 def measure(run: Run, names: Sequence[str] = MEASURES) -> Run:
     """Make the measurements of a finished run that it lacks, and write its summary and report anew.
@@ -78,7 +81,7 @@ def measurements_of(config: ExperimentConfig) -> list[str]:
     return [name for name in MEASURES if name not in lacking]
 
 
-def _ablations(config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]) -> dict[str, Any]:
+def _ablations(config: ExperimentConfig, folder: RunFolder, model: Loader) -> dict[str, Any]:
     conversations = load_conversations(config.data, "validation")
     starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
     counts = count_tokens(load_ids(folder.caches, "train"), model().wte.num_embeddings)
@@ -86,23 +89,19 @@ def _ablations(config: ExperimentConfig, folder: RunFolder, model: Callable[[], 
     return ablations(model(), held_out, config.model.context_window, starts, counts)
 
 
-def _recall_task(
-    config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]
-) -> dict[str, Any]:
+def _recall_task(config: ExperimentConfig, folder: RunFolder, model: Loader) -> dict[str, Any]:
     tokenizer, window = load_tokenizer(config.data.tokenizer), config.data.recall_window
     keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
     held_out = as_read(model(), load_cache(folder.caches, "val"), trained=False)
     return {**recall_task(model(), held_out, keys, window), "values": pairs_in(window)}
 
 
-def _generation(
-    config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]
-) -> dict[str, Any]:
+def _generation(config: ExperimentConfig, folder: RunFolder, model: Loader) -> dict[str, Any]:
     served = for_transformers(model(), config, saved=False)
     return generation(served, load_tokenizer(config.data.tokenizer), load_ids(folder.caches, "val"))
 
 
-def _ngrams(config: ExperimentConfig, folder: RunFolder, _: object) -> dict[str, Any]:
+def _ngrams(config: ExperimentConfig, folder: RunFolder, _: Loader) -> dict[str, Any]:
     """Count n-grams on the training tokens, and on those with the text that a token table is made from."""
     streams = {split: load_ids(folder.caches, split) for split in ("train", "val")}
     if stream := test_stream(config):
@@ -129,7 +128,7 @@ def _ngrams(config: ExperimentConfig, folder: RunFolder, _: object) -> dict[str,
     return found
 
 
-MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, Callable[[], ContextKV]], dict[str, Any]]] = {
+MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, Loader], dict[str, Any]]] = {
     "probe": lambda config, folder, model: probe(config, folder, model()),
     "ablations": _ablations,
     "recall_task": _recall_task,

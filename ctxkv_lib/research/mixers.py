@@ -37,11 +37,9 @@ class TokenBlock(nn.Module):
 
 
 class Mixer(ResidualLayer):
-    """Base of mixers.
+    """Base of mixers: a subclass makes its layers, `norm` among them, and computes m.
 
-    A subclass makes its layers but feed-forward, `norm` among them, in `add_layers(config, settings)`. It
-    computes m in `mix(embeddings, start)`: `[rows, length, hidden_size]` to `[rows, length - start,
-    hidden_size]`.
+    `mix(embeddings, start)` takes `[rows, length, hidden_size]` and returns m for all columns from `start`.
     """
 
     history = 0
@@ -78,8 +76,7 @@ class NoContext(Mixer):
 class CausalAttention(Mixer):
     """Attention of a GPT-2 block to each of the last `context_window` tokens, the current one among them.
 
-    A learned bias by head and distance encodes order, so a token's key is the same wherever it is read from;
-    GPT-2 adds a vector by position, counted from the start of its window.
+    A learned bias by head and distance encodes order, where GPT-2 adds a vector by position.
     """
 
     @dataclass(frozen=True)

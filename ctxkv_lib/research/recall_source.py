@@ -5,31 +5,19 @@ Later the key comes again, and only a model that remembers the pair can predict 
 are random. Every word is one token of GPT-2's, so that distances are exact.
 """
 
+import json
 import random
 from functools import partial
+from pathlib import Path
 
 from ..data.conversations import add_source
 from ..data.rows import Messages, Row, Rows, Split, check_available
 from ..data.settings import DataConfig
 from ..errors import UserError
 
-_KEYS = """
-apple river table garden window bridge mountain forest island castle market street church school hospital
-station airport library museum theatre kitchen bedroom office factory farm harbor valley desert ocean beach
-cloud storm snow rain wind fire stone metal glass paper cotton silk leather rubber plastic silver gold copper
-iron dog cat horse cow sheep pig chicken duck bird fish bear wolf lion tiger elephant monkey snake frog turtle
-spider king queen prince doctor teacher farmer soldier sailor pilot driver lawyer judge priest writer singer
-dancer painter bread butter cheese milk sugar salt pepper rice pasta soup salad coffee tea wine beer juice car
-train bus boat ship plane truck bike wheel engine
-"""
-_VALUES = """
-red blue green yellow orange purple black white brown grey pink one two three four five six seven eight nine
-ten small large long short wide narrow deep high low heavy light fast slow old young new hot cold warm cool
-wet dry soft hard sharp smooth rough loud quiet bright dark clean dirty rich
-"""
-KEYS, VALUES = _KEYS.split(), _VALUES.split()
-FILLERS = ("and", "then", "so", "now", "well", "but", "also", "just")
-OPENERS = ("So", "Well", "Now", "And", "But", "Then", "Yes", "No")  # of a message: no space stands before it
+_WORDS = json.loads(Path(__file__).with_name("recall_words.json").read_text(encoding="utf-8"))
+KEYS, VALUES, FILLERS = _WORDS["keys"], _WORDS["values"], _WORDS["fillers"]
+OPENERS = _WORDS["openers"]  # of a message: no space stands before it
 MESSAGE = 40  # tokens of a message, about
 PAIR_SHARE = 0.5  # of a conversation's tokens are in pairs, stated or asked for
 PIECE = 256  # conversations made at a time

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import TemplateError
@@ -27,26 +27,6 @@ from .sweep_table import Entry, Results, results_of, summarize, sweep_document
 DONE = ("finished", "diverged")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A grid point and what became of it.
-
-    Attributes:
-        entry: what `sweep.json` has of it. `state` is "waiting", "finished", "diverged", which would happen
-            again, or "failed", which is tried again; `error` says why a run did not finish.
-        run: of a finished one whose folder is there.
-    """
-
-    point: GridPoint
-    entry: Entry
-    run: Run | None = None
-
-    def __str__(self) -> str:
-        if self.run:
-            return f"{self.point}: val PPL {self.run.summary['phase2']['val_ppl']:,.1f}"
-        return f"{self.point}: {self.entry['state']}: {self.entry.get('error')}"
-
-
 @stopped_calmly()
 def sweep(
     points: Sequence[GridPoint],
@@ -56,7 +36,7 @@ def sweep(
     hours: float | None = None,
     keep: bool = False,
     tell: Callable[[str], None] = notice,
-) -> list[Outcome]:
+) -> Results:
     """Run and measure every grid point that is not done; write `sweep.json`, `.md` and `.png` after each.
 
     A run that fails is recorded with its reason, and the others go on. A finished one is not run again,
@@ -69,6 +49,10 @@ def sweep(
         hours: begin no run once so much time has passed.
         keep: keep model, caches and checkpoints of what is run now, not only the results.
 
+    Returns:
+        `sweep.json`. The `state` of an entry is "waiting", "finished", "diverged", which would happen again,
+        or "failed", which is tried again; its `error` says why.
+
     Raises:
         UserError: before anything is computed, if there are fewer conversations than the largest run asks
             for, or `sweep.json` is damaged.
@@ -78,25 +62,26 @@ def sweep(
     with only_process(out):
         remove_left_overs(out, deep=False)  # the run folders below may be in use
         earlier = _entries(out / "sweep.json")
-        outcomes = [_found(point, root, earlier, keep) for point in points]
-        waiting = [place for place, each in enumerate(outcomes) if each.entry["state"] not in DONE]
+        entries = [_left(point, root, earlier, keep) for point in points]
+        results = _write(out, points, entries)
+        waiting = [place for place, entry in enumerate(entries) if entry["state"] not in DONE]
         for place in progress_bar(waiting, "Runs of the sweep", unit="run"):
             if hours is not None and time.monotonic() - began >= hours * 3600:
                 notice(f"{hours:g} hours are over; the same command goes on with the runs that wait.")
                 break
-            outcomes[place] = _run(points[place], root, listener, keep)
-            tell(f"{place + 1} of {len(points)}: {outcomes[place]}")
-            _write(out, outcomes)
-        _write(out, outcomes)
-    return outcomes
+            entry = entries[place] = _run(points[place], root, listener, keep)
+            found = f"val PPL {entry['val_ppl']:,.1f}" if "val_ppl" in entry else entry["error"]
+            tell(f"{place + 1} of {len(points)}: {points[place]}: {entry['state']}: {found}")
+            results = _write(out, points, entries)
+    return results
 
 
-def finished_runs(outcomes: Sequence[Outcome]) -> dict[str, list[Run]]:
-    """Return `{variant: its finished runs}`, of the variants that have one."""
+def finished_runs(points: Sequence[GridPoint], root: Path) -> dict[str, list[Run]]:
+    """Load `{variant: its finished runs}`, of the variants that have one whose folder is there."""
     runs: dict[str, list[Run]] = {}
-    for each in outcomes:
-        if each.run:
-            runs.setdefault(each.point.variant, []).append(each.run)
+    for point in points:
+        if found := _finished(point, root):
+            runs.setdefault(point.variant, []).append(found)
     return runs
 
 
@@ -120,18 +105,18 @@ def _entries(path: Path) -> dict[str, Entry]:
         ) from None
 
 
-def _found(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -> Outcome:
+def _left(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -> Entry:
     """Return what earlier calls left of a grid point."""
-    if done := _finished(point, root):
-        return done
-    waiting = _outcome(point, root, "waiting")
-    left = earlier.get(waiting.entry["config"], waiting.entry)
+    if found := _finished(point, root):
+        return _entry(point, root, "finished", run=found)
+    waiting = _entry(point, root, "waiting")
+    left = earlier.get(waiting["config"], waiting)
     counts = {"finished": not keep, "diverged": point.folder(root).is_dir()}  # deleted, it is run again
-    named = {name: waiting.entry[name] for name in ("variant", "folder")}
-    return Outcome(point, {**left, **named}) if counts.get(left["state"]) else waiting
+    named = {name: waiting[name] for name in ("variant", "folder")}
+    return {**left, **named} if counts.get(left["state"]) else waiting
 
 
-def _finished(point: GridPoint, root: Path) -> Outcome | None:
+def _finished(point: GridPoint, root: Path) -> Run | None:
     """Load a finished run, if there is one; measurements that it lacks are made if they can be."""
     with suppress(UserError):  # whatever is wrong with it: `run` will say so, or do it again
         found = load_run(point.folder(root))
@@ -139,32 +124,31 @@ def _finished(point: GridPoint, root: Path) -> Outcome | None:
             with suppress(UserError):  # its artefacts are dropped
                 if not set(measurements_of(point.config)) <= set(found.summary):
                     found = measure(found)
-            return _outcome(point, root, "finished", run=found)
+            return found
     return None
 
 
-def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Outcome:
+def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Entry:
     if same := _finished(point, root):  # under another name, a moment ago
-        return same
+        return _entry(point, root, "finished", run=same)
     folder = RunFolder(point.folder(root))
     try:
-        done = _outcome(point, root, "finished", run=measure(run(point.config, folder.path, listener)))
+        done = _entry(point, root, "finished", run=measure(run(point.config, folder.path, listener)))
     except Diverged as problem:
-        done = _outcome(point, root, "diverged", str(problem))
+        done = _entry(point, root, "diverged", str(problem))
     except UserError as problem:
-        return _outcome(point, root, "failed", str(problem))
+        return _entry(point, root, "failed", str(problem))
     except RuntimeError as problem:  # torch's, of a setting that nobody had tried
-        return _outcome(point, root, "failed", f"{type(problem).__name__}: {problem}")
+        return _entry(point, root, "failed", f"{type(problem).__name__}: {problem}")
     if not keep:
         with folder.claimed(point.config):
             folder.drop_artefacts()
     return done
 
 
-def _outcome(
-    point: GridPoint, root: Path, state: str, error: str | None = None, run: Run | None = None
-) -> Outcome:
-    entry = {
+def _entry(point: GridPoint, root: Path, state: str, error: str = "", run: Run | None = None) -> Entry:
+    """Make what `sweep.json` has of a grid point."""
+    return {
         "variant": point.variant,
         "samples": point.config.data.samples,
         "seed": point.config.runtime.seed,
@@ -174,7 +158,6 @@ def _outcome(
         **({"error": error} if error else {}),
         **(results_of(run.summary) if run else {}),
     }
-    return Outcome(point, entry, run)
 
 
 def _identity(config: ExperimentConfig) -> str:
@@ -185,20 +168,16 @@ def _identity(config: ExperimentConfig) -> str:
     return digest({key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)})
 
 
-def sweep_results(outcomes: Sequence[Outcome]) -> Results:
-    """Make `sweep.json`."""
+def _write(out: Path, points: Sequence[GridPoint], entries: Sequence[Entry]) -> Results:
     variants = {}
-    for point in (each.point for each in outcomes):
-        changed = changed_settings(point.config)
-        changed.pop("runtime.seed", None)
+    for point in points:
+        settings = changed_settings(point.config)
+        settings.pop("runtime.seed", None)
         named = {"preset": point.config.preset, "recipe": point.config.recipe}
-        variants[point.variant] = {**named, "settings": changed}
-    return summarize(variants, [each.entry for each in outcomes])
-
-
-def _write(out: Path, outcomes: Sequence[Outcome]) -> None:
-    results = sweep_results(outcomes)
+        variants[point.variant] = {**named, "settings": settings}
+    results = summarize(variants, entries)
     write_rows_json(out / "sweep.json", results)
     write_text(out / "sweep.md", sweep_document(results))
     if results["rows"]:
         save(sweep_figure(results), out / "sweep.png")
+    return results

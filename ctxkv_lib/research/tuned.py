@@ -90,8 +90,8 @@ class StructuredBlock(ContextBlock):
 
         The first half holds the token's largest principal components, each scaled half-way to equal variance.
         The other holds those of means over `SHORTEST_MEAN` to `longest_mean` tokens, evenly on a log scale,
-        all of equal variance. Nothing is random. Arguments as `principal_components` returns them, result as
-        `init_linear_recurrence` takes it.
+        all of equal variance. Nothing is random. Takes what `principal_components` returns, and returns what
+        `init_linear_recurrence` takes.
         """
         averaged = self.context_dim // (2 * MEANS)
         whole = self.context_dim - 1 - MEANS * averaged
@@ -106,7 +106,7 @@ class StructuredBlock(ContextBlock):
         return carried, torch.cat([token, *means]), variance
 
     def shift_register(self, deviations: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Lay the units out as a shift register of the last tokens; arguments as of `running_means`.
+        """Lay the units out as a shift register of the last tokens, as `running_means` does for means.
 
         Each token has `place_size` units of its own, along as many random orthogonal directions. With each
         token read, it moves on by as many units.
@@ -149,11 +149,7 @@ class StructuredBlock(ContextBlock):
 
 
 def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute mean, principal axes and standard deviations of the tokens of a stream.
-
-    Args:
-        embeddings: of the distinct tokens, `[num_distinct, hidden_size]`.
-        tokens: int64 `[n]`, the stream as rows of `embeddings`.
+    """Compute mean, principal axes and standard deviations of a stream; arguments as of `init_weights`.
 
     Returns:
         mean `[hidden_size]`, axes `[hidden_size, hidden_size]` with the largest variance first, and standard
@@ -225,8 +221,7 @@ def initial_biases(slot_bias: str, num_heads: int, slots: int) -> Tensor:
 def geometric_offsets(config: ModelConfig) -> list[int]:
     """Return the distances in tokens of geometric slots: `max_contexts` different ones, nearest first.
 
-    They are 0, then 1, and from there on each larger by the same factor, but at least by one, up to the reach
-    of uniform slots.
+    They are 0, 1, and then each larger by the same factor, at least by one, up to the reach of uniform slots.
     """
     count, reach = config.max_contexts, config.interval * (config.max_contexts - 1)
     if count < 3:

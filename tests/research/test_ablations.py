@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, tiny_ids, tiny_model
+from conftest import TINY, tiny_ids, tiny_method
 
 from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.method.losses import frozen_head_cross_entropy
+from ctxkv_lib.method.model import Parts
 from ctxkv_lib.research import ablations as module
 from ctxkv_lib.research.ablations import ablations, shuffled
 
@@ -14,40 +14,28 @@ WINDOW = TINY["interval"] * TINY["max_contexts"]
 COPIED = 2  # the slot that a hand-made model copies from
 
 
-class Copying:
+class Copying(torch.nn.Module):
     """Predicts the token that the context of one slot names; with contexts of no token, all alike."""
 
-    device = torch.device("cpu")
-
     def __init__(self, slot):
-        self.slot, self.window = slot, tiny_model().window
-        self.wte = torch.nn.Embedding(TINY["vocab_size"], TINY["vocab_size"])
-        self.wte.weight.data = 30 * torch.eye(TINY["vocab_size"])
+        super().__init__()
+        self.slot = slot
 
-    def embed(self, ids):
-        return ids
-
-    def losses(self, hidden, read, targets):
-        return frozen_head_cross_entropy(hidden, self.wte.weight, targets)
-
-    def attend(self, embeddings, window, present, dropout=None):
-        hidden = torch.zeros(len(window), TINY["vocab_size"]) if self.slot is None else window[:, self.slot]
-        return hidden, None
-
-
-def naming_contexts(ids):
-    """A cache whose context at each position names the token that comes `COPIED` intervals later."""
-    named = torch.zeros(len(ids), TINY["vocab_size"])
-    later = torch.arange(len(ids)) + COPIED * TINY["interval"]  # of row p: after position p - 1
-    named[torch.arange(len(ids)), ids[later.clamp(max=len(ids) - 1)]] = 1
-    named[0] = 0
-    return StreamCache(ids.int(), named)
+    def forward(self, embeddings, window, present):
+        return window[:, self.slot] if self.slot is not None else torch.zeros_like(embeddings)
 
 
 def measured(slot):
-    ids = tiny_ids(300)
-    starts, counts = torch.tensor([0, 100, 200]), torch.bincount(ids[:50], minlength=TINY["vocab_size"])
-    return ablations(Copying(slot), naming_contexts(ids), WINDOW, starts, counts)
+    """Ablate `Copying` on contexts that name the token `COPIED` intervals later."""
+    ids, size = tiny_ids(300), TINY["vocab_size"]
+    parts = Parts(attention=lambda _: Copying(slot))
+    model = tiny_method(parts, hidden_size=size, context_dim=size, num_heads=1).eval()
+    model.load_table(30 * torch.eye(size))
+    later = torch.arange(300) + COPIED * TINY["interval"]  # of row p: after position p - 1
+    named = F.one_hot(ids[later.clamp(max=299)], size).float()
+    named[0] = 0
+    starts, counts = torch.tensor([0, 100, 200]), torch.bincount(ids[:50], minlength=size)
+    return ablations(model, StreamCache(ids.int(), named), WINDOW, starts, counts)
 
 
 def test_a_model_that_ignores_contexts_loses_nothing():
@@ -86,7 +74,7 @@ def test_kinds_of_positions_are_all_positions(monkeypatch):
 @pytest.mark.parametrize("count", [90, 20])
 def test_other_windows_are_those_of_positions_half_the_stream_away(count):
     """Against windows changed by hand; of the shorter stream no pair of tokens comes again."""
-    model, ids, first = tiny_model().eval(), torch.arange(count) * 2, WINDOW
+    model, ids, first = tiny_method().eval(), torch.arange(count) * 2, WINDOW
     cache = StreamCache(ids.int(), torch.randn(count, TINY["context_dim"]))
     found = ablations(model, cache, WINDOW, torch.tensor([0]), torch.ones(TINY["vocab_size"]).long())
     positions = torch.arange(first, count - 1)

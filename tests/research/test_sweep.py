@@ -36,26 +36,26 @@ def points(small):
     )
 
 
-def states(outcomes):
-    return [(each.point.variant, each.entry["state"]) for each in outcomes]
+def states(results):
+    return [(entry["variant"], entry["state"]) for entry in results["cells"]]
 
 
 @pytest.mark.slow
 def test_failing_and_diverging_runs_are_recorded_and_the_others_go_on(points, tmp_path):
     asked = points(diverges={"phase2.learning_rate": 1e30}, fails={"model.interval": 5000}, works={})
     said, out = [], tmp_path / "out"
-    outcomes = sweep(asked, out, out, tell=said.append)
-    assert states(outcomes) == [("diverges", "diverged"), ("fails", "failed"), ("works", "finished")]
+    results = sweep(asked, out, out, tell=said.append)
+    assert states(results) == [("diverges", "diverged"), ("fails", "failed"), ("works", "finished")]
     assert "1 of 3: diverges, 8 samples, seed 1: diverged: Phase 2 diverged in epoch 1" in said[0]
     written = read_json(out / "sweep.json")
-    assert [entry["state"] for entry in written["cells"]] == ["diverged", "failed", "finished"]
+    assert written == results
     assert [row["variant"] for row in written["rows"]] == ["works", "n-grams", "n-grams and cache"]
     assert written["rows"][0]["measured"]["effective_rank"] > 0
     document = (out / "sweep.md").read_text()
     for text in ("1 diverged, 1 failed, 1 finished.", "one context window", "lower phase2.learning\\_rate"):
         assert text in document
     assert (out / "sweep.png").is_file()
-    assert states(sweep(asked, out, out, tell=said.append)) == states(outcomes)
+    assert states(sweep(asked, out, out, tell=said.append)) == states(results)
     assert len(said) == 4  # what failed is tried again, what diverged or is finished is not
     assert said[3].startswith("2 of 3: fails")
 
@@ -74,10 +74,10 @@ def test_an_interrupted_sweep_goes_on_where_it_was(points, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         sweep(asked, out, out)
     kept = read_json(out / "sweep.json")
-    assert [entry["state"] for entry in kept["cells"]] == ["finished", "waiting", "waiting"]
-    (runs,) = finished_runs(sweep(asked, out, out)).values()
+    assert [state for _, state in states(kept)] == ["finished", "waiting", "waiting"]
+    results = sweep(asked, out, out)
     assert began == [1, 2, 2, 3]
-    results = read_json(out / "sweep.json")
+    (runs,) = finished_runs(asked, out).values()
     assert results["rows"][0]["seeds"] == [1, 2, 3]
     assert results["rows"][0]["val_ppl"] == [float(f"{run.summary['phase2']['val_ppl']:.6g}") for run in runs]
     assert results["cells"][0] == kept["cells"][0]
@@ -101,11 +101,11 @@ def test_time_that_is_over_leaves_runs_for_the_next_call(points, tmp_path):
 @pytest.mark.slow
 def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, capsys):
     asked, out = points(), tmp_path / "out"
-    (outcome,) = sweep(asked, out, out)
-    folder = outcome.run.path
+    (entry,) = sweep(asked, out, out)["cells"]
+    folder = out / entry["folder"]
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 2**20
     assert not any(folder.rglob("*.safetensors"))
-    assert load_run(folder).summary == outcome.run.summary
+    before = load_run(folder).summary["phase2"]
     assert main(["report", str(folder)]) == 0
     assert [found.state for found in list_runs(out)] == ["results only"]
     checked = verify(folder)
@@ -116,7 +116,7 @@ def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, ca
     capsys.readouterr()
     again = experiment.run(asked[0].config, folder)
     assert "context_block.safetensors is dropped: phase1 is made again" in capsys.readouterr().err
-    assert again.summary["phase2"]["val_ppl"] == outcome.run.summary["phase2"]["val_ppl"]
+    assert again.summary["phase2"]["val_ppl"] == before["val_ppl"]
     sweep(asked, out, out)  # what is there is not dropped
     load_trained(folder, "cpu")
     assert [found.state for found in list_runs(out)] == ["finished"]
@@ -124,10 +124,9 @@ def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, ca
 
 @pytest.mark.slow
 def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(points, tmp_path):
-    first, second = sweep(points(a={}, b={}), tmp_path, tmp_path / "out", keep=True)
-    assert first.run.path == second.run.path
-    assert first.run.summary == second.run.summary
-    load_trained(first.run.path, "cpu")
+    first, second = sweep(points(a={}, b={}), tmp_path, tmp_path / "out", keep=True)["cells"]
+    assert second == {**first, "variant": "b"}
+    load_trained(tmp_path / first["folder"], "cpu")
 
 
 @pytest.mark.slow
@@ -147,7 +146,7 @@ def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(points,
     assert again["ngrams"]["8"]["kneser_ney"]["val_ppl"] > 1
     found = sweep(points(plain={}, other={"phase2.patience": 1}), elsewhere, out)
     assert states(found) == [("plain", "finished"), ("other", "failed")]
-    assert found[1].entry["error"] == "run again"
+    assert found["cells"][1]["error"] == "run again"
     assert states(sweep(points(), elsewhere, out, keep=True)) == [("plain", "failed")]
 
 
@@ -180,10 +179,10 @@ def test_the_committed_studies_go_on_from_their_results(part, tmp_path, monkeypa
     points, out = grid_points(read_protocol(STUDY.parent / f"{part}.json"), lambda _: None), tmp_path / part
     shutil.copytree(STUDY / part, out)
     monkeypatch.setattr(module, "run", None)
-    outcomes = sweep(points, tmp_path / "runs", out)
-    assert {each.entry["state"] for each in outcomes} == {"finished"}
+    entries = sweep(points, tmp_path / "runs", out)["cells"]
+    assert {entry["state"] for entry in entries} == {"finished"}
     trained = [shapes(point.config)[0]["trainable_phase2"] for point in points]
-    assert [each.entry["trained"] for each in outcomes] == trained
+    assert [entry["trained"] for entry in entries] == trained
     for name in ("sweep.json", "sweep.md"):
         assert (out / name).read_text() == (STUDY / part / name).read_text()
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHAPES, TINY
+from conftest import TINY, tiny_method
 from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
@@ -32,13 +32,12 @@ LEVERS = {
 }
 
 
-def tiny_model(block=None, shapes=None, seed=0, **attention):
-    torch.manual_seed(seed)
+def tiny_model(block=None, shapes=None, **attention):
     parts = Parts(
         partial(StructuredBlock, settings=StructuredBlock.Settings(**(block or {}))),
         partial(SlotAttention, settings=SlotAttention.Settings(**attention)),
     )
-    return ContextKV(ModelConfig(**{**SHAPES, **(shapes or {})}), VOCABULARY, parts=parts)
+    return tiny_method(parts, **(shapes or {}))
 
 
 def structured_block(context_dim, hidden_size, **settings):
