@@ -6,7 +6,7 @@ as the model reads it.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,17 +37,16 @@ def ngram_baselines(
     Returns:
         `kneser_ney` and `kneser_ney_cache`: `order`, `floor`, `cache_weight` and each stream's `{name}_ppl`.
     """
-    model = KneserNey(train, len(next(iter(floors.values()))))
+    found = {name: kneser_ney(train, ids, floors) for name, ids in streams.items()}
     recent = {name: recent_shares(ids, window) for name, ids in streams.items()}
     rows: dict[str, list[dict[str, Any]]] = {"kneser_ney": [], "kneser_ney_cache": []}
-    for floor, distribution in floors.items():
-        found = {name: model.probabilities(ids, distribution) for name, ids in streams.items()}
-        for order in ORDERS:
-            likeliest = cache_weight(found["val"][order], recent["val"])
-            for kind, weight in zip(rows, (0.0, likeliest), strict=True):
-                mixed = {name: (1 - weight) * found[name][order] + weight * recent[name] for name in streams}
-                ppls = {f"{name}_ppl": float(np.exp(-np.log(p).mean())) for name, p in mixed.items()}
-                rows[kind].append({"order": order, "floor": floor, "cache_weight": weight, **ppls})
+    for floor, order in found["val"]:
+        own = {name: probabilities[floor, order] for name, probabilities in found.items()}
+        likeliest = cache_weight(own["val"], recent["val"])
+        for kind, weight in zip(rows, (0.0, likeliest), strict=True):
+            mixed = {name: (1 - weight) * own[name] + weight * recent[name] for name in streams}
+            ppls = {f"{name}_ppl": float(np.exp(-np.log(p).mean())) for name, p in mixed.items()}
+            rows[kind].append({"order": order, "floor": floor, "cache_weight": weight, **ppls})
     return {kind: min(tried, key=lambda row: row["val_ppl"]) for kind, tried in rows.items()}
 
 
@@ -69,79 +68,47 @@ def cache_weight(model: Floats, cache: Floats) -> float:
     return weight
 
 
-class Level(NamedTuple):
-    """The n-grams of one order.
+def kneser_ney(train: Ids, ids: Ids, floors: Mapping[str, Floats]) -> dict[tuple[str, int], Floats]:
+    """Predict each token of a stream but the first with models that count `train`.
 
-    Attributes:
-        discounted: float64 `[n-grams]`, each count less its discount, over the total of its history.
-        kept: float64 `[histories]`, the share of a history's probability that is left to the order below.
+    The n-grams of both are numbered together: an n-gram's code is `number of its history * vocabulary + last
+    token`, its number the place of that code among all.
+
+    Returns:
+        float64 `[n - 1]` by floor and order.
     """
+    tokens, counted, place = np.concatenate([train, ids]), len(train), np.arange(len(ids))
+    grams, below, found = np.zeros_like(tokens), {name: floor[ids] for name, floor in floors.items()}, {}
+    for order in range(1, max(ORDERS) + 1):
+        histories = np.roll(grams, 1)  # those of the first tokens of a stream are not used
+        codes = histories * len(next(iter(floors.values()))) + tokens
+        grams = np.unique(codes, return_inverse=True)[1]
+        owners = np.zeros(grams.max() + 1, np.int64)
+        owners[grams] = histories
+        counts = np.bincount(grams[order - 1 : counted], minlength=len(owners))
+        pairs = tokens[: max(0, counted - order)] * len(owners) + grams[order:counted]
+        # Counted so that it sorts: numpy's hashes of such numbers collide.
+        preceded, _ = np.unique(pairs, return_counts=True)
+        continued = np.bincount(preceded % len(owners), minlength=len(owners))  # by how many different tokens
+        own, complete = (grams[counted:], histories[counted:]), place >= order - 1
+        for name, lower in below.items():
+            if order in ORDERS:
+                likely = _interpolated(counts, owners, *own, lower)
+                found[name, order] = np.where(complete, likely, lower)[1:]
+            below[name] = np.where(complete, _interpolated(continued, owners, *own, lower), lower)
+    return found
 
-    discounted: Floats
-    kept: Floats
 
-    def probabilities(self, grams: Ids, histories: Ids, below: Floats) -> Floats:
-        """Interpolate n-grams, by index (-1: never seen), with the probabilities of the order below."""
-        seen = np.where(grams >= 0, self.discounted[grams], 0)
-        return seen + np.where(histories >= 0, self.kept[histories], 1) * below
+def _interpolated(counts: Ids, owners: Ids, grams: Ids, histories: Ids, below: Floats) -> Floats:
+    """Interpolate discounted counts with the probabilities `below`, of the order below.
 
-
-def _level(counts: Ids, histories: Ids, num_histories: int) -> Level:
-    """Discount the counts `[n-grams]`, given each n-gram's history, an index below `num_histories`."""
+    Args:
+        counts, owners: int64 `[n-grams]`, how often each occurs, and the number of its history.
+        grams, histories: int64 `[n]`, what is predicted, by number.
+    """
     taken = discounts(counts)[np.minimum(counts, 3)]
-    total = np.bincount(histories, counts, num_histories)
-    safe = np.maximum(total, 1)  # a history that only the first tokens have continues nothing
-    kept = np.where(total > 0, np.bincount(histories, taken, num_histories) / safe, 1)
-    return Level((counts - taken) / safe[histories], kept)
-
-
-class KneserNey:
-    """n-gram models of one stream, of every order up to the largest of `ORDERS`.
-
-    The index of an n-gram is its place among the sorted codes of its order. Its code is `index of its history
-    * vocabulary + last token`: counting is `np.unique`, lookup a binary search.
-    """
-
-    def __init__(self, ids: Ids, vocab_size: int) -> None:
-        """Count `ids`, int64 `[n]`, each below `vocab_size`."""
-        self.vocab_size = vocab_size
-        self.codes: list[Ids] = []  # of each order from 1
-        self.highest: list[Level] = []  # from plain counts: a model's own order
-        self.lower: list[Level] = []  # from continuation counts: the orders below it
-        grams, num_histories = np.zeros(len(ids) + 1, np.int64), 1  # order 0: nothing, before each token
-        owners = grams
-        for order in range(1, max(ORDERS) + 1):
-            shorter, code = grams, grams[:-1] * vocab_size + ids[order - 1 :]
-            codes, first, grams, counts = np.unique(code, True, True, True)
-            if order > 1:  # how many different tokens each shorter n-gram came after
-                after = np.bincount(shorter[1:][first], minlength=num_histories)
-                self.lower.append(_level(after, owners, len(self.highest[-1].kept)))
-            owners = codes // vocab_size
-            self.codes.append(codes)
-            self.highest.append(_level(counts, owners, num_histories))
-            num_histories = len(codes)
-
-    def probabilities(self, ids: Ids, floor: Floats) -> dict[int, Floats]:
-        """Predict each token but the first with models of every order: `{order: float64 [n - 1]}`.
-
-        Args:
-            floor: float64 `[vocab_size]`, sums to 1; what unigrams are interpolated with.
-        """
-        targets = ids[1:]
-        known = self._find(1, ids, np.zeros_like(ids))
-        below = self.lower[0].probabilities(known[1:], np.zeros_like(targets), floor[targets])
-        histories, found = known[:-1], {}
-        for order, highest, lower in zip(ORDERS, self.highest[1:], [*self.lower[1:], None], strict=True):
-            grams = self._find(order, targets, histories)
-            found[order] = highest.probabilities(grams, histories, below)
-            if lower:
-                below = lower.probabilities(grams, histories, below)
-                histories = np.concatenate([[-1], grams[:-1]])
-        return found
-
-    def _find(self, order: int, tokens: Ids, histories: Ids) -> Ids:
-        """Find the indices of the n-grams with these histories and last tokens; -1 where there is none."""
-        codes = self.codes[order - 1]
-        wanted = histories * self.vocab_size + tokens
-        place = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
-        return np.where((histories >= 0) & (codes[place] == wanted), place, -1)
+    size = max(owners.max(), histories.max()) + 1
+    total = np.bincount(owners, counts, size)
+    safe = np.maximum(total, 1)  # a history without a continuation leaves all to the order below
+    kept = np.where(total > 0, np.bincount(owners, taken, size) / safe, 1)
+    return (counts - taken)[grams] / safe[histories] + kept[histories] * below

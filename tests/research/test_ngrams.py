@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from ctxkv_lib.data.counts import FALLBACK_DISCOUNTS, discounts, unigram_floor
-from ctxkv_lib.research.ngrams import (
-    ORDERS,
-    KneserNey,
-    cache_weight,
-    ngram_baselines,
-    recent_shares,
-)
+from ctxkv_lib.research.ngrams import ORDERS, cache_weight, kneser_ney, ngram_baselines, recent_shares
 
 VOCABULARY = 150
 
@@ -72,7 +66,7 @@ FLOOR = np.random.default_rng(3).dirichlet(np.ones(VOCABULARY))
 @pytest.mark.parametrize("order", ORDERS)
 def test_kneser_ney_is_the_published_formula(order):
     train, other = stream(900), stream(120, seed=2)
-    found = KneserNey(train, VOCABULARY).probabilities(other, FLOOR)[order]
+    found = kneser_ney(train, other, {"": FLOOR})["", order]
     plain = ByTheFormula(train, order, FLOOR)
     expected = [
         plain.probability(tuple(other[max(0, at - order + 1) : at].tolist()), other[at])
@@ -82,16 +76,16 @@ def test_kneser_ney_is_the_published_formula(order):
 
 
 def test_probabilities_of_all_tokens_sum_to_one():
-    model = KneserNey(stream(900), VOCABULARY)
     for history in ([5, 1, 2, 9], [1, 1, 1, 1], [0, 0, 0, 0], stream(900)[-4:], stream(900)[:4]):
-        found = [model.probabilities(np.array([*history, token]), FLOOR) for token in range(VOCABULARY)]
+        texts = (np.array([*history, token]) for token in range(VOCABULARY))
+        found = [kneser_ney(stream(900), text, {"": FLOOR}) for text in texts]
         for order in ORDERS:
-            assert sum(each[order][-1] for each in found) == pytest.approx(1)
+            assert sum(each["", order][-1] for each in found) == pytest.approx(1)
 
 
 def test_counts_too_few_for_the_formula_take_fixed_discounts():
     assert discounts(np.array([1, 1, 2, 7])).tolist() == [0, *FALLBACK_DISCOUNTS]
-    tiny = KneserNey(np.array([1, 2, 3, 1, 2]), 5).probabilities(np.array([1, 2, 3, 4]), np.full(5, 0.2))
+    tiny = kneser_ney(np.array([1, 2, 3, 1, 2]), np.array([1, 2, 3, 4]), {"": np.full(5, 0.2)})
     assert all(np.isfinite(p).all() and (p > 0).all() for p in tiny.values())
 
 
@@ -121,11 +115,8 @@ def test_the_best_order_and_floor_are_chosen_on_validation():
     }
     assert floors["text"].sum() == pytest.approx(1)
     both = ngram_baselines(train, {"val": val, "test": test}, floors, window=50)
-    model, ppls = KneserNey(train, VOCABULARY), {}
-    for name, floor in floors.items():
-        for order in ORDERS:
-            found = [model.probabilities(ids, floor)[order] for ids in (val, test)]
-            ppls[name, order] = [np.exp(-np.log(p).mean()) for p in found]
+    found = [kneser_ney(train, ids, floors) for ids in (val, test)]
+    ppls = {key: [np.exp(-np.log(each[key]).mean()) for each in found] for key in found[0]}
     best = both["kneser_ney"]
     assert (best["floor"], best["order"]) == min(ppls, key=ppls.get)
     assert [best["val_ppl"], best["test_ppl"]] == pytest.approx(min(ppls.values()))
