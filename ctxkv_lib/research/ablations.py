@@ -45,8 +45,9 @@ def ablations(
         `changed`, by name of the ablation ("intact" is none, "elsewhere" is another conversation's window,
         "slot_0" leaves only that slot its own): `ppl`; `percent`, its increase over intact at the same
         positions, and that increase's standard error `error`.
-        `slots`, for each `slot` that alone keeps its own context: its mean distance `back` in tokens, `ppl`;
-        `percent_vs_elsewhere`, the increase over "elsewhere", where no slot keeps its own, and its `error`.
+        `slots`, for each `slot` that alone keeps its own context, at `SLOT_POSITIONS` of the positions: its
+        mean distance `back` in tokens, `ppl`; `percent_vs_elsewhere`, the increase over "elsewhere", where
+        no slot keeps its own, and its `error`.
         `by_history`, `by_frequency`, `by_repetition`: lists of `{from, to, tokens, ppl, accuracy,
         other_ppl}`, the last with another conversation's contexts. `by_repetition` has a row of 0, for tokens
         that form no pair with the one before that occurred in the window, and one of 1, for others.
@@ -58,7 +59,7 @@ def ablations(
     batch, other = _gather(model, cache, first, chosen)
     windows = {
         "intact": batch.window,
-        "zero": torch.zeros_like(batch.window),
+        "zero": batch.window.new_zeros(()).expand_as(batch.window),
         "shuffled": shuffled(batch.window),
         "elsewhere": other,
         "slot_0": _only_own(0, batch, other),

@@ -6,6 +6,7 @@ Heath and Wahba, 1979): where nothing is remembered, nothing is fitted.
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -95,22 +96,17 @@ def mean_decodability(train: Stream, held_out: Stream, embeddings: Tensor, count
 
 def memory_span(found: Sequence[dict[str, float]]) -> int | None:
     """Return the distance in tokens up to which R² stays above `SPAN_R2`; None if it never is."""
-    last = None
-    for row in found:
-        if row["r2"] <= SPAN_R2:
-            break
-        last = int(row["distance"])
-    return last
+    held = list(takewhile(lambda row: row["r2"] > SPAN_R2, found))
+    return int(held[-1]["distance"]) if held else None
 
 
 def coverage(shape: ModelConfig, window: Window, span: int | None) -> float:
     """Compute the share of the window within some slot's memory span, of `span` tokens."""
-    reach, shares = -1 if span is None else span, []
-    for position in range(shape.context_window, shape.context_window + shape.interval):
-        tokens = position - torch.arange(shape.context_window)
-        behind = window.slots(torch.tensor(position)) - tokens[:, None]  # (tokens, slots)
-        shares.append(((behind >= 0) & (behind <= reach)).any(dim=1).float().mean())
-    return torch.stack(shares).mean().item()
+    positions = shape.context_window + torch.arange(shape.interval)
+    tokens = positions[:, None, None] - torch.arange(shape.context_window)[:, None]
+    behind = window.slots(positions)[:, None] - tokens  # (interval, context_window, slots)
+    reach = -1 if span is None else span
+    return ((behind >= 0) & (behind <= reach)).any(dim=2).double().mean().item()
 
 
 def centroid(contexts: Tensor) -> float:
