@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,7 +146,7 @@ def train_attention(
     weights, size = model.trained_weights(), config.batch_size
     table = model.wte.weight.detach().to(train.dtype)
     stepper = make_stepper(weights, config, len(train))
-    captured = loop.captured(lambda batch: _whole_step(model, table, batch, stepper))
+    captured = loop.captured(partial(whole_step, model, table, stepper))
     state = Phase2State(weights, stepper, torch.zeros((), device=model.device))
     steps = -(-len(train) // size)  # of an epoch
     loop.restore(state)
@@ -239,7 +240,7 @@ def batch_gradients(
     return total
 
 
-def _whole_step(model: ContextKV, table: Tensor, batch: Batch, stepper: Stepper) -> Tensor:
+def whole_step(model: ContextKV, table: Tensor, stepper: Stepper, batch: Batch) -> Tensor:
     """Take a step with a whole batch; returns its summed loss."""
     stepper.optimizer.zero_grad()
     loss = batch_gradients(model, table, batch, len(batch), slice(0, len(batch)))

@@ -21,17 +21,18 @@ from ..experiments import prepare
 from ..files import write_json
 from ..hf.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method import reference
-from ..method.caches import StreamCache, epoch_order
+from ..method.caches import Batch, StreamCache, epoch_order
 from ..method.config import ModelConfig
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts
 from ..method.model import ContextBlock, ContextKV, project_inputs
 from ..method.oacd import train_iteration
-from ..method.phase2 import Stepper, batch_gradients
+from ..method.phase2 import Stepper, whole_step
 from ..report.tables import terminal_table
+from ..runs.capture import CapturedStep
 from ..runs.config import ExperimentConfig
 from ..runs.provenance import PRECISIONS, device_name, versions
 from ..views.axes import panels, save, styled
-from .timing import Steps, compare, interleaved, product_rate
+from .timing import GRAPH, Steps, compare, interleaved, product_rate
 
 PUBLISHED_ONLY = ("kv_method", "anchor")  # settings of the model that `method.reference` does not take
 SCALES = (64, 16, 4, 1)  # the stream's length over that of the beginnings that are timed
@@ -157,17 +158,19 @@ def phase2_steps(model: ContextKV, ids: Tensor, contexts: Tensor, config: Experi
                 weights, stepper.optimizer, table, inputs, contexts[1:], positions, config.model, embeddings
             )
 
-    def ours(precision: torch.dtype) -> Steps:
+    def ours(precision: torch.dtype, graph: bool = False) -> Steps:
         copied, stepper = start()
         table = copied.wte.weight.detach().to(precision)
         cache = StreamCache(ids, contexts.to(precision))
+        step: Callable[[Batch], Tensor] = partial(whole_step, copied, table, stepper)
+        step = CapturedStep(step, model.device) if graph else step
         for batch in endless(lambda: cache.batches(order, size, copied)):
-            stepper.optimizer.zero_grad()
-            loss = batch_gradients(copied, table, batch, size, slice(0, size))
-            stepper.step()
-            yield loss / size
+            yield step(batch) / size
 
-    return {"original": original, **{name: partial(ours, dtype) for name, dtype in PRECISIONS.items()}}
+    makers = {name: partial(ours, dtype) for name, dtype in PRECISIONS.items()}
+    if model.device.type == "cuda":
+        makers |= {f"{name}{GRAPH}": partial(ours, dtype, graph=True) for name, dtype in PRECISIONS.items()}
+    return {"original": original, **makers}
 
 
 def scaling(model: ContextKV, ids: Tensor, config: ExperimentConfig, rounds: int) -> list[dict[str, float]]:
@@ -288,7 +291,7 @@ def _text(value: float | str) -> str:
 @styled
 def bench_figure(results: Mapping[str, Any]) -> Figure:
     """Draw seconds of both phases, generation by tokens of history, and time a token by length of stream."""
-    figure, axes = panels(4, size=(11, 8.4), rows=2)
+    figure, axes = panels(4, 8.4, rows=2)
     for ax, phase in zip(axes, ("phase1", "phase2"), strict=False):
         rows = results[phase]
         bars = ax.bar(list(rows), [row["seconds"] for row in rows.values()], label="measured")

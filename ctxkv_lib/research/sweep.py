@@ -14,7 +14,7 @@ from ..experiments import run, stopped_calmly
 from ..files import digest, read_json, write_rows_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
-from ..progress import Listener, notice, progress_bar
+from ..progress import Listener, Metric, notice, progress_bar
 from ..runs.config import ExperimentConfig, changed_settings, flat
 from ..runs.plugins import PlugIn
 from ..runs.run_folder import Run, RunFolder, load_run
@@ -132,8 +132,12 @@ def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Entry:
     if same := _finished(point, root):  # under another name, a moment ago
         return _entry(point, root, "finished", run=same)
     folder = RunFolder(point.folder(root))
+
+    def named(metric: Metric) -> None:
+        listener({**metric, "run": str(point)})
+
     try:
-        done = _entry(point, root, "finished", run=measure(run(point.config, folder.path, listener)))
+        done = _entry(point, root, "finished", run=measure(run(point.config, folder.path, named)))
     except Diverged as problem:
         done = _entry(point, root, "diverged", str(problem))
     except UserError as problem:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..report.tables import MISSING, distinct, literal, markdown_table, ppl, short, terminal_table, whole
-from ..report.templates import at, template
+from ..report.document import template
+from ..report.tables import MISSING, at, distinct, literal, markdown_table, ppl, short, terminal_table, whole
 
 Entry = dict[str, Any]  # what `sweep.json` has of a grid point
 Results = dict[str, Any]  # all that it has

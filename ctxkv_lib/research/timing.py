@@ -20,7 +20,8 @@ from ..progress import progress_bar
 WARM_UP = 2  # rounds that are not counted
 CALLS = {"cpu": 1, "cuda": 20, "mps": 20}  # of a candidate in a round: a GPU is kept busy, as in training
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices whose product is timed
-STEPS_FOR_MEMORY = 3
+STEPS_FOR_MEMORY = 5  # a CUDA graph is captured within them
+GRAPH = "_graph"  # ends the name of a way that does the same operations as one CUDA graph
 
 Steps = Iterator[float | Tensor]  # each does one iteration or optimiser step, and returns its mean loss
 
@@ -37,12 +38,12 @@ def compare(
 
     Args:
         makers: each makes its steps from the same weights; the first is what the others are compared with.
-        rates: of matrix products, `fp32` and `bf16`; only a maker named `bf16` uses the latter.
+        rates: of matrix products, `fp32` and `bf16`; only makers named `bf16` use the latter.
         head_operations: of the output head in one step, all that is bf16 on a CPU.
 
     Returns:
         by name: `seconds`, `ratio` (how many times as fast as the first), `peak_mib` (peak memory of set-up
-        and three steps), `loss_difference` (largest, from the first's), `operations`, `floor_seconds` (those
+        and five steps), `loss_difference` (largest, from the first's), `operations`, `floor_seconds` (those
         operations at the measured rates) and `floor_share` (floor / seconds).
     """
     peaks = {name: peak_mib(partial(_few_steps, make), device) for name, make in makers.items()}
@@ -50,10 +51,12 @@ def compare(
     losses: dict[str, list[float | Tensor]] = {name: [] for name in makers}
     timed = {name: partial(lambda n: losses[n].append(next(steps[n])), name) for name in makers}
     seconds = interleaved(timed, rounds, device, title)
-    first, rows = next(iter(makers)), {}
+    first = next(iter(makers))
+    rows: dict[str, dict[str, float]] = {}
     for name, taken in seconds.items():
-        total = operations(partial(next, steps[name]))
-        in_bf16 = 0 if name != "bf16" else head_operations if device.type == "cpu" else total
+        same = name.removesuffix(GRAPH)
+        total = rows[same]["operations"] if same in rows else operations(partial(next, steps[name]))
+        in_bf16 = 0 if same != "bf16" else head_operations if device.type == "cpu" else total
         floor = in_bf16 / rates["bf16"] + (total - in_bf16) / rates["fp32"]
         rows[name] = {
             "seconds": taken,

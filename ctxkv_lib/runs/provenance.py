@@ -31,8 +31,8 @@ def choose_device(name: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, available in there.items() if available)
-    for library in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        library.allow_tf32 = False  # fp32 products are fp32, as the original's were
+    torch.backends.cuda.matmul.allow_tf32 = False  # fp32 products are fp32, as the original's were
+    torch.backends.cudnn.allow_tf32 = False
     if not there[name]:
         found = ", ".join(kind for kind, available in there.items() if available)
         raise UserError(f"runtime.device is {name!r}, which this machine lacks; allowed here: auto, {found}.")

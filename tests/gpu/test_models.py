@@ -52,4 +52,7 @@ def test_bench_measures(tmp_path, monkeypatch, capsys):
     arguments = ["bench", "--preset=ci", "--samples=8", "--rounds=1", "--json", *settings]
     assert main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["phase2"]["fp32"]["loss_difference"] < 1e-3
+    rows = found["phase2"]
+    assert rows["fp32"]["loss_difference"] < 1e-3
+    assert rows["fp32_graph"]["loss_difference"] < 0.1  # the simulated graph draws another dropout
+    assert rows["fp32_graph"]["operations"] == rows["fp32"]["operations"]

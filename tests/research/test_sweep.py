@@ -75,8 +75,10 @@ def test_an_interrupted_sweep_goes_on_where_it_was(points, tmp_path, monkeypatch
         sweep(asked, out, out)
     kept = read_json(out / "sweep.json")
     assert [state for _, state in states(kept)] == ["finished", "waiting", "waiting"]
-    results = sweep(asked, out, out)
+    metrics = []
+    results = sweep(asked, out, out, metrics.append)
     assert began == [1, 2, 2, 3]
+    assert {metric["run"] for metric in metrics} == {str(point) for point in asked[1:]}
     (runs,) = finished_runs(asked, out).values()
     assert results["rows"][0]["seeds"] == [1, 2, 3]
     assert results["rows"][0]["val_ppl"] == [float(f"{run.summary['phase2']['val_ppl']:.6g}") for run in runs]
