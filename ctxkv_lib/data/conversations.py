@@ -1,9 +1,9 @@
 """Conversations from their sources: UltraChat on the Hub, a file, a package, or a plug-in.
 
-Every source gives the same kind of rows, always in the same order. A smaller training set is the beginning of
-a larger one. The other splits do not depend on its size: `validation` chooses the best epoch, `test` chooses
-nothing, and a token table is made from `corpus`. The four never overlap, with one exception: with
-`data.corpus=chitchat+own`, a file's training text is part of the corpus.
+Every source gives rows in one order. A smaller training set is the beginning of a larger one. The other
+splits do not depend on its size: `validation` chooses the best epoch, `test` chooses nothing, and a token
+table is made from `corpus`. The four overlap only with `data.corpus=chitchat+own`: a file's training text is
+part of the corpus.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from .hub import ULTRACHAT_REVISION
 from .local_files import file_rows, kept_file
 from .rows import Messages, Rows, Split, text_of
 from .settings import SOURCES, DataConfig
-from .ultrachat import ultrachat_rows
+from .ultrachat import row_numbers, ultrachat_rows
 
 Reader = Callable[[DataConfig, Split], Rows]
 
@@ -42,8 +42,8 @@ class Conversations:
     """Rows of one split, in order.
 
     Attributes:
-        rows: an id and messages each, read piece by piece. The id is a stable name:
-            "ultrachat:train_sft:50000", "chitchat:<uuid>", "jsonl:<line number>".
+        rows: an id and messages each, read piece by piece. The id is a stable name, such as
+            "ultrachat:train_sft:50000" or "jsonl:<line number>".
         fingerprint: changes when the source, an id or a content does.
     """
 
@@ -82,13 +82,25 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
     """
     origin = ULTRACHAT_REVISION if data.source == "ultrachat" else data.source
     has_none = split == "test" and data.test_samples == 0
-    return Conversations.of(origin, Rows(()) if has_none else READERS[data.source](data, split))
+    return Conversations.of(origin, Rows() if has_none else READERS[data.source](data, split))
 
 
-def read_conversations(path: Path) -> Conversations:
+def check_splits(data: DataConfig) -> None:
+    """Raise the UserError of `load_conversations` for any split, as far as it is known without a network."""
+    for split in ("train", "validation", "test", *(["corpus"] if data.reads_corpus else [])):
+        if data.source == "ultrachat":
+            row_numbers(split, data.count(split))
+        else:
+            READERS[data.source](data, split)
+
+
+def read_conversations(path: Path, columns: str | None = None) -> Conversations:
     """Read every conversation of a file of a kind that `formats` knows.
+
+    Args:
+        columns: the fields to read, as `data.columns`.
 
     Raises:
         UserError: the file or one of its conversations cannot be read.
     """
-    return Conversations.of("file", kept_file(path))
+    return Conversations.of("file", kept_file(path, columns))

@@ -23,11 +23,10 @@ _BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes 
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:
     """Make one vector a token from the text of a stream.
 
-    With `neighbours` "around", counts are symmetric: tokens are alike that the same tokens surround. With
-    "sides", they are directional. The halves of a vector describe what comes after its token and what comes
-    before it, in factors of one matrix: the product of one token's first half and another's second
-    approximates how much more often than by chance the other follows it. That is what a tied output head
-    needs of its table.
+    With `neighbours` "around", tokens are alike that the same tokens surround. With "sides", the halves of a
+    vector describe what comes after its token and what comes before it, in factors of one matrix: the product
+    of one token's first half and another's second approximates how much more often than by chance the other
+    follows it. That is what a tied output head needs of its table.
 
     A random rotation gives all components the same weight. All vectors get one length: in the SVD, frequent
     tokens are many times longer than rare ones, and through the tied head their logits would dominate.
@@ -68,23 +67,19 @@ def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tenso
     Returns:
         Sparse COO float32 `[vocab_size, vocab_size]`, coalesced; a row is of the token before.
     """
-    codes = torch.empty(0, dtype=torch.int64)  # before * vocab_size + after, of the pairs found so far
-    counts = torch.empty(0, dtype=torch.int64)
+    counts = _sparse(torch.empty(2, 0).long(), torch.empty(0).long(), vocab_size)
     for first in range(0, len(stream.ids), _BLOCK):
         begin = max(0, first - reach)
         part = stream.ids[begin : first + _BLOCK].long()
         place = torch.arange(begin, begin + len(part))
         conversation = torch.searchsorted(stream.starts, place, right=True)
-        found = []
         for distance in range(1, reach + 1):
             before, after = slice(None, -distance), slice(distance, None)
             counted = (conversation[before] == conversation[after]) & (place[after] >= first)
-            found.append((part[before] * vocab_size + part[after])[counted])
-        new_codes, new_counts = torch.cat(found).unique(return_counts=True)
-        codes, where = torch.cat([codes, new_codes]).unique(return_inverse=True)
-        counts = torch.zeros_like(codes).index_add_(0, where, torch.cat([counts, new_counts]))
-    pairs = torch.stack([codes // vocab_size, codes % vocab_size])
-    return _sparse(pairs, counts.float(), vocab_size)
+            pairs = torch.stack([part[before], part[after]])[:, counted]
+            counts += _sparse(pairs, torch.ones_like(pairs[0]), vocab_size, is_coalesced=False)
+        counts = counts.coalesce()
+    return counts.float()
 
 
 def positive_pmi(counts: torch.Tensor) -> torch.Tensor:
@@ -98,8 +93,9 @@ def positive_pmi(counts: torch.Tensor) -> torch.Tensor:
     return _sparse(counts.indices()[:, kept], pmi[kept], n)
 
 
-def _sparse(indices: torch.Tensor, values: torch.Tensor, n: int) -> torch.Tensor:
-    return torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=True, is_coalesced=True)
+def _sparse(indices: torch.Tensor, values: torch.Tensor, n: int, is_coalesced: bool = True) -> torch.Tensor:
+    with torch.sparse.check_sparse_tensor_invariants():  # not an argument, of which torch 2.11 warns
+        return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=is_coalesced or None)
 
 
 def _factors(matrix: torch.Tensor, dims: int) -> tuple[torch.Tensor, torch.Tensor]:

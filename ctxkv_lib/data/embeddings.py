@@ -1,30 +1,28 @@
 """Where the frozen token table comes from: GPT-2's `wte`, one made from text alone, or random numbers.
 
-No table ever replaces another silently: one that cannot be read or made is an error. The input side norms
-every row, so a table's scale matters to the output head alone. Rows of the tables made here have length 1,
-which gives untrained logits a variance of about 1. GPT-2's rows are four times as long.
+The input side norms every row, so a table's scale matters to the output head alone. Rows of the tables made
+here have length 1, which gives untrained logits a variance of about 1. GPT-2's rows are four times as long.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import UserError
-from ..files import MOST_HEADER_BYTES, cache_dir, digest, read_tensors, write_tensors
-from ..locks import made_once
+from ..files import MOST_HEADER_BYTES, digest
 from ..progress import progress_bar, stage
 from .conversations import load_conversations
 from .cooccurrence import SEED, VERSION, build_table
 from .counts import count_tokens
 from .hub import HubFile, gpt2_file, open_file
 from .settings import DataConfig
-from .tokens import GPT2_VOCAB_SIZE, load_tokenizer, train_stream
+from .tokens import GPT2_VOCAB_SIZE, kept_tensors, load_tokenizer, train_stream
 
 WTE = "wte.weight"
 GPT2_SHAPE = (GPT2_VOCAB_SIZE, 768)
-_CHUNK_BYTES = 1 << 24
+CHUNK_ROWS = 4096  # transferred at a time
 
 LONG_ROW = 0.99  # share of rows no longer than the one that `data.row_length` scales
 
@@ -43,10 +41,9 @@ class TokenTable:
 
 
 def load_table(data: DataConfig, hidden_size: int, seed: int) -> TokenTable:
-    """Read or make the table that `data.table` names; what was read or made once is in the shared cache.
+    """Read or make the table that `data.table` names; never another one.
 
     Args:
-        data: `table`, and for table=cooccurrence the source, tokenizer and `corpus_samples` it is made from.
         hidden_size: numbers a token.
         seed: of table=random; the others do not depend on it.
 
@@ -89,41 +86,38 @@ def _cooccurrence_table(data: DataConfig, hidden_size: int, _: int) -> TokenTabl
     shape = (GPT2_VOCAB_SIZE, hidden_size)
     key = digest([text.fingerprint, data.tokenizer, shape, data.neighbours, SEED, VERSION])
 
-    def make() -> torch.Tensor:
+    def make() -> Iterator[tuple[str, torch.Tensor]]:
         stream = train_stream(text, load_tokenizer(data.tokenizer))
         with stage("Making the token table"):
-            return build_table(stream, *shape, data.neighbours)
+            yield "weight", build_table(stream, *shape, data.neighbours)
 
-    return _kept("cooccurrence", key, make)
-
-
-def _kept(name: str, key: str, make: Callable[[], torch.Tensor]) -> TokenTable:
-    """The table in the shared cache; made and written if it is not there intact."""
-    path = cache_dir() / f"{name}-{key}.safetensors"
-    weight = made_once(
-        lambda: read_tensors(path, key)["weight"],
-        lambda: write_tensors(path, {"weight": make()}, {"key": key}),
-    )
-    return TokenTable(weight, key)
+    return TokenTable(kept_tensors("cooccurrence", key, make)["weight"], key)
 
 
 def _gpt2_table(_: DataConfig, hidden_size: int, __: int) -> TokenTable:
+    check_width("gpt2", hidden_size)
+    file = gpt2_file("model.safetensors")
+    key = digest([WTE, file.revision])
+    return TokenTable(kept_tensors("gpt2-wte", key, lambda: _fetch_wte(file))["weight"], key)
+
+
+def check_width(table: str, hidden_size: int) -> None:
+    """Raise a UserError if the table named in `data.table` cannot have this width."""
     width = GPT2_SHAPE[1]
-    if hidden_size != width:
+    if table == "gpt2" and hidden_size != width:
         raise UserError(
             f"model.hidden_size is {hidden_size}, allowed with data.table=gpt2: {width}; "
             f"set model.hidden_size={width}, or a table of any width: data.table=cooccurrence or random."
         )
-    file = gpt2_file("model.safetensors")
-    return _kept("gpt2-wte", digest([WTE, file.revision]), lambda: _fetch_wte(file))
 
 
-def _fetch_wte(file: HubFile) -> torch.Tensor:
-    """Transfer `wte.weight` and nothing else from a safetensors file on the Hub.
+def _fetch_wte(file: HubFile) -> Iterator[tuple[str, torch.Tensor]]:
+    """Transfer `wte.weight` and nothing else from a safetensors file on the Hub, some rows at a time.
 
     The format: 8 bytes, the little-endian length of a JSON header; the header, `{name: {dtype, shape,
     data_offsets}}` with offsets from its end; the tensors.
     """
+    rows, width = GPT2_SHAPE
     with open_file(file) as stream:
         try:
             header_bytes = int.from_bytes(stream.read(8), "little")
@@ -132,13 +126,13 @@ def _fetch_wte(file: HubFile) -> torch.Tensor:
             entry = json.loads(stream.read(header_bytes))[WTE]
             if (entry["dtype"], entry["shape"]) != ("F32", list(GPT2_SHAPE)):
                 raise ValueError(f"{WTE} is not float32 {GPT2_SHAPE}")
-            start, end = entry["data_offsets"]
-            stream.seek(8 + header_bytes + start)
-            sizes = [min(_CHUNK_BYTES, end - at) for at in range(start, end, _CHUNK_BYTES)]
-            content = bytearray().join(stream.read(size) for size in progress_bar(sizes, WTE, unit="chunk"))
-            if len(content) != 4 * GPT2_SHAPE[0] * GPT2_SHAPE[1]:
-                raise ValueError(f"{WTE} has {len(content):,} bytes")
-            return torch.frombuffer(content, dtype=torch.float32).view(GPT2_SHAPE)
+            stream.seek(8 + header_bytes + entry["data_offsets"][0])
+            for first in progress_bar(range(0, rows, CHUNK_ROWS), WTE, unit="chunk"):
+                count = min(CHUNK_ROWS, rows - first)
+                content = bytearray(stream.read(4 * count * width))
+                if len(content) < 4 * count * width:
+                    raise ValueError(f"{WTE} ends within row {first + count}")
+                yield "weight", torch.frombuffer(content, dtype=torch.float32).view(count, width)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{file.path} of {file.repo} is damaged ({type(error).__name__}: {error}); delete it from "

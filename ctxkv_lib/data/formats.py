@@ -1,7 +1,7 @@
 """Files of conversations as people have them: JSONL, JSON, CSV, TSV, Parquet and plain text.
 
-Records are recognised one by one, by the names of their fields (`RECOGNISED`); the first that cannot be
-taken is named by file and line, or row.
+Records are recognised one by one, by the names of their fields (`FORMS`, or `data.columns`); the first that
+cannot be taken is named by file and line, or row.
 """
 
 import csv
@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,27 @@ from typing import Any
 from ..errors import UserError
 from .rows import Messages, Row
 
-Record = dict[str, Any]
 Records = Iterator[tuple[str, Any]]  # where it stands ("line 3"), and what stands there
+Fields = tuple[str, ...]
 
 FILES = ".jsonl, .json, .csv, .tsv, .txt (each also as .gz) or .parquet"
+# The fields that a record must have; the first that fit are taken. One holds a text, or all messages; of
+# several the last is the answer.
+FORMS: tuple[Fields, ...] = (
+    ("messages",),  # OpenAI, UltraChat
+    ("conversations",),  # ShareGPT
+    ("instruction", "output"),  # Alpaca, which may have "input", too
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("text",),
+    ("content",),
+)
+CHATS = ("messages", "conversations")  # fields that hold nothing but all messages
+TURN = '{"role": text, "content": text} or {"from": text, "value": text}'
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 LONGEST_FIELD = 2**31 - 1  # characters of a CSV's field: what the reader takes on every system
 PARQUET_ROWS = 256  # at a time
+LIKENESS = 0.85  # of a field's name and an allowed one, from which on it is taken for a mistyped one
 
 
 def kind_of(path: Path) -> str:
@@ -41,15 +56,21 @@ def kind_of(path: Path) -> str:
     return kind
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, columns: str | None = None) -> Iterator[Row]:
     """Read a file's conversations one by one, named by the file's kind and their place in it ("jsonl:3").
+
+    Args:
+        columns: as `DataConfig` has it.
 
     Raises:
         UserError: the file or one of its records cannot be read.
     """
     kind, place = kind_of(path), None
+    forms = FORMS if columns is None else (tuple(name.strip() for name in columns.split(",")),)
     for place, value in READERS[kind](path):
-        yield f"{kind[1:]}:{place.split()[-1]}", _messages(f"{path}, {place}", value)
+        header = "line 1" if READERS[kind] is _table else place
+        fields = _fields_of(f"{path}, {header}", value, forms)
+        yield f"{kind[1:]}:{place.split()[-1]}", _messages(f"{path}, {place}", value, fields)
     if place is None:
         raise UserError(f"{path} is blank; give a file with at least one conversation.")
 
@@ -96,11 +117,10 @@ def _json_lines(path: Path) -> Records:
 def _json(path: Path) -> Records:
     """One array of conversations, which is read whole; else JSON lines under another name."""
     first = next((line for line in _lines(path) if line.strip()), "")
-    if first.lstrip().startswith("["):
-        values = _parsed(str(path), "".join(_lines(path)))
-        yield from ((f"item {number}", value) for number, value in enumerate(values, start=1))
-    else:
-        yield from _json_lines(path)
+    if not first.lstrip().startswith("["):
+        return _json_lines(path)
+    values = _parsed(str(path), "".join(_lines(path)))
+    return ((f"item {number}", value) for number, value in enumerate(values, start=1))
 
 
 def _table(path: Path) -> Records:
@@ -132,7 +152,7 @@ def _parquet(path: Path) -> Records:
 
 def _text(path: Path) -> Records:
     """Plain text: each block between blank lines is one conversation."""
-    yield from ((f"block {n}", {"text": text}) for n, text in enumerate(_blocks(_lines(path)), start=1))
+    return ((f"block {n}", {"text": text}) for n, text in enumerate(_blocks(_lines(path)), start=1))
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[str]:
@@ -163,68 +183,43 @@ READERS: dict[str, Callable[[Path], Records]] = {
 # From a record to messages
 
 
-def _chat(turns: Any, role: str, content: str) -> Messages:
-    """Turns of OpenAI's or ShareGPT's form. Raises TypeError or KeyError where they are not."""
-    messages = []
-    for turn in turns:
-        parts = turn[content] or ""  # null: a message that only calls a tool
-        if not isinstance(parts, str):
-            parts = "".join(part["text"] for part in parts if part.get("type", "text") == "text")
-        name = turn.get(role, "")
-        messages.append({"role": ROLES.get(name, name) + "", "content": parts})
-    return messages
-
-
-def _pair(*names: str) -> Callable[[Record], Messages]:
-    """A question in one or more fields, of which some may be empty, and the answer in the last."""
-
-    def read(record: Record) -> Messages:
-        question = "\n".join(part for name in names[:-1] if (part := record.get(name)))
-        answer = record[names[-1]] + ""  # whatever is no text is a TypeError
-        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-    return read
-
-
-def _single(name: str) -> Callable[[Record], Messages]:
-    return lambda record: [{"role": "", "content": record[name] + ""}]
-
-
-# The fields that a record must have, and how they are read; the first that fits is taken.
-RECOGNISED: dict[tuple[str, ...], Callable[[Record], Messages]] = {
-    ("messages",): lambda record: _chat(record["messages"], "role", "content"),  # OpenAI, UltraChat
-    ("conversations",): lambda record: _chat(record["conversations"], "from", "value"),  # ShareGPT
-    ("instruction", "output"): _pair("instruction", "input", "output"),  # Alpaca
-    ("prompt", "completion"): _pair("prompt", "completion"),
-    ("question", "answer"): _pair("question", "answer"),
-    ("text",): _single("text"),
-    ("content",): _single("content"),
-}
-KNOWN = "; ".join(" and ".join(names) for names in RECOGNISED)
-
-
-def _form_of(where: str, record: Any) -> tuple[str, ...]:
-    """Find the key of `RECOGNISED` for a record."""
+def _fields_of(where: str, record: Any, forms: Iterable[Fields]) -> Fields:
+    """Find the form of a record."""
     if isinstance(record, list):
         raise UserError(f"{where} is a list; write a conversation a line, or name a file of one list .json.")
     found = list(record) if isinstance(record, dict) else []
-    if {"role", "content"} <= set(found):
+    if forms is FORMS and {"role", "content"} <= set(found):
         raise UserError(
-            f"{where} is one message; write all messages of a conversation in one record: {_CHAT}."
+            f'{where} is one message; write all messages of a conversation in one record: "messages" must be '
+            f"a list of {TURN}."
         )
-    fields = next((names for names in RECOGNISED if set(names) <= set(found)), None)
-    if fields is None:
-        has = f"the fields {', '.join(map(str, found[:8]))}" if found else "no fields"
-        raise UserError(f"{where} has {has}; allowed: {KNOWN}.")
-    return fields
+    if fields := next((names for names in forms if set(names) <= set(found)), None):
+        return fields
+    has = f"the fields {', '.join(map(str, found[:8]))}" if found else "no fields"
+    names = dict.fromkeys(name for form in forms for name in form)
+    meant = [get_close_matches(str(name).casefold(), names, 1, LIKENESS) for name in found[:8]]
+    hint = f" Did you mean {', '.join(name for match in meant for name in match)}?" if any(meant) else ""
+    raise UserError(
+        f"{where} has {has}; allowed: {'; '.join(' and '.join(form) for form in forms)}, or name the fields "
+        f"with data.columns.{hint}"
+    )
 
 
-def _messages(where: str, record: Any) -> Messages:
-    fields = _form_of(where, record)
+def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
+    *questions, last = ("instruction", "input", "output") if fields == FORMS[2] else fields
     try:
-        messages = RECOGNISED[fields](record)
+        if last in CHATS or (not questions and isinstance(record[last], list)):
+            messages = [_message(number, turn) for number, turn in enumerate(record[last], start=1)]
+        else:
+            messages = [{"role": "assistant" if questions else "", "content": record[last] + ""}]
+            if questions:  # of which some may be empty
+                asked = "\n".join(part for name in questions if (part := record.get(name)))
+                messages.insert(0, {"role": "user", "content": asked})
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.") from None
     except (TypeError, KeyError, AttributeError):
-        raise UserError(f"{where}: {_FORMS.get(fields[0], _TEXTS)}; correct it.") from None
+        expected = f'"{last}" must be a list of {TURN}' if last in CHATS else "its fields must be texts"
+        raise UserError(f"{where}: {expected}; correct it.") from None
     if not any(message["content"].strip() for message in messages):
         raise UserError(
             f"{where} is an empty conversation; give it at least one message with text, or delete it."
@@ -238,9 +233,15 @@ def _messages(where: str, record: Any) -> Messages:
     return messages
 
 
-_CHAT = '"messages" must be a list of {"role": text, "content": text}'
-_FORMS = {
-    "messages": _CHAT,
-    "conversations": '"conversations" must be a list of {"from": text, "value": text}',
-}
-_TEXTS = "its fields must be texts"
+def _message(number: int, turn: Any) -> dict[str, str]:
+    """Read a turn of OpenAI's or ShareGPT's form; TypeError, KeyError or AttributeError where it is not."""
+    role, content = ("from", "value") if "value" in turn else ("role", "content")
+    parts = turn[content]
+    if parts is None:
+        if not (turn.get("tool_calls") or turn.get("function_call")):
+            raise ValueError(f'turn {number} has "{content}": null; give it a text, or delete the turn')
+        parts = ""
+    if not isinstance(parts, str):
+        parts = "".join(part["text"] for part in parts if part.get("type", "text") == "text")
+    name = turn.get(role, "")
+    return {"role": ROLES.get(name, name) + "", "content": parts}

@@ -3,7 +3,7 @@
 import importlib.util
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -39,42 +39,44 @@ def gpt2_file(path: str) -> HubFile:
     return HubFile("openai-community/gpt2", path, GPT2_REVISION, "model")
 
 
-def _network_errors() -> tuple[type[BaseException], ...]:
-    """List what huggingface_hub raises when the Hub cannot be read: OSErrors, or its HTTP library's own.
+@contextmanager
+def hub_errors(failure: str, advice: str) -> Iterator[None]:
+    """Turn a failure of the Hub inside the block into a UserError.
 
-    That library was requests, then httpx, then httpx2; HfHubHTTPError always derived from its error class.
-    Being offline, rate-limited (429) or without a local copy are all OSErrors.
+    Args:
+        failure: the beginning of the sentence ("... could not be read from").
+        advice: its end, the way out.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    return (OSError, *HfHubHTTPError.__bases__)
-
-
-@contextmanager
-def hub_errors(file: HubFile) -> Iterator[None]:
-    """Turn a failure to read `file` inside the block into a UserError that names the way out."""
+    # Being offline, rate-limited (429) or without a local copy are OSErrors. Others are of its HTTP library,
+    # which was requests, then httpx, then httpx2: HfHubHTTPError always derived from its error class.
     try:
         yield
-    except _network_errors() as error:
+    except (OSError, *HfHubHTTPError.__bases__) as error:
         reason = textwrap.shorten(str(error), 150, placeholder=" ...").rstrip(".")
         raise UserError(
-            f"{file.path} of {file.repo} could not be read from the Hugging Face Hub "
-            f"({type(error).__name__}: {reason}); check the network connection and try again, "
-            "or use --preset offline."
+            f"{failure} the Hugging Face Hub ({type(error).__name__}: {reason}); {advice}."
         ) from error
+
+
+def _reading(file: HubFile) -> AbstractContextManager[None]:
+    return hub_errors(
+        f"{file.path} of {file.repo} could not be read from",
+        "check the network connection and try again, or use --preset offline",
+    )
 
 
 @contextmanager
 def open_file(file: HubFile) -> Iterator[IO[bytes]]:
     """Open a seekable stream over `file`, which transfers the bytes that are read and no others.
 
-    Raises:
-        UserError: the Hub cannot be reached, or refuses.
+    Raises a UserError if the Hub cannot be reached, or refuses; as `download`.
     """
     from huggingface_hub import HfFileSystem
 
     prefix = "datasets/" if file.kind == "dataset" else ""
-    with hub_errors(file):
+    with _reading(file):
         # A shared instance would remember a failed look-up for the life of the process.
         system = HfFileSystem(skip_instance_cache=True)
         path = f"{prefix}{file.repo}@{file.revision}/{file.path}"
@@ -83,23 +85,15 @@ def open_file(file: HubFile) -> Iterator[IO[bytes]]:
 
 
 def download(file: HubFile) -> Path:
-    """Download the whole file to huggingface_hub's own cache.
-
-    Raises:
-        UserError: the Hub cannot be reached, or refuses.
-    """
+    """Download the whole file to huggingface_hub's own cache."""
     from huggingface_hub import hf_hub_download
 
-    with hub_errors(file):
+    with _reading(file):
         return Path(hf_hub_download(file.repo, file.path, repo_type=file.kind, revision=file.revision))
 
 
 def package_file(package: str, path: str, pip_name: str) -> Path:
-    """Find a data file of an installed package without importing the package.
-
-    Raises:
-        UserError: the package is not installed, or lacks the file.
-    """
+    """Find a data file of a package, which is not imported; raises a UserError if it is not there."""
     spec = importlib.util.find_spec(package)
     file = Path(spec.origin).parent / path if spec and spec.origin else None
     if file is None or not file.is_file():

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -23,34 +23,44 @@ VALIDATION_LIMIT = 1 / 3  # of the conversations, even if they hold less than ..
 LEAST_WINDOWS = 2  # ... so many context windows of text, below which a split says little
 TEST_SHARE = 0.1  # of the conversations; a file of fewer than ten has no test
 CHARACTERS_A_TOKEN = 4  # of English
+PURPOSES = {
+    "samples": "training",
+    "validation_samples": "validation",
+    "test_samples": "the test",
+    "corpus_samples": "the token table",
+}
 
-FORMATS_VERSION = 1  # raise it when a file is read otherwise: it is part of its copy's key
+FORMATS_VERSION = 2  # raise it when a file is read otherwise: it is part of its copy's key
 
 
-def kept_file(path: Path) -> Rows:
+def kept_file(path: Path, columns: str | None = None) -> Rows:
     """Read every conversation of a file, from its copy in the shared cache, made if there is none yet.
 
     Raises:
         UserError: the file or one of its conversations cannot be read.
     """
     path = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
-    key = _key(path)
+    key = _key(path, columns)
     copy = cache_dir() / f"file-{key}"
-    return made_once(lambda: kept_rows(copy, key), lambda: keep_rows(copy, key, _unchanged_rows(path, key)))
+
+    def unchanged() -> Iterator[Row]:
+        with stage(f"Reading {path.name}"):
+            yield from read_rows(path, columns)
+        if _key(path, columns) != key:
+            raise UserError(f"{path} changed while it was read; run again when it is complete.")
+
+    return made_once(lambda: kept_rows(copy, key), lambda: keep_rows(copy, key, unchanged()))
 
 
-def _key(path: Path) -> str:
+def _key(path: Path, columns: str | None) -> str:
     """Changes when the file's content does, or how it would be read."""
     kind = kind_of(path)
     with opened(path):
-        return digest([checksum(path), kind, path.suffix, FORMATS_VERSION])
+        return digest([checksum(path), kind, path.suffix, columns, FORMATS_VERSION])
 
 
-def _unchanged_rows(path: Path, key: str) -> Iterator[Row]:
-    with stage(f"Reading {path.name}"):
-        yield from read_rows(path)
-    if _key(path) != key:
-        raise UserError(f"{path} changed while it was read; run again when it is complete.")
+def _file_of(data: DataConfig) -> Rows:
+    return kept_file(Path(str(data.path)), data.columns)
 
 
 def file_rows(data: DataConfig, split: Split) -> Rows:
@@ -63,10 +73,9 @@ def file_rows(data: DataConfig, split: Split) -> Rows:
     Raises:
         UserError: the splits are larger than the file.
     """
-    rows = kept_file(Path(str(data.path)))
-    sizes = _asked(data)
+    rows, sizes = _file_of(data), _asked(data)
     if sum(sizes.values()) > len(rows):
-        shown = " + ".join(f"{count:,} for {_PURPOSE[name]} (data.{name})" for name, count in sizes.items())
+        shown = " + ".join(f"{count:,} for {PURPOSES[name]} (data.{name})" for name, count in sizes.items())
         raise UserError(
             f"{data.path} has {len(rows):,} conversations, but {shown} are asked for; "
             "ask for fewer, or leave these settings out: the sizes then fit the file."
@@ -84,22 +93,12 @@ def file_rows(data: DataConfig, split: Split) -> Rows:
     }[split]
 
 
-_PURPOSE = {
-    "samples": "training",
-    "validation_samples": "validation",
-    "test_samples": "the test",
-    "corpus_samples": "the token table",
-}
-
-
 def _asked(data: DataConfig) -> dict[str, int]:
     """Conversations of the file by the setting that asks for them."""
-    names = ["samples", "validation_samples"]
-    if data.test_samples:
-        names.append("test_samples")
-    if data.reads_corpus and data.corpus == "own":
-        names.append("corpus_samples")
-    return {name: getattr(data, name) for name in names}
+    sizes = {name: getattr(data, name) for name in PURPOSES}
+    if not (data.reads_corpus and data.corpus == "own"):
+        del sizes["corpus_samples"]
+    return {name: count for name, count in sizes.items() if count}
 
 
 def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
     Raises:
         UserError: the file cannot be read, or has fewer than two conversations.
     """
-    rows = kept_file(Path(str(data.path)))
+    rows = _file_of(data)
     if len(rows) < 2:
         raise UserError(
             f"{data.path} has {len(rows)} conversation; at least 2 are needed to train and validate."
@@ -125,27 +124,25 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
     sizes: dict[str, Any] = {"validation_samples": _validation_size(rows, context_window)}
     if data.reads_corpus and "corpus_samples" not in asked:
         sizes["corpus"] = "chitchat+own"
-
-    def chosen() -> dict[str, Any]:
-        return {name: value for name, value in sizes.items() if name not in asked}
-
-    def room() -> int:
-        return len(rows) - sum(_asked(replace(data, **chosen())).values())
-
     sizes |= {"samples": 1, "test_samples": 0}
-    sizes["test_samples"] = min(VALIDATION_MOST, int(TEST_SHARE * len(rows)), max(0, room()))
-    sizes["samples"] += max(0, room())
-    return chosen()
+    sizes = {name: value for name, value in sizes.items() if name not in asked}
+    room = max(0, len(rows) - sum(_asked(replace(data, **sizes)).values()))
+    if "test_samples" in sizes:
+        sizes["test_samples"] = min(VALIDATION_MOST, int(TEST_SHARE * len(rows)), room)
+    if "samples" in sizes:
+        sizes["samples"] += room - sizes.get("test_samples", 0)
+    return sizes
 
 
 def _validation_size(rows: Rows, context_window: int) -> int:
     """Conversations at the end of the file that make a validation text."""
     share = min(VALIDATION_MOST, math.ceil(VALIDATION_SHARE * len(rows)))
     most = max(1, int(VALIDATION_LIMIT * len(rows)))
-    return min(most, max(share, _enough(reversed(rows), len(rows), context_window)))
+    backwards = (row for place in reversed(range(len(rows))) for row in rows[place : place + 1])
+    return min(most, max(share, _enough(backwards, len(rows), context_window)))
 
 
-def _enough(rows: Iterator[Row], most: int, context_window: int) -> int:
+def _enough(rows: Iterable[Row], most: int, context_window: int) -> int:
     """Count the first rows that hold `LEAST_WINDOWS` of text; `most`, if they do not."""
     wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
     lengths = (sum(len(message["content"]) for message in messages) for _, messages in rows)
@@ -154,17 +151,16 @@ def _enough(rows: Iterator[Row], most: int, context_window: int) -> int:
 
 def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, ...]:
     """Choose training sizes to compare: all of a file's, and a share of it that holds enough text."""
-    rows = kept_file(Path(str(data.path)))
-    enough = _enough(iter(rows), len(rows), context_window)
+    rows = _file_of(data)
+    enough = _enough(rows, len(rows), context_window)
     return min(data.samples, max(data.samples // ratio, enough)), data.samples
 
 
 def describe_split(data: DataConfig) -> str:
     """Say in a line how a file is split and what the token table is made from."""
-    total = len(kept_file(Path(str(data.path))))
-    sizes = ", ".join(f"{count:,} for {_PURPOSE[name]}" for name, count in _asked(data).items())
+    sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _asked(data).items())
     made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
     if data.table == "cooccurrence" and data.corpus != "own":
         held_back = "validation and test" if data.test_samples else "validation"
         made = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but {held_back}"
-    return f"{data.path}: {total:,} conversations, {sizes}; the token table is {made}."
+    return f"{data.path}: {len(_file_of(data)):,} conversations, {sizes}; the token table is {made}."

@@ -1,16 +1,12 @@
-"""Rows of conversations, read piece by piece, and their copies in the shared cache."""
+"""Rows of conversations, read some at a time, and their copies in the shared cache."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..errors import DamagedFile, UserError
 from ..files import checksum, read_sealed_json, replacing, state, write_sealed_json
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 Split = Literal["train", "validation", "test", "corpus"]
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
@@ -23,47 +19,39 @@ CHECKSUMS = "checksums.json"
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows in order, read again each time they are iterated.
+    """Rows in order, read again each time they are iterated, `PIECE_ROWS` at a time.
 
     Attributes:
-        pieces: how many rows each piece has, and the function that reads them.
+        parts: numbers of rows, and the function that reads a range of them.
     """
 
-    pieces: tuple[tuple[int, Callable[[], list[Row]]], ...]
+    parts: tuple[tuple[range, Callable[[range], list[Row]]], ...] = ()
 
     @classmethod
     def held(cls, rows: list[Row]) -> "Rows":
         """Wrap rows that are in memory anyway."""
-        return cls(((len(rows), lambda: rows),))
+        return cls(((range(len(rows)), lambda part: rows[part.start : part.stop]),))
 
     def __len__(self) -> int:
-        return sum(count for count, _ in self.pieces)
+        return sum(len(part) for part, _ in self.parts)
 
     def __iter__(self) -> Iterator[Row]:
-        for _, read in self.pieces:
-            yield from read()
-
-    def __reversed__(self) -> Iterator[Row]:
-        for _, read in reversed(self.pieces):
-            yield from reversed(read())
+        for part, read in self.parts:
+            for at in range(0, len(part), PIECE_ROWS):
+                yield from read(part[at : at + PIECE_ROWS])
 
     def __add__(self, others: "Rows") -> "Rows":
-        return Rows((*self.pieces, *others.pieces))
+        return Rows((*self.parts, *others.parts))
 
     def __getitem__(self, wanted: slice) -> "Rows":
         """Select the rows `start:stop`."""
         start, stop, _ = wanted.indices(len(self))
         taken = []
-        for count, read in self.pieces:
-            part = range(count)[max(start, 0) : max(stop, 0)]
-            if part:
-                taken.append((len(part), partial(_part, read, part)))
-            start, stop = start - count, stop - count
+        for part, read in self.parts:
+            if inside := part[max(start, 0) : max(stop, 0)]:
+                taken.append((inside, read))
+            start, stop = start - len(part), stop - len(part)
         return Rows(tuple(taken))
-
-
-def _part(read: Callable[[], list[Row]], part: range) -> list[Row]:
-    return read()[part.start : part.stop]
 
 
 def text_of(messages: Messages) -> str:
@@ -72,11 +60,7 @@ def text_of(messages: Messages) -> str:
 
 
 def check_available(asked: int, available: int, split: Split, source: str) -> None:
-    """Refuse to read more rows of a split than there are.
-
-    Raises:
-        UserError: `asked` is more than `available`.
-    """
+    """Raise a UserError if more rows of a split are asked for than there are."""
     if asked > available:
         name = "data.samples" if split == "train" else f"data.{split}_samples"
         raise UserError(
@@ -113,12 +97,10 @@ def kept_rows(folder: Path, key: str) -> Rows:
     kept = read_sealed_json(folder / CHECKSUMS)
     if kept.get("key") != key or state(folder / ARROW, kept.get(ARROW, "")) != "intact":
         raise DamagedFile(folder, f"{ARROW} is not what was written")
-    rows = Dataset.from_file(str(folder / ARROW))
-    begins = range(0, len(rows), PIECE_ROWS)
-    pieces = [range(begin, min(begin + PIECE_ROWS, len(rows))) for begin in begins]
-    return Rows(tuple((len(piece), partial(_read_piece, rows, piece)) for piece in pieces))
+    dataset = Dataset.from_file(str(folder / ARROW))
 
+    def read(part: range) -> list[Row]:
+        columns = dataset[part.start : part.stop]
+        return list(zip(columns["name"], columns["messages"], strict=True))
 
-def _read_piece(rows: "Dataset", piece: range) -> list[Row]:
-    columns = rows[piece.start : piece.stop]
-    return list(zip(columns["name"], columns["messages"], strict=True))
+    return Rows(((range(len(dataset)), read),))

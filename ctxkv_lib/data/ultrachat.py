@@ -24,11 +24,12 @@ def ultrachat_rows(split: Split, count: int) -> Rows:
     Raises:
         UserError: the split has fewer rows, or the Hub cannot be reached.
     """
-    wanted = _wanted(split, count)
+    wanted = row_numbers(split, count)
     return made_once(lambda: _kept(wanted), lambda: _fetch(wanted))
 
 
-def _wanted(split: Split, count: int) -> list[range]:
+def row_numbers(split: Split, count: int) -> list[range]:
+    """Find the first `count` rows of a split; raises a UserError if it has fewer."""
     held_back = {"validation": ULTRACHAT_VALIDATION, "test": ULTRACHAT_TEST, "corpus": ULTRACHAT_CORPUS}
     around = [range(ULTRACHAT_VALIDATION.start), range(ULTRACHAT_CORPUS.stop, ULTRACHAT_ROWS)]
     first, *rest = [held_back[split]] if split in held_back else around
@@ -37,33 +38,28 @@ def _wanted(split: Split, count: int) -> list[range]:
     return [rows for rows in wanted if rows]
 
 
-def _copies() -> Path:
-    return cache_dir() / f"ultrachat-{ULTRACHAT_REVISION[:12]}"
-
-
 def _copy_of(group: range) -> tuple[Path, str]:
     """The copy of one row group of a shard: its folder, and its key."""
     name = f"rows-{group.start}-{group.stop}"
-    return _copies() / name, name
+    return cache_dir() / f"ultrachat-{ULTRACHAT_REVISION[:12]}" / name, name
+
+
+def _common(group: range, block: range) -> range:
+    return range(max(group.start, block.start), min(group.stop, block.stop))
 
 
 def _kept(wanted: list[range]) -> Rows:
     """Raises as `kept_rows`."""
-    groups = [range(*map(int, path.name.split("-")[1:])) for path in _copies().glob("rows-*")]
-    rows = Rows(())
-    for block in wanted:
-        at = block.start
-        while at < block.stop:
-            group = next((group for group in groups if at in group), None)
-            if group is None:
-                raise FileNotFoundError(_copies())
-            rows += kept_rows(*_copy_of(group))[at - group.start : block.stop - group.start]
-            at = group.stop
+    copies = _copy_of(range(0))[0].parent
+    groups = (range(*map(int, path.name.split("-")[1:])) for path in copies.glob("rows-*"))
+    rows = Rows()
+    for group in sorted(groups, key=lambda group: group.start):
+        for part in (_common(group, block) for block in wanted):
+            if part:
+                rows += kept_rows(*_copy_of(group))[part.start - group.start : part.stop - group.start]
+    if len(rows) < sum(map(len, wanted)):
+        raise FileNotFoundError(copies)
     return rows
-
-
-def _overlap(one: range, other: range) -> bool:
-    return one.start < other.stop and other.start < one.stop
 
 
 def _fetch(wanted: list[range]) -> None:
@@ -82,7 +78,7 @@ def _fetch_shard(file: HubFile, start: int, wanted: list[range]) -> int:
         shard = ParquetFile(stream, pre_buffer=True)  # one request a row group, not one a column
         sizes = [shard.metadata.row_group(number).num_rows for number in range(shard.num_row_groups)]
         groups = enumerate(range(*ends) for ends in pairwise(accumulate(sizes, initial=start)))
-        needed = [(n, group) for n, group in groups if any(_overlap(group, rows) for rows in wanted)]
+        needed = [(n, group) for n, group in groups if any(_common(group, rows) for rows in wanted)]
 
         def transfer(number: int, group: range) -> None:
             messages = shard.read_row_group(number, columns=["messages"])["messages"].to_pylist()

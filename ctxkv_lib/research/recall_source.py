@@ -7,8 +7,7 @@ are random. Every word is one token of GPT-2's, so that distances are exact.
 
 import json
 import random
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 
 from ..data.conversations import add_source
 from ..data.rows import Messages, Row, Rows, Split, check_available
@@ -20,7 +19,6 @@ KEYS, VALUES, FILLERS = _WORDS["keys"], _WORDS["values"], _WORDS["fillers"]
 OPENERS = _WORDS["openers"]  # of a message: no space stands before it
 MESSAGE = 40  # tokens of a message, about
 PAIR_SHARE = 0.5  # of a conversation's tokens are in pairs, stated or asked for
-PIECE = 256  # conversations made at a time
 
 # Blocks of row numbers, so that no setting moves the rows of another split.
 SPLITS = {
@@ -46,11 +44,10 @@ def recall_rows(data: DataConfig, split: Split) -> Rows:
     check_available(data.count(split), len(available), split, "the recall task")
     rows = available[: data.count(split)]
 
-    def made(part: range) -> list[Row]:
+    def make(part: range) -> list[Row]:
         return [(f"recall:{window}:{row}", recall_conversation(row, window)) for row in part]
 
-    parts = (rows[at : at + PIECE] for at in range(0, len(rows), PIECE))
-    return Rows(tuple((len(part), partial(made, part)) for part in parts))
+    return Rows(((rows, make),))
 
 
 def recall_conversation(row: int, window: int) -> Messages:

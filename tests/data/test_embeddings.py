@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +43,7 @@ def _checkpoint(**extra: torch.Tensor) -> tuple[bytes, torch.Tensor]:
 
 @pytest.mark.usefixtures("small_vocabulary")
 def test_gpt2_table_is_read_once_and_transfers_its_own_bytes_only(hub, monkeypatch):
-    monkeypatch.setattr(embeddings, "_CHUNK_BYTES", 100_000)  # of 256,000: the last chunk is a part of one
+    monkeypatch.setattr(embeddings, "CHUNK_ROWS", 300)  # of 1,000: the last chunk is a part of one
     hub.files[WEIGHTS], wte = _checkpoint()
     first = load_table(GPT2, 64, seed=0)
     header = 8 + int.from_bytes(hub.files[WEIGHTS][:8], "little")
@@ -215,6 +217,18 @@ def test_tiny_corpora_make_a_table(chats, hidden_size, neighbours):
     table = build_table(_stream(*chats), 10, hidden_size, neighbours)
     assert table.shape == (10, hidden_size)
     assert table.isfinite().all()
+
+
+def test_making_a_table_warns_of_nothing():
+    """Torch warns once a process of sparse tensors whose checks nobody asked for."""
+    program = (
+        "import torch; from ctxkv_lib.data.cooccurrence import build_table, TokenStream\n"
+        "stream = TokenStream(torch.tensor([1, 2, 3, 1]), torch.tensor([0]))\n"
+        "for neighbours in ('around', 'sides'): build_table(stream, 9, 4, neighbours)"
+    )
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_ids_may_have_gaps_and_any_whole_dtype():

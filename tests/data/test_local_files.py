@@ -28,13 +28,15 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "é 你好"}]
 PARTS = [{**m, "content": [{"type": "text", "text": c} for c in m["content"]]} for m in CHAT]
 SHAREGPT = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "é 你好"}]
-RECORDS = {
-    "OpenAI": {"messages": CHAT},
-    "OpenAI in parts": {"messages": PARTS},
-    "ShareGPT": {"id": 1, "conversations": SHAREGPT},
-    "Alpaca": {"instruction": "Hello?", "input": "", "output": "é 你好"},
-    "prompts": {"prompt": "Hello?", "completion": "é 你好"},
-    "questions": {"question": "Hello?", "answer": "é 你好"},
+RECORDS = {  # of the fields named in the second place, where they have unusual names
+    "OpenAI": ({"messages": CHAT}, None),
+    "OpenAI in parts": ({"messages": PARTS}, None),
+    "ShareGPT": ({"id": 1, "conversations": SHAREGPT}, None),
+    "Alpaca": ({"instruction": "Hello?", "input": "", "output": "é 你好"}, None),
+    "prompts": ({"prompt": "Hello?", "completion": "é 你好"}, None),
+    "questions": ({"question": "Hello?", "answer": "é 你好"}, None),
+    "named columns": ({"Frage": "Hello?", "Antwort": "é 你好", "text": "no"}, "Frage, Antwort"),
+    "a named column of messages": ({"Dialog": SHAREGPT, "text": "no"}, "Dialog"),
 }
 
 
@@ -52,29 +54,36 @@ def _jsonl(folder: Path, count: int, name: str = "chats.jsonl") -> str:
 # What is recognised
 
 
-@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
-def test_known_forms_of_a_record_are_recognised(tmp_path, record):
+@pytest.mark.parametrize(("record", "columns"), RECORDS.values(), ids=RECORDS)
+def test_known_forms_of_a_record_are_recognised(tmp_path, record, columns):
     text = json.dumps(record)
     (tmp_path / "lines.jsonl").write_text(text + "\n" + text)
     (tmp_path / "array.json").write_text(json.dumps([record, record]))
     (tmp_path / "packed.json.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n{text}".encode())
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "table.parquet")
     for path in tmp_path.iterdir():
-        assert read_conversations(path).messages[0] == CHAT, path
+        assert read_conversations(path, columns).messages[0] == CHAT, path
 
 
 @pytest.mark.parametrize(
     ("name", "separator"), [("a.csv", ","), ("b.csv", ";"), ("c.tsv", "\t"), ("d.csv.gz", ",")]
 )
-@pytest.mark.parametrize("column", ["text", "content"])
-def test_tables_with_a_text_column_are_recognised(tmp_path, name, separator, column):
+@pytest.mark.parametrize(("column", "named"), [("text", None), ("content", None), ("My Words", "My Words")])
+def test_tables_with_a_text_column_are_recognised(tmp_path, name, separator, column, named):
     path = tmp_path / "plain"
     with path.open("w", newline="") as file:
         rows = [["id", column], [1, 'Say "hi",\nplease;'], [2, "\tThen go."]]
         csv.writer(file, delimiter=separator).writerows(rows)
     raw = path.read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
-    assert list(read_conversations(tmp_path / name).texts()) == ['Say "hi",\nplease;', "\tThen go."]
+    assert list(read_conversations(tmp_path / name, named).texts()) == ['Say "hi",\nplease;', "\tThen go."]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_other_systems_in_tables(tmp_path, end):
+    (tmp_path / "a.csv").write_bytes(f'\ufeffid,text{end}1,hello{end}2,"two{end}lines"{end}'.encode())
+    assert list(read_conversations(tmp_path / "a.csv").texts()) == ["hello", f"two{end}lines"]
 
 
 def test_plain_text_is_cut_at_blank_lines(tmp_path):
@@ -94,13 +103,6 @@ def test_blocks_are_those_of_the_whole_text(text):
     assert list(formats._blocks(iter(re.findall(r"[^\n]*\n|[^\n]+", text)))) == expected
 
 
-def test_line_ends_of_other_systems_in_tables(tmp_path):
-    for name, end in {"unix.csv": "\n", "windows.csv": "\r\n", "old.csv": "\r"}.items():
-        path = tmp_path / name
-        path.write_bytes(f'\ufeffid,text{end}1,hello{end}2,"two{end}lines"{end}'.encode())
-        assert list(read_conversations(path).texts()) == ["hello", f"two{end}lines"]
-
-
 def test_parquet_is_read_over_several_batches(tmp_path):
     texts = [f"number {n}" for n in range(formats.PARQUET_ROWS + 3)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet", row_group_size=100)
@@ -109,16 +111,10 @@ def test_parquet_is_read_over_several_batches(tmp_path):
     assert rows.ids[-1] == f"parquet:{len(texts)}"
 
 
-def test_byte_order_mark_and_other_line_ends(tmp_path):
-    path = tmp_path / "windows.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(_line(n) for n in (1, 2)).encode())
-    assert next(read_conversations(path).texts()) == "hello 1\né 你好"
-
-
 def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
-    path = tmp_path / "tools.jsonl"
-    path.write_text(json.dumps({"messages": [*CHAT, {"role": "assistant", "content": None}]}))
-    assert read_conversations(path).messages[0][:2] == CHAT
+    path, call = tmp_path / "tools.jsonl", {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    path.write_text(json.dumps({"messages": [*CHAT, call]}))
+    assert read_conversations(path).messages[0] == [*CHAT, {"role": "assistant", "content": ""}]
 
 
 # What is refused, and where it stands
@@ -132,12 +128,18 @@ def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
         (b"3", "line 2 has no fields; allowed: messages;"),
         (b"[1, 2]", "line 2 is a list; write a conversation a line"),
         (b'{"role": "user", "content": "a"}', "line 2 is one message; write all messages of a conversation"),
-        (b'{"words": "hello", "n": 1}', "line 2 has the fields words, n; allowed: messages; .*; text;"),
+        (
+            b'{"words": "hello", "n": 1}',
+            "line 2 has the fields words, n; allowed: messages; .*data.columns.$",
+        ),
+        (b'{"Message": "hello"}', r"line 2 has the fields Message; .*Did you mean messages\?"),
         (b'{"messages": "hello"}', 'line 2: "messages" must be a list'),
         (b'{"messages": ["hello"]}', 'line 2: "messages" must be a list'),
         (b'{"messages": [{"role": "user", "content": 3}]}', 'line 2: "messages" must be a list'),
         (b'{"messages": [{"role": 3, "content": "a"}]}', 'line 2: "messages" must be a list'),
-        (b'{"conversations": [{"role": "user", "content": "a"}]}', 'line 2: "conversations" must be a list'),
+        (b'{"conversations": [{"from": "human"}]}', 'line 2: "conversations" must be a list'),
+        (b'{"conversations": [{"from": "gpt", "value": null}]}', 'line 2: turn 1 has "value": null; give it'),
+        (b'{"messages": [{"content": "a"}, {"content": null}]}', 'line 2: turn 2 has "content": null; give'),
         (b'{"instruction": "a", "output": null}', "line 2: its fields must be texts"),
         (b'{"messages": []}', "line 2 is an empty conversation"),
         (b'{"messages": [{"role": "user", "content": " \\n"}]}', "line 2 is an empty conversation"),
@@ -157,7 +159,6 @@ def test_bad_line_is_named(tmp_path, line, sentence):
     ("name", "content", "sentence"),
     [
         ("none.jsonl", None, " does not exist; name a .jsonl"),
-        ("none", None, " does not exist; name a .jsonl"),
         ("blank.jsonl", b"\n \n", " is blank; give"),
         ("empty.jsonl.gz", gzip.compress(b"", mtime=0), " is blank; give"),
         ("plain.jsonl.gz", _line(1).encode(), " cannot be read"),
@@ -166,23 +167,40 @@ def test_bad_line_is_named(tmp_path, line, sentence):
         ("chats", b"hello", " is of no known kind"),
         ("bad.parquet", b"PAR1", " cannot be read as Parquet"),
         ("blank.txt", b"\n\n", " is blank"),
-        ("names.csv", b"id,words\n1,hello\n", ", line 2 has the fields id, words; allowed"),
+        ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
+        ("Case.csv", b"ID,Prompt,Completion\n1,a,b\n", r", line 1 .* Did you mean prompt, completion\?"),
         ("short.csv", b"id,text\n1\n", ", line 2: its fields must be texts"),
         ("array.json", b'[{"text": "a"}, 3]', ", item 2 has no fields"),
+        ("folder.jsonl", "folder", r" cannot be read .*; name a readable \.jsonl"),
     ],
 )
 def test_bad_file_is_named(tmp_path, name, content, sentence):
     path = tmp_path / name
-    if content is not None:
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=f"{name}{sentence}"):
         read_conversations(path)
 
 
-def test_folder_is_no_file(tmp_path):
-    (tmp_path / "chats.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"cannot be read .*; name a readable \.jsonl"):
-        read_conversations(tmp_path / "chats.jsonl")
+def test_columns_that_are_not_there_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("Question,text\na,b\n")
+    said = r"line 1 has the fields Question, text; allowed: question and reply.* Did you mean question\?"
+    with pytest.raises(UserError, match=said):
+        read_conversations(tmp_path / "a.csv", "question,reply")
+    with pytest.raises(ValueError, match=r"data.columns is 'a'; allowed: none but with data.source=file"):
+        DataConfig(columns="a")
+    with pytest.raises(ValueError, match=r"data.columns is 'a,,b'; allowed: names with a comma between them"):
+        DataConfig(source="file", path="a.csv", columns="a,,b")
+
+
+def test_a_file_with_other_columns_is_another_text(tmp_path):
+    (tmp_path / "a.csv").write_text("one,two\na,b\nc,d\n")
+    sizes = {"data.path": str(tmp_path / "a.csv"), "data.validation_samples": 1, "data.samples": 1}
+    for column, text in {"one": "a", "two": "b"}.items():
+        config = configure("offline", settings={**sizes, "data.columns": column}, tell=print)
+        assert list(load_conversations(config.data, "train").texts()) == [text]
 
 
 # How it is split
@@ -192,15 +210,11 @@ def test_folder_is_no_file(tmp_path):
 def test_splits_that_are_asked_for(tmp_path, name):
     sizes = {"samples": 4, "validation_samples": 2, "test_samples": 1, "corpus_samples": 3}
     data = DataConfig(source="file", path=_jsonl(tmp_path, 10, name), table="cooccurrence", **sizes)
-    splits = ("train", "test", "corpus", "validation")
-    train, test, corpus, validation = (load_conversations(data, split) for split in splits)
-    assert train.ids == tuple(f"jsonl:{n}" for n in range(1, 5))
-    assert test.ids == ("jsonl:5",)
-    assert corpus.ids == ("jsonl:6", "jsonl:7", "jsonl:8")
-    assert validation.ids == ("jsonl:9", "jsonl:10")
+    splits = {"train": range(1, 5), "test": [5], "corpus": [6, 7, 8], "validation": [9, 10]}
+    for split, numbers in splits.items():
+        assert load_conversations(data, split).ids == tuple(f"jsonl:{n}" for n in numbers)
     assert load_conversations(replace(data, test_samples=0), "test").ids == ()
-    assert next(train.texts()) == "hello 1\né 你好"
-    assert train.messages[0][0] == {"role": "user", "content": "hello 1"}
+    assert next(load_conversations(data, "train").texts()) == "hello 1\né 你好"
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test", "corpus"])
@@ -231,21 +245,18 @@ def test_sizes_that_are_not_asked_for_fit_the_file(tmp_path):
     (line,) = said
     assert f"{path}: 40 conversations, 32 for training, 4 for validation, 4 for the test" in line
     assert "1,000 of chitchat-dataset and all of these but validation and test" in line
-    assert _fitted(path, window)[0] == config
     assert compared_samples(config) == (6, 32)
     assert compared_samples(_fitted(path)[0]) == (23, 23)  # nothing less would fill two windows
+    assert configure("offline") == build_config("offline")  # presets are left alone
 
 
 def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):
     config, _ = _fitted(_jsonl(tmp_path, 40), {"data.corpus_samples": 5, "data.corpus": "chitchat+own"})
     rows = load_conversations(config.data, "corpus").ids
-    own = [name for name in rows if name.startswith("jsonl:")]
+    own = {name for name in rows if name.startswith("jsonl:")}
     assert len(rows) == 5 + len(own)
-    for split in ("validation", "test"):
-        assert not set(own) & set(load_conversations(config.data, split).ids)
-    assert set(own) == set(load_conversations(config.data, "train").ids)
-    smaller = config.replace({"data.samples": 3})
-    assert load_conversations(smaller.data, "corpus").ids == rows
+    assert own == {*load_conversations(config.data, "train").ids}  # so nothing of validation and test
+    assert load_conversations(config.replace({"data.samples": 3}).data, "corpus").ids == rows
 
 
 def test_a_validation_text_holds_two_windows_but_at_most_a_third_of_the_file(tmp_path):
@@ -259,14 +270,10 @@ def test_a_validation_text_holds_two_windows_but_at_most_a_third_of_the_file(tmp
 @pytest.mark.parametrize("preset", ["offline", "colab"])
 def test_sizes_that_are_asked_for_stay(tmp_path, preset):
     path = _jsonl(tmp_path, 40)
-    config, said = _fitted(path, {"data.validation_samples": "3"}, preset, samples=20)
+    config, _ = _fitted(path, {"data.validation_samples": "3"}, preset, samples=20)
     assert (config.data.samples, config.data.validation_samples) == (20, 3)
-    everything = {
-        "data.source": "file",
-        "data.validation_samples": 3,
-        "data.test_samples": 2,
-        "data.table": "random",
-    }
+    everything = {"data.source": "file", "data.validation_samples": 3, "data.test_samples": 2}
+    everything["data.table"] = "random"
     config, said = _fitted(path, everything, preset, samples=20)
     assert said == []
     assert config == build_config(preset, None, 20, {"data.path": path, **everything})
@@ -296,45 +303,29 @@ def test_a_file_of_one_conversation_cannot_be_split(tmp_path):
         _fitted(_jsonl(tmp_path, 1))
 
 
-def test_presets_are_left_alone():
-    assert configure("offline") == build_config("offline")
-
-
-def test_fingerprint_follows_contents_and_ids(tmp_path):
-    def fingerprint(*lines: str) -> str:
-        (tmp_path / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        return read_conversations(tmp_path / "chats.jsonl").fingerprint
-
-    assert fingerprint(_line(1)) == fingerprint(_line(1))
-    assert len({fingerprint(_line(1)), fingerprint(_line(2)), fingerprint("", _line(1))}) == 3
-
-
-def test_the_fingerprint_is_the_digest_of_all_rows(tmp_path):
-    rows = read_conversations(Path(_jsonl(tmp_path, 7)))
-    assert rows.fingerprint == digest(["file", rows.ids, rows.messages])
-
-
 # The copy that is kept of it
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    """Pieces of three rows."""
     monkeypatch.setattr(rows, "PIECE_ROWS", 3)
 
 
 @pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize(
-    "wanted", [slice(0, 8), slice(0, 3), slice(2, 7), slice(5, 6), slice(4, 4), slice(6, 99)]
-)
-def test_slices_are_those_of_a_list(tmp_path, wanted):
-    rows = local_files.kept_file(Path(_jsonl(tmp_path, 8)))
+@pytest.mark.parametrize("start", [0, 2, 5])
+@pytest.mark.parametrize("stop", [0, 3, 6, 99])
+def test_slices_are_those_of_a_list(tmp_path, start, stop):
+    rows, wanted = local_files.kept_file(Path(_jsonl(tmp_path, 8))), slice(start, stop)
     everything = list(rows)
     assert (len(rows), len(everything)) == (8, 8)
     assert list(rows[wanted]) == everything[wanted]
     assert len(rows[wanted]) == len(everything[wanted])
-    assert list(reversed(rows[wanted])) == everything[wanted][::-1]
     assert list(rows[1:][wanted] + rows[wanted]) == everything[1:][wanted] + everything[wanted]
+
+
+def test_the_fingerprint_is_the_digest_of_all_ids_and_contents(tmp_path):
+    rows = read_conversations(Path(_jsonl(tmp_path, 7)))
+    assert rows.fingerprint == digest(["file", rows.ids, rows.messages])
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -352,7 +343,6 @@ def test_a_damaged_copy_of_a_file_is_made_again(tmp_path, damage, capsys):
     assert list(local_files.kept_file(path)) == expected
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_a_file_is_read_once_while_it_is_the_same(tmp_path, monkeypatch):
     path = Path(_jsonl(tmp_path, 8))
     first = read_conversations(path)
@@ -364,12 +354,11 @@ def test_a_file_is_read_once_while_it_is_the_same(tmp_path, monkeypatch):
     assert len(read_conversations(path)) == 9
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path, read = Path(_jsonl(tmp_path, 8)), local_files.read_rows
 
-    def grow(path):
-        yield from read(path)
+    def grow(*arguments):
+        yield from read(*arguments)
         _jsonl(tmp_path, 9)
 
     monkeypatch.setattr(local_files, "read_rows", grow)

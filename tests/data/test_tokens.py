@@ -1,6 +1,5 @@
 import json
 import warnings
-from functools import partial
 from typing import Any
 
 import pytest
@@ -184,11 +183,10 @@ def test_a_file_is_read_a_piece_at_a_time(tmp_path, monkeypatch, counted):
 
 
 def test_conversations_are_tokenised_a_piece_at_a_time(tokenizer, counted):
-    def piece(start: int) -> list[Row]:
-        return [(str(n), Counted([{"role": "", "content": f"number {n}"}])) for n in range(start, start + 8)]
+    def read(part: range) -> list[Row]:
+        return [(str(n), Counted([{"role": "", "content": f"number {n}"}])) for n in part]
 
-    rows = Rows(tuple((8, partial(piece, start)) for start in range(0, 200, 8)))
-    stream = train_stream(Conversations.of("test", rows), tokenizer)
+    stream = train_stream(Conversations.of("test", Rows(((range(200), read),))), tokenizer)
     assert tokenizer.decode(stream.ids[-2:]) == "number 199"
     assert 8 <= counted.most <= 16
 
