@@ -1,5 +1,6 @@
 """The key-value cache of generation: a constant number of contexts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,8 +57,7 @@ class ContextCache(Cache):
 
         last = new.sum(dim=1)[:, None] + torch.arange(kept, device=contexts.device)
         self.stored = memory.gather(1, last[..., None].expand(-1, -1, contexts.shape[-1]))
-        self.state = contexts[:, -1]
-        self.lengths = self.lengths + read.sum(dim=1)
+        self.state, self.lengths = contexts[:, -1], self.lengths + read.sum(dim=1)
         self.columns += contexts.shape[1]
         return memory, rows, slots >= 0
 
@@ -76,12 +76,11 @@ class ContextCache(Cache):
 
     get_max_cache_shape = get_max_length  # its name before transformers 5
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
-
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
-        self._replace(lambda held: held.index_select(0, indices.to(held.device)))
+        self._replace(lambda held: held[indices.to(held.device)])
+
+    reorder_cache = batch_select_indices
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row of the batch in place."""
@@ -95,6 +94,6 @@ class ContextCache(Cache):
     def crop(self, *_: Any) -> None:
         raise NotImplementedError("Contexts cannot be unread; start again from an empty cache.")
 
-    def _replace(self, change: Any) -> None:
-        self.state, self.stored = change(self.state), change(self.stored)
-        self.lengths = change(self.lengths)
+    def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
+        for name in ("state", "stored", "lengths"):
+            setattr(self, name, change(getattr(self, name)))

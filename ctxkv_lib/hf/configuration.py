@@ -10,6 +10,7 @@ from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 # Named for transformers 4: loading a saved model, it takes along only the files that this one names.
 from ..method.settings import require as require
 
+NAMES = [field.name for field in dataclasses.fields(ModelConfig)]
 # Fields that folders of version 0.1 have: with other values, this model is not the one that was saved.
 PUBLISHED_ONLY = {
     "slots": "uniform",
@@ -25,6 +26,8 @@ PUBLISHED_ONLY = {
 
 class ContextKVConfig(PretrainedConfig):
     """The fields of `ModelConfig` with its defaults and checks, and what else a saved model needs.
+
+    `intermediate_size` is by default four times `hidden_size`.
 
     Attributes:
         vocab_size: tokens of the table.
@@ -45,8 +48,10 @@ class ContextKVConfig(PretrainedConfig):
             value = kwargs.pop(name, published)
             allowed = f"{published} (version 0.1 saved this folder; where ctxkv_lib is not imported, "
             require(value == published, name, value, f"{allowed}trust_remote_code=True loads it)")
-        names = [f.name for f in dataclasses.fields(ModelConfig)]
-        self.shapes_from(ModelConfig(**{name: kwargs.pop(name) for name in names if name in kwargs}))
+        if "hidden_size" in kwargs:
+            kwargs.setdefault("intermediate_size", 4 * kwargs["hidden_size"])
+        shapes = ModelConfig(**{name: kwargs.pop(name) for name in NAMES if name in kwargs})
+        vars(self).update(dataclasses.asdict(shapes))
         self.vocab_size = kwargs.pop("vocab_size", GPT2_VOCAB_SIZE)
         self.num_hidden_layers = 1
         self.use_cache = kwargs.pop("use_cache", True)
@@ -55,11 +60,6 @@ class ContextKVConfig(PretrainedConfig):
         kwargs.setdefault("tie_word_embeddings", True)
         super().__init__(**kwargs)
 
-    def shapes_from(self, shapes: ModelConfig) -> None:
-        """Take over the fields of a `ModelConfig`."""
-        for name, value in dataclasses.asdict(shapes).items():
-            setattr(self, name, value)
-
     def shapes(self) -> ModelConfig:
         """Return the `ModelConfig` of the fields."""
-        return ModelConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(ModelConfig)})
+        return ModelConfig(**{name: getattr(self, name) for name in NAMES})

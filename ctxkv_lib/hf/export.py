@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .plugins import NAMED, find
+from .plugins import named_part
 
 HERE = Path(__file__).parent
 FILES = {
@@ -30,15 +30,12 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         ValueError: the code of a plug-in cannot be carried along.
     """
-    files = [
-        (HERE.parent / package if (HERE.parent / package).is_dir() else HERE)
-        / f"{name}.py"  # else a saved folder
-        for package, names in FILES.items()
-        for name in names
-    ]
-    named = []
+    files, named = [], []
+    for package, names in FILES.items():
+        home = HERE.parent / package if (HERE.parent / package).is_dir() else HERE  # of a saved folder
+        files += [home / f"{name}.py" for name in names]
     for plugin in plugins.values():
-        part = NAMED.get(plugin["plugin"]) or find(plugin["plugin"])
+        part = named_part(plugin["plugin"])
         files.append(source_file(part))
         named.append(f"from .{files[-1].stem} import {part.__name__}\n")
         named.append(f'NAMED["{plugin["plugin"]}"] = {part.__name__}\n')

@@ -34,7 +34,7 @@ def generate_text(
     top_k: int,
     seed: int,
 ) -> str:
-    """`prompt` and its continuation.
+    """Generate the continuation of `prompt`; returns both.
 
     Args:
         new_tokens: how many to add at most.
@@ -68,13 +68,12 @@ def generate_text(
 def evaluate_texts(
     model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> dict[str, Any]:
-    """How well the model predicts each text, read by itself after one end-of-text token.
+    """Measure how well the model predicts each text, read by itself after one end-of-text token.
 
     Returns:
         `conversations`, `tokens`; `ppl` a token, `word_ppl` a word (as lm-evaluation-harness counts them;
-        None where that is beyond any number, as in text without spaces),
-        `bits_per_byte`, `accuracy`; `by_position` and `by_history`, lists of `{from, to, tokens,
-        ppl, accuracy}`: by tokens of the conversation read before, and by contexts in the window.
+        None where it is infinite, as in text without spaces), `bits_per_byte`, `accuracy`; `by_position` and
+        `by_history`, as of `binned`: by tokens read before, and by contexts in the window.
     """
     cache, positions, local = _read_apart(model, tokenizer, texts)
     losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions))
@@ -115,12 +114,11 @@ def format_scores(scores: dict[str, Any]) -> str:
         f"PPL {scores['ppl']:,.1f} a token, {word_ppl} a word; "
         f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {scores['accuracy']:.1%}",
     ]
-    tables = {"by_position": "Tokens read before", "by_history": "Contexts in window"}
-    for key, title in tables.items():
+    for key, title in {"by_position": "Tokens read before", "by_history": "Contexts in window"}.items():
         lines += ["", f"{title:<20} {'Tokens':>9} {'PPL':>10} {'Accuracy':>9}"]
         for row in scores[key]:
-            span = f"{row['from']:,} or more" if row["to"] is None else f"{row['from']:,} to {row['to']:,}"
-            span = f"{row['from']:,}" if row["to"] == row["from"] else span
+            last = "or more" if row["to"] is None else f"to {row['to']:,}"
+            span = f"{row['from']:,}" if row["to"] == row["from"] else f"{row['from']:,} {last}"
             lines.append(f"{span:<20} {row['tokens']:>9,} {row['ppl']:>10,.1f} {row['accuracy']:>9.1%}")
     return "\n".join(lines)
 
@@ -137,29 +135,28 @@ def _read_apart(
     everything = torch.arange(len(ids), device=model.device)
     embeddings, tokens = distinct_rows(model, ids)
     inputs = project_inputs(model.context_block, embeddings)
-    zero = inputs.new_zeros(model.config.context_dim)
-    fresh = everything == begins
+    zero, fresh = inputs.new_zeros(model.config.context_dim), everything == begins
     contexts, _ = exact_contexts(model.context_block, inputs, tokens, TOLERANCE, fresh, before=zero)
-    cache = StreamCache(ids.int(), contexts, begins=begins)
     positions = everything[:-1][begins[1:] == begins[:-1]]
-    return cache, positions, (positions - begins[positions]).cpu()
+    return StreamCache(ids.int(), contexts, begins=begins), positions, (positions - begins[positions]).cpu()
 
 
 def binned(
     values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tensor
 ) -> list[dict[str, float | int | None]]:
-    """Scores of the tokens whose value lies from each edge up to the next (inf: any); no empty bins."""
-    rows: list[dict[str, float | int | None]] = []
-    for start, stop in pairwise(edges):
-        chosen = (values >= start) & (values < stop)
-        if count := int(chosen.sum()):
-            rows.append(
-                {
-                    "from": start,
-                    "to": None if stop == math.inf else stop - 1,
-                    "tokens": count,
-                    "ppl": perplexity(losses[chosen].double().mean().item()),
-                    "accuracy": correct[chosen].double().mean().item(),
-                }
-            )
-    return rows
+    """Score the tokens from each edge of `values` up to the next: `{from, to, tokens, ppl, accuracy}` each.
+
+    Empty bins are left out; `to` is None after an edge of infinity.
+    """
+    bins = ((start, stop, (values >= start) & (values < stop)) for start, stop in pairwise(edges))
+    return [
+        {
+            "from": start,
+            "to": None if stop == math.inf else stop - 1,
+            "tokens": int(chosen.sum()),
+            "ppl": perplexity(losses[chosen].double().mean().item()),
+            "accuracy": correct[chosen].double().mean().item(),
+        }
+        for start, stop, chosen in bins
+        if chosen.any()
+    ]

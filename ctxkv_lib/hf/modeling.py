@@ -26,6 +26,9 @@ from .prefill import scan_rows
 LONG = 4 * SEGMENT  # columns from which on a text is computed in segments: there as fast, and then faster
 TOLERANCE = 1e-5  # of a component of the contexts of long texts
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
+# Of a random table. The hidden state is near the current token's embedding: with longer rows, whose logits
+# are larger, an untrained model would be sure that every token comes twice.
+ROW_NORM = 0.2
 # What transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
@@ -68,7 +71,12 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         return wrapped.eval()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Keep what the constructors drew; transformers' own default would redraw every Linear."""
+        """Draw a table of short rows, with which the first loss is near that of guessing.
+
+        All else stays as the constructors drew it; transformers' own default would redraw every Linear.
+        """
+        if isinstance(module, torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight, std=ROW_NORM * module.embedding_dim**-0.5)
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Tie nothing; transformers calls this last when loading, after making everything trainable."""
@@ -146,13 +154,10 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         attended = (x[:, columns] for x in (tokens, *windows))
         hidden, weights = self._attend_columns(embeddings, memory, *attended)
         loss = None if labels is None else self._loss(hidden, input_ids, labels, **loss_options)
-        loss_only = self.training and labels is not None and logits_to_keep is None
-        logits = None
-        if not loss_only:
-            logits = self.logits(hidden[:, kept] if everywhere else hidden, input_ids[:, kept])
-        keep = self.config.use_cache and labels is None if use_cache is None else use_cache
-        output = CausalLMOutputWithPast(loss=loss, logits=logits)
-        if keep:
+        output = CausalLMOutputWithPast(loss=loss)
+        if not self.training or labels is None or logits_to_keep is not None:
+            output["logits"] = self.logits(hidden[:, kept] if everywhere else hidden, input_ids[:, kept])
+        if self.config.use_cache and labels is None if use_cache is None else use_cache:
             output[CACHE_NAME] = cache
         if attentions and weights is not None:
             output["attentions"] = (weights,)
@@ -166,13 +171,10 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         """
         through = (state, inputs, *self.context_block.parameters())
         trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in through)
-        if trained or tokens.shape[1] < LONG:
-            return self._one_by_one(state, inputs[tokens], read)
-        return scan_rows(self.context_block, inputs, tokens, read, state, TOLERANCE)
-
-    def _one_by_one(self, state: Tensor, inputs: Tensor, read: Tensor) -> Tensor:
+        if tokens.shape[1] >= LONG and not trained:
+            return scan_rows(self.context_block, inputs, tokens, read, state, TOLERANCE)
         contexts = []
-        for token, is_read in zip(inputs.unbind(1), read.unbind(1), strict=True):
+        for token, is_read in zip(inputs[tokens].unbind(1), read.unbind(1), strict=True):
             state = torch.where(is_read[:, None], self.context_block(state, token), state)
             contexts.append(state)
         return torch.stack(contexts, dim=1)
@@ -184,13 +186,12 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         batch = torch.arange(len(memory), device=memory.device)[:, None, None]
         columns = max(1, ATTENDED_AT_ONCE // len(memory))
         hidden, weights = [], []
-        parts = zip(*(x.split(columns, dim=1) for x in (tokens, rows, present)), strict=True)
-        for part, part_rows, part_present in parts:
-            window = memory[batch, part_rows].flatten(0, 1)
-            attended, attention = self.attend(embeddings[part.flatten()], window, part_present.flatten(0, 1))
-            hidden.append(attended.unflatten(0, part.shape))
+        for x, slots, real in zip(*(x.split(columns, dim=1) for x in (tokens, rows, present)), strict=True):
+            window = memory[batch, slots].flatten(0, 1)
+            attended, attention = self.attend(embeddings[x.flatten()], window, real.flatten(0, 1))
+            hidden.append(attended.unflatten(0, x.shape))
             if attention is not None:
-                weights.append(attention.unflatten(0, part.shape).transpose(1, 2))
+                weights.append(attention.unflatten(0, x.shape).transpose(1, 2))
         return torch.cat(hidden, dim=1), torch.cat(weights, dim=2) if weights else None
 
     def _loss(
@@ -223,22 +224,13 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
-        attention_mask: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        **_: Any,
+        **kwargs: Any,  # by this name: transformers then lets `generate` take what `forward` does
     ) -> dict[str, Any]:
         """Return what `forward` still has to read of `input_ids`."""
         cache = past_key_values if cache is None else cache
+        kept = {name: kwargs.get(name) for name in ("attention_mask", "use_cache", "output_attentions")}
         seen = 0 if cache is None else cache.get_seq_length()
-        return {
-            "input_ids": input_ids[:, seen:],
-            "attention_mask": attention_mask,
-            "cache": cache,
-            "use_cache": use_cache,
-            "output_attentions": output_attentions,
-            "logits_to_keep": 1,
-        }
+        return {"input_ids": input_ids[:, seen:], "cache": cache, "logits_to_keep": 1, **kept}
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -6,6 +6,7 @@ A model folder has this file with `NAMED` filled in, since the folder loads with
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 from ..method.model import Parts
@@ -21,17 +22,17 @@ def build_part(part: type, settings: Mapping[str, Any]) -> Any:
 
 def parts_of(plugins: Mapping[str, Mapping[str, Any]]) -> Parts:
     """Find the parts of a model by their names; see `ContextKVConfig.plugins`."""
-    found = {}
-    for hook, named in plugins.items():
-        part = NAMED.get(named["plugin"]) or find(named["plugin"])
-        found[hook] = build_part(part, named["settings"])
-    return Parts(**found)
+    return Parts(
+        **{hook: build_part(named_part(each["plugin"]), each["settings"]) for hook, each in plugins.items()}
+    )
+
+
+def named_part(name: str) -> Any:
+    """Return the class `module:Name`, of those that a saved folder carries or by importing it."""
+    return NAMED.get(name) or find(name)
 
 
 def find(name: str) -> Any:
     """Import `module:Name`; raises ImportError or AttributeError if it is not there."""
     module, _, path = name.partition(":")
-    found: Any = import_module(module)
-    for part in path.split("."):
-        found = getattr(found, part)
-    return found
+    return attrgetter(path)(import_module(module))

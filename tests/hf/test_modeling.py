@@ -1,5 +1,7 @@
 """The forward pass as transformers calls it."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,17 @@ def test_the_published_shapes_are_the_defaults():
     with torch.device("meta"):
         model = ContextKVForCausalLM(ContextKVConfig())
     assert parameter_counts(model) == {"total": 45_163_264, "trainable_phase2": 6_301_440}
+
+
+def test_the_inner_width_follows_the_hidden_size_unless_given():
+    assert ContextKVConfig(hidden_size=96).intermediate_size == 384
+    assert ContextKVConfig(hidden_size=96, intermediate_size=40).intermediate_size == 40
+
+
+@pytest.mark.parametrize(("vocab_size", "hidden_size"), [(1000, 768), (211, 24)])
+def test_a_fresh_model_guesses(vocab_size, hidden_size):
+    model, ids = tiny_model(vocab_size=vocab_size, hidden_size=hidden_size), tiny_ids(200)[None]
+    assert model(ids, labels=ids).loss.item() == pytest.approx(math.log(vocab_size), abs=0.5)
 
 
 @pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"attention", "feed_forward"})])
