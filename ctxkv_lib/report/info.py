@@ -6,6 +6,7 @@ from ..errors import UserError
 from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 from ..method.windows import Window
 from ..runs.config import ExperimentConfig
+from ..runs.inputs import refusals
 from ..runs.models import shapes
 from ..runs.published import PUBLISHED
 from ..runs.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
@@ -62,6 +63,7 @@ def describe(
         **{f"caches_{name}_mib": gathered_mib(*sizes, name) if sizes else None for name in BYTES},
         "caches_dense_fp32_mib": dense_fp32_mib(*sizes) if sizes else None,
         "computed": computed_size(config, parameters, train_tokens),
+        "refused": refusals(config, {"train": train_tokens, "val": val_tokens}),
     }
 
 
@@ -169,7 +171,8 @@ def format_info(facts: dict[str, Any]) -> str:
         rows["Cache sizes"] = "give --train-tokens and --val-tokens"
     rows |= _size_rows(facts["computed"]) if facts["computed"] else {}
     width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
+    return "\n".join([*lines, *(f"\n`ctxkv run` would refuse this: {why}" for why in facts["refused"])])
 
 
 def _mib(size: float) -> str:

@@ -1,14 +1,14 @@
 """What an experiment is made from, conversations, streams and token table, and the keys of its stages."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from ..data.conversations import Conversations, load_conversations
-from ..data.embeddings import TokenTable
+from ..data.conversations import Conversations, check_splits, load_conversations
+from ..data.embeddings import TokenTable, check_width
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import UserError, memory_advice
 from ..files import digest
@@ -19,8 +19,11 @@ from ..progress import stage
 from .config import ExperimentConfig
 from .models import check_parts, frozen_model, load_frozen
 from .plugins import code_key
-from .provenance import code_version, describe
+from .provenance import choose_device, code_version, describe
 from .records import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Facts = dict[str, Any]  # a part of the summary
 SIZES = {"train": "samples", "val": "validation_samples"}
@@ -87,7 +90,7 @@ class Inputs:
         return describe(device, self.config.runtime.seed, data, embeddings)
 
 
-def tokenize(inputs: Inputs) -> tuple[PreTrainedTokenizerBase, dict[str, Tensor]]:
+def tokenize(inputs: Inputs) -> tuple["PreTrainedTokenizerBase", dict[str, Tensor]]:
     """Return the tokenizer and the token ids of both streams, uint16 on the CPU, mapped from their files.
 
     Raises:
@@ -113,6 +116,27 @@ def _refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
                 f"The {split} stream has {count} tokens, no more than one context window "
                 f"({model.context_window}); use more or longer conversations (data.{SIZES[split]}){window}."
             )
+
+
+def refusals(config: ExperimentConfig, tokens: dict[str, int | None]) -> list[str]:
+    """Collect the sentences with which a run would be refused, as far as that is known without a network.
+
+    Args:
+        tokens: of both streams, "train" and "val"; None where that is not known.
+    """
+    checks: list[Callable[[], Any]] = [
+        lambda: check_splits(config.data),
+        lambda: check_width(config.data.table, config.model.hidden_size),
+        lambda: choose_device(config.runtime.device),
+        lambda: _refuse_short({split: n for split, n in tokens.items() if n is not None}, config.model),
+    ]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            found.append(str(error))
+    return found
 
 
 @memory_advice("Building the model", "use fewer conversations or a smaller model, or free the GPU")

@@ -30,10 +30,21 @@ def test_slots_are_described_by_where_they_lie(recipe, words):
     assert slots_in_words(shapes(config)[1], config.model) == words
 
 
-def test_small_caches_are_not_called_zero():
-    text = format_info(describe(build_config("offline"), 200, 100))
-    assert "train_ctx in the published layout  0.19 MiB" in text
-    assert " 0 MiB" not in text
+@pytest.mark.parametrize(
+    ("settings", "tokens", "refused"),
+    [
+        ({}, (587_970, 22_723), None),
+        ({"data.samples": 300_000}, (), "data.samples is 300000, but UltraChat has only 201865"),
+        ({"data.test_samples": 501}, (), "data.test_samples is 501, but UltraChat has only 500"),
+        ({"model.hidden_size": 96}, (), "model.hidden_size is 96, allowed with data.table=gpt2: 768"),
+        ({}, (587_970, 640), "The val stream has 640 tokens, no more than one context window (640)"),
+        ({"runtime.device": "mps"}, (), "runtime.device is 'mps', which this machine lacks"),
+    ],
+)
+def test_info_warns_of_what_run_refuses(settings, tokens, refused):
+    facts = describe(build_config("colab", settings=settings), *tokens)
+    assert [refused in sentence for sentence in facts["refused"]] == ([True] if refused else [])
+    assert ("`ctxkv run` would refuse this: " in format_info(facts)) == bool(refused)
 
 
 def test_info_answers_without_what_training_and_figures_need():
