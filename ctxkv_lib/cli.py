@@ -42,6 +42,8 @@ PLUG_INS = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "run": {"type": _path, "metavar": "RUN", "help": "run folder"},
     "run+": {"type": _path, "nargs": "+", "metavar": "RUN", "help": "run folder"},
+    "repo": {"metavar": "REPO", "help": "repository on the Hub, such as owner/name"},
+    "--private": {"action": "store_true", "help": "a new repository is seen by its owner only"},
     "root": {"type": _path, "nargs": "?", "metavar": "ROOT", "help": "(default: runs, or $CTXKV_RUNS)"},
     "--preset": {"default": "colab", "metavar": "P", "help": f"{_presets} (default: colab)"},
     "--preset?": {"metavar": "P", "help": _presets},
@@ -49,6 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--recipe+": {"nargs": "+", "metavar": "R", "help": _recipes},
     "--data": {"metavar": "FILE", "help": _data},
     "--data!": {"type": _path, "required": True, "metavar": "FILE", "help": FILES},
+    "--columns": {"metavar": "NAMES", "help": "the file's columns, as data.columns"},
     "--set": {"action": "append", "default": [], "metavar": "K=V", "help": "as in phase2.batch_size=256"},
     **{f"--{name}": {"metavar": "MODULE:NAME", "help": text} for name, text in PLUG_INS.items()},
     "--samples": {"type": int, "metavar": "N", "help": "training conversations"},
@@ -297,6 +300,14 @@ def report(options: argparse.Namespace) -> None:
     print(write_report([load_run(path) for path in options.run], options.lang))
 
 
+@command("run repo --private")
+def push(options: argparse.Namespace) -> None:
+    """Upload a run's model to the Hugging Face Hub."""
+    from .runs.trained import push_model
+
+    print(push_model(options.run, options.repo, options.private))
+
+
 @command("run --prompt --max-new-tokens --temperature --top-k --seed")
 @memory_advice("Generating", "lower --max-new-tokens")
 def generate(options: argparse.Namespace) -> None:
@@ -311,14 +322,14 @@ def generate(options: argparse.Namespace) -> None:
     print(generate_text(model, tokenizer, options.prompt, *sampling))
 
 
-@command("run --data! --json")
+@command("run --data! --columns --json")
 @memory_advice("Evaluation", "evaluate a file with fewer conversations")
 def evaluate(options: argparse.Namespace) -> None:
     """Measure perplexity and accuracy of a run on other text."""
     from .data.conversations import read_conversations
     from .files import write_json
 
-    conversations = read_conversations(options.data)
+    conversations = read_conversations(options.data, options.columns)
     with stage("Loading the model"):
         from .hf.inference import evaluate_texts, evaluation_file, format_scores
         from .runs.provenance import choose_device

@@ -1,9 +1,11 @@
 """A stand-in for the Hugging Face Hub: an HTTP server on this machine that huggingface_hub itself talks to.
 
-It serves files from memory under the addresses the Hub uses, honours byte ranges, and counts what it sent.
+It serves files from memory under the addresses the Hub uses, honours byte ranges, counts what it sent, and
+takes commits of small files.
 Use it as a pytest plugin (`pytest_plugins = ["hub_standin"]`) through the fixture `hub`.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -22,6 +24,7 @@ import pytest
 from ctxkv_lib.data.hub import HubFile
 
 _FILE = re.compile(r"^/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
+_WRITE = re.compile(r"^/api/models/([^/]+/[^/]+)/(preupload|commit)/main$")
 _API = re.compile(r"^/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)/?(.*))?$")
 
 
@@ -33,6 +36,8 @@ class Hub:
     status: int | None = None  # answer everything with this status instead
     requests: list[str] = field(default_factory=list)
     sent: int = 0  # bytes of files, without headers
+    uploaded: dict[str, bytes] = field(default_factory=dict)  # "owner/name/path"
+    created: list[dict[str, object]] = field(default_factory=list)  # what repositories were asked for
 
     def find(self, kind: str, repo: str, revision: str) -> dict[str, bytes]:
         wanted = (kind, repo, revision)
@@ -45,10 +50,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(self.path.partition("?")[0])
         if self.hub.status is not None:
             self._answer(self.hub.status, b"{}", {"Retry-After": "0"})
+        elif path in ("/api/repos/create", "/api/validate-yaml"):
+            self._send_json(
+                self._create(json.loads(body)) if "create" in path else {"errors": [], "warnings": []}
+            )
+        elif found := _WRITE.match(path):
+            self._send_json(self._write(*found.groups(), body))
         elif found := _FILE.match(path):
             self._send_file(*found.groups())
         elif found := _API.match(path):
@@ -83,6 +94,25 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             info = {"id": repo, "sha": revision, "siblings": [{"rfilename": p} for p in files], "tags": []}
             self._answer(200, json.dumps(info).encode(), {})
+
+    def _create(self, asked: dict[str, object]) -> dict[str, object]:
+        self.hub.created.append(asked)
+        name = "/".join(filter(None, (asked.get("organization") or "me", asked["name"])))
+        return {"url": f"http://{self.headers['Host']}/{name}"}
+
+    def _write(self, repo: str, what: str, body: bytes) -> dict[str, object]:
+        if what == "preupload":
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            return {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]}
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                content = base64.b64decode(line["value"]["content"])
+                self.hub.uploaded[f"{repo}/{line['value']['path']}"] = content
+        url = f"http://{self.headers['Host']}/{repo}/commit/{'0' * 40}"
+        return {"success": True, "commitOid": "0" * 40, "commitUrl": url, "hookOutput": ""}
+
+    def _send_json(self, value: object) -> None:
+        self._answer(200, json.dumps(value).encode(), {})
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -1,20 +1,59 @@
 """The model card: what a saved model is, what it was trained on and how well it does."""
 
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..data.hub import ULTRACHAT_SHARDS
+from ..data.settings import SOURCES
 from ..method.windows import Window
 from ..runs.run_folder import Run
 from .document import template
 from .info import slots_in_words
 
+ON_THE_HUB = {"ultrachat": ULTRACHAT_SHARDS[0].repo}
+
 
 def model_card(run: Run) -> str:
-    """Write Markdown with the front matter that the Hub reads."""
+    """Write Markdown with the Hub's own fields before it: licence, language, datasets and results."""
     summary, config = run.summary, run.config
     words = template("model_card", "en")
-    return words.render(
+    text = words.render(
         summary=summary,
         phase2=summary["phase2"],
         made=summary["provenance"],
         config=config,
         model=config.model,
         window=slots_in_words(Window(config.model, summary["context_window"].get("offsets")), config.model),
+    )
+    return f"---\n{_fields(run).to_yaml()}\n---\n\n{text}"
+
+
+def _fields(run: Run) -> ModelCardData:
+    """Collect the fields. Every source is English and under the MIT licence, but for a file of the user's."""
+    source, phase2, test = run.config.data.source, run.summary["phase2"], run.summary.get("test")
+    scores = {
+        "validation": (phase2["val_ppl"], phase2["val_acc"]),
+        "test": test and (test["ppl"], test["acc"]),
+    }
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=ON_THE_HUB.get(source, source),
+            dataset_name=SOURCES[source],
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=f"{metric} per GPT-2 token",
+            metric_value=round(value, 4),
+        )
+        for split, found in scores.items()
+        for metric, value in zip(("perplexity", "accuracy"), found or (), strict=False)
+    ]
+    return ModelCardData(
+        license="unknown" if source == "file" else "mit",
+        language=None if source == "file" else "en",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["context-kv-attention"],
+        datasets=[ON_THE_HUB[source]] if source in ON_THE_HUB else None,
+        model_name=f"Context-KV attention, {run.summary['samples']} conversations",
+        eval_results=results,
     )

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..data.hub import hub_errors
 from ..data.tokens import load_tokenizer
-from ..errors import UserError
+from ..errors import UserError, values_of_user
 from ..files import read_tensors
 from ..hf.modeling import ContextKVForCausalLM
 from ..method.model import ContextKV
@@ -57,6 +58,32 @@ def load_trained(
     with transformers_bars_hidden():
         model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
     return model.to(device), AutoTokenizer.from_pretrained(folder)
+
+
+def push_model(path: Path | str, repo: str, private: bool = False) -> str:
+    """Upload the model folder of a finished run to a repository on the Hub, which is made if there is none.
+
+    Args:
+        repo: `owner/name`, or `name` for the user who is logged in.
+        private: a new repository is seen by its owner only.
+
+    Returns:
+        the repository's address.
+
+    Raises:
+        UserError: no finished run there, a run without a model folder, a damaged one, or the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    folder = RunFolder(load_run(path).path)
+    refuse_damaged(folder.path, "model")
+    if not folder.model.is_dir():
+        raise UserError(f"{folder.path} has no model for transformers; push a run that attends contexts.")
+    advice = "log in with `hf auth login` (a token that may write), and check the name, such as owner/name"
+    with values_of_user(), hub_errors(f"{folder.model} could not be uploaded to {repo} on", advice):
+        made = HfApi().create_repo(repo, private=private or None, exist_ok=True)
+        HfApi().upload_folder(repo_id=made.repo_id, folder_path=folder.model)
+        return str(made)
 
 
 def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = True) -> ContextKVForCausalLM:

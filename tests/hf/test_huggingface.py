@@ -1,6 +1,9 @@
 """The model as transformers' own tools use it, on text."""
 
 import json
+import runpy
+from functools import partialmethod
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,12 +80,28 @@ def test_trainer_trains_evaluates_and_resumes(tmp_path):
     before = first.evaluate()["eval_loss"]
     first.train()
     after = first.evaluate()["eval_loss"]
-    assert after < before - 0.5
+    assert after < before - 0.3
     assert all(torch.equal(value, model.get_parameter(name)) for name, value in frozen.items())
 
     resumed = trainer(tiny_model(), 6)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.evaluate()["eval_loss"] == pytest.approx(after, abs=1e-4)
+
+
+def test_the_example_of_the_docs_trains_a_model_folder_on(folder, served, tmp_path, monkeypatch):
+    text = tmp_path / "lines.txt"
+    text.write_text("the cat sat on the mat\n\nand the rain fell\n" * 20)
+    monkeypatch.setattr("sys.argv", ["", str(folder), str(text), str(tmp_path / "out")])
+    monkeypatch.setattr(
+        TrainingArguments, "__init__", partialmethod(TrainingArguments.__init__, use_cpu=True)
+    )
+    example = Path(__file__).parents[2] / "docs" / "trainer_example.py"
+    runpy.run_path(str(example))
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    changed = {
+        name for name, value in served[0].state_dict().items() if not torch.equal(value, trained[name])
+    }
+    assert {name.split(".")[0] for name in changed} == {"attention", "feed_forward"}
 
 
 def test_evaluate_reads_each_conversation_by_itself(served, texts):

@@ -1,0 +1,75 @@
+"""A model folder on its way to the Hub: `ctxkv push`, and the fields of its card."""
+
+import pytest
+from huggingface_hub import ModelCard
+from sample_runs import sample_run
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.files import write_json
+from ctxkv_lib.report.model_card import model_card
+from ctxkv_lib.runs.run_folder import load_run
+
+pytest_plugins = ["hub_standin"]
+
+
+def finished(folder, **settings):
+    run = load_run(sample_run(folder, settings=settings))
+    run.summary["phase1"]["context_method"] = "exact"
+    return run
+
+
+@pytest.fixture
+def with_model(tmp_path):
+    folder = sample_run(tmp_path / "run")
+    write_json(folder / "model" / "config.json", {"model_type": "context_kv"})
+    (folder / "model" / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("options", [[], ["--private"]])
+def test_push_uploads_the_model_folder_and_nothing_else(hub, with_model, monkeypatch, capsys, options):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    assert main(["push", str(with_model), "me/mine", *options]) == 0
+    model = with_model / "model"
+    assert hub.uploaded == {f"me/mine/{file.name}": file.read_bytes() for file in model.iterdir()}
+    assert capsys.readouterr().out.strip().endswith("/me/mine")
+    (asked,) = hub.created  # which huggingface_hub 2 words differently
+    assert (asked.get("private") or asked.get("visibility") == "private") == bool(options)
+
+
+@pytest.mark.parametrize(
+    ("status", "repo", "sentence"),
+    [
+        (401, "me/mine", "could not be uploaded to me/mine on the Hugging Face Hub"),
+        (503, "me/mine", "log in with `hf auth login` (a token that may write), and check the name"),
+        (None, "not a name", "not a name"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(hub, with_model, capsys, status, repo, sentence):
+    hub.status = status
+    assert main(["push", str(with_model), repo]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not hub.uploaded
+
+
+def test_a_run_without_a_model_is_not_pushed(tmp_path, capsys):
+    assert main(["push", str(sample_run(tmp_path / "run")), "me/mine"]) == 2
+    assert "has no model for transformers; push a run that attends contexts" in capsys.readouterr().err
+
+
+def test_the_card_has_licence_language_datasets_and_results_in_the_hubs_fields(tmp_path):
+    run = finished(tmp_path / "run")
+    fields = ModelCard(model_card(run)).data
+    assert (fields.license, fields.language, fields.library_name) == ("mit", "en", "transformers")
+    assert fields.datasets == ["HuggingFaceH4/ultrachat_200k"]
+    scores = {result.metric_type: result.metric_value for result in fields.eval_results}
+    best = run.summary["phase2"]
+    assert scores == {"perplexity": best["val_ppl"], "accuracy": best["val_acc"]}
+    run.summary["test"] = {"ppl": 200.0, "acc": 0.2}
+    assert {r.dataset_split for r in ModelCard(model_card(run)).data.eval_results} == {"validation", "test"}
+
+
+def test_the_card_of_a_users_own_file_claims_no_licence_and_no_language(tmp_path):
+    own = {"data.source": "file", "data.path": "mine.jsonl"}
+    fields = ModelCard(model_card(finished(tmp_path / "run", **own))).data
+    assert (fields.license, fields.language, fields.datasets) == ("unknown", None, None)
