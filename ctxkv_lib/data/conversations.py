@@ -28,11 +28,9 @@ READERS: dict[str, Reader] = {
 
 
 def add_source(name: str, meaning: str, reader: Reader) -> None:
-    """Make `reader` available as `data.source=name`.
+    """Make `reader(data, split)` available as `data.source=name`; `meaning` is for the list of settings.
 
-    Args:
-        meaning: a phrase for the list of settings.
-        reader: `reader(data, split)` gives the `data.count(split)` rows of a split, always the same ones.
+    It gives the `data.count(split)` rows of a split, always the same ones.
     """
     SOURCES[name], READERS[name] = meaning, reader
 
@@ -95,12 +93,9 @@ def check_splits(data: DataConfig) -> None:
 
 
 def read_conversations(path: Path, columns: str | None = None) -> Conversations:
-    """Read every conversation of a file of a kind that `formats` knows.
+    """Read every conversation of a file; raises a UserError if one cannot be read.
 
     Args:
         columns: the fields to read, as `data.columns`.
-
-    Raises:
-        UserError: the file or one of its conversations cannot be read.
     """
     return Conversations.of("file", kept_file(path, columns))

@@ -1,18 +1,33 @@
-"""How often tokens occur in a stream, and their smoothed frequencies."""
+"""What is counted in a text: tokens, and pairs of neighbours, of which word vectors are made.
+
+These are a truncated SVD of positive PMI matrices.
+
+References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014). Smoothing:
+Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word embeddings"
+(2015).
+"""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch.nn.functional import normalize
 
-AT_ONCE = 2**20  # tokens, to bound the memory of their widened ids: streams are uint16, mapped, of any length
+from .tokens import TokenStream
+
+VERSION = 4  # raise it when the numbers change: it is part of a table's key
+SEED = 0  # not the run's: runs with other seeds share one table
+AROUND, AROUND_DIMS = 4, 200  # data.neighbours=around: tokens to each side
+SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: tokens to a side; numbers for each, on each side
+SMOOTHING = 0.75  # power of the context counts; tempers rare tokens' PMI
+NOISE = 0.15  # length of the noise that keeps never-seen tokens apart; vectors have length 1
+_BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes each
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the formula gives none; as KenLM's --discount_fallback
 
 
-def count_tokens(ids: Tensor, size: int) -> Tensor:
+def count_tokens(ids: torch.Tensor, size: int) -> torch.Tensor:
     """Count each id of `ids` `[n]`, all below `size`: int64 `[size]`."""
     counts = torch.zeros(size, dtype=torch.int64)
-    for part in ids.split(AT_ONCE):
+    for part in ids.split(_BLOCK):
         counts += torch.bincount(part.int(), minlength=size)
     return counts
 
@@ -38,3 +53,90 @@ def unigram_floor(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     total = max(counts.sum(), 1)
     kept = taken.cumsum()[-1] / total if counts.any() else 1.0  # summed one by one, as bincount does
     return (counts - taken) / total + kept / len(counts)
+
+
+def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:
+    """Make one vector a token from the text of a stream.
+
+    With `neighbours` "around", tokens are alike that the same tokens surround. With "sides", the halves of a
+    vector describe what comes after its token and what comes before it, in factors of one matrix: the product
+    of one token's first half and another's second approximates how much more often than by chance the other
+    follows it. That is what a tied output head needs of its table.
+
+    A random rotation gives all components the same weight. All vectors get one length: in the SVD, frequent
+    tokens are many times longer than rare ones, and through the tied head their logits would dominate.
+
+    Args:
+        neighbours: as `DataConfig` has it.
+
+    Returns:
+        float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have about length 1, the others are
+        noise of length `NOISE`.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    occurs = count_tokens(stream.ids, vocab_size) > 0
+    seen, place = occurs.nonzero().flatten(), occurs.cumsum(0) - 1
+
+    def followed(reach: int) -> torch.Tensor:
+        pairs = count_pairs(stream, vocab_size, reach)
+        return _sparse(place[pairs.indices()], pairs.values(), len(seen))
+
+    if neighbours == "around":
+        pairs = followed(AROUND)
+        parts = [_factors(positive_pmi((pairs + pairs.T).coalesce()), min(AROUND_DIMS, hidden_size))[0]]
+    else:
+        dims = -(-hidden_size // (2 * len(SIDES)))
+        found = [_factors(positive_pmi(followed(reach)), min(SIDE_DIMS, dims)) for reach in SIDES]
+        parts = [normalize(side) for both in found for side in both]
+    vectors = torch.cat(parts, dim=1)[:, :hidden_size]  # (seen, dims)
+    rotation = torch.linalg.qr(torch.randn(hidden_size, vectors.shape[1], generator=generator)).Q.T
+    noise = torch.randn(vocab_size, hidden_size, generator=generator)
+    table = noise * NOISE / hidden_size**0.5
+    table[seen] += normalize(vectors @ rotation)  # (seen, hidden_size)
+    return table
+
+
+def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tensor:
+    """Count how often a token stands at most `reach` tokens before another in one conversation.
+
+    Returns:
+        Sparse COO float32 `[vocab_size, vocab_size]`, coalesced; a row is of the token before.
+    """
+    counts = _sparse(torch.empty(2, 0).long(), torch.empty(0).long(), vocab_size)
+    for first in range(0, len(stream.ids), _BLOCK):
+        begin = max(0, first - reach)
+        part = stream.ids[begin : first + _BLOCK].long()
+        place = torch.arange(begin, begin + len(part))
+        conversation = torch.searchsorted(stream.starts, place, right=True)
+        for distance in range(1, reach + 1):
+            before, after = slice(None, -distance), slice(distance, None)
+            counted = (conversation[before] == conversation[after]) & (place[after] >= first)
+            pairs = torch.stack([part[before], part[after]])[:, counted]
+            counts += _sparse(pairs, torch.ones_like(pairs[0]), vocab_size, is_coalesced=False)
+        counts = counts.coalesce()
+    return counts.float()
+
+
+def positive_pmi(counts: torch.Tensor) -> torch.Tensor:
+    """Compute `max(0, log(p(a, b) / (p(a) q(b))))` with q smoothed (of columns); sparse like `counts`."""
+    row, column = counts.indices()
+    n = counts.shape[0]
+    of_row = torch.zeros(n).index_add_(0, row, counts.values())
+    of_column = torch.zeros(n).index_add_(0, column, counts.values()) ** SMOOTHING
+    pmi = torch.log(counts.values() / (of_row[row] * (of_column / of_column.sum())[column]))
+    kept = pmi > 0
+    return _sparse(counts.indices()[:, kept], pmi[kept], n)
+
+
+def _sparse(indices: torch.Tensor, values: torch.Tensor, n: int, is_coalesced: bool = True) -> torch.Tensor:
+    with torch.sparse.check_sparse_tensor_invariants():  # not an argument, of which torch 2.11 warns
+        return torch.sparse_coo_tensor(indices, values, (n, n), is_coalesced=is_coalesced or None)
+
+
+def _factors(matrix: torch.Tensor, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`U sqrt(S)` and `V sqrt(S)` of a truncated SVD, float32 `[n, dims]`, or narrower if n is less."""
+    with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
+        torch.manual_seed(SEED)
+        u, s, v = torch.svd_lowrank(matrix, q=min(dims + 10, matrix.shape[0]), niter=3)
+    scale = s[:dims].sqrt()
+    return u[:, :dims] * scale, v[:, :dims] * scale

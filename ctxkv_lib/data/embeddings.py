@@ -14,8 +14,7 @@ from ..errors import UserError
 from ..files import MOST_HEADER_BYTES, digest
 from ..progress import progress_bar, stage
 from .conversations import load_conversations
-from .cooccurrence import SEED, VERSION, build_table
-from .counts import count_tokens
+from .counts import SEED, VERSION, build_table, count_tokens
 from .hub import HubFile, gpt2_file, open_file
 from .settings import DataConfig
 from .tokens import GPT2_VOCAB_SIZE, kept_tensors, load_tokenizer, train_stream
@@ -63,10 +62,8 @@ def corpus_counts(data: DataConfig) -> TokenTable | None:
     """Count each token in split corpus, int64 `[vocab_size]`; None if nothing is made from it."""
     if not data.reads_corpus:
         return None
-    text = load_conversations(data, "corpus")
-    ids = train_stream(text, load_tokenizer(data.tokenizer)).ids
-    key = digest([text.fingerprint, data.tokenizer, GPT2_VOCAB_SIZE])
-    return TokenTable(count_tokens(ids, GPT2_VOCAB_SIZE), key)
+    key = digest([load_conversations(data, "corpus").fingerprint, data.tokenizer, GPT2_VOCAB_SIZE])
+    return TokenTable(count_tokens(corpus_ids(data), GPT2_VOCAB_SIZE), key)
 
 
 def corpus_ids(data: DataConfig) -> torch.Tensor:

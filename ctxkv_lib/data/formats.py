@@ -23,18 +23,11 @@ Records = Iterator[tuple[str, Any]]  # where it stands ("line 3"), and what stan
 Fields = tuple[str, ...]
 
 FILES = ".jsonl, .json, .csv, .tsv, .txt (each also as .gz) or .parquet"
-# The fields that a record must have; the first that fit are taken. One holds a text, or all messages; of
-# several the last is the answer.
-FORMS: tuple[Fields, ...] = (
-    ("messages",),  # OpenAI, UltraChat
-    ("conversations",),  # ShareGPT
-    ("instruction", "output"),  # Alpaca, which may have "input", too
-    ("prompt", "completion"),
-    ("question", "answer"),
-    ("text",),
-    ("content",),
-)
-CHATS = ("messages", "conversations")  # fields that hold nothing but all messages
+CHATS = ("messages", "conversations")  # fields of all messages, as OpenAI and ShareGPT name them
+ALPACA = ("instruction", "output")  # and sometimes "input"
+PAIRS: tuple[Fields, ...] = (ALPACA, ("prompt", "completion"), ("question", "answer"))
+# The fields that a record must have; the first that fit are taken. Of several the last is the answer.
+FORMS: tuple[Fields, ...] = (*((name,) for name in CHATS), *PAIRS, ("text",), ("content",))
 TURN = '{"role": text, "content": text} or {"from": text, "value": text}'
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 LONGEST_FIELD = 2**31 - 1  # characters of a CSV's field: what the reader takes on every system
@@ -43,11 +36,7 @@ LIKENESS = 0.85  # of a field's name and an allowed one, from which on it is tak
 
 
 def kind_of(path: Path) -> str:
-    """Find a file's kind by its name, ".jsonl" or another of `READERS`.
-
-    Raises:
-        UserError: there is no such file, or its kind is not known.
-    """
+    """Find a file's kind by its name, ".jsonl" or another of `READERS`; a UserError if it has none."""
     if not path.exists():
         raise UserError(f"{path} does not exist; name a {FILES} file.")
     kind = next((s for s in reversed(path.suffixes) if s != ".gz"), "").lower()
@@ -156,8 +145,7 @@ def _text(path: Path) -> Records:
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[str]:
-    """Join lines up to the next blank one, without white space before them; the last block also without
-    white space after them."""
+    """Join lines up to the next blank one, without white space before them, and after the last."""
     held = ""
     unix = (line.replace("\r\n", "\n") for line in lines)
     for _, group in groupby(unix, key=lambda line: bool(line.strip(" \t\n"))):
@@ -206,15 +194,16 @@ def _fields_of(where: str, record: Any, forms: Iterable[Fields]) -> Fields:
 
 
 def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
-    *questions, last = ("instruction", "input", "output") if fields == FORMS[2] else fields
+    *questions, last = ("instruction", "input", "output") if fields == ALPACA else fields
+    value, asked = record[last], [part for name in questions if (part := record.get(name))]
     try:
-        if last in CHATS or (not questions and isinstance(record[last], list)):
-            messages = [_message(number, turn) for number, turn in enumerate(record[last], start=1)]
+        if last in CHATS or (not questions and isinstance(value, list)):
+            messages = [_message(number, turn) for number, turn in enumerate(value, start=1)]
+        elif questions:
+            question = {"role": "user", "content": "\n".join(asked)}
+            messages = [question, {"role": "assistant", "content": value + ""}]
         else:
-            messages = [{"role": "assistant" if questions else "", "content": record[last] + ""}]
-            if questions:  # of which some may be empty
-                asked = "\n".join(part for name in questions if (part := record.get(name)))
-                messages.insert(0, {"role": "user", "content": asked})
+            messages = [{"role": "", "content": value + ""}]  # whatever is no text is a TypeError
     except ValueError as error:
         raise UserError(f"{where}: {error}.") from None
     except (TypeError, KeyError, AttributeError):
@@ -237,11 +226,10 @@ def _message(number: int, turn: Any) -> dict[str, str]:
     """Read a turn of OpenAI's or ShareGPT's form; TypeError, KeyError or AttributeError where it is not."""
     role, content = ("from", "value") if "value" in turn else ("role", "content")
     parts = turn[content]
-    if parts is None:
-        if not (turn.get("tool_calls") or turn.get("function_call")):
-            raise ValueError(f'turn {number} has "{content}": null; give it a text, or delete the turn')
-        parts = ""
+    if parts is None and not (turn.get("tool_calls") or turn.get("function_call")):
+        raise ValueError(f'turn {number} has "{content}": null; give it a text, or delete the turn')
     if not isinstance(parts, str):
-        parts = "".join(part["text"] for part in parts if part.get("type", "text") == "text")
+        known = () if parts is None else (part for part in parts if part.get("type", "text") == "text")
+        parts = "".join(part["text"] for part in known)
     name = turn.get(role, "")
     return {"role": ROLES.get(name, name) + "", "content": parts}

@@ -41,12 +41,7 @@ def gpt2_file(path: str) -> HubFile:
 
 @contextmanager
 def hub_errors(failure: str, advice: str) -> Iterator[None]:
-    """Turn a failure of the Hub inside the block into a UserError.
-
-    Args:
-        failure: the beginning of the sentence ("... could not be read from").
-        advice: its end, the way out.
-    """
+    """Turn a failure of the Hub inside into a UserError: "`failure` the Hugging Face Hub; `advice`."."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # Being offline, rate-limited (429) or without a local copy are OSErrors. Others are of its HTTP library,

@@ -34,11 +34,7 @@ FORMATS_VERSION = 2  # raise it when a file is read otherwise: it is part of its
 
 
 def kept_file(path: Path, columns: str | None = None) -> Rows:
-    """Read every conversation of a file, from its copy in the shared cache, made if there is none yet.
-
-    Raises:
-        UserError: the file or one of its conversations cannot be read.
-    """
+    """Read every conversation of a file, from its copy in the shared cache; raises as `read_rows`."""
     path = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
     key = _key(path, columns)
     copy = cache_dir() / f"file-{key}"
@@ -67,11 +63,8 @@ def file_rows(data: DataConfig, split: Split) -> Rows:
     """Read a split: training from the beginning of the file, then test, table text and validation at its end.
 
     A token table made from text takes the conversations before validation (`data.corpus=own`), or those of
-    chitchat-dataset and all of the file but validation and test. It does not depend on `data.samples`, so
-    that experiments of all sizes share one table.
-
-    Raises:
-        UserError: the splits are larger than the file.
+    chitchat-dataset and all of the file but validation and test: experiments of all sizes share one table.
+    Raises a UserError if the splits are larger than the file.
     """
     rows, sizes = _file_of(data), _asked(data)
     if sum(sizes.values()) > len(rows):
@@ -103,8 +96,6 @@ def _asked(data: DataConfig) -> dict[str, int]:
 
 def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int) -> dict[str, Any]:
     """Choose split sizes: a tenth for validation, one for the test if there is room, the rest for training.
-
-    No text is lost to the token table.
 
     Args:
         asked: names of the settings that the user has set; they stay as they are in `data`.

@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ctxkv_lib.data import cooccurrence, counts, embeddings
+from ctxkv_lib.data import counts, embeddings
 from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.cooccurrence import NOISE, build_table, count_pairs, positive_pmi
-from ctxkv_lib.data.counts import count_tokens, unigram_floor
+from ctxkv_lib.data.counts import NOISE, build_table, count_pairs, count_tokens, positive_pmi, unigram_floor
 from ctxkv_lib.data.embeddings import corpus_counts, corpus_ids, load_table
 from ctxkv_lib.data.hub import gpt2_file
 from ctxkv_lib.data.settings import DataConfig
@@ -137,7 +136,7 @@ def _random_stream(sizes, vocabulary):
 @pytest.mark.parametrize("reach", [1, 4])
 @pytest.mark.parametrize("block", [1, 3, 50, 1000])
 def test_counts_and_pmi_equal_the_plain_loops(monkeypatch, block, reach):
-    monkeypatch.setattr(cooccurrence, "_BLOCK", block)
+    monkeypatch.setattr(counts, "_BLOCK", block)
     stream, chats = _random_stream([1, 2, 37, 5, 64], vocabulary=7)
     places = ((chat, i, j) for chat in chats for i, j in combinations(range(len(chat)), 2))
     expected = Counter((chat[i], chat[j]) for chat, i, j in places if j - i <= reach)
@@ -163,7 +162,7 @@ def _likeness(matrix, rows):
 
 @each_kind
 def test_likeness_of_tokens_equals_that_of_plain_factors(monkeypatch, neighbours):
-    monkeypatch.setattr(cooccurrence, "NOISE", 0)
+    monkeypatch.setattr(counts, "NOISE", 0)
     stream, _ = _random_stream([60, 5, 70], vocabulary=12)
 
     def pmi(reach):
@@ -211,7 +210,7 @@ def test_tiny_corpora_make_a_table(chats, hidden_size, neighbours):
 def test_making_a_table_warns_of_nothing():
     """Torch warns once a process of sparse tensors whose checks nobody asked for."""
     program = (
-        "import torch; from ctxkv_lib.data.cooccurrence import build_table, TokenStream\n"
+        "import torch; from ctxkv_lib.data.counts import build_table, TokenStream\n"
         "stream = TokenStream(torch.tensor([1, 2, 3, 1]), torch.tensor([0]))\n"
         "for neighbours in ('around', 'sides'): build_table(stream, 9, 4, neighbours)"
     )
@@ -297,7 +296,7 @@ def test_too_small_corpus_is_no_silent_substitute(corpus):
 
 @pytest.mark.parametrize("at_once", [3, 1000])
 def test_every_token_is_counted(monkeypatch, at_once):
-    monkeypatch.setattr(counts, "AT_ONCE", at_once)
+    monkeypatch.setattr(counts, "_BLOCK", at_once)
     ids = torch.tensor([4, 4, 4, 0, 2, 2, 0, 4, 0, 2], dtype=torch.uint16)
     assert count_tokens(ids, 7).tolist() == [3, 0, 3, 0, 4, 0, 0]
 
