@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from conftest import TINY, tiny_ids, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_context_cache import read_in_chunks
 
 from ctxkv_lib.hf import modeling, prefill
-from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method import scan
 
 
@@ -18,15 +18,6 @@ def exact_model(std=0.1, **shape):
     with torch.no_grad():
         model.context_block.linear.weight.mul_(std / 0.1)
     return model.eval()
-
-
-def read_in_chunks(model, ids, mask, cuts):
-    cache, logits = None, []
-    for start, stop in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
-        out = model(ids[:, start:stop], attention_mask=mask[:, :stop], use_cache=True, **{CACHE_NAME: cache})
-        cache = out[CACHE_NAME]
-        logits.append(out.logits)
-    return torch.cat(logits, dim=1), cache
 
 
 @torch.no_grad()
@@ -45,13 +36,13 @@ def test_lock_step_is_the_plain_loop(data):
         "right": columns < torch.randint(0, length + 1, (batch, 1)),
         "any": torch.rand(batch, length) < 0.5,
     }[data.draw(st.sampled_from(["none", "left", "right", "any"]), "padding")].long()
-    plain, plain_cache = read_in_chunks(model, ids, mask, cuts)
+    plain, plain_cache = read_in_chunks(model, ids, cuts, mask)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modeling, "LONG", 1)
         patch.setattr(modeling, "TOLERANCE", 1e-10)
         patch.setattr(scan, "SEGMENT", data.draw(st.integers(2, 30), "SEGMENT"))
         patch.setattr(scan, "CHECK_EVERY", data.draw(st.integers(1, 30), "CHECK_EVERY"))
-        fast, cache = read_in_chunks(model, ids, mask, cuts)
+        fast, cache = read_in_chunks(model, ids, cuts, mask)
     torch.testing.assert_close(fast, plain, atol=1e-7, rtol=0)
     torch.testing.assert_close(cache.state, plain_cache.state, atol=1e-8, rtol=0)
     torch.testing.assert_close(cache.stored, plain_cache.stored, atol=1e-8, rtol=0)

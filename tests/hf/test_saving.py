@@ -47,17 +47,15 @@ class MyBlock(ContextBlock):
         return self.share * self.gate * contexts + super().forward(contexts, inputs)
 """
 # Fields that version 0.1 wrote beside the shapes.
-OLD_FIELDS = {
-    "heads": "drawn",
-    "input_dropout": 0.0,
-    "layer_dropout": 0.0,
+OLD_TEXTS = {
     "memory": "contexts",
     "output": "residual",
-    "repeat_logit": 0.0,
     "sink": "none",
     "slot_bias": "none",
     "slots": "uniform",
 }
+OLD_NUMBERS = {"input_dropout": 0.0, "layer_dropout": 0.0, "repeat_logit": 0.0}
+OLD_FIELDS = {"heads": "drawn", **OLD_TEXTS, **OLD_NUMBERS}
 
 
 @pytest.fixture
@@ -177,15 +175,7 @@ def test_folders_of_version_0_1_load(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("slots", "geometric"),
-        ("slot_bias", "learned"),
-        ("sink", "learned"),
-        ("output", "attended"),
-        ("repeat_logit", -5.0),
-        ("layer_dropout", 0.3),
-        ("memory", "fresh"),
-    ],
+    [*((name, "another") for name in OLD_TEXTS), ("repeat_logit", -5.0), ("layer_dropout", 0.3)],
 )
 def test_folders_of_version_0_1_that_are_another_model_are_refused(tmp_path, name, value):
     old_folder(tmp_path, **{name: value})
