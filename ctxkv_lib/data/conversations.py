@@ -9,6 +9,7 @@ part of the corpus.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from ..files import digest_of_lists
 from .chitchat import chitchat_rows
@@ -85,7 +86,9 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
 
 def check_splits(data: DataConfig) -> None:
     """Raise the UserError of `load_conversations` for any split, as far as it is known without a network."""
-    for split in ("train", "validation", "test", *(["corpus"] if data.reads_corpus else [])):
+    for split in get_args(Split):
+        if split == "corpus" and not data.reads_corpus:
+            continue
         if data.source == "ultrachat":
             row_numbers(split, data.count(split))
         else:

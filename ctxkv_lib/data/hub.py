@@ -41,23 +41,22 @@ def gpt2_file(path: str) -> HubFile:
 
 @contextmanager
 def hub_errors(failure: str, advice: str) -> Iterator[None]:
-    """Turn a failure of the Hub inside into a UserError: "`failure` the Hugging Face Hub; `advice`."."""
+    """Turn an error of the Hub inside into a UserError: "`failure` (the error); `advice`."."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # Being offline, rate-limited (429) or without a local copy are OSErrors. Others are of its HTTP library,
     # which was requests, then httpx, then httpx2: HfHubHTTPError always derived from its error class.
+    failures: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
     try:
         yield
-    except (OSError, *HfHubHTTPError.__bases__) as error:
+    except failures as error:
         reason = textwrap.shorten(str(error), 150, placeholder=" ...").rstrip(".")
-        raise UserError(
-            f"{failure} the Hugging Face Hub ({type(error).__name__}: {reason}); {advice}."
-        ) from error
+        raise UserError(f"{failure} ({type(error).__name__}: {reason}); {advice}.") from error
 
 
 def _reading(file: HubFile) -> AbstractContextManager[None]:
     return hub_errors(
-        f"{file.path} of {file.repo} could not be read from",
+        f"{file.path} of {file.repo} could not be read from the Hugging Face Hub",
         "check the network connection and try again, or use --preset offline",
     )
 

@@ -76,11 +76,12 @@ class ContextCache(Cache):
 
     get_max_cache_shape = get_max_length  # its name before transformers 5
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
         self._replace(lambda held: held[indices.to(held.device)])
-
-    reorder_cache = batch_select_indices
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row of the batch in place."""

@@ -80,7 +80,8 @@ def push_model(path: Path | str, repo: str, private: bool = False) -> str:
     if not folder.model.is_dir():
         raise UserError(f"{folder.path} has no model for transformers; push a run that attends contexts.")
     advice = "log in with `hf auth login` (a token that may write), and check the name, such as owner/name"
-    with values_of_user(), hub_errors(f"{folder.model} could not be uploaded to {repo} on", advice):
+    failure = f"{folder.model} could not be uploaded to {repo} on the Hugging Face Hub"
+    with values_of_user(), hub_errors(failure, advice):
         made = HfApi().create_repo(repo, private=private or None, exist_ok=True)
         HfApi().upload_folder(repo_id=made.repo_id, folder_path=folder.model)
         return str(made)

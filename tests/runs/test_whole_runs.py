@@ -51,7 +51,8 @@ def test_the_model_card_has_the_numbers_of_the_run(usual):
     path = usual[0].path
     card = (path / "model" / "README.md").read_text(encoding="utf-8")
     summary = json.loads((path / "summary.json").read_text())
-    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert card.startswith("---\n")
+    assert "\nlibrary_name: transformers\n" in card
     for shown in (f"{summary['phase2']['val_ppl']:,.1f}", f"{summary['parameters']['total']:,}"):
         assert shown in card
     assert "{" not in card
