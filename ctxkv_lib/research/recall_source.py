@@ -7,7 +7,7 @@ are random. Every word is one token of GPT-2's, so that distances are exact.
 
 import json
 import random
-from collections.abc import Sequence
+from pathlib import Path
 
 from ..data.conversations import add_source
 from ..data.rows import Messages, Row, Rows, Split, check_available
