@@ -8,105 +8,22 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import __version__, ranks
-from .data.formats import FILES
+from . import ranks
 from .errors import UserError, describe, memory_advice, one_line
-from .progress import epoch_printer, notice, say, stage
-from .runs.config import PRESETS, RECIPES, ExperimentConfig, parse_settings
-
-
-def _path(text: str) -> Path:
-    """Return the path that was typed; the shell leaves `~` alone in `--out=~/runs`."""
-    if "\0" in text:
-        raise argparse.ArgumentTypeError("a path cannot hold a NUL character")
-    return Path(os.path.expanduser(text))
-
-
-_presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
-_recipes = f"{' or '.join(RECIPES)} (default: the preset's own)"
-_data = f"your own conversations: {FILES}; sizes that are not given fit it"
-_out = "run folder, or folder of the results (default: named after the experiment, in runs or $CTXKV_RUNS)"
-PLUG_INS = {
-    "block": "a ContextBlock of your own",
-    "loss": "a Phase 1 loss of your own",
-    "attention": "what Phase 2 trains",
-    "mixer": "what attention reads instead of contexts",
-}
-
-# Arguments of `add_argument`, by name; a mark behind the name distinguishes another form of the same option.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "run": {"type": _path, "metavar": "RUN", "help": "run folder"},
-    "run+": {"type": _path, "nargs": "+", "metavar": "RUN", "help": "run folder"},
-    "repo": {"metavar": "REPO", "help": "repository on the Hub, such as owner/name"},
-    "--private": {"action": "store_true", "help": "a new repository is seen by its owner only"},
-    "root": {"type": _path, "nargs": "?", "metavar": "ROOT", "help": "(default: runs, or $CTXKV_RUNS)"},
-    "--preset": {"default": "colab", "metavar": "P", "help": f"{_presets} (default: colab)"},
-    "--preset?": {"metavar": "P", "help": _presets},
-    "--recipe": {"metavar": "R", "help": _recipes},
-    "--recipe+": {"nargs": "+", "metavar": "R", "help": _recipes},
-    "--data": {"metavar": "FILE", "help": _data},
-    "--data!": {"type": _path, "required": True, "metavar": "FILE", "help": FILES},
-    "--columns": {"metavar": "NAMES", "help": "the file's columns, as data.columns"},
-    "--set": {"action": "append", "default": [], "metavar": "K=V", "help": "as in phase2.batch_size=256"},
-    **{f"--{name}": {"metavar": "MODULE:NAME", "help": text} for name, text in PLUG_INS.items()},
-    "--samples": {"type": int, "metavar": "N", "help": "training conversations"},
-    "--samples+": {"type": int, "nargs": "+", "metavar": "N", "help": "training conversations of each run"},
-    "--out": {"type": _path, "metavar": "DIR", "help": _out},
-    "--measure": {"action": "store_true", "help": "measure finished runs: probe, ablations, n-grams, ..."},
-    "--again": {"action": "store_true", "help": "make a finished result anew that other code made"},
-    "--train-tokens": {"type": int, "metavar": "N", "help": "of the training stream (counted with --data)"},
-    "--val-tokens": {"type": int, "metavar": "N", "help": "of the validation stream"},
-    "--seeds+": {"type": int, "nargs": "+", "metavar": "N", "help": "(default: the preset's one)"},
-    "--grid": {"action": "append", "default": [], "metavar": "K=V,V", "help": "values of a setting"},
-    "--protocol": {"type": _path, "metavar": "FILE", "help": "JSON of all this, with named variants"},
-    "--runs": {"type": _path, "metavar": "DIR", "help": "folder of the runs, if sweeps share it"},
-    "--hours": {"type": float, "metavar": "H", "help": "begin no run after so long"},
-    "--keep": {"action": "store_true", "help": "keep each run's model and caches (0.2 GB a run)"},
-    "--prompt": {"required": True, "metavar": "TEXT", "help": "how the text begins"},
-    "--max-new-tokens": {"type": int, "default": 100, "metavar": "N", "help": "(default: 100)"},
-    "--temperature": {"type": float, "default": 0.8, "metavar": "T", "help": "0: greedy (default: 0.8)"},
-    "--top-k": {"type": int, "default": 50, "metavar": "K", "help": "(default: 50)"},
-    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of the sampling (default: 0)"},
-    "--rounds": {"type": int, "default": 10, "metavar": "N", "help": "timed repetitions (default: 10)"},
-    "--lang": {"default": "en", "help": "language: en or ja (default: en)"},
-    "--json": {"action": "store_true", "help": "print JSON"},
-}
-
+from .options import PLUG_INS, command, completion_script, parse
+from .progress import Listener, clear_line, epoch_printer, fitted, notice, say, stage
+from .runs.config import ExperimentConfig, parse_settings
+from .runs.settings import Sampling
 
 EXPERIMENT = "--preset --recipe --data --set"
 GRID = "--preset? --recipe+ --data --set --grid --protocol"
 OWN = " ".join(f"--{name}" for name in PLUG_INS)
-Command = Callable[[argparse.Namespace], int | None]
-COMMANDS: dict[Command, str] = {}
-
-
-def command(options: str) -> Callable[[Command], Command]:
-    """Make a command of a function: named as the function's first word, with these keys of `OPTIONS`."""
-
-    def add(function: Command) -> Command:
-        COMMANDS[function] = options
-        return function
-
-    return add
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of all commands; `command` of what it parses is the function to call."""
-    parser = argparse.ArgumentParser(prog="ctxkv", description="Train and explore Context-KV attention.")
-    parser.add_argument("--version", action="version", version=f"ctxkv {__version__}")
-    parsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for function, options in COMMANDS.items():
-        name, text = function.__name__.partition("_")[0], str(function.__doc__)
-        own = parsers.add_parser(name, description=text, help=f"{text[0].lower()}{text[1:-1]}")
-        own.set_defaults(command=function)
-        for option in options.split():
-            own.add_argument(option.rstrip("+?!"), **OPTIONS[option])
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
-    options = make_parser().parse_args(arguments)
+    options = parse(arguments)
     if ranks.rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: only rank 0 prints)
     if not sys.stderr.isatty():
@@ -146,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
+    clear_line()
     line = one_line(message)
     if ranks.is_first_to_say(line):
         print(f"ctxkv: {line}", file=sys.stderr)
@@ -174,6 +92,17 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return {**{key: value for key, value in given.items() if value}, **parse_settings(options.set)}
 
 
+def _printer(config: ExperimentConfig, folders: Iterable[Path]) -> Listener:
+    """Return a listener that prints the epochs that these run folders do not have yet."""
+    from .runs.run_folder import RunFolder
+
+    done: list[Any] = []
+    for folder in folders:
+        with suppress(UserError, OSError):  # which the run will meet
+            done += RunFolder(folder).metric_lines()
+    return epoch_printer(config.phase2.max_epochs, done)
+
+
 @contextmanager
 def _loading(out: Path) -> Iterator[None]:
     """Say at once, on a terminal, what goes on: imports inside take some seconds."""
@@ -187,7 +116,7 @@ def _print(found: Any, as_json: bool, as_text: Callable[[Any], str], *written: P
     if as_json:
         print(json.dumps(found, indent=2, default=str))
         return
-    print(as_text(found))
+    print(fitted(as_text(found)))
     if written:
         print(f"\nWritten: {', '.join(map(str, written))}")
 
@@ -235,7 +164,7 @@ def run(options: argparse.Namespace) -> None:
     with _loading(out):
         from .experiments import run
 
-    finished = run(config, out, epoch_printer(config.phase2.max_epochs), options.again)
+    finished = run(config, out, _printer(config, [out]), options.again)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
     _measured(options, [finished])
@@ -259,19 +188,19 @@ def compare(options: argparse.Namespace) -> None:
     largest = _config(options, max(options.samples) if options.samples else None, notice)
     counts = options.samples or compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
-    from .runs.run_folder import DEFAULT_ROOT, comparison_folder
+    from .runs.run_folder import DEFAULT_ROOT, comparison_folder, run_folder_of
 
-    out = options.out or comparison_folder(configs)
+    out, root = options.out or comparison_folder(configs), options.out or DEFAULT_ROOT
     with _loading(out):
         from .experiments import compare, write_comparison
         from .report import comparison_table
 
-    listener = epoch_printer(largest.phase2.max_epochs)
-    runs = compare(configs, options.out or DEFAULT_ROOT, out, listener, options.again)
+    listener = _printer(largest, [run_folder_of(config, root) for config in configs])
+    runs = compare(configs, root, out, listener, options.again)
     if options.measure:
         runs = _measured(options, runs)
         ranks.on_rank_0(lambda: write_comparison(runs, out))
-    print(comparison_table([finished.summary for finished in runs]))
+    print(fitted(comparison_table([finished.summary for finished in runs])))
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
 
@@ -288,7 +217,7 @@ def sweep(options: argparse.Namespace) -> None:
         from .research.sweep_table import format_sweep
 
     results = sweep(points, options.runs or out, out, hours=options.hours, keep=options.keep)
-    print(f"{format_sweep(results)}\n\nWritten: {out / 'sweep.md'}")
+    print(f"{fitted(format_sweep(results))}\n\nWritten: {out / 'sweep.md'}")
 
 
 @command("run+ --lang")
@@ -309,39 +238,29 @@ def push(options: argparse.Namespace) -> None:
 
 
 @command("run --prompt --max-new-tokens --temperature --top-k --seed")
-@memory_advice("Generating", "lower --max-new-tokens")
 def generate(options: argparse.Namespace) -> None:
     """Generate text from a trained run."""
-    with stage("Loading the model"):
-        from .hf.inference import generate_text
-        from .runs.provenance import choose_device
-        from .runs.trained import load_trained
-
-        model, tokenizer = load_trained(options.run, choose_device("auto"))
-    sampling = (options.max_new_tokens, options.temperature, options.top_k, options.seed)
-    print(generate_text(model, tokenizer, options.prompt, *sampling))
+    with stage("Loading torch and transformers"):
+        from .runs.trained import generate_text
+    print(generate_text(options.run, options.prompt, **{n: getattr(options, n) for n in asdict(Sampling())}))
 
 
 @command("run --data! --columns --json")
-@memory_advice("Evaluation", "evaluate a file with fewer conversations")
 def evaluate(options: argparse.Namespace) -> None:
     """Measure perplexity and accuracy of a run on other text."""
-    from .data.conversations import read_conversations
-    from .files import write_json
+    from .files import refuse_read_only, write_json
 
-    conversations = read_conversations(options.data, options.columns)
-    with stage("Loading the model"):
-        from .hf.inference import evaluate_texts, evaluation_file, format_scores
-        from .runs.provenance import choose_device
-        from .runs.trained import load_trained
+    refuse_read_only(
+        options.run, "evaluate a copy of it, or use ctxkv_lib.evaluate_texts, which writes nothing"
+    )
+    with stage("Loading torch and transformers"):
+        from .hf.inference import evaluation_file, format_scores
+        from .runs.trained import evaluate_texts
         from .views.axes import save
         from .views.figures import ppl_by_reading
 
-        model, tokenizer = load_trained(options.run, choose_device("auto"))
-    made_from = {"file": options.data.name, "fingerprint": conversations.fingerprint}
-    with stage("Reading the text"):
-        scores = {**made_from, **evaluate_texts(model, tokenizer, list(conversations.texts()))}
-    out = evaluation_file(options.run, options.data, conversations.fingerprint)
+    scores = evaluate_texts(options.run, options.data, options.columns)
+    out = evaluation_file(options.run, options.data, scores["fingerprint"])
     picture = out.with_suffix(".png")
     write_json(out, scores)
     save(ppl_by_reading(scores), picture)
@@ -372,7 +291,7 @@ def verify(options: argparse.Namespace) -> int:
 
     found = verify(options.run)
     rows = [[each.stage, each.name, f"{each.num_bytes / MIB:,.2f}", each.state] for each in found.artefacts]
-    print(terminal_table([["Stage", "File", "MiB", "State"], *rows]))
+    print(fitted(terminal_table([["Stage", "File", "MiB", "State"], *rows])))
     if found.unfinished:
         print(f"Not finished: {', '.join(found.unfinished)}")
     print("All is intact." if found.intact else f"Make again what is not intact with {found.cure}.")
@@ -393,3 +312,9 @@ def bench(options: argparse.Namespace) -> None:
 
     results = bench(config, run_folder, out, options.rounds)
     _print(results, options.json, bench_table, out / "bench.json", out / "bench.png")
+
+
+@command("shell")
+def completion(options: argparse.Namespace) -> None:
+    """Print a script that completes commands and options, for `eval` in the shell's start file."""
+    print(completion_script(options.shell))

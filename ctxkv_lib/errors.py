@@ -1,8 +1,9 @@
 """Errors that the user reads as one sentence: what was wrong, what is allowed, what to do."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 # What torch's RuntimeErrors say of memory: its CPU allocator, mps, CUDA's driver, cuBLAS.
@@ -16,7 +17,15 @@ NO_MEMORY = (
 LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
 
 
-class UserError(ValueError):
+class OneLine:
+    """An exception that a notebook shows as its message alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows instead of a traceback."""
+        return [str(self)]
+
+
+class UserError(OneLine, ValueError):
     """Bad input or an unreachable resource; the command line shows its message and exits with code 2."""
 
 
@@ -24,7 +33,7 @@ class DamagedFile(UserError):
     """A file is not what was written; whoever can make it again does, others let the user read this."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be used: {reason}; run what made it once more to make it anew.")
+        super().__init__(f"{path} cannot be used: {reason}; run what made it again.")
         self.path, self.reason = path, reason
 
 
@@ -32,12 +41,8 @@ class Diverged(UserError):
     """Loss or weights of a training are no longer finite; the same settings would end there again."""
 
 
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt, a notebook one line."""
-
-    def _render_traceback_(self) -> list[str]:
-        """Return what IPython shows instead of a traceback."""
-        return [str(self)]
+class Stopped(OneLine, KeyboardInterrupt):
+    """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt."""
 
 
 @contextmanager
@@ -84,6 +89,12 @@ def describe(error: OSError) -> str:
     if error.errno == errno.ENOSPC or "No space left" in str(error):
         return f"The disk is full ({error}); free some space and run again: finished stages are kept."
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question that names what is spelled most like `word`; nothing if nothing is."""
+    found = get_close_matches(word, known, n=1)
+    return f" Did you mean {found[0]}?" if found else ""
 
 
 def one_line(message: str) -> str:

@@ -21,9 +21,17 @@ from .report.info import dense_fp32_mib
 from .report.labels import run_labels
 from .report.model_card import model_card
 from .runs.config import ExperimentConfig
-from .runs.inputs import Facts
 from .runs.provenance import choose_device
-from .runs.run_folder import COMPARISON, Run, RunFolder, read_run, run_folder_of
+from .runs.records import SummaryPart
+from .runs.run_folder import (
+    COMPARISON,
+    DEFAULT_ROOT,
+    Run,
+    RunFolder,
+    comparison_folder,
+    read_run,
+    run_folder_of,
+)
 from .runs.scratch import locals_freed
 from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
@@ -45,7 +53,7 @@ def run(
     Args:
         out: run folder; None takes `run_folder_of(config)`.
         listener: gets every metric in order, those of stages done earlier included.
-        again: make a finished result anew that other code made.
+        again: replace a finished result that other code made.
         plugins: `block`, `loss`, `attention`, `mixer` or `optimizer`: a class or function of your own in the
             place of the method's, or its name `module:Name`. See `ctxkv_lib.method.model.Parts` and
             `ctxkv_lib.runs.rows` for what each is given and returns.
@@ -75,7 +83,7 @@ def prepare(
 
 @contextmanager
 def _claimed(config: ExperimentConfig, out: Path | str | None, again: bool) -> Iterator[RunFolder]:
-    """Inside, this process, with the others if there are any, works in the experiment's folder."""
+    """Hold the experiment's folder, together with any other processes, while the block runs."""
     if ranks.world_size() > 1 and "mixer" in config.plugins:
         raise UserError("A mixer is trained in one process; start one.")
     ranks.join(choose_device(config.runtime.device))
@@ -88,11 +96,13 @@ def _claimed(config: ExperimentConfig, out: Path | str | None, again: bool) -> I
 
 
 def _on_rank_0(listener: Listener) -> Listener:
-    """Return the listener on rank 0, and one that hears nothing on the others."""
+    """Return the listener on rank 0, and one that does nothing on the others."""
     return (lambda _: None) if ranks.rank() else listener
 
 
-def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, attention: Facts) -> Run:
+def _results(
+    config: ExperimentConfig, folder: RunFolder, contexts: SummaryPart, attention: SummaryPart
+) -> Run:
     """Test a trained run, and write summary, report and figures."""
     found = test(config, folder)
     summary = summarize(config, contexts, attention)
@@ -101,7 +111,7 @@ def _results(config: ExperimentConfig, folder: RunFolder, contexts: Facts, atten
     )
 
 
-def write_results(config: ExperimentConfig, folder: RunFolder, summary: Facts) -> Run:
+def write_results(config: ExperimentConfig, folder: RunFolder, summary: SummaryPart) -> Run:
     """Write summary, model card, report and figures of a run whose folder is claimed."""
     write_json(folder.summary, summary)
     finished = read_run(folder.path, config)
@@ -117,7 +127,7 @@ def write_results(config: ExperimentConfig, folder: RunFolder, summary: Facts) -
 
 @contextmanager
 def stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
-    """Inside, an interrupt says what is kept: of one run its epochs."""
+    """Turn an interrupt of the block into one that says what is kept."""
     try:
         yield
     except Stopped:
@@ -131,8 +141,8 @@ def stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
 @stopped_calmly()
 def compare(
     configs: Sequence[ExperimentConfig],
-    root: Path | str,
-    out: Path | str,
+    root: Path | str = DEFAULT_ROOT,
+    out: Path | str | None = None,
     listener: Listener = lambda _: None,
     again: bool = False,
 ) -> list[Run]:
@@ -141,7 +151,7 @@ def compare(
     Args:
         configs: experiments that differ in `data.samples`, at least two.
         root: folder of the run folders.
-        out: folder of the comparison.
+        out: folder of the comparison; None takes `comparison_folder(configs, root)`.
         listener: gets every metric of every run, with the run's `samples`.
         again: as of `run`.
 
@@ -151,12 +161,13 @@ def compare(
     if len({config.data.samples for config in configs}) < 2:
         raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
     configs = sorted(configs, key=lambda config: config.data.samples)
+    out = Path(out or comparison_folder(configs, root))
     load_conversations(configs[-1].data, "train")
     runs = [
         run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again)
         for config in progress_bar(configs, "Runs of the comparison", unit="run")
     ]
-    ranks.on_rank_0(lambda: write_comparison(runs, Path(out)))
+    ranks.on_rank_0(lambda: write_comparison(runs, out))
     return runs
 
 
@@ -175,7 +186,7 @@ def _labelled(listener: Listener, samples: int) -> Listener:
     return lambda metric: listener({**metric, "samples": samples})
 
 
-def summarize(config: ExperimentConfig, contexts: Facts, attention: Facts) -> dict[str, Any]:
+def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: SummaryPart) -> dict[str, Any]:
     """Make `summary.json` from the records of both stages."""
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
     epochs = attention["epochs"]
@@ -211,7 +222,7 @@ def summarize(config: ExperimentConfig, contexts: Facts, attention: Facts) -> di
     }
 
 
-def _draw_measurements(found: Facts, config: ExperimentConfig) -> dict[str, Figure]:
+def _draw_measurements(found: SummaryPart, config: ExperimentConfig) -> dict[str, Figure]:
     """Draw one run's measurements, as far as it has them."""
     drawn = {
         "probe": lambda probed: pictures.memory_of_contexts(probed, config.model),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_128
 
-from .errors import DamagedFile
+from .errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,12 @@ def _sync(path: Path) -> None:
         with suppress(OSError):  # not every network file system can
             os.fsync(descriptor)
         os.close(descriptor)
+
+
+def refuse_read_only(folder: Path, advice: str) -> None:
+    """Raise a UserError with `advice` if a folder is there and nothing can be written to it."""
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} is read-only; {advice}.")
 
 
 def remove(path: Path) -> None:

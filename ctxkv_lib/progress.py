@@ -1,10 +1,14 @@
 """Progress of long work: bars and lines on a terminal, metrics for listeners."""
 
+import os
+import re
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 REFRESH_SECONDS = 1
+STDERR = 2  # its file descriptor, where bars are drawn
+LOGGED_ITERATIONS = 10  # of Phase 1: one line for so many
+INDENT = "    "  # of the rest of a line that is broken
 Metric = dict[str, Any]
 Listener = Callable[[Metric], None]  # called with each line of metrics.jsonl as it is made
 # Called with a loop's description, its steps done and in all; 0 of 0 for work without steps.
@@ -27,7 +34,7 @@ def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "
         options.setdefault("total", len(iterable))
     if watchers:
         iterable = _watched(iterable, description, options.get("initial", 0), options["total"])
-    return _bar(iterable, desc=description, dynamic_ncols=True, **options)
+    return _bar(iterable, desc=description, **options)
 
 
 @contextmanager
@@ -42,7 +49,10 @@ def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
     from tqdm import tqdm
 
     hidden = True if ranks.rank() else None  # None: tqdm shows it on a terminal only
-    bar = tqdm(iterable, disable=hidden, leave=False, **options)
+    width = None  # tqdm's own choice
+    with suppress(OSError):  # not a terminal
+        width = os.get_terminal_size(STDERR).columns - 1 - len("^C")  # whose echo else begins a line
+    bar = tqdm(iterable, disable=hidden, leave=False, ncols=width, **options)
     if not bar.disable:
         _refresh_clocks()
     return bar
@@ -113,22 +123,62 @@ def in_notebook() -> bool:
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
-def epoch_printer(most: int) -> Listener:
-    """Return a listener that prints a line for each of at most `most` epochs, on a terminal."""
-    is_first = True
+def log(line: str) -> None:
+    """Print a line of a training as it happens: above the bars of a terminal, else on standard output."""
+    if sys.stderr.isatty():
+        notice(line)
+    elif not ranks.rank():
+        print(line, flush=True)
+
+
+def epoch_printer(most: int, done: Collection[Metric] = ()) -> Listener:
+    """Return a listener that prints a line for each of at most `most` epochs.
+
+    Where no terminal shows a bar, some iterations of Phase 1 get a line, too.
+
+    Args:
+        done: lines of metrics.jsonl from before; they are not printed as if they were new.
+    """
+    begun = False
 
     def show(metric: Metric) -> None:
-        nonlocal is_first
-        if metric["stage"] != "phase2":
-            return
-        if is_first:
-            say(f"At most {most} epochs; * marks the best so far.")
-        is_first = False
+        nonlocal begun
         samples = f"{metric['samples']} samples, " if "samples" in metric else ""
-        say(
+        if {key: value for key, value in metric.items() if key not in ("memory", "samples")} in done:
+            return
+        if metric["stage"] == "phase1":
+            if metric["iteration"] % LOGGED_ITERATIONS == 0 and not sys.stderr.isatty():
+                log(f"{samples}iteration {metric['iteration']}: loss {metric['loss']:.4f}")
+            return
+        if not begun:
+            log(f"At most {most} epochs; * marks the best so far.")
+        begun = True
+        log(
             f"{samples}epoch {metric['epoch']} of at most {most}: train PPL {metric['train_ppl']:,.1f}, "
             f"val PPL {metric['val_ppl']:,.1f}, val acc {metric['val_acc']:.1%}"
             f"{' *' if metric['improved'] else ''}"
         )
 
     return show
+
+
+def fitted(text: str) -> str:
+    """Break lines that are wider than the terminal between their cells: where two blanks or more stand."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(line if len(line) <= width else _broken(line, width) for line in text.splitlines())
+
+
+def _broken(line: str, width: int) -> str:
+    wrap = partial(
+        textwrap.wrap, width=width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
+    )
+    rows = wrap(re.sub(r"(?<=\S) (?=\S)", "\0", line))  # a cell is one word
+    return "\n".join(part for row in rows for part in wrap(row.replace("\0", " ")))
+
+
+def clear_line() -> None:
+    """Erase what a bar and the echo of Ctrl-C have left on the terminal's line."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[2K")

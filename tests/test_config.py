@@ -40,79 +40,63 @@ def test_a_plug_in_has_its_own_settings():
     assert tuned.plugins["attention"].settings["slots"] == "geometric"
     plain = tuned.replace({"attention": "none", "block": None, "optimizer": "none"})
     assert plain.plugins == {}
-    mixed = tuned.replace({"mixer": "ctxkv_lib.research.mixers:GRUMixer", "mixer.input_dropout": 0.1})
+    mixed = tuned.replace({"mixer": GRU, "mixer.input_dropout": 0.1})
     assert set(mixed.plugins) == {"mixer", "optimizer"}
     assert config_from_dict(mixed.to_dict()) == mixed
 
 
+GRU = "ctxkv_lib.research.mixers:GRUMixer"
+TOGETHER = "data.source=file and data.path=FILE go together"
+REFUSED = [
+    ("preset", "moon", "preset is 'moon'; allowed: colab, offline, recall, ci."),
+    ("recipe", "soup", "recipe is 'soup'; allowed: published, exact, tuned, look_up."),
+    ("samples", 0, "data.samples is 0; allowed: 1 or more."),
+    ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int."),
+    ("data.samples", 2.5, "data.samples is 2.5; allowed: a value of type int."),
+    ("phase3.x", "1", "setting is 'phase3.x'; allowed: group.field with group one of"),
+    ("phase2.epochs", "1", "allowed: phase2. followed by one of max_epochs"),
+    ("model.interval", [10, 20], "model.interval is [10, 20]; allowed: a value of type int."),
+    ("phase2.batch_size", None, "batch_size is None; allowed: a value of type int."),
+    ("phase1.centroid_weight", "1e300", "allowed: 0 to 1e30."),
+    ("data.path", {"a": 1}, "data.path is {'a': 1}; allowed: a value of type str."),
+    ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
+    ("attention.slots", "geometric", "there is none; give one with attention=module:Name."),
+    ("block", "nowhere", "'nowhere' names no plug-in; write package.module:Name."),
+    ("block", "nowhere:Block", "nowhere:Block cannot be loaded"),
+    ("model.interval", "0", "model.interval is 0; allowed: 1 or more."),
+    ("model.max_contexts", "0", "model.max_contexts is 0; allowed: 1 or more."),
+    ("model.attention_dropout", "1.5", "allowed: 0 to 1."),
+    ("runtime.precision", "fp16", "allowed: auto, fp32, bf16."),
+    ("model.kv_method", "both", "allowed: fixed, variable."),
+    ("phase2.learning_rate", "nan", "allowed: a finite number."),
+    ("runtime.seed", 2**63, "allowed: whole numbers up to 9223372036854775807."),
+    ("data.corpus", "chitchat+own", "which needs data.source=file; allowed: own."),
+    ("phase2.learning_rate", "0", "allowed: more than 0, at most 1e30."),
+    ("phase1.learning_rate", "3e38", "allowed: more than 0, at most 1e30."),
+    ("data.source", "file", TOGETHER),
+    ("data.path", "x.jsonl", TOGETHER),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), REFUSED)
+def test_refusals_say_what_is_allowed(name, value, said):
+    is_setting = name not in ("preset", "recipe", "samples")
+    with pytest.raises(UserError) as refused:
+        build_config(**{"preset": "colab", **({"settings": {name: value}} if is_setting else {name: value})})
+    assert said in str(refused.value)
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("recipe", "settings", "said"),
     [
-        ({"preset": "moon"}, "preset is 'moon'; allowed: colab, offline, recall, ci."),
-        ({"recipe": "soup"}, "recipe is 'soup'; allowed: published, exact, tuned, look_up."),
-        ({"samples": 0}, "data.samples is 0; allowed: 1 or more."),
-        ({"samples": -3}, "data.samples is -3; allowed: 1 or more."),
-        ({"settings": {"data.samples": "many"}}, "data.samples is 'many'; allowed: a value of type int."),
-        ({"settings": {"data.samples": 2.5}}, "data.samples is 2.5; allowed: a value of type int."),
-        (
-            {"settings": {"phase3.x": "1"}},
-            "setting is 'phase3.x'; allowed: group.field with group one of",
-        ),
-        ({"settings": {"phase2.epochs": "1"}}, "allowed: phase2. followed by one of max_epochs"),
-        (
-            {"settings": {"model.interval": [10, 20]}},
-            "model.interval is [10, 20]; allowed: a value of type int.",
-        ),
-        ({"settings": {"phase2.batch_size": None}}, "batch_size is None; allowed: a value of type int."),
-        ({"settings": {"phase1.centroid_weight": "1e300"}}, "allowed: 0 to 1e30."),
-        ({"settings": {"data.path": {"a": 1}}}, "data.path is {'a': 1}; allowed: a value of type str."),
-        ({"settings": {"model.num_heads": "7"}}, "allowed: a divisor of model.hidden_size (768)."),
-        (
-            {"recipe": "tuned", "settings": {"block.last_tokens": "21"}},
-            "block.last_tokens is 21; allowed: 0 with longest_mean.",
-        ),
-        (
-            {"settings": {"attention.slots": "geometric"}},
-            "there is none; give one with attention=module:Name.",
-        ),
-        ({"settings": {"block": "nowhere"}}, "'nowhere' names no plug-in; write package.module:Name."),
-        ({"settings": {"block": "nowhere:Block"}}, "nowhere:Block cannot be loaded"),
-        (
-            {"recipe": "tuned", "settings": {"block.speed": "1"}},
-            "allowed: block. followed by one of longest_",
-        ),
-        (
-            {
-                "settings": {
-                    "mixer": "ctxkv_lib.research.mixers:GRUMixer",
-                    "loss": "ctxkv_lib.method.oacd:oacd_loss",
-                }
-            },
-            "loss does not go with it",
-        ),
-        ({"settings": {"model.interval": "0"}}, "model.interval is 0; allowed: 1 or more."),
-        ({"settings": {"model.max_contexts": "0"}}, "model.max_contexts is 0; allowed: 1 or more."),
-        ({"settings": {"model.attention_dropout": "1.5"}}, "allowed: 0 to 1."),
-        ({"settings": {"runtime.precision": "fp16"}}, "allowed: auto, fp32, bf16."),
-        ({"settings": {"model.kv_method": "both"}}, "allowed: fixed, variable."),
-        ({"settings": {"phase2.learning_rate": "nan"}}, "allowed: a finite number."),
-        ({"settings": {"runtime.seed": 2**63}}, "allowed: whole numbers up to 9223372036854775807."),
-        ({"settings": {"data.corpus": "chitchat+own"}}, "which needs data.source=file; allowed: own."),
-        ({"settings": {"phase2.learning_rate": "0"}}, "allowed: more than 0, at most 1e30."),
-        ({"settings": {"phase1.learning_rate": "3e38"}}, "allowed: more than 0, at most 1e30."),
-        (
-            {"settings": {"data.source": "file"}},
-            "data.source=file and data.path=FILE go together",
-        ),
-        (
-            {"settings": {"data.path": "x.jsonl"}},
-            "data.source=file and data.path=FILE go together",
-        ),
+        ("tuned", {"block.last_tokens": "21"}, "block.last_tokens is 21; allowed: 0 with longest_mean."),
+        ("tuned", {"block.speed": "1"}, "allowed: block. followed by one of longest_"),
+        ("exact", {"mixer": GRU, "loss": "ctxkv_lib.method.oacd:oacd_loss"}, "loss does not go with it"),
     ],
 )
-def test_refusals_say_what_is_allowed(changes, said):
+def test_refusals_of_plug_ins_say_what_is_allowed(recipe, settings, said):
     with pytest.raises(UserError) as refused:
-        build_config(**{"preset": "colab", **changes})
+        build_config("colab", recipe, settings=settings)
     assert said in str(refused.value)
 
 

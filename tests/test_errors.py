@@ -1,16 +1,27 @@
+from pathlib import Path
+
+import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from ctxkv_lib.errors import Stopped, is_out_of_memory
+from ctxkv_lib.errors import DamagedFile, Stopped, UserError, is_out_of_memory
 
 
-def test_a_notebook_shows_a_stop_as_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        Stopped("Stopped. Epochs 1 to 3 are kept; run the cell again."),
+        UserError("preset is 'moon'; allowed: colab."),
+        DamagedFile(Path("a"), "it is not JSON"),
+    ],
+)
+def test_a_notebook_shows_one_line_and_no_frames(monkeypatch, error):
     shown = []
     shell = InteractiveShell()
     monkeypatch.setattr(shell, "_showtraceback", lambda kind, value, lines: shown.append(lines))
-    shell.user_ns["stopped"] = Stopped("Stopped. Epochs 1 to 3 are kept; run the cell again.")
-    result = shell.run_cell("raise stopped")
-    assert isinstance(result.error_in_exec, KeyboardInterrupt)  # so that no later cell runs
-    assert shown == [["Stopped. Epochs 1 to 3 are kept; run the cell again."]]
+    shell.user_ns["error"] = error
+    result = shell.run_cell("raise error")
+    assert result.error_in_exec is error  # so that no later cell runs
+    assert shown == [[str(error)]]
 
 
 def test_cublas_without_room_to_initialise_is_out_of_memory():

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ctxkv_lib.data.conversations import load_conversations
+from ctxkv_lib.experiments import run
+from ctxkv_lib.runs.config import ExperimentConfig
+
 PACKAGE = Path(__file__).parent.parent / "ctxkv_lib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # each imports only from itself and those above it in this list
@@ -23,6 +27,7 @@ LAYERS = [  # each imports only from itself and those above it in this list
     {"views"},
     {"experiments"},
     {"research"},
+    {"options"},
     {"cli"},
     {"", "__main__"},
 ]
@@ -66,20 +71,6 @@ def imported(path, at_import=False):
 
 def lines(paths):
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
-
-
-def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
-    package = tmp_path / "ctxkv_lib"
-    (package / "runs").mkdir(parents=True)
-    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", package)
-    (package / "runs" / "x.py").write_text(
-        "from .. import ranks\nfrom ..method.oacd import oacd_loss\nfrom .stages import run\n"
-        "import ctxkv_lib.files\nfrom ctxkv_lib.hf import cache\nimport torch\n"
-        "def f():\n    from ..cli import main\n"
-    )
-    found = set(imported(package / "runs" / "x.py"))
-    assert found == {"ranks", "method.oacd", "runs.stages", "files", "hf.cache", "cli"}
-    assert "cli" not in set(imported(package / "runs" / "x.py", at_import=True))
 
 
 def test_imports_go_downwards_only():
@@ -132,11 +123,38 @@ def test_every_folder_is_a_package():
         assert (folder / "__init__.py").is_file(), folder
 
 
+def test_a_configuration_is_followed_to_its_first_conversation_in_8_steps(tiny_config, tmp_path):
+    """A step goes on to another file, along the calls that are given the configuration."""
+    files = []
+
+    def follow(frame, event, _):
+        path, given = Path(frame.f_code.co_filename), frame.f_locals.values()
+        if (
+            event == "call"
+            and PACKAGE in path.parents
+            and any(isinstance(each, ExperimentConfig) for each in given)
+        ):
+            files.extend([path] if path not in files[-1:] else [])
+        if frame.f_code is load_conversations.__code__:
+            files.append(path)
+            raise StopIteration
+
+    sys.setprofile(follow)
+    try:
+        with pytest.raises(StopIteration):
+            run(tiny_config, tmp_path / "run")
+    finally:
+        sys.setprofile(None)
+    assert [path.stem for path in files][-3:] == ["stages", "work", "conversations"]
+    assert len(files) <= 8
+
+
 WITHOUT_RESEARCH = """
 import sys
 from pathlib import Path
 from conftest import local_experiment
 from ctxkv_lib.experiments import run
+from ctxkv_lib.runs.config import ExperimentConfig
 from ctxkv_lib.runs.config import build_config
 
 folder = Path(sys.argv[1])

@@ -6,9 +6,9 @@ from ..errors import UserError
 from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 from ..method.windows import Window
 from ..runs.config import ExperimentConfig
-from ..runs.inputs import refusals
 from ..runs.models import shapes
 from ..runs.published import PUBLISHED
+from ..runs.refusals import refusals
 from ..runs.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 
 BYTES = {"fp32": 4, "bf16": 2}  # of a number
@@ -176,7 +176,8 @@ def format_info(facts: dict[str, Any]) -> str:
 
 
 def _mib(size: float) -> str:
-    return f"{size:,.0f} MiB" if size >= 10 else f"{size:.2g} MiB"
+    """Format MiB, below 1 as KiB: what small data take is not nothing."""
+    return f"{size:,.0f} MiB" if size >= 1 else f"{size * 1024:,.0f} KiB"
 
 
 def _size_rows(size: dict[str, Any]) -> dict[str, str]:

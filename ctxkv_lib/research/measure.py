@@ -18,7 +18,7 @@ from ..method.model import ContextKV
 from ..progress import say, stage
 from ..runs.caches import load_cache, load_ids
 from ..runs.config import ExperimentConfig
-from ..runs.provenance import code_version
+from ..runs.plugins import code_version
 from ..runs.records import MEASURES
 from ..runs.rows import as_read
 from ..runs.run_folder import Run, RunFolder, refuse_damaged

@@ -1,7 +1,7 @@
 """One experiment's settings: five groups, plug-ins, four presets and the recipes.
 
 A *preset* says where data and weights come from and how much of them; a *recipe* says how to train. What each
-setting means stands in `settings`, `ctxkv_lib.method.config` and the `Settings` of plug-ins.
+setting means is in `settings`, `ctxkv_lib.method.config` and the `Settings` of plug-ins.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from ..data.settings import SOURCES, DataConfig
-from ..errors import UserError, values_of_user
+from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.settings import require
 from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_class
@@ -154,7 +154,7 @@ PRESETS = {
         {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
     ),
     "recall": Preset(
-        "a task of memory: made-up conversations that ask for what they told, minutes on 2 CPU cores",
+        "a memory task: made-up conversations that ask for what they stated, minutes on 2 CPU cores",
         "exact",
         (200, 1000),
         RECALL,
@@ -220,10 +220,10 @@ def build_config(
     Raises:
         UserError: unknown preset, recipe, key or a value that is not allowed.
     """
-    require(preset in PRESETS, "preset", preset, ", ".join(PRESETS))
+    _require_known("preset", preset, PRESETS)
     chosen = PRESETS[preset]
     recipe = recipe or chosen.recipe
-    require(recipe in RECIPES, "recipe", recipe, ", ".join(RECIPES))
+    _require_known("recipe", recipe, RECIPES)
     layers = {**chosen.settings, **recipe_settings(recipe), "data.samples": chosen.samples[-1]}
     if samples is not None:
         layers["data.samples"] = samples
@@ -239,9 +239,8 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
         UserError: a key that this version does not know, or a value that is not allowed.
     """
     for name in values:
-        known = ("preset", "recipe", *GROUPS, *HOOKS)
-        require(name in known, "setting", name, ", ".join(known))
-    require(values["preset"] in PRESETS, "preset", values["preset"], ", ".join(PRESETS))
+        _require_known("setting", name, ("preset", "recipe", *GROUPS, *HOOKS))
+    _require_known("preset", values["preset"], PRESETS)
     config = ExperimentConfig(values["preset"], values["recipe"]).replace(
         {f"{group}.{name}": value for group in GROUPS for name, value in values[group].items()}
     )
@@ -286,6 +285,17 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
     return settings
 
 
+def _require_known(
+    kind: str, value: str, known: Iterable[str], allowed: str | None = None, word: str | None = None
+) -> None:
+    """Refuse a name that is not among the known ones; `word` is the part of `value` that has to be."""
+    word = value if word is None else word
+    if word not in (names := list(known)):
+        raise UserError(
+            f"{kind} is {value!r}; allowed: {allowed or ', '.join(names)}.{did_you_mean(word, names)}"
+        )
+
+
 def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
     """Return group, field and type of a setting."""
     group, _, name = key.partition(".")
@@ -293,11 +303,14 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
         raise UserError(
             f"{key} is a setting of a plug-in, and there is none; give one with {group}=module:Name."
         )
-    allowed = f"group.field with group one of {', '.join([*GROUPS, *plugins])}, or one of {', '.join(HOOKS)}"
-    require(group in GROUPS or group in plugins, "setting", key, allowed)
+    groups = [*GROUPS, *plugins]
+    allowed = f"group.field with group one of {', '.join(groups)}, or one of {', '.join(HOOKS)}"
+    _require_known("setting", key, groups, allowed, group)
     kind = GROUPS[group] if group in GROUPS else settings_class(load(plugins[group].name))
     names = [f.name for f in dataclasses.fields(kind)] if kind else []
-    require(name in names, "setting", key, f"{group}. followed by one of {', '.join(names) or '(nothing)'}")
+    _require_known(
+        "setting", key, names, f"{group}. followed by one of {', '.join(names) or '(nothing)'}", name
+    )
     return group, name, typing.get_type_hints(kind)[name]
 
 

@@ -1,11 +1,23 @@
-"""The experiment that a preset, a recipe and settings stand for; with a file, sizes that fit it."""
+"""From words to an experiment's configuration, and from a configuration back to the command that makes it."""
 
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..data.local_files import comparable_samples, describe_split, fitting_sizes
+from ..errors import UserError
 from ..progress import say
-from .config import COMPARED_RATIO, PRESETS, ExperimentConfig, build_config
+from .config import (
+    COMPARED_RATIO,
+    PRESETS,
+    ExperimentConfig,
+    build_config,
+    changed_settings,
+    config_from_dict,
+)
+
+FITTED = ("data.validation_samples", "data.test_samples")  # to a file, unless they are given
 
 
 def configure(
@@ -15,7 +27,7 @@ def configure(
     settings: dict[str, Any] | None = None,
     tell: Callable[[str], None] = say,
 ) -> ExperimentConfig:
-    """`build_config`; where the settings name a file, sizes that are not asked for fit it.
+    """Do as `build_config`; where the settings name a file, sizes that are not asked for fit it.
 
     Args:
         tell: gets a line that says how the file is split, if any size was left open.
@@ -42,3 +54,36 @@ def compared_samples(config: ExperimentConfig) -> tuple[int, ...]:
     if config.data.source != "file":
         return PRESETS[config.preset].samples
     return comparable_samples(config.data, config.model.context_window, COMPARED_RATIO)
+
+
+def stored_config(folder: Path, values: Any) -> ExperimentConfig:
+    """Return the configuration that a run folder keeps.
+
+    Raises:
+        UserError: it has settings that this version does not know or allow, or is none.
+    """
+    try:
+        return config_from_dict(values)
+    except UserError as error:
+        raise UserError(
+            f"{folder} holds a run of another version of ctxkv_lib ({str(error).rstrip('.')}); "
+            "use that version, or another folder."
+        ) from None
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} has a config.json without a configuration; name another folder with --out, or delete "
+            "that one."
+        ) from None
+
+
+def run_command(config: ExperimentConfig, out: Path) -> str:
+    """Return the command line that makes or continues this run in `out`."""
+    settings = changed_settings(config)
+    if config.data.source == "file":
+        settings |= {key: getattr(config.data, key.removeprefix("data.")) for key in FITTED}
+    words = ["ctxkv", "run", "--preset", config.preset, "--recipe", config.recipe]
+    words += ["--samples", str(config.data.samples)]
+    for key, value in settings.items():
+        if not key.endswith(".source"):  # implied, by the path or the plug-in
+            words += ["--set", f"{key.removesuffix('.plugin')}={value}"]
+    return shlex.join([*words, "--out", str(out)])

@@ -7,9 +7,9 @@ from typing import Any
 from ..errors import UserError
 from ..files import read_json
 from .config import changed_settings
-from .ownership import FITTED, stored_config
+from .configure import FITTED, stored_config
 from .records import DROPPED, Records
-from .run_folder import MODEL_MARK, RunFolder
+from .run_folder import DEFAULT_ROOT, MODEL_MARK, RunFolder
 
 MIB = 2**20
 IMPLIED = {"data.source"}  # by data.path
@@ -38,12 +38,13 @@ class Listed:
     mib: float
 
 
-def list_runs(root: Path) -> list[Listed]:
+def list_runs(root: Path | str = DEFAULT_ROOT) -> list[Listed]:
     """Find every run folder at or below `root`; a broken one is listed as such.
 
     Raises:
         UserError: there is no such folder.
     """
+    root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; name the one that holds your run folders.")
     folders = [root, *root.glob("*"), *root.glob("*/*")]  # a comparison may hold the folders of its runs
@@ -62,7 +63,7 @@ def _listed(folder: RunFolder) -> Listed:
         values = read_json(folder.config)
         kind = f"{values['preset']}, {values['recipe']}"
         changed = changed_settings(stored_config(folder.path, values))
-        settings = {key: value for key, value in changed.items() if key not in FITTED | IMPLIED}
+        settings = {key: value for key, value in changed.items() if key not in {*FITTED, *IMPLIED}}
         ppls = [line["val_ppl"] for line in folder.metric_lines() if line["stage"] == "phase2"]
         tokens, best, state = None, min(ppls, default=None), "interrupted"
         if folder.summary.exists():

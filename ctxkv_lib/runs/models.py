@@ -1,5 +1,6 @@
 """The model of an experiment, with its plug-ins and its token table."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,25 +62,24 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
     Raises:
         UserError: one returns another shape than it should.
     """
-    count, shapes, device = 2, config.model, model.device
-    embeddings = model.embed(torch.arange(count, device=device))
-    if mixer := config.plugins.get("mixer"):
-        found = model.attention.eval()(embeddings[None], 0)
-        return _check(mixer.name, found, (1, count, shapes.hidden_size))
-    contexts = torch.zeros(count, shapes.context_dim, device=device)
-    if block := config.plugins.get("block"):
-        found = model.context_block(contexts, project_inputs(model.context_block, embeddings))
-        _check(block.name, found, tuple(contexts.shape))
-    if loss := config.plugins.get("loss"):
-        _check(loss.name, built(loss)(torch.ones_like(contexts)), ())
-    if attention := config.plugins.get("attention"):
-        slots = (count, len(model.window))
-        window = contexts.new_zeros(*slots, shapes.context_dim)
-        hidden, _ = model.eval().attend(
-            embeddings, window, torch.ones(slots, dtype=torch.bool, device=device)
-        )
-        _check(attention.name, hidden, (count, shapes.hidden_size))
-    return None
+    count, shapes, window = 2, config.model, len(model.window)
+    embeddings = model.embed(torch.arange(count, device=model.device))
+    contexts = torch.zeros(count, shapes.context_dim, device=model.device)
+    slots = contexts.new_zeros(count, window, shapes.context_dim)
+    present = contexts.new_ones(count, window, dtype=torch.bool)
+    hidden = (count, shapes.hidden_size)
+    tried: dict[str, Callable[[], tuple[Any, tuple[int, ...]]]] = {
+        "mixer": lambda: (model.attention.eval()(embeddings[None], 0), (1, *hidden)),
+        "block": lambda: (
+            model.context_block(contexts, project_inputs(model.context_block, embeddings)),
+            (count, shapes.context_dim),
+        ),
+        "loss": lambda: (built(config.plugins["loss"])(torch.ones_like(contexts)), ()),
+        "attention": lambda: (model.eval().attend(embeddings, slots, present)[0], hidden),
+    }
+    for hook, attempt in tried.items():
+        if hook in config.plugins:
+            _check(config.plugins[hook].name, *attempt())
 
 
 def _check(name: str, found: Any, expected: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Plug-ins: classes and functions of the user that stand in the place of parts of the method.
+"""Plug-ins: classes and functions of the user that replace parts of the method.
 
 A configuration names a plug-in as `module:Name`, with its settings and, if it is not of this package, a
 digest of its source: a run with other code is another run.
@@ -11,7 +11,7 @@ import inspect
 import linecache
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import UserError
 
-# What each hook is given and returns stands in `method.model.Parts`, `runs.rows` and `method.phase2.Stepper`.
+# `method.model.Parts`, `runs.rows` and `method.phase2.Stepper` describe what each hook is given and returns.
 PACKAGE = Path(__file__).parent.parent
 HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that a mixer leaves without use
@@ -100,7 +100,7 @@ def loaded(plugin: PlugIn) -> Any:
     found = load(plugin.name)
     if _source_digest(found) != plugin.source:
         raise UserError(
-            f"The source of {plugin.name} is not what the run was made with; restore it, or run it anew."
+            f"The source of {plugin.name} is not what the run was made with; restore it, or make a new run."
         )
     return found
 
@@ -127,7 +127,7 @@ def _source_digest(part: Any) -> str:
 
 
 def _sources(part: Any, seen: set[Any]) -> Iterator[str]:
-    """Yield the source of a function or class, and what the names in it stand for.
+    """Yield the source of a function or class, and of what it uses.
 
     These are functions and classes of the same top-level package, or notebook, and plain values.
     """
@@ -158,10 +158,6 @@ def _outer_names(source: str) -> set[str]:
     return {node.id for node in names} - assigned
 
 
-def _length(node: ast.ClassDef) -> int:
-    return (node.end_lineno or node.lineno) - node.lineno
-
-
 def _source(part: Any) -> str:
     """Return the source of a function or class; `inspect` does not find a class of a notebook cell."""
     for function in filter(inspect.isfunction, vars(part).values() if inspect.isclass(part) else ()):
@@ -169,7 +165,7 @@ def _source(part: Any) -> str:
         linecache.checkcache(code.co_filename)
         nodes = ast.walk(ast.parse("".join(linecache.getlines(code.co_filename))))
         for node in (node for node in nodes if isinstance(node, ast.ClassDef)):
-            if node.name == part.__name__ and 0 <= code.co_firstlineno - node.lineno <= _length(node):
+            if node.name == part.__name__ and node.lineno <= code.co_firstlineno <= (node.end_lineno or 0):
                 return ast.unparse(node)
     return textwrap.dedent(inspect.getsource(part))
 
@@ -183,11 +179,11 @@ def plain_source(source: str) -> str:
     return ast.unparse(tree)
 
 
-def patched_source(package: str) -> str:
-    """Digest what was put in the place of functions, classes and methods of a package's loaded modules."""
+def _patched_source() -> str:
+    """Digest what was put in the place of functions, classes and methods of the method's loaded modules."""
     found = ""
     for name, module in sorted(sys.modules.items()):
-        if name.startswith(f"{package}.") and getattr(module, "__file__", None):
+        if name.startswith(f"{OWN}method.") and getattr(module, "__file__", None):
             classes = [each for each in vars(module).values() if inspect.isclass(each)]
             places: list[Any] = [module, *(each for each in classes if each.__module__ == name)]
             for place in places:
@@ -211,8 +207,18 @@ def code_key(*plugins: PlugIn | None) -> str:
     modules = {plugin.name.partition(":")[0] for plugin in plugins if plugin is not None}
     files = {file for file in (PACKAGE / "method").glob("*.py") if file.stem != "reference"}
     files |= {file for name in modules if name.startswith(OWN) for file in _with_imports(_file_of(name))}
+    return _code_digest(files, _patched_source())
+
+
+def code_version(*names: str) -> str:
+    """Digest the code of modules or folders of this package, such as `hf` or `research/probe`."""
+    patterns = [f"{name}/*.py" if (PACKAGE / name).is_dir() else f"{name}.py" for name in names]
+    return _code_digest(file for pattern in patterns for file in PACKAGE.glob(pattern))
+
+
+def _code_digest(files: Iterable[Path], more: str = "") -> str:
     code = "".join(_plain_file(file, file.stat().st_mtime_ns) for file in sorted(files))
-    return hashlib.sha256((code + patched_source("ctxkv_lib.method")).encode()).hexdigest()[:16]
+    return hashlib.sha256((code + more).encode()).hexdigest()[:16]
 
 
 def _file_of(module: str) -> Path:

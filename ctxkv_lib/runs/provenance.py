@@ -1,6 +1,5 @@
-"""What a result came from: versions, device, commit, and the code that made it."""
+"""What a result came from: versions, device and commit."""
 
-import hashlib
 import json
 import platform
 import subprocess
@@ -14,8 +13,7 @@ import torch
 
 from .. import ranks
 from ..errors import UserError
-from ..threads import set_threads
-from .plugins import PACKAGE, plain_source
+from .plugins import PACKAGE
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
@@ -58,15 +56,6 @@ def _cpu_flags() -> set[str]:
     return set(words)
 
 
-def use_threads(threads: str) -> None:
-    """Let torch compute with so many threads; `auto` leaves its own number.
-
-    In a process that began as a copy of another it is one: threads are not copied, and OpenMP would wait for
-    them forever.
-    """
-    set_threads(torch.get_num_threads() if threads == "auto" else int(threads))
-
-
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -79,7 +68,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this package runs from, `-dirty` if changed, or that pip installed it from.
+    """Return the commit of this package's checkout (`-dirty` if changed), or the one that pip installed.
 
     None for a package from elsewhere.
     """
@@ -94,7 +83,7 @@ def git_commit() -> str | None:
 
 
 def _installed_commit() -> str | None:
-    """What `pip install git+https://...` recorded (PEP 610)."""
+    """Return what `pip install git+https://...` recorded (PEP 610)."""
     try:
         recorded = distribution("ctxkv_lib").read_text("direct_url.json")
     except PackageNotFoundError:
@@ -102,27 +91,10 @@ def _installed_commit() -> str | None:
     return json.loads(recorded).get("vcs_info", {}).get("commit_id") if recorded else None
 
 
-@cache
-def code_version(*names: str) -> str:
-    """Changes when the code of these modules or folders of the package does; not with comments or docstrings.
-
-    Args:
-        names: such as `method`, or `research/probe`.
-    """
-    paths = [PACKAGE / name for name in names]
-    files = [
-        file
-        for path in paths
-        for file in ([*path.glob("*.py")] if path.is_dir() else [path.with_suffix(".py")])
-    ]
-    code = "".join(plain_source(file.read_text(encoding="utf-8")) for file in sorted(files))
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
-
-
 def describe(
     device: torch.device, seed: int, data: dict[str, Any], embeddings: dict[str, Any]
 ) -> dict[str, Any]:
-    """The `provenance` of a summary."""
+    """Make the `provenance` of a summary."""
     return {
         "seed": seed,
         "date": date.today().isoformat(),

@@ -12,6 +12,7 @@ from .. import ranks
 from ..files import read_sealed_json, state, write_sealed_json
 from ..method.loop import Metric
 
+SummaryPart = dict[str, Any]
 MEASURES = ("probe", "ablations", "recall_task", "generation", "ngrams")
 STAGES = ("phase1", "caches", "phase2", "model", "test", "results")  # each made from those before it
 FILE = "checkpoint/stages.json"
@@ -31,13 +32,22 @@ class Record:
 
     key: str
     files: dict[str, str]
-    result: dict[str, Any] = field(default_factory=dict)
+    result: SummaryPart = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
 
     def states(self, folder: Path) -> Iterator[tuple[str, str]]:
         """Yield each file's path and whether it is `intact`, `missing`, `damaged` or `dropped`."""
         for name, expected in self.files.items():
             yield name, DROPPED if expected == DROPPED else state(folder / name, expected)
+
+    def lost(self, folder: Path, names: Iterable[str] | None = None) -> str:
+        """Say which file, of all or of those named, is not the one it was; empty if all are."""
+        lost = (
+            f"{folder / name} is {how}"
+            for name, how in self.states(folder)
+            if how != "intact" and (names is None or name in names)
+        )
+        return next(lost, "")
 
 
 @dataclass

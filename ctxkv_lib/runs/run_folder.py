@@ -1,4 +1,4 @@
-"""The folder of one experiment: what is in it, which stages are done, and whose it is."""
+"""The folder of one experiment: whose it is, which stages are done, and what a finished run left in it."""
 
 import json
 import os
@@ -16,18 +16,21 @@ from ..files import checksums, digest, read_json, remove, replacing, sweep, writ
 from ..locks import LOCK, only_process
 from ..method.loop import Metric
 from ..progress import notice
-from .config import ExperimentConfig, changed_settings
-from .ownership import own_records, refuse_foreign, run_command, stored_config
+from .config import ExperimentConfig, changed_settings, flat
+from .configure import run_command, stored_config
+from .plugins import code_key
 from .records import FILE, Record, Records
 
 ROOT_VARIABLE = "CTXKV_RUNS"
 COMPARISON = "comparison.json"
+CONFIG = "config.json"
+FOREIGN = {"desktop.ini", "Thumbs.db"}  # what systems leave anywhere; hidden files do not count either
 MODEL_MARK = "generation_config.json"  # in the folder of a model, which has a config.json, too
 DEFAULT_ROOT = Path(os.environ.get(ROOT_VARIABLE) or "runs")
 
 
 def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> Path:
-    """Where an experiment goes unless told otherwise; the same experiment always goes to the same place.
+    """Return the default folder of an experiment; the same experiment always gets the same one.
 
     `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
     not the preset's, if any.
@@ -45,7 +48,7 @@ def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> 
 
 
 def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str = DEFAULT_ROOT) -> Path:
-    """Where a comparison goes unless told otherwise: named after its largest run and the smaller counts."""
+    """Return the default folder of a comparison: its largest run's name and the smaller counts."""
     *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
     counts = "-".join(str(config.data.samples) for config in smaller)
     return Path(root) / f"{run_folder_of(largest).name}-vs-{counts}"
@@ -66,17 +69,17 @@ class RunFolder:
         self.phase1_checkpoint = path / "checkpoint" / "phase1.safetensors"
         self.phase2_checkpoint = path / "checkpoint" / "phase2.safetensors"
         self.summary = path / "summary.json"
-        self.config = path / "config.json"
+        self.config = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
         self._is_ours = False
         self._checked: dict[tuple[str, str], Record | None] = {}
 
     @contextmanager
     def claimed(self, config: ExperimentConfig, again: bool = False) -> Iterator[None]:
-        """Inside, the folder is this experiment's, and no other run's: rank 0 holds it for all.
+        """Hold the folder for this experiment while the block runs; rank 0 does, for all ranks.
 
         Args:
-            again: make a finished result anew that other code made.
+            again: replace a finished result that other code made.
 
         Raises:
             UserError: it is in use, or holds another experiment, or something that is no experiment.
@@ -95,16 +98,60 @@ class RunFolder:
         """Lock the folder as long as `held` is open, and return its records."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name another folder with --out.")
-        refuse_foreign(self.path)
+        if self._content() and not (self.config.is_file() or (self.path / FILE).is_file()):
+            raise UserError(f"{self.path} is not empty and holds no run; name another folder with --out.")
         held.enter_context(only_process(self.path))
         self._is_ours = True
-        records = own_records(self.path, config, again)
+        records = self.records_of(config, again)
         sweep(self.path)
         write_json(self.config, config.to_dict())
         return records
 
+    def _content(self) -> set[str]:
+        names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
+        return {name for name in names if not name.startswith(".")} - FOREIGN
+
+    def records_of(self, config: ExperimentConfig, again: bool = False) -> Records:
+        """Return the records of `config`'s stages; none if the folder is new, or if they cannot be trusted.
+
+        Raises:
+            UserError: the folder holds another experiment, one that cannot be read, or a finished result of
+                other code that is not to be made `again`.
+        """
+        records, code = None, code_key(*config.plugins.values())
+        if self._content() - {CONFIG}:  # something has been computed
+            try:
+                records = Records.read(self.path)
+            except DamagedFile as error:
+                notice(f"{error.path} cannot be used: {error.reason}; every stage is made again.")
+            self._refuse_other(config, records)
+        if records and "results" in records.stages and records.code != code and not again:
+            raise UserError(
+                f"{self.path} holds a finished result of other code, which is kept; name another folder "
+                "with --out, or replace it with --again."
+            )
+        return Records(self.path, config.to_dict(), code, records.stages if records else {})
+
+    def _refuse_other(self, config: ExperimentConfig, records: Records | None) -> None:
+        try:
+            held = records.config if records else read_json(self.config)
+        except (FileNotFoundError, DamagedFile):
+            raise UserError(
+                f"The run in {self.path} can no longer be read, not even its {CONFIG}; delete that folder, "
+                "or name another with --out."
+            ) from None
+        ours, theirs = (dict(flat(each.to_dict())) for each in (config, stored_config(self.path, held)))
+        different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        if different:
+            shown = (f"{key} {theirs.get(key)!r} (asked: {ours.get(key)!r})" for key in different[:3])
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            raise UserError(
+                f"{self.path} holds a run with another configuration: {', '.join(shown)}{more}; "
+                "name another folder with --out, or delete that one."
+            )
+
     def finished(self, stage: str, key: str) -> Record | None:
-        """What a stage recorded, if it was made from what `key` stands for and its files are still those."""
+        """Return a stage's record if it was made from what `key` stands for and its files are still those."""
         if (stage, key) not in self._checked:  # the files are looked at once
             self._checked[stage, key] = ranks.on_rank_0(lambda: self._check(stage, key))
         return self._checked[stage, key]
@@ -127,11 +174,7 @@ class RunFolder:
             with suppress(DamagedFile, OSError):  # another run may be rewriting or dropping its files
                 records = Records.read(folder) if folder != self.path else None
                 record = records and records.stages.get(stage)
-                if (
-                    not record
-                    or record.key != key
-                    or any(how != "intact" for _, how in record.states(folder))
-                ):
+                if not record or record.key != key or record.lost(folder):
                     continue
                 for name in record.files:
                     with replacing(self.path / name) as beside:
@@ -144,10 +187,9 @@ class RunFolder:
         record = self.records.stages.get(stage)
         if record is None or record.key != key:
             return None
-        for name, how in record.states(self.path):
-            if how != "intact":
-                notice(f"{self.path / name} is {how}: {stage} is made again from what is intact.")
-                return None
+        if lost := record.lost(self.path):
+            notice(f"{lost}: {stage} is made again from what is intact.")
+            return None
         return record
 
     def finish(
@@ -173,7 +215,7 @@ class RunFolder:
             remove(part)
 
     def metric_lines(self) -> Iterator[Metric]:
-        """The lines of metrics.jsonl so far, in order."""
+        """Return the lines of metrics.jsonl so far, in order."""
         return _lines(self.metrics_file) if self.metrics_file.is_file() else iter(())
 
     def append_metric(self, metric: Metric) -> None:
@@ -215,7 +257,7 @@ class Run:
 
     @property
     def phase1(self) -> list[Metric]:
-        """The lines of Phase 1, one an iteration."""
+        """Return the lines of Phase 1, one an iteration."""
         return [line for line in self.metrics if line["stage"] == "phase1"]
 
 
@@ -234,22 +276,22 @@ def load_run(path: Path | str) -> Run:
     if records is None and not folder.config.is_file():
         raise UserError(_no_run(folder.path))
     config = stored_config(folder.path, records.config if records else read_json(folder.config))
-    cure = run_command(config, folder.path)
     read = (folder.config, folder.summary, folder.metrics_file)
     for file in read:
         if not file.is_file():
+            cure = run_command(config, folder.path)
             raise UserError(f"{path} has no {file.name}; finish it with `{cure}`.")
     refuse_damaged(folder.path, "results", [file.name for file in read])
     return read_run(folder.path, config)
 
 
 def _no_run(path: Path) -> str:
-    """What a folder is that has no run in it, and what to name instead."""
+    """Say what a folder is that has no run in it, and what to name instead."""
     if (path / COMPARISON).is_file():
         return f"{path} is a comparison; name one of its runs (`ctxkv list {path.parent}` shows them)."
-    if any(not (file.parent / MODEL_MARK).is_file() for file in path.glob("*/config.json")):
+    if any(not (file.parent / MODEL_MARK).is_file() for file in path.glob(f"*/{CONFIG}")):
         return f"{path} holds runs and is none; name one of them (`ctxkv list {path}` shows them)."
-    return f"{path} has no config.json; make a run there with `ctxkv run --out {path}`."
+    return f"{path} has no {CONFIG}; make a run there with `ctxkv run --out {path}`."
 
 
 def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -> None:
@@ -262,16 +304,14 @@ def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -
     if records is None:
         return
     cure = run_command(stored_config(path, records.config), path)
-    record = records.stages.get(stage)
-    if record is None:
+    if stage not in records.stages:
         raise UserError(f"{path} has not finished; finish it with `{cure}`.")
-    for name, how in record.states(path):
-        if how != "intact" and (names is None or name in names):
-            raise UserError(f"{path / name} is {how}; make it again with `{cure}`.")
+    if lost := records.stages[stage].lost(path, names):
+        raise UserError(f"{lost}; make it again with `{cure}`.")
 
 
 def read_run(path: Path, config: ExperimentConfig) -> Run:
-    """The run of `config` in a folder that holds all of it."""
+    """Read the run of `config` from a folder that holds all of it."""
     folder = RunFolder(path)
     return Run(path, config, read_json(folder.summary), list(_lines(folder.metrics_file)))
 

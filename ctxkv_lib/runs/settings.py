@@ -11,11 +11,18 @@ STRIDE = 256  # tokens between two contexts that are kept
 BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; fewer, to be whole batches
 POOL_BLOCKS = 8  # a pool takes 256 MiB in bf16, 512 in fp32, at the published size
 BEGINNING_TOKENS = 65_536  # of a streamed stream, so many contexts are kept for those who look at them
-RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
-WEIGHT = Allowed("0 to 1e30", lambda value: 0 <= value <= 1e30)
-BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is generated."""
+
+    max_new_tokens: int = setting(100, "at most")
+    temperature: float = setting(0.8, "0 is greedy")
+    top_k: int = setting(50, "only so many most likely tokens are drawn from")
+    seed: int = setting(0, "of the sampling")
 
 
 @dataclass(frozen=True)

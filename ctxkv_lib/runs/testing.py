@@ -1,7 +1,5 @@
 """The test split of a trained run: scored once, in every run, and kept as a stage of its folder."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,19 +14,18 @@ from ..method.evaluation import perplexity, token_scores
 from ..method.model import ContextKV, project_inputs
 from ..progress import stage
 from .config import ExperimentConfig
-from .provenance import choose_device, code_version
-from .records import MEASURES
+from .plugins import code_version
+from .provenance import choose_device
+from .records import MEASURES, SummaryPart
 from .rows import MixerModel, as_read
 from .run_folder import RunFolder
 from .trained import load_model
 
 PAIRED_WITHIN = ModelConfig().context_window  # tokens back, whatever the run's own window: runs compare
 
-Facts = dict[str, Any]
-
 
 @memory_advice("Scoring the test split", "use fewer conversations with --samples")
-def test(config: ExperimentConfig, folder: RunFolder) -> Facts:
+def test(config: ExperimentConfig, folder: RunFolder) -> SummaryPart:
     """Score the test split with the kept weights, or return what the folder has of it.
 
     Args:
@@ -65,7 +62,7 @@ def trained_model(config: ExperimentConfig, folder: RunFolder) -> ContextKV:
     return load_model(folder.path, config).to(choose_device(config.runtime.device))
 
 
-def measurements(folder: RunFolder) -> Facts:
+def measurements(folder: RunFolder) -> SummaryPart:
     """Return the measurements in a folder (`research.measure`) that were made of its present weights."""
     stages = folder.records.stages
     return {
@@ -88,7 +85,7 @@ def _trained_key(folder: RunFolder) -> str:
 
 
 @torch.no_grad()
-def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> Facts:
+def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> SummaryPart:
     """Score a stream whose contexts are computed as those of validation are."""
     ids = stream.ids.int().to(model.device)
     width = 0 if isinstance(model, MixerModel) else config.model.context_dim

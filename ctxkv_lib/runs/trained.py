@@ -1,24 +1,29 @@
 """Trained runs in use: the model of a run, for explorers and measurements, and for transformers."""
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..data.conversations import read_conversations
 from ..data.hub import hub_errors
 from ..data.tokens import load_tokenizer
-from ..errors import UserError, values_of_user
+from ..errors import UserError, memory_advice, values_of_user
 from ..files import read_tensors
+from ..hf import inference
 from ..hf.modeling import ContextKVForCausalLM
 from ..method.model import ContextKV
-from ..progress import transformers_bars_hidden
+from ..progress import stage, transformers_bars_hidden
 from .config import ExperimentConfig
-from .inputs import frozen_model, load_frozen
+from .models import frozen_model, load_frozen
 from .plugins import loaded
+from .provenance import choose_device
 from .records import Records
 from .rows import MixerModel
-from .run_folder import RunFolder, load_run, refuse_damaged
+from .run_folder import Run, RunFolder, load_run, refuse_damaged
+from .settings import Sampling
 
 
 def load_model(path: Path, config: ExperimentConfig) -> ContextKV:
@@ -85,6 +90,46 @@ def push_model(path: Path | str, repo: str, private: bool = False) -> str:
         made = HfApi().create_repo(repo, private=private or None, exist_ok=True)
         HfApi().upload_folder(repo_id=made.repo_id, folder_path=folder.model)
         return str(made)
+
+
+@memory_advice("Generating", "lower --max-new-tokens")
+def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
+    """Generate text with a finished run; the result begins with `prompt`.
+
+    Args:
+        run: or its folder.
+        sampling: fields of `runs.settings.Sampling`, as in `max_new_tokens=20`.
+
+    Raises:
+        UserError: no finished run there, an empty prompt, or a value that is not allowed.
+    """
+    values = astuple(Sampling(**sampling))
+    return inference.generate_text(*_loaded(run), prompt, *values)
+
+
+@memory_advice("Evaluation", "evaluate a file with fewer conversations")
+def evaluate_texts(run: Run | Path | str, file: Path | str, columns: str | None = None) -> dict[str, Any]:
+    """Measure how well a finished run predicts the conversations in a file.
+
+    Args:
+        run: or its folder.
+        columns: the file's, as `data.columns`.
+
+    Returns:
+        `hf.inference.evaluate_texts` of them, with `file` and `fingerprint`.
+
+    Raises:
+        UserError: the file cannot be read, or there is no finished run.
+    """
+    conversations = read_conversations(Path(file), columns)
+    made_from = {"file": Path(file).name, "fingerprint": conversations.fingerprint}
+    return {**made_from, **inference.evaluate_texts(*_loaded(run), list(conversations.texts()))}
+
+
+def _loaded(run: Run | Path | str) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:
+    path = run.path if isinstance(run, Run) else run
+    with stage("Loading the model"):
+        return load_trained(path, choose_device("auto"))
 
 
 def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = True) -> ContextKVForCausalLM:

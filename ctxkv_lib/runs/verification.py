@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import DamagedFile, UserError
 from ..files import tensor_metadata
-from .ownership import run_command, stored_config
+from .configure import run_command, stored_config
 from .records import DROPPED, FILE, STAGES, Records
 
 MIB = 2**20
@@ -23,7 +23,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a run folder holds."""
+    """The result of `verify`."""
 
     artefacts: list[Artefact]
     unfinished: list[str]  # stages without a record, of a run that has not come to its end
@@ -41,13 +41,15 @@ def verify(path: Path) -> Verification:
     Raises:
         UserError: there is no run.
     """
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder; name a run folder.")
     try:
         records = Records.read(path)
     except DamagedFile as error:
         lost = Artefact("records", FILE, error.path.stat().st_size, "damaged")
         return Verification([lost], list(STAGES), f"the command that made {path}")
     if records is None:
-        raise UserError(f"{path} holds no finished stage; name a run folder, or run what made it once more.")
+        raise UserError(f"{path} holds no finished stage; name a run folder, or make a run there.")
     found = [
         _artefact(path, stage, name, state)
         for stage, record in records.stages.items()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..method.windows import theoretical_max
 from ..runs.caches import load_cache
 from ..runs.config import ExperimentConfig
 from ..runs.published import PUBLISHED
-from ..runs.run_folder import Run, refuse_damaged
+from ..runs.run_folder import Run, load_run, refuse_damaged
 from ..runs.trained import load_model
 
 SPLITS = ("val", "train")
@@ -147,12 +148,13 @@ class Trained:
             raise UserError(f"position is {position}; allowed in this {split} stream: 0 to {count - 1}.")
 
 
-def open_run(run: Run) -> Trained:
-    """Load model, tokenizer and caches of a run, on the CPU.
+def open_run(run: Run | Path | str) -> Trained:
+    """Load model, tokenizer and caches of a finished run, or of the one in a folder, on the CPU.
 
     Raises:
         UserError: the run folder lacks one of them, or it is damaged.
     """
+    run = run if isinstance(run, Run) else load_run(run)
     refuse_damaged(run.path, "caches")
     model, tokenizer = load_model(run.path, run.config), load_tokenizer(run.config.data.tokenizer)
     caches = {split: load_cache(run.path / "caches", split) for split in SPLITS}

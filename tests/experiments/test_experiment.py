@@ -10,35 +10,32 @@ from ctxkv_lib.data.counts import unigram_floor
 from ctxkv_lib.data.embeddings import corpus_counts
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
-from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method import oacd as phase1
 from ctxkv_lib.method.evaluation import evaluate
 from ctxkv_lib.report.info import gathered_mib
-from ctxkv_lib.runs import stages
+from ctxkv_lib.runs import contexts
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.run_folder import comparison_folder, run_folder_of
+from ctxkv_lib.runs.run_folder import comparison_folder, load_run, run_folder_of
 from ctxkv_lib.runs.trained import load_trained
+from ctxkv_lib.runs.work import Work
 
-FILES = {
-    "caches/train_ctx.safetensors",
-    "caches/train_emb.safetensors",
-    "caches/val_ctx.safetensors",
-    "caches/val_emb.safetensors",
+FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
+FILES |= {
     "checkpoint/attention.safetensors",
     "checkpoint/context_block.safetensors",
     "checkpoint/stages.json",
+}
+FILES |= {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
+FILES |= {
+    "checkpoint/stages.json",
     "config.json",
-    "figures/memory.png",
-    "figures/phase1.png",
-    "figures/ppl_curves.png",
     "metrics.jsonl",
     "model/config.json",
     "model/model.safetensors",
-    "report.ja.md",
-    "report.md",
-    "summary.json",
 }
+FILES |= {"report.ja.md", "report.md", "summary.json"}
 
 
 def without_times(summary):
@@ -74,15 +71,21 @@ def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path):
 
 
 def assert_served(made):
-    """The saved model, reading on by itself, has the validation perplexity that training ended with."""
+    """The saved model has the validation perplexity that training ended with, read in one go or in parts."""
     model, _ = load_trained(made.path, torch.device("cpu"))
-    cache = load_cache(made.path / "caches", "val")
-    score = evaluate(model, cache)
+    held_out, cache, logits = load_cache(made.path / "caches", "val"), None, []
+    ids = held_out.ids[None].long()
+    score = evaluate(model, held_out)
     assert score.perplexity == pytest.approx(made.summary["phase2"]["val_ppl"], rel=1e-5)
     with torch.no_grad():
-        logits = model(cache.ids[None, :-1].long()).logits[0]
-    served = torch.nn.functional.cross_entropy(logits, cache.ids[1:].long()).exp().item()
-    assert served == pytest.approx(score.perplexity, rel=1e-4)
+        for part in ids[:, :-1].split(29, dim=1):
+            out = model(part, use_cache=True, **{CACHE_NAME: cache})
+            cache = out[CACHE_NAME]
+            logits.append(out.logits[0])
+        whole = model(ids[:, :-1]).logits[0]
+    for found in (torch.cat(logits), whole):
+        served = torch.nn.functional.cross_entropy(found, ids[0, 1:]).exp().item()
+        assert served == pytest.approx(score.perplexity, rel=1e-4)
 
 
 def test_a_run_with_look_ups_is_served_as_it_was_trained(tiny_settings, tmp_path):
@@ -110,48 +113,17 @@ def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
     expected = gathered_mib(made[1], made[2], tiny_config.model, made[0])
     assert summary["caches_mib"] == expected
     stages_seen = [entry["stage"] for entry in summary["memory"]]
-    assert stages_seen == [
-        "data loaded",
-        "model built",
-        "phase 1 done",
-        "phase 2 prepared",
-        "epoch 1",
-        "epoch 2",
-        "epoch 3",
-    ]
+    made = ["data loaded", "model built", "phase 1 done", "phase 2 prepared"]
+    assert stages_seen == [*made, "epoch 1", "epoch 2", "epoch 3"]
     assert [(m["stage"], m.get("iteration") or m.get("epoch")) for m in lines_of(folder)] == [
         *(("phase1", i) for i in range(2, 6)),
         *(("phase2", e) for e in (1, 2, 3)),
     ]
 
 
-def test_the_saved_model_is_the_best_epoch(finished, tmp_path):
-    from transformers import AutoTokenizer
-
-    folder = tmp_path / "run"
-    model = ContextKVForCausalLM.from_pretrained(folder / "model")
-    score = evaluate(model, load_cache(folder / "caches", "val"))
-    assert score.perplexity == pytest.approx(finished.summary["phase2"]["val_ppl"], rel=1e-6)
-    assert AutoTokenizer.from_pretrained(folder / "model").encode("Hello world") == [15496, 995]
-
-
-def test_the_reported_perplexity_is_that_of_the_served_model(finished, tmp_path):
-    """Reading the validation stream in one go, in chunks, or as Phase 2 did: one number."""
-    from ctxkv_lib.hf.modeling import CACHE_NAME
-
-    folder = tmp_path / "run"
-    model = ContextKVForCausalLM.from_pretrained(folder / "model").eval()
-    ids = load_cache(folder / "caches", "val").ids.long()[None]
-    cache, logits = None, []
-    with torch.no_grad():
-        for part in ids[:, :-1].split(29, dim=1):
-            out = model(part, use_cache=True, **{CACHE_NAME: cache})
-            cache = out[CACHE_NAME]
-            logits.append(out.logits)
-        whole = model(ids[:, :-1]).logits[0]
-    for found in (torch.cat(logits, dim=1)[0], whole):
-        loss = torch.nn.functional.cross_entropy(found, ids[0, 1:])
-        assert loss.exp().item() == pytest.approx(finished.summary["phase2"]["val_ppl"], rel=1e-4)
+def test_the_saved_model_is_the_best_epoch_and_has_its_perplexity(finished):
+    assert_served(finished)
+    assert load_trained(finished.path)[1].encode("Hello world") == [15496, 995]
 
 
 @pytest.mark.parametrize("recipe", ["published", "exact"])
@@ -163,16 +135,20 @@ def test_both_recipes_run_on_a_grid_too(tiny_settings, tmp_path, recipe):
     assert "on multiples of 3" in (tmp_path / "grid" / "report.md").read_text(encoding="utf-8")
 
 
-def test_preparing_makes_what_a_run_needs_and_no_more(tiny_config, tmp_path, monkeypatch):
+def test_preparing_makes_what_a_run_needs_and_leaves_a_finished_one_as_it_is(
+    tiny_config, tmp_path, monkeypatch
+):
     prepared = prepare(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
-    monkeypatch.setattr(stages, "_train_block", None)  # done: not to be made again
+    monkeypatch.setattr(contexts, "_train_block", None)  # done: not to be made again
     finished = run(tiny_config, tmp_path / "run")
     assert finished.summary["phase1"] == prepared.record["phase1"]
+    prepare(tiny_config, tmp_path / "run")
+    assert load_run(tmp_path / "run").metrics == finished.metrics
 
 
 def test_a_finished_run_is_reused(finished, tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "_work", None)  # not to be called
+    monkeypatch.setattr(Work, "model", None)  # not to be called
     heard = []
     again = run(tiny_config, tmp_path / "run", heard.append)
     assert again.summary == finished.summary
@@ -206,8 +182,8 @@ def test_an_interrupted_run_goes_on(
     said = "Epoch 1 is" if stopped_at == ("phase2", 1) else said
     assert stopped.value._render_traceback_() == [f"Stopped. {said} kept; run the cell again."]
     if stopped_at[0] == "phase2":
-        monkeypatch.setattr(stages, "_train_block", None)  # finished: not to be made again
-        monkeypatch.setattr(stages, "_make_caches", None)
+        monkeypatch.setattr(contexts, "_train_block", None)  # finished: not to be made again
+        monkeypatch.setattr(contexts, "_make_caches", None)
     else:
         assert (out / "checkpoint" / "phase1.safetensors").is_file()
         monkeypatch.setattr(phase1, "draw_contexts", None)  # no new beginning
@@ -294,23 +270,24 @@ def test_compare_reuses_runs_and_says_what_was_gained(tiny_settings, tmp_path):
     configs = [build_config("ci", samples=n, settings=tiny_settings) for n in (8, 2)]
     first = run(configs[0], str(run_folder_of(configs[0], str(tmp_path))))
     heard = []
-    left = [tmp_path / "out" / ".report.md.1.part", tmp_path / "out" / "figures" / ".memory.png.1.part"]
+    out = comparison_folder(configs, tmp_path)
+    left = [out / ".report.md.1.part", out / "figures" / ".memory.png.1.part"]
     for part in left:  # by a process that was killed
         part.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
-    runs = compare(configs, str(tmp_path), str(tmp_path / "out"), heard.append)
+    runs = compare(configs, str(tmp_path), listener=heard.append)
     assert not any(part.exists() for part in left)
     assert [r.summary["samples"] for r in runs] == [2, 8]
     assert {m["samples"] for m in heard} == {2, 8}
     assert runs[1].summary == first.summary
-    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    written = json.loads((out / "comparison.json").read_text())
     assert written["runs"] == [r.summary for r in runs]
     small, large = (r.summary["phase2"] for r in runs)
     assert written["improvement"] == {
         "val_ppl_percent": pytest.approx(100 * (small["val_ppl"] - large["val_ppl"]) / small["val_ppl"]),
         "val_acc_points": pytest.approx(100 * (large["val_acc"] - small["val_acc"])),
     }
-    found = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    found = {p.name for p in out.rglob("*") if p.is_file()}
     assert found >= {"report.md", "report.ja.md", "ppl_curves.png", "phase1.png", "memory.png"}
 
 

@@ -18,12 +18,13 @@ from ctxkv_lib.experiments import run
 from ctxkv_lib.method import oacd
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextBlock
-from ctxkv_lib.runs import stages
+from ctxkv_lib.runs import contexts, stages
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.differences import run_names
 from ctxkv_lib.runs.plugins import code_key
 from ctxkv_lib.runs.run_folder import run_folder_of
 from ctxkv_lib.runs.trained import load_model, load_trained
+from ctxkv_lib.runs.work import Work
 
 
 class GatedBlock(nn.Module):
@@ -103,7 +104,7 @@ def test_an_idea_goes_through_the_stages_and_is_named_wherever_the_run_is(idea, 
 
 def test_an_idea_that_has_finished_is_reused(idea, config, monkeypatch):
     hook, made = idea
-    monkeypatch.setattr(stages, "_work", None)
+    monkeypatch.setattr(Work, "model", None)
     assert run(config, made.path, **{hook: IDEAS[hook]}).summary == made.summary
 
 
@@ -277,7 +278,7 @@ def test_a_finished_result_of_other_code_is_kept_unless_it_is_to_be_made_again(
     ids=str,
 )
 def test_what_only_phase_2_depends_on_trains_no_phase_1_again(config, plain, changed, monkeypatch, capsys):
-    monkeypatch.setattr(stages, "_train_block", None)
+    monkeypatch.setattr(contexts, "_train_block", None)
     out = plain.path.with_name(run_folder_of(config.replace(changed)).name)
     made = run(config.replace(changed), out)
     assert "phase1 is taken from" in capsys.readouterr().err
@@ -293,7 +294,7 @@ def test_the_advice_when_memory_ends_keeps_phase_1(config, tmp_path, monkeypatch
         said = "Phase 2 ran out of memory .* lower phase2.batch_size, and run again: what is finished is kept"
         with pytest.raises(UserError, match=said):
             run(config, run_folder_of(config, tmp_path))
-    monkeypatch.setattr(stages, "_train_block", None)
+    monkeypatch.setattr(contexts, "_train_block", None)
     smaller = config.replace({"phase2.batch_size": 64})
     assert run(smaller, run_folder_of(smaller, tmp_path)).summary["phase2"]["val_ppl"] > 1
     assert "phase1 is taken from" in capsys.readouterr().err

@@ -25,10 +25,10 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import read_sealed_json, write_sealed_json
 from ctxkv_lib.locks import only_process
-from ctxkv_lib.runs import stages
+from ctxkv_lib.runs import contexts, stages, work
 from ctxkv_lib.runs.config import config_from_dict
-from ctxkv_lib.runs.ownership import own_records
 from ctxkv_lib.runs.provenance import PRECISIONS
+from ctxkv_lib.runs.run_folder import RunFolder
 
 STAGES = "checkpoint/stages.json"
 
@@ -105,7 +105,7 @@ def test_damage_of_an_unfinished_run_is_repaired(laboratory, begun, tmp_path, na
 def test_a_lost_model_is_put_together_again_without_training(laboratory, copy, monkeypatch):
     shutil.rmtree(copy / "model")
     monkeypatch.setattr(stages, "train_attention", None)
-    monkeypatch.setattr(stages, "_train_block", None)
+    monkeypatch.setattr(contexts, "_train_block", None)
     laboratory.check_run(copy)
 
 
@@ -151,27 +151,14 @@ def test_verify_tells_intact_damaged_unfinished_and_no_run(laboratory, copy, beg
     assert main(["verify", str(tmp_path)]) == 2
 
 
-def test_a_setting_that_an_older_folder_lacks_has_its_default(laboratory, copy):
-    records = read_sealed_json(copy / STAGES)
-    del records["config"]["model"]["anchor"]
-    write_sealed_json(copy / STAGES, records)
-    config = config_from_dict(json.loads((copy / "config.json").read_text()))
-    assert set(own_records(copy, config).stages) == set(records["stages"])
-
-
 def test_settings_of_another_version_are_refused_in_a_sentence(laboratory, copy):
     config = json.loads((copy / "config.json").read_text())
     for name, value in {"phase2": {"momentum": 1}, "probes": {"horizon": 3}}.items():
         records = read_sealed_json(copy / STAGES)
-        records["config"][name] = value
+        records["config"] = {**config, name: value}
         write_sealed_json(copy / STAGES, records)
         with pytest.raises(UserError, match=r"another version of ctxkv_lib \(setting is .*use that version"):
-            own_records(copy, config_from_dict(config))
-        if name in config:
-            records["config"][name] = config[name]
-        else:
-            del records["config"][name]
-        write_sealed_json(copy / STAGES, records)
+            RunFolder(copy).records_of(config_from_dict(config))
 
 
 def test_another_precision_is_said_and_made_anew(laboratory, begun, tmp_path, monkeypatch):
@@ -179,7 +166,7 @@ def test_another_precision_is_said_and_made_anew(laboratory, begun, tmp_path, mo
     here = laboratory.expected["summary"]["provenance"]["precision"]
     other = next(name for name in PRECISIONS if name != here)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(stages, "choose_precision", lambda *_: other)
+        elsewhere.setattr(work, "choose_precision", lambda *_: other)
         done = laboratory.run(out)
         assert done.code == 0
         assert f"runtime.precision=auto was {here} where the run began and is {other} here" in done.text

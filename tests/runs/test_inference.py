@@ -32,7 +32,7 @@ def test_no_pickle_is_loaded_from_a_run(tmp_path, tiny_config, monkeypatch, caps
     for name in ("pytorch_model.bin", "training_args.bin", "tokenizer.pkl"):
         (model / name).write_bytes(content.getvalue())
     again = run(tiny_config, tmp_path / "run")
-    open_run(again)
+    open_run(again.path)
     write_conversations(tmp_path / "other.jsonl", 2)
     assert main(["evaluate", str(again.path), "--data", str(tmp_path / "other.jsonl")]) == 0
     assert main(["generate", str(again.path), "--prompt", "the cat", "--max-new-tokens", "2"]) == 0

@@ -34,7 +34,7 @@ def test_a_run_without_free_memory_gives_the_same_numbers(usual, tmp_path, monke
 
 def test_a_streamed_run_is_a_run_like_any_other(usual, tmp_path, monkeypatch):
     cached, config = usual
-    monkeypatch.setattr("ctxkv_lib.runs.stages.BEGINNING_TOKENS", 200)
+    monkeypatch.setattr("ctxkv_lib.runs.contexts.BEGINNING_TOKENS", 200)
     monkeypatch.setattr(streamed, "BLOCK_TOKENS", 128)
     monkeypatch.setattr(streamed, "STRIDE", 64)
     found = run(config.replace({"runtime.context_cache": "streamed"}), tmp_path / "run")

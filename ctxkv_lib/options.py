@@ -1,0 +1,145 @@
+"""What can be typed after `ctxkv`: options, the parser, and what a shell completes."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .data.formats import FILES
+from .errors import did_you_mean
+from .runs.config import PRESETS, RECIPES
+from .runs.settings import Sampling
+
+
+def _path(text: str) -> Path:
+    """Return the path that was typed; the shell leaves `~` alone in `--out=~/runs`."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError("a path cannot hold a NUL character")
+    return Path(os.path.expanduser(text))
+
+
+_presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
+_recipes = f"{' or '.join(RECIPES)} (default: the preset's own)"
+_data = f"your own conversations: {FILES}; sizes that are not given fit it"
+_out = "run folder, or folder of the results (default: named after the experiment, in runs or $CTXKV_RUNS)"
+
+
+def _sampling(field: Field) -> dict[str, Any]:
+    text = f"{field.metadata['reason']} (default: {field.default})"
+    return {"type": type(field.default), "default": field.default, "metavar": "N", "help": text}
+
+
+PLUG_INS = {
+    "block": "a ContextBlock of your own",
+    "loss": "a Phase 1 loss of your own",
+    "attention": "what Phase 2 trains",
+    "mixer": "what attention reads instead of contexts",
+}
+
+# Arguments of `add_argument`, by name; a mark behind the name distinguishes another form of the same option.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "run": {"type": _path, "metavar": "RUN", "help": "run folder"},
+    "run+": {"type": _path, "nargs": "+", "metavar": "RUN", "help": "run folder"},
+    "repo": {"metavar": "REPO", "help": "repository on the Hub, such as owner/name"},
+    "--private": {"action": "store_true", "help": "a new repository is seen by its owner only"},
+    "root": {"type": _path, "nargs": "?", "metavar": "ROOT", "help": "(default: runs, or $CTXKV_RUNS)"},
+    "--preset": {"default": "colab", "metavar": "P", "help": f"{_presets} (default: colab)"},
+    "--preset?": {"metavar": "P", "help": _presets},
+    "--recipe": {"metavar": "R", "help": _recipes},
+    "--recipe+": {"nargs": "+", "metavar": "R", "help": _recipes},
+    "--data": {"metavar": "FILE", "help": _data},
+    "--data!": {"type": _path, "required": True, "metavar": "FILE", "help": FILES},
+    "--columns": {"metavar": "NAMES", "help": "the file's columns, as data.columns"},
+    "--set": {"action": "append", "default": [], "metavar": "K=V", "help": "as in phase2.batch_size=256"},
+    **{f"--{name}": {"metavar": "MODULE:NAME", "help": text} for name, text in PLUG_INS.items()},
+    "--samples": {"type": int, "metavar": "N", "help": "training conversations"},
+    "--samples+": {"type": int, "nargs": "+", "metavar": "N", "help": "training conversations of each run"},
+    "--out": {"type": _path, "metavar": "DIR", "help": _out},
+    "--measure": {"action": "store_true", "help": "measure finished runs: probe, ablations, n-grams, ..."},
+    "--again": {"action": "store_true", "help": "replace a finished result that other code made"},
+    "--train-tokens": {"type": int, "metavar": "N", "help": "of the training stream (counted with --data)"},
+    "--val-tokens": {"type": int, "metavar": "N", "help": "of the validation stream"},
+    "--seeds+": {"type": int, "nargs": "+", "metavar": "N", "help": "(default: the preset's one)"},
+    "--grid": {"action": "append", "default": [], "metavar": "K=V,V", "help": "values of a setting"},
+    "--protocol": {"type": _path, "metavar": "FILE", "help": "JSON of all this, with named variants"},
+    "--runs": {"type": _path, "metavar": "DIR", "help": "folder of the runs, if sweeps share it"},
+    "--hours": {"type": float, "metavar": "H", "help": "begin no run after so long"},
+    "--keep": {"action": "store_true", "help": "keep each run's model and caches (0.2 GB a run)"},
+    "--prompt": {"required": True, "metavar": "TEXT", "help": "how the text begins"},
+    **{f"--{f.name.replace('_', '-')}": _sampling(f) for f in fields(Sampling)},
+    "shell": {"choices": ("bash", "zsh")},
+    "--rounds": {"type": int, "default": 10, "metavar": "N", "help": "timed repetitions (default: 10)"},
+    "--lang": {"default": "en", "help": "language: en or ja (default: en)"},
+    "--json": {"action": "store_true", "help": "print JSON"},
+}
+
+Command = Callable[[argparse.Namespace], int | None]
+COMMANDS: dict[Command, str] = {}
+
+
+def command(options: str) -> Callable[[Command], Command]:
+    """Make a command of a function: named as the function's first word, with these keys of `OPTIONS`."""
+
+    def add(function: Command) -> Command:
+        COMMANDS[function] = options
+        return function
+
+    return add
+
+
+def _names(function: Command) -> tuple[str, list[str]]:
+    """Return the name of a command, and those of its arguments."""
+    return function.__name__.partition("_")[0], [key.rstrip("+?!") for key in COMMANDS[function].split()]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals name what was probably meant."""
+
+    known: Sequence[str] = ()  # names that may be misspelled
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.+?)'|unrecognized arguments: (\S+)", message)
+        super().error(message + (did_you_mean(found[1] or found[2], self.known) if found else ""))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; `command` of what it returns is the function to call."""
+    parser = Parser(prog="ctxkv", description="Train and explore Context-KV attention.")
+    parser.add_argument("-v", "--version", action="version", version=f"ctxkv {__version__}")
+    parser.known = [_names(function)[0] for function in COMMANDS]
+    parsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for function, keys in COMMANDS.items():
+        (name, known), text = _names(function), str(function.__doc__)
+        own = parsers.add_parser(name, description=text, help=f"{text[0].lower()}{text[1:-1]}")
+        own.known = known
+        own.set_defaults(command=function, parser=own)
+        for argument, key in zip(known, keys.split(), strict=True):
+            own.add_argument(argument, **OPTIONS[key])
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
+
+
+COMPLETION = """_ctxkv() {{
+  local words="{commands}"
+  if [ "$COMP_CWORD" -gt 1 ]; then
+    case "${{COMP_WORDS[1]}}" in
+{cases}
+    esac
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o default -F _ctxkv ctxkv"""
+
+
+def completion_script(shell: str) -> str:
+    """Return a script for bash or zsh that completes commands and options."""
+    options = {name: " ".join(n for n in known if n[0] == "-") for name, known in map(_names, COMMANDS)}
+    cases = "\n".join(f'    {name}) words="{words}" ;;' for name, words in options.items())
+    script = COMPLETION.format(commands=" ".join(options), cases=cases)
+    return f"autoload -U +X bashcompinit && bashcompinit\n{script}" if shell == "zsh" else script

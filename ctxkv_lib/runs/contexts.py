@@ -1,0 +1,176 @@
+"""The first two stages: Phase 1, which leaves the ContextBlock, and the caches of all contexts."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import ranks
+from ..errors import memory_advice
+from ..files import write_tensors
+from ..method.caches import StreamCache, dense_embeddings
+from ..method.contexts import distinct_rows, stream_contexts
+from ..method.evaluation import effective_rank
+from ..method.memory import snapshot
+from ..method.model import project_inputs
+from ..method.oacd import UNTRAINED, train_context_block
+from ..progress import Metric, notice, stage
+from .caches import held_mib, save_cache
+from .long_run import Checkpoint, forget
+from .plugins import built
+from .provenance import PRECISIONS
+from .records import Record, SummaryPart
+from .rows import MixerModel
+from .scratch import scratch
+from .settings import BEGINNING_TOKENS
+from .streamed import read_once, sampled
+from .work import Work
+
+
+@memory_advice("Preparing the model and the caches", "use fewer conversations, or a smaller model")
+def contexts_of(work: Work) -> tuple[Record, Record]:
+    """Leave ContextBlock and caches in the folder; return the records of both stages.
+
+    Of several processes rank 0 computes them.
+    """
+    folder = work.folder
+    phase1 = folder.shared("phase1", work.phase1_key())
+    _say_new_precision(work)
+    caches = phase1 and folder.shared("caches", work.caches_key(phase1))
+    by_passes = work.config.phase1.context_method == "passes" and phase1 and phase1.metrics
+    if phase1 and not caches and by_passes:
+        notice("phase1.context_method=passes: caches come from Phase 1's last iteration, so it is repeated.")
+        phase1 = None
+    if phase1:
+        work.report(phase1)
+    if not (phase1 and caches):
+        phase1, caches = ranks.on_rank_0(lambda: _make_contexts(work, phase1))
+        folder.keep("phase1", phase1)
+        folder.keep("caches", caches)
+    forget(folder.phase1_checkpoint)
+    return phase1, caches
+
+
+def context_facts(phase1: Record, caches: Record) -> SummaryPart:
+    """Return `tokens`, `phase1`, `memory` and `caches_mib` of the summary."""
+    facts = {**phase1.result, **caches.result}
+    return {**facts, "phase1": {**phase1.result["phase1"], **caches.result["phase1"]}}
+
+
+def sampled_ids(work: Work) -> Tensor:
+    """Return the training tokens of Phase 1."""
+    return sampled(work.ids["train"][:-1], work.config.phase1)
+
+
+def _say_new_precision(work: Work) -> None:
+    held = work.folder.records.stages.get("caches")
+    if held and held.result["precision"] != work.precision:
+        notice(
+            f"runtime.precision=auto was {held.result['precision']} where the run began and is "
+            f"{work.precision} here: its caches and Phase 2 are made again."
+        )
+
+
+def _make_contexts(work: Work, phase1: Record | None) -> tuple[Record, Record]:
+    folder, rows = work.folder, {split: len(ids) for split, ids in work.ids.items()}
+    generator = torch.Generator(work.device).manual_seed(work.config.runtime.seed)
+    if phase1:
+        work.load_block()
+    if work.config.is_streamed(rows["train"]):  # the caches do not need Phase 1's contexts
+        phase1 = phase1 or _train_block(
+            work, _room(work, len(sampled_ids(work)) + 1, spare_memory=True), generator
+        )
+        rows["train"] = min(rows["train"], BEGINNING_TOKENS + 1)
+    contexts = {split: _room(work, count) for split, count in rows.items()}
+    phase1 = phase1 or _train_block(work, contexts["train"], generator)
+    made = _make_caches(work, contexts, bool(phase1.metrics), generator)
+    return phase1, folder.finish("caches", work.caches_key(phase1), [folder.caches], made)
+
+
+def _room(work: Work, count: int, dtype: torch.dtype = torch.float32, spare_memory: bool = False) -> Tensor:
+    """Allocate `count` contexts; for a mixer they have no width."""
+    width = 0 if isinstance(work.model, MixerModel) else work.config.model.context_dim
+    return scratch((count, width), dtype, work.device, work.folder.caches, spare_memory)
+
+
+@memory_advice("Phase 1", "lower phase1.batch_size, or use fewer conversations with --samples")
+def _train_block(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
+    """Do Phase 1, unless a mixer has none; leaves the last iteration's contexts in `contexts`."""
+    key, folder, model = work.phase1_key(), work.folder, work.model
+    folder.keep_metrics()
+    metrics: list[Metric] = []
+    files: list[Path] = []
+    result, ids = UNTRAINED, sampled_ids(work)
+    if not isinstance(model, MixerModel):
+        model.set_phase(1)
+        hooks = work.loop("Phase 1", metrics, Checkpoint(folder.phase1_checkpoint, key))
+        loss = work.config.plugins.get("loss")
+        result = train_context_block(
+            model.context_block,
+            *distinct_rows(model, ids),
+            work.config.phase1,
+            contexts[: len(ids) + 1],
+            generator,
+            built(loss) if loss else None,
+            hooks,
+        )
+        model.set_phase(2)
+        files = [folder.context_block]
+        write_tensors(files[0], model.context_block.state_dict())
+    facts = {
+        "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
+        "memory": [*work.memory, snapshot("phase 1 done", work.device)],
+    }
+    return folder.finish("phase1", key, files, facts, metrics)
+
+
+def _make_caches(
+    work: Work, contexts: dict[str, Tensor], trained: bool, generator: torch.Generator
+) -> SummaryPart:
+    """Leave the caches, from the ContextBlock and, if it was `trained`, Phase 1's last `contexts`."""
+    with stage("Computing the contexts of all positions"):
+        made = {split: _make_cache(work, split, contexts[split], trained, generator) for split in work.ids}
+    errors = [error for *_, error in made.values() if error is not None]
+    rank_generator = torch.Generator().manual_seed(work.config.runtime.seed)
+    width = contexts["val"].shape[1]
+    return {
+        "phase1": {
+            "effective_rank": effective_rank(contexts["val"][1:], rank_generator) if width else None,
+            "context_method": work.config.phase1.context_method,
+            "contexts_max_error": max(errors, default=None),
+        },
+        "tokens": {split: len(ids) for split, ids in work.ids.items()},
+        "precision": work.precision,
+        "caches_mib": held_mib(made["train"][0], made["val"][0], made["train"][1]),
+    }
+
+
+def _make_cache(
+    work: Work, split: str, contexts: Tensor, trained: bool, generator: torch.Generator
+) -> tuple[StreamCache, Tensor | None, float | None]:
+    """Compute a stream's contexts, in place, and write its cache.
+
+    Returns:
+        the cache; of a streamed stream what it is read on from; and the largest error of exact contexts.
+    """
+    config, model, ids = work.config, work.model, work.ids[split]
+    training, starts, error = split == "train", None, None
+    if training and config.is_streamed(len(ids)):
+        starts, error = read_once(model, ids, config.phase1.tolerance, contexts)
+    else:
+        ids = ids.to(model.device, torch.int32)
+        if contexts.shape[1]:
+            embeddings, tokens = distinct_rows(model, ids[:-1])
+            inputs = project_inputs(model.context_block, embeddings)
+            known = training and trained
+            error = stream_contexts(
+                model.context_block, inputs, tokens, config.phase1, contexts, known, generator
+            )
+    dtype = PRECISIONS[work.precision]
+    if training and dtype != contexts.dtype:
+        contexts = _room(work, len(contexts), dtype).copy_(contexts)
+    dense = dense_embeddings(model, ids) if config.runtime.embedding_cache == "dense" else None
+    cache = StreamCache(ids, contexts, dense)
+    save_cache(work.folder.caches, split, cache, starts)
+    return cache, starts, error

@@ -1,0 +1,141 @@
+"""An experiment under way: what it is made from, the keys of its stages, its model and its folder."""
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from ..data.conversations import load_conversations
+from ..data.tokens import load_tokenizer, train_stream, validation_stream
+from ..errors import memory_advice
+from ..files import digest, read_tensors
+from ..method.memory import begin_peaks, snapshot
+from ..method.model import ContextKV
+from ..progress import Listener, Metric, stage
+from ..threads import set_threads
+from .capture import use_cuda_graph
+from .config import ExperimentConfig
+from .long_run import Checkpoint, LongRun
+from .models import check_parts, frozen_model, load_frozen
+from .plugins import code_key, code_version
+from .provenance import choose_device, choose_precision, describe
+from .records import Record, SummaryPart
+from .refusals import refuse_short
+from .rows import MixerModel
+from .run_folder import RunFolder
+
+
+class Work:
+    """An experiment under way; streams and model are made when a stage first needs them.
+
+    Args:
+        folder: claimed.
+        listener: gets every metric in order.
+
+    Raises:
+        UserError: a source is missing, damaged, too small or out of reach; a device that is not there.
+    """
+
+    @memory_advice("Reading the data", "use fewer conversations with --samples")
+    def __init__(self, config: ExperimentConfig, folder: RunFolder, listener: Listener) -> None:
+        self.config, self.folder, self.listener = config, folder, listener
+        self.device = choose_device(config.runtime.device)
+        self.precision = choose_precision(config.runtime.precision, self.device)
+        self.memory: list[SummaryPart] = []  # snapshots so far
+        threads = config.runtime.threads
+        set_threads(torch.get_num_threads() if threads == "auto" else int(threads))
+        begin_peaks(self.device)
+        with stage("Reading conversations and token table"):
+            self.train = load_conversations(config.data, "train")
+            self.validation = load_conversations(config.data, "validation")
+            self.table, self.counts = load_frozen(config)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        with stage("Reading the tokenizer"):
+            return load_tokenizer(self.config.data.tokenizer)
+
+    @cached_property
+    def ids(self) -> dict[str, Tensor]:
+        """Token ids of both streams, "train" and "val"; uint16 on the CPU, mapped from their files.
+
+        Raises:
+            UserError: a stream is no longer than a window.
+        """
+        ids = {
+            "train": train_stream(self.train, self.tokenizer).ids,
+            "val": validation_stream(self.validation, self.tokenizer).ids,
+        }
+        refuse_short({split: len(stream) for split, stream in ids.items()}, self.config.model)
+        self.memory.append(snapshot("data loaded", self.device))
+        return ids
+
+    @cached_property
+    @memory_advice("Building the model", "use fewer conversations or a smaller model, or free the GPU")
+    def model(self) -> ContextKV:
+        """The model on its device: untrained, until a stage trains or loads its parts."""
+        with stage("Building the model"):
+            model = frozen_model(self.config, self.table, self.counts).to(self.device)
+            check_parts(model, self.config)
+        self.memory.append(snapshot("model built", self.device))
+        return model
+
+    def load_block(self) -> None:
+        """Give the model the ContextBlock that Phase 1 left in the folder."""
+        if not isinstance(self.model, MixerModel):
+            self.model.context_block.load_state_dict(read_tensors(self.folder.context_block))
+
+    def report(self, record: Record) -> None:
+        """Send the listener the metrics of a stage that was done earlier."""
+        for metric in record.metrics:
+            self.listener(metric)
+
+    def loop(self, name: str, metrics: list[Metric], checkpoint: Checkpoint) -> LongRun:
+        """Return the hooks of a training: each metric goes to metrics.jsonl, `metrics` and the listener."""
+
+        def record(metric: Metric) -> None:
+            self.folder.append_metric(metric)
+            metrics.append(metric)
+            self.listener(metric)
+
+        return LongRun(name, self.device, record, checkpoint, use_cuda_graph(self.config, self.device))
+
+    def phase1_key(self) -> str:
+        """Digest what Phase 1 depends on; not the window, the heads or Phase 2."""
+        shapes = [self.config.model.context_dim, self.config.model.hidden_size]
+        made_from = [self.train.fingerprint, self.config.data.tokenizer, self.table.fingerprint]
+        settings = [asdict(self.config.phase1), self.config.runtime.seed]
+        return digest([shapes, made_from, settings, *self._plugins("block", "loss", "mixer")])
+
+    def caches_key(self, phase1: Record) -> str:
+        return digest([phase1.key, phase1.files, self.validation.fingerprint, self._how()])
+
+    def phase2_key(self, phase1: Record) -> str:
+        """Digest what Phase 2 depends on; not the caches, whose rounding may differ."""
+        counts = self.counts and self.counts.fingerprint
+        settings = [asdict(self.config.model), asdict(self.config.phase2), self._how()]
+        made_from = [phase1.key, phase1.files, self.validation.fingerprint, counts]
+        return digest([made_from, settings, *self._plugins("attention", "mixer", "optimizer")])
+
+    def model_key(self, phase2: Record) -> str:
+        """Digest what the folder depends on that transformers loads; all of the model's code is in it."""
+        return digest([phase2.key, phase2.files, code_version("hf")])
+
+    def _how(self) -> list[str]:
+        return [self.precision, self.config.runtime.embedding_cache, self.config.runtime.context_cache]
+
+    def _plugins(self, *hooks: str) -> list[Any]:
+        used = [self.config.plugins.get(hook) for hook in hooks]
+        return [[plugin and plugin.to_dict() for plugin in used], code_key(*used)]
+
+    def provenance(self) -> SummaryPart:
+        data = {
+            "source": self.config.data.source,
+            "train_fingerprint": self.train.fingerprint,
+            "validation_fingerprint": self.validation.fingerprint,
+        }
+        embeddings = {"table": self.config.data.table, "fingerprint": self.table.fingerprint}
+        return describe(self.device, self.config.runtime.seed, data, embeddings)

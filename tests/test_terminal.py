@@ -1,0 +1,152 @@
+"""What a terminal or a log shows: no more than happened, nothing left over, and what was probably meant."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import write_conversations
+from sample_runs import sample_run
+
+import ctxkv_lib
+from ctxkv_lib import cli, progress
+from ctxkv_lib.cli import main
+from ctxkv_lib.progress import fitted
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_log_has_a_line_an_epoch_and_a_finished_run_prints_none(capsys, tmp_path, tiny_settings):
+    words = [word for key, value in tiny_settings.items() for word in ("--set", f"{key}={value}")]
+    command = ["run", "--preset", "ci", "--samples", "8", "--out", str(tmp_path / "run"), *words]
+    command += ["--set", "phase1.max_iterations=10", "--set", "phase1.stop_rate=1"]
+    assert main(command) == 0
+    first = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert first == ["iteration", "At", "epoch", "epoch", "epoch", "Best", "Report:"]
+    assert main(command) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["Best", "Report:"]
+
+
+def test_a_line_of_a_log_is_there_as_it_happens(monkeypatch):
+    flushed = []
+    monkeypatch.setattr("builtins.print", lambda line, flush=False: flushed.append(flush))
+    epoch = {"epoch": 1, "train_ppl": 9.0, "val_ppl": 9.0, "val_acc": 0.1, "improved": True}
+    progress.epoch_printer(3)({"stage": "phase2", **epoch})
+    assert flushed == [True, True]
+
+
+INTERRUPTED = """
+import sys
+class Interrupt:
+    def find_spec(name, *_):
+        if name == "ctxkv_lib.options":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt)
+from ctxkv_lib.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_while_modules_load_is_one_line():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "ctxkv: Stopped.\n")
+    setup = (cli.Path(ctxkv_lib.__file__).parents[1] / "setup.py").read_text()
+    assert "ctxkv=ctxkv_lib.__main__:main" in setup  # what the installed command calls
+
+
+def test_ctrl_c_leaves_nothing_of_a_bar(monkeypatch):
+    def stopped(*_):
+        for _ in progress.progress_bar(range(3), "Steps"):
+            raise KeyboardInterrupt
+
+    terminal, width = Terminal(), 60
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((width, 24)))
+    monkeypatch.setattr("ctxkv_lib.report.info.describe", stopped)
+    assert main(["info"]) == 130
+    *drawn, last = terminal.getvalue().split("\r")
+    assert max(map(len, drawn)) < width - len("^C")  # so that its echo is on the line that is erased
+    assert last.startswith("\x1b[2Kctxkv: Stopped.")
+
+
+def test_rows_break_between_their_cells_on_a_narrow_terminal(monkeypatch):
+    row = "KV cache of a sequence          621 contexts, 621 KiB   however long the text"
+    assert fitted(row) == row  # in a pipe
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = fitted(f"a  b\n\n{row}\n{'word ' * 20}").splitlines()
+    assert lines[:4] == ["a  b", "", row[:53], "    however long the text"]
+    assert max(map(len, lines)) <= 60
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("rnu", "run"),
+        ("run --smaples 3", "--samples"),
+        ("info --preset ofline", "offline"),
+        ("info --recipe exakt", "exact"),
+        ("info --set phse2.patience=3", "phase2"),
+        ("info --set phase2.patiense=3", "patience"),
+        ("info --set qqqqqq.x=3", None),
+    ],
+)
+def test_what_is_misspelled_is_refused_with_what_was_probably_meant(capsys, line, meant):
+    try:
+        code = main(line.split())
+    except SystemExit as stopped:
+        code = stopped.code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2
+    assert last.endswith(f"Did you mean {meant}?") if meant else "Did you mean" not in last
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
+@pytest.mark.parametrize(("typed", "found"), [("ev", "evaluate"), ("generate --t", "--temperature\n--top-k")])
+def test_a_shell_completes_commands_and_options(capsys, typed, found):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    words = ["ctxkv", *typed.split()]
+    script += f"\nCOMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}\n_ctxkv\n"
+    script += "printf '%s\\n' ${COMPREPLY[@]}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (found, "")
+    assert main(["completion", "zsh"]) == 0
+    assert "bashcompinit" in capsys.readouterr().out
+
+
+def test_the_version_has_a_short_form(capsys):
+    for option in ("-v", "--version"):
+        with pytest.raises(SystemExit):
+            main([option])
+        assert capsys.readouterr().out == f"ctxkv {ctxkv_lib.__version__}\n"
+
+
+def test_a_read_only_run_is_refused_before_it_is_evaluated(capsys, tmp_path, monkeypatch):
+    run, data = sample_run(tmp_path / "run"), tmp_path / "chats.jsonl"
+    write_conversations(data, 2)
+    monkeypatch.setattr(os, "access", lambda path, _: path != run)
+    monkeypatch.setattr("ctxkv_lib.runs.trained.evaluate_texts", None)  # not to be called
+    assert main(["evaluate", str(run), "--data", str(data)]) == 2
+    assert f"{run} is read-only; evaluate a copy" in capsys.readouterr().err
+
+
+def test_what_is_no_folder_is_not_verified(capsys):
+    assert main(["verify", "nowhere"]) == 2
+    assert capsys.readouterr().err == "ctxkv: nowhere is not a folder; name a run folder.\n"
+
+
+def test_small_data_take_more_than_nothing(capsys):
+    sizes = ["info", "--train-tokens", "1000", "--val-tokens", "200"]
+    assert main(sizes) == 0
+    text = capsys.readouterr().out
+    assert " 0 MiB" not in text
+    assert "195 KiB" in text
+    assert main([*sizes, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["caches_dense_fp32_mib"]["val_ctx"] == 0.19
