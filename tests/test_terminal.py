@@ -56,8 +56,8 @@ sys.exit(main())
 def test_ctrl_c_while_modules_load_is_one_line():
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "ctxkv: Stopped.\n")
-    setup = (cli.Path(ctxkv_lib.__file__).parents[1] / "setup.py").read_text()
-    assert "ctxkv=ctxkv_lib.__main__:main" in setup  # what the installed command calls
+    project = (cli.Path(ctxkv_lib.__file__).parents[1] / "pyproject.toml").read_text()
+    assert 'ctxkv = "ctxkv_lib.__main__:main"' in project  # what the installed command calls
 
 
 def test_ctrl_c_leaves_nothing_of_a_bar(monkeypatch):
