@@ -413,7 +413,7 @@ class Graph:
 
 
 @contextlib.contextmanager
-def capturing(graph: Graph, stream=None):
+def capturing(graph: Graph, stream=None, capture_error_mode="global"):
     """Record what is done inside, and leave memory and random numbers as they were."""
     held = {pointer: (block, block[0].clone()) for pointer, block in card.blocks.items()}
     draws = torch.cuda.default_generators[0].get_state()

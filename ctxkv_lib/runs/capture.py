@@ -68,8 +68,11 @@ class CapturedStep:
         return loss
 
     def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
-        """Record a step on a copy of the batch, which later batches overwrite; nothing is computed."""
+        """Record a step on a copy of the batch, which later batches overwrite; nothing is computed.
+
+        Meanwhile the thread that reads batches ahead may allocate, hence `thread_local`.
+        """
         self.batch, graph = batch.each(torch.clone), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.loss = self.step(self.batch)
         return graph
