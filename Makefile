@@ -1,4 +1,4 @@
-.PHONY: format check test torture notebooks browser bench study badges package colab picture result docs
+.PHONY: format check test torture notebooks browser bench study badges package colab picture result docs links
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -41,13 +41,16 @@ package:  ## wheel and sdist, checked, installed, and used from an empty folder
 colab:  ## every notebook with the versions on Colab; needs Python 3.13, or PYTHON=python3.12
 	.ci/colab
 
-picture:  ## the drawings of the architecture and of the packages, for README and reference
+picture:  ## the drawings of the architecture and of the packages, for README and site
 	python docs/diagram.py
 
-result:  ## the README's pictures of a result; trains what it needs, minutes on 2 cores
+result:  ## the site's pictures of a result; trains what it needs, minutes on 2 cores
 	ctxkv compare --preset offline --recipe tuned --measure
 	cp runs/offline-tuned-50-vs-10/figures/ppl_curves.png .github/result.png
 	cp runs/offline-tuned-50/figures/probe.png .github/probe.png
 
-docs:  ## the reference, from the docstrings, into build/docs; a warning is an error
-	python .ci/docs.py
+docs:  ## the site, with the notebooks executed (CTXKV_PRESET=ci), into build/docs; a warning is an error
+	python -m sphinx -E -W --keep-going -b html docs build/docs
+
+links:  ## the addresses on the site that lead elsewhere; needs a network
+	python -m sphinx -E -b linkcheck docs build/links

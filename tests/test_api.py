@@ -20,9 +20,13 @@ def notebook_code(path):
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-README = (TOP / "README.md").read_text(encoding="utf-8")
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in [TOP / "README.md", *TOP.glob("docs/*.md")]}
 SHOWN = {path.stem: notebook_code(path) for path in sorted((TOP / "notebooks").glob("*.ipynb"))}
-SHOWN |= {f"README {n}": code for n, code in enumerate(re.findall(r"(?s)```python\n(.*?)```", README), 1)}
+SHOWN |= {
+    f"{page} {n}": code
+    for page, text in PAGES.items()
+    for n, code in enumerate(re.findall(r"(?s)```python\n(.*?)```", text), 1)
+}
 
 
 def imported(code):
@@ -58,7 +62,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(code):
 
 
 @pytest.mark.parametrize("code", SHOWN.values(), ids=SHOWN.keys())
-def test_notebooks_and_readme_use_the_public_names(code):
+def test_notebooks_and_pages_use_the_public_names(code):
     compile(code, "snippet", "exec")
     for module, name in imported(code):
         if module.startswith("ctxkv_lib"):
@@ -74,17 +78,3 @@ def test_notebooks_and_readme_import_from_the_package_alone(code):
     deeper = {name for module, name in imported(code) if module.startswith("ctxkv_lib.")}
     assert deeper <= {*ctxkv.__all__}
     assert not deeper
-
-
-def test_the_readme_quotes_what_is_really_said():
-    """The first column of its table of refusals, and the sections of its contents."""
-    package = Path(ctxkv.__file__).parent
-    code = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
-    table = README[README.index("| it says |") : README.index("## Citing")]
-    quoted = re.findall(
-        r"`(.+?)`", "\n".join(row.split("|")[1] for row in table.splitlines() if row[:1] == "|")
-    )
-    assert len(quoted) > 8
-    assert [words for words in quoted if words not in code] == []
-    anchors = {line[3:].lower().replace(" ", "-") for line in README.splitlines() if line.startswith("## ")}
-    assert set(re.findall(r"\]\(#(.+?)\)", README)) == anchors

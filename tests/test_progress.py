@@ -14,7 +14,7 @@ from ctxkv_lib import progress
 from ctxkv_lib.experiments import run
 from ctxkv_lib.runs.run_folder import load_run
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
 
 
 class Terminal(io.StringIO):
@@ -68,14 +68,14 @@ def test_a_notice_is_not_painted_red_in_a_notebook(capsys, monkeypatch):
     assert capsys.readouterr() == ("in a notebook\n", "in a terminal or a log\n")
 
 
-def test_the_listener_of_the_readme_sends_the_numbers_to_a_tracker(tiny_config, tmp_path, monkeypatch):
+def test_the_listener_of_the_docs_sends_the_numbers_to_a_tracker(tiny_config, tmp_path, monkeypatch):
     """Its code as printed there, with a stand-in for TensorBoard's writer."""
     sent = []
     writer = SimpleNamespace(add_scalar=lambda *numbers: sent.append(numbers))
     module = ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = lambda folder: writer
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    (code,) = (block for block in re.findall(r"(?s)```python\n(.*?)```", README) if "SummaryWriter" in block)
+    (code,) = (block for block in re.findall(r"(?s)```python\n(.*?)```", PAGE) if "SummaryWriter" in block)
     ctxkv = SimpleNamespace(run=partial(run, out=tmp_path / "run"))
     exec(code, {"ctxkv": ctxkv, "config": tiny_config})
     lines = load_run(tmp_path / "run").metrics

@@ -1,0 +1,83 @@
+"""The numbers that the site and the README say of the study are those of its results."""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+TOP = Path(__file__).parents[1]
+STUDY = (TOP / "docs" / "study.md").read_text(encoding="utf-8")
+README = (TOP / "README.md").read_text(encoding="utf-8")
+PARTS = {
+    path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+    for path in TOP.glob("notebooks/study/results/*/sweep.json")
+}
+COUNTS = {"200", "640", "1,000", "160", "1,500", "1,283"}  # of conversations, tokens, answers, and a mean
+
+# What is said: (percent lower than the other, part, conversations, variant, the other, split).
+LOWER = [
+    (12, "baselines", 50, "contexts", "no contexts", "test_ppl"),
+    (24, "baselines", 200, "contexts", "no contexts", "test_ppl"),
+    (4, "baselines", 200, "GRU", "contexts", "test_ppl"),
+    (8, "baselines", 200, "GRU", "contexts", "val_ppl"),
+    (1, "baselines", 50, "ContextBlock trained end to end", "contexts", "val_ppl"),
+    (2, "baselines", 200, "ContextBlock trained end to end", "contexts", "val_ppl"),
+    (33, "answer", 10, "tuned", "exact, table by sides", "test_ppl"),
+    (39, "answer", 50, "tuned", "exact, table by sides", "test_ppl"),
+    (-9, "levers", 50, "all weights decay", "tuned", "val_ppl"),
+    (-2, "levers", 50, "batch 512, rate 0.001", "tuned", "val_ppl"),
+    (1, "levers", 50, "constant rate", "tuned", "val_ppl"),
+    (1, "levers", 50, "attention dropout alone", "tuned", "val_ppl"),
+]
+
+
+def row(part, samples, variant):
+    (found,) = [r for r in PARTS[part]["rows"] if (r["samples"], r["variant"]) == (samples, variant)]
+    return found
+
+
+@pytest.mark.parametrize(("percent", "part", "samples", "variant", "other", "split"), LOWER)
+def test_differences_are_those_of_the_results(percent, part, samples, variant, other, split):
+    own, theirs = (mean(row(part, samples, name)[split]) for name in (variant, other))
+    assert round(100 * (1 - own / theirs)) == percent
+    assert f"{abs(percent)}%" in STUDY + README
+
+
+def test_perplexities_on_the_page_stand_in_the_results():
+    means = [mean(r[s]) for part in PARTS.values() for r in part["rows"] for s in ("val_ppl", "test_ppl")]
+    means += [
+        r["measured"]["repeated_ppl"]
+        for part in PARTS.values()
+        for r in part["rows"]
+        if "repeated_ppl" in r.get("measured", {})
+    ]
+    known = {f"{value:,.{digits}f}" for value in means for digits in (0, 1)}
+    prose = STUDY[STUDY.index("## Does it beat counting") : STUDY.index("## What failed")]
+    prose = re.sub(r"(?s)```.*?```|`[^`]*`|R² > 0.01", "", prose)
+    said = set(re.findall(r"(?<![\w.,])(?:\d,)?\d{3}(?:\.\d)?(?![\d%])", prose))
+    assert len(said) > 15
+    assert said - known - COUNTS == set()
+
+
+def test_end_to_end_takes_the_times_that_are_said():
+    for samples, times in ((50, "1.8 times"), (200, "2.9 times")):
+        seconds = (
+            row("baselines", samples, v)["seconds"] for v in ("ContextBlock trained end to end", "contexts")
+        )
+        assert f"{next(seconds) / next(seconds):.1f} times" == times
+        assert times in STUDY
+
+
+def test_how_many_cells_do_not_name_their_machine():
+    cells = PARTS["baselines"]["cells"]
+    silent = sum("threads" not in cell for cell in cells)
+    assert f"{silent} of the {len(cells)} cells" in STUDY
+
+
+def test_what_is_recalled_is_what_was_measured():
+    shares = {r["variant"]: r["measured"]["recalled"] for r in PARTS["recall"]["rows"] if r["seeds"]}
+    of_seeds = [c["measured"]["recalled"] for c in PARTS["recall"]["cells"] if c["variant"] == "look_up"]
+    assert f"recall {shares['look_up']:.0%} (three seeds, {min(of_seeds):.0%}".rstrip("%") in STUDY
+    assert f"to {max(of_seeds):.0%})" in STUDY
