@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from ..errors import UserError
@@ -24,6 +25,8 @@ PACKAGE = Path(__file__).parent.parent
 HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that a mixer leaves without use
 OWN = "ctxkv_lib."
+METHOD_IMPORTS = {"ctxkv_lib", "torch", "numpy", "psutil", *sys.stdlib_module_names}
+WRAPPERS = (property, staticmethod, classmethod)
 given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name
 
 
@@ -188,15 +191,20 @@ def _patched_source() -> str:
             places: list[Any] = [module, *(each for each in classes if each.__module__ == name)]
             for place in places:
                 for key, value in vars(place).items():
-                    is_code = inspect.isfunction(value) or inspect.isclass(value)
-                    if is_code and not value.__module__.startswith(OWN) and _is_defined(module, key):
-                        found += f"{place.__name__}.{key}={_source_digest(value)};"
+                    for part in _foreign(value):
+                        found += f"{place.__name__}.{key}={_source_digest(part)};"
     return found
 
 
-def _is_defined(module: Any, name: str) -> bool:
-    """Return whether a module's file defines a function or class of this name."""
-    return f"def {name}(" in (source := inspect.getsource(module)) or f"class {name}" in source
+def _foreign(value: Any) -> Iterator[Any]:
+    """Yield the classes and functions of a user that a value is or wraps, each function by itself."""
+    while inspect.isfunction(value) or inspect.isclass(value) or isinstance(value, WRAPPERS):
+        part, value = value, getattr(value, "fget", getattr(value, "__wrapped__", None))
+        if inspect.isfunction(part):  # a copy, whose module is its own and not that of what it wraps
+            part = FunctionType(part.__code__, part.__globals__, closure=part.__closure__)
+        known = isinstance(part, WRAPPERS) or part.__module__ not in sys.modules  # as of a NamedTuple
+        if not known and _top_package(part) not in METHOD_IMPORTS:
+            yield part
 
 
 def code_key(*plugins: PlugIn | None) -> str:

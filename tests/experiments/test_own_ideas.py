@@ -1,5 +1,6 @@
 """Ideas of a user, passed to `run` as classes and functions, go through the same stages as the method."""
 
+import functools
 import importlib
 import json
 import linecache
@@ -16,8 +17,8 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.method import oacd
-from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.method.model import ContextBlock
+from ctxkv_lib.method.config import ModelConfig, Phase1Config
+from ctxkv_lib.method.model import ContextBlock, ContextKV
 from ctxkv_lib.runs import contexts, stages
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.differences import run_names
@@ -248,6 +249,29 @@ def test_a_patched_method_is_other_code(config, monkeypatch):
 def without_spread(contexts, centroid_weight, scale=1.0):
     centroid = contexts.mean(dim=0)
     return scale * centroid.square().sum(), scale * 2 * centroid.expand_as(contexts) / len(contexts)
+
+
+def wrapped(original, factor):
+    @functools.wraps(original)
+    def more(*arguments):
+        return original(*arguments) * factor
+
+    return more
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "part"),
+    [
+        (oacd, "oacd_loss", wrapped(oacd.oacd_loss, 2)),
+        (oacd, "draw_contexts", without_spread),  # defined in another module
+        (ContextKV, "current_token_bias", property(lambda self: 3.0)),
+        (Phase1Config, "__post_init__", lambda self: None),
+    ],
+)
+def test_whatever_way_the_method_is_patched_it_is_other_code(place, name, part, monkeypatch):
+    before = code_key()
+    monkeypatch.setattr(place, name, part)
+    assert code_key() != before
 
 
 @pytest.mark.slow
