@@ -143,7 +143,7 @@ def epoch_printer(most: int, done: Collection[Metric] = ()) -> Listener:
 
     def show(metric: Metric) -> None:
         nonlocal begun
-        samples = f"{metric['samples']} samples, " if "samples" in metric else ""
+        samples = f"{counted(metric['samples'])}, " if "samples" in metric else ""
         if {key: value for key, value in metric.items() if key not in ("memory", "samples")} in done:
             return
         if metric["stage"] == "phase1":
@@ -160,6 +160,11 @@ def epoch_printer(most: int, done: Collection[Metric] = ()) -> Listener:
         )
 
     return show
+
+
+def counted(count: int, unit: str = " samples") -> str:
+    """Write a count with its unit, whose plural s is dropped for one."""
+    return f"{count:,}{unit.removesuffix('s') if count == 1 else unit}"
 
 
 def fitted(text: str) -> str:

@@ -31,6 +31,14 @@ def test_a_later_run_does_not_inherit_the_peak_of_an_earlier_one(system):
     assert first["cpu_peak_gib"] >= first["cpu_gib"]
 
 
+def test_a_stage_does_not_inherit_the_peak_of_the_one_before(system):
+    memory.begin_peaks(CPU)
+    use_a_block()
+    memory.snapshot("first", CPU)
+    second = memory.snapshot("second", CPU)
+    assert second["cpu_peak_gib"] < second["cpu_gib"] + BLOCK_GIB / 2
+
+
 def test_a_peak_between_two_snapshots_is_seen():
     memory.begin_peaks(CPU)
     before = memory.snapshot("before", CPU)

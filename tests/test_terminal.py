@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import ctxkv_lib
 from ctxkv_lib import cli, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.progress import fitted
+from ctxkv_lib.runs.run_folder import load_run
 
 
 class Terminal(io.StringIO):
@@ -39,6 +41,12 @@ def test_a_line_of_a_log_is_there_as_it_happens(monkeypatch):
     epoch = {"epoch": 1, "train_ppl": 9.0, "val_ppl": 9.0, "val_acc": 0.1, "improved": True}
     progress.epoch_printer(3)({"stage": "phase2", **epoch})
     assert flushed == [True, True]
+
+
+def test_one_sample_is_no_plural(capsys, tmp_path):
+    progress.epoch_printer(3)({"stage": "phase1", "iteration": 10, "loss": 1.0, "samples": 1})
+    assert capsys.readouterr().out.startswith("1 sample, iteration 10")
+    assert ": 1 sample, val PPL" in repr(load_run(sample_run(tmp_path / "run", 1)))
 
 
 INTERRUPTED = """
@@ -148,5 +156,9 @@ def test_small_data_take_more_than_nothing(capsys):
     text = capsys.readouterr().out
     assert " 0 MiB" not in text
     assert "195 KiB" in text
+    assert main([*sizes, "--preset", "ci"]) == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"\b0(\.0+)? [GM]iB", text)
+    assert "Phase 1 125 KiB, Phase 2 62 KiB" in text
     assert main([*sizes, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["caches_dense_fp32_mib"]["val_ctx"] == 0.19

@@ -180,13 +180,18 @@ def _mib(size: float) -> str:
     return f"{size:,.0f} MiB" if size >= 1 else f"{size * 1024:,.0f} KiB"
 
 
+def _gib(size: float, digits: int = 1) -> str:
+    """Format GiB, below a tenth as `_mib`."""
+    return f"{size:,.{digits}f} GiB" if size >= 0.1 else _mib(size * 1024)
+
+
 def _size_rows(size: dict[str, Any]) -> dict[str, str]:
     how, aside = ("streamed", " (on a CPU in a file)") if size["is_streamed"] else ("cached", "")
     seconds = {name: f"{s:,.0f} s" if s >= 1 else "under 1 s" for name, s in size["epoch_seconds"].items()}
     return {
         "Computed, not measured": f"{size['tokens']:,} training tokens, contexts {how}, bf16",
-        "Disk": f"{size['disk_gib']:,.1f} GiB: tokens, caches, model",
-        "Contexts held": f"Phase 1 {size['phase1_gib']:,.1f} GiB{aside}, Phase 2 {size['pool_gib']:,.2f} GiB",
+        "Disk": f"{_gib(size['disk_gib'])}: tokens, caches, model",
+        "Contexts held": f"Phase 1 {_gib(size['phase1_gib'])}{aside}, Phase 2 {_gib(size['pool_gib'], 2)}",
         "An epoch of Phase 2": ", ".join(f"{name} {taken}" for name, taken in seconds.items()),
-        "Sent by each process in a step": f"{size['sent_mib']:,.0f} MiB",
+        "Sent by each process in a step": _mib(size["sent_mib"]),
     }

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from ..progress import counted
+
 
 def run_labels(
     summaries: Iterable[Mapping[str, Any]], unit: str = " samples", others: Sequence[str] = ()
@@ -16,11 +18,6 @@ def run_labels(
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)
     ]
-
-
-def counted(count: int, unit: str = " samples") -> str:
-    """Write a count with its unit, whose plural s is dropped for one."""
-    return f"{count:,}{unit.removesuffix('s') if count == 1 else unit}"
 
 
 def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

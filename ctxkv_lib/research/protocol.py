@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import digest, read_json
-from ..progress import say
+from ..progress import counted, say
 from ..runs.config import ExperimentConfig
 from ..runs.configure import configure
 from ..runs.run_folder import run_folder_of
@@ -38,7 +38,7 @@ class GridPoint:
         return run_folder_of(self.config, root)
 
     def __str__(self) -> str:
-        return f"{self.variant}, {self.config.data.samples:,} samples, seed {self.config.runtime.seed}"
+        return f"{self.variant}, {counted(self.config.data.samples)}, seed {self.config.runtime.seed}"
 
 
 def points_around(

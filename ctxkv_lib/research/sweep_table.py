@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..progress import counted
 from ..report.document import template
 from ..report.tables import MISSING, at, distinct, literal, markdown_table, ppl, short, terminal_table, whole
 
@@ -185,7 +186,7 @@ def _failures(results: Results) -> list[tuple[str, str, str]]:
     """List name, state and reason of each grid point that did not finish."""
     return [
         (
-            f"{entry['variant']}, {entry['samples']:,} samples, seed {entry['seed']}",
+            f"{entry['variant']}, {counted(entry['samples'])}, seed {entry['seed']}",
             entry["state"],
             entry["error"],
         )

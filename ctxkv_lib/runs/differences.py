@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..progress import counted
 from .config import ExperimentConfig, flat
 from .plugins import HOOKS
 from .run_folder import Run
@@ -65,7 +66,7 @@ def _in_words(settings: dict[str, Any]) -> str:
     for key, value in settings.items():
         group, _, name = key.rpartition(".")
         if group not in HOOKS:
-            words.append(f"{value:,} samples" if key == "data.samples" else f"{name} {value}")
+            words.append(counted(value) if key == "data.samples" else f"{name} {value}")
         elif name == "plugin" and value:
             words.append(f"{group} {value.rpartition(':')[2]}")
     return ", ".join(words) or ("no plug-in" if settings else "")

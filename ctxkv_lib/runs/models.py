@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ..data.counts import unigram_floor
 from ..data.embeddings import TokenTable, corpus_counts, load_table
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.model import ContextKV, Parts, parameter_counts, project_inputs
 from ..method.windows import Window
 from .config import ExperimentConfig
-from .plugins import built
+from .plugins import PlugIn, built
 from .rows import MixerModel
 
 
@@ -60,7 +60,7 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
     """Try every plug-in on two positions.
 
     Raises:
-        UserError: one returns another shape than it should.
+        UserError: one fails, or returns another shape than it should, or a loss without a gradient.
     """
     count, shapes, window = 2, config.model, len(model.window)
     embeddings = model.embed(torch.arange(count, device=model.device))
@@ -74,12 +74,36 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
             model.context_block(contexts, project_inputs(model.context_block, embeddings)),
             (count, shapes.context_dim),
         ),
-        "loss": lambda: (built(config.plugins["loss"])(torch.ones_like(contexts)), ()),
+        "loss": lambda: (_loss_of(config.plugins["loss"], torch.ones_like(contexts)), ()),
         "attention": lambda: (model.eval().attend(embeddings, slots, present)[0], hidden),
     }
     for hook, attempt in tried.items():
         if hook in config.plugins:
-            _check(config.plugins[hook].name, *attempt())
+            name = config.plugins[hook].name
+            try:
+                found = attempt()
+            except UserError:
+                raise
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                cause = f"{type(error).__name__}: {error}"
+                raise UserError(
+                    f"{name} fails on {count} positions: {cause}; help(ctxkv_lib.run) says where what it is "
+                    "given and returns is described."
+                ) from error
+            _check(name, *found)
+
+
+def _loss_of(plugin: PlugIn, contexts: Tensor) -> Any:
+    with torch.enable_grad():
+        found = built(plugin)(contexts.requires_grad_())
+    if isinstance(found, Tensor) and not found.shape and not found.requires_grad:
+        raise UserError(
+            f"{plugin.name} returned a scalar without a gradient; compute it from the contexts by torch "
+            "operations."
+        )
+    return found
 
 
 def _check(name: str, found: Any, expected: tuple[int, ...]) -> None:

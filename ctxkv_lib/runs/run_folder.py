@@ -15,7 +15,7 @@ from ..errors import DamagedFile, UserError
 from ..files import checksums, digest, read_json, remove, replacing, sweep, write_json, write_text
 from ..locks import LOCK, only_process
 from ..method.loop import Metric
-from ..progress import notice
+from ..progress import counted, notice
 from .config import ExperimentConfig, changed_settings, flat
 from .configure import run_command, stored_config
 from .plugins import code_key
@@ -253,7 +253,7 @@ class Run:
 
     def __repr__(self) -> str:
         ppl = self.summary["phase2"]["val_ppl"]
-        return f"Run({str(self.path)!r}: {self.summary['samples']:,} samples, val PPL {ppl:,.1f})"
+        return f"Run({str(self.path)!r}: {counted(self.summary['samples'])}, val PPL {ppl:,.1f})"
 
     @property
     def phase1(self) -> list[Metric]:

@@ -26,6 +26,9 @@ from .records import Record, SummaryPart
 from .refusals import refuse_short
 from .rows import MixerModel
 from .run_folder import RunFolder
+from .settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
+
+STREAMING = (STRIDE, BLOCK_TOKENS, POOL_BLOCKS, BEGINNING_TOKENS)  # what streamed caches and epochs depend on
 
 
 class Work:
@@ -125,7 +128,8 @@ class Work:
         return digest([phase2.key, phase2.files, code_version("hf")])
 
     def _how(self) -> list[str]:
-        return [self.precision, self.config.runtime.embedding_cache, self.config.runtime.context_cache]
+        runtime = self.config.runtime
+        return [self.precision, runtime.embedding_cache, runtime.context_cache, *map(str, STREAMING)]
 
     def _plugins(self, *hooks: str) -> list[Any]:
         used = [self.config.plugins.get(hook) for hook in hooks]

@@ -14,10 +14,11 @@ from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method import oacd as phase1
 from ctxkv_lib.method.evaluation import evaluate
 from ctxkv_lib.report.info import gathered_mib
-from ctxkv_lib.runs import contexts
+from ctxkv_lib.runs import contexts, work
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.run_folder import comparison_folder, load_run, run_folder_of
+from ctxkv_lib.runs.records import Records
+from ctxkv_lib.runs.run_folder import RunFolder, comparison_folder, load_run, run_folder_of
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.work import Work
 
@@ -195,6 +196,15 @@ def test_an_interrupted_run_goes_on(
     )
     assert ours == theirs
     assert not list(out.rglob("phase?.*safetensors"))
+
+
+def test_caches_and_epochs_that_are_streamed_in_another_way_are_others(finished, tiny_config, monkeypatch):
+    folder = RunFolder(finished.path)
+    made, phase1 = Work(tiny_config, folder, print), Records.read(finished.path).stages["phase1"]
+    before = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)
+    monkeypatch.setattr(work, "STREAMING", (128, *work.STREAMING[1:]))
+    after = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False]
 
 
 def test_changed_data_is_noticed(finished, tiny_config, tmp_path):

@@ -219,9 +219,25 @@ class Narrow(nn.Module):
         return first[..., 1:]
 
 
+class Failing(nn.Module):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, contexts, inputs):
+        return self.linear(contexts)
+
+
+def constant(contexts):
+    return torch.zeros(())
+
+
 @pytest.mark.parametrize(
     ("hook", "part", "said"),
     [
+        ("block", Failing, r"Failing fails on 2 positions: RuntimeError: mat1 and mat2 shapes .*help\("),
+        ("loss", Failing, r"Failing fails on 2 positions: TypeError: .* missing 1 required"),
+        ("loss", constant, r"constant returned a scalar without a gradient; compute it from the contexts"),
         ("block", Narrow, r"Narrow returned a tensor of shape \[2, 15\]; .* a tensor of shape \[2, 16\]\."),
         ("loss", wide, r"wide returned a tensor of shape \[2, 16\]; it must return a scalar tensor\."),
         ("attention", Narrow, r"Narrow returned a tensor of shape \[2, 23\]; .* of shape \[2, 24\]\."),
