@@ -4,7 +4,13 @@ from .errors import UserError as UserError
 from .experiments import compare as compare
 from .experiments import prepare as prepare
 from .experiments import run as run
+from .method.caches import StreamCache as StreamCache
+from .method.config import ModelConfig as ModelConfig
+from .method.contexts import distinct_rows as distinct_rows
+from .method.contexts import exact_contexts as exact_contexts
 from .method.memory import snapshot as snapshot
+from .method.model import ContextKV as ContextKV
+from .method.oacd import oacd_loss as oacd_loss
 from .report import comparison_table as comparison_table
 from .report import write_report as write_report
 from .report.document import compared as compared
@@ -69,6 +75,7 @@ from .views.plots import memory_timeline as memory_timeline
 from .views.study import memory_figure as memory_figure
 from .views.study import recall_rows as recall_rows
 from .views.study import settings_summary as settings_summary
+from .views.study import study_results as study_results
 from .views.study import sweep_figure as sweep_figure
 
 __version__: str

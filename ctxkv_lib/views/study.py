@@ -1,8 +1,12 @@
 """Figures of the study: settings compared with a base, sweeps, what contexts are worth, recall."""
 
+import json
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from itertools import cycle
+from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 from cycler import cycler
@@ -10,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from ..errors import UserError
+from ..files import read_json
 from ..report.document import words
 from ..report.labels import span
 from .axes import (
@@ -36,9 +42,40 @@ REMEMBERED = {
     "mean_recall": "Decodability of the last 20 tokens (mean R²)",
 }
 
+RAW_FILES = "https://raw.githubusercontent.com"
+DOWNLOAD_SECONDS = 20  # without an answer, at most
+
 ABLATIONS = ("intact", "slot_0", "shuffled", "elsewhere", "zero")
 
 Row = Mapping[str, Any]  # of `rows` in sweep.json
+
+
+def study_results(part: str, repository: str, version: str) -> dict[str, Any]:
+    """Read a part of the study from the clone that a notebook runs in, or else from GitHub.
+
+    Args:
+        part: name of a protocol in `notebooks/study`, such as "answer".
+        repository: `owner/name` on GitHub.
+        version: tag of the repository, such as "v0.1.0".
+
+    Returns:
+        contents of its `sweep.json`.
+
+    Raises:
+        UserError: the file is in neither place.
+    """
+    path = Path("study", "results", part, "sweep.json")
+    if path.is_file():
+        return read_json(path)
+    url = f"{RAW_FILES}/{repository}/{version}/notebooks/{path.as_posix()}"
+    try:
+        with urlopen(url, timeout=DOWNLOAD_SECONDS) as answer:
+            return json.load(answer)
+    except (OSError, HTTPException, ValueError) as error:
+        raise UserError(
+            f"The study's results are not in this folder, and {url} could not be read ({error}); check the "
+            "network connection, or open the notebook in a clone of the repository."
+        ) from error
 
 
 @styled

@@ -16,7 +16,7 @@ import ctxkv_lib
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.research import proposals
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
-from ctxkv_lib.views import notebook
+from ctxkv_lib.views import notebook, study
 from ctxkv_lib.views.explore import load_corpus
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -80,6 +80,18 @@ def test_every_notebook_begins_alike(path):
     )
     for promise in ("**Purpose.**", "**Hardware.**", "**Time.**"):
         assert promise in title
+
+
+@each_notebook
+def test_oacd_and_the_original_are_explained_where_they_first_appear(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = [source(cell) for cell in cells if cell["cell_type"] == "markdown"]
+    assert "2025-12-03" in texts[0]
+    assert "rato-tokyo/new-llm" in texts[0]
+    assert 'called "the original" below' in " ".join(texts[0].split())
+    assert not [text for text in texts if re.search("published (report|experiment)", text)]
+    explained = re.search(r"OACD\W+Origin-Anchored\s+Centroid\s+Dispersion", "\n".join(texts))
+    assert "\n".join(texts).find("OACD") == (explained.start() if explained else -1)
 
 
 def test_the_notebook_from_scratch_imports_the_package_in_its_last_cell_only():
@@ -252,11 +264,27 @@ def test_05_shows_the_committed_results_of_the_study(monkeypatch):
     (cell,) = [source(cell) for cell in code_cells(RUNNING[4]) if cell["id"] == "learned"]
     figures, tables = [], []
     page = {"show": figures.append, "show_html": tables.append, "table": lambda header, rows: dict(rows)}
+    page |= {"REPOSITORY": "", "VERSION": ""}  # not asked in a clone
     exec(cell, page)
     assert len(figures) >= len(page["questions"])
     (recalled,) = tables
     assert recalled["exact"] == "4.8%"
     assert "n-grams" not in recalled
+
+
+def test_without_a_clone_the_study_is_read_from_the_tag_of_the_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "RAW_FILES", tmp_path.as_uri())
+    published = tmp_path / "someone/fork/v0.1.0/notebooks/study/results/answer/sweep.json"
+    refused = r"are not in this folder, and file://.+/answer/sweep\.json could not be read \(.+\); check the"
+    with pytest.raises(UserError, match=refused):
+        study.study_results("answer", "someone/fork", "v0.1.0")
+    published.parent.mkdir(parents=True)
+    published.write_text("<html>")
+    with pytest.raises(UserError, match=refused):
+        study.study_results("answer", "someone/fork", "v0.1.0")
+    published.write_text('{"rows": []}')
+    assert study.study_results("answer", "someone/fork", "v0.1.0") == {"rows": []}
 
 
 def test_the_file_that_01_writes_is_enough_to_train_on(tmp_path, monkeypatch):
