@@ -135,8 +135,8 @@ def _read_apart(
     everything = torch.arange(len(ids), device=model.device)
     embeddings, tokens = distinct_rows(model, ids)
     inputs = project_inputs(model.context_block, embeddings)
-    zero, fresh = inputs.new_zeros(model.config.context_dim), everything == begins
-    contexts, _ = exact_contexts(model.context_block, inputs, tokens, TOLERANCE, fresh, before=zero)
+    zero, is_first = inputs.new_zeros(model.config.context_dim), everything == begins
+    contexts, _ = exact_contexts(model.context_block, inputs, tokens, TOLERANCE, is_first, before=zero)
     positions = everything[:-1][begins[1:] == begins[:-1]]
     return StreamCache(ids.int(), contexts, begins=begins), positions, (positions - begins[positions]).cpu()
 

@@ -10,13 +10,13 @@ ROUNDINGS = 16  # smallest tolerance of a batch, in `eps` of its dtype: half pre
 
 @torch.no_grad()
 def scan_rows(
-    block: Block, token_half: Tensor, tokens: Tensor, read: Tensor, state: Tensor, tolerance: float
+    block: Block, projected_inputs: Tensor, tokens: Tensor, read: Tensor, state: Tensor, tolerance: float
 ) -> Tensor:
     """Compute the contexts of a batch by one segmented scan of all its rows.
 
     Args:
-        token_half: input projections of distinct tokens, `[num_distinct, context_dim]`.
-        tokens: int64 `[batch, length]`, rows of `token_half`.
+        projected_inputs: input projections of distinct tokens, `[num_distinct, context_dim]`.
+        tokens: int64 `[batch, length]`, rows of `projected_inputs`.
         read: bool `[batch, length]`; a column that is not read leaves the context as it is.
         state: contexts before the first column, `[batch, context_dim]`.
         tolerance: largest error of a component; in half precision, some roundings.
@@ -29,7 +29,7 @@ def scan_rows(
     contexts = torch.cat([state.new_empty(len(row) + 1, state.shape[1]), state])
     contexts[0] = state[0]
     tolerance = max(tolerance, ROUNDINGS * torch.finfo(state.dtype).eps)
-    stream = Stream(block, token_half, tokens[read], begins, state)
+    stream = Stream(block, projected_inputs, tokens[read], begins, state)
     segmented_scan(stream, contexts[: len(row) + 1], tolerance)
     seen = read.cumsum(dim=1)
     before = seen[:, -1:].cumsum(dim=0) - seen[:, -1:]  # tokens read of the rows above, (batch, 1)

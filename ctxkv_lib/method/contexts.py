@@ -1,8 +1,8 @@
 """Contexts of a stream: by the original's parallel passes, or by the exact recurrence.
 
 Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whose input projections are
-`token_half` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the context
-before the first token.
+`projected_inputs` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the
+context before the first token.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def distinct_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def stream_contexts(
     block: Block,
-    token_half: Tensor,
+    projected_inputs: Tensor,
     tokens: Tensor,
     config: Phase1Config,
     contexts: Tensor,
@@ -54,11 +54,11 @@ def stream_contexts(
         the error of `exact_contexts`; None of parallel passes.
     """
     if config.context_method == "exact":
-        return exact_contexts(block, token_half, tokens, config.tolerance, out=contexts)[1]
+        return exact_contexts(block, projected_inputs, tokens, config.tolerance, out=contexts)[1]
     if not trained:
         draw_contexts(contexts, config.initial_std, generator)
     for _ in range(1 if trained else config.validation_passes):
-        parallel_pass(block, token_half, tokens, contexts)
+        parallel_pass(block, projected_inputs, tokens, contexts)
     return None
 
 
@@ -81,23 +81,23 @@ def draw_contexts(
 
 
 @torch.no_grad()
-def parallel_pass(block: Block, token_half: Tensor, tokens: Tensor, contexts: Tensor) -> None:
+def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contexts: Tensor) -> None:
     """Overwrite every context by one step from the context that was before it, all at once."""
-    last = contexts[:1].to(token_half.device)
+    last = contexts[:1].to(projected_inputs.device)
     for chunk, rows in zip(contexts[1:].split(PASS_ROWS), tokens.split(PASS_ROWS), strict=True):
-        held = chunk.to(token_half.device)
+        held = chunk.to(projected_inputs.device)
         previous = torch.cat([last, held[:-1]])
         last = held[-1:].clone()
-        chunk.copy_(block(previous, token_half[rows]))
+        chunk.copy_(block(previous, projected_inputs[rows]))
 
 
 @torch.no_grad()
 def exact_contexts(
     block: Block,
-    token_half: Tensor,
+    projected_inputs: Tensor,
     tokens: Tensor,
     tolerance: float,
-    fresh: Tensor | None = None,
+    is_first: Tensor | None = None,
     out: Tensor | None = None,
     before: Tensor | None = None,
 ) -> tuple[Tensor, float]:
@@ -106,28 +106,28 @@ def exact_contexts(
     Args:
         tokens: any integers `[n]`, on any device.
         tolerance: largest error of a component (see `segmented_scan`).
-        fresh: bool `[n]`, True where a conversation begins, which starts from the zero context.
+        is_first: bool `[n]`, True at a conversation's first token, which starts from the zero context.
         out: padded contexts to overwrite, of any dtype and on any device; None makes new ones.
         before: context before the first token, `[context_dim]`; None: the zero context. Without `out` and
-            `before`, contexts are as wide as `token_half`.
+            `before`, contexts are as wide as `projected_inputs`.
 
     Returns:
         padded contexts (`out`, if given), and the largest difference of a component that is left at a segment
         boundary.
     """
-    width = next(each.shape[-1] for each in (out, before, token_half) if each is not None)
-    contexts = token_half.new_empty(len(tokens) + 1, width) if out is None else out
-    state = token_half.new_zeros(width) if before is None else before
+    width = next(each.shape[-1] for each in (out, before, projected_inputs) if each is not None)
+    contexts = projected_inputs.new_empty(len(tokens) + 1, width) if out is None else out
+    state = projected_inputs.new_zeros(width) if before is None else before
     contexts[0] = state
-    in_place = (contexts.device, contexts.dtype) == (token_half.device, token_half.dtype)
+    in_place = (contexts.device, contexts.dtype) == (projected_inputs.device, projected_inputs.dtype)
     error = 0.0
     for start in range(0, len(tokens), BLOCK):
         chunk = slice(start, start + BLOCK)
-        rows = tokens[chunk].to(token_half.device, torch.int64)
-        begins = None if fresh is None else fresh[chunk].to(rows) - 1
-        made = contexts[start : start + BLOCK + 1].to(token_half)  # no copy, if in place
+        rows = tokens[chunk].to(projected_inputs.device, torch.int64)
+        begins = None if is_first is None else is_first[chunk].to(rows) - 1
+        made = contexts[start : start + BLOCK + 1].to(projected_inputs)  # no copy, if in place
         made[0] = state
-        stream = Stream(block, token_half, rows, begins, token_half.new_zeros(1, width))
+        stream = Stream(block, projected_inputs, rows, begins, projected_inputs.new_zeros(1, width))
         error = max(error, segmented_scan(stream, made, tolerance))
         if not in_place:
             contexts[start + 1 : start + BLOCK + 1] = made[1:]

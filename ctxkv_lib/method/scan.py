@@ -25,15 +25,15 @@ class Stream:
     """Tokens and the block that reads them.
 
     Attributes:
-        token_half: input projections of the distinct tokens, `[num_distinct, context_dim]`.
-        tokens: int64 `[n]`, rows of `token_half`.
+        projected_inputs: input projections of the distinct tokens, `[num_distinct, context_dim]`.
+        tokens: int64 `[n]`, rows of `projected_inputs`.
         begins: int64 `[n]`, -1 or, where a token begins a new sequence, the row of `initial` that it starts
             from; None if the stream is one sequence.
         initial: contexts `[any, context_dim]`.
     """
 
     block: Block
-    token_half: Tensor
+    projected_inputs: Tensor
     tokens: Tensor
     begins: Tensor | None = None
     initial: Tensor | None = None
@@ -49,9 +49,9 @@ class Stream:
             contexts after each token, `[count, m, context_dim]`.
         """
         outputs = []
-        halves = self.token_half[self.tokens[positions]]
-        for half, start in zip(halves, self._starts(positions), strict=True):
-            contexts = self.block(contexts if start is None else torch.where(*start, contexts), half)
+        projected = self.projected_inputs[self.tokens[positions]]
+        for inputs, start in zip(projected, self._starts(positions), strict=True):
+            contexts = self.block(contexts if start is None else torch.where(*start, contexts), inputs)
             outputs.append(contexts)
         return torch.stack(outputs)
 
@@ -78,7 +78,7 @@ def segmented_scan(stream: Stream, contexts: Tensor, tolerance: float) -> float:
     round is one segment: the whole stream, token by token.
 
     Args:
-        contexts: padded, `[n + 1, context_dim]`, of the dtype and on the device of `stream.token_half`.
+        contexts: padded, `[n + 1, context_dim]`, of the dtype and on the device of `stream.projected_inputs`.
         tolerance: largest error of a component to aim at. At segment boundaries a quarter of it may be left,
             which a block may amplify before it forgets it.
 

@@ -25,18 +25,18 @@ class Counted:
     def __init__(self, block):
         self.block, self.steps, self.rows = block, 0, 0
 
-    def __call__(self, contexts, halves):
+    def __call__(self, contexts, projected):
         self.steps, self.rows = self.steps + 1, self.rows + len(contexts)
-        return self.block(contexts, halves)
+        return self.block(contexts, projected)
 
 
 @torch.no_grad()
-def one_by_one(block, halves, before, fresh=None):
+def one_by_one(block, projected, before, is_first=None):
     """Padded contexts of the plain loop."""
     contexts = [before[None]]
-    for position, half in enumerate(halves):
-        begins = fresh is not None and fresh[position]
-        contexts.append(block(torch.zeros_like(before[None]) if begins else contexts[-1], half[None]))
+    for position, inputs in enumerate(projected):
+        begins = is_first is not None and is_first[position]
+        contexts.append(block(torch.zeros_like(before[None]) if begins else contexts[-1], inputs[None]))
     return torch.cat(contexts)
 
 
@@ -78,8 +78,8 @@ def short_segments(monkeypatch):
 def test_exact_contexts_are_the_recurrence_to_the_tolerance(model, count):
     ids = tiny_ids(count, seed=count)
     embeddings, tokens = distinct_rows(model, ids)
-    half = model.context_block.project_inputs(embeddings)
-    contexts, error = exact_contexts(model.context_block, half, tokens, tolerance=1e-5)
+    projected = model.context_block.project_inputs(embeddings)
+    contexts, error = exact_contexts(model.context_block, projected, tokens, tolerance=1e-5)
     expected = straight_line.sequential_contexts(model.state_dict(), model.wte.weight, ids)
     torch.testing.assert_close(contexts[1:], expected, atol=1e-5, rtol=0)
     assert contexts[0].eq(0).all()
@@ -96,20 +96,20 @@ def test_streams_may_be_cut_continued_and_begin_anew_anywhere(data):
     block = model.context_block
     scale(block, data.draw(st.sampled_from([0.1, 0.03, 0.01]), "std"))
     embeddings, tokens = distinct_rows(model, tiny_ids(count, seed=count))
-    half = block.project_inputs(embeddings)
-    fresh = torch.zeros(count, dtype=torch.bool)
-    fresh[sorted(begins)] = True
-    before = torch.randn(WIDTH, generator=torch.Generator().manual_seed(count), dtype=half.dtype)
+    projected = block.project_inputs(embeddings)
+    is_first = torch.zeros(count, dtype=torch.bool)
+    is_first[sorted(begins)] = True
+    before = torch.randn(WIDTH, generator=torch.Generator().manual_seed(count), dtype=projected.dtype)
     dtype = data.draw(st.sampled_from([torch.float64, torch.bfloat16]), "dtype")
     out = torch.full((count + 1, WIDTH), torch.nan, dtype=dtype)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("SEGMENT", "CHECK_EVERY", "CPU_SEGMENTS", "GPU_SEGMENTS"):
             patch.setattr(scan, name, data.draw(st.integers(2, 40), name))
         patch.setattr(method, "BLOCK", data.draw(st.integers(30, 1000), "BLOCK"))
-        stream = (block, half, tokens.to(torch.uint16), 1e-9, fresh if begins else None)
+        stream = (block, projected, tokens.to(torch.uint16), 1e-9, is_first if begins else None)
         contexts, error = exact_contexts(*stream, before=before)
         exact_contexts(*stream, out, before)
-    expected = one_by_one(block, half[tokens], before, fresh)
+    expected = one_by_one(block, projected[tokens], before, is_first)
     torch.testing.assert_close(
         contexts, expected, atol=1e-8, rtol=0
     )  # segments of 2 tokens have many boundaries
@@ -117,23 +117,27 @@ def test_streams_may_be_cut_continued_and_begin_anew_anywhere(data):
     assert error <= 1e-9
 
 
-def growing_sum(contexts, halves):
+def growing_sum(contexts, projected):
     """Never forgets."""
-    return contexts + halves
+    return contexts + projected
 
 
-def chaotic(contexts, halves):
+def chaotic(contexts, projected):
     """Forgets nothing either, and doubles differences, those of rounding, too, every few tokens."""
-    return (3.8 + 0.2 * halves.sigmoid()) * contexts * (1 - contexts)
+    return (3.8 + 0.2 * projected.sigmoid()) * contexts * (1 - contexts)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("block", [growing_sum, chaotic])
 def test_a_block_that_does_not_forget_costs_little_more_than_token_by_token(short_segments, block):
-    half, tokens, counted = torch.randn(20, WIDTH, dtype=torch.float64), tiny_ids(1001) % 20, Counted(block)
+    projected, tokens, counted = (
+        torch.randn(20, WIDTH, dtype=torch.float64),
+        tiny_ids(1001) % 20,
+        Counted(block),
+    )
     before = torch.rand(WIDTH, dtype=torch.float64)
-    contexts, error = exact_contexts(counted, half, tokens, 1e-9, before=before)
-    torch.testing.assert_close(contexts, one_by_one(block, half[tokens], before), atol=1e-9, rtol=0)
+    contexts, error = exact_contexts(counted, projected, tokens, 1e-9, before=before)
+    torch.testing.assert_close(contexts, one_by_one(block, projected[tokens], before), atol=1e-9, rtol=0)
     assert error <= 1e-9
     assert counted.steps < 1.5 * len(tokens)
     assert counted.rows < 6 * len(tokens)
@@ -142,13 +146,13 @@ def test_a_block_that_does_not_forget_costs_little_more_than_token_by_token(shor
 @torch.no_grad()
 def test_only_segments_that_started_wrong_are_computed_again(short_segments):
     """One token of the stream is remembered for good; all else is forgotten at once."""
-    half = torch.randn(400, WIDTH)
-    half[:, 0] = 0
-    half[170, 0] = 1
+    projected = torch.randn(400, WIDTH)
+    projected[:, 0] = 0
+    projected[170, 0] = 1
     first_only = torch.eye(WIDTH)[0]
-    block = Counted(lambda contexts, halves: contexts * first_only + halves)
-    contexts, error = exact_contexts(block, half, torch.arange(400), 1e-6)
-    assert torch.equal(contexts, one_by_one(block.block, half, contexts[0]))
+    block = Counted(lambda contexts, projected: contexts * first_only + projected)
+    contexts, error = exact_contexts(block, projected, torch.arange(400), 1e-6)
+    assert torch.equal(contexts, one_by_one(block.block, projected, contexts[0]))
     assert error == 0
     once, checks = 400, 40 * CHECK_EVERY
     assert block.rows < once + checks + 2 * (400 - 170)
@@ -157,33 +161,33 @@ def test_only_segments_that_started_wrong_are_computed_again(short_segments):
 @torch.no_grad()
 @pytest.mark.parametrize("factor", [torch.nan, 1e30])
 def test_a_broken_block_ends_the_scan_too(short_segments, factor):
-    half = torch.randn(20, WIDTH)
+    projected = torch.randn(20, WIDTH)
     contexts, _ = exact_contexts(
-        lambda contexts, halves: factor * (contexts + halves), half, tiny_ids(300) % 20, 1e-5
+        lambda contexts, projected: factor * (contexts + projected), projected, tiny_ids(300) % 20, 1e-5
     )
     assert not contexts[-1].isfinite().any()
 
 
 def test_what_was_in_the_output_before_is_not_taken_for_contexts(short_segments):
     """Here it agrees with the contexts at all checks but the last."""
-    half, tokens = torch.randn(20, WIDTH), tiny_ids(300) % 20
-    block = lambda contexts, halves: 0.1 * contexts + halves  # noqa: E731
-    expected, _ = exact_contexts(block, half, tokens, 1e-6)
+    projected, tokens = torch.randn(20, WIDTH), tiny_ids(300) % 20
+    block = lambda contexts, projected: 0.1 * contexts + projected  # noqa: E731
+    expected, _ = exact_contexts(block, projected, tokens, 1e-6)
     out = expected.clone()
     out[[2, 20, 200]] = 7
-    contexts, _ = exact_contexts(block, half, tokens, 1e-6, out=out)
+    contexts, _ = exact_contexts(block, projected, tokens, 1e-6, out=out)
     assert torch.equal(contexts, expected)
 
 
 @torch.no_grad()
 def test_half_precision_is_scanned_fast_and_as_exact_as_token_by_token():
     model, tokens = tiny_model(context_dim=64, hidden_size=96).bfloat16(), tiny_ids(2000)
-    block, half = Counted(model.context_block), model.context_block.project_inputs(model.wte.weight)
-    zero, everything = half.new_zeros(1, 64), torch.ones(1, 2000, dtype=torch.bool)
-    scanned = scan_rows(block, half, tokens[None], everything, zero, 1e-5)[0]
+    block, projected = Counted(model.context_block), model.context_block.project_inputs(model.wte.weight)
+    zero, everything = projected.new_zeros(1, 64), torch.ones(1, 2000, dtype=torch.bool)
+    scanned = scan_rows(block, projected, tokens[None], everything, zero, 1e-5)[0]
     assert block.steps < 1000
-    plain = one_by_one(model.context_block, half[tokens], zero[0])[1:]
-    exact = one_by_one(model.float().context_block, half[tokens].float(), zero[0].float())[1:]
+    plain = one_by_one(model.context_block, projected[tokens], zero[0])[1:]
+    exact = one_by_one(model.float().context_block, projected[tokens].float(), zero[0].float())[1:]
     assert (scanned - exact).abs().mean() < 1.2 * (plain - exact).abs().mean()
 
 
@@ -192,16 +196,16 @@ def test_parallel_passes_are_the_originals(monkeypatch, rows):
     monkeypatch.setattr(method, "PASS_ROWS", rows)
     model, ids, config = model_with("trained"), tiny_ids(50), Phase1Config(context_method="passes")
     embeddings, tokens = distinct_rows(model, ids)
-    block, half = model.context_block, model.context_block.project_inputs(embeddings)
+    block, projected = model.context_block, model.context_block.project_inputs(embeddings)
     weights = (model.state_dict(), model.wte.weight)
     contexts = torch.randn(51, WIDTH)
     contexts[0] = 0  # the context before position 0 is always the zero vector
     expected = straight_line.seed_contexts(*weights, ids, contexts[1:])
-    assert stream_contexts(block, half, tokens, config, contexts, True, torch.Generator()) is None
+    assert stream_contexts(block, projected, tokens, config, contexts, True, torch.Generator()) is None
     torch.testing.assert_close(contexts[1:], expected, atol=1e-6, rtol=0)
 
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
-    stream_contexts(block, half, tokens, config, contexts, False, generators[0])
+    stream_contexts(block, projected, tokens, config, contexts, False, generators[0])
     expected = straight_line.validation_contexts(*weights, ids, 3, config.initial_std, generators[1])
     torch.testing.assert_close(contexts[1:], expected, atol=1e-6, rtol=0)
     assert contexts[0].eq(0).all()

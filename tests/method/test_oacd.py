@@ -116,13 +116,13 @@ class Projecting(Gated):
 
     def project_inputs(self, inputs):
         width = len(self.linear.weight)
-        halves = [F.linear(inputs, part.weight[:, width:], part.bias) for part in (self.linear, self.gate)]
-        return torch.cat(halves, dim=-1)
+        both = [F.linear(inputs, part.weight[:, width:], part.bias) for part in (self.linear, self.gate)]
+        return torch.cat(both, dim=-1)
 
     def forward(self, contexts, inputs):
         width = contexts.shape[1]
-        halves = [contexts @ part.weight[:, :width].T for part in (self.linear, self.gate)]
-        new, gate = (torch.cat(halves, dim=1) + inputs).split(width, dim=1)
+        both = [contexts @ part.weight[:, :width].T for part in (self.linear, self.gate)]
+        new, gate = (torch.cat(both, dim=1) + inputs).split(width, dim=1)
         return self.mixed(contexts, new, gate)
 
 

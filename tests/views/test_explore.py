@@ -17,8 +17,8 @@ def test_passes_come_closer_to_the_exact_contexts(trained):
     assert errors[0] > errors[20] > errors[60]
     assert errors[-1] < 1e-9  # pass k has read k tokens, so that the last one has read them all
     embeddings, tokens = distinct_rows(trained.model, trained.caches["val"].ids[:-1])
-    half = trained.model.context_block.project_inputs(embeddings)
-    exact, _ = exact_contexts(trained.model.context_block, half, tokens, 1e-5)
+    projected = trained.model.context_block.project_inputs(embeddings)
+    exact, _ = exact_contexts(trained.model.context_block, projected, tokens, 1e-5)
     torch.testing.assert_close(exact, trained.caches["val"].contexts, atol=1e-4, rtol=0)
 
 
