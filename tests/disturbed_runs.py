@@ -122,7 +122,7 @@ class Laboratory:
         self.arguments = ["run", "--preset", "ci", "--recipe", recipe, "--samples", "8", *words]
         self.reference = root / "reference"
         self.renames = self._renames()
-        self.expected = facts(self.reference)
+        self.expected = outcome(self.reference)
         self.report = in_child(lambda: main(["report", str(self.reference)]))
         self.text = in_child(lambda: generate(self.reference))
         assert (self.report.code, self.text.code) == (0, 0)
@@ -171,7 +171,7 @@ class Laboratory:
         done = self.run(out)
         assert done.code == 0, done.text
         assert "Traceback" not in done.text, done.text
-        assert facts(out) == self.expected
+        assert outcome(out) == self.expected
         verified = in_child(lambda: main(["verify", str(out)]))
         assert verified.code == 0, verified.text
         return done
@@ -197,7 +197,7 @@ def generate(folder: Path) -> int:
     )
 
 
-def facts(folder: Path) -> dict[str, object]:
+def outcome(folder: Path) -> dict[str, object]:
     """Names of a run folder's files, and its numbers without those that differ from run to run."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -77,20 +77,20 @@ def test_info_counts_the_tokens_of_a_file(capsys, tmp_path):
     file.write_text("\n".join(json.dumps({"text": " ".join(["rain"] * 100)}) for _ in range(40)))
     split = ("--set", "data.validation_samples=2", "--set", "data.test_samples=1")
     assert main(["info", "--preset", "colab", "--data", str(file), *split, "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert (facts["samples"], facts["train_tokens"]) == (37, 3_700)
-    assert facts["val_tokens"] == 2 * 100 + 2  # and the newlines between both
+    found = json.loads(capsys.readouterr().out)
+    assert (found["samples"], found["train_tokens"]) == (37, 3_700)
+    assert found["val_tokens"] == 2 * 100 + 2  # and the newlines between both
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_info_as_json(capsys, preset):
     assert main(["info", "--preset", preset, "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)
     known = preset == "colab"
-    assert (facts["train_tokens"] == 587_970) == known
-    assert (facts["caches_dense_fp32_mib"] is not None) == known
+    assert (found["train_tokens"] == 587_970) == known
+    assert (found["caches_dense_fp32_mib"] is not None) == known
     if preset in ("colab", "offline"):
-        assert facts["parameters"] == {"total": 45_163_264, "trainable_phase2": 6_301_440}
+        assert found["parameters"] == {"total": 45_163_264, "trainable_phase2": 6_301_440}
 
 
 @pytest.mark.parametrize(

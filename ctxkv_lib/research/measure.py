@@ -19,7 +19,7 @@ from ..progress import say, stage
 from ..runs.caches import load_cache, load_ids
 from ..runs.config import ExperimentConfig
 from ..runs.plugins import code_version
-from ..runs.records import MEASURES
+from ..runs.records import MEASUREMENTS
 from ..runs.rows import as_read
 from ..runs.run_folder import Run, RunFolder, refuse_damaged
 from ..runs.testing import measurement_key, measurements, test_stream, trained_model
@@ -40,17 +40,17 @@ Loader = Callable[[], ContextKV]  # of the trained model, which not every measur
 
 
 @memory_advice("Measuring the run", "use fewer conversations with --samples")
-def measure(run: Run, names: Sequence[str] = MEASURES) -> Run:
+def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     """Make the measurements of a finished run that it lacks, and write its summary and report anew.
 
     Args:
-        names: of `MEASURES`. Those that a run of this kind cannot have are left out.
+        names: of `MEASUREMENTS`. Those that a run of this kind cannot have are left out.
 
     Raises:
         UserError: an unknown name; none that the run can have; missing or damaged caches or weights.
     """
-    if unknown := [name for name in names if name not in MEASURES]:
-        raise UserError(f"measurement is {unknown[0]!r}; allowed: {', '.join(MEASURES)}.")
+    if unknown := [name for name in names if name not in MEASUREMENTS]:
+        raise UserError(f"measurement is {unknown[0]!r}; allowed: {', '.join(MEASUREMENTS)}.")
     config, possible = run.config, measurements_of(run.config)
     wanted = [name for name in names if name in possible]
     if not wanted:
@@ -69,7 +69,7 @@ def measure(run: Run, names: Sequence[str] = MEASURES) -> Run:
         for name in missing:
             with stage(f"Measuring: {name}"):
                 folder.finish(name, keys[name], (), MAKERS[name](config, folder, model))
-        summary = {name: part for name, part in run.summary.items() if name not in MEASURES}
+        summary = {name: part for name, part in run.summary.items() if name not in MEASUREMENTS}
         return write_results(config, folder, {**summary, **measurements(folder)})
 
 
@@ -78,7 +78,7 @@ def measurements_of(config: ExperimentConfig) -> list[str]:
     lacking = {"probe", "ablations", "generation"} if "mixer" in config.plugins else set()
     if config.data.source != "recall":
         lacking.add("recall_task")
-    return [name for name in MEASURES if name not in lacking]
+    return [name for name in MEASUREMENTS if name not in lacking]
 
 
 def _ablations(config: ExperimentConfig, folder: RunFolder, model: Loader) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The run folder, what a result came from, the published numbers, and trained runs in use."""
+"""Run folders and stages, provenance, the published numbers, and the use of trained runs."""

@@ -18,11 +18,11 @@ from .scratch import free_bytes, if_it_fits
 
 
 def save_cache(folder: Path, split: str, cache: StreamCache, starts: Tensor | None = None) -> None:
-    """Write `{split}_ctx.safetensors` and `{split}_emb.safetensors`; `load_cache` reads them back.
+    """Write `{split}_ctx.safetensors` and `{split}_emb.safetensors`, for `load_cache`.
 
     Args:
-        cache: of a streamed stream all ids, and the contexts of its beginning.
-        starts: of a streamed stream the contexts that it is read on from (see `streamed`).
+        cache: for a streamed stream, all ids and the contexts of its beginning.
+        starts: for a streamed stream, the contexts from which it is continued (see `streamed`).
     """
     embeddings = {"ids": cache.ids}
     if cache.embeddings is not None:
@@ -35,7 +35,7 @@ def save_cache(folder: Path, split: str, cache: StreamCache, starts: Tensor | No
 
 
 def load_cache(folder: Path, split: str) -> StreamCache:
-    """Map the cache of `split` from its files, on the CPU; of a streamed stream only the beginning.
+    """Map the cache of `split` from its files, on the CPU; for a streamed stream, only the beginning.
 
     Raises:
         DamagedFile: a file is missing or not what `save_cache` wrote.
@@ -50,7 +50,7 @@ def load_ids(folder: Path, split: str) -> Tensor:
 
 
 def load_starts(folder: Path, split: str) -> Tensor | None:
-    """Map what a streamed `split` is read on from; None if it is not streamed. Raises as `load_cache`."""
+    """Map the contexts that continue a streamed `split`; None if not streamed. Raises as `load_cache`."""
     return _read(folder, split, "ctx").get("starts")
 
 
@@ -73,7 +73,7 @@ def held_mib(train: StreamCache, validation: StreamCache, starts: Tensor | None 
 
 
 class ReadAhead(StreamCache):
-    """A cache that is held elsewhere than the model: a thread gathers one batch ahead."""
+    """A cache on another device than the model; a thread gathers one batch ahead."""
 
     def batches(
         self, order: Tensor, size: int, model: ContextKV, shard: Shard | None = None
@@ -89,11 +89,11 @@ class ReadAhead(StreamCache):
 def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
     """Move loaded caches to the device where there is room, the smallest split first.
 
-    A split's tensors stay together. One that finds no room stays mapped from its files, and batches of it are
-    read ahead.
+    A split's tensors stay together. A split that does not fit stays mapped from its files, with batches read
+    ahead.
 
     Returns:
-        the caches, and in words where they are held.
+        the caches, and a sentence on where they are held.
     """
     if device.type == "cpu":
         total = sum(cache.nbytes for cache in caches.values())

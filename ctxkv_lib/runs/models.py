@@ -25,10 +25,10 @@ def load_frozen(config: ExperimentConfig) -> tuple[TokenTable, TokenTable | None
 
 
 def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:
-    """Make the model of an experiment; its weights depend on the seed and the shapes alone.
+    """Build the model of an experiment; its weights depend on seed and shapes only.
 
     Raises:
-        UserError: a plug-in is not there, or does not take these shapes.
+        UserError: a plug-in is missing, or does not accept these shapes.
     """
     torch.manual_seed(config.runtime.seed)
     parts = {
@@ -119,7 +119,7 @@ def _words(shape: tuple[int, ...] | str) -> str:
 
 
 def shapes(config: ExperimentConfig) -> tuple[dict[str, int], Window]:
-    """Return parameter counts and window of an experiment's model, which is built without memory for it."""
+    """Return parameter counts and window of an experiment's model, without allocating its weights."""
     with torch.device("meta"):
         model = untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
     return parameter_counts(model), model.window

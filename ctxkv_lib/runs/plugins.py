@@ -23,7 +23,7 @@ from ..errors import UserError
 # `method.model.Parts`, `runs.rows` and `method.phase2.Stepper` describe what each hook is given and returns.
 PACKAGE = Path(__file__).parent.parent
 HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
-WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that a mixer leaves without use
+WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that have no effect with a mixer
 OWN = "ctxkv_lib."
 METHOD_IMPORTS = {"ctxkv_lib", "torch", "numpy", "psutil", *sys.stdlib_module_names}
 WRAPPERS = (property, staticmethod, classmethod)
@@ -36,7 +36,7 @@ class PlugIn:
 
     Attributes:
         name: `module:Name`.
-        source: digest of its source; empty for one of this package, whose code is in the keys of stages.
+        source: digest of its source; empty for plug-ins of this package, whose code is in the stage keys.
         settings: the fields of its `Settings`, if it has any.
     """
 
@@ -49,7 +49,7 @@ class PlugIn:
 
     @classmethod
     def of(cls, part: Any) -> "PlugIn":
-        """Name a class, a function, or a `module:Name` of one; its settings are its defaults.
+        """Make a plug-in of a class, a function, or its `module:Name`, with default settings.
 
         Raises:
             UserError: there is no such thing.
@@ -68,7 +68,7 @@ class PlugIn:
 
 
 def settings_class(part: Any) -> Any:
-    """Return the dataclass of a plug-in's settings, None without."""
+    """Return the dataclass of a plug-in's settings; None if it has no settings."""
     return getattr(part, "Settings", None)
 
 
@@ -95,7 +95,7 @@ def load(name: str) -> Any:
 
 
 def loaded(plugin: PlugIn) -> Any:
-    """Return the class or function of a configuration, if its source is still that.
+    """Return the class or function of a configuration, after a check of its source.
 
     Raises:
         UserError: it is gone, or was changed.
@@ -109,14 +109,14 @@ def loaded(plugin: PlugIn) -> Any:
 
 
 def built(plugin: PlugIn) -> Any:
-    """Return what makes a part from shapes: the plug-in, with its settings if it has any."""
+    """Return the plug-in as a constructor that takes shapes, with its settings bound if it has any."""
     from ..hf.plugins import build_part
 
     return build_part(loaded(plugin), plugin.settings)
 
 
 def _source_digest(part: Any) -> str:
-    """Digest the code of a function or class and all that it uses; empty for this package's."""
+    """Digest the code of a function or class and its dependencies; empty for code of this package."""
     if part.__module__.startswith(OWN):
         return ""
     try:
@@ -130,9 +130,9 @@ def _source_digest(part: Any) -> str:
 
 
 def _sources(part: Any, seen: set[Any]) -> Iterator[str]:
-    """Yield the source of a function or class, and of what it uses.
+    """Yield the source of a function or class, and of its dependencies.
 
-    These are functions and classes of the same top-level package, or notebook, and plain values.
+    These are functions, classes and plain values of the same top-level package or notebook.
     """
     seen.add(part)
     source = plain_source(_source(part))
@@ -153,7 +153,7 @@ def _top_package(part: Any) -> str:
 
 
 def _outer_names(source: str) -> set[str]:
-    """Return the names that a piece of code reads and does not itself assign."""
+    """Return the names that a piece of code reads but does not assign."""
     nodes = [*ast.walk(ast.parse(source))]
     names = [node for node in nodes if isinstance(node, ast.Name)]
     assigned = {node.arg for node in nodes if isinstance(node, ast.arg)}
@@ -183,7 +183,7 @@ def plain_source(source: str) -> str:
 
 
 def _patched_source() -> str:
-    """Digest what was put in the place of functions, classes and methods of the method's loaded modules."""
+    """Digest the replacements of functions, classes and methods in the loaded modules of `method/`."""
     found = ""
     for name, module in sorted(sys.modules.items()):
         if name.startswith(f"{OWN}method.") and getattr(module, "__file__", None):
@@ -210,7 +210,7 @@ def _foreign(value: Any) -> Iterator[Any]:
 def code_key(*plugins: PlugIn | None) -> str:
     """Digest the code that results depend on: `method/`, and the files of this package's plug-ins.
 
-    Docstrings, comments and layout do not count; a function that was replaced at run time does.
+    Docstrings, comments and layout are ignored; functions replaced at run time are included.
     """
     modules = {plugin.name.partition(":")[0] for plugin in plugins if plugin is not None}
     files = {file for file in (PACKAGE / "method").glob("*.py") if file.stem != "reference"}

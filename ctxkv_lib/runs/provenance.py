@@ -1,4 +1,4 @@
-"""What a result came from: versions, device and commit."""
+"""The provenance of a result: versions, device and commit."""
 
 import json
 import platform
@@ -21,10 +21,10 @@ REPORTED = ("torch", "transformers", "numpy")
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes cuda, then mps, then cpu.
+    """Choose the device; `auto` takes cuda, then mps, then cpu.
 
     Raises:
-        UserError: the named device is not there.
+        UserError: the machine lacks the named device.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return `fp32` or `bf16`; `auto` takes bf16 where the processor or the GPU says it has units for it."""
+    """Return `fp32` or `bf16`; `auto` takes bf16 if the processor or GPU reports units for it."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -48,7 +48,7 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 @cache
 def _cpu_flags() -> set[str]:
-    """Return what Linux says the processor can do; nothing elsewhere."""
+    """Return the processor's features that Linux lists; nothing on other systems."""
     try:
         words = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -70,7 +70,7 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Return the commit of this package's checkout (`-dirty` if changed), or the one that pip installed.
 
-    None for a package from elsewhere.
+    None if neither is known.
     """
     if not (PACKAGE.parent / ".git").exists():
         return _installed_commit()

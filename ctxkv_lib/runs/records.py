@@ -1,6 +1,6 @@
-"""`checkpoint/stages.json`: what every finished stage was made from, the files it left, and its numbers.
+"""`checkpoint/stages.json`: inputs, files and numbers of every finished stage.
 
-A record counts only as long as each of its files is the one it was made with, by checksum.
+A record is valid only while each of its files has the recorded checksum.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,18 +13,18 @@ from ..files import read_sealed_json, state, write_sealed_json
 from ..method.loop import Metric
 
 SummaryPart = dict[str, Any]
-MEASURES = ("probe", "ablations", "recall_task", "generation", "ngrams")
-STAGES = ("phase1", "caches", "phase2", "model", "test", "results")  # each made from those before it
+MEASUREMENTS = ("probe", "ablations", "recall_task", "generation", "ngrams")
+STAGES = ("phase1", "caches", "phase2", "model", "test", "results")  # each computed from those before it
 FILE = "checkpoint/stages.json"
-DROPPED = "dropped"  # in the place of the checksum of a file that was removed to save disk space
+DROPPED = "dropped"  # instead of the checksum, for a file that was removed to save disk space
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished stage left.
+    """The record of a finished stage.
 
     Attributes:
-        key: a digest of everything it was made from.
+        key: digest of everything it depends on.
         files: checksum of each of its files, or `DROPPED`, by its path in the run folder.
         result: its part of the summary.
         metrics: its lines of metrics.jsonl.
@@ -41,7 +41,7 @@ class Record:
             yield name, DROPPED if expected == DROPPED else state(folder / name, expected)
 
     def lost(self, folder: Path, names: Iterable[str] | None = None) -> str:
-        """Say which file, of all or of those named, is not the one it was; empty if all are."""
+        """Name a missing or damaged file, of all or of those named; empty if all are intact."""
         lost = (
             f"{folder / name} is {how}"
             for name, how in self.states(folder)
@@ -52,7 +52,7 @@ class Record:
 
 @dataclass
 class Records:
-    """The records of one run folder, with the configuration and the code that they belong to."""
+    """The records of one run folder, with their configuration and code."""
 
     folder: Path
     config: dict[str, Any]
@@ -61,7 +61,7 @@ class Records:
 
     @classmethod
     def read(cls, folder: Path) -> "Records | None":
-        """Read what the folder holds; None if that is nothing.
+        """Read the records in the folder; None if it has none.
 
         Raises:
             DamagedFile: the file is not what was written.
@@ -74,14 +74,14 @@ class Records:
         return cls(folder, values["config"], values.get("code", ""), stages)
 
     def add(self, stage: str, record: Record) -> None:
-        """Write a stage's record to the disk. The results, made from all others, no longer fit it."""
+        """Write a stage's record to the disk, and remove that of the results, which depend on all stages."""
         self.stages = {name: held for name, held in self.stages.items() if name != "results"}
         self.stages[stage] = record
         if not ranks.rank():
             self.write()
 
     def drop(self, parts: Iterable[str]) -> None:
-        """Write to the disk that all files at and below `parts`, paths in the folder, are dropped."""
+        """Record that all files at and below `parts`, paths in the folder, are dropped."""
         whole = tuple(f"{part}/" for part in parts)
         for name, record in self.stages.items():
             kept = {f: DROPPED if f"{f}/".startswith(whole) else known for f, known in record.files.items()}

@@ -1,4 +1,4 @@
-"""What a run refuses before it computes anything, as far as that is known without a network."""
+"""Checks of a run before it computes anything, as far as possible without a network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ SIZES = {"train": "samples", "val": "validation_samples"}
 
 
 def refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
-    """Refuse a stream that does not fill one window: it says nothing about attention over a full one.
+    """Refuse a stream that does not fill one window: it cannot test attention over a full one.
 
     Args:
         tokens: of the streams, "train" and "val".
@@ -30,7 +30,7 @@ def refuse_short(tokens: dict[str, int], model: ModelConfig) -> None:
 
 
 def refusals(config: ExperimentConfig, tokens: dict[str, int | None]) -> list[str]:
-    """Collect the sentences with which a run would be refused.
+    """Collect the error messages with which a run would be refused.
 
     Args:
         tokens: of both streams, "train" and "val"; None where that is not known.

@@ -1,4 +1,4 @@
-"""Mixers: models that compute what they know of the text from rows of tokens, in the place of contexts.
+"""Mixers: models that read rows of tokens instead of contexts.
 
 `ctxkv.run(config, mixer=MyMixer)` takes an `nn.Module` made from a `ModelConfig` (and `settings`, if its
 class has `Settings`), all of which Phase 2 trains. It is called as `mixer(embeddings, start)`:
@@ -8,8 +8,8 @@ class has `Settings`), all of which Phase 2 trains. It is called as `mixer(embed
 - it returns hidden states for the output head, `[rows, length - start, hidden_size]`; that of a column must
   not depend on later columns.
 
-Its attribute `history`, 0 by default, says how many tokens before a position it reads at most in training;
-`evaluation_history`, by default the same, how many in evaluation.
+Its attribute `history`, 0 by default, is the largest number of tokens before a position that it reads in
+training; `evaluation_history`, by default the same, is that number in evaluation.
 """
 
 from collections.abc import Callable, Iterator
@@ -84,7 +84,7 @@ class RowBatch:
         return self._own(model.attention(model.embed(self.ids), start), start), None
 
     def _own(self, rows: Tensor, start: int = 0) -> Tensor:
-        """Take of each row `[T - start, ...]` what lies in its span, one after the other: `[n, ...]`."""
+        """Concatenate the columns within each row's span, from rows `[T - start, ...]`: `[n, ...]`."""
         return torch.cat([row[a - start : b - start] for row, (a, b) in zip(rows, self.spans, strict=True)])
 
     def split(self, pieces: int) -> Iterator[tuple[Self, slice]]:
@@ -105,7 +105,7 @@ class RowBatch:
 
 @dataclass
 class TokenRows(StreamCache):
-    """A stream of n + 1 tokens whose contexts, of no width, only say the precision of training.
+    """A stream of n + 1 tokens whose contexts, of width 0, only carry the precision of training.
 
     Attributes:
         history: tokens that a row has before the first position that is asked for, fewer at the beginning.
@@ -114,7 +114,7 @@ class TokenRows(StreamCache):
     history: int = 0
 
     def epoch_order(self, seed: int, number: int) -> Tensor:
-        """Draw a permutation of chunks, which lie differently in each epoch: int64 `[n]` on the CPU."""
+        """Draw a permutation of chunks, cut differently in each epoch: int64 `[n]` on the CPU."""
         generator = torch.Generator().manual_seed(epoch_seed(seed, number))
         shift = int(torch.randint(CHUNK, (), generator=generator))
         positions = torch.arange(len(self))
@@ -136,7 +136,7 @@ class TokenRows(StreamCache):
 
 
 def as_read(model: ContextKV, cache: StreamCache, trained: bool) -> StreamCache:
-    """Return what Phase 2 reads a cached stream as: itself, or for a mixer rows of its tokens.
+    """Return a cached stream as Phase 2 reads it: unchanged, or as rows of tokens for a mixer.
 
     Args:
         trained: whether it is trained on.

@@ -1,4 +1,4 @@
-"""The folder of one experiment: whose it is, which stages are done, and what a finished run left in it."""
+"""The folder of one experiment: its owner, its finished stages, and its results."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from .records import FILE, Record, Records
 ROOT_VARIABLE = "CTXKV_RUNS"
 COMPARISON = "comparison.json"
 CONFIG = "config.json"
-FOREIGN = {"desktop.ini", "Thumbs.db"}  # what systems leave anywhere; hidden files do not count either
+FOREIGN = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
 MODEL_MARK = "generation_config.json"  # in the folder of a model, which has a config.json, too
 DEFAULT_ROOT = Path(os.environ.get(ROOT_VARIABLE) or "runs")
 
@@ -55,7 +55,7 @@ def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str = DE
 
 
 class RunFolder:
-    """One experiment on disk. Stages record what they were made from, so finished work is found again."""
+    """One experiment on disk. Stages record their inputs, so finished work is reused."""
 
     records: Records  # once claimed
 
@@ -76,13 +76,13 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, config: ExperimentConfig, again: bool = False) -> Iterator[None]:
-        """Hold the folder for this experiment while the block runs; rank 0 does, for all ranks.
+        """Lock the folder for this experiment while the block runs, on rank 0 for all ranks.
 
         Args:
             again: replace a finished result that other code made.
 
         Raises:
-            UserError: it is in use, or holds another experiment, or something that is no experiment.
+            UserError: it is in use, or holds another experiment or other files.
         """
         is_new, held = not self.path.exists(), ExitStack()
         try:
@@ -95,7 +95,7 @@ class RunFolder:
             raise
 
     def _taken(self, config: ExperimentConfig, held: ExitStack, again: bool) -> Records:
-        """Lock the folder as long as `held` is open, and return its records."""
+        """Lock the folder until `held` closes, and return its records."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name another folder with --out.")
         if self._content() and not (self.config.is_file() or (self.path / FILE).is_file()):
@@ -112,7 +112,7 @@ class RunFolder:
         return {name for name in names if not name.startswith(".")} - FOREIGN
 
     def records_of(self, config: ExperimentConfig, again: bool = False) -> Records:
-        """Return the records of `config`'s stages; none if the folder is new, or if they cannot be trusted.
+        """Return the records of `config`'s stages; none if the folder is new or they are damaged.
 
         Raises:
             UserError: the folder holds another experiment, one that cannot be read, or a finished result of
@@ -151,13 +151,13 @@ class RunFolder:
             )
 
     def finished(self, stage: str, key: str) -> Record | None:
-        """Return a stage's record if it was made from what `key` stands for and its files are still those."""
-        if (stage, key) not in self._checked:  # the files are looked at once
+        """Return a stage's record if its key is `key` and its files are intact."""
+        if (stage, key) not in self._checked:  # files are checked once
             self._checked[stage, key] = ranks.on_rank_0(lambda: self._check(stage, key))
         return self._checked[stage, key]
 
     def shared(self, stage: str, key: str) -> Record | None:
-        """Return `finished`, or the same of another run under this root, whose files are linked here."""
+        """Return `finished`, or the same stage of another run under this root, with its files linked here."""
         found = self.finished(stage, key)
         if found is None and (found := ranks.on_rank_0(lambda: self._adopted(stage, key))):
             self.keep(stage, found)
@@ -200,7 +200,7 @@ class RunFolder:
         result: dict[str, Any] | None = None,
         metrics: Sequence[Metric] = (),
     ) -> Record:
-        """Record a finished stage, which stands from now on for exactly the files at and below `parts`."""
+        """Record a finished stage with exactly the files at and below `parts`."""
         record = ranks.on_rank_0(
             lambda: Record(key, checksums(self.path, parts), result or {}, list(metrics))
         )
@@ -208,7 +208,7 @@ class RunFolder:
         return record
 
     def drop_artefacts(self) -> None:
-        """Remove what takes space and can be made again, all but results and records, of a claimed folder."""
+        """Remove everything that can be rebuilt from a claimed folder: all but results and records."""
         parts = [self.model, self.caches, *self.path.glob("checkpoint/*.safetensors")]
         self.records.drop(part.relative_to(self.path).as_posix() for part in parts)
         for part in parts:
@@ -225,7 +225,7 @@ class RunFolder:
             file.write(_line(metric))
 
     def keep_metrics(self, *records: Record) -> None:
-        """Make metrics.jsonl what these stages recorded, and nothing else."""
+        """Write metrics.jsonl anew, with the lines of these stages only."""
         if ranks.rank():
             return
         write_text(self.metrics_file, "".join(_line(metric) for each in records for metric in each.metrics))
@@ -244,7 +244,7 @@ def _line(metric: Metric) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, as read from its folder."""
+    """A finished run, read from its folder."""
 
     path: Path
     config: ExperimentConfig
@@ -265,7 +265,7 @@ def load_run(path: Path | str) -> Run:
     """Read a finished run.
 
     Raises:
-        UserError: no such folder, or the run in it has not finished, or is not what was written.
+        UserError: no such folder, or its run is unfinished or damaged.
     """
     folder = RunFolder(Path(path))
     if not folder.path.is_dir():
@@ -286,7 +286,7 @@ def load_run(path: Path | str) -> Run:
 
 
 def _no_run(path: Path) -> str:
-    """Say what a folder is that has no run in it, and what to name instead."""
+    """Explain why a folder holds no run, and what to name instead."""
     if (path / COMPARISON).is_file():
         return f"{path} is a comparison; name one of its runs (`ctxkv list {path.parent}` shows them)."
     if any(not (file.parent / MODEL_MARK).is_file() for file in path.glob(f"*/{CONFIG}")):
@@ -298,7 +298,7 @@ def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -
     """Check a stage's files, or those named, before they are used.
 
     Raises:
-        UserError: the stage is not finished, or a file is not what was written; it says what to do.
+        UserError: the stage is unfinished, or a file is missing or damaged.
     """
     records = Records.read(path)
     if records is None:
@@ -311,7 +311,7 @@ def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -
 
 
 def read_run(path: Path, config: ExperimentConfig) -> Run:
-    """Read the run of `config` from a folder that holds all of it."""
+    """Read the complete run of `config` from its folder."""
     folder = RunFolder(path)
     return Run(path, config, read_json(folder.summary), list(_lines(folder.metrics_file)))
 

@@ -10,7 +10,7 @@ LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp
 STRIDE = 256  # tokens between two contexts that are kept
 BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; fewer, to be whole batches
 POOL_BLOCKS = 8  # a pool takes 256 MiB in bf16, 512 in fp32, at the published size
-BEGINNING_TOKENS = 65_536  # of a streamed stream, so many contexts are kept for those who look at them
+BEGINNING_TOKENS = 65_536  # of a streamed stream, the contexts kept for explorers and measurements
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
 
@@ -50,7 +50,7 @@ class RuntimeConfig:
         "auto",
         "where Phase 2 has the contexts of training from",
         {
-            "auto": f"streamed where it can be and tokens are more than {LARGE_STREAM:,}",
+            "auto": f"streamed if possible and with more tokens than {LARGE_STREAM:,}",
             "cached": "all are kept; an epoch visits positions in one permutation",
             "streamed": "exact ones, computed when needed; an epoch shuffles a pool of blocks at a time",
         },

@@ -1,7 +1,7 @@
-"""The stages of an experiment in order, each done only if its run folder does not hold it intact.
+"""The stages of an experiment in order; intact stages in the run folder are reused.
 
-Phase 1 leaves the ContextBlock, from which the caches are computed; Phase 2 leaves attention and
-feed-forward; the model is put together from both. Missing or damaged files are rebuilt from intact stages.
+Phase 1 trains the ContextBlock, from which the caches are computed. Phase 2 trains attention and
+feed-forward. The model combines both. Missing or damaged files are rebuilt from intact stages.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from ..method.phase2 import Stepper, train_attention
 from ..progress import Listener, notice, say, stage, transformers_bars_hidden
 from .caches import load_cache, load_starts, place_caches
 from .config import ExperimentConfig
-from .contexts import context_facts, contexts_of, sampled_ids
+from .contexts import context_summary, contexts_of, sampled_ids
 from .long_run import Checkpoint, forget
 from .plugins import built
 from .records import Record, SummaryPart
@@ -37,7 +37,7 @@ from .work import Work
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run as far as its contexts: what Phase 2 starts from."""
+    """A run whose contexts are computed: the input of Phase 2."""
 
     model: ContextKV
     placement: str  # where the caches are held, in words
@@ -55,7 +55,7 @@ def run_stages(
         listener: gets every metric in order, those of stages done earlier included.
 
     Returns:
-        What is known of the contexts, and of Phase 2 on them.
+        the summary parts of the contexts, and of Phase 2.
     """
     work = Work(config, folder, listener)
     with _diverging():
@@ -65,11 +65,11 @@ def run_stages(
         _save_model(work, phase2)
     folder.keep_metrics(phase1, phase2)
     forget(folder.phase2_checkpoint)
-    return context_facts(phase1, caches), {**phase2.result, "epochs": phase2.metrics}
+    return context_summary(phase1, caches), {**phase2.result, "epochs": phase2.metrics}
 
 
 def prepare(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> Prepared:
-    """Bring a claimed run folder as far as its contexts; `run_stages` goes on from there.
+    """Compute the contexts of a claimed run folder; `run_stages` continues from there.
 
     Args:
         listener: gets every metric of Phase 1 in order, also if it was done earlier.
@@ -93,14 +93,14 @@ def _prepare(work: Work, phase1: Record, cached: Record) -> Prepared:
         placement += ", training contexts computed when needed"
         train = Streamed(work.ids["train"], starts, project_vocabulary(model), train.dtype)
     say(f"Caches: {placement}")
-    facts = context_facts(phase1, cached)
-    facts["memory"] = [*facts["memory"], snapshot("phase 2 prepared", work.device)]
-    facts["parameters"] = parameter_counts(model)
-    return Prepared(model, placement, facts, caches, train)
+    summary = context_summary(phase1, cached)
+    summary["memory"] = [*summary["memory"], snapshot("phase 2 prepared", work.device)]
+    summary["parameters"] = parameter_counts(model)
+    return Prepared(model, placement, summary, caches, train)
 
 
 def _attention(work: Work, phase1: Record, caches: Record) -> Record:
-    """Leave in the folder what the best epoch of Phase 2 trained."""
+    """Train Phase 2, and write the best epoch's weights to the folder."""
     key = work.phase2_key(phase1)
     if done := work.folder.finished("phase2", key):
         work.report(done)
@@ -126,7 +126,7 @@ def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
     )
     trained = model.trained_weights()
     ranks.on_rank_0(lambda: write_tensors(folder.attention, trained))
-    facts = {
+    summary = {
         "parameters": parameter_counts(model),
         "offsets": None if isinstance(model, MixerModel) else model.window.offsets,
         "stop_reason": result.stop_reason,
@@ -138,11 +138,11 @@ def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
         },
         "memory": prepared.record["memory"][-1:],
     }
-    return folder.finish("phase2", key, [folder.attention], facts, result.epochs)
+    return folder.finish("phase2", key, [folder.attention], summary, result.epochs)
 
 
 def _init_attention(work: Work) -> None:
-    """Let a plug-in initialise what Phase 2 trains from the trained ContextBlock, or from the tokens."""
+    """Call a plug-in's init of Phase 2's weights, which depends on the trained ContextBlock or the tokens."""
     attention: Any = work.model.attention
     if hasattr(attention, "init_from_block"):
         attention.init_from_block(work.model.context_block)
@@ -152,7 +152,7 @@ def _init_attention(work: Work) -> None:
 
 @contextmanager
 def _diverging() -> Iterator[None]:
-    """Inside, a training that diverges is the user's error."""
+    """Turn a `Diverged` inside into the error of the user."""
     try:
         yield
     except loop.Diverged as error:
@@ -160,7 +160,7 @@ def _diverging() -> Iterator[None]:
 
 
 def _save_model(work: Work, phase2: Record) -> None:
-    """Leave everything transformers needs to load and run the model, its code included."""
+    """Write everything transformers needs to load and run the model, its code included."""
     folder, key = work.folder, work.model_key(phase2)
     if not folder.finished("model", key):
         files = ranks.on_rank_0(lambda: _write_model(work))
@@ -168,7 +168,7 @@ def _save_model(work: Work, phase2: Record) -> None:
 
 
 def _write_model(work: Work) -> list[Path]:
-    """Write the model for transformers; nothing where its code cannot be carried along, which is said."""
+    """Write the model for transformers; print a line instead if its code cannot be exported."""
     from transformers import GenerationConfig
 
     folder, end = work.folder, work.tokenizer.eos_token_id

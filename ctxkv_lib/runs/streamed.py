@@ -1,8 +1,7 @@
-"""Contexts that Phase 2 computes when it needs them: a pool of blocks at a time, dropped once it is trained
-on.
+"""Contexts that Phase 2 computes on demand: one pool of blocks at a time, dropped after training on it.
 
-Of a stream is kept the context before every `STRIDE`-th token, as many bytes as its ids. From these all
-segments of a pool are read on in lock-step: the exact recurrence again, without a burn-in.
+The context before every `STRIDE`-th token is kept, as many bytes as the ids. From these, all segments of a
+pool are computed in lock-step: the exact recurrence, without a burn-in.
 """
 
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ def sampled(ids: Tensor, config: Phase1Config) -> Tensor:
 
 @torch.no_grad()
 def project_vocabulary(model: ContextKV) -> Tensor:
-    """Compute the ContextBlock's `project_inputs` of every token there is, `[vocab_size, ...]`."""
+    """Compute the ContextBlock's `project_inputs` of the whole vocabulary, `[vocab_size, ...]`."""
     every = torch.arange(model.wte.num_embeddings, device=model.device)
     return torch.cat(
         [project_inputs(model.context_block, model.embed(part)) for part in every.split(TABLE_ROWS)]
@@ -45,7 +44,7 @@ def project_vocabulary(model: ContextKV) -> Tensor:
 
 @torch.no_grad()
 def read_once(model: ContextKV, ids: Tensor, tolerance: float, beginning: Tensor) -> tuple[Tensor, float]:
-    """Read a stream of n + 1 tokens once, a block at a time, and keep what `Streamed` reads on from.
+    """Read a stream of n + 1 tokens once, a block at a time, and keep the contexts that `Streamed` needs.
 
     Args:
         ids: integers `[n + 1]`, on any device.
@@ -54,7 +53,7 @@ def read_once(model: ContextKV, ids: Tensor, tolerance: float, beginning: Tensor
 
     Returns:
         the context before every `STRIDE`-th token, float32 `[n // STRIDE + 1, context_dim]` on the CPU; and
-        the largest difference of any component where the reading was cut.
+        the largest difference of a component at a segment boundary.
     """
     inputs, count, most = project_vocabulary(model), len(ids) - 1, 0.0
     width = beginning.shape[1]
@@ -74,9 +73,9 @@ def read_once(model: ContextKV, ids: Tensor, tolerance: float, beginning: Tensor
 
 @dataclass
 class Streamed:
-    """What Phase 2 trains on of a long stream of n + 1 tokens, as a `TrainingStream`.
+    """The `TrainingStream` of a long stream of n + 1 tokens.
 
-    An epoch visits blocks in an order of its own, and within each pool of blocks all positions in another.
+    Each epoch shuffles the blocks, and then the positions within each pool of blocks.
 
     Attributes:
         ids: integers `[n + 1]`, on any device.
@@ -96,7 +95,7 @@ class Streamed:
     def epoch(
         self, seed: int, number: int, done: int, size: int, model: ContextKV, shard: Shard
     ) -> Iterator[Batch]:
-        """As in `TrainingStream`. The block at the stream's end comes last: it may not be whole batches."""
+        """Yield batches as `TrainingStream` does; the stream's end, maybe a short block, comes last."""
         generator = torch.Generator().manual_seed(epoch_seed(seed, number))
         for pool in self._pools(size, generator):
             count = sum(map(len, pool))
@@ -118,12 +117,12 @@ class Streamed:
     def _made(self, pool: list[range], model: ContextKV) -> tuple[StreamCache, Tensor]:
         """Compute tokens and contexts of a pool on the model's device, and its blocks' positions in it.
 
-        Each block stands there with what its first windows reach back to, as a stream of its own.
+        Each block is a stream of its own, preceded by the tokens that its first windows reach.
         """
         step = model.window.step
         reach = model.window.offsets[-1] + step  # a window's, and up to the next position on a grid
         ids, starts, begins, positions = [], [], [], []
-        place = 0  # of the segment that comes next
+        place = 0  # of the next segment
         for block in pool:
             segments = range(max(0, block.start - reach) // STRIDE, block.stop // STRIDE + 1)
             shift = (place - segments.start) * STRIDE  # from a position of the stream to one of the pool
@@ -141,9 +140,9 @@ class Streamed:
 
     @torch.no_grad()
     def _contexts(self, tokens: Tensor, starts: Tensor, model: ContextKV) -> Tensor:
-        """Compute padded contexts of segments `[s, STRIDE]`, each read on from the context before it.
+        """Compute padded contexts of segments `[s, STRIDE]`, each from the context before it.
 
-        Of several processes each computes a shard of them, for all.
+        Each of several processes computes a shard.
         """
         count, stride = tokens.shape
         contexts = torch.empty(count * stride + 1, starts.shape[1], dtype=self.dtype, device=model.device)

@@ -1,4 +1,4 @@
-"""The test split of a trained run: scored once, in every run, and kept as a stage of its folder."""
+"""Score the test split of a trained run, once, as a stage of its folder."""
 
 import torch
 from torch import Tensor
@@ -16,17 +16,17 @@ from ..progress import stage
 from .config import ExperimentConfig
 from .plugins import code_version
 from .provenance import choose_device
-from .records import MEASURES, SummaryPart
+from .records import MEASUREMENTS, SummaryPart
 from .rows import MixerModel, as_read
 from .run_folder import RunFolder
 from .trained import load_model
 
-PAIRED_WITHIN = ModelConfig().context_window  # tokens back, whatever the run's own window: runs compare
+PAIRED_WITHIN = ModelConfig().context_window  # tokens back, in every run, so that runs can be compared
 
 
 @memory_advice("Scoring the test split", "use fewer conversations with --samples")
 def test(config: ExperimentConfig, folder: RunFolder) -> SummaryPart:
-    """Score the test split with the kept weights, or return what the folder has of it.
+    """Score the test split with the best weights, or return the recorded scores.
 
     Args:
         folder: claimed, of a run that is trained.
@@ -63,22 +63,22 @@ def trained_model(config: ExperimentConfig, folder: RunFolder) -> ContextKV:
 
 
 def measurements(folder: RunFolder) -> SummaryPart:
-    """Return the measurements in a folder (`research.measure`) that were made of its present weights."""
+    """Return the measurements in a folder (`research.measure`) that belong to its present weights."""
     stages = folder.records.stages
     return {
         name: stages[name].result
-        for name in MEASURES
+        for name in MEASUREMENTS
         if name in stages and stages[name].key.startswith(measurement_key(folder)) and stages[name].result
     }
 
 
 def measurement_key(folder: RunFolder, code: str = "") -> str:
-    """Identify what a measurement was made of: the run's caches, weights and test split; then its code."""
+    """Digest the inputs of a measurement: the run's caches, weights and test split; then its code."""
     return f"{folder.records.stages['test'].key}-{code}"
 
 
 def _trained_key(folder: RunFolder) -> str:
-    """Identify caches and weights, these by the perplexities of their epochs: files may be dropped."""
+    """Digest caches and weights, these by the perplexities of their epochs, as files may be dropped."""
     caches, phase2 = (folder.records.stages[name] for name in ("caches", "phase2"))
     reached = [[epoch["train_ppl"], epoch["val_ppl"]] for epoch in phase2.metrics]
     return digest([caches.key, phase2.key, reached])
@@ -86,7 +86,7 @@ def _trained_key(folder: RunFolder) -> str:
 
 @torch.no_grad()
 def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> SummaryPart:
-    """Score a stream whose contexts are computed as those of validation are."""
+    """Score a stream, with contexts computed as for validation."""
     ids = stream.ids.int().to(model.device)
     width = 0 if isinstance(model, MixerModel) else config.model.context_dim
     contexts = torch.empty(len(ids), width, device=model.device)
@@ -111,7 +111,7 @@ def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> S
 
 
 def _by_conversation(losses: Tensor, starts: Tensor) -> list[Tensor]:
-    """Split losses, the first of which is the stream's second token's, at the conversations' first tokens."""
+    """Split the losses, which start at the stream's second token, at the conversations' first tokens."""
     return [part for part in losses.tensor_split((starts[1:] - 1).clamp(min=0).cpu()) if len(part)]
 
 
@@ -122,7 +122,7 @@ def pairs(ids: Tensor) -> Tensor:
 
 
 def since_last(codes: Tensor) -> Tensor:
-    """Distance from each of `codes` `[n]` back to its last occurrence: int64 `[n]`; n where there is none."""
+    """Compute the distance from each of `codes` `[n]` back to its last occurrence, int64 `[n]`; n if none."""
     order = codes.argsort(stable=True)
     same = codes[order[1:]] == codes[order[:-1]]
     since = torch.full_like(codes, len(codes))

@@ -1,4 +1,4 @@
-"""Trained runs in use: the model of a run, for explorers and measurements, and for transformers."""
+"""Use of trained runs: the model of a run, for explorers, measurements and transformers."""
 
 from dataclasses import astuple
 from pathlib import Path
@@ -27,10 +27,10 @@ from .settings import Sampling
 
 
 def load_model(path: Path, config: ExperimentConfig) -> ContextKV:
-    """Rebuild the model of a trained run on the CPU, whatever plug-ins it has.
+    """Rebuild the model of a trained run on the CPU, with its plug-ins.
 
     Raises:
-        UserError: a file of the run is damaged, or a plug-in is gone or was changed.
+        UserError: a file of the run is damaged, or a plug-in is missing or changed.
     """
     refuse_damaged(path, "phase1")
     refuse_damaged(path, "phase2")
@@ -44,10 +44,10 @@ def load_model(path: Path, config: ExperimentConfig) -> ContextKV:
 def load_trained(
     path: Path | str, device: torch.device | str = "cpu"
 ) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:
-    """Load model and tokenizer of a finished run, as transformers has them.
+    """Load model and tokenizer of a finished run as transformers objects.
 
     Raises:
-        UserError: no finished run there, a damaged one, or a mixer that cannot read on token by token.
+        UserError: no finished run there, a damaged one, or a mixer without token-by-token inference.
     """
     from transformers import AutoTokenizer
 
@@ -66,7 +66,7 @@ def load_trained(
 
 
 def push_model(path: Path | str, repo: str, private: bool = False) -> str:
-    """Upload the model folder of a finished run to a repository on the Hub, which is made if there is none.
+    """Upload the model folder of a finished run to a repository on the Hub, created if missing.
 
     Args:
         repo: `owner/name`, or `name` for the user who is logged in.
@@ -136,10 +136,10 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
     """Wrap a trained model for transformers.
 
     Args:
-        saved: refuse what a folder could not be loaded with.
+        saved: refuse a model that could not be loaded from its folder.
 
     Raises:
-        UserError: a mixer that cannot read on, or a plug-in whose code a folder cannot carry.
+        UserError: a mixer without token-by-token inference, or a plug-in that cannot be exported.
     """
     from ..hf.export import source_file
 
@@ -159,7 +159,7 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
 
 
 def refuse_unserved(config: ExperimentConfig) -> None:
-    """Raise a UserError if a run's mixer cannot read on token by token."""
+    """Raise a UserError if a run's mixer has no token-by-token inference."""
     mixer = config.plugins.get("mixer")
     if mixer and not hasattr(loaded(mixer), "served"):
         raise UserError(

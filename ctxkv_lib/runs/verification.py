@@ -26,12 +26,12 @@ class Verification:
     """The result of `verify`."""
 
     artefacts: list[Artefact]
-    unfinished: list[str]  # stages without a record, of a run that has not come to its end
-    cure: str  # the command that makes again what is not intact, and finishes the run
+    unfinished: list[str]  # stages without a record, of an unfinished run
+    cure: str  # the command that rebuilds missing files and finishes the run
 
     @property
     def intact(self) -> bool:
-        """Whether every file that should be there is the one it was."""
+        """Return whether all files are intact or dropped."""
         return all(artefact.state in ("intact", DROPPED) for artefact in self.artefacts)
 
 
@@ -67,7 +67,7 @@ def _artefact(path: Path, stage: str, name: str, state: str) -> Artefact:
 
 
 def _checkpoints(path: Path, recorded: set[str]) -> list[Artefact]:
-    """Check the saved states of a training that no record names yet; they carry their own checksum."""
+    """Check the saved states of an unfinished training, which carry their own checksum."""
     found = []
     for file in sorted((path / "checkpoint").glob("[!.]*.safetensors")):
         name = file.relative_to(path).as_posix()

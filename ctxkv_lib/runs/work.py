@@ -1,4 +1,4 @@
-"""An experiment under way: what it is made from, the keys of its stages, its model and its folder."""
+"""An experiment under way: its data, stage keys, model and folder."""
 
 from dataclasses import asdict
 from functools import cached_property
@@ -39,7 +39,7 @@ class Work:
         listener: gets every metric in order.
 
     Raises:
-        UserError: a source is missing, damaged, too small or out of reach; a device that is not there.
+        UserError: a source is missing, damaged, too small or unreachable; the device is missing.
     """
 
     @memory_advice("Reading the data", "use fewer conversations with --samples")
@@ -79,7 +79,7 @@ class Work:
     @cached_property
     @memory_advice("Building the model", "use fewer conversations or a smaller model, or free the GPU")
     def model(self) -> ContextKV:
-        """The model on its device: untrained, until a stage trains or loads its parts."""
+        """The model on its device, untrained until a stage trains or loads its parts."""
         with stage("Building the model"):
             model = frozen_model(self.config, self.table, self.counts).to(self.device)
             check_parts(model, self.config)
@@ -87,12 +87,12 @@ class Work:
         return model
 
     def load_block(self) -> None:
-        """Give the model the ContextBlock that Phase 1 left in the folder."""
+        """Load the ContextBlock that Phase 1 wrote to the folder."""
         if not isinstance(self.model, MixerModel):
             self.model.context_block.load_state_dict(read_tensors(self.folder.context_block))
 
     def report(self, record: Record) -> None:
-        """Send the listener the metrics of a stage that was done earlier."""
+        """Send the metrics of a reused stage to the listener."""
         for metric in record.metrics:
             self.listener(metric)
 
@@ -107,7 +107,7 @@ class Work:
         return LongRun(name, self.device, record, checkpoint, use_cuda_graph(self.config, self.device))
 
     def phase1_key(self) -> str:
-        """Digest what Phase 1 depends on; not the window, the heads or Phase 2."""
+        """Digest the inputs of Phase 1: not the window, the heads or Phase 2."""
         shapes = [self.config.model.context_dim, self.config.model.hidden_size]
         made_from = [self.train.fingerprint, self.config.data.tokenizer, self.table.fingerprint]
         settings = [asdict(self.config.phase1), self.config.runtime.seed]
@@ -117,14 +117,14 @@ class Work:
         return digest([phase1.key, phase1.files, self.validation.fingerprint, self._how()])
 
     def phase2_key(self, phase1: Record) -> str:
-        """Digest what Phase 2 depends on; not the caches, whose rounding may differ."""
+        """Digest the inputs of Phase 2: not the caches, whose rounding may differ."""
         counts = self.counts and self.counts.fingerprint
         settings = [asdict(self.config.model), asdict(self.config.phase2), self._how()]
         made_from = [phase1.key, phase1.files, self.validation.fingerprint, counts]
         return digest([made_from, settings, *self._plugins("attention", "mixer", "optimizer")])
 
     def model_key(self, phase2: Record) -> str:
-        """Digest what the folder depends on that transformers loads; all of the model's code is in it."""
+        """Digest the inputs of the model folder for transformers, all of the model's code included."""
         return digest([phase2.key, phase2.files, code_version("hf")])
 
     def _how(self) -> list[str]:

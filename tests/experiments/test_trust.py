@@ -13,11 +13,11 @@ from disturbed_runs import (
     cut,
     delete,
     die,
-    facts,
     flip,
     generate,
     in_child,
     make_quick,
+    outcome,
     swap,
 )
 
@@ -117,9 +117,9 @@ def test_a_lost_model_is_put_together_again_without_training(laboratory, copy, m
 
 def test_a_second_process_is_refused(laboratory, copy):
     with only_process(copy):
-        told = laboratory.run(copy)
-    assert told.is_a_sentence
-    assert f"in use by process {os.getpid()}" in told.text
+        refused = laboratory.run(copy)
+    assert refused.is_a_sentence
+    assert f"in use by process {os.getpid()}" in refused.text
 
 
 def test_what_systems_and_killed_first_writes_leave_is_no_run(laboratory, tmp_path):
@@ -131,12 +131,12 @@ def test_what_systems_and_killed_first_writes_leave_is_no_run(laboratory, tmp_pa
 
 def test_generate_names_a_cure_that_works(laboratory, copy):
     (copy / "model" / "model.safetensors").write_bytes(b"")
-    told = in_child(lambda: generate(copy))
-    assert told.is_a_sentence
-    assert "model.safetensors is damaged; make it again with `ctxkv run" in told.text
-    words = shlex.split(told.text.split("`")[1])
+    refused = in_child(lambda: generate(copy))
+    assert refused.is_a_sentence
+    assert "model.safetensors is damaged; make it again with `ctxkv run" in refused.text
+    words = shlex.split(refused.text.split("`")[1])
     assert main(words[1:]) == 0
-    assert facts(copy) == laboratory.expected
+    assert outcome(copy) == laboratory.expected
     assert generate(copy) == 0
 
 

@@ -13,11 +13,11 @@ from ctxkv_lib.report import write_report
 from ctxkv_lib.research import measure as module
 from ctxkv_lib.research.measure import MAKERS, measure, measurements_of
 from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.records import MEASURES
+from ctxkv_lib.runs.records import MEASUREMENTS
 from ctxkv_lib.runs.run_folder import RunFolder, load_run
 from ctxkv_lib.runs.verification import verify
 
-POSSIBLE = [name for name in MEASURES if name != "recall_task"]
+POSSIBLE = [name for name in MEASUREMENTS if name != "recall_task"]
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(plain):
-    assert not set(MEASURES) & set(plain.summary)
+    assert not set(MEASUREMENTS) & set(plain.summary)
     return measure(plain)
 
 
 def test_they_are_kept_in_summary_report_and_folder(finished):
     assert measurements_of(finished.config) == POSSIBLE
-    assert [name for name in MEASURES if name in finished.summary] == POSSIBLE
+    assert [name for name in MEASUREMENTS if name in finished.summary] == POSSIBLE
     assert load_run(finished.path).summary == finished.summary
     assert verify(finished.path).intact
     report = (finished.path / "report.md").read_text()
