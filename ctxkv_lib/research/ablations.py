@@ -1,8 +1,8 @@
-"""What attention makes of its contexts: perplexity of the same weights at the same positions, other windows.
+"""Ablations of contexts: perplexity of the same weights at the same positions with other windows.
 
-Nothing is trained. Zero contexts are unlike any that the model was trained on, so they harm even a model that
-ignores what contexts say. Contexts of another conversation are familiar and wrong: what they do not harm, the
-model did not read.
+Nothing is trained. Zero contexts never occur in training, so they harm even a model that ignores the content
+of contexts. Contexts of another conversation are in distribution but wrong: they harm only a model that reads
+them.
 """
 
 import math
@@ -19,7 +19,7 @@ from ..method.evaluation import perplexity
 from ..method.model import ContextKV
 from ..runs.testing import pairs, since_last
 
-SEED = 0  # not the run's: all runs on one validation stream are measured at the same positions
+SEED = 0  # not the run's, so that all runs on a validation stream are measured at the same positions
 POSITIONS = 1024  # with a full window, sampled for each ablation
 REPEATED = 512  # further ones, at which a pair of tokens occurs again
 SLOT_POSITIONS = 128  # of them for each single slot, of which there are many
@@ -88,7 +88,7 @@ def ablations(
 def shuffled(window: Tensor) -> Tensor:
     """Give each slot of windows `[n, slots, context_dim]` its context from a different position.
 
-    It keeps the kind of context it is used to, and loses what belongs to position and window.
+    The distribution of each slot is unchanged; what depends on position and window is lost.
     """
     draw = torch.rand(window.shape[:2], generator=torch.Generator().manual_seed(SEED))
     order = draw.argsort(dim=0).to(window.device)
@@ -96,7 +96,7 @@ def shuffled(window: Tensor) -> Tensor:
 
 
 def _gather(model: ContextKV, cache: StreamCache, first: int, positions: Tensor) -> tuple[Batch, Tensor]:
-    """Gather `positions`, and windows half the stream away, of another conversation unless one is as long."""
+    """Gather `positions`, and windows half the stream away, which are usually of another conversation."""
     count = len(cache) - first
     away = first + (positions - first + count // 2) % count
     batch, other = (cache.gather(each, model.window).to(model.device) for each in (positions, away))

@@ -1,7 +1,7 @@
 """`ctxkv bench`: speed and memory of this package, on the machine at hand and on a real token stream.
 
-Everything is measured in one process, in turns: beside the original's way of computing (`method.reference`),
-the time that the step's matrix products alone would take, and a GPT-2 block with its key-value cache.
+All candidates are measured in one process, in turns: this package, the original's computation
+(`method.reference`), the matrix products alone, and a GPT-2 block with its key-value cache.
 """
 
 import copy
@@ -35,7 +35,7 @@ from ..views.axes import panels, save, styled
 from .timing import GRAPH, Steps, compare, interleaved, product_rate
 
 PUBLISHED_ONLY = ("kv_method", "anchor")  # settings of the model that `method.reference` does not take
-SCALES = (64, 16, 4, 1)  # the stream's length over that of the beginnings that are timed
+SCALES = (64, 16, 4, 1)  # timed beginnings: the stream's length divided by these
 HISTORIES = (640, 4_000, 32_000)  # tokens read before
 TOKENS_A_ROUND = 8  # generated
 PREFILL_ROUNDS = 3  # at most: the GPT-2 block reads its longest history for many seconds
@@ -54,7 +54,7 @@ Candidates = dict[tuple[str, int], Callable[[], Any]]
 def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) -> dict[str, Any]:
     """Measure everything, and write `bench.json` and `bench.png` into `out`.
 
-    The experiment's stages are run up to the contexts. Reported are medians of so many rounds.
+    The experiment's stages are run up to the contexts. Results are medians over `rounds`.
 
     Raises:
         UserError: as `prepare`; settings or plug-ins that the original does not have; too few rounds.

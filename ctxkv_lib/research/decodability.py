@@ -1,8 +1,8 @@
-"""What contexts remember: how well the tokens before a position can be decoded from its context.
+"""Decodability: how well the tokens before a position can be decoded from its context.
 
 Ridge regressions from the context at t to the embedding of the token at t - d, fitted on one stream and
 evaluated on another. Generalised cross-validation chooses the strength of the ridge for each distance (Golub,
-Heath and Wahba, 1979): where nothing is remembered, nothing is fitted.
+Heath and Wahba, 1979): where nothing is remembered, the weights shrink to zero.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # of the ridge, in m
 
 
 class Stream(NamedTuple):
-    """Contexts beside the tokens they were made from."""
+    """Contexts and the tokens they were computed from."""
 
     contexts: Tensor  # float32 `[n, context_dim]`, after each token
     tokens: Tensor  # int64 `[n]`, rows of a table of embeddings
@@ -59,7 +59,7 @@ class Ridge:
 def decodability(
     train: Stream, held_out: Stream, embeddings: Tensor, distances: Sequence[int]
 ) -> list[dict[str, float]]:
-    """Measure how much of the token so many positions back a context still has.
+    """Measure how well a context encodes the token at each distance back.
 
     Args:
         train, held_out: what is fitted, and what is evaluated.
@@ -115,5 +115,5 @@ def centroid(contexts: Tensor) -> float:
 
 
 def _explained(decoded: Tensor, truth: Tensor) -> float:
-    """Compute R² of what was decoded, both without the training targets' mean."""
+    """Compute R² of decoded embeddings, after subtracting the training targets' mean from both."""
     return 1 - ((truth - decoded).square().sum() / truth.square().sum()).item()

@@ -1,4 +1,4 @@
-"""How much generated text repeats itself: greedy continuations of validation text, beside the text itself."""
+"""Repetition in generated text: greedy continuations of validation text, compared with the text itself."""
 
 from collections.abc import Sequence
 from itertools import groupby, takewhile
@@ -19,7 +19,7 @@ GENERATED = 50  # tokens at most
 def generation(
     model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, ids: Tensor
 ) -> dict[str, Any]:
-    """Compute `generation` of the summary: continue prompts with the likeliest token each time.
+    """Compute `generation` of the summary: continue prompts greedily.
 
     Args:
         ids: int `[n]`, the validation stream; the prompts are cut out of it, evenly spaced.

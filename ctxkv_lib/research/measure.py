@@ -1,4 +1,4 @@
-"""Measurements of a finished run, made when asked for; each is kept as a stage of the run folder."""
+"""Measurements of a finished run, on request; each is a stage of the run folder."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -31,7 +31,7 @@ from .probe import probe
 from .recall_source import KEYS, pairs_in
 from .recall_task import recall_task
 
-# Beside a measurement's own module; the code of training is in the keys of its own stages.
+# In addition to a measurement's own module; stage keys cover the code of training.
 CODE = ("hf/inference", "research/decodability", "research/measure", "research/recall_source")
 MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
 
@@ -41,13 +41,13 @@ Loader = Callable[[], ContextKV]  # of the trained model, which not every measur
 
 @memory_advice("Measuring the run", "use fewer conversations with --samples")
 def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
-    """Make the measurements of a finished run that it lacks, and write its summary and report anew.
+    """Compute the missing measurements of a finished run, and write its summary and report anew.
 
     Args:
-        names: of `MEASUREMENTS`. Those that a run of this kind cannot have are left out.
+        names: of `MEASUREMENTS`. Those that do not apply to the run are left out.
 
     Raises:
-        UserError: an unknown name; none that the run can have; missing or damaged caches or weights.
+        UserError: an unknown name; none that applies; missing or damaged caches or weights.
     """
     if unknown := [name for name in names if name not in MEASUREMENTS]:
         raise UserError(f"measurement is {unknown[0]!r}; allowed: {', '.join(MEASUREMENTS)}.")
@@ -74,7 +74,7 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
 
 
 def measurements_of(config: ExperimentConfig) -> list[str]:
-    """List the measurements that a run of this configuration can have."""
+    """List the measurements that apply to a run of this configuration."""
     lacking = {"probe", "ablations", "generation"} if "mixer" in config.plugins else set()
     if config.data.source != "recall":
         lacking.add("recall_task")
@@ -117,7 +117,7 @@ def _ngrams(config: ExperimentConfig, folder: RunFolder, _: Loader) -> dict[str,
     train = ids.pop("train")
     found = ngram_baselines(train, ids, floors, window)
     if config.data.table == "cooccurrence":
-        text = corpus_ids(config.data)  # mapped: of a large file only its length is looked at
+        text = corpus_ids(config.data)  # mapped: only the length of a large file is read
         if len(text) + len(train) > MOST_COUNTED:
             say(f"No n-grams of the table's text: {len(text):,} tokens are too many ({MOST_COUNTED:,}).")
             return found

@@ -1,7 +1,7 @@
-"""What else could stand in the place of contexts: mixers of as many trained weights, and a block of tokens.
+"""Baselines for contexts: mixers with the same number of trained weights, and a block without recurrence.
 
-`runs.rows` describes the interface of mixers. With x the normed embedding of a position and m what a mixer
-knows of the text, the hidden state is `LayerNorm(x + m)` and feed-forward, as with contexts.
+`runs.rows` describes the interface of mixers. With x the normed embedding of a position and m the output of
+a mixer, the hidden state is `LayerNorm(x + m)` and feed-forward, as with contexts.
 """
 
 from bisect import bisect_right
@@ -19,7 +19,7 @@ from ..method.settings import require, setting
 from ..method.windows import Window
 from .tuned import SLOT_BIASES, LayerSettings, ResidualLayer, SlotAttention, StructuredBlock, initial_biases
 
-GRADIENT_TOKENS = 32  # tokens that the gradient of an end-to-end ContextBlock goes back at most
+GRADIENT_TOKENS = 32  # tokens through which the gradient of an end-to-end ContextBlock goes back at most
 TRAINED_BURN_IN = 128  # tokens that a recurrence reads, in training, before those that matter
 
 
@@ -37,7 +37,7 @@ class TokenBlock(nn.Module):
 
 
 class Mixer(ResidualLayer):
-    """Base of mixers: a subclass makes its layers, `norm` among them, and computes m.
+    """Base of mixers: a subclass adds its layers, `norm` among them, and computes m.
 
     `mix(embeddings, start)` takes `[rows, length, hidden_size]` and returns m for all columns from `start`.
     """
@@ -64,7 +64,7 @@ class Mixer(ResidualLayer):
 
 
 class NoContext(Mixer):
-    """Nothing is known but the current token, whose embedding is normed already."""
+    """A model of the current token only, whose embedding is normed already."""
 
     def add_layers(self, config: ModelConfig, settings: Mixer.Settings) -> None:
         self.norm = nn.Identity()
@@ -158,7 +158,7 @@ class EndToEnd(nn.Module):
         self.attention.init_from_block(self.context_block)
 
     def served(self, model: ContextKV) -> tuple[ContextKV, dict[str, Any]]:
-        """Return a trained model as one that attends to contexts, and the plug-ins that it is made of."""
+        """Return a trained model in the form that attends to contexts, and its plug-ins."""
         parts = Parts(lambda *_: self.context_block, lambda _: self.attention)
         config = replace(model.config, intermediate_size=self.width)
         served = ContextKV(config, model.wte.num_embeddings, model.log_unigram is not None, parts)

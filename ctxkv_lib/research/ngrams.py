@@ -25,12 +25,12 @@ def ngram_baselines(
 ) -> dict[str, dict[str, Any]]:
     """Compute perplexities of the best n-gram model, without and with a unigram cache.
 
-    `streams["val"]` chooses order, floor and the weight of the cache, as it chooses the model's best epoch: a
-    baseline should rather be too good than too bad.
+    `streams["val"]` chooses order, floor and the weight of the cache, as it does the model's best epoch, so that
+    the baseline is strong.
 
     Args:
-        train: int64 `[n]`, what is counted.
-        streams: `{"val": ids, ...}`, what is predicted, from its second token on.
+        train: int64 `[n]`, the counted tokens.
+        streams: `{"val": ids, ...}`, predicted from the second token on.
         floors: `{name: float64 [vocab_size]}`, distributions to interpolate the unigrams with.
         window: tokens of history that the cache counts.
 

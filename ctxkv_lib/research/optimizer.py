@@ -16,7 +16,7 @@ from ..method.settings import BELOW_1, SHARE, at_least, check_settings, setting
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of `ScheduledAdamW`; the defaults are what the published optimiser does."""
+    """Settings of `ScheduledAdamW`; the defaults are the published optimiser."""
 
     schedule: str = setting(
         "constant",
@@ -69,9 +69,9 @@ class ScheduledAdamW(Stepper):
     ) -> list[dict[str, Any]]:
         """Return the parameter groups, with the decay a step that `decay_tokens` asks for.
 
-        What regularises is how far weights decay in an epoch, whatever its number of steps.
+        Regularisation depends on the decay per epoch, not per step.
 
-        Reference: Wang and Aitchison (2024), who found it so over sizes of data and models.
+        Reference: Wang and Aitchison (2024), who confirm this over sizes of data and models.
         """
         tokens = self.settings.decay_tokens
         decayed: list[Tensor] = []
@@ -105,7 +105,7 @@ class ScheduledAdamW(Stepper):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model computes with `averages`, if there are any."""
+        """Let the model compute with `averages` inside the block, if there are any."""
         trained = {name: self.weights[name].data for name in self.averages}
         for name, average in self.averages.items():
             self.weights[name].data = average

@@ -1,4 +1,4 @@
-"""What the contexts of a run remember, beside those of untrained blocks."""
+"""Decodability of the contexts of a run, compared with those of untrained blocks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,9 +30,9 @@ def distances(interval: int, window: int) -> list[int]:
 
 @torch.no_grad()
 def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
-    """Compute `probe` of the summary: of the trained block, and as `fresh` of untrained ones; on the CPU.
+    """Compute `probe` of the summary on the CPU: of the trained block and, as `fresh`, of untrained blocks.
 
-    The folder has the run's caches; of its model, token table and shapes are used.
+    The folder holds the run's caches; only token table and shapes of its model are used.
     """
     caches = [load_cache(folder.caches, split) for split in ROWS]
     ids = [cache.ids[:-1][:rows] for cache, rows in zip(caches, ROWS.values(), strict=True)]
@@ -64,7 +64,7 @@ def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict
 
 
 def untrained_block(shape: ModelConfig, std: float, seed: int) -> ContextBlock:
-    """Make a ContextBlock as it is before training, with weights of this standard deviation."""
+    """Make an untrained ContextBlock with weights of this standard deviation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         block = ContextBlock(shape.context_dim, shape.hidden_size)

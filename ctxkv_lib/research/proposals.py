@@ -16,7 +16,7 @@ PRESET_SETTINGS = {"ci": {"phase2.max_epochs": 1, "data.test_samples": 0}}  # al
 def base_config(preset: str, samples: int | None, recipe: str | None, seed: int | None) -> ExperimentConfig:
     """Make the small experiment that all proposals change: the preset's smaller count, at least 10.
 
-    Fewer than 10 conversations, for training or validation, hold less text than the widest window proposed.
+    With fewer than 10 conversations, a stream is shorter than the widest window proposed.
     """
     smallest = max(LEAST_CONVERSATIONS, PRESETS[preset].samples[0]) if preset in PRESETS else None
     config = notebook_config(preset, samples or smallest, recipe, seed, PRESET_SETTINGS.get(preset))
@@ -25,7 +25,7 @@ def base_config(preset: str, samples: int | None, recipe: str | None, seed: int 
 
 
 def proposals(base: ExperimentConfig) -> dict[str, dict[str, Any]]:
-    """Name the proposals, with changed settings: each changes one thing of `base`."""
+    """Return the changed settings of each proposal, by name: each changes one thing of `base`."""
     model, phase2 = base.model, base.phase2
     interval, contexts = model.interval, model.max_contexts
     other = "variable" if model.kv_method == "fixed" else "fixed"

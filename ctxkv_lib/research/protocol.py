@@ -1,6 +1,6 @@
-"""What a sweep runs: variants x sample counts x seeds, from options or from a JSON file.
+"""Grid points of a sweep: variants x sample counts x seeds, from options or from a JSON file.
 
-Every combination is a grid point, an ordinary experiment with a run folder of its own.
+Each is an ordinary experiment with a run folder of its own.
 """
 
 import itertools
@@ -28,7 +28,7 @@ FORM = (
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One run of a sweep; a variant is what all its seeds and sample counts have in common."""
+    """One run of a sweep; a variant is shared by all its seeds and sample counts."""
 
     variant: str
     config: ExperimentConfig
@@ -44,7 +44,7 @@ class GridPoint:
 def points_around(
     base: ExperimentConfig, variants: Mapping[str, Settings], seeds: Sequence[int] | None = None
 ) -> list[GridPoint]:
-    """Make grid points of `{name: settings on top of base}`, seed by seed; None takes the base's own seed."""
+    """Make grid points of `{name: settings on top of base}` for each seed; None is the base's own seed."""
     return [
         GridPoint(name, base.replace({**settings, "runtime.seed": seed}))
         for seed in seeds or [base.runtime.seed]
@@ -53,7 +53,7 @@ def points_around(
 
 
 def asked_for(file: Path | None, options: Mapping[str, Any], settings: Settings) -> Settings:
-    """Return the protocol in `file`, or the one that options of the command line and `settings` for all give.
+    """Return the protocol in `file`, or one made from command-line options and shared `settings`.
 
     Raises:
         UserError: both are given, or the file is not as `read_protocol` says.
@@ -94,8 +94,8 @@ def _axis(pair: str) -> list[tuple[str, str]]:
 def read_protocol(path: Path) -> Settings:
     """Read a protocol file: a JSON object with `variants`, an object by name, and what they share.
 
-    A variant may have its own `recipe`, `settings`, `samples` and `seeds`; the object around them has these
-    for all, and `preset`. A variant's settings go on top of the shared ones.
+    A variant may have its own `recipe`, `settings`, `samples` and `seeds`; the outer object has defaults for
+    these, and `preset`. A variant's settings go on top of the shared ones.
 
     Raises:
         UserError: it does not exist, is not JSON, or not of that form.
@@ -124,10 +124,10 @@ def _check(what: str, values: Any, allowed: Collection[str]) -> None:
 
 
 def grid_points(protocol: Settings, tell: Callable[[str], None] = say) -> list[GridPoint]:
-    """Make every grid point of a protocol, in the order in which they run: small counts, first seeds first.
+    """Make every grid point of a protocol in running order: small counts and first seeds first.
 
-    All variants read the same validation and test. What a protocol lacks, or has as None, the preset gives.
-    `tell` gets a line on how a file of one's own is split.
+    All variants share validation and test. Fields that are missing or None are taken from the preset. `tell`
+    is called with a line on how the user's own file is split.
 
     Raises:
         UserError: a setting or a size that is not allowed; it names the variant.

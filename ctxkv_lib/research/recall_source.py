@@ -1,8 +1,8 @@
 """Source `recall`, made-up conversations for multi-query associative recall.
 
 After Zoology (Arora et al., 2023). A pair of words, a key and its value ("river seven"), is stated once.
-Later the key comes again, and only a model that remembers the pair can predict the value. All other words
-are random. Every word is one token of GPT-2's, so that distances are exact.
+Later the key is repeated, and only a model that remembers the pair can predict the value. All other words
+are random. Every word is one token of GPT-2, so distances are exact.
 """
 
 import json
@@ -37,7 +37,7 @@ def recall_rows(data: DataConfig, split: Split) -> Rows:
     """
     if data.table == "cooccurrence":
         raise UserError(
-            "data.table is 'cooccurrence', which tells words apart by their neighbours; those of "
+            "data.table is 'cooccurrence', which separates words by their neighbours; those of "
             "data.source=recall are random. Allowed with it: random, gpt2."
         )
     available, window = SPLITS[split], data.recall_window
@@ -83,9 +83,9 @@ def _places(words: list[str | None], window: int, draw: random.Random) -> tuple[
 
 
 def _messages(words: list[str | None], draw: random.Random) -> Messages:
-    """Fill the gaps of a conversation, and cut it into messages where two free places lie side by side.
+    """Fill the gaps of a conversation, and cut it into messages at two adjacent free places.
 
-    The newline between two messages takes the first of these, the word that opens a message the second.
+    The newline between two messages takes the first place, the opening word of a message the second.
     """
     messages: list[list[str]] = [[]]
     for place, word in enumerate(words):

@@ -1,4 +1,4 @@
-"""Multi-query associative recall: how often the model repeats the value of a key, and from how far."""
+"""Multi-query associative recall: accuracy of a key's value, by distance."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ def recall_task(model: ContextKV, cache: StreamCache, keys: Tensor, window: int)
 
     Args:
         cache: of the validation stream.
-        keys: int64 `[num_keys]`, the tokens that ask where they come again.
-        window: how far back their values may lie, in tokens.
+        keys: int64 `[num_keys]`, tokens whose second occurrence asks for the value.
+        window: largest distance back to their values, in tokens.
 
     Returns:
         `answers`, their number; `accuracy`, `ppl`; `by_distance` and `by_place`, lists of `{from, to,
@@ -44,7 +44,7 @@ def recall_task(model: ContextKV, cache: StreamCache, keys: Tensor, window: int)
 
 
 def answers(ids: Tensor, keys: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Find where keys ask, and how many tokens before that their value came: int64 `[n]` each."""
+    """Find the positions where keys ask, and the distances back to their values: int64 `[n]` each."""
     inputs = ids[:-1].long()
     at = torch.isin(inputs, keys).nonzero()[:, 0]
     since = since_last(inputs)[at]
@@ -53,6 +53,6 @@ def answers(ids: Tensor, keys: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def read_since(positions: Tensor, distances: Tensor, model: ContextKV) -> Tensor:
-    """Count the tokens that the nearest slot at or after a token so far back has read since: int64 `[n]`."""
+    """Count the tokens between one so far back and the nearest slot at or after it: int64 `[n]`."""
     behind = model.window.slots(positions) - (positions - distances)[:, None]  # (n, slots)
     return behind.where(behind >= 0, distances[:, None]).amin(dim=1)

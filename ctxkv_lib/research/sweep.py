@@ -1,4 +1,4 @@
-"""Many experiments side by side: each grid point an ordinary run, the results written after every one."""
+"""Sweeps: every grid point is an ordinary run, and results are written after each."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -39,15 +39,15 @@ def sweep(
 ) -> Results:
     """Run and measure every grid point that is not done; write `sweep.json`, `.md` and `.png` after each.
 
-    A run that fails is recorded with its reason, and the others go on. A finished one is not run again,
-    whatever code it ran: its summary names the commit. Unless artefacts are to be kept, its entry in
-    `sweep.json` is enough, so that a study goes on from results that were passed on.
+    A failed run is recorded with its reason, and the others go on. A finished run is not repeated with newer
+    code: its summary names the commit. Unless artefacts are to be kept, its entry in `sweep.json` is enough,
+    so a study continues from results alone.
 
     Args:
         root, out: folders of the run folders, and of the results.
-        listener, tell: get every metric of every run, and a line of text for each run.
-        hours: begin no run once so much time has passed.
-        keep: keep model, caches and checkpoints of what is run now, not only the results.
+        listener, tell: called with every metric of every run, and with a line of text for each run.
+        hours: start no run after this time.
+        keep: keep model, caches and checkpoints of new runs, not only the results.
 
     Returns:
         `sweep.json`. The `state` of an entry is "waiting", "finished", "diverged", which would happen again,
@@ -77,7 +77,7 @@ def sweep(
 
 
 def finished_runs(points: Sequence[GridPoint], root: Path) -> dict[str, list[Run]]:
-    """Load `{variant: its finished runs}`, of the variants that have one whose folder is there."""
+    """Load `{variant: its finished runs}` of all variants with a finished run folder."""
     runs: dict[str, list[Run]] = {}
     for point in points:
         if found := _finished(point, root):
@@ -89,7 +89,7 @@ def _entries(path: Path) -> dict[str, Entry]:
     """Read the entries of an earlier call, by configuration, each with the n-grams of its sample count.
 
     Raises:
-        UserError: the file is not what a sweep writes; nothing may be written over it.
+        UserError: the file is damaged; it must not be overwritten.
     """
     try:
         results = read_json(path)
@@ -106,7 +106,7 @@ def _entries(path: Path) -> dict[str, Entry]:
 
 
 def _left(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -> Entry:
-    """Return what earlier calls left of a grid point."""
+    """Return the result of earlier calls for a grid point."""
     if found := _finished(point, root):
         return _entry(point, root, "finished", run=found)
     waiting = _entry(point, root, "waiting")
@@ -117,7 +117,7 @@ def _left(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -
 
 
 def _finished(point: GridPoint, root: Path) -> Run | None:
-    """Load a finished run, if there is one; measurements that it lacks are made if they can be."""
+    """Load a finished run, if there is one, after its missing measurements if possible."""
     with suppress(UserError):  # whatever is wrong with it: `run` will say so, or do it again
         found = load_run(point.folder(root))
         if found.config == point.config:
@@ -151,7 +151,7 @@ def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Entry:
 
 
 def _entry(point: GridPoint, root: Path, state: str, error: str = "", run: Run | None = None) -> Entry:
-    """Make what `sweep.json` has of a grid point."""
+    """Make the entry of a grid point in `sweep.json`."""
     return {
         "variant": point.variant,
         "samples": point.config.data.samples,
@@ -165,7 +165,7 @@ def _entry(point: GridPoint, root: Path, state: str, error: str = "", run: Run |
 
 
 def _identity(config: ExperimentConfig) -> str:
-    """Identify a configuration, also after settings were added whose defaults do what was done before."""
+    """Identify a configuration; new settings with their defaults do not change it."""
     plugins = {hook: replace(PlugIn.of(plugin.name), source="") for hook, plugin in config.plugins.items()}
     plain = ExperimentConfig("", "", plugins=plugins).to_dict()
     defaults = {key: value for key, value in flat(plain) if not key.endswith(".plugin")}

@@ -1,4 +1,4 @@
-"""The results of a sweep: a row for all seeds of a variant and sample count, n-gram baselines, power laws."""
+"""Results of a sweep: one row per variant and sample count, n-gram baselines, power laws."""
 
 import statistics
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ MEASURED = {  # besides PPL, by the name that results have, from where in a summ
 
 
 def results_of(summary: dict[str, Any]) -> Entry:
-    """Return what an entry of `sweep.json` has of its run's summary, with the n-grams of its sample count."""
+    """Select the summary fields of an entry of `sweep.json`, with the n-grams of its sample count."""
     phase2, test, provenance = summary["phase2"], summary.get("test", {}), summary["provenance"]
     ngrams, commit = summary.get("ngrams", {}), provenance["git_commit"]
     measured = {name: at(summary, *path.split(".")) for name, path in MEASURED.items()}
@@ -59,8 +59,8 @@ def summarize(variants: dict[str, Any], entries: Sequence[Entry]) -> Results:
 
     Args:
         variants: recipe and settings of each, by name.
-        entries: each finished one with the `ngrams` of its run, of which a sample count keeps the first: a
-            variant with a window of its own has a cache of its own, and all are compared with one.
+        entries: each finished one with the `ngrams` of its run. The first of a sample count are kept, since
+            the cache depends on a variant's window and all variants share one baseline.
     """
     finished = [entry for entry in entries if entry["state"] == "finished"]
     rows, ngrams = [], {}
@@ -138,7 +138,7 @@ def rounded(value: Any) -> Any:
 
 
 def format_sweep(results: Results) -> str:
-    """Format the table for a terminal, and why runs did not finish."""
+    """Format the table for a terminal, and the reasons of unfinished runs."""
     failures = [f"{name}: {state}. {error}" for name, state, error in _failures(results)]
     table = terminal_table([HEADER, *map(_cells, results["rows"])])
     return "\n".join([table, *(["", *failures] if failures else [])])

@@ -37,7 +37,7 @@ def compare(
     """Measure time, memory, loss and matrix products of several ways to do the same steps.
 
     Args:
-        makers: each makes its steps from the same weights; the first is what the others are compared with.
+        makers: each makes its steps from the same weights; the others are compared with the first.
         rates: of matrix products, `fp32` and `bf16`; only makers named `bf16` use the latter.
         head_operations: of the output head in one step, all that is bf16 on a CPU.
 
@@ -80,7 +80,7 @@ def _few_steps(make: Callable[[], Steps]) -> None:
 def interleaved(
     candidates: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device, title: str
 ) -> dict[Any, float]:
-    """Median seconds of each candidate; every round runs each of them once, so all see the same machine."""
+    """Measure median seconds of each candidate; every round runs each once, under the same load."""
     times: dict[Any, list[float]] = {name: [] for name in candidates}
     for _ in progress_bar(range(WARM_UP + rounds), title):
         for name, function in candidates.items():
@@ -115,9 +115,9 @@ def operations(function: Callable[[], Any]) -> int:
 
 
 def peak_mib(function: Callable[[], Any], device: torch.device) -> float:
-    """Measure by how much memory grows at most while `function` runs, to one MiB, as `method.memory` does.
+    """Measure the peak growth of memory while `function` runs, to one MiB, as `method.memory` does.
 
-    On cuda it is what torch's allocator holds, elsewhere the process's resident set.
+    On cuda this is the memory of torch's allocator, elsewhere the process's resident set.
     """
     gc.collect()
     with suppress(OSError, AttributeError):  # else what earlier calls freed would hide what this one takes

@@ -1,6 +1,6 @@
 """Plug-ins of recipes `tuned` and `look_up`: a ContextBlock with structured init, attention with slot biases.
 
-A saved model carries this file, so it imports only torch and `ctxkv_lib.method`.
+A model folder includes this file, so it imports only torch and `ctxkv_lib.method`.
 """
 
 import math
@@ -86,12 +86,12 @@ class StructuredBlock(ContextBlock):
         self.init_linear_recurrence(mean, *layout)
 
     def running_means(self, axes: Tensor, deviations: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Lay half of the units out for the current token, and half for running means of tokens.
+        """Compute an init: half of the units for the current token, half for running means of tokens.
 
         The first half holds the token's largest principal components, each scaled half-way to equal variance.
         The other holds those of means over `SHORTEST_MEAN` to `longest_mean` tokens, evenly on a log scale,
-        all of equal variance. Nothing is random. Takes what `principal_components` returns, and returns what
-        `init_linear_recurrence` takes.
+        all of equal variance. Nothing is random. Takes the result of `principal_components`, and returns the
+        arguments of `init_linear_recurrence`.
         """
         averaged = self.context_dim // (2 * MEANS)
         whole = self.context_dim - 1 - MEANS * averaged
@@ -106,10 +106,10 @@ class StructuredBlock(ContextBlock):
         return carried, torch.cat([token, *means]), variance
 
     def shift_register(self, deviations: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Lay the units out as a shift register of the last tokens, as `running_means` does for means.
+        """Compute an init as a shift register of the last tokens; arguments as of `running_means`.
 
-        Each token has `place_size` units of its own, along as many random orthogonal directions. With each
-        token read, it moves on by as many units.
+        Each token has `place_size` units of its own, along random orthogonal directions. Each step shifts it
+        by `place_size` units.
         """
         size, units = self.context_dim - 1, self.place_size
         drawn = self.linear.weight[:units, self.context_dim :].cpu()
@@ -121,20 +121,19 @@ class StructuredBlock(ContextBlock):
 
     @property
     def place_size(self) -> int:
-        """How many units each of the last tokens has."""
+        """Return the number of units of each of the last tokens."""
         return (self.context_dim - 1) // self.settings.last_tokens
 
     @torch.no_grad()
     def init_linear_recurrence(self, mean: Tensor, carried: Tensor, weights: Tensor, variance: float) -> None:
         """Initialise the weights so that a step is all but linear: `c' = carried @ c + weights @ (x - mean)`.
 
-        GELU(z) is z where z is large, so all units get one large bias; the norm subtracts it again, with what
-        little they have in common. And the norm divides by the same each time, since one unit, the last, is
-        constant and larger than all others together. Its scale is 0, so contexts have 0 there.
+        GELU(z) is z where z is large, so all units get one large bias, which the norm subtracts with their mean. The norm divides by a constant, since the last unit is constant and larger than all others
+        together. Its scale is 0, so contexts are 0 there.
 
         Args:
             mean: of the tokens, `[hidden_size]`.
-            carried: `[context_dim - 1, context_dim - 1]`, which lets no context grow.
+            carried: `[context_dim - 1, context_dim - 1]`, with which no context grows.
             weights: `[context_dim - 1, hidden_size]`.
             variance: of the resulting contexts, the mean over units.
         """
@@ -183,7 +182,7 @@ class LayerSettings(PartSettings):
 
 
 class ResidualLayer(nn.Module):
-    """What `LayerSettings` describes; a subclass adds a `feed_forward` and what computes `added`."""
+    """A layer with `LayerSettings`; a subclass adds a `feed_forward` and computes `added`."""
 
     feed_forward: nn.Module
 
@@ -221,7 +220,7 @@ def initial_biases(slot_bias: str, num_heads: int, slots: int) -> Tensor:
 def geometric_offsets(config: ModelConfig) -> list[int]:
     """Return the distances in tokens of geometric slots: `max_contexts` different ones, nearest first.
 
-    They are 0, 1, and then each larger by the same factor, at least by one, up to the reach of uniform slots.
+    They are 0, 1, and then larger by a constant factor, at least by one, up to the reach of uniform slots.
     """
     count, reach = config.max_contexts, config.interval * (config.max_contexts - 1)
     if count < 3:
@@ -232,8 +231,8 @@ def geometric_offsets(config: ModelConfig) -> list[int]:
 class BiasedAttention(ContextKVAttention):
     """Attention to contexts with a learned bias of each slot's score, and a sink.
 
-    The sink is one slot more, of which nothing is read, so the weights of the others sum to less than 1. With
-    either there is no keys' bias, which softmax drops.
+    The sink is one more slot with a zero value, so the weights of the others sum to less than 1. With either,
+    keys have no bias, since softmax is invariant to it.
     """
 
     def __init__(self, config: ModelConfig, slot_bias: str, sink: bool) -> None:
@@ -253,7 +252,7 @@ class BiasedAttention(ContextKVAttention):
 
     @torch.no_grad()
     def init_induction(self, block: StructuredBlock) -> None:
-        """Initialise each head to find the current token at one place of a context, and read what followed.
+        """Initialise each head to find the current token at one place of a context, and read its successor.
 
         Args:
             block: a trained one with `last_tokens`.
@@ -318,14 +317,14 @@ class SlotAttention(ResidualLayer):
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, settings.layer_dropout)
 
     def slot_offsets(self, config: ModelConfig) -> list[int]:
-        """Return how many tokens back each slot lies, ascending from 0."""
+        """Return the distance back of each slot in tokens, ascending from 0."""
         return geometric_offsets(config) if self.settings.slots == "geometric" else Window(config).offsets
 
     def init_from_block(self, block: nn.Module) -> None:
-        """Initialise heads that look for tokens in the contexts of a trained block.
+        """Initialise heads that find tokens in the contexts of a trained block.
 
         Raises:
-            ValueError: `heads` is induction, and the block holds no last tokens.
+            ValueError: `heads` is induction, and the block has no `last_tokens`.
         """
         if self.settings.heads == "induction":
             if not isinstance(block, StructuredBlock) or not block.settings.last_tokens:

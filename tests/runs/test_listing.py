@@ -78,7 +78,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys, monkeypatch):
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_what_is_no_run_is_told_with_the_run_to_name(root, tmp_path):
+def test_the_refusal_of_a_folder_names_the_run_to_take(root, tmp_path):
     (tmp_path / "both").mkdir()
     (tmp_path / "both" / "comparison.json").write_text("{}")
     for place, said in (
