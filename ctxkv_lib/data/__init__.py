@@ -1,1 +1,1 @@
-"""Where text, tokens and the frozen token table come from."""
+"""Sources of text, tokens and the frozen token table."""

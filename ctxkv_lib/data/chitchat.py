@@ -40,7 +40,7 @@ def chitchat_rows(split: Split, count: int) -> Rows:
 
 @lru_cache(maxsize=1)  # reading takes a second, and every split needs it
 def _usable_rows(path: Path) -> list[Row]:
-    """English conversations of 4 messages or more without contact details, in the order of a hash."""
+    """List English conversations of 4 messages or more without contact details, in hash order."""
     dataset = json.loads(path.read_text(encoding="utf-8"))
     names = sorted(dataset, key=lambda name: hashlib.sha256(name.encode()).digest())
     rows = ((f"chitchat:{name}", _chitchat_messages(dataset[name]["messages"])) for name in names)
@@ -48,7 +48,7 @@ def _usable_rows(path: Path) -> list[Row]:
 
 
 def _chitchat_messages(turns: list[list[dict[str, str]]]) -> Messages:
-    """Join what one sender wrote until the other answered, utterances with a space, to one message."""
+    """Join consecutive utterances of one sender with spaces to one message."""
     first = turns[0][0]["sender"]
     joined = [(turn[0]["sender"], " ".join(u["text"].strip() for u in turn).strip()) for turn in turns]
     return [{"role": "user" if by == first else "assistant", "content": text} for by, text in joined if text]

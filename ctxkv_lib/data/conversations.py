@@ -29,9 +29,9 @@ READERS: dict[str, Reader] = {
 
 
 def add_source(name: str, meaning: str, reader: Reader) -> None:
-    """Make `reader(data, split)` available as `data.source=name`; `meaning` is for the list of settings.
+    """Register `reader(data, split)` as `data.source=name`; `meaning` is for the list of settings.
 
-    It gives the `data.count(split)` rows of a split, always the same ones.
+    It returns the `data.count(split)` rows of a split, always the same ones.
     """
     SOURCES[name], READERS[name] = meaning, reader
 
@@ -41,7 +41,7 @@ class Conversations:
     """Rows of one split, in order.
 
     Attributes:
-        rows: an id and messages each, read piece by piece. The id is a stable name, such as
+        rows: an id and messages each, read in chunks. The id is a stable name, such as
             "ultrachat:train_sft:50000" or "jsonl:<line number>".
         fingerprint: changes when the source, an id or a content does.
     """
@@ -85,7 +85,7 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
 
 
 def check_splits(data: DataConfig) -> None:
-    """Raise the UserError of `load_conversations` for any split, as far as it is known without a network."""
+    """Raise the UserErrors of `load_conversations` that can be found without a network."""
     for split in get_args(Split):
         if split == "corpus" and not data.reads_corpus:
             continue

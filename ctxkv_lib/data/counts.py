@@ -1,6 +1,6 @@
-"""What is counted in a text: tokens, and pairs of neighbours, of which word vectors are made.
+"""Count tokens and pairs of neighbours in a text, and make word vectors of the pairs.
 
-These are a truncated SVD of positive PMI matrices.
+Vectors are a truncated SVD of positive PMI matrices.
 
 References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014). Smoothing:
 Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word embeddings"
@@ -19,9 +19,9 @@ SEED = 0  # not the run's: runs with other seeds share one table
 AROUND, AROUND_DIMS = 4, 200  # data.neighbours=around: tokens to each side
 SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: tokens to a side; numbers for each, on each side
 SMOOTHING = 0.75  # power of the context counts; tempers rare tokens' PMI
-NOISE = 0.15  # length of the noise that keeps never-seen tokens apart; vectors have length 1
+NOISE = 0.15  # norm of the noise that distinguishes unseen tokens; vectors have norm 1
 _BLOCK = 1 << 20  # tokens of a stream at a time; pairs take some hundred bytes each
-FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the formula gives none; as KenLM's --discount_fallback
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the formula is undefined; as KenLM's --discount_fallback
 
 
 def count_tokens(ids: torch.Tensor, size: int) -> torch.Tensor:
@@ -33,7 +33,7 @@ def count_tokens(ids: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Estimate what is taken off counts of 0 (nothing), 1, 2 and 3 or more: float64 `[4]`.
+    """Estimate the discounts of counts 0 (none), 1, 2 and 3 or more: float64 `[4]`.
 
     Reference: modified Kneser-Ney smoothing, Chen and Goodman, "An empirical study of smoothing techniques
     for language modeling" (TR-10-98, 1998).
@@ -58,20 +58,20 @@ def unigram_floor(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbours: str) -> torch.Tensor:
     """Make one vector a token from the text of a stream.
 
-    With `neighbours` "around", tokens are alike that the same tokens surround. With "sides", the halves of a
-    vector describe what comes after its token and what comes before it, in factors of one matrix: the product
-    of one token's first half and another's second approximates how much more often than by chance the other
-    follows it. That is what a tied output head needs of its table.
+    With `neighbours` "around" (symmetric), tokens with the same neighbours have similar vectors. With "sides"
+    (directional), the halves of a vector describe what follows and what precedes its token, in factors of one
+    matrix. The product of one token's first half and another's second approximates the PMI of the other
+    following it, as a tied output head needs it.
 
-    A random rotation gives all components the same weight. All vectors get one length: in the SVD, frequent
-    tokens are many times longer than rare ones, and through the tied head their logits would dominate.
+    A random rotation gives all components the same weight. All vectors get the same norm: in the SVD,
+    frequent tokens have much larger norms than rare ones, and their logits would dominate the tied head.
 
     Args:
         neighbours: as `DataConfig` has it.
 
     Returns:
-        float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have about length 1, the others are
-        noise of length `NOISE`.
+        float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have norm 1, about; the others are
+        noise of norm `NOISE`.
     """
     generator = torch.Generator().manual_seed(SEED)
     occurs = count_tokens(stream.ids, vocab_size) > 0
@@ -97,10 +97,10 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
 
 
 def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tensor:
-    """Count how often a token stands at most `reach` tokens before another in one conversation.
+    """Count how often a token occurs at most `reach` tokens before another in one conversation.
 
     Returns:
-        Sparse COO float32 `[vocab_size, vocab_size]`, coalesced; a row is of the token before.
+        Sparse COO float32 `[vocab_size, vocab_size]`, coalesced; rows are the tokens before.
     """
     counts = _sparse(torch.empty(2, 0).long(), torch.empty(0).long(), vocab_size)
     for first in range(0, len(stream.ids), _BLOCK):
@@ -134,7 +134,7 @@ def _sparse(indices: torch.Tensor, values: torch.Tensor, n: int, is_coalesced: b
 
 
 def _factors(matrix: torch.Tensor, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`U sqrt(S)` and `V sqrt(S)` of a truncated SVD, float32 `[n, dims]`, or narrower if n is less."""
+    """Compute `U sqrt(S)` and `V sqrt(S)` of a truncated SVD, float32 `[n, min(n, dims)]`."""
     with torch.random.fork_rng(devices=[]):  # svd_lowrank draws from the global generator
         torch.manual_seed(SEED)
         u, s, v = torch.svd_lowrank(matrix, q=min(dims + 10, matrix.shape[0]), niter=3)

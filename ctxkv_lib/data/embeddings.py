@@ -1,7 +1,7 @@
-"""Where the frozen token table comes from: GPT-2's `wte`, one made from text alone, or random numbers.
+"""Load or make the frozen token table: GPT-2's `wte`, one made from text alone, or random numbers.
 
-The input side norms every row, so a table's scale matters to the output head alone. Rows of the tables made
-here have length 1, which gives untrained logits a variance of about 1. GPT-2's rows are four times as long.
+Input embeddings are normed, so a table's scale affects the output head only. Tables made here have an
+embedding norm of 1, so untrained logits have a variance of about 1. GPT-2's norms are four times as large.
 """
 
 import json
@@ -23,7 +23,7 @@ WTE = "wte.weight"
 GPT2_SHAPE = (GPT2_VOCAB_SIZE, 768)
 CHUNK_ROWS = 4096  # transferred at a time
 
-LONG_ROW = 0.99  # share of rows no longer than the one that `data.row_length` scales
+LONG_ROW = 0.99  # quantile of the embedding norms that `data.row_length` sets
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TokenTable:
 
     Attributes:
         weight: float32 `[vocab_size, hidden_size]`, or counts, int64 `[vocab_size]`, on the CPU.
-        fingerprint: changes when anything does that the table is made from.
+        fingerprint: changes with every input of the table.
     """
 
     weight: torch.Tensor
@@ -40,11 +40,11 @@ class TokenTable:
 
 
 def load_table(data: DataConfig, hidden_size: int, seed: int) -> TokenTable:
-    """Read or make the table that `data.table` names; never another one.
+    """Read or make the table that `data.table` names.
 
     Args:
         hidden_size: numbers a token.
-        seed: of table=random; the others do not depend on it.
+        seed: for table=random; other tables do not depend on it.
 
     Raises:
         UserError: the Hub or the source cannot be read, or the table has another width.
@@ -59,7 +59,7 @@ def load_table(data: DataConfig, hidden_size: int, seed: int) -> TokenTable:
 
 
 def corpus_counts(data: DataConfig) -> TokenTable | None:
-    """Count each token in split corpus, int64 `[vocab_size]`; None if nothing is made from it."""
+    """Count each token in split corpus, int64 `[vocab_size]`; None if no setting needs it."""
     if not data.reads_corpus:
         return None
     key = digest([load_conversations(data, "corpus").fingerprint, data.tokenizer, GPT2_VOCAB_SIZE])
@@ -67,7 +67,7 @@ def corpus_counts(data: DataConfig) -> TokenTable | None:
 
 
 def corpus_ids(data: DataConfig) -> torch.Tensor:
-    """Token ids of split corpus, uint16 `[num_tokens]`."""
+    """Return the token ids of split corpus, uint16 `[num_tokens]`."""
     return train_stream(load_conversations(data, "corpus"), load_tokenizer(data.tokenizer)).ids
 
 
@@ -78,7 +78,7 @@ def _random_table(data: DataConfig, hidden_size: int, seed: int) -> TokenTable:
 
 
 def _cooccurrence_table(data: DataConfig, hidden_size: int, _: int) -> TokenTable:
-    """A table made from split `corpus` and nothing else, shared by all runs on that corpus."""
+    """Make a table from split `corpus` only, shared by all runs on that corpus."""
     text = load_conversations(data, "corpus")
     shape = (GPT2_VOCAB_SIZE, hidden_size)
     key = digest([text.fingerprint, data.tokenizer, shape, data.neighbours, SEED, VERSION])
@@ -109,7 +109,7 @@ def check_width(table: str, hidden_size: int) -> None:
 
 
 def _fetch_wte(file: HubFile) -> Iterator[tuple[str, torch.Tensor]]:
-    """Transfer `wte.weight` and nothing else from a safetensors file on the Hub, some rows at a time.
+    """Download only `wte.weight` of a safetensors file on the Hub, some rows at a time.
 
     The format: 8 bytes, the little-endian length of a JSON header; the header, `{name: {dtype, shape,
     data_offsets}}` with offsets from its end; the tensors.

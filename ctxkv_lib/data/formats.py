@@ -1,7 +1,7 @@
-"""Files of conversations as people have them: JSONL, JSON, CSV, TSV, Parquet and plain text.
+"""Read files of conversations: JSONL, JSON, CSV, TSV, Parquet and plain text.
 
-Records are recognised one by one, by the names of their fields (`FORMS`, or `data.columns`); the first that
-cannot be taken is named by file and line, or row.
+Each record is recognised by the names of its fields (`FORMS`, or `data.columns`). An error names the first
+invalid record by file and line, or row.
 """
 
 import csv
@@ -19,20 +19,20 @@ from typing import Any
 from ..errors import UserError
 from .rows import Messages, Row
 
-Records = Iterator[tuple[str, Any]]  # where it stands ("line 3"), and what stands there
+Records = Iterator[tuple[str, Any]]  # its place ("line 3"), and its content
 Fields = tuple[str, ...]
 
 FILES = ".jsonl, .json, .csv, .tsv, .txt (each also as .gz) or .parquet"
 CHATS = ("messages", "conversations")  # fields of all messages, as OpenAI and ShareGPT name them
 ALPACA = ("instruction", "output")  # and sometimes "input"
 PAIRS: tuple[Fields, ...] = (ALPACA, ("prompt", "completion"), ("question", "answer"))
-# The fields that a record must have; the first that fit are taken. Of several the last is the answer.
+# Required fields of a record; the first match is used. The last of several fields is the answer.
 FORMS: tuple[Fields, ...] = (*((name,) for name in CHATS), *PAIRS, ("text",), ("content",))
 TURN = '{"role": text, "content": text} or {"from": text, "value": text}'
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
-LONGEST_FIELD = 2**31 - 1  # characters of a CSV's field: what the reader takes on every system
+LONGEST_FIELD = 2**31 - 1  # characters of a CSV's field: the largest limit that all systems allow
 PARQUET_ROWS = 256  # at a time
-LIKENESS = 0.85  # of a field's name and an allowed one, from which on it is taken for a mistyped one
+LIKENESS = 0.85  # similarity of a field's name and an allowed one, above which it counts as mistyped
 
 
 def kind_of(path: Path) -> str:
@@ -104,7 +104,7 @@ def _json_lines(path: Path) -> Records:
 
 
 def _json(path: Path) -> Records:
-    """One array of conversations, which is read whole; else JSON lines under another name."""
+    """Read one array of conversations as a whole, else JSON lines in a .json file."""
     first = next((line for line in _lines(path) if line.strip()), "")
     if not first.lstrip().startswith("["):
         return _json_lines(path)
@@ -113,7 +113,7 @@ def _json(path: Path) -> Records:
 
 
 def _table(path: Path) -> Records:
-    """CSV or TSV with a line of names at the top; the separator is the one that this line has most of."""
+    """Read CSV or TSV with a header line; the separator is the most frequent one in it."""
     names = next(_lines(path), "")
     csv.field_size_limit(LONGEST_FIELD)
     # Lines may also end with a carriage return alone.
@@ -140,12 +140,12 @@ def _parquet(path: Path) -> Records:
 
 
 def _text(path: Path) -> Records:
-    """Plain text: each block between blank lines is one conversation."""
+    """Read plain text: each block between blank lines is one conversation."""
     return ((f"block {n}", {"text": text}) for n, text in enumerate(_blocks(_lines(path)), start=1))
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[str]:
-    """Join lines up to the next blank one, without white space before them, and after the last."""
+    """Join lines up to the next blank one, and strip white space around the block."""
     held = ""
     unix = (line.replace("\r\n", "\n") for line in lines)
     for _, group in groupby(unix, key=lambda line: bool(line.strip(" \t\n"))):
@@ -203,7 +203,7 @@ def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
             question = {"role": "user", "content": "\n".join(asked)}
             messages = [question, {"role": "assistant", "content": value + ""}]
         else:
-            messages = [{"role": "", "content": value + ""}]  # whatever is no text is a TypeError
+            messages = [{"role": "", "content": value + ""}]  # values other than text raise a TypeError
     except ValueError as error:
         raise UserError(f"{where}: {error}.") from None
     except (TypeError, KeyError, AttributeError):
@@ -223,7 +223,7 @@ def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
 
 
 def _message(number: int, turn: Any) -> dict[str, str]:
-    """Read a turn of OpenAI's or ShareGPT's form; TypeError, KeyError or AttributeError where it is not."""
+    """Read a turn of OpenAI's or ShareGPT's form; TypeError, KeyError or AttributeError for others."""
     role, content = ("from", "value") if "value" in turn else ("role", "content")
     parts = turn[content]
     if parts is None and not (turn.get("tool_calls") or turn.get("function_call")):

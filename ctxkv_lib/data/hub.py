@@ -17,7 +17,7 @@ class HubFile:
 
     repo: str
     path: str
-    revision: str  # a commit, never a branch: what was read once stays what it was
+    revision: str  # a commit, never a branch, so that its content never changes
     kind: Literal["dataset", "model"]
 
 
@@ -44,7 +44,7 @@ def hub_errors(failure: str, advice: str) -> Iterator[None]:
     """Turn an error of the Hub inside into a UserError: "`failure` (the error); `advice`."."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Being offline, rate-limited (429) or without a local copy are OSErrors. Others are of its HTTP library,
+    # Offline, rate-limited (429) and without a local copy: OSErrors. Others come from its HTTP library,
     # which was requests, then httpx, then httpx2: HfHubHTTPError always derived from its error class.
     failures: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
     try:
@@ -63,9 +63,9 @@ def _reading(file: HubFile) -> AbstractContextManager[None]:
 
 @contextmanager
 def open_file(file: HubFile) -> Iterator[IO[bytes]]:
-    """Open a seekable stream over `file`, which transfers the bytes that are read and no others.
+    """Open a seekable stream over `file` that downloads only the bytes read.
 
-    Raises a UserError if the Hub cannot be reached, or refuses; as `download`.
+    Raises, as `download` does, a UserError if the Hub is unreachable or refuses.
     """
     from huggingface_hub import HfFileSystem
 
@@ -79,7 +79,7 @@ def open_file(file: HubFile) -> Iterator[IO[bytes]]:
 
 
 def download(file: HubFile) -> Path:
-    """Download the whole file to huggingface_hub's own cache."""
+    """Download the whole file to the cache of huggingface_hub."""
     from huggingface_hub import hf_hub_download
 
     with _reading(file):
@@ -87,7 +87,7 @@ def download(file: HubFile) -> Path:
 
 
 def package_file(package: str, path: str, pip_name: str) -> Path:
-    """Find a data file of a package, which is not imported; raises a UserError if it is not there."""
+    """Find a data file of a package without importing it; raises a UserError if it is missing."""
     spec = importlib.util.find_spec(package)
     file = Path(spec.origin).parent / path if spec and spec.origin else None
     if file is None or not file.is_file():

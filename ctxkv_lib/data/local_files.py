@@ -1,4 +1,4 @@
-"""A file of your own as a source of conversations: its cached copy, its splits, and sizes that fit it."""
+"""The user's own file as a source of conversations: cached copy, splits, and fitting sizes."""
 
 import math
 import os
@@ -30,7 +30,7 @@ PURPOSES = {
     "corpus_samples": "the token table",
 }
 
-FORMATS_VERSION = 2  # raise it when a file is read otherwise: it is part of its copy's key
+FORMATS_VERSION = 2  # raise it when reading changes: it is part of the copy's key
 
 
 def kept_file(path: Path, columns: str | None = None) -> Rows:
@@ -49,7 +49,7 @@ def kept_file(path: Path, columns: str | None = None) -> Rows:
 
 
 def _key(path: Path, columns: str | None) -> str:
-    """Changes when the file's content does, or how it would be read."""
+    """Digest the file's content and all that affects how it is read."""
     kind = kind_of(path)
     with opened(path):
         return digest([checksum(path), kind, path.suffix, columns, FORMATS_VERSION])
@@ -87,7 +87,7 @@ def file_rows(data: DataConfig, split: Split) -> Rows:
 
 
 def _asked(data: DataConfig) -> dict[str, int]:
-    """Conversations of the file by the setting that asks for them."""
+    """Return the number of conversations of the file that each setting asks for."""
     sizes = {name: getattr(data, name) for name in PURPOSES}
     if not (data.reads_corpus and data.corpus == "own"):
         del sizes["corpus_samples"]
@@ -126,7 +126,7 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
 
 
 def _validation_size(rows: Rows, context_window: int) -> int:
-    """Conversations at the end of the file that make a validation text."""
+    """Count the conversations at the end of the file that make a validation split."""
     share = min(VALIDATION_MOST, math.ceil(VALIDATION_SHARE * len(rows)))
     most = max(1, int(VALIDATION_LIMIT * len(rows)))
     backwards = (row for place in reversed(range(len(rows))) for row in rows[place : place + 1])
@@ -141,14 +141,14 @@ def _enough(rows: Iterable[Row], most: int, context_window: int) -> int:
 
 
 def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, ...]:
-    """Choose training sizes to compare: all of a file's, and a share of it that holds enough text."""
+    """Choose training sizes to compare: the whole file, and a share of it with enough text."""
     rows = _file_of(data)
     enough = _enough(rows, len(rows), context_window)
     return min(data.samples, max(data.samples // ratio, enough)), data.samples
 
 
 def describe_split(data: DataConfig) -> str:
-    """Say in a line how a file is split and what the token table is made from."""
+    """Describe in a line how a file is split and what the token table is made from."""
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _asked(data).items())
     made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
     if data.table == "cooccurrence" and data.corpus != "own":

@@ -1,4 +1,4 @@
-"""Rows of conversations, read some at a time, and their copies in the shared cache."""
+"""Rows of conversations, read in chunks, and their copies in the shared cache."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Rows:
 
     @classmethod
     def held(cls, rows: list[Row]) -> "Rows":
-        """Wrap rows that are in memory anyway."""
+        """Wrap rows that are already in memory."""
         return cls(((range(len(rows)), lambda part: rows[part.start : part.stop]),))
 
     def __len__(self) -> int:
@@ -89,8 +89,8 @@ def kept_rows(folder: Path, key: str) -> Rows:
     """Open what `keep_rows` wrote; rows are read when they are iterated.
 
     Raises:
-        DamagedFile: it is not what was written with that key.
-        FileNotFoundError: there is none.
+        DamagedFile: it is damaged, or has another key.
+        FileNotFoundError: it is missing.
     """
     from datasets import Dataset
 

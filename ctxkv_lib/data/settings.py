@@ -100,11 +100,11 @@ class DataConfig:
             require(named, "data.columns", self.columns, "names with a comma between them")
 
     def count(self, split: str) -> int:
-        """How many conversations of a split are asked for."""
+        """Return how many conversations of a split are asked for."""
         asked: int = getattr(self, "samples" if split == "train" else f"{split}_samples")
         return asked
 
     @property
     def reads_corpus(self) -> bool:
-        """Whether anything is made from split corpus."""
+        """Return whether any setting needs split corpus."""
         return self.table == "cooccurrence" or self.unigram == "corpus"

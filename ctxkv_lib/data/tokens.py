@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer, and conversations as one stream of token ids with their boundaries beside it."""
+"""GPT-2's tokenizer, and conversations as one stream of token ids with boundaries."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-STREAM_VERSION = 1  # raise it when a stream's tokens change: it is part of its key
+STREAM_VERSION = 1  # raise it when tokenisation changes: it is part of a stream's key
 Chunks = Callable[[], Iterator[tuple[str, torch.Tensor]]]  # makes tensors, as `write_streamed` takes them
-_BATCH = 256  # texts tokenised at once; bounds the memory of the offsets and strings that come with the ids
+_BATCH = 256  # texts tokenised at once, to bound the memory of offsets and strings
 
 
 @dataclass(frozen=True)
 class TokenStream:
-    """All conversations' tokens, one after the other, mapped from a file of the shared cache.
+    """The concatenated tokens of all conversations, mapped from a file of the shared cache.
 
     Attributes:
         ids: uint16 `[num_tokens]`, on the CPU. torch computes little with it: slice first, then `.int()`.
@@ -42,7 +42,7 @@ class TokenStream:
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """Load GPT-2's byte-level BPE with 50,257 tokens, which adds none of its own and has no maximum length.
+    """Load GPT-2's byte-level BPE with 50,257 tokens, without added tokens or a maximum length.
 
     As in GPT-2's own tokenizer, a text that contains "<|endoftext|>" literally gets that one token (50256).
 
@@ -50,7 +50,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
         name: as `data.tokenizer`.
 
     Raises:
-        UserError: the files cannot be read, or are not GPT-2's.
+        UserError: the files are unreadable, or not GPT-2's.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -105,9 +105,9 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
 
 
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
-    """Join the texts with two newlines into one and tokenise that once.
+    """Join the texts with two newlines, and tokenise the result once.
 
-    `starts` is the token that holds each conversation's first character; it may hold newlines before it, too.
+    `starts` is the token with each conversation's first character; it may begin with newlines.
     """
 
     def make() -> Iterator[tuple[str, torch.Tensor]]:
@@ -125,17 +125,17 @@ def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokeni
 def _stream(
     kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast", make: Chunks
 ) -> TokenStream:
-    """Keep the stream of which `make` gives `ids` and `bounds`: conversations' starts, the last end."""
+    """Cache the stream whose `ids` and `bounds` (conversations' starts, then the last end) `make` yields."""
     key = digest([STREAM_VERSION, kind, conversations.fingerprint, _rules(tokenizer)])
     kept = kept_tensors("tokens", key, make)
     return TokenStream(kept["ids"][: int(kept["bounds"][-1])], kept["bounds"][:-1])
 
 
 def kept_tensors(name: str, key: str, make: Chunks) -> dict[str, torch.Tensor]:
-    """Read tensors of the shared cache, made and written there, a chunk at a time, if they are not intact.
+    """Read tensors of the shared cache; if missing or damaged, compute and write them in chunks.
 
     Args:
-        key: changes when anything does that they are made from.
+        key: digest of their inputs.
     """
     path = cache_dir() / f"{name}-{key}.safetensors"
     return made_once(lambda: read_tensors(path, key), lambda: write_streamed(path, make(), {"key": key}))
@@ -143,5 +143,5 @@ def kept_tensors(name: str, key: str, make: Chunks) -> dict[str, torch.Tensor]:
 
 @lru_cache(maxsize=4)  # a megabyte and a half, asked for once a stream
 def _rules(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Changes when anything does that a text's ids depend on."""
+    """Digest all that a text's ids depend on."""
     return digest(tokenizer.backend_tokenizer.to_str())

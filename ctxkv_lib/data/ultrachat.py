@@ -11,7 +11,7 @@ from .hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS, HubFile, open_file
 from .rows import Rows, Split, check_available, keep_rows, kept_rows
 
 # Rows of train_sft, counted over all its shards. The published validation rows are the first 20 of theirs.
-# Fixed blocks, so that no setting moves the rows of another split; what is in none of them is for training.
+# Fixed blocks, so that no setting moves the rows of another split; all other rows are for training.
 ULTRACHAT_VALIDATION = range(50_000, 50_500)
 ULTRACHAT_TEST = range(50_500, 51_000)
 ULTRACHAT_CORPUS = range(51_000, 56_000)
@@ -39,7 +39,7 @@ def row_numbers(split: Split, count: int) -> list[range]:
 
 
 def _copy_of(group: range) -> tuple[Path, str]:
-    """The copy of one row group of a shard: its folder, and its key."""
+    """Return folder and key of the copy of one row group of a shard."""
     name = f"rows-{group.start}-{group.stop}"
     return cache_dir() / f"ultrachat-{ULTRACHAT_REVISION[:12]}" / name, name
 
@@ -49,7 +49,7 @@ def _common(group: range, block: range) -> range:
 
 
 def _kept(wanted: list[range]) -> Rows:
-    """Raises as `kept_rows`."""
+    """Open the copy of one row group; raises as `kept_rows`."""
     copies = _copy_of(range(0))[0].parent
     groups = (range(*map(int, path.name.split("-")[1:])) for path in copies.glob("rows-*"))
     rows = Rows()
@@ -63,7 +63,7 @@ def _kept(wanted: list[range]) -> Rows:
 
 
 def _fetch(wanted: list[range]) -> None:
-    """Keep a copy of each row group with wanted rows that has none, shard by shard."""
+    """Copy each missing row group with wanted rows, shard by shard."""
     start = 0
     for file in ULTRACHAT_SHARDS:
         if start < wanted[-1].stop:
@@ -71,7 +71,7 @@ def _fetch(wanted: list[range]) -> None:
 
 
 def _fetch_shard(file: HubFile, start: int, wanted: list[range]) -> int:
-    """Transfer the footer and the missing row groups' `messages`; returns the first row of the next shard."""
+    """Download the footer and missing row groups' `messages`; returns the first row of the next shard."""
     from pyarrow.parquet import ParquetFile
 
     with open_file(file) as stream:
