@@ -11,10 +11,10 @@ from ..method.windows import Window
 
 
 class ContextCache(Cache):
-    """The whole key-value cache of a batch of streams: recent contexts, of a size that does not grow.
+    """The key-value cache of a batch of streams: recent contexts, of constant size.
 
-    With anchor "current" a window slides with every token, so the context of each position within its reach
-    is kept; with "grid" only those on multiples of the interval.
+    With anchor "current", windows slide with every token, so all contexts within reach are kept. With "grid",
+    only those on multiples of the interval are kept.
 
     Attributes:
         state: context after the last token read, `[batch, context_dim]`.
@@ -63,7 +63,7 @@ class ContextCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes held for the whole batch; the same however much has been read."""
+        """Return the bytes held for the whole batch, which do not grow with the text."""
         return self.state.nbytes + self.stored.nbytes + self.lengths.nbytes
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -88,7 +88,7 @@ class ContextCache(Cache):
         self._replace(lambda held: held.repeat_interleave(repeats, dim=0))
 
     def reset(self) -> None:
-        """Forget everything: every row is at the beginning of a new stream."""
+        """Reset every row to the beginning of a new stream."""
         self._replace(torch.zeros_like)
         self.columns = 0
 

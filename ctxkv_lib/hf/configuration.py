@@ -7,11 +7,11 @@ from transformers import PretrainedConfig
 
 from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 
-# Named for transformers 4: loading a saved model, it takes along only the files that this one names.
+# Imported for transformers 4: when it loads a saved model, it copies only the files imported here.
 from ..method.settings import require as require
 
 NAMES = [field.name for field in dataclasses.fields(ModelConfig)]
-# Fields that folders of version 0.1 have: with other values, this model is not the one that was saved.
+# Fields in folders of version 0.1, with the values that this model implements.
 PUBLISHED_ONLY = {
     "slots": "uniform",
     "slot_bias": "none",
@@ -25,15 +25,15 @@ PUBLISHED_ONLY = {
 
 
 class ContextKVConfig(PretrainedConfig):
-    """The fields of `ModelConfig` with its defaults and checks, and what else a saved model needs.
+    """The fields of `ModelConfig`, with defaults and checks, and further fields of a saved model.
 
     `intermediate_size` is by default four times `hidden_size`.
 
     Attributes:
         vocab_size: tokens of the table.
         has_unigram: whether log-frequencies are added to the logits.
-        plugins: `{"block": {"plugin": "module:Name", "settings": {...}}, ...}` of what stands in the place of
-            the published parts (see `plugins.py`).
+        plugins: `{"block": {"plugin": "module:Name", "settings": {...}}, ...}` of the classes that
+            replace published parts (see `plugins.py`).
 
     Raises:
         ValueError: a field has a value that is not allowed.

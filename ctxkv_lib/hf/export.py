@@ -1,4 +1,4 @@
-"""The code that a saved model carries, so that transformers can load it without this package."""
+"""Export the code of a saved model, so that transformers can load it without this package."""
 
 import ast
 import inspect
@@ -22,13 +22,13 @@ PACKAGE = re.compile(r"^from (?:\.\.|ctxkv_lib\.)(?:method|hf)\.", re.MULTILINE)
 
 
 def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write all files of the model's code side by side into `folder`, their imports adapted to that.
+    """Write all files of the model's code into `folder`, with imports adapted to one flat folder.
 
     Args:
         plugins: as of `ContextKVConfig`.
 
     Raises:
-        ValueError: the code of a plug-in cannot be carried along.
+        ValueError: the code of a plug-in cannot be exported.
     """
     files, named = [], []
     for package, names in FILES.items():
@@ -47,7 +47,7 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def source_file(part: Any) -> Path:
-    """Return the file of a plug-in that a saved model can carry.
+    """Return the file of a plug-in that can be exported.
 
     Raises:
         ValueError: it is defined in a notebook or a function, or its file needs more of this package than

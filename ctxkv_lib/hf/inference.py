@@ -1,4 +1,4 @@
-"""Trained models in use: generate text, and measure on other text."""
+"""Use trained models: generate text, and evaluate other text."""
 
 import math
 import re
@@ -20,7 +20,7 @@ from ..method.model import project_inputs
 from .modeling import ContextKVForCausalLM
 
 SEED_LIMIT = 2**63  # what torch's generators take
-COLDEST = 1e-6  # temperature at which any two logits that differ are told apart for sure
+COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 TOLERANCE = 1e-5  # largest error of a context component while measuring
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
 
@@ -38,8 +38,8 @@ def generate_text(
 
     Args:
         new_tokens: how many to add at most.
-        temperature: of sampling; 0, or as good as, always takes the most likely token.
-        top_k: only the so many most likely tokens are drawn from.
+        temperature: of sampling; 0, or almost 0, always takes the most likely token.
+        top_k: sample from this many most likely tokens only.
         seed: of the sampling, 0 to 2^63 - 1.
 
     Raises:
@@ -68,7 +68,7 @@ def generate_text(
 def evaluate_texts(
     model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> dict[str, Any]:
-    """Measure how well the model predicts each text, read by itself after one end-of-text token.
+    """Measure how well the model predicts each text, read separately after one end-of-text token.
 
     Returns:
         `conversations`, `tokens`; `ppl` a token, `word_ppl` a word (as lm-evaluation-harness counts them;
@@ -95,10 +95,10 @@ def evaluate_texts(
 
 
 def evaluation_file(run: Path, data: Path, fingerprint: str) -> Path:
-    """Where the scores of a file of conversations go, as JSON; the figure goes beside it.
+    """Return the JSON path for the scores of a file of conversations; the figure has the same name.
 
-    Named like the file, with six digits of the fingerprint behind it if another text of that name has been
-    evaluated already.
+    It is named like the file, plus six digits of the fingerprint if another text of that name was evaluated
+    before.
     """
     folder, name = run / "evaluation", Path(data.name.removesuffix(".gz")).stem
     plain = folder / f"{name}.json"
@@ -107,7 +107,7 @@ def evaluation_file(run: Path, data: Path, fingerprint: str) -> Path:
 
 
 def format_scores(scores: dict[str, Any]) -> str:
-    """`evaluate_texts` as lines for a terminal."""
+    """Format the result of `evaluate_texts` for a terminal."""
     word_ppl = "beyond any number" if scores["word_ppl"] is None else f"{scores['word_ppl']:,.1f}"
     lines = [
         f"{scores['conversations']:,} conversations, {scores['tokens']:,} tokens",
@@ -126,7 +126,7 @@ def format_scores(scores: dict[str, Any]) -> str:
 def _read_apart(
     model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[StreamCache, Tensor, Tensor]:
-    """Texts as one cache; positions that predict a token of their own text; on the CPU, these within it."""
+    """Make one cache of all texts; return it, the positions to score, and these within their text (CPU)."""
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     pieces = [torch.tensor([tokenizer.eos_token_id, *ids]) for ids in encoded]
     lengths = torch.tensor([len(piece) for piece in pieces])

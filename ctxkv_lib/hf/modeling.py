@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# All files of a saved model are named here: transformers 4 takes along only these when it loads one.
+# All files of a saved model are imported here: transformers 4 copies only these when it loads one.
 from ..method.config import ModelConfig as ModelConfig
 from ..method.losses import add_to_logit as add_to_logit
 from ..method.model import ContextKV, project_inputs, without_autocast
@@ -23,11 +23,11 @@ from .plugins import NAMED as NAMED
 from .plugins import parts_of
 from .prefill import scan_rows
 
-LONG = 4 * SEGMENT  # columns from which on a text is computed in segments: there as fast, and then faster
+LONG = 4 * SEGMENT  # columns from which segments are used: as fast there, and faster beyond
 TOLERANCE = 1e-5  # of a component of the contexts of long texts
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
-# Of a random table. The hidden state is near the current token's embedding: with longer rows, whose logits
-# are larger, an untrained model would be sure that every token comes twice.
+# Of a random table. The hidden state is near the current token's embedding: with a larger norm, an untrained
+# model would predict the current token again.
 ROW_NORM = 0.2
 # What transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -43,7 +43,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
     config: ContextKVConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _is_stateful = True  # no assisted decoding: what has been read cannot be unread
+    _is_stateful = True  # no assisted decoding, since contexts cannot be reverted
 
     def __init__(self, config: ContextKVConfig) -> None:
         PreTrainedModel.__init__(self, config)
@@ -53,7 +53,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_model(cls, model: ContextKV, plugins: dict[str, Any]) -> "ContextKVForCausalLM":
-        """Wrap a trained model, whose tensors are shared.
+        """Wrap a trained model; its tensors are shared.
 
         Args:
             plugins: as of `ContextKVConfig`.
@@ -71,9 +71,9 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         return wrapped.eval()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Draw a table of short rows, with which the first loss is near that of guessing.
+        """Initialise the table with a small embedding norm, so that the first loss is near ln V.
 
-        All else stays as the constructors drew it; transformers' own default would redraw every Linear.
+        All else keeps the init of its constructor; transformers' default would redraw every Linear.
         """
         if isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=ROW_NORM * module.embedding_dim**-0.5)
@@ -87,7 +87,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         """Save as transformers does, with the model's code beside its weights.
 
         Raises:
-            ValueError: a part of the model was defined where its code cannot be carried along.
+            ValueError: a part of the model is defined where its code cannot be exported.
         """
         self.config.auto_map = AUTO_MAP
         Path(save_directory).mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
     def _contexts(self, state: Tensor, inputs: Tensor, tokens: Tensor, read: Tensor) -> Tensor:
         """Compute contexts `[batch, length, context_dim]` after each column, from `state`.
 
-        Where a gradient has to go through them they are computed one by one.
+        They are computed one by one if a gradient is needed.
         """
         through = (state, inputs, *self.context_block.parameters())
         trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in through)
@@ -224,9 +224,9 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
-        **kwargs: Any,  # by this name: transformers then lets `generate` take what `forward` does
+        **kwargs: Any,  # the name with which `generate` accepts the arguments of `forward`
     ) -> dict[str, Any]:
-        """Return what `forward` still has to read of `input_ids`."""
+        """Return the unread part of `input_ids` for `forward`."""
         cache = past_key_values if cache is None else cache
         kept = {name: kwargs.get(name) for name in ("attention_mask", "use_cache", "output_attentions")}
         seen = 0 if cache is None else cache.get_seq_length()
@@ -234,7 +234,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """Return False: `forward` makes the cache, whose rows are contexts and not keys and values."""
+        """Return False: `forward` makes the cache, which holds contexts instead of keys and values."""
         return False
 
 

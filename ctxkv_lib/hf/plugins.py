@@ -1,6 +1,6 @@
-"""Parts of a model by name: `module:Name` of a class that stands in the place of a published part.
+"""Parts of a model by name: `module:Name` of a class that replaces a published part.
 
-A model folder has this file with `NAMED` filled in, since the folder loads without this package.
+In a model folder, which loads without this package, `NAMED` in this file is filled in.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from typing import Any
 
 from ..method.model import Parts
 
-NAMED: dict[str, Any] = {}  # the classes that a saved folder carries
+NAMED: dict[str, Any] = {}  # the classes in a saved folder
 
 
 def build_part(part: type, settings: Mapping[str, Any]) -> Any:
-    """Return what makes a part: the class itself, or with the settings that its `Settings` describe."""
+    """Return the constructor of a part: the class, with its `Settings` bound if it has any."""
     kind = getattr(part, "Settings", None)
     return part if kind is None else partial(part, settings=kind(**settings))
 
@@ -28,7 +28,7 @@ def parts_of(plugins: Mapping[str, Mapping[str, Any]]) -> Parts:
 
 
 def named_part(name: str) -> Any:
-    """Return the class `module:Name`, of those that a saved folder carries or by importing it."""
+    """Return the class `module:Name` from the saved folder, or import it."""
     return NAMED.get(name) or find(name)
 
 
