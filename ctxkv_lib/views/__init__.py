@@ -1,1 +1,1 @@
-"""What people see: figures, pictures, widgets, and what the notebooks show."""
+"""Figures, widgets, and what notebooks show."""

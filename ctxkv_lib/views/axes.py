@@ -1,7 +1,7 @@
 """The style all figures share, and how they are saved.
 
 Colours are Okabe and Ito's palette, which colour-blind readers can distinguish. The background is set, so
-that a figure reads the same on a dark page. Figures use matplotlib's object API: no pyplot, no global state.
+figures look the same on a dark page. Figures use matplotlib's object API: no pyplot, no global state.
 """
 
 from collections.abc import Callable, Iterable
@@ -62,12 +62,12 @@ def panels(count: int, height: float, rows: int = 1, **share: Any) -> tuple[Figu
         ax.tick_params(colors=INK)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(NUMBER)
-            axis.isDefault_majfmt = True  # names of bars take its place
+            axis.isDefault_majfmt = True  # bars have names instead
     return figure, axes[:count]
 
 
 def legend_below(figure: Figure, *axes: Axes) -> None:
-    """Put one legend of `axes` under the figure, where it covers no mark; equal labels appear once."""
+    """Put one legend of `axes` under the figure, where it covers no data; equal labels appear once."""
     handles = {
         label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
@@ -84,7 +84,7 @@ def named_rows(ax: Axes, names: Iterable[str]) -> None:
 
 
 def wrapped(name: str) -> str:
-    """Break a name that would leave no room for what it names."""
+    """Break a long name into lines."""
     return fill(name, LETTERS)
 
 
@@ -105,5 +105,5 @@ def log_y(ax: Axes, label: str) -> None:
 
 
 def reference(draw: Callable[..., Line2D], value: float, label: str = "_", **style: Any) -> Line2D:
-    """Draw a quiet line across the axes, with `ax.axhline` or `ax.axvline`, that values are compared with."""
+    """Draw a grey reference line across the axes with `ax.axhline` or `ax.axvline`."""
     return draw(value, **{"color": QUIET, "ls": "--", "lw": 1.2, "label": label, **style})

@@ -1,4 +1,4 @@
-"""The numbers that notebooks show of data, contexts and trained runs."""
+"""Compute the numbers that notebooks show of data, contexts and trained runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,22 +34,22 @@ class Corpus:
     streams: Mapping[str, TokenStream]
 
     def lengths(self, split: str) -> Tensor:
-        """Tokens of each conversation, int64 `[num_conversations]`."""
+        """Return the number of tokens of each conversation, int64 `[num_conversations]`."""
         stream = self.streams[split]
         return torch.diff(stream.starts, append=torch.tensor([len(stream.ids)]))
 
     def pieces(self, split: str, conversation: int, most: int) -> list[str]:
-        """The first `most` tokens of a conversation, each as text."""
+        """Return the first `most` tokens of a conversation, each as text."""
         stream = self.streams[split]
         start, length = int(stream.starts[conversation]), int(self.lengths(split)[conversation])
         return token_texts(self.tokenizer, stream.ids[start : start + min(most, length)])
 
 
 def load_corpus(config: ExperimentConfig) -> Corpus:
-    """Read and tokenise what `config.data` names.
+    """Read and tokenise the conversations that `config.data` names.
 
     Raises:
-        UserError: a source is missing, damaged, too small or out of reach.
+        UserError: a source is missing, damaged, too small or unreachable.
     """
     tokenizer = load_tokenizer(config.data.tokenizer)
     rows = {
@@ -64,7 +64,7 @@ def load_corpus(config: ExperimentConfig) -> Corpus:
 
 
 def count_rows(config: ExperimentConfig, corpus: Corpus) -> list[list[str]]:
-    """Rows for a table: counts here, and those of the published report's 500-sample run."""
+    """Make table rows of counts: of this run, and of the published report's 500-sample run."""
     published = PUBLISHED[500]
     here = {"samples": config.data.samples}
     here |= {f"{split}_tokens": len(stream.ids) for split, stream in corpus.streams.items()}
@@ -85,12 +85,12 @@ def count_rows(config: ExperimentConfig, corpus: Corpus) -> list[list[str]]:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
-    """Each token of `ids` `[n]` as text; a token that is part of a character shows as U+FFFD."""
+    """Return each token of `ids` `[n]` as text; part of a character becomes U+FFFD."""
     return [str(tokenizer.decode([token])) for token in ids.tolist()]
 
 
 def singular_values(contexts: Tensor) -> Tensor:
-    """Singular values of contexts `[n, context_dim]`, not centred, as shares of their sum, largest first."""
+    """Compute singular values of uncentred contexts `[n, context_dim]` as shares of their sum, descending."""
     values = torch.linalg.svdvals(contexts.float().cpu())
     return values / values.sum()
 
@@ -135,7 +135,7 @@ def pass_errors(model: ContextKV, cache: StreamCache, config: Phase1Config, pass
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run with what it takes to look inside."""
+    """A finished run with model, tokenizer and caches."""
 
     run: Run
     model: ContextKV
@@ -163,7 +163,7 @@ def open_run(run: Run | Path | str) -> Trained:
 
 @torch.no_grad()
 def attention_by_slot(trained: Trained, most: int = 2000) -> Tensor:
-    """Mean attention weights `[num_heads, max_contexts]` over validation positions with a full window.
+    """Average attention weights `[num_heads, max_contexts]` over validation positions with a full window.
 
     Args:
         most: so many positions at most, evenly spread.
@@ -193,7 +193,7 @@ def attended(trained: Trained, cache: StreamCache, positions: Tensor) -> tuple[T
 
 @dataclass(frozen=True)
 class AttendedWindow:
-    """What one position attends.
+    """The window that one position attends.
 
     Attributes:
         start: position of the first token of `pieces`.
@@ -215,7 +215,7 @@ class AttendedWindow:
 
 @torch.no_grad()
 def attended_window(trained: Trained, split: str, position: int, guesses: int = 5) -> AttendedWindow:
-    """Look at one position of a cached stream.
+    """Collect the window of one position of a cached stream.
 
     Raises:
         UserError: no such position.
@@ -241,7 +241,7 @@ def attended_window(trained: Trained, split: str, position: int, guesses: int = 
 
 
 def epoch_rows(run: Run) -> list[list[str]]:
-    """Rows for a table of the early-stopping trace: epoch, PPLs, accuracy, epochs without gain, a note."""
+    """Make table rows of early stopping: epoch, PPLs, accuracy, epochs without gain, a note."""
     phase2 = run.summary["phase2"]
     last = phase2["epochs"][-1]["epoch"]
     rows = []
@@ -255,7 +255,7 @@ def epoch_rows(run: Run) -> list[list[str]]:
 
 
 def prediction_rows(trained: Trained, positions: Sequence[int], context: int = 12) -> list[list[str]]:
-    """Rows for a table: text before, the token that follows, the three best guesses with probabilities."""
+    """Make table rows: text before, the next token, the three best guesses with probabilities."""
     rows = []
     for position in positions:
         window = attended_window(trained, "val", position, guesses=3)

@@ -28,7 +28,7 @@ from .axes import (
 
 # The curves of an epoch's measurements: their key in a summary, and a factor.
 CURVES = {"train": ("train_ppl", 1), "validation": ("val_ppl", 1), "accuracy": ("val_acc", 100)}
-# What is drawn of a run in its colour, named `run: part`; the key of the figure shows each part in grey.
+# Parts of a run, drawn in its colour and named `run: part`; the legend shows each part in grey.
 PARTS: dict[str, dict[str, Any]] = {
     "train": {"ls": "--", "lw": 1.4, "marker": "o"},
     "validation": {"marker": "o"},
@@ -61,8 +61,8 @@ def ppl_curves(
 ) -> Figure:
     """Draw train and validation perplexity by epoch, with the best epoch and an early stop marked.
 
-    A dotted line is the validation perplexity of n-grams counted on the same tokens, where it was measured.
-    Values are in the legend, where no curve passes.
+    A dotted line is the validation perplexity of n-grams counted on the same tokens, if measured. Values are
+    in the legend.
 
     Args:
         summaries: contents of `summary.json`, one a run.
@@ -98,7 +98,7 @@ def _draw_run(
     label: str,
     colour: str,
 ) -> None:
-    """Draw some curves of a run; the marks lie on the last of them, unless that is the training curve."""
+    """Draw some curves of a run, with marks on the last one that is not the training curve."""
     phase2 = summary["phase2"]
     last = phase2["epochs"][-1]["epoch"]
     first, final = epochs or (0, last)
@@ -119,7 +119,7 @@ def _draw_run(
 
 
 def _best(phase2: Mapping[str, Any], curves: Sequence[str]) -> str:
-    """The best epoch's values as a line of text, as far as their curves are drawn."""
+    """Format the best epoch's values of all curves that are drawn."""
     values = {"validation": f"PPL {phase2['val_ppl']:,.1f}", "accuracy": f"{phase2['val_acc']:.1%} right"}
     drawn = [text for curve, text in values.items() if curve in curves]
     return f"\nepoch {phase2['best_epoch']}: {', '.join(drawn)}" if drawn else ""
@@ -138,7 +138,7 @@ def _label_epochs(ax: Axes, is_ppl: bool, log: bool) -> None:
 
 
 def _crop_first_train(ax: Axes) -> None:
-    """End the axis below a first train PPL that would flatten all else; a triangle stands for it."""
+    """End the axis below a first train PPL that would flatten the curves; draw it as a triangle."""
     points = {line: np.asarray(line.get_xydata()) for line in ax.get_lines()}
     trains = [line for line, at in points.items() if str(line.get_label()).endswith(": train") and len(at)]
     others = np.concatenate([at[line in trains :, 1] for line, at in points.items()])
@@ -152,7 +152,7 @@ def _crop_first_train(ax: Axes) -> None:
 
 
 def _key(axes: Sequence[Axes]) -> list[Line2D]:
-    """The parts that are drawn, in grey, after a gap."""
+    """Return legend entries of the drawn parts, in grey, after a gap."""
     drawn = {str(line.get_label()).rpartition(": ")[2] for ax in axes for line in ax.get_lines()}
     parts = [
         Line2D([], [], color=QUIET, label=EXPLAINED.get(part, part), **style)
@@ -203,7 +203,7 @@ def overfitting(runs: Mapping[str, Lines]) -> Figure:
 
 @styled
 def memory_by_stage(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> Figure:
-    """Draw memory (GiB) by stage, one panel per run: a bar for what is held, a line to the peak.
+    """Draw memory (GiB) by stage, one panel per run: a bar for memory held, a line to the peak.
 
     The GPU has bars in the panels of runs that used one.
 
@@ -244,7 +244,7 @@ def _memory_bars(ax: Axes, stages: Lines, names: Sequence[str]) -> None:
 
 @styled
 def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
-    """Draw perplexity by how much of a conversation was read, and by how many contexts attention saw.
+    """Draw perplexity by tokens read of a conversation, and by contexts in the window.
 
     Args:
         scores: as from `inference.evaluate_texts`.
@@ -270,6 +270,6 @@ def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
 
 
 def _series(lines: Lines, x: str, y: str, factor: float = 1) -> tuple[list[float], list[float]]:
-    """Two columns of `lines`, without those that have no `y`."""
+    """Return two columns of `lines`, without lines that lack `y`."""
     known = [line for line in lines if line.get(y) is not None]
     return [line[x] for line in known], [factor * line[y] for line in known]

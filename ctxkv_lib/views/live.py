@@ -1,12 +1,12 @@
 """`LiveCurves`: the curves of a training while it runs, in a notebook; lines of text elsewhere.
 
-In a notebook, status line, bar and figure change together, so that all three show the same epoch: whenever a
-stage ends, and in between as often as the budget allows. Each stage may spend `FIRST_SECONDS` on drawing, so
-that a short one is seen, too, and all of them `SHARE` of the time.
+In a notebook, status line, bar and figure change together, so all three show the same epoch: whenever a stage
+ends, and in between as often as the budget allows. Each stage may spend `FIRST_SECONDS` on drawing, so that
+short ones are shown, too, and all stages together `SHARE` of the time.
 
 The figure is the value of an `ipywidgets.HTML` and not the content of an `Output`: a program that runs
-notebooks answers each message that an `Output` catches, and nbclient (its issue 312) then misses, once in a
-few times, that the cell has ended.
+notebooks answers each message that an `Output` catches, and nbclient (its issue 312) then sometimes misses
+the end of the cell.
 """
 
 import html
@@ -24,11 +24,11 @@ from ..runs.config import Phase1Config
 from . import figures, markup
 
 SHARE = 0.05  # of the elapsed time that redraws may cost ...
-FIRST_SECONDS = 2.0  # ... beyond what each stage may spend at once
+FIRST_SECONDS = 2.0  # ... beyond the budget of each stage
 DRAW_SECONDS = 1.0  # between two drawings of a stage, at least
 BAR_SECONDS = 0.25  # between two changes of the bar
 BAR_LETTERS = 80
-LATEST = 3  # runs whose curves are drawn, those that began last
+LATEST = 3  # runs whose curves are drawn: the newest
 
 
 class LiveCurves:
@@ -55,8 +55,8 @@ class LiveCurves:
 
         Args:
             stop_rate: share of converged positions at which Phase 1 stops, drawn as a line.
-            runs: how many runs it will follow.
-            notebook: False prints text; None finds out.
+            runs: number of runs to follow.
+            notebook: False prints text; None detects a notebook.
             clock: seconds from any origin.
         """
         self.figure: Figure | None = None
@@ -74,7 +74,7 @@ class LiveCurves:
             self._open()
 
     def __call__(self, metric: Metric) -> None:
-        """Take one metric; its run is identified by `run` or `samples`, if it has one of these."""
+        """Record one metric; `run` or `samples` identify its run, if present."""
         if not self._is_notebook:
             print(describe(metric), flush=True)
             return
@@ -89,7 +89,7 @@ class LiveCurves:
             self._show()
 
     def step(self, loop: str, done: int, total: int) -> None:
-        """Take one step of a training loop: `done` of `total`, or the beginning of work without steps: of 0.
+        """Record one step of a training loop: `done` of `total`, which is 0 for work without steps.
 
         While the curves are behind and may not be drawn, the bar waits for them.
         """
@@ -109,7 +109,7 @@ class LiveCurves:
         self.bar.value = f"<pre>{html.escape(bar)}</pre>"
 
     def finish(self, result: Any = None) -> None:
-        """Draw everything that has come in. IPython calls this when the cell ends."""
+        """Draw all metrics so far. IPython calls this when the cell ends."""
         from IPython import get_ipython
 
         if not self._is_notebook:
@@ -140,13 +140,13 @@ class LiveCurves:
             shell.events.register("post_run_cell", self.finish)
 
     def _may_draw(self, now: float) -> bool:
-        """Whether another drawing is within the budget."""
+        """Return whether another drawing is within the budget."""
         stages = sum(map(len, self._lines.values()))
         since = 0.0 if self._began is None else now - self._began
         return self.spent + self._redraw_seconds <= FIRST_SECONDS * stages + SHARE * since
 
     def _show(self) -> None:
-        """Show all metrics so far: the last one in words, after which run it is if there are several."""
+        """Show all metrics so far: the last one as text, with the number of its run if there are several."""
         last = next(reversed(self._lines[self._stage].values()))[-1]
         begun = len(self._lines["phase1"] | self._lines["phase2"])
         self.status.value = (f"Run {begun} of {self._runs}. " if self._runs > 1 else "") + describe(last)
@@ -169,12 +169,12 @@ class LiveCurves:
 
 
 def run_name(metric: Metric) -> str:
-    """Return the name of a metric's run, of several; empty if it has none."""
+    """Return the name of a metric's run; empty if it has none."""
     return metric.get("run") or (counted(metric["samples"]) if "samples" in metric else "")
 
 
 def describe(metric: Metric) -> str:
-    """Put one metric into a line of text."""
+    """Format one metric as a line of text."""
     run = f"{name}, " if (name := run_name(metric)) else ""
     if metric["stage"] == "phase1":
         return (
@@ -189,6 +189,6 @@ def describe(metric: Metric) -> str:
 
 
 def _as_summary(epochs: list[Metric]) -> dict[str, Any]:
-    """Epochs so far as `phase2` of a summary; whether an early stop ended them is not known here."""
+    """Return the epochs so far in the form of `phase2` of a summary, without an early stop."""
     best = next(line for line in reversed(epochs) if line["improved"])
     return {**best, "epochs": epochs, "best_epoch": best["epoch"], "stop_reason": None}

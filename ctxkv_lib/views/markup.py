@@ -1,7 +1,7 @@
 """HTML for notebooks: figures, tables, text with its tokens marked, download links.
 
-Only HTML has all of: alt text, a width that follows the page, values under the pointer, and a dark side
-without a second drawing. Nothing in it is a script, so it works in Colab, JupyterLab and VS Code.
+Only HTML has all of: alt text, a width that follows the page, values under the pointer, and a dark theme
+without a second drawing. It uses no scripts, so it works in Colab, JupyterLab and VS Code.
 """
 
 import html
@@ -21,11 +21,11 @@ WIDTH = 100  # pixels of the page for an inch of a figure, where the page has th
 POINTER_REACH = 1.5  # percent of the figure's width around a point that shows its value
 LONGEST_WORD = 14  # letters, in a table
 MOST_POINTS = 200  # of a curve: larger clouds of points have no tooltips
-# JupyterLab, Colab and VS Code each say in their own way that the page is dark. The colours are turned by
-# brightness alone: blue stays blue, so that words about colours stay true. Cells of a table and not its rows
+# JupyterLab, Colab and VS Code each mark dark pages in their own way. Colours are inverted in
+# brightness only: blue stays blue, so that words about colours stay true. Cells of a table and not its rows
 # have colours, since themes paint rows, too. A reversed column opens scrolled to its end.
 DARK = '[data-jp-theme-light="false"] .ctxkv, html[theme="dark"] .ctxkv, body.vscode-dark .ctxkv'
-STRIPES = ("#dbe9f4", "#fbe3d4")  # light blue and light orange, which every eye can distinguish
+STRIPES = ("#dbe9f4", "#fbe3d4")  # light blue and light orange, which colour-blind people can distinguish
 # A box of text is a whole number of lines high, and its margin a border: what scrolls is never cut in a line.
 LINE, MOST_LINES = 24, 14  # pixels, lines
 STYLE = f"""<style>{DARK} {{filter: invert(0.93) hue-rotate(180deg); color-scheme: light}}
@@ -80,7 +80,7 @@ def figure_html(figure: Figure, image: bytes) -> str:
         f'<img src="{_data_uri(image, "image/png")}" alt="{html.escape(alt_text(figure))}" width="{width}" '
         f'height="{height}" decoding="sync" style="display:block;width:100%;height:auto;max-width:none">'
     )
-    box = f"position:relative;width:100%;max-width:{width}px"  # in this order, or widgets will not shrink it
+    box = f"position:relative;width:100%;max-width:{width}px"  # in this order: widgets shrink it only then
     return themed(f'<div style="{box}">{picture}{"".join(_tooltips(figure))}</div>')
 
 
@@ -97,7 +97,7 @@ def alt_text(figure: Figure) -> str:
 
 
 def _tooltips(figure: Figure) -> Iterator[str]:
-    """An invisible box around each point of each curve, whose tooltip says the value."""
+    """Make an invisible box with the value as tooltip around each point of each curve."""
     for ax in figure.axes:
         for line in ax.get_lines():
             points = np.asarray(line.get_xydata())
@@ -141,7 +141,7 @@ def token_boundaries(pieces: Sequence[str]) -> str:
 
 
 def attended_text(window: AttendedWindow, weights: Sequence[float]) -> str:
-    """Show the tokens of a window, attended ones on a blue that is stronger for more weight.
+    """Show the tokens of a window; a stronger blue behind a token means more attention.
 
     The box opens at the position itself, which is framed; the token after it is underlined.
 
@@ -166,7 +166,7 @@ def attended_text(window: AttendedWindow, weights: Sequence[float]) -> str:
 
 
 def guesses_line(window: AttendedWindow) -> str:
-    """Say which token follows, and which ones the model expects."""
+    """Show the next token, and the tokens that the model expects."""
     guesses = ", ".join(f"<b>{_quoted(text)}</b> {share:.1%}" for text, share in window.guesses)
     return (
         f'<div class="line {PLAIN}">Position {window.position:,}. '
@@ -181,7 +181,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:
-    """Break no word or number but those that would make the page too wide."""
+    """Make a table row that breaks only words too long for the page."""
     cut = ' style="overflow-wrap:anywhere"'
     long = (max(map(len, cell.split()), default=0) > LONGEST_WORD for cell in cells)
     marked = (
@@ -192,7 +192,7 @@ def _row(tag: str, cells: Sequence[str]) -> str:
 
 
 def _marked(piece: str) -> str:
-    """Escape a token that a colour or a line is to show: a line break alone has nothing to be seen."""
+    """Escape a token for a coloured span; a line break gets an arrow, since alone it is invisible."""
     return html.escape(piece).replace("\n", "↵\n")
 
 

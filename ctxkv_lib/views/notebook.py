@@ -1,8 +1,8 @@
-"""What notebooks share: their parameters, where runs live, and copies of runs in Google Drive.
+"""Shared code of notebooks: parameters, folder of the runs, and copies of runs in Google Drive.
 
 Drive is slow with many small files, so training works on the local disk, and an archive of each run is
-restored before a cell trains and saved while it does. Colab may take its machine back at any moment, so
-nothing waits for the end.
+restored before a cell trains and saved while it does. Colab may disconnect at any moment, so archives are
+also written during training.
 """
 
 import io
@@ -30,7 +30,7 @@ Parameters = tuple[str, int | None, str | None, int | None]  # preset, samples, 
 
 DRIVE_VARIABLE = "CTXKV_DRIVE"
 SAVE_SECONDS = 60  # between two saves within a stage, at least ...
-SAVE_SHARE = 0.05  # ... and saving may cost so much of the time
+SAVE_SHARE = 0.05  # ... and the largest share of the time for saving
 STATE = ".state.json"  # first member of an archive: the progress of its run
 RECORDS = ("config.json", COMPARISON, "metrics.jsonl", FILE)
 LANDMARKS = ("caches/train_ctx.safetensors", "caches/val_ctx.safetensors", "model/model.safetensors")
@@ -42,9 +42,9 @@ State = dict[str, Any]  # progress: compared as a list; content: changes when th
 def parameters(preset: Any, samples: Any, recipe: Any, seed: Any) -> Parameters:
     """Read a notebook's parameters: the values of its form, as text, unless the environment has others.
 
-    `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` override the form, with a line where
-    that changes something. An empty preset (or None) becomes `colab` on Colab, where the Hub is near, and
-    `offline` elsewhere, which needs no network. The others become None: the preset chooses.
+    `$CTXKV_PRESET`, `$CTXKV_SAMPLES`, `$CTXKV_RECIPE` and `$CTXKV_SEED` override the form; a
+    line is printed for each change. An empty preset (or None) becomes `colab` on Colab, and `offline`, which
+    needs no network, elsewhere. Other empty values become None: the preset's value is used.
 
     Raises:
         UserError: `samples` or `seed` is no whole number.
@@ -75,13 +75,13 @@ def notebook_config(
     seed: int | None = None,
     settings: dict[str, Any] | None = None,
 ) -> ExperimentConfig:
-    """Build the experiment of a notebook's parameters; None leaves a choice to the preset."""
+    """Build the experiment of a notebook's parameters; None takes the preset's value."""
     seeded = {} if seed is None else {"runtime.seed": seed}
     return configure(preset, recipe, samples, {**seeded, **(settings or {})}, print)
 
 
 def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
-    """Samples of the two runs to compare: the larger count, and a fifth of it as in the published report.
+    """Return the sample counts of the two runs to compare: the larger one, and a fifth of it, as published.
 
     Raises:
         UserError: an unknown preset, or too few samples for a fifth.
@@ -95,7 +95,7 @@ def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
 
 
 def runs_root() -> Path:
-    """Folder of all run folders: `$CTXKV_RUNS`, or `runs` at the top of the clone (on Colab, here)."""
+    """Return the folder of all runs: `$CTXKV_RUNS`, or `runs` at the top of the clone (on Colab, here)."""
     if root := os.environ.get(ROOT_VARIABLE):
         return Path(root)
     here = Path.cwd()
@@ -153,7 +153,7 @@ class DriveCopies:
             self.save()
 
     def save(self, last: bool = False) -> None:
-        """Write the archive of each folder that has come further than its archive."""
+        """Write the archive of each folder that has progressed since the last one."""
         began = self._clock()
         for folder, archive in self.archives.items():
             state, held = state_of(folder), archived_state(archive)
@@ -178,10 +178,10 @@ class DriveCopies:
 
 
 def state_of(folder: Path) -> State | None:
-    """The progress of the run or comparison in a folder; None if it holds none.
+    """Return the progress of the run or comparison in a folder; None if it holds none.
 
-    Of two states the greater `progress` is the fuller one. Two finished runs are equally full, whatever their
-    numbers of epochs; so are two comparisons.
+    The state with the greater `progress` is the later one. Finished runs are equal, whatever their numbers
+    of epochs; so are two comparisons.
     """
     records = [path.read_bytes() if (path := folder / name).is_file() else b"" for name in RECORDS]
     if not any(records):
@@ -193,7 +193,7 @@ def state_of(folder: Path) -> State | None:
 
 
 def archived_state(archive: Path) -> State | None:
-    """The state of what an archive holds; None if there is no archive, or none that can be read."""
+    """Return the state in an archive; None if it is missing or unreadable."""
     try:
         with tarfile.open(archive) as tar:
             first = tar.next()
@@ -204,7 +204,7 @@ def archived_state(archive: Path) -> State | None:
 
 
 def pack(folder: Path, archive: Path, state: State) -> None:
-    """Write `folder` to an archive, complete or not at all; nothing hidden goes into it."""
+    """Write `folder` to an archive, complete or not at all, without hidden files."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     beside = archive.with_name(f".{archive.name}.part")  # always the same: the next save replaces a torn one
     try:

@@ -35,7 +35,7 @@ from .explore import AttendedWindow
 TICKS = (0, 5, 10, 20, 50, 100, 200, 500)  # of distances, in tokens
 MOST_TICKS = 16  # of slots, or of heads
 EMPTY = "#b9bec7"  # slots before the stream
-# White to the palette's blue to near black: brightness alone tells the values.
+# White to the palette's blue to near black: brightness alone encodes the values.
 STRENGTH = LinearSegmentedColormap.from_list("strength", [PAPER, OKABE_ITO[5], BLUE, "#002a44"])
 PUBLISHED_PASSES = 3
 
@@ -81,7 +81,7 @@ def context_clouds(clouds: Mapping[str, Tensor], most: int = 1500) -> Figure:
     """Draw contexts `[n, context_dim]` on their two strongest directions, one panel each.
 
     Args:
-        most: so many points of each cloud at most.
+        most: largest number of points of each cloud.
     """
     figure, axes = panels(len(clouds), 4.6, sharex=True, sharey=True, subplot_kw={"aspect": "equal"})
     reach = 0.0
@@ -109,7 +109,7 @@ def spectrum(shares: Mapping[str, Tensor]) -> Figure:
         ax.plot(range(1, len(values) + 1), 100 * values, label=name)
     reference(ax.axhline, 100 / max(map(len, shares.values())), "all directions alike (100%)")
     integer_x(ax, "Direction of the context space (largest first)")
-    # LayerNorm takes one direction away: the last value is zero but for rounding, and stays off the page.
+    # LayerNorm removes one direction: the last value is zero up to rounding, and is not drawn.
     ax.set_ylim(bottom=50 * min(float(values[:-1].min()) for values in shares.values()))
     log_y(ax, "Singular value (% of the sum, log scale)")
     ax.set_title("How evenly the contexts use their space")
@@ -192,7 +192,7 @@ def window_attention(window: AttendedWindow, weights: Tensor, whose: str) -> Fig
 
 
 def _slot_axis(ax: Axes, back: Sequence[int]) -> None:
-    """Give each slot a place, whatever its distance, and name some by how far back they are."""
+    """Space the slots evenly, whatever their distance, and label some with their distance back."""
     named = range(0, len(back), -(-len(back) // MOST_TICKS))
     ax.set_xlim(-0.5, len(back) - 0.5)
     ax.set_xticks(named, [f"{back[slot]:,}" for slot in named])
@@ -201,11 +201,11 @@ def _slot_axis(ax: Axes, back: Sequence[int]) -> None:
 
 @styled
 def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int = 4) -> Figure:
-    """Draw what the slots of a window hold of each token, and what a context does, trained and untrained.
+    """Draw decodability of each token from the slots of a window, and from trained and untrained contexts.
 
     Args:
         probe: as in a summary.
-        slots: so many intervals back are drawn; where slots are not an interval apart, the whole window.
+        slots: number of intervals to draw; with slots that are not an interval apart, the whole window.
     """
     figure, axes = panels(2, 8.4, rows=2)
     window, context = axes
@@ -229,12 +229,12 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
 
 
 def _window_memory(ax: Axes, probe: Mapping[str, Any], model: ModelConfig, slots: int) -> None:
-    """Draw what is left of each token in the slot that read it last."""
+    """Draw the decodability of each token from the nearest slot that has read it."""
     every, step = probe["offsets"], model.interval
     is_even = every == [slot * step for slot in range(len(every))]
     token = np.arange(slots * step if is_even else model.context_window)  # distance back
     offsets = np.array([offset for offset in every if offset < len(token)])
-    slot = np.searchsorted(offsets, token, side="right") - 1  # that read it last
+    slot = np.searchsorted(offsets, token, side="right") - 1  # the nearest slot that has read it
     behind = token - offsets[slot]
     left = np.interp(behind, [row["distance"] for row in probe["recall"]], _explained(probe))
     reach = -1 if probe["horizon"] is None else probe["horizon"]
@@ -258,7 +258,7 @@ def _memory_span(probe: Mapping[str, Any]) -> str:
 
 
 def _explained(probe: Mapping[str, Any]) -> list[float]:
-    """Share of the variance of a token's embedding, by distance."""
+    """Return the explained share of the variance of a token's embedding, by distance."""
     return [max(0.0, row["r2"]) for row in probe["recall"]]
 
 

@@ -1,8 +1,8 @@
 """Interactive plots for notebooks: widgets around the figures. No pyplot, no ipympl, no plotly.
 
 Every plot is an image in an `ipywidgets.HTML` (`markup` says why), drawn again when a control changes; that
-works in Colab, JupyterLab and VS Code, with ipywidgets 7.7 and 8. The objects returned are widgets: a cell
-that ends with one shows it. Their controls are attributes, so that a test, or a notebook, can set them.
+works in Colab, JupyterLab and VS Code, with ipywidgets 7.7 and 8. The functions return widgets, which a cell
+shows if it ends with one. Controls are attributes, so that tests and notebooks can set them.
 """
 
 import csv
@@ -45,7 +45,7 @@ class RunExplorer(widgets.VBox):
     Attributes:
         runs: one checkbox per run, in the order given. curves: a checkbox for each of `figures.CURVES`.
         log_scale, epochs, epoch: scale, range shown, and the epoch marked in the plot and read in the table.
-        page: figure, table and download links, as HTML. figure: what is drawn; None if nothing is chosen.
+        page: figure, table and download links, as HTML. figure: the figure; None if nothing is chosen.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -128,7 +128,7 @@ def explore_runs(places: Path | str | Sequence[Path | str]) -> RunExplorer:
     """Choose runs, curves, scale and epochs; read values under the pointer or a slider; download PNG and CSV.
 
     Args:
-        places: run folders, or folders that finished runs lie in; one, or several.
+        places: one or several run folders, or folders with finished runs in them.
 
     Raises:
         UserError: no folders, or one that holds no finished run.
@@ -140,7 +140,7 @@ def explore_runs(places: Path | str | Sequence[Path | str]) -> RunExplorer:
 
 
 class WindowExplorer(widgets.VBox):
-    """What one position attends; see `explore_window`.
+    """The attention of one position; see `explore_window`.
 
     Attributes:
         split, position, head: the controls; head 0 is the mean of all heads.
@@ -178,13 +178,13 @@ class WindowExplorer(widgets.VBox):
         self.position.value = min(max(position, 0), self.position.max)
 
     def _on_token(self, change: Any) -> None:
-        if change["new"] != HEADING[1]:  # which each drawing selects again
+        if change["new"] != HEADING[1]:  # selected anew by each drawing
             self._go(change["new"])
 
     def _on_split(self, change: Any) -> None:
         last = len(self._trained.caches[change["new"]]) - 1
         before = self.position.value
-        self.position.value = min(before, last)  # draws by itself if it moves
+        self.position.value = min(before, last)  # a move triggers a drawing
         self.position.max = last
         if self.position.value == before:
             self._draw()
@@ -201,7 +201,7 @@ class WindowExplorer(widgets.VBox):
         self._offer_near()
 
     def _offer_near(self) -> None:
-        """Show an interval of tokens to either side of the position."""
+        """Show an interval of tokens on either side of the position."""
         cache, here = self._trained.caches[self.split.value], self.position.value
         reach = self._trained.run.config.model.interval
         around = range(max(0, here - reach), min(len(cache), here + reach + 1))
@@ -233,7 +233,7 @@ def explore_window(run: Run | Trained, position: int, split: str = "val") -> Win
 
 
 def _token_options(window: AttendedWindow, weights: Sequence[float]) -> list[tuple[str, int]]:
-    """Choices of a dropdown: a heading, then the attended tokens, nearest first."""
+    """List choices of a dropdown: a heading, then the attended tokens, nearest first."""
     slots = zip(window.slots.tolist(), weights, strict=True)
     named = (
         (at, markup.token_name(window.pieces[at - window.start]), weight) for at, weight in slots if at >= 0
@@ -254,7 +254,7 @@ def _slider(kind: Any, name: str, value: Any, least: int, most: int) -> Any:
     layout = widgets.Layout(width="480px", max_width="98%")
     options = {"description": name, "continuous_update": False, "style": STYLE, "layout": layout}
     slider = kind(value=value, min=least, max=most, **options)
-    slider.tooltip = name  # ipywidgets 8 would say "null" under the pointer; 7.7 knows no such thing
+    slider.tooltip = name  # ipywidgets 8 would show "null" under the pointer; 7.7 has no tooltips
     return slider
 
 

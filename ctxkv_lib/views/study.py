@@ -34,7 +34,7 @@ from .axes import (
 )
 
 SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}
-MARKERS = "osD^vPX"  # one more than there are colours, so that pairs of both repeat only after all of them
+MARKERS = "osD^vPX"  # one more than colours, so that pairs of both repeat as late as possible
 VARIANTS = cycler(color=OKABE_ITO * len(MARKERS)) + cycler(marker=MARKERS * len(OKABE_ITO))
 COUNTED = ("--", ":", "-.")  # of n-grams: plain, with a cache, and with the text of the token table
 REMEMBERED = {
@@ -82,8 +82,7 @@ def study_results(part: str, repository: str, version: str) -> dict[str, Any]:
 def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figure:
     """Draw the best validation PPL by setting: the mean, one dot per seed, and a line over their spread.
 
-    A setting has a colour only where its mean differs from the base's by more than the spread of either's
-    seeds; a single seed has no spread, and stays grey.
+    A setting is grey if its mean is within seed noise of the base's, or if it has a single seed.
 
     Args:
         results: `{setting: validation PPL of each seed}`.
@@ -147,7 +146,7 @@ def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> No
 
 
 def _colour(values: Sequence[float], base: Sequence[float]) -> str:
-    """Blue for lower and orange for higher than `base`; grey where that is within seed noise."""
+    """Return blue for lower and orange for higher than `base`; grey within seed noise."""
     difference = float(np.mean(values) - np.mean(base))
     if min(len(values), len(base)) < 2 or abs(difference) <= max(np.ptp(values), np.ptp(base)):
         return QUIET
@@ -176,7 +175,7 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
 
 
 def _line(ax: Axes, rows: Sequence[Row], split: str, name: str, style: dict[str, Any]) -> Any:
-    """Draw means by training tokens and, of what was trained, each seed; return the line of the means."""
+    """Draw means by training tokens, and each seed of trained models; return the line of the means."""
     means = [np.mean(row[split]) for row in rows]
     (line,) = ax.plot([row["train_tokens"] for row in rows], means, ms=6, label=name, **style)
     if rows[0]["seeds"]:
@@ -187,7 +186,7 @@ def _line(ax: Axes, rows: Sequence[Row], split: str, name: str, style: dict[str,
 
 @styled
 def memory_figure(results: Mapping[str, Any]) -> Figure:
-    """Draw validation PPL by what contexts remember: how far back, and how much of the last 20 tokens.
+    """Draw validation PPL by memory span, and by decodability of the last 20 tokens.
 
     Each variant of the sweep whose contexts were probed is a point, with a line over the spread of its seeds.
 
@@ -221,7 +220,7 @@ def recall_rows(rows: Sequence[Row]) -> list[list[str]]:
 
 @styled
 def use_of_contexts(ablations: Mapping[str, Any]) -> Figure:
-    """Draw what other contexts cost: by ablation, by slot alone, and where a pair of tokens comes again.
+    """Draw the effect of other contexts: by ablation, by single slot, and on repeated pairs of tokens.
 
     Args:
         ablations: as in a summary.
@@ -253,7 +252,7 @@ def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _slots(ax: Axes, ablations: Mapping[str, Any]) -> None:
-    """Draw what the own context of one slot changes, if all others have another conversation's."""
+    """Draw the effect of one slot's own context while all others have another conversation's."""
     back, rise, error = (
         [row[key] for row in ablations["slots"]] for key in ("back", "percent_vs_elsewhere", "error")
     )
@@ -266,7 +265,7 @@ def _slots(ax: Axes, ablations: Mapping[str, Any]) -> None:
 
 
 def _pairs(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
-    """Draw intact beside other contexts, for tokens that repeat a pair of the window and for others."""
+    """Draw intact and other contexts, for tokens that repeat a pair of the window and for others."""
     names = {0: "a new pair", 1: "a repeated pair"}
     for shift, key, colour, label in (
         (-0.18, "ppl", BLUE, "own contexts"),
@@ -285,7 +284,7 @@ def _pairs(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
 
 @styled
 def recall_accuracy(task: Mapping[str, Any]) -> Figure:
-    """Draw the accuracy of recalled values, with a standard error, beside that of guessing.
+    """Draw the accuracy of recalled values with its standard error, and that of guessing.
 
     Args:
         task: `recall_task` of a summary.
