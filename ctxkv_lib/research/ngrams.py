@@ -25,8 +25,8 @@ def ngram_baselines(
 ) -> dict[str, dict[str, Any]]:
     """Compute perplexities of the best n-gram model, without and with a unigram cache.
 
-    `streams["val"]` chooses order, floor and the weight of the cache, as it does the model's best epoch, so that
-    the baseline is strong.
+    `streams["val"]` chooses order, floor and the weight of the cache, as it does the model's best epoch: the
+    baseline is strong.
 
     Args:
         train: int64 `[n]`, the counted tokens.

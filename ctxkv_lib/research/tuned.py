@@ -128,7 +128,8 @@ class StructuredBlock(ContextBlock):
     def init_linear_recurrence(self, mean: Tensor, carried: Tensor, weights: Tensor, variance: float) -> None:
         """Initialise the weights so that a step is all but linear: `c' = carried @ c + weights @ (x - mean)`.
 
-        GELU(z) is z where z is large, so all units get one large bias, which the norm subtracts with their mean. The norm divides by a constant, since the last unit is constant and larger than all others
+        GELU(z) is z where z is large, so all units get one large bias, which the norm subtracts with their
+        mean. The norm divides by a constant, since the last unit is constant and larger than all others
         together. Its scale is 0, so contexts are 0 there.
 
         Args:
