@@ -544,9 +544,7 @@ def install() -> Card:
     everything.fallback(kernel, "CUDA")
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of composite kernels for any device, one is told that they are replaced
+        warnings.simplefilter("ignore")  # of composite kernels for any device, a warning names those replaced
         for full in torch._C._dispatch_get_all_op_names():
             base, _, overload = full.removeprefix("aten::").partition(".")
             if not full.startswith("aten::") or base in ("copy_", "_to_copy"):

@@ -1,6 +1,6 @@
-"""The written report, the comparison table, and what can be said before a run: `info` and `settings`.
+"""The written report, the comparison table, and `info` and `settings`, which need no run.
 
-The report's own modules load with the first of the names below; `info` and `settings` do without them.
+Modules of the report load with the first of the names below; `info` and `settings` do not need them.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Columns of the report's tables, and what in them takes more than a look-up in `summary.json`."""
+"""Compute columns of the report's tables, and values that are not in `summary.json`."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ NO_EPOCH = dict.fromkeys(("train_ppl", "val_ppl", "val_acc"))
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: a run, a published run, or (with `gain`) what one run gained over another."""
+    """One column of a table: a run, a published run, or (with `gain`) the gain of one run over another."""
 
     label: str
     summary: Any = None
@@ -33,31 +33,31 @@ class Column:
 
     @property
     def method(self) -> str:
-        """The key of the words for what attention reads, or the name of the mixer in its place."""
+        """Return the key of the text on what attention reads, or the name of the mixer."""
         mixer = self.config.plugins.get("mixer")
         return mixer.name.partition(":")[2] if mixer else self.config.model.kv_method
 
     @property
     def offsets(self) -> list[int] | None:
-        """Distances of the slots in tokens; None of a mixer, which has none."""
+        """Return the distances of the slots in tokens; None for a mixer."""
         model = self.config.model
         uniform = [slot * model.interval for slot in range(model.max_contexts)]
         return self.summary["context_window"].get("offsets", uniform)
 
     @property
     def is_uniform(self) -> bool:
-        """Whether the slots lie an interval apart."""
+        """Return whether the slots are an interval apart."""
         return self.offsets in (None, Window(self.config.model).offsets)
 
     @property
     def epochs(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-        """The epochs of this run, each with the published one."""
+        """Return the epochs of this run, each with the published one."""
         published = self.original.summary["phase2"]["epochs"] if self.original else []
         return zip_longest(self.summary["phase2"]["epochs"], published, fillvalue=NO_EPOCH)
 
 
 def run_columns(runs: Sequence[Run], unit: str, published: str) -> list[Column]:
-    """Make a column of each run, with that of the published run that it repeats.
+    """Make a column for each run, and for the published run that it repeats.
 
     Args:
         unit: what follows the number of samples in a label.
@@ -75,14 +75,14 @@ def run_columns(runs: Sequence[Run], unit: str, published: str) -> list[Column]:
 
 
 def with_gain(columns: Sequence[Column], label: str) -> list[Column]:
-    """Add to several runs a column of what the last gained over the first."""
+    """Add a column for the gain of the last of several runs over the first."""
     if len(columns) < 2:
         return [*columns]
     return [*columns, Column(label, gain=gains(columns[0].summary, columns[-1].summary))]
 
 
 def origin(columns: Sequence[Column]) -> dict[str, str]:
-    """Say when, where and from what runs were made: what all share, or what each has."""
+    """Return date, machine and versions of the runs: shared ones once, others for each run."""
     labels, found = [column.label for column in columns], list(map(_origin, columns))
     shared = {name: [each[name] for each in found] for name in found[0]}
     return {
@@ -147,7 +147,7 @@ def slot_examples(column: Column) -> Iterator[tuple[int, str, int, int]]:
 
 
 def example_positions(model: ModelConfig, num_tokens: int) -> list[int]:
-    """List 50, 350 and 3500 for the published window (20 x 32), and as much for others, within the stream."""
+    """List 50, 350 and 3500 for the published window (20 x 32), and scaled for others, within the stream."""
     interval, half = model.interval, (model.max_contexts + 3) * model.interval
     wanted = (5 * interval // 2, half // 2, 5 * half)
     return sorted({min(position, num_tokens - 1) for position in wanted})
@@ -158,7 +158,7 @@ def _elided(items: list[str], head: int = 2) -> list[str]:
 
 
 def over_conversations(tokens: Sequence[int], losses: Sequence[float]) -> tuple[float, float]:
-    """Compute the mean over all tokens, and its standard error where whole conversations are drawn.
+    """Compute the mean over all tokens, and its standard error over conversations.
 
     Args:
         tokens: of each of two conversations or more.
@@ -179,7 +179,7 @@ def ppl_errors(columns: Sequence[Column]) -> Iterator[tuple[str, float, int]]:
 def ppl_changes(columns: Sequence[Column]) -> Iterator[tuple[str, str, float, float]]:
     """Yield label, first run's label, and the relative change of test PPL with its standard error.
 
-    Losses are compared conversation by conversation, of runs that were tested on the same ones.
+    Losses are compared conversation by conversation, if runs were tested on the same ones.
     """
     tested = list(_tested(columns))
     for column, tokens, losses in tested[1:]:
@@ -200,7 +200,7 @@ def _tested(columns: Sequence[Column]) -> Iterator[tuple[Column, tuple[int, ...]
 
 
 def beside_ngrams(summary: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
-    """Yield each split that has both, and by how much (%) the PPL is below n-grams without and with cache."""
+    """Yield each split with both PPLs, and by how much (%) it is below n-grams without and with cache."""
     for split, own in (("val", summary["phase2"]["val_ppl"]), ("test", at(summary, "test", "ppl"))):
         ngrams = [at(summary, "ngrams", kind, f"{split}_ppl") for kind in ("kneser_ney", "kneser_ney_cache")]
         if own and all(ngrams):
@@ -208,7 +208,7 @@ def beside_ngrams(summary: Mapping[str, Any]) -> Iterator[tuple[str, float, floa
 
 
 def probe_blocks(probed: Sequence[Column], with_untrained: bool) -> list[dict[str, Any]]:
-    """Make the columns of ContextBlocks: of several runs by label, or of one run beside untrained ones."""
+    """Make columns of ContextBlocks: of several runs by label, or of one run and untrained blocks."""
     blocks = [{"label": column.label, "std": None, **column.summary["probe"]} for column in probed]
     if with_untrained:
         untrained = [{"std": std, **block} for std, block in blocks[0]["fresh"].items()]

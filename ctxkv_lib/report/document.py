@@ -1,8 +1,8 @@
 """Write the report of one or more runs, in the form of the original's, and compare runs in a table.
 
-The templates have all words, English and Japanese side by side: `report.md.j2` is the report, `tables.md.j2`
-what terminals and notebooks show of it, too. So numbers are formatted once for both languages, and a sentence
-cannot change in one of them unseen. The public functions of this package's modules are filters and globals.
+The templates hold all text, English and Japanese side by side: `report.md.j2` is the report, `tables.md.j2`
+the tables that terminals and notebooks show as well. Numbers are formatted once for both languages. Public
+functions of this package's modules are filters and globals of the templates.
 """
 
 import re
@@ -99,5 +99,5 @@ def compared(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> li
 
 
 def observations(first: Mapping[str, Any], last: Mapping[str, Any], language: str = "en") -> list[str]:
-    """Say in sentences what became of data, perplexity, accuracy and gap, from the first run to the last."""
+    """Describe the change of data, perplexity, accuracy and gap from the first run to the last."""
     return words(language).observations(gains(first, last)).splitlines()

@@ -17,8 +17,8 @@ STREAM_BYTES = 2  # of one in the shared token stream, and of a streamed run
 COUNTER_BYTES = 8  # of the tokens read so far
 MIB = 2**20
 GIB = 2**30
-# Dense bf16 products a second, from the makers' data sheets, and how many devices. The share of them that is
-# reached and the least time of a step are assumptions: neither has been measured.
+# Dense bf16 products a second, from data sheets, and number of devices. The share reached and the minimum
+# time of a step are assumptions: neither has been measured.
 DEVICES = {"L4": (121e12, 1), "H100": (989e12, 1), "8 x H100": (989e12, 8)}
 ASSUMED_SHARE = 0.4
 ASSUMED_STEP_SECONDS = 2e-3  # of a hundred or two launches, however small the batch
@@ -27,10 +27,10 @@ ASSUMED_STEP_SECONDS = 2e-3  # of a hundred or two launches, however small the b
 def describe(
     config: ExperimentConfig, train_tokens: int | None = None, val_tokens: int | None = None
 ) -> dict[str, Any]:
-    """Collect what `ctxkv info` shows, under the keys of `summary.json`.
+    """Collect the output of `ctxkv info`, under the keys of `summary.json`.
 
-    Token counts that are not given are the published ones if the data are; else they are None, and so is
-    what depends on them.
+    Token counts default to the published ones for the published data, else to None, as do values that depend
+    on them.
     """
     for option, count in (("--train-tokens", train_tokens), ("--val-tokens", val_tokens)):
         if count is not None and count < 1:
@@ -68,7 +68,7 @@ def describe(
 
 
 def slots_in_words(window: Window, model: ModelConfig) -> str:
-    """Say how many contexts a position sees, and where they lie."""
+    """Describe how many contexts a position sees, and where they lie."""
     if window.offsets == Window(model).offsets:
         return f"{len(window)} contexts, {model.interval} tokens apart: {model.context_window} tokens"
     return f"{len(window)} contexts, 0 to {window.offsets[-1]} tokens back, ever further apart"
@@ -80,7 +80,7 @@ def computed_size(
     """Compute disk, memory and time of a run with bf16 caches, from shapes and data sheets.
 
     Args:
-        train_tokens: None takes the published run's mean a conversation, if the data are UltraChat's.
+        train_tokens: None takes the published run's mean per conversation, for UltraChat.
 
     Returns:
         `tokens`; `is_streamed`; `disk_gib` (token stream, caches, model); `pool_gib` (contexts of Phase 2 in
@@ -118,7 +118,7 @@ def computed_size(
 def _epoch_seconds(
     config: ExperimentConfig, parameters: dict[str, int], tokens: int, products: float, count: int
 ) -> float:
-    """Take two products with the table and three with the layer's weights, or the least time of the steps."""
+    """Estimate from two products with the table and three with the layer, or the minimum time of a step."""
     operations = 4 * GPT2_VOCAB_SIZE * config.model.hidden_size + 6 * parameters["trainable_phase2"]
     steps = -(-tokens // config.phase2.batch_size)
     return max(tokens * operations / (products * ASSUMED_SHARE * count), steps * ASSUMED_STEP_SECONDS)
@@ -147,36 +147,36 @@ def _with_total(sizes: dict[str, int]) -> dict[str, float]:
     return {name: round(size / MIB, 2) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
-def format_info(facts: dict[str, Any]) -> str:
+def format_info(sizes: dict[str, Any]) -> str:
     """Format `describe` for a terminal."""
-    parameters, cache, dense = facts["parameters"], facts["kv_cache"], facts["caches_dense_fp32_mib"]
+    parameters, cache, dense = sizes["parameters"], sizes["kv_cache"], sizes["caches_dense_fp32_mib"]
     share = parameters["trainable_phase2"] / parameters["total"]
     rows = {
-        "Preset, recipe, samples": f"{facts['preset']}, {facts['recipe']}, {facts['samples']}",
+        "Preset, recipe, samples": f"{sizes['preset']}, {sizes['recipe']}, {sizes['samples']}",
         "Parameters": f"{parameters['total']:,}",
         "Trainable in Phase 2": f"{parameters['trainable_phase2']:,} ({share:.2%})",
-        "Context window": facts["slots"],
+        "Context window": sizes["slots"],
         "KV cache of a sequence": f"{cache['contexts']} contexts, {cache['bytes'] / 1024:,.0f} KiB, "
         "however long the text",
     }
-    if facts["train_tokens"]:
-        rows["Train tokens"] = f"{facts['train_tokens']:,}"
-        rows["Theoretical max contexts"] = f"{facts['context_window']['theoretical_max']:,}"
+    if sizes["train_tokens"]:
+        rows["Train tokens"] = f"{sizes['train_tokens']:,}"
+        rows["Theoretical max contexts"] = f"{sizes['context_window']['theoretical_max']:,}"
     if dense:
-        rows["Validation tokens"] = f"{facts['val_tokens']:,}"
+        rows["Validation tokens"] = f"{sizes['val_tokens']:,}"
         rows |= {f"{name} in the published layout": _mib(size) for name, size in dense.items()}
-        totals = {name: facts[f"caches_{name}_mib"]["total"] for name in BYTES}
+        totals = {name: sizes[f"caches_{name}_mib"]["total"] for name in BYTES}
         rows |= {f"total in ours, {name}": _mib(total) for name, total in totals.items()}
     else:
         rows["Cache sizes"] = "give --train-tokens and --val-tokens"
-    rows |= _size_rows(facts["computed"]) if facts["computed"] else {}
+    rows |= _size_rows(sizes["computed"]) if sizes["computed"] else {}
     width = max(map(len, rows))
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
-    return "\n".join([*lines, *(f"\n`ctxkv run` would refuse this: {why}" for why in facts["refused"])])
+    return "\n".join([*lines, *(f"\n`ctxkv run` would refuse this: {why}" for why in sizes["refused"])])
 
 
 def _mib(size: float) -> str:
-    """Format MiB, below 1 as KiB: what small data take is not nothing."""
+    """Format MiB, below 1 as KiB, so that small data do not show as 0."""
     return f"{size:,.0f} MiB" if size >= 1 else f"{size * 1024:,.0f} KiB"
 
 

@@ -10,7 +10,7 @@ from ..progress import counted
 def run_labels(
     summaries: Iterable[Mapping[str, Any]], unit: str = " samples", others: Sequence[str] = ()
 ) -> list[str]:
-    """Name each run by its samples; where several have as many, by its one of `others` and a number, too."""
+    """Name each run by its samples; with equal counts, also by its entry of `others` and a number."""
     names = [counted(summary["samples"], unit) for summary in summaries]
     if len(set(names)) < len(names):
         names = [", ".join(filter(None, pair)) for pair in zip_longest(names, others)]
@@ -21,7 +21,7 @@ def run_labels(
 
 
 def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The stages of a run with its epochs cut down to the first and the last, named so."""
+    """Return the stages of a run with names, of its epochs only the first and the last."""
     epochs = [stage for stage in memory if stage["stage"].startswith("epoch ")]
     kept = [dict(stage) for stage in memory if stage not in epochs]
     if epochs:
@@ -32,7 +32,7 @@ def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def span(row: Mapping[str, Any]) -> str:
-    """The values of a bin: 0, 1–9, 640+."""
+    """Format the range of a bin: 0, 1–9, 640+."""
     if row["to"] is None:
         return f"{row['from']:,}+"
     return f"{row['from']:,}" if row["from"] == row["to"] else f"{row['from']:,}–{row['to']:,}"

@@ -1,4 +1,4 @@
-"""Measurements of one run as tables: what contexts hold, and what they are used for."""
+"""Format measurements of one run as tables: probe and ablations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def format_probe(probe: Mapping[str, Any], model: ModelConfig, language: str = "
 
 
 def format_ablations(ablations: Mapping[str, Any], language: str = "en") -> str:
-    """Format, for a terminal, what other contexts cost, in all and for kinds of positions."""
+    """Format the ablations for a terminal, overall and by kind of position."""
     macros = words(language)
     tables = macros.ablation(ablations), macros.position_kinds(ablations)
     return "\n\n".join(terminal_table(table_cells(table)) for table in tables)

@@ -1,4 +1,4 @@
-"""The model card: what a saved model is, what it was trained on and how well it does."""
+"""Write the model card: model, training data and results."""
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -13,7 +13,7 @@ ON_THE_HUB = {"ultrachat": ULTRACHAT_SHARDS[0].repo}
 
 
 def model_card(run: Run) -> str:
-    """Write Markdown with the Hub's own fields before it: licence, language, datasets and results."""
+    """Write Markdown after the Hub's own fields: licence, language, datasets and results."""
     summary, config = run.summary, run.config
     words = template("model_card", "en")
     text = words.render(
@@ -28,7 +28,7 @@ def model_card(run: Run) -> str:
 
 
 def _fields(run: Run) -> ModelCardData:
-    """Collect the fields. Every source is English and under the MIT licence, but for a file of the user's."""
+    """Collect the fields. All sources but the user's file are English and under the MIT licence."""
     source, phase2, test = run.config.data.source, run.summary["phase2"], run.summary.get("test")
     scores = {
         "validation": (phase2["val_ppl"], phase2["val_acc"]),

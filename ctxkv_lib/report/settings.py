@@ -1,4 +1,4 @@
-"""List settings as `ctxkv settings` does: what dataclasses say of each, and what presets and recipes set."""
+"""List settings for `ctxkv settings`, from their dataclasses, presets and recipes."""
 
 import dataclasses
 from typing import Any

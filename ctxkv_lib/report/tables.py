@@ -6,7 +6,7 @@ from typing import Any
 from unicodedata import east_asian_width
 
 MISSING = "–"
-MARKUP = frozenset("\\`*_[]#|~$!")  # what Markdown would read as its own; `<`, `>` and `&` become entities
+MARKUP = frozenset("\\`*_[]#|~$!")  # Markdown's special characters; `<`, `>` and `&` become entities
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -23,7 +23,7 @@ def row(name: str, items: Iterable[Any], caller: Callable[[Any], str], optional:
     """Format a row of a Markdown table, with its newline; `call` blocks of templates use it.
 
     Args:
-        caller: makes the cell of an item.
+        caller: formats the cell of an item.
         optional: leave the row out if all its cells are missing.
     """
     cells = [caller(item) for item in items]
@@ -35,7 +35,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def table_cells(markdown: str) -> list[list[str]]:
-    """Split the rows of a Markdown table into their cells; the rule below the header is left out."""
+    """Split the rows of a Markdown table into cells, without the rule below the header."""
     rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in markdown.splitlines()]
     return [row for row in rows if row[0] != "---"]
 

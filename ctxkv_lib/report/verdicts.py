@@ -1,6 +1,6 @@
-"""What the numbers of runs say; the templates have the words.
+"""Judge the numbers of runs; the templates hold the text.
 
-Every claim is derived from the numbers; a run that got worse reads so.
+Every claim is derived from the numbers, also that a run got worse.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def improvement(first: Summary, last: Summary) -> dict[str, float]:
 
 
 def gains(first: Summary, last: Summary) -> dict[str, Any]:
-    """Compute what the last run gained over the first.
+    """Compute the gain of the last run over the first.
 
     Returns:
         `ppl` and `gap`: percent by which they are lower; `acc`: points; `epochs`: change of the best epoch;
@@ -48,7 +48,7 @@ def judged(gain: float) -> str:
 
 
 def early_stopping(phase2: Summary, patience: int) -> str:
-    """Judge whether a run stopped as its settings say: worked, unused or odd."""
+    """Judge whether a run stopped as its settings ask: worked, unused or odd."""
     if phase2["stop_reason"] == "max_epochs":
         return "unused"
     return "worked" if phase2["epochs"][-1]["no_improve"] == patience else "odd"

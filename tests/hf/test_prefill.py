@@ -13,7 +13,7 @@ from ctxkv_lib.method import scan
 
 
 def exact_model(std=0.1, **shape):
-    """In float64, where fifty roundings that fresh weights make of one stay small."""
+    """In float64, where rounding errors stay small although random init amplifies them fifty times."""
     model = tiny_model(**shape).double()
     with torch.no_grad():
         model.context_block.linear.weight.mul_(std / 0.1)

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from ctxkv_lib.hf.prefill import scan_rows
 from ctxkv_lib.method import contexts as method
-from ctxkv_lib.method import reference as straight_line
-from ctxkv_lib.method import scan
+from ctxkv_lib.method import reference, scan
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts, stream_contexts
 from ctxkv_lib.method.oacd import train_context_block
@@ -80,7 +79,7 @@ def test_exact_contexts_are_the_recurrence_to_the_tolerance(model, count):
     embeddings, tokens = distinct_rows(model, ids)
     projected = model.context_block.project_inputs(embeddings)
     contexts, error = exact_contexts(model.context_block, projected, tokens, tolerance=1e-5)
-    expected = straight_line.sequential_contexts(model.state_dict(), model.wte.weight, ids)
+    expected = reference.sequential_contexts(model.state_dict(), model.wte.weight, ids)
     torch.testing.assert_close(contexts[1:], expected, atol=1e-5, rtol=0)
     assert contexts[0].eq(0).all()
     assert error <= 1e-5
@@ -200,12 +199,12 @@ def test_parallel_passes_are_the_originals(monkeypatch, rows):
     weights = (model.state_dict(), model.wte.weight)
     contexts = torch.randn(51, WIDTH)
     contexts[0] = 0  # the context before position 0 is always the zero vector
-    expected = straight_line.seed_contexts(*weights, ids, contexts[1:])
+    expected = reference.seed_contexts(*weights, ids, contexts[1:])
     assert stream_contexts(block, projected, tokens, config, contexts, True, torch.Generator()) is None
     torch.testing.assert_close(contexts[1:], expected, atol=1e-6, rtol=0)
 
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
     stream_contexts(block, projected, tokens, config, contexts, False, generators[0])
-    expected = straight_line.validation_contexts(*weights, ids, 3, config.initial_std, generators[1])
+    expected = reference.validation_contexts(*weights, ids, 3, config.initial_std, generators[1])
     torch.testing.assert_close(contexts[1:], expected, atol=1e-6, rtol=0)
     assert contexts[0].eq(0).all()

@@ -42,9 +42,9 @@ def test_slots_are_described_by_where_they_lie(recipe, words):
     ],
 )
 def test_info_warns_of_what_run_refuses(settings, tokens, refused):
-    facts = describe(build_config("colab", settings=settings), *tokens)
-    assert [refused in sentence for sentence in facts["refused"]] == ([True] if refused else [])
-    assert ("`ctxkv run` would refuse this: " in format_info(facts)) == bool(refused)
+    sizes = describe(build_config("colab", settings=settings), *tokens)
+    assert [refused in sentence for sentence in sizes["refused"]] == ([True] if refused else [])
+    assert ("`ctxkv run` would refuse this: " in format_info(sizes)) == bool(refused)
 
 
 def test_info_answers_without_what_training_and_figures_need():

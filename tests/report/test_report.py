@@ -300,8 +300,8 @@ def test_comparison_table_is_aligned(tmp_path):
 
 
 def test_an_unfinished_run_says_what_to_do(tmp_path):
-    told = {"summary.json": "finish it", "config.json": "make a run there", "metrics.jsonl": "finish it"}
-    for missing, to_do in told.items():
+    advice = {"summary.json": "finish it", "config.json": "make a run there", "metrics.jsonl": "finish it"}
+    for missing, to_do in advice.items():
         folder = sample_run(tmp_path / missing)
         (folder / missing).unlink()
         with pytest.raises(UserError, match=f"has no {missing}; {to_do} with `ctxkv run .*--out {folder}"):
