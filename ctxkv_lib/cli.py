@@ -1,6 +1,6 @@
-"""The `ctxkv` command: what each command takes, does and prints, and how it ends.
+"""The `ctxkv` command: arguments, work, output and exit code of each command.
 
-Heavy imports wait until a command needs them, so that `ctxkv --help` answers at once.
+Each command does its own heavy imports, so that `ctxkv --help` answers at once.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 if `verify` finds damage, 2 for what the user can fix, 130 for Ctrl-C, and
-        141, as for any command of a pipeline, if nobody reads the output any more.
+        141, as for any command of a pipeline, if the output is closed.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
@@ -71,7 +71,7 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _drop_output() -> None:
-    """Discard what could not be written: the interpreter would try again at its exit, and complain."""
+    """Discard unwritten output, which the interpreter would else try to write again at its exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -81,7 +81,7 @@ def _drop_output() -> None:
 def _config(
     options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
 ) -> ExperimentConfig:
-    """Build the experiment's configuration; `tell` gets a line on how the user's own file is split."""
+    """Build the configuration; `tell` is called with a line on how the user's own file is split."""
     from .runs.configure import configure
 
     return configure(options.preset, options.recipe, samples, _settings(options), tell)
@@ -105,7 +105,7 @@ def _printer(config: ExperimentConfig, folders: Iterable[Path]) -> Listener:
 
 @contextmanager
 def _loading(out: Path) -> Iterator[None]:
-    """Say at once, on a terminal, what goes on: imports inside take some seconds."""
+    """Show progress on a terminal at once, since imports inside take some seconds."""
     say(f"Working in {out}. Ctrl-C stops; the same command goes on.")
     with stage("Loading torch and transformers"):
         yield

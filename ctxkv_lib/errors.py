@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-# What torch's RuntimeErrors say of memory: its CPU allocator, mps, CUDA's driver, cuBLAS.
+# Texts of torch's out-of-memory errors: its CPU allocator, mps, CUDA's driver, cuBLAS.
 NO_MEMORY = (
     "DefaultCPUAllocator",
     "not enough memory",
@@ -30,7 +30,7 @@ class UserError(OneLine, ValueError):
 
 
 class DamagedFile(UserError):
-    """A file is not what was written; whoever can make it again does, others let the user read this."""
+    """A file is damaged: it is rebuilt where possible, else the user reads this."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} cannot be used: {reason}; run what made it again.")
@@ -47,7 +47,7 @@ class Stopped(OneLine, KeyboardInterrupt):
 
 @contextmanager
 def values_of_user() -> Iterator[None]:
-    """Turn every ValueError inside into a UserError: the values come from the user."""
+    """Turn every ValueError inside into a UserError, since the values come from the user."""
     try:
         yield
     except UserError:
@@ -58,11 +58,11 @@ def values_of_user() -> Iterator[None]:
 
 @contextmanager
 def memory_advice(work: str, advice: str) -> Iterator[None]:
-    """Turn errors inside, or in a decorated function, that say that memory is full into a UserError.
+    """Turn out-of-memory errors inside, or in a decorated function, into a UserError.
 
     Args:
-        work: what is done, the beginning of the sentence ("Phase 2").
-        advice: what needs less memory ("lower phase2.batch_size").
+        work: the beginning of the sentence ("Phase 2").
+        advice: how to use less memory ("lower phase2.batch_size").
     """
     try:
         yield
@@ -85,14 +85,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe(error: OSError) -> str:
-    """Return a sentence on what the system refuses."""
+    """Describe an error of the system in a sentence."""
     if error.errno == errno.ENOSPC or "No space left" in str(error):
         return f"The disk is full ({error}); free some space and run again: finished stages are kept."
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question that names what is spelled most like `word`; nothing if nothing is."""
+    """Return a question with the name spelled most like `word`; empty if none is close."""
     found = get_close_matches(word, known, n=1)
     return f" Did you mean {found[0]}?" if found else ""
 

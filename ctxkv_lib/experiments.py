@@ -1,4 +1,4 @@
-"""One experiment from conversations to report, and several of them compared."""
+"""Run one experiment from conversations to report, or compare several."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,14 +48,14 @@ def run(
     again: bool = False,
     **plugins: Any,
 ) -> Run:
-    """Do what is not yet done of one experiment, and write its summary, report and figures.
+    """Run the unfinished stages of one experiment, and write its summary, report and figures.
 
     Args:
         out: run folder; None takes `run_folder_of(config)`.
         listener: gets every metric in order, those of stages done earlier included.
         again: replace a finished result that other code made.
-        plugins: `block`, `loss`, `attention`, `mixer` or `optimizer`: a class or function of your own in the
-            place of the method's, or its name `module:Name`. See `ctxkv_lib.method.model.Parts` and
+        plugins: `block`, `loss`, `attention`, `mixer` or `optimizer`: a class or function that replaces the
+            method's, or its name `module:Name`. See `ctxkv_lib.method.model.Parts` and
             `ctxkv_lib.runs.rows` for what each is given and returns.
 
     Raises:
@@ -75,7 +75,7 @@ def prepare(
     again: bool = False,
     **plugins: Any,
 ) -> Prepared:
-    """Do what `run` does as far as the contexts: Phase 1 and the caches. `run` goes on from there."""
+    """Run Phase 1 and compute the caches; `run` continues from there."""
     config = config.replace(plugins)
     with _claimed(config, out, again) as folder:
         return prepare_stages(config, folder, _on_rank_0(listener))
@@ -127,7 +127,7 @@ def write_results(config: ExperimentConfig, folder: RunFolder, summary: SummaryP
 
 @contextmanager
 def stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
-    """Turn an interrupt of the block into one that says what is kept."""
+    """Turn an interrupt of the block into a message on what is kept."""
     try:
         yield
     except Stopped:
@@ -146,7 +146,7 @@ def compare(
     listener: Listener = lambda _: None,
     again: bool = False,
 ) -> list[Run]:
-    """Do what is not yet done of several experiments, and write their comparison.
+    """Run the unfinished stages of several experiments, and write their comparison.
 
     Args:
         configs: experiments that differ in `data.samples`, at least two.
@@ -187,7 +187,7 @@ def _labelled(listener: Listener, samples: int) -> Listener:
 
 
 def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: SummaryPart) -> dict[str, Any]:
-    """Make `summary.json` from the records of both stages."""
+    """Make the content of `summary.json` from the records of both stages."""
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
     epochs = attention["epochs"]
     best = best_epoch(epochs)
@@ -223,7 +223,7 @@ def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: Summar
 
 
 def _draw_measurements(found: SummaryPart, config: ExperimentConfig) -> dict[str, Figure]:
-    """Draw one run's measurements, as far as it has them."""
+    """Draw the measurements that a run has."""
     drawn = {
         "probe": lambda probed: pictures.memory_of_contexts(probed, config.model),
         "ablations": study.use_of_contexts,
@@ -233,7 +233,7 @@ def _draw_measurements(found: SummaryPart, config: ExperimentConfig) -> dict[str
 
 
 def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Report in every language, and the figures it shows; returns the files."""
+    """Write the report in every language, and its figures; return the files."""
     summaries = [finished.summary for finished in runs]
     labels = run_labels(summaries)
     phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}

@@ -1,4 +1,4 @@
-"""Files that are complete and intact, or absent.
+"""Write and read files that are complete and intact, or absent.
 
 Everything is written beside its final name and then renamed. Tensors carry a checksum, verified when read.
 """
@@ -27,7 +27,7 @@ NO_CHECKSUM = "0" * 32  # in the place of a checksum while it is computed
 TEMPORARY = re.compile(r"\..*\.\d+\.part")  # names that `replacing` writes to
 DIGITS = 16  # of a digest
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
-HEADER_BYTES = 2**17  # set aside before names and sizes of tensors are known; the format allows blanks
+HEADER_BYTES = 2**17  # reserved before names and sizes of tensors are known; the format allows blanks
 # Names of torch's number types in safetensors files.
 KINDS = {"uint8": "U8", "uint16": "U16", "int32": "I32", "int64": "I64", "bool": "BOOL"}
 KINDS |= {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
@@ -42,7 +42,7 @@ def cache_dir() -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` for a file or folder, which is renamed to `path` if the block succeeds.
 
-    It is on the disk before it is renamed. `sweep` removes what a killed process leaves.
+    It is synced to the disk before it is renamed. `sweep` removes leftovers of killed processes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -74,7 +74,7 @@ def _sync(path: Path) -> None:
 
 
 def refuse_read_only(folder: Path, advice: str) -> None:
-    """Raise a UserError with `advice` if a folder is there and nothing can be written to it."""
+    """Raise a UserError with `advice` if a folder exists and is read-only."""
     if folder.is_dir() and not os.access(folder, os.W_OK):
         raise UserError(f"{folder} is read-only; {advice}.")
 
@@ -87,7 +87,7 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path, deep: bool = True) -> None:
-    """Remove what killed processes left in `folder`, and below if `deep`; only while nobody else writes."""
+    """Remove leftovers of killed processes in `folder`, and below if `deep`; not while others write."""
     for path in list(folder.rglob(".*") if deep else folder.glob(".*")):
         if TEMPORARY.fullmatch(path.name):
             remove(path)
@@ -95,7 +95,7 @@ def sweep(folder: Path, deep: bool = True) -> None:
 
 @contextmanager
 def rust_writes(path: Path) -> Iterator[None]:
-    """Turn errors of the system inside safetensors or tokenizers into OSError, such as a full disk."""
+    """Turn system errors from safetensors or tokenizers, such as a full disk, into OSError."""
     try:
         yield
     except Exception as error:  # tokenizers raises nothing narrower
@@ -114,7 +114,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_rows_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON with a line for each member of a member: the shortest form of tables with small rows."""
+    """Write JSON with one line per member of a member, for compact tables of small rows."""
     write_text(path, _json_lines(value, depth=2) + "\n")
 
 
@@ -162,7 +162,7 @@ def digest(value: Any) -> str:
 
 
 def digest_of_lists(head: Any, *lists: Iterable[Any]) -> str:
-    """Return `digest([head, *lists])` of lists whose items are made one by one, as they are read."""
+    """Return `digest([head, *lists])`, reading the lists item by item."""
     hasher = hashlib.sha256(f"[{_canonical(head)}".encode())
     for each in lists:
         hasher.update(b", [")
@@ -184,7 +184,7 @@ def checksum(path: Path) -> str:
 
 
 def _checksum(file: BufferedIOBase, start: bytes = b"") -> str:
-    """Return XXH3 of `start` and the rest of a file, which is read in chunks to spare memory."""
+    """Return XXH3 of `start` and the rest of a file, read in chunks to save memory."""
     return hashlib.file_digest(file, lambda: xxh3_128(start)).hexdigest()
 
 
@@ -249,7 +249,7 @@ def read_tensors(path: Path, key: str | None = None) -> dict[str, Any]:
         key: what the file's metadata must hold as `key`; None takes any.
 
     Raises:
-        DamagedFile: it is not what was written, has no checksum, or another key.
+        DamagedFile: it is damaged, has no checksum, or another key.
         FileNotFoundError: there is none.
     """
     from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""Locks: one process at a time works in a run folder, and writes to the cache that runs share."""
+"""Locks: one process at a time works in a run folder, or writes to the shared cache."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ def only_process(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     owner = "another process"
-    with suppress(OSError, UnicodeDecodeError):  # Windows lets nobody read what is locked
+    with suppress(OSError, UnicodeDecodeError):  # Windows forbids reading a locked file
         owner = path.read_text(encoding="utf-8") or owner
     lock = FileLock(path)
     try:
@@ -46,9 +46,9 @@ def only_process(folder: Path) -> Iterator[None]:
 
 
 def made_once(read: Callable[[], T], make: Callable[[], object]) -> T:
-    """Return what `read` finds in the shared cache, after `make` if it is missing or damaged.
+    """Return `read()` from the shared cache, after `make()` if it is missing or damaged.
 
-    One process makes it, while others that want to make something wait.
+    Only one process at a time makes something; others wait.
     """
     with suppress(FileNotFoundError, DamagedFile):
         return read()
@@ -84,5 +84,5 @@ def _cache_lock() -> Iterator[None]:
 
 @cache
 def _lock_of(folder: Path, _: int) -> FileLock:
-    """Return one lock per folder and process: a thread may take it twice, a fork has to ask anew."""
+    """Return one lock per folder and process: reentrant within a thread, not inherited by forks."""
     return FileLock(folder / LOCK)

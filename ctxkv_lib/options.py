@@ -1,4 +1,4 @@
-"""What can be typed after `ctxkv`: options, the parser, and what a shell completes."""
+"""Options of the `ctxkv` command, their parser, and shell completion."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from .runs.settings import Sampling
 
 
 def _path(text: str) -> Path:
-    """Return the path that was typed; the shell leaves `~` alone in `--out=~/runs`."""
+    """Return the path of an argument; the shell does not expand `~` in `--out=~/runs`."""
     if "\0" in text:
         raise argparse.ArgumentTypeError("a path cannot hold a NUL character")
     return Path(os.path.expanduser(text))
@@ -40,7 +40,7 @@ PLUG_INS = {
     "mixer": "what attention reads instead of contexts",
 }
 
-# Arguments of `add_argument`, by name; a mark behind the name distinguishes another form of the same option.
+# Arguments of `add_argument`, by name; a suffix distinguishes other forms of the same option.
 OPTIONS: dict[str, dict[str, Any]] = {
     "run": {"type": _path, "metavar": "RUN", "help": "run folder"},
     "run+": {"type": _path, "nargs": "+", "metavar": "RUN", "help": "run folder"},
@@ -82,7 +82,7 @@ COMMANDS: dict[Command, str] = {}
 
 
 def command(options: str) -> Callable[[Command], Command]:
-    """Make a command of a function: named as the function's first word, with these keys of `OPTIONS`."""
+    """Register a function as a command, named by its first word, with these keys of `OPTIONS`."""
 
     def add(function: Command) -> Command:
         COMMANDS[function] = options
@@ -97,7 +97,7 @@ def _names(function: Command) -> tuple[str, list[str]]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose refusals name what was probably meant."""
+    """A parser whose errors suggest the closest name."""
 
     known: Sequence[str] = ()  # names that may be misspelled
 
@@ -107,7 +107,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command line; `command` of what it returns is the function to call."""
+    """Parse a command line; `command` of the result is the function to call."""
     parser = Parser(prog="ctxkv", description="Train and explore Context-KV attention.")
     parser.add_argument("-v", "--version", action="version", version=f"ctxkv {__version__}")
     parser.known = [_names(function)[0] for function in COMMANDS]

@@ -39,7 +39,7 @@ def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """Show a line with a clock on a terminal, for work that has no steps to count; tell the watchers."""
+    """Show a line with a clock on a terminal, for work without steps, and notify the watchers."""
     _tell_watchers(description, 0, 0)
     with _bar(desc=description, bar_format="{desc} {elapsed}"):
         yield
@@ -51,7 +51,7 @@ def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
     hidden = True if ranks.rank() else None  # None: tqdm shows it on a terminal only
     width = None  # tqdm's own choice
     with suppress(OSError):  # not a terminal
-        width = os.get_terminal_size(STDERR).columns - 1 - len("^C")  # whose echo else begins a line
+        width = os.get_terminal_size(STDERR).columns - 1 - len("^C")  # else its echo begins a line
     bar = tqdm(iterable, disable=hidden, leave=False, ncols=width, **options)
     if not bar.disable:
         _refresh_clocks()
@@ -60,7 +60,7 @@ def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
 
 @cache
 def _refresh_clocks() -> None:
-    """From now on refresh the clock of every bar, also while a step takes long."""
+    """Refresh the clock of every bar from now on, also during long steps."""
 
     def refresh_forever() -> None:
         from tqdm import tqdm
@@ -69,7 +69,7 @@ def _refresh_clocks() -> None:
             time.sleep(REFRESH_SECONDS)
             with tqdm.get_lock():
                 for bar in list(tqdm._instances):  # as tqdm's own monitor does
-                    if not getattr(bar, "disable", True):  # a bar in its constructor has no attribute yet
+                    if not getattr(bar, "disable", True):  # a bar under construction lacks the attribute
                         bar.refresh(nolock=True)
 
     Thread(target=refresh_forever, daemon=True).start()
@@ -91,7 +91,7 @@ def _tell_watchers(description: str, done: int, total: int) -> None:
 
 @contextmanager
 def transformers_bars_hidden() -> Iterator[None]:
-    """Hide the bars of transformers, which a notebook would show for good."""
+    """Hide the bars of transformers, which would stay visible in a notebook."""
     from transformers.utils import logging
 
     were_shown = logging.is_progress_bar_enabled()
@@ -110,7 +110,7 @@ def say(line: str) -> None:
 
 
 def notice(line: str) -> None:
-    """Print a line that nobody must miss, also in a log and in a notebook, which paints stderr red."""
+    """Print an important line, also in a log; in a notebook on stdout, as it shows stderr in red."""
     from tqdm import tqdm
 
     if not ranks.rank():
@@ -134,7 +134,7 @@ def log(line: str) -> None:
 def epoch_printer(most: int, done: Collection[Metric] = ()) -> Listener:
     """Return a listener that prints a line for each of at most `most` epochs.
 
-    Where no terminal shows a bar, some iterations of Phase 1 get a line, too.
+    Without a terminal, some iterations of Phase 1 get a line, too.
 
     Args:
         done: lines of metrics.jsonl from before; they are not printed as if they were new.
@@ -168,7 +168,7 @@ def counted(count: int, unit: str = " samples") -> str:
 
 
 def fitted(text: str) -> str:
-    """Break lines that are wider than the terminal between their cells: where two blanks or more stand."""
+    """Break lines wider than the terminal between cells, which two or more blanks separate."""
     if not sys.stdout.isatty():
         return text
     width = shutil.get_terminal_size().columns
@@ -184,6 +184,6 @@ def _broken(line: str, width: int) -> str:
 
 
 def clear_line() -> None:
-    """Erase what a bar and the echo of Ctrl-C have left on the terminal's line."""
+    """Erase the bar and the echo of Ctrl-C on the terminal's line."""
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[2K")

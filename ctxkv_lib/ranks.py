@@ -1,7 +1,7 @@
-"""Several processes in one run: which shard is whose, what they exchange, and what only rank 0 does.
+"""Several processes in one run: shards, collectives, and work on rank 0 only.
 
-`accelerate launch`, torchrun and the launchers of notebooks start the processes and say so in their
-environment. One process runs the same code and exchanges nothing, without heavy imports.
+`accelerate launch`, torchrun and the launchers of notebooks start the processes and set environment
+variables. A single process runs the same code without exchange and heavy imports.
 """
 
 import atexit
@@ -23,19 +23,19 @@ T = TypeVar("T")
 
 
 class Ended(UserError):
-    """Another process could not go on; that one says why."""
+    """Another process failed and printed the reason."""
 
 
-_alone = False  # while rank 0 does something for all
+_alone = False  # during work on rank 0
 
 
 def world_size() -> int:
-    """Return how many processes work at this run; 1 inside `on_rank_0`."""
+    """Return the number of processes in this run; 1 inside `on_rank_0`."""
     return 1 if _alone or "RANK" not in os.environ else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """Return which of them this is; only rank 0 writes into the run folder, and logs."""
+    """Return the number of this process; only rank 0 writes into the run folder, and logs."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
@@ -61,7 +61,7 @@ def join(device: "torch.device") -> None:
 
 
 def shards(num_items: int) -> list[slice]:
-    """Return each process's shard of `num_items` items in a row; the first ones have one more if need be."""
+    """Return each process's shard of `num_items` consecutive items; the first ones may have one more."""
     least, more = divmod(num_items, world_size())
     ends = [number * least + min(number, more) for number in range(world_size() + 1)]
     return [slice(*pair) for pair in pairwise(ends)]
@@ -84,7 +84,7 @@ def all_reduce(tensors: Sequence["Tensor"]) -> None:
 
 
 def broadcast(parts: Sequence["Tensor"]) -> None:
-    """Overwrite contiguous tensors, one for each rank, with what that rank has."""
+    """Overwrite contiguous tensors, one for each rank, with the values of that rank."""
     if world_size() == 1:
         return
     import torch
@@ -97,9 +97,9 @@ def broadcast(parts: Sequence["Tensor"]) -> None:
 
 
 def on_rank_0(make: Callable[[], T]) -> T:
-    """Return what `make` gives on rank 0, for which the others wait; an error there ends all processes.
+    """Call `make` on rank 0 while the others wait, and return its result on all; an error ends all processes.
 
-    Inside, rank 0 counts as the only process: it may call what uses this module.
+    Inside, rank 0 counts as the only process, so it may call functions of this module.
     """
     global _alone
     if world_size() == 1:
@@ -127,7 +127,7 @@ def on_rank_0(make: Callable[[], T]) -> T:
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Turn the error of a process that no longer answers into a sentence."""
+    """Turn the error of a lost process into a sentence."""
     try:
         yield
     except RuntimeError as error:
@@ -138,7 +138,7 @@ def _exchange() -> Iterator[None]:
 
 
 def is_first_to_say(sentence: str) -> bool:
-    """Return whether no other process has asked this for the same sentence, so that one of them prints it."""
+    """Return True in the first process that asks for a sentence, so that only one prints it."""
     from sys import modules
 
     if world_size() == 1:

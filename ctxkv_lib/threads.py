@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""Set the number of threads of torch."""
 
 from multiprocessing import context, current_process
 
@@ -6,7 +6,7 @@ from multiprocessing import context, current_process
 def set_threads(count: int) -> None:
     """Let torch compute with `count` threads, but with one in a forked process.
 
-    Launchers of notebooks fork. A fork has no copies of OpenMP's threads, and OpenMP would wait for them
+    Launchers of notebooks fork. A fork has no copies of OpenMP's threads, for which OpenMP would wait
     forever.
     """
     import torch

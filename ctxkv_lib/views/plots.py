@@ -254,7 +254,7 @@ def _slider(kind: Any, name: str, value: Any, least: int, most: int) -> Any:
     layout = widgets.Layout(width="480px", max_width="98%")
     options = {"description": name, "continuous_update": False, "style": STYLE, "layout": layout}
     slider = kind(value=value, min=least, max=most, **options)
-    slider.tooltip = name  # ipywidgets 8 would show "null" under the pointer; 7.7 has no tooltips
+    slider.tooltip = name  # else ipywidgets 8 shows "null" under the pointer; 7.7 lacks it
     return slider
 
 
