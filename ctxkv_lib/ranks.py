@@ -138,7 +138,7 @@ def _exchange() -> Iterator[None]:
 
 
 def is_first_to_say(sentence: str) -> bool:
-    """Return True in the first process that asks for a sentence, so that only one prints it."""
+    """Return True for the first request of a sentence over all processes, so that one prints it."""
     from sys import modules
 
     if world_size() == 1:
