@@ -1,4 +1,4 @@
-"""What the training loops call besides their own work: the one interface through which long runs are served.
+"""The hooks that the training loops call: the one interface for what long runs need.
 
 `Loop` adds nothing, so both phases can be read and run without anything else. `runs/long_run.py` has the one
 that shows progress, saves and resumes, cuts batches when memory is full and shares them among processes.
@@ -43,11 +43,11 @@ class Loop:
         return work(1)
 
     def captured(self, step: Callable[[Any], Tensor]) -> Callable[[Any], Tensor] | None:
-        """Return `step`, a function of a full batch, as one that a GPU is given whole; None: it is not."""
+        """Return a version of `step`, a function of a full batch, run as one CUDA graph; None: eager."""
         return None
 
     def shard(self, rows: int) -> slice:
-        """Return which of so many rows are this process's."""
+        """Return the slice of a batch's rows that this process takes."""
         return slice(0, rows)
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
@@ -57,7 +57,7 @@ class Loop:
         """Free the memory that a tensor in a mapped file takes; its numbers stay in the file."""
 
     def after_step(self, state: Any) -> None:
-        """Hear that an optimiser step within an epoch is done; save the state if it is time to."""
+        """Handle the end of an optimiser step within an epoch: save the state if it is time to."""
 
     def after_round(self, state: Any, metric: Metric) -> None:
-        """Hear the numbers of a finished iteration (Phase 1) or epoch (Phase 2); save the state."""
+        """Handle the metrics of a finished iteration (Phase 1) or epoch (Phase 2); save the state."""

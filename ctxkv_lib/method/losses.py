@@ -56,7 +56,7 @@ def _by_vocabulary(
     token_bias: float,
     averages: bool,
 ) -> Found:
-    """Go through the vocabulary in chunks.
+    """Compute the logits of a chunk of the vocabulary at a time.
 
     The average row is that of the chunks' own averages, weighted by the chunks' sums of exponentials.
     """
@@ -100,7 +100,7 @@ def _by_rows(
     token_bias: float,
     averages: bool,
 ) -> Found:
-    """Take the whole vocabulary at once; many positions in chunks."""
+    """Compute the logits of the whole vocabulary at once, a chunk of positions at a time."""
     parts = []
     for start in range(0, max(1, len(hidden)), BATCH_ROWS):
         chunk = slice(start, start + BATCH_ROWS)

@@ -18,7 +18,7 @@ from .loop import Diverged, Loop, Metric
 from .memory import snapshot
 from .model import ContextKV, rows_of_batch
 
-CHECKED_STEPS = 50  # steps between two looks at the loss, each of which makes a GPU wait
+CHECKED_STEPS = 50  # steps between two checks of the loss, each of which makes the CPU wait for a GPU
 
 
 class Stepper:
@@ -58,7 +58,7 @@ class Stepper:
         self.optimizer.step()
 
     def averaged(self) -> AbstractContextManager[Any]:
-        """Inside, the model computes with `averages`, if there are any."""
+        """Let the model compute with `averages`, if there are any, inside this context manager."""
         return nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Room for large tensors: on the device if they fit, else in memory, else in a mapped file."""
+"""Allocate large tensors: on the device if they fit, else in memory, else in a mapped file."""
 
 import errno
 import mmap
