@@ -303,7 +303,7 @@ def test_compare_prints_the_table(capsys, tmp_path, tiny_settings):
     arguments = ["compare", "--preset", "ci", "--samples", "2", "8", "--out", str(tmp_path / "c")]
     assert main([*arguments, *settings_of(tiny_settings)]) == 0
     printed = capsys.readouterr().out
-    for row in ("Val PPL", "Val Acc", "Best Epoch", "Train/Val Gap", "8 samples"):
+    for row in ("Val PPL", "Val Acc", "Best Epoch", "Val/Train Ratio", "8 samples"):
         assert row.lower() in printed.lower(), row
 
 

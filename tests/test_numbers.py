@@ -54,7 +54,7 @@ def test_perplexities_on_the_page_stand_in_the_results():
         if "repeated_ppl" in r.get("measured", {})
     ]
     known = {f"{value:,.{digits}f}" for value in means for digits in (0, 1)}
-    prose = STUDY[STUDY.index("## Does it beat counting") : STUDY.index("## What failed")]
+    prose = STUDY[STUDY.index("## Is it better than n-grams") : STUDY.index("## What failed")]
     prose = re.sub(r"(?s)```.*?```|`[^`]*`|R² > 0.01", "", prose)
     said = set(re.findall(r"(?<![\w.,])(?:\d,)?\d{3}(?:\.\d)?(?![\d%])", prose))
     assert len(said) > 15

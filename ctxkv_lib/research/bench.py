@@ -303,7 +303,7 @@ def bench_figure(results: Mapping[str, Any]) -> Figure:
     times = {"phase1_us": "Phase 1 iteration", "contexts_us": "exact contexts", "phase2_us": "Phase 2 step"}
     for ax, part, x, lines, unit in (
         (axes[2], "generation", "history", speeds, "Tokens a second, one by one"),
-        (axes[3], "scaling", "tokens", times, "Time a token (µs)"),
+        (axes[3], "scaling", "tokens", times, "Time per token (µs)"),
     ):
         for name, label in lines.items():
             points = [(row[x], row[name]) for row in results[part]]

@@ -29,7 +29,7 @@ def proposals(base: ExperimentConfig) -> dict[str, dict[str, Any]]:
     model, phase2 = base.model, base.phase2
     interval, contexts = model.interval, model.max_contexts
     other = "variable" if model.kv_method == "fixed" else "fixed"
-    dropout = min(0.9, 3 * model.attention_dropout or 0.3)
+    dropout = min(0.9, round(3 * model.attention_dropout, 6) or 0.3)
     decay = stronger_decay(phase2.weight_decay) or 0.1
     return {
         BASE: {},

@@ -179,7 +179,7 @@ class RunFolder:
                 for name in record.files:
                     with replacing(self.path / name) as beside:
                         _link(folder / name, beside)
-                notice(f"{stage} is taken from {folder}, which has the same.")
+                notice(f"Stage {stage} is taken from {folder.name}: same settings, data and code.")
                 return record
         return None
 

@@ -138,7 +138,7 @@ def test_comparison_only_for_several_runs(tmp_path):
     assert "## Comparison: 100 samples vs 500 samples" in report
     assert "51.1% lower" in report
     assert "- Val PPL fell from 366.4 to 179.2, 51.1% lower." in report
-    assert "narrowed, from 1.84x to 1.67x" in report
+    assert "train PPL fell, from 1.84x to 1.67x" in report
 
 
 def test_a_larger_run_that_got_worse_reads_so(tmp_path):
@@ -147,14 +147,14 @@ def test_a_larger_run_that_got_worse_reads_so(tmp_path):
     large = load_run(sample_run(tmp_path / "large", 500, epochs=worse))
     report = write_report([small, large])
     assert "Val PPL did not fall: from 366.4 to 732.8, 100.0% higher" in report
-    assert "widened" in report
+    assert "train PPL rose" in report
     assert "val PPL did not fall (100.0% higher)" in report
 
 
 TIES = {
-    "en": "Val PPL is the same: 179.2. | Val Acc is the same: 20.4%. | Train/Val Gap is the same: 1.67x. | "
+    "en": "Val PPL is the same: 179.2. | Val Acc is the same: 20.4%. | Val/Train Ratio is the same: 1.67x. | "
     "**100 samples, 500 samples: the same val PPL.**",
-    "ja": "Val PPLは同じ（179.2）| Val Accは同じ（20.4%）| Train/Val Gapは同じ（1.67x）| "
+    "ja": "Val PPLは同じ（179.2）| Val Accは同じ（20.4%）| Val/Train Ratioは同じ（1.67x）| "
     "**100サンプル、500サンプル: Val PPLは同じ。**",
 }
 
@@ -293,7 +293,7 @@ def test_comparison_table_is_aligned(tmp_path):
         "Val PPL",
         "Val Acc",
         "Best Epoch",
-        "Train/Val Gap",
+        "Val/Train Ratio",
     ]
     assert lines[3].endswith("same")
     assert "change" not in comparison_table(summaries[:1])
