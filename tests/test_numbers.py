@@ -70,10 +70,10 @@ def test_end_to_end_takes_the_times_that_are_said():
         assert times in STUDY
 
 
-def test_how_many_cells_do_not_name_their_machine():
+def test_how_many_runs_do_not_name_their_machine():
     cells = PARTS["baselines"]["cells"]
     silent = sum("threads" not in cell for cell in cells)
-    assert f"{silent} of the {len(cells)} cells" in STUDY
+    assert f"{silent} of the {len(cells)} runs" in STUDY
 
 
 def test_what_is_recalled_is_what_was_measured():
