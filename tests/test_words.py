@@ -37,7 +37,7 @@ REPLACED = {
 # Keys and names in the files of finished runs and studies, which must stay readable.
 CONTRACTS = (
     r"""["'.`](horizon|fresh)\b|"repeat_logit"|"""
-    r"""["`](weights drawn|a head a slot|(exact, )?table by (sides|those around)|repeat\s+logit)\b"""
+    r"""["`](weights drawn|a head a slot|(exact, )?table by (sides|those around)|(no )?repeat\s+logit[^`]*)"""
 )
 
 
