@@ -109,7 +109,8 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
     if len({row["samples"] for row in rows}) > 1:
         return _by_tokens(results, splits)
     trained, counted = ([row for row in rows if bool(row["seeds"]) == kind] for kind in (True, False))
-    height = 1 + sum(0.25 + 0.18 * wrapped(row["variant"]).count("\n") for row in trained)
+    most = max((wrapped(row["variant"]).count("\n") for row in trained), default=0)  # line breaks of a name
+    height = 1 + len(trained) * (0.25 + 0.18 * most)
     figure, axes = panels(len(splits), 0.5 + len(splits) * height, rows=len(splits))
     ngrams: list[Any] = []
     for ax, split in zip(axes, splits, strict=True):
