@@ -1,6 +1,6 @@
 """Cross-entropy through a frozen output table, without holding all logits at once."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,15 @@ BATCH_ROWS = 2048  # positions at a time on any other device: few launches, at m
 
 # Losses and correctness `[n]`, and the table's average row under softmax `[n, hidden_size]`, if asked for.
 Found = tuple[Tensor, Tensor, Tensor | None]
+
+
+class _Head(NamedTuple):
+    """The output head: its table, and what is added to the logits; see `frozen_head_cross_entropy`."""
+
+    table: Tensor
+    bias: Tensor | None
+    read: Tensor | None
+    token_bias: float
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -31,11 +40,9 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         token_bias: float,
     ) -> tuple[Tensor, Tensor]:
         bias = None if bias is None else bias.to(table.dtype)
-        read = read if token_bias else None
+        head = _Head(table, bias, read if token_bias else None, token_bias)
         compute = _by_vocabulary if hidden.device.type == "cpu" else _by_rows
-        losses, correct, average = compute(
-            hidden, table, targets, bias, read, token_bias, ctx.needs_input_grad[0]
-        )
+        losses, correct, average = compute(hidden, targets, head, ctx.needs_input_grad[0])
         if average is not None:
             ctx.save_for_backward(average.sub_(table[targets]))
         ctx.mark_non_differentiable(correct)
@@ -47,19 +54,12 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return gradients[0][:, None] * hidden_gradient, None, None, None, None, None
 
 
-def _by_vocabulary(
-    hidden: Tensor,
-    table: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    read: Tensor | None,
-    token_bias: float,
-    averages: bool,
-) -> Found:
+def _by_vocabulary(hidden: Tensor, targets: Tensor, head: _Head, averages: bool) -> Found:
     """Compute the logits of a chunk of the vocabulary at a time.
 
     The average row is that of the chunks' own averages, weighted by the chunks' sums of exponentials.
     """
+    table, bias, read, token_bias = head
     queries = hidden.to(table.dtype)
     log_sum = hidden.new_full((len(hidden),), -torch.inf)  # log of the sum of exponentials so far
     peak = target_logit = log_sum
@@ -91,16 +91,9 @@ def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return columns.long().clamp(0, width - 1)[:, None], (columns >= 0) & (columns < width)
 
 
-def _by_rows(
-    hidden: Tensor,
-    table: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    read: Tensor | None,
-    token_bias: float,
-    averages: bool,
-) -> Found:
+def _by_rows(hidden: Tensor, targets: Tensor, head: _Head, averages: bool) -> Found:
     """Compute the logits of the whole vocabulary at once, a chunk of positions at a time."""
+    table, bias, read, token_bias = head
     parts = []
     for start in range(0, max(1, len(hidden)), BATCH_ROWS):
         chunk = slice(start, start + BATCH_ROWS)
