@@ -11,6 +11,7 @@ from ctxkv_lib import experiments
 from ctxkv_lib.runs import long_run
 from ctxkv_lib.runs.config import build_config
 
+UNDISTURBED = {}  # runs by their arguments, which several tests compare with
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     simulated_gpu.install()
@@ -43,6 +44,12 @@ def train_on(gpu_settings, tmp_path, monkeypatch):
         config = build_config("ci", recipe, 6, {**gpu_settings, "runtime.device": device, **named})
         return experiments.run(config, tmp_path / (name or f"{device}-{recipe}"))
 
+    def once(**arguments):
+        key = repr(sorted(arguments.items()))
+        UNDISTURBED[key] = UNDISTURBED.get(key) or train(**arguments)
+        return UNDISTURBED[key]
+
+    train.once = once
     return train
 
 

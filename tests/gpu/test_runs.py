@@ -20,7 +20,9 @@ def epochs(finished):
 def test_a_recipe_ends_where_it_does_on_a_cpu(train_on, recipe):
     """Random numbers differ, so the PPL does, too."""
     places = {"block__last_tokens": 5} if recipe == "look_up" else {}
-    found, expected = (train_on(device, recipe, **places).summary for device in ("cuda", "cpu"))
+    found, expected = (
+        train_on.once(device=device, recipe=recipe, **places).summary for device in ("cuda", "cpu")
+    )
     assert found["phase2"]["val_ppl"] == pytest.approx(expected["phase2"]["val_ppl"], rel=0.1)
     assert found["parameters"] == expected["parameters"]
     assert "on cuda" in found["provenance"]["caches"]
@@ -38,7 +40,7 @@ def test_what_contexts_are_compared_with_runs_too(train_on, plugin):
 
 
 def test_caches_train_the_same_wherever_they_lie(train_on, monkeypatch):
-    placed = train_on(name="placed")
+    placed = train_on.once(device="cuda", recipe="exact")
     monkeypatch.setattr(caches, "free_bytes", lambda device: 0)
     monkeypatch.setattr(caches, "if_it_fits", lambda *_: None)
     mapped = train_on(name="mapped")
@@ -51,14 +53,14 @@ def test_contexts_that_are_computed_when_needed_train_too(train_on):
     streamed = train_on(name="streamed", runtime__context_cache="streamed", phase1__max_tokens=200)
     assert "computed when needed" in streamed.summary["provenance"]["caches"]
     assert streamed.summary["phase2"]["val_ppl"] == pytest.approx(
-        train_on("cpu").summary["phase2"]["val_ppl"], rel=0.1
+        train_on.once(device="cpu", recipe="exact").summary["phase2"]["val_ppl"], rel=0.1
     )
 
 
 def test_phase_1_goes_on_where_contexts_do_not_fit(train_on, monkeypatch):
     fits = scratch.fits
     monkeypatch.setattr(scratch, "fits", lambda size, device: device.type == "cpu" and fits(size, device))
-    found, expected = train_on(name="mapped"), train_on("cpu")
+    found, expected = train_on(name="mapped"), train_on.once(device="cpu", recipe="exact")
     assert found.summary["phase1"]["convergence_rate"] == pytest.approx(
         expected.summary["phase1"]["convergence_rate"], abs=0.1
     )
@@ -66,7 +68,7 @@ def test_phase_1_goes_on_where_contexts_do_not_fit(train_on, monkeypatch):
 
 @pytest.mark.parametrize("module", [oacd, phase2])
 def test_when_memory_is_full_micro_batches_give_the_same_numbers(train_on, monkeypatch, module, says):
-    expected = train_on(name="whole", runtime__precision="fp32")
+    expected = train_on.once(runtime__precision="fp32")
     whole = module.batch_gradients
 
     def limited(*args):
@@ -95,7 +97,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize(("recipe", "hook"), [("tuned", "after_step"), ("published", "after_round")])
 def test_a_stopped_run_goes_on_to_the_same_numbers(train_on, saved_at_every_step, monkeypatch, recipe, hook):
-    expected = train_on(recipe=recipe, name="whole")
+    expected = train_on.once(device="cuda", recipe=recipe)
     original, calls = getattr(long_run.LongRun, hook), []
 
     def stops(self, *args):
