@@ -76,7 +76,7 @@ def _make_contexts(work: Work, phase1: Record | None) -> tuple[Record, Record]:
     folder, rows = work.folder, {split: len(ids) for split, ids in work.ids.items()}
     generator = torch.Generator(work.device).manual_seed(work.config.runtime.seed)
     if phase1:
-        work.load_block()
+        folder.load_block(work.model)
     if work.config.is_streamed(rows["train"]):  # the caches do not need Phase 1's contexts
         phase1 = phase1 or _train_block(
             work, _room(work, len(sampled_ids(work)) + 1, spare_memory=True), generator

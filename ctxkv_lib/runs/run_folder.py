@@ -8,11 +8,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import ranks
 from ..errors import DamagedFile, UserError
-from ..files import checksums, digest, read_json, remove, replacing, sweep, write_json, write_text
+from ..files import (
+    checksums,
+    digest,
+    read_json,
+    read_tensors,
+    remove,
+    replacing,
+    sweep,
+    write_json,
+    write_text,
+)
 from ..locks import LOCK, only_process
 from ..method.loop import Metric
 from ..progress import counted, notice
@@ -20,6 +30,9 @@ from .config import ExperimentConfig, changed_settings, flat
 from .configure import run_command, stored_config
 from .plugins import code_key
 from .records import FILE, Record, Records
+
+if TYPE_CHECKING:
+    from ..method.model import ContextKV
 
 ROOT_VARIABLE = "CTXKV_RUNS"
 COMPARISON = "comparison.json"
@@ -213,6 +226,15 @@ class RunFolder:
         self.records.drop(part.relative_to(self.path).as_posix() for part in parts)
         for part in parts:
             remove(part)
+
+    def load_block(self, model: "ContextKV") -> None:
+        """Load the ContextBlock that Phase 1 wrote; a mixer has none."""
+        if hasattr(model, "context_block"):
+            model.context_block.load_state_dict(read_tensors(self.context_block))
+
+    def load_attention(self, model: "ContextKV") -> None:
+        """Load what Phase 2 trained."""
+        model.load_state_dict(read_tensors(self.attention), strict=False)
 
     def metric_lines(self) -> Iterator[Metric]:
         """Return the lines of metrics.jsonl so far, in order."""

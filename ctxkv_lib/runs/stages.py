@@ -31,7 +31,7 @@ from .records import Record, SummaryPart
 from .rows import MixerModel, as_read
 from .run_folder import RunFolder
 from .streamed import Streamed, project_vocabulary
-from .trained import for_transformers, load_model
+from .trained import for_transformers
 from .work import Work
 
 
@@ -85,7 +85,7 @@ def prepare(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> 
 @memory_advice("Preparing the model and the caches", "use fewer conversations, or a smaller model")
 def _prepare(work: Work, phase1: Record, cached: Record) -> Prepared:
     files, model = work.folder.caches, work.model
-    work.load_block()
+    work.folder.load_block(model)
     loaded = {split: as_read(model, load_cache(files, split), split == "train") for split in work.ids}
     caches, placement = place_caches(loaded, work.device)
     train: TrainingStream = caches["train"]
@@ -173,7 +173,9 @@ def _write_model(work: Work) -> list[Path]:
 
     folder, end = work.folder, work.tokenizer.eos_token_id
     try:
-        model = for_transformers(load_model(folder.path, work.config), work.config)
+        folder.load_block(work.model)  # where stages are reused, it is untrained
+        folder.load_attention(work.model)
+        model = for_transformers(work.model, work.config)
         model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
         with replacing(folder.model) as beside, rust_writes(folder.model), transformers_bars_hidden():
             model.save_pretrained(beside)

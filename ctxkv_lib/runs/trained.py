@@ -11,7 +11,6 @@ from ..data.conversations import read_conversations
 from ..data.hub import hub_errors
 from ..data.tokens import load_tokenizer
 from ..errors import UserError, memory_advice, values_of_user
-from ..files import read_tensors
 from ..hf import inference
 from ..hf.modeling import ContextKVForCausalLM
 from ..method.model import ContextKV
@@ -35,9 +34,8 @@ def load_model(path: Path, config: ExperimentConfig) -> ContextKV:
     refuse_damaged(path, "phase1")
     refuse_damaged(path, "phase2")
     folder, model = RunFolder(path), frozen_model(config, *load_frozen(config))
-    if not isinstance(model, MixerModel):
-        model.context_block.load_state_dict(read_tensors(folder.context_block))
-    model.load_state_dict(read_tensors(folder.attention), strict=False)
+    folder.load_block(model)
+    folder.load_attention(model)
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from ..data.conversations import load_conversations
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import memory_advice
-from ..files import digest, read_tensors
+from ..files import digest
 from ..method.memory import begin_peaks, snapshot
 from ..method.model import ContextKV
 from ..progress import Listener, Metric, stage
@@ -24,7 +24,6 @@ from .plugins import code_key, code_version
 from .provenance import choose_device, choose_precision, describe
 from .records import Record, SummaryPart
 from .refusals import refuse_short
-from .rows import MixerModel
 from .run_folder import RunFolder
 from .settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 
@@ -85,11 +84,6 @@ class Work:
             check_parts(model, self.config)
         self.memory.append(snapshot("model built", self.device))
         return model
-
-    def load_block(self) -> None:
-        """Load the ContextBlock that Phase 1 wrote to the folder."""
-        if not isinstance(self.model, MixerModel):
-            self.model.context_block.load_state_dict(read_tensors(self.folder.context_block))
 
     def report(self, record: Record) -> None:
         """Send the metrics of a reused stage to the listener."""
