@@ -1,6 +1,7 @@
 """Errors that the user reads as one sentence: what was wrong, what is allowed, what to do."""
 
 import errno
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -73,6 +74,25 @@ def memory_advice(work: str, advice: str) -> Iterator[None]:
         raise UserError(
             f"{work} ran out of memory ({where}); {advice}, and run again: what is finished is kept."
         ) from error
+
+
+@contextmanager
+def locals_freed() -> Iterator[None]:
+    """Let an error that leaves this keep no tensors: IPython holds the last error, and all its frames.
+
+    Of what a sentence was made from, nothing is shown: its traceback goes, and what its closures hold.
+    """
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        origin = error.__cause__ or error.__context__
+        while origin is not None:
+            traceback.clear_frames(origin.__traceback__)
+            if isinstance(error, UserError | Stopped):
+                origin.__traceback__ = None
+            origin = origin.__cause__ or origin.__context__
+        raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from . import ranks
 from .data.conversations import load_conversations
-from .errors import Stopped, UserError
+from .errors import Stopped, UserError, locals_freed
 from .files import sweep, write_json, write_text
 from .locks import only_process
 from .method.phase2 import best_epoch
@@ -32,7 +32,6 @@ from .runs.run_folder import (
     read_run,
     run_folder_of,
 )
-from .runs.scratch import locals_freed
 from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
 from .runs.testing import measurements, test

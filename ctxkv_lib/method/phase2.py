@@ -170,7 +170,7 @@ def train_attention(
 
             done = state.position // size
             stepper.schedule((epoch - 1) * steps + done)
-            if captured is not None and isinstance(batch, Batch) and len(batch) == size:
+            if captured is not None and len(batch) == size:
                 loss = captured(batch)
             else:
                 loss = loop.attempt(gradients, len(batch))

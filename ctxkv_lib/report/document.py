@@ -26,8 +26,8 @@ LANGUAGES = ("en", "ja")
 
 
 @cache
-def template(name: str, language: str) -> Template:
-    """Load `NAME.md.j2`, in which `t(english, japanese)` gives the text in `language`.
+def environment(language: str) -> Environment:
+    """Make what templates are rendered in: `t(english, japanese)` gives the text in `language`.
 
     Raises:
         UserError: an unknown language.
@@ -44,7 +44,12 @@ def template(name: str, language: str) -> Template:
     made.filters["entry_of"] = lambda key, names: names.get(key, tables.literal(key))
     made.keep_trailing_newline = True
     made.globals["t"] = lambda *texts: texts[index]
-    return made.get_template(f"{name}.md.j2")
+    return made
+
+
+def template(name: str, language: str) -> Template:
+    """Load `NAME.md.j2`; raises as `environment`."""
+    return environment(language).get_template(f"{name}.md.j2")
 
 
 def words(language: str) -> Any:

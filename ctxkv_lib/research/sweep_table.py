@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..progress import counted
-from ..report.document import template
+from ..report.document import environment
 from ..report.tables import MISSING, at, distinct, literal, markdown_table, ppl, short, terminal_table, whole
 
 Entry = dict[str, Any]  # what `sweep.json` has of a grid point
@@ -149,16 +149,13 @@ def sweep_document(results: Results) -> str:
     entries, cells = results["cells"], map(_cells, results["rows"])
     states = [entry["state"] for entry in entries]
     source = Path(__file__).with_name("sweep.md.j2").read_text(encoding="utf-8")
-    return (
-        template("tables", "en")
-        .environment.from_string(source)
-        .render(
-            results,
-            counts=", ".join(f"{states.count(state)} {state}" for state in distinct(states)),
-            table=markdown_table(HEADER, [[literal(name), *row] for name, *row in cells]),
-            commits=distinct(entry["git_commit"] or "unknown" for entry in entries if "git_commit" in entry),
-            failures=_failures(results),
-        )
+    template = environment("en").from_string(source)
+    return template.render(
+        results,
+        counts=", ".join(f"{states.count(state)} {state}" for state in distinct(states)),
+        table=markdown_table(HEADER, [[literal(name), *row] for name, *row in cells]),
+        commits=distinct(entry["git_commit"] or "unknown" for entry in entries if "git_commit" in entry),
+        failures=_failures(results),
     )
 
 

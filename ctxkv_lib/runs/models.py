@@ -84,7 +84,7 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
                 found = attempt()
             except UserError:
                 raise
-            except Exception as error:
+            except Exception as error:  # whatever code of the user raises
                 if is_out_of_memory(error):
                     raise
                 cause = f"{type(error).__name__}: {error}"

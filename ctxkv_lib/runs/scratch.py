@@ -4,9 +4,7 @@ import errno
 import mmap
 import os
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -15,7 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from ..errors import Stopped, UserError, is_out_of_memory
+from ..errors import is_out_of_memory
 from ..method.memory import GIB, mib
 from ..progress import say
 
@@ -92,25 +90,6 @@ def if_it_fits(num_bytes: int, place: torch.device, make: Callable[[], Tensor]) 
         if not is_out_of_memory(error):
             raise
         return None
-
-
-@contextmanager
-def locals_freed() -> Iterator[None]:
-    """Let an error that leaves this keep no tensors: IPython holds the last error, and all its frames.
-
-    Of what a sentence was made from, nothing is shown: its traceback goes, and what its closures hold.
-    """
-    try:
-        yield
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)
-        origin = error.__cause__ or error.__context__
-        while origin is not None:
-            traceback.clear_frames(origin.__traceback__)
-            if isinstance(error, UserError | Stopped):
-                origin.__traceback__ = None
-            origin = origin.__cause__ or origin.__context__
-        raise
 
 
 def _mapped_file(num_bytes: int, folder: Path) -> mmap.mmap:

@@ -54,6 +54,7 @@ class Work:
             self.train = load_conversations(config.data, "train")
             self.validation = load_conversations(config.data, "validation")
             self.table, self.counts = load_frozen(config)
+        self.cuda_graph = use_cuda_graph(config, self.device)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -98,7 +99,7 @@ class Work:
             metrics.append(metric)
             self.listener(metric)
 
-        return LongRun(name, self.device, record, checkpoint, use_cuda_graph(self.config, self.device))
+        return LongRun(name, self.device, record, checkpoint, self.cuda_graph)
 
     def phase1_key(self) -> str:
         """Digest the inputs of Phase 1: not the window, the heads or Phase 2."""

@@ -18,8 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ..progress import Metric, in_notebook, watchers
-from ..report.labels import counted
+from ..progress import Metric, counted, in_notebook, watchers
 from ..runs.config import Phase1Config
 from . import figures, markup
 

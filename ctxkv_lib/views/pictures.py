@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..method.config import ModelConfig
 from ..method.windows import Window
-from ..report.labels import counted
+from ..progress import counted
 from .axes import (
     BLUE,
     INK,

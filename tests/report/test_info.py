@@ -39,6 +39,11 @@ def test_slots_are_described_by_where_they_lie(recipe, words):
         ({"model.hidden_size": 96}, (), "model.hidden_size is 96, allowed with data.table=gpt2: 768"),
         ({}, (587_970, 640), "The val stream has 640 tokens, no more than one context window (640)"),
         ({"runtime.device": "mps"}, (), "runtime.device is 'mps', which this machine lacks"),
+        (
+            {"runtime.device": "cpu", "runtime.cuda_graph": "on"},
+            (),
+            "cuda_graph is 'on', but the device is cpu",
+        ),
     ],
 )
 def test_info_warns_of_what_run_refuses(settings, tokens, refused):
