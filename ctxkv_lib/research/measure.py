@@ -103,9 +103,9 @@ def _generation(config: ExperimentConfig, folder: RunFolder, model: Loader) -> d
 
 def _ngrams(config: ExperimentConfig, folder: RunFolder, _: Loader) -> dict[str, Any]:
     """Count n-grams on the training tokens, and on those with the text that a token table is made from."""
-    streams = {split: load_ids(folder.caches, split) for split in ("train", "val")}
+    streams, starts = {split: load_ids(folder.caches, split) for split in ("train", "val")}, {}
     if stream := test_stream(config):
-        streams["test"] = stream.ids
+        streams["test"], starts["test"] = stream.ids, stream.starts.numpy()
     if len(streams["train"]) > MOST_COUNTED:
         say(f"No n-grams: {len(streams['train']):,} training tokens are more than {MOST_COUNTED:,}.")
         return {}
@@ -115,7 +115,7 @@ def _ngrams(config: ExperimentConfig, folder: RunFolder, _: Loader) -> dict[str,
         floors["table text"] = unigram_floor(counts.weight.numpy())
     ids = {name: stream.numpy().astype(np.int64) for name, stream in streams.items()}
     train = ids.pop("train")
-    found = ngram_baselines(train, ids, floors, window)
+    found = ngram_baselines(train, ids, floors, window, starts)
     if config.data.table == "cooccurrence":
         text = corpus_ids(config.data)  # mapped: only the length of a large file is read
         if len(text) + len(train) > MOST_COUNTED:
@@ -124,7 +124,8 @@ def _ngrams(config: ExperimentConfig, folder: RunFolder, _: Loader) -> dict[str,
         known = text.numpy().astype(np.int64)
         if config.data.corpus == "own":  # else the table's text has the training text in it
             known = np.concatenate([known, train])
-        found["kneser_ney_table_cache"] = ngram_baselines(known, ids, floors, window)["kneser_ney_cache"]
+        rows = ngram_baselines(known, ids, floors, window, starts)
+        found |= {f"kneser_ney_table_{kind}": rows[f"kneser_ney_{kind}"] for kind in ("cache", "caches")}
     return found
 
 

@@ -1,4 +1,4 @@
-"""n-gram baselines on the same token ids: interpolated modified Kneser-Ney, without and with a cache.
+"""n-gram baselines on the same token ids: interpolated modified Kneser-Ney, alone and with caches.
 
 Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (TR-10-98, 1998): three
 discounts an order, continuation counts below the highest order. A stream is one sequence without boundaries,
@@ -18,51 +18,107 @@ Floats = NDArray[np.float64]
 
 ORDERS = (2, 3, 4, 5)
 CACHE_STEPS = 50  # of expectation maximisation, which finds the weight of the cache
+NEAR = 100  # tokens of history that the second of several caches counts
 
 
 def ngram_baselines(
-    train: Ids, streams: Mapping[str, Ids], floors: Mapping[str, Floats], window: int
+    train: Ids,
+    streams: Mapping[str, Ids],
+    floors: Mapping[str, Floats],
+    window: int,
+    starts: Mapping[str, Ids] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Compute perplexities of the best n-gram model, without and with a unigram cache.
+    """Compute perplexities of the best n-gram model: alone, with a unigram cache, with several caches.
 
-    `streams["val"]` chooses order, floor and the weight of the cache, as it does the model's best epoch: the
-    baseline is strong.
+    The several are of single tokens, of those among the last `NEAR`, of pairs and of triples; each is mixed
+    into what the caches before it left, where the history has occurred. `streams["val"]` chooses order, floor
+    and weights, as it does the model's best epoch: the baseline is strong.
 
     Args:
         train: int64 `[n]`, the counted tokens.
         streams: `{"val": ids, ...}`, predicted from the second token on.
         floors: `{name: float64 [vocab_size]}`, distributions to interpolate the unigrams with.
-        window: tokens of history that the cache counts.
+        window: tokens of history that a cache counts.
+        starts: of some streams, int64: the conversations' first tokens.
 
     Returns:
-        `kneser_ney` and `kneser_ney_cache`: `order`, `floor`, `cache_weight` and each stream's `{name}_ppl`.
+        `kneser_ney`, `kneser_ney_cache` and `kneser_ney_caches`: `order`, `floor`, `cache_weight` (of
+        several, a list) and each stream's `{name}_ppl`; `{name}_conversations` with the mean loss in nats of
+        each, where `starts` has them.
     """
     found = {name: kneser_ney(train, ids, floors) for name, ids in streams.items()}
-    recent = {name: recent_shares(ids, window) for name, ids in streams.items()}
-    rows: dict[str, list[dict[str, Any]]] = {"kneser_ney": [], "kneser_ney_cache": []}
+    caches = ((1, window), (1, NEAR), (2, window), (3, window))
+    recent = {name: [recent_shares(ids, reach, n) for n, reach in caches] for name, ids in streams.items()}
+    kinds = {"kneser_ney": 0, "kneser_ney_cache": 1, "kneser_ney_caches": len(caches)}
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for floor, order in found["val"]:
-        own = {name: probabilities[floor, order] for name, probabilities in found.items()}
-        likeliest = cache_weight(own["val"], recent["val"])
-        for kind, weight in zip(rows, (0.0, likeliest), strict=True):
-            mixed = {name: (1 - weight) * own[name] + weight * recent[name] for name in streams}
-            ppls = {f"{name}_ppl": float(np.exp(-np.log(p).mean())) for name, p in mixed.items()}
-            rows[kind].append({"order": order, "floor": floor, "cache_weight": weight, **ppls})
+        mixed, weights = [{name: likely[floor, order] for name, likely in found.items()}], [0.0]
+        for number in range(len(caches)):
+            weights.append(cache_weight(mixed[-1]["val"], recent["val"][number]))
+            own = {name: with_cache(p, recent[name][number], weights[-1]) for name, p in mixed[-1].items()}
+            mixed.append(own)
+        for kind, number in kinds.items():
+            weight = weights[number] if number < 2 else weights[1:]
+            row = {"order": order, "floor": floor, "cache_weight": weight}
+            rows[kind].append(row | _scores(mixed[number], starts or {}))
     return {kind: min(tried, key=lambda row: row["val_ppl"]) for kind, tried in rows.items()}
 
 
-def recent_shares(ids: Ids, window: int) -> Floats:
-    """Return the share of each token but the first among the up to `window` before it: float64 `[n - 1]`."""
+def _scores(likely: Mapping[str, Floats], starts: Mapping[str, Ids]) -> dict[str, Any]:
+    """Compute PPL, and mean losses of conversations, from each stream's probabilities `[n - 1]`."""
+    losses = {name: -np.log(p) for name, p in likely.items()}
+    apart = {name: np.split(losses[name], first[1:] - 1) for name, first in starts.items()}
+    return {
+        **{f"{name}_ppl": float(np.exp(loss.mean())) for name, loss in losses.items()},
+        **{
+            f"{name}_conversations": [float(loss.mean()) for loss in parts if len(loss)]
+            for name, parts in apart.items()
+        },
+    }
+
+
+def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
+    """Compute how often each token but the first followed its history among the up to `window` tokens before.
+
+    Args:
+        ids: int64 `[n]`.
+        order: the history is the `order - 1` tokens before it.
+
+    Returns:
+        float64 `[n - 1]`, a share of the history's occurrences; NaN where it has none.
+    """
     place = np.arange(len(ids))
-    codes = ids * len(ids) + place  # by token, then by place
-    ranks, since = np.sort(codes), np.maximum(place - window, 0)
-    seen = np.searchsorted(ranks, codes) - np.searchsorted(ranks, codes - place + since)
-    return (seen[1:] / (place - since)[1:]).astype(np.float64)
+    since = np.maximum(place - window, 0)
+    grams, total = ids, place - since
+    for length in range(2, order + 1):
+        histories = np.roll(grams, 1)
+        histories[: length - 1] = -1 - place[: length - 1]  # incomplete, like no other
+        total = _seen_since(histories, since)
+        grams = np.unique(histories * (ids.max() + 1) + ids, return_inverse=True)[1]
+    with np.errstate(invalid="ignore"):
+        return (_seen_since(grams, since) / total)[1:]
+
+
+def _seen_since(codes: Ids, since: Ids) -> Ids:
+    """Count, for each of `codes` `[n]`, the equal ones before it from place `since` on."""
+    place = np.arange(len(codes))
+    ordered = np.unique(codes, return_inverse=True)[1] * len(codes) + place  # by code, then by place
+    ranks = np.sort(ordered)
+    found: Ids = np.searchsorted(ranks, ordered) - np.searchsorted(ranks, ordered - place + since)
+    return found
+
+
+def with_cache(model: Floats, cache: Floats, weight: float) -> Floats:
+    """Mix a cache with this weight into a model's probabilities `[n]`, where the cache has any."""
+    mixed: Floats = np.where(np.isnan(cache), model, (1 - weight) * model + weight * cache)
+    return mixed
 
 
 def cache_weight(model: Floats, cache: Floats) -> float:
     """Fit the weight of `cache` in the likeliest mixture of two models' probabilities `[n]`."""
-    weight = 0.5
-    for _ in range(CACHE_STEPS):
+    defined = ~np.isnan(cache)
+    model, cache, weight = model[defined], cache[defined], 0.5 if defined.any() else 0.0
+    for _ in range(CACHE_STEPS if weight else 0):
         share = weight * cache
         weight = float(np.mean(share / (share + (1 - weight) * model)))
     return weight

@@ -27,7 +27,10 @@ class OptimizerSettings:
     decayed: str = setting(
         "all",
         "which weights decay",
-        {"all": "", "matrices": "those of linear layers; not biases, and not scales and shifts of norms"},
+        {
+            "all": "",
+            "matrices": "those of linear layers, but not of a mixer's ContextBlock; no biases, no norms",
+        },
     )
     decay_tokens: int = setting(
         0,
@@ -122,8 +125,11 @@ def _set(held: float | Tensor, value: float) -> float | Tensor:
 
 
 def _is_matrix(name: str, weight: Tensor) -> bool:
-    """Return whether it is the matrix of a linear layer: a bias may have two dimensions, too."""
-    return weight.ndim > 1 and "weight" in name.rpartition(".")[2]
+    """Return whether it is the matrix of a linear layer: a bias may have two dimensions, too.
+
+    Decay would undo the init of a ContextBlock, whose recurrence stands in its weights.
+    """
+    return weight.ndim > 1 and "weight" in name.rpartition(".")[2] and "context_block." not in name
 
 
 def lr_lambda(step: int, steps: int, settings: OptimizerSettings) -> float:

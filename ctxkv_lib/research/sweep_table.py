@@ -15,10 +15,13 @@ Entry = dict[str, Any]  # what `sweep.json` has of a grid point
 Results = dict[str, Any]  # all that it has
 LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
 SPLITS = ("val_ppl", "test_ppl")
+COUNTED = (*SPLITS, "test_conversations")  # of n-grams
 NGRAMS = {
     "kneser_ney": "n-grams",
     "kneser_ney_cache": "n-grams and cache",
+    "kneser_ney_caches": "n-grams and caches",
     "kneser_ney_table_cache": "n-grams (table's text too) and cache",
+    "kneser_ney_table_caches": "n-grams (table's text too) and caches",
 }
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
 MEASURED = {  # besides PPL, by the name that results have, from where in a summary
@@ -44,10 +47,10 @@ def results_of(summary: dict[str, Any]) -> Entry:
             "train_tokens": summary["train_tokens"],
             "trained": summary["parameters"]["trainable_phase2"],
             **{name: phase2[name] for name in ("best_epoch", "val_ppl", "val_acc", "train_ppl")},
-            **{f"test_{name}": test[name] for name in ("ppl", "acc") if name in test},
+            **{f"test_{name}": test[name] for name in ("ppl", "acc", "conversations") if name in test},
             "measured": {name: value for name, value in measured.items() if value is not None},
             "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in phase2["epochs"]),
-            "ngrams": {kind: {k: row[k] for k in SPLITS if k in row} for kind, row in ngrams.items()},
+            "ngrams": {kind: {k: row[k] for k in COUNTED if k in row} for kind, row in ngrams.items()},
             **{name: provenance[name] for name in ("precision", "threads") if name in provenance},
             "git_commit": commit and commit[:12] + commit[40:],  # and whether it was changed
         }

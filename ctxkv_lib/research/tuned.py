@@ -18,6 +18,7 @@ from ..method.windows import Window
 
 LARGEST_NEAR_SLOT = 4.0  # `nearest` spreads the heads over slots 1 to this one, evenly on a log scale
 SLOT_BIAS = 4.0  # where scores are 0, a slot of 32 with this bias gets 64% of a head's attention
+BIASED_SLOTS = 32
 MEANS, SHORTEST_MEAN = 3, 4.0  # running means: how many, and over how many tokens the shortest
 MEAN_STD = 0.6  # standard deviation of their units, where that of the current token's units is 1
 MATCH_SCORE = 15.0  # score that induction-head init gives to a slot with the token looked for
@@ -208,13 +209,17 @@ SLOT_BIASES = {
 
 
 def initial_biases(slot_bias: str, num_heads: int, slots: int) -> Tensor:
-    """Return the initial values of a slot bias, `[num_heads, slots]`, the nearest slot first."""
+    """Return the initial values of a slot bias, `[num_heads, slots]`, the nearest slot first.
+
+    A preferred slot begins with the same share of its head's attention, however many slots there are.
+    """
     biases = torch.zeros(num_heads, slots)
+    preferred = SLOT_BIAS + math.log(max(1, slots - 1) / (BIASED_SLOTS - 1))
     if slot_bias == "per_head":
-        biases.fill_diagonal_(SLOT_BIAS)
+        biases.fill_diagonal_(preferred)
     elif slot_bias == "nearest":
         nearest = torch.logspace(0, 1, num_heads, base=LARGEST_NEAR_SLOT).round().long()
-        biases.scatter_(1, nearest.clamp(max=slots - 1)[:, None], SLOT_BIAS)
+        biases.scatter_(1, nearest.clamp(max=slots - 1)[:, None], preferred)
     return biases
 
 

@@ -36,7 +36,13 @@ from .axes import (
 SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}
 MARKERS = "osD^vPX"  # one more than colours, so that pairs of both repeat as late as possible
 VARIANTS = cycler(color=OKABE_ITO * len(MARKERS)) + cycler(marker=MARKERS * len(OKABE_ITO))
-COUNTED = ("--", ":", "-.")  # of n-grams: plain, with a cache, and with the text of the token table
+COUNTED: dict[str, Any] = {  # line styles of n-gram baselines
+    "n-grams": "--",
+    "n-grams and cache": ":",
+    "n-grams and caches": (0, (5, 1, 1, 1)),
+    "n-grams (table's text too) and cache": "-.",
+    "n-grams (table's text too) and caches": (0, (1, 3)),
+}
 REMEMBERED = {
     "horizon": "Memory span of contexts (tokens, R² > 0.01)",
     "mean_recall": "Decodability of the last 20 tokens (mean R²)",
@@ -117,13 +123,13 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
         known = {row["variant"]: row[split] for row in trained if row[split]}
         _settings(ax, known, next(iter(known)))
         ngrams = [
-            ax.axvline(row[split][0], color=INK, ls=style, lw=1.4, label=row["variant"])
-            for style, row in zip(COUNTED, counted, strict=False)
+            ax.axvline(row[split][0], color=INK, ls=COUNTED[row["variant"]], lw=1.4, label=row["variant"])
+            for row in counted
             if row[split]
         ] or ngrams
         ax.set(xlabel=f"{SPLITS[split]} perplexity per token (lower is better)", ylabel="Variant")
     if ngrams:
-        figure.legend(handles=ngrams, loc="outside lower center", ncols=len(ngrams))
+        figure.legend(handles=ngrams, loc="outside lower center", ncols=min(3, len(ngrams)))
     return figure
 
 
@@ -159,10 +165,10 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
     laws = {law["variant"]: law.get("val_ppl") for law in results["power_laws"]}
     lines = {}
     for ax, split in zip(axes, splits, strict=True):
-        styles, counted = iter(VARIANTS), cycle(COUNTED)
+        styles = iter(VARIANTS)
         for variant in dict.fromkeys(row["variant"] for row in results["rows"] if row[split]):
             rows = [row for row in results["rows"] if row["variant"] == variant and row[split]]
-            style = next(styles) if rows[0]["seeds"] else {"color": INK, "ls": next(counted), "lw": 1.6}
+            style = next(styles) if rows[0]["seeds"] else {"color": INK, "ls": COUNTED[variant], "lw": 1.6}
             law = laws.get(variant)
             name = f"{variant}: tokens^{-law['exponent']:.2f}" if law else variant
             lines[name] = _line(ax, rows, split, wrapped(name), style)

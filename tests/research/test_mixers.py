@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SHAPES, TINY, tiny_ids
 
-from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.caches import StreamCache, epoch_order
 from ctxkv_lib.method.config import ModelConfig, Phase1Config, Phase2Config
 from ctxkv_lib.method.evaluation import evaluate, token_scores
 from ctxkv_lib.method.loop import Loop
@@ -15,9 +15,10 @@ from ctxkv_lib.method.model import ContextKV, Parts, parameter_counts
 from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.research import mixers
 from ctxkv_lib.research.mixers import CausalAttention, EndToEnd, GRUMixer, NoContext, TokenBlock
-from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock
+from ctxkv_lib.research.optimizer import OptimizerSettings, ScheduledAdamW
+from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock, initial_biases
 from ctxkv_lib.runs import long_run, rows
-from ctxkv_lib.runs.rows import MixerModel, TokenRows
+from ctxkv_lib.runs.rows import MixerModel, TokenRows, as_read
 
 MIXERS = (NoContext, CausalAttention, GRUMixer, EndToEnd)
 VOCABULARY = TINY["vocab_size"]
@@ -26,7 +27,6 @@ VOCABULARY = TINY["vocab_size"]
 @pytest.fixture(autouse=True)
 def short_rows(monkeypatch):
     """Several rows to a batch, and gradients that end within a row."""
-    monkeypatch.setattr(rows, "CHUNK", 10)
     monkeypatch.setattr(rows, "LONGEST_ROW", 23)
     monkeypatch.setattr(mixers, "GRADIENT_TOKENS", 5)
 
@@ -38,7 +38,7 @@ def tiny_model(kind, shapes=None, **settings):
 
 
 def stream(model, ids, trained=False):
-    return TokenRows(ids.int(), torch.zeros(len(ids), 0), history=model.history(trained))
+    return TokenRows(ids.int(), torch.zeros(len(ids), 0), chunk=10, history=model.history(trained))
 
 
 @torch.no_grad()
@@ -85,7 +85,31 @@ def test_a_token_reaches_no_position_before_it_and_those_behind_as_far_as_it_sho
 
 def test_causal_attention_prefers_the_same_distances_as_attention_to_contexts():
     bias = tiny_model(CausalAttention, {"num_heads": 2}, slot_bias="nearest").attention.bias
-    assert bias.tolist() == [[0, 4, *[0] * 10], [0, 0, 0, 0, 4, *[0] * 7]]
+    assert (bias > 0).nonzero().tolist() == [[0, 1], [1, 4]]
+
+
+@pytest.mark.parametrize("slots", [4, 32, 640])
+def test_a_preferred_slot_begins_with_the_same_share_of_attention_among_any_number(slots):
+    shares = initial_biases("nearest", 2, slots).softmax(dim=1).amax(dim=1)
+    torch.testing.assert_close(shares, torch.full((2,), 0.638), atol=1e-3, rtol=0)
+
+
+def test_the_matrix_of_an_end_to_end_block_does_not_decay():
+    model = tiny_model(EndToEnd)
+    weights = {f"attention.{name}": weight for name, weight in model.attention.named_parameters()}
+    stepper = ScheduledAdamW(weights, Phase2Config(), 100, OptimizerSettings(decayed="matrices"))
+    decayed, _ = (group["params"] for group in stepper.optimizer.param_groups)
+    assert any(weight is model.attention.attention.attention.q.weight for weight in decayed)
+    assert not any(weight is model.attention.context_block.linear.weight for weight in decayed)
+
+
+def test_attention_can_train_on_the_chunks_that_mixers_train_on():
+    model = ContextKV(ModelConfig(**SHAPES), VOCABULARY)
+    model.attention.chunk = 10
+    cache = StreamCache(tiny_ids(70).int(), torch.randn(70, SHAPES["context_dim"]))
+    as_rows = stream(tiny_model(GRUMixer), tiny_ids(70))
+    for trained, order in ((True, as_rows.epoch_order(3, 1)), (False, epoch_order(69, 3, 1))):
+        assert as_read(model, cache, trained).epoch_order(3, 1).tolist() == order.tolist()
 
 
 def test_causal_attention_is_the_formula_written_out():

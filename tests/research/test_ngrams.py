@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from ctxkv_lib.data.counts import FALLBACK_DISCOUNTS, discounts, unigram_floor
-from ctxkv_lib.research.ngrams import ORDERS, cache_weight, kneser_ney, ngram_baselines, recent_shares
+from ctxkv_lib.research.ngrams import (
+    ORDERS,
+    cache_weight,
+    kneser_ney,
+    ngram_baselines,
+    recent_shares,
+    with_cache,
+)
 
 VOCABULARY = 150
 
@@ -97,6 +104,25 @@ def test_the_cache_counts_the_window_before_each_token():
         assert shares[at - 1] == (before == ids[at]).mean()
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_cache_of_longer_ngrams_counts_what_followed_the_same_history(order):
+    ids, window = stream(200), 30
+    shares = recent_shares(ids, window, order)
+    for at in range(1, len(ids)):
+        since, history = max(0, at - window), tuple(ids[max(0, at - order + 1) : at])
+        ends = [j for j in range(since, at) if j >= order - 1 and tuple(ids[j - order + 1 : j]) == history]
+        if len(history) < order - 1 or not ends:
+            assert np.isnan(shares[at - 1])
+        else:
+            assert shares[at - 1] == np.mean([ids[j] == ids[at] for j in ends])
+
+
+def test_a_cache_without_the_history_leaves_the_model_as_it_is():
+    model, cache = np.array([0.2, 0.5]), np.array([np.nan, 1.0])
+    assert with_cache(model, cache, 0.4).tolist() == [0.2, 0.7]
+    assert cache_weight(model, np.array([np.nan, np.nan])) == 0
+
+
 def test_the_weight_of_the_cache_is_the_likeliest():
     draw = np.random.default_rng(0)
     model, cache = draw.random(500), draw.random(500)
@@ -121,3 +147,15 @@ def test_the_best_order_and_floor_are_chosen_on_validation():
     assert (best["floor"], best["order"]) == min(ppls, key=ppls.get)
     assert [best["val_ppl"], best["test_ppl"]] == pytest.approx(min(ppls.values()))
     assert both["kneser_ney_cache"]["val_ppl"] < best["val_ppl"]
+    assert both["kneser_ney_caches"]["val_ppl"] < both["kneser_ney_cache"]["val_ppl"]
+
+
+def test_losses_are_kept_by_conversation():
+    train, val, test = stream(900), stream(200, seed=2), stream(200, seed=3)
+    starts = np.array([0, 50, 120])
+    floors = {"uniform": np.full(VOCABULARY, 1 / VOCABULARY)}
+    both = ngram_baselines(train, {"val": val, "test": test}, floors, 50, {"test": starts})
+    for row in both.values():
+        assert np.average(row["test_conversations"], weights=[49, 70, 80]) == pytest.approx(
+            np.log(row["test_ppl"])
+        )

@@ -49,7 +49,12 @@ def test_failing_and_diverging_runs_are_recorded_and_the_others_go_on(points, tm
     assert "1 of 3: diverges, 8 samples, seed 1: diverged: Phase 2 diverged in epoch 1" in said[0]
     written = read_json(out / "sweep.json")
     assert written == results
-    assert [row["variant"] for row in written["rows"]] == ["works", "n-grams", "n-grams and cache"]
+    assert [row["variant"] for row in written["rows"]] == [
+        "works",
+        "n-grams",
+        "n-grams and cache",
+        "n-grams and caches",
+    ]
     assert written["rows"][0]["measured"]["effective_rank"] > 0
     document = (out / "sweep.md").read_text()
     for text in ("1 diverged, 1 failed, 1 finished.", "one context window", "lower phase2.learning\\_rate"):

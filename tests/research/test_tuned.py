@@ -264,24 +264,24 @@ def test_dropout_is_the_same_however_a_batch_is_cut():
 
 
 @pytest.mark.parametrize(
-    ("slot_bias", "heads", "slots", "preferred"),
+    ("slot_bias", "heads", "slots", "preferred", "bias"),
     [
-        ("per_head", 2, 5, [0, 1]),
-        ("per_head", 4, 3, [0, 1, 2, None]),
-        ("nearest", 8, 32, [1, 1, 1, 2, 2, 3, 3, 4]),
-        ("nearest", 4, 3, [1, 2, 2, 2]),
-        ("nearest", 1, 32, [1]),
-        ("nearest", 2, 1, [0, 0]),
+        ("per_head", 2, 5, [0, 1], 1.9523),
+        ("per_head", 4, 3, [0, 1, 2, None], 1.2592),
+        ("nearest", 8, 32, [1, 1, 1, 2, 2, 3, 3, 4], 4.0),
+        ("nearest", 4, 3, [1, 2, 2, 2], 1.2592),
+        ("nearest", 1, 32, [1], 4.0),
+        ("nearest", 2, 1, [0, 0], 0.0),
     ],
 )
-def test_heads_prefer_a_slot_of_their_own_or_one_of_the_nearest(slot_bias, heads, slots, preferred):
+def test_heads_prefer_a_slot_of_their_own_or_one_of_the_nearest(slot_bias, heads, slots, preferred, bias):
     layer = tiny_model(None, {"num_heads": heads, "max_contexts": slots}, slot_bias=slot_bias).attention
     layer.attention.k.weight.data.zero_()  # no slot is like the token
     embeddings, window = torch.randn(1, TINY["hidden_size"]), torch.randn(1, slots, TINY["context_dim"])
     _, weights = layer(embeddings, window, torch.ones(1, slots, dtype=torch.bool))
     for found, slot in zip(weights[0], preferred, strict=True):
-        scores = torch.zeros(slots) if slot is None else 4.0 * F.one_hot(torch.tensor(slot), slots)
-        torch.testing.assert_close(found, scores.softmax(0))
+        scores = torch.zeros(slots) if slot is None else bias * F.one_hot(torch.tensor(slot), slots)
+        torch.testing.assert_close(found, scores.softmax(0), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("interval", [1, 2, 20])
