@@ -1,0 +1,106 @@
+"""How sure a difference is: a paired bootstrap over test conversations and seeds.
+
+    python notebooks/study/intervals.py notebooks/study/results/fair/sweep.json "contexts"
+
+prints every row beside the one that is named, with two intervals: of draws of conversations, and of draws
+of groups of conversations that share speakers.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctxkv_lib.data.chitchat import chitchat_rows
+from ctxkv_lib.data.hub import package_file
+
+DRAWS = 10_000
+LEVEL = 95  # per cent of the draws that an interval holds
+
+Losses = NDArray[np.float64]  # [seeds, conversations], mean losses in nats
+
+
+def losses(results: dict[str, Any], samples: int, variant: str) -> tuple[Losses, Losses]:
+    """Return a row's losses, and the conversations' predicted tokens `[conversations]`.
+
+    Args:
+        results: contents of a `sweep.json`.
+        variant: one of its variants, or a key of its `ngrams`.
+    """
+    cells = [c["test_conversations"] for c in results["cells"] if "test_conversations" in c]
+    found = [
+        cell["test_conversations"]
+        for cell in results["cells"]
+        if (cell["samples"], cell["variant"]) == (samples, variant) and "test_conversations" in cell
+    ]
+    if not found:
+        counted = results["ngrams"][str(samples)][variant]["test_conversations"]
+        return np.array([counted]), np.array(cells[0])[:, 0]
+    values = np.array(found)  # (seeds, conversations, 2)
+    return values[..., 1], values[0, :, 0]
+
+
+@cache
+def speakers(count: int) -> list[int]:
+    """Number the group of each test conversation: those that share a speaker, also through others."""
+    file = package_file("chitchat_dataset", "dataset.json", "chitchat-dataset")
+    dataset = json.loads(file.read_text(encoding="utf-8"))
+    names = [name.partition(":")[2] for name, _ in chitchat_rows("test", count)]
+    groups: list[set[str]] = []
+    for name in names:
+        own = {turn[0]["sender"] for turn in dataset[name]["messages"]}
+        shared = [group for group in groups if group & own]
+        groups = [group for group in groups if not group & own] + [own.union(*shared)]
+    first = [dataset[name]["messages"][0][0]["sender"] for name in names]
+    return [next(place for place, group in enumerate(groups) if sender in group) for sender in first]
+
+
+def difference(
+    own: Losses, other: Losses, tokens: Losses, groups: Sequence[int] | None = None, seed: int = 0
+) -> tuple[float, float, float]:
+    """Compute by how many per cent the perplexity of `own` is above that of `other`, with its interval.
+
+    Args:
+        own, other: `[seeds, conversations]`; a draw takes the same conversations of both, and seeds of each.
+        tokens: `[conversations]`, the weights of their losses.
+        groups: `[conversations]`, those that are drawn together; None: each by itself.
+    """
+    groups = range(len(tokens)) if groups is None else groups
+    draw = np.random.default_rng(seed)
+    members = np.eye(max(groups) + 1)[list(groups)]  # (conversations, groups)
+    taken = draw.multinomial(members.shape[1], np.full(members.shape[1], 1 / members.shape[1]), DRAWS)
+    weights = taken @ members.T * tokens  # (draws, conversations)
+
+    def drawn(values: Losses) -> Losses:
+        seeds = draw.multinomial(len(values), np.full(len(values), 1 / len(values)), DRAWS) / len(values)
+        means: Losses = ((seeds @ values) * weights).sum(axis=1) / weights.sum(axis=1)
+        return means
+
+    found = np.average(own.mean(axis=0) - other.mean(axis=0), weights=tokens)
+    low, high = np.percentile(drawn(own) - drawn(other), [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return tuple(float(100 * np.expm1(value)) for value in (found, low, high))  # type: ignore[return-value]
+
+
+def beside(results: dict[str, Any], base: str) -> list[list[str]]:
+    """List sample count, row, and its difference from `base` with both intervals, for all rows but `base`."""
+    rows = []
+    for samples in sorted({cell["samples"] for cell in results["cells"] if "test_conversations" in cell}):
+        other, tokens = losses(results, samples, base)
+        names = [row["variant"] for row in results["rows"] if row["samples"] == samples and row["seeds"]]
+        for name in [*names, *results["ngrams"][str(samples)]]:
+            if name != base:
+                own = losses(results, samples, name)[0]
+                found = [difference(own, other, tokens, groups) for groups in (None, speakers(len(tokens)))]
+                intervals = [f"{low:+.1f}% to {high:+.1f}%" for _, low, high in found]
+                rows.append([f"{samples:,}", name, f"{found[0][0]:+.1f}%", *intervals])
+    return rows
+
+
+if __name__ == "__main__":
+    for line in beside(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), sys.argv[2]):
+        print("  ".join(cell.ljust(28) for cell in line))

@@ -1,0 +1,119 @@
+"""The plug-ins and the intervals of the second study, which lie beside its protocols."""
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ctxkv_lib.method.config import Phase1Config
+from ctxkv_lib.research.protocol import grid_points, read_protocol
+from ctxkv_lib.runs.models import shapes
+
+STUDY = Path(__file__).parents[1] / "notebooks" / "study"
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDY))
+    return import_module("parts")
+
+
+@pytest.mark.parametrize("name", ["fair", "phase1"])
+def test_all_variants_train_as_many_weights(name, parts):
+    """Those of a block that the next token trains are counted, too."""
+    for point in grid_points(read_protocol(STUDY / f"{name}.json"), lambda _: None):
+        if point.config.data.samples == 10 and point.config.runtime.seed == 42:
+            trained = shapes(point.config)[0]["trainable_phase2"]
+            if "predictive" in point.variant:
+                trained += sum(weight.numel() for weight in parts.GatedBlock(256, 768).parameters())
+            assert trained == pytest.approx(6_301_440, rel=1e-3), point.variant
+
+
+def test_a_gated_block_is_the_cell_of_a_gru(parts):
+    block, cell = parts.GatedBlock(8, 12), nn.GRUCell(12, 8)
+    cell.weight_ih, cell.bias_ih = block.read.weight, block.read.bias
+    cell.weight_hh, cell.bias_hh = block.carry.weight, block.carry.bias
+    contexts, inputs = torch.randn(5, 8), torch.randn(5, 12)
+    torch.testing.assert_close(block(contexts, block.project_inputs(inputs)), cell(inputs, contexts))
+
+
+def test_two_blocks_do_not_read_each_other(parts):
+    block = parts.TwoBlocks(8, 12)
+    contexts, inputs = torch.randn(5, 8), block.project_inputs(torch.randn(5, 12))
+    changed = contexts.clone()
+    changed[:, 4:] += 1
+    before, after = block(contexts, inputs), block(changed, inputs)
+    torch.testing.assert_close(before[:, :4], after[:, :4])
+    assert not torch.allclose(before[:, 4:], after[:, 4:])
+
+
+def test_a_predictive_block_learns_what_the_next_token_needs(parts):
+    """In this stream the next token is the one before the last, which an untrained block hardly keeps."""
+    torch.manual_seed(0)
+    tokens = [0, 1]
+    draw = torch.randint(0, 6, (2000,)).tolist()
+    for place in range(2, 2000):
+        tokens.append(tokens[place - 2] if place % 3 else draw[place])
+    stream, embeddings = torch.tensor(tokens), torch.randn(6, 16)
+    block = parts.PredictiveBlock(12, 16, parts.PredictiveBlock.Settings(epochs=15, learning_rate=0.02))
+    twin = parts.PredictiveBlock(12, 16, block.settings)
+    twin.load_state_dict(block.state_dict())
+    kept = {name: weight.clone() for name, weight in block.state_dict().items()}
+    head = parts.NextToken(12, embeddings, stream)
+    unigram = -head.log_unigram[stream].mean().item()
+    block.init_weights(embeddings, stream, Phase1Config())
+    assert not torch.equal(block.carry.weight, kept["carry.weight"])
+    twin.init_weights(embeddings, stream, Phase1Config())
+    torch.testing.assert_close(twin.state_dict(), block.state_dict(), rtol=0, atol=0)
+    state, rows = torch.zeros(1, 12), []
+    for token in embeddings[stream]:
+        state = block(state, block.project_inputs(token[None]))
+        rows.append(state[0])
+    contexts, before = torch.stack(rows[2:]).detach(), stream[1:-1]
+    design = torch.cat([contexts, torch.ones(len(contexts), 1)], dim=1)
+    fitted = design @ torch.linalg.lstsq(design, embeddings[before]).solution
+    explained = 1 - (embeddings[before] - fitted).var() / embeddings[before].var()
+    assert unigram > 1.5  # nothing to gain from frequencies
+    assert explained > 0.3
+
+
+def test_an_interval_is_of_the_ratio_of_perplexities_and_holds_nothing_where_nothing_differs():
+    from intervals import difference
+
+    draw = np.random.default_rng(1)
+    tokens = draw.integers(10, 900, 30).astype(float)
+    other = draw.normal(5, 0.5, (3, 30))
+    assert difference(other[:1], other[:1], tokens) == (0, 0, 0)
+    own = other[:1] + np.log(1.1)
+    assert difference(own, other[:1], tokens) == pytest.approx((10, 10, 10))
+    found, low, high = difference(other + draw.normal(0.02, 0.05, (3, 30)), other, tokens)
+    assert low < found < high
+    one, *interval = difference(other[:, :30] * 1.01, other, tokens, [0] * 30)
+    assert interval[0] < one < interval[1]  # conversations of one group leave the spread over seeds
+
+
+def test_rows_are_compared_by_the_losses_of_their_conversations():
+    from intervals import beside
+
+    cells = [
+        {"samples": 10, "variant": name, "test_conversations": [[5, 2.0 + add], [7, 3.0 + add]]}
+        for name, add in (("base", 0.0), ("other", 0.1))
+    ]
+    rows = [{"samples": 10, "variant": name, "seeds": [1]} for name in ("base", "other")]
+    ngrams = {"10": {"kneser_ney": {"test_conversations": [1.9, 2.9]}}}
+    found = beside({"cells": cells, "rows": rows, "ngrams": ngrams}, "base")
+    assert found == [
+        ["10", "other", "+10.5%", "+10.5% to +10.5%", "+10.5% to +10.5%"],
+        ["10", "kneser_ney", "-9.5%", "-9.5% to -9.5%", "-9.5% to -9.5%"],
+    ]
+
+
+def test_conversations_that_share_a_speaker_are_one_group():
+    from intervals import speakers
+
+    groups = speakers(50)
+    assert len(groups) == 50
+    assert len(set(groups)) == 20
