@@ -59,15 +59,15 @@ def test_a_predictive_block_learns_what_the_next_token_needs(parts):
         tokens.append(tokens[place - 2] if place % 3 else draw[place])
     stream, embeddings = torch.tensor(tokens), torch.randn(6, 16)
     block = parts.PredictiveBlock(12, 16, parts.PredictiveBlock.Settings(epochs=15, learning_rate=0.02))
-    twin = parts.PredictiveBlock(12, 16, block.settings)
-    twin.load_state_dict(block.state_dict())
+    other = parts.PredictiveBlock(12, 16, block.settings)
+    other.load_state_dict(block.state_dict())
     kept = {name: weight.clone() for name, weight in block.state_dict().items()}
     head = parts.NextToken(12, embeddings, stream)
     unigram = -head.log_unigram[stream].mean().item()
     block.init_weights(embeddings, stream, Phase1Config())
     assert not torch.equal(block.carry.weight, kept["carry.weight"])
-    twin.init_weights(embeddings, stream, Phase1Config())
-    torch.testing.assert_close(twin.state_dict(), block.state_dict(), rtol=0, atol=0)
+    other.init_weights(embeddings, stream, Phase1Config())
+    torch.testing.assert_close(other.state_dict(), block.state_dict(), rtol=0, atol=0)
     state, rows = torch.zeros(1, 12), []
     for token in embeddings[stream]:
         state = block(state, block.project_inputs(token[None]))
