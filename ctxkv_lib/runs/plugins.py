@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).parent.parent
 HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that have no effect with a mixer
 OWN = "ctxkv_lib."
+FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
 METHOD_IMPORTS = {"ctxkv_lib", "torch", "numpy", "psutil", *sys.stdlib_module_names}
 WRAPPERS = (property, staticmethod, classmethod)
 given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name
@@ -218,10 +219,14 @@ def code_key(*plugins: PlugIn | None) -> str:
     return _code_digest(files, _patched_source())
 
 
-def code_version(*names: str) -> str:
-    """Digest the code of modules or folders of this package, such as `hf` or `research/probe`."""
-    patterns = [f"{name}/*.py" if (PACKAGE / name).is_dir() else f"{name}.py" for name in names]
-    return _code_digest(file for pattern in patterns for file in PACKAGE.glob(pattern))
+def code_version(name: str) -> str:
+    """Digest the code of a module or folder of this package, such as `runs/testing` or `hf`."""
+    return _code_digest(PACKAGE.glob(f"{name}/*.py" if (PACKAGE / name).is_dir() else f"{name}.py"))
+
+
+def code_with_imports(name: str) -> str:
+    """Digest the code of a module of this package, such as `research/probe`, and of what it imports."""
+    return _code_digest(_with_imports(PACKAGE / f"{name}.py"))
 
 
 def _code_digest(files: Iterable[Path], more: str = "") -> str:
@@ -234,11 +239,17 @@ def _file_of(module: str) -> Path:
 
 
 def _with_imports(file: Path) -> set[Path]:
-    """Return a module's file with those that it imports from its own folder."""
-    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-    beside = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
-    found = [_with_imports(file.with_name(f"{name}.py")) for name in beside if name]
-    return {file}.union(*found)
+    """Return a module's file with those that it imports from the folders `FOLLOWED`, directly or not."""
+    found, waiting = set(), [file]
+    while waiting:
+        file = waiting.pop()
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level and node.module:
+                other = file.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py"
+                if other.parent.name in FOLLOWED and other not in found:
+                    waiting.append(other)
+    return found
 
 
 @cache
