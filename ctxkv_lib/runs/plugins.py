@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from ..errors import UserError
@@ -28,6 +28,7 @@ OWN = "ctxkv_lib."
 FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
 METHOD_IMPORTS = {"ctxkv_lib", "torch", "numpy", "psutil", *sys.stdlib_module_names}
 WRAPPERS = (property, staticmethod, classmethod)
+PLAIN = bool | int | float | str | tuple  # values that keys cover
 given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name
 
 
@@ -143,7 +144,7 @@ def _sources(part: Any, seen: set[Any]) -> Iterator[str]:
         scope |= inspect.getclosurevars(function).nonlocals
     for value in (scope[name] for name in sorted(_outer_names(source) & scope.keys())):
         is_code = inspect.isfunction(value) or inspect.isclass(value)
-        if isinstance(value, bool | int | float | str | tuple):
+        if isinstance(value, PLAIN):
             yield f"{value!r};"
         elif is_code and value not in seen and _top_package(value) == _top_package(part):
             yield from _sources(value, seen)
@@ -184,17 +185,39 @@ def plain_source(source: str) -> str:
 
 
 def _patched_source() -> str:
-    """Digest the replacements of functions, classes and methods in the loaded modules of `method/`."""
+    """Describe the functions, classes, methods and plain values replaced in loaded modules of `method/`."""
     found = ""
     for name, module in sorted(sys.modules.items()):
         if name.startswith(f"{OWN}method.") and getattr(module, "__file__", None):
             classes = [each for each in vars(module).values() if inspect.isclass(each)]
+            found += "".join(_changed_values(module))
             places: list[Any] = [module, *(each for each in classes if each.__module__ == name)]
             for place in places:
                 for key, value in vars(place).items():
                     for part in _foreign(value):
                         found += f"{place.__name__}.{key}={_source_digest(part)};"
     return found
+
+
+def _changed_values(module: ModuleType) -> Iterator[str]:
+    """Yield each plain value of a module that is not what its source assigns."""
+    file, scope = Path(str(module.__file__)), dict(vars(module))
+    for name, expression in _assignments(file, file.stat().st_mtime_ns):
+        value = scope.get(name)
+        if isinstance(value, PLAIN) and repr(value) != repr(eval(expression, scope)):
+            yield f"{module.__name__}.{name}={value!r};"
+
+
+@cache
+def _assignments(file: Path, _: int) -> list[tuple[str, CodeType]]:
+    """List the names that a module assigns at its top, each with its compiled expression."""
+    return [
+        (target.id, compile(ast.Expression(node.value), str(file), "eval"))
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    ]
 
 
 def _foreign(value: Any) -> Iterator[Any]:
@@ -211,7 +234,7 @@ def _foreign(value: Any) -> Iterator[Any]:
 def code_key(*plugins: PlugIn | None) -> str:
     """Digest the code that results depend on: `method/`, and the files of this package's plug-ins.
 
-    Docstrings, comments and layout are ignored; functions replaced at run time are included.
+    Docstrings, comments and layout are ignored; functions and values replaced at run time are included.
     """
     modules = {plugin.name.partition(":")[0] for plugin in plugins if plugin is not None}
     files = {file for file in (PACKAGE / "method").glob("*.py") if file.stem != "reference"}
