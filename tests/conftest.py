@@ -4,6 +4,8 @@ import json
 import math
 import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -144,6 +146,32 @@ class NearestTwo(torch.nn.Module):
 
     def forward(self, embeddings, window, present):
         return embeddings + self.out((window * present[..., None]).mean(dim=1))
+
+
+ALONE = """
+import json, sys
+sys.modules["ctxkv_lib"] = None  # importing it fails
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+ids = torch.tensor([json.loads(sys.argv[2])])
+made = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+print(json.dumps([model(ids).logits.tolist(), made.tolist(), trained]))
+"""
+
+
+def assert_works_alone(folder, model):
+    """A saved model gives the logits and the text of `model` in a process that lacks the package."""
+    ids = torch.tensor([[1, 2, 3, 4, 5]])
+    command = [sys.executable, "-c", ALONE, str(folder), json.dumps(ids[0].tolist())]
+    environment = {"HF_HOME": str(folder.parent / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    logits, generated, trained = json.loads(done.stdout)
+    torch.testing.assert_close(torch.tensor(logits), model(ids).logits.detach(), atol=1e-5, rtol=1e-5)
+    assert generated == model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
+    assert trained == [name for name, weight in model.named_parameters() if weight.requires_grad]
 
 
 def write_conversations(path, count: int, seed: int = 0) -> None:

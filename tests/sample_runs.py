@@ -1,11 +1,12 @@
 """Plausible finished runs for tests of figures and reports: nothing is trained."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ctxkv_lib.files import write_json, write_text
+from ctxkv_lib.files import write_json
 from ctxkv_lib.runs.config import ExperimentConfig, build_config
+from ctxkv_lib.runs.records import STAGES
+from ctxkv_lib.runs.run_folder import RunFolder
 
 # (train PPL, val PPL, val accuracy) by epoch; near the published runs, equal to none of their numbers
 EPOCHS = {
@@ -26,12 +27,12 @@ EPOCHS = {
         (33.7, 211.3, 0.201),
     ],
 }
-STAGES = [("data loaded", 1.3, 0.0), ("model built", 1.9, 0.3), ("phase 1 done", 2.7, 0.4)]
+MEMORY = [("data loaded", 1.3, 0.0), ("model built", 1.9, 0.3), ("phase 1 done", 2.7, 0.4)]
 TOKENS = {100: 122_795, 500: 587_970}
 
 
 def sample_run(
-    folder: Path,
+    path: Path,
     samples: int = 500,
     preset: str = "colab",
     gpu: bool = True,
@@ -39,7 +40,7 @@ def sample_run(
     epochs: list[tuple[float, float, float]] | None = None,
     recipe: str = "published",
 ) -> Path:
-    """Write a finished run into `folder` and return it.
+    """Write a finished run into `path`, with its stage records, and return it.
 
     Args:
         settings: settings of the configuration on top of the preset's and recipe's.
@@ -47,12 +48,15 @@ def sample_run(
     """
     config = build_config(preset, recipe, samples, settings)
     rows = epochs or EPOCHS.get(samples, EPOCHS[500])
-    lines = _epoch_lines(rows)
-    write_json(folder / "config.json", config.to_dict())
-    write_json(folder / "summary.json", _summary(config, lines, gpu))
-    metrics = [*phase1_lines(), *({"stage": "phase2", **line} for line in lines)]
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
-    return folder
+    lines, folder = _epoch_lines(rows), RunFolder(path)
+    metrics = {"phase1": phase1_lines(), "phase2": [{"stage": "phase2", **line} for line in lines]}
+    with folder.claimed(config):
+        write_json(folder.summary, _summary(config, lines, gpu))
+        for stage in STAGES[:-1]:
+            folder.finish(stage, "", (), metrics=metrics.get(stage, ()))
+        folder.keep_metrics(*folder.records.stages.values())
+        folder.finish("results", "", (folder.config, folder.summary, folder.metrics_file))
+    return path
 
 
 def phase1_lines(iterations: int = 17) -> list[dict[str, Any]]:
@@ -124,7 +128,7 @@ def _summary(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) 
 
 
 def _memory(epochs: int, gpu: bool) -> list[dict[str, Any]]:
-    rows = [*STAGES, ("phase 2 prepared", 2.8, 0.5), *((f"epoch {n + 1}", 2.9, 0.6) for n in range(epochs))]
+    rows = [*MEMORY, ("phase 2 prepared", 2.8, 0.5), *((f"epoch {n + 1}", 2.9, 0.6) for n in range(epochs))]
     return [
         {
             "stage": stage,

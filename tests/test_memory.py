@@ -21,22 +21,16 @@ def system(request, monkeypatch, tmp_path):
         (tmp_path / "clear_refs").mkdir()
 
 
-def test_a_later_run_does_not_inherit_the_peak_of_an_earlier_one(system):
+@pytest.mark.parametrize("of_another_run", [False, True])
+def test_a_stage_does_not_inherit_the_peak_of_the_one_before(system, of_another_run):
     memory.begin_peaks(CPU)
     use_a_block()
     first = memory.snapshot("first", CPU)
-    memory.begin_peaks(CPU)
+    if of_another_run:
+        memory.begin_peaks(CPU)
     second = memory.snapshot("second", CPU)
     assert second["cpu_peak_gib"] < second["cpu_gib"] + BLOCK_GIB / 2
     assert first["cpu_peak_gib"] >= first["cpu_gib"]
-
-
-def test_a_stage_does_not_inherit_the_peak_of_the_one_before(system):
-    memory.begin_peaks(CPU)
-    use_a_block()
-    memory.snapshot("first", CPU)
-    second = memory.snapshot("second", CPU)
-    assert second["cpu_peak_gib"] < second["cpu_gib"] + BLOCK_GIB / 2
 
 
 def test_a_peak_between_two_snapshots_is_seen():

@@ -145,11 +145,6 @@ def test_a_read_only_run_is_refused_before_it_is_evaluated(capsys, tmp_path, mon
     assert f"{run} is read-only; evaluate a copy" in capsys.readouterr().err
 
 
-def test_what_is_no_folder_is_not_verified(capsys):
-    assert main(["verify", "nowhere"]) == 2
-    assert capsys.readouterr().err == "ctxkv: nowhere is not a folder; name a run folder.\n"
-
-
 def test_small_data_take_more_than_nothing(capsys):
     sizes = ["info", "--train-tokens", "1000", "--val-tokens", "200"]
     assert main(sizes) == 0

@@ -6,18 +6,24 @@ them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.conversations import load_conversations
+from ..data.counts import count_tokens
+from ..data.tokens import load_tokenizer, validation_stream
 from ..hf.inference import binned
 from ..method.caches import Batch, StreamCache
 from ..method.evaluation import perplexity
 from ..method.model import ContextKV
-from ..runs.testing import pairs, since_last
+from ..runs.caches import load_cache, load_ids
+from ..runs.config import ExperimentConfig
+from ..runs.run_folder import RunFolder
+from .repeated_pairs import pairs, since_last
 
 SEED = 0  # not the run's, so that all runs on a validation stream are measured at the same positions
 POSITIONS = 1024  # with a full window, sampled for each ablation
@@ -27,11 +33,20 @@ HISTORY = (0, 64, 256, 640, math.inf)  # tokens of its own conversation before a
 FREQUENCY = (0, 1, 10, 100, 1000, math.inf)  # of the next token in the training stream
 
 
+def of_run(config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]) -> dict[str, Any]:
+    """Compute `ablations` of the summary on a run's caches."""
+    conversations = load_conversations(config.data, "validation")
+    starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
+    counts = count_tokens(load_ids(folder.caches, "train"), model().wte.num_embeddings)
+    held_out = load_cache(folder.caches, "val")
+    return ablations(model(), held_out, config.model.context_window, starts, counts)
+
+
 @torch.no_grad()
 def ablations(
     model: ContextKV, cache: StreamCache, window: int, starts: Tensor, counts: Tensor
 ) -> dict[str, Any]:
-    """Compute `ablations` of the summary: perplexity with other windows, and by kind of position.
+    """Compute perplexity with other windows, and by kind of position.
 
     Args:
         model: in evaluation mode.

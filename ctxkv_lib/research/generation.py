@@ -1,6 +1,6 @@
 """Repetition in generated text: greedy continuations of validation text, compared with the text itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby, takewhile
 from typing import Any
 
@@ -8,18 +8,30 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..data.tokens import load_tokenizer
 from ..hf.modeling import ContextKVForCausalLM
+from ..method.model import ContextKV
+from ..runs.caches import load_ids
+from ..runs.config import ExperimentConfig
+from ..runs.run_folder import RunFolder
+from ..runs.trained import for_transformers
 
 SAMPLES = 20
 PROMPT = 32  # tokens
 GENERATED = 50  # tokens at most
 
 
+def of_run(config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]) -> dict[str, Any]:
+    """Compute `generation` of the summary on a run's validation stream."""
+    served = for_transformers(model(), config, saved=False)
+    return generation(served, load_tokenizer(config.data.tokenizer), load_ids(folder.caches, "val"))
+
+
 @torch.no_grad()
 def generation(
     model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, ids: Tensor
 ) -> dict[str, Any]:
-    """Compute `generation` of the summary: continue prompts greedily.
+    """Continue prompts greedily.
 
     Args:
         ids: int `[n]`, the validation stream; the prompts are cut out of it, evenly spaced.

@@ -5,17 +5,26 @@ discounts an order, continuation counts below the highest order. A stream is one
 as the model reads it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.counts import discounts
+from ..data.counts import discounts, unigram_floor
+from ..data.embeddings import corpus_counts, corpus_ids
+from ..method.config import GPT2_VOCAB_SIZE
+from ..method.model import ContextKV
+from ..progress import say
+from ..runs.caches import load_ids
+from ..runs.config import ExperimentConfig
+from ..runs.run_folder import RunFolder
+from ..runs.testing import test_stream
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
 ORDERS = (2, 3, 4, 5)
 CACHE_STEPS = 50  # of expectation maximisation, which finds the weight of the cache
 NEAR = 100  # tokens of history that the second of several caches counts
@@ -168,3 +177,31 @@ def _interpolated(counts: Ids, owners: Ids, grams: Ids, histories: Ids, below: F
     safe = np.maximum(total, 1)  # a history without a continuation leaves all to the order below
     kept = np.where(total > 0, np.bincount(owners, taken, size) / safe, 1)
     return (counts - taken)[grams] / safe[histories] + kept[histories] * below
+
+
+def of_run(config: ExperimentConfig, folder: RunFolder, _: Callable[[], ContextKV]) -> dict[str, Any]:
+    """Count n-grams on the training tokens, and on those with the text that a token table is made from."""
+    streams, starts = {split: load_ids(folder.caches, split) for split in ("train", "val")}, {}
+    if stream := test_stream(config):
+        streams["test"], starts["test"] = stream.ids, stream.starts.numpy()
+    if len(streams["train"]) > MOST_COUNTED:
+        say(f"No n-grams: {len(streams['train']):,} training tokens are more than {MOST_COUNTED:,}.")
+        return {}
+    size, window = GPT2_VOCAB_SIZE, config.model.context_window
+    floors = {"uniform": np.full(size, 1 / size)}
+    if (counts := corpus_counts(config.data)) is not None:
+        floors["table text"] = unigram_floor(counts.weight.numpy())
+    ids = {name: stream.numpy().astype(np.int64) for name, stream in streams.items()}
+    train = ids.pop("train")
+    found = ngram_baselines(train, ids, floors, window, starts)
+    if config.data.table == "cooccurrence":
+        text = corpus_ids(config.data)  # mapped: only the length of a large file is read
+        if len(text) + len(train) > MOST_COUNTED:
+            say(f"No n-grams of the table's text: {len(text):,} tokens are too many ({MOST_COUNTED:,}).")
+            return found
+        known = text.numpy().astype(np.int64)
+        if config.data.corpus == "own":  # else the table's text has the training text in it
+            known = np.concatenate([known, train])
+        rows = ngram_baselines(known, ids, floors, window, starts)
+        found |= {f"kneser_ney_table_{kind}": rows[f"kneser_ney_{kind}"] for kind in ("cache", "caches")}
+    return found

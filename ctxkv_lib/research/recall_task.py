@@ -1,21 +1,36 @@
 """Multi-query associative recall: accuracy of a key's value, by distance."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.tokens import load_tokenizer
 from ..hf.inference import binned
 from ..method.caches import StreamCache
 from ..method.evaluation import perplexity, token_scores
 from ..method.model import ContextKV
-from ..runs.testing import since_last
+from ..runs.caches import load_cache
+from ..runs.config import ExperimentConfig
+from ..runs.rows import as_read
+from ..runs.run_folder import RunFolder
+from .recall_source import KEYS, pairs_in
+from .repeated_pairs import since_last
 
 MOST = 4096  # answers that are scored
 
 
+def of_run(config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]) -> dict[str, Any]:
+    """Compute `recall_task` of the summary on a run's validation stream."""
+    tokenizer, window = load_tokenizer(config.data.tokenizer), config.data.recall_window
+    keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
+    held_out = as_read(model(), load_cache(folder.caches, "val"), trained=False)
+    return {**recall_task(model(), held_out, keys, window), "values": pairs_in(window)}
+
+
 def recall_task(model: ContextKV, cache: StreamCache, keys: Tensor, window: int) -> dict[str, Any]:
-    """Compute `recall_task` of the summary, on a stream of source `recall`.
+    """Score the answers in a stream of source `recall`.
 
     Args:
         cache: of the validation stream.

@@ -31,7 +31,7 @@ MEASURED = {  # besides PPL, by the name that results have, from where in a summ
     "effective_rank": "probe.effective_rank",
     "zero": "ablations.changed.zero.percent",
     "elsewhere": "ablations.changed.elsewhere.percent",
-    "repeated_ppl": "test.repeated_ppl",
+    "repeated_ppl": "repeated_pairs.ppl",
     "longest_run": "generation.longest_run",
     "recalled": "recall_task.accuracy",
 }

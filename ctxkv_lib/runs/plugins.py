@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from ..errors import UserError
@@ -25,8 +25,10 @@ PACKAGE = Path(__file__).parent.parent
 HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that have no effect with a mixer
 OWN = "ctxkv_lib."
+FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
 METHOD_IMPORTS = {"ctxkv_lib", "torch", "numpy", "psutil", *sys.stdlib_module_names}
 WRAPPERS = (property, staticmethod, classmethod)
+PLAIN = bool | int | float | str | tuple  # values that keys cover
 given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name
 
 
@@ -142,7 +144,7 @@ def _sources(part: Any, seen: set[Any]) -> Iterator[str]:
         scope |= inspect.getclosurevars(function).nonlocals
     for value in (scope[name] for name in sorted(_outer_names(source) & scope.keys())):
         is_code = inspect.isfunction(value) or inspect.isclass(value)
-        if isinstance(value, bool | int | float | str | tuple):
+        if isinstance(value, PLAIN):
             yield f"{value!r};"
         elif is_code and value not in seen and _top_package(value) == _top_package(part):
             yield from _sources(value, seen)
@@ -183,17 +185,39 @@ def plain_source(source: str) -> str:
 
 
 def _patched_source() -> str:
-    """Digest the replacements of functions, classes and methods in the loaded modules of `method/`."""
+    """Describe the functions, classes, methods and plain values replaced in loaded modules of `method/`."""
     found = ""
     for name, module in sorted(sys.modules.items()):
         if name.startswith(f"{OWN}method.") and getattr(module, "__file__", None):
             classes = [each for each in vars(module).values() if inspect.isclass(each)]
+            found += "".join(_changed_values(module))
             places: list[Any] = [module, *(each for each in classes if each.__module__ == name)]
             for place in places:
                 for key, value in vars(place).items():
                     for part in _foreign(value):
                         found += f"{place.__name__}.{key}={_source_digest(part)};"
     return found
+
+
+def _changed_values(module: ModuleType) -> Iterator[str]:
+    """Yield each plain value of a module that is not what its source assigns."""
+    file, scope = Path(str(module.__file__)), dict(vars(module))
+    for name, expression in _assignments(file, file.stat().st_mtime_ns):
+        value = scope.get(name)
+        if isinstance(value, PLAIN) and repr(value) != repr(eval(expression, scope)):
+            yield f"{module.__name__}.{name}={value!r};"
+
+
+@cache
+def _assignments(file: Path, _: int) -> list[tuple[str, CodeType]]:
+    """List the names that a module assigns at its top, each with its compiled expression."""
+    return [
+        (target.id, compile(ast.Expression(node.value), str(file), "eval"))
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    ]
 
 
 def _foreign(value: Any) -> Iterator[Any]:
@@ -210,7 +234,7 @@ def _foreign(value: Any) -> Iterator[Any]:
 def code_key(*plugins: PlugIn | None) -> str:
     """Digest the code that results depend on: `method/`, and the files of this package's plug-ins.
 
-    Docstrings, comments and layout are ignored; functions replaced at run time are included.
+    Docstrings, comments and layout are ignored; functions and values replaced at run time are included.
     """
     modules = {plugin.name.partition(":")[0] for plugin in plugins if plugin is not None}
     files = {file for file in (PACKAGE / "method").glob("*.py") if file.stem != "reference"}
@@ -218,10 +242,14 @@ def code_key(*plugins: PlugIn | None) -> str:
     return _code_digest(files, _patched_source())
 
 
-def code_version(*names: str) -> str:
-    """Digest the code of modules or folders of this package, such as `hf` or `research/probe`."""
-    patterns = [f"{name}/*.py" if (PACKAGE / name).is_dir() else f"{name}.py" for name in names]
-    return _code_digest(file for pattern in patterns for file in PACKAGE.glob(pattern))
+def code_version(name: str) -> str:
+    """Digest the code of a module or folder of this package, such as `runs/testing` or `hf`."""
+    return _code_digest(PACKAGE.glob(f"{name}/*.py" if (PACKAGE / name).is_dir() else f"{name}.py"))
+
+
+def code_with_imports(name: str) -> str:
+    """Digest the code of a module of this package, such as `research/probe`, and of what it imports."""
+    return _code_digest(_with_imports(PACKAGE / f"{name}.py"))
 
 
 def _code_digest(files: Iterable[Path], more: str = "") -> str:
@@ -234,11 +262,17 @@ def _file_of(module: str) -> Path:
 
 
 def _with_imports(file: Path) -> set[Path]:
-    """Return a module's file with those that it imports from its own folder."""
-    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-    beside = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
-    found = [_with_imports(file.with_name(f"{name}.py")) for name in beside if name]
-    return {file}.union(*found)
+    """Return a module's file with those that it imports from the folders `FOLLOWED`, directly or not."""
+    found, waiting = set(), [file]
+    while waiting:
+        file = waiting.pop()
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level and node.module:
+                other = file.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py"
+                if other.parent.name in FOLLOWED and other not in found:
+                    waiting.append(other)
+    return found
 
 
 @cache

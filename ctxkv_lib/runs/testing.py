@@ -8,7 +8,6 @@ from ..data.tokens import TokenStream, load_tokenizer, validation_stream
 from ..errors import memory_advice
 from ..files import digest
 from ..method.caches import StreamCache
-from ..method.config import ModelConfig
 from ..method.contexts import distinct_rows, stream_contexts
 from ..method.evaluation import perplexity, token_scores
 from ..method.model import ContextKV, project_inputs
@@ -21,8 +20,6 @@ from .rows import MixerModel, as_read
 from .run_folder import RunFolder
 from .trained import load_model
 
-PAIRED_WITHIN = ModelConfig().context_window  # tokens back, in every run, so that runs can be compared
-
 
 @memory_advice("Scoring the test split", "use fewer conversations with --samples")
 def test(config: ExperimentConfig, folder: RunFolder) -> SummaryPart:
@@ -32,9 +29,8 @@ def test(config: ExperimentConfig, folder: RunFolder) -> SummaryPart:
         folder: claimed, of a run that is trained.
 
     Returns:
-        `ppl`, `acc` and `tokens`; `repeated_ppl` and `repeated_tokens` of the tokens that form, with the one
-        before, a pair that occurred in the last `PAIRED_WITHIN` tokens; `conversations`, of each the number
-        of predicted tokens and their mean loss in nats. Nothing if there is no token to predict.
+        `ppl`, `acc` and `tokens`; `conversations`, of each the number of predicted tokens and their mean
+        loss in nats. Nothing if there is no token to predict.
     """
     conversations = load_conversations(config.data, "test")
     code = code_version("runs/testing")
@@ -85,8 +81,8 @@ def _trained_key(folder: RunFolder) -> str:
 
 
 @torch.no_grad()
-def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> SummaryPart:
-    """Score a stream, with contexts computed as for validation."""
+def test_scores(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> tuple[Tensor, Tensor]:
+    """Compute `token_scores` of the test split, with contexts computed as for validation."""
     ids = stream.ids.int().to(model.device)
     width = 0 if isinstance(model, MixerModel) else config.model.context_dim
     contexts = torch.empty(len(ids), width, device=model.device)
@@ -96,14 +92,15 @@ def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> S
         inputs = project_inputs(model.context_block, embeddings)
         stream_contexts(model.context_block, inputs, tokens, config.phase1, contexts, False, generator)
     cache = as_read(model, StreamCache(ids, contexts), trained=False)
-    losses, correct = token_scores(model, cache, torch.arange(len(cache)))
-    again = losses[since_last(pairs(ids)) < min(PAIRED_WITHIN, len(losses))]
+    return token_scores(model, cache, torch.arange(len(cache)))
+
+
+def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> SummaryPart:
+    losses, correct = test_scores(config, model, stream)
     return {
         "ppl": perplexity(losses.mean().item()),
         "acc": correct.float().mean().item(),
-        "tokens": len(ids),
-        "repeated_ppl": perplexity(again.mean().item()) if len(again) else None,
-        "repeated_tokens": len(again),
+        "tokens": len(stream.ids),
         "conversations": [
             [len(part), part.mean().item()] for part in _by_conversation(losses, stream.starts)
         ],
@@ -113,18 +110,3 @@ def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> S
 def _by_conversation(losses: Tensor, starts: Tensor) -> list[Tensor]:
     """Split the losses, which start at the stream's second token, at the conversations' first tokens."""
     return [part for part in losses.tensor_split((starts[1:] - 1).clamp(min=0).cpu()) if len(part)]
-
-
-def pairs(ids: Tensor) -> Tensor:
-    """Number each token of `ids` `[n + 1]` together with its next: int64 `[n]`, equal for equal pairs."""
-    ids = ids.long()
-    return ids[:-1] * (ids.max() + 1) + ids[1:]
-
-
-def since_last(codes: Tensor) -> Tensor:
-    """Compute the distance from each of `codes` `[n]` back to its last occurrence, int64 `[n]`; n if none."""
-    order = codes.argsort(stable=True)
-    same = codes[order[1:]] == codes[order[:-1]]
-    since = torch.full_like(codes, len(codes))
-    since[order[1:][same]] = order.diff()[same]
-    return since

@@ -178,12 +178,6 @@ def test_offline_mode_names_the_offline_preset(tmp_path):
     assert done.stdout.strip().endswith("or use --preset offline.")
 
 
-def test_importing_is_light():
-    program = "import sys, ctxkv_lib.data.conversations; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not {"torch", "datasets", "pyarrow", "huggingface_hub", "transformers"} & set(done.stdout.split())
-
-
 @pytest.fixture
 def chitchat(tmp_path, monkeypatch):
     """Install a `chitchat_dataset` package that holds the given conversations."""

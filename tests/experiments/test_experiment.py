@@ -23,20 +23,10 @@ from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.work import Work
 
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
-FILES |= {
-    "checkpoint/attention.safetensors",
-    "checkpoint/context_block.safetensors",
-    "checkpoint/stages.json",
-}
+FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_block")}
 FILES |= {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
-FILES |= {
-    "checkpoint/stages.json",
-    "config.json",
-    "metrics.jsonl",
-    "model/config.json",
-    "model/model.safetensors",
-}
-FILES |= {"report.ja.md", "report.md", "summary.json"}
+FILES |= {"checkpoint/stages.json", "model/config.json", "model/model.safetensors"}
+FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
 
 
 def without_times(summary):

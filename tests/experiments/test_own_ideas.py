@@ -4,6 +4,8 @@ import functools
 import importlib
 import json
 import linecache
+import pathlib
+import subprocess
 import sys
 import types
 
@@ -16,7 +18,7 @@ from torch import nn
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
-from ctxkv_lib.method import oacd
+from ctxkv_lib.method import model, oacd, scan
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
 from ctxkv_lib.method.model import ContextBlock, ContextKV
 from ctxkv_lib.runs import contexts, stages
@@ -262,6 +264,13 @@ def test_a_patched_method_is_other_code(config, monkeypatch):
     assert code_key() == before
 
 
+def test_which_modules_are_loaded_makes_no_other_code():
+    for file in pathlib.Path(model.__file__).parent.glob("*.py"):
+        importlib.import_module(f"ctxkv_lib.method.{file.stem}")
+    fresh = [sys.executable, "-c", "from ctxkv_lib.runs.plugins import code_key; print(code_key())"]
+    assert subprocess.check_output(fresh, text=True).strip() == code_key()
+
+
 def without_spread(contexts, centroid_weight, scale=1.0):
     centroid = contexts.mean(dim=0)
     return scale * centroid.square().sum(), scale * 2 * centroid.expand_as(contexts) / len(contexts)
@@ -280,6 +289,8 @@ def wrapped(original, factor):
     [
         (oacd, "oacd_loss", wrapped(oacd.oacd_loss, 2)),
         (oacd, "draw_contexts", without_spread),  # defined in another module
+        (model, "CONTEXT_WEIGHT_STD", 1.0),
+        (scan, "AGREEMENT", 1 / 8),
         (ContextKV, "current_token_bias", property(lambda self: 3.0)),
         (Phase1Config, "__post_init__", lambda self: None),
     ],

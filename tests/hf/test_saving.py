@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import TINY, tiny_ids, tiny_method, tiny_model
+from conftest import TINY, assert_works_alone, tiny_ids, tiny_method, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ctxkv_lib.hf.configuration import ContextKVConfig
@@ -16,17 +15,6 @@ from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.hf.plugins import NAMED
 from ctxkv_lib.method.model import Parts
 
-ALONE = """
-import sys
-sys.modules["ctxkv_lib"] = None  # importing it fails
-import torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-ids = torch.tensor([[1, 2, 3, 4, 5]])
-print(model(ids).logits.double().sum().item())
-print(model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0).tolist())
-print([name for name, p in model.named_parameters() if p.requires_grad and "context_block" in name])
-"""
 MINE = """
 from dataclasses import dataclass
 import torch
@@ -101,15 +89,7 @@ def test_the_folder_works_without_the_package(tmp_path, my_module, plugin):
         plugins = {"block": {"plugin": f"{my_module(MINE)}:MyBlock", "settings": {"share": 0.25}}}
         model = tiny_model(plugins=plugins).eval()
     model.save_pretrained(folder)
-    command = [sys.executable, "-c", ALONE, str(folder)]
-    environment = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    total, generated, trainable = done.stdout.splitlines()
-    ids = torch.tensor([[1, 2, 3, 4, 5]])
-    assert float(total) == pytest.approx(model(ids).logits.double().sum().item(), abs=1e-3)
-    expected = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
-    assert (json.loads(generated), trainable) == (expected.tolist(), "[]")
+    assert_works_alone(folder, model)
 
 
 def test_the_folder_carries_all_code_of_the_model_and_nothing_of_the_package(tmp_path):

@@ -1,7 +1,6 @@
 """What Phase 2 reads of a stream is the same wherever and however it is held."""
 
 from dataclasses import fields
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +17,6 @@ def assert_equal(found, expected):
         assert ours is theirs or torch.equal(ours, theirs), field.name
 
 
-def elsewhere(model):
-    """The model as one on another device than the cache, although it is none."""
-    return SimpleNamespace(window=model.window, device=torch.device("cpu", 0))  # not equal to "cpu"
-
-
 def test_dense_embeddings_give_the_same_hidden_states():
     model, cache = tiny_method().eval(), tiny_stream(COUNT)
     dense = StreamCache(cache.ids, cache.contexts, dense_embeddings(model, cache.ids))
@@ -32,22 +26,9 @@ def test_dense_embeddings_give_the_same_hidden_states():
     assert dense.nbytes == cache.nbytes + COUNT * TINY["hidden_size"] * 4
 
 
-def test_batches_read_ahead_are_those_of_a_cache_at_hand():
-    model, cache, order = tiny_method(), tiny_stream(COUNT), torch.randperm(COUNT)
-    ahead, plain = (list(cache.batches(order, 13, reader)) for reader in (elsewhere(model), model))
-    assert [len(batch) for batch in ahead] == [13, 13, 13, 13, 7]
-    for found, expected in zip(ahead, plain, strict=True):
-        assert_equal(found, expected)
-
-
 def test_no_positions_are_no_batch():
     """A training that was stopped after the last step of an epoch has none left."""
     assert not list(tiny_stream(COUNT).batches(torch.arange(0), 13, tiny_method()))
-
-
-def test_an_error_while_reading_ahead_is_raised():
-    with pytest.raises(IndexError):
-        list(tiny_stream(COUNT).batches(torch.tensor([1, 2, 99]), 2, elsewhere(tiny_method())))
 
 
 @pytest.mark.parametrize("anchor", ["current", "grid"])

@@ -1,6 +1,7 @@
 """The written report: every section, both languages, and numbers that follow the run."""
 
 import re
+import shutil
 from collections import Counter
 
 import pytest
@@ -300,12 +301,14 @@ def test_comparison_table_is_aligned(tmp_path):
 
 
 def test_an_unfinished_run_says_what_to_do(tmp_path):
-    advice = {"summary.json": "finish it", "config.json": "make a run there", "metrics.jsonl": "finish it"}
-    for missing, to_do in advice.items():
+    for missing in ("config.json", "summary.json", "metrics.jsonl"):
         folder = sample_run(tmp_path / missing)
         (folder / missing).unlink()
-        with pytest.raises(UserError, match=f"has no {missing}; {to_do} with `ctxkv run .*--out {folder}"):
+        with pytest.raises(UserError, match=f"has no {missing}; finish it with `ctxkv run .*--out {folder}"):
             load_run(folder)
+    shutil.rmtree(tmp_path / "config.json" / "checkpoint")
+    with pytest.raises(UserError, match=r"has no config\.json; make a run there with `ctxkv run --out"):
+        load_run(tmp_path / "config.json")
     with pytest.raises(UserError, match="nowhere is not a folder; make it with `ctxkv run"):
         load_run(tmp_path / "nowhere")
 

@@ -11,7 +11,9 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.report import write_report
 from ctxkv_lib.research import measure as module
-from ctxkv_lib.research.measure import MAKERS, measure, measurements_of
+from ctxkv_lib.research import ngrams
+from ctxkv_lib.research.measure import measure, measurements_of
+from ctxkv_lib.runs import plugins
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.records import MEASUREMENTS
 from ctxkv_lib.runs.run_folder import RunFolder, load_run
@@ -53,11 +55,31 @@ def test_each_is_made_once_and_anew_when_its_code_changes(finished, monkeypatch)
     made = {"kneser_ney": {"val_ppl": 3.0, "order": 2}}
     monkeypatch.setattr(module, "MAKERS", {"ngrams": lambda *_: made})
     with monkeypatch.context() as patch:
-        patch.setattr(module, "code_version", lambda *names: f"new code of {names[0]}")
+        patch.setattr(module, "code_with_imports", lambda name: f"new code of {name}")
         again = measure(finished, ["ngrams"]).summary
     assert again == {**finished.summary, "ngrams": made}
     monkeypatch.undo()
     assert measure(finished).summary == finished.summary
+
+
+def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
+    files = {
+        "research/one": "from ..runs.four import d\nfrom .two import b\nimport torch\n",
+        "research/two": "from ..data.three import c\n",
+        "data/three": "c = 1\n",
+        "runs/four": "d = 1\n",
+        "research/five": "e = 1\n",
+    }
+    monkeypatch.setattr(plugins, "PACKAGE", tmp_path)
+    for name, code in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(code)
+    before = plugins.code_with_imports("research/one")
+    for name, code in files.items():
+        for more, is_other in (("# a comment", False), ("f = 2", name not in ("runs/four", "research/five"))):
+            (tmp_path / f"{name}.py").write_text(code + more)
+            assert (plugins.code_with_imports("research/one") != before) == is_other
+        (tmp_path / f"{name}.py").write_text(code)
 
 
 def test_only_what_is_asked_for_is_made(tiny_config, tmp_path, monkeypatch):
@@ -106,20 +128,20 @@ KINDS = ("kneser_ney_cache", "kneser_ney_caches")
 def test_n_grams_count_what_the_table_is_made_from_once(tiny_config, tmp_path, monkeypatch, own):
     """The training text of one's own file is in its table already."""
     streams = {"train": torch.tensor([1, 2]), "val": torch.tensor([3, 4])}
-    monkeypatch.setattr(module, "load_ids", lambda _, split: streams[split])
-    monkeypatch.setattr(module, "test_stream", lambda _: None)
-    monkeypatch.setattr(module, "corpus_counts", lambda *_: None)
-    monkeypatch.setattr(module, "corpus_ids", lambda _: torch.tensor([5, 1, 2]))
-    monkeypatch.setattr(module, "ngram_baselines", lambda train, *_: dict.fromkeys(KINDS, train.tolist()))
+    monkeypatch.setattr(ngrams, "load_ids", lambda _, split: streams[split])
+    monkeypatch.setattr(ngrams, "test_stream", lambda _: None)
+    monkeypatch.setattr(ngrams, "corpus_counts", lambda *_: None)
+    monkeypatch.setattr(ngrams, "corpus_ids", lambda _: torch.tensor([5, 1, 2]))
+    monkeypatch.setattr(ngrams, "ngram_baselines", lambda train, *_: dict.fromkeys(KINDS, train.tolist()))
     data = {"data.table": "cooccurrence"}
     if own:
         data |= {"data.source": "file", "data.path": "chats.jsonl", "data.corpus": "chitchat+own"}
     config, folder = tiny_config.replace(data), RunFolder(tmp_path)
     counted = [5, 1, 2] if own else [5, 1, 2, 1, 2]
     table = {kind.replace("ney", "ney_table"): counted for kind in KINDS}
-    assert MAKERS["ngrams"](config, folder, None) == {kind: [1, 2] for kind in KINDS} | table
+    assert ngrams.of_run(config, folder, None) == {kind: [1, 2] for kind in KINDS} | table
     said: list[str] = []
-    monkeypatch.setattr(module, "say", said.append)
-    monkeypatch.setattr(module, "MOST_COUNTED", 4)
-    assert MAKERS["ngrams"](config, folder, None) == {kind: [1, 2] for kind in KINDS}
+    monkeypatch.setattr(ngrams, "say", said.append)
+    monkeypatch.setattr(ngrams, "MOST_COUNTED", 4)
+    assert ngrams.of_run(config, folder, None) == {kind: [1, 2] for kind in KINDS}
     assert said == ["No n-grams of the table's text: 3 tokens are too many (4)."]

@@ -1,9 +1,5 @@
 """Plug-ins of recipes `tuned` and `look_up`, in models built directly from them."""
 
-import json
-import re
-import subprocess
-import sys
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
@@ -11,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, tiny_method
+from conftest import TINY, assert_works_alone, tiny_method
 from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
@@ -318,15 +314,6 @@ def test_attention_refuses_settings_in_a_sentence(shapes, settings, sentence):
         tiny_model(None, shapes, **settings)
 
 
-def test_the_current_token_bias_is_in_logits_and_losses():
-    model, hidden = tiny_model(**LEVERS), torch.randn(6, TINY["hidden_size"])
-    read, targets = torch.randint(0, VOCABULARY, (2, 6))
-    expected = hidden @ model.wte.weight.T - 2.5 * F.one_hot(read, VOCABULARY)
-    torch.testing.assert_close(model.logits(hidden, read), expected)
-    losses, _ = model.losses(hidden, read, targets)
-    torch.testing.assert_close(losses, F.cross_entropy(expected, targets, reduction="none"))
-
-
 def settings_of(recipe, hook):
     return {
         key.partition(".")[2]: value for key, value in RECIPES[recipe].items() if key.startswith(f"{hook}.")
@@ -388,33 +375,11 @@ def test_no_position_sees_the_future(recipe, changed):
     assert not torch.allclose(before[changed:], after[changed:])
 
 
-ALONE = """
-import json, sys
-sys.modules["ctxkv_lib"] = None  # importing it fails
-import torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-ids = torch.tensor([[1, 2, 3, 4, 5]])
-made = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
-print(json.dumps([model(ids).logits.tolist(), made.tolist()]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["tuned", "look_up"])
 def test_the_saved_folder_works_with_and_without_the_package(recipe, tmp_path):
-    model, ids = exported(recipe), torch.tensor([[1, 2, 3, 4, 5]])
+    model, ids = exported(recipe).eval(), torch.tensor([[1, 2, 3, 4, 5]])
     model.save_pretrained(tmp_path / "model")
-    written = {path.stem: path.read_text() for path in (tmp_path / "model").glob("*.py")}
-    assert not re.search(r"^\s*(from|import) (\.\.|ctxkv_lib)", written["tuned"], re.MULTILINE)
-    with torch.no_grad():
-        logits = model(ids).logits
-        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "model")(ids).logits, logits)
-    generated = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
-    command = [sys.executable, "-c", ALONE, str(tmp_path / "model")]
-    environment = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    alone, alone_generated = json.loads(done.stdout)
-    torch.testing.assert_close(torch.tensor(alone), logits, atol=1e-5, rtol=1e-5)
-    assert alone_generated == generated.tolist()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert_works_alone(tmp_path / "model", model)

@@ -130,14 +130,6 @@ def test_phase_2_stopped_within_an_epoch_repeats_one_step(
     assert len(steps) == 4 * EPOCH_STEPS + 1
 
 
-def test_a_torn_state_is_left_for_the_one_before_it(tmp_path, saved_at_every_step):
-    path, expected = tmp_path / "c.safetensors", run_phase2(hooks()[0])
-    with pytest.raises(Stopped):
-        run_phase2(hooks(path, stop_at=3)[0])
-    path.write_bytes(path.read_bytes()[:-9])
-    assert_same(run_phase2(hooks(path)[0]), expected)
-
-
 def test_a_state_of_another_training_is_not_restored(tmp_path):
     path = tmp_path / "c.safetensors"
     run_phase2(hooks(path, key="other")[0])

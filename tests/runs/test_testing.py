@@ -1,16 +1,12 @@
 """The test split of a run: scored with the kept weights, once."""
 
-import math
-
 import pytest
 import torch
-from conftest import tiny_ids
 
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
 from ctxkv_lib.experiments import run
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
-from ctxkv_lib.report.columns import over_conversations
 from ctxkv_lib.runs import testing
 from ctxkv_lib.runs.config import build_config
 
@@ -22,30 +18,19 @@ def finished(tiny_config, tmp_path):
 
 def test_the_test_split_is_scored_with_the_kept_weights(finished, tiny_config):
     tokenizer = load_tokenizer(tiny_config.data.tokenizer)
-    ids = validation_stream(load_conversations(tiny_config.data, "test"), tokenizer).ids.long()[None]
+    stream = validation_stream(load_conversations(tiny_config.data, "test"), tokenizer)
+    ids = stream.ids.long()[None]
     model = ContextKVForCausalLM.from_pretrained(finished.path / "model").eval()
     with torch.no_grad():
         logits = model(ids[:, :-1]).logits[0]
     losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-    came = list(zip(ids[0, :-1].tolist(), ids[0, 1:].tolist(), strict=True))
-    again = torch.tensor([pair in came[max(0, i - 639) : i] for i, pair in enumerate(came)])
     test = finished.summary["test"]
     assert test["tokens"] == ids.shape[1]
     assert test["ppl"] == pytest.approx(losses.mean().exp().item(), rel=1e-4)
     assert test["acc"] == pytest.approx((logits.argmax(-1) == ids[0, 1:]).float().mean().item())
-    assert 0 < test["repeated_tokens"] == again.sum()
-    assert test["repeated_ppl"] == pytest.approx(losses[again].mean().exp().item(), rel=1e-4)
-    tokens, means = zip(*test["conversations"], strict=True)
-    assert len(tokens) > 1
-    assert sum(tokens) == test["tokens"] - 1
-    assert test["ppl"] == pytest.approx(math.exp(over_conversations(tokens, means)[0]), rel=1e-5)
-
-
-def test_losses_are_split_at_the_conversations_first_tokens():
-    losses = torch.tensor([1.0, 2, 3, 4, 5, 6])  # of the tokens from the second on
-    for starts, expected in {(0, 3, 4): [[1, 2], [3], [4, 5, 6]], (0, 1): [[1, 2, 3, 4, 5, 6]]}.items():
-        parts = testing._by_conversation(losses, torch.tensor(starts))
-        assert [part.tolist() for part in parts] == expected
+    first, second = losses.split([int(stream.starts[1]) - 1, len(losses) + 1 - int(stream.starts[1])])
+    for (tokens, mean), expected in zip(test["conversations"], (first, second), strict=True):
+        assert (tokens, mean) == (len(expected), pytest.approx(expected.mean().item(), rel=1e-4))
 
 
 def test_it_is_scored_once_and_anew_when_its_text_changes(finished, tiny_config, monkeypatch):
@@ -60,14 +45,3 @@ def test_it_is_scored_once_and_anew_when_its_text_changes(finished, tiny_config,
 def test_a_run_can_go_without_the_test(tiny_settings, tmp_path):
     config = build_config("ci", samples=8, settings={**tiny_settings, "data.test_samples": 0})
     assert "test" not in run(config, tmp_path / "run").summary
-
-
-def test_repeated_pairs_are_those_seen_within_the_window():
-    ids = tiny_ids(400) % 9
-    since = testing.since_last(testing.pairs(ids))
-    for window in (1, 5, 40):
-        expected = [
-            any((ids[j], ids[j + 1]) == (ids[i], ids[i + 1]) for j in range(max(0, i - window + 1), i))
-            for i in range(len(ids) - 1)
-        ]
-        assert (since < window).tolist() == expected

@@ -1,8 +1,6 @@
 """Figures, through what they draw rather than through pixels."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines, sample_run
 
 from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.report.labels import run_labels
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import explore, figures, pictures, study
@@ -93,11 +90,6 @@ def test_the_best_epoch_of_the_accuracy_panel_is_not_called_its_best():
     assert "epoch 5: 20.9% right" in words
     assert "best epoch: lowest\nvalidation PPL" in words
     assert "175.7" not in words
-
-
-def test_runs_of_equal_size_have_different_names():
-    runs = [{"samples": 500}, {"samples": 1000}, {"samples": 500}]
-    assert run_labels(runs) == ["500 samples (1)", "1,000 samples", "500 samples (2)"]
 
 
 def test_phase1_curves_show_percent_the_stop_line_and_the_loss():
@@ -293,11 +285,3 @@ def test_save_writes_a_whole_png_and_nothing_else(tmp_path):
     path = save(Figure(facecolor="white"), tmp_path / "figures" / "empty.png")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [each.name for each in path.parent.iterdir()] == ["empty.png"]
-
-
-def test_figures_need_no_pyplot():
-    code = (
-        "import sys, ctxkv_lib.views.plots, ctxkv_lib.views.live, ctxkv_lib.views.study\n"
-        "sys.exit('matplotlib.pyplot' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,7 +15,6 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.files import write_json, write_text
 from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.records import STAGES, Record, Records
 from ctxkv_lib.views import notebook
 from ctxkv_lib.views.notebook import DriveCopies, kept_on_drive, state_of
 
@@ -36,7 +35,6 @@ def half_run(folder, lines):
 def finished_run(folder):
     """A run with everything that a finished one has, in name."""
     sample_run(folder)
-    Records(folder, {}, "", {stage: Record(stage, {}) for stage in STAGES}).write()
     for name in notebook.LANDMARKS:
         write_text(folder / name, name)
     return folder
