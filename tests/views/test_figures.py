@@ -71,6 +71,7 @@ def test_the_first_train_ppl_has_a_mark_and_does_not_stretch_the_axis(tmp_path, 
         (ax,) = figure.axes
         assert line(ax, "a run: train").get_marker() == "o"
         assert ax.get_ylim()[1] == pytest.approx(1.5 * 580.3)  # not 2,905.2
+        assert ax.yaxis.get_major_formatter()(3000) == "3,000"
         assert line(ax, "a run: above the axis").get_marker() == "^"
         assert "first train PPL\nabove the axis" in legend(figure)
 
