@@ -100,7 +100,7 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
     """Draw the results of a sweep, validation and test side by side.
 
     With one sample count, each variant beside the first, and n-grams as vertical lines. With more, PPL by
-    training tokens: one line per variant, one dot per seed, the fitted power law of the first split in the legend.
+    training tokens: one line per variant, one dot per seed, the power law of the first split in the legend.
 
     Args:
         results: contents of `sweep.json`, with one row or more.
