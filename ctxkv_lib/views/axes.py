@@ -99,7 +99,8 @@ def log_y(ax: Axes, label: str) -> None:
     ax.set_yscale("log")
     ax.set_ylabel(label)
     low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)))
+    steps = (1,) if high > 1000 * low else (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    ax.yaxis.set_major_locator(LogLocator(subs=steps))
     ax.yaxis.set_major_formatter(NUMBER)
     ax.yaxis.set_minor_formatter(NullFormatter())
 

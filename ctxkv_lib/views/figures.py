@@ -226,7 +226,7 @@ def memory_by_stage(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str
         named_rows(ax, names)
     axes[0].set_xlim(0, 1.05 * max(max(ax.dataLim.xmax for ax in axes), 0.1))
     for ax in axes[::2]:
-        ax.set_ylabel("Stage (epochs: first and last)")
+        ax.set_ylabel("Stage")
     legend_below(figure, *axes)
     return figure
 

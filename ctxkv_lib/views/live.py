@@ -120,7 +120,7 @@ class LiveCurves:
             watchers.remove(self.step)
         self.bar.value = ""
         if self._began is None:
-            self.status.value = "Nothing was trained."
+            self.status.value, self.image.value = "Nothing was trained.", ""
         if self._is_behind:
             self._show()
 

@@ -45,7 +45,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
     """Draw a histogram of conversation lengths, int64 `[num_conversations]`, in tokens, and their mean."""
     figure, (ax,) = panels(1, 3.6)
     values = lengths.numpy()
-    bins = min(40, max(5, len(values) // 4))
+    bins = min(40, max(5, len(values) // 4), 1 + int(np.ptp(values)))  # none narrower than a token
     ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values):,} {label}")
     for value, style, name in ((np.median(values), "-", "median"), (values.mean(), "--", "mean")):
         ax.axvline(value, color=ORANGE, ls=style, label=f"{name}: {value:,.0f} tokens")
@@ -127,8 +127,7 @@ def pass_curve(errors: Sequence[float]) -> Figure:
         name = f"published passes ({PUBLISHED_PASSES}): {value:.2g}"
         ax.plot(PUBLISHED_PASSES, value, "o", ms=12, mfc="none", mew=2.2, color=ORANGE, label=name)
     integer_x(ax, "Parallel passes over the stream (count)")
-    ax.set(yscale="log", ylabel="MSE (context units², log scale)")
-    ax.yaxis.set_major_formatter("{x:g}")
+    log_y(ax, "MSE (context units², log scale)")
     ax.set_title("Parallel passes approach the exact contexts")
     legend_below(figure, ax)
     return figure

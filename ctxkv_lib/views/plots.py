@@ -35,7 +35,7 @@ def memory_timeline(run: Run | Sequence[dict[str, Any]]) -> Figure:
         run: a finished run, or the `memory` entries of one that is under way.
     """
     memory = run.summary["memory"] if isinstance(run, Run) else run
-    labels = ["this run", "published report, 500 samples (L4)"]
+    labels = ["this run", "the original, 500 samples (L4)"]
     return figures.memory_by_stage([{"memory": memory}, PUBLISHED[500]], labels)
 
 

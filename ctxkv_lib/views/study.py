@@ -12,6 +12,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from ..errors import UserError
@@ -105,7 +106,7 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
     """Draw the results of a sweep, validation and test side by side.
 
     With one sample count, each variant beside the first, and n-grams as vertical lines. With more, PPL by
-    training tokens: one line per variant, one dot per seed, the fitted power law's exponent in the legend.
+    training tokens: one line per variant, one dot per seed, the power law of the first split in the legend.
 
     Args:
         results: contents of `sweep.json`, with one row or more.
@@ -118,25 +119,23 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
     most = max((wrapped(row["variant"]).count("\n") for row in trained), default=0)  # line breaks of a name
     height = 1 + len(trained) * (0.25 + 0.18 * most)
     figure, axes = panels(len(splits), 0.5 + len(splits) * height, rows=len(splits))
-    ngrams: list[Any] = []
+    lines: dict[str, Any] = {}
     for ax, split in zip(axes, splits, strict=True):
         known = {row["variant"]: row[split] for row in trained if row[split]}
-        _settings(ax, known, next(iter(known)))
-        ngrams = [
-            ax.axvline(row[split][0], color=INK, ls=COUNTED[row["variant"]], lw=1.4, label=row["variant"])
-            for row in counted
-            if row[split]
-        ] or ngrams
+        lines["first row"] = _settings(ax, known, next(iter(known)))
+        for row in counted:
+            if row[split]:
+                style = COUNTED[row["variant"]]
+                lines[row["variant"]] = ax.axvline(row[split][0], color=INK, ls=style, lw=1.4)
         ax.set(xlabel=f"{SPLITS[split]} perplexity per token (lower is better)", ylabel="Variant")
-    if ngrams:
-        figure.legend(handles=ngrams, loc="outside lower center", ncols=min(3, len(ngrams)))
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=3)
     return figure
 
 
-def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> None:
-    """Draw a row for each setting: seeds, their spread and mean, and its distance from the base's mean."""
+def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> Line2D:
+    """Draw a row for each setting, compared with the base: seeds, spread and mean; return the base's line."""
     middle = float(np.mean(results[base]))
-    reference(ax.axvline, middle)
+    line = reference(ax.axvline, middle)
     for row, (setting, values) in enumerate(results.items()):
         mean = float(np.mean(values))
         colour = _colour(values, results[base])
@@ -150,6 +149,7 @@ def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> No
         note.set(va="center", color=INK if colour == QUIET else colour, weight="bold")
     named_rows(ax, results)
     ax.margins(x=0.08)
+    return line
 
 
 def _colour(values: Sequence[float], base: Sequence[float]) -> str:
@@ -162,7 +162,8 @@ def _colour(values: Sequence[float], base: Sequence[float]) -> str:
 
 def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
     figure, axes = panels(len(splits), 4 * len(splits), rows=len(splits))
-    laws = {law["variant"]: law.get("val_ppl") for law in results["power_laws"]}
+    laws = {law["variant"]: law.get(splits[0]) for law in results["power_laws"]}
+    fitted = SPLITS[splits[0]].lower()
     lines = {}
     for ax, split in zip(axes, splits, strict=True):
         styles = iter(VARIANTS)
@@ -170,7 +171,7 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
             rows = [row for row in results["rows"] if row["variant"] == variant and row[split]]
             style = next(styles) if rows[0]["seeds"] else {"color": INK, "ls": COUNTED[variant], "lw": 1.6}
             law = laws.get(variant)
-            name = f"{variant}: tokens^{-law['exponent']:.2f}" if law else variant
+            name = f"{variant}: {fitted} ~ tokens^{-law['exponent']:.2f}" if law else variant
             lines[name] = _line(ax, rows, split, wrapped(name), style)
         ax.set(title=SPLITS[split], xscale="log", xlabel="Training tokens (log scale)")
         ticks = sorted({row["train_tokens"] for row in results["rows"]})

@@ -10,10 +10,12 @@ from sphinx.writers.html5 import HTML5Translator
 
 SIZES = re.compile(r"\\[bB]igg?[lrm]?(?![a-zA-Z])")  # MathML stretches brackets by itself
 ACCENT = ' accent="true"'  # with it, Chromium draws a bar through the letter
+NORM = re.compile("<mo[^>]*>‖</mo>")  # the first of two would stretch to the height of the whole formula
 
 
 def mathml(formula: str, is_block: bool) -> str:
-    return str(tex2mathml(SIZES.sub("", formula), as_block=is_block)).replace(ACCENT, "")
+    drawn = str(tex2mathml(SIZES.sub("", formula), as_block=is_block)).replace(ACCENT, "")
+    return NORM.sub('<mo stretchy="false">‖</mo>', drawn)
 
 
 def _inline(self: HTML5Translator, node: nodes.math) -> None:

@@ -1,6 +1,7 @@
 """The public names on their page, by what they are for: all that `ctxkv_lib` lists."""
 
 import inspect
+import re
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -17,6 +18,7 @@ TITLES = {  # by the package of a name's module; what none of these has stands l
     "research": "Research tools",
 }
 OTHERS = "Others"
+UNPARSED = re.compile(r"<class '[\w.]*?(\w+)'>|<factory>")  # defaults that are no Python
 
 
 def directive(name: str) -> str:
@@ -47,6 +49,20 @@ def list_names(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = source[0].replace(PLACE, "\n".join(sections))
 
 
+def parsable(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Write defaults as Python: Sphinx shortens the names of a signature only if it can parse it."""
+    return signature and UNPARSED.sub(lambda found: found[1] or "...", signature), returned
+
+
+def skip_aliases(app: Sphinx, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out fields of a named tuple, which its class describes."""
+    return True if (inspect.getdoc(value) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", list_names)
+    app.connect("autodoc-process-signature", parsable)
+    app.connect("autodoc-skip-member", skip_aliases)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -94,7 +94,8 @@ def test_the_figure_has_a_line_a_variant_and_their_exponents():
     validation, test = figure.axes
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["Validation", "Test"]
     words = legend(figure)
-    assert words == ["a: tokens^-0.30", "costs $5: tokens^-0.30", "n-grams: tokens^-0.10"]
+    fitted = [f"{name}: validation ~ tokens^-{by}" for name, by in (("a", "0.30"), ("costs $5", "0.30"))]
+    assert words == [*fitted, "n-grams: validation ~ tokens^-0.10"]
     (line,) = [each for each in validation.get_lines() if each.get_label() == words[0]]
     assert line.get_xdata().tolist() == [10_000, 50_000, 200_000]
     (counted,) = [each for each in test.get_lines() if each.get_label() == words[2]]
@@ -102,12 +103,20 @@ def test_the_figure_has_a_line_a_variant_and_their_exponents():
     assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
 
 
+def test_an_exponent_is_that_of_the_split_that_is_drawn():
+    found = results([10, 50, 200])
+    alone = sweep_figure({**found, "rows": [{**row, "val_ppl": []} for row in found["rows"]]})
+    assert [ax.get_title(loc="left") for ax in alone.axes] == ["Test"]
+    (law,) = [law["test_ppl"] for law in found["power_laws"] if law["variant"] == "n-grams"]
+    assert f"n-grams: test ~ tokens^{-law['exponent']:.2f}" in legend(alone)
+
+
 def test_one_sample_count_is_drawn_as_a_row_a_variant():
     figure = sweep_figure(results([10]))
     for ax in figure.axes:
         assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "costs $5"]
         assert "perplexity" in ax.get_xlabel()
-    assert legend(figure) == ["n-grams"]
+    assert legend(figure) == ["first row", "n-grams"]
     without = entry("a", 10, 1, 100, ngrams={"kneser_ney": {"val_ppl": 4.0}})
     del without["test_ppl"]  # hides no other's
     assert len(sweep_figure(summarize({}, [without, entry("b", 10, 1, 110)])).axes) == 2

@@ -137,7 +137,8 @@ def test_token_lengths_count_every_conversation():
     (ax,) = figure.axes
     assert sum(bar.get_height() for bar in ax.patches) == 4
     assert {"median: 20 tokens", "mean: 112 tokens"} <= set(legend(figure))
-    (ax,) = pictures.token_lengths(torch.tensor([25, 25, 25])).axes
+    (ax,) = pictures.token_lengths(torch.tensor([25] * 91)).axes
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(24.5, 1)]
     low, high = ax.get_xlim()
     assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [25]
 
@@ -178,6 +179,18 @@ def test_spectrum_sizes_and_passes_show_their_numbers():
     assert [bar.get_width() for bar in ax.patches] == [2.0, 8.0]
     (ax,) = pictures.pass_curve([0.5, 0.2, 0.1, 0.01]).axes
     assert line(ax, "published passes (3): 0.1").get_xydata().tolist() == [[3, 0.1]]
+
+
+@pytest.mark.parametrize(("last", "most"), [(0.02, 6), (1e-9, 12)])
+def test_errors_over_any_range_have_few_plain_ticks(last, most):
+    figure = pictures.pass_curve([0.7, last])
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    low, high = ax.get_ylim()
+    ticks = [*ax.yaxis.get_major_ticks(), *ax.yaxis.get_minor_ticks()]
+    shown = [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high]
+    assert 2 < len([text for text in shown if text]) < most
+    assert not [text for text in shown if "$" in text]
 
 
 # Figures of settings

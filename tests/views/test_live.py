@@ -205,6 +205,6 @@ def test_runs_of_a_sweep_are_named_and_the_latest_are_drawn(live, epochs):
     assert "d, Phase 2, epoch" in live.status.value
 
 
-def test_a_view_of_nothing_says_so(live):
+def test_a_view_of_nothing_says_so_and_shows_no_empty_figure(live):
     live.finish()
-    assert live.status.value == "Nothing was trained."
+    assert (live.status.value, live.image.value) == ("Nothing was trained.", "")
