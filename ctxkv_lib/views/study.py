@@ -40,9 +40,9 @@ VARIANTS = cycler(color=OKABE_ITO * len(MARKERS)) + cycler(marker=MARKERS * len(
 COUNTED: dict[str, Any] = {  # line styles of n-gram baselines
     "n-grams": "--",
     "n-grams and cache": ":",
-    "n-grams and caches": (0, (5, 1, 1, 1)),
+    "n-grams and caches": "-",
     "n-grams (table's text too) and cache": "-.",
-    "n-grams (table's text too) and caches": (0, (1, 3)),
+    "n-grams (table's text too) and caches": (0, (6, 1.5, 1, 1.5, 1, 1.5)),
 }
 REMEMBERED = {
     "horizon": "Memory span of contexts (tokens, R² > 0.01)",
