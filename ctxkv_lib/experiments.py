@@ -54,8 +54,8 @@ def run(
         listener: gets every metric in order, those of stages done earlier included.
         again: replace a finished result that other code made.
         plugins: `block`, `loss`, `attention`, `mixer` or `optimizer`: a class or function that replaces the
-            method's, or its name `module:Name`. See `ctxkv_lib.method.model.Parts` and
-            `ctxkv_lib.runs.rows` for what each is given and returns.
+            method's, or its name `module:Name`. `method.model.Parts`, `runs.rows` (mixers) and
+            `method.phase2.Stepper` (optimisers) describe what each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.

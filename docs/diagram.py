@@ -149,8 +149,8 @@ def _draw_caption(ax: Axes, model: ModelConfig) -> None:
     count = part_sizes(model)
     trained = count["attention"] + count["feed_forward"]
     _text(ax, LEFT, 6.4, "Context-KV attention", size=18, weight="bold", ha="left")
-    _text(ax, LEFT, 6.0, f"{model.context_window:,} tokens of history in", size=12.5, ha="left")
-    _text(ax, LEFT, 5.76, f"{model.max_contexts} key-value slots", size=12.5, ha="left")
+    _text(ax, LEFT, 6.0, f"attention reads {model.max_contexts} contexts", size=12.5, ha="left")
+    _text(ax, LEFT, 5.76, f"from the last {model.context_window:,} tokens", size=12.5, ha="left")
     key = (
         (PHASE1, f"trained in Phase 1: {count['context_block']:,}"),
         (PHASE2, f"trained in Phase 2: {trained:,}"),

@@ -46,7 +46,7 @@ COUNTED: dict[str, Any] = {  # line styles of n-gram baselines
 }
 REMEMBERED = {
     "horizon": "Memory span of contexts (tokens, R² > 0.01)",
-    "mean_recall": "Decodability of the last 20 tokens (mean R²)",
+    "mean_recall": "Decodability of the last 20 tokens' mean (R²)",
 }
 
 RAW_FILES = "https://raw.githubusercontent.com"

@@ -270,7 +270,7 @@ def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshol
     assert {ax.get_ylabel() for ax in figure.axes} == {"Decodability of the token (R²)"}
     trained, untrained = figure.axes[1].get_lines()
     assert list(trained.get_ydata()) == [0.12, 0.05, 0.008, 0.0]
-    assert trained.get_label() == "trained: memory span 1 token; last 20 tokens: mean R² 0.04"
+    assert trained.get_label() == "trained: memory span 1 token; mean of the last 20 tokens: R² 0.04"
     assert untrained.get_label().startswith("untrained, weights 0.01: no memory span;")
     _, beyond = figure.axes[0].collections
     assert beyond.get_label() == "beyond each slot's memory span (R² ≤ 0.01)"
