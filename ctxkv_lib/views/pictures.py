@@ -212,9 +212,8 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
     blocks = {"trained": probe}
     blocks |= {f"untrained, weights {std}": found for std, found in probe["fresh"].items()}
     for name, found in blocks.items():
-        label = (
-            f"{name}: {_memory_span(found)}; mean of the last {model.interval} tokens: R² {found['mean_recall']:.2f}"
-        )
+        mean = f"mean of the last {model.interval} tokens: R² {found['mean_recall']:.2f}"
+        label = f"{name}: {_memory_span(found)}; {mean}"
         x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
         context.plot(x, _explained(found), ls=style, marker="o", label=label)
     context.set(title="Forgetting, trained and untrained", xscale="log")
