@@ -24,7 +24,7 @@ browser:  ## one notebook in JupyterLab in headless Chromium (Debian: apt-get in
 bench:  ## speed and memory, on a stream of about the published 100-sample size
 	ctxkv bench --preset offline --samples 160
 
-STUDY ?= answer baselines levers memory recall fair phase1
+STUDY ?= answer baselines levers memory recall full fair phase1
 
 study:  ## what recipe tuned is worth and why: days on 2 cores, each part at most two hours and then on from there
 	for part in $(STUDY); do PYTHONPATH=notebooks/study ctxkv sweep --protocol notebooks/study/$$part.json \
