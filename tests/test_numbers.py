@@ -14,7 +14,8 @@ PARTS = {
     path.parent.name: json.loads(path.read_text(encoding="utf-8"))
     for path in TOP.glob("notebooks/study/results/*/sweep.json")
 }
-COUNTS = {"100", "200", "500", "640", "1,000", "160", "1,500", "1,283"}  # of conversations, tokens, answers, and a mean
+# Counts of conversations, tokens and answers, and a mean.
+COUNTS = {"100", "200", "500", "640", "1,000", "160", "1,500", "1,283"}
 
 # What is said: (percent lower than the other, part, conversations, variant, the other, split).
 LOWER = [
