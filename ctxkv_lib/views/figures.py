@@ -132,8 +132,6 @@ def _label_epochs(ax: Axes, is_ppl: bool, log: bool) -> None:
         ax.set(title="Validation accuracy by epoch", ylabel="Right next token (% of positions)")
         return
     ax.set(title="Perplexity by epoch", ylabel="Perplexity per token")
-    if log:  # setting a linear scale again would take the thousands separators away
-        ax.set_yscale("log")
     _crop_first_train(ax)
     if log:
         log_y(ax, "Perplexity per token (log scale)")

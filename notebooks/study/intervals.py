@@ -32,17 +32,14 @@ def losses(results: dict[str, Any], samples: int, variant: str) -> tuple[Losses,
         results: contents of a `sweep.json`.
         variant: one of its variants, or a key of its `ngrams`.
     """
-    cells = [c["test_conversations"] for c in results["cells"] if "test_conversations" in c]
+    scored = [cell for cell in results["cells"] if "test_conversations" in cell]
+    tokens = np.array(scored[0]["test_conversations"])[:, 0]  # all rows have the same test
     found = [
-        cell["test_conversations"]
-        for cell in results["cells"]
-        if (cell["samples"], cell["variant"]) == (samples, variant) and "test_conversations" in cell
+        [loss for _, loss in cell["test_conversations"]]
+        for cell in scored
+        if (cell["samples"], cell["variant"]) == (samples, variant)
     ]
-    if not found:
-        counted = results["ngrams"][str(samples)][variant]["test_conversations"]
-        return np.array([counted]), np.array(cells[0])[:, 0]
-    values = np.array(found)  # (seeds, conversations, 2)
-    return values[..., 1], values[0, :, 0]
+    return np.array(found or [results["ngrams"][str(samples)][variant]["test_conversations"]]), tokens
 
 
 @cache
