@@ -1,11 +1,13 @@
 """The plug-ins and the intervals of the second study, which lie beside its protocols."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_method, tiny_stream
 from torch import nn
 
 from ctxkv_lib.method.config import Phase1Config
@@ -117,3 +119,46 @@ def test_conversations_that_share_a_speaker_are_one_group():
     groups = speakers(50)
     assert len(groups) == 50
     assert len(set(groups)) == 20
+
+
+@pytest.fixture
+def evidence(parts):
+    return import_module("evidence")
+
+
+def test_only_slots_from_a_distance_on_take_other_contexts(evidence, monkeypatch):
+    """Slots lie 0, 3, 6 and 9 tokens back; what a position loses is computed here one position at a time."""
+    monkeypatch.setattr(evidence, "DISTANCES", (1, 4, 7, 10))
+    monkeypatch.setattr(evidence, "EVERY", 2)
+    monkeypatch.setattr(evidence, "BATCH", 5)
+    model, cache = tiny_method().eval(), tiny_stream(60)
+    found = evidence.loss_saved(model, cache, torch.tensor([0, 20, 41]))
+    positions = list(range(9, 60, 2))
+    conversations = [
+        [at for at in positions if low <= at < high] for low, high in ((0, 20), (20, 41), (41, 60))
+    ]
+    assert found["tokens"] == [len(each) for each in conversations]
+    for distance in (1, 4, 7, 10):
+        for place, members in enumerate(conversations):
+            losses = []
+            for at in members:
+                away = 9 + (at - 9 + 25) % 51
+                rows = [(away if 3 * slot >= distance else at) - 3 * slot + 1 for slot in range(4)]
+                batch = cache.gather(torch.tensor([at]), model.window)
+                hidden, _ = replace(batch, window=cache.contexts[rows][None]).attend(model)
+                losses.append(model.losses(hidden, batch.tokens, batch.targets)[0].item())
+            assert found["losses"][str(distance)][place] == pytest.approx(np.mean(losses), abs=2e-5)
+
+
+def test_a_token_is_decoded_from_the_nearest_slot_that_read_it(evidence, monkeypatch):
+    monkeypatch.setattr(evidence, "DISTANCES", (1, 3, 6))
+    found = {"offsets": [0, 2, 5], "decodability": [[0, 0.9], [1, 0.3], [2, -0.1]]}
+    assert evidence.held(found) == pytest.approx([(0.3 + 0.9) / 2, (0.3 + 0 + 0.9) / 3])
+
+
+def test_the_rise_is_that_of_all_tokens(evidence, monkeypatch):
+    monkeypatch.setattr(evidence, "DISTANCES", (1, 10))
+    run = {"recipe": "exact", "tokens": [1, 3], "losses": {"1": [3.0, 2.0], "10": [2.0, 2.0]}}
+    ((rise, low, high),) = evidence.used({"runs": [run]}, "exact")
+    assert rise == pytest.approx(100 * np.expm1(0.25))
+    assert (low, high) == pytest.approx((0, 100 * np.expm1(1)))

@@ -1,0 +1,184 @@
+"""Whether what contexts hold is used: decodability, loss saved and recall, by distance.
+
+    python notebooks/study/evidence.py
+
+trains what is missing in `runs/evidence`, and writes `results/evidence/evidence.json`.
+"""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from intervals import difference
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import ctxkv_lib as ctxkv
+from ctxkv_lib.data.conversations import load_conversations
+from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
+from ctxkv_lib.files import write_json
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.model import ContextKV
+from ctxkv_lib.research.measure import measure
+from ctxkv_lib.runs.caches import load_cache
+from ctxkv_lib.runs.testing import trained_model
+from ctxkv_lib.views.axes import BLUE, INK, ORANGE, QUIET, panels, reference, styled
+
+RUNS = Path("runs/evidence")
+RESULTS = Path(__file__).parent / "results" / "evidence" / "evidence.json"
+RECIPES = {"tuned": BLUE, "exact": ORANGE}
+SEEDS = (42, 43, 44)
+DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
+EVERY = 4  # of so many positions with a full window, one is measured
+BATCH = 512
+
+
+def config(recipe: str, seed: int) -> Any:
+    """Return the configuration of one run: 50 conversations to train, 50 to validate."""
+    settings = {"runtime.seed": seed, "data.validation_samples": 50}
+    return ctxkv.build_config("offline", recipe, 50, settings)
+
+
+@torch.no_grad()
+def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str, Any]:
+    """Measure the loss if all slots from a distance on take contexts from elsewhere in the stream.
+
+    Elsewhere is half the stream away. The slots that lie nearer keep their own contexts.
+
+    Args:
+        cache: of the validation stream.
+        starts: int64 `[conversations]`, the first token of each.
+
+    Returns:
+        `tokens`, the positions measured in each conversation that has any; `losses`, by distance, the mean
+        loss of each in nats. Distance 640 is beyond all slots: nothing is changed.
+    """
+    first = model.window.offsets[-1]
+    positions = torch.arange(first, len(cache), EVERY)
+    count = len(cache) - first
+    away = first + (positions - first + count // 2) % count
+    conversation = torch.searchsorted(starts, positions, right=True) - 1
+    back = positions[:, None] - model.window.slots(positions)
+    found: dict[int, list[Tensor]] = {distance: [] for distance in DISTANCES}
+    for rows in torch.arange(len(positions)).split(BATCH):
+        batch, other = (cache.gather(each[rows], model.window).to(model.device) for each in (positions, away))
+        for distance, losses in found.items():
+            far = (back[rows] >= distance)[..., None].to(model.device)
+            changed = replace(batch, window=torch.where(far, other.window, batch.window))
+            hidden, _ = changed.attend(model)
+            losses.append(model.losses(hidden, batch.tokens, batch.targets)[0].cpu())
+    places = conversation.unique().tolist()
+
+    def by_conversation(parts: list[Tensor]) -> list[float]:
+        losses = torch.cat(parts)
+        return [round(losses[conversation == place].mean().item(), 5) for place in places]
+
+    return {
+        "tokens": [int((conversation == place).sum()) for place in places],
+        "losses": {str(distance): by_conversation(parts) for distance, parts in found.items()},
+    }
+
+
+def evidence(recipe: str, seed: int) -> dict[str, Any]:
+    """Train one run if it is missing, and measure it."""
+    settings = config(recipe, seed)
+    run = measure(ctxkv.run(settings, RUNS / f"{recipe}-{seed}"), ["probe"])
+    folder = ctxkv.RunFolder(run.path)
+    conversations = load_conversations(settings.data, "validation")
+    starts = validation_stream(conversations, load_tokenizer(settings.data.tokenizer)).starts
+    model = trained_model(settings, folder)
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "offsets": model.window.offsets,
+        "decodability": [[row["distance"], round(row["r2"], 4)] for row in run.summary["probe"]["recall"]],
+        **loss_saved(model, load_cache(folder.caches, "val"), starts),
+    }
+
+
+def recall() -> list[dict[str, float]]:
+    """Train `look_up` on preset `recall` if it is missing; return its accuracy by distance."""
+    run = measure(ctxkv.run(ctxkv.build_config("recall", "look_up"), RUNS / "look_up"), ["recall_task"])
+    task = run.summary["recall_task"]
+    return [{key: row[key] for key in ("from", "to", "tokens", "accuracy")} for row in task["by_distance"]]
+
+
+def held(found: dict[str, Any]) -> list[float]:
+    """Compute how well tokens between two of `DISTANCES` are decoded from the nearest slot that read them.
+
+    Returns:
+        R², mean over the tokens of each interval; 0 beyond the distances that the probe measured.
+    """
+    at, r2 = zip(*found["decodability"], strict=True)
+    tokens = np.arange(DISTANCES[0], DISTANCES[-1])
+    offsets = np.array(found["offsets"])
+    nearest = offsets[np.searchsorted(offsets, tokens, side="right") - 1]
+    decoded = np.interp(tokens - nearest, at, np.maximum(r2, 0), right=0)
+    inside = [(tokens >= low) & (tokens < high) for low, high in pairwise(DISTANCES)]
+    return [float(decoded[each].mean()) for each in inside]
+
+
+def used(results: dict[str, Any], recipe: str) -> list[tuple[float, float, float]]:
+    """Compute the rise of perplexity in per cent without the slots from each distance on, with intervals."""
+    runs = [run for run in results["runs"] if run["recipe"] == recipe]
+    tokens = np.array(runs[0]["tokens"])
+
+    def losses(distance: int) -> Any:
+        return np.array([run["losses"][str(distance)] for run in runs])
+
+    intact = losses(DISTANCES[-1])
+    return [difference(losses(distance), intact, tokens) for distance in DISTANCES[:-1]]
+
+
+@styled
+def evidence_figure(results: dict[str, Any]) -> Figure:
+    """Draw what the window holds, what the model loses without it, and recall, by distance."""
+    figure, (hold, use, recalled) = panels(3, 10.5, rows=3)
+    for recipe, colour in RECIPES.items():
+        runs = [run for run in results["runs"] if run["recipe"] == recipe]
+        r2 = [float(np.mean(each)) for each in zip(*map(held, runs), strict=True)]
+        hold.stairs(r2, DISTANCES, baseline=None, color=colour, lw=2.2, label=recipe)
+        found = used(results, recipe)
+        rise, low, high = (np.array(each) for each in zip(*found, strict=True))
+        use.errorbar(DISTANCES[:-1], rise, (rise - low, high - rise), fmt="o-", color=colour, label=recipe)
+    hold.set(
+        title="Held: a token is decoded from the nearest slot that read it", ylabel="R² (mean)", ylim=(0, 1)
+    )
+    reference(use.axhline, 0)
+    use.set(title="Used: slots from here on take other contexts", ylabel="Rise of validation PPL (%)")
+    rows = results["recall"]
+    share = [row["accuracy"] for row in rows]
+    edges = [rows[0]["from"], *(row["to"] for row in rows)]
+    recalled.stairs(
+        100 * np.array(share), edges, baseline=None, color=INK, lw=2.2, label="look_up, task recall"
+    )
+    reference(recalled.axhline, 4, "guessing", color=QUIET, ls=":")
+    recalled.set(title="Recalled: a value of the made-up pairs", ylabel="Values recalled (%)", ylim=(0, 104))
+    for ax in (hold, use, recalled):
+        ax.set_xscale("log")
+        ax.set_xticks(DISTANCES, [f"{distance:,}" for distance in DISTANCES])
+        ax.minorticks_off()
+        ax.set_xlim(DISTANCES[0] / 1.1, DISTANCES[-1] * 1.1)
+        ax.legend(loc="upper right")
+    recalled.set_xlabel("Distance back (tokens, log scale)")
+    return figure
+
+
+def main() -> None:
+    runs = [evidence(recipe, seed) for recipe in RECIPES for seed in SEEDS]
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    write_json(RESULTS, {"runs": runs, "recall": recall()})
+    for recipe in RECIPES:
+        print(recipe)
+        for distance, (rise, low, high) in zip(
+            DISTANCES, used(json.loads(RESULTS.read_text()), recipe), strict=False
+        ):
+            print(f"  from {distance:3} on: {rise:+.1f}% ({low:+.1f} to {high:+.1f})")
+
+
+if __name__ == "__main__":
+    main()
