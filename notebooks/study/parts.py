@@ -102,6 +102,7 @@ class PredictiveBlock(GatedBlock):
                 epochs=self.settings.epochs,
                 steps_per_epoch=len(windows(tokens[:cut])),
                 pct_start=0.05,
+                cycle_momentum=False,
             )
             best, kept = float("inf"), copy.deepcopy(self.state_dict())
             for _ in range(self.settings.epochs):
