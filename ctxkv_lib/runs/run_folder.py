@@ -320,12 +320,13 @@ def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -
     """Check a stage's files, or those named, before they are used.
 
     Raises:
-        UserError: the stage is unfinished, or a file is missing or damaged.
+        UserError: the stage is unfinished, or a file or the record of them is missing or damaged.
     """
     records = Records.read(path)
+    config = records.config if records else read_json(path / CONFIG)
+    cure = run_command(stored_config(path, config), path)
     if records is None:
-        return
-    cure = run_command(stored_config(path, records.config), path)
+        raise UserError(f"{path} has no {FILE}; make it again with `{cure}`.")
     if stage not in records.stages:
         raise UserError(f"{path} has not finished; finish it with `{cure}`.")
     if lost := records.stages[stage].lost(path, names):

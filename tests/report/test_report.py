@@ -306,6 +306,10 @@ def test_an_unfinished_run_says_what_to_do(tmp_path):
         (folder / missing).unlink()
         with pytest.raises(UserError, match=f"has no {missing}; finish it with `ctxkv run .*--out {folder}"):
             load_run(folder)
+    folder = sample_run(tmp_path / "unrecorded")
+    (folder / "checkpoint" / "stages.json").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint/stages\.json; make it again with `ctxkv run"):
+        load_run(folder)
     shutil.rmtree(tmp_path / "config.json" / "checkpoint")
     with pytest.raises(UserError, match=r"has no config\.json; make a run there with `ctxkv run --out"):
         load_run(tmp_path / "config.json")
