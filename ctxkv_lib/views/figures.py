@@ -147,7 +147,7 @@ def _crop_first_train(ax: Axes) -> None:
         if len(others) and y > CROPPED * others.max():
             part, colour = "above the axis", line.get_color()
             label = str(line.get_label()).replace(": train", f": {part}")
-            ax.plot(x, 1, color=colour, transform=ax.get_xaxis_transform(), label=label, **PARTS[part])
+            ax.plot(x, 0.97, color=colour, transform=ax.get_xaxis_transform(), label=label, **PARTS[part])
             ax.set_ylim(0.9 * others.min(), CROPPED * others.max())
 
 

@@ -161,7 +161,8 @@ def _colour(values: Sequence[float], base: Sequence[float]) -> str:
 
 
 def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
-    figure, axes = panels(len(splits), 4 * len(splits), rows=len(splits))
+    names = {row["variant"] for row in results["rows"]}
+    figure, axes = panels(len(splits), 3.4 * len(splits) + 0.2 * len(names), rows=len(splits))
     laws = {law["variant"]: law.get(splits[0]) for law in results["power_laws"]}
     fitted = SPLITS[splits[0]].lower()
     lines = {}
