@@ -13,7 +13,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from ..errors import UserError
 from ..files import read_json
@@ -211,6 +211,7 @@ def memory_figure(results: Mapping[str, Any]) -> Figure:
             ax.plot([at, at], [min(values), max(values)], color=style["color"], lw=3, alpha=0.4)
             ax.plot(at, np.mean(values), **point)
         ax.set_xlabel(label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=measure == "horizon"))
         ax.set_xlim(left=0)
     axes[0].set_ylabel("Validation perplexity per token")
     legend_below(figure, axes[0])
