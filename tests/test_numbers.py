@@ -7,6 +7,8 @@ from statistics import mean
 
 import pytest
 
+from ctxkv_lib.runs import published
+
 TOP = Path(__file__).parents[1]
 STUDY = (TOP / "docs" / "study.md").read_text(encoding="utf-8")
 README = (TOP / "README.md").read_text(encoding="utf-8")
@@ -14,6 +16,7 @@ PARTS = {
     path.parent.name: json.loads(path.read_text(encoding="utf-8"))
     for path in TOP.glob("notebooks/study/results/*/sweep.json")
 }
+PUBLISHED = {count: found["phase2"]["val_ppl"] for count, found in published.PUBLISHED.items()}
 # Counts of conversations, tokens and answers, and a mean.
 COUNTS = {"100", "200", "500", "640", "1,000", "160", "1,500", "1,283"}
 
@@ -58,7 +61,7 @@ def test_perplexities_on_the_page_stand_in_the_results():
         for r in part["rows"]
         if "repeated_ppl" in r.get("measured", {})
     ]
-    known = {f"{value:,.{digits}f}" for value in means for digits in (0, 1)}
+    known = {f"{value:,.{digits}f}" for value in [*means, *PUBLISHED.values()] for digits in (0, 1)}
     prose = STUDY[STUDY.index("## Is it better than n-grams") : STUDY.index("## What failed")]
     prose = re.sub(r"(?s)```.*?```|`[^`]*`|R² > 0.01", "", prose)
     said = set(re.findall(r"(?<![\w.,])(?:\d,)?\d{3}(?:\.\d)?(?![\d%])", prose))
@@ -86,3 +89,19 @@ def test_what_is_recalled_is_what_was_measured():
     of_seeds = [c["measured"]["recalled"] for c in PARTS["recall"]["cells"] if c["variant"] == "look_up"]
     assert f"recall {shares['look_up']:.0%} (three seeds, {min(of_seeds):.0%}".rstrip("%") in STUDY
     assert f"to {max(of_seeds):.0%})" in STUDY
+
+
+def test_the_original_sizes_are_beside_the_original():
+    """In README, study and notebook 4: validation perplexity with 100 and 500 conversations, and its fall."""
+    notebook = (TOP / "notebooks" / "04_compare_100_vs_500.ipynb").read_text(encoding="utf-8")
+    small, large = (row("full", count, "exact") for count in (100, 500))
+    ppls = [small["val_ppl"][0], large["val_ppl"][0]]
+    falls = [f"{1 - after / before:.0%}" for before, after in (ppls, (PUBLISHED[100], PUBLISHED[500]))]
+    for text in (README, STUDY, notebook):
+        assert all(f"{ppl:.1f}" in text for ppl in (*ppls, *PUBLISHED.values()))
+        assert all(fall in text for fall in falls)
+    hours = [each["seconds"] / 3600 for each in (small, large)]
+    assert f"took {60 * hours[0]:.0f} minutes and {hours[1]:.1f} hours" in STUDY
+    for split in ("val_ppl", "test_ppl"):
+        before, after = (row("full", count, "n-grams")[split][0] for count in (100, 500))
+        assert f"{1 - after / before:.0%}" in STUDY
