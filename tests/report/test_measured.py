@@ -155,6 +155,9 @@ def test_a_difference_is_taken_conversation_by_conversation(tmp_path):
 def test_a_run_that_was_not_measured_has_no_section_or_dashes(tmp_path):
     older, newer = measured_run(tmp_path / "a", 100), measured_run(tmp_path / "b", **MEASURED)
     assert "n-gram" not in write_report([older])
+    tested = write_report([measured_run(tmp_path / "c", test=MEASURED["test"])])
+    assert "### Test split\n" in tested
+    assert "n-gram" not in tested
     report = write_report([older, newer])
     assert row(report, "Val PPL of n-grams")[1:] == ["–", "150.2"]
     assert "500 samples: val PPL, compared with n-grams of order 4 (base: uniform): 19.3% higher; " in report
