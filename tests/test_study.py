@@ -1,5 +1,6 @@
 """The plug-ins and the intervals of the second study, which lie beside its protocols."""
 
+import math
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -162,3 +163,33 @@ def test_the_rise_is_that_of_all_tokens(evidence, monkeypatch):
     ((rise, low, high),) = evidence.used({"runs": [run]}, "exact")
     assert rise == pytest.approx(100 * np.expm1(0.25))
     assert (low, high) == pytest.approx((0, 100 * np.expm1(1)))
+
+
+@pytest.fixture
+def continuous_cache(parts):
+    return import_module("continuous_cache")
+
+
+def test_the_window_votes_for_the_next_token(continuous_cache, monkeypatch):
+    """The same one position at a time; blocks of 4 positions and a window of 6 do not change it."""
+    monkeypatch.setattr(continuous_cache, "BATCH", 4)
+    monkeypatch.setattr(continuous_cache, "SHARPNESS", (0, 3))
+    torch.manual_seed(0)
+    hidden, ids = torch.randn(15, 5), torch.randint(0, 3, (16,))
+    found = continuous_cache.votes(hidden, ids, 6)
+    assert found[:, 0].tolist() == [0, 0]
+    for row, factor in enumerate((0, 3)):
+        for at in range(1, 15):
+            window = range(max(0, at - 6), at)
+            weight = {
+                i: math.exp(factor * torch.cosine_similarity(hidden[at], hidden[i], dim=0)) for i in window
+            }
+            agreeing = sum(weight[i] for i in window if ids[i + 1] == ids[at + 1])
+            assert found[row, at].item() == pytest.approx(agreeing / sum(weight.values()), abs=1e-6)
+
+
+def test_a_mixture_is_one_of_probabilities(continuous_cache):
+    losses = torch.tensor([0.5, 0.25, 0.25], dtype=torch.double).log().neg()
+    share = torch.tensor([0.0, 1.0, 0.0], dtype=torch.double)
+    mixture = continuous_cache.mixed(losses, share, 0.2).neg().exp()
+    torch.testing.assert_close(mixture, torch.tensor([0.4, 0.4, 0.2], dtype=torch.double))

@@ -80,9 +80,15 @@ def _trained_key(folder: RunFolder) -> str:
     return digest([caches.key, phase2.key, reached])
 
 
-@torch.no_grad()
 def test_scores(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> tuple[Tensor, Tensor]:
-    """Compute `token_scores` of the test split, with contexts computed as for validation."""
+    """Compute `token_scores` of the test split."""
+    cache = test_cache(config, model, stream)
+    return token_scores(model, cache, torch.arange(len(cache)))
+
+
+@torch.no_grad()
+def test_cache(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> StreamCache:
+    """Compute the contexts of the test split as those of validation."""
     ids = stream.ids.int().to(model.device)
     width = 0 if isinstance(model, MixerModel) else config.model.context_dim
     contexts = torch.empty(len(ids), width, device=model.device)
@@ -91,8 +97,7 @@ def test_scores(config: ExperimentConfig, model: ContextKV, stream: TokenStream)
         generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
         inputs = project_inputs(model.context_block, embeddings)
         stream_contexts(model.context_block, inputs, tokens, config.phase1, contexts, False, generator)
-    cache = as_read(model, StreamCache(ids, contexts), trained=False)
-    return token_scores(model, cache, torch.arange(len(cache)))
+    return as_read(model, StreamCache(ids, contexts), trained=False)
 
 
 def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> SummaryPart:
