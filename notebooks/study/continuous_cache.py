@@ -8,6 +8,7 @@ present one. `results/cache/cache.json` gets a row for each run.
 
 import json
 import sys
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
-from ctxkv_lib.files import write_json
+from ctxkv_lib.files import write_rows_json
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.evaluation import perplexity
 from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.runs.caches import load_cache
+from ctxkv_lib.runs.rows import as_read
 from ctxkv_lib.runs.testing import test_cache, test_stream, trained_model
 
 RESULTS = Path(__file__).parent / "results" / "cache" / "cache.json"
 SHARPNESS = (0, 1, 2, 4, 8, 16, 32)  # the factor of the cosine; 0: all tokens of the window count the same
 WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # of the cache
 BATCH = 512
+KEY = ("variant", "samples", "seed")  # of a run in the results
 
 
 @torch.no_grad()
@@ -76,7 +79,7 @@ def measured(path: str) -> dict[str, Any]:
     run = ctxkv.load_run(path)
     folder, config = ctxkv.RunFolder(run.path), run.config
     model, window = trained_model(config, folder), config.model.context_window
-    held_out = load_cache(folder.caches, "val")
+    held_out = as_read(model, load_cache(folder.caches, "val"), trained=False)
     losses, hidden = scored(model, held_out)
     shares = votes(hidden, held_out.ids.long(), window)
     grid = {
@@ -105,9 +108,14 @@ def measured(path: str) -> dict[str, Any]:
             "test_ppl": round(perplexity(test.mean().item()), 4),
             "test_conversations": [[len(part), round(part.mean().item(), 6)] for part in parts if len(part)],
         }
-    data = config.data
-    about = {"recipe": config.recipe, "samples": data.samples, "seed": config.runtime.seed}
-    return {**about, "validation_samples": data.validation_samples, "rows": rows}
+    mixer = config.plugins.get("mixer")
+    return {
+        "variant": mixer.name.partition(":")[2] if mixer else config.recipe,
+        "samples": config.data.samples,
+        "seed": config.runtime.seed,
+        "validation_samples": config.data.validation_samples,
+        "rows": rows,
+    }
 
 
 def main(paths: list[str]) -> None:
@@ -115,12 +123,12 @@ def main(paths: list[str]) -> None:
     found = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.is_file() else []
     for path in paths:
         new = measured(path)
-        found = [run for run in found if any(run[key] != new[key] for key in ("recipe", "samples", "seed"))]
+        found = [run for run in found if any(run[key] != new[key] for key in KEY)]
         found.append(new)
-        name = f"{new['recipe']}, {new['samples']} conversations, seed {new['seed']}"
+        name = f"{new['variant']}, {new['samples']} conversations, seed {new['seed']}"
         print(name, *(f"{key} {row['test_ppl']:.1f}" for key, row in new["rows"].items()), sep="; ")
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        write_json(RESULTS, {"runs": sorted(found, key=lambda r: (r["recipe"], r["samples"], r["seed"]))})
+        write_rows_json(RESULTS, {"runs": sorted(found, key=itemgetter(*KEY))})
 
 
 if __name__ == "__main__":
