@@ -123,15 +123,18 @@ def held(found: dict[str, Any]) -> list[float]:
 
 
 def used(results: dict[str, Any], recipe: str) -> list[tuple[float, float, float]]:
-    """Compute the rise of perplexity in per cent without the slots from each distance on, with intervals."""
+    """Compute the rise of perplexity in per cent without the slots from each distance on, with intervals.
+
+    Both losses are those of the same weights, so a draw takes the same seeds of both.
+    """
     runs = [run for run in results["runs"] if run["recipe"] == recipe]
     tokens = np.array(runs[0]["tokens"])
 
     def losses(distance: int) -> Any:
         return np.array([run["losses"][str(distance)] for run in runs])
 
-    intact = losses(DISTANCES[-1])
-    return [difference(losses(distance), intact, tokens) for distance in DISTANCES[:-1]]
+    intact, none = losses(DISTANCES[-1]), np.zeros((1, len(tokens)))
+    return [difference(losses(distance) - intact, none, tokens) for distance in DISTANCES[:-1]]
 
 
 @styled
