@@ -196,3 +196,18 @@ def test_a_mixture_is_one_of_probabilities(continuous_cache):
     share = torch.tensor([0.0, 1.0, 0.0], dtype=torch.double)
     mixture = continuous_cache.mixed(losses, share, 0.2).neg().exp()
     torch.testing.assert_close(mixture, torch.tensor([0.4, 0.4, 0.2], dtype=torch.double))
+
+
+def test_the_change_by_a_cache_is_that_of_all_tokens(continuous_cache):
+    runs = [
+        {
+            "rows": {
+                "model": {"test_conversations": [[1, level], [3, level]]},
+                "continuous cache": {"test_conversations": [[1, level - 1], [3, level]]},
+            }
+        }
+        for level in (2.0, 5.0)
+    ]
+    percent, low, high = continuous_cache.change(runs, "continuous cache")
+    assert percent == pytest.approx(100 * np.expm1(-0.25))
+    assert (low, high) == pytest.approx((100 * np.expm1(-1), 0))

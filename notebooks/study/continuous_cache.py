@@ -8,12 +8,15 @@ present one. `results/cache/cache.json` gets a row for each run.
 
 import json
 import sys
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from intervals import difference
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
@@ -116,6 +119,21 @@ def measured(path: str) -> dict[str, Any]:
         "validation_samples": config.data.validation_samples,
         "rows": rows,
     }
+
+
+def change(runs: Sequence[dict[str, Any]], kind: str) -> tuple[float, float, float]:
+    """Compute by how many per cent a kind of cache changes the test perplexity, with its interval.
+
+    Args:
+        runs: seeds of one variant with one sample count. Both losses are those of the same weights, so a
+            draw takes the same seeds of both.
+    """
+
+    def losses(kind: str) -> Any:
+        return np.array([[loss for _, loss in run["rows"][kind]["test_conversations"]] for run in runs])
+
+    tokens = np.array(runs[0]["rows"][kind]["test_conversations"])[:, 0]
+    return difference(losses(kind) - losses("model"), np.zeros((1, len(tokens))), tokens)
 
 
 def main(paths: list[str]) -> None:

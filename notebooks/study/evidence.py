@@ -5,7 +5,6 @@
 trains what is missing in `runs/evidence`, and writes `results/evidence/evidence.json`.
 """
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 import ctxkv_lib as ctxkv
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
-from ctxkv_lib.files import write_json
+from ctxkv_lib.files import write_rows_json
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.research.measure import measure
@@ -139,48 +138,47 @@ def used(results: dict[str, Any], recipe: str) -> list[tuple[float, float, float
 
 @styled
 def evidence_figure(results: dict[str, Any]) -> Figure:
-    """Draw what the window holds, what the model loses without it, and recall, by distance."""
-    figure, (hold, use, recalled) = panels(3, 10.5, rows=3)
+    """Draw what the window holds, what the model loses without it, and what is recalled, by distance."""
+    count = 3 if results["recall"] else 2
+    figure, axes = panels(count, 3.5 * count, rows=count)
+    hold, use = axes[:2]
     for recipe, colour in RECIPES.items():
         runs = [run for run in results["runs"] if run["recipe"] == recipe]
         r2 = [float(np.mean(each)) for each in zip(*map(held, runs), strict=True)]
         hold.stairs(r2, DISTANCES, baseline=None, color=colour, lw=2.2, label=recipe)
-        found = used(results, recipe)
-        rise, low, high = (np.array(each) for each in zip(*found, strict=True))
+        rise, low, high = np.array(used(results, recipe)).T
         use.errorbar(DISTANCES[:-1], rise, (rise - low, high - rise), fmt="o-", color=colour, label=recipe)
     hold.set(
         title="Held: a token is decoded from the nearest slot that read it", ylabel="R² (mean)", ylim=(0, 1)
     )
     reference(use.axhline, 0)
     use.set(title="Used: slots from here on take other contexts", ylabel="Rise of validation PPL (%)")
-    rows = results["recall"]
-    share = [row["accuracy"] for row in rows]
-    edges = [rows[0]["from"], *(row["to"] for row in rows)]
-    recalled.stairs(
-        100 * np.array(share), edges, baseline=None, color=INK, lw=2.2, label="look_up, task recall"
-    )
-    reference(recalled.axhline, 4, "guessing", color=QUIET, ls=":")
-    recalled.set(title="Recalled: a value of the made-up pairs", ylabel="Values recalled (%)", ylim=(0, 104))
-    for ax in (hold, use, recalled):
+    for ax in axes[2:]:
+        rows = results["recall"]
+        edges = [rows[0]["from"], *(row["to"] for row in rows)]
+        share = [100 * row["accuracy"] for row in rows]
+        ax.stairs(share, edges, baseline=None, color=INK, lw=2.2, label="look_up, preset recall")
+        reference(ax.axhline, 4, "guessing", color=QUIET, ls=":")
+        ax.set(title="Recalled: values of made-up pairs", ylabel="Values recalled (%)", ylim=(0, 104))
+    for ax in axes:
         ax.set_xscale("log")
         ax.set_xticks(DISTANCES, [f"{distance:,}" for distance in DISTANCES])
         ax.minorticks_off()
         ax.set_xlim(DISTANCES[0] / 1.1, DISTANCES[-1] * 1.1)
         ax.legend(loc="upper right")
-    recalled.set_xlabel("Distance back (tokens, log scale)")
+    axes[-1].set_xlabel("Distance back (tokens, log scale)")
     return figure
 
 
 def main() -> None:
-    runs = [evidence(recipe, seed) for recipe in RECIPES for seed in SEEDS]
+    """Train what is missing, and write the results; recall, which takes longest, last."""
+    results: dict[str, Any] = {"runs": [evidence(recipe, seed) for recipe in RECIPES for seed in SEEDS]}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS, {"runs": runs, "recall": recall()})
+    write_rows_json(RESULTS, {**results, "recall": []})
     for recipe in RECIPES:
-        print(recipe)
-        for distance, (rise, low, high) in zip(
-            DISTANCES, used(json.loads(RESULTS.read_text()), recipe), strict=False
-        ):
-            print(f"  from {distance:3} on: {rise:+.1f}% ({low:+.1f} to {high:+.1f})")
+        for distance, (rise, low, high) in zip(DISTANCES, used(results, recipe), strict=False):
+            print(f"{recipe}, from {distance} on: {rise:+.1f}% ({low:+.1f} to {high:+.1f})")
+    write_rows_json(RESULTS, {**results, "recall": recall()})
 
 
 if __name__ == "__main__":
