@@ -155,7 +155,7 @@ def evidence_figure(results: dict[str, Any]) -> Figure:
     use.set(title="Used: slots from here on take other contexts", ylabel="Rise of validation PPL (%)")
     for ax in axes[2:]:
         rows = results["recall"]
-        edges = [rows[0]["from"], *(row["to"] for row in rows)]
+        edges = [*(row["from"] for row in rows), rows[-1]["to"] + 1]
         share = [100 * row["accuracy"] for row in rows]
         ax.stairs(share, edges, baseline=None, color=INK, lw=2.2, label="look_up, preset recall")
         reference(ax.axhline, 4, "guessing", color=QUIET, ls=":")
@@ -165,7 +165,7 @@ def evidence_figure(results: dict[str, Any]) -> Figure:
         ax.set_xticks(DISTANCES, [f"{distance:,}" for distance in DISTANCES])
         ax.minorticks_off()
         ax.set_xlim(DISTANCES[0] / 1.1, DISTANCES[-1] * 1.1)
-        ax.legend(loc="upper right")
+        ax.legend(loc="best")
     axes[-1].set_xlabel("Distance back (tokens, log scale)")
     return figure
 
