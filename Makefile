@@ -29,6 +29,8 @@ STUDY ?= answer baselines levers memory recall full fair phase1
 study:  ## what recipe tuned is worth and why: days on 2 cores, each part at most two hours and then on from there
 	for part in $(STUDY); do PYTHONPATH=notebooks/study ctxkv sweep --protocol notebooks/study/$$part.json \
 	  --out notebooks/study/results/$$part --runs runs/study --hours 2; done
+	python notebooks/study/evidence.py
+	python notebooks/study/continuous_cache.py runs/evidence/tuned-* runs/evidence/exact-*
 
 REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
 
