@@ -180,7 +180,7 @@ def test_damaged_results_are_refused_and_left_as_they_are(small, tmp_path, capsy
     assert [file.name for file in left.parent.iterdir() if not file.name.startswith(".")] == ["sweep.json"]
 
 
-@pytest.mark.parametrize("part", sorted(path.name for path in STUDY.iterdir()))
+@pytest.mark.parametrize("part", sorted(path.parent.name for path in STUDY.glob("*/sweep.json")))
 def test_the_committed_studies_go_on_from_their_results(part, tmp_path, monkeypatch):
     """Every finished grid point is found, with as many trained weights, and the same files are written."""
     points, out = grid_points(read_protocol(STUDY.parent / f"{part}.json"), lambda _: None), tmp_path / part
