@@ -71,7 +71,7 @@ def ablations(
     again = since_last(pairs(cache.ids)) < window
     chosen = _sample(torch.arange(first, len(cache)), POSITIONS)
     repeated = _sample(again[first:].nonzero()[:, 0] + first, REPEATED)
-    batch, other = _gather(model, cache, first, chosen)
+    batch, other = gather_with_other(model, cache, first, chosen)
     windows = {
         "intact": batch.window,
         "zero": batch.window.new_zeros(()).expand_as(batch.window),
@@ -79,18 +79,18 @@ def ablations(
         "elsewhere": other,
         "slot_0": _only_own(0, batch, other),
     }
-    scores = {name: _scores(model, batch, each) for name, each in windows.items()}
+    scores = {name: window_scores(model, batch, each) for name, each in windows.items()}
     losses = {name: found for name, (found, _) in scores.items()}
     both = (*scores["intact"], losses["elsewhere"])
-    batch, other = _gather(model, cache, first, repeated)
-    at_repeated = (*_scores(model, batch, batch.window), _scores(model, batch, other)[0])
+    batch, other = gather_with_other(model, cache, first, repeated)
+    at_repeated = (*window_scores(model, batch, batch.window), window_scores(model, batch, other)[0])
     depth = chosen - starts[torch.searchsorted(starts, chosen, right=True) - 1]
     rows = _sample(torch.arange(len(chosen)), SLOT_POSITIONS)
     few = chosen[rows]
     return {
         "positions": len(chosen),
         "changed": {name: _increase(losses["intact"], each, "percent") for name, each in losses.items()},
-        "slots": _slots(model, few, *_gather(model, cache, first, few), losses["elsewhere"][rows]),
+        "slots": _slots(model, few, *gather_with_other(model, cache, first, few), losses["elsewhere"][rows]),
         "by_history": _binned(depth, HISTORY, *both),
         "by_frequency": _binned(counts[cache.ids[chosen + 1].long()], FREQUENCY, *both),
         "by_repetition": [
@@ -110,7 +110,9 @@ def shuffled(window: Tensor) -> Tensor:
     return window.gather(0, order[..., None].expand_as(window))
 
 
-def _gather(model: ContextKV, cache: StreamCache, first: int, positions: Tensor) -> tuple[Batch, Tensor]:
+def gather_with_other(
+    model: ContextKV, cache: StreamCache, first: int, positions: Tensor
+) -> tuple[Batch, Tensor]:
     """Gather `positions`, and windows half the stream away, which are usually of another conversation."""
     count = len(cache) - first
     away = first + (positions - first + count // 2) % count
@@ -124,7 +126,7 @@ def _sample(positions: Tensor, most: int) -> Tensor:
     return positions[rows.sort().values]
 
 
-def _scores(model: ContextKV, batch: Batch, window: Tensor) -> tuple[Tensor, Tensor]:
+def window_scores(model: ContextKV, batch: Batch, window: Tensor) -> tuple[Tensor, Tensor]:
     """Compute loss and correctness of each prediction with this window, on the CPU."""
     hidden, _ = replace(batch, window=window).attend(model)
     losses, correct = model.losses(hidden, batch.tokens, batch.targets)
@@ -146,7 +148,7 @@ def _slots(
     back = (positions[:, None] - model.window.slots(positions)).double().mean(dim=0)
     found = []
     for slot, distance in enumerate(back.tolist()):
-        losses, _ = _scores(model, batch, _only_own(slot, batch, other))
+        losses, _ = window_scores(model, batch, _only_own(slot, batch, other))
         increase = _increase(elsewhere, losses, "percent_vs_elsewhere")
         found.append({"slot": slot, "back": distance, **increase})
     return found

@@ -106,12 +106,10 @@ def _score(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> S
         "ppl": perplexity(losses.mean().item()),
         "acc": correct.float().mean().item(),
         "tokens": len(stream.ids),
-        "conversations": [
-            [len(part), part.mean().item()] for part in _by_conversation(losses, stream.starts)
-        ],
+        "conversations": [[len(part), part.mean().item()] for part in by_conversation(losses, stream.starts)],
     }
 
 
-def _by_conversation(losses: Tensor, starts: Tensor) -> list[Tensor]:
+def by_conversation(losses: Tensor, starts: Tensor) -> list[Tensor]:
     """Split the losses, which start at the stream's second token, at the conversations' first tokens."""
     return [part for part in losses.tensor_split((starts[1:] - 1).clamp(min=0).cpu()) if len(part)]

@@ -13,7 +13,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from ..errors import UserError
 from ..files import read_json
@@ -25,6 +25,7 @@ from .axes import (
     OKABE_ITO,
     ORANGE,
     QUIET,
+    integer_x,
     legend_below,
     log_y,
     named_rows,
@@ -210,8 +211,7 @@ def memory_figure(results: Mapping[str, Any]) -> Figure:
             point: dict[str, Any] = {"ms": 8, "ls": "none", "label": row["variant"], **style}
             ax.plot([at, at], [min(values), max(values)], color=style["color"], lw=3, alpha=0.4)
             ax.plot(at, np.mean(values), **point)
-        ax.set_xlabel(label)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=measure == "horizon"))
+        (integer_x if measure == "horizon" else Axes.set_xlabel)(ax, label)
         ax.set_xlim(left=0)
     axes[0].set_ylabel("Validation perplexity per token")
     legend_below(figure, axes[0])

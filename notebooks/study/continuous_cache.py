@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from intervals import difference
+from intervals import rise
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
@@ -26,7 +26,7 @@ from ctxkv_lib.method.evaluation import perplexity
 from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.rows import as_read
-from ctxkv_lib.runs.testing import test_cache, test_stream, trained_model
+from ctxkv_lib.runs.testing import by_conversation, test_cache, test_stream, trained_model
 
 RESULTS = Path(__file__).parent / "results" / "cache" / "cache.json"
 SHARPNESS = (0, 1, 2, 4, 8, 16, 32)  # the factor of the cosine; 0: all tokens of the window count the same
@@ -103,13 +103,14 @@ def measured(path: str) -> dict[str, Any]:
     rows = {}
     for name, (factor, weight) in chosen.items():
         test = mixed(losses, shares[SHARPNESS.index(factor)], weight)
-        parts = test.tensor_split((stream.starts[1:] - 1).clamp(min=0))
         rows[name] = {
             "sharpness": factor,
             "weight": weight,
             "val_ppl": round(perplexity(grid[factor, weight]), 4),
             "test_ppl": round(perplexity(test.mean().item()), 4),
-            "test_conversations": [[len(part), round(part.mean().item(), 6)] for part in parts if len(part)],
+            "test_conversations": [
+                [len(part), round(part.mean().item(), 6)] for part in by_conversation(test, stream.starts)
+            ],
         }
     mixer = config.plugins.get("mixer")
     return {
@@ -125,15 +126,14 @@ def change(runs: Sequence[dict[str, Any]], kind: str) -> tuple[float, float, flo
     """Compute by how many per cent a kind of cache changes the test perplexity, with its interval.
 
     Args:
-        runs: seeds of one variant with one sample count. Both losses are those of the same weights, so a
-            draw takes the same seeds of both.
+        runs: seeds of one variant with one sample count.
     """
 
     def losses(kind: str) -> Any:
         return np.array([[loss for _, loss in run["rows"][kind]["test_conversations"]] for run in runs])
 
     tokens = np.array(runs[0]["rows"][kind]["test_conversations"])[:, 0]
-    return difference(losses(kind) - losses("model"), np.zeros((1, len(tokens))), tokens)
+    return rise(losses(kind), losses("model"), tokens)
 
 
 def main(paths: list[str]) -> None:

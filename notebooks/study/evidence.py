@@ -5,14 +5,13 @@
 trains what is missing in `runs/evidence`, and writes `results/evidence/evidence.json`.
 """
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from intervals import difference
+from intervals import rise
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
 from ctxkv_lib.files import write_rows_json
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.model import ContextKV
+from ctxkv_lib.research.ablations import gather_with_other, window_scores
 from ctxkv_lib.research.measure import measure
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.testing import trained_model
@@ -58,18 +58,14 @@ def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str
     """
     first = model.window.offsets[-1]
     positions = torch.arange(first, len(cache), EVERY)
-    count = len(cache) - first
-    away = first + (positions - first + count // 2) % count
     conversation = torch.searchsorted(starts, positions, right=True) - 1
     back = positions[:, None] - model.window.slots(positions)
     found: dict[int, list[Tensor]] = {distance: [] for distance in DISTANCES}
     for rows in torch.arange(len(positions)).split(BATCH):
-        batch, other = (cache.gather(each[rows], model.window).to(model.device) for each in (positions, away))
+        batch, other = gather_with_other(model, cache, first, positions[rows])
         for distance, losses in found.items():
             far = (back[rows] >= distance)[..., None].to(model.device)
-            changed = replace(batch, window=torch.where(far, other.window, batch.window))
-            hidden, _ = changed.attend(model)
-            losses.append(model.losses(hidden, batch.tokens, batch.targets)[0].cpu())
+            losses.append(window_scores(model, batch, torch.where(far, other, batch.window))[0])
     places = conversation.unique().tolist()
 
     def by_conversation(parts: list[Tensor]) -> list[float]:
@@ -122,18 +118,14 @@ def held(found: dict[str, Any]) -> list[float]:
 
 
 def used(results: dict[str, Any], recipe: str) -> list[tuple[float, float, float]]:
-    """Compute the rise of perplexity in per cent without the slots from each distance on, with intervals.
-
-    Both losses are those of the same weights, so a draw takes the same seeds of both.
-    """
+    """Compute the rise of perplexity in per cent without the slots from each distance on, with intervals."""
     runs = [run for run in results["runs"] if run["recipe"] == recipe]
     tokens = np.array(runs[0]["tokens"])
 
     def losses(distance: int) -> Any:
         return np.array([run["losses"][str(distance)] for run in runs])
 
-    intact, none = losses(DISTANCES[-1]), np.zeros((1, len(tokens)))
-    return [difference(losses(distance) - intact, none, tokens) for distance in DISTANCES[:-1]]
+    return [rise(losses(distance), losses(DISTANCES[-1]), tokens) for distance in DISTANCES[:-1]]
 
 
 @styled
@@ -146,8 +138,10 @@ def evidence_figure(results: dict[str, Any]) -> Figure:
         runs = [run for run in results["runs"] if run["recipe"] == recipe]
         r2 = [float(np.mean(each)) for each in zip(*map(held, runs), strict=True)]
         hold.stairs(r2, DISTANCES, baseline=None, color=colour, lw=2.2, label=recipe)
-        rise, low, high = np.array(used(results, recipe)).T
-        use.errorbar(DISTANCES[:-1], rise, (rise - low, high - rise), fmt="o-", color=colour, label=recipe)
+        middle, low, high = np.array(used(results, recipe)).T
+        use.errorbar(
+            DISTANCES[:-1], middle, (middle - low, high - middle), fmt="o-", color=colour, label=recipe
+        )
     hold.set(
         title="Held: a token is decoded from the nearest slot that read it", ylabel="R² (mean)", ylim=(0, 1)
     )
@@ -176,8 +170,8 @@ def main() -> None:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     write_rows_json(RESULTS, {**results, "recall": []})
     for recipe in RECIPES:
-        for distance, (rise, low, high) in zip(DISTANCES, used(results, recipe), strict=False):
-            print(f"{recipe}, from {distance} on: {rise:+.1f}% ({low:+.1f} to {high:+.1f})")
+        for distance, (percent, low, high) in zip(DISTANCES, used(results, recipe), strict=False):
+            print(f"{recipe}, from {distance} on: {percent:+.1f}% ({low:+.1f} to {high:+.1f})")
     write_rows_json(RESULTS, {**results, "recall": recall()})
 
 

@@ -83,6 +83,11 @@ def difference(
     return tuple(float(100 * np.expm1(value)) for value in (found, low, high))  # type: ignore[return-value]
 
 
+def rise(changed: Losses, base: Losses, tokens: Losses) -> tuple[float, float, float]:
+    """Compute `difference` for two losses of the same weights: a draw takes the same seeds of both."""
+    return difference(changed - base, np.zeros((1, len(tokens))), tokens)
+
+
 def beside(results: dict[str, Any], base: str) -> list[list[str]]:
     """List sample count, row, and its difference from `base` with both intervals, for all rows but `base`."""
     rows = []
