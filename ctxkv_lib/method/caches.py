@@ -38,12 +38,12 @@ class Batch:
         embeddings = model.embed(self.tokens) if self.embeddings is None else self.embeddings
         return model.attend(embeddings, self.window, self.present)
 
-    def split(self, pieces: int) -> Iterator[tuple[Self, slice]]:
+    def split(self, micro_batches: int) -> Iterator[tuple[Self, slice]]:
         """Cut into so many micro-batches (or fewer), each with the rows that it has of this batch."""
-        size = max(1, -(-len(self) // pieces))
+        size = max(1, -(-len(self) // micro_batches))
         for start in range(0, len(self), size):
             rows = slice(start, min(start + size, len(self)))
-            yield self if pieces == 1 else self.each(itemgetter(rows)), rows
+            yield self if micro_batches == 1 else self.each(itemgetter(rows)), rows
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device; a GPU copies it from pinned memory, and nothing waits for that."""

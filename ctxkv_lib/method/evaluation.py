@@ -44,9 +44,9 @@ def token_scores(
     done = shard.start
     for batch in loop.track(cache.batches(positions[shard], EVALUATION_ROWS, model), "Validation", total):
 
-        def score(pieces: int, batch: Batch = batch) -> Tensor:
+        def score(micro_batches: int, batch: Batch = batch) -> Tensor:
             found = []
-            for part, _ in batch.split(pieces):
+            for part, _ in batch.split(micro_batches):
                 losses, correct = model.losses(part.attend(model)[0], part.tokens, part.targets)
                 found.append(torch.stack([losses, correct.to(losses)]))
             return torch.cat(found, dim=1)

@@ -42,9 +42,23 @@ class Loop:
         """
         return work(1)
 
-    def captured(self, step: Callable[[Any], Tensor]) -> Callable[[Any], Tensor] | None:
-        """Return a version of `step`, a function of a full batch, run as one CUDA graph; None: eager."""
-        return None
+    def backward(self, work: Callable[[Any], Tensor], batch: Any, count: int, optimizer: Any) -> Tensor:
+        """Return `work(batch)`, a summed loss, whose gradients `work` adds to the weights of `optimizer`.
+
+        When memory is full, do so in micro-batches; with several processes, sum over all of them.
+
+        Args:
+            batch: this process's shard of a batch of `count` positions.
+        """
+        return work(batch)
+
+    def captured(self, step: Callable[[Any, int], Tensor], size: int) -> Callable[[Any, int], Tensor]:
+        """Return `step`, a function of a batch and its size, or a version that runs full batches as a graph.
+
+        Args:
+            size: of a full batch.
+        """
+        return step
 
     def shard(self, rows: int) -> slice:
         """Return the slice of a batch's rows that this process takes."""

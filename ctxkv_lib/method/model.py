@@ -4,8 +4,8 @@ Research code may put its own classes in the place of ContextBlock and of attent
 (`Parts`).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -69,51 +69,6 @@ def project_inputs(block: nn.Module, embeddings: Tensor) -> Tensor:
     return project(embeddings)
 
 
-class Dropout(nn.Dropout):
-    """Dropout whose draws do not depend on how a batch is cut.
-
-    Within `rows_of_batch` it draws for the whole batch and takes its rows, so that micro-batches, or the
-    shards of several processes, see the factors that the whole batch would see.
-    """
-
-    _cut: tuple[int, slice] | None = None
-
-    def forward(self, values: Tensor) -> Tensor:
-        if Dropout._cut is None or not self.training or not self.p:
-            return super().forward(values)
-        count, rows = Dropout._cut
-        factors = super().forward(values.new_ones(count, *values.shape[1:]))
-        return values * factors[rows]
-
-
-@contextmanager
-def rows_of_batch(count: int, rows: slice, device: torch.device, last: bool = True) -> Iterator[None]:
-    """Inside, `Dropout` sees these rows of a batch of `count` positions.
-
-    Args:
-        last: whether no other rows of the same batch follow in this process. Else torch's random state is
-            restored afterwards, so that those draw the same factors.
-    """
-    draws = None if last else random_state(device)
-    Dropout._cut = (count, rows)
-    try:
-        yield
-    finally:
-        Dropout._cut = None
-        if draws is not None:
-            set_random_state(device, draws)
-
-
-def random_state(device: torch.device) -> Tensor:
-    """Return the state of torch's own generator of a device, which draws dropout: uint8, on the CPU."""
-    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
-
-
-def set_random_state(device: torch.device, state: Tensor) -> None:
-    module = torch if device.type == "cpu" else torch.get_device_module(device)
-    module.set_rng_state(state)
-
-
 class ContextKVAttention(nn.Module):
     """Attention of one token over its window of contexts: `LayerNorm(x + attention(x, window))`.
 
@@ -132,7 +87,7 @@ class ContextKVAttention(nn.Module):
         self.k = nn.Linear(config.context_dim, config.hidden_size, bias=key_bias)
         self.v = nn.Linear(config.context_dim, config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = Dropout(config.attention_dropout)
+        self.dropout = nn.Dropout(config.attention_dropout)
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -178,7 +133,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(hidden_size, intermediate_size)
         self.down = nn.Linear(intermediate_size, hidden_size)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import Phase1Config
 from .contexts import draw_contexts
@@ -188,8 +189,13 @@ def train_iteration(
         previous[1:].add_(held[:-1])
         before = held[-1].clone()
 
-        def gradients(pieces: int, previous: Tensor = previous, batch: Tensor = batch) -> BatchGradients:
-            return batch_gradients(block, trained, inputs, previous, batch, objective, pieces)
+        def gradients(
+            micro_batches: int, previous: Tensor = previous, batch: Tensor = batch
+        ) -> BatchGradients:
+            updated = _read(block, inputs, previous, batch, micro_batches)
+            batch_loss, gradient = objective(updated.detach())
+            found = torch.autograd.grad(updated, trained, gradient, allow_unused=True)
+            return updated.detach(), batch_loss, found
 
         updated, batch_loss, found = loop.attempt(gradients, len(batch))
         for tensor, gradient in zip(trained, found, strict=True):
@@ -244,45 +250,24 @@ def _objective(loss: ContextLoss | None, config: Phase1Config, count: int) -> Ob
     return by_autograd if loss else by_formula
 
 
-def batch_gradients(
-    block: nn.Module,
-    trained: Sequence[Tensor],
-    inputs: Tensor,
-    previous: Tensor,
-    batch: Tensor,
-    objective: Objective,
-    pieces: int = 1,
-) -> BatchGradients:
-    """Compute the contexts of a batch, or of several, the loss and its gradients.
-
-    The loss is one of a whole batch. In micro-batches its gradient is known only after a first pass without
-    autograd; a second one takes it back piece by piece.
+def _read(block: nn.Module, inputs: Tensor, previous: Tensor, batch: Tensor, micro_batches: int) -> Tensor:
+    """Compute the contexts of a batch; in micro-batches, backward computes them again, one by one.
 
     Args:
-        trained: tensors whose gradients are asked for.
         inputs: what the block reads of each distinct token, `[num_distinct, ...]`.
         previous: contexts before the batch's positions, noise included, `[n, context_dim]`.
         batch: int64 `[n]`, rows of `inputs`.
     """
-    if pieces == 1:
-        updated = block(previous, F.embedding(batch, inputs))
-        loss, gradient = objective(updated.detach())
-        return (
-            updated.detach(),
-            loss,
-            torch.autograd.grad(updated, trained, gradient, allow_unused=True),
-        )
-    size = -(-len(batch) // pieces)
-    parts = list(zip(previous.split(size), batch.split(size), strict=True))
-    with torch.no_grad():
-        contexts = torch.cat([block(before, F.embedding(rows, inputs)) for before, rows in parts])
-    loss, gradient = objective(contexts)
-    sums: list[Tensor | None] = [None] * len(trained)
-    for (before, rows), direction in zip(parts, gradient.split(size), strict=True):
-        updated = block(before, F.embedding(rows, inputs))
-        found = torch.autograd.grad(updated, trained, direction, allow_unused=True)
-        sums = [part if total is None else total.add_(part) for total, part in zip(sums, found, strict=True)]
-    return contexts, loss, sums
+
+    def step(before: Tensor, rows: Tensor) -> Tensor:
+        contexts: Tensor = block(before, F.embedding(rows, inputs))
+        return contexts
+
+    if micro_batches == 1:
+        return step(previous, batch)
+    size = -(-len(batch) // micro_batches)
+    cut = zip(previous.split(size), batch.split(size), strict=True)
+    return torch.cat([checkpoint(step, *part, use_reentrant=False) for part in cut])
 
 
 def _init_weights(block: nn.Module, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:

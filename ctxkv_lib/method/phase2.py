@@ -16,7 +16,7 @@ from .config import Phase2Config
 from .evaluation import evaluate, perplexity
 from .loop import Diverged, Loop, Metric
 from .memory import snapshot
-from .model import ContextKV, rows_of_batch
+from .model import ContextKV
 
 CHECKED_STEPS = 50  # steps between two checks of the loss, each of which makes the CPU wait for a GPU
 
@@ -146,7 +146,7 @@ def train_attention(
     weights, size = model.trained_weights(), config.batch_size
     table = model.wte.weight.detach().to(train.dtype)
     stepper = make_stepper(weights, config, len(train))
-    captured = loop.captured(partial(whole_step, model, table, stepper))
+    take_step = loop.captured(partial(train_step, model, table, stepper, loop), size)
     state = Phase2State(weights, stepper, torch.zeros((), device=model.device))
     steps = -(-len(train) // size)  # of an epoch
     loop.restore(state)
@@ -159,24 +159,9 @@ def train_attention(
         batches = train.epoch(seed, epoch, state.position, size, model, loop.shard)
         name = f"Phase 2, epoch {epoch} of at most {config.max_epochs}"
         for batch in loop.track(batches, name, steps, state.position // size):
-            count = min(size, len(train) - state.position)
-            rows = loop.shard(count)
-
-            def gradients(
-                pieces: int, batch: Batch = batch, count: int = count, rows: slice = rows
-            ) -> Tensor:
-                stepper.optimizer.zero_grad()
-                return batch_gradients(model, table, batch, count, rows, pieces)
-
-            done = state.position // size
+            count, done = min(size, len(train) - state.position), state.position // size
             stepper.schedule((epoch - 1) * steps + done)
-            if captured is not None and len(batch) == size:
-                loss = captured(batch)
-            else:
-                loss = loop.attempt(gradients, len(batch))
-                loop.all_reduce([loss, *_gradients(weights.values())])
-                stepper.step()
-            state.total += loss
+            state.total += take_step(batch, count)
             state.position += count
             state.seconds = time.perf_counter() - began
             if (done + 1) % CHECKED_STEPS == 0 and not state.total.isfinite():
@@ -212,49 +197,33 @@ def train_attention(
     return Phase2Result(state.epochs, "early_stopping" if stopping.should_stop else "max_epochs")
 
 
-def batch_gradients(
-    model: ContextKV, table: Tensor, batch: Batch, count: int, rows: slice, pieces: int = 1
+def train_step(
+    model: ContextKV, table: Tensor, stepper: Stepper, loop: Loop, batch: Batch, count: int
 ) -> Tensor:
-    """Add the gradients of a batch's mean loss, and return its summed loss, on the device.
-
-    A bf16 table makes the products of the output head bf16, four fifths of all, and on a GPU the layer's as
-    well. On a CPU these would save another eighth of the time, but double the gradient's error.
+    """Take one step; returns the summed loss of the whole batch, on the device.
 
     Args:
         table: the model's token table in the dtype of the matrix products.
-        batch: these rows of a batch of `count` positions; the mean is over all of these.
-        pieces: micro-batches to cut it into.
+        batch: what this process computes of a batch of `count` positions: all, unless there are others.
     """
-    total = torch.zeros((), device=model.device)
-    in_bf16 = table.is_cuda and table.dtype == torch.bfloat16
-    whole = (pieces == 1 and len(batch) == count) or not isinstance(batch, Batch)
-    for part, within in batch.split(pieces):
-        cut = slice(rows.start + within.start, rows.start + within.stop)
-        last = within.stop == len(batch)
-        with nullcontext() if whole else rows_of_batch(count, cut, model.device, last):
-            with torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False):
-                hidden, _ = part.attend(model)
-            losses, _ = model.losses(hidden, part.tokens, part.targets, table)
-        (losses.sum() / count).backward()
-        total += losses.detach().sum()
-    return total
-
-
-def whole_step(model: ContextKV, table: Tensor, stepper: Stepper, batch: Batch) -> Tensor:
-    """Take a step with a whole batch; returns its summed loss."""
     stepper.optimizer.zero_grad()
-    loss = batch_gradients(model, table, batch, len(batch), slice(0, len(batch)))
+    loss = loop.backward(partial(batch_gradients, model, table, count), batch, count, stepper.optimizer)
     stepper.step()
     return loss
 
 
-def _gradients(weights: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Return the gradient of each weight; from now on zeros where a process's shard of a batch was empty."""
-    found = []
-    for weight in weights:
-        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        found.append(weight.grad)
-    return found
+def batch_gradients(model: ContextKV, table: Tensor, count: int, batch: Batch) -> Tensor:
+    """Add the gradients of a batch's summed loss, divided by `count`; return the sum, on the device.
+
+    A bf16 table makes the products of the output head bf16, four fifths of all, and on a GPU the layer's as
+    well. On a CPU these would save another eighth of the time, but double the gradient's error.
+    """
+    in_bf16 = table.is_cuda and table.dtype == torch.bfloat16
+    with torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False):
+        hidden, _ = batch.attend(model)
+    losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
+    (losses.sum() / count).backward()
+    return losses.detach().sum()
 
 
 def best_epoch(epochs: list[Metric]) -> dict[str, Any]:

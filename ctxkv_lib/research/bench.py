@@ -24,9 +24,10 @@ from ..method import reference
 from ..method.caches import Batch, StreamCache, epoch_order
 from ..method.config import ModelConfig
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts
+from ..method.loop import Loop
 from ..method.model import ContextBlock, ContextKV, project_inputs
 from ..method.oacd import train_iteration
-from ..method.phase2 import Stepper, whole_step
+from ..method.phase2 import Stepper, train_step
 from ..report.tables import terminal_table
 from ..runs.capture import CapturedStep
 from ..runs.config import ExperimentConfig
@@ -162,10 +163,10 @@ def phase2_steps(model: ContextKV, ids: Tensor, contexts: Tensor, config: Experi
         copied, stepper = start()
         table = copied.wte.weight.detach().to(precision)
         cache = StreamCache(ids, contexts.to(precision))
-        step: Callable[[Batch], Tensor] = partial(whole_step, copied, table, stepper)
-        step = CapturedStep(step, model.device) if graph else step
+        step: Callable[[Batch, int], Tensor] = partial(train_step, copied, table, stepper, Loop())
+        step = CapturedStep(step, size, model.device) if graph else step
         for batch in endless(lambda: cache.batches(order, size, copied)):
-            yield step(batch) / size
+            yield step(batch, len(batch)) / size
 
     makers = {name: partial(ours, dtype) for name, dtype in PRECISIONS.items()}
     if model.device.type == "cuda":

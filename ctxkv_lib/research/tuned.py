@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method.config import ModelConfig, Phase1Config
-from ..method.model import ContextBlock, ContextKVAttention, Dropout, FeedForward
+from ..method.model import ContextBlock, ContextKVAttention, FeedForward
 from ..method.settings import SHARE, Allowed, check_settings, require, setting
 from ..method.windows import Window
 
@@ -191,8 +191,8 @@ class ResidualLayer(nn.Module):
     def __init__(self, settings: LayerSettings) -> None:
         super().__init__()
         self.residual, self.current_token_bias = settings.residual == "on", settings.current_token_bias
-        self.input_dropout: nn.Module = Dropout(settings.input_dropout)
-        self.layer_dropout: nn.Module = Dropout(settings.layer_dropout)
+        self.input_dropout: nn.Module = nn.Dropout(settings.input_dropout)
+        self.layer_dropout: nn.Module = nn.Dropout(settings.layer_dropout)
 
     def output(self, embeddings: Tensor, added: Tensor, norm: nn.Module) -> Tensor:
         """Compute the hidden state for the output head, `[..., hidden_size]` as both arguments."""

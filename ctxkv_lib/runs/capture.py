@@ -36,19 +36,23 @@ class CapturedStep:
     """A step of training on batches of one size: the first ones as usual, then a replayed graph each.
 
     Args:
-        step: takes a step with a batch and returns its loss; what it changes keeps its place in memory.
+        step: takes a step with a batch, of which it gets the size, and returns its loss; what it changes
+            keeps its place in memory.
+        size: of these batches; smaller ones are computed as usual.
         device: of type cuda.
 
     Reference: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
 
-    def __init__(self, step: Callable[[Batch], Tensor], device: torch.device) -> None:
-        self.step, self.stream = step, torch.cuda.Stream(device)
+    def __init__(self, step: Callable[[Batch, int], Tensor], size: int, device: torch.device) -> None:
+        self.step, self.size, self.stream = step, size, torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.eager = EAGER_STEPS
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch, count: int) -> Tensor:
         """Take a step; returns its loss, which the next step overwrites."""
+        if count < self.size:
+            return self.step(batch, count)
         if self.eager:
             self.eager -= 1
             return self._on_side_stream(batch)
@@ -63,7 +67,7 @@ class CapturedStep:
         """Take a step as usual, on the stream on which the graph is captured later."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            loss = self.step(batch)
+            loss = self.step(batch, self.size)
         torch.cuda.current_stream().wait_stream(self.stream)
         return loss
 
@@ -74,5 +78,5 @@ class CapturedStep:
         """
         self.batch, graph = batch.each(torch.clone), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            self.loss = self.step(self.batch)
+            self.loss = self.step(self.batch, self.size)
         return graph

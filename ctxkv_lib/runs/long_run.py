@@ -18,11 +18,11 @@ from ..errors import DamagedFile, is_out_of_memory
 from ..files import read_tensors, tensor_metadata, write_streamed
 from ..method.caches import Batch
 from ..method.loop import Loop, Metric
-from ..method.model import random_state, set_random_state
 from ..method.oacd import Phase1State
 from ..method.phase2 import Phase2State
 from ..progress import Listener, notice, progress_bar, say
 from .capture import CapturedStep
+from .micro_batches import random_state, set_random_state, summed
 from .scratch import parts, release_mapped
 
 # A stop repeats at most so much work and one step (in Phase 1, an iteration). Writing may take a tenth of the
@@ -108,7 +108,7 @@ class LongRun(Loop):
         cuda_graph: bool = False,
     ) -> None:
         self.name, self.device, self.listener, self.checkpoint = name, device, listener, checkpoint
-        self.cuda_graph, self.pieces = cuda_graph, 1
+        self.cuda_graph, self.micro_batches = cuda_graph, 1
 
     def restore(self, state: State) -> None:
         found = self.checkpoint.restore() if self.checkpoint else None
@@ -127,17 +127,31 @@ class LongRun(Loop):
         draws = random_state(self.device)
         while True:
             try:
-                return work(self.pieces)
+                return work(self.micro_batches)
             except (RuntimeError, MemoryError) as error:
-                if self.pieces >= rows or not is_out_of_memory(error):
+                if self.micro_batches >= rows or not is_out_of_memory(error):
                     raise
-                if self.pieces == 1:
+                if self.micro_batches == 1:
                     say(f"Memory is full: {self.name} goes on in micro-batches, slower, to the same numbers.")
-            self.pieces *= 2
+            self.micro_batches *= 2
             set_random_state(self.device, draws)
 
-    def captured(self, step: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor] | None:
-        return CapturedStep(step, self.device) if self.cuda_graph else None
+    def backward(
+        self, work: Callable[[Batch], Tensor], batch: Batch, count: int, optimizer: torch.optim.Optimizer
+    ) -> Tensor:
+        if self.cuda_graph:  # one process, and no second attempt within a graph
+            return work(batch)
+
+        def attempt(micro_batches: int) -> Tensor:
+            optimizer.zero_grad()
+            return summed(work, batch, count, self.shard(count), micro_batches, self.device)
+
+        loss = self.attempt(attempt, len(batch))
+        ranks.all_reduce([loss, *_gradients(optimizer)])
+        return loss
+
+    def captured(self, step: Callable[[Batch, int], Tensor], size: int) -> Callable[[Batch, int], Tensor]:
+        return CapturedStep(step, size, self.device) if self.cuda_graph else step
 
     def shard(self, rows: int) -> slice:
         return ranks.shard(rows)
@@ -172,6 +186,15 @@ class LongRun(Loop):
         tensors |= {f"average/{name}": value for name, value in state.stepper.averages.items()}
         progress = {"epochs": state.epochs, "position": state.position, "seconds": state.seconds}
         self.checkpoint.save(tensors, progress)
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the gradient of each weight; from now on zeros where a process's shard of a batch was empty."""
+    found = []
+    for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        found.append(weight.grad)
+    return found
 
 
 def _restore_phase1(

@@ -87,11 +87,11 @@ class RowBatch:
         """Concatenate the columns within each row's span, from rows `[T - start, ...]`: `[n, ...]`."""
         return torch.cat([row[a - start : b - start] for row, (a, b) in zip(rows, self.spans, strict=True)])
 
-    def split(self, pieces: int) -> Iterator[tuple[Self, slice]]:
+    def split(self, micro_batches: int) -> Iterator[tuple[Self, slice]]:
         """Cut into at most so many micro-batches of whole rows, each with the positions that it has of
         all.
         """
-        size = -(-len(self.spans) // pieces)
+        size = -(-len(self.spans) // micro_batches)
         done = 0
         for row in range(0, len(self.spans), size):
             spans = self.spans[row : row + size]

@@ -44,11 +44,11 @@ def test_conversations_read_apart_are_streams_of_their_own(anchor):
     assert_equal(second, parts[1].gather(torch.arange(11), window))
 
 
-@pytest.mark.parametrize("pieces", [1, 3, 7, 100])
-def test_micro_batches_are_the_batch_in_order(pieces):
+@pytest.mark.parametrize("micro_batches", [1, 3, 7, 100])
+def test_micro_batches_are_the_batch_in_order(micro_batches):
     batch = tiny_stream(COUNT).gather(torch.arange(7), tiny_method().window)
-    parts = list(batch.split(pieces))
-    assert len(parts) == min(pieces, 7)
+    parts = list(batch.split(micro_batches))
+    assert len(parts) == min(micro_batches, 7)
     assert [i for _, rows in parts for i in range(7)[rows]] == list(range(7))
     for name in ("tokens", "window", "present", "targets"):
         assert torch.equal(torch.cat([getattr(part, name) for part, _ in parts]), getattr(batch, name))

@@ -12,11 +12,11 @@ from ctxkv_lib.method.loop import Loop
 class Shards(Loop):
     """Cuts batches into micro-batches, and takes one shard of the positions."""
 
-    def __init__(self, pieces, shard=None):
-        self.pieces, self.rows = pieces, shard
+    def __init__(self, micro_batches, shard=None):
+        self.micro_batches, self.rows = micro_batches, shard
 
     def attempt(self, work, rows):
-        return work(self.pieces)
+        return work(self.micro_batches)
 
     def shard(self, rows):
         return self.rows or slice(0, rows)
@@ -27,11 +27,11 @@ def stream():
     return tiny_stream(120)
 
 
-@pytest.mark.parametrize("pieces", [1, 3, 64])
-def test_scores_equal_the_reference_and_leave_out_dropout(stream, pieces, monkeypatch):
+@pytest.mark.parametrize("micro_batches", [1, 3, 64])
+def test_scores_equal_the_reference_and_leave_out_dropout(stream, micro_batches, monkeypatch):
     monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 32)
     model = tiny_method(attention_dropout=0.5).train()
-    score, p = evaluate(model, stream, Shards(pieces)), cloned(model)
+    score, p = evaluate(model, stream, Shards(micro_batches)), cloned(model)
     ids, contexts = stream.ids.long(), stream.contexts[1:]
     loss, accuracy = reference.evaluate(p, p["wte.weight"], ids, contexts, 50, model.config)
     assert (score.loss, score.accuracy) == pytest.approx((loss, accuracy), rel=1e-5)

@@ -18,23 +18,23 @@ from ctxkv_lib.method.oacd import StoppingRule, oacd_loss, train_context_block, 
 CONFIG = Phase1Config(max_iterations=8, batch_size=150)
 
 
-class Pieces(Loop):
+class MicroBatches(Loop):
     """Keeps the metrics; cuts each batch into so many micro-batches."""
 
-    def __init__(self, pieces=1):
-        self.pieces, self.lines = pieces, []
+    def __init__(self, micro_batches=1):
+        self.micro_batches, self.lines = micro_batches, []
 
     def attempt(self, work, rows):
-        return work(self.pieces)
+        return work(self.micro_batches)
 
     def after_round(self, state, metric):
         self.lines.append(metric)
 
 
-def train(model, ids, config, loss=None, pieces=1):
+def train(model, ids, config, loss=None, micro_batches=1):
     """Train on `ids` without the last one; returns result, metrics and padded contexts."""
     model.set_phase(1)
-    contexts, loop = torch.empty(len(ids), TINY["context_dim"]), Pieces(pieces)
+    contexts, loop = torch.empty(len(ids), TINY["context_dim"]), MicroBatches(micro_batches)
     generator = torch.Generator().manual_seed(7)
     rows = distinct_rows(model, ids[:-1])
     result = train_context_block(model.context_block, *rows, config, contexts, generator, loss, loop)
@@ -126,9 +126,9 @@ class Projecting(Gated):
         return self.mixed(contexts, new, gate)
 
 
-@pytest.mark.parametrize("pieces", [1, 3, 200])
+@pytest.mark.parametrize("micro_batches", [1, 3, 200])
 @pytest.mark.parametrize("kind", [ContextBlock, Gated, Projecting])
-def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, pieces):
+def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, micro_batches):
     """Batches of 150, 150 and 1 position, of which 200 micro-batches leave one row each."""
     torch.manual_seed(0)
     block, x = kind(16, 24).double(), torch.randn(50, 24, dtype=torch.float64)
@@ -145,7 +145,7 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, pieces)
     expected = torch.autograd.grad(sum(losses) / 3, [*block.parameters()])
 
     config = Phase1Config(batch_size=150, noise_std=0.0, clip_norm=1e9)
-    optimizer, loop = torch.optim.SGD(block.parameters(), lr=1e-9), Pieces(pieces)
+    optimizer, loop = torch.optim.SGD(block.parameters(), lr=1e-9), MicroBatches(micro_batches)
     generator = torch.Generator()
     loss, _ = train_iteration(block, optimizer, x, tokens, contexts, config, generator, loop=loop)
     assert loss == pytest.approx(sum(losses).item() / 3)
@@ -155,12 +155,12 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, pieces)
         assert gradient.any(), name
 
 
-@pytest.mark.parametrize("pieces", [1, 4])
-def test_oacd_written_as_a_users_loss_trains_the_same(pieces):
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_oacd_written_as_a_users_loss_trains_the_same(micro_batches):
     ids, plain, own = tiny_ids(401), tiny_method(), tiny_method()
     _, expected, contexts = train(plain, ids, CONFIG)
     loss = lambda x: reference.dispersion_loss(x, CONFIG.centroid_weight)  # noqa: E731
-    _, found, same = train(own, ids, CONFIG, loss, pieces)
+    _, found, same = train(own, ids, CONFIG, loss, micro_batches)
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1e-5)
     torch.testing.assert_close(same, contexts, atol=1e-4, rtol=0)
     assert_same_weights(own, plain.state_dict(), 1e-5)
@@ -200,7 +200,7 @@ def test_gradients_are_clipped(monkeypatch):
 )
 def test_divergence_ends_it_with_only_finite_numbers_heard(changes, cause, monkeypatch):
     heard = []
-    monkeypatch.setattr(Pieces, "after_round", lambda loop, state, metric: heard.append(metric))
+    monkeypatch.setattr(MicroBatches, "after_round", lambda loop, state, metric: heard.append(metric))
     with pytest.raises(Diverged, match=rf"diverged in {cause}.*; lower phase1\.learning_rate"):
         train(tiny_method(), tiny_ids(401), Phase1Config(max_iterations=8, batch_size=150, **changes))
     assert json.dumps(heard, allow_nan=False)

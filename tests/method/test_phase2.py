@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import cloned, tiny_method, tiny_stream
 
 from ctxkv_lib.method import reference
@@ -13,7 +12,7 @@ from ctxkv_lib.method.caches import StreamCache, epoch_order, epoch_seed
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.evaluation import evaluate
 from ctxkv_lib.method.loop import Diverged, Loop
-from ctxkv_lib.method.phase2 import EarlyStopping, Stepper, batch_gradients, best_epoch, train_attention
+from ctxkv_lib.method.phase2 import EarlyStopping, Stepper, best_epoch, train_attention
 from ctxkv_lib.research.optimizer import ScheduledAdamW
 
 SEED = 3
@@ -86,47 +85,6 @@ def test_a_whole_training_equals_the_reference_and_keeps_the_best_epoch(dropout)
     assert best["epoch"] == expected["best_epoch"] < len(epochs)
     assert evaluate(model, VAL).perplexity == best["val_ppl"] == min(epoch["val_ppl"] for epoch in epochs)
     assert not model.training
-
-
-@pytest.mark.parametrize("pieces", [1, 3, 41])
-def test_gradients_are_those_of_the_mean_loss_however_a_batch_is_cut(pieces):
-    """AdamW hardly minds a gradient's scale, so this looks at the gradients, and at the next draws."""
-    model = tiny_method(attention_dropout=0.5).train()
-    batch, found = TRAIN.gather(torch.arange(40), model.window), []
-    for whole in (True, False):
-        model.zero_grad()
-        torch.manual_seed(7)
-        if whole:
-            hidden, _ = batch.attend(model)
-            F.cross_entropy(model.logits(hidden, batch.tokens), batch.targets).backward()
-        else:
-            batch_gradients(model, model.wte.weight.detach(), batch, 40, slice(0, 40), pieces)
-        gradients = {name: weight.grad for name, weight in model.named_parameters()}
-        found.append({**gradients, "draws": torch.rand(3)})
-    expected, cut = found
-    for name, gradient in expected.items():
-        torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
-    assert {name.split(".")[0] for name, g in cut.items() if g is not None} == {
-        "attention",
-        "feed_forward",
-        "draws",
-    }
-
-
-def test_shards_of_a_batch_have_its_gradients_together():
-    """As several processes take them; the last shard is empty."""
-    model = tiny_method(attention_dropout=0.5).train()
-    table, batch = model.wte.weight.detach(), TRAIN.gather(torch.arange(40), model.window)
-    found = []
-    for shards in ([slice(0, 40)], [slice(0, 23), slice(23, 40), slice(40, 40)]):
-        model.zero_grad()
-        loss = 0
-        for rows in shards:
-            torch.manual_seed(7)
-            part = TRAIN.gather(torch.arange(40)[rows], model.window)
-            loss += batch_gradients(model, table, part, len(batch), rows)
-        found.append([loss, *(weight.grad for weight in model.trained_weights().values())])
-    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-4)
 
 
 def test_same_seed_same_numbers_in_whatever_mode_the_model_comes():

@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
-from ctxkv_lib.method.model import ContextBlock, ContextKV, Parts, parameter_counts, rows_of_batch
+from ctxkv_lib.method.model import ContextBlock, ContextKV, Parts, parameter_counts
 from ctxkv_lib.research import tuned
 from ctxkv_lib.research.recipes import RECIPES
 from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock, geometric_offsets, principal_components
+from ctxkv_lib.runs.micro_batches import RowsOfDropout
 
 VOCABULARY = TINY["vocab_size"]
 LEVERS = {
@@ -254,7 +255,7 @@ def test_dropout_is_the_same_however_a_batch_is_cut():
     torch.manual_seed(7)
     whole, _ = model.attend(*batch)
     torch.manual_seed(7)
-    with rows_of_batch(40, slice(23, 40), model.device):
+    with RowsOfDropout(40, slice(23, 40)):
         part, _ = model.attend(*(tensor[23:] for tensor in batch))
     torch.testing.assert_close(part, whole[23:])
 

@@ -1,0 +1,70 @@
+"""Batches cut into micro-batches and shards, to the same numbers as whole ones."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..method.caches import Batch
+
+
+class RowsOfDropout(TorchFunctionMode):
+    """Inside, dropout draws the factors of a whole batch, and takes those of some of its rows.
+
+    Args:
+        count: rows of the whole batch.
+        rows: those that are computed inside.
+    """
+
+    def __init__(self, count: int, rows: slice) -> None:
+        super().__init__()
+        self.count, self.rows = count, rows
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if function is not F.dropout:
+            return function(*args, **(kwargs or {}))
+        values, *settings = args
+        whole = values.new_ones(self.count, *values.shape[1:])
+        return values * F.dropout(whole, *settings, **(kwargs or {}))[self.rows]
+
+
+def summed(
+    work: Callable[[Batch], Tensor],
+    batch: Batch,
+    count: int,
+    rows: slice,
+    micro_batches: int,
+    device: torch.device,
+) -> Tensor:
+    """Return the sum of `work` over micro-batches, each with the dropout that the whole batch would draw.
+
+    Args:
+        work: returns a scalar on the device.
+        batch: these rows of a batch of `count` positions.
+    """
+    total = torch.zeros((), device=device)
+    is_whole = (micro_batches == 1 and len(batch) == count) or not isinstance(batch, Batch)
+    draws = random_state(device)
+    for part, within in batch.split(micro_batches):
+        if is_whole:
+            total += work(part)
+            continue
+        set_random_state(device, draws)
+        with RowsOfDropout(count, slice(rows.start + within.start, rows.start + within.stop)):
+            total += work(part)
+    return total
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Return the state of torch's own generator of a device, which draws dropout: uint8, on the CPU."""
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+
+
+def set_random_state(device: torch.device, state: Tensor) -> None:
+    module = torch if device.type == "cpu" else torch.get_device_module(device)
+    module.set_rng_state(state)
