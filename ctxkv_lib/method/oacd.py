@@ -112,16 +112,15 @@ def train_context_block(
     Raises:
         Diverged: loss or weights are no longer finite.
     """
-    loop, weights = loop or Loop(), [*block.parameters()]
+    loop, began, weights = loop or Loop(), time.perf_counter(), dict(block.named_parameters())
+    init: Callable[..., None] = getattr(block, "init_weights", lambda *_: None)
+    init(embeddings, tokens, config)
     if not weights or not config.max_iterations:
-        _init_weights(block, embeddings, tokens, config)
         return UNTRAINED
-    optimizer = torch.optim.Adam(weights, lr=config.learning_rate)
-    state = Phase1State(dict(block.named_parameters()), optimizer, contexts, generator)
-    began = time.perf_counter()
+    optimizer = torch.optim.Adam(weights.values(), lr=config.learning_rate)
+    state = Phase1State(weights, optimizer, contexts, generator)
     loop.restore(state)
     if not state.metrics:
-        _init_weights(block, embeddings, tokens, config)
         draw_contexts(contexts, config.initial_std, generator, loop.release)
     rule, iteration, rate, reason = StoppingRule(config), 1, 0.0, None
     for metric in state.metrics:
@@ -171,7 +170,7 @@ def train_iteration(
         mean loss of the batches, and the share of positions that have converged.
     """
     loop = loop or Loop()
-    objective = _objective(loss, config, -(-len(tokens) // config.batch_size))
+    scale = 1 / -(-len(tokens) // config.batch_size)  # the mean over all batches
     projected = project_inputs(block, embeddings)
     inputs = projected.detach().requires_grad_(projected.requires_grad)  # gathers the gradient of all batches
     trained = [*block.parameters(), *([inputs] if inputs.requires_grad else [])]
@@ -191,9 +190,9 @@ def train_iteration(
 
         def gradients(
             micro_batches: int, previous: Tensor = previous, batch: Tensor = batch
-        ) -> BatchGradients:
+        ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
             updated = _read(block, inputs, previous, batch, micro_batches)
-            batch_loss, gradient = objective(updated.detach())
+            batch_loss, gradient = _loss_and_gradient(updated.detach(), loss, config, scale)
             found = torch.autograd.grad(updated, trained, gradient, allow_unused=True)
             return updated.detach(), batch_loss, found
 
@@ -225,29 +224,19 @@ def _groups(tokens: Tensor, size: int) -> Sequence[Tensor]:
     return [part for part in (*tokens[:full].split(size * together), tokens[full:]) if len(part)]
 
 
-# Contexts of a batch `[n, context_dim]`, its loss, and the gradient of each trained tensor, if it has one.
-BatchGradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
-Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def _objective(loss: ContextLoss | None, config: Phase1Config, count: int) -> Objective:
-    """Return what computes a group's share of the mean loss over all `count` batches, and its gradient."""
-    scale = 1 / count
-
-    def by_formula(contexts: Tensor) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(
+    contexts: Tensor, loss: ContextLoss | None, config: Phase1Config, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Compute the summed loss of a group's batches and its gradient, both multiplied by `scale`."""
+    if loss is None:
         batches = contexts.unflatten(0, (-1, min(config.batch_size, len(contexts))))
         value, gradient = oacd_loss(batches, config.centroid_weight, scale)
         return value, gradient.flatten(0, 1)
-
-    def by_autograd(contexts: Tensor) -> tuple[Tensor, Tensor]:
-        assert loss is not None
-        with torch.enable_grad():
-            leaf = contexts.detach().requires_grad_()
-            value = torch.stack([loss(batch) * scale for batch in leaf.split(config.batch_size)]).sum()
-            (gradient,) = torch.autograd.grad(value, leaf)
-        return value.detach(), gradient
-
-    return by_autograd if loss else by_formula
+    with torch.enable_grad():
+        leaf = contexts.detach().requires_grad_()
+        value = torch.stack([loss(batch) * scale for batch in leaf.split(config.batch_size)]).sum()
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
 
 
 def _read(block: nn.Module, inputs: Tensor, previous: Tensor, batch: Tensor, micro_batches: int) -> Tensor:
@@ -268,12 +257,6 @@ def _read(block: nn.Module, inputs: Tensor, previous: Tensor, batch: Tensor, mic
     size = -(-len(batch) // micro_batches)
     cut = zip(previous.split(size), batch.split(size), strict=True)
     return torch.cat([checkpoint(step, *part, use_reentrant=False) for part in cut])
-
-
-def _init_weights(block: nn.Module, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-    init = getattr(block, "init_weights", None)
-    if init is not None:
-        init(embeddings, tokens, config)
 
 
 def _check_finite(block: nn.Module, iteration: int, loss: float, config: Phase1Config) -> None:
