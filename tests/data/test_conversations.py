@@ -38,6 +38,10 @@ def _row(number):
     ]
 
 
+def _numbered(numbers):
+    return [(f"ultrachat:train_sft:{n}", _row(n)) for n in numbers]
+
+
 def _shard_of(rows, group):
     """A Parquet file of numbered rows with UltraChat's columns, of which only `messages` is ever wanted."""
     columns = {"prompt": [f"{FILLER * 5} {n}" for n in rows], "messages": [_row(n) for n in rows]}
@@ -62,9 +66,8 @@ def large(hub, shard):
 @pytest.fixture
 def small(hub, monkeypatch):
     """Twenty rows on three shards; 6 to 13 are held back."""
-    numbers = {"VALIDATION": range(6, 8), "TEST": range(8, 10), "CORPUS": range(10, 14), "ROWS": 20}
-    for name, value in numbers.items():
-        monkeypatch.setattr(ultrachat, f"ULTRACHAT_{name}", value)
+    held_back = {"validation": (range(6, 8),), "test": (range(8, 10),), "corpus": (range(10, 14),)}
+    monkeypatch.setattr(ultrachat, "SPLITS", {"train": (range(6), range(14, 20)), **held_back})
     parts = (range(9), range(9, 12), range(12, 20))
     hub.files = {file: _shard_of(rows, 4) for file, rows in zip(ULTRACHAT_SHARDS, parts, strict=True)}
     return hub
@@ -77,8 +80,7 @@ def small(hub, monkeypatch):
 @pytest.mark.usefixtures("large")
 def test_ultrachat_gives_the_published_rows(split, first, count):
     rows = _load(split, count)
-    assert rows.ids == tuple(f"ultrachat:train_sft:{n}" for n in range(first, first + count))
-    assert list(rows.messages) == [_row(n) for n in range(first, first + count)]
+    assert list(rows.rows) == _numbered(range(first, first + count))
     assert next(rows.texts()) == f"question {first} {FILLER}\nanswer {first}"
 
 
@@ -104,9 +106,7 @@ def test_ultrachat_transfers_one_row_group_of_one_column(large, shard):
     ],
 )
 def test_row_numbers_run_on_over_shards(split, count, expected):
-    rows = _load(split, count)
-    assert rows.ids == tuple(f"ultrachat:train_sft:{n}" for n in expected)
-    assert list(rows.messages) == [_row(n) for n in expected]
+    assert list(_load(split, count).rows) == _numbered(expected)
 
 
 def test_only_row_groups_that_are_not_there_yet_are_fetched(small, tmp_path):
@@ -125,7 +125,7 @@ def test_only_row_groups_that_are_not_there_yet_are_fetched(small, tmp_path):
 def test_ultrachat_is_read_once(large):
     first = _load("train", 500)
     large.status = 500  # from here on the Hub is of no use
-    assert _load("train", 100).messages == first.messages[:100]
+    assert list(_load("train", 100).rows) == list(first.rows[:100])
     assert _load("train", 500) == first
     with pytest.raises(UserError, match=REFUSED):
         _load("validation", 20)
@@ -203,8 +203,7 @@ SPANISH = ["que haces hoy?", "nada en especial y tu", "voy al cine con mi herman
 
 
 def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
-    monkeypatch.setattr(chitchat_source, "CHITCHAT_VALIDATION", range(0))
-    monkeypatch.setattr(chitchat_source, "CHITCHAT_CORPUS", range(0))
+    monkeypatch.setattr(chitchat_source, "HELD_BACK", {"corpus": range(0)})
     chitchat(
         {
             "good": _chat(["what did you", " do today? "], *ENGLISH[1:]),
@@ -215,10 +214,10 @@ def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
             "spanish": _chat(*SPANISH),
         }
     )
-    rows = _load("train", 1, "chitchat")
-    assert rows.ids == ("chitchat:good",)
-    assert [m["role"] for m in rows.messages[0]] == ["user", "assistant", "user", "assistant"]
-    assert [m["content"] for m in rows.messages[0]] == ENGLISH
+    ((name, messages),) = _load("train", 1, "chitchat").rows
+    assert name == "chitchat:good"
+    assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant"]
+    assert [m["content"] for m in messages] == ENGLISH
     with pytest.raises(UserError, match="chitchat-dataset has only 1 conversations for train"):
         _load("train", 2, "chitchat")
 

