@@ -90,9 +90,5 @@ def check_splits(data: DataConfig) -> None:
 
 
 def read_conversations(path: Path, columns: str | None = None) -> Conversations:
-    """Read every conversation of a file; raises a UserError if one cannot be read.
-
-    Args:
-        columns: the fields to read, as `data.columns`.
-    """
+    """Read every conversation of a file, as `read_rows` does."""
     return Conversations.of("file", kept_file(path, columns))

@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -307,36 +306,16 @@ def test_a_file_of_one_conversation_cannot_be_split(tmp_path):
 # The copy that is kept of it
 
 
-@pytest.fixture
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(rows, "PIECE_ROWS", 3)
-
-
-@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("start", [0, 2, 5])
 @pytest.mark.parametrize("stop", [0, 3, 6, 99])
-def test_slices_are_those_of_a_list(tmp_path, start, stop):
-    rows, wanted = local_files.kept_file(Path(_jsonl(tmp_path, 8))), slice(start, stop)
-    everything = list(rows)
-    assert (len(rows), len(everything)) == (8, 8)
-    assert list(rows[wanted]) == everything[wanted]
-    assert len(rows[wanted]) == len(everything[wanted])
-    assert list(rows[1:][wanted] + rows[wanted]) == everything[1:][wanted] + everything[wanted]
-
-
-@pytest.mark.usefixtures("small_pieces")
-def test_a_damaged_copy_of_a_file_is_made_again(tmp_path, damage, capsys):
-    path = Path(_jsonl(tmp_path, 8))
-    expected = list(local_files.kept_file(path))
-    (kept,) = cache_dir().glob("file-*")
-    damage(kept / "rows.arrow")
-    assert list(local_files.kept_file(path)) == expected
-    assert "is made again" in capsys.readouterr().err
-    local_files.kept_file(Path(_jsonl(tmp_path, 7, "others.jsonl")))
-    (other,) = set(cache_dir().glob("file-*")) - {kept}
-    shutil.rmtree(kept)
-    other.replace(kept)
-    assert list(local_files.kept_file(path)) == expected
+def test_slices_are_those_of_a_list(tmp_path, monkeypatch, start, stop):
+    monkeypatch.setattr(rows, "PIECE_ROWS", 3)
+    kept, wanted = local_files.kept_file(Path(_jsonl(tmp_path, 8))), slice(start, stop)
+    everything = list(kept)
+    assert (len(kept), len(everything)) == (8, 8)
+    assert list(kept[wanted]) == everything[wanted]
+    assert len(kept[wanted]) == len(everything[wanted])
+    assert list(kept[1:][wanted] + kept[wanted]) == everything[1:][wanted] + everything[wanted]
 
 
 def test_a_file_is_read_once_while_it_is_the_same(tmp_path, monkeypatch):
