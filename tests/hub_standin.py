@@ -54,16 +54,16 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path.partition("?")[0])
         if self.hub.status is not None:
             self._answer(self.hub.status, b"{}", {"Retry-After": "0"})
-        elif path in ("/api/repos/create", "/api/validate-yaml"):
-            self._send_json(
-                self._create(json.loads(body)) if "create" in path else {"errors": [], "warnings": []}
-            )
+        elif path == "/api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            self._send_json(self._create(json.loads(body)))
         elif found := _WRITE.match(path):
             self._send_json(self._write(*found.groups(), body))
         elif found := _FILE.match(path):
             self._send_file(*found.groups())
         elif found := _API.match(path):
-            self._send_listing(*found.groups())
+            self._send_json(self._listing(*found.groups()))
         else:
             self._answer(404, b"{}", {})
 
@@ -85,15 +85,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.sent += len(body)
         self._answer(status, body, headers)
 
-    def _send_listing(self, kinds: str, repo: str, what: str | None, revision: str, folder: str) -> None:
+    def _listing(self, kinds: str, repo: str, what: str | None, revision: str, folder: str) -> object:
         files = self.hub.find(kinds.removesuffix("s"), repo, revision)
         if what in ("tree", "paths-info"):
             found = {p: b for p, b in files.items() if p.startswith(folder)}
-            listing = [{"type": "file", "path": p, "size": len(b), "oid": _sha1(b)} for p, b in found.items()]
-            self._answer(200, json.dumps(listing).encode(), {})
-        else:
-            info = {"id": repo, "sha": revision, "siblings": [{"rfilename": p} for p in files], "tags": []}
-            self._answer(200, json.dumps(info).encode(), {})
+            return [{"type": "file", "path": p, "size": len(b), "oid": _sha1(b)} for p, b in found.items()]
+        return {"id": repo, "sha": revision, "siblings": [{"rfilename": p} for p in files], "tags": []}
 
     def _create(self, asked: dict[str, object]) -> dict[str, object]:
         self.hub.created.append(asked)
@@ -140,10 +137,8 @@ def direct_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the environment variable HF_ENDPOINT does, for a huggingface_hub that is imported already."""
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    for module in (
-        huggingface_hub.constants,
-        huggingface_hub.file_download,
-    ):  # before 1.0: a copy of the name
+    copied = huggingface_hub.file_download  # before 1.0
+    for module in (huggingface_hub.constants, copied):
         monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
@@ -165,9 +160,3 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     server.shutdown()
     server.server_close()
     forget_connections()
-
-
-@pytest.fixture
-def no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """huggingface_hub talks to a port where nobody listens."""
-    direct_to("http://127.0.0.1:9", monkeypatch)

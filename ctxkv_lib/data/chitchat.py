@@ -8,11 +8,11 @@ from pathlib import Path
 
 from .hub import package_file
 from .rows import Messages, Row, Rows, Split, check_available
+from .settings import DataConfig
 
-# Rows in the order of `_usable_rows`. Fixed blocks, so that no setting moves the rows of another split.
-CHITCHAT_VALIDATION = range(0, 50)
-CHITCHAT_TEST = range(50, 100)
-CHITCHAT_CORPUS = range(100, 1100)
+# Rows in the order of `_usable_rows`; all others are for training. Fixed blocks, so that no setting moves the
+# rows of another split.
+HELD_BACK = {"validation": range(0, 50), "test": range(50, 100), "corpus": range(100, 1100)}
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
 _PHONE = re.compile(r"\d(?:[ ().-]{0,2}\d){6}")  # 7 digits or more, so some other long numbers, too
@@ -25,17 +25,12 @@ _ENGLISH = frozenset(_COMMON_WORDS.split())
 _ENGLISH_SHARE = 0.2
 
 
-def chitchat_rows(split: Split, count: int) -> Rows:
-    """Read the first `count` rows of a split.
-
-    Raises:
-        UserError: the split has fewer rows, or the package is not installed.
-    """
-    rows = _usable_rows(package_file("chitchat_dataset", "dataset.json", "chitchat-dataset"))
-    held_back = {"validation": CHITCHAT_VALIDATION, "test": CHITCHAT_TEST, "corpus": CHITCHAT_CORPUS}
-    available = held_back.get(split, range(CHITCHAT_CORPUS.stop, len(rows)))
-    check_available(count, len(available), split, "chitchat-dataset")
-    return Rows.held(rows[available.start : available.start + count])
+def chitchat_rows(data: DataConfig, split: Split) -> Rows:
+    """Read the first rows of a split; a UserError if it has fewer, or the package is not installed."""
+    rows = _usable_rows(package_file("chitchat_dataset", "dataset.json"))
+    available = HELD_BACK.get(split, range(HELD_BACK["corpus"].stop, len(rows)))
+    check_available(data, split, len(available), "chitchat-dataset")
+    return Rows.held(rows[available.start :][: data.count(split)])
 
 
 @lru_cache(maxsize=1)  # reading takes a second, and every split needs it

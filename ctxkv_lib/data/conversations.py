@@ -15,16 +15,16 @@ from ..files import digest_of_lists
 from .chitchat import chitchat_rows
 from .hub import ULTRACHAT_REVISION
 from .local_files import file_rows, kept_file
-from .rows import Messages, Rows, Split, text_of
+from .rows import Rows, Split
 from .settings import SOURCES, DataConfig
 from .ultrachat import row_numbers, ultrachat_rows
 
 Reader = Callable[[DataConfig, Split], Rows]
 
 READERS: dict[str, Reader] = {
-    "ultrachat": lambda data, split: ultrachat_rows(split, data.count(split)),
+    "ultrachat": ultrachat_rows,
     "file": file_rows,
-    "chitchat": lambda data, split: chitchat_rows(split, data.count(split)),
+    "chitchat": chitchat_rows,
 }
 
 
@@ -63,14 +63,9 @@ class Conversations:
         """All ids, in memory."""
         return tuple(name for name, _ in self.rows)
 
-    @property
-    def messages(self) -> tuple[Messages, ...]:
-        """All conversations, in memory: a list of `{"role": ..., "content": ...}` each."""
-        return tuple(messages for _, messages in self.rows)
-
     def texts(self) -> Iterator[str]:
-        """Read the text of each conversation."""
-        return (text_of(messages) for _, messages in self.rows)
+        """Read the text of each conversation: its contents joined with one newline, no roles."""
+        return ("\n".join(message["content"] for message in messages) for _, messages in self.rows)
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
@@ -80,8 +75,7 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
         UserError: more rows are asked for than there are, or the source is missing, damaged or unreachable.
     """
     origin = ULTRACHAT_REVISION if data.source == "ultrachat" else data.source
-    has_none = split == "test" and data.test_samples == 0
-    return Conversations.of(origin, Rows() if has_none else READERS[data.source](data, split))
+    return Conversations.of(origin, READERS[data.source](data, split))
 
 
 def check_splits(data: DataConfig) -> None:
@@ -90,15 +84,11 @@ def check_splits(data: DataConfig) -> None:
         if split == "corpus" and not data.reads_corpus:
             continue
         if data.source == "ultrachat":
-            row_numbers(split, data.count(split))
+            row_numbers(data, split)
         else:
             READERS[data.source](data, split)
 
 
 def read_conversations(path: Path, columns: str | None = None) -> Conversations:
-    """Read every conversation of a file; raises a UserError if one cannot be read.
-
-    Args:
-        columns: the fields to read, as `data.columns`.
-    """
+    """Read every conversation of a file, as `read_rows` does."""
     return Conversations.of("file", kept_file(path, columns))

@@ -66,9 +66,6 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
     A random rotation gives all components the same weight. All vectors get the same norm: in the SVD,
     frequent tokens have much larger norms than rare ones, and their logits would dominate the tied head.
 
-    Args:
-        neighbours: as `DataConfig` has it.
-
     Returns:
         float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have norm 1, about; the others are
         noise of norm `NOISE`.

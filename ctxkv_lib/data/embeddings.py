@@ -42,12 +42,8 @@ class TokenTable:
 def load_table(data: DataConfig, hidden_size: int, seed: int) -> TokenTable:
     """Read or make the table that `data.table` names.
 
-    Args:
-        hidden_size: numbers a token.
-        seed: for table=random; other tables do not depend on it.
-
-    Raises:
-        UserError: the Hub or the source cannot be read, or the table has another width.
+    `seed` is for table=random; other tables do not depend on it. Raises a UserError if the Hub or the source
+    cannot be read, or the table has another width than `hidden_size`.
     """
     makers = {"gpt2": _gpt2_table, "cooccurrence": _cooccurrence_table, "random": _random_table}
     table = makers[data.table](data, hidden_size, seed)

@@ -48,11 +48,7 @@ def kind_of(path: Path) -> str:
 def read_rows(path: Path, columns: str | None = None) -> Iterator[Row]:
     """Read a file's conversations one by one, named by the file's kind and their place in it ("jsonl:3").
 
-    Args:
-        columns: as `DataConfig` has it.
-
-    Raises:
-        UserError: the file or one of its records cannot be read.
+    `columns` are those of `DataConfig`. Raises a UserError if the file or one of its records cannot be read.
     """
     kind, place = kind_of(path), None
     forms = FORMS if columns is None else (tuple(name.strip() for name in columns.split(",")),)

@@ -86,12 +86,11 @@ def download(file: HubFile) -> Path:
         return Path(hf_hub_download(file.repo, file.path, repo_type=file.kind, revision=file.revision))
 
 
-def package_file(package: str, path: str, pip_name: str) -> Path:
+def package_file(package: str, path: str) -> Path:
     """Find a data file of a package without importing it; raises a UserError if it is missing."""
     spec = importlib.util.find_spec(package)
     file = Path(spec.origin).parent / path if spec and spec.origin else None
     if file is None or not file.is_file():
-        raise UserError(
-            f"The package {pip_name} is not installed or lacks {path}; run: pip install {pip_name}"
-        )
+        name = package.replace("_", "-")
+        raise UserError(f"The package {name} is not installed or lacks {path}; run: pip install {name}")
     return file

@@ -77,7 +77,7 @@ def file_rows(data: DataConfig, split: Split) -> Rows:
     corpus = validation - sizes.get("corpus_samples", 0)
     test = corpus - data.test_samples
     if split == "corpus" and data.corpus != "own":
-        return chitchat_rows("corpus", data.corpus_samples) + rows[:test]
+        return chitchat_rows(data, "corpus") + rows[:test]
     return {
         "train": rows[: data.samples],
         "test": rows[test:corpus],

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..errors import DamagedFile, UserError
 from ..files import checksum, read_sealed_json, replacing, state, write_sealed_json
+from .settings import DataConfig
 
 Split = Literal["train", "validation", "test", "corpus"]
 Messages = list[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
@@ -54,13 +55,9 @@ class Rows:
         return Rows(tuple(taken))
 
 
-def text_of(messages: Messages) -> str:
-    """Join a conversation's contents with one newline; no roles."""
-    return "\n".join(message["content"] for message in messages)
-
-
-def check_available(asked: int, available: int, split: Split, source: str) -> None:
+def check_available(data: DataConfig, split: Split, available: int, source: str) -> None:
     """Raise a UserError if more rows of a split are asked for than there are."""
+    asked = data.count(split)
     if asked > available:
         name = "data.samples" if split == "train" else f"data.{split}_samples"
         raise UserError(

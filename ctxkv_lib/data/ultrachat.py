@@ -9,32 +9,31 @@ from ..locks import made_once
 from ..progress import progress_bar
 from .hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS, HubFile, open_file
 from .rows import Rows, Split, check_available, keep_rows, kept_rows
+from .settings import DataConfig
 
 # Rows of train_sft, counted over all its shards. The published validation rows are the first 20 of theirs.
-# Fixed blocks, so that no setting moves the rows of another split; all other rows are for training.
-ULTRACHAT_VALIDATION = range(50_000, 50_500)
-ULTRACHAT_TEST = range(50_500, 51_000)
-ULTRACHAT_CORPUS = range(51_000, 56_000)
-ULTRACHAT_ROWS = 207_865
+# Fixed blocks, so that no setting moves the rows of another split.
+SPLITS = {
+    "train": (range(50_000), range(56_000, 207_865)),
+    "validation": (range(50_000, 50_500),),
+    "test": (range(50_500, 51_000),),
+    "corpus": (range(51_000, 56_000),),
+}
 
 
-def ultrachat_rows(split: Split, count: int) -> Rows:
-    """Read the first `count` rows of a split.
-
-    Raises:
-        UserError: the split has fewer rows, or the Hub cannot be reached.
-    """
-    wanted = row_numbers(split, count)
+def ultrachat_rows(data: DataConfig, split: Split) -> Rows:
+    """Read the first rows of a split; a UserError if it has fewer, or the Hub cannot be reached."""
+    wanted = row_numbers(data, split)
     return made_once(lambda: _kept(wanted), lambda: _fetch(wanted))
 
 
-def row_numbers(split: Split, count: int) -> list[range]:
-    """Find the first `count` rows of a split; raises a UserError if it has fewer."""
-    held_back = {"validation": ULTRACHAT_VALIDATION, "test": ULTRACHAT_TEST, "corpus": ULTRACHAT_CORPUS}
-    around = [range(ULTRACHAT_VALIDATION.start), range(ULTRACHAT_CORPUS.stop, ULTRACHAT_ROWS)]
-    first, *rest = [held_back[split]] if split in held_back else around
-    check_available(count, len(first) + sum(map(len, rest)), split, "UltraChat")
-    wanted = [first[:count], *(block[: max(0, count - len(first))] for block in rest)]
+def row_numbers(data: DataConfig, split: Split) -> list[range]:
+    """Find the first rows of a split; raises a UserError if it has fewer."""
+    check_available(data, split, sum(map(len, SPLITS[split])), "UltraChat")
+    wanted, missing = [], data.count(split)
+    for block in SPLITS[split]:
+        wanted.append(block[:missing])
+        missing -= len(wanted[-1])
     return [rows for rows in wanted if rows]
 
 
@@ -49,7 +48,7 @@ def _common(group: range, block: range) -> range:
 
 
 def _kept(wanted: list[range]) -> Rows:
-    """Open the copy of one row group; raises as `kept_rows`."""
+    """Open the copies of row groups with wanted rows; raises as `kept_rows`."""
     copies = _copy_of(range(0))[0].parent
     groups = (range(*map(int, path.name.split("-")[1:])) for path in copies.glob("rows-*"))
     rows = Rows()

@@ -24,11 +24,7 @@ PACKAGE = re.compile(r"^from (?:\.\.|ctxkv_lib\.)(?:method|hf)\.", re.MULTILINE)
 def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> None:
     """Write all files of the model's code into `folder`, with imports adapted to one flat folder.
 
-    Args:
-        plugins: as of `ContextKVConfig`.
-
-    Raises:
-        ValueError: the code of a plug-in cannot be exported.
+    `plugins` are those of `ContextKVConfig`. Raises a ValueError if the code of one cannot be exported.
     """
     files, named = [], []
     for package, names in FILES.items():

@@ -17,11 +17,9 @@ from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, exact_contexts
 from ..method.evaluation import perplexity, token_scores
 from ..method.model import project_inputs
-from .modeling import ContextKVForCausalLM
+from .modeling import TOLERANCE, ContextKVForCausalLM
 
-SEED_LIMIT = 2**63  # what torch's generators take
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
-TOLERANCE = 1e-5  # largest error of a context component while measuring
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
 
 
@@ -34,22 +32,16 @@ def generate_text(
     top_k: int,
     seed: int,
 ) -> str:
-    """Generate the continuation of `prompt`; returns both.
+    """Generate at most `new_tokens` that continue `prompt`; returns both.
 
-    Args:
-        new_tokens: how many to add at most.
-        temperature: of sampling; 0, or almost 0, always takes the most likely token.
-        top_k: sample from this many most likely tokens only.
-        seed: of the sampling, 0 to 2^63 - 1.
-
-    Raises:
-        UserError: an empty prompt, or a number that is not allowed.
+    Temperature 0, or almost 0, always takes the most likely token. Raises a UserError for an empty prompt, or
+    a number that is not allowed.
     """
     least = {"max-new-tokens": (new_tokens, 1), "temperature": (temperature, 0), "top-k": (top_k, 1)}
     for name, (value, allowed) in least.items():
         if not allowed <= value < math.inf:
             raise UserError(f"--{name} is {value}; allowed: {allowed} or more.")
-    if not 0 <= seed < SEED_LIMIT:
+    if not 0 <= seed < 2**63:  # what torch's generators take
         raise UserError(f"--seed is {seed}; allowed: 0 to 2^63 - 1.")
     if prompt.encode(errors="ignore").decode() != prompt:
         raise UserError("--prompt is not UTF-8; set the terminal to UTF-8, or write the prompt in ASCII.")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 # All files of a saved model are imported here: transformers 4 copies only these when it loads one.
 from ..method.config import ModelConfig as ModelConfig
@@ -24,7 +25,7 @@ from .plugins import parts_of
 from .prefill import scan_rows
 
 LONG = 4 * SEGMENT  # columns from which segments are used: as fast there, and faster beyond
-TOLERANCE = 1e-5  # of a component of the contexts of long texts
+TOLERANCE = 1e-5  # largest error of a component of the contexts of long texts
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 # Of a random table. The hidden state is near the current token's embedding: with a larger norm, an untrained
 # model would predict the current token again.
@@ -41,8 +42,6 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
 
     config_class = ContextKVConfig
     config: ContextKVConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
     _is_stateful = True  # no assisted decoding, since contexts cannot be reverted
 
     def __init__(self, config: ContextKVConfig) -> None:
@@ -53,11 +52,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_model(cls, model: ContextKV, plugins: dict[str, Any]) -> "ContextKVForCausalLM":
-        """Wrap a trained model; its tensors are shared.
-
-        Args:
-            plugins: as of `ContextKVConfig`.
-        """
+        """Wrap a trained model, with `plugins` of `ContextKVConfig`; its tensors are shared."""
         config = ContextKVConfig(
             **vars(model.config),
             vocab_size=model.wte.num_embeddings,
@@ -97,6 +92,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.wte
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -107,9 +103,8 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         **loss_options: Any,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+    ) -> CausalLMOutputWithPast:
         """Read on from `cache`, or from the beginning of a text.
 
         Args:
@@ -124,7 +119,6 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
                 used and its way is not through them.
             output_attentions: return the attention weights, `[batch, num_heads, length, max_contexts]`, if
                 the model's attention returns any.
-            return_dict: False returns what there is as a tuple.
             loss_options: as transformers' causal losses take them: `num_items_in_batch`, `ignore_index`,
                 `shift_labels`.
 
@@ -134,15 +128,12 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: nothing to read, or a mask of another shape.
         """
-        batch, length = _checked_shape(input_ids, attention_mask)
+        read = _columns_read(input_ids, attention_mask)
         cache = past_key_values if cache is None else cache
         distinct, tokens = _distinct(input_ids)
         embeddings = self.embed(distinct)
         if cache is None:
-            cache = ContextCache(self.window, self.config.context_dim, batch, embeddings)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        read = attention_mask[:, -length:].bool()
+            cache = ContextCache(self.window, self.config.context_dim, len(input_ids), embeddings)
         with without_autocast(embeddings.device):
             inputs = project_inputs(self.context_block, embeddings.to(self.wte.weight.dtype))
             contexts = self._contexts(cache.state, inputs, tokens, read)
@@ -161,8 +152,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             output[CACHE_NAME] = cache
         if attentions and weights is not None:
             output["attentions"] = (weights,)
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return output
 
     def _contexts(self, state: Tensor, inputs: Tensor, tokens: Tensor, read: Tensor) -> Tensor:
         """Compute contexts `[batch, length, context_dim]` after each column, from `state`.
@@ -238,14 +228,16 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         return False
 
 
-def _checked_shape(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[int, int]:
+def _columns_read(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return which columns are no padding, bool `[batch, length]`; raises the ValueErrors of `forward`."""
     batch, length = input_ids.shape
     require(input_ids.numel() > 0, "input_ids.shape", (batch, length), "one row and one token or more")
-    if attention_mask is not None:
-        shape = tuple(attention_mask.shape)
-        fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
-        require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
-    return batch, length
+    if attention_mask is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    shape = tuple(attention_mask.shape)
+    fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
+    require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
+    return attention_mask[:, -length:].bool()
 
 
 def _distinct(input_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hf.inference import TOLERANCE
+from ..hf.modeling import TOLERANCE
 from ..method.config import ModelConfig
 from ..method.contexts import distinct_rows, exact_contexts
 from ..method.evaluation import effective_rank

@@ -41,7 +41,7 @@ def recall_rows(data: DataConfig, split: Split) -> Rows:
             "data.source=recall are random. Allowed with it: random, gpt2."
         )
     available, window = SPLITS[split], data.recall_window
-    check_available(data.count(split), len(available), split, "the recall task")
+    check_available(data, split, len(available), "the recall task")
     rows = available[: data.count(split)]
 
     def make(part: range) -> list[Row]:

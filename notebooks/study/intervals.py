@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ctxkv_lib.data.chitchat import chitchat_rows
 from ctxkv_lib.data.hub import package_file
+from ctxkv_lib.data.settings import DataConfig
 
 DRAWS = 10_000
 LEVEL = 95  # per cent of the draws that an interval holds
@@ -45,9 +46,9 @@ def losses(results: dict[str, Any], samples: int, variant: str) -> tuple[Losses,
 @cache
 def speakers(count: int) -> list[int]:
     """Number the group of each test conversation: those that share a speaker, also through others."""
-    file = package_file("chitchat_dataset", "dataset.json", "chitchat-dataset")
+    file = package_file("chitchat_dataset", "dataset.json")
     dataset = json.loads(file.read_text(encoding="utf-8"))
-    names = [name.partition(":")[2] for name, _ in chitchat_rows("test", count)]
+    names = [name.partition(":")[2] for name, _ in chitchat_rows(DataConfig(test_samples=count), "test")]
     groups: list[set[str]] = []
     for name in names:
         own = {turn[0]["sender"] for turn in dataset[name]["messages"]}

@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +35,10 @@ def _row(number):
     ]
 
 
+def _numbered(numbers):
+    return [(f"ultrachat:train_sft:{n}", _row(n)) for n in numbers]
+
+
 def _shard_of(rows, group):
     """A Parquet file of numbered rows with UltraChat's columns, of which only `messages` is ever wanted."""
     columns = {"prompt": [f"{FILLER * 5} {n}" for n in rows], "messages": [_row(n) for n in rows]}
@@ -62,9 +63,8 @@ def large(hub, shard):
 @pytest.fixture
 def small(hub, monkeypatch):
     """Twenty rows on three shards; 6 to 13 are held back."""
-    numbers = {"VALIDATION": range(6, 8), "TEST": range(8, 10), "CORPUS": range(10, 14), "ROWS": 20}
-    for name, value in numbers.items():
-        monkeypatch.setattr(ultrachat, f"ULTRACHAT_{name}", value)
+    held_back = {"validation": (range(6, 8),), "test": (range(8, 10),), "corpus": (range(10, 14),)}
+    monkeypatch.setattr(ultrachat, "SPLITS", {"train": (range(6), range(14, 20)), **held_back})
     parts = (range(9), range(9, 12), range(12, 20))
     hub.files = {file: _shard_of(rows, 4) for file, rows in zip(ULTRACHAT_SHARDS, parts, strict=True)}
     return hub
@@ -77,8 +77,7 @@ def small(hub, monkeypatch):
 @pytest.mark.usefixtures("large")
 def test_ultrachat_gives_the_published_rows(split, first, count):
     rows = _load(split, count)
-    assert rows.ids == tuple(f"ultrachat:train_sft:{n}" for n in range(first, first + count))
-    assert list(rows.messages) == [_row(n) for n in range(first, first + count)]
+    assert list(rows.rows) == _numbered(range(first, first + count))
     assert next(rows.texts()) == f"question {first} {FILLER}\nanswer {first}"
 
 
@@ -104,9 +103,7 @@ def test_ultrachat_transfers_one_row_group_of_one_column(large, shard):
     ],
 )
 def test_row_numbers_run_on_over_shards(split, count, expected):
-    rows = _load(split, count)
-    assert rows.ids == tuple(f"ultrachat:train_sft:{n}" for n in expected)
-    assert list(rows.messages) == [_row(n) for n in expected]
+    assert list(_load(split, count).rows) == _numbered(expected)
 
 
 def test_only_row_groups_that_are_not_there_yet_are_fetched(small, tmp_path):
@@ -120,15 +117,10 @@ def test_only_row_groups_that_are_not_there_yet_are_fetched(small, tmp_path):
     shutil.rmtree(tmp_path / "cache")
     assert _load("train", 12) == more
     assert fresh < small.sent - sent - fresh
-
-
-def test_ultrachat_is_read_once(large):
-    first = _load("train", 500)
-    large.status = 500  # from here on the Hub is of no use
-    assert _load("train", 100).messages == first.messages[:100]
-    assert _load("train", 500) == first
+    small.status = 500  # from here on the Hub is of no use
+    assert list(_load("train", 8).rows) == list(more.rows[:8])
     with pytest.raises(UserError, match=REFUSED):
-        _load("validation", 20)
+        _load("test", 2)
 
 
 def test_a_damaged_local_copy_is_fetched_again(large, tmp_path, capsys, damage):
@@ -153,29 +145,19 @@ def test_ultrachat_says_how_many_rows_there_are(hub, split, available):
         _load(split, available + 1)
 
 
-@pytest.mark.parametrize("status", [403, 404, 429, 503])
-def test_refusals_of_the_hub_name_the_offline_preset(hub, status):
-    hub.status = status
+@pytest.mark.parametrize("cause", [403, 404, 429, 503, "no network", "offline mode"])
+def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, cause):
+    from hub_standin import direct_to, forget_connections  # not before pytest has it as a plugin
+
+    if cause == "no network":
+        direct_to("http://127.0.0.1:9", monkeypatch)  # where nobody listens
+    elif cause == "offline mode":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        forget_connections()
+    else:
+        hub.status = cause
     with pytest.raises(UserError, match=REFUSED):
         _load("train", 1)
-
-
-@pytest.mark.usefixtures("no_hub")
-def test_no_network_names_the_offline_preset():
-    with pytest.raises(UserError, match=REFUSED):
-        _load("train", 1)
-
-
-def test_offline_mode_names_the_offline_preset(tmp_path):
-    program = (
-        "from ctxkv_lib.data.conversations import DataConfig, load_conversations\n"
-        "try: load_conversations(DataConfig(), 'train')\n"
-        "except ValueError as error: print(error)"
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert "could not be read from the Hugging Face Hub" in done.stdout
-    assert done.stdout.strip().endswith("or use --preset offline.")
 
 
 @pytest.fixture
@@ -203,8 +185,7 @@ SPANISH = ["que haces hoy?", "nada en especial y tu", "voy al cine con mi herman
 
 
 def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
-    monkeypatch.setattr(chitchat_source, "CHITCHAT_VALIDATION", range(0))
-    monkeypatch.setattr(chitchat_source, "CHITCHAT_CORPUS", range(0))
+    monkeypatch.setattr(chitchat_source, "HELD_BACK", {"corpus": range(0)})
     chitchat(
         {
             "good": _chat(["what did you", " do today? "], *ENGLISH[1:]),
@@ -215,10 +196,10 @@ def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
             "spanish": _chat(*SPANISH),
         }
     )
-    rows = _load("train", 1, "chitchat")
-    assert rows.ids == ("chitchat:good",)
-    assert [m["role"] for m in rows.messages[0]] == ["user", "assistant", "user", "assistant"]
-    assert [m["content"] for m in rows.messages[0]] == ENGLISH
+    ((name, messages),) = _load("train", 1, "chitchat").rows
+    assert name == "chitchat:good"
+    assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant"]
+    assert [m["content"] for m in messages] == ENGLISH
     with pytest.raises(UserError, match="chitchat-dataset has only 1 conversations for train"):
         _load("train", 2, "chitchat")
 
@@ -232,12 +213,6 @@ def test_chitchat_blocks_do_not_move(chitchat):
         assert _load(split, 3, "chitchat").ids == splits[split][:3]
         with pytest.raises(UserError, match=f"has only {count} conversations"):
             _load(split, count + 1, "chitchat")
-
-
-def test_chitchat_not_installed(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="run: pip install chitchat-dataset"):
-        _load("train", 1, "chitchat")
 
 
 def test_installed_chitchat_is_as_large_as_documented():

@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ctxkv_lib.data import formats, local_files, rows
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.files import cache_dir, digest
+from ctxkv_lib.files import cache_dir
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.configure import compared_samples, configure
 
@@ -63,7 +62,7 @@ def test_known_forms_of_a_record_are_recognised(tmp_path, record, columns):
     (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n{text}".encode())
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "table.parquet")
     for path in tmp_path.iterdir():
-        assert read_conversations(path, columns).messages[0] == CHAT, path
+        assert next(iter(read_conversations(path, columns).rows))[1] == CHAT, path
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,8 @@ def test_parquet_is_read_over_several_batches(tmp_path):
 def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
     path, call = tmp_path / "tools.jsonl", {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     path.write_text(json.dumps({"messages": [*CHAT, call]}))
-    assert read_conversations(path).messages[0] == [*CHAT, {"role": "assistant", "content": ""}]
+    ((_, messages),) = read_conversations(path).rows
+    assert messages == [*CHAT, {"role": "assistant", "content": ""}]
 
 
 # What is refused, and where it stands
@@ -261,7 +261,7 @@ def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_pa
 
 def test_a_validation_text_holds_two_windows_but_at_most_a_third_of_the_file(tmp_path):
     path = _jsonl(tmp_path, 40)  # 12 characters each
-    characters = sum(len(m["content"]) for m in read_conversations(Path(path)).messages[-1])
+    characters = sum(len(message["content"]) for message in json.loads(_line(40))["messages"])
     small = {"model.interval": 1, "model.max_contexts": characters}  # two windows are eight conversations
     assert _fitted(path, small)[0].data.validation_samples == 8
     assert _fitted(path)[0].data.validation_samples == 13
@@ -306,41 +306,16 @@ def test_a_file_of_one_conversation_cannot_be_split(tmp_path):
 # The copy that is kept of it
 
 
-@pytest.fixture
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(rows, "PIECE_ROWS", 3)
-
-
-@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("start", [0, 2, 5])
 @pytest.mark.parametrize("stop", [0, 3, 6, 99])
-def test_slices_are_those_of_a_list(tmp_path, start, stop):
-    rows, wanted = local_files.kept_file(Path(_jsonl(tmp_path, 8))), slice(start, stop)
-    everything = list(rows)
-    assert (len(rows), len(everything)) == (8, 8)
-    assert list(rows[wanted]) == everything[wanted]
-    assert len(rows[wanted]) == len(everything[wanted])
-    assert list(rows[1:][wanted] + rows[wanted]) == everything[1:][wanted] + everything[wanted]
-
-
-def test_the_fingerprint_is_the_digest_of_all_ids_and_contents(tmp_path):
-    rows = read_conversations(Path(_jsonl(tmp_path, 7)))
-    assert rows.fingerprint == digest(["file", rows.ids, rows.messages])
-
-
-@pytest.mark.usefixtures("small_pieces")
-def test_a_damaged_copy_of_a_file_is_made_again(tmp_path, damage, capsys):
-    path = Path(_jsonl(tmp_path, 8))
-    expected = list(local_files.kept_file(path))
-    (kept,) = cache_dir().glob("file-*")
-    damage(kept / "rows.arrow")
-    assert list(local_files.kept_file(path)) == expected
-    assert "is made again" in capsys.readouterr().err
-    local_files.kept_file(Path(_jsonl(tmp_path, 7, "others.jsonl")))
-    (other,) = set(cache_dir().glob("file-*")) - {kept}
-    shutil.rmtree(kept)
-    other.replace(kept)
-    assert list(local_files.kept_file(path)) == expected
+def test_slices_are_those_of_a_list(tmp_path, monkeypatch, start, stop):
+    monkeypatch.setattr(rows, "PIECE_ROWS", 3)
+    kept, wanted = local_files.kept_file(Path(_jsonl(tmp_path, 8))), slice(start, stop)
+    everything = list(kept)
+    assert (len(kept), len(everything)) == (8, 8)
+    assert list(kept[wanted]) == everything[wanted]
+    assert len(kept[wanted]) == len(everything[wanted])
+    assert list(kept[1:][wanted] + kept[wanted]) == everything[1:][wanted] + everything[wanted]
 
 
 def test_a_file_is_read_once_while_it_is_the_same(tmp_path, monkeypatch):

@@ -81,14 +81,6 @@ def test_a_mask_of_another_shape_is_refused(shape):
         tiny_model()(tiny_ids(5)[None], attention_mask=torch.ones(shape))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning"
-)  # since 5.24
-def test_gradient_checkpointing_is_refused():
-    with pytest.raises(ValueError, match=r"does not support (activation|gradient) checkpointing"):
-        tiny_model().gradient_checkpointing_enable()
-
-
 @pytest.mark.parametrize("phase", [1, 2])
 def test_a_distributed_wrapper_trains_it(tmp_path, phase):
     plain, model = tiny_model(attention_dropout=0.0), tiny_model(attention_dropout=0.0)
