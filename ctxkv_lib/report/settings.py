@@ -1,6 +1,7 @@
 """List settings for `ctxkv settings`, from their dataclasses, presets and recipes."""
 
 import dataclasses
+from itertools import groupby
 from typing import Any
 
 from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, load_source_plugins, recipe_settings
@@ -41,15 +42,13 @@ def _layers() -> dict[str, dict[str, Any]]:
 
 def format_settings(rows: list[dict[str, Any]]) -> str:
     """Format `describe_settings` for a terminal."""
-    lines, concern = [], ""
-    for row in rows:
-        if row["setting"].partition(".")[0] != concern:
-            concern = row["setting"].partition(".")[0]
-            about = (GROUPS[concern].__doc__ or "").partition(".")[0]
-            lines += ["", f"{concern}: {about}"]
-        value = f"{row['setting']} = {row['value']} {row['unit']}".rstrip()
-        lines.append(f"  {value:<{WIDTH}}  {row['reason']}")
-        lines += [f"  {'':<{WIDTH}}  {line}" for line in _details(row)]
+    lines = []
+    for concern, group in groupby(rows, lambda row: row["setting"].partition(".")[0]):
+        lines += ["", f"{concern}: {(GROUPS[concern].__doc__ or '').partition('.')[0]}"]
+        for row in group:
+            value = f"{row['setting']} = {row['value']} {row['unit']}".rstrip()
+            lines.append(f"  {value:<{WIDTH}}  {row['reason']}")
+            lines += [f"  {'':<{WIDTH}}  {line}" for line in _details(row)]
     return "\n".join(lines[1:])
 
 

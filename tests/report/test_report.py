@@ -10,10 +10,11 @@ from sample_runs import EPOCHS, sample_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.report import comparison_table, improvement, write_report
 from ctxkv_lib.report.columns import example_positions
+from ctxkv_lib.report.document import comparison_table, write_report
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.report.tables import literal
+from ctxkv_lib.report.verdicts import improvement
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
