@@ -24,20 +24,17 @@ def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
     """
     load_source_plugins()
     chosen = build_config(preset) if preset else None
+    layers = {name: {**each.settings, "data.samples": each.samples[-1]} for name, each in PRESETS.items()}
+    layers |= {f"recipe {name}": recipe_settings(name) for name in RECIPES}
     rows = []
     for concern, settings in GROUPS.items():
         for known in dataclasses.fields(settings):
             key = f"{concern}.{known.name}"
             value = getattr(getattr(chosen, concern), known.name) if chosen else known.default
-            others = {name: layer[key] for name, layer in _layers().items() if layer.get(key, value) != value}
+            others = {name: layer[key] for name, layer in layers.items() if layer.get(key, value) != value}
             about = {**known.metadata, "allowed": known.metadata["allowed"].text}
             rows.append({"setting": key, "value": value, **about, "elsewhere": others})
     return rows
-
-
-def _layers() -> dict[str, dict[str, Any]]:
-    presets = {n: {**p.settings, "data.samples": p.samples[-1]} for n, p in PRESETS.items()}
-    return {**presets, **{f"recipe {name}": recipe_settings(name) for name in RECIPES}}
 
 
 def format_settings(rows: list[dict[str, Any]]) -> str:

@@ -105,9 +105,8 @@ def _tooltips(figure: Figure) -> Iterator[str]:
                 continue  # a line across the page, or a cloud
             if line.get_linestyle() == "None":
                 continue  # a mark on a point of another curve
-            seen = np.clip(
-                ax.transData.transform(points), *ax.bbox.get_points()
-            )  # above the axis: at its end
+            # What lies above the axis is read at its end.
+            seen = np.clip(ax.transData.transform(points), *ax.bbox.get_points())
             places = 100 * figure.transFigure.inverted().transform(seen) - POINTER_REACH
             what, unit = ax.get_xlabel().partition(" (")[0].lower(), "%" * ("%" in ax.get_ylabel())
             for (x, y), (left, up) in zip(points.tolist(), places.tolist(), strict=True):
