@@ -87,15 +87,11 @@ class RunExplorer(widgets.VBox):
             self.epoch.value if first <= self.epoch.value <= last else None,
         )
         image = markup.png(self.figure)
-        self.page.value = "".join(
-            (
-                markup.figure_html(self.figure, image),
-                markup.themed(_values_table(chosen, self.epoch.value)),
-                markup.download_link("curves.png", image, "image/png"),
-                " &nbsp; ",
-                markup.download_link("curves.csv", _curves_csv(chosen, first, last).encode(), "text/csv"),
-            )
-        )
+        page = markup.figure_html(self.figure, image)
+        page += markup.themed(_values_table(chosen, self.epoch.value))
+        page += markup.download_link("curves.png", image, "image/png") + " &nbsp; "
+        page += markup.download_link("curves.csv", _curves_csv(chosen, first, last).encode(), "text/csv")
+        self.page.value = page
 
 
 def _values_table(runs: dict[str, Run], epoch: int) -> str:
@@ -178,11 +174,9 @@ class WindowExplorer(widgets.VBox):
             self._go(change["new"])
 
     def _on_split(self, change: Any) -> None:
-        last = len(self._trained.caches[change["new"]]) - 1
         before = self.position.value
-        self.position.value = min(before, last)  # a move triggers a drawing
-        self.position.max = last
-        if self.position.value == before:
+        self.position.max = len(self._trained.caches[change["new"]]) - 1  # which moves what lies beyond
+        if self.position.value == before:  # a move triggers a drawing
             self._draw()
 
     def _draw(self) -> None:
