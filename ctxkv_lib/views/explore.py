@@ -17,6 +17,7 @@ from ..method.contexts import distinct_rows, draw_contexts, exact_contexts, para
 from ..method.model import ContextBlock, ContextKV, project_inputs
 from ..method.windows import theoretical_max
 from ..report.tables import percent, ppl
+from ..report.verdicts import epoch_note
 from ..runs.caches import load_cache
 from ..runs.config import ExperimentConfig
 from ..runs.published import PUBLISHED
@@ -233,12 +234,10 @@ def attended_window(trained: Trained, split: str, position: int, guesses: int = 
 def epoch_rows(run: Run) -> list[list[str]]:
     """Make table rows of early stopping: epoch, PPLs, accuracy, epochs without gain, a note."""
     phase2 = run.summary["phase2"]
-    last = phase2["epochs"][-1]["epoch"]
+    notes = {"worse": "not better", "stopped": f"patience of {run.config.phase2.patience} is used up: stop"}
     rows = []
     for line in phase2["epochs"]:
-        note = "better: weights kept" if line["improved"] else "not better"
-        if line["epoch"] == last and phase2["stop_reason"] == "early_stopping":
-            note = f"patience of {run.config.phase2.patience} is used up: stop"
+        note = notes.get(epoch_note(phase2, line), "better: weights kept")
         shown = ppl(line["train_ppl"]), ppl(line["val_ppl"]), percent(line["val_acc"])
         rows.append([str(line["epoch"]), *shown, str(line["no_improve"]), note])
     return rows
