@@ -48,7 +48,7 @@ def terminal_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _aligned(cells: Sequence[str], justify: Callable[[str, int], str]) -> list[str]:
-    """Pad cells to a common width; Japanese characters take two of a terminal's."""
+    """Pad cells to one width on a terminal, where Japanese characters are two columns wide."""
     wide = [sum(east_asian_width(character) in "WF" for character in cell) for cell in cells]
     width = max(len(cell) + extra for cell, extra in zip(cells, wide, strict=True))
     return [justify(cell, width - extra) for cell, extra in zip(cells, wide, strict=True)]

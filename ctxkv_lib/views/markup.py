@@ -105,7 +105,7 @@ def _tooltips(figure: Figure) -> Iterator[str]:
                 continue  # a line across the page, or a cloud
             if line.get_linestyle() == "None":
                 continue  # a mark on a point of another curve
-            # What lies above the axis is read at its end.
+            # A point above the axis has its value at the axis's end.
             seen = np.clip(ax.transData.transform(points), *ax.bbox.get_points())
             places = 100 * figure.transFigure.inverted().transform(seen) - POINTER_REACH
             what, unit = ax.get_xlabel().partition(" (")[0].lower(), "%" * ("%" in ax.get_ylabel())

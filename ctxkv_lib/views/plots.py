@@ -175,7 +175,7 @@ class WindowExplorer(widgets.VBox):
 
     def _on_split(self, change: Any) -> None:
         before = self.position.value
-        self.position.max = len(self._trained.caches[change["new"]]) - 1  # which moves what lies beyond
+        self.position.max = len(self._trained.caches[change["new"]]) - 1  # lowers a position beyond it
         if self.position.value == before:  # a move triggers a drawing
             self._draw()
 
