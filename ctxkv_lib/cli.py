@@ -193,7 +193,7 @@ def compare(options: argparse.Namespace) -> None:
     out, root = options.out or comparison_folder(configs), options.out or DEFAULT_ROOT
     with _loading(out):
         from .experiments import compare, write_comparison
-        from .report import comparison_table
+        from .report.document import comparison_table
 
     listener = _printer(largest, [run_folder_of(config, root) for config in configs])
     runs = compare(configs, root, out, listener, options.again)
@@ -223,7 +223,7 @@ def sweep(options: argparse.Namespace) -> None:
 @command("run+ --lang")
 def report(options: argparse.Namespace) -> None:
     """Print the written report of one or more finished runs."""
-    from .report import write_report
+    from .report.document import write_report
     from .runs.run_folder import load_run
 
     print(write_report([load_run(path) for path in options.run], options.lang))
@@ -271,7 +271,7 @@ def evaluate(options: argparse.Namespace) -> None:
 def probe(options: argparse.Namespace) -> None:
     """Measure what a run's contexts remember, and what they are used for."""
     with stage("Reading the contexts"):
-        from .report.measured import format_ablations, format_probe
+        from .report.document import format_ablations, format_probe
         from .research.measure import measure
         from .runs.run_folder import load_run
 

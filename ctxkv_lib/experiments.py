@@ -16,10 +16,11 @@ from .locks import only_process
 from .method.phase2 import best_epoch
 from .method.windows import theoretical_max
 from .progress import Listener, progress_bar, stage
-from .report import LANGUAGES, improvement, write_report
+from .report.document import LANGUAGES, write_report
 from .report.info import dense_fp32_mib
 from .report.labels import run_labels
 from .report.model_card import model_card
+from .report.verdicts import improvement
 from .runs.config import ExperimentConfig
 from .runs.provenance import choose_device
 from .runs.records import SummaryPart

@@ -9,7 +9,7 @@ from conftest import local_experiment
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.experiments import run
-from ctxkv_lib.report import write_report
+from ctxkv_lib.report.document import write_report
 from ctxkv_lib.research.measure import measure
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.listing import format_runs

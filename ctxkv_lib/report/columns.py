@@ -40,9 +40,7 @@ class Column:
     @property
     def offsets(self) -> list[int] | None:
         """Return the distances of the slots in tokens; None for a mixer."""
-        model = self.config.model
-        uniform = [slot * model.interval for slot in range(model.max_contexts)]
-        return self.summary["context_window"].get("offsets", uniform)
+        return self.summary["context_window"].get("offsets", Window(self.config.model).offsets)
 
     @property
     def is_uniform(self) -> bool:
@@ -83,14 +81,12 @@ def with_gain(columns: Sequence[Column], label: str) -> list[Column]:
 
 def origin(columns: Sequence[Column]) -> dict[str, str]:
     """Return date, machine and versions of the runs: shared ones once, others for each run."""
-    labels, found = [column.label for column in columns], list(map(_origin, columns))
-    shared = {name: [each[name] for each in found] for name in found[0]}
-    return {
-        name: texts[0]
-        if len(distinct(texts)) == 1
-        else "; ".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
-        for name, texts in shared.items()
-    }
+    made, found = {column.label: _origin(column) for column in columns}, {}
+    for name in _origin(columns[0]):
+        texts = {label: each[name] for label, each in made.items()}
+        shared, *others = distinct(texts.values())
+        found[name] = "; ".join(f"{label}: {text}" for label, text in texts.items()) if others else shared
+    return found
 
 
 def _origin(column: Column) -> dict[str, str]:
@@ -109,14 +105,12 @@ def _origin(column: Column) -> dict[str, str]:
 def devices(columns: Sequence[Column]) -> Iterator[Column]:
     """Make a column for the CPU of each run, and for its GPU if it used one: GiB and peak by stage."""
     for column in columns:
-        stages = memory_stages(column.summary["memory"])
         for device in ("cpu", "gpu"):
-            used = [stage for stage in stages if stage[f"{device}_gib"] is not None]
-            peaks = [stage[f"{device}_peak_gib"] for stage in used]
-            cells = {
-                stage["stage"]: gib(stage[f"{device}_gib"]) + (f" ({gib(peak)})" if peak is not None else "")
-                for stage, peak in zip(used, peaks, strict=True)
-            }
+            cells = {}
+            for stage in memory_stages(column.summary["memory"]):
+                held, peak = stage[f"{device}_gib"], stage[f"{device}_peak_gib"]
+                if held is not None:
+                    cells[stage["stage"]] = gib(held) + ("" if peak is None else f" ({gib(peak)})")
             if cells:
                 yield Column(f"{column.label}: {device.upper()}", cells)
 

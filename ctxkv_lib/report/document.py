@@ -14,13 +14,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..errors import UserError
+from ..method.config import ModelConfig
 from ..runs.run_folder import Run
 from . import columns, labels, tables, verdicts
-from .columns import Column, run_columns, with_gain
+from .columns import Column, probe_blocks, run_columns, with_gain
 from .labels import run_labels
 from .tables import table_cells, terminal_table
 from .verdicts import gains
-from .verdicts import improvement as improvement
 
 LANGUAGES = ("en", "ja")
 
@@ -106,3 +106,21 @@ def compared(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> li
 def observations(first: Mapping[str, Any], last: Mapping[str, Any], language: str = "en") -> list[str]:
     """Describe the change of data, perplexity, accuracy and gap from the first run to the last."""
     return words(language).observations(gains(first, last)).splitlines()
+
+
+def probe_table(probe: Mapping[str, Any], model: ModelConfig, language: str = "en") -> list[list[str]]:
+    """Compare one run's contexts with those of untrained blocks: rows of cells, header first."""
+    blocks = probe_blocks([Column("", {"probe": probe})], with_untrained=True)
+    return table_cells(words(language).probe(blocks, model.interval))
+
+
+def format_probe(probe: Mapping[str, Any], model: ModelConfig, language: str = "en") -> str:
+    """Format `probe_table` for a terminal."""
+    return terminal_table(probe_table(probe, model, language))
+
+
+def format_ablations(ablations: Mapping[str, Any], language: str = "en") -> str:
+    """Format the ablations for a terminal, overall and by kind of position."""
+    macros = words(language)
+    found = macros.ablation(ablations), macros.position_kinds(ablations)
+    return "\n\n".join(terminal_table(table_cells(table)) for table in found)

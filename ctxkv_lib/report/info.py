@@ -4,7 +4,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
-from ..method.windows import Window
+from ..method.memory import GIB, MIB, mib
+from ..method.windows import Window, theoretical_max
 from ..runs.config import ExperimentConfig
 from ..runs.models import shapes
 from ..runs.published import PUBLISHED
@@ -15,8 +16,6 @@ BYTES = {"fp32": 4, "bf16": 2}  # of a number
 ID_BYTES = 4  # of a token id
 STREAM_BYTES = 2  # of one in the shared token stream, and of a streamed run
 COUNTER_BYTES = 8  # of the tokens read so far
-MIB = 2**20
-GIB = 2**30
 # Dense bf16 products a second, from data sheets, and number of devices. The share reached and the minimum
 # time of a step are assumptions: neither has been measured.
 DEVICES = {"L4": (121e12, 1), "H100": (989e12, 1), "8 x H100": (989e12, 8)}
@@ -39,7 +38,6 @@ def describe(
     if known:
         train_tokens, val_tokens = train_tokens or known["train_tokens"], val_tokens or known["val_tokens"]
     sizes = (train_tokens, val_tokens, config.model) if train_tokens and val_tokens else None
-    interval = config.model.interval
     parameters, window = shapes(config)
     kept = window.kept_contexts
     return {
@@ -50,10 +48,10 @@ def describe(
         "val_tokens": val_tokens,
         "parameters": parameters,
         "context_window": {
-            "interval": interval,
+            "interval": config.model.interval,
             "max_contexts": config.model.max_contexts,
             "tokens": config.model.context_window,
-            "theoretical_max": train_tokens // interval + 1 if train_tokens else None,
+            "theoretical_max": theoretical_max(train_tokens, config.model.interval) if train_tokens else None,
         },
         "slots": slots_in_words(window, config.model),
         "kv_cache": {
@@ -144,7 +142,7 @@ def gathered_mib(train_tokens: int, val_tokens: int, model: ModelConfig, precisi
 
 def _with_total(sizes: dict[str, int]) -> dict[str, float]:
     """Convert bytes to MiB, and add their sum."""
-    return {name: round(size / MIB, 2) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
+    return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
 def format_info(sizes: dict[str, Any]) -> str:

@@ -29,11 +29,10 @@ def model_card(run: Run) -> str:
 
 def _fields(run: Run) -> ModelCardData:
     """Collect the fields. All sources but the user's file are English and under the MIT licence."""
-    source, phase2, test = run.config.data.source, run.summary["phase2"], run.summary.get("test")
-    scores = {
-        "validation": (phase2["val_ppl"], phase2["val_acc"]),
-        "test": test and (test["ppl"], test["acc"]),
-    }
+    source, phase2 = run.config.data.source, run.summary["phase2"]
+    scores = {"validation": (phase2["val_ppl"], phase2["val_acc"])}
+    if test := run.summary.get("test"):
+        scores["test"] = (test["ppl"], test["acc"])
     results = [
         EvalResult(
             task_type="text-generation",
@@ -45,7 +44,7 @@ def _fields(run: Run) -> ModelCardData:
             metric_value=round(value, 4),
         )
         for split, found in scores.items()
-        for metric, value in zip(("perplexity", "accuracy"), found or (), strict=False)
+        for metric, value in zip(("perplexity", "accuracy"), found, strict=True)
     ]
     return ModelCardData(
         license="unknown" if source == "file" else "mit",

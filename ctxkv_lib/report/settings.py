@@ -1,6 +1,7 @@
 """List settings for `ctxkv settings`, from their dataclasses, presets and recipes."""
 
 import dataclasses
+from itertools import groupby
 from typing import Any
 
 from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, load_source_plugins, recipe_settings
@@ -23,33 +24,28 @@ def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
     """
     load_source_plugins()
     chosen = build_config(preset) if preset else None
+    layers = {name: {**each.settings, "data.samples": each.samples[-1]} for name, each in PRESETS.items()}
+    layers |= {f"recipe {name}": recipe_settings(name) for name in RECIPES}
     rows = []
     for concern, settings in GROUPS.items():
         for known in dataclasses.fields(settings):
             key = f"{concern}.{known.name}"
             value = getattr(getattr(chosen, concern), known.name) if chosen else known.default
-            others = {name: layer[key] for name, layer in _layers().items() if layer.get(key, value) != value}
+            others = {name: layer[key] for name, layer in layers.items() if layer.get(key, value) != value}
             about = {**known.metadata, "allowed": known.metadata["allowed"].text}
             rows.append({"setting": key, "value": value, **about, "elsewhere": others})
     return rows
 
 
-def _layers() -> dict[str, dict[str, Any]]:
-    presets = {n: {**p.settings, "data.samples": p.samples[-1]} for n, p in PRESETS.items()}
-    return {**presets, **{f"recipe {name}": recipe_settings(name) for name in RECIPES}}
-
-
 def format_settings(rows: list[dict[str, Any]]) -> str:
     """Format `describe_settings` for a terminal."""
-    lines, concern = [], ""
-    for row in rows:
-        if row["setting"].partition(".")[0] != concern:
-            concern = row["setting"].partition(".")[0]
-            about = (GROUPS[concern].__doc__ or "").partition(".")[0]
-            lines += ["", f"{concern}: {about}"]
-        value = f"{row['setting']} = {row['value']} {row['unit']}".rstrip()
-        lines.append(f"  {value:<{WIDTH}}  {row['reason']}")
-        lines += [f"  {'':<{WIDTH}}  {line}" for line in _details(row)]
+    lines = []
+    for concern, group in groupby(rows, lambda row: row["setting"].partition(".")[0]):
+        lines += ["", f"{concern}: {(GROUPS[concern].__doc__ or '').partition('.')[0]}"]
+        for row in group:
+            value = f"{row['setting']} = {row['value']} {row['unit']}".rstrip()
+            lines.append(f"  {value:<{WIDTH}}  {row['reason']}")
+            lines += [f"  {'':<{WIDTH}}  {line}" for line in _details(row)]
     return "\n".join(lines[1:])
 
 

@@ -42,19 +42,16 @@ def table_cells(markdown: str) -> list[list[str]]:
 
 def terminal_table(rows: Sequence[Sequence[str]]) -> str:
     """Align rows for a terminal: first column to the left, the others to the right."""
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(_terminal_line(row, widths) for row in rows)
+    first, *others = zip(*rows, strict=True)
+    columns = [_aligned(first, str.ljust), *(_aligned(cells, str.rjust) for cells in others)]
+    return "\n".join(map("   ".join, zip(*columns, strict=True)))
 
 
-def _terminal_line(row: Sequence[str], widths: Sequence[int]) -> str:
-    padding = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
-    numbers = [pad + cell for pad, cell in zip(padding[1:], row[1:], strict=True)]
-    return "   ".join([row[0] + padding[0], *numbers])
-
-
-def _width(text: str) -> int:
-    """Count the cells of a terminal that `text` takes; Japanese characters take two."""
-    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+def _aligned(cells: Sequence[str], justify: Callable[[str, int], str]) -> list[str]:
+    """Pad cells to one width on a terminal, where Japanese characters are two columns wide."""
+    wide = [sum(east_asian_width(character) in "WF" for character in cell) for cell in cells]
+    width = max(len(cell) + extra for cell, extra in zip(cells, wide, strict=True))
+    return [justify(cell, width - extra) for cell, extra in zip(cells, wide, strict=True)]
 
 
 def literal(text: str) -> str:

@@ -42,9 +42,8 @@ STYLE: Any = {
 styled = rc_context(STYLE)  # a decorator of functions that draw
 
 
-def save(figure: Figure, path: Path | str) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     """Write `figure` as a PNG, complete or not at all."""
-    path = Path(path)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
     return path

@@ -16,6 +16,8 @@ from ..method.config import ModelConfig, Phase1Config
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts, parallel_pass
 from ..method.model import ContextBlock, ContextKV, project_inputs
 from ..method.windows import theoretical_max
+from ..report.tables import percent, ppl
+from ..report.verdicts import epoch_note
 from ..runs.caches import load_cache
 from ..runs.config import ExperimentConfig
 from ..runs.published import PUBLISHED
@@ -52,36 +54,25 @@ def load_corpus(config: ExperimentConfig) -> Corpus:
         UserError: a source is missing, damaged, too small or unreachable.
     """
     tokenizer = load_tokenizer(config.data.tokenizer)
-    rows = {
-        "train": load_conversations(config.data, "train"),
-        "val": load_conversations(config.data, "validation"),
-    }
-    streams = {
-        "train": train_stream(rows["train"], tokenizer),
-        "val": validation_stream(rows["val"], tokenizer),
-    }
-    return Corpus(tokenizer, rows, streams)
+    train, val = (load_conversations(config.data, split) for split in ("train", "validation"))
+    streams = {"train": train_stream(train, tokenizer), "val": validation_stream(val, tokenizer)}
+    return Corpus(tokenizer, {"train": train, "val": val}, streams)
 
 
 def count_rows(config: ExperimentConfig, corpus: Corpus) -> list[list[str]]:
     """Make table rows of counts: of this run, and of the published report's 500-sample run."""
-    published = PUBLISHED[500]
-    here = {"samples": config.data.samples}
-    here |= {f"{split}_tokens": len(stream.ids) for split, stream in corpus.streams.items()}
-    limits = (
-        theoretical_max(here["train_tokens"], config.model.interval),
-        published["context_window"]["theoretical_max"],
-    )
-    names = {
-        "training conversations": (here["samples"], published["samples"]),
-        "training tokens": (here["train_tokens"], published["train_tokens"]),
-        "validation tokens": (here["val_tokens"], published["val_tokens"]),
-        "tokens per conversation, on average": tuple(
-            run["train_tokens"] // run["samples"] for run in (here, published)
-        ),
-        "contexts without a limit on the window": limits,
+    train, val = (len(corpus.streams[split].ids) for split in ("train", "val"))
+    samples, published = config.data.samples, PUBLISHED[500]
+    average = train // samples, published["train_tokens"] // published["samples"]
+    limit = theoretical_max(train, config.model.interval), published["context_window"]["theoretical_max"]
+    rows = {
+        "training conversations": (samples, published["samples"]),
+        "training tokens": (train, published["train_tokens"]),
+        "validation tokens": (val, published["val_tokens"]),
+        "tokens per conversation, on average": average,
+        "contexts without a limit on the window": limit,
     }
-    return [[name, *(f"{value:,}" for value in values)] for name, values in names.items()]
+    return [[name, *(f"{value:,}" for value in values)] for name, values in rows.items()]
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
@@ -243,14 +234,12 @@ def attended_window(trained: Trained, split: str, position: int, guesses: int = 
 def epoch_rows(run: Run) -> list[list[str]]:
     """Make table rows of early stopping: epoch, PPLs, accuracy, epochs without gain, a note."""
     phase2 = run.summary["phase2"]
-    last = phase2["epochs"][-1]["epoch"]
+    notes = {"worse": "not better", "stopped": f"patience of {run.config.phase2.patience} is used up: stop"}
     rows = []
     for line in phase2["epochs"]:
-        note = "better: weights kept" if line["improved"] else "not better"
-        if line["epoch"] == last and phase2["stop_reason"] == "early_stopping":
-            note = f"patience of {run.config.phase2.patience} is used up: stop"
-        ppls = [f"{line[key]:,.1f}" for key in ("train_ppl", "val_ppl")]
-        rows.append([str(line["epoch"]), *ppls, f"{line['val_acc']:.1%}", str(line["no_improve"]), note])
+        note = notes.get(epoch_note(phase2, line), "better: weights kept")
+        shown = ppl(line["train_ppl"]), ppl(line["val_ppl"]), percent(line["val_acc"])
+        rows.append([str(line["epoch"]), *shown, str(line["no_improve"]), note])
     return rows
 
 

@@ -77,14 +77,15 @@ def ppl_curves(
     ppls = [curve for curve in curves if curve != "accuracy"]
     groups = [group for group in (ppls, [*set(curves) - {*ppls}]) if group]
     figure, axes = panels(len(groups), 1.6 + 3 * len(groups), rows=len(groups))
-    names = []
-    for label, summary, colour in zip(labels, summaries, cycle(palette), strict=False):
-        for ax, group in zip(axes, groups, strict=True):
-            _draw_run(ax, summary, group, epochs, label, colour)
-        name = wrapped(label) + _best(summary["phase2"], curves)
-        names.append(Line2D([], [], color=colour, label=name))
+    runs = [*zip(labels, summaries, cycle(palette), strict=False)]
     for ax, group in zip(axes, groups, strict=True):
+        for label, summary, colour in runs:
+            _draw_run(ax, summary, group, epochs, label, colour)
         _label_epochs(ax, group == ppls, log)
+    names = [
+        Line2D([], [], color=colour, label=wrapped(label) + _best(summary["phase2"], curves))
+        for label, summary, colour in runs
+    ]
     chosen = [] if epoch is None else [reference(ax.axvline, epoch, f"epoch {epoch}", ls="-") for ax in axes]
     figure.legend(handles=[*names, *_key(axes), *chosen[:1]], loc="outside right upper")
     return figure

@@ -105,9 +105,8 @@ def _tooltips(figure: Figure) -> Iterator[str]:
                 continue  # a line across the page, or a cloud
             if line.get_linestyle() == "None":
                 continue  # a mark on a point of another curve
-            seen = np.clip(
-                ax.transData.transform(points), *ax.bbox.get_points()
-            )  # above the axis: at its end
+            # A point above the axis has its value at the axis's end.
+            seen = np.clip(ax.transData.transform(points), *ax.bbox.get_points())
             places = 100 * figure.transFigure.inverted().transform(seen) - POINTER_REACH
             what, unit = ax.get_xlabel().partition(" (")[0].lower(), "%" * ("%" in ax.get_ylabel())
             for (x, y), (left, up) in zip(points.tolist(), places.tolist(), strict=True):
@@ -176,19 +175,16 @@ def guesses_line(window: AttendedWindow) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Make a plain table; all cells are text."""
-    lines = [_row("th", header), *(_row("td", row) for row in rows)]
-    return f'<table class="{PLAIN}">{"".join(lines)}</table>'
+    lines = ["".join(_cell("th", name) for name in header)]
+    lines += ["".join(_cell("td", text) for text in row) for row in rows]
+    return f'<table class="{PLAIN}">{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
 
 
-def _row(tag: str, cells: Sequence[str]) -> str:
-    """Make a table row that breaks only words too long for the page."""
-    cut = ' style="overflow-wrap:anywhere"'
-    long = (max(map(len, cell.split()), default=0) > LONGEST_WORD for cell in cells)
-    marked = (
-        f"<{tag}{cut * is_long}>{html.escape(cell)}</{tag}>"
-        for cell, is_long in zip(cells, long, strict=True)
-    )
-    return f"<tr>{''.join(marked)}</tr>"
+def _cell(tag: str, text: str) -> str:
+    """Make a cell of a table, which breaks only words too long for the page."""
+    is_long = max(map(len, text.split()), default=0) > LONGEST_WORD
+    style = ' style="overflow-wrap:anywhere"' if is_long else ""
+    return f"<{tag}{style}>{html.escape(text)}</{tag}>"
 
 
 def _marked(piece: str) -> str:

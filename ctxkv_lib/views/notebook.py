@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import read_json
 from ..progress import Listener, Metric
-from ..runs.config import COMPARED_RATIO, PRESETS, ExperimentConfig
+from ..runs.config import COMPARED_RATIO, ExperimentConfig, build_config
 from ..runs.configure import configure
 from ..runs.records import FILE
 from ..runs.run_folder import COMPARISON, ROOT_VARIABLE
@@ -86,9 +86,7 @@ def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
     Raises:
         UserError: an unknown preset, or too few samples for a fifth.
     """
-    if preset not in PRESETS:
-        raise UserError(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}.")
-    larger = PRESETS[preset].samples[-1] if samples is None else samples
+    larger = build_config(preset, samples=samples).data.samples
     if larger < COMPARED_RATIO:
         raise UserError(f"samples is {larger}; allowed for a comparison: {COMPARED_RATIO} or more.")
     return larger // COMPARED_RATIO, larger

@@ -8,6 +8,7 @@ shows if it ends with one. Controls are attributes, so that tests and notebooks 
 import csv
 import io
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from ..errors import UserError
+from ..report.tables import percent, ppl, ratio
 from ..runs.differences import run_folders, run_names
 from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, load_run
@@ -67,34 +69,29 @@ class RunExplorer(widgets.VBox):
         self._draw()
 
     def _draw(self) -> None:
-        boxes = dict(zip(self._runs, self.runs, strict=True))
-        chosen = {name: run for name, run in self._runs.items() if boxes[name].value}
+        boxes = [(box, colour) for box, colour in zip(self.runs, cycle(OKABE_ITO), strict=False) if box.value]
+        chosen = {box.description: self._runs[box.description] for box, _ in boxes}
         curves = [name for name, box in self.curves.items() if box.value]
         if not chosen or not curves:
             self.figure = None
             self.page.value = "Choose at least one run and one curve."
             return
         first, last = self.epochs.value
-        palette = {name: OKABE_ITO[i % len(OKABE_ITO)] for i, name in enumerate(self._runs)}
         self.figure = figures.ppl_curves(
             [run.summary for run in chosen.values()],
             list(chosen),
             curves,
             self.log_scale.value,
             (first, last),
-            [palette[name] for name in chosen],
+            [colour for _, colour in boxes],
             self.epoch.value if first <= self.epoch.value <= last else None,
         )
         image = markup.png(self.figure)
-        self.page.value = "".join(
-            (
-                markup.figure_html(self.figure, image),
-                markup.themed(_values_table(chosen, self.epoch.value)),
-                markup.download_link("curves.png", image, "image/png"),
-                " &nbsp; ",
-                markup.download_link("curves.csv", _curves_csv(chosen, first, last).encode(), "text/csv"),
-            )
-        )
+        page = markup.figure_html(self.figure, image)
+        page += markup.themed(_values_table(chosen, self.epoch.value))
+        page += markup.download_link("curves.png", image, "image/png") + " &nbsp; "
+        page += markup.download_link("curves.csv", _curves_csv(chosen, first, last).encode(), "text/csv")
+        self.page.value = page
 
 
 def _values_table(runs: dict[str, Run], epoch: int) -> str:
@@ -103,13 +100,8 @@ def _values_table(runs: dict[str, Run], epoch: int) -> str:
         cells = ["not trained so long", "", "", ""]
         for line in run.summary["phase2"]["epochs"]:
             if line["epoch"] == epoch:
-                ratio = f"{line['val_ppl'] / line['train_ppl']:,.2f}x"
-                cells = [
-                    f"{line['train_ppl']:,.1f}",
-                    f"{line['val_ppl']:,.1f}",
-                    f"{line['val_acc']:.1%}",
-                    ratio,
-                ]
+                train, val = line["train_ppl"], line["val_ppl"]
+                cells = [ppl(train), ppl(val), percent(line["val_acc"]), ratio(val / train)]
         rows.append([name, *cells])
     return markup.table([f"Epoch {epoch}", "train PPL", "validation PPL", "accuracy", "val / train"], rows)
 
@@ -182,11 +174,9 @@ class WindowExplorer(widgets.VBox):
             self._go(change["new"])
 
     def _on_split(self, change: Any) -> None:
-        last = len(self._trained.caches[change["new"]]) - 1
         before = self.position.value
-        self.position.value = min(before, last)  # a move triggers a drawing
-        self.position.max = last
-        if self.position.value == before:
+        self.position.max = len(self._trained.caches[change["new"]]) - 1  # lowers a position beyond it
+        if self.position.value == before:  # a move triggers a drawing
             self._draw()
 
     def _draw(self) -> None:

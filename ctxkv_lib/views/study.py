@@ -53,8 +53,6 @@ REMEMBERED = {
 RAW_FILES = "https://raw.githubusercontent.com"
 DOWNLOAD_SECONDS = 20  # without an answer, at most
 
-ABLATIONS = ("intact", "slot_0", "shuffled", "elsewhere", "zero")
-
 Row = Mapping[str, Any]  # of `rows` in sweep.json
 
 
@@ -247,8 +245,8 @@ def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
     """Draw one dot per ablation, with its standard error compared with intact."""
     intact = changed["intact"]["ppl"]
     reference(ax.axvline, intact)
-    labels = [words("en").context(name).strip() for name in ABLATIONS]
-    for row, (name, label) in enumerate(zip(ABLATIONS, labels, strict=True)):
+    labels = words("en").contexts
+    for row, (name, label) in enumerate(labels.items()):
         found = changed[name]
         error = intact * found["error"] / 100
         colour = BLUE if name == "intact" else ORANGE
@@ -256,7 +254,7 @@ def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
         note = f"\n({found['percent']:+.1f}% ± {found['error']:.1f})" if name != "intact" else ""
         place = ax.get_yaxis_transform()
         ax.text(1.02, row, f"{found['ppl']:,.1f}{note}", transform=place, color=colour, va="center")
-    named_rows(ax, labels)
+    named_rows(ax, labels.values())
     ax.margins(x=0.1)
     ax.set(title="Other contexts", xlabel="Validation perplexity per token", ylabel="Contexts read")
 

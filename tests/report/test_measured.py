@@ -5,9 +5,8 @@ import pytest
 from sample_runs import sample_run
 from test_report import numbers, row
 
-from ctxkv_lib.report import comparison_table, write_report
 from ctxkv_lib.report.columns import over_conversations
-from ctxkv_lib.report.measured import format_ablations
+from ctxkv_lib.report.document import comparison_table, format_ablations, write_report
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.figures import ppl_curves
 from ctxkv_lib.views.study import use_of_contexts

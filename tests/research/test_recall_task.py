@@ -8,7 +8,7 @@ from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
 from ctxkv_lib.experiments import run
 from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.report import write_report
+from ctxkv_lib.report.document import write_report
 from ctxkv_lib.research import recall_task as module
 from ctxkv_lib.research.measure import measure
 from ctxkv_lib.research.recall_source import KEYS, VALUES
