@@ -1,6 +1,5 @@
 """What a terminal or a log shows: no more than happened, nothing left over, and what was probably meant."""
 
-import io
 import json
 import os
 import re
@@ -9,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import write_conversations
+from conftest import Terminal, write_conversations
 from sample_runs import sample_run
 
 import ctxkv_lib
@@ -17,11 +16,6 @@ from ctxkv_lib import cli, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.progress import fitted
 from ctxkv_lib.runs.run_folder import load_run
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def test_a_log_has_a_line_an_epoch_and_a_finished_run_prints_none(capsys, tmp_path, tiny_settings):

@@ -251,12 +251,6 @@ def test_a_try_that_fails_before_anything_is_made_leaves_no_folder(tiny_config, 
     assert not (tmp_path / "runs" / "one").exists()
 
 
-def test_a_device_that_is_not_there_is_refused(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match=r"runtime\.device is 'cuda', which this machine lacks"):
-        run(tiny_config.replace({"runtime.device": "cuda"}), tmp_path / "run")
-
-
 def test_runs_have_their_own_default_folders(tiny_settings):
     plain, more = build_config("offline"), build_config("offline", samples=100)
     changed = build_config("offline", settings={"phase2.patience": 2})

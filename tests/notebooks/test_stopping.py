@@ -10,7 +10,7 @@ import time
 
 import pytest
 from jupyter_client.manager import KernelManager
-from test_notebooks import FOLDER, code_cells, source
+from test_notebooks import FOLDER, sources
 
 PATIENCE = 240  # seconds for any message
 
@@ -59,7 +59,7 @@ def numbers(folder):
 
 @pytest.mark.slow
 def test_stopped_twice_it_says_one_line_and_ends_with_the_same_numbers(kernel, tmp_path):
-    cells = {cell["id"]: source(cell) for cell in code_cells(FOLDER / "04_compare_100_vs_500.ipynb")}
+    cells = sources(FOLDER / "04_compare_100_vs_500.ipynb")
     begun = ("bootstrap", "parameters", "experiments")
     for name in begun:
         assert errors(execute(kernel, cells[name])) == []
