@@ -268,7 +268,6 @@ def test_a_trained_run_is_evaluated_on_a_file(capsys, tmp_path, trained):
     assert ctxkv_lib.evaluate_texts(run, data) == scores
     assert main(evaluate) == 0
     assert f"PPL {scores['ppl']:,.1f} a token" in capsys.readouterr().out
-    assert "does not exist" in refused(capsys, "evaluate", str(run), "--data", str(tmp_path / "no.jsonl"))
 
 
 def test_evaluations_of_different_texts_get_their_own_files(tmp_path):
