@@ -167,14 +167,12 @@ def run(options: argparse.Namespace) -> None:
     finished = run(config, out, _printer(config, [out]), options.again)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
-    _measured(options, [finished])
+    if options.measure:
+        _measured([finished])
     print(f"Report: {out / 'report.md'}")
 
 
-def _measured(options: argparse.Namespace, runs: list[Any]) -> list[Any]:
-    """Measure finished runs if `--measure` asks for it."""
-    if not options.measure:
-        return runs
+def _measured(runs: list[Any]) -> list[Any]:
     from .research.measure import measure
 
     return ranks.on_rank_0(lambda: [measure(finished) for finished in runs])
@@ -198,7 +196,7 @@ def compare(options: argparse.Namespace) -> None:
     listener = _printer(largest, [run_folder_of(config, root) for config in configs])
     runs = compare(configs, root, out, listener, options.again)
     if options.measure:
-        runs = _measured(options, runs)
+        runs = _measured(runs)
         ranks.on_rank_0(lambda: write_comparison(runs, out))
     print(fitted(comparison_table([finished.summary for finished in runs])))
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
@@ -248,11 +246,13 @@ def generate(options: argparse.Namespace) -> None:
 @command("run --data! --columns --json")
 def evaluate(options: argparse.Namespace) -> None:
     """Measure perplexity and accuracy of a run on other text."""
-    from .files import refuse_read_only, write_json
+    from .files import write_json
 
-    refuse_read_only(
-        options.run, "evaluate a copy of it, or use ctxkv_lib.evaluate_texts, which writes nothing"
-    )
+    if options.run.is_dir() and not os.access(options.run, os.W_OK):
+        raise UserError(
+            f"{options.run} is read-only; evaluate a copy of it, or use ctxkv_lib.evaluate_texts, which "
+            "writes nothing."
+        )
     with stage("Loading torch and transformers"):
         from .hf.inference import evaluation_file, format_scores
         from .runs.trained import evaluate_texts

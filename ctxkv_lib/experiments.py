@@ -104,11 +104,10 @@ def _results(
     config: ExperimentConfig, folder: RunFolder, contexts: SummaryPart, attention: SummaryPart
 ) -> Run:
     """Test a trained run, and write summary, report and figures."""
-    found = test(config, folder)
     summary = summarize(config, contexts, attention)
-    return write_results(
-        config, folder, {**summary, **({"test": found} if found else {}), **measurements(folder)}
-    )
+    if found := test(config, folder):
+        summary["test"] = found
+    return write_results(config, folder, summary | measurements(folder))
 
 
 def write_results(config: ExperimentConfig, folder: RunFolder, summary: SummaryPart) -> Run:
@@ -207,9 +206,7 @@ def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: Summar
         "phase1": contexts["phase1"],
         "phase2": {
             "best_epoch": best["epoch"],
-            "val_ppl": best["val_ppl"],
-            "val_acc": best["val_acc"],
-            "train_ppl": best["train_ppl"],
+            **{name: best[name] for name in ("val_ppl", "val_acc", "train_ppl")},
             "train_val_ratio": best["val_ppl"] / best["train_ppl"],
             "stop_reason": attention["stop_reason"],
             "seconds_per_epoch": round(sum(e["seconds"] for e in epochs) / len(epochs), 3),

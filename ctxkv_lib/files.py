@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_128
 
-from .errors import DamagedFile, UserError
+from .errors import DamagedFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,12 +71,6 @@ def _sync(path: Path) -> None:
         with suppress(OSError):  # not every network file system can
             os.fsync(descriptor)
         os.close(descriptor)
-
-
-def refuse_read_only(folder: Path, advice: str) -> None:
-    """Raise a UserError with `advice` if a folder exists and is read-only."""
-    if folder.is_dir() and not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} is read-only; {advice}.")
 
 
 def remove(path: Path) -> None:
@@ -262,14 +256,12 @@ def read_tensors(path: Path, key: str | None = None) -> dict[str, Any]:
 
 def tensor_metadata(path: Path) -> dict[str, str]:
     """Read the strings that `write_tensors` put beside the tensors; raises as `read_tensors`."""
-    from safetensors import safe_open
-
     with path.open("rb") as file:
         start, stored, _ = _header(file, path)
         if _checksum(file, start) != stored:
             raise DamagedFile(path, "its checksum differs")
-    with safe_open(path, framework="pt") as tensors:
-        return {name: text for name, text in tensors.metadata().items() if name != CHECKSUM}
+    metadata = json.loads(start[8:])["__metadata__"]
+    return {name: text for name, text in metadata.items() if name != CHECKSUM}
 
 
 def _seal(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Shared small things: a tiny model, a tiny stream, a tiny local experiment. No test uses the network."""
 
+import io
 import json
 import math
 import os
@@ -38,22 +39,8 @@ TINY = {
     "intermediate_size": 40,
 }
 SHAPES = {name: value for name, value in TINY.items() if name != "vocab_size"}
-WORDS = (
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "some",
-    "old",
-    "mat",
-    "while",
-    "rain",
-    "fell",
-    "and",
-    "tea",
-    "was",
-    "made",
-)
+TEXT = "the cat sat on some old mat while rain fell and tea was made"
+WORDS = TEXT.split()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -91,6 +78,11 @@ def cut(path):
 def damage(request):
     """A function that damages the file at a path."""
     return request.param
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 @pytest.fixture

@@ -216,12 +216,6 @@ def test_other_errors_are_not_taken_for_memory(tmp_path, tiny_settings, monkeypa
         main(tiny_run(tmp_path / "run", tiny_settings))
 
 
-def test_a_wrong_type_is_refused_by_the_parser():
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", "--samples", "many"])
-    assert stopped.value.code == 2
-
-
 @pytest.mark.slow
 def test_a_run_with_the_largest_seed_prints_its_result_and_no_progress_in_a_pipe(
     capsys, tmp_path, tiny_settings
@@ -274,7 +268,6 @@ def test_a_trained_run_is_evaluated_on_a_file(capsys, tmp_path, trained):
     assert ctxkv_lib.evaluate_texts(run, data) == scores
     assert main(evaluate) == 0
     assert f"PPL {scores['ppl']:,.1f} a token" in capsys.readouterr().out
-    assert "does not exist" in refused(capsys, "evaluate", str(run), "--data", str(tmp_path / "no.jsonl"))
 
 
 def test_evaluations_of_different_texts_get_their_own_files(tmp_path):
@@ -314,7 +307,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(capsys, tmp_path, ti
 
 @pytest.mark.slow
 def test_ctrl_c_stops_with_a_sentence(tmp_path, tiny_settings):
-    """A real interrupt of a real process, which then goes on to the end."""
+    """A real interrupt of a real process."""
     settings = {**tiny_settings, "phase2.max_epochs": 60, "phase2.patience": 60}
     command = [sys.executable, "-m", "ctxkv_lib", *tiny_run(tmp_path / "run", settings)]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored by jobs in the background

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import flip
 
 from ctxkv_lib import files
 from ctxkv_lib.errors import DamagedFile
@@ -83,15 +84,9 @@ def test_a_streamed_tensor_comes_back(tmp_path, sizes):
         assert found[name].tolist() == tensor.tolist()
     assert tensor_metadata(path) == long
     assert [*tmp_path.iterdir()] == [path]
-    flip_last_byte(path)
+    flip(path)
     with pytest.raises(DamagedFile, match="checksum differs"):
         read_tensors(path)
-
-
-def flip_last_byte(path):
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def test_a_sealed_object_comes_back_or_is_damaged(tmp_path):

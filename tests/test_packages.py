@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -43,29 +44,31 @@ def name_of(path):
 MODULES = {name_of(path): path for path in FILES}
 
 
-def imported(path, at_import=False):
-    """Names of the modules of the package that a module imports.
+def absolute_names(path, at_import=False):
+    """Full names of all that a module imports, such as `torch.nn` and `ctxkv_lib.files.digest`.
 
     Args:
         at_import: leave out imports within functions and for type checkers.
     """
-    package = path.relative_to(PACKAGE).parent.parts
+    package = ".".join(path.parent.relative_to(PACKAGE.parent).parts)
     nodes = [ast.parse(path.read_text(encoding="utf-8"))]
     while nodes:
         node = nodes.pop()
         checked = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         if not (at_import and (checked or isinstance(node, ast.FunctionDef))):
             nodes += ast.iter_child_nodes(node)
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
-            names = [".".join(part for part in [*base, alias.name] if part) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("ctxkv_lib."):
-            base = node.module.removeprefix("ctxkv_lib").removeprefix(".")
-            names = [f"{base}.{alias.name}".removeprefix(".") for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            names = [a.name.removeprefix("ctxkv_lib.") for a in node.names if a.name.startswith("ctxkv_lib.")]
-        for name in {*names} - {"__version__"}:  # of a module, or of something in one
+            yield from (alias.name for alias in node.names)
+
+
+def imported(path, at_import=False):
+    """Names of the modules of the package that a module imports."""
+    for full_name in {*absolute_names(path, at_import)} - {"ctxkv_lib.__version__"}:
+        package, _, name = full_name.partition(".")
+        if package == "ctxkv_lib":
             yield name if name in MODULES else name.rpartition(".")[0]
 
 
@@ -96,11 +99,8 @@ def test_no_module_imports_itself_by_way_of_others():
 def test_the_method_imports_nothing_but_itself():
     allowed = {"torch", "numpy", "psutil", *sys.stdlib_module_names}
     for path in (PACKAGE / "method").glob("*.py"):
-        assert all(name.split(".")[0] == "method" for name in imported(path)), path
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            assert {name.split(".")[0] for name in names} <= allowed, path
+        for name in absolute_names(path):
+            assert name.split(".")[0] in allowed or name.startswith("ctxkv_lib.method."), f"{path}: {name}"
 
 
 @pytest.mark.xfail(strict=False, reason="the reference has joined the method, with 300 lines")

@@ -1,6 +1,5 @@
 """What a terminal shows while something goes on, and that nothing is shown elsewhere."""
 
-import io
 import re
 import sys
 import time
@@ -9,17 +8,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import tqdm
+from conftest import Terminal
 
 from ctxkv_lib import progress
 from ctxkv_lib.experiments import run
 from ctxkv_lib.runs.run_folder import load_run
 
 PAGE = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def test_a_clock_goes_on_while_a_stage_has_no_steps(monkeypatch):

@@ -1,6 +1,5 @@
 """What a terminal or a log shows: no more than happened, nothing left over, and what was probably meant."""
 
-import io
 import json
 import os
 import re
@@ -9,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import write_conversations
+from conftest import Terminal, write_conversations
 from sample_runs import sample_run
+from test_cli import tiny_run
 
 import ctxkv_lib
 from ctxkv_lib import cli, progress
@@ -19,15 +19,9 @@ from ctxkv_lib.progress import fitted
 from ctxkv_lib.runs.run_folder import load_run
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 def test_a_log_has_a_line_an_epoch_and_a_finished_run_prints_none(capsys, tmp_path, tiny_settings):
-    words = [word for key, value in tiny_settings.items() for word in ("--set", f"{key}={value}")]
-    command = ["run", "--preset", "ci", "--samples", "8", "--out", str(tmp_path / "run"), *words]
-    command += ["--set", "phase1.max_iterations=10", "--set", "phase1.stop_rate=1"]
+    changed = {"phase1.max_iterations": 10, "phase1.stop_rate": 1}
+    command = tiny_run(tmp_path / "run", tiny_settings | changed)
     assert main(command) == 0
     first = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert first == ["iteration", "At", "epoch", "epoch", "epoch", "Best", "Report:"]

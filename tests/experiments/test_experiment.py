@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from conftest import write_conversations
+from disturbed_runs import outcome
 
 from ctxkv_lib import experiments as experiment
 from ctxkv_lib.data.counts import unigram_floor
@@ -27,12 +27,6 @@ FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_bl
 FILES |= {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
 FILES |= {"checkpoint/stages.json", "model/config.json", "model/model.safetensors"}
 FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
-
-
-def without_times(summary):
-    phase1 = {k: v for k, v in summary["phase1"].items() if k != "seconds"}
-    epochs = [{k: v for k, v in e.items() if k != "seconds"} for e in summary["phase2"]["epochs"]]
-    return phase1, epochs, summary["caches_mib"]
 
 
 def without_memory(metric):
@@ -178,14 +172,8 @@ def test_an_interrupted_run_goes_on(
     else:
         assert (out / "checkpoint" / "phase1.safetensors").is_file()
         monkeypatch.setattr(phase1, "draw_contexts", None)  # no new beginning
-    resumed = run(tiny_config, out)
-    assert without_times(resumed.summary) == without_times(finished.summary)
-    ours, theirs = (
-        [{k: v for k, v in line.items() if k != "seconds"} for line in lines_of(folder)]
-        for folder in (out, tmp_path / "run")
-    )
-    assert ours == theirs
-    assert not list(out.rglob("phase?.*safetensors"))
+    run(tiny_config, out)
+    assert outcome(out) == outcome(finished.path)
 
 
 def test_caches_and_epochs_that_are_streamed_in_another_way_are_others(finished, tiny_config, monkeypatch):
@@ -195,13 +183,6 @@ def test_caches_and_epochs_that_are_streamed_in_another_way_are_others(finished,
     monkeypatch.setattr(work, "STREAMING", (128, *work.STREAMING[1:]))
     after = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False]
-
-
-def test_changed_data_is_noticed(finished, tiny_config, tmp_path):
-    write_conversations(tmp_path / "conversations.jsonl", 12, seed=1)
-    again = run(tiny_config, tmp_path / "run")
-    assert again.summary["provenance"]["data"] != finished.summary["provenance"]["data"]
-    assert again.summary["phase2"]["val_ppl"] != finished.summary["phase2"]["val_ppl"]
 
 
 def test_dense_and_gathered_embeddings_give_the_same_run(finished, tiny_settings, tmp_path):
@@ -251,12 +232,6 @@ def test_a_try_that_fails_before_anything_is_made_leaves_no_folder(tiny_config, 
     assert not (tmp_path / "runs" / "one").exists()
 
 
-def test_a_device_that_is_not_there_is_refused(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match=r"runtime\.device is 'cuda', which this machine lacks"):
-        run(tiny_config.replace({"runtime.device": "cuda"}), tmp_path / "run")
-
-
 def test_runs_have_their_own_default_folders(tiny_settings):
     plain, more = build_config("offline"), build_config("offline", samples=100)
     changed = build_config("offline", settings={"phase2.patience": 2})
@@ -296,5 +271,3 @@ def test_compare_checks_the_largest_before_it_computes(tiny_settings, tmp_path, 
     configs = [build_config("ci", samples=n, settings=tiny_settings) for n in (2, 800)]
     with pytest.raises(UserError, match="800"):
         compare(configs, tmp_path, tmp_path / "out")
-    with pytest.raises(UserError, match="two different sample counts"):
-        compare(configs[:1], tmp_path, tmp_path / "out")

@@ -25,13 +25,13 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 FROM_SCRATCH, RUNNING = NOTEBOOKS[0], NOTEBOOKS[1:]  # without the package; of experiments
 
 
-def code_cells(path):
+def sources(path, kind="code"):
+    """The text of each cell of a kind, by the cell's id."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [cell for cell in cells if cell["cell_type"] == "code"]
+    return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == kind}
 
 
-def source(cell):
-    return "".join(cell["source"])
+BOOTSTRAP = sources(FROM_SCRATCH)["bootstrap"]
 
 
 def test_the_suite_is_there():
@@ -51,30 +51,30 @@ def test_the_suite_is_there():
 def test_nothing_of_a_run_is_kept(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert "widgets" not in notebook["metadata"]
-    for cell in code_cells(path):
-        assert cell["outputs"] == []
-        assert cell["execution_count"] is None
+    for cell in notebook["cells"]:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
 
 
 @each_notebook
 def test_cells_are_few_and_short(path):
-    cells = code_cells(path)
+    cells = sources(path).values()
     assert len(cells) <= 15
-    assert max(len(source(cell).splitlines()) for cell in cells) <= 25
+    assert max(len(cell.splitlines()) for cell in cells) <= 25
     for cell in cells:
-        for node in ast.walk(ast.parse(source(cell))):
+        for node in ast.walk(ast.parse(cell)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 10, node.name
 
 
 @each_notebook
 def test_every_notebook_begins_alike(path):
-    bootstrap, parameters = code_cells(path)[:2]
-    assert source(bootstrap) == source(code_cells(NOTEBOOKS[0])[0])
+    title, bootstrap, _, parameters, *_ = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert "".join(bootstrap["source"]) == BOOTSTRAP
     assert parameters["metadata"]["tags"] == ["parameters"]
-    title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-    repository = re.search(r'REPOSITORY = "(.+?)"', source(bootstrap)).group(1)
-    version = re.search(r'VERSION = "(.+?)"', source(bootstrap)).group(1)
+    title = "".join(title["source"])
+    repository = re.search(r'REPOSITORY = "(.+?)"', BOOTSTRAP).group(1)
+    version = re.search(r'VERSION = "(.+?)"', BOOTSTRAP).group(1)
     assert (
         f"https://colab.research.google.com/github/{repository}/blob/{version}/notebooks/{path.name}" in title
     )
@@ -84,8 +84,7 @@ def test_every_notebook_begins_alike(path):
 
 @each_notebook
 def test_oacd_and_the_original_are_explained_where_they_first_appear(path):
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    texts = [source(cell) for cell in cells if cell["cell_type"] == "markdown"]
+    texts = [*sources(path, "markdown").values()]
     assert "2025-12-03" in texts[0]
     assert "rato-tokyo/new-llm" in texts[0]
     assert 'called "the original" below' in " ".join(texts[0].split())
@@ -95,7 +94,7 @@ def test_oacd_and_the_original_are_explained_where_they_first_appear(path):
 
 
 def test_the_notebook_from_scratch_imports_the_package_in_its_last_cell_only():
-    *before, last = [source(cell) for cell in code_cells(FROM_SCRATCH)[1:]]
+    _, *before, last = sources(FROM_SCRATCH).values()
     assert "ctxkv_lib" in last
     modules = {
         name.split(".")[0]
@@ -122,7 +121,6 @@ class Colab:
         return subprocess.CompletedProcess(command, self.failure)
 
 
-BOOTSTRAP = source(code_cells(NOTEBOOKS[0])[0])
 UNSET, IN_A_FORK = (
     re.sub('REPOSITORY = ".+?"', f'REPOSITORY = "{place}"', BOOTSTRAP, count=1)
     for place in ("OWNER/REPOSITORY", "someone/fork")
@@ -201,7 +199,7 @@ def test_the_environment_goes_before_the_form_and_says_so(bare, monkeypatch, cap
 
 @pytest.mark.parametrize("path", RUNNING, ids=lambda path: path.stem)
 def test_parameters_are_a_form_that_offers_what_there_is(path):
-    lines = source(code_cells(path)[1]).splitlines()
+    lines = sources(path)["parameters"].splitlines()
     form = dict(line.split("  # @param ") for line in lines if "# @param" in line)
     assert [line.split(" = ") for line in form] == [
         [name, '""'] for name in ("preset", "samples", "recipe", "seed")
@@ -256,11 +254,10 @@ def test_every_proposal_changes_one_thing(preset):
 
 def test_05_shows_the_committed_results_of_the_study(monkeypatch):
     monkeypatch.chdir(FOLDER)
-    (cell,) = [source(cell) for cell in code_cells(RUNNING[4]) if cell["id"] == "learned"]
     figures, tables = [], []
     page = {"show": figures.append, "show_html": tables.append, "table": lambda header, rows: dict(rows)}
     page |= {"REPOSITORY": "", "VERSION": ""}  # not asked in a clone
-    exec(cell, page)
+    exec(sources(RUNNING[4])["learned"], page)
     assert len(figures) >= len(page["questions"])
     (recalled,) = tables
     assert recalled["exact"] == "4.8%"
@@ -284,8 +281,7 @@ def test_without_a_clone_the_study_is_read_from_the_tag_of_the_repository(monkey
 
 def test_the_file_that_01_writes_is_enough_to_train_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (writing,) = [source(cell) for cell in code_cells(RUNNING[0]) if cell["id"] == "own-file"]
-    exec(writing, {})
+    exec(sources(RUNNING[0])["own-file"], {})
     config = notebook.notebook_config("ci", settings={"data.path": "my_chats.jsonl"})
     streams = load_corpus(config).streams
     assert min(len(stream.ids) for stream in streams.values()) > config.model.context_window

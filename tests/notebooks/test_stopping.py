@@ -9,8 +9,9 @@ import re
 import time
 
 import pytest
+from disturbed_runs import outcome
 from jupyter_client.manager import KernelManager
-from test_notebooks import FOLDER, code_cells, source
+from test_notebooks import FOLDER, sources
 
 PATIENCE = 240  # seconds for any message
 
@@ -51,15 +52,9 @@ def errors(sent):
     return [message["content"] for message in sent if message["msg_type"] == "error"]
 
 
-def numbers(folder):
-    """Every line of a run's metrics but the seconds."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
 @pytest.mark.slow
 def test_stopped_twice_it_says_one_line_and_ends_with_the_same_numbers(kernel, tmp_path):
-    cells = {cell["id"]: source(cell) for cell in code_cells(FOLDER / "04_compare_100_vs_500.ipynb")}
+    cells = sources(FOLDER / "04_compare_100_vs_500.ipynb")
     begun = ("bootstrap", "parameters", "experiments")
     for name in begun:
         assert errors(execute(kernel, cells[name])) == []
@@ -75,7 +70,7 @@ def test_stopped_twice_it_says_one_line_and_ends_with_the_same_numbers(kernel, t
     undisturbed = "elsewhere = root.with_name('undisturbed'); compare(configs, elsewhere, elsewhere / 'both')"
     assert errors(execute(kernel, undisturbed)) == []
     for run in ("ci-exact-2", "ci-exact-10"):
-        assert numbers(tmp_path / "runs" / run) == numbers(tmp_path / "undisturbed" / run)
+        assert outcome(tmp_path / "runs" / run) == outcome(tmp_path / "undisturbed" / run)
     check_outputs(sent, json.loads((tmp_path / "runs/ci-exact-10-vs-2/comparison.json").read_text())["runs"])
 
 
