@@ -2,12 +2,14 @@
 
 import json
 import re
-from importlib import import_module
 from pathlib import Path
 from statistics import mean
 
+import continuous_cache
+import evidence
 import numpy as np
 import pytest
+from intervals import difference
 
 from ctxkv_lib.runs import published
 
@@ -18,6 +20,7 @@ PARTS = {
     path.parent.name: json.loads(path.read_text(encoding="utf-8"))
     for path in TOP.glob("notebooks/study/results/*/sweep.json")
 }
+EVIDENCE, CACHE = (json.loads(m.RESULTS.read_text(encoding="utf-8")) for m in (evidence, continuous_cache))
 PUBLISHED = {count: found["phase2"]["val_ppl"] for count, found in published.PUBLISHED.items()}
 # Counts of conversations, tokens and answers, and a mean.
 COUNTS = {"100", "200", "500", "640", "1,000", "160", "1,500", "1,283", "768"}
@@ -57,8 +60,7 @@ def test_differences_are_those_of_the_results(percent, part, samples, variant, o
 
 def test_perplexities_on_the_page_stand_in_the_results():
     means = [mean(r[s]) for part in PARTS.values() for r in part["rows"] for s in ("val_ppl", "test_ppl")]
-    cached = json.loads((TOP / "notebooks/study/results/cache/cache.json").read_text(encoding="utf-8"))
-    means += [found["test_ppl"] for run in cached["runs"] for found in run["rows"].values()]
+    means += [found["test_ppl"] for run in CACHE["runs"] for found in run["rows"].values()]
     means += [
         r["measured"]["repeated_ppl"]
         for part in PARTS.values()
@@ -111,22 +113,13 @@ def test_the_original_sizes_are_beside_the_original():
         assert f"{1 - after / before:.0%}" in STUDY
 
 
-@pytest.fixture
-def study(monkeypatch):
-    """The study's scripts, and the results of those that are not sweeps."""
-    monkeypatch.syspath_prepend(str(TOP / "notebooks" / "study"))
-    modules = [import_module(name) for name in ("evidence", "continuous_cache")]
-    return [(module, json.loads(module.RESULTS.read_text(encoding="utf-8"))) for module in modules]
-
-
-def test_what_is_held_and_used_is_what_was_measured(study):
-    evidence, results = study[0]
+def test_what_is_held_and_used_is_what_was_measured():
     page = " ".join(STUDY[STUDY.index("(`evidence`)") : STUDY.index("(`cache`)")].split())
-    held = [evidence.held(run) for run in results["runs"] if run["recipe"] == "tuned"]
+    held = [evidence.held(run) for run in EVIDENCE["runs"] if run["recipe"] == "tuned"]
     r2 = dict(zip(evidence.DISTANCES, map(mean, zip(*held, strict=True)), strict=False))
     assert f"an R² of {r2[10]:.2f}, and those 20 to 39 back with {r2[20]:.2f}" in page
     tuned, exact = (
-        dict(zip(evidence.DISTANCES, evidence.used(results, recipe), strict=False))
+        dict(zip(evidence.DISTANCES, evidence.used(EVIDENCE, recipe), strict=False))
         for recipe in ("tuned", "exact")
     )
     rises = [f"{tuned[distance][0]:.1f}%" for distance in (10, 5)] + [f"{tuned[1][0]:.0f}%"]
@@ -137,17 +130,16 @@ def test_what_is_held_and_used_is_what_was_measured(study):
     assert [distance for distance, (_, low, _) in tuned.items() if low <= 0] == [160, 320]
     rise, low, high = exact[1]
     assert f"worth {rise:.1f}%, and the interval includes zero ({low:.1f}% to {high:.1f}%)" in page
-    recalled = [row["accuracy"] for row in results["recall"]]
+    recalled = [row["accuracy"] for row in EVIDENCE["recall"]]
     assert f"recalls {min(recalled):.0%} to {max(recalled):.0%}" in page
 
 
-def test_what_a_cache_adds_is_what_was_measured(study):
-    cache, results = study[1]
+def test_what_a_cache_adds_is_what_was_measured():
     page = " ".join(STUDY[STUDY.index("(`cache`)") : STUDY.index("## What is known")].split())
     seeds = {}
-    for run in results["runs"]:
+    for run in CACHE["runs"]:
         seeds.setdefault((run["variant"], run["samples"]), []).append(run)
-    changes = {key: cache.change(runs, "continuous cache") for key, runs in seeds.items()}
+    changes = {key: continuous_cache.change(runs, "continuous cache") for key, runs in seeds.items()}
     assert all(high < 0 for _, _, high in changes.values())
     for key, said in {
         ("tuned", 50): "of `tuned` by {:.0f}%** with 50",
@@ -163,9 +155,6 @@ def test_what_a_cache_adds_is_what_was_measured(study):
     ):
         ngrams = PARTS["full"]["ngrams"][str(samples)]["kneser_ney_table_caches"]["test_conversations"]
         tokens, losses = np.array(found["test_conversations"]).T
-        assert (
-            said.format(*import_module("intervals").difference(losses[None], np.array([ngrams]), tokens))
-            in page
-        )
+        assert said.format(*difference(losses[None], np.array([ngrams]), tokens)) in page
         assert f"{found['test_ppl']:.1f}" in page
     assert f"{rows[500]['test_ppl']:.1f}" in README

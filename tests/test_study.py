@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
+import continuous_cache
+import evidence
 import numpy as np
+import parts
 import pytest
 import torch
 from conftest import tiny_method, tiny_stream
+from intervals import beside, difference, speakers
 from torch import nn
 
 from ctxkv_lib.method.config import Phase1Config
@@ -18,14 +21,8 @@ from ctxkv_lib.runs.models import shapes
 STUDY = Path(__file__).parents[1] / "notebooks" / "study"
 
 
-@pytest.fixture(autouse=True)
-def parts(monkeypatch):
-    monkeypatch.syspath_prepend(str(STUDY))
-    return import_module("parts")
-
-
 @pytest.mark.parametrize("name", ["fair", "phase1"])
-def test_all_variants_train_as_many_weights(name, parts):
+def test_all_variants_train_as_many_weights(name):
     """Those of a block that the next token trains are counted, too."""
     for point in grid_points(read_protocol(STUDY / f"{name}.json"), lambda _: None):
         if point.config.data.samples == 10 and point.config.runtime.seed == 42:
@@ -35,7 +32,7 @@ def test_all_variants_train_as_many_weights(name, parts):
             assert trained == pytest.approx(6_301_440, rel=1e-3), point.variant
 
 
-def test_a_gated_block_is_the_cell_of_a_gru(parts):
+def test_a_gated_block_is_the_cell_of_a_gru():
     block, cell = parts.GatedBlock(8, 12), nn.GRUCell(12, 8)
     cell.weight_ih, cell.bias_ih = block.read.weight, block.read.bias
     cell.weight_hh, cell.bias_hh = block.carry.weight, block.carry.bias
@@ -43,7 +40,7 @@ def test_a_gated_block_is_the_cell_of_a_gru(parts):
     torch.testing.assert_close(block(contexts, block.project_inputs(inputs)), cell(inputs, contexts))
 
 
-def test_two_blocks_do_not_read_each_other(parts):
+def test_two_blocks_do_not_read_each_other():
     block = parts.TwoBlocks(8, 12)
     contexts, inputs = torch.randn(5, 8), block.project_inputs(torch.randn(5, 12))
     changed = contexts.clone()
@@ -53,7 +50,7 @@ def test_two_blocks_do_not_read_each_other(parts):
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
 
-def test_a_predictive_block_learns_what_the_next_token_needs(parts):
+def test_a_predictive_block_learns_what_the_next_token_needs():
     """In this stream the next token is the one before the last, which an untrained block hardly keeps."""
     torch.manual_seed(0)
     tokens = [0, 1]
@@ -84,8 +81,6 @@ def test_a_predictive_block_learns_what_the_next_token_needs(parts):
 
 
 def test_an_interval_is_of_the_ratio_of_perplexities_and_holds_nothing_where_nothing_differs():
-    from intervals import difference
-
     draw = np.random.default_rng(1)
     tokens = draw.integers(10, 900, 30).astype(float)
     other = draw.normal(5, 0.5, (3, 30))
@@ -99,8 +94,6 @@ def test_an_interval_is_of_the_ratio_of_perplexities_and_holds_nothing_where_not
 
 
 def test_rows_are_compared_by_the_losses_of_their_conversations():
-    from intervals import beside
-
     cells = [
         {"samples": 10, "variant": name, "test_conversations": [[5, 2.0 + add], [7, 3.0 + add]]}
         for name, add in (("base", 0.0), ("other", 0.1))
@@ -115,19 +108,12 @@ def test_rows_are_compared_by_the_losses_of_their_conversations():
 
 
 def test_conversations_that_share_a_speaker_are_one_group():
-    from intervals import speakers
-
     groups = speakers(50)
     assert len(groups) == 50
     assert len(set(groups)) == 20
 
 
-@pytest.fixture
-def evidence(parts):
-    return import_module("evidence")
-
-
-def test_only_slots_from_a_distance_on_take_other_contexts(evidence, monkeypatch):
+def test_only_slots_from_a_distance_on_take_other_contexts(monkeypatch):
     """Slots lie 0, 3, 6 and 9 tokens back; what a position loses is computed here one position at a time."""
     monkeypatch.setattr(evidence, "DISTANCES", (1, 4, 7, 10))
     monkeypatch.setattr(evidence, "EVERY", 2)
@@ -151,13 +137,13 @@ def test_only_slots_from_a_distance_on_take_other_contexts(evidence, monkeypatch
             assert found["losses"][str(distance)][place] == pytest.approx(np.mean(losses), abs=2e-5)
 
 
-def test_a_token_is_decoded_from_the_nearest_slot_that_read_it(evidence, monkeypatch):
+def test_a_token_is_decoded_from_the_nearest_slot_that_read_it(monkeypatch):
     monkeypatch.setattr(evidence, "DISTANCES", (1, 3, 6))
     found = {"offsets": [0, 2, 5], "decodability": [[0, 0.9], [1, 0.3], [2, -0.1]]}
     assert evidence.held(found) == pytest.approx([(0.3 + 0.9) / 2, (0.3 + 0 + 0.9) / 3])
 
 
-def test_the_rise_is_that_of_all_tokens(evidence, monkeypatch):
+def test_the_rise_is_that_of_all_tokens(monkeypatch):
     monkeypatch.setattr(evidence, "DISTANCES", (1, 10))
     runs = [
         {"recipe": "exact", "tokens": [1, 3], "losses": {"1": [level + 1, level], "10": [level, level]}}
@@ -168,12 +154,7 @@ def test_the_rise_is_that_of_all_tokens(evidence, monkeypatch):
     assert (low, high) == pytest.approx((0, 100 * np.expm1(1)))  # and not the spread of levels over seeds
 
 
-@pytest.fixture
-def continuous_cache(parts):
-    return import_module("continuous_cache")
-
-
-def test_the_window_votes_for_the_next_token(continuous_cache, monkeypatch):
+def test_the_window_votes_for_the_next_token(monkeypatch):
     """The same one position at a time; blocks of 4 positions and a window of 6 do not change it."""
     monkeypatch.setattr(continuous_cache, "BATCH", 4)
     monkeypatch.setattr(continuous_cache, "SHARPNESS", (0, 3))
@@ -191,14 +172,14 @@ def test_the_window_votes_for_the_next_token(continuous_cache, monkeypatch):
             assert found[row, at].item() == pytest.approx(agreeing / sum(weight.values()), abs=1e-6)
 
 
-def test_a_mixture_is_one_of_probabilities(continuous_cache):
+def test_a_mixture_is_one_of_probabilities():
     losses = torch.tensor([0.5, 0.25, 0.25], dtype=torch.double).log().neg()
     share = torch.tensor([0.0, 1.0, 0.0], dtype=torch.double)
     mixture = continuous_cache.mixed(losses, share, 0.2).neg().exp()
     torch.testing.assert_close(mixture, torch.tensor([0.4, 0.4, 0.2], dtype=torch.double))
 
 
-def test_the_change_by_a_cache_is_that_of_all_tokens(continuous_cache):
+def test_the_change_by_a_cache_is_that_of_all_tokens():
     runs = [
         {
             "rows": {

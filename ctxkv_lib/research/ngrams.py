@@ -35,7 +35,7 @@ def ngram_baselines(
     streams: Mapping[str, Ids],
     floors: Mapping[str, Floats],
     window: int,
-    starts: Mapping[str, Ids] | None = None,
+    starts: Mapping[str, Ids],
 ) -> dict[str, dict[str, Any]]:
     """Compute perplexities of the best n-gram model: alone, with a unigram cache, with several caches.
 
@@ -69,7 +69,7 @@ def ngram_baselines(
         for kind, number in kinds.items():
             weight = weights[number] if number < 2 else weights[1:]
             row = {"order": order, "floor": floor, "cache_weight": weight}
-            rows[kind].append(row | _scores(mixed[number], starts or {}))
+            rows[kind].append(row | _scores(mixed[number], starts))
     return {kind: min(tried, key=lambda row: row["val_ppl"]) for kind, tried in rows.items()}
 
 
@@ -110,10 +110,9 @@ def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
 
 def _seen_since(codes: Ids, since: Ids) -> Ids:
     """Count, for each of `codes` `[n]`, the equal ones before it from place `since` on."""
-    place = np.arange(len(codes))
-    ordered = np.unique(codes, return_inverse=True)[1] * len(codes) + place  # by code, then by place
-    ranks = np.sort(ordered)
-    found: Ids = np.searchsorted(ranks, ordered) - np.searchsorted(ranks, ordered - place + since)
+    place, code = np.arange(len(codes)), codes * len(codes)
+    ranks = np.sort(code + place)  # by code, then by place
+    found: Ids = np.searchsorted(ranks, code + place) - np.searchsorted(ranks, code + since)
     return found
 
 

@@ -133,11 +133,6 @@ def _is_matrix(name: str, weight: Tensor) -> bool:
 
 
 def lr_lambda(step: int, steps: int, settings: OptimizerSettings) -> float:
-    """Return the share of the learning rate that a step takes.
-
-    Args:
-        step: from 0.
-        steps: those of all `max_epochs` epochs.
-    """
+    """Return a step's share of the learning rate; `steps` are those of all `max_epochs` epochs, from 0."""
     risen = min(1.0, (step + 1) / max(1.0, settings.warmup * steps))
     return risen if settings.schedule == "constant" else risen * (1 + math.cos(math.pi * step / steps)) / 2

@@ -113,10 +113,7 @@ def _power_laws(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def power_law(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
-    """Fit log PPL on log tokens by least squares.
-
-    Args:
-        points: training tokens and PPL of each run.
+    """Fit log PPL on log tokens by least squares to the training tokens and PPL of runs.
 
     Returns:
         `factor` and `exponent` of PPL = factor * tokens^-exponent, and `error`, the largest relative distance
@@ -142,8 +139,7 @@ def rounded(value: Any) -> Any:
 
 def format_sweep(results: Results) -> str:
     """Format the table for a terminal, and the reasons of unfinished runs."""
-    failures = [f"{name}: {state}. {error}" for name, state, error in _failures(results)]
-    table = terminal_table([HEADER, *map(_cells, results["rows"])])
+    table, failures = terminal_table([HEADER, *map(_cells, results["rows"])]), _failures(results)
     return "\n".join([table, *(["", *failures] if failures else [])])
 
 
@@ -182,14 +178,10 @@ def _mean(values: Sequence[float]) -> str:
     return ppl(statistics.mean(values)) + spread
 
 
-def _failures(results: Results) -> list[tuple[str, str, str]]:
-    """List name, state and reason of each grid point that did not finish."""
+def _failures(results: Results) -> list[str]:
+    """Describe each grid point that did not finish: name, state and reason."""
     return [
-        (
-            f"{entry['variant']}, {counted(entry['samples'])}, seed {entry['seed']}",
-            entry["state"],
-            entry["error"],
-        )
-        for entry in results["cells"]
-        if "error" in entry
+        f"{e['variant']}, {counted(e['samples'])}, seed {e['seed']}: {e['state']}. {e['error']}"
+        for e in results["cells"]
+        if "error" in e
     ]

@@ -36,12 +36,6 @@ EVERY = 4  # of so many positions with a full window, one is measured
 BATCH = 512
 
 
-def config(recipe: str, seed: int) -> Any:
-    """Return the configuration of one run: 50 conversations to train, 50 to validate."""
-    settings = {"runtime.seed": seed, "data.validation_samples": 50}
-    return ctxkv.build_config("offline", recipe, 50, settings)
-
-
 @torch.no_grad()
 def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str, Any]:
     """Measure the loss if all slots from a distance on take contexts from elsewhere in the stream.
@@ -79,13 +73,14 @@ def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str
 
 
 def evidence(recipe: str, seed: int) -> dict[str, Any]:
-    """Train one run if it is missing, and measure it."""
-    settings = config(recipe, seed)
-    run = measure(ctxkv.run(settings, RUNS / f"{recipe}-{seed}"), ["probe"])
+    """Train one run if it is missing, with 50 conversations to train and 50 to validate; measure it."""
+    settings = {"runtime.seed": seed, "data.validation_samples": 50}
+    config = ctxkv.build_config("offline", recipe, 50, settings)
+    run = measure(ctxkv.run(config, RUNS / f"{recipe}-{seed}"), ["probe"])
     folder = ctxkv.RunFolder(run.path)
-    conversations = load_conversations(settings.data, "validation")
-    starts = validation_stream(conversations, load_tokenizer(settings.data.tokenizer)).starts
-    model = trained_model(settings, folder)
+    conversations = load_conversations(config.data, "validation")
+    starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
+    model = trained_model(config, folder)
     return {
         "recipe": recipe,
         "seed": seed,
@@ -167,7 +162,6 @@ def evidence_figure(results: dict[str, Any]) -> Figure:
 def main() -> None:
     """Train what is missing, and write the results; recall, which takes longest, last."""
     results: dict[str, Any] = {"runs": [evidence(recipe, seed) for recipe in RECIPES for seed in SEEDS]}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     write_rows_json(RESULTS, {**results, "recall": []})
     for recipe in RECIPES:
         for distance, (percent, low, high) in zip(DISTANCES, used(results, recipe), strict=False):

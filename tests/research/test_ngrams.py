@@ -133,14 +133,15 @@ def test_the_weight_of_the_cache_is_the_likeliest():
     assert max(likelihoods, key=likelihoods.get) == weight
 
 
-def test_the_best_order_and_floor_are_chosen_on_validation():
+def test_the_best_order_and_floor_are_chosen_on_validation_and_losses_kept_by_conversation():
     train, val, test = stream(900), stream(200, seed=2), stream(200, seed=3)
     floors = {
         "uniform": np.full(VOCABULARY, 1 / VOCABULARY),
         "text": unigram_floor(np.bincount(train, minlength=VOCABULARY)),
     }
     assert floors["text"].sum() == pytest.approx(1)
-    both = ngram_baselines(train, {"val": val, "test": test}, floors, window=50)
+    streams, starts = {"val": val, "test": test}, {"test": np.array([0, 50, 120])}
+    both = ngram_baselines(train, streams, floors, 50, starts)
     found = [kneser_ney(train, ids, floors) for ids in (val, test)]
     ppls = {key: [np.exp(-np.log(each[key]).mean()) for each in found] for key in found[0]}
     best = both["kneser_ney"]
@@ -148,14 +149,6 @@ def test_the_best_order_and_floor_are_chosen_on_validation():
     assert [best["val_ppl"], best["test_ppl"]] == pytest.approx(min(ppls.values()))
     assert both["kneser_ney_cache"]["val_ppl"] < best["val_ppl"]
     assert both["kneser_ney_caches"]["val_ppl"] < both["kneser_ney_cache"]["val_ppl"]
-
-
-def test_losses_are_kept_by_conversation():
-    train, val, test = stream(900), stream(200, seed=2), stream(200, seed=3)
-    starts = np.array([0, 50, 120])
-    floors = {"uniform": np.full(VOCABULARY, 1 / VOCABULARY)}
-    both = ngram_baselines(train, {"val": val, "test": test}, floors, 50, {"test": starts})
     for row in both.values():
-        assert np.average(row["test_conversations"], weights=[49, 70, 80]) == pytest.approx(
-            np.log(row["test_ppl"])
-        )
+        loss = np.average(row["test_conversations"], weights=[49, 70, 80])
+        assert loss == pytest.approx(np.log(row["test_ppl"]))

@@ -71,7 +71,6 @@ def test_rows_are_the_same_each_time_and_those_of_splits_differ():
     splits = ("train", "validation", "test")
     ids = [name for split in splits for name in load_conversations(recall_data(samples=20), split).ids]
     assert len(set(ids)) == len(ids) == 60
-    assert recall_conversation(0, WINDOW)[0]["content"].split()[:3] == words_of(0)[:3]
     with pytest.raises(UserError, match="only 10000 conversations for validation"):
         load_conversations(recall_data(validation_samples=10_001), "validation")
     with pytest.raises(UserError, match="Allowed with it: random, gpt2"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import SHAPES, tiny_model
 
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
@@ -20,12 +20,8 @@ SMALL = {
     "data.recall_window": 16,
     "data.validation_samples": 3,
     "data.test_samples": 2,
-    "model.hidden_size": 24,
-    "model.context_dim": 16,
+    **{f"model.{name}": size for name, size in SHAPES.items()},
     "model.interval": 4,
-    "model.max_contexts": 4,
-    "model.num_heads": 3,
-    "model.intermediate_size": 32,
     "phase1.max_iterations": 3,
     "phase1.context_method": "passes",
     "phase2.max_epochs": 1,

@@ -104,11 +104,6 @@ def test_without_settings_a_block_is_the_published_one():
         ({"longest_mean": 3}, (16, 24), r"block\.longest_mean is 3; allowed: 0, or 4 or more\."),
         ({"last_tokens": 1}, (16, 24), r"block\.last_tokens is 1; allowed: 0, or 2 or more\."),
         (
-            {"longest_mean": 9, "last_tokens": 3},
-            (16, 24),
-            r"block\.last_tokens is 3; allowed: 0 with longest_mean\.",
-        ),
-        (
             {"longest_mean": 9},
             (25, 24),
             r"model\.context_dim is 25; allowed: at most model\.hidden_size \(24\) with block\.longest",
@@ -307,7 +302,6 @@ def test_the_window_has_the_slots_of_the_attention():
             r"model\.anchor is 'grid'; allowed: current with attention",
         ),
         ({}, {"slot_bias": "own"}, r"slot_bias is 'own'; allowed: none, learned, per_head, nearest\."),
-        ({}, {"layer_dropout": 1.5}, r"attention\.layer_dropout is 1\.5; allowed: 0 to 1\."),
     ],
 )
 def test_attention_refuses_settings_in_a_sentence(shapes, settings, sentence):
