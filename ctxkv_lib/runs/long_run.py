@@ -93,10 +93,8 @@ class LongRun(Loop):
 
     Args:
         name: of the training, such as `Phase 1`.
-        device: where it computes.
         listener: gets every metric, restored ones included.
         checkpoint: where to save; None saves nothing.
-        cuda_graph: whether a GPU is given a step of Phase 2 whole.
     """
 
     def __init__(
