@@ -286,8 +286,9 @@ def probe(options: argparse.Namespace) -> None:
 @command("run")
 def verify(options: argparse.Namespace) -> int:
     """Compare every file of a run with its record."""
+    from .method.memory import MIB
     from .report.tables import terminal_table
-    from .runs.verification import MIB, verify
+    from .runs.verification import verify
 
     found = verify(options.run)
     rows = [[each.stage, each.name, f"{each.num_bytes / MIB:,.2f}", each.state] for each in found.artefacts]

@@ -24,14 +24,13 @@ def save_cache(folder: Path, split: str, cache: StreamCache, starts: Tensor | No
         cache: for a streamed stream, all ids and the contexts of its beginning.
         starts: for a streamed stream, the contexts from which it is continued (see `streamed`).
     """
-    embeddings = {"ids": cache.ids}
-    if cache.embeddings is not None:
-        embeddings["embeddings"] = cache.embeddings
-    contexts = {"contexts": cache.contexts}
-    if starts is not None:
-        contexts["starts"] = starts
-    write_tensors(folder / f"{split}_ctx.safetensors", contexts)
-    write_tensors(folder / f"{split}_emb.safetensors", embeddings)
+    files = {
+        "ctx": {"contexts": cache.contexts, "starts": starts},
+        "emb": {"ids": cache.ids, "embeddings": cache.embeddings},
+    }
+    for part, held in files.items():
+        tensors = {name: tensor for name, tensor in held.items() if tensor is not None}
+        write_tensors(folder / f"{split}_{part}.safetensors", tensors)
 
 
 def load_cache(folder: Path, split: str) -> StreamCache:
@@ -101,23 +100,15 @@ def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[
     release(device)
     words = []
     placed = dict(caches)
-    for split in sorted(caches, key=lambda split: caches[split].nbytes):
+    for split, held in sorted(caches.items(), key=lambda item: item[1].nbytes):
         free = free_bytes(device)
-        moved = _moved(caches[split], device)
-        held = caches[split]
+        moved = if_it_fits(held.nbytes, device, partial(_moved, held, device))
         is_plain = type(held) is StreamCache  # rows of tokens are small
         placed[split] = moved or (ReadAhead(**held.tensors()) if is_plain else held)
         where = f"on {device.type}" if moved else "mapped from its files, read ahead"
-        words.append(f"{split} {mib(caches[split].nbytes):,.0f} MiB {where} ({mib(free):,.0f} MiB free)")
+        words.append(f"{split} {mib(held.nbytes):,.0f} MiB {where} ({mib(free):,.0f} MiB free)")
     return placed, ", ".join(words)
 
 
-def _moved(cache: StreamCache, device: torch.device) -> StreamCache | None:
-    """Return the cache with all its tensors on the device; None if there is no room for it."""
-    room = if_it_fits(
-        cache.nbytes, device, partial(torch.empty, cache.nbytes, dtype=torch.uint8, device=device)
-    )
-    if room is None:
-        return None
-    del room
+def _moved(cache: StreamCache, device: torch.device) -> StreamCache:
     return replace(cache, **{name: tensor.to(device) for name, tensor in cache.tensors().items()})

@@ -15,7 +15,7 @@ from ..method.evaluation import effective_rank
 from ..method.memory import snapshot
 from ..method.model import project_inputs
 from ..method.oacd import UNTRAINED, train_context_block
-from ..progress import Metric, notice, stage
+from ..progress import notice, stage
 from .caches import held_mib, save_cache
 from .long_run import Checkpoint, forget
 from .plugins import built
@@ -46,8 +46,8 @@ def contexts_of(work: Work) -> tuple[Record, Record]:
         work.report(phase1)
     if not (phase1 and caches):
         phase1, caches = ranks.on_rank_0(lambda: _make_contexts(work, phase1))
-        folder.keep("phase1", phase1)
-        folder.keep("caches", caches)
+        folder.records.add("phase1", phase1)  # on the other ranks, too
+        folder.records.add("caches", caches)
     forget(folder.phase1_checkpoint)
     return phase1, caches
 
@@ -99,12 +99,11 @@ def _train_block(work: Work, contexts: Tensor, generator: torch.Generator) -> Re
     """Run Phase 1, which a mixer does not have; leave the last iteration's contexts in `contexts`."""
     key, folder, model = work.phase1_key(), work.folder, work.model
     folder.keep_metrics()
-    metrics: list[Metric] = []
     files: list[Path] = []
     result, ids = UNTRAINED, sampled_ids(work)
     if not isinstance(model, MixerModel):
         model.set_phase(1)
-        hooks = work.loop("Phase 1", metrics, Checkpoint(folder.phase1_checkpoint, key))
+        hooks = work.loop("Phase 1", Checkpoint(folder.phase1_checkpoint, key))
         loss = work.config.plugins.get("loss")
         result = train_context_block(
             model.context_block,
@@ -122,7 +121,7 @@ def _train_block(work: Work, contexts: Tensor, generator: torch.Generator) -> Re
         "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
         "memory": [*work.memory, snapshot("phase 1 done", work.device)],
     }
-    return folder.finish("phase1", key, files, summary, metrics)
+    return folder.finish("phase1", key, files, summary, [*folder.metric_lines()])
 
 
 def _make_caches(

@@ -6,12 +6,12 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_json
+from ..method.memory import MIB
 from .config import changed_settings
 from .configure import FITTED, stored_config
 from .records import DROPPED, Records
 from .run_folder import DEFAULT_ROOT, MODEL_MARK, RunFolder
 
-MIB = 2**20
 IMPLIED = {"data.source"}  # by data.path
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # raised by broken files
 

@@ -93,10 +93,8 @@ class LongRun(Loop):
 
     Args:
         name: of the training, such as `Phase 1`.
-        device: where it computes.
         listener: gets every metric, restored ones included.
         checkpoint: where to save; None saves nothing.
-        cuda_graph: whether a GPU is given a step of Phase 2 whole.
     """
 
     def __init__(
@@ -111,12 +109,8 @@ class LongRun(Loop):
         self.cuda_graph, self.micro_batches = cuda_graph, 1
 
     def restore(self, state: State) -> None:
-        found = self.checkpoint.restore() if self.checkpoint else None
-        if found is not None:
-            if isinstance(state, Phase1State):
-                _restore_phase1(state, *found, self.device)
-            else:
-                _restore_phase2(state, *found, self.device)
+        if self.checkpoint and (found := self.checkpoint.restore()):
+            self._overwrite(state, *found)
         for metric in state.metrics if isinstance(state, Phase1State) else state.epochs:
             self.listener(metric)
 
@@ -173,19 +167,44 @@ class LongRun(Loop):
 
     def _save(self, state: State) -> None:
         assert self.checkpoint is not None
-        tensors: dict[str, Tensor] = {f"weight/{name}": value for name, value in state.weights.items()}
+        tensors, draws = _tensors(state), f"draws/{self.device.type}"
         for name, weight in state.weights.items():
             slots = state.optimizer.state[weight].items()
             tensors |= {f"adam/{name}/{slot}": value for slot, value in slots}
         if isinstance(state, Phase1State):
-            tensors |= {"contexts": state.contexts, f"draws/{self.device.type}": state.generator.get_state()}
-            self.checkpoint.save(tensors, {"metrics": state.metrics, "seconds": state.seconds})
-            return
-        tensors |= {"total": state.total, f"draws/{self.device.type}": random_state(self.device)}
-        tensors |= {f"best/{name}": value for name, value in state.best.items()}
-        tensors |= {f"average/{name}": value for name, value in state.stepper.averages.items()}
-        progress = {"epochs": state.epochs, "position": state.position, "seconds": state.seconds}
-        self.checkpoint.save(tensors, progress)
+            tensors[draws] = state.generator.get_state()
+        else:
+            tensors[draws] = random_state(self.device)
+            tensors |= {f"best/{name}": value for name, value in state.best.items()}
+        self.checkpoint.save(tensors, {name: getattr(state, name) for name in _progress(state)})
+
+    def _overwrite(self, state: State, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
+        """Overwrite a state; with copies, since the mapped file will be replaced."""
+        for name, tensor in _tensors(state).items():
+            for part, kept in zip(parts(tensor), parts(tensors[name]), strict=True):
+                part.copy_(kept)
+        for name, value in progress.items():
+            setattr(state, name, value)
+        fused = state.optimizer.defaults["fused"]
+        for name, weight in state.weights.items():
+            state.optimizer.state[weight] = {
+                slot: value.clone()
+                if slot == "step" and not fused  # which is counted on the CPU
+                else value.to(weight, copy=True)
+                for slot, value in _below(f"adam/{name}/", tensors).items()
+            }
+        draws = tensors.get(f"draws/{self.device.type}")
+        if isinstance(state, Phase2State):
+            best = _below("best/", tensors)
+            state.best = {name: value.to(self.device, copy=True) for name, value in best.items()}
+            if not state.position:
+                return  # an epoch begins with draws of its own
+        if draws is None:
+            say("The training was begun on another device: random draws continue differently here.")
+        elif isinstance(state, Phase1State):
+            state.generator.set_state(draws)
+        else:
+            set_random_state(self.device, draws)
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -197,52 +216,19 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return found
 
 
-def _restore_phase1(
-    state: Phase1State, tensors: Mapping[str, Tensor], saved: dict[str, Any], device: torch.device
-) -> None:
-    _restore_weights(state, tensors)
-    for part, kept in zip(parts(state.contexts), parts(tensors["contexts"]), strict=True):
-        part.copy_(kept)
-    if (draws := _saved_draws(tensors, device)) is not None:
-        state.generator.set_state(draws)
-    state.metrics.extend(saved["metrics"])
-    state.seconds = saved["seconds"]
+def _tensors(state: State) -> dict[str, Tensor]:
+    """Return the tensors that a state always has, by their names in the file."""
+    tensors = {f"weight/{name}": weight.detach() for name, weight in state.weights.items()}
+    if isinstance(state, Phase1State):
+        return {**tensors, "contexts": state.contexts}
+    averages = {f"average/{name}": value for name, value in state.stepper.averages.items()}
+    return {**tensors, **averages, "total": state.total}
 
 
-def _restore_phase2(
-    state: Phase2State, tensors: Mapping[str, Tensor], saved: dict[str, Any], device: torch.device
-) -> None:
-    _restore_weights(state, tensors)
-    for name, value in state.stepper.averages.items():
-        value.copy_(tensors[f"average/{name}"])
-    state.epochs, state.position, state.seconds = saved["epochs"], saved["position"], saved["seconds"]
-    if state.epochs:
-        best = {name: tensors[f"best/{name}"] for name in state.weights}
-        state.best = {name: value.to(device, copy=True) for name, value in best.items()}
-    if state.position:
-        state.total.copy_(tensors["total"])
-        if (draws := _saved_draws(tensors, device)) is not None:
-            set_random_state(device, draws)
+def _progress(state: State) -> tuple[str, ...]:
+    """Return the names of what else a state has, in JSON form."""
+    return ("metrics", "seconds") if isinstance(state, Phase1State) else ("epochs", "position", "seconds")
 
 
-def _restore_weights(state: State, tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite weights and optimiser state; with copies, since the mapped file will be replaced."""
-    fused = state.optimizer.defaults["fused"]
-    for name, weight in state.weights.items():
-        weight.data.copy_(tensors[f"weight/{name}"])
-        prefix = f"adam/{name}/"
-        state.optimizer.state[weight] = {
-            key.removeprefix(prefix): value.clone()
-            if key.endswith("/step") and not fused  # which is counted on the CPU
-            else value.to(weight, copy=True)
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
-
-
-def _saved_draws(tensors: Mapping[str, Tensor], device: torch.device) -> Tensor | None:
-    """Return a generator's saved state; None, with a word, if it is another kind of device's."""
-    state = tensors.get(f"draws/{device.type}")
-    if state is None:
-        say("The training was begun on another device: random draws continue differently here.")
-    return state
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}

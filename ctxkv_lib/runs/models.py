@@ -81,18 +81,18 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
         if hook in config.plugins:
             name = config.plugins[hook].name
             try:
-                found = attempt()
-            except UserError:
-                raise
+                found, expected = attempt()
             except Exception as error:  # whatever code of the user raises
-                if is_out_of_memory(error):
+                if isinstance(error, UserError) or is_out_of_memory(error):
                     raise
                 cause = f"{type(error).__name__}: {error}"
                 raise UserError(
                     f"{name} fails on {count} positions: {cause}; help(ctxkv_lib.run) says where what it is "
                     "given and returns is described."
                 ) from error
-            _check(name, *found)
+            returned, right = _words(found), _words(torch.empty(expected))
+            if returned != right:
+                raise UserError(f"{name} returned {returned}; it must return {right}.")
 
 
 def _loss_of(plugin: PlugIn, contexts: Tensor) -> Any:
@@ -106,16 +106,10 @@ def _loss_of(plugin: PlugIn, contexts: Tensor) -> Any:
     return found
 
 
-def _check(name: str, found: Any, expected: tuple[int, ...]) -> None:
-    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    if shape != expected:
-        raise UserError(f"{name} returned {_words(shape)}; it must return {_words(expected)}.")
-
-
-def _words(shape: tuple[int, ...] | str) -> str:
-    if isinstance(shape, str):
-        return f"a {shape}"
-    return f"a tensor of shape {list(shape)}" if shape else "a scalar tensor"
+def _words(found: Any) -> str:
+    if not isinstance(found, Tensor):
+        return f"a {type(found).__name__}"
+    return f"a tensor of shape {[*found.shape]}" if found.shape else "a scalar tensor"
 
 
 def shapes(config: ExperimentConfig) -> tuple[dict[str, int], Window]:

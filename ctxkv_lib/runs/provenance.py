@@ -3,15 +3,12 @@
 import json
 import platform
 import subprocess
-from datetime import date
-from functools import cache
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from .. import ranks
 from ..errors import UserError
 from .plugins import PACKAGE
 
@@ -46,14 +43,11 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and _cpu_flags() & BF16_FLAGS else "fp32"
 
 
-@cache
 def _cpu_flags() -> set[str]:
     """Return the processor's features that Linux lists; nothing on other systems."""
-    try:
-        words = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return set()
-    return set(words)
+    with suppress(OSError):
+        return set(Path("/proc/cpuinfo").read_text().split())
+    return set()
 
 
 def device_name(device: torch.device) -> str:
@@ -89,19 +83,3 @@ def _installed_commit() -> str | None:
     except PackageNotFoundError:
         return None
     return json.loads(recorded).get("vcs_info", {}).get("commit_id") if recorded else None
-
-
-def describe(
-    device: torch.device, seed: int, data: dict[str, Any], embeddings: dict[str, Any]
-) -> dict[str, Any]:
-    """Make the `provenance` of a summary."""
-    return {
-        "seed": seed,
-        "date": date.today().isoformat(),
-        "versions": versions(),
-        "device": device_name(device),
-        "processes": ranks.world_size(),
-        "git_commit": git_commit(),
-        "data": data,
-        "embeddings": embeddings,
-    }

@@ -76,7 +76,6 @@ class RunFolder:
         self.path = path
         self.caches = path / "caches"
         self.model = path / "model"
-        self.figures = path / "figures"
         self.context_block = path / "checkpoint" / "context_block.safetensors"
         self.attention = path / "checkpoint" / "attention.safetensors"
         self.phase1_checkpoint = path / "checkpoint" / "phase1.safetensors"
@@ -85,7 +84,6 @@ class RunFolder:
         self.config = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
         self._is_ours = False
-        self._checked: dict[tuple[str, str], Record | None] = {}
 
     @contextmanager
     def claimed(self, config: ExperimentConfig, again: bool = False) -> Iterator[None]:
@@ -165,21 +163,14 @@ class RunFolder:
 
     def finished(self, stage: str, key: str) -> Record | None:
         """Return a stage's record if its key is `key` and its files are intact."""
-        if (stage, key) not in self._checked:  # files are checked once
-            self._checked[stage, key] = ranks.on_rank_0(lambda: self._check(stage, key))
-        return self._checked[stage, key]
+        return ranks.on_rank_0(lambda: self._intact(stage, key))
 
     def shared(self, stage: str, key: str) -> Record | None:
         """Return `finished`, or the same stage of another run under this root, with its files linked here."""
         found = self.finished(stage, key)
         if found is None and (found := ranks.on_rank_0(lambda: self._adopted(stage, key))):
-            self.keep(stage, found)
+            self.records.add(stage, found)
         return found
-
-    def keep(self, stage: str, record: Record) -> None:
-        """Record a stage whose files are in the folder."""
-        self.records.add(stage, record)
-        self._checked[stage, record.key] = record
 
     def _adopted(self, stage: str, key: str) -> Record | None:
         for other in sorted(self.path.parent.glob(f"*/{FILE}")):
@@ -196,7 +187,7 @@ class RunFolder:
                 return record
         return None
 
-    def _check(self, stage: str, key: str) -> Record | None:
+    def _intact(self, stage: str, key: str) -> Record | None:
         record = self.records.stages.get(stage)
         if record is None or record.key != key:
             return None
@@ -217,7 +208,7 @@ class RunFolder:
         record = ranks.on_rank_0(
             lambda: Record(key, checksums(self.path, parts), result or {}, list(metrics))
         )
-        self.keep(stage, record)
+        self.records.add(stage, record)
         return record
 
     def drop_artefacts(self) -> None:
@@ -237,8 +228,14 @@ class RunFolder:
         model.load_state_dict(read_tensors(self.attention), strict=False)
 
     def metric_lines(self) -> Iterator[Metric]:
-        """Return the lines of metrics.jsonl so far, in order."""
-        return _lines(self.metrics_file) if self.metrics_file.is_file() else iter(())
+        """Yield the lines of metrics.jsonl so far, in order."""
+        content = self.metrics_file.read_bytes() if self.metrics_file.is_file() else b""
+        for number, line in enumerate(content.splitlines(keepends=True), start=1):
+            if line.endswith(b"\n"):  # else an earlier version was killed while it wrote the last one
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise DamagedFile(self.metrics_file, f"line {number} is not JSON") from None
 
     def append_metric(self, metric: Metric) -> None:
         if ranks.rank():
@@ -294,17 +291,10 @@ def load_run(path: Path | str) -> Run:
         raise UserError(f"{path} is not a folder; make it with `ctxkv run --out {path}`.")
     if (folder.path / MODEL_MARK).is_file():
         raise UserError(f"{path} is a run's model; name the run, {folder.path.parent}.")
-    records = Records.read(folder.path)
-    if records is None and not folder.config.is_file():
+    if not (folder.config.is_file() or (folder.path / FILE).is_file()):
         raise UserError(_no_run(folder.path))
-    config = stored_config(folder.path, records.config if records else read_json(folder.config))
     read = (folder.config, folder.summary, folder.metrics_file)
-    for file in read:
-        if not file.is_file():
-            cure = run_command(config, folder.path)
-            raise UserError(f"{path} has no {file.name}; finish it with `{cure}`.")
-    refuse_damaged(folder.path, "results", [file.name for file in read])
-    return read_run(folder.path, config)
+    return read_run(folder.path, refuse_damaged(folder.path, "results", [file.name for file in read]))
 
 
 def _no_run(path: Path) -> str:
@@ -316,33 +306,28 @@ def _no_run(path: Path) -> str:
     return f"{path} has no {CONFIG}; make a run there with `ctxkv run --out {path}`."
 
 
-def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -> None:
+def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -> ExperimentConfig:
     """Check a stage's files, or those named, before they are used.
+
+    Returns:
+        the run's configuration.
 
     Raises:
         UserError: the stage is unfinished, or a file or the record of them is missing or damaged.
     """
     records = Records.read(path)
-    config = records.config if records else read_json(path / CONFIG)
-    cure = run_command(stored_config(path, config), path)
+    config = stored_config(path, records.config if records else read_json(path / CONFIG))
+    cure = run_command(config, path)
     if records is None:
         raise UserError(f"{path} has no {FILE}; make it again with `{cure}`.")
     if stage not in records.stages:
         raise UserError(f"{path} has not finished; finish it with `{cure}`.")
     if lost := records.stages[stage].lost(path, names):
         raise UserError(f"{lost}; make it again with `{cure}`.")
+    return config
 
 
 def read_run(path: Path, config: ExperimentConfig) -> Run:
     """Read the complete run of `config` from its folder."""
     folder = RunFolder(path)
-    return Run(path, config, read_json(folder.summary), list(_lines(folder.metrics_file)))
-
-
-def _lines(path: Path) -> Iterator[Metric]:
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if line.endswith(b"\n"):  # else an earlier version was killed while it wrote the last one
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise DamagedFile(path, f"line {number} is not JSON") from None
+    return Run(path, config, read_json(folder.summary), list(folder.metric_lines()))

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import psutil
@@ -21,6 +22,7 @@ HEADROOM_BYTES = GIB  # left free for what training itself needs
 HOST = torch.device("cpu")
 ZEROS_BYTES = 2**24  # written at a time where space cannot be reserved otherwise
 PART_ROWS = 2**14  # of contexts at a time, where all at once would fill the memory
+T = TypeVar("T")
 
 _files: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by where in memory they begin
 
@@ -30,11 +32,6 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
-
-
-def fits(num_bytes: int, device: torch.device) -> bool:
-    """Return whether the device has `num_bytes` free, and some headroom."""
-    return num_bytes + HEADROOM_BYTES <= free_bytes(device)
 
 
 def scratch(
@@ -80,9 +77,9 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
         release_mapped(tensor)
 
 
-def if_it_fits(num_bytes: int, place: torch.device, make: Callable[[], Tensor]) -> Tensor | None:
+def if_it_fits(num_bytes: int, place: torch.device, make: Callable[[], T]) -> T | None:
     """Return what `make` makes; None if there is no room, or too little although it looked enough."""
-    if not fits(num_bytes, place):
+    if num_bytes + HEADROOM_BYTES > free_bytes(place):
         return None
     try:
         return make()

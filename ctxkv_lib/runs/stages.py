@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import ranks
 from ..errors import Diverged, UserError, memory_advice
 from ..files import replacing, rust_writes, write_tensors
@@ -69,11 +67,7 @@ def run_stages(
 
 
 def prepare(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> Prepared:
-    """Compute the contexts of a claimed run folder; `run_stages` continues from there.
-
-    Args:
-        listener: gets every metric of Phase 1 in order, also if it was done earlier.
-    """
+    """Compute the contexts of a claimed run folder; `run_stages` continues from there."""
     work = Work(config, folder, listener)
     with _diverging():
         phase1, caches = contexts_of(work)
@@ -122,7 +116,7 @@ def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
         config.phase2,
         config.runtime.seed,
         built(optimizer) if optimizer else Stepper,
-        work.loop("Phase 2", [], Checkpoint(folder.phase2_checkpoint, key)),
+        work.loop("Phase 2", Checkpoint(folder.phase2_checkpoint, key)),
     )
     trained = model.trained_weights()
     ranks.on_rank_0(lambda: write_tensors(folder.attention, trained))
@@ -130,12 +124,7 @@ def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
         "parameters": parameter_counts(model),
         "offsets": None if isinstance(model, MixerModel) else model.window.offsets,
         "stop_reason": result.stop_reason,
-        "provenance": {
-            **work.provenance(),
-            "precision": work.precision,
-            "threads": torch.get_num_threads(),
-            "caches": prepared.placement,
-        },
+        "provenance": work.provenance(prepared.placement),
         "memory": prepared.record["memory"][-1:],
     }
     return folder.finish("phase2", key, [folder.attention], summary, result.epochs)

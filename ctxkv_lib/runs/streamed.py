@@ -65,9 +65,8 @@ def read_once(model: ContextKV, ids: Tensor, tolerance: float, beginning: Tensor
         most, before = max(most, error), contexts[-1].clone()
         kept = contexts[::STRIDE]
         starts[first // STRIDE :][: len(kept)] = kept
-        if first < len(beginning):
-            rows = beginning[first : first + len(contexts)]
-            rows.copy_(contexts[: len(rows)])
+        rows = beginning[first : first + len(contexts)]  # none behind its end
+        rows.copy_(contexts[: len(rows)])
     return starts, most
 
 

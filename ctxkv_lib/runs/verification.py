@@ -1,5 +1,6 @@
 """`ctxkv verify`: compares every file of a run folder with its record."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,6 @@ from ..errors import DamagedFile, UserError
 from ..files import tensor_metadata
 from .configure import run_command, stored_config
 from .records import DROPPED, FILE, STAGES, Records
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -50,33 +49,26 @@ def verify(path: Path) -> Verification:
         return Verification([lost], list(STAGES), f"the command that made {path}")
     if records is None:
         raise UserError(f"{path} holds no finished stage; name a run folder, or make a run there.")
+    recorded = {name for record in records.stages.values() for name in record.files}
+    states = {stage: record.states(path) for stage, record in records.stages.items()}
+    states["under way"] = _checkpoints(path, recorded)
     found = [
-        _artefact(path, stage, name, state)
-        for stage, record in records.stages.items()
-        for name, state in record.states(path)
+        Artefact(stage, name, (path / name).stat().st_size if (path / name).is_file() else 0, state)
+        for stage, files in states.items()
+        for name, state in files
     ]
-    found += _checkpoints(path, {artefact.name for artefact in found})
     ended = "results" in records.stages  # some stages may not apply to this run
     unfinished = [] if ended else [stage for stage in STAGES if stage not in records.stages]
     return Verification(found, unfinished, f"`{run_command(stored_config(path, records.config), path)}`")
 
 
-def _artefact(path: Path, stage: str, name: str, state: str) -> Artefact:
-    is_absent = state in ("missing", DROPPED)
-    return Artefact(stage, name, 0 if is_absent else (path / name).stat().st_size, state)
-
-
-def _checkpoints(path: Path, recorded: set[str]) -> list[Artefact]:
-    """Check the saved states of an unfinished training, which carry their own checksum."""
-    found = []
+def _checkpoints(path: Path, recorded: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the saved states of an unfinished training, which carry their own checksum."""
     for file in sorted((path / "checkpoint").glob("[!.]*.safetensors")):
         name = file.relative_to(path).as_posix()
-        if name in recorded:
-            continue
-        try:
-            tensor_metadata(file)
-            state = "intact"
-        except DamagedFile:
-            state = "damaged"
-        found.append(_artefact(path, "under way", name, state))
-    return found
+        if name not in recorded:
+            try:
+                tensor_metadata(file)
+                yield name, "intact"
+            except DamagedFile:
+                yield name, "damaged"

@@ -1,6 +1,7 @@
 """An experiment under way: its data, stage keys, model and folder."""
 
 from dataclasses import asdict
+from datetime import date
 from functools import cached_property
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from .. import ranks
 from ..data.conversations import load_conversations
 from ..data.tokens import load_tokenizer, train_stream, validation_stream
 from ..errors import memory_advice
@@ -21,7 +23,7 @@ from .config import ExperimentConfig
 from .long_run import Checkpoint, LongRun
 from .models import check_parts, frozen_model, load_frozen
 from .plugins import code_key, code_version
-from .provenance import choose_device, choose_precision, describe
+from .provenance import choose_device, choose_precision, device_name, git_commit, versions
 from .records import Record, SummaryPart
 from .refusals import refuse_short
 from .run_folder import RunFolder
@@ -91,12 +93,11 @@ class Work:
         for metric in record.metrics:
             self.listener(metric)
 
-    def loop(self, name: str, metrics: list[Metric], checkpoint: Checkpoint) -> LongRun:
-        """Return the hooks of a training: each metric goes to metrics.jsonl, `metrics` and the listener."""
+    def loop(self, name: str, checkpoint: Checkpoint) -> LongRun:
+        """Return the hooks of a training: each metric goes to metrics.jsonl and the listener."""
 
         def record(metric: Metric) -> None:
             self.folder.append_metric(metric)
-            metrics.append(metric)
             self.listener(metric)
 
         return LongRun(name, self.device, record, checkpoint, self.cuda_graph)
@@ -130,11 +131,22 @@ class Work:
         used = [self.config.plugins.get(hook) for hook in hooks]
         return [[plugin and plugin.to_dict() for plugin in used], code_key(*used)]
 
-    def provenance(self) -> SummaryPart:
-        data = {
-            "source": self.config.data.source,
-            "train_fingerprint": self.train.fingerprint,
-            "validation_fingerprint": self.validation.fingerprint,
+    def provenance(self, placement: str) -> SummaryPart:
+        """Describe what the results were made from and where; `placement` is that of the caches."""
+        return {
+            "seed": self.config.runtime.seed,
+            "date": date.today().isoformat(),
+            "versions": versions(),
+            "device": device_name(self.device),
+            "processes": ranks.world_size(),
+            "git_commit": git_commit(),
+            "data": {
+                "source": self.config.data.source,
+                "train_fingerprint": self.train.fingerprint,
+                "validation_fingerprint": self.validation.fingerprint,
+            },
+            "embeddings": {"table": self.config.data.table, "fingerprint": self.table.fingerprint},
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "caches": placement,
         }
-        embeddings = {"table": self.config.data.table, "fingerprint": self.table.fingerprint}
-        return describe(self.device, self.config.runtime.seed, data, embeddings)

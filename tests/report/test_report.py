@@ -302,7 +302,9 @@ def test_an_unfinished_run_says_what_to_do(tmp_path):
     for missing in ("config.json", "summary.json", "metrics.jsonl"):
         folder = sample_run(tmp_path / missing)
         (folder / missing).unlink()
-        with pytest.raises(UserError, match=f"has no {missing}; finish it with `ctxkv run .*--out {folder}"):
+        with pytest.raises(
+            UserError, match=f"{missing} is missing; make it again with `ctxkv run .*--out {folder}"
+        ):
             load_run(folder)
     folder = sample_run(tmp_path / "unrecorded")
     (folder / "checkpoint" / "stages.json").unlink()

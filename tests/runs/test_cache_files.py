@@ -71,17 +71,17 @@ def test_damaged_caches_are_refused(tmp_path, damage):
 def device(monkeypatch):
     """A device that is no CPU: tensors there have no content. Placed caches take its `free` bytes."""
     place, memory = torch.device("meta"), {"free": 0, "order": []}
-    empty = torch.empty
+    move = torch.Tensor.to
 
-    def taken(count, **options):
-        memory["free"] -= count
-        return empty(count, **options)
+    def taken(tensor, device):
+        memory["free"] -= tensor.nbytes
+        return move(tensor, device)
 
     def free_bytes(device):
         memory["order"].append("measured")
         return memory["free"] + GIB
 
-    monkeypatch.setattr(torch, "empty", taken)
+    monkeypatch.setattr(torch.Tensor, "to", taken)
     monkeypatch.setattr(caches, "release", lambda device: memory["order"].append("released"))
     for module in (caches, scratch):
         monkeypatch.setattr(module, "free_bytes", free_bytes)
@@ -115,7 +115,7 @@ def test_a_stream_stays_in_its_files_if_there_is_less_memory_than_it_looked(devi
 
     place, memory = device
     memory["free"] = 9999
-    monkeypatch.setattr(torch, "empty", no_memory)
+    monkeypatch.setattr(torch.Tensor, "to", no_memory)
     assert placed(place)[0] == {"train": {"cpu"}, "val": {"cpu"}}
 
 
