@@ -34,8 +34,13 @@ def generate_text(
 ) -> str:
     """Generate at most `new_tokens` that continue `prompt`; returns both.
 
-    Temperature 0, or almost 0, always takes the most likely token. Raises a UserError for an empty prompt, or
-    a number that is not allowed.
+    Args:
+        temperature: of sampling; 0, or almost 0, always takes the most likely token.
+        top_k: sample from this many most likely tokens only.
+        seed: of the sampling, 0 to 2^63 - 1.
+
+    Raises:
+        UserError: an empty prompt, or a number that is not allowed.
     """
     least = {"max-new-tokens": (new_tokens, 1), "temperature": (temperature, 0), "top-k": (top_k, 1)}
     for name, (value, allowed) in least.items():
