@@ -67,17 +67,15 @@ def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome
         return Outcome(code, printed.read())
 
 
-def at_rename(place: int, act: Callable[[], None]) -> None:
-    """From now on, `act` before (even) or after (odd `place`) the rename number `place // 2`."""
-    rename, numbers = os.replace, itertools.count()
+def at_renames(act: Callable[[int, Path], object]) -> None:
+    """From now on, `act(place, target)` before (even) and after (odd `place`) rename number `place // 2`."""
+    rename, places = os.replace, itertools.count(step=2)
 
     def replace(source, target):
-        number = next(numbers)
-        if (number, place % 2) == (place // 2, 0):
-            act()
+        place = next(places)
+        act(place, Path(target))
         rename(source, target)
-        if (number, place % 2) == (place // 2, 1):
-            act()
+        act(place + 1, Path(target))
 
     os.replace = replace
 
@@ -128,17 +126,18 @@ class Laboratory:
         assert (self.report.code, self.text.code) == (0, 0)
         assert "Best epoch" in self.report.text
 
-    def run(self, out: Path, **options: float) -> Outcome:
-        return in_child(lambda: main([*self.arguments, "--out", str(out)]), **options)
+    def run(
+        self, out: Path, disturb: Callable[[], object] = lambda: None, kill_after: float | None = None
+    ) -> Outcome:
+        def act() -> int:
+            disturb()
+            return main([*self.arguments, "--out", str(out)])
+
+        return in_child(act, kill_after)
 
     def run_with(self, out: Path, place: int, act: Callable[[], None]) -> Outcome:
         """A run with `act` at a rename."""
-
-        def disturbed() -> int:
-            at_rename(place, act)
-            return main([*self.arguments, "--out", str(out)])
-
-        return in_child(disturbed)
+        return self.run(out, lambda: at_renames(lambda here, _: act() if here == place else None))
 
     def after(self, name: str) -> int:
         """The place just after a file gets its name for the first time."""
@@ -146,22 +145,16 @@ class Laboratory:
 
     def _renames(self) -> list[str]:
         """What an undisturbed run renames to, in order; it leaves the reference."""
-        in_child(lambda: main([*self.arguments, "--out", str(self.root / "first")]))  # fills the cache
+        self.run(self.root / "first")  # fills the cache
         renamed = self.root / "renamed"
 
-        def listing() -> int:
-            rename = os.replace
-
-            def replace(source, target):
+        def note(place: int, target: Path) -> None:
+            if place % 2 == 0:
                 with renamed.open("a") as file:
-                    file.write(f"{Path(target).relative_to(self.reference).as_posix()}\n")
-                rename(source, target)
-
-            os.replace = replace
-            return main([*self.arguments, "--out", str(self.reference)])
+                    file.write(f"{target.relative_to(self.reference).as_posix()}\n")
 
         began = time.monotonic()
-        done = in_child(listing)
+        done = self.run(self.reference, lambda: at_renames(note))
         self.seconds = time.monotonic() - began
         assert done.code == 0, done.text
         return renamed.read_text().splitlines()

@@ -26,6 +26,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 CPU = torch._C.DispatchKey.CPU
 NUMBERS = {"bool": (6, 8), "bfloat16": (4, 16), "float16": (2, 16), "float32": (2, 32), "float64": (2, 64)}
@@ -97,25 +98,22 @@ def site() -> str:
 
 
 # Memory. DLPack's structures, and a capsule of them, say where a tensor lies and on what device.
-_Managed = type(
-    "_Managed",
-    (ctypes.Structure,),
-    {
-        "_fields_": [
-            ("data", ctypes.c_void_p),
-            ("device", ctypes.c_int * 2),
-            ("ndim", ctypes.c_int),
-            ("code", ctypes.c_uint8),
-            ("bits", ctypes.c_uint8),
-            ("lanes", ctypes.c_uint16),
-            ("shape", ctypes.c_void_p),
-            ("strides", ctypes.c_void_p),
-            ("offset", ctypes.c_uint64),
-            ("context", ctypes.c_void_p),
-            ("deleter", ctypes.c_void_p),
-        ]
-    },
-)
+class _Managed(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int * 2),
+        ("ndim", ctypes.c_int),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    )
+
+
 _capsule = ctypes.pythonapi.PyCapsule_New
 _capsule.restype, _capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 _for_ever: list = []
@@ -261,22 +259,16 @@ PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"}
 
 
 def _tensors(values) -> list[Tensor]:
-    found = []
-    for value in values:
-        found += (
-            [value]
-            if isinstance(value, Tensor)
-            else _tensors(value)
-            if isinstance(value, list | tuple)
-            else []
-        )
-    return found
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def _mapped(value, change):
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(each, change) for each in value)
-    return change(value) if isinstance(value, Tensor) else value
+def _mapped(values, change):
+    return tree_map_only(Tensor, change, values)
+
+
+def _lay(tensor: Tensor) -> tuple:
+    """Return where a tensor lies, and how."""
+    return tensor.untyped_storage().data_ptr(), tensor.size(), tensor.stride()
 
 
 def kernel(op, *args, **kwargs):
@@ -291,34 +283,23 @@ def kernel(op, *args, **kwargs):
         given: list[tuple[Tensor, Tensor, tuple]] = []  # on the CPU, on cuda, and how it lay
 
         def alias(tensor: Tensor) -> Tensor:
-            if tensor.device.type == "cuda":
-                on_cpu = to_cpu(tensor)
-                given.append(
-                    (on_cpu, tensor, (on_cpu.untyped_storage().data_ptr(), on_cpu.size(), on_cpu.stride()))
-                )
-                return on_cpu
-            return tensor
+            on_cpu = to_cpu(tensor)
+            if on_cpu is not tensor:
+                given.append((on_cpu, tensor, _lay(on_cpu)))
+            return on_cpu
 
-        there, named = (
-            _mapped(list(args), alias),
-            {key: _mapped(value, alias) for key, value in kwargs.items()},
-        )
+        there, named = _mapped(list(args), alias), _mapped(kwargs, alias)
         for place, argument in enumerate(op._schema.arguments[: len(there)]):
-            if (
-                isinstance(there[place], int | float) and str(argument.type) == "Tensor"
-            ):  # a number that was one
-                kind = torch.float64 if isinstance(there[place], float) else None
-                there[place] = torch.tensor(there[place], dtype=kind)
+            number = there[place]
+            if isinstance(number, int | float) and str(argument.type) == "Tensor":  # which it was
+                kind = torch.float64 if isinstance(number, float) else None
+                there[place] = torch.tensor(number, dtype=kind)
         with _drawing(op, there, named):
             found = SPECIAL.get(name, op)(*there, **named)
         if name.startswith("empty"):
             found.untyped_storage().fill_(1 if found.dtype == torch.bool else 255)  # undefined: NaN, -1
         for on_cpu, tensor, lay in given:
-            if (
-                on_cpu.untyped_storage().data_ptr(),
-                on_cpu.size(),
-                on_cpu.stride(),
-            ) != lay:  # an `out` was resized
+            if _lay(on_cpu) != lay:  # an `out` was resized
                 made = to_cuda(on_cpu)
                 torch.ops.aten.set_.source_Storage_storage_offset._op_dk(
                     CPU, tensor, made.untyped_storage(), made.storage_offset(), made.size(), made.stride()

@@ -2,8 +2,7 @@
 
 from sample_runs import sample_run
 
-from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.differences import differing_settings, run_folders, run_names
+from ctxkv_lib.runs.differences import run_folders, run_names
 from ctxkv_lib.runs.run_folder import load_run
 
 
@@ -13,11 +12,6 @@ def named(tmp_path, *settings):
         for i, each in enumerate(settings)
     ]
     return run_names([load_run(folder) for folder in folders])
-
-
-def test_only_settings_that_differ_are_named():
-    configs = [build_config("ci", samples=n, settings={"runtime.seed": seed}) for n, seed in ((4, 1), (4, 2))]
-    assert differing_settings(configs) == [{"runtime.seed": 1}, {"runtime.seed": 2}]
 
 
 def test_runs_are_named_by_what_differs(tmp_path):

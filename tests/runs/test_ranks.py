@@ -19,7 +19,7 @@ from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.contexts import exact_contexts
 from ctxkv_lib.method.phase2 import train_attention
-from ctxkv_lib.runs import long_run, streamed
+from ctxkv_lib.runs import streamed
 from ctxkv_lib.runs.long_run import Checkpoint, LongRun
 from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once
 from ctxkv_lib.threads import set_threads
@@ -71,7 +71,6 @@ def train(folder, stop_in_epoch=None):
 
 
 def train_epochs(stream, path, stop_in_epoch):
-    long_run.EVERY_SECONDS, long_run.WRITING_SHARE, phase2.CHECKED_STEPS = 0, 1e9, 5
     config = Phase2Config(max_epochs=EPOCHS, batch_size=BATCH, patience=EPOCHS)
     validation = StreamCache(tiny_ids(131, seed=5).int(), torch.full((131, TINY["context_dim"]), 0.1))
     original, steps = phase2.batch_gradients, []
@@ -94,12 +93,11 @@ def train_epochs(stream, path, stop_in_epoch):
 
 
 @pytest.fixture
-def small_blocks(monkeypatch):
+def small_blocks(monkeypatch, saved_at_every_step):
     monkeypatch.setattr(streamed, "STRIDE", 16)
     monkeypatch.setattr(streamed, "BLOCK_TOKENS", 160)
     monkeypatch.setattr(streamed, "POOL_BLOCKS", 3)
-    for module, name in ((long_run, "EVERY_SECONDS"), (long_run, "WRITING_SHARE"), (phase2, "CHECKED_STEPS")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # which `train` changes
+    monkeypatch.setattr(phase2, "CHECKED_STEPS", 5)
 
 
 def numbers(folder, count):
