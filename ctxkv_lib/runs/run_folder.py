@@ -318,9 +318,9 @@ def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -
     records = Records.read(path)
     config = stored_config(path, records.config if records else read_json(path / CONFIG))
     cure = run_command(config, path)
-    if records is None:
+    if records is None and RunFolder(path).summary.is_file():
         raise UserError(f"{path} has no {FILE}; make it again with `{cure}`.")
-    if stage not in records.stages:
+    if records is None or stage not in records.stages:
         raise UserError(f"{path} has not finished; finish it with `{cure}`.")
     if lost := records.stages[stage].lost(path, names):
         raise UserError(f"{lost}; make it again with `{cure}`.")

@@ -310,6 +310,9 @@ def test_an_unfinished_run_says_what_to_do(tmp_path):
     (folder / "checkpoint" / "stages.json").unlink()
     with pytest.raises(UserError, match=r"no checkpoint/stages\.json; make it again with `ctxkv run"):
         load_run(folder)
+    (folder / "summary.json").unlink()  # as in Phase 1, whose record is the first
+    with pytest.raises(UserError, match="has not finished; finish it with `ctxkv run"):
+        load_run(folder)
     shutil.rmtree(tmp_path / "config.json" / "checkpoint")
     with pytest.raises(UserError, match=r"has no config\.json; make a run there with `ctxkv run --out"):
         load_run(tmp_path / "config.json")
