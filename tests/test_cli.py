@@ -216,6 +216,12 @@ def test_other_errors_are_not_taken_for_memory(tmp_path, tiny_settings, monkeypa
         main(tiny_run(tmp_path / "run", tiny_settings))
 
 
+def test_a_wrong_type_is_refused_by_the_parser():
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--samples", "many"])
+    assert stopped.value.code == 2
+
+
 @pytest.mark.slow
 def test_a_run_with_the_largest_seed_prints_its_result_and_no_progress_in_a_pipe(
     capsys, tmp_path, tiny_settings
