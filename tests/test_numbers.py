@@ -9,7 +9,7 @@ import continuous_cache
 import evidence
 import numpy as np
 import pytest
-from intervals import difference
+from intervals import difference, losses, speakers
 
 from ctxkv_lib.runs import published
 
@@ -111,6 +111,19 @@ def test_the_original_sizes_are_beside_the_original():
     for split in ("val_ppl", "test_ppl"):
         before, after = (row("full", count, "n-grams")[split][0] for count in (100, 500))
         assert f"{1 - after / before:.0%}" in STUDY
+
+
+@pytest.mark.parametrize(("count", "digits"), [(50, 1), (10, 0)])
+def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits):
+    page = " ".join(STUDY[STUDY.index("(`phase1`)") : STUDY.index("(`levers`)")].split())
+    own, tokens = losses(PARTS["phase1"], count, "exact, untrained")
+    theirs, _ = losses(PARTS["phase1"], count, "exact")
+    assert (len(own), len(theirs), len(tokens)) == (3, 3, 50)
+    apart, together = (difference(own, theirs, tokens, groups) for groups in (None, speakers(50)))
+    lower, high, low, far, near = (f"{-x:.{digits}f}%" for x in (*apart, *together[1:]))
+    assert f"{lower} lower with {count} ({low} to {high}; by groups of speakers {near} to {far})" in page
+    assert apart[2] < 0 > together[2]
+    assert f"{-apart[0]:.0f}%" in README
 
 
 def test_what_is_held_and_used_is_what_was_measured():
