@@ -114,13 +114,14 @@ def train_context_block(
     """
     loop, began, weights = loop or Loop(), time.perf_counter(), dict(block.named_parameters())
     init: Callable[..., None] = getattr(block, "init_weights", lambda *_: None)
-    init(embeddings, tokens, config)
     if not weights or not config.max_iterations:
+        init(embeddings, tokens, config)
         return UNTRAINED
     optimizer = torch.optim.Adam(weights.values(), lr=config.learning_rate)
     state = Phase1State(weights, optimizer, contexts, generator)
     loop.restore(state)
     if not state.metrics:
+        init(embeddings, tokens, config)
         draw_contexts(contexts, config.initial_std, generator, loop.release)
     rule, iteration, rate, reason = StoppingRule(config), 1, 0.0, None
     for metric in state.metrics:

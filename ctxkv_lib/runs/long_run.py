@@ -137,7 +137,7 @@ class LongRun(Loop):
             return work(batch)
 
         def attempt(micro_batches: int) -> Tensor:
-            optimizer.zero_grad()
+            optimizer.zero_grad()  # again, after an attempt that failed
             return summed(work, batch, count, self.shard(count), micro_batches, self.device)
 
         loss = self.attempt(attempt, len(batch))

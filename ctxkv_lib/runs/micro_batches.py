@@ -26,11 +26,12 @@ class RowsOfDropout(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if function is not F.dropout:
-            return function(*args, **(kwargs or {}))
-        values, *settings = args
+        named = kwargs or {}  # of dropout: all but the values
+        if function is not F.dropout or not (named["training"] and named["p"]):
+            return function(*args, **named)
+        (values,) = args
         whole = values.new_ones(self.count, *values.shape[1:])
-        return values * F.dropout(whole, *settings, **(kwargs or {}))[self.rows]
+        return values * F.dropout(whole, **named)[self.rows]
 
 
 def summed(
@@ -48,12 +49,12 @@ def summed(
         batch: these rows of a batch of `count` positions.
     """
     total = torch.zeros((), device=device)
-    is_whole = (micro_batches == 1 and len(batch) == count) or not isinstance(batch, Batch)
+    if (micro_batches == 1 and len(batch) == count) or not isinstance(batch, Batch):
+        for part, _ in batch.split(micro_batches):
+            total += work(part)
+        return total
     draws = random_state(device)
     for part, within in batch.split(micro_batches):
-        if is_whole:
-            total += work(part)
-            continue
         set_random_state(device, draws)
         with RowsOfDropout(count, slice(rows.start + within.start, rows.start + within.stop)):
             total += work(part)
