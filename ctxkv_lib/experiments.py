@@ -13,11 +13,9 @@ from .data.conversations import load_conversations
 from .errors import Stopped, UserError, locals_freed
 from .files import sweep, write_json, write_text
 from .locks import only_process
-from .method.phase2 import best_epoch
-from .method.windows import theoretical_max
 from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
-from .report.info import dense_fp32_mib
+from .report.info import dense_fp32_mib, theoretical_max
 from .report.labels import run_labels
 from .report.model_card import model_card
 from .report.verdicts import improvement
@@ -189,7 +187,7 @@ def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: Summar
     """Make the content of `summary.json` from the records of both stages."""
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
     epochs = attention["epochs"]
-    best = best_epoch(epochs)
+    best = next(epoch for epoch in reversed(epochs) if epoch["improved"])  # whose weights were kept
     shown = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
     return {
         "samples": config.data.samples,

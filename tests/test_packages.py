@@ -103,7 +103,6 @@ def test_the_method_imports_nothing_but_itself():
             assert name.split(".")[0] in allowed or name.startswith("ctxkv_lib.method."), f"{path}: {name}"
 
 
-@pytest.mark.xfail(strict=False, reason="the reference has joined the method, with 300 lines")
 def test_the_method_is_an_hours_reading():
     assert lines((PACKAGE / "method").glob("*.py")) <= 2000
 

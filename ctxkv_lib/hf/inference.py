@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..files import read_json
 from ..method.caches import StreamCache
-from ..method.contexts import distinct_rows, exact_contexts
+from ..method.contexts import distinct_rows
 from ..method.evaluation import perplexity, token_scores
 from ..method.model import project_inputs
+from ..method.scan import Stream, segmented_scan
 from .modeling import TOLERANCE, ContextKVForCausalLM
 
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
@@ -77,7 +78,7 @@ def evaluate_texts(
     nats = losses.double().sum().item()
     word_ppl = perplexity(nats / sum(len(re.split(r"\s+", text)) for text in texts))
     slots = len(model.window)
-    history = model.window.count_real(local)
+    history = (model.window.slots(local) >= 0).sum(dim=-1)
     doubling = [2**k for k in range(slots.bit_length())]
     return {
         "conversations": len(texts),
@@ -132,8 +133,10 @@ def _read_apart(
     everything = torch.arange(len(ids), device=model.device)
     embeddings, tokens = distinct_rows(model, ids)
     inputs = project_inputs(model.context_block, embeddings)
-    zero, is_first = inputs.new_zeros(model.config.context_dim), everything == begins
-    contexts, _ = exact_contexts(model.context_block, inputs, tokens, TOLERANCE, is_first, before=zero)
+    zero = inputs.new_zeros(1, model.config.context_dim)
+    contexts = zero.repeat(len(ids) + 1, 1)
+    starts = torch.where(everything == begins, 0, -1)  # each text, from the row `zero`
+    segmented_scan(Stream(model.context_block, inputs, tokens, starts, zero), contexts, TOLERANCE)
     positions = everything[:-1][begins[1:] == begins[:-1]]
     return StreamCache(ids.int(), contexts, begins=begins), positions, (positions - begins[positions]).cpu()
 

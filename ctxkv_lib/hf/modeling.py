@@ -13,7 +13,7 @@ from transformers.utils import can_return_tuple
 # All files of a saved model are imported here: transformers 4 copies only these when it loads one.
 from ..method.config import ModelConfig as ModelConfig
 from ..method.losses import add_to_logit as add_to_logit
-from ..method.model import ContextKV, project_inputs, without_autocast
+from ..method.model import ContextKV, project_inputs
 from ..method.scan import SEGMENT
 from ..method.settings import require
 from ..method.windows import Window as Window
@@ -134,7 +134,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         embeddings = self.embed(distinct)
         if cache is None:
             cache = ContextCache(self.window, self.config.context_dim, len(input_ids), embeddings)
-        with without_autocast(embeddings.device):
+        with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
             inputs = project_inputs(self.context_block, embeddings.to(self.wte.weight.dtype))
             contexts = self._contexts(cache.state, inputs, tokens, read)
         memory, *windows = cache.extend(contexts, read)

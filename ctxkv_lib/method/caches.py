@@ -1,9 +1,9 @@
 """The caches of Phase 2, contexts and embeddings of a stream, and the batches that are gathered from them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import itemgetter
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,7 +13,21 @@ from .windows import Window
 
 
 @dataclass(frozen=True)
-class Batch:
+class _Tensors:
+    """A dataclass of tensors, some of which may be None."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything it holds, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if isinstance(tensor, Tensor)}
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return a copy with each of its tensors changed."""
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+
+
+@dataclass(frozen=True)
+class Batch(_Tensors):
     """What Phase 2 reads at n positions of a stream.
 
     Attributes:
@@ -55,27 +69,10 @@ class Batch:
 
         return self.each(move)
 
-    def tensors(self) -> list[Tensor]:
-        """Return what it holds."""
-        held = (getattr(self, field.name) for field in fields(self))
-        return [tensor for tensor in held if tensor is not None]
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return the batch with each of its tensors changed."""
-        held = (getattr(self, field.name) for field in fields(self))
-        changed: Any = (tensor if tensor is None else change(tensor) for tensor in held)
-        return type(self)(*changed)
-
 
 def epoch_seed(seed: int, epoch: int) -> int:
     """Return the seed of an epoch's order and dropout, for any seed within what torch takes."""
     return (seed * 1_000_003 + epoch) % 2**63
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """Draw the permutation of `count` positions in which an epoch visits them, int64 on the CPU."""
-    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
-    return torch.randperm(count, generator=generator)
 
 
 Shard = Callable[[int], slice]  # which of a batch's rows a process takes; see `Loop.shard`
@@ -96,8 +93,8 @@ class TrainingStream(Protocol):
     ) -> Iterator[Batch]: ...
 
 
-@dataclass
-class StreamCache:
+@dataclass(frozen=True)
+class StreamCache(_Tensors):
     """What Phase 2 reads of one stream of n + 1 tokens: n inputs, each with its target.
 
     Attributes:
@@ -120,11 +117,6 @@ class StreamCache:
     @property
     def dtype(self) -> torch.dtype:
         return self.contexts.dtype
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return everything it holds, by name."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: tensor for name, tensor in named.items() if isinstance(tensor, Tensor)}
 
     def gather(self, positions: Tensor, window: Window) -> Batch:
         """Gather what is read at `positions`, int64 `[n]` on any device."""
@@ -157,28 +149,18 @@ class StreamCache:
         return self.batches(self.epoch_order(seed, number)[done:], size, model, shard)
 
     def epoch_order(self, seed: int, number: int) -> Tensor:
-        """Return the positions in the order of an epoch, int64 `[n]` on the CPU."""
-        return epoch_order(len(self), seed, number)
+        """Draw the permutation in which an epoch visits the positions, int64 `[n]` on the CPU."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(epoch_seed(seed, number)))
 
     def attend(self, model: ContextKV, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute `model.attend` at `positions`: hidden states and attention weights."""
         return self.gather(positions, model.window).to(model.device).attend(model)
 
     @property
-    def embedding_bytes(self) -> int:
-        return self.ids.nbytes + (0 if self.embeddings is None else self.embeddings.nbytes)
-
-    @property
     def nbytes(self) -> int:
-        return self.contexts.nbytes + self.embedding_bytes
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
 
 def _rows(held: Tensor, rows: Tensor) -> Tensor:
     """Gather rows of a tensor, wherever it is held."""
     return held[rows.to(held.device)]
-
-
-@torch.no_grad()
-def dense_embeddings(model: ContextKV, ids: Tensor) -> Tensor:
-    """Compute a normed embedding row for each input token: float32 `[n, hidden_size]`."""
-    return torch.cat([model.embed(part) for part in ids[:-1].split(8192)])

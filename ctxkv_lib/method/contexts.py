@@ -68,11 +68,7 @@ def draw_contexts(
     generator: torch.Generator,
     release: Callable[[Tensor], None] = lambda contexts: None,
 ) -> None:
-    """Overwrite padded contexts with draws from N(0, std); row 0 is zero.
-
-    Args:
-        release: called with `contexts` after each chunk, to free memory that a mapped file takes.
-    """
+    """Overwrite padded contexts with draws from N(0, std), row 0 with zeros; `release` as of `Loop`."""
     contexts[0] = 0
     for chunk in contexts[1:].split(PASS_ROWS):
         drawn = torch.empty(chunk.shape, device=generator.device)
@@ -97,7 +93,6 @@ def exact_contexts(
     projected_inputs: Tensor,
     tokens: Tensor,
     tolerance: float,
-    is_first: Tensor | None = None,
     out: Tensor | None = None,
     before: Tensor | None = None,
 ) -> tuple[Tensor, float]:
@@ -106,7 +101,6 @@ def exact_contexts(
     Args:
         tokens: any integers `[n]`, on any device.
         tolerance: largest error of a component (see `segmented_scan`).
-        is_first: bool `[n]`, True at a conversation's first token, which starts from the zero context.
         out: padded contexts to overwrite, of any dtype and on any device; None makes new ones.
         before: context before the first token, `[context_dim]`; None: the zero context. Without `out` and
             `before`, contexts are as wide as `projected_inputs`.
@@ -119,17 +113,13 @@ def exact_contexts(
     contexts = projected_inputs.new_empty(len(tokens) + 1, width) if out is None else out
     state = projected_inputs.new_zeros(width) if before is None else before
     contexts[0] = state
-    in_place = (contexts.device, contexts.dtype) == (projected_inputs.device, projected_inputs.dtype)
     error = 0.0
     for start in range(0, len(tokens), BLOCK):
         chunk = slice(start, start + BLOCK)
         rows = tokens[chunk].to(projected_inputs.device, torch.int64)
-        begins = None if is_first is None else is_first[chunk].to(rows) - 1
-        made = contexts[start : start + BLOCK + 1].to(projected_inputs)  # no copy, if in place
+        made = contexts[start : start + BLOCK + 1].to(projected_inputs)  # no copy of what fits
         made[0] = state
-        stream = Stream(block, projected_inputs, rows, begins, projected_inputs.new_zeros(1, width))
-        error = max(error, segmented_scan(stream, made, tolerance))
-        if not in_place:
-            contexts[start + 1 : start + BLOCK + 1] = made[1:]
+        error = max(error, segmented_scan(Stream(block, projected_inputs, rows), made, tolerance))
+        contexts[start + 1 : start + BLOCK + 1] = made[1:]
         state = made[-1].clone()
     return contexts, error

@@ -1,7 +1,6 @@
 """Perplexity, accuracy and effective rank."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,18 +10,6 @@ from .loop import Loop
 from .model import ContextKV
 
 EVALUATION_ROWS = 1024  # positions at a time
-
-
-@dataclass(frozen=True)
-class Score:
-    """Next-token quality on a stream."""
-
-    loss: float  # nats a token
-    accuracy: float  # share of positions whose most likely token is the right one
-
-    @property
-    def perplexity(self) -> float:
-        return perplexity(self.loss)
 
 
 def perplexity(loss: float) -> float:
@@ -58,10 +45,10 @@ def token_scores(
     return scores[0], scores[1].bool()
 
 
-def evaluate(model: ContextKV, cache: StreamCache, loop: Loop | None = None) -> Score:
-    """Compute mean loss and accuracy over every position of a cached stream."""
+def evaluate(model: ContextKV, cache: StreamCache, loop: Loop | None = None) -> tuple[float, float]:
+    """Compute mean loss in nats and accuracy over every position of a cached stream."""
     losses, correct = token_scores(model, cache, torch.arange(len(cache)), loop)
-    return Score(losses.mean().item(), correct.float().mean().item())
+    return losses.mean().item(), correct.float().mean().item()
 
 
 def effective_rank(contexts: Tensor, generator: torch.Generator, max_rows: int = 10_000) -> float:

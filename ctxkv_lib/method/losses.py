@@ -30,28 +30,18 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        table: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        read: Tensor | None,
-        token_bias: float,
-    ) -> tuple[Tensor, Tensor]:
-        bias = None if bias is None else bias.to(table.dtype)
-        head = _Head(table, bias, read if token_bias else None, token_bias)
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: _Head) -> tuple[Tensor, Tensor]:
         compute = _by_vocabulary if hidden.device.type == "cpu" else _by_rows
         losses, correct, average = compute(hidden, targets, head, ctx.needs_input_grad[0])
         if average is not None:
-            ctx.save_for_backward(average.sub_(table[targets]))
+            ctx.save_for_backward(average.sub_(head.table[targets]))
         ctx.mark_non_differentiable(correct)
         return losses, correct
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (hidden_gradient,) = ctx.saved_tensors
-        return gradients[0][:, None] * hidden_gradient, None, None, None, None, None
+        return gradients[0][:, None] * hidden_gradient, None, None
 
 
 def _by_vocabulary(hidden: Tensor, targets: Tensor, head: _Head, averages: bool) -> Found:
@@ -141,4 +131,6 @@ def frozen_head_cross_entropy(
     Returns:
         losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's).
     """
-    return _FrozenHeadCrossEntropy.apply(hidden, table, targets, bias, read, token_bias)
+    bias = None if bias is None else bias.to(table.dtype)
+    head = _Head(table, bias, read if token_bias else None, token_bias)
+    return _FrozenHeadCrossEntropy.apply(hidden, targets, head)

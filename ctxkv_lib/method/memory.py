@@ -31,10 +31,8 @@ def snapshot(stage: str, device: torch.device) -> dict[str, Any]:
     gpu, gpu_peak = _gpu_bytes(device)
     sizes = {"cpu": resident, "gpu": gpu, "cpu_peak": max(resident, _linux_peak()), "gpu_peak": gpu_peak}
     begin_peaks(device)
-    return {
-        "stage": stage,
-        **{f"{k}_gib": None if v is None else round(v / GIB, 3) for k, v in sizes.items()},
-    }
+    in_gib = {f"{k}_gib": None if v is None else round(v / GIB, 3) for k, v in sizes.items()}
+    return {"stage": stage, **in_gib}
 
 
 def begin_peaks(device: torch.device) -> None:
@@ -43,14 +41,6 @@ def begin_peaks(device: torch.device) -> None:
         (PROCESS / "clear_refs").write_text("5")  # resets VmHWM
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def release(device: torch.device) -> None:
-    """Free what torch's allocator keeps for later, so that free memory can be measured."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
 
 
 def _gpu_bytes(device: torch.device) -> tuple[int | None, int | None]:

@@ -5,7 +5,6 @@ Research code may put its own classes in the place of ContextBlock and of attent
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -278,18 +277,3 @@ class ContextKV(nn.Module):
     @property
     def current_token_bias(self) -> float:
         return getattr(self.attention, "current_token_bias", 0.0)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Disable autocast inside: contexts are computed from contexts, and roundings would add up."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
-
-
-def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Count all parameters, and those that Phase 2 trains, of a model that is set to it."""
-    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
-    return {
-        "total": sum(size for size, _ in sizes),
-        "trainable_phase2": sum(size for size, is_trained in sizes if is_trained),
-    }

@@ -112,7 +112,7 @@ def train_context_block(
     Raises:
         Diverged: loss or weights are no longer finite.
     """
-    loop, began, weights = loop or Loop(), time.perf_counter(), dict(block.named_parameters())
+    loop, weights = loop or Loop(), dict(block.named_parameters())
     init: Callable[..., None] = getattr(block, "init_weights", lambda *_: None)
     if not weights or not config.max_iterations:
         init(embeddings, tokens, config)
@@ -127,50 +127,43 @@ def train_context_block(
     for metric in state.metrics:
         iteration, rate = metric["iteration"], metric["convergence_rate"]
         reason = rule.reason(rate)
-    earlier, most = state.seconds, 0 if reason else config.max_iterations
+    most = 0 if reason else config.max_iterations
     rounds = range(iteration + 1, most + 1)
     for iteration in loop.track(rounds, "Phase 1", most, iteration):  # noqa: B020 (evaluated before)
-        tick = time.perf_counter()
-        mean_loss, rate = train_iteration(
-            block, optimizer, embeddings, tokens, contexts, config, generator, loss, loop
-        )
+        began = time.perf_counter()
+        mean_loss, rate = train_iteration(block, state, embeddings, tokens, config, loss, loop)
         _check_finite(block, iteration, mean_loss, config)
-        now = time.perf_counter()
+        seconds = time.perf_counter() - began
+        state.seconds += seconds
         metric = {
             "stage": "phase1",
             "iteration": iteration,
             "loss": mean_loss,
             "convergence_rate": rate,
-            "seconds": round(now - tick, 4),
+            "seconds": round(seconds, 4),
         }
         state.metrics.append(metric)
-        state.seconds = earlier + now - began
         loop.after_round(state, metric)
         if reason := rule.reason(rate):
             break
-    seconds = earlier + time.perf_counter() - began
-    return Phase1Result(iteration, rate, reason or "max_iterations", seconds)
+    return Phase1Result(iteration, rate, reason or "max_iterations", state.seconds)
 
 
 def train_iteration(
     block: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    state: Phase1State,
     embeddings: Tensor,
     tokens: Tensor,
-    contexts: Tensor,
     config: Phase1Config,
-    generator: torch.Generator,
     loss: ContextLoss | None = None,
     loop: Loop | None = None,
 ) -> tuple[float, float]:
     """Do one pass over the stream and one optimiser step; arguments as of `train_context_block`.
 
-    Overwrites `contexts`.
-
     Returns:
         mean loss of the batches, and the share of positions that have converged.
     """
-    loop = loop or Loop()
+    loop, contexts = loop or Loop(), state.contexts
     scale = 1 / -(-len(tokens) // config.batch_size)  # the mean over all batches
     projected = project_inputs(block, embeddings)
     inputs = projected.detach().requires_grad_(projected.requires_grad)  # gathers the gradient of all batches
@@ -179,12 +172,12 @@ def train_iteration(
     converged = torch.zeros((), dtype=torch.int64, device=embeddings.device)
     before = contexts[0].to(embeddings)  # the previous iteration's, of the position before the batch
     start = 0
-    optimizer.zero_grad()
+    state.optimizer.zero_grad()
     for batch in _groups(tokens, config.batch_size):
         rows = slice(start + 1, start + 1 + len(batch))
         start += len(batch)
         held = contexts[rows].to(embeddings)  # the previous iteration's
-        previous = torch.empty_like(held).normal_(std=config.noise_std, generator=generator)
+        previous = torch.empty_like(held).normal_(std=config.noise_std, generator=state.generator)
         previous[0].add_(before)
         previous[1:].add_(held[:-1])
         before = held[-1].clone()
@@ -193,7 +186,7 @@ def train_iteration(
             micro_batches: int, previous: Tensor = previous, batch: Tensor = batch
         ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
             updated = _read(block, inputs, previous, batch, micro_batches)
-            batch_loss, gradient = _loss_and_gradient(updated.detach(), loss, config, scale)
+            batch_loss, gradient = _loss_and_gradient(updated, loss, config, scale)
             found = torch.autograd.grad(updated, trained, gradient, allow_unused=True)
             return updated.detach(), batch_loss, found
 
@@ -209,7 +202,7 @@ def train_iteration(
     if inputs.grad is not None:
         projected.backward(inputs.grad)
     torch.nn.utils.clip_grad_norm_(block.parameters(), config.clip_norm)
-    optimizer.step()
+    state.optimizer.step()
     mean_loss, count = torch.stack([total_loss.double(), converged.double()]).tolist()
     return mean_loss, count / len(tokens)
 
@@ -230,14 +223,11 @@ def _loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Compute the summed loss of a group's batches and its gradient, both multiplied by `scale`."""
     if loss is None:
-        batches = contexts.unflatten(0, (-1, min(config.batch_size, len(contexts))))
+        batches = contexts.detach().unflatten(0, (-1, min(config.batch_size, len(contexts))))
         value, gradient = oacd_loss(batches, config.centroid_weight, scale)
         return value, gradient.flatten(0, 1)
-    with torch.enable_grad():
-        leaf = contexts.detach().requires_grad_()
-        value = torch.stack([loss(batch) * scale for batch in leaf.split(config.batch_size)]).sum()
-        (gradient,) = torch.autograd.grad(value, leaf)
-    return value.detach(), gradient
+    value = torch.stack([loss(batch) * scale for batch in contexts.split(config.batch_size)]).sum()
+    return value.detach(), torch.autograd.grad(value, contexts)[0]
 
 
 def _read(block: nn.Module, inputs: Tensor, previous: Tensor, batch: Tensor, micro_batches: int) -> Tensor:
@@ -261,10 +251,10 @@ def _read(block: nn.Module, inputs: Tensor, previous: Tensor, batch: Tensor, mic
 
 
 def _check_finite(block: nn.Module, iteration: int, loss: float, config: Phase1Config) -> None:
-    finite = torch.stack([weight.isfinite().all() for weight in block.parameters()])
-    if not (finite.all() and math.isfinite(loss)):
-        lost = [name for name, weight in block.named_parameters() if not weight.isfinite().all()]
-        cause = f"the loss is {loss}" if not math.isfinite(loss) else f"{lost[0]} is not finite"
+    names, weights = zip(*block.named_parameters(), strict=True)
+    finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()  # waits once for a GPU
+    if (is_lost := not math.isfinite(loss)) or not all(finite):
+        cause = f"the loss is {loss}" if is_lost else f"{names[finite.index(False)]} is not finite"
         raise Diverged(
             f"Phase 1 diverged in iteration {iteration}: {cause}; lower phase1.learning_rate (here "
             f"{config.learning_rate:g}), or phase1.noise_std and phase1.initial_std if they were raised."

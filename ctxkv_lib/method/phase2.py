@@ -170,18 +170,19 @@ def train_attention(
             loop.after_step(state)
         train_loss = state.total.item() / len(train)
         with stepper.averaged():
-            score = evaluate(model, validation, loop)
+            val_loss, val_acc = evaluate(model, validation, loop)
             kept = {name: weight.detach().clone() for name, weight in weights.items()}
-        if not (math.isfinite(perplexity(train_loss)) and math.isfinite(score.perplexity)):
-            losses = f"train loss {train_loss}, validation loss {score.loss}"
+        train_ppl, val_ppl = perplexity(train_loss), perplexity(val_loss)
+        if not (math.isfinite(train_ppl) and math.isfinite(val_ppl)):
+            losses = f"train loss {train_loss}, validation loss {val_loss}"
             raise _diverged(epoch, losses, config)
-        improved = stopping.improved(score.perplexity)
+        improved = stopping.improved(val_ppl)
         metric = {
             "stage": "phase2",
             "epoch": epoch,
-            "train_ppl": perplexity(train_loss),
-            "val_ppl": score.perplexity,
-            "val_acc": score.accuracy,
+            "train_ppl": train_ppl,
+            "val_ppl": val_ppl,
+            "val_acc": val_acc,
             "improved": improved,
             "no_improve": stopping.no_improve,
             "seconds": round(time.perf_counter() - began, 3),
@@ -224,11 +225,6 @@ def batch_gradients(model: ContextKV, table: Tensor, count: int, batch: Batch) -
     losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
     (losses.sum() / count).backward()
     return losses.detach().sum()
-
-
-def best_epoch(epochs: list[Metric]) -> dict[str, Any]:
-    """Return the epoch whose weights were kept: the last one that improved."""
-    return next(metric for metric in reversed(epochs) if metric["improved"])
 
 
 def _diverged(epoch: int, cause: str, config: Phase2Config) -> Diverged:

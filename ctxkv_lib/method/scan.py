@@ -3,7 +3,7 @@
 Contexts are padded here: row i is the context before token i, row i + 1 the context after it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,19 +48,14 @@ class Stream:
         Returns:
             contexts after each token, `[count, m, context_dim]`.
         """
-        outputs = []
-        projected = self.projected_inputs[self.tokens[positions]]
-        for inputs, start in zip(projected, self._starts(positions), strict=True):
-            contexts = self.block(contexts if start is None else torch.where(*start, contexts), inputs)
+        outputs, starts = [], []
+        if self.begins is not None and self.initial is not None:
+            rows = self.begins[positions]
+            starts = [*zip((rows >= 0)[..., None], self.initial[rows.clamp(min=0)], strict=True)]
+        for step, inputs in enumerate(self.projected_inputs[self.tokens[positions]]):
+            contexts = self.block(torch.where(*starts[step], contexts) if starts else contexts, inputs)
             outputs.append(contexts)
         return torch.stack(outputs)
-
-    def _starts(self, positions: Tensor) -> Iterable[tuple[Tensor, Tensor] | None]:
-        """Return for each step, if sequences begin in the stream, where they do and from which contexts."""
-        if self.begins is None or self.initial is None:
-            return [None] * len(positions)
-        row = self.begins[positions]
-        return zip((row >= 0)[..., None], self.initial[row.clamp(min=0)], strict=True)
 
 
 @torch.no_grad()

@@ -8,36 +8,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Allowed:
-    """Which values a setting takes, in words and as a test."""
+    """Which values a setting takes: as a test, and in words or by names, to which others may be added."""
 
-    text: str
+    words: str | Mapping[str, str]
     holds: Callable[[Any], bool]
+
+    @property
+    def text(self) -> str:
+        return self.words if isinstance(self.words, str) else ", ".join(self.words)
 
 
 ANY = Allowed("any", lambda value: True)
 POSITIVE = Allowed("more than 0", lambda value: value > 0)
 SHARE = Allowed("0 to 1", lambda value: 0 <= value <= 1)
-BELOW_1 = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
 RATE = Allowed("more than 0, at most 1e30", lambda value: 0 < value <= 1e30)  # beyond, a step overflows
 WEIGHT = Allowed("0 to 1e30", lambda value: 0 <= value <= 1e30)
 
 
 def at_least(least: float) -> Allowed:
     return Allowed(f"{least} or more", lambda value: value >= least)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The names in a mapping, also those that are added to it later."""
-
-    meanings: Mapping[str, str]
-
-    @property
-    def text(self) -> str:
-        return ", ".join(self.meanings)
-
-    def holds(self, value: Any) -> bool:
-        return value in tuple(self.meanings)
 
 
 def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = ANY, unit: str = "") -> Any:
@@ -50,7 +39,7 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
         unit: what it counts.
     """
     meanings = allowed if isinstance(allowed, Mapping) else {}
-    known = allowed if isinstance(allowed, Allowed) else Choice(meanings)
+    known = allowed if isinstance(allowed, Allowed) else Allowed(meanings, lambda v: v in tuple(meanings))
     metadata = {"reason": reason, "unit": unit, "allowed": known, "meanings": meanings}
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -65,20 +65,8 @@ class Window:
         """Return `slots` as rows of padded contexts; 0 where the slot lies before the stream."""
         return (self.slots(positions) + 1).clamp(min=0)
 
-    def count_real(self, positions: Tensor) -> Tensor:
-        """Count the slots at each position that hold a context of the stream: int64, as `positions`.
-
-        With uniform slots and anchor "current" this is `min(position // interval + 1, max_contexts)`.
-        """
-        return (self.slots(positions) >= 0).sum(dim=-1)
-
     def _offsets(self, device: torch.device) -> Tensor:
         """Return the offsets on a device; made once, since every copy makes a GPU wait."""
         if device not in self._on_device:
             self._on_device[device] = torch.tensor(self.offsets, device=device)
         return self._on_device[device]
-
-
-def theoretical_max(num_tokens: int, interval: int) -> int:
-    """Return how many contexts `num_tokens` tokens would give if the window had no limit."""
-    return num_tokens // interval + 1

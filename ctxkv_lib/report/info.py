@@ -5,7 +5,7 @@ from typing import Any
 from ..errors import UserError
 from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 from ..method.memory import GIB, MIB, mib
-from ..method.windows import Window, theoretical_max
+from ..method.windows import Window
 from ..runs.config import ExperimentConfig
 from ..runs.models import shapes
 from ..runs.published import PUBLISHED
@@ -21,6 +21,11 @@ COUNTER_BYTES = 8  # of the tokens read so far
 DEVICES = {"L4": (121e12, 1), "H100": (989e12, 1), "8 x H100": (989e12, 8)}
 ASSUMED_SHARE = 0.4
 ASSUMED_STEP_SECONDS = 2e-3  # of a hundred or two launches, however small the batch
+
+
+def theoretical_max(num_tokens: int, interval: int) -> int:
+    """Return how many contexts `num_tokens` tokens would give if the window had no limit."""
+    return num_tokens // interval + 1
 
 
 def describe(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ..errors import UserError
@@ -21,12 +21,12 @@ from ..experiments import prepare
 from ..files import write_json
 from ..hf.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method import reference
-from ..method.caches import Batch, StreamCache, epoch_order
+from ..method.caches import Batch, StreamCache
 from ..method.config import ModelConfig
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts
 from ..method.loop import Loop
 from ..method.model import ContextBlock, ContextKV, project_inputs
-from ..method.oacd import train_iteration
+from ..method.oacd import Phase1State, train_iteration
 from ..method.phase2 import Stepper, train_step
 from ..report.tables import terminal_table
 from ..runs.capture import CapturedStep
@@ -103,31 +103,31 @@ def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> Mak
     """Make iterations of Phase 1 on a stream of n + 1 tokens: the original's and ours."""
     settings, device = config.phase1, model.device
 
-    def start() -> tuple[Any, torch.optim.Optimizer, Tensor, torch.Generator]:
+    def start() -> tuple[nn.Module, Phase1State]:
         torch.manual_seed(config.runtime.seed)
         block = ContextBlock(config.model.context_dim, config.model.hidden_size).to(device)
         optimizer = torch.optim.Adam(block.parameters(), lr=settings.learning_rate)
         generator = torch.Generator(device).manual_seed(config.runtime.seed)
         contexts = torch.empty(len(ids), model.config.context_dim, device=device)
         draw_contexts(contexts, settings.initial_std, generator)
-        return block, optimizer, contexts, generator
+        return block, Phase1State(dict(block.named_parameters()), optimizer, contexts, generator)
 
     def original() -> Steps:
-        block, optimizer, contexts, generator = start()
-        weights = {f"context_block.{name}": weight for name, weight in block.named_parameters()}
-        contexts = contexts[1:]
+        _, state = start()
+        weights = {f"context_block.{name}": weight for name, weight in state.weights.items()}
+        contexts = state.contexts[1:]
         embeddings = reference.normed_embedding(model.wte.weight.detach(), ids[:-1].long())  # of every token
         while True:
             contexts, loss, _ = reference.phase1_iteration(
-                weights, optimizer, embeddings, contexts, generator, settings
+                weights, state.optimizer, embeddings, contexts, state.generator, settings
             )
             yield loss
 
     def ours() -> Steps:
-        block, optimizer, contexts, generator = start()
+        block, state = start()
         embeddings, tokens = distinct_rows(model, ids[:-1])
         while True:
-            yield train_iteration(block, optimizer, embeddings, tokens, contexts, settings, generator)[0]
+            yield train_iteration(block, state, embeddings, tokens, settings)[0]
 
     return {"original": original, "fp32": ours}
 
@@ -136,7 +136,7 @@ def phase2_steps(model: ContextKV, ids: Tensor, contexts: Tensor, config: Experi
     """Make steps of Phase 2 on padded contexts: the original's, and ours in either precision."""
     settings, seed = config.phase2, config.runtime.seed
     size = min(settings.batch_size, len(ids) - 1)
-    order = epoch_order(len(ids) - 1, seed, epoch=1)
+    order = StreamCache(ids, contexts).epoch_order(seed, 1)
     order = order[: len(order) // size * size]  # whole batches only
 
     def start() -> tuple[ContextKV, Stepper]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method.config import ModelConfig, Phase1Config
-from ..method.model import ContextKV, FeedForward, Parts, parameter_counts, without_autocast
+from ..method.model import ContextKV, FeedForward, Parts
 from ..method.settings import require, setting
 from ..method.windows import Window
 from .tuned import SLOT_BIASES, LayerSettings, ResidualLayer, SlotAttention, StructuredBlock, initial_biases
@@ -54,7 +54,7 @@ class Mixer(ResidualLayer):
     def __init__(self, config: ModelConfig, settings: Settings) -> None:
         super().__init__(settings)
         self.add_layers(config, settings)
-        width = feed_forward_width(config, attention_weights(config) - parameter_counts(self)["total"])
+        width = feed_forward_width(config, attention_weights(config) - number_of_weights(self))
         self.feed_forward = FeedForward(config.hidden_size, width, settings.layer_dropout)
 
     def forward(self, embeddings: Tensor, start: int) -> Tensor:
@@ -145,7 +145,7 @@ class EndToEnd(nn.Module):
         super().__init__()
         require(config.anchor == "current", "model.anchor", config.anchor, "current with this mixer")
         self.context_block = StructuredBlock(config.context_dim, config.hidden_size, settings)
-        self.width = feed_forward_width(config, -parameter_counts(self.context_block)["total"])
+        self.width = feed_forward_width(config, -number_of_weights(self.context_block))
         self.attention = SlotAttention(replace(config, intermediate_size=self.width), settings)
         self.current_token_bias, self.settings = settings.current_token_bias, settings
         self.window = Window(config, self.attention.slot_offsets(config))
@@ -179,7 +179,7 @@ class EndToEnd(nn.Module):
         A slot holds a context if its column is in the row. A row that does not begin where the stream does
         has all the history that its slots reach.
         """
-        with without_autocast(embeddings.device):
+        with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
             contexts = self._contexts(embeddings.to(self.context_block.linear.weight.dtype))
         slots = self.window.slots(torch.arange(start, embeddings.shape[1], device=embeddings.device))
         present = slots >= 0  # (columns, slots)
@@ -199,11 +199,15 @@ class EndToEnd(nn.Module):
         return torch.stack(contexts, dim=1)
 
 
+def number_of_weights(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
 def attention_weights(config: ModelConfig) -> int:
     """Count the weights of attention to contexts with a slot bias."""
     with torch.device("meta"):
         layer = SlotAttention(config, SlotAttention.Settings(slot_bias="learned"))
-    return parameter_counts(layer.attention)["total"]
+    return number_of_weights(layer.attention)
 
 
 def feed_forward_width(config: ModelConfig, spare: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..method.config import Phase2Config
 from ..method.phase2 import Stepper
-from ..method.settings import BELOW_1, SHARE, at_least, check_settings, setting
+from ..method.settings import SHARE, Allowed, at_least, check_settings, setting
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ class OptimizerSettings:
         "tokens",
     )
     averaging: float = setting(
-        0.0, "EMA decay of the weights, whose average is validated and kept; 0: no average", BELOW_1, "share"
+        0.0,
+        "EMA decay of the weights, whose average is validated and kept; 0: no average",
+        Allowed("0 or more, less than 1", lambda value: 0 <= value < 1),
+        "share",
     )
 
     def __post_init__(self) -> None:

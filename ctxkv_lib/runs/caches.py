@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..errors import DamagedFile
 from ..files import read_tensors, write_tensors
 from ..method.caches import Batch, Shard, StreamCache
-from ..method.memory import mib, release
+from ..method.memory import mib
 from ..method.model import ContextKV
 from .scratch import free_bytes, if_it_fits
 
@@ -62,12 +61,11 @@ def _read(folder: Path, split: str, part: str) -> dict[str, Tensor]:
 
 def held_mib(train: StreamCache, validation: StreamCache, starts: Tensor | None = None) -> dict[str, float]:
     """Return the MiB that the caches hold; `starts` as in `save_cache`."""
-    sizes = {
-        "train_ctx": train.contexts.nbytes + (0 if starts is None else starts.nbytes),
-        "train_emb": train.embedding_bytes,
-        "val_ctx": validation.contexts.nbytes,
-        "val_emb": validation.embedding_bytes,
-    }
+    sizes = {}
+    for split, cache in {"train": train, "val": validation}.items():
+        sizes[f"{split}_ctx"] = cache.contexts.nbytes
+        sizes[f"{split}_emb"] = cache.nbytes - cache.contexts.nbytes
+    sizes["train_ctx"] += 0 if starts is None else starts.nbytes
     return {**{name: mib(size) for name, size in sizes.items()}, "total": mib(sum(sizes.values()))}
 
 
@@ -102,7 +100,7 @@ def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[
     placed = dict(caches)
     for split, held in sorted(caches.items(), key=lambda item: item[1].nbytes):
         free = free_bytes(device)
-        moved = if_it_fits(held.nbytes, device, partial(_moved, held, device))
+        moved = if_it_fits(held.nbytes, device, partial(held.each, lambda tensor: tensor.to(device)))
         is_plain = type(held) is StreamCache  # rows of tokens are small
         placed[split] = moved or (ReadAhead(**held.tensors()) if is_plain else held)
         where = f"on {device.type}" if moved else "mapped from its files, read ahead"
@@ -110,5 +108,9 @@ def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[
     return placed, ", ".join(words)
 
 
-def _moved(cache: StreamCache, device: torch.device) -> StreamCache:
-    return replace(cache, **{name: tensor.to(device) for name, tensor in cache.tensors().items()})
+def release(device: torch.device) -> None:
+    """Free what torch's allocator keeps for later, so that free memory can be measured."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -58,8 +58,8 @@ class CapturedStep:
             return self._on_side_stream(batch)
         if self.graph is None:
             self.graph = self._capture(batch)
-        for static, given in zip(self.batch.tensors(), batch.tensors(), strict=True):
-            static.copy_(given)
+        for name, static in self.batch.tensors().items():
+            static.copy_(getattr(batch, name))
         self.graph.replay()
         return self.loss
 

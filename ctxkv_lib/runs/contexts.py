@@ -1,6 +1,6 @@
 """The first two stages: Phase 1, which trains the ContextBlock, and the caches of all contexts."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import ranks
 from ..errors import memory_advice
 from ..files import write_tensors
-from ..method.caches import StreamCache, dense_embeddings
+from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, stream_contexts
 from ..method.evaluation import effective_rank
 from ..method.memory import snapshot
@@ -169,7 +169,8 @@ def _make_cache(
     dtype = PRECISIONS[work.precision]
     if training and dtype != contexts.dtype:
         contexts = _room(work, len(contexts), dtype).copy_(contexts)
-    dense = dense_embeddings(model, ids) if config.runtime.embedding_cache == "dense" else None
-    cache = StreamCache(ids, contexts, dense)
+    cache = StreamCache(ids, contexts)
+    if config.runtime.embedding_cache == "dense":
+        cache = replace(cache, embeddings=torch.cat([model.embed(part) for part in ids[:-1].split(8192)]))
     save_cache(work.folder.caches, split, cache, starts)
     return cache, starts, error

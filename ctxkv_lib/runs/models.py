@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.counts import unigram_floor
 from ..data.embeddings import TokenTable, corpus_counts, load_table
 from ..errors import UserError, is_out_of_memory
 from ..method.config import GPT2_VOCAB_SIZE
-from ..method.model import ContextKV, Parts, parameter_counts, project_inputs
+from ..method.model import ContextKV, Parts, project_inputs
 from ..method.windows import Window
 from .config import ExperimentConfig
 from .plugins import PlugIn, built
@@ -110,6 +110,15 @@ def _words(found: Any) -> str:
     if not isinstance(found, Tensor):
         return f"a {type(found).__name__}"
     return f"a tensor of shape {[*found.shape]}" if found.shape else "a scalar tensor"
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Count all parameters, and those that Phase 2 trains, of a model that is set to it."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return {
+        "total": sum(size for size, _ in sizes),
+        "trainable_phase2": sum(size for size, is_trained in sizes if is_trained),
+    }
 
 
 def shapes(config: ExperimentConfig) -> tuple[dict[str, int], Window]:

@@ -103,7 +103,7 @@ class RowBatch:
         return type(self)(self.ids.to(device), self.spans, self.targets.to(device))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chunked(StreamCache):
     """A cached stream of which an epoch visits `chunk` consecutive positions together."""
 
@@ -118,7 +118,7 @@ class Chunked(StreamCache):
         return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
 
 
-@dataclass
+@dataclass(frozen=True)
 class TokenRows(Chunked):
     """A stream of n + 1 tokens whose contexts, of width 0, only carry the precision of training.
 

@@ -17,13 +17,14 @@ from ..method import loop
 from ..method.caches import StreamCache, TrainingStream
 from ..method.contexts import distinct_rows
 from ..method.memory import snapshot
-from ..method.model import ContextKV, parameter_counts
+from ..method.model import ContextKV
 from ..method.phase2 import Stepper, train_attention
 from ..progress import Listener, notice, say, stage, transformers_bars_hidden
 from .caches import load_cache, load_starts, place_caches
 from .config import ExperimentConfig
 from .contexts import context_summary, contexts_of, sampled_ids
 from .long_run import Checkpoint, forget
+from .models import parameter_counts
 from .plugins import built
 from .records import Record, SummaryPart
 from .rows import MixerModel, as_read

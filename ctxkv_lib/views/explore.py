@@ -15,7 +15,7 @@ from ..method.caches import StreamCache
 from ..method.config import ModelConfig, Phase1Config
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts, parallel_pass
 from ..method.model import ContextBlock, ContextKV, project_inputs
-from ..method.windows import theoretical_max
+from ..report.info import theoretical_max
 from ..report.tables import percent, ppl
 from ..report.verdicts import epoch_note
 from ..runs.caches import load_cache

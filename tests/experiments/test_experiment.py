@@ -12,7 +12,7 @@ from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method import oacd as phase1
-from ctxkv_lib.method.evaluation import evaluate
+from ctxkv_lib.method.evaluation import evaluate, perplexity
 from ctxkv_lib.report.info import gathered_mib
 from ctxkv_lib.runs import contexts, work
 from ctxkv_lib.runs.caches import load_cache
@@ -60,8 +60,8 @@ def assert_served(made):
     model, _ = load_trained(made.path, torch.device("cpu"))
     held_out, cache, logits = load_cache(made.path / "caches", "val"), None, []
     ids = held_out.ids[None].long()
-    score = evaluate(model, held_out)
-    assert score.perplexity == pytest.approx(made.summary["phase2"]["val_ppl"], rel=1e-5)
+    loss, _ = evaluate(model, held_out)
+    assert perplexity(loss) == pytest.approx(made.summary["phase2"]["val_ppl"], rel=1e-5)
     with torch.no_grad():
         for part in ids[:, :-1].split(29, dim=1):
             out = model(part, use_cache=True, **{CACHE_NAME: cache})
@@ -70,7 +70,7 @@ def assert_served(made):
         whole = model(ids[:, :-1]).logits[0]
     for found in (torch.cat(logits), whole):
         served = torch.nn.functional.cross_entropy(found, ids[0, 1:]).exp().item()
-        assert served == pytest.approx(score.perplexity, rel=1e-4)
+        assert served == pytest.approx(perplexity(loss), rel=1e-4)
 
 
 def test_a_run_with_look_ups_is_served_as_it_was_trained(tiny_settings, tmp_path):

@@ -11,7 +11,7 @@ from ctxkv_lib.method import oacd
 from ctxkv_lib.method.caches import Batch, StreamCache
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.model import ContextBlock
-from ctxkv_lib.method.oacd import train_iteration
+from ctxkv_lib.method.oacd import Phase1State, train_iteration
 from ctxkv_lib.runs.caches import ReadAhead
 
 MOST_LAUNCHES = {("published", "fp32"): 109, ("exact", "bf16"): 147, ("tuned", "bf16"): 165}
@@ -49,9 +49,8 @@ def test_batches_that_are_computed_together_keep_their_losses(monkeypatch, loss)
         embeddings, tokens = torch.randn(7, 24).to(CUDA), torch.randint(0, 7, (23,)).to(CUDA)
         contexts, generator = torch.randn(24, 16).to(CUDA), torch.Generator("cuda").manual_seed(0)
         settings = Phase1Config(batch_size=5, noise_std=0.0, clip_norm=1e9)
-        mean_loss, _ = train_iteration(
-            block, optimizer, embeddings, tokens, contexts, settings, generator, loss
-        )
+        state = Phase1State({}, optimizer, contexts, generator)
+        mean_loss, _ = train_iteration(block, state, embeddings, tokens, settings, loss)
         return [torch.tensor(mean_loss), contexts, *(weight.grad for weight in block.parameters())]
 
     for together, apart in zip(gradients(2**16), gradients(1), strict=True):

@@ -8,7 +8,7 @@ from conftest import TINY, tiny_ids, tiny_model
 
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import CACHE_NAME, LONG, ContextKVForCausalLM
-from ctxkv_lib.method.model import parameter_counts
+from ctxkv_lib.runs.models import parameter_counts
 
 
 def test_the_published_shapes_are_the_defaults():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import TINY, tiny_method, tiny_stream
 
-from ctxkv_lib.method.caches import StreamCache, dense_embeddings
+from ctxkv_lib.method.caches import StreamCache
 
 COUNT = 59  # positions
 
@@ -19,7 +19,7 @@ def assert_equal(found, expected):
 
 def test_dense_embeddings_give_the_same_hidden_states():
     model, cache = tiny_method().eval(), tiny_stream(COUNT)
-    dense = StreamCache(cache.ids, cache.contexts, dense_embeddings(model, cache.ids))
+    dense = StreamCache(cache.ids, cache.contexts, model.embed(cache.ids[:-1]))
     positions = torch.tensor([0, 1, 2, 30, COUNT - 1])
     assert torch.equal(cache.attend(model, positions)[0], dense.attend(model, positions)[0])
     assert len(dense.embeddings) == len(dense) == COUNT

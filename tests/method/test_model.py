@@ -8,7 +8,8 @@ from conftest import TINY, NearestTwo, cloned, tiny_ids, tiny_method, tiny_strea
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
-from ctxkv_lib.method.model import ContextKV, Parts, parameter_counts
+from ctxkv_lib.method.model import ContextKV, Parts
+from ctxkv_lib.runs.models import parameter_counts
 
 PARTS = {
     "wte": 38_597_376,

@@ -13,7 +13,7 @@ from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows
 from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.model import ContextBlock
-from ctxkv_lib.method.oacd import StoppingRule, oacd_loss, train_context_block, train_iteration
+from ctxkv_lib.method.oacd import Phase1State, StoppingRule, oacd_loss, train_context_block, train_iteration
 
 CONFIG = Phase1Config(max_iterations=8, batch_size=150)
 
@@ -146,8 +146,8 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, micro_b
 
     config = Phase1Config(batch_size=150, noise_std=0.0, clip_norm=1e9)
     optimizer, loop = torch.optim.SGD(block.parameters(), lr=1e-9), MicroBatches(micro_batches)
-    generator = torch.Generator()
-    loss, _ = train_iteration(block, optimizer, x, tokens, contexts, config, generator, loop=loop)
+    state = Phase1State({}, optimizer, contexts, torch.Generator())
+    loss, _ = train_iteration(block, state, x, tokens, config, loop=loop)
     assert loss == pytest.approx(sum(losses).item() / 3)
     torch.testing.assert_close(contexts[1:], torch.cat(made).detach())
     for (name, weight), gradient in zip(block.named_parameters(), expected, strict=True):

@@ -8,11 +8,11 @@ import torch
 from conftest import cloned, tiny_method, tiny_stream
 
 from ctxkv_lib.method import reference
-from ctxkv_lib.method.caches import StreamCache, epoch_order, epoch_seed
+from ctxkv_lib.method.caches import StreamCache, epoch_seed
 from ctxkv_lib.method.config import Phase2Config
-from ctxkv_lib.method.evaluation import evaluate
+from ctxkv_lib.method.evaluation import evaluate, perplexity
 from ctxkv_lib.method.loop import Diverged, Loop
-from ctxkv_lib.method.phase2 import EarlyStopping, Stepper, best_epoch, train_attention
+from ctxkv_lib.method.phase2 import EarlyStopping, Stepper, train_attention
 from ctxkv_lib.research.optimizer import ScheduledAdamW
 
 SEED = 3
@@ -47,7 +47,7 @@ def train(config=CONFIG, model=None, loop=None, data=TRAIN, stepper=Stepper):
 def train_reference(p, config, shape):
     def order(epoch):
         torch.manual_seed(epoch_seed(SEED, epoch))  # the epoch's dropout
-        return epoch_order(len(TRAIN), SEED, epoch)
+        return TRAIN.epoch_order(SEED, epoch)
 
     table, val_ids = p["wte.weight"], VAL.ids.long()
     streams = TRAIN.ids.long(), TRAIN.contexts[1:], val_ids, VAL.contexts[1:]
@@ -81,9 +81,9 @@ def test_a_whole_training_equals_the_reference_and_keeps_the_best_epoch(dropout)
         for name in ("train_ppl", "val_ppl"):
             assert ours[name] == pytest.approx(theirs[name], rel=0.01), name
         assert ours["val_acc"] == pytest.approx(theirs["val_acc"], abs=0.01)
-    best = best_epoch(epochs)
+    best = [epoch for epoch in epochs if epoch["improved"]][-1]
     assert best["epoch"] == expected["best_epoch"] < len(epochs)
-    assert evaluate(model, VAL).perplexity == best["val_ppl"] == min(epoch["val_ppl"] for epoch in epochs)
+    assert perplexity(evaluate(model, VAL)[0]) == best["val_ppl"] == min(epoch["val_ppl"] for epoch in epochs)
     assert not model.training
 
 
@@ -93,8 +93,8 @@ def test_same_seed_same_numbers_in_whatever_mode_the_model_comes():
 
 
 def test_every_epoch_and_seed_visits_all_positions_in_an_order_of_its_own():
-    orders = [epoch_order(100, seed, epoch).tolist() for seed in (1, 2) for epoch in (1, 2)]
-    assert all(sorted(order) == list(range(100)) for order in orders)
+    orders = [TRAIN.epoch_order(seed, epoch).tolist() for seed in (1, 2) for epoch in (1, 2)]
+    assert all(sorted(order) == list(range(len(TRAIN))) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
 
 
@@ -110,7 +110,7 @@ def test_the_averages_of_a_stepper_are_validated_and_kept():
     plain = train()[1]
     assert epochs[0]["train_ppl"] == plain[0]["train_ppl"]
     assert epochs[0]["val_ppl"] != plain[0]["val_ppl"]
-    assert evaluate(model, VAL).perplexity == best_epoch(epochs)["val_ppl"]
+    assert perplexity(evaluate(model, VAL)[0]) == min(epoch["val_ppl"] for epoch in epochs)
 
 
 def test_bf16_products_train_as_well_and_leave_everything_else_fp32():

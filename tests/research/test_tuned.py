@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
-from ctxkv_lib.method.model import ContextBlock, ContextKV, Parts, parameter_counts
+from ctxkv_lib.method.model import ContextBlock, ContextKV, Parts
 from ctxkv_lib.research import tuned
 from ctxkv_lib.research.recipes import RECIPES
 from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock, geometric_offsets, principal_components
 from ctxkv_lib.runs.micro_batches import RowsOfDropout
+from ctxkv_lib.runs.models import parameter_counts
 
 VOCABULARY = TINY["vocab_size"]
 LEVERS = {
