@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE, ModelConfig
-from ctxkv_lib.method.model import ContextKV, parameter_counts
+from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.method.windows import Window
+from ctxkv_lib.runs.models import parameter_counts
 from ctxkv_lib.views.axes import INK, OKABE_ITO, PAPER, QUIET, RULE, save
 
 FROZEN, PHASE1, PHASE2, PASSED = QUIET, "#00835f", OKABE_ITO[0], "#b9bec7"
