@@ -48,6 +48,8 @@ def test_bench_measures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "product_rate", lambda *_: 1e9)
     monkeypatch.setattr(module, "HISTORIES", (16, 640))
+    monkeypatch.setattr(module, "SCALES", (4, 1))
+    monkeypatch.setattr(timing, "WARM_UP", 1)
     monkeypatch.setitem(timing.CALLS, "cuda", 1)
     arguments = ["bench", "--preset=ci", "--samples=8", "--rounds=1", "--json", *settings]
     assert main(arguments) == 0

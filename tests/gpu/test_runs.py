@@ -35,7 +35,8 @@ def test_a_recipe_ends_where_it_does_on_a_cpu(train_on, recipe):
 )
 def test_what_contexts_are_compared_with_runs_too(train_on, plugin):
     width = {"model__context_dim": 24} if "block" in plugin else {}
-    found, expected = (train_on(device, **plugin, **width).summary for device in ("cuda", "cpu"))
+    settings = {**plugin, **width, "phase2__max_epochs": 1}
+    found, expected = (train_on(device, **settings).summary for device in ("cuda", "cpu"))
     assert found["phase2"]["val_ppl"] == pytest.approx(expected["phase2"]["val_ppl"], rel=0.1)
 
 
@@ -143,5 +144,5 @@ def test_fp32_is_not_tf32(train_on):
     libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
     for library in libraries:
         library.allow_tf32 = True
-    train_on()
+    train_on(phase2__max_epochs=1)
     assert not any(library.allow_tf32 for library in libraries)
