@@ -156,19 +156,18 @@ import sys
 from pathlib import Path
 from conftest import local_experiment
 from ctxkv_lib.experiments import run
-from ctxkv_lib.runs.config import ExperimentConfig
 from ctxkv_lib.runs.config import build_config
 
 folder = Path(sys.argv[1])
-run(build_config("ci", sys.argv[2], 8, local_experiment(folder)), folder / "run")
+for recipe in ("published", "exact"):
+    run(build_config("ci", recipe, 8, local_experiment(folder)), folder / recipe)
 print([name for name in sys.modules if name.startswith("ctxkv_lib.research")])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["published", "exact"])
-def test_the_published_recipes_need_no_research(recipe, tmp_path):
-    command = [sys.executable, "-c", WITHOUT_RESEARCH, str(tmp_path), recipe]
+def test_the_published_recipes_need_no_research(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_RESEARCH, str(tmp_path)]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"

@@ -58,8 +58,8 @@ class Checkpoint:
         began = time.monotonic()
         with suppress(FileNotFoundError):
             self.path.replace(self.previous)
-        pieces = ((name, part) for name, tensor in tensors.items() for part in parts(tensor))
-        write_streamed(self.path, pieces, {"key": self.key, "state": json.dumps(state)})
+        chunks = ((name, part) for name, tensor in tensors.items() for part in parts(tensor))
+        write_streamed(self.path, chunks, {"key": self.key, "state": json.dumps(state)})
         ended = time.monotonic()
         self.next_save = ended + max(EVERY_SECONDS, (ended - began) / WRITING_SHARE)
 
