@@ -159,7 +159,9 @@ def test_what_a_cache_adds_is_what_was_measured():
         ("tuned", 10): "by {:.0f}% with 10",
         ("tuned", 100): "{:.0f}% with 100",
         ("tuned", 500): "{:.0f}% with 500",
-        ("exact", 50): "of `exact` by {:.0f}%",
+        ("exact", 50): "of `exact` by {:.0f}% with 50",
+        ("exact", 100): "by {:.0f}% with 100",
+        ("exact", 500): "by {:.0f}% with 500",
     }.items():
         assert said.format(-changes[key][0]) in page
     rows = {samples: seeds["tuned", samples][0]["rows"]["continuous cache"] for samples in (100, 500)}
