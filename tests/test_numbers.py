@@ -147,6 +147,11 @@ def test_what_is_held_and_used_is_what_was_measured():
     assert f"recalls {min(recalled):.0%} to {max(recalled):.0%}" in page
 
 
+def cached(runs, kind):
+    """The losses of some seeds with a kind of cache, `[seeds, conversations]`."""
+    return np.array([[loss for _, loss in run["rows"][kind]["test_conversations"]] for run in runs])
+
+
 def test_what_a_cache_adds_is_what_was_measured():
     page = " ".join(STUDY[STUDY.index("(`cache`)") : STUDY.index("## What is known")].split())
     seeds = {}
@@ -164,6 +169,17 @@ def test_what_a_cache_adds_is_what_was_measured():
         ("exact", 500): "by {:.0f}% with 500",
     }.items():
         assert said.format(-changes[key][0]) in page
+    for kind, said in (
+        ("continuous cache", "{} higher with the cache ({} to {})"),
+        ("model", "{} without ({} to {};"),
+    ):
+        own, theirs = (cached(seeds[name, 50], kind) for name in ("GRUMixer", "tuned"))
+        tokens = np.array(seeds["tuned", 50][0]["rows"][kind]["test_conversations"])[:, 0]
+        assert len(own) == len(theirs) == 3
+        above = [
+            f"{percent + 0:.1f}%".replace("-0.0%", "0.0%") for percent in difference(own, theirs, tokens)
+        ]
+        assert said.format(*above) in page
     rows = {samples: seeds["tuned", samples][0]["rows"]["continuous cache"] for samples in (100, 500)}
     for (samples, found), said in zip(
         rows.items(), ("{:.0f}% ({:.0f}% to {:.0f}%)", "{:.0f}%, and "), strict=True
