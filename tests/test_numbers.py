@@ -111,8 +111,10 @@ def test_the_original_sizes_are_beside_the_original():
             assert all(f"{ppl:.1f}" in text for ppl in pair)
             assert f"{1 - pair[1] / pair[0]:.0%}" in text
     for count in (100, 500):
-        passes, exact = (row("full", count, recipe)["test_ppl"][0] for recipe in ("published", "exact"))
-        assert re.search(rf"{passes / exact - 1:.0%} higher with {count}", page)
+        passes, tokens = losses(PARTS["full"], count, "published")
+        exact, _ = losses(PARTS["full"], count, "exact")
+        above, low, high = (f"{percent:.1f}%" for percent in difference(passes, exact, tokens))
+        assert re.search(rf"{above} [^()]*with {count} \({low} to {high}\)", page)
     for split in ("val_ppl", "test_ppl"):
         before, after = (row("full", count, "n-grams")[split][0] for count in (100, 500))
         assert f"{1 - after / before:.0%}" in STUDY
