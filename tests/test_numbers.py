@@ -170,6 +170,7 @@ def test_what_a_cache_adds_is_what_was_measured():
         ("tuned", 50): "of `tuned` by {:.0f}%** with 50",
         ("tuned", 10): "by {:.0f}% with 10",
         ("tuned", 100): "{:.0f}% with 100",
+        ("tuned", 200): "{:.0f}% with 200",
         ("tuned", 500): "{:.0f}% with 500",
         ("exact", 50): "of `exact` by {:.0f}% with 50",
         ("exact", 100): "by {:.0f}% with 100",
