@@ -14,10 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..files import read_json
 from ..method.caches import StreamCache
-from ..method.contexts import distinct_rows
+from ..method.contexts import distinct_rows, exact_contexts
 from ..method.evaluation import perplexity, token_scores
 from ..method.model import project_inputs
-from ..method.scan import Stream, segmented_scan
 from .modeling import TOLERANCE, ContextKVForCausalLM
 
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
@@ -133,10 +132,8 @@ def _read_apart(
     everything = torch.arange(len(ids), device=model.device)
     embeddings, tokens = distinct_rows(model, ids)
     inputs = project_inputs(model.context_block, embeddings)
-    zero = inputs.new_zeros(1, model.config.context_dim)
-    contexts = zero.repeat(len(ids) + 1, 1)
-    starts = torch.where(everything == begins, 0, -1)  # each text, from the row `zero`
-    segmented_scan(Stream(model.context_block, inputs, tokens, starts, zero), contexts, TOLERANCE)
+    zero, is_first = inputs.new_zeros(model.config.context_dim), everything == begins
+    contexts, _ = exact_contexts(model.context_block, inputs, tokens, TOLERANCE, is_first, before=zero)
     positions = everything[:-1][begins[1:] == begins[:-1]]
     return StreamCache(ids.int(), contexts, begins=begins), positions, (positions - begins[positions]).cpu()
 

@@ -93,6 +93,7 @@ def exact_contexts(
     projected_inputs: Tensor,
     tokens: Tensor,
     tolerance: float,
+    is_first: Tensor | None = None,
     out: Tensor | None = None,
     before: Tensor | None = None,
 ) -> tuple[Tensor, float]:
@@ -101,6 +102,7 @@ def exact_contexts(
     Args:
         tokens: any integers `[n]`, on any device.
         tolerance: largest error of a component (see `segmented_scan`).
+        is_first: bool `[n]`, True at a conversation's first token, which starts from the zero context.
         out: padded contexts to overwrite, of any dtype and on any device; None makes new ones.
         before: context before the first token, `[context_dim]`; None: the zero context. Without `out` and
             `before`, contexts are as wide as `projected_inputs`.
@@ -117,9 +119,11 @@ def exact_contexts(
     for start in range(0, len(tokens), BLOCK):
         chunk = slice(start, start + BLOCK)
         rows = tokens[chunk].to(projected_inputs.device, torch.int64)
+        begins = None if is_first is None else is_first[chunk].to(rows) - 1
         made = contexts[start : start + BLOCK + 1].to(projected_inputs)  # no copy of what fits
         made[0] = state
-        error = max(error, segmented_scan(Stream(block, projected_inputs, rows), made, tolerance))
+        stream = Stream(block, projected_inputs, rows, begins, projected_inputs.new_zeros(1, width))
+        error = max(error, segmented_scan(stream, made, tolerance))
         contexts[start + 1 : start + BLOCK + 1] = made[1:]
         state = made[-1].clone()
     return contexts, error

@@ -27,8 +27,7 @@ def token_scores(
     model.eval()
     shard = loop.shard(len(positions))
     scores = torch.zeros(2, len(positions), device=model.device)
-    total = -(-(shard.stop - shard.start) // EVALUATION_ROWS)
-    done = shard.start
+    done, total = shard.start, -(-(shard.stop - shard.start) // EVALUATION_ROWS)
     for batch in loop.track(cache.batches(positions[shard], EVALUATION_ROWS, model), "Validation", total):
 
         def score(micro_batches: int, batch: Batch = batch) -> Tensor:

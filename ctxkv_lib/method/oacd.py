@@ -128,8 +128,7 @@ def train_context_block(
         iteration, rate = metric["iteration"], metric["convergence_rate"]
         reason = rule.reason(rate)
     most = 0 if reason else config.max_iterations
-    rounds = range(iteration + 1, most + 1)
-    for iteration in loop.track(rounds, "Phase 1", most, iteration):  # noqa: B020 (evaluated before)
+    for iteration in loop.track(range(iteration + 1, most + 1), "Phase 1", most, iteration):  # noqa: B020
         began = time.perf_counter()
         mean_loss, rate = train_iteration(block, state, embeddings, tokens, config, loss, loop)
         _check_finite(block, iteration, mean_loss, config)
@@ -170,8 +169,7 @@ def train_iteration(
     trained = [*block.parameters(), *([inputs] if inputs.requires_grad else [])]
     total_loss = torch.zeros((), device=embeddings.device)
     converged = torch.zeros((), dtype=torch.int64, device=embeddings.device)
-    before = contexts[0].to(embeddings)  # the previous iteration's, of the position before the batch
-    start = 0
+    before, start = contexts[0].to(embeddings), 0  # the previous iteration's, before the batch; its place
     state.optimizer.zero_grad()
     for batch in _groups(tokens, config.batch_size):
         rows = slice(start + 1, start + 1 + len(batch))

@@ -174,8 +174,7 @@ def train_attention(
             kept = {name: weight.detach().clone() for name, weight in weights.items()}
         train_ppl, val_ppl = perplexity(train_loss), perplexity(val_loss)
         if not (math.isfinite(train_ppl) and math.isfinite(val_ppl)):
-            losses = f"train loss {train_loss}, validation loss {val_loss}"
-            raise _diverged(epoch, losses, config)
+            raise _diverged(epoch, f"train loss {train_loss}, validation loss {val_loss}", config)
         improved = stopping.improved(val_ppl)
         metric = {
             "stage": "phase2",

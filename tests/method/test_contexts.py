@@ -12,7 +12,7 @@ from ctxkv_lib.method import reference, scan
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts, stream_contexts
 from ctxkv_lib.method.oacd import train_context_block
-from ctxkv_lib.method.scan import CHECK_EVERY, SEGMENT, Stream, segmented_scan
+from ctxkv_lib.method.scan import CHECK_EVERY, SEGMENT
 from ctxkv_lib.research.tuned import StructuredBlock
 
 WIDTH = TINY["context_dim"]
@@ -105,18 +105,15 @@ def test_streams_may_be_cut_continued_and_begin_anew_anywhere(data):
         for name in ("SEGMENT", "CHECK_EVERY", "CPU_SEGMENTS", "GPU_SEGMENTS"):
             patch.setattr(scan, name, data.draw(st.integers(2, 40), name))
         patch.setattr(method, "BLOCK", data.draw(st.integers(30, 1000), "BLOCK"))
-        stream = (block, projected, tokens.to(torch.uint16), 1e-9)
+        stream = (block, projected, tokens.to(torch.uint16), 1e-9, is_first if begins else None)
         contexts, error = exact_contexts(*stream, before=before)
         exact_contexts(*stream, out, before)
-        starts, apart = torch.where(is_first, 0, -1), before.repeat(count + 1, 1)
-        apart_error = segmented_scan(
-            Stream(block, projected, tokens, starts, torch.zeros(1, WIDTH).double()), apart, 1e-9
-        )
-    for found, firsts in ((contexts, None), (apart, is_first)):  # segments of 2 tokens have many boundaries
-        expected = one_by_one(block, projected[tokens], before, firsts)
-        torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
+    expected = one_by_one(block, projected[tokens], before, is_first)
+    torch.testing.assert_close(
+        contexts, expected, atol=1e-8, rtol=0
+    )  # segments of 2 tokens have many boundaries
     assert torch.equal(out, contexts.to(out.dtype))
-    assert max(error, apart_error) <= 1e-9
+    assert error <= 1e-9
 
 
 def growing_sum(contexts, projected):
