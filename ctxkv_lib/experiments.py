@@ -18,7 +18,7 @@ from .report.document import LANGUAGES, write_report
 from .report.info import dense_fp32_mib, theoretical_max
 from .report.labels import run_labels
 from .report.model_card import model_card
-from .report.verdicts import improvement
+from .report.verdicts import best_epoch, improvement
 from .runs.config import ExperimentConfig
 from .runs.provenance import choose_device
 from .runs.records import SummaryPart
@@ -187,7 +187,7 @@ def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: Summar
     """Make the content of `summary.json` from the records of both stages."""
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
     epochs = attention["epochs"]
-    best = next(epoch for epoch in reversed(epochs) if epoch["improved"])  # whose weights were kept
+    best = best_epoch(epochs)
     shown = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
     return {
         "samples": config.data.samples,

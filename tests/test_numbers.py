@@ -184,9 +184,7 @@ def test_what_a_cache_adds_is_what_was_measured():
         own, theirs = (cached(seeds[name, 50], kind) for name in ("GRUMixer", "tuned"))
         tokens = np.array(seeds["tuned", 50][0]["rows"][kind]["test_conversations"])[:, 0]
         assert len(own) == len(theirs) == 3
-        above = [
-            f"{percent + 0:.1f}%".replace("-0.0%", "0.0%") for percent in difference(own, theirs, tokens)
-        ]
+        above = [f"{percent:z.1f}%" for percent in difference(own, theirs, tokens)]
         assert said.format(*above) in page
     rows = {samples: seeds["tuned", samples][0]["rows"]["continuous cache"] for samples in (100, 500)}
     for (samples, found), said in zip(

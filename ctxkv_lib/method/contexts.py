@@ -120,10 +120,11 @@ def exact_contexts(
         chunk = slice(start, start + BLOCK)
         rows = tokens[chunk].to(projected_inputs.device, torch.int64)
         begins = None if is_first is None else is_first[chunk].to(rows) - 1
-        made = contexts[start : start + BLOCK + 1].to(projected_inputs)  # no copy of what fits
+        place = contexts[start : start + BLOCK + 1]
+        made = place.to(projected_inputs)  # the same tensor, where nothing has to be changed
         made[0] = state
         stream = Stream(block, projected_inputs, rows, begins, projected_inputs.new_zeros(1, width))
         error = max(error, segmented_scan(stream, made, tolerance))
-        contexts[start + 1 : start + BLOCK + 1] = made[1:]
+        place.copy_(made)  # nothing, if it is the same tensor
         state = made[-1].clone()
     return contexts, error

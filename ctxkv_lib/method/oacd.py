@@ -169,12 +169,11 @@ def train_iteration(
     trained = [*block.parameters(), *([inputs] if inputs.requires_grad else [])]
     total_loss = torch.zeros((), device=embeddings.device)
     converged = torch.zeros((), dtype=torch.int64, device=embeddings.device)
-    before, start = contexts[0].to(embeddings), 0  # the previous iteration's, before the batch; its place
+    before = contexts[0].to(embeddings)  # the previous iteration's, of the position before the batch
     state.optimizer.zero_grad()
-    for batch in _groups(tokens, config.batch_size):
-        rows = slice(start + 1, start + 1 + len(batch))
-        start += len(batch)
-        held = contexts[rows].to(embeddings)  # the previous iteration's
+    groups = _groups(tokens, config.batch_size)
+    for batch, rows in zip(groups, contexts[1:].split([*map(len, groups)]), strict=True):
+        held = rows.to(embeddings)  # the previous iteration's
         previous = torch.empty_like(held).normal_(std=config.noise_std, generator=state.generator)
         previous[0].add_(before)
         previous[1:].add_(held[:-1])
@@ -193,7 +192,7 @@ def train_iteration(
             if gradient is not None:
                 tensor.grad = gradient if tensor.grad is None else tensor.grad.add_(gradient)
         moved = F.mse_loss(updated, held, reduction="none").mean(dim=1)
-        contexts[rows] = updated
+        rows.copy_(updated)
         total_loss += batch_loss
         converged += (moved < config.convergence_threshold).sum()
         loop.release(contexts)

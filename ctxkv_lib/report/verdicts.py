@@ -3,7 +3,7 @@
 Every claim is derived from the numbers, also that a run got worse.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Summary = Mapping[str, Any]
@@ -52,6 +52,11 @@ def early_stopping(phase2: Summary, patience: int) -> str:
     if phase2["stop_reason"] == "max_epochs":
         return "unused"
     return "worked" if phase2["epochs"][-1]["no_improve"] == patience else "odd"
+
+
+def best_epoch(epochs: Sequence[Summary]) -> Summary:
+    """Find the epoch whose weights were kept: the last one that improved."""
+    return next(line for line in reversed(epochs) if line["improved"])
 
 
 def last_measured(phase2: Summary) -> Summary:

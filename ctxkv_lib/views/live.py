@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ..progress import Metric, counted, in_notebook, watchers
+from ..report.verdicts import best_epoch
 from ..runs.config import Phase1Config
 from . import figures, markup
 
@@ -189,5 +190,5 @@ def describe(metric: Metric) -> str:
 
 def _as_summary(epochs: list[Metric]) -> dict[str, Any]:
     """Return the epochs so far in the form of `phase2` of a summary, without an early stop."""
-    best = next(line for line in reversed(epochs) if line["improved"])
+    best = best_epoch(epochs)
     return {**best, "epochs": epochs, "best_epoch": best["epoch"], "stop_reason": None}

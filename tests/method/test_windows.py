@@ -29,6 +29,7 @@ def test_slots_and_rows_are_those_of_the_definition(anchor, attended, interval, 
         expected = [*attended(position, interval)][:max_contexts]
         padding = [0] * (max_contexts - len(expected))
         assert seen.rows(positions)[i].tolist() == [p + 1 for p in expected] + padding
+        assert (seen.slots(positions)[i] >= 0).sum() == len(expected)
 
 
 def test_published_examples():
