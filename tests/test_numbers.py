@@ -9,7 +9,7 @@ import continuous_cache
 import evidence
 import numpy as np
 import pytest
-from intervals import difference, losses, speakers
+from intervals import difference, losses, speaker_groups, speakers_apart
 
 from ctxkv_lib.runs import published
 
@@ -126,9 +126,12 @@ def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits):
     own, tokens = losses(PARTS["phase1"], count, "exact, untrained")
     theirs, _ = losses(PARTS["phase1"], count, "exact")
     assert (len(own), len(theirs), len(tokens)) == (3, 3, 50)
-    apart, together = (difference(own, theirs, tokens, groups) for groups in (None, speakers(50)))
+    apart, together = (difference(own, theirs, tokens, groups) for groups in (None, speaker_groups(50)))
     lower, high, low, far, near = (f"{-x:.{digits}f}%" for x in (*apart, *together[1:]))
     assert f"{lower} lower with {count} ({low} to {high}; by groups of speakers {near} to {far})" in page
+    alone = speakers_apart(50, count)
+    others = (f"{-x:.{digits}f}%" for x in difference(own[:, alone], theirs[:, alone], tokens[alone]))
+    assert "{} ({:d} conversations: {} to {})".format(next(others), alone.sum(), *[*others][::-1]) in page
     assert apart[2] < 0 > together[2]
     assert f"{-apart[0]:.0f}%" in README
 

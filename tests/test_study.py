@@ -11,9 +11,10 @@ import parts
 import pytest
 import torch
 from conftest import tiny_method, tiny_stream
-from intervals import beside, difference, speakers
+from intervals import beside, difference, speaker_groups, speakers, speakers_apart
 from torch import nn
 
+from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.research.protocol import grid_points, read_protocol
 from ctxkv_lib.runs.models import shapes
@@ -102,15 +103,24 @@ def test_rows_are_compared_by_the_losses_of_their_conversations():
     ngrams = {"10": {"kneser_ney": {"test_conversations": [1.9, 2.9]}}}
     found = beside({"cells": cells, "rows": rows, "ngrams": ngrams}, "base")
     assert found == [
-        ["10", "other", "+10.5%", "+10.5% to +10.5%", "+10.5% to +10.5%"],
-        ["10", "kneser_ney", "-9.5%", "-9.5% to -9.5%", "-9.5% to -9.5%"],
+        ["10", "other", "+10.5%", *["+10.5% to +10.5%"] * 2, "+10.5%, +10.5% to +10.5% (1)"],
+        ["10", "kneser_ney", "-9.5%", *["-9.5% to -9.5%"] * 2, "-9.5%, -9.5% to -9.5% (1)"],
     ]
 
 
 def test_conversations_that_share_a_speaker_are_one_group():
-    groups = speakers(50)
+    groups = speaker_groups(50)
     assert len(groups) == 50
     assert len(set(groups)) == 20
+
+
+def test_speakers_apart_are_in_no_training_conversation():
+    counts = [speakers_apart(50, samples).sum() for samples in (10, 50, 200)]
+    assert counts == [31, 16, 4]  # who speaks in more conversations meets more of the test
+    trained = speakers("train", DataConfig(samples=50))
+    apart = np.flatnonzero(speakers_apart(50, 50))
+    test = [speakers("test", DataConfig(test_samples=50))[place] for place in apart]
+    assert all(own.isdisjoint(other) for own in test for other in trained)
 
 
 def test_only_slots_from_a_distance_on_take_other_contexts(monkeypatch):

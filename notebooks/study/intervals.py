@@ -3,7 +3,8 @@
     python notebooks/study/intervals.py notebooks/study/results/fair/sweep.json "contexts"
 
 prints every row beside the one that is named, with two intervals: of draws of conversations, and of draws
-of groups of conversations that share speakers.
+of groups of conversations that share speakers. The last column is the first two over those test conversations
+alone whose speakers do not speak in the training conversations, with their number.
 """
 
 import json
@@ -44,18 +45,28 @@ def losses(results: dict[str, Any], samples: int, variant: str) -> tuple[Losses,
 
 
 @cache
-def speakers(count: int) -> list[int]:
-    """Number the group of each test conversation: those that share a speaker, also through others."""
+def speakers(split: str, config: DataConfig) -> list[set[str]]:
+    """Return who speaks in each conversation of a split, `train` or `test`."""
     file = package_file("chitchat_dataset", "dataset.json")
     dataset = json.loads(file.read_text(encoding="utf-8"))
-    names = [name.partition(":")[2] for name, _ in chitchat_rows(DataConfig(test_samples=count), "test")]
+    names = [name.partition(":")[2] for name, _ in chitchat_rows(config, split)]
+    return [{turn[0]["sender"] for turn in dataset[name]["messages"]} for name in names]
+
+
+def speaker_groups(count: int) -> list[int]:
+    """Number the group of each test conversation: those that share a speaker, also through others."""
+    conversations = speakers("test", DataConfig(test_samples=count))
     groups: list[set[str]] = []
-    for name in names:
-        own = {turn[0]["sender"] for turn in dataset[name]["messages"]}
+    for own in conversations:
         shared = [group for group in groups if group & own]
         groups = [group for group in groups if not group & own] + [own.union(*shared)]
-    first = [dataset[name]["messages"][0][0]["sender"] for name in names]
-    return [next(place for place, group in enumerate(groups) if sender in group) for sender in first]
+    return [next(place for place, group in enumerate(groups) if own <= group) for own in conversations]
+
+
+def speakers_apart(count: int, samples: int) -> NDArray[np.bool_]:
+    """Find the test conversations, `[count]`, whose speakers do not speak in the training conversations."""
+    trained = set().union(*speakers("train", DataConfig(samples=samples)))
+    return np.array([not own & trained for own in speakers("test", DataConfig(test_samples=count))])
 
 
 def difference(
@@ -90,17 +101,22 @@ def rise(changed: Losses, base: Losses, tokens: Losses) -> tuple[float, float, f
 
 
 def beside(results: dict[str, Any], base: str) -> list[list[str]]:
-    """List sample count, row, and its difference from `base` with both intervals, for all rows but `base`."""
+    """List sample count, row, and its difference from `base` with its intervals, for all rows but `base`."""
     rows = []
     for samples in sorted({cell["samples"] for cell in results["cells"] if "test_conversations" in cell}):
         other, tokens = losses(results, samples, base)
+        groups, apart = speaker_groups(len(tokens)), speakers_apart(len(tokens), samples)
         names = [row["variant"] for row in results["rows"] if row["samples"] == samples and row["seeds"]]
         for name in [*names, *results["ngrams"][str(samples)]]:
             if name != base:
                 own = losses(results, samples, name)[0]
-                found = [difference(own, other, tokens, groups) for groups in (None, speakers(len(tokens)))]
+                found = [difference(own, other, tokens, drawn) for drawn in (None, groups)]
                 intervals = [f"{low:+.1f}% to {high:+.1f}%" for _, low, high in found]
-                rows.append([f"{samples:,}", name, f"{found[0][0]:+.1f}%", *intervals])
+                alone = "none"
+                if apart.any():
+                    change, low, high = difference(own[:, apart], other[:, apart], tokens[apart])
+                    alone = f"{change:+.1f}%, {low:+.1f}% to {high:+.1f}% ({apart.sum()})"
+                rows.append([f"{samples:,}", name, f"{found[0][0]:+.1f}%", *intervals, alone])
     return rows
 
 
