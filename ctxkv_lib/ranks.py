@@ -51,10 +51,10 @@ def join(device: "torch.device") -> None:
     if world_size() == 1 or distributed.is_initialized():
         return
     if device.type == "cuda":
-        place, most = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if place >= most:
-            raise UserError(f"{place + 1} processes or more, but {most} GPUs: start one for each GPU.")
-        torch.cuda.set_device(place)
+        here, most = int(os.environ.get("LOCAL_WORLD_SIZE", world_size())), torch.cuda.device_count()
+        if here > most:  # which every process finds, so that the first can say it
+            raise UserError(f"{here} processes, but {most} GPUs: start one for each GPU.")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
     atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group())
@@ -67,9 +67,9 @@ def shards(num_items: int) -> list[slice]:
     return [slice(*pair) for pair in pairwise(ends)]
 
 
-def shard(num_items: int) -> slice:
-    """Return this process's shard."""
-    return shards(num_items)[rank()]
+def shard(rows: int) -> slice:
+    """Return this process's shard of so many rows."""
+    return shards(rows)[rank()]
 
 
 def all_reduce(tensors: Sequence["Tensor"]) -> None:

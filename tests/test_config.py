@@ -1,10 +1,13 @@
 import dataclasses
+import shlex
+from pathlib import Path
 
 import pytest
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config, config_from_dict, parse_settings
+from ctxkv_lib.runs.configure import run_command
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -43,6 +46,16 @@ def test_a_plug_in_has_its_own_settings():
     mixed = tuned.replace({"mixer": GRU, "mixer.input_dropout": 0.1})
     assert set(mixed.plugins) == {"mixer", "optimizer"}
     assert config_from_dict(mixed.to_dict()) == mixed
+    with pytest.raises(UserError, match="loss does not go with it"):
+        mixed.replace({"loss": "ctxkv_lib.method.oacd:oacd_loss"})
+
+
+def test_the_command_of_a_run_makes_its_configuration():
+    changed = {"mixer": GRU, "mixer.input_dropout": 0.1, "phase2.patience": 5}
+    config = build_config("offline", "tuned", 20, changed)  # the recipe's block and attention are gone
+    words = shlex.split(run_command(config, Path("runs/own")))
+    given = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    assert build_config("offline", "tuned", 20, parse_settings(given)) == config
 
 
 GRU = "ctxkv_lib.research.mixers:GRUMixer"

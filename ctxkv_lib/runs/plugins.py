@@ -14,8 +14,9 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 
 from ..errors import UserError
@@ -185,39 +186,23 @@ def plain_source(source: str) -> str:
 
 
 def _patched_source() -> str:
-    """Describe the functions, classes, methods and plain values replaced in loaded modules of `method/`."""
+    """Describe all plain values of `method/`, and the functions, classes and methods replaced in it."""
     found = ""
-    for name, module in sorted(sys.modules.items()):
-        if name.startswith(f"{OWN}method.") and getattr(module, "__file__", None):
-            classes = [each for each in vars(module).values() if inspect.isclass(each)]
-            found += "".join(_changed_values(module))
-            places: list[Any] = [module, *(each for each in classes if each.__module__ == name)]
-            for place in places:
-                for key, value in vars(place).items():
-                    for part in _foreign(value):
-                        found += f"{place.__name__}.{key}={_source_digest(part)};"
+    for file in _method_files():
+        module = import_module(f"{OWN}method.{file.stem}")
+        classes = [each for each in vars(module).values() if inspect.isclass(each)]
+        places: list[Any] = [module, *(each for each in classes if each.__module__ == module.__name__)]
+        for place in places:
+            for key, value in vars(place).items():
+                if isinstance(value, PLAIN) and not key.startswith("_"):  # which Python adds to classes
+                    found += f"{place.__name__}.{key}={value!r};"
+                for part in _foreign(value):
+                    found += f"{place.__name__}.{key}={_source_digest(part)};"
     return found
 
 
-def _changed_values(module: ModuleType) -> Iterator[str]:
-    """Yield each plain value of a module that is not what its source assigns."""
-    file, scope = Path(str(module.__file__)), dict(vars(module))
-    for name, expression in _assignments(file, file.stat().st_mtime_ns):
-        value = scope.get(name)
-        if isinstance(value, PLAIN) and repr(value) != repr(eval(expression, scope)):
-            yield f"{module.__name__}.{name}={value!r};"
-
-
-@cache
-def _assignments(file: Path, _: int) -> list[tuple[str, CodeType]]:
-    """List the names that a module assigns at its top, each with its compiled expression."""
-    return [
-        (target.id, compile(ast.Expression(node.value), str(file), "eval"))
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
-    ]
+def _method_files() -> list[Path]:
+    return [file for file in sorted((PACKAGE / "method").glob("*.py")) if file.stem != "reference"]
 
 
 def _foreign(value: Any) -> Iterator[Any]:
@@ -237,19 +222,15 @@ def code_key(*plugins: PlugIn | None) -> str:
     Docstrings, comments and layout are ignored; functions and values replaced at run time are included.
     """
     modules = {plugin.name.partition(":")[0] for plugin in plugins if plugin is not None}
-    files = {file for file in (PACKAGE / "method").glob("*.py") if file.stem != "reference"}
+    files = {*_method_files()}
     files |= {file for name in modules if name.startswith(OWN) for file in _with_imports(_file_of(name))}
     return _code_digest(files, _patched_source())
 
 
-def code_version(name: str) -> str:
-    """Digest the code of a module or folder of this package, such as `runs/testing` or `hf`."""
-    return _code_digest(PACKAGE.glob(f"{name}/*.py" if (PACKAGE / name).is_dir() else f"{name}.py"))
-
-
 def code_with_imports(name: str) -> str:
-    """Digest the code of a module of this package, such as `research/probe`, and of what it imports."""
-    return _code_digest(_with_imports(PACKAGE / f"{name}.py"))
+    """Digest the code of a module or folder of this package, as `runs/testing` or `hf`, and its imports."""
+    files = PACKAGE.glob(f"{name}/*.py" if (PACKAGE / name).is_dir() else f"{name}.py")
+    return _code_digest({other for file in files for other in _with_imports(file)})
 
 
 def _code_digest(files: Iterable[Path], more: str = "") -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import ranks
+from ..errors import DamagedFile
 from ..files import read_sealed_json, state, write_sealed_json
 from ..method.loop import Metric
 
@@ -64,21 +64,23 @@ class Records:
         """Read the records in the folder; None if it has none.
 
         Raises:
-            DamagedFile: the file is not what was written.
+            DamagedFile: the file is not what was written, or not by this version.
         """
         try:
             values = read_sealed_json(folder / FILE)
+            stages = {name: Record(**record) for name, record in values["stages"].items()}
+            return cls(folder, values["config"], values.get("code", ""), stages)
         except FileNotFoundError:
             return None
-        stages = {name: Record(**record) for name, record in values["stages"].items()}
-        return cls(folder, values["config"], values.get("code", ""), stages)
+        except (AttributeError, KeyError, TypeError):
+            raise DamagedFile(folder / FILE, "another version of ctxkv_lib wrote it") from None
 
-    def add(self, stage: str, record: Record) -> None:
+    def add(self, stage: str, record: Record) -> Record:
         """Write a stage's record to the disk, and remove that of the results, which depend on all stages."""
         self.stages = {name: held for name, held in self.stages.items() if name != "results"}
         self.stages[stage] = record
-        if not ranks.rank():
-            self.write()
+        self.write()
+        return record
 
     def drop(self, parts: Iterable[str]) -> None:
         """Record that all files at and below `parts`, paths in the folder, are dropped."""

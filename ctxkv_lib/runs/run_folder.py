@@ -70,7 +70,7 @@ def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str = DE
 class RunFolder:
     """One experiment on disk. Stages record their inputs, so finished work is reused."""
 
-    records: Records  # once claimed
+    records: Records  # once claimed; rank 0 alone keeps them up to date
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -139,7 +139,7 @@ class RunFolder:
         if records and "results" in records.stages and records.code != code and not again:
             raise UserError(
                 f"{self.path} holds a finished result of other code, which is kept; name another folder "
-                "with --out, or replace it with --again."
+                f"with --out, or replace it with `{run_command(config, self.path)} --again`."
             )
         return Records(self.path, config.to_dict(), code, records.stages if records else {})
 
@@ -167,10 +167,12 @@ class RunFolder:
 
     def shared(self, stage: str, key: str) -> Record | None:
         """Return `finished`, or the same stage of another run under this root, with its files linked here."""
-        found = self.finished(stage, key)
-        if found is None and (found := ranks.on_rank_0(lambda: self._adopted(stage, key))):
-            self.records.add(stage, found)
-        return found
+
+        def adopted() -> Record | None:
+            found = self._adopted(stage, key)
+            return found and self.records.add(stage, found)
+
+        return self.finished(stage, key) or ranks.on_rank_0(adopted)
 
     def _adopted(self, stage: str, key: str) -> Record | None:
         for other in sorted(self.path.parent.glob(f"*/{FILE}")):
@@ -205,11 +207,12 @@ class RunFolder:
         metrics: Sequence[Metric] = (),
     ) -> Record:
         """Record a finished stage with exactly the files at and below `parts`."""
-        record = ranks.on_rank_0(
-            lambda: Record(key, checksums(self.path, parts), result or {}, list(metrics))
-        )
-        self.records.add(stage, record)
-        return record
+
+        def made() -> Record:
+            record = Record(key, checksums(self.path, parts), result or {}, list(metrics))
+            return self.records.add(stage, record)
+
+        return ranks.on_rank_0(made)
 
     def drop_artefacts(self) -> None:
         """Remove everything that can be rebuilt from a claimed folder: all but results and records."""
@@ -234,7 +237,7 @@ class RunFolder:
             if line.endswith(b"\n"):  # else an earlier version was killed while it wrote the last one
                 try:
                     yield json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     raise DamagedFile(self.metrics_file, f"line {number} is not JSON") from None
 
     def append_metric(self, metric: Metric) -> None:

@@ -13,7 +13,7 @@ from ..method.evaluation import perplexity, token_scores
 from ..method.model import ContextKV, project_inputs
 from ..progress import stage
 from .config import ExperimentConfig
-from .plugins import code_version
+from .plugins import code_with_imports
 from .provenance import choose_device
 from .records import MEASUREMENTS, SummaryPart
 from .rows import MixerModel, as_read
@@ -33,7 +33,7 @@ def test(config: ExperimentConfig, folder: RunFolder) -> SummaryPart:
         loss in nats. Nothing if there is no token to predict.
     """
     conversations = load_conversations(config.data, "test")
-    code = code_version("runs/testing")
+    code = code_with_imports("runs/testing")
     key = digest([_trained_key(folder), conversations.fingerprint, code])
     done = folder.finished("test", key)
     if done is None:

@@ -54,7 +54,6 @@ def load_trained(
     if records and "model" in records.stages and not records.stages["model"].files:  # its code is not saved
         model = for_transformers(load_model(run.path, run.config), run.config, saved=False)
         return model.to(device), load_tokenizer(run.config.data.tokenizer)  # type: ignore[arg-type]
-    refuse_unserved(run.config)
     refuse_damaged(run.path, "model")
     for hook in run.config.plugins.keys() & {"block", "attention"}:
         loaded(run.config.plugins[hook])  # refuses another class of the same name
@@ -141,7 +140,12 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
     """
     from ..hf.export import source_file
 
-    refuse_unserved(config)
+    mixer = config.plugins.get("mixer")
+    if mixer and not hasattr(loaded(mixer), "served"):
+        raise UserError(
+            f"The run has a mixer ({mixer.name}), which is measured on its own streams only; use a run that "
+            "attends contexts."
+        )
     plugins: dict[str, Any] = {}
     for hook in ("block", "attention"):
         if plugin := config.plugins.get(hook):
@@ -154,13 +158,3 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
     if isinstance(model, MixerModel):
         model, plugins = model.attention.served(model)  # type: ignore[operator]
     return ContextKVForCausalLM.from_model(model, plugins)
-
-
-def refuse_unserved(config: ExperimentConfig) -> None:
-    """Raise a UserError if a run's mixer has no token-by-token inference."""
-    mixer = config.plugins.get("mixer")
-    if mixer and not hasattr(loaded(mixer), "served"):
-        raise UserError(
-            f"The run has a mixer ({mixer.name}), which is measured on its own streams only; use a run that "
-            "attends contexts."
-        )

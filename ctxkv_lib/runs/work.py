@@ -22,7 +22,7 @@ from .capture import use_cuda_graph
 from .config import ExperimentConfig
 from .long_run import Checkpoint, LongRun
 from .models import check_parts, frozen_model, load_frozen
-from .plugins import code_key, code_version
+from .plugins import code_key, code_with_imports
 from .provenance import choose_device, choose_precision, device_name, git_commit, versions
 from .records import Record, SummaryPart
 from .refusals import refuse_short
@@ -121,7 +121,7 @@ class Work:
 
     def model_key(self, phase2: Record) -> str:
         """Digest the inputs of the model folder for transformers, all of the model's code included."""
-        return digest([phase2.key, phase2.files, code_version("hf")])
+        return digest([phase2.key, phase2.files, code_with_imports("hf")])
 
     def _how(self) -> list[str]:
         runtime = self.config.runtime

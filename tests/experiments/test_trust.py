@@ -22,12 +22,13 @@ from disturbed_runs import (
 )
 
 from ctxkv_lib.cli import main
-from ctxkv_lib.errors import UserError
+from ctxkv_lib.errors import DamagedFile, UserError
 from ctxkv_lib.files import read_sealed_json, write_sealed_json
 from ctxkv_lib.locks import only_process
 from ctxkv_lib.runs import contexts, stages, work
 from ctxkv_lib.runs.config import config_from_dict
 from ctxkv_lib.runs.provenance import PRECISIONS
+from ctxkv_lib.runs.records import Records
 from ctxkv_lib.runs.run_folder import RunFolder
 
 STAGES = "checkpoint/stages.json"
@@ -165,6 +166,9 @@ def test_settings_of_another_version_are_refused_in_a_sentence(laboratory, copy)
         write_sealed_json(copy / STAGES, records)
         with pytest.raises(UserError, match=r"another version of ctxkv_lib \(setting is .*use that version"):
             RunFolder(copy).records_of(config_from_dict(config))
+    write_sealed_json(copy / STAGES, {"config": config, "stages": {"phase1": {"digest": "0"}}})
+    with pytest.raises(DamagedFile, match="another version of ctxkv_lib wrote it"):
+        Records.read(copy)
 
 
 def test_another_precision_is_said_and_made_anew(laboratory, begun, tmp_path, monkeypatch):

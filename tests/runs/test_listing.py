@@ -16,6 +16,7 @@ BREAKS = {
     "model": lambda run: shutil.rmtree(run / "model"),
     "no config": lambda run: (run / "config.json").unlink(),
     "metrics": lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\n"),
+    "nested metrics": lambda run: (run / "metrics.jsonl").write_bytes(b"[" * 100_000 + b"\n"),
     "config": lambda run: (run / "config.json").write_text("[]"),
 }
 
@@ -58,7 +59,7 @@ def test_the_list_is_a_line_a_run(root, capsys):
     assert main(["list", str(root)]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.split()[:2] == ["Run", "State"]
-    assert len(lines) == 7
+    assert len(lines) == 2 + len(BREAKS)
     (stopped,) = [line for line in lines if "stopped" in line]
     assert "interrupted" in stopped
     assert "model.interval=3" in stopped
@@ -67,7 +68,7 @@ def test_the_list_is_a_line_a_run(root, capsys):
     assert "data.path=" in whole
     assert "data.source" not in whole
     assert main(["list", str(root), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 7
+    assert len(json.loads(capsys.readouterr().out)) == len(lines)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):

@@ -164,6 +164,15 @@ def test_every_row_is_some_processs(monkeypatch):
     assert ranks.shard(2) == slice(2, 2)
 
 
+def test_fewer_gpus_than_processes_are_refused_by_the_first(monkeypatch):
+    """Which alone can say so before they are connected."""
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"2 processes, but 1 GPUs: start one for each GPU\."):
+        ranks.join(torch.device("cuda"))
+
+
 def test_other_commands_work_in_one_process(monkeypatch, capsys):
     from ctxkv_lib.cli import main
 
