@@ -51,11 +51,11 @@ def test_a_plug_in_has_its_own_settings():
 
 
 def test_the_command_of_a_run_makes_its_configuration():
-    changed = {"mixer": GRU, "mixer.input_dropout": 0.1, "phase2.patience": 5}
-    config = build_config("offline", "tuned", 20, changed)  # the recipe's block and attention are gone
+    changed = {"mixer": GRU, "mixer.input_dropout": 0.1, "phase2.patience": 5, "data.source": "chitchat"}
+    config = build_config("colab", "tuned", 20, changed)  # the recipe's block and attention are gone
     words = shlex.split(run_command(config, Path("runs/own")))
     given = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
-    assert build_config("offline", "tuned", 20, parse_settings(given)) == config
+    assert build_config("colab", "tuned", 20, parse_settings(given)) == config
 
 
 GRU = "ctxkv_lib.research.mixers:GRUMixer"

@@ -3,7 +3,9 @@
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Mapping
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,8 @@ def source_file(part: Any) -> Path:
     """Return the file of a plug-in that can be exported.
 
     Raises:
-        ValueError: it is defined in a notebook or a function, or its file needs more of this package than
-            `ctxkv_lib.method`.
+        ValueError: it is defined in a notebook or a function, or its file needs more than installed packages
+            and, of this one, `ctxkv_lib.method`.
     """
     module = inspect.getmodule(part)
     file = getattr(module, "__file__", None)
@@ -55,9 +57,22 @@ def source_file(part: Any) -> Path:
         raise ValueError(f"{part.__qualname__} is defined in a notebook or a function, not in a module")
     if Path(file).stem in {name for names in FILES.values() for name in names} and Path(file).parent != HERE:
         raise ValueError(f"{file} is named like a file of the model itself; rename it")
+    installed = {*sys.stdlib_module_names, *packages_distributions(), "ctxkv_lib"}
     for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+        if missing := _absolute(node) - installed:
+            raise ValueError(
+                f"{file} imports {min(missing)}, which is no installed package; copy its code there"
+            )
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ctxkv_lib")):
             line = f"from {'.' * node.level}{node.module or ''}."
             if not PACKAGE.match(line) and Path(file).parent != HERE:
                 raise ValueError(f"{file} imports {line[5:-1]}; allowed of this package: ctxkv_lib.method")
     return Path(file)
+
+
+def _absolute(node: ast.AST) -> set[str]:
+    """Return the top-level packages that a piece of code imports by their own names."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+        names = [node.module]
+    return {name.partition(".")[0] for name in names}

@@ -16,6 +16,7 @@ from .config import (
     changed_settings,
     config_from_dict,
 )
+from .plugins import HOOKS
 
 FITTED = ("data.validation_samples", "data.test_samples")  # to a file, unless they are given
 
@@ -78,12 +79,17 @@ def stored_config(folder: Path, values: Any) -> ExperimentConfig:
 
 def run_command(config: ExperimentConfig, out: Path) -> str:
     """Return the command line that makes or continues this run in `out`."""
-    settings = changed_settings(config)
+    settings = stated_settings(config)
     if config.data.source == "file":
         settings |= {key: getattr(config.data, key.removeprefix("data.")) for key in FITTED}
     words = ["ctxkv", "run", "--preset", config.preset, "--recipe", config.recipe]
     words += ["--samples", str(config.data.samples)]
     for key, value in settings.items():
-        if not key.endswith(".source"):  # implied, by the path or the plug-in
-            words += ["--set", f"{key.removesuffix('.plugin')}={value}"]
+        words += ["--set", f"{key.removesuffix('.plugin')}={value}"]
     return shlex.join([*words, "--out", str(out)])
+
+
+def stated_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Return `changed_settings` without those that a path or a plug-in implies."""
+    implied = {f"{hook}.source" for hook in HOOKS} | ({"data.source"} if config.data.path else set())
+    return {key: value for key, value in changed_settings(config).items() if key not in implied}

@@ -101,6 +101,8 @@ def _train_block(work: Work, contexts: Tensor, generator: torch.Generator) -> Re
     result, ids = UNTRAINED, sampled_ids(work)
     if not isinstance(model, MixerModel):
         model.set_phase(1)
+        model.train()
+        torch.manual_seed(work.config.runtime.seed)  # a block's own dropout, whatever was drawn before
         hooks = work.loop("Phase 1", Checkpoint(folder.phase1_checkpoint, key))
         loss = work.config.plugins.get("loss")
         result = train_context_block(
@@ -113,6 +115,7 @@ def _train_block(work: Work, contexts: Tensor, generator: torch.Generator) -> Re
             hooks,
         )
         model.set_phase(2)
+        model.eval()
         files = [folder.context_block]
         write_tensors(files[0], model.context_block.state_dict())
     summary = {

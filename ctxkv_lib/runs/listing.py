@@ -7,12 +7,10 @@ from typing import Any
 from ..errors import UserError
 from ..files import read_json
 from ..method.memory import MIB
-from .config import changed_settings
-from .configure import FITTED, stored_config
+from .configure import FITTED, stated_settings, stored_config
 from .records import DROPPED, Records
 from .run_folder import DEFAULT_ROOT, MODEL_MARK, RunFolder
 
-IMPLIED = {"data.source"}  # by data.path
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # raised by broken files
 
 
@@ -62,8 +60,8 @@ def _listed(folder: RunFolder) -> Listed:
     try:
         values = read_json(folder.config)
         kind = f"{values['preset']}, {values['recipe']}"
-        changed = changed_settings(stored_config(folder.path, values))
-        settings = {key: value for key, value in changed.items() if key not in {*FITTED, *IMPLIED}}
+        stated = stated_settings(stored_config(folder.path, values))
+        settings = {key: value for key, value in stated.items() if key not in FITTED}
         ppls = [line["val_ppl"] for line in folder.metric_lines() if line["stage"] == "phase2"]
         tokens, best, state = None, min(ppls, default=None), "interrupted"
         if folder.summary.exists():

@@ -1,5 +1,8 @@
 """The model of an experiment, with its plug-ins and its token table."""
 
+import copy
+import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +11,15 @@ from torch import Tensor, nn
 
 from ..data.counts import unigram_floor
 from ..data.embeddings import TokenTable, corpus_counts, load_table
-from ..errors import UserError, is_out_of_memory
+from ..errors import UserError, is_out_of_memory, values_of_user
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.model import ContextKV, Parts, project_inputs
 from ..method.windows import Window
 from .config import ExperimentConfig
 from .plugins import PlugIn, built
 from .rows import MixerModel
+
+ROW = 5  # tokens on which a mixer is tried
 
 
 def load_frozen(config: ExperimentConfig) -> tuple[TokenTable, TokenTable | None]:
@@ -40,8 +45,8 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
         if "mixer" in parts:
             return MixerModel(config.model, parts["mixer"], vocab_size, has_unigram)
         return ContextKV(config.model, vocab_size, has_unigram, Parts(**parts))
-    except (TypeError, ValueError) as error:
-        if not parts:
+    except Exception as error:  # whatever code of the user raises
+        if not parts or is_out_of_memory(error):
             raise
         names = ", ".join(plugin.name for plugin in config.plugins.values())
         raise UserError(f"The model cannot be built with {names}: {error}.") from error
@@ -57,42 +62,82 @@ def frozen_model(config: ExperimentConfig, table: TokenTable, counts: TokenTable
 
 @torch.no_grad()
 def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
-    """Try every plug-in on two positions.
+    """Try every plug-in on a few positions, in training and after it; leave the model as after it.
 
     Raises:
-        UserError: one fails, or returns another shape than it should, or a loss without a gradient.
+        UserError: one fails, returns another shape than it should, numbers that are not finite, or a loss
+            without a gradient; a mixer reads ahead; Phase 2 has nothing to train, or a buffer changes.
     """
     count, shapes, window = 2, config.model, len(model.window)
-    embeddings = model.embed(torch.arange(count, device=model.device))
+    rows = model.embed(torch.arange(2 * ROW, device=model.device).view(2, ROW))
+    embeddings = rows[0, :count]
     contexts = torch.zeros(count, shapes.context_dim, device=model.device)
     slots = contexts.new_zeros(count, window, shapes.context_dim)
     present = contexts.new_ones(count, window, dtype=torch.bool)
-    hidden = (count, shapes.hidden_size)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     tried: dict[str, Callable[[], tuple[Any, tuple[int, ...]]]] = {
-        "mixer": lambda: (model.attention.eval()(embeddings[None], 0), (1, *hidden)),
-        "block": lambda: (
-            model.context_block(contexts, project_inputs(model.context_block, embeddings)),
-            (count, shapes.context_dim),
-        ),
-        "loss": lambda: (_loss_of(config.plugins["loss"], torch.ones_like(contexts)), ()),
-        "attention": lambda: (model.eval().attend(embeddings, slots, present)[0], hidden),
+        "mixer": lambda: (_without_reading_ahead(model.attention, rows), (2, ROW - 2, shapes.hidden_size)),
+        "block": lambda: (_from_zeros(model, contexts, embeddings), (count, shapes.context_dim)),
+        "loss": lambda: (_loss_of(config.plugins["loss"], torch.randn_like(contexts)), ()),
+        "attention": lambda: (_attended(model, embeddings, slots, present), (count, shapes.hidden_size)),
     }
-    for hook, attempt in tried.items():
-        if hook in config.plugins:
-            name = config.plugins[hook].name
-            try:
-                found, expected = attempt()
-            except Exception as error:  # whatever code of the user raises
-                if isinstance(error, UserError) or is_out_of_memory(error):
-                    raise
-                cause = f"{type(error).__name__}: {error}"
-                raise UserError(
-                    f"{name} fails on {count} positions: {cause}; help(ctxkv_lib.run) says where what it is "
-                    "given and returns is described."
-                ) from error
-            returned, right = _words(found), _words(torch.empty(expected))
-            if returned != right:
-                raise UserError(f"{name} returned {returned}; it must return {right}.")
+    hooks = [hook for hook in tried if hook in config.plugins]
+    for hook, in_training in itertools.product(hooks, (True, False)):
+        model.train(in_training)
+        name = config.plugins[hook].name
+        try:
+            found, expected = tried[hook]()
+        except Exception as error:  # whatever code of the user raises
+            if isinstance(error, UserError) or is_out_of_memory(error):
+                raise
+            cause = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"{name} fails on {count} positions: {cause}; help(ctxkv_lib.run) says where what it is "
+                "given and returns is described."
+            ) from error
+        returned, right = _words(found), _words(torch.empty(expected))
+        if returned != right:
+            raise UserError(f"{name} returned {returned}; it must return {right}.")
+        if not found.isfinite().all():
+            raise UserError(f"{name} returned NaN or infinity; the first contexts of a stream are zeros.")
+    if not model.trained_weights():
+        raise UserError("Phase 2 has no weights to train; give attention or mixer a parameter.")
+    for name, buffer in model.named_buffers():
+        if not torch.equal(buffer, before[name]):
+            raise UserError(
+                f"Training changes the buffer {name}, which is not kept with the weights; use parameters, or "
+                "a layer without running statistics, such as LayerNorm."
+            )
+    model.eval()
+
+
+def _from_zeros(model: ContextKV, contexts: Tensor, embeddings: Tensor) -> Any:
+    """Return the block's first contexts, after a check of what its init would be given."""
+    block: Any = model.context_block
+    if init := getattr(block, "init_weights", None):
+        inspect.signature(init).bind("embeddings", "tokens", "config")
+    return block(contexts, project_inputs(block, embeddings))
+
+
+def _attended(model: ContextKV, embeddings: Tensor, slots: Tensor, present: Tensor) -> Any:
+    """Return the hidden states, after a check of the init from a block."""
+    attention: Any = copy.deepcopy(model.attention)
+    if init := getattr(attention, "init_from_block", None):
+        with values_of_user():
+            init(model.context_block)
+    return model.attend(embeddings, slots, present)[0]
+
+
+def _without_reading_ahead(mixer: nn.Module, rows: Tensor) -> Any:
+    """Return what a mixer makes of rows `[r, length, hidden_size]` from the third column on."""
+    found = mixer(rows, 2)
+    if not mixer.training and isinstance(found, Tensor) and found.shape[1:2] == (rows.shape[1] - 2,):
+        changed = torch.cat([rows[:, :-1], -rows[:, -1:]], dim=1)
+        if not torch.allclose(mixer(changed, 2)[:, :-1], found[:, :-1], atol=1e-4):
+            raise UserError(
+                "The mixer reads ahead: the hidden state of a column may not depend on later ones."
+            )
+    return found
 
 
 def _loss_of(plugin: PlugIn, contexts: Tensor) -> Any:

@@ -6,6 +6,8 @@ digest of its source: a run with other code is another run.
 
 import ast
 import dataclasses
+import dis
+import functools
 import hashlib
 import inspect
 import linecache
@@ -13,10 +15,9 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 from ..errors import UserError
@@ -29,8 +30,9 @@ OWN = "ctxkv_lib."
 FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
 METHOD_IMPORTS = {"ctxkv_lib", "torch", "numpy", "psutil", *sys.stdlib_module_names}
 WRAPPERS = (property, staticmethod, classmethod)
-PLAIN = bool | int | float | str | tuple  # values that keys cover
-given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name
+PLAIN = bool | int | float | str  # values that keys cover
+INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
+given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name, and by name and source
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class PlugIn:
                 raise UserError(
                     f"{part!r} is no plug-in; give a class or a function, or package.module:Name."
                 )
-            name = f"{part.__module__}:{part.__qualname__}"
-            given[name] = part
+            name, source = f"{part.__module__}:{part.__qualname__}", _source_digest(part)
+            given[name] = given[name + source] = part  # the second, if a loop makes others of the same name
             part = name
         found = load(part)
         kind = settings_class(found)
@@ -103,6 +105,8 @@ def loaded(plugin: PlugIn) -> Any:
     Raises:
         UserError: it is gone, or was changed.
     """
+    if passed := given.get(plugin.name + plugin.source):
+        return passed
     found = load(plugin.name)
     if _source_digest(found) != plugin.source:
         raise UserError(
@@ -123,7 +127,7 @@ def _source_digest(part: Any) -> str:
     if part.__module__.startswith(OWN):
         return ""
     try:
-        source = "".join(_sources(part, set()))
+        source = "".join(_sources(part, {}))
     except (OSError, TypeError, SyntaxError):
         raise UserError(
             f"The source of {part.__qualname__} is not to be found; define it with def or class, in a file "
@@ -132,36 +136,71 @@ def _source_digest(part: Any) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
-def _sources(part: Any, seen: set[Any]) -> Iterator[str]:
-    """Yield the source of a function or class, and of its dependencies.
+def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
+    """Yield the source of a function or class, and what describes all that it uses.
 
-    These are functions, classes and plain values of the same top-level package or notebook.
+    Args:
+        seen: what is described already, by its id.
     """
-    seen.add(part)
+    seen[id(part)] = part
     source = plain_source(_source(part))
     yield source
     scope = dict(vars(sys.modules[part.__module__]))
     for function in filter(inspect.isfunction, [part, *vars(part).values()]):
         scope |= inspect.getclosurevars(function).nonlocals
-    for value in (scope[name] for name in sorted(_outer_names(source) & scope.keys())):
-        is_code = inspect.isfunction(value) or inspect.isclass(value)
-        if isinstance(value, PLAIN):
-            yield f"{value!r};"
-        elif is_code and value not in seen and _top_package(value) == _top_package(part):
+    for name in sorted(_names(compile(source, "", "exec")) & scope.keys()):
+        yield from _described(scope[name], part, seen)
+
+
+def _described(value: Any, part: Any, seen: dict[int, Any]) -> Iterator[str]:
+    """Yield what describes a value that a part uses, by its source or its numbers.
+
+    Nothing of installed packages is followed, but for the one that `part` is in.
+    """
+    if isinstance(value, PLAIN):
+        yield f"{value!r};"
+    elif hasattr(value, "tolist"):
+        yield f"{value.tolist()};"
+    elif id(value) not in seen:
+        seen[id(value)] = value
+        if isinstance(value, dict):
+            value = [*value.items()]
+        if isinstance(value, list | tuple | set | frozenset):
+            for each in sorted(value, key=repr) if isinstance(value, set | frozenset) else value:
+                yield from _described(each, part, seen)
+        elif isinstance(value, functools.partial):
+            yield from _described([value.func, value.args, value.keywords], part, seen)
+        elif hasattr(value, "__wrapped__"):
+            yield from _described(value.__wrapped__, part, seen)
+        elif not _is_followed(value, part):
+            return
+        elif inspect.isfunction(value) or inspect.isclass(value):
             yield from _sources(value, seen)
+        elif inspect.ismodule(value):
+            names = sorted(name for name in vars(value) if not name.startswith("__"))
+            yield from _described([getattr(value, name) for name in names], part, seen)
+        elif hasattr(value, "__dict__"):
+            yield from _described([type(value), vars(value)], part, seen)
+
+
+def _is_followed(value: Any, part: Any) -> bool:
+    """Return whether a value is of the part's own package, or of a file or notebook that is not installed."""
+    name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None) or "builtins"
+    file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+    top = name.partition(".")[0]
+    is_installed = top in (OWN[:-1], *sys.stdlib_module_names) or {*file.parts} & INSTALLED
+    return top == _top_package(part) or not is_installed
 
 
 def _top_package(part: Any) -> str:
     return part.__module__.partition(".")[0]
 
 
-def _outer_names(source: str) -> set[str]:
-    """Return the names that a piece of code reads but does not assign."""
-    nodes = [*ast.walk(ast.parse(source))]
-    names = [node for node in nodes if isinstance(node, ast.Name)]
-    assigned = {node.arg for node in nodes if isinstance(node, ast.arg)}
-    assigned |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    return {node.id for node in names} - assigned
+def _names(code: CodeType) -> set[str]:
+    """Return the names that code looks up outside itself."""
+    inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    own = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*inner)
 
 
 def _source(part: Any) -> str:
@@ -194,7 +233,9 @@ def _patched_source() -> str:
         places: list[Any] = [module, *(each for each in classes if each.__module__ == module.__name__)]
         for place in places:
             for key, value in vars(place).items():
-                if isinstance(value, PLAIN) and not key.startswith("_"):  # which Python adds to classes
+                if isinstance(value, PLAIN | tuple) and not key.startswith(
+                    "_"
+                ):  # which Python adds to classes
                     found += f"{place.__name__}.{key}={value!r};"
                 for part in _foreign(value):
                     found += f"{place.__name__}.{key}={_source_digest(part)};"
@@ -256,6 +297,6 @@ def _with_imports(file: Path) -> set[Path]:
     return found
 
 
-@cache
+@functools.cache
 def _plain_file(file: Path, _: int) -> str:
     return plain_source(file.read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ from ..method.loop import Metric
 from ..progress import counted, notice
 from .config import ExperimentConfig, changed_settings, flat
 from .configure import run_command, stored_config
-from .plugins import code_key
+from .plugins import HOOKS, code_key
 from .records import FILE, Record, Records
 
 if TYPE_CHECKING:
@@ -129,21 +129,23 @@ class RunFolder:
             UserError: the folder holds another experiment, one that cannot be read, or a finished result of
                 other code that is not to be made `again`.
         """
-        records, code = None, code_key(*config.plugins.values())
+        records, code, is_other = None, code_key(*config.plugins.values()), False
         if self._content() - {CONFIG}:  # something has been computed
             try:
                 records = Records.read(self.path)
             except DamagedFile as error:
                 notice(f"{error.path} cannot be used: {error.reason}; every stage is made again.")
-            self._refuse_other(config, records)
-        if records and "results" in records.stages and records.code != code and not again:
+            is_other = self._refuse_other(config, records)
+        is_other = is_other or (records is not None and records.code != code)
+        if is_other and records and "results" in records.stages and not again:
             raise UserError(
                 f"{self.path} holds a finished result of other code, which is kept; name another folder "
                 f"with --out, or replace it with `{run_command(config, self.path)} --again`."
             )
         return Records(self.path, config.to_dict(), code, records.stages if records else {})
 
-    def _refuse_other(self, config: ExperimentConfig, records: Records | None) -> None:
+    def _refuse_other(self, config: ExperimentConfig, records: Records | None) -> bool:
+        """Refuse a folder of other settings; return whether the code of a plug-in is other."""
         try:
             held = records.config if records else read_json(self.config)
         except (FileNotFoundError, DamagedFile):
@@ -152,14 +154,16 @@ class RunFolder:
                 "or name another with --out."
             ) from None
         ours, theirs = (dict(flat(each.to_dict())) for each in (config, stored_config(self.path, held)))
-        different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        if different:
+        changed = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+        sources = {f"{hook}.source" for hook in HOOKS}
+        if different := sorted(changed - sources):
             shown = (f"{key} {theirs.get(key)!r} (asked: {ours.get(key)!r})" for key in different[:3])
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise UserError(
                 f"{self.path} holds a run with another configuration: {', '.join(shown)}{more}; "
                 "name another folder with --out, or delete that one."
             )
+        return bool(changed)
 
     def finished(self, stage: str, key: str) -> Record | None:
         """Return a stage's record if its key is `key` and its files are intact."""

@@ -119,7 +119,8 @@ def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
         built(optimizer) if optimizer else Stepper,
         work.loop("Phase 2", Checkpoint(folder.phase2_checkpoint, key)),
     )
-    trained = model.trained_weights()
+    layer = ("attention.", "feed_forward.")  # with buffers that it may have drawn
+    trained = {name: each for name, each in model.state_dict().items() if name.startswith(layer)}
     ranks.on_rank_0(lambda: write_tensors(folder.attention, trained))
     summary = {
         "parameters": parameter_counts(model),

@@ -139,6 +139,7 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
         UserError: a mixer without token-by-token inference, or a plug-in that cannot be exported.
     """
     from ..hf.export import source_file
+    from ..hf.plugins import NAMED
 
     mixer = config.plugins.get("mixer")
     if mixer and not hasattr(loaded(mixer), "served"):
@@ -150,8 +151,9 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
     for hook in ("block", "attention"):
         if plugin := config.plugins.get(hook):
             plugins[hook] = {"plugin": plugin.name, "settings": plugin.settings}
+            NAMED[plugin.name] = loaded(plugin)
             try:
-                source_file(loaded(plugin))
+                source_file(NAMED[plugin.name])
             except ValueError as error:
                 if saved:
                     raise UserError(f"{error}.") from None

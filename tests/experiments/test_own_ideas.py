@@ -18,13 +18,15 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.method import model, oacd, scan
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
+from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.model import ContextBlock, ContextKV
 from ctxkv_lib.runs import contexts, stages
+from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.differences import run_names
 from ctxkv_lib.runs.plugins import code_key
 from ctxkv_lib.runs.run_folder import run_folder_of
-from ctxkv_lib.runs.trained import load_model, load_trained
+from ctxkv_lib.runs.trained import generate_text, load_model, load_trained
 from ctxkv_lib.runs.work import Work
 
 
@@ -154,6 +156,64 @@ def test_a_class_of_a_function_is_trained_and_not_saved_which_one_line_says(conf
     assert not (made.path / "model").exists()
 
 
+class Dropping(GatedBlock):
+    def forward(self, contexts, inputs):
+        return super().forward(nn.functional.dropout(contexts, 0.5, self.training), inputs)
+
+
+@pytest.mark.parametrize("more", [{}, {"runtime.context_cache": "streamed"}], ids=str)
+def test_contexts_are_those_of_the_block_that_is_loaded_later(config, tmp_path, more):
+    made = run(config.replace({"runtime.precision": "fp32", **more}), tmp_path / "run", block=Dropping)
+    for split in ("train", "val"):
+        cache, loaded = load_cache(made.path / "caches", split), load_model(made.path, made.config)
+        embeddings, tokens = distinct_rows(loaded, cache.ids[:-1].int())
+        zero = torch.zeros(cache.contexts.shape[1])
+        expected, _ = exact_contexts(loaded.context_block, embeddings, tokens, 1e-5, before=zero)
+        torch.testing.assert_close(cache.contexts, expected[: len(cache.contexts)], atol=1e-4, rtol=0)
+
+
+def test_phase_1_of_a_block_with_dropout_does_not_depend_on_attention(config, tmp_path):
+    losses = [
+        [line["loss"] for line in run(config, tmp_path / str(len(parts)) / "run", **parts).phase1]
+        for parts in ({"block": Dropping}, {"block": Dropping, "attention": MeanAttention})
+    ]
+    assert losses[0] == losses[1]
+
+
+class Features(MeanAttention):
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("directions", torch.randn(config.hidden_size))
+
+    def forward(self, embeddings, window, present):
+        return super().forward(embeddings, window, present) * self.directions
+
+
+def test_a_drawn_buffer_of_attention_is_kept(config, tmp_path):
+    made = run(config, tmp_path / "run", attention=Features)
+    torch.manual_seed(7)
+    first, second = (load_model(made.path, made.config).attention.directions for _ in range(2))
+    assert torch.equal(first, second)
+    kept = load_file(made.path / "checkpoint" / "attention.safetensors")
+    assert torch.equal(kept["attention.directions"], first)
+
+
+def of_size(factor):
+    class Scaled(GatedBlock):
+        def forward(self, contexts, inputs):
+            return super().forward(factor * contexts, inputs)
+
+    return Scaled
+
+
+def test_classes_of_one_function_are_plug_ins_of_their_own(config, tmp_path):
+    """The second does not take the place of the first, and text is generated with what was trained."""
+    first, second = (config.replace({"block": of_size(factor)}) for factor in (0.5, 0.9))
+    assert run_folder_of(first) != run_folder_of(second)
+    made = run(first, tmp_path / "run")
+    assert generate_text(made, "a", max_new_tokens=1).startswith("a")
+
+
 def cell(source, number):
     """Define what a notebook cell does, the way IPython does it."""
     file = f"/tmp/ipykernel_1/{number}.py"
@@ -164,8 +224,17 @@ def cell(source, number):
 
 
 CELL = """
+from functools import cache, partial
+from operator import mul
+import torch
 from torch import nn
+MORE = 1
 WEIGHT = 2.0
+SETTINGS = {'scale': 1.0, 'parts': [torch.tensor([1.0, 1.0])]}
+times = partial(mul, 3)
+@cache
+def scale():
+    return SETTINGS['scale']
 def helper(values):
     return values.tanh()
 class Block(nn.Module):
@@ -174,7 +243,8 @@ class Block(nn.Module):
         super().__init__()
         self.new = nn.Linear(hidden_size, context_dim)
     def forward(self, contexts, inputs):
-        return helper(contexts + WEIGHT * self.new(inputs))  # bounded
+        helper_of = helper
+        return times(scale() * helper_of(contexts + WEIGHT * self.new(inputs)))  # bounded
 """
 
 
@@ -186,6 +256,10 @@ class Block(nn.Module):
         ("contexts + WEIGHT", "contexts - WEIGHT", False),
         ("values.tanh()", "values.sin()", False),
         ("WEIGHT = 2.0", "WEIGHT = 3.0", False),
+        ("'scale': 1.0", "'scale': 0.5", False),
+        ("tensor([1.0", "tensor([2.0", False),
+        ("mul, 3", "mul, 4", False),
+        ("MORE = 1", "MORE = 2", True),
     ],
 )
 def test_the_folder_of_an_idea_depends_on_its_code_and_on_what_that_uses(
@@ -198,6 +272,57 @@ def test_the_folder_of_an_idea_depends_on_its_code_and_on_what_that_uses(
             patch.setitem(sys.modules, "__main__", module)
             folders.append(run_folder_of(config.replace({"block": module.Block})))
     assert (folders[0] == folders[1]) == is_same
+
+
+LAYERS = """
+def squash(values):
+    return values.tanh()
+"""
+USER = """
+import layers
+from layers import squash
+from torch import nn
+def direct(contexts):
+    return squash(contexts).mean()
+def by_module(contexts):
+    return layers.squash(contexts).mean()
+class Block(nn.Module):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.new = nn.Linear(hidden_size, context_dim)
+    def forward(self, contexts, inputs):
+        return squash(contexts + self.new(inputs))
+"""
+
+
+@pytest.fixture
+def own_files(tmp_path, monkeypatch):
+    """Two files of the user, the second of which uses the first; both are forgotten at the end."""
+    (tmp_path / "layers.py").write_text(LAYERS)
+    (tmp_path / "my_parts.py").write_text(USER)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("layers", "my_parts"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", ["direct", "by_module"])
+def test_an_idea_depends_on_the_other_files_that_it_uses(config, own_files, name):
+    folders = []
+    for code in (LAYERS, LAYERS.replace("tanh", "sin")):
+        (own_files / "layers.py").write_text(code)
+        for module in ("layers", "my_parts"):
+            sys.modules.pop(module, None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        folders.append(run_folder_of(config.replace({"loss": f"my_parts:{name}"})))
+    assert folders[0] != folders[1]
+
+
+def test_a_model_that_needs_another_file_is_not_saved_for_transformers(config, own_files, tmp_path, capsys):
+    made = run(config, tmp_path / "run", block="my_parts:Block")
+    assert "my_parts.py imports layers, which is no installed package" in capsys.readouterr().err
+    assert not (made.path / "model").exists()
 
 
 @pytest.mark.parametrize("part", [3, nn.Linear(2, 2), eval("lambda contexts: contexts.mean()")])
@@ -232,6 +357,55 @@ def constant(contexts):
     return torch.zeros(())
 
 
+class Normalised(GatedBlock):
+    def forward(self, contexts, inputs):
+        return contexts / contexts.norm(dim=1, keepdim=True)
+
+
+class BadlyMade(GatedBlock):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__(context_dim, hidden_size)
+        self.missing.weight.data.zero_()
+
+
+class OwnInit(GatedBlock):
+    def init_weights(self):
+        self.gate.weight.data.zero_()
+
+
+class Running(MeanAttention):
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = nn.BatchNorm1d(config.hidden_size)
+
+    def forward(self, embeddings, window, present):
+        return self.scale(super().forward(embeddings, window, present))
+
+
+class Nothing(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, embeddings, window, present):
+        return embeddings
+
+
+class Mixed(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+
+class Whole(Mixed):
+    def forward(self, embeddings, start):
+        return self.out(embeddings)
+
+
+class Ahead(Mixed):
+    def forward(self, embeddings, start):
+        return self.out(embeddings + embeddings.mean(dim=1, keepdim=True))[:, start:]
+
+
 @pytest.mark.parametrize(
     ("hook", "part", "said"),
     [
@@ -241,12 +415,25 @@ def constant(contexts):
         ("block", Narrow, r"Narrow returned a tensor of shape \[2, 15\]; .* a tensor of shape \[2, 16\]\."),
         ("loss", wide, r"wide returned a tensor of shape \[2, 16\]; it must return a scalar tensor\."),
         ("attention", Narrow, r"Narrow returned a tensor of shape \[2, 23\]; .* of shape \[2, 24\]\."),
-        ("mixer", Narrow, r"Narrow returned a tensor of shape \[1, 2, 23\]; .* of shape \[1, 2, 24\]\."),
+        ("mixer", Whole, r"Whole returned a tensor of shape \[2, 5, 24\]; .* of shape \[2, 3, 24\]\."),
+        ("mixer", Ahead, r"The mixer reads ahead: the hidden state of a column may not depend on later ones"),
+        (
+            "block",
+            Normalised,
+            r"Normalised returned NaN or infinity; the first contexts of a stream are",
+        ),
+        ("block", BadlyMade, r"The model cannot be built with .*BadlyMade: .* has no attribute 'missing'"),
+        ("block", OwnInit, r"OwnInit fails on 2 positions: TypeError: too many positional arguments"),
+        (
+            "attention",
+            Running,
+            r"Training changes the buffer attention.scale.running_mean, which is not",
+        ),
+        ("attention", Nothing, r"Phase 2 has no weights to train; give attention or mixer a parameter\."),
+        ("mixer", Narrow, r"Narrow returned a tensor of shape \[2, 5, 23\]; .* of shape \[2, 3, 24\]\."),
     ],
 )
-def test_another_shape_is_refused_with_both_shapes_before_anything_is_trained(
-    config, tmp_path, hook, part, said
-):
+def test_what_cannot_be_trained_is_refused_before_anything_is(config, tmp_path, hook, part, said):
     with pytest.raises(UserError, match=said):
         run(config, tmp_path / "run", **{hook: part})
     assert not (tmp_path / "run").exists()
@@ -300,6 +487,13 @@ def test_a_finished_result_of_other_code_is_kept_unless_it_is_to_be_made_again(
     assert after["phase2"]["val_ppl"] != before["phase2"]["val_ppl"]
     elsewhere = run(config, tmp_path / "elsewhere").summary
     assert elsewhere["phase2"]["val_ppl"] == after["phase2"]["val_ppl"]
+
+
+def test_a_finished_result_of_other_code_of_an_idea_is_kept_likewise(config, tmp_path):
+    run(config, tmp_path / "run", block=of_size(0.5))
+    with pytest.raises(UserError, match=r"finished result of other code, which is kept; .* --again"):
+        run(config, tmp_path / "run", block=of_size(0.9))
+    assert run(config, tmp_path / "run", again=True, block=of_size(0.9)).path == tmp_path / "run"
 
 
 @pytest.mark.parametrize(
