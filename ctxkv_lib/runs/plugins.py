@@ -159,7 +159,7 @@ def _described(value: Any, part: Any, seen: dict[int, Any]) -> Iterator[str]:
     """
     if isinstance(value, PLAIN):
         yield f"{value!r};"
-    elif hasattr(value, "tolist"):
+    elif hasattr(value, "tolist") and not inspect.isclass(value):
         yield f"{value.tolist()};"
     elif id(value) not in seen:
         seen[id(value)] = value

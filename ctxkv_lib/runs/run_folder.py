@@ -196,6 +196,8 @@ class RunFolder:
     def _intact(self, stage: str, key: str) -> Record | None:
         record = self.records.stages.get(stage)
         if record is None or record.key != key:
+            if record and "results" in self.records.stages:
+                notice(f"{stage} is made again: the finished result is of other text, code or precision.")
             return None
         if lost := record.lost(self.path):
             notice(f"{lost}: {stage} is made again from what is intact.")

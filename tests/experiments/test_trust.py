@@ -74,6 +74,14 @@ def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, copy):
     laboratory.check_run(copy)
 
 
+def test_a_finished_result_of_other_text_is_made_again_which_a_line_says(laboratory, copy):
+    write_conversations(laboratory.data, 16, seed=1)
+    again = laboratory.run(copy)
+    write_conversations(laboratory.data, 16)
+    assert again.code == 0
+    assert "phase1 is made again: the finished result is of other text, code or precision." in again.text
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
