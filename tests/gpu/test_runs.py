@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from on_gpu import HAS_GPU
 
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.method import oacd, phase2
@@ -29,13 +30,15 @@ def test_a_recipe_ends_where_it_does_on_a_cpu(train_on, recipe):
     assert all(stage["gpu_peak_gib"] >= stage["gpu_gib"] >= 0 for stage in found["memory"])
 
 
-@pytest.mark.parametrize(
-    "plugin",
-    [{"mixer": "ctxkv_lib.research.mixers:GRUMixer"}, {"block": "ctxkv_lib.research.mixers:TokenBlock"}],
-)
-def test_what_contexts_are_compared_with_runs_too(train_on, plugin):
-    width = {"model__context_dim": 24} if "block" in plugin else {}
-    settings = {**plugin, **width, "phase2__max_epochs": 1}
+COMPARED = ["TokenBlock", "CausalAttention", "EndToEnd"]
+COMPARED += ["GRUMixer"] if HAS_GPU else []  # of a GRU, the simulated GPU has no kernel
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_contexts_are_compared_with_runs_too(train_on, name):
+    plugin = f"ctxkv_lib.research.mixers:{name}"
+    changes = {"block": plugin, "model__context_dim": 24} if name == "TokenBlock" else {"mixer": plugin}
+    settings = {**changes, "phase2__max_epochs": 1}
     found, expected = (train_on(device, **settings).summary for device in ("cuda", "cpu"))
     assert found["phase2"]["val_ppl"] == pytest.approx(expected["phase2"]["val_ppl"], rel=0.1)
 
