@@ -17,6 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CTXKV_TEST_GPU", "")  # none, but in `test_gpu.py`
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
+from ctxkv_lib.cli import main
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.method.caches import StreamCache
@@ -78,6 +79,21 @@ def cut(path):
 def damage(request):
     """A function that damages the file at a path."""
     return request.param
+
+
+@pytest.fixture
+def printed_by(capsys):
+    """A function that runs a command line: what it prints, JSON read; or its refusal, which is one line."""
+
+    def run_command(*words, code=0):
+        assert main([*map(str, words)]) == code
+        out, err = capsys.readouterr()
+        if code == 2:
+            assert (out, err.count("\n")) == ("", 1)
+            return err
+        return json.loads(out) if "--json" in words else out
+
+    return run_command
 
 
 class Terminal(io.StringIO):

@@ -15,7 +15,6 @@ from conftest import local_experiment
 from safetensors.torch import load_file
 from torch import nn
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.method import model, oacd, scan
@@ -91,7 +90,7 @@ def idea(request, config, tmp_path_factory):
     return request.param, run(config, out, **{request.param: IDEAS[request.param]})
 
 
-def test_an_idea_goes_through_the_stages_and_is_named_wherever_the_run_is(idea, plain, capsys):
+def test_an_idea_goes_through_the_stages_and_is_named_wherever_the_run_is(idea, plain, printed_by):
     hook, made = idea
     name = f"{IDEAS[hook].__module__}:{IDEAS[hook].__name__}"
     assert made.summary["phase2"]["val_ppl"] != plain.summary["phase2"]["val_ppl"]
@@ -99,8 +98,7 @@ def test_an_idea_goes_through_the_stages_and_is_named_wherever_the_run_is(idea, 
     assert stored[hook]["plugin"] == name
     for report in ("report.md", "report.ja.md"):
         assert name in (made.path / report).read_text(encoding="utf-8")
-    assert main(["list", str(made.path)]) == 0
-    assert f"{hook}.plugin={name}" in capsys.readouterr().out
+    assert f"{hook}.plugin={name}" in printed_by("list", made.path)
     assert run_names([plain, made]) == ["no plug-in", f"{hook} {IDEAS[hook].__name__}"]
     assert IDEAS[hook].__name__ in run_folder_of(made.config).name
 

@@ -140,21 +140,18 @@ def test_generate_names_a_cure_that_works(laboratory, copy):
     assert generate(copy) == 0
 
 
-def test_verify_tells_intact_damaged_unfinished_and_no_run(laboratory, copy, begun, tmp_path, capsys):
-    assert main(["verify", str(copy)]) == 0
-    assert "All is intact." in capsys.readouterr().out
-    assert main(["verify", str(begun)]) == 0
-    assert "Not finished: phase2, model, test, results" in capsys.readouterr().out
+def test_verify_tells_intact_damaged_unfinished_and_no_run(laboratory, copy, begun, tmp_path, printed_by):
+    assert "All is intact." in printed_by("verify", copy)
+    assert "Not finished: phase2, model, test, results" in printed_by("verify", begun)
     (copy / "caches" / "val_ctx.safetensors").unlink()
     (copy / "report.md").write_text("edited")
-    assert main(["verify", str(copy)]) == 1
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed_by("verify", copy, code=1).splitlines()
     assert [line.split()[1] for line in lines if line.endswith(("missing", "damaged"))] == [
         "caches/val_ctx.safetensors",
         "report.md",
     ]
     assert lines[-1].startswith("Make again what is not intact with `ctxkv run --preset ci")
-    assert main(["verify", str(tmp_path)]) == 2
+    printed_by("verify", tmp_path, code=2)
 
 
 def test_settings_of_another_version_are_refused_in_a_sentence(laboratory, copy):

@@ -1,12 +1,9 @@
 """Measurements of a finished run: made when asked for, once, and kept with the run."""
 
-import json
-
 import pytest
 import torch
 from conftest import local_experiment
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.report.document import write_report
@@ -88,11 +85,10 @@ def test_only_what_is_asked_for_is_made(tiny_config, tmp_path, monkeypatch):
     assert set(measure(finished, ["ngrams"]).summary) - set(finished.summary) == {"ngrams"}
 
 
-def test_the_command_probes_a_run(plain, finished, capsys):
-    assert main(["probe", str(plain.path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {n: finished.summary[n] for n in ("probe", "ablations")}
-    assert main(["probe", str(plain.path)]) == 0
-    shown = capsys.readouterr().out
+def test_the_command_probes_a_run(plain, finished, printed_by):
+    measured = {name: finished.summary[name] for name in ("probe", "ablations")}
+    assert printed_by("probe", plain.path, "--json") == measured
+    shown = printed_by("probe", plain.path)
     assert "Memory span (tokens)" in shown
     assert "of another conversation" in shown
 
