@@ -139,6 +139,23 @@ def tiny_stream(count: int, **others) -> StreamCache:
     return StreamCache(tiny_ids(count + 1, seed=count).int(), contexts, **others)
 
 
+class GatedBlock(torch.nn.Module):
+    """A block as a user writes it."""
+
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.gate = torch.nn.Linear(context_dim + hidden_size, context_dim)
+        self.new = torch.nn.Linear(context_dim + hidden_size, context_dim)
+        self.norm = torch.nn.LayerNorm(context_dim)
+
+    def forward(self, contexts, inputs):
+        both = torch.cat([contexts, inputs], dim=1)
+        return self.mixed(contexts, self.new(both), self.gate(both).sigmoid())
+
+    def mixed(self, contexts, new, keep):
+        return self.norm(keep * contexts + (1 - keep) * new)
+
+
 class NearestTwo(torch.nn.Module):
     """Attention as a user writes it: the mean of the two nearest contexts."""
 

@@ -11,7 +11,7 @@ import types
 
 import pytest
 import torch
-from conftest import local_experiment
+from conftest import GatedBlock, NearestTwo, local_experiment
 from safetensors.torch import load_file
 from torch import nn
 
@@ -29,30 +29,8 @@ from ctxkv_lib.runs.trained import load_model, load_trained
 from ctxkv_lib.runs.work import Work
 
 
-class GatedBlock(nn.Module):
-    def __init__(self, context_dim, hidden_size):
-        super().__init__()
-        self.gate = nn.Linear(context_dim + hidden_size, context_dim)
-        self.new = nn.Linear(context_dim + hidden_size, context_dim)
-        self.norm = nn.LayerNorm(context_dim)
-
-    def forward(self, contexts, inputs):
-        both = torch.cat([contexts, inputs], dim=1)
-        keep = self.gate(both).sigmoid()
-        return self.norm(keep * contexts + (1 - keep) * self.new(both))
-
-
 def spread(contexts):
     return contexts.square().mean() - contexts.std()
-
-
-class MeanAttention(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.out = nn.Linear(config.context_dim, config.hidden_size)
-
-    def forward(self, embeddings, window, present):
-        return embeddings + self.out(window.mean(dim=1))
 
 
 class PreviousToken(nn.Module):
@@ -67,7 +45,7 @@ class PreviousToken(nn.Module):
         return (embeddings + self.out(before))[:, start:]
 
 
-IDEAS = {"block": GatedBlock, "loss": spread, "attention": MeanAttention, "mixer": PreviousToken}
+IDEAS = {"block": GatedBlock, "loss": spread, "attention": NearestTwo, "mixer": PreviousToken}
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +295,7 @@ def test_a_finished_result_of_other_code_is_kept_unless_it_is_to_be_made_again(
         {"model.attention_dropout": 0.3},
         {"model.kv_method": "variable"},
         {"phase2.learning_rate": 1e-4},
-        {"attention": MeanAttention},
+        {"attention": NearestTwo},
     ],
     ids=str,
 )
