@@ -64,15 +64,19 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
 
 
-def flip(path):
-    """Change one bit in the middle."""
+def flip(path, draw=None, _=None):
+    """Change one bit, in the middle or drawn."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    if content:
+        bit = draw.randrange(8 * len(content)) if draw else 4 * len(content)
+        content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-9])
+def cut(path, draw=None, _=None):
+    """Remove the last bytes, nine or a drawn number."""
+    size = path.stat().st_size
+    os.truncate(path, draw.randrange(size + 1) if draw else size - 9)
 
 
 @pytest.fixture(params=[flip, cut])
