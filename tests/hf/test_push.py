@@ -55,13 +55,17 @@ def test_a_run_without_a_model_is_not_pushed(tmp_path, printed_by):
     assert "has no model for transformers; push a run that attends contexts" in said
 
 
-def test_the_card_has_licence_language_datasets_and_results_in_the_hubs_fields(tmp_path):
+def test_the_card_has_the_runs_numbers_and_licence_language_and_datasets_in_the_hubs_fields(tmp_path):
     run = finished(tmp_path / "run")
-    fields = ModelCard(model_card(run)).data
+    card, best = model_card(run), run.summary["phase2"]
+    assert card.startswith("---\n")
+    assert "{" not in card
+    for number in (f"{best['val_ppl']:,.1f}", f"{run.summary['parameters']['total']:,}"):
+        assert number in card
+    fields = ModelCard(card).data
     assert (fields.license, fields.language, fields.library_name) == ("mit", "en", "transformers")
     assert fields.datasets == ["HuggingFaceH4/ultrachat_200k"]
     scores = {result.metric_type: result.metric_value for result in fields.eval_results}
-    best = run.summary["phase2"]
     assert scores == {"perplexity": best["val_ppl"], "accuracy": best["val_acc"]}
     run.summary["test"] = {"ppl": 200.0, "acc": 0.2}
     assert {r.dataset_split for r in ModelCard(model_card(run)).data.eval_results} == {"validation", "test"}

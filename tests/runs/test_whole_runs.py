@@ -1,7 +1,5 @@
 """Whole runs keep their promises wherever contexts are held and however many processes compute."""
 
-import json
-
 import pytest
 import torch
 from conftest import local_experiment
@@ -45,17 +43,6 @@ def test_a_streamed_run_is_a_run_like_any_other(usual, tmp_path, monkeypatch):
     torch.testing.assert_close(beginning.contexts, whole.contexts[:201], atol=2e-5, rtol=0)
     assert "computed when needed" in found.summary["provenance"]["caches"]
     assert verify(found.path).intact
-
-
-def test_the_model_card_has_the_numbers_of_the_run(usual):
-    path = usual[0].path
-    card = (path / "model" / "README.md").read_text(encoding="utf-8")
-    summary = json.loads((path / "summary.json").read_text())
-    assert card.startswith("---\n")
-    assert "\nlibrary_name: transformers\n" in card
-    for shown in (f"{summary['phase2']['val_ppl']:,.1f}", f"{summary['parameters']['total']:,}"):
-        assert shown in card
-    assert "{" not in card
 
 
 @pytest.mark.slow
