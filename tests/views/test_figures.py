@@ -4,15 +4,14 @@ import re
 
 import pytest
 import torch
-from drawn import line
+from drawn import legend, line
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from sample_runs import EPOCHS, phase1_lines, sample_run
+from sample_runs import EPOCHS, phase1_lines, runs
 
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
-from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import explore, figures, pictures, study
 from ctxkv_lib.views.axes import OKABE_ITO, QUIET, log_y, panels, save
 
@@ -24,11 +23,7 @@ SCORES = {
 
 
 def summaries(tmp_path, *samples, **options):
-    return [load_run(sample_run(tmp_path / f"run{n}", n, **options)).summary for n in samples]
-
-
-def legend(figure):
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    return [run.summary for run in runs(tmp_path, *samples, **options)]
 
 
 # Curves of runs
