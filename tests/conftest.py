@@ -5,8 +5,10 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,11 +27,13 @@ from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextKV, Parts
 from ctxkv_lib.runs import long_run
 from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.run_folder import load_run
 
 torch.set_num_threads(1)  # if torch was loaded before
 ON_GPU = "CTXKV_TEST_GPU" in os.environ
 collect_ignore = [] if ON_GPU else ["gpu"]
-pytest_plugins = ["on_gpu"] if ON_GPU else []
+pytest_plugins = ["hub_standin", *(["on_gpu"] if ON_GPU else [])]
+TOP = Path(__file__).parents[1]  # of the repository
 TINY = {
     "vocab_size": 211,
     "hidden_size": 24,
@@ -103,6 +107,15 @@ def printed_by(capsys):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """The lines that a training says on its way."""
+    lines = []
+    monkeypatch.setattr(long_run, "say", lines.append)
+    monkeypatch.setattr(long_run, "notice", lines.append)
+    return lines
 
 
 @pytest.fixture
@@ -253,11 +266,25 @@ def two_runs(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """A run of a second, and what it takes to look inside."""
+def finished_run(tmp_path_factory):
+    """A run of a second, for tests that leave it as it is."""
     from ctxkv_lib.experiments import run
+
+    folder = tmp_path_factory.mktemp("finished")
+    return run(build_config("ci", samples=8, settings=local_experiment(folder)), folder / "run")
+
+
+@pytest.fixture(scope="session")
+def measured(finished_run, tmp_path_factory):
+    """A copy of that run with all its measurements."""
+    from ctxkv_lib.research.measure import measure
+
+    return measure(load_run(shutil.copytree(finished_run.path, tmp_path_factory.mktemp("measured") / "run")))
+
+
+@pytest.fixture(scope="session")
+def trained(finished_run):
+    """What it takes to look inside a run."""
     from ctxkv_lib.views.explore import open_run
 
-    folder = tmp_path_factory.mktemp("trained")
-    settings = {**local_experiment(folder), "phase1.max_iterations": 12, "phase2.max_epochs": 2}
-    return open_run(run(build_config("ci", samples=8, settings=settings), folder / "run"))
+    return open_run(finished_run)

@@ -71,7 +71,7 @@ def test_phase_1_goes_on_where_contexts_do_not_fit(train_on, monkeypatch):
 
 
 @pytest.mark.parametrize(("module", "name"), [(oacd, "_read"), (phase2, "batch_gradients")])
-def test_when_memory_is_full_micro_batches_give_the_same_numbers(train_on, monkeypatch, module, name, says):
+def test_when_memory_is_full_micro_batches_give_the_same_numbers(train_on, monkeypatch, module, name, said):
     expected = train_on.once(runtime__precision="fp32")
     whole, sizes = getattr(module, name), []
 
@@ -84,17 +84,9 @@ def test_when_memory_is_full_micro_batches_give_the_same_numbers(train_on, monke
 
     monkeypatch.setattr(module, name, limited)
     found = train_on(name="cut", runtime__precision="fp32")
-    assert any("goes on in micro-batches" in line for line in says)
+    assert any("goes on in micro-batches" in line for line in said)
     for one, other in zip(epochs(found), epochs(expected), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
-
-
-@pytest.fixture
-def says(monkeypatch):
-    """What a run says on its way."""
-    lines = []
-    monkeypatch.setattr(long_run, "say", lines.append)
-    return lines
 
 
 class Interrupted(Exception):

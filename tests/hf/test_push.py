@@ -8,8 +8,6 @@ from ctxkv_lib.files import write_json
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.runs.run_folder import load_run
 
-pytest_plugins = ["hub_standin"]
-
 
 def finished(folder, **settings):
     run = load_run(sample_run(folder, settings=settings))

@@ -1,8 +1,7 @@
 import shutil
-from pathlib import Path
 
 import pytest
-from conftest import local_experiment
+from conftest import TOP, local_experiment
 from test_cli import settings_of
 
 from ctxkv_lib import experiments as experiment
@@ -18,7 +17,7 @@ from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.verification import verify
 
-STUDY = Path(__file__).parents[2] / "notebooks" / "study" / "results"
+STUDY = TOP / "notebooks" / "study" / "results"
 
 
 @pytest.fixture
