@@ -13,7 +13,7 @@ test:  ## the README's test command
 	pytest
 
 torture:  ## hundreds of runs that are killed, starved of disk, or find their files damaged: half an hour
-	pytest -n 0 -m torture -s tests/torture tests/test_fuzz.py
+	pytest -n 0 -m torture -s tests/experiments/test_trust.py tests/test_fuzz.py
 
 notebooks:  ## every notebook, small and without a network
 	CTXKV_PRESET=ci pytest -n 0 --nbmake --nbmake-timeout=600 notebooks/

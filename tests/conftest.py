@@ -5,8 +5,10 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CTXKV_TEST_GPU", "")  # none, but in `test_gpu.py`
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
+from ctxkv_lib.cli import main
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.method.caches import StreamCache
@@ -24,11 +27,13 @@ from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextKV, Parts
 from ctxkv_lib.runs import long_run
 from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.run_folder import load_run
 
 torch.set_num_threads(1)  # if torch was loaded before
 ON_GPU = "CTXKV_TEST_GPU" in os.environ
 collect_ignore = [] if ON_GPU else ["gpu"]
-pytest_plugins = ["on_gpu"] if ON_GPU else []
+pytest_plugins = ["hub_standin", *(["on_gpu"] if ON_GPU else [])]
+TOP = Path(__file__).parents[1]  # of the repository
 TINY = {
     "vocab_size": 211,
     "hidden_size": 24,
@@ -63,15 +68,19 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CTXKV_CACHE", str(tmp_path / "cache"))
 
 
-def flip(path):
-    """Change one bit in the middle."""
+def flip(path, draw=None, _=None):
+    """Change one bit, in the middle or drawn."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    if content:
+        bit = draw.randrange(8 * len(content)) if draw else 4 * len(content)
+        content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-9])
+def cut(path, draw=None, _=None):
+    """Remove the last bytes, nine or a drawn number."""
+    size = path.stat().st_size
+    os.truncate(path, draw.randrange(size + 1) if draw else size - 9)
 
 
 @pytest.fixture(params=[flip, cut])
@@ -80,9 +89,33 @@ def damage(request):
     return request.param
 
 
+@pytest.fixture
+def printed_by(capsys):
+    """A function that runs a command line: what it prints, JSON read; or its refusal, which is one line."""
+
+    def run_command(*words, code=0):
+        assert main([*map(str, words)]) == code
+        out, err = capsys.readouterr()
+        if code == 2:
+            assert (out, err.count("\n")) == ("", 1)
+            return err
+        return json.loads(out) if "--json" in words else out
+
+    return run_command
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """The lines that a training says on its way."""
+    lines = []
+    monkeypatch.setattr(long_run, "say", lines.append)
+    monkeypatch.setattr(long_run, "notice", lines.append)
+    return lines
 
 
 @pytest.fixture
@@ -121,6 +154,23 @@ def tiny_stream(count: int, **others) -> StreamCache:
     contexts = torch.randn(count + 1, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
     contexts[0] = 0
     return StreamCache(tiny_ids(count + 1, seed=count).int(), contexts, **others)
+
+
+class GatedBlock(torch.nn.Module):
+    """A block as a user writes it."""
+
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.gate = torch.nn.Linear(context_dim + hidden_size, context_dim)
+        self.new = torch.nn.Linear(context_dim + hidden_size, context_dim)
+        self.norm = torch.nn.LayerNorm(context_dim)
+
+    def forward(self, contexts, inputs):
+        both = torch.cat([contexts, inputs], dim=1)
+        return self.mixed(contexts, self.new(both), self.gate(both).sigmoid())
+
+    def mixed(self, contexts, new, keep):
+        return self.norm(keep * contexts + (1 - keep) * new)
 
 
 class NearestTwo(torch.nn.Module):
@@ -216,11 +266,25 @@ def two_runs(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """A run of a second, and what it takes to look inside."""
+def finished_run(tmp_path_factory):
+    """A run of a second, for tests that leave it as it is."""
     from ctxkv_lib.experiments import run
+
+    folder = tmp_path_factory.mktemp("finished")
+    return run(build_config("ci", samples=8, settings=local_experiment(folder)), folder / "run")
+
+
+@pytest.fixture(scope="session")
+def measured(finished_run, tmp_path_factory):
+    """A copy of that run with all its measurements."""
+    from ctxkv_lib.research.measure import measure
+
+    return measure(load_run(shutil.copytree(finished_run.path, tmp_path_factory.mktemp("measured") / "run")))
+
+
+@pytest.fixture(scope="session")
+def trained(finished_run):
+    """What it takes to look inside a run."""
     from ctxkv_lib.views.explore import open_run
 
-    folder = tmp_path_factory.mktemp("trained")
-    settings = {**local_experiment(folder), "phase1.max_iterations": 12, "phase2.max_epochs": 2}
-    return open_run(run(build_config("ci", samples=8, settings=settings), folder / "run"))
+    return open_run(finished_run)

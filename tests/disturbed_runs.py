@@ -6,6 +6,7 @@ Each command runs in a forked child of this process, which has imported everythi
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import shutil
@@ -13,14 +14,13 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import local_experiment, write_conversations
+from conftest import cut, flip, local_experiment, write_conversations
 from matplotlib.figure import Figure
 
 from ctxkv_lib.cli import main
@@ -48,23 +48,19 @@ class Outcome:
 def in_child(act: Callable[[], int], kill_after: float | None = None) -> Outcome:
     """What `act` gives and prints in a process of its own, which may be killed after so many seconds."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
-        pid = os.fork()
-        if pid == 0:
-            code = 70
-            try:
-                sys.stdout = sys.stderr = printed
-                code = act()
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                printed.flush()
-                os._exit(code)
+
+        def act_and_exit() -> None:
+            sys.stdout = sys.stderr = printed
+            sys.exit(act())
+
+        child = multiprocessing.get_context("fork").Process(target=act_and_exit)
+        child.start()
         if kill_after is not None:
             time.sleep(kill_after)
-            os.kill(pid, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            child.kill()
+        child.join()
         printed.seek(0)
-        return Outcome(code, printed.read())
+        return Outcome(child.exitcode, printed.read())
 
 
 def at_renames(act: Callable[[int, Path], object]) -> None:
@@ -176,6 +172,7 @@ class Laboratory:
             assert read == right or read.is_a_sentence, read
         verified = in_child(lambda: main(["verify", str(out)]))
         assert verified.code in (0, 1) or verified.is_a_sentence, verified
+        assert "Traceback" not in verified.text, verified
         done = self.run(out)
         if done.code != 0:
             assert done.is_a_sentence, done
@@ -205,17 +202,6 @@ def _lasting(value: object) -> object:
     if isinstance(value, dict):
         return {key: _lasting(each) for key, each in value.items() if key not in CHANGING}
     return [_lasting(each) for each in value] if isinstance(value, list) else value
-
-
-def flip(path: Path, draw: random.Random, _: Path) -> None:
-    content = bytearray(path.read_bytes())
-    if content:
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
-
-
-def cut(path: Path, draw: random.Random, _: Path) -> None:
-    os.truncate(path, draw.randrange(path.stat().st_size + 1))
 
 
 def zero(path: Path, draw: random.Random, _: Path) -> None:

@@ -20,3 +20,7 @@ def line(ax, label):
 
 def labels(ax):
     return [drawn.get_label() for drawn in ax.get_lines()]
+
+
+def legend(figure):
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]

@@ -2,7 +2,7 @@
 
 It serves files from memory under the addresses the Hub uses, honours byte ranges, counts what it sent, and
 takes commits of small files.
-Use it as a pytest plugin (`pytest_plugins = ["hub_standin"]`) through the fixture `hub`.
+It is a pytest plugin, which tests use through the fixture `hub`.
 """
 
 import base64
@@ -34,7 +34,6 @@ class Hub:
 
     files: dict[HubFile, bytes] = field(default_factory=dict)
     status: int | None = None  # answer everything with this status instead
-    requests: list[str] = field(default_factory=list)
     sent: int = 0  # bytes of files, without headers
     uploaded: dict[str, bytes] = field(default_factory=dict)  # "owner/name/path"
     created: list[dict[str, object]] = field(default_factory=list)  # what repositories were asked for
@@ -49,7 +48,6 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_GET(self) -> None:
-        self.hub.requests.append(f"{self.command} {self.path}")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(self.path.partition("?")[0])
         if self.hub.status is not None:

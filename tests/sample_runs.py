@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ctxkv_lib.files import write_json
+from ctxkv_lib.report.info import describe
 from ctxkv_lib.runs.config import ExperimentConfig, build_config
 from ctxkv_lib.runs.records import STAGES
-from ctxkv_lib.runs.run_folder import RunFolder
+from ctxkv_lib.runs.run_folder import Run, RunFolder, load_run
 
 # (train PPL, val PPL, val accuracy) by epoch; near the published runs, equal to none of their numbers
 EPOCHS = {
@@ -29,6 +30,7 @@ EPOCHS = {
 }
 MEMORY = [("data loaded", 1.3, 0.0), ("model built", 1.9, 0.3), ("phase 1 done", 2.7, 0.4)]
 TOKENS = {100: 122_795, 500: 587_970}
+SIZES = ("samples", "train_tokens", "val_tokens", "parameters", "context_window", "caches_dense_fp32_mib")
 
 
 def sample_run(
@@ -59,6 +61,11 @@ def sample_run(
     return path
 
 
+def runs(folder: Path, *samples: int, **options: Any) -> list[Run]:
+    """Write a finished run of each sample count into `folder`; options as of `sample_run`."""
+    return [load_run(sample_run(folder / f"run{count}", count, **options)) for count in samples]
+
+
 def phase1_lines(iterations: int = 17) -> list[dict[str, Any]]:
     """Phase 1 from iteration 2 on: the loss falls, the convergence rate rises to 93%."""
     return [
@@ -84,21 +91,12 @@ def _epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]
 
 
 def _summary(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Any]:
-    samples, model = config.data.samples, config.model
-    tokens = TOKENS.get(samples, 1_176 * samples)
+    samples = config.data.samples
+    sizes = describe(config, TOKENS.get(samples, 1_176 * samples), 22_723)
     best = min(epochs, key=lambda line: line["val_ppl"])
     early = epochs[-1]["no_improve"] >= config.phase2.patience
     return {
-        "samples": samples,
-        "train_tokens": tokens,
-        "val_tokens": 22_723,
-        "parameters": {"total": 45_163_264, "trainable_phase2": 6_301_440},
-        "context_window": {
-            "interval": model.interval,
-            "max_contexts": model.max_contexts,
-            "tokens": model.context_window,
-            "theoretical_max": tokens // model.interval + 1,
-        },
+        **{part: sizes[part] for part in SIZES},
         "phase1": {
             "iterations": 17,
             "convergence_rate": 0.93,
@@ -116,13 +114,6 @@ def _summary(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) 
         },
         "memory": _memory(len(epochs), gpu),
         "caches_mib": {"train_ctx": 575, "train_emb": 152, "val_ctx": 23, "val_emb": 0.2, "total": 750.2},
-        "caches_dense_fp32_mib": {
-            "train_ctx": 574.2,
-            "train_emb": 1722.6,
-            "val_ctx": 22.2,
-            "val_emb": 66.6,
-            "total": 2385.6,
-        },
         "provenance": _provenance(config, gpu),
     }
 

@@ -45,7 +45,6 @@ class Card:
         blocks: by pointer: the CPU storage, its bytes, and what DLPack needs.
         launches: kernels and copies started, by operator, approximately.
         waits: of the CPU for the device, by reason and line of the package.
-        copied: bytes, by direction.
         capture: the graph that is being captured; meanwhile a wait is an error.
     """
 
@@ -53,7 +52,7 @@ class Card:
         self.total, self.live, self.peak, self.reserved = 22 * 2**30, 0, 0, 0
         self.blocks: dict[int, tuple] = {}
         self.lock = threading.RLock()
-        self.launches, self.waits, self.copied = Counter(), Counter(), Counter()
+        self.launches, self.waits = Counter(), Counter()
         self.process = None  # in which CUDA was initialised
         self.capture: Graph | None = None
 
@@ -74,14 +73,6 @@ class Card:
         if self.capture is not None:
             raise RuntimeError(f"operation not permitted while capturing: {what} in {site()} (simulated)")
         self.waits[what, site()] += 1
-
-    @contextlib.contextmanager
-    def counted(self):
-        """Yield `launches`, `waits` and `copied` of what is done inside."""
-        names, found = ("launches", "waits", "copied"), SimpleNamespace()
-        before = {name: Counter(getattr(self, name)) for name in names}
-        yield found
-        vars(found).update({name: getattr(self, name) - before[name] for name in names})
 
 
 card = Card()
@@ -175,9 +166,6 @@ class Generator(_Generator):
     def manual_seed(self, seed):
         self.state = (seed % 2**64, 0)
         return self
-
-    def initial_seed(self):
-        return self.state[0]
 
     def get_state(self):
         return torch.tensor(list(struct.pack("<QQ", *self.state)), dtype=torch.uint8)
@@ -295,7 +283,7 @@ def kernel(op, *args, **kwargs):
                 kind = torch.float64 if isinstance(number, float) else None
                 there[place] = torch.tensor(number, dtype=kind)
         with _drawing(op, there, named):
-            found = SPECIAL.get(name, op)(*there, **named)
+            found = op(*there, **named)
         if name.startswith("empty"):
             found.untyped_storage().fill_(1 if found.dtype == torch.bool else 255)  # undefined: NaN, -1
         for on_cpu, tensor, lay in given:
@@ -353,7 +341,6 @@ def copy_(self, src, non_blocking=False):
     ways = {(True, True): "on device", (True, False): "to device", (False, True): "to host"}
     way = ways[self.device.type == "cuda", src.device.type == "cuda"]
     card.launches[f"copy {way}"] += 1
-    card.copied[way] += src.numel() * src.element_size()
     if way == "to host" and non_blocking:
         raise RuntimeError(
             f"a copy to the host is read before it has come: non_blocking, in {site()} (simulated)"
@@ -408,26 +395,6 @@ def capturing(graph: Graph, stream=None, capture_error_mode="global"):
                 block[0].copy_(content)
         torch.cuda.default_generators[0].set_state(draws)
 
-
-def _gru_cell(input_gates, hidden_gates, hx, input_bias=None, hidden_bias=None):
-    """The CPU has no such kernel. On a GPU cuDNN runs a whole sequence at once."""
-    if input_bias is not None:
-        input_gates, hidden_gates = input_gates + input_bias, hidden_gates + hidden_bias
-    (r, z, n), (hr, hz, hn) = input_gates.chunk(3, 1), hidden_gates.chunk(3, 1)
-    r, z = (r + hr).sigmoid(), (z + hz).sigmoid()
-    n = (n + r * hn).tanh()
-    return n + z * (hx - n), torch.cat([r, z, n, hx, hn], dim=1)
-
-
-def _gru_cell_backward(gradient, workspace, has_bias):
-    r, z, n, hx, hn = workspace.chunk(5, 1)
-    of_z, of_n = gradient * (hx - n) * z * (1 - z), gradient * (1 - z) * (1 - n * n)
-    of_r = of_n * hn * r * (1 - r)
-    of_input, of_hidden = torch.cat([of_r, of_z, of_n], 1), torch.cat([of_r, of_z, of_n * r], 1)
-    return of_input, of_hidden, gradient * z, of_input.sum(0), of_hidden.sum(0)
-
-
-SPECIAL = {"_thnn_fused_gru_cell": _gru_cell, "_thnn_fused_gru_cell_backward": _gru_cell_backward}
 
 _pinned: set[int] = set()  # pointers
 _clone = torch.UntypedStorage.clone
@@ -533,7 +500,7 @@ def install() -> Card:
             structured = has(
                 full, "CompositeExplicitAutogradNonFunctional"
             )  # torch makes the result, and calls `out`
-            if (has(full, "CPU") and not structured) or base.startswith("_foreach_") or base in SPECIAL:
+            if (has(full, "CPU") and not structured) or base.startswith("_foreach_"):
                 op = getattr(getattr(torch.ops.aten, base), overload or "default")
                 aten.impl(full.removeprefix("aten::"), functools.partial(kernel, op), "CUDA")
         aten.impl("copy_", copy_, "CUDA")

@@ -9,10 +9,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import TOP
 
 import ctxkv_lib as ctxkv
-
-TOP = Path(__file__).parent.parent
 
 
 def notebook_code(path):

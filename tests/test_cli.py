@@ -36,15 +36,6 @@ def tiny_run(folder, settings):
     return ["run", "--preset", "ci", "--samples", "8", "--out", str(folder), *settings_of(settings)]
 
 
-def refused(capsys, *arguments):
-    """Exit code 2 and one line on standard error, which is returned."""
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
-
-
 @pytest.mark.parametrize(
     ("own", "expected"),
     [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
@@ -58,34 +49,30 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(monkeypatch
     assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
-def test_info_prints_the_published_sizes(capsys):
-    assert main(["info", "--train-tokens", "587970", "--val-tokens", "22723"]) == 0
-    text = capsys.readouterr().out
+def test_info_prints_the_published_sizes(printed_by):
+    text = printed_by("info", "--train-tokens", 587970, "--val-tokens", 22723)
     sizes = ("29,399", "574", "1,723", "22", "67", "2,386")
     for number in ("45,163,264", "6,301,440 (13.95%)", "apart: 640 tokens", *sizes):
         assert number in text, number
 
 
-def test_info_prints_what_inference_remembers(capsys):
+def test_info_prints_what_inference_remembers(printed_by):
     for anchor, held in (("current", "621 contexts, 621 KiB"), ("grid", "32 contexts, 32 KiB")):
-        assert main(["info", "--set", f"model.anchor={anchor}"]) == 0
-        assert held in capsys.readouterr().out
+        assert held in printed_by("info", "--set", f"model.anchor={anchor}")
 
 
-def test_info_counts_the_tokens_of_a_file(capsys, tmp_path):
+def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
     file = tmp_path / "chats.jsonl"
     file.write_text("\n".join(json.dumps({"text": " ".join(["rain"] * 100)}) for _ in range(40)))
     split = ("--set", "data.validation_samples=2", "--set", "data.test_samples=1")
-    assert main(["info", "--preset", "colab", "--data", str(file), *split, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = printed_by("info", "--preset", "colab", "--data", file, *split, "--json")
     assert (found["samples"], found["train_tokens"]) == (37, 3_700)
     assert found["val_tokens"] == 2 * 100 + 2  # and the newlines between both
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_info_as_json(capsys, preset):
-    assert main(["info", "--preset", preset, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_info_as_json(printed_by, preset):
+    found = printed_by("info", "--preset", preset, "--json")
     known = preset == "colab"
     assert (found["train_tokens"] == 587_970) == known
     assert (found["caches_dense_fp32_mib"] is not None) == known
@@ -111,10 +98,10 @@ def test_info_as_json(capsys, preset):
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(
-    capsys, tmp_path, monkeypatch, line, said
+    printed_by, tmp_path, monkeypatch, line, said
 ):
     monkeypatch.chdir(tmp_path)
-    assert said in refused(capsys, *line.split(" "))
+    assert said in printed_by(*line.split(" "), code=2)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -144,14 +131,14 @@ def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path):
     assert len(measured) == 1
 
 
-def test_a_home_folder_is_found_in_a_path(capsys, tmp_path, monkeypatch):
+def test_a_home_folder_is_found_in_a_path(printed_by, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write_conversations(tmp_path / "chats.jsonl", 3)
     data = build_config("ci", settings={"data.source": "file", "data.path": "~/chats.jsonl"}).data
     with pytest.raises(UserError, match=r"chats\.jsonl has 3 conversations"):
         load_conversations(data, "train")
-    assert str(tmp_path / "nowhere") in refused(capsys, "report", "~/nowhere")
+    assert str(tmp_path / "nowhere") in printed_by("report", "~/nowhere", code=2)
 
 
 @pytest.fixture
@@ -198,13 +185,13 @@ OUT_OF_MEMORY = {
     ],
 )
 def test_out_of_memory_names_the_work_and_what_to_change(
-    capsys, tmp_path, tiny_settings, monkeypatch, kind, module, function, said
+    printed_by, tmp_path, tiny_settings, monkeypatch, kind, module, function, said
 ):
     def exhausted(*_, **__):
         raise OUT_OF_MEMORY[kind]
 
     monkeypatch.setattr(module, function, exhausted)
-    assert said in refused(capsys, *tiny_run(tmp_path / "run", tiny_settings))
+    assert said in printed_by(*tiny_run(tmp_path / "run", tiny_settings), code=2)
 
 
 def test_other_errors_are_not_taken_for_memory(tmp_path, tiny_settings, monkeypatch):
@@ -224,7 +211,7 @@ def test_a_wrong_type_is_refused_by_the_parser():
 
 @pytest.mark.slow
 def test_a_run_with_the_largest_seed_prints_its_result_and_no_progress_in_a_pipe(
-    capsys, tmp_path, tiny_settings
+    printed_by, tmp_path, tiny_settings
 ):
     out = tmp_path / "run"
     settings = {**tiny_settings, "runtime.seed": 2**63 - 1}
@@ -235,45 +222,41 @@ def test_a_run_with_the_largest_seed_prints_its_result_and_no_progress_in_a_pipe
     assert "Best epoch" in done.stdout
     assert str(out / "report.md") in done.stdout
     for language, name in (("en", "report.md"), ("ja", "report.ja.md")):
-        assert main(["report", str(out), "--lang", language]) == 0
-        assert capsys.readouterr().out.strip() == (out / name).read_text(encoding="utf-8").strip()
-    assert "allowed: en, ja" in refused(capsys, "report", str(out), "--lang", "xx")
+        report = printed_by("report", out, "--lang", language)
+        assert report.strip() == (out / name).read_text(encoding="utf-8").strip()
+    assert "allowed: en, ja" in printed_by("report", out, "--lang", "xx", code=2)
 
 
 @pytest.mark.slow
-def test_a_trained_run_generates(capsys, trained):
-    generate = ["generate", str(trained.run.path), "--prompt", "the cat", "--max-new-tokens", "5"]
-    cold = (["--temperature", "0"], ["--temperature", "1e-38"])
-    for options in (*cold, ["--seed", f"{2**63 - 1}"], ["--seed", f"{2**63 - 1}"]):
-        assert main([*generate, *options]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert all(line.startswith("the cat") for line in printed if line)
-    assert printed[-1] == printed[-2]
-    assert printed[0] == printed[1]
-    greedy = ctxkv_lib.generate_text(trained.run, "the cat", max_new_tokens=5, temperature=0)
-    assert greedy.splitlines()[0] == printed[0]
+def test_a_trained_run_generates(printed_by, trained):
+    generate = ["generate", trained.run.path, "--prompt", "the cat", "--max-new-tokens", 5]
+    options = [["--temperature", 0], ["--temperature", "1e-38"], ["--seed", 2**63 - 1], ["--seed", 2**63 - 1]]
+    coldest, cold, seeded, again = (printed_by(*generate, *each) for each in options)
+    assert coldest.startswith("the cat")
+    assert seeded.startswith("the cat")
+    assert cold == coldest
+    assert again == seeded
+    assert coldest == f"{ctxkv_lib.generate_text(trained.run, 'the cat', max_new_tokens=5, temperature=0)}\n"
     for options, said in (
-        (["--seed", str(2**63)], "allowed: 0 to 2^63 - 1"),
-        (["--top-k", "0"], "allowed: 1 or more"),
+        (["--seed", 2**63], "allowed: 0 to 2^63 - 1"),
+        (["--top-k", 0], "allowed: 1 or more"),
         (["--prompt", "caf\udce9"], "--prompt is not UTF-8"),
         (["--prompt", ""], "--prompt is empty"),
     ):
-        assert said in refused(capsys, *generate, *options)
+        assert said in printed_by(*generate, *options, code=2)
 
 
 @pytest.mark.slow
-def test_a_trained_run_is_evaluated_on_a_file(capsys, tmp_path, trained):
+def test_a_trained_run_is_evaluated_on_a_file(printed_by, tmp_path, trained):
     run, data = shutil.copytree(trained.run.path, tmp_path / "run"), tmp_path / "other.jsonl"
     write_conversations(data, 3, seed=5)
-    evaluate = ["evaluate", str(run), "--data", str(data)]
-    assert main([*evaluate, "--json"]) == 0
-    scores = json.loads(capsys.readouterr().out)
+    evaluate = ["evaluate", run, "--data", data]
+    scores = printed_by(*evaluate, "--json")
     assert (scores["conversations"], scores["file"]) == (3, "other.jsonl")
     assert json.loads((run / "evaluation" / "other.json").read_text()) == scores
     assert (run / "evaluation" / "other.png").is_file()
     assert ctxkv_lib.evaluate_texts(run, data) == scores
-    assert main(evaluate) == 0
-    assert f"PPL {scores['ppl']:,.1f} a token" in capsys.readouterr().out
+    assert f"PPL {scores['ppl']:,.1f} a token" in printed_by(*evaluate)
 
 
 def test_evaluations_of_different_texts_get_their_own_files(tmp_path):
@@ -289,15 +272,14 @@ def test_evaluations_of_different_texts_get_their_own_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_compare_prints_the_table(capsys, tmp_path, tiny_settings):
-    arguments = ["compare", "--preset", "ci", "--samples", "2", "8", "--out", str(tmp_path / "c")]
-    assert main([*arguments, *settings_of(tiny_settings)]) == 0
-    printed = capsys.readouterr().out
+def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings):
+    arguments = ["compare", "--preset", "ci", "--samples", 2, 8, "--out", tmp_path / "c"]
+    printed = printed_by(*arguments, *settings_of(tiny_settings))
     for row in ("Val PPL", "Val Acc", "Best Epoch", "Val/Train Ratio", "8 samples"):
         assert row.lower() in printed.lower(), row
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(capsys, tmp_path, tiny_settings, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(printed_by, tmp_path, tiny_settings, monkeypatch):
     def full(source, target):
         if str(target).endswith("val_ctx.safetensors"):
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
@@ -306,7 +288,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(capsys, tmp_path, ti
     arguments = tiny_run(tmp_path / "run", tiny_settings)
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "replace", full)
-        assert "The disk is full" in refused(capsys, *arguments)
+        assert "The disk is full" in printed_by(*arguments, code=2)
     assert not list((tmp_path / "run").rglob("*.part"))
     assert main(arguments) == 0
 

@@ -1,16 +1,15 @@
 """The pictures of the README, which `make picture` draws."""
 
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import TOP
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ctxkv_lib.method.config import ModelConfig
 
-TOP = Path(__file__).parents[1]
 sys.path.append(str(TOP / "docs"))
-from diagram import PACKAGES, architecture, packages  # noqa: E402
+from diagram import PACKAGES, architecture, packages
 
 
 def texts(figure):

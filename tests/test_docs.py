@@ -2,20 +2,15 @@
 
 import re
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
-from conftest import local_experiment
+from conftest import TOP
 
 from ctxkv_lib.cli import main
-from ctxkv_lib.experiments import run
 from ctxkv_lib.report.document import write_report
-from ctxkv_lib.research.measure import measure
-from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.listing import format_runs
 from ctxkv_lib.runs.run_folder import load_run
 
-TOP = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [TOP / "README.md", *TOP.glob("docs/*.md")]}
 FIELDS = PAGES["fields.md"]
 OPTIONAL = ("recall_task.", "ngrams.kneser_ney_table_cache")  # of preset recall; of a table made from text
@@ -56,13 +51,6 @@ def matches(row, path):
         for part, name in zip(parts, path, strict=False)
     ]
     return len(parts) == len(path) and all(same)
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """A real run of seconds with all its measurements."""
-    folder = tmp_path_factory.mktemp("measured")
-    return measure(run(build_config("ci", samples=8, settings=local_experiment(folder)), folder / "run"))
 
 
 def test_every_field_of_a_summary_is_explained(measured):

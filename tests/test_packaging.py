@@ -10,24 +10,23 @@ from pathlib import Path, PurePath
 import pytest
 import torch
 import yaml
-from conftest import SHAPES
+from conftest import SHAPES, TOP
 from packaging.requirements import Requirement
 
 import ctxkv_lib
 from ctxkv_lib.method.config import ModelConfig
 
-ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in ROOT.glob(".github/workflows/*.yml")}
-CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in TOP.glob(".github/workflows/*.yml")}
+CITATION = yaml.safe_load((TOP / "CITATION.cff").read_text(encoding="utf-8"))
 
 
 def test_the_version_has_one_home():
     assert PROJECT["dynamic"] == ["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", ctxkv_lib.__version__)
     assert CITATION["version"] == ctxkv_lib.__version__
-    assert f"## [{ctxkv_lib.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{ctxkv_lib.__version__}]" in (TOP / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_links_have_one_home():
@@ -37,8 +36,8 @@ def test_links_have_one_home():
 
 
 def test_every_file_of_the_package_is_in_the_wheel():
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    package = ROOT / "ctxkv_lib"
+    patterns = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    package = TOP / "ctxkv_lib"
     assert (package / "py.typed").is_file()
     for path in package.rglob("*.*"):
         if path.suffix not in (".py", ".pyc"):
@@ -47,19 +46,19 @@ def test_every_file_of_the_package_is_in_the_wheel():
 
 
 def test_setup_py_leaves_everything_to_the_metadata():
-    assert (ROOT / "setup.py").read_text().splitlines()[-1] == "setup()"
+    assert (TOP / "setup.py").read_text().splitlines()[-1] == "setup()"
 
 
 def test_readme_and_ci_install_what_they_use():
     """`requirements.txt` is for using, the second command adds testing and linting."""
-    assert "-e .[offline,notebooks,launch]" in (ROOT / "requirements.txt").read_text()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "-e .[offline,notebooks,launch]" in (TOP / "requirements.txt").read_text()
+    readme = (TOP / "README.md").read_text(encoding="utf-8")
     assert 'pip install -r requirements.txt -e ".[dev]" && .venv/bin/pytest' in readme
-    for script in (ROOT / ".ci/run", ROOT / ".github/workflows/ci.yml"):
+    for script in (TOP / ".ci/run", TOP / ".github/workflows/ci.yml"):
         assert '-r requirements.txt -e ".[dev,harness]"' in script.read_text()
     tools = {re.split("[<>=]", need)[0] for name in ("test", "dev") for need in EXTRAS[name]}
     assert {"pytest", "ruff", "mypy", "build", "twine", "pre-commit", "nbstripout"} <= tools
-    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    hooks = yaml.safe_load((TOP / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert {hook["entry"].split()[0] for hook in hooks} <= tools
 
 
@@ -70,13 +69,13 @@ def test_ci_runs_on_the_pythons_and_systems_that_the_metadata_names():
     assert set(matrix["python"]) == named == {"3.11", "3.12", "3.13"}
     assert PROJECT["requires-python"] == f">={min(named)}"
     assert {system.split("-")[0] for system in matrix["os"]} == {"ubuntu", "macos"}
-    for path in ROOT.glob(".github/workflows/*.yml"):
+    for path in TOP.glob(".github/workflows/*.yml"):
         assert set(re.findall(r'python(?:-version)?: "(.+?)"', path.read_text())) <= named
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflows_call_targets_that_exist(name):
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^(\w+):", (TOP / "Makefile").read_text(), re.MULTILINE))
     for job in WORKFLOWS[name]["jobs"].values():
         assert job["runs-on"]
         for step in job["steps"]:
@@ -86,12 +85,12 @@ def test_workflows_call_targets_that_exist(name):
 
 
 def test_forms_and_dependabot_are_well_formed():
-    forms = [yaml.safe_load(path.read_text()) for path in ROOT.glob(".github/ISSUE_TEMPLATE/[bi]*.yml")]
+    forms = [yaml.safe_load(path.read_text()) for path in TOP.glob(".github/ISSUE_TEMPLATE/[bi]*.yml")]
     for form in forms:
         assert {"name", "description", "body"} <= form.keys()
         assert all(field["attributes"]["label"] for field in form["body"])
     assert [form["name"] for form in sorted(forms, key=lambda form: form["name"])] == ["Bug", "Idea"]
-    updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
+    updates = yaml.safe_load((TOP / ".github/dependabot.yml").read_text())["updates"]
     assert {update["package-ecosystem"] for update in updates} == {"pip", "github-actions"}
 
 
@@ -102,7 +101,7 @@ def test_colabs_versions_are_within_our_ranges():
         for need in needs
         if not need.marker or need.marker.evaluate({"python_version": "3.13"})
     }
-    lines = (ROOT / ".ci/colab-constraints.txt").read_text().splitlines()
+    lines = (TOP / ".ci/colab-constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert {"torch", "transformers", "datasets", "ipywidgets", "numpy"} <= pins.keys() <= ranges.keys()
     for name, version in pins.items():
@@ -110,7 +109,7 @@ def test_colabs_versions_are_within_our_ranges():
 
 
 def test_the_mixer_of_contributing_computes_hidden_states():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (TOP / "CONTRIBUTING.md").read_text(), re.DOTALL)
     page = {}
     exec(textwrap.dedent(code), page)
     mixer = page["MovingAverage"](ModelConfig(**SHAPES), page["Mixer"].Settings())
@@ -122,9 +121,9 @@ def copy(tmp_path):
     """What `make badges` reads and writes."""
     files = ("Makefile", "*.toml", "*.md", "*.cff", ".ci/badges.py", "ctxkv_lib/__init__.py")
     texts = ("docs/*.md", "notebooks/*.ipynb", "notebooks/study/*.md")
-    for path in (path for pattern in (*files, *texts) for path in ROOT.glob(pattern)):
-        (tmp_path / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    for path in (path for pattern in (*files, *texts) for path in TOP.glob(pattern)):
+        (tmp_path / path.relative_to(TOP)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(TOP))
     return tmp_path
 
 

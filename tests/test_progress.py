@@ -4,17 +4,16 @@ import re
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import tqdm
-from conftest import Terminal
+from conftest import TOP, Terminal
 
 from ctxkv_lib import progress
 from ctxkv_lib.experiments import run
 from ctxkv_lib.runs.run_folder import load_run
 
-PAGE = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
+PAGE = (TOP / "docs" / "python.md").read_text(encoding="utf-8")
 
 
 def test_a_clock_goes_on_while_a_stage_has_no_steps(monkeypatch):

@@ -3,11 +3,11 @@
 import json
 import re
 from importlib import import_module
-from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 import torch
+from conftest import TOP
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.method import reference
@@ -15,7 +15,6 @@ from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.runs.published import PUBLISHED
 
-TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"(?s)```python\n(.*?)```", README)
 ROWS = {  # of the table of results: part of the study, and its variant or baseline

@@ -1,6 +1,5 @@
 """What a terminal or a log shows: no more than happened, nothing left over, and what was probably meant."""
 
-import json
 import os
 import re
 import shutil
@@ -19,14 +18,12 @@ from ctxkv_lib.progress import fitted
 from ctxkv_lib.runs.run_folder import load_run
 
 
-def test_a_log_has_a_line_an_epoch_and_a_finished_run_prints_none(capsys, tmp_path, tiny_settings):
+def test_a_log_has_a_line_an_epoch_and_a_finished_run_prints_none(printed_by, tmp_path, tiny_settings):
     changed = {"phase1.max_iterations": 10, "phase1.stop_rate": 1}
     command = tiny_run(tmp_path / "run", tiny_settings | changed)
-    assert main(command) == 0
-    first = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    first, again = ([line.split()[0] for line in printed_by(*command).splitlines()] for _ in range(2))
     assert first == ["iteration", "At", "epoch", "epoch", "epoch", "Best", "Report:"]
-    assert main(command) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["Best", "Report:"]
+    assert again == ["Best", "Report:"]
 
 
 def test_a_line_of_a_log_is_there_as_it_happens(monkeypatch):
@@ -111,16 +108,14 @@ def test_what_is_misspelled_is_refused_with_what_was_probably_meant(capsys, line
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
 @pytest.mark.parametrize(("typed", "found"), [("ev", "evaluate"), ("generate --t", "--temperature\n--top-k")])
-def test_a_shell_completes_commands_and_options(capsys, typed, found):
-    assert main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
+def test_a_shell_completes_commands_and_options(printed_by, typed, found):
     words = ["ctxkv", *typed.split()]
+    script = printed_by("completion", "bash")
     script += f"\nCOMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}\n_ctxkv\n"
     script += "printf '%s\\n' ${COMPREPLY[@]}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == (found, "")
-    assert main(["completion", "zsh"]) == 0
-    assert "bashcompinit" in capsys.readouterr().out
+    assert "bashcompinit" in printed_by("completion", "zsh")
 
 
 def test_the_version_has_a_short_form(capsys):
@@ -130,24 +125,20 @@ def test_the_version_has_a_short_form(capsys):
         assert capsys.readouterr().out == f"ctxkv {ctxkv_lib.__version__}\n"
 
 
-def test_a_read_only_run_is_refused_before_it_is_evaluated(capsys, tmp_path, monkeypatch):
+def test_a_read_only_run_is_refused_before_it_is_evaluated(printed_by, tmp_path, monkeypatch):
     run, data = sample_run(tmp_path / "run"), tmp_path / "chats.jsonl"
     write_conversations(data, 2)
     monkeypatch.setattr(os, "access", lambda path, _: path != run)
     monkeypatch.setattr("ctxkv_lib.runs.trained.evaluate_texts", None)  # not to be called
-    assert main(["evaluate", str(run), "--data", str(data)]) == 2
-    assert f"{run} is read-only; evaluate a copy" in capsys.readouterr().err
+    assert f"{run} is read-only; evaluate a copy" in printed_by("evaluate", run, "--data", data, code=2)
 
 
-def test_small_data_take_more_than_nothing(capsys):
-    sizes = ["info", "--train-tokens", "1000", "--val-tokens", "200"]
-    assert main(sizes) == 0
-    text = capsys.readouterr().out
+def test_small_data_take_more_than_nothing(printed_by):
+    sizes = ["info", "--train-tokens", 1000, "--val-tokens", 200]
+    text = printed_by(*sizes)
     assert " 0 MiB" not in text
     assert "195 KiB" in text
-    assert main([*sizes, "--preset", "ci"]) == 0
-    text = capsys.readouterr().out
+    text = printed_by(*sizes, "--preset", "ci")
     assert not re.search(r"\b0(\.0+)? [GM]iB", text)
     assert "Phase 1 125 KiB, Phase 2 62 KiB" in text
-    assert main([*sizes, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["caches_dense_fp32_mib"]["val_ctx"] == 0.19
+    assert printed_by(*sizes, "--json")["caches_dense_fp32_mib"]["val_ctx"] == 0.19

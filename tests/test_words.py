@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import TOP
 
-ROOT = Path(__file__).parents[1]
 PLACES = "*.md Makefile ctxkv_lib/**/*.* tests/**/*.py docs/*.* notebooks/*.ipynb notebooks/study/*.md"
 KINDS = ("", ".py", ".pyi", ".j2", ".md", ".ipynb")
-FILES = sorted(file for place in PLACES.split() for file in ROOT.glob(place) if file.suffix in KINDS)
+FILES = sorted(file for place in PLACES.split() for file in TOP.glob(place) if file.suffix in KINDS)
 
 # The words, by what to write instead.
 REPLACED = {
@@ -41,7 +41,7 @@ CONTRACTS = r"""["'.`](horizon|fresh)\b|"repeat_logit\""""
 @pytest.mark.parametrize(
     "file",
     [file for file in FILES if file != Path(__file__)],
-    ids=lambda file: file.relative_to(ROOT).as_posix(),
+    ids=lambda file: file.relative_to(TOP).as_posix(),
 )
 def test_replaced_words_do_not_come_back(file):
     text = re.sub(CONTRACTS, "", file.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_standin import direct_to, forget_connections
 
 from ctxkv_lib.data import chitchat as chitchat_source
 from ctxkv_lib.data import ultrachat
@@ -17,7 +18,6 @@ from ctxkv_lib.data.settings import SOURCES, DataConfig
 from ctxkv_lib.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-pytest_plugins = ["hub_standin"]
 
 FILLER = "x" * 40  # makes a row group larger than the shard's footer
 REFUSED = r"could not be read from the Hugging Face Hub .* use --preset offline\.$"
@@ -147,8 +147,6 @@ def test_ultrachat_says_how_many_rows_there_are(hub, split, available):
 
 @pytest.mark.parametrize("cause", [403, 404, 429, 503, "no network", "offline mode"])
 def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, cause):
-    from hub_standin import direct_to, forget_connections  # not before pytest has it as a plugin
-
     if cause == "no network":
         direct_to("http://127.0.0.1:9", monkeypatch)  # where nobody listens
     elif cause == "offline mode":

@@ -23,7 +23,6 @@ from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, TokenStream
 from ctxkv_lib.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-pytest_plugins = ["hub_standin"]
 
 WEIGHTS = gpt2_file("model.safetensors")
 GPT2 = DataConfig(table="gpt2")

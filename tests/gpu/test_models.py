@@ -1,12 +1,9 @@
 """What is done with a trained model on a GPU."""
 
-import json
-
 import torch
 from conftest import local_experiment, tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.research import bench as module
 from ctxkv_lib.research import timing
 from ctxkv_lib.views import explore
@@ -43,7 +40,7 @@ def test_explorers_open_a_run_of_a_gpu(train_on):
     assert explore.prediction_rows(trained, [30])
 
 
-def test_bench_measures(tmp_path, monkeypatch, capsys):
+def test_bench_measures(tmp_path, monkeypatch, printed_by):
     settings = [f"--set={key}={value}" for key, value in local_experiment(tmp_path).items()]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "product_rate", lambda *_: 1e9)
@@ -51,10 +48,7 @@ def test_bench_measures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "SCALES", (4, 1))
     monkeypatch.setattr(timing, "WARM_UP", 1)
     monkeypatch.setitem(timing.CALLS, "cuda", 1)
-    arguments = ["bench", "--preset=ci", "--samples=8", "--rounds=1", "--json", *settings]
-    assert main(arguments) == 0
-    found = json.loads(capsys.readouterr().out)
-    rows = found["phase2"]
+    rows = printed_by("bench", "--preset=ci", "--samples=8", "--rounds=1", "--json", *settings)["phase2"]
     assert rows["fp32"]["loss_difference"] < 1e-3
     assert rows["fp32_graph"]["loss_difference"] < 0.1  # the simulated graph draws another dropout
     assert rows["fp32_graph"]["operations"] == rows["fp32"]["operations"]

@@ -3,12 +3,11 @@
 import json
 import runpy
 from functools import partialmethod
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, tiny_model, write_conversations
+from conftest import TINY, TOP, tiny_model, write_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from ctxkv_lib.data.tokens import load_tokenizer
@@ -95,7 +94,7 @@ def test_the_example_of_the_docs_trains_a_model_folder_on(folder, served, tmp_pa
     monkeypatch.setattr(
         TrainingArguments, "__init__", partialmethod(TrainingArguments.__init__, use_cpu=True)
     )
-    example = Path(__file__).parents[2] / "docs" / "trainer_example.py"
+    example = TOP / "docs" / "trainer_example.py"
     runpy.run_path(str(example))
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     changed = {

@@ -4,12 +4,9 @@ import pytest
 from huggingface_hub import ModelCard
 from sample_runs import sample_run
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.files import write_json
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.runs.run_folder import load_run
-
-pytest_plugins = ["hub_standin"]
 
 
 def finished(folder, **settings):
@@ -27,12 +24,12 @@ def with_model(tmp_path):
 
 
 @pytest.mark.parametrize("options", [[], ["--private"]])
-def test_push_uploads_the_model_folder_and_nothing_else(hub, with_model, monkeypatch, capsys, options):
+def test_push_uploads_the_model_folder_and_nothing_else(hub, with_model, monkeypatch, printed_by, options):
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    assert main(["push", str(with_model), "me/mine", *options]) == 0
+    printed = printed_by("push", with_model, "me/mine", *options)
+    assert printed.strip().endswith("/me/mine")
     model = with_model / "model"
     assert hub.uploaded == {f"me/mine/{file.name}": file.read_bytes() for file in model.iterdir()}
-    assert capsys.readouterr().out.strip().endswith("/me/mine")
     (asked,) = hub.created  # which huggingface_hub 2 words differently
     assert (asked.get("private") or asked.get("visibility") == "private") == bool(options)
 
@@ -45,25 +42,28 @@ def test_push_uploads_the_model_folder_and_nothing_else(hub, with_model, monkeyp
         (None, "not a name", "not a name"),
     ],
 )
-def test_what_the_hub_refuses_is_said(hub, with_model, capsys, status, repo, sentence):
+def test_what_the_hub_refuses_is_said(hub, with_model, printed_by, status, repo, sentence):
     hub.status = status
-    assert main(["push", str(with_model), repo]) == 2
-    assert sentence in capsys.readouterr().err
+    assert sentence in printed_by("push", with_model, repo, code=2)
     assert not hub.uploaded
 
 
-def test_a_run_without_a_model_is_not_pushed(tmp_path, capsys):
-    assert main(["push", str(sample_run(tmp_path / "run")), "me/mine"]) == 2
-    assert "has no model for transformers; push a run that attends contexts" in capsys.readouterr().err
+def test_a_run_without_a_model_is_not_pushed(tmp_path, printed_by):
+    said = printed_by("push", sample_run(tmp_path / "run"), "me/mine", code=2)
+    assert "has no model for transformers; push a run that attends contexts" in said
 
 
-def test_the_card_has_licence_language_datasets_and_results_in_the_hubs_fields(tmp_path):
+def test_the_card_has_the_runs_numbers_and_licence_language_and_datasets_in_the_hubs_fields(tmp_path):
     run = finished(tmp_path / "run")
-    fields = ModelCard(model_card(run)).data
+    card, best = model_card(run), run.summary["phase2"]
+    assert card.startswith("---\n")
+    assert "{" not in card
+    for number in (f"{best['val_ppl']:,.1f}", f"{run.summary['parameters']['total']:,}"):
+        assert number in card
+    fields = ModelCard(card).data
     assert (fields.license, fields.language, fields.library_name) == ("mit", "en", "transformers")
     assert fields.datasets == ["HuggingFaceH4/ultrachat_200k"]
     scores = {result.metric_type: result.metric_value for result in fields.eval_results}
-    best = run.summary["phase2"]
     assert scores == {"perplexity": best["val_ppl"], "accuracy": best["val_acc"]}
     run.summary["test"] = {"ppl": 200.0, "acc": 0.2}
     assert {r.dataset_split for r in ModelCard(model_card(run)).data.eval_results} == {"validation", "test"}

@@ -66,17 +66,6 @@ def test_logits_and_gradients_equal_the_reference(kv_method, dropout):
     assert {name for name, tensor in p.items() if tensor.grad is not None} == {*model.trained_weights()}
 
 
-def test_kv_methods_agree_once_the_window_is_full():
-    cache, positions = double_stream(30), torch.arange(30)
-    fixed, variable = (
-        cache.attend(tiny_method(kv_method=method).double().eval(), positions)[0]
-        for method in ("fixed", "variable")
-    )
-    full = TINY["interval"] * (TINY["max_contexts"] - 1)
-    torch.testing.assert_close(fixed[full:], variable[full:])
-    assert not torch.allclose(fixed[:full], variable[:full])
-
-
 def test_a_users_attention_says_its_slots_and_is_what_phase_2_trains():
     model, cache = tiny_method(Parts(attention=NearestTwo)).double(), double_stream(9)
     assert parameter_counts(model)["trainable_phase2"] == 24 * 16 + 24
@@ -96,13 +85,3 @@ def test_log_frequencies_and_the_bias_of_the_current_token_are_in_logits_and_los
     torch.testing.assert_close(model.logits(hidden, read), expected)
     losses, _ = model.losses(hidden, read, targets)
     torch.testing.assert_close(losses, F.cross_entropy(expected, targets, reduction="none"))
-
-
-def test_attention_is_traced_without_a_break():
-    model, ids = tiny_method(), tiny_ids(8)
-    window = torch.randn(8, TINY["max_contexts"], TINY["context_dim"])
-
-    def attend(window):
-        return model.attend(model.embed(ids), window, torch.ones(window.shape[:2], dtype=torch.bool))
-
-    assert torch._dynamo.explain(attend)(window).graph_break_count == 0

@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, cloned, tiny_ids, tiny_method
-from torch import nn
+from conftest import TINY, GatedBlock, cloned, tiny_ids, tiny_method
 
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import Phase1Config
@@ -94,40 +93,23 @@ def test_the_written_out_gradient_is_that_of_the_loss(count):
     torch.testing.assert_close(gradient, contexts.grad)
 
 
-class Gated(nn.Module):
-    """A block as a user writes it."""
-
-    def __init__(self, context_dim, hidden_size):
-        super().__init__()
-        self.linear = nn.Linear(context_dim + hidden_size, context_dim)
-        self.gate = nn.Linear(context_dim + hidden_size, context_dim)
-        self.norm = nn.LayerNorm(context_dim)
-
-    def forward(self, contexts, inputs):
-        both = torch.cat([contexts, inputs], dim=1)
-        return self.mixed(contexts, self.linear(both), self.gate(both))
-
-    def mixed(self, contexts, new, gate):
-        return self.norm(torch.lerp(contexts, F.gelu(new), gate.sigmoid()))
-
-
-class Projecting(Gated):
+class Projecting(GatedBlock):
     """The same, with what depends on the token alone computed once for each distinct token."""
 
     def project_inputs(self, inputs):
-        width = len(self.linear.weight)
-        both = [F.linear(inputs, part.weight[:, width:], part.bias) for part in (self.linear, self.gate)]
+        width = len(self.new.weight)
+        both = [F.linear(inputs, part.weight[:, width:], part.bias) for part in (self.new, self.gate)]
         return torch.cat(both, dim=-1)
 
     def forward(self, contexts, inputs):
         width = contexts.shape[1]
-        both = [contexts @ part.weight[:, :width].T for part in (self.linear, self.gate)]
+        both = [contexts @ part.weight[:, :width].T for part in (self.new, self.gate)]
         new, gate = (torch.cat(both, dim=1) + inputs).split(width, dim=1)
-        return self.mixed(contexts, new, gate)
+        return self.mixed(contexts, new, gate.sigmoid())
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3, 200])
-@pytest.mark.parametrize("kind", [ContextBlock, Gated, Projecting])
+@pytest.mark.parametrize("kind", [ContextBlock, GatedBlock, Projecting])
 def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, micro_batches):
     """Batches of 150, 150 and 1 position, of which 200 micro-batches leave one row each."""
     torch.manual_seed(0)
@@ -139,7 +121,7 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, micro_b
     for start in (0, 150, 300):
         rows = x[tokens[start : start + 150]]
         rows = block.project_inputs(rows) if kind is ContextBlock else rows
-        plain = Gated.forward if kind is Projecting else kind.forward
+        plain = GatedBlock.forward if kind is Projecting else kind.forward
         made.append(plain(block, contexts[start : start + len(rows)], rows))
         losses.append(reference.dispersion_loss(made[-1], 0.1))
     expected = torch.autograd.grad(sum(losses) / 3, [*block.parameters()])

@@ -8,9 +8,9 @@ import subprocess
 import sys
 import tomllib
 import types
-from pathlib import Path
 
 import pytest
+from conftest import TOP
 
 import ctxkv_lib
 from ctxkv_lib.errors import UserError
@@ -19,7 +19,7 @@ from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.views import notebook, study
 from ctxkv_lib.views.explore import load_corpus
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
+FOLDER = TOP / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 FROM_SCRATCH, RUNNING = NOTEBOOKS[0], NOTEBOOKS[1:]  # without the package; of experiments

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from drawn import HOSTILE
-from sample_runs import EPOCHS, sample_run
+from sample_runs import EPOCHS, runs, sample_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.config import ModelConfig
@@ -22,10 +22,6 @@ from ctxkv_lib.runs.run_folder import load_run
 
 PHASE_NAME = re.compile(r"Phase [12]")
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
-
-
-def runs(tmp_path, *samples, **options):
-    return [load_run(sample_run(tmp_path / f"run{n}", n, **options)) for n in samples]
 
 
 def numbers(report):

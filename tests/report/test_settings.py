@@ -1,9 +1,7 @@
 import dataclasses
-import json
 
 import pytest
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.report.settings import describe_settings, format_settings
 from ctxkv_lib.runs.config import GROUPS, PRESETS, build_config
 
@@ -23,14 +21,13 @@ def test_every_setting_is_listed_with_its_reason_and_what_it_allows():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_listed_with_its_own_values(preset, capsys):
-    assert main(["settings", "--preset", preset, "--json"]) == 0
+def test_a_preset_is_listed_with_its_own_values(preset, printed_by):
     config = build_config(preset)
-    for row in json.loads(capsys.readouterr().out):
+    for row in printed_by("settings", "--preset", preset, "--json"):
         concern, name = row["setting"].split(".")
         assert row["value"] == getattr(getattr(config, concern), name)
 
 
-def test_an_unknown_preset_is_refused(capsys):
-    assert main(["settings", "--preset", "moon"]) == 2
-    assert "allowed: colab, offline, recall, ci" in capsys.readouterr().err
+def test_an_unknown_preset_is_refused(printed_by):
+    said = printed_by("settings", "--preset", "moon", code=2)
+    assert "allowed: colab, offline, recall, ci" in said

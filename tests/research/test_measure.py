@@ -1,12 +1,8 @@
 """Measurements of a finished run: made when asked for, once, and kept with the run."""
 
-import json
-
 import pytest
 import torch
-from conftest import local_experiment
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.report.document import write_report
@@ -14,7 +10,6 @@ from ctxkv_lib.research import measure as module
 from ctxkv_lib.research import ngrams
 from ctxkv_lib.research.measure import measure, measurements_of
 from ctxkv_lib.runs import plugins
-from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.records import MEASUREMENTS
 from ctxkv_lib.runs.run_folder import RunFolder, load_run
 from ctxkv_lib.runs.verification import verify
@@ -22,44 +17,32 @@ from ctxkv_lib.runs.verification import verify
 POSSIBLE = [name for name in MEASUREMENTS if name != "recall_task"]
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A run that is trained, tested and reported only."""
-    folder = tmp_path_factory.mktemp("measured")
-    return run(build_config("ci", samples=8, settings=local_experiment(folder)), folder / "run")
-
-
-@pytest.fixture(scope="module")
-def finished(plain):
-    assert not set(MEASUREMENTS) & set(plain.summary)
-    return measure(plain)
-
-
-def test_they_are_kept_in_summary_report_and_folder(finished):
-    assert measurements_of(finished.config) == POSSIBLE
-    assert [name for name in MEASUREMENTS if name in finished.summary] == POSSIBLE
-    assert load_run(finished.path).summary == finished.summary
-    assert verify(finished.path).intact
-    report = (finished.path / "report.md").read_text()
+def test_they_are_kept_in_summary_report_and_folder(finished_run, measured):
+    assert not set(MEASUREMENTS) & set(finished_run.summary)
+    assert measurements_of(measured.config) == POSSIBLE
+    assert [name for name in MEASUREMENTS if name in measured.summary] == POSSIBLE
+    assert load_run(measured.path).summary == measured.summary
+    assert verify(measured.path).intact
+    report = (measured.path / "report.md").read_text()
     for figure in ("probe.png", "ablations.png"):
-        assert (finished.path / "figures" / figure).is_file()
+        assert (measured.path / "figures" / figure).is_file()
         assert figure in report
-    assert write_report([finished], "ja").count("| ") == report.count("| ")
-    assert finished.summary["ngrams"]["kneser_ney"]["test_ppl"] > 1
+    assert write_report([measured], "ja").count("| ") == report.count("| ")
+    assert measured.summary["ngrams"]["kneser_ney"]["test_ppl"] > 1
 
 
-def test_each_is_made_once_and_anew_when_its_code_changes(finished, monkeypatch):
+def test_each_is_made_once_and_anew_when_its_code_changes(measured, monkeypatch):
     monkeypatch.setattr(module, "MAKERS", {})
-    assert measure(finished).summary == finished.summary
-    assert run(finished.config, finished.path).summary == finished.summary
+    assert measure(measured).summary == measured.summary
+    assert run(measured.config, measured.path).summary == measured.summary
     made = {"kneser_ney": {"val_ppl": 3.0, "order": 2}}
     monkeypatch.setattr(module, "MAKERS", {"ngrams": lambda *_: made})
     with monkeypatch.context() as patch:
         patch.setattr(module, "code_with_imports", lambda name: f"new code of {name}")
-        again = measure(finished, ["ngrams"]).summary
-    assert again == {**finished.summary, "ngrams": made}
+        again = measure(measured, ["ngrams"]).summary
+    assert again == {**measured.summary, "ngrams": made}
     monkeypatch.undo()
-    assert measure(finished).summary == finished.summary
+    assert measure(measured).summary == measured.summary
 
 
 def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
@@ -88,11 +71,10 @@ def test_only_what_is_asked_for_is_made(tiny_config, tmp_path, monkeypatch):
     assert set(measure(finished, ["ngrams"]).summary) - set(finished.summary) == {"ngrams"}
 
 
-def test_the_command_probes_a_run(plain, finished, capsys):
-    assert main(["probe", str(plain.path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {n: finished.summary[n] for n in ("probe", "ablations")}
-    assert main(["probe", str(plain.path)]) == 0
-    shown = capsys.readouterr().out
+def test_the_command_probes_a_run(measured, printed_by):
+    expected = {name: measured.summary[name] for name in ("probe", "ablations")}
+    assert printed_by("probe", measured.path, "--json") == expected
+    shown = printed_by("probe", measured.path)
     assert "Memory span (tokens)" in shown
     assert "of another conversation" in shown
 
@@ -104,9 +86,9 @@ def test_the_command_probes_a_run(plain, finished, capsys):
         (["recall_task"], r"has no recall_task \(mixer=none, data.source=file\); it has probe"),
     ],
 )
-def test_what_a_run_cannot_have_is_refused(plain, names, said):
+def test_what_a_run_cannot_have_is_refused(finished_run, names, said):
     with pytest.raises(UserError, match=said):
-        measure(plain, names)
+        measure(finished_run, names)
 
 
 def test_a_run_without_its_artefacts_keeps_its_measurements_and_gets_no_new_ones(tiny_config, tmp_path):

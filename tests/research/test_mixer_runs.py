@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import local_experiment
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.experiments import run
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
@@ -48,7 +47,7 @@ def test_a_baseline_goes_through_the_same_stages_folder_and_report(finished):
 
 
 @pytest.mark.slow
-def test_a_baseline_is_served_or_refused_in_a_sentence(finished, capsys):
+def test_a_baseline_is_served_or_refused_in_a_sentence(finished, printed_by):
     mixer = finished.config.plugins.get("mixer")
     if mixer is None or mixer.name.endswith("EndToEnd"):
         model, tokenizer = load_trained(finished.path, torch.device("cpu"))
@@ -56,9 +55,7 @@ def test_a_baseline_is_served_or_refused_in_a_sentence(finished, capsys):
             tokenizer("the cat", return_tensors="pt")["input_ids"], max_new_tokens=3
         ).numel()
     else:
-        assert main(["generate", str(finished.path), "--prompt", "the cat"]) == 2
-        assert f"has a mixer ({mixer.name})" in capsys.readouterr().err
-    code = main(["probe", str(finished.path), "--json"])
-    assert code == (2 if mixer else 0)
-    if code:
-        assert "has no probe or ablations (mixer=" in capsys.readouterr().err
+        said = printed_by("generate", finished.path, "--prompt", "the cat", code=2)
+        assert f"has a mixer ({mixer.name})" in said
+    found = printed_by("probe", finished.path, "--json", code=2 if mixer else 0)
+    assert "has no probe or ablations (mixer=" in found if mixer else found["probe"]

@@ -10,14 +10,13 @@ from conftest import SHAPES, TINY, tiny_ids
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import ModelConfig, Phase1Config, Phase2Config
 from ctxkv_lib.method.evaluation import evaluate, perplexity, token_scores
-from ctxkv_lib.method.loop import Loop
 from ctxkv_lib.method.model import ContextKV, Parts
 from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.research import mixers
 from ctxkv_lib.research.mixers import CausalAttention, EndToEnd, GRUMixer, NoContext, TokenBlock
 from ctxkv_lib.research.optimizer import OptimizerSettings, ScheduledAdamW
 from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock
-from ctxkv_lib.runs import long_run, rows
+from ctxkv_lib.runs import rows
 from ctxkv_lib.runs.models import parameter_counts
 from ctxkv_lib.runs.rows import MixerModel, TokenRows, as_read
 
@@ -239,35 +238,6 @@ def test_training_lowers_the_loss_and_the_best_epoch_is_kept(kind):
     best = min(epoch["val_ppl"] for epoch in result.epochs)
     assert best < 0.8 * before
     assert perplexity(evaluate(model, validation)[0]) == pytest.approx(best)
-
-
-@pytest.mark.parametrize("kind", [GRUMixer, EndToEnd])
-def test_stopped_and_resumed_gives_the_same_numbers(kind, tmp_path, saved_at_every_step):
-    steps = []
-
-    class Stopping(long_run.LongRun):
-        def after_step(self, state):
-            super().after_step(state)
-            steps.append(1)
-            if len(steps) == 7:
-                raise KeyboardInterrupt
-
-    def trained(loop):
-        model = tiny_model(kind, layer_dropout=0.2)
-        train, validation = stream(model, tiny_ids(300), True), stream(model, tiny_ids(60, seed=5))
-        train_attention(model, train, validation, Phase2Config(max_epochs=2, batch_size=64), 1, loop=loop)
-        return model.state_dict()
-
-    def resumable():
-        checkpoint = long_run.Checkpoint(tmp_path / "state.safetensors", "key")
-        return Stopping("Phase 2", torch.device("cpu"), lambda _: None, checkpoint)
-
-    whole = trained(Loop())
-    with pytest.raises(KeyboardInterrupt):
-        trained(resumable())
-    for name, value in trained(resumable()).items():
-        assert torch.equal(value, whole[name]), name
-    assert len(steps) == 2 * 5
 
 
 @pytest.mark.parametrize("kind", MIXERS)

@@ -6,28 +6,14 @@ from conftest import tiny_model
 
 from ctxkv_lib.research.probe import distances, probe, untrained_block
 from ctxkv_lib.runs.run_folder import RunFolder
-from ctxkv_lib.views.pictures import memory_of_contexts
 
 
-@pytest.fixture
-def found(trained):
-    return probe(trained.run.config, RunFolder(trained.run.path), trained.model)
-
-
-def test_a_run_is_probed_beside_untrained_blocks(found):
+def test_a_run_is_probed_beside_untrained_blocks(trained):
+    found = probe(trained.run.config, RunFolder(trained.run.path), trained.model)
     assert list(found["fresh"]) == ["0.1", "0.01"]
     for block in (found, *found["fresh"].values()):
         assert [row["distance"] for row in block["recall"]] == distances(3, 12)
         assert 0 <= block["coverage"] <= 1
-
-
-def test_its_figure_states_the_coverage_and_draws_every_slot(found, trained):
-    shown = {**found, "horizon": 1, "coverage": 2 / 3}
-    seen, alone = memory_of_contexts(shown, trained.run.config.model, slots=3).axes
-    assert seen.get_title(loc="left").startswith("67% of the window")
-    (slots,) = [line for line in seen.get_lines() if line.get_marker() == "s"]
-    assert slots.get_xdata().tolist() == [0, 3, 6]
-    assert len(alone.get_lines()) == 3
 
 
 def test_distances_reach_through_the_window():

@@ -5,7 +5,6 @@ import json
 import pytest
 from conftest import local_experiment
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.research.protocol import asked_for, grid_points, read_protocol
 from ctxkv_lib.runs.configure import configure
@@ -101,8 +100,9 @@ def test_a_protocol_of_another_form_is_refused_in_a_sentence(tmp_path, values, s
         (["--preset", "offline", "--samples", "999999"], "999999"),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_computed(capsys, tmp_path, monkeypatch, arguments, said):
+def test_bad_options_are_refused_before_anything_is_computed(
+    printed_by, tmp_path, monkeypatch, arguments, said
+):
     monkeypatch.chdir(tmp_path)
-    assert main(["sweep", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert said in printed_by("sweep", *arguments, code=2)
     assert not (tmp_path / "runs").exists()

@@ -1,12 +1,10 @@
 import shutil
-from pathlib import Path
 
 import pytest
-from conftest import local_experiment
+from conftest import TOP, local_experiment
 from test_cli import settings_of
 
 from ctxkv_lib import experiments as experiment
-from ctxkv_lib.cli import main
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.files import read_json
 from ctxkv_lib.research import sweep as module
@@ -19,7 +17,7 @@ from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.verification import verify
 
-STUDY = Path(__file__).parents[2] / "notebooks" / "study" / "results"
+STUDY = TOP / "notebooks" / "study" / "results"
 
 
 @pytest.fixture
@@ -106,14 +104,14 @@ def test_time_that_is_over_leaves_runs_for_the_next_call(points, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, capsys):
+def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, printed_by, capsys):
     asked, out = points(), tmp_path / "out"
     (entry,) = sweep(asked, out, out)["cells"]
     folder = out / entry["folder"]
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 2**20
     assert not any(folder.rglob("*.safetensors"))
     before = load_run(folder).summary["phase2"]
-    assert main(["report", str(folder)]) == 0
+    printed_by("report", folder)
     assert [found.state for found in list_runs(out)] == ["results only"]
     checked = verify(folder)
     assert checked.intact
@@ -168,14 +166,14 @@ def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(points,
         lambda text: "[]",
     ],
 )
-def test_damaged_results_are_refused_and_left_as_they_are(small, tmp_path, capsys, damage):
+def test_damaged_results_are_refused_and_left_as_they_are(small, tmp_path, printed_by, damage):
     left = tmp_path / "out" / "sweep.json"
     left.parent.mkdir()
     left.write_text(damage((STUDY / "memory" / "sweep.json").read_text()))
     before = left.read_text()
     common = [*settings_of(small), "--preset", "ci", "--samples", "8"]
-    assert main(["sweep", *common, "--out", str(left.parent)]) == 2
-    assert f"{left} is damaged, or not what a sweep wrote; restore it" in capsys.readouterr().err
+    said = printed_by("sweep", *common, "--out", left.parent, code=2)
+    assert f"{left} is damaged, or not what a sweep wrote; restore it" in said
     assert left.read_text() == before
     assert [file.name for file in left.parent.iterdir() if not file.name.startswith(".")] == ["sweep.json"]
 
@@ -198,12 +196,11 @@ def test_the_committed_studies_go_on_from_their_results(part, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_command_leaves_and_prints_its_table(small, tmp_path, capsys):
+def test_the_command_leaves_and_prints_its_table(small, tmp_path, printed_by):
     common = [*settings_of(small), "--preset", "ci", "--samples", "8", "--seeds", "1", "2"]
     out = tmp_path / "out"
-    places = ["--out", str(out), "--runs", str(tmp_path / "runs")]
-    assert main(["sweep", *common, "--grid", "phase2.weight_decay=1", *places]) == 0
-    table = capsys.readouterr().out
+    places = ["--out", out, "--runs", tmp_path / "runs"]
+    table = printed_by("sweep", *common, "--grid", "phase2.weight_decay=1", *places)
     assert table.splitlines()[0].split()[:3] == ["Variant", "Samples", "Seeds"]
     assert table.count("weight_decay 1 ") == 1
     assert " ± " in table

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from drawn import legend
 
 from ctxkv_lib.research.sweep_table import NGRAMS, power_law, summarize, sweep_document
 from ctxkv_lib.views.study import COUNTED, memory_figure, sweep_figure
@@ -35,10 +36,6 @@ def results(counts):
     ]
     variants = {name: {"recipe": "exact", "settings": {}} for name in ("a", "costs $5")}
     return summarize(variants, entries)
-
-
-def legend(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_every_n_gram_baseline_has_a_line_style_of_its_own():

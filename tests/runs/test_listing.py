@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.runs.config import build_config
@@ -55,9 +54,8 @@ def test_every_run_is_listed_in_its_state(root):
     assert whole.mib > stopped.mib > 0
 
 
-def test_the_list_is_a_line_a_run(root, capsys):
-    assert main(["list", str(root)]) == 0
-    first, *lines = capsys.readouterr().out.splitlines()
+def test_the_list_is_a_line_a_run(root, printed_by):
+    first, *lines = printed_by("list", root).splitlines()
     assert first.split()[:2] == ["Run", "State"]
     assert len(lines) == 2 + len(BREAKS)
     (stopped,) = [line for line in lines if "stopped" in line]
@@ -67,8 +65,7 @@ def test_the_list_is_a_line_a_run(root, capsys):
     assert whole.split()[1:4] == ["finished", "ci,", "exact"]
     assert "data.path=" in whole
     assert "data.source" not in whole
-    assert main(["list", str(root), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == len(lines)
+    assert len(printed_by("list", root, "--json")) == len(lines)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):

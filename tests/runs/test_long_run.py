@@ -149,14 +149,6 @@ def exhausted(most, kind):
     return refuse
 
 
-@pytest.fixture
-def said(monkeypatch):
-    lines = []
-    monkeypatch.setattr(long_run, "say", lines.append)
-    monkeypatch.setattr(long_run, "notice", lines.append)
-    return lines
-
-
 @pytest.mark.parametrize("kind", [MemoryError, torch.cuda.OutOfMemoryError])
 @pytest.mark.parametrize(
     ("part", "most", "train"), [("context_block", 40, run_phase1), ("attention", 20, run_phase2)]

@@ -1,4 +1,4 @@
-"""Micro-batches and shards have the gradients and the dropout of the whole batch."""
+"""Micro-batches have the gradients and the dropout of the whole batch."""
 
 from functools import partial
 
@@ -13,27 +13,20 @@ from ctxkv_lib.runs.micro_batches import summed
 STREAM = tiny_stream(60)
 
 
-def cut_gradients(model, rows=slice(0, 40), micro_batches=1):
-    """Add the gradients of these rows of a batch of 40; returns their summed loss."""
-    torch.manual_seed(7)
-    batch = STREAM.gather(torch.arange(40)[rows], model.window)
-    work = partial(batch_gradients, model, model.wte.weight.detach(), 40)
-    return summed(work, batch, 40, rows, micro_batches, model.device)
-
-
 @pytest.mark.parametrize("micro_batches", [1, 3, 41])
 def test_micro_batches_have_the_gradients_of_the_mean_loss(micro_batches):
     """AdamW hardly minds a gradient's scale, so this looks at the gradients, and at the next draws."""
     found = []
     for whole in (True, False):
         model = tiny_method(attention_dropout=0.5).train()
+        batch = STREAM.gather(torch.arange(40), model.window)
+        torch.manual_seed(7)
         if whole:
-            torch.manual_seed(7)
-            batch = STREAM.gather(torch.arange(40), model.window)
             hidden, _ = batch.attend(model)
             F.cross_entropy(model.logits(hidden, batch.tokens), batch.targets).backward()
         else:
-            cut_gradients(model, micro_batches=micro_batches)
+            work = partial(batch_gradients, model, model.wte.weight.detach(), 40)
+            summed(work, batch, 40, slice(0, 40), micro_batches, model.device)
         gradients = {name: weight.grad for name, weight in model.named_parameters()}
         found.append({**gradients, "draws": torch.rand(3)})
     expected, cut = found
@@ -44,13 +37,3 @@ def test_micro_batches_have_the_gradients_of_the_mean_loss(micro_batches):
         "feed_forward",
         "draws",
     }
-
-
-def test_shards_of_a_batch_have_its_gradients_together():
-    """As several processes take them; the last shard is empty."""
-    found = []
-    for shards in ([slice(0, 40)], [slice(0, 23), slice(23, 40), slice(40, 40)]):
-        model = tiny_method(attention_dropout=0.5).train()
-        loss = sum(cut_gradients(model, rows) for rows in shards)
-        found.append([loss, *(weight.grad for weight in model.trained_weights().values())])
-    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-4)

@@ -1,6 +1,5 @@
 """Contexts that are computed when they are needed are the cached ones."""
 
-import copy
 from dataclasses import fields, replace
 
 import pytest
@@ -8,14 +7,11 @@ import torch
 from conftest import TINY, tiny_ids, tiny_method
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.method import phase2
 from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.method.config import Phase1Config, Phase2Config
+from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import exact_contexts
-from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.runs import streamed
 from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.long_run import Checkpoint, LongRun
 from ctxkv_lib.runs.settings import LARGE_STREAM
 from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once, sampled
 
@@ -44,10 +40,9 @@ def streams(request, monkeypatch):
     return model, Streamed(ids, starts, inputs, torch.float32), StreamCache(ids.int(), contexts)
 
 
-def visited(batches, cached):
-    """The positions of the stream that batches read, known by their contexts."""
-    own = torch.cat([batch.window[:, 0] for batch in batches])
-    return torch.cdist(own, cached.contexts[1:]).argmin(dim=1)
+def visited(windows, cached):
+    """The positions of the stream that windows belong to, known by their contexts."""
+    return torch.cdist(windows[:, 0], cached.contexts[1:]).argmin(dim=1)
 
 
 def test_an_epoch_visits_every_position_once_with_what_is_cached_of_it(streams):
@@ -55,7 +50,7 @@ def test_an_epoch_visits_every_position_once_with_what_is_cached_of_it(streams):
     batches = list(made.epoch(1, 1, 0, BATCH, model, everything))
     assert (len(made), made.dtype) == (len(cached), cached.dtype)
     assert [len(batch) for batch in batches] == [BATCH] * 50 + [3]
-    positions = visited(batches, cached)
+    positions = visited(torch.cat([batch.window for batch in batches]), cached)
     assert sorted(positions.tolist()) == list(range(COUNT))
     expected = cached.gather(positions, model.window)
     for field in fields(expected):
@@ -67,50 +62,19 @@ def test_an_epoch_visits_every_position_once_with_what_is_cached_of_it(streams):
 def test_every_epoch_has_an_order_of_its_own_and_continues_anywhere(streams):
     model, made, cached = streams
 
-    def order(seed, number, done=0):
-        return visited(made.epoch(seed, number, done, BATCH, model, everything), cached).tolist()
+    def windows(seed, number, done=0):
+        return torch.cat([batch.window for batch in made.epoch(seed, number, done, BATCH, model, everything)])
 
-    orders = [order(1, 1), order(1, 1), order(1, 2), order(2, 1)]
+    whole = windows(1, 1)
+    orders = [visited(each, cached).tolist() for each in (whole, windows(1, 1), windows(1, 2), windows(2, 1))]
     assert orders[0] == orders[1]
     assert len({tuple(each) for each in orders}) == 3
     first = orders[0][:300]  # a pool of three blocks of 100
     assert len({position // 100 for position in first}) == 3
     assert first != sorted(first)
     for done in (20, 300, 320, 1000):
-        assert order(1, 1, done) == orders[0][done:]
+        assert torch.equal(windows(1, 1, done), whole[done:])
     assert not list(made.epoch(1, 1, COUNT, BATCH, model, everything))
-
-
-def test_a_process_gets_its_shard_of_every_batch(streams):
-    model, made, _ = streams
-    whole = made.epoch(1, 1, 980, BATCH, model, everything)
-    shards = made.epoch(1, 1, 980, BATCH, model, lambda rows: slice(rows // 2, rows))
-    for batch, shard in zip(whole, shards, strict=True):
-        assert torch.equal(batch.targets[len(batch) // 2 :], shard.targets)
-
-
-def test_stopped_within_an_epoch_gives_the_same_numbers(streams, tmp_path, saved_at_every_step, monkeypatch):
-    model, made, cached = streams
-    config, original, steps = Phase2Config(max_epochs=2, batch_size=BATCH), phase2.batch_gradients, []
-
-    def train(name, stop_at=None):
-        def counted(*batch):
-            steps.append(1)
-            if len(steps) == stop_at:
-                raise KeyboardInterrupt
-            return original(*batch)
-
-        monkeypatch.setattr(phase2, "batch_gradients", counted)
-        loop = LongRun("Phase 2", model.device, lambda metric: None, Checkpoint(tmp_path / name, "key"))
-        result = train_attention(copy.deepcopy(model), made, cached, config, 1, loop=loop)
-        return [(epoch["train_ppl"], epoch["val_ppl"]) for epoch in result.epochs]
-
-    whole = train("whole")
-    steps.clear()
-    with pytest.raises(KeyboardInterrupt):
-        train("stopped", stop_at=51 + 17)
-    assert train("stopped") == whole
-    assert len(steps) == 2 * 51 + 1
 
 
 def test_large_streams_are_streamed_where_they_can_be():

@@ -1,70 +1,45 @@
 """Whole runs keep their promises wherever contexts are held and however many processes compute."""
 
-import json
-
 import pytest
 import torch
-from conftest import local_experiment
 from test_ranks import processes
 
 from ctxkv_lib.experiments import run
 from ctxkv_lib.runs import scratch, streamed
 from ctxkv_lib.runs.caches import load_cache, load_ids
-from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.verification import verify
 from ctxkv_lib.threads import set_threads
 
 
-@pytest.fixture(scope="module")
-def usual(tmp_path_factory):
-    """A run, and its configuration."""
-    folder = tmp_path_factory.mktemp("usual")
-    config = build_config("ci", samples=8, settings=local_experiment(folder))
-    return run(config, folder / "run"), config
-
-
-def test_a_run_without_free_memory_gives_the_same_numbers(usual, tmp_path, monkeypatch):
-    expected, config = usual
+def test_a_run_without_free_memory_gives_the_same_numbers(finished_run, tmp_path, monkeypatch):
     monkeypatch.setattr(scratch, "free_bytes", lambda device: 0)
-    short = run(config, tmp_path / "short")
+    short = run(finished_run.config, tmp_path / "short")
     for key in ("val_ppl", "train_ppl", "val_acc"):
-        assert short.summary["phase2"][key] == expected.summary["phase2"][key]
+        assert short.summary["phase2"][key] == finished_run.summary["phase2"][key]
 
 
-def test_a_streamed_run_is_a_run_like_any_other(usual, tmp_path, monkeypatch):
-    cached, config = usual
+def test_a_streamed_run_is_a_run_like_any_other(finished_run, tmp_path, monkeypatch):
     monkeypatch.setattr("ctxkv_lib.runs.contexts.BEGINNING_TOKENS", 200)
     monkeypatch.setattr(streamed, "BLOCK_TOKENS", 128)
     monkeypatch.setattr(streamed, "STRIDE", 64)
-    found = run(config.replace({"runtime.context_cache": "streamed"}), tmp_path / "run")
+    found = run(finished_run.config.replace({"runtime.context_cache": "streamed"}), tmp_path / "run")
     folder = found.path / "caches"
-    assert len(load_ids(folder, "train")) == cached.summary["train_tokens"] > 300
-    beginning, whole = load_cache(folder, "train"), load_cache(cached.path / "caches", "train")
+    assert len(load_ids(folder, "train")) == finished_run.summary["train_tokens"] > 300
+    beginning, whole = load_cache(folder, "train"), load_cache(finished_run.path / "caches", "train")
     assert len(beginning) == 200
     torch.testing.assert_close(beginning.contexts, whole.contexts[:201], atol=2e-5, rtol=0)
     assert "computed when needed" in found.summary["provenance"]["caches"]
     assert verify(found.path).intact
 
 
-def test_the_model_card_has_the_numbers_of_the_run(usual):
-    path = usual[0].path
-    card = (path / "model" / "README.md").read_text(encoding="utf-8")
-    summary = json.loads((path / "summary.json").read_text())
-    assert card.startswith("---\n")
-    assert "\nlibrary_name: transformers\n" in card
-    for shown in (f"{summary['phase2']['val_ppl']:,.1f}", f"{summary['parameters']['total']:,}"):
-        assert shown in card
-    assert "{" not in card
-
-
 @pytest.mark.slow
-def test_two_processes_do_one_run(usual, tmp_path):
-    alone, config = usual
+def test_two_processes_do_one_run(finished_run, tmp_path):
+    alone = finished_run
     threads = torch.get_num_threads()
     set_threads(2)
     torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # begins OpenMP's threads, which are not copied
-    processes(2, run, config, tmp_path / "both")
+    processes(2, run, alone.config, tmp_path / "both")
     torch.set_num_threads(threads)
     both = load_run(tmp_path / "both")
     assert verify(both.path).intact

@@ -4,15 +4,14 @@ import re
 
 import pytest
 import torch
-from drawn import line
+from drawn import legend, line
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from sample_runs import EPOCHS, phase1_lines, sample_run
+from sample_runs import EPOCHS, phase1_lines, runs
 
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
-from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import explore, figures, pictures, study
 from ctxkv_lib.views.axes import OKABE_ITO, QUIET, log_y, panels, save
 
@@ -24,11 +23,7 @@ SCORES = {
 
 
 def summaries(tmp_path, *samples, **options):
-    return [load_run(sample_run(tmp_path / f"run{n}", n, **options)).summary for n in samples]
-
-
-def legend(figure):
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    return [run.summary for run in runs(tmp_path, *samples, **options)]
 
 
 # Curves of runs
@@ -262,17 +257,20 @@ def test_figures_can_be_read_whatever_names_they_show_and_on_a_small_page(traine
 def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshold():
     """R² is a share on the axis, in the legend and in reports; grey is what lies beyond the memory span."""
     rows = [{"distance": n, "r2": r2, "top1": 0.1} for n, r2 in enumerate((0.12, 0.05, 0.008, 0.0))]
-    common = {"coverage": 0.5, "mean_recall": 0.04, "offsets": [0, 20]}
+    common = {"coverage": 2 / 3, "mean_recall": 0.04, "offsets": [0, 20]}
     weak = {**common, "recall": rows, "horizon": 1}
     none = {**common, "recall": rows[2:], "horizon": None}
     model = ModelConfig(max_contexts=2)
-    figure = pictures.memory_of_contexts({**weak, "fresh": {"0.01": none}}, model, slots=1)
+    figure = pictures.memory_of_contexts({**weak, "fresh": {"0.01": none}}, model, slots=2)
     assert {ax.get_ylabel() for ax in figure.axes} == {"Decodability of the token (R²)"}
     trained, untrained = figure.axes[1].get_lines()
     assert list(trained.get_ydata()) == [0.12, 0.05, 0.008, 0.0]
     assert trained.get_label() == "trained: memory span 1 token; mean of the last 20 tokens: R² 0.04"
     assert untrained.get_label().startswith("untrained, weights 0.01: no memory span;")
-    _, beyond = figure.axes[0].collections
+    window = figure.axes[0]
+    assert window.get_title(loc="left").startswith("67% of the window")
+    assert line(window, "slot").get_xdata().tolist() == [0, 20]
+    _, beyond = window.collections
     assert beyond.get_label() == "beyond each slot's memory span (R² ≤ 0.01)"
     assert beyond.get_paths()[0].vertices[:, 0].min() >= 1.5
     assert not [text for text in legend(figure) if "%" in text]
