@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import read_json
 from ..progress import Listener, Metric
-from ..runs.config import COMPARED_RATIO, ExperimentConfig, build_config
+from ..runs.config import ExperimentConfig
 from ..runs.configure import configure
 from ..runs.records import FILE
 from ..runs.run_folder import COMPARISON, ROOT_VARIABLE
@@ -78,18 +78,6 @@ def notebook_config(
     """Build the experiment of a notebook's parameters; None takes the preset's value."""
     seeded = {} if seed is None else {"runtime.seed": seed}
     return configure(preset, recipe, samples, {**seeded, **(settings or {})}, print)
-
-
-def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
-    """Return the sample counts of the two runs to compare: the larger one, and a fifth of it, as published.
-
-    Raises:
-        UserError: an unknown preset, or too few samples for a fifth.
-    """
-    larger = build_config(preset, samples=samples).data.samples
-    if larger < COMPARED_RATIO:
-        raise UserError(f"samples is {larger}; allowed for a comparison: {COMPARED_RATIO} or more.")
-    return larger // COMPARED_RATIO, larger
 
 
 def runs_root() -> Path:

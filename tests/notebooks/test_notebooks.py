@@ -16,6 +16,7 @@ import ctxkv_lib
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.research import proposals
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
+from ctxkv_lib.runs.configure import compared_samples, configure
 from ctxkv_lib.views import notebook, study
 from ctxkv_lib.views.explore import load_corpus
 
@@ -215,11 +216,12 @@ def test_parameters_left_out_are_the_presets_own():
 
 
 def test_comparisons_are_one_to_five():
-    assert notebook.comparison_counts("colab", None) == (100, 500)
-    assert notebook.comparison_counts("ci", None) == (2, 10)
-    assert notebook.comparison_counts("colab", 1000) == (200, 1000)
-    with pytest.raises(UserError, match="5 or more"):
-        notebook.comparison_counts("ci", 4)
+    counts = {preset: compared_samples(build_config(preset)) for preset in PRESETS}
+    assert counts == {"colab": (100, 500), "offline": (10, 50), "recall": (200, 1000), "ci": (2, 10)}
+    assert compared_samples(notebook.notebook_config("colab", 1000)) == (200, 1000)
+    assert compared_samples(configure("offline", settings={"data.samples": 30})) == (6, 30)
+    with pytest.raises(UserError, match="samples is 4; allowed for a comparison: 5 or more"):
+        compared_samples(notebook.notebook_config("ci", 4))
 
 
 def test_runs_lie_at_the_top_of_the_clone(monkeypatch, tmp_path):
