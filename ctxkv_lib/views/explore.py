@@ -21,6 +21,7 @@ from ..report.verdicts import epoch_note
 from ..runs.caches import load_cache
 from ..runs.config import ExperimentConfig
 from ..runs.published import PUBLISHED
+from ..runs.rows import as_read
 from ..runs.run_folder import Run, load_run, refuse_damaged
 from ..runs.trained import load_model
 
@@ -148,7 +149,9 @@ def open_run(run: Run | Path | str) -> Trained:
     run = run if isinstance(run, Run) else load_run(run)
     refuse_damaged(run.path, "caches")
     model, tokenizer = load_model(run.path, run.config), load_tokenizer(run.config.data.tokenizer)
-    caches = {split: load_cache(run.path / "caches", split) for split in SPLITS}
+    caches = {
+        split: as_read(model, load_cache(run.path / "caches", split), trained=False) for split in SPLITS
+    }
     return Trained(run, model, tokenizer, caches)
 
 

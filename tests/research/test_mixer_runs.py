@@ -5,12 +5,14 @@ import torch
 from conftest import local_experiment
 
 from ctxkv_lib.cli import main
+from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.verification import verify
+from ctxkv_lib.views.explore import attention_by_slot, open_run
 
 MIXERS = ("EndToEnd", "NoContext", "CausalAttention", "GRUMixer")
 UNTRAINED = {"phase1.max_iterations": 0}
@@ -62,3 +64,5 @@ def test_a_baseline_is_served_or_refused_in_a_sentence(finished, capsys):
     assert code == (2 if mixer else 0)
     if code:
         assert "has no probe or ablations (mixer=" in capsys.readouterr().err
+        with pytest.raises(UserError, match="returns no attention weights to look at"):
+            attention_by_slot(open_run(finished))
