@@ -58,6 +58,7 @@ def test_the_size_of_large_runs_is_computed():
         samples: describe(build_config("colab", "exact", samples))["computed"]
         for samples in (500, 10_000, 200_000)
     }
+    assert "colab, published, 10,000" in format_info(describe(build_config("colab", samples=10_000)))
     assert [size["tokens"] for size in sizes.values()] == [587_970, 11_759_400, 235_188_000]
     assert [size["is_streamed"] for size in sizes.values()] == [False, True, True]
     assert sizes[200_000]["pool_gib"] == sizes[10_000]["pool_gib"] == 0.25
