@@ -85,7 +85,7 @@ def runs_root() -> Path:
     if root := os.environ.get(ROOT_VARIABLE):
         return Path(root)
     here = Path.cwd()
-    return (here.parent if (here.parent / "ctxkv_lib").is_dir() else here) / "runs"
+    return (here.parent if (here.parent / "ctxkv_lib" / "__init__.py").is_file() else here) / "runs"
 
 
 @contextmanager

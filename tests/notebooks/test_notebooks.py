@@ -230,6 +230,9 @@ def test_runs_lie_at_the_top_of_the_clone(monkeypatch, tmp_path):
     assert notebook.runs_root() == FOLDER.parent / "runs"
     monkeypatch.chdir(tmp_path)
     assert notebook.runs_root() == tmp_path / "runs"
+    (tmp_path / "ctxkv_lib").mkdir()
+    monkeypatch.chdir(tmp_path / "ctxkv_lib")  # a clone of that name
+    assert notebook.runs_root() == tmp_path / "ctxkv_lib" / "runs"
     monkeypatch.setenv("CTXKV_RUNS", str(tmp_path / "elsewhere"))
     assert notebook.runs_root() == tmp_path / "elsewhere"
 
