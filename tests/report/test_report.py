@@ -14,7 +14,7 @@ from ctxkv_lib.report.columns import example_positions
 from ctxkv_lib.report.document import comparison_table, write_report
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.report.tables import literal
-from ctxkv_lib.report.verdicts import improvement
+from ctxkv_lib.report.verdicts import gains
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
@@ -255,9 +255,9 @@ def test_published_data_have_the_shape_of_a_run(tmp_path):
             assert summary[key].keys() == run.summary[key].keys(), key
         assert summary["phase2"]["epochs"][0].keys() == run.summary["phase2"]["epochs"][0].keys()
         assert all(line["stage"] == "phase1" for line in PUBLISHED_PHASE1[samples])
-    gain = improvement(PUBLISHED[100], PUBLISHED[500])
-    assert gain["val_ppl_percent"] == pytest.approx(51.33, abs=0.01)
-    assert gain["val_acc_points"] == pytest.approx(4.7)
+    gain = gains(PUBLISHED[100], PUBLISHED[500])
+    assert gain["ppl"] == pytest.approx(51.33, abs=0.01)
+    assert gain["acc"] == pytest.approx(4.7)
 
 
 def test_slots_follow_the_formula(tmp_path):
