@@ -219,6 +219,23 @@ def test_proposals_for_a_file_are_ones_that_it_can_meet(tmp_path):
     assert "give both the same `--set data.validation_samples=N" in report
 
 
+@pytest.mark.parametrize(
+    ("samples", "val_tokens", "proposed"),
+    [
+        (1100, 658, []),  # of 2,090 training conversations, and a window of 640 tokens
+        (600, 2000, ["`--set model.interval=50`", "`--samples 1200`", "`--set model.max_contexts=64`"]),
+    ],
+)
+def test_no_proposal_is_refused_for_its_window_or_its_samples(tmp_path, samples, val_tokens, proposed):
+    (run,) = runs(tmp_path, samples, preset="ci")
+    run.summary["val_tokens"] = val_tokens
+    report = write_report([run])
+    assert re.findall(r"`--(?:samples|set model\.(?:interval|max_contexts)).*?`", report) == proposed
+    for too_much in ("3,200 tokens", "2,400 samples"):
+        assert too_much not in report
+    assert numbers(report) == numbers(write_report([run], "ja"))
+
+
 def test_published_numbers_stand_beside_the_seed_settings_only(tmp_path):
     ours = write_report(runs(tmp_path / "a", 500))
     assert row(ours, "**Val PPL**")[1:] == ["**179.2**", "**175.7**"]
