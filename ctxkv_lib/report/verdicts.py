@@ -13,8 +13,8 @@ def gains(first: Summary, last: Summary) -> dict[str, Any]:
     """Compute the gain of the last run over the first.
 
     Returns:
-        `ppl` and `gap`: percent by which they are lower; `acc`: points more; `epochs`: change of the best
-        epoch; `shown_gap`: 100 times the change of the gap as it is shown; `before` and `after`: both summaries.
+        `ppl` and `gap`: percent by which they are lower; `acc`: points; `epochs`: change of the best epoch;
+        `shown_gap`: 100 times the change of the gap as it is shown; `before` and `after`: both summaries.
     """
     before, after = first["phase2"], last["phase2"]
     gaps = before["train_val_ratio"], after["train_val_ratio"]

@@ -244,11 +244,8 @@ def test_published_numbers_stand_beside_the_seed_settings_only(tmp_path):
     assert "| 7 | – | – | – |  | 46.1 | 193.1 | 20.9% |" in ours
     assert "published val PPL is 175.7; this run’s differs by +2.0%" in ours
     offline = write_report(runs(tmp_path / "b", 500, preset="offline"))
-    changed = write_report(runs(tmp_path / "c", 500, settings={"phase2.learning_rate": 1e-4}))
-    for report in (offline, changed):
-        assert "175.7" not in report
-        assert "82.1%" not in report
-        assert "Published (" not in report
+    assert "175.7" not in offline
+    assert "Published (" not in offline
 
 
 def test_published_runs_are_matched_by_what_matters():
@@ -260,7 +257,8 @@ def test_published_runs_are_matched_by_what_matters():
         rounded = {"runtime.precision": precision}
         assert published_samples(build_config("colab", "published", 500, rounded)) is None
     assert published_samples(build_config("colab", "exact", 500)) is None
-    assert published_samples(build_config("colab", "published", 500, {"model.interval": 50})) is None
+    for changed in ({"model.interval": 50}, {"phase2.learning_rate": 1e-4}):
+        assert published_samples(build_config("colab", "published", 500, changed)) is None
     assert published_samples(build_config("offline", "published", 500)) is None
 
 

@@ -16,7 +16,7 @@ from ctxkv_lib.experiments import run
 from ctxkv_lib.files import write_json, write_text
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.views import notebook
-from ctxkv_lib.views.notebook import DriveCopies, kept_on_drive, state_of
+from ctxkv_lib.views.notebook import DriveCopies, kept_on_drive
 
 
 @pytest.fixture(autouse=True)
@@ -257,14 +257,3 @@ def test_a_full_drive_is_one_calm_line_and_training_goes_on(on_drive, tmp_path, 
     assert (on_drive / "run.tar").read_bytes() == before
     save(folder)
     assert (on_drive / "run.tar").read_bytes() != before
-
-
-def test_a_finished_state_is_the_fullest(tmp_path):
-    states = [
-        half_run(tmp_path / "a", 1),
-        half_run(tmp_path / "b", 70),
-        finished_run(tmp_path / "d"),
-    ]
-    progress = [state_of(folder)["progress"] for folder in states]
-    assert progress == sorted(progress)
-    assert state_of(tmp_path / "nowhere") is None
