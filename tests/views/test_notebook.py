@@ -183,21 +183,26 @@ def test_an_interrupted_restore_leaves_nothing_that_counts_as_a_run(on_drive, tm
     full = (on_drive / "run.tar").read_bytes()
     shutil.rmtree(folder)
 
-    def torn(tar, path, filter):
-        tar.extract(tar.getmembers()[3], path, filter=filter)
+    def torn(tar, member, path, filter):
+        path.mkdir(exist_ok=True)
+        (path / member.name).write_text("torn")
         raise stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "extractall", torn)
+        patch.setattr(tarfile.TarFile, "extract", torn)
         with pytest.raises((KeyboardInterrupt, UserError)):
             save(folder)
     assert list(folder.parent.iterdir()) == []
     assert (on_drive / "run.tar").read_bytes() == full
-    write_text(folder.parent / ".run.part" / "run" / "rest.txt", "of a restore that was killed")
+    write_text(folder.parent / ".run.7.part" / "rest.txt", "of a restore that was killed")
+    write_text(on_drive / ".run.tar.7.part", "of a save that was killed")
     save(folder)
     assert (folder / "model" / "model.safetensors").is_file()
     assert not (folder / "rest.txt").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
+    write_text(folder / "metrics.jsonl", "{}\n")
+    save(folder)
+    assert [path.name for path in on_drive.iterdir()] == ["run.tar"]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
