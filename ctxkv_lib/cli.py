@@ -254,7 +254,8 @@ def evaluate(options: argparse.Namespace) -> None:
             "writes nothing."
         )
     with stage("Loading torch and transformers"):
-        from .hf.inference import evaluation_file, format_scores
+        from .hf.inference import evaluation_file
+        from .report.document import format_scores
         from .runs.trained import evaluate_texts
         from .views.axes import save
         from .views.figures import ppl_by_reading
@@ -271,14 +272,15 @@ def evaluate(options: argparse.Namespace) -> None:
 def probe(options: argparse.Namespace) -> None:
     """Measure what a run's contexts remember, and what they are used for."""
     with stage("Reading the contexts"):
-        from .report.document import format_ablations, format_probe
+        from .report.document import format_ablations, probe_table
+        from .report.tables import terminal_table
         from .research.measure import measure
         from .runs.run_folder import load_run
 
         run = measure(load_run(options.run), ("probe", "ablations"))
     found = {name: run.summary[name] for name in ("probe", "ablations")}
     written = (run.path / "summary.json", run.path / "report.md")
-    probed = format_probe(found["probe"], run.config.model, options.lang)
+    probed = terminal_table(probe_table(found["probe"], run.config.model, options.lang))
     ablated = format_ablations(found["ablations"], options.lang)
     _print(found, options.json, lambda _: f"{probed}\n\n{ablated}", *written)
 

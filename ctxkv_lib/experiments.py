@@ -18,7 +18,7 @@ from .report.document import LANGUAGES, write_report
 from .report.info import dense_fp32_mib, theoretical_max
 from .report.labels import run_labels
 from .report.model_card import model_card
-from .report.verdicts import best_epoch, improvement
+from .report.verdicts import best_epoch, gains
 from .runs.config import ExperimentConfig
 from .runs.provenance import choose_device
 from .runs.records import SummaryPart
@@ -171,11 +171,12 @@ def compare(
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
     """Write comparison.json, report and figures of several runs."""
     summaries = [finished.summary for finished in runs]
-    gain = improvement(summaries[0], summaries[-1])
+    gain = gains(summaries[0], summaries[-1])
+    improvement = {"val_ppl_percent": gain["ppl"], "val_acc_points": gain["acc"]}
     with only_process(out), stage("Writing report and figures"):
         sweep(out, deep=False)  # the run folders below may be in use
         sweep(out / "figures")
-        write_json(out / COMPARISON, {"runs": summaries, "improvement": gain})
+        write_json(out / COMPARISON, {"runs": summaries, "improvement": improvement})
         _publish(runs, out)
 
 

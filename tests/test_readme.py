@@ -54,7 +54,9 @@ def test_its_parts_stand_in_order():
 
 
 def test_every_notebook_has_its_row():
-    for path in TOP.glob("notebooks/*.ipynb"):
+    notebooks = [*TOP.glob("notebooks/*.ipynb")]
+    assert len(notebooks) == README.count(".ipynb)")
+    for path in notebooks:
         (row,) = [line for line in README.splitlines() if path.name in line]
         assert f"github.io/REPOSITORY/notebooks/{path.stem}.html" in row
         assert "colab-badge.svg" in row

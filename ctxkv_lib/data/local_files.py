@@ -140,7 +140,7 @@ def _enough(rows: Iterable[Row], most: int, context_window: int) -> int:
     return next((n for n, total in enumerate(accumulate(lengths), start=1) if total >= wanted), most)
 
 
-def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, ...]:
+def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, int]:
     """Choose training sizes to compare: the whole file, and a share of it with enough text."""
     rows = _file_of(data)
     enough = _enough(rows, len(rows), context_window)

@@ -103,23 +103,6 @@ def evaluation_file(run: Path, data: Path, fingerprint: str) -> Path:
     return folder / f"{name}-{fingerprint[:6]}.json" if taken else plain
 
 
-def format_scores(scores: dict[str, Any]) -> str:
-    """Format the result of `evaluate_texts` for a terminal."""
-    word_ppl = "beyond any number" if scores["word_ppl"] is None else f"{scores['word_ppl']:,.1f}"
-    lines = [
-        f"{scores['conversations']:,} conversations, {scores['tokens']:,} tokens",
-        f"PPL {scores['ppl']:,.1f} a token, {word_ppl} a word; "
-        f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {scores['accuracy']:.1%}",
-    ]
-    for key, title in {"by_position": "Tokens read before", "by_history": "Contexts in window"}.items():
-        lines += ["", f"{title:<20} {'Tokens':>9} {'PPL':>10} {'Accuracy':>9}"]
-        for row in scores[key]:
-            last = "or more" if row["to"] is None else f"to {row['to']:,}"
-            span = f"{row['from']:,}" if row["to"] == row["from"] else f"{row['from']:,} {last}"
-            lines.append(f"{span:<20} {row['tokens']:>9,} {row['ppl']:>10,.1f} {row['accuracy']:>9.1%}")
-    return "\n".join(lines)
-
-
 def _read_apart(
     model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[StreamCache, Tensor, Tensor]:

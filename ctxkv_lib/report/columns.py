@@ -2,16 +2,21 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import torch
 
+from ..data.conversations import check_splits
+from ..data.local_files import VALIDATION_LIMIT
+from ..errors import UserError
 from ..method.config import ModelConfig
 from ..method.windows import Window
 from ..runs.differences import distinctions
 from ..runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
+from ..runs.refusals import refuse_short
 from ..runs.run_folder import Run
 from .labels import memory_stages, run_labels
 from .tables import MISSING, at, distinct, gib, literal
@@ -208,3 +213,22 @@ def probe_blocks(probed: Sequence[Column], with_untrained: bool) -> list[dict[st
         untrained = [{"std": std, **block} for std, block in blocks[0]["fresh"].items()]
         blocks = [{**block, "label": None} for block in [blocks[0], *untrained]]
     return [{**block, "at": {row["distance"]: row for row in block["recall"]}} for block in blocks]
+
+
+def possible(column: Column, setting: str, *values: int) -> list[int]:
+    """Return those values with which the run has enough conversations, and streams longer than its window.
+
+    A wider window takes more of the user's own file for validation.
+    """
+    tokens = {split: column.summary[f"{split}_tokens"] for split in ("train", "val")}
+    if column.config.data.source == "file":
+        tokens["val"] = int(VALIDATION_LIMIT * sum(tokens.values()))
+    found = []
+    for value in values:
+        with suppress(UserError):
+            config = column.config.replace({setting: value})
+            if config.data != column.config.data:
+                check_splits(config.data)
+            refuse_short(tokens, config.model)
+            found.append(value)
+    return found

@@ -155,7 +155,7 @@ def format_info(sizes: dict[str, Any]) -> str:
     parameters, cache, dense = sizes["parameters"], sizes["kv_cache"], sizes["caches_dense_fp32_mib"]
     share = parameters["trainable_phase2"] / parameters["total"]
     rows = {
-        "Preset, recipe, samples": f"{sizes['preset']}, {sizes['recipe']}, {sizes['samples']}",
+        "Preset, recipe, samples": f"{sizes['preset']}, {sizes['recipe']}, {sizes['samples']:,}",
         "Parameters": f"{parameters['total']:,}",
         "Trainable in Phase 2": f"{parameters['trainable_phase2']:,} ({share:.2%})",
         "Context window": sizes["slots"],

@@ -24,7 +24,7 @@ def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
     """
     load_source_plugins()
     chosen = build_config(preset) if preset else None
-    layers = {name: {**each.settings, "data.samples": each.samples[-1]} for name, each in PRESETS.items()}
+    layers = {name: {**each.settings, "data.samples": each.samples} for name, each in PRESETS.items()}
     layers |= {f"recipe {name}": recipe_settings(name) for name in RECIPES}
     rows = []
     for concern, settings in GROUPS.items():

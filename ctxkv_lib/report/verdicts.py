@@ -9,19 +9,6 @@ from typing import Any
 Summary = Mapping[str, Any]
 
 
-def improvement(first: Summary, last: Summary) -> dict[str, float]:
-    """Compute how much better `last` is than `first`, as in `comparison.json`.
-
-    Returns:
-        `val_ppl_percent` (percent by which the PPL is lower) and `val_acc_points` (points of accuracy more).
-    """
-    before, after = first["phase2"], last["phase2"]
-    return {
-        "val_ppl_percent": 100 * (1 - after["val_ppl"] / before["val_ppl"]),
-        "val_acc_points": 100 * (after["val_acc"] - before["val_acc"]),
-    }
-
-
 def gains(first: Summary, last: Summary) -> dict[str, Any]:
     """Compute the gain of the last run over the first.
 
@@ -29,13 +16,13 @@ def gains(first: Summary, last: Summary) -> dict[str, Any]:
         `ppl` and `gap`: percent by which they are lower; `acc`: points; `epochs`: change of the best epoch;
         `shown_gap`: 100 times the change of the gap as it is shown; `before` and `after`: both summaries.
     """
-    before, after, gain = first["phase2"], last["phase2"], improvement(first, last)
+    before, after = first["phase2"], last["phase2"]
     gaps = before["train_val_ratio"], after["train_val_ratio"]
     return {
         "before": first,
         "after": last,
-        "ppl": gain["val_ppl_percent"],
-        "acc": gain["val_acc_points"],
+        "ppl": 100 * (1 - after["val_ppl"] / before["val_ppl"]),
+        "acc": 100 * (after["val_acc"] - before["val_acc"]),
         "epochs": after["best_epoch"] - before["best_epoch"],
         "gap": 100 * (1 - gaps[1] / gaps[0]),
         "shown_gap": 100 * (round(gaps[0], 2) - round(gaps[1], 2)),

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..report.verdicts import stronger_decay
-from ..runs.config import PRESETS, ExperimentConfig
+from ..runs.config import ExperimentConfig
+from ..runs.configure import compared_samples
 from ..runs.run_folder import Run
 from ..views.notebook import notebook_config
 
@@ -18,7 +19,7 @@ def base_config(preset: str, samples: int | None, recipe: str | None, seed: int 
 
     With fewer than 10 conversations, a stream is shorter than the widest window proposed.
     """
-    smallest = max(LEAST_CONVERSATIONS, PRESETS[preset].samples[0]) if preset in PRESETS else None
+    smallest = max(LEAST_CONVERSATIONS, compared_samples(notebook_config(preset))[0])
     config = notebook_config(preset, samples or smallest, recipe, seed, PRESET_SETTINGS.get(preset))
     validation = max(LEAST_CONVERSATIONS, config.data.validation_samples)
     return config.replace({"data.validation_samples": validation})

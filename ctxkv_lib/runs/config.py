@@ -134,30 +134,28 @@ class Preset:
 
     summary: str
     recipe: str  # the recipe it uses unless another is asked for
-    samples: tuple[int, ...]  # what `compare` compares; `run` takes the last
+    samples: int  # of `run`; `compare` also takes a fifth of them
     settings: dict[str, Any]
 
 
 PRESETS = {
-    "colab": Preset(
-        "UltraChat and GPT-2's token table from the Hub, as published", "published", (100, 500), {}
-    ),
+    "colab": Preset("UltraChat and GPT-2's token table from the Hub, as published", "published", 500, {}),
     "offline": Preset(
         "pip-installed conversations, no network, minutes on 2 CPU cores",
         "exact",
-        (10, 50),
+        50,
         {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
     ),
     "recall": Preset(
         "a memory task: made-up conversations that ask for what they stated, minutes on 2 CPU cores",
         "exact",
-        (200, 1000),
+        1000,
         RECALL,
     ),
     "ci": Preset(
         "the offline path with a small model, in seconds",
         "exact",
-        (2, 10),
+        10,
         {
             **OFFLINE_DATA,
             "data.validation_samples": 2,
@@ -206,7 +204,7 @@ def build_config(
     Args:
         preset: a key of `PRESETS`.
         recipe: a key of `RECIPES`; None takes the preset's own.
-        samples: training conversations; None takes the preset's largest.
+        samples: training conversations; None takes the preset's.
         settings: applied last, as of `ExperimentConfig.replace`.
 
     Raises:
@@ -216,7 +214,7 @@ def build_config(
     chosen = PRESETS[preset]
     recipe = recipe or chosen.recipe
     _require_known("recipe", recipe, RECIPES)
-    layers = {**chosen.settings, **recipe_settings(recipe), "data.samples": chosen.samples[-1]}
+    layers = {**chosen.settings, **recipe_settings(recipe), "data.samples": chosen.samples}
     if samples is not None:
         layers["data.samples"] = samples
     # A plug-in's own settings exist only once it is chosen: preset and recipe come first.

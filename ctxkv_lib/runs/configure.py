@@ -10,7 +10,6 @@ from ..errors import UserError
 from ..progress import say
 from .config import (
     COMPARED_RATIO,
-    PRESETS,
     ExperimentConfig,
     build_config,
     changed_settings,
@@ -50,11 +49,20 @@ def configure(
     return config
 
 
-def compared_samples(config: ExperimentConfig) -> tuple[int, ...]:
-    """Choose the sample counts of `compare`: the preset's, or all of a file and a fifth of it."""
-    if config.data.source != "file":
-        return PRESETS[config.preset].samples
-    return comparable_samples(config.data, config.model.context_window, COMPARED_RATIO)
+def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
+    """Choose the sample counts of a comparison: a fifth of `data.samples`, as published, and all of them.
+
+    Of the user's own file, the smaller count is larger if a fifth has too little text.
+
+    Raises:
+        UserError: too few samples for a fifth.
+    """
+    if config.data.source == "file":
+        return comparable_samples(config.data, config.model.context_window, COMPARED_RATIO)
+    larger = config.data.samples
+    if larger < COMPARED_RATIO:
+        raise UserError(f"samples is {larger}; allowed for a comparison: {COMPARED_RATIO} or more.")
+    return larger // COMPARED_RATIO, larger
 
 
 def stored_config(folder: Path, values: Any) -> ExperimentConfig:

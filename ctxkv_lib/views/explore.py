@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.conversations import Conversations, load_conversations
 from ..data.tokens import TokenStream, load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
+from ..hf.modeling import TOLERANCE
 from ..method.caches import StreamCache
 from ..method.config import ModelConfig, Phase1Config
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts, parallel_pass
@@ -21,6 +22,7 @@ from ..report.verdicts import epoch_note
 from ..runs.caches import load_cache
 from ..runs.config import ExperimentConfig
 from ..runs.published import PUBLISHED
+from ..runs.rows import as_read
 from ..runs.run_folder import Run, load_run, refuse_damaged
 from ..runs.trained import load_model
 
@@ -87,16 +89,13 @@ def singular_values(contexts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def untrained_contexts(model: ContextKV, cache: StreamCache, shape: ModelConfig, passes: int) -> Tensor:
-    """Compute contexts with an untrained ContextBlock: `[n, context_dim]` of a stream after some passes."""
-    torch.manual_seed(0)
-    block = ContextBlock(shape.context_dim, shape.hidden_size).to(model.device)
+def untrained_contexts(model: ContextKV, cache: StreamCache, shape: ModelConfig) -> Tensor:
+    """Compute exact contexts of a stream with an untrained ContextBlock, `[n, context_dim]`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = ContextBlock(shape.context_dim, shape.hidden_size).to(model.device)
     embeddings, tokens = distinct_rows(model, cache.ids[:-1])
-    inputs = project_inputs(block, embeddings)
-    contexts = torch.zeros_like(cache.contexts)
-    for _ in range(passes):
-        parallel_pass(block, inputs, tokens, contexts)
-    return contexts[1:]
+    return exact_contexts(block, block.project_inputs(embeddings), tokens, TOLERANCE)[0][1:]
 
 
 @torch.no_grad()
@@ -148,7 +147,9 @@ def open_run(run: Run | Path | str) -> Trained:
     run = run if isinstance(run, Run) else load_run(run)
     refuse_damaged(run.path, "caches")
     model, tokenizer = load_model(run.path, run.config), load_tokenizer(run.config.data.tokenizer)
-    caches = {split: load_cache(run.path / "caches", split) for split in SPLITS}
+    caches = {
+        split: as_read(model, load_cache(run.path / "caches", split), trained=False) for split in SPLITS
+    }
     return Trained(run, model, tokenizer, caches)
 
 

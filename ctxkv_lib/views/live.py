@@ -1,8 +1,7 @@
 """`LiveCurves`: the curves of a training while it runs, in a notebook; lines of text elsewhere.
 
-In a notebook, status line, bar and figure change together, so all three show the same epoch: whenever a stage
-ends, and in between as often as the budget allows. Each stage may spend `FIRST_SECONDS` on drawing, so that
-short ones are shown, too, and all stages together `SHARE` of the time.
+In a notebook, status line, bar and figure change together, so all three show the same epoch: at once when a
+stage begins or ends, and in between as often as `DRAW_SECONDS` and `SHARE` allow.
 
 The figure is the value of an `ipywidgets.HTML` and not the content of an `Output`: a program that runs
 notebooks answers each message that an `Output` catches, and nbclient (its issue 312) then sometimes misses
@@ -23,9 +22,8 @@ from ..report.verdicts import best_epoch
 from ..runs.config import Phase1Config
 from . import figures, markup
 
-SHARE = 0.05  # of the elapsed time that redraws may cost ...
-FIRST_SECONDS = 2.0  # ... beyond the budget of each stage
-DRAW_SECONDS = 1.0  # between two drawings of a stage, at least
+DRAW_SECONDS = 1.0  # between two drawings within a stage, at least ...
+SHARE = 0.05  # ... and the largest share of the time for drawing
 BAR_SECONDS = 0.25  # between two changes of the bar
 BAR_LETTERS = 80
 LATEST = 3  # runs whose curves are drawn: the newest
@@ -41,7 +39,6 @@ class LiveCurves:
         figure: what was drawn last; None outside a notebook.
         image, status, bar: widgets, in a notebook: the figure, its last metric in words, and what is being
             computed: a loop with tqdm's bar, or work without steps to count.
-        spent: seconds that drawing has cost since the first metric.
     """
 
     def __init__(
@@ -51,7 +48,7 @@ class LiveCurves:
         notebook: bool | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Show an empty figure at once, which also measures what a redraw costs.
+        """Show an empty figure at once.
 
         Args:
             stop_rate: share of converged positions at which Phase 1 stops, drawn as a line.
@@ -60,13 +57,10 @@ class LiveCurves:
             clock: seconds from any origin.
         """
         self.figure: Figure | None = None
-        self.spent = 0.0
         self._stop_rate, self._runs, self._clock = stop_rate, runs, clock
         self._lines: dict[str, dict[str, list[Metric]]] = {"phase1": {}, "phase2": {}}
         self._stage = "phase1"
-        self._began: float | None = None
-        self._redraw_seconds = 0.0
-        self._drawn_at = self._bar_at = -math.inf
+        self._due, self._bar_at = 0.0, -math.inf
         self._loop, self._loop_began, self._loop_from = "", 0.0, 0
         self._is_behind = False
         self._is_notebook = in_notebook() if notebook is None else notebook
@@ -78,14 +72,12 @@ class LiveCurves:
         if not self._is_notebook:
             print(describe(metric), flush=True)
             return
-        now = self._clock()
-        self._began = now if self._began is None else self._began
         self._stage = metric["stage"]
         run = run_name(metric) or "this run"
         lines = self._lines[self._stage].setdefault(run, [])
         lines.append(metric)
         self._is_behind = True
-        if len(lines) == 1 or (now - self._drawn_at >= DRAW_SECONDS and self._may_draw(now)):
+        if len(lines) == 1 or self._clock() >= self._due:
             self._show()
 
     def step(self, loop: str, done: int, total: int) -> None:
@@ -97,7 +89,7 @@ class LiveCurves:
         if loop != self._loop or done == 0:
             self._loop, self._loop_began, self._loop_from, self._bar_at = loop, now, done, -math.inf
         has_ended = total == 0 or (self._stage == "phase1" and loop != "Phase 1")
-        if self._is_behind and (has_ended or self._may_draw(now)):
+        if self._is_behind and (has_ended or now >= self._due):
             self._show()
         if self._is_behind or (now - self._bar_at < BAR_SECONDS and done < total):
             return
@@ -120,7 +112,7 @@ class LiveCurves:
         if self.step in watchers:
             watchers.remove(self.step)
         self.bar.value = ""
-        if self._began is None:
+        if not any(self._lines.values()):
             self.status.value, self.image.value = "Nothing was trained.", ""
         if self._is_behind:
             self._show()
@@ -133,17 +125,10 @@ class LiveCurves:
         self.status, self.bar, self.image = HTML("Reading conversations and token table ..."), HTML(), HTML()
         display(VBox([self.status, self.bar, self.image]))
         self._draw()
-        self.spent = 0.0
         watchers.append(self.step)
         shell = get_ipython()
         if shell is not None:
             shell.events.register("post_run_cell", self.finish)
-
-    def _may_draw(self, now: float) -> bool:
-        """Return whether another drawing is within the budget."""
-        stages = sum(map(len, self._lines.values()))
-        since = 0.0 if self._began is None else now - self._began
-        return self.spent + self._redraw_seconds <= FIRST_SECONDS * stages + SHARE * since
 
     def _show(self) -> None:
         """Show all metrics so far: the last one as text, with the number of its run if there are several."""
@@ -157,9 +142,8 @@ class LiveCurves:
         began = self._clock()
         self.figure = self._drawing()
         self.image.value = markup.figure_html(self.figure, markup.png(self.figure))
-        self._drawn_at = self._clock()
-        self._redraw_seconds = self._drawn_at - began
-        self.spent += self._redraw_seconds
+        ended = self._clock()
+        self._due = ended + max(DRAW_SECONDS, (ended - began) / SHARE)
 
     def _drawing(self) -> Figure:
         runs = dict([*self._lines[self._stage].items()][-LATEST:])

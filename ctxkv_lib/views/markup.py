@@ -101,10 +101,11 @@ def _tooltips(figure: Figure) -> Iterator[str]:
     for ax in figure.axes:
         for line in ax.get_lines():
             points = np.asarray(line.get_xydata())
+            points = points[np.isfinite(points).all(axis=1)]
             if line.get_transform() != ax.transData or not 0 < len(points) <= MOST_POINTS:
                 continue  # a line across the page, or a cloud
-            if line.get_linestyle() == "None":
-                continue  # a mark on a point of another curve
+            if line.get_linestyle() == "None" or str(line.get_label()).startswith("_"):
+                continue  # a mark on a point of another curve, or a line that has no name
             # A point above the axis has its value at the axis's end.
             seen = np.clip(ax.transData.transform(points), *ax.bbox.get_points())
             places = 100 * figure.transFigure.inverted().transform(seen) - POINTER_REACH

@@ -5,10 +5,10 @@ restored before a cell trains and saved while it does. Colab may disconnect at a
 also written during training.
 """
 
+import glob
 import io
 import json
 import os
-import shutil
 import sys
 import tarfile
 import time
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import read_json
+from ..files import read_json, remove, replacing
 from ..progress import Listener, Metric
-from ..runs.config import COMPARED_RATIO, ExperimentConfig, build_config
+from ..runs.config import ExperimentConfig
 from ..runs.configure import configure
 from ..runs.records import FILE
 from ..runs.run_folder import COMPARISON, ROOT_VARIABLE
@@ -80,24 +80,12 @@ def notebook_config(
     return configure(preset, recipe, samples, {**seeded, **(settings or {})}, print)
 
 
-def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
-    """Return the sample counts of the two runs to compare: the larger one, and a fifth of it, as published.
-
-    Raises:
-        UserError: an unknown preset, or too few samples for a fifth.
-    """
-    larger = build_config(preset, samples=samples).data.samples
-    if larger < COMPARED_RATIO:
-        raise UserError(f"samples is {larger}; allowed for a comparison: {COMPARED_RATIO} or more.")
-    return larger // COMPARED_RATIO, larger
-
-
 def runs_root() -> Path:
     """Return the folder of all runs: `$CTXKV_RUNS`, or `runs` at the top of the clone (on Colab, here)."""
     if root := os.environ.get(ROOT_VARIABLE):
         return Path(root)
     here = Path.cwd()
-    return (here.parent if (here.parent / "ctxkv_lib").is_dir() else here) / "runs"
+    return (here.parent if (here.parent / "ctxkv_lib" / "__init__.py").is_file() else here) / "runs"
 
 
 @contextmanager
@@ -201,24 +189,22 @@ def archived_state(archive: Path) -> State | None:
         return None
 
 
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Do as `replacing`, and remove what a machine left that was taken back; not what others write here."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        remove(left)
+    with replacing(path) as beside:
+        yield beside
+
+
 def pack(folder: Path, archive: Path, state: State) -> None:
     """Write `folder` to an archive, complete or not at all, without hidden files."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    beside = archive.with_name(f".{archive.name}.part")  # always the same: the next save replaces a torn one
-    try:
-        with beside.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
-                first, content = tarfile.TarInfo(STATE), json.dumps(state).encode()
-                first.size = len(content)
-                tar.addfile(first, io.BytesIO(content))
-                tar.add(
-                    folder, folder.name, filter=lambda m: None if Path(m.name).name.startswith(".") else m
-                )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, archive)
-    finally:
-        beside.unlink(missing_ok=True)
+    with _replacing(archive) as beside, tarfile.open(beside, "w", dereference=True) as tar:
+        first, content = tarfile.TarInfo(STATE), json.dumps(state).encode()
+        first.size = len(content)
+        tar.addfile(first, io.BytesIO(content))
+        tar.add(folder, folder.name, filter=lambda m: None if Path(m.name).name.startswith(".") else m)
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -227,18 +213,16 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         UserError: the archive is damaged, or a member would leave the folder, or the disk is full.
     """
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)  # of a restore that was killed
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(beside, filter="data")
-        if state_of(beside / folder.name) != read_json(beside / STATE):
-            raise tarfile.ReadError("it is not complete")
-        os.replace(beside / folder.name, folder)
+        with _replacing(folder) as beside, tarfile.open(archive) as tar:
+            for member in filter(tarfile.TarInfo.isfile, tar):
+                member.name = member.name.removeprefix(f"{folder.name}/")
+                tar.extract(member, beside, filter="data")
+            if state_of(beside) != read_json(beside / STATE):
+                raise tarfile.ReadError("it is not complete")
+            (beside / STATE).unlink()
     except (OSError, tarfile.TarError) as error:
         raise UserError(
             f"{archive} cannot be restored ({error}); run the cell again, or move that archive away to begin "
             "anew."
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

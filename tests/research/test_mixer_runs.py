@@ -4,12 +4,14 @@ import pytest
 import torch
 from conftest import local_experiment
 
+from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.verification import verify
+from ctxkv_lib.views.explore import attention_by_slot, open_run
 
 MIXERS = ("EndToEnd", "NoContext", "CausalAttention", "GRUMixer")
 UNTRAINED = {"phase1.max_iterations": 0}
@@ -59,3 +61,6 @@ def test_a_baseline_is_served_or_refused_in_a_sentence(finished, printed_by):
         assert f"has a mixer ({mixer.name})" in said
     found = printed_by("probe", finished.path, "--json", code=2 if mixer else 0)
     assert "has no probe or ablations (mixer=" in found if mixer else found["probe"]
+    if mixer:
+        with pytest.raises(UserError, match="returns no attention weights to look at"):
+            attention_by_slot(open_run(finished))

@@ -22,6 +22,13 @@ def test_passes_come_closer_to_the_exact_contexts(trained):
     torch.testing.assert_close(exact, trained.caches["val"].contexts, atol=1e-4, rtol=0)
 
 
+def test_untrained_contexts_leave_the_random_numbers_of_the_reader_alone(trained):
+    cache, before = trained.caches["val"], torch.get_rng_state()
+    contexts = explore.untrained_contexts(trained.model, cache, trained.run.config.model)
+    assert contexts.shape == (len(cache), 16)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_attention_by_slot_averages_full_windows_only(trained):
     weights = explore.attention_by_slot(trained, most=10**6)
     positions = torch.arange(9, len(trained.caches["val"]))

@@ -224,7 +224,7 @@ def drawn_with(name):
         pictures.cache_sizes({name: {"train": 1.0}}),
         pictures.context_clouds({name: values}),
         pictures.spectrum({name: values[0] / values[0].sum()}),
-        pictures.token_lengths(torch.arange(9), name),
+        pictures.token_lengths(torch.arange(9)),
         pictures.window_map(ModelConfig(), [50]),
         pictures.pass_curve([0.5, 0.2, 0.1, 0.01]),
         pictures.attention_by_distance(torch.rand(2, 4), [0, 20, 40, 60]),

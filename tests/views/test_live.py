@@ -10,7 +10,7 @@ from sample_runs import EPOCHS, phase1_lines
 from ctxkv_lib import progress
 from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views.live import FIRST_SECONDS, SHARE, LiveCurves
+from ctxkv_lib.views.live import SHARE, LiveCurves
 
 
 @pytest.fixture
@@ -95,19 +95,19 @@ def test_runs_of_a_comparison_have_their_own_curves_and_are_counted(live, clock,
     assert status == ["Run 1 of 2. 100 samples", "Run 2 of 2. 500 samples"]
 
 
-def test_drawing_costs_less_than_its_share_and_each_stage_may_draw_at_once(
+def test_drawing_costs_less_than_its_share_and_each_stage_is_drawn_at_once(
     live, clock, slow_drawings, epochs
 ):
     began = clock.now
     for iteration in range(2, 1200):
         live({**phase1_lines()[0], "iteration": iteration})
         clock.now += 0.1
-        assert 0.5 * len(slow_drawings) <= FIRST_SECONDS + SHARE * (clock.now - began)
-    assert len(slow_drawings) == 16  # four at once, then one every 10 s, in 128 s
+        assert 0.5 * (len(slow_drawings) - 1) <= SHARE * (clock.now - began)
+    assert len(slow_drawings) == 12  # one at once, then one every 10.5 s, in 126 s
     for metric in epochs[100]:
         live(metric)
-        live.step(f"after {metric}", 0, 1)
-    assert 1 <= [stage for stage, _ in slow_drawings].count("phase2") * 0.5 <= FIRST_SECONDS + 0.5
+        live.step("Phase 2", 0, 1)
+    assert [stage for stage, _ in slow_drawings].count("phase2") == 1
 
 
 def test_status_bar_and_figure_show_the_same_epoch(live, clock, slow_drawings, epochs):
@@ -122,7 +122,7 @@ def test_status_bar_and_figure_show_the_same_epoch(live, clock, slow_drawings, e
         live.step(f"Phase 2, epoch {number}", 9, 10)
         live({**epochs[100][0], "epoch": number})
         clock.now += 0.1
-    assert 4 < len(slow_drawings) < 20
+    assert 1 < len(slow_drawings) < 4
 
 
 def test_the_end_of_a_stage_is_shown_at_once_and_then_what_is_computed(live, clock, epochs):
@@ -159,12 +159,9 @@ def test_the_bar_shows_how_far_a_loop_is_and_the_time_left(live, clock):
     assert "[00:10&lt;00:10" in live.bar.value
 
 
-def test_ticks_are_whole_epochs_and_labels_are_on_the_page(live, epochs):
-    for metric in epochs[500][:2]:
-        live(metric)
-    live.step("Phase 2, epoch 3", 0, 10)
+def test_labels_are_on_the_page(live, epochs):
+    live(epochs[500][0])
     (ax,) = live.figure.axes
-    assert [tick for tick in ax.get_xticks() if 1 <= tick <= 2] == [1, 2]
     page = live.figure.bbox
     for label in (*ax.get_yticklabels(), ax.yaxis.label):
         assert page.x0 <= label.get_window_extent().x0, label

@@ -150,6 +150,16 @@ def test_values_under_the_pointer_are_rounded_and_have_a_unit():
     assert titles == ["this run, iteration 2: 60.9%", "this run, iteration 2: 5.43"]
 
 
+def test_only_what_has_a_name_and_a_value_is_shown_under_the_pointer():
+    """Neither the spread of a variant's seeds, nor a loss that is no number."""
+    rows = [{"variant": "a", "val_ppl": [2.0, 3.0], "measured": {"horizon": 7, "mean_recall": 0.1}}]
+    assert "span" not in page(study.memory_figure({"rows": rows}))
+    losses = (5.0, float("nan"), float("inf"))
+    lines = [{"iteration": n, "loss": loss, "convergence_rate": 0.5} for n, loss in enumerate(losses)]
+    titles = [span["title"] for span in page(figures.phase1_curves({"a": lines}, 1))["span"]]
+    assert titles == [*(f"a, iteration {n}: 50%" for n in range(3)), "a, iteration 0: 5"]
+
+
 def test_a_point_beyond_the_axes_is_shown_at_their_end():
     figure = pictures.spectrum({"after Phase 1": torch.tensor([0.6, 0.3, 0.1, 1e-9])})
     places = [re.search(r"bottom:(-?[\d.]+)%", span["style"])[1] for span in page(figure)["span"]]

@@ -17,7 +17,7 @@ from ctxkv_lib.experiments import run
 from ctxkv_lib.files import write_json, write_text
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.views import notebook
-from ctxkv_lib.views.notebook import DriveCopies, kept_on_drive, state_of
+from ctxkv_lib.views.notebook import DriveCopies, kept_on_drive
 
 
 @pytest.fixture(autouse=True)
@@ -179,21 +179,26 @@ def test_an_interrupted_restore_leaves_nothing_that_counts_as_a_run(on_drive, tm
     full = (on_drive / "run.tar").read_bytes()
     shutil.rmtree(folder)
 
-    def torn(tar, path, filter):
-        tar.extract(tar.getmembers()[3], path, filter=filter)
+    def torn(tar, member, path, filter):
+        path.mkdir(exist_ok=True)
+        (path / member.name).write_text("torn")
         raise stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "extractall", torn)
+        patch.setattr(tarfile.TarFile, "extract", torn)
         with pytest.raises((KeyboardInterrupt, UserError)):
             save(folder)
     assert list(folder.parent.iterdir()) == []
     assert (on_drive / "run.tar").read_bytes() == full
-    write_text(folder.parent / ".run.part" / "run" / "rest.txt", "of a restore that was killed")
+    write_text(folder.parent / ".run.7.part" / "rest.txt", "of a restore that was killed")
+    write_text(on_drive / ".run.tar.7.part", "of a save that was killed")
     save(folder)
     assert (folder / "model" / "model.safetensors").is_file()
     assert not (folder / "rest.txt").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
+    write_text(folder / "metrics.jsonl", "{}\n")
+    save(folder)
+    assert [path.name for path in on_drive.iterdir()] == ["run.tar"]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -253,14 +258,3 @@ def test_a_full_drive_is_one_calm_line_and_training_goes_on(on_drive, tmp_path, 
     assert (on_drive / "run.tar").read_bytes() == before
     save(folder)
     assert (on_drive / "run.tar").read_bytes() != before
-
-
-def test_a_finished_state_is_the_fullest(tmp_path):
-    states = [
-        half_run(tmp_path / "a", 1),
-        half_run(tmp_path / "b", 70),
-        finished_run(tmp_path / "d"),
-    ]
-    progress = [state_of(folder)["progress"] for folder in states]
-    assert progress == sorted(progress)
-    assert state_of(tmp_path / "nowhere") is None
