@@ -44,6 +44,7 @@ def test_a_baseline_goes_through_the_same_stages_folder_and_report(finished):
     assert ("instead of contexts" in report) == has_mixer
     assert ("### Context window" in report) != has_mixer
     assert "phase1.png" not in report
+    assert ("2. **More data**" in report) != has_mixer  # the first of other proposals is a longer interval
     for figure in finished.path.glob("figures/*.png"):
         assert figure.name in report
 
