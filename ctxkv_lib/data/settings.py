@@ -94,7 +94,7 @@ class DataConfig:
         check_settings(self, "data")
         if self.path is not None:
             is_utf8 = self.path == self.path.encode(errors="ignore").decode() and "\0" not in self.path
-            require(is_utf8, "data.path", self.path, "a path of UTF-8 characters")
+            require(self.path != "" and is_utf8, "data.path", self.path, "a path, in UTF-8")
         if (self.source == "file") != (self.path is not None):
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "
