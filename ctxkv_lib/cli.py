@@ -88,8 +88,9 @@ def _config(
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    given = {"data.path": options.data, **{name: getattr(options, name, None) for name in PLUG_INS}}
-    return {**{key: value for key, value in given.items() if value}, **parse_settings(options.set)}
+    named = {"data.path": options.data, **{name: getattr(options, name, None) for name in PLUG_INS}}
+    given = {key: value for key, value in named.items() if value is not None}
+    return {**given, **parse_settings(options.set)}
 
 
 def _printer(config: ExperimentConfig, folders: Iterable[Path]) -> Listener:

@@ -17,8 +17,8 @@ from .runs.settings import Sampling
 
 def _path(text: str) -> Path:
     """Return the path of an argument; the shell does not expand `~` in `--out=~/runs`."""
-    if "\0" in text:
-        raise argparse.ArgumentTypeError("a path cannot hold a NUL character")
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("a path cannot be empty or hold a NUL character")
     return Path(os.path.expanduser(text))
 
 
@@ -73,7 +73,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{f"--{f.name.replace('_', '-')}": _sampling(f) for f in fields(Sampling)},
     "shell": {"choices": ("bash", "zsh")},
     "--rounds": {"type": int, "default": 10, "metavar": "N", "help": "timed repetitions (default: 10)"},
-    "--lang": {"default": "en", "help": "language: en or ja (default: en)"},
+    "--lang": {"default": "en", "choices": ("en", "ja"), "help": "language (default: en)"},
     "--json": {"action": "store_true", "help": "print JSON"},
 }
 

@@ -139,27 +139,36 @@ def epoch_printer(most: int, done: Collection[Metric] = ()) -> Listener:
     Args:
         done: lines of metrics.jsonl from before; they are not printed as if they were new.
     """
-    begun = False
 
     def show(metric: Metric) -> None:
-        nonlocal begun
-        samples = f"{counted(metric['samples'])}, " if "samples" in metric else ""
         if {key: value for key, value in metric.items() if key not in ("memory", "samples")} in done:
             return
-        if metric["stage"] == "phase1":
-            if metric["iteration"] % LOGGED_ITERATIONS == 0 and not sys.stderr.isatty():
-                log(f"{samples}iteration {metric['iteration']}: loss {metric['loss']:.4f}")
+        if metric["stage"] == "phase1" and (sys.stderr.isatty() or metric["iteration"] % LOGGED_ITERATIONS):
             return
-        if not begun:
-            log(f"At most {most} epochs; * marks the best so far.")
-        begun = True
-        log(
-            f"{samples}epoch {metric['epoch']} of at most {most}: train PPL {metric['train_ppl']:,.1f}, "
-            f"val PPL {metric['val_ppl']:,.1f}, val acc {metric['val_acc']:.1%}"
-            f"{' *' if metric['improved'] else ''}"
-        )
+        log(in_words(metric, most))
 
     return show
+
+
+def run_name(metric: Metric) -> str:
+    """Return the name of a metric's run; empty if it has none."""
+    return metric.get("run") or (counted(metric["samples"]) if "samples" in metric else "")
+
+
+def in_words(metric: Metric, most: int | None = None) -> str:
+    """Describe one metric in a line of text, an epoch as one of at most `most`."""
+    run = f"{name}, " if (name := run_name(metric)) else ""
+    if metric["stage"] == "phase1":
+        return (
+            f"{run}Phase 1, iteration {metric['iteration']}: loss {metric['loss']:.3f}, "
+            f"{metric['convergence_rate']:.0%} of positions converged"
+        )
+    best = "best so far" if metric["improved"] else f"{metric['no_improve']} without improvement"
+    return (
+        f"{run}Phase 2, epoch {metric['epoch']}{f' of at most {most}' if most else ''}: "
+        f"train PPL {metric['train_ppl']:,.1f}, val PPL {metric['val_ppl']:,.1f}, "
+        f"val acc {metric['val_acc']:.1%}, {best}"
+    )
 
 
 def counted(count: int, unit: str = " samples") -> str:

@@ -41,7 +41,7 @@ def test_a_plug_in_has_its_own_settings():
     tuned = build_config("offline", "tuned", settings={"attention.sink": "learned"})
     assert tuned.plugins["attention"].settings["sink"] == "learned"
     assert tuned.plugins["attention"].settings["slots"] == "geometric"
-    plain = tuned.replace({"attention": "none", "block": None, "optimizer": "none"})
+    plain = tuned.replace({"attention": "none", "block": None, "optimizer": "None"})
     assert plain.plugins == {}
     mixed = tuned.replace({"mixer": GRU, "mixer.input_dropout": 0.1})
     assert set(mixed.plugins) == {"mixer", "optimizer"}
@@ -63,6 +63,7 @@ TOGETHER = "data.source=file and data.path=FILE go together"
 REFUSED = [
     ("preset", "moon", "preset is 'moon'; allowed: colab, offline, recall, ci."),
     ("recipe", "soup", "recipe is 'soup'; allowed: published, exact, tuned, look_up."),
+    ("recipe", "", "recipe is ''; allowed: published, exact"),
     ("samples", 0, "data.samples is 0; allowed: 1 or more."),
     ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int."),
     ("data.samples", 2.5, "data.samples is 2.5; allowed: a value of type int."),
@@ -74,6 +75,7 @@ REFUSED = [
     ("data.path", {"a": 1}, "data.path is {'a': 1}; allowed: a value of type str."),
     ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
     ("attention.slots", "geometric", "there is none; give one with attention=module:Name."),
+    ("block", "", "'' names no plug-in; write package.module:Name."),
     ("block", "nowhere", "'nowhere' names no plug-in; write package.module:Name."),
     ("block", "nowhere:Block", "nowhere:Block cannot be loaded"),
     ("model.interval", "0", "model.interval is 0; allowed: 1 or more."),
@@ -88,6 +90,7 @@ REFUSED = [
     ("phase1.learning_rate", "3e38", "allowed: more than 0, at most 1e30."),
     ("data.source", "file", TOGETHER),
     ("data.path", "x.jsonl", TOGETHER),
+    ("data.path", "", "data.path is ''; allowed: a path, in UTF-8."),
 ]
 
 

@@ -115,8 +115,3 @@ def test_every_command_is_on_its_page(capsys):
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "OACD" in text])
 def test_oacd_is_expanded_where_it_first_appears(page):
     assert PAGES[page].index("Origin-Anchored") - PAGES[page].index("OACD") < len("OACD (") + 1
-
-
-def test_every_page_is_in_the_contents():
-    listed = "\n".join(re.findall(r"(?s)```\{toctree\}(.+?)```", PAGES["index.md"])).split()
-    assert {name.removesuffix(".md") for name in PAGES} - {"README", "index"} <= {*listed}

@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from .rows import Messages, Row
+from .settings import column_names
 
 Records = Iterator[tuple[str, Any]]  # its place ("line 3"), and its content
 Fields = tuple[str, ...]
@@ -51,7 +52,7 @@ def read_rows(path: Path, columns: str | None = None) -> Iterator[Row]:
     `columns` are those of `DataConfig`. Raises a UserError if the file or one of its records cannot be read.
     """
     kind, place = kind_of(path), None
-    forms = FORMS if columns is None else (tuple(name.strip() for name in columns.split(",")),)
+    forms = FORMS if columns is None else (column_names(columns),)
     for place, value in READERS[kind](path):
         header = "line 1" if READERS[kind] is _table else place
         fields = _fields_of(f"{path}, {header}", value, forms)
@@ -109,14 +110,20 @@ def _json(path: Path) -> Records:
 
 
 def _table(path: Path) -> Records:
-    """Read CSV or TSV with a header line; the separator is the most frequent one in it."""
-    names = next(_lines(path), "")
+    """Read CSV or TSV with a header line; the separator of CSV is the most frequent one in it."""
     csv.field_size_limit(LONGEST_FIELD)
     # Lines may also end with a carriage return alone.
     lines = (part for line in _lines(path) for part in io.StringIO(line, newline=""))
-    reader = csv.DictReader(lines, delimiter=max(",;\t", key=names.count))
+    names = next(lines, "")
+    separator = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=names.count)
+    reader = csv.DictReader(chain([names], lines), delimiter=separator)
     try:
         for record in reader:
+            if None in record:
+                raise UserError(
+                    f"{path}, line {reader.line_num} has more cells than the header; put texts with the "
+                    "separator in quotes."
+                )
             yield f"line {reader.line_num}", record
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num} is not CSV ({error}); correct the line.") from None
@@ -137,20 +144,10 @@ def _parquet(path: Path) -> Records:
 
 def _text(path: Path) -> Records:
     """Read plain text: each block between blank lines is one conversation."""
-    return ((f"block {n}", {"text": text}) for n, text in enumerate(_blocks(_lines(path)), start=1))
-
-
-def _blocks(lines: Iterable[str]) -> Iterator[str]:
-    """Join lines up to the next blank one, and strip white space around the block."""
-    held = ""
-    unix = (line.replace("\r\n", "\n") for line in lines)
-    for _, group in groupby(unix, key=lambda line: bool(line.strip(" \t\n"))):
-        if block := "".join(group).lstrip():
-            if held:
-                yield held
-            held = block.removesuffix("\n")
-    if held:
-        yield held.rstrip()
+    unix = (line.replace("\r\n", "\n") for line in _lines(path))
+    groups = groupby(unix, key=lambda line: bool(line.strip()))
+    blocks = ("".join(group).strip() for is_text, group in groups if is_text)
+    return ((f"block {n}", {"text": text}) for n, text in enumerate(blocks, start=1))
 
 
 READERS: dict[str, Callable[[Path], Records]] = {
@@ -193,7 +190,7 @@ def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
     *questions, last = ("instruction", "input", "output") if fields == ALPACA else fields
     value, asked = record[last], [part for name in questions if (part := record.get(name))]
     try:
-        if last in CHATS or (not questions and isinstance(value, list)):
+        if not questions and (last in CHATS or isinstance(value, list)):
             messages = [_message(number, turn) for number, turn in enumerate(value, start=1)]
         elif questions:
             question = {"role": "user", "content": "\n".join(asked)}
@@ -203,7 +200,9 @@ def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
     except ValueError as error:
         raise UserError(f"{where}: {error}.") from None
     except (TypeError, KeyError, AttributeError):
-        expected = f'"{last}" must be a list of {TURN}' if last in CHATS else "its fields must be texts"
+        expected = "its fields must be texts, or a single one a list of messages"
+        if not questions and last in CHATS:
+            expected = f'"{last}" must be a list of {TURN}'
         raise UserError(f"{where}: {expected}; correct it.") from None
     if not any(message["content"].strip() for message in messages):
         raise UserError(

@@ -13,6 +13,14 @@ SOURCES = {
 }
 
 
+def column_names(columns: str) -> tuple[str, ...]:
+    """Split the value of `data.columns`; a UserError if a name is empty."""
+    names = tuple(name.strip() for name in columns.split(","))
+    if not all(names):
+        raise UserError(f"data.columns is {columns!r}; allowed: names with a comma between them.")
+    return names
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which conversations, tokenizer and token table."""
@@ -86,7 +94,7 @@ class DataConfig:
         check_settings(self, "data")
         if self.path is not None:
             is_utf8 = self.path == self.path.encode(errors="ignore").decode() and "\0" not in self.path
-            require(is_utf8, "data.path", self.path, "a path of UTF-8 characters")
+            require(self.path != "" and is_utf8, "data.path", self.path, "a path, in UTF-8")
         if (self.source == "file") != (self.path is not None):
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "
@@ -96,8 +104,7 @@ class DataConfig:
             raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
         if self.columns is not None:
             require(self.source == "file", "data.columns", self.columns, "none but with data.source=file")
-            named = all(name.strip() for name in self.columns.split(","))
-            require(named, "data.columns", self.columns, "names with a comma between them")
+            column_names(self.columns)
 
     def count(self, split: str) -> int:
         """Return how many conversations of a split are asked for."""

@@ -11,17 +11,6 @@ from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 from ..method.settings import require as require
 
 NAMES = [field.name for field in dataclasses.fields(ModelConfig)]
-# Fields in folders of version 0.1, with the values that this model implements.
-PUBLISHED_ONLY = {
-    "slots": "uniform",
-    "slot_bias": "none",
-    "sink": "none",
-    "output": "residual",
-    "repeat_logit": 0.0,
-    "input_dropout": 0.0,
-    "layer_dropout": 0.0,
-    "memory": "contexts",
-}
 
 
 class ContextKVConfig(PretrainedConfig):
@@ -44,10 +33,6 @@ class ContextKVConfig(PretrainedConfig):
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
     def __init__(self, **kwargs: Any) -> None:
-        for name, published in PUBLISHED_ONLY.items():
-            value = kwargs.pop(name, published)
-            allowed = f"{published} (version 0.1 saved this folder; where ctxkv_lib is not imported, "
-            require(value == published, name, value, f"{allowed}trust_remote_code=True loads it)")
         if "hidden_size" in kwargs:
             kwargs.setdefault("intermediate_size", 4 * kwargs["hidden_size"])
         shapes = ModelConfig(**{name: kwargs.pop(name) for name in NAMES if name in kwargs})

@@ -54,9 +54,11 @@ def sweep(
         or "failed", which is tried again; its `error` says why.
 
     Raises:
-        UserError: before anything is computed, if there are fewer conversations than the largest run asks
-            for, or `sweep.json` is damaged.
+        UserError: before anything is computed, if `hours` is no number of 0 or more, there are fewer
+            conversations than the largest run asks for, or `sweep.json` is damaged.
     """
+    if hours is not None and not hours >= 0:
+        raise UserError(f"--hours is {hours}; allowed: 0 or more.")
     load_conversations(max((point.config.data for point in points), key=lambda data: data.samples), "train")
     began = time.monotonic()
     with only_process(out):

@@ -23,7 +23,7 @@ from .settings import LARGE_STREAM, SEED_LIMIT, RuntimeConfig
 # Largest whole number, by group: products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
 LARGEST_COUNT = 2**31 - 1
-NO_PLUGIN = ("", "none", "None", None)  # values that remove a plug-in; `run_command` writes the third
+NO_PLUGIN = ("none", "None", None)  # values that remove a plug-in; printed commands say None
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def build_config(
     """
     _require_known("preset", preset, PRESETS)
     chosen = PRESETS[preset]
-    recipe = recipe or chosen.recipe
+    recipe = chosen.recipe if recipe is None else recipe
     _require_known("recipe", recipe, RECIPES)
     layers = {**chosen.settings, **recipe_settings(recipe), "data.samples": chosen.samples}
     if samples is not None:

@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ..progress import Metric, counted, in_notebook, watchers
+from ..progress import Metric, in_notebook, in_words, run_name, watchers
 from ..report.verdicts import best_epoch
 from ..runs.config import Phase1Config
 from . import figures, markup
@@ -70,7 +70,7 @@ class LiveCurves:
     def __call__(self, metric: Metric) -> None:
         """Record one metric; `run` or `samples` identify its run, if present."""
         if not self._is_notebook:
-            print(describe(metric), flush=True)
+            print(in_words(metric), flush=True)
             return
         self._stage = metric["stage"]
         run = run_name(metric) or "this run"
@@ -134,7 +134,7 @@ class LiveCurves:
         """Show all metrics so far: the last one as text, with the number of its run if there are several."""
         last = next(reversed(self._lines[self._stage].values()))[-1]
         begun = len(self._lines["phase1"] | self._lines["phase2"])
-        self.status.value = (f"Run {begun} of {self._runs}. " if self._runs > 1 else "") + describe(last)
+        self.status.value = (f"Run {begun} of {self._runs}. " if self._runs > 1 else "") + in_words(last)
         self._draw()
         self._is_behind = False
 
@@ -150,26 +150,6 @@ class LiveCurves:
         if self._stage == "phase1":
             return figures.phase1_curves(runs, self._stop_rate)
         return figures.ppl_curves([{"phase2": _as_summary(lines)} for lines in runs.values()], list(runs))
-
-
-def run_name(metric: Metric) -> str:
-    """Return the name of a metric's run; empty if it has none."""
-    return metric.get("run") or (counted(metric["samples"]) if "samples" in metric else "")
-
-
-def describe(metric: Metric) -> str:
-    """Format one metric as a line of text."""
-    run = f"{name}, " if (name := run_name(metric)) else ""
-    if metric["stage"] == "phase1":
-        return (
-            f"{run}Phase 1, iteration {metric['iteration']}: loss {metric['loss']:.3f}, "
-            f"{metric['convergence_rate']:.0%} of positions converged"
-        )
-    best = ", best so far" if metric["improved"] else f", {metric['no_improve']} without improvement"
-    return (
-        f"{run}Phase 2, epoch {metric['epoch']}: train PPL {metric['train_ppl']:,.1f}, "
-        f"val PPL {metric['val_ppl']:,.1f}, val acc {metric['val_acc']:.1%}{best}"
-    )
 
 
 def _as_summary(epochs: list[Metric]) -> dict[str, Any]:

@@ -3,16 +3,12 @@
 import csv
 import gzip
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import settings as trying
-from hypothesis import strategies as st
 
 from ctxkv_lib.data import formats, local_files, rows
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
@@ -81,25 +77,21 @@ def test_tables_with_a_text_column_are_recognised(tmp_path, name, separator, col
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_line_ends_of_other_systems_in_tables(tmp_path, end):
-    (tmp_path / "a.csv").write_bytes(f'\ufeffid,text{end}1,hello{end}2,"two{end}lines"{end}'.encode())
-    assert list(read_conversations(tmp_path / "a.csv").texts()) == ["hello", f"two{end}lines"]
+    (tmp_path / "a.csv").write_bytes(f'\ufeffid;text{end}1;a, b, c, d, e{end}2;"two{end}lines"{end}'.encode())
+    assert list(read_conversations(tmp_path / "a.csv").texts()) == ["a, b, c, d, e", f"two{end}lines"]
+
+
+def test_a_tsv_is_cut_at_tabs_whatever_its_header_has(tmp_path):
+    (tmp_path / "a.tsv").write_text("one, two, three\ttext\na\tb, c\n")
+    assert list(read_conversations(tmp_path / "a.tsv").texts()) == ["b, c"]
 
 
 def test_plain_text_is_cut_at_blank_lines(tmp_path):
     path = tmp_path / "talk.txt"
-    path.write_bytes("\r\n\r\nHello?\r\né 你好\r\n \t\r\n\r\nGood bye.\r\n".encode())
+    path.write_bytes("\r\n\r\n\t Hello? \r\n é 你好 \f\r\n \t\r\n\r\nYes.\n\f\n\u00a0Good bye. ".encode())
     rows = read_conversations(path)
-    assert list(rows.texts()) == ["Hello?\né 你好", "Good bye."]
-    assert rows.ids == ("txt:1", "txt:2")
-
-
-@trying(max_examples=300, deadline=None)
-@given(st.text("a \t\n\r\f\u00a0", max_size=24))
-def test_blocks_are_those_of_the_whole_text(text):
-    """Cut at once by the rule: a line end, blanks, a line end, and white space."""
-    whole = text.replace("\r\n", "\n").strip()
-    expected = re.split(r"\n[ \t]*\n\s*", whole) if whole else []
-    assert list(formats._blocks(iter(re.findall(r"[^\n]*\n|[^\n]+", text)))) == expected
+    assert list(rows.texts()) == ["Hello? \n é 你好", "Yes.", "Good bye."]
+    assert rows.ids == ("txt:1", "txt:2", "txt:3")
 
 
 def test_parquet_is_read_over_several_batches(tmp_path):
@@ -170,6 +162,7 @@ def test_bad_line_is_named(tmp_path, line, sentence):
         ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
         ("Case.csv", b"ID,Prompt,Completion\n1,a,b\n", r", line 1 .* Did you mean prompt, completion\?"),
         ("short.csv", b"id,text\n1\n", ", line 2: its fields must be texts"),
+        ("bare.csv", b"text\nhello\nfriend, today\n", ", line 3 has more cells than the header; put texts"),
         ("array.json", b'[{"text": "a"}, 3]', ", item 2 has no fields"),
         ("folder.jsonl", "folder", r" cannot be read .*; name a readable \.jsonl"),
     ],
@@ -189,6 +182,11 @@ def test_columns_that_are_not_there_are_refused(tmp_path):
     said = r"line 1 has the fields Question, text; allowed: question and reply.* Did you mean question\?"
     with pytest.raises(UserError, match=said):
         read_conversations(tmp_path / "a.csv", "question,reply")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"system": "be nice", "messages": CHAT}))
+    with pytest.raises(UserError, match="its fields must be texts, or a single one a list of messages"):
+        read_conversations(tmp_path / "b.jsonl", "system,messages")
+    with pytest.raises(UserError, match=r"data.columns is ''; allowed: names with a comma between them"):
+        read_conversations(tmp_path / "b.jsonl", "")
     with pytest.raises(ValueError, match=r"data.columns is 'a'; allowed: none but with data.source=file"):
         DataConfig(columns="a")
     with pytest.raises(ValueError, match=r"data.columns is 'a,,b'; allowed: names with a comma between them"):

@@ -1,6 +1,5 @@
 """A saved model loads as what it was, with this package and without, or is refused in a sentence."""
 
-import json
 import re
 import sys
 
@@ -31,16 +30,6 @@ class MyBlock(ContextBlock):
     def forward(self, contexts, inputs):
         return self.share * self.gate * contexts + super().forward(contexts, inputs)
 """
-# Fields that version 0.1 wrote beside the shapes.
-OLD_TEXTS = {
-    "memory": "contexts",
-    "output": "residual",
-    "sink": "none",
-    "slot_bias": "none",
-    "slots": "uniform",
-}
-OLD_NUMBERS = {"input_dropout": 0.0, "layer_dropout": 0.0, "repeat_logit": 0.0}
-OLD_FIELDS = {"heads": "drawn", **OLD_TEXTS, **OLD_NUMBERS}
 
 
 @pytest.fixture
@@ -108,32 +97,6 @@ def test_code_that_needs_more_of_the_package_is_refused(tmp_path, my_module):
     with pytest.raises(ValueError, match=r"imports ctxkv_lib\.files; allowed of this package: ctxkv_lib\.me"):
         model.save_pretrained(tmp_path / "model")
     assert not any((tmp_path / "model").glob("*"))
-
-
-def old_folder(path, **changes):
-    """A folder as version 0.1 saved it; returns the model."""
-    model = tiny_model().eval()
-    model.save_pretrained(path)
-    config = json.loads((path / "config.json").read_text())
-    del config["plugins"]
-    (path / "config.json").write_text(json.dumps({**config, **OLD_FIELDS, **changes}))
-    return model
-
-
-def test_folders_of_version_0_1_load(tmp_path):
-    model, ids = old_folder(tmp_path), tiny_ids(15)[None]
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [*((name, "another") for name in OLD_TEXTS), ("repeat_logit", -5.0), ("layer_dropout", 0.3)],
-)
-def test_folders_of_version_0_1_that_are_another_model_are_refused(tmp_path, name, value):
-    old_folder(tmp_path, **{name: value})
-    allowed = f"{name} is {value!r}; allowed: {OLD_FIELDS[name]} (version 0.1 saved this folder; "
-    with pytest.raises(ValueError, match=re.escape(allowed)):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 def test_a_configuration_refuses_what_the_model_cannot_be():
