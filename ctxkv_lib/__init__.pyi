@@ -29,7 +29,6 @@ from .research.protocol import points_around as points_around
 from .research.sweep import finished_runs as finished_runs
 from .research.sweep import sweep as sweep
 from .runs.config import build_config as build_config
-from .runs.configure import compared_samples as compared_samples
 from .runs.configure import configure as configure
 from .runs.listing import list_runs as list_runs
 from .runs.published import PUBLISHED as PUBLISHED
@@ -57,6 +56,7 @@ from .views.markup import show as show
 from .views.markup import show_html as show_html
 from .views.markup import table as table
 from .views.markup import token_boundaries as token_boundaries
+from .views.notebook import comparison_counts as comparison_counts
 from .views.notebook import kept_on_drive as kept_on_drive
 from .views.notebook import notebook_config as notebook_config
 from .views.notebook import parameters as parameters

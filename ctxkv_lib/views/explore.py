@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from ..data.conversations import Conversations, load_conversations
 from ..data.tokens import TokenStream, load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
-from ..hf.modeling import TOLERANCE
 from ..method.caches import StreamCache
 from ..method.config import ModelConfig, Phase1Config
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts, parallel_pass
@@ -89,13 +88,17 @@ def singular_values(contexts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def untrained_contexts(model: ContextKV, cache: StreamCache, shape: ModelConfig) -> Tensor:
-    """Compute exact contexts of a stream with an untrained ContextBlock, `[n, context_dim]`."""
+def untrained_contexts(model: ContextKV, cache: StreamCache, shape: ModelConfig, passes: int) -> Tensor:
+    """Compute contexts with an untrained ContextBlock: `[n, context_dim]` of a stream after some passes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         block = ContextBlock(shape.context_dim, shape.hidden_size).to(model.device)
     embeddings, tokens = distinct_rows(model, cache.ids[:-1])
-    return exact_contexts(block, block.project_inputs(embeddings), tokens, TOLERANCE)[0][1:]
+    inputs = project_inputs(block, embeddings)
+    contexts = torch.zeros_like(cache.contexts)
+    for _ in range(passes):
+        parallel_pass(block, inputs, tokens, contexts)
+    return contexts[1:]
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from typing import Any
 from ..errors import UserError
 from ..files import read_json, remove, replacing
 from ..progress import Listener, Metric
-from ..runs.config import ExperimentConfig
-from ..runs.configure import configure
+from ..runs.config import ExperimentConfig, build_config
+from ..runs.configure import compared_samples, configure
 from ..runs.records import FILE
 from ..runs.run_folder import COMPARISON, ROOT_VARIABLE
 
@@ -78,6 +78,11 @@ def notebook_config(
     """Build the experiment of a notebook's parameters; None takes the preset's value."""
     seeded = {} if seed is None else {"runtime.seed": seed}
     return configure(preset, recipe, samples, {**seeded, **(settings or {})}, print)
+
+
+def comparison_counts(preset: str, samples: int | None) -> tuple[int, ...]:
+    """Return the sample counts of the two runs to compare, as `compared_samples` of a preset."""
+    return compared_samples(build_config(preset, samples=samples))
 
 
 def runs_root() -> Path:

@@ -41,12 +41,12 @@ PUBLISHED_PASSES = 3
 
 
 @styled
-def token_lengths(lengths: Tensor) -> Figure:
+def token_lengths(lengths: Tensor, label: str = "training conversations") -> Figure:
     """Draw a histogram of conversation lengths, int64 `[num_conversations]`, in tokens, and their mean."""
     figure, (ax,) = panels(1, 3.6)
     values = lengths.numpy()
     bins = min(40, max(5, len(values) // 4), 1 + int(np.ptp(values)))  # none narrower than a token
-    ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values):,} training conversations")
+    ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values):,} {label}")
     for value, style, name in ((np.median(values), "-", "median"), (values.mean(), "--", "mean")):
         ax.axvline(value, color=ORANGE, ls=style, label=f"{name}: {value:,.0f} tokens")
     integer_x(ax, "Length (tokens)")
@@ -56,10 +56,10 @@ def token_lengths(lengths: Tensor) -> Figure:
 
 
 @styled
-def window_map(model: ModelConfig, positions: Sequence[int]) -> Figure:
+def window_map(model: ModelConfig, positions: Sequence[int], offsets: Sequence[int] | None = None) -> Figure:
     """Draw which positions some positions see: one square per slot, hollow before the stream."""
     figure, (ax,) = panels(1, 1.5 + 0.8 * len(positions))
-    slots = Window(model).slots(torch.tensor(positions))
+    slots = Window(model, offsets).slots(torch.tensor(positions))
     square: dict[str, Any] = {"marker": "s", "ls": "none", "ms": 9}
     for row, (position, seen) in enumerate(zip(positions, slots, strict=True)):
         back, real = position - seen, seen >= 0
