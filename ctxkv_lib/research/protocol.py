@@ -14,6 +14,7 @@ from ..files import digest, read_json
 from ..progress import counted, say
 from ..runs.config import ExperimentConfig
 from ..runs.configure import configure
+from ..runs.plugins import HOOKS
 from ..runs.run_folder import run_folder_of
 
 Settings = dict[str, Any]
@@ -62,7 +63,7 @@ def asked_for(file: Path | None, options: Mapping[str, Any], settings: Settings)
     if file is None:
         variants = grid(named["recipe"], named["grid"])
         return {**named, "recipe": None, "settings": settings, "variants": variants}
-    if given := [name for name, value in {**named, "set": settings}.items() if value]:
+    if given := [name for name in (*named, "data", "set", *HOOKS) if options.get(name)]:
         raise UserError(f"--{given[0]} does not go with --protocol; write it into {file}.")
     return read_protocol(file)
 

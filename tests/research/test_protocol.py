@@ -98,6 +98,8 @@ def test_a_protocol_of_another_form_is_refused_in_a_sentence(tmp_path, values, s
         (["--protocol", "none.json"], "none.json is not a file"),
         (["--protocol", "none.json", "--seeds", "1"], "--seeds does not go with --protocol"),
         (["--protocol", "none.json", "--set", "a.b=1"], "--set does not go with --protocol"),
+        (["--protocol", "none.json", "--data", "chats.jsonl"], "--data does not go with --protocol"),
+        (["--protocol", "none.json", "--block", "a:B"], "--block does not go with --protocol"),
         (["--preset", "offline", "--samples", "999999"], "999999"),
     ],
 )
