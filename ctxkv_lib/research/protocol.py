@@ -48,7 +48,7 @@ def points_around(
     """Make grid points of `{name: settings on top of base}` for each seed; None is the base's own seed."""
     return [
         GridPoint(name, base.replace({**settings, "runtime.seed": seed}))
-        for seed in seeds or [base.runtime.seed]
+        for seed in dict.fromkeys(seeds or [base.runtime.seed])
         for name, settings in variants.items()
     ]
 
@@ -147,8 +147,8 @@ def grid_points(protocol: Settings, tell: Callable[[str], None] = say) -> list[G
         try:
             settings = {**shared, **common, **(protocol["variants"][name].get("settings") or {})}
             config = configure(preset, variant["recipe"], None, settings, lambda _: None)
-            for count in variant["samples"] or [config.data.samples]:
-                for place, seed in enumerate(variant["seeds"] or [config.runtime.seed]):
+            for count in dict.fromkeys(variant["samples"] or [config.data.samples]):
+                for place, seed in enumerate(dict.fromkeys(variant["seeds"] or [config.runtime.seed])):
                     own = config.replace({"data.samples": count, "runtime.seed": seed})
                     placed.append((count, place, GridPoint(name, own)))
         except UserError as error:

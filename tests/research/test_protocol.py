@@ -21,8 +21,8 @@ def test_options_make_every_combination_small_counts_and_first_seeds_first():
     options = {
         "preset": "offline",
         "recipe": ["exact", "published"],
-        "samples": [50, 10],
-        "seeds": [7, 3],
+        "samples": [50, 10, 50],
+        "seeds": [7, 3, 7],
         "grid": ["phase2.weight_decay=0.01, 0.3"],
     }
     points = grid_points(asked_for(None, options, {"phase2.patience": "2"}))
