@@ -5,7 +5,7 @@ discounts an order, continuation counts below the highest order. A stream is one
 as the model reads it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -178,7 +178,7 @@ def _interpolated(counts: Ids, owners: Ids, grams: Ids, histories: Ids, below: F
     return (counts - taken)[grams] / safe[histories] + kept[histories] * below
 
 
-def of_run(config: ExperimentConfig, folder: RunFolder, _: Callable[[], ContextKV]) -> dict[str, Any]:
+def of_run(config: ExperimentConfig, folder: RunFolder, _: ContextKV) -> dict[str, Any]:
     """Count n-grams on the training tokens, and on those with the text that a token table is made from."""
     streams, starts = {split: load_ids(folder.caches, split) for split in ("train", "val")}, {}
     if stream := test_stream(config):

@@ -64,6 +64,9 @@ def probe(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict
     return {**measured(trained), "fresh": untrained, "offsets": model.window.offsets}
 
 
+of_run = probe  # what `measure` looks for in the module of a measurement
+
+
 def untrained_block(shape: ModelConfig, std: float, seed: int) -> ContextBlock:
     """Make an untrained ContextBlock with weights of this standard deviation."""
     with torch.random.fork_rng(devices=[]):

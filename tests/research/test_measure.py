@@ -82,9 +82,8 @@ def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(code)
 
 
-def test_only_what_is_asked_for_is_made(tiny_config, tmp_path, monkeypatch):
+def test_only_what_is_asked_for_is_made(tiny_config, tmp_path):
     finished = run(tiny_config, tmp_path / "run")
-    monkeypatch.setattr(module, "trained_model", None)
     assert set(measure(finished, ["ngrams"]).summary) - set(finished.summary) == {"ngrams"}
 
 
