@@ -1,5 +1,6 @@
 """Results of a sweep: one row per variant and sample count, n-gram baselines, power laws."""
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,11 +131,7 @@ def power_law(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
 
 def rounded(value: Any) -> Any:
     """Round all numbers to six digits, since studies are passed on."""
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return json.loads(json.dumps(value), parse_float=lambda number: float(f"{float(number):.6g}"))
 
 
 def format_sweep(results: Results) -> str:
