@@ -11,19 +11,14 @@ import numpy as np
 from ..progress import counted
 from ..report.document import environment
 from ..report.tables import MISSING, at, distinct, literal, markdown_table, ppl, short, terminal_table, whole
+from ..views.study import BASELINES
 
 Entry = dict[str, Any]  # what `sweep.json` has of a grid point
 Results = dict[str, Any]  # all that it has
 LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
 SPLITS = ("val_ppl", "test_ppl")
 COUNTED = (*SPLITS, "test_conversations")  # of n-grams
-NGRAMS = {
-    "kneser_ney": "n-grams",
-    "kneser_ney_cache": "n-grams and cache",
-    "kneser_ney_caches": "n-grams and caches",
-    "kneser_ney_table_cache": "n-grams (table's text too) and cache",
-    "kneser_ney_table_caches": "n-grams (table's text too) and caches",
-}
+NGRAMS = {kind: name for kind, (name, _) in BASELINES.items()}
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
 MEASURED = {  # besides PPL, by the name that results have, from where in a summary
     "horizon": "probe.horizon",
