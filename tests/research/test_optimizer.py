@@ -91,15 +91,3 @@ def test_an_average_keeps_its_share_at_every_step():
     with optimizer.averaged():
         assert torch.equal(weight, optimizer.averages["w"])
     assert torch.equal(weight, own)
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"schedule": "linear"}, r"optimizer\.schedule is 'linear'; allowed: constant, cosine\."),
-        ({"averaging": 1.0}, r"optimizer\.averaging is 1\.0; allowed: 0 or more, less than 1\."),
-    ],
-)
-def test_values_that_are_not_allowed_are_refused(settings, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        Settings(**settings)
