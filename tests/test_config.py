@@ -106,6 +106,7 @@ def test_refusals_say_what_is_allowed(name, value, said):
     ("recipe", "settings", "said"),
     [
         ("tuned", {"block.last_tokens": "21"}, "block.last_tokens is 21; allowed: 0 with longest_mean."),
+        ("tuned", {"optimizer.averaging": "1"}, "averaging is 1.0; allowed: 0 or more, less than 1."),
         ("tuned", {"block.speed": "1"}, "allowed: block. followed by one of longest_"),
         ("exact", {"mixer": GRU, "loss": "ctxkv_lib.method.oacd:oacd_loss"}, "loss does not go with it"),
     ],

@@ -11,7 +11,7 @@ import parts
 import pytest
 import torch
 from conftest import tiny_method, tiny_stream
-from intervals import beside, difference, speaker_groups, speakers, speakers_apart
+from intervals import beside, difference, rise, speaker_groups, speakers, speakers_apart
 from torch import nn
 
 from ctxkv_lib.data.settings import DataConfig
@@ -94,6 +94,12 @@ def test_an_interval_is_of_the_ratio_of_perplexities_and_holds_nothing_where_not
     assert interval[0] < one < interval[1]  # conversations of one group leave the spread over seeds
 
 
+def test_a_rise_is_that_of_all_tokens_and_its_interval_not_the_spread_of_levels_over_seeds():
+    base = np.array([[2.0, 2.0], [5.0, 5.0]])
+    found = rise(base + np.array([1, 0]), base, np.array([1, 3]))
+    assert found == pytest.approx((100 * np.expm1(0.25), 0, 100 * np.expm1(1)))
+
+
 def test_rows_are_compared_by_the_losses_of_their_conversations():
     cells = [
         {"samples": 10, "variant": name, "test_conversations": [[5, 2.0 + add], [7, 3.0 + add]]}
@@ -153,17 +159,6 @@ def test_a_token_is_decoded_from_the_nearest_slot_that_read_it(monkeypatch):
     assert evidence.held(found) == pytest.approx([(0.3 + 0.9) / 2, (0.3 + 0 + 0.9) / 3])
 
 
-def test_the_rise_is_that_of_all_tokens(monkeypatch):
-    monkeypatch.setattr(evidence, "DISTANCES", (1, 10))
-    runs = [
-        {"recipe": "exact", "tokens": [1, 3], "losses": {"1": [level + 1, level], "10": [level, level]}}
-        for level in (2.0, 5.0)
-    ]
-    ((rise, low, high),) = evidence.used({"runs": runs}, "exact")
-    assert rise == pytest.approx(100 * np.expm1(0.25))
-    assert (low, high) == pytest.approx((0, 100 * np.expm1(1)))  # and not the spread of levels over seeds
-
-
 def test_the_window_votes_for_the_next_token(monkeypatch):
     """The same one position at a time; blocks of 4 positions and a window of 6 do not change it."""
     monkeypatch.setattr(continuous_cache, "BATCH", 4)
@@ -187,18 +182,3 @@ def test_a_mixture_is_one_of_probabilities():
     share = torch.tensor([0.0, 1.0, 0.0], dtype=torch.double)
     mixture = continuous_cache.mixed(losses, share, 0.2).neg().exp()
     torch.testing.assert_close(mixture, torch.tensor([0.4, 0.4, 0.2], dtype=torch.double))
-
-
-def test_the_change_by_a_cache_is_that_of_all_tokens():
-    runs = [
-        {
-            "rows": {
-                "model": {"test_conversations": [[1, level], [3, level]]},
-                "continuous cache": {"test_conversations": [[1, level - 1], [3, level]]},
-            }
-        }
-        for level in (2.0, 5.0)
-    ]
-    percent, low, high = continuous_cache.change(runs, "continuous cache")
-    assert percent == pytest.approx(100 * np.expm1(-0.25))
-    assert (low, high) == pytest.approx((100 * np.expm1(-1), 0))

@@ -6,7 +6,7 @@ them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,13 +33,13 @@ HISTORY = (0, 64, 256, 640, math.inf)  # tokens of its own conversation before a
 FREQUENCY = (0, 1, 10, 100, 1000, math.inf)  # of the next token in the training stream
 
 
-def of_run(config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]) -> dict[str, Any]:
+def of_run(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
     """Compute `ablations` of the summary on a run's caches."""
     conversations = load_conversations(config.data, "validation")
     starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
-    counts = count_tokens(load_ids(folder.caches, "train"), model().wte.num_embeddings)
+    counts = count_tokens(load_ids(folder.caches, "train"), model.wte.num_embeddings)
     held_out = load_cache(folder.caches, "val")
-    return ablations(model(), held_out, config.model.context_window, starts, counts)
+    return ablations(model, held_out, config.model.context_window, starts, counts)
 
 
 @torch.no_grad()

@@ -22,7 +22,6 @@ from ..files import write_json
 from ..hf.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method import reference
 from ..method.caches import Batch, StreamCache
-from ..method.config import ModelConfig
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts
 from ..method.loop import Loop
 from ..method.model import ContextBlock, ContextKV, project_inputs
@@ -30,12 +29,12 @@ from ..method.oacd import Phase1State, train_iteration
 from ..method.phase2 import Stepper, train_step
 from ..report.tables import terminal_table
 from ..runs.capture import CapturedStep
-from ..runs.config import ExperimentConfig
+from ..runs.config import ExperimentConfig, flat
 from ..runs.provenance import PRECISIONS, device_name, versions
 from ..views.axes import panels, save, styled
 from .timing import GRAPH, Steps, compare, interleaved, product_rate
 
-PUBLISHED_ONLY = ("kv_method", "anchor")  # settings of the model that `method.reference` does not take
+PUBLISHED_ONLY = ("model.anchor", "data.unigram")  # settings that `method.reference` does not take
 SCALES = (64, 16, 4, 1)  # timed beginnings: the stream's length divided by these
 HISTORIES = (640, 4_000, 32_000)  # tokens read before
 TOKENS_A_ROUND = 8  # generated
@@ -89,14 +88,14 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
 def _refuse_unmeasured(config: ExperimentConfig, rounds: int) -> None:
     if rounds < 1:
         raise UserError(f"--rounds is {rounds}; allowed: 1 or more.")
-    published = {name: getattr(ModelConfig(), name) for name in PUBLISHED_ONLY}
-    if others := [f"model.{k}={v}" for k, v in published.items() if getattr(config.model, k) != v]:
-        raise UserError(f"The original has {', '.join(others)} only; bench measures with these.")
     if config.plugins:
         raise UserError(
             f"The original has no plug-in as {' or '.join(config.plugins)}; bench measures recipes without, "
             "such as --recipe exact."
         )
+    published, own = (dict(flat(each.to_dict())) for each in (ExperimentConfig(), config))
+    if others := [f"{key}={published[key]}" for key in PUBLISHED_ONLY if own[key] != published[key]]:
+        raise UserError(f"The original has {', '.join(others)} only; bench measures with these.")
 
 
 def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> Makers:

@@ -102,9 +102,9 @@ def memory_span(found: Sequence[dict[str, float]]) -> int | None:
 
 def coverage(shape: ModelConfig, window: Window, span: int | None) -> float:
     """Compute the share of the window within some slot's memory span, of `span` tokens."""
-    positions = shape.context_window + torch.arange(shape.interval)
+    positions = shape.context_window + torch.arange(window.step)  # from then on, offsets of slots repeat
     tokens = positions[:, None, None] - torch.arange(shape.context_window)[:, None]
-    behind = window.slots(positions)[:, None] - tokens  # (interval, context_window, slots)
+    behind = window.slots(positions)[:, None] - tokens  # (step, context_window, slots)
     reach = -1 if span is None else span
     return ((behind >= 0) & (behind <= reach)).any(dim=2).double().mean().item()
 

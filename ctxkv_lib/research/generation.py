@@ -1,6 +1,6 @@
 """Repetition in generated text: greedy continuations of validation text, compared with the text itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby, takewhile
 from typing import Any
 
@@ -21,9 +21,9 @@ PROMPT = 32  # tokens
 GENERATED = 50  # tokens at most
 
 
-def of_run(config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]) -> dict[str, Any]:
+def of_run(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
     """Compute `generation` of the summary on a run's validation stream."""
-    served = for_transformers(model(), config, saved=False)
+    served = for_transformers(model, config, saved=False)
     return generation(served, load_tokenizer(config.data.tokenizer), load_ids(folder.caches, "val"))
 
 

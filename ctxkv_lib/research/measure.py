@@ -1,7 +1,7 @@
 """Measurements of a finished run, on request; each is a stage of the run folder."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from importlib import import_module
 from typing import Any
 
 from ..errors import UserError, memory_advice
@@ -13,9 +13,10 @@ from ..runs.plugins import code_with_imports
 from ..runs.records import MEASUREMENTS
 from ..runs.run_folder import Run, RunFolder, refuse_damaged
 from ..runs.testing import measurement_key, measurements, trained_model
-from . import ablations, generation, ngrams, probe, recall_task, repeated_pairs
 
-Loader = Callable[[], ContextKV]  # of the trained model, which not every measurement needs
+MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, ContextKV], dict[str, Any]]] = {
+    name: import_module(f".{name}", __package__).of_run for name in MEASUREMENTS
+}
 
 
 @memory_advice("Measuring the run", "use fewer conversations with --samples")
@@ -44,7 +45,7 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
             return run
         for files in ("caches", "phase2"):
             refuse_damaged(run.path, files)
-        model = cache(lambda: trained_model(config, folder))
+        model = trained_model(config, folder)
         for name in missing:
             with stage(f"Measuring: {name}"):
                 folder.finish(name, keys[name], (), MAKERS[name](config, folder, model))
@@ -58,13 +59,3 @@ def measurements_of(config: ExperimentConfig) -> list[str]:
     if config.data.source != "recall":
         lacking.add("recall_task")
     return [name for name in MEASUREMENTS if name not in lacking]
-
-
-MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, Loader], dict[str, Any]]] = {
-    "probe": lambda config, folder, model: probe.probe(config, folder, model()),
-    "ablations": ablations.of_run,
-    "recall_task": recall_task.of_run,
-    "generation": generation.of_run,
-    "ngrams": ngrams.of_run,
-    "repeated_pairs": repeated_pairs.of_run,
-}

@@ -5,7 +5,7 @@ discounts an order, continuation counts below the highest order. A stream is one
 as the model reads it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -178,7 +178,7 @@ def _interpolated(counts: Ids, owners: Ids, grams: Ids, histories: Ids, below: F
     return (counts - taken)[grams] / safe[histories] + kept[histories] * below
 
 
-def of_run(config: ExperimentConfig, folder: RunFolder, _: Callable[[], ContextKV]) -> dict[str, Any]:
+def of_run(config: ExperimentConfig, folder: RunFolder, _: ContextKV) -> dict[str, Any]:
     """Count n-grams on the training tokens, and on those with the text that a token table is made from."""
     streams, starts = {split: load_ids(folder.caches, split) for split in ("train", "val")}, {}
     if stream := test_stream(config):
@@ -195,12 +195,12 @@ def of_run(config: ExperimentConfig, folder: RunFolder, _: Callable[[], ContextK
     found = ngram_baselines(train, ids, floors, window, starts)
     if config.data.table == "cooccurrence":
         text = corpus_ids(config.data)  # mapped: only the length of a large file is read
-        if len(text) + len(train) > MOST_COUNTED:
-            say(f"No n-grams of the table's text: {len(text):,} tokens are too many ({MOST_COUNTED:,}).")
+        apart = train if config.data.corpus == "own" else train[:0]  # else the text has that in it
+        counted = len(text) + len(apart)
+        if counted > MOST_COUNTED:
+            say(f"No n-grams of the table's text: {counted:,} tokens are more than {MOST_COUNTED:,}.")
             return found
-        known = text.numpy().astype(np.int64)
-        if config.data.corpus == "own":  # else the table's text has the training text in it
-            known = np.concatenate([known, train])
+        known = np.concatenate([text.numpy(), apart])
         rows = ngram_baselines(known, ids, floors, window, starts)
         found |= {f"kneser_ney_table_{kind}": rows[f"kneser_ney_{kind}"] for kind in ("cache", "caches")}
     return found

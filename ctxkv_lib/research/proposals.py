@@ -19,8 +19,9 @@ def base_config(preset: str, samples: int | None, recipe: str | None, seed: int 
 
     With fewer than 10 conversations, a stream is shorter than the widest window proposed.
     """
-    smallest = max(LEAST_CONVERSATIONS, compared_samples(notebook_config(preset))[0])
-    config = notebook_config(preset, samples or smallest, recipe, seed, PRESET_SETTINGS.get(preset))
+    if samples is None:
+        samples = max(LEAST_CONVERSATIONS, compared_samples(notebook_config(preset))[0])
+    config = notebook_config(preset, samples, recipe, seed, PRESET_SETTINGS.get(preset))
     validation = max(LEAST_CONVERSATIONS, config.data.validation_samples)
     return config.replace({"data.validation_samples": validation})
 

@@ -14,6 +14,7 @@ from ..files import digest, read_json
 from ..progress import counted, say
 from ..runs.config import ExperimentConfig
 from ..runs.configure import configure
+from ..runs.plugins import HOOKS
 from ..runs.run_folder import run_folder_of
 
 Settings = dict[str, Any]
@@ -47,7 +48,7 @@ def points_around(
     """Make grid points of `{name: settings on top of base}` for each seed; None is the base's own seed."""
     return [
         GridPoint(name, base.replace({**settings, "runtime.seed": seed}))
-        for seed in seeds or [base.runtime.seed]
+        for seed in dict.fromkeys(seeds or [base.runtime.seed])
         for name, settings in variants.items()
     ]
 
@@ -62,7 +63,7 @@ def asked_for(file: Path | None, options: Mapping[str, Any], settings: Settings)
     if file is None:
         variants = grid(named["recipe"], named["grid"])
         return {**named, "recipe": None, "settings": settings, "variants": variants}
-    if given := [name for name, value in {**named, "set": settings}.items() if value]:
+    if given := [name for name in (*named, "data", "set", *HOOKS) if options.get(name)]:
         raise UserError(f"--{given[0]} does not go with --protocol; write it into {file}.")
     return read_protocol(file)
 
@@ -146,8 +147,8 @@ def grid_points(protocol: Settings, tell: Callable[[str], None] = say) -> list[G
         try:
             settings = {**shared, **common, **(protocol["variants"][name].get("settings") or {})}
             config = configure(preset, variant["recipe"], None, settings, lambda _: None)
-            for count in variant["samples"] or [config.data.samples]:
-                for place, seed in enumerate(variant["seeds"] or [config.runtime.seed]):
+            for count in dict.fromkeys(variant["samples"] or [config.data.samples]):
+                for place, seed in enumerate(dict.fromkeys(variant["seeds"] or [config.runtime.seed])):
                     own = config.replace({"data.samples": count, "runtime.seed": seed})
                     placed.append((count, place, GridPoint(name, own)))
         except UserError as error:

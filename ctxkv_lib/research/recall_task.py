@@ -1,6 +1,5 @@
 """Multi-query associative recall: accuracy of a key's value, by distance."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +20,12 @@ from .repeated_pairs import since_last
 MOST = 4096  # answers that are scored
 
 
-def of_run(config: ExperimentConfig, folder: RunFolder, model: Callable[[], ContextKV]) -> dict[str, Any]:
+def of_run(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
     """Compute `recall_task` of the summary on a run's validation stream."""
     tokenizer, window = load_tokenizer(config.data.tokenizer), config.data.recall_window
     keys = torch.tensor([tokenizer.encode(f" {key}")[0] for key in KEYS])
-    held_out = as_read(model(), load_cache(folder.caches, "val"), trained=False)
-    return {**recall_task(model(), held_out, keys, window), "values": pairs_in(window)}
+    held_out = as_read(model, load_cache(folder.caches, "val"), trained=False)
+    return {**recall_task(model, held_out, keys, window), "values": pairs_in(window)}
 
 
 def recall_task(model: ContextKV, cache: StreamCache, keys: Tensor, window: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Repeated text: test perplexity of tokens that form, with the one before, a pair of the recent text."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from ..runs.testing import test_scores, test_stream
 PAIRED_WITHIN = ModelConfig().context_window  # tokens back, in every run, so that runs can be compared
 
 
-def of_run(config: ExperimentConfig, _: RunFolder, model: Callable[[], ContextKV]) -> dict[str, Any]:
+def of_run(config: ExperimentConfig, _: RunFolder, model: ContextKV) -> dict[str, Any]:
     """Compute `repeated_pairs` of the summary, on the test split.
 
     Returns:
@@ -25,7 +24,7 @@ def of_run(config: ExperimentConfig, _: RunFolder, model: Callable[[], ContextKV
     """
     if (stream := test_stream(config)) is None:
         return {}
-    losses = test_scores(config, model(), stream)[0].cpu()
+    losses = test_scores(config, model, stream)[0].cpu()
     again = losses[since_last(pairs(stream.ids)) < min(PAIRED_WITHIN, len(losses))]
     return {"ppl": perplexity(again.mean().item()), "tokens": len(again)} if len(again) else {}
 

@@ -123,11 +123,18 @@ def _finished(point: GridPoint, root: Path) -> Run | None:
     with suppress(UserError):  # whatever is wrong with it: `run` will say so, or do it again
         found = load_run(point.folder(root))
         if found.config == point.config:
-            with suppress(UserError):  # its artefacts are dropped
-                if not set(measurements_of(point.config)) <= set(found.summary):
-                    found = measure(found)
-            return found
+            is_complete = set(measurements_of(point.config)) <= set(found.summary)
+            return found if is_complete else _measured(found)
     return None
+
+
+def _measured(found: Run) -> Run:
+    """Make the missing measurements of a finished run; if that fails, say so and leave it without them."""
+    try:
+        return measure(found)
+    except (UserError, RuntimeError) as problem:  # dropped artefacts, or an error of torch
+        notice(f"{found.path} is not measured: {problem}")
+        return found
 
 
 def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Entry:
@@ -139,7 +146,7 @@ def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Entry:
         listener({**metric, "run": str(point)})
 
     try:
-        done = _entry(point, root, "finished", run=measure(run(point.config, folder.path, named)))
+        done = _entry(point, root, "finished", run=_measured(run(point.config, folder.path, named)))
     except Diverged as problem:
         done = _entry(point, root, "diverged", str(problem))
     except UserError as problem:

@@ -1,5 +1,6 @@
 """Results of a sweep: one row per variant and sample count, n-gram baselines, power laws."""
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,19 +11,14 @@ import numpy as np
 from ..progress import counted
 from ..report.document import environment
 from ..report.tables import MISSING, at, distinct, literal, markdown_table, ppl, short, terminal_table, whole
+from ..views.study import BASELINES
 
 Entry = dict[str, Any]  # what `sweep.json` has of a grid point
 Results = dict[str, Any]  # all that it has
 LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
 SPLITS = ("val_ppl", "test_ppl")
 COUNTED = (*SPLITS, "test_conversations")  # of n-grams
-NGRAMS = {
-    "kneser_ney": "n-grams",
-    "kneser_ney_cache": "n-grams and cache",
-    "kneser_ney_caches": "n-grams and caches",
-    "kneser_ney_table_cache": "n-grams (table's text too) and cache",
-    "kneser_ney_table_caches": "n-grams (table's text too) and caches",
-}
+NGRAMS = {kind: name for kind, (name, _) in BASELINES.items()}
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
 MEASURED = {  # besides PPL, by the name that results have, from where in a summary
     "horizon": "probe.horizon",
@@ -130,11 +126,7 @@ def power_law(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
 
 def rounded(value: Any) -> Any:
     """Round all numbers to six digits, since studies are passed on."""
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return json.loads(json.dumps(value), parse_float=lambda number: float(f"{float(number):.6g}"))
 
 
 def format_sweep(results: Results) -> str:

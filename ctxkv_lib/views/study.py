@@ -38,13 +38,14 @@ from .axes import (
 SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}
 MARKERS = "osD^vPX"  # one more than colours, so that pairs of both repeat as late as possible
 VARIANTS = cycler(color=OKABE_ITO * len(MARKERS)) + cycler(marker=MARKERS * len(OKABE_ITO))
-COUNTED: dict[str, Any] = {  # line styles of n-gram baselines
-    "n-grams": "--",
-    "n-grams and cache": ":",
-    "n-grams and caches": "-",
-    "n-grams (table's text too) and cache": "-.",
-    "n-grams (table's text too) and caches": (0, (6, 1.5, 1, 1.5, 1, 1.5)),
+BASELINES: dict[str, tuple[str, Any]] = {  # name and line style of n-gram baselines
+    "kneser_ney": ("n-grams", "--"),
+    "kneser_ney_cache": ("n-grams and cache", ":"),
+    "kneser_ney_caches": ("n-grams and caches", "-"),
+    "kneser_ney_table_cache": ("n-grams (table's text too) and cache", "-."),
+    "kneser_ney_table_caches": ("n-grams (table's text too) and caches", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
 }
+STYLES = dict(BASELINES.values())
 REMEMBERED = {
     "horizon": "Memory span of contexts (tokens, R² > 0.01)",
     "mean_recall": "Decodability of the last 20 tokens' mean (R²)",
@@ -124,7 +125,7 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
         lines["first row"] = _settings(ax, known, next(iter(known)))
         for row in counted:
             if row[split]:
-                style = COUNTED[row["variant"]]
+                style = STYLES[row["variant"]]
                 lines[row["variant"]] = ax.axvline(row[split][0], color=INK, ls=style, lw=1.4)
         ax.set(xlabel=f"{SPLITS[split]} perplexity per token (lower is better)", ylabel="Variant")
     figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=3)
@@ -169,7 +170,7 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
         styles = iter(VARIANTS)
         for variant in dict.fromkeys(row["variant"] for row in results["rows"] if row[split]):
             rows = [row for row in results["rows"] if row["variant"] == variant and row[split]]
-            style = next(styles) if rows[0]["seeds"] else {"color": INK, "ls": COUNTED[variant], "lw": 1.6}
+            style = next(styles) if rows[0]["seeds"] else {"color": INK, "ls": STYLES[variant], "lw": 1.6}
             law = laws.get(variant)
             name = f"{variant}: {fitted} ~ tokens^{-law['exponent']:.2f}" if law else variant
             lines[name] = _line(ax, rows, split, wrapped(name), style)

@@ -224,6 +224,11 @@ def test_runs_lie_at_the_top_of_the_clone(monkeypatch, tmp_path):
     assert notebook.runs_root() == tmp_path / "elsewhere"
 
 
+def test_proposals_around_no_conversation_are_refused():
+    with pytest.raises(UserError, match=r"data\.samples is 0; allowed: 1 or more"):
+        proposals.base_config("ci", 0, None, None)
+
+
 @pytest.mark.parametrize("preset", ["colab", "offline", "ci"])
 def test_every_proposal_changes_one_thing(preset):
     base = proposals.base_config(preset, None, None, None)

@@ -21,7 +21,8 @@ BATCH, VOCABULARY, WIDTH, CONTEXT, SLOTS, INNER = 128, 50257, 24, 16, 4, 32  # s
 def measured(tmp_path_factory):
     """What `ctxkv bench --json` prints for a tiny model and known rates, and the folder it ran in."""
     folder = tmp_path_factory.mktemp("bench")
-    settings = [f"--set={key}={value}" for key, value in local_experiment(folder).items()]
+    asked = {**local_experiment(folder), "model.kv_method": "variable"}
+    settings = [f"--set={key}={value}" for key, value in asked.items()]
     printed = StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.chdir(folder)
@@ -98,6 +99,7 @@ def test_people_get_a_table_and_a_figure(measured):
     [
         (["--rounds=0"], "--rounds is 0; allowed: 1 or more"),
         (["--set=model.anchor=grid"], "The original has model.anchor=current only"),
+        (["--set=data.unigram=corpus"], "The original has data.unigram=none only"),
         (["--recipe=tuned"], "has no plug-in as block or attention or optimizer; bench measures"),
     ],
 )

@@ -8,13 +8,11 @@ import torch.nn.functional as F
 from conftest import SHAPES, TINY, tiny_ids
 
 from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.method.config import ModelConfig, Phase1Config, Phase2Config
-from ctxkv_lib.method.evaluation import evaluate, perplexity, token_scores
+from ctxkv_lib.method.config import ModelConfig, Phase1Config
+from ctxkv_lib.method.evaluation import token_scores
 from ctxkv_lib.method.model import ContextKV, Parts
-from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.research import mixers
 from ctxkv_lib.research.mixers import CausalAttention, EndToEnd, GRUMixer, NoContext, TokenBlock
-from ctxkv_lib.research.optimizer import OptimizerSettings, ScheduledAdamW
 from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock
 from ctxkv_lib.runs import rows
 from ctxkv_lib.runs.models import parameter_counts
@@ -87,15 +85,6 @@ def test_a_token_reaches_no_position_before_it_and_those_behind_as_far_as_it_sho
 def test_causal_attention_prefers_the_same_distances_as_attention_to_contexts():
     bias = tiny_model(CausalAttention, {"num_heads": 2}, slot_bias="nearest").attention.bias
     assert (bias > 0).nonzero().tolist() == [[0, 1], [1, 4]]
-
-
-def test_the_matrix_of_an_end_to_end_block_does_not_decay():
-    model = tiny_model(EndToEnd)
-    weights = {f"attention.{name}": weight for name, weight in model.attention.named_parameters()}
-    stepper = ScheduledAdamW(weights, Phase2Config(), 100, OptimizerSettings(decayed="matrices"))
-    decayed, _ = (group["params"] for group in stepper.optimizer.param_groups)
-    assert any(weight is model.attention.attention.attention.q.weight for weight in decayed)
-    assert not any(weight is model.attention.context_block.linear.weight for weight in decayed)
 
 
 def test_attention_can_train_on_the_chunks_that_mixers_train_on():
@@ -225,19 +214,6 @@ def test_the_context_of_a_token_is_its_embedding_and_attention_to_it_trains_as_m
         TokenBlock(256, 768)
     inputs = torch.randn(5, 24)
     assert torch.equal(TokenBlock(24, 24)(torch.randn(5, 24), inputs), inputs)
-
-
-@pytest.mark.parametrize("kind", MIXERS)
-def test_training_lowers_the_loss_and_the_best_epoch_is_kept(kind):
-    model, ids = tiny_model(kind), tiny_ids(40).repeat(12)  # what repeats can be learnt
-    train, validation = stream(model, ids, True), stream(model, ids[:80])
-    before = perplexity(evaluate(model, validation)[0])
-    result = train_attention(
-        model, train, validation, Phase2Config(max_epochs=2, batch_size=64, learning_rate=3e-3), seed=1
-    )
-    best = min(epoch["val_ppl"] for epoch in result.epochs)
-    assert best < 0.8 * before
-    assert perplexity(evaluate(model, validation)[0]) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("kind", MIXERS)

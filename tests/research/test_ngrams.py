@@ -96,16 +96,8 @@ def test_counts_too_few_for_the_formula_take_fixed_discounts():
     assert all(np.isfinite(p).all() and (p > 0).all() for p in tiny.values())
 
 
-def test_the_cache_counts_the_window_before_each_token():
-    ids, window = stream(200), 30
-    shares = recent_shares(ids, window)
-    for at in range(1, len(ids)):
-        before = ids[max(0, at - window) : at]
-        assert shares[at - 1] == (before == ids[at]).mean()
-
-
-@pytest.mark.parametrize("order", [2, 3])
-def test_the_cache_of_longer_ngrams_counts_what_followed_the_same_history(order):
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_cache_counts_what_followed_the_same_history_in_the_window_before_each_token(order):
     ids, window = stream(200), 30
     shares = recent_shares(ids, window, order)
     for at in range(1, len(ids)):

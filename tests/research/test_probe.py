@@ -1,9 +1,12 @@
 """The probe of a run: the blocks it compares, and the distances."""
 
+import math
+
 import pytest
 import torch
 from conftest import tiny_model
 
+from ctxkv_lib.research import probe as module
 from ctxkv_lib.research.probe import distances, probe, untrained_block
 from ctxkv_lib.runs.run_folder import RunFolder
 
@@ -14,6 +17,15 @@ def test_a_run_is_probed_beside_untrained_blocks(trained):
     for block in (found, *found["fresh"].values()):
         assert [row["distance"] for row in block["recall"]] == distances(3, 12)
         assert 0 <= block["coverage"] <= 1
+
+
+def test_distances_end_halfway_through_the_tokens_that_are_read(trained, monkeypatch):
+    """Here all of them are one interval."""
+    monkeypatch.setattr(module, "ROWS", {"train": 40, "val": 12})
+    config = trained.run.config.replace({"model.interval": 12, "model.max_contexts": 1})
+    found = probe(config, RunFolder(trained.run.path), trained.model)
+    assert [row["distance"] for row in found["recall"]] == [*range(7)]
+    assert math.isfinite(found["mean_recall"])
 
 
 def test_distances_reach_through_the_window():

@@ -20,8 +20,8 @@ def test_options_make_every_combination_small_counts_and_first_seeds_first():
     options = {
         "preset": "offline",
         "recipe": ["exact", "published"],
-        "samples": [50, 10],
-        "seeds": [7, 3],
+        "samples": [50, 10, 50],
+        "seeds": [7, 3, 7],
         "grid": ["phase2.weight_decay=0.01, 0.3"],
     }
     points = grid_points(asked_for(None, options, {"phase2.patience": "2"}))
@@ -97,6 +97,8 @@ def test_a_protocol_of_another_form_is_refused_in_a_sentence(tmp_path, values, s
         (["--protocol", "none.json"], "none.json is not a file"),
         (["--protocol", "none.json", "--seeds", "1"], "--seeds does not go with --protocol"),
         (["--protocol", "none.json", "--set", "a.b=1"], "--set does not go with --protocol"),
+        (["--protocol", "none.json", "--data", "chats.jsonl"], "--data does not go with --protocol"),
+        (["--protocol", "none.json", "--block", "a:B"], "--block does not go with --protocol"),
         (["--preset", "offline", "--samples", "999999"], "999999"),
     ],
 )

@@ -64,6 +64,18 @@ def test_failing_and_diverging_runs_are_recorded_and_the_others_go_on(points, tm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("problem", [RuntimeError("of shapes"), UserError("of memory")])
+def test_a_run_that_cannot_be_measured_is_finished(points, tmp_path, monkeypatch, capsys, problem):
+    def failing(_):
+        raise problem
+
+    monkeypatch.setattr(module, "measure", failing)
+    for _ in range(2):
+        assert states(sweep(points(), tmp_path, tmp_path / "out", keep=True)) == [("plain", "finished")]
+        assert f"is not measured: {problem}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_where_it_was(points, tmp_path, monkeypatch):
     asked, out, began = points(1, 2, 3), tmp_path / "out", []
 

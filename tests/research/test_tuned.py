@@ -100,22 +100,34 @@ def test_without_settings_a_block_is_the_published_one():
 
 
 @pytest.mark.parametrize(
-    ("settings", "shapes", "sentence"),
+    ("block", "shapes", "attention", "sentence"),
     [
-        ({"longest_mean": 3}, (16, 24), r"block\.longest_mean is 3; allowed: 0, or 4 or more\."),
-        ({"last_tokens": 1}, (16, 24), r"block\.last_tokens is 1; allowed: 0, or 2 or more\."),
+        ({"longest_mean": 3}, {}, {}, r"block\.longest_mean is 3; allowed: 0, or 4 or more\."),
+        ({"last_tokens": 1}, {}, {}, r"block\.last_tokens is 1; allowed: 0, or 2 or more\."),
         (
             {"longest_mean": 9},
-            (25, 24),
+            {"context_dim": 25},
+            {},
             r"model\.context_dim is 25; allowed: at most model\.hidden_size \(24\) with block\.longest",
         ),
-        ({"last_tokens": 16}, (16, 24), r"block\.last_tokens is 16; allowed: 2 to 15 with these shapes\."),
-        ({"last_tokens": 2}, (50, 24), r"block\.last_tokens is 2; allowed: 3 to 49 with these shapes\."),
+        ({"last_tokens": 16}, {}, {}, r"block\.last_tokens is 16; allowed: 2 to 15 with these shapes\."),
+        (
+            {"last_tokens": 2},
+            {"context_dim": 50},
+            {},
+            r"block\.last_tokens is 2; allowed: 3 to 49 with these shapes\.",
+        ),
+        (
+            {},
+            {"anchor": "grid"},
+            {"slots": "geometric"},
+            r"model\.anchor is 'grid'; allowed: current with attention",
+        ),
     ],
 )
-def test_a_block_refuses_settings_in_a_sentence(settings, shapes, sentence):
+def test_plug_ins_refuse_settings_in_a_sentence(block, shapes, attention, sentence):
     with pytest.raises(ValueError, match=sentence):
-        structured_block(*shapes, **settings)
+        tiny_model(block, shapes, **attention)
 
 
 def shift_register(streams):
@@ -292,22 +304,6 @@ def test_the_window_has_the_slots_of_the_attention():
     assert geometric_offsets(ModelConfig())[:16] == [*range(14), 16, 20]
     assert tiny_model(slots="geometric").window.offsets == [0, 1, 3, 9]
     assert tiny_model().window.offsets == [0, 3, 6, 9]
-
-
-@pytest.mark.parametrize(
-    ("shapes", "settings", "sentence"),
-    [
-        (
-            {"anchor": "grid"},
-            {"slots": "geometric"},
-            r"model\.anchor is 'grid'; allowed: current with attention",
-        ),
-        ({}, {"slot_bias": "own"}, r"slot_bias is 'own'; allowed: none, learned, per_head, nearest\."),
-    ],
-)
-def test_attention_refuses_settings_in_a_sentence(shapes, settings, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        tiny_model(None, shapes, **settings)
 
 
 def settings_of(recipe, hook):
