@@ -51,7 +51,7 @@ def sweep(
 
     Returns:
         `sweep.json`. The `state` of an entry is "waiting", "finished", "diverged", which would happen again,
-        or "failed", which is tried again; its `error` says why.
+        or "failed", which is tried again; its `error` says why. One that waits has no `folder` and `config`.
 
     Raises:
         UserError: before anything is computed, if `hours` is no number of 0 or more, there are fewer
@@ -97,7 +97,7 @@ def _entries(path: Path) -> dict[str, Entry]:
         results = read_json(path)
         entries = [{"ngrams": results["ngrams"].get(str(e["samples"]), {}), **e} for e in results["cells"]]
         sweep_document(summarize(results["variants"], entries))  # all that the results are written from
-        return {entry["config"]: entry for entry in entries}
+        return {entry["config"]: entry for entry in entries if entry["state"] != "waiting"}
     except FileNotFoundError:
         return {}
     except (ValueError, LookupError, TypeError, AttributeError, TemplateError):
