@@ -51,10 +51,11 @@ def join(device: "torch.device") -> None:
     if world_size() == 1 or distributed.is_initialized():
         return
     if device.type == "cuda":
-        here, most = int(os.environ.get("LOCAL_WORLD_SIZE", world_size())), torch.cuda.device_count()
-        if here > most:  # which every process finds, so that the first can say it
+        place, most = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", place + 1))
+        if here > most:  # which every process finds if the launcher says how many there are
             raise UserError(f"{here} processes, but {most} GPUs: start one for each GPU.")
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
     atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group())

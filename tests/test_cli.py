@@ -206,10 +206,11 @@ def test_other_errors_are_not_taken_for_memory(tmp_path, tiny_settings, monkeypa
 
 
 @pytest.mark.parametrize("line", ["run --samples many", "run --out ", "probe run --lang xx"])
-def test_a_wrong_value_is_refused_by_the_parser(line):
+def test_a_wrong_value_is_refused_by_the_parser(line, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(line.split(" "))
     assert stopped.value.code == 2
+    assert "unrecognized" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def _table(path: Path) -> Records:
     reader = csv.DictReader(chain([names], lines), delimiter=separator)
     try:
         for record in reader:
-            if None in record:
+            if any(record.get(None) or ()):
                 raise UserError(
                     f"{path}, line {reader.line_num} has more cells than the header; put texts with the "
                     "separator in quotes."

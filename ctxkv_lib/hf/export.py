@@ -58,11 +58,10 @@ def source_file(part: Any) -> Path:
     if Path(file).stem in {name for names in FILES.values() for name in names} and Path(file).parent != HERE:
         raise ValueError(f"{file} is named like a file of the model itself; rename it")
     installed = {*sys.stdlib_module_names, *packages_distributions(), "ctxkv_lib"}
-    for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
-        if missing := _absolute(node) - installed:
-            raise ValueError(
-                f"{file} imports {min(missing)}, which is no installed package; copy its code there"
-            )
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    if missing := _needed(tree) - installed:
+        raise ValueError(f"{file} imports {min(missing)}, which is no installed package; copy its code there")
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ctxkv_lib")):
             line = f"from {'.' * node.level}{node.module or ''}."
             if not PACKAGE.match(line) and Path(file).parent != HERE:
@@ -70,9 +69,11 @@ def source_file(part: Any) -> Path:
     return Path(file)
 
 
-def _absolute(node: ast.AST) -> set[str]:
-    """Return the top-level packages that a piece of code imports by their own names."""
+def _needed(node: ast.AST) -> set[str]:
+    """Return the top-level packages that code imports by their own names, whatever else is there."""
     names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
     if isinstance(node, ast.ImportFrom) and not node.level and node.module:
         names = [node.module]
-    return {name.partition(".")[0] for name in names}
+    if isinstance(node, ast.Try | ast.If):  # it can do without, or only a type checker reads it
+        return set()
+    return {name.partition(".")[0] for name in names}.union(*map(_needed, ast.iter_child_nodes(node)))

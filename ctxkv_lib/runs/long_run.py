@@ -166,14 +166,13 @@ class LongRun(Loop):
 
     def _save(self, state: State) -> None:
         assert self.checkpoint is not None
-        tensors, draws = _tensors(state), f"draws/{self.device.type}"
+        tensors = {**_tensors(state), f"draws/{self.device.type}": random_state(self.device)}
         for name, weight in state.weights.items():
             slots = state.optimizer.state[weight].items()
             tensors |= {f"adam/{name}/{slot}": value for slot, value in slots}
         if isinstance(state, Phase1State):
-            tensors[draws] = state.generator.get_state()
+            tensors[f"noise/{self.device.type}"] = state.generator.get_state()
         else:
-            tensors[draws] = random_state(self.device)
             tensors |= {f"best/{name}": value for name, value in state.best.items()}
         progress = {name: getattr(state, name) for name in PROGRESS if hasattr(state, name)}
         self.checkpoint.save(tensors, progress)
@@ -201,10 +200,10 @@ class LongRun(Loop):
                 return  # an epoch begins with draws of its own
         if draws is None:
             say("The training was begun on another device: random draws continue differently here.")
-        elif isinstance(state, Phase1State):
-            state.generator.set_state(draws)
-        else:
-            set_random_state(self.device, draws)
+            return
+        set_random_state(self.device, draws)
+        if isinstance(state, Phase1State):
+            state.generator.set_state(tensors[f"noise/{self.device.type}"])
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:

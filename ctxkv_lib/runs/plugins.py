@@ -14,8 +14,10 @@ import linecache
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -30,8 +32,10 @@ OWN = "ctxkv_lib."
 FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
 METHOD_IMPORTS = {"ctxkv_lib", "torch", "numpy", "psutil", *sys.stdlib_module_names}
 WRAPPERS = (property, staticmethod, classmethod)
-PLAIN = bool | int | float | str  # values that keys cover
+PLAIN = bool | int | float | str | tuple  # values of `method/` that keys cover
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
+# Methods that change what a name holds.
+CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "clear"}
 given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name, and by name and source
 
 
@@ -105,9 +109,7 @@ def loaded(plugin: PlugIn) -> Any:
     Raises:
         UserError: it is gone, or was changed.
     """
-    if passed := given.get(plugin.name + plugin.source):
-        return passed
-    found = load(plugin.name)
+    found = given.get(plugin.name + plugin.source) or load(plugin.name)
     if _source_digest(found) != plugin.source:
         raise UserError(
             f"The source of {plugin.name} is not what the run was made with; restore it, or make a new run."
@@ -127,7 +129,7 @@ def _source_digest(part: Any) -> str:
     if part.__module__.startswith(OWN):
         return ""
     try:
-        source = "".join(_sources(part, {}))
+        source = "".join(_sources(part, []))
     except (OSError, TypeError, SyntaxError):
         raise UserError(
             f"The source of {part.__qualname__} is not to be found; define it with def or class, in a file "
@@ -136,71 +138,94 @@ def _source_digest(part: Any) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
-def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
+def _sources(part: Any, seen: list[Any]) -> Iterator[str]:
     """Yield the source of a function or class, and what describes all that it uses.
 
-    Args:
-        seen: what is described already, by its id.
+    Of what is not installed, these are functions and classes with all that they use; of anything else, what
+    `_plain` says. Names that the code itself changes, as a list that it appends to, are left out.
     """
-    seen[id(part)] = part
+    seen.append(part)
     source = plain_source(_source(part))
     yield source
     scope = dict(vars(sys.modules[part.__module__]))
     for function in filter(inspect.isfunction, [part, *vars(part).values()]):
         scope |= inspect.getclosurevars(function).nonlocals
-    for name in sorted(_names(compile(source, "", "exec")) & scope.keys()):
-        yield from _described(scope[name], part, seen)
+    for name in sorted(_used(source)):
+        first, _, rest = name.partition(".")
+        value = scope.get(first, scope)  # where it is no name of the module, a builtin or a local of its own
+        if rest:
+            with suppress(AttributeError):
+                value = attrgetter(rest)(value) if inspect.ismodule(value) else scope
+        if value is scope or inspect.ismodule(value):
+            continue
+        if isinstance(value, functools.partial):
+            yield _plain([value.args, value.keywords])
+            value = value.func
+        if inspect.isroutine(value):
+            value = inspect.unwrap(value)
+        yield f"{name}={_plain(value)};"
+        is_code = inspect.isfunction(value) or inspect.isclass(value)
+        if is_code and not _is_installed(value) and not any(value is each for each in seen):
+            with suppress(OSError, TypeError, SyntaxError):  # as of a namedtuple, whose source is nowhere
+                yield from _sources(value, seen)
 
 
-def _described(value: Any, part: Any, seen: dict[int, Any]) -> Iterator[str]:
-    """Yield what describes a value that a part uses, by its source or its numbers.
+def _used(source: str) -> set[str]:
+    """Return the names, with dots where they are attributes, that code looks up outside itself."""
+    tree, found, changed = ast.parse(source), set(), set()
+    try:
+        names = _global_names(compile(source, "", "exec"))
+    except SyntaxError:  # `nonlocal` of a function around it
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=held, attr=attr) if attr in CHANGING:
+                changed.add(ast.unparse(held))
+                found.add(ast.unparse(node))
+            case ast.Subscript(value=held, ctx=ast.Store() | ast.Del()):
+                changed.add(ast.unparse(held))
+            case ast.Global(names=assigned):
+                changed.update(assigned)
+            case ast.Name() | ast.Attribute():
+                found.add(ast.unparse(node))
+    return {name for name in found - changed if name.partition(".")[0] in names}
 
-    Nothing of installed packages is followed, but for the one that `part` is in.
-    """
-    if isinstance(value, PLAIN):
-        yield f"{value!r};"
-    elif hasattr(value, "tolist") and not inspect.isclass(value):
-        yield f"{value.tolist()};"
-    elif id(value) not in seen:
-        seen[id(value)] = value
+
+def _global_names(code: CodeType) -> set[str]:
+    inner = (_global_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    own = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*inner)
+
+
+def _plain(value: Any) -> str:
+    """Describe a value: containers by what they hold, arrays by their bytes, code by its name."""
+    try:
         if isinstance(value, dict):
-            value = [*value.items()]
-        if isinstance(value, list | tuple | set | frozenset):
-            for each in sorted(value, key=repr) if isinstance(value, set | frozenset) else value:
-                yield from _described(each, part, seen)
-        elif isinstance(value, functools.partial):
-            yield from _described([value.func, value.args, value.keywords], part, seen)
-        elif hasattr(value, "__wrapped__"):
-            yield from _described(value.__wrapped__, part, seen)
-        elif not _is_followed(value, part):
-            return
-        elif inspect.isfunction(value) or inspect.isclass(value):
-            yield from _sources(value, seen)
-        elif inspect.ismodule(value):
-            names = sorted(name for name in vars(value) if not name.startswith("__"))
-            yield from _described([getattr(value, name) for name in names], part, seen)
-        elif hasattr(value, "__dict__"):
-            yield from _described([type(value), vars(value)], part, seen)
+            return "{" + ",".join(f"{_plain(key)}:{_plain(each)}" for key, each in value.items()) + "}"
+        if isinstance(value, list | tuple):
+            return "[" + ",".join(map(_plain, value)) + "]"
+        if isinstance(value, set | frozenset):
+            return "{" + ",".join(sorted(map(_plain, value))) + "}"
+        if type(value).__name__ in ("Tensor", "Parameter", "ndarray"):
+            array = value if type(value).__name__ == "ndarray" else value.detach().cpu().contiguous().numpy()
+            return f"{value.dtype}{[*value.shape]}{hashlib.sha256(array.tobytes()).hexdigest()}"
+        if inspect.isroutine(value) or inspect.isclass(value):
+            return f"{value.__module__}.{value.__qualname__}"
+        text = repr(value)
+    except Exception:  # whatever an object of the user raises
+        text = " at 0x"
+    return type(value).__qualname__ if " at 0x" in text else text
 
 
-def _is_followed(value: Any, part: Any) -> bool:
-    """Return whether a value is of the part's own package, or of a file or notebook that is not installed."""
-    name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None) or "builtins"
-    file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
-    top = name.partition(".")[0]
-    is_installed = top in (OWN[:-1], *sys.stdlib_module_names) or {*file.parts} & INSTALLED
-    return top == _top_package(part) or not is_installed
+def _is_installed(part: Any) -> bool:
+    """Return whether a function or class is of Python, of this package, or of an installed one."""
+    file = Path(getattr(sys.modules.get(part.__module__), "__file__", None) or "")
+    top = _top_package(part)
+    return top in (OWN[:-1], *sys.stdlib_module_names) or bool({*file.parts} & INSTALLED)
 
 
 def _top_package(part: Any) -> str:
     return part.__module__.partition(".")[0]
-
-
-def _names(code: CodeType) -> set[str]:
-    """Return the names that code looks up outside itself."""
-    inner = (_names(each) for each in code.co_consts if isinstance(each, CodeType))
-    own = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return own.union(*inner)
 
 
 def _source(part: Any) -> str:
@@ -233,9 +258,8 @@ def _patched_source() -> str:
         places: list[Any] = [module, *(each for each in classes if each.__module__ == module.__name__)]
         for place in places:
             for key, value in vars(place).items():
-                if isinstance(value, PLAIN | tuple) and not key.startswith(
-                    "_"
-                ):  # which Python adds to classes
+                is_private = key.startswith("_")  # as what Python adds to classes
+                if isinstance(value, PLAIN) and not is_private:
                     found += f"{place.__name__}.{key}={value!r};"
                 for part in _foreign(value):
                     found += f"{place.__name__}.{key}={_source_digest(part)};"

@@ -138,9 +138,11 @@ class RunFolder:
             is_other = self._refuse_other(config, records)
         is_other = is_other or (records is not None and records.code != code)
         if is_other and records and "results" in records.stages and not again:
+            is_of_a_cell = any(plugin.name.startswith("__main__:") for plugin in config.plugins.values())
+            cure = "again=True" if is_of_a_cell else f"`{run_command(config, self.path)} --again`"
             raise UserError(
                 f"{self.path} holds a finished result of other code, which is kept; name another folder "
-                f"with --out, or replace it with `{run_command(config, self.path)} --again`."
+                f"with --out, or replace it with {cure}."
             )
         return Records(self.path, config.to_dict(), code, records.stages if records else {})
 

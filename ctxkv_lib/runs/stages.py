@@ -119,8 +119,8 @@ def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
         built(optimizer) if optimizer else Stepper,
         work.loop("Phase 2", Checkpoint(folder.phase2_checkpoint, key)),
     )
-    layer = ("attention.", "feed_forward.")  # with buffers that it may have drawn
-    trained = {name: each for name, each in model.state_dict().items() if name.startswith(layer)}
+    drawn = {f"attention.{name}": each.clone() for name, each in model.attention.named_buffers()}
+    trained = {**drawn, **model.trained_weights()}
     ranks.on_rank_0(lambda: write_tensors(folder.attention, trained))
     summary = {
         "parameters": parameter_counts(model),

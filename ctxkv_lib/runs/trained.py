@@ -13,6 +13,7 @@ from ..data.tokens import load_tokenizer
 from ..errors import UserError, memory_advice, values_of_user
 from ..hf import inference
 from ..hf.modeling import ContextKVForCausalLM
+from ..hf.plugins import NAMED
 from ..method.model import ContextKV
 from ..progress import stage, transformers_bars_hidden
 from .config import ExperimentConfig
@@ -56,7 +57,8 @@ def load_trained(
         return model.to(device), load_tokenizer(run.config.data.tokenizer)  # type: ignore[arg-type]
     refuse_damaged(run.path, "model")
     for hook in run.config.plugins.keys() & {"block", "attention"}:
-        loaded(run.config.plugins[hook])  # refuses another class of the same name
+        plugin = run.config.plugins[hook]
+        NAMED[plugin.name] = loaded(plugin)  # which refuses another class of the same name
     with transformers_bars_hidden():
         model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
     return model.to(device), AutoTokenizer.from_pretrained(folder)
@@ -139,7 +141,6 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
         UserError: a mixer without token-by-token inference, or a plug-in that cannot be exported.
     """
     from ..hf.export import source_file
-    from ..hf.plugins import NAMED
 
     mixer = config.plugins.get("mixer")
     if mixer and not hasattr(loaded(mixer), "served"):

@@ -90,7 +90,7 @@ def singular_values(contexts: Tensor) -> Tensor:
 @torch.no_grad()
 def untrained_contexts(model: ContextKV, cache: StreamCache, shape: ModelConfig, passes: int) -> Tensor:
     """Compute contexts with an untrained ContextBlock: `[n, context_dim]` of a stream after some passes."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(0)
         block = ContextBlock(shape.context_dim, shape.hidden_size).to(model.device)
     embeddings, tokens = distinct_rows(model, cache.ids[:-1])

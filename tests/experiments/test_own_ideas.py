@@ -4,6 +4,8 @@ import functools
 import importlib
 import json
 import linecache
+import pathlib
+import subprocess
 import sys
 import types
 
@@ -23,7 +25,7 @@ from ctxkv_lib.runs import contexts, stages
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.differences import run_names
-from ctxkv_lib.runs.plugins import code_key
+from ctxkv_lib.runs.plugins import code_key, loaded
 from ctxkv_lib.runs.run_folder import run_folder_of
 from ctxkv_lib.runs.trained import generate_text, load_model, load_trained
 from ctxkv_lib.runs.work import Work
@@ -184,7 +186,9 @@ def of_size(factor):
 
 def test_classes_of_one_function_are_plug_ins_of_their_own(config, tmp_path):
     """The second does not take the place of the first, and text is generated with what was trained."""
-    first, second = (config.replace({"block": of_size(factor)}) for factor in (0.5, 0.9))
+    parts = [of_size(factor) for factor in (0.5, 0.9)]
+    first, second = (config.replace({"block": part}) for part in parts)
+    assert [loaded(each.plugins["block"]) for each in (first, second)] == parts
     assert run_folder_of(first) != run_folder_of(second)
     made = run(first, tmp_path / "run")
     assert generate_text(made, "a", max_new_tokens=1).startswith("a")
@@ -200,11 +204,21 @@ def cell(source, number):
 
 
 CELL = """
+from collections import namedtuple
 from functools import cache, partial
-from operator import mul
+from operator import add, mul
 import torch
+import torch.nn.functional as F
 from torch import nn
+Pair = namedtuple('Pair', 'first second')
+PAIR = Pair((1, 2), {'first': F.gelu})
 MORE = 1
+SEEN = []
+STARTED = 1
+class Odd:
+    def __getattr__(self, name):
+        return self
+ODD = Odd()
 WEIGHT = 2.0
 SETTINGS = {'scale': 1.0, 'parts': [torch.tensor([1.0, 1.0])]}
 times = partial(mul, 3)
@@ -219,6 +233,9 @@ class Block(nn.Module):
         super().__init__()
         self.new = nn.Linear(hidden_size, context_dim)
     def forward(self, contexts, inputs):
+        global STARTED
+        STARTED += 1
+        SEEN.append(len(PAIR) + (ODD is None))
         helper_of = helper
         return times(scale() * helper_of(contexts + WEIGHT * self.new(inputs)))  # bounded
 """
@@ -235,7 +252,12 @@ class Block(nn.Module):
         ("'scale': 1.0", "'scale': 0.5", False),
         ("tensor([1.0", "tensor([2.0", False),
         ("mul, 3", "mul, 4", False),
+        ("mul, 3", "add, 3", False),
+        ("(1, 2)", "(1, 3)", False),
+        ("'first': F.gelu", "'first': F.relu", False),
         ("MORE = 1", "MORE = 2", True),
+        ("SEEN = []", "SEEN = [1.0]", True),
+        ("STARTED = 1", "STARTED = 2", True),
     ],
 )
 def test_the_folder_of_an_idea_depends_on_its_code_and_on_what_that_uses(
@@ -367,6 +389,8 @@ class Nothing(nn.Module):
 
 
 class Mixed(nn.Module):
+    history = 2
+
     def __init__(self, config):
         super().__init__()
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
@@ -406,13 +430,20 @@ class Ahead(Mixed):
             r"Training changes the buffer attention.scale.running_mean, which is not",
         ),
         ("attention", Nothing, r"Phase 2 has no weights to train; give attention or mixer a parameter\."),
-        ("mixer", Narrow, r"Narrow returned a tensor of shape \[2, 5, 23\]; .* of shape \[2, 3, 24\]\."),
+        ("mixer", Narrow, r"Narrow returned a tensor of shape \[2, 5, 23\]; .* of shape \[2, 5, 24\]\."),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is(config, tmp_path, hook, part, said):
     with pytest.raises(UserError, match=said):
         run(config, tmp_path / "run", **{hook: part})
     assert not (tmp_path / "run").exists()
+
+
+def test_which_modules_are_loaded_makes_no_other_code():
+    for file in pathlib.Path(model.__file__).parent.glob("*.py"):
+        importlib.import_module(f"ctxkv_lib.method.{file.stem}")
+    fresh = [sys.executable, "-c", "from ctxkv_lib.runs.plugins import code_key; print(code_key())"]
+    assert subprocess.check_output(fresh, text=True).strip() == code_key()
 
 
 def without_spread(contexts, centroid_weight, scale=1.0):

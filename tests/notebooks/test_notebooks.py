@@ -238,6 +238,10 @@ def test_every_proposal_changes_one_thing(preset):
         ((key, value),) = settings.items()
         assert base.replace(settings) != base, key
         assert base.replace({key: value}).data.validation_samples >= 10
+    assert {key for settings in variants.values() for key in settings} == {
+        *("model.interval", "model.max_contexts", "model.attention_dropout", "model.kv_method"),
+        *("data.samples", "phase2.weight_decay"),
+    }
 
 
 def test_05_shows_the_committed_results_of_the_study(monkeypatch):

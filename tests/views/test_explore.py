@@ -25,7 +25,7 @@ def test_passes_come_closer_to_the_exact_contexts(trained):
 def test_untrained_contexts_leave_the_random_numbers_of_the_reader_alone(trained):
     cache, before = trained.caches["val"], torch.get_rng_state()
     contexts = explore.untrained_contexts(trained.model, cache, trained.run.config.model, passes=2)
-    assert contexts.shape == (len(cache), 16)
+    assert (contexts - cache.contexts[1:]).abs().max() > 0.1  # which are those of the trained block
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -159,9 +159,12 @@ def test_the_bar_shows_how_far_a_loop_is_and_the_time_left(live, clock):
     assert "[00:10&lt;00:10" in live.bar.value
 
 
-def test_labels_are_on_the_page(live, epochs):
-    live(epochs[500][0])
+def test_ticks_are_whole_epochs_and_labels_are_on_the_page(live, epochs):
+    for metric in epochs[500][:2]:
+        live(metric)
+    live.finish()
     (ax,) = live.figure.axes
+    assert [tick for tick in ax.get_xticks() if 1 <= tick <= 2] == [1, 2]
     page = live.figure.bbox
     for label in (*ax.get_yticklabels(), ax.yaxis.label):
         assert page.x0 <= label.get_window_extent().x0, label

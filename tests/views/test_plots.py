@@ -31,6 +31,7 @@ def test_it_redraws_what_its_controls_say(runs):
     assert line(ax, "500 samples: best epoch").get_xydata().tolist() == [[3, EPOCHS[500][2][1]]]
     assert line(ax, "500 samples: early stop").get_xydata().tolist() == [[6, EPOCHS[500][5][1]]]
     colour = line(ax, "500 samples: validation").get_color()
+    assert [slider.description for slider in (runs.epochs, runs.epoch)] == ["Epochs", "Values at"]
     before = runs.page.value
 
     runs.log_scale.value = False
