@@ -142,6 +142,24 @@ def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits):
     assert f"{-apart[0]:.0f}%" in README
 
 
+def test_what_other_blocks_gain_is_what_was_measured():
+    page = " ".join(STUDY[STUDY.index("(`phase1`)") : STUDY.index("(`levers`)")].split())
+
+    def compared(name, base):
+        (own, tokens), (theirs, _) = (losses(PARTS["phase1"], 50, variant) for variant in (name, base))
+        assert len(own) == len(theirs) == 3
+        return difference(own, theirs, tokens)
+
+    for name in ("untrained", "predictive"):
+        change, low, high = compared(name, "OACD")
+        assert low < 0 < high
+        assert f"changes by {change:.1f}% ({low:.1f}% to {high:.1f}%). The interval includes zero" in page
+    change, low, high = (f"{-percent:.1f}%" for percent in compared("predictive", "gated, untrained"))
+    assert f"{change} lower than with the same block untrained ({high} to {low})" in page
+    one, alone = (mean(row("phase1", 50, name)["test_ppl"]) for name in ("predictive and OACD", "predictive"))
+    assert f"{one:.1f} (one seed), compared with {alone:.1f} without" in page
+
+
 def test_what_is_held_and_used_is_what_was_measured():
     page = " ".join(STUDY[STUDY.index("(`evidence`)") : STUDY.index("(`cache`)")].split())
     held = [evidence.held(run) for run in EVIDENCE["runs"] if run["recipe"] == "tuned"]

@@ -51,7 +51,7 @@ def sweep(
 
     Returns:
         `sweep.json`. The `state` of an entry is "waiting", "finished", "diverged", which would happen again,
-        or "failed", which is tried again; its `error` says why. One that waits has no `folder` and `config`.
+        or "failed", which is tried again; its `error` says why. The file has none of those that wait.
 
     Raises:
         UserError: before anything is computed, if `hours` is no number of 0 or more, there are fewer
@@ -97,7 +97,7 @@ def _entries(path: Path) -> dict[str, Entry]:
         results = read_json(path)
         entries = [{"ngrams": results["ngrams"].get(str(e["samples"]), {}), **e} for e in results["cells"]]
         sweep_document(summarize(results["variants"], entries))  # all that the results are written from
-        return {entry["config"]: entry for entry in entries if entry["state"] != "waiting"}
+        return {entry["config"]: entry for entry in entries}
     except FileNotFoundError:
         return {}
     except (ValueError, LookupError, TypeError, AttributeError, TemplateError):
@@ -189,7 +189,8 @@ def _write(out: Path, points: Sequence[GridPoint], entries: Sequence[Entry]) -> 
         named = {"preset": point.config.preset, "recipe": point.config.recipe}
         variants[point.variant] = {**named, "settings": settings}
     results = summarize(variants, entries)
-    write_rows_json(out / "sweep.json", results)
+    done = [entry for entry in results["cells"] if entry["state"] != "waiting"]
+    write_rows_json(out / "sweep.json", {**results, "cells": done})
     write_text(out / "sweep.md", sweep_document(results))
     if results["rows"]:
         save(sweep_figure(results), out / "sweep.png")

@@ -20,7 +20,6 @@ SPLITS = ("val_ppl", "test_ppl")
 COUNTED = (*SPLITS, "test_conversations")  # of n-grams
 NGRAMS = {kind: name for kind, (name, _) in BASELINES.items()}
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
-LEFT_OUT = {"waiting": ("folder", "config")}  # of an entry's fields, by its state
 MEASURED = {  # besides PPL, by the name that results have, from where in a summary
     "horizon": "probe.horizon",
     "coverage": "probe.coverage",
@@ -76,10 +75,7 @@ def summarize(variants: dict[str, Any], entries: Sequence[Entry]) -> Results:
             rows.append({"variant": NGRAMS[kind], **common, "seeds": [], **ppls})
     return {
         "variants": variants,
-        "cells": [
-            {key: entry[key] for key in entry if key not in ("ngrams", *LEFT_OUT.get(entry["state"], ()))}
-            for entry in entries
-        ],
+        "cells": [{key: entry[key] for key in entry if key != "ngrams"} for entry in entries],
         "ngrams": ngrams,
         "rows": rounded(rows),
         "power_laws": rounded(_power_laws(rows)),

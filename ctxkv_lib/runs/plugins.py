@@ -193,7 +193,8 @@ def _used(source: str) -> set[str]:
 
 def _global_names(code: CodeType) -> set[str]:
     inner = (_global_names(each) for each in code.co_consts if isinstance(each, CodeType))
-    own = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    loads = (each for each in dis.get_instructions(code) if each.opname.startswith("LOAD"))
+    own = {each.argval for each in loads if "GLOBAL" in each.opname or "NAME" in each.opname}
     return own.union(*inner)
 
 

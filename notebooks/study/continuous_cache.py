@@ -109,7 +109,7 @@ def measured(path: str) -> dict[str, Any]:
             "val_ppl": round(perplexity(grid[factor, weight]), 4),
             "test_ppl": round(perplexity(test.mean().item()), 4),
             "test_conversations": [
-                [len(part), round(part.mean().item(), 6)] for part in by_conversation(test, stream.starts)
+                [len(part), round(part.mean().item(), 4)] for part in by_conversation(test, stream.starts)
             ],
         }
     mixer = config.plugins.get("mixer")

@@ -103,7 +103,8 @@ def rise(changed: Losses, base: Losses, tokens: Losses) -> tuple[float, float, f
 def beside(results: dict[str, Any], base: str) -> list[list[str]]:
     """List sample count, row, and its difference from `base` with its intervals, for all rows but `base`."""
     rows = []
-    for samples in sorted({cell["samples"] for cell in results["cells"] if "test_conversations" in cell}):
+    scored = [cell for cell in results["cells"] if "test_conversations" in cell]
+    for samples in sorted({cell["samples"] for cell in scored if cell["variant"] == base}):
         other, tokens = losses(results, samples, base)
         groups, apart = speaker_groups(len(tokens)), speakers_apart(len(tokens), samples)
         names = [row["variant"] for row in results["rows"] if row["samples"] == samples and row["seeds"]]

@@ -89,7 +89,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(points, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         sweep(asked, out, out)
     kept = read_json(out / "sweep.json")
-    assert [state for _, state in states(kept)] == ["finished", "waiting", "waiting"]
+    assert [state for _, state in states(kept)] == ["finished"]
     metrics = []
     results = sweep(asked, out, out, metrics.append)
     assert began == [1, 2, 2, 3]
@@ -198,10 +198,10 @@ def test_the_committed_studies_go_on_from_their_results(part, tmp_path, monkeypa
     points, out = grid_points(read_protocol(STUDY.parent / f"{part}.json"), lambda _: None), tmp_path / part
     shutil.copytree(STUDY / part, out)
     monkeypatch.setattr(module, "run", None)
-    kept = [entry["state"] for entry in read_json(out / "sweep.json")["cells"]]
+    kept = read_json(out / "sweep.json")["cells"]
     entries = sweep(points, tmp_path / "runs", out, hours=0)["cells"]
-    assert [entry["state"] for entry in entries] == kept
-    assert kept.count("finished") > 0
+    assert [entry for entry in entries if entry["state"] != "waiting"] == kept
+    assert kept
     for entry, point in zip(entries, points, strict=True):
         if entry["state"] == "finished":
             assert entry["trained"] == shapes(point.config)[0]["trainable_phase2"]
