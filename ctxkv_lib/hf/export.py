@@ -5,6 +5,7 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,8 @@ def source_file(part: Any) -> Path:
         raise ValueError(f"{part.__qualname__} is defined in a notebook or a function, not in a module")
     if Path(file).stem in {name for names in FILES.values() for name in names} and Path(file).parent != HERE:
         raise ValueError(f"{file} is named like a file of the model itself; rename it")
-    installed = {*sys.stdlib_module_names, *packages_distributions(), "ctxkv_lib"}
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-    if missing := _needed(tree) - installed:
+    if missing := _needed(tree) - _installed():
         raise ValueError(f"{file} imports {min(missing)}, which is no installed package; copy its code there")
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ctxkv_lib")):
@@ -67,6 +67,12 @@ def source_file(part: Any) -> Path:
             if not PACKAGE.match(line) and Path(file).parent != HERE:
                 raise ValueError(f"{file} imports {line[5:-1]}; allowed of this package: ctxkv_lib.method")
     return Path(file)
+
+
+@cache
+def _installed() -> set[str]:
+    """Return the top-level packages that any code can import here; it reads the files of all of them."""
+    return {*sys.stdlib_module_names, *packages_distributions(), "ctxkv_lib"}
 
 
 def _needed(node: ast.AST) -> set[str]:

@@ -68,12 +68,14 @@ class PlugIn:
                 raise UserError(
                     f"{part!r} is no plug-in; give a class or a function, or package.module:Name."
                 )
-            name, source = f"{part.__module__}:{part.__qualname__}", _source_digest(part)
-            given[name] = given[name + source] = part  # the second, if a loop makes others of the same name
+            name = f"{part.__module__}:{part.__qualname__}"
+            given[name] = part
             part = name
         found = load(part)
-        kind = settings_class(found)
-        return cls(part, _source_digest(found), dataclasses.asdict(kind()) if kind else {})
+        kind, source = settings_class(found), _source_digest(found)
+        if part in given:
+            given[part + source] = found  # stays, if a loop makes others of the same name
+        return cls(part, source, dataclasses.asdict(kind()) if kind else {})
 
 
 def settings_class(part: Any) -> Any:

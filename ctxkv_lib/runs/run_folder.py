@@ -136,7 +136,7 @@ class RunFolder:
             except DamagedFile as error:
                 notice(f"{error.path} cannot be used: {error.reason}; every stage is made again.")
             is_other = self._refuse_other(config, records)
-        is_other = is_other or (records is not None and records.code != code)
+        is_other = is_other or bool(records and records.code != code)
         if is_other and records and "results" in records.stages and not again:
             is_of_a_cell = any(plugin.name.startswith("__main__:") for plugin in config.plugins.values())
             cure = "again=True" if is_of_a_cell else f"`{run_command(config, self.path)} --again`"
@@ -215,12 +215,11 @@ class RunFolder:
         metrics: Sequence[Metric] = (),
     ) -> Record:
         """Record a finished stage with exactly the files at and below `parts`."""
-
-        def made() -> Record:
-            record = Record(key, checksums(self.path, parts), result or {}, list(metrics))
-            return self.records.add(stage, record)
-
-        return ranks.on_rank_0(made)
+        return ranks.on_rank_0(
+            lambda: self.records.add(
+                stage, Record(key, checksums(self.path, parts), result or {}, list(metrics))
+            )
+        )
 
     def drop_artefacts(self) -> None:
         """Remove everything that can be rebuilt from a claimed folder: all but results and records."""

@@ -80,7 +80,7 @@ def notebook_config(
     return configure(preset, recipe, samples, {**seeded, **(settings or {})}, print)
 
 
-def comparison_counts(preset: str, samples: int | None) -> tuple[int, ...]:
+def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
     """Return the sample counts of the two runs to compare, as `compared_samples` of a preset."""
     return compared_samples(build_config(preset, samples=samples))
 
