@@ -9,6 +9,7 @@ from on_gpu import HAS_GPU
 
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.method import oacd, phase2
+from ctxkv_lib.research import mixers
 from ctxkv_lib.runs import caches, long_run, scratch
 
 
@@ -35,7 +36,8 @@ COMPARED += ["GRUMixer"] if HAS_GPU else []  # of a GRU, the simulated GPU has n
 
 
 @pytest.mark.parametrize("name", COMPARED)
-def test_what_contexts_are_compared_with_runs_too(train_on, name):
+def test_what_contexts_are_compared_with_runs_too(train_on, monkeypatch, name):
+    monkeypatch.setattr(mixers, "TRAINED_BURN_IN", 8)  # which the simulated GPU steps through one by one
     plugin = f"ctxkv_lib.research.mixers:{name}"
     changes = {"block": plugin, "model__context_dim": 24} if name == "TokenBlock" else {"mixer": plugin}
     settings = {**changes, "phase2__max_epochs": 1}
