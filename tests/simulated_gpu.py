@@ -26,7 +26,6 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 CPU = torch._C.DispatchKey.CPU
 NUMBERS = {"bool": (6, 8), "bfloat16": (4, 16), "float16": (2, 16), "float32": (2, 32), "float64": (2, 64)}
@@ -247,11 +246,20 @@ PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"}
 
 
 def _tensors(values) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+    found: list[Tensor] = []
+    _mapped(values, found.append)
+    return found
 
 
 def _mapped(values, change):
-    return tree_map_only(Tensor, change, values)
+    """Change the tensors among arguments or results."""
+    if isinstance(values, Tensor):
+        return change(values)
+    if isinstance(values, list | tuple):
+        return type(values)([_mapped(value, change) for value in values])
+    if isinstance(values, dict):
+        return {name: _mapped(value, change) for name, value in values.items()}
+    return values
 
 
 def _lay(tensor: Tensor) -> tuple:

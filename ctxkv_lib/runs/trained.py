@@ -1,5 +1,6 @@
 """Use of trained runs: the model of a run, for explorers, measurements and transformers."""
 
+from copy import deepcopy
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def load_trained(
     folder, records = RunFolder(run.path).model, Records.read(run.path)
     if records and "model" in records.stages and not records.stages["model"].files:  # its code is not saved
         model = for_transformers(load_model(run.path, run.config), run.config, saved=False)
-        return model.to(device), load_tokenizer(run.config.data.tokenizer)  # type: ignore[arg-type]
+        return model.to(device), deepcopy(load_tokenizer(run.config.data.tokenizer))  # type: ignore[arg-type]
     refuse_damaged(run.path, "model")
     for hook in run.config.plugins.keys() & {"block", "attention"}:
         plugin = run.config.plugins[hook]

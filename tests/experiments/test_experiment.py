@@ -21,6 +21,7 @@ from ctxkv_lib.runs.records import Records
 from ctxkv_lib.runs.run_folder import RunFolder, comparison_folder, load_run, run_folder_of
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.work import Work
+from ctxkv_lib.views import axes
 
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
 FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_block")}
@@ -83,11 +84,13 @@ def test_a_run_with_look_ups_is_served_as_it_was_trained(tiny_settings, tmp_path
     assert_served(made)
 
 
-def test_a_run_leaves_what_the_contract_names(finished, tmp_path, tiny_config):
-    folder = tmp_path / "run"
+def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch):
+    monkeypatch.setattr(experiment, "save", axes.save)  # not `light_runs`
+    folder = run(tiny_config, tmp_path / "run").path
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found >= FILES
     assert not [name for name in found if ".part" in name or ("phase" in name and "safetensors" in name)]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in folder.glob("figures/*"))
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["samples"] == 8
     assert summary["context_window"]["tokens"] == 12
