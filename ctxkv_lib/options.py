@@ -37,7 +37,7 @@ PLUG_INS = {
     "block": "a ContextBlock of your own",
     "loss": "a Phase 1 loss of your own",
     "attention": "what Phase 2 trains",
-    "mixer": "what attention reads instead of contexts",
+    "mixer": "what predicts instead of contexts, attention and feed-forward",
 }
 
 # Arguments of `add_argument`, by name; a suffix distinguishes other forms of the same option.

@@ -103,6 +103,12 @@ def test_what_is_recalled_is_what_was_measured():
     assert f"to {max(of_seeds):.0%})" in STUDY
 
 
+def test_what_contexts_of_another_conversation_cost_is_what_was_measured():
+    parts = {50: "answer", 200: "answer", 500: "full"}
+    costs = [row(part, count, "exact")["measured"]["elsewhere"] for count, part in parts.items()]
+    assert "`exact` by {:.0f}% with 50, {:.0f}% with 200 and {:.0f}% with 500".format(*costs) in STUDY
+
+
 def test_the_original_sizes_are_beside_the_original():
     """In README, study and notebook 4: validation perplexity with 100 and 500 conversations, and its fall."""
     notebook = (TOP / "notebooks" / "04_compare_100_vs_500.ipynb").read_text(encoding="utf-8")

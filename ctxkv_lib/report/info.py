@@ -16,9 +16,10 @@ BYTES = {"fp32": 4, "bf16": 2}  # of a number
 ID_BYTES = 4  # of a token id
 STREAM_BYTES = 2  # of one in the shared token stream, and of a streamed run
 COUNTER_BYTES = 8  # of the tokens read so far
-# Dense bf16 products a second, from data sheets, and number of devices. The share reached and the minimum
-# time of a step are assumptions: neither has been measured.
-DEVICES = {"L4": (121e12, 1), "H100": (989e12, 1), "8 x H100": (989e12, 8)}
+# Dense products a second, from data sheets, and number of devices. The share reached and the minimum time of
+# a step are assumptions: neither has been measured.
+L4, H100 = {"bf16": 121e12, "fp32": 30.3e12}, {"bf16": 989e12, "fp32": 67e12}
+DEVICES = {"L4": (L4, 1), "H100": (H100, 1), "8 x H100": (H100, 8)}
 ASSUMED_SHARE = 0.4
 ASSUMED_STEP_SECONDS = 2e-3  # of a hundred or two launches, however small the batch
 
@@ -80,16 +81,18 @@ def slots_in_words(window: Window, model: ModelConfig) -> str:
 def computed_size(
     config: ExperimentConfig, parameters: dict[str, int], train_tokens: int | None = None
 ) -> dict[str, Any] | None:
-    """Compute disk, memory and time of a run with bf16 caches, from shapes and data sheets.
+    """Compute disk, memory and time of a run from shapes and data sheets.
+
+    Precision `auto` is taken as that of a GPU with bf16 units.
 
     Args:
         train_tokens: None takes the published run's mean per conversation, for UltraChat.
 
     Returns:
-        `tokens`; `is_streamed`; `disk_gib` (token stream, caches, model); `pool_gib` (contexts of Phase 2 in
-        memory, those of an epoch's pool if streamed); `phase1_gib` (contexts of Phase 1: on the GPU, or on a
-        CPU in memory, in a file if streamed); `sent_mib` (by each of several processes in a step of Phase 2);
-        `epoch_seconds` by device; None without tokens.
+        `tokens`; `precision`; `is_streamed`; `disk_gib` (token stream, caches, model); `pool_gib` (contexts
+        of Phase 2 in memory, those of an epoch's pool if streamed); `phase1_gib` (contexts of Phase 1: on the
+        GPU, or on a CPU in memory, in a file if streamed); `sent_mib` (by each of several processes in a step
+        of Phase 2); `epoch_seconds` by device; None without tokens.
     """
     if train_tokens is None:
         if config.data.source != "ultrachat":
@@ -97,7 +100,8 @@ def computed_size(
         known = PUBLISHED[500]
         train_tokens = config.data.samples * known["train_tokens"] // known["samples"]
     model = config.model
-    is_streamed, row = config.is_streamed(train_tokens), model.context_dim * BYTES["bf16"]
+    precision = "fp32" if config.runtime.precision == "fp32" else "bf16"
+    is_streamed, row = config.is_streamed(train_tokens), model.context_dim * BYTES[precision]
     pool = min(train_tokens, BLOCK_TOKENS * POOL_BLOCKS) if is_streamed else train_tokens
     is_exact = config.phase1.context_method == "exact"
     read = min(train_tokens, config.phase1.max_tokens) if is_exact else train_tokens
@@ -107,13 +111,15 @@ def computed_size(
         caches = train_tokens * (starts + STREAM_BYTES) + BEGINNING_TOKENS * row
     return {
         "tokens": train_tokens,
+        "precision": precision,
         "is_streamed": is_streamed,
         "disk_gib": (train_tokens * STREAM_BYTES + caches + parameters["total"] * BYTES["fp32"]) / GIB,
         "pool_gib": pool * row / GIB,
         "phase1_gib": read * model.context_dim * BYTES["fp32"] / GIB,
         "sent_mib": parameters["trainable_phase2"] * BYTES["fp32"] / MIB,
         "epoch_seconds": {
-            name: _epoch_seconds(config, parameters, train_tokens, *of) for name, of in DEVICES.items()
+            name: _epoch_seconds(config, parameters, train_tokens, products[precision], count)
+            for name, (products, count) in DEVICES.items()
         },
     }
 
@@ -192,7 +198,7 @@ def _size_rows(size: dict[str, Any]) -> dict[str, str]:
     how, aside = ("streamed", " (on a CPU in a file)") if size["is_streamed"] else ("cached", "")
     seconds = {name: f"{s:,.0f} s" if s >= 1 else "under 1 s" for name, s in size["epoch_seconds"].items()}
     return {
-        "Computed, not measured": f"{size['tokens']:,} training tokens, contexts {how}, bf16",
+        "Computed, not measured": f"{size['tokens']:,} training tokens, contexts {how}, {size['precision']}",
         "Disk": f"{_gib(size['disk_gib'])}: tokens, caches, model",
         "Contexts held": f"Phase 1 {_gib(size['phase1_gib'])}{aside}, Phase 2 {_gib(size['pool_gib'], 2)}",
         "An epoch of Phase 2": ", ".join(f"{name} {taken}" for name, taken in seconds.items()),

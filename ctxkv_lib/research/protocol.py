@@ -61,15 +61,19 @@ def asked_for(file: Path | None, options: Mapping[str, Any], settings: Settings)
     """
     named = {name: options[name] for name in ("preset", "recipe", "samples", "seeds", "grid")}
     if file is None:
-        variants = grid(named["recipe"], named["grid"])
+        own = ", ".join(str(settings[hook]).rpartition(":")[2] for hook in HOOKS if hook in settings)
+        variants = grid(named["recipe"], named["grid"], own or "base")
         return {**named, "recipe": None, "settings": settings, "variants": variants}
     if given := [name for name in (*named, "data", "set", *HOOKS) if options.get(name)]:
         raise UserError(f"--{given[0]} does not go with --protocol; write it into {file}.")
     return read_protocol(file)
 
 
-def grid(recipes: Sequence[str] | None, axes: Sequence[str]) -> dict[str, Settings]:
+def grid(recipes: Sequence[str] | None, axes: Sequence[str], alone: str = "base") -> dict[str, Settings]:
     """Combine each recipe (None: the preset's own) with each value of each axis to variants of a protocol.
+
+    Args:
+        alone: name of the variant if there is one, with nothing to name it by.
 
     Raises:
         UserError: an axis of another form than `group.field=value,value,...`.
@@ -80,7 +84,7 @@ def grid(recipes: Sequence[str] | None, axes: Sequence[str]) -> dict[str, Settin
         words = [f"{key.rpartition('.')[2]} {value}" for key, value in values]
         if recipe and (not words or len(named) > 1):
             words.insert(0, recipe)
-        variants[", ".join(words) or "base"] = {"recipe": recipe, "settings": dict(values)}
+        variants[", ".join(words) or alone] = {"recipe": recipe, "settings": dict(values)}
     return variants
 
 

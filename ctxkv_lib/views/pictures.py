@@ -105,12 +105,11 @@ def spectrum(shares: Mapping[str, Tensor]) -> Figure:
     figure, (ax,) = panels(1, 4.2)
     for label, values in shares.items():
         rank = float(torch.special.entr(values).sum().exp())
+        # LayerNorm removes one direction: the last value is zero up to rounding, and is not drawn.
         name = f"{label}: effective rank {rank:,.0f} of {len(values)} ({rank / len(values):.0%})"
-        ax.plot(range(1, len(values) + 1), 100 * values, label=name)
+        ax.plot(range(1, len(values)), 100 * values[:-1], label=name)
     reference(ax.axhline, 100 / max(map(len, shares.values())), "all directions alike (100%)")
     integer_x(ax, "Direction of the context space (largest first)")
-    # LayerNorm removes one direction: the last value is zero up to rounding, and is not drawn.
-    ax.set_ylim(bottom=50 * min(float(values[:-1].min()) for values in shares.values()))
     log_y(ax, "Singular value (% of the sum, log scale)")
     ax.set_title("How evenly the contexts use their space")
     legend_below(figure, ax)
@@ -200,7 +199,8 @@ def _slot_axis(ax: Axes, back: Sequence[int]) -> None:
 
 @styled
 def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int = 4) -> Figure:
-    """Draw decodability of each token from the slots of a window, and from trained and untrained contexts.
+    """Draw decodability of each token from the slots of a window, and from contexts of trained and of random
+    weights.
 
     Args:
         probe: as in a summary.
@@ -210,13 +210,13 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
     window, context = axes
     _window_memory(window, probe, model, slots)
     blocks = {"trained": probe}
-    blocks |= {f"untrained, weights {std}": found for std, found in probe["fresh"].items()}
+    blocks |= {f"random weights {std}": found for std, found in probe["fresh"].items()}
     for name, found in blocks.items():
         mean = f"mean of the last {model.interval} tokens: R² {found['mean_recall']:.2f}"
         label = f"{name}: {_memory_span(found)}; {mean}"
         x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
         context.plot(x, _explained(found), ls=style, marker="o", label=label)
-    context.set(title="Forgetting, trained and untrained", xscale="log")
+    context.set(title="Forgetting, by trained and by random weights", xscale="log")
     _distance_ticks(context, 1 + probe["recall"][-1]["distance"], shift=1)
     context.set_xlabel("Distance back from the context's own token (tokens, log scale)")
     top = 0.05 + max(value for found in blocks.values() for value in _explained(found))

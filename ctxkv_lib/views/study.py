@@ -105,8 +105,9 @@ def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figur
 def sweep_figure(results: Mapping[str, Any]) -> Figure:
     """Draw the results of a sweep, validation and test side by side.
 
-    With one sample count, each variant beside the first, and n-grams as vertical lines. With more, PPL by
-    training tokens: one line per variant, one dot per seed, the power law of the first split in the legend.
+    With one sample count, each variant beside the first, and n-grams as vertical lines, or below the axis
+    where they lie beyond it. With more, PPL by training tokens: one line per variant, one dot per seed, the
+    power law of the first split in the legend.
 
     Args:
         results: contents of `sweep.json`, with one row or more.
@@ -123,11 +124,15 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
     for ax, split in zip(axes, splits, strict=True):
         known = {row["variant"]: row[split] for row in trained if row[split]}
         lines["first row"] = _settings(ax, known, next(iter(known)))
-        for row in counted:
-            if row[split]:
-                style = STYLES[row["variant"]]
-                lines[row["variant"]] = ax.axvline(row[split][0], color=INK, ls=style, lw=1.4)
-        ax.set(xlabel=f"{SPLITS[split]} perplexity per token (lower is better)", ylabel="Variant")
+        (low, high), beyond = ax.set_xlim(ax.get_xlim()), []
+        for row in (row for row in counted if row[split]):
+            name, value = row["variant"], row[split][0]
+            if low < value < high:
+                lines[name] = ax.axvline(value, color=INK, ls=STYLES[name], lw=1.4)
+            else:
+                beyond.append(f"{name}: {value:,.1f}")
+        label = f"{SPLITS[split]} perplexity per token (lower is better)"
+        ax.set(xlabel="\n".join([label, *beyond]), ylabel="Variant")
     figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=3)
     return figure
 

@@ -64,5 +64,8 @@ def test_the_size_of_large_runs_is_computed():
     assert few["L4"] == pytest.approx(587_970 * (4 * 50_257 * 768 + 6 * 6_301_440) / (121e12 * 0.4))
     assert few["8 x H100"] == few["H100"] == 1149 * 2e-3  # a step's launches
     published = describe(build_config("colab", samples=200_000))["computed"]
-    assert published["pool_gib"] == pytest.approx(235_188_000 * 512 / 2**30)
+    assert published["pool_gib"] == pytest.approx(235_188_000 * 1024 / 2**30)  # in fp32
+    assert published["epoch_seconds"]["L4"] == pytest.approx(
+        sizes[200_000]["epoch_seconds"]["L4"] * 121 / 30.3
+    )
     assert describe(build_config("offline"))["computed"] is None

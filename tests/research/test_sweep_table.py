@@ -117,6 +117,12 @@ def test_one_sample_count_is_drawn_as_a_row_a_variant():
     for ax in figure.axes:
         assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "costs $5"]
         assert "perplexity" in ax.get_xlabel()
+        assert "n-grams: " in ax.get_xlabel()  # far beyond the rows
+    assert legend(figure) == ["first row"]
+    near = {"kneser_ney": {"val_ppl": 105.0, "test_ppl": 9.0}}
+    rows = [entry(name, 10, 1, ppl, ngrams=near) for name, ppl in (("a", 100.0), ("b", 110.0))]
+    validation, test = (figure := sweep_figure(summarize({}, rows))).axes
+    assert ("n-grams" in validation.get_xlabel(), "n-grams" in test.get_xlabel()) == (False, True)
     assert legend(figure) == ["first row", "n-grams"]
     without = entry("a", 10, 1, 100, ngrams={"kneser_ney": {"val_ppl": 4.0}})
     del without["test_ppl"]  # hides no other's

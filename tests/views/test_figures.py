@@ -266,7 +266,7 @@ def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshol
     trained, untrained = figure.axes[1].get_lines()
     assert list(trained.get_ydata()) == [0.12, 0.05, 0.008, 0.0]
     assert trained.get_label() == "trained: memory span 1 token; mean of the last 20 tokens: R² 0.04"
-    assert untrained.get_label().startswith("untrained, weights 0.01: no memory span;")
+    assert untrained.get_label().startswith("random weights 0.01: no memory span;")
     window = figure.axes[0]
     assert window.get_title(loc="left").startswith("67% of the window")
     assert line(window, "slot").get_xdata().tolist() == [0, 20]
