@@ -219,12 +219,12 @@ def test_what_a_cache_adds_is_what_was_measured():
         assert len(own) == len(theirs) == 3
         above = [f"{percent:z.1f}%" for percent in difference(own, theirs, tokens)]
         assert said.format(*above) in page
-    rows = {samples: seeds["tuned", samples][0]["rows"]["continuous cache"] for samples in (100, 500)}
-    for (samples, found), said in zip(
-        rows.items(), ("{:.0f}% ({:.0f}% to {:.0f}%)", "{:.0f}%, and "), strict=True
-    ):
-        ngrams = PARTS["full"]["ngrams"][str(samples)]["kneser_ney_table_caches"]["test_conversations"]
+    rows = {count: seeds["tuned", count][0]["rows"]["continuous cache"] for count in (100, 200, 500)}
+    for (count, found), digits in zip(rows.items(), (0, 0, 1), strict=True):
+        ngrams = PARTS["answer" if count == 200 else "full"]["ngrams"][str(count)]["kneser_ney_table_caches"]
         tokens, losses = np.array(found["test_conversations"]).T
-        assert said.format(*difference(losses[None], np.array([ngrams]), tokens)) in page
+        percent = difference(losses[None], np.array([ngrams["test_conversations"]]), tokens)
+        assert "{:.0f}% ({:.0f}% to {:.{}f}%)".format(*percent, digits) in page
         assert f"{found['test_ppl']:.1f}" in page
+        assert f"{ngrams['test_ppl']:.1f}" in page
     assert f"{rows[500]['test_ppl']:.1f}" in README

@@ -24,9 +24,9 @@ ROWS = {  # of the table of results: part of the study, and its variant or basel
     "`tuned`: ours": ("answer", "tuned"),
     "`tuned` without contexts": ("baselines", "no contexts"),
     "GRU instead of contexts": ("baselines", "GRU"),
-    "n-grams and a cache, with the token table's text counted, too": (
+    "n-grams and four caches, with the token table's text counted, too": (
         "answer",
-        "n-grams (table's text too) and cache",
+        "n-grams (table's text too) and caches",
     ),
 }
 
