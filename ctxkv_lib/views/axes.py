@@ -65,13 +65,14 @@ def panels(count: int, height: float, rows: int = 1, **share: Any) -> tuple[Figu
     return figure, axes[:count]
 
 
-def legend_below(figure: Figure, *axes: Axes) -> None:
-    """Put one legend of `axes` under the figure, where it covers no data; equal labels appear once."""
-    handles = {
+def legend_below(figure: Figure, *axes: Axes) -> Figure:
+    """Put one legend of `axes` under the figure, where it covers no data, and return the figure."""
+    handles = {  # equal labels appear once
         label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
     columns = 4 if max(map(len, handles)) < 20 else 2 if max(map(len, handles)) < 60 else 1
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+    return figure
 
 
 def named_rows(ax: Axes, names: Iterable[str]) -> None:

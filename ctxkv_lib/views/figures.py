@@ -182,8 +182,7 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float) -> Figure:
         log_y(loss, "Loss (no unit, log scale)")
     for ax in (rate, loss):
         integer_x(ax, "Iteration (optimiser step)")
-    legend_below(figure, rate)
-    return figure
+    return legend_below(figure, rate)
 
 
 @styled
@@ -198,8 +197,7 @@ def overfitting(runs: Mapping[str, Lines]) -> Figure:
     integer_x(ax, EPOCH)
     ax.set(title="Overfitting: the gap between text seen and unseen")
     ax.set_ylabel("Validation PPL / train PPL (ratio)")
-    legend_below(figure, ax)
-    return figure
+    return legend_below(figure, ax)
 
 
 @styled
@@ -226,8 +224,7 @@ def memory_by_stage(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str
     axes[0].set_xlim(0, 1.05 * max(max(ax.dataLim.xmax for ax in axes), 0.1))
     for ax in axes[::2]:
         ax.set_ylabel("Stage")
-    legend_below(figure, *axes)
-    return figure
+    return legend_below(figure, *axes)
 
 
 def _memory_bars(ax: Axes, stages: Lines, names: Sequence[str]) -> None:
@@ -266,8 +263,7 @@ def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
         ax.set_xlabel(what)
         ax.set_title(title, pad=22)
         ax.tick_params(axis="x", labelrotation=30)
-    legend_below(figure, axes[0])
-    return figure
+    return legend_below(figure, axes[0])
 
 
 def _series(lines: Lines, x: str, y: str, factor: float = 1) -> tuple[list[float], list[float]]:

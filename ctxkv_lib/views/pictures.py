@@ -51,8 +51,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
         ax.axvline(value, color=ORANGE, ls=style, label=f"{name}: {value:,.0f} tokens")
     integer_x(ax, "Length (tokens)")
     ax.set(title="Length of a conversation", ylabel="Conversations (count)")
-    legend_below(figure, ax)
-    return figure
+    return legend_below(figure, ax)
 
 
 @styled
@@ -95,8 +94,7 @@ def context_clouds(clouds: Mapping[str, Tensor], most: int = 1500) -> Figure:
         ax.plot(0, 0, "+", ms=16, mew=2.5, color=INK, label="origin")
         ax.set(title=label, xlabel="Strongest direction (context units)")
     axes[0].set(ylabel="Second direction (context units)", xlim=(-reach, reach), ylim=(-reach, reach))
-    legend_below(figure, axes[0])
-    return figure
+    return legend_below(figure, axes[0])
 
 
 @styled
@@ -112,8 +110,7 @@ def spectrum(shares: Mapping[str, Tensor]) -> Figure:
     integer_x(ax, "Direction of the context space (largest first)")
     log_y(ax, "Singular value (% of the sum, log scale)")
     ax.set_title("How evenly the contexts use their space")
-    legend_below(figure, ax)
-    return figure
+    return legend_below(figure, ax)
 
 
 @styled
@@ -128,8 +125,7 @@ def pass_curve(errors: Sequence[float]) -> Figure:
     integer_x(ax, "Parallel passes over the stream (count)")
     log_y(ax, "MSE (context units², log scale)")
     ax.set_title("Parallel passes approach the exact contexts")
-    legend_below(figure, ax)
-    return figure
+    return legend_below(figure, ax)
 
 
 @styled
@@ -145,8 +141,7 @@ def cache_sizes(sizes: Mapping[str, Mapping[str, float]]) -> Figure:
     named_rows(ax, names)
     ax.set(xlabel="Size (MiB)", ylabel="Cache")
     ax.margins(x=0.12)
-    legend_below(figure, ax)
-    return figure
+    return legend_below(figure, ax)
 
 
 @styled
@@ -163,10 +158,9 @@ def attention_by_distance(weights: Tensor, offsets: Sequence[int]) -> Figure:
     below.bar(range(slots), 100 * weights.mean(dim=0).numpy(), color=BLUE, label="mean of heads")
     reference(below.axhline, 100 / slots, f"all slots alike: {100 / slots:.1f}%", color=ORANGE)
     below.set_ylabel("Attention (%)")
-    legend_below(figure, below)
     for ax in (above, below):
         _slot_axis(ax, offsets)
-    return figure
+    return legend_below(figure, below)
 
 
 @styled
@@ -185,8 +179,7 @@ def window_attention(window: AttendedWindow, weights: Tensor, whose: str) -> Fig
             ax.bar(mask.nonzero().flatten().numpy(), heights.numpy(), color=colour, label=name)
     _slot_axis(ax, (window.position - window.slots).tolist())
     ax.set(title=f"What position {window.position:,} attends: {whose}", ylabel="Attention (%)")
-    legend_below(figure, ax)
-    return figure
+    return legend_below(figure, ax)
 
 
 def _slot_axis(ax: Axes, back: Sequence[int]) -> None:
@@ -222,8 +215,7 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
     top = 0.05 + max(value for found in blocks.values() for value in _explained(found))
     for ax in axes:
         ax.set(ylabel="Decodability of the token (R²)", ylim=(0, top))
-    legend_below(figure, *axes)
-    return figure
+    return legend_below(figure, *axes)
 
 
 def _window_memory(ax: Axes, probe: Mapping[str, Any], model: ModelConfig, slots: int) -> None:

@@ -218,8 +218,7 @@ def memory_figure(results: Mapping[str, Any]) -> Figure:
         (integer_x if measure == "horizon" else Axes.set_xlabel)(ax, label)
         ax.set_xlim(left=0)
     axes[0].set_ylabel("Validation perplexity per token")
-    legend_below(figure, axes[0])
-    return figure
+    return legend_below(figure, axes[0])
 
 
 def recall_rows(rows: Sequence[Row]) -> list[list[str]]:
@@ -243,8 +242,7 @@ def use_of_contexts(ablations: Mapping[str, Any]) -> Figure:
     _changed(changed, ablations["changed"])
     _slots(slots, ablations)
     _pairs(pairs, ablations["by_repetition"])
-    legend_below(figure, slots, pairs)
-    return figure
+    return legend_below(figure, slots, pairs)
 
 
 def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
@@ -320,5 +318,4 @@ def recall_accuracy(task: Mapping[str, Any]) -> Figure:
         ax.set(title=title, xlabel=what, ylim=(0, 104))
         ax.grid(False, axis="x")
     axes[0].set_ylabel("Values recalled (%)")
-    legend_below(figure, axes[0])
-    return figure
+    return legend_below(figure, axes[0])
