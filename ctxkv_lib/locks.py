@@ -30,19 +30,16 @@ def only_process(folder: Path) -> Iterator[None]:
     owner = "another process"
     with suppress(OSError, UnicodeDecodeError):  # Windows forbids reading a locked file
         owner = path.read_text(encoding="utf-8") or owner
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        held = FileLock(path).acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"{folder} is in use by {owner}; wait until that is done, stop it, or name another folder."
         ) from None
-    try:
+    with held:
         with suppress(OSError):
             path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
-    finally:
-        lock.release()
 
 
 def made_once(read: Callable[[], T], make: Callable[[], object]) -> T:
@@ -70,16 +67,14 @@ def _cache_lock() -> Iterator[None]:
     lock = _lock_of(cache_dir(), os.getpid())
     is_nested = lock.is_locked  # by this thread, whose `make` needs something else that is made
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         say(f"Another process is writing to {cache_dir()}: waiting for it.")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         if not is_nested:
             sweep(cache_dir())
         yield
-    finally:
-        lock.release()
 
 
 @cache
