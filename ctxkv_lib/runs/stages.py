@@ -45,6 +45,16 @@ class Prepared:
     train: TrainingStream
 
 
+@contextmanager
+def _diverging() -> Iterator[None]:
+    """Turn a `Diverged` inside into the error of the user."""
+    try:
+        yield
+    except loop.Diverged as error:
+        raise Diverged(f"{error} Use a new run folder.") from error
+
+
+@_diverging()
 def run_stages(
     config: ExperimentConfig, folder: RunFolder, listener: Listener
 ) -> tuple[SummaryPart, SummaryPart]:
@@ -57,21 +67,22 @@ def run_stages(
         the summary parts of the contexts, and of Phase 2.
     """
     work = Work(config, folder, listener)
-    with _diverging():
-        phase1, caches = contexts_of(work)
-        phase2 = _attention(work, phase1, caches)
+    phase1, caches = contexts_of(work)
+    phase2 = _attention(work, phase1, caches)
     with stage("Saving the model"):
-        _save_model(work, phase2)
+        key = work.model_key(phase2)
+        if not folder.finished("model", key):
+            folder.finish("model", key, ranks.on_rank_0(lambda: _write_model(work)))
     folder.keep_metrics(phase1, phase2)
     forget(folder.phase2_checkpoint)
     return context_summary(phase1, caches), {**phase2.result, "epochs": phase2.metrics}
 
 
+@_diverging()
 def prepare(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> Prepared:
     """Compute the contexts of a claimed run folder; `run_stages` continues from there."""
     work = Work(config, folder, listener)
-    with _diverging():
-        phase1, caches = contexts_of(work)
+    phase1, caches = contexts_of(work)
     if "phase2" not in folder.records.stages:
         folder.keep_metrics(phase1)
     return _prepare(work, phase1, caches)
@@ -141,25 +152,8 @@ def _init_attention(work: Work) -> None:
         attention.init_weights(*distinct_rows(work.model, sampled_ids(work)), work.config.phase1)
 
 
-@contextmanager
-def _diverging() -> Iterator[None]:
-    """Turn a `Diverged` inside into the error of the user."""
-    try:
-        yield
-    except loop.Diverged as error:
-        raise Diverged(f"{error} Use a new run folder.") from error
-
-
-def _save_model(work: Work, phase2: Record) -> None:
-    """Write everything transformers needs to load and run the model, its code included."""
-    folder, key = work.folder, work.model_key(phase2)
-    if not folder.finished("model", key):
-        files = ranks.on_rank_0(lambda: _write_model(work))
-        folder.finish("model", key, files)
-
-
 def _write_model(work: Work) -> list[Path]:
-    """Write the model for transformers; print a line instead if its code cannot be exported."""
+    """Write the model for transformers, its code included; a line instead if that cannot be exported."""
     from transformers import GenerationConfig
 
     folder, end = work.folder, work.tokenizer.eos_token_id
