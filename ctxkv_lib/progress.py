@@ -123,16 +123,8 @@ def in_notebook() -> bool:
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
-def log(line: str) -> None:
-    """Print a line of a training as it happens: above the bars of a terminal, else on standard output."""
-    if sys.stderr.isatty():
-        notice(line)
-    elif not ranks.rank():
-        print(line, flush=True)
-
-
 def epoch_printer(most: int, done: Collection[Metric] = ()) -> Listener:
-    """Return a listener that prints a line for each of at most `most` epochs.
+    """Return a listener that prints a line for each of at most `most` epochs, on a terminal above the bars.
 
     Without a terminal, some iterations of Phase 1 get a line, too.
 
@@ -143,9 +135,11 @@ def epoch_printer(most: int, done: Collection[Metric] = ()) -> Listener:
     def show(metric: Metric) -> None:
         if {key: value for key, value in metric.items() if key not in ("memory", "samples")} in done:
             return
-        if metric["stage"] == "phase1" and (sys.stderr.isatty() or metric["iteration"] % LOGGED_ITERATIONS):
+        on_terminal = sys.stderr.isatty()
+        if metric["stage"] == "phase1" and (on_terminal or metric["iteration"] % LOGGED_ITERATIONS):
             return
-        log(in_words(metric, most))
+        show_line = notice if on_terminal else partial(print, flush=True)
+        show_line(in_words(metric, most))
 
     return show
 
