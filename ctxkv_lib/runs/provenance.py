@@ -1,10 +1,11 @@
-"""The provenance of a result: versions, device and commit."""
+"""The provenance of a result: versions, device, threads and commit."""
 
 import json
 import platform
 import subprocess
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
+from multiprocessing import context, current_process
 from pathlib import Path
 
 import torch
@@ -48,6 +49,16 @@ def _cpu_flags() -> set[str]:
     with suppress(OSError):
         return set(Path("/proc/cpuinfo").read_text().split())
     return set()
+
+
+def set_threads(count: int) -> None:
+    """Let torch compute with `count` threads, but with one in a forked process.
+
+    Launchers of notebooks fork. A fork has no copies of OpenMP's threads, for which OpenMP would wait
+    forever.
+    """
+    is_fork = isinstance(current_process(), getattr(context, "ForkProcess", ()))  # Windows has no forks
+    torch.set_num_threads(1 if is_fork else count)
 
 
 def device_name(device: torch.device) -> str:

@@ -17,13 +17,12 @@ from ..files import digest
 from ..method.memory import begin_peaks, snapshot
 from ..method.model import ContextKV
 from ..progress import Listener, Metric, stage
-from ..threads import set_threads
 from .capture import use_cuda_graph
 from .config import ExperimentConfig
 from .long_run import Checkpoint, LongRun
 from .models import check_parts, frozen_model, load_frozen
 from .plugins import code_key, code_with_imports
-from .provenance import choose_device, choose_precision, device_name, git_commit, versions
+from .provenance import choose_device, choose_precision, device_name, git_commit, set_threads, versions
 from .records import Record, SummaryPart
 from .refusals import refuse_short
 from .run_folder import RunFolder

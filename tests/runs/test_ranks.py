@@ -22,8 +22,8 @@ from ctxkv_lib.method.contexts import exact_contexts
 from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.runs import streamed
 from ctxkv_lib.runs.long_run import Checkpoint, LongRun
+from ctxkv_lib.runs.provenance import set_threads
 from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once
-from ctxkv_lib.threads import set_threads
 
 COUNT, BATCH = 1203, 75  # 17 steps an epoch, whose last has 3 rows: of four processes, one has none
 STEPS, EPOCHS = 17, 3

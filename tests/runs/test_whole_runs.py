@@ -7,9 +7,9 @@ from test_ranks import processes
 from ctxkv_lib.experiments import run
 from ctxkv_lib.runs import scratch, streamed
 from ctxkv_lib.runs.caches import load_cache, load_ids
+from ctxkv_lib.runs.provenance import set_threads
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.verification import verify
-from ctxkv_lib.threads import set_threads
 
 
 def test_a_run_without_free_memory_gives_the_same_numbers(finished_run, tmp_path, monkeypatch):
