@@ -119,7 +119,8 @@ def _stream(
     kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast", make: Chunks
 ) -> TokenStream:
     """Cache the stream whose `ids` and `bounds` (conversations' starts, then the last end) `make` yields."""
-    key = digest([STREAM_VERSION, kind, conversations.fingerprint, _rules(tokenizer)])
+    rules = digest(tokenizer.backend_tokenizer.to_str())  # all that a text's ids depend on
+    key = digest([STREAM_VERSION, kind, conversations.fingerprint, rules])
     kept = kept_tensors("tokens", key, make)
     return TokenStream(kept["ids"][: int(kept["bounds"][-1])], kept["bounds"][:-1])
 
@@ -131,8 +132,3 @@ def kept_tensors(name: str, key: str, make: Chunks) -> dict[str, torch.Tensor]:
     """
     path = cache_dir() / f"{name}-{key}.safetensors"
     return made_once(lambda: read_tensors(path, key), lambda: write_streamed(path, make(), {"key": key}))
-
-
-def _rules(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Digest all that a text's ids depend on."""
-    return digest(tokenizer.backend_tokenizer.to_str())
