@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from . import ranks
 from .data.conversations import load_conversations
@@ -218,16 +217,6 @@ def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: Summar
     }
 
 
-def _draw_measurements(found: SummaryPart, config: ExperimentConfig) -> dict[str, Figure]:
-    """Draw the measurements that a run has."""
-    drawn = {
-        "probe": lambda probed: pictures.memory_of_contexts(probed, config.model),
-        "ablations": study.use_of_contexts,
-        "recall_task": study.recall_accuracy,
-    }
-    return {name: draw(found[name]) for name, draw in drawn.items() if name in found}
-
-
 def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write the report in every language, and its figures; return the files."""
     summaries = [finished.summary for finished in runs]
@@ -240,7 +229,12 @@ def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     if any(phase1.values()):
         drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
     if len(runs) == 1:
-        drawn |= _draw_measurements(summaries[0], runs[0].config)
+        measured = {
+            "probe": lambda probed: pictures.memory_of_contexts(probed, runs[0].config.model),
+            "ablations": study.use_of_contexts,
+            "recall_task": study.recall_accuracy,
+        }
+        drawn |= {name: draw(summaries[0][name]) for name, draw in measured.items() if name in summaries[0]}
     files = [save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
     for language in LANGUAGES:
         files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))
