@@ -55,21 +55,17 @@ class CapturedStep:
             return self.step(batch, count)
         if self.eager:
             self.eager -= 1
-            return self._on_side_stream(batch)
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):  # as usual, but where the graph is captured later
+                loss = self.step(batch, self.size)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return loss
         if self.graph is None:
             self.graph = self._capture(batch)
         for name, static in self.batch.tensors().items():
             static.copy_(getattr(batch, name))
         self.graph.replay()
         return self.loss
-
-    def _on_side_stream(self, batch: Batch) -> Tensor:
-        """Take a step as usual, on the stream on which the graph is captured later."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            loss = self.step(batch, self.size)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return loss
 
     def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
         """Record a step on a copy of the batch, which later batches overwrite; nothing is computed.
