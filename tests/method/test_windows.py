@@ -32,12 +32,6 @@ def test_slots_and_rows_are_those_of_the_definition(anchor, attended, interval, 
         assert (seen.slots(positions)[i] >= 0).sum() == len(expected)
 
 
-def test_published_examples():
-    slots = window().slots(torch.tensor([50, 350, 3500]))
-    assert (slots >= 0).sum(dim=1).tolist() == [3, 18, 32]
-    assert slots[-1, -1] == 2880
-
-
 def test_an_attention_plug_in_may_space_its_slots_by_itself():
     own = window(offsets=[0, 1, 5])
     assert own.slots(torch.tensor([0, 4, 5])).tolist() == [[0, -1, -5], [4, 3, -1], [5, 4, 0]]
