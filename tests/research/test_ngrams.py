@@ -72,7 +72,8 @@ FLOOR = np.random.default_rng(3).dirichlet(np.ones(VOCABULARY))
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_kneser_ney_is_the_published_formula(order):
-    train, other = stream(900), stream(120, seed=2)
+    train, unseen = stream(900), [0, 0, 0, 0]
+    other = np.concatenate([stream(120, seed=2), unseen, train[-4:], [5], train[:5]])
     found = kneser_ney(train, other, {"": FLOOR})["", order]
     plain = ByTheFormula(train, order, FLOOR)
     expected = [
@@ -80,14 +81,6 @@ def test_kneser_ney_is_the_published_formula(order):
         for at in range(1, len(other))
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-
-
-def test_probabilities_of_all_tokens_sum_to_one():
-    for history in ([5, 1, 2, 9], [1, 1, 1, 1], [0, 0, 0, 0], stream(900)[-4:], stream(900)[:4]):
-        texts = (np.array([*history, token]) for token in range(VOCABULARY))
-        found = [kneser_ney(stream(900), text, {"": FLOOR}) for text in texts]
-        for order in ORDERS:
-            assert sum(each["", order][-1] for each in found) == pytest.approx(1)
 
 
 def test_counts_too_few_for_the_formula_take_fixed_discounts():
