@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -189,18 +190,12 @@ OUT_OF_MEMORY = {
 def test_out_of_memory_names_the_work_and_what_to_change(
     printed_by, tmp_path, tiny_settings, monkeypatch, kind, module, function, said
 ):
-    def exhausted(*_, **__):
-        raise OUT_OF_MEMORY[kind]
-
-    monkeypatch.setattr(module, function, exhausted)
+    monkeypatch.setattr(module, function, Mock(side_effect=OUT_OF_MEMORY[kind]))
     assert said in printed_by(*tiny_run(tmp_path / "run", tiny_settings), code=2)
 
 
 def test_other_errors_are_not_taken_for_memory(tmp_path, tiny_settings, monkeypatch):
-    def faulty(*_):
-        raise RuntimeError("a fault of ours")
-
-    monkeypatch.setattr(work, "load_frozen", faulty)
+    monkeypatch.setattr(work, "load_frozen", Mock(side_effect=RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError, match="a fault of ours"):
         main(tiny_run(tmp_path / "run", tiny_settings))
 

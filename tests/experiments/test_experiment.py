@@ -1,5 +1,6 @@
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -144,10 +145,7 @@ def test_a_finished_run_is_reused(finished, tiny_config, tmp_path, monkeypatch):
 
 
 def test_a_comparison_stopped_between_its_runs_says_what_is_kept(tiny_config, tmp_path, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(experiment, "run", interrupt)
+    monkeypatch.setattr(experiment, "run", Mock(side_effect=KeyboardInterrupt))
     configs = [tiny_config.replace({"data.samples": samples}) for samples in (4, 8)]
     with pytest.raises(Stopped) as stopped:
         compare(configs, tmp_path, tmp_path / "both")

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import types
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -517,11 +518,8 @@ def test_what_only_phase_2_depends_on_trains_no_phase_1_again(config, plain, cha
 
 
 def test_the_advice_when_memory_ends_keeps_phase_1(config, tmp_path, monkeypatch, capsys):
-    def full(*_, **__):
-        raise MemoryError
-
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "train_attention", full)
+        patch.setattr(stages, "train_attention", Mock(side_effect=MemoryError))
         said = "Phase 2 ran out of memory .* lower phase2.batch_size, and run again: what is finished is kept"
         with pytest.raises(UserError, match=said):
             run(config, run_folder_of(config, tmp_path))

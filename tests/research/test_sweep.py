@@ -1,4 +1,5 @@
 import shutil
+from unittest.mock import Mock
 
 import pytest
 from conftest import TOP, local_experiment
@@ -66,10 +67,7 @@ def test_failing_and_diverging_runs_are_recorded_and_the_others_go_on(points, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", [RuntimeError("of shapes"), UserError("of memory")])
 def test_a_run_that_cannot_be_measured_is_finished(points, tmp_path, monkeypatch, capsys, problem):
-    def failing(_):
-        raise problem
-
-    monkeypatch.setattr(module, "measure", failing)
+    monkeypatch.setattr(module, "measure", Mock(side_effect=problem))
     for _ in range(2):
         assert states(sweep(points(), tmp_path, tmp_path / "out", keep=True)) == [("plain", "finished")]
         assert f"is not measured: {problem}" in capsys.readouterr().err
@@ -102,10 +100,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(points, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("work", ["load_conversations", "write_text"])
 def test_a_stop_outside_of_the_runs_says_its_line_too(points, tmp_path, monkeypatch, work):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, work, interrupted)
+    monkeypatch.setattr(module, work, Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(Stopped, match="Finished stages are kept; run the cell again"):
         sweep(points(), tmp_path / "runs", tmp_path / "out", hours=0)
 
@@ -153,11 +148,7 @@ def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(points,
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     sweep(points(), tmp_path / "runs", out)
     before = read_json(out / "sweep.json")
-
-    def refused(*_):
-        raise UserError("run again")
-
-    monkeypatch.setattr(module, "run", refused)
+    monkeypatch.setattr(module, "run", Mock(side_effect=UserError("run again")))
     assert states(sweep(points(same={}), elsewhere, out)) == [("same", "finished")]
     again = read_json(out / "sweep.json")
     assert again["cells"] == [{**before["cells"][0], "variant": "same"}]

@@ -1,6 +1,7 @@
 """Caches as files, and where they are held while Phase 2 reads them."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -110,12 +111,9 @@ def test_each_stream_is_moved_whole_if_it_fits_the_smallest_first(device, free, 
 
 
 def test_a_stream_stays_in_its_files_if_there_is_less_memory_than_it_looked(device, monkeypatch):
-    def no_memory(*_, **__):
-        raise torch.cuda.OutOfMemoryError("not as much as it looked")
-
     place, memory = device
     memory["free"] = 9999
-    monkeypatch.setattr(torch.Tensor, "to", no_memory)
+    monkeypatch.setattr(torch.Tensor, "to", Mock(side_effect=torch.cuda.OutOfMemoryError))
     assert placed(place)[0] == {"train": {"cpu"}, "val": {"cpu"}}
 
 

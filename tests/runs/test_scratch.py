@@ -4,6 +4,7 @@ import errno
 import mmap
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -41,10 +42,8 @@ def test_without_memory_a_mapped_file_holds_it_and_leaves_nothing_behind(tmp_pat
 
 
 def test_memory_that_was_not_enough_after_all_is_left_for_a_mapped_file(tmp_path, monkeypatch):
-    def no_memory(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 400 bytes.")
-
-    monkeypatch.setattr(torch, "empty", no_memory)
+    error = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 400 bytes.")
+    monkeypatch.setattr(torch, "empty", Mock(side_effect=error))
     assert scratch((10, 10), torch.float32, CPU, tmp_path).fill_(1).sum() == 100
 
 
@@ -74,9 +73,7 @@ def test_tensors_in_memory_have_parts_too():
 
 @pytest.mark.parametrize("reserves", [True, False])
 def test_a_full_disk_is_noticed_before_the_file_is_used(tmp_path, free, monkeypatch, reserves):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     free(0)
     if reserves:
         monkeypatch.setattr(os, "posix_fallocate", full, raising=False)

@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from disturbed_runs import outcome
@@ -240,9 +241,7 @@ def test_a_full_drive_is_one_calm_line_and_training_goes_on(on_drive, tmp_path, 
     save(folder)
     before = (on_drive / "run.tar").read_bytes()
 
-    def full(self, tarinfo, fileobj=None):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     heard = []
     with monkeypatch.context() as patch:
         patch.setattr(tarfile.TarFile, "addfile", full)
