@@ -226,13 +226,6 @@ def test_streams_shorter_than_a_window_are_refused(tiny_config, tmp_path):
     prepare(tiny_config.replace({"model.max_contexts": cure}), tmp_path / "run")
 
 
-def test_a_try_that_fails_before_anything_is_made_leaves_no_folder(tiny_config, tmp_path):
-    absent = tiny_config.replace({"data.path": str(tmp_path / "absent.jsonl")})
-    with pytest.raises(UserError, match="does not exist"):
-        run(absent, tmp_path / "runs" / "one")
-    assert not (tmp_path / "runs" / "one").exists()
-
-
 def test_runs_have_their_own_default_folders(tiny_settings):
     plain, more = build_config("offline"), build_config("offline", samples=100)
     changed = build_config("offline", settings={"phase2.patience": 2})
