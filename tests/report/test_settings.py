@@ -26,8 +26,3 @@ def test_a_preset_is_listed_with_its_own_values(preset, printed_by):
     for row in printed_by("settings", "--preset", preset, "--json"):
         concern, name = row["setting"].split(".")
         assert row["value"] == getattr(getattr(config, concern), name)
-
-
-def test_an_unknown_preset_is_refused(printed_by):
-    said = printed_by("settings", "--preset", "moon", code=2)
-    assert "allowed: colab, offline, recall, ci" in said
