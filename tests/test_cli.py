@@ -53,13 +53,9 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(monkeypatch
 def test_info_prints_the_published_sizes(printed_by):
     text = printed_by("info", "--train-tokens", 587970, "--val-tokens", 22723)
     sizes = ("29,399", "574", "1,723", "22", "67", "2,386")
-    for number in ("45,163,264", "6,301,440 (13.95%)", "apart: 640 tokens", *sizes):
+    held = "621 contexts, 621 KiB"
+    for number in ("45,163,264", "6,301,440 (13.95%)", "apart: 640 tokens", held, *sizes):
         assert number in text, number
-
-
-def test_info_prints_what_inference_remembers(printed_by):
-    for anchor, held in (("current", "621 contexts, 621 KiB"), ("grid", "32 contexts, 32 KiB")):
-        assert held in printed_by("info", "--set", f"model.anchor={anchor}")
 
 
 def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
@@ -77,8 +73,6 @@ def test_info_as_json(printed_by, preset):
     known = preset == "colab"
     assert (found["train_tokens"] == 587_970) == known
     assert (found["caches_dense_fp32_mib"] is not None) == known
-    if preset in ("colab", "offline"):
-        assert found["parameters"] == {"total": 45_163_264, "trainable_phase2": 6_301_440}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +91,7 @@ def test_info_as_json(printed_by, preset):
         ("report two\nlines", r"two\nlines is not a folder"),
         ("verify nowhere", "nowhere is not a folder; name a run folder."),
         ("generate nowhere --prompt a", "nowhere is not a folder; make it with"),
-        ("list nowhere", "nowhere is not a folder; name the one that holds your run folders."),
+        ("list", "runs is not a folder; name the one that holds your run folders."),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(

@@ -68,12 +68,6 @@ def test_the_list_is_a_line_a_run(root, printed_by):
     assert len(printed_by("list", root, "--json")) == len(lines)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="runs is not a folder"):
-        list_runs()
-
-
 def test_the_refusal_of_a_folder_names_the_run_to_take(root, tmp_path):
     (tmp_path / "both").mkdir()
     (tmp_path / "both" / "comparison.json").write_text("{}")
