@@ -7,13 +7,12 @@ import torch
 from drawn import legend, line
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
 from sample_runs import EPOCHS, phase1_lines, runs
 
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.views import explore, figures, pictures, study
-from ctxkv_lib.views.axes import OKABE_ITO, QUIET, log_y, panels, save
+from ctxkv_lib.views.axes import OKABE_ITO, QUIET, log_y, panels
 
 SCORES = {
     "ppl": 300.0,
@@ -291,9 +290,3 @@ def test_ticks_have_thousands_separators():
         assert "5,000" in [label.get_text() for label in axis.get_ticklabels()] or axis is plain.yaxis
         assert not [label for label in axis.get_ticklabels() if re.search(r"\d{4}", label.get_text())]
     assert "10,000" in [label.get_text() for label in plain.yaxis.get_ticklabels()]
-
-
-def test_save_writes_a_whole_png_and_nothing_else(tmp_path):
-    path = save(Figure(facecolor="white"), tmp_path / "figures" / "empty.png")
-    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert [each.name for each in path.parent.iterdir()] == ["empty.png"]
