@@ -68,11 +68,6 @@ def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(code)
 
 
-def test_only_what_is_asked_for_is_made(tiny_config, tmp_path):
-    finished = run(tiny_config, tmp_path / "run")
-    assert set(measure(finished, ["ngrams"]).summary) - set(finished.summary) == {"ngrams"}
-
-
 def test_the_command_probes_a_run(measured, printed_by):
     expected = {name: measured.summary[name] for name in ("probe", "ablations")}
     assert printed_by("probe", measured.path, "--json") == expected
