@@ -6,7 +6,6 @@ from conftest import tiny_ids, tiny_model
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import explore
 
@@ -16,10 +15,6 @@ def test_passes_come_closer_to_the_exact_contexts(trained):
     errors = explore.pass_errors(trained.model, cache, trained.run.config.phase1, len(cache))
     assert errors[0] > errors[20] > errors[60]
     assert errors[-1] < 1e-9  # pass k has read k tokens, so that the last one has read them all
-    embeddings, tokens = distinct_rows(trained.model, trained.caches["val"].ids[:-1])
-    projected = trained.model.context_block.project_inputs(embeddings)
-    exact, _ = exact_contexts(trained.model.context_block, projected, tokens, 1e-5)
-    torch.testing.assert_close(exact, trained.caches["val"].contexts, atol=1e-4, rtol=0)
 
 
 def test_untrained_contexts_leave_the_random_numbers_of_the_reader_alone(trained):
