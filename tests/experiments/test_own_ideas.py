@@ -123,19 +123,6 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
         load_trained(made.path, torch.device("cpu"))
 
 
-def test_a_class_of_a_function_is_trained_and_not_saved_which_one_line_says(config, tmp_path, capsys):
-    class Local(ContextBlock):
-        def forward(self, contexts, inputs):
-            return super().forward(contexts, inputs)
-
-    made = run(config, tmp_path / "run", block=Local)
-    said = [line for line in capsys.readouterr().err.splitlines() if "not saved for transformers" in line]
-    assert len(said) == 1
-    assert "Local is defined in a notebook or a function, not in a module" in said[0]
-    assert made.summary["phase2"]["val_ppl"] > 1
-    assert not (made.path / "model").exists()
-
-
 class Dropping(GatedBlock):
     def forward(self, contexts, inputs):
         return super().forward(nn.functional.dropout(contexts, 0.5, self.training), inputs)
@@ -183,13 +170,16 @@ def of_size(factor):
     return Scaled
 
 
-def test_classes_of_one_function_are_plug_ins_of_their_own(config, tmp_path):
+def test_classes_of_one_function_are_plug_ins_of_their_own_and_not_saved(config, tmp_path, capsys):
     """The second takes the place of the first only if that is asked for; text comes from what was trained."""
     parts = [of_size(factor) for factor in (0.5, 0.9)]
     first, second = (config.replace({"block": part}) for part in parts)
     assert [loaded(each.plugins["block"]) for each in (first, second)] == parts
     assert run_folder_of(first) != run_folder_of(second)
     made = run(first, tmp_path / "run")
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "not saved for transformers" in line]
+    assert "Scaled is defined in a notebook or a function, not in a module" in said
+    assert not (made.path / "model").exists()
     assert generate_text(made, "a", max_new_tokens=1).startswith("a")
     with pytest.raises(UserError, match=r"finished result of other code, which is kept; .* --again"):
         run(second, made.path)
