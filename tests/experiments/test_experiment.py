@@ -39,11 +39,6 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture
-def finished(tiny_config, tmp_path):
-    return run(tiny_config, tmp_path / "run")
-
-
 def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path):
     """Slots, slot bias, output, averaged weights, log-frequencies and so on all go into the saved model."""
     corpus = {"data.corpus_samples": 2, "data.validation_samples": 2, "phase2.max_epochs": 3}
@@ -131,7 +126,8 @@ def test_preparing_makes_what_a_run_needs_and_leaves_a_finished_one_as_it_is(
     assert load_run(tmp_path / "run").metrics == finished.metrics
 
 
-def test_a_finished_run_is_reused(finished, tiny_config, tmp_path, monkeypatch):
+def test_a_finished_run_is_reused(tiny_config, tmp_path, monkeypatch):
+    finished = run(tiny_config, tmp_path / "run")
     monkeypatch.setattr(Work, "model", None)  # not to be called
     heard = []
     again = run(tiny_config, tmp_path / "run", heard.append)
@@ -149,16 +145,14 @@ def test_a_comparison_stopped_between_its_runs_says_what_is_kept(tiny_config, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped_at", [("phase1", 3), ("phase2", 1), ("phase2", 2)])
-def test_an_interrupted_run_goes_on(
-    finished, tiny_config, tmp_path, stopped_at, monkeypatch, saved_at_every_step
-):
+def test_an_interrupted_run_goes_on(finished_run, tmp_path, stopped_at, monkeypatch, saved_at_every_step):
     def interrupt(metric):
         if (metric["stage"], metric.get("iteration") or metric.get("epoch")) == stopped_at:
             raise KeyboardInterrupt
 
-    out = tmp_path / "elsewhere" / "stopped"  # beside `run` it would take Phase 1 from there
+    out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run(tiny_config, out, interrupt)
+        run(finished_run.config, out, interrupt)
     said = {"phase1": "Finished stages are", "phase2": f"Epochs 1 to {stopped_at[1]} are"}[stopped_at[0]]
     said = "Epoch 1 is" if stopped_at == ("phase2", 1) else said
     assert stopped.value._render_traceback_() == [f"Stopped. {said} kept; run the cell again."]
@@ -168,35 +162,33 @@ def test_an_interrupted_run_goes_on(
     else:
         assert (out / "checkpoint" / "phase1.safetensors").is_file()
         monkeypatch.setattr(phase1, "draw_contexts", None)  # no new beginning
-    run(tiny_config, out)
-    assert outcome(out) == outcome(finished.path)
+    run(finished_run.config, out)
+    assert outcome(out) == outcome(finished_run.path)
 
 
-def test_caches_and_epochs_that_are_streamed_in_another_way_are_others(finished, tiny_config, monkeypatch):
-    folder = RunFolder(finished.path)
-    made, phase1 = Work(tiny_config, folder, print), Records.read(finished.path).stages["phase1"]
+def test_caches_and_epochs_that_are_streamed_in_another_way_are_others(finished_run, monkeypatch):
+    folder = RunFolder(finished_run.path)
+    made, phase1 = Work(finished_run.config, folder, print), Records.read(folder.path).stages["phase1"]
     before = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)
     monkeypatch.setattr(work, "STREAMING", (128, *work.STREAMING[1:]))
     after = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False]
 
 
-def test_dense_and_gathered_embeddings_give_the_same_run(finished, tiny_settings, tmp_path):
-    settings = {**tiny_settings, "runtime.embedding_cache": "dense"}
-    dense = run(build_config("ci", samples=8, settings=settings), tmp_path / "dense")
-    assert dense.summary["phase2"]["val_ppl"] == pytest.approx(
-        finished.summary["phase2"]["val_ppl"], rel=1e-5
-    )
-    held, layout = dense.summary["caches_mib"], dense.summary["caches_dense_fp32_mib"]
-    assert held["train_emb"] >= layout["train_emb"] > finished.summary["caches_mib"]["train_emb"]
+def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path):
+    gathered, config = finished_run.summary, finished_run.config
+    dense = run(config.replace({"runtime.embedding_cache": "dense"}), tmp_path / "dense").summary
+    assert dense["phase2"]["val_ppl"] == pytest.approx(gathered["phase2"]["val_ppl"], rel=1e-5)
+    held, layout = dense["caches_mib"], dense["caches_dense_fp32_mib"]
+    assert held["train_emb"] >= layout["train_emb"] > gathered["caches_mib"]["train_emb"]
 
 
-def test_a_folder_of_another_run_is_refused(finished, tiny_config, tmp_path):
-    other = tiny_config.replace({"phase2.patience": 1})
-    before = (tmp_path / "run" / "summary.json").read_bytes()
+def test_a_folder_of_another_run_is_refused(finished_run):
+    other = finished_run.config.replace({"phase2.patience": 1})
+    before = (finished_run.path / "summary.json").read_bytes()
     with pytest.raises(UserError, match=r"phase2\.patience 3 \(asked: 1\); name another folder"):
-        run(other, tmp_path / "run")
-    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+        run(other, finished_run.path)
+    assert (finished_run.path / "summary.json").read_bytes() == before
 
 
 def test_a_folder_that_is_no_run_is_refused(tiny_config, tmp_path):

@@ -6,7 +6,6 @@ import pytest
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
-from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run
 
@@ -21,24 +20,21 @@ BREAKS = {
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(finished_run, tmp_path_factory):
     """A finished run, an interrupted one, and broken copies of the first."""
-    from conftest import local_experiment
-
     root = tmp_path_factory.mktemp("listed")
-    settings = local_experiment(root)
-    run(build_config("ci", samples=8, settings=settings), root / "runs" / "whole")
+    shutil.copytree(finished_run.path, root / "whole")
 
     def stop(metric):
         if metric["stage"] == "phase2":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(build_config("ci", samples=4, settings=settings), root / "runs" / "inside" / "stopped", stop)
+        run(finished_run.config.replace({"data.samples": 4}), root / "inside" / "stopped", stop)
     for name, break_it in BREAKS.items():
-        break_it(shutil.copytree(root / "runs" / "whole", root / "runs" / name))
-    (root / "runs" / "empty").mkdir()
-    return root / "runs"
+        break_it(shutil.copytree(root / "whole", root / name))
+    (root / "empty").mkdir()
+    return root
 
 
 def test_every_run_is_listed_in_its_state(root):

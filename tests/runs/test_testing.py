@@ -11,20 +11,15 @@ from ctxkv_lib.runs import testing
 from ctxkv_lib.runs.config import build_config
 
 
-@pytest.fixture
-def finished(tiny_config, tmp_path):
-    return run(tiny_config, tmp_path / "run")
-
-
-def test_the_test_split_is_scored_with_the_kept_weights(finished, tiny_config):
-    tokenizer = load_tokenizer(tiny_config.data.tokenizer)
-    stream = validation_stream(load_conversations(tiny_config.data, "test"), tokenizer)
+def test_the_test_split_is_scored_with_the_kept_weights(finished_run):
+    tokenizer = load_tokenizer(finished_run.config.data.tokenizer)
+    stream = validation_stream(load_conversations(finished_run.config.data, "test"), tokenizer)
     ids = stream.ids.long()[None]
-    model = ContextKVForCausalLM.from_pretrained(finished.path / "model").eval()
+    model = ContextKVForCausalLM.from_pretrained(finished_run.path / "model").eval()
     with torch.no_grad():
         logits = model(ids[:, :-1]).logits[0]
     losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-    test = finished.summary["test"]
+    test = finished_run.summary["test"]
     assert test["tokens"] == ids.shape[1]
     assert test["ppl"] == pytest.approx(losses.mean().exp().item(), rel=1e-4)
     assert test["acc"] == pytest.approx((logits.argmax(-1) == ids[0, 1:]).float().mean().item())
@@ -33,7 +28,8 @@ def test_the_test_split_is_scored_with_the_kept_weights(finished, tiny_config):
         assert (tokens, mean) == (len(expected), pytest.approx(expected.mean().item(), rel=1e-4))
 
 
-def test_it_is_scored_once_and_anew_when_its_text_changes(finished, tiny_config, monkeypatch):
+def test_it_is_scored_once_and_anew_when_its_text_changes(tiny_config, tmp_path, monkeypatch):
+    finished = run(tiny_config, tmp_path / "run")
     monkeypatch.setattr(testing, "_score", None)
     assert run(tiny_config, finished.path).summary == finished.summary
     monkeypatch.setattr(testing, "_score", lambda *_: {"ppl": 1.0, "acc": 1.0, "tokens": 2})
