@@ -207,6 +207,14 @@ class NearestTwo(torch.nn.Module):
         return embeddings + self.out((window * present[..., None]).mean(dim=1))
 
 
+def in_python(program: str, *arguments: object, **options) -> str:
+    """What a program prints in a process of its own, which must not fail; options as of `subprocess.run`."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 ALONE = """
 import json, sys
 sys.modules["ctxkv_lib"] = None  # importing it fails
@@ -223,11 +231,8 @@ print(json.dumps([model(ids).logits.tolist(), made.tolist(), trained]))
 def assert_works_alone(folder, model):
     """A saved model gives the logits and the text of `model` in a process that lacks the package."""
     ids = torch.tensor([[1, 2, 3, 4, 5]])
-    command = [sys.executable, "-c", ALONE, str(folder), json.dumps(ids[0].tolist())]
     environment = {"HF_HOME": str(folder.parent / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    logits, generated, trained = json.loads(done.stdout)
+    logits, generated, trained = json.loads(in_python(ALONE, folder, ids[0].tolist(), env=environment))
     torch.testing.assert_close(torch.tensor(logits), model(ids).logits.detach(), atol=1e-5, rtol=1e-5)
     assert generated == model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
     assert trained == [name for name, weight in model.named_parameters() if weight.requires_grad]

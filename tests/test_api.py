@@ -3,13 +3,11 @@
 import ast
 import json
 import re
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import TOP
+from conftest import TOP, in_python
 
 import ctxkv_lib as ctxkv
 
@@ -64,9 +62,7 @@ MAIN = "from ctxkv_lib.cli import main; main"
 def test_nothing_heavy_is_imported_before_it_is_used(code, unused):
     """What makes `ctxkv --help` answer at once."""
     watched = f"import sys\ntry: {code}\nfinally: print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert not unused & set(done.stdout.split())
+    assert not unused & set(in_python(watched).split())
 
 
 @pytest.mark.parametrize("code", SHOWN.values(), ids=SHOWN.keys())

@@ -1,12 +1,12 @@
 """The shape of the package: it imports downwards only, and nothing in it grows out of hand."""
 
 import ast
-import subprocess
 import sys
 from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
+from conftest import in_python
 
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.experiments import run
@@ -162,7 +162,4 @@ print([name for name in sys.modules if name.startswith("ctxkv_lib.research")])
 
 @pytest.mark.slow
 def test_the_published_recipes_need_no_research(tmp_path):
-    command = [sys.executable, "-c", WITHOUT_RESEARCH, str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert in_python(WITHOUT_RESEARCH, tmp_path, cwd=Path(__file__).parent).splitlines()[-1] == "[]"

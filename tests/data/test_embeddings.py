@@ -2,8 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
+import os
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -11,6 +10,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from conftest import in_python
 from safetensors.torch import save
 
 from ctxkv_lib.data import counts, embeddings
@@ -195,9 +195,7 @@ def test_making_a_table_warns_of_nothing():
         "stream = TokenStream(torch.tensor([1, 2, 3, 1]), torch.tensor([0]))\n"
         "for neighbours in ('around', 'sides'): build_table(stream, 9, 4, neighbours)"
     )
-    command = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    in_python(program, env={**os.environ, "PYTHONWARNINGS": "error"})
 
 
 def test_ids_may_have_gaps_and_any_whole_dtype():

@@ -5,14 +5,13 @@ import importlib
 import json
 import linecache
 import pathlib
-import subprocess
 import sys
 import types
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import GatedBlock, NearestTwo, local_experiment
+from conftest import GatedBlock, NearestTwo, in_python, local_experiment
 from safetensors.torch import load_file
 from torch import nn
 
@@ -433,8 +432,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(config, tmp_path, 
 def test_which_modules_are_loaded_makes_no_other_code():
     for file in pathlib.Path(model.__file__).parent.glob("*.py"):
         importlib.import_module(f"ctxkv_lib.method.{file.stem}")
-    fresh = [sys.executable, "-c", "from ctxkv_lib.runs.plugins import code_key; print(code_key())"]
-    assert subprocess.check_output(fresh, text=True).strip() == code_key()
+    fresh = in_python("from ctxkv_lib.runs.plugins import code_key; print(code_key())")
+    assert fresh.strip() == code_key()
 
 
 def without_spread(contexts, centroid_weight, scale=1.0):

@@ -1,11 +1,10 @@
 """The conversations of the recall task: the same ones each time, each pair stated once and asked for once."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from conftest import in_python
 
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.settings import DataConfig
@@ -100,8 +99,7 @@ from ctxkv_lib.runs.config import build_config, config_from_dict
 print({made}.data.source, any(name.startswith("ctxkv_lib.research.") for name in sys.modules))
 """
     stored = json.dumps(build_config("recall").to_dict())
-    done = subprocess.run([sys.executable, "-c", program, stored], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["recall" if is_loaded else "ultrachat", str(is_loaded)]
+    assert in_python(program, stored).split() == ["recall" if is_loaded else "ultrachat", str(is_loaded)]
 
 
 def test_an_unknown_source_is_refused_with_all_that_are_known():
