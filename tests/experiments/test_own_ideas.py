@@ -326,7 +326,6 @@ def wide(contexts):
 class Narrow(nn.Module):
     def __init__(self, *shapes):
         super().__init__()
-        self.history = 0
 
     def forward(self, first, *others):
         return first[..., 1:]
@@ -400,7 +399,6 @@ class Ahead(Mixed):
     ("hook", "part", "said"),
     [
         ("block", Failing, r"Failing fails on 2 positions: RuntimeError: mat1 and mat2 shapes .*help\("),
-        ("loss", Failing, r"Failing fails on 2 positions: TypeError: .* missing 1 required"),
         ("loss", constant, r"constant returned a scalar without a gradient; compute it from the contexts"),
         ("block", Narrow, r"Narrow returned a tensor of shape \[2, 15\]; .* a tensor of shape \[2, 16\]\."),
         ("loss", wide, r"wide returned a tensor of shape \[2, 16\]; it must return a scalar tensor\."),
@@ -420,7 +418,6 @@ class Ahead(Mixed):
             r"Training changes the buffer attention.scale.running_mean, which is not",
         ),
         ("attention", Nothing, r"Phase 2 has no weights to train; give attention or mixer a parameter\."),
-        ("mixer", Narrow, r"Narrow returned a tensor of shape \[2, 5, 23\]; .* of shape \[2, 5, 24\]\."),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is(config, tmp_path, hook, part, said):
