@@ -2,18 +2,17 @@
 
 import json
 import re
-from pathlib import Path
 from statistics import mean
 
 import continuous_cache
 import evidence
 import numpy as np
 import pytest
+from conftest import TOP
 from intervals import difference, losses, speaker_groups, speakers_apart
 
 from ctxkv_lib.runs import published
 
-TOP = Path(__file__).parents[1]
 STUDY = (TOP / "docs" / "study.md").read_text(encoding="utf-8")
 README = (TOP / "README.md").read_text(encoding="utf-8")
 PARTS = {
