@@ -199,7 +199,12 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] 
     """Write named tensors and strings as one safetensors file with a checksum inside."""
     from safetensors.torch import save_file
 
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    contiguous, places = {}, set()
+    for name, tensor in tensors.items():
+        row = tensor.detach().contiguous()
+        place = row.untyped_storage().data_ptr()
+        contiguous[name] = row.clone() if place in places else row  # of tied weights, each has its own copy
+        places.add(place)
     with replacing(path) as beside:
         with rust_writes(path):
             save_file(contiguous, beside, metadata={**(metadata or {}), CHECKSUM: NO_CHECKSUM})

@@ -59,9 +59,12 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             has_unigram=model.log_unigram is not None,
             plugins=plugins,
         )
-        with torch.device("meta"):
+        with torch.device("cpu" if plugins else "meta"):  # code of a user may compute with its weights
             wrapped = cls(config)
         wrapped.load_state_dict(model.state_dict(), assign=True)
+        for name, buffer in model.named_buffers():  # those that a state has not
+            parent, _, leaf = name.rpartition(".")
+            setattr(wrapped.get_submodule(parent), leaf, buffer)
         wrapped.set_phase(2)
         return wrapped.eval()
 

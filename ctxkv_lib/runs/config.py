@@ -295,7 +295,7 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
         )
     groups = [*GROUPS, *plugins]
     allowed = f"group.field with group one of {', '.join(groups)}, or one of {', '.join(HOOKS)}"
-    _require_known("setting", key, groups, allowed, group)
+    _require_known("setting", key, [*groups, *HOOKS], allowed, group)
     kind = GROUPS[group] if group in GROUPS else settings_class(load(plugins[group].name))
     names = [f.name for f in dataclasses.fields(kind)] if kind else []
     _require_known(
@@ -311,10 +311,16 @@ def _with_settings(plugin: PlugIn, changed: Mapping[str, Any]) -> PlugIn:
 
 def _parse(key: str, value: Any, hint: Any) -> Any:
     """Return a value as the type of its field."""
-    may_be_none = isinstance(hint, types.UnionType)
+    may_be_none = typing.get_origin(hint) in (types.UnionType, typing.Union)
     kind = typing.get_args(hint)[0] if may_be_none else hint
+    if typing.get_origin(kind) is typing.Literal:
+        require(value in (names := typing.get_args(kind)), key, value, ", ".join(map(str, names)))
+        return value
     if value is None and may_be_none:
         return value
+    if kind is bool:
+        require(str(value).lower() in ("true", "false"), key, value, "true or false")
+        return str(value).lower() == "true"
     try:
         if value is None or isinstance(value, list | dict):
             raise TypeError  # which str takes

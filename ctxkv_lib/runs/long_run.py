@@ -167,26 +167,29 @@ class LongRun(Loop):
     def _save(self, state: State) -> None:
         assert self.checkpoint is not None
         tensors = {**_tensors(state), f"draws/{self.device.type}": random_state(self.device)}
+        numbers: dict[str, float] = {}  # of an optimiser that counts its steps itself
         for name, weight in state.weights.items():
-            slots = state.optimizer.state[weight].items()
-            tensors |= {f"adam/{name}/{slot}": value for slot, value in slots}
+            for slot, value in state.optimizer.state[weight].items():
+                kept = tensors if isinstance(value, Tensor) else numbers
+                kept[f"adam/{name}/{slot}"] = value
         if isinstance(state, Phase1State):
             tensors[f"noise/{self.device.type}"] = state.generator.get_state()
         else:
             tensors |= {f"best/{name}": value for name, value in state.best.items()}
         progress = {name: getattr(state, name) for name in PROGRESS if hasattr(state, name)}
-        self.checkpoint.save(tensors, progress)
+        self.checkpoint.save(tensors, {**progress, "numbers": numbers})
 
     def _overwrite(self, state: State, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
         """Overwrite a state; with copies, since the mapped file will be replaced."""
         for name, tensor in _tensors(state).items():
             for part, kept in zip(parts(tensor), parts(tensors[name]), strict=True):
                 part.copy_(kept)
+        numbers = progress.pop("numbers")
         for name, value in progress.items():
             setattr(state, name, value)
-        fused = state.optimizer.defaults["fused"]
+        fused = state.optimizer.defaults.get("fused")
         for name, weight in state.weights.items():
-            state.optimizer.state[weight] = {
+            state.optimizer.state[weight] = _below(f"adam/{name}/", numbers) | {
                 slot: value.clone()
                 if slot == "step" and not fused  # which is counted on the CPU
                 else value.to(weight, copy=True)
@@ -224,5 +227,5 @@ def _tensors(state: State) -> dict[str, Tensor]:
     return {**tensors, **averages, "total": state.total}
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): each for name, each in values.items() if name.startswith(prefix)}

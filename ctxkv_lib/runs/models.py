@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from ..data.counts import unigram_floor
 from ..data.embeddings import TokenTable, corpus_counts, load_table
 from ..errors import UserError, is_out_of_memory, values_of_user
+from ..method.caches import StreamCache
 from ..method.config import GPT2_VOCAB_SIZE
+from ..method.evaluation import token_scores
 from ..method.model import ContextKV, Parts, project_inputs
 from ..method.windows import Window
 from .config import ExperimentConfig
 from .plugins import PlugIn, built
 from .rows import MixerModel
 
-ROW = 5  # tokens on which a mixer is tried
+ROW = 64  # tokens on which a mixer is tried
+READ_AGAIN = 256  # positions on which a model is compared with what was saved of it
 
 
 def load_frozen(config: ExperimentConfig) -> tuple[TokenTable, TokenTable | None]:
@@ -65,8 +68,9 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
     """Try every plug-in on a few positions, in training and after it; leave the model as after it.
 
     Raises:
-        UserError: one fails, returns another shape than it should, numbers that are not finite, or a loss
-            without a gradient; a mixer reads ahead; Phase 2 has nothing to train, or a buffer changes.
+        UserError: one fails, returns another shape or type than it should, numbers that are not finite, or a
+            loss without a gradient; it changes its inputs; a mixer reads ahead; slots lie ahead; Phase 2 has
+            nothing to train, or a buffer changes.
     """
     count, shapes, window = 2, config.model, len(model.window)
     rows = model.embed(torch.arange(2 * ROW, device=model.device).view(2, ROW))
@@ -75,6 +79,9 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
     slots = contexts.new_zeros(count, window, shapes.context_dim)
     present = contexts.new_ones(count, window, dtype=torch.bool)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    offsets = model.window.offsets
+    if {*map(type, offsets)} != {int} or offsets != sorted(offsets) or offsets[0] != 0:
+        raise UserError(f"slot_offsets are {offsets}; allowed: whole numbers, ascending from 0.")
     start = min(2, model.history(trained=False)) if isinstance(model, MixerModel) else 0
     mixed = (2, ROW - start, shapes.hidden_size)
     tried: dict[str, Callable[[], tuple[Any, tuple[int, ...]]]] = {
@@ -87,6 +94,7 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
     for hook, in_training in itertools.product(hooks, (True, False)):
         model.train(in_training)
         name = config.plugins[hook].name
+        versions = [given._version for given in (contexts, embeddings, slots, rows)]
         try:
             found, expected = tried[hook]()
         except Exception as error:  # whatever code of the user raises
@@ -97,11 +105,16 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
                 f"{name} fails on {count} positions: {cause}; help(ctxkv_lib.run) says where what it is "
                 "given and returns is described."
             ) from error
-        returned, right = _words(found), _words(torch.empty(expected))
+        if versions != [given._version for given in (contexts, embeddings, slots, rows)]:
+            raise UserError(f"{name} changes what it is given in place; compute a new tensor instead.")
+        kind = getattr(found, "dtype", None) if hook == "loss" else torch.float32  # a loss may be of any
+        returned, right = _words(found), _words(torch.empty(expected, dtype=kind))
         if returned != right:
             raise UserError(f"{name} returned {returned}; it must return {right}.")
         if not found.isfinite().all():
             raise UserError(f"{name} returned NaN or infinity; the first contexts of a stream are zeros.")
+    if "optimizer" in config.plugins:
+        _try_optimizer(model, config)
     if not model.trained_weights():
         raise UserError("Phase 2 has no weights to train; give attention or mixer a parameter.")
     kept = model.state_dict()
@@ -113,6 +126,27 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
                 "a layer without running statistics, such as LayerNorm."
             )
     model.eval()
+
+
+def _try_optimizer(model: ContextKV, config: ExperimentConfig) -> None:
+    """Take a step on copies of the weights."""
+    plugin = config.plugins["optimizer"]
+    weights = {name: nn.Parameter(weight.clone()) for name, weight in model.trained_weights().items()}
+    try:
+        stepper = built(plugin)(weights, config.phase2, ROW)
+        for weight in weights.values():
+            weight.grad = torch.zeros_like(weight)
+        stepper.schedule(0)
+        stepper.step()
+        kept = [value for slots in stepper.optimizer.state.values() for value in slots.values()]
+        kept += stepper.averages.values()
+    except Exception as error:  # whatever code of the user raises
+        raise UserError(
+            f"{plugin.name} fails as an optimiser: {type(error).__name__}: {error}; derive it from "
+            "ctxkv_lib.method.phase2.Stepper, which describes it."
+        ) from error
+    if other := [value for value in kept if not isinstance(value, Tensor | int | float)]:
+        raise UserError(f"{plugin.name} keeps a {type(other[0]).__name__}; allowed: tensors and numbers.")
 
 
 def _from_zeros(model: ContextKV, contexts: Tensor, embeddings: Tensor) -> Any:
@@ -129,14 +163,15 @@ def _attended(model: ContextKV, embeddings: Tensor, slots: Tensor, present: Tens
         attention: Any = copy.deepcopy(model.attention)
         with values_of_user():
             attention.init_from_block(model.context_block)
-    return model.attend(embeddings, slots, present)[0]
+    hidden, _ = model.attend(embeddings, slots, present)
+    return hidden
 
 
 def _without_reading_ahead(mixer: nn.Module, rows: Tensor, start: int) -> Any:
     """Return what a mixer makes of rows `[r, length, hidden_size]` from column `start` on."""
     torch.manual_seed(0)
     found = mixer(rows, start)
-    if not mixer.training and isinstance(found, Tensor) and found.shape[1:2] == (rows.shape[1] - start,):
+    if isinstance(found, Tensor) and found.shape[1:2] == (rows.shape[1] - start,):
         torch.manual_seed(0)
         changed = torch.cat([rows[:, :-1], -rows[:, -1:]], dim=1)
         if not torch.allclose(mixer(changed, start)[:, :-1], found[:, :-1], atol=1e-4):
@@ -160,7 +195,31 @@ def _loss_of(plugin: PlugIn, contexts: Tensor) -> Any:
 def _words(found: Any) -> str:
     if not isinstance(found, Tensor):
         return f"a {type(found).__name__}"
-    return f"a tensor of shape {[*found.shape]}" if found.shape else "a scalar tensor"
+    kind = "" if found.dtype == torch.float32 else f"{found.dtype} ".removeprefix("torch.")
+    return f"a {kind}tensor of shape {[*found.shape]}" if found.shape else f"a scalar {kind}tensor"
+
+
+def check_saved(model: ContextKV, again: ContextKV, cache: StreamCache) -> None:
+    """Compare a trained model with `again`, which was loaded from its files, on a few positions of `cache`.
+
+    Raises:
+        UserError: they differ, so that a plug-in computes with something that is not saved.
+    """
+    positions = torch.arange(min(READ_AGAIN, len(cache)))
+    embeddings = model.embed(torch.arange(ROW, device=model.device))
+    contexts = torch.zeros(ROW, model.config.context_dim, device=model.device)
+
+    def computed(each: ContextKV) -> list[Tensor]:
+        losses = token_scores(each, cache, positions)[0]
+        return [losses] if isinstance(each, MixerModel) else [losses, _from_zeros(each, contexts, embeddings)]
+
+    with torch.no_grad():
+        for now, loaded in zip(computed(model.eval()), computed(again.eval()), strict=True):
+            if not torch.allclose(now, loaded, rtol=1e-2, atol=1e-2):
+                raise UserError(
+                    "The trained model computes something else than what was saved of it; keep all that a "
+                    "plug-in computes with in parameters or registered buffers."
+                )
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import ranks
-from ..errors import Diverged, UserError, memory_advice
+from ..errors import Diverged, UserError, is_out_of_memory, memory_advice, one_line
 from ..files import replacing, rust_writes, write_tensors
 from ..method import loop
 from ..method.caches import StreamCache, TrainingStream
@@ -24,7 +24,7 @@ from .caches import load_cache, load_starts, place_caches
 from .config import ExperimentConfig
 from .contexts import context_summary, contexts_of, sampled_ids
 from .long_run import Checkpoint, forget
-from .models import parameter_counts
+from .models import check_saved, frozen_model, parameter_counts
 from .plugins import built
 from .records import Record, SummaryPart
 from .rows import MixerModel, as_read
@@ -133,6 +133,11 @@ def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
     drawn = {f"attention.{name}": each.clone() for name, each in model.attention.named_buffers()}
     trained = {**drawn, **model.trained_weights()}
     ranks.on_rank_0(lambda: write_tensors(folder.attention, trained))
+    if any(plugin.source for plugin in config.plugins.values()):
+        again = frozen_model(config, work.table, work.counts).to(work.device)
+        folder.load_block(again)
+        folder.load_attention(again)
+        ranks.on_rank_0(lambda: check_saved(model, again, prepared.caches["val"]))
     summary = {
         "parameters": parameter_counts(model),
         "offsets": None if isinstance(model, MixerModel) else model.window.offsets,
@@ -165,7 +170,10 @@ def _write_model(work: Work) -> list[Path]:
         with replacing(folder.model) as beside, rust_writes(folder.model), transformers_bars_hidden():
             model.save_pretrained(beside)
             work.tokenizer.save_pretrained(beside)
-    except UserError as error:
-        notice(f"The model is not saved for transformers: {error}")
+    except (UserError, RuntimeError) as error:
+        is_users = any(plugin.source for plugin in work.config.plugins.values())
+        if not isinstance(error, UserError) and (not is_users or is_out_of_memory(error)):
+            raise
+        notice(f"The model is not saved for transformers: {one_line(str(error))}")
         return []
     return [folder.model]

@@ -159,6 +159,8 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
             except ValueError as error:
                 if saved:
                     raise UserError(f"{error}.") from None
+    if saved and (lost := dict(model.named_buffers()).keys() - model.state_dict()):
+        raise UserError(f"the buffer {min(lost)} is not saved with the weights (persistent=False).")
     if isinstance(model, MixerModel):
         model, plugins = model.attention.served(model)  # type: ignore[operator]
     return ContextKVForCausalLM.from_model(model, plugins)

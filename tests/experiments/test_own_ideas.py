@@ -7,6 +7,8 @@ import linecache
 import pathlib
 import sys
 import types
+from dataclasses import dataclass
+from typing import Literal, Optional
 from unittest.mock import Mock
 
 import pytest
@@ -18,7 +20,7 @@ from torch import nn
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.hf.export import source_file
-from ctxkv_lib.method import model, oacd, scan
+from ctxkv_lib.method import model, oacd, phase2, scan
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.model import ContextBlock, ContextKV
@@ -26,6 +28,7 @@ from ctxkv_lib.runs import contexts, stages
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.differences import run_names
+from ctxkv_lib.runs.long_run import LongRun
 from ctxkv_lib.runs.plugins import code_key, loaded
 from ctxkv_lib.runs.run_folder import run_folder_of
 from ctxkv_lib.runs.trained import generate_text, load_model, load_trained
@@ -395,6 +398,32 @@ class Ahead(Mixed):
         return self.out(embeddings + embeddings.mean(dim=1, keepdim=True))[:, start:]
 
 
+class FarAhead(Mixed):
+    def forward(self, embeddings, start):
+        return self.out(embeddings.roll(-6, dims=1) if self.training else embeddings)[:, start:]
+
+
+class InPlace(GatedBlock):
+    def forward(self, contexts, inputs):
+        return super().forward(contexts.mul_(0.5), inputs)
+
+
+class Double(GatedBlock):
+    def forward(self, contexts, inputs):
+        return super().forward(contexts, inputs).double()
+
+
+class ThreeResults(NearestTwo):
+    def forward(self, embeddings, window, present):
+        return super().forward(embeddings, window, present), None, None
+
+
+class SlotsAhead(NearestTwo):
+    @staticmethod
+    def slot_offsets(config):
+        return [0, -1]
+
+
 @pytest.mark.parametrize(
     ("hook", "part", "said"),
     [
@@ -403,7 +432,13 @@ class Ahead(Mixed):
         ("block", Narrow, r"Narrow returned a tensor of shape \[2, 15\]; .* a tensor of shape \[2, 16\]\."),
         ("loss", wide, r"wide returned a tensor of shape \[2, 16\]; it must return a scalar tensor\."),
         ("attention", Narrow, r"Narrow returned a tensor of shape \[2, 23\]; .* of shape \[2, 24\]\."),
-        ("mixer", Whole, r"Whole returned a tensor of shape \[2, 5, 24\]; .* of shape \[2, 3, 24\]\."),
+        ("mixer", Whole, r"Whole returned a tensor of shape \[2, 64, 24\]; .* of shape \[2, 62, 24\]\."),
+        ("mixer", FarAhead, r"The mixer reads ahead: the hidden state"),
+        ("block", InPlace, r"InPlace changes what it is given in place; compute a new tensor instead\."),
+        ("block", Double, r"Double returned a float64 tensor of shape \[2, 16\]; .* a tensor of shape"),
+        ("attention", ThreeResults, r"ThreeResults fails on 2 positions: ValueError: too many values"),
+        ("attention", SlotsAhead, r"slot_offsets are \[0, -1\]; allowed: whole numbers, ascending from 0\."),
+        ("optimizer", torch.optim.SGD, r"SGD fails as an optimiser: TypeError: .*phase2\.Stepper"),
         ("mixer", Ahead, r"The mixer reads ahead: the hidden state of a column may not depend on later ones"),
         (
             "block",
@@ -424,6 +459,125 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(config, tmp_path, 
     with pytest.raises(UserError, match=said):
         run(config, tmp_path / "run", **{hook: part})
     assert not (tmp_path / "run").exists()
+
+
+class Chosen(GatedBlock):
+    @dataclass
+    class Settings:
+        gated: bool = True
+        most: Optional[int] = 3  # noqa: UP045 (as many write it)
+        kind: Literal["fast", "slow"] = "fast"
+
+    def __init__(self, context_dim, hidden_size, settings):
+        super().__init__(context_dim, hidden_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "value"),
+    [("gated", "False", False), ("gated", "true", True), ("most", "5", 5), ("most", None, None)],
+)
+def test_words_are_read_as_the_types_of_an_ideas_own_settings(config, name, word, value):
+    chosen = config.replace({"block": Chosen, f"block.{name}": word}).plugins["block"]
+    assert chosen.settings[name] is value
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"block": Chosen, "block.gated": "0.5"}, "block.gated is '0.5'; allowed: true or false"),
+        ({"block": Chosen, "block.kind": "quick"}, "block.kind is 'quick'; allowed: fast, slow"),
+        ({"bloc": Chosen}, r"Did you mean block\?"),
+    ],
+)
+def test_other_words_are_refused(config, settings, said):
+    with pytest.raises(UserError, match=said):
+        config.replace(settings)
+
+
+class Remembering(GatedBlock):
+    def init_weights(self, embeddings, tokens, config):
+        self.scale = 3.0
+
+    def forward(self, contexts, inputs):
+        return super().forward(contexts, inputs) * getattr(self, "scale", 1.0)
+
+
+class Counting(NearestTwo):
+    calls = 0
+
+    def forward(self, embeddings, window, present):
+        self.calls += self.training
+        return super().forward(embeddings, window, present) * (1 + self.calls)
+
+
+@pytest.mark.parametrize(("hook", "part"), [("block", Remembering), ("attention", Counting)])
+def test_what_is_not_saved_is_not_trained_in_silence(config, tmp_path, hook, part):
+    with pytest.raises(UserError, match="computes something else than what was saved of it; keep all"):
+        run(config, tmp_path / "run", **{hook: part})
+
+
+class Tied(GatedBlock):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__(context_dim, hidden_size)
+        self.new.weight = self.gate.weight
+
+
+class Orthogonal(GatedBlock):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__(context_dim, hidden_size)
+        nn.utils.parametrizations.orthogonal(self.gate)
+
+
+class Unsaved(NearestTwo):
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("two", torch.tensor(2.0), persistent=False)
+
+    def forward(self, embeddings, window, present):
+        return super().forward(embeddings, window, present) * self.two
+
+
+@pytest.mark.parametrize(("hook", "part"), [("block", Tied), ("block", Orthogonal), ("attention", Unsaved)])
+def test_an_idea_that_transformers_cannot_save_still_trains_and_generates(config, tmp_path, hook, part):
+    made = run(config, tmp_path / "run", **{hook: part})
+    assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")
+
+
+class Signs(torch.optim.Optimizer):
+    def __init__(self, weights, lr):
+        super().__init__(weights, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for weight in self.param_groups[0]["params"]:
+            state = self.state[weight]
+            state["count"] = state.get("count", 0) + 1
+            weight -= self.defaults["lr"] / state["count"] * weight.grad.sign()
+
+
+class SignSteps(phase2.Stepper):
+    def __init__(self, weights, config, positions):
+        self.averages = {}
+        self.optimizer = Signs(weights.values(), 1e-3)
+
+
+def test_an_optimiser_that_counts_by_itself_goes_on_to_the_same_numbers(
+    config, tmp_path, saved_at_every_step, monkeypatch
+):
+    expected = run(config, tmp_path / "whole", optimizer=SignSteps).summary["phase2"]["val_ppl"]
+    original, seen = LongRun.after_step, []
+
+    def stops(self, state):
+        original(self, state)
+        seen.append(state)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LongRun, "after_step", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "run", optimizer=SignSteps)
+    assert run(config, tmp_path / "run", optimizer=SignSteps).summary["phase2"]["val_ppl"] == expected
 
 
 def test_which_modules_are_loaded_makes_no_other_code():
