@@ -184,7 +184,7 @@ class LongRun(Loop):
         for name, tensor in _tensors(state).items():
             for part, kept in zip(parts(tensor), parts(tensors[name]), strict=True):
                 part.copy_(kept)
-        numbers = progress.pop("numbers")
+        numbers = progress.pop("numbers", {})
         for name, value in progress.items():
             setattr(state, name, value)
         fused = state.optimizer.defaults.get("fused")
