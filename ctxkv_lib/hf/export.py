@@ -1,6 +1,10 @@
-"""Export the code of a saved model, so that transformers can load it without this package."""
+"""Export the code of a saved model, so that transformers can load it without this package.
+
+Each file's name ends in a digest of all this code, so that of two models in one process each has its own.
+"""
 
 import ast
+import hashlib
 import inspect
 import re
 import sys
@@ -10,9 +14,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
-from .plugins import named_part
+from .plugins import key_of, named_part
 
 HERE = Path(__file__).parent
+SUFFIX = Path(__file__).stem.removeprefix("export")  # of the files in a saved folder; empty in the package
 FILES = {
     "hf": ("modeling", "configuration", "cache", "export", "plugins", "prefill"),
     "method": ("config", "losses", "model", "scan", "settings", "windows"),
@@ -24,25 +29,36 @@ AUTO_MAP = {
 PACKAGE = re.compile(r"^from (?:\.\.|ctxkv_lib\.)(?:method|hf)\.", re.MULTILINE)
 
 
-def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> None:
+def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Write all files of the model's code into `folder`, with imports adapted to one flat folder.
 
     `plugins` are those of `ContextKVConfig`. Raises a ValueError if the code of one cannot be exported.
+    Returns `AUTO_MAP` with the files' names.
     """
     files, named = [], []
     for package, names in FILES.items():
-        home = HERE.parent / package if (HERE.parent / package).is_dir() else HERE  # of a saved folder
-        files += [home / f"{name}.py" for name in names]
+        home = HERE if SUFFIX else HERE.parent / package
+        files += [home / f"{name}{SUFFIX}.py" for name in names]
     for plugin in plugins.values():
-        part = named_part(plugin["plugin"])
+        part = named_part(plugin)
         files.append(source_file(part))
         named.append(f"from .{files[-1].stem} import {part.__name__}\n")
-        named.append(f'NAMED["{plugin["plugin"]}"] = {part.__name__}\n')
+        named.append(f'NAMED["{key_of(plugin)}"] = {part.__name__}\n')
+    codes = {}
     for file in files:
         code = PACKAGE.sub("from .", file.read_text(encoding="utf-8"))
-        if file.stem == "modeling" and "NAMED[" not in code:
+        if file.stem == "modeling":  # which in a saved folder names them already
             code += "\n# Classes that this model was trained with.\n" + "".join(named)
-        (folder / file.name).write_text(code, encoding="utf-8")
+        codes[file.stem.removesuffix(SUFFIX)] = _renamed(code, SUFFIX, "")
+    suffix = f"_{hashlib.sha256(repr(sorted(codes.items())).encode()).hexdigest()[:8]}"
+    for name, code in codes.items():
+        (folder / f"{name}{suffix}.py").write_text(_renamed(code, "", suffix), encoding="utf-8")
+    return {auto: path.replace(".", f"{suffix}.") for auto, path in AUTO_MAP.items()}
+
+
+def _renamed(code: str, suffix: str, other: str) -> str:
+    """Replace the suffix of the files that code imports from its own folder."""
+    return re.sub(rf"^from \.(\w+?){suffix} import", rf"from .\1{other} import", code, flags=re.MULTILINE)
 
 
 def source_file(part: Any) -> Path:

@@ -19,7 +19,7 @@ from ..method.settings import require
 from ..method.windows import Window as Window
 from .cache import ContextCache
 from .configuration import ContextKVConfig
-from .export import AUTO_MAP, write_code
+from .export import write_code
 from .plugins import NAMED as NAMED
 from .plugins import parts_of
 from .prefill import scan_rows
@@ -87,9 +87,8 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: a part of the model is defined where its code cannot be exported.
         """
-        self.config.auto_map = AUTO_MAP
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        write_code(Path(save_directory), self.config.plugins)  # first: no weights without their code
+        self.config.auto_map = write_code(Path(save_directory), self.config.plugins)  # first, or no weights
         super().save_pretrained(save_directory, **options)
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
@@ -252,5 +251,6 @@ def _distinct(input_ids: Tensor) -> tuple[Tensor, Tensor]:
     return distinct, rows
 
 
-AutoConfig.register(ContextKVConfig.model_type, ContextKVConfig)
-AutoModelForCausalLM.register(ContextKVConfig, ContextKVForCausalLM)
+if __name__.startswith("ctxkv_lib."):  # else they would be used for every saved folder
+    AutoConfig.register(ContextKVConfig.model_type, ContextKVConfig)
+    AutoModelForCausalLM.register(ContextKVConfig, ContextKVForCausalLM)

@@ -13,8 +13,9 @@ from ..data.hub import hub_errors
 from ..data.tokens import load_tokenizer
 from ..errors import UserError, memory_advice, values_of_user
 from ..hf import inference
+from ..hf.configuration import ContextKVConfig
 from ..hf.modeling import ContextKVForCausalLM
-from ..hf.plugins import NAMED
+from ..hf.plugins import NAMED, key_of, source_digest
 from ..method.model import ContextKV
 from ..progress import stage, transformers_bars_hidden
 from .config import ExperimentConfig
@@ -57,9 +58,11 @@ def load_trained(
         model = for_transformers(load_model(run.path, run.config), run.config, saved=False)
         return model.to(device), deepcopy(load_tokenizer(run.config.data.tokenizer))  # type: ignore[arg-type]
     refuse_damaged(run.path, "model")
-    for hook in run.config.plugins.keys() & {"block", "attention"}:
+    saved = ContextKVConfig.from_pretrained(folder).plugins
+    for hook in run.config.plugins.keys() & saved.keys():
         plugin = run.config.plugins[hook]
-        NAMED[plugin.name] = loaded(plugin)  # which refuses another class of the same name
+        key = key_of({**saved[hook], "plugin": plugin.name})  # since a mixer saves others
+        NAMED[key] = loaded(plugin)  # which refuses another class of the same name
     with transformers_bars_hidden():
         model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
     return model.to(device), AutoTokenizer.from_pretrained(folder)
@@ -152,13 +155,15 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
     plugins: dict[str, Any] = {}
     for hook in ("block", "attention"):
         if plugin := config.plugins.get(hook):
+            part = loaded(plugin)
             plugins[hook] = {"plugin": plugin.name, "settings": plugin.settings}
-            NAMED[plugin.name] = loaded(plugin)
             try:
-                source_file(NAMED[plugin.name])
+                source_file(part)
+                plugins[hook] |= {"source": source_digest(part)}
             except ValueError as error:
                 if saved:
                     raise UserError(f"{error}.") from None
+            NAMED[key_of(plugins[hook])] = part
     if saved and (lost := dict(model.named_buffers()).keys() - model.state_dict()):
         raise UserError(f"the buffer {min(lost)} is not saved with the weights (persistent=False).")
     if isinstance(model, MixerModel):

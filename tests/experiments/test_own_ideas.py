@@ -16,9 +16,11 @@ import torch
 from conftest import GatedBlock, NearestTwo, in_python, local_experiment
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
+from ctxkv_lib.hf import plugins
 from ctxkv_lib.hf.export import source_file
 from ctxkv_lib.method import model, oacd, phase2, scan
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
@@ -123,6 +125,11 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
     monkeypatch.delitem(sys.modules, "my_ideas")
     with pytest.raises(UserError, match="The source of my_ideas:Mine is not what the run was made with"):
         load_trained(made.path, torch.device("cpu"))
+    again = AutoModelForCausalLM.from_pretrained(made.path / "model").context_block  # still known here
+    assert torch.equal(again(contexts, inputs), trained(contexts, inputs))
+    monkeypatch.setattr(plugins, "NAMED", {})  # as in another process
+    with pytest.raises(ValueError, match="The source of my_ideas:Mine is not what the run was made with"):
+        AutoModelForCausalLM.from_pretrained(made.path / "model")
 
 
 class Dropping(GatedBlock):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+from ctxkv_lib.hf.plugins import find, source_digest
 
 MINE = """
 from dataclasses import dataclass
@@ -80,6 +82,60 @@ def test_the_folder_works_without_the_package(tmp_path, my_module, plugin):
     assert_works_alone(folder, model)
 
 
+ONE_BY_ONE = """
+import json, sys
+sys.modules["ctxkv_lib"] = None  # importing it fails
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+def load(folder, **options):
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
+found = []
+for folder in sys.argv[2:]:
+    model = load(folder)
+    model.save_pretrained(folder + "/again/model")
+    for each in (model, load(folder + "/again/model")):
+        found.append(each(torch.tensor(json.loads(sys.argv[1]))).logits.tolist())
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+config.plugins = {"block": {"plugin": "json:JSONDecoder", "settings": {}}}
+try:
+    load(folder, config=config)
+except ValueError as error:
+    print(json.dumps([found, str(error)]))
+"""
+
+
+@pytest.mark.slow
+def test_each_folder_runs_its_own_code_in_one_process_and_keeps_it_when_saved_again(tmp_path, my_module):
+    ids, folders, expected = tiny_ids(5)[None], [], []
+    for name, source in {"one": MINE, "other": MINE.replace("self.share *", "2 *"), "plain": None}.items():
+        plugins = {"block": {"plugin": f"{my_module(source)}:MyBlock", "settings": {}}} if source else {}
+        model = tiny_model(plugins=plugins).eval()
+        folders.append(tmp_path / name / "model")
+        model.save_pretrained(folders[-1])
+        expected += 2 * [model(ids).logits.tolist()]
+    command = [sys.executable, "-c", ONE_BY_ONE, json.dumps(ids.tolist()), *map(str, folders)]
+    environment = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found, said = json.loads(done.stdout)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=1e-5, rtol=1e-5)
+    assert said.startswith("The code of json:JSONDecoder is not in the folder of this model")
+    for folder in folders:
+        again = {file.name: file.read_bytes() for file in (folder / "again/model").glob("*.py")}
+        assert again == {file.name: file.read_bytes() for file in folder.glob("*.py")}
+
+
+def test_a_folder_is_not_loaded_with_a_class_that_was_changed_since(tmp_path, my_module):
+    name = f"{my_module(MINE)}:MyBlock"
+    part = {"plugin": name, "settings": {"share": 0.25}, "source": source_digest(find(name))}
+    tiny_model(plugins={"block": part}).save_pretrained(tmp_path / "model")
+    my_module("# The same.\n" + MINE)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    my_module(MINE.replace("0.3", "0.4"))
+    with pytest.raises(ValueError, match="The source of my_plugin:MyBlock is not what the run was made with"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
 def test_the_tokenizer_of_a_run_is_named_as_every_transformers_knows_it(finished_run):
     folder = finished_run.path / "model"
     named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
@@ -90,7 +146,7 @@ def test_the_tokenizer_of_a_run_is_named_as_every_transformers_knows_it(finished
     assert loaded.special_tokens_map == own.special_tokens_map
 
 
-@pytest.mark.parametrize("first", ["configuration", "modeling"])
+@pytest.mark.parametrize("first", ["AutoConfig", "AutoModelForCausalLM"])
 def test_what_transformers_loads_first_names_all_that_it_needs(first, tmp_path):
     tiny_model().save_pretrained(tmp_path)
 
@@ -98,7 +154,7 @@ def test_what_transformers_loads_first_names_all_that_it_needs(first, tmp_path):
         text = (tmp_path / f"{module}.py").read_text()
         return set(re.findall(r"^from \.(\w+) import", text, re.MULTILINE))
 
-    needed = named(first)
+    needed = named(AutoConfig.from_pretrained(tmp_path).auto_map[first].partition(".")[0])
     for module in list(needed):
         assert named(module) <= needed, module
 
