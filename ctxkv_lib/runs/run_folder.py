@@ -28,8 +28,9 @@ from ..method.loop import Metric
 from ..progress import counted, notice
 from .config import ExperimentConfig, changed_settings, flat
 from .configure import run_command, stored_config
-from .plugins import HOOKS, code_key
+from .plugins import HOOKS
 from .records import FILE, Record, Records
+from .sources import code_key
 
 if TYPE_CHECKING:
     from ..method.model import ContextKV
@@ -129,7 +130,7 @@ class RunFolder:
             UserError: the folder holds another experiment, one that cannot be read, or a finished result of
                 other code that is not to be made `again`.
         """
-        records, code, is_other = None, code_key(*config.plugins.values()), False
+        records, code, is_other = None, code_key(*(plugin.name for plugin in config.plugins.values())), False
         if self._content() - {CONFIG}:  # something has been computed
             try:
                 records = Records.read(self.path)
