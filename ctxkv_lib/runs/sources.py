@@ -8,33 +8,39 @@ import inspect
 import linecache
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping, MutableSequence, MutableSet
 from contextlib import suppress
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
 OWN = "ctxkv_lib."
 FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
-METHOD_IMPORTS = {"ctxkv_lib", "torch", "numpy", "psutil", *sys.stdlib_module_names}
+PYTHON_AND_THIS = {"ctxkv_lib", *sys.stdlib_module_names}
+METHOD_IMPORTS = {"torch", "numpy", "psutil"} | PYTHON_AND_THIS
 WRAPPERS = (property, staticmethod, classmethod)
 PLAIN = bool | int | float | str | tuple  # values of `method/` that keys cover
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
-# Methods that change what a name holds.
+# Methods that change what a name holds, if that is a container.
 CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "clear"}
+DEEPEST = 30  # objects and containers in each other, at which a description ends
+TEXTS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of functions and classes, with their code objects
 
 
 def source_digest(part: Any) -> str:
     """Digest the code of a function or class and its dependencies; empty for code of this package."""
-    if part.__module__.startswith(OWN):
+    parts = [each for each in _layers(part) if _is_followed(each)] or [inspect.unwrap(part)]
+    if _module_of(parts[0]).startswith(OWN):
         return ""
+    seen: dict[int, Any] = {}
     try:
-        source = "".join(_sources(part, []))
+        source = "".join(text for each in parts for text in _sources(each, seen))
     except (OSError, TypeError, SyntaxError):
         raise UserError(
             f"The source of {part.__qualname__} is not to be found; define it with def or class, in a file "
@@ -43,57 +49,48 @@ def source_digest(part: Any) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
-def _sources(part: Any, seen: list[Any]) -> Iterator[str]:
+def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
     """Yield the source of a function or class, and what describes all that it uses.
 
-    Of what is not installed, these are functions and classes with all that they use; of anything else, what
-    `_plain` says. Names that the code itself changes, as a list that it appends to, are left out.
+    What the code itself changes, as a list that it appends to, is left out; `seen` is described already.
     """
-    seen.append(part)
-    source = plain_source(_source(part))
-    yield source
-    scope = dict(vars(sys.modules[part.__module__]))
-    for function in filter(inspect.isfunction, [part, *vars(part).values()]):
+    seen[id(part)] = part
+    text = _text(part)
+    yield text
+    tree, functions = ast.parse(text), _own_functions(part)
+    scope = dict(functions[0].__globals__ if functions else vars(sys.modules.get(part.__module__, part)))
+    for function in functions:
+        seen[id(function)] = function
         scope |= inspect.getclosurevars(function).nonlocals
-    for name in sorted(_used(source)):
-        first, _, rest = name.partition(".")
-        value = scope.get(first, scope)  # where it is no name of the module, a builtin or a local of its own
-        if rest:
-            with suppress(AttributeError):
-                value = attrgetter(rest)(value) if inspect.ismodule(value) else scope
-        if value is scope or inspect.ismodule(value):
+        names = reversed(function.__code__.co_varnames[: function.__code__.co_argcount])
+        defaults = dict(zip(names, reversed(function.__defaults__ or ()), strict=False))
+        defaults |= function.__kwdefaults__ or {}
+        for name in sorted(defaults.keys() - _changed(tree, defaults)):
+            yield f"{name}={''.join(_described(defaults[name], seen))};"
+    changed = _changed(tree, scope)
+    for name in sorted(_used(tree) - changed):
+        value, first = _value(name, scope), scope.get(name.partition(".")[0])
+        if value is scope or inspect.ismodule(value) or ("." in name and not inspect.ismodule(first)):
             continue
-        if isinstance(value, functools.partial):
-            yield _plain([value.args, value.keywords])
-            value = value.func
-        if inspect.isroutine(value):
-            value = inspect.unwrap(value)
-        yield f"{name}={_plain(value)};"
-        is_code = inspect.isfunction(value) or inspect.isclass(value)
-        if is_code and not _is_installed(value) and not any(value is each for each in seen):
-            with suppress(OSError, TypeError, SyntaxError):  # as of a namedtuple, whose source is nowhere
-                yield from _sources(value, seen)
+        if not _is_code(value) and any(each.startswith(f"{name}.") for each in changed):
+            value = type(value)
+        yield f"{name}={''.join(_described(value, seen))};"
+    if inspect.isclass(part):
+        yield from _described(part.__bases__, seen)
+        changed = _changed_by_methods(part, part)
+        for name, value in sorted(vars(part).items()):
+            if _is_code(value) or not (name.startswith("__") or name in changed):
+                yield f"{name}={''.join(_described(value, seen))};"
 
 
-def _used(source: str) -> set[str]:
+def _used(tree: ast.Module) -> set[str]:
     """Return the names, with dots where they are attributes, that code looks up outside itself."""
-    tree, found, changed = ast.parse(source), set(), set()
     try:
-        names = _global_names(compile(source, "", "exec"))
+        names = _global_names(compile(tree, "", "exec"))
     except SyntaxError:  # `nonlocal` of a function around it
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    for node in ast.walk(tree):
-        match node:
-            case ast.Attribute(value=held, attr=attr) if attr in CHANGING:
-                changed.add(ast.unparse(held))
-                found.add(ast.unparse(node))
-            case ast.Subscript(value=held, ctx=ast.Store() | ast.Del()):
-                changed.add(ast.unparse(held))
-            case ast.Global(names=assigned):
-                changed.update(assigned)
-            case ast.Name() | ast.Attribute():
-                found.add(ast.unparse(node))
-    return {name for name in found - changed if name.partition(".")[0] in names}
+    found = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)}
+    return {name for name in found if name.partition(".")[0] in names}
 
 
 def _global_names(code: CodeType) -> set[str]:
@@ -103,17 +100,93 @@ def _global_names(code: CodeType) -> set[str]:
     return own.union(*inner)
 
 
+def _changed(tree: ast.AST, scope: dict[str, Any]) -> set[str]:
+    """Return the names, with dots where they are attributes, of what code changes itself."""
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(ctx=ast.Store() | ast.Del()):
+                found.add(ast.unparse(node))
+            case ast.Attribute(value=held, attr=attr) if attr in CHANGING:
+                value = _value(ast.unparse(held), scope)
+                if isinstance(value, MutableMapping | MutableSequence | MutableSet):
+                    found.add(ast.unparse(held))
+            case ast.Subscript(value=held, ctx=ast.Store() | ast.Del()):
+                found.add(ast.unparse(held))
+            case ast.Global(names=assigned):
+                found.update(assigned)
+    return found
+
+
+def _changed_by_methods(kind: Any, value: Any) -> set[str]:
+    """Return the attributes of a class or object that the methods of a class change after it is made."""
+    scope, found = dict.fromkeys(("self", "cls", kind.__name__), value), set()
+    for node in ast.walk(ast.parse(_text(kind))):
+        if isinstance(node, ast.FunctionDef) and node.name not in ("__init__", "__post_init__"):
+            found |= {name for each in _changed(node, scope) for name in each.split(".")[1:]}
+    return found
+
+
+def _value(name: str, scope: dict[str, Any]) -> Any:
+    """Return the value of a name, with dots where they are attributes; the scope itself if there is none."""
+    first, _, rest = name.partition(".")
+    with suppress(Exception):  # whatever an object of the user raises
+        return attrgetter(rest)(scope[first]) if rest else scope[first]
+    return scope
+
+
+def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str]:
+    """Yield what describes a value: code by its source, containers and a user's objects by their content."""
+    if isinstance(value, functools.partial):
+        value = [value.func, value.args, value.keywords]
+    elif inspect.ismethod(value):
+        value = [value.__func__, value.__self__]
+    elif _is_code(value):
+        for part in _layers(value):
+            yield _plain(part)
+            if _is_followed(part) and id(part) not in seen:
+                with suppress(OSError, TypeError, SyntaxError):  # whose source is nowhere
+                    yield from _sources(part, seen)
+        return
+    kind = type(value)
+    is_own = not _is_installed(kind)
+    if depth == DEEPEST or id(value) in seen:
+        yield kind.__qualname__
+        return
+    if is_own or isinstance(value, dict | list):
+        seen[id(value)] = value
+    if isinstance(value, set | frozenset):
+        yield from sorted(f"{''.join(_described(each, {**seen}, depth + 1))}," for each in value)
+    elif isinstance(value, dict | list | tuple):
+        held = value.items() if isinstance(value, dict) else value
+        yield f"[{','.join(''.join(_described(each, seen, depth + 1)) for each in held)}]"
+    else:
+        yield _plain(value)
+    if is_own:
+        yield from _described(kind, seen)
+        yield from _described(_state(value), seen, depth + 1)
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """Return what an object of the user holds, without what its methods change or keep."""
+    state, kind = getattr(value, "__dict__", {}), type(value)
+    left_out = {name for name in state if isinstance(getattr(kind, name, None), functools.cached_property)}
+    with suppress(Exception):  # whatever an object of the user raises
+        if hasattr(kind, "state_dict"):  # an `nn.Module`
+            left_out |= {name for name in state if name.startswith("_") or name == "training"}
+            state = state | value.state_dict()
+        for each in (each for each in kind.__mro__ if not _is_installed(each)):
+            left_out |= _changed_by_methods(each, value)
+    return {name: each for name, each in state.items() if name not in left_out}
+
+
 def _plain(value: Any) -> str:
-    """Describe a value: containers by what they hold, arrays by their bytes, code by its name."""
+    """Describe a value by itself: arrays by their bytes, code by its name."""
     try:
-        if isinstance(value, dict):
-            return "{" + ",".join(f"{_plain(key)}:{_plain(each)}" for key, each in value.items()) + "}"
-        if isinstance(value, list | tuple):
-            return "[" + ",".join(map(_plain, value)) + "]"
-        if isinstance(value, set | frozenset):
-            return "{" + ",".join(sorted(map(_plain, value))) + "}"
         if type(value).__name__ in ("Tensor", "Parameter", "ndarray"):
-            array = value if type(value).__name__ == "ndarray" else value.detach().cpu().contiguous().numpy()
+            array = value  # or as bytes, since numpy has no bfloat16
+            if hasattr(value, "detach"):
+                array = value.detach().cpu().flatten().view(sys.modules["torch"].uint8).numpy()
             return f"{value.dtype}{[*value.shape]}{hashlib.sha256(array.tobytes()).hexdigest()}"
         if inspect.isroutine(value) or inspect.isclass(value):
             return f"{value.__module__}.{value.__qualname__}"
@@ -123,27 +196,79 @@ def _plain(value: Any) -> str:
     return type(value).__qualname__ if " at 0x" in text else text
 
 
+def _is_code(value: Any) -> bool:
+    return inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, WRAPPERS)
+
+
+def _layers(value: Any) -> Iterator[Any]:
+    """Yield a function, method or class, and what it wraps, from the outside in."""
+    while _is_code(value):
+        yield value
+        value = getattr(value, "fget", getattr(value, "__wrapped__", None))
+
+
+def _is_followed(part: Any) -> bool:
+    return (inspect.isfunction(part) or inspect.isclass(part)) and not _is_installed(part)
+
+
 def _is_installed(part: Any) -> bool:
     """Return whether a function or class is of Python, of this package, or of an installed one."""
-    file = Path(getattr(sys.modules.get(part.__module__), "__file__", None) or "")
-    top = _top_package(part)
-    return top in (OWN[:-1], *sys.stdlib_module_names) or bool({*file.parts} & INSTALLED)
+    name = _module_of(part)
+    file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+    return name.partition(".")[0] in PYTHON_AND_THIS or bool({*file.parts} & INSTALLED)
 
 
-def _top_package(part: Any) -> str:
-    return part.__module__.partition(".")[0]
+def _module_of(part: Any) -> str:
+    """Return the module that a function or class was written in, also if it is named like what it wraps."""
+    return getattr(part, "__globals__", {}).get("__name__") or getattr(part, "__module__", None) or ""
+
+
+def _own_functions(part: Any) -> list[Any]:
+    """Return a function, or the functions in the body of a class."""
+    if not inspect.isclass(part):
+        return [part] if inspect.isfunction(part) else []
+    found = [each for value in vars(part).values() for each in _layers(value) if inspect.isfunction(each)]
+    return [each for each in found if each.__code__.co_qualname.startswith(f"{part.__qualname__}.")]
+
+
+def _text(part: Any) -> str:
+    """Return the plain source of a function or class; refuse it if its file has changed since."""
+    codes = [function.__code__ for function in _own_functions(part)]
+    file = codes[0].co_filename if codes else part.__module__
+    known = TEXTS.get(part)
+    try:
+        text = plain_source(_source(part))
+    except (OSError, TypeError, SyntaxError):  # also of lines that have moved
+        if known is None or not Path(file).is_file():
+            raise
+        text = ""
+    if known and known[0] == codes and known[1] != text:
+        raise UserError(f"{file} has changed since {part.__name__} was imported; reload it or start anew.")
+    TEXTS[part] = codes, text
+    return text
 
 
 def _source(part: Any) -> str:
-    """Return the source of a function or class; `inspect` does not find a class of a notebook cell."""
-    for function in filter(inspect.isfunction, vars(part).values() if inspect.isclass(part) else ()):
-        code = function.__code__
+    """Return the source of a function or class; `inspect` finds no class of a notebook, nor one lambda."""
+    codes = [function.__code__ for function in _own_functions(part)]
+    for code in codes:
         linecache.checkcache(code.co_filename)
-        nodes = ast.walk(ast.parse("".join(linecache.getlines(code.co_filename))))
-        for node in (node for node in nodes if isinstance(node, ast.ClassDef)):
-            if node.name == part.__name__ and node.lineno <= code.co_firstlineno <= (node.end_lineno or 0):
-                return ast.unparse(node)
-    return textwrap.dedent(inspect.getsource(part))
+        for node in ast.walk(ast.parse("".join(linecache.getlines(code.co_filename)))):
+            if inspect.isclass(part) and isinstance(node, ast.ClassDef):
+                last = node.end_lineno or 0
+                if node.name == part.__name__ and node.lineno <= code.co_firstlineno <= last:
+                    return ast.unparse(node)
+            elif code.co_name == "<lambda>" and isinstance(node, ast.Lambda):
+                body = node.body
+                where = (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset)
+                if where in code.co_positions():
+                    return ast.unparse(node)
+    try:
+        return textwrap.dedent(inspect.getsource(part if inspect.isclass(part) else part.__code__))
+    except (OSError, TypeError):
+        if codes or not inspect.isclass(part):
+            raise
+        return f"class {part.__name__}: pass"
 
 
 def plain_source(source: str) -> str:
@@ -164,11 +289,13 @@ def _patched_source() -> str:
         places: list[Any] = [module, *(each for each in classes if each.__module__ == module.__name__)]
         for place in places:
             for key, value in vars(place).items():
-                is_private = key.startswith("_")  # as what Python adds to classes
-                if isinstance(value, PLAIN) and not is_private:
+                if isinstance(value, PLAIN) and not key.startswith("_"):  # as what Python adds to classes
                     found += f"{place.__name__}.{key}={value!r};"
-                for part in _foreign(value):
-                    found += f"{place.__name__}.{key}={source_digest(part)};"
+                for part in _layers(value):
+                    module_name = _module_of(part)
+                    known = isinstance(part, WRAPPERS) or module_name not in sys.modules  # as of a NamedTuple
+                    if not known and module_name.partition(".")[0] not in METHOD_IMPORTS:
+                        found += f"{place.__name__}.{key}={source_digest(part)};"
     return found
 
 
@@ -176,26 +303,14 @@ def _method_files() -> list[Path]:
     return [file for file in sorted((PACKAGE / "method").glob("*.py")) if file.stem != "reference"]
 
 
-def _foreign(value: Any) -> Iterator[Any]:
-    """Yield the classes and functions of a user that a value is or wraps, each function by itself."""
-    while inspect.isfunction(value) or inspect.isclass(value) or isinstance(value, WRAPPERS):
-        part, value = value, getattr(value, "fget", getattr(value, "__wrapped__", None))
-        if inspect.isfunction(part):  # a copy, whose module is its own and not that of what it wraps
-            part = FunctionType(part.__code__, part.__globals__, closure=part.__closure__)
-        known = isinstance(part, WRAPPERS) or part.__module__ not in sys.modules  # as of a NamedTuple
-        if not known and _top_package(part) not in METHOD_IMPORTS:
-            yield part
-
-
 def code_key(*plugins: str) -> str:
     """Digest the code that results depend on: `method/`, and the files of those plug-ins of this package.
 
     Docstrings, comments and layout are ignored; functions and values replaced at run time are included.
     """
-    modules = {name.partition(":")[0] for name in plugins}
-    files = {*_method_files()}
-    files |= {file for name in modules if name.startswith(OWN) for file in _with_imports(_file_of(name))}
-    return _code_digest(files, _patched_source())
+    modules = {name.partition(":")[0].replace(".", "/") for name in plugins if name.startswith(OWN)}
+    files = {file for name in modules for file in _with_imports(PACKAGE.parent / f"{name}.py")}
+    return _code_digest({*files, *_method_files()}, _patched_source())
 
 
 def code_with_imports(name: str) -> str:
@@ -207,10 +322,6 @@ def code_with_imports(name: str) -> str:
 def _code_digest(files: Iterable[Path], more: str = "") -> str:
     code = "".join(_code_of(file)[0] for file in sorted(files))
     return hashlib.sha256((code + more).encode()).hexdigest()[:16]
-
-
-def _file_of(module: str) -> Path:
-    return PACKAGE.parent / f"{module.replace('.', '/')}.py"
 
 
 def _with_imports(file: Path) -> set[Path]:

@@ -1,0 +1,183 @@
+"""The digest of an idea is another one if what it computes can be, and the same one if it cannot."""
+
+import functools
+import importlib
+import linecache
+import sys
+import types
+
+import pytest
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.method.oacd import oacd_loss
+from ctxkv_lib.runs.sources import source_digest
+
+COMMON = """
+import collections, dataclasses, enum, functools
+import torch
+from torch import nn
+
+def wrapped(inner, factor):
+    @functools.wraps(inner)
+    def more(c):
+        return inner(c) * factor
+    return more
+
+def plain(c):
+    return c.mean()
+
+def double(self, c):
+    return 2 * c
+
+class Base(nn.Module):
+    def forward(self, c):
+        return c
+"""
+
+
+def run_cell(source, module=None):
+    """Run code as a notebook cell, in a new session if none is given; returns the session's names."""
+    module = module or types.ModuleType("__main__")
+    file = f"/tmp/ipykernel_2/{hash(source)}.py"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), vars(module))
+    return module
+
+
+def digest(module, name="idea"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "__main__", module)
+        return source_digest(getattr(module, name))
+
+
+FACTORY = """
+def make(K, base=Base):
+    class C(base):
+        k = K
+        def forward(self, c):
+            return self.k * c
+    return C
+"""
+MODULE = """
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale = nn.Linear(2, 2), 1.0
+torch.manual_seed(1)
+HEAD = Head().to(torch.bfloat16)
+def idea(c):
+    return HEAD.linear(c).mean()
+"""
+OBJECT = """
+class Limits:
+    def __init__(self, low):
+        self.low, self.calls, self.parts = low, 0, [plain]
+        self.same = self
+    def clip(self, c):
+        self.calls += 1
+        return c.clamp(self.low)
+LIMITS = Limits(1)
+def idea(c):
+    return LIMITS.clip(c)
+"""
+SUBCLASS = """
+class idea(Base):
+    pass
+"""
+NEW_BASE = """
+class Base(nn.Module):
+    def forward(self, c):
+        return -c
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "old", "new"),
+    [
+        (
+            "def make(w):\n    def f(c, w=w):\n        return c * w\n    return f\nidea = make(1)",
+            "(1)",
+            "(2)",
+        ),
+        ("def make(w):\n    def f(c, *, w=w):\n        return c\n    return f\nidea = make(1)", "(1)", "(2)"),
+        ("two = lambda c: c + 1, lambda c: c - 1\nidea = two[0]", "[0]", "[1]"),
+        ("K = 1; idea = lambda c: c * K", "K = 1", "K = 2"),
+        (FACTORY + "idea = make(1)", "make(1)", "make(2)"),
+        (FACTORY + "idea = make(1)", "make(1)", "make(1, nn.Module)"),
+        (FACTORY + "idea = make(1); idea.rate = .1", ".1", ".9"),
+        (FACTORY + "idea = make(1)", "make(1)", "make(1); idea.forward = double"),
+        (FACTORY + "idea = make(1); idea.forward = double", "2 * c", "3 * c"),
+        ("idea = wrapped(plain, 1)", "1", "2"),
+        ("idea = wrapped(plain, 1)", "mean()", "sum()"),
+        ("idea = torch.no_grad()(plain)", "mean()", "sum()"),
+        ("helper = wrapped(plain, 1)\ndef idea(c):\n    return helper(c)", ", 1", ", 2"),
+        ("TABLE = {'f': plain}\ndef idea(c):\n    return TABLE['f'](c)", "mean()", "sum()"),
+        (MODULE, "seed(1)", "seed(2)"),
+        (MODULE, "scale = nn.Linear(2, 2), 1.0", "scale = nn.Linear(2, 2), 2.0"),
+        (OBJECT, "Limits(1)", "Limits(2)"),
+        (OBJECT, "clamp", "clip"),
+        (OBJECT, "mean()", "sum()"),
+        (OBJECT.replace("return LIMITS.clip(c)", "return CLIP(c)") + "CLIP = LIMITS.clip", "(1)", "(2)"),
+        ("T = torch.ones(1)\ndef idea(c):\n    return T.add(c)", "ones", "zeros"),
+        (SUBCLASS, "pass", "pass\nidea.k = 2"),
+        (SUBCLASS, "    return c\n", "    return -c\n"),
+        ("def idea(c):\n    return KIND.B.value * c\nclass KIND(enum.Enum):\n    B = 1", "B = 1", "B = 2"),
+    ],
+)
+def test_what_computes_something_else_is_another_idea(source, old, new):
+    before, found, after = (COMMON + source).rpartition(old)
+    assert found
+    codes = (COMMON + source, COMMON + source, before + new + after)
+    first, same, other = (digest(run_cell(code)) for code in codes)
+    assert first == same != other
+
+
+@pytest.mark.parametrize(
+    ("source", "use"),
+    [
+        (OBJECT, "LIMITS.clip(torch.ones(1))"),
+        ("def idea(c, kept={}):\n    kept[c] = c", "idea(1)"),
+        ("def idea(c):\n    idea.calls = c", "idea(1)"),
+        (OBJECT + "def idea(c):\n    LIMITS.low += c\n    LIMITS.parts.append(c)", "idea(1)"),
+        (FACTORY.replace("return self", "C.k += 1; return self") + "idea = make(1)", "idea()(1)"),
+        ("class idea(torch.autograd.Function):\n    pass", "idea.apply"),
+        ("PAIR = collections.namedtuple('Pair', 'a b')(1, [])\ndef idea(c):\n    return PAIR", ""),
+        ("@dataclasses.dataclass\nclass One:\n    a: int\nONE = One(1)\ndef idea(c):\n    return ONE", ""),
+        ("LIST = []\nLIST.append(LIST)\ndef idea(c):\n    return LIST[0]", ""),
+    ],
+)
+def test_what_an_idea_changes_itself_makes_no_other_one(source, use):
+    first, second = run_cell(COMMON + source), run_cell(COMMON + source)
+    before = digest(first)
+    exec(use, vars(first))
+    assert digest(first) == before == digest(second)
+
+
+def test_a_subclass_is_of_the_base_class_that_it_was_made_with():
+    session = run_cell(NEW_BASE, run_cell(COMMON + SUBCLASS))
+    old = digest(session)
+    assert digest(run_cell(SUBCLASS, session)) != old
+
+
+def test_a_wrapper_of_the_packages_own_function_is_an_idea():
+    @functools.wraps(oacd_loss)
+    def more(*arguments):
+        return 2 * oacd_loss(*arguments)
+
+    assert source_digest(oacd_loss) == "" != source_digest(more)
+
+
+@pytest.mark.parametrize("new", ["def idea(c):\n    return -c\n", "K = 1\ndef idea(c):\n    return c\n", "("])
+def test_a_file_edited_since_its_import_is_refused_until_it_is_reloaded(tmp_path, monkeypatch, new):
+    file = tmp_path / "edited_idea.py"
+    file.write_text("def idea(c):\n    return c\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("edited_idea", None)
+    module = importlib.import_module("edited_idea")
+    before = source_digest(module.idea)
+    file.write_text(new)
+    with pytest.raises(UserError, match=r"edited_idea.py has changed since idea was imported; reload it or"):
+        source_digest(module.idea)
+    file.write_text("def idea(c):\n    return 2 * c  # longer\n")
+    importlib.invalidate_caches()
+    assert source_digest(importlib.reload(module).idea) != before
