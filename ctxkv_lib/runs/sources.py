@@ -149,7 +149,7 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
                     yield from _sources(part, seen)
         return
     kind = type(value)
-    is_own = not _is_installed(kind)
+    is_own = kind.__module__ != "builtins" and not _is_installed(kind)
     if depth == DEEPEST or id(value) in seen:
         yield kind.__qualname__
         return
