@@ -72,6 +72,8 @@ class StructuredBlock(ContextBlock):
             least, most = max(2, context_dim // hidden_size + 1), context_dim - 1
             allowed = f"{least} to {most} with these shapes"
             require(least <= count <= most, f"{settings.concern}.last_tokens", count, allowed)
+        # Units of each of the last tokens.
+        self.place_size = (context_dim - 1) // max(1, settings.last_tokens)
 
     @torch.no_grad()
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
@@ -119,11 +121,6 @@ class StructuredBlock(ContextBlock):
         shift[:units] = shift[units * self.settings.last_tokens :] = 0
         variance = units * self.settings.last_tokens / self.context_dim
         return shift, F.pad(directions, (0, 0, 0, size - units)), variance
-
-    @property
-    def place_size(self) -> int:
-        """Return the number of units of each of the last tokens."""
-        return (self.context_dim - 1) // self.settings.last_tokens
 
     @torch.no_grad()
     def init_linear_recurrence(self, mean: Tensor, carried: Tensor, weights: Tensor, variance: float) -> None:

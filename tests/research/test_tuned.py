@@ -51,6 +51,12 @@ def recurrence(block, embeddings, tokens):
     return torch.stack(contexts, dim=1)
 
 
+@pytest.mark.parametrize("last_tokens", [0, 3])
+def test_a_block_can_be_traced(last_tokens):
+    block, inputs = structured_block(16, 24, last_tokens=last_tokens), (torch.zeros(2, 16), torch.ones(2, 16))
+    assert torch.equal(torch.jit.trace(block, inputs)(*inputs), block(*inputs))
+
+
 def test_a_block_encodes_the_token_and_running_means_of_tokens():
     """Half of the units have the token whole, and a sixth each a mean of the 4, 9 and 20 tokens before."""
     draw = torch.Generator().manual_seed(0)
