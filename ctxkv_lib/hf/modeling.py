@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -32,6 +32,9 @@ ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bo
 ROW_NORM = 0.2
 # What transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+OPTIONS = {"position_ids", "token_type_ids", "cache_position"}  # and of a loss:
+OPTIONS |= {"num_items_in_batch", "ignore_index", "shift_labels"}
+GENERATED = ("attention_mask", "use_cache", "output_attentions", "output_hidden_states", "position_ids")
 
 
 class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
@@ -94,6 +97,16 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.wte
 
+    def resize_token_embeddings(  # type: ignore[override]
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *_: Any, **__: Any
+    ) -> torch.nn.Embedding:
+        """Return the table, which keeps its size; raises ValueError if another is asked for."""
+        rows = self.wte.num_embeddings
+        asked = (new_num_tokens or rows) + -(new_num_tokens or rows) % (pad_to_multiple_of or 1)
+        allowed = f"{rows}, since the token table is frozen and tied to the output"
+        require(asked == rows, "the number of tokens asked for", asked, allowed)
+        return self.wte
+
     @can_return_tuple
     def forward(
         self,
@@ -105,53 +118,60 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor | None = None,
         output_attentions: bool | None = None,
-        **loss_options: Any,
+        output_hidden_states: bool | None = None,
+        **options: Any,
     ) -> CausalLMOutputWithPast:
         """Read on from `cache`, or from the beginning of a text.
 
         Args:
             input_ids: int64 `[batch, length]`, the new tokens only.
             attention_mask: `[batch, >= length]`; columns of 0 among the last `length` are padding, which is
-                not read: it moves no position and changes no context.
+                not read: it moves no position and changes no context. Columns before them are the cache's.
             labels: int64 `[batch, length]`, usually `input_ids`; shifted inside, -100 is ignored.
-            cache: taken up and updated in place; `past_key_values` is its name before transformers 5.24.
+            cache: taken up and updated in place; `past_key_values` is its name before transformers 5.24. An
+                empty cache of transformers counts as None, and stays empty.
             use_cache: return the cache; by default as the configuration says, and not with labels.
             logits_to_keep: only the last so many columns' logits, 0 keeps all; or which columns, int64 `[n]`,
                 which may be none. By default all; but none in training with labels, where only the loss is
                 used and its way is not through them.
             output_attentions: return the attention weights, `[batch, num_heads, length, max_contexts]`, if
                 the model's attention returns any.
-            loss_options: as transformers' causal losses take them: `num_items_in_batch`, `ignore_index`,
-                `shift_labels`.
+            output_hidden_states: return embeddings and last hidden state, `[batch, length, hidden_size]`.
+            options: as transformers' causal losses take them: `num_items_in_batch`, `ignore_index`,
+                `shift_labels`; and `position_ids`, `token_type_ids`, `cache_position` that change nothing.
 
         Returns:
             logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats.
 
         Raises:
-            ValueError: nothing to read, or a mask of another shape.
+            ValueError: nothing to read, an argument of another shape, or one that contradicts the others.
         """
-        read = _columns_read(input_ids, attention_mask)
-        cache = past_key_values if cache is None else cache
+        _check_arguments(input_ids, options)
+        cache = _own_cache(past_key_values if cache is None else cache)
         distinct, tokens = _distinct(input_ids)
         embeddings = self.embed(distinct)
         if cache is None:
             cache = ContextCache(self.window, self.config.context_dim, len(input_ids), embeddings)
+        read = _columns_read(input_ids, attention_mask, options.get("position_ids"), cache)
         with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
             inputs = project_inputs(self.context_block, embeddings.to(self.wte.weight.dtype))
             contexts = self._contexts(cache.state, inputs, tokens, read)
         memory, *windows = cache.extend(contexts, read)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-(logits_to_keep or 0), None)
-        everywhere = attentions or labels is not None  # else only where logits are kept
+        everywhere = attentions or states or labels is not None  # else only where logits are kept
         columns = slice(None) if everywhere else kept
         attended = (x[:, columns] for x in (tokens, *windows))
         hidden, weights = self._attend_columns(embeddings, memory, *attended)
-        loss = None if labels is None else self._loss(hidden, input_ids, labels, **loss_options)
+        loss = None if labels is None else self._loss(hidden, input_ids, labels, **options)
         output = CausalLMOutputWithPast(loss=loss)
         if not self.training or labels is None or logits_to_keep is not None:
             output["logits"] = self.logits(hidden[:, kept] if everywhere else hidden, input_ids[:, kept])
         if self.config.use_cache and labels is None if use_cache is None else use_cache:
             output[CACHE_NAME] = cache
+        if states:
+            output["hidden_states"] = (embeddings[tokens], hidden)
         if attentions and weights is not None:
             output["attentions"] = (weights,)
         return output
@@ -201,9 +221,14 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         Logits are made in full only if the table is trained, which here it never is.
         """
         table = self.wte.weight
-        following = F.pad(labels, (0, 1), value=ignore_index)[:, 1:] if shift_labels is None else shift_labels
+        given, shape = labels if shift_labels is None else shift_labels, tuple(read.shape)
+        require(given.shape == shape, "labels.shape", tuple(given.shape), f"{shape}, as input_ids")
+        following = F.pad(labels, (0, 1), value=ignore_index)[:, 1:] if shift_labels is None else given
         counted = following != ignore_index
         hidden, read, targets = hidden[counted], read[counted], following[counted]
+        if targets.device.type == "cpu":  # a GPU would wait for this, and itself stops at such an index
+            wrong = targets[(targets < 0) | (targets >= len(table))][:1].tolist()
+            require(not wrong, "a label", wrong, f"0 to {len(table) - 1}, or {ignore_index} to ignore it")
         if table.requires_grad and torch.is_grad_enabled():
             losses = F.cross_entropy(self.logits(hidden, read).float(), targets, reduction="none")
         else:
@@ -218,10 +243,15 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         past_key_values: ContextCache | None = None,
         **kwargs: Any,  # the name with which `generate` accepts the arguments of `forward`
     ) -> dict[str, Any]:
-        """Return the unread part of `input_ids` for `forward`."""
-        cache = past_key_values if cache is None else cache
-        kept = {name: kwargs.get(name) for name in ("attention_mask", "use_cache", "output_attentions")}
-        seen = 0 if cache is None else cache.get_seq_length()
+        """Return the unread part of `input_ids` for `forward`; raises ValueError if there is none."""
+        cache = _own_cache(past_key_values if cache is None else cache)
+        kept = {name: kwargs.get(name) for name in GENERATED}
+        seen, columns = 0 if cache is None else cache.get_seq_length(), input_ids.shape[1]
+        allowed = f"{seen + 1} or more: the {seen} that the cache has read, and new ones after them"
+        require(columns > seen or not seen, "the number of tokens of input_ids", columns, allowed)
+        if columns == seen + 1 and not kwargs.get("is_first_iteration"):  # or each token is checked again
+            mask = kept["attention_mask"]
+            kept |= {"attention_mask": None if mask is None else mask[:, -1:], "position_ids": None}
         return {"input_ids": input_ids[:, seen:], "cache": cache, "logits_to_keep": 1, **kept}
 
     @classmethod
@@ -230,16 +260,49 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         return False
 
 
-def _columns_read(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+def _check_arguments(input_ids: Tensor, options: dict[str, Any]) -> None:
+    """Raise ValueError if there is nothing to read, or an option that `forward` does not know."""
+    shape = tuple(input_ids.shape)
+    fits = len(shape) == 2 and 0 not in shape
+    require(fits, "input_ids.shape", shape, "one row and one token or more, as [batch, length]")
+    given = {name for name, value in options.items() if value is not None and value is not False}
+    unknown = ", ".join(sorted(given - OPTIONS))
+    require(not unknown, "an argument of forward", unknown, "those that help(model.forward) lists")
+    segments = options.get("token_type_ids")
+    require(segments is None or not segments.any(), "token_type_ids", "not 0", "0 everywhere")
+
+
+def _own_cache(cache: Cache | None) -> ContextCache | None:
+    """Return a cache to read on from; raises ValueError if another model has filled it."""
+    if cache is None or isinstance(cache, ContextCache):
+        return cache
+    empty = isinstance(cache, Cache) and not cache.get_seq_length()
+    require(empty, CACHE_NAME, type(cache).__name__, "None, or the ContextCache that this model returned")
+    return None
+
+
+def _columns_read(
+    input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: ContextCache
+) -> Tensor:
     """Return which columns are no padding, bool `[batch, length]`; raises the ValueErrors of `forward`."""
     batch, length = input_ids.shape
-    require(input_ids.numel() > 0, "input_ids.shape", (batch, length), "one row and one token or more")
+    require(len(cache.state) == batch, f"{CACHE_NAME}'s batch", len(cache.state), f"{batch}, as of input_ids")
     if attention_mask is None:
-        return torch.ones_like(input_ids, dtype=torch.bool)
-    shape = tuple(attention_mask.shape)
-    fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
-    require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
-    return attention_mask[:, -length:].bool()
+        read = torch.ones_like(input_ids, dtype=torch.bool)
+    else:
+        shape = tuple(attention_mask.shape)
+        fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
+        require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
+        earlier, read = attention_mask.bool().split([shape[1] - length, length], dim=1)
+        if earlier.shape[1]:
+            kept, held = earlier.sum(dim=1).tolist(), cache.lengths.tolist()
+            allowed = f"{held}, as many as the cache has read; a mask of the new columns alone will do"
+            require(kept == held, "the number of earlier tokens that attention_mask keeps", kept, allowed)
+    if position_ids is not None:
+        found, expected = position_ids[..., -length:], cache.lengths[:, None] + read.cumsum(dim=1) - 1
+        wrong = found.expand_as(read)[read & (found != expected)][:1].tolist()
+        require(not wrong, "a position id", wrong, "one more each token; packed texts must be separate rows")
+    return read
 
 
 def _distinct(input_ids: Tensor) -> tuple[Tensor, Tensor]:
