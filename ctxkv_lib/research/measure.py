@@ -9,9 +9,9 @@ from ..experiments import write_results
 from ..method.model import ContextKV
 from ..progress import stage
 from ..runs.config import ExperimentConfig
+from ..runs.package_code import code_with_imports
 from ..runs.records import MEASUREMENTS
 from ..runs.run_folder import Run, RunFolder, refuse_damaged
-from ..runs.sources import code_with_imports
 from ..runs.testing import measurement_key, measurements, trained_model
 
 MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, ContextKV], dict[str, Any]]] = {

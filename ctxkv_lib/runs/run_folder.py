@@ -28,9 +28,9 @@ from ..method.loop import Metric
 from ..progress import counted, notice
 from .config import ExperimentConfig, changed_settings, flat
 from .configure import run_command, stored_config
+from .package_code import code_key
 from .plugins import HOOKS
 from .records import FILE, Record, Records
-from .sources import code_key
 
 if TYPE_CHECKING:
     from ..method.model import ContextKV

@@ -1,4 +1,4 @@
-"""Digests of code: of a plug-in of the user with all that it uses, and of this package itself."""
+"""The digest of an idea: of a function or class of the user, with all that it uses."""
 
 import ast
 import dis
@@ -8,9 +8,8 @@ import inspect
 import linecache
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
 from contextlib import suppress
-from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from types import CodeType
@@ -19,13 +18,9 @@ from weakref import WeakKeyDictionary
 
 from ..errors import UserError
 
-PACKAGE = Path(__file__).parent.parent
 OWN = "ctxkv_lib."
-FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
 PYTHON_AND_THIS = {"ctxkv_lib", *sys.stdlib_module_names}
-METHOD_IMPORTS = {"torch", "numpy", "psutil"} | PYTHON_AND_THIS
 WRAPPERS = (property, staticmethod, classmethod)
-PLAIN = bool | int | float | str | tuple  # values of `method/` that keys cover
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 # Methods that change what a name holds, if that is a container.
 CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "clear"}
@@ -35,8 +30,8 @@ TEXTS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of functions and cla
 
 def source_digest(part: Any) -> str:
     """Digest the code of a function or class and its dependencies; empty for code of this package."""
-    parts = [each for each in _layers(part) if _is_followed(each)] or [inspect.unwrap(part)]
-    if _module_of(parts[0]).startswith(OWN):
+    parts = [each for each in layers(part) if _is_followed(each)] or [inspect.unwrap(part)]
+    if module_of(parts[0]).startswith(OWN):
         return ""
     seen: dict[int, Any] = {}
     try:
@@ -142,7 +137,7 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
     elif inspect.ismethod(value):
         value = [value.__func__, value.__self__]
     elif _is_code(value):
-        for part in _layers(value):
+        for part in layers(value):
             yield _plain(part)
             if _is_followed(part) and id(part) not in seen:
                 with suppress(OSError, TypeError, SyntaxError):  # whose source is nowhere
@@ -200,7 +195,7 @@ def _is_code(value: Any) -> bool:
     return inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, WRAPPERS)
 
 
-def _layers(value: Any) -> Iterator[Any]:
+def layers(value: Any) -> Iterator[Any]:
     """Yield a function, method or class, and what it wraps, from the outside in."""
     while _is_code(value):
         yield value
@@ -213,12 +208,12 @@ def _is_followed(part: Any) -> bool:
 
 def _is_installed(part: Any) -> bool:
     """Return whether a function or class is of Python, of this package, or of an installed one."""
-    name = _module_of(part)
+    name = module_of(part)
     file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
     return name.partition(".")[0] in PYTHON_AND_THIS or bool({*file.parts} & INSTALLED)
 
 
-def _module_of(part: Any) -> str:
+def module_of(part: Any) -> str:
     """Return the module that a function or class was written in, also if it is named like what it wraps."""
     return getattr(part, "__globals__", {}).get("__name__") or getattr(part, "__module__", None) or ""
 
@@ -227,7 +222,7 @@ def _own_functions(part: Any) -> list[Any]:
     """Return a function, or the functions in the body of a class."""
     if not inspect.isclass(part):
         return [part] if inspect.isfunction(part) else []
-    found = [each for value in vars(part).values() for each in _layers(value) if inspect.isfunction(each)]
+    found = [each for value in vars(part).values() for each in layers(value) if inspect.isfunction(each)]
     return [each for each in found if each.__code__.co_qualname.startswith(f"{part.__qualname__}.")]
 
 
@@ -278,73 +273,3 @@ def plain_source(source: str) -> str:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
-
-
-def _patched_source() -> str:
-    """Describe all plain values of `method/`, and the functions, classes and methods replaced in it."""
-    found = ""
-    for file in _method_files():
-        module = import_module(f"{OWN}method.{file.stem}")
-        classes = [each for each in vars(module).values() if inspect.isclass(each)]
-        places: list[Any] = [module, *(each for each in classes if each.__module__ == module.__name__)]
-        for place in places:
-            for key, value in vars(place).items():
-                if isinstance(value, PLAIN) and not key.startswith("_"):  # as what Python adds to classes
-                    found += f"{place.__name__}.{key}={value!r};"
-                for part in _layers(value):
-                    module_name = _module_of(part)
-                    known = isinstance(part, WRAPPERS) or module_name not in sys.modules  # as of a NamedTuple
-                    if not known and module_name.partition(".")[0] not in METHOD_IMPORTS:
-                        found += f"{place.__name__}.{key}={source_digest(part)};"
-    return found
-
-
-def _method_files() -> list[Path]:
-    return [file for file in sorted((PACKAGE / "method").glob("*.py")) if file.stem != "reference"]
-
-
-def code_key(*plugins: str) -> str:
-    """Digest the code that results depend on: `method/`, and the files of those plug-ins of this package.
-
-    Docstrings, comments and layout are ignored; functions and values replaced at run time are included.
-    """
-    modules = {name.partition(":")[0].replace(".", "/") for name in plugins if name.startswith(OWN)}
-    files = {file for name in modules for file in _with_imports(PACKAGE.parent / f"{name}.py")}
-    return _code_digest({*files, *_method_files()}, _patched_source())
-
-
-def code_with_imports(name: str) -> str:
-    """Digest the code of a module or folder of this package, as `runs/testing` or `hf`, and its imports."""
-    files = PACKAGE.glob(f"{name}/*.py" if (PACKAGE / name).is_dir() else f"{name}.py")
-    return _code_digest({other for file in files for other in _with_imports(file)})
-
-
-def _code_digest(files: Iterable[Path], more: str = "") -> str:
-    code = "".join(_code_of(file)[0] for file in sorted(files))
-    return hashlib.sha256((code + more).encode()).hexdigest()[:16]
-
-
-def _with_imports(file: Path) -> set[Path]:
-    """Return a module's file with those that it imports from the folders `FOLLOWED`, directly or not."""
-    found, waiting = set(), [file]
-    while waiting:
-        file = waiting.pop()
-        found.add(file)
-        waiting += [other for other in _code_of(file)[1] if other not in found]
-    return found
-
-
-def _code_of(file: Path) -> tuple[str, list[Path]]:
-    """Return the `plain_source` of a file of this package, and the files of `FOLLOWED` that it imports."""
-    return _read_once(file, file.stat().st_mtime_ns)
-
-
-@functools.cache
-def _read_once(file: Path, _: int) -> tuple[str, list[Path]]:
-    source, imports = file.read_text(encoding="utf-8"), []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level and node.module:
-            other = file.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py"
-            if other.parent.name in FOLLOWED:
-                imports.append(other)
-    return plain_source(source), imports

@@ -13,11 +13,11 @@ from ..method.evaluation import perplexity, token_scores
 from ..method.model import ContextKV, project_inputs
 from ..progress import stage
 from .config import ExperimentConfig
+from .package_code import code_with_imports
 from .provenance import choose_device
 from .records import MEASUREMENTS, SummaryPart
 from .rows import MixerModel, as_read
 from .run_folder import RunFolder
-from .sources import code_with_imports
 from .trained import load_model
 
 

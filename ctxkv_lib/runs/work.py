@@ -21,12 +21,12 @@ from .capture import use_cuda_graph
 from .config import ExperimentConfig
 from .long_run import Checkpoint, LongRun
 from .models import check_parts, frozen_model, load_frozen
+from .package_code import code_key, code_with_imports
 from .provenance import choose_device, choose_precision, device_name, git_commit, set_threads, versions
 from .records import Record, SummaryPart
 from .refusals import refuse_short
 from .run_folder import RunFolder
 from .settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
-from .sources import code_key, code_with_imports
 
 STREAMING = (STRIDE, BLOCK_TOKENS, POOL_BLOCKS, BEGINNING_TOKENS)  # what streamed caches and epochs depend on
 

@@ -31,9 +31,9 @@ from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.differences import run_names
 from ctxkv_lib.runs.long_run import LongRun
+from ctxkv_lib.runs.package_code import code_key
 from ctxkv_lib.runs.plugins import loaded
 from ctxkv_lib.runs.run_folder import run_folder_of
-from ctxkv_lib.runs.sources import code_key
 from ctxkv_lib.runs.trained import generate_text, load_model, load_trained
 from ctxkv_lib.runs.work import Work
 
@@ -591,7 +591,7 @@ def test_an_optimiser_that_counts_by_itself_goes_on_to_the_same_numbers(
 def test_which_modules_are_loaded_makes_no_other_code():
     for file in pathlib.Path(model.__file__).parent.glob("*.py"):
         importlib.import_module(f"ctxkv_lib.method.{file.stem}")
-    fresh = in_python("from ctxkv_lib.runs.sources import code_key; print(code_key())")
+    fresh = in_python("from ctxkv_lib.runs.package_code import code_key; print(code_key())")
     assert fresh.strip() == code_key()
 
 

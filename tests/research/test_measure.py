@@ -11,7 +11,7 @@ from ctxkv_lib.report.document import write_report
 from ctxkv_lib.research import measure as module
 from ctxkv_lib.research import ngrams
 from ctxkv_lib.research.measure import measure, measurements_of
-from ctxkv_lib.runs import sources
+from ctxkv_lib.runs import package_code
 from ctxkv_lib.runs.records import MEASUREMENTS
 from ctxkv_lib.runs.run_folder import RunFolder, load_run
 from ctxkv_lib.runs.verification import verify
@@ -56,15 +56,15 @@ def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
         "runs/four": "d = 1\n",
         "research/five": "e = 1\n",
     }
-    monkeypatch.setattr(sources, "PACKAGE", tmp_path)
+    monkeypatch.setattr(package_code, "PACKAGE", tmp_path)
     for name, code in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.py").write_text(code)
-    before = sources.code_with_imports("research/one")
+    before = package_code.code_with_imports("research/one")
     for name, code in files.items():
         for more, is_other in (("# a comment", False), ("f = 2", name not in ("runs/four", "research/five"))):
             (tmp_path / f"{name}.py").write_text(code + more)
-            assert (sources.code_with_imports("research/one") != before) == is_other
+            assert (package_code.code_with_imports("research/one") != before) == is_other
         (tmp_path / f"{name}.py").write_text(code)
 
 

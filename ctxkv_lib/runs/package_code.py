@@ -1,0 +1,88 @@
+"""Digests of this package's own code, of which the keys of stages are made."""
+
+import ast
+import functools
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .sources import OWN, PYTHON_AND_THIS, WRAPPERS, layers, module_of, plain_source, source_digest
+
+PACKAGE = Path(__file__).parent.parent
+FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
+METHOD_IMPORTS = {"torch", "numpy", "psutil"} | PYTHON_AND_THIS
+PLAIN = bool | int | float | str | tuple  # values of `method/` that keys cover
+
+
+def _patched_source() -> str:
+    """Describe all plain values of `method/`, and the functions, classes and methods replaced in it."""
+    found = ""
+    for file in _method_files():
+        module = import_module(f"{OWN}method.{file.stem}")
+        classes = [each for each in vars(module).values() if inspect.isclass(each)]
+        places: list[Any] = [module, *(each for each in classes if each.__module__ == module.__name__)]
+        for place in places:
+            for key, value in vars(place).items():
+                if isinstance(value, PLAIN) and not key.startswith("_"):  # as what Python adds to classes
+                    found += f"{place.__name__}.{key}={value!r};"
+                for part in layers(value):
+                    module_name = module_of(part)
+                    known = isinstance(part, WRAPPERS) or module_name not in sys.modules  # as of a NamedTuple
+                    if not known and module_name.partition(".")[0] not in METHOD_IMPORTS:
+                        found += f"{place.__name__}.{key}={source_digest(part)};"
+    return found
+
+
+def _method_files() -> list[Path]:
+    return [file for file in sorted((PACKAGE / "method").glob("*.py")) if file.stem != "reference"]
+
+
+def code_key(*plugins: str) -> str:
+    """Digest the code that results depend on: `method/`, and the files of those plug-ins of this package.
+
+    Docstrings, comments and layout are ignored; functions and values replaced at run time are included.
+    """
+    modules = {name.partition(":")[0].replace(".", "/") for name in plugins if name.startswith(OWN)}
+    files = {file for name in modules for file in _with_imports(PACKAGE.parent / f"{name}.py")}
+    return _code_digest({*files, *_method_files()}, _patched_source())
+
+
+def code_with_imports(name: str) -> str:
+    """Digest the code of a module or folder of this package, as `runs/testing` or `hf`, and its imports."""
+    files = PACKAGE.glob(f"{name}/*.py" if (PACKAGE / name).is_dir() else f"{name}.py")
+    return _code_digest({other for file in files for other in _with_imports(file)})
+
+
+def _code_digest(files: Iterable[Path], more: str = "") -> str:
+    code = "".join(_code_of(file)[0] for file in sorted(files))
+    return hashlib.sha256((code + more).encode()).hexdigest()[:16]
+
+
+def _with_imports(file: Path) -> set[Path]:
+    """Return a module's file with those that it imports from the folders `FOLLOWED`, directly or not."""
+    found, waiting = set(), [file]
+    while waiting:
+        file = waiting.pop()
+        found.add(file)
+        waiting += [other for other in _code_of(file)[1] if other not in found]
+    return found
+
+
+def _code_of(file: Path) -> tuple[str, list[Path]]:
+    """Return the `plain_source` of a file of this package, and the files of `FOLLOWED` that it imports."""
+    return _read_once(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _read_once(file: Path, _: int) -> tuple[str, list[Path]]:
+    source, imports = file.read_text(encoding="utf-8"), []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level and node.module:
+            other = file.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py"
+            if other.parent.name in FOLLOWED:
+                imports.append(other)
+    return plain_source(source), imports
