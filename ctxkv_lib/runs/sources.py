@@ -137,7 +137,8 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
     elif inspect.ismethod(value):
         value = [value.__func__, value.__self__]
     elif _is_code(value):
-        for part in layers(value):
+        *outer, last = layers(value)
+        for part in [*filter(_is_followed, outer), last]:  # libraries wrap methods of a class in use
             yield _plain(part)
             if _is_followed(part) and id(part) not in seen:
                 with suppress(OSError, TypeError, SyntaxError):  # whose source is nowhere

@@ -171,8 +171,8 @@ def _write_model(work: Work) -> list[Path]:
             model.save_pretrained(beside)
             work.tokenizer.save_pretrained(beside)
             names = beside / "tokenizer_config.json"  # transformers 4 knows its class by another name
-            told = names.read_text(encoding="utf-8")
-            names.write_text(told.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
+            saved = names.read_text(encoding="utf-8")
+            names.write_text(saved.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
     except (UserError, RuntimeError) as error:
         is_users = any(plugin.source for plugin in work.config.plugins.values())
         if not isinstance(error, UserError) and (not is_users or is_out_of_memory(error)):
