@@ -87,17 +87,20 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from None
 
 
-def _parsed(where: str, text: str) -> Any:
+def _parsed(path: Path, text: str, place: str = "") -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); write one conversation a line.") from None
+        array = "one array of conversations, or " if kind_of(path) == ".json" else ""
+        raise UserError(
+            f"{path}{place} is not JSON ({error}); write {array}one conversation a line."
+        ) from None
 
 
 def _json_lines(path: Path) -> Records:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            yield f"line {number}", _parsed(f"{path}, line {number}", line)
+            yield f"line {number}", _parsed(path, line, f", line {number}")
 
 
 def _json(path: Path) -> Records:
@@ -105,7 +108,7 @@ def _json(path: Path) -> Records:
     first = next((line for line in _lines(path) if line.strip()), "")
     if not first.lstrip().startswith("["):
         return _json_lines(path)
-    values = _parsed(str(path), "".join(_lines(path)))
+    values = _parsed(path, "".join(_lines(path)))
     return ((f"item {number}", value) for number, value in enumerate(values, start=1))
 
 
@@ -116,17 +119,27 @@ def _table(path: Path) -> Records:
     lines = (part for line in _lines(path) for part in io.StringIO(line, newline=""))
     names = next(lines, "")
     separator = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=names.count)
-    reader = csv.DictReader(chain([names], lines), delimiter=separator)
+    reader = csv.DictReader(chain([names], lines), delimiter=separator, strict=True)
+    begin = 1  # line of the record that is read
     try:
+        columns = [name for name in reader.fieldnames or () if name]
+        if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
+            raise UserError(f"{path}, line 1 has the column {twice[0]} twice; rename or delete one.")
+        begin += reader.line_num
         for record in reader:
             if any(record.get(None) or ()):
                 raise UserError(
                     f"{path}, line {reader.line_num} has more cells than the header; put texts with the "
                     "separator in quotes."
                 )
+            if None in record.values():
+                raise UserError(f"{path}, line {reader.line_num} has fewer cells than the header; add them.")
             yield f"line {reader.line_num}", record
+            begin = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is not CSV ({error}); correct the line.") from None
+        raise UserError(
+            f"{path}, line {begin} is not CSV ({error}); close its quotes, and double those in a text."
+        ) from None
 
 
 def _parquet(path: Path) -> Records:
@@ -176,10 +189,14 @@ def _fields_of(where: str, record: Any, forms: Iterable[Fields]) -> Fields:
         )
     if fields := next((names for names in forms if set(names) <= set(found)), None):
         return fields
-    has = f"the fields {', '.join(map(str, found[:8]))}" if found else "no fields"
+    shown = ", ".join(map(str, found[:8]))
     names = dict.fromkeys(name for form in forms for name in form)
     meant = [get_close_matches(str(name).casefold(), names, 1, LIKENESS) for name in found[:8]]
     hint = f" Did you mean {', '.join(name for match in meant for name in match)}?" if any(meant) else ""
+    if forms is not FORMS:
+        missing = " or ".join(name for name in names if name not in found)
+        raise UserError(f"{where} has no field {missing}; it has {shown or 'none'}.{hint}")
+    has = f"the fields {shown}" if found else "no fields"
     raise UserError(
         f"{where} has {has}; allowed: {'; '.join(' and '.join(form) for form in forms)}, or name the fields "
         f"with data.columns.{hint}"

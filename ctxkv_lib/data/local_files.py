@@ -30,7 +30,7 @@ PURPOSES = {
     "corpus_samples": "the token table",
 }
 
-FORMATS_VERSION = 3  # raise it when reading changes: it is part of the copy's key
+FORMATS_VERSION = 4  # raise it when reading changes: it is part of the copy's key
 
 
 def kept_file(path: Path, columns: str | None = None) -> Rows:
@@ -66,15 +66,9 @@ def file_rows(data: DataConfig, split: Split) -> Rows:
     chitchat-dataset and all of the file but validation and test: experiments of all sizes share one table.
     Raises a UserError if the splits are larger than the file.
     """
-    rows, sizes = _file_of(data), _asked(data)
-    if sum(sizes.values()) > len(rows):
-        shown = " + ".join(f"{count:,} for {PURPOSES[name]} (data.{name})" for name, count in sizes.items())
-        raise UserError(
-            f"{data.path} has {len(rows):,} conversations, but {shown} are asked for; "
-            "ask for fewer, or leave these settings out: the sizes then fit the file."
-        )
+    rows = _large_enough(data)
     validation = len(rows) - data.validation_samples
-    corpus = validation - sizes.get("corpus_samples", 0)
+    corpus = validation - _asked(data).get("corpus_samples", 0)
     test = corpus - data.test_samples
     if split == "corpus" and data.corpus != "own":
         return chitchat_rows(data, "corpus") + rows[:test]
@@ -84,6 +78,18 @@ def file_rows(data: DataConfig, split: Split) -> Rows:
         "corpus": rows[corpus:validation],
         "validation": rows[validation:],
     }[split]
+
+
+def _large_enough(data: DataConfig) -> Rows:
+    """Return the rows of a file; a UserError if the splits are larger."""
+    rows, sizes = _file_of(data), _asked(data)
+    if sum(sizes.values()) > len(rows):
+        shown = " + ".join(f"{count:,} for {PURPOSES[name]} (data.{name})" for name, count in sizes.items())
+        raise UserError(
+            f"{data.path} has {len(rows):,} conversations, but {shown} are asked for; "
+            "ask for fewer, or leave these settings out: the sizes then fit the file."
+        )
+    return rows
 
 
 def _asked(data: DataConfig) -> dict[str, int]:
@@ -109,8 +115,10 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
     """
     rows = _file_of(data)
     if len(rows) < 2:
+        is_text = ".txt" in Path(str(data.path).lower()).suffixes
+        apart = "; a blank line separates conversations" if is_text else ""
         raise UserError(
-            f"{data.path} has {len(rows)} conversation; at least 2 are needed to train and validate."
+            f"{data.path} has {len(rows)} conversation; at least 2 are needed to train and validate{apart}."
         )
     sizes: dict[str, Any] = {"validation_samples": _validation_size(rows, context_window)}
     if data.reads_corpus and "corpus_samples" not in asked:
@@ -148,10 +156,14 @@ def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tup
 
 
 def describe_split(data: DataConfig) -> str:
-    """Describe in a line how a file is split and what the token table is made from."""
+    """Describe in a line how a file is split and what the token table is made from.
+
+    Raises a UserError if the splits are larger than the file.
+    """
+    rows = _large_enough(data)
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _asked(data).items())
     made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
     if data.table == "cooccurrence" and data.corpus != "own":
         held_back = "validation and test" if data.test_samples else "validation"
         made = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but {held_back}"
-    return f"{data.path}: {len(_file_of(data)):,} conversations, {sizes}; the token table is {made}."
+    return f"{data.path}: {len(rows):,} conversations, {sizes}; the token table is {made}."

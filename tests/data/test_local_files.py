@@ -161,7 +161,13 @@ def test_bad_line_is_named(tmp_path, line, sentence):
         ("blank.txt", b"\n\n", " is blank"),
         ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
         ("Case.csv", b"ID,Prompt,Completion\n1,a,b\n", r", line 1 .* Did you mean prompt, completion\?"),
-        ("short.csv", b"id,text\n1\n", ", line 2: its fields must be texts"),
+        ("short.csv", b"id,text\n1\n", ", line 2 has fewer cells than the header"),
+        ("twice.csv", b"text,n,text\na,1,b\n", ", line 1 has the column text twice"),
+        ("quote.csv", b'text\na\n"b\nc\n', ", line 3 is not CSV .*; close its quotes"),
+        ("merged.csv", b'n,text\n1,"a\nb"\n2,"c\n3,"d"\n4,e\n', ", line 4 is not CSV"),
+        ("quote.tsv", b'n\ttext\n1\t"a" b\n', ", line 2 is not CSV"),
+        ("pretty.json", b'{\n"text": "a"}', ", line 1 is not JSON .*; write one array of conversations, or"),
+        ("cut.json", b'[{"text": "a"}', " is not JSON .*; write one array of conversations, or one"),
         ("bare.csv", b"text\nhello\nfriend, today\n", ", line 3 has more cells than the header; put texts"),
         ("array.json", b'[{"text": "a"}, 3]', ", item 2 has no fields"),
         ("folder.jsonl", "folder", r" cannot be read .*; name a readable \.jsonl"),
@@ -179,7 +185,7 @@ def test_bad_file_is_named(tmp_path, name, content, sentence):
 
 def test_columns_that_are_not_there_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("Question,text\na,b\n")
-    said = r"line 1 has the fields Question, text; allowed: question and reply.* Did you mean question\?"
+    said = r"line 1 has no field question or reply; it has Question, text. Did you mean question\?"
     with pytest.raises(UserError, match=said):
         read_conversations(tmp_path / "a.csv", "question,reply")
     (tmp_path / "b.jsonl").write_text(json.dumps({"system": "be nice", "messages": CHAT}))
@@ -297,8 +303,18 @@ def test_the_test_takes_a_tenth_of_what_training_leaves(tmp_path, settings, samp
 
 
 def test_a_file_of_one_conversation_cannot_be_split(tmp_path):
-    with pytest.raises(UserError, match="has 1 conversation; at least 2 are needed"):
-        _fitted(_jsonl(tmp_path, 1))
+    (tmp_path / "one.txt").write_text("Hello?\nYes.")
+    ends = {_jsonl(tmp_path, 1): r"\.", str(tmp_path / "one.txt"): "; a blank line separates"}
+    for path, end in ends.items():
+        with pytest.raises(UserError, match=f"has 1 conversation; at least 2 are needed .* validate{end}"):
+            _fitted(path)
+
+
+def test_a_split_that_does_not_fit_is_not_described_as_if_it_did(tmp_path):
+    said = []
+    with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
+        configure("offline", None, 500, {"data.path": _jsonl(tmp_path, 40)}, said.append)
+    assert said == []
 
 
 # The copy that is kept of it
