@@ -1,5 +1,6 @@
 """Locks: one process at a time works in a run folder, or writes to the shared cache."""
 
+import errno
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -10,8 +11,8 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from .errors import DamagedFile, UserError
-from .files import cache_dir, remove, sweep
+from .errors import DamagedFile, UserError, describe
+from .files import CACHE_VARIABLE, cache_dir, remove, sweep
 from .progress import notice, say
 
 LOCK = ".lock"  # the file stays when its owner is gone; the lock itself does not
@@ -23,9 +24,9 @@ def only_process(folder: Path) -> Iterator[None]:
     """Keep other processes out of such a block of `folder`.
 
     Raises:
-        UserError: another process is in one; the message names it.
+        UserError: another process is in one; the message names it. Or the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder, "name another folder with --out or $CTXKV_RUNS")
     path = folder / LOCK
     owner = "another process"
     with suppress(OSError, UnicodeDecodeError):  # Windows forbids reading a locked file
@@ -47,7 +48,7 @@ def made_once(read: Callable[[], T], make: Callable[[], object]) -> T:
 
     Only one process at a time makes something; others wait.
     """
-    with suppress(FileNotFoundError, DamagedFile):
+    with suppress(FileNotFoundError, NotADirectoryError, DamagedFile):
         return read()
     with _cache_lock():
         try:
@@ -63,7 +64,7 @@ def made_once(read: Callable[[], T], make: Callable[[], object]) -> T:
 
 @contextmanager
 def _cache_lock() -> Iterator[None]:
-    cache_dir().mkdir(parents=True, exist_ok=True)
+    _make(cache_dir(), f"set ${CACHE_VARIABLE} to a folder for downloads and tables")
     lock = _lock_of(cache_dir(), os.getpid())
     is_nested = lock.is_locked  # by this thread, whose `make` needs something else that is made
     try:
@@ -75,6 +76,15 @@ def _cache_lock() -> Iterator[None]:
         if not is_nested:
             sweep(cache_dir())
         yield
+
+
+def _make(folder: Path, cure: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(f"{folder} cannot be made ({describe(error)}); {cure}.") from None
 
 
 @cache

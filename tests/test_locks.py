@@ -33,6 +33,19 @@ def test_a_second_process_is_refused_until_the_first_dies(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 
 
+def test_a_folder_that_cannot_be_made_is_one_sentence_with_its_name(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("CTXKV_CACHE", str(file))
+    with pytest.raises(UserError, match=r"file cannot be made .*; set \$CTXKV_CACHE to a folder"):
+        made_once((file / "table").read_text, None)
+    refused = pytest.raises(
+        UserError, match=r"cannot be made .*; name another folder with --out or \$CTXKV_RUNS"
+    )
+    with refused, only_process(file / "run"):
+        pass
+
+
 def test_the_shared_cache_is_filled_by_one_process(tmp_path, monkeypatch):
     """Two that want the same: the slower one reads what the other made."""
     monkeypatch.setenv("CTXKV_CACHE", str(tmp_path))
