@@ -60,6 +60,7 @@ def run(
     """
     config = config.replace(plugins)
     with _claimed(config, out, again) as folder:
+        folder.finished("results", "")  # says so if one of its files is lost, before all are written anew
         contexts, attention = run_stages(config, folder, _on_rank_0(listener))
         return ranks.on_rank_0(lambda: _results(config, folder, contexts, attention))
 
@@ -108,7 +109,8 @@ def _results(
 
 
 def write_results(config: ExperimentConfig, folder: RunFolder, summary: SummaryPart) -> Run:
-    """Write summary, model card, report and figures of a run whose folder is claimed."""
+    """Write configuration, summary, model card, report and figures of a run whose folder is claimed."""
+    write_json(folder.config, config.to_dict())
     write_json(folder.summary, summary)
     finished = read_run(folder.path, config)
     made = [folder.config, folder.metrics_file, folder.summary]

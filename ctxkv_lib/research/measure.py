@@ -43,6 +43,7 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         missing = [name for name in wanted if not folder.finished(name, keys[name])]
         if not missing:
             return run
+        folder.finished("results", "")  # as `run`
         for files in ("caches", "phase2"):
             refuse_damaged(run.path, files)
         model = trained_model(config, folder)

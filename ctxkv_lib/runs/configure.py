@@ -1,5 +1,6 @@
 """Turn command-line words into a configuration, and a configuration into the command for it."""
 
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,7 @@ def run_command(config: ExperimentConfig, out: Path) -> str:
     settings = stated_settings(config)
     if config.data.source == "file":
         settings |= {key: getattr(config.data, key.removeprefix("data.")) for key in FITTED}
+        settings["data.path"] = os.path.abspath(os.path.expanduser(str(config.data.path)))
     words = ["ctxkv", "run", "--preset", config.preset, "--recipe", config.recipe]
     words += ["--samples", str(config.data.samples)]
     for key, value in settings.items():

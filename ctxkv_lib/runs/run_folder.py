@@ -51,13 +51,8 @@ def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> 
     """
     changed = changed_settings(config)
     own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
-    words = [
-        config.preset,
-        config.recipe,
-        str(config.data.samples),
-        *(re.findall(r"\w+", n)[-1] for n in own),
-    ]
-    name = "-".join(words)
+    words = [config.preset, config.recipe, str(config.data.samples)]
+    name = "-".join(words + [re.findall(r"\w+", each)[-1] for each in own])
     return Path(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
 
@@ -110,16 +105,21 @@ class RunFolder:
         """Lock the folder until `held` closes, and return its records."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name another folder with --out.")
-        if self._content() and not (self.config.is_file() or (self.path / FILE).is_file()):
+        if self.content() and not self.holds_run():
             raise UserError(f"{self.path} is not empty and holds no run; name another folder with --out.")
         held.enter_context(only_process(self.path))
         self._is_ours = True
         records = self.records_of(config, again)
         sweep(self.path)
-        write_json(self.config, config.to_dict())
+        if "results" not in records.stages:  # which are of the file there, and are written with it
+            write_json(self.config, config.to_dict())
         return records
 
-    def _content(self) -> set[str]:
+    def holds_run(self) -> bool:
+        return self.config.is_file() or (self.path / FILE).is_file()
+
+    def content(self) -> set[str]:
+        """Return the names in the folder, but for hidden ones and those that systems create."""
         names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
         return {name for name in names if not name.startswith(".")} - FOREIGN
 
@@ -128,21 +128,24 @@ class RunFolder:
 
         Raises:
             UserError: the folder holds another experiment, one that cannot be read, or a finished result of
-                other code that is not to be made `again`.
+                other code, or without its record, that is not to be made `again`.
         """
-        records, code, is_other = None, code_key(*(plugin.name for plugin in config.plugins.values())), False
-        if self._content() - {CONFIG}:  # something has been computed
+        records, code, kept = None, code_key(*(plugin.name for plugin in config.plugins.values())), ""
+        if self.content() - {CONFIG}:  # something has been computed
             try:
                 records = Records.read(self.path)
+                if records is None and self.summary.is_file():
+                    kept = "without its record"
             except DamagedFile as error:
                 notice(f"{error.path} cannot be used: {error.reason}; every stage is made again.")
             is_other = self._refuse_other(config, records)
-        is_other = is_other or bool(records and records.code != code)
-        if is_other and records and "results" in records.stages and not again:
+            if records and "results" in records.stages and (is_other or records.code != code):
+                kept = "of other code"
+        if kept and not again:
             is_of_a_cell = any(plugin.name.startswith("__main__:") for plugin in config.plugins.values())
             cure = "again=True" if is_of_a_cell else f"`{run_command(config, self.path)} --again`"
             raise UserError(
-                f"{self.path} holds a finished result of other code, which is kept; name another folder "
+                f"{self.path} holds a finished result {kept}, which is kept; name another folder "
                 f"with --out, or replace it with {cure}."
             )
         return Records(self.path, config.to_dict(), code, records.stages if records else {})
@@ -158,6 +161,7 @@ class RunFolder:
             ) from None
         ours, theirs = (dict(flat(each.to_dict())) for each in (config, stored_config(self.path, held)))
         changed = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+        changed -= {"data.path"}  # the same text may be elsewhere; stages are of its content
         sources = {f"{hook}.source" for hook in HOOKS}
         if different := sorted(changed - sources):
             shown = (f"{key} {theirs.get(key)!r} (asked: {ours.get(key)!r})" for key in different[:3])
@@ -203,7 +207,8 @@ class RunFolder:
                 notice(f"{stage} is made again: the finished result is of other text, code or precision.")
             return None
         if lost := record.lost(self.path):
-            notice(f"{lost}: {stage} is made again from what is intact.")
+            made = "is made again from what is intact" if stage != "results" else "are written anew"
+            notice(f"{lost}: {stage} {made}.")
             return None
         return record
 
@@ -302,7 +307,7 @@ def load_run(path: Path | str) -> Run:
         raise UserError(f"{path} is not a folder; make it with `ctxkv run --out {path}`.")
     if (folder.path / MODEL_MARK).is_file():
         raise UserError(f"{path} is a run's model; name the run, {folder.path.parent}.")
-    if not (folder.config.is_file() or (folder.path / FILE).is_file()):
+    if not folder.holds_run():
         raise UserError(_no_run(folder.path))
     read = (folder.config, folder.summary, folder.metrics_file)
     return read_run(folder.path, refuse_damaged(folder.path, "results", [file.name for file in read]))
@@ -330,7 +335,7 @@ def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -
     config = stored_config(path, records.config if records else read_json(path / CONFIG))
     cure = run_command(config, path)
     if records is None and RunFolder(path).summary.is_file():
-        raise UserError(f"{path} has no {FILE}; make it again with `{cure}`.")
+        raise UserError(f"{path} has no {FILE}; make it again with `{cure} --again`.")
     if records is None or stage not in records.stages:
         raise UserError(f"{path} has not finished; finish it with `{cure}`.")
     if lost := records.stages[stage].lost(path, names):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DamagedFile, UserError
-from ..files import tensor_metadata
+from ..files import read_json, tensor_metadata
 from .configure import run_command, stored_config
 from .records import DROPPED, FILE, STAGES, Records
 
@@ -47,6 +47,9 @@ def verify(path: Path) -> Verification:
     except DamagedFile as error:
         lost = Artefact("records", FILE, error.path.stat().st_size, "damaged")
         return Verification([lost], list(STAGES), f"the command that made {path}")
+    if records is None and all((path / name).is_file() for name in ("summary.json", "config.json")):
+        cure = f"`{run_command(stored_config(path, read_json(path / 'config.json')), path)} --again`"
+        return Verification([Artefact("records", FILE, 0, "missing")], list(STAGES), cure)
     if records is None:
         raise UserError(f"{path} holds no finished stage; name a run folder, or make a run there.")
     recorded = {name for record in records.stages.values() for name in record.files}

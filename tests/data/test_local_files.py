@@ -16,7 +16,7 @@ from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir
 from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.configure import compared_samples, configure
+from ctxkv_lib.runs.configure import compared_samples, configure, run_command
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -308,6 +308,13 @@ def test_a_file_of_one_conversation_cannot_be_split(tmp_path):
     for path, end in ends.items():
         with pytest.raises(UserError, match=f"has 1 conversation; at least 2 are needed .* validate{end}"):
             _fitted(path)
+
+
+def test_the_command_of_a_run_works_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _jsonl(tmp_path, 9)
+    words = run_command(_fitted("chats.jsonl")[0], Path("run")).split()
+    assert f"data.path={tmp_path / 'chats.jsonl'}" in words
 
 
 def test_a_split_that_does_not_fit_is_not_described_as_if_it_did(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -133,6 +134,14 @@ def test_a_finished_run_is_reused(tiny_config, tmp_path, monkeypatch):
     again = run(tiny_config, tmp_path / "run", heard.append)
     assert again.summary == finished.summary
     assert [without_memory(metric) for metric in heard] == lines_of(tmp_path / "run")
+    file, moved = Path(tiny_config.data.path), tmp_path / "moved.jsonl"
+    file.rename(moved)
+    config = tiny_config.replace({"data.path": str(moved)})
+    with RunFolder(tmp_path / "run").claimed(config):
+        pass
+    assert load_run(tmp_path / "run").config == tiny_config
+    assert run(config, tmp_path / "run").summary == finished.summary
+    assert load_run(tmp_path / "run").config == config
 
 
 def test_a_comparison_stopped_between_its_runs_says_what_is_kept(tiny_config, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -102,9 +103,11 @@ def test_a_finished_result_of_other_text_is_made_again_which_a_line_says(laborat
         ("checkpoint/context_block.safetensors", cut, "context_block.safetensors is damaged: phase1 is made"),
         ("checkpoint/attention.safetensors", swap, "attention.safetensors is damaged: phase2 is made again"),
         (STAGES, cut, "stages.json cannot be used: it is not JSON; every stage is made again"),
-        ("config.json", cut, ""),
-        ("summary.json", cut, ""),
-        ("metrics.jsonl", cut, ""),
+        ("config.json", cut, "config.json is damaged: results are written anew"),
+        ("summary.json", cut, "summary.json is damaged: results are written anew"),
+        ("metrics.jsonl", cut, "metrics.jsonl is damaged: results are written anew"),
+        ("report.md", flip, "report.md is damaged: results are written anew"),
+        ("model/README.md", delete, "README.md is missing: results are written anew"),
     ],
 )
 def test_damage_is_repaired_with_the_same_numbers(laboratory, copy, name, damage, said):
@@ -173,6 +176,19 @@ def test_verify_tells_intact_damaged_unfinished_and_no_run(laboratory, copy, beg
     ]
     assert lines[-1].startswith("Make again what is not intact with `ctxkv run --preset ci")
     printed_by("verify", tmp_path, code=2)
+
+
+def test_a_finished_result_without_its_record_is_kept(laboratory, copy, printed_by):
+    (copy / STAGES).unlink()
+    refused = laboratory.run(copy)
+    assert refused.is_a_sentence
+    assert "holds a finished result without its record, which is kept" in refused.text
+    verified = printed_by("verify", copy, code=1)
+    assert re.search(rf"{STAGES} .* missing", verified)
+    for said in (refused.text, verified):
+        assert said.split("`")[1].endswith("--again")
+    assert main(shlex.split(said.split("`")[1])[1:]) == 0
+    assert outcome(copy) == laboratory.expected
 
 
 def test_settings_of_another_version_are_refused_in_a_sentence(laboratory, copy):

@@ -318,7 +318,9 @@ def test_an_unfinished_run_says_what_to_do(tmp_path):
             load_run(folder)
     folder = sample_run(tmp_path / "unrecorded")
     (folder / "checkpoint" / "stages.json").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint/stages\.json; make it again with `ctxkv run"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint/stages\.json; make it again with `ctxkv run .*--again`"
+    ):
         load_run(folder)
     (folder / "summary.json").unlink()  # as in Phase 1, whose record is the first
     with pytest.raises(UserError, match="has not finished; finish it with `ctxkv run"):
