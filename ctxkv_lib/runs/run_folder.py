@@ -135,18 +135,18 @@ class RunFolder:
             try:
                 records = Records.read(self.path)
                 if records is None and self.summary.is_file():
-                    kept = "without its record"
+                    kept = "holds a finished result without its record"
             except DamagedFile as error:
                 notice(f"{error.path} cannot be used: {error.reason}; every stage is made again.")
             is_other = self._refuse_other(config, records)
             if records and "results" in records.stages and (is_other or records.code != code):
-                kept = "of other code"
+                kept = "holds a finished result of other code"
         if kept and not again:
             is_of_a_cell = any(plugin.name.startswith("__main__:") for plugin in config.plugins.values())
             cure = "again=True" if is_of_a_cell else f"`{run_command(config, self.path)} --again`"
             raise UserError(
-                f"{self.path} holds a finished result {kept}, which is kept; name another folder "
-                f"with --out, or replace it with {cure}."
+                f"{self.path} {kept}, which is kept; name another folder with --out, or replace it with "
+                f"{cure}."
             )
         return Records(self.path, config.to_dict(), code, records.stages if records else {})
 
