@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..errors import UserError
 from ..method.config import ModelConfig
+from ..progress import counted
 from ..runs.run_folder import Run
 from . import columns, labels, tables, verdicts
 from .columns import Column, probe_blocks, run_columns, with_gain
@@ -125,7 +126,7 @@ def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts` for a terminal."""
     word_ppl = "beyond any number" if scores["word_ppl"] is None else ppl(scores["word_ppl"])
     lines = [
-        f"{whole(scores['conversations'])} conversations, {whole(scores['tokens'])} tokens",
+        f"{counted(scores['conversations'], ' conversations')}, {counted(scores['tokens'], ' tokens')}",
         f"PPL {ppl(scores['ppl'])} a token, {word_ppl} a word; "
         f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {percent(scores['accuracy'])}",
     ]
