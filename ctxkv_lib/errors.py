@@ -1,6 +1,8 @@
 """Errors that the user reads as one sentence: what was wrong, what is allowed, what to do."""
 
 import errno
+import signal
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -44,6 +46,28 @@ class Diverged(UserError):
 
 class Stopped(OneLine, KeyboardInterrupt):
     """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt."""
+
+
+@contextmanager
+def interrupt_deferred() -> Iterator[None]:
+    """Let a first Ctrl-C wait for the end of the block; a second one stops at once."""
+    default, pressed = signal.default_int_handler, []
+    is_main = threading.current_thread() is threading.main_thread()  # which alone may set handlers
+
+    def note(number: int, _: object) -> None:
+        pressed.append(number)
+        signal.signal(number, default)
+
+    if not is_main or signal.getsignal(signal.SIGINT) is not default:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, default)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from sample_runs import sample_run
 
 import ctxkv_lib
 from ctxkv_lib import files
-from ctxkv_lib.cli import main
+from ctxkv_lib.cli import _loading, main
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import write_json
@@ -283,6 +283,29 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(printed_by, tmp_path
         assert "The disk is full" in printed_by(*arguments, code=2)
     assert not list((tmp_path / "run").rglob("*.part"))
     assert main(arguments) == 0
+
+
+def test_ctrl_c_while_torch_loads_stops_after_it_and_a_second_one_at_once():
+    before, done = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    try:
+        for presses in (1, 2):
+            with pytest.raises(KeyboardInterrupt), _loading():  # noqa: PT012
+                for _ in range(presses):
+                    signal.raise_signal(signal.SIGINT)
+                done.append(presses)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == [1]
+
+
+@pytest.mark.parametrize(("line", "code"), [("settings", 0), ("verify nowhere", 2)])
+def test_closed_output_changes_no_exit_code(monkeypatch, line, code):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(line.split()) == code
+    sys.stdout.close()
+    sys.stderr.close()
 
 
 @pytest.mark.slow
