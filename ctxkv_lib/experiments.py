@@ -9,8 +9,8 @@ import torch
 
 from . import ranks
 from .data.conversations import load_conversations
-from .errors import Stopped, UserError, locals_freed
-from .files import sweep, write_json, write_text
+from .errors import DamagedFile, Stopped, UserError, locals_freed
+from .files import read_json, sweep, write_json, write_text
 from .locks import only_process
 from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
@@ -24,6 +24,7 @@ from .runs.records import SummaryPart
 from .runs.run_folder import (
     COMPARISON,
     DEFAULT_ROOT,
+    FOREIGN,
     Run,
     RunFolder,
     comparison_folder,
@@ -154,12 +155,14 @@ def compare(
         again: as of `run`.
 
     Raises:
-        UserError: as `run`; also if the largest sample count is not there, before anything is computed.
+        UserError: as `run`; also if the largest sample count is not there, or `out` holds something else,
+            before anything is computed.
     """
     if len({config.data.samples for config in configs}) < 2:
         raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
     configs = sorted(configs, key=lambda config: config.data.samples)
     out = Path(out or comparison_folder(configs, root))
+    _refuse_taken(out, [config.data.samples for config in configs])
     load_conversations(configs[-1].data, "train")
     runs = [
         run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again)
@@ -167,6 +170,26 @@ def compare(
     ]
     ranks.on_rank_0(lambda: write_comparison(runs, out))
     return runs
+
+
+def _refuse_taken(out: Path, counts: list[int]) -> None:
+    """Refuse a folder whose files a comparison of these sample counts must not overwrite."""
+    held = "is a file" if out.is_file() else ""
+    beside = [path.name for at in ("", "figures") for path in (out / at).glob("[!.]*") if path.is_file()]
+    if RunFolder(out).holds_run():
+        held = "holds a run"
+    elif COMPARISON in beside:
+        try:
+            compared = [summary["samples"] for summary in read_json(out / COMPARISON)["runs"]]
+        except DamagedFile:
+            compared = counts  # it is written anew
+        except (KeyError, TypeError):
+            compared = []
+        held = "" if compared == counts else "holds another comparison"
+    elif set(beside) - FOREIGN:
+        held = "is not empty and holds no comparison"
+    if held:
+        raise UserError(f"{out} {held}; name another folder with --out.")
 
 
 def write_comparison(runs: Sequence[Run], out: Path) -> None:

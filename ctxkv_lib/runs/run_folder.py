@@ -105,7 +105,7 @@ class RunFolder:
         """Lock the folder until `held` closes, and return its records."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name another folder with --out.")
-        if self.content() and not self.holds_run():
+        if self._content() and not self.holds_run():
             raise UserError(f"{self.path} is not empty and holds no run; name another folder with --out.")
         held.enter_context(only_process(self.path))
         self._is_ours = True
@@ -118,8 +118,7 @@ class RunFolder:
     def holds_run(self) -> bool:
         return self.config.is_file() or (self.path / FILE).is_file()
 
-    def content(self) -> set[str]:
-        """Return the names in the folder, but for hidden ones and those that systems create."""
+    def _content(self) -> set[str]:
         names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
         return {name for name in names if not name.startswith(".")} - FOREIGN
 
@@ -131,7 +130,7 @@ class RunFolder:
                 other code, or without its record, that is not to be made `again`.
         """
         records, code, kept = None, code_key(*(plugin.name for plugin in config.plugins.values())), ""
-        if self.content() - {CONFIG}:  # something has been computed
+        if self._content() - {CONFIG}:  # something has been computed
             try:
                 records = Records.read(self.path)
                 if records is None and self.summary.is_file():

@@ -256,6 +256,29 @@ def test_compare_reuses_runs_and_says_what_was_gained(tiny_settings, tmp_path):
     assert found >= {"report.md", "report.ja.md", "ppl_curves.png", "phase1.png", "memory.png"}
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("", "", "is a file"),
+        ("config.json", "{}", "holds a run"),
+        ("checkpoint/stages.json", "{}", "holds a run"),
+        ("comparison.json", '{"runs": [{"samples": 2}, {"samples": 9}]}', "holds another comparison"),
+        ("comparison.json", "[3]", "holds another comparison"),
+        ("report.md", "mine", "is not empty and holds no comparison"),
+        ("figures/memory.png", "mine", "is not empty and holds no comparison"),
+    ],
+)
+def test_a_comparison_overwrites_nothing_else(tiny_config, tmp_path, monkeypatch, name, content, said):
+    monkeypatch.setattr(experiment, "run", None)
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+    configs = [tiny_config.replace({"data.samples": samples}) for samples in (2, 8)]
+    with pytest.raises(UserError, match=f"out {said}; name another folder with --out"):
+        compare(configs, tmp_path, tmp_path / "out")
+    assert file.read_text() == content
+
+
 def test_compare_checks_the_largest_before_it_computes(tiny_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "run", None)
     configs = [build_config("ci", samples=n, settings=tiny_settings) for n in (2, 800)]
