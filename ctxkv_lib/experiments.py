@@ -51,7 +51,7 @@ def run(
     Args:
         out: run folder; None takes `run_folder_of(config)`.
         listener: gets every metric in order, those of stages done earlier included.
-        again: replace a finished result that other code made.
+        again: replace a finished result of other code, or without its record.
         plugins: `block`, `loss`, `attention`, `mixer` or `optimizer`: a class or function that replaces the
             method's, or its name `module:Name`. `method.model.Parts`, `runs.rows` (mixers) and
             `method.phase2.Stepper` (optimisers) describe what each is given and returns.

@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--samples+": {"type": int, "nargs": "+", "metavar": "N", "help": "training conversations of each run"},
     "--out": {"type": _path, "metavar": "DIR", "help": _out},
     "--measure": {"action": "store_true", "help": "measure finished runs: probe, ablations, n-grams, ..."},
-    "--again": {"action": "store_true", "help": "replace a finished result that other code made"},
+    "--again": {"action": "store_true", "help": "replace a result of other code, or without its record"},
     "--train-tokens": {"type": int, "metavar": "N", "help": "of the training stream (counted with --data)"},
     "--val-tokens": {"type": int, "metavar": "N", "help": "of the validation stream"},
     "--seeds+": {"type": int, "nargs": "+", "metavar": "N", "help": "(default: the preset's one)"},

@@ -86,7 +86,7 @@ class RunFolder:
         """Lock the folder for this experiment while the block runs, on rank 0 for all ranks.
 
         Args:
-            again: replace a finished result that other code made.
+            again: replace a finished result of other code, or without its record.
 
         Raises:
             UserError: it is in use, or holds another experiment or other files.
