@@ -102,7 +102,7 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path):
+def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path, capsys):
     """Settings by name, an option of the run, and a call for each finished run."""
     configured, ran, measured = [], [], []
 
@@ -112,7 +112,7 @@ def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path):
 
     def run(config, out, listener, again):
         ran.append(again)
-        return SimpleNamespace(summary={"phase2": {"best_epoch": 1, "val_ppl": 2.0, "val_acc": 0.5}})
+        return SimpleNamespace(summary={"phase2": {"best_epoch": 1, "val_ppl": 2e3, "val_acc": 0.5}})
 
     monkeypatch.setattr("ctxkv_lib.runs.configure.configure", configure)
     monkeypatch.setattr("ctxkv_lib.experiments.run", run)
@@ -122,6 +122,7 @@ def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path):
     words = [word for name, value in plug_ins.items() for word in (f"--{name}", value)]
     assert main(plain) == 0
     assert (configured, ran, measured) == ([{}], [False], [])
+    assert "Best epoch 1: val PPL 2,000.0, val acc 50.0%" in capsys.readouterr().out
     assert main([*plain, *words, "--again", "--measure", "--set", "phase2.patience=2"]) == 0
     assert configured[1] == {**plug_ins, "phase2.patience": "2"}
     assert ran[1] is True

@@ -192,7 +192,7 @@ def is_read(path, content, reader):
 def read_and_evaluate(path, reader):
     conversations = read_conversations(path)
     scores = evaluate_texts(*reader, list(conversations.texts()))
-    assert format_scores(scores)
+    assert ("1 conversation, " in format_scores(scores)) == (len(conversations) == 1)
     assert scores["conversations"] == len(conversations) > 0
     json.dumps(scores, allow_nan=False)
 
