@@ -17,7 +17,7 @@ from ..data.settings import SOURCES, DataConfig
 from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.settings import require
-from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_class
+from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_class, settings_of
 from .settings import LARGE_STREAM, SEED_LIMIT, RuntimeConfig
 
 # Largest whole number, by group: products of such numbers stay below 2^63.
@@ -305,8 +305,8 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
 
 
 def _with_settings(plugin: PlugIn, changed: Mapping[str, Any]) -> PlugIn:
-    values = settings_class(load(plugin.name))(**{**plugin.settings, **changed})
-    return dataclasses.replace(plugin, settings=dataclasses.asdict(values))
+    values = settings_of(settings_class(load(plugin.name)), {**plugin.settings, **changed})
+    return dataclasses.replace(plugin, settings=values)
 
 
 def _parse(key: str, value: Any, hint: Any) -> Any:

@@ -6,6 +6,8 @@ digest of its source: a run with other code is another run.
 
 import dataclasses
 import inspect
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +47,8 @@ class PlugIn:
         if not isinstance(part, str):
             if not (inspect.isclass(part) or inspect.isfunction(part)):
                 raise UserError(
-                    f"{part!r} is no plug-in; give a class or a function, or package.module:Name."
+                    f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
+                    "package.module:Name."
                 )
             name = f"{part.__module__}:{part.__qualname__}"
             given[name] = part
@@ -54,12 +57,27 @@ class PlugIn:
         kind, source = settings_class(found), source_digest(found)
         if part in given:
             given[part + source] = found  # stays, if a loop makes others of the same name
-        return cls(part, source, dataclasses.asdict(kind()) if kind else {})
+        return cls(part, source, settings_of(kind, {}) if kind else {})
 
 
 def settings_class(part: Any) -> Any:
     """Return the dataclass of a plug-in's settings; None if it has no settings."""
     return getattr(part, "Settings", None)
+
+
+def settings_of(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a plug-in with these values, as JSON holds them.
+
+    Raises:
+        UserError: they cannot be made, or JSON cannot hold them.
+    """
+    try:
+        return json.loads(json.dumps(dataclasses.asdict(kind(**values))))
+    except TypeError as error:
+        raise UserError(
+            f"{kind.__qualname__} holds no settings ({error}); make it a dataclass whose fields have "
+            "defaults that JSON can hold."
+        ) from None
 
 
 def load(name: str) -> Any:

@@ -475,6 +475,7 @@ class Chosen(GatedBlock):
         gated: bool = True
         most: Optional[int] = 3  # noqa: UP045 (as many write it)
         kind: Literal["fast", "slow"] = "fast"
+        sizes: tuple = (1, 2)
 
     def __init__(self, context_dim, hidden_size, settings):
         super().__init__(context_dim, hidden_size)
@@ -487,6 +488,13 @@ class Chosen(GatedBlock):
 def test_words_are_read_as_the_types_of_an_ideas_own_settings(config, name, word, value):
     chosen = config.replace({"block": Chosen, f"block.{name}": word}).plugins["block"]
     assert chosen.settings[name] is value
+    assert chosen.settings["sizes"] == [1, 2]  # as in the run's config.json
+
+
+class WithoutDefaults(GatedBlock):
+    @dataclass
+    class Settings:
+        size: int
 
 
 @pytest.mark.parametrize(
@@ -495,6 +503,8 @@ def test_words_are_read_as_the_types_of_an_ideas_own_settings(config, name, word
         ({"block": Chosen, "block.gated": "0.5"}, "block.gated is '0.5'; allowed: true or false"),
         ({"block": Chosen, "block.kind": "quick"}, "block.kind is 'quick'; allowed: fast, slow"),
         ({"bloc": Chosen}, r"Did you mean block\?"),
+        ({"block": WithoutDefaults}, "Settings holds no settings .*make it a dataclass whose fields have"),
+        ({"block": GatedBlock(2, 3)}, "An object of type GatedBlock is no plug-in; give a class"),
     ],
 )
 def test_other_words_are_refused(config, settings, said):

@@ -52,6 +52,7 @@ def recurrence(block, embeddings, tokens):
 
 
 @pytest.mark.parametrize("last_tokens", [0, 3])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_a_block_can_be_traced(last_tokens):
     block, inputs = structured_block(16, 24, last_tokens=last_tokens), (torch.zeros(2, 16), torch.ones(2, 16))
     assert torch.equal(torch.jit.trace(block, inputs)(*inputs), block(*inputs))

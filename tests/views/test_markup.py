@@ -11,7 +11,7 @@ from sample_runs import sample_run
 
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views import figures, markup, pictures, study
+from ctxkv_lib.views import axes, figures, markup, study
 from ctxkv_lib.views.explore import AttendedWindow
 
 WINDOW = AttendedWindow(
@@ -161,7 +161,9 @@ def test_only_what_has_a_name_and_a_value_is_shown_under_the_pointer():
 
 
 def test_a_point_beyond_the_axes_is_shown_at_their_end():
-    figure = pictures.spectrum({"after Phase 1": torch.tensor([0.6, 0.3, 0.1, 1e-9])})
+    figure, (ax,) = axes.panels(1, 3)
+    ax.plot([1, 2, 3, 4], [6, 3, 1, 900], label="measured")
+    ax.set_ylim(0, 10)
     places = [re.search(r"bottom:(-?[\d.]+)%", span["style"])[1] for span in page(figure)["span"]]
     assert len(places) == 4
     assert all(-2 <= float(place) <= 100 for place in places)
