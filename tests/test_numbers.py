@@ -161,6 +161,12 @@ def test_what_other_blocks_gain_is_what_was_measured():
         assert f"changes by {change:.1f}% ({low:.1f}% to {high:.1f}%). The interval includes zero" in page
     change, low, high = (f"{-percent:.1f}%" for percent in compared("predictive", "gated, untrained"))
     assert f"{change} lower than with the same block untrained ({high} to {low})" in page
+    for name, base, said in (
+        ("random init, OACD", "random init, untrained", "lowers the test perplexity by {} ({} to {})"),
+        ("untrained", "random init, OACD", "it is another {} lower ({} to {})"),
+    ):
+        change, low, high = (f"{-percent:.1f}%" for percent in compared(name, base))
+        assert said.format(change, high, low) in page
     one, alone = (mean(row("phase1", 50, name)["test_ppl"]) for name in ("predictive and OACD", "predictive"))
     assert f"{one:.1f} (one seed), compared with {alone:.1f} without" in page
 

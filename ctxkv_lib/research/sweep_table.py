@@ -17,7 +17,8 @@ Entry = dict[str, Any]  # what `sweep.json` has of a grid point
 Results = dict[str, Any]  # all that it has
 LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
 SPLITS = ("val_ppl", "test_ppl")
-COUNTED = (*SPLITS, "test_conversations")  # of n-grams
+PPLS, LOSSES = ".6g", ".4f"  # how many digits of a number are kept, since studies are passed on
+COUNTED = {**dict.fromkeys(SPLITS, PPLS), "test_conversations": LOSSES}  # of n-grams
 NGRAMS = {kind: name for kind, (name, _) in BASELINES.items()}
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
 MEASURED = {  # besides PPL, by the name that results have, from where in a summary
@@ -38,6 +39,8 @@ def results_of(summary: dict[str, Any]) -> Entry:
     phase2, test, provenance = summary["phase2"], summary.get("test", {}), summary["provenance"]
     ngrams, commit = summary.get("ngrams", {}), provenance["git_commit"]
     measured = {name: at(summary, *path.split(".")) for name, path in MEASURED.items()}
+    if "conversations" in test:
+        test = {**test, "conversations": rounded(test["conversations"], LOSSES)}
     return rounded(
         {
             "train_tokens": summary["train_tokens"],
@@ -46,7 +49,10 @@ def results_of(summary: dict[str, Any]) -> Entry:
             **{f"test_{name}": test[name] for name in ("ppl", "acc", "conversations") if name in test},
             "measured": {name: value for name, value in measured.items() if value is not None},
             "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in phase2["epochs"]),
-            "ngrams": {kind: {k: row[k] for k in COUNTED if k in row} for kind, row in ngrams.items()},
+            "ngrams": {
+                kind: {k: rounded(row[k], form) for k, form in COUNTED.items() if k in row}
+                for kind, row in ngrams.items()
+            },
             **{name: provenance[name] for name in ("precision", "threads") if name in provenance},
             "git_commit": commit and commit[:12] + commit[40:],  # and whether it was changed
         }
@@ -124,9 +130,9 @@ def power_law(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
     return {"factor": float(np.exp(intercept)), "exponent": float(-slope), "error": error}
 
 
-def rounded(value: Any) -> Any:
-    """Round all numbers to six digits, since studies are passed on."""
-    return json.loads(json.dumps(value), parse_float=lambda number: float(f"{float(number):.6g}"))
+def rounded(value: Any, form: str = PPLS) -> Any:
+    """Round all numbers to the digits of a format."""
+    return json.loads(json.dumps(value), parse_float=lambda number: float(format(float(number), form)))
 
 
 def format_sweep(results: Results) -> str:

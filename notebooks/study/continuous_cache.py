@@ -100,7 +100,7 @@ def measured(path: str) -> dict[str, Any]:
     assert stream is not None
     losses, hidden = scored(model, test_cache(config, model, stream))
     shares = votes(hidden, stream.ids, window)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, (factor, weight) in chosen.items():
         test = mixed(losses, shares[SHARPNESS.index(factor)], weight)
         rows[name] = {
@@ -108,10 +108,11 @@ def measured(path: str) -> dict[str, Any]:
             "weight": weight,
             "val_ppl": round(perplexity(grid[factor, weight]), 4),
             "test_ppl": round(perplexity(test.mean().item()), 4),
-            "test_conversations": [
-                [len(part), round(part.mean().item(), 4)] for part in by_conversation(test, stream.starts)
-            ],
         }
+        if name != "unigram cache":  # of which no interval is computed
+            rows[name]["test_conversations"] = [
+                [len(part), round(part.mean().item(), 4)] for part in by_conversation(test, stream.starts)
+            ]
     mixer = config.plugins.get("mixer")
     return {
         "variant": mixer.name.partition(":")[2] if mixer else config.recipe,
