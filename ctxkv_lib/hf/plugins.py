@@ -42,7 +42,8 @@ def named_part(plugin: Mapping[str, Any]) -> Any:
     part = find(name)
     if source and source_digest(part) != source:
         raise ValueError(
-            f"The source of {name} is not what the run was made with; restore it, or make a new run."
+            f"The file of {name} is not what the model was saved with; restore it, or load the run with "
+            "ctxkv_lib.load_trained."
         )
     return part
 

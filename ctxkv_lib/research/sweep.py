@@ -151,6 +151,8 @@ def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Entry:
         done = _entry(point, root, "diverged", str(problem))
     except UserError as problem:
         return _entry(point, root, "failed", str(problem))
+    except OSError:  # as of a full disk, which the others would meet, too
+        raise
     except Exception as problem:  # torch's, of a setting that nobody had tried; whatever a plug-in raises
         return _entry(point, root, "failed", f"{type(problem).__name__}: {problem}")
     if not keep:

@@ -187,11 +187,11 @@ class LongRun(Loop):
         numbers = progress.pop("numbers", {})
         for name, value in progress.items():
             setattr(state, name, value)
-        fused = state.optimizer.defaults.get("fused")
+        on_device = any(state.optimizer.defaults.get(name) for name in ("fused", "capturable"))
         for name, weight in state.weights.items():
             state.optimizer.state[weight] = _below(f"adam/{name}/", numbers) | {
                 slot: value.clone()
-                if slot == "step" and not fused  # which is counted on the CPU
+                if slot == "step" and not on_device  # which is counted on the CPU
                 else value.to(weight, copy=True)
                 for slot, value in _below(f"adam/{name}/", tensors).items()
             }

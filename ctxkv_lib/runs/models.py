@@ -147,6 +147,8 @@ def _try_optimizer(model: ContextKV, config: ExperimentConfig) -> None:
         ) from error
     if other := [value for value in kept if not isinstance(value, Tensor | int | float)]:
         raise UserError(f"{plugin.name} keeps a {type(other[0]).__name__}; allowed: tensors and numbers.")
+    if config.runtime.cuda_graph == "on" and not all(isinstance(value, Tensor) for value in kept):
+        raise UserError(f"{plugin.name} keeps numbers; with runtime.cuda_graph=on it must keep tensors.")
 
 
 def _from_zeros(model: ContextKV, contexts: Tensor, embeddings: Tensor) -> Any:
@@ -210,6 +212,7 @@ def check_saved(model: ContextKV, again: ContextKV, cache: StreamCache) -> None:
     contexts = torch.zeros(ROW, model.config.context_dim, device=model.device)
 
     def computed(each: ContextKV) -> list[Tensor]:
+        torch.manual_seed(0)  # where it draws
         losses = token_scores(each, cache, positions)[0]
         return [losses] if isinstance(each, MixerModel) else [losses, _from_zeros(each, contexts, embeddings)]
 

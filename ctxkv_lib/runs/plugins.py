@@ -10,14 +10,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..errors import UserError
-from .sources import source_digest
+from .sources import own_code, source_digest
 
 # `method.model.Parts`, `runs.rows` and `method.phase2.Stepper` describe what each hook is given and returns.
 HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that have no effect with a mixer
 given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name, and by name and source
+digested: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # parts, with `own_code` and the digest of then
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class PlugIn:
             part = name
         found = load(part)
         kind, source = settings_class(found), source_digest(found)
+        digested[found] = own_code(found), source
         if part in given:
             given[part + source] = found  # stays, if a loop makes others of the same name
         return cls(part, source, settings_of(kind, {}) if kind else {})
@@ -109,6 +112,9 @@ def loaded(plugin: PlugIn) -> Any:
         UserError: it is gone, or was changed.
     """
     found = given.get(plugin.name + plugin.source) or load(plugin.name)
+    code, source = digested.get(found, ([], None))
+    if source == plugin.source and [*map(id, code)] == [*map(id, own_code(found))]:
+        return found  # whatever its run has changed since
     if source_digest(found) != plugin.source:
         raise UserError(
             f"The source of {plugin.name} is not what the run was made with; restore it, or make a new run."

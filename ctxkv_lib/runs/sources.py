@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import linecache
+import os
 import sys
 import textwrap
 from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
@@ -116,8 +117,9 @@ def _changed(tree: ast.AST, scope: dict[str, Any]) -> set[str]:
 def _changed_by_methods(kind: Any, value: Any) -> set[str]:
     """Return the attributes of a class or object that the methods of a class change after it is made."""
     scope, found = dict.fromkeys(("self", "cls", kind.__name__), value), set()
+    making = () if inspect.isclass(value) else ("__init__", "__post_init__")
     for node in ast.walk(ast.parse(_text(kind))):
-        if isinstance(node, ast.FunctionDef) and node.name not in ("__init__", "__post_init__"):
+        if isinstance(node, ast.FunctionDef) and node.name not in making:
             found |= {name for each in _changed(node, scope) for name in each.split(".")[1:]}
     return found
 
@@ -145,6 +147,9 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
                     yield from _sources(part, seen)
         return
     kind = type(value)
+    if value is os.environ or (kind.__module__, kind.__name__) == ("torch", "device"):  # of this process
+        yield kind.__qualname__
+        return
     is_own = kind.__module__ != "builtins" and not _is_installed(kind)
     if depth == DEEPEST or id(value) in seen:
         yield kind.__qualname__
@@ -227,9 +232,14 @@ def _own_functions(part: Any) -> list[Any]:
     return [each for each in found if each.__code__.co_qualname.startswith(f"{part.__qualname__}.")]
 
 
+def own_code(part: Any) -> list[CodeType]:
+    """Return the code objects of `_own_functions`."""
+    return [function.__code__ for function in _own_functions(part)]
+
+
 def _text(part: Any) -> str:
     """Return the plain source of a function or class; refuse it if its file has changed since."""
-    codes = [function.__code__ for function in _own_functions(part)]
+    codes = own_code(part)
     file = codes[0].co_filename if codes else part.__module__
     known = TEXTS.get(part)
     try:
@@ -238,7 +248,7 @@ def _text(part: Any) -> str:
         if known is None or not Path(file).is_file():
             raise
         text = ""
-    if known and known[0] == codes and known[1] != text:
+    if known and codes and [*map(id, known[0])] == [*map(id, codes)] and known[1] != text:
         raise UserError(f"{file} has changed since {part.__name__} was imported; reload it or start anew.")
     TEXTS[part] = codes, text
     return text
@@ -246,7 +256,7 @@ def _text(part: Any) -> str:
 
 def _source(part: Any) -> str:
     """Return the source of a function or class; `inspect` finds no class of a notebook, nor one lambda."""
-    codes = [function.__code__ for function in _own_functions(part)]
+    codes = own_code(part)
     for code in codes:
         linecache.checkcache(code.co_filename)
         for node in ast.walk(ast.parse("".join(linecache.getlines(code.co_filename)))):

@@ -129,7 +129,7 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
     again = AutoModelForCausalLM.from_pretrained(made.path / "model").context_block  # still known here
     assert torch.equal(again(contexts, inputs), trained(contexts, inputs))
     monkeypatch.setattr(plugins, "NAMED", {})  # as in another process
-    with pytest.raises(ValueError, match="The source of my_ideas:Mine is not what the run was made with"):
+    with pytest.raises(ValueError, match="The file of my_ideas:Mine is not what the model was saved with"):
         AutoModelForCausalLM.from_pretrained(made.path / "model")
 
 
@@ -532,6 +532,43 @@ class Counting(NearestTwo):
 def test_what_is_not_saved_is_not_trained_in_silence(config, tmp_path, hook, part):
     with pytest.raises(UserError, match="computes something else than what was saved of it; keep all"):
         run(config, tmp_path / "run", **{hook: part})
+
+
+class Made(NearestTwo):
+    made = 0
+
+    def __init__(self, config):
+        super().__init__(config)
+        Made.made += 1
+
+
+HELD = {}
+
+
+def put(value):
+    HELD[len(HELD)] = value
+    return value
+
+
+def held():
+    return len(HELD)
+
+
+class Caching(NearestTwo):
+    def forward(self, embeddings, window, present):
+        assert held() >= 0
+        return put(super().forward(embeddings, window, present))
+
+
+class Drawing(NearestTwo):
+    def forward(self, embeddings, window, present):
+        return super().forward(embeddings, window + torch.randn_like(window), present)
+
+
+@pytest.mark.parametrize("part", [Made, Caching, Drawing])
+def test_an_idea_may_change_what_it_reads_and_draw_when_it_is_evaluated(config, tmp_path, part):
+    assert run(config, tmp_path / "run", attention=part).summary["phase2"]["val_ppl"] > 1
+    HELD.clear()
 
 
 class Tied(GatedBlock):

@@ -132,7 +132,9 @@ def test_a_folder_is_not_loaded_with_a_class_that_was_changed_since(tmp_path, my
     my_module("# The same.\n" + MINE)
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     my_module(MINE.replace("0.3", "0.4"))
-    with pytest.raises(ValueError, match="The source of my_plugin:MyBlock is not what the run was made with"):
+    with pytest.raises(
+        ValueError, match="The file of my_plugin:MyBlock is not what the model was saved with"
+    ):
         AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 
