@@ -16,7 +16,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .rows import Messages, Row
 from .settings import column_names
 
@@ -124,7 +124,8 @@ def _table(path: Path) -> Records:
     try:
         columns = [name for name in reader.fieldnames or () if name]
         if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
-            raise UserError(f"{path}, line 1 has the column {twice[0]} twice; rename or delete one.")
+            name = one_line(twice[0])
+            raise UserError(f"{path}, line 1 has the column {name} twice; rename or delete one.")
         begin += reader.line_num
         for record in reader:
             if any(record.get(None) or ()):
@@ -189,7 +190,7 @@ def _fields_of(where: str, record: Any, forms: Iterable[Fields]) -> Fields:
         )
     if fields := next((names for names in forms if set(names) <= set(found)), None):
         return fields
-    shown = ", ".join(map(str, found[:8]))
+    shown = one_line(", ".join(map(str, found[:8])))
     names = dict.fromkeys(name for form in forms for name in form)
     meant = [get_close_matches(str(name).casefold(), names, 1, LIKENESS) for name in found[:8]]
     hint = f" Did you mean {', '.join(name for match in meant for name in match)}?" if any(meant) else ""

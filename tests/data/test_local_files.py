@@ -125,6 +125,7 @@ def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
             "line 2 has the fields words, n; allowed: messages; .*data.columns.$",
         ),
         (b'{"Message": "hello"}', r"line 2 has the fields Message; .*Did you mean messages\?"),
+        (b'{"a\\nfield": null}', r"line 2 has the fields a\\nfield; allowed"),  # in one line
         (b'{"messages": "hello"}', 'line 2: "messages" must be a list'),
         (b'{"messages": ["hello"]}', 'line 2: "messages" must be a list'),
         (b'{"messages": [{"role": "user", "content": 3}]}', 'line 2: "messages" must be a list'),
