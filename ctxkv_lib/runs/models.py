@@ -202,7 +202,7 @@ def _words(found: Any) -> str:
 
 
 def check_saved(model: ContextKV, again: ContextKV, cache: StreamCache) -> None:
-    """Compare a trained model with `again`, which was loaded from its files, on a few positions of `cache`.
+    """Compare a model with `again`, which has its parameters and buffers only, on a few positions of `cache`.
 
     Raises:
         UserError: they differ, so that a plug-in computes with something that is not saved.
@@ -220,8 +220,8 @@ def check_saved(model: ContextKV, again: ContextKV, cache: StreamCache) -> None:
         for now, loaded in zip(computed(model.eval()), computed(again.eval()), strict=True):
             if not torch.allclose(now, loaded, rtol=1e-2, atol=1e-2):
                 raise UserError(
-                    "The trained model computes something else than what was saved of it; keep all that a "
-                    "plug-in computes with in parameters or registered buffers."
+                    "The model computes something else than what is saved of it; keep all that a plug-in "
+                    "computes with in parameters or registered buffers."
                 )
 
 

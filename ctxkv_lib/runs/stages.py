@@ -120,6 +120,7 @@ def _attention(work: Work, phase1: Record, caches: Record) -> Record:
 def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
     model, folder, config = work.model, work.folder, work.config
     _init_attention(work)
+    _check_saved(work, prepared)  # most of what it finds is there before training
     optimizer = config.plugins.get("optimizer")
     result = train_attention(
         model,
@@ -133,11 +134,7 @@ def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
     drawn = {f"attention.{name}": each.clone() for name, each in model.attention.named_buffers()}
     trained = {**drawn, **model.trained_weights()}
     ranks.on_rank_0(lambda: write_tensors(folder.attention, trained))
-    if any(plugin.source for plugin in config.plugins.values()):
-        again = frozen_model(config, work.table, work.counts).to(work.device)
-        folder.load_block(again)
-        folder.load_attention(again)
-        ranks.on_rank_0(lambda: check_saved(model, again, prepared.caches["val"]))
+    _check_saved(work, prepared)
     summary = {
         "parameters": parameter_counts(model),
         "offsets": None if isinstance(model, MixerModel) else model.window.offsets,
@@ -146,6 +143,14 @@ def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
         "memory": prepared.record["memory"][-1:],
     }
     return folder.finish("phase2", key, [folder.attention], summary, result.epochs)
+
+
+def _check_saved(work: Work, prepared: Prepared) -> None:
+    """Refuse an idea of the user that computes with more than its parameters and buffers."""
+    if any(plugin.source for plugin in work.config.plugins.values()):
+        again = frozen_model(work.config, work.table, work.counts).to(work.device)
+        again.load_state_dict(work.model.state_dict(), strict=False)
+        ranks.on_rank_0(lambda: check_saved(work.model, again, prepared.caches["val"]))
 
 
 def _init_attention(work: Work) -> None:

@@ -118,7 +118,7 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
         return _by_tokens(results, splits)
     trained, counted = ([row for row in rows if bool(row["seeds"]) == kind] for kind in (True, False))
     most = max((wrapped(row["variant"]).count("\n") for row in trained), default=0)  # line breaks of a name
-    height = 1 + len(trained) * (0.25 + 0.18 * most)
+    height = 1 + len(trained) * (0.25 + 0.18 * most) + 0.2 * len(counted)
     figure, axes = panels(len(splits), 0.5 + len(splits) * height, rows=len(splits))
     lines: dict[str, Any] = {}
     for ax, split in zip(axes, splits, strict=True):

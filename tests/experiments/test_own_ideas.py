@@ -33,7 +33,7 @@ from ctxkv_lib.runs.differences import run_names
 from ctxkv_lib.runs.long_run import LongRun
 from ctxkv_lib.runs.package_code import code_key
 from ctxkv_lib.runs.plugins import loaded
-from ctxkv_lib.runs.run_folder import run_folder_of
+from ctxkv_lib.runs.run_folder import RunFolder, run_folder_of
 from ctxkv_lib.runs.trained import generate_text, load_model, load_trained
 from ctxkv_lib.runs.work import Work
 
@@ -525,13 +525,15 @@ class Counting(NearestTwo):
 
     def forward(self, embeddings, window, present):
         self.calls += self.training
-        return super().forward(embeddings, window, present) * (1 + self.calls)
+        return super().forward(embeddings, window, present) * (1 + (self.calls > 3))
 
 
 @pytest.mark.parametrize(("hook", "part"), [("block", Remembering), ("attention", Counting)])
 def test_what_is_not_saved_is_not_trained_in_silence(config, tmp_path, hook, part):
-    with pytest.raises(UserError, match="computes something else than what was saved of it; keep all"):
+    with pytest.raises(UserError, match="computes something else than what is saved of it; keep all"):
         run(config, tmp_path / "run", **{hook: part})
+    trained = [line["stage"] for line in RunFolder(tmp_path / "run").metric_lines()].count("phase2")
+    assert trained == (part is Counting)
 
 
 class Made(NearestTwo):

@@ -1,5 +1,8 @@
 """Tables and figures of sweeps whose results are made up."""
 
+import io
+import warnings
+
 import numpy as np
 import pytest
 from drawn import legend
@@ -124,6 +127,9 @@ def test_one_sample_count_is_drawn_as_a_row_a_variant():
     validation, test = (figure := sweep_figure(summarize({}, rows))).axes
     assert ("n-grams" in validation.get_xlabel(), "n-grams" in test.get_xlabel()) == (False, True)
     assert legend(figure) == ["first row", "n-grams"]
+    far = {kind: {"val_ppl": 5.0, "test_ppl": 9.0} for kind in NGRAMS}
+    with warnings.catch_warnings(action="error"):  # as of an axis without room
+        sweep_figure(summarize({}, [entry("alone", 10, 1, 100, ngrams=far)])).savefig(io.BytesIO())
     without = entry("a", 10, 1, 100, ngrams={"kneser_ney": {"val_ppl": 4.0}})
     del without["test_ppl"]  # hides no other's
     assert len(sweep_figure(summarize({}, [without, entry("b", 10, 1, 110)])).axes) == 2
