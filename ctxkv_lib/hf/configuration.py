@@ -22,7 +22,7 @@ class ContextKVConfig(PretrainedConfig):
         vocab_size: tokens of the table.
         has_unigram: whether log-frequencies are added to the logits.
         plugins: `{"block": {"plugin": "module:Name", "settings": {...}}, ...}` of the classes that
-            replace published parts (see `plugins.py`); may hold `source`, the `source_digest` of its file.
+            replace published parts (see `plugins.py`); may hold `source`, the `file_digest` of its file.
 
     Raises:
         ValueError: a field has a value that is not allowed.

@@ -62,7 +62,9 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             has_unigram=model.log_unigram is not None,
             plugins=plugins,
         )
-        with torch.device("cpu" if plugins else "meta"):  # code of a user may compute with its weights
+        names = [plugin["plugin"] for plugin in plugins.values()]
+        is_ours = all(name.startswith("ctxkv_lib.") for name in names)
+        with torch.device("meta" if is_ours else "cpu"):  # code of a user may compute with its weights
             wrapped = cls(config)
         wrapped.load_state_dict(model.state_dict(), assign=True)
         for name, buffer in model.named_buffers():  # those that a state has not

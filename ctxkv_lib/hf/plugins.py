@@ -40,7 +40,7 @@ def named_part(plugin: Mapping[str, Any]) -> Any:
     if not __name__.startswith("ctxkv_lib."):
         raise ValueError(f"The code of {name} is not in the folder of this model; save it with ctxkv_lib.")
     part = find(name)
-    if source and source_digest(part) != source:
+    if source and file_digest(part) != source:
         raise ValueError(
             f"The file of {name} is not what the model was saved with; restore it, or load the run with "
             "ctxkv_lib.load_trained."
@@ -52,7 +52,7 @@ def key_of(plugin: Mapping[str, Any]) -> str:
     return plugin["plugin"] + plugin.get("source", "")
 
 
-def source_digest(part: Any) -> str:
+def file_digest(part: Any) -> str:
     """Digest the file of a class, but for comments and layout; empty for code of this package."""
     if part.__module__.startswith("ctxkv_lib."):
         return ""

@@ -59,6 +59,11 @@ class ExperimentConfig:
         large = self._can_stream and tokens > LARGE_STREAM
         return large if self.runtime.context_cache == "auto" else self.runtime.context_cache == "streamed"
 
+    @property
+    def has_ideas(self) -> bool:
+        """Return whether a plug-in is the user's, not of this package."""
+        return any(plugin.source for plugin in self.plugins.values())
+
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON values; the inverse is `config_from_dict`."""
         groups = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}

@@ -73,7 +73,7 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
         yield f"{name}={''.join(_described(value, seen))};"
     if inspect.isclass(part):
         yield from _described(part.__bases__, seen)
-        changed = _changed_by_methods(part, part)
+        changed = _changed_by_methods(tree, part, part)
         for name, value in sorted(vars(part).items()):
             if _is_code(value) or not (name.startswith("__") or name in changed):
                 yield f"{name}={''.join(_described(value, seen))};"
@@ -114,11 +114,11 @@ def _changed(tree: ast.AST, scope: dict[str, Any]) -> set[str]:
     return found
 
 
-def _changed_by_methods(kind: Any, value: Any) -> set[str]:
-    """Return the attributes of a class or object that the methods of a class change after it is made."""
+def _changed_by_methods(tree: ast.Module, kind: Any, value: Any) -> set[str]:
+    """Return the attributes of a class or object that methods, in the tree of a class, change later."""
     scope, found = dict.fromkeys(("self", "cls", kind.__name__), value), set()
     making = () if inspect.isclass(value) else ("__init__", "__post_init__")
-    for node in ast.walk(ast.parse(_text(kind))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name not in making:
             found |= {name for each in _changed(node, scope) for name in each.split(".")[1:]}
     return found
@@ -177,7 +177,7 @@ def _state(value: Any) -> dict[str, Any]:
             left_out |= {name for name in state if name.startswith("_") or name == "training"}
             state = state | value.state_dict()
         for each in (each for each in kind.__mro__ if not _is_installed(each)):
-            left_out |= _changed_by_methods(each, value)
+            left_out |= _changed_by_methods(ast.parse(_text(each)), each, value)
     return {name: each for name, each in state.items() if name not in left_out}
 
 

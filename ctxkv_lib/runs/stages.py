@@ -147,7 +147,7 @@ def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
 
 def _check_saved(work: Work, prepared: Prepared) -> None:
     """Refuse an idea of the user that computes with more than its parameters and buffers."""
-    if any(plugin.source for plugin in work.config.plugins.values()):
+    if work.config.has_ideas:
         again = frozen_model(work.config, work.table, work.counts).to(work.device)
         again.load_state_dict(work.model.state_dict(), strict=False)
         ranks.on_rank_0(lambda: check_saved(work.model, again, prepared.caches["val"]))
@@ -179,8 +179,7 @@ def _write_model(work: Work) -> list[Path]:
             saved = names.read_text(encoding="utf-8")
             names.write_text(saved.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
     except (UserError, RuntimeError) as error:
-        is_users = any(plugin.source for plugin in work.config.plugins.values())
-        if not isinstance(error, UserError) and (not is_users or is_out_of_memory(error)):
+        if not isinstance(error, UserError) and (not work.config.has_ideas or is_out_of_memory(error)):
             raise
         notice(f"The model is not saved for transformers: {one_line(str(error))}")
         return []

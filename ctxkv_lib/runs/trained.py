@@ -15,7 +15,7 @@ from ..errors import UserError, memory_advice, values_of_user
 from ..hf import inference
 from ..hf.configuration import ContextKVConfig
 from ..hf.modeling import ContextKVForCausalLM
-from ..hf.plugins import NAMED, key_of, source_digest
+from ..hf.plugins import NAMED, file_digest, key_of
 from ..method.model import ContextKV
 from ..progress import stage, transformers_bars_hidden
 from .config import ExperimentConfig
@@ -159,7 +159,7 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
             plugins[hook] = {"plugin": plugin.name, "settings": plugin.settings}
             try:
                 source_file(part)
-                plugins[hook] |= {"source": source_digest(part)}
+                plugins[hook] |= {"source": file_digest(part)}
             except ValueError as error:
                 if saved:
                     raise UserError(f"{error}.") from None

@@ -103,8 +103,8 @@ def spectrum(shares: Mapping[str, Tensor]) -> Figure:
     figure, (ax,) = panels(1, 4.2)
     for label, values in shares.items():
         rank = float(torch.special.entr(values).sum().exp())
-        # LayerNorm removes one direction: the last value is zero up to rounding, and is not drawn.
         name = f"{label}: effective rank {rank:,.0f} of {len(values)} ({rank / len(values):.0%})"
+        # LayerNorm removes one direction: the last value is zero up to rounding, and is not drawn.
         ax.plot(range(1, len(values)), 100 * values[:-1], label=name)
     reference(ax.axhline, 100 / max(map(len, shares.values())), "all directions alike (100%)")
     integer_x(ax, "Direction of the context space (largest first)")

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
-from ctxkv_lib.hf.plugins import find, source_digest
+from ctxkv_lib.hf.plugins import file_digest, find
 
 MINE = """
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ def test_each_folder_runs_its_own_code_in_one_process_and_keeps_it_when_saved_ag
 
 def test_a_folder_is_not_loaded_with_a_class_that_was_changed_since(tmp_path, my_module):
     name = f"{my_module(MINE)}:MyBlock"
-    part = {"plugin": name, "settings": {"share": 0.25}, "source": source_digest(find(name))}
+    part = {"plugin": name, "settings": {"share": 0.25}, "source": file_digest(find(name))}
     tiny_model(plugins={"block": part}).save_pretrained(tmp_path / "model")
     my_module("# The same.\n" + MINE)
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
