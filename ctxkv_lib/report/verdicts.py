@@ -34,27 +34,15 @@ def judged(gain: float) -> str:
     return "same" if round(gain, 1) == 0 else "better" if gain > 0 else "worse"
 
 
-def early_stopping(phase2: Summary, patience: int) -> str:
-    """Judge whether a run stopped as its settings ask: worked, unused or odd."""
-    if phase2["stop_reason"] == "max_epochs":
-        return "unused"
-    return "worked" if phase2["epochs"][-1]["no_improve"] == patience else "odd"
-
-
 def best_epoch(epochs: Sequence[Summary]) -> Summary:
     """Find the epoch whose weights were kept: the last one that improved."""
     return next(line for line in reversed(epochs) if line["improved"])
 
 
-def last_measured(phase2: Summary) -> Summary:
-    """Find the last epoch with numbers."""
-    return [line for line in phase2["epochs"] if line["val_ppl"] is not None][-1]
-
-
 def overfitting(phase2: Summary) -> str:
     """Judge whether train PPL fell on after the best epoch while val PPL rose: yes, unclear or not_yet."""
-    last = last_measured(phase2)
-    if phase2["best_epoch"] == phase2["epochs"][-1]["epoch"]:
+    last = phase2["epochs"][-1]
+    if phase2["best_epoch"] == last["epoch"]:
         return "not_yet"
     overfits = last["train_ppl"] < phase2["train_ppl"] and last["val_ppl"] > phase2["val_ppl"]
     return "yes" if overfits else "unclear"
