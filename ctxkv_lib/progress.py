@@ -1,13 +1,11 @@
 """Progress of long work: bars and lines on a terminal, metrics for listeners."""
 
-import os
-import re
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sized
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache, partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 REFRESH_SECONDS = 1
-STDERR = 2  # its file descriptor, where bars are drawn
 LOGGED_ITERATIONS = 10  # of Phase 1: one line for so many
 INDENT = "    "  # of the rest of a line that is broken
 Metric = dict[str, Any]
@@ -49,9 +46,7 @@ def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
     from tqdm import tqdm
 
     hidden = True if ranks.rank() else None  # None: tqdm shows it on a terminal only
-    width = None  # tqdm's own choice
-    with suppress(OSError):  # not a terminal
-        width = os.get_terminal_size(STDERR).columns - 1 - len("^C")  # else its echo begins a line
+    width = shutil.get_terminal_size().columns - 1 - len("^C")  # else its echo begins a line
     bar = tqdm(iterable, disable=hidden, leave=False, ncols=width, **options)
     if not bar.disable:
         _refresh_clocks()
@@ -171,19 +166,14 @@ def counted(count: int, unit: str = " samples") -> str:
 
 
 def fitted(text: str) -> str:
-    """Break lines wider than the terminal between cells, which two or more blanks separate."""
+    """Break lines wider than the terminal, and indent the rest of them."""
     if not sys.stdout.isatty():
         return text
     width = shutil.get_terminal_size().columns
-    return "\n".join(line if len(line) <= width else _broken(line, width) for line in text.splitlines())
-
-
-def _broken(line: str, width: int) -> str:
-    wrap = partial(
-        textwrap.wrap, width=width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
+    fill = partial(
+        textwrap.fill, width=width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
     )
-    rows = wrap(re.sub(r"(?<=\S) (?=\S)", "\0", line))  # a cell is one word
-    return "\n".join(part for row in rows for part in wrap(row.replace("\0", " ")))
+    return "\n".join(map(fill, text.splitlines()))
 
 
 def clear_line() -> None:

@@ -1,21 +1,18 @@
 """What a terminal or a log shows: no more than happened, nothing left over, and what was probably meant."""
 
-import os
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import Terminal, write_conversations
-from sample_runs import sample_run
+from conftest import Terminal
 from test_cli import tiny_run
 
 import ctxkv_lib
 from ctxkv_lib import cli, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.progress import fitted
-from ctxkv_lib.runs.run_folder import load_run
 
 
 def test_a_log_has_a_line_an_epoch_and_a_finished_run_prints_none(printed_by, tmp_path, tiny_settings):
@@ -32,10 +29,6 @@ def test_a_line_of_a_log_is_there_as_it_happens(monkeypatch):
     epoch = {"epoch": 1, "train_ppl": 9.0, "val_ppl": 9.0, "val_acc": 0.1, "improved": True}
     progress.epoch_printer(3)({"stage": "phase2", **epoch})
     assert flushed == [True]
-
-
-def test_one_sample_is_no_plural(tmp_path):
-    assert ": 1 sample, val PPL" in repr(load_run(sample_run(tmp_path / "run", 1)))
 
 
 INTERRUPTED = """
@@ -64,7 +57,7 @@ def test_ctrl_c_leaves_nothing_of_a_bar(monkeypatch):
 
     terminal, width = Terminal(), 60
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((width, 24)))
+    monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr("ctxkv_lib.report.info.describe", stopped)
     assert main(["info"]) == 130
     *drawn, last = terminal.getvalue().split("\r")
@@ -72,7 +65,7 @@ def test_ctrl_c_leaves_nothing_of_a_bar(monkeypatch):
     assert last.startswith("\x1b[2Kctxkv: Stopped.")
 
 
-def test_rows_break_between_their_cells_on_a_narrow_terminal(monkeypatch):
+def test_long_rows_break_on_a_narrow_terminal(monkeypatch):
     row = "KV cache of a sequence          621 contexts, 621 KiB   however long the text"
     assert fitted(row) == row  # in a pipe
     monkeypatch.setattr(sys, "stdout", Terminal())
@@ -121,14 +114,6 @@ def test_the_version_has_a_short_form(capsys):
         with pytest.raises(SystemExit):
             main([option])
         assert capsys.readouterr().out == f"ctxkv {ctxkv_lib.__version__}\n"
-
-
-def test_a_read_only_run_is_refused_before_it_is_evaluated(printed_by, tmp_path, monkeypatch):
-    run, data = sample_run(tmp_path / "run"), tmp_path / "chats.jsonl"
-    write_conversations(data, 2)
-    monkeypatch.setattr(os, "access", lambda path, _: path != run)
-    monkeypatch.setattr("ctxkv_lib.runs.trained.evaluate_texts", None)  # not to be called
-    assert f"{run} is read-only; evaluate a copy" in printed_by("evaluate", run, "--data", data, code=2)
 
 
 def test_small_data_take_more_than_nothing(printed_by):
