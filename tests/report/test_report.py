@@ -13,10 +13,9 @@ from ctxkv_lib.report.columns import example_positions
 from ctxkv_lib.report.document import comparison_table, write_report
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.report.tables import literal
-from ctxkv_lib.report.verdicts import gains
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
-from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
+from ctxkv_lib.runs.published import published_samples
 from ctxkv_lib.runs.run_folder import load_run
 
 PHASE_NAME = re.compile(r"Phase [12]")
@@ -140,18 +139,11 @@ def test_a_larger_run_that_got_worse_reads_so(tmp_path):
     assert "val PPL did not fall (100.0% higher)" in report
 
 
-TIES = {
-    "en": "Val PPL is the same: 179.2. | Val Acc is the same: 20.4%. | Val/Train Ratio is the same: 1.67x. | "
-    "**100 samples, 500 samples: the same val PPL.**",
-    "ja": "Val PPLは同じ（179.2）| Val Accは同じ（20.4%）| Val/Train Ratioは同じ（1.67x）| "
-    "**100サンプル、500サンプル: Val PPLは同じ。**",
-}
-
-
-@pytest.mark.parametrize("language", TIES)
-def test_a_tie_is_called_a_tie(tmp_path, language):
-    report = write_report(runs(tmp_path, 100, 500, epochs=EPOCHS[500]), language)
-    assert [text for text in TIES[language].split("|") if text.strip() not in report] == []
+def test_a_tie_is_called_a_tie(tmp_path):
+    report = write_report(runs(tmp_path, 100, 500, epochs=EPOCHS[500]))
+    for said in ("Val PPL is the same: 179.2.", "Val Acc is the same: 20.4%.", "Ratio is the same: 1.67x."):
+        assert said in report
+    assert "**100 samples, 500 samples: the same val PPL.**" in report
     assert " 0.0%" not in report
 
 
@@ -249,19 +241,6 @@ def test_published_runs_are_matched_by_what_matters():
     for changed in ({"model.interval": 50}, {"phase2.learning_rate": 1e-4}):
         assert published_samples(build_config("colab", "published", 500, changed)) is None
     assert published_samples(build_config("offline", "published", 500)) is None
-
-
-def test_published_data_have_the_shape_of_a_run(tmp_path):
-    (run,) = runs(tmp_path, 500)
-    for samples, summary in PUBLISHED.items():
-        assert summary.keys() == run.summary.keys()
-        for key in ("phase1", "phase2", "parameters", "context_window", "caches_mib"):
-            assert summary[key].keys() == run.summary[key].keys(), key
-        assert summary["phase2"]["epochs"][0].keys() == run.summary["phase2"]["epochs"][0].keys()
-        assert all(line["stage"] == "phase1" for line in PUBLISHED_PHASE1[samples])
-    gain = gains(PUBLISHED[100], PUBLISHED[500])
-    assert gain["ppl"] == pytest.approx(51.33, abs=0.01)
-    assert gain["acc"] == pytest.approx(4.7)
 
 
 def test_slots_follow_the_formula(tmp_path):
