@@ -87,7 +87,6 @@ def test_info_as_json(printed_by, preset):
         ("evaluate run\nfolder --data chats.jsonl", "chats.jsonl does not exist"),
         ("run --preset ci --data missing.jsonl", "missing.jsonl does not exist"),
         ("run --preset ci --data ", "data.path is ''; allowed: a path"),
-        ("run --preset ci --block ", "'' names no plug-in"),
         ("report two\nlines", r"two\nlines is not a folder"),
         ("verify nowhere", "nowhere is not a folder; name a run folder."),
         ("generate nowhere --prompt a", "nowhere is not a folder; make it with"),

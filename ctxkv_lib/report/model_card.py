@@ -15,13 +15,9 @@ ON_THE_HUB = {"ultrachat": ULTRACHAT_SHARDS[0].repo}
 def model_card(run: Run) -> str:
     """Write Markdown after the Hub's own fields: licence, language, datasets and results."""
     summary, config = run.summary, run.config
-    words = template("model_card", "en")
-    text = words.render(
+    text = template("model_card", "en").render(
         summary=summary,
-        phase2=summary["phase2"],
-        made=summary["provenance"],
         config=config,
-        model=config.model,
         window=slots_in_words(Window(config.model, summary["context_window"].get("offsets")), config.model),
     )
     return f"---\n{_fields(run).to_yaml()}\n---\n\n{text}"
