@@ -16,9 +16,13 @@ from typing import Any
 
 from . import ranks
 from .errors import UserError, describe, interrupt_deferred, memory_advice, one_line
+from .files import write_json
 from .options import PLUG_INS, command, completion_script, parse
 from .progress import Listener, clear_line, epoch_printer, fitted, notice, say, stage
+from .report.settings import describe_settings, format_settings
+from .report.tables import terminal_table
 from .runs.config import ExperimentConfig, parse_settings
+from .runs.configure import compared_samples, configure
 from .runs.settings import Sampling
 
 EXPERIMENT = "--preset --recipe --data --set"
@@ -42,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: only rank 0 prints)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         if ranks.world_size() > 1 and options.command not in (run, compare):
             raise UserError("Only run and compare work in several processes; start this command by itself.")
@@ -84,8 +87,6 @@ def _config(
     options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
 ) -> ExperimentConfig:
     """Build the configuration; `tell` is called with a line on how the user's own file is split."""
-    from .runs.configure import configure
-
     return configure(options.preset, options.recipe, samples, _settings(options), tell)
 
 
@@ -148,8 +149,6 @@ def info(options: argparse.Namespace) -> None:
 @command("--preset? --json")
 def settings(options: argparse.Namespace) -> None:
     """Print every setting with its value, unit and reason."""
-    from .report.settings import describe_settings, format_settings
-
     _print(describe_settings(options.preset), options.json, format_settings)
 
 
@@ -190,8 +189,6 @@ def _measured(runs: list[Any]) -> list[Any]:
 @command(f"{EXPERIMENT} {OWN} --samples+ --out --measure --again")
 def compare(options: argparse.Namespace) -> None:
     """Run the same experiment on fewer and on more conversations."""
-    from .runs.configure import compared_samples
-
     largest = _config(options, max(options.samples) if options.samples else None, notice)
     counts = options.samples or compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
@@ -255,8 +252,6 @@ def generate(options: argparse.Namespace) -> None:
 @command("run --data! --columns --json")
 def evaluate(options: argparse.Namespace) -> None:
     """Measure perplexity and accuracy of a run on other text."""
-    from .files import write_json
-
     with _loading():
         from .hf.inference import evaluation_file
         from .report.document import format_scores
@@ -277,7 +272,6 @@ def probe(options: argparse.Namespace) -> None:
     """Measure what a run's contexts remember, and what they are used for."""
     with _loading():
         from .report.document import format_ablations, probe_table
-        from .report.tables import terminal_table
         from .research.measure import measure
         from .runs.run_folder import load_run
 
@@ -294,7 +288,6 @@ def probe(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> int:
     """Compare every file of a run with its record."""
     from .method.memory import MIB
-    from .report.tables import terminal_table
     from .runs.verification import verify
 
     found = verify(options.run)
