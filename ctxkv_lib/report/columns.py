@@ -50,7 +50,7 @@ class Column:
     @property
     def is_uniform(self) -> bool:
         """Return whether the slots are an interval apart."""
-        return self.offsets in (None, Window(self.config.model).offsets)
+        return self.offsets == Window(self.config.model).offsets
 
     @property
     def epochs(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
