@@ -77,16 +77,12 @@ whole = _text(",d")
 ratio = _text(",.2f", "x")
 loss = _text(",.2f")
 gib = _text(",.1f")
+r2 = _text("z.2f")  # what rounds to zero has no sign
 
 
 def short(value: float | None) -> str:
     """Format seconds or MiB: one decimal below 10, none above."""
     return _text(",.1f" if value is not None and value < 10 else ",.0f")(value)
-
-
-def r2(value: float) -> str:
-    """Format a share of variance; what rounds to zero has no sign."""
-    return format(round(value, 2) + 0, ".2f")
 
 
 def bold(text: str, yes: bool = True) -> str:
