@@ -252,6 +252,11 @@ def generate(options: argparse.Namespace) -> None:
 @command("run --data! --columns --json")
 def evaluate(options: argparse.Namespace) -> None:
     """Measure perplexity and accuracy of a run on other text."""
+    if options.run.is_dir() and not os.access(options.run, os.W_OK):
+        raise UserError(
+            f"{options.run} is read-only; evaluate a copy of it, or use ctxkv_lib.evaluate_texts, which "
+            "writes nothing."
+        )
     with _loading():
         from .hf.inference import evaluation_file
         from .report.document import format_scores

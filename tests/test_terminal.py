@@ -1,12 +1,14 @@
 """What a terminal or a log shows: no more than happened, nothing left over, and what was probably meant."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import Terminal
+from conftest import Terminal, write_conversations
+from sample_runs import sample_run
 from test_cli import tiny_run
 
 import ctxkv_lib
@@ -114,6 +116,14 @@ def test_the_version_has_a_short_form(capsys):
         with pytest.raises(SystemExit):
             main([option])
         assert capsys.readouterr().out == f"ctxkv {ctxkv_lib.__version__}\n"
+
+
+def test_a_read_only_run_is_refused_before_it_is_evaluated(printed_by, tmp_path, monkeypatch):
+    run, data = sample_run(tmp_path / "run"), tmp_path / "chats.jsonl"
+    write_conversations(data, 2)
+    monkeypatch.setattr(os, "access", lambda path, _: path != run)
+    monkeypatch.setattr("ctxkv_lib.runs.trained.evaluate_texts", None)  # not to be called
+    assert f"{run} is read-only; evaluate a copy" in printed_by("evaluate", run, "--data", data, code=2)
 
 
 def test_small_data_take_more_than_nothing(printed_by):
