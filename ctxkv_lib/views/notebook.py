@@ -5,15 +5,15 @@ restored before a cell trains and saved while it does. Colab may disconnect at a
 also written during training.
 """
 
-import glob
 import io
 import json
 import os
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -123,49 +123,38 @@ def kept_on_drive(*folders: Path, listener: Listener = lambda _: None) -> Iterat
 class DriveCopies:
     """A listener that passes metrics on and keeps an archive of each folder up to date."""
 
-    def __init__(
-        self,
-        drive: Path,
-        folders: Sequence[Path],
-        listener: Listener,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, drive: Path, folders: Sequence[Path], listener: Listener) -> None:
         self.archives = {folder: drive / f"{folder.name}.tar" for folder in folders}
-        self._listener, self._clock = listener, clock
+        self._listener = listener
         self._stage: tuple[Any, ...] | None = None
         self._due = 0.0
-        self._said: set[str] = set()
+        self._say_once = cache(print)
 
     def __call__(self, metric: Metric) -> None:
         self._listener(metric)
         stage = metric["stage"], metric.get("samples")
-        if stage != self._stage or self._clock() >= self._due:
+        if stage != self._stage or time.monotonic() >= self._due:
             self._stage = stage
             self.save()
 
     def save(self, last: bool = False) -> None:
         """Write the archive of each folder that has progressed since the last one."""
-        began = self._clock()
+        began = time.monotonic()
         for folder, archive in self.archives.items():
             state, held = state_of(folder), archived_state(archive)
             if state is None or state == held:
                 continue
             if held and state["progress"] < held["progress"]:
                 if last:
-                    self._say(f"{archive} holds a fuller state of {folder.name} and stays as it is.")
+                    print(f"{archive} holds a fuller state of {folder.name} and stays as it is.")
                 continue
             try:
                 pack(folder, archive, state)
             except OSError as error:
                 reason = error.strerror or error
-                self._say(f"Google Drive did not take {archive.name} ({reason}); training goes on.")
-        ended = self._clock()
+                self._say_once(f"Google Drive did not take {archive.name} ({reason}); training goes on.")
+        ended = time.monotonic()
         self._due = ended + max(SAVE_SECONDS, (ended - began) / SAVE_SHARE)
-
-    def _say(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            print(line, flush=True)
 
 
 def state_of(folder: Path) -> State | None:
@@ -194,18 +183,11 @@ def archived_state(archive: Path) -> State | None:
         return None
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Do as `replacing`, and remove what a machine left that was taken back; not what others write here."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        remove(left)
-    with replacing(path) as beside:
-        yield beside
-
-
 def pack(folder: Path, archive: Path, state: State) -> None:
     """Write `folder` to an archive, complete or not at all, without hidden files."""
-    with _replacing(archive) as beside, tarfile.open(beside, "w", dereference=True) as tar:
+    for left in archive.parent.glob(f".{archive.name}.*.part"):  # by a machine that was taken back
+        remove(left)
+    with replacing(archive) as beside, tarfile.open(beside, "w", dereference=True) as tar:
         first, content = tarfile.TarInfo(STATE), json.dumps(state).encode()
         first.size = len(content)
         tar.addfile(first, io.BytesIO(content))
@@ -219,7 +201,7 @@ def unpack(archive: Path, folder: Path) -> None:
         UserError: the archive is damaged, or a member would leave the folder, or the disk is full.
     """
     try:
-        with _replacing(folder) as beside, tarfile.open(archive) as tar:
+        with replacing(folder) as beside, tarfile.open(archive) as tar:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 member.name = member.name.removeprefix(f"{folder.name}/")
                 tar.extract(member, beside, filter="data")
