@@ -85,6 +85,11 @@ def short(value: float | None) -> str:
     return _text(",.1f" if value is not None and value < 10 else ",.0f")(value)
 
 
+def digits(value: float) -> str:
+    """Format a number with four digits, or more if it is large: 0.0123, 60.88, 366.4, 2,905."""
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 def bold(text: str, yes: bool = True) -> str:
     return f"**{text}**" if yes and text != MISSING else text
 

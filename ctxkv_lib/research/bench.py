@@ -27,7 +27,7 @@ from ..method.loop import Loop
 from ..method.model import ContextBlock, ContextKV, project_inputs
 from ..method.oacd import Phase1State, train_iteration
 from ..method.phase2 import Stepper, train_step
-from ..report.tables import terminal_table
+from ..report.tables import digits, terminal_table
 from ..runs.capture import CapturedStep
 from ..runs.config import ExperimentConfig, flat
 from ..runs.provenance import PRECISIONS, device_name, versions
@@ -285,7 +285,7 @@ def bench_table(results: Mapping[str, Any]) -> str:
 
 
 def _text(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return value if isinstance(value, str) else digits(value)
 
 
 @styled

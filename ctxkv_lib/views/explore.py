@@ -191,8 +191,7 @@ class AttendedWindow:
     """The window that one position attends.
 
     Attributes:
-        start: position of the first token of `pieces`.
-        pieces: the tokens from the oldest slot, or the stream's beginning, up to the position, as text.
+        pieces: texts of the tokens from the oldest slot, or the stream's beginning, by position.
         slots: positions of the slots, nearest first, int64 `[max_contexts]`; negative before the stream.
         weights: attention weights `[num_heads, max_contexts]`.
         target: the next token.
@@ -200,8 +199,7 @@ class AttendedWindow:
     """
 
     position: int
-    start: int
-    pieces: list[str]
+    pieces: dict[int, str]
     slots: Tensor
     weights: Tensor
     target: str
@@ -226,8 +224,7 @@ def attended_window(trained: Trained, split: str, position: int, guesses: int = 
     names = token_texts(trained.tokenizer, likely.indices)
     return AttendedWindow(
         position=position,
-        start=start,
-        pieces=pieces[:-1],
+        pieces=dict(enumerate(pieces[:-1], start)),
         slots=slots,
         weights=weights[0],
         target=pieces[-1],
@@ -252,7 +249,7 @@ def prediction_rows(trained: Trained, positions: Sequence[int], context: int = 1
     rows = []
     for position in positions:
         window = attended_window(trained, "val", position, guesses=3)
-        before = "".join(window.pieces[-context:])
+        before = "".join([*window.pieces.values()][-context:])
         best = ", ".join(f"{text!r} {share:.0%}" for text, share in window.guesses)
         hit = "yes" if window.guesses[0][0] == window.target else "no"
         rows.append([repr(before), repr(window.target), best, hit])

@@ -7,12 +7,13 @@ without a second drawing. It uses no scripts, so it works in Colab, JupyterLab a
 import html
 import io
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..report.tables import digits
 from .axes import DPI, INK, ORANGE, PAPER, QUIET
 from .explore import AttendedWindow
 
@@ -113,15 +114,8 @@ def _tooltips(figure: Figure) -> Iterator[str]:
             for (x, y), (left, up) in zip(points.tolist(), places.tolist(), strict=True):
                 size = f"width:{2 * POINTER_REACH}%;height:{2 * POINTER_REACH}%"
                 place = f"left:{left:.2f}%;bottom:{up:.2f}%;{size}"
-                text = html.escape(f"{line.get_label()}, {what} {_rounded(x)}: {_rounded(y)}{unit}")
+                text = html.escape(f"{line.get_label()}, {what} {digits(x)}: {digits(y)}{unit}")
                 yield f'<span title="{text}" style="position:absolute;{place}"></span>'
-
-
-def _rounded(value: float) -> str:
-    """Write a number with three digits, or more if it is large: 0.0123, 60.9, 366.4, 2,905."""
-    if value == int(value) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def download_link(name: str, content: bytes, kind: str) -> str:
@@ -140,22 +134,21 @@ def token_boundaries(pieces: Sequence[str]) -> str:
     return f'<div class="text {PLAIN}">{"".join(f"<span>{_marked(piece)}</span>" for piece in pieces)}</div>'
 
 
-def attended_text(window: AttendedWindow, weights: Sequence[float]) -> str:
+def attended_text(window: AttendedWindow, shares: Mapping[int, float]) -> str:
     """Show the tokens of a window; a stronger blue behind a token means more attention.
 
     The box opens at the position itself, which is framed; the token after it is underlined.
 
     Args:
-        weights: one a slot, as in `window.slots`.
+        shares: of the attention, by position; one for each slot within the stream.
     """
-    share = {int(at): weight for at, weight in zip(window.slots, weights, strict=True) if at >= 0}
-    strongest = max(share.values())
+    strongest = max(shares.values())
     spans = []
-    for position, piece in enumerate(window.pieces, start=window.start):
+    for position, piece in window.pieces.items():
         title, style, text = "", f"color:{QUIET}", html.escape(piece)
-        if position in share:
-            strength, text = share[position] / strongest, _marked(piece)
-            title = f'title="{share[position]:.1%} of the attention" '
+        if position in shares:
+            strength, text = shares[position] / strongest, _marked(piece)
+            title = f'title="{shares[position]:.1%} of the attention" '
             style = f"background:rgba(0,114,178,{0.12 + 0.88 * strength:.2f})"
             style += f";color:{PAPER if strength > 0.55 else INK}"
         if position == window.position:
@@ -194,10 +187,7 @@ def _marked(piece: str) -> str:
 
 
 def token_name(piece: str) -> str:
-    """Name a token in a sentence or on a list: in quotes; blanks in words, no backslashes for line breaks."""
-    for blank, name in (("\n", "line break"), (" ", "space")):
-        if piece and not piece.strip(blank):
-            return name if len(piece) == 1 else f"{len(piece)} {name}s"
+    """Name a token in a sentence or on a list: in quotes, with arrows for line breaks."""
     return repr(piece).replace("\\n", "↵")
 
 

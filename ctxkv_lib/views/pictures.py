@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
@@ -17,7 +16,6 @@ from ..progress import counted
 from .axes import (
     BLUE,
     INK,
-    OKABE_ITO,
     ORANGE,
     PAPER,
     QUIET,
@@ -35,8 +33,6 @@ from .explore import AttendedWindow
 TICKS = (0, 5, 10, 20, 50, 100, 200, 500)  # of distances, in tokens
 MOST_TICKS = 16  # of slots, or of heads
 EMPTY = "#b9bec7"  # slots before the stream
-# White to the palette's blue to near black: brightness alone encodes the values.
-STRENGTH = LinearSegmentedColormap.from_list("strength", [PAPER, OKABE_ITO[5], BLUE, "#002a44"])
 PUBLISHED_PASSES = 3
 
 
@@ -150,7 +146,7 @@ def attention_by_distance(weights: Tensor, offsets: Sequence[int]) -> Figure:
     figure, (above, below) = panels(2, 6, rows=2)
     heads, slots = weights.shape
     extent = (-0.5, slots - 0.5, heads + 0.5, 0.5)
-    shown = above.imshow(100 * weights.numpy(), aspect="auto", cmap=STRENGTH, extent=extent, vmin=0)
+    shown = above.imshow(100 * weights.numpy(), aspect="auto", cmap="Blues", extent=extent, vmin=0)
     figure.colorbar(shown, ax=above, label="Attention (%)")
     above.set_yticks(range(1, heads + 1, -(-heads // MOST_TICKS)))
     above.set(title="Attention by head and distance", ylabel="Head (number)")

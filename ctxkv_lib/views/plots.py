@@ -69,8 +69,7 @@ class RunExplorer(widgets.VBox):
         self._draw()
 
     def _draw(self) -> None:
-        boxes = [(box, colour) for box, colour in zip(self.runs, cycle(OKABE_ITO), strict=False) if box.value]
-        chosen = {box.description: self._runs[box.description] for box, _ in boxes}
+        chosen = {box.description: self._runs[box.description] for box in self.runs if box.value}
         curves = [name for name, box in self.curves.items() if box.value]
         if not chosen or not curves:
             self.figure = None
@@ -83,7 +82,7 @@ class RunExplorer(widgets.VBox):
             curves,
             self.log_scale.value,
             (first, last),
-            [colour for _, colour in boxes],
+            [colour for box, colour in zip(self.runs, cycle(OKABE_ITO), strict=False) if box.value],
             self.epoch.value if first <= self.epoch.value <= last else None,
         )
         image = markup.png(self.figure)
@@ -174,10 +173,8 @@ class WindowExplorer(widgets.VBox):
             self._go(change["new"])
 
     def _on_split(self, change: Any) -> None:
-        before = self.position.value
         self.position.max = len(self._trained.caches[change["new"]]) - 1  # lowers a position beyond it
-        if self.position.value == before:  # a move triggers a drawing
-            self._draw()
+        self._draw()
 
     def _draw(self) -> None:
         window = attended_window(self._trained, self.split.value, self.position.value)
@@ -186,8 +183,10 @@ class WindowExplorer(widgets.VBox):
         self.figure = pictures.window_attention(window, weights, self.head.label)
         image = markup.figure_html(self.figure, markup.png(self.figure))
         self.page.value = image + markup.themed(markup.guesses_line(window))
-        self.text.value = markup.themed(markup.attended_text(window, weights.tolist()))
-        self.tokens.options = _token_options(window, weights.tolist())
+        slots = zip(window.slots.tolist(), weights.tolist(), strict=True)
+        shares = {at: weight for at, weight in slots if at >= 0}
+        self.text.value = markup.themed(markup.attended_text(window, shares))
+        self.tokens.options = [HEADING, *(_attended(window, *item) for item in shares.items())]
         self._offer_near()
 
     def _offer_near(self) -> None:
@@ -222,20 +221,16 @@ def explore_window(run: Run | Trained, position: int, split: str = "val") -> Win
     return WindowExplorer(open_run(run) if isinstance(run, Run) else run, position, split)
 
 
-def _token_options(window: AttendedWindow, weights: Sequence[float]) -> list[tuple[str, int]]:
-    """List choices of a dropdown: a heading, then the attended tokens, nearest first."""
-    slots = zip(window.slots.tolist(), weights, strict=True)
-    named = (
-        (at, markup.token_name(window.pieces[at - window.start]), weight) for at, weight in slots if at >= 0
-    )
-    return [HEADING, *((f"{at:,}: {name}, {weight:.1%} of the attention", at) for at, name, weight in named)]
+def _attended(window: AttendedWindow, at: int, share: float) -> tuple[str, int]:
+    """Describe an attended token as a choice of a dropdown."""
+    return f"{at:,}: {markup.token_name(window.pieces[at])}, {share:.1%} of the attention", at
 
 
 def _button_texts(pieces: Sequence[str]) -> list[str]:
     """Make texts unique by characters without width: ipywidgets finds the pressed button by its text."""
     texts: list[str] = []
     for piece in pieces:
-        text = piece.strip() or repr(piece)[1:-1].replace("\\n", "↵").replace(" ", "␣")
+        text = piece.strip() or markup.token_name(piece)[1:-1].replace(" ", "␣")
         texts.append(text + NO_WIDTH * sum(text == earlier.rstrip(NO_WIDTH) for earlier in texts))
     return texts
 

@@ -62,7 +62,7 @@ def test_it_prints_lines_outside_a_notebook(capsys, epochs):
     assert live.figure is None
 
 
-def test_it_ends_with_every_metric(live, epochs):
+def test_it_ends_with_every_metric(live):
     before = live.image.value
     for metric in phase1_lines():
         live(metric)
@@ -72,13 +72,6 @@ def test_it_ends_with_every_metric(live, epochs):
     assert set(line(rate, "stop at 80%").get_ydata()) == {80}
     assert "data:image/png" in live.image.value
     assert live.image.value != before
-    for metric in epochs[500]:
-        live(metric)
-    live.finish()
-    (ax,) = live.figure.axes
-    assert list(line(ax, "this run: train").get_ydata()) == [row[0] for row in EPOCHS[500]]
-    assert list(line(ax, "this run: validation").get_ydata()) == [row[1] for row in EPOCHS[500]]
-    assert "Phase 2, epoch 6" in live.status.value
 
 
 def test_runs_of_a_comparison_have_their_own_curves_and_are_counted(live, clock, epochs):
