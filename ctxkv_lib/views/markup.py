@@ -21,7 +21,6 @@ PLAIN = "tex2jax_ignore mathjax_ignore"  # notebooks would typeset text between 
 WIDTH = 100  # pixels of the page for an inch of a figure, where the page has them
 POINTER_REACH = 1.5  # percent of the figure's width around a point that shows its value
 LONGEST_WORD = 14  # letters, in a table
-MOST_POINTS = 200  # of a curve: larger clouds of points have no tooltips
 # JupyterLab, Colab and VS Code each mark dark pages in their own way. Colours are inverted in
 # brightness only: blue stays blue, so that words about colours stay true. Cells of a table and not its rows
 # have colours, since themes paint rows, too. A reversed column opens scrolled to its end.
@@ -101,12 +100,12 @@ def _tooltips(figure: Figure) -> Iterator[str]:
     """Make an invisible box with the value as tooltip around each point of each curve."""
     for ax in figure.axes:
         for line in ax.get_lines():
+            if line.get_transform() != ax.transData:
+                continue  # a line across the page
+            if line.get_linestyle() == "None" or str(line.get_label()).startswith("_"):
+                continue  # marks, or a line that has no name
             points = np.asarray(line.get_xydata())
             points = points[np.isfinite(points).all(axis=1)]
-            if line.get_transform() != ax.transData or not 0 < len(points) <= MOST_POINTS:
-                continue  # a line across the page, or a cloud
-            if line.get_linestyle() == "None" or str(line.get_label()).startswith("_"):
-                continue  # a mark on a point of another curve, or a line that has no name
             seen = figure.transFigure.inverted().transform(ax.transData.transform(points))
             places = 100 * seen - POINTER_REACH
             what, unit = ax.get_xlabel().partition(" (")[0].lower(), "%" * ("%" in ax.get_ylabel())
