@@ -98,26 +98,15 @@ def test_downloads_hold_what_is_shown(runs):
     assert float(rows[1]["val_ppl"]) == EPOCHS[500][2][1]
 
 
-def test_folders_without_runs_are_refused(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for places, words in (
-        ([], "at least one run folder"),
-        ([tmp_path / "none"], "not a folder"),
-        (tmp_path / "empty", r"config\.json"),
-    ):
-        with pytest.raises(UserError, match=words):
-            plots.explore_runs(places)
+def test_no_runs_are_refused():
+    with pytest.raises(UserError, match="at least one run folder"):
+        plots.explore_runs([])
 
 
-def test_all_runs_of_a_folder_are_explored_and_named_by_what_differs(tmp_path):
-    for seed in (1, 2, 3):
-        sample_run(tmp_path / f"run{seed}", 100, settings={"runtime.seed": seed})
-    assert [box.description for box in plots.explore_runs(tmp_path).runs] == ["seed 1", "seed 2", "seed 3"]
-
-
-def test_long_names_leave_room_for_the_curves(tmp_path):
-    long = [sample_run(tmp_path / ("x" * 60 + str(n)), 100) for n in range(2)]
-    explorer = plots.explore_runs(long)
+def test_all_runs_of_a_folder_are_explored_and_long_names_leave_room_for_the_curves(tmp_path):
+    for n in range(2):
+        sample_run(tmp_path / ("x" * 60 + str(n)), 100)
+    explorer = plots.explore_runs(tmp_path)
     assert [len(box.description) for box in explorer.runs] == [61, 61]
     shown = [text.get_text() for text in explorer.figure.legends[0].get_texts()]
     assert max(len(line) for text in shown for line in text.splitlines()) <= LETTERS
