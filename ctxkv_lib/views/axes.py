@@ -70,7 +70,8 @@ def legend_below(figure: Figure, *axes: Axes) -> Figure:
     handles = {  # equal labels appear once
         label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
-    columns = 4 if max(map(len, handles)) < 20 else 2 if max(map(len, handles)) < 60 else 1
+    longest = max(len(line) for label in handles for line in label.splitlines())
+    columns = 4 if longest < 20 else 2 if longest < 60 else 1
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
     return figure
 

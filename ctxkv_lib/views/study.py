@@ -12,7 +12,6 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from ..errors import UserError
@@ -120,41 +119,38 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
     most = max((wrapped(row["variant"]).count("\n") for row in trained), default=0)  # line breaks of a name
     height = 1 + len(trained) * (0.25 + 0.18 * most) + 0.2 * len(counted)
     figure, axes = panels(len(splits), 0.5 + len(splits) * height, rows=len(splits))
-    lines: dict[str, Any] = {}
     for ax, split in zip(axes, splits, strict=True):
         known = {row["variant"]: row[split] for row in trained if row[split]}
-        lines["first row"] = _settings(ax, known, next(iter(known)))
+        _settings(ax, known, next(iter(known)))
         (low, high), beyond = ax.set_xlim(ax.get_xlim()), []
         for row in (row for row in counted if row[split]):
             name, value = row["variant"], row[split][0]
             if low < value < high:
-                lines[name] = ax.axvline(value, color=INK, ls=STYLES[name], lw=1.4)
+                ax.axvline(value, color=INK, ls=STYLES[name], lw=1.4, label=name)
             else:
                 beyond.append(f"{name}: {value:,.1f}")
         label = f"{SPLITS[split]} perplexity per token (lower is better)"
         ax.set(xlabel="\n".join([label, *beyond]), ylabel="Variant")
-    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=3)
-    return figure
+    return legend_below(figure, *axes)
 
 
-def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> Line2D:
-    """Draw a row for each setting, compared with the base: seeds, spread and mean; return the base's line."""
+def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> None:
+    """Draw a row for each setting, compared with the base: seeds, spread and mean."""
     middle = float(np.mean(results[base]))
-    line = reference(ax.axvline, middle)
+    reference(ax.axvline, middle, "first row")
     for row, (setting, values) in enumerate(results.items()):
         mean = float(np.mean(values))
         colour = _colour(values, results[base])
         spread = [min(values), max(values)]
-        ax.plot(spread, [row, row], color=colour, lw=3, alpha=0.5, label=f"{setting}: spread")
-        ax.plot(values, [row] * len(values), "o", color=colour, ms=5, alpha=0.6, label=f"{setting}: seeds")
-        ax.plot(mean, row, "D", color=colour, ms=8, label=setting)
+        ax.plot(spread, [row, row], color=colour, lw=3, alpha=0.5)
+        ax.plot(values, [row] * len(values), "o", color=colour, ms=5, alpha=0.6)
+        ax.plot(mean, row, "D", color=colour, ms=8)
         percent = round(100 * (mean / middle - 1), 1)
         change = "" if setting == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
         note = ax.text(1.01, row, f"{mean:,.1f}{change}", transform=ax.get_yaxis_transform())
         note.set(va="center", color=INK if colour == QUIET else colour, weight="bold")
     named_rows(ax, results)
     ax.margins(x=0.08)
-    return line
 
 
 def _colour(values: Sequence[float], base: Sequence[float]) -> str:
@@ -170,7 +166,6 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
     figure, axes = panels(len(splits), 3.4 * len(splits) + 0.2 * len(names), rows=len(splits))
     laws = {law["variant"]: law.get(splits[0]) for law in results["power_laws"]}
     fitted = SPLITS[splits[0]].lower()
-    lines = {}
     for ax, split in zip(axes, splits, strict=True):
         styles = iter(VARIANTS)
         for variant in dict.fromkeys(row["variant"] for row in results["rows"] if row[split]):
@@ -178,24 +173,22 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
             style = next(styles) if rows[0]["seeds"] else {"color": INK, "ls": STYLES[variant], "lw": 1.6}
             law = laws.get(variant)
             name = f"{variant}: {fitted} ~ tokens^{-law['exponent']:.2f}" if law else variant
-            lines[name] = _line(ax, rows, split, wrapped(name), style)
+            _line(ax, rows, split, wrapped(name), style)
         ax.set(title=SPLITS[split], xscale="log", xlabel="Training tokens (log scale)")
         ticks = sorted({row["train_tokens"] for row in results["rows"]})
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.xaxis.set_minor_formatter(NullFormatter())
         log_y(ax, "Perplexity per token (log scale)")
-    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=2)
-    return figure
+    return legend_below(figure, *axes)
 
 
-def _line(ax: Axes, rows: Sequence[Row], split: str, name: str, style: dict[str, Any]) -> Any:
-    """Draw means by training tokens, and each seed of trained models; return the line of the means."""
+def _line(ax: Axes, rows: Sequence[Row], split: str, name: str, style: dict[str, Any]) -> None:
+    """Draw means by training tokens, and each seed of trained models."""
     means = [np.mean(row[split]) for row in rows]
-    (line,) = ax.plot([row["train_tokens"] for row in rows], means, ms=6, label=name, **style)
+    ax.plot([row["train_tokens"] for row in rows], means, ms=6, label=name, **style)
     if rows[0]["seeds"]:
         seeds = [(row["train_tokens"], value) for row in rows for value in row[split]]
-        ax.plot(*zip(*seeds, strict=True), ls="none", ms=4, alpha=0.4, label=f"{name}: seeds", **style)
-    return line
+        ax.plot(*zip(*seeds, strict=True), ls="none", ms=4, alpha=0.4, **style)
 
 
 @styled
