@@ -12,6 +12,7 @@ import html
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -102,15 +103,9 @@ class LiveCurves:
 
     def finish(self, result: Any = None) -> None:
         """Draw all metrics so far. IPython calls this when the cell ends."""
-        from IPython import get_ipython
-
         if not self._is_notebook:
             return
-        shell = get_ipython()
-        if shell is not None and self.finish in shell.events.callbacks["post_run_cell"]:
-            shell.events.unregister("post_run_cell", self.finish)
-        if self.step in watchers:
-            watchers.remove(self.step)
+        self._registered.close()
         self.bar.value = ""
         if not any(self._lines.values()):
             self.status.value, self.image.value = "Nothing was trained.", ""
@@ -125,10 +120,13 @@ class LiveCurves:
         self.status, self.bar, self.image = HTML("Reading conversations and token table ..."), HTML(), HTML()
         display(VBox([self.status, self.bar, self.image]))
         self._draw()
+        self._registered = ExitStack()
         watchers.append(self.step)
+        self._registered.callback(watchers.remove, self.step)
         shell = get_ipython()
         if shell is not None:
             shell.events.register("post_run_cell", self.finish)
+            self._registered.callback(shell.events.unregister, "post_run_cell", self.finish)
 
     def _show(self) -> None:
         """Show all metrics so far: the last one as text, with the number of its run if there are several."""
