@@ -115,8 +115,7 @@ def _json(path: Path) -> Records:
 def _table(path: Path) -> Records:
     """Read CSV or TSV with a header line; the separator of CSV is the most frequent one in it."""
     csv.field_size_limit(LONGEST_FIELD)
-    # Lines may also end with a carriage return alone.
-    lines = (part for line in _lines(path) for part in io.StringIO(line, newline=""))
+    lines = _lines(path)
     names = next(lines, "")
     separator = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=names.count)
     reader = csv.DictReader(chain([names], lines), delimiter=separator, strict=True)
@@ -190,31 +189,26 @@ def _fields_of(where: str, record: Any, forms: Iterable[Fields]) -> Fields:
         )
     if fields := next((names for names in forms if set(names) <= set(found)), None):
         return fields
-    shown = one_line(", ".join(map(str, found[:8])))
-    names = dict.fromkeys(name for form in forms for name in form)
-    meant = [get_close_matches(str(name).casefold(), names, 1, LIKENESS) for name in found[:8]]
-    hint = f" Did you mean {', '.join(name for match in meant for name in match)}?" if any(meant) else ""
-    if forms is not FORMS:
-        missing = " or ".join(name for name in names if name not in found)
-        raise UserError(f"{where} has no field {missing}; it has {shown or 'none'}.{hint}")
-    has = f"the fields {shown}" if found else "no fields"
-    raise UserError(
-        f"{where} has {has}; allowed: {'; '.join(' and '.join(form) for form in forms)}, or name the fields "
-        f"with data.columns.{hint}"
-    )
+    has = one_line(f"the fields {', '.join(map(str, found[:8]))}") if found else "no fields"
+    allowed = "; ".join(" and ".join(form) for form in forms)
+    names = dict.fromkeys(chain(*forms))
+    meant = (get_close_matches(str(name).casefold(), names, 1, LIKENESS) for name in found[:8])
+    hint = f" Did you mean {close}?" if (close := ", ".join(chain(*meant))) else ""
+    raise UserError(f"{where} has {has}; allowed: {allowed}, or other names with data.columns.{hint}")
 
 
 def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
     *questions, last = ("instruction", "input", "output") if fields == ALPACA else fields
     value, asked = record[last], [part for name in questions if (part := record.get(name))]
     try:
-        if not questions and (last in CHATS or isinstance(value, list)):
-            messages = [_message(number, turn) for number, turn in enumerate(value, start=1)]
-        elif questions:
+        if questions:
             question = {"role": "user", "content": "\n".join(asked)}
             messages = [question, {"role": "assistant", "content": value + ""}]
+        elif last in CHATS or isinstance(value, list):
+            messages = [_message(number, turn) for number, turn in enumerate(value, start=1)]
         else:
             messages = [{"role": "", "content": value + ""}]  # values other than text raise a TypeError
+        "".join(text for message in messages for text in message.values()).encode()  # not of half characters
     except ValueError as error:
         raise UserError(f"{where}: {error}.") from None
     except (TypeError, KeyError, AttributeError):
@@ -226,12 +220,6 @@ def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
         raise UserError(
             f"{where} is an empty conversation; give it at least one message with text, or delete it."
         )
-    try:
-        "".join(text for message in messages for text in message.values()).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{where} holds half of a surrogate pair, which no text can; write the whole character."
-        ) from None
     return messages
 
 
