@@ -12,7 +12,6 @@ from pathlib import Path
 from ..data.conversations import add_source
 from ..data.rows import Messages, Row, Rows, Split, check_available
 from ..data.settings import DataConfig
-from ..errors import UserError
 
 _WORDS = json.loads(Path(__file__).with_name("recall_words.json").read_text(encoding="utf-8"))
 KEYS, VALUES, FILLERS = _WORDS["keys"], _WORDS["values"], _WORDS["fillers"]
@@ -30,16 +29,7 @@ SPLITS = {
 
 
 def recall_rows(data: DataConfig, split: Split) -> Rows:
-    """Make the first rows of a split.
-
-    Raises:
-        UserError: the split has fewer rows, or the token table would be made from them.
-    """
-    if data.table == "cooccurrence":
-        raise UserError(
-            "data.table is 'cooccurrence', which separates words by their neighbours; those of "
-            "data.source=recall are random. Allowed with it: random, gpt2."
-        )
+    """Make the first rows of a split; a UserError if it has fewer."""
     available, window = SPLITS[split], data.recall_window
     check_available(data, split, len(available), "the recall task")
     rows = available[: data.count(split)]
