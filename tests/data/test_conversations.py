@@ -23,9 +23,13 @@ FILLER = "x" * 40  # makes a row group larger than the shard's footer
 REFUSED = r"could not be read from the Hugging Face Hub .* use --preset offline\.$"
 
 
-def _load(split, count, source="ultrachat"):
+def _data(split, count, source="ultrachat"):
     name = "samples" if split == "train" else f"{split}_samples"
-    return load_conversations(DataConfig(source=source, **{name: count}), split)
+    return DataConfig(source=source, **{name: count})
+
+
+def _load(split, count, source="ultrachat"):
+    return load_conversations(_data(split, count, source), split)
 
 
 def _row(number):
@@ -48,18 +52,6 @@ def _shard_of(rows, group):
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def shard():
-    return _shard_of(range(51_040), 1000)
-
-
-@pytest.fixture
-def large(hub, shard):
-    """A hub with the first shard, as far as the published rows."""
-    hub.files[ULTRACHAT_SHARDS[0]] = shard
-    return hub
-
-
 @pytest.fixture
 def small(hub, monkeypatch):
     """Twenty rows on three shards; 6 to 13 are held back."""
@@ -71,24 +63,25 @@ def small(hub, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("split", "first", "count"),
-    [("train", 0, 3), ("validation", 50_000, 20), ("test", 50_500, 20), ("corpus", 51_000, 5)],
+    ("split", "first", "available"),
+    [("train", 0, 201_865), ("validation", 50_000, 500), ("test", 50_500, 500), ("corpus", 51_000, 5000)],
 )
-@pytest.mark.usefixtures("large")
-def test_ultrachat_gives_the_published_rows(split, first, count):
-    rows = _load(split, count)
-    assert list(rows.rows) == _numbered(range(first, first + count))
-    assert next(rows.texts()) == f"question {first} {FILLER}\nanswer {first}"
+def test_ultrachat_gives_the_published_rows_and_says_how_many_there_are(hub, split, first, available):
+    hub.status = 500  # the numbers of the pinned commit are known without it
+    assert ultrachat.row_numbers(_data(split, 20), split) == [range(first, first + 20)]
+    with pytest.raises(UserError, match=f"has only {available} conversations for {split}; lower data"):
+        _load(split, available + 1)
 
 
-def test_ultrachat_transfers_one_row_group_of_one_column(large, shard):
-    _load("validation", 20)
-    metadata = pq.ParquetFile(io.BytesIO(shard)).metadata.row_group(50)
+def test_ultrachat_transfers_one_row_group_of_one_column(hub):
+    shard = hub.files[ULTRACHAT_SHARDS[0]] = _shard_of(range(20_000), 1000)
+    _load("train", 20)
+    metadata = pq.ParquetFile(io.BytesIO(shard)).metadata.row_group(0)
     columns = [metadata.column(i) for i in range(metadata.num_columns)]
     column = sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith("messages"))
     footer = int.from_bytes(shard[-8:-4], "little") + 8
     guessed = 64 * 1024  # pyarrow guesses the footer's size, then reads what is missing of it
-    assert column < large.sent <= column + guessed + 2 * footer < len(shard) / 20
+    assert column < hub.sent <= column + guessed + 2 * footer < len(shard) / 20
 
 
 @pytest.mark.usefixtures("small")
@@ -123,26 +116,17 @@ def test_only_row_groups_that_are_not_there_yet_are_fetched(small, tmp_path):
         _load("test", 2)
 
 
-def test_a_damaged_local_copy_is_fetched_again(large, tmp_path, capsys, damage):
-    first, _ = _load("train", 1), _load("validation", 20)
+def test_a_damaged_local_copy_is_fetched_again(small, tmp_path, capsys, damage):
+    first, _ = _load("train", 1), _load("validation", 2)
     copies = tmp_path / "cache" / f"ultrachat-{ULTRACHAT_REVISION[:12]}"
-    damage(copies / "rows-0-1000" / "rows.arrow")
+    damage(copies / "rows-0-4" / "rows.arrow")
     assert _load("train", 1) == first
-    assert "rows-0-1000 cannot be used" in capsys.readouterr().err
-    shutil.rmtree(copies / "rows-0-1000")
-    shutil.copytree(copies / "rows-50000-51000", copies / "rows-0-1000")
+    assert "rows-0-4 cannot be used" in capsys.readouterr().err
+    shutil.rmtree(copies / "rows-0-4")
+    shutil.copytree(copies / "rows-4-8", copies / "rows-0-4")
     assert _load("train", 1) == first
-    large.status = 500
+    small.status = 500
     assert _load("train", 1) == first
-
-
-@pytest.mark.parametrize(
-    ("split", "available"), [("train", 201_865), ("validation", 500), ("test", 500), ("corpus", 5000)]
-)
-def test_ultrachat_says_how_many_rows_there_are(hub, split, available):
-    hub.status = 500  # the numbers of the pinned commit are known without it
-    with pytest.raises(UserError, match=f"has only {available} conversations for {split}; lower data"):
-        _load(split, available + 1)
 
 
 @pytest.mark.parametrize("cause", [403, 404, 429, 503, "no network", "offline mode"])

