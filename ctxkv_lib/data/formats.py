@@ -18,7 +18,6 @@ from typing import Any
 
 from ..errors import UserError, one_line
 from .rows import Messages, Row
-from .settings import column_names
 
 Records = Iterator[tuple[str, Any]]  # its place ("line 3"), and its content
 Fields = tuple[str, ...]
@@ -52,7 +51,7 @@ def read_rows(path: Path, columns: str | None = None) -> Iterator[Row]:
     `columns` are those of `DataConfig`. Raises a UserError if the file or one of its records cannot be read.
     """
     kind, place = kind_of(path), None
-    forms = FORMS if columns is None else (column_names(columns),)
+    forms = (tuple(name.strip() for name in columns.split(",")),) if columns else FORMS
     for place, value in READERS[kind](path):
         header = "line 1" if READERS[kind] is _table else place
         fields = _fields_of(f"{path}, {header}", value, forms)

@@ -13,14 +13,6 @@ SOURCES = {
 }
 
 
-def column_names(columns: str) -> tuple[str, ...]:
-    """Split the value of `data.columns`; a UserError if a name is empty."""
-    names = tuple(name.strip() for name in columns.split(","))
-    if not all(names):
-        raise UserError(f"data.columns is {columns!r}; allowed: names with a comma between them.")
-    return names
-
-
 @dataclass(frozen=True)
 class DataConfig:
     """Which conversations, tokenizer and token table."""
@@ -104,7 +96,6 @@ class DataConfig:
             raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
         if self.columns is not None:
             require(self.source == "file", "data.columns", self.columns, "none but with data.source=file")
-            column_names(self.columns)
 
     def count(self, split: str) -> int:
         """Return how many conversations of a split are asked for."""

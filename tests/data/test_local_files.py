@@ -191,12 +191,8 @@ def test_columns_that_are_not_there_are_refused(tmp_path):
     (tmp_path / "b.jsonl").write_text(json.dumps({"system": "be nice", "messages": CHAT}))
     with pytest.raises(UserError, match="its fields must be texts, or a single one a list of messages"):
         read_conversations(tmp_path / "b.jsonl", "system,messages")
-    with pytest.raises(UserError, match=r"data.columns is ''; allowed: names with a comma between them"):
-        read_conversations(tmp_path / "b.jsonl", "")
     with pytest.raises(ValueError, match=r"data.columns is 'a'; allowed: none but with data.source=file"):
         DataConfig(columns="a")
-    with pytest.raises(ValueError, match=r"data.columns is 'a,,b'; allowed: names with a comma between them"):
-        DataConfig(source="file", path="a.csv", columns="a,,b")
 
 
 def test_a_file_with_other_columns_is_another_text(tmp_path):
