@@ -88,6 +88,7 @@ REFUSED = [
     ("data.corpus", "chitchat+own", "which needs data.source=file; allowed: own."),
     ("phase2.learning_rate", "0", "allowed: more than 0, at most 1e30."),
     ("phase1.learning_rate", "3e38", "allowed: more than 0, at most 1e30."),
+    ("data.source", "moon", "data.source is 'moon'; allowed: ultrachat, file, chitchat, recall."),
     ("data.source", "file", TOGETHER),
     ("data.path", "x.jsonl", TOGETHER),
     ("data.path", "", "data.path is ''; allowed: a path, in UTF-8."),

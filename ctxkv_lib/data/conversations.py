@@ -1,4 +1,4 @@
-"""Conversations from their sources: UltraChat on the Hub, a file, a package, or a plug-in.
+"""Conversations from their sources: UltraChat on the Hub, a file, a package, or made up.
 
 Every source gives rows in one order. A smaller training set is the beginning of a larger one. The other
 splits do not depend on its size: `validation` chooses the best epoch, `test` chooses nothing, and a token
@@ -15,25 +15,17 @@ from ..files import digest_of_lists
 from .chitchat import chitchat_rows
 from .hub import ULTRACHAT_REVISION
 from .local_files import file_rows, kept_file
+from .recall import recall_rows
 from .rows import Rows, Split
-from .settings import SOURCES, DataConfig
+from .settings import DataConfig
 from .ultrachat import row_numbers, ultrachat_rows
 
-Reader = Callable[[DataConfig, Split], Rows]
-
-READERS: dict[str, Reader] = {
+READERS: dict[str, Callable[[DataConfig, Split], Rows]] = {
     "ultrachat": ultrachat_rows,
     "file": file_rows,
     "chitchat": chitchat_rows,
+    "recall": recall_rows,
 }
-
-
-def add_source(name: str, meaning: str, reader: Reader) -> None:
-    """Register `reader(data, split)` as `data.source=name`; `meaning` is for the list of settings.
-
-    It returns the `data.count(split)` rows of a split, always the same ones.
-    """
-    SOURCES[name], READERS[name] = meaning, reader
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from ..errors import UserError
 from ..method.settings import Allowed, at_least, check_settings, require, setting
 
-# Values of `data.source` and their meanings; `conversations.add_source` adds more.
+# Values of `data.source` and their meanings.
 SOURCES = {
     "ultrachat": "UltraChat-200k on the Hugging Face Hub",
     "file": "a file of your own: data.path",
     "chitchat": "the pip-installed chitchat-dataset",
+    "recall": "made up: pairs of words that are stated once and asked for later",
 }
 
 

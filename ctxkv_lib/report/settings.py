@@ -4,7 +4,7 @@ import dataclasses
 from itertools import groupby
 from typing import Any
 
-from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, load_source_plugins, recipe_settings
+from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, recipe_settings
 
 WIDTH = 44  # of the column of names and values
 
@@ -22,7 +22,6 @@ def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
     Raises:
         UserError: an unknown preset.
     """
-    load_source_plugins()
     chosen = build_config(preset) if preset else None
     layers = {name: {**each.settings, "data.samples": each.samples} for name, each in PRESETS.items()}
     layers |= {f"recipe {name}": recipe_settings(name) for name in RECIPES}

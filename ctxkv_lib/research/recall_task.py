@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.recall import KEYS, pairs_in
 from ..data.tokens import load_tokenizer
 from ..hf.inference import binned
 from ..method.caches import StreamCache
@@ -14,7 +15,6 @@ from ..runs.caches import load_cache
 from ..runs.config import ExperimentConfig
 from ..runs.rows import as_read
 from ..runs.run_folder import RunFolder
-from .recall_source import KEYS, pairs_in
 from .repeated_pairs import since_last
 
 MOST = 4096  # answers that are scored

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from typing import Any
 
-from ..data.settings import SOURCES, DataConfig
+from ..data.settings import DataConfig
 from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.settings import require
@@ -82,8 +82,6 @@ class ExperimentConfig:
         Raises:
             UserError: a key or a value that is not allowed.
         """
-        if settings.get("data.source") not in [None, *SOURCES]:
-            load_source_plugins()
         plugins = self._replaced_plugins({key: value for key, value in settings.items() if key in HOOKS})
         changed: dict[str, dict[str, Any]] = {}
         for key, value in settings.items():
@@ -175,11 +173,6 @@ PRESETS = {
 }
 
 COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
-
-
-def load_source_plugins() -> None:
-    """Import what adds sources of conversations that are not in `data/`."""
-    import_module("ctxkv_lib.research.recall_source")
 
 
 # Settings of a recipe, or the module in whose `RECIPES` they stand.

@@ -1,4 +1,4 @@
-"""UltraChat, chitchat-dataset and plug-ins as sources: which rows, what is transferred, what is refused."""
+"""UltraChat and chitchat-dataset as sources: which rows, what is transferred, what is refused."""
 
 import io
 import json
@@ -11,10 +11,9 @@ from hub_standin import direct_to, forget_connections
 
 from ctxkv_lib.data import chitchat as chitchat_source
 from ctxkv_lib.data import ultrachat
-from ctxkv_lib.data.conversations import READERS, add_source, load_conversations
+from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS
-from ctxkv_lib.data.rows import Rows
-from ctxkv_lib.data.settings import SOURCES, DataConfig
+from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -202,15 +201,3 @@ def test_installed_chitchat_is_as_large_as_documented():
     rows = _load("train", 2000, "chitchat")
     assert len(set(rows.ids)) == 2000
     assert 3000 < sum(map(len, rows.texts())) / len(rows) < 4500  # characters; about 920 GPT-2 tokens
-
-
-def test_a_source_of_a_plug_in_is_read_and_named_as_allowed():
-    with pytest.raises(ValueError, match=r"data.source is 'mine'; allowed: [\w, ]+\."):
-        DataConfig(source="mine")
-    add_source("mine", "for a test", lambda data, split: Rows.held([(split, [])] * data.count(split)))
-    try:
-        assert _load("train", 2, "mine").ids == ("train", "train")
-        with pytest.raises(ValueError, match=r"data\.source is 'other'; allowed: .*, mine"):
-            DataConfig(source="other")
-    finally:
-        del SOURCES["mine"], READERS["mine"]

@@ -5,13 +5,13 @@ import torch
 from conftest import SHAPES, tiny_model
 
 from ctxkv_lib.data.conversations import load_conversations
+from ctxkv_lib.data.recall import KEYS, VALUES
 from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
 from ctxkv_lib.experiments import run
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.report.document import write_report
 from ctxkv_lib.research import recall_task as module
 from ctxkv_lib.research.measure import measure
-from ctxkv_lib.research.recall_source import KEYS, VALUES
 from ctxkv_lib.research.recall_task import answers, read_since, recall_task
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.views.study import recall_accuracy

@@ -1,17 +1,13 @@
 """The conversations of the recall task: the same ones each time, each pair stated once and asked for once."""
 
-import json
-
 import pytest
 import torch
-from conftest import in_python
 
 from ctxkv_lib.data.conversations import load_conversations
+from ctxkv_lib.data.recall import FILLERS, KEYS, OPENERS, VALUES, pairs_in, recall_conversation
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.data.tokens import load_tokenizer, train_stream, validation_stream
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.research.recall_source import FILLERS, KEYS, OPENERS, VALUES, pairs_in, recall_conversation
-from ctxkv_lib.runs.config import build_config
 
 WINDOW = 160
 
@@ -79,28 +75,3 @@ def test_a_text_has_as_many_tokens_as_words(tokenizer):
     assert len(train_stream(rows, tokenizer).ids) == 4 * (WINDOW + WINDOW // 4)
     joined = validation_stream(rows, tokenizer)
     assert len(joined.ids) == 4 * (WINDOW + WINDOW // 4) + 3 * 2  # two newlines between two texts
-
-
-@pytest.mark.parametrize(
-    ("made", "is_loaded"),
-    [
-        ("build_config('recall')", True),
-        ("build_config('offline', settings={'data.source': 'recall', 'data.table': 'random'})", True),
-        ("config_from_dict(json.loads(sys.argv[1]))", True),
-        ("build_config('colab', 'published')", False),
-    ],
-)
-def test_the_source_is_loaded_when_it_is_named_and_only_then(made, is_loaded):
-    program = f"""
-import json, sys
-from ctxkv_lib.runs.config import build_config, config_from_dict
-print({made}.data.source, any(name.startswith("ctxkv_lib.research.") for name in sys.modules))
-"""
-    stored = json.dumps(build_config("recall").to_dict())
-    assert in_python(program, stored).split() == ["recall" if is_loaded else "ultrachat", str(is_loaded)]
-
-
-def test_an_unknown_source_is_refused_with_all_that_are_known():
-    for value, allowed in (("moon", "ultrachat, file, chitchat, recall"), (["moon"], "a value of type str")):
-        with pytest.raises(UserError, match=f"allowed: {allowed}"):
-            build_config("colab", settings={"data.source": value})

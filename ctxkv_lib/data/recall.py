@@ -9,9 +9,8 @@ import json
 import random
 from pathlib import Path
 
-from ..data.conversations import add_source
-from ..data.rows import Messages, Row, Rows, Split, check_available
-from ..data.settings import DataConfig
+from .rows import Messages, Row, Rows, Split, check_available
+from .settings import DataConfig
 
 _WORDS = json.loads(Path(__file__).with_name("recall_words.json").read_text(encoding="utf-8"))
 KEYS, VALUES, FILLERS = _WORDS["keys"], _WORDS["values"], _WORDS["fillers"]
@@ -86,6 +85,3 @@ def _messages(words: list[str | None], draw: random.Random) -> Messages:
             messages[-1].append(word or fillers[int(draw.random() * len(fillers))])
     roles = ("user", "assistant")
     return [{"role": roles[n % 2], "content": " ".join(message)} for n, message in enumerate(messages)]
-
-
-add_source("recall", "made up: pairs of words that are stated once and asked for later", recall_rows)
