@@ -49,9 +49,8 @@ def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def unigram_floor(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Turn counts int64 `[vocab_size]` into probabilities, discounted towards the uniform distribution."""
-    taken = discounts(counts)[np.minimum(counts, 3)]
-    total = max(counts.sum(), 1)
-    kept = taken.cumsum()[-1] / total if counts.any() else 1.0  # summed one by one, as bincount does
+    taken, total = discounts(counts)[np.minimum(counts, 3)], counts.sum()
+    kept = taken.cumsum()[-1] / total  # summed one by one, as bincount does
     return (counts - taken) / total + kept / len(counts)
 
 
