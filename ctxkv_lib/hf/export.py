@@ -14,6 +14,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
+from transformers.dynamic_module_utils import get_imports
+
 from .plugins import key_of, named_part
 
 HERE = Path(__file__).parent
@@ -74,10 +76,9 @@ def source_file(part: Any) -> Path:
         raise ValueError(f"{part.__qualname__} is defined in a notebook or a function, not in a module")
     if Path(file).stem in {name for names in FILES.values() for name in names} and Path(file).parent != HERE:
         raise ValueError(f"{file} is named like a file of the model itself; rename it")
-    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-    if missing := _needed(tree) - _installed():
+    if missing := {*get_imports(file)} - _installed():  # it leaves out what code tries to import
         raise ValueError(f"{file} imports {min(missing)}, which is no installed package; copy its code there")
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ctxkv_lib")):
             line = f"from {'.' * node.level}{node.module or ''}."
             if not PACKAGE.match(line) and Path(file).parent != HERE:
@@ -89,13 +90,3 @@ def source_file(part: Any) -> Path:
 def _installed() -> set[str]:
     """Return the top-level packages that any code can import here; it reads the files of all of them."""
     return {*sys.stdlib_module_names, *packages_distributions(), "ctxkv_lib"}
-
-
-def _needed(node: ast.AST) -> set[str]:
-    """Return the top-level packages that code imports by their own names, whatever else is there."""
-    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-    if isinstance(node, ast.ImportFrom) and not node.level and node.module:
-        names = [node.module]
-    if isinstance(node, ast.Try | ast.If):  # it can do without, or only a type checker reads it
-        return set()
-    return {name.partition(".")[0] for name in names}.union(*map(_needed, ast.iter_child_nodes(node)))
