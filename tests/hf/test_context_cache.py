@@ -117,15 +117,6 @@ def test_beam_search_equals_its_uncached_self(anchor, kv_method):
     assert with_cache.tolist() == model.generate(prompt, use_cache=False, **options).tolist()
 
 
-@torch.no_grad()
-def test_generate_continues_from_a_cache():
-    model, prompt = tiny_model().eval(), tiny_ids(20)
-    cache = model(prompt[None, :13], use_cache=True)[CACHE_NAME]
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    found = model.generate(prompt[None], **{CACHE_NAME: cache}, **options)
-    assert found[0].tolist() == greedy(model, prompt, 8).tolist()
-
-
 def test_generate_gives_attentions():
     model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
     options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}

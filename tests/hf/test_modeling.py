@@ -69,18 +69,6 @@ def test_attentions_are_of_all_columns_and_come_if_asked():
     assert model(ids).attentions is None
 
 
-@pytest.mark.parametrize("shape", [(1, 0), (0, 3)])
-def test_nothing_to_read_is_refused(shape):
-    with pytest.raises(ValueError, match=r"input_ids\.shape is .* allowed: one row and one token or more"):
-        tiny_model()(torch.zeros(shape, dtype=torch.int64))
-
-
-@pytest.mark.parametrize("shape", [(1, 4), (2, 5), (1, 1, 5, 5)])
-def test_a_mask_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=r"attention_mask\.shape is .* allowed: \(1, 5 or more\)"):
-        tiny_model()(tiny_ids(5)[None], attention_mask=torch.ones(shape))
-
-
 @pytest.mark.parametrize("phase", [1, 2])
 def test_a_distributed_wrapper_trains_it(tmp_path, phase):
     plain, model = tiny_model(attention_dropout=0.0), tiny_model(attention_dropout=0.0)

@@ -41,6 +41,10 @@ REFUSED = {
     "typo": (lambda m: m(ONE, attentoin_mask=torch.ones(1, 6)), "argument of forward is 'attentoin_mask'"),
     "segments": (lambda m: m(ONE, token_type_ids=torch.ones_like(ONE)), "token_type_ids is .*: 0 everywhere"),
     "flat": (lambda m: m(ONE[0]), r"input_ids\.shape is \(6,\); allowed: .* as \[batch, length\]"),
+    "empty": (lambda m: m(ONE[:, :0]), r"input_ids\.shape is \(1, 0\); allowed: one row and one token or"),
+    "short_mask": (lambda m: m(ONE, torch.ones(1, 5)), r"attention_mask\.shape is .* \(1, 6 or more\)"),
+    "other_mask": (lambda m: m(ONE, torch.ones(2, 6)), r"attention_mask\.shape is .* \(1, 6 or more\)"),
+    "square_mask": (lambda m: m(ONE, torch.ones(1, 1, 6, 6)), r"mask\.shape is .* \(1, 6 or more\)"),
     "hides": (
         lambda m: m(ONE[:, :4], hidden(2), **read(m)),
         r"attention_mask keeps is \[5\]; allowed: \[6\]",

@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import TINY, assert_works_alone, tiny_ids, tiny_method, tiny_model
+from conftest import TINY, in_python, tiny_ids, tiny_method, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ctxkv_lib.data.tokens import load_tokenizer
@@ -71,17 +70,6 @@ def test_a_trained_model_is_wrapped_without_a_copy():
     assert {*wrapped.trained_weights()} == {*model.trained_weights()}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("plugin", [False, True])
-def test_the_folder_works_without_the_package(tmp_path, my_module, plugin):
-    model, folder = tiny_model().eval(), tmp_path / "model"
-    if plugin:
-        plugins = {"block": {"plugin": f"{my_module(MINE)}:MyBlock", "settings": {"share": 0.25}}}
-        model = tiny_model(plugins=plugins).eval()
-    model.save_pretrained(folder)
-    assert_works_alone(folder, model)
-
-
 ONE_BY_ONE = """
 import json, sys
 sys.modules["ctxkv_lib"] = None  # importing it fails
@@ -113,11 +101,8 @@ def test_each_folder_runs_its_own_code_in_one_process_and_keeps_it_when_saved_ag
         folders.append(tmp_path / name / "model")
         model.save_pretrained(folders[-1])
         expected += 2 * [model(ids).logits.tolist()]
-    command = [sys.executable, "-c", ONE_BY_ONE, json.dumps(ids.tolist()), *map(str, folders)]
     environment = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    found, said = json.loads(done.stdout)
+    found, said = json.loads(in_python(ONE_BY_ONE, ids.tolist(), *folders, env=environment))
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=1e-5, rtol=1e-5)
     assert said.startswith("The code of json:JSONDecoder is not in the folder of this model")
     for folder in folders:

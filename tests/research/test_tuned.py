@@ -19,7 +19,6 @@ from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock, geometric_o
 from ctxkv_lib.runs.micro_batches import RowsOfDropout
 from ctxkv_lib.runs.models import parameter_counts
 
-VOCABULARY = TINY["vocab_size"]
 LEVERS = {
     "slots": "geometric",
     "slot_bias": "learned",
@@ -49,13 +48,6 @@ def recurrence(block, embeddings, tokens):
     for inputs in block.project_inputs(embeddings)[tokens].unbind(1):
         contexts.append(block(contexts[-1], inputs))
     return torch.stack(contexts, dim=1)
-
-
-@pytest.mark.parametrize("last_tokens", [0, 3])
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
-def test_a_block_can_be_traced(last_tokens):
-    block, inputs = structured_block(16, 24, last_tokens=last_tokens), (torch.zeros(2, 16), torch.ones(2, 16))
-    assert torch.equal(torch.jit.trace(block, inputs)(*inputs), block(*inputs))
 
 
 def test_a_block_encodes_the_token_and_running_means_of_tokens():
@@ -333,18 +325,6 @@ def test_parameters_of_recipe_tuned_at_full_size(changes, trained):
         attention = SlotAttention.Settings(**{**settings_of("tuned", "attention"), **changes})
         model = ContextKV(ModelConfig(), parts=Parts(attention=partial(SlotAttention, settings=attention)))
     assert parameter_counts(model) == {"total": 38_861_824 + trained, "trainable_phase2": trained}
-
-
-@pytest.mark.parametrize("recipe", ["tuned", "look_up"])
-@pytest.mark.parametrize("phase", [1, 2])
-def test_only_the_phase_gets_gradients(recipe, phase):
-    model = exported(recipe)
-    model.set_phase(phase)
-    ids = torch.randint(0, VOCABULARY, (1, 20))
-    model(ids, labels=ids).loss.backward()
-    found = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    assert found == {"context_block" if phase == 1 else "attention"}
-    assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
 
 
 def exported(recipe):
