@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..method.settings import Allowed, check_settings, setting
+from ..method.settings import Allowed, at_least, check_settings, setting
 
 SEED_LIMIT = 2**63  # what torch's generators take
 LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp32
@@ -19,10 +19,13 @@ THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__co
 class Sampling:
     """How text is generated."""
 
-    max_new_tokens: int = setting(100, "at most")
-    temperature: float = setting(0.8, "0 is greedy")
-    top_k: int = setting(50, "only so many most likely tokens are drawn from")
-    seed: int = setting(0, "of the sampling")
+    max_new_tokens: int = setting(100, "at most", at_least(1))
+    temperature: float = setting(0.8, "0 is greedy", at_least(0))
+    top_k: int = setting(50, "only so many most likely tokens are drawn from", at_least(1))
+    seed: int = setting(0, "of the sampling", SEED)
+
+    def __post_init__(self) -> None:
+        check_settings(self, "sampling")
 
 
 @dataclass(frozen=True)

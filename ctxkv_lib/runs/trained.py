@@ -106,7 +106,8 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     Raises:
         UserError: no finished run there, an empty prompt, or a value that is not allowed.
     """
-    values = astuple(Sampling(**sampling))
+    with values_of_user():
+        values = astuple(Sampling(**sampling))
     return inference.generate_text(*_loaded(run), prompt, *values)
 
 
