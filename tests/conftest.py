@@ -215,29 +215,6 @@ def in_python(program: str, *arguments: object, **options) -> str:
     return done.stdout
 
 
-ALONE = """
-import json, sys
-sys.modules["ctxkv_lib"] = None  # importing it fails
-import torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-ids = torch.tensor([json.loads(sys.argv[2])])
-made = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
-trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-print(json.dumps([model(ids).logits.tolist(), made.tolist(), trained]))
-"""
-
-
-def assert_works_alone(folder, model):
-    """A saved model gives the logits and the text of `model` in a process that lacks the package."""
-    ids = torch.tensor([[1, 2, 3, 4, 5]])
-    environment = {"HF_HOME": str(folder.parent / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
-    logits, generated, trained = json.loads(in_python(ALONE, folder, ids[0].tolist(), env=environment))
-    torch.testing.assert_close(torch.tensor(logits), model(ids).logits.detach(), atol=1e-5, rtol=1e-5)
-    assert generated == model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0).tolist()
-    assert trained == [name for name, weight in model.named_parameters() if weight.requires_grad]
-
-
 def write_conversations(path, count: int, seed: int = 0) -> None:
     """`count` conversations of a few dozen words as JSONL."""
     draw = random.Random(seed)

@@ -71,10 +71,11 @@ class ContextCache(Cache):
         return self.columns
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
-        self._replace(lambda held: held[beam_idx.to(held.device)])
+        self.batch_select_indices(beam_idx)
 
-    batch_select_indices = reorder_cache
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        self._replace(lambda held: held[indices.to(held.device)])
 
     def reset(self) -> None:
         """Reset every row to the beginning of a new stream."""

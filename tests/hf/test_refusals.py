@@ -49,10 +49,6 @@ REFUSED = {
         lambda m: m(ONE[:, :4], hidden(2), **read(m)),
         r"attention_mask keeps is \[5\]; allowed: \[6\]",
     ),
-    "shows": (
-        lambda m: m(ONE[:, :4], hidden(), **read(m, attention_mask=hidden(0)[:, :6])),
-        r"attention_mask keeps is \[6\]; allowed: \[5\]",
-    ),
     "unread": (lambda m: m(ONE[:, :4], hidden()), r"attention_mask keeps is \[6\]; allowed: \[0\]"),
     "generate_hides": (
         lambda m: m.generate(tiny_ids(10)[None], attention_mask=hidden(2), **read(m), **GREEDY),
@@ -64,7 +60,6 @@ REFUSED = {
     ),
     "negative_label": (lambda m: m(ONE, labels=ONE * 0 - 1), r"a label is \[-1\]; allowed: .* or -100"),
     "few_labels": (lambda m: m(ONE, labels=ONE[:, :5]), r"labels\.shape is \(1, 5\); allowed: \(1, 6\)"),
-    "flat_labels": (lambda m: m(ONE, labels=ONE[0]), r"labels\.shape is \(6,\); allowed: \(1, 6\)"),
     "shifted_labels": (lambda m: m(ONE, labels=ONE, shift_labels=ONE[0]), r"labels\.shape is \(6,\)"),
     "all_read": (
         lambda m: m.generate(ONE, **read(m), **GREEDY),

@@ -1,5 +1,6 @@
 """A saved model loads as what it was, with this package and without, or is refused in a sentence."""
 
+import inspect
 import json
 import re
 import sys
@@ -10,9 +11,9 @@ from conftest import TINY, in_python, tiny_ids, tiny_method, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ctxkv_lib.data.tokens import load_tokenizer
-from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.hf.plugins import file_digest, find
+from ctxkv_lib.runs.config import build_config
 
 MINE = """
 from dataclasses import dataclass
@@ -70,19 +71,25 @@ def test_a_trained_model_is_wrapped_without_a_copy():
     assert {*wrapped.trained_weights()} == {*model.trained_weights()}
 
 
-ONE_BY_ONE = """
+def answers(model, ids):
+    """Logits, text, and what would be trained."""
+    made = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    return model(ids).logits.tolist(), made.tolist(), trained
+
+
+ALONE = """
 import json, sys
 sys.modules["ctxkv_lib"] = None  # importing it fails
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 def load(folder, **options):
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)
-found = []
+ids, found = torch.tensor(json.loads(sys.argv[1])), []
 for folder in sys.argv[2:]:
     model = load(folder)
     model.save_pretrained(folder + "/again/model")
-    for each in (model, load(folder + "/again/model")):
-        found.append(each(torch.tensor(json.loads(sys.argv[1]))).logits.tolist())
+    found += [answers(each, ids) for each in (model, load(folder + "/again/model"))]
 config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 config.plugins = {"block": {"plugin": "json:JSONDecoder", "settings": {}}}
 try:
@@ -92,18 +99,35 @@ except ValueError as error:
 """
 
 
+def of_recipe(recipe, settings=None):
+    plugins = build_config("ci", recipe, settings=settings).plugins
+    parts = {hook: plugins[hook] for hook in ("block", "attention")}
+    return {hook: {"plugin": part.name, "settings": part.settings} for hook, part in parts.items()}
+
+
 @pytest.mark.slow
-def test_each_folder_runs_its_own_code_in_one_process_and_keeps_it_when_saved_again(tmp_path, my_module):
+def test_each_folder_runs_its_own_code_without_the_package_and_keeps_it_when_saved_again(tmp_path, my_module):
+    def mine(source):
+        return {"block": {"plugin": f"{my_module(source)}:MyBlock", "settings": {"share": 0.25}}}
+
     ids, folders, expected = tiny_ids(5)[None], [], []
-    for name, source in {"one": MINE, "other": MINE.replace("self.share *", "2 *"), "plain": None}.items():
-        plugins = {"block": {"plugin": f"{my_module(source)}:MyBlock", "settings": {}}} if source else {}
-        model = tiny_model(plugins=plugins).eval()
+    for name, plugins in {
+        "one": lambda: mine(MINE),
+        "other": lambda: mine(MINE.replace("self.share *", "2 *")),
+        "tuned": lambda: of_recipe("tuned"),
+        "look_up": lambda: of_recipe("look_up", {"block.last_tokens": 4}),
+        "plain": dict,
+    }.items():
+        model = tiny_model(plugins=plugins()).eval()
         folders.append(tmp_path / name / "model")
         model.save_pretrained(folders[-1])
-        expected += 2 * [model(ids).logits.tolist()]
+        expected += 2 * [answers(model, ids)]
     environment = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
-    found, said = json.loads(in_python(ONE_BY_ONE, ids.tolist(), *folders, env=environment))
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=1e-5, rtol=1e-5)
+    program = inspect.getsource(answers) + ALONE
+    found, said = json.loads(in_python(program, ids.tolist(), *folders, env=environment))
+    for (logits, *others), (wanted, *same) in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(logits), torch.tensor(wanted), atol=1e-5, rtol=1e-5)
+        assert others == same
     assert said.startswith("The code of json:JSONDecoder is not in the folder of this model")
     for folder in folders:
         again = {file.name: file.read_bytes() for file in (folder / "again/model").glob("*.py")}
@@ -152,10 +176,3 @@ def test_code_that_needs_more_of_the_package_is_refused(tmp_path, my_module):
     with pytest.raises(ValueError, match=r"imports ctxkv_lib\.files; allowed of this package: ctxkv_lib\.me"):
         model.save_pretrained(tmp_path / "model")
     assert not any((tmp_path / "model").glob("*"))
-
-
-def test_a_configuration_refuses_what_the_model_cannot_be():
-    with pytest.raises(ValueError, match=r"model\.num_heads is 7; allowed: a divisor"):
-        ContextKVConfig(num_heads=7)
-    with pytest.raises(ValueError, match=r"model\.anchor is 'left'; allowed: current, grid"):
-        ContextKVConfig(anchor="left")

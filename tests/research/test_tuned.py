@@ -1,21 +1,18 @@
 """Plug-ins of recipes `tuned` and `look_up`, in models built directly from them."""
 
-from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, assert_works_alone, tiny_method
-from transformers import AutoModelForCausalLM
+from conftest import TINY, tiny_method
 
-from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
 from ctxkv_lib.method.model import ContextBlock, ContextKV, Parts
 from ctxkv_lib.research import tuned
-from ctxkv_lib.research.recipes import RECIPES
 from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock, geometric_offsets, principal_components
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.micro_batches import RowsOfDropout
 from ctxkv_lib.runs.models import parameter_counts
 
@@ -305,12 +302,6 @@ def test_the_window_has_the_slots_of_the_attention():
     assert tiny_model().window.offsets == [0, 3, 6, 9]
 
 
-def settings_of(recipe, hook):
-    return {
-        key.partition(".")[2]: value for key, value in RECIPES[recipe].items() if key.startswith(f"{hook}.")
-    }
-
-
 @pytest.mark.parametrize(
     ("changes", "trained"),
     [
@@ -321,32 +312,8 @@ def settings_of(recipe, hook):
     ],
 )
 def test_parameters_of_recipe_tuned_at_full_size(changes, trained):
+    recipe = build_config("offline", "tuned").plugins["attention"].settings
     with torch.device("meta"):
-        attention = SlotAttention.Settings(**{**settings_of("tuned", "attention"), **changes})
+        attention = SlotAttention.Settings(**{**recipe, **changes})
         model = ContextKV(ModelConfig(), parts=Parts(attention=partial(SlotAttention, settings=attention)))
     assert parameter_counts(model) == {"total": 38_861_824 + trained, "trainable_phase2": trained}
-
-
-def exported(recipe):
-    """A small model with the recipe's plug-ins, as transformers' own."""
-    block, attention = settings_of(recipe, "block"), settings_of(recipe, "attention")
-    if recipe == "look_up":
-        block["last_tokens"] = 4
-    model = tiny_model(block, **attention)
-    model.context_block.init_weights(torch.randn(50, 24), torch.randint(0, 50, (300,)), Phase1Config())
-    model.attention.init_from_block(model.context_block)
-    named = {"block": model.context_block.settings, "attention": model.attention.settings}
-    return ContextKVForCausalLM.from_model(
-        model,
-        {hook: {"plugin": RECIPES[recipe][hook], "settings": asdict(named[hook])} for hook in named},
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["tuned", "look_up"])
-def test_the_saved_folder_works_with_and_without_the_package(recipe, tmp_path):
-    model, ids = exported(recipe).eval(), torch.tensor([[1, 2, 3, 4, 5]])
-    model.save_pretrained(tmp_path / "model")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
-    assert_works_alone(tmp_path / "model", model)
