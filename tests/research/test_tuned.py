@@ -13,17 +13,7 @@ from ctxkv_lib.method.model import ContextBlock, ContextKV, Parts
 from ctxkv_lib.research import tuned
 from ctxkv_lib.research.tuned import SlotAttention, StructuredBlock, geometric_offsets, principal_components
 from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.micro_batches import RowsOfDropout
 from ctxkv_lib.runs.models import parameter_counts
-
-LEVERS = {
-    "slots": "geometric",
-    "slot_bias": "learned",
-    "residual": "off",
-    "input_dropout": 0.2,
-    "layer_dropout": 0.4,
-    "current_token_bias": -2.5,
-}
 
 
 def tiny_model(block=None, shapes=None, **attention):
@@ -251,17 +241,6 @@ def test_the_layer_equals_projected_keys_and_values(settings, kv_method, slot_bi
     torch.testing.assert_close(fast, plain)
     for name, gradient in plain_gradients.items():
         torch.testing.assert_close(fast_gradients[name], gradient, msg=name)
-
-
-def test_dropout_is_the_same_however_a_batch_is_cut():
-    model = tiny_model(None, {"attention_dropout": 0.3}, **LEVERS).train()
-    batch = positions_of(model, [*range(40)])
-    torch.manual_seed(7)
-    whole, _ = model.attend(*batch)
-    torch.manual_seed(7)
-    with RowsOfDropout(40, slice(23, 40)):
-        part, _ = model.attend(*(tensor[23:] for tensor in batch))
-    torch.testing.assert_close(part, whole[23:])
 
 
 @pytest.mark.parametrize(
