@@ -42,14 +42,6 @@ def test_only_the_phase_gets_gradients(phase, trained):
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
-def test_kept_logits():
-    model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
-    whole, columns = model(ids), torch.tensor([4, 0, 5])
-    for labels in (None, ids):
-        kept = model(ids, labels=labels, logits_to_keep=columns)
-        torch.testing.assert_close(kept.logits, whole.logits[:, columns])
-
-
 def test_outputs_come_as_a_tuple_if_asked():
     model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
     named = model(ids, labels=ids, output_attentions=True)
