@@ -8,15 +8,13 @@ device thread, autocast, `torch.cuda`. What CUDA's kernels and allocator do is a
 wrong generators, count launches, waits and memory, run out of memory, leave new memory undefined, draw from a
 generator of its own.
 
-What it cannot show: the numerics of CUDA's kernels, races between streams, speed, and NCCL.
+What it cannot show: the numerics of CUDA's kernels and which they lack, races between streams, speed, NCCL.
 """
 
 import collections
 import contextlib
 import ctypes
 import functools
-import os
-import struct
 import sys
 import threading
 import warnings
@@ -52,7 +50,6 @@ class Card:
         self.blocks: dict[int, tuple] = {}
         self.lock = threading.RLock()
         self.launches, self.waits = Counter(), Counter()
-        self.process = None  # in which CUDA was initialised
         self.capture: Graph | None = None
 
     def take(self, num_bytes: int) -> None:
@@ -150,60 +147,33 @@ _Generator, _generators = torch.Generator, weakref.WeakValueDictionary()
 
 
 class Generator(_Generator):
-    """`torch.Generator` that can be one of cuda: a seed and a count of draws, as in Philox."""
+    """`torch.Generator` that can be one of cuda: inside, one of the CPU."""
 
     def __new__(cls, device="cpu"):
         if torch.device(device).type != "cuda":
             return _Generator(device)
         made = super().__new__(cls)
-        made.state = (0, 0)
         _generators[made._cdata] = made  # operators get another Python object of the same generator
         return made
 
     device = property(lambda self: torch.device("cuda", 0))
 
-    def manual_seed(self, seed):
-        self.state = (seed % 2**64, 0)
-        return self
-
-    def get_state(self):
-        return torch.tensor(list(struct.pack("<QQ", *self.state)), dtype=torch.uint8)
-
-    def set_state(self, state):
-        if state.device.type != "cpu" or state.dtype != torch.uint8:
-            raise TypeError(f"expected a torch.ByteTensor, but got {state.type()}")
-        if state.numel() != 16:
-            raise RuntimeError("RNG state is wrong size")
-        self.state = struct.unpack("<QQ", bytes(state.tolist()))
-        return self
-
-    def drawn(self) -> int:
-        """Return a seed for the next operator."""
-        self.state = (self.state[0], self.state[1] + 4)
-        return hash(self.state) % 2**63
-
 
 @contextlib.contextmanager
-def _drawing(op, args: list, kwargs: dict):
-    """Inside, a random `op` draws from the device's own generator, or from the one that was passed."""
-    names = [argument.name for argument in op._schema.arguments]
-    if "generator" in names:
-        place = names.index("generator")
-        given = kwargs.get("generator") if place >= len(args) else args[place]
-        mine = torch.cuda.default_generators[0] if given is None else _generators.get(given._cdata)
-        if mine is None:
-            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
-        seeded = _Generator().manual_seed(mine.drawn())
-        kwargs.update({"generator": seeded} if place >= len(args) else {})
-        args[place : place + 1] = [seeded] if place < len(args) else []
+def _drawing(op, values):
+    """Inside, a random `op` draws from the device's own generator, unless one was passed."""
+    given = [value for value in values if isinstance(value, _Generator)]
+    if any(generator._cdata not in _generators for generator in given):
+        raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+    if given or torch.Tag.nondeterministic_seeded not in op.tags:
         yield
-    elif torch.Tag.nondeterministic_seeded in op.tags:
-        before = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(torch.cuda.default_generators[0].drawn())
-        yield
-        torch.default_generator.set_state(before)
-    else:
-        yield
+        return
+    on_cpu, on_cuda = torch.default_generator, torch.cuda.default_generators[0]
+    before = on_cpu.get_state()
+    on_cpu.set_state(on_cuda.get_state())
+    yield
+    on_cuda.set_state(on_cpu.get_state())
+    on_cpu.set_state(before)
 
 
 def _refusing(function):
@@ -225,24 +195,9 @@ def _refusing(function):
 # Kernels
 VIEWS = {"as_strided", "view", "_reshape_alias", "alias", "unfold", "set_", "detach"}
 ALLOCATES = {"empty", "empty_strided", "resize_"}
-WAITS = {
-    "_local_scalar_dense",
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "unique_consecutive",
-    "bincount",
-    "equal",
-    "histc",
-    "_linalg_eigh",
-    "_linalg_svd",
-    "linalg_qr",
-    "multinomial",
-}
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "equal", "multinomial"}
 KERNELS = {"native_layer_norm_backward": 2, "nonzero": 3, "_unique2": 6, "sort": 4, "topk": 3}  # not 1 each
 INDEXING = {"index", "_index_put_impl_", "index_put_"}
-PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"}
 
 
 def _tensors(values) -> list[Tensor]:
@@ -290,7 +245,7 @@ def kernel(op, *args, **kwargs):
             if isinstance(number, int | float) and str(argument.type) == "Tensor":  # which it was
                 kind = torch.float64 if isinstance(number, float) else None
                 there[place] = torch.tensor(number, dtype=kind)
-        with _drawing(op, there, named):
+        with _drawing(op, [*there, *named.values()]):
             found = op(*there, **named)
         if name.startswith("empty"):
             found.untyped_storage().fill_(1 if found.dtype == torch.bool else 255)  # undefined: NaN, -1
@@ -329,8 +284,6 @@ def _check(name: str, op, args, kwargs) -> None:
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({name}; simulated)"
         )
-    if name in PRODUCTS and not tensors[0].is_floating_point():
-        raise NotImplementedError(f'"{name}_cuda" not implemented for {tensors[0].dtype} (simulated)')
     if name in ALLOCATES:
         return
     card.launches[name] += KERNELS.get(name, 1)
@@ -405,7 +358,6 @@ def capturing(graph: Graph, stream=None, capture_error_mode="global"):
 
 
 _pinned: set[int] = set()  # pointers
-_clone = torch.UntypedStorage.clone
 
 
 def is_pinned(tensor: Tensor, device=None) -> bool:
@@ -420,14 +372,6 @@ def pin_memory(tensor: Tensor, device=None) -> Tensor:
     _pinned.add(pointer)
     weakref.finalize(made.untyped_storage(), _pinned.discard, pointer)
     return made
-
-
-def clone_storage(storage):
-    if storage.device.type != "cuda":
-        return _clone(storage)
-    return to_cuda(
-        torch.empty(0, dtype=torch.uint8).set_(card.blocks[storage.data_ptr()][0]).clone()
-    ).untyped_storage()
 
 
 def _tell_cpp() -> None:
@@ -475,26 +419,19 @@ def _tell_cpp() -> None:
             raise RuntimeError("this version of torch has other hooks")
 
 
-def _begin() -> None:
-    card.process = os.getpid()
-    torch.cuda.default_generators = (Generator("cuda"),)
-
-
 def _stats(_) -> dict:
     sizes = {"allocated_bytes": (card.live, card.peak), "reserved_bytes": (card.reserved, card.reserved)}
     return {name: {"all": {"current": now, "peak": most}} for name, (now, most) in sizes.items()}
 
 
 def _reset_peak(_) -> None:
-    if card.process is None:
+    if not torch.cuda.is_initialized():
         raise RuntimeError("Invalid device argument 0: did you call init?")
     card.peak = card.live
 
 
 def install() -> Card:
     """Give this process a GPU, until it ends."""
-    if _for_ever:
-        return card
     everything, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     _for_ever.extend((everything, aten))
     everything.fallback(kernel, "CUDA")
@@ -520,17 +457,14 @@ def install() -> Card:
     ):
         for name in names.split():
             setattr(owner, name, _refusing(getattr(owner, name)))
-    Tensor.pin_memory, Tensor.is_pinned, torch.UntypedStorage.clone = pin_memory, is_pinned, clone_storage
+    Tensor.pin_memory, Tensor.is_pinned = pin_memory, is_pinned
     first = lambda *_: 0  # noqa: E731
     functions = {
         "getDeviceCount": lambda: 1,
         "getDevice": first,
         "getCurrentRawStream": first,
         "setDevice": first,
-        "exchangeDevice": first,
-        "maybeExchangeDevice": first,
-        "init": _begin,
-        "getArchFlags": lambda: "",
+        "init": lambda: setattr(torch.cuda, "default_generators", (Generator("cuda"),)),
         "memoryStats": _stats,
         "resetPeakMemoryStats": _reset_peak,
         "emptyCache": lambda: setattr(card, "reserved", card.live),
@@ -541,7 +475,6 @@ def install() -> Card:
     cuda = torch.cuda
     torch.backends.cuda.is_built = lambda: True
     cuda._exchange_device = cuda._maybe_exchange_device = first
-    cuda._is_in_bad_fork = lambda: card.process not in (None, os.getpid())
     cuda._cudart = SimpleNamespace(cudaMemGetInfo=lambda _: (card.total - card.reserved, card.total))
     cuda._get_device_properties = lambda _: SimpleNamespace(
         name="NVIDIA L4 (simulated)", major=8, minor=9, total_memory=card.total, multi_processor_count=58

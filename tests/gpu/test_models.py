@@ -26,13 +26,6 @@ def test_a_saved_model_computes_and_generates_as_on_a_cpu(tmp_path):
     assert torch.equal(found.cpu(), expected)
 
 
-def test_labels_train_the_layer():
-    model, ids = tiny_model().to(CUDA), tiny_ids(40).view(2, 20).to(CUDA)
-    model(ids, labels=ids).loss.backward()
-    assert model.attention.q.weight.grad.is_cuda
-    assert model.wte.weight.grad is None
-
-
 def test_explorers_open_a_run_of_a_gpu(train_on):
     trained = explore.open_run(train_on())
     torch.testing.assert_close(explore.attention_by_slot(trained).sum(dim=1), torch.ones(3))

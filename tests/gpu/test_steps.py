@@ -9,7 +9,7 @@ from conftest import tiny_method, tiny_stream
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method import oacd
-from ctxkv_lib.method.caches import Batch, StreamCache
+from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.model import ContextBlock
 from ctxkv_lib.method.oacd import Phase1State, train_iteration
@@ -73,17 +73,6 @@ def test_a_batch_comes_back_to_the_cpu_whole():
     """A copy that does not wait would be read before it has arrived."""
     batch = tiny_stream(64).gather(torch.arange(8), tiny_method().window)
     assert torch.equal(batch.to(CUDA).to(torch.device("cpu")).window, batch.window)
-
-
-def test_a_window_is_made_on_the_gpu_once(card):
-    model, cache = tiny_method().to(CUDA), tiny_stream(64)
-    moved = StreamCache(**{name: tensor.to(CUDA) for name, tensor in cache.tensors().items()})
-    positions = torch.arange(8).to(CUDA)
-    moved.gather(positions, model.window)
-    before = Counter(card.waits)
-    batch = moved.gather(positions, model.window)
-    assert isinstance(batch, Batch)
-    assert card.waits == before
 
 
 @pytest.mark.parametrize("recipe", ["published", "tuned"])
