@@ -167,17 +167,6 @@ def test_a_broken_block_ends_the_scan_too(short_segments, factor):
     assert not contexts[-1].isfinite().any()
 
 
-def test_what_was_in_the_output_before_is_not_taken_for_contexts(short_segments):
-    """Here it agrees with the contexts at all checks but the last."""
-    projected, tokens = torch.randn(20, WIDTH), tiny_ids(300) % 20
-    block = lambda contexts, projected: 0.1 * contexts + projected  # noqa: E731
-    expected, _ = exact_contexts(block, projected, tokens, 1e-6)
-    out = expected.clone()
-    out[[2, 20, 200]] = 7
-    contexts, _ = exact_contexts(block, projected, tokens, 1e-6, out=out)
-    assert torch.equal(contexts, expected)
-
-
 @torch.no_grad()
 def test_half_precision_is_scanned_fast_and_as_exact_as_token_by_token():
     model, tokens = tiny_model(context_dim=64, hidden_size=96).bfloat16(), tiny_ids(2000)

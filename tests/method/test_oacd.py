@@ -12,7 +12,7 @@ from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows
 from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.model import ContextBlock
-from ctxkv_lib.method.oacd import Phase1State, StoppingRule, oacd_loss, train_context_block, train_iteration
+from ctxkv_lib.method.oacd import Phase1State, StoppingRule, train_context_block, train_iteration
 
 CONFIG = Phase1Config(max_iterations=8, batch_size=150)
 
@@ -81,16 +81,6 @@ def test_a_plateau_is_stalls_in_a_row():
     reasons = [rule.reason(rate) for rate in (0.51, 0.515, 0.60, 0.605, 0.606)]
     assert reasons == [None, None, None, None, "plateau"]
     assert StoppingRule(Phase1Config()).reason(0.90) == "converged"
-
-
-@pytest.mark.parametrize("count", [2, 3, 101])
-def test_the_written_out_gradient_is_that_of_the_loss(count):
-    contexts = torch.randn(count, 16, dtype=torch.float64, requires_grad=True)
-    expected = reference.dispersion_loss(contexts, 0.1) / 7
-    expected.backward()
-    loss, gradient = oacd_loss(contexts.detach(), 0.1, scale=1 / 7)
-    torch.testing.assert_close(loss, expected.detach())
-    torch.testing.assert_close(gradient, contexts.grad)
 
 
 class Projecting(GatedBlock):
