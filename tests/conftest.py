@@ -142,8 +142,8 @@ def saved_at_every_step(monkeypatch):
     monkeypatch.setattr(long_run, "WRITING_SHARE", math.inf)
 
 
-def tiny_model(seed: int = 0, **changes) -> ContextKVForCausalLM:
-    torch.manual_seed(seed)
+def tiny_model(**changes) -> ContextKVForCausalLM:
+    torch.manual_seed(0)
     return ContextKVForCausalLM(ContextKVConfig(**{**TINY, **changes}))
 
 

@@ -1,7 +1,7 @@
 """What the tests in `tests/gpu` share. They run on a real GPU, else on the simulated one."""
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import simulated_gpu
@@ -28,20 +28,16 @@ def card():
 
 
 @pytest.fixture
-def gpu_settings(tiny_settings):
-    """An experiment of some batches in either phase."""
-    sizes = {"phase1.batch_size": 100, "phase1.max_iterations": 3, "phase2.batch_size": 64}
-    return {**tiny_settings, **sizes, "phase2.max_epochs": 2, "data.corpus_samples": 2}
-
-
-@pytest.fixture
-def train_on(gpu_settings, tmp_path, monkeypatch):
-    """A function that runs an experiment of 6 conversations on a device, with changed settings."""
+def train_on(tiny_settings, tmp_path, monkeypatch):
+    """A function that runs an experiment of 6 conversations on a device, some batches in either phase."""
     monkeypatch.setattr(experiments, "_publish", lambda *_: [])  # figures need no GPU
+    sizes = {"phase1.batch_size": 100, "phase1.max_iterations": 3, "phase2.batch_size": 64}
+    sizes |= {"phase2.max_epochs": 2, "data.corpus_samples": 2}
 
     def train(device="cuda", recipe="exact", name=None, **changes):
         named = {key.replace("__", "."): value for key, value in changes.items()}
-        config = build_config("ci", recipe, 6, {**gpu_settings, "runtime.device": device, **named})
+        settings = {**tiny_settings, **sizes, "runtime.device": device, **named}
+        config = build_config("ci", recipe, 6, settings)
         return experiments.run(config, tmp_path / (name or f"{device}-{recipe}"))
 
     def once(**arguments):
@@ -53,19 +49,12 @@ def train_on(gpu_settings, tmp_path, monkeypatch):
     return train
 
 
-@dataclass
-class Round:
-    """What an optimiser step or an iteration did.
+class Round(NamedTuple):
+    """What an optimiser step or an iteration did."""
 
-    Attributes:
-        kind: `Phase1State` or `Phase2State`, and the hook, as in `Phase2State.after_step`.
-        launches: of kernels and copies.
-        waits: of the CPU for the GPU, by reason and line.
-    """
-
-    kind: str
-    launches: int
-    waits: Counter
+    kind: str  # state and hook, as in `Phase2State.after_step`
+    launches: int  # of kernels and copies
+    waits: Counter  # of the CPU for the GPU, by reason and line
 
 
 @pytest.fixture

@@ -462,8 +462,6 @@ def install() -> Card:
     functions = {
         "getDeviceCount": lambda: 1,
         "getDevice": first,
-        "getCurrentRawStream": first,
-        "setDevice": first,
         "init": lambda: setattr(torch.cuda, "default_generators", (Generator("cuda"),)),
         "memoryStats": _stats,
         "resetPeakMemoryStats": _reset_peak,
@@ -473,7 +471,6 @@ def install() -> Card:
     for name, function in functions.items():
         setattr(torch._C, f"_cuda_{name}", function)
     cuda = torch.cuda
-    torch.backends.cuda.is_built = lambda: True
     cuda._exchange_device = cuda._maybe_exchange_device = first
     cuda._cudart = SimpleNamespace(cudaMemGetInfo=lambda _: (card.total - card.reserved, card.total))
     cuda._get_device_properties = lambda _: SimpleNamespace(
