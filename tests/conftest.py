@@ -166,11 +166,11 @@ def tiny_ids(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, TINY["vocab_size"], (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def tiny_stream(count: int, **others) -> StreamCache:
+def tiny_stream(count: int) -> StreamCache:
     """A cached stream of random contexts at `count` positions, float32."""
     contexts = torch.randn(count + 1, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
     contexts[0] = 0
-    return StreamCache(tiny_ids(count + 1, seed=count).int(), contexts, **others)
+    return StreamCache(tiny_ids(count + 1, seed=count).int(), contexts)
 
 
 class GatedBlock(torch.nn.Module):
@@ -184,10 +184,8 @@ class GatedBlock(torch.nn.Module):
 
     def forward(self, contexts, inputs):
         both = torch.cat([contexts, inputs], dim=1)
-        return self.mixed(contexts, self.new(both), self.gate(both).sigmoid())
-
-    def mixed(self, contexts, new, keep):
-        return self.norm(keep * contexts + (1 - keep) * new)
+        keep = self.gate(both).sigmoid()
+        return self.norm(keep * contexts + (1 - keep) * self.new(both))
 
 
 class NearestTwo(torch.nn.Module):
