@@ -80,6 +80,11 @@ def test_every_epoch_and_seed_visits_all_positions_in_an_order_of_its_own():
     assert len({tuple(order) for order in orders}) == 4
 
 
+def test_no_positions_are_no_batch():
+    """A training that was stopped after the last step of an epoch has none left."""
+    assert not list(VAL.batches(torch.arange(0), 13, tiny_method()))
+
+
 def test_early_stopping_wants_strictly_lower():
     stopping = EarlyStopping(patience=2)
     assert [stopping.improved(ppl) for ppl in (5.0, 5.0, 4.0, 4.5, 4.0)] == [True, False, True, False, False]
