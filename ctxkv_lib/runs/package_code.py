@@ -10,11 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .sources import OWN, PYTHON_AND_THIS, WRAPPERS, layers, module_of, plain_source, source_digest
+from .sources import OWN, is_followed, layers, module_of, plain_source, source_digest
 
 PACKAGE = Path(__file__).parent.parent
 FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
-METHOD_IMPORTS = {"torch", "numpy", "psutil"} | PYTHON_AND_THIS
 PLAIN = bool | int | float | str | tuple  # values of `method/` that keys cover
 
 
@@ -30,9 +29,7 @@ def _patched_source() -> str:
                 if isinstance(value, PLAIN) and not key.startswith("_"):  # as what Python adds to classes
                     found += f"{place.__name__}.{key}={value!r};"
                 for part in layers(value):
-                    module_name = module_of(part)
-                    known = isinstance(part, WRAPPERS) or module_name not in sys.modules  # as of a NamedTuple
-                    if not known and module_name.partition(".")[0] not in METHOD_IMPORTS:
+                    if is_followed(part) and module_of(part) in sys.modules:  # which is none of a NamedTuple
                         found += f"{place.__name__}.{key}={source_digest(part)};"
     return found
 

@@ -124,11 +124,12 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
     (tmp_path / "my_ideas.py").write_text(MY_IDEAS.replace("0.9", "0.81"))
     importlib.invalidate_caches()
     monkeypatch.delitem(sys.modules, "my_ideas")
+    monkeypatch.setattr("ctxkv_lib.runs.plugins.digested", {})  # as in another process
     with pytest.raises(UserError, match="The source of my_ideas:Mine is not what the run was made with"):
         load_trained(made.path, torch.device("cpu"))
     again = AutoModelForCausalLM.from_pretrained(made.path / "model").context_block  # still known here
     assert torch.equal(again(contexts, inputs), trained(contexts, inputs))
-    monkeypatch.setattr(plugins, "NAMED", {})  # as in another process
+    monkeypatch.setattr(plugins, "NAMED", {})
     with pytest.raises(ValueError, match="The file of my_ideas:Mine is not what the model was saved with"):
         AutoModelForCausalLM.from_pretrained(made.path / "model")
 
