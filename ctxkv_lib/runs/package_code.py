@@ -69,13 +69,9 @@ def _with_imports(file: Path) -> set[Path]:
     return found
 
 
+@functools.cache  # since what is imported stays what it was, whatever becomes of its file
 def _code_of(file: Path) -> tuple[str, list[Path]]:
     """Return the `plain_source` of a file of this package, and the files of `FOLLOWED` that it imports."""
-    return _read_once(file, file.stat().st_mtime_ns)
-
-
-@functools.cache
-def _read_once(file: Path, _: int) -> tuple[str, list[Path]]:
     source, imports = file.read_text(encoding="utf-8"), []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.level and node.module:

@@ -25,6 +25,7 @@ INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 WRAPPERS = (property, staticmethod, classmethod)
 # Methods that change a container.
 CHANGING = {"append", "extend", "insert", "update", "setdefault", "pop", "popitem", "remove", "clear"}
+_parsed = functools.lru_cache(ast.parse)
 TEXTS: dict[int, tuple[CodeType, str]] = {}  # code by its `id`, with its source when that was first read
 
 
@@ -106,7 +107,7 @@ def _of_function(function: FunctionType, seen: dict[int, Any]) -> Iterator[str]:
     What it changes itself, as a list that it appends to, is left out.
     """
     text = _text(function.__code__)
-    tree = ast.parse(text)
+    tree = _parsed(text)
     yield text
     parameters = inspect.signature(function, follow_wrapped=False).parameters.values() if text else ()
     values = {each.name: each.default for each in parameters if each.default is not each.empty}
@@ -153,10 +154,7 @@ def _state(value: Any) -> dict[str, Any]:
     """Return what an object of the user holds, without what its methods change."""
     state = {**getattr(value, "__dict__", {})}
     if hasattr(type(value), "state_dict"):  # an `nn.Module`
-        state = {
-            name: each for name, each in state.items() if not name.startswith("_") and name != "training"
-        }
-        state |= value.state_dict()
+        state |= {"training": None, **value.state_dict()}
     changed = [_changed_by_methods(kind, "self") for kind in type(value).__mro__ if is_followed(kind)]
     return {name: each for name, each in state.items() if not any(name in names for names in changed)}
 
@@ -164,7 +162,7 @@ def _state(value: Any) -> dict[str, Any]:
 def _changed_by_methods(kind: type, *owners: str) -> set[str]:
     """Return the attributes of `owners`, as "self", that methods of a class change after `__init__`."""
     methods = [each for each in _functions(kind) if each.__name__ not in ("__init__", "__post_init__")]
-    paths = [path.split(".") for each in methods for path in _changed(ast.parse(_text(each.__code__)))]
+    paths = [path.split(".") for each in methods for path in _changed(_parsed(_text(each.__code__)))]
     return {name for owner, name, *_ in (path for path in paths if len(path) > 1) if owner in owners}
 
 
@@ -212,9 +210,10 @@ def module_of(part: Any) -> str:
 
 
 def _functions(part: Any) -> list[FunctionType]:
-    """Return a function, or those among the attributes of a class."""
+    """Return a function, or the user's functions among the attributes of a class."""
     values = vars(part).values() if inspect.isclass(part) else [part]
-    return [each for value in values for each in layers(value) if inspect.isfunction(each)]
+    found = [each for value in values for each in layers(value) if inspect.isfunction(each)]
+    return [*filter(is_followed, found)]
 
 
 def _text(code: CodeType) -> str:
@@ -233,7 +232,7 @@ def _text(code: CodeType) -> str:
 def _source(code: CodeType) -> str:
     """Return the source of the `def` or lambda that was compiled to `code`."""
     linecache.checkcache(code.co_filename)
-    for node in ast.walk(ast.parse("".join(linecache.getlines(code.co_filename)))):
+    for node in ast.walk(_parsed("".join(linecache.getlines(code.co_filename)))):
         match node:
             case ast.FunctionDef(name=name, decorator_list=above) if name == code.co_name:
                 if code.co_firstlineno in (each.lineno for each in [node, *above]):

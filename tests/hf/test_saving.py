@@ -170,9 +170,16 @@ def test_what_transformers_loads_first_names_all_that_it_needs(first, tmp_path):
         assert named(module) <= needed, module
 
 
-def test_code_that_needs_more_of_the_package_is_refused(tmp_path, my_module):
-    name = my_module("from ctxkv_lib.files import digest\n" + MINE, "needs_more")
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("from ctxkv_lib.files import digest", r"ctxkv_lib\.files; allowed of this package: ctxkv_lib\.me"),
+        ("import sample_runs", "sample_runs, which is no installed package"),
+    ],
+)
+def test_code_that_needs_what_is_not_saved_is_refused(tmp_path, my_module, line, said):
+    name = my_module(f"{line}\n{MINE}", "needs_more")
     model = tiny_model(plugins={"block": {"plugin": f"{name}:MyBlock", "settings": {}}})
-    with pytest.raises(ValueError, match=r"imports ctxkv_lib\.files; allowed of this package: ctxkv_lib\.me"):
+    with pytest.raises(ValueError, match=rf"needs_more\.py imports {said}"):
         model.save_pretrained(tmp_path / "model")
     assert not any((tmp_path / "model").glob("*"))

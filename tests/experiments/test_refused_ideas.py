@@ -1,0 +1,177 @@
+"""Ideas that cannot be trained, and wrong settings of ideas, are refused before anything is trained."""
+
+from dataclasses import dataclass
+from typing import Literal, Optional
+
+import pytest
+import torch
+from conftest import GatedBlock, NearestTwo, local_experiment
+from torch import nn
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import run
+from ctxkv_lib.runs.config import build_config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return build_config("ci", samples=8, settings=local_experiment(tmp_path_factory.mktemp("text")))
+
+
+class Narrow(nn.Module):
+    def __init__(self, *shapes):
+        super().__init__()
+
+    def forward(self, first, *others):
+        return first[..., 1:]
+
+
+class Failing(nn.Module):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, contexts, inputs):
+        return self.linear(contexts)
+
+
+def constant(contexts):
+    return torch.zeros(())
+
+
+class Normalised(GatedBlock):
+    def forward(self, contexts, inputs):
+        return contexts / contexts.norm(dim=1, keepdim=True)
+
+
+class BadlyMade(GatedBlock):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__(context_dim, hidden_size)
+        self.missing.weight.data.zero_()
+
+
+class OwnInit(GatedBlock):
+    def init_weights(self):
+        self.gate.weight.data.zero_()
+
+
+class Running(NearestTwo):
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = nn.BatchNorm1d(config.hidden_size)
+
+    def forward(self, embeddings, window, present):
+        return self.scale(super().forward(embeddings, window, present))
+
+
+class Nothing(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, embeddings, window, present):
+        return embeddings
+
+
+class Mixed(nn.Module):
+    history = 2
+
+    def __init__(self, config):
+        super().__init__()
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+
+class Ahead(Mixed):
+    def forward(self, embeddings, start):
+        return self.out(embeddings.roll(-6, dims=1) if self.training else embeddings)[:, start:]
+
+
+class InPlace(GatedBlock):
+    def forward(self, contexts, inputs):
+        return super().forward(contexts.mul_(0.5), inputs)
+
+
+class Double(GatedBlock):
+    def forward(self, contexts, inputs):
+        return super().forward(contexts, inputs).double()
+
+
+class SlotsAhead(NearestTwo):
+    @staticmethod
+    def slot_offsets(config):
+        return [0, -1]
+
+
+@pytest.mark.parametrize(
+    ("hook", "part", "said"),
+    [
+        ("block", Failing, r"Failing fails on 2 positions: RuntimeError: mat1 and mat2 shapes .*help\("),
+        ("loss", constant, r"constant returned a scalar without a gradient; compute it from the contexts"),
+        ("block", Narrow, r"Narrow returned a tensor of shape \[2, 15\]; .* a tensor of shape \[2, 16\]\."),
+        ("block", InPlace, r"InPlace changes what it is given in place; compute a new tensor instead\."),
+        ("block", Double, r"Double returned a float64 tensor of shape \[2, 16\]; .* a tensor of shape"),
+        ("attention", SlotsAhead, r"slot_offsets are \[0, -1\]; allowed: whole numbers, ascending from 0\."),
+        ("optimizer", torch.optim.SGD, r"SGD fails as an optimiser: TypeError: .*phase2\.Stepper"),
+        ("mixer", Ahead, r"The mixer reads ahead: the hidden state of a column may not depend on later ones"),
+        (
+            "block",
+            Normalised,
+            r"Normalised returned NaN or infinity; the first contexts of a stream are",
+        ),
+        ("block", BadlyMade, r"The model cannot be built with .*BadlyMade: .* has no attribute 'missing'"),
+        ("block", OwnInit, r"OwnInit fails on 2 positions: TypeError: too many positional arguments"),
+        (
+            "attention",
+            Running,
+            r"Training changes the buffer attention.scale.running_mean, which is not",
+        ),
+        ("attention", Nothing, r"Phase 2 has no weights to train; give attention or mixer a parameter\."),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is(config, tmp_path, hook, part, said):
+    with pytest.raises(UserError, match=said):
+        run(config, tmp_path / "run", **{hook: part})
+    assert not (tmp_path / "run").exists()
+
+
+class Chosen(GatedBlock):
+    @dataclass
+    class Settings:
+        gated: bool = True
+        most: Optional[int] = 3  # noqa: UP045 (as many write it)
+        kind: Literal["fast", "slow"] = "fast"
+        sizes: tuple = (1, 2)
+
+    def __init__(self, context_dim, hidden_size, settings):
+        super().__init__(context_dim, hidden_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "value"),
+    [("gated", "False", False), ("most", "5", 5), ("most", None, None)],
+)
+def test_words_are_read_as_the_types_of_an_ideas_own_settings(config, name, word, value):
+    chosen = config.replace({"block": Chosen, f"block.{name}": word}).plugins["block"]
+    assert chosen.settings[name] is value
+    assert chosen.settings["sizes"] == [1, 2]  # as in the run's config.json
+
+
+class WithoutDefaults(GatedBlock):
+    @dataclass
+    class Settings:
+        size: int
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"block": Chosen, "block.gated": "0.5"}, "block.gated is '0.5'; allowed: true or false"),
+        ({"block": Chosen, "block.kind": "quick"}, "block.kind is 'quick'; allowed: fast, slow"),
+        ({"bloc": Chosen}, r"Did you mean block\?"),
+        ({"block": WithoutDefaults}, "Settings holds no settings .*make it a dataclass whose fields have"),
+        ({"block": GatedBlock(2, 3)}, "An object of type GatedBlock is no plug-in; give a class"),
+        ({"loss": eval("lambda contexts: contexts.mean()")}, "is not to be found; define it with def"),
+    ],
+)
+def test_other_words_are_refused(config, settings, said):
+    with pytest.raises(UserError, match=said):
+        config.replace(settings)

@@ -1,0 +1,70 @@
+"""The key of this package's code is another one if the method is patched, and the same in every process."""
+
+import functools
+import importlib
+import json
+import pathlib
+
+import pytest
+from conftest import in_python
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import run
+from ctxkv_lib.method import model, oacd
+from ctxkv_lib.method.config import Phase1Config
+from ctxkv_lib.method.model import ContextBlock, ContextKV
+from ctxkv_lib.runs.package_code import code_key
+
+
+def test_which_modules_are_loaded_makes_no_other_code():
+    for file in pathlib.Path(model.__file__).parent.glob("*.py"):
+        importlib.import_module(f"ctxkv_lib.method.{file.stem}")
+    fresh = in_python("from ctxkv_lib.runs.package_code import code_key; print(code_key())")
+    assert fresh.strip() == code_key()
+
+
+def without_spread(contexts, centroid_weight, scale=1.0):
+    centroid = contexts.mean(dim=0)
+    return scale * centroid.square().sum(), scale * 2 * centroid.expand_as(contexts) / len(contexts)
+
+
+def wrapped(original, factor):
+    @functools.wraps(original)
+    def more(*arguments):
+        return original(*arguments) * factor
+
+    return more
+
+
+PATCHES = [
+    (oacd, "oacd_loss", wrapped(oacd.oacd_loss, 2)),
+    (oacd, "draw_contexts", without_spread),  # defined in another module
+    (model, "CONTEXT_WEIGHT_STD", 1.0),
+    (ContextBlock, "forward", lambda self, contexts, inputs: inputs),
+    (ContextBlock, "forward", lambda self, contexts, inputs: contexts),
+    (ContextKV, "current_token_bias", property(lambda self: 3.0)),
+    (Phase1Config, "__post_init__", lambda self: None),
+]
+
+
+def test_whatever_way_the_method_is_patched_it_is_other_code(monkeypatch):
+    keys = [code_key()]
+    for place, name, part in PATCHES:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, part)
+            keys.append(code_key())
+    assert len({*keys}) == len(keys)
+    assert code_key() == keys[0]
+
+
+@pytest.mark.slow
+def test_a_finished_result_of_other_code_is_kept_unless_it_is_to_be_made_again(
+    tiny_config, tmp_path, monkeypatch
+):
+    before = run(tiny_config, tmp_path / "run").summary
+    monkeypatch.setattr(oacd, "oacd_loss", without_spread)
+    with pytest.raises(UserError, match=r"finished result of other code, which is kept; .* --again"):
+        run(tiny_config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
+    after = run(tiny_config, tmp_path / "run", again=True).summary
+    assert after["phase2"]["val_ppl"] != before["phase2"]["val_ppl"]
