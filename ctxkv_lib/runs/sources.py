@@ -235,7 +235,7 @@ def _source(code: CodeType) -> str:
     for node in ast.walk(_parsed("".join(linecache.getlines(code.co_filename)))):
         match node:
             case ast.FunctionDef(name=name, decorator_list=above) if name == code.co_name:
-                if code.co_firstlineno in (each.lineno for each in [node, *above]):
+                if code.co_firstlineno in (node.lineno, *(each.lineno for each in above)):
                     return ast.unparse(node)
             case ast.Lambda(body=body) if code.co_name == "<lambda>":  # a line may have several
                 where = (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset)
