@@ -17,8 +17,7 @@ from .sources import source_digest
 # `method.model.Parts`, `runs.rows` and `method.phase2.Stepper` describe what each hook is given and returns.
 HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that have no effect with a mixer
-given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name
-digested: dict[tuple[str, str], Any] = {}  # what was in a configuration of this process, by name and source
+digested: dict[tuple[str, str], Any] = {}  # what a configuration was made with here, by name and source
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,6 @@ class PlugIn:
         name = part if isinstance(part, str) else f"{part.__module__}:{part.__qualname__}"
         kind, source = settings_class(found), source_digest(found)
         digested[name, source] = found
-        if found is part:
-            given[name] = part
         return cls(name, source, settings_of(kind, {}) if kind else {})
 
 
@@ -90,8 +87,6 @@ def load(name: str) -> Any:
     module, colon, path = name.partition(":")
     if not (module and colon and path):
         raise UserError(f"{name!r} names no plug-in; write package.module:Name.")
-    if name in given:
-        return given[name]
     try:
         return find(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -108,7 +103,7 @@ def loaded(plugin: PlugIn) -> Any:
         UserError: it is gone, or was changed.
     """
     if found := digested.get((plugin.name, plugin.source)):
-        return found  # whatever its run has changed since, and if a loop has made others of the same name
+        return found  # whatever its run has changed since; there may be others of the same name
     found = load(plugin.name)
     if source_digest(found) != plugin.source:
         raise UserError(
