@@ -144,7 +144,7 @@ def _of_class(kind: type, seen: dict[int, Any]) -> Iterator[str]:
     changed, by_objects = _changed_by_methods(kind, "cls", kind.__name__), _changed_by_methods(kind, "self")
     for name, value in sorted(vars(kind).items()):
         is_left_out = name in changed or (name in by_objects and isinstance(value, dict | list))
-        if _is_code(value) or not (name.startswith("__") or is_left_out):
+        if any(map(is_followed, layers(value))) or not (name.startswith("__") or is_left_out):
             yield f"{name}={''.join(_described(value, seen))};"
     if dataclasses.is_dataclass(kind):
         yield from _described([each.default_factory for each in dataclasses.fields(kind)], seen)
