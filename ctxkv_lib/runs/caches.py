@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DamagedFile
 from ..files import read_tensors, write_tensors
 from ..method.caches import Batch, Shard, StreamCache
 from ..method.memory import mib
@@ -36,7 +35,8 @@ def load_cache(folder: Path, split: str) -> StreamCache:
     """Map the cache of `split` from its files, on the CPU; for a streamed stream, only the beginning.
 
     Raises:
-        DamagedFile: a file is missing or not what `save_cache` wrote.
+        DamagedFile: a file is not what `save_cache` wrote.
+        FileNotFoundError: there is none.
     """
     contexts, stored = _read(folder, split, "ctx")["contexts"], _read(folder, split, "emb")
     return StreamCache(stored["ids"][: len(contexts)].int(), contexts, stored.get("embeddings"))
@@ -53,10 +53,7 @@ def load_starts(folder: Path, split: str) -> Tensor | None:
 
 
 def _read(folder: Path, split: str, part: str) -> dict[str, Tensor]:
-    try:
-        return read_tensors(folder / f"{split}_{part}.safetensors")
-    except FileNotFoundError as error:
-        raise DamagedFile(Path(error.filename), "it is missing") from None
+    return read_tensors(folder / f"{split}_{part}.safetensors")
 
 
 def held_mib(train: StreamCache, validation: StreamCache, starts: Tensor | None = None) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Allocate large tensors: on the device if they fit, else in memory, else in a mapped file."""
 
-import errno
 import mmap
 import os
 import tempfile
@@ -102,12 +101,8 @@ def _mapped_file(num_bytes: int, folder: Path) -> mmap.mmap:
 
 def _reserve(file: int, num_bytes: int) -> None:
     """Give a file its space on the disk now: mapped memory that lacks it later kills the process."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            return os.posix_fallocate(file, 0, num_bytes)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot reserve
-                raise
+    if hasattr(os, "posix_fallocate"):  # which writes itself where a file system cannot reserve
+        return os.posix_fallocate(file, 0, num_bytes)
     zeros = bytes(ZEROS_BYTES)
     left = num_bytes
     while left:

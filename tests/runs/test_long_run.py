@@ -9,12 +9,11 @@ from conftest import TINY, cloned, tiny_ids, tiny_method, tiny_stream
 from ctxkv_lib.method import oacd, phase2
 from ctxkv_lib.method.config import Phase1Config, Phase2Config
 from ctxkv_lib.method.contexts import distinct_rows
-from ctxkv_lib.method.evaluation import token_scores
 from ctxkv_lib.method.oacd import train_context_block
 from ctxkv_lib.method.phase2 import Stepper, train_attention
 from ctxkv_lib.research.optimizer import ScheduledAdamW
 from ctxkv_lib.runs import long_run, scratch
-from ctxkv_lib.runs.long_run import Checkpoint, LongRun, forget
+from ctxkv_lib.runs.long_run import Checkpoint, LongRun
 
 CPU = torch.device("cpu")
 EPOCH_STEPS = 8  # of 499 positions
@@ -178,15 +177,6 @@ def test_without_memory_for_a_batch_it_trains_in_micro_batches_to_the_same_numbe
         torch.testing.assert_close(found[1][name], tensor, atol=tolerance, rtol=1e-3, msg=name)
 
 
-def test_validation_goes_on_from_where_memory_ended():
-    model, positions = tiny_method(), torch.arange(len(VAL))
-    whole = token_scores(model, VAL, positions)
-    model.attention.register_forward_pre_hook(exhausted(50, MemoryError))
-    found = token_scores(model, VAL, positions, hooks()[0])
-    torch.testing.assert_close(found[0], whole[0])
-    assert torch.equal(found[1], whole[1])
-
-
 @pytest.mark.parametrize(
     ("error", "match"),
     [
@@ -232,12 +222,6 @@ def test_the_newest_state_that_can_be_read_is_restored(kept, said, damage):
     kept.save({"x": torch.full((3,), 3.0)}, {"number": 3})
     kept.path.write_bytes(b"torn again")
     assert found(kept) == (1, 1.0)  # the one that could be read was not replaced by the torn one
-
-
-def test_both_states_are_forgotten(kept):
-    forget(kept.path)
-    assert not any(kept.path.parent.iterdir())
-    assert kept.restore() is None
 
 
 def test_it_saves_every_half_minute_and_less_often_where_writing_is_slow(tmp_path, monkeypatch):
