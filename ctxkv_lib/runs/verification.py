@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DamagedFile, UserError
-from ..files import read_json, tensor_metadata
-from .configure import run_command, stored_config
-from .records import DROPPED, FILE, STAGES, Records
+from ..errors import DamagedFile
+from ..files import tensor_metadata
+from .configure import run_command
+from .records import DROPPED, STAGES
+from .run_folder import read_records
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,9 @@ def verify(path: Path) -> Verification:
     """Read every artefact of a run, finished or not, and compare it with its record.
 
     Raises:
-        UserError: there is no run.
+        UserError: there is no run, or its records are missing or damaged.
     """
-    if not path.is_dir():
-        raise UserError(f"{path} is not a folder; name a run folder.")
-    try:
-        records = Records.read(path)
-    except DamagedFile as error:
-        lost = Artefact("records", FILE, error.path.stat().st_size, "damaged")
-        return Verification([lost], list(STAGES), f"the command that made {path}")
-    if records is None and all((path / name).is_file() for name in ("summary.json", "config.json")):
-        cure = f"`{run_command(stored_config(path, read_json(path / 'config.json')), path)} --again`"
-        return Verification([Artefact("records", FILE, 0, "missing")], list(STAGES), cure)
-    if records is None:
-        raise UserError(f"{path} holds no finished stage; name a run folder, or make a run there.")
+    records, config = read_records(path)
     recorded = {name for record in records.stages.values() for name in record.files}
     states = {stage: record.states(path) for stage, record in records.stages.items()}
     states["under way"] = _checkpoints(path, recorded)
@@ -62,7 +52,7 @@ def verify(path: Path) -> Verification:
     ]
     ended = "results" in records.stages  # some stages may not apply to this run
     unfinished = [] if ended else [stage for stage in STAGES if stage not in records.stages]
-    return Verification(found, unfinished, f"`{run_command(stored_config(path, records.config), path)}`")
+    return Verification(found, unfinished, f"`{run_command(config, path)}`")
 
 
 def _checkpoints(path: Path, recorded: set[str]) -> Iterator[tuple[str, str]]:
