@@ -16,7 +16,6 @@ from disturbed_runs import (
     delete,
     die,
     files_of,
-    generate,
     in_child,
     make_quick,
     outcome,
@@ -150,17 +149,6 @@ def test_what_systems_and_killed_first_writes_leave_is_no_run(laboratory, tmp_pa
         (tmp_path / name).write_text("")
     assert laboratory.run(tmp_path).code == 0
     assert not (tmp_path / ".config.json.77.part").exists()
-
-
-def test_generate_names_a_cure_that_works(laboratory, copy):
-    (copy / "model" / "model.safetensors").write_bytes(b"")
-    refused = in_child(lambda: generate(copy))
-    assert refused.is_a_sentence
-    assert "model.safetensors is damaged; make it again with `ctxkv run" in refused.text
-    words = shlex.split(refused.text.split("`")[1])
-    assert main(words[1:]) == 0
-    assert outcome(copy) == laboratory.expected
-    assert generate(copy) == 0
 
 
 def test_verify_tells_intact_damaged_unfinished_and_no_run(laboratory, copy, begun, tmp_path, printed_by):
