@@ -142,7 +142,7 @@ class LongRun(Loop):
 
         def attempt(micro_batches: int) -> Tensor:
             optimizer.zero_grad()  # again, after an attempt that failed
-            return summed(work, batch, count, self.shard(count), micro_batches, self.device)
+            return summed(work, batch, count, self.shard(count), micro_batches)
 
         loss = self.attempt(attempt, len(batch))
         ranks.all_reduce([loss, *_gradients(optimizer)])

@@ -35,19 +35,15 @@ class RowsOfDropout(TorchFunctionMode):
 
 
 def summed(
-    work: Callable[[Batch], Tensor],
-    batch: Batch,
-    count: int,
-    rows: slice,
-    micro_batches: int,
-    device: torch.device,
+    work: Callable[[Batch], Tensor], batch: Batch, count: int, rows: slice, micro_batches: int
 ) -> Tensor:
     """Return the sum of `work` over micro-batches, each with the dropout that the whole batch would draw.
 
     Args:
-        work: returns a scalar on the device.
+        work: returns a scalar on the batch's device.
         batch: these rows of a batch of `count` positions.
     """
+    device = batch.targets.device
     total = torch.zeros((), device=device)
     if (micro_batches == 1 and len(batch) == count) or not isinstance(batch, Batch):
         for part, _ in batch.split(micro_batches):

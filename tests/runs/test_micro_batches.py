@@ -26,7 +26,7 @@ def test_micro_batches_have_the_gradients_of_the_mean_loss(micro_batches):
             F.cross_entropy(model.logits(hidden, batch.tokens), batch.targets).backward()
         else:
             work = partial(batch_gradients, model, model.wte.weight.detach(), 40)
-            summed(work, batch, 40, slice(0, 40), micro_batches, model.device)
+            summed(work, batch, 40, slice(0, 40), micro_batches)
         gradients = {name: weight.grad for name, weight in model.named_parameters()}
         found.append({**gradients, "draws": torch.rand(3)})
     expected, cut = found
