@@ -92,7 +92,7 @@ def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[
     if device.type == "cpu":
         total = sum(cache.nbytes for cache in caches.values())
         return caches, f"{mib(total):,.0f} MiB mapped from their files"
-    release(device)
+    torch.get_device_module(device).empty_cache()  # of what torch keeps for later, to measure what is free
     words = []
     placed = dict(caches)
     for split, held in sorted(caches.items(), key=lambda item: item[1].nbytes):
@@ -103,11 +103,3 @@ def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[
         where = f"on {device.type}" if moved else "mapped from its files, read ahead"
         words.append(f"{split} {mib(held.nbytes):,.0f} MiB {where} ({mib(free):,.0f} MiB free)")
     return placed, ", ".join(words)
-
-
-def release(device: torch.device) -> None:
-    """Free what torch's allocator keeps for later, so that free memory can be measured."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()

@@ -43,7 +43,8 @@ def device(monkeypatch):
         return memory["free"] + GIB
 
     monkeypatch.setattr(torch.Tensor, "to", taken)
-    monkeypatch.setattr(caches, "release", lambda device: memory["order"].append("released"))
+    allocator = Mock(empty_cache=lambda: memory["order"].append("released"))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: allocator)
     for module in (caches, scratch):
         monkeypatch.setattr(module, "free_bytes", free_bytes)
     return place, memory
