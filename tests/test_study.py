@@ -102,7 +102,7 @@ def test_a_rise_is_that_of_all_tokens_and_its_interval_not_the_spread_of_levels_
 
 def test_rows_are_compared_by_the_losses_of_their_conversations():
     cells = [
-        {"samples": 10, "variant": name, "test_conversations": [[5, 2.0 + add], [7, 3.0 + add]]}
+        {"samples": 10, "variant": name, "test_conversations": [2.0 + add, 3.0 + add]}
         for name, add in (("base", 0.0), ("other", 0.1))
     ]
     rows = [{"samples": 10, "variant": name, "seeds": [1]} for name in ("base", "other")]

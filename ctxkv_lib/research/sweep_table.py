@@ -40,7 +40,7 @@ def results_of(summary: dict[str, Any]) -> Entry:
     ngrams, commit = summary.get("ngrams", {}), provenance["git_commit"]
     measured = {name: at(summary, *path.split(".")) for name, path in MEASURED.items()}
     if "conversations" in test:
-        test = {**test, "conversations": rounded(test["conversations"], LOSSES)}
+        test = {**test, "conversations": rounded([loss for _, loss in test["conversations"]], LOSSES)}
     return rounded(
         {
             "train_tokens": summary["train_tokens"],

@@ -15,16 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ctxkv_lib import build_config
 from ctxkv_lib.data.chitchat import chitchat_rows
 from ctxkv_lib.data.hub import package_file
 from ctxkv_lib.data.settings import DataConfig
+from ctxkv_lib.runs.testing import by_conversation, test_stream
 
 DRAWS = 10_000
 LEVEL = 95  # per cent of the draws that an interval holds
 
 Losses = NDArray[np.float64]  # [seeds, conversations], mean losses in nats
+
+
+@cache
+def test_tokens(count: int) -> Losses:
+    """Count the predicted tokens of each test conversation of preset `offline`: `[count]`."""
+    stream = test_stream(build_config("offline", settings={"data.test_samples": count}))
+    assert stream is not None
+    parts = by_conversation(torch.empty(len(stream.ids) - 1), stream.starts)
+    return np.array([len(part) for part in parts], dtype=np.float64)
 
 
 def losses(results: dict[str, Any], samples: int, variant: str) -> tuple[Losses, Losses]:
@@ -34,14 +46,10 @@ def losses(results: dict[str, Any], samples: int, variant: str) -> tuple[Losses,
         results: contents of a `sweep.json`.
         variant: one of its variants, or a key of its `ngrams`.
     """
-    scored = [cell for cell in results["cells"] if "test_conversations" in cell]
-    tokens = np.array(scored[0]["test_conversations"])[:, 0]  # all rows have the same test
-    found = [
-        [loss for _, loss in cell["test_conversations"]]
-        for cell in scored
-        if (cell["samples"], cell["variant"]) == (samples, variant)
-    ]
-    return np.array(found or [results["ngrams"][str(samples)][variant]["test_conversations"]]), tokens
+    cells = [cell for cell in results["cells"] if "test_conversations" in cell]
+    rows = [cell for cell in cells if (cell["samples"], cell["variant"]) == (samples, variant)]
+    found = [row["test_conversations"] for row in rows or [results["ngrams"][str(samples)][variant]]]
+    return np.array(found), test_tokens(len(found[0]))
 
 
 @cache
