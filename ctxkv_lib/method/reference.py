@@ -202,13 +202,12 @@ def phase2(p, table, train_ids, train_contexts, val_ids, val_contexts, shape, co
     """
     parameters = trainable(p, ("attention.", "feed_forward."))
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    step_losses, epochs = [], []
+    epochs = []
     best_ppl, best_epoch, no_improve, stop_reason = math.inf, 0, 0, "max_epochs"
     for epoch in range(1, config.max_epochs + 1):
         total_loss, n = 0.0, len(train_ids) - 1
         for positions in permutations(epoch).split(config.batch_size):
             loss = phase2_step(p, optimizer, table, train_ids, train_contexts, positions, shape)
-            step_losses.append(loss)
             total_loss += loss * len(positions)
         val_loss, val_acc = evaluate(p, table, val_ids, val_contexts, config.batch_size, shape)
         val_ppl = math.exp(val_loss)
@@ -224,5 +223,4 @@ def phase2(p, table, train_ids, train_contexts, val_ids, val_contexts, shape, co
             break
     for tensor in parameters:
         tensor.requires_grad_(False)
-    result = {"step_losses": step_losses, "epochs": epochs}
-    return result | {"best_epoch": best_epoch, "stop_reason": stop_reason}
+    return {"epochs": epochs, "best_epoch": best_epoch, "stop_reason": stop_reason}

@@ -8,14 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Allowed:
-    """Which values a setting takes: as a test, and in words or by names, to which others may be added."""
+    """Which values a setting takes: in words, and as a test."""
 
-    words: str | Mapping[str, str]
+    text: str
     holds: Callable[[Any], bool]
-
-    @property
-    def text(self) -> str:
-        return self.words if isinstance(self.words, str) else ", ".join(self.words)
 
 
 ANY = Allowed("any", lambda value: True)
@@ -39,7 +35,8 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
         unit: what it counts.
     """
     meanings = allowed if isinstance(allowed, Mapping) else {}
-    known = allowed if isinstance(allowed, Allowed) else Allowed(meanings, lambda v: v in tuple(meanings))
+    named = Allowed(", ".join(meanings), lambda value: value in tuple(meanings))
+    known = allowed if isinstance(allowed, Allowed) else named
     metadata = {"reason": reason, "unit": unit, "allowed": known, "meanings": meanings}
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -19,7 +19,7 @@ from ..runs.published import PUBLISHED, PUBLISHED_PHASE1, published_samples
 from ..runs.refusals import refuse_short
 from ..runs.run_folder import Run
 from .labels import memory_stages, run_labels
-from .tables import MISSING, at, distinct, gib, literal
+from .tables import MISSING, at, gib, literal
 from .verdicts import gains
 
 NO_EPOCH = dict.fromkeys(("train_ppl", "val_ppl", "val_acc"))
@@ -89,7 +89,7 @@ def origin(columns: Sequence[Column]) -> dict[str, str]:
     made, found = {column.label: _origin(column) for column in columns}, {}
     for name in _origin(columns[0]):
         texts = {label: each[name] for label, each in made.items()}
-        shared, *others = distinct(texts.values())
+        shared, *others = dict.fromkeys(texts.values())
         found[name] = "; ".join(f"{label}: {text}" for label, text in texts.items()) if others else shared
     return found
 

@@ -60,11 +60,6 @@ def literal(text: str) -> str:
     return html.escape(marked, quote=False)
 
 
-def distinct(values: Iterable[str]) -> list[str]:
-    """List each value once, in order of first appearance."""
-    return list(dict.fromkeys(values))
-
-
 def _text(spec: str, unit: str = "") -> Callable[[float | None], str]:
     return lambda value: MISSING if value is None else format(value, spec) + unit
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..progress import counted
 from ..report.document import environment
-from ..report.tables import MISSING, at, distinct, literal, markdown_table, ppl, short, terminal_table, whole
+from ..report.tables import MISSING, at, literal, markdown_table, ppl, short, terminal_table, whole
 from ..views.study import BASELINES
 
 Entry = dict[str, Any]  # what `sweep.json` has of a grid point
@@ -71,7 +71,7 @@ def summarize(variants: dict[str, Any], entries: Sequence[Entry]) -> Results:
     rows, ngrams = [], {}
     for samples in sorted({entry["samples"] for entry in finished}):
         group = [entry for entry in finished if entry["samples"] == samples]
-        for variant in distinct(entry["variant"] for entry in group):
+        for variant in dict.fromkeys(entry["variant"] for entry in group):
             rows.append(_row([entry for entry in group if entry["variant"] == variant]))
         found = {kind: row for entry in reversed(group) for kind, row in entry["ngrams"].items()}
         ngrams[str(samples)] = {kind: found[kind] for kind in NGRAMS if kind in found}
@@ -104,7 +104,7 @@ def _row(entries: Sequence[Entry]) -> dict[str, Any]:
 def _power_laws(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Fit a power law to each split of each variant's rows that has enough sizes."""
     found = []
-    for name in distinct(row["variant"] for row in rows):
+    for name in dict.fromkeys(row["variant"] for row in rows):
         points = {
             split: [(r["train_tokens"], value) for r in rows if r["variant"] == name for value in r[split]]
             for split in SPLITS
@@ -149,9 +149,9 @@ def sweep_document(results: Results) -> str:
     template = environment("en").from_string(source)
     return template.render(
         results,
-        counts=", ".join(f"{states.count(state)} {state}" for state in distinct(states)),
+        counts=", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
         table=markdown_table(HEADER, [[literal(name), *row] for name, *row in cells]),
-        commits=distinct(entry["git_commit"] or "unknown" for entry in entries if "git_commit" in entry),
+        commits=dict.fromkeys(entry["git_commit"] or "unknown" for entry in entries if "git_commit" in entry),
         failures=_failures(results),
     )
 
