@@ -10,10 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .sources import OWN, is_followed, layers, module_of, plain_source, source_digest
+from .sources import OWN, PYTHON_AND_THIS, WRAPPERS, layers, module_of, plain_source, source_digest
 
 PACKAGE = Path(__file__).parent.parent
 FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
+METHOD_IMPORTS = {"torch", "numpy", "psutil"} | PYTHON_AND_THIS
 PLAIN = bool | int | float | str | tuple  # values of `method/` that keys cover
 
 
@@ -29,7 +30,9 @@ def _patched_source() -> str:
                 if isinstance(value, PLAIN) and not key.startswith("_"):  # as what Python adds to classes
                     found += f"{place.__name__}.{key}={value!r};"
                 for part in layers(value):
-                    if is_followed(part) and module_of(part) in sys.modules:  # which is none of a NamedTuple
+                    module_name = module_of(part)
+                    known = isinstance(part, WRAPPERS) or module_name not in sys.modules  # as of a NamedTuple
+                    if not known and module_name.partition(".")[0] not in METHOD_IMPORTS:
                         found += f"{place.__name__}.{key}={source_digest(part)};"
     return found
 
@@ -69,9 +72,13 @@ def _with_imports(file: Path) -> set[Path]:
     return found
 
 
-@functools.cache  # since what is imported stays what it was, whatever becomes of its file
 def _code_of(file: Path) -> tuple[str, list[Path]]:
     """Return the `plain_source` of a file of this package, and the files of `FOLLOWED` that it imports."""
+    return _read_once(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _read_once(file: Path, _: int) -> tuple[str, list[Path]]:
     source, imports = file.read_text(encoding="utf-8"), []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.level and node.module:

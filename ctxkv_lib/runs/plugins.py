@@ -10,14 +10,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..errors import UserError
-from .sources import source_digest
+from .sources import own_code, source_digest
 
 # `method.model.Parts`, `runs.rows` and `method.phase2.Stepper` describe what each hook is given and returns.
 HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that have no effect with a mixer
-digested: dict[tuple[str, str], Any] = {}  # what a configuration was made with here, by name and source
+given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name, and by name and source
+digested: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # parts, with `own_code` and the digest of then
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,21 @@ class PlugIn:
         Raises:
             UserError: there is no such thing.
         """
-        found = load(part) if isinstance(part, str) else part
-        if not (inspect.isclass(found) or inspect.isfunction(found)):
-            raise UserError(
-                f"An object of type {type(found).__name__} is no plug-in; give a class or a function, or "
-                "package.module:Name."
-            )
-        name = part if isinstance(part, str) else f"{part.__module__}:{part.__qualname__}"
+        if not isinstance(part, str):
+            if not (inspect.isclass(part) or inspect.isfunction(part)):
+                raise UserError(
+                    f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
+                    "package.module:Name."
+                )
+            name = f"{part.__module__}:{part.__qualname__}"
+            given[name] = part
+            part = name
+        found = load(part)
         kind, source = settings_class(found), source_digest(found)
-        digested[name, source] = found
-        return cls(name, source, settings_of(kind, {}) if kind else {})
+        digested[found] = own_code(found), source
+        if part in given:
+            given[part + source] = found  # stays, if a loop makes others of the same name
+        return cls(part, source, settings_of(kind, {}) if kind else {})
 
 
 def settings_class(part: Any) -> Any:
@@ -87,6 +94,8 @@ def load(name: str) -> Any:
     module, colon, path = name.partition(":")
     if not (module and colon and path):
         raise UserError(f"{name!r} names no plug-in; write package.module:Name.")
+    if name in given:
+        return given[name]
     try:
         return find(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -102,9 +111,10 @@ def loaded(plugin: PlugIn) -> Any:
     Raises:
         UserError: it is gone, or was changed.
     """
-    if found := digested.get((plugin.name, plugin.source)):
-        return found  # whatever its run has changed since; there may be others of the same name
-    found = load(plugin.name)
+    found = given.get(plugin.name + plugin.source) or load(plugin.name)
+    code, source = digested.get(found, ([], None))
+    if source == plugin.source and [*map(id, code)] == [*map(id, own_code(found))]:
+        return found  # whatever its run has changed since
     if source_digest(found) != plugin.source:
         raise UserError(
             f"The source of {plugin.name} is not what the run was made with; restore it, or make a new run."

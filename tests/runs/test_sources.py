@@ -50,12 +50,6 @@ def digest(module, name="idea"):
         return source_digest(getattr(module, name))
 
 
-def edited(source, old, new):
-    before, found, after = (COMMON + source).rpartition(old)
-    assert found
-    return before + new + after
-
-
 FACTORY = """
 def make(K, base=Base):
     class C(base):
@@ -86,55 +80,14 @@ LIMITS = Limits(1)
 def idea(c):
     return LIMITS.clip(c)
 """
-CLASS_ATTRIBUTES = """
-class idea:
-    seen, heat = [], 1.0
-    def forward(self, c):
-        self.seen.append(c)
-        self.heat *= 0.9
-"""
 SUBCLASS = """
 class idea(Base):
     pass
 """
-DATACLASS = """
-@dataclasses.dataclass
-class Own:
-    parts: list = dataclasses.field(default_factory=lambda: [1])
-    @functools.cached_property
-    def total(self):
-        return sum(self.parts)
-    @property
-    def first(self):
-        return self.parts[0]
-    @first.setter
-    def first(self, value):
-        self.parts[0] = 2 * value
-def idea(c):
-    return c * Own().total
-"""
-CELL = """
-PAIR = collections.namedtuple('Pair', 'first second')((1, 2), {'first': nn.functional.gelu})
-MORE, SEEN, STARTED, DEVICE = 1, [], 1, torch.device("cpu")
-SETTINGS = {'scale': 1.0, 'parts': [torch.tensor([1.0, 1.0])]}
-class Odd:
-    def __getattr__(self, name):
-        return self
-ODD = Odd()
-times = functools.partial(torch.mul, 3)
-@functools.cache
-def scale():
-    return SETTINGS['scale']
-def helper(values):
-    return values.tanh()
-class idea(nn.Module):
-    def forward(self, contexts, inputs):
-        '''Bounded.'''
-        global STARTED
-        STARTED += 1
-        SEEN.append(len(PAIR) + (ODD is None))
-        helper_of = helper
-        return times(scale() * helper_of(contexts.to(DEVICE) + inputs))  # bounded
+NEW_BASE = """
+class Base(nn.Module):
+    def forward(self, c):
+        return -c
 """
 
 
@@ -146,55 +99,37 @@ class idea(nn.Module):
             "(1)",
             "(2)",
         ),
+        ("def make(w):\n    def f(c, *, w=w):\n        return c\n    return f\nidea = make(1)", "(1)", "(2)"),
         ("two = lambda c: c + 1, lambda c: c - 1\nidea = two[0]", "[0]", "[1]"),
-        ("K = 1; idea = lambda c: (lambda: c * K)()", "K = 1", "K = 2"),
+        ("K = 1; idea = lambda c: c * K", "K = 1", "K = 2"),
         (FACTORY + "idea = make(1)", "make(1)", "make(2)"),
+        (FACTORY + "idea = make(1)", "make(1)", "make(1, nn.Module)"),
+        (FACTORY + "idea = make(1); idea.rate = .1", ".1", ".9"),
+        (FACTORY + "idea = make(1)", "make(1)", "make(1); idea.forward = double"),
         (FACTORY + "idea = make(1); idea.forward = double", "2 * c", "3 * c"),
         ("idea = wrapped(plain, 1)", "1", "2"),
         ("idea = wrapped(plain, 1)", "mean()", "sum()"),
         ("idea = torch.no_grad()(plain)", "mean()", "sum()"),
-        ("FUNCTIONS = {plain}\ndef idea(c):\n    return FUNCTIONS", "mean()", "sum()"),
+        ("helper = wrapped(plain, 1)\ndef idea(c):\n    return helper(c)", ", 1", ", 2"),
         ("TABLE = {'f': plain}\ndef idea(c):\n    return TABLE['f'](c)", "mean()", "sum()"),
         (MODULE, "seed(1)", "seed(2)"),
         (MODULE, "scale = nn.Linear(2, 2), 1.0", "scale = nn.Linear(2, 2), 2.0"),
         (OBJECT, "Limits(1)", "Limits(2)"),
-        (OBJECT.replace("clip", "update"), "Limits(1)", "Limits(2)"),
         (OBJECT, "clamp", "clip"),
+        (OBJECT, "mean()", "sum()"),
         (OBJECT.replace("return LIMITS.clip(c)", "return CLIP(c)") + "CLIP = LIMITS.clip", "(1)", "(2)"),
-        ("T = torch.ones(2000); T[1000] = 2\ndef idea(c):\n    return T.add(c)", "= 2", "= 3"),
-        (CLASS_ATTRIBUTES, "1.0", "2.0"),
+        ("T = torch.ones(1)\ndef idea(c):\n    return T.add(c)", "ones", "zeros"),
+        (SUBCLASS, "pass", "pass\nidea.k = 2"),
         (SUBCLASS, "    return c\n", "    return -c\n"),
         ("def idea(c):\n    return KIND.B.value * c\nclass KIND(enum.Enum):\n    B = 1", "B = 1", "B = 2"),
-        (DATACLASS, "[1]", "[2]"),
-        (DATACLASS, "sum(self", "max(self"),
-        (DATACLASS, "2 * value", "3 * value"),
-        (CELL, "DEVICE) + inputs", "DEVICE) - inputs"),
-        (CELL, "values.tanh()", "values.sin()"),
-        (CELL, "'scale': 1.0", "'scale': 0.5"),
-        (CELL, "mul, 3", "mul, 4"),
-        (CELL, "mul, 3", "add, 3"),
-        (CELL, "(1, 2)", "(1, 3)"),
-        (CELL, "'first': nn.functional.gelu", "'first': nn.functional.relu"),
     ],
 )
 def test_what_computes_something_else_is_another_idea(source, old, new):
-    first, same, other = (
-        digest(run_cell(code)) for code in (*[COMMON + source] * 2, edited(source, old, new))
-    )
+    before, found, after = (COMMON + source).rpartition(old)
+    assert found
+    codes = (COMMON + source, COMMON + source, before + new + after)
+    first, same, other = (digest(run_cell(code)) for code in codes)
     assert first == same != other
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("# bounded", "# in (-1, 1)"),
-        ("'''Bounded.'''", "'''In (-1, 1).'''"),
-        ("MORE, SEEN, STARTED, DEVICE = 1, [], 1,", "MORE, SEEN, STARTED, DEVICE = 2, [1.0], 2,"),
-        ('torch.device("cpu")', 'torch.device("meta")'),
-    ],
-)
-def test_what_computes_the_same_is_the_same_idea(old, new):
-    assert digest(run_cell(COMMON + CELL)) == digest(run_cell(edited(CELL, old, new)))
 
 
 @pytest.mark.parametrize(
@@ -202,9 +137,9 @@ def test_what_computes_the_same_is_the_same_idea(old, new):
     [
         (OBJECT, "LIMITS.clip(torch.ones(1))"),
         ("def idea(c, kept={}):\n    kept[c] = c", "idea(1)"),
+        ("def idea(c):\n    idea.calls = c", "idea(1)"),
+        (OBJECT + "def idea(c):\n    LIMITS.low += c\n    LIMITS.parts.append(c)", "idea(1)"),
         (FACTORY.replace("return self", "C.k += 1; return self") + "idea = make(1)", "idea()(1)"),
-        (MODULE, "HEAD.eval()"),
-        (CLASS_ATTRIBUTES, "idea().forward(1)"),
         ("class idea(torch.autograd.Function):\n    pass", "idea.apply"),
         ("PAIR = collections.namedtuple('Pair', 'a b')(1, [])\ndef idea(c):\n    return PAIR", ""),
         ("@dataclasses.dataclass\nclass One:\n    a: int\nONE = One(1)\ndef idea(c):\n    return ONE", ""),
@@ -218,13 +153,10 @@ def test_what_an_idea_changes_itself_makes_no_other_one(source, use):
     assert digest(first) == before == digest(second)
 
 
-def test_an_idea_is_also_what_it_uses_of_the_users_other_modules():
-    found = set()
-    for code in ("tanh", "sin"):
-        session = run_cell(COMMON + "def idea(c):\n    return layers.squash(c).mean()")
-        session.layers = run_cell(f"def squash(c):\n    return c.{code}()", types.ModuleType("layers"))
-        found.add(digest(session))
-    assert len(found) == 2
+def test_a_subclass_is_of_the_base_class_that_it_was_made_with():
+    session = run_cell(NEW_BASE, run_cell(COMMON + SUBCLASS))
+    old = digest(session)
+    assert digest(run_cell(SUBCLASS, session)) != old
 
 
 def test_a_wrapper_of_the_packages_own_function_is_an_idea():
