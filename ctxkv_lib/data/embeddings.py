@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
-from ..files import digest
-from ..method.config import GPT2_VOCAB_SIZE
+from ..files import MOST_HEADER_BYTES, digest
 from ..progress import progress_bar, stage
 from .conversations import load_conversations
 from .counts import SEED, VERSION, build_table, count_tokens
 from .hub import HubFile, gpt2_file, open_file
 from .settings import DataConfig
-from .tokens import kept_tensors, load_tokenizer, train_stream
+from .tokens import GPT2_VOCAB_SIZE, kept_tensors, load_tokenizer, train_stream
 
 WTE = "wte.weight"
 GPT2_SHAPE = (GPT2_VOCAB_SIZE, 768)
@@ -113,10 +112,22 @@ def _fetch_wte(file: HubFile) -> Iterator[tuple[str, torch.Tensor]]:
     """
     rows, width = GPT2_SHAPE
     with open_file(file) as stream:
-        header_bytes = int.from_bytes(stream.read(8), "little")
-        begin, _ = json.loads(stream.read(header_bytes))[WTE]["data_offsets"]
-        stream.seek(8 + header_bytes + begin)
-        for first in progress_bar(range(0, rows, CHUNK_ROWS), WTE, unit="chunk"):
-            count = min(CHUNK_ROWS, rows - first)
-            content = bytearray(stream.read(4 * count * width))
-            yield "weight", torch.frombuffer(content, dtype=torch.float32).view(count, width)
+        try:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            if header_bytes > MOST_HEADER_BYTES:
+                raise ValueError("its header has no plausible length")
+            entry = json.loads(stream.read(header_bytes))[WTE]
+            if (entry["dtype"], entry["shape"]) != ("F32", list(GPT2_SHAPE)):
+                raise ValueError(f"{WTE} is not float32 {GPT2_SHAPE}")
+            stream.seek(8 + header_bytes + entry["data_offsets"][0])
+            for first in progress_bar(range(0, rows, CHUNK_ROWS), WTE, unit="chunk"):
+                count = min(CHUNK_ROWS, rows - first)
+                content = bytearray(stream.read(4 * count * width))
+                if len(content) < 4 * count * width:
+                    raise ValueError(f"{WTE} ends within row {first + count}")
+                yield "weight", torch.frombuffer(content, dtype=torch.float32).view(count, width)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file.path} of {file.repo} is damaged ({type(error).__name__}: {error}); delete it from "
+                "huggingface_hub's cache if it is there and run again, or use --preset offline."
+            ) from error

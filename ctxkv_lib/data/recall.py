@@ -9,6 +9,7 @@ import json
 import random
 from pathlib import Path
 
+from ..errors import UserError
 from .rows import Messages, Row, Rows, Split, check_available
 from .settings import DataConfig
 
@@ -28,7 +29,16 @@ SPLITS = {
 
 
 def recall_rows(data: DataConfig, split: Split) -> Rows:
-    """Make the first rows of a split; a UserError if it has fewer."""
+    """Make the first rows of a split.
+
+    Raises:
+        UserError: the split has fewer rows, or the token table would be made from them.
+    """
+    if data.table == "cooccurrence":
+        raise UserError(
+            "data.table is 'cooccurrence', which separates words by their neighbours; those of "
+            "data.source=recall are random. Allowed with it: random, gpt2."
+        )
     available, window = SPLITS[split], data.recall_window
     check_available(data, split, len(available), "the recall task")
     rows = available[: data.count(split)]

