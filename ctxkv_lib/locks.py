@@ -1,5 +1,6 @@
 """Locks: one process at a time works in a run folder, or writes to the shared cache."""
 
+import errno
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -81,6 +82,8 @@ def _make(folder: Path, cure: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         raise UserError(f"{folder} cannot be made ({describe(error)}); {cure}.") from None
 
 

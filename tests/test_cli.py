@@ -87,6 +87,7 @@ def test_info_knows_the_tokens_of_the_published_data_alone(printed_by):
         ("run --preset ci --data missing.jsonl", "missing.jsonl does not exist"),
         ("run --preset ci --data ", "data.path is ''; allowed: a path"),
         ("report two\nlines", r"two\nlines is not a folder"),
+        ("verify nowhere", "nowhere is not a folder; name a run folder."),
         ("generate nowhere --prompt a", "nowhere is not a folder; make it with"),
         ("list", "runs is not a folder; name the one that holds your run folders."),
     ],

@@ -79,6 +79,7 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.config = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
+        self._is_ours = False
 
     @contextmanager
     def claimed(self, config: ExperimentConfig, again: bool = False) -> Iterator[None]:
@@ -96,8 +97,7 @@ class RunFolder:
                 self.records = ranks.on_rank_0(lambda: self._taken(config, held, again))
                 yield
         except BaseException:
-            is_ours = is_new and hasattr(self, "records") and not ranks.rank()
-            if is_ours and {path.name for path in self.path.iterdir()} <= {CONFIG, LOCK}:
+            if is_new and self._is_ours and {p.name for p in self.path.iterdir()} <= {self.config.name, LOCK}:
                 shutil.rmtree(self.path)  # nothing was made
             raise
 
@@ -108,6 +108,7 @@ class RunFolder:
         if self._content() and not self.holds_run():
             raise UserError(f"{self.path} is not empty and holds no run; name another folder with --out.")
         held.enter_context(only_process(self.path))
+        self._is_ours = True
         records = self.records_of(config, again)
         sweep(self.path)
         if "results" not in records.stages:  # which are of the file there, and are written with it
@@ -176,7 +177,12 @@ class RunFolder:
 
     def shared(self, stage: str, key: str) -> Record | None:
         """Return `finished`, or the same stage of another run under this root, with its files linked here."""
-        return ranks.on_rank_0(lambda: self._intact(stage, key) or self._adopted(stage, key))
+
+        def adopted() -> Record | None:
+            found = self._adopted(stage, key)
+            return found and self.records.add(stage, found)
+
+        return self.finished(stage, key) or ranks.on_rank_0(adopted)
 
     def _adopted(self, stage: str, key: str) -> Record | None:
         for other in sorted(self.path.parent.glob(f"*/{FILE}")):
@@ -190,15 +196,16 @@ class RunFolder:
                     with replacing(self.path / name) as beside:
                         _link(folder / name, beside)
                 notice(f"Stage {stage} is taken from {folder.name}: same settings, data and code.")
-                return self.records.add(stage, record)
+                return record
         return None
 
     def _intact(self, stage: str, key: str) -> Record | None:
         record = self.records.stages.get(stage)
-        if record and record.key != key:
-            notice(f"{stage} is made again: that of the folder is of other text, code or precision.")
+        if record is None or record.key != key:
+            if record and "results" in self.records.stages:
+                notice(f"{stage} is made again: the finished result is of other text, code or precision.")
             return None
-        if record and (lost := record.lost(self.path)):
+        if lost := record.lost(self.path):
             made = "is made again from what is intact" if stage != "results" else "are written anew"
             notice(f"{lost}: {stage} {made}.")
             return None
@@ -294,27 +301,15 @@ def load_run(path: Path | str) -> Run:
     Raises:
         UserError: no such folder, or its run is unfinished or damaged.
     """
-    path = Path(path)
-    return read_run(path, refuse_damaged(path, "results", (CONFIG, "summary.json", "metrics.jsonl")))
-
-
-def read_records(path: Path) -> tuple[Records, ExperimentConfig]:
-    """Read the records of a run, finished or not, and its configuration.
-
-    Raises:
-        UserError: no such folder, one without a run or a finished stage, or with damaged records.
-    """
-    if not path.is_dir():
+    folder = RunFolder(Path(path))
+    if not folder.path.is_dir():
         raise UserError(f"{path} is not a folder; make it with `ctxkv run --out {path}`.")
-    if (path / MODEL_MARK).is_file():
-        raise UserError(f"{path} is a run's model; name the run, {path.parent}.")
-    if not RunFolder(path).holds_run():
-        raise UserError(_no_run(path))
-    records = Records.read(path)
-    config = stored_config(path, records.config if records else read_json(path / CONFIG))
-    if records is None and RunFolder(path).summary.is_file():
-        raise UserError(f"{path} has no {FILE}; make it again with `{run_command(config, path)} --again`.")
-    return records or Records(path, {}, ""), config
+    if (folder.path / MODEL_MARK).is_file():
+        raise UserError(f"{path} is a run's model; name the run, {folder.path.parent}.")
+    if not folder.holds_run():
+        raise UserError(_no_run(folder.path))
+    read = (folder.config, folder.summary, folder.metrics_file)
+    return read_run(folder.path, refuse_damaged(folder.path, "results", [file.name for file in read]))
 
 
 def _no_run(path: Path) -> str:
@@ -335,9 +330,12 @@ def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -
     Raises:
         UserError: the stage is unfinished, or a file or the record of them is missing or damaged.
     """
-    records, config = read_records(path)
+    records = Records.read(path)
+    config = stored_config(path, records.config if records else read_json(path / CONFIG))
     cure = run_command(config, path)
-    if stage not in records.stages:
+    if records is None and RunFolder(path).summary.is_file():
+        raise UserError(f"{path} has no {FILE}; make it again with `{cure} --again`.")
+    if records is None or stage not in records.stages:
         raise UserError(f"{path} has not finished; finish it with `{cure}`.")
     if lost := records.stages[stage].lost(path, names):
         raise UserError(f"{lost}; make it again with `{cure}`.")

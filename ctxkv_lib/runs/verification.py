@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DamagedFile
-from ..files import tensor_metadata
-from .configure import run_command
-from .records import DROPPED, STAGES
-from .run_folder import read_records
+from ..errors import DamagedFile, UserError
+from ..files import read_json, tensor_metadata
+from .configure import run_command, stored_config
+from .records import DROPPED, FILE, STAGES, Records
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,20 @@ def verify(path: Path) -> Verification:
     """Read every artefact of a run, finished or not, and compare it with its record.
 
     Raises:
-        UserError: there is no run, or its records are missing or damaged.
+        UserError: there is no run.
     """
-    records, config = read_records(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder; name a run folder.")
+    try:
+        records = Records.read(path)
+    except DamagedFile as error:
+        lost = Artefact("records", FILE, error.path.stat().st_size, "damaged")
+        return Verification([lost], list(STAGES), f"the command that made {path}")
+    if records is None and all((path / name).is_file() for name in ("summary.json", "config.json")):
+        cure = f"`{run_command(stored_config(path, read_json(path / 'config.json')), path)} --again`"
+        return Verification([Artefact("records", FILE, 0, "missing")], list(STAGES), cure)
+    if records is None:
+        raise UserError(f"{path} holds no finished stage; name a run folder, or make a run there.")
     recorded = {name for record in records.stages.values() for name in record.files}
     states = {stage: record.states(path) for stage, record in records.stages.items()}
     states["under way"] = _checkpoints(path, recorded)
@@ -52,7 +62,7 @@ def verify(path: Path) -> Verification:
     ]
     ended = "results" in records.stages  # some stages may not apply to this run
     unfinished = [] if ended else [stage for stage in STAGES if stage not in records.stages]
-    return Verification(found, unfinished, f"`{run_command(config, path)}`")
+    return Verification(found, unfinished, f"`{run_command(stored_config(path, records.config), path)}`")
 
 
 def _checkpoints(path: Path, recorded: set[str]) -> Iterator[tuple[str, str]]:

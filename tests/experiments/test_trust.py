@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -90,7 +91,7 @@ def test_a_finished_result_of_other_text_is_made_again_which_a_line_says(laborat
     again = laboratory.run(copy)
     write_conversations(laboratory.data, 16)
     assert again.code == 0
-    assert "phase1 is made again: that of the folder is of other text, code or precision." in again.text
+    assert "phase1 is made again: the finished result is of other text, code or precision." in again.text
 
 
 @pytest.mark.parametrize(
@@ -170,8 +171,8 @@ def test_a_finished_result_without_its_record_is_kept(laboratory, copy, printed_
     refused = laboratory.run(copy)
     assert refused.is_a_sentence
     assert "holds a finished result without its record, which is kept" in refused.text
-    verified = printed_by("verify", copy, code=2)
-    assert f"has no {STAGES}; make it again with" in verified
+    verified = printed_by("verify", copy, code=1)
+    assert re.search(rf"{STAGES} .* missing", verified)
     for said in (refused.text, verified):
         assert said.split("`")[1].endswith("--again")
     assert main(shlex.split(said.split("`")[1])[1:]) == 0
@@ -199,7 +200,7 @@ def test_another_precision_is_said_and_made_anew(laboratory, begun, tmp_path, mo
         elsewhere.setattr(work, "choose_precision", lambda *_: other)
         done = laboratory.run(out)
         assert done.code == 0
-        assert "caches is made again: that of the folder is of other text, code or precision." in done.text
+        assert f"runtime.precision=auto was {here} where the run began and is {other} here" in done.text
         made = json.loads((out / "summary.json").read_text())["provenance"]
         assert made["precision"] == other
         assert "again" not in laboratory.run(out).text  # finished: there is nothing left to decide
