@@ -251,6 +251,9 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         seen, columns = 0 if cache is None else cache.get_seq_length(), input_ids.shape[1]
         allowed = f"{seen + 1} or more: the {seen} that the cache has read, and new ones after them"
         require(columns > seen or not seen, "the number of tokens of input_ids", columns, allowed)
+        if columns == seen + 1 and not kwargs.get("is_first_iteration"):  # or each token is checked again
+            mask = kept["attention_mask"]
+            kept |= {"attention_mask": None if mask is None else mask[:, -1:], "position_ids": None}
         return {"input_ids": input_ids[:, seen:], "cache": cache, "logits_to_keep": 1, **kept}
 
     @classmethod
