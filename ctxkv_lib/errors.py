@@ -2,6 +2,7 @@
 
 import errno
 import signal
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -51,12 +52,13 @@ class Stopped(OneLine, KeyboardInterrupt):
 def interrupt_deferred() -> Iterator[None]:
     """Let a first Ctrl-C wait for the end of the block; a second one stops at once."""
     default, pressed = signal.default_int_handler, []
+    is_main = threading.current_thread() is threading.main_thread()  # which alone may set handlers
 
     def note(number: int, _: object) -> None:
         pressed.append(number)
         signal.signal(number, default)
 
-    if signal.getsignal(signal.SIGINT) is not default:  # ignored, by a job in the background
+    if not is_main or signal.getsignal(signal.SIGINT) is not default:
         yield
         return
     signal.signal(signal.SIGINT, note)

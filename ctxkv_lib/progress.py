@@ -1,11 +1,12 @@
 """Progress of long work: bars and lines on a terminal, metrics for listeners."""
 
+import os
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 REFRESH_SECONDS = 1
+STDERR = 2  # its file descriptor, where bars are drawn
 LOGGED_ITERATIONS = 10  # of Phase 1: one line for so many
 INDENT = "    "  # of the rest of a line that is broken
 Metric = dict[str, Any]
@@ -46,7 +48,9 @@ def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
     from tqdm import tqdm
 
     hidden = True if ranks.rank() else None  # None: tqdm shows it on a terminal only
-    width = shutil.get_terminal_size().columns - 1 - len("^C")  # else its echo begins a line
+    width = None  # tqdm's own choice
+    with suppress(OSError):  # not a terminal
+        width = os.get_terminal_size(STDERR).columns - 1 - len("^C")  # else its echo begins a line
     bar = tqdm(iterable, disable=hidden, leave=False, ncols=width, **options)
     if not bar.disable:
         _refresh_clocks()

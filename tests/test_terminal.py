@@ -59,7 +59,7 @@ def test_ctrl_c_leaves_nothing_of_a_bar(monkeypatch):
 
     terminal, width = Terminal(), 60
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((width, 24)))
     monkeypatch.setattr("ctxkv_lib.report.info.describe", stopped)
     assert main(["info"]) == 130
     *drawn, last = terminal.getvalue().split("\r")

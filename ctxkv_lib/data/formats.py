@@ -114,7 +114,8 @@ def _json(path: Path) -> Records:
 def _table(path: Path) -> Records:
     """Read CSV or TSV with a header line; the separator of CSV is the most frequent one in it."""
     csv.field_size_limit(LONGEST_FIELD)
-    lines = _lines(path)
+    # Lines may also end with a carriage return alone.
+    lines = (part for line in _lines(path) for part in io.StringIO(line, newline=""))
     names = next(lines, "")
     separator = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=names.count)
     reader = csv.DictReader(chain([names], lines), delimiter=separator, strict=True)

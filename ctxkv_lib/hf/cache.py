@@ -70,12 +70,22 @@ class ContextCache(Cache):
         """Return the number of columns of `input_ids` read so far, padding included."""
         return self.columns
 
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Return -1, which means no limit."""
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
         self._replace(lambda held: held[indices.to(held.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch in place."""
+        self._replace(lambda held: held.repeat_interleave(repeats, dim=0))
 
     def reset(self) -> None:
         """Reset every row to the beginning of a new stream."""

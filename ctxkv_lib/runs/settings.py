@@ -1,5 +1,6 @@
 """Settings of where and how a run computes. Defaults are those of the published runs."""
 
+import math
 from dataclasses import dataclass
 
 from ..method.settings import Allowed, at_least, check_settings, setting
@@ -20,7 +21,9 @@ class Sampling:
     """How text is generated."""
 
     max_new_tokens: int = setting(100, "at most", at_least(1))
-    temperature: float = setting(0.8, "0 is greedy", at_least(0))
+    temperature: float = setting(
+        0.8, "0 is greedy", Allowed("0 or more", lambda value: 0 <= value < math.inf)
+    )
     top_k: int = setting(50, "only so many most likely tokens are drawn from", at_least(1))
     seed: int = setting(0, "of the sampling", SEED)
 

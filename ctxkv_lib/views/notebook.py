@@ -183,11 +183,18 @@ def archived_state(archive: Path) -> State | None:
         return None
 
 
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Do as `replacing`, and remove what a machine left that was taken back; not what others write here."""
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        remove(left)
+    with replacing(path) as beside:
+        yield beside
+
+
 def pack(folder: Path, archive: Path, state: State) -> None:
     """Write `folder` to an archive, complete or not at all, without hidden files."""
-    for left in archive.parent.glob(f".{archive.name}.*.part"):  # by a machine that was taken back
-        remove(left)
-    with replacing(archive) as beside, tarfile.open(beside, "w", dereference=True) as tar:
+    with _replacing(archive) as beside, tarfile.open(beside, "w", dereference=True) as tar:
         first, content = tarfile.TarInfo(STATE), json.dumps(state).encode()
         first.size = len(content)
         tar.addfile(first, io.BytesIO(content))
@@ -201,7 +208,7 @@ def unpack(archive: Path, folder: Path) -> None:
         UserError: the archive is damaged, or a member would leave the folder, or the disk is full.
     """
     try:
-        with replacing(folder) as beside, tarfile.open(archive) as tar:
+        with _replacing(folder) as beside, tarfile.open(archive) as tar:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 member.name = member.name.removeprefix(f"{folder.name}/")
                 tar.extract(member, beside, filter="data")

@@ -75,9 +75,10 @@ def test_tables_with_a_text_column_are_recognised(tmp_path, name, separator, col
     assert list(read_conversations(tmp_path / name, named).texts()) == ['Say "hi",\nplease;', "\tThen go."]
 
 
-def test_a_table_from_windows(tmp_path):
-    (tmp_path / "a.csv").write_bytes('\ufeffid;text\r\n1;a, b, c, d, e\r\n2;"two\r\nlines"\r\n'.encode())
-    assert list(read_conversations(tmp_path / "a.csv").texts()) == ["a, b, c, d, e", "two\r\nlines"]
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_other_systems_in_tables(tmp_path, end):
+    (tmp_path / "a.csv").write_bytes(f'\ufeffid;text{end}1;a, b, c, d, e{end}2;"two{end}lines"{end}'.encode())
+    assert list(read_conversations(tmp_path / "a.csv").texts()) == ["a, b, c, d, e", f"two{end}lines"]
 
 
 def test_a_tsv_is_cut_at_tabs_whatever_its_header_has(tmp_path):

