@@ -128,6 +128,17 @@ def test_generate_gives_attentions():
 
 
 @torch.no_grad()
+def test_a_repeated_cache_goes_on_as_the_repeated_texts():
+    model, ids, new = tiny_model().eval(), tiny_ids(18).view(2, 9), tiny_ids(4, seed=1)[:, None]
+    cache = model(ids, use_cache=True)[CACHE_NAME]
+    cache.batch_repeat_interleave(2)
+    found = model(new, **{CACHE_NAME: cache}).logits[:, -1]
+    whole = model(torch.cat([ids.repeat_interleave(2, dim=0), new], dim=1)).logits[:, -1]
+    torch.testing.assert_close(found, whole)
+    assert cache.get_max_length() == cache.get_max_cache_shape() == -1
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("anchor", "kept"), [("current", 621), ("grid", 32)])
 def test_memory_of_a_stream_is_constant(anchor, kept):
     model = tiny_model(anchor=anchor, interval=20, max_contexts=32).eval()
