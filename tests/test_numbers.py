@@ -150,9 +150,9 @@ def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits):
 def test_what_other_blocks_gain_is_what_was_measured():
     page = " ".join(STUDY[STUDY.index("(`phase1`)") : STUDY.index("(`levers`)")].split())
 
-    def compared(name, base):
-        (own, tokens), (theirs, _) = (losses(PARTS["phase1"], 50, variant) for variant in (name, base))
-        assert len(own) == len(theirs) == 3
+    def compared(name, base, count=50, seeds=3):
+        (own, tokens), (theirs, _) = (losses(PARTS["phase1"], count, variant) for variant in (name, base))
+        assert len(own) == len(theirs) == seeds
         return difference(own, theirs, tokens)
 
     for name in ("untrained", "predictive"):
@@ -167,8 +167,18 @@ def test_what_other_blocks_gain_is_what_was_measured():
     ):
         change, low, high = (f"{-percent:.1f}%" for percent in compared(name, base))
         assert said.format(change, high, low) in page
-    one, alone = (mean(row("phase1", 50, name)["test_ppl"]) for name in ("predictive and OACD", "predictive"))
-    assert f"{one:.1f} (one seed), compared with {alone:.1f} without" in page
+    for count, seeds, said in (
+        (10, 3, "with 10 conversations, by {} ({} to {})"),
+        (200, 1, "with 200, by {} ({} to {}; one seed)"),
+    ):
+        change, low, high = (f"{-percent:.1f}%" for percent in compared("predictive", "OACD", count, seeds))
+        assert said.format(change, high, low) in page
+    change, low, high = (f"{percent:.1f}%" for percent in compared("predictive and OACD", "predictive"))
+    assert f"test perplexity is {change} higher ({low} to {high})" in page
+    (own,), tokens = losses(PARTS["phase1"], 200, "predictive")
+    ten = np.exp(np.average(own[:10], weights=tokens[:10]))
+    direct = mean(row("baselines", 200, "GRU")["test_ppl"])
+    assert f"it has {ten:.1f} with 200, and the GRU of `baselines` {direct:.1f}" in page
 
 
 def test_what_is_held_and_used_is_what_was_measured():
