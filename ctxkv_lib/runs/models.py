@@ -145,6 +145,8 @@ def _try_optimizer(model: ContextKV, config: ExperimentConfig) -> None:
             f"{plugin.name} fails as an optimiser: {type(error).__name__}: {error}; derive it from "
             "ctxkv_lib.method.phase2.Stepper, which describes it."
         ) from error
+    if other := [value for value in kept if not isinstance(value, Tensor | int | float)]:
+        raise UserError(f"{plugin.name} keeps a {type(other[0]).__name__}; allowed: tensors and numbers.")
     if config.runtime.cuda_graph == "on" and not all(isinstance(value, Tensor) for value in kept):
         raise UserError(f"{plugin.name} keeps numbers; with runtime.cuda_graph=on it must keep tensors.")
 
