@@ -64,7 +64,6 @@ def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
     for name, code in files.items():
         for more, is_other in (("# a comment", False), ("f = 2", name not in ("runs/four", "research/five"))):
             (tmp_path / f"{name}.py").write_text(code + more)
-            package_code._code_of.cache_clear()
             assert (package_code.code_with_imports("research/one") != before) == is_other
         (tmp_path / f"{name}.py").write_text(code)
 
