@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -34,13 +35,16 @@ PARTS: dict[str, dict[str, Any]] = {
     "accuracy": {"marker": "o"},
     "best epoch": {"ls": "none", "marker": "o", "ms": 10, "mfc": PAPER, "mew": 2.2, "zorder": 4},
     "early stop": {"ls": "none", "marker": "X", "ms": 9, "mec": PAPER, "zorder": 5},
+    "above the axis": {"ls": "none", "marker": "^", "ms": 9, "clip_on": False},
     "n-grams": {"ls": ":", "lw": 1.6},
 }
 EXPLAINED = {
     "best epoch": "best epoch: lowest\nvalidation PPL",
     "n-grams": "n-grams, validation",
+    "above the axis": "first train PPL\nabove the axis",
 }
 EPOCH = "Epoch (passes over the training tokens)"
+CROPPED = 1.5  # times all other values: where the axis ends if the first train PPL lies beyond
 
 Lines = Sequence[Mapping[str, Any]]  # epochs, iterations or stages
 
@@ -129,8 +133,23 @@ def _label_epochs(ax: Axes, is_ppl: bool, log: bool) -> None:
         ax.set(title="Validation accuracy by epoch", ylabel="Right next token (% of positions)")
         return
     ax.set(title="Perplexity by epoch", ylabel="Perplexity per token")
+    _crop_first_train(ax)
     if log:
         log_y(ax, "Perplexity per token (log scale)")
+
+
+def _crop_first_train(ax: Axes) -> None:
+    """End the axis below a first train PPL that would flatten the curves; draw it as a triangle."""
+    points = {line: np.asarray(line.get_xydata()) for line in ax.get_lines()}
+    trains = [line for line, at in points.items() if str(line.get_label()).endswith(": train") and len(at)]
+    others = np.concatenate([at[line in trains :, 1] for line, at in points.items()])
+    for line in trains:
+        x, y = points[line][0]
+        if len(others) and y > CROPPED * others.max():
+            part, colour = "above the axis", line.get_color()
+            label = str(line.get_label()).replace(": train", f": {part}")
+            ax.plot(x, 0.97, color=colour, transform=ax.get_xaxis_transform(), label=label, **PARTS[part])
+            ax.set_ylim(0.9 * others.min(), CROPPED * others.max())
 
 
 def _key(axes: Sequence[Axes]) -> list[Line2D]:

@@ -106,8 +106,9 @@ def _tooltips(figure: Figure) -> Iterator[str]:
                 continue  # marks, or a line that has no name
             points = np.asarray(line.get_xydata())
             points = points[np.isfinite(points).all(axis=1)]
-            seen = figure.transFigure.inverted().transform(ax.transData.transform(points))
-            places = 100 * seen - POINTER_REACH
+            # A point above the axis has its value at the axis's end.
+            seen = np.clip(ax.transData.transform(points), *ax.bbox.get_points())
+            places = 100 * figure.transFigure.inverted().transform(seen) - POINTER_REACH
             what, unit = ax.get_xlabel().partition(" (")[0].lower(), "%" * ("%" in ax.get_ylabel())
             for (x, y), (left, up) in zip(points.tolist(), places.tolist(), strict=True):
                 size = f"width:{2 * POINTER_REACH}%;height:{2 * POINTER_REACH}%"

@@ -55,6 +55,21 @@ def test_six_runs_have_six_colours(tmp_path):
     assert len({drawn.get_color() for drawn in ax.get_lines()}) == len({*map(to_rgb, OKABE_ITO)}) == 6
 
 
+@pytest.mark.parametrize("log", [True, False])
+def test_the_first_train_ppl_has_a_mark_and_does_not_stretch_the_axis(tmp_path, log):
+    """Also when the first epoch is the only one so far, as in the live view."""
+    (summary,) = summaries(tmp_path, 100)
+    begun = {**summary, "phase2": {**summary["phase2"], "epochs": summary["phase2"]["epochs"][:1]}}
+    for shown in (summary, begun):
+        figure = figures.ppl_curves([shown], ["a run"], log=log)
+        (ax,) = figure.axes
+        assert line(ax, "a run: train").get_marker() == "o"
+        assert ax.get_ylim()[1] == pytest.approx(1.5 * 580.3)  # not 2,905.2
+        assert ax.yaxis.get_major_formatter()(3000) == "3,000"
+        assert line(ax, "a run: above the axis").get_marker() == "^"
+        assert "first train PPL\nabove the axis" in legend(figure)
+
+
 def test_published_runs_are_drawn_without_their_missing_epoch():
     (ax,) = figures.ppl_curves([PUBLISHED[500]], ["published"]).axes
     assert list(line(ax, "published: validation").get_xdata()) == [1, 2, 3, 4, 5, 6, 7]

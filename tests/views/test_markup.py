@@ -11,7 +11,7 @@ from sample_runs import sample_run
 
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views import figures, markup, study
+from ctxkv_lib.views import axes, figures, markup, study
 from ctxkv_lib.views.explore import AttendedWindow
 
 WINDOW = AttendedWindow(
@@ -131,7 +131,7 @@ def test_each_point_shows_its_value_under_the_pointer(curves):
     ]
     assert 0 < left[0] < left[1] < left[2] < 80
     assert left[1] - left[0] == pytest.approx(0.4 * (left[2] - left[0]), abs=0.1)
-    assert "100 samples: train, epoch 1: 2,905" in places
+    assert "100 samples: train, epoch 1: 2,905" in places  # above the axis
 
 
 def test_values_under_the_pointer_are_rounded_and_have_a_unit():
@@ -152,6 +152,15 @@ def test_only_what_has_a_name_and_a_value_is_shown_under_the_pointer():
     lines = [{"iteration": n, "loss": loss, "convergence_rate": 0.5} for n, loss in enumerate(losses)]
     titles = [span["title"] for span in page(figures.phase1_curves({"a": lines}, 1))["span"]]
     assert titles == [*(f"a, iteration {n}: 50%" for n in range(3)), "a, iteration 0: 5"]
+
+
+def test_a_point_beyond_the_axes_is_shown_at_their_end():
+    figure, (ax,) = axes.panels(1, 3)
+    ax.plot([1, 2, 3, 4], [6, 3, 1, 900], label="measured")
+    ax.set_ylim(0, 10)
+    places = [re.search(r"bottom:(-?[\d.]+)%", span["style"])[1] for span in page(figure)["span"]]
+    assert len(places) == 4
+    assert all(-2 <= float(place) <= 100 for place in places)
 
 
 def test_the_dark_page_of_each_notebook_turns_content_dark():
