@@ -150,7 +150,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         """
         _check_arguments(input_ids, options)
         cache = _own_cache(past_key_values if cache is None else cache)
-        distinct, tokens = input_ids.unique(return_inverse=True)
+        distinct, tokens = _distinct(input_ids)
         embeddings = self.embed(distinct)
         if cache is None:
             cache = ContextCache(self.window, self.config.context_dim, len(input_ids), embeddings)
@@ -305,6 +305,15 @@ def _columns_read(
         wrong = found.expand_as(read)[read & (found != expected)][:1].tolist()
         require(not wrong, "a position id", wrong, "one more each token; packed texts must be separate rows")
     return read
+
+
+def _distinct(input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ids `[any]`, in long texts each once, and `input_ids` as rows of them, int64 of their shape."""
+    if input_ids.shape[1] < LONG:  # as a token of generation, where a GPU would wait for the sorting
+        every = input_ids.flatten()
+        return every, torch.arange(len(every), device=every.device).view_as(input_ids)
+    distinct, rows = input_ids.unique(return_inverse=True)
+    return distinct, rows
 
 
 if __name__.startswith("ctxkv_lib."):  # else they would be used for every saved folder
