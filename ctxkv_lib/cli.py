@@ -16,13 +16,9 @@ from typing import Any
 
 from . import ranks
 from .errors import UserError, describe, interrupt_deferred, memory_advice, one_line
-from .files import write_json
 from .options import PLUG_INS, command, completion_script, parse
 from .progress import Listener, clear_line, epoch_printer, fitted, notice, say, stage
-from .report.settings import describe_settings, format_settings
-from .report.tables import terminal_table
 from .runs.config import ExperimentConfig, parse_settings
-from .runs.configure import compared_samples, configure
 from .runs.settings import Sampling
 
 EXPERIMENT = "--preset --recipe --data --set"
@@ -87,6 +83,8 @@ def _config(
     options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
 ) -> ExperimentConfig:
     """Build the configuration; `tell` is called with a line on how the user's own file is split."""
+    from .runs.configure import configure
+
     return configure(options.preset, options.recipe, samples, _settings(options), tell)
 
 
@@ -149,6 +147,8 @@ def info(options: argparse.Namespace) -> None:
 @command("--preset? --json")
 def settings(options: argparse.Namespace) -> None:
     """Print every setting with its value, unit and reason."""
+    from .report.settings import describe_settings, format_settings
+
     _print(describe_settings(options.preset), options.json, format_settings)
 
 
@@ -189,6 +189,8 @@ def _measured(runs: list[Any]) -> list[Any]:
 @command(f"{EXPERIMENT} {OWN} --samples+ --out --measure --again")
 def compare(options: argparse.Namespace) -> None:
     """Run the same experiment on fewer and on more conversations."""
+    from .runs.configure import compared_samples
+
     largest = _config(options, max(options.samples) if options.samples else None, notice)
     counts = options.samples or compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
@@ -252,6 +254,8 @@ def generate(options: argparse.Namespace) -> None:
 @command("run --data! --columns --json")
 def evaluate(options: argparse.Namespace) -> None:
     """Measure perplexity and accuracy of a run on other text."""
+    from .files import write_json
+
     if options.run.is_dir() and not os.access(options.run, os.W_OK):
         raise UserError(
             f"{options.run} is read-only; evaluate a copy of it, or use ctxkv_lib.evaluate_texts, which "
@@ -277,6 +281,7 @@ def probe(options: argparse.Namespace) -> None:
     """Measure what a run's contexts remember, and what they are used for."""
     with _loading():
         from .report.document import format_ablations, probe_table
+        from .report.tables import terminal_table
         from .research.measure import measure
         from .runs.run_folder import load_run
 
@@ -293,6 +298,7 @@ def probe(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> int:
     """Compare every file of a run with its record."""
     from .method.memory import MIB
+    from .report.tables import terminal_table
     from .runs.verification import verify
 
     found = verify(options.run)

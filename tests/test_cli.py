@@ -112,7 +112,7 @@ def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path, capsys)
         ran.append(again)
         return SimpleNamespace(summary={"phase2": {"best_epoch": 1, "val_ppl": 2e3, "val_acc": 0.5}})
 
-    monkeypatch.setattr("ctxkv_lib.cli.configure", configure)
+    monkeypatch.setattr("ctxkv_lib.runs.configure.configure", configure)
     monkeypatch.setattr("ctxkv_lib.experiments.run", run)
     monkeypatch.setattr("ctxkv_lib.research.measure.measure", measured.append)
     plain = ["run", "--preset", "ci", "--out", str(tmp_path / "run")]
