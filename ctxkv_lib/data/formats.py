@@ -208,7 +208,11 @@ def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
             messages = [_message(number, turn) for number, turn in enumerate(value, start=1)]
         else:
             messages = [{"role": "", "content": value + ""}]  # values other than text raise a TypeError
-        "".join(text for message in messages for text in message.values()).encode()  # not of half characters
+        "".join(text for message in messages for text in message.values()).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where} holds half of a surrogate pair, which no text can; write the whole character."
+        ) from None
     except ValueError as error:
         raise UserError(f"{where}: {error}.") from None
     except (TypeError, KeyError, AttributeError):
