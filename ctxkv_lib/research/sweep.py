@@ -110,12 +110,11 @@ def _entries(path: Path) -> dict[str, Entry]:
 def _left(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -> Entry:
     """Return the result of earlier calls for a grid point."""
     if found := _finished(point, root):
-        return _entry(point, root, "finished", run=found)
-    waiting = _entry(point, root, "waiting")
+        return _entry(point, "finished", run=found)
+    waiting = _entry(point, "waiting")
     left = earlier.get(waiting["config"], waiting)
     counts = {"finished": not keep, "diverged": point.folder(root).is_dir()}  # deleted, it is run again
-    named = {name: waiting[name] for name in ("variant", "folder")}
-    return {**left, **named} if counts.get(left["state"]) else waiting
+    return {**left, "variant": point.variant} if counts.get(left["state"]) else waiting
 
 
 def _finished(point: GridPoint, root: Path) -> Run | None:
@@ -139,35 +138,34 @@ def _measured(found: Run) -> Run:
 
 def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Entry:
     if same := _finished(point, root):  # under another name, a moment ago
-        return _entry(point, root, "finished", run=same)
+        return _entry(point, "finished", run=same)
     folder = RunFolder(point.folder(root))
 
     def named(metric: Metric) -> None:
         listener({**metric, "run": str(point)})
 
     try:
-        done = _entry(point, root, "finished", run=_measured(run(point.config, folder.path, named)))
+        done = _entry(point, "finished", run=_measured(run(point.config, folder.path, named)))
     except Diverged as problem:
-        done = _entry(point, root, "diverged", str(problem))
+        done = _entry(point, "diverged", str(problem))
     except UserError as problem:
-        return _entry(point, root, "failed", str(problem))
+        return _entry(point, "failed", str(problem))
     except OSError:  # as of a full disk, which the others would meet, too
         raise
     except Exception as problem:  # torch's, of a setting that nobody had tried; whatever a plug-in raises
-        return _entry(point, root, "failed", f"{type(problem).__name__}: {problem}")
+        return _entry(point, "failed", f"{type(problem).__name__}: {problem}")
     if not keep:
         with folder.claimed(point.config):
             folder.drop_artefacts()
     return done
 
 
-def _entry(point: GridPoint, root: Path, state: str, error: str = "", run: Run | None = None) -> Entry:
+def _entry(point: GridPoint, state: str, error: str = "", run: Run | None = None) -> Entry:
     """Make the entry of a grid point in `sweep.json`."""
     return {
         "variant": point.variant,
         "samples": point.config.data.samples,
         "seed": point.config.runtime.seed,
-        "folder": point.folder(root).name,
         "config": _identity(point.config),
         "state": state,
         **({"error": error} if error else {}),

@@ -128,8 +128,8 @@ def test_time_that_is_over_leaves_runs_for_the_next_call(points, tmp_path):
 @pytest.mark.slow
 def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, printed_by, capsys):
     asked, out = points(), tmp_path / "out"
-    (entry,) = sweep(asked, out, out)["cells"]
-    folder = out / entry["folder"]
+    sweep(asked, out, out)
+    folder = asked[0].folder(out)
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 2**20
     assert not any(folder.rglob("*.safetensors"))
     before = load_run(folder).summary["phase2"]
@@ -151,9 +151,10 @@ def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, pr
 
 @pytest.mark.slow
 def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(points, tmp_path):
-    first, second = sweep(points(a={}, b={}), tmp_path, tmp_path / "out", keep=True)["cells"]
+    asked = points(a={}, b={})
+    first, second = sweep(asked, tmp_path, tmp_path / "out", keep=True)["cells"]
     assert second == {**first, "variant": "b"}
-    load_trained(tmp_path / first["folder"], "cpu")
+    load_trained(asked[0].folder(tmp_path), "cpu")
 
 
 @pytest.mark.slow
