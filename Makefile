@@ -31,6 +31,7 @@ study:  ## what recipe tuned is worth and why: days on 2 cores, each part at mos
 	  --out notebooks/study/results/$$part --runs runs/study --hours 2; done
 	python notebooks/study/evidence.py
 	python notebooks/study/continuous_cache.py runs/evidence/tuned-* runs/evidence/exact-*
+	python notebooks/study/scaling.py runs/study/figures
 
 REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
 

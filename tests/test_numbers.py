@@ -8,6 +8,7 @@ import continuous_cache
 import evidence
 import numpy as np
 import pytest
+import scaling
 from conftest import TOP
 from intervals import difference, losses, speaker_groups, speakers_apart
 
@@ -75,7 +76,7 @@ def test_perplexities_on_the_page_stand_in_the_results():
     known = {f"{value:,.{digits}f}" for value in [*means, *PUBLISHED.values()] for digits in (0, 1)}
     prose = STUDY[STUDY.index("## Is it better than n-grams") : STUDY.index("## What failed")]
     prose = re.sub(r"(?s)```.*?```|`[^`]*`|R² > 0.01", "", prose)
-    said = set(re.findall(r"(?<![\w.,])(?:\d,)?\d{3}(?:\.\d)?(?![\d%])", prose))
+    said = set(re.findall(r"(?<![\w.,])(?:\d,)?\d{3}(?:\.\d)?(?![\d%]|,\d)", prose))
     assert len(said) > 15
     assert said - known - COUNTS == set()
 
@@ -243,3 +244,14 @@ def test_what_a_cache_adds_is_what_was_measured():
         assert f"{found['test_ppl']:.1f}" in page
         assert f"{ngrams['test_ppl']:.1f}" in page
     assert f"{rows[500]['test_ppl']:.1f}" in README
+
+
+def test_where_tuned_meets_the_ngrams_is_what_was_measured():
+    losses = scaling.drawn(scaling.read_lines())
+    largest = max(losses["tuned"])
+    assert f"Up to {largest:,} training tokens `tuned` does not meet them" in " ".join(STUDY.split())
+    assert scaling.crossing(losses, "tuned", scaling.WITH_TABLE).tokens > largest
+    tokens, low, high = scaling.crossing(losses, scaling.CACHED, scaling.WITH_TABLE)
+    met = f"at about {round(tokens, -4):,.0f} (95% of draws: {round(low, -4):,.0f} or more, "
+    assert f"{met}some of them not up to {largest:,})" in " ".join(STUDY.split())
+    assert high == np.inf

@@ -9,6 +9,7 @@ import evidence
 import numpy as np
 import parts
 import pytest
+import scaling
 import torch
 from conftest import tiny_method, tiny_stream
 from intervals import beside, difference, rise, speaker_groups, speakers, speakers_apart
@@ -98,6 +99,33 @@ def test_a_rise_is_that_of_all_tokens_and_its_interval_not_the_spread_of_levels_
     base = np.array([[2.0, 2.0], [5.0, 5.0]])
     found = rise(base + np.array([1, 0]), base, np.array([1, 3]))
     assert found == pytest.approx((100 * np.expm1(0.25), 0, 100 * np.expm1(1)))
+
+
+def test_a_row_meets_another_where_it_stays_lower_whatever_the_conversations_are():
+    level = np.linspace(3, 7, 10)[None]
+    other = {10: level, 100: level, 1000: level}
+    lines = {
+        "other": other,
+        "crosses": {10: level + 0.5, 1000: level - 0.5},
+        "again": {10: level - 0.5, 100: level + 0.1, 1000: level - 0.1},
+        "lower": dict.fromkeys(other, level - 0.1),
+        "higher": dict.fromkeys(other, level + 0.1),
+    }
+    losses = scaling.drawn(lines, 50)
+    expected = {"crosses": 100, "again": 10**2.5, "lower": 10, "higher": np.inf}
+    for name, tokens in expected.items():
+        assert scaling.crossing(losses, name, "other") == pytest.approx((tokens,) * 3), name
+    assert np.ptp(losses["other"][10]) > 0.5
+
+
+def test_a_crossing_has_the_spread_over_conversations_and_seeds():
+    draw = np.random.default_rng(0)
+    rows = {
+        name: {10: draw.normal(5 + add, 0.2, (3, 10)), 1000: draw.normal(5 - add, 0.2, (3, 10))}
+        for name, add in (("own", 0.5), ("other", 0.0))
+    }
+    tokens, low, high = scaling.crossing(scaling.drawn(rows, 400), "own", "other")
+    assert 10 < low < tokens < high < 1000
 
 
 def test_rows_are_compared_by_the_losses_of_their_conversations():
