@@ -10,6 +10,7 @@ import numpy as np
 import parts
 import pytest
 import scaling
+import search
 import torch
 from conftest import tiny_method, tiny_stream
 from intervals import beside, difference, rise, speaker_groups, speakers, speakers_apart
@@ -32,6 +33,29 @@ def test_all_variants_train_as_many_weights(name):
             if "predictive" in point.variant:
                 trained += sum(weight.numel() for weight in parts.GatedBlock(256, 768).parameters())
             assert trained == pytest.approx(6_301_440, rel=1e-3), point.variant
+
+
+def test_a_search_keeps_the_best_of_each_axis_and_begins_with_the_settings_of_tuned():
+    best = dict(zip(search.AXES, (0.001, 8, 1.0, 0.2), strict=True))
+    tried = []
+    while (found := search.next_settings(tried))[1]:
+        tried.append((found[0], sum(found[0][axis] != value for axis, value in best.items())))
+    assert found[0] == best
+    assert len(tried) == len({str(settings) for settings, _ in tried}) == 7
+    (tuned,) = [
+        point.config
+        for point in grid_points(read_protocol(STUDY / "phase1.json"))
+        if (point.variant, point.config.data.samples, point.config.runtime.seed) == ("OACD", 50, 42)
+    ]
+    assert search.configured("contexts", search.START) == tuned.replace({"data.test_samples": 0})
+    for row, plugin in (("contexts", "attention"), ("GRU", "mixer")):
+        found = search.configured(row, best)
+        assert found.plugins[plugin].settings["layer_dropout"] == 0.2
+        assert (found.phase2.learning_rate, found.phase2.max_epochs, found.phase2.weight_decay) == (
+            0.001,
+            8,
+            1,
+        )
 
 
 def test_a_gated_block_is_the_cell_of_a_gru():
