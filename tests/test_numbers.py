@@ -6,9 +6,11 @@ from statistics import mean
 
 import continuous_cache
 import evidence
+import intervals
 import numpy as np
 import pytest
 import scaling
+import search
 from conftest import TOP
 from intervals import difference, losses, speaker_groups, speakers_apart
 
@@ -67,6 +69,7 @@ def test_differences_are_those_of_the_results(page, said, part, samples, variant
 def test_perplexities_on_the_page_stand_in_the_results():
     means = [mean(r[s]) for part in PARTS.values() for r in part["rows"] for s in ("val_ppl", "test_ppl")]
     means += [found["test_ppl"] for run in CACHE["runs"] for found in run["rows"].values()]
+    means += [run["val_ppl"] for run in search.found()]
     means += [
         r["measured"]["repeated_ppl"]
         for part in PARTS.values()
@@ -182,6 +185,32 @@ def test_what_other_blocks_gain_is_what_was_measured():
     assert f"it has {ten:.1f} with 200, and the GRU of `baselines` {direct:.1f}" in page
 
 
+def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
+    page = " ".join(STUDY[STUDY.index("## Contexts beside a GRU") : STUDY.index("(`levers`)")].split())
+    for name, said in (
+        ("GRU", "its validation perplexity falls by {:.1f}%, from {:.1f} to {:.1f}"),
+        ("contexts", "that of contexts by {:.1f}%, from {:.1f} to {:.1f}"),
+    ):
+        tried = [(run["settings"], run["val_ppl"]) for run in search.found() if run["row"] == name]
+        chosen, left = search.next_settings(tried)
+        before, after = (next(ppl for each, ppl in tried if each == best) for best in (search.START, chosen))
+        assert not left
+        assert said.format(100 * (1 - after / before), before, after) in page
+        first = PARTS["fair"]["cells"][[c["variant"] for c in PARTS["fair"]["cells"]].index(name)]
+        assert (first["seed"], first["val_ppl"]) == (42, after)  # the run that the search chose
+    (own, tokens), (theirs, _) = (losses(PARTS["fair"], 50, name) for name in ("GRU", "contexts"))
+    assert len(own) == len(theirs) == 3
+    change, low, high = difference(own, theirs, tokens)
+    groups = difference(own, theirs, tokens, speaker_groups(50))
+    said = "{:.1f}% lower ({:.1f}% to {:.1f}%; by groups of speakers {:.1f}% to {:.1f}%)"
+    assert said.format(-change, -high, -low, -groups[2], -groups[1]) in page
+    alone = speakers_apart(50, 50)
+    apart = difference(own[:, alone], theirs[:, alone], tokens[alone])
+    others = f"Over the {alone.sum()} test conversations whose speakers do not speak in the training"
+    assert f"{others} conversations, it is {-apart[0]:.1f}% ({-apart[2]:.1f}% to {-apart[1]:.1f}%)" in page
+    assert f"also with 50: {-change:.1f}% ({-high:.1f}% to {-low:.1f}%" in PAGES["README"]
+
+
 def test_what_is_held_and_used_is_what_was_measured():
     page = " ".join(STUDY[STUDY.index("(`evidence`)") : STUDY.index("(`cache`)")].split())
     held = [evidence.held(run) for run in EVIDENCE["runs"] if run["recipe"] == "tuned"]
@@ -205,7 +234,7 @@ def test_what_is_held_and_used_is_what_was_measured():
 
 def cached(runs, kind):
     """The losses of some seeds with a kind of cache, `[seeds, conversations]`."""
-    return np.array([[loss for _, loss in run["rows"][kind]["test_conversations"]] for run in runs])
+    return np.array([run["rows"][kind]["test_conversations"] for run in runs])
 
 
 def test_what_a_cache_adds_is_what_was_measured():
@@ -231,15 +260,14 @@ def test_what_a_cache_adds_is_what_was_measured():
         ("model", "{} without ({} to {};"),
     ):
         own, theirs = (cached(seeds[name, 50], kind) for name in ("GRUMixer", "tuned"))
-        tokens = np.array(seeds["tuned", 50][0]["rows"][kind]["test_conversations"])[:, 0]
         assert len(own) == len(theirs) == 3
-        above = [f"{percent:z.1f}%" for percent in difference(own, theirs, tokens)]
+        above = [f"{percent:z.1f}%" for percent in difference(own, theirs, intervals.test_tokens(10))]
         assert said.format(*above) in page
     rows = {count: seeds["tuned", count][0]["rows"]["continuous cache"] for count in (100, 200, 500)}
     for (count, found), digits in zip(rows.items(), (0, 0, 1), strict=True):
         ngrams = PARTS["answer" if count == 200 else "full"]["ngrams"][str(count)]["kneser_ney_table_caches"]
-        tokens, losses = np.array(found["test_conversations"]).T
-        percent = difference(losses[None], np.array([ngrams["test_conversations"]]), tokens)
+        own, theirs = (np.array([each["test_conversations"]]) for each in (found, ngrams))
+        percent = difference(own, theirs, intervals.test_tokens(10))
         assert "{:.0f}% ({:.0f}% to {:.{}f}%)".format(*percent, digits) in page
         assert f"{found['test_ppl']:.1f}" in page
         assert f"{ngrams['test_ppl']:.1f}" in page

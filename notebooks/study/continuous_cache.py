@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from intervals import rise
+from intervals import rise, test_tokens
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
@@ -111,7 +111,7 @@ def measured(path: str) -> dict[str, Any]:
         }
         if name != "unigram cache":  # of which no interval is computed
             rows[name]["test_conversations"] = [
-                [len(part), round(part.mean().item(), 4)] for part in by_conversation(test, stream.starts)
+                round(part.mean().item(), 4) for part in by_conversation(test, stream.starts)
             ]
     mixer = config.plugins.get("mixer")
     return {
@@ -125,10 +125,10 @@ def measured(path: str) -> dict[str, Any]:
 
 def change(runs: Sequence[dict[str, Any]], kind: str) -> tuple[float, float, float]:
     """Compute by how many per cent a kind of cache changes the test perplexity of some seeds; as `rise`."""
-    changed, base = (  # [seeds, conversations, 2]: tokens and their loss
+    changed, base = (  # [seeds, conversations]
         np.array([run["rows"][name]["test_conversations"] for run in runs]) for name in (kind, "model")
     )
-    return rise(changed[..., 1], base[..., 1], base[0, :, 0])
+    return rise(changed, base, test_tokens(base.shape[1]))
 
 
 def main(paths: list[str]) -> None:

@@ -73,8 +73,7 @@ def read_lines() -> Lines:
     ):
         for samples in sorted({run["samples"] for run in runs if run["variant"] == recipe}):
             rows = [r["rows"][kind] for r in runs if (r["variant"], r["samples"]) == (recipe, samples)]
-            losses = [[loss for _, loss in row["test_conversations"]] for row in rows]
-            found[name][sizes[samples]] = np.array(losses)
+            found[name][sizes[samples]] = np.array([row["test_conversations"] for row in rows])
     return found
 
 
