@@ -8,6 +8,7 @@ was stopped goes on. What it chose belongs in `fair.json`.
 
 import json
 import sys
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def main(rows: list[str]) -> None:
             config = configured(row, settings)
             phase2 = ctxkv.run(config, run_folder_of(config, RUNS)).summary["phase2"]
             result = {"val_ppl": round(phase2["val_ppl"], 3), "best_epoch": phase2["best_epoch"]}
-            write_rows_json(RESULTS, {"runs": [*found(), {"row": row, "settings": settings, **result}]})
+            runs = [*found(), {"row": row, "settings": settings, **result}]
+            write_rows_json(RESULTS, {"runs": sorted(runs, key=itemgetter("row"))})
             print(row, settings, result, flush=True)
         print(f"{row}: chosen {settings}", flush=True)
 
