@@ -32,7 +32,7 @@ study:  ## what recipe tuned is worth and why: days on 2 cores, each part at mos
 	python notebooks/study/evidence.py
 	python notebooks/study/continuous_cache.py runs/evidence/tuned-* runs/evidence/exact-*
 	python notebooks/study/scaling.py runs/study/figures
-	PYTHONPATH=notebooks/study python notebooks/study/search.py
+	python notebooks/study/search.py
 
 REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
 

@@ -196,7 +196,7 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
         before, after = (next(ppl for each, ppl in tried if each == best) for best in (search.START, chosen))
         assert not left
         assert said.format(100 * (1 - after / before), before, after) in page
-        first = PARTS["fair"]["cells"][[c["variant"] for c in PARTS["fair"]["cells"]].index(name)]
+        first = next(cell for cell in PARTS["fair"]["cells"] if cell["variant"] == name)
         assert (first["seed"], first["val_ppl"]) == (42, after)  # the run that the search chose
     (own, tokens), (theirs, _) = (losses(PARTS["fair"], 50, name) for name in ("GRU", "contexts"))
     assert len(own) == len(theirs) == 3

@@ -51,11 +51,7 @@ def test_a_search_keeps_the_best_of_each_axis_and_begins_with_the_settings_of_tu
     for row, plugin in (("contexts", "attention"), ("GRU", "mixer")):
         found = search.configured(row, best)
         assert found.plugins[plugin].settings["layer_dropout"] == 0.2
-        assert (found.phase2.learning_rate, found.phase2.max_epochs, found.phase2.weight_decay) == (
-            0.001,
-            8,
-            1,
-        )
+        assert found.phase2 == replace(tuned.phase2, learning_rate=0.001, max_epochs=8, weight_decay=1)
 
 
 def test_a_gated_block_is_the_cell_of_a_gru():

@@ -26,6 +26,7 @@ from ctxkv_lib.runs.testing import by_conversation, test_stream
 
 DRAWS = 10_000
 LEVEL = 95  # per cent of the draws that an interval holds
+EDGES = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)  # its percentiles
 
 Losses = NDArray[np.float64]  # [seeds, conversations], mean losses in nats
 
@@ -99,7 +100,7 @@ def difference(
         return means
 
     found = np.average(own.mean(axis=0) - other.mean(axis=0), weights=tokens)
-    low, high = np.percentile(drawn(own) - drawn(other), [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    low, high = np.percentile(drawn(own) - drawn(other), EDGES)
     return tuple(float(100 * np.expm1(value)) for value in (found, low, high))  # type: ignore[return-value]
 
 

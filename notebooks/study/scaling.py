@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from evidence import evidence_figure
-from intervals import DRAWS, LEVEL, Losses, test_tokens
+from intervals import DRAWS, EDGES, Losses, test_tokens
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -40,7 +40,6 @@ STYLES: dict[str, dict[str, Any]] = {
     COUNTED: {"color": INK, "ls": ":"},
     WITH_TABLE: {"color": INK, "ls": "--"},
 }
-EDGES = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
 
 Lines = dict[
     str, dict[int, Losses]
@@ -116,7 +115,7 @@ def crossing(losses: dict[str, dict[int, NDArray[np.float64]]], own: str, other:
         share = np.divide(before, before - above[place], out=np.zeros_like(before), where=falls).clip(0, 1)
         between = np.exp(np.log(sizes[place - 1]) + share * np.log(sizes[place] / sizes[place - 1]))
         met = np.where(is_lower, between, met)
-    return Crossing(float(met[0]), *np.quantile(met[1:], np.array(EDGES) / 100, method="inverted_cdf"))
+    return Crossing(float(met[0]), *np.percentile(met[1:], EDGES, method="inverted_cdf"))
 
 
 @styled

@@ -33,9 +33,9 @@ SAMPLES, SEED = 50, 42
 Settings = dict[str, float]
 
 
-def found(path: Path = RESULTS) -> list[dict[str, Any]]:
+def found() -> list[dict[str, Any]]:
     """Read the runs of the search: of each its row, settings, validation perplexity and best epoch."""
-    return list(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.is_file() else []
+    return list(json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]) if RESULTS.is_file() else []
 
 
 def next_settings(tried: list[tuple[Settings, float]]) -> tuple[Settings, bool]:
@@ -58,10 +58,10 @@ def next_settings(tried: list[tuple[Settings, float]]) -> tuple[Settings, bool]:
 def configured(row: str, settings: Settings) -> ExperimentConfig:
     """Configure a run of the search; nothing in it reads the test split."""
     protocol = {**read_protocol(HERE / "fair.json"), "samples": [SAMPLES], "seeds": [SEED]}
-    variant = {**protocol["variants"][row], "samples": [SAMPLES], "seeds": [SEED]}
-    plugin = "mixer" if "mixer" in variant.get("settings", {}) else "attention"
+    base = protocol["variants"][row]["settings"]
+    plugin = "mixer" if "mixer" in base else "attention"
     own = {f"{plugin}.{key}" if key == "layer_dropout" else key: value for key, value in settings.items()}
-    variant["settings"] = {**variant.get("settings", {}), **own, "data.test_samples": 0}
+    variant = {"settings": {**base, **own, "data.test_samples": 0}}
     (point,) = grid_points({**protocol, "variants": {row: variant}}, lambda _: None)
     return point.config
 
