@@ -78,6 +78,11 @@ def speakers_apart(count: int, samples: int) -> NDArray[np.bool_]:
     return np.array([not own & trained for own in speakers("test", DataConfig(test_samples=count))])
 
 
+def resampled(draw: np.random.Generator, count: int, draws: int = DRAWS) -> NDArray[np.int64]:
+    """Draw `count` of so many things with replacement: how often each is drawn, `[draws, count]`."""
+    return draw.multinomial(count, np.full(count, 1 / count), draws)
+
+
 def difference(
     own: Losses, other: Losses, tokens: Losses, groups: Sequence[int] | None = None
 ) -> tuple[float, float, float]:
@@ -91,11 +96,10 @@ def difference(
     groups = range(len(tokens)) if groups is None else groups
     draw = np.random.default_rng(0)
     members = np.eye(max(groups) + 1)[list(groups)]  # (conversations, groups)
-    taken = draw.multinomial(members.shape[1], np.full(members.shape[1], 1 / members.shape[1]), DRAWS)
-    weights = taken @ members.T * tokens  # (draws, conversations)
+    weights = resampled(draw, members.shape[1]) @ members.T * tokens  # (draws, conversations)
 
     def drawn(values: Losses) -> Losses:
-        seeds = draw.multinomial(len(values), np.full(len(values), 1 / len(values)), DRAWS) / len(values)
+        seeds = resampled(draw, len(values)) / len(values)
         means: Losses = ((seeds @ values) * weights).sum(axis=1) / weights.sum(axis=1)
         return means
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from evidence import evidence_figure
-from intervals import DRAWS, EDGES, Losses, test_tokens
+from intervals import DRAWS, EDGES, Losses, resampled, test_tokens
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -84,8 +84,7 @@ def drawn(lines: Lines, draws: int = DRAWS) -> dict[str, dict[int, NDArray[np.fl
     draw = np.random.default_rng(0)
 
     def shares(count: int) -> NDArray[np.float64]:
-        taken = draw.multinomial(count, np.full(count, 1 / count), draws) / count
-        return np.vstack([np.full(count, 1 / count), taken])
+        return np.vstack([np.ones(count), resampled(draw, count, draws)]) / count
 
     count = next(iter(next(iter(lines.values())).values())).shape[1]
     weights = shares(count) * test_tokens(count)
