@@ -24,8 +24,6 @@ from .measure import measure, measurements_of
 from .protocol import GridPoint
 from .sweep_table import Entry, Results, results_of, summarize, sweep_document
 
-DONE = ("finished", "diverged")
-
 
 @stopped_calmly()
 def sweep(
@@ -41,7 +39,7 @@ def sweep(
 
     A failed run is recorded with its reason, and the others go on. A finished run is not repeated with newer
     code: its summary names the commit. Unless artefacts are to be kept, its entry in `sweep.json` is enough,
-    so a study continues from results alone.
+    so a study continues from results alone. An entry of a finished run stays until another takes its place.
 
     Args:
         root, out: folders of the run folders, and of the results.
@@ -64,14 +62,17 @@ def sweep(
     with only_process(out):
         remove_left_overs(out, deep=False)  # the run folders below may be in use
         earlier = _entries(out / "sweep.json")
-        entries = [_left(point, root, earlier, keep) for point in points]
+        left = [_left(point, root, earlier, keep) for point in points]
+        entries = [entry for entry, _ in left]
         results = _write(out, points, entries)
-        waiting = [place for place, entry in enumerate(entries) if entry["state"] not in DONE]
+        waiting = [place for place, (_, is_done) in enumerate(left) if not is_done]
         for place in progress_bar(waiting, "Runs of the sweep", unit="run"):
             if hours is not None and time.monotonic() - began >= hours * 3600:
                 notice(f"{hours:g} hours are over; the same command goes on with the runs that wait.")
                 break
-            entry = entries[place] = _run(points[place], root, listener, keep)
+            entry = _run(points[place], root, listener, keep)
+            if entry["state"] == "finished" or entries[place]["state"] != "finished":
+                entries[place] = entry
             found = f"val PPL {entry['val_ppl']:,.1f}" if "val_ppl" in entry else entry["error"]
             tell(f"{place + 1} of {len(points)}: {points[place]}: {entry['state']}: {found}")
             results = _write(out, points, entries)
@@ -107,14 +108,14 @@ def _entries(path: Path) -> dict[str, Entry]:
         ) from None
 
 
-def _left(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -> Entry:
-    """Return the result of earlier calls for a grid point."""
+def _left(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -> tuple[Entry, bool]:
+    """Return the result of earlier calls for a grid point, and whether it need not be run again."""
     if found := _finished(point, root):
-        return _entry(point, "finished", run=found)
+        return _entry(point, "finished", run=found), True
     waiting = _entry(point, "waiting")
     left = earlier.get(waiting["config"], waiting)
-    counts = {"finished": not keep, "diverged": point.folder(root).is_dir()}  # deleted, it is run again
-    return {**left, "variant": point.variant} if counts.get(left["state"]) else waiting
+    done = {"finished": not keep, "diverged": point.folder(root).is_dir()}  # deleted, it is run again
+    return {**left, "variant": point.variant}, done.get(left["state"], False)
 
 
 def _finished(point: GridPoint, root: Path) -> Run | None:

@@ -171,7 +171,11 @@ def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(points,
     found = sweep(points(plain={}, other={"phase2.patience": 1}), elsewhere, out)
     assert states(found) == [("plain", "finished"), ("other", "failed")]
     assert found["cells"][1]["error"] == "run again"
-    assert states(sweep(points(), elsewhere, out, keep=True)) == [("plain", "failed")]
+    said = []
+    kept = sweep(points(), elsewhere, out, keep=True, tell=said.append)  # its files have to be made again
+    assert said == ["1 of 1: plain, 8 samples, seed 1: failed: run again"]
+    assert kept["cells"] == [{**before["cells"][0], "variant": "plain"}]
+    assert read_json(out / "sweep.json") == kept
 
 
 @pytest.mark.parametrize(
