@@ -1,6 +1,5 @@
 """Results of a sweep: one row per variant and sample count, n-gram baselines, power laws."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ Entry = dict[str, Any]  # what `sweep.json` has of a grid point
 Results = dict[str, Any]  # all that it has
 LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
 SPLITS = ("val_ppl", "test_ppl")
-PPLS, LOSSES = ".6g", ".4f"  # how many digits of a number are kept, since studies are passed on
-COUNTED = {**dict.fromkeys(SPLITS, PPLS), "test_conversations": LOSSES}  # of n-grams
+# How many digits of numbers are kept, since studies are passed on.
+DIGITS = {**dict.fromkeys([*SPLITS, "train_ppl"], ".6g"), "test_conversations": ".4f"}
+FEWER_DIGITS = ".5g"  # of all others
 NGRAMS = {kind: name for kind, (name, _) in BASELINES.items()}
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
 MEASURED = {  # besides PPL, by the name that results have, from where in a summary
@@ -40,7 +40,7 @@ def results_of(summary: dict[str, Any]) -> Entry:
     ngrams, commit = summary.get("ngrams", {}), provenance["git_commit"]
     measured = {name: at(summary, *path.split(".")) for name, path in MEASURED.items()}
     if "conversations" in test:
-        test = {**test, "conversations": rounded([loss for _, loss in test["conversations"]], LOSSES)}
+        test = {**test, "conversations": [loss for _, loss in test["conversations"]]}
     return rounded(
         {
             "train_tokens": summary["train_tokens"],
@@ -50,8 +50,7 @@ def results_of(summary: dict[str, Any]) -> Entry:
             "measured": {name: value for name, value in measured.items() if value is not None},
             "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in phase2["epochs"]),
             "ngrams": {
-                kind: {k: rounded(row[k], form) for k, form in COUNTED.items() if k in row}
-                for kind, row in ngrams.items()
+                kind: {name: row[name] for name in DIGITS if name in row} for kind, row in ngrams.items()
             },
             **{name: provenance[name] for name in ("precision", "threads") if name in provenance},
             "git_commit": commit and commit[:12] + commit[40:],  # and whether it was changed
@@ -130,9 +129,13 @@ def power_law(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
     return {"factor": float(np.exp(intercept)), "exponent": float(-slope), "error": error}
 
 
-def rounded(value: Any, form: str = PPLS) -> Any:
-    """Round all numbers to the digits of a format."""
-    return json.loads(json.dumps(value), parse_float=lambda number: float(format(float(number), form)))
+def rounded(value: Any, digits: str = FEWER_DIGITS) -> Any:
+    """Round all numbers, those of each member of an object to its own digits."""
+    if isinstance(value, dict):
+        return {name: rounded(each, DIGITS.get(name, digits)) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each, digits) for each in value]
+    return float(format(value, digits)) if isinstance(value, float) else value
 
 
 def format_sweep(results: Results) -> str:
