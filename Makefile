@@ -30,7 +30,7 @@ study:  ## what recipe tuned is worth and why: days on 2 cores, each part at mos
 	for part in $(STUDY); do PYTHONPATH=notebooks/study ctxkv sweep --protocol notebooks/study/$$part.json \
 	  --out notebooks/study/results/$$part --runs runs/study --hours 2; done
 	python notebooks/study/evidence.py
-	python notebooks/study/continuous_cache.py runs/evidence/tuned-* runs/evidence/exact-*
+	python notebooks/study/continuous_cache.py cache runs/evidence/tuned-* runs/evidence/exact-*
 	python notebooks/study/scaling.py runs/study/figures
 	python notebooks/study/search.py
 

@@ -22,7 +22,11 @@ PARTS = {
     path.parent.name: json.loads(path.read_text(encoding="utf-8"))
     for path in TOP.glob("notebooks/study/results/*/sweep.json")
 }
-EVIDENCE, CACHE = (json.loads(m.RESULTS.read_text(encoding="utf-8")) for m in (evidence, continuous_cache))
+EVIDENCE = json.loads(evidence.RESULTS.read_text(encoding="utf-8"))
+CACHE, FAIR_CACHE = (
+    json.loads((continuous_cache.RESULTS / part / "cache.json").read_text(encoding="utf-8"))["runs"]
+    for part in ("cache", "fair")
+)
 PUBLISHED = {count: found["phase2"]["val_ppl"] for count, found in published.PUBLISHED.items()}
 # Counts of conversations, tokens and answers, and a mean.
 COUNTS = {"100", "200", "500", "640", "1,000", "160", "1,500", "1,283", "768"}
@@ -240,7 +244,7 @@ def cached(runs, kind):
 def test_what_a_cache_adds_is_what_was_measured():
     page = " ".join(STUDY[STUDY.index("(`cache`)") : STUDY.index("## What is known")].split())
     seeds = {}
-    for run in CACHE["runs"]:
+    for run in CACHE:
         seeds.setdefault((run["variant"], run["samples"]), []).append(run)
     changes = {key: continuous_cache.change(runs, "continuous cache") for key, runs in seeds.items()}
     assert all(high < 0 for _, _, high in changes.values())

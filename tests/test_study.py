@@ -19,7 +19,10 @@ from torch import nn
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.research.protocol import grid_points, read_protocol
+from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.models import shapes
+from ctxkv_lib.runs.run_folder import RunFolder
+from ctxkv_lib.runs.testing import trained_model
 
 STUDY = Path(__file__).parents[1] / "notebooks" / "study"
 
@@ -210,10 +213,9 @@ def test_a_token_is_decoded_from_the_nearest_slot_that_read_it(monkeypatch):
 def test_the_window_votes_for_the_next_token(monkeypatch):
     """The same one position at a time; blocks of 4 positions and a window of 6 do not change it."""
     monkeypatch.setattr(continuous_cache, "BATCH", 4)
-    monkeypatch.setattr(continuous_cache, "SHARPNESS", (0, 3))
     torch.manual_seed(0)
     hidden, ids = torch.randn(15, 5), torch.randint(0, 3, (16,))
-    found = continuous_cache.votes(hidden, ids, 6)
+    found = continuous_cache.votes(hidden, ids, 6, (0, 3))
     assert found[:, 0].tolist() == [0, 0]
     for row, factor in enumerate((0, 3)):
         for at in range(1, 15):
@@ -223,6 +225,33 @@ def test_the_window_votes_for_the_next_token(monkeypatch):
             }
             agreeing = sum(weight[i] for i in window if ids[i + 1] == ids[at + 1])
             assert found[row, at].item() == pytest.approx(agreeing / sum(weight.values()), abs=1e-6)
+
+
+def test_caches_are_chosen_on_validation_and_leave_the_rest_of_a_run_as_it_is(finished_run):
+    found = continuous_cache.measured(finished_run.path)
+    assert (found["variant"], found["samples"], found["seed"]) == ("exact", 8, 42)
+    rows, summary = found["rows"], finished_run.summary
+    assert list(rows) == ["model", *continuous_cache.KINDS]
+    assert rows["model"]["val_ppl"] == pytest.approx(summary["phase2"]["val_ppl"], rel=1e-2)  # bf16 or not
+    assert rows["model"]["test_ppl"] == pytest.approx(summary["test"]["ppl"], rel=1e-4)
+    for kind in continuous_cache.KINDS:
+        assert rows[kind]["val_ppl"] < rows["model"]["val_ppl"]
+    losses = [loss for _, loss in summary["test"]["conversations"]]
+    assert rows["model"]["test_conversations"] == pytest.approx(losses, abs=1e-3)
+
+
+def test_a_context_cache_compares_contexts_as_far_back_as_attention_reads(finished_run):
+    config, folder = finished_run.config, RunFolder(finished_run.path)
+    model = trained_model(config, folder)
+    cache = load_cache(folder.caches, "val")
+    found = continuous_cache.read(model, cache)
+    contexts, ids = cache.contexts[1:], cache.ids.tolist()
+    at, reach = len(cache) - 1, model.window.offsets[-1]
+    window = range(max(0, at - reach), at)
+    weights = {i: math.exp(4 * torch.cosine_similarity(contexts[at], contexts[i], dim=0)) for i in window}
+    agreeing = sum(weights[i] for i in window if ids[i + 1] == ids[at + 1])
+    share = continuous_cache.votes(found.keys["contexts"], found.ids, reach, (4,))[0, at]
+    assert share.item() == pytest.approx(agreeing / sum(weights.values()), abs=1e-6)
 
 
 def test_a_mixture_is_one_of_probabilities():

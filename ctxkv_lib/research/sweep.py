@@ -15,7 +15,8 @@ from ..files import digest, read_json, write_rows_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, Metric, notice, progress_bar
-from ..runs.config import ExperimentConfig, changed_settings, flat
+from ..runs.config import ExperimentConfig, flat
+from ..runs.configure import stated_settings
 from ..runs.plugins import PlugIn
 from ..runs.run_folder import Run, RunFolder, load_run
 from ..views.axes import save
@@ -185,7 +186,7 @@ def _identity(config: ExperimentConfig) -> str:
 def _write(out: Path, points: Sequence[GridPoint], entries: Sequence[Entry]) -> Results:
     variants = {}
     for point in points:
-        settings = changed_settings(point.config)
+        settings = stated_settings(point.config)
         settings.pop("runtime.seed", None)
         named = {"preset": point.config.preset, "recipe": point.config.recipe}
         variants[point.variant] = {**named, "settings": settings}

@@ -16,7 +16,7 @@ from .config import (
     changed_settings,
     config_from_dict,
 )
-from .plugins import HOOKS
+from .plugins import HOOKS, WITH_CONTEXTS
 
 FITTED = ("data.validation_samples", "data.test_samples")  # to a file, unless they are given
 
@@ -102,4 +102,5 @@ def run_command(config: ExperimentConfig, out: Path) -> str:
 def stated_settings(config: ExperimentConfig) -> dict[str, Any]:
     """Return `changed_settings` without those that a path or a plug-in implies."""
     implied = {f"{hook}.source" for hook in HOOKS} | ({"data.source"} if config.data.path else set())
+    implied |= {f"{hook}.plugin" for hook in WITH_CONTEXTS} if config.plugins.get("mixer") else set()
     return {key: value for key, value in changed_settings(config).items() if key not in implied}
