@@ -34,6 +34,7 @@ from .runs.run_folder import (
 from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
 from .runs.testing import measurements, test
+from .runs.work import Texts
 from .views import figures, pictures, study
 from .views.axes import save
 
@@ -59,10 +60,11 @@ def run(
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
-    config = config.replace(plugins)
+    config = config.replace(plugins) if plugins else config
+    texts = Texts.of(config)
     with _claimed(config, out, again) as folder:
         folder.finished("results", "")  # says so if one of its files is lost, before all are written anew
-        contexts, attention = run_stages(config, folder, _on_rank_0(listener))
+        contexts, attention = run_stages(config, texts, folder, _on_rank_0(listener))
         return ranks.on_rank_0(lambda: _results(config, folder, contexts, attention))
 
 
@@ -75,9 +77,10 @@ def prepare(
     **plugins: Any,
 ) -> Prepared:
     """Run Phase 1 and compute the caches; `run` continues from there."""
-    config = config.replace(plugins)
+    config = config.replace(plugins) if plugins else config
+    texts = Texts.of(config)
     with _claimed(config, out, again) as folder:
-        return prepare_stages(config, folder, _on_rank_0(listener))
+        return prepare_stages(config, texts, folder, _on_rank_0(listener))
 
 
 @contextmanager

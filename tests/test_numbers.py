@@ -29,7 +29,7 @@ CACHE, FAIR_CACHE = (
 )
 PUBLISHED = {count: found["phase2"]["val_ppl"] for count, found in published.PUBLISHED.items()}
 # Counts of conversations, tokens and answers, and a mean.
-COUNTS = {"100", "200", "500", "640", "1,000", "160", "1,500", "1,283", "768"}
+COUNTS = {"100", "200", "500", "620", "640", "1,000", "160", "1,500", "1,283", "768"}
 
 PAGES = {"study": " ".join(STUDY.split()), "README": " ".join(README.split())}
 TEST, VAL = "test_ppl", "val_ppl"
@@ -72,7 +72,7 @@ def test_differences_are_those_of_the_results(page, said, part, samples, variant
 
 def test_perplexities_on_the_page_stand_in_the_results():
     means = [mean(r[s]) for part in PARTS.values() for r in part["rows"] for s in ("val_ppl", "test_ppl")]
-    means += [found["test_ppl"] for run in CACHE["runs"] for found in run["rows"].values()]
+    means += [found["test_ppl"] for run in [*CACHE, *FAIR_CACHE] for found in run["rows"].values()]
     means += [run["val_ppl"] for run in search.found()]
     means += [
         r["measured"]["repeated_ppl"]
@@ -276,6 +276,45 @@ def test_what_a_cache_adds_is_what_was_measured():
         assert f"{found['test_ppl']:.1f}" in page
         assert f"{ngrams['test_ppl']:.1f}" in page
     assert f"{rows[500]['test_ppl']:.1f}" in README
+
+
+def test_what_contexts_as_keys_gain_is_what_was_measured():
+    page = " ".join(
+        STUDY[STUDY.index("**Contexts can be the keys.**") : STUDY.index("## What is known")].split()
+    )
+    contexts, gru = (
+        [run for run in FAIR_CACHE if run["variant"] == name and run["samples"] == 50]
+        for name in ("tuned", "GRUMixer")
+    )
+    assert len(contexts) == len(gru) == 3
+    lower, low, high = (-x for x in continuous_cache.change(contexts, "context cache"))
+    assert f"of contexts by {lower:.1f}%** ({high:.1f}% to {low:.1f}%), a continuous cache by" in page
+    assert f"by {-continuous_cache.change(contexts, 'continuous cache')[0]:.1f}%." in page
+    tokens, groups, both = intervals.test_tokens(50), speaker_groups(50), "context cache"
+    above, low, high = difference(cached(contexts, both), cached(contexts, "continuous cache"), tokens)
+    assert f"The difference of the two is {above:.1f}% ({low:.1f}% to {high:.1f}%)" in page
+    for said, in_short, own, theirs in (
+        (
+            "than a GRU without a cache**, by {}",
+            "are {} better than that GRU",
+            cached(contexts, both),
+            cached(gru, "model"),
+        ),
+        (
+            "is better again**, by {}",
+            "is {} better again",
+            cached(gru, "continuous cache"),
+            cached(contexts, both),
+        ),
+    ):
+        found, by_groups = (difference(own, theirs, tokens, drawn) for drawn in (None, groups))
+        lower, least, most = (f"{-found[place]:.1f}%" for place in (0, 2, 1))
+        beside = f"by groups of speakers {-by_groups[2]:.1f}% to {-by_groups[1]:.1f}%"
+        assert said.format(f"{lower} ({least} to {most}; {beside})") in page
+        assert in_short.format(lower) in PAGES["README"]
+    for variant, runs in (("contexts", contexts), ("GRU", gru)):  # the runs of the sweep
+        expected, _ = losses(PARTS["fair"], 50, variant)
+        np.testing.assert_allclose(cached(runs, "model"), expected, atol=2e-4)
 
 
 def test_where_tuned_meets_the_ngrams_is_what_was_measured():

@@ -10,7 +10,6 @@ from conftest import in_python
 
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.experiments import run
-from ctxkv_lib.runs.config import ExperimentConfig
 
 PACKAGE = Path(__file__).parent.parent / "ctxkv_lib"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -120,20 +119,16 @@ def test_every_folder_is_a_package():
         assert (folder / "__init__.py").is_file(), folder
 
 
-def test_a_configuration_is_followed_to_its_first_conversation_in_8_steps(tiny_config, tmp_path):
-    """A step goes on to another file, along the calls that are given the configuration."""
-    files = []
+def test_a_run_reads_its_first_conversation_within_8_steps(tiny_config, tmp_path):
+    """A step goes on to another file, by the first call of a function; the run folder comes later."""
+    called, files = set(), []
 
     def follow(frame, event, _):
-        path, given = Path(frame.f_code.co_filename), frame.f_locals.values()
-        if (
-            event == "call"
-            and PACKAGE in path.parents
-            and any(isinstance(each, ExperimentConfig) for each in given)
-        ):
+        path, code = Path(frame.f_code.co_filename), frame.f_code
+        if event == "call" and PACKAGE in path.parents and code not in called:
+            called.add(code)
             files.extend([path] if path not in files[-1:] else [])
-        if frame.f_code is load_conversations.__code__:
-            files.append(path)
+        if code is load_conversations.__code__:
             raise StopIteration
 
     sys.setprofile(follow)
@@ -142,8 +137,9 @@ def test_a_configuration_is_followed_to_its_first_conversation_in_8_steps(tiny_c
             run(tiny_config, tmp_path / "run")
     finally:
         sys.setprofile(None)
-    assert [path.stem for path in files][-3:] == ["stages", "work", "conversations"]
+    assert files[-1].stem == "conversations"
     assert len(files) <= 8
+    assert not (tmp_path / "run").exists()
 
 
 WITHOUT_RESEARCH = """

@@ -23,7 +23,7 @@ from ..views.axes import save
 from ..views.study import sweep_figure
 from .measure import measure, measurements_of
 from .protocol import GridPoint
-from .sweep_table import Entry, Results, results_of, summarize, sweep_document
+from .sweep_table import OF_ROW, Entry, Results, results_of, summarize, sweep_document
 
 
 @stopped_calmly()
@@ -90,14 +90,20 @@ def finished_runs(points: Sequence[GridPoint], root: Path) -> dict[str, list[Run
 
 
 def _entries(path: Path) -> dict[str, Entry]:
-    """Read the entries of an earlier call, by configuration, each with the n-grams of its sample count.
+    """Read the entries of an earlier call, by configuration, each with what its row and sample count have.
 
     Raises:
         UserError: the file is damaged; it must not be overwritten.
     """
     try:
         results = read_json(path)
-        entries = [{"ngrams": results["ngrams"].get(str(e["samples"]), {}), **e} for e in results["cells"]]
+        rows = {(row["variant"], row["samples"]): row for row in results["rows"]}
+        entries = []
+        for entry in results["cells"]:
+            row = rows.get((entry["variant"], entry["samples"]), {})
+            shared = {name: row[name] for name in OF_ROW if name in row}
+            ngrams = results["ngrams"].get(str(entry["samples"]), {})
+            entries.append({**shared, "ngrams": ngrams, **entry})
         sweep_document(summarize(results["variants"], entries))  # all that the results are written from
         return {entry["config"]: entry for entry in entries}
     except FileNotFoundError:

@@ -19,6 +19,7 @@ SPLITS = ("val_ppl", "test_ppl")
 # How many digits of numbers are kept, since studies are passed on.
 DIGITS = {**dict.fromkeys([*SPLITS, "train_ppl"], ".6g"), "test_conversations": ".4f"}
 FEWER_DIGITS = ".5g"  # of all others
+OF_ROW = ("train_tokens", "trained")  # what all entries of a row share: the file has it once
 NGRAMS = {kind: name for kind, (name, _) in BASELINES.items()}
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
 MEASURED = {  # besides PPL, by the name that results have, from where in a summary
@@ -80,7 +81,7 @@ def summarize(variants: dict[str, Any], entries: Sequence[Entry]) -> Results:
             rows.append({"variant": NGRAMS[kind], **common, "seeds": [], **ppls})
     return {
         "variants": variants,
-        "cells": [{key: entry[key] for key in entry if key != "ngrams"} for entry in entries],
+        "cells": [{k: entry[k] for k in entry if k not in ("ngrams", *OF_ROW)} for entry in entries],
         "ngrams": ngrams,
         "rows": rounded(rows),
         "power_laws": rounded(_power_laws(rows)),

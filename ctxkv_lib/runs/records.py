@@ -69,7 +69,7 @@ class Records:
         try:
             values = read_sealed_json(folder / FILE)
             stages = {name: Record(**record) for name, record in values["stages"].items()}
-            return cls(folder, values["config"], values.get("code", ""), stages)
+            return cls(folder, values["config"], values["code"], stages)
         except FileNotFoundError:
             return None
         except (AttributeError, KeyError, TypeError):

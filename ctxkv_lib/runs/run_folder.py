@@ -227,8 +227,8 @@ class RunFolder:
         )
 
     def drop_artefacts(self) -> None:
-        """Remove everything that can be rebuilt from a claimed folder: all but results and records."""
-        parts = [self.model, self.caches, *self.path.glob("checkpoint/*.safetensors")]
+        """Remove what can be rebuilt, but not the ContextBlock, which is small and which other runs share."""
+        parts = {self.model, self.caches, *self.path.glob("checkpoint/*.safetensors")} - {self.context_block}
         self.records.drop(part.relative_to(self.path).as_posix() for part in parts)
         for part in parts:
             remove(part)

@@ -31,7 +31,7 @@ from .rows import MixerModel, as_read
 from .run_folder import RunFolder
 from .streamed import Streamed, project_vocabulary
 from .trained import for_transformers
-from .work import Work
+from .work import Texts, Work
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _diverging() -> Iterator[None]:
 
 @_diverging()
 def run_stages(
-    config: ExperimentConfig, folder: RunFolder, listener: Listener
+    config: ExperimentConfig, texts: Texts, folder: RunFolder, listener: Listener
 ) -> tuple[SummaryPart, SummaryPart]:
     """Bring a claimed run folder to its trained state.
 
@@ -66,7 +66,7 @@ def run_stages(
     Returns:
         the summary parts of the contexts, and of Phase 2.
     """
-    work = Work(config, folder, listener)
+    work = Work(config, texts, folder, listener)
     phase1, caches = contexts_of(work)
     phase2 = _attention(work, phase1, caches)
     with stage("Saving the model"):
@@ -79,9 +79,9 @@ def run_stages(
 
 
 @_diverging()
-def prepare(config: ExperimentConfig, folder: RunFolder, listener: Listener) -> Prepared:
+def prepare(config: ExperimentConfig, texts: Texts, folder: RunFolder, listener: Listener) -> Prepared:
     """Compute the contexts of a claimed run folder; `run_stages` continues from there."""
-    work = Work(config, folder, listener)
+    work = Work(config, texts, folder, listener)
     phase1, caches = contexts_of(work)
     if "phase2" not in folder.records.stages:
         folder.keep_metrics(phase1)

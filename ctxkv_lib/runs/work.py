@@ -1,6 +1,6 @@
 """An experiment under way: its data, stage keys, model and folder."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cached_property
 from typing import Any
@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from .. import ranks
-from ..data.conversations import load_conversations
-from ..data.tokens import load_tokenizer, train_stream, validation_stream
+from ..data.conversations import Conversations, load_conversations
+from ..data.tokens import STREAM_VERSION, load_tokenizer, train_stream, validation_stream
 from ..errors import memory_advice
 from ..files import digest
 from ..method.memory import begin_peaks, snapshot
@@ -31,6 +31,23 @@ from .settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 STREAMING = (STRIDE, BLOCK_TOKENS, POOL_BLOCKS, BEGINNING_TOKENS)  # what streamed caches and epochs depend on
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The conversations of an experiment that are read before its run folder is touched."""
+
+    train: Conversations
+    validation: Conversations
+
+    @classmethod
+    @memory_advice("Reading the data", "use fewer conversations with --samples")
+    def of(cls, config: ExperimentConfig) -> "Texts":
+        """Read them; raises UserError if the source is missing, damaged, too small or unreachable."""
+        with stage("Reading the conversations"):
+            return cls(
+                load_conversations(config.data, "train"), load_conversations(config.data, "validation")
+            )
+
+
 class Work:
     """An experiment under way; streams and model are made when a stage first needs them.
 
@@ -39,21 +56,19 @@ class Work:
         listener: gets every metric in order.
 
     Raises:
-        UserError: a source is missing, damaged, too small or unreachable; the device is missing.
+        UserError: the token table is missing, damaged or unreachable; the device is missing.
     """
 
     @memory_advice("Reading the data", "use fewer conversations with --samples")
-    def __init__(self, config: ExperimentConfig, folder: RunFolder, listener: Listener) -> None:
-        self.config, self.folder, self.listener = config, folder, listener
+    def __init__(self, config: ExperimentConfig, texts: Texts, folder: RunFolder, listener: Listener) -> None:
+        self.config, self.texts, self.folder, self.listener = config, texts, folder, listener
         self.device = choose_device(config.runtime.device)
         self.precision = choose_precision(config.runtime.precision, self.device)
         self.memory: list[SummaryPart] = []  # snapshots so far
         threads = config.runtime.threads
         set_threads(torch.get_num_threads() if threads == "auto" else int(threads))
         begin_peaks(self.device)
-        with stage("Reading conversations and token table"):
-            self.train = load_conversations(config.data, "train")
-            self.validation = load_conversations(config.data, "validation")
+        with stage("Reading the token table"):
             self.table, self.counts = load_frozen(config)
         self.cuda_graph = use_cuda_graph(config, self.device)
 
@@ -70,8 +85,8 @@ class Work:
             UserError: a stream is no longer than a window.
         """
         ids = {
-            "train": train_stream(self.train, self.tokenizer).ids,
-            "val": validation_stream(self.validation, self.tokenizer).ids,
+            "train": train_stream(self.texts.train, self.tokenizer).ids,
+            "val": validation_stream(self.texts.validation, self.tokenizer).ids,
         }
         refuse_short({split: len(stream) for split, stream in ids.items()}, self.config.model)
         self.memory.append(snapshot("data loaded", self.device))
@@ -104,18 +119,19 @@ class Work:
     def phase1_key(self) -> str:
         """Digest the inputs of Phase 1: not the window, the heads or Phase 2."""
         shapes = [self.config.model.context_dim, self.config.model.hidden_size]
-        made_from = [self.train.fingerprint, self.config.data.tokenizer, self.table.fingerprint]
+        stream = [STREAM_VERSION, self.texts.train.fingerprint, self.config.data.tokenizer]
+        made_from = [*stream, self.table.fingerprint]
         settings = [asdict(self.config.phase1), self.config.runtime.seed]
         return digest([shapes, made_from, settings, *self._plugins("block", "loss", "mixer")])
 
     def caches_key(self, phase1: Record) -> str:
-        return digest([phase1.key, phase1.files, self.validation.fingerprint, self._how()])
+        return digest([phase1.key, phase1.files, self.texts.validation.fingerprint, self._how()])
 
     def phase2_key(self, phase1: Record) -> str:
         """Digest the inputs of Phase 2: not the caches, whose rounding may differ."""
         counts = self.counts and self.counts.fingerprint
         settings = [asdict(self.config.model), asdict(self.config.phase2), self._how()]
-        made_from = [phase1.key, phase1.files, self.validation.fingerprint, counts]
+        made_from = [phase1.key, phase1.files, self.texts.validation.fingerprint, counts]
         return digest([made_from, settings, *self._plugins("attention", "mixer", "optimizer")])
 
     def model_key(self, phase2: Record) -> str:
@@ -142,8 +158,8 @@ class Work:
             "git_commit": git_commit(),
             "data": {
                 "source": self.config.data.source,
-                "train_fingerprint": self.train.fingerprint,
-                "validation_fingerprint": self.validation.fingerprint,
+                "train_fingerprint": self.texts.train.fingerprint,
+                "validation_fingerprint": self.texts.validation.fingerprint,
             },
             "embeddings": {"table": self.config.data.table, "fingerprint": self.table.fingerprint},
             "precision": self.precision,

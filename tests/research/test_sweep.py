@@ -131,7 +131,7 @@ def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, pr
     sweep(asked, out, out)
     folder = asked[0].folder(out)
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 2**20
-    assert not any(folder.rglob("*.safetensors"))
+    assert [file.stem for file in folder.rglob("*.safetensors")] == ["context_block"]  # which others share
     before = load_run(folder).summary["phase2"]
     printed_by("report", folder)
     assert [found.state for found in list_runs(out)] == ["results only"]
@@ -142,11 +142,20 @@ def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, pr
         load_trained(folder, "cpu")
     capsys.readouterr()
     again = experiment.run(asked[0].config, folder)
-    assert "context_block.safetensors is dropped: phase1 is made again" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "train_ctx.safetensors is dropped: caches is made again" in said
+    assert "phase1" not in said
     assert again.summary["phase2"]["val_ppl"] == before["val_ppl"]
     sweep(asked, out, out)  # what is there is not dropped
     load_trained(folder, "cpu")
     assert [found.state for found in list_runs(out)] == ["finished"]
+
+
+@pytest.mark.slow
+def test_runs_of_a_sweep_share_what_phase_1_has_trained(points, tmp_path, capsys):
+    asked = points(a={}, b={"phase2.learning_rate": 2e-3})
+    assert [state for _, state in states(sweep(asked, tmp_path, tmp_path / "out"))] == ["finished"] * 2
+    assert "Stage phase1 is taken from" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -208,12 +217,17 @@ def test_the_committed_studies_go_on_from_their_results(part, tmp_path, monkeypa
     shutil.copytree(STUDY / part, out)
     monkeypatch.setattr(module, "run", None)
     kept = read_json(out / "sweep.json")["cells"]
-    entries = sweep(points, tmp_path / "runs", out, hours=0)["cells"]
+    results = sweep(points, tmp_path / "runs", out, hours=0)
+    entries, trained = (
+        results["cells"],
+        {(r["variant"], r["samples"]): r.get("trained") for r in results["rows"]},
+    )
     assert [entry for entry in entries if entry["state"] != "waiting"] == kept
     assert kept
     for entry, point in zip(entries, points, strict=True):
         if entry["state"] == "finished":
-            assert entry["trained"] == shapes(point.config)[0]["trainable_phase2"]
+            weights = shapes(point.config)[0]["trainable_phase2"]
+            assert trained[entry["variant"], entry["samples"]] == weights
     for name in ("sweep.json", "sweep.md"):
         assert (out / name).read_text() == (STUDY / part / name).read_text()
 
