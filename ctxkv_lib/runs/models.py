@@ -165,7 +165,10 @@ def _attended(model: ContextKV, embeddings: Tensor, slots: Tensor, present: Tens
         attention: Any = copy.deepcopy(model.attention)
         with values_of_user():
             attention.init_from_block(model.context_block)
-    hidden, _ = model.attend(embeddings, slots, present)
+    hidden, weights = model.attend(embeddings, slots, present)
+    if weights is not None and (weights.dim() != 3 or weights.shape[::2] != present.shape):
+        right = f"[{len(present)}, heads, {present.shape[1]}]"
+        raise UserError(f"The weights of attention are {_words(weights)}; allowed: {right}, or none.")
     return hidden
 
 

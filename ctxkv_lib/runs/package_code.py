@@ -5,7 +5,7 @@ import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,35 @@ METHOD_IMPORTS = {"torch", "numpy", "psutil"} | PYTHON_AND_THIS
 PLAIN = bool | int | float | str | tuple  # values of `method/` that keys cover
 
 
-def _patched_source() -> str:
-    """Describe all plain values of `method/`, and the functions, classes and methods replaced in it."""
-    found = ""
+def _values() -> Iterator[tuple[str, Any]]:
+    """Yield all values in the modules and classes of `method/`, by name."""
     for file in _method_files():
         module = import_module(f"{OWN}method.{file.stem}")
         classes = [each for each in vars(module).values() if inspect.isclass(each)]
         places: list[Any] = [module, *(each for each in classes if each.__module__ == module.__name__)]
-        for place in places:
-            for key, value in vars(place).items():
-                if isinstance(value, PLAIN) and not key.startswith("_"):  # as what Python adds to classes
-                    found += f"{place.__name__}.{key}={value!r};"
-                for part in layers(value):
-                    module_name = module_of(part)
-                    known = isinstance(part, WRAPPERS) or module_name not in sys.modules  # as of a NamedTuple
-                    if not known and module_name.partition(".")[0] not in METHOD_IMPORTS:
-                        found += f"{place.__name__}.{key}={source_digest(part)};"
-    return found
+        yield from (
+            (f"{place.__name__}.{key}", value) for place in places for key, value in vars(place).items()
+        )
+
+
+def replaced_parts() -> Iterator[tuple[str, Any]]:
+    """Yield the functions, classes and methods that took the place of those of `method/`, by name."""
+    for name, value in _values():
+        for part in layers(value):
+            module_name = module_of(part)
+            known = isinstance(part, WRAPPERS) or module_name not in sys.modules  # as of a NamedTuple
+            if not known and module_name.partition(".")[0] not in METHOD_IMPORTS:
+                yield name, part
+
+
+def _patched_source() -> str:
+    """Describe all plain values of `method/`, and the functions, classes and methods replaced in it."""
+    plain = (
+        f"{name}={value!r};"
+        for name, value in _values()
+        if isinstance(value, PLAIN) and not name.rpartition(".")[2].startswith("_")  # Python's own
+    )
+    return "".join(plain) + "".join(f"{name}={source_digest(part)};" for name, part in replaced_parts())
 
 
 def _method_files() -> list[Path]:

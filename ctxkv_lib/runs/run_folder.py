@@ -167,7 +167,7 @@ class RunFolder:
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise UserError(
                 f"{self.path} holds a run with another configuration: {', '.join(shown)}{more}; "
-                "name another folder with --out, or delete that one."
+                "name another folder with --out (beside it, finished stages are shared), or delete that one."
             )
         return bool(changed)
 

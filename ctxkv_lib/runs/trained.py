@@ -17,9 +17,10 @@ from ..hf.configuration import ContextKVConfig
 from ..hf.modeling import ContextKVForCausalLM
 from ..hf.plugins import NAMED, file_digest, key_of
 from ..method.model import ContextKV
-from ..progress import stage, transformers_bars_hidden
+from ..progress import notice, stage, transformers_bars_hidden
 from .config import ExperimentConfig
 from .models import frozen_model, load_frozen
+from .package_code import code_key, replaced_parts
 from .plugins import loaded
 from .provenance import choose_device
 from .records import Records
@@ -36,6 +37,7 @@ def load_model(path: Path, config: ExperimentConfig) -> ContextKV:
     """
     refuse_damaged(path, "phase1")
     refuse_damaged(path, "phase2")
+    _tell_of_other_code(path, config)
     folder, model = RunFolder(path), frozen_model(config, *load_frozen(config))
     folder.load_block(model)
     folder.load_attention(model)
@@ -63,9 +65,16 @@ def load_trained(
         plugin = run.config.plugins[hook]
         key = key_of({**saved[hook], "plugin": plugin.name})  # since a mixer saves others
         NAMED[key] = loaded(plugin)  # which refuses another class of the same name
-    with transformers_bars_hidden():
+    _tell_of_other_code(run.path, run.config)
+    with transformers_bars_hidden(), values_of_user():
         model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
     return model.to(device), AutoTokenizer.from_pretrained(folder)
+
+
+def _tell_of_other_code(path: Path, config: ExperimentConfig) -> None:
+    records = Records.read(path)
+    if records and records.code != code_key(*(plugin.name for plugin in config.plugins.values())):
+        notice(f"{path} was made with other code of the method; what it computes here may be different.")
 
 
 def push_model(path: Path | str, repo: str, private: bool = False) -> str:
@@ -165,6 +174,8 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
                 if saved:
                     raise UserError(f"{error}.") from None
             NAMED[key_of(plugins[hook])] = part
+    if saved and (replaced := [name for name, _ in replaced_parts()]):
+        raise UserError(f"{replaced[0]} was replaced; use a plug-in, whose code is saved with the model.")
     if saved and (lost := dict(model.named_buffers()).keys() - model.state_dict()):
         raise UserError(f"the buffer {min(lost)} is not saved with the weights (persistent=False).")
     if isinstance(model, MixerModel):

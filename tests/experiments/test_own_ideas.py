@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.hf import plugins
-from ctxkv_lib.method import phase2
+from ctxkv_lib.method import model, phase2
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.runs import contexts, stages
@@ -122,6 +122,22 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
     monkeypatch.setattr(plugins, "NAMED", {})
     with pytest.raises(ValueError, match="The file of my_ideas:Mine is not what the model was saved with"):
         AutoModelForCausalLM.from_pretrained(made.path / "model")
+
+
+def test_a_changed_method_is_not_saved_and_said_to_be_other_code_later(config, tmp_path, monkeypatch, capsys):
+    plain = model.ContextBlock.forward
+
+    def halved(self, contexts, inputs):
+        return plain(self, contexts / 2, inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.ContextBlock, "forward", halved)
+        made = run(config, tmp_path / "run")
+        assert "not saved for transformers: ContextBlock.forward was replaced" in capsys.readouterr().err
+        load_trained(made.path)
+        assert "other code" not in capsys.readouterr().err
+    load_trained(made.path)
+    assert f"{made.path} was made with other code of the method" in capsys.readouterr().err
 
 
 class Dropping(GatedBlock):

@@ -95,6 +95,11 @@ class Double(GatedBlock):
         return super().forward(contexts, inputs).double()
 
 
+class OneHead(NearestTwo):
+    def forward(self, embeddings, window, present):
+        return super().forward(embeddings, window, present), present.float()
+
+
 class SlotsAhead(NearestTwo):
     @staticmethod
     def slot_offsets(config):
@@ -107,6 +112,11 @@ class SlotsAhead(NearestTwo):
         ("block", Failing, r"Failing fails on 2 positions: RuntimeError: mat1 and mat2 shapes .*help\("),
         ("loss", constant, r"constant returned a scalar without a gradient; compute it from the contexts"),
         ("block", Narrow, r"Narrow returned a tensor of shape \[2, 15\]; .* a tensor of shape \[2, 16\]\."),
+        (
+            "attention",
+            OneHead,
+            r"The weights of attention are .* \[2, 2\]; allowed: \[2, heads, 2\]",
+        ),
         ("block", InPlace, r"InPlace changes what it is given in place; compute a new tensor instead\."),
         ("block", Double, r"Double returned a float64 tensor of shape \[2, 16\]; .* a tensor of shape"),
         ("attention", SlotsAhead, r"slot_offsets are \[0, -1\]; allowed: whole numbers, ascending from 0\."),

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import TINY, in_python, tiny_ids, tiny_method, tiny_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ctxkv_lib.data.tokens import load_tokenizer
@@ -61,6 +62,17 @@ def test_saved_model_is_the_same_and_still_frozen(tmp_path, shape):
     frozen = {name.split(".")[0] for name, p in loaded.named_parameters() if not p.requires_grad}
     assert frozen == {"wte", "embedding_norm", "context_block"}
     assert AutoConfig.from_pretrained(tmp_path).max_contexts == TINY["max_contexts"]
+
+
+@pytest.mark.parametrize("name", ["context_block.gate.weight", "attention.k.bias"])
+def test_weights_of_other_code_are_refused(tmp_path, name):
+    tiny_model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    if weights.pop(name, None) is None:  # one that is missing, or one that is not known
+        weights[name] = torch.ones(2, 2)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"a weight of .* is '{name}'; allowed: those that this code has"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 def test_a_trained_model_is_wrapped_without_a_copy():
