@@ -88,13 +88,19 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, folder: Any, *args: Any, output_loading_info: bool = False, **options: Any
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        output_loading_info: bool = False,
+        **options: Any,
     ) -> Any:
         """Load as transformers does; raises ValueError if the weights are not those of this code."""
-        found = super().from_pretrained(folder, *args, output_loading_info=True, **options)
+        found: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **options
+        )
         other = {*found[1]["missing_keys"], *found[1]["unexpected_keys"]}
         allowed = "those that this code has; load it with its own code (trust_remote_code=True)"
-        require(not other, f"a weight of {folder}", min(other, default=""), allowed)
+        require(not other, f"a weight of {pretrained_model_name_or_path}", min(other, default=""), allowed)
         return found if output_loading_info else found[0]
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
