@@ -306,6 +306,8 @@ def verify(options: argparse.Namespace) -> int:
     print(fitted(terminal_table([["Stage", "File", "MiB", "State"], *rows])))
     if found.unfinished:
         print(f"Not finished: {', '.join(found.unfinished)}")
+    if found.is_of_other_code:
+        print("The run was made with other code of the method than is installed.")
     print("All is intact." if found.intact else f"Make again what is not intact with {found.cure}.")
     return 0 if found.intact else 1
 

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .sources import OWN, PYTHON_AND_THIS, WRAPPERS, layers, module_of, plain_source, source_digest
+
+if TYPE_CHECKING:
+    from .config import ExperimentConfig
 
 PACKAGE = Path(__file__).parent.parent
 FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
@@ -61,6 +64,11 @@ def code_key(*plugins: str) -> str:
     modules = {name.partition(":")[0].replace(".", "/") for name in plugins if name.startswith(OWN)}
     files = {file for name in modules for file in _with_imports(PACKAGE.parent / f"{name}.py")}
     return _code_digest({*files, *_method_files()}, _patched_source())
+
+
+def code_of(config: "ExperimentConfig") -> str:
+    """Return the `code_key` of an experiment."""
+    return code_key(*(plugin.name for plugin in config.plugins.values()))
 
 
 def code_with_imports(name: str) -> str:

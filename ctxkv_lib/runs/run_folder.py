@@ -28,7 +28,7 @@ from ..method.loop import Metric
 from ..progress import counted, notice
 from .config import ExperimentConfig, changed_settings, flat
 from .configure import run_command, stored_config
-from .package_code import code_key
+from .package_code import code_of
 from .plugins import HOOKS
 from .records import FILE, Record, Records
 
@@ -129,7 +129,7 @@ class RunFolder:
             UserError: the folder holds another experiment, one that cannot be read, or a finished result of
                 other code, or without its record, that is not to be made `again`.
         """
-        records, code, kept = None, code_key(*(plugin.name for plugin in config.plugins.values())), ""
+        records, code, kept = None, code_of(config), ""
         if self._content() - {CONFIG}:  # something has been computed
             try:
                 records = Records.read(self.path)

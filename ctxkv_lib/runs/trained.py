@@ -20,7 +20,7 @@ from ..method.model import ContextKV
 from ..progress import notice, stage, transformers_bars_hidden
 from .config import ExperimentConfig
 from .models import frozen_model, load_frozen
-from .package_code import code_key, replaced_parts
+from .package_code import code_of, replaced_parts
 from .plugins import loaded
 from .provenance import choose_device
 from .records import Records
@@ -73,7 +73,7 @@ def load_trained(
 
 def _tell_of_other_code(path: Path, config: ExperimentConfig) -> None:
     records = Records.read(path)
-    if records and records.code != code_key(*(plugin.name for plugin in config.plugins.values())):
+    if records and records.code != code_of(config):
         notice(f"{path} was made with other code of the method; what it computes here may be different.")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import DamagedFile, UserError
 from ..files import read_json, tensor_metadata
 from .configure import run_command, stored_config
+from .package_code import code_of
 from .records import DROPPED, FILE, STAGES, Records
 
 
@@ -27,6 +28,7 @@ class Verification:
     artefacts: list[Artefact]
     unfinished: list[str]  # stages without a record, of an unfinished run
     cure: str  # the command that rebuilds missing files and finishes the run
+    is_of_other_code: bool = False  # of the method, than is installed
 
     @property
     def intact(self) -> bool:
@@ -62,7 +64,9 @@ def verify(path: Path) -> Verification:
     ]
     ended = "results" in records.stages  # some stages may not apply to this run
     unfinished = [] if ended else [stage for stage in STAGES if stage not in records.stages]
-    return Verification(found, unfinished, f"`{run_command(stored_config(path, records.config), path)}`")
+    config = stored_config(path, records.config)
+    is_other = records.code != code_of(config)
+    return Verification(found, unfinished, f"`{run_command(config, path)}`", is_other)
 
 
 def _checkpoints(path: Path, recorded: set[str]) -> Iterator[tuple[str, str]]:
