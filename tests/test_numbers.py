@@ -194,6 +194,7 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     for name, said in (
         ("GRU", "its validation perplexity falls by {:.1f}%, from {:.1f} to {:.1f}"),
         ("contexts", "that of contexts by {:.1f}%, from {:.1f} to {:.1f}"),
+        ("tokens at the same slots", "that of the tokens by {:.1f}%, from {:.1f} to {:.1f}"),
     ):
         tried = [(run["settings"], run["val_ppl"]) for run in search.found() if run["row"] == name]
         chosen, left = search.next_settings(tried)
@@ -213,6 +214,12 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     others = f"Over the {alone.sum()} test conversations whose speakers do not speak in the training"
     assert f"{others} conversations, it is {-apart[0]:.1f}% ({-apart[2]:.1f}% to {-apart[1]:.1f}%)" in page
     assert f"also with 50: {-change:.1f}% ({-high:.1f}% to {-low:.1f}%" in PAGES["README"]
+    own, _ = losses(PARTS["fair"], 50, "tokens at the same slots")
+    assert len(own) == 3
+    change, low, high = (-x for x in difference(theirs, own, tokens))
+    groups = difference(theirs, own, tokens, speaker_groups(50))
+    found = f"{change:.1f}% lower ({high:.1f}% to {low:.1f}%; by groups of speakers {-groups[2]:.1f}% to"
+    assert f"the tokens at the same slots**: test perplexity is {found} {-groups[1]:.1f}%)" in page
 
 
 def test_what_is_held_and_used_is_what_was_measured():

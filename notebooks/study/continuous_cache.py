@@ -107,7 +107,7 @@ def measured(path: str) -> dict[str, Any]:
     assert stream is not None
     held_out = read(model, as_read(model, load_cache(folder.caches, "val"), trained=False))
     test = read(model, test_cache(config, model, stream))
-    rows = {"model": _row(0, 0.0, held_out.losses, test.losses, stream)}
+    rows = {"model": _row(held_out.losses, test.losses, stream)}
     for kind, (key, sharpness) in KINDS.items():
         if key not in held_out.keys:
             continue
@@ -119,9 +119,10 @@ def measured(path: str) -> dict[str, Any]:
             for place in range(len(sharpness))
             for weight in WEIGHTS
         }
-        place, weight = min(grid, key=lambda chosen: grid[chosen].mean())
+        place, weight = min(grid, key=lambda pair: grid[pair].mean())
         losses = mixed(test.losses, shares[1][place], weight)
-        rows[kind] = _row(sharpness[place], weight, grid[place, weight], losses, stream)
+        chosen = {"sharpness": sharpness[place], "weight": weight}
+        rows[kind] = {**chosen, **_row(grid[place, weight], losses, stream)}
     del rows["unigram cache"]["test_conversations"]  # no interval of it is computed
     mixer = config.plugins.get("mixer")
     return {
@@ -133,13 +134,9 @@ def measured(path: str) -> dict[str, Any]:
     }
 
 
-def _row(
-    sharpness: int, weight: float, validation: Tensor, test: Tensor, stream: TokenStream
-) -> dict[str, Any]:
-    """Describe the losses of both splits, `[n]`, and the two numbers that they were computed with."""
+def _row(validation: Tensor, test: Tensor, stream: TokenStream) -> dict[str, Any]:
+    """Describe the losses of both splits, `[n]`."""
     return {
-        "sharpness": sharpness,
-        "weight": weight,
         "val_ppl": round(perplexity(validation.mean().item()), 4),
         "test_ppl": round(perplexity(test.mean().item()), 4),
         "test_conversations": [round(part.mean().item(), 4) for part in by_conversation(test, stream.starts)],
