@@ -115,3 +115,10 @@ def test_every_command_is_on_its_page(capsys):
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "OACD" in text])
 def test_oacd_is_expanded_where_it_first_appears(page):
     assert PAGES[page].index("Origin-Anchored") - PAGES[page].index("OACD") < len("OACD (") + 1
+
+
+@pytest.mark.parametrize("page", sorted((TOP / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_the_cells_of_a_page_are_python(page):
+    """The site executes them, minutes later."""
+    for cell in re.findall(r"(?s)```\{code-cell\} python\n(.*?)```", page.read_text(encoding="utf-8")):
+        compile(re.sub(r"(?m)^:tags:.*$", "", cell), page.name, "exec")
