@@ -92,7 +92,7 @@ def _row(entries: Sequence[Entry]) -> dict[str, Any]:
     """Summarise all seeds of one variant and sample count."""
     measured = {name: [e["measured"][name] for e in entries if name in e["measured"]] for name in MEASURED}
     return {
-        **{name: entries[0][name] for name in ("variant", "samples", "train_tokens", "trained")},
+        **{name: entries[0][name] for name in ("variant", "samples", *OF_ROW)},
         "seeds": [entry["seed"] for entry in entries],
         **{split: [entry[split] for entry in entries if split in entry] for split in SPLITS},
         "best_epochs": [entry["best_epoch"] for entry in entries],

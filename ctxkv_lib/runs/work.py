@@ -31,6 +31,9 @@ from .settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 STREAMING = (STRIDE, BLOCK_TOKENS, POOL_BLOCKS, BEGINNING_TOKENS)  # what streamed caches and epochs depend on
 
 
+reading_data = memory_advice("Reading the data", "use fewer conversations with --samples")
+
+
 @dataclass(frozen=True)
 class Texts:
     """The conversations of an experiment that are read before its run folder is touched."""
@@ -39,7 +42,7 @@ class Texts:
     validation: Conversations
 
     @classmethod
-    @memory_advice("Reading the data", "use fewer conversations with --samples")
+    @reading_data
     def of(cls, config: ExperimentConfig) -> "Texts":
         """Read them; raises UserError if the source is missing, damaged, too small or unreachable."""
         with stage("Reading the conversations"):
@@ -59,7 +62,7 @@ class Work:
         UserError: the token table is missing, damaged or unreachable; the device is missing.
     """
 
-    @memory_advice("Reading the data", "use fewer conversations with --samples")
+    @reading_data
     def __init__(self, config: ExperimentConfig, texts: Texts, folder: RunFolder, listener: Listener) -> None:
         self.config, self.texts, self.folder, self.listener = config, texts, folder, listener
         self.device = choose_device(config.runtime.device)
