@@ -1,6 +1,7 @@
 """Perplexity, accuracy and effective rank."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,23 +26,21 @@ def token_scores(
     loop = loop or Loop()
     was_training = model.training
     model.eval()
+
+    def score(batch: Batch) -> Tensor:
+        losses, correct = model.losses(batch.attend(model)[0], batch.tokens, batch.targets)
+        return torch.stack([losses, correct.to(losses)], dim=1)
+
     shard = loop.shard(len(positions))
-    scores = torch.zeros(2, len(positions), device=model.device)
+    scores = torch.zeros(len(positions), 2, device=model.device)
     done, total = shard.start, -(-(shard.stop - shard.start) // EVALUATION_ROWS)
     for batch in loop.track(cache.batches(positions[shard], EVALUATION_ROWS, model), "Validation", total):
-
-        def score(micro_batches: int, batch: Batch = batch) -> Tensor:
-            found = []
-            for part, _ in batch.split(micro_batches):
-                losses, correct = model.losses(part.attend(model)[0], part.tokens, part.targets)
-                found.append(torch.stack([losses, correct.to(losses)]))
-            return torch.cat(found, dim=1)
-
-        scores[:, done : done + len(batch)] = loop.attempt(score, len(batch))
+        found = loop.attempt(partial(loop.apply, score, batch), len(batch))
+        scores[done : done + len(batch)] = found
         done += len(batch)
     loop.all_reduce([scores])
     model.train(was_training)
-    return scores[0], scores[1].bool()
+    return scores[:, 0], scores[:, 1].bool()
 
 
 def evaluate(model: ContextKV, cache: StreamCache, loop: Loop | None = None) -> tuple[float, float]:

@@ -35,12 +35,21 @@ class Loop:
         """
         return items
 
-    def attempt(self, work: Callable[[int], T], rows: int) -> T:
-        """Return `work(1)`; when memory is full, `work(2)`, `work(4)`, ... up to `rows` micro-batches.
+    def attempt(self, work: Callable[[], T], rows: int) -> T:
+        """Return `work()`; when memory is full, repeat it with more micro-batches in `apply`, up to `rows`.
 
         `work` overwrites what an attempt that failed has left behind.
         """
-        return work(1)
+        return work()
+
+    def apply(self, step: Callable[..., Tensor], *parts: Any) -> Tensor:
+        """Return `step(*parts)`, a row for each row of the parts, or the same from micro-batches of them.
+
+        Args:
+            step: a function whose rows depend on the same rows of the parts alone.
+            parts: tensors or a batch, all of n rows.
+        """
+        return step(*parts)
 
     def backward(self, work: Callable[[Any], Tensor], batch: Any, count: int, optimizer: Any) -> Tensor:
         """Return `work(batch)`, a summed loss, whose gradients `work` adds to the weights of `optimizer`.

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .config import Phase1Config
 from .contexts import draw_contexts
@@ -167,6 +166,11 @@ def train_iteration(
     projected = project_inputs(block, embeddings)
     inputs = projected.detach().requires_grad_(projected.requires_grad)  # gathers the gradient of all batches
     trained = [*block.parameters(), *([inputs] if inputs.requires_grad else [])]
+
+    def read(before: Tensor, batch: Tensor) -> Tensor:
+        contexts: Tensor = block(before, F.embedding(batch, inputs))
+        return contexts
+
     total_loss = torch.zeros((), device=embeddings.device)
     converged = torch.zeros((), dtype=torch.int64, device=embeddings.device)
     before = contexts[0].to(embeddings)  # the previous iteration's, of the position before the batch
@@ -180,9 +184,9 @@ def train_iteration(
         before = held[-1].clone()
 
         def gradients(
-            micro_batches: int, previous: Tensor = previous, batch: Tensor = batch
+            previous: Tensor = previous, batch: Tensor = batch
         ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
-            updated = _read(block, inputs, previous, batch, micro_batches)
+            updated = loop.apply(read, previous, batch)
             batch_loss, gradient = _loss_and_gradient(updated, loss, config, scale)
             found = torch.autograd.grad(updated, trained, gradient, allow_unused=True)
             return updated.detach(), batch_loss, found
@@ -225,26 +229,6 @@ def _loss_and_gradient(
         return value, gradient.flatten(0, 1)
     value = torch.stack([loss(batch) * scale for batch in contexts.split(config.batch_size)]).sum()
     return value.detach(), torch.autograd.grad(value, contexts)[0]
-
-
-def _read(block: nn.Module, inputs: Tensor, previous: Tensor, batch: Tensor, micro_batches: int) -> Tensor:
-    """Compute the contexts of a batch; in micro-batches, backward computes them again, one by one.
-
-    Args:
-        inputs: what the block reads of each distinct token, `[num_distinct, ...]`.
-        previous: contexts before the batch's positions, noise included, `[n, context_dim]`.
-        batch: int64 `[n]`, rows of `inputs`.
-    """
-
-    def step(before: Tensor, rows: Tensor) -> Tensor:
-        contexts: Tensor = block(before, F.embedding(rows, inputs))
-        return contexts
-
-    if micro_batches == 1:
-        return step(previous, batch)
-    size = -(-len(batch) // micro_batches)
-    cut = zip(previous.split(size), batch.split(size), strict=True)
-    return torch.cat([checkpoint(step, *part, use_reentrant=False) for part in cut])
 
 
 def _check_finite(block: nn.Module, iteration: int, loss: float, config: Phase1Config) -> None:

@@ -22,7 +22,7 @@ from ..method.oacd import Phase1State
 from ..method.phase2 import Phase2State
 from ..progress import Listener, notice, progress_bar, say
 from .capture import CapturedStep
-from .micro_batches import random_state, set_random_state, summed
+from .micro_batches import in_micro_batches, random_state, set_random_state, summed
 from .scratch import parts, release_mapped
 
 # A stop repeats at most so much work and one step (in Phase 1, an iteration). Writing may take a tenth of the
@@ -118,11 +118,11 @@ class LongRun(Loop):
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
         return progress_bar(items, description, total=total, initial=done)
 
-    def attempt(self, work: Callable[[int], T], rows: int) -> T:
+    def attempt(self, work: Callable[[], T], rows: int) -> T:
         draws = random_state(self.device)
         while True:
             try:
-                return work(self.micro_batches)
+                return work()
             except (RuntimeError, MemoryError) as error:
                 if self.micro_batches >= rows or not is_out_of_memory(error):
                     raise
@@ -134,15 +134,18 @@ class LongRun(Loop):
             self.micro_batches *= 2
             set_random_state(self.device, draws)
 
+    def apply(self, step: Callable[..., Tensor], *parts: Any) -> Tensor:
+        return in_micro_batches(step, parts, self.micro_batches)
+
     def backward(
         self, work: Callable[[Batch], Tensor], batch: Batch, count: int, optimizer: torch.optim.Optimizer
     ) -> Tensor:
         if self.cuda_graph:  # one process, and no second attempt within a graph
             return work(batch)
 
-        def attempt(micro_batches: int) -> Tensor:
+        def attempt() -> Tensor:
             optimizer.zero_grad()  # again, after an attempt that failed
-            return summed(work, batch, count, self.shard(count), micro_batches)
+            return summed(work, batch, count, self.shard(count), self.micro_batches)
 
         loss = self.attempt(attempt, len(batch))
         ranks.all_reduce([loss, *_gradients(optimizer)])

@@ -1,12 +1,13 @@
 """Batches cut into micro-batches and shards, to the same numbers as whole ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from ..method.caches import Batch
 
@@ -32,6 +33,25 @@ class RowsOfDropout(TorchFunctionMode):
         (values,) = args
         whole = values.new_ones(self.count, *values.shape[1:])
         return values * F.dropout(whole, **named)[self.rows]
+
+
+def in_micro_batches(step: Callable[..., Tensor], parts: Sequence[Any], micro_batches: int) -> Tensor:
+    """Compute `step(*parts)` in micro-batches; backward computes them again, one by one.
+
+    Args:
+        step: see `Loop.apply`.
+        parts: tensors or batches, all of n rows.
+    """
+    if micro_batches == 1:
+        return step(*parts)
+    cut = zip(*(_cut(part, micro_batches) for part in parts), strict=True)
+    return torch.cat([checkpoint(step, *each, use_reentrant=False) for each in cut])
+
+
+def _cut(part: Any, micro_batches: int) -> Iterable[Any]:
+    if isinstance(part, Tensor):
+        return part.split(-(-len(part) // micro_batches))
+    return [batch for batch, _ in part.split(micro_batches)]
 
 
 def summed(

@@ -12,6 +12,7 @@ from ctxkv_lib.method.contexts import distinct_rows
 from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.model import ContextBlock
 from ctxkv_lib.method.oacd import Phase1State, StoppingRule, train_context_block, train_iteration
+from ctxkv_lib.runs.micro_batches import in_micro_batches
 
 CONFIG = Phase1Config(max_iterations=8, batch_size=150)
 
@@ -22,8 +23,8 @@ class MicroBatches(Loop):
     def __init__(self, micro_batches=1):
         self.micro_batches, self.lines = micro_batches, []
 
-    def attempt(self, work, rows):
-        return work(self.micro_batches)
+    def apply(self, step, *parts):
+        return in_micro_batches(step, parts, self.micro_batches)
 
     def after_round(self, state, metric):
         self.lines.append(metric)
