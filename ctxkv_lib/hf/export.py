@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 SUFFIX = Path(__file__).stem.removeprefix("export")  # of the files in a saved folder; empty in the package
 FILES = {
     "hf": ("modeling", "configuration", "cache", "export", "plugins", "prefill"),
-    "method": ("config", "losses", "model", "scan", "settings", "windows"),
+    "method": ("config", "contexts", "losses", "model", "settings", "windows"),
 }
 AUTO_MAP = {
     "AutoConfig": "configuration.ContextKVConfig",

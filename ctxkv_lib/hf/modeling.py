@@ -12,9 +12,9 @@ from transformers.utils import can_return_tuple
 
 # All files of a saved model are imported here: transformers 4 copies only these when it loads one.
 from ..method.config import ModelConfig as ModelConfig
+from ..method.contexts import SEGMENT
 from ..method.losses import add_to_logit as add_to_logit
 from ..method.model import ContextKV, project_inputs
-from ..method.scan import SEGMENT
 from ..method.settings import require
 from ..method.windows import Window as Window
 from .cache import ContextCache

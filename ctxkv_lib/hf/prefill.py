@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..method.scan import Block, Stream, segmented_scan
+from ..method.contexts import Block, Stream, segmented_scan
 
 ROUNDINGS = 16  # smallest tolerance of a batch, in `eps` of its dtype: half precision cannot reach 1e-5
 

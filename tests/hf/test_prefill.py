@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_context_cache import read_in_chunks
 
 from ctxkv_lib.hf import modeling, prefill
-from ctxkv_lib.method import scan
+from ctxkv_lib.method import contexts
 
 
 def exact_model(std=0.1, **shape):
@@ -42,8 +42,8 @@ def test_lock_step_is_the_plain_loop(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modeling, "LONG", 1)
         patch.setattr(modeling, "TOLERANCE", 1e-10)
-        patch.setattr(scan, "SEGMENT", data.draw(st.integers(2, 30), "SEGMENT"))
-        patch.setattr(scan, "CHECK_EVERY", data.draw(st.integers(1, 30), "CHECK_EVERY"))
+        patch.setattr(contexts, "SEGMENT", data.draw(st.integers(2, 30), "SEGMENT"))
+        patch.setattr(contexts, "CHECK_EVERY", data.draw(st.integers(1, 30), "CHECK_EVERY"))
         fast, cache = read_in_chunks(model, ids, cuts, mask)
     torch.testing.assert_close(fast, plain, atol=1e-7, rtol=0)
     torch.testing.assert_close(cache.state, plain_cache.state, atol=1e-8, rtol=0)
@@ -67,7 +67,7 @@ def test_gradients_are_those_of_the_plain_loop(monkeypatch, phase):
     monkeypatch.setattr(modeling, "scan_rows", lambda *a: scans.append(1) or prefill.scan_rows(*a))
     for long in (1, 10_000):
         monkeypatch.setattr(modeling, "LONG", long)
-        monkeypatch.setattr(scan, "SEGMENT", 16)
+        monkeypatch.setattr(contexts, "SEGMENT", 16)
         model = exact_model()
         model.set_phase(phase)
         loss = model(ids, labels=ids).loss

@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 
 from ctxkv_lib.hf.prefill import scan_rows
 from ctxkv_lib.method import contexts as method
-from ctxkv_lib.method import reference, scan
+from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import Phase1Config
-from ctxkv_lib.method.contexts import distinct_rows, exact_contexts, stream_contexts
+from ctxkv_lib.method.contexts import (
+    CHECK_EVERY,
+    SEGMENT,
+    distinct_rows,
+    exact_contexts,
+    stream_contexts,
+)
 from ctxkv_lib.method.oacd import train_context_block
-from ctxkv_lib.method.scan import CHECK_EVERY, SEGMENT
 from ctxkv_lib.research.tuned import StructuredBlock
 
 WIDTH = TINY["context_dim"]
@@ -70,7 +75,7 @@ def model(request):
 def short_segments(monkeypatch):
     """What happens on long streams happens on short ones."""
     for name, value in (("SEGMENT", 8), ("CHECK_EVERY", 3), ("CPU_SEGMENTS", 40), ("GPU_SEGMENTS", 40)):
-        monkeypatch.setattr(scan, name, value)
+        monkeypatch.setattr(method, name, value)
 
 
 @pytest.mark.parametrize("count", [1, 2, SEGMENT - 1, SEGMENT, SEGMENT + 1, 10 * SEGMENT + 3])
@@ -103,7 +108,7 @@ def test_streams_may_be_cut_continued_and_begin_anew_anywhere(data):
     out = torch.full((count + 1, WIDTH), torch.nan, dtype=dtype)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("SEGMENT", "CHECK_EVERY", "CPU_SEGMENTS", "GPU_SEGMENTS"):
-            patch.setattr(scan, name, data.draw(st.integers(2, 40), name))
+            patch.setattr(method, name, data.draw(st.integers(2, 40), name))
         patch.setattr(method, "BLOCK", data.draw(st.integers(30, 1000), "BLOCK"))
         stream = (block, projected, tokens.to(torch.uint16), 1e-9, is_first if begins else None)
         contexts, error = exact_contexts(*stream, before=before)
