@@ -18,8 +18,8 @@ from .report.document import probe_table as probe_table
 from .report.document import write_report as write_report
 from .report.info import dense_fp32_mib as dense_fp32_mib
 from .report.info import describe as describe
-from .report.info import format_info as format_info
 from .report.labels import run_labels as run_labels
+from .report.terminal import format_info as format_info
 from .research.probe import probe as probe
 from .research.proposals import BASE as BASE
 from .research.proposals import base_config as base_config

@@ -132,7 +132,8 @@ def _print(found: Any, as_json: bool, as_text: Callable[[Any], str], *written: P
 @command(f"{EXPERIMENT} --samples --train-tokens --val-tokens --json")
 def info(options: argparse.Namespace) -> None:
     """Print sizes and parameter counts, without downloading anything."""
-    from .report.info import describe, format_info
+    from .report.info import describe
+    from .report.terminal import format_info
 
     config, tokens = _config(options, options.samples), (options.train_tokens, options.val_tokens)
     if options.data and tokens == (None, None):
@@ -147,7 +148,8 @@ def info(options: argparse.Namespace) -> None:
 @command("--preset? --json")
 def settings(options: argparse.Namespace) -> None:
     """Print every setting with its value, unit and reason."""
-    from .report.settings import describe_settings, format_settings
+    from .report.settings import describe_settings
+    from .report.terminal import format_settings
 
     _print(describe_settings(options.preset), options.json, format_settings)
 
@@ -155,7 +157,8 @@ def settings(options: argparse.Namespace) -> None:
 @command("root --json")
 def list_folders(options: argparse.Namespace) -> None:
     """List all run folders: state, best PPL, what differs, size; `verify` checks their files."""
-    from .runs.listing import format_runs, list_runs
+    from .report.terminal import format_runs
+    from .runs.listing import list_runs
     from .runs.run_folder import DEFAULT_ROOT
 
     runs = list_runs(options.root or DEFAULT_ROOT)
@@ -263,7 +266,7 @@ def evaluate(options: argparse.Namespace) -> None:
         )
     with _loading():
         from .hf.inference import evaluation_file
-        from .report.document import format_scores
+        from .report.terminal import format_scores
         from .runs.trained import evaluate_texts
         from .views.axes import save
         from .views.figures import ppl_by_reading
@@ -281,7 +284,7 @@ def probe(options: argparse.Namespace) -> None:
     """Measure what a run's contexts remember, and what they are used for."""
     with _loading():
         from .report.document import format_ablations, probe_table
-        from .report.tables import terminal_table
+        from .report.terminal import terminal_table
         from .research.measure import measure
         from .runs.run_folder import load_run
 
@@ -298,7 +301,7 @@ def probe(options: argparse.Namespace) -> None:
 def verify(options: argparse.Namespace) -> int:
     """Compare every file of a run with its record."""
     from .method.memory import MIB
-    from .report.tables import terminal_table
+    from .report.terminal import terminal_table
     from .runs.verification import verify
 
     found = verify(options.run)

@@ -8,7 +8,7 @@ from conftest import TOP
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.report.document import write_report
-from ctxkv_lib.runs.listing import format_runs
+from ctxkv_lib.report.terminal import format_runs
 from ctxkv_lib.runs.run_folder import load_run
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [TOP / "README.md", *TOP.glob("docs/*.md")]}

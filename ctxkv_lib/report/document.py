@@ -15,12 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..errors import UserError
 from ..method.config import ModelConfig
-from ..progress import counted
 from ..runs.run_folder import Run
 from . import columns, labels, tables, verdicts
 from .columns import Column, probe_blocks, run_columns, with_gain
-from .labels import run_labels, span
-from .tables import percent, ppl, table_cells, terminal_table, whole
+from .labels import run_labels
+from .tables import table_cells
+from .terminal import terminal_table
 from .verdicts import gains
 
 LANGUAGES = ("en", "ja")
@@ -120,17 +120,3 @@ def format_ablations(ablations: Mapping[str, Any], language: str = "en") -> str:
     macros = words(language)
     found = macros.ablation(ablations), macros.position_kinds(ablations)
     return "\n\n".join(terminal_table(table_cells(table)) for table in found)
-
-
-def format_scores(scores: Mapping[str, Any]) -> str:
-    """Format the result of `evaluate_texts` for a terminal."""
-    word_ppl = "beyond any number" if scores["word_ppl"] is None else ppl(scores["word_ppl"])
-    lines = [
-        f"{counted(scores['conversations'], ' conversations')}, {counted(scores['tokens'], ' tokens')}",
-        f"PPL {ppl(scores['ppl'])} a token, {word_ppl} a word; "
-        f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {percent(scores['accuracy'])}",
-    ]
-    for key, title in {"by_position": "Tokens read before", "by_history": "Contexts in window"}.items():
-        rows = [[span(r), whole(r["tokens"]), ppl(r["ppl"]), percent(r["accuracy"])] for r in scores[key]]
-        lines += ["", terminal_table([[title, "Tokens", "PPL", "Accuracy"], *rows])]
-    return "\n".join(lines)

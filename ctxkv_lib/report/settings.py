@@ -1,12 +1,9 @@
 """List settings for `ctxkv settings`, from their dataclasses, presets and recipes."""
 
 import dataclasses
-from itertools import groupby
 from typing import Any
 
 from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, recipe_settings
-
-WIDTH = 44  # of the column of names and values
 
 
 def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
@@ -34,22 +31,3 @@ def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
             about = {**known.metadata, "allowed": known.metadata["allowed"].text}
             rows.append({"setting": key, "value": value, **about, "elsewhere": others})
     return rows
-
-
-def format_settings(rows: list[dict[str, Any]]) -> str:
-    """Format `describe_settings` for a terminal."""
-    lines = []
-    for concern, group in groupby(rows, lambda row: row["setting"].partition(".")[0]):
-        lines += ["", f"{concern}: {(GROUPS[concern].__doc__ or '').partition('.')[0]}"]
-        for row in group:
-            value = f"{row['setting']} = {row['value']} {row['unit']}".rstrip()
-            lines.append(f"  {value:<{WIDTH}}  {row['reason']}")
-            lines += [f"  {'':<{WIDTH}}  {line}" for line in _details(row)]
-    return "\n".join(lines[1:])
-
-
-def _details(row: dict[str, Any]) -> list[str]:
-    allowed = [f"allowed: {row['allowed']}"] if row["allowed"] != "any" else []
-    meanings = [f"  {name}: {meaning}" for name, meaning in row["meanings"].items() if meaning]
-    others = ", ".join(f"{name}: {value}" for name, value in row["elsewhere"].items())
-    return [*allowed, *meanings, *([f"with {others}"] if others else [])]

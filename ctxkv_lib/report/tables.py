@@ -3,7 +3,6 @@
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from unicodedata import east_asian_width
 
 MISSING = "–"
 MARKUP = frozenset("\\`*_[]#|~$!")  # Markdown's special characters; `<`, `>` and `&` become entities
@@ -38,20 +37,6 @@ def table_cells(markdown: str) -> list[list[str]]:
     """Split the rows of a Markdown table into cells, without the rule below the header."""
     rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in markdown.splitlines()]
     return [row for row in rows if row[0] != "---"]
-
-
-def terminal_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows for a terminal: first column to the left, the others to the right."""
-    first, *others = zip(*rows, strict=True)
-    columns = [_aligned(first, str.ljust), *(_aligned(cells, str.rjust) for cells in others)]
-    return "\n".join(map("   ".join, zip(*columns, strict=True)))
-
-
-def _aligned(cells: Sequence[str], justify: Callable[[str, int], str]) -> list[str]:
-    """Pad cells to one width on a terminal, where Japanese characters are two columns wide."""
-    wide = [sum(east_asian_width(character) in "WF" for character in cell) for cell in cells]
-    width = max(len(cell) + extra for cell, extra in zip(cells, wide, strict=True))
-    return [justify(cell, width - extra) for cell, extra in zip(cells, wide, strict=True)]
 
 
 def literal(text: str) -> str:

@@ -27,7 +27,8 @@ from ..method.loop import Loop
 from ..method.model import ContextBlock, ContextKV, project_inputs
 from ..method.oacd import Phase1State, train_iteration
 from ..method.phase2 import Stepper, train_step
-from ..report.tables import digits, terminal_table
+from ..report.tables import digits
+from ..report.terminal import terminal_table
 from ..runs.capture import CapturedStep
 from ..runs.config import ExperimentConfig, flat
 from ..runs.provenance import PRECISIONS, device_name, versions

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..progress import counted
 from ..report.document import environment
-from ..report.tables import MISSING, at, literal, markdown_table, ppl, short, terminal_table, whole
+from ..report.tables import MISSING, at, literal, markdown_table, ppl, short, whole
+from ..report.terminal import terminal_table
 from ..views.study import BASELINES
 
 Entry = dict[str, Any]  # what `sweep.json` has of a grid point

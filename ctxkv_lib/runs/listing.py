@@ -81,19 +81,3 @@ def _state(folder: RunFolder) -> str:
         return "results only"
     is_whole = records and all((folder.path / name).is_file() for name in files)
     return "finished" if is_whole else "damaged"
-
-
-def format_runs(runs: list[Listed]) -> str:
-    """Format `list_runs` as a table for a terminal; settings come last, as they can be many."""
-    names = ["Run", "State", "Preset, recipe", "Tokens", "Best PPL", "MiB", "Settings that differ from these"]
-    rows = [names, *map(_cells, runs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    shape = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<<<>>><", widths, strict=True))
-    return "\n".join(shape.format(*row).rstrip() for row in rows)
-
-
-def _cells(run: Listed) -> list[str]:
-    tokens = "-" if run.tokens is None else f"{run.tokens:,}"
-    best = "-" if run.best_ppl is None else f"{run.best_ppl:,.1f}"
-    settings = ", ".join(f"{key}={value}" for key, value in run.settings.items())
-    return [str(run.path), run.state, run.kind, tokens, best, f"{run.mib:,.0f}", settings]

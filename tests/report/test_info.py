@@ -3,7 +3,8 @@ import torch
 
 from ctxkv_lib.hf.cache import ContextCache
 from ctxkv_lib.method.windows import Window
-from ctxkv_lib.report.info import describe, format_info, slots_in_words
+from ctxkv_lib.report.info import describe, slots_in_words
+from ctxkv_lib.report.terminal import format_info
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
 

@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from ctxkv_lib.report.settings import describe_settings, format_settings
+from ctxkv_lib.report.settings import describe_settings
+from ctxkv_lib.report.terminal import format_settings
 from ctxkv_lib.runs.config import GROUPS, PRESETS, build_config
 
 
