@@ -18,8 +18,8 @@ Results = dict[str, Any]  # all that it has
 LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
 SPLITS = ("val_ppl", "test_ppl")
 # How many digits of numbers are kept, since studies are passed on.
-DIGITS = {**dict.fromkeys([*SPLITS, "train_ppl"], ".6g"), "test_conversations": ".4f"}
-FEWER_DIGITS = ".5g"  # of all others
+DIGITS = {**dict.fromkeys(SPLITS, ".6g"), "train_ppl": ".5g", "test_conversations": ".4f"}
+FEWER_DIGITS = ".4g"  # of all others
 OF_ROW = ("train_tokens", "trained")  # what all entries of a row share: the file has it once
 NGRAMS = {kind: name for kind, (name, _) in BASELINES.items()}
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
@@ -55,7 +55,7 @@ def results_of(summary: dict[str, Any]) -> Entry:
                 kind: {name: row[name] for name in DIGITS if name in row} for kind, row in ngrams.items()
             },
             **{name: provenance[name] for name in ("precision", "threads") if name in provenance},
-            "git_commit": commit and commit[:12] + commit[40:],  # and whether it was changed
+            "git_commit": commit and commit[:8] + commit[40:],  # and whether it was changed
         }
     )
 

@@ -35,7 +35,10 @@ Settings = dict[str, float]
 
 def found() -> list[dict[str, Any]]:
     """Read the runs of the search: of each its row, settings, validation perplexity and best epoch."""
-    return list(json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]) if RESULTS.is_file() else []
+    if not RESULTS.is_file():
+        return []
+    runs = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]
+    return [{**run, "settings": dict(zip(AXES, run["settings"], strict=True))} for run in runs]
 
 
 def next_settings(tried: list[tuple[Settings, float]]) -> tuple[Settings, bool]:
@@ -78,8 +81,9 @@ def main(rows: list[str]) -> None:
             config = configured(row, settings)
             phase2 = ctxkv.run(config, run_folder_of(config, RUNS)).summary["phase2"]
             result = {"val_ppl": round(phase2["val_ppl"], 3), "best_epoch": phase2["best_epoch"]}
-            runs = [*found(), {"row": row, "settings": settings, **result}]
-            write_rows_json(RESULTS, {"runs": sorted(runs, key=itemgetter("row"))})
+            runs = sorted([*found(), {"row": row, "settings": settings, **result}], key=itemgetter("row"))
+            shortened = [{**run, "settings": [*run["settings"].values()]} for run in runs]
+            write_rows_json(RESULTS, {"axes": [*AXES], "runs": shortened})
             print(row, settings, result, flush=True)
         print(f"{row}: chosen {settings}", flush=True)
 
