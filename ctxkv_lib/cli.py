@@ -145,13 +145,13 @@ def info(options: argparse.Namespace) -> None:
     _print(describe(config, *tokens), options.json, format_info)
 
 
-@command("--preset? --json")
+@command("--preset? --recipe --json")
 def settings(options: argparse.Namespace) -> None:
     """Print every setting with its value, unit and reason."""
     from .report.settings import describe_settings
     from .report.terminal import format_settings
 
-    _print(describe_settings(options.preset), options.json, format_settings)
+    _print(describe_settings(options.preset, options.recipe), options.json, format_settings)
 
 
 @command("root --json")

@@ -67,7 +67,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--grid": {"action": "append", "default": [], "metavar": "K=V,V", "help": "values of a setting"},
     "--protocol": {"type": _path, "metavar": "FILE", "help": "JSON of all this, with named variants"},
     "--runs": {"type": _path, "metavar": "DIR", "help": "folder of the runs, if sweeps share it"},
-    "--hours": {"type": float, "metavar": "H", "help": "begin no run after so long"},
+    "--hours": {"type": float, "metavar": "H", "help": "start no new run after H hours"},
     "--keep": {"action": "store_true", "help": "keep each run's model and caches (0.2 GB a run)"},
     "--prompt": {"required": True, "metavar": "TEXT", "help": "how the text begins"},
     **{f"--{f.name.replace('_', '-')}": _sampling(f) for f in fields(Sampling)},

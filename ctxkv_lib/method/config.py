@@ -80,7 +80,7 @@ class Phase1Config:
         "passes",
         "how the caches are computed",
         {
-            "passes": "parallel passes, as published: 1, of validation validation_passes",
+            "passes": "parallel passes: 1 over the training text, validation_passes over the validation text",
             "exact": "exact recurrence",
         },
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from .config import Phase1Config
 
 PASS_ROWS = 2**14  # contexts of a parallel pass at a time
-BLOCK = 2**18  # tokens of one segmented scan, which bounds the memory of its contexts: 256 MiB
+SCAN_TOKENS = 2**18  # tokens of one segmented scan, which bounds the memory of its contexts: 256 MiB
 SEGMENT = 128  # tokens of a segment, at least; most trained blocks forget within one
 # Segments at most. On a CPU a step on more rows costs more; a GPU is not busy with fewer.
 CPU_SEGMENTS, GPU_SEGMENTS = 256, 2048
@@ -125,11 +125,11 @@ def exact_contexts(
     state = projected_inputs.new_zeros(width) if before is None else before
     contexts[0] = state
     error = 0.0
-    for start in range(0, len(tokens), BLOCK):
-        chunk = slice(start, start + BLOCK)
+    for start in range(0, len(tokens), SCAN_TOKENS):
+        chunk = slice(start, start + SCAN_TOKENS)
         rows = tokens[chunk].to(projected_inputs.device, torch.int64)
         begins = None if is_first is None else is_first[chunk].to(rows) - 1
-        place = contexts[start : start + BLOCK + 1]
+        place = contexts[start : start + SCAN_TOKENS + 1]
         made = place.to(projected_inputs)  # the same tensor, where nothing has to be changed
         made[0] = state
         stream = Stream(block, projected_inputs, rows, begins, projected_inputs.new_zeros(1, width))
@@ -189,7 +189,7 @@ def segmented_scan(stream: Stream, contexts: Tensor, tolerance: float) -> float:
     while len(pending):
         starts = pending[::thinning].contiguous()
         ends = torch.cat([starts[1:], starts.new_tensor([count])])
-        stops, differences = _compute(stream, contexts, starts, ends, AGREEMENT * tolerance)
+        stops, differences = _scan_segments(stream, contexts, starts, ends, AGREEMENT * tolerance)
         agrees = differences <= AGREEMENT * tolerance
         largest = max([largest, *differences[agrees].tolist()])
         rounds += 1
@@ -199,7 +199,7 @@ def segmented_scan(stream: Stream, contexts: Tensor, tolerance: float) -> float:
     return largest
 
 
-def _compute(
+def _scan_segments(
     stream: Stream, contexts: Tensor, starts: Tensor, ends: Tensor, agreement: float
 ) -> tuple[Tensor, Tensor]:
     """Overwrite the contexts of segments in lock-step, each until it agrees with what is there.

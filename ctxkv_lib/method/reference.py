@@ -38,7 +38,7 @@ def shifted(contexts):
     return torch.cat([torch.zeros_like(contexts[:1]), contexts[:-1]])
 
 
-def dispersion_loss(x, centroid_weight):
+def oacd_loss(x, centroid_weight):
     """-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2 for X (n, C)."""
     mean = x.mean(dim=0)
     return -torch.norm(x - mean) / len(x) + centroid_weight * (mean**2).sum()
@@ -62,7 +62,7 @@ def phase1_iteration(p, optimizer, x, contexts, generator, config):
         c = previous[start : start + config.batch_size]
         noise = torch.randn(c.shape, generator=generator, device=c.device)
         output = context_block(p, c + noise * config.noise_std, x[start : start + config.batch_size])
-        loss = dispersion_loss(output, config.centroid_weight)
+        loss = oacd_loss(output, config.centroid_weight)
         (loss / len(starts)).backward()
         outputs.append(output.detach())
         losses.append(loss.item())
@@ -104,7 +104,7 @@ def phase1(p, table, train_ids, config, seed):
 
 
 @torch.no_grad()
-def seed_contexts(p, table, ids, contexts):
+def parallel_pass(p, table, ids, contexts):
     """One parallel pass without noise: (n,), (n, C) -> (n, C)."""
     return context_block(p, shifted(contexts), normed_embedding(table, ids))
 
@@ -114,12 +114,12 @@ def validation_contexts(p, table, ids, passes, initial_std, generator):
     context_dim = len(p["context_block.linear.weight"])
     contexts = torch.randn(len(ids), context_dim, generator=generator) * initial_std
     for _ in range(passes):
-        contexts = seed_contexts(p, table, ids, contexts)
+        contexts = parallel_pass(p, table, ids, contexts)
     return contexts
 
 
 @torch.no_grad()
-def sequential_contexts(p, table, ids):
+def exact_contexts(p, table, ids):
     """The true recurrence, one position at a time from a zero vector: (n,) -> (n, C)."""
     c = torch.zeros(1, len(p["context_block.linear.weight"]))
     contexts = []

@@ -3,30 +3,36 @@
 import dataclasses
 from typing import Any
 
-from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, recipe_settings
+from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, flat, recipe_settings
+from ..runs.plugins import load, settings_class
 
 
-def describe_settings(preset: str | None = None) -> list[dict[str, Any]]:
+def describe_settings(preset: str | None = None, recipe: str | None = None) -> list[dict[str, Any]]:
     """List every setting, concern by concern.
 
     Args:
-        preset: whose values to give; None gives the defaults.
+        preset: whose values to give; None gives the defaults, or with a recipe those of `colab`.
+        recipe: whose values to give, with the settings of its plug-ins; None takes the preset's own.
 
     Returns:
         rows of `setting` (its key), `value`, `unit`, `reason`, `allowed`, `meanings` (of names that are
         allowed), and `elsewhere` (`{preset or recipe: value}` where one of them has another).
 
     Raises:
-        UserError: an unknown preset.
+        UserError: an unknown preset or recipe.
     """
-    chosen = build_config(preset) if preset else None
+    chosen = build_config(preset or "colab", recipe) if preset or recipe else None
+    values = dict(flat(chosen.to_dict())) if chosen else {}
+    plugins = (
+        {hook: settings_class(load(plugin.name)) for hook, plugin in chosen.plugins.items()} if chosen else {}
+    )
     layers = {name: {**each.settings, "data.samples": each.samples} for name, each in PRESETS.items()}
     layers |= {f"recipe {name}": recipe_settings(name) for name in RECIPES}
     rows = []
-    for concern, settings in GROUPS.items():
-        for known in dataclasses.fields(settings):
+    for concern, settings in {**GROUPS, **plugins}.items():
+        for known in dataclasses.fields(settings) if settings else ():
             key = f"{concern}.{known.name}"
-            value = getattr(getattr(chosen, concern), known.name) if chosen else known.default
+            value = values.get(key, known.default)
             others = {name: layer[key] for name, layer in layers.items() if layer.get(key, value) != value}
             about = {**known.metadata, "allowed": known.metadata["allowed"].text}
             rows.append({"setting": key, "value": value, **about, "elsewhere": others})

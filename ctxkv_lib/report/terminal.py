@@ -119,7 +119,8 @@ def format_settings(rows: list[dict[str, Any]]) -> str:
         for row in group:
             value = f"{row['setting']} = {row['value']} {row['unit']}".rstrip()
             cells += [[value, row["reason"]], *(["", line] for line in _details(row))]
-        title = f"{concern}: {(GROUPS[concern].__doc__ or '').partition('.')[0]}"
+        about = GROUPS[concern].__doc__ if concern in GROUPS else "Settings of the recipe's plug-in"
+        title = f"{concern}: {(about or '').partition('.')[0]}"
         found.append(f"{title}\n{indent(terminal_table(cells, '<<'), '  ')}")
     return "\n\n".join(found)
 

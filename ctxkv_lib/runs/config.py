@@ -150,7 +150,7 @@ PRESETS = {
         {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
     ),
     "recall": Preset(
-        "a memory task: made-up conversations that ask for what they stated, minutes on 2 CPU cores",
+        "a recall task: made-up conversations that ask for what they stated, minutes on 2 CPU cores",
         "exact",
         1000,
         RECALL,

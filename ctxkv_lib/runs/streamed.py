@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import ranks
 from ..method.caches import Batch, Shard, StreamCache, epoch_seed
 from ..method.config import Phase1Config
-from ..method.contexts import BLOCK, exact_contexts
+from ..method.contexts import SCAN_TOKENS, exact_contexts
 from ..method.model import ContextKV, project_inputs
 from .settings import BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 
@@ -59,8 +59,8 @@ def read_once(model: ContextKV, ids: Tensor, tolerance: float, beginning: Tensor
     width = beginning.shape[1]
     starts = torch.empty(count // STRIDE + 1, width)
     before = inputs.new_zeros(width)
-    for first in range(0, count, BLOCK):
-        tokens = ids[first : min(first + BLOCK, count)]
+    for first in range(0, count, SCAN_TOKENS):
+        tokens = ids[first : min(first + SCAN_TOKENS, count)]
         contexts, error = exact_contexts(model.context_block, inputs, tokens, tolerance, before=before)
         most, before = max(most, error), contexts[-1].clone()
         kept = contexts[::STRIDE]

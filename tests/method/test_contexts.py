@@ -84,7 +84,7 @@ def test_exact_contexts_are_the_recurrence_to_the_tolerance(model, count):
     embeddings, tokens = distinct_rows(model, ids)
     projected = model.context_block.project_inputs(embeddings)
     contexts, error = exact_contexts(model.context_block, projected, tokens, tolerance=1e-5)
-    expected = reference.sequential_contexts(model.state_dict(), model.wte.weight, ids)
+    expected = reference.exact_contexts(model.state_dict(), model.wte.weight, ids)
     torch.testing.assert_close(contexts[1:], expected, atol=1e-5, rtol=0)
     assert contexts[0].eq(0).all()
     assert error <= 1e-5
@@ -109,7 +109,7 @@ def test_streams_may_be_cut_continued_and_begin_anew_anywhere(data):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("SEGMENT", "CHECK_EVERY", "CPU_SEGMENTS", "GPU_SEGMENTS"):
             patch.setattr(method, name, data.draw(st.integers(2, 40), name))
-        patch.setattr(method, "BLOCK", data.draw(st.integers(30, 1000), "BLOCK"))
+        patch.setattr(method, "SCAN_TOKENS", data.draw(st.integers(30, 1000), "SCAN_TOKENS"))
         stream = (block, projected, tokens.to(torch.uint16), 1e-9, is_first if begins else None)
         contexts, error = exact_contexts(*stream, before=before)
         exact_contexts(*stream, out, before)
@@ -193,7 +193,7 @@ def test_parallel_passes_are_the_originals(monkeypatch, rows):
     weights = (model.state_dict(), model.wte.weight)
     contexts = torch.randn(51, WIDTH)
     contexts[0] = 0  # the context before position 0 is always the zero vector
-    expected = reference.seed_contexts(*weights, ids, contexts[1:])
+    expected = reference.parallel_pass(*weights, ids, contexts[1:])
     assert stream_contexts(block, projected, tokens, config, contexts, True, torch.Generator()) is None
     torch.testing.assert_close(contexts[1:], expected, atol=1e-6, rtol=0)
 

@@ -4,7 +4,7 @@ import pytest
 
 from ctxkv_lib.report.settings import describe_settings
 from ctxkv_lib.report.terminal import format_settings
-from ctxkv_lib.runs.config import GROUPS, PRESETS, build_config
+from ctxkv_lib.runs.config import GROUPS, PRESETS, RECIPES, build_config, flat
 
 
 def test_every_setting_is_listed_with_its_reason_and_what_it_allows():
@@ -19,6 +19,18 @@ def test_every_setting_is_listed_with_its_reason_and_what_it_allows():
     assert "data.samples = 500 conversations" in text
     assert "with offline: 50, recall: " in text
     assert "grid: on multiples of the interval" in text
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_listed_with_the_settings_of_its_plug_ins(recipe, printed_by):
+    settings = dict(flat(build_config("ci", recipe).to_dict()))
+    rows = printed_by("settings", "--preset", "ci", "--recipe", recipe, "--json")
+    assert {row["setting"]: row["value"] for row in rows} == {
+        key: value for key, value in settings.items() if "." in key and not key.endswith(".plugin")
+    }
+    assert ("optimizer.decayed = matrices" in printed_by("settings", "--recipe", recipe)) == (
+        recipe == "tuned"
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
