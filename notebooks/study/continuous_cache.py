@@ -123,7 +123,8 @@ def measured(path: str) -> dict[str, Any]:
         losses = mixed(test.losses, shares[1][place], weight)
         chosen = {"sharpness": sharpness[place], "weight": weight}
         rows[kind] = {**chosen, **_row(grid[place, weight], losses, stream)}
-    del rows["unigram cache"]["test_conversations"]  # no interval of it is computed
+    if "context cache" in rows:  # else the unigram cache is the one that needs nothing but tokens
+        del rows["unigram cache"]["test_conversations"]  # no interval of it is computed
     mixer = config.plugins.get("mixer")
     return {
         "variant": mixer.name.partition(":")[2] if mixer else config.recipe,
