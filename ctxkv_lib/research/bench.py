@@ -236,8 +236,7 @@ def generation(model: ContextKVForCausalLM, rounds: int) -> list[dict[str, float
 @torch.inference_mode()
 def _read(model: Any, tokens: Tensor, cache: Any = None) -> Any:
     """Read tokens `[1, n]` up to the logits of the next one; returns the cache."""
-    held = {CACHE_NAME: cache} if cache else {}
-    return model(tokens, use_cache=True, logits_to_keep=1, **held)[CACHE_NAME]
+    return model(tokens, use_cache=True, logits_to_keep=1, **{CACHE_NAME: cache})[CACHE_NAME]
 
 
 def _read_on(model: Any, cache: Any) -> None:
@@ -277,16 +276,11 @@ def bench_table(results: Mapping[str, Any]) -> str:
         "ratio: times as fast as the original; floor: the matrix products alone",
     ]
     for part, title in TITLES.items():
-        rows = results[part]
-        if isinstance(rows, dict):
-            rows = [{"": name, **row} for name, row in rows.items()]
-        names = list(rows[0])  # from here on a line a number, a column a row of the results
-        lines += ["", title, terminal_table([[name, *(_text(row[name]) for row in rows)] for name in names])]
+        named = isinstance(results[part], dict)
+        rows = list(results[part].values()) if named else results[part]
+        cells = [[name, *(digits(row[name]) for row in rows)] for name in rows[0]]  # a line a number
+        lines += ["", title, terminal_table([["", *results[part]], *cells] if named else cells)]
     return "\n".join(lines)
-
-
-def _text(value: float | str) -> str:
-    return value if isinstance(value, str) else digits(value)
 
 
 @styled
