@@ -112,14 +112,12 @@ def _seen_since(codes: Ids, since: Ids) -> Ids:
     """Count, for each of `codes` `[n]`, the equal ones before it from place `since` on."""
     place, code = np.arange(len(codes)), codes * len(codes)
     ranks = np.sort(code + place)  # by code, then by place
-    found: Ids = np.searchsorted(ranks, code + place) - np.searchsorted(ranks, code + since)
-    return found
+    return np.searchsorted(ranks, code + place) - np.searchsorted(ranks, code + since)
 
 
 def with_cache(model: Floats, cache: Floats, weight: float) -> Floats:
     """Mix a cache with this weight into a model's probabilities `[n]`, where the cache has any."""
-    mixed: Floats = np.where(np.isnan(cache), model, (1 - weight) * model + weight * cache)
-    return mixed
+    return np.where(np.isnan(cache), model, (1 - weight) * model + weight * cache)
 
 
 def cache_weight(model: Floats, cache: Floats) -> float:
