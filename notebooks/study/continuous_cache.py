@@ -6,7 +6,6 @@ Each position of the window votes for the token that followed it, by how similar
 present one; in a *context cache*, its context. `results/PART/cache.json` gets a row for each run.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from operator import itemgetter
@@ -21,7 +20,7 @@ from torch import Tensor
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.data.tokens import TokenStream
-from ctxkv_lib.files import write_rows_json
+from ctxkv_lib.files import read_json, write_rows_json
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.evaluation import perplexity
 from ctxkv_lib.method.model import ContextKV
@@ -155,7 +154,7 @@ def change(runs: Sequence[dict[str, Any]], kind: str) -> tuple[float, float, flo
 def main(part: str, paths: list[str]) -> None:
     """Measure runs, and add them to the results of a part."""
     results = RESULTS / part / "cache.json"
-    found = json.loads(results.read_text(encoding="utf-8"))["runs"] if results.is_file() else []
+    found = read_json(results)["runs"] if results.is_file() else []
     for path in paths:
         new = measured(path)
         found = [run for run in found if any(run[key] != new[key] for key in KEY)]

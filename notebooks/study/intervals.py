@@ -7,7 +7,6 @@ of groups of conversations that share speakers. The last column is the first two
 alone whose speakers do not speak in the training conversations, with their number.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -22,6 +21,7 @@ from ctxkv_lib import build_config
 from ctxkv_lib.data.chitchat import chitchat_rows
 from ctxkv_lib.data.hub import package_file
 from ctxkv_lib.data.settings import DataConfig
+from ctxkv_lib.files import read_json
 from ctxkv_lib.runs.testing import by_conversation, test_stream
 
 DRAWS = 10_000
@@ -56,8 +56,7 @@ def losses(results: dict[str, Any], samples: int, variant: str) -> tuple[Losses,
 @cache
 def speakers(split: str, config: DataConfig) -> list[set[str]]:
     """Return who speaks in each conversation of a split, `train` or `test`."""
-    file = package_file("chitchat_dataset", "dataset.json")
-    dataset = json.loads(file.read_text(encoding="utf-8"))
+    dataset = read_json(package_file("chitchat_dataset", "dataset.json"))
     names = [name.partition(":")[2] for name, _ in chitchat_rows(config, split)]
     return [{turn[0]["sender"] for turn in dataset[name]["messages"]} for name in names]
 
@@ -100,8 +99,7 @@ def difference(
 
     def drawn(values: Losses) -> Losses:
         seeds = resampled(draw, len(values)) / len(values)
-        means: Losses = ((seeds @ values) * weights).sum(axis=1) / weights.sum(axis=1)
-        return means
+        return ((seeds @ values) * weights).sum(axis=1) / weights.sum(axis=1)
 
     found = np.average(own.mean(axis=0) - other.mean(axis=0), weights=tokens)
     low, high = np.percentile(drawn(own) - drawn(other), EDGES)
@@ -135,5 +133,5 @@ def beside(results: dict[str, Any], base: str) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    for line in beside(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), sys.argv[2]):
+    for line in beside(read_json(Path(sys.argv[1])), sys.argv[2]):
         print("  ".join(cell.ljust(28) for cell in line))

@@ -6,7 +6,6 @@ draws the two figures of the study's answer from its results, `scaling.png` and 
 crossings.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from intervals import DRAWS, EDGES, Losses, resampled, test_tokens
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ctxkv_lib.files import read_json
 from ctxkv_lib.views.axes import (
     BLUE,
     INK,
@@ -41,9 +41,8 @@ STYLES: dict[str, dict[str, Any]] = {
     WITH_TABLE: {"color": INK, "ls": "--"},
 }
 
-Lines = dict[
-    str, dict[int, Losses]
-]  # by row and training tokens: [seeds, conversations], mean losses in nats
+# By row and training tokens: [seeds, conversations], mean losses in nats.
+Lines = dict[str, dict[int, Losses]]
 
 
 class Crossing(NamedTuple):
@@ -59,12 +58,12 @@ def read_lines() -> Lines:
     found: Lines = {name: {} for name in STYLES}
     sizes: dict[int, int] = {}
     for part in ("answer", "full"):
-        results = json.loads((RESULTS / part / "sweep.json").read_text(encoding="utf-8"))
+        results = read_json(RESULTS / part / "sweep.json")
         sizes |= {row["samples"]: row["train_tokens"] for row in results["rows"]}
         for samples, counted in results["ngrams"].items():
             for name, kind in ((COUNTED, "kneser_ney_caches"), (WITH_TABLE, "kneser_ney_table_caches")):
                 found[name][sizes[int(samples)]] = np.array([counted[kind]["test_conversations"]])
-    runs = json.loads((RESULTS / "cache" / "cache.json").read_text(encoding="utf-8"))["runs"]
+    runs = read_json(RESULTS / "cache" / "cache.json")["runs"]
     for name, recipe, kind in (
         ("exact", "exact", "model"),
         ("tuned", "tuned", "model"),
@@ -158,7 +157,7 @@ def main(folder: Path) -> None:
             print(f"{own} meets {other}:", *(f"{value:,.0f}" for value in crossing(losses, own, other)))
     folder.mkdir(parents=True, exist_ok=True)
     save(scaling_figure(lines), folder / "scaling.png")
-    found = json.loads((RESULTS / "evidence" / "evidence.json").read_text(encoding="utf-8"))
+    found = read_json(RESULTS / "evidence" / "evidence.json")
     save(evidence_figure(found), folder / "evidence.png")
 
 

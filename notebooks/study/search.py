@@ -6,14 +6,13 @@ searches for the rows that are named, or for all but `exact`, whose settings are
 was stopped goes on. What it chose belongs in `fair.json`.
 """
 
-import json
 import sys
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import ctxkv_lib as ctxkv
-from ctxkv_lib.files import write_rows_json
+from ctxkv_lib.files import read_json, write_rows_json
 from ctxkv_lib.research.protocol import grid_points, read_protocol
 from ctxkv_lib.runs.config import ExperimentConfig
 from ctxkv_lib.runs.run_folder import run_folder_of
@@ -37,8 +36,8 @@ def found() -> list[dict[str, Any]]:
     """Read the runs of the search: of each its row, settings, validation perplexity and best epoch."""
     if not RESULTS.is_file():
         return []
-    runs = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]
-    return [{**run, "settings": dict(zip(AXES, run["settings"], strict=True))} for run in runs]
+    axes, runs = read_json(RESULTS).values()
+    return [{**run, "settings": dict(zip(axes, run["settings"], strict=True))} for run in runs]
 
 
 def next_settings(tried: list[tuple[Settings, float]]) -> tuple[Settings, bool]:
