@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .hub import package_file
-from .rows import Messages, Row, Rows, Split, check_available
+from .rows import Messages, Row, Rows, Split, rows_asked
 from .settings import DataConfig
 
 # Rows in the order of `_usable_rows`; all others are for training. Fixed blocks, so that no setting moves the
@@ -29,8 +29,8 @@ def chitchat_rows(data: DataConfig, split: Split) -> Rows:
     """Read the first rows of a split; a UserError if it has fewer, or the package is not installed."""
     rows = _usable_rows(package_file("chitchat_dataset", "dataset.json"))
     available = HELD_BACK.get(split, range(HELD_BACK["corpus"].stop, len(rows)))
-    check_available(data, split, len(available), "chitchat-dataset")
-    return Rows.held(rows[available.start :][: data.count(split)])
+    count = rows_asked(data, split, len(available), "chitchat-dataset")
+    return Rows.held(rows[available.start :][:count])
 
 
 @lru_cache(maxsize=1)  # reading takes a second, and every split needs it

@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 from ..errors import UserError
-from .rows import Messages, Row, Rows, Split, check_available
+from .rows import Messages, Row, Rows, Split, rows_asked
 from .settings import DataConfig
 
 _WORDS = json.loads(Path(__file__).with_name("recall_words.json").read_text(encoding="utf-8"))
@@ -40,8 +40,7 @@ def recall_rows(data: DataConfig, split: Split) -> Rows:
             "data.source=recall are random. Allowed with it: random, gpt2."
         )
     available, window = SPLITS[split], data.recall_window
-    check_available(data, split, len(available), "the recall task")
-    rows = available[: data.count(split)]
+    rows = available[: rows_asked(data, split, len(available), "the recall task")]
 
     def make(part: range) -> list[Row]:
         return [(f"recall:{window}:{row}", recall_conversation(row, window)) for row in part]

@@ -55,15 +55,16 @@ class Rows:
         return Rows(tuple(taken))
 
 
-def check_available(data: DataConfig, split: Split, available: int, source: str) -> None:
-    """Raise a UserError if more rows of a split are asked for than there are."""
-    asked = data.count(split)
+def rows_asked(data: DataConfig, split: Split, available: int, source: str) -> int:
+    """Return how many rows of a split are asked for; a UserError if there are fewer."""
+    name = "samples" if split == "train" else f"{split}_samples"
+    asked: int = getattr(data, name)
     if asked > available:
-        name = "data.samples" if split == "train" else f"data.{split}_samples"
         raise UserError(
-            f"{name} is {asked}, but {source} has only {available} conversations for {split}; "
-            f"lower {name} or use a larger source."
+            f"data.{name} is {asked}, but {source} has only {available} conversations for {split}; "
+            f"lower data.{name} or use a larger source."
         )
+    return asked
 
 
 def keep_rows(folder: Path, key: str, rows: Iterable[Row]) -> None:

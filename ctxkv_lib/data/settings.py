@@ -98,11 +98,6 @@ class DataConfig:
         if self.columns is not None:
             require(self.source == "file", "data.columns", self.columns, "none but with data.source=file")
 
-    def count(self, split: str) -> int:
-        """Return how many conversations of a split are asked for."""
-        asked: int = getattr(self, "samples" if split == "train" else f"{split}_samples")
-        return asked
-
     @property
     def reads_corpus(self) -> bool:
         """Return whether any setting needs split corpus."""

@@ -8,7 +8,7 @@ from ..files import cache_dir
 from ..locks import made_once
 from ..progress import progress_bar
 from .hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS, HubFile, open_file
-from .rows import Rows, Split, check_available, keep_rows, kept_rows
+from .rows import Rows, Split, keep_rows, kept_rows, rows_asked
 from .settings import DataConfig
 
 # Rows of train_sft, counted over all its shards. The published validation rows are the first 20 of theirs.
@@ -29,8 +29,7 @@ def ultrachat_rows(data: DataConfig, split: Split) -> Rows:
 
 def row_numbers(data: DataConfig, split: Split) -> list[range]:
     """Find the first rows of a split; raises a UserError if it has fewer."""
-    check_available(data, split, sum(map(len, SPLITS[split])), "UltraChat")
-    wanted, missing = [], data.count(split)
+    wanted, missing = [], rows_asked(data, split, sum(map(len, SPLITS[split])), "UltraChat")
     for block in SPLITS[split]:
         wanted.append(block[:missing])
         missing -= len(wanted[-1])
