@@ -72,13 +72,10 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
 
 def check_splits(data: DataConfig) -> None:
     """Raise the UserErrors of `load_conversations` that can be found without a network."""
+    check = row_numbers if data.source == "ultrachat" else READERS[data.source]
     for split in get_args(Split):
-        if split == "corpus" and not data.reads_corpus:
-            continue
-        if data.source == "ultrachat":
-            row_numbers(data, split)
-        else:
-            READERS[data.source](data, split)
+        if split != "corpus" or data.reads_corpus:
+            check(data, split)
 
 
 def read_conversations(path: Path, columns: str | None = None) -> Conversations:
