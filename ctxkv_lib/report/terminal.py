@@ -1,6 +1,6 @@
 """What commands print: tables aligned for a terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, zip_longest
 from textwrap import indent
 from typing import Any
@@ -20,19 +20,16 @@ def terminal_table(rows: Sequence[Sequence[str]], sides: str = "<") -> str:
     Args:
         sides: of the first columns, `<` to the left or `>` to the right; the others are to the right.
     """
-    justify = {"<": str.ljust, ">": str.rjust}
-    columns = [
-        _aligned(cells, justify[side])
-        for side, cells in zip_longest(sides, zip(*rows, strict=True), fillvalue=">")
-    ]
+    aligned = zip_longest(sides, zip(*rows, strict=True), fillvalue=">")
+    columns = [_aligned(cells, side) for side, cells in aligned]
     return "\n".join("   ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
-def _aligned(cells: Sequence[str], justify: Callable[[str, int], str]) -> list[str]:
+def _aligned(cells: Sequence[str], side: str) -> list[str]:
     """Pad cells to one width on a terminal, where Japanese characters are two columns wide."""
     wide = [sum(east_asian_width(character) in "WF" for character in cell) for cell in cells]
     width = max(len(cell) + extra for cell, extra in zip(cells, wide, strict=True))
-    return [justify(cell, width - extra) for cell, extra in zip(cells, wide, strict=True)]
+    return [f"{cell:{side}{width - extra}}" for cell, extra in zip(cells, wide, strict=True)]
 
 
 def format_scores(scores: Mapping[str, Any]) -> str:
