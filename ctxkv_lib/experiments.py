@@ -14,7 +14,7 @@ from .files import read_json, sweep, write_json, write_text
 from .locks import only_process
 from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
-from .report.info import dense_fp32_mib, theoretical_max
+from .report.info import context_window, dense_fp32_mib
 from .report.labels import run_labels
 from .report.model_card import model_card
 from .report.verdicts import best_epoch, gains
@@ -223,10 +223,7 @@ def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: Summar
         "val_tokens": val_tokens,
         "parameters": attention["parameters"],
         "context_window": {
-            "interval": config.model.interval,
-            "max_contexts": config.model.max_contexts,
-            "tokens": config.model.context_window,
-            "theoretical_max": theoretical_max(train_tokens, config.model.interval),
+            **context_window(config.model, train_tokens),
             "offsets": attention["offsets"],
         },
         "phase1": contexts["phase1"],

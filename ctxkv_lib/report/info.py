@@ -24,9 +24,14 @@ ASSUMED_SHARE = 0.4
 ASSUMED_STEP_SECONDS = 2e-3  # of a hundred or two launches, however small the batch
 
 
-def theoretical_max(num_tokens: int, interval: int) -> int:
-    """Return how many contexts `num_tokens` tokens would give if the window had no limit."""
-    return num_tokens // interval + 1
+def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:
+    """Describe the window; `theoretical_max` is the number of contexts that it would have without a limit."""
+    return {
+        "interval": model.interval,
+        "max_contexts": model.max_contexts,
+        "tokens": model.context_window,
+        "theoretical_max": train_tokens // model.interval + 1 if train_tokens else None,
+    }
 
 
 def describe(
@@ -53,12 +58,7 @@ def describe(
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
         "parameters": parameters,
-        "context_window": {
-            "interval": config.model.interval,
-            "max_contexts": config.model.max_contexts,
-            "tokens": config.model.context_window,
-            "theoretical_max": theoretical_max(train_tokens, config.model.interval) if train_tokens else None,
-        },
+        "context_window": context_window(config.model, train_tokens),
         "slots": slots_in_words(window, config.model),
         "kv_cache": {
             "contexts": kept,

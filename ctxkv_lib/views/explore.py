@@ -15,7 +15,7 @@ from ..method.caches import StreamCache
 from ..method.config import ModelConfig, Phase1Config
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts, parallel_pass
 from ..method.model import ContextBlock, ContextKV, project_inputs
-from ..report.info import theoretical_max
+from ..report.info import context_window
 from ..report.tables import percent, ppl
 from ..report.verdicts import epoch_note
 from ..runs.caches import load_cache
@@ -65,13 +65,13 @@ def count_rows(config: ExperimentConfig, corpus: Corpus) -> list[list[str]]:
     train, val = (len(corpus.streams[split].ids) for split in ("train", "val"))
     samples, published = config.data.samples, PUBLISHED[500]
     average = train // samples, published["train_tokens"] // published["samples"]
-    limit = theoretical_max(train, config.model.interval), published["context_window"]["theoretical_max"]
+    windows = context_window(config.model, train), published["context_window"]
     rows = {
         "training conversations": (samples, published["samples"]),
         "training tokens": (train, published["train_tokens"]),
         "validation tokens": (val, published["val_tokens"]),
         "tokens per conversation, on average": average,
-        "contexts without a limit on the window": limit,
+        "contexts without a limit on the window": [window["theoretical_max"] for window in windows],
     }
     return [[name, *(f"{value:,}" for value in values)] for name, values in rows.items()]
 
