@@ -201,8 +201,9 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
     blocks = {"trained": probe}
     blocks |= {f"random weights {std}": found for std, found in probe["fresh"].items()}
     for name, found in blocks.items():
-        mean = f"mean of the last {model.interval} tokens: R² {found['mean_recall']:.2f}"
-        label = f"{name}: {_memory_span(found)}; {mean}"
+        tokens, mean = found["horizon"], f"mean of the last {model.interval} tokens"
+        span = "no memory span" if tokens is None else f"memory span {counted(tokens, ' tokens')}"
+        label = f"{name}: {span}; {mean}: R² {found['mean_recall']:.2f}"
         x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
         context.plot(x, _explained(found), ls=style, marker="o", label=label)
     context.set(title="Forgetting, by trained and by random weights", xscale="log")
@@ -236,11 +237,6 @@ def _window_memory(ax: Axes, probe: Mapping[str, Any], model: ModelConfig, slots
         ax.set_xscale("symlog", linthresh=step)
         _distance_ticks(ax, len(token))
         ax.set_xlabel(f"Distance back from the position (tokens, log scale beyond {step})")
-
-
-def _memory_span(probe: Mapping[str, Any]) -> str:
-    tokens = probe["horizon"]
-    return "no memory span" if tokens is None else f"memory span {counted(tokens, ' tokens')}"
 
 
 def _explained(probe: Mapping[str, Any]) -> list[float]:

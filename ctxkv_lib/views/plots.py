@@ -22,7 +22,7 @@ from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, load_run
 from . import figures, markup, pictures
 from .axes import OKABE_ITO
-from .explore import SPLITS, AttendedWindow, Trained, attended_window, open_run, token_texts
+from .explore import SPLITS, Trained, attended_window, open_run, token_texts
 
 STYLE = {"description_width": "90px"}
 HEADING = ("an attended token ...", -1)  # of a choice of positions
@@ -186,7 +186,9 @@ class WindowExplorer(widgets.VBox):
         slots = zip(window.slots.tolist(), weights.tolist(), strict=True)
         shares = {at: weight for at, weight in slots if at >= 0}
         self.text.value = markup.themed(markup.attended_text(window, shares))
-        self.tokens.options = [HEADING, *(_attended(window, *item) for item in shares.items())]
+        names = {at: markup.token_name(window.pieces[at]) for at in shares}
+        attended = [(f"{at:,}: {names[at]}, {shares[at]:.1%} of the attention", at) for at in shares]
+        self.tokens.options = [HEADING, *attended]
         self._offer_near()
 
     def _offer_near(self) -> None:
@@ -219,11 +221,6 @@ def explore_window(run: Run | Trained, position: int, split: str = "val") -> Win
     if split not in SPLITS:
         raise UserError(f"split is {split!r}; allowed: {', '.join(SPLITS)}.")
     return WindowExplorer(open_run(run) if isinstance(run, Run) else run, position, split)
-
-
-def _attended(window: AttendedWindow, at: int, share: float) -> tuple[str, int]:
-    """Describe an attended token as a choice of a dropdown."""
-    return f"{at:,}: {markup.token_name(window.pieces[at])}, {share:.1%} of the attention", at
 
 
 def _button_texts(pieces: Sequence[str]) -> list[str]:

@@ -162,6 +162,7 @@ def _colour(values: Sequence[float], base: Sequence[float]) -> str:
 
 
 def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
+    """Draw means by training tokens, and each seed of trained models."""
     names = {row["variant"] for row in results["rows"]}
     figure, axes = panels(len(splits), 3.4 * len(splits) + 0.2 * len(names), rows=len(splits))
     laws = {law["variant"]: law.get(splits[0]) for law in results["power_laws"]}
@@ -173,22 +174,17 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
             style = next(styles) if rows[0]["seeds"] else {"color": INK, "ls": STYLES[variant], "lw": 1.6}
             law = laws.get(variant)
             name = f"{variant}: {fitted} ~ tokens^{-law['exponent']:.2f}" if law else variant
-            _line(ax, rows, split, wrapped(name), style)
+            means = [(row["train_tokens"], np.mean(row[split])) for row in rows]
+            ax.plot(*zip(*means, strict=True), ms=6, label=wrapped(name), **style)
+            if rows[0]["seeds"]:
+                seeds = [(row["train_tokens"], value) for row in rows for value in row[split]]
+                ax.plot(*zip(*seeds, strict=True), ls="none", ms=4, alpha=0.4, **style)
         ax.set(title=SPLITS[split], xscale="log", xlabel="Training tokens (log scale)")
         ticks = sorted({row["train_tokens"] for row in results["rows"]})
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.xaxis.set_minor_formatter(NullFormatter())
         log_y(ax, "Perplexity per token (log scale)")
     return legend_below(figure, *axes)
-
-
-def _line(ax: Axes, rows: Sequence[Row], split: str, name: str, style: dict[str, Any]) -> None:
-    """Draw means by training tokens, and each seed of trained models."""
-    means = [np.mean(row[split]) for row in rows]
-    ax.plot([row["train_tokens"] for row in rows], means, ms=6, label=name, **style)
-    if rows[0]["seeds"]:
-        seeds = [(row["train_tokens"], value) for row in rows for value in row[split]]
-        ax.plot(*zip(*seeds, strict=True), ls="none", ms=4, alpha=0.4, **style)
 
 
 @styled
