@@ -121,7 +121,7 @@ def devices(columns: Sequence[Column]) -> Iterator[Column]:
 
 
 def cache_sizes(ours: Sequence[Column], held: str, dense: str) -> Iterator[Column]:
-    """Make columns of cache sizes (MiB): of runs as held and in the published layout, and the published ones.
+    """Make columns of cache sizes (MiB): of runs as held and in the original's layout, and the original's.
 
     Args:
         held, dense: labels, with a place for that of the run.

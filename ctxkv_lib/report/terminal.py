@@ -76,7 +76,7 @@ def format_info(sizes: dict[str, Any]) -> str:
         rows["Theoretical max contexts"] = f"{sizes['context_window']['theoretical_max']:,}"
     if dense:
         rows["Validation tokens"] = f"{sizes['val_tokens']:,}"
-        rows |= {f"{name} in the published layout": _mib(size) for name, size in dense.items()}
+        rows |= {f"{name} in the original's layout": _mib(size) for name, size in dense.items()}
         totals = {name: sizes[f"caches_{name}_mib"]["total"] for name in BYTES}
         rows |= {f"total in ours, {name}": _mib(total) for name, total in totals.items()}
     else:
