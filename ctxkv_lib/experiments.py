@@ -9,9 +9,10 @@ import torch
 
 from . import ranks
 from .data.conversations import load_conversations
-from .errors import DamagedFile, Stopped, UserError, locals_freed
+from .errors import DamagedFile, Diverged, Stopped, UserError, locals_freed
 from .files import read_json, sweep, write_json, write_text
 from .locks import only_process
+from .method import loop
 from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.info import context_window, dense_fp32_mib
@@ -34,7 +35,7 @@ from .runs.run_folder import (
 from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
 from .runs.testing import measurements, test
-from .runs.work import Texts
+from .runs.work import Texts, Work, read_texts
 from .views import figures, pictures, study
 from .views.axes import save
 
@@ -61,10 +62,11 @@ def run(
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     config = config.replace(plugins) if plugins else config
-    texts = Texts.of(config)
-    with _claimed(config, out, again) as folder:
+    with _begun(config, read_texts(config), out, listener, again) as work:
+        folder = work.folder
         folder.finished("results", "")  # says so if one of its files is lost, before all are written anew
-        contexts, attention = run_stages(config, texts, folder, _on_rank_0(listener))
+        contexts, attention = run_stages(work)
+        del work  # with the memory of its model: the test loads another
         return ranks.on_rank_0(lambda: _results(config, folder, contexts, attention))
 
 
@@ -78,13 +80,14 @@ def prepare(
 ) -> Prepared:
     """Run Phase 1 and compute the caches; `run` continues from there."""
     config = config.replace(plugins) if plugins else config
-    texts = Texts.of(config)
-    with _claimed(config, out, again) as folder:
-        return prepare_stages(config, texts, folder, _on_rank_0(listener))
+    with _begun(config, read_texts(config), out, listener, again) as work:
+        return prepare_stages(work)
 
 
 @contextmanager
-def _claimed(config: ExperimentConfig, out: Path | str | None, again: bool) -> Iterator[RunFolder]:
+def _begun(
+    config: ExperimentConfig, texts: Texts, out: Path | str | None, listener: Listener, again: bool
+) -> Iterator[Work]:
     """Hold the experiment's folder, together with any other processes, while the block runs."""
     if ranks.world_size() > 1 and "mixer" in config.plugins:
         raise UserError("A mixer is trained in one process; start one.")
@@ -92,14 +95,11 @@ def _claimed(config: ExperimentConfig, out: Path | str | None, again: bool) -> I
     folder, threads = RunFolder(Path(out or run_folder_of(config))), torch.get_num_threads()
     try:
         with folder.claimed(config, again), stopped_calmly(folder):
-            yield folder
+            yield Work(config, texts, folder, (lambda _: None) if ranks.rank() else listener)
+    except loop.Diverged as error:
+        raise Diverged(f"{error} Use a new run folder.") from error
     finally:
         torch.set_num_threads(threads)
-
-
-def _on_rank_0(listener: Listener) -> Listener:
-    """Return the listener on rank 0, and one that does nothing on the others."""
-    return (lambda _: None) if ranks.rank() else listener
 
 
 def _results(

@@ -4,34 +4,29 @@ Phase 1 trains the ContextBlock, from which the caches are computed. Phase 2 tra
 feed-forward. The model combines both. Missing or damaged files are rebuilt from intact stages.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import ranks
-from ..errors import Diverged, UserError, is_out_of_memory, memory_advice, one_line
+from ..errors import UserError, is_out_of_memory, memory_advice, one_line
 from ..files import replacing, rust_writes, write_tensors
-from ..method import loop
 from ..method.caches import StreamCache, TrainingStream
 from ..method.contexts import distinct_rows
 from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.phase2 import Stepper, train_attention
-from ..progress import Listener, notice, say, stage, transformers_bars_hidden
+from ..progress import notice, say, stage, transformers_bars_hidden
 from .caches import load_cache, load_starts, place_caches
-from .config import ExperimentConfig
 from .contexts import context_summary, contexts_of, sampled_ids
 from .long_run import Checkpoint, forget
 from .models import check_saved, frozen_model, parameter_counts
 from .plugins import built
 from .records import Record, SummaryPart
 from .rows import MixerModel, as_read
-from .run_folder import RunFolder
 from .streamed import Streamed, project_vocabulary
 from .trained import for_transformers
-from .work import Texts, Work
+from .work import Work
 
 
 @dataclass(frozen=True)
@@ -45,28 +40,9 @@ class Prepared:
     train: TrainingStream
 
 
-@contextmanager
-def _diverging() -> Iterator[None]:
-    """Turn a `Diverged` inside into the error of the user."""
-    try:
-        yield
-    except loop.Diverged as error:
-        raise Diverged(f"{error} Use a new run folder.") from error
-
-
-@_diverging()
-def run_stages(
-    config: ExperimentConfig, texts: Texts, folder: RunFolder, listener: Listener
-) -> tuple[SummaryPart, SummaryPart]:
-    """Bring a claimed run folder to its trained state.
-
-    Args:
-        listener: gets every metric in order, those of stages done earlier included.
-
-    Returns:
-        the summary parts of the contexts, and of Phase 2.
-    """
-    work = Work(config, texts, folder, listener)
+def run_stages(work: Work) -> tuple[SummaryPart, SummaryPart]:
+    """Bring an experiment to its trained state; return the summary parts of the contexts, and of Phase 2."""
+    folder = work.folder
     phase1, caches = contexts_of(work)
     phase2 = _attention(work, phase1, caches)
     with stage("Saving the model"):
@@ -78,13 +54,11 @@ def run_stages(
     return context_summary(phase1, caches), {**phase2.result, "epochs": phase2.metrics}
 
 
-@_diverging()
-def prepare(config: ExperimentConfig, texts: Texts, folder: RunFolder, listener: Listener) -> Prepared:
-    """Compute the contexts of a claimed run folder; `run_stages` continues from there."""
-    work = Work(config, texts, folder, listener)
+def prepare(work: Work) -> Prepared:
+    """Compute the contexts of an experiment; `run_stages` continues from there."""
     phase1, caches = contexts_of(work)
-    if "phase2" not in folder.records.stages:
-        folder.keep_metrics(phase1)
+    if "phase2" not in work.folder.records.stages:
+        work.folder.keep_metrics(phase1)
     return _prepare(work, phase1, caches)
 
 

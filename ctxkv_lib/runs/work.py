@@ -1,6 +1,6 @@
 """An experiment under way: its data, stage keys, model and folder."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from functools import cached_property
 from typing import Any
@@ -31,30 +31,27 @@ from .settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 STREAMING = (STRIDE, BLOCK_TOKENS, POOL_BLOCKS, BEGINNING_TOKENS)  # what streamed caches and epochs depend on
 
 
+Texts = dict[str, Conversations]  # "train" and "val"
 reading_data = memory_advice("Reading the data", "use fewer conversations with --samples")
 
 
-@dataclass(frozen=True)
-class Texts:
-    """The conversations of an experiment that are read before its run folder is touched."""
+@reading_data
+def read_texts(config: ExperimentConfig) -> Texts:
+    """Read the conversations for which an experiment needs no run folder.
 
-    train: Conversations
-    validation: Conversations
-
-    @classmethod
-    @reading_data
-    def of(cls, config: ExperimentConfig) -> "Texts":
-        """Read them; raises UserError if the source is missing, damaged, too small or unreachable."""
-        with stage("Reading the conversations"):
-            return cls(
-                load_conversations(config.data, "train"), load_conversations(config.data, "validation")
-            )
+    Raises:
+        UserError: the source is missing, damaged, too small or unreachable.
+    """
+    with stage("Reading the conversations"):
+        train = load_conversations(config.data, "train")
+        return {"train": train, "val": load_conversations(config.data, "validation")}
 
 
 class Work:
     """An experiment under way; streams and model are made when a stage first needs them.
 
     Args:
+        texts: of `read_texts`.
         folder: claimed.
         listener: gets every metric in order.
 
@@ -88,8 +85,8 @@ class Work:
             UserError: a stream is no longer than a window.
         """
         ids = {
-            "train": train_stream(self.texts.train, self.tokenizer).ids,
-            "val": validation_stream(self.texts.validation, self.tokenizer).ids,
+            "train": train_stream(self.texts["train"], self.tokenizer).ids,
+            "val": validation_stream(self.texts["val"], self.tokenizer).ids,
         }
         refuse_short({split: len(stream) for split, stream in ids.items()}, self.config.model)
         self.memory.append(snapshot("data loaded", self.device))
@@ -122,19 +119,19 @@ class Work:
     def phase1_key(self) -> str:
         """Digest the inputs of Phase 1: not the window, the heads or Phase 2."""
         shapes = [self.config.model.context_dim, self.config.model.hidden_size]
-        stream = [STREAM_VERSION, self.texts.train.fingerprint, self.config.data.tokenizer]
+        stream = [STREAM_VERSION, self.texts["train"].fingerprint, self.config.data.tokenizer]
         made_from = [*stream, self.table.fingerprint]
         settings = [asdict(self.config.phase1), self.config.runtime.seed]
         return digest([shapes, made_from, settings, *self._plugins("block", "loss", "mixer")])
 
     def caches_key(self, phase1: Record) -> str:
-        return digest([phase1.key, phase1.files, self.texts.validation.fingerprint, self._how()])
+        return digest([phase1.key, phase1.files, self.texts["val"].fingerprint, self._how()])
 
     def phase2_key(self, phase1: Record) -> str:
         """Digest the inputs of Phase 2: not the caches, whose rounding may differ."""
         counts = self.counts and self.counts.fingerprint
         settings = [asdict(self.config.model), asdict(self.config.phase2), self._how()]
-        made_from = [phase1.key, phase1.files, self.texts.validation.fingerprint, counts]
+        made_from = [phase1.key, phase1.files, self.texts["val"].fingerprint, counts]
         return digest([made_from, settings, *self._plugins("attention", "mixer", "optimizer")])
 
     def model_key(self, phase2: Record) -> str:
@@ -161,8 +158,8 @@ class Work:
             "git_commit": git_commit(),
             "data": {
                 "source": self.config.data.source,
-                "train_fingerprint": self.texts.train.fingerprint,
-                "validation_fingerprint": self.texts.validation.fingerprint,
+                "train_fingerprint": self.texts["train"].fingerprint,
+                "validation_fingerprint": self.texts["val"].fingerprint,
             },
             "embeddings": {"table": self.config.data.table, "fingerprint": self.table.fingerprint},
             "precision": self.precision,

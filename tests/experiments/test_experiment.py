@@ -22,7 +22,7 @@ from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.records import Records
 from ctxkv_lib.runs.run_folder import RunFolder, comparison_folder, load_run, run_folder_of
 from ctxkv_lib.runs.trained import load_trained
-from ctxkv_lib.runs.work import Texts, Work
+from ctxkv_lib.runs.work import Work, read_texts
 from ctxkv_lib.views import axes
 
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
@@ -177,7 +177,7 @@ def test_an_interrupted_run_goes_on(finished_run, tmp_path, stopped_at, monkeypa
 
 def test_caches_and_epochs_that_are_streamed_in_another_way_are_others(finished_run, monkeypatch):
     folder, config = RunFolder(finished_run.path), finished_run.config
-    made, phase1 = Work(config, Texts.of(config), folder, print), Records.read(folder.path).stages["phase1"]
+    made, phase1 = Work(config, read_texts(config), folder, print), Records.read(folder.path).stages["phase1"]
     before = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)
     monkeypatch.setattr(work, "STREAMING", (128, *work.STREAMING[1:]))
     after = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)
