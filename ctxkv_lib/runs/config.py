@@ -17,7 +17,7 @@ from ..data.settings import DataConfig
 from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.settings import require
-from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_class, settings_of
+from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_of
 from .settings import LARGE_STREAM, SEED_LIMIT, RuntimeConfig
 
 # Largest whole number, by group: products of such numbers stay below 2^63.
@@ -89,7 +89,8 @@ class ExperimentConfig:
                 group, name, kind = _field(key, plugins)
                 changed.setdefault(group, {})[name] = _parse(key, value, kind)
         for hook in changed.keys() & plugins.keys():
-            plugins[hook] = _with_settings(plugins[hook], changed.pop(hook))
+            values = settings_of(load(plugins[hook].name), {**plugins[hook].settings, **changed.pop(hook)})
+            plugins[hook] = dataclasses.replace(plugins[hook], settings=values)
         groups = {group: dataclasses.replace(getattr(self, group), **new) for group, new in changed.items()}
         return dataclasses.replace(self, **groups, plugins=plugins)
 
@@ -294,17 +295,12 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
     groups = [*GROUPS, *plugins]
     allowed = f"group.field with group one of {', '.join(groups)}, or one of {', '.join(HOOKS)}"
     _require_known("setting", key, [*groups, *HOOKS], allowed, group)
-    kind = GROUPS[group] if group in GROUPS else settings_class(load(plugins[group].name))
+    kind = GROUPS[group] if group in GROUPS else getattr(load(plugins[group].name), "Settings", None)
     names = [f.name for f in dataclasses.fields(kind)] if kind else []
     _require_known(
         "setting", key, names, f"{group}. followed by one of {', '.join(names) or '(nothing)'}", name
     )
     return group, name, typing.get_type_hints(kind)[name]
-
-
-def _with_settings(plugin: PlugIn, changed: Mapping[str, Any]) -> PlugIn:
-    values = settings_of(settings_class(load(plugin.name)), {**plugin.settings, **changed})
-    return dataclasses.replace(plugin, settings=values)
 
 
 def _parse(key: str, value: Any, hint: Any) -> Any:

@@ -56,24 +56,22 @@ class PlugIn:
             given[name] = part
             part = name
         found = load(part)
-        kind, source = settings_class(found), source_digest(found)
+        source = source_digest(found)
         digested[found] = own_code(found), source
         if part in given:
             given[part + source] = found  # stays, if a loop makes others of the same name
-        return cls(part, source, settings_of(kind, {}) if kind else {})
+        return cls(part, source, settings_of(found, {}))
 
 
-def settings_class(part: Any) -> Any:
-    """Return the dataclass of a plug-in's settings; None if it has no settings."""
-    return getattr(part, "Settings", None)
-
-
-def settings_of(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a plug-in with these values, as JSON holds them.
+def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a plug-in, none if it has no `Settings`, with these values, as JSON holds them.
 
     Raises:
         UserError: they cannot be made, or JSON cannot hold them.
     """
+    kind = getattr(part, "Settings", None)
+    if kind is None:
+        return {}
     try:
         return json.loads(json.dumps(dataclasses.asdict(kind(**values))))
     except TypeError as error:
