@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .config import ExperimentConfig, build_config, flat
+from .config import ExperimentConfig, build_config
+from .differences import differing_settings
 
 _RUNS = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 # By number of samples: what `summary.json` has, and the lines of `metrics.jsonl` of Phase 1.
@@ -26,9 +27,8 @@ def published_samples(config: ExperimentConfig) -> int | None:
     samples = config.data.samples
     if config.preset != "colab" or config.recipe != "published" or samples not in PUBLISHED:
         return None
-    original = dict(flat(build_config("colab", "published", samples).to_dict()))
-    same = (original.get(key) == value for key, value in flat(config.to_dict()) if not _is_free(key))
-    return samples if all(same) else None
+    differing, _ = differing_settings([config, build_config("colab", "published", samples)])
+    return samples if all(map(_is_free, differing)) else None
 
 
 def _is_free(key: str) -> bool:
