@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,17 +177,12 @@ class RunFolder:
 
     def shared(self, stage: str, key: str) -> Record | None:
         """Return `finished`, or the same stage of another run under this root, with its files linked here."""
-
-        def adopted() -> Record | None:
-            found = self._adopted(stage, key)
-            return found and self.records.add(stage, found)
-
-        return self.finished(stage, key) or ranks.on_rank_0(adopted)
+        return self.finished(stage, key) or ranks.on_rank_0(lambda: self._adopted(stage, key))
 
     def _adopted(self, stage: str, key: str) -> Record | None:
         for other in sorted(self.path.parent.glob(f"*/{FILE}")):
             folder = other.parents[1]
-            with suppress(DamagedFile, OSError):  # another run may be rewriting or dropping its files
+            try:
                 records = Records.read(folder) if folder != self.path else None
                 record = records and records.stages.get(stage)
                 if not record or record.key != key or record.lost(folder):
@@ -195,8 +190,10 @@ class RunFolder:
                 for name in record.files:
                     with replacing(self.path / name) as beside:
                         _link(folder / name, beside)
-                notice(f"Stage {stage} is taken from {folder.name}: same settings, data and code.")
-                return record
+            except (DamagedFile, OSError):  # another run may be rewriting or dropping its files
+                continue
+            notice(f"Stage {stage} is taken from {folder.name}: same settings, data and code.")
+            return self.records.add(stage, record)
         return None
 
     def _intact(self, stage: str, key: str) -> Record | None:
