@@ -79,20 +79,15 @@ def _prepare(work: Work, phase1: Record, cached: Record) -> Prepared:
     return Prepared(model, placement, summary, caches, train)
 
 
+@memory_advice("Phase 2", "lower phase2.batch_size")
 def _attention(work: Work, phase1: Record, caches: Record) -> Record:
     """Train Phase 2, and write the best epoch's weights to the folder."""
-    key = work.phase2_key(phase1)
-    if done := work.folder.finished("phase2", key):
+    folder, config, key = work.folder, work.config, work.phase2_key(phase1)
+    if done := folder.finished("phase2", key):
         work.report(done)
         return done
-    prepared = _prepare(work, phase1, caches)
-    work.folder.keep_metrics(phase1)
-    return _train_attention(work, prepared, key)
-
-
-@memory_advice("Phase 2", "lower phase2.batch_size")
-def _train_attention(work: Work, prepared: Prepared, key: str) -> Record:
-    model, folder, config = work.model, work.folder, work.config
+    prepared, model = _prepare(work, phase1, caches), work.model
+    folder.keep_metrics(phase1)
     _init_attention(work)
     _check_saved(work, prepared)  # most of what it finds is there before training
     optimizer = config.plugins.get("optimizer")
