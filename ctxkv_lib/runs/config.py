@@ -213,9 +213,8 @@ def build_config(
     chosen = PRESETS[preset]
     recipe = chosen.recipe if recipe is None else recipe
     _require_known("recipe", recipe, RECIPES)
-    layers = {**chosen.settings, **recipe_settings(recipe), "data.samples": chosen.samples}
-    if samples is not None:
-        layers["data.samples"] = samples
+    layers = {**chosen.settings, **recipe_settings(recipe)}
+    layers["data.samples"] = chosen.samples if samples is None else samples
     # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
     return ExperimentConfig(preset, recipe).replace(layers).replace(settings or {})
 
