@@ -17,7 +17,7 @@ from typing import Any
 from . import ranks
 from .errors import UserError, describe, interrupt_deferred, memory_advice, one_line
 from .options import PLUG_INS, command, completion_script, parse
-from .progress import Listener, clear_line, epoch_printer, fitted, notice, say, stage
+from .progress import Listener, epoch_printer, fitted, notice, say, stage
 from .runs.config import ExperimentConfig, parse_settings
 from .runs.settings import Sampling
 
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    clear_line()
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[2K")  # erases the bar and the echo of Ctrl-C
     line = one_line(message)
     if ranks.is_first_to_say(line):
         print(f"ctxkv: {line}", file=sys.stderr)

@@ -178,9 +178,3 @@ def fitted(text: str) -> str:
         textwrap.fill, width=width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
     )
     return "\n".join(map(fill, text.splitlines()))
-
-
-def clear_line() -> None:
-    """Erase the bar and the echo of Ctrl-C on the terminal's line."""
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[2K")
