@@ -134,7 +134,7 @@ def _epoch_seconds(
 
 
 def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
-    """Compute MiB of the original's layout: an fp32 context and an fp32 embedding row for each input token."""
+    """Compute MiB of the original's layout: an fp32 context and embedding row for each input token."""
     sizes = {}
     for split, tokens in (("train", train_tokens), ("val", val_tokens)):
         sizes[f"{split}_ctx"] = (tokens - 1) * model.context_dim * BYTES["fp32"]
