@@ -83,7 +83,9 @@ def test_differences_are_those_of_the_results(page, said, part, samples, variant
 def test_perplexities_on_the_page_stand_in_the_results():
     means = [mean(r[s]) for part in PARTS.values() for r in part["rows"] for s in ("val_ppl", "test_ppl")]
     means += [found["test_ppl"] for run in [*CACHE, *FAIR_CACHE] for found in run["rows"].values()]
+    gru = [run["rows"] for run in FAIR_CACHE if run["variant"] == "GRUMixer"]
     means += [run["val_ppl"] for run in search.found()]
+    means += [mean(rows[kind]["test_ppl"] for rows in gru) for kind in gru[0]]
     means += [
         r["measured"]["repeated_ppl"]
         for part in PARTS.values()
@@ -401,6 +403,12 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
             cached(gru, "model"),
         ),
         (
+            "context cache are better than that, by {}",
+            "and {} better than it with a unigram cache",
+            cached(contexts, both),
+            cached(gru, "unigram cache"),
+        ),
+        (
             "is better again**, by {}",
             "is {} better again",
             cached(gru, "continuous cache"),
@@ -412,6 +420,8 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
         beside = f"by groups of speakers {-by_groups[2]:.1f}% to {-by_groups[1]:.1f}%"
         assert said.format(f"{lower} ({least} to {most}; {beside})") in page
         assert in_short.format(lower) in PAGES["README"]
+    unigram = mean(run["rows"]["unigram cache"]["test_ppl"] for run in gru)
+    assert f"a GRU with a unigram cache has {unigram:.1f}." in page
     for variant, runs in (("contexts", contexts), ("GRU", gru)):  # the runs of the sweep
         expected, _ = losses(PARTS["fair"], 50, variant)
         np.testing.assert_allclose(cached(runs, "model"), expected, atol=2e-4)
