@@ -10,6 +10,8 @@ import pytest
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.oacd import oacd_loss
+from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.run_folder import run_folder_of
 from ctxkv_lib.runs.sources import source_digest
 
 COMMON = """
@@ -50,6 +52,40 @@ def digest(module, name="idea"):
         return source_digest(getattr(module, name))
 
 
+CELL = """
+from collections import namedtuple
+from functools import cache, partial
+from operator import add, mul
+import torch.nn.functional as F
+Pair = namedtuple('Pair', 'first second')
+PAIR = Pair((1, 2), {'first': F.gelu})
+MORE = 1
+SEEN = []
+STARTED = 1
+class Odd:
+    def __getattr__(self, name):
+        return self
+ODD = Odd()
+WEIGHT = 2.0
+SETTINGS = {'scale': 1.0, 'parts': [torch.tensor([1.0, 1.0])]}
+times = partial(mul, 3)
+@cache
+def scale():
+    return SETTINGS['scale']
+def helper(values):
+    return values.tanh()
+class idea(nn.Module):
+    '''A block.'''
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.new = nn.Linear(hidden_size, context_dim)
+    def forward(self, contexts, inputs):
+        global STARTED
+        STARTED += 1
+        SEEN.append(len(PAIR) + (ODD is None))
+        helper_of = helper
+        return times(scale() * helper_of(contexts + WEIGHT * self.new(inputs)))  # bounded
+"""
 FACTORY = """
 def make(K, base=Base):
     class C(base):
@@ -122,6 +158,15 @@ class Base(nn.Module):
         (SUBCLASS, "pass", "pass\nidea.k = 2"),
         (SUBCLASS, "    return c\n", "    return -c\n"),
         ("def idea(c):\n    return KIND.B.value * c\nclass KIND(enum.Enum):\n    B = 1", "B = 1", "B = 2"),
+        (CELL, "contexts + WEIGHT", "contexts - WEIGHT"),
+        (CELL, "values.tanh()", "values.sin()"),
+        (CELL, "WEIGHT = 2.0", "WEIGHT = 3.0"),
+        (CELL, "'scale': 1.0", "'scale': 0.5"),
+        (CELL, "tensor([1.0", "tensor([2.0"),
+        (CELL, "mul, 3", "mul, 4"),
+        (CELL, "mul, 3", "add, 3"),
+        (CELL, "(1, 2)", "(1, 3)"),
+        (CELL, "'first': F.gelu", "'first': F.relu"),
     ],
 )
 def test_what_computes_something_else_is_another_idea(source, old, new):
@@ -130,6 +175,22 @@ def test_what_computes_something_else_is_another_idea(source, old, new):
     codes = (COMMON + source, COMMON + source, before + new + after)
     first, same, other = (digest(run_cell(code)) for code in codes)
     assert first == same != other
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# bounded", "# in (-1, 1)"),
+        ("'''A block.'''", "'''My block.'''"),
+        ("MORE = 1", "MORE = 2"),
+        ("SEEN = []", "SEEN = [1.0]"),
+        ("STARTED = 1", "STARTED = 2"),
+    ],
+)
+def test_other_words_about_the_code_and_what_it_counts_make_no_other_idea(old, new):
+    changed = CELL.replace(old, new)
+    assert changed != CELL
+    assert digest(run_cell(COMMON + CELL)) == digest(run_cell(COMMON + changed))
 
 
 @pytest.mark.parametrize(
@@ -181,3 +242,32 @@ def test_a_file_edited_since_its_import_is_refused_until_it_is_reloaded(tmp_path
     file.write_text("def idea(c):\n    return 2 * c  # longer\n")
     importlib.invalidate_caches()
     assert source_digest(importlib.reload(module).idea) != before
+
+
+LAYERS = """
+def squash(values):
+    return values.tanh()
+"""
+USER = """
+import layers
+from layers import squash
+def direct(contexts):
+    return squash(contexts).mean()
+def by_module(contexts):
+    return layers.squash(contexts).mean()
+"""
+
+
+@pytest.mark.parametrize("name", ["direct", "by_module"])
+def test_the_folder_of_a_run_depends_on_the_other_files_that_an_idea_uses(tmp_path, monkeypatch, name):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_parts.py").write_text(USER)
+    folders = []
+    for code in (LAYERS, LAYERS + "# a comment\n", LAYERS.replace("tanh", "sin")):
+        (tmp_path / "layers.py").write_text(code)
+        for module in ("layers", "my_parts"):
+            sys.modules.pop(module, None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        folders.append(run_folder_of(build_config("ci").replace({"loss": f"my_parts:{name}"})))
+    assert folders[0] == folders[1] != folders[2]
