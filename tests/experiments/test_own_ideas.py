@@ -1,13 +1,11 @@
 """Ideas of a user, passed to `run` as classes and functions, go through the same stages as the method."""
 
-import importlib
 import json
-import sys
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import GatedBlock, NearestTwo, local_experiment
+from conftest import GatedBlock, NearestTwo, PreviousToken, local_experiment, stop_at
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -16,7 +14,6 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.hf import plugins
 from ctxkv_lib.method import model, phase2
-from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.runs import contexts, stages
 from ctxkv_lib.runs.caches import load_cache
@@ -31,18 +28,6 @@ from ctxkv_lib.runs.work import Work
 
 def spread(contexts):
     return contexts.square().mean() - contexts.std()
-
-
-class PreviousToken(nn.Module):
-    history = 1
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, embeddings, start):
-        before = torch.cat([torch.zeros_like(embeddings[:, :1]), embeddings[:, :-1]], dim=1)
-        return (embeddings + self.out(before))[:, start:]
 
 
 IDEAS = {"block": GatedBlock, "loss": spread, "attention": NearestTwo, "mixer": PreviousToken}
@@ -68,7 +53,9 @@ def idea(request, config, tmp_path_factory):
     return request.param, run(config, out, **{request.param: IDEAS[request.param]})
 
 
-def test_an_idea_goes_through_the_stages_and_is_named_wherever_the_run_is(idea, plain, printed_by):
+def test_an_idea_goes_through_the_stages_is_named_wherever_the_run_is_and_is_reused(
+    idea, config, plain, printed_by, monkeypatch
+):
     hook, made = idea
     name = f"{IDEAS[hook].__module__}:{IDEAS[hook].__name__}"
     assert made.summary["phase2"]["val_ppl"] != plain.summary["phase2"]["val_ppl"]
@@ -79,10 +66,6 @@ def test_an_idea_goes_through_the_stages_and_is_named_wherever_the_run_is(idea, 
     assert f"{hook}.plugin={name}" in printed_by("list", made.path)
     assert run_names([plain, made]) == ["no plug-in", f"{hook} {IDEAS[hook].__name__}"]
     assert IDEAS[hook].__name__ in run_folder_of(made.config).name
-
-
-def test_an_idea_that_has_finished_is_reused(idea, config, monkeypatch):
-    hook, made = idea
     monkeypatch.setattr(Work, "model", None)
     assert run(config, made.path, **{hook: IDEAS[hook]}).summary == made.summary
 
@@ -104,17 +87,13 @@ class Mine(ContextBlock):
 """
 
 
-def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatch):
-    (tmp_path / "my_ideas.py").write_text(MY_IDEAS)
-    monkeypatch.syspath_prepend(tmp_path)
-    made = run(config, tmp_path / "run", block="my_ideas:Mine")
+def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatch, own_module):
+    made = run(config, tmp_path / "run", block=f"{own_module('my_ideas', MY_IDEAS)}:Mine")
     trained = load_model(made.path, made.config).context_block
     served, _ = load_trained(made.path, torch.device("cpu"))
     contexts, inputs = torch.randn(3, 16), torch.randn(3, 16)
     assert torch.equal(served.context_block(contexts, inputs), trained(contexts, inputs))
-    (tmp_path / "my_ideas.py").write_text(MY_IDEAS.replace("0.9", "0.81"))
-    importlib.invalidate_caches()
-    monkeypatch.delitem(sys.modules, "my_ideas")
+    own_module("my_ideas", MY_IDEAS.replace("0.9", "0.81"))
     monkeypatch.setattr("ctxkv_lib.runs.plugins.digested", {})  # as in another process
     with pytest.raises(UserError, match="The source of my_ideas:Mine is not what the run was made with"):
         load_trained(made.path, torch.device("cpu"))
@@ -123,9 +102,13 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
     monkeypatch.setattr(plugins, "NAMED", {})
     with pytest.raises(ValueError, match="The file of my_ideas:Mine is not what the model was saved with"):
         AutoModelForCausalLM.from_pretrained(made.path / "model")
+    own_module("my_ideas", "# The same.\n" + MY_IDEAS)
+    AutoModelForCausalLM.from_pretrained(made.path / "model")
 
 
-def test_a_changed_method_is_not_saved_and_said_to_be_other_code_later(config, tmp_path, monkeypatch, capsys):
+def test_a_changed_method_is_not_saved_and_said_to_be_other_code_later_whose_result_is_kept(
+    config, tmp_path, monkeypatch, capsys
+):
     plain = model.ContextBlock.forward
 
     def halved(self, contexts, inputs):
@@ -141,6 +124,11 @@ def test_a_changed_method_is_not_saved_and_said_to_be_other_code_later(config, t
     assert verify(made.path).is_of_other_code
     load_trained(made.path)
     assert f"{made.path} was made with other code of the method" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"finished result of other code, which is kept; .* --again"):
+        run(config, made.path)
+    assert json.loads((made.path / "summary.json").read_text()) == made.summary
+    again = run(config, made.path, again=True)
+    assert again.summary["phase2"]["val_ppl"] != made.summary["phase2"]["val_ppl"]
 
 
 class Dropping(GatedBlock):
@@ -243,11 +231,6 @@ class Drawing(NearestTwo):
         return super().forward(embeddings, window + torch.randn_like(window), present)
 
 
-@pytest.mark.parametrize("part", [Made, Drawing])
-def test_an_idea_may_change_what_it_reads_and_draw_when_it_is_evaluated(config, tmp_path, part):
-    assert run(config, tmp_path / "run", attention=part).summary["phase2"]["val_ppl"] > 1
-
-
 class Tied(GatedBlock):
     def __init__(self, context_dim, hidden_size):
         super().__init__(context_dim, hidden_size)
@@ -269,9 +252,11 @@ class Unsaved(NearestTwo):
         return super().forward(embeddings, window, present) * self.two
 
 
-@pytest.mark.parametrize(("hook", "part"), [("block", Tied), ("block", Orthogonal), ("attention", Unsaved)])
-def test_an_idea_that_transformers_cannot_save_still_trains_and_generates(config, tmp_path, hook, part):
+@pytest.mark.parametrize("part", [Made, Drawing, Tied, Orthogonal, Unsaved])
+def test_what_counts_or_draws_or_transformers_cannot_save_trains_and_generates(config, tmp_path, part):
+    hook = "block" if issubclass(part, GatedBlock) else "attention"
     made = run(config, tmp_path / "run", **{hook: part})
+    assert made.summary["phase2"]["val_ppl"] > 1
     assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")
 
 
@@ -294,14 +279,10 @@ class SignSteps(phase2.Stepper):
 
 
 def test_an_optimiser_that_counts_by_itself_goes_on_to_the_same_numbers(config, tmp_path):
-    def stop(metric):
-        if metric["stage"] == "phase2":
-            raise KeyboardInterrupt
-
     config = config.replace({"phase2.max_epochs": 2})
     expected = run(config, tmp_path / "whole", optimizer=SignSteps).summary["phase2"]["val_ppl"]
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "run", stop, optimizer=SignSteps)
+        run(config, tmp_path / "run", stop_at("phase2"), optimizer=SignSteps)
     assert run(config, tmp_path / "run", optimizer=SignSteps).summary["phase2"]["val_ppl"] == expected
 
 

@@ -5,7 +5,7 @@ from typing import Literal, Optional
 
 import pytest
 import torch
-from conftest import GatedBlock, NearestTwo, local_experiment
+from conftest import GatedBlock, NearestTwo, PreviousToken, local_experiment
 from torch import nn
 
 from ctxkv_lib.errors import UserError
@@ -72,15 +72,7 @@ class Nothing(nn.Module):
         return embeddings
 
 
-class Mixed(nn.Module):
-    history = 2
-
-    def __init__(self, config):
-        super().__init__()
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
-
-
-class Ahead(Mixed):
+class Ahead(PreviousToken):
     def forward(self, embeddings, start):
         return self.out(embeddings.roll(-6, dims=1) if self.training else embeddings)[:, start:]
 

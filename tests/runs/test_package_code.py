@@ -1,4 +1,4 @@
-"""The key of this package's code is another one if the method is patched, and the same in every process."""
+"""Which code a run was made with: a key, another one if the method is patched, and the commit."""
 
 import functools
 import importlib
@@ -8,11 +8,10 @@ import pathlib
 import pytest
 from conftest import in_python
 
-from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import run
 from ctxkv_lib.method import model, oacd
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.model import ContextBlock, ContextKV
+from ctxkv_lib.runs import provenance
 from ctxkv_lib.runs.package_code import code_key
 
 
@@ -57,14 +56,22 @@ def test_whatever_way_the_method_is_patched_it_is_other_code(monkeypatch):
     assert code_key() == keys[0]
 
 
-@pytest.mark.slow
-def test_a_finished_result_of_other_code_is_kept_unless_it_is_to_be_made_again(
-    tiny_config, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("recorded", "commit"),
+    [
+        ({"url": "https://github.com/a/b", "vcs_info": {"vcs": "git", "commit_id": "abc"}}, "abc"),
+        ({"url": "file:///home/b", "dir_info": {}}, None),
+        (None, None),
+    ],
+)
+def test_the_commit_of_a_package_that_pip_installed_is_its_own_record(
+    monkeypatch, tmp_path, recorded, commit
 ):
-    before = run(tiny_config, tmp_path / "run").summary
-    monkeypatch.setattr(oacd, "oacd_loss", without_spread)
-    with pytest.raises(UserError, match=r"finished result of other code, which is kept; .* --again"):
-        run(tiny_config, tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
-    after = run(tiny_config, tmp_path / "run", again=True).summary
-    assert after["phase2"]["val_ppl"] != before["phase2"]["val_ppl"]
+    folder = tmp_path / "ctxkv_lib-0.1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: ctxkv_lib\nVersion: 0.1.0\n")
+    if recorded:
+        (folder / "direct_url.json").write_text(json.dumps(recorded))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "ctxkv_lib")
+    assert provenance.git_commit() == commit
