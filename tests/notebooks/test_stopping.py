@@ -9,10 +9,11 @@ import re
 import time
 
 import pytest
+from conftest import TOP, sources
 from disturbed_runs import outcome
 from jupyter_client.manager import KernelManager
-from test_notebooks import FOLDER, sources
 
+FOLDER = TOP / "notebooks"
 PATIENCE = 240  # seconds for any message
 
 
