@@ -18,13 +18,10 @@ def test_config_survives_its_dictionary(preset, recipe):
     assert config.phase2.batch_size == 64
 
 
-def test_published_settings_are_the_defaults_of_colab():
+def test_published_settings_are_the_defaults_of_colab_and_exact_differs_in_contexts_and_precision():
     config = build_config("colab")
     assert (config.recipe, config.data.samples, config.phase1.context_method) == ("published", 500, "passes")
     assert (config.model, config.model.context_window) == (ModelConfig(), 640)
-
-
-def test_recipes_differ_only_in_contexts_and_precision():
     published, exact = build_config("colab", "published"), build_config("colab", "exact")
     assert published.runtime.precision == "fp32"  # as published
     same = exact.replace({"phase1.context_method": "passes", "runtime.precision": "fp32"})
@@ -48,14 +45,23 @@ def test_a_plug_in_has_its_own_settings():
     assert config_from_dict(mixed.to_dict()) == mixed
     with pytest.raises(UserError, match="loss does not go with it"):
         mixed.replace({"loss": "ctxkv_lib.method.oacd:oacd_loss"})
+    for key, value, said in (
+        ("block.last_tokens", "21", r"block\.last_tokens is 21; allowed: 0 with longest_mean\."),
+        ("optimizer.averaging", "1", r"averaging is 1\.0; allowed: 0 or more, less than 1\."),
+        ("block.speed", "1", r"allowed: block\. followed by one of longest_"),
+    ):
+        with pytest.raises(UserError, match=said):
+            build_config("colab", "tuned", settings={key: value})
 
 
-def test_the_command_of_a_run_makes_its_configuration():
+def test_the_command_of_a_run_makes_its_configuration_and_settings_are_cut_at_their_first_sign():
     changed = {"mixer": GRU, "mixer.input_dropout": 0.1, "phase2.patience": 5, "data.source": "chitchat"}
     config = build_config("colab", "tuned", 20, changed)  # the recipe's block and attention are gone
     words = shlex.split(run_command(config, Path("runs/own")))
     given = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
     assert build_config("colab", "tuned", 20, parse_settings(given)) == config
+    read = parse_settings(["phase2.patience=2", "data.path=a=b"])
+    assert read == {"phase2.patience": "2", "data.path": "a=b"}
 
 
 GRU = "ctxkv_lib.research.mixers:GRUMixer"
@@ -90,6 +96,7 @@ REFUSED = [
     ("data.source", "file", TOGETHER),
     ("data.path", "x.jsonl", TOGETHER),
     ("data.path", "", "data.path is ''; allowed: a path, in UTF-8."),
+    ("data.columns", "a", "data.columns is 'a'; allowed: none but with data.source=file"),
 ]
 
 
@@ -99,25 +106,3 @@ def test_refusals_say_what_is_allowed(name, value, said):
     with pytest.raises(UserError) as refused:
         build_config(**{"preset": "colab", **({"settings": {name: value}} if is_setting else {name: value})})
     assert said in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "settings", "said"),
-    [
-        ("tuned", {"block.last_tokens": "21"}, "block.last_tokens is 21; allowed: 0 with longest_mean."),
-        ("tuned", {"optimizer.averaging": "1"}, "averaging is 1.0; allowed: 0 or more, less than 1."),
-        ("tuned", {"block.speed": "1"}, "allowed: block. followed by one of longest_"),
-        ("exact", {"mixer": GRU, "loss": "ctxkv_lib.method.oacd:oacd_loss"}, "loss does not go with it"),
-    ],
-)
-def test_refusals_of_plug_ins_say_what_is_allowed(recipe, settings, said):
-    with pytest.raises(UserError) as refused:
-        build_config("colab", recipe, settings=settings)
-    assert said in str(refused.value)
-
-
-def test_settings_from_the_command_line():
-    assert parse_settings(["phase2.patience=2", "data.path=a=b"]) == {
-        "phase2.patience": "2",
-        "data.path": "a=b",
-    }

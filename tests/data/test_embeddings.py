@@ -247,18 +247,15 @@ def test_cooccurrence_table_depends_on_the_corpus_alone_and_is_built_once(corpus
         assert torch.equal(same.weight, table.weight)
 
 
-def test_tokens_of_the_corpus_are_counted(corpus):
+def test_tokens_of_the_corpus_are_counted_and_fingerprints_those_of_earlier_runs(corpus):
+    """They are in the names of cached tables and in the keys of runs: other values make all of them anew."""
     data = corpus(unigram="corpus")
     found, ids = corpus_counts(data), corpus_ids(data)
     assert found.weight.tolist() == torch.bincount(ids.int(), minlength=GPT2_VOCAB_SIZE).tolist()
     assert corpus_counts(corpus(unigram="corpus", changed=20)).fingerprint != found.fingerprint
     assert corpus_counts(replace(data, table="random", unigram="none")) is None
-
-
-def test_fingerprints_are_those_of_earlier_runs(corpus):
-    """They are in the names of cached tables and in the keys of runs: other values make all of them anew."""
     data = corpus(unigram="corpus")
-    found = [load_table(data, 32, 1), load_table(replace(data, table="random"), 32, 1), corpus_counts(data)]
+    found = [load_table(data, 32, 1), load_table(replace(data, table="random"), 32, 1), found]
     expected = ["b3c423676962b995", "47ecc5bc8c2ef546", "8688158b74a59da5"]
     assert [each.fingerprint for each in found] == expected
     assert load_conversations(data, "train").fingerprint == "8fdcd09053080c16"

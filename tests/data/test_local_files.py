@@ -192,8 +192,6 @@ def test_columns_that_are_not_there_are_refused(tmp_path):
     (tmp_path / "b.jsonl").write_text(json.dumps({"system": "be nice", "messages": CHAT}))
     with pytest.raises(UserError, match="its fields must be texts, or a single one a list of messages"):
         read_conversations(tmp_path / "b.jsonl", "system,messages")
-    with pytest.raises(ValueError, match=r"data.columns is 'a'; allowed: none but with data.source=file"):
-        DataConfig(columns="a")
 
 
 def test_a_file_with_other_columns_is_another_text(tmp_path):
@@ -248,6 +246,10 @@ def test_sizes_that_are_not_asked_for_fit_the_file(tmp_path):
     assert compared_samples(config) == (6, 32)
     assert compared_samples(_fitted(path)[0]) == (23, 23)  # nothing less would fill two windows
     assert configure("offline") == build_config("offline")  # presets are left alone
+    # A validation text holds two windows, but at most a third of the file.
+    assert _fitted(path)[0].data.validation_samples == 13
+    window["model.max_contexts"] = len("hello 40") + len("é 你好")  # two windows are eight conversations
+    assert _fitted(path, window)[0].data.validation_samples == 8
 
 
 def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):
@@ -257,14 +259,6 @@ def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_pa
     assert len(rows) == 5 + len(own)
     assert own == {*load_conversations(config.data, "train").ids}  # so nothing of validation and test
     assert load_conversations(config.replace({"data.samples": 3}).data, "corpus").ids == rows
-
-
-def test_a_validation_text_holds_two_windows_but_at_most_a_third_of_the_file(tmp_path):
-    path = _jsonl(tmp_path, 40)  # 12 characters each
-    characters = sum(len(message["content"]) for message in json.loads(_line(40))["messages"])
-    small = {"model.interval": 1, "model.max_contexts": characters}  # two windows are eight conversations
-    assert _fitted(path, small)[0].data.validation_samples == 8
-    assert _fitted(path)[0].data.validation_samples == 13
 
 
 @pytest.mark.parametrize("preset", ["offline", "colab"])
@@ -279,6 +273,9 @@ def test_sizes_that_are_asked_for_stay(tmp_path, preset):
     assert config == build_config(preset, None, 20, {"data.path": path, **everything})
     with pytest.raises(UserError, match=r"38 for training .* \+ 3 for validation"):
         load_conversations(_fitted(path, {"data.validation_samples": 3}, preset, 38)[0].data, "train")
+    with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
+        configure(preset, None, 500, {"data.path": path}, said.append)
+    assert said == []  # a split that does not fit is not described as if it did
 
 
 @pytest.mark.parametrize(
@@ -311,13 +308,6 @@ def test_the_command_of_a_run_works_in_any_folder(tmp_path, monkeypatch):
     _jsonl(tmp_path, 9)
     words = run_command(_fitted("chats.jsonl")[0], Path("run")).split()
     assert f"data.path={tmp_path / 'chats.jsonl'}" in words
-
-
-def test_a_split_that_does_not_fit_is_not_described_as_if_it_did(tmp_path):
-    said = []
-    with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
-        configure("offline", None, 500, {"data.path": _jsonl(tmp_path, 40)}, said.append)
-    assert said == []
 
 
 # The copy that is kept of it

