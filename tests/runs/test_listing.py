@@ -1,11 +1,16 @@
+"""Runs are found in folders, listed in their state, and named by what differs between them."""
+
 import json
 import re
 import shutil
 
 import pytest
+from conftest import stop_at
+from sample_runs import sample_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
+from ctxkv_lib.runs.differences import run_folders, run_names
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.run_folder import load_run
 
@@ -24,20 +29,15 @@ def root(finished_run, tmp_path_factory):
     """A finished run, an interrupted one, and broken copies of the first."""
     root = tmp_path_factory.mktemp("listed")
     shutil.copytree(finished_run.path, root / "whole")
-
-    def stop(metric):
-        if metric["stage"] == "phase2":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(finished_run.config.replace({"data.samples": 4}), root / "inside" / "stopped", stop)
+        run(finished_run.config.replace({"data.samples": 4}), root / "inside" / "stopped", stop_at("phase2"))
     for name, break_it in BREAKS.items():
         break_it(shutil.copytree(root / "whole", root / name))
     (root / "empty").mkdir()
     return root
 
 
-def test_every_run_is_listed_in_its_state(root):
+def test_every_run_is_listed_in_its_state_in_a_line(root, printed_by):
     listed = {found.path.name: found for found in list_runs(root)}
     states = {name: found.state for name, found in listed.items()}
     assert states == {"whole": "finished", "stopped": "interrupted", **dict.fromkeys(BREAKS, "damaged")}
@@ -48,9 +48,6 @@ def test_every_run_is_listed_in_its_state(root):
     assert "phase2.patience" not in whole.settings
     assert stopped.best_ppl > 0
     assert whole.mib > stopped.mib > 0
-
-
-def test_the_list_is_a_line_a_run(root, printed_by):
     first, *lines = printed_by("list", root).splitlines()
     assert first.split()[:2] == ["Run", "State"]
     assert len(lines) == 2 + len(BREAKS)
@@ -62,6 +59,9 @@ def test_the_list_is_a_line_a_run(root, printed_by):
     assert "data.path=" in whole
     assert "data.source" not in whole
     assert len(printed_by("list", root, "--json")) == len(lines)
+    shown = repr(load_run(root / "whole"))
+    assert shown.startswith(f"Run('{root / 'whole'}': 8 samples, val PPL ")
+    assert len(shown) < 200
 
 
 def test_the_refusal_of_a_folder_names_the_run_to_take(root, tmp_path):
@@ -77,7 +77,26 @@ def test_the_refusal_of_a_folder_names_the_run_to_take(root, tmp_path):
             load_run(place)
 
 
-def test_a_run_shows_itself_in_a_line(root):
-    shown = repr(load_run(root / "whole"))
-    assert shown.startswith(f"Run('{root / 'whole'}': 8 samples, val PPL ")
-    assert len(shown) < 200
+def named(tmp_path, *settings):
+    folders = [
+        sample_run(tmp_path / f"run{i}", each.pop("samples", 100), settings=each)
+        for i, each in enumerate(settings)
+    ]
+    return run_names([load_run(folder) for folder in folders])
+
+
+def test_runs_are_named_by_what_differs(tmp_path):
+    assert named(tmp_path / "a", {"samples": 100}, {"samples": 1000}) == ["100 samples", "1,000 samples"]
+    seeds = named(tmp_path / "b", {"runtime.seed": 1}, {"runtime.seed": 2, "model.interval": 50})
+    assert seeds == ["interval 20, seed 1", "interval 50, seed 2"]
+    assert named(tmp_path / "c", {}) == ["100 samples"]
+    assert named(tmp_path / "d", {}, {}) == ["run0", "run1"]  # their folders
+
+
+def test_a_folder_of_runs_stands_for_the_finished_ones_in_it(tmp_path):
+    for name in ("b", "a"):
+        sample_run(tmp_path / name)
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "a-vs-b" / "figures").mkdir(parents=True)
+    assert run_folders(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert run_folders([tmp_path / "b", str(tmp_path)]) == [tmp_path / "b", tmp_path / "a"]

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, cloned, tiny_ids, tiny_method, tiny_stream
 
 from ctxkv_lib.method import oacd, phase2
@@ -14,6 +15,7 @@ from ctxkv_lib.method.phase2 import Stepper, train_attention
 from ctxkv_lib.research.optimizer import ScheduledAdamW
 from ctxkv_lib.runs import long_run, scratch
 from ctxkv_lib.runs.long_run import Checkpoint, LongRun
+from ctxkv_lib.runs.micro_batches import summed
 
 CPU = torch.device("cpu")
 EPOCH_STEPS = 8  # of 499 positions
@@ -136,6 +138,32 @@ def test_a_state_of_another_training_is_not_restored(tmp_path):
     run_phase2(loop)
     assert [metric["epoch"] for metric in heard] == [1, 2, 3, 4]
     assert heard[0]["improved"]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3, 41])
+def test_micro_batches_have_the_gradients_of_the_mean_loss(micro_batches):
+    """AdamW hardly minds a gradient's scale, so this looks at the gradients, and at the next draws."""
+    found = []
+    for whole in (True, False):
+        model = tiny_method(attention_dropout=0.5).train()
+        batch = tiny_stream(60).gather(torch.arange(40), model.window)
+        torch.manual_seed(7)
+        if whole:
+            hidden, _ = batch.attend(model)
+            F.cross_entropy(model.logits(hidden, batch.tokens), batch.targets).backward()
+        else:
+            work = partial(phase2.batch_gradients, model, model.wte.weight.detach(), 40)
+            summed(work, batch, 40, slice(0, 40), micro_batches)
+        gradients = {name: weight.grad for name, weight in model.named_parameters()}
+        found.append({**gradients, "draws": torch.rand(3)})
+    expected, cut = found
+    for name, gradient in expected.items():
+        torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    assert {name.split(".")[0] for name, g in cut.items() if g is not None} == {
+        "attention",
+        "feed_forward",
+        "draws",
+    }
 
 
 def exhausted(most, kind):

@@ -229,12 +229,9 @@ def test_a_wrapper_of_the_packages_own_function_is_an_idea():
 
 
 @pytest.mark.parametrize("new", ["def idea(c):\n    return -c\n", "K = 1\ndef idea(c):\n    return c\n", "("])
-def test_a_file_edited_since_its_import_is_refused_until_it_is_reloaded(tmp_path, monkeypatch, new):
+def test_a_file_edited_since_its_import_is_refused_until_it_is_reloaded(tmp_path, own_module, new):
+    module = importlib.import_module(own_module("edited_idea", "def idea(c):\n    return c\n"))
     file = tmp_path / "edited_idea.py"
-    file.write_text("def idea(c):\n    return c\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop("edited_idea", None)
-    module = importlib.import_module("edited_idea")
     before = source_digest(module.idea)
     file.write_text(new)
     with pytest.raises(UserError, match=r"edited_idea.py has changed since idea was imported; reload it or"):
@@ -259,15 +256,11 @@ def by_module(contexts):
 
 
 @pytest.mark.parametrize("name", ["direct", "by_module"])
-def test_the_folder_of_a_run_depends_on_the_other_files_that_an_idea_uses(tmp_path, monkeypatch, name):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_parts.py").write_text(USER)
+def test_the_folder_of_a_run_depends_on_the_other_files_that_an_idea_uses(own_module, name):
     folders = []
     for code in (LAYERS, LAYERS + "# a comment\n", LAYERS.replace("tanh", "sin")):
-        (tmp_path / "layers.py").write_text(code)
-        for module in ("layers", "my_parts"):
-            sys.modules.pop(module, None)
-        importlib.invalidate_caches()
+        own_module("layers", code)
+        own_module("my_parts", USER)
         linecache.clearcache()
         folders.append(run_folder_of(build_config("ci").replace({"loss": f"my_parts:{name}"})))
     assert folders[0] == folders[1] != folders[2]
