@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from conftest import stop_at
 from disturbed_runs import outcome
 
 from ctxkv_lib import experiments as experiment
@@ -115,7 +116,7 @@ def test_both_recipes_run_on_a_grid_too(tiny_settings, tmp_path, recipe):
     assert "on multiples of 3" in (tmp_path / "grid" / "report.md").read_text(encoding="utf-8")
 
 
-def test_preparing_makes_what_a_run_needs_and_leaves_a_finished_one_as_it_is(
+def test_preparing_makes_what_a_run_needs_and_a_finished_run_is_left_and_reused(
     tiny_config, tmp_path, monkeypatch
 ):
     prepared = prepare(tiny_config, tmp_path / "run")
@@ -125,10 +126,6 @@ def test_preparing_makes_what_a_run_needs_and_leaves_a_finished_one_as_it_is(
     assert finished.summary["phase1"] == prepared.record["phase1"]
     prepare(tiny_config, tmp_path / "run")
     assert load_run(tmp_path / "run").metrics == finished.metrics
-
-
-def test_a_finished_run_is_reused(tiny_config, tmp_path, monkeypatch):
-    finished = run(tiny_config, tmp_path / "run")
     monkeypatch.setattr(Work, "model", None)  # not to be called
     heard = []
     again = run(tiny_config, tmp_path / "run", heard.append)
@@ -155,13 +152,9 @@ def test_a_comparison_stopped_between_its_runs_says_what_is_kept(tiny_config, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped_at", [("phase1", 3), ("phase2", 1), ("phase2", 2)])
 def test_an_interrupted_run_goes_on(finished_run, tmp_path, stopped_at, monkeypatch, saved_at_every_step):
-    def interrupt(metric):
-        if (metric["stage"], metric.get("iteration") or metric.get("epoch")) == stopped_at:
-            raise KeyboardInterrupt
-
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run(finished_run.config, out, interrupt)
+        run(finished_run.config, out, stop_at(*stopped_at))
     said = {"phase1": "Finished stages are", "phase2": f"Epochs 1 to {stopped_at[1]} are"}[stopped_at[0]]
     said = "Epoch 1 is" if stopped_at == ("phase2", 1) else said
     assert stopped.value._render_traceback_() == [f"Stopped. {said} kept; run the cell again."]
@@ -192,22 +185,19 @@ def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path)
     assert held["train_emb"] >= layout["train_emb"] > gathered["caches_mib"]["train_emb"]
 
 
-def test_a_folder_of_another_run_is_refused(finished_run):
+def test_a_folder_of_another_run_or_of_none_is_refused(finished_run, tmp_path):
     other = finished_run.config.replace({"phase2.patience": 1})
     before = (finished_run.path / "summary.json").read_bytes()
     with pytest.raises(UserError, match=r"phase2\.patience 3 \(asked: 1\); name another folder"):
         run(other, finished_run.path)
     assert (finished_run.path / "summary.json").read_bytes() == before
-
-
-def test_a_folder_that_is_no_run_is_refused(tiny_config, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="is not empty and holds no run"):
-        run(tiny_config, tmp_path / "full")
+        run(other, tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="is a file"):
-        run(tiny_config, tmp_path / "full" / "thesis.tex")
+        run(other, tmp_path / "full" / "thesis.tex")
 
 
 def test_streams_shorter_than_a_window_are_refused(tiny_config, tmp_path):
@@ -222,7 +212,7 @@ def test_streams_shorter_than_a_window_are_refused(tiny_config, tmp_path):
     prepare(tiny_config.replace({"model.max_contexts": cure}), tmp_path / "run")
 
 
-def test_runs_have_their_own_default_folders(tiny_settings):
+def test_runs_have_their_own_default_folders():
     plain, more = build_config("offline"), build_config("offline", samples=100)
     changed = build_config("offline", settings={"phase2.patience": 2})
     names = [run_folder_of(c).as_posix() for c in (plain, more)]
