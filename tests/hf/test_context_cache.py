@@ -94,7 +94,7 @@ def greedy(model, prompt, count):
 
 @torch.no_grad()
 @each_method
-def test_generate_equals_reading_everything_again(anchor, kv_method):
+def test_generate_equals_reading_everything_again_and_beam_search_its_uncached_self(anchor, kv_method):
     model = tiny_model(anchor=anchor, kv_method=kv_method).eval()
     prompts = [tiny_ids(4, seed=4), tiny_ids(15, seed=15)]
     expected = [greedy(model, prompt, 12).tolist() for prompt in prompts]
@@ -105,16 +105,11 @@ def test_generate_equals_reading_everything_again(anchor, kv_method):
     batch, mask = left_padded(prompts)
     found = model.generate(batch, attention_mask=mask, **options)
     assert [found[0, 11:].tolist(), found[1].tolist()] == expected
-
-
-@torch.no_grad()
-@each_method
-def test_beam_search_equals_its_uncached_self(anchor, kv_method):
-    model = tiny_model(anchor=anchor, kv_method=kv_method).eval()
-    options = {"max_new_tokens": 10, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
-    prompt = tiny_ids(9)[None]
-    with_cache = model.generate(prompt, **options)
-    assert with_cache.tolist() == model.generate(prompt, use_cache=False, **options).tolist()
+    searched, plain = (
+        model.generate(tiny_ids(9)[None], use_cache=cached, num_beams=3, **options)
+        for cached in (True, False)
+    )
+    assert searched.tolist() == plain.tolist()
 
 
 def test_generate_gives_attentions():

@@ -11,13 +11,10 @@ from ctxkv_lib.hf.modeling import CACHE_NAME, LONG, ContextKVForCausalLM
 from ctxkv_lib.runs.models import parameter_counts
 
 
-def test_the_published_shapes_are_the_defaults():
+def test_the_published_shapes_are_the_defaults_and_the_inner_width_follows_the_hidden_size():
     with torch.device("meta"):
         model = ContextKVForCausalLM(ContextKVConfig())
     assert parameter_counts(model) == {"total": 45_163_264, "trainable_phase2": 6_301_440}
-
-
-def test_the_inner_width_follows_the_hidden_size_unless_given():
     assert ContextKVConfig(hidden_size=96).intermediate_size == 384
     assert ContextKVConfig(hidden_size=96, intermediate_size=40).intermediate_size == 40
 
@@ -42,15 +39,7 @@ def test_only_the_phase_gets_gradients(phase, trained):
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
-def test_outputs_come_as_a_tuple_if_asked():
-    model, ids = tiny_model().eval(), tiny_ids(12).view(2, 6)
-    named = model(ids, labels=ids, output_attentions=True)
-    loss, logits, (weights,) = model(ids, labels=ids, output_attentions=True, return_dict=False)
-    for found, expected in ((loss, named.loss), (logits, named.logits), (weights, named.attentions[0])):
-        assert torch.equal(found, expected)
-
-
-def test_attentions_are_of_all_columns_and_come_if_asked():
+def test_attentions_are_of_all_columns_and_come_if_asked_as_a_tuple_does():
     model, ids = tiny_model(kv_method="variable").eval(), tiny_ids(12).view(2, 6)
     out = model(ids, output_attentions=True, logits_to_keep=1)
     (weights,) = out.attentions
@@ -59,6 +48,10 @@ def test_attentions_are_of_all_columns_and_come_if_asked():
     assert weights[:, :, 0, 1:].eq(0).all()  # position 0 has one context
     assert out.logits.shape == (2, 1, TINY["vocab_size"])
     assert model(ids).attentions is None
+    named = model(ids, labels=ids, output_attentions=True)
+    loss, logits, (weights,) = model(ids, labels=ids, output_attentions=True, return_dict=False)
+    for found, expected in ((loss, named.loss), (logits, named.logits), (weights, named.attentions[0])):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("length", [20, LONG + 1])
