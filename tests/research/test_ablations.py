@@ -38,12 +38,18 @@ def measured(slot):
     return ablations(model, StreamCache(ids.int(), named), WINDOW, starts, counts)
 
 
-def test_a_model_that_ignores_contexts_loses_nothing():
+def test_a_model_that_ignores_contexts_loses_nothing_and_kinds_of_positions_are_all(monkeypatch):
     found = measured(None)
     for name, rows in {"percent": found["changed"].values(), "percent_vs_elsewhere": found["slots"]}.items():
         for changed in rows:
             assert changed[name] == changed["error"] == 0
             assert changed["ppl"] == pytest.approx(TINY["vocab_size"], rel=1e-4)
+    assert found["positions"] == 299 - WINDOW
+    for group in ("by_history", "by_frequency"):
+        assert sum(row["tokens"] for row in found[group]) == found["positions"]
+    assert [row["from"] for row in found["by_history"]] == [0, 64]
+    monkeypatch.setattr(module, "POSITIONS", 40)
+    assert measured(None)["positions"] == 40
 
 
 def test_a_model_that_copies_from_a_slot_loses_all_without_it():
@@ -59,16 +65,6 @@ def test_a_model_that_copies_from_a_slot_loses_all_without_it():
         assert (slot["percent_vs_elsewhere"] < -90) == (slot["slot"] == COPIED)
     for group in ("by_history", "by_frequency", "by_repetition"):
         assert all(row["ppl"] < 1.1 and row["other_ppl"] > 100 for row in found[group])
-
-
-def test_kinds_of_positions_are_all_positions(monkeypatch):
-    found = measured(None)
-    assert found["positions"] == 299 - WINDOW
-    for group in ("by_history", "by_frequency"):
-        assert sum(row["tokens"] for row in found[group]) == found["positions"]
-    assert [row["from"] for row in found["by_history"]] == [0, 64]
-    monkeypatch.setattr(module, "POSITIONS", 40)
-    assert measured(None)["positions"] == 40
 
 
 @pytest.mark.parametrize("count", [90, 20])

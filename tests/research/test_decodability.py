@@ -32,12 +32,15 @@ def stream(count, seed):
     return Stream(contexts + 0.05 * torch.randn(contexts.shape, generator=draw), tokens)
 
 
-def test_only_what_contexts_encode_is_decoded():
-    found = decodability(stream(2000, 1), stream(800, 2), embeddings(), range(6))
+def test_only_what_contexts_encode_is_decoded_and_the_mean_of_the_last_tokens():
+    train, held_out = stream(2000, 1), stream(800, 2)
+    found = decodability(train, held_out, embeddings(), range(6))
     assert [row["distance"] for row in found] == list(range(6))
     assert all(row["r2"] > 0.95 and row["top1"] == 1 for row in found[:HELD])
     assert all(abs(row["r2"]) < 0.01 and row["top1"] < 0.1 for row in found[HELD:])
     assert memory_span(found) == HELD - 1
+    assert mean_decodability(train, held_out, embeddings(), HELD) > 0.95
+    assert 0.3 < mean_decodability(train, held_out, embeddings(), 2 * HELD) < 0.7
 
 
 def test_decodability_is_that_of_a_plain_ridge_regression():
@@ -59,12 +62,6 @@ def test_decodability_is_that_of_a_plain_ridge_regression():
     expected = 1 - (new_y - new_x @ weights).square().sum() / new_y.square().sum()
     (found,) = decodability(train, held_out, table, [distance])
     assert found["r2"] == pytest.approx(expected.item(), abs=1e-5)
-
-
-def test_the_mean_of_the_last_tokens():
-    train, held_out = stream(2000, 1), stream(800, 2)
-    assert mean_decodability(train, held_out, embeddings(), HELD) > 0.95
-    assert 0.3 < mean_decodability(train, held_out, embeddings(), 2 * HELD) < 0.7
 
 
 def test_the_memory_span_ends_at_the_first_forgotten_distance():

@@ -19,7 +19,9 @@ from ctxkv_lib.runs.verification import verify
 POSSIBLE = [name for name in MEASUREMENTS if name != "recall_task"]
 
 
-def test_they_are_kept_in_summary_report_and_folder(finished_run, measured):
+def test_they_are_kept_in_summary_report_and_folder_and_the_command_probes(
+    finished_run, measured, printed_by
+):
     assert not set(MEASUREMENTS) & set(finished_run.summary)
     assert measurements_of(measured.config) == POSSIBLE
     assert [name for name in MEASUREMENTS if name in measured.summary] == POSSIBLE
@@ -31,6 +33,11 @@ def test_they_are_kept_in_summary_report_and_folder(finished_run, measured):
         assert figure in report
     assert write_report([measured], "ja").count("| ") == report.count("| ")
     assert measured.summary["ngrams"]["kneser_ney"]["test_ppl"] > 1
+    expected = {name: measured.summary[name] for name in ("probe", "ablations")}
+    assert printed_by("probe", measured.path, "--json") == expected
+    shown = printed_by("probe", measured.path)
+    assert "Memory span (tokens)" in shown
+    assert "of another conversation" in shown
 
 
 def test_each_is_made_once_and_anew_when_its_code_changes(measured, tmp_path, monkeypatch):
@@ -66,14 +73,6 @@ def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
             (tmp_path / f"{name}.py").write_text(code + more)
             assert (package_code.code_with_imports("research/one") != before) == is_other
         (tmp_path / f"{name}.py").write_text(code)
-
-
-def test_the_command_probes_a_run(measured, printed_by):
-    expected = {name: measured.summary[name] for name in ("probe", "ablations")}
-    assert printed_by("probe", measured.path, "--json") == expected
-    shown = printed_by("probe", measured.path)
-    assert "Memory span (tokens)" in shown
-    assert "of another conversation" in shown
 
 
 @pytest.mark.parametrize(

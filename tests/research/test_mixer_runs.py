@@ -29,7 +29,7 @@ def finished(request, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_baseline_goes_through_the_same_stages_folder_and_report(finished):
+def test_a_baseline_goes_through_the_same_stages_and_is_served_or_refused_in_a_sentence(finished, printed_by):
     summary, has_mixer = finished.summary, "mixer" in finished.config.plugins
     assert load_run(finished.path).summary == summary
     checked = verify(finished.path)
@@ -48,10 +48,6 @@ def test_a_baseline_goes_through_the_same_stages_folder_and_report(finished):
     assert ("2. **More data**" in report) != has_mixer  # the first of other proposals is a longer interval
     for figure in finished.path.glob("figures/*.png"):
         assert figure.name in report
-
-
-@pytest.mark.slow
-def test_a_baseline_is_served_or_refused_in_a_sentence(finished, printed_by):
     mixer = finished.config.plugins.get("mixer")
     if mixer is None or mixer.name.endswith("EndToEnd"):
         model, tokenizer = load_trained(finished.path, torch.device("cpu"))

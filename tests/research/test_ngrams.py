@@ -102,13 +102,10 @@ def test_a_cache_counts_what_followed_the_same_history_in_the_window_before_each
             assert shares[at - 1] == np.mean([ids[j] == ids[at] for j in ends])
 
 
-def test_a_cache_without_the_history_leaves_the_model_as_it_is():
+def test_the_weight_of_the_cache_is_the_likeliest_and_none_without_the_history():
     model, cache = np.array([0.2, 0.5]), np.array([np.nan, 1.0])
     assert with_cache(model, cache, 0.4).tolist() == [0.2, 0.7]
     assert cache_weight(model, np.array([np.nan, np.nan])) == 0
-
-
-def test_the_weight_of_the_cache_is_the_likeliest():
     draw = np.random.default_rng(0)
     model, cache = draw.random(500), draw.random(500)
     weight = cache_weight(model, cache)

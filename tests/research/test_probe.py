@@ -11,16 +11,13 @@ from ctxkv_lib.research.probe import distances, probe, untrained_block
 from ctxkv_lib.runs.run_folder import RunFolder
 
 
-def test_a_run_is_probed_beside_untrained_blocks(trained):
+def test_a_run_is_probed_beside_untrained_blocks_and_halfway_through_what_is_read(trained, monkeypatch):
     found = probe(trained.run.config, RunFolder(trained.run.path), trained.model)
     assert list(found["fresh"]) == ["0.1", "0.01"]
     for block in (found, *found["fresh"].values()):
         assert [row["distance"] for row in block["recall"]] == distances(3, 12)
         assert 0 <= block["coverage"] <= 1
-
-
-def test_distances_end_halfway_through_the_tokens_that_are_read(trained, monkeypatch):
-    """Here all of them are one interval."""
+    # Distances end halfway through the tokens that are read, which here are all one interval.
     monkeypatch.setattr(module, "ROWS", {"train": 40, "val": 12})
     config = trained.run.config.replace({"model.interval": 12, "model.max_contexts": 1})
     found = probe(config, RunFolder(trained.run.path), trained.model)

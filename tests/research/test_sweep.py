@@ -126,15 +126,18 @@ def test_time_that_is_over_leaves_runs_for_the_next_call(points, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, printed_by, capsys):
-    asked, out = points(), tmp_path / "out"
-    sweep(asked, out, out)
+def test_finished_runs_share_phase_1_and_keep_their_results_and_nothing_large(
+    points, tmp_path, printed_by, capsys
+):
+    asked, out = points(a={}, b={"phase2.learning_rate": 2e-3}), tmp_path / "out"
+    assert [state for _, state in states(sweep(asked, out, out))] == ["finished"] * 2
+    assert "Stage phase1 is taken from" in capsys.readouterr().err
     folder = asked[0].folder(out)
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 2**20
     assert [file.stem for file in folder.rglob("*.safetensors")] == ["context_block"]  # which others share
     before = load_run(folder).summary["phase2"]
     printed_by("report", folder)
-    assert [found.state for found in list_runs(out)] == ["results only"]
+    assert [found.state for found in list_runs(out)] == ["results only"] * 2
     checked = verify(folder)
     assert checked.intact
     assert {each.state for each in checked.artefacts if each.stage == "model"} == {"dropped"}
@@ -148,14 +151,7 @@ def test_a_finished_run_keeps_its_results_and_nothing_large(points, tmp_path, pr
     assert again.summary["phase2"]["val_ppl"] == before["val_ppl"]
     sweep(asked, out, out)  # what is there is not dropped
     load_trained(folder, "cpu")
-    assert [found.state for found in list_runs(out)] == ["finished"]
-
-
-@pytest.mark.slow
-def test_runs_of_a_sweep_share_what_phase_1_has_trained(points, tmp_path, capsys):
-    asked = points(a={}, b={"phase2.learning_rate": 2e-3})
-    assert [state for _, state in states(sweep(asked, tmp_path, tmp_path / "out"))] == ["finished"] * 2
-    assert "Stage phase1 is taken from" in capsys.readouterr().err
+    assert sorted(found.state for found in list_runs(out)) == ["finished", "results only"]
 
 
 @pytest.mark.slow

@@ -93,8 +93,9 @@ def test_measurements_have_a_table_and_a_figure_with_gaps_where_a_baseline_has_n
     assert legend(figure) == ["short", "long"]
 
 
-def test_the_figure_has_a_line_a_variant_and_their_exponents():
-    figure = sweep_figure(results([10, 50, 200]))
+def test_the_figure_has_a_line_a_variant_and_their_exponents_of_the_split_that_is_drawn():
+    found = results([10, 50, 200])
+    figure = sweep_figure(found)
     validation, test = figure.axes
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["Validation", "Test"]
     words = legend(figure)
@@ -105,10 +106,6 @@ def test_the_figure_has_a_line_a_variant_and_their_exponents():
     (counted,) = [each for each in test.get_lines() if each.get_label() == words[2]]
     assert counted.get_ydata().tolist() == [9, 9, 9]
     assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
-
-
-def test_an_exponent_is_that_of_the_split_that_is_drawn():
-    found = results([10, 50, 200])
     alone = sweep_figure({**found, "rows": [{**row, "val_ppl": []} for row in found["rows"]]})
     assert [ax.get_title(loc="left") for ax in alone.axes] == ["Test"]
     (law,) = [law["test_ppl"] for law in found["power_laws"] if law["variant"] == "n-grams"]
