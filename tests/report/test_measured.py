@@ -139,7 +139,10 @@ def test_a_difference_is_taken_conversation_by_conversation(tmp_path):
     assert "conversation by conversation" not in write_report([better])
 
 
-def test_a_run_that_was_not_measured_has_no_section_or_dashes(tmp_path):
+def test_a_run_that_was_not_measured_has_no_section_row_or_line_and_dashes_beside_others(tmp_path):
+    def dotted(figure):
+        return [line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
+
     older, newer = measured_run(tmp_path / "a", 100), measured_run(tmp_path / "b", **MEASURED)
     assert "n-gram" not in write_report([older])
     tested = write_report([measured_run(tmp_path / "c", test=MEASURED["test"])])
@@ -149,6 +152,13 @@ def test_a_run_that_was_not_measured_has_no_section_or_dashes(tmp_path):
     assert row(report, "Val PPL of n-grams")[1:] == ["–", "150.2"]
     assert "500 samples: val PPL, compared with n-grams of order 4 (base: uniform): 19.3% higher; " in report
     assert "100 samples: val PPL, compared" not in report
+    summaries = [older.summary, newer.summary]
+    table = comparison_table(summaries)
+    shown = [line.split()[-2:] for line in table.splitlines() if line.startswith("Val PPL of n-grams")]
+    assert shown == [["–", "150.2"], ["–", "131.3"]]
+    assert "n-grams" not in comparison_table(summaries[:1])
+    assert dotted(ppl_curves(summaries)) == [150.2]
+    assert dotted(ppl_curves(summaries[:1])) == []
 
 
 def test_a_run_without_a_test_split_has_no_rows_of_it(tmp_path):
@@ -156,20 +166,3 @@ def test_a_run_without_a_test_split_has_no_rows_of_it(tmp_path):
     report = write_report([measured_run(tmp_path / "run", ngrams=counted)])
     assert "Val PPL of n-grams" in report
     assert "Test" not in report.partition("weight are chosen on validation.")[2].partition("\n## ")[0]
-
-
-def test_the_terminal_table_has_a_row_for_each_measure(tmp_path):
-    older, newer = measured_run(tmp_path / "a", 100), measured_run(tmp_path / "b", **MEASURED)
-    table = comparison_table([older.summary, newer.summary])
-    shown = [line.split()[-2:] for line in table.splitlines() if line.startswith("Val PPL of n-grams")]
-    assert shown == [["–", "150.2"], ["–", "131.3"]]
-    assert "n-grams" not in comparison_table([older.summary])
-
-
-def test_the_curves_have_a_line_for_n_grams(tmp_path):
-    def dotted(figure):
-        return [line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
-
-    summaries = [measured_run(tmp_path / "a", 100).summary, measured_run(tmp_path / "b", **MEASURED).summary]
-    assert dotted(ppl_curves(summaries)) == [150.2]
-    assert dotted(ppl_curves(summaries[:1])) == []

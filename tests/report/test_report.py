@@ -75,7 +75,7 @@ def test_both_languages_say_the_same_of_every_kind_of_run(tmp_path, options):
             assert not re.search(r"[{}]|\bNone\b|\bnan\b|\n\n\n", report)
 
 
-def test_the_reason_for_the_end_of_phase_1_is_named(tmp_path):
+def test_the_report_follows_the_summary_and_names_the_reason_for_the_end_of_phase_1(tmp_path):
     (run,) = runs(tmp_path, 500)
     for reason, shown in {
         "plateau": "iteration 17 (plateau above 50%)",
@@ -84,10 +84,7 @@ def test_the_reason_for_the_end_of_phase_1_is_named(tmp_path):
     }.items():
         run.summary["phase1"]["stop_reason"] = reason
         assert row(write_report([run]), "Stopped")[1] == shown
-
-
-def test_a_changed_summary_changes_the_report(tmp_path):
-    (run,) = runs(tmp_path, 500)
+    run.summary["phase1"]["stop_reason"] = "converged"
     before, summary = write_report([run]), run.summary
     summary["phase2"] |= {"val_ppl": 123.4, "seconds_per_epoch": 77.0}
     summary["phase1"] |= {"effective_rank": 0.456, "iterations": 29}
@@ -108,18 +105,15 @@ def test_best_epoch_is_bold_and_the_rest_is_judged_up_to_the_stop(tmp_path):
     assert "Epoch 3: val_ppl=179.2 → best (no_improve=0)" in report
     assert "Epoch 6: val_ppl=211.3 → worse (no_improve=3) → early stop" in report
     assert "early stopping worked as set" in report
-
-
-def test_a_run_to_the_limit_does_not_claim_early_stopping(tmp_path):
-    settings = {"phase2.max_epochs": 3}
-    report = write_report(runs(tmp_path, 500, settings=settings, epochs=EPOCHS[500][:3]))
+    settings = {"phase2.max_epochs": 3}  # a run to the limit claims no early stopping
+    report = write_report(runs(tmp_path / "limit", 500, settings=settings, epochs=EPOCHS[500][:3]))
     assert "early stopping did not trigger" in report
     assert "worked as set" not in report
     assert "it had not begun to rise" in report
     assert "Longer training" in report
 
 
-def test_comparison_only_for_several_runs(tmp_path):
+def test_a_comparison_is_only_of_several_runs_and_says_what_fell_rose_or_stayed(tmp_path):
     found = runs(tmp_path, 100, 500)
     assert "## Comparison" not in write_report(found[:1])
     report = write_report(found[::-1])
@@ -127,18 +121,12 @@ def test_comparison_only_for_several_runs(tmp_path):
     assert "51.1% lower" in report
     assert "- Val PPL fell from 366.4 to 179.2, 51.1% lower." in report
     assert "train PPL fell, from 1.84x to 1.67x" in report
-
-
-def test_a_larger_run_that_got_worse_reads_so(tmp_path):
     worse = [(row[0], 2 * row[1], row[2] / 2) for row in EPOCHS[100]]
-    report = write_report(runs(tmp_path, 100) + runs(tmp_path, 500, epochs=worse))
+    report = write_report(found[:1] + runs(tmp_path / "worse", 500, epochs=worse))
     assert "Val PPL did not fall: from 366.4 to 732.8, 100.0% higher" in report
     assert "train PPL rose" in report
     assert "val PPL did not fall (100.0% higher)" in report
-
-
-def test_a_tie_is_called_a_tie(tmp_path):
-    report = write_report(runs(tmp_path, 100, 500, epochs=EPOCHS[500]))
+    report = write_report(runs(tmp_path / "tie", 100, 500, epochs=EPOCHS[500]))
     for said in ("Val PPL is the same: 179.2.", "Val Acc is the same: 20.4%.", "Ratio is the same: 1.67x."):
         assert said in report
     assert "**100 samples, 500 samples: the same val PPL.**" in report
@@ -182,14 +170,6 @@ def test_runs_on_the_same_data_are_told_apart(tmp_path):
     assert "500 samples (1) vs 500 samples (2)" in write_report(runs(tmp_path / "c", 500, 500))
 
 
-def test_slots_that_lie_ever_further_apart_are_not_said_to_lie_an_interval_apart(tmp_path):
-    (run,) = runs(tmp_path, 500, recipe="tuned")
-    run.summary["context_window"]["offsets"] = shapes(run.config)[1].offsets
-    report = write_report([run])
-    assert row(report, "Context interval (tokens)")[1:] == ["from 1 up: slots 0 to 620 back"]
-    assert "theoretical_max" not in report
-
-
 def test_proposals_for_a_file_are_ones_that_it_can_meet(tmp_path):
     settings = {"data.source": "file", "data.path": "my_chats.jsonl"}
     report = write_report(runs(tmp_path, 47, preset="offline", settings=settings))
@@ -215,16 +195,17 @@ def test_no_proposal_is_refused_for_its_window_or_its_samples(tmp_path, samples,
     assert numbers(report) == numbers(write_report([run], "ja"))
 
 
-def test_published_numbers_stand_beside_the_seed_settings_only(tmp_path):
+def test_published_numbers_stand_beside_the_seed_settings_and_gpus_only_where_they_were_used(tmp_path):
     ours = write_report(runs(tmp_path / "a", 500))
     assert row(ours, "**Val PPL**")[1:] == ["**179.2**", "**175.7**"]
     assert row(ours, "Effective rank")[1:] == ["80.7%", "82.1%"]
     assert row(ours, "train_ctx")[1:] == ["575", "574", "574"]
     assert "| 7 | – | – | – |  | 46.1 | 193.1 | 20.9% |" in ours
     assert "published val PPL is 175.7; this run’s differs by +2.0%" in ours
-    offline = write_report(runs(tmp_path / "b", 500, preset="offline"))
-    assert "175.7" not in offline
-    assert "Published (" not in offline
+    offline = write_report(runs(tmp_path / "b", 500, preset="offline", gpu=False))
+    for absent in ("175.7", "Published (", "GPU"):
+        assert absent not in offline
+    assert row(offline, "Phase 1 done")[1:] == ["2.7 (3.0)"]
 
 
 def test_published_runs_are_matched_by_what_matters():
@@ -241,26 +222,22 @@ def test_published_runs_are_matched_by_what_matters():
     assert published_samples(build_config("offline", "published", 500)) is None
 
 
-def test_slots_follow_the_formula(tmp_path):
+def test_slots_follow_the_formula_at_positions_that_fit_the_window_and_the_stream(tmp_path):
+    assert example_positions(ModelConfig(), 587_970) == [50, 350, 3500]
+    assert example_positions(ModelConfig(), 1000) == [50, 350, 999]
+    assert example_positions(ModelConfig(), 30) == [29]
+    assert example_positions(ModelConfig(interval=100), 587_970) == [250, 1750, 17_500]
     report = write_report(runs(tmp_path, 500))
     assert "Position 50: [ctx[50], ctx[30], ctx[10], 0, ..., 0] (3 real + 29 zero)" in report
     assert "Position 350: [ctx[350], ctx[330], ..., ctx[10], 0, ..., 0] (18 real + 14 zero)" in report
     assert "Position 3500: [ctx[3500], ctx[3480], ..., ctx[2880]] (32 real + 0 zero)" in report
     variable = write_report(runs(tmp_path / "v", 500, settings={"model.kv_method": "variable"}))
     assert "Position 50: [ctx[50], ctx[30], ctx[10]] (3 real, 29 masked)" in variable
-
-
-def test_example_positions_fit_the_window_and_the_stream():
-    assert example_positions(ModelConfig(), 587_970) == [50, 350, 3500]
-    assert example_positions(ModelConfig(), 1000) == [50, 350, 999]
-    assert example_positions(ModelConfig(), 30) == [29]
-    assert example_positions(ModelConfig(interval=100), 587_970) == [250, 1750, 17_500]
-
-
-def test_memory_without_a_gpu_has_no_gpu_column(tmp_path):
-    report = write_report(runs(tmp_path, 100, preset="offline", gpu=False))
-    assert "GPU" not in report
-    assert row(report, "Phase 1 done")[1:] == ["2.7 (3.0)"]
+    (run,) = runs(tmp_path / "tuned", 500, recipe="tuned")  # whose slots lie ever further apart
+    run.summary["context_window"]["offsets"] = shapes(run.config)[1].offsets
+    report = write_report([run])
+    assert row(report, "Context interval (tokens)")[1:] == ["from 1 up: slots 0 to 620 back"]
+    assert "theoretical_max" not in report
 
 
 def test_comparison_table_is_aligned(tmp_path):
