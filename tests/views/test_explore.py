@@ -10,30 +10,23 @@ from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views import explore
 
 
-def test_passes_come_closer_to_the_exact_contexts(trained):
-    cache = trained.caches["val"]
+def test_passes_come_closer_to_the_exact_contexts_and_untrained_ones_leave_the_random_numbers_alone(trained):
+    cache, before = trained.caches["val"], torch.get_rng_state()
     errors = explore.pass_errors(trained.model, cache, trained.run.config.phase1, len(cache))
     assert errors[0] > errors[20] > errors[60]
     assert errors[-1] < 1e-9  # pass k has read k tokens, so that the last one has read them all
-
-
-def test_untrained_contexts_leave_the_random_numbers_of_the_reader_alone(trained):
-    cache, before = trained.caches["val"], torch.get_rng_state()
     contexts = explore.untrained_contexts(trained.model, cache, trained.run.config.model, passes=2)
     assert (contexts - cache.contexts[1:]).abs().max() > 0.1  # which are those of the trained block
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_attention_by_slot_averages_full_windows_only(trained):
+def test_attention_by_slot_averages_full_windows_only_and_needs_one(trained):
     weights = explore.attention_by_slot(trained, most=10**6)
     positions = torch.arange(9, len(trained.caches["val"]))
     with torch.no_grad():
         expected = trained.caches["val"].attend(trained.model, positions)[1].mean(dim=0)
     torch.testing.assert_close(weights, expected)
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(3))
-
-
-def test_attention_by_slot_needs_a_full_window(trained):
     model = tiny_model(max_contexts=64)
     short = StreamCache(tiny_ids(20).int(), torch.zeros(20, 16))
     lacking = explore.Trained(trained.run, model, trained.tokenizer, {"val": short})

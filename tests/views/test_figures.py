@@ -41,11 +41,8 @@ def test_ppl_curves_draw_each_epoch_and_mark_the_best_and_the_stop(tmp_path):
         assert line(ax, f"{name}: early stop").get_xydata().tolist() == [[6, rows[5][1]]]
     named = {"100 samples\nepoch 3: PPL 366.4", "500 samples\nepoch 3: PPL 179.2"}
     assert {*named, "train", "validation", "early stop"} <= set(legend(figure))
-
-
-def test_ppl_curves_without_an_early_stop_mark_none(tmp_path):
-    rows = EPOCHS[500][:3]
-    figure = figures.ppl_curves(summaries(tmp_path, 500, settings={"phase2.max_epochs": 3}, epochs=rows))
+    few = {"settings": {"phase2.max_epochs": 3}, "epochs": EPOCHS[500][:3]}
+    figure = figures.ppl_curves(summaries(tmp_path / "few", 500, **few))
     assert not [drawn for drawn in figure.axes[0].get_lines() if "early stop" in drawn.get_label()]
     assert "early stop" not in legend(figure)
 
@@ -78,16 +75,14 @@ def test_published_runs_are_drawn_without_their_missing_epoch():
     ratios = list(line(ax, "published").get_ydata())
     assert len(ratios) == 7
     assert ratios[4] == pytest.approx(175.7 / 78.4)
-
-
-def test_the_best_epoch_of_the_accuracy_panel_is_not_called_its_best():
+    # The best epoch of the accuracy panel is not called its best.
     words = " ".join(legend(figures.ppl_curves([PUBLISHED[500]], ["published"], ["accuracy"])))
     assert "epoch 5: 20.9% right" in words
     assert "best epoch: lowest\nvalidation PPL" in words
     assert "175.7" not in words
 
 
-def test_phase1_curves_show_percent_the_stop_line_and_the_loss():
+def test_phase1_curves_show_percent_the_stop_line_and_the_loss_without_missing_values():
     lines = phase1_lines()
     rate, loss = figures.phase1_curves({"500 samples": lines}, stop_rate=0.8).axes
     assert list(line(rate, "500 samples").get_xdata()) == list(range(2, 18))
@@ -95,9 +90,6 @@ def test_phase1_curves_show_percent_the_stop_line_and_the_loss():
     assert set(line(rate, "stop at 80%").get_ydata()) == {80}
     assert list(line(loss, "500 samples").get_ydata()) == [each["loss"] for each in lines]
     assert loss.get_yscale() == "log"
-
-
-def test_phase1_curves_leave_out_missing_values_and_take_negative_losses():
     published = [*PUBLISHED_PHASE1[500], {"stage": "phase1", "iteration": 19, "loss": -0.1}]
     rate, loss = figures.phase1_curves({"published": published}, stop_rate=0.9).axes
     assert list(line(rate, "published").get_xdata()) == [7, 12, 15, 18]
@@ -113,9 +105,7 @@ def test_memory_shows_first_and_last_epoch_and_the_peak(tmp_path):
     assert len(names) == 6
     assert [bar.get_width() for bar in ax.containers[0]][:2] == [1.3, 1.9]
     assert list(line(ax, "GPU peak").get_xdata()) == pytest.approx([0.8, 1.1, 1.2, 1.3, 1.4, 1.4])
-
-
-def test_memory_names_stages_at_the_left_of_both_rows_and_no_gpu_that_was_not_used(tmp_path):
+    # Stages are named at the left of both rows, and a GPU that was not used is not drawn.
     figure = figures.memory_by_stage(summaries(tmp_path, 100, 200, 300, 400, gpu=False))
     assert [bool(ax.get_ylabel()) for ax in figure.axes] == [True, False, True, False]
     assert [bool(ax.get_yticklabels()) for ax in figure.axes] == [True, False, True, False]
@@ -190,14 +180,12 @@ def test_errors_over_any_range_have_few_plain_ticks(last, most):
 # Figures of settings
 
 
-def test_settings_are_compared_with_the_base():
+def test_settings_are_compared_with_the_base_and_coloured_only_beyond_the_noise_of_seeds():
     results = {"base": [100.0, 110.0], "better": [84.0], "worse": [126.0]}
     (ax,) = study.settings_summary(results, "base").axes
     assert [text.get_text() for text in ax.texts] == ["105.0", "84.0  (-20.0%)", "126.0  (+20.0%)"]
     assert [100, 110] in [list(drawn.get_xdata()) for drawn in ax.get_lines()]
 
-
-def test_a_setting_has_a_colour_only_beyond_the_noise_of_its_seeds():
     def colours(results):
         (ax,) = study.settings_summary(results, "base").axes
         return [to_hex(line.get_color()).upper() for line in ax.get_lines() if line.get_marker() == "D"]

@@ -108,22 +108,15 @@ def test_words_of_a_table_are_whole_and_longer_text_breaks():
     assert "x" * 60 in broken[0]
 
 
-def test_a_figure_shrinks_with_the_page_and_keeps_its_place(curves):
+def test_a_figure_shrinks_with_the_page_and_has_alt_text_and_values_under_the_pointer(curves):
     found = page(curves)
     (image,), box = found["img"], found["div"][1]
     assert (image["width"], image["height"]) == ("960", "460")
     assert "width:100%;height:auto" in image["style"]
     assert "width:100%;max-width:960px" in box["style"]
-
-
-def test_a_figure_has_alt_text(curves):
-    (image,) = page(curves)["img"]
     for words in ("Perplexity by epoch", "Perplexity per token", "100 samples, epoch 3: PPL 366.4"):
         assert words in image["alt"]
-
-
-def test_each_point_shows_its_value_under_the_pointer(curves):
-    places = {place["title"]: place["style"] for place in page(curves)["span"]}
+    places = {place["title"]: place["style"] for place in found["span"]}
     assert len(places) == 12  # six epochs, training and validation
     left = [
         float(re.search(r"left:(.+?)%", places[f"100 samples: validation, epoch {n}: {ppl}"])[1])

@@ -144,27 +144,22 @@ def test_a_lesser_state_never_replaces_a_fuller_archive(on_drive, tmp_path, less
     assert capsys.readouterr().out.count("holds a fuller state") == 1
 
 
-def test_a_finished_run_that_was_made_again_replaces_the_old_one(on_drive, tmp_path):
+def test_a_finished_run_replaces_the_old_one_and_is_not_written_again_if_nothing_changed(
+    on_drive, tmp_path, monkeypatch
+):
     folder = finished_run(tmp_path / "run")
     save(folder)
     (folder / "metrics.jsonl").write_text("{}\n")  # fewer epochs, but finished as well
+    save(folder)
+    monkeypatch.setattr(notebook, "pack", None)
     save(folder)
     shutil.rmtree(folder)
     save(folder)
     assert (folder / "metrics.jsonl").read_text() == "{}\n"
 
 
-def test_what_has_not_changed_is_not_written_again(on_drive, tmp_path, monkeypatch):
-    folder = finished_run(tmp_path / "run")
-    save(folder)
-    monkeypatch.setattr(notebook, "pack", None)
-    save(folder)
-    shutil.rmtree(folder)
-    save(folder)
-    assert folder.is_dir()
-
-
-def test_comparisons_are_kept_and_hidden_files_are_not(on_drive, tmp_path):
+def test_comparisons_are_kept_and_neither_hidden_files_nor_what_a_killed_save_left(on_drive, tmp_path):
+    write_text(on_drive / ".a-vs-b.tar.7.part", "torn")
     write_json(tmp_path / "a-vs-b" / "comparison.json", {"runs": []})
     write_text(tmp_path / "a-vs-b" / ".comparison.json.7.part", "torn")
     write_text(tmp_path / "nothing" / "notes.txt", "no run")
@@ -173,7 +168,7 @@ def test_comparisons_are_kept_and_hidden_files_are_not(on_drive, tmp_path):
     assert held(on_drive, "a-vs-b") == [notebook.STATE, "a-vs-b/comparison.json"]
 
 
-def test_a_restore_that_fails_leaves_nothing_that_counts_as_a_run(on_drive, tmp_path, monkeypatch):
+def test_a_restore_that_fails_or_is_of_a_truncated_archive_leaves_no_run(on_drive, tmp_path, monkeypatch):
     folder = finished_run(tmp_path / "runs" / "run")
     save(folder)
     full = (on_drive / "run.tar").read_bytes()
@@ -189,22 +184,9 @@ def test_a_restore_that_fails_leaves_nothing_that_counts_as_a_run(on_drive, tmp_
             save(folder)
     assert list(folder.parent.iterdir()) == []
     assert (on_drive / "run.tar").read_bytes() == full
-
-
-def test_what_a_killed_save_left_on_drive_is_removed(on_drive, tmp_path):
-    write_text(on_drive / ".run.tar.7.part", "torn")
-    save(half_run(tmp_path / "run", 1))
-    assert [path.name for path in on_drive.iterdir()] == ["run.tar"]
-
-
-def test_a_truncated_archive_is_refused_in_a_sentence(on_drive, tmp_path):
-    folder = finished_run(tmp_path / "runs" / "run")
-    save(folder)
-    archive = on_drive / "run.tar"
-    with tarfile.open(archive) as tar:
+    with tarfile.open(on_drive / "run.tar") as tar:
         ends = [member.offset for member in tar.getmembers()]  # between members no header is torn
-    archive.write_bytes(archive.read_bytes()[: ends[-1]])
-    shutil.rmtree(folder)
+    (on_drive / "run.tar").write_bytes(full[: ends[-1]])
     with pytest.raises(UserError, match=r"run\.tar cannot be restored") as refused:
         save(folder)
     assert "\n" not in str(refused.value)

@@ -98,11 +98,6 @@ def test_downloads_hold_what_is_shown(runs):
     assert float(rows[1]["val_ppl"]) == EPOCHS[500][2][1]
 
 
-def test_no_runs_are_refused():
-    with pytest.raises(UserError, match="at least one run folder"):
-        plots.explore_runs([])
-
-
 def test_all_runs_of_a_folder_are_explored_and_long_names_leave_room_for_the_curves(tmp_path):
     for n in range(2):
         sample_run(tmp_path / ("x" * 60 + str(n)), 100)
@@ -110,6 +105,8 @@ def test_all_runs_of_a_folder_are_explored_and_long_names_leave_room_for_the_cur
     assert [len(box.description) for box in explorer.runs] == [61, 61]
     shown = [text.get_text() for text in explorer.figure.legends[0].get_texts()]
     assert max(len(line) for text in shown for line in text.splitlines()) <= LETTERS
+    with pytest.raises(UserError, match="at least one run folder"):
+        plots.explore_runs([])
 
 
 # The explorer of a window
@@ -150,9 +147,10 @@ def test_it_follows_position_and_stream(trained, window):
     window.position.value = longest
     window.split.value = "val"
     assert window.position.value == window.position.max == len(trained.caches["val"]) - 1
+    assert plots.explore_window(trained.run, position=9, split="train").figure.axes  # a finished run
 
 
-def test_it_says_what_zero_slots_take(window):
+def test_it_says_what_zero_slots_take_and_its_text_opens_at_the_position_itself(window):
     window.position.value = 4  # slots at 4, 1 and twice before the stream
     assert window.text.value.count("of the attention") == 2
     names = [text.get_text() for text in window.figure.legends[0].get_texts()]
@@ -162,9 +160,6 @@ def test_it_says_what_zero_slots_take(window):
     heights = [height for _, height in bars(window)]
     assert heights[2] == pytest.approx(heights[3])  # each as much as the next
     assert shares[1] == pytest.approx(heights[2] + heights[3], abs=0.06)
-
-
-def test_the_text_opens_at_the_position_itself(window):
     box, framed = re.search(
         r'<div class="text [^>]*style="([^"]+)"><div>.*(outline:.+)', window.text.value, re.DOTALL
     ).groups()
@@ -187,7 +182,7 @@ def test_buttons_step_by_a_token_and_by_an_interval(window):
     assert window.position.value == window.position.max
 
 
-def test_choosing_an_attended_token_moves_there(window):
+def test_choosing_an_attended_token_or_clicking_one_moves_there(trained, window):
     offered = dict(window.tokens.options)
     assert list(offered.values())[1:] == [30, 27, 24, 21]
     (label,) = [label for label, at in offered.items() if at == 24]
@@ -196,9 +191,7 @@ def test_choosing_an_attended_token_moves_there(window):
     assert window.position.value == 24
     assert window.tokens.index == 0  # ready for the next choice
     assert "Position 24" in window.page.value
-
-
-def test_clicking_a_token_moves_there(trained, window):
+    window.position.value = 30
     assert [at for _, at in window.near.options] == list(range(27, 34))  # an interval to either side
     assert (window.near.value, window.near.index) == (30, 3)
     window.near.index = 5  # what a click sets
@@ -217,10 +210,6 @@ def test_every_token_has_a_visible_button_with_a_text_of_its_own():
     texts = plots._button_texts([" the", "\n", "  ", "$x", "the", " the"])
     assert [text.replace("\u200b", "") for text in texts] == ["the", "↵", "␣␣", "$x", "the", "the"]
     assert len(set(texts)) == 6
-
-
-def test_it_takes_a_finished_run_too(trained):
-    assert plots.explore_window(trained.run, position=9, split="train").figure.axes
 
 
 @pytest.mark.parametrize(("position", "split"), [(-1, "val"), (10**6, "val"), (3, "test")])
