@@ -10,7 +10,7 @@ import tomllib
 import types
 
 import pytest
-from conftest import TOP
+from conftest import TOP, sources
 
 import ctxkv_lib
 from ctxkv_lib.errors import UserError
@@ -26,26 +26,16 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 FROM_SCRATCH, RUNNING = NOTEBOOKS[0], NOTEBOOKS[1:]  # without the package; of experiments
 
 
-def sources(path, kind="code"):
-    """The text of each cell of a kind, by the cell's id."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == kind}
-
-
 BOOTSTRAP = sources(FROM_SCRATCH)["bootstrap"]
 
 
 @each_notebook
-def test_nothing_of_a_run_is_kept(path):
+def test_nothing_of_a_run_is_kept_and_cells_are_few_and_short(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert "widgets" not in notebook["metadata"]
     for cell in notebook["cells"]:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
-
-
-@each_notebook
-def test_cells_are_few_and_short(path):
     cells = sources(path).values()
     assert len(cells) <= 15
     assert max(len(cell.splitlines()) for cell in cells) <= 25
@@ -56,7 +46,7 @@ def test_cells_are_few_and_short(path):
 
 
 @each_notebook
-def test_every_notebook_begins_alike(path):
+def test_every_notebook_begins_alike_and_explains_oacd_and_the_original_where_they_first_appear(path):
     title, bootstrap, _, parameters, *_ = json.loads(path.read_text(encoding="utf-8"))["cells"]
     assert "".join(bootstrap["source"]) == BOOTSTRAP
     assert parameters["metadata"]["tags"] == ["parameters"]
@@ -68,10 +58,6 @@ def test_every_notebook_begins_alike(path):
     )
     for promise in ("**Purpose.**", "**Hardware.**", "**Time.**"):
         assert promise in title
-
-
-@each_notebook
-def test_oacd_and_the_original_are_explained_where_they_first_appear(path):
     texts = [*sources(path, "markdown").values()]
     assert "2025-12-03" in texts[0]
     assert "rato-tokyo/new-llm" in texts[0]
@@ -115,7 +101,7 @@ UNSET, IN_A_FORK = (
 )
 
 
-def test_on_colab_only_what_it_lacks_is_installed(monkeypatch):
+def test_on_colab_only_what_it_lacks_is_installed_and_drive_is_mounted_when_asked_for(monkeypatch):
     colab = Colab(monkeypatch)
     exec(IN_A_FORK, {})
     (command,) = colab.commands
@@ -127,23 +113,12 @@ def test_on_colab_only_what_it_lacks_is_installed(monkeypatch):
     assert packages[0] == f"ctxkv_lib @ git+https://github.com/someone/fork@v{ctxkv_lib.__version__}"
     assert colab.mounted == []
     assert "CTXKV_DRIVE" not in os.environ
-
-
-def test_drive_is_mounted_when_asked_for(monkeypatch):
-    colab = Colab(monkeypatch)
     exec(IN_A_FORK.replace("USE_DRIVE = False", "USE_DRIVE = True"), {})
     assert colab.mounted == ["/content/drive"]
     assert os.environ.pop("CTXKV_DRIVE").startswith("/content/drive/")
 
 
-def test_in_a_clone_nothing_is_installed(monkeypatch):
-    colab = Colab(monkeypatch)
-    monkeypatch.delitem(sys.modules, "google.colab")
-    exec(BOOTSTRAP, {})
-    assert colab.commands == []
-
-
-def test_a_place_that_is_not_set_or_wrong_is_one_sentence(monkeypatch):
+def test_a_place_that_is_not_set_or_wrong_is_one_sentence_and_a_clone_needs_none(monkeypatch):
     colab = Colab(monkeypatch)
     with pytest.raises(SystemExit, match="Type owner/name of your fork into REPOSITORY"):
         exec(UNSET, {})
@@ -151,6 +126,10 @@ def test_a_place_that_is_not_set_or_wrong_is_one_sentence(monkeypatch):
     colab.failure = 1
     with pytest.raises(SystemExit, match=r"could not install v[\d.]+ of github\.com/someone/fork"):
         exec(IN_A_FORK, {})
+    colab.commands.clear()
+    monkeypatch.delitem(sys.modules, "google.colab")
+    exec(BOOTSTRAP, {})
+    assert colab.commands == []
 
 
 # What notebooks share
@@ -163,21 +142,24 @@ def bare(monkeypatch):
         monkeypatch.delenv(f"CTXKV_{name}", raising=False)
 
 
-def test_an_empty_form_leaves_the_choice_to_the_machine_and_the_preset(bare, monkeypatch):
-    assert notebook.parameters("", "", "", "") == ("offline", None, None, None)
-    monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace())
-    assert notebook.parameters("", None, " ", "") == ("colab", None, None, None)
-
-
-def test_values_of_a_form_and_of_plain_python_count_alike(bare, capsys):
+def test_values_of_a_form_and_of_plain_python_count_alike_and_those_left_out_are_the_presets(bare, capsys):
     assert notebook.parameters("ci", " 7 ", "exact", "1") == ("ci", 7, "exact", 1)
     assert notebook.parameters("ci", 7, "exact", 0) == ("ci", 7, "exact", 0)
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="seed is 'many'; allowed: a whole number, or nothing"):
         notebook.parameters("ci", "", "", "many")
+    assert notebook.notebook_config("ci") == build_config("ci")
+    chosen = notebook.notebook_config("ci", 4, "published", 7, {"phase2.patience": 1})
+    assert chosen == build_config("ci", "published", 4, {"runtime.seed": 7, "phase2.patience": 1})
 
 
-def test_the_environment_goes_before_the_form_and_says_so(bare, monkeypatch, capsys):
+def test_the_environment_goes_before_the_form_which_may_leave_the_choice_to_machine_and_preset(
+    bare, monkeypatch, capsys
+):
+    assert notebook.parameters("", "", "", "") == ("offline", None, None, None)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "google.colab", types.SimpleNamespace())
+        assert notebook.parameters("", None, " ", "") == ("colab", None, None, None)
     monkeypatch.setenv("CTXKV_PRESET", "ci")
     monkeypatch.setenv("CTXKV_SAMPLES", "7")
     monkeypatch.setenv("CTXKV_RECIPE", "")  # as good as not set
@@ -194,12 +176,6 @@ def test_parameters_are_a_form_that_offers_what_there_is(path):
     ]
     choices = [json.loads(values) for values in form.values() if values.startswith("[")]
     assert choices == [["", *PRESETS], ["", *RECIPES]]
-
-
-def test_parameters_left_out_are_the_presets_own():
-    assert notebook.notebook_config("ci") == build_config("ci")
-    chosen = notebook.notebook_config("ci", 4, "published", 7, {"phase2.patience": 1})
-    assert chosen == build_config("ci", "published", 4, {"runtime.seed": 7, "phase2.patience": 1})
 
 
 def test_comparisons_are_one_to_five():
@@ -224,11 +200,6 @@ def test_runs_lie_at_the_top_of_the_clone(monkeypatch, tmp_path):
     assert notebook.runs_root() == tmp_path / "elsewhere"
 
 
-def test_proposals_around_no_conversation_are_refused():
-    with pytest.raises(UserError, match=r"data\.samples is 0; allowed: 1 or more"):
-        proposals.base_config("ci", 0, None, None)
-
-
 @pytest.mark.parametrize("preset", ["colab", "offline", "ci"])
 def test_every_proposal_changes_one_thing(preset):
     base = proposals.base_config(preset, None, None, None)
@@ -242,6 +213,8 @@ def test_every_proposal_changes_one_thing(preset):
         *("model.interval", "model.max_contexts", "model.attention_dropout", "model.kv_method"),
         *("data.samples", "phase2.weight_decay"),
     }
+    with pytest.raises(UserError, match=r"data\.samples is 0; allowed: 1 or more"):
+        proposals.base_config(preset, 0, None, None)
 
 
 def test_05_shows_the_committed_results_of_the_study(monkeypatch):
