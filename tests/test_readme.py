@@ -1,18 +1,23 @@
-"""The README: short, complete, and true to the code and to the study's results."""
+"""The README and its pictures: short, complete, and true to the code and to the study's results."""
 
 import json
 import re
+import sys
 from importlib import import_module
 from statistics import mean, stdev
 
 import pytest
 import torch
 from conftest import TOP
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextKV
+
+sys.path.append(str(TOP / "docs"))
+from diagram import PACKAGES, architecture, packages
 
 README = (TOP / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"(?s)```python\n(.*?)```", README)
@@ -30,12 +35,9 @@ ROWS = {  # of the table of results: part of the study, and its variant or basel
 }
 
 
-def test_it_is_short():
-    assert len(README.splitlines()) <= 160
-
-
-def test_its_parts_stand_in_order():
+def test_it_is_short_and_its_parts_stand_in_order():
     """One sentence, the original, badges, the picture, and then the sections."""
+    assert len(README.splitlines()) <= 160
     marks = ["attention reads", "rato-tokyo/new-llm", "badge.svg", "architecture.png"]
     sections = [
         "Notebooks",
@@ -52,16 +54,13 @@ def test_its_parts_stand_in_order():
     assert places == sorted(places)
 
 
-def test_every_notebook_has_its_row():
+def test_every_notebook_has_its_row_and_links_lead_to_pages_of_the_site():
     notebooks = [*TOP.glob("notebooks/*.ipynb")]
     assert len(notebooks) == README.count(".ipynb)")
     for path in notebooks:
         (row,) = [line for line in README.splitlines() if path.name in line]
         assert f"github.io/REPOSITORY/notebooks/{path.stem}.html" in row
         assert "colab-badge.svg" in row
-
-
-def test_its_links_lead_to_pages_of_the_site():
     for page in re.findall(r"github\.io/[^/]+/(\w[\w-]*)\.html", README):
         assert (TOP / "docs" / f"{page}.md").is_file(), page
 
@@ -100,11 +99,46 @@ def test_its_lines_of_the_method_are_the_reference():
         torch.testing.assert_close(made, logits, rtol=1e-4, atol=1e-4)
 
 
-def test_its_own_idea_trains(tiny_config, tmp_path, monkeypatch):
+def test_its_own_idea_trains(tiny_config, tmp_path, monkeypatch, own_module):
     (code,) = [snippet for snippet in SNIPPETS if "loss=" in snippet]
-    (tmp_path / "readme_idea.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ctxkv, "build_config", lambda *_, **__: tiny_config)
-    found = import_module("readme_idea")
+    found = import_module(own_module("readme_idea", code))
     assert found.run.config.plugins["loss"].name == "readme_idea:spread"
+
+
+# The pictures, which `make picture` draws
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_architecture_takes_its_numbers_from_the_config():
+    published = " ".join(texts(architecture(ModelConfig())))
+    for number in ("640 tokens", "50,257 × 768", "i − 620", "6,301,440", "262,912", "8 heads over 32"):
+        assert number in published
+    other = " ".join(texts(architecture(ModelConfig(interval=50, max_contexts=4, num_heads=4))))
+    for number in ("200 tokens", "i − 150", "4 heads over 4"):
+        assert number in other
+    assert "620" not in other
+
+
+@pytest.mark.parametrize("max_contexts", [1, 2, 3, 4])
+def test_architecture_draws_no_slot_that_does_not_exist(max_contexts):
+    written = texts(architecture(ModelConfig(max_contexts=max_contexts)))
+    assert len([text for text in written if text == "i" or text.startswith("i − ")]) == max_contexts
+
+
+@pytest.mark.parametrize(
+    "figure", [architecture(ModelConfig()), packages()], ids=["architecture", "packages"]
+)
+def test_text_of_a_drawing_stays_on_the_page_and_touches_no_other(figure):
+    renderer, page = FigureCanvasAgg(figure).get_renderer(), figure.bbox
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()]
+    assert all(page.x0 <= box.x0 and box.x1 <= page.x1 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_every_package_is_drawn():
+    assert {*PACKAGES} == {path.parent.name for path in (TOP / "ctxkv_lib").glob("*/__init__.py")}
