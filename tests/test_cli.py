@@ -50,12 +50,16 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(monkeypatch
     assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
-def test_info_prints_the_published_sizes(printed_by):
+def test_info_prints_the_published_sizes_and_knows_the_tokens_of_the_published_data_alone(printed_by):
     text = printed_by("info", "--train-tokens", 587970, "--val-tokens", 22723)
     sizes = ("29,399", "574", "1,723", "22", "67", "2,386")
     held = "621 contexts, 621 KiB"
     for number in ("45,163,264", "6,301,440 (13.95%)", "apart: 640 tokens", held, *sizes):
         assert number in text, number
+    info = ("info", "--samples", 500, "--json", "--preset")
+    known, other = (printed_by(*info, preset) for preset in ("colab", "offline"))
+    assert known["train_tokens"] == 587_970
+    assert (other["train_tokens"], other["caches_dense_fp32_mib"]) == (None, None)
 
 
 def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
@@ -65,13 +69,6 @@ def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
     found = printed_by("info", "--preset", "colab", "--data", file, *split, "--json")
     assert (found["samples"], found["train_tokens"]) == (37, 3_700)
     assert found["val_tokens"] == 2 * 100 + 2  # and the newlines between both
-
-
-def test_info_knows_the_tokens_of_the_published_data_alone(printed_by):
-    info = ("info", "--samples", 500, "--json", "--preset")
-    known, other = (printed_by(*info, preset) for preset in ("colab", "offline"))
-    assert known["train_tokens"] == 587_970
-    assert (other["train_tokens"], other["caches_dense_fp32_mib"]) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -102,29 +99,22 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(
 
 def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path, capsys):
     """Settings by name, an option of the run, and a call for each finished run."""
-    configured, ran, measured = [], [], []
-
-    def configure(preset, recipe, samples, settings, _):
-        configured.append(settings)
-        return build_config("ci")
-
-    def run(config, out, listener, again):
-        ran.append(again)
-        return SimpleNamespace(summary={"phase2": {"best_epoch": 1, "val_ppl": 2e3, "val_acc": 0.5}})
-
+    done = SimpleNamespace(summary={"phase2": {"best_epoch": 1, "val_ppl": 2e3, "val_acc": 0.5}})
+    configure, run, measure = Mock(return_value=build_config("ci")), Mock(return_value=done), Mock()
     monkeypatch.setattr("ctxkv_lib.runs.configure.configure", configure)
     monkeypatch.setattr("ctxkv_lib.experiments.run", run)
-    monkeypatch.setattr("ctxkv_lib.research.measure.measure", measured.append)
+    monkeypatch.setattr("ctxkv_lib.research.measure.measure", measure)
     plain = ["run", "--preset", "ci", "--out", str(tmp_path / "run")]
     plug_ins = {name: f"package.module:{name.title()}" for name in ("block", "loss", "attention", "mixer")}
     words = [word for name, value in plug_ins.items() for word in (f"--{name}", value)]
     assert main(plain) == 0
-    assert (configured, ran, measured) == ([{}], [False], [])
+    assert [call.args[3] for call in (*configure.call_args_list, *run.call_args_list)] == [{}, False]
+    measure.assert_not_called()
     assert "Best epoch 1: val PPL 2,000.0, val acc 50.0%" in capsys.readouterr().out
     assert main([*plain, *words, "--again", "--measure", "--set", "phase2.patience=2"]) == 0
-    assert configured[1] == {**plug_ins, "phase2.patience": "2"}
-    assert ran[1] is True
-    assert len(measured) == 1
+    assert configure.call_args.args[3] == {**plug_ins, "phase2.patience": "2"}
+    assert run.call_args.args[3] is True
+    measure.assert_called_once_with(done)
 
 
 def test_a_home_folder_is_found_in_a_path(printed_by, tmp_path, monkeypatch):
@@ -180,15 +170,12 @@ OUT_OF_MEMORY = {
         ("cuda", stages, "train_attention", "Phase 2 ran out of memory (GPU); lower phase2.batch_size"),
     ],
 )
-def test_out_of_memory_names_the_work_and_what_to_change(
+def test_out_of_memory_names_the_work_and_what_to_change_and_no_other_error_is_taken_for_it(
     printed_by, tmp_path, tiny_settings, monkeypatch, kind, module, function, said
 ):
     monkeypatch.setattr(module, function, Mock(side_effect=OUT_OF_MEMORY[kind]))
     assert said in printed_by(*tiny_run(tmp_path / "run", tiny_settings), code=2)
-
-
-def test_other_errors_are_not_taken_for_memory(tmp_path, tiny_settings, monkeypatch):
-    monkeypatch.setattr(work, "load_frozen", Mock(side_effect=RuntimeError("a fault of ours")))
+    monkeypatch.setattr(module, function, Mock(side_effect=RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError, match="a fault of ours"):
         main(tiny_run(tmp_path / "run", tiny_settings))
 

@@ -46,9 +46,9 @@ def test_a_folder_that_cannot_be_made_is_one_sentence_with_its_name(tmp_path, mo
         pass
 
 
-def test_the_shared_cache_is_filled_by_one_process(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("own_cache")
+def test_the_shared_cache_is_filled_by_one_process():
     """Two that want the same: the slower one reads what the other made."""
-    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path))
     script = """
 import time
 from pathlib import Path

@@ -102,21 +102,14 @@ def test_the_method_imports_nothing_but_itself():
             assert name.split(".")[0] in allowed or name.startswith("ctxkv_lib.method."), f"{path}: {name}"
 
 
-def test_the_method_is_an_hours_reading():
-    assert lines((PACKAGE / "method").glob("*.py")) <= 2000
-
-
 def test_no_file_or_folder_grows_out_of_hand():
+    assert lines((PACKAGE / "method").glob("*.py")) <= 2000  # an hour's reading
     assert not [f"{path}: {lines([path])} lines" for path in FILES if lines([path]) > 350]
     folders = {path.parent for path in FILES} - {PACKAGE}
     assert {folder.parent for folder in folders} == {PACKAGE}
     assert len(folders) <= 7
-
-
-def test_every_folder_is_a_package():
-    """Else an installed copy lacks it."""
-    for folder in {path.parent for path in FILES}:
-        assert (folder / "__init__.py").is_file(), folder
+    for folder in {*folders, PACKAGE}:
+        assert (folder / "__init__.py").is_file(), folder  # else an installed copy lacks it
 
 
 def test_a_run_reads_its_first_conversation_within_8_steps(tiny_config, tmp_path):

@@ -22,20 +22,17 @@ WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in TOP.glob(".
 CITATION = yaml.safe_load((TOP / "CITATION.cff").read_text(encoding="utf-8"))
 
 
-def test_the_version_has_one_home():
+def test_the_version_and_links_have_one_home():
     assert PROJECT["dynamic"] == ["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", ctxkv_lib.__version__)
     assert CITATION["version"] == ctxkv_lib.__version__
     assert f"## [{ctxkv_lib.__version__}]" in (TOP / "CHANGELOG.md").read_text(encoding="utf-8")
-
-
-def test_links_have_one_home():
     repository = PROJECT["urls"]["Repository"]
     assert all(url.startswith(repository) for url in PROJECT["urls"].values())
     assert CITATION["repository-code"] == repository
 
 
-def test_every_file_of_the_package_is_in_the_wheel():
+def test_every_file_of_the_package_is_in_the_wheel_and_setup_py_leaves_all_to_the_metadata():
     patterns = tomllib.loads((TOP / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     package = TOP / "ctxkv_lib"
     assert (package / "py.typed").is_file()
@@ -43,9 +40,6 @@ def test_every_file_of_the_package_is_in_the_wheel():
         if path.suffix not in (".py", ".pyc"):
             inside = PurePath(path.relative_to(package))
             assert any(inside.match(pattern) for pattern in patterns["ctxkv_lib"]), inside
-
-
-def test_setup_py_leaves_everything_to_the_metadata():
     assert (TOP / "setup.py").read_text().splitlines()[-1] == "setup()"
 
 
@@ -140,8 +134,11 @@ def make_badges(folder, repository):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-def test_repository_and_version_are_written_by_one_command(copy):
+def test_repository_and_version_are_written_by_one_command_which_has_nothing_left_to_write(copy):
     before = texts(copy)
+    repository = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
+    assert make_badges(copy, repository).returncode == 0
+    assert texts(copy) == before, "run `make badges`"
     init = copy / "ctxkv_lib/__init__.py"
     init.write_text(init.read_text().replace(f'"{ctxkv_lib.__version__}"', '"7.8.9"'))
     assert make_badges(copy, "someone/something").returncode == 0
@@ -155,14 +152,6 @@ def test_repository_and_version_are_written_by_one_command(copy):
         assert f"/github/someone/something/blob/v7.8.9/notebooks/{path.name}" in after[path]
         assert "OWNER/REPOSITORY/" not in after[path]
         assert len(before[path].splitlines()) == len(after[path].splitlines())
-
-
-def test_notebooks_and_citation_follow_the_metadata(copy):
-    before = texts(copy)
-    assert (
-        make_badges(copy, PROJECT["urls"]["Repository"].removeprefix("https://github.com/")).returncode == 0
-    )
-    assert texts(copy) == before, "run `make badges`"
 
 
 def test_an_unknown_repository_is_refused_in_a_sentence(copy):

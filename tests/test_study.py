@@ -165,13 +165,9 @@ def test_rows_are_compared_by_the_losses_of_their_conversations():
     ]
 
 
-def test_conversations_that_share_a_speaker_are_one_group():
+def test_conversations_that_share_a_speaker_are_one_group_and_speakers_apart_in_no_training_one():
     groups = speaker_groups(50)
-    assert len(groups) == 50
-    assert len(set(groups)) == 20
-
-
-def test_speakers_apart_are_in_no_training_conversation():
+    assert (len(groups), len(set(groups))) == (50, 20)
     counts = [speakers_apart(50, samples).sum() for samples in (10, 50, 200)]
     assert counts == [31, 16, 4]  # who speaks in more conversations meets more of the test
     trained = speakers("train", DataConfig(samples=50))
