@@ -105,11 +105,13 @@ def test_generate_equals_reading_everything_again_and_beam_search_its_uncached_s
     batch, mask = left_padded(prompts)
     found = model.generate(batch, attention_mask=mask, **options)
     assert [found[0, 11:].tolist(), found[1].tolist()] == expected
+    options |= {"num_beams": 3, "num_return_sequences": 3}  # also of lower beams, which change places
+    options |= {"return_dict_in_generate": True, "output_scores": True}
     searched, plain = (
-        model.generate(tiny_ids(9)[None], use_cache=cached, num_beams=3, **options)
-        for cached in (True, False)
+        model.generate(tiny_ids(9)[None], use_cache=cached, **options) for cached in (True, False)
     )
-    assert searched.tolist() == plain.tolist()
+    assert searched.sequences.tolist() == plain.sequences.tolist()
+    torch.testing.assert_close(searched.sequences_scores, plain.sequences_scores)
 
 
 def test_generate_gives_attentions():
