@@ -91,7 +91,7 @@ def test_its_lines_of_the_method_are_the_reference():
     torch.testing.assert_close(
         code["next_context"](model.context_block, contexts, x), reference.context_block(p, contexts, x)
     )
-    torch.testing.assert_close(code["oacd"](contexts), reference.oacd_loss(contexts, 0.1))
+    torch.testing.assert_close(code["oacd"](contexts), reference.dispersion_loss(contexts, 0.1))
     positions = torch.tensor([0, 19, 20, 350, 699])
     expected = reference.phase2_logits(p, table, ids, contexts, positions, ModelConfig())
     for position, logits in zip(positions.tolist(), expected, strict=True):

@@ -38,7 +38,7 @@ def shifted(contexts):
     return torch.cat([torch.zeros_like(contexts[:1]), contexts[:-1]])
 
 
-def oacd_loss(x, centroid_weight):
+def dispersion_loss(x, centroid_weight):
     """-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2 for X (n, C)."""
     mean = x.mean(dim=0)
     return -torch.norm(x - mean) / len(x) + centroid_weight * (mean**2).sum()
@@ -62,7 +62,7 @@ def phase1_iteration(p, optimizer, x, contexts, generator, config):
         c = previous[start : start + config.batch_size]
         noise = torch.randn(c.shape, generator=generator, device=c.device)
         output = context_block(p, c + noise * config.noise_std, x[start : start + config.batch_size])
-        loss = oacd_loss(output, config.centroid_weight)
+        loss = dispersion_loss(output, config.centroid_weight)
         (loss / len(starts)).backward()
         outputs.append(output.detach())
         losses.append(loss.item())

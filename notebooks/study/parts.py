@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.model import ContextBlock
-from ctxkv_lib.method.reference import oacd_loss
+from ctxkv_lib.method.reference import dispersion_loss
 from ctxkv_lib.method.settings import RATE, WEIGHT, at_least, setting
 from ctxkv_lib.research.tuned import PartSettings, SlotAttention
 
@@ -137,7 +137,7 @@ class PredictiveBlock(GatedBlock):
             made = torch.stack(contexts, dim=1).flatten(0, 1)  # (ROWS * steps, context_dim)
             loss = F.cross_entropy(head(made, embeddings), window[:, 1:].flatten())
             if self.settings.oacd_weight:
-                loss = loss + self.settings.oacd_weight * oacd_loss(made, config.centroid_weight)
+                loss = loss + self.settings.oacd_weight * dispersion_loss(made, config.centroid_weight)
             yield loss
             state = state.detach()
 

@@ -8,7 +8,7 @@ import torch
 from on_gpu import HAS_GPU
 
 from ctxkv_lib.errors import Stopped, UserError
-from ctxkv_lib.method import oacd, phase2
+from ctxkv_lib.method import phase2
 from ctxkv_lib.research import mixers
 from ctxkv_lib.runs import caches, long_run, scratch
 
@@ -72,13 +72,13 @@ def test_phase_1_goes_on_where_contexts_do_not_fit(train_on, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("module", "name"), [(oacd, "_read"), (phase2, "batch_gradients")])
+@pytest.mark.parametrize(("module", "name"), [(long_run, "in_micro_batches"), (phase2, "batch_gradients")])
 def test_when_memory_is_full_micro_batches_give_the_same_numbers(train_on, monkeypatch, module, name, said):
     expected = train_on.once(runtime__precision="fp32")
     whole, sizes = getattr(module, name), []
 
     def limited(*args):
-        rows = len(args[-1]) if module is phase2 else len(args[3]) / args[4]
+        rows = len(args[-1]) if module is phase2 else len(args[1][0]) / args[2]
         sizes.append(rows)
         if rows > sizes[0] / 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")

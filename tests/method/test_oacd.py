@@ -97,7 +97,7 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, micro_b
         rows = x[tokens[start : start + 150]]
         rows = block.project_inputs(rows) if kind is ContextBlock else rows
         made.append(block(contexts[start : start + len(rows)], rows))
-        losses.append(reference.oacd_loss(made[-1], 0.1))
+        losses.append(reference.dispersion_loss(made[-1], 0.1))
     expected = torch.autograd.grad(sum(losses) / 3, [*block.parameters()])
 
     config = Phase1Config(batch_size=150, noise_std=0.0, clip_norm=1e9)
@@ -115,7 +115,7 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, micro_b
 def test_oacd_written_as_a_users_loss_trains_the_same(micro_batches):
     ids, plain, own = tiny_ids(401), tiny_method(), tiny_method()
     _, expected, contexts = train(plain, ids, CONFIG)
-    loss = lambda x: reference.oacd_loss(x, CONFIG.centroid_weight)  # noqa: E731
+    loss = lambda x: reference.dispersion_loss(x, CONFIG.centroid_weight)  # noqa: E731
     _, found, same = train(own, ids, CONFIG, loss, micro_batches)
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1e-5)
     torch.testing.assert_close(same, contexts, atol=1e-4, rtol=0)
