@@ -76,7 +76,9 @@ def test_its_results_are_those_of_the_study(name):
         found |= {row["samples"]: row["test_ppl"] for row in rows if row["variant"] == variant}
     cells = {n: f"{mean(v):,.1f}" + (f" ± {stdev(v):,.1f}" if len(v) > 1 else "") for n, v in found.items()}
     assert {10, 50, 200} <= set(cells)
-    assert line.strip("| ").split(" | ")[1:] == [cells.get(n, "–") for n in (10, 50, 100, 200, 500, 1000)]
+    assert line.strip("| ").split(" | ")[1:] == [
+        cells.get(n, "–") for n in (10, 50, 100, 200, 500, 1000, 2000)
+    ]
 
 
 def test_its_lines_of_the_method_are_the_reference():
