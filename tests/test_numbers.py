@@ -62,12 +62,6 @@ SAID = [
 ]
 
 
-def tuned_alone(samples):
-    """The losses of recipe `tuned` on the ten test conversations, `[seeds, conversations]`."""
-    runs = [run for run in CACHE if (run["variant"], run["samples"]) == ("tuned", samples)]
-    return np.array([run["rows"]["model"]["test_conversations"] for run in runs])
-
-
 def row(part, samples, variant):
     (found,) = [r for r in PARTS[part]["rows"] if (r["samples"], r["variant"]) == (samples, variant)]
     return found
@@ -139,7 +133,8 @@ def test_what_the_test_cannot_resolve_is_what_its_conversations_say():
         _, low, high = difference(own, theirs, weights)
         assert 1.5 < (high - low) / 2 < 2.5
     for kind, most in (("kneser_ney_table_cache", 11), ("kneser_ney_table_caches", 20)):
-        own, theirs = tuned_alone(200), losses(PARTS["answer"], 200, kind)[0]
+        theirs, _ = losses(PARTS["answer"], 200, kind)
+        own = scaling.read_lines()["tuned"][row("answer", 200, "tuned")["train_tokens"]]
         _, low, high = difference(own, theirs, weights)
         assert 9 < (high - low) / 2 < most
 
@@ -443,24 +438,23 @@ def test_where_tuned_meets_the_ngrams_is_what_was_measured():
 
 
 def test_how_tuned_stands_beside_ngrams_with_four_caches_is_what_was_measured():
-    tokens = intervals.test_tokens(10)
-    found = {}
-    for count in (10, 50, 100, 200, 500, 1000, 2000):
-        part = PARTS[
-            "full" if "kneser_ney_caches" in PARTS["full"]["ngrams"].get(str(count), {}) else "answer"
-        ]
-        for kind in ("kneser_ney_caches", "kneser_ney_table_caches"):
-            found[kind, count] = difference(tuned_alone(count), losses(part, count, kind)[0], tokens)
+    tokens, lines = intervals.test_tokens(10), scaling.read_lines()
+    counts = zip((10, 50, 100, 200, 500, 1000, 2000), sorted(lines["tuned"]), strict=True)
+    found = {
+        (kind, count): difference(lines["tuned"][size], lines[kind][size], tokens)
+        for count, size in counts
+        for kind in (scaling.COUNTED, scaling.WITH_TABLE)
+    }
     for count in (10, 50, 100, 200):
-        assert found["kneser_ney_caches", count][2] < 0 < found["kneser_ney_table_caches", count][1]
+        assert found[scaling.COUNTED, count][2] < 0 < found[scaling.WITH_TABLE, count][1]
     for said, kind, count in (
-        ("With 500 ({:.0f}%, {:.0f}% to {:.0f}%),", "kneser_ney_caches", 500),
-        ("1,000 ({:.0f}%, {:.0f}% to {:.0f}%) and", "kneser_ney_caches", 1000),
-        ("2,000 ({:.0f}%, {:.0f}% to {:.0f}%; one seed each)", "kneser_ney_caches", 2000),
-        ("it is {:.0f}% above them ({:.0f}% to {:.0f}%)", "kneser_ney_table_caches", 200),
-        ("With 500 ({:.0f}%, {:.1f}% to {:.0f}%),", "kneser_ney_table_caches", 500),
-        ("1,000 ({:.0f}%, {:.0f}% to {:.0f}%) and", "kneser_ney_table_caches", 1000),
-        ("2,000 ({:.0f}%, {:.0f}% to {:.0f}%) the difference", "kneser_ney_table_caches", 2000),
+        ("With 500 ({:.0f}%, {:.0f}% to {:.0f}%),", scaling.COUNTED, 500),
+        ("1,000 ({:.0f}%, {:.0f}% to {:.0f}%) and", scaling.COUNTED, 1000),
+        ("2,000 ({:.0f}%, {:.0f}% to {:.0f}%; one seed each)", scaling.COUNTED, 2000),
+        ("it is {:.0f}% above them ({:.0f}% to {:.0f}%)", scaling.WITH_TABLE, 200),
+        ("With 500 ({:.0f}%, {:.1f}% to {:.0f}%),", scaling.WITH_TABLE, 500),
+        ("1,000 ({:.0f}%, {:.0f}% to {:.0f}%) and", scaling.WITH_TABLE, 1000),
+        ("2,000 ({:.0f}%, {:.0f}% to {:.0f}%) the difference", scaling.WITH_TABLE, 2000),
     ):
         assert said.format(*found[kind, count]) in PAGES["study"]
 

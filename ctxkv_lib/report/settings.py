@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, flat, recipe_settings
-from ..runs.plugins import load
+from ..runs.plugins import load, settings_class
 
 
 def describe_settings(preset: str | None = None, recipe: str | None = None) -> list[dict[str, Any]]:
@@ -24,10 +24,7 @@ def describe_settings(preset: str | None = None, recipe: str | None = None) -> l
     chosen = build_config(preset or "colab", recipe) if preset or recipe else None
     values = dict(flat(chosen.to_dict())) if chosen else {}
     plugins = chosen.plugins if chosen else {}
-    groups = {
-        **GROUPS,
-        **{hook: getattr(load(each.name), "Settings", None) for hook, each in plugins.items()},
-    }
+    groups = {**GROUPS, **{hook: settings_class(load(each.name)) for hook, each in plugins.items()}}
     layers = {name: {**each.settings, "data.samples": each.samples} for name, each in PRESETS.items()}
     layers |= {f"recipe {name}": recipe_settings(name) for name in RECIPES}
     rows = []

@@ -17,7 +17,7 @@ from ..data.settings import DataConfig
 from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.settings import require
-from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_of
+from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_class, settings_of
 from .settings import LARGE_STREAM, SEED_LIMIT, RuntimeConfig
 
 # Largest whole number, by group: products of such numbers stay below 2^63.
@@ -294,7 +294,7 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
     groups = [*GROUPS, *plugins]
     allowed = f"group.field with group one of {', '.join(groups)}, or one of {', '.join(HOOKS)}"
     _require_known("setting", key, [*groups, *HOOKS], allowed, group)
-    kind = GROUPS[group] if group in GROUPS else getattr(load(plugins[group].name), "Settings", None)
+    kind = GROUPS[group] if group in GROUPS else settings_class(load(plugins[group].name))
     names = [f.name for f in dataclasses.fields(kind)] if kind else []
     _require_known(
         "setting", key, names, f"{group}. followed by one of {', '.join(names) or '(nothing)'}", name

@@ -63,13 +63,18 @@ class PlugIn:
         return cls(part, source, settings_of(found, {}))
 
 
+def settings_class(part: Any) -> Any:
+    """Return the dataclass of a plug-in's settings; None if it has no settings."""
+    return getattr(part, "Settings", None)
+
+
 def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a plug-in, none if it has no `Settings`, with these values, as JSON holds them.
 
     Raises:
         UserError: they cannot be made, or JSON cannot hold them.
     """
-    kind = getattr(part, "Settings", None)
+    kind = settings_class(part)
     if kind is None:
         return {}
     try:
