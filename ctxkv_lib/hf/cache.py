@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import Cache
 
 from ..method.windows import Window
+from .copying import Recent
 
 
 class ContextCache(Cache):
@@ -20,28 +21,36 @@ class ContextCache(Cache):
         state: context after the last token read, `[batch, context_dim]`.
         stored: the last contexts a window can reach, oldest first, zero where there was none yet,
             `[batch, kept, context_dim]`.
+        tokens: those of `stored`, int64 `[batch, kept]`, for a model that copies; else None.
         lengths: tokens read by each stream, int64 `[batch]`; padding is not read.
     """
 
-    def __init__(self, window: Window, context_dim: int, batch_size: int, like: Tensor) -> None:
+    def __init__(
+        self, window: Window, context_dim: int, batch_size: int, like: Tensor, keep_tokens: bool = False
+    ) -> None:
         super().__init__(layers=[])
         self.window = window
         self.step = window.step  # every step-th context is kept
         self.state = like.new_zeros(batch_size, context_dim)
         self.stored = like.new_zeros(batch_size, window.kept_contexts - 1, context_dim)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=like.device)
+        self.tokens = torch.zeros_like(self.stored[..., 0], dtype=torch.int64) if keep_tokens else None
         self.columns = 0
 
-    def extend(self, contexts: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def extend(
+        self, contexts: Tensor, read: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Recent | None]:
         """Add the contexts of new tokens, and find the windows of these tokens.
 
         Args:
             contexts: `[batch, length, context_dim]`, the state after each new column.
             read: bool `[batch, length]`, False where a column is padding.
+            ids: the new tokens, int64 `[batch, length]`.
 
         Returns:
-            memory `[batch, n, context_dim]`; and for each new column the rows of `memory` that it attends,
-            int64, and whether they hold a context, bool, both `[batch, length, max_contexts]`.
+            memory `[batch, n, context_dim]`; for each new column the rows of `memory` that it attends,
+            int64, and whether they hold a context, bool, both `[batch, length, max_contexts]`; and `Recent`,
+            if the model copies.
         """
         positions = self.lengths[:, None] + read.cumsum(dim=1) - 1
         slots = self.window.slots(positions)
@@ -57,14 +66,22 @@ class ContextCache(Cache):
 
         last = new.sum(dim=1)[:, None] + torch.arange(kept, device=contexts.device)
         self.stored = memory.gather(1, last[..., None].expand(-1, -1, contexts.shape[-1]))
+        recent = None
+        if self.tokens is not None:
+            tokens = torch.cat([self.tokens, ids.gather(1, order)], dim=1)
+            self.tokens = tokens.gather(1, last)
+            own = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)
+            own = own.gather(1, (positions - self.lengths[:, None] + kept).clamp(min=0))
+            recent = Recent(memory[:, : tokens.shape[1]].flatten(0, 1), tokens.flatten(), own, positions)
         self.state, self.lengths = contexts[:, -1], self.lengths + read.sum(dim=1)
         self.columns += contexts.shape[1]
-        return memory, rows, slots >= 0
+        return memory, rows, slots >= 0, recent
 
     @property
     def nbytes(self) -> int:
         """Return the bytes held for the whole batch, which do not grow with the text."""
-        return self.state.nbytes + self.stored.nbytes + self.lengths.nbytes
+        held = (self.state, self.stored, self.lengths, self.tokens)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of columns of `input_ids` read so far, padding included."""
@@ -96,5 +113,6 @@ class ContextCache(Cache):
         raise NotImplementedError("Contexts cannot be unread; start again from an empty cache.")
 
     def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
-        for name in ("state", "stored", "lengths"):
-            setattr(self, name, change(getattr(self, name)))
+        for name in ("state", "stored", "lengths", "tokens"):
+            if getattr(self, name) is not None:
+                setattr(self, name, change(getattr(self, name)))

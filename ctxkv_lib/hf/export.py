@@ -21,7 +21,7 @@ from .plugins import key_of, named_part
 HERE = Path(__file__).parent
 SUFFIX = Path(__file__).stem.removeprefix("export")  # of the files in a saved folder; empty in the package
 FILES = {
-    "hf": ("modeling", "configuration", "cache", "export", "plugins", "prefill"),
+    "hf": ("modeling", "configuration", "cache", "copying", "export", "plugins", "prefill"),
     "method": ("config", "contexts", "losses", "model", "settings", "windows"),
 }
 AUTO_MAP = {

@@ -17,6 +17,7 @@ from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, exact_contexts
 from ..method.evaluation import perplexity, token_scores
 from ..method.model import project_inputs
+from .copying_streams import as_served
 from .modeling import TOLERANCE, ContextKVForCausalLM
 
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
@@ -112,7 +113,8 @@ def _read_apart(
     zero, is_first = inputs.new_zeros(model.config.context_dim), everything == begins
     contexts, _ = exact_contexts(model.context_block, inputs, tokens, TOLERANCE, is_first, before=zero)
     positions = everything[:-1][begins[1:] == begins[:-1]]
-    return StreamCache(ids.int(), contexts, begins=begins), positions, (positions - begins[positions]).cpu()
+    cache = as_served(model, StreamCache(ids.int(), contexts, begins=begins))
+    return cache, positions, (positions - begins[positions]).cpu()
 
 
 def binned(

@@ -19,6 +19,7 @@ from ..method.settings import require
 from ..method.windows import Window as Window
 from .cache import ContextCache
 from .configuration import ContextKVConfig
+from .copying import Copies, Copying, mix
 from .export import write_code
 from .plugins import NAMED as NAMED
 from .plugins import parts_of
@@ -50,6 +51,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
     def __init__(self, config: ContextKVConfig) -> None:
         PreTrainedModel.__init__(self, config)
         self.build(config.shapes(), config.vocab_size, config.has_unigram, parts_of(config.plugins))
+        self.copying: Copying | None = getattr(self.attention, "copying", None)
         self.post_init()
         self.set_phase(2)
 
@@ -170,12 +172,13 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         distinct, tokens = _distinct(input_ids)
         embeddings = self.embed(distinct)
         if cache is None:
-            cache = ContextCache(self.window, self.config.context_dim, len(input_ids), embeddings)
+            copies, rows = self.copying is not None, len(input_ids)
+            cache = ContextCache(self.window, self.config.context_dim, rows, embeddings, copies)
         read = _columns_read(input_ids, attention_mask, options.get("position_ids"), cache)
         with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
             inputs = project_inputs(self.context_block, embeddings.to(self.wte.weight.dtype))
             contexts = self._contexts(cache.state, inputs, tokens, read)
-        memory, *windows = cache.extend(contexts, read)
+        memory, *windows, recent = cache.extend(contexts, read, input_ids)
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-(logits_to_keep or 0), None)
@@ -183,10 +186,16 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         columns = slice(None) if everywhere else kept
         attended = (x[:, columns] for x in (tokens, *windows))
         hidden, weights = self._attend_columns(embeddings, memory, *attended)
-        loss = None if labels is None else self._loss(hidden, input_ids, labels, **options)
+        copied = None
+        if self.copying and recent and not self.training:
+            some = recent._replace(rows=recent.rows[:, columns], before=recent.before[:, columns])
+            copied = self.copying.copies(some, self.window.offsets[-1])
+        loss = None if labels is None else self._loss(hidden, input_ids, labels, copied, **options)
         output = CausalLMOutputWithPast(loss=loss)
         if not self.training or labels is None or logits_to_keep is not None:
-            output["logits"] = self.logits(hidden[:, kept] if everywhere else hidden, input_ids[:, kept])
+            asked = (slice(None), kept if everywhere else slice(None))
+            logits = self.logits(hidden[asked], input_ids[:, kept])
+            output["logits"] = logits if copied is None else mix(logits, copied.at(asked))
         if self.config.use_cache and labels is None if use_cache is None else use_cache:
             output[CACHE_NAME] = cache
         if states:
@@ -230,6 +239,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         hidden: Tensor,
         read: Tensor,
         labels: Tensor,
+        copies: Copies | None,
         num_items_in_batch: Tensor | int | None = None,
         ignore_index: int = -100,
         shift_labels: Tensor | None = None,
@@ -248,8 +258,10 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         if targets.device.type == "cpu":  # a GPU would wait for this, and itself stops at such an index
             wrong = targets[(targets < 0) | (targets >= len(table))][:1].tolist()
             require(not wrong, "a label", wrong, f"0 to {len(table) - 1}, or {ignore_index} to ignore it")
-        if table.requires_grad and torch.is_grad_enabled():
-            losses = F.cross_entropy(self.logits(hidden, read).float(), targets, reduction="none")
+        if copies is not None or (table.requires_grad and torch.is_grad_enabled()):
+            logits = self.logits(hidden, read)
+            logits = logits if copies is None else mix(logits, copies.at(counted))
+            losses = F.cross_entropy(logits.float(), targets, reduction="none")
         else:
             precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
             losses = self.losses(precise, read, targets)[0]

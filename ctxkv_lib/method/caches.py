@@ -52,6 +52,14 @@ class Batch(_Tensors):
         embeddings = model.embed(self.tokens) if self.embeddings is None else self.embeddings
         return model.attend(embeddings, self.window, self.present)
 
+    def logits(self, model: ContextKV) -> Tensor:
+        """Compute the model's logits at these positions, `[n, vocab_size]`."""
+        return model.logits(self.attend(model)[0], self.tokens)
+
+    def scores(self, model: ContextKV) -> tuple[Tensor, Tensor]:
+        """Compute `model.losses` at these positions: loss and correctness of each prediction."""
+        return model.losses(self.attend(model)[0], self.tokens, self.targets)
+
     def split(self, micro_batches: int) -> Iterator[tuple[Self, slice]]:
         """Cut into so many micro-batches (or fewer), each with the rows that it has of this batch."""
         size = max(1, -(-len(self) // micro_batches))

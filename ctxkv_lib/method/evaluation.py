@@ -28,7 +28,7 @@ def token_scores(
     model.eval()
 
     def score(batch: Batch) -> Tensor:
-        losses, correct = model.losses(batch.attend(model)[0], batch.tokens, batch.targets)
+        losses, correct = batch.scores(model)
         return torch.stack([losses, correct.to(losses)], dim=1)
 
     shard = loop.shard(len(positions))

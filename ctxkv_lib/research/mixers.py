@@ -144,6 +144,7 @@ class EndToEnd(nn.Module):
         """Make the layers; raises ValueError if settings and shapes do not go together."""
         super().__init__()
         require(config.anchor == "current", "model.anchor", config.anchor, "current with this mixer")
+        require(not settings.copy_weight, "mixer.copy_weight", settings.copy_weight, "0 with this mixer")
         self.context_block = StructuredBlock(config.context_dim, config.hidden_size, settings)
         self.width = feed_forward_width(config, -number_of_weights(self.context_block))
         self.attention = SlotAttention(replace(config, intermediate_size=self.width), settings)

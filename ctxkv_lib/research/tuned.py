@@ -1,6 +1,6 @@
 """Plug-ins of recipes `tuned` and `look_up`: a ContextBlock with structured init, attention with slot biases.
 
-A model folder includes this file, so it imports only torch and `ctxkv_lib.method`.
+A model folder includes this file, so it imports only torch and what every model folder has.
 """
 
 import math
@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..hf.copying import Copying
 from ..method.config import ModelConfig, Phase1Config
 from ..method.model import ContextBlock, ContextKVAttention, FeedForward
-from ..method.settings import SHARE, Allowed, check_settings, require, setting
+from ..method.settings import SHARE, WEIGHT, Allowed, check_settings, require, setting
 from ..method.windows import Window
 
 LARGEST_NEAR_SLOT = 4.0  # `nearest` spreads the heads over slots 1 to this one, evenly on a log scale
@@ -24,6 +25,7 @@ MEAN_STD = 0.6  # standard deviation of their units, where that of the current t
 MATCH_SCORE = 15.0  # score that induction-head init gives to a slot with the token looked for
 SINK_SCORE = 10.0  # score that it gives to the sink
 LINEAR = 6.0  # from here on GELU(z) is z, to 1e-8
+PART = Allowed("0 or more, less than 1", lambda value: 0 <= value < 1)
 STEADY = 100.0  # square of a step's constant unit, over the sum of all others'
 
 
@@ -292,9 +294,7 @@ class SlotAttention(ResidualLayer):
             {"uniform": "the interval, as published", "geometric": "ever further, as far as uniform ones"},
         )
         slot_bias: str = setting(
-            "none",
-            "what is added to a slot's score, by head",
-            {"none": "nothing", **SLOT_BIASES},
+            "none", "what is added to a slot's score, by head", {"none": "nothing", **SLOT_BIASES}
         )
         sink: str = setting(
             "none",
@@ -309,13 +309,21 @@ class SlotAttention(ResidualLayer):
                 "induction": "with last_tokens: they find the current token and read what followed",
             },
         )
+        copy_weight: float = setting(
+            0.0, "of the probability, outside of training, for tokens that followed similar contexts", PART
+        )
+        copy_sharpness: float = setting(8.0, "how similar: the factor of the cosine of contexts", WEIGHT)
 
     def __init__(self, config: ModelConfig, settings: Settings) -> None:
         """Make the layers; raises ValueError if settings and shapes do not go together."""
         super().__init__(settings)
         fits = config.anchor == "current" or settings.slots == "uniform"
         require(fits, "model.anchor", config.anchor, f"current with {settings.concern}.slots=geometric")
+        fits = config.anchor == "current" or not settings.copy_weight
+        require(fits, "model.anchor", config.anchor, f"current with {settings.concern}.copy_weight")
         self.settings, self.masked = settings, config.kv_method == "variable"
+        weights = settings.copy_weight, settings.copy_sharpness
+        self.copying = Copying(*weights) if settings.copy_weight else None
         self.attention = BiasedAttention(config, settings.slot_bias, settings.sink == "learned")
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, settings.layer_dropout)
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..method.caches import StreamCache, epoch_seed
+from ..hf.copying_streams import as_served
+from ..method.caches import Batch, StreamCache, epoch_seed
 from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 from ..method.model import ContextKV
 from ..method.windows import Window
@@ -82,6 +83,8 @@ class RowBatch:
         """Compute hidden states at the positions, `[n, hidden_size]`; there are no attention weights."""
         start = min(first for first, _ in self.spans)
         return self._own(model.attention(model.embed(self.ids), start), start), None
+
+    scores = Batch.scores
 
     def _own(self, rows: Tensor, start: int = 0) -> Tensor:
         """Concatenate the columns within each row's span, from rows `[T - start, ...]`: `[n, ...]`."""
@@ -145,6 +148,8 @@ class TokenRows(Chunked):
 def as_read(model: ContextKV, cache: StreamCache, trained: bool) -> StreamCache:
     """Return a cached stream as Phase 2 reads it: as it is, in chunks if attention has `chunk`, or as rows.
 
+    Outside of training, a model that copies reads it as a `CopyingStream`.
+
     Args:
         trained: whether it is trained on.
     """
@@ -152,4 +157,4 @@ def as_read(model: ContextKV, cache: StreamCache, trained: bool) -> StreamCache:
         return TokenRows(cache.ids, cache.contexts, history=model.history(trained))
     if trained and (chunk := getattr(model.attention, "chunk", 1)) > 1:
         return Chunked(cache.ids, cache.contexts, cache.embeddings, cache.begins, chunk)
-    return cache
+    return cache if trained else as_served(model, cache)

@@ -170,20 +170,20 @@ def attention_by_slot(trained: Trained, most: int = 2000) -> Tensor:
             f"{len(cache)}; use more validation conversations."
         )
     positions = torch.linspace(first, len(cache) - 1, min(most, len(cache) - first)).long()
-    weights = [attended(trained, cache, part)[1] for part in positions.split(256)]
+    weights = [attended(trained, cache, part) for part in positions.split(256)]
     return torch.cat(weights).mean(dim=0)
 
 
-def attended(trained: Trained, cache: StreamCache, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute hidden states and attention weights at positions of a cached stream.
+def attended(trained: Trained, cache: StreamCache, positions: Tensor) -> Tensor:
+    """Compute attention weights at positions of a cached stream, `[n, num_heads, max_contexts]`.
 
     Raises:
         UserError: the model of the run has no attention weights.
     """
-    hidden, weights = cache.attend(trained.model, positions)
+    _, weights = cache.attend(trained.model, positions)
     if weights is None:
         raise UserError(f"The model of {trained.run.path} returns no attention weights to look at.")
-    return hidden, weights
+    return weights
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,10 @@ def attended_window(trained: Trained, split: str, position: int, guesses: int = 
     trained.check_position(split, position)
     cache = trained.caches[split]
     at = torch.tensor([position])
-    hidden, weights = attended(trained, cache, at)
+    weights = attended(trained, cache, at)
     slots = trained.model.window.slots(at)[0]
-    likely = trained.model.logits(hidden, cache.ids[at].to(hidden.device))[0].softmax(dim=-1).topk(guesses)
+    batch = cache.gather(at, trained.model.window).to(trained.model.device)
+    likely = batch.logits(trained.model)[0].softmax(dim=-1).topk(guesses)
     start = max(0, int(slots.min()))
     pieces = token_texts(trained.tokenizer, cache.ids[start : position + 2])
     names = token_texts(trained.tokenizer, likely.indices)

@@ -13,6 +13,7 @@ from ctxkv_lib.data.counts import unigram_floor
 from ctxkv_lib.data.embeddings import corpus_counts
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
+from ctxkv_lib.hf.copying_streams import as_served
 from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method import oacd as phase1
 from ctxkv_lib.method.evaluation import evaluate, perplexity
@@ -41,10 +42,12 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path):
+@pytest.mark.parametrize("copy_weight", [0.0, 0.2])
+def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path, copy_weight):
     """Slots, slot bias, output, averaged weights, log-frequencies and so on all go into the saved model."""
     corpus = {"data.corpus_samples": 2, "data.validation_samples": 2, "phase2.max_epochs": 3}
-    config = build_config("ci", "tuned", 6, {**tiny_settings, **corpus})
+    own = {**tiny_settings, **corpus, "attention.copy_weight": copy_weight}
+    config = build_config("ci", "tuned", 6, own)
     made = run(config, tmp_path / "run")
     model, _ = load_trained(made.path, torch.device("cpu"))
     counts = corpus_counts(config.data).weight.numpy()
@@ -59,7 +62,7 @@ def assert_served(made):
     model, _ = load_trained(made.path, torch.device("cpu"))
     held_out, cache, logits = load_cache(made.path / "caches", "val"), None, []
     ids = held_out.ids[None].long()
-    loss, _ = evaluate(model, held_out)
+    loss, _ = evaluate(model, as_served(model, held_out))
     assert perplexity(loss) == pytest.approx(made.summary["phase2"]["val_ppl"], rel=1e-5)
     with torch.no_grad():
         for part in ids[:, :-1].split(29, dim=1):

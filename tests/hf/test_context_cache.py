@@ -6,6 +6,7 @@ from conftest import TINY, NearestTwo, tiny_ids, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ctxkv_lib.hf.copying_streams import as_served
 from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.hf.plugins import NAMED
 from ctxkv_lib.method.caches import StreamCache
@@ -39,8 +40,14 @@ def phase2_logits(model, ids):
     embeddings, tokens = distinct_rows(model, ids)
     inputs = project_inputs(model.context_block, embeddings)
     contexts, _ = exact_contexts(model.context_block, inputs, tokens, tolerance=1e-6)
-    cache = StreamCache(torch.cat([ids, ids[:1]]).int(), contexts)
-    return model.logits(cache.attend(model, torch.arange(len(ids)))[0], ids)
+    cache = as_served(model, StreamCache(torch.cat([ids, ids[:1]]).int(), contexts))
+    return cache.gather(torch.arange(len(ids)), model.window).logits(model)
+
+
+def copying(weight, sharpness=5.0):
+    """The tiny model's plug-ins with attention that copies."""
+    own = {"copy_weight": weight, "copy_sharpness": sharpness}
+    return {"attention": {"plugin": "ctxkv_lib.research.tuned:SlotAttention", "settings": own}}
 
 
 @torch.no_grad()
@@ -52,7 +59,10 @@ def test_every_way_of_reading_gives_the_same_logits(data):
     interval, slots = data.draw(st.integers(1, 7), "interval"), data.draw(st.integers(1, 6), "max_contexts")
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1)), "cuts")) if length > 1 else []
     padding = data.draw(st.integers(0, 5), "padding")
-    model = tiny_model(anchor=anchor, kv_method=kv_method, interval=interval, max_contexts=slots).eval()
+    copies = anchor == "current" and data.draw(st.booleans(), "copies")
+    shape = {"kv_method": kv_method, "interval": interval, "max_contexts": slots}
+    shape |= {"plugins": copying(0.4)} if copies else {}
+    model = tiny_model(anchor=anchor, **shape).eval()
     ids = tiny_ids(length, seed=length)
     whole = model(ids[None]).logits[0]
     other = tiny_ids(length + padding, seed=1)
@@ -93,9 +103,14 @@ def greedy(model, prompt, count):
 
 
 @torch.no_grad()
-@each_method
-def test_generate_equals_reading_everything_again_and_beam_search_its_uncached_self(anchor, kv_method):
-    model = tiny_model(anchor=anchor, kv_method=kv_method).eval()
+@pytest.mark.parametrize(
+    ("anchor", "kv_method", "plugins"),
+    [*((*both, {}) for both in METHODS), ("current", "fixed", copying(0.9))],
+)
+def test_generate_equals_reading_everything_again_and_beam_search_its_uncached_self(
+    anchor, kv_method, plugins
+):
+    model = tiny_model(anchor=anchor, kv_method=kv_method, plugins=plugins).eval()
     prompts = [tiny_ids(4, seed=4), tiny_ids(15, seed=15)]
     expected = [greedy(model, prompt, 12).tolist() for prompt in prompts]
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
@@ -133,6 +148,27 @@ def test_a_repeated_cache_goes_on_as_the_repeated_texts():
     whole = model(torch.cat([ids.repeat_interleave(2, dim=0), new], dim=1)).logits[:, -1]
     torch.testing.assert_close(found, whole)
     assert cache.get_max_length() == cache.get_max_cache_shape() == -1
+
+
+@torch.no_grad()
+def test_what_is_kept_or_counted_gets_its_own_copies():
+    model, ids = tiny_model(plugins=copying(0.4)).eval(), tiny_ids(24).view(2, 12)
+    whole, some = model(ids), torch.tensor([3, 7])
+    torch.testing.assert_close(model(ids, logits_to_keep=some).logits, whole.logits[:, some])
+    labels = ids.where(ids % 3 > 0, -100)
+    found = model(ids, labels=labels, logits_to_keep=some)
+    expected = torch.nn.functional.cross_entropy(whole.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close(found.logits, whole.logits[:, some])
+
+
+def test_a_model_in_training_copies_nothing():
+    ids, losses = tiny_ids(24).view(2, 12), []
+    for weight in (0.4, 0.0):
+        model = tiny_model(plugins=copying(weight)).train()
+        torch.manual_seed(0)
+        losses.append(model(ids, labels=ids).loss)
+    torch.testing.assert_close(*losses)
 
 
 @torch.no_grad()

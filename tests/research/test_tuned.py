@@ -107,8 +107,15 @@ def test_without_settings_a_block_is_the_published_one():
             {},
             {"anchor": "grid"},
             {"slots": "geometric"},
-            r"model\.anchor is 'grid'; allowed: current with attention",
+            r"model\.anchor is 'grid'; allowed: current with attention\.slots=geometric",
         ),
+        (
+            {},
+            {"anchor": "grid"},
+            {"copy_weight": 0.1},
+            r"model\.anchor is 'grid'; allowed: current with attention\.copy_weight",
+        ),
+        ({}, {}, {"copy_weight": 1.0}, r"attention\.copy_weight is 1\.0; allowed: 0 or more, less than 1"),
     ],
 )
 def test_plug_ins_refuse_settings_in_a_sentence(block, shapes, attention, sentence):

@@ -1,0 +1,81 @@
+"""Copying: a token that followed a similar context before becomes more likely (Grave et al., 2017).
+
+An attention plug-in turns it on by an attribute `copying`. Nothing is trained, and training does without it:
+it takes part in validation, tests, generation and evaluation.
+"""
+
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COMPARED_AT_ONCE = 64  # positions
+NOTHING = 1e-38  # probability of what is not copied: the log of 0 is slow
+
+
+class Recent(NamedTuple):
+    """Positions that copy, and n contexts in the order of the text: theirs, and those before.
+
+    Attributes:
+        contexts: `[n, context_dim]`.
+        tokens: that of each context, int32 or int64 `[n]`.
+        rows: of each position that copies, int64 `[...]`.
+        before: how many tokens it can copy from, int64 `[...]`.
+    """
+
+    contexts: Tensor
+    tokens: Tensor
+    rows: Tensor
+    before: Tensor
+
+
+class Copies(NamedTuple):
+    """What may be copied at each position.
+
+    Attributes:
+        tokens: those that followed the m tokens before, int32 or int64 `[..., m]`.
+        shares: the probability that each adds to its token, float32 `[..., m]`; they sum to the weight, or
+            to 0 where there is nothing before.
+    """
+
+    tokens: Tensor
+    shares: Tensor
+
+    def at(self, index: Any) -> Self:
+        """Return the copies at some of the positions."""
+        return type(self)(*(each[index] for each in self))
+
+
+class Copying(NamedTuple):
+    """How much is copied, and how similar contexts have to be.
+
+    Attributes:
+        weight: the share of the probability that is copied.
+        sharpness: the factor of the cosine of two contexts; with 0 all tokens in reach count the same.
+    """
+
+    weight: float
+    sharpness: float
+
+    def copies(self, recent: Recent, reach: int) -> Copies:
+        """Compare each position with those up to `reach` tokens before: `Copies` of `[..., reach]`."""
+        back = torch.arange(1, reach + 1, device=recent.rows.device)
+        shares = []
+        parts = (each.flatten().split(COMPARED_AT_ONCE) for each in (recent.rows, recent.before))
+        for rows, before in zip(*parts, strict=True):
+            others, places = (rows[:, None] - back).clamp(min=0).unique(return_inverse=True)
+            own, other = (F.normalize(recent.contexts[each].float()) for each in (rows, others))
+            scores = self.sharpness * (own @ other.T).gather(1, places)
+            scores = scores.masked_fill(back > before[:, None], -torch.inf)
+            shares.append(self.weight * scores.softmax(dim=-1).nan_to_num())
+        tokens = recent.tokens[(recent.rows[..., None] - back + 1).clamp(min=0)]
+        return Copies(tokens, torch.cat(shares).view_as(tokens))
+
+
+def mix(logits: Tensor, copies: Copies) -> Tensor:
+    """Return the log of the distribution of logits `[..., vocab_size]` that gives a share to the copies."""
+    copied = torch.full_like(logits, NOTHING, dtype=torch.float32)
+    copied.scatter_add_(-1, copies.tokens.long(), copies.shares)
+    left = 1 - copies.shares.sum(dim=-1, keepdim=True)
+    return torch.logaddexp(logits.float().log_softmax(dim=-1) + left.log(), copied.log()).to(logits.dtype)
