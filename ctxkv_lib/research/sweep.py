@@ -50,7 +50,8 @@ def sweep(
 
     Returns:
         `sweep.json`. The `state` of an entry is "waiting", "finished", "diverged", which would happen again,
-        or "failed", which is tried again; its `error` says why. The file has none of those that wait.
+        or "failed", which is tried again; its `error` says why. The file has none of those that wait, and
+        no `state` of those that are finished.
 
     Raises:
         UserError: before anything is computed, if `hours` is no number of 0 or more, there are fewer
@@ -103,7 +104,7 @@ def _entries(path: Path) -> dict[str, Entry]:
             row = rows.get((entry["variant"], entry["samples"]), {})
             shared = {name: row[name] for name in OF_ROW if name in row}
             ngrams = results["ngrams"].get(str(entry["samples"]), {})
-            entries.append({**shared, "ngrams": ngrams, **entry})
+            entries.append({**shared, "ngrams": ngrams, "state": "finished", **entry})
         sweep_document(summarize(results["variants"], entries))  # all that the results are written from
         return {entry["config"]: entry for entry in entries}
     except FileNotFoundError:
@@ -197,7 +198,11 @@ def _write(out: Path, points: Sequence[GridPoint], entries: Sequence[Entry]) -> 
         named = {"preset": point.config.preset, "recipe": point.config.recipe}
         variants[point.variant] = {**named, "settings": settings}
     results = summarize(variants, entries)
-    done = [entry for entry in results["cells"] if entry["state"] != "waiting"]
+    done = [  # most are finished: the file does not say it
+        {name: value for name, value in entry.items() if (name, value) != ("state", "finished")}
+        for entry in results["cells"]
+        if entry["state"] != "waiting"
+    ]
     write_rows_json(out / "sweep.json", {**results, "cells": done})
     write_text(out / "sweep.md", sweep_document(results))
     if results["rows"]:

@@ -35,6 +35,13 @@ def points(small):
     )
 
 
+def written(out):
+    """The results in a folder, whose entries have no `state` if they are finished."""
+    results = read_json(out / "sweep.json")
+    assert not any(entry.get("state") == "finished" for entry in results["cells"])
+    return {**results, "cells": [{"state": "finished", **entry} for entry in results["cells"]]}
+
+
 def states(results):
     return [(entry["variant"], entry["state"]) for entry in results["cells"]]
 
@@ -60,15 +67,14 @@ def test_failing_and_diverging_runs_are_recorded_and_the_others_go_on(points, tm
         *(("raises", "failed"), ("works", "finished")),
     ]
     assert "1 of 4: diverges, 8 samples, seed 1: diverged: Phase 2 diverged in epoch 1" in said[0]
-    written = read_json(out / "sweep.json")
-    assert written == results
-    assert [row["variant"] for row in written["rows"]] == [
+    assert written(out) == results
+    assert [row["variant"] for row in results["rows"]] == [
         "works",
         "n-grams",
         "n-grams and cache",
         "n-grams and caches",
     ]
-    assert written["rows"][0]["measured"]["effective_rank"] > 0
+    assert results["rows"][0]["measured"]["effective_rank"] > 0
     document = (out / "sweep.md").read_text()
     for text in ("1 diverged, 2 failed, 1 finished.", "one context window", "lower phase2.learning\\_rate"):
         assert text in document
@@ -99,7 +105,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(points, tmp_path, monkeypatch
     monkeypatch.setattr(module, "run", counted)
     with pytest.raises(KeyboardInterrupt):
         sweep(asked, out, out)
-    kept = read_json(out / "sweep.json")
+    kept = written(out)
     assert [state for _, state in states(kept)] == ["finished"]
     metrics = []
     results = sweep(asked, out, out, metrics.append)
@@ -166,10 +172,10 @@ def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(points, tmp_path):
 def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(points, tmp_path, monkeypatch):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     sweep(points(), tmp_path / "runs", out)
-    before = read_json(out / "sweep.json")
+    before = written(out)
     monkeypatch.setattr(module, "run", Mock(side_effect=UserError("run again")))
     assert states(sweep(points(same={}), elsewhere, out)) == [("same", "finished")]
-    again = read_json(out / "sweep.json")
+    again = written(out)
     assert again["cells"] == [{**before["cells"][0], "variant": "same"}]
     assert again["ngrams"] == before["ngrams"]
     assert again["ngrams"]["8"]["kneser_ney"]["val_ppl"] > 1
@@ -180,7 +186,7 @@ def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(points,
     kept = sweep(points(), elsewhere, out, keep=True, tell=said.append)  # its files have to be made again
     assert said == ["1 of 1: plain, 8 samples, seed 1: failed: run again"]
     assert kept["cells"] == [{**before["cells"][0], "variant": "plain"}]
-    assert read_json(out / "sweep.json") == kept
+    assert written(out) == kept
 
 
 @pytest.mark.parametrize(
@@ -212,7 +218,7 @@ def test_the_committed_studies_go_on_from_their_results(part, tmp_path, monkeypa
     points, out = grid_points(read_protocol(STUDY.parent / f"{part}.json"), lambda _: None), tmp_path / part
     shutil.copytree(STUDY / part, out)
     monkeypatch.setattr(module, "run", None)
-    kept = read_json(out / "sweep.json")["cells"]
+    kept = written(out)["cells"]
     results = sweep(points, tmp_path / "runs", out, hours=0)
     entries, trained = (
         results["cells"],
@@ -238,4 +244,4 @@ def test_the_command_leaves_and_prints_its_table(small, tmp_path, printed_by):
     assert table.count("weight_decay 1 ") == 1
     assert " ± " in table
     assert len(list((tmp_path / "runs").glob("ci-exact-8-*"))) == 2
-    assert read_json(out / "sweep.json")["variants"]["weight_decay 1"]["settings"]["phase2.weight_decay"] == 1
+    assert written(out)["variants"]["weight_decay 1"]["settings"]["phase2.weight_decay"] == 1
