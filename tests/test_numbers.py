@@ -375,7 +375,6 @@ def test_what_a_cache_adds_is_what_was_measured():
         assert "{:.0f}% ({:.0f}% to {:.{}f}%)".format(*percent, digits) in page
         assert f"{found['test_ppl']:.1f}" in page
         assert f"{ngrams['test_ppl']:.1f}" in page
-    assert f"{rows[500]['test_ppl']:.1f}" in README
 
 
 def test_what_contexts_as_keys_gain_is_what_was_measured():
@@ -423,6 +422,34 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
     for variant, runs in (("contexts", contexts), ("GRU", gru)):  # the runs of the sweep
         expected, _ = losses(PARTS["fair"], 50, variant)
         np.testing.assert_allclose(cached(runs, "model"), expected, atol=2e-4)
+
+
+def test_what_copying_gains_is_what_was_measured():
+    page = STUDY[STUDY.index("**Copying is a context cache") : STUDY.index("## What is known")]
+    page, tokens, lines = " ".join(page.split()), intervals.test_tokens(10), scaling.read_lines()
+    sizes = dict(zip((10, 50, 100, 200, 500), sorted(lines["tuned"]), strict=False))
+    found = {}
+    for count, size in sizes.items():
+        part = PARTS["full" if count in (100, 500) else "answer"]
+        own, _ = losses(part, count, "tuned, copying")
+        assert len(own) == (3 if count in (10, 50) else 1)
+        for name in ("tuned", scaling.CACHED, scaling.COUNTED, scaling.WITH_TABLE):
+            found[name, count] = difference(own, lines[name][size], tokens)
+    for count in sizes:
+        above, low, high = found["tuned", count]
+        assert high < 0
+        assert found[scaling.COUNTED, count][2] < 0
+        assert f"{-above:.0f}% ({-high:.0f}% to {-low:.0f}%)" in page
+        for name in (scaling.CACHED, scaling.WITH_TABLE):
+            digits = 1 if name == scaling.CACHED else 0
+            assert "{:.{d}f}% ({:.{d}f}% to {:.{d}f}%)".format(*found[name, count], d=digits) in page
+    least, most = (f"{-found['tuned', count][0]:.0f}%" for count in (500, 10))
+    assert f"lowers the perplexity by {most} with 10 conversations, {least} with 500" in PAGES["README"]
+    better = [count for count in sizes if found[scaling.WITH_TABLE, count][1] > 0]
+    assert better == [10, 50, 100]  # the n-grams; in the others, the interval includes zero
+    assert all(found[scaling.WITH_TABLE, count][2] > 0 for count in (200, 500))
+    least, most = (f"{-found[scaling.COUNTED, count][0]:.0f}%" for count in (500, 10))
+    assert f"worse**: `tuned, copying` is {least} to {most} lower" in page
 
 
 def test_where_tuned_meets_the_ngrams_is_what_was_measured():
@@ -482,5 +509,8 @@ def test_what_twice_the_conversations_gain_is_what_was_measured(count):
     (run,) = [run for run in CACHE if (run["variant"], run["samples"]) == ("tuned", count)]
     own, theirs = cached([run], "context cache"), losses(PARTS["full"], count, "kneser_ney_table_caches")[0]
     lower, most, least = (-x for x in difference(own, theirs, tokens))
-    ppl = run["rows"]["context cache"]["test_ppl"]
+    ppl, weight = run["rows"]["context cache"]["test_ppl"], run["rows"]["context cache"]["weight"]
+    assert least > 0
+    assert f"copying is {lower:.0f}% better (weights of " in PAGES["README"]
+    assert f"{weight}" in PAGES["README"][PAGES["README"].index("% better (weights of ") :][:40]
     assert f"{ppl:.1f} with {count:,}, {lower:.0f}% lower ({least:.0f}% to {most:.0f}%" in PAGES["study"]

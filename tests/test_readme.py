@@ -25,8 +25,9 @@ ROWS = {  # of the table of results: part of the study, and its variant or basel
     "`exact`: the original with exact contexts": ("answer", "exact"),
     "n-grams on the same text": ("answer", "n-grams"),
     "n-grams and a cache of the window": ("answer", "n-grams and cache"),
-    "`tuned`: ours": ("answer", "tuned"),
-    "`tuned` without contexts": ("baselines", "no contexts"),
+    "`tuned`: ours": ("answer", "tuned, copying"),
+    "`tuned` without copying": ("answer", "tuned"),
+    "`tuned` without contexts and copying": ("baselines", "no contexts"),
     "GRU instead of contexts": ("baselines", "GRU"),
     "n-grams and four caches, with the token table's text counted, too": (
         "answer",

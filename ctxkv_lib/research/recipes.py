@@ -29,6 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "attention.current_token_bias": -5.0,
         "attention.input_dropout": 0.2,
         "attention.layer_dropout": 0.1,
+        "attention.copy_weight": 0.1,
         "phase2.weight_decay": 2.0,
         "optimizer.decay_tokens": 50_000,
         "optimizer.decayed": "matrices",

@@ -25,6 +25,8 @@ from .measure import measure, measurements_of
 from .protocol import GridPoint
 from .sweep_table import OF_ROW, Entry, Results, results_of, summarize, sweep_document
 
+DIGITS_OF_IDENTITY = 8  # hexadecimal, of a configuration in `sweep.json`
+
 
 @stopped_calmly()
 def sweep(
@@ -106,7 +108,7 @@ def _entries(path: Path) -> dict[str, Entry]:
             ngrams = results["ngrams"].get(str(entry["samples"]), {})
             entries.append({**shared, "ngrams": ngrams, "state": "finished", **entry})
         sweep_document(summarize(results["variants"], entries))  # all that the results are written from
-        return {entry["config"]: entry for entry in entries}
+        return {entry["config"][:DIGITS_OF_IDENTITY]: entry for entry in entries}
     except FileNotFoundError:
         return {}
     except (ValueError, LookupError, TypeError, AttributeError, TemplateError):
@@ -187,7 +189,8 @@ def _identity(config: ExperimentConfig) -> str:
     plugins = {hook: replace(PlugIn.of(plugin.name), source="") for hook, plugin in config.plugins.items()}
     plain = ExperimentConfig("", "", plugins=plugins).to_dict()
     defaults = {key: value for key, value in flat(plain) if not key.endswith(".plugin")}
-    return digest({key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)})
+    changed = {key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)}
+    return digest(changed)[:DIGITS_OF_IDENTITY]
 
 
 def _write(out: Path, points: Sequence[GridPoint], entries: Sequence[Entry]) -> Results:

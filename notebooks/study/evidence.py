@@ -74,7 +74,8 @@ def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str
 
 def evidence(recipe: str, seed: int) -> dict[str, Any]:
     """Train one run if it is missing, with 50 conversations to train and 50 to validate; measure it."""
-    settings = {"runtime.seed": seed, "data.validation_samples": 50}
+    settings: dict[str, Any] = {"runtime.seed": seed, "data.validation_samples": 50}
+    settings |= {"attention.copy_weight": 0.0} if recipe == "tuned" else {}
     config = ctxkv.build_config("offline", recipe, 50, settings)
     run = measure(ctxkv.run(config, RUNS / f"{recipe}-{seed}"), ["probe"])
     folder = ctxkv.RunFolder(run.path)
@@ -115,7 +116,7 @@ def held(found: dict[str, Any]) -> list[float]:
 def used(results: dict[str, Any], recipe: str) -> list[tuple[float, float, float]]:
     """Compute the rise of perplexity in per cent without the slots from each distance on, with intervals."""
     runs = [run for run in results["runs"] if run["recipe"] == recipe]
-    tokens = np.array(runs[0]["tokens"])
+    tokens = np.array(results["tokens"])
 
     def losses(distance: int) -> Any:
         return np.array([run["losses"][str(distance)] for run in runs])
@@ -161,7 +162,9 @@ def evidence_figure(results: dict[str, Any]) -> Figure:
 
 def main() -> None:
     """Train what is missing, and write the results; recall, which takes longest, last."""
-    results: dict[str, Any] = {"runs": [evidence(recipe, seed) for recipe in RECIPES for seed in SEEDS]}
+    runs = [evidence(recipe, seed) for recipe in RECIPES for seed in SEEDS]
+    (tokens,) = {tuple(run.pop("tokens")) for run in runs}  # the same in all
+    results: dict[str, Any] = {"tokens": tokens, "runs": runs}
     write_rows_json(RESULTS, {**results, "recall": []})
     for recipe in RECIPES:
         for distance, (percent, low, high) in zip(DISTANCES, used(results, recipe), strict=False):
