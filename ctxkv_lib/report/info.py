@@ -16,6 +16,7 @@ BYTES = {"fp32": 4, "bf16": 2}  # of a number
 ID_BYTES = 4  # of a token id
 STREAM_BYTES = 2  # of one in the shared token stream, and of a streamed run
 COUNTER_BYTES = 8  # of the tokens read so far
+TOKEN_BYTES = 8  # of each token that may be copied
 # Dense products a second, from data sheets, and number of devices. The share reached and the minimum time of
 # a step are assumptions: neither has been measured.
 L4, H100 = {"bf16": 121e12, "fp32": 30.3e12}, {"bf16": 989e12, "fp32": 67e12}
@@ -49,7 +50,7 @@ def describe(
     if known:
         train_tokens, val_tokens = train_tokens or known["train_tokens"], val_tokens or known["val_tokens"]
     sizes = (train_tokens, val_tokens, config.model) if train_tokens and val_tokens else None
-    parameters, window = shapes(config)
+    parameters, window, copies = shapes(config)
     kept = window.kept_contexts
     return {
         "preset": config.preset,
@@ -62,7 +63,9 @@ def describe(
         "slots": slots_in_words(window, config.model),
         "kv_cache": {
             "contexts": kept,
-            "bytes": kept * config.model.context_dim * BYTES["fp32"] + COUNTER_BYTES,
+            "bytes": kept * config.model.context_dim * BYTES["fp32"]
+            + COUNTER_BYTES
+            + copies * (kept - 1) * TOKEN_BYTES,
         },
         **{f"caches_{name}_mib": gathered_mib(*sizes, name) if sizes else None for name in BYTES},
         "caches_dense_fp32_mib": dense_fp32_mib(*sizes) if sizes else None,

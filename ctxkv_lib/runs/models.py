@@ -237,8 +237,8 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     }
 
 
-def shapes(config: ExperimentConfig) -> tuple[dict[str, int], Window]:
-    """Return parameter counts and window of an experiment's model, without allocating its weights."""
+def shapes(config: ExperimentConfig) -> tuple[dict[str, int], Window, bool]:
+    """Return parameter counts, window, and whether it copies, of a model that is not allocated."""
     with torch.device("meta"):
         model = untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
-    return parameter_counts(model), model.window
+    return parameter_counts(model), model.window, getattr(model.attention, "copying", None) is not None

@@ -2,17 +2,20 @@ import pytest
 import torch
 
 from ctxkv_lib.hf.cache import ContextCache
-from ctxkv_lib.method.windows import Window
 from ctxkv_lib.report.info import describe, slots_in_words
 from ctxkv_lib.report.terminal import format_info
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
 
 
-@pytest.mark.parametrize("anchor", ["current", "grid"])
-def test_the_cache_is_as_large_as_info_says(anchor):
-    config = build_config("ci", settings={"model.anchor": anchor})
-    cache = ContextCache(Window(config.model), config.model.context_dim, 1, torch.zeros(1))
+@pytest.mark.parametrize(
+    ("recipe", "anchor"), [("exact", "current"), ("exact", "grid"), ("tuned", "current")]
+)
+def test_the_cache_is_as_large_as_info_says(recipe, anchor):
+    config = build_config("ci", recipe, settings={"model.anchor": anchor})
+    window, copies = shapes(config)[1:]
+    cache = ContextCache(window, config.model.context_dim, 1, torch.zeros(1), copies)
+    assert copies == (recipe == "tuned")
     assert describe(config)["kv_cache"] == {"contexts": cache.stored.shape[1] + 1, "bytes": cache.nbytes}
 
 
