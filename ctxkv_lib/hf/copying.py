@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..method.model import ContextKV
+
 COMPARED_AT_ONCE = 64  # positions
 NOTHING = 1e-38  # probability of what is not copied: the log of 0 is slow
 
@@ -71,6 +73,11 @@ class Copying(NamedTuple):
             shares.append(self.weight * scores.softmax(dim=-1).nan_to_num())
         tokens = recent.tokens[(recent.rows[..., None] - back + 1).clamp(min=0)]
         return Copies(tokens, torch.cat(shares).view_as(tokens))
+
+
+def copying_of(model: ContextKV) -> Copying | None:
+    """Return how a model copies outside of training, if it does."""
+    return getattr(model.attention, "copying", None)
 
 
 def mix(logits: Tensor, copies: Copies) -> Tensor:

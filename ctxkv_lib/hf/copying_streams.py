@@ -8,7 +8,7 @@ from torch import Tensor
 from ..method.caches import Batch, StreamCache
 from ..method.model import ContextKV
 from ..method.windows import Window
-from .copying import Copies, Copying, Recent, mix
+from .copying import Copies, Copying, Recent, copying_of, mix
 
 SCORED_AT_ONCE = 256  # positions with all their logits
 
@@ -52,5 +52,5 @@ class CopyingStream(StreamCache):
 
 def as_served(model: ContextKV, cache: StreamCache) -> StreamCache:
     """Return a cached stream as `model` reads it outside of training."""
-    copying = getattr(model.attention, "copying", None)
+    copying = copying_of(model)
     return cache if copying is None else CopyingStream(**vars(cache), copying=copying)

@@ -19,7 +19,7 @@ from ..method.settings import require
 from ..method.windows import Window as Window
 from .cache import ContextCache
 from .configuration import ContextKVConfig
-from .copying import Copies, Copying, mix
+from .copying import Copies, copying_of, mix
 from .export import write_code
 from .plugins import NAMED as NAMED
 from .plugins import parts_of
@@ -51,7 +51,6 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
     def __init__(self, config: ContextKVConfig) -> None:
         PreTrainedModel.__init__(self, config)
         self.build(config.shapes(), config.vocab_size, config.has_unigram, parts_of(config.plugins))
-        self.copying: Copying | None = getattr(self.attention, "copying", None)
         self.post_init()
         self.set_phase(2)
 
@@ -171,9 +170,10 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         cache = _own_cache(past_key_values if cache is None else cache)
         distinct, tokens = _distinct(input_ids)
         embeddings = self.embed(distinct)
+        copying = copying_of(self)
         if cache is None:
-            copies, rows = self.copying is not None, len(input_ids)
-            cache = ContextCache(self.window, self.config.context_dim, rows, embeddings, copies)
+            shape = self.config.context_dim, len(input_ids)
+            cache = ContextCache(self.window, *shape, embeddings, keep_tokens=copying is not None)
         read = _columns_read(input_ids, attention_mask, options.get("position_ids"), cache)
         with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
             inputs = project_inputs(self.context_block, embeddings.to(self.wte.weight.dtype))
@@ -187,9 +187,9 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         attended = (x[:, columns] for x in (tokens, *windows))
         hidden, weights = self._attend_columns(embeddings, memory, *attended)
         copied = None
-        if self.copying and recent and not self.training:
+        if copying and recent and not self.training:
             some = recent._replace(rows=recent.rows[:, columns], before=recent.before[:, columns])
-            copied = self.copying.copies(some, self.window.offsets[-1])
+            copied = copying.copies(some, self.window.offsets[-1])
         loss = None if labels is None else self._loss(hidden, input_ids, labels, copied, **options)
         output = CausalLMOutputWithPast(loss=loss)
         if not self.training or labels is None or logits_to_keep is not None:

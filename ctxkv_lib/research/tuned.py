@@ -322,8 +322,8 @@ class SlotAttention(ResidualLayer):
         fits = config.anchor == "current" or not settings.copy_weight
         require(fits, "model.anchor", config.anchor, f"current with {settings.concern}.copy_weight")
         self.settings, self.masked = settings, config.kv_method == "variable"
-        weights = settings.copy_weight, settings.copy_sharpness
-        self.copying = Copying(*weights) if settings.copy_weight else None
+        copying = Copying(settings.copy_weight, settings.copy_sharpness)
+        self.copying = copying if copying.weight else None
         self.attention = BiasedAttention(config, settings.slot_bias, settings.sink == "learned")
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, settings.layer_dropout)
 

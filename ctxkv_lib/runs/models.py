@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data.counts import unigram_floor
 from ..data.embeddings import TokenTable, corpus_counts, load_table
 from ..errors import UserError, is_out_of_memory, values_of_user
+from ..hf.copying import copying_of
 from ..method.caches import StreamCache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.evaluation import token_scores
@@ -241,4 +242,4 @@ def shapes(config: ExperimentConfig) -> tuple[dict[str, int], Window, bool]:
     """Return parameter counts, window, and whether it copies, of a model that is not allocated."""
     with torch.device("meta"):
         model = untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
-    return parameter_counts(model), model.window, getattr(model.attention, "copying", None) is not None
+    return parameter_counts(model), model.window, copying_of(model) is not None
