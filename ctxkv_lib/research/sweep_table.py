@@ -1,22 +1,19 @@
-"""Results of a sweep: one row per variant and sample count, n-gram baselines, power laws."""
+"""Results of a sweep: one row per variant and sample count, n-gram baselines."""
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..progress import counted
 from ..report.document import environment
 from ..report.tables import MISSING, at, literal, markdown_table, ppl, short, whole
 from ..report.terminal import terminal_table
+from ..views.power_laws import SPLITS, power_laws
 from ..views.study import BASELINES
 
 Entry = dict[str, Any]  # what `sweep.json` has of a grid point
 Results = dict[str, Any]  # all that it has
-LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
-SPLITS = ("val_ppl", "test_ppl")
 # How many digits of numbers are kept, since studies are passed on.
 DIGITS = {**dict.fromkeys(SPLITS, ".6g"), "train_ppl": ".5g", "test_conversations": ".4f"}
 FEWER_DIGITS = ".4g"  # of all others
@@ -61,7 +58,7 @@ def results_of(summary: dict[str, Any]) -> Entry:
 
 
 def summarize(variants: dict[str, Any], entries: Sequence[Entry]) -> Results:
-    """Make `sweep.json`: entries, a row for each variant and sample count that has results, power laws.
+    """Make `sweep.json`: entries, and a row for each variant and sample count that has results.
 
     Args:
         variants: recipe and settings of each, by name.
@@ -85,7 +82,6 @@ def summarize(variants: dict[str, Any], entries: Sequence[Entry]) -> Results:
         "cells": [{k: entry[k] for k in entry if k not in ("ngrams", *OF_ROW)} for entry in entries],
         "ngrams": ngrams,
         "rows": rounded(rows),
-        "power_laws": rounded(_power_laws(rows)),
     }
 
 
@@ -100,35 +96,6 @@ def _row(entries: Sequence[Entry]) -> dict[str, Any]:
         "seconds": statistics.mean(entry["seconds"] for entry in entries),
         "measured": {name: statistics.mean(values) for name, values in measured.items() if values},
     }
-
-
-def _power_laws(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Fit a power law to each split of each variant's rows that has enough sizes."""
-    found = []
-    for name in dict.fromkeys(row["variant"] for row in rows):
-        points = {
-            split: [(r["train_tokens"], value) for r in rows if r["variant"] == name for value in r[split]]
-            for split in SPLITS
-        }
-        if laws := {split: law for split in SPLITS if (law := power_law(points[split]))}:
-            found.append({"variant": name, **laws})
-    return found
-
-
-def power_law(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
-    """Fit log PPL on log tokens by least squares to the training tokens and PPL of runs.
-
-    Returns:
-        `factor` and `exponent` of PPL = factor * tokens^-exponent, and `error`, the largest relative distance
-        of a size's geometric mean from that; None with fewer than `LEAST_SIZES` sizes.
-    """
-    if len({tokens for tokens, _ in points}) < LEAST_SIZES:
-        return None
-    tokens, ppls = np.log(np.array(points, dtype=np.float64)).T
-    slope, intercept = np.polyfit(tokens, ppls, 1)
-    off = [ppls[tokens == size].mean() - slope * size - intercept for size in np.unique(tokens)]
-    error = float(np.abs(np.expm1(off)).max())
-    return {"factor": float(np.exp(intercept)), "exponent": float(-slope), "error": error}
 
 
 def rounded(value: Any, digits: str = FEWER_DIGITS) -> Any:
@@ -157,6 +124,7 @@ def sweep_document(results: Results) -> str:
         counts=", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
         table=markdown_table(HEADER, [[literal(name), *row] for name, *row in cells]),
         commits=dict.fromkeys(entry["git_commit"] or "unknown" for entry in entries if "git_commit" in entry),
+        power_laws=power_laws(results["rows"]),
         failures=_failures(results),
     )
 

@@ -33,6 +33,7 @@ from .axes import (
     styled,
     wrapped,
 )
+from .power_laws import power_laws
 
 SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}
 MARKERS = "osD^vPX"  # one more than colours, so that pairs of both repeat as late as possible
@@ -165,7 +166,7 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
     """Draw means by training tokens, and each seed of trained models."""
     names = {row["variant"] for row in results["rows"]}
     figure, axes = panels(len(splits), 3.4 * len(splits) + 0.2 * len(names), rows=len(splits))
-    laws = {law["variant"]: law.get(splits[0]) for law in results["power_laws"]}
+    laws = {law["variant"]: law.get(splits[0]) for law in power_laws(results["rows"])}
     fitted = SPLITS[splits[0]].lower()
     for ax, split in zip(axes, splits, strict=True):
         styles = iter(VARIANTS)

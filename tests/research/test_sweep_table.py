@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from drawn import legend
 
-from ctxkv_lib.research.sweep_table import NGRAMS, power_law, summarize, sweep_document
+from ctxkv_lib.research.sweep_table import NGRAMS, summarize, sweep_document
+from ctxkv_lib.views.power_laws import power_law, power_laws
 from ctxkv_lib.views.study import STYLES, memory_figure, sweep_figure
 
 
@@ -108,7 +109,7 @@ def test_the_figure_has_a_line_a_variant_and_their_exponents_of_the_split_that_i
     assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
     alone = sweep_figure({**found, "rows": [{**row, "val_ppl": []} for row in found["rows"]]})
     assert [ax.get_title(loc="left") for ax in alone.axes] == ["Test"]
-    (law,) = [law["test_ppl"] for law in found["power_laws"] if law["variant"] == "n-grams"]
+    (law,) = [law["test_ppl"] for law in power_laws(found["rows"]) if law["variant"] == "n-grams"]
     assert f"n-grams: test ~ tokens^{-law['exponent']:.2f}" in legend(alone)
 
 
