@@ -27,8 +27,8 @@ ROWS = {  # of the table of results: part of the study, and its variant or basel
     "n-grams and a cache of the window": ("answer", "n-grams and cache"),
     "`tuned`: ours": ("answer", "tuned, copying"),
     "`tuned` without copying": ("answer", "tuned"),
-    "`tuned` without contexts and copying": ("baselines", "no contexts"),
-    "GRU instead of contexts": ("baselines", "GRU"),
+    "the same without contexts": ("baselines", "no contexts"),
+    "the same with a GRU instead of contexts": ("baselines", "GRU"),
     "n-grams and four caches, with the token table's text counted, too": (
         "answer",
         "n-grams (table's text too) and caches",

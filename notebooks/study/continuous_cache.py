@@ -3,7 +3,7 @@
     python notebooks/study/continuous_cache.py PART RUN...
 
 Each position of the window votes for the token that followed it, by how similar its hidden state is to the
-present one; in a *context cache*, its context. `results/PART/cache.json` gets a row for each run.
+present one; in *copying*, its context. `results/PART/cache.json` gets a row for each run.
 """
 
 import sys
@@ -34,7 +34,7 @@ WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # of the cache
 KINDS = {  # of caches: what positions are compared by, and the factors of it that are tried
     "unigram cache": ("hidden states", (0,)),
     "continuous cache": ("hidden states", SHARPNESS),
-    "context cache": ("contexts", SHARPNESS),
+    "copying": ("contexts", SHARPNESS),
 }
 BATCH = 512
 KEY = ("variant", "samples", "seed")  # of a run in the results
@@ -110,7 +110,7 @@ def measured(path: str) -> dict[str, Any]:
     for kind, (key, sharpness) in KINDS.items():
         if key not in held_out.keys:
             continue
-        # A context cache takes no more contexts than attention keeps.
+        # Copying compares no more contexts than attention keeps.
         window = model.window.offsets[-1] if key == "contexts" else config.model.context_window
         shares = [votes(each.keys[key], each.ids, window, sharpness) for each in (held_out, test)]
         grid = {
@@ -122,7 +122,7 @@ def measured(path: str) -> dict[str, Any]:
         losses = mixed(test.losses, shares[1][place], weight)
         chosen = {"sharpness": sharpness[place], "weight": weight}
         rows[kind] = {**chosen, **_row(grid[place, weight], losses, stream)}
-    if "context cache" in rows:  # else the unigram cache is the one that needs nothing but tokens
+    if "copying" in rows:  # else the unigram cache is the one that needs nothing but tokens
         del rows["unigram cache"]["test_conversations"]  # no interval of it is computed
     mixer = config.plugins.get("mixer")
     return {
