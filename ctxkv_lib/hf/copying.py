@@ -13,7 +13,7 @@ from torch import Tensor
 from ..method.model import ContextKV
 
 COMPARED_AT_ONCE = 64  # positions
-NOTHING = 1e-38  # probability of what is not copied: the log of 0 is slow
+NOTHING = 1e-38  # the least probability of what is copied, or left: the log of 0 has no gradient
 
 
 class Recent(NamedTuple):
@@ -48,6 +48,10 @@ class Copies(NamedTuple):
         """Return the copies at some of the positions."""
         return type(self)(*(each[index] for each in self))
 
+    def log_left(self) -> Tensor:
+        """Compute the log of the probability that is left for the model, `[...]`."""
+        return (1 - self.shares.sum(dim=-1)).clamp(min=NOTHING).log()
+
 
 class Copying(NamedTuple):
     """How much is copied, and how similar contexts have to be.
@@ -63,16 +67,19 @@ class Copying(NamedTuple):
     def copies(self, recent: Recent, reach: int) -> Copies:
         """Compare each position with those up to `reach` tokens before: `Copies` of `[..., reach]`."""
         back = torch.arange(1, reach + 1, device=recent.rows.device)
-        shares = []
         parts = (each.flatten().split(COMPARED_AT_ONCE) for each in (recent.rows, recent.before))
-        for rows, before in zip(*parts, strict=True):
-            others, places = (rows[:, None] - back).clamp(min=0).unique(return_inverse=True)
-            own, other = (F.normalize(recent.contexts[each].float()) for each in (rows, others))
-            scores = self.sharpness * (own @ other.T).gather(1, places)
-            scores = scores.masked_fill(back > before[:, None], -torch.inf)
-            shares.append(self.weight * scores.softmax(dim=-1).nan_to_num())
+        with torch.autocast(back.device.type, enabled=False):
+            shares = [self._shares(recent.contexts, back, *part) for part in zip(*parts, strict=True)]
         tokens = recent.tokens[(recent.rows[..., None] - back + 1).clamp(min=0)]
         return Copies(tokens, torch.cat(shares).view_as(tokens))
+
+    def _shares(self, contexts: Tensor, back: Tensor, rows: Tensor, before: Tensor) -> Tensor:
+        """Compute the shares of the tokens `back` from each row, `[n, len(back)]`; see `Recent`."""
+        others, places = (rows[:, None] - back).clamp(min=0).unique(return_inverse=True)
+        own, other = (F.normalize(contexts[each].float()) for each in (rows, others))
+        scores = self.sharpness * (own @ other.T).gather(1, places)
+        scores = scores.masked_fill(back > before[:, None], -torch.inf)
+        return self.weight * scores.softmax(dim=-1).nan_to_num()
 
 
 def copying_of(model: ContextKV) -> Copying | None:
@@ -82,7 +89,14 @@ def copying_of(model: ContextKV) -> Copying | None:
 
 def mix(logits: Tensor, copies: Copies) -> Tensor:
     """Return the log of the distribution of logits `[..., vocab_size]` that gives a share to the copies."""
-    copied = torch.full_like(logits, NOTHING, dtype=torch.float32)
-    copied.scatter_add_(-1, copies.tokens.long(), copies.shares)
-    left = 1 - copies.shares.sum(dim=-1, keepdim=True)
-    return torch.logaddexp(logits.float().log_softmax(dim=-1) + left.log(), copied.log()).to(logits.dtype)
+    tokens = copies.tokens.long()
+    own = logits.float().log_softmax(dim=-1) + copies.log_left()[..., None]
+    copied = torch.zeros_like(own).scatter_add_(-1, tokens, copies.shares).gather(-1, tokens)
+    both = torch.logaddexp(own.gather(-1, tokens), copied.clamp(min=NOTHING).log())
+    return own.scatter(-1, tokens, both).to(logits.dtype)
+
+
+def mix_losses(losses: Tensor, targets: Tensor, copies: Copies) -> Tensor:
+    """Compute the losses of `mix` from the model's own, of targets int64 `[...]`, in nats."""
+    copied = (copies.shares * (copies.tokens == targets[..., None])).sum(dim=-1)
+    return -torch.logaddexp(copies.log_left() - losses, copied.clamp(min=NOTHING).log())

@@ -25,7 +25,7 @@ class CopyingBatch(Batch):
 
     def scores(self, model: ContextKV) -> tuple[Tensor, Tensor]:
         found = []
-        for part, _ in self.split(-(-len(self) // SCORED_AT_ONCE)):
+        for part, _ in self.split(max(1, -(-len(self) // SCORED_AT_ONCE))):
             logits = part.logits(model)
             own = logits.gather(1, part.targets[:, None])[:, 0]
             found.append((-own, own == logits.amax(dim=1)))
@@ -49,8 +49,11 @@ class CopyingStream(StreamCache):
             **vars(super().gather(positions, window)), copied=copies.tokens, shares=copies.shares
         )
 
+    def attend(self, model: ContextKV, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        return StreamCache(**self.tensors()).attend(model, positions)  # for which nothing is compared
+
 
 def as_served(model: ContextKV, cache: StreamCache) -> StreamCache:
     """Return a cached stream as `model` reads it outside of training."""
     copying = copying_of(model)
-    return cache if copying is None else CopyingStream(**vars(cache), copying=copying)
+    return cache if copying is None else CopyingStream(**cache.tensors(), copying=copying)

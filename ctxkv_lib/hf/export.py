@@ -28,7 +28,8 @@ AUTO_MAP = {
     "AutoConfig": "configuration.ContextKVConfig",
     "AutoModelForCausalLM": "modeling.ContextKVForCausalLM",
 }
-PACKAGE = re.compile(r"^from (?:\.\.|ctxkv_lib\.)(?:method|hf)\.", re.MULTILINE)
+ANY = "|".join(name for names in FILES.values() for name in names)
+PACKAGE = re.compile(rf"^from (?:\.\.|ctxkv_lib\.)(?:method|hf)\.(?=(?:{ANY})\b)", re.MULTILINE)
 
 
 def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -68,7 +69,7 @@ def source_file(part: Any) -> Path:
 
     Raises:
         ValueError: it is defined in a notebook or a function, or its file needs more than installed packages
-            and, of this one, `ctxkv_lib.method`.
+            and, of this one, `FILES`.
     """
     module = inspect.getmodule(part)
     file = getattr(module, "__file__", None)
@@ -80,9 +81,10 @@ def source_file(part: Any) -> Path:
         raise ValueError(f"{file} imports {min(missing)}, which is no installed package; copy its code there")
     for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ctxkv_lib")):
-            line = f"from {'.' * node.level}{node.module or ''}."
-            if not PACKAGE.match(line) and Path(file).parent != HERE:
-                raise ValueError(f"{file} imports {line[5:-1]}; allowed of this package: ctxkv_lib.method")
+            name = f"{'.' * node.level}{node.module or ''}"
+            if not PACKAGE.match(f"from {name}") and Path(file).parent != HERE:
+                allowed = ", ".join(f"{package}.{each}" for package, names in FILES.items() for each in names)
+                raise ValueError(f"{file} imports {name}; allowed of ctxkv_lib: {allowed}")
     return Path(file)
 
 

@@ -19,7 +19,7 @@ from ..method.settings import require
 from ..method.windows import Window as Window
 from .cache import ContextCache
 from .configuration import ContextKVConfig
-from .copying import Copies, copying_of, mix
+from .copying import Copies, copying_of, mix, mix_losses
 from .export import write_code
 from .plugins import NAMED as NAMED
 from .plugins import parts_of
@@ -167,13 +167,14 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             ValueError: nothing to read, an argument of another shape, or one that contradicts the others.
         """
         _check_arguments(input_ids, options)
-        cache = _own_cache(past_key_values if cache is None else cache)
+        cache, copying = _own_cache(past_key_values if cache is None else cache), copying_of(self)
         distinct, tokens = _distinct(input_ids)
         embeddings = self.embed(distinct)
-        copying = copying_of(self)
         if cache is None:
             shape = self.config.context_dim, len(input_ids)
             cache = ContextCache(self.window, *shape, embeddings, keep_tokens=copying is not None)
+        has_tokens = copying is None or cache.tokens is not None
+        require(has_tokens, CACHE_NAME, "without tokens", "one of a model that copies")
         read = _columns_read(input_ids, attention_mask, options.get("position_ids"), cache)
         with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
             inputs = project_inputs(self.context_block, embeddings.to(self.wte.weight.dtype))
@@ -187,7 +188,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         attended = (x[:, columns] for x in (tokens, *windows))
         hidden, weights = self._attend_columns(embeddings, memory, *attended)
         copied = None
-        if copying and recent and not self.training:
+        if copying is not None and recent is not None and not self.training:
             some = recent._replace(rows=recent.rows[:, columns], before=recent.before[:, columns])
             copied = copying.copies(some, self.window.offsets[-1])
         loss = None if labels is None else self._loss(hidden, input_ids, labels, copied, **options)
@@ -258,13 +259,12 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         if targets.device.type == "cpu":  # a GPU would wait for this, and itself stops at such an index
             wrong = targets[(targets < 0) | (targets >= len(table))][:1].tolist()
             require(not wrong, "a label", wrong, f"0 to {len(table) - 1}, or {ignore_index} to ignore it")
-        if copies is not None or (table.requires_grad and torch.is_grad_enabled()):
-            logits = self.logits(hidden, read)
-            logits = logits if copies is None else mix(logits, copies.at(counted))
-            losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        if table.requires_grad and torch.is_grad_enabled():
+            losses = F.cross_entropy(self.logits(hidden, read).float(), targets, reduction="none")
         else:
             precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
             losses = self.losses(precise, read, targets)[0]
+        losses = losses if copies is None else mix_losses(losses, targets, copies.at(counted))
         return losses.sum() / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 
     def prepare_inputs_for_generation(

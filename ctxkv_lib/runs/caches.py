@@ -100,6 +100,7 @@ def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[
         moved = if_it_fits(held.nbytes, device, partial(held.each, lambda tensor: tensor.to(device)))
         is_plain = type(held) is StreamCache  # rows of tokens are small
         placed[split] = moved or (ReadAhead(**held.tensors()) if is_plain else held)
-        where = f"on {device.type}" if moved else "mapped from its files, read ahead"
+        mapped = "mapped from its files" + ", read ahead" * is_plain
+        where = f"on {device.type}" if moved else mapped
         words.append(f"{split} {mib(held.nbytes):,.0f} MiB {where} ({mib(free):,.0f} MiB free)")
     return placed, ", ".join(words)

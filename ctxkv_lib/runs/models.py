@@ -83,6 +83,11 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
     offsets = model.window.offsets
     if {*map(type, offsets)} != {int} or offsets != sorted(offsets) or offsets[0] != 0:
         raise UserError(f"slot_offsets are {offsets}; allowed: whole numbers, ascending from 0.")
+    if copying := copying_of(model):
+        if not (0 <= copying.weight < 1 and copying.sharpness >= 0):
+            raise UserError(f"{copying}; allowed: a weight from 0 to less than 1, a sharpness of 0 or more.")
+        if shapes.anchor != "current":
+            raise UserError(f"model.anchor is {shapes.anchor!r}; allowed: 'current' where attention copies.")
     start = min(2, model.history(trained=False)) if isinstance(model, MixerModel) else 0
     mixed = (2, ROW - start, shapes.hidden_size)
     tried: dict[str, Callable[[], tuple[Any, tuple[int, ...]]]] = {
@@ -222,7 +227,8 @@ def check_saved(model: ContextKV, again: ContextKV, cache: StreamCache) -> None:
 
     with torch.no_grad():
         for now, loaded in zip(computed(model.eval()), computed(again.eval()), strict=True):
-            if not torch.allclose(now, loaded, rtol=1e-2, atol=1e-2):
+            alike = torch.allclose(now, loaded, rtol=1e-2, atol=1e-2)
+            if not alike or copying_of(model) != copying_of(again):
                 raise UserError(
                     "The model computes something else than what is saved of it; keep all that a plug-in "
                     "computes with in parameters or registered buffers."

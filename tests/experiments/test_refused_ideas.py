@@ -10,6 +10,7 @@ from torch import nn
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
+from ctxkv_lib.hf.copying import Copying
 from ctxkv_lib.runs.config import build_config
 
 
@@ -98,6 +99,19 @@ class SlotsAhead(NearestTwo):
         return [0, -1]
 
 
+class Copies(NearestTwo):
+    copying = Copying(weight=0.1, sharpness=8.0)
+
+
+class CopiesAll(NearestTwo):
+    copying = Copying(weight=1.0, sharpness=8.0)
+
+
+class CopiesLater(Copies):
+    def init_from_block(self, block):
+        self.copying = Copying(weight=0.5, sharpness=8.0)
+
+
 @pytest.mark.parametrize(
     ("hook", "part", "said"),
     [
@@ -126,6 +140,11 @@ class SlotsAhead(NearestTwo):
             Running,
             r"Training changes the buffer attention.scale.running_mean, which is not",
         ),
+        (
+            "attention",
+            CopiesAll,
+            r"Copying\(weight=1.0, .*\); allowed: a weight from 0 to less than 1, a",
+        ),
         ("attention", Nothing, r"Phase 2 has no weights to train; give attention or mixer a parameter\."),
     ],
 )
@@ -133,6 +152,16 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(config, tmp_path, 
     with pytest.raises(UserError, match=said):
         run(config, tmp_path / "run", **{hook: part})
     assert not (tmp_path / "run").exists()
+
+
+def test_copying_is_refused_where_contexts_in_reach_are_not_all_kept(config, tmp_path):
+    with pytest.raises(UserError, match=r"model.anchor is 'grid'; allowed: 'current' where attention copies"):
+        run(config.replace({"model.anchor": "grid"}), tmp_path / "run", attention=Copies)
+
+
+def test_copying_that_is_not_set_by_the_constructor_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match="The model computes something else than what is saved of it"):
+        run(config, tmp_path / "run", attention=CopiesLater)
 
 
 class Chosen(GatedBlock):

@@ -162,6 +162,24 @@ def test_what_is_kept_or_counted_gets_its_own_copies():
     torch.testing.assert_close(found.logits, whole.logits[:, some])
 
 
+@torch.no_grad()
+def test_copies_are_compared_in_full_precision_under_autocast():
+    model, ids = tiny_model(plugins=copying(0.9)).eval(), tiny_ids(24).view(2, 12)
+    expected = model(ids, labels=ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(ids, labels=ids)
+    torch.testing.assert_close(found.logits.float(), expected.logits, rtol=0.02, atol=0.05)
+    torch.testing.assert_close(found.loss.float(), expected.loss, rtol=0.02, atol=0)
+
+
+@torch.no_grad()
+def test_a_cache_without_tokens_is_refused_by_a_model_that_copies():
+    model, ids = tiny_model().eval(), tiny_ids(12)[None]
+    cache = model(ids, use_cache=True)[CACHE_NAME]
+    with pytest.raises(ValueError, match="without tokens'; allowed: one of a model that copies"):
+        tiny_model(plugins=copying(0.4)).eval()(ids, **{CACHE_NAME: cache})
+
+
 def test_a_model_in_training_copies_nothing():
     ids, losses = tiny_ids(24).view(2, 12), []
     for weight in (0.4, 0.0):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import tiny_method, tiny_stream
 
-from ctxkv_lib.hf.copying import Copying
+from ctxkv_lib.hf.copying import Copies, Copying, mix, mix_losses
 from ctxkv_lib.hf.copying_streams import as_served
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.evaluation import token_scores
@@ -63,3 +63,29 @@ def test_copies_do_not_depend_on_how_many_positions_are_compared_at_once(monkeyp
         torch.testing.assert_close(one.shares[0], whole.shares[position])
     assert whole.shares.sum(dim=1).tolist() == pytest.approx([0] + [0.3] * 149)
     assert torch.equal(whole.copied[20], stream.ids[20 - 8 : 21].flip(0))  # 9 tokens back at most
+
+
+@pytest.mark.parametrize("weight", [0.3, 1 - 1e-6])
+def test_losses_are_mixed_as_logits_are(weight):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 11, generator=generator, requires_grad=True)
+    shares = weight * torch.randn(5, 4, generator=generator).softmax(dim=-1)
+    shares[0] = 0  # nothing to copy
+    copies = Copies(torch.randint(11, (5, 4), generator=generator), shares)
+    found = mix(logits, copies)
+    torch.testing.assert_close(found.exp().sum(dim=-1), torch.ones(5))
+    for targets in torch.randint(11, (8, 5), generator=generator):
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        expected = -found.gather(1, targets[:, None])[:, 0]
+        torch.testing.assert_close(mix_losses(losses, targets, copies), expected)
+    found.sum().backward()
+    assert logits.grad.isfinite().all()
+    nearly_all = copies._replace(shares=shares / weight * (1 - 1e-9))  # 1 in float32
+    assert mix(logits, nearly_all).isfinite().all()
+
+
+def test_a_stream_of_copies_attends_as_the_plain_one_does():
+    model, stream = model_that_copies(0.3, 4.0), tiny_stream(20)
+    positions = torch.tensor([3, 17])
+    found, expected = (each.attend(model, positions)[0] for each in (as_served(model, stream), stream))
+    torch.testing.assert_close(found, expected)

@@ -156,7 +156,8 @@ def test_what_transformers_loads_first_names_all_that_it_needs(first, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("from ctxkv_lib.files import digest", r"ctxkv_lib\.files; allowed of this package: ctxkv_lib\.me"),
+        ("from ctxkv_lib.files import digest", r"ctxkv_lib\.files; allowed of ctxkv_lib: hf\.modeling, "),
+        ("from ctxkv_lib.hf.copying_streams import as_served", r"ctxkv_lib\.hf\.copying_streams; allowed of"),
         ("import sample_runs", "sample_runs, which is no installed package"),
     ],
 )

@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_stream
 
+from ctxkv_lib.hf.copying import Copying
+from ctxkv_lib.hf.copying_streams import CopyingStream
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.memory import GIB
 from ctxkv_lib.runs import caches, scratch
@@ -69,6 +71,15 @@ def test_each_stream_is_moved_whole_if_it_fits_the_smallest_first(device, free, 
     assert words.count("on meta") == [train, val].count("meta")
     assert words.count("mapped from its files, read ahead") == [train, val].count("cpu")
     assert memory["order"][:2] == ["released", "measured"]
+
+
+def test_only_a_plain_stream_is_read_ahead(device):
+    place, memory = device
+    memory["free"] = 0
+    stream = StreamCache(torch.zeros(3).int(), torch.zeros(25, 1))
+    held, words = place_caches({"val": CopyingStream(**stream.tensors(), copying=Copying(0.1, 8.0))}, place)
+    assert isinstance(held["val"], CopyingStream)
+    assert "mapped from its files (" in words
 
 
 def test_a_stream_stays_in_its_files_if_there_is_less_memory_than_it_looked(device, monkeypatch):
