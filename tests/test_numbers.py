@@ -17,7 +17,9 @@ from intervals import difference, losses, speaker_groups, speakers_apart
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.runs import published
 
-STUDY = (TOP / "docs" / "study.md").read_text(encoding="utf-8")
+STUDY, DETAILS = (
+    (TOP / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("study", "study-parts")
+)
 README = (TOP / "README.md").read_text(encoding="utf-8")
 PARTS = {
     path.parent.name: json.loads(path.read_text(encoding="utf-8"))
@@ -32,7 +34,7 @@ PUBLISHED = {count: found["phase2"]["val_ppl"] for count, found in published.PUB
 # Counts of conversations, tokens and answers, a mean, and a perplexity on ten of fifty conversations.
 COUNTS = {"100", "200", "500", "620", "640", "1,000", "2,000", "160", "1,500", "1,283", "768", "230.1"}
 
-PAGES = {"study": " ".join(STUDY.split()), "README": " ".join(README.split())}
+PAGES = {"study": " ".join([*STUDY.split(), *DETAILS.split()]), "README": " ".join(README.split())}
 TEST, VAL = "test_ppl", "val_ppl"
 END_TO_END, DIRECTIONAL = "ContextBlock trained end to end", "exact, directional table"
 
@@ -87,7 +89,8 @@ def test_perplexities_on_the_page_stand_in_the_results():
         if "repeated_ppl" in r.get("measured", {})
     ]
     known = {f"{value:,.{digits}f}" for value in [*means, *PUBLISHED.values()] for digits in (0, 1)}
-    prose = STUDY[STUDY.index("## Is it better than n-grams") : STUDY.index("## What failed")]
+    prose = STUDY[STUDY.index("## Is it better than n-grams") : STUDY.index("## What is known")]
+    prose += DETAILS[DETAILS.index("## The original's sizes") : DETAILS.index("## What failed")]
     prose = re.sub(r"(?s)```.*?```|`[^`]*`|R² > 0.01", "", prose)
     said = set(re.findall(r"(?<![\w.,])(?:\d,)?\d{3}(?:\.\d)?(?![\d%]|,\d)", prose))
     assert len(said) > 15
@@ -100,15 +103,15 @@ def test_end_to_end_takes_the_times_that_are_said():
         found = {cell["variant"]: cell for cell in cells}
         own, base = found[END_TO_END], found["contexts"]
         assert own["git_commit"] == base["git_commit"]
-        assert said.format(own["seconds"] / base["seconds"]) in STUDY
+        assert said.format(own["seconds"] / base["seconds"]) in PAGES["study"]
 
 
 def test_how_many_runs_do_not_name_their_machine():
     cells = [c for part in ("answer", "baselines", "levers", "memory") for c in PARTS[part]["cells"]]
     silent = sum("threads" not in cell for cell in cells)
-    assert f"{silent} of the {len(cells)} runs" in STUDY
+    assert f"{silent} of the {len(cells)} runs" in PAGES["study"]
     changed = [c for part in PARTS.values() for c in part["cells"] if c["git_commit"].endswith("-dirty")]
-    assert f"{len(changed)} runs name a commit with changes" in STUDY
+    assert f"{len(changed)} runs name a commit with changes" in PAGES["study"]
 
 
 def test_what_the_test_cannot_resolve_is_what_its_conversations_say():
@@ -188,19 +191,21 @@ def test_what_is_recalled_is_what_was_measured():
 def test_what_contexts_of_another_conversation_cost_is_what_was_measured():
     parts = {50: "answer", 200: "answer", 500: "full"}
     costs = [row(part, count, "exact")["measured"]["elsewhere"] for count, part in parts.items()]
-    assert "`exact` by {:.0f}% with 50, {:.0f}% with 200 and {:.0f}% with 500".format(*costs) in STUDY
+    assert (
+        "`exact` by {:.0f}% with 50, {:.0f}% with 200 and {:.0f}% with 500".format(*costs) in PAGES["study"]
+    )
 
 
 def test_the_original_sizes_are_beside_the_original():
     """In README, study and notebook 4: validation perplexity with 100 and 500 conversations, and its fall."""
     notebook = (TOP / "notebooks" / "04_compare_100_vs_500.ipynb").read_text(encoding="utf-8")
-    pairs, page = [(PUBLISHED[100], PUBLISHED[500])], " ".join(STUDY.split())
+    pairs, page = [(PUBLISHED[100], PUBLISHED[500])], PAGES["study"]
     for recipe in ("published", "exact"):
         small, large = (row("full", count, recipe) for count in (100, 500))
         pairs.append((small["val_ppl"][0], large["val_ppl"][0]))
         hours = [each["seconds"] / 3600 for each in (small, large)]
         assert f"{60 * hours[0]:.0f} minutes and {hours[1]:.1f} hours in `{recipe}`" in page
-    for text in (README, STUDY, notebook):
+    for text in (README, PAGES["study"], notebook):
         for pair in pairs:
             assert all(f"{ppl:.1f}" in text for ppl in pair)
             assert f"{1 - pair[1] / pair[0]:.0%}" in text
@@ -211,12 +216,12 @@ def test_the_original_sizes_are_beside_the_original():
         assert re.search(rf"{above} [^()]*with {count} \({low} to {high}\)", page)
     for split in ("val_ppl", "test_ppl"):
         before, after = (row("full", count, "n-grams")[split][0] for count in (100, 500))
-        assert f"{1 - after / before:.0%}" in STUDY
+        assert f"{1 - after / before:.0%}" in PAGES["study"]
 
 
 @pytest.mark.parametrize(("count", "digits"), [(50, 1), (10, 0)])
 def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits):
-    page = " ".join(STUDY[STUDY.index("(`phase1`)") : STUDY.index("(`levers`)")].split())
+    page = " ".join(DETAILS[DETAILS.index("(`phase1`)") : DETAILS.index("(`levers`)")].split())
     own, tokens = losses(PARTS["phase1"], count, "exact, untrained")
     theirs, _ = losses(PARTS["phase1"], count, "exact")
     assert (len(own), len(theirs), len(tokens)) == (3, 3, 50)
@@ -231,7 +236,7 @@ def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits):
 
 
 def test_what_other_blocks_gain_is_what_was_measured():
-    page = " ".join(STUDY[STUDY.index("(`phase1`)") : STUDY.index("(`levers`)")].split())
+    page = " ".join(DETAILS[DETAILS.index("(`phase1`)") : DETAILS.index("(`levers`)")].split())
 
     def compared(name, base, count=50, seeds=3):
         (own, tokens), (theirs, _) = (losses(PARTS["phase1"], count, variant) for variant in (name, base))
@@ -279,7 +284,7 @@ def test_what_other_blocks_gain_is_what_was_measured():
 
 
 def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
-    page = " ".join(STUDY[STUDY.index("## Contexts beside a GRU") : STUDY.index("(`levers`)")].split())
+    page = " ".join(DETAILS[DETAILS.index("## Contexts beside a GRU") : DETAILS.index("(`levers`)")].split())
     for name, said in (
         ("GRU", "its validation perplexity falls by {:.1f}%, from {:.1f} to {:.1f}"),
         ("contexts", "that of contexts by {:.1f}%, from {:.1f} to {:.1f}"),
@@ -312,7 +317,7 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
 
 
 def test_what_is_held_and_used_is_what_was_measured():
-    page = " ".join(STUDY[STUDY.index("(`evidence`)") : STUDY.index("(`cache`)")].split())
+    page = " ".join(STUDY[STUDY.index("(`evidence`)") : STUDY.index("## What these numbers")].split())
     held = [evidence.held(run) for run in EVIDENCE["runs"] if run["recipe"] == "tuned"]
     r2 = dict(zip(evidence.DISTANCES, map(mean, zip(*held, strict=True)), strict=False))
     assert f"an R² of {r2[10]:.2f}, and those 20 to 39 back with {r2[20]:.2f}" in page
@@ -338,7 +343,7 @@ def cached(runs, kind):
 
 
 def test_what_a_cache_adds_is_what_was_measured():
-    page = " ".join(STUDY[STUDY.index("(`cache`)") : STUDY.index("## What is known")].split())
+    page = " ".join(DETAILS[DETAILS.index("(`cache`)") : DETAILS.index("## What failed")].split())
     seeds = {}
     for run in CACHE:
         seeds.setdefault((run["variant"], run["samples"]), []).append(run)
@@ -379,7 +384,7 @@ def test_what_a_cache_adds_is_what_was_measured():
 
 def test_what_contexts_as_keys_gain_is_what_was_measured():
     page = " ".join(
-        STUDY[STUDY.index("**Contexts can be the keys.**") : STUDY.index("## What is known")].split()
+        DETAILS[DETAILS.index("**Contexts can be the keys.**") : DETAILS.index("## What failed")].split()
     )
     contexts, gru = (
         [run for run in FAIR_CACHE if run["variant"] == name and run["samples"] == 50]
@@ -425,7 +430,7 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
 
 
 def test_what_copying_gains_is_what_was_measured():
-    page = STUDY[STUDY.index("**Copying is part of recipe") : STUDY.index("## What is known")]
+    page = DETAILS[DETAILS.index("**Copying is part of recipe") : DETAILS.index("## What failed")]
     page, tokens, lines = " ".join(page.split()), intervals.test_tokens(10), scaling.read_lines()
     sizes = dict(zip((10, 50, 100, 200, 500), sorted(lines["tuned"]), strict=False))
     found = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 import continuous_cache
 import evidence
 import numpy as np
+import page
 import parts
 import pytest
 import scaling
@@ -255,3 +256,15 @@ def test_a_mixture_is_one_of_probabilities():
     share = torch.tensor([0.0, 1.0, 0.0], dtype=torch.double)
     mixture = continuous_cache.mixed(losses, share, 0.2).neg().exp()
     torch.testing.assert_close(mixture, torch.tensor([0.4, 0.4, 0.2], dtype=torch.double))
+
+
+def test_the_pages_tables_have_what_ran_in_the_order_of_the_protocol():
+    shown = page.perplexities("fair").data
+    assert shown.index("contexts") < shown.index("tokens at the same slots") < shown.index("GRU")
+    assert "PPL on 50 test conversations" in shown
+    assert "trained end to end" not in shown  # it has not run
+    assert shown.count("\u00a0±\u00a0") == 3
+    assert page.beside_the_original().data.count("the original: ") == 4
+    assert page.searched().data.count("<tr>") == 1 + len(search.found())
+    assert "-21% (" in page.cached("cache").data
+    assert "copying" in page.cached("fair", ("model", "copying")).data

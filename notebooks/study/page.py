@@ -1,0 +1,102 @@
+"""Tables and figures of the study's two pages on the site."""
+
+import json
+from itertools import groupby
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from continuous_cache import change
+
+import ctxkv_lib as ctxkv
+from ctxkv_lib.views.markup import show_html, table
+from ctxkv_lib.views.study import sweep_figure
+
+HERE = Path(__file__).parent
+SPLITS = {"val_ppl": "validation", "test_ppl": "test"}
+
+
+def results(part: str, file: str = "sweep.json") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((HERE / "results" / part / file).read_text(encoding="utf-8"))
+    return found
+
+
+def spread(values: list[float]) -> str:
+    """Format mean and standard deviation."""
+    if not values:
+        return "–"
+    return f"{mean(values):,.1f}" + (f"\u00a0±\u00a0{stdev(values):,.1f}" if len(values) > 1 else "")
+
+
+def perplexities(part: str, split: str = "test_ppl") -> Any:
+    """Make a row for each variant in the protocol's order, then n-grams; a column for each sample count."""
+    rows = results(part)["rows"]
+    counts = sorted({row["samples"] for row in rows})
+    found = {(row["variant"], row["samples"]): spread(row[split]) for row in rows}
+    protocol = json.loads((HERE / f"{part}.json").read_text(encoding="utf-8"))
+    ran = {row["variant"] for row in rows}
+    ngrams = dict.fromkeys(row["variant"] for row in rows if not row["seeds"])
+    names = [*(name for name in protocol["variants"] if name in ran), *ngrams]
+    cells = [[name, *(found.get((name, count), "") for count in counts)] for name in names]
+    held_out = protocol.get("settings", {}).get(f"data.{SPLITS[split]}_samples", 10)  # as of preset `offline`
+    title = f"PPL on {held_out} {SPLITS[split]} conversations, by training conversations"
+    return show_html(table([title, *(f"{count:,}" for count in counts)], cells))
+
+
+def figure(part: str, split: str, count: int) -> None:
+    """Draw one split of a part, with one sample count."""
+    found = results(part)
+    rows = [row for row in found["rows"] if row["samples"] == count]
+    other = {name: [] for name in SPLITS if name != split}
+    ctxkv.show(sweep_figure({**found, "rows": [{**row, **other} for row in rows]}))
+
+
+def beside_the_original() -> Any:
+    """Make the original's four rows, for the original and for each recipe that repeats it."""
+    found = results("full")
+    tokens = {row["samples"]: row["train_tokens"] for row in found["rows"]}
+    trained = {"the original": ctxkv.PUBLISHED}
+    for recipe in ("published", "exact"):
+        trained[recipe] = {
+            cell["samples"]: {
+                "samples": cell["samples"],
+                "train_tokens": tokens[cell["samples"]],
+                "phase2": {**cell, "train_val_ratio": cell["val_ppl"] / cell["train_ppl"]},
+            }
+            for cell in found["cells"]
+            if cell["variant"] == recipe
+        }
+    tables = {name: ctxkv.compared([runs[100], runs[500]]) for name, runs in trained.items()}
+    rows = [[f"{name}: {row[0]}", *row[1:]] for name, shown in tables.items() for row in shown[1:]]
+    return show_html(table(tables["exact"][0], rows))
+
+
+def searched() -> Any:
+    """Make a row for each run of the search of `fair`."""
+    header = [
+        "searched for",
+        "learning rate",
+        "epochs",
+        "weight decay",
+        "layer dropout",
+        "val PPL",
+        "best epoch",
+    ]
+    runs = results("fair", "search.json")["runs"]
+    cells = [[r["row"], *map(str, r["settings"]), f"{r['val_ppl']:.1f}", str(r["best_epoch"])] for r in runs]
+    return show_html(table(header, cells))
+
+
+def cached(part: str, kinds: tuple[str, ...] = ("model", "unigram cache", "continuous cache")) -> Any:
+    """Make a row for each variant and sample count: test PPL without a cache and with some kinds."""
+    cells = []
+    runs = results(part, "cache.json")["runs"]
+    for (variant, samples), group in groupby(runs, key=lambda run: (run["variant"], run["samples"])):
+        seeds = list(group)
+        rows = [run["rows"] for run in seeds]
+        ppls = [spread([row[kind]["test_ppl"] for row in rows if kind in row]) for kind in kinds]
+        percent, low, high = change(seeds, "continuous cache")
+        interval = f"{percent:.0f}% ({low:.0f} to {high:.0f})"
+        cells.append([f"{variant.removesuffix('Mixer')}, {samples:,}", *ppls, interval])
+    header = ["test PPL, by conversations", "no cache", *kinds[1:], "change by a continuous cache"]
+    return show_html(table(header, cells))
