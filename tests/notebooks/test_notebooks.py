@@ -120,7 +120,7 @@ def test_on_colab_only_what_it_lacks_is_installed_and_drive_is_mounted_when_aske
 
 def test_a_place_that_is_not_set_or_wrong_is_one_sentence_and_a_clone_needs_none(monkeypatch):
     colab = Colab(monkeypatch)
-    with pytest.raises(SystemExit, match="Type owner/name of your fork into REPOSITORY"):
+    with pytest.raises(SystemExit, match="REPOSITORY is not set: type owner/name"):
         exec(UNSET, {})
     assert colab.commands == []
     colab.failure = 1
