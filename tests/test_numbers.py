@@ -79,7 +79,7 @@ def test_differences_are_those_of_the_results(page, said, part, samples, variant
 def test_perplexities_on_the_page_stand_in_the_results():
     means = [mean(r[s]) for part in PARTS.values() for r in part["rows"] for s in ("val_ppl", "test_ppl")]
     means += [found["test_ppl"] for run in [*CACHE, *FAIR_CACHE] for found in run["rows"].values()]
-    gru = [run["rows"] for run in FAIR_CACHE if run["variant"] == "GRUMixer"]
+    gru = [run["rows"] for run in FAIR_CACHE if (run["variant"], run["samples"]) == ("GRUMixer", 50)]
     means += [run["val_ppl"] for run in search.found()]
     means += [mean(rows[kind]["test_ppl"] for rows in gru) for kind in gru[0]]
     means += [
@@ -427,6 +427,41 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
     for variant, runs in (("contexts", contexts), ("GRU", gru)):  # the runs of the sweep
         expected, _ = losses(PARTS["fair"], 50, variant)
         np.testing.assert_allclose(cached(runs, "model"), expected, atol=2e-4)
+
+
+def test_how_contexts_stand_beside_a_gru_with_200_is_what_was_measured():
+    tokens, groups = intervals.test_tokens(50), speaker_groups(50)
+    own, theirs = (losses(PARTS["fair"], 200, name)[0] for name in ("GRU", "contexts"))
+    contexts, gru = (
+        [run for run in FAIR_CACHE if (run["variant"], run["samples"]) == (name, 200)]
+        for name in ("tuned", "GRUMixer")
+    )
+    copied = cached(contexts, "copying")
+    assert len(own) == len(theirs) == len(contexts) == len(gru) == 1
+    np.testing.assert_allclose(cached(gru, "model"), own, atol=2e-4)
+    np.testing.assert_allclose(cached(contexts, "model"), theirs, atol=2e-4)
+    for said, better, worse in (
+        ("its test perplexity is lower by {}, one seed", own, theirs),
+        ("better than the GRU without a cache, by {}. The test", copied, cached(gru, "model")),
+        ("The GRU with a continuous cache is better by {}.", cached(gru, "continuous cache"), copied),
+    ):
+        found, by_groups = (difference(better, worse, tokens, drawn) for drawn in (None, groups))
+        lower, least, most, *beside = (
+            f"{-x:.1f}%" for x in (*np.array(found)[[0, 2, 1]], *by_groups[2:0:-1])
+        )
+        assert found[2] < 0
+        interval = f"{lower} ({least} to {most}; by groups of speakers {beside[0]} to {beside[1]})"
+        assert said.format(interval) in PAGES["study"]
+    change, low, high = difference(own, theirs, tokens)
+    assert f"and with 200 by {-change:.1f}% ({-high:.1f}% to {-low:.1f}%; one seed)" in PAGES["README"]
+    again = difference(cached(gru, "continuous cache"), copied, tokens)[0]
+    assert f"better again with 50, {-again:.1f}% with 200." in PAGES["README"]
+    above, low, high = difference(copied, cached(gru, "unigram cache"), tokens)
+    assert low < 0 < high
+    assert f"they are {above:.1f}% ({low:.1f}% to {high:.1f}%; by groups of speakers" in PAGES["study"]
+    assert f"does not tell them apart ({above:.1f}%, {low:.1f}% to {high:.1f}%)" in PAGES["README"]
+    lower, low, high = (-x for x in continuous_cache.change(contexts, "copying"))
+    assert f"of contexts by {lower:.1f}% ({high:.1f}% to {low:.1f}%). They are" in PAGES["study"]
 
 
 def test_what_copying_gains_is_what_was_measured():
