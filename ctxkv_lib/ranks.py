@@ -58,7 +58,15 @@ def join(device: "torch.device") -> None:
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
-    atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group())
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Leave the process group, unless the program has done so."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def shards(num_items: int) -> list[slice]:
