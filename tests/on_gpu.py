@@ -1,5 +1,6 @@
 """What the tests in `tests/gpu` share. They run on a real GPU, else on the simulated one."""
 
+import sys
 from collections import Counter
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from ctxkv_lib.runs.config import build_config
 
 UNDISTURBED = {}  # runs by their arguments, which several tests compare with
 HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU and torch.version.cuda:  # whose library the simulated one cannot take the place of
+    sys.exit(pytest.ExitCode.NO_TESTS_COLLECTED)
 if not HAS_GPU:
     simulated_gpu.install()
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-NO_TESTS = 5  # exit code of pytest
 FILES = sorted(path.name for path in (HERE / "gpu").glob("test_*.py"))
 
 
@@ -24,6 +23,6 @@ def test_on_a_gpu(file):
     env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:nbmake", "-q", "-rs", HERE / "gpu" / file]
     done = subprocess.run(command, env=env | {"CTXKV_TEST_GPU": "0"}, capture_output=True, text=True)
-    if done.returncode == NO_TESTS:
+    if done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED:
         pytest.skip("torch has CUDA, but there is no GPU")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
