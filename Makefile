@@ -54,7 +54,7 @@ result:  ## the site's pictures of a result; trains what it needs, minutes on 2 
 	cp runs/offline-tuned-50/figures/probe.png .github/probe.png
 
 docs:  ## the site, with the notebooks executed (CTXKV_PRESET=ci), into build/docs; a warning is an error
-	python -m sphinx -E -W --keep-going $(SPHINX) -b html docs build/docs
+	python -m sphinx -E -W --keep-going -b html docs build/docs
 
 links:  ## the addresses on the site that lead elsewhere; needs a network
 	python -m sphinx -E -b linkcheck docs build/links

@@ -50,6 +50,7 @@ exclude_patterns = ["notebooks/study", "**.ipynb_checkpoints"]
 
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(BUILD / "docs-outputs" / executed_with())
+nb_execution_excludepatterns = ["notebooks/*"] if "CTXKV_EXECUTED" in os.environ else []  # they have outputs
 nb_execution_timeout = 7200  # seconds for a cell, on a busy machine and with another preset
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
