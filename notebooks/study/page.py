@@ -1,6 +1,5 @@
 """Tables and figures of the study's two pages on the site."""
 
-import json
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
@@ -9,16 +8,16 @@ from typing import Any
 from continuous_cache import change
 
 import ctxkv_lib as ctxkv
+from ctxkv_lib.files import read_json
 from ctxkv_lib.views.markup import show_html, table
-from ctxkv_lib.views.study import sweep_figure
+from ctxkv_lib.views.study import SPLITS, sweep_figure
 
 HERE = Path(__file__).parent
-SPLITS = {"val_ppl": "validation", "test_ppl": "test"}
 
 
-def results(part: str, file: str = "sweep.json") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((HERE / "results" / part / file).read_text(encoding="utf-8"))
-    return found
+def results(part: str, file: str = "sweep.json") -> Any:
+    """Read what a part of the study has found."""
+    return read_json(HERE / "results" / part / file)
 
 
 def spread(values: list[float]) -> str:
@@ -33,13 +32,14 @@ def perplexities(part: str, split: str = "test_ppl") -> Any:
     rows = results(part)["rows"]
     counts = sorted({row["samples"] for row in rows})
     found = {(row["variant"], row["samples"]): spread(row[split]) for row in rows}
-    protocol = json.loads((HERE / f"{part}.json").read_text(encoding="utf-8"))
+    protocol = read_json(HERE / f"{part}.json")
     ran = {row["variant"] for row in rows}
     ngrams = dict.fromkeys(row["variant"] for row in rows if not row["seeds"])
     names = [*(name for name in protocol["variants"] if name in ran), *ngrams]
     cells = [[name, *(found.get((name, count), "") for count in counts)] for name in names]
-    held_out = protocol.get("settings", {}).get(f"data.{SPLITS[split]}_samples", 10)  # as of preset `offline`
-    title = f"PPL on {held_out} {SPLITS[split]} conversations, by training conversations"
+    held_out = SPLITS[split].lower()
+    size = protocol.get("settings", {}).get(f"data.{held_out}_samples", 10)  # as of preset `offline`
+    title = f"PPL on {size} {held_out} conversations, by training conversations"
     return show_html(table([title, *(f"{count:,}" for count in counts)], cells))
 
 
