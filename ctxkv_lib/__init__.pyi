@@ -28,6 +28,7 @@ from .research.proposals import proposals as proposals
 from .research.protocol import points_around as points_around
 from .research.sweep import finished_runs as finished_runs
 from .research.sweep import sweep as sweep
+from .research.sweep_file import study_results as study_results
 from .runs.config import build_config as build_config
 from .runs.configure import configure as configure
 from .runs.listing import list_runs as list_runs
@@ -75,7 +76,6 @@ from .views.plots import memory_timeline as memory_timeline
 from .views.study import memory_figure as memory_figure
 from .views.study import recall_rows as recall_rows
 from .views.study import settings_summary as settings_summary
-from .views.study import study_results as study_results
 from .views.study import sweep_figure as sweep_figure
 
 __version__: str

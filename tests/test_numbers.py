@@ -15,16 +15,14 @@ from conftest import TOP
 from intervals import difference, losses, speaker_groups, speakers_apart
 
 from ctxkv_lib.data.settings import DataConfig
+from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.runs import published
 
 STUDY, DETAILS = (
     (TOP / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("study", "study-parts")
 )
 README = (TOP / "README.md").read_text(encoding="utf-8")
-PARTS = {
-    path.parent.name: json.loads(path.read_text(encoding="utf-8"))
-    for path in TOP.glob("notebooks/study/results/*/sweep.json")
-}
+PARTS = {path.parent.name: read_sweep(path) for path in TOP.glob("notebooks/study/results/*/sweep.json")}
 EVIDENCE = json.loads(evidence.RESULTS.read_text(encoding="utf-8"))
 CACHE, FAIR_CACHE = (
     json.loads((continuous_cache.RESULTS / part / "cache.json").read_text(encoding="utf-8"))["runs"]

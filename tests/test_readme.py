@@ -1,6 +1,5 @@
 """The README and its pictures: short, complete, and true to the code and to the study's results."""
 
-import json
 import re
 import sys
 from importlib import import_module
@@ -15,6 +14,7 @@ import ctxkv_lib as ctxkv
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextKV
+from ctxkv_lib.research.sweep_file import read_sweep
 
 sys.path.append(str(TOP / "docs"))
 from diagram import PACKAGES, architecture, packages
@@ -72,8 +72,7 @@ def test_its_results_are_those_of_the_study(name):
     part, variant = ROWS[name]
     found = {}
     for each in ("full", part):
-        results = (TOP / f"notebooks/study/results/{each}/sweep.json").read_text(encoding="utf-8")
-        rows = json.loads(results)["rows"]
+        rows = read_sweep(TOP / f"notebooks/study/results/{each}/sweep.json")["rows"]
         found |= {row["samples"]: row["test_ppl"] for row in rows if row["variant"] == variant}
     cells = {n: f"{mean(v):,.1f}" + (f" ± {stdev(v):,.1f}" if len(v) > 1 else "") for n, v in found.items()}
     assert {10, 50, 200} <= set(cells)

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from ..data.conversations import load_conversations
 from ..errors import Diverged, UserError
 from ..experiments import run, stopped_calmly
-from ..files import digest, read_json, write_rows_json, write_text
+from ..files import digest, read_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, Metric, notice, progress_bar
@@ -23,7 +23,8 @@ from ..views.axes import save
 from ..views.study import sweep_figure
 from .measure import measure, measurements_of
 from .protocol import GridPoint
-from .sweep_table import OF_ROW, Entry, Results, results_of, summarize, sweep_document
+from .sweep_file import entries_of, write_sweep
+from .sweep_table import Entry, Results, results_of, summarize, sweep_document
 
 DIGITS_OF_IDENTITY = 8  # hexadecimal, of a configuration in `sweep.json`
 
@@ -51,9 +52,9 @@ def sweep(
         keep: keep model, caches and checkpoints of new runs, not only the results.
 
     Returns:
-        `sweep.json`. The `state` of an entry is "waiting", "finished", "diverged", which would happen again,
-        or "failed", which is tried again; its `error` says why. The file has none of those that wait, and
-        no `state` of those that are finished.
+        the `variants`, an entry of each grid point (`cells`), `ngrams` by sample count, and the `rows` of the
+        table. The `state` of an entry is "waiting", "finished", "diverged", which would happen again, or
+        "failed", which is tried again; its `error` says why. `read_sweep` reads them from `sweep.json`.
 
     Raises:
         UserError: before anything is computed, if `hours` is no number of 0 or more, there are fewer
@@ -99,15 +100,9 @@ def _entries(path: Path) -> dict[str, Entry]:
         UserError: the file is damaged; it must not be overwritten.
     """
     try:
-        results = read_json(path)
-        rows = {(row["variant"], row["samples"]): row for row in results["rows"]}
-        entries = []
-        for entry in results["cells"]:
-            row = rows.get((entry["variant"], entry["samples"]), {})
-            shared = {name: row[name] for name in OF_ROW if name in row}
-            ngrams = results["ngrams"].get(str(entry["samples"]), {})
-            entries.append({**shared, "ngrams": ngrams, "state": "finished", **entry})
-        sweep_document(summarize(results["variants"], entries))  # all that the results are written from
+        stored = read_json(path)
+        entries = entries_of(stored)
+        sweep_document(summarize(stored["variants"], entries))  # all that the results are written from
         return {entry["config"][:DIGITS_OF_IDENTITY]: entry for entry in entries}
     except FileNotFoundError:
         return {}
@@ -201,12 +196,7 @@ def _write(out: Path, points: Sequence[GridPoint], entries: Sequence[Entry]) -> 
         named = {"preset": point.config.preset, "recipe": point.config.recipe}
         variants[point.variant] = {**named, "settings": settings}
     results = summarize(variants, entries)
-    done = [  # most are finished: the file does not say it
-        {name: value for name, value in entry.items() if (name, value) != ("state", "finished")}
-        for entry in results["cells"]
-        if entry["state"] != "waiting"
-    ]
-    write_rows_json(out / "sweep.json", {**results, "cells": done})
+    write_sweep(out / "sweep.json", results)
     write_text(out / "sweep.md", sweep_document(results))
     if results["rows"]:
         save(sweep_figure(results), out / "sweep.png")

@@ -12,12 +12,12 @@ from ..report.terminal import terminal_table
 from ..views.power_laws import SPLITS, power_laws
 from ..views.study import BASELINES
 
-Entry = dict[str, Any]  # what `sweep.json` has of a grid point
-Results = dict[str, Any]  # all that it has
+Entry = dict[str, Any]  # the results of a grid point
+Results = dict[str, Any]  # of a sweep
 # How many digits of numbers are kept, since studies are passed on.
 DIGITS = {**dict.fromkeys(SPLITS, ".6g"), "train_ppl": ".5g", "test_conversations": ".4f"}
 FEWER_DIGITS = ".4g"  # of all others
-OF_ROW = ("train_tokens", "trained")  # what all entries of a row share: the file has it once
+OF_ROW = ("train_tokens", "trained")  # what all entries of a row share
 NGRAMS = {kind: name for kind, (name, _) in BASELINES.items()}
 HEADER = ["Variant", "Samples", "Seeds", "Trained", "Val PPL", "Test PPL", "Best epoch", "Seconds"]
 MEASURED = {  # besides PPL, by the name that results have, from where in a summary
@@ -34,7 +34,7 @@ MEASURED = {  # besides PPL, by the name that results have, from where in a summ
 
 
 def results_of(summary: dict[str, Any]) -> Entry:
-    """Select the summary fields of an entry of `sweep.json`, with the n-grams of its sample count."""
+    """Select the summary fields of an entry, with the n-grams of its sample count."""
     phase2, test, provenance = summary["phase2"], summary.get("test", {}), summary["provenance"]
     ngrams, commit = summary.get("ngrams", {}), provenance["git_commit"]
     measured = {name: at(summary, *path.split(".")) for name, path in MEASURED.items()}
@@ -58,7 +58,7 @@ def results_of(summary: dict[str, Any]) -> Entry:
 
 
 def summarize(variants: dict[str, Any], entries: Sequence[Entry]) -> Results:
-    """Make `sweep.json`: entries, and a row for each variant and sample count that has results.
+    """Make the results of a sweep: entries, and a row for each variant and sample count that has any.
 
     Args:
         variants: recipe and settings of each, by name.

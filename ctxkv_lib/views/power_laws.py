@@ -13,7 +13,7 @@ def power_laws(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Fit a power law to each split of each variant that has enough sizes.
 
     Args:
-        rows: of `sweep.json`.
+        rows: of a sweep.
 
     Returns:
         `variant`, and by split what `power_law` returns.

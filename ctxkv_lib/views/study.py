@@ -1,12 +1,8 @@
 """Figures of the study: settings compared with a base, sweeps, what contexts are worth, recall."""
 
-import json
 from collections.abc import Mapping, Sequence
-from http.client import HTTPException
 from itertools import cycle
-from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 from cycler import cycler
@@ -14,8 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from ..errors import UserError
-from ..files import read_json
 from ..report.document import words
 from ..report.labels import span
 from .axes import (
@@ -51,38 +45,7 @@ REMEMBERED = {
     "mean_recall": "Decodability of the last 20 tokens' mean (R²)",
 }
 
-RAW_FILES = "https://raw.githubusercontent.com"
-DOWNLOAD_SECONDS = 20  # without an answer, at most
-
-Row = Mapping[str, Any]  # of `rows` in sweep.json
-
-
-def study_results(part: str, repository: str, version: str) -> dict[str, Any]:
-    """Read a part of the study from the clone that a notebook runs in, or else from GitHub.
-
-    Args:
-        part: name of a protocol in `notebooks/study`, such as "answer".
-        repository: `owner/name` on GitHub.
-        version: tag of the repository, such as "v0.1.0".
-
-    Returns:
-        contents of its `sweep.json`.
-
-    Raises:
-        UserError: the file is in neither place.
-    """
-    path = Path("study", "results", part, "sweep.json")
-    if path.is_file():
-        return read_json(path)
-    url = f"{RAW_FILES}/{repository}/{version}/notebooks/{path.as_posix()}"
-    try:
-        with urlopen(url, timeout=DOWNLOAD_SECONDS) as answer:
-            return json.load(answer)
-    except (OSError, HTTPException, ValueError) as error:
-        raise UserError(
-            f"The study's results are not in this folder, and {url} could not be read ({error}); check the "
-            "network connection, or open the notebook in a clone of the repository."
-        ) from error
+Row = Mapping[str, Any]  # of `rows` in the results of a sweep
 
 
 @styled
@@ -110,7 +73,7 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
     power law of the first split in the legend.
 
     Args:
-        results: contents of `sweep.json`, with one row or more.
+        results: results of a sweep, with one row or more.
     """
     rows = results["rows"]
     splits = [split for split in SPLITS if any(row[split] for row in rows)]
@@ -195,7 +158,7 @@ def memory_figure(results: Mapping[str, Any]) -> Figure:
     Each variant of the sweep whose contexts were probed is a point, with a line over the spread of its seeds.
 
     Args:
-        results: contents of `sweep.json`, of one sample count.
+        results: results of a sweep, of one sample count.
     """
     figure, axes = panels(len(REMEMBERED), 5)
     for ax, (measure, label) in zip(axes, REMEMBERED.items(), strict=True):
@@ -215,7 +178,7 @@ def recall_rows(rows: Sequence[Row]) -> list[list[str]]:
     """List the share of values that each variant recalls, for a table.
 
     Args:
-        rows: of `sweep.json`. Those without that measurement, such as n-grams, are left out.
+        rows: of a sweep. Those without that measurement, such as n-grams, are left out.
     """
     shares = {row["variant"]: row.get("measured", {}).get("recalled") for row in rows}
     return [[variant, f"{share:.1%}"] for variant, share in shares.items() if share is not None]

@@ -22,6 +22,7 @@ from ctxkv_lib.data.chitchat import chitchat_rows
 from ctxkv_lib.data.hub import package_file
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.files import read_json
+from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.runs.testing import by_conversation, test_stream
 
 DRAWS = 10_000
@@ -44,7 +45,7 @@ def losses(results: dict[str, Any], samples: int, variant: str) -> tuple[Losses,
     """Return a row's losses, and the conversations' predicted tokens `[conversations]`.
 
     Args:
-        results: contents of a `sweep.json`.
+        results: of a sweep.
         variant: one of its variants, or a key of its `ngrams`.
     """
     cells = [cell for cell in results["cells"] if "test_conversations" in cell]
@@ -133,5 +134,5 @@ def beside(results: dict[str, Any], base: str) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    for line in beside(read_json(Path(sys.argv[1])), sys.argv[2]):
+    for line in beside(read_sweep(Path(sys.argv[1])), sys.argv[2]):
         print("  ".join(cell.ljust(28) for cell in line))

@@ -9,6 +9,7 @@ from continuous_cache import change
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.files import read_json
+from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.views.markup import show_html, table
 from ctxkv_lib.views.study import SPLITS, sweep_figure
 
@@ -17,7 +18,8 @@ HERE = Path(__file__).parent
 
 def results(part: str, file: str = "sweep.json") -> Any:
     """Read what a part of the study has found."""
-    return read_json(HERE / "results" / part / file)
+    path = HERE / "results" / part / file
+    return read_sweep(path) if file == "sweep.json" else read_json(path)
 
 
 def spread(values: list[float]) -> str:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ctxkv_lib.files import read_json
+from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.views.axes import (
     BLUE,
     INK,
@@ -58,7 +59,7 @@ def read_lines() -> Lines:
     found: Lines = {name: {} for name in STYLES}
     sizes: dict[int, int] = {}
     for part in ("answer", "full"):
-        results = read_json(RESULTS / part / "sweep.json")
+        results = read_sweep(RESULTS / part / "sweep.json")
         sizes |= {row["samples"]: row["train_tokens"] for row in results["rows"]}
         for samples, counted in results["ngrams"].items():
             for name, kind in ((COUNTED, "kneser_ney_caches"), (WITH_TABLE, "kneser_ney_table_caches")):

@@ -14,10 +14,10 @@ from conftest import TOP, sources
 
 import ctxkv_lib
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.research import proposals
+from ctxkv_lib.research import proposals, sweep_file
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.runs.configure import compared_samples, configure
-from ctxkv_lib.views import notebook, study
+from ctxkv_lib.views import notebook
 from ctxkv_lib.views.explore import load_corpus
 
 FOLDER = TOP / "notebooks"
@@ -232,17 +232,21 @@ def test_05_shows_the_committed_results_of_the_study(monkeypatch):
 
 def test_without_a_clone_the_study_is_read_from_the_tag_of_the_repository(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "RAW_FILES", tmp_path.as_uri())
+    monkeypatch.setattr(sweep_file, "RAW_FILES", tmp_path.as_uri())
     published = tmp_path / "someone/fork/v0.1.0/notebooks/study/results/answer/sweep.json"
     refused = r"are not in this folder, and file://.+/answer/sweep\.json could not be read \(.+\); check the"
     with pytest.raises(UserError, match=refused):
-        study.study_results("answer", "someone/fork", "v0.1.0")
+        ctxkv_lib.study_results("answer", "someone/fork", "v0.1.0")
     published.parent.mkdir(parents=True)
-    published.write_text("<html>")
-    with pytest.raises(UserError, match=refused):
-        study.study_results("answer", "someone/fork", "v0.1.0")
-    published.write_text('{"rows": []}')
-    assert study.study_results("answer", "someone/fork", "v0.1.0") == {"rows": []}
+    for other in ("<html>", "[]", "{}"):
+        published.write_text(other)
+        with pytest.raises(UserError, match=refused):
+            ctxkv_lib.study_results("answer", "someone/fork", "v0.1.0")
+    committed = TOP / "notebooks/study/results/answer/sweep.json"
+    published.write_bytes(committed.read_bytes())
+    found = ctxkv_lib.study_results("answer", "someone/fork", "v0.1.0")
+    assert found == sweep_file.read_sweep(committed)
+    assert "tuned" in {row["variant"] for row in found["rows"] if row["val_ppl"]}
 
 
 def test_the_file_that_01_writes_is_enough_to_train_on(tmp_path, monkeypatch):

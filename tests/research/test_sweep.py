@@ -11,6 +11,7 @@ from ctxkv_lib.files import read_json
 from ctxkv_lib.research import sweep as module
 from ctxkv_lib.research.protocol import grid_points, points_around, read_protocol
 from ctxkv_lib.research.sweep import finished_runs, sweep
+from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.models import shapes
@@ -36,10 +37,11 @@ def points(small):
 
 
 def written(out):
-    """The results in a folder, whose entries have no `state` if they are finished."""
-    results = read_json(out / "sweep.json")
-    assert not any(entry.get("state") == "finished" for entry in results["cells"])
-    return {**results, "cells": [{"state": "finished", **entry} for entry in results["cells"]]}
+    """The results in a folder, whose file has nothing twice."""
+    stored = read_json(out / "sweep.json")
+    assert not any(entry.get("state") == "finished" for entry in stored["cells"])
+    assert not any({"val_ppl", "seeds"} & set(row) for row in stored["rows"])
+    return read_sweep(out / "sweep.json")
 
 
 def states(results):
