@@ -67,9 +67,12 @@ class Copying(NamedTuple):
     def copies(self, recent: Recent, reach: int) -> Copies:
         """Compare each position with those up to `reach` tokens before: `Copies` of `[..., reach]`."""
         back = torch.arange(1, reach + 1, device=recent.rows.device)
-        parts = (each.flatten().split(COMPARED_AT_ONCE) for each in (recent.rows, recent.before))
+        places = (torch.atleast_2d(each).flatten(0, -2) for each in (recent.rows, recent.before))
+        shares = []
         with torch.autocast(back.device.type, enabled=False):
-            shares = [self._shares(recent.contexts, back, *part) for part in zip(*parts, strict=True)]
+            for text in zip(*places, strict=True):  # positions of one share what they are compared with
+                parts = zip(*(each.split(COMPARED_AT_ONCE) for each in text), strict=True)
+                shares += [self._shares(recent.contexts, back, *part) for part in parts]
         tokens = recent.tokens[(recent.rows[..., None] - back + 1).clamp(min=0)]
         return Copies(tokens, torch.cat(shares).view_as(tokens))
 
