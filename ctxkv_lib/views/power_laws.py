@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 LEAST_SIZES = 3  # sample counts that a power law is fitted to; any two lie on one
-SPLITS = ("val_ppl", "test_ppl")
+SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}  # as figures name them
 
 
 def power_laws(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -27,9 +27,8 @@ from .axes import (
     styled,
     wrapped,
 )
-from .power_laws import power_laws
+from .power_laws import SPLITS, power_laws
 
-SPLITS = {"val_ppl": "Validation", "test_ppl": "Test"}
 MARKERS = "osD^vPX"  # one more than colours, so that pairs of both repeat as late as possible
 VARIANTS = cycler(color=OKABE_ITO * len(MARKERS)) + cycler(marker=MARKERS * len(OKABE_ITO))
 BASELINES: dict[str, tuple[str, Any]] = {  # name and line style of n-gram baselines
