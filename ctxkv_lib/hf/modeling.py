@@ -161,7 +161,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
                 `shift_labels`; and `position_ids`, `token_type_ids`, `cache_position` that change nothing.
 
         Returns:
-            logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats.
+            logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats. Training does not copy.
 
         Raises:
             ValueError: nothing to read, an argument of another shape, or one that contradicts the others.

@@ -53,6 +53,12 @@ class Column:
         return self.offsets == Window(self.config.model).offsets
 
     @property
+    def copies(self) -> bool:
+        """Return whether a setting makes the model copy, which it does in validation but not in training."""
+        attention = self.config.plugins.get("attention")
+        return bool(attention and attention.settings.get("copy_weight"))
+
+    @property
     def epochs(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
         """Return the epochs of this run, each with the published one."""
         published = self.original.summary["phase2"]["epochs"] if self.original else []

@@ -38,7 +38,7 @@ def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, in
 def describe(
     config: ExperimentConfig, train_tokens: int | None = None, val_tokens: int | None = None
 ) -> dict[str, Any]:
-    """Collect the output of `ctxkv info`, under the keys of `summary.json`.
+    """Collect the output of `ctxkv info`, under the keys of `summary.json` where that has the same value.
 
     Token counts default to the published ones for the published data, else to None, as do values that depend
     on them.

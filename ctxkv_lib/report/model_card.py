@@ -6,6 +6,7 @@ from ..data.hub import ULTRACHAT_SHARDS
 from ..data.settings import SOURCES
 from ..method.windows import Window
 from ..runs.run_folder import Run
+from .columns import Column
 from .document import template
 from .info import slots_in_words
 
@@ -18,6 +19,7 @@ def model_card(run: Run) -> str:
     text = template("model_card", "en").render(
         summary=summary,
         config=config,
+        copies=Column("", config=config).copies,
         window=slots_in_words(Window(config.model, summary["context_window"].get("offsets")), config.model),
     )
     return f"---\n{_fields(run).to_yaml()}\n---\n\n{text}"

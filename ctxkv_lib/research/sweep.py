@@ -54,7 +54,7 @@ def sweep(
     Returns:
         the `variants`, an entry of each grid point (`cells`), `ngrams` by sample count, and the `rows` of the
         table. The `state` of an entry is "waiting", "finished", "diverged", which would happen again, or
-        "failed", which is tried again; its `error` says why. `read_sweep` reads them from `sweep.json`.
+        "failed", which is tried again; its `error` says why. `read_sweep` reads all but those that wait.
 
     Raises:
         UserError: before anything is computed, if `hours` is no number of 0 or more, there are fewer

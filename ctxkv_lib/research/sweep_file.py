@@ -48,7 +48,7 @@ def study_results(part: str, repository: str, version: str) -> Results:
         version: tag of the repository, such as "v0.1.0".
 
     Returns:
-        its results, as `sweep` returns them.
+        its results, as `sweep` returns them, without the grid points that wait.
 
     Raises:
         UserError: the file is in neither place.

@@ -47,7 +47,7 @@ def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> 
     """Return the default folder of an experiment; the same experiment always gets the same one.
 
     `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
-    not the preset's, if any.
+    not those of preset and recipe, if any.
     """
     changed = changed_settings(config)
     own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]

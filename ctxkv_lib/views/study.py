@@ -41,7 +41,7 @@ BASELINES: dict[str, tuple[str, Any]] = {  # name and line style of n-gram basel
 STYLES = dict(BASELINES.values())
 REMEMBERED = {
     "horizon": "Memory span of contexts (tokens, R² > 0.01)",
-    "mean_recall": "Decodability of the last 20 tokens' mean (R²)",
+    "mean_recall": "Decodability of the last interval's mean (R²)",
 }
 
 Row = Mapping[str, Any]  # of `rows` in the results of a sweep
@@ -152,7 +152,7 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
 
 @styled
 def memory_figure(results: Mapping[str, Any]) -> Figure:
-    """Draw validation PPL by memory span, and by decodability of the last 20 tokens.
+    """Draw validation PPL by memory span, and by decodability of the last interval's mean.
 
     Each variant of the sweep whose contexts were probed is a point, with a line over the spread of its seeds.
 

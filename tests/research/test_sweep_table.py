@@ -81,7 +81,7 @@ def test_measurements_have_a_table_and_a_figure_with_gaps_where_a_baseline_has_n
     entries.append(entry("none", 10, 1, 110, measured={"repeated_ppl": 50.0}))
     found = summarize({}, entries)
     document = sweep_document(found)
-    assert "| Variant | Samples | Memory span | Mean of 20 | Zero | Pairs again |" in document
+    assert "| Variant | Samples | Memory span | Mean | Zero | Pairs again |" in document
     assert "| short | 10 | 7 | 0.14 | +7.0% | – |" in document
     assert "| long | 10 | 1000 | 20.00 | over 1,000% | – |" in document
     assert "| none | 10 | – | – | – | 50.0 |" in document
