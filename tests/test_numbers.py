@@ -4,6 +4,7 @@ import json
 import re
 from statistics import mean
 
+import comparisons
 import continuous_cache
 import evidence
 import intervals
@@ -41,9 +42,7 @@ SAID = [
     ("study", "is {:.0f}% lower with 50 conversations", "baselines", 50, "contexts", "no contexts", TEST),
     ("study", "and {:.0f}% with 200. With 10 the", "baselines", 200, "contexts", "no contexts", TEST),
     ("README", "({:.0f}% with 50 conversations, ", "baselines", 50, "contexts", "no contexts", TEST),
-    ("README", ", {:.0f}% with 200), hardly more", "baselines", 200, "contexts", "no contexts", TEST),
-    ("README", "with 200**: {:.1f}% on the test", "baselines", 200, "GRU", "contexts", TEST),
-    ("README", "known), {:.0f}% on validation", "baselines", 200, "GRU", "contexts", VAL),
+    ("README", ", {:.0f}% with 200); beside", "baselines", 200, "contexts", "no contexts", TEST),
     ("study", "Validation is {:.0f}% and ", "baselines", 50, END_TO_END, "contexts", VAL),
     ("study", "and {:.0f}% lower; on the test", "baselines", 200, END_TO_END, "contexts", VAL),
     ("study", "`tuned` is {:.0f}% and ", "answer", 10, "tuned", DIRECTIONAL, TEST),
@@ -56,6 +55,8 @@ SAID = [
     ("study", "rate* (in `levers`): {:.0f}% worse", "levers", 50, "batch 512, rate 0.001", "tuned", VAL),
     ("study", "are {:.0f}% better than `tuned`", "levers", 50, "constant rate", "tuned", VAL),
     ("study", "are {:.0f}% better than `tuned`", "levers", 50, "attention dropout alone", "tuned", VAL),
+    ("README", "tokens themselves, by {:.1f}% and", "baselines", 50, "contexts", "last 32 tokens", TEST),
+    ("README", "and {:.1f}% (no interval is", "baselines", 200, "contexts", "last 32 tokens", TEST),
     ("study", "On the test, contexts are {:.1f}% and", "baselines", 50, "contexts", "last 32 tokens", TEST),
     ("study", "and {:.1f}% lower, in each pair", "baselines", 200, "contexts", "last 32 tokens", TEST),
     ("study", "per_head`, in `answer`): {:.1f}% worse", "answer", 50, "tuned, bias per head", "tuned", TEST),
@@ -293,19 +294,20 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
         before, after = (next(ppl for each, ppl in tried if each == best) for best in (search.START, chosen))
         assert not left
         assert said.format(100 * (1 - after / before), before, after) in page
-        first = next(cell for cell in PARTS["fair"]["cells"] if cell["variant"] == name)
-        assert (first["seed"], first["val_ppl"]) == (42, after)  # the run that the search chose
+        (first,) = [
+            cell["val_ppl"]
+            for cell in PARTS["fair"]["cells"]
+            if (cell["variant"], cell["samples"], cell["seed"]) == (name, 50, 42)
+        ]
+        assert first == after  # the run that the search chose
     (own, tokens), (theirs, _) = (losses(PARTS["fair"], 50, name) for name in ("GRU", "contexts"))
     assert len(own) == len(theirs) == 3
-    change, low, high = difference(own, theirs, tokens)
-    groups = difference(own, theirs, tokens, speaker_groups(50))
-    said = "{:.1f}% lower ({:.1f}% to {:.1f}%; by groups of speakers {:.1f}% to {:.1f}%)"
-    assert said.format(-change, -high, -low, -groups[2], -groups[1]) in page
     alone = speakers_apart(50, 50)
     apart = difference(own[:, alone], theirs[:, alone], tokens[alone])
-    others = f"Over the {alone.sum()} test conversations whose speakers do not speak in the training"
-    assert f"{others} conversations, it is {-apart[0]:.1f}% ({-apart[2]:.1f}% to {-apart[1]:.1f}%)" in page
-    assert f"also with 50: {-change:.1f}% ({-high:.1f}% to {-low:.1f}%" in PAGES["README"]
+    said = f"Over the {alone.sum()} test conversations whose speakers do not speak in the 50 training"
+    assert (
+        f"{said} conversations, it is {-apart[0]:.1f}% better ({-apart[2]:.1f}% to {-apart[1]:.1f}%)" in page
+    )
     own, _ = losses(PARTS["fair"], 50, "tokens at the same slots")
     assert len(own) == 3
     change, low, high = (-x for x in difference(theirs, own, tokens))
@@ -347,19 +349,6 @@ def test_what_a_cache_adds_is_what_was_measured():
         seeds.setdefault((run["variant"], run["samples"]), []).append(run)
     changes = {key: continuous_cache.change(runs, "continuous cache") for key, runs in seeds.items()}
     assert all(high < 0 for _, _, high in changes.values())
-    for key, said in {
-        ("tuned", 50): "of `tuned` by {:.0f}%** with 50",
-        ("tuned", 10): "by {:.0f}% with 10",
-        ("tuned", 100): "{:.0f}% with 100",
-        ("tuned", 200): "{:.0f}% with 200",
-        ("tuned", 500): "{:.0f}% with 500",
-        ("tuned", 1000): "{:.0f}% with 1,000",
-        ("tuned", 2000): "{:.0f}% with 2,000",
-        ("exact", 50): "of `exact` by {:.0f}% with 50",
-        ("exact", 100): "by {:.0f}% with 100",
-        ("exact", 500): "by {:.0f}% with 500",
-    }.items():
-        assert said.format(-changes[key][0]) in page
     for kind, said in (
         ("continuous cache", "{} higher with the cache ({} to {})"),
         ("model", "{} without ({} to {};"),
@@ -368,16 +357,16 @@ def test_what_a_cache_adds_is_what_was_measured():
         assert len(own) == len(theirs) == 3
         above = [f"{percent:z.1f}%" for percent in difference(own, theirs, intervals.test_tokens(10))]
         assert said.format(*above) in page
-    rows = {
-        count: seeds["tuned", count][0]["rows"]["continuous cache"] for count in (100, 200, 500, 1000, 2000)
-    }
-    for (count, found), digits in zip(rows.items(), (0, 0, 1, 0, 0), strict=True):
-        ngrams = PARTS["answer" if count == 200 else "full"]["ngrams"][str(count)]["kneser_ney_table_caches"]
-        own, theirs = (np.array([each["test_conversations"]]) for each in (found, ngrams))
-        percent = difference(own, theirs, intervals.test_tokens(10))
-        assert "{:.0f}% ({:.0f}% to {:.{}f}%)".format(*percent, digits) in page
-        assert f"{found['test_ppl']:.1f}" in page
-        assert f"{ngrams['test_ppl']:.1f}" in page
+    recipes = {name: [-changes[key][0] for key in changes if key[0] == name] for name in ("tuned", "exact")}
+    least, most = min(recipes["tuned"]), max(recipes["tuned"])
+    of_exact = f"that of `exact` by {min(recipes['exact']):.0f}% to {max(recipes['exact']):.0f}%"
+    assert f"of `tuned` by {least:.0f}% to {most:.0f}%**, {of_exact}. All intervals exclude zero" in page
+    unigram, model = (
+        mean(np.log(run["rows"][kind]["test_ppl"]) for run in seeds["tuned", 50])
+        for kind in ("unigram cache", "model")
+    )
+    gives = f"gives {-100 * np.expm1(unigram - model):.0f}% of the {-changes['tuned', 50][0]:.0f}%"
+    assert gives in page
 
 
 def test_what_contexts_as_keys_gain_is_what_was_measured():
@@ -392,95 +381,58 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
     lower, low, high = (-x for x in continuous_cache.change(contexts, "copying"))
     assert f"of contexts by {lower:.1f}%** ({high:.1f}% to {low:.1f}%), a continuous cache by" in page
     assert f"by {-continuous_cache.change(contexts, 'continuous cache')[0]:.1f}%." in page
-    tokens, groups, both = intervals.test_tokens(50), speaker_groups(50), "copying"
+    tokens, both = intervals.test_tokens(50), "copying"
     above, low, high = difference(cached(contexts, both), cached(contexts, "continuous cache"), tokens)
     assert f"The difference of the two is {above:.1f}% ({low:.1f}% to {high:.1f}%)" in page
-    for said, in_short, own, theirs in (
-        (
-            "Without any cache, the GRU is behind by {}",
-            "",
-            cached(contexts, both),
-            cached(gru, "model"),
-        ),
-        (
-            "better than a GRU with a unigram cache**, by {}",
-            "with copying are {} better than the GRU with a unigram cache",
-            cached(contexts, both),
-            cached(gru, "unigram cache"),
-        ),
-        (
-            "is better again**, by {}",
-            "is {} better again",
-            cached(gru, "continuous cache"),
-            cached(contexts, both),
-        ),
-    ):
-        found, by_groups = (difference(own, theirs, tokens, drawn) for drawn in (None, groups))
-        lower, least, most = (f"{-found[place]:.1f}%" for place in (0, 2, 1))
-        beside = f"by groups of speakers {-by_groups[2]:.1f}% to {-by_groups[1]:.1f}%"
-        assert said.format(f"{lower} ({least} to {most}; {beside})") in page
-        assert in_short.format(lower) in PAGES["README"]
-    unigram = mean(run["rows"]["unigram cache"]["test_ppl"] for run in gru)
-    assert f"That GRU has {unigram:.1f}, and keeps only tokens" in page
-    for variant, runs in (("contexts", contexts), ("GRU", gru)):  # the runs of the sweep
-        expected, _ = losses(PARTS["fair"], 50, variant)
-        np.testing.assert_allclose(cached(runs, "model"), expected, atol=2e-4)
 
 
-def test_how_contexts_stand_beside_a_gru_with_200_is_what_was_measured():
-    tokens, groups = intervals.test_tokens(50), speaker_groups(50)
-    own, theirs = (losses(PARTS["fair"], 200, name)[0] for name in ("GRU", "contexts"))
-    contexts, gru = (
-        [run for run in FAIR_CACHE if (run["variant"], run["samples"]) == (name, 200)]
-        for name in ("tuned", "GRUMixer")
-    )
-    copied = cached(contexts, "copying")
-    assert len(own) == len(theirs) == len(contexts) == len(gru) == 1
-    np.testing.assert_allclose(cached(gru, "model"), own, atol=2e-4)
-    np.testing.assert_allclose(cached(contexts, "model"), theirs, atol=2e-4)
-    for said, better, worse in (
-        ("its test perplexity is lower by {}, one seed", own, theirs),
-        ("better than the GRU without a cache, by {}. The test", copied, cached(gru, "model")),
-        ("The GRU with a continuous cache is better by {}.", cached(gru, "continuous cache"), copied),
-    ):
-        found, by_groups = (difference(better, worse, tokens, drawn) for drawn in (None, groups))
-        lower, least, most, *beside = (
-            f"{-x:.1f}%" for x in (*np.array(found)[[0, 2, 1]], *by_groups[2:0:-1])
-        )
-        assert found[2] < 0
-        interval = f"{lower} ({least} to {most}; by groups of speakers {beside[0]} to {beside[1]})"
-        assert said.format(interval) in PAGES["study"]
-    change, low, high = difference(own, theirs, tokens)
-    assert f"and with 200 by {-change:.1f}% ({-high:.1f}% to {-low:.1f}%; one seed)" in PAGES["README"]
-    again = difference(cached(gru, "continuous cache"), copied, tokens)[0]
-    assert f"better again with 50, {-again:.1f}% with 200." in PAGES["README"]
-    above, low, high = difference(copied, cached(gru, "unigram cache"), tokens)
-    assert low < 0 < high
-    assert f"they are {above:.1f}% ({low:.1f}% to {high:.1f}%; by groups of speakers" in PAGES["study"]
-    assert f"does not tell them apart ({above:.1f}%, {low:.1f}% to {high:.1f}%)" in PAGES["README"]
-    lower, low, high = (-x for x in continuous_cache.change(contexts, "copying"))
-    assert f"of contexts by {lower:.1f}% ({high:.1f}% to {low:.1f}%). They are" in PAGES["study"]
+def test_contexts_beside_a_gru_are_what_was_measured():
+    found, by_groups = comparisons.gru_changes(), comparisons.gru_changes(by_groups=True)
+    plain, copied, unigram, states = found.values()
+    assert [*plain] == [10, 50, 100, 200]
+    assert all(high < 0 for each in (copied, [*by_groups.values()][1]) for _, _, high in each.values())
+    for name in (comparisons.BESIDE_THE_GRU[0], comparisons.BESIDE_THE_GRU[3]):
+        for each in (found[name], by_groups[name]):
+            assert [count for count, (_, _, high) in each.items() if high < 0] == [50, 100, 200]
+            assert each[10][1] < 0
+    falls = [-change for change, _, _ in plain.values()]
+    assert falls == sorted(falls)  # by more with more text
+    assert [change for change, _, _ in copied.values()] == sorted(change for change, _, _ in copied.values())
+    assert [count for count, (_, _, high) in unigram.items() if high < 0] == [10, 50]
+    assert all(low < 0 for _, low, _ in unigram.values())
+    said = "by {:.1f}% with 50, {:.1f}% with 100 and {:.1f}% with 200"
+    assert said.format(*falls[1:]) in PAGES["README"]
+    said = "With 10 the test does not tell them apart ({:.1f}%, {:.1f}% to {:.1f}%)"
+    assert said.format(*plain[10]) in PAGES["README"]
+    said = "by {:.1f}% with 10 and {:.1f}% with 50; with 100 {} and 200 {} it is not resolved"
+    unsure = [
+        "({:.1f}%, {:.1f}% to {:.1f}%)".format(*(-unigram[n][place] for place in (0, 2, 1)))
+        for n in (100, 200)
+    ]
+    assert said.format(-unigram[10][0], -unigram[50][0], *unsure) in PAGES["README"]
+    again = sorted(-change for change, _, _ in states.values())
+    assert f"beats them from 50 on, by {again[1]:.1f}% to {again[-1]:.1f}%" in PAGES["README"]
+    for count, rows in comparisons.fair_losses().items():  # the runs of the sweep
+        for name, variant in (("contexts", "contexts"), ("the GRU", "GRU")):
+            expected, _ = losses(PARTS["fair"], count, variant)
+            assert len(expected) == (3 if count < 100 else 1)
+            np.testing.assert_allclose(rows[name], expected, atol=2e-4)
 
 
 def test_what_copying_gains_is_what_was_measured():
     page = DETAILS[DETAILS.index("**Copying is part of recipe") : DETAILS.index("## What failed")]
-    page, tokens, lines = " ".join(page.split()), intervals.test_tokens(10), scaling.read_lines()
-    sizes = dict(zip((10, 50, 100, 200, 500), sorted(lines["tuned"]), strict=False))
-    found = {}
-    for count, size in sizes.items():
+    found = comparisons.changes(comparisons.OF_COPYING)
+    plain, cached_, counted, with_table = found.values()
+    for count in (10, 50, 100, 200, 500):
         part = PARTS["full" if count in (100, 500) else "answer"]
-        own, _ = losses(part, count, "tuned, copying")
-        assert len(own) == (3 if count in (10, 50, 200) else 1)
-        for name in ("tuned", scaling.CACHED, scaling.COUNTED, scaling.WITH_TABLE):
-            found[name, count] = difference(own, lines[name][size], tokens)
-    for count in sizes:
-        above, low, high = found["tuned", count]
-        assert high < 0
-        assert found[scaling.COUNTED, count][2] < 0
-        assert f"{-above:.0f}% ({-high:.0f}% to {-low:.0f}%)" in page
-        for name in (scaling.CACHED, scaling.WITH_TABLE):
-            digits = 1 if name == scaling.CACHED else 0
-            assert "{:.{d}f}% ({:.{d}f}% to {:.{d}f}%)".format(*found[name, count], d=digits) in page
+        assert len(losses(part, count, "tuned, copying")[0]) == (3 if count in (10, 50, 200) else 1)
+        assert plain[count][2] < 0
+        assert counted[count][2] < 0
+    assert [count for count, (_, low, _) in with_table.items() if low > 0] == [10, 50, 100]
+    assert all(high > 0 for _, _, high in with_table.values())
+    assert [count for count, (_, low, _) in cached_.items() if low < 0] == [10]
+    changes = sorted(change for change, _, _ in cached_.values())
+    assert f"would be {changes[0]:.0f}% to {changes[-1]:.0f}% better" in page
     assert row("answer", 10, "tuned, copying")["best_epochs"] == [2, 2, 2]
     changes = [  # of the rows of README's table
         1 - mean(row(part, count, "tuned, copying")[TEST]) / mean(row(part, count, "tuned")[TEST])
@@ -488,11 +440,6 @@ def test_what_copying_gains_is_what_was_measured():
     ]
     said = "lowers the perplexity by {:.0%} with 10 conversations, {:.0%} with 500"
     assert said.format(*changes) in PAGES["README"]
-    better = [count for count in sizes if found[scaling.WITH_TABLE, count][1] > 0]
-    assert better == [10, 50, 100]  # the n-grams; in the others, the interval includes zero
-    assert all(found[scaling.WITH_TABLE, count][2] > 0 for count in (200, 500))
-    least, most = (f"{-found[scaling.COUNTED, count][0]:.0f}%" for count in (500, 10))
-    assert f"worse**: `tuned, copying` is {least} to {most} lower" in page
 
 
 def test_where_tuned_meets_the_ngrams_is_what_was_measured():
@@ -508,25 +455,14 @@ def test_where_tuned_meets_the_ngrams_is_what_was_measured():
 
 
 def test_how_tuned_stands_beside_ngrams_with_four_caches_is_what_was_measured():
-    tokens, lines = intervals.test_tokens(10), scaling.read_lines()
-    counts = zip((10, 50, 100, 200, 500, 1000, 2000), sorted(lines["tuned"]), strict=True)
-    found = {
-        (kind, count): difference(lines["tuned"][size], lines[kind][size], tokens)
-        for count, size in counts
-        for kind in (scaling.COUNTED, scaling.WITH_TABLE)
-    }
-    for count in (10, 50, 100, 200):
-        assert found[scaling.COUNTED, count][2] < 0 < found[scaling.WITH_TABLE, count][1]
-    for said, kind, count in (
-        ("With 500 ({:.0f}%, {:.0f}% to {:.0f}%),", scaling.COUNTED, 500),
-        ("1,000 ({:.0f}%, {:.0f}% to {:.0f}%) and", scaling.COUNTED, 1000),
-        ("2,000 ({:.0f}%, {:.0f}% to {:.0f}%; one seed each)", scaling.COUNTED, 2000),
-        ("it is {:.0f}% above them ({:.0f}% to {:.0f}%)", scaling.WITH_TABLE, 200),
-        ("With 500 ({:.0f}%, {:.1f}% to {:.0f}%),", scaling.WITH_TABLE, 500),
-        ("1,000 ({:.0f}%, {:.0f}% to {:.0f}%) and", scaling.WITH_TABLE, 1000),
-        ("2,000 ({:.0f}%, {:.0f}% to {:.0f}%) the difference", scaling.WITH_TABLE, 2000),
-    ):
-        assert said.format(*found[kind, count]) in PAGES["study"]
+    counted, with_table, cached_ = comparisons.changes(comparisons.BESIDE_NGRAMS).values()
+    assert [*counted] == [10, 50, 100, 200, 500, 1000, 2000]
+    assert [count for count, (_, _, high) in counted.items() if high < 0] == [10, 50, 100, 200]
+    assert [count for count, (_, low, _) in with_table.items() if low > 0] == [10, 50, 100, 200]
+    assert all(low < 0 for _, low, _ in counted.values())
+    assert all(high > 0 for _, _, high in with_table.values())
+    assert [count for count, (_, low, _) in cached_.items() if low > 0] == [10, 50, 100]
+    assert [count for count, (_, _, high) in cached_.items() if high < 0] == [1000, 2000]
 
 
 @pytest.mark.parametrize("count", [1000, 2000])

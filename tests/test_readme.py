@@ -24,11 +24,11 @@ SNIPPETS = re.findall(r"(?s)```python\n(.*?)```", README)
 ROWS = {  # of the table of results: part of the study, and its variant or baseline
     "`exact`: the original with exact contexts": ("answer", "exact"),
     "n-grams on the same text": ("answer", "n-grams"),
-    "n-grams and a cache of the window": ("answer", "n-grams and cache"),
+    "n-grams and a unigram cache": ("answer", "n-grams and cache"),
     "`tuned`: ours": ("answer", "tuned, copying"),
     "`tuned` without copying": ("answer", "tuned"),
     "the same without contexts": ("baselines", "no contexts"),
-    "the same with a GRU instead of contexts": ("baselines", "GRU"),
+    "the same with a GRU instead of contexts, not searched for (see 4)": ("baselines", "GRU"),
     "n-grams and four caches, with the token table's text counted, too": (
         "answer",
         "n-grams (table's text too) and caches",

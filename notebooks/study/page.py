@@ -1,30 +1,21 @@
 """Tables and figures of the study's two pages on the site."""
 
-from collections import defaultdict
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
+from comparisons import Change, Pair
 from continuous_cache import change
-from intervals import difference, speaker_groups, test_tokens
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.files import read_json
-from ctxkv_lib.progress import counted
 from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.views.markup import show_html, table
 from ctxkv_lib.views.power_laws import SPLITS
 from ctxkv_lib.views.study import sweep_figure
 
 HERE = Path(__file__).parent
-PAIRS = (  # of `fair`, each as in its `cache.json`: variant, and kind of cache
-    (("GRUMixer", "model"), ("tuned", "model")),
-    (("tuned", "copying"), ("GRUMixer", "model")),
-    (("tuned", "copying"), ("GRUMixer", "unigram cache")),
-    (("GRUMixer", "continuous cache"), ("tuned", "copying")),
-)
 
 
 def results(part: str, file: str = "sweep.json") -> Any:
@@ -100,31 +91,19 @@ def searched() -> Any:
     return show_html(table(header, cells))
 
 
-def beside_the_gru() -> Any:
-    """Make a row for each comparison of contexts and a GRU in `fair`: a column for each sample count."""
-    runs: dict[tuple[str, int], list[Any]] = defaultdict(list)
-    for run in results("fair", "cache.json")["runs"]:
-        runs[run["variant"], run["samples"]].append(run["rows"])
-    counts = sorted({count for _, count in runs})
-    tokens, groups = test_tokens(50), speaker_groups(50)
-    header, cells = ["change of the test PPL"], []
-    header += [f"{count}, {counted(len(runs['tuned', count]), ' seeds')}" for count in counts]
-    for better, worse in PAIRS:
-        row = [f"{_named(*better)}, compared with {_named(*worse)}"]
+def compared(
+    found: dict[Pair, dict[int, Change]], by_groups: dict[Pair, dict[int, Change]] | None = None
+) -> Any:
+    """Make a row for each pair, a column for each sample count: change, interval, and that by groups."""
+    counts = sorted({count for row in found.values() for count in row})
+    cells = []
+    for pair, row in found.items():
+        cells.append([f"{pair[0]}, compared with {pair[1]}"])
         for count in counts:
-            own, other = (
-                np.array([rows[kind]["test_conversations"] for rows in runs[variant, count]])
-                for variant, kind in (better, worse)
-            )
-            found, by_groups = (difference(own, other, tokens, drawn) for drawn in (None, groups))
-            row.append("{:.1f}% ({:.1f} to {:.1f}; groups {:.1f} to {:.1f})".format(*found, *by_groups[1:]))
-        cells.append(row)
-    return show_html(table(header, cells))
-
-
-def _named(variant: str, kind: str) -> str:
-    name = {"tuned": "contexts", "GRUMixer": "the GRU"}[variant]
-    return name if kind == "model" else f"{name} with {'' if kind == 'copying' else 'a '}{kind}"
+            more = "; {:.1f} to {:.1f}".format(*by_groups[pair][count][1:]) if by_groups else ""
+            shown = "{:.1f}% ({:.1f} to {:.1f}".format(*row[count]) + f"{more})" if count in row else ""
+            cells[-1].append(shown)
+    return show_html(table(["change of the test PPL", *(f"{count:,}" for count in counts)], cells))
 
 
 def cached(part: str, kinds: tuple[str, ...] = ("model", "unigram cache", "continuous cache")) -> Any:

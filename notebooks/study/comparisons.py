@@ -1,0 +1,85 @@
+"""Rows of the study beside each other: by how much the test perplexity changes, with its interval."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from intervals import Losses, difference, losses, speaker_groups, test_tokens
+from scaling import CACHED, COUNTED, RESULTS, WITH_TABLE, read_lines
+
+from ctxkv_lib.files import read_json
+from ctxkv_lib.research.sweep_file import read_sweep
+
+Change = tuple[float, float, float]  # per cent, and its interval
+Pair = tuple[str, str]
+
+COPIED = "tuned, copying"
+BESIDE_NGRAMS: tuple[Pair, ...] = (("tuned", COUNTED), ("tuned", WITH_TABLE), (CACHED, WITH_TABLE))
+OF_COPYING: tuple[Pair, ...] = (
+    (COPIED, "tuned"),
+    (COPIED, CACHED),
+    (COPIED, COUNTED),
+    (COPIED, WITH_TABLE),
+)
+WITH_UNIGRAMS, WITH_STATES = "the GRU with a unigram cache", "the GRU with a continuous cache"
+COPIES = "contexts with copying"
+OF_FAIR = {  # names of the runs of `fair`: variant, and kind of cache, as `cache.json` has them
+    "contexts": ("tuned", "model"),
+    COPIES: ("tuned", "copying"),
+    "the GRU": ("GRUMixer", "model"),
+    WITH_UNIGRAMS: ("GRUMixer", "unigram cache"),
+    WITH_STATES: ("GRUMixer", "continuous cache"),
+}
+BESIDE_THE_GRU: tuple[Pair, ...] = (
+    ("the GRU", "contexts"),
+    (COPIES, "the GRU"),
+    (COPIES, WITH_UNIGRAMS),
+    (WITH_STATES, COPIES),
+)
+
+
+def changes(pairs: Sequence[Pair]) -> dict[Pair, dict[int, Change]]:
+    """Compare rows of `answer`, `full` and `cache` on ten test conversations: by pair and sample count."""
+    lines = read_lines()
+    sizes, copied = {}, {}
+    for part in ("answer", "full"):
+        results = read_sweep(RESULTS / part / "sweep.json")
+        sizes |= {row["train_tokens"]: row["samples"] for row in results["rows"]}
+        for count in {cell["samples"] for cell in results["cells"] if cell["variant"] == COPIED}:
+            copied[count] = losses(results, count, COPIED)[0]
+    known = {name: {sizes[size]: own for size, own in line.items()} for name, line in lines.items()}
+    known[COPIED] = copied
+    tokens = test_tokens(10)
+    return {
+        pair: {
+            count: difference(known[pair[0]][count], known[pair[1]][count], tokens)
+            for count in sorted(known[pair[0]].keys() & known[pair[1]].keys())
+        }
+        for pair in pairs
+    }
+
+
+def fair_losses() -> dict[int, dict[str, Losses]]:
+    """Read the losses of the runs of `fair` on the fifty test conversations, by sample count and name."""
+    found: dict[int, dict[str, Any]] = defaultdict(lambda: defaultdict(list))
+    for run in sorted(read_json(RESULTS / "fair" / "cache.json")["runs"], key=lambda run: run["samples"]):
+        for name, (variant, kind) in OF_FAIR.items():
+            if run["variant"] == variant:
+                found[run["samples"]][name].append(run["rows"][kind]["test_conversations"])
+    return {count: {name: np.array(own) for name, own in rows.items()} for count, rows in found.items()}
+
+
+def gru_changes(by_groups: bool = False) -> dict[Pair, dict[int, Change]]:
+    """Compare contexts and a GRU in `fair`, by pair and sample count.
+
+    Args:
+        by_groups: of draws of groups of speakers, not of conversations.
+    """
+    tokens, groups = test_tokens(50), speaker_groups(50) if by_groups else None
+    return {
+        (own, other): {
+            count: difference(rows[own], rows[other], tokens, groups) for count, rows in fair_losses().items()
+        }
+        for own, other in BESIDE_THE_GRU
+    }
