@@ -96,6 +96,14 @@ def test_perplexities_on_the_page_stand_in_the_results():
     assert said - known - COUNTS == set()
 
 
+def test_two_blocks_beside_one_are_what_was_measured():
+    two = row("levers", 50, "two blocks of half the size, bias per head, random init")[VAL]
+    one = row("memory", 50, "random init")[VAL]
+    assert len(two) == len(one) == 3
+    assert all(own < other for own, other in zip(two, one, strict=True))
+    assert f"{100 * (1 - mean(two) / mean(one)):.1f}% lower, in each of three seeds" in PAGES["study"]
+
+
 def test_end_to_end_takes_the_times_that_are_said():
     for samples, said in ((50, "{:.1f} times with 50"), (200, "{:.1f} times with 200")):
         cells = [c for c in PARTS["baselines"]["cells"] if (c["samples"], c["seed"]) == (samples, 42)]
