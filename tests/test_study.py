@@ -1,6 +1,7 @@
 """The plug-ins and the intervals of the second study, which lie beside its protocols."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,3 +269,8 @@ def test_the_pages_tables_have_what_ran_in_the_order_of_the_protocol():
     assert page.searched().data.count("<tr>") == 1 + len(search.found())
     assert "-21% (" in page.cached("cache").data
     assert "copying" in page.cached("fair", ("model", "copying")).data
+    drawn = {("a", "b"): {10: (-12.3, -20.4, 1.52)}, ("a", "c"): {50: (0.04, -1, 2)}}
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page.compared(drawn, drawn).data)
+    first = "-12% (-20\u00a0to\u00a01.5; -20\u00a0to\u00a01.5)"
+    second = "0.0% (-1.0\u00a0to\u00a02.0; -1.0\u00a0to\u00a02.0)"
+    assert cells == ["a, compared with b", first, "", "a, compared with c", "", second]

@@ -91,19 +91,22 @@ def searched() -> Any:
     return show_html(table(header, cells))
 
 
-def compared(
-    found: dict[Pair, dict[int, Change]], by_groups: dict[Pair, dict[int, Change]] | None = None
-) -> Any:
-    """Make a row for each pair, a column for each sample count: change, interval, and that by groups."""
-    counts = sorted({count for row in found.values() for count in row})
+def compared(*found: dict[Pair, dict[int, Change]]) -> Any:
+    """Make a row for each pair, a column for each sample count: change, interval, that of other draws."""
+    counts = sorted({count for row in found[0].values() for count in row})
     cells = []
-    for pair, row in found.items():
-        cells.append([f"{pair[0]}, compared with {pair[1]}"])
+    for own, other in found[0]:
+        cells.append([f"{own}, compared with {other}"])
         for count in counts:
-            more = "; {:.1f} to {:.1f}".format(*by_groups[pair][count][1:]) if by_groups else ""
-            shown = "{:.1f}% ({:.1f} to {:.1f}".format(*row[count]) + f"{more})" if count in row else ""
-            cells[-1].append(shown)
-    return show_html(table(["change of the test PPL", *(f"{count:,}" for count in counts)], cells))
+            drawn = [each[own, other][count] for each in found if count in each[own, other]]
+            held = "; ".join(f"{_short(low)}\u00a0to\u00a0{_short(high)}" for _, low, high in drawn)
+            cells[-1].append(f"{_short(drawn[0][0])}% ({held})" if drawn else "")
+    title = "change of the test PPL, by training conversations"
+    return show_html(table([title, *(f"{count:,}" for count in counts)], cells))
+
+
+def _short(percent: float) -> str:
+    return f"{percent:.{0 if abs(percent) >= 10 else 1}f}"
 
 
 def cached(part: str, kinds: tuple[str, ...] = ("model", "unigram cache", "continuous cache")) -> Any:
