@@ -25,10 +25,7 @@ STUDY, DETAILS = (
 README = (TOP / "README.md").read_text(encoding="utf-8")
 PARTS = {path.parent.name: read_sweep(path) for path in TOP.glob("notebooks/study/results/*/sweep.json")}
 EVIDENCE = json.loads(evidence.RESULTS.read_text(encoding="utf-8"))
-CACHE, FAIR_CACHE = (
-    json.loads((continuous_cache.RESULTS / part / "cache.json").read_text(encoding="utf-8"))["runs"]
-    for part in ("cache", "fair")
-)
+CACHE, FAIR_CACHE = continuous_cache.found("cache"), continuous_cache.found("fair")
 PUBLISHED = {count: found["phase2"]["val_ppl"] for count, found in published.PUBLISHED.items()}
 # Counts of conversations, tokens and answers, a mean, and a perplexity on ten of fifty conversations.
 COUNTS = {"100", "200", "500", "620", "640", "1,000", "2,000", "160", "1,500", "1,283", "768", "230.1"}

@@ -2,19 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
+import continuous_cache
 import numpy as np
-from intervals import Losses, difference, losses, speaker_groups, test_tokens
-from scaling import CACHED, COUNTED, RESULTS, WITH_TABLE, read_lines
-
-from ctxkv_lib.files import read_json
-from ctxkv_lib.research.sweep_file import read_sweep
+from intervals import Losses, difference, speaker_groups, test_tokens
+from scaling import CACHED, COPIED, COUNTED, WITH_TABLE, read_lines, training_tokens
 
 Change = tuple[float, float, float]  # per cent, and its interval
 Pair = tuple[str, str]
 
-COPIED = "tuned, copying"
 BESIDE_NGRAMS: tuple[Pair, ...] = (("tuned", COUNTED), ("tuned", WITH_TABLE), (CACHED, WITH_TABLE))
 OF_COPYING: tuple[Pair, ...] = (
     (COPIED, "tuned"),
@@ -41,29 +39,21 @@ BESIDE_THE_GRU: tuple[Pair, ...] = (
 
 def changes(pairs: Sequence[Pair]) -> dict[Pair, dict[int, Change]]:
     """Compare rows of `answer`, `full` and `cache` on ten test conversations: by pair and sample count."""
-    lines = read_lines()
-    sizes, copied = {}, {}
-    for part in ("answer", "full"):
-        results = read_sweep(RESULTS / part / "sweep.json")
-        sizes |= {row["train_tokens"]: row["samples"] for row in results["rows"]}
-        for count in {cell["samples"] for cell in results["cells"] if cell["variant"] == COPIED}:
-            copied[count] = losses(results, count, COPIED)[0]
-    known = {name: {sizes[size]: own for size, own in line.items()} for name, line in lines.items()}
-    known[COPIED] = copied
-    tokens = test_tokens(10)
+    lines, tokens = read_lines(), test_tokens(10)
     return {
-        pair: {
-            count: difference(known[pair[0]][count], known[pair[1]][count], tokens)
-            for count in sorted(known[pair[0]].keys() & known[pair[1]].keys())
+        (own, other): {
+            count: difference(lines[own][size], lines[other][size], tokens)
+            for count, size in sorted(training_tokens().items())
+            if size in lines[own] and size in lines[other]
         }
-        for pair in pairs
+        for own, other in pairs
     }
 
 
 def fair_losses() -> dict[int, dict[str, Losses]]:
     """Read the losses of the runs of `fair` on the fifty test conversations, by sample count and name."""
     found: dict[int, dict[str, Any]] = defaultdict(lambda: defaultdict(list))
-    for run in sorted(read_json(RESULTS / "fair" / "cache.json")["runs"], key=lambda run: run["samples"]):
+    for run in sorted(continuous_cache.found("fair"), key=itemgetter("samples")):
         for name, (variant, kind) in OF_FAIR.items():
             if run["variant"] == variant:
                 found[run["samples"]][name].append(run["rows"][kind]["test_conversations"])
@@ -76,10 +66,11 @@ def gru_changes(by_groups: bool = False) -> dict[Pair, dict[int, Change]]:
     Args:
         by_groups: of draws of groups of speakers, not of conversations.
     """
-    tokens, groups = test_tokens(50), speaker_groups(50) if by_groups else None
+    found, tokens = fair_losses(), test_tokens(50)
+    groups = speaker_groups(50) if by_groups else None
     return {
         (own, other): {
-            count: difference(rows[own], rows[other], tokens, groups) for count, rows in fair_losses().items()
+            count: difference(rows[own], rows[other], tokens, groups) for count, rows in found.items()
         }
         for own, other in BESIDE_THE_GRU
     }

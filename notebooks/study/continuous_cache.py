@@ -151,17 +151,21 @@ def change(runs: Sequence[dict[str, Any]], kind: str) -> tuple[float, float, flo
     return rise(changed, base, test_tokens(base.shape[1]))
 
 
+def found(part: str) -> list[dict[str, Any]]:
+    """Read the runs of a part that are measured, as `measured` returns them, in the order of `KEY`."""
+    results = RESULTS / part / "cache.json"
+    return read_json(results)["runs"] if results.is_file() else []
+
+
 def main(part: str, paths: list[str]) -> None:
     """Measure runs, and add them to the results of a part."""
-    results = RESULTS / part / "cache.json"
-    found = read_json(results)["runs"] if results.is_file() else []
     for path in paths:
         new = measured(path)
-        found = [run for run in found if any(run[key] != new[key] for key in KEY)]
-        found.append(new)
+        runs = [run for run in found(part) if any(run[key] != new[key] for key in KEY)]
+        runs.append(new)
         name = f"{new['variant']}, {new['samples']} conversations, seed {new['seed']}"
         print(name, *(f"{key} {row['test_ppl']:.1f}" for key, row in new["rows"].items()), sep="; ")
-        write_rows_json(results, {"runs": sorted(found, key=itemgetter(*KEY))})
+        write_rows_json(RESULTS / part / "cache.json", {"runs": sorted(runs, key=itemgetter(*KEY))})
 
 
 if __name__ == "__main__":

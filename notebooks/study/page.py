@@ -5,12 +5,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import continuous_cache
+import search
 from comparisons import Change, Pair
-from continuous_cache import change
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.files import read_json
 from ctxkv_lib.research.sweep_file import read_sweep
+from ctxkv_lib.research.sweep_table import Results
 from ctxkv_lib.views.markup import show_html, table
 from ctxkv_lib.views.power_laws import SPLITS
 from ctxkv_lib.views.study import sweep_figure
@@ -18,10 +20,9 @@ from ctxkv_lib.views.study import sweep_figure
 HERE = Path(__file__).parent
 
 
-def results(part: str, file: str = "sweep.json") -> Any:
-    """Read what a part of the study has found."""
-    path = HERE / "results" / part / file
-    return read_sweep(path) if file == "sweep.json" else read_json(path)
+def results(part: str) -> Results:
+    """Read the results of a sweep of the study."""
+    return read_sweep(HERE / "results" / part / "sweep.json")
 
 
 def spread(values: list[float]) -> str:
@@ -86,8 +87,10 @@ def searched() -> Any:
         "val PPL",
         "best epoch",
     ]
-    runs = results("fair", "search.json")["runs"]
-    cells = [[r["row"], *map(str, r["settings"]), f"{r['val_ppl']:.1f}", str(r["best_epoch"])] for r in runs]
+    cells = [
+        [run["row"], *map(str, run["settings"].values()), f"{run['val_ppl']:.1f}", str(run["best_epoch"])]
+        for run in search.found()
+    ]
     return show_html(table(header, cells))
 
 
@@ -112,12 +115,12 @@ def _short(percent: float) -> str:
 def cached(part: str, kinds: tuple[str, ...] = ("model", "unigram cache", "continuous cache")) -> Any:
     """Make a row for each variant and sample count: test PPL without a cache and with some kinds."""
     cells = []
-    runs = results(part, "cache.json")["runs"]
+    runs = continuous_cache.found(part)
     for (variant, samples), group in groupby(runs, key=lambda run: (run["variant"], run["samples"])):
         seeds = list(group)
         rows = [run["rows"] for run in seeds]
         ppls = [spread([row[kind]["test_ppl"] for row in rows if kind in row]) for kind in kinds]
-        percent, low, high = change(seeds, "continuous cache")
+        percent, low, high = continuous_cache.change(seeds, "continuous cache")
         interval = f"{percent:.0f}% ({low:.0f} to {high:.0f})"
         cells.append([f"{variant.removesuffix('Mixer')}, {samples:,}", *ppls, interval])
     header = ["test PPL, by conversations", "no cache", *kinds[1:], "change by a continuous cache"]

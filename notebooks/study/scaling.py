@@ -7,17 +7,20 @@ crossings.
 """
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import continuous_cache
 import numpy as np
 from evidence import evidence_figure
-from intervals import DRAWS, EDGES, Losses, resampled, test_tokens
+from intervals import DRAWS, EDGES, Losses, losses, resampled, test_tokens
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ctxkv_lib.files import read_json
 from ctxkv_lib.research.sweep_file import read_sweep
+from ctxkv_lib.research.sweep_table import Results
 from ctxkv_lib.views.axes import (
     BLUE,
     INK,
@@ -32,7 +35,7 @@ from ctxkv_lib.views.axes import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-CACHED = "tuned with a continuous cache"
+CACHED, COPIED = "tuned with a continuous cache", "tuned, copying"
 COUNTED, WITH_TABLE = "n-grams, four caches", "n-grams, four caches and the table's text"
 STYLES: dict[str, dict[str, Any]] = {
     "exact": {"color": ORANGE, "marker": "s"},
@@ -54,17 +57,28 @@ class Crossing(NamedTuple):
     high: float
 
 
+@cache
+def read_parts() -> list[Results]:
+    """Read the parts whose runs are measured on the ten test conversations."""
+    return [read_sweep(RESULTS / part / "sweep.json") for part in ("answer", "full")]
+
+
+def training_tokens() -> dict[int, int]:
+    """Return the training tokens of each sample count."""
+    return {row["samples"]: row["train_tokens"] for results in read_parts() for row in results["rows"]}
+
+
 def read_lines() -> Lines:
     """Read the losses of all rows on the ten test conversations, by training tokens."""
-    found: Lines = {name: {} for name in STYLES}
-    sizes: dict[int, int] = {}
-    for part in ("answer", "full"):
-        results = read_sweep(RESULTS / part / "sweep.json")
-        sizes |= {row["samples"]: row["train_tokens"] for row in results["rows"]}
+    found: Lines = {name: {} for name in (*STYLES, COPIED)}
+    sizes = training_tokens()
+    for results in read_parts():
+        for samples in {cell["samples"] for cell in results["cells"] if cell["variant"] == COPIED}:
+            found[COPIED][sizes[samples]] = losses(results, samples, COPIED)[0]
         for samples, counted in results["ngrams"].items():
             for name, kind in ((COUNTED, "kneser_ney_caches"), (WITH_TABLE, "kneser_ney_table_caches")):
                 found[name][sizes[int(samples)]] = np.array([counted[kind]["test_conversations"]])
-    runs = read_json(RESULTS / "cache" / "cache.json")["runs"]
+    runs = continuous_cache.found("cache")
     for name, recipe, kind in (
         ("exact", "exact", "model"),
         ("tuned", "tuned", "model"),
