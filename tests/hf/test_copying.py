@@ -78,6 +78,8 @@ def test_losses_are_mixed_as_logits_are(weight):
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         expected = -found.gather(1, targets[:, None])[:, 0]
         torch.testing.assert_close(mix_losses(losses, targets, copies), expected)
+    rounded = logits.detach().bfloat16()  # mixed in float32, and rounded again
+    assert torch.equal(mix(rounded, copies), mix(rounded.float(), copies).bfloat16())
     found.sum().backward()
     assert logits.grad.isfinite().all()
     nearly_all = copies._replace(shares=shares / weight * (1 - 1e-9))  # 1 in float32
