@@ -293,6 +293,7 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
         ("GRU", "its validation perplexity falls by {:.1f}%, from {:.1f} to {:.1f}"),
         ("contexts", "that of contexts by {:.1f}%, from {:.1f} to {:.1f}"),
         ("tokens at the same slots", "that of the tokens by {:.1f}%, from {:.1f} to {:.1f}"),
+        ("no contexts", "that of no contexts by {:.1f}%, from {:.1f} to {:.1f}"),
     ):
         tried = [(run["settings"], run["val_ppl"]) for run in search.found() if run["row"] == name]
         chosen, left = search.next_settings(tried)
@@ -313,12 +314,13 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     assert (
         f"{said} conversations, it is {-apart[0]:.1f}% better ({-apart[2]:.1f}% to {-apart[1]:.1f}%)" in page
     )
-    own, _ = losses(PARTS["fair"], 50, "tokens at the same slots")
-    assert len(own) == 3
-    change, low, high = (-x for x in difference(theirs, own, tokens))
-    groups = difference(theirs, own, tokens, speaker_groups(50))
-    found = f"{change:.1f}% lower ({high:.1f}% to {low:.1f}%; by groups of speakers {-groups[2]:.1f}% to"
-    assert f"the tokens at the same slots**: test perplexity is {found} {-groups[1]:.1f}%)" in page
+    for name, said in (("tokens at the same slots", "the tokens at the same slots"), ("no contexts", "none")):
+        own, _ = losses(PARTS["fair"], 50, name)
+        assert len(own) == 3
+        change, low, high = (-x for x in difference(theirs, own, tokens))
+        groups = difference(theirs, own, tokens, speaker_groups(50))
+        found = f"{change:.1f}% lower ({high:.1f}% to {low:.1f}%; by groups of speakers {-groups[2]:.1f}% to"
+        assert f"**Contexts are better than {said}**: test perplexity is {found} {-groups[1]:.1f}%)" in page
 
 
 def test_what_is_held_and_used_is_what_was_measured():
