@@ -406,7 +406,9 @@ def test_contexts_beside_a_gru_are_what_was_measured():
     assert falls == sorted(falls)  # by more with more text
     assert [change for change, _, _ in copied.values()] == sorted(change for change, _, _ in copied.values())
     assert [count for count, (_, _, high) in unigram.items() if high < 0] == [10, 50]
-    assert all(low < 0 for _, low, _ in unigram.values())
+    by_speakers = by_groups[comparisons.BESIDE_THE_GRU[2]]
+    assert [count for count, (_, _, high) in by_speakers.items() if high < 0] == [10, 50, 100]
+    assert all(low < 0 for each in (unigram, by_speakers) for _, low, _ in each.values())
     said = "by {:.1f}% with 50, {:.1f}% with 100 and {:.1f}% with 200"
     assert said.format(*falls[1:]) in PAGES["README"]
     said = "With 10 the test does not tell them apart ({:.1f}%, {:.1f}% to {:.1f}%)"
