@@ -75,7 +75,7 @@ def test_differences_are_those_of_the_results(page, said, part, samples, variant
 def test_perplexities_on_the_page_stand_in_the_results():
     means = [mean(r[s]) for part in PARTS.values() for r in part["rows"] for s in ("val_ppl", "test_ppl")]
     means += [found["test_ppl"] for run in [*CACHE, *FAIR_CACHE] for found in run["rows"].values()]
-    gru = [run["rows"] for run in FAIR_CACHE if (run["variant"], run["samples"]) == ("GRUMixer", 50)]
+    gru = [run["rows"] for run in FAIR_CACHE if (run["variant"], run["samples"]) == ("GRU", 50)]
     means += [run["val_ppl"] for run in search.found()]
     means += [mean(rows[kind]["test_ppl"] for rows in gru) for kind in gru[0]]
     means += [
@@ -382,7 +382,7 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
     )
     contexts, gru = (
         [run for run in FAIR_CACHE if run["variant"] == name and run["samples"] == 50]
-        for name in ("tuned", "GRUMixer")
+        for name in ("contexts", "GRU")
     )
     assert len(contexts) == len(gru) == 3
     lower, low, high = (-x for x in continuous_cache.change(contexts, "copying"))

@@ -19,8 +19,12 @@ from intervals import beside, difference, rise, speaker_groups, speakers, speake
 from torch import nn
 
 from ctxkv_lib.data.settings import DataConfig
+from ctxkv_lib.files import read_json
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.research.protocol import grid_points, read_protocol
+from ctxkv_lib.research.sweep import identity
+from ctxkv_lib.research.sweep_file import write_sweep
+from ctxkv_lib.research.sweep_table import results_of, summarize
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.models import shapes
 from ctxkv_lib.runs.run_folder import RunFolder
@@ -226,7 +230,7 @@ def test_the_window_votes_for_the_next_token(monkeypatch):
 
 
 def test_caches_are_chosen_on_validation_and_leave_the_rest_of_a_run_as_it_is(finished_run):
-    found = continuous_cache.measured(finished_run.path)
+    found = continuous_cache.measured(finished_run.path, "cache")
     assert (found["variant"], found["samples"], found["seed"]) == ("exact", 8, 42)
     rows, summary = found["rows"], finished_run.summary
     assert list(rows) == ["model", *continuous_cache.KINDS]
@@ -236,6 +240,24 @@ def test_caches_are_chosen_on_validation_and_leave_the_rest_of_a_run_as_it_is(fi
         assert rows[kind]["val_ppl"] < rows["model"]["val_ppl"]
     losses = [loss for _, loss in summary["test"]["conversations"]]
     assert rows["model"]["test_conversations"] == pytest.approx(losses, abs=1e-3)
+
+
+def test_caches_of_a_sweeps_run_stand_beside_the_losses_of_its_results(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(continuous_cache, "RESULTS", tmp_path)
+    monkeypatch.setattr(continuous_cache, "WEIGHTS", (0.1,))
+    (tmp_path / "part").mkdir()
+    config = finished_run.config
+    named = {"variant": "mine", "samples": 8, "seed": 42, "config": identity(config), "state": "finished"}
+    swept = {**named, **results_of(finished_run.summary)}
+    write_sweep(tmp_path / "part" / "sweep.json", summarize({"mine": {"settings": {}}}, [swept]))
+    continuous_cache.main("part", [finished_run.path])
+    continuous_cache.main("part", [finished_run.path])  # measured again, it takes the earlier one's place
+    (stored,) = read_json(tmp_path / "part" / "cache.json")["runs"]
+    assert [*stored["rows"]] == [*continuous_cache.KINDS]
+    (found,) = continuous_cache.found("part")
+    assert (found["variant"], found["samples"], found["seed"]) == ("mine", 8, 42)
+    assert found["rows"]["model"]["test_conversations"] == swept["test_conversations"]
+    assert {name: row for name, row in found["rows"].items() if name != "model"} == stored["rows"]
 
 
 def test_a_context_cache_compares_contexts_as_far_back_as_attention_reads(finished_run):

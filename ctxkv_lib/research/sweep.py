@@ -172,14 +172,14 @@ def _entry(point: GridPoint, state: str, error: str = "", run: Run | None = None
         "variant": point.variant,
         "samples": point.config.data.samples,
         "seed": point.config.runtime.seed,
-        "config": _identity(point.config),
+        "config": identity(point.config),
         "state": state,
         **({"error": error} if error else {}),
         **(results_of(run.summary) if run else {}),
     }
 
 
-def _identity(config: ExperimentConfig) -> str:
+def identity(config: ExperimentConfig) -> str:
     """Identify a configuration; new settings with their defaults do not change it."""
     plugins = {hook: replace(PlugIn.of(plugin.name), source="") for hook, plugin in config.plugins.items()}
     plain = ExperimentConfig("", "", plugins=plugins).to_dict()

@@ -22,12 +22,12 @@ OF_COPYING: tuple[Pair, ...] = (
 )
 WITH_UNIGRAMS, WITH_STATES = "the GRU with a unigram cache", "the GRU with a continuous cache"
 COPIES = "contexts with copying"
-OF_FAIR = {  # names of the runs of `fair`: variant, and kind of cache, as `cache.json` has them
-    "contexts": ("tuned", "model"),
-    COPIES: ("tuned", "copying"),
-    "the GRU": ("GRUMixer", "model"),
-    WITH_UNIGRAMS: ("GRUMixer", "unigram cache"),
-    WITH_STATES: ("GRUMixer", "continuous cache"),
+OF_FAIR = {  # names of the runs of `fair`: variant, and kind of cache, as `continuous_cache.found` has them
+    "contexts": ("contexts", "model"),
+    COPIES: ("contexts", "copying"),
+    "the GRU": ("GRU", "model"),
+    WITH_UNIGRAMS: ("GRU", "unigram cache"),
+    WITH_STATES: ("GRU", "continuous cache"),
 }
 BESIDE_THE_GRU: tuple[Pair, ...] = (
     ("the GRU", "contexts"),

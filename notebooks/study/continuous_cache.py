@@ -3,7 +3,8 @@
     python notebooks/study/continuous_cache.py PART RUN...
 
 Each position of the window votes for the token that followed it, by how similar its hidden state is to the
-present one; in *copying*, its context. `results/PART/cache.json` gets a row for each run.
+present one; in *copying*, its context. `results/PART/cache.json` gets a row for each run; if PART is a sweep,
+the model's own losses are in its `sweep.json`.
 """
 
 import sys
@@ -24,6 +25,8 @@ from ctxkv_lib.files import read_json, write_rows_json
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.evaluation import perplexity
 from ctxkv_lib.method.model import ContextKV
+from ctxkv_lib.research.sweep import identity
+from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.rows import as_read
 from ctxkv_lib.runs.testing import by_conversation, test_cache, test_stream, trained_model
@@ -37,7 +40,7 @@ KINDS = {  # of caches: what positions are compared by, and the factors of it th
     "copying": ("contexts", SHARPNESS),
 }
 BATCH = 512
-KEY = ("variant", "samples", "seed")  # of a run in the results
+named = itemgetter("variant", "samples", "seed")  # what tells runs of a part apart
 
 
 class Read(NamedTuple):
@@ -98,15 +101,19 @@ def mixed(losses: Tensor, share: Tensor, weight: float) -> Tensor:
     return -((1 - weight) * (-losses).exp() + weight * share).log()
 
 
-def measured(path: str) -> dict[str, Any]:
-    """Choose sharpness and weight on the validation text of a run, and measure its test text once."""
+def measured(path: str, part: str) -> dict[str, Any]:
+    """Choose sharpness and weight on the validation text of a run, and measure its test text once.
+
+    A run of a part that is a sweep is named as there, and has no row `model`.
+    """
     run = ctxkv.load_run(path)
     folder, config = ctxkv.RunFolder(run.path), run.config
     model, stream = trained_model(config, folder), test_stream(config)
     assert stream is not None
     held_out = read(model, as_read(model, load_cache(folder.caches, "val"), trained=False))
     test = read(model, test_cache(config, model, stream))
-    rows = {"model": _row(held_out.losses, test.losses, stream)}
+    swept = _swept(part).get(identity(config))
+    rows = {} if swept else {"model": _row(held_out.losses, test.losses, stream)}
     for kind, (key, sharpness) in KINDS.items():
         if key not in held_out.keys:
             continue
@@ -125,8 +132,9 @@ def measured(path: str) -> dict[str, Any]:
     if "copying" in rows:  # else the unigram cache is the one that needs nothing but tokens
         del rows["unigram cache"]["test_conversations"]  # no interval of it is computed
     mixer = config.plugins.get("mixer")
+    variant = mixer.name.partition(":")[2] if mixer else config.recipe
     return {
-        "variant": mixer.name.partition(":")[2] if mixer else config.recipe,
+        "variant": swept["variant"] if swept else variant,
         "samples": config.data.samples,
         "seed": config.runtime.seed,
         "validation_samples": config.data.validation_samples,
@@ -152,20 +160,32 @@ def change(runs: Sequence[dict[str, Any]], kind: str) -> tuple[float, float, flo
 
 
 def found(part: str) -> list[dict[str, Any]]:
-    """Read the runs of a part that are measured, as `measured` returns them, in the order of `KEY`."""
+    """Read the runs of a part that are measured, in order, all with a row `model`."""
+    own = {named(cell): cell for cell in _swept(part).values()}
+    return [{**run, "rows": {"model": own.get(named(run)), **run["rows"]}} for run in _recorded(part)]
+
+
+def _recorded(part: str) -> list[dict[str, Any]]:
     results = RESULTS / part / "cache.json"
     return read_json(results)["runs"] if results.is_file() else []
+
+
+def _swept(part: str) -> dict[str, dict[str, Any]]:
+    """Read the finished runs of a part that is a sweep, by the identity of their configuration."""
+    results = RESULTS / part / "sweep.json"
+    cells = read_sweep(results)["cells"] if results.is_file() else []
+    return {cell["config"]: cell for cell in cells}
 
 
 def main(part: str, paths: list[str]) -> None:
     """Measure runs, and add them to the results of a part."""
     for path in paths:
-        new = measured(path)
-        runs = [run for run in found(part) if any(run[key] != new[key] for key in KEY)]
+        new = measured(path, part)
+        runs = [run for run in _recorded(part) if named(run) != named(new)]
         runs.append(new)
         name = f"{new['variant']}, {new['samples']} conversations, seed {new['seed']}"
         print(name, *(f"{key} {row['test_ppl']:.1f}" for key, row in new["rows"].items()), sep="; ")
-        write_rows_json(RESULTS / part / "cache.json", {"runs": sorted(runs, key=itemgetter(*KEY))})
+        write_rows_json(RESULTS / part / "cache.json", {"runs": sorted(runs, key=named)})
 
 
 if __name__ == "__main__":
