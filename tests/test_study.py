@@ -15,7 +15,7 @@ import scaling
 import search
 import torch
 from conftest import tiny_method, tiny_stream
-from intervals import beside, difference, rise, speaker_groups, speakers, speakers_apart
+from intervals import DRAWS, beside, difference, seed_shares, speaker_groups, speakers, speakers_apart
 from torch import nn
 
 from ctxkv_lib.data.settings import DataConfig
@@ -124,10 +124,28 @@ def test_an_interval_is_of_the_ratio_of_perplexities_and_holds_nothing_where_not
     assert interval[0] < one < interval[1]  # conversations of one group leave the spread over seeds
 
 
-def test_a_rise_is_that_of_all_tokens_and_its_interval_not_the_spread_of_levels_over_seeds():
-    base = np.array([[2.0, 2.0], [5.0, 5.0]])
-    found = rise(base + np.array([1, 0]), base, np.array([1, 3]))
-    assert found == pytest.approx((100 * np.expm1(0.25), 0, 100 * np.expm1(1)))
+def test_the_same_seeds_are_compared_in_pairs():
+    """What seeds have in common is in neither the difference nor its interval."""
+    tokens, levels = np.array([1.0, 3.0]), np.array([[0.0, 0.0], [3.0, 3.0], [9.0, 9.0]])
+    base = levels + 2
+    assert difference(base + np.log(1.2), base, tokens) == pytest.approx((20, 20, 20))
+    change, low, high = difference(base + np.log([1.1, 1.3]), base, tokens)
+    assert change == pytest.approx(100 * np.expm1(np.log([1.1, 1.3]) @ [0.25, 0.75]))
+    assert (low, high) == pytest.approx((10, 30))  # both draws of one conversation
+    _, low, high = difference(base, base[:1], tokens)
+    assert low < -99
+    assert high > 1e4
+
+
+def test_means_over_seeds_have_the_t_distribution_of_so_many_seeds():
+    draw = np.random.default_rng(3)
+    for count, quantile in ((3, 4.303), (4, 3.182)):
+        values = draw.normal(7, 2, count)
+        shares = seed_shares(draw, count, 4 * DRAWS)
+        np.testing.assert_allclose(shares.sum(axis=1), 1)
+        t = (shares @ values - values.mean()) / (values.std(ddof=1) / np.sqrt(count))
+        assert np.percentile(t, (2.5, 97.5)) == pytest.approx((-quantile, quantile), rel=0.05)
+    assert (seed_shares(draw, 1, 5) == 1).all()
 
 
 def test_a_row_meets_another_where_it_stays_lower_whatever_the_conversations_are():
@@ -150,8 +168,11 @@ def test_a_row_meets_another_where_it_stays_lower_whatever_the_conversations_are
 def test_a_crossing_has_the_spread_over_conversations_and_seeds():
     draw = np.random.default_rng(0)
     rows = {
-        name: {10: draw.normal(5 + add, 0.2, (3, 10)), 1000: draw.normal(5 - add, 0.2, (3, 10))}
-        for name, add in (("own", 0.5), ("other", 0.0))
+        name: {
+            10: draw.normal(5 + add, 0.2, (1, 10)) + seeds,
+            1000: draw.normal(5 - add, 0.2, (1, 10)) + seeds,
+        }
+        for name, add, seeds in (("own", 0.5, np.array([[0], [0.05], [0.1]])), ("other", 0.0, 0.0))
     }
     tokens, low, high = scaling.crossing(scaling.drawn(rows, 400), "own", "other")
     assert 10 < low < tokens < high < 1000

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from intervals import rise, test_tokens
+from intervals import difference, test_tokens
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
@@ -152,11 +152,11 @@ def _row(validation: Tensor, test: Tensor, stream: TokenStream) -> dict[str, Any
 
 
 def change(runs: Sequence[dict[str, Any]], kind: str) -> tuple[float, float, float]:
-    """Compute by how many per cent a kind of cache changes the test perplexity of some seeds; as `rise`."""
+    """Compute by how many per cent a kind of cache changes the test perplexity; as `difference`."""
     changed, base = (  # [seeds, conversations]
         np.array([run["rows"][name]["test_conversations"] for run in runs]) for name in (kind, "model")
     )
-    return rise(changed, base, test_tokens(base.shape[1]))
+    return difference(changed, base, test_tokens(base.shape[1]))
 
 
 def found(part: str) -> list[dict[str, Any]]:

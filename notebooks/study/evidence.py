@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from intervals import rise
+from intervals import difference
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -121,7 +121,7 @@ def used(results: dict[str, Any], recipe: str) -> list[tuple[float, float, float
     def losses(distance: int) -> Any:
         return np.array([run["losses"][str(distance)] for run in runs])
 
-    return [rise(losses(distance), losses(DISTANCES[-1]), tokens) for distance in DISTANCES[:-1]]
+    return [difference(losses(distance), losses(DISTANCES[-1]), tokens) for distance in DISTANCES[:-1]]
 
 
 @styled

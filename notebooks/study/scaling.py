@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import continuous_cache
 import numpy as np
 from evidence import evidence_figure
-from intervals import DRAWS, EDGES, Losses, losses, resampled, test_tokens
+from intervals import DRAWS, EDGES, Losses, losses, resampled, seed_shares, test_tokens
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -97,16 +97,15 @@ def drawn(lines: Lines, draws: int = DRAWS) -> dict[str, dict[int, NDArray[np.fl
     """
     draw = np.random.default_rng(0)
 
-    def shares(count: int) -> NDArray[np.float64]:
-        return np.vstack([np.ones(count), resampled(draw, count, draws)]) / count
-
     count = next(iter(next(iter(lines.values())).values())).shape[1]
-    weights = shares(count) * test_tokens(count)
+    weights = np.vstack([np.ones(count), resampled(draw, count, draws)]) * test_tokens(count)
     weights /= weights.sum(axis=1, keepdims=True)
-    return {
-        name: {size: ((shares(len(own)) @ own) * weights).sum(axis=1) for size, own in sizes.items()}
-        for name, sizes in lines.items()
-    }
+
+    def means(own: Losses) -> NDArray[np.float64]:
+        shares = np.vstack([np.full(len(own), 1 / len(own)), seed_shares(draw, len(own), draws)])
+        return ((shares @ own) * weights).sum(axis=1)
+
+    return {name: {size: means(own) for size, own in sizes.items()} for name, sizes in lines.items()}
 
 
 def crossing(losses: dict[str, dict[int, NDArray[np.float64]]], own: str, other: str) -> Crossing:
