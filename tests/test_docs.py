@@ -4,12 +4,13 @@ import re
 from itertools import pairwise
 
 import pytest
-from conftest import TOP
+from conftest import TOP, write_conversations
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.report.document import write_report
 from ctxkv_lib.report.terminal import format_runs
 from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.runs.trained import evaluate_texts
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [TOP / "README.md", *TOP.glob("docs/*.md")]}
 FIELDS = PAGES["fields.md"]
@@ -62,6 +63,15 @@ def test_every_field_of_a_summary_is_explained_and_none_that_is_gone(measured):
     containers = {path[:n] for path in paths(measured.summary) for n in range(1, len(path) + 1)}
     gone = [row for row in rows if not any(matches(row, path) for path in containers)]
     assert [row for row in gone if not row.startswith(OPTIONAL)] == []
+
+
+def test_every_field_of_an_evaluation_is_explained_and_none_that_is_gone(measured, tmp_path):
+    write_conversations(tmp_path / "other.jsonl", 3, seed=5)
+    found = {*paths(evaluate_texts(measured, tmp_path / "other.jsonl"))}
+    rows = code(first_cells(section(FIELDS, "`evaluation/*.json`")))
+    assert [path for path in found if not any(matches(row, path) for row in rows)] == []
+    containers = {path[:n] for path in found for n in range(1, len(path) + 1)}
+    assert [row for row in rows if not any(matches(row, path) for path in containers)] == []
 
 
 def test_columns_of_lists_and_sweeps_are_explained():

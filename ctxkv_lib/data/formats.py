@@ -194,7 +194,8 @@ def _fields_of(where: str, record: Any, forms: Iterable[Fields]) -> Fields:
     names = dict.fromkeys(chain(*forms))
     meant = (get_close_matches(str(name).casefold(), names, 1, LIKENESS) for name in found[:8])
     hint = f" Did you mean {close}?" if (close := ", ".join(chain(*meant))) else ""
-    raise UserError(f"{where} has {has}; allowed: {allowed}, or other names with data.columns.{hint}")
+    others = "other names with data.columns (evaluate: --columns)"
+    raise UserError(f"{where} has {has}; allowed: {allowed}, or {others}.{hint}")
 
 
 def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
