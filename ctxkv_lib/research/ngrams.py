@@ -56,18 +56,13 @@ def ngram_baselines(
         each, where `starts` has them.
     """
     found = {name: kneser_ney(train, ids, floors) for name, ids in streams.items()}
-    caches = ((1, window), (1, NEAR), (2, window), (3, window))
-    recent = {name: [recent_shares(ids, reach, n) for n, reach in caches] for name, ids in streams.items()}
-    kinds = {"kneser_ney": 0, "kneser_ney_cache": 1, "kneser_ney_caches": len(caches)}
+    recent = {name: four_caches(ids, window) for name, ids in streams.items()}
+    kinds = {"kneser_ney": 0, "kneser_ney_cache": 1, "kneser_ney_caches": 4}
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for floor, order in found["val"]:
-        mixed, weights = [{name: likely[floor, order] for name, likely in found.items()}], [0.0]
-        for number in range(len(caches)):
-            weights.append(cache_weight(mixed[-1]["val"], recent["val"][number]))
-            own = {name: with_cache(p, recent[name][number], weights[-1]) for name, p in mixed[-1].items()}
-            mixed.append(own)
+        mixed, weights = with_caches({name: likely[floor, order] for name, likely in found.items()}, recent)
         for kind, number in kinds.items():
-            weight = weights[number] if number < 2 else weights[1:]
+            weight = (0.0, weights[0], weights)[min(number, 2)]
             row = {"order": order, "floor": floor, "cache_weight": weight}
             rows[kind].append(row | _scores(mixed[number], starts))
     return {kind: min(tried, key=lambda row: row["val_ppl"]) for kind, tried in rows.items()}
@@ -84,6 +79,27 @@ def _scores(likely: Mapping[str, Floats], starts: Mapping[str, Ids]) -> dict[str
             for name, parts in apart.items()
         },
     }
+
+
+def four_caches(ids: Ids, window: int) -> list[Floats]:
+    """Compute the shares of the caches of tokens, of those among the last `NEAR`, of pairs and of triples."""
+    return [recent_shares(ids, reach, n) for n, reach in ((1, window), (1, NEAR), (2, window), (3, window))]
+
+
+def with_caches(
+    models: dict[str, Floats], caches: Mapping[str, list[Floats]]
+) -> tuple[list[dict[str, Floats]], list[float]]:
+    """Mix caches into the probabilities of some streams, each into what those before it left.
+
+    Returns:
+        the probabilities with none, one, two ... of them; the weights, fitted on stream `val`.
+    """
+    mixed, weights = [models], []
+    for number in range(len(caches["val"])):
+        weight = cache_weight(mixed[-1]["val"], caches["val"][number])
+        mixed.append({name: with_cache(p, caches[name][number], weight) for name, p in mixed[-1].items()})
+        weights.append(weight)
+    return mixed, weights
 
 
 def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:

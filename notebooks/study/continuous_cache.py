@@ -3,8 +3,9 @@
     python notebooks/study/continuous_cache.py PART RUN...
 
 Each position of the window votes for the token that followed it, by how similar its hidden state is to the
-present one; in *copying*, its context. `results/PART/cache.json` gets a row for each run; if PART is a sweep,
-the model's own losses are in its `sweep.json`.
+present one; in *copying*, its context. The four caches of the n-grams, which compare tokens only, are added
+to copying, or to a model without contexts. `results/PART/cache.json` gets a row for each run; if PART is a
+sweep, the model's own losses are in its `sweep.json`.
 """
 
 import sys
@@ -25,6 +26,7 @@ from ctxkv_lib.files import read_json, write_rows_json
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.evaluation import perplexity
 from ctxkv_lib.method.model import ContextKV
+from ctxkv_lib.research.ngrams import four_caches, with_caches
 from ctxkv_lib.research.sweep import identity
 from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.runs.caches import load_cache
@@ -39,6 +41,8 @@ KINDS = {  # of caches: what positions are compared by, and the factors of it th
     "continuous cache": ("hidden states", SHARPNESS),
     "copying": ("contexts", SHARPNESS),
 }
+FOUR, BOTH = "four caches", "copying and four caches"
+SPLITS = ("val", "test")
 BATCH = 512
 named = itemgetter("variant", "samples", "seed")  # what tells runs of a part apart
 
@@ -112,8 +116,8 @@ def measured(path: str, part: str) -> dict[str, Any]:
     assert stream is not None
     held_out = read(model, as_read(model, load_cache(folder.caches, "val"), trained=False))
     test = read(model, test_cache(config, model, stream))
-    swept = _swept(part).get(identity(config))
-    rows = {} if swept else {"model": _row(held_out.losses, test.losses, stream)}
+    scored = {"model": (held_out.losses, test.losses)}
+    chosen: dict[str, dict[str, Any]] = {"model": {}}
     for kind, (key, sharpness) in KINDS.items():
         if key not in held_out.keys:
             continue
@@ -126,11 +130,19 @@ def measured(path: str, part: str) -> dict[str, Any]:
             for weight in WEIGHTS
         }
         place, weight = min(grid, key=lambda pair: grid[pair].mean())
-        losses = mixed(test.losses, shares[1][place], weight)
-        chosen = {"sharpness": sharpness[place], "weight": weight}
-        rows[kind] = {**chosen, **_row(grid[place, weight], losses, stream)}
-    if "copying" in rows:  # else the unigram cache is the one that needs nothing but tokens
-        del rows["unigram cache"]["test_conversations"]  # no interval of it is computed
+        scored[kind] = grid[place, weight], mixed(test.losses, shares[1][place], weight)
+        chosen[kind] = {"sharpness": sharpness[place], "weight": weight}
+    base, kind = ("copying", BOTH) if "copying" in scored else ("model", FOUR)
+    likely = {name: (-losses).exp().numpy() for name, losses in zip(SPLITS, scored[base], strict=True)}
+    ids = {name: each.ids.numpy() for name, each in zip(SPLITS, (held_out, test), strict=True)}
+    reached = config.model.context_window
+    best, weights = with_caches(likely, {name: four_caches(own, reached) for name, own in ids.items()})
+    scored[kind] = tuple(torch.from_numpy(-np.log(best[-1][name])) for name in SPLITS)
+    chosen[kind] = {"weights": [round(weight, 4) for weight in weights]}
+    rows = {kind: {**chosen[kind], **_row(*losses, stream)} for kind, losses in scored.items()}
+    del rows["unigram cache"]["test_conversations"]  # no interval of it is computed
+    if swept := _swept(part).get(identity(config)):
+        del rows["model"]
     mixer = config.plugins.get("mixer")
     variant = mixer.name.partition(":")[2] if mixer else config.recipe
     return {
