@@ -75,7 +75,9 @@ class ContextCache(Cache):
             recent = Recent(memory[:, : tokens.shape[1]].flatten(0, 1), tokens.flatten(), own, positions)
         self.state, self.lengths = contexts[:, -1], self.lengths + read.sum(dim=1)
         self.columns += contexts.shape[1]
-        return memory, rows, slots >= 0, recent
+        present = slots >= 0
+        present[..., 0] = True  # also of padding before the text: without any slot, attention would be NaN
+        return memory, rows, present, recent
 
     @property
     def nbytes(self) -> int:

@@ -47,6 +47,7 @@ class Phase1State:
     generator: torch.Generator
     metrics: list[Metric] = field(default_factory=list)
     seconds: float = 0.0
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -117,7 +118,8 @@ def train_context_block(
         init(embeddings, tokens, config)
         return UNTRAINED
     optimizer = torch.optim.Adam(weights.values(), lr=config.learning_rate)
-    state = Phase1State(weights, optimizer, contexts, generator)
+    buffers = dict(block.named_buffers())  # which `init_weights` may fill
+    state = Phase1State(weights, optimizer, contexts, generator, buffers=buffers)
     loop.restore(state)
     if not state.metrics:
         init(embeddings, tokens, config)

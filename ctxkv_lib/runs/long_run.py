@@ -225,7 +225,8 @@ def _tensors(state: State) -> dict[str, Tensor]:
     """Return the tensors that a state always has, by their names in the file."""
     tensors = {f"weight/{name}": weight.detach() for name, weight in state.weights.items()}
     if isinstance(state, Phase1State):
-        return {**tensors, "contexts": state.contexts}
+        buffers = {f"buffer/{name}": buffer for name, buffer in state.buffers.items()}
+        return {**tensors, **buffers, "contexts": state.contexts}
     averages = {f"average/{name}": value for name, value in state.stepper.averages.items()}
     return {**tensors, **averages, "total": state.total}
 

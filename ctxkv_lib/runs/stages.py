@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import ranks
 from ..errors import UserError, is_out_of_memory, memory_advice, one_line
 from ..files import replacing, rust_writes, write_tensors
@@ -125,6 +127,7 @@ def _check_saved(work: Work, prepared: Prepared) -> None:
 def _init_attention(work: Work) -> None:
     """Call a plug-in's init of Phase 2's weights, which depends on the trained ContextBlock or the tokens."""
     attention: Any = work.model.attention
+    torch.manual_seed(work.config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
     if hasattr(attention, "init_from_block"):
         attention.init_from_block(work.model.context_block)
     elif isinstance(work.model, MixerModel) and hasattr(attention, "init_weights"):

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import run
+from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.hf import plugins
 from ctxkv_lib.method import model, phase2
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
@@ -168,6 +168,18 @@ def test_a_drawn_buffer_of_attention_is_kept(config, tmp_path):
     assert torch.equal(first, second)
     kept = load_file(made.path / "checkpoint" / "attention.safetensors")
     assert torch.equal(kept["attention.directions"], first)
+
+
+class Drawn(NearestTwo):
+    def init_from_block(self, block):
+        torch.nn.init.normal_(self.out.weight, std=0.05)
+
+
+def test_an_init_after_phase_1_draws_the_same_whether_phase_1_was_reused_or_not(config, tmp_path):
+    whole = run(config, tmp_path / "whole", attention=Drawn)
+    prepare(whole.config, tmp_path / "stopped")
+    again = run(whole.config, tmp_path / "stopped")
+    assert again.summary["phase2"]["val_ppl"] == whole.summary["phase2"]["val_ppl"]
 
 
 def of_size(factor):

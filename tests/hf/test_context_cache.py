@@ -83,6 +83,17 @@ def test_every_way_of_reading_gives_the_same_logits(data):
 
 
 @torch.no_grad()
+@each_method
+def test_padding_before_a_text_leaves_loss_and_gradients_finite(anchor, kv_method):
+    model = tiny_model(anchor=anchor, kv_method=kv_method).train().requires_grad_()
+    ids, mask = left_padded([tiny_ids(9), tiny_ids(4)])
+    out = model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
+    out.loss.backward()
+    found = [out.loss, *(weight.grad for weight in model.parameters() if weight.grad is not None)]
+    assert len(found) > 5
+    assert all(each.isfinite().all() for each in found)
+
+
 def test_a_users_attention_is_served_as_it_is_trained(monkeypatch):
     monkeypatch.setitem(NAMED, "mine:NearestTwo", NearestTwo)
     plugins = {"attention": {"plugin": "mine:NearestTwo", "settings": {}}}

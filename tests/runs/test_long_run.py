@@ -10,6 +10,7 @@ from conftest import TINY, cloned, tiny_ids, tiny_method, tiny_stream
 from ctxkv_lib.method import oacd, phase2
 from ctxkv_lib.method.config import Phase1Config, Phase2Config
 from ctxkv_lib.method.contexts import distinct_rows
+from ctxkv_lib.method.model import ContextBlock
 from ctxkv_lib.method.oacd import train_context_block
 from ctxkv_lib.method.phase2 import Stepper, train_attention
 from ctxkv_lib.research.optimizer import ScheduledAdamW
@@ -30,9 +31,26 @@ SCHEDULE = ScheduledAdamW.Settings(schedule="cosine", warmup=0.2, averaging=0.9)
 SCHEDULED = partial(ScheduledAdamW, settings=SCHEDULE)
 
 
-def run_phase1(loop, folder=None, **changes):
+class Shifted(ContextBlock):
+    """Has a buffer that its init fills."""
+
+    def __init__(self, context_dim, hidden_size):
+        super().__init__(context_dim, hidden_size)
+        self.register_buffer("mean", torch.zeros(hidden_size))
+
+    def init_weights(self, embeddings, tokens, config):
+        super().init_weights(embeddings, tokens, config)
+        self.mean.copy_(embeddings[tokens].mean(dim=0) + 1)
+
+    def project_inputs(self, embeddings):
+        return super().project_inputs(embeddings - self.mean)
+
+
+def run_phase1(loop, folder=None, block=None, **changes):
     """Result without seconds, and all tensors that Phase 1 leaves; contexts in a mapped file in `folder`."""
     model = tiny_method()
+    if block:
+        model.context_block = block(TINY["context_dim"], TINY["hidden_size"])
     model.set_phase(1)
     shape = (401, TINY["context_dim"])
     contexts = scratch.scratch(shape, torch.float32, CPU, folder, spare_memory=bool(folder))
@@ -93,6 +111,14 @@ def test_phase_1_stopped_and_resumed_gives_the_same_numbers(
     train = lambda loop: run_phase1(loop, **changes)  # noqa: E731
     heard = stopped_and_resumed(train, tmp_path / "c.safetensors", stop_at)
     assert len(done) == 2 * len(heard)  # nothing was done twice
+
+
+def test_buffers_that_a_blocks_init_fills_are_there_after_a_stop(tmp_path, saved_at_every_step):
+    def train(loop):
+        torch.manual_seed(5)
+        return run_phase1(loop, block=Shifted)
+
+    stopped_and_resumed(train, tmp_path / "c.safetensors", 3)
 
 
 def test_phase_1_in_a_mapped_file_gives_the_numbers_of_memory(tmp_path, saved_at_every_step, monkeypatch):
