@@ -82,10 +82,9 @@ def test_every_way_of_reading_gives_the_same_logits(data):
         torch.testing.assert_close(logits, whole, atol=1e-4, rtol=0)
 
 
-@torch.no_grad()
 @each_method
 def test_padding_before_a_text_leaves_loss_and_gradients_finite(anchor, kv_method):
-    model = tiny_model(anchor=anchor, kv_method=kv_method).train().requires_grad_()
+    model = tiny_model(anchor=anchor, kv_method=kv_method).train()
     ids, mask = left_padded([tiny_ids(9), tiny_ids(4)])
     out = model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
     out.loss.backward()
@@ -94,6 +93,7 @@ def test_padding_before_a_text_leaves_loss_and_gradients_finite(anchor, kv_metho
     assert all(each.isfinite().all() for each in found)
 
 
+@torch.no_grad()
 def test_a_users_attention_is_served_as_it_is_trained(monkeypatch):
     monkeypatch.setitem(NAMED, "mine:NearestTwo", NearestTwo)
     plugins = {"attention": {"plugin": "mine:NearestTwo", "settings": {}}}
