@@ -17,8 +17,8 @@ from .runs.settings import Sampling
 
 def _path(text: str) -> Path:
     """Return the path of an argument; the shell does not expand `~` in `--out=~/runs`."""
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError("a path cannot be empty or hold a NUL character")
+    if not text or "\0" in text or text != text.encode(errors="ignore").decode():
+        raise argparse.ArgumentTypeError("a path must be UTF-8, not empty, and without a NUL character")
     return Path(os.path.expanduser(text))
 
 

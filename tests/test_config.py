@@ -82,6 +82,7 @@ REFUSED = [
     ("attention.slots", "geometric", "there is none; give one with attention=module:Name."),
     ("block", "", "'' names no plug-in; write package.module:Name."),
     ("block", "nowhere:Block", "nowhere:Block cannot be loaded"),
+    ("loss", "math:pi", "An object of type float is no plug-in; give a class or a function"),
     ("model.interval", "0", "model.interval is 0; allowed: 1 or more."),
     ("model.max_contexts", "0", "model.max_contexts is 0; allowed: 1 or more."),
     ("model.attention_dropout", "1.5", "allowed: 0 to 1."),
@@ -96,6 +97,7 @@ REFUSED = [
     ("data.source", "file", TOGETHER),
     ("data.path", "x.jsonl", TOGETHER),
     ("data.path", "", "data.path is ''; allowed: a path, in UTF-8."),
+    ("data.columns", "te\udcff", "allowed: names of fields, in UTF-8."),
     ("data.columns", "a", "data.columns is 'a'; allowed: none but with data.source=file"),
 ]
 

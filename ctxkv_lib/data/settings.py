@@ -85,9 +85,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "data")
-        if self.path is not None:
-            is_utf8 = self.path == self.path.encode(errors="ignore").decode() and "\0" not in self.path
-            require(self.path != "" and is_utf8, "data.path", self.path, "a path, in UTF-8")
+        for name, text, allowed in (
+            ("path", self.path, "a path"),
+            ("columns", self.columns, "names of fields"),
+        ):
+            if text is not None:
+                is_utf8 = text == text.encode(errors="ignore").decode() and "\0" not in text
+                require(text != "" and is_utf8, f"data.{name}", text, f"{allowed}, in UTF-8")
         if (self.source == "file") != (self.path is not None):
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "

@@ -29,7 +29,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling.ContextKVForCausalLM",
 }
 ANY = "|".join(name for names in FILES.values() for name in names)
-PACKAGE = re.compile(rf"^from (?:\.\.|ctxkv_lib\.)(?:method|hf)\.(?=(?:{ANY})\b)", re.MULTILINE)
+PACKAGE = re.compile(rf"^([ \t]*)from (?:\.\.|ctxkv_lib\.)(?:method|hf)\.(?=(?:{ANY})\b)", re.MULTILINE)
 
 
 def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -45,11 +45,13 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[s
     for plugin in plugins.values():
         part = named_part(plugin)
         files.append(source_file(part))
+        if same := [file for file in files[:-1] if file.stem == files[-1].stem and file != files[-1]]:
+            raise ValueError(f"{files[-1]} and {same[0]} have one name; rename one of them")
         named.append(f"from .{files[-1].stem} import {part.__name__}\n")
         named.append(f'NAMED["{key_of(plugin)}"] = {part.__name__}\n')
     codes = {}
     for file in files:
-        code = PACKAGE.sub("from .", file.read_text(encoding="utf-8"))
+        code = PACKAGE.sub(r"\1from .", file.read_text(encoding="utf-8"))
         if file.stem == "modeling":  # which in a saved folder names them already
             code += "\n# Classes that this model was trained with.\n" + "".join(named)
         codes[file.stem.removesuffix(SUFFIX)] = _renamed(code, SUFFIX, "")
@@ -61,25 +63,31 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 def _renamed(code: str, suffix: str, other: str) -> str:
     """Replace the suffix of the files that code imports from its own folder."""
-    return re.sub(rf"^from \.(\w+?){suffix} import", rf"from .\1{other} import", code, flags=re.MULTILINE)
+    own = rf"^([ \t]*)from \.(\w+?){suffix} import"
+    return re.sub(own, rf"\1from .\2{other} import", code, flags=re.MULTILINE)
 
 
 def source_file(part: Any) -> Path:
     """Return the file of a plug-in that can be exported.
 
     Raises:
-        ValueError: it is defined in a notebook or a function, or its file needs more than installed packages
-            and, of this one, `FILES`.
+        ValueError: it is defined in a notebook, a function or a class, or its file needs more than installed
+            packages and, of this one, `FILES`.
     """
     module = inspect.getmodule(part)
     file = getattr(module, "__file__", None)
-    if module is None or file is None or module.__name__ == "__main__" or "<locals>" in part.__qualname__:
-        raise ValueError(f"{part.__qualname__} is defined in a notebook or a function, not in a module")
+    if module is None or file is None or module.__name__ == "__main__" or "." in part.__qualname__:
+        raise ValueError(
+            f"{part.__qualname__} is defined in a notebook, a function or a class, not in a module"
+        )
     if Path(file).stem in {name for names in FILES.values() for name in names} and Path(file).parent != HERE:
         raise ValueError(f"{file} is named like a file of the model itself; rename it")
     if missing := {*get_imports(file)} - _installed():  # it leaves out what code tries to import
         raise ValueError(f"{file} imports {min(missing)}, which is no installed package; copy its code there")
     for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+        whole = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if own := [name for name in whole if name.partition(".")[0] == "ctxkv_lib"]:
+            raise ValueError(f"{file} imports {own[0]} as a whole; write from {own[0]} import NAME")
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ctxkv_lib")):
             name = f"{'.' * node.level}{node.module or ''}"
             if not PACKAGE.match(f"from {name}") and Path(file).parent != HERE:

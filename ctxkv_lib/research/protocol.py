@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..files import digest, read_json
 from ..progress import counted, say
 from ..runs.config import ExperimentConfig
-from ..runs.configure import configure
+from ..runs.configure import configure, once
 from ..runs.plugins import HOOKS
 from ..runs.run_folder import run_folder_of
 
@@ -80,7 +80,13 @@ def grid(recipes: Sequence[str] | None, axes: Sequence[str], alone: str = "base"
     """
     variants: dict[str, Settings] = {}
     named: Sequence[str | None] = recipes or [None]
-    for recipe, values in itertools.product(named, itertools.product(*map(_axis, axes))):
+    along = [_axis(axis) for axis in axes]
+    keys = [axis[0][0] for axis in along]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise UserError(
+            f"--grid has {min(twice)} twice; write all its values in one: --grid {min(twice)}=A,B."
+        )
+    for recipe, values in itertools.product(named, itertools.product(*along)):
         words = [f"{key.rpartition('.')[2]} {value}" for key, value in values]
         if recipe and (not words or len(named) > 1):
             words.insert(0, recipe)
@@ -149,7 +155,11 @@ def grid_points(protocol: Settings, tell: Callable[[str], None] = say) -> list[G
     placed: list[tuple[int, int, GridPoint]] = []
     for name, variant in variants.items():
         try:
-            settings = {**shared, **common, **(protocol["variants"][name].get("settings") or {})}
+            own_settings = protocol["variants"][name].get("settings") or {}
+            for key, option in (("data.samples", "samples"), ("runtime.seed", "seeds")):
+                if variant[option]:
+                    once({**common, **own_settings}, key, option)
+            settings = {**shared, **common, **own_settings}
             config = configure(preset, variant["recipe"], None, settings, lambda _: None)
             for count in dict.fromkeys(variant["samples"] or [config.data.samples]):
                 for place, seed in enumerate(dict.fromkeys(variant["seeds"] or [config.runtime.seed])):

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ def configure(
     Raises:
         UserError: as `build_config`; the file cannot be read, or is too small.
     """
-    asked = {**(settings or {}), **({} if samples is None else {"data.samples": samples})}
+    asked = dict(settings or {})
+    if samples is not None:
+        once(asked, "data.samples", "samples")
+        asked["data.samples"] = samples
     if asked.get("data.path") is not None:
         asked.setdefault("data.source", "file")
     config = build_config(preset, recipe, None, asked)
@@ -48,6 +51,12 @@ def configure(
     if sizes:
         tell(describe_split(config.data))
     return config
+
+
+def once(settings: Collection[str], key: str, option: str) -> None:
+    """Refuse a setting that is also given by an option of its own."""
+    if key in settings:
+        raise UserError(f"{key} and {option} are both given; give one of them.")
 
 
 def compared_samples(config: ExperimentConfig) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import ranks
-from ..errors import memory_advice
+from ..errors import UserError, memory_advice
 from ..files import write_tensors
 from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, stream_contexts
@@ -96,11 +96,16 @@ def _train_block(work: Work, contexts: Tensor, generator: torch.Generator) -> Re
     files: list[Path] = []
     result, ids = UNTRAINED, sampled_ids(work)
     if not isinstance(model, MixerModel):
+        loss = work.config.plugins.get("loss")
+        trains = any(True for _ in model.context_block.parameters()) and work.config.phase1.max_iterations
+        if loss and not trains:
+            raise UserError(
+                f"Phase 1 trains nothing here, so that {loss.name} has no effect; leave loss out."
+            )
         model.set_phase(1)
         model.train()
         torch.manual_seed(work.config.runtime.seed)  # a block's own dropout, whatever was drawn before
         hooks = work.loop("Phase 1", Checkpoint(folder.phase1_checkpoint, key))
-        loss = work.config.plugins.get("loss")
         result = train_context_block(
             model.context_block,
             *distinct_rows(model, ids),

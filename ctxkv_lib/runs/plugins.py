@@ -47,11 +47,7 @@ class PlugIn:
             UserError: there is no such thing.
         """
         if not isinstance(part, str):
-            if not (inspect.isclass(part) or inspect.isfunction(part)):
-                raise UserError(
-                    f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
-                    "package.module:Name."
-                )
+            _check(part)
             name = f"{part.__module__}:{part.__qualname__}"
             given[name] = part
             part = name
@@ -86,6 +82,14 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         ) from None
 
 
+def _check(part: Any) -> None:
+    if not (inspect.isclass(part) or inspect.isfunction(part)):
+        raise UserError(
+            f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
+            "package.module:Name."
+        )
+
+
 def load(name: str) -> Any:
     """Return the class or function `module:Name`.
 
@@ -100,12 +104,18 @@ def load(name: str) -> Any:
     if name in given:
         return given[name]
     try:
-        return find(name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = find(name)
+    except Exception as error:  # whatever a user's module raises as it is imported
+        is_code = not isinstance(error, ImportError | AttributeError | ValueError)
+        why = f"{type(error).__name__}: {error}" if is_code else error
         where = (
             "run the cell that defines it" if module == "__main__" else "check the name and the Python path"
         )
-        raise UserError(f"The plug-in {name} cannot be loaded ({error}); {where}.") from None
+        raise UserError(
+            f"The plug-in {name} cannot be loaded ({why}); {'correct its file' if is_code else where}."
+        ) from None
+    _check(found)
+    return found
 
 
 def loaded(plugin: PlugIn) -> Any:

@@ -170,6 +170,11 @@ def test_a_drawn_buffer_of_attention_is_kept(config, tmp_path):
     assert torch.equal(kept["attention.directions"], first)
 
 
+def test_a_loss_without_anything_to_train_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match="trains nothing here, so that .*spread has no effect"):
+        run(config.replace({"phase1.max_iterations": 0}), tmp_path / "run", loss=spread)
+
+
 class Drawn(NearestTwo):
     def init_from_block(self, block):
         torch.nn.init.normal_(self.out.weight, std=0.05)
@@ -198,7 +203,7 @@ def test_classes_of_one_function_are_plug_ins_of_their_own_and_not_saved(config,
     assert run_folder_of(first) != run_folder_of(second)
     made = run(first, tmp_path / "run")
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "not saved for transformers" in line]
-    assert "Scaled is defined in a notebook or a function, not in a module" in said
+    assert "Scaled is defined in a notebook, a function or a class, not in a module" in said
     assert not (made.path / "model").exists()
     assert generate_text(made, "a", max_new_tokens=1).startswith("a")
     with pytest.raises(UserError, match=r"finished result of other code, which is kept; .* --again"):

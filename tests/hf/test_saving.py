@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from textwrap import indent
 
 import pytest
 import torch
@@ -31,6 +32,18 @@ class MyBlock(ContextBlock):
 
     def forward(self, contexts, inputs):
         return self.share * self.gate * contexts + super().forward(contexts, inputs)
+"""
+
+LAYER = """
+from torch import nn
+
+class Layer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.out = nn.Linear(config.context_dim, config.hidden_size)
+
+    def forward(self, embeddings, window, present):
+        return embeddings + self.out(window.mean(dim=1))
 """
 
 
@@ -159,6 +172,7 @@ def test_what_transformers_loads_first_names_all_that_it_needs(first, tmp_path):
         ("from ctxkv_lib.files import digest", r"ctxkv_lib\.files; allowed of ctxkv_lib: hf\.modeling, "),
         ("from ctxkv_lib.hf.copying_streams import as_served", r"ctxkv_lib\.hf\.copying_streams; allowed of"),
         ("import sample_runs", "sample_runs, which is no installed package"),
+        ("import os, ctxkv_lib.method.model as base", "ctxkv_lib.method.model as a whole; write from ctxkv"),
     ],
 )
 def test_code_that_needs_what_is_not_saved_is_refused(tmp_path, own_module, line, said):
@@ -167,3 +181,35 @@ def test_code_that_needs_what_is_not_saved_is_refused(tmp_path, own_module, line
     with pytest.raises(ValueError, match=rf"needs_more\.py imports {said}"):
         model.save_pretrained(tmp_path / "model")
     assert not any((tmp_path / "model").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("attention", "said"),
+    [
+        ("elsewhere.needs_more:Layer", "needs_more.py and .*needs_more.py have one name; rename one"),
+        ("outer:Outer.Layer", r"Outer\.Layer is defined in a notebook, a function or a class"),
+    ],
+)
+def test_code_whose_names_clash_or_are_within_a_class_is_refused(tmp_path, own_module, attention, said):
+    name = own_module("needs_more", MINE)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "needs_more.py").write_text(LAYER)
+    (tmp_path / "outer.py").write_text("from torch import nn\n\nclass Outer:\n" + indent(LAYER, "    "))
+    plugins = {"block": {"plugin": f"{name}:MyBlock", "settings": {}}}
+    model = tiny_model(plugins={**plugins, "attention": {"plugin": attention, "settings": {}}})
+    with pytest.raises(ValueError, match=said):
+        model.save_pretrained(tmp_path / "model")
+
+
+def test_an_import_within_a_function_is_adapted_to_the_saved_folder(tmp_path, own_module):
+    inner = MINE.replace(
+        "        super().__init__",
+        "        from ctxkv_lib.method.model import ContextBlock\n\n        super().__init__",
+    )
+    name = own_module("imports_inside", inner)
+    model = tiny_model(plugins={"block": {"plugin": f"{name}:MyBlock", "settings": {}}}).eval()
+    model.save_pretrained(tmp_path / "model")
+    assert "ctxkv_lib" not in next((tmp_path / "model").glob("imports_inside_*.py")).read_text()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    ids = tiny_ids(7)[None]
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits)

@@ -82,6 +82,11 @@ def test_variants_of_a_file_share_its_sizes_and_have_their_recipes_own_data(tmp_
         ({"variants": {"a": {"settings": {"phase2.size": 3}}}}, "Variant 'a': setting is 'phase2.size'"),
         ({"variants": {"a": {"recipe": "soup"}}}, "Variant 'a': recipe is 'soup'; allowed"),
         ({"preset": "moon"}, "preset is 'moon'"),
+        ({"seeds": [1], "settings": {"runtime.seed": 2}}, "runtime.seed and seeds are both given"),
+        (
+            {"samples": [3], "variants": {"a": {"settings": {"data.samples": 4}}}},
+            "data.samples and samples are",
+        ),
     ],
 )
 def test_a_protocol_of_another_form_is_refused_in_a_sentence(tmp_path, values, said):
@@ -94,6 +99,8 @@ def test_a_protocol_of_another_form_is_refused_in_a_sentence(tmp_path, values, s
     [
         (["--grid", "phase2.patience"], "is no axis; write --grid group.field=value,value"),
         (["--grid", "phase2.patience=1,,2"], "is no axis"),
+        (["--grid", "phase2.patience=1", "--grid", "phase2.patience=2"], "--grid has phase2.patience twice"),
+        (["--samples", "3", "--grid", "data.samples=3,4"], "data.samples and samples are both given"),
         (["--protocol", "none.json"], "none.json is not a file"),
         (["--protocol", "none.json", "--seeds", "1"], "--seeds does not go with --protocol"),
         (["--protocol", "none.json", "--set", "a.b=1"], "--set does not go with --protocol"),
