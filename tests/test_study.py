@@ -254,13 +254,14 @@ def test_caches_are_chosen_on_validation_and_leave_the_rest_of_a_run_as_it_is(fi
     found = continuous_cache.measured(finished_run.path, "cache")
     assert (found["variant"], found["samples"], found["seed"]) == ("exact", 8, 42)
     rows, summary = found["rows"], finished_run.summary
-    assert list(rows) == ["model", *continuous_cache.KINDS, continuous_cache.BOTH]
+    assert list(rows) == ["model", *continuous_cache.KINDS, *continuous_cache.WITH_FOUR.values()]
     assert rows["model"]["val_ppl"] == pytest.approx(summary["phase2"]["val_ppl"], rel=1e-2)  # bf16 or not
     assert rows["model"]["test_ppl"] == pytest.approx(summary["test"]["ppl"], rel=1e-4)
     for kind in continuous_cache.KINDS:
         assert rows[kind]["val_ppl"] < rows["model"]["val_ppl"]
-    assert rows[continuous_cache.BOTH]["val_ppl"] < rows["copying"]["val_ppl"]
-    assert len(rows[continuous_cache.BOTH]["weights"]) == 4
+    for base, kind in continuous_cache.WITH_FOUR.items():
+        assert rows[kind]["val_ppl"] < rows[base]["val_ppl"]
+        assert len(rows[kind]["weights"]) == 4
     losses = [loss for _, loss in summary["test"]["conversations"]]
     assert rows["model"]["test_conversations"] == pytest.approx(losses, abs=1e-3)
 
@@ -276,7 +277,7 @@ def test_caches_of_a_sweeps_run_stand_beside_the_losses_of_its_results(finished_
     continuous_cache.main("part", [finished_run.path])
     continuous_cache.main("part", [finished_run.path])  # measured again, it takes the earlier one's place
     (stored,) = read_json(tmp_path / "part" / "cache.json")["runs"]
-    assert [*stored["rows"]] == [*continuous_cache.KINDS, continuous_cache.BOTH]
+    assert [*stored["rows"]] == [*continuous_cache.KINDS, *continuous_cache.WITH_FOUR.values()]
     (found,) = continuous_cache.found("part")
     assert (found["variant"], found["samples"], found["seed"]) == ("mine", 8, 42)
     assert found["rows"]["model"]["test_conversations"] == swept["test_conversations"]

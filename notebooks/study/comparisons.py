@@ -20,19 +20,21 @@ OF_COPYING: tuple[Pair, ...] = (
     (COPIED, COUNTED),
     (COPIED, WITH_TABLE),
 )
-WITH_UNIGRAMS, WITH_STATES = "the GRU with a unigram cache", "the GRU with a continuous cache"
-COPIES = "contexts with copying"
+WITH_TOKENS, WITH_STATES = "the GRU with four caches", "the GRU with a continuous cache"
+COPIES, COPIES_TOO = "contexts with copying", "contexts with copying and four caches"
 OF_FAIR = {  # names of the runs of `fair`: variant, and kind of cache, as `continuous_cache.found` has them
     "contexts": ("contexts", "model"),
     COPIES: ("contexts", "copying"),
     "the GRU": ("GRU", "model"),
-    WITH_UNIGRAMS: ("GRU", "unigram cache"),
+    COPIES_TOO: ("contexts", "copying and four caches"),
+    WITH_TOKENS: ("GRU", "four caches"),
     WITH_STATES: ("GRU", "continuous cache"),
 }
 BESIDE_THE_GRU: tuple[Pair, ...] = (
     ("the GRU", "contexts"),
     (COPIES, "the GRU"),
-    (COPIES, WITH_UNIGRAMS),
+    (WITH_TOKENS, COPIES),
+    (WITH_TOKENS, COPIES_TOO),
     (WITH_STATES, COPIES),
 )
 
@@ -55,7 +57,7 @@ def fair_losses() -> dict[int, dict[str, Losses]]:
     found: dict[int, dict[str, Any]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(continuous_cache.found("fair"), key=itemgetter("samples")):
         for name, (variant, kind) in OF_FAIR.items():
-            if run["variant"] == variant:
+            if run["variant"] == variant and kind in run["rows"]:
                 found[run["samples"]][name].append(run["rows"][kind]["test_conversations"])
     return {count: {name: np.array(own) for name, own in rows.items()} for count, rows in found.items()}
 
@@ -70,7 +72,9 @@ def gru_changes(by_groups: bool = False) -> dict[Pair, dict[int, Change]]:
     groups = speaker_groups(50) if by_groups else None
     return {
         (own, other): {
-            count: difference(rows[own], rows[other], tokens, groups) for count, rows in found.items()
+            count: difference(rows[own], rows[other], tokens, groups)
+            for count, rows in found.items()
+            if own in rows and other in rows
         }
         for own, other in BESIDE_THE_GRU
     }

@@ -4,7 +4,7 @@
 
 Each position of the window votes for the token that followed it, by how similar its hidden state is to the
 present one; in *copying*, its context. The four caches of the n-grams, which compare tokens only, are added
-to copying, or to a model without contexts. `results/PART/cache.json` gets a row for each run; if PART is a
+to the model, and to copying. `results/PART/cache.json` gets a row for each run; if PART is a
 sweep, the model's own losses are in its `sweep.json`.
 """
 
@@ -41,7 +41,7 @@ KINDS = {  # of caches: what positions are compared by, and the factors of it th
     "continuous cache": ("hidden states", SHARPNESS),
     "copying": ("contexts", SHARPNESS),
 }
-FOUR, BOTH = "four caches", "copying and four caches"
+WITH_FOUR = {"model": "four caches", "copying": "copying and four caches"}  # of the n-grams, on top
 SPLITS = ("val", "test")
 BATCH = 512
 named = itemgetter("variant", "samples", "seed")  # what tells runs of a part apart
@@ -132,15 +132,19 @@ def measured(path: str, part: str) -> dict[str, Any]:
         place, weight = min(grid, key=lambda pair: grid[pair].mean())
         scored[kind] = grid[place, weight], mixed(test.losses, shares[1][place], weight)
         chosen[kind] = {"sharpness": sharpness[place], "weight": weight}
-    base, kind = ("copying", BOTH) if "copying" in scored else ("model", FOUR)
-    likely = {name: (-losses).exp().numpy() for name, losses in zip(SPLITS, scored[base], strict=True)}
-    ids = {name: each.ids.numpy() for name, each in zip(SPLITS, (held_out, test), strict=True)}
-    reached = config.model.context_window
-    best, weights = with_caches(likely, {name: four_caches(own, reached) for name, own in ids.items()})
-    scored[kind] = tuple(torch.from_numpy(-np.log(best[-1][name])) for name in SPLITS)
-    chosen[kind] = {"weights": [round(weight, 4) for weight in weights]}
+    caches = {
+        name: four_caches(each.ids.numpy(), config.model.context_window)
+        for name, each in zip(SPLITS, (held_out, test), strict=True)
+    }
+    for base, kind in WITH_FOUR.items():
+        if base in scored:
+            likely = {name: (-own).exp().numpy() for name, own in zip(SPLITS, scored[base], strict=True)}
+            best, weights = with_caches(likely, caches)
+            scored[kind] = tuple(torch.from_numpy(-np.log(best[-1][name])) for name in SPLITS)
+            chosen[kind] = {"weights": [round(weight, 4) for weight in weights]}
     rows = {kind: {**chosen[kind], **_row(*losses, stream)} for kind, losses in scored.items()}
-    del rows["unigram cache"]["test_conversations"]  # no interval of it is computed
+    for kind in ("unigram cache", *(("four caches",) if "copying" in rows else ())):
+        del rows[kind]["test_conversations"]  # no interval of it is computed
     if swept := _swept(part).get(identity(config)):
         del rows["model"]
     mixer = config.plugins.get("mixer")

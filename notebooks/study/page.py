@@ -18,6 +18,7 @@ from ctxkv_lib.views.power_laws import SPLITS
 from ctxkv_lib.views.study import sweep_figure
 
 HERE = Path(__file__).parent
+KINDS = ("model", "unigram cache", "continuous cache")  # of caches, without and with
 
 
 def results(part: str) -> Results:
@@ -112,7 +113,7 @@ def _short(percent: float) -> str:
     return f"{percent:.{0 if abs(percent) >= 10 else 1}f}"
 
 
-def cached(part: str, kinds: tuple[str, ...] = ("model", "unigram cache", "continuous cache")) -> Any:
+def cached(part: str, kinds: tuple[str, ...] = KINDS) -> Any:
     """Make a row for each variant and sample count: test PPL without a cache and with some kinds."""
     cells = []
     runs = continuous_cache.found(part)

@@ -171,7 +171,7 @@ def test_a_drawn_buffer_of_attention_is_kept(config, tmp_path):
 
 
 def test_a_loss_without_anything_to_train_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match="trains nothing here, so that .*spread has no effect"):
+    with pytest.raises(UserError, match=r"trains nothing here, so that .*spread has no effect"):
         run(config.replace({"phase1.max_iterations": 0}), tmp_path / "run", loss=spread)
 
 
