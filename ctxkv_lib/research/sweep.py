@@ -1,7 +1,7 @@
 """Sweeps: every grid point is an ordinary run, and results are written after each."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..experiments import run, stopped_calmly
 from ..files import digest, read_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
-from ..progress import Listener, Metric, notice, progress_bar
+from ..progress import Listener, Metric, counted, notice, progress_bar
 from ..runs.config import ExperimentConfig, flat
 from ..runs.configure import stated_settings
 from ..runs.plugins import PlugIn
@@ -43,7 +43,8 @@ def sweep(
 
     A failed run is recorded with its reason, and the others go on. A finished run is not repeated with newer
     code: its summary names the commit. Unless artefacts are to be kept, its entry in `sweep.json` is enough,
-    so a study continues from results alone. An entry of a finished run stays until another takes its place.
+    so a study continues from results alone. An entry of a finished run stays until another takes its place;
+    if other grid points were swept into `out` before, the earlier `sweep.json` is kept under another name.
 
     Args:
         root, out: folders of the run folders, and of the results.
@@ -67,6 +68,7 @@ def sweep(
     with only_process(out):
         remove_left_overs(out, deep=False)  # the run folders below may be in use
         earlier = _entries(out / "sweep.json")
+        _keep_others(out, {*earlier} - {identity(point.config) for point in points}, earlier)
         left = [_left(point, root, earlier, keep) for point in points]
         entries = [entry for entry, _ in left]
         results = _write(out, points, entries)
@@ -111,6 +113,16 @@ def _entries(path: Path) -> dict[str, Entry]:
             f"{path} is damaged, or not what a sweep wrote; restore it, or move it away to begin with the "
             "results in the run folders."
         ) from None
+
+
+def _keep_others(out: Path, others: Collection[str], earlier: dict[str, Entry]) -> None:
+    """Copy `sweep.json` if it has finished runs, by identity, that the next one will not have."""
+    lost = [name for name in others if earlier[name]["state"] == "finished"]
+    if lost:
+        text = (out / "sweep.json").read_text(encoding="utf-8")
+        kept = out / f"sweep-{digest(text)[:6]}.json"
+        write_text(kept, text)
+        notice(f"{counted(len(lost), ' results')} of other grid points: they are kept in {kept}.")
 
 
 def _left(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -> tuple[Entry, bool]:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .config import ExperimentConfig
 
 PACKAGE = Path(__file__).parent.parent
-FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and `runs/` only loads what a run has made
+FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and most of `runs/` computes nothing
+COMPUTING = ("micro_batches", "rows", "streamed")  # modules of `runs/` that do
 METHOD_IMPORTS = {"torch", "numpy", "psutil"} | PYTHON_AND_THIS
 PLAIN = bool | int | float | str | tuple  # values of `method/` that keys cover
 
@@ -57,11 +58,12 @@ def _method_files() -> list[Path]:
 
 
 def code_key(*plugins: str) -> str:
-    """Digest the code that results depend on: `method/`, and the files of those plug-ins of this package.
+    """Digest the code that results depend on: `method/`, `COMPUTING`, and those plug-ins of this package.
 
     Docstrings, comments and layout are ignored; functions and values replaced at run time are included.
     """
     modules = {name.partition(":")[0].replace(".", "/") for name in plugins if name.startswith(OWN)}
+    modules |= {f"{PACKAGE.name}/runs/{name}" for name in COMPUTING}
     files = {file for name in modules for file in _with_imports(PACKAGE.parent / f"{name}.py")}
     return _code_digest({*files, *_method_files()}, _patched_source())
 
@@ -83,7 +85,7 @@ def _code_digest(files: Iterable[Path], more: str = "") -> str:
 
 
 def _with_imports(file: Path) -> set[Path]:
-    """Return a module's file with those that it imports from the folders `FOLLOWED`, directly or not."""
+    """Return a module's file with those that it imports of `FOLLOWED` and `COMPUTING`, directly or not."""
     found, waiting = set(), [file]
     while waiting:
         file = waiting.pop()
@@ -93,7 +95,7 @@ def _with_imports(file: Path) -> set[Path]:
 
 
 def _code_of(file: Path) -> tuple[str, list[Path]]:
-    """Return the `plain_source` of a file of this package, and the files of `FOLLOWED` that it imports."""
+    """Return the `plain_source` of a file of this package, and the files that `_with_imports` follows."""
     return _read_once(file, file.stat().st_mtime_ns)
 
 
@@ -103,6 +105,6 @@ def _read_once(file: Path, _: int) -> tuple[str, list[Path]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.level and node.module:
             other = file.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py"
-            if other.parent.name in FOLLOWED:
+            if other.parent.name in FOLLOWED or (other.parent.name == "runs" and other.stem in COMPUTING):
                 imports.append(other)
     return plain_source(source), imports

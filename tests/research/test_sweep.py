@@ -171,6 +171,18 @@ def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(points, tmp_path):
 
 
 @pytest.mark.slow
+def test_results_of_other_grid_points_are_kept_beside(points, tmp_path, capsys):
+    out = tmp_path / "out"
+    sweep(points(a={}), tmp_path / "runs", out)
+    sweep(points(a={}, b={"phase2.learning_rate": 2e-3}), tmp_path / "runs", out, hours=0)
+    assert [file.name for file in out.glob("sweep*.json")] == ["sweep.json"]  # nothing is lost
+    sweep(points(b={"phase2.learning_rate": 2e-3}), tmp_path / "runs", out, hours=0)
+    (kept,) = out.glob("sweep-*.json")
+    assert states(read_sweep(kept)) == [("a", "finished")]
+    assert f"1 result of other grid points: they are kept in {kept}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(points, tmp_path, monkeypatch):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     sweep(points(), tmp_path / "runs", out)

@@ -11,8 +11,8 @@ from conftest import in_python
 from ctxkv_lib.method import model, oacd
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.model import ContextBlock, ContextKV
-from ctxkv_lib.runs import provenance
-from ctxkv_lib.runs.package_code import code_key
+from ctxkv_lib.runs import package_code, provenance
+from ctxkv_lib.runs.package_code import code_key, code_with_imports
 
 
 def test_which_modules_are_loaded_makes_no_other_code():
@@ -54,6 +54,20 @@ def test_whatever_way_the_method_is_patched_it_is_other_code(monkeypatch):
             keys.append(code_key())
     assert len({*keys}) == len(keys)
     assert code_key() == keys[0]
+
+
+@pytest.mark.parametrize("digested", [code_key, lambda: code_with_imports("runs/testing")])
+def test_code_that_reads_rows_and_copies_is_in_the_keys_of_training_and_test(digested, monkeypatch):
+    keys, code_of = [digested()], package_code._code_of
+    for changed in ("runs/rows.py", "hf/copying_streams.py", "hf/copying.py"):
+
+        def other(file, changed=changed):
+            source, imports = code_of(file)
+            return source + "changed" * file.as_posix().endswith(changed), imports
+
+        monkeypatch.setattr(package_code, "_code_of", other)
+        keys.append(digested())
+    assert len({*keys}) == 4
 
 
 @pytest.mark.parametrize(
