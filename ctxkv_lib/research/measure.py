@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+from ..data.conversations import load_conversations
 from ..errors import UserError, memory_advice
 from ..experiments import write_results
 from ..method.model import ContextKV
@@ -27,7 +28,8 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         names: of `MEASUREMENTS`. Those that do not apply to the run are left out.
 
     Raises:
-        UserError: an unknown name; none that applies; missing or damaged caches or weights.
+        UserError: an unknown name; none that applies; missing or damaged caches or weights; the user's own
+            file has changed.
     """
     if unknown := [name for name in names if name not in MEASUREMENTS]:
         raise UserError(f"measurement is {unknown[0]!r}; allowed: {', '.join(MEASUREMENTS)}.")
@@ -43,6 +45,7 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         missing = [name for name in wanted if not folder.finished(name, keys[name])]
         if not missing:
             return run
+        _refuse_other_texts(run)
         folder.finished("results", "")  # as `run`
         for files in ("caches", "phase2"):
             refuse_damaged(run.path, files)
@@ -52,6 +55,18 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
                 folder.finish(name, keys[name], (), MAKERS[name](config, folder, model))
         summary = {name: part for name, part in run.summary.items() if name not in MEASUREMENTS}
         return write_results(config, folder, {**summary, **measurements(folder)})
+
+
+def _refuse_other_texts(run: Run) -> None:
+    """Refuse to measure a run whose own file has changed: its text is read again."""
+    if run.config.data.source == "file":
+        for split in ("train", "validation"):
+            read = load_conversations(run.config.data, split).fingerprint
+            if read != run.summary["provenance"]["data"][f"{split}_fingerprint"]:
+                raise UserError(
+                    f"The {split} conversations in {run.config.data.path} are not those that {run.path} was "
+                    "made from; restore the file, or make a new run."
+                )
 
 
 def measurements_of(config: ExperimentConfig) -> list[str]:

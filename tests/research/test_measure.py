@@ -1,9 +1,11 @@
 """Measurements of a finished run: made when asked for, once, and kept with the run."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_conversations
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
@@ -97,6 +99,16 @@ def test_a_run_without_its_artefacts_keeps_its_measurements_and_gets_no_new_ones
         measure(finished, ["probe"])
     again = run(tiny_config, finished.path)
     assert again.summary["generation"] == finished.summary["generation"]
+
+
+def test_measurements_of_a_file_that_has_changed_are_refused(tiny_config, tmp_path):
+    finished, data = run(tiny_config, tmp_path / "run"), Path(tiny_config.data.path)
+    text = data.read_text(encoding="utf-8")
+    write_conversations(data, 12, seed=3)
+    with pytest.raises(UserError, match=r"The train conversations in .* are not those that .*run was made"):
+        measure(finished, ["repeated_pairs"])
+    data.write_text(text, encoding="utf-8")
+    assert "repeated_pairs" in measure(finished, ["repeated_pairs"]).summary
 
 
 KINDS = ("kneser_ney_cache", "kneser_ney_caches")
