@@ -72,6 +72,8 @@ def _make_contexts(work: Work, phase1: Record | None) -> tuple[Record, Record]:
     if phase1:
         folder.load_block(work.model)
     if work.config.is_streamed(rows["train"]):  # the caches do not need Phase 1's contexts
+        if getattr(work.model.attention, "chunk", 1) > 1:
+            raise UserError("attention.chunk needs contexts that are kept; set runtime.context_cache=cached.")
         phase1 = phase1 or _train_block(
             work, _room(work, len(sampled_ids(work)) + 1, spare_memory=True), generator
         )

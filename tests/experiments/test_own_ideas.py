@@ -175,6 +175,17 @@ def test_a_loss_without_anything_to_train_is_refused(config, tmp_path):
         run(config.replace({"phase1.max_iterations": 0}), tmp_path / "run", loss=spread)
 
 
+class InChunks(NearestTwo):
+    chunk = 16
+
+
+def test_chunks_of_a_streamed_stream_are_refused(config, tmp_path):
+    with pytest.raises(
+        UserError, match=r"chunk needs contexts that are kept; set runtime.context_cache=cached"
+    ):
+        run(config.replace({"runtime.context_cache": "streamed"}), tmp_path / "run", attention=InChunks)
+
+
 class Drawn(NearestTwo):
     def init_from_block(self, block):
         torch.nn.init.normal_(self.out.weight, std=0.05)
