@@ -1,5 +1,7 @@
 """Sweeps: every grid point is an ordinary run, and results are written after each."""
 
+import functools
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -9,6 +11,8 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from ..data.conversations import load_conversations
+from ..data.rows import Split
+from ..data.settings import DataConfig
 from ..errors import Diverged, UserError
 from ..experiments import run, stopped_calmly
 from ..files import digest, read_json, write_text
@@ -26,6 +30,7 @@ from .protocol import GridPoint
 from .sweep_file import entries_of, write_sweep
 from .sweep_table import Entry, Results, results_of, summarize, sweep_document
 
+SPLITS: tuple[Split, ...] = ("train", "validation")
 DIGITS_OF_IDENTITY = 8  # hexadecimal, of a configuration in `sweep.json`
 
 
@@ -139,7 +144,7 @@ def _finished(point: GridPoint, root: Path) -> Run | None:
     """Load a finished run, if there is one, after its missing measurements if possible."""
     with suppress(UserError):  # whatever is wrong with it: `run` will say so, or do it again
         found = load_run(point.folder(root))
-        if found.config == point.config:
+        if found.config == point.config and _texts(found.config.data) in ([], _texts_of(found)):
             is_complete = set(measurements_of(point.config)) <= set(found.summary)
             return found if is_complete else _measured(found)
     return None
@@ -192,12 +197,31 @@ def _entry(point: GridPoint, state: str, error: str = "", run: Run | None = None
 
 
 def identity(config: ExperimentConfig) -> str:
-    """Identify a configuration; new settings with their defaults do not change it."""
+    """Identify a configuration and the texts of a file; new settings with their defaults do not change it."""
     plugins = {hook: replace(PlugIn.of(plugin.name), source="") for hook, plugin in config.plugins.items()}
     plain = ExperimentConfig("", "", plugins=plugins).to_dict()
     defaults = {key: value for key, value in flat(plain) if not key.endswith(".plugin")}
     changed = {key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)}
+    if texts := _texts(config.data):
+        changed["texts"] = texts
     return digest(changed)[:DIGITS_OF_IDENTITY]
+
+
+def _texts(data: DataConfig) -> list[str]:
+    """Return the checksums of training and validation conversations in the user's own file; else none."""
+    if data.path is None:
+        return []
+    file = os.stat(data.path)
+    return _read_once(data, file.st_mtime_ns, file.st_size)
+
+
+@functools.cache
+def _read_once(data: DataConfig, *_: int) -> list[str]:
+    return [load_conversations(data, split).fingerprint for split in SPLITS]
+
+
+def _texts_of(found: Run) -> list[str]:
+    return [found.summary["provenance"]["data"][f"{split}_fingerprint"] for split in SPLITS]
 
 
 def _write(out: Path, points: Sequence[GridPoint], entries: Sequence[Entry]) -> Results:

@@ -1,8 +1,9 @@
 import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from conftest import TOP, local_experiment
+from conftest import TOP, local_experiment, write_conversations
 from test_cli import settings_of
 
 from ctxkv_lib import experiments as experiment
@@ -168,6 +169,18 @@ def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(points, tmp_path):
     first, second = sweep(asked, tmp_path, tmp_path / "out", keep=True)["cells"]
     assert second == {**first, "variant": "b"}
     load_trained(asked[0].folder(tmp_path), "cpu")
+
+
+@pytest.mark.slow
+def test_a_file_that_has_changed_is_swept_again(points, small, tmp_path):
+    asked, out = points(), tmp_path / "out"
+    first = sweep(asked, tmp_path / "runs", out)["cells"]
+    assert sweep(asked, tmp_path / "runs", out)["cells"] == first
+    write_conversations(Path(small["data.path"]), 12, seed=4)
+    for root in ("runs", "others"):  # with the run folder, and from results alone
+        (entry,) = sweep(asked, tmp_path / root, out)["cells"]
+        assert entry["config"] != first[0]["config"]
+        assert entry["val_ppl"] != first[0]["val_ppl"]
 
 
 @pytest.mark.slow
