@@ -228,6 +228,8 @@ def sweep(options: argparse.Namespace) -> None:
     _say_where(out)
     results = sweep(points, options.runs or out, out, hours=options.hours, keep=options.keep)
     print(f"{fitted(format_sweep(results))}\n\nWritten: {out / 'sweep.md'}")
+    if {entry["state"] for entry in results["cells"]} <= {"failed", "diverged"}:
+        raise UserError(f"No run has finished; {out / 'sweep.md'} says why.")
 
 
 @command("run+ --lang")

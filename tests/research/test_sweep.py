@@ -7,6 +7,7 @@ from conftest import TOP, local_experiment, write_conversations
 from test_cli import settings_of
 
 from ctxkv_lib import experiments as experiment
+from ctxkv_lib.cli import main
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.files import read_json
 from ctxkv_lib.research import sweep as module
@@ -262,7 +263,7 @@ def test_the_committed_studies_go_on_from_their_results(part, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_command_leaves_and_prints_its_table(small, tmp_path, printed_by):
+def test_the_command_leaves_and_prints_its_table(small, tmp_path, printed_by, capsys):
     common = [*settings_of(small), "--preset", "ci", "--samples", "8", "--seeds", "1", "2"]
     out = tmp_path / "out"
     places = ["--out", out, "--runs", tmp_path / "runs"]
@@ -272,3 +273,6 @@ def test_the_command_leaves_and_prints_its_table(small, tmp_path, printed_by):
     assert " ± " in table
     assert len(list((tmp_path / "runs").glob("ci-exact-8-*"))) == 2
     assert written(out)["variants"]["weight_decay 1"]["settings"]["phase2.weight_decay"] == 1
+    none = tmp_path / "none"
+    assert main(["sweep", *common, "--grid", "model.interval=5000", "--out", str(none)]) == 2
+    assert f"No run has finished; {none / 'sweep.md'} says why." in capsys.readouterr().err
