@@ -122,7 +122,7 @@ def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
         (b'{"role": "user", "content": "a"}', "line 2 is one message; write all messages of a conversation"),
         (
             b'{"words": "hello", "n": 1}',
-            "line 2 has the fields words, n; allowed: messages; .*data.columns.$",
+            r"line 2 has the fields words, n; allowed: messages; .*data.columns \(evaluate: --columns\).$",
         ),
         (b'{"Message": "hello"}', r"line 2 has the fields Message; .*Did you mean messages\?"),
         (b'{"a\\nfield": null}', r"line 2 has the fields a\\nfield; allowed"),  # in one line
