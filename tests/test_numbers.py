@@ -418,7 +418,12 @@ def test_contexts_beside_a_gru_are_what_was_measured():
     plain, copied, four, both, states = found.values()
     assert [*plain] == [10, 50, 100, 200]
     assert [*four] == [*both] == [10, 100, 200]
-    assert all(high < 0 for _, _, high in copied.values())
+    assert [count for count, (_, _, high) in copied.items() if high < 0] == [10, 50, 100]
+    said = "not resolved: {:.1f}% ({:.1f}% to {:.1f}%; with seed 42 alone {:.1f}%, {:.1f}% to {:.1f}%)"
+    losses_42 = [comparisons.fair_losses()[200][name][:1] for name in comparisons.BESIDE_THE_GRU[1]]
+    alone = difference(*losses_42, intervals.test_tokens(50))
+    open_, of_42 = ([-each[place] for place in (0, 2, 1)] for each in (copied[200], alone))
+    assert said.format(*open_, *of_42) in PAGES["study"]
     for name in (comparisons.BESIDE_THE_GRU[0], comparisons.BESIDE_THE_GRU[4]):
         for each in (found[name], by_groups[name]):
             assert [count for count, (_, _, high) in each.items() if high < 0] == [50, 100, 200]
@@ -433,8 +438,8 @@ def test_contexts_beside_a_gru_are_what_was_measured():
     assert said.format(*falls[1:]) in PAGES["README"]
     said = "With 10 the test does not tell them apart ({:.1f}%, {:.1f}% to {:.1f}%)"
     assert said.format(*plain[10]) in PAGES["README"]
-    said = "better than that GRU, by {:.0f}% with 10 and {:.1f}% with 200"
-    assert said.format(-copied[10][0], -copied[200][0]) in PAGES["README"]
+    said = "than that GRU, by {:.0f}% with 10 and {:.1f}% with 100; with 200 it is not resolved ({:.1f}%,"
+    assert said.format(-copied[10][0], -copied[100][0], open_[0]) in PAGES["README"]
     for page in PAGES["README"], PAGES["study"]:
         assert (
             f"the GRU is better** by {-both[100][0]:.1f}% with 100 and {-both[200][0]:.1f}%"
@@ -449,11 +454,11 @@ def test_contexts_beside_a_gru_are_what_was_measured():
         ppls = [mean(r["rows"][kind]["test_ppl"] for r in rows if r["samples"] == n) for n in (10, 100, 200)]
         assert said.format(*ppls) in PAGES["study"]
     again = sorted(-change for change, _, _ in states.values())
-    assert f"beats them from 50 on, by {again[1]:.1f}% to {again[-1]:.1f}%" in PAGES["README"]
+    assert f"beats copying from 50 on, by {again[1]:.1f}% to {again[-1]:.1f}%" in PAGES["README"]
     for count, rows in comparisons.fair_losses().items():  # the runs of the sweep
         for name, variant in (("contexts", "contexts"), ("the GRU", "GRU")):
             expected, _ = losses(PARTS["fair"], count, variant)
-            assert len(expected) == (3 if count < 200 else 1)
+            assert len(expected) == (3 if count < 200 else 2)
             np.testing.assert_allclose(rows[name], expected, atol=2e-4)
 
 
