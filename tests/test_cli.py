@@ -117,6 +117,12 @@ def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path, capsys)
     measure.assert_called_once_with(done)
 
 
+def test_a_path_that_is_no_utf_8_is_refused_before_anything_is_computed(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--preset", "ci", "--out", "o\udcffut"])
+    assert "argument --out: a path must be UTF-8" in capsys.readouterr().err
+
+
 def test_a_home_folder_is_found_in_a_path(printed_by, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

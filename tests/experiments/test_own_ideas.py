@@ -170,6 +170,12 @@ def test_a_drawn_buffer_of_attention_is_kept(config, tmp_path):
     assert torch.equal(kept["attention.directions"], first)
 
 
+@pytest.mark.parametrize(("code", "said"), [("1 / 0", "ZeroDivisionError: div"), ("def", "SyntaxError: ")])
+def test_a_module_that_cannot_be_imported_is_refused_in_a_sentence(config, own_module, code, said):
+    with pytest.raises(UserError, match=f"broken:Block cannot be loaded .{said}.*correct its file"):
+        config.replace({"block": f"{own_module('broken', code)}:Block"})
+
+
 def test_a_loss_without_anything_to_train_is_refused(config, tmp_path):
     with pytest.raises(UserError, match=r"trains nothing here, so that .*spread has no effect"):
         run(config.replace({"phase1.max_iterations": 0}), tmp_path / "run", loss=spread)
