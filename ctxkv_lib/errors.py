@@ -146,3 +146,8 @@ def one_line(message: str) -> str:
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether text can be written as UTF-8; bytes of a command line that are not become surrogates."""
+    return text == text.encode(errors="ignore").decode()

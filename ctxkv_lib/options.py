@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .data.formats import FILES
-from .errors import did_you_mean
+from .errors import did_you_mean, is_utf8
 from .runs.config import PRESETS, RECIPES
 from .runs.settings import Sampling
 
 
 def _path(text: str) -> Path:
     """Return the path of an argument; the shell does not expand `~` in `--out=~/runs`."""
-    if not text or "\0" in text or text != text.encode(errors="ignore").decode():
+    if not text or "\0" in text or not is_utf8(text):
         raise argparse.ArgumentTypeError("a path must be UTF-8, not empty, and without a NUL character")
     return Path(os.path.expanduser(text))
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..errors import UserError
+from ..errors import UserError, is_utf8
 from ..method.settings import Allowed, at_least, check_settings, require, setting
 
 # Values of `data.source` and their meanings.
@@ -90,8 +90,8 @@ class DataConfig:
             ("columns", self.columns, "names of fields"),
         ):
             if text is not None:
-                is_utf8 = text == text.encode(errors="ignore").decode() and "\0" not in text
-                require(text != "" and is_utf8, f"data.{name}", text, f"{allowed}, in UTF-8")
+                is_text = text != "" and is_utf8(text) and "\0" not in text
+                require(is_text, f"data.{name}", text, f"{allowed}, in UTF-8")
         if (self.source == "file") != (self.path is not None):
             raise UserError(
                 f"data.source is {self.source!r} and data.path is {self.path!r}; "

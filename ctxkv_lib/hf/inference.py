@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, is_utf8
 from ..files import read_json
 from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, exact_contexts
@@ -43,7 +43,7 @@ def generate_text(
     Raises:
         UserError: a prompt that is empty, or not UTF-8.
     """
-    if prompt.encode(errors="ignore").decode() != prompt:
+    if not is_utf8(prompt):
         raise UserError("--prompt is not UTF-8; set the terminal to UTF-8, or write the prompt in ASCII.")
     encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
     if encoded["input_ids"].shape[1] == 0:

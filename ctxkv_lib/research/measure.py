@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from ..data.conversations import load_conversations
+from ..data.rows import Split
 from ..errors import UserError, memory_advice
 from ..experiments import write_results
 from ..method.model import ContextKV
@@ -15,6 +16,7 @@ from ..runs.records import MEASUREMENTS
 from ..runs.run_folder import Run, RunFolder, refuse_damaged
 from ..runs.testing import measurement_key, measurements, trained_model
 
+TRAINED_ON: tuple[Split, ...] = ("train", "validation")
 MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, ContextKV], dict[str, Any]]] = {
     name: import_module(f".{name}", __package__).of_run for name in MEASUREMENTS
 }
@@ -45,7 +47,11 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         missing = [name for name in wanted if not folder.finished(name, keys[name])]
         if not missing:
             return run
-        _refuse_other_texts(run)
+        if split := changed_split(run):
+            raise UserError(
+                f"The {split} conversations in {config.data.path} are not those that {run.path} was made "
+                "from; restore the file, or make a new run."
+            )
         folder.finished("results", "")  # as `run`
         for files in ("caches", "phase2"):
             refuse_damaged(run.path, files)
@@ -57,16 +63,14 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         return write_results(config, folder, {**summary, **measurements(folder)})
 
 
-def _refuse_other_texts(run: Run) -> None:
-    """Refuse to measure a run whose own file has changed: its text is read again."""
+def changed_split(run: Run) -> str | None:
+    """Return a split of the user's own file that is not what a run was made from; None if there is none."""
     if run.config.data.source == "file":
-        for split in ("train", "validation"):
+        for split in TRAINED_ON:
             read = load_conversations(run.config.data, split).fingerprint
             if read != run.summary["provenance"]["data"][f"{split}_fingerprint"]:
-                raise UserError(
-                    f"The {split} conversations in {run.config.data.path} are not those that {run.path} was "
-                    "made from; restore the file, or make a new run."
-                )
+                return split
+    return None
 
 
 def measurements_of(config: ExperimentConfig) -> list[str]:

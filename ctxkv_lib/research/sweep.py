@@ -11,7 +11,6 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from ..data.conversations import load_conversations
-from ..data.rows import Split
 from ..data.settings import DataConfig
 from ..errors import Diverged, UserError
 from ..experiments import run, stopped_calmly
@@ -25,12 +24,11 @@ from ..runs.plugins import PlugIn
 from ..runs.run_folder import Run, RunFolder, load_run
 from ..views.axes import save
 from ..views.study import sweep_figure
-from .measure import measure, measurements_of
+from .measure import TRAINED_ON, changed_split, measure, measurements_of
 from .protocol import GridPoint
 from .sweep_file import entries_of, write_sweep
 from .sweep_table import Entry, Results, results_of, summarize, sweep_document
 
-SPLITS: tuple[Split, ...] = ("train", "validation")
 DIGITS_OF_IDENTITY = 8  # hexadecimal, of a configuration in `sweep.json`
 
 
@@ -144,7 +142,7 @@ def _finished(point: GridPoint, root: Path) -> Run | None:
     """Load a finished run, if there is one, after its missing measurements if possible."""
     with suppress(UserError):  # whatever is wrong with it: `run` will say so, or do it again
         found = load_run(point.folder(root))
-        if found.config == point.config and _texts(found.config.data) in ([], _texts_of(found)):
+        if found.config == point.config and not changed_split(found):
             is_complete = set(measurements_of(point.config)) <= set(found.summary)
             return found if is_complete else _measured(found)
     return None
@@ -217,11 +215,7 @@ def _texts(data: DataConfig) -> list[str]:
 
 @functools.cache
 def _read_once(data: DataConfig, *_: int) -> list[str]:
-    return [load_conversations(data, split).fingerprint for split in SPLITS]
-
-
-def _texts_of(found: Run) -> list[str]:
-    return [found.summary["provenance"]["data"][f"{split}_fingerprint"] for split in SPLITS]
+    return [load_conversations(data, split).fingerprint for split in TRAINED_ON]
 
 
 def _write(out: Path, points: Sequence[GridPoint], entries: Sequence[Entry]) -> Results:
