@@ -72,7 +72,7 @@ def keep_rows(folder: Path, key: str, rows: Iterable[Row]) -> None:
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 
-    text = Value("string")
+    text = Value("large_string")  # a batch of rows may have more than 2 GiB
     columns = Features({"name": text, "messages": [{"role": text, "content": text}]})
     with replacing(folder) as beside:
         beside.mkdir()

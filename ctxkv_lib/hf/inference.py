@@ -53,7 +53,8 @@ def generate_text(
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
     torch.manual_seed(seed)
     ids = model.generate(**encoded, max_new_tokens=new_tokens, **sampling)
-    return str(tokenizer.decode(ids[0], skip_special_tokens=True))
+    new = ids[0, encoded["input_ids"].shape[1] :]
+    return prompt + str(tokenizer.decode(new, skip_special_tokens=True))
 
 
 @torch.no_grad()

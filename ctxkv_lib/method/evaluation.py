@@ -53,6 +53,8 @@ def evaluate(model: ContextKV, cache: StreamCache, loop: Loop | None = None) -> 
 def effective_rank(contexts: Tensor, generator: torch.Generator, max_rows: int = 10_000) -> float:
     """Compute exp(entropy of the normalised singular values) / context_dim (Roy & Vetterli, 2007).
 
+    Zeros have rank 0.
+
     Args:
         contexts: `[n, context_dim]`, not centred.
         generator: on the CPU; draws the rows where there are more than `max_rows`.
@@ -61,6 +63,8 @@ def effective_rank(contexts: Tensor, generator: torch.Generator, max_rows: int =
         rows = torch.randperm(len(contexts), generator=generator)[:max_rows]
         contexts = contexts[rows.to(contexts.device)]
     values = torch.linalg.svdvals(contexts.float().cpu())
+    if not values.any():
+        return 0.0
     shares = values / values.sum()
     entropy = -torch.special.xlogy(shares, shares).sum()
     return (entropy.exp() / contexts.shape[-1]).item()

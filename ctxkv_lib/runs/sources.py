@@ -9,7 +9,7 @@ import linecache
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Iterable, Iterator, MutableMapping, MutableSequence, MutableSet
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -63,10 +63,16 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
         defaults |= function.__kwdefaults__ or {}
         for name in sorted(defaults.keys() - _changed(tree, defaults)):
             yield f"{name}={''.join(_described(defaults[name], seen))};"
+    imported = _imported(tree, scope)
+    scope |= imported
     changed = _changed(tree, scope)
-    for name in sorted(_used(tree) - changed):
+    for name in sorted(_used(tree, imported) - changed):
         value, first = _value(name, scope), scope.get(name.partition(".")[0])
-        if value is scope or inspect.ismodule(value) or ("." in name and not inspect.ismodule(first)):
+        if value is scope or ("." in name and not inspect.ismodule(first)):
+            continue
+        if inspect.ismodule(value):
+            if name in _alone(tree) and not _is_installed(value):
+                yield f"{name}={''.join(_of_module(value, seen))};"
             continue
         if not _is_code(value) and any(each.startswith(f"{name}.") for each in changed):
             value = type(value)
@@ -81,14 +87,39 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
                 yield f"{name}={''.join(_described(value, seen))};"
 
 
-def _used(tree: ast.Module) -> set[str]:
-    """Return the names, with dots where they are attributes, that code looks up outside itself."""
+def _imported(tree: ast.Module, scope: dict[str, Any]) -> dict[str, Any]:
+    """Return what code imports itself, by name."""
+    found = {name: scope.get(name) for name in ("__name__", "__package__")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            with suppress(Exception):  # whatever a module of the user raises
+                exec(ast.unparse(node), found)
+    return {name: value for name, value in found.items() if not name.startswith("__")}
+
+
+def _alone(tree: ast.Module) -> set[str]:
+    """Return the names, with dots where they are attributes, whose attributes code does not read."""
+    held = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute))
+    return {ast.unparse(node) for node in nodes if id(node) not in held}
+
+
+def _of_module(module: Any, seen: dict[int, Any]) -> Iterator[str]:
+    """Yield what describes all that a module of the user holds; any of it can be used by another name."""
+    held = {name: value for name, value in vars(module).items() if not name.startswith("__")}
+    for name, value in sorted(held.items()):
+        if not inspect.ismodule(value):
+            yield f"{name}={''.join(_described(value, seen))};"
+
+
+def _used(tree: ast.Module, imported: Iterable[str]) -> set[str]:
+    """Return the names, with dots where they are attributes, that code imports or looks up outside itself."""
     try:
         names = _global_names(compile(tree, "", "exec"))
     except SyntaxError:  # `nonlocal` of a function around it
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     found = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)}
-    return {name for name in found if name.partition(".")[0] in names}
+    return {name for name in found if name.partition(".")[0] in names.union(imported)}
 
 
 def _global_names(code: CodeType) -> set[str]:
@@ -215,7 +246,7 @@ def _is_followed(part: Any) -> bool:
 
 
 def _is_installed(part: Any) -> bool:
-    """Return whether a function or class is of Python, of this package, or of an installed one."""
+    """Return whether a function, class or module is of Python, of this package, or of an installed one."""
     name = module_of(part)
     file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
     return name.partition(".")[0] in PYTHON_AND_THIS or bool({*file.parts} & INSTALLED)
@@ -223,6 +254,8 @@ def _is_installed(part: Any) -> bool:
 
 def module_of(part: Any) -> str:
     """Return the module that a function or class was written in, also if it is named like what it wraps."""
+    if inspect.ismodule(part):
+        return part.__name__
     return getattr(part, "__globals__", {}).get("__name__") or getattr(part, "__module__", None) or ""
 
 

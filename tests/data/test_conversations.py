@@ -7,6 +7,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from hub_standin import direct_to, forget_connections
 
 from ctxkv_lib.data import chitchat as chitchat_source
@@ -102,6 +103,9 @@ def test_only_row_groups_that_are_not_there_yet_are_fetched(small, tmp_path):
     _load("train", 8)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/rows-*")}
     assert {path.name for path in kept} == {f"rows-{rows}" for rows in ("0-4", "4-8", "12-16")}
+    for path in kept:  # whose texts together may have more than 2 GiB
+        columns = Dataset.from_file(str(path / "rows.arrow")).features
+        assert str(columns).count("'large_string'") == 3
     sent = small.sent
     more = _load("train", 12)
     fresh = small.sent - sent

@@ -44,6 +44,7 @@ def test_pipeline_generates(folder, served):
     (found,) = generator("Hello there", max_new_tokens=5, do_sample=False)
     assert found["generated_text"] == generate_text(*served, "Hello there", 5, 0, 1, 0)
     assert found["generated_text"].startswith("Hello there")
+    assert generate_text(*served, "<|endoftext|>Hello", 1, 0, 1, 0).startswith("<|endoftext|>Hello")
 
 
 class Rows(torch.utils.data.Dataset):

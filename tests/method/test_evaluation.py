@@ -56,4 +56,5 @@ def test_effective_rank(max_rows):
     expected = reference.effective_rank(contexts, max_rows, generators[0])
     assert effective_rank(contexts, generators[1], max_rows) == pytest.approx(expected, abs=1e-5)
     assert effective_rank(torch.eye(16), generators[1]) == pytest.approx(1.0)
+    assert effective_rank(torch.zeros(2, 16), generators[1]) == 0.0
     assert effective_rank(torch.ones(99, 16), generators[1]) == pytest.approx(1 / 16, abs=1e-3)

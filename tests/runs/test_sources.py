@@ -228,6 +228,15 @@ def test_a_wrapper_of_the_packages_own_function_is_an_idea():
     assert source_digest(oacd_loss) == "" != source_digest(more)
 
 
+def test_what_an_installed_module_holds_makes_no_other_idea(monkeypatch):
+    session = run_cell(
+        COMMON + "def idea(c):\n    module = nn\n    import torch.nn as inner\n    return module, inner"
+    )
+    before = digest(session)
+    monkeypatch.setattr("torch.nn.extra", 1, raising=False)
+    assert digest(session) == before
+
+
 @pytest.mark.parametrize("new", ["def idea(c):\n    return -c\n", "K = 1\ndef idea(c):\n    return c\n", "("])
 def test_a_file_edited_since_its_import_is_refused_until_it_is_reloaded(tmp_path, own_module, new):
     module = importlib.import_module(own_module("edited_idea", "def idea(c):\n    return c\n"))
@@ -252,10 +261,22 @@ def direct(contexts):
     return squash(contexts).mean()
 def by_module(contexts):
     return layers.squash(contexts).mean()
+def imported_within(contexts):
+    from layers import squash as within
+    return within(contexts).mean()
+def imported_as_a_module(contexts):
+    import layers as inner
+    return inner.squash(contexts).mean()
+def by_another_name(contexts):
+    module = layers
+    return module.squash(contexts).mean()
+def by_a_text(contexts):
+    return getattr(layers, "squash")(contexts).mean()
 """
+NAMES = ["direct", "by_module", "imported_within", "imported_as_a_module", "by_another_name", "by_a_text"]
 
 
-@pytest.mark.parametrize("name", ["direct", "by_module"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_folder_of_a_run_depends_on_the_other_files_that_an_idea_uses(own_module, name):
     folders = []
     for code in (LAYERS, LAYERS + "# a comment\n", LAYERS.replace("tanh", "sin")):
