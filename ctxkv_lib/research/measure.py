@@ -16,7 +16,7 @@ from ..runs.records import MEASUREMENTS
 from ..runs.run_folder import Run, RunFolder, refuse_damaged
 from ..runs.testing import measurement_key, measurements, trained_model
 
-TRAINED_ON: tuple[Split, ...] = ("train", "validation")
+READ: tuple[Split, ...] = ("train", "validation", "test")  # splits that the results of a run depend on
 MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, ContextKV], dict[str, Any]]] = {
     name: import_module(f".{name}", __package__).of_run for name in MEASUREMENTS
 }
@@ -65,11 +65,15 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
 
 def changed_split(run: Run) -> str | None:
     """Return a split of the user's own file that is not what a run was made from; None if there is none."""
-    if run.config.data.source == "file":
-        for split in TRAINED_ON:
-            read = load_conversations(run.config.data, split).fingerprint
-            if read != run.summary["provenance"]["data"][f"{split}_fingerprint"]:
-                return split
+    if run.config.data.source != "file":
+        return None
+    data, test = run.summary["provenance"]["data"], run.summary.get("test", {}).get("fingerprint")
+    made_from = dict(
+        zip(READ, (data["train_fingerprint"], data["validation_fingerprint"], test), strict=True)
+    )
+    for split, known in made_from.items():
+        if known and known != load_conversations(run.config.data, split).fingerprint:
+            return split
     return None
 
 

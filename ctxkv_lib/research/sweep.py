@@ -24,7 +24,7 @@ from ..runs.plugins import PlugIn
 from ..runs.run_folder import Run, RunFolder, load_run
 from ..views.axes import save
 from ..views.study import sweep_figure
-from .measure import TRAINED_ON, changed_split, measure, measurements_of
+from .measure import READ, changed_split, measure, measurements_of
 from .protocol import GridPoint
 from .sweep_file import entries_of, write_sweep
 from .sweep_table import Entry, Results, results_of, summarize, sweep_document
@@ -206,7 +206,7 @@ def identity(config: ExperimentConfig) -> str:
 
 
 def _texts(data: DataConfig) -> list[str]:
-    """Return the checksums of training and validation conversations in the user's own file; else none."""
+    """Return the checksums of the splits of the user's own file; none without one."""
     if data.path is None:
         return []
     file = os.stat(data.path)
@@ -215,7 +215,7 @@ def _texts(data: DataConfig) -> list[str]:
 
 @functools.cache
 def _read_once(data: DataConfig, *_: int) -> list[str]:
-    return [load_conversations(data, split).fingerprint for split in TRAINED_ON]
+    return [load_conversations(data, split).fingerprint for split in READ]
 
 
 def _write(out: Path, points: Sequence[GridPoint], entries: Sequence[Entry]) -> Results:

@@ -30,7 +30,7 @@ def test(config: ExperimentConfig, folder: RunFolder) -> SummaryPart:
 
     Returns:
         `ppl`, `acc` and `tokens`; `conversations`, of each the number of predicted tokens and their mean
-        loss in nats. Nothing if there is no token to predict.
+        loss in nats; `fingerprint` of the split. Nothing if there is no token to predict.
     """
     conversations = load_conversations(config.data, "test")
     code = code_with_imports("runs/testing")
@@ -40,6 +40,8 @@ def test(config: ExperimentConfig, folder: RunFolder) -> SummaryPart:
         with stage("Scoring the test split"):
             stream = test_stream(config)
             found = _score(config, trained_model(config, folder), stream) if stream else {}
+            if found:
+                found["fingerprint"] = conversations.fingerprint
             done = folder.finish("test", key, (), found)
     return done.result
 

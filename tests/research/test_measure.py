@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_conversations
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
@@ -104,9 +103,12 @@ def test_a_run_without_its_artefacts_keeps_its_measurements_and_gets_no_new_ones
 def test_measurements_of_a_file_that_has_changed_are_refused(tiny_config, tmp_path):
     finished, data = run(tiny_config, tmp_path / "run"), Path(tiny_config.data.path)
     text = data.read_text(encoding="utf-8")
-    write_conversations(data, 12, seed=3)
-    with pytest.raises(UserError, match=r"The train conversations in .* are not those that .*run was made"):
-        measure(finished, ["repeated_pairs"])
+    for split, row in (("train", 0), ("test", 8), ("validation", 11)):
+        lines = text.splitlines(keepends=True)
+        lines[row] = lines[row].replace('"content": "', '"content": "another ', 1)
+        data.write_text("".join(lines), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"The {split} conversations in .* are not those that .*run was"):
+            measure(finished, ["repeated_pairs"])
     data.write_text(text, encoding="utf-8")
     assert "repeated_pairs" in measure(finished, ["repeated_pairs"]).summary
 
