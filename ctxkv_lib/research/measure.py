@@ -68,10 +68,8 @@ def changed_split(run: Run) -> str | None:
     if run.config.data.source != "file":
         return None
     data, test = run.summary["provenance"]["data"], run.summary.get("test", {}).get("fingerprint")
-    made_from = dict(
-        zip(READ, (data["train_fingerprint"], data["validation_fingerprint"], test), strict=True)
-    )
-    for split, known in made_from.items():
+    made_from = data["train_fingerprint"], data["validation_fingerprint"], test
+    for split, known in zip(READ, made_from, strict=True):
         if known and known != load_conversations(run.config.data, split).fingerprint:
             return split
     return None
