@@ -90,9 +90,14 @@ def _config(
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    from .runs.configure import once
+
     named = {"data.path": options.data, **{name: getattr(options, name, None) for name in PLUG_INS}}
     given = {key: value for key, value in named.items() if value is not None}
-    return {**given, **parse_settings(options.set)}
+    settings = parse_settings(options.set)
+    for key in given:
+        once(settings, key, "--data" if key == "data.path" else f"--{key}")
+    return {**given, **settings}
 
 
 def _printer(config: ExperimentConfig, folders: Iterable[Path]) -> Listener:

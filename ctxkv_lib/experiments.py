@@ -165,7 +165,7 @@ def compare(
         raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
     configs = sorted(configs, key=lambda config: config.data.samples)
     out = Path(out or comparison_folder(configs, root))
-    _refuse_taken(out, [config.data.samples for config in configs])
+    _refuse_taken(out, configs)
     load_conversations(configs[-1].data, "train")
     runs = [
         run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again)
@@ -175,20 +175,23 @@ def compare(
     return runs
 
 
-def _refuse_taken(out: Path, counts: list[int]) -> None:
-    """Refuse a folder whose files a comparison of these sample counts must not overwrite."""
+def _refuse_taken(out: Path, configs: Sequence[ExperimentConfig]) -> None:
+    """Refuse a folder whose files a comparison of these experiments must not overwrite."""
+    names = [run_folder_of(config).name for config in configs]
     held = "is a file" if out.is_file() else ""
     beside = [path.name for at in ("", "figures") for path in (out / at).glob("[!.]*") if path.is_file()]
     if RunFolder(out).holds_run():
         held = "holds a run"
     elif COMPARISON in beside:
         try:
-            compared = [summary["samples"] for summary in read_json(out / COMPARISON)["runs"]]
+            found = read_json(out / COMPARISON)
+            is_same = [summary["samples"] for summary in found["runs"]] == [c.data.samples for c in configs]
+            is_same &= found.get("folders", names) == names
         except DamagedFile:
-            compared = counts  # it is written anew
-        except (KeyError, TypeError):
-            compared = []
-        held = "" if compared == counts else "holds another comparison"
+            is_same = True  # it is written anew
+        except (AttributeError, KeyError, TypeError):
+            is_same = False
+        held = "" if is_same else "holds another comparison"
     elif set(beside) - FOREIGN:
         held = "is not empty and holds no comparison"
     if held:
@@ -203,7 +206,8 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
     with only_process(out), stage("Writing report and figures"):
         sweep(out, deep=False)  # the run folders below may be in use
         sweep(out / "figures")
-        write_json(out / COMPARISON, {"runs": summaries, "improvement": improvement})
+        names = [finished.path.name for finished in runs]
+        write_json(out / COMPARISON, {"folders": names, "runs": summaries, "improvement": improvement})
         _publish(runs, out)
 
 

@@ -3,6 +3,7 @@
 Everything is written beside its final name and then renamed. Tensors carry a checksum, verified when read.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +26,8 @@ CACHE_VARIABLE = "CTXKV_CACHE"
 CHECKSUM = "checksum"
 NO_CHECKSUM = "0" * 32  # in the place of a checksum while it is computed
 TEMPORARY = re.compile(r"\..*\.\d+\.part")  # names that `replacing` writes to
+os.umask(umask := os.umask(0))
+PERMISSIONS = 0o666 & ~umask  # of files, as of those that `open` makes
 DIGITS = 16  # of a digest
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 HEADER_BYTES = 2**17  # reserved before names and sizes of tensors are known; the format allows blanks
@@ -51,6 +54,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         for each in [beside, *beside.rglob("*")] if beside.is_dir() else [beside]:
+            if each.is_file():  # safetensors gives its files to their owner alone
+                each.chmod(PERMISSIONS)
             _sync(each)
         if path.is_dir():  # only a file can be replaced by a rename
             os.replace(path, replaced)
@@ -180,6 +185,20 @@ def checksum(path: Path) -> str:
 def _checksum(file: BufferedIOBase, start: bytes = b"") -> str:
     """Return XXH3 of `start` and the rest of a file, read in chunks to save memory."""
     return hashlib.file_digest(file, lambda: xxh3_128(start)).hexdigest()
+
+
+def content(path: str) -> str:
+    """Return the checksum of a file, read once while it does not change; its path if there is none."""
+    file = Path(os.path.expanduser(path))
+    if not file.is_file():
+        return path
+    found = file.stat()
+    return _content(file, found.st_mtime_ns, found.st_size)
+
+
+@functools.cache
+def _content(file: Path, *_: int) -> str:
+    return checksum(file)
 
 
 def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:

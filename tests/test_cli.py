@@ -60,6 +60,9 @@ def test_info_prints_the_published_sizes_and_knows_the_tokens_of_the_published_d
     known, other = (printed_by(*info, preset) for preset in ("colab", "offline"))
     assert known["train_tokens"] == 587_970
     assert (other["train_tokens"], other["caches_dense_fp32_mib"]) == (None, None)
+    assert known["val_tokens"] == 22_723
+    more = printed_by(*info, "colab", "--set", "data.validation_samples=100")
+    assert (more["train_tokens"], more["val_tokens"]) == (587_970, None)
 
 
 def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
@@ -75,6 +78,7 @@ def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
     ("line", "said"),
     [
         ("run --preset moon", "preset is 'moon'; allowed: colab, offline, recall, ci."),
+        ("run --data a.jsonl --set data.path=b.jsonl", "data.path and --data are both given; give one of"),
         ("run --preset offline --samples 999999", "999999"),
         ("compare --preset ci --samples 5", "at least two different sample counts"),
         ("run --set phase2.batch_size", "has no '='"),
@@ -223,7 +227,7 @@ def test_a_trained_run_generates(printed_by, trained):
     assert coldest == f"{ctxkv_lib.generate_text(trained.run, 'the cat', max_new_tokens=5, temperature=0)}\n"
     for options, said in (
         (["--seed", 2**63], "allowed: 0 to 2^63 - 1"),
-        (["--top-k", 0], "allowed: 1 or more"),
+        (["--top-k", 0], "allowed: a whole number, 1 or more"),
         (["--prompt", "caf\udce9"], "--prompt is not UTF-8"),
         (["--prompt", ""], "--prompt is empty"),
     ):
@@ -253,6 +257,9 @@ def test_evaluations_of_different_texts_get_their_own_files(tmp_path):
     assert written("chats.2025.jsonl.gz", "b" * 16) == "chats.2025.json"
     assert written("elsewhere/chats.2025.jsonl", "c" * 16) == "chats.2025-cccccc.json"
     assert written("chats.2025.jsonl", "b" * 16) == "chats.2025.json"
+    for damaged in ("[]", "{"):
+        (tmp_path / "evaluation" / "chats.2024.json").write_text(damaged)
+        assert written("chats.2024.jsonl", "d" * 16) == "chats.2024.json"
 
 
 @pytest.mark.slow

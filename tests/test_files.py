@@ -49,6 +49,12 @@ def test_tensors_and_strings_come_back_also_after_a_block_that_fails(tmp_path):
     assert os.listdir(tmp_path) == ["t"]
 
 
+def test_files_can_be_read_by_whoever_may_read_others(tmp_path):
+    write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_rows_are_a_line_each(tmp_path):
     value = {
         "rows": [{"a": [1, {}]}, {"ü": None}],

@@ -122,9 +122,7 @@ def _table(path: Path) -> Records:
     begin = 1  # line of the record that is read
     try:
         columns = [name for name in reader.fieldnames or () if name]
-        if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
-            name = one_line(twice[0])
-            raise UserError(f"{path}, line 1 has the column {name} twice; rename or delete one.")
+        _refuse_twice(f"{path}, line 1", columns)
         begin += reader.line_num
         for record in reader:
             if any(record.get(None) or ()):
@@ -142,16 +140,25 @@ def _table(path: Path) -> Records:
         ) from None
 
 
+def _refuse_twice(where: str, columns: list[str]) -> None:
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise UserError(f"{where} has the column {one_line(twice[0])} twice; rename or delete one.")
+
+
 def _parquet(path: Path) -> Records:
     import pyarrow
     import pyarrow.parquet
 
     with opened(path) as file:
         try:
-            batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=PARQUET_ROWS)
+            parquet = pyarrow.parquet.ParquetFile(file)
+            _refuse_twice(f"{path}", parquet.schema_arrow.names)
+            batches = parquet.iter_batches(batch_size=PARQUET_ROWS)
             records = (record for batch in batches for record in batch.to_pylist())
             yield from ((f"row {number}", record) for number, record in enumerate(records, start=1))
-        except pyarrow.ArrowException as error:
+        except UserError:
+            raise
+        except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # also of columns not asked for
             raise UserError(f"{path} cannot be read as Parquet ({error}); write it again.") from error
 
 

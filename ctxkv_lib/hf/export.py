@@ -14,14 +14,14 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
-from transformers.dynamic_module_utils import get_imports
+from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 from .plugins import key_of, named_part
 
 HERE = Path(__file__).parent
 SUFFIX = Path(__file__).stem.removeprefix("export")  # of the files in a saved folder; empty in the package
 FILES = {
-    "hf": ("modeling", "configuration", "cache", "copying", "export", "plugins", "prefill"),
+    "hf": ("modeling", "configuration", "arguments", "cache", "copying", "export", "plugins", "prefill"),
     "method": ("config", "contexts", "losses", "model", "settings", "windows"),
 }
 AUTO_MAP = {
@@ -47,8 +47,9 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[s
         files.append(source_file(part))
         if same := [file for file in files[:-1] if file.stem == files[-1].stem and file != files[-1]]:
             raise ValueError(f"{files[-1]} and {same[0]} have one name; rename one of them")
-        named.append(f"from .{files[-1].stem} import {part.__name__}\n")
-        named.append(f'NAMED["{key_of(plugin)}"] = {part.__name__}\n')
+        name = plugin["plugin"].partition(":")[2]
+        named.append(f"from .{files[-1].stem} import {name}\n")
+        named.append(f'NAMED["{key_of(plugin)}"] = {name}\n')
     codes = {}
     for file in files:
         code = PACKAGE.sub(r"\1from .", file.read_text(encoding="utf-8"))
@@ -80,20 +81,37 @@ def source_file(part: Any) -> Path:
         raise ValueError(
             f"{part.__qualname__} is defined in a notebook, a function or a class, not in a module"
         )
-    if Path(file).stem in {name for names in FILES.values() for name in names} and Path(file).parent != HERE:
+    if Path(file).parent != HERE:
+        try:
+            _check_file(Path(file))
+        except SyntaxError:  # transformers reads files as UTF-8
+            raise ValueError(f"{file} cannot be read; save it as UTF-8 without a byte order mark") from None
+    return Path(file)
+
+
+def _check_file(file: Path) -> None:
+    """Raise a ValueError if a file could not be loaded from a saved folder, which has `FILES` beside it."""
+    if file.stem in {name for names in FILES.values() for name in names}:
         raise ValueError(f"{file} is named like a file of the model itself; rename it")
+    if not file.stem.isidentifier():
+        raise ValueError(f"{file} has a name that no import can have; rename it with letters, digits and _")
     if missing := {*get_imports(file)} - _installed():  # it leaves out what code tries to import
         raise ValueError(f"{file} imports {min(missing)}, which is no installed package; copy its code there")
-    for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+    code, relative = file.read_text(encoding="utf-8"), set()
+    for node in ast.walk(ast.parse(code)):
         whole = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if own := [name for name in whole if name.partition(".")[0] == "ctxkv_lib"]:
             raise ValueError(f"{file} imports {own[0]} as a whole; write from {own[0]} import NAME")
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ctxkv_lib")):
-            name = f"{'.' * node.level}{node.module or ''}"
-            if not PACKAGE.match(f"from {name}") and Path(file).parent != HERE:
+            name, line = f"{'.' * node.level}{node.module or ''}", code.splitlines()[node.lineno - 1]
+            if not PACKAGE.match(f"from {name}"):
                 allowed = ", ".join(f"{package}.{each}" for package, names in FILES.items() for each in names)
                 raise ValueError(f"{file} imports {name}; allowed of ctxkv_lib: {allowed}")
-    return Path(file)
+            if line[: node.col_offset].strip() or not PACKAGE.match(line[node.col_offset :]):
+                raise ValueError(f"{file}, line {node.lineno}: write from {name} import on a line of its own")
+            relative.add(name[1:])
+    if texts := {*get_relative_imports(file)} - relative:  # where transformers looks for files, too
+        raise ValueError(f"{file} has a text with a line that begins with from .{min(texts)}; reword it")
 
 
 @cache

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError, is_utf8
+from ..errors import DamagedFile, UserError, is_utf8
 from ..files import read_json
 from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, exact_contexts
@@ -95,8 +96,10 @@ def evaluation_file(run: Path, data: Path, fingerprint: str) -> Path:
     """
     folder, name = run / "evaluation", Path(data.name.removesuffix(".gz")).stem
     plain = folder / f"{name}.json"
-    taken = plain.exists() and read_json(plain).get("fingerprint") != fingerprint
-    return folder / f"{name}-{fingerprint[:6]}.json" if taken else plain
+    with suppress(FileNotFoundError, DamagedFile, LookupError, TypeError):  # written anew
+        if read_json(plain)["fingerprint"] != fingerprint:
+            return folder / f"{name}-{fingerprint[:6]}.json"
+    return plain
 
 
 def _read_apart(

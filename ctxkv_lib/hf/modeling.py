@@ -1,12 +1,12 @@
 """The Context-KV language model, as a transformers model."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -17,6 +17,7 @@ from ..method.losses import add_to_logit as add_to_logit
 from ..method.model import ContextKV, project_inputs
 from ..method.settings import require
 from ..method.windows import Window as Window
+from .arguments import CACHE_NAME, check_arguments, columns_read, following_labels, own_cache
 from .cache import ContextCache
 from .configuration import ContextKVConfig
 from .copying import Copies, copying_of, mix, mix_losses
@@ -31,10 +32,6 @@ ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bo
 # Of a random table. The hidden state is near the current token's embedding: with a larger norm, an untrained
 # model would predict the current token again.
 ROW_NORM = 0.2
-# What transformers 5.24 renamed.
-CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-OPTIONS = {"position_ids", "token_type_ids", "cache_position"}  # and of a loss:
-OPTIONS |= {"num_items_in_batch", "ignore_index", "shift_labels"}
 GENERATED = ("attention_mask", "use_cache", "output_attentions", "output_hidden_states", "position_ids")
 
 
@@ -82,6 +79,13 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         if isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=ROW_NORM * module.embedding_dim**-0.5)
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all that is trained; a frozen ContextBlock makes the same contexts in training."""
+        super().train(mode)
+        if not any(weight.requires_grad for weight in self.context_block.parameters()):
+            self.context_block.eval()
+        return self
+
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Tie nothing; transformers calls this last when loading, after making everything trainable."""
         super().tie_weights(*args, **kwargs)
@@ -113,6 +117,11 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         self.config.auto_map = write_code(Path(save_directory), self.config.plugins)  # first, or no weights
         super().save_pretrained(save_directory, **options)
+
+    def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
+        """Return which files of a folder are older than its weights; all others are uploaded, as the code."""
+        found: dict[str, float] = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in found.items() if not name.endswith(".py")}
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.wte
@@ -166,8 +175,10 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: nothing to read, an argument of another shape, or one that contradicts the others.
         """
-        _check_arguments(input_ids, options)
-        cache, copying = _own_cache(past_key_values if cache is None else cache), copying_of(self)
+        check_arguments(input_ids, options)
+        rows = self.wte.num_embeddings
+        following = None if labels is None else following_labels(input_ids, labels, rows, **options)
+        cache, copying = own_cache(past_key_values if cache is None else cache), copying_of(self)
         distinct, tokens = _distinct(input_ids)
         embeddings = self.embed(distinct)
         if cache is None:
@@ -175,7 +186,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             cache = ContextCache(self.window, *shape, embeddings, keep_tokens=copying is not None)
         has_tokens = copying is None or cache.tokens is not None
         require(has_tokens, CACHE_NAME, "without tokens", "one of a model that copies")
-        read = _columns_read(input_ids, attention_mask, options.get("position_ids"), cache)
+        read = columns_read(input_ids, attention_mask, options.get("position_ids"), cache)
         with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
             inputs = project_inputs(self.context_block, embeddings.to(self.wte.weight.dtype))
             contexts = self._contexts(cache.state, inputs, tokens, read)
@@ -191,7 +202,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         if copying is not None and recent is not None and not self.training:
             some = recent._replace(rows=recent.rows[:, columns], before=recent.before[:, columns])
             copied = copying.copies(some, self.window.offsets[-1])
-        loss = None if labels is None else self._loss(hidden, input_ids, labels, copied, **options)
+        loss = None if following is None else self._loss(hidden, input_ids, following, copied, **options)
         output = CausalLMOutputWithPast(loss=loss)
         if not self.training or labels is None or logits_to_keep is not None:
             asked = (slice(None), kept if everywhere else slice(None))
@@ -239,26 +250,18 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         self,
         hidden: Tensor,
         read: Tensor,
-        labels: Tensor,
+        following: Tensor,
         copies: Copies | None,
         num_items_in_batch: Tensor | int | None = None,
         ignore_index: int = -100,
-        shift_labels: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
         """Compute the mean loss in nats of each column's prediction of the next label, as transformers does.
 
         Logits are made in full only if the table is trained, which here it never is.
         """
-        table = self.wte.weight
-        given, shape = labels if shift_labels is None else shift_labels, tuple(read.shape)
-        require(given.shape == shape, "labels.shape", tuple(given.shape), f"{shape}, as input_ids")
-        following = F.pad(labels, (0, 1), value=ignore_index)[:, 1:] if shift_labels is None else given
-        counted = following != ignore_index
+        table, counted = self.wte.weight, following != ignore_index
         hidden, read, targets = hidden[counted], read[counted], following[counted]
-        if targets.device.type == "cpu":  # a GPU would wait for this, and itself stops at such an index
-            wrong = targets[(targets < 0) | (targets >= len(table))][:1].tolist()
-            require(not wrong, "a label", wrong, f"0 to {len(table) - 1}, or {ignore_index} to ignore it")
         if table.requires_grad and torch.is_grad_enabled():
             losses = F.cross_entropy(self.logits(hidden, read).float(), targets, reduction="none")
         else:
@@ -275,7 +278,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         **kwargs: Any,  # the name with which `generate` accepts the arguments of `forward`
     ) -> dict[str, Any]:
         """Return the unread part of `input_ids` for `forward`; raises ValueError if there is none."""
-        cache = _own_cache(past_key_values if cache is None else cache)
+        cache = own_cache(past_key_values if cache is None else cache)
         kept = {name: kwargs.get(name) for name in GENERATED}
         seen, columns = 0 if cache is None else cache.get_seq_length(), input_ids.shape[1]
         allowed = f"{seen + 1} or more: the {seen} that the cache has read, and new ones after them"
@@ -289,51 +292,6 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         """Return False: `forward` makes the cache, which holds contexts instead of keys and values."""
         return False
-
-
-def _check_arguments(input_ids: Tensor, options: dict[str, Any]) -> None:
-    """Raise ValueError if there is nothing to read, or an option that `forward` does not know."""
-    shape = tuple(input_ids.shape)
-    fits = len(shape) == 2 and 0 not in shape
-    require(fits, "input_ids.shape", shape, "one row and one token or more, as [batch, length]")
-    given = {name for name, value in options.items() if value is not None and value is not False}
-    unknown = ", ".join(sorted(given - OPTIONS))
-    require(not unknown, "an argument of forward", unknown, "those that help(model.forward) lists")
-    segments = options.get("token_type_ids")
-    require(segments is None or not segments.any(), "token_type_ids", "not 0", "0 everywhere")
-
-
-def _own_cache(cache: Cache | None) -> ContextCache | None:
-    """Return a cache to read on from; raises ValueError if another model has filled it."""
-    if cache is None or isinstance(cache, ContextCache):
-        return cache
-    empty = isinstance(cache, Cache) and not cache.get_seq_length()
-    require(empty, CACHE_NAME, type(cache).__name__, "None, or the ContextCache that this model returned")
-    return None
-
-
-def _columns_read(
-    input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: ContextCache
-) -> Tensor:
-    """Return which columns are no padding, bool `[batch, length]`; raises the ValueErrors of `forward`."""
-    batch, length = input_ids.shape
-    require(len(cache.state) == batch, f"{CACHE_NAME}'s batch", len(cache.state), f"{batch}, as of input_ids")
-    if attention_mask is None:
-        read = torch.ones_like(input_ids, dtype=torch.bool)
-    else:
-        shape = tuple(attention_mask.shape)
-        fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
-        require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
-        earlier, read = attention_mask.bool().split([shape[1] - length, length], dim=1)
-        if earlier.shape[1]:
-            kept, held = earlier.sum(dim=1).tolist(), cache.lengths.tolist()
-            allowed = f"{held}, as many as the cache has read; a mask of the new columns alone will do"
-            require(kept == held, "the number of earlier tokens that attention_mask keeps", kept, allowed)
-    if position_ids is not None:
-        found, expected = position_ids[..., -length:], cache.lengths[:, None] + read.cumsum(dim=1) - 1
-        wrong = found.expand_as(read)[read & (found != expected)][:1].tolist()
-        require(not wrong, "a position id", wrong, "one more each token; packed texts must be separate rows")
-    return read
 
 
 def _distinct(input_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,14 +32,20 @@ def parts_of(plugins: Mapping[str, Mapping[str, Any]]) -> Parts:
 def named_part(plugin: Mapping[str, Any]) -> Any:
     """Return the class of one of `ContextKVConfig.plugins`: in a saved folder its own, else an imported one.
 
-    Raises a ValueError if it is not in the folder, or was changed since the model was saved.
+    Raises a ValueError if it is not in the folder, cannot be imported, or was changed since it was saved.
     """
     if part := NAMED.get(key_of(plugin)):
         return part
     name, source = plugin["plugin"], plugin.get("source")
     if not __name__.startswith("ctxkv_lib."):
         raise ValueError(f"The code of {name} is not in the folder of this model; save it with ctxkv_lib.")
-    part = find(name)
+    try:
+        part = find(name)
+    except (ImportError, AttributeError):
+        raise ValueError(
+            f"{name} cannot be imported here; put its file on the Python path, or load the model where "
+            "ctxkv_lib is not imported, with trust_remote_code=True."
+        ) from None
     if source and file_digest(part) != source:
         raise ValueError(
             f"The file of {name} is not what the model was saved with; restore it, or load the run with "

@@ -13,7 +13,7 @@ class ModelConfig:
 
     hidden_size: int = setting(768, "width of the token table, GPT-2's", at_least(1), "numbers")
     context_dim: int = setting(
-        256, "size of a context, all that is known of the text so far", at_least(1), "numbers"
+        256, "size of a context, all that is known of the text so far", at_least(2), "numbers"
     )
     interval: int = setting(20, "distance between two contexts that attention reads", at_least(1), "tokens")
     max_contexts: int = setting(32, "contexts that attention reads at one position", at_least(1), "contexts")

@@ -146,7 +146,7 @@ def slot_examples(column: Column) -> Iterator[tuple[int, str, int, int]]:
     for position in example_positions(model, column.summary["train_tokens"]):
         slots = window.slots(torch.tensor(position)).tolist()
         seen = [f"ctx[{slot}]" for slot in slots if slot >= 0]
-        rest = model.max_contexts - len(seen)
+        rest = len(window) - len(seen)
         zeros = ["0"] * rest if model.kv_method == "fixed" else []
         yield position, ", ".join([*_elided(seen), *_elided(zeros, head=1)]), len(seen), rest
 
@@ -189,10 +189,16 @@ def ppl_changes(columns: Sequence[Column]) -> Iterator[tuple[str, str, float, fl
     tested = list(_tested(columns))
     for column, tokens, losses in tested[1:]:
         base, base_tokens, before = tested[0]
-        if tokens == base_tokens:
+        if tokens == base_tokens and is_one_test([column, base]):
             more = [loss - other for loss, other in zip(losses, before, strict=True)]
             mean, error = over_conversations(tokens, more)
             yield column.label, base.label, math.expm1(mean), error * math.exp(mean)
+
+
+def is_one_test(columns: Sequence[Column]) -> bool:
+    """Return whether those that were tested read the same conversations, as far as is known."""
+    tests = [column.summary["test"] for column in columns if "test" in column.summary]
+    return len({(test["tokens"], test.get("fingerprint")) for test in tests}) < 2
 
 
 def _tested(columns: Sequence[Column]) -> Iterator[tuple[Column, tuple[int, ...], tuple[float, ...]]]:

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..errors import UserError
 from ..method.config import ModelConfig
+from ..runs.differences import settings_differ
 from ..runs.run_folder import Run
 from . import columns, labels, tables, verdicts
 from .columns import Column, probe_blocks, run_columns, with_gain
@@ -80,7 +81,8 @@ def write_report(runs: Sequence[Run], language: str = "en") -> str:
         published=[own.original for own in ours if own.original],
         having=lambda part: [own for own in ours if part in own.summary],
         is_one_validation=len({each["validation_fingerprint"] for each in data}) == 1,
-        one_a_method={(own.method, own.config.model.max_contexts): own for own in ours}.values(),
+        settings_differ=settings_differ([own.config for own in ours]),
+        one_a_method={(own.method, len(own.offsets or ())): own for own in ours}.values(),
         one_a_window={(own.config.model, *own.offsets): own for own in ours if own.offsets}.values(),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -112,7 +114,7 @@ def observations(first: Mapping[str, Any], last: Mapping[str, Any], language: st
 def probe_table(probe: Mapping[str, Any], model: ModelConfig, language: str = "en") -> list[list[str]]:
     """Compare one run's contexts with those of untrained blocks: rows of cells, header first."""
     blocks = probe_blocks([Column("", {"probe": probe})], with_untrained=True)
-    return table_cells(words(language).probe(blocks, model.interval))
+    return table_cells(words(language).probe(blocks, [model.interval]))
 
 
 def format_ablations(ablations: Mapping[str, Any], language: str = "en") -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..data.settings import DataConfig
 from ..errors import UserError
 from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 from ..method.memory import GIB, MIB, mib
@@ -48,7 +49,9 @@ def describe(
             raise UserError(f"{option} is {count}; allowed: 1 or more.")
     known = PUBLISHED.get(config.data.samples) if config.data.source == "ultrachat" else None
     if known:
-        train_tokens, val_tokens = train_tokens or known["train_tokens"], val_tokens or known["val_tokens"]
+        train_tokens = train_tokens or known["train_tokens"]
+        if config.data.validation_samples == DataConfig.validation_samples:
+            val_tokens = val_tokens or known["val_tokens"]
     sizes = (train_tokens, val_tokens, config.model) if train_tokens and val_tokens else None
     parameters, window, copies = shapes(config)
     kept = window.kept_contexts

@@ -1,7 +1,6 @@
 """Names of runs, of stages and of bins, in tables and figures."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 from ..progress import counted
@@ -10,10 +9,10 @@ from ..progress import counted
 def run_labels(
     summaries: Iterable[Mapping[str, Any]], unit: str = " samples", others: Sequence[str] = ()
 ) -> list[str]:
-    """Name each run by its samples; with equal counts, also by its entry of `others` and a number."""
+    """Name each run by its samples and its entry of `others`, and if need be by a number."""
     names = [counted(summary["samples"], unit) for summary in summaries]
-    if len(set(names)) < len(names):
-        names = [", ".join(filter(None, pair)) for pair in zip_longest(names, others)]
+    if others:
+        names = [", ".join(filter(None, pair)) for pair in zip(names, others, strict=True)]
     return [
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)

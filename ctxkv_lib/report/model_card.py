@@ -16,11 +16,13 @@ ON_THE_HUB = {"ultrachat": ULTRACHAT_SHARDS[0].repo}
 def model_card(run: Run) -> str:
     """Write Markdown after the Hub's own fields: licence, language, datasets and results."""
     summary, config = run.summary, run.config
+    window = Window(config.model, summary["context_window"].get("offsets"))
     text = template("model_card", "en").render(
         summary=summary,
         config=config,
         copies=Column("", config=config).copies,
-        window=slots_in_words(Window(config.model, summary["context_window"].get("offsets")), config.model),
+        window=window,
+        slots=slots_in_words(window, config.model),
     )
     return f"---\n{_fields(run).to_yaml()}\n---\n\n{text}"
 

@@ -4,13 +4,14 @@ Each is an ordinary experiment with a run folder of its own.
 """
 
 import itertools
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import digest, read_json
+from ..files import digest
 from ..progress import counted, say
 from ..runs.config import ExperimentConfig
 from ..runs.configure import configure, once
@@ -20,6 +21,8 @@ from ..runs.run_folder import run_folder_of
 Settings = dict[str, Any]
 KINDS = {"preset": str, "recipe": str, "settings": dict, "samples": list, "seeds": list, "variants": dict}
 NAMES = {str: "a string", dict: "an object", list: "a list of whole numbers"}
+# Fields of `data` that change validation, test, or what a perplexity is of.
+HELD_OUT = ("source", "path", "columns", "validation_samples", "test_samples", "recall_window", "tokenizer")
 VARIANT_KEYS = ("recipe", "settings", "samples", "seeds")
 FORM = (
     'a protocol is JSON such as {"preset": "offline", "samples": [10, 50], "seeds": [42, 43], "variants": '
@@ -113,7 +116,10 @@ def read_protocol(path: Path) -> Settings:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; {FORM}.")
-    found = read_json(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); {FORM}.") from None
     _check(f"{path}: the protocol", found, KINDS)
     if not found.get("variants"):
         raise UserError(f"{path} names no variants; {FORM}.")
@@ -141,7 +147,7 @@ def grid_points(protocol: Settings, tell: Callable[[str], None] = say) -> list[G
     is called with a line on how the user's own file is split.
 
     Raises:
-        UserError: a setting or a size that is not allowed; it names the variant.
+        UserError: a setting or a size that is not allowed, or another held-out text; it names the variant.
     """
     preset, common = protocol.get("preset") or ExperimentConfig.preset, protocol.get("settings") or {}
     variants = {
@@ -165,6 +171,13 @@ def grid_points(protocol: Settings, tell: Callable[[str], None] = say) -> list[G
                 for place, seed in enumerate(dict.fromkeys(variant["seeds"] or [config.runtime.seed])):
                     own = config.replace({"data.samples": count, "runtime.seed": seed})
                     placed.append((count, place, GridPoint(name, own)))
+            for key in HELD_OUT:
+                value, others = getattr(config.data, key), getattr(placed[0][-1].config.data, key)
+                if value != others:
+                    raise UserError(
+                        f"data.{key} is {value!r}, and {others!r} in {placed[0][-1].variant!r}; variants are "
+                        "compared on the same validation and test. Sweep them apart."
+                    )
         except UserError as error:
             raise UserError(f"Variant {name!r}: {error}") from None
     return [point for *_, point in sorted(placed, key=lambda each: each[:2])]

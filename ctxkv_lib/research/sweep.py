@@ -209,7 +209,7 @@ def _texts(data: DataConfig) -> list[str]:
     """Return the checksums of the splits of the user's own file; none without one."""
     if data.path is None:
         return []
-    file = os.stat(data.path)
+    file = os.stat(os.path.expanduser(data.path))
     return _read_once(data, file.st_mtime_ns, file.st_size)
 
 

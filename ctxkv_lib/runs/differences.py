@@ -28,13 +28,22 @@ def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, An
 
 def distinctions(configs: Sequence[ExperimentConfig]) -> list[str]:
     """Describe how each experiment differs besides its data: by recipe, or by a few settings."""
-    differing = [
-        {key: value for key, value in settings.items() if not key.startswith("data.")}
-        for settings in differing_settings(configs)
-    ]
+    differing = _besides_data(configs)
     if "recipe" in differing[0]:
         return [config.recipe for config in configs]
     return [_in_words(settings) if len(settings) <= MOST_NAMED else "" for settings in differing]
+
+
+def settings_differ(configs: Sequence[ExperimentConfig]) -> bool:
+    """Return whether experiments differ in more than their data."""
+    return any(_besides_data(configs))
+
+
+def _besides_data(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in settings.items() if not key.startswith("data.")}
+        for settings in differing_settings(configs)
+    ]
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

@@ -60,8 +60,9 @@ def _listed(folder: RunFolder) -> Listed:
     try:
         values = read_json(folder.config)
         kind = f"{values['preset']}, {values['recipe']}"
-        stated = stated_settings(stored_config(folder.path, values))
-        settings = {key: value for key, value in stated.items() if key not in FITTED}
+        config = stored_config(folder.path, values)
+        fitted = FITTED if config.data.source == "file" else ()
+        settings = {key: value for key, value in stated_settings(config).items() if key not in fitted}
         ppls = [line["val_ppl"] for line in folder.metric_lines() if line["stage"] == "phase2"]
         tokens, best, state = None, min(ppls, default=None), "interrupted"
         if folder.summary.exists():

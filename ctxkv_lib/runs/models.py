@@ -3,6 +3,7 @@
 import copy
 import inspect
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ..data.counts import unigram_floor
 from ..data.embeddings import TokenTable, corpus_counts, load_table
 from ..errors import UserError, is_out_of_memory, values_of_user
-from ..hf.copying import copying_of
+from ..hf.copying import Copying, copying_of
 from ..method.caches import StreamCache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.evaluation import token_scores
@@ -83,7 +84,12 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
     offsets = model.window.offsets
     if {*map(type, offsets)} != {int} or offsets != sorted(offsets) or offsets[0] != 0:
         raise UserError(f"slot_offsets are {offsets}; allowed: whole numbers, ascending from 0.")
+    bias = model.current_token_bias
+    if not isinstance(bias, int | float) or not math.isfinite(bias):
+        raise UserError(f"current_token_bias is {bias!r}; allowed: a finite number, which is not trained.")
     if copying := copying_of(model):
+        if not isinstance(copying, Copying):
+            raise UserError(f"copying is {copying!r}; allowed: a Copying of ctxkv_lib.hf.copying, or None.")
         if not (0 <= copying.weight < 1 and copying.sharpness >= 0):
             raise UserError(f"{copying}; allowed: a weight from 0 to less than 1, a sharpness of 0 or more.")
         if shapes.anchor != "current":

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ..method.settings import Allowed, at_least, check_settings, setting
+from ..method.settings import Allowed, check_settings, setting
 
 SEED_LIMIT = 2**63  # what torch's generators take
 LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp32
@@ -12,6 +12,7 @@ STRIDE = 256  # tokens between two contexts that are kept
 BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; fewer, to be whole batches
 POOL_BLOCKS = 8  # a pool takes 256 MiB in bf16, 512 in fp32, at the published size
 BEGINNING_TOKENS = 65_536  # of a streamed stream, the contexts kept for explorers and measurements
+COUNT = Allowed("a whole number, 1 or more", lambda value: value >= 1 and value == int(value))
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
 
@@ -20,11 +21,11 @@ THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__co
 class Sampling:
     """How text is generated."""
 
-    max_new_tokens: int = setting(100, "at most", at_least(1))
+    max_new_tokens: int = setting(100, "at most", COUNT)
     temperature: float = setting(
         0.8, "0 is greedy", Allowed("0 or more", lambda value: 0 <= value < math.inf)
     )
-    top_k: int = setting(50, "only so many most likely tokens are drawn from", at_least(1))
+    top_k: int = setting(50, "only so many most likely tokens are drawn from", COUNT)
     seed: int = setting(0, "of the sampling", SEED)
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from .plugins import built
 from .records import Record, SummaryPart
 from .rows import MixerModel, as_read
 from .streamed import Streamed, project_vocabulary
-from .trained import for_transformers
+from .trained import for_transformers, stop_after_text
 from .work import Work
 
 
@@ -136,14 +136,12 @@ def _init_attention(work: Work) -> None:
 
 def _write_model(work: Work) -> list[Path]:
     """Write the model for transformers, its code included; a line instead if that cannot be exported."""
-    from transformers import GenerationConfig
-
-    folder, end = work.folder, work.tokenizer.eos_token_id
+    folder = work.folder
     try:
         folder.load_block(work.model)  # where stages are reused, it is untrained
         folder.load_attention(work.model)
         model = for_transformers(work.model, work.config)
-        model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
+        stop_after_text(model, work.tokenizer)
         with replacing(folder.model) as beside, rust_writes(folder.model), transformers_bars_hidden():
             model.save_pretrained(beside)
             work.tokenizer.save_pretrained(beside)

@@ -58,7 +58,9 @@ def load_trained(
     folder, records = RunFolder(run.path).model, Records.read(run.path)
     if records and "model" in records.stages and not records.stages["model"].files:  # its code is not saved
         model = for_transformers(load_model(run.path, run.config), run.config, saved=False)
-        return model.to(device), deepcopy(load_tokenizer(run.config.data.tokenizer))  # type: ignore[arg-type]
+        tokenizer = deepcopy(load_tokenizer(run.config.data.tokenizer))
+        stop_after_text(model, tokenizer)
+        return model.to(device), tokenizer  # type: ignore[arg-type]
     refuse_damaged(run.path, "model")
     saved = ContextKVConfig.from_pretrained(folder).plugins
     for hook in run.config.plugins.keys() & saved.keys():
@@ -69,6 +71,14 @@ def load_trained(
     with transformers_bars_hidden(), values_of_user():
         model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
     return model.to(device), AutoTokenizer.from_pretrained(folder)
+
+
+def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let generation begin and stop with the token that ends a text, and fill up with it."""
+    from transformers import GenerationConfig
+
+    end = tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
 
 
 def _tell_of_other_code(path: Path, config: ExperimentConfig) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,17 @@ def test_plain_text_is_cut_at_blank_lines(tmp_path):
     assert rows.ids == ("txt:1", "txt:2", "txt:3")
 
 
+def _parquet(names=None, **columns):
+    """The bytes of a Parquet file; `names` replaces those of the columns."""
+    table, file = pa.table(columns), io.BytesIO()
+    pq.write_table(table.rename_columns(names or table.column_names), file)
+    return file.getvalue()
+
+
+def _no_utf8():
+    return pa.array([b"\xff"]).view(pa.string())
+
+
 def test_parquet_is_read_over_several_batches(tmp_path):
     texts = [f"number {n}" for n in range(formats.PARQUET_ROWS + 3)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet", row_group_size=100)
@@ -159,6 +171,13 @@ def test_bad_line_is_named(tmp_path, line, sentence):
         ("chats.docx", b"PK", " is of no known kind; allowed: .jsonl, .json, .csv"),
         ("chats", b"hello", " is of no known kind"),
         ("bad.parquet", b"PAR1", " cannot be read as Parquet"),
+        (
+            "date.parquet",
+            _parquet(text=["a"], at=pa.array([10**15], pa.timestamp("ms"))),
+            " cannot be read as",
+        ),
+        ("bytes.parquet", _parquet(text=_no_utf8()), " cannot be read as Parquet"),
+        ("twice.parquet", _parquet(("text", "text"), text=["a"], more=["b"]), " has the column text twice"),
         ("blank.txt", b"\n\n", " is blank"),
         ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
         ("Case.csv", b"ID,Prompt,Completion\n1,a,b\n", r", line 1 .* Did you mean prompt, completion\?"),

@@ -5,7 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import stop_at
+from conftest import stop_at, write_conversations
 from disturbed_runs import outcome
 
 from ctxkv_lib import experiments as experiment
@@ -224,6 +224,21 @@ def test_runs_have_their_own_default_folders():
     assert comparison_folder([more, plain]).name == "offline-exact-100-vs-50"
 
 
+def test_the_folder_of_a_run_follows_the_content_of_its_file_and_not_its_name(tmp_path, monkeypatch):
+    def folder(path):
+        return run_folder_of(build_config("ci", settings={"data.source": "file", "data.path": path}))
+
+    for name, count in (("a.jsonl", 12), ("b.jsonl", 12), ("inside/a.jsonl", 13)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_conversations(tmp_path / name, count)
+    monkeypatch.chdir(tmp_path)
+    first = folder("a.jsonl")
+    assert first == folder("b.jsonl") == folder(str(tmp_path / "a.jsonl"))
+    monkeypatch.chdir("inside")
+    assert folder("a.jsonl") != first
+    assert folder("none.jsonl") != folder("nothing.jsonl")
+
+
 def test_compare_reuses_runs_and_says_what_was_gained(tiny_settings, tmp_path):
     configs = [build_config("ci", samples=n, settings=tiny_settings) for n in (8, 2)]
     first = run(configs[0], str(run_folder_of(configs[0], str(tmp_path))))
@@ -240,6 +255,8 @@ def test_compare_reuses_runs_and_says_what_was_gained(tiny_settings, tmp_path):
     assert runs[1].summary == first.summary
     written = json.loads((out / "comparison.json").read_text())
     assert written["runs"] == [r.summary for r in runs]
+    with pytest.raises(UserError, match="holds another comparison"):  # of as many conversations
+        compare([each.replace({"phase2.max_epochs": 1}) for each in configs], tmp_path, out)
     small, large = (r.summary["phase2"] for r in runs)
     assert written["improvement"] == {
         "val_ppl_percent": pytest.approx(100 * (small["val_ppl"] - large["val_ppl"]) / small["val_ppl"]),

@@ -223,6 +223,8 @@ def test_classes_of_one_function_are_plug_ins_of_their_own_and_not_saved(config,
     assert "Scaled is defined in a notebook, a function or a class, not in a module" in said
     assert not (made.path / "model").exists()
     assert generate_text(made, "a", max_new_tokens=1).startswith("a")
+    model, tokenizer = load_trained(made.path)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     with pytest.raises(UserError, match=r"finished result of other code, which is kept; .* --again"):
         run(second, made.path)
     assert run(second, made.path, again=True).config == second

@@ -103,6 +103,20 @@ class Copies(NearestTwo):
     copying = Copying(weight=0.1, sharpness=8.0)
 
 
+class CopiesOnGrid(Copies):
+    @staticmethod
+    def slot_offsets(config):
+        return [0, config.interval]
+
+
+class CopiesPair(NearestTwo):
+    copying = (0.1, 8.0)
+
+
+class TensorAsBias(NearestTwo):
+    current_token_bias = torch.tensor(-1.0)
+
+
 class CopiesAll(NearestTwo):
     copying = Copying(weight=1.0, sharpness=8.0)
 
@@ -145,6 +159,8 @@ class CopiesLater(Copies):
             CopiesAll,
             r"Copying\(weight=1.0, .*\); allowed: a weight from 0 to less than 1, a",
         ),
+        ("attention", CopiesPair, r"copying is \(0\.1, 8\.0\); allowed: a Copying of ctxkv_lib"),
+        ("attention", TensorAsBias, r"current_token_bias is tensor.*; allowed: a finite number, which is"),
         ("attention", Nothing, r"Phase 2 has no weights to train; give attention or mixer a parameter\."),
     ],
 )
@@ -156,7 +172,14 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(config, tmp_path, 
 
 def test_copying_is_refused_where_contexts_in_reach_are_not_all_kept(config, tmp_path):
     with pytest.raises(UserError, match=r"model.anchor is 'grid'; allowed: 'current' where attention copies"):
-        run(config.replace({"model.anchor": "grid"}), tmp_path / "run", attention=Copies)
+        run(config.replace({"model.anchor": "grid"}), tmp_path / "run", attention=CopiesOnGrid)
+
+
+def test_slots_between_the_contexts_of_a_grid_are_refused_as_they_would_lie_ahead(config, tmp_path):
+    with pytest.raises(
+        UserError, match=r"slot_offsets is \[0, 1\]; allowed: multiples of 3 with model.anchor"
+    ):
+        run(config.replace({"model.anchor": "grid"}), tmp_path / "run", attention=NearestTwo)
 
 
 def test_copying_that_is_not_set_by_the_constructor_is_refused(config, tmp_path):

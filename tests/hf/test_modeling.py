@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, tiny_ids, tiny_model
 
 from ctxkv_lib.hf.configuration import ContextKVConfig
@@ -37,6 +38,24 @@ def test_only_the_phase_gets_gradients(phase, trained):
     zero = {name for name, gradient in gradients.items() if not gradient.any()}
     assert zero == ({"attention.k.bias"} if phase == 2 else set())  # it cannot change the softmax
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def test_a_frozen_block_makes_the_same_contexts_in_training():
+    model, ids = tiny_model(attention_dropout=0.0), tiny_ids(20)[None]
+    model.context_block.register_forward_hook(lambda block, _, made: F.dropout(made, 0.5, block.training))
+    model.train()
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    model.set_phase(1)
+    model.train()
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_a_refused_call_reads_nothing():
+    model, ids = tiny_model().eval(), tiny_ids(20)[None]
+    cache = model(ids, use_cache=True)[CACHE_NAME]
+    with pytest.raises(ValueError, match="a label is"):
+        model(ids, labels=ids * 0 - 1, **{CACHE_NAME: cache})
+    assert cache.get_seq_length() == 20
 
 
 def test_attentions_are_of_all_columns_and_come_if_asked_as_a_tuple_does():

@@ -1,6 +1,7 @@
 """A model folder on its way to the Hub: `ctxkv push`, and the fields of its card."""
 
 import pytest
+from conftest import tiny_model
 from huggingface_hub import ModelCard
 from sample_runs import sample_run
 
@@ -32,6 +33,14 @@ def test_push_uploads_the_model_folder_and_nothing_else(hub, with_model, monkeyp
     assert hub.uploaded == {f"me/mine/{file.name}": file.read_bytes() for file in model.iterdir()}
     (asked,) = hub.created  # which huggingface_hub 2 words differently
     assert (asked.get("private") or asked.get("visibility") == "private") == bool(options)
+
+
+def test_a_model_that_is_uploaded_as_it_is_saved_has_its_code(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    tiny_model().save_pretrained(tmp_path, push_to_hub=True, repo_id="me/mine")
+    names = {name.removeprefix("me/mine/") for name in hub.uploaded}
+    assert {file.name for file in tmp_path.glob("*.py")} <= names
+    assert {"config.json", "model.safetensors"} <= names
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ class MyBlock(ContextBlock):
         return self.share * self.gate * contexts + super().forward(contexts, inputs)
 """
 
+IMPORT = "from ctxkv_lib.method.model import ContextBlock"
+
 LAYER = """
 from torch import nn
 
@@ -181,6 +183,51 @@ def test_code_that_needs_what_is_not_saved_is_refused(tmp_path, own_module, line
     with pytest.raises(ValueError, match=rf"needs_more\.py imports {said}"):
         model.save_pretrained(tmp_path / "model")
     assert not any((tmp_path / "model").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("needs_more", "\ufeff" + MINE, "save it as UTF-8 without a byte order mark"),
+        ("needs_more", f"if True: {IMPORT}\n{MINE}", "line 1: write from ctxkv_lib.method.model import on a"),
+        (
+            "needs_more",
+            MINE.replace("from ctxkv", "from  ctxkv"),
+            "line 5: write from ctxkv_lib.method.model",
+        ),
+        (
+            "needs_more",
+            f"{IMPORT}; {IMPORT}\n{MINE}",
+            "line 1: write from ctxkv_lib.method.model import on a",
+        ),
+        (
+            "needs_more",
+            f'{MINE}\nTEXT = """\nfrom .nowhere import it\n"""',
+            "has a text with a line that begins",
+        ),
+        ("01_ideas", MINE, "has a name that no import can have; rename it"),
+    ],
+)
+def test_code_that_would_not_load_from_a_folder_is_refused(tmp_path, own_module, name, code, said):
+    name = own_module(name, code)
+    model = tiny_model(plugins={"block": {"plugin": f"{name}:MyBlock", "settings": {}}})
+    with pytest.raises(ValueError, match=rf"{name}\.py.* {said}"):
+        model.save_pretrained(tmp_path / "model")
+
+
+def test_a_class_is_saved_under_the_name_that_it_is_given_by(tmp_path, own_module):
+    name = own_module("named_twice", f"{MINE}\nOther = type('MyBlock', (MyBlock,), {{}})")
+    tiny_model(plugins={"block": {"plugin": f"{name}:Other", "settings": {}}}).save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("modeling_*.py")
+    assert re.search(r"^from \.named_twice_\w+ import Other$", file.read_text(), re.MULTILINE)
+
+
+def test_a_part_that_cannot_be_imported_is_said():
+    plugins = {"block": {"plugin": "not_here:Block", "settings": {}}}
+    with pytest.raises(
+        ValueError, match="not_here:Block cannot be imported here; put its file on the Python"
+    ):
+        tiny_model(plugins=plugins)
 
 
 @pytest.mark.parametrize(

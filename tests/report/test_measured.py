@@ -134,6 +134,11 @@ def test_a_difference_is_taken_conversation_by_conversation(tmp_path):
     )
     line = "- 500 samples compared with 100 samples, conversation by conversation: test PPL -9.5%, ±0.0%."
     assert line in report
+    assert "tested on different texts" not in report
+    better.summary["test"]["fingerprint"] = "another"
+    report = write_report([first, better])
+    assert "conversation by conversation" not in report
+    assert "> The runs were tested on different texts: their test perplexities cannot be compared." in report
     other = measured_run(tmp_path / "c", **of(4.9, 5.9, 6))
     assert "conversation by conversation" not in write_report([first, other])
     assert "conversation by conversation" not in write_report([better])

@@ -179,6 +179,27 @@ def test_runs_on_the_same_data_are_told_apart(tmp_path):
     assert "500 samples (1) vs 500 samples (2)" in write_report(runs(tmp_path / "c", 500, 500))
 
 
+def test_settings_that_differ_are_named_also_where_samples_do(tmp_path):
+    of = {"exact": 100, "tuned": 500}
+    folders = [sample_run(tmp_path / recipe, count, recipe=recipe) for recipe, count in of.items()]
+    report = write_report(map(load_run, folders))
+    assert "## Comparison: 100 samples, exact vs 500 samples, tuned" in report
+    assert "- The runs differ in their settings, too." in report
+    assert "differ in their settings" not in write_report(runs(tmp_path / "same", 100, 500))
+
+
+def test_an_attention_with_its_own_slots_is_shown_with_these(tmp_path):
+    (run,) = runs(tmp_path, 500)
+    run.summary["context_window"]["offsets"] = [0, 4, 36]
+    report = write_report([run])
+    assert "every position attends 3 slots" in report
+    assert "→ always 3 key-value slots" in report
+    assert "→ the farthest slot lies 36 tokens back" in report
+    assert "Position 50: [ctx[50], ctx[46], ctx[14]] (3 real + 0 zero)" in report
+    run.summary["phase1"]["context_method"] = "exact"
+    assert "attention reads 3 compressed context vectors" in model_card(run)
+
+
 def test_proposals_for_a_file_are_ones_that_it_can_meet(tmp_path):
     settings = {"data.source": "file", "data.path": "my_chats.jsonl"}
     report = write_report(runs(tmp_path, 47, preset="offline", settings=settings))
@@ -245,7 +266,7 @@ def test_slots_follow_the_formula_at_positions_that_fit_the_window_and_the_strea
     (run,) = runs(tmp_path / "tuned", 500, recipe="tuned")  # whose slots lie ever further apart
     run.summary["context_window"]["offsets"] = shapes(run.config)[1].offsets
     report = write_report([run])
-    assert row(report, "Context interval (tokens)")[1:] == ["from 1 up: slots 0 to 620 back"]
+    assert row(report, "Context interval (tokens)")[1:] == ["varies: slots 0 to 620 back"]
     assert "theoretical_max" not in report
 
 

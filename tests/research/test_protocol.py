@@ -82,6 +82,10 @@ def test_variants_of_a_file_share_its_sizes_and_have_their_recipes_own_data(tmp_
         ({"variants": {"a": {"settings": {"phase2.size": 3}}}}, "Variant 'a': setting is 'phase2.size'"),
         ({"variants": {"a": {"recipe": "soup"}}}, "Variant 'a': recipe is 'soup'; allowed"),
         ({"preset": "moon"}, "preset is 'moon'"),
+        (
+            {"variants": {"a": {}, "b": {"settings": {"data.test_samples": 3}}}},
+            r"Variant 'b': data.test_samples is 3, and \d+ in 'a'; variants are compared on the same valid",
+        ),
         ({"seeds": [1], "settings": {"runtime.seed": 2}}, "runtime.seed and seeds are both given"),
         (
             {"samples": [3], "variants": {"a": {"settings": {"data.samples": 4}}}},
@@ -92,6 +96,14 @@ def test_variants_of_a_file_share_its_sizes_and_have_their_recipes_own_data(tmp_
 def test_a_protocol_of_another_form_is_refused_in_a_sentence(tmp_path, values, said):
     with pytest.raises(UserError, match=said):
         points_of(tmp_path, **values)
+
+
+def test_a_protocol_that_is_no_json_is_refused_with_the_place(tmp_path):
+    (tmp_path / "mine.json").write_text('{"variants": {"a": {},}}')
+    with pytest.raises(
+        UserError, match=r"mine\.json is not JSON \(.*line 1 column \d+.*\); a protocol is JSON"
+    ):
+        read_protocol(tmp_path / "mine.json")
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.files import read_json
 from ctxkv_lib.research import sweep as module
 from ctxkv_lib.research.protocol import grid_points, points_around, read_protocol
-from ctxkv_lib.research.sweep import finished_runs, sweep
+from ctxkv_lib.research.sweep import finished_runs, identity, sweep
 from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.models import shapes
-from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.runs.run_folder import load_run, run_folder_of
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.verification import verify
 
@@ -170,6 +170,18 @@ def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(points, tmp_path):
     first, second = sweep(asked, tmp_path, tmp_path / "out", keep=True)["cells"]
     assert second == {**first, "variant": "b"}
     load_trained(asked[0].folder(tmp_path), "cpu")
+
+
+def test_a_file_in_the_home_folder_is_the_same_as_by_its_whole_path(tmp_path, monkeypatch):
+    write_conversations(tmp_path / "mine.jsonl", 12)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = {"data.source": "file", "data.table": "random", "data.validation_samples": 2}
+    near, whole = (
+        build_config("ci", samples=4, settings={**settings, "data.path": f"{folder}/mine.jsonl"})
+        for folder in ("~", tmp_path)
+    )
+    assert run_folder_of(near) == run_folder_of(whole)
+    assert identity(near)
 
 
 @pytest.mark.slow

@@ -77,6 +77,14 @@ def test_the_refusal_of_a_folder_names_the_run_to_take(root, tmp_path):
             load_run(place)
 
 
+def test_sizes_of_validation_and_test_are_listed_unless_a_file_has_them(tmp_path, finished_run):
+    sample_run(tmp_path / "run", settings={"data.validation_samples": 30})
+    shutil.copytree(finished_run.path, tmp_path / "own")
+    own, other = list_runs(tmp_path)
+    assert other.settings == {"data.validation_samples": 30}
+    assert "data.validation_samples" not in own.settings
+
+
 def named(tmp_path, *settings):
     folders = [
         sample_run(tmp_path / f"run{i}", each.pop("samples", 100), settings=each)
