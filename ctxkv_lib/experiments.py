@@ -20,6 +20,7 @@ from .report.labels import run_labels
 from .report.model_card import model_card
 from .report.verdicts import best_epoch, gains
 from .runs.config import ExperimentConfig
+from .runs.differences import distinctions
 from .runs.provenance import choose_device
 from .runs.records import SummaryPart
 from .runs.run_folder import (
@@ -249,11 +250,11 @@ def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: Summar
 def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write the report in every language, and its figures; return the files."""
     summaries = [finished.summary for finished in runs]
-    labels = run_labels(summaries)
+    labels = run_labels(summaries, others=distinctions([finished.config for finished in runs]))
     phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
     drawn = {
-        "ppl_curves": figures.ppl_curves(summaries),
-        "memory": figures.memory_by_stage(summaries),
+        "ppl_curves": figures.ppl_curves(summaries, labels),
+        "memory": figures.memory_by_stage(summaries, labels),
     }
     if any(phase1.values()):
         drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)

@@ -26,8 +26,6 @@ CACHE_VARIABLE = "CTXKV_CACHE"
 CHECKSUM = "checksum"
 NO_CHECKSUM = "0" * 32  # in the place of a checksum while it is computed
 TEMPORARY = re.compile(r"\..*\.\d+\.part")  # names that `replacing` writes to
-os.umask(umask := os.umask(0))
-PERMISSIONS = 0o666 & ~umask  # of files, as of those that `open` makes
 DIGITS = 16  # of a digest
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 HEADER_BYTES = 2**17  # reserved before names and sizes of tensors are known; the format allows blanks
@@ -51,11 +49,15 @@ def replacing(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     replaced = path.with_name(f".{path.name}.old.{os.getpid()}.part")
     remove(beside)  # of a killed process with the same number
+    beside.touch()
+    mode = beside.stat().st_mode  # as of any other new file here
+    beside.unlink()
     try:
         yield beside
         for each in [beside, *beside.rglob("*")] if beside.is_dir() else [beside]:
-            if each.is_file():  # safetensors gives its files to their owner alone
-                each.chmod(PERMISSIONS)
+            if each.is_file() and not each.is_symlink():
+                with suppress(OSError):  # not every file system has permissions
+                    each.chmod(mode)  # since safetensors gives its files to their owner alone
             _sync(each)
         if path.is_dir():  # only a file can be replaced by a rename
             os.replace(path, replaced)
@@ -187,7 +189,7 @@ def _checksum(file: BufferedIOBase, start: bytes = b"") -> str:
     return hashlib.file_digest(file, lambda: xxh3_128(start)).hexdigest()
 
 
-def content(path: str) -> str:
+def content_digest(path: str) -> str:
     """Return the checksum of a file, read once while it does not change; its path if there is none."""
     file = Path(os.path.expanduser(path))
     if not file.is_file():

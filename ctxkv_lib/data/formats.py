@@ -152,14 +152,16 @@ def _parquet(path: Path) -> Records:
     with opened(path) as file:
         try:
             parquet = pyarrow.parquet.ParquetFile(file)
-            _refuse_twice(f"{path}", parquet.schema_arrow.names)
+            _refuse_twice(str(path), parquet.schema_arrow.names)
             batches = parquet.iter_batches(batch_size=PARQUET_ROWS)
             records = (record for batch in batches for record in batch.to_pylist())
             yield from ((f"row {number}", record) for number, record in enumerate(records, start=1))
         except UserError:
             raise
         except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # also of columns not asked for
-            raise UserError(f"{path} cannot be read as Parquet ({error}); write it again.") from error
+            raise UserError(
+                f"{path} cannot be read as Parquet ({error}); write it again, without such columns."
+            ) from error
 
 
 def _text(path: Path) -> Records:

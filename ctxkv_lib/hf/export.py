@@ -47,7 +47,7 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[s
         files.append(source_file(part))
         if same := [file for file in files[:-1] if file.stem == files[-1].stem and file != files[-1]]:
             raise ValueError(f"{files[-1]} and {same[0]} have one name; rename one of them")
-        name = plugin["plugin"].partition(":")[2]
+        name = name_in_module(part)
         named.append(f"from .{files[-1].stem} import {name}\n")
         named.append(f'NAMED["{key_of(plugin)}"] = {name}\n')
     codes = {}
@@ -64,8 +64,8 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 def _renamed(code: str, suffix: str, other: str) -> str:
     """Replace the suffix of the files that code imports from its own folder."""
-    own = rf"^([ \t]*)from \.(\w+?){suffix} import"
-    return re.sub(own, rf"\1from .\2{other} import", code, flags=re.MULTILINE)
+    own = rf"^([ \t]*)from \.(\w+?){suffix}(\s+)import"
+    return re.sub(own, rf"\1from .\2{other}\3import", code, flags=re.MULTILINE)
 
 
 def source_file(part: Any) -> Path:
@@ -77,16 +77,22 @@ def source_file(part: Any) -> Path:
     """
     module = inspect.getmodule(part)
     file = getattr(module, "__file__", None)
-    if module is None or file is None or module.__name__ == "__main__" or "." in part.__qualname__:
+    if module is None or file is None or module.__name__ == "__main__" or not name_in_module(part):
         raise ValueError(
             f"{part.__qualname__} is defined in a notebook, a function or a class, not in a module"
         )
     if Path(file).parent != HERE:
         try:
             _check_file(Path(file))
-        except SyntaxError:  # transformers reads files as UTF-8
+        except (SyntaxError, UnicodeDecodeError):  # transformers reads files as UTF-8
             raise ValueError(f"{file} cannot be read; save it as UTF-8 without a byte order mark") from None
     return Path(file)
+
+
+def name_in_module(part: Any) -> str:
+    """Return the name of a class in its module; empty if it has none there, as one within a function."""
+    held = vars(inspect.getmodule(part)).items()
+    return next((name for name, value in held if value is part), "")
 
 
 def _check_file(file: Path) -> None:
@@ -103,7 +109,7 @@ def _check_file(file: Path) -> None:
         if own := [name for name in whole if name.partition(".")[0] == "ctxkv_lib"]:
             raise ValueError(f"{file} imports {own[0]} as a whole; write from {own[0]} import NAME")
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ctxkv_lib")):
-            name, line = f"{'.' * node.level}{node.module or ''}", code.splitlines()[node.lineno - 1]
+            name, line = f"{'.' * node.level}{node.module or ''}", code.split("\n")[node.lineno - 1]
             if not PACKAGE.match(f"from {name}"):
                 allowed = ", ".join(f"{package}.{each}" for package, names in FILES.items() for each in names)
                 raise ValueError(f"{file} imports {name}; allowed of ctxkv_lib: {allowed}")

@@ -80,7 +80,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
             torch.nn.init.normal_(module.weight, std=ROW_NORM * module.embedding_dim**-0.5)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all that is trained; a frozen ContextBlock makes the same contexts in training."""
+        """Set the mode of the model; a ContextBlock that is frozen now stays in that of evaluation."""
         super().train(mode)
         if not any(weight.requires_grad for weight in self.context_block.parameters()):
             self.context_block.eval()
@@ -119,9 +119,10 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, **options)
 
     def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
-        """Return which files of a folder are older than its weights; all others are uploaded, as the code."""
+        """Return when files were changed, but for this code, which is written before and must be uploaded."""
         found: dict[str, float] = super()._get_files_timestamps(working_dir)
-        return {name: time for name, time in found.items() if not name.endswith(".py")}
+        suffix = self.config.auto_map["AutoConfig"].partition(".")[0].removeprefix("configuration")
+        return {name: time for name, time in found.items() if not name.endswith(f"{suffix}.py")}
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.wte

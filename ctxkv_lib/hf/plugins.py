@@ -41,10 +41,10 @@ def named_part(plugin: Mapping[str, Any]) -> Any:
         raise ValueError(f"The code of {name} is not in the folder of this model; save it with ctxkv_lib.")
     try:
         part = find(name)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"{name} cannot be imported here; put its file on the Python path, or load the model where "
-            "ctxkv_lib is not imported, with trust_remote_code=True."
+            f"{name} cannot be imported here ({error}); put its file on the Python path, or load the model "
+            "where ctxkv_lib is not imported, with trust_remote_code=True."
         ) from None
     if source and file_digest(part) != source:
         raise ValueError(

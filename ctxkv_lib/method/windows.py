@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
-from .settings import require
 
 
 class Window:
@@ -32,16 +31,10 @@ class Window:
         Args:
             offsets: distances in tokens, of which an attention plug-in may have its own; by default
                 `0, interval, 2 * interval, ...`. Multiples of the interval with anchor "grid".
-
-        Raises:
-            ValueError: others.
         """
         uniform = [slot * config.interval for slot in range(config.max_contexts)]
         self.offsets = uniform if offsets is None else list(offsets)
         self.step = 1 if config.anchor == "current" else config.interval
-        if self.step > 1:  # else such a slot would lie ahead
-            fits = all(offset % self.step == 0 for offset in self.offsets)
-            require(fits, "slot_offsets", self.offsets, f"multiples of {self.step} with model.anchor=grid")
         self._on_device: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:

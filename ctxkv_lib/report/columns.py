@@ -198,7 +198,8 @@ def ppl_changes(columns: Sequence[Column]) -> Iterator[tuple[str, str, float, fl
 def is_one_test(columns: Sequence[Column]) -> bool:
     """Return whether those that were tested read the same conversations, as far as is known."""
     tests = [column.summary["test"] for column in columns if "test" in column.summary]
-    return len({(test["tokens"], test.get("fingerprint")) for test in tests}) < 2
+    known = {test["fingerprint"] for test in tests if "fingerprint" in test}
+    return len(known) < 2 and len({test["tokens"] for test in tests}) < 2
 
 
 def _tested(columns: Sequence[Column]) -> Iterator[tuple[Column, tuple[int, ...], tuple[float, ...]]]:

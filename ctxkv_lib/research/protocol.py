@@ -21,8 +21,13 @@ from ..runs.run_folder import run_folder_of
 Settings = dict[str, Any]
 KINDS = {"preset": str, "recipe": str, "settings": dict, "samples": list, "seeds": list, "variants": dict}
 NAMES = {str: "a string", dict: "an object", list: "a list of whole numbers"}
-# Fields of `data` that change validation, test, or what a perplexity is of.
-HELD_OUT = ("source", "path", "columns", "validation_samples", "test_samples", "recall_window", "tokenizer")
+HELD_OUT = (
+    "source",
+    "path",
+    "columns",
+    "validation_samples",
+    "test_samples",
+)  # that change validation or test
 VARIANT_KEYS = ("recipe", "settings", "samples", "seeds")
 FORM = (
     'a protocol is JSON such as {"preset": "offline", "samples": [10, 50], "seeds": [42, 43], "variants": '

@@ -35,8 +35,8 @@ def distinctions(configs: Sequence[ExperimentConfig]) -> list[str]:
 
 
 def settings_differ(configs: Sequence[ExperimentConfig]) -> bool:
-    """Return whether experiments differ in more than their data."""
-    return any(_besides_data(configs))
+    """Return whether experiments differ in more than their data, and where they run."""
+    return any(key != "preset" and not key.startswith("runtime.") for key in _besides_data(configs)[0])
 
 
 def _besides_data(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -84,10 +85,13 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
     offsets = model.window.offsets
     if {*map(type, offsets)} != {int} or offsets != sorted(offsets) or offsets[0] != 0:
         raise UserError(f"slot_offsets are {offsets}; allowed: whole numbers, ascending from 0.")
+    if any(offset % model.window.step for offset in offsets):
+        multiples = f"multiples of model.interval ({model.window.step}) with model.anchor=grid"
+        raise UserError(f"slot_offsets are {offsets}; allowed: {multiples}.")
     bias = model.current_token_bias
-    if not isinstance(bias, int | float) or not math.isfinite(bias):
+    if not isinstance(bias, Real) or not math.isfinite(bias):
         raise UserError(f"current_token_bias is {bias!r}; allowed: a finite number, which is not trained.")
-    if copying := copying_of(model):
+    if (copying := copying_of(model)) is not None:
         if not isinstance(copying, Copying):
             raise UserError(f"copying is {copying!r}; allowed: a Copying of ctxkv_lib.hf.copying, or None.")
         if not (0 <= copying.weight < 1 and copying.sharpness >= 0):

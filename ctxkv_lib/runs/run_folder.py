@@ -14,7 +14,7 @@ from .. import ranks
 from ..errors import DamagedFile, UserError
 from ..files import (
     checksums,
-    content,
+    content_digest,
     digest,
     read_json,
     read_tensors,
@@ -48,11 +48,11 @@ def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> 
     """Return the default folder of an experiment; the same experiment always gets the same one.
 
     `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
-    not those of preset and recipe, if any; of the user's own file its content counts, not its path.
+    not those of preset and recipe, if any. Of the user's own file the content counts, or the path if there is none.
     """
     changed = changed_settings(config)
     if config.data.path is not None:
-        changed["data.path"] = content(config.data.path)
+        changed["data.path"] = content_digest(config.data.path)
     own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
     words = [config.preset, config.recipe, str(config.data.samples)]
     name = "-".join(words + [re.findall(r"\w+", each)[-1] for each in own])

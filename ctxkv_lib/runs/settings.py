@@ -12,7 +12,7 @@ STRIDE = 256  # tokens between two contexts that are kept
 BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; fewer, to be whole batches
 POOL_BLOCKS = 8  # a pool takes 256 MiB in bf16, 512 in fp32, at the published size
 BEGINNING_TOKENS = 65_536  # of a streamed stream, the contexts kept for explorers and measurements
-COUNT = Allowed("a whole number, 1 or more", lambda value: value >= 1 and value == int(value))
+COUNT = Allowed("a whole number, 1 or more", lambda value: value >= 1 and value % 1 == 0)
 SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
 

@@ -9,7 +9,7 @@ import linecache
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Collection, Iterator, MutableMapping, MutableSequence, MutableSet
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -63,8 +63,23 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
         defaults |= function.__kwdefaults__ or {}
         for name in sorted(defaults.keys() - _changed(tree, defaults)):
             yield f"{name}={''.join(_described(defaults[name], seen))};"
-    imported = _imported(tree, scope)
-    scope |= imported
+    for imported in _imports(tree, scope):
+        yield from _looked_up(tree, scope | imported, imported, seen)
+    yield from _looked_up(tree, scope, (), seen)
+    if inspect.isclass(part):
+        yield from _described(part.__bases__, seen)
+        changed = _changed_by_methods(tree, part, part)
+        for name, value in sorted(vars(part).items()):
+            if name == "__replace__" and module_of(value) == "dataclasses":  # from Python 3.13 on
+                continue
+            if _is_code(value) or not (name.startswith("__") or name in changed):
+                yield f"{name}={''.join(_described(value, seen))};"
+
+
+def _looked_up(
+    tree: ast.Module, scope: dict[str, Any], imported: Collection[str], seen: dict[int, Any]
+) -> Iterator[str]:
+    """Yield what describes all that code looks up in a scope; of what it imports itself, `imported` only."""
     changed = _changed(tree, scope)
     for name in sorted(_used(tree, imported) - changed):
         value, first = _value(name, scope), scope.get(name.partition(".")[0])
@@ -77,49 +92,45 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
         if not _is_code(value) and any(each.startswith(f"{name}.") for each in changed):
             value = type(value)
         yield f"{name}={''.join(_described(value, seen))};"
-    if inspect.isclass(part):
-        yield from _described(part.__bases__, seen)
-        changed = _changed_by_methods(tree, part, part)
-        for name, value in sorted(vars(part).items()):
-            if name == "__replace__" and module_of(value) == "dataclasses":  # from Python 3.13 on
-                continue
-            if _is_code(value) or not (name.startswith("__") or name in changed):
-                yield f"{name}={''.join(_described(value, seen))};"
 
 
-def _imported(tree: ast.Module, scope: dict[str, Any]) -> dict[str, Any]:
-    """Return what code imports itself, by name."""
-    found = {name: scope.get(name) for name in ("__name__", "__package__")}
+def _imports(tree: ast.Module, scope: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what each import within code gives, by name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            with suppress(Exception):  # whatever a module of the user raises
+            found = {name: scope.get(name) for name in ("__name__", "__package__")}
+            with suppress(Exception, SystemExit):  # whatever a module of the user raises
                 exec(ast.unparse(node), found)
-    return {name: value for name, value in found.items() if not name.startswith("__")}
+            yield {name: value for name, value in found.items() if not name.startswith("__")}
 
 
 def _alone(tree: ast.Module) -> set[str]:
-    """Return the names, with dots where they are attributes, whose attributes code does not read."""
+    """Return the names, with dots where they are attributes, that are used as a whole."""
     held = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute))
     return {ast.unparse(node) for node in nodes if id(node) not in held}
 
 
 def _of_module(module: Any, seen: dict[int, Any]) -> Iterator[str]:
-    """Yield what describes all that a module of the user holds; any of it can be used by another name."""
-    held = {name: value for name, value in vars(module).items() if not name.startswith("__")}
-    for name, value in sorted(held.items()):
-        if not inspect.ismodule(value):
+    """Yield the source of a module of the user and what its code uses, but for modules that it holds."""
+    with suppress(OSError, TypeError, SyntaxError):  # whose source is nowhere
+        yield plain_source(inspect.getsource(module))
+    for name, value in sorted(vars(module).items()):
+        if _is_code(value):
             yield f"{name}={''.join(_described(value, seen))};"
 
 
-def _used(tree: ast.Module, imported: Iterable[str]) -> set[str]:
-    """Return the names, with dots where they are attributes, that code imports or looks up outside itself."""
+def _used(tree: ast.Module, imported: Collection[str]) -> set[str]:
+    """Return the names, with dots where they are attributes, that code looks up outside itself.
+
+    If something is imported, only names that begin with that.
+    """
     try:
         names = _global_names(compile(tree, "", "exec"))
     except SyntaxError:  # `nonlocal` of a function around it
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     found = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)}
-    return {name for name in found if name.partition(".")[0] in names.union(imported)}
+    return {name for name in found if name.partition(".")[0] in (imported or names)}
 
 
 def _global_names(code: CodeType) -> set[str]:

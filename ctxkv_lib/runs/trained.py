@@ -74,7 +74,7 @@ def load_trained(
 
 
 def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let generation begin and stop with the token that ends a text, and fill up with it."""
+    """Begin, stop and pad generated text with the token that ends a text."""
     from transformers import GenerationConfig
 
     end = tokenizer.eos_token_id

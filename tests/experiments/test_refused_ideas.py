@@ -177,7 +177,7 @@ def test_copying_is_refused_where_contexts_in_reach_are_not_all_kept(config, tmp
 
 def test_slots_between_the_contexts_of_a_grid_are_refused_as_they_would_lie_ahead(config, tmp_path):
     with pytest.raises(
-        UserError, match=r"slot_offsets is \[0, 1\]; allowed: multiples of 3 with model.anchor"
+        UserError, match=r"slot_offsets are \[0, 1\]; allowed: multiples of model.interval \(3\)"
     ):
         run(config.replace({"model.anchor": "grid"}), tmp_path / "run", attention=NearestTwo)
 

@@ -37,9 +37,10 @@ def test_push_uploads_the_model_folder_and_nothing_else(hub, with_model, monkeyp
 
 def test_a_model_that_is_uploaded_as_it_is_saved_has_its_code(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    (tmp_path / "mine.py").touch()
     tiny_model().save_pretrained(tmp_path, push_to_hub=True, repo_id="me/mine")
     names = {name.removeprefix("me/mine/") for name in hub.uploaded}
-    assert {file.name for file in tmp_path.glob("*.py")} <= names
+    assert {file.name for file in tmp_path.glob("*.py")} - names == {"mine.py"}
     assert {"config.json", "model.safetensors"} <= names
 
 

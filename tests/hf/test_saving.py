@@ -188,6 +188,7 @@ def test_code_that_needs_what_is_not_saved_is_refused(tmp_path, own_module, line
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
+        ("needs_more", f"# coding: latin-1\n{MINE}# \xe9", "save it as UTF-8 without a byte order mark"),
         ("needs_more", "\ufeff" + MINE, "save it as UTF-8 without a byte order mark"),
         ("needs_more", f"if True: {IMPORT}\n{MINE}", "line 1: write from ctxkv_lib.method.model import on a"),
         (
@@ -210,14 +211,20 @@ def test_code_that_needs_what_is_not_saved_is_refused(tmp_path, own_module, line
 )
 def test_code_that_would_not_load_from_a_folder_is_refused(tmp_path, own_module, name, code, said):
     name = own_module(name, code)
+    if "latin-1" in code:
+        (tmp_path / f"{name}.py").write_text(code, encoding="latin-1")
     model = tiny_model(plugins={"block": {"plugin": f"{name}:MyBlock", "settings": {}}})
     with pytest.raises(ValueError, match=rf"{name}\.py.* {said}"):
         model.save_pretrained(tmp_path / "model")
 
 
-def test_a_class_is_saved_under_the_name_that_it_is_given_by(tmp_path, own_module):
-    name = own_module("named_twice", f"{MINE}\nOther = type('MyBlock', (MyBlock,), {{}})")
-    tiny_model(plugins={"block": {"plugin": f"{name}:Other", "settings": {}}}).save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    "given", ["named_twice:Other", "elsewhere_named:Alias", "elsewhere_named:Holder.Inner"]
+)
+def test_a_class_is_saved_under_its_name_in_the_file_that_has_it(tmp_path, own_module, given):
+    own_module("named_twice", f"{MINE}\nOther = type('MyBlock', (MyBlock,), {{}})")
+    own_module("elsewhere_named", "from named_twice import Other as Alias\nclass Holder:\n    Inner = Alias")
+    tiny_model(plugins={"block": {"plugin": given, "settings": {}}}).save_pretrained(tmp_path)
     (file,) = tmp_path.glob("modeling_*.py")
     assert re.search(r"^from \.named_twice_\w+ import Other$", file.read_text(), re.MULTILINE)
 
@@ -225,7 +232,8 @@ def test_a_class_is_saved_under_the_name_that_it_is_given_by(tmp_path, own_modul
 def test_a_part_that_cannot_be_imported_is_said():
     plugins = {"block": {"plugin": "not_here:Block", "settings": {}}}
     with pytest.raises(
-        ValueError, match="not_here:Block cannot be imported here; put its file on the Python"
+        ValueError,
+        match=r"not_here:Block cannot be imported here \(No module .*\); put its file on",
     ):
         tiny_model(plugins=plugins)
 

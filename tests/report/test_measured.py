@@ -136,6 +136,8 @@ def test_a_difference_is_taken_conversation_by_conversation(tmp_path):
     assert line in report
     assert "tested on different texts" not in report
     better.summary["test"]["fingerprint"] = "another"
+    assert line in write_report([first, better])  # that of the first is not known
+    first.summary["test"]["fingerprint"] = "one"
     report = write_report([first, better])
     assert "conversation by conversation" not in report
     assert "> The runs were tested on different texts: their test perplexities cannot be compared." in report

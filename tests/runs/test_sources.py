@@ -7,6 +7,7 @@ import sys
 import types
 
 import pytest
+import torch
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.oacd import oacd_loss
@@ -235,6 +236,29 @@ def test_what_an_installed_module_holds_makes_no_other_idea(monkeypatch):
     before = digest(session)
     monkeypatch.setattr("torch.nn.extra", 1, raising=False)
     assert digest(session) == before
+
+
+def test_what_a_module_by_another_name_counts_makes_no_other_idea(own_module):
+    counting = "CALLS = []\ndef squash(c):\n    CALLS.append(c)\n    return c\n"
+    own_module("layers", counting)
+    idea = importlib.import_module(own_module("my_parts", USER)).by_another_name
+    before = source_digest(idea)
+    idea(torch.ones(1))
+    assert source_digest(idea) == before
+
+
+def test_two_imports_of_one_name_are_both_part_of_an_idea(own_module):
+    two = "class idea:\n" + "".join(
+        f"    def {name}(self, c):\n        from {name} import helper\n        return helper(c)\n"
+        for name in ("first_part", "second_part")
+    )
+    found = set()
+    for first, second in ((1, 1), (2, 1), (1, 2)):
+        for name, factor in (("first_part", first), ("second_part", second)):
+            own_module(name, f"def helper(c):\n    return {factor} * c\n")
+        linecache.clearcache()
+        found.add(source_digest(importlib.import_module(own_module("two_imports", two)).idea))
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize("new", ["def idea(c):\n    return -c\n", "K = 1\ndef idea(c):\n    return c\n", "("])
