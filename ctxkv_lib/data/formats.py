@@ -87,8 +87,14 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _parsed(path: Path, text: str, place: str = "") -> Any:
+    def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_twice(f"{path}{place}", [name for name, _ in pairs], "field")
+        return dict(pairs)
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=record)
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         array = "one array of conversations, or " if kind_of(path) == ".json" else ""
         raise UserError(
@@ -140,9 +146,10 @@ def _table(path: Path) -> Records:
         ) from None
 
 
-def _refuse_twice(where: str, columns: list[str]) -> None:
-    if twice := [name for name in columns if columns.count(name) > 1]:
-        raise UserError(f"{where} has the column {one_line(twice[0])} twice; rename or delete one.")
+def _refuse_twice(where: str, names: list[str], what: str = "column") -> None:
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{where} has the {what} {one_line(twice)} twice; rename or delete one.")
 
 
 def _parquet(path: Path) -> Records:

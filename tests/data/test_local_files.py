@@ -182,6 +182,8 @@ def test_bad_line_is_named(tmp_path, line, sentence):
         ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
         ("Case.csv", b"ID,Prompt,Completion\n1,a,b\n", r", line 1 .* Did you mean prompt, completion\?"),
         ("short.csv", b"id,text\n1\n", ", line 2 has fewer cells than the header"),
+        ("twice.jsonl", b'{"text": "a", "text": "b"}', ", line 1 has the field text twice"),
+        ("twice.json", b'[{"text": "a", "text": "b"}]', " has the field text twice"),
         ("twice.csv", b"text,n,text\na,1,b\n", ", line 1 has the column text twice"),
         ("quote.csv", b'text\na\n"b\nc\n', ", line 3 is not CSV .*; close its quotes"),
         ("merged.csv", b'n,text\n1,"a\nb"\n2,"c\n3,"d"\n4,e\n', ", line 4 is not CSV"),
