@@ -68,6 +68,8 @@ def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> t
     spread = torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True)
     losses = scale * centroid_weight * centroid.square().sum(dim=-1, keepdim=True) - per_row * spread
     spread = spread.clamp(min=torch.finfo(spread.dtype).tiny)  # a single row is its own centroid
+    if torch.is_grad_enabled() and contexts.requires_grad:  # part of a loss of one's own
+        centred = centred.clone()  # which autograd needs as it is
     gradient = centred.mul_(-per_row / spread).add_(centroid, alpha=2 * centroid_weight * per_row)
     return losses.sum(), gradient
 
@@ -77,7 +79,7 @@ class StoppingRule:
 
     def __init__(self, config: Phase1Config) -> None:
         self.config = config
-        self.last_rate = 0.0
+        self.last_rate = -math.inf
         self.stalled = 0
 
     def reason(self, rate: float) -> str | None:

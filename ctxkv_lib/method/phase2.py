@@ -147,7 +147,8 @@ def train_attention(
     table = model.wte.weight.detach().to(train.dtype)
     stepper = make_stepper(weights, config, len(train))
     take_step = loop.captured(partial(train_step, model, table, stepper, loop), size)
-    state = Phase2State(weights, stepper, torch.zeros((), device=model.device))
+    precise = torch.float32 if model.device.type == "mps" else torch.float64  # of a sum of millions of steps
+    state = Phase2State(weights, stepper, torch.zeros((), dtype=precise, device=model.device))
     steps = -(-len(train) // size)  # of an epoch
     loop.restore(state)
     stopping = EarlyStopping(config.patience, [metric["val_ppl"] for metric in state.metrics])

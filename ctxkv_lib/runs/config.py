@@ -5,10 +5,12 @@ documented in `settings`, `ctxkv_lib.method.config` and the `Settings` of plug-i
 """
 
 import dataclasses
+import json
 import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from typing import Any
@@ -303,13 +305,28 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
 
 
 def _parse(key: str, value: Any, hint: Any) -> Any:
-    """Return a value as the type of its field."""
-    may_be_none = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    kind = typing.get_args(hint)[0] if may_be_none else hint
-    if typing.get_origin(kind) is typing.Literal:
-        require(value in (names := typing.get_args(kind)), key, value, ", ".join(map(str, names)))
-        return value
-    if value is None and may_be_none:
+    """Return a value as the type of its field, of a union as the first of its types that takes it."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    if type(None) in kinds and value in (None, "None"):
+        return None
+    *others, last = (kind for kind in kinds if kind is not type(None))
+    for kind in others:
+        with suppress(ValueError):
+            return _as(key, value, kind)
+    return _as(key, value, last)
+
+
+def _as(key: str, value: Any, kind: Any) -> Any:
+    origin = typing.get_origin(kind) or kind
+    if origin is typing.Literal:
+        names = {str(name): name for name in typing.get_args(kind)}
+        require(str(value) in names, key, value, ", ".join(names))
+        return names[str(value)]
+    if origin in (list, tuple, dict):
+        with suppress(ValueError):
+            value = json.loads(value) if isinstance(value, str) else value
+        held, such = (dict, '{"a": 1}') if origin is dict else (list | tuple, "[1, 2]")
+        require(isinstance(value, held), key, value, f"JSON, such as {such}")
         return value
     if kind is bool:
         require(str(value).lower() in ("true", "false"), key, value, "true or false")

@@ -1,5 +1,6 @@
 """Turn command-line words into a configuration, and a configuration into the command for it."""
 
+import json
 import os
 import shlex
 from collections.abc import Callable, Collection
@@ -104,7 +105,8 @@ def run_command(config: ExperimentConfig, out: Path) -> str:
     words = ["ctxkv", "run", "--preset", config.preset, "--recipe", config.recipe]
     words += ["--samples", str(config.data.samples)]
     for key, value in settings.items():
-        words += ["--set", f"{key.removesuffix('.plugin')}={value}"]
+        text = json.dumps(value) if isinstance(value, list | dict) else value
+        words += ["--set", f"{key.removesuffix('.plugin')}={text}"]
     return shlex.join([*words, "--out", str(out)])
 
 

@@ -129,7 +129,7 @@ class LongRun(Loop):
                 if self.micro_batches == 1:
                     say(
                         f"Memory is full: {self.name} goes on in micro-batches, slower, to the same numbers "
-                        "(but for the dropout of a mixer)."
+                        "(but for the dropout of a mixer, and some of your own: see docs/scale.md)."
                     )
             self.micro_batches *= 2
             set_random_state(self.device, draws)
@@ -175,6 +175,12 @@ class LongRun(Loop):
             for slot, value in state.optimizer.state[weight].items():
                 kept = tensors if isinstance(value, Tensor) else numbers
                 kept[f"adam/{name}/{slot}"] = value
+        for place, group in enumerate(state.optimizer.param_groups):
+            for name, value in group.items():
+                if isinstance(value, Tensor):
+                    tensors[f"group/{place}/{name}"] = value
+                elif isinstance(value, float | int):
+                    numbers[f"group/{place}/{name}"] = value
         if isinstance(state, Phase1State):
             tensors[f"noise/{self.device.type}"] = state.generator.get_state()
         else:
@@ -190,6 +196,10 @@ class LongRun(Loop):
         numbers = progress.pop("numbers", {})
         for name, value in progress.items():
             setattr(state, name, value)
+        for place, group in enumerate(state.optimizer.param_groups):
+            group |= _below(f"group/{place}/", numbers)
+            for name, value in _below(f"group/{place}/", tensors).items():
+                group[name].copy_(value)
         on_device = any(state.optimizer.defaults.get(name) for name in ("fused", "capturable"))
         for name, weight in state.weights.items():
             state.optimizer.state[weight] = _below(f"adam/{name}/", numbers) | {

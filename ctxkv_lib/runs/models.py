@@ -109,10 +109,14 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
     hooks = [hook for hook in tried if hook in config.plugins]
     for hook, in_training in itertools.product(hooks, (True, False)):
         model.train(in_training)
+        model.set_phase(1 if hook == "block" else 2)
         name = config.plugins[hook].name
         versions = [given._version for given in (contexts, embeddings, slots, rows)]
         try:
-            found, expected = tried[hook]()
+            with torch.set_grad_enabled(in_training):
+                found, expected = tried[hook]()
+                if in_training:
+                    _go_backward(model, hook, found, config)
         except Exception as error:  # whatever code of the user raises
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
@@ -129,6 +133,7 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
             raise UserError(f"{name} returned {returned}; it must return {right}.")
         if not found.isfinite().all():
             raise UserError(f"{name} returned NaN or infinity; the first contexts of a stream are zeros.")
+    model.set_phase(2)
     if "optimizer" in config.plugins:
         _try_optimizer(model, config)
     if not model.trained_weights():
@@ -142,6 +147,15 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
                 "a layer without running statistics, such as LayerNorm."
             )
     model.eval()
+
+
+def _go_backward(model: ContextKV, hook: str, found: Any, config: ExperimentConfig) -> None:
+    """Compute the gradients of what a plug-in returned with respect to its parameters, if it is trained."""
+    part: Any = model.context_block if hook == "block" else model.attention
+    is_trained = hook in ("attention", "mixer") or (hook == "block" and config.phase1.max_iterations)
+    weights = [*part.parameters()] if is_trained else []
+    if weights and isinstance(found, Tensor) and found.isfinite().all():
+        torch.autograd.grad(found.sum(), weights, allow_unused=True)
 
 
 def _try_optimizer(model: ContextKV, config: ExperimentConfig) -> None:
@@ -210,6 +224,8 @@ def _loss_of(plugin: PlugIn, contexts: Tensor) -> Any:
             f"{plugin.name} returned a scalar without a gradient; compute it from the contexts by torch "
             "operations."
         )
+    if isinstance(found, Tensor) and not found.shape:
+        torch.autograd.grad(found, contexts)
     return found
 
 

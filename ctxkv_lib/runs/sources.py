@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, MutableMapping, MutableSequenc
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
-from types import CodeType
+from types import CodeType, SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -205,7 +205,9 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
     elif isinstance(value, dict | list | tuple):
         held = value.items() if isinstance(value, dict) else value
         yield f"[{','.join(''.join(_described(each, seen, depth + 1)) for each in held)}]"
-    else:
+    elif isinstance(value, SimpleNamespace):
+        yield from _described(vars(value), seen, depth + 1)
+    elif not is_own or not hasattr(value, "__dict__"):  # a set in its words would have any order
         yield _plain(value)
     if is_own:
         yield from _described(kind, seen)

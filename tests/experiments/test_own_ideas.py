@@ -314,12 +314,28 @@ class SignSteps(phase2.Stepper):
         self.optimizer = Signs(weights.values(), 1e-3)
 
 
-def test_an_optimiser_that_counts_by_itself_goes_on_to_the_same_numbers(config, tmp_path):
+class CountingGroups(SignSteps):
+    """It counts where optimisers keep their settings, in a number and a tensor."""
+
+    def __init__(self, weights, config, positions):
+        super().__init__(weights, config, positions)
+        self.optimizer.param_groups[0] |= {"steps": 0, "seen": torch.zeros(())}
+
+    def step(self):
+        group = self.optimizer.param_groups[0]
+        group["steps"] += 1
+        group["seen"] += 1
+        self.optimizer.defaults["lr"] = 1e-3 / (group["steps"] + group["seen"].item())
+        super().step()
+
+
+@pytest.mark.parametrize("part", [SignSteps, CountingGroups])
+def test_an_optimiser_that_counts_by_itself_goes_on_to_the_same_numbers(config, tmp_path, part):
     config = config.replace({"phase2.max_epochs": 2})
-    expected = run(config, tmp_path / "whole", optimizer=SignSteps).summary["phase2"]["val_ppl"]
+    expected = run(config, tmp_path / "whole", optimizer=part).summary["phase2"]["val_ppl"]
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "run", stop_at("phase2"), optimizer=SignSteps)
-    assert run(config, tmp_path / "run", optimizer=SignSteps).summary["phase2"]["val_ppl"] == expected
+        run(config, tmp_path / "run", stop_at("phase2"), optimizer=part)
+    assert run(config, tmp_path / "run", optimizer=part).summary["phase2"]["val_ppl"] == expected
 
 
 @pytest.mark.parametrize(

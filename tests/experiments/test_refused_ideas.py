@@ -1,6 +1,7 @@
 """Ideas that cannot be trained, and wrong settings of ideas, are refused before anything is trained."""
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field
 from typing import Literal, Optional
 
 import pytest
@@ -11,7 +12,9 @@ from torch import nn
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.hf.copying import Copying
+from ctxkv_lib.method.oacd import oacd_loss
 from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.configure import run_command
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,30 @@ class TensorAsBias(NearestTwo):
     current_token_bias = torch.tensor(-1.0)
 
 
+class MasksInPlace(NearestTwo):
+    def forward(self, embeddings, window, present):
+        weights = self.out(window.mean(dim=1)).softmax(dim=-1)
+        weights *= present[:, :1]
+        return embeddings + weights
+
+
+class WithoutGradient(GatedBlock):
+    @torch.no_grad()
+    def forward(self, contexts, inputs):
+        return super().forward(contexts, inputs)
+
+
+def changing_in_place(contexts):
+    spread = contexts.exp()
+    loss = spread.square().mean()
+    spread += 1
+    return loss
+
+
+def with_a_term(contexts):
+    return oacd_loss(contexts, 0.1)[0] + contexts.square().mean()
+
+
 class CopiesAll(NearestTwo):
     copying = Copying(weight=1.0, sharpness=8.0)
 
@@ -159,6 +186,13 @@ class CopiesLater(Copies):
             CopiesAll,
             r"Copying\(weight=1.0, .*\); allowed: a weight from 0 to less than 1, a",
         ),
+        (
+            "attention",
+            MasksInPlace,
+            r"MasksInPlace fails on 2 positions: .* modified by an inplace operation",
+        ),
+        ("loss", changing_in_place, r"changing_in_place fails on 2 .* modified by an inplace operation"),
+        ("block", WithoutGradient, r"WithoutGradient fails on 2 positions: .* does not require grad"),
         ("attention", CopiesPair, r"copying is \(0\.1, 8\.0\); allowed: a Copying of ctxkv_lib"),
         ("attention", TensorAsBias, r"current_token_bias is tensor.*; allowed: a finite number, which is"),
         ("attention", Nothing, r"Phase 2 has no weights to train; give attention or mixer a parameter\."),
@@ -168,6 +202,12 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(config, tmp_path, 
     with pytest.raises(UserError, match=said):
         run(config, tmp_path / "run", **{hook: part})
     assert not (tmp_path / "run").exists()
+
+
+def test_oacd_is_part_of_a_loss_and_a_block_that_is_not_trained_needs_no_gradient(config, tmp_path):
+    assert run(config, tmp_path / "run", loss=with_a_term).summary["phase1"]["iterations"] > 1
+    untrained = config.replace({"phase1.max_iterations": 0})
+    run(untrained, tmp_path / "untrained", block=WithoutGradient)
 
 
 def test_copying_is_refused_where_contexts_in_reach_are_not_all_kept(config, tmp_path):
@@ -194,6 +234,9 @@ class Chosen(GatedBlock):
         most: Optional[int] = 3  # noqa: UP045 (as many write it)
         kind: Literal["fast", "slow"] = "fast"
         sizes: tuple = (1, 2)
+        parts: list[int] = field(default_factory=lambda: [4])
+        order: Literal[1, 2] = 1
+        mixed: int | float = 3
 
     def __init__(self, context_dim, hidden_size, settings):
         super().__init__(context_dim, hidden_size)
@@ -201,12 +244,33 @@ class Chosen(GatedBlock):
 
 @pytest.mark.parametrize(
     ("name", "word", "value"),
-    [("gated", "False", False), ("most", "5", 5), ("most", None, None)],
+    [
+        ("gated", "False", False),
+        ("most", "5", 5),
+        ("most", None, None),
+        ("most", "None", None),
+        ("parts", "[4, 16]", [4, 16]),
+        ("parts", [4, 16], [4, 16]),
+        ("order", "2", 2),
+        ("mixed", "0.5", 0.5),
+        ("mixed", "2", 2),
+    ],
 )
 def test_words_are_read_as_the_types_of_an_ideas_own_settings(config, name, word, value):
     chosen = config.replace({"block": Chosen, f"block.{name}": word}).plugins["block"]
-    assert chosen.settings[name] is value
+    assert (chosen.settings[name], type(chosen.settings[name])) == (value, type(value))
     assert chosen.settings["sizes"] == [1, 2]  # as in the run's config.json
+
+
+def test_the_command_that_makes_a_run_again_gives_the_settings_of_an_idea(config, tmp_path):
+    asked = config.replace({"block": Chosen, "block.most": None, "block.parts": [4, 16]})
+    words = shlex.split(run_command(asked, tmp_path))
+    pairs = [words[place + 1].partition("=") for place, word in enumerate(words) if word == "--set"]
+    given = {key: text for key, _, text in pairs if key.startswith("block.")}
+    assert (
+        config.replace({"block": Chosen, **given}).plugins["block"].settings
+        == asked.plugins["block"].settings
+    )
 
 
 class WithoutDefaults(GatedBlock):
@@ -219,6 +283,7 @@ class WithoutDefaults(GatedBlock):
     ("settings", "said"),
     [
         ({"block": Chosen, "block.gated": "0.5"}, "block.gated is '0.5'; allowed: true or false"),
+        ({"block": Chosen, "block.parts": "4,16"}, r"block.parts is '4,16'; allowed: JSON, such as \[1, 2\]"),
         ({"block": Chosen, "block.kind": "quick"}, "block.kind is 'quick'; allowed: fast, slow"),
         ({"bloc": Chosen}, r"Did you mean block\?"),
         ({"block": WithoutDefaults}, "Settings holds no settings .*make it a dataclass whose fields have"),

@@ -77,6 +77,8 @@ def test_it_stops_as_the_reference_does(changes):
 
 
 def test_a_plateau_is_stalls_in_a_row():
+    plateau = Phase1Config(plateau_rate=0.0, plateau_gain=0.5, plateau_patience=1)
+    assert StoppingRule(plateau).reason(0.2) is None  # there is nothing to compare the first rate with
     rule = StoppingRule(Phase1Config())
     reasons = [rule.reason(rate) for rate in (0.51, 0.515, 0.60, 0.605, 0.606)]
     assert reasons == [None, None, None, None, "plateau"]

@@ -16,7 +16,7 @@ from ctxkv_lib.runs.run_folder import run_folder_of
 from ctxkv_lib.runs.sources import source_digest
 
 COMMON = """
-import collections, dataclasses, enum, functools
+import collections, dataclasses, enum, functools, types
 import torch
 from torch import nn
 
@@ -194,6 +194,17 @@ def test_other_words_about_the_code_and_what_it_counts_make_no_other_idea(old, n
     assert digest(run_cell(COMMON + CELL)) == digest(run_cell(COMMON + changed))
 
 
+PARTS = """
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    on: set
+CFG = Parts({0, 8})
+def idea(c):
+    return c * len(CFG.on)
+"""
+SWAPPED = "CFG.on.clear(); CFG.on.update((8, 0))"  # the same set, whose numbers come in another order
+
+
 @pytest.mark.parametrize(
     ("source", "use"),
     [
@@ -201,6 +212,8 @@ def test_other_words_about_the_code_and_what_it_counts_make_no_other_idea(old, n
         ("def idea(c, kept={}):\n    kept[c] = c", "idea(1)"),
         ("def idea(c):\n    idea.calls = c", "idea(1)"),
         (OBJECT + "def idea(c):\n    LIMITS.low += c\n    LIMITS.parts.append(c)", "idea(1)"),
+        ("CFG = types.SimpleNamespace(on={0, 8})\ndef idea(c):\n    return c * len(CFG.on)", SWAPPED),
+        (PARTS, SWAPPED),
         (FACTORY.replace("return self", "C.k += 1; return self") + "idea = make(1)", "idea()(1)"),
         ("class idea(torch.autograd.Function):\n    pass", "idea.apply"),
         ("PAIR = collections.namedtuple('Pair', 'a b')(1, [])\ndef idea(c):\n    return PAIR", ""),
