@@ -179,7 +179,7 @@ class LongRun(Loop):
             for name, value in group.items():
                 if isinstance(value, Tensor):
                     tensors[f"group/{place}/{name}"] = value
-                elif isinstance(value, float | int):
+                elif isinstance(value, float | int) and not isinstance(value, bool):  # these suit a device
                     numbers[f"group/{place}/{name}"] = value
         if isinstance(state, Phase1State):
             tensors[f"noise/{self.device.type}"] = state.generator.get_state()
@@ -197,9 +197,11 @@ class LongRun(Loop):
         for name, value in progress.items():
             setattr(state, name, value)
         for place, group in enumerate(state.optimizer.param_groups):
-            group |= _below(f"group/{place}/", numbers)
-            for name, value in _below(f"group/{place}/", tensors).items():
-                group[name].copy_(value)
+            for name, value in _below(f"group/{place}/", {**numbers, **tensors}).items():
+                if isinstance(group.get(name), Tensor):
+                    group[name].copy_(torch.as_tensor(value))
+                else:
+                    group[name] = value.item() if isinstance(value, Tensor) else value
         on_device = any(state.optimizer.defaults.get(name) for name in ("fused", "capturable"))
         for name, weight in state.weights.items():
             state.optimizer.state[weight] = _below(f"adam/{name}/", numbers) | {

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Collection, Iterator, MutableMapping, MutableSequence, MutableSet
 from contextlib import suppress
+from dataclasses import is_dataclass
 from operator import attrgetter
 from pathlib import Path
 from types import CodeType, SimpleNamespace
@@ -207,7 +208,7 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
         yield f"[{','.join(''.join(_described(each, seen, depth + 1)) for each in held)}]"
     elif isinstance(value, SimpleNamespace):
         yield from _described(vars(value), seen, depth + 1)
-    elif not is_own or not hasattr(value, "__dict__"):  # a set in its words would have any order
+    elif not (is_dataclass(value) and hasattr(value, "__dict__")):  # whose words repeat what it holds
         yield _plain(value)
     if is_own:
         yield from _described(kind, seen)

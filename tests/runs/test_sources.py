@@ -164,6 +164,7 @@ class Base(nn.Module):
         (CELL, "WEIGHT = 2.0", "WEIGHT = 3.0"),
         (CELL, "'scale': 1.0", "'scale': 0.5"),
         (CELL, "tensor([1.0", "tensor([2.0"),
+        ("class Rate(float):\n    pass\nRATE = Rate(0.1)\ndef idea(c):\n    return c * RATE", "0.1", "0.2"),
         (CELL, "mul, 3", "mul, 4"),
         (CELL, "mul, 3", "add, 3"),
         (CELL, "(1, 2)", "(1, 3)"),
