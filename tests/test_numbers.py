@@ -342,6 +342,7 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
         found = f"{change:.1f}% lower ({high:.1f}% to {low:.1f}%; by groups of speakers {-groups[2]:.1f}% to"
         assert f"**Contexts are better than {said}**: test perplexity is {found} {-groups[1]:.1f}%)" in page
     names = ("contexts", "GRU", "no contexts", "tokens at the same slots")
+    cells = {name: PARTS["fair"]["variants"][name]["settings"] for name in names}
     contexts, gru, none, own = (losses(PARTS["fair"], 10, name)[0] for name in names)
     assert {len(each) for each in (contexts, gru, none, own)} == {3}
     better = difference(own, contexts, tokens)
@@ -354,10 +355,17 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     said = "and better than the GRU, by {:.1f}% ({:.1f}% to {:.1f}%)"
     assert said.format(*(-difference(own, gru, tokens)[place] for place in (0, 2, 1))) in page
     said = "With 10 the test does not tell the two apart ({:.1f}%, {:.1f}% to {:.1f}%)"
-    assert said.format(*difference(none, contexts, tokens)) in page
+    assert said.format(*(-difference(none, contexts, tokens)[place] for place in (0, 2, 1))) in page
+    decays = {
+        name: cells[name]["phase2.weight_decay"] for name in names if "phase2.weight_decay" in cells[name]
+    }
+    assert decays == {"no contexts": 4.0, "tokens at the same slots": 4.0}
+    assert "gave the tokens twice the weight decay (4) of contexts and the GRU" in page
     own, _ = losses(PARTS["fair"], 50, names[-1])
-    said = f"{-better[0]:.1f}% better than contexts with 10 conversations, and contexts"
-    assert f"{said} {-difference(theirs, own, tokens)[0]:.1f}% better with 50" in PAGES["README"]
+    lower = -difference(theirs, own, tokens)[0]
+    assert f"contexts are {lower:.1f}% better than tokens at the same slots with 50" in PAGES["README"]
+    assert f"and tokens {-better[0]:.1f}% better with 10" in PAGES["README"]
+    assert f"better than these tokens by {lower:.1f}%" in PAGES["study"]
 
 
 def test_what_is_held_and_used_is_what_was_measured():
@@ -435,9 +443,13 @@ def test_contexts_beside_a_gru_are_what_was_measured():
     plain, copied, four, both, states = found.values()
     assert [*plain] == [10, 50, 100, 200]
     assert [*four] == [*both] == [10, 100, 200]
-    assert all(high < 0 for _, _, high in copied.values())
-    said = "by less with more text: {:.1f}% with 200 ({:.1f}% to {:.1f}%)"
-    assert said.format(*(-copied[200][place] for place in (0, 2, 1))) in PAGES["study"]
+    for each in (copied, by_groups[comparisons.BESIDE_THE_GRU[1]]):
+        assert all(high < 0 for _, _, high in each.values())
+    for count in (100, 200):
+        said = f"{{:.1f}}% with {count} ({{:.1f}}% to {{:.1f}}%)"
+        assert said.format(*(-copied[count][place] for place in (0, 2, 1))) in PAGES["study"]
+    steps = [f"{-change:.0f}%" for change, _, _ in copied.values()]
+    assert f"by {', '.join(steps[:-1])} and {steps[-1]}" in PAGES["study"]
     for name in (comparisons.BESIDE_THE_GRU[0], comparisons.BESIDE_THE_GRU[4]):
         for each in (found[name], by_groups[name]):
             assert [count for count, (_, _, high) in each.items() if high < 0] == [50, 100, 200]

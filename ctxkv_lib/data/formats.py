@@ -88,8 +88,10 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _parsed(path: Path, text: str, place: str = "") -> Any:
     def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _refuse_twice(f"{path}{place}", [name for name, _ in pairs], "field")
-        return dict(pairs)
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            _refuse_twice(f"{path}{place}", [name for name, _ in pairs], "field")
+        return fields
 
     try:
         return json.loads(text, object_pairs_hook=record)
@@ -147,9 +149,8 @@ def _table(path: Path) -> Records:
 
 
 def _refuse_twice(where: str, names: list[str], what: str = "column") -> None:
-    if len({*names}) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{where} has the {what} {one_line(twice)} twice; rename or delete one.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{where} has the {what} {one_line(twice[0])} twice; rename or delete one.")
 
 
 def _parquet(path: Path) -> Records:

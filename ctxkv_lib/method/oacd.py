@@ -68,8 +68,8 @@ def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> t
     spread = torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True)
     losses = scale * centroid_weight * centroid.square().sum(dim=-1, keepdim=True) - per_row * spread
     spread = spread.clamp(min=torch.finfo(spread.dtype).tiny)  # a single row is its own centroid
-    if torch.is_grad_enabled() and contexts.requires_grad:  # part of a loss of one's own
-        centred = centred.clone()  # which autograd needs as it is
+    if centred.requires_grad:  # in a loss of the user's, where autograd needs it as it is
+        centred = centred.clone()
     gradient = centred.mul_(-per_row / spread).add_(centroid, alpha=2 * centroid_weight * per_row)
     return losses.sum(), gradient
 

@@ -245,7 +245,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield `("group.field", value)` for each setting of a nested configuration."""
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not prefix:
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

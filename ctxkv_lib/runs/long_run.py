@@ -179,7 +179,9 @@ class LongRun(Loop):
             for name, value in group.items():
                 if isinstance(value, Tensor):
                     tensors[f"group/{place}/{name}"] = value
-                elif isinstance(value, float | int) and not isinstance(value, bool):  # these suit a device
+                elif isinstance(value, float | int) and not isinstance(
+                    value, bool
+                ):  # flags belong to a device
                     numbers[f"group/{place}/{name}"] = value
         if isinstance(state, Phase1State):
             tensors[f"noise/{self.device.type}"] = state.generator.get_state()
@@ -198,7 +200,9 @@ class LongRun(Loop):
             setattr(state, name, value)
         for place, group in enumerate(state.optimizer.param_groups):
             for name, value in _below(f"group/{place}/", {**numbers, **tensors}).items():
-                if isinstance(group.get(name), Tensor):
+                if isinstance(value, Tensor) and name not in group:
+                    group[name] = value.to(self.device, copy=True)
+                elif isinstance(group.get(name), Tensor):
                     group[name].copy_(torch.as_tensor(value))
                 else:
                     group[name] = value.item() if isinstance(value, Tensor) else value
@@ -240,7 +244,7 @@ def _tensors(state: State) -> dict[str, Tensor]:
         buffers = {f"buffer/{name}": buffer for name, buffer in state.buffers.items()}
         return {**tensors, **buffers, "contexts": state.contexts}
     averages = {f"average/{name}": value for name, value in state.stepper.averages.items()}
-    return {**tensors, **averages, "total": state.total}
+    return {"total": state.total, **tensors, **averages}  # the largest numbers first
 
 
 def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

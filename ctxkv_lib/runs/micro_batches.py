@@ -15,7 +15,8 @@ from ..method.caches import Batch
 class RowsOfDropout(TorchFunctionMode):
     """Inside, dropout draws the factors of a whole batch, and takes those of some of its rows.
 
-    That is `nn.Dropout` on a tensor with a row for each position; other dropout draws anew.
+    That is `nn.Dropout` on a tensor with a row for each position. Other dropout is the same in each part of a
+    batch.
 
     Args:
         count: rows of the whole batch.
@@ -33,7 +34,7 @@ class RowsOfDropout(TorchFunctionMode):
         if function is not F.dropout or not (named["training"] and named["p"]):
             return function(*args, **named)
         (values,) = args
-        if len(values) != self.rows.stop - self.rows.start:  # not a row a position
+        if values.shape[:1] != (self.rows.stop - self.rows.start,):  # not a row a position
             return function(*args, **named)
         whole = values.new_ones(self.count, *values.shape[1:])
         return values * F.dropout(whole, **named)[self.rows]

@@ -71,13 +71,13 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
     """Try every plug-in on a few positions, in training and after it; leave the model as after it.
 
     Raises:
-        UserError: one fails, returns another shape or type than it should, numbers that are not finite, or a
-            loss without a gradient; it changes its inputs; a mixer reads ahead; slots lie ahead; Phase 2 has
-            nothing to train, or a buffer changes.
+        UserError: one fails, forwards or backwards, returns another shape or type than it should, numbers
+            that are not finite, or a loss without a gradient; it changes its inputs; a mixer reads ahead; slots
+            lie ahead; Phase 2 has nothing to train, or a buffer changes.
     """
     count, shapes, window = 2, config.model, len(model.window)
     rows = model.embed(torch.arange(2 * ROW, device=model.device).view(2, ROW))
-    embeddings = rows[0, :count]
+    embeddings = rows[0, :count].clone()
     contexts = torch.zeros(count, shapes.context_dim, device=model.device)
     slots = contexts.new_zeros(count, window, shapes.context_dim)
     present = contexts.new_ones(count, window, dtype=torch.bool)
@@ -151,10 +151,15 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
 
 def _go_backward(model: ContextKV, hook: str, found: Any, config: ExperimentConfig) -> None:
     """Compute the gradients of what a plug-in returned with respect to its parameters, if it is trained."""
-    part: Any = model.context_block if hook == "block" else model.attention
     is_trained = hook in ("attention", "mixer") or (hook == "block" and config.phase1.max_iterations)
-    weights = [*part.parameters()] if is_trained else []
-    if weights and isinstance(found, Tensor) and found.isfinite().all():
+    weights = [*model.trained_weights().values()]
+    if (
+        is_trained
+        and weights
+        and isinstance(found, Tensor)
+        and found.is_floating_point()
+        and found.isfinite().all()
+    ):
         torch.autograd.grad(found.sum(), weights, allow_unused=True)
 
 

@@ -48,7 +48,8 @@ def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> 
     """Return the default folder of an experiment; the same experiment always gets the same one.
 
     `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
-    not those of preset and recipe, if any. Of the user's own file the content counts; the path if it is gone.
+    not those of preset and recipe, if any. The user's own file counts by its content, or by its path if there
+    is no such file.
     """
     changed = changed_settings(config)
     if config.data.path is not None:

@@ -64,7 +64,7 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
         defaults |= function.__kwdefaults__ or {}
         for name in sorted(defaults.keys() - _changed(tree, defaults)):
             yield f"{name}={''.join(_described(defaults[name], seen))};"
-    for imported in _imports(tree, scope):
+    for imported in filter(None, _imports(tree, scope)):
         yield from _looked_up(tree, scope | imported, imported, seen)
     yield from _looked_up(tree, scope, (), seen)
     if inspect.isclass(part):
@@ -81,13 +81,13 @@ def _looked_up(
     tree: ast.Module, scope: dict[str, Any], imported: Collection[str], seen: dict[int, Any]
 ) -> Iterator[str]:
     """Yield what describes all that code looks up in a scope; of what it imports itself, `imported` only."""
-    changed = _changed(tree, scope)
+    changed, alone = _changed(tree, scope), _alone(tree)
     for name in sorted(_used(tree, imported) - changed):
         value, first = _value(name, scope), scope.get(name.partition(".")[0])
         if value is scope or ("." in name and not inspect.ismodule(first)):
             continue
         if inspect.ismodule(value):
-            if name in _alone(tree) and not _is_installed(value):
+            if name in alone and not _is_installed(value):
                 yield f"{name}={''.join(_of_module(value, seen))};"
             continue
         if not _is_code(value) and any(each.startswith(f"{name}.") for each in changed):
@@ -208,8 +208,10 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
         yield f"[{','.join(''.join(_described(each, seen, depth + 1)) for each in held)}]"
     elif isinstance(value, SimpleNamespace):
         yield from _described(vars(value), seen, depth + 1)
-    elif not (is_dataclass(value) and hasattr(value, "__dict__")):  # whose words repeat what it holds
-        yield _plain(value)
+    elif not (
+        is_own and is_dataclass(value) and hasattr(value, "__dict__") and not hasattr(value, "state_dict")
+    ):
+        yield _plain(value)  # else what it holds is told below
     if is_own:
         yield from _described(kind, seen)
         yield from _described(_state(value), seen, depth + 1)

@@ -325,7 +325,10 @@ class CountingGroups(SignSteps):
         group = self.optimizer.param_groups[0]
         group["steps"] += 1
         group["seen"] += 1
-        self.optimizer.defaults["lr"] = 1e-3 / (group["steps"] + group["seen"].item())
+        group.setdefault("later", torch.zeros(2)).add_(1)
+        self.optimizer.defaults["lr"] = 1e-3 / (
+            group["steps"] + group["seen"].item() + group["later"].sum().item()
+        )
         super().step()
 
 

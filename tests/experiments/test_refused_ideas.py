@@ -237,6 +237,7 @@ class Chosen(GatedBlock):
         parts: list[int] = field(default_factory=lambda: [4])
         order: Literal[1, 2] = 1
         mixed: int | float = 3
+        options: dict = field(default_factory=dict)
 
     def __init__(self, context_dim, hidden_size, settings):
         super().__init__(context_dim, hidden_size)
@@ -253,6 +254,7 @@ class Chosen(GatedBlock):
         ("parts", [4, 16], [4, 16]),
         ("order", "2", 2),
         ("mixed", "0.5", 0.5),
+        ("options", '{"a": 2}', {"a": 2}),
         ("mixed", "2", 2),
     ],
 )
@@ -263,7 +265,9 @@ def test_words_are_read_as_the_types_of_an_ideas_own_settings(config, name, word
 
 
 def test_the_command_that_makes_a_run_again_gives_the_settings_of_an_idea(config, tmp_path):
-    asked = config.replace({"block": Chosen, "block.most": None, "block.parts": [4, 16]})
+    asked = config.replace(
+        {"block": Chosen, "block.most": None, "block.parts": [4, 16], "block.options": {"a": 2}}
+    )
     words = shlex.split(run_command(asked, tmp_path))
     pairs = [words[place + 1].partition("=") for place, word in enumerate(words) if word == "--set"]
     given = {key: text for key, _, text in pairs if key.startswith("block.")}

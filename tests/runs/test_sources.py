@@ -53,6 +53,12 @@ def digest(module, name="idea"):
         return source_digest(getattr(module, name))
 
 
+PACKAGE_OBJECT = """
+from ctxkv_lib.method.config import Phase1Config
+C = Phase1Config(centroid_weight=0.1)
+def idea(c):
+    return c * C.centroid_weight
+"""
 CELL = """
 from collections import namedtuple
 from functools import cache, partial
@@ -165,6 +171,7 @@ class Base(nn.Module):
         (CELL, "'scale': 1.0", "'scale': 0.5"),
         (CELL, "tensor([1.0", "tensor([2.0"),
         ("class Rate(float):\n    pass\nRATE = Rate(0.1)\ndef idea(c):\n    return c * RATE", "0.1", "0.2"),
+        (PACKAGE_OBJECT, "weight=0.1", "weight=0.2"),
         (CELL, "mul, 3", "mul, 4"),
         (CELL, "mul, 3", "add, 3"),
         (CELL, "(1, 2)", "(1, 3)"),
