@@ -72,8 +72,8 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
 
     Raises:
         UserError: one fails, forwards or backwards, returns another shape or type than it should, numbers
-            that are not finite, or a loss without a gradient; it changes its inputs; a mixer reads ahead; slots
-            lie ahead; Phase 2 has nothing to train, or a buffer changes.
+            that are not finite, or a loss without a gradient; it changes its inputs; a mixer reads ahead;
+            slots lie ahead; Phase 2 has nothing to train, or a buffer changes.
     """
     count, shapes, window = 2, config.model, len(model.window)
     rows = model.embed(torch.arange(2 * ROW, device=model.device).view(2, ROW))
