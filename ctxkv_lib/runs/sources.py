@@ -211,7 +211,7 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
     elif not (
         is_own and is_dataclass(value) and hasattr(value, "__dict__") and not hasattr(value, "state_dict")
     ):
-        yield _plain(value)  # else what it holds is told below
+        yield _plain(value)  # else what it holds follows
     if is_own:
         yield from _described(kind, seen)
         yield from _described(_state(value), seen, depth + 1)
