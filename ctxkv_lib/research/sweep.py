@@ -1,7 +1,6 @@
 """Sweeps: every grid point is an ordinary run, and results are written after each."""
 
 import functools
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from ..data.conversations import load_conversations
 from ..data.settings import DataConfig
 from ..errors import Diverged, UserError
 from ..experiments import run, stopped_calmly
-from ..files import digest, read_json, write_text
+from ..files import content_digest, digest, read_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, Metric, counted, notice, progress_bar
@@ -207,14 +206,11 @@ def identity(config: ExperimentConfig) -> str:
 
 def _texts(data: DataConfig) -> list[str]:
     """Return the checksums of the splits of the user's own file; none without one."""
-    if data.path is None:
-        return []
-    file = os.stat(os.path.expanduser(data.path))
-    return _read_once(data, file.st_mtime_ns, file.st_size)
+    return [] if data.path is None else _read_once(data, content_digest(data.path))
 
 
 @functools.cache
-def _read_once(data: DataConfig, *_: int) -> list[str]:
+def _read_once(data: DataConfig, _: str) -> list[str]:
     return [load_conversations(data, split).fingerprint for split in READ]
 
 
