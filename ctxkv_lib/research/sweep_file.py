@@ -12,6 +12,7 @@ from .sweep_table import OF_ROW, Entry, Results, summarize
 
 RAW_FILES = "https://raw.githubusercontent.com"
 DOWNLOAD_SECONDS = 20  # without an answer, at most
+FINISHED: Entry = {"state": "finished", "measured": {}}  # of an entry whose state the file does not say
 
 
 def write_sweep(path: Path, results: Results) -> None:
@@ -21,8 +22,8 @@ def write_sweep(path: Path, results: Results) -> None:
         for row in results["rows"]
         if row["seeds"]
     ]
-    cells = [  # most are finished: the file does not say it
-        {name: value for name, value in entry.items() if (name, value) != ("state", "finished")}
+    cells = [
+        {name: value for name, value in entry.items() if FINISHED.get(name) != value}
         for entry in results["cells"]
         if entry["state"] != "waiting"
     ]
@@ -75,7 +76,8 @@ def entries_of(stored: dict[str, Any]) -> list[Entry]:
         row = rows.get((entry["variant"], entry["samples"]), {})
         shared = {name: row[name] for name in OF_ROW if name in row}
         ngrams = stored["ngrams"].get(str(entry["samples"]), {})
-        entries.append({**shared, "ngrams": ngrams, "state": "finished", **entry})
+        missing = {} if "state" in entry else {k: FINISHED[k] for k in FINISHED if k not in entry}
+        entries.append({**shared, "ngrams": ngrams, **entry, **missing})
     return entries
 
 
