@@ -4,6 +4,7 @@ Phase 1 trains the ContextBlock, from which the caches are computed. Phase 2 tra
 feed-forward. The model combines both. Missing or damaged files are rebuilt from intact stages.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,11 @@ def _write_model(work: Work) -> list[Path]:
     try:
         folder.load_block(work.model)  # where stages are reused, it is untrained
         folder.load_attention(work.model)
-        model = for_transformers(work.model, work.config)
-        stop_after_text(model, work.tokenizer)
+        model, tokenizer = for_transformers(work.model, work.config), deepcopy(work.tokenizer)
+        stop_after_text(model, tokenizer)
         with replacing(folder.model) as beside, rust_writes(folder.model), transformers_bars_hidden():
             model.save_pretrained(beside)
-            work.tokenizer.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
             names = beside / "tokenizer_config.json"  # transformers 4 knows its class by another name
             saved = names.read_text(encoding="utf-8")
             names.write_text(saved.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")

@@ -74,10 +74,11 @@ def load_trained(
 
 
 def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Begin, stop and pad generated text with the token that ends a text."""
+    """Begin, stop and pad generated text, on the left, with the token that ends a text."""
     from transformers import GenerationConfig
 
     end = tokenizer.eos_token_id
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
     model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from ctxkv_lib.hf.inference import evaluate_texts, generate_text
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
+from ctxkv_lib.runs.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,14 @@ def test_pipeline_generates(folder, served):
     assert found["generated_text"] == generate_text(*served, "Hello there", 5, 0, 1, 0)
     assert found["generated_text"].startswith("Hello there")
     assert generate_text(*served, "<|endoftext|>Hello", 1, 0, 1, 0).startswith("<|endoftext|>Hello")
+
+
+def test_pipeline_generates_in_batches_from_a_runs_model(finished_run):
+    generator = pipeline("text-generation", model=str(RunFolder(finished_run.path).model), device="cpu")
+    prompts = ["Hello", "A longer prompt, of other words", "Hi there"]
+    options = {"max_new_tokens": 6, "do_sample": False}
+    alone = [generator(prompt, **options) for prompt in prompts]
+    assert generator(prompts, batch_size=2, **options) == alone
 
 
 class Rows(torch.utils.data.Dataset):
