@@ -52,6 +52,18 @@ def test_a_few_steps_equal_the_reference():
         torch.testing.assert_close(model.state_dict()[name], value, atol=1e-4, rtol=0, msg=name)
 
 
+def test_train_ppl_counts_small_losses_beside_a_large_sum():
+    """In fp32, 2^26 + 1 is 2^26: the twelve batches between would add nothing."""
+    losses = iter([2.0**26, *[1.0] * 12, -(2.0**26)])
+
+    class Given(Loop):
+        def captured(self, step, size):
+            return lambda batch, count: torch.tensor(next(losses))
+
+    _, (epoch,), _ = train(Phase2Config(max_epochs=1, batch_size=100), loop=Given())
+    assert epoch["train_ppl"] == pytest.approx(perplexity(12 / len(TRAIN)), rel=1e-9)
+
+
 def test_a_whole_training_equals_the_reference_and_keeps_the_best_epoch():
     model = tiny_method(attention_dropout=0.1)
     config = Phase2Config(max_epochs=30, batch_size=100, learning_rate=0.02, patience=2)
