@@ -54,7 +54,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"metavar": "FILE", "help": _data},
     "--data!": {"type": _path, "required": True, "metavar": "FILE", "help": FILES},
     "--columns": {"metavar": "NAMES", "help": "the file's columns, as data.columns"},
-    "--set": {"action": "append", "default": [], "metavar": "K=V", "help": "as in phase2.batch_size=256"},
+    "--set": {
+        "action": "append",
+        "default": [],
+        "metavar": "K=V",
+        "help": "a setting, phase2.batch_size=256; repeatable",
+    },
     **{f"--{name}": {"metavar": "MODULE:NAME", "help": text} for name, text in PLUG_INS.items()},
     "--samples": {"type": int, "metavar": "N", "help": "training conversations"},
     "--samples+": {"type": int, "nargs": "+", "metavar": "N", "help": "training conversations of each run"},

@@ -1,6 +1,6 @@
 """How sure a difference is: a paired bootstrap over test conversations, with draws of the mean over seeds.
 
-    python notebooks/study/intervals.py notebooks/study/results/fair/sweep.json "contexts"
+    python notebooks/study/intervals.py notebooks/study/results/fair contexts
 
 prints every row beside the one that is named, with two intervals: of draws of conversations, and of draws
 of groups of conversations that share speakers. The last column is the first two over those test conversations
@@ -141,5 +141,6 @@ def beside(results: dict[str, Any], base: str) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    for line in beside(read_sweep(Path(sys.argv[1])), sys.argv[2]):
+    folder, base = sys.argv[1:]
+    for line in beside(read_sweep(Path(folder) / "sweep.json"), base):
         print("  ".join(cell.ljust(28) for cell in line))
