@@ -16,6 +16,8 @@ NO_MEMORY = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",  # how cuDNN 9 ends the names of such errors
 )
 LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
 

@@ -24,7 +24,14 @@ def test_a_notebook_shows_one_line_and_no_frames(monkeypatch, error):
     assert shown == [[str(error)]]
 
 
-def test_cublas_without_room_to_initialise_is_out_of_memory():
-    found = RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
-    assert is_out_of_memory(found)
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    ],
+)
+def test_libraries_without_room_are_out_of_memory(said):
+    assert is_out_of_memory(RuntimeError(said))
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))

@@ -17,6 +17,7 @@ from ..files import read_json
 from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, exact_contexts
 from ..method.evaluation import perplexity, token_scores
+from ..method.loop import Loop
 from ..method.model import project_inputs
 from .copying_streams import as_served
 from .modeling import TOLERANCE, ContextKVForCausalLM
@@ -60,7 +61,10 @@ def generate_text(
 
 @torch.no_grad()
 def evaluate_texts(
-    model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    model: ContextKVForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    loop: Loop | None = None,
 ) -> dict[str, Any]:
     """Measure how well the model predicts each text, read separately after one end-of-text token.
 
@@ -70,7 +74,7 @@ def evaluate_texts(
         `by_history`, as of `binned`: by tokens read before, and by contexts in the window.
     """
     cache, positions, local = _read_apart(model, tokenizer, texts)
-    losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions))
+    losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions, loop))
     nats = losses.double().sum().item()
     word_ppl = perplexity(nats / sum(len(re.split(r"\s+", text)) for text in texts))
     slots = len(model.window)

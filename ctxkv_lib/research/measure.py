@@ -22,7 +22,7 @@ MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, ContextKV], dict[str, A
 }
 
 
-@memory_advice("Measuring the run", "use fewer conversations with --samples")
+@memory_advice("Measuring the run", "close other programs that use it")
 def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     """Compute the missing measurements of a finished run, and write its summary and report anew.
 
@@ -45,7 +45,7 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     with folder.claimed(config):
         keys = {name: measurement_key(folder, code_with_imports(f"research/{name}")) for name in wanted}
         missing = [name for name in wanted if not folder.finished(name, keys[name])]
-        if not missing:
+        if not missing and measurements(folder).items() <= run.summary.items():
             return run
         if split := changed_split(run):
             raise UserError(

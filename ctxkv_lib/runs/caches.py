@@ -92,7 +92,6 @@ def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[
     if device.type == "cpu":
         total = sum(cache.nbytes for cache in caches.values())
         return caches, f"{mib(total):,.0f} MiB mapped from their files"
-    torch.get_device_module(device).empty_cache()  # of what torch keeps for later, to measure what is free
     words = []
     placed = dict(caches)
     for split, held in sorted(caches.items(), key=lambda item: item[1].nbytes):

@@ -19,6 +19,7 @@ from ..method.caches import StreamCache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.evaluation import token_scores
 from ..method.model import ContextKV, Parts, project_inputs
+from ..method.phase2 import Stepper
 from ..method.windows import Window
 from .config import ExperimentConfig
 from .plugins import PlugIn, built
@@ -67,7 +68,7 @@ def frozen_model(config: ExperimentConfig, table: TokenTable, counts: TokenTable
 
 
 @torch.no_grad()
-def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
+def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> None:
     """Try every plug-in on a few positions, in training and after it; leave the model as after it.
 
     Raises:
@@ -76,6 +77,7 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
             slots lie ahead; Phase 2 has nothing to train, or a buffer changes.
     """
     count, shapes, window = 2, config.model, len(model.window)
+    in_bf16 = precision == "bf16" and model.device.type == "cuda"  # as `phase2.batch_gradients`
     rows = model.embed(torch.arange(2 * ROW, device=model.device).view(2, ROW))
     embeddings = rows[0, :count].clone()
     contexts = torch.zeros(count, shapes.context_dim, device=model.device)
@@ -100,11 +102,15 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
             raise UserError(f"model.anchor is {shapes.anchor!r}; allowed: 'current' where attention copies.")
     start = min(2, model.history(trained=False)) if isinstance(model, MixerModel) else 0
     mixed = (2, ROW - start, shapes.hidden_size)
+
+    def read() -> Tensor:
+        return slots.bfloat16() if torch.is_autocast_enabled("cuda") else slots
+
     tried: dict[str, Callable[[], tuple[Any, tuple[int, ...]]]] = {
         "mixer": lambda: (_without_reading_ahead(model.attention, rows, start), mixed),
         "block": lambda: (_from_zeros(model, contexts, embeddings), (count, shapes.context_dim)),
         "loss": lambda: (_loss_of(config.plugins["loss"], torch.randn_like(contexts)), ()),
-        "attention": lambda: (_attended(model, embeddings, slots, present), (count, shapes.hidden_size)),
+        "attention": lambda: (_attended(model, embeddings, read(), present), (count, shapes.hidden_size)),
     }
     hooks = [hook for hook in tried if hook in config.plugins]
     for hook, in_training in itertools.product(hooks, (True, False)):
@@ -112,9 +118,12 @@ def check_parts(model: ContextKV, config: ExperimentConfig) -> None:
         model.set_phase(1 if hook == "block" else 2)
         name = config.plugins[hook].name
         versions = [given._version for given in (contexts, embeddings, slots, rows)]
+        half = in_bf16 and in_training and hook in ("attention", "mixer")
         try:
             with torch.set_grad_enabled(in_training):
-                found, expected = tried[hook]()
+                with torch.autocast("cuda", torch.bfloat16, half, cache_enabled=False):
+                    found, expected = tried[hook]()
+                found = found.float() if half and isinstance(found, Tensor) else found
                 if in_training:
                     _go_backward(model, hook, found, config)
         except Exception as error:  # whatever code of the user raises
@@ -182,8 +191,16 @@ def _try_optimizer(model: ContextKV, config: ExperimentConfig) -> None:
         ) from error
     if other := [value for value in kept if not isinstance(value, Tensor | int | float)]:
         raise UserError(f"{plugin.name} keeps a {type(other[0]).__name__}; allowed: tensors and numbers.")
-    if config.runtime.cuda_graph == "on" and not all(isinstance(value, Tensor) for value in kept):
+    if config.runtime.cuda_graph == "off":
+        return
+    if not all(isinstance(value, Tensor) for value in kept):
         raise UserError(f"{plugin.name} keeps numbers; with runtime.cuda_graph=on it must keep tensors.")
+    rates = [group["lr"] for group in stepper.optimizer.param_groups]
+    if type(stepper).schedule is not Stepper.schedule and not all(isinstance(each, Tensor) for each in rates):
+        raise UserError(
+            f"{plugin.name} sets lr to a number; with runtime.cuda_graph=on it must be a tensor that is "
+            "filled: group['lr'].fill_(rate)."
+        )
 
 
 def _from_zeros(model: ContextKV, contexts: Tensor, embeddings: Tensor) -> Any:

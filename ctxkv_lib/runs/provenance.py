@@ -27,8 +27,11 @@ def choose_device(name: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, available in there.items() if available)
-    torch.backends.cuda.matmul.allow_tf32 = False  # fp32 products are fp32, as the original's were
+    torch.set_float32_matmul_precision("highest")  # fp32 products are fp32, as the original's were
     torch.backends.cudnn.allow_tf32 = False
+    for kind in ("conv", "rnn"):  # from torch 2.9 on, each has its own
+        if hasattr(torch.backends.cudnn, kind):
+            getattr(torch.backends.cudnn, kind).fp32_precision = "ieee"
     if not there[name]:
         found = ", ".join(kind for kind, available in there.items() if available)
         raise UserError(f"runtime.device is {name!r}, which this machine lacks; allowed here: auto, {found}.")

@@ -76,8 +76,9 @@ class Records:
             raise DamagedFile(folder / FILE, "another version of ctxkv_lib wrote it") from None
 
     def add(self, stage: str, record: Record) -> Record:
-        """Write a stage's record to the disk, and remove that of the results, which depend on all stages."""
-        self.stages = {name: held for name, held in self.stages.items() if name != "results"}
+        """Write a stage's record to the disk, and remove that of the results, which depend on `STAGES`."""
+        if stage in STAGES:
+            self.stages.pop("results", None)
         self.stages[stage] = record
         self.write()
         return record

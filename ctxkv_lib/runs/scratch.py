@@ -28,6 +28,8 @@ _files: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by where 
 
 def free_bytes(device: torch.device) -> int:
     """Return the memory that can still be taken; mps shares the host's."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()  # of what torch keeps for later
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available

@@ -13,6 +13,7 @@ from ..method.evaluation import perplexity, token_scores
 from ..method.model import ContextKV, project_inputs
 from ..progress import stage
 from .config import ExperimentConfig
+from .long_run import LongRun
 from .package_code import code_with_imports
 from .provenance import choose_device
 from .records import MEASUREMENTS, SummaryPart
@@ -21,7 +22,7 @@ from .run_folder import RunFolder
 from .trained import load_model
 
 
-@memory_advice("Scoring the test split", "use fewer conversations with --samples")
+@memory_advice("Scoring the test split", "close other programs that use it")
 def test(config: ExperimentConfig, folder: RunFolder) -> SummaryPart:
     """Score the test split with the best weights, or return the recorded scores.
 
@@ -83,9 +84,9 @@ def _trained_key(folder: RunFolder) -> str:
 
 
 def test_scores(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> tuple[Tensor, Tensor]:
-    """Compute `token_scores` of the test split."""
-    cache = test_cache(config, model, stream)
-    return token_scores(model, cache, torch.arange(len(cache)))
+    """Compute `token_scores` of the test split, in micro-batches if memory is full."""
+    cache, loop = test_cache(config, model, stream), LongRun("the test", model.device, lambda _: None)
+    return token_scores(model, cache, torch.arange(len(cache)), loop)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from ..hf.plugins import NAMED, file_digest, key_of
 from ..method.model import ContextKV
 from ..progress import notice, stage, transformers_bars_hidden
 from .config import ExperimentConfig
+from .long_run import LongRun
 from .models import frozen_model, load_frozen
 from .package_code import code_of, replaced_parts
 from .plugins import loaded
@@ -147,7 +148,9 @@ def evaluate_texts(run: Run | Path | str, file: Path | str, columns: str | None 
     """
     conversations = read_conversations(Path(file), columns)
     made_from = {"file": Path(file).name, "fingerprint": conversations.fingerprint}
-    return {**made_from, **inference.evaluate_texts(*_loaded(run), list(conversations.texts()))}
+    model, tokenizer = _loaded(run)
+    loop = LongRun("evaluation", model.device, lambda _: None)
+    return {**made_from, **inference.evaluate_texts(model, tokenizer, list(conversations.texts()), loop)}
 
 
 def _loaded(run: Run | Path | str) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:

@@ -98,7 +98,7 @@ class Work:
         """The model on its device, untrained until a stage trains or loads its parts."""
         with stage("Building the model"):
             model = frozen_model(self.config, self.table, self.counts).to(self.device)
-            check_parts(model, self.config)
+            check_parts(model, self.config, self.precision)
         self.memory.append(snapshot("model built", self.device))
         return model
 

@@ -8,7 +8,7 @@ import torch
 from on_gpu import HAS_GPU
 
 from ctxkv_lib.errors import Stopped, UserError
-from ctxkv_lib.method import phase2
+from ctxkv_lib.method import oacd, phase2
 from ctxkv_lib.research import mixers
 from ctxkv_lib.runs import caches, long_run, scratch
 
@@ -141,5 +141,61 @@ def test_fp32_is_not_tf32(train_on):
     libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
     for library in libraries:
         library.allow_tf32 = True
+    kinds = [
+        getattr(torch.backends.cudnn, kind) for kind in ("conv", "rnn") if hasattr(torch.backends.cudnn, kind)
+    ]
+    if kinds:
+        torch.backends.cudnn.fp32_precision = "tf32"
+    torch.set_float32_matmul_precision("high")
     train_on(phase2__max_epochs=1)
     assert not any(library.allow_tf32 for library in libraries)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert all(kind.fp32_precision == "ieee" for kind in kinds)
+
+
+class EndsInProduct(torch.nn.Module):
+    """Attention whose hidden states are bf16 in training on a GPU."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.inner = torch.nn.Linear(config.context_dim, config.hidden_size)
+
+    def forward(self, embeddings, window, present):
+        return self.inner(window.mean(dim=1))
+
+
+class MixesTypes(EndsInProduct):
+    def forward(self, embeddings, window, present):
+        return torch.lerp(embeddings, super().forward(embeddings, window, present), 0.5)
+
+
+class Halving(phase2.Stepper):
+    def schedule(self, number):
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.5**number
+
+
+def test_losses_are_fp32_whatever_attention_returns(train_on, monkeypatch):
+    original, kinds = phase2.batch_gradients, set()
+
+    def noted(*args):
+        loss = original(*args)
+        kinds.add(loss.dtype)
+        return loss
+
+    monkeypatch.setattr(phase2, "batch_gradients", noted)
+    train_on(name="product", attention=f"{__name__}:EndsInProduct", runtime__precision="bf16")
+    assert kinds == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"attention": f"{__name__}:MixesTypes", "runtime__precision": "bf16"}, "fails on 2 positions"),
+        ({"optimizer": f"{__name__}:Halving", "runtime__cuda_graph": "on"}, "it must be a tensor"),
+    ],
+)
+def test_what_fails_on_a_gpu_alone_is_refused_before_training(train_on, monkeypatch, changes, reason):
+    monkeypatch.setattr(oacd, "train_iteration", None)
+    with pytest.raises(UserError, match=reason):
+        train_on(name="refused", **changes)

@@ -56,6 +56,22 @@ def test_each_is_made_once_and_anew_when_its_code_changes(measured, tmp_path, mo
     assert measure(measured).summary == measured.summary
 
 
+def test_a_measurement_that_stops_keeps_the_run_finished_and_what_was_measured(
+    finished_run, measured, tmp_path, monkeypatch
+):
+    found = load_run(shutil.copytree(finished_run.path, tmp_path / "run"))
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "MAKERS", {**module.MAKERS, "ablations": stops})
+    with pytest.raises(KeyboardInterrupt):
+        measure(found, ["probe", "ablations"])
+    assert load_run(found.path).summary == finished_run.summary
+    monkeypatch.setattr(module, "MAKERS", {})
+    assert measure(found, ["probe"]).summary == {**finished_run.summary, "probe": measured.summary["probe"]}
+
+
 def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
     files = {
         "research/one": "from ..runs.four import d\nfrom .two import b\nimport torch\n",
