@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import huggingface_hub.constants
 import huggingface_hub.file_download
+import huggingface_hub.hf_api
 import huggingface_hub.utils
 import pytest
 
@@ -135,6 +136,7 @@ def direct_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the environment variable HF_ENDPOINT does, for a huggingface_hub that is imported already."""
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)  # which transformers 4 asks
     copied = huggingface_hub.file_download  # before 1.0
     for module in (huggingface_hub.constants, copied):
         monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)

@@ -116,7 +116,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         """
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         self.config.auto_map = write_code(Path(save_directory), self.config.plugins)  # first, or no weights
-        super().save_pretrained(save_directory, **options)
+        super().save_pretrained(str(save_directory), **options)  # transformers 4 splits it to push
 
     def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
         """Return when files were changed, but for this code, which is written before and must be uploaded."""

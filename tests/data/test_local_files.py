@@ -98,7 +98,7 @@ def test_plain_text_is_cut_at_blank_lines(tmp_path):
 def _parquet(names=None, **columns):
     """The bytes of a Parquet file; `names` replaces those of the columns."""
     table, file = pa.table(columns), io.BytesIO()
-    pq.write_table(table.rename_columns(names or table.column_names), file)
+    pq.write_table(table.rename_columns(list(names or table.column_names)), file)
     return file.getvalue()
 
 
