@@ -59,6 +59,7 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         for name in missing:
             with stage(f"Measuring: {name}"):
                 folder.finish(name, keys[name], (), MAKERS[name](config, folder, model))
+        folder.records.remove("results")  # whose files are written anew
         summary = {name: part for name, part in run.summary.items() if name not in MEASUREMENTS}
         return write_results(config, folder, {**summary, **measurements(folder)})
 

@@ -83,6 +83,11 @@ class Records:
         self.write()
         return record
 
+    def remove(self, stage: str) -> None:
+        """Remove a stage's record from the disk."""
+        self.stages.pop(stage, None)
+        self.write()
+
     def drop(self, parts: Iterable[str]) -> None:
         """Record that all files at and below `parts`, paths in the folder, are dropped."""
         whole = tuple(f"{part}/" for part in parts)

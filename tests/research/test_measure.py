@@ -69,6 +69,12 @@ def test_a_measurement_that_stops_keeps_the_run_finished_and_what_was_measured(
         measure(found, ["probe", "ablations"])
     assert load_run(found.path).summary == finished_run.summary
     monkeypatch.setattr(module, "MAKERS", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_results", stops)
+        with pytest.raises(KeyboardInterrupt):
+            measure(found, ["probe"])
+    with pytest.raises(UserError, match="has not finished"):
+        load_run(found.path)
     assert measure(found, ["probe"]).summary == {**finished_run.summary, "probe": measured.summary["probe"]}
 
 
