@@ -152,7 +152,8 @@ def test_the_tokenizer_of_a_run_is_named_as_every_transformers_knows_it(finished
     assert named == "PreTrainedTokenizerFast"
     text, loaded = "Hello  world,\n it's <|endoftext|>", AutoTokenizer.from_pretrained(folder)
     assert loaded(text).input_ids == tokenizer(text).input_ids
-    assert loaded.special_tokens_map == tokenizer.special_tokens_map
+    assert loaded.special_tokens_map == {**tokenizer.special_tokens_map, "pad_token": tokenizer.eos_token}
+    assert loaded.padding_side == "left"
 
 
 @pytest.mark.parametrize("first", ["AutoConfig", "AutoModelForCausalLM"])
