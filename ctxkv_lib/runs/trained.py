@@ -80,6 +80,7 @@ def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerB
 
     end = tokenizer.eos_token_id
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+    tokenizer.init_kwargs["padding_side"] = "left"  # which is what is saved
     model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
 
 
