@@ -33,6 +33,7 @@ from .runs.config import build_config as build_config
 from .runs.configure import configure as configure
 from .runs.listing import list_runs as list_runs
 from .runs.published import PUBLISHED as PUBLISHED
+from .runs.run_folder import Run as Run
 from .runs.run_folder import RunFolder as RunFolder
 from .runs.run_folder import comparison_folder as comparison_folder
 from .runs.run_folder import load_run as load_run

@@ -135,7 +135,7 @@ def _print(found: Any, as_json: bool, as_text: Callable[[Any], str], *written: P
         print(f"\nWritten: {', '.join(map(str, written))}")
 
 
-@command(f"{EXPERIMENT} --samples --train-tokens --val-tokens --json")
+@command(f"{EXPERIMENT} {OWN} --samples --train-tokens --val-tokens --json")
 def info(options: argparse.Namespace) -> None:
     """Print sizes and parameter counts, without downloading anything."""
     from .report.info import describe

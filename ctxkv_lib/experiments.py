@@ -56,8 +56,8 @@ def run(
         listener: gets every metric in order, those of stages done earlier included.
         again: replace a finished result of other code, or without its record.
         plugins: `block`, `loss`, `attention`, `mixer` or `optimizer`: a class or function that replaces the
-            method's, or its name `module:Name`. `method.model.Parts`, `runs.rows` (mixers) and
-            `method.phase2.Stepper` (optimisers) describe what each is given and returns.
+            method's, or its name `module:Name`. `ctxkv_lib.method.model.Parts`, `ctxkv_lib.runs.rows`
+            (mixers) and `ctxkv_lib.method.phase2.Stepper` describe what each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
@@ -163,7 +163,10 @@ def compare(
             before anything is computed.
     """
     if len({config.data.samples for config in configs}) < 2:
-        raise UserError("compare needs at least two different sample counts, such as --samples 100 500.")
+        raise UserError(
+            "compare needs at least two different sample counts, such as --samples 100 500; `ctxkv report` "
+            "and `ctxkv sweep` show runs of one count side by side."
+        )
     configs = sorted(configs, key=lambda config: config.data.samples)
     out = Path(out or comparison_folder(configs, root))
     _refuse_taken(out, configs)
@@ -268,5 +271,5 @@ def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     files = [save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
     for language in LANGUAGES:
         files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))
-        write_text(files[-1], write_report(runs, language))
+        write_text(files[-1], write_report(runs, language, has_figures=True))
     return files

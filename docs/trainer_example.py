@@ -13,7 +13,7 @@ from transformers import (
 
 folder, text, out = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, pad_token="<|endoftext|>")
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 lines = load_dataset("text", data_files=text, split="train").filter(lambda row: row["text"].strip())
 rows = lines.map(lambda row: tokenizer(row["text"]), remove_columns="text")
 options = TrainingArguments(out, max_steps=100, learning_rate=1e-3, report_to="none")

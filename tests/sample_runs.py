@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxkv_lib.files import write_json
-from ctxkv_lib.report.info import describe
+from ctxkv_lib.report.info import context_window, dense_fp32_mib, describe
 from ctxkv_lib.runs.config import ExperimentConfig, build_config
 from ctxkv_lib.runs.records import STAGES
 from ctxkv_lib.runs.run_folder import Run, RunFolder, load_run
@@ -92,7 +92,11 @@ def _epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]
 
 def _summary(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Any]:
     samples = config.data.samples
-    sizes = describe(config, TOKENS.get(samples, 1_176 * samples), 22_723)
+    train_tokens = TOKENS.get(samples, 1_176 * samples)
+    sizes = describe(config, train_tokens, 22_723) | {
+        "context_window": context_window(config.model, train_tokens),
+        "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, 22_723, config.model),
+    }
     best = min(epochs, key=lambda line: line["val_ppl"])
     early = epochs[-1]["no_improve"] >= config.phase2.patience
     return {

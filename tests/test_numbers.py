@@ -241,7 +241,7 @@ def test_how_near_an_untrained_block_is_in_tuned_is_what_was_measured(page):
         for name in ("untrained ContextBlock", "contexts")
     )
     lower = [100 * (1 - ppl / other) for ppl, other in zip(own, theirs, strict=True)]
-    said = f"as good in `tuned` ({min(lower):.1f}% to {max(lower):.1f}% lower with 10 to 200"
+    said = f"(test perplexity {min(lower):.1f}% to {max(lower):.1f}% lower with 10, 50 and 200"
     assert said in PAGES[page]
 
 
@@ -379,6 +379,12 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     assert f"contexts are {lower:.1f}% better than tokens at the same slots with 50" in PAGES["README"]
     assert f"and tokens {-better[0]:.1f}% better with 10" in PAGES["README"]
     assert f"better than these tokens by {lower:.1f}%" in PAGES["study"]
+    (theirs, _), (own, _) = (losses(PARTS["fair"], 100, name) for name in (names[0], names[-1]))
+    assert len(own) == len(theirs) == 3
+    lower, most, least = (-x for x in difference(theirs, own, tokens))
+    found = f"({lower:.1f}% lower; {-least:.1f}% higher to {most:.1f}% lower)"
+    assert f"With 100 the test does not tell them apart {found}" in page
+    assert least < 0 < most
 
 
 def test_what_is_held_and_used_is_what_was_measured():

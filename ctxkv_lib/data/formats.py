@@ -99,8 +99,13 @@ def _parsed(path: Path, text: str, place: str = "") -> Any:
         raise
     except (ValueError, RecursionError) as error:
         array = "one array of conversations, or " if kind_of(path) == ".json" else ""
+        where = (
+            f"{error.msg}, column {error.colno}"
+            if place and isinstance(error, json.JSONDecodeError)
+            else error
+        )
         raise UserError(
-            f"{path}{place} is not JSON ({error}); write {array}one conversation a line."
+            f"{path}{place} is not JSON ({where}); write {array}one conversation a line."
         ) from None
 
 

@@ -68,6 +68,9 @@ def evaluate_texts(
 ) -> dict[str, Any]:
     """Measure how well the model predicts each text, read separately after one end-of-text token.
 
+    Args:
+        loop: hooks, as for micro-batches when memory is full; None has none.
+
     Returns:
         `conversations`, `tokens`; `ppl` a token, `word_ppl` a word (as lm-evaluation-harness counts them;
         None where it is infinite, as in text without spaces), `bits_per_byte`, `accuracy`; `by_position` and

@@ -34,7 +34,7 @@ def token_scores(
     shard = loop.shard(len(positions))
     scores = torch.zeros(len(positions), 2, device=model.device)
     done, total = shard.start, -(-(shard.stop - shard.start) // EVALUATION_ROWS)
-    for batch in loop.track(cache.batches(positions[shard], EVALUATION_ROWS, model), "Validation", total):
+    for batch in loop.track(cache.batches(positions[shard], EVALUATION_ROWS, model), "Scoring", total):
         found = loop.attempt(partial(loop.apply, score, batch), len(batch))
         scores[done : done + len(batch)] = found
         done += len(batch)

@@ -24,7 +24,10 @@ CHECKED_STEPS = 50  # steps between two checks of the loss, each of which makes 
 class Stepper:
     """How Phase 2 steps: AdamW at a constant rate, as published. A plug-in (`optimizer`) may take its place.
 
+    A constructor of its own sets both attributes, or calls this one first.
+
     Attributes:
+        optimizer: Phase 2 sets its gradients to zero; a stopped run keeps its state.
         averages: weights by name that are validated and kept in the place of the trained ones; empty: these.
     """
 

@@ -59,12 +59,13 @@ def words(language: str) -> Any:
     return template("tables", language).module
 
 
-def write_report(runs: Sequence[Run], language: str = "en") -> str:
+def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool | None = None) -> str:
     """Write the report as Markdown.
 
     Args:
         runs: one or more; they are shown and compared in ascending order of samples.
         language: "en" or "ja".
+        has_figures: show those in `figures` beside it; None does for one run, whose folder has them.
 
     Raises:
         UserError: no runs, or an unknown language.
@@ -77,6 +78,7 @@ def write_report(runs: Sequence[Run], language: str = "en") -> str:
     data = [own.summary["provenance"]["data"] for own in ours]
     text = template("report", language).render(
         ours=ours,
+        has_figures=len(ours) == 1 if has_figures is None else has_figures,
         columns=[column for own in ours for column in (own, own.original) if column],
         published=[own.original for own in ours if own.original],
         having=lambda part: [own for own in ours if part in own.summary],

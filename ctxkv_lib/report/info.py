@@ -42,7 +42,7 @@ def describe(
     """Collect the output of `ctxkv info`, under the keys of `summary.json` where that has the same value.
 
     Token counts default to the published ones for the published data, else to None, as do values that depend
-    on them.
+    on them; with a mixer, also values that are of contexts.
     """
     for option, count in (("--train-tokens", train_tokens), ("--val-tokens", val_tokens)):
         if count is not None and count < 1:
@@ -52,16 +52,11 @@ def describe(
         train_tokens = train_tokens or known["train_tokens"]
         if config.data.validation_samples == DataConfig.validation_samples:
             val_tokens = val_tokens or known["val_tokens"]
-    sizes = (train_tokens, val_tokens, config.model) if train_tokens and val_tokens else None
+    has_contexts = "mixer" not in config.plugins
+    sizes = (train_tokens, val_tokens, config.model) if has_contexts and train_tokens and val_tokens else None
     parameters, window, copies = shapes(config)
     kept = window.kept_contexts
-    return {
-        "preset": config.preset,
-        "recipe": config.recipe,
-        "samples": config.data.samples,
-        "train_tokens": train_tokens,
-        "val_tokens": val_tokens,
-        "parameters": parameters,
+    of_contexts = {
         "context_window": context_window(config.model, train_tokens),
         "slots": slots_in_words(window, config.model),
         "kv_cache": {
@@ -70,9 +65,18 @@ def describe(
             + COUNTER_BYTES
             + copies * (kept - 1) * TOKEN_BYTES,
         },
+    }
+    return {
+        "preset": config.preset,
+        "recipe": config.recipe,
+        "samples": config.data.samples,
+        "train_tokens": train_tokens,
+        "val_tokens": val_tokens,
+        "parameters": parameters,
+        **{name: value if has_contexts else None for name, value in of_contexts.items()},
         **{f"caches_{name}_mib": gathered_mib(*sizes, name) if sizes else None for name in BYTES},
         "caches_dense_fp32_mib": dense_fp32_mib(*sizes) if sizes else None,
-        "computed": computed_size(config, parameters, train_tokens),
+        "computed": computed_size(config, parameters, train_tokens) if has_contexts else None,
         "refused": refusals(config, {"train": train_tokens, "val": val_tokens}),
     }
 
@@ -81,7 +85,7 @@ def slots_in_words(window: Window, model: ModelConfig) -> str:
     """Describe how many contexts a position sees, and where they lie."""
     if window.offsets == Window(model).offsets:
         return f"{len(window)} contexts, {model.interval} tokens apart: {model.context_window} tokens"
-    return f"{len(window)} contexts, 0 to {window.offsets[-1]} tokens back, ever further apart"
+    return f"{len(window)} contexts, 0 to {window.offsets[-1]} tokens back"
 
 
 def computed_size(

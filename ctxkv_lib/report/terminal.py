@@ -67,19 +67,20 @@ def format_info(sizes: dict[str, Any]) -> str:
         "Preset, recipe, samples": f"{sizes['preset']}, {sizes['recipe']}, {sizes['samples']:,}",
         "Parameters": f"{parameters['total']:,}",
         "Trainable in Phase 2": f"{parameters['trainable_phase2']:,} ({share:.2%})",
-        "Context window": sizes["slots"],
-        "KV cache of a sequence": f"{cache['contexts']} contexts, {cache['bytes'] / 1024:,.0f} KiB, "
-        "however long the text",
     }
+    if cache:
+        held = f"{cache['contexts']} contexts, {cache['bytes'] / 1024:,.0f} KiB, however long the text"
+        rows |= {"Context window": sizes["slots"], "KV cache of a sequence": held}
     if sizes["train_tokens"]:
         rows["Train tokens"] = f"{sizes['train_tokens']:,}"
+    if sizes["train_tokens"] and cache:
         rows["Theoretical max contexts"] = f"{sizes['context_window']['theoretical_max']:,}"
     if dense:
         rows["Validation tokens"] = f"{sizes['val_tokens']:,}"
         rows |= {f"{name} in the original's layout": _mib(size) for name, size in dense.items()}
         totals = {name: sizes[f"caches_{name}_mib"]["total"] for name in BYTES}
         rows |= {f"total in ours, {name}": _mib(total) for name, total in totals.items()}
-    else:
+    elif cache:
         rows["Cache sizes"] = "give --train-tokens and --val-tokens"
     rows |= _size_rows(sizes["computed"]) if sizes["computed"] else {}
     refused = (f"\n`ctxkv run` would refuse this: {why}" for why in sizes["refused"])

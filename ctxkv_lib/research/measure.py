@@ -53,9 +53,10 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
                 "from; restore the file, or make a new run."
             )
         folder.finished("results", "")  # as `run`
-        for files in ("caches", "phase2"):
-            refuse_damaged(run.path, files)
-        model = trained_model(config, folder)
+        if missing:
+            for files in ("caches", "phase2"):
+                refuse_damaged(run.path, files)
+            model = trained_model(config, folder)
         for name in missing:
             with stage(f"Measuring: {name}"):
                 folder.finish(name, keys[name], (), MAKERS[name](config, folder, model))

@@ -13,6 +13,7 @@ from ..method.evaluation import perplexity, token_scores
 from ..method.model import ContextKV
 from ..runs.caches import load_cache
 from ..runs.config import ExperimentConfig
+from ..runs.long_run import LongRun
 from ..runs.rows import as_read
 from ..runs.run_folder import RunFolder
 from .repeated_pairs import since_last
@@ -43,7 +44,8 @@ def recall_task(model: ContextKV, cache: StreamCache, keys: Tensor, window: int)
         the interval; from an interval on, in one row).
     """
     positions, distances = (each[:MOST] for each in answers(cache.ids, keys, window))
-    losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions))
+    loop = LongRun("the recall task", model.device, lambda _: None)
+    losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions, loop))
     interval = model.config.interval
     doubled = (interval << power for power in range((window // interval).bit_length()))
     edges = sorted({edge for edge in (1, *doubled, window) if edge <= window})

@@ -101,7 +101,10 @@ def run_command(config: ExperimentConfig, out: Path) -> str:
     settings = stated_settings(config)
     if config.data.source == "file":
         settings |= {key: getattr(config.data, key.removeprefix("data.")) for key in FITTED}
-        settings["data.path"] = os.path.abspath(os.path.expanduser(str(config.data.path)))
+        here = os.path.abspath(os.path.expanduser(str(config.data.path)))
+        settings["data.path"] = (
+            here if os.path.exists(here) else config.data.path
+        )  # named from another folder
     words = ["ctxkv", "run", "--preset", config.preset, "--recipe", config.recipe]
     words += ["--samples", str(config.data.samples)]
     for key, value in settings.items():

@@ -53,7 +53,10 @@ def verify(path: Path) -> Verification:
         cure = f"`{run_command(stored_config(path, read_json(path / 'config.json')), path)} --again`"
         return Verification([Artefact("records", FILE, 0, "missing")], list(STAGES), cure)
     if records is None:
-        raise UserError(f"{path} holds no finished stage; name a run folder, or make a run there.")
+        cure = "name a run folder, or make a run there"
+        if (path / "config.json").is_file():
+            cure = f"make it with `{run_command(stored_config(path, read_json(path / 'config.json')), path)}`"
+        raise UserError(f"{path} holds no finished stage; {cure}.")
     recorded = {name for record in records.stages.values() for name in record.files}
     states = {stage: record.states(path) for stage, record in records.stages.items()}
     states["under way"] = _checkpoints(path, recorded)

@@ -27,6 +27,14 @@ from ctxkv_lib.runs.testing import by_conversation, test_stream
 
 DRAWS = 10_000
 LEVEL = 95  # per cent of the draws that an interval holds
+HEADER = [
+    "samples",
+    "row",
+    "change from the base",
+    "interval",
+    "by groups of speakers",
+    "other speakers alone (number)",
+]
 EDGES = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)  # its percentiles
 
 Losses = NDArray[np.float64]  # [seeds, conversations], mean losses in nats
@@ -127,8 +135,12 @@ def beside(results: dict[str, Any], base: str) -> list[list[str]]:
         other, tokens = losses(results, samples, base)
         groups, apart = speaker_groups(len(tokens)), speakers_apart(len(tokens), samples)
         names = [row["variant"] for row in results["rows"] if row["samples"] == samples and row["seeds"]]
+        ngrams = {
+            kind for kind, row in results["ngrams"][str(samples)].items() if "test_conversations" in row
+        }
+        measured = ngrams | {cell["variant"] for cell in scored if cell["samples"] == samples}
         for name in [*names, *results["ngrams"][str(samples)]]:
-            if name != base:
+            if name != base and name in measured:
                 own = losses(results, samples, name)[0]
                 found = [difference(own, other, tokens, drawn) for drawn in (None, groups)]
                 intervals = [f"{low:+.1f}% to {high:+.1f}%" for _, low, high in found]
@@ -142,5 +154,8 @@ def beside(results: dict[str, Any], base: str) -> list[list[str]]:
 
 if __name__ == "__main__":
     folder, base = sys.argv[1:]
-    for line in beside(read_sweep(Path(folder) / "sweep.json"), base):
+    lines = beside(read_sweep(Path(folder) / "sweep.json"), base)
+    if not lines:
+        sys.exit(f"{folder} has no losses by conversation of {base!r} and another row.")
+    for line in [HEADER, *lines]:
         print("  ".join(cell.ljust(28) for cell in line))

@@ -127,7 +127,7 @@ def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (b"not json", "line 2 is not JSON"),
+        (b"not json", r"line 2 is not JSON \(Expecting value, column 1\)"),
         (b"[" * 100_000, "line 2 is not JSON"),
         (b"3", "line 2 has no fields; allowed: messages;"),
         (b"[1, 2]", "line 2 is a list; write a conversation a line"),

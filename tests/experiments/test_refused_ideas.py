@@ -13,6 +13,7 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.hf.copying import Copying
 from ctxkv_lib.method.oacd import oacd_loss
+from ctxkv_lib.method.phase2 import Stepper
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.configure import run_command
 
@@ -148,6 +149,11 @@ class CopiesAll(NearestTwo):
     copying = Copying(weight=1.0, sharpness=8.0)
 
 
+class Bare(Stepper):
+    def __init__(self, weights, config, positions):
+        self.optimizer = torch.optim.SGD(weights.values())
+
+
 class CopiesLater(Copies):
     def init_from_block(self, block):
         self.copying = Copying(weight=0.5, sharpness=8.0)
@@ -168,6 +174,7 @@ class CopiesLater(Copies):
         ("block", Double, r"Double returned a float64 tensor of shape \[2, 16\]; .* a tensor of shape"),
         ("attention", SlotsAhead, r"slot_offsets are \[0, -1\]; allowed: whole numbers, ascending from 0\."),
         ("optimizer", torch.optim.SGD, r"SGD fails as an optimiser: TypeError: .*phase2\.Stepper"),
+        ("optimizer", Bare, r"Bare fails as an optimiser: .* 'averages'; help\(ctxkv_lib\.method\.phase2"),
         ("mixer", Ahead, r"The mixer reads ahead: the hidden state of a column may not depend on later ones"),
         (
             "block",

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from copy import deepcopy
 from functools import partialmethod
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from ctxkv_lib.hf.inference import evaluate_texts, generate_text
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
 from ctxkv_lib.runs.run_folder import RunFolder
+from ctxkv_lib.runs.trained import stop_after_text
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,8 @@ def folder(tmp_path_factory, tokenizer):
     path = tmp_path_factory.mktemp("model")
     model = tiny_model(vocab_size=GPT2_VOCAB_SIZE)
     model.load_table(model.wte.weight.detach() / 5)
-    model.generation_config.pad_token_id = tokenizer.eos_token_id
+    tokenizer = deepcopy(tokenizer)
+    stop_after_text(model, tokenizer)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

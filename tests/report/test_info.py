@@ -23,12 +23,21 @@ def test_the_cache_is_as_large_as_info_says(recipe, anchor):
     ("recipe", "words"),
     [
         ("published", "32 contexts, 20 tokens apart: 640 tokens"),
-        ("tuned", "32 contexts, 0 to 620 tokens back, ever further apart"),
+        ("tuned", "32 contexts, 0 to 620 tokens back"),
     ],
 )
 def test_slots_are_described_by_where_they_lie(recipe, words):
     config = build_config("colab", recipe)
     assert slots_in_words(shapes(config)[1], config.model) == words
+
+
+def test_a_mixer_has_no_contexts_to_describe():
+    config = build_config("offline", settings={"mixer": "ctxkv_lib.research.mixers:NoContext"})
+    sizes = describe(config, 90_000, 9_000)
+    assert sizes["slots"] is sizes["kv_cache"] is sizes["context_window"] is sizes["computed"] is None
+    shown = format_info(sizes)
+    assert f"{sizes['parameters']['trainable_phase2']:,}" in shown
+    assert "context" not in shown.lower()
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,13 @@ def measured_run(folder, samples=500, **measured):
     return run
 
 
+def test_several_runs_have_figures_in_the_folder_of_their_comparison_alone(tmp_path):
+    runs = [measured_run(tmp_path / str(samples), samples) for samples in (100, 500)]
+    assert "figures/" not in write_report(runs)
+    assert "(figures/ppl_curves.png)" in write_report(runs, has_figures=True)
+    assert "(figures/ppl_curves.png)" in write_report(runs[:1])
+
+
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_the_report_holds_what_was_measured(tmp_path, language):
     runs = [measured_run(tmp_path / "run", **MEASURED, **USED)]

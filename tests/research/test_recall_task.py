@@ -69,7 +69,7 @@ def test_accuracy_is_that_of_the_answers_by_where_they_were_stated(stream, monke
     positions, distances = answers(ids, keys, 160)
     near = dict(zip(positions.tolist(), (distances <= 30).tolist(), strict=True))
 
-    def scores(model, cache, asked):
+    def scores(model, cache, asked, loop):
         right = torch.tensor([near[position] for position in asked.tolist()])
         return torch.where(right, 0.0, 5.0), right
 

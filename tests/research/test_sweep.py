@@ -10,6 +10,7 @@ from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.files import read_json
+from ctxkv_lib.research import measure as measure_module
 from ctxkv_lib.research import sweep as module
 from ctxkv_lib.research.protocol import grid_points, points_around, read_protocol
 from ctxkv_lib.research.sweep import finished_runs, identity, sweep
@@ -17,7 +18,7 @@ from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.models import shapes
-from ctxkv_lib.runs.run_folder import load_run, run_folder_of
+from ctxkv_lib.runs.run_folder import RunFolder, load_run, run_folder_of
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.verification import verify
 
@@ -119,6 +120,22 @@ def test_an_interrupted_sweep_goes_on_where_it_was(points, tmp_path, monkeypatch
     assert results["rows"][0]["seeds"] == [1, 2, 3]
     assert results["rows"][0]["val_ppl"] == [float(f"{run.summary['phase2']['val_ppl']:.6g}") for run in runs]
     assert results["cells"][0] == kept["cells"][0]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_while_it_was_measured_keeps_nothing_large(points, tmp_path, monkeypatch):
+    asked, makers = points(), measure_module.MAKERS
+    stopped = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr(measure_module, "MAKERS", {**makers, "ablations": stopped})
+    with pytest.raises(KeyboardInterrupt):
+        sweep(asked, tmp_path, tmp_path / "out")
+    folder = RunFolder(asked[0].folder(tmp_path))
+    assert folder.model.is_dir()
+    monkeypatch.setattr(measure_module, "MAKERS", makers)
+    assert states(sweep(asked, tmp_path, tmp_path / "out")) == [("plain", "finished")]
+    assert "ablations" in load_run(folder.path).summary
+    assert not folder.model.exists()
+    assert not folder.caches.exists()
 
 
 @pytest.mark.parametrize("work", ["load_conversations", "write_text"])

@@ -180,8 +180,8 @@ def test_a_training_is_followed_and_resumed(tiny_config, tmp_path):
     vals = [each["val_ppl"] for each in finished.summary["phase2"]["epochs"]]
     assert list(line(second.figure.axes[0], "this run: validation").get_ydata()) == vals
     loops = [name for name, _, _ in heard]
-    assert {"Phase 1", "Phase 2, epoch 1 of at most 3", "Validation"} <= {*loops}
-    assert loops.index("Validation") < loops.index("Scoring the test split")
+    assert {"Phase 1", "Phase 2, epoch 1 of at most 3", "Scoring"} <= {*loops}
+    assert loops.index("Scoring") < loops.index("Scoring the test split")
     assert loops[-1] == "Writing report and figures"
     assert all(0 <= done <= total for _, done, total in heard)
     assert list(progress.progress_bar([1, 2], "anything")) == [1, 2]  # a view that ended hears no more
