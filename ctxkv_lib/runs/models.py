@@ -85,7 +85,7 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
     present = contexts.new_ones(count, window, dtype=torch.bool)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     offsets = model.window.offsets
-    if {*map(type, offsets)} != {int} or offsets != sorted(offsets) or offsets[0] != 0:
+    if {*map(type, offsets)} != {int} or offsets != sorted({*offsets}) or offsets[0] != 0:
         raise UserError(f"slot_offsets are {offsets}; allowed: whole numbers, ascending from 0.")
     if any(offset % model.window.step for offset in offsets):
         multiples = f"multiples of model.interval ({model.window.step}) with model.anchor=grid"

@@ -32,6 +32,16 @@ def row(report, name):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def test_what_an_attention_of_the_user_does_with_missing_slots_is_left_to_it(tmp_path, own_module):
+    mine = own_module(
+        "mine", "from ctxkv_lib.method.model import ContextKVAttention\nclass Mine(ContextKVAttention): 0"
+    )
+    (found,) = runs(tmp_path / "runs", 500, settings={"attention": f"{mine}:Mine"})
+    assert "are zero vectors; what becomes of them is up to `mine:Mine`" in write_report([found])
+    assert "（扱いは`mine:Mine`による）" in write_report([found], "ja")
+    assert "is up to" not in write_report(runs(tmp_path / "others", 500, recipe="tuned"))
+
+
 SECTIONS = (
     "Settings, Context window, Results, Phase 1, Phase 2, Final results, Early stopping, Comparison, "
     "Overfitting, Memory, Fixed-count KV, Next experiments, Conclusion"
