@@ -9,6 +9,7 @@ from ..files import read_json, tensor_metadata
 from .configure import run_command, stored_config
 from .package_code import code_of
 from .records import DROPPED, FILE, STAGES, Records
+from .run_folder import CONFIG, MODEL_MARK
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,13 @@ def verify(path: Path) -> Verification:
     except DamagedFile as error:
         lost = Artefact("records", FILE, error.path.stat().st_size, "damaged")
         return Verification([lost], list(STAGES), f"the command that made {path}")
-    if records is None and all((path / name).is_file() for name in ("summary.json", "config.json")):
-        cure = f"`{run_command(stored_config(path, read_json(path / 'config.json')), path)} --again`"
-        return Verification([Artefact("records", FILE, 0, "missing")], list(STAGES), cure)
     if records is None:
-        cure = "name a run folder, or make a run there"
-        if (path / "config.json").is_file():
-            cure = f"make it with `{run_command(stored_config(path, read_json(path / 'config.json')), path)}`"
-        raise UserError(f"{path} holds no finished stage; {cure}.")
+        if not (path / CONFIG).is_file() or (path / MODEL_MARK).is_file():
+            raise UserError(f"{path} holds no finished stage; name a run folder, or make a run there.")
+        command = run_command(stored_config(path, read_json(path / CONFIG)), path)
+        if not (path / "summary.json").is_file():
+            raise UserError(f"{path} holds no finished stage; make it with `{command}`.")
+        return Verification([Artefact("records", FILE, 0, "missing")], list(STAGES), f"`{command} --again`")
     recorded = {name for record in records.stages.values() for name in record.files}
     states = {stage: record.states(path) for stage, record in records.stages.items()}
     states["under way"] = _checkpoints(path, recorded)

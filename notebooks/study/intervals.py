@@ -27,7 +27,8 @@ from ctxkv_lib.runs.testing import by_conversation, test_stream
 
 DRAWS = 10_000
 LEVEL = 95  # per cent of the draws that an interval holds
-HEADER = [
+EDGES = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)  # its percentiles
+HEADER = [  # of `beside`
     "samples",
     "row",
     "change from the base",
@@ -35,7 +36,6 @@ HEADER = [
     "by groups of speakers",
     "other speakers alone (number)",
 ]
-EDGES = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)  # its percentiles
 
 Losses = NDArray[np.float64]  # [seeds, conversations], mean losses in nats
 
@@ -135,11 +135,10 @@ def beside(results: dict[str, Any], base: str) -> list[list[str]]:
         other, tokens = losses(results, samples, base)
         groups, apart = speaker_groups(len(tokens)), speakers_apart(len(tokens), samples)
         names = [row["variant"] for row in results["rows"] if row["samples"] == samples and row["seeds"]]
-        ngrams = {
-            kind for kind, row in results["ngrams"][str(samples)].items() if "test_conversations" in row
-        }
-        measured = ngrams | {cell["variant"] for cell in scored if cell["samples"] == samples}
-        for name in [*names, *results["ngrams"][str(samples)]]:
+        ngrams = results["ngrams"][str(samples)]
+        measured = {cell["variant"] for cell in scored if cell["samples"] == samples}
+        measured |= {kind for kind, row in ngrams.items() if "test_conversations" in row}
+        for name in [*names, *ngrams]:
             if name != base and name in measured:
                 own = losses(results, samples, name)[0]
                 found = [difference(own, other, tokens, drawn) for drawn in (None, groups)]

@@ -1,6 +1,7 @@
 """Whole runs keep their promises wherever contexts are held, and whatever lies in their folder."""
 
 import pickle
+import shutil
 
 import numpy
 import pytest
@@ -74,3 +75,11 @@ def test_two_processes_do_one_run(finished_run, tmp_path):
         assert both.summary["phase2"][name] == pytest.approx(alone.summary["phase2"][name], rel=1e-4)
     assert both.summary["test"]["ppl"] == pytest.approx(alone.summary["test"]["ppl"], rel=1e-4)
     assert [line["stage"] for line in both.metrics] == [line["stage"] for line in alone.metrics]
+
+
+def test_verify_says_what_to_do_where_no_stage_is_recorded(finished_run, tmp_path):
+    with pytest.raises(UserError, match="holds no finished stage; name a run folder"):
+        verify(finished_run.path / "model")  # which has a config.json, too
+    shutil.copy(finished_run.path / "config.json", tmp_path)
+    with pytest.raises(UserError, match=r"holds no finished stage; make it with `ctxkv run .*`\."):
+        verify(tmp_path)
