@@ -224,7 +224,7 @@ def test_only_slots_from_a_distance_on_take_other_contexts(monkeypatch):
                 batch = cache.gather(torch.tensor([at]), model.window)
                 hidden, _ = replace(batch, window=cache.contexts[rows][None]).attend(model)
                 losses.append(model.losses(hidden, batch.tokens, batch.targets)[0].item())
-            assert found["losses"][str(distance)][place] == pytest.approx(np.mean(losses), abs=1e-4)
+            assert found["losses"][str(distance)][place] == pytest.approx(np.mean(losses), abs=6e-4)
 
 
 def test_a_token_is_decoded_from_the_nearest_slot_that_read_it(monkeypatch):

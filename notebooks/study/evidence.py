@@ -64,7 +64,7 @@ def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str
 
     def by_conversation(parts: list[Tensor]) -> list[float]:
         losses = torch.cat(parts)
-        return [round(losses[conversation == place].mean().item(), 4) for place in places]
+        return [round(losses[conversation == place].mean().item(), 3) for place in places]
 
     return {
         "tokens": [int((conversation == place).sum()) for place in places],
