@@ -45,6 +45,8 @@ def test_a_plug_in_has_its_own_settings():
     assert config_from_dict(mixed.to_dict()) == mixed
     with pytest.raises(UserError, match="loss does not go with it"):
         mixed.replace({"loss": "ctxkv_lib.method.oacd:oacd_loss"})
+    with pytest.raises(UserError, match=r"loss\.x is set, but .*:oacd_loss has no settings; "):
+        build_config("colab", settings={"loss": "ctxkv_lib.method.oacd:oacd_loss", "loss.x": "1"})
     for key, value, said in (
         ("block.last_tokens", "21", r"block\.last_tokens is 21; allowed: 0 with longest_mean\."),
         ("optimizer.averaging", "1", r"averaging is 1\.0; allowed: 0 or more, less than 1\."),

@@ -298,9 +298,11 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
     _require_known("setting", key, [*groups, *HOOKS], allowed, group)
     kind = GROUPS[group] if group in GROUPS else settings_class(load(plugins[group].name))
     names = [f.name for f in dataclasses.fields(kind)] if kind else []
-    _require_known(
-        "setting", key, names, f"{group}. followed by one of {', '.join(names) or '(nothing)'}", name
-    )
+    if not names:
+        raise UserError(
+            f"{key} is set, but {plugins[group].name} has no settings; those of a class are a dataclass Settings."
+        )
+    _require_known("setting", key, names, f"{group}. followed by one of {', '.join(names)}", name)
     return group, name, typing.get_type_hints(kind)[name]
 
 
