@@ -1,7 +1,7 @@
 """Load or make the frozen token table: GPT-2's `wte`, one made from text alone, or random numbers.
 
-Input embeddings are normed, so a table's scale affects the output head only. Tables made here have an
-embedding norm of 1, so untrained logits have a variance of about 1. GPT-2's norms are four times as large.
+Input embeddings are normed, so a table's scale affects the output head only. In tables made here,
+tokens that occur have an embedding norm of 1, in GPT-2's one of about four.
 """
 
 import json

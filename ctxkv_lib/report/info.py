@@ -99,8 +99,8 @@ def computed_size(
         train_tokens: None takes the published run's mean per conversation, for UltraChat.
 
     Returns:
-        `tokens`; `precision`; `is_streamed`; `disk_gib` (token stream, caches, model); `pool_gib` (contexts
-        of Phase 2 in memory, those of an epoch's pool if streamed); `phase1_gib` (contexts of Phase 1: on the
+        `tokens`; `precision`; `is_streamed`; `disk_gib` (token stream, training caches, model, checkpoint);
+        `pool_gib` (contexts of Phase 2 in memory, those of an epoch's pool if streamed); `phase1_gib` (contexts of Phase 1: on the
         GPU, or on a CPU in memory, in a file if streamed); `sent_mib` (by each of several processes in a step
         of Phase 2); `epoch_seconds` by device; None without tokens.
     """
@@ -115,6 +115,7 @@ def computed_size(
     pool = min(train_tokens, BLOCK_TOKENS * POOL_BLOCKS) if is_streamed else train_tokens
     is_exact = config.phase1.context_method == "exact"
     read = min(train_tokens, config.phase1.max_tokens) if is_exact else train_tokens
+    weights = parameters["total"] + parameters["trainable_phase2"]  # in the model, and beside it
     caches = train_tokens * (row + ID_BYTES)
     if is_streamed:
         starts = model.context_dim * BYTES["fp32"] // STRIDE
@@ -123,7 +124,7 @@ def computed_size(
         "tokens": train_tokens,
         "precision": precision,
         "is_streamed": is_streamed,
-        "disk_gib": (train_tokens * STREAM_BYTES + caches + parameters["total"] * BYTES["fp32"]) / GIB,
+        "disk_gib": (train_tokens * STREAM_BYTES + caches + weights * BYTES["fp32"]) / GIB,
         "pool_gib": pool * row / GIB,
         "phase1_gib": read * model.context_dim * BYTES["fp32"] / GIB,
         "sent_mib": parameters["trainable_phase2"] * BYTES["fp32"] / MIB,

@@ -1,7 +1,7 @@
 """Numbers of the original's two runs, as `published.json` has them.
 
-They come from the report *Context-KV Attention, 500 samples* of 2025-12-03 (research repository
-`rato-tokyo/new-llm`). What was not published is null or an empty list, such as the last epoch of 500 samples.
+They come from the report *Context-KV Attention, 500 samples* of 2025-12-03 and its research repository,
+`rato-tokyo/new-llm`. What was not published is null or an empty list, such as the last epoch of 500 samples.
 Perplexities are per GPT-2 token, shares 0..1, times in seconds on an NVIDIA L4.
 """
 
