@@ -54,7 +54,8 @@ def join(device: "torch.device") -> None:
         place, most = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         here = int(os.environ.get("LOCAL_WORLD_SIZE", place + 1))
         if here > most:  # which every process finds if the launcher says how many there are
-            raise UserError(f"{here} processes, but {most} GPUs: start one for each GPU.")
+            gpus = f"{most} GPU{'s' if most > 1 else ''}"
+            raise UserError(f"{here} processes, but {gpus}: start one for each GPU.")
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)

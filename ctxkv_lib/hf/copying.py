@@ -67,21 +67,30 @@ class Copying(NamedTuple):
     def copies(self, recent: Recent, reach: int) -> Copies:
         """Compare each position with those up to `reach` tokens before: `Copies` of `[..., reach]`."""
         back = torch.arange(1, reach + 1, device=recent.rows.device)
-        places = (torch.atleast_2d(each).flatten(0, -2) for each in (recent.rows, recent.before))
+        places = [torch.atleast_2d(each).flatten(0, -2) for each in (recent.rows, recent.before)]
+        if is_alone := places[0].shape[1] == 1:  # one position of each text, as in generation
+            places = [each.T for each in places]
         shares = []
         with torch.autocast(back.device.type, enabled=False):
-            for text in zip(*places, strict=True):  # positions of one share what they are compared with
+            for text in zip(*places, strict=True):
                 parts = zip(*(each.split(COMPARED_AT_ONCE) for each in text), strict=True)
-                shares += [self._shares(recent.contexts, back, *part) for part in parts]
+                shares += [self._shares(recent.contexts, back, *part, is_alone) for part in parts]
         tokens = recent.tokens[(recent.rows[..., None] - back + 1).clamp(min=0)]
         return Copies(tokens, torch.cat(shares).view_as(tokens))
 
-    def _shares(self, contexts: Tensor, back: Tensor, rows: Tensor, before: Tensor) -> Tensor:
-        """Compute the shares of the tokens `back` from each row, `[n, len(back)]`; see `Recent`."""
-        others, places = (rows[:, None] - back).clamp(min=0).unique(return_inverse=True)
-        own, other = (F.normalize(contexts[each].float()) for each in (rows, others))
-        scores = self.sharpness * (own @ other.T).gather(1, places)
-        scores = scores.masked_fill(back > before[:, None], -torch.inf)
+    def _shares(self, contexts: Tensor, back: Tensor, rows: Tensor, before: Tensor, is_alone: bool) -> Tensor:
+        """Compute the shares of the tokens `back` from each row, `[n, len(back)]`; see `Recent`.
+
+        Rows of one text share what they are compared with, of which each is read once; a GPU waits for that.
+        """
+        places = (rows[:, None] - back).clamp(min=0)
+        own = F.normalize(contexts[rows].float())
+        if is_alone:
+            cosines = (F.normalize(contexts[places].float(), dim=-1) @ own[..., None])[..., 0]
+        else:
+            others, places = places.unique(return_inverse=True)
+            cosines = (own @ F.normalize(contexts[others].float()).T).gather(1, places)
+        scores = (self.sharpness * cosines).masked_fill(back > before[:, None], -torch.inf)
         return self.weight * scores.softmax(dim=-1).nan_to_num()
 
 

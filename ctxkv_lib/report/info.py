@@ -100,9 +100,9 @@ def computed_size(
 
     Returns:
         `tokens`; `precision`; `is_streamed`; `disk_gib` (token stream, training caches, model, checkpoint);
-        `pool_gib` (contexts of Phase 2 in memory, those of an epoch's pool if streamed); `phase1_gib` (contexts of Phase 1: on the
-        GPU, or on a CPU in memory, in a file if streamed); `sent_mib` (by each of several processes in a step
-        of Phase 2); `epoch_seconds` by device; None without tokens.
+        `pool_gib` (contexts of Phase 2 in memory, those of an epoch's pool if streamed); `phase1_gib` (those
+        of Phase 1: on the GPU, or on a CPU in memory, in a file if streamed); `sent_mib` (by each of several
+        processes in a step of Phase 2); `epoch_seconds` by device; None without tokens.
     """
     if train_tokens is None:
         if config.data.source != "ultrachat":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from ..errors import UserError
 from ..experiments import prepare
@@ -220,7 +220,7 @@ def generation(model: ContextKVForCausalLM, rounds: int) -> list[dict[str, float
     prefill_seconds = interleaved(prefill, min(rounds, PREFILL_ROUNDS), model.device, "Prefill")
     caches = {key: read() for key, read in prefill.items()}
     held = {key: _nbytes(cache) for key, cache in caches.items()}
-    one_by_one = {key: partial(_read_on, models[key[0]], cache) for key, cache in caches.items()}
+    one_by_one = {key: partial(_read_on, models[key[0]], cache, key[1]) for key, cache in caches.items()}
     seconds = interleaved(one_by_one, rounds, model.device, "Generation")
     rows: list[dict[str, float]] = [{"history": history} for history in HISTORIES]
     for (name, history), num_bytes in held.items():
@@ -239,7 +239,9 @@ def _read(model: Any, tokens: Tensor, cache: Any = None) -> Any:
     return model(tokens, use_cache=True, logits_to_keep=1, **{CACHE_NAME: cache})[CACHE_NAME]
 
 
-def _read_on(model: Any, cache: Any) -> None:
+def _read_on(model: Any, cache: Any, history: int) -> None:
+    if isinstance(cache, DynamicCache) and (read := cache.get_seq_length() - history):
+        cache.crop(-read)  # it grows, and each round begins with the same history
     for _ in range(TOKENS_A_ROUND):
         _read(model, torch.zeros(1, 1, dtype=torch.int64, device=model.device), cache)
 
@@ -252,7 +254,7 @@ def _gpt2_block(model: ContextKVForCausalLM) -> GPT2LMHeadModel:
         n_layer=1,
         n_head=shape.num_heads,
         n_inner=shape.intermediate_size,
-        n_positions=2 * max(HISTORIES),
+        n_positions=max(HISTORIES) + TOKENS_A_ROUND,
     )
     block: Any = GPT2LMHeadModel(config)
     block.to(model.device).eval()

@@ -299,9 +299,8 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
     kind = GROUPS[group] if group in GROUPS else settings_class(load(plugins[group].name))
     names = [f.name for f in dataclasses.fields(kind)] if kind else []
     if not names:
-        raise UserError(
-            f"{key} is set, but {plugins[group].name} has no settings; those of a class are a dataclass Settings."
-        )
+        named = plugins[group].name
+        raise UserError(f"{key} is set, but {named} has no settings; those of a class: a dataclass Settings.")
     _require_known("setting", key, names, f"{group}. followed by one of {', '.join(names)}", name)
     return group, name, typing.get_type_hints(kind)[name]
 

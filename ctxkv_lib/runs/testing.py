@@ -5,13 +5,13 @@ from torch import Tensor
 
 from ..data.conversations import load_conversations
 from ..data.tokens import TokenStream, load_tokenizer, validation_stream
-from ..errors import memory_advice
+from ..errors import UserError, memory_advice
 from ..files import digest
 from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, stream_contexts
 from ..method.evaluation import perplexity, token_scores
 from ..method.model import ContextKV, project_inputs
-from ..progress import stage
+from ..progress import notice, stage
 from .config import ExperimentConfig
 from .long_run import LongRun
 from .package_code import code_with_imports
@@ -57,8 +57,13 @@ def test_stream(config: ExperimentConfig) -> TokenStream | None:
 
 
 def trained_model(config: ExperimentConfig, folder: RunFolder) -> ContextKV:
-    """Rebuild a run's model on the device of the run."""
-    return load_model(folder.path, config).to(choose_device(config.runtime.device))
+    """Rebuild a run's model on the device of the run, or on another if this machine lacks that."""
+    try:
+        device = choose_device(config.runtime.device)
+    except UserError:
+        device = choose_device("auto")
+        notice(f"The run is of {config.runtime.device}, which this machine lacks; {device.type} is used.")
+    return load_model(folder.path, config).to(device)
 
 
 def measurements(folder: RunFolder) -> SummaryPart:

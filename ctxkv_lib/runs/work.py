@@ -16,7 +16,7 @@ from ..errors import memory_advice
 from ..files import digest
 from ..method.memory import begin_peaks, snapshot
 from ..method.model import ContextKV
-from ..progress import Listener, Metric, stage
+from ..progress import Listener, Metric, notice, stage
 from .capture import use_cuda_graph
 from .config import ExperimentConfig
 from .long_run import Checkpoint, LongRun
@@ -63,13 +63,13 @@ class Work:
     def __init__(self, config: ExperimentConfig, texts: Texts, folder: RunFolder, listener: Listener) -> None:
         self.config, self.texts, self.folder, self.listener = config, texts, folder, listener
         self.device = choose_device(config.runtime.device)
-        self.precision = choose_precision(config.runtime.precision, self.device)
         self.memory: list[SummaryPart] = []  # snapshots so far
         threads = config.runtime.threads
         set_threads(torch.get_num_threads() if threads == "auto" else int(threads))
         begin_peaks(self.device)
         with stage("Reading the token table"):
             self.table, self.counts = load_frozen(config)
+        self.precision = self._precision()
         self.cuda_graph = use_cuda_graph(config, self.device)
 
     @cached_property
@@ -101,6 +101,17 @@ class Work:
             check_parts(model, self.config, self.precision)
         self.memory.append(snapshot("model built", self.device))
         return model
+
+    def _precision(self) -> str:
+        """Choose the precision; where `auto` means another here, that of a finished result stays."""
+        asked, stages = self.config.runtime.precision, self.folder.records.stages
+        here = choose_precision(asked, self.device)
+        if asked != "auto" or "results" not in stages or stages["phase1"].key != self.phase1_key():
+            return here
+        made = str(stages["caches"].result["precision"])
+        if made != here:
+            notice(f"The finished result is in {made} and is kept; runtime.precision={here} makes another.")
+        return made
 
     def report(self, record: Record) -> None:
         """Send the metrics of a reused stage to the listener."""

@@ -204,6 +204,9 @@ def test_another_precision_is_said_and_made_anew(laboratory, begun, tmp_path, mo
         made = json.loads((out / "summary.json").read_text())["provenance"]
         assert made["precision"] == other
         assert "again" not in laboratory.run(out).text  # finished: there is nothing left to decide
+    kept = laboratory.run(out)
+    assert f"The finished result is in {other} and is kept" in kept.text
+    assert json.loads((out / "summary.json").read_text())["provenance"] == made
 
 
 @torture

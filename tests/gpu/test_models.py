@@ -1,9 +1,12 @@
 """What is done with a trained model on a GPU."""
 
+import pytest
 import torch
 from conftest import local_experiment, tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
+from ctxkv_lib.hf.copying import Copying
+from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.research import bench as module
 from ctxkv_lib.research import timing
 from ctxkv_lib.views import explore
@@ -24,6 +27,20 @@ def test_a_saved_model_computes_and_generates_as_on_a_cpu(tmp_path):
         model.generate(first.to(model.device), max_new_tokens=8, do_sample=False) for model in models
     )
     assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_texts_that_copy_are_read_on_without_a_wait(card, texts):
+    model = tiny_model().eval().to("cuda")
+    model.attention.copying = Copying(0.3, 4.0)
+    ids = tiny_ids(20 * texts).view(texts, 20).to("cuda")
+    with torch.inference_mode():
+        whole = model(ids).logits[:, -1]
+        cache = model(ids[:, :-1], use_cache=True)[CACHE_NAME]
+        before = card.waits.total()
+        found = model(ids[:, -1:], use_cache=True, **{CACHE_NAME: cache}).logits[:, -1]
+        assert card.waits.total() == before
+    torch.testing.assert_close(found.cpu(), whole.cpu())
 
 
 def test_explorers_open_a_run_of_a_gpu(train_on):

@@ -8,9 +8,12 @@ import torch
 from on_gpu import HAS_GPU
 
 from ctxkv_lib.errors import Stopped, UserError
+from ctxkv_lib.hf import inference
 from ctxkv_lib.method import oacd, phase2
 from ctxkv_lib.research import mixers
+from ctxkv_lib.research.measure import MAKERS, measure
 from ctxkv_lib.runs import caches, long_run, scratch
+from ctxkv_lib.runs.trained import generate_text
 
 
 def epochs(finished):
@@ -129,6 +132,32 @@ def test_an_error_that_is_kept_keeps_no_memory(train_on, card, monkeypatch, rais
     gc.collect()
     assert card.live - before < 2**16
     assert sys.exc_info() == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "use", [lambda made: measure(made, ["probe"]), lambda made: generate_text(made, "a")]
+)
+def test_an_error_in_the_use_of_a_run_keeps_no_memory(train_on, card, monkeypatch, use):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    made = train_on()
+    gc.collect()
+    before = card.live
+    monkeypatch.setitem(MAKERS, "probe", fails)
+    monkeypatch.setattr(inference, "generate_text", fails)
+    with pytest.raises(UserError, match="ran out of memory") as kept:
+        use(made)
+    assert kept.value.__traceback__ is not None
+    gc.collect()
+    assert card.live - before < 2**16
+
+
+def test_a_run_of_a_gpu_is_measured_without_one(train_on, monkeypatch, capsys):
+    made = train_on()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "probe" in measure(made, ["probe"]).summary
+    assert "The run is of cuda, which this machine lacks; cpu is used." in capsys.readouterr().err
 
 
 def test_a_run_that_finds_no_memory_says_what_to_do(train_on, card):

@@ -5,7 +5,7 @@ from io import StringIO
 
 import pytest
 import torch
-from conftest import local_experiment
+from conftest import local_experiment, tiny_ids, tiny_model
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.research import bench as module
@@ -101,6 +101,14 @@ def test_what_cannot_be_measured_is_refused(arguments, said, printed_by):
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not reset a process's peak")
 def test_peak_memory_sees_what_was_let_go_again():
     assert 150 < timing.peak_mib(lambda: torch.ones(200 * 2**20 // 4).sum(), CPU) < 300
+
+
+def test_each_round_of_generation_begins_with_the_same_history():
+    block = module._gpt2_block(tiny_model())
+    cache = module._read(block, tiny_ids(30)[None])
+    for _ in range(2):
+        module._read_on(block, cache, 20)
+        assert cache.get_seq_length() == 20 + module.TOKENS_A_ROUND
 
 
 def test_candidates_take_turns_after_a_warm_up():

@@ -170,7 +170,7 @@ def test_fewer_gpus_than_processes_are_refused_by_the_first(monkeypatch):
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"2 processes, but 1 GPUs: start one for each GPU\."):
+    with pytest.raises(UserError, match=r"2 processes, but 1 GPU: start one for each GPU\."):
         ranks.join(torch.device("cuda"))
 
 
