@@ -41,7 +41,21 @@ from .views import figures, pictures, study
 from .views.axes import save
 
 
+@contextmanager
+def stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
+    """Turn an interrupt of the block into a message on what is kept."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except KeyboardInterrupt:
+        done = sum(line["stage"] == "phase2" for line in folder.metric_lines()) if folder else 0
+        kept = {0: "Finished stages are", 1: "Epoch 1 is"}.get(done, f"Epochs 1 to {done} are")
+        raise Stopped(f"Stopped. {kept} kept; run the cell again.") from None
+
+
 @locals_freed()
+@stopped_calmly()
 def run(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -72,6 +86,7 @@ def run(
 
 
 @locals_freed()
+@stopped_calmly()
 def prepare(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -126,19 +141,6 @@ def write_results(config: ExperimentConfig, folder: RunFolder, summary: SummaryP
         made += _publish([finished], folder.path)
     folder.finish("results", "", made)
     return finished
-
-
-@contextmanager
-def stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
-    """Turn an interrupt of the block into a message on what is kept."""
-    try:
-        yield
-    except Stopped:
-        raise
-    except KeyboardInterrupt:
-        done = sum(line["stage"] == "phase2" for line in folder.metric_lines()) if folder else 0
-        kept = {0: "Finished stages are", 1: "Epoch 1 is"}.get(done, f"Epochs 1 to {done} are")
-        raise Stopped(f"Stopped. {kept} kept; run the cell again.") from None
 
 
 @stopped_calmly()

@@ -303,18 +303,16 @@ def load_run(path: Path | str) -> Run:
         UserError: no such folder, or its run is unfinished or damaged.
     """
     folder = RunFolder(Path(path))
-    if not folder.path.is_dir():
-        raise UserError(f"{path} is not a folder; make it with `ctxkv run --out {path}`.")
     if (folder.path / MODEL_MARK).is_file():
         raise UserError(f"{path} is a run's model; name the run, {folder.path.parent}.")
-    if not folder.holds_run():
-        raise UserError(_no_run(folder.path))
     read = (folder.config, folder.summary, folder.metrics_file)
     return read_run(folder.path, refuse_damaged(folder.path, "results", [file.name for file in read]))
 
 
 def _no_run(path: Path) -> str:
     """Explain why a folder holds no run, and what to name instead."""
+    if not path.is_dir():
+        return f"{path} is not a folder; make it with `ctxkv run --out {path}`."
     if (path / COMPARISON).is_file():
         return f"{path} is a comparison; name one of its runs (`ctxkv list {path.parent}` shows them)."
     if any(not (file.parent / MODEL_MARK).is_file() for file in path.glob(f"*/{CONFIG}")):
@@ -331,6 +329,8 @@ def refuse_damaged(path: Path, stage: str, names: Iterable[str] | None = None) -
     Raises:
         UserError: the stage is unfinished, or a file or the record of them is missing or damaged.
     """
+    if not RunFolder(path).holds_run():
+        raise UserError(_no_run(path))
     records = Records.read(path)
     config = stored_config(path, records.config if records else read_json(path / CONFIG))
     cure = run_command(config, path)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -137,7 +138,7 @@ class Trained:
 
     def check_position(self, split: str, position: int) -> None:
         count = len(self.caches[split])
-        if not 0 <= position < count:
+        if not (isinstance(position, Integral) and 0 <= position < count):
             raise UserError(f"position is {position}; allowed in this {split} stream: 0 to {count - 1}.")
 
 

@@ -43,6 +43,7 @@ EXPLAINED = {
     "n-grams": "n-grams, validation",
     "above the axis": "first train PPL\nabove the axis",
 }
+LINE, LINES_OF_AN_ENTRY = 0.19, 1.4  # inches of a line of a legend; of an entry, with the gap after it
 EPOCH = "Epoch (passes over the training tokens)"
 CROPPED = 1.5  # times all other values: where the axis ends if the first train PPL lies beyond
 
@@ -87,7 +88,10 @@ def ppl_curves(
         for label, summary, colour in runs
     ]
     chosen = [] if epoch is None else [reference(ax.axvline, epoch, f"epoch {epoch}", ls="-") for ax in axes]
-    figure.legend(handles=[*names, *_key(axes), *chosen[:1]], loc="outside right upper")
+    handles = [*names, *_key(axes), *chosen[:1]]
+    lines = sum(str(each.get_label()).count("\n") + LINES_OF_AN_ENTRY for each in handles)
+    figure.set_figheight(max(figure.get_figheight(), LINE * lines))  # else a long legend is cut off
+    figure.legend(handles=handles, loc="outside right upper")
     return figure
 
 

@@ -63,7 +63,7 @@ class LiveCurves:
         self._stage = "phase1"
         self._due, self._bar_at = 0.0, -math.inf
         self._loop, self._loop_began, self._loop_from = "", 0.0, 0
-        self._is_behind = False
+        self._is_behind = self._is_still = False
         self._is_notebook = in_notebook() if notebook is None else notebook
         if self._is_notebook:
             self._open()
@@ -111,6 +111,10 @@ class LiveCurves:
             self.status.value, self.image.value = "Nothing was trained.", ""
         if self._is_behind:
             self._show()
+        if any(self._lines.values()) and self._output:  # a saved notebook keeps no widgets
+            still = {"text/html": self.status.value + self.image.value, "text/plain": self.status.value}
+            self._output.update(still, raw=True)
+            self._is_still = True
 
     def _open(self) -> None:
         from IPython import get_ipython
@@ -118,7 +122,8 @@ class LiveCurves:
         from ipywidgets import HTML, VBox
 
         self.status, self.bar, self.image = HTML("Reading conversations and token table ..."), HTML(), HTML()
-        display(VBox([self.status, self.bar, self.image]))
+        self._view = VBox([self.status, self.bar, self.image])
+        self._output = display(self._view, display_id=True)
         self._draw()
         self._registered = ExitStack()
         watchers.append(self.step)
@@ -130,9 +135,13 @@ class LiveCurves:
 
     def _show(self) -> None:
         """Show all metrics so far: the last one as text, with the number of its run if there are several."""
+        if self._is_still:  # since the cell before has ended
+            self._output.update(self._view)
+            self._is_still = False
         last = next(reversed(self._lines[self._stage].values()))[-1]
         begun = len(self._lines["phase1"] | self._lines["phase2"])
-        self.status.value = (f"Run {begun} of {self._runs}. " if self._runs > 1 else "") + in_words(last)
+        run = f"Run {begun} of {self._runs}. " if self._runs > 1 else ""
+        self.status.value = html.escape(run + in_words(last))
         self._draw()
         self._is_behind = False
 

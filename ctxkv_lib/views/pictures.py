@@ -61,7 +61,8 @@ def window_map(model: ModelConfig, positions: Sequence[int], offsets: Sequence[i
         ax.plot(back[real], [row] * int(real.sum()), color=BLUE, label=f"{position}: contexts", **square)
         hollow = {**square, "mfc": PAPER, "mec": QUIET, "label": f"{position}: before the stream"}
         ax.plot(back[~real], [row] * int((~real).sum()), **hollow)
-        note = f"{real.sum()} contexts, from position {position:,} back to {seen[real].min():,}"
+        count = counted(int(real.sum()), " contexts")
+        note = f"{count}, from position {position:,} back to {seen[real].min():,}"
         ax.annotate(note, (int(back.min()), row), (0, 11), textcoords="offset points", ha="right")
     named_rows(ax, [f"position {position:,}" for position in positions])
     ax.set_ylim(top=-0.75)

@@ -152,6 +152,13 @@ def test_a_comparison_stopped_between_its_runs_says_what_is_kept(tiny_config, tm
     assert str(stopped.value) == "Stopped. Finished stages are kept; run the cell again."
 
 
+def test_a_stop_while_conversations_are_read_is_calm(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "read_texts", Mock(side_effect=KeyboardInterrupt))
+    for start in (run, experiment.prepare):
+        with pytest.raises(Stopped, match=r"^Stopped\. Finished stages are kept; run the cell again\.$"):
+            start(tiny_config, tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped_at", [("phase1", 3), ("phase2", 1), ("phase2", 2)])
 def test_an_interrupted_run_goes_on(finished_run, tmp_path, stopped_at, monkeypatch, saved_at_every_step):
@@ -173,7 +180,8 @@ def test_an_interrupted_run_goes_on(finished_run, tmp_path, stopped_at, monkeypa
 
 def test_caches_and_epochs_that_are_streamed_in_another_way_are_others(finished_run, monkeypatch):
     folder, config = RunFolder(finished_run.path), finished_run.config
-    made, phase1 = Work(config, read_texts(config), folder, print), Records.read(folder.path).stages["phase1"]
+    folder.records = Records.read(folder.path)  # as if it were claimed
+    made, phase1 = Work(config, read_texts(config), folder, print), folder.records.stages["phase1"]
     before = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)
     monkeypatch.setattr(work, "STREAMING", (128, *work.STREAMING[1:]))
     after = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)

@@ -1,5 +1,7 @@
 """The numbers behind the notebooks' figures and tables."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_ids, tiny_model
@@ -58,3 +60,12 @@ def test_predictions_are_the_models_own(trained):
         best = int(trained.model.logits(hidden, cache.ids[30:31]).argmax())
     assert row[2].startswith(repr(trained.tokenizer.decode([best])))
     assert row[3] == ("yes" if best == int(cache.ids[31]) else "no")
+
+
+def test_a_run_whose_folder_has_gone_and_a_position_that_is_none_are_refused(trained, tmp_path):
+    gone = replace(trained.run, path=tmp_path / "gone")
+    with pytest.raises(UserError, match=r"gone is not a folder; make it with `ctxkv run --out .*gone`\.$"):
+        explore.open_run(gone)
+    for position in (-1, 3.5, "5"):
+        with pytest.raises(UserError, match=f"position is {position}; allowed in this val stream: 0 to "):
+            explore.attended_window(trained, "val", position)

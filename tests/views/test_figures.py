@@ -52,6 +52,15 @@ def test_six_runs_have_six_colours(tmp_path):
     assert len({drawn.get_color() for drawn in ax.get_lines()}) == len({*map(to_rgb, OKABE_ITO)}) == 6
 
 
+@pytest.mark.parametrize("name", ["a", "a long name of a run, which is broken into lines to fit"])
+def test_the_legend_of_many_runs_is_not_cut_off(tmp_path, name):
+    many = summaries(tmp_path, 100) * 12
+    figure = figures.ppl_curves(many, [f"{name} {place}" for place in range(12)])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    assert figure.legends[0].get_window_extent(renderer).y0 > 0
+
+
 @pytest.mark.parametrize("log", [True, False])
 def test_the_first_train_ppl_has_a_mark_and_does_not_stretch_the_axis(tmp_path, log):
     """Also when the first epoch is the only one so far, as in the live view."""

@@ -1,6 +1,7 @@
 """`LiveCurves`: what it draws and prints, what moves between two metrics, and what its drawing may cost."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from drawn import Clock, line
@@ -196,6 +197,25 @@ def test_runs_of_a_sweep_are_named_and_the_latest_are_drawn(live, epochs):
     drawn = {label.partition(":")[0] for each in ax.lines if ": " in (label := str(each.get_label()))}
     assert drawn == {"b", "c", "d"}
     assert "d, Phase 2, epoch" in live.status.value
+
+
+def test_a_cell_that_has_ended_holds_a_picture_instead_of_widgets(monkeypatch, epochs):
+    shown = []
+
+    def display(value, display_id):
+        shown.append(value)
+        return SimpleNamespace(update=lambda value, raw=False: shown.append(value))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    view = LiveCurves(notebook=True)
+    (widgets,) = shown
+    view({**epochs[100][0], "run": "half of <b>"})
+    view.finish()
+    assert len(shown) == 2
+    assert "half of &lt;b&gt;, Phase 2, epoch 1" in shown[-1]["text/html"]
+    assert "<img" in shown[-1]["text/html"]
+    view({**epochs[500][0], "run": "another"})  # in the next cell
+    assert shown[2:] == [widgets]
 
 
 def test_a_view_of_nothing_says_so_and_shows_no_empty_figure(live):
