@@ -73,8 +73,8 @@ class Copying(NamedTuple):
         shares = []
         with torch.autocast(back.device.type, enabled=False):
             for text in zip(*places, strict=True):
-                parts = zip(*(each.split(COMPARED_AT_ONCE) for each in text), strict=True)
-                shares += [self._shares(recent.contexts, back, *part, is_alone=is_alone) for part in parts]
+                for rows, before in zip(*(each.split(COMPARED_AT_ONCE) for each in text), strict=True):
+                    shares.append(self._shares(recent.contexts, back, rows, before, is_alone))
         tokens = recent.tokens[(recent.rows[..., None] - back + 1).clamp(min=0)]
         return Copies(tokens, torch.cat(shares).view_as(tokens))
 
