@@ -501,7 +501,10 @@ def test_contexts_beside_a_gru_are_what_was_measured():
         assert said.format(*ppls) in PAGES["study"]
     (largest,) = [run["rows"] for run in FAIR_CACHE if run["samples"] == 500]
     ppls = [largest[kind]["test_ppl"] for kind in ("model", "four caches", "copying")]
-    assert "With 500 (one seed, contexts only): {:.1f}, with the four {:.1f}, with copying {:.1f}.".format(*ppls) in PAGES["study"]
+    assert (
+        "With 500 (one seed, contexts only): {:.1f}, with the four {:.1f}, with copying {:.1f}.".format(*ppls)
+        in PAGES["study"]
+    )
     again = sorted(-change for change, _, _ in states.values())
     assert f"beats copying with 50 to 200, by {again[1]:.1f}% to {again[-1]:.1f}%" in PAGES["README"]
     for count, rows in comparisons.fair_losses().items():  # the runs of the sweep

@@ -106,11 +106,12 @@ class Work:
         """Choose the precision; where `auto` means another here, that of a finished result stays."""
         asked, stages = self.config.runtime.precision, self.folder.records.stages
         here = choose_precision(asked, self.device)
-        if asked != "auto" or "results" not in stages or stages["phase1"].key != self.phase1_key():
+        if asked != "auto" or "results" not in stages:
             return here
-        made = str(stages["caches"].result["precision"])
-        if made != here:
-            notice(f"The finished result is in {made} and is kept; runtime.precision={here} makes another.")
+        self.precision = made = str(stages["caches"].result["precision"])  # which keys depend on
+        if made == here or stages["phase2"].key != self.phase2_key(stages["phase1"]):
+            return here
+        notice(f"The finished result is in {made} and is kept; runtime.precision={here} makes another.")
         return made
 
     def report(self, record: Record) -> None:

@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import AutoLocator, LogLocator, MaxNLocator, NullFormatter
 
 from ..files import replacing
 
@@ -101,7 +101,8 @@ def log_y(ax: Axes, label: str) -> None:
     ax.set_ylabel(label)
     low, high = ax.get_ylim()
     steps = (1,) if high > 1000 * low else (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
-    ax.yaxis.set_major_locator(LogLocator(subs=steps))
+    is_narrow = high < 2.5 * low  # where powers and their multiples are hardly any ticks
+    ax.yaxis.set_major_locator(AutoLocator() if is_narrow else LogLocator(subs=steps))
     ax.yaxis.set_major_formatter(NUMBER)
     ax.yaxis.set_minor_formatter(NullFormatter())
 

@@ -186,6 +186,16 @@ def test_errors_over_any_range_have_few_plain_ticks(last, most):
     assert not [text for text in shown if "$" in text]
 
 
+@pytest.mark.parametrize("ends", [(898, 1337), (1000, 1040), (95, 105), (110, 230), (120, 2000)])
+def test_a_log_axis_of_any_range_has_ticks(ends):
+    figure, (ax,) = panels(1, 4)
+    ax.plot(ends)
+    log_y(ax, "")
+    figure.draw_without_rendering()
+    low, high = ax.get_ylim()
+    assert sum(low <= label.get_position()[1] <= high for label in ax.get_yticklabels()) >= 3
+
+
 # Figures of settings
 
 
