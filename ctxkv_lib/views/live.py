@@ -123,7 +123,8 @@ class LiveCurves:
 
         self.status, self.bar, self.image = HTML("Reading conversations and token table ..."), HTML(), HTML()
         self._view = VBox([self.status, self.bar, self.image])
-        self._output = display(self._view, display_id=True)
+        has_id = hasattr(self._view, "_repr_mimebundle_")  # ipywidgets 7, as on Colab, takes no id
+        self._output = display(self._view, display_id=has_id or None)
         self._draw()
         self._registered = ExitStack()
         watchers.append(self.step)
