@@ -174,6 +174,8 @@ def window_attention(window: AttendedWindow, weights: Tensor, whose: str) -> Fig
             heights = 100 * weights[mask]
             name = f"{label}: {heights.sum():.1f}% together"
             ax.bar(mask.nonzero().flatten().numpy(), heights.numpy(), color=colour, label=name)
+    if (rest := 1 - weights.sum().item()) > 5e-4:
+        ax.plot([], [], ls="none", label=f"to no slot, as a sink takes it: {rest:.1%}")
     _slot_axis(ax, (window.position - window.slots).tolist())
     ax.set(title=f"What position {window.position:,} attends: {whose}", ylabel="Attention (%)")
     return legend_below(figure, ax)

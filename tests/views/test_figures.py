@@ -165,6 +165,15 @@ def test_heatmap_and_mean_show_the_same_attention():
     assert [bar.get_height() for bar in below.patches] == pytest.approx((100 * weights.mean(0)).tolist())
 
 
+def test_attention_to_no_slot_is_named(trained):
+    window = explore.attended_window(trained, "val", 30)
+    whole, half = (
+        legend(pictures.window_attention(window, share * window.weights[0], "head 1")) for share in (1, 0.5)
+    )
+    assert "to no slot, as a sink takes it: 50.0%" in half
+    assert not [label for label in whole if "no slot" in label]
+
+
 def test_spectrum_sizes_and_passes_show_their_numbers():
     (ax,) = pictures.spectrum({"even": torch.full((8,), 1 / 8)}).axes
     assert ax.get_lines()[0].get_label() == "even: effective rank 8 of 8 (100%)"
