@@ -36,12 +36,6 @@ def contexts_of(work: Work) -> tuple[Record, Record]:
     """
     folder = work.folder
     phase1 = folder.shared("phase1", work.phase1_key())
-    held = folder.records.stages.get("caches")
-    if held and held.result["precision"] != work.precision:
-        notice(
-            f"runtime.precision=auto was {held.result['precision']} where the run began and is "
-            f"{work.precision} here: its caches and Phase 2 are made again."
-        )
     caches = phase1 and folder.shared("caches", work.caches_key(phase1))
     by_passes = work.config.phase1.context_method == "passes" and phase1 and phase1.metrics
     if phase1 and not caches and by_passes:

@@ -104,15 +104,20 @@ class Work:
 
     def _precision(self) -> str:
         """Choose the precision; where `auto` means another here, that of a finished result stays."""
-        asked, stages = self.config.runtime.precision, self.folder.records.stages
-        here = choose_precision(asked, self.device)
-        if asked != "auto" or "results" not in stages:
+        here = choose_precision(self.config.runtime.precision, self.device)
+        stages = self.folder.records.stages
+        made = stages["caches"].result["precision"] if "caches" in stages else here
+        if made == here:
             return here
-        self.precision = made = str(stages["caches"].result["precision"])  # which keys depend on
-        if made == here or stages["phase2"].key != self.phase2_key(stages["phase1"]):
-            return here
-        notice(f"The finished result is in {made} and is kept; runtime.precision={here} makes another.")
-        return made
+        self.precision = str(made)  # which keys depend on
+        if "results" in stages and stages["phase2"].key == self.phase2_key(stages["phase1"]):
+            notice(f"The finished result is in {made} and is kept; runtime.precision={here} makes another.")
+            return self.precision
+        notice(
+            f"runtime.precision=auto was {made} where the run began and is {here} here: its caches and "
+            "Phase 2 are made again."
+        )
+        return here
 
     def report(self, record: Record) -> None:
         """Send the metrics of a reused stage to the listener."""

@@ -109,9 +109,10 @@ class LiveCurves:
         self.bar.value = ""
         if not any(self._lines.values()):
             self.status.value, self.image.value = "Nothing was trained.", ""
+            return
         if self._is_behind:
             self._show()
-        if any(self._lines.values()) and self._output:  # a saved notebook keeps no widgets
+        if self._output:  # a saved notebook keeps no widgets
             still = {"text/html": self.status.value + self.image.value, "text/plain": self.status.value}
             self._output.update(still, raw=True)
             self._is_still = True
