@@ -49,6 +49,9 @@ class Diverged(UserError):
 class Stopped(OneLine, KeyboardInterrupt):
     """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt."""
 
+    def __init__(self, kept: str = "Finished stages are") -> None:
+        super().__init__(f"Stopped. {kept} kept; run the cell again.")
+
 
 @contextmanager
 def interrupt_deferred() -> Iterator[None]:
@@ -103,13 +106,19 @@ def memory_advice(work: str, advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def locals_freed() -> Iterator[None]:
-    """Let an error that leaves this keep no tensors: IPython holds the last error, and all its frames.
+def ended_calmly() -> Iterator[None]:
+    """Turn an interrupt of the decorated function into a message, and let no error of it keep tensors.
 
-    Of what a sentence was made from, nothing is shown: its traceback goes, and what its closures hold.
+    IPython holds the last error, and all its frames. Of what a sentence was made from, nothing is shown: its
+    traceback goes, and what its closures hold.
     """
     try:
-        yield
+        try:
+            yield
+        except Stopped:
+            raise
+        except KeyboardInterrupt:
+            raise Stopped from None
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
         origin = error.__cause__ or error.__context__

@@ -9,7 +9,7 @@ import torch
 
 from . import ranks
 from .data.conversations import load_conversations
-from .errors import DamagedFile, Diverged, Stopped, UserError, locals_freed
+from .errors import DamagedFile, Diverged, Stopped, UserError, ended_calmly
 from .files import read_json, sweep, write_json, write_text
 from .locks import only_process
 from .method import loop
@@ -41,21 +41,7 @@ from .views import figures, pictures, study
 from .views.axes import save
 
 
-@contextmanager
-def stopped_calmly(folder: RunFolder | None = None) -> Iterator[None]:
-    """Turn an interrupt of the block into a message on what is kept."""
-    try:
-        yield
-    except Stopped:
-        raise
-    except KeyboardInterrupt:
-        done = sum(line["stage"] == "phase2" for line in folder.metric_lines()) if folder else 0
-        kept = {0: "Finished stages are", 1: "Epoch 1 is"}.get(done, f"Epochs 1 to {done} are")
-        raise Stopped(f"Stopped. {kept} kept; run the cell again.") from None
-
-
-@locals_freed()
-@stopped_calmly()
+@ended_calmly()
 def run(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -85,8 +71,7 @@ def run(
         return ranks.on_rank_0(lambda: _results(config, folder, contexts, attention))
 
 
-@locals_freed()
-@stopped_calmly()
+@ended_calmly()
 def prepare(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -110,8 +95,12 @@ def _begun(
     ranks.join(choose_device(config.runtime.device))
     folder, threads = RunFolder(Path(out or run_folder_of(config))), torch.get_num_threads()
     try:
-        with folder.claimed(config, again), stopped_calmly(folder):
+        with folder.claimed(config, again):
             yield Work(config, texts, folder, (lambda _: None) if ranks.rank() else listener)
+    except KeyboardInterrupt:
+        done = sum(line["stage"] == "phase2" for line in folder.metric_lines())
+        kept = {0: "Finished stages are", 1: "Epoch 1 is"}.get(done, f"Epochs 1 to {done} are")
+        raise Stopped(kept) from None
     except loop.Diverged as error:
         raise Diverged(f"{error} Use a new run folder.") from error
     finally:
@@ -143,7 +132,7 @@ def write_results(config: ExperimentConfig, folder: RunFolder, summary: SummaryP
     return finished
 
 
-@stopped_calmly()
+@ended_calmly()
 def compare(
     configs: Sequence[ExperimentConfig],
     root: Path | str = DEFAULT_ROOT,

@@ -9,7 +9,7 @@ from ctxkv_lib.errors import DamagedFile, Stopped, UserError, is_out_of_memory
 @pytest.mark.parametrize(
     "error",
     [
-        Stopped("Stopped. Epochs 1 to 3 are kept; run the cell again."),
+        Stopped("Epochs 1 to 3 are"),
         UserError("preset is 'moon'; allowed: colab."),
         DamagedFile(Path("a"), "it is not JSON"),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..data.conversations import load_conversations
 from ..data.rows import Split
-from ..errors import UserError, locals_freed, memory_advice
+from ..errors import UserError, ended_calmly, memory_advice
 from ..experiments import write_results
 from ..method.model import ContextKV
 from ..progress import stage
@@ -22,7 +22,7 @@ MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, ContextKV], dict[str, A
 }
 
 
-@locals_freed()
+@ended_calmly()
 @memory_advice("Measuring the run", "close other programs that use it")
 def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
     """Compute the missing measurements of a finished run, and write its summary and report anew.

@@ -11,8 +11,8 @@ from jinja2 import TemplateError
 
 from ..data.conversations import load_conversations
 from ..data.settings import DataConfig
-from ..errors import Diverged, UserError
-from ..experiments import run, stopped_calmly
+from ..errors import Diverged, UserError, ended_calmly
+from ..experiments import run
 from ..files import content_digest, digest, read_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
@@ -31,7 +31,7 @@ from .sweep_table import Entry, Results, results_of, summarize, sweep_document
 DIGITS_OF_IDENTITY = 8  # hexadecimal, of a configuration in `sweep.json`
 
 
-@stopped_calmly()
+@ended_calmly()
 def sweep(
     points: Sequence[GridPoint],
     root: Path,

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.conversations import read_conversations
 from ..data.hub import hub_errors
 from ..data.tokens import load_tokenizer
-from ..errors import UserError, locals_freed, memory_advice, values_of_user
+from ..errors import UserError, ended_calmly, memory_advice, values_of_user
 from ..hf import inference
 from ..hf.configuration import ContextKVConfig
 from ..hf.modeling import ContextKVForCausalLM
@@ -117,7 +117,7 @@ def push_model(path: Path | str, repo: str, private: bool = False) -> str:
         return str(made)
 
 
-@locals_freed()
+@ended_calmly()
 @memory_advice("Generating", "lower --max-new-tokens")
 def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     """Generate text with a finished run; the result begins with `prompt`.
@@ -134,7 +134,7 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     return inference.generate_text(*_loaded(run), prompt, *values)
 
 
-@locals_freed()
+@ended_calmly()
 @memory_advice("Evaluation", "evaluate a file with fewer conversations")
 def evaluate_texts(run: Run | Path | str, file: Path | str, columns: str | None = None) -> dict[str, Any]:
     """Measure how well a finished run predicts the conversations in a file.

@@ -1,5 +1,6 @@
 import json
 import re
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -18,7 +19,8 @@ from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method import oacd as phase1
 from ctxkv_lib.method.evaluation import evaluate, perplexity
 from ctxkv_lib.report.info import gathered_mib
-from ctxkv_lib.runs import contexts, work
+from ctxkv_lib.research import measure as measuring
+from ctxkv_lib.runs import contexts, trained, work
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.records import Records
@@ -152,11 +154,21 @@ def test_a_comparison_stopped_between_its_runs_says_what_is_kept(tiny_config, tm
     assert str(stopped.value) == "Stopped. Finished stages are kept; run the cell again."
 
 
-def test_a_stop_while_conversations_are_read_is_calm(tiny_config, tmp_path, monkeypatch):
+def test_a_stop_before_and_after_training_is_calm(tiny_config, finished_run, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "read_texts", Mock(side_effect=KeyboardInterrupt))
-    for start in (run, experiment.prepare):
+    monkeypatch.setattr(trained, "load_trained", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(measuring, "measurement_key", Mock(side_effect=KeyboardInterrupt))
+    text = tmp_path / "text.jsonl"
+    write_conversations(text, 2)
+    for start in (
+        partial(run, tiny_config, tmp_path / "run"),
+        partial(experiment.prepare, tiny_config, tmp_path / "run"),
+        partial(measuring.measure, finished_run),
+        partial(trained.generate_text, finished_run, "a"),
+        partial(trained.evaluate_texts, finished_run, text),
+    ):
         with pytest.raises(Stopped, match=r"^Stopped\. Finished stages are kept; run the cell again\.$"):
-            start(tiny_config, tmp_path / "run")
+            start()
 
 
 @pytest.mark.slow
