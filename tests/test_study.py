@@ -235,7 +235,7 @@ def test_a_token_is_decoded_from_the_nearest_slot_that_read_it(monkeypatch):
 
 def test_the_window_votes_for_the_next_token(monkeypatch):
     """The same one position at a time; blocks of 4 positions and a window of 6 do not change it."""
-    monkeypatch.setattr(continuous_cache, "BATCH", 4)
+    monkeypatch.setattr("ctxkv_lib.hf.copying.COMPARED_AT_ONCE", 4)
     torch.manual_seed(0)
     hidden, ids = torch.randn(15, 5), torch.randint(0, 3, (16,))
     found = continuous_cache.votes(hidden, ids, 6, (0, 3))

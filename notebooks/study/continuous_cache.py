@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from intervals import difference, test_tokens
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.data.tokens import TokenStream
 from ctxkv_lib.files import read_json, write_rows_json
+from ctxkv_lib.hf.copying import Copying, Recent
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.evaluation import perplexity
 from ctxkv_lib.method.model import ContextKV
@@ -85,19 +85,11 @@ def votes(keys: Tensor, ids: Tensor, window: int, sharpness: Sequence[int]) -> T
     Returns:
         `[len(sharpness), n]`; 0 at the first position, before which there is none.
     """
-    directions, found = F.normalize(keys, dim=1), []
-    for rows in torch.arange(len(keys)).split(BATCH):
-        before = torch.arange(max(0, int(rows[0]) - window), int(rows[-1]))
-        back = rows[:, None] - before
-        voting = (back >= 1) & (back <= window)
-        agreeing = voting & (ids[before + 1] == ids[rows + 1, None])
-        cosine = directions[rows] @ directions[before].T
-        shares = []
-        for factor in sharpness:
-            weight = (factor * (cosine - 1)).exp()
-            shares.append((weight * agreeing).sum(dim=1) / (weight * voting).sum(dim=1).clamp(min=1e-30))
-        found.append(torch.stack(shares))
-    return torch.cat(found, dim=1).double()
+    places, found = torch.arange(len(keys)), []
+    for factor in sharpness:
+        copies = Copying(1, factor).copies(Recent(keys, ids, places, before=places), window)
+        found.append((copies.shares * (copies.tokens == ids[1:, None])).sum(dim=1))
+    return torch.stack(found).double()
 
 
 def mixed(losses: Tensor, share: Tensor, weight: float) -> Tensor:
