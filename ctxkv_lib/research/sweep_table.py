@@ -135,13 +135,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
         whole(row["samples"]),
         str(len(row["seeds"]) or MISSING),
         whole(row.get("trained")),
-        *(_mean(row[split]) for split in SPLITS),
+        *(mean_and_spread(row[split]) for split in SPLITS),
         ", ".join(map(str, row.get("best_epochs", []))) or MISSING,
         short(row.get("seconds")),
     ]
 
 
-def _mean(values: Sequence[float]) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
     """Format mean and standard deviation."""
     if not values:
         return MISSING

@@ -10,6 +10,7 @@ sweep, the model's own losses are in its `sweep.json`.
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.research.ngrams import four_caches, with_caches
 from ctxkv_lib.research.sweep import identity
 from ctxkv_lib.research.sweep_file import read_sweep
+from ctxkv_lib.research.sweep_table import Results
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.rows import as_read
 from ctxkv_lib.runs.testing import by_conversation, test_cache, test_stream, trained_model
@@ -173,16 +175,21 @@ def found(part: str) -> list[dict[str, Any]]:
     return [{**run, "rows": {"model": own.get(named(run)), **run["rows"]}} for run in _recorded(part)]
 
 
+def results(part: str) -> Results:
+    """Read the results of a part that is a sweep."""
+    return read_sweep(RESULTS / part / "sweep.json")
+
+
 def _recorded(part: str) -> list[dict[str, Any]]:
-    results = RESULTS / part / "cache.json"
-    return read_json(results)["runs"] if results.is_file() else []
+    path = RESULTS / part / "cache.json"
+    return read_json(path)["runs"] if path.is_file() else []
 
 
 def _swept(part: str) -> dict[str, dict[str, Any]]:
     """Read the finished runs of a part that is a sweep, by the identity of their configuration."""
-    results = RESULTS / part / "sweep.json"
-    cells = read_sweep(results)["cells"] if results.is_file() else []
-    return {cell["config"]: cell for cell in cells}
+    with suppress(FileNotFoundError):
+        return {cell["config"]: cell for cell in results(part)["cells"]}
+    return {}
 
 
 def main(part: str, paths: list[str]) -> None:

@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
-from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
 from ctxkv_lib.files import write_rows_json
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.model import ContextKV
@@ -79,8 +77,7 @@ def evidence(recipe: str, seed: int) -> dict[str, Any]:
     config = ctxkv.build_config("offline", recipe, 50, settings)
     run = measure(ctxkv.run(config, RUNS / f"{recipe}-{seed}"), ["probe"])
     folder = ctxkv.RunFolder(run.path)
-    conversations = load_conversations(config.data, "validation")
-    starts = validation_stream(conversations, load_tokenizer(config.data.tokenizer)).starts
+    starts = ctxkv.load_corpus(config).streams["val"].starts
     model = trained_model(config, folder)
     return {
         "recipe": recipe,

@@ -134,12 +134,10 @@ def beside(results: dict[str, Any], base: str) -> list[list[str]]:
     for samples in sorted({cell["samples"] for cell in scored if cell["variant"] == base}):
         other, tokens = losses(results, samples, base)
         groups, apart = speaker_groups(len(tokens)), speakers_apart(len(tokens), samples)
-        names = [row["variant"] for row in results["rows"] if row["samples"] == samples and row["seeds"]]
-        ngrams = results["ngrams"][str(samples)]
-        measured = {cell["variant"] for cell in scored if cell["samples"] == samples}
-        measured |= {kind for kind, row in ngrams.items() if "test_conversations" in row}
-        for name in [*names, *ngrams]:
-            if name != base and name in measured:
+        names = dict.fromkeys(cell["variant"] for cell in scored if cell["samples"] == samples)
+        ngrams = results["ngrams"][str(samples)].items()
+        for name in [*names, *(kind for kind, row in ngrams if "test_conversations" in row)]:
+            if name != base:
                 own = losses(results, samples, name)[0]
                 found = [difference(own, other, tokens, drawn) for drawn in (None, groups)]
                 intervals = [f"{low:+.1f}% to {high:+.1f}%" for _, low, high in found]

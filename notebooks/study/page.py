@@ -2,17 +2,16 @@
 
 from itertools import groupby
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import continuous_cache
 import search
 from comparisons import Change, Pair
+from continuous_cache import results
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.files import read_json
-from ctxkv_lib.research.sweep_file import read_sweep
-from ctxkv_lib.research.sweep_table import Results
+from ctxkv_lib.research.sweep_table import mean_and_spread
 from ctxkv_lib.views.markup import show_html, table
 from ctxkv_lib.views.power_laws import SPLITS
 from ctxkv_lib.views.study import sweep_figure
@@ -21,16 +20,9 @@ HERE = Path(__file__).parent
 KINDS = ("model", "unigram cache", "continuous cache")  # of caches, without and with
 
 
-def results(part: str) -> Results:
-    """Read the results of a sweep of the study."""
-    return read_sweep(HERE / "results" / part / "sweep.json")
-
-
 def spread(values: list[float]) -> str:
-    """Format mean and standard deviation."""
-    if not values:
-        return "–"
-    return f"{mean(values):,.1f}" + (f"\u00a0±\u00a0{stdev(values):,.1f}" if len(values) > 1 else "")
+    """Format mean and standard deviation on one line."""
+    return mean_and_spread(values).replace(" ", "\u00a0")
 
 
 def perplexities(part: str, split: str = "test_ppl") -> Any:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import continuous_cache
+import evidence
 import numpy as np
-from evidence import evidence_figure
 from intervals import DRAWS, EDGES, Losses, losses, resampled, seed_shares, test_tokens
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ctxkv_lib.files import read_json
-from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.research.sweep_table import Results
 from ctxkv_lib.views.axes import (
     BLUE,
@@ -34,7 +33,6 @@ from ctxkv_lib.views.axes import (
     styled,
 )
 
-RESULTS = Path(__file__).parent / "results"
 CACHED, COPIED = "tuned with a continuous cache", "tuned, copying"
 COUNTED, WITH_TABLE = "n-grams, four caches", "n-grams, four caches and the table's text"
 STYLES: dict[str, dict[str, Any]] = {
@@ -60,7 +58,7 @@ class Crossing(NamedTuple):
 @cache
 def read_parts() -> list[Results]:
     """Read the parts whose runs are measured on the ten test conversations."""
-    return [read_sweep(RESULTS / part / "sweep.json") for part in ("answer", "full")]
+    return [continuous_cache.results(part) for part in ("answer", "full")]
 
 
 def training_tokens() -> dict[int, int]:
@@ -171,8 +169,7 @@ def main(folder: Path) -> None:
             print(f"{own} meets {other}:", *(f"{value:,.0f}" for value in crossing(losses, own, other)))
     folder.mkdir(parents=True, exist_ok=True)
     save(scaling_figure(lines), folder / "scaling.png")
-    found = read_json(RESULTS / "evidence" / "evidence.json")
-    save(evidence_figure(found), folder / "evidence.png")
+    save(evidence.evidence_figure(read_json(evidence.RESULTS)), folder / "evidence.png")
 
 
 if __name__ == "__main__":
