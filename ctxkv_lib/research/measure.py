@@ -1,13 +1,16 @@
 """Measurements of a finished run, on request; each is a stage of the run folder."""
 
+import functools
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 from ..data.conversations import load_conversations
 from ..data.rows import Split
+from ..data.settings import DataConfig
 from ..errors import UserError, ended_calmly, memory_advice
 from ..experiments import write_results
+from ..files import content_digest
 from ..method.model import ContextKV
 from ..progress import stage
 from ..runs.config import ExperimentConfig
@@ -68,14 +71,20 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
 
 def changed_split(run: Run) -> str | None:
     """Return a split of the user's own file that is not what a run was made from; None if there is none."""
-    if run.config.data.source != "file":
-        return None
     data, test = run.summary["provenance"]["data"], run.summary.get("test", {}).get("fingerprint")
     made_from = data["train_fingerprint"], data["validation_fingerprint"], test
-    for split, known in zip(READ, made_from, strict=True):
-        if known and known != load_conversations(run.config.data, split).fingerprint:
-            return split
-    return None
+    splits = zip(READ, made_from, own_fingerprints(run.config.data), strict=False)
+    return next((split for split, known, now in splits if known and known != now), None)
+
+
+def own_fingerprints(data: DataConfig) -> list[str]:
+    """Return those of all `READ` splits of the user's own file, read once while it is the same."""
+    return [] if data.path is None else _read_once(data, content_digest(data.path))
+
+
+@functools.cache
+def _read_once(data: DataConfig, _: str) -> list[str]:
+    return [load_conversations(data, split).fingerprint for split in READ]
 
 
 def measurements_of(config: ExperimentConfig) -> list[str]:

@@ -1,6 +1,5 @@
 """Sweeps: every grid point is an ordinary run, and results are written after each."""
 
-import functools
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -10,10 +9,9 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from ..data.conversations import load_conversations
-from ..data.settings import DataConfig
 from ..errors import Diverged, UserError, ended_calmly
 from ..experiments import run
-from ..files import content_digest, digest, read_json, write_text
+from ..files import digest, read_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, Metric, counted, notice, progress_bar
@@ -23,7 +21,7 @@ from ..runs.plugins import PlugIn
 from ..runs.run_folder import Run, RunFolder, load_run
 from ..views.axes import save
 from ..views.study import sweep_figure
-from .measure import READ, changed_split, measure, measurements_of
+from .measure import changed_split, measure, measurements_of, own_fingerprints
 from .protocol import GridPoint
 from .sweep_file import entries_of, write_sweep
 from .sweep_table import Entry, Results, results_of, summarize, sweep_document
@@ -203,19 +201,9 @@ def identity(config: ExperimentConfig) -> str:
     plain = ExperimentConfig("", "", plugins=plugins).to_dict()
     defaults = {key: value for key, value in flat(plain) if not key.endswith(".plugin")}
     changed = {key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)}
-    if texts := _texts(config.data):
+    if texts := own_fingerprints(config.data):
         changed["texts"] = texts
     return digest(changed)[:DIGITS_OF_IDENTITY]
-
-
-def _texts(data: DataConfig) -> list[str]:
-    """Return the checksums of the splits of the user's own file; none without one."""
-    return [] if data.path is None else _read_once(data, content_digest(data.path))
-
-
-@functools.cache
-def _read_once(data: DataConfig, _: str) -> list[str]:
-    return [load_conversations(data, split).fingerprint for split in READ]
 
 
 def _write(out: Path, points: Sequence[GridPoint], entries: Sequence[Entry]) -> Results:
