@@ -29,8 +29,8 @@ def chitchat_rows(data: DataConfig, split: Split) -> Rows:
     """Read the first rows of a split; a UserError if it has fewer, or the package is not installed."""
     rows = _usable_rows(package_file("chitchat_dataset", "dataset.json"))
     available = HELD_BACK.get(split, range(HELD_BACK["corpus"].stop, len(rows)))
-    count = rows_asked(data, split, len(available), "chitchat-dataset")
-    return Rows.held(rows[available.start :][:count])
+    wanted = available[: rows_asked(data, split, len(available), "chitchat-dataset")]
+    return Rows(((wanted, lambda part: rows[part.start : part.stop]),))
 
 
 @lru_cache(maxsize=1)  # reading takes a second, and every split needs it

@@ -28,11 +28,6 @@ class Rows:
 
     parts: tuple[tuple[range, Callable[[range], list[Row]]], ...] = ()
 
-    @classmethod
-    def held(cls, rows: list[Row]) -> "Rows":
-        """Wrap rows that are already in memory."""
-        return cls(((range(len(rows)), lambda part: rows[part.start : part.stop]),))
-
     def __len__(self) -> int:
         return sum(len(part) for part, _ in self.parts)
 

@@ -85,11 +85,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "data")
-        for name, text, allowed in (
-            ("path", self.path, "a path"),
-            ("columns", self.columns, "names of fields"),
-        ):
-            if text is not None:
+        for name, allowed in {"path": "a path", "columns": "names of fields"}.items():
+            if (text := getattr(self, name)) is not None:
                 is_text = text != "" and is_utf8(text) and "\0" not in text
                 require(is_text, f"data.{name}", text, f"{allowed}, in UTF-8")
         if (self.source == "file") != (self.path is not None):
