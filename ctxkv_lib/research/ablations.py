@@ -87,10 +87,17 @@ def ablations(
     depth = chosen - starts[torch.searchsorted(starts, chosen, right=True) - 1]
     rows = _sample(torch.arange(len(chosen)), SLOT_POSITIONS)
     few = chosen[rows]
+    batch, other = gather_with_other(model, cache, first, few)
+    alone = [window_scores(model, batch, _only_own(slot, batch, other))[0] for slot in range(other.shape[1])]
+    back = (few[:, None] - model.window.slots(few)).double().mean(dim=0).tolist()
     return {
         "positions": len(chosen),
         "changed": {name: _increase(losses["intact"], each, "percent") for name, each in losses.items()},
-        "slots": _slots(model, few, *gather_with_other(model, cache, first, few), losses["elsewhere"][rows]),
+        "slots": [
+            {"slot": slot, "back": back[slot]}
+            | _increase(losses["elsewhere"][rows], each, "percent_vs_elsewhere")
+            for slot, each in enumerate(alone)
+        ],
         "by_history": _binned(depth, HISTORY, *both),
         "by_frequency": _binned(counts[cache.ids[chosen + 1].long()], FREQUENCY, *both),
         "by_repetition": [
@@ -139,19 +146,6 @@ def _binned(
     """Compute `binned` by `values` `[n]`, with the perplexity of the losses `other` as `other_ppl`."""
     both = (binned(values, edges, losses, correct) for losses in (intact, other))
     return [{**row, "other_ppl": changed["ppl"]} for row, changed in zip(*both, strict=True)]
-
-
-def _slots(
-    model: ContextKV, positions: Tensor, batch: Batch, other: Tensor, elsewhere: Tensor
-) -> list[dict[str, Any]]:
-    """Compare each slot alone with the losses `elsewhere`, where no slot keeps its own context."""
-    back = (positions[:, None] - model.window.slots(positions)).double().mean(dim=0)
-    found = []
-    for slot, distance in enumerate(back.tolist()):
-        losses, _ = window_scores(model, batch, _only_own(slot, batch, other))
-        increase = _increase(elsewhere, losses, "percent_vs_elsewhere")
-        found.append({"slot": slot, "back": distance, **increase})
-    return found
 
 
 def _only_own(slot: int, batch: Batch, other: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def recall_task(model: ContextKV, cache: StreamCache, keys: Tensor, window: int)
     losses, correct = (scores.cpu() for scores in token_scores(model, cache, positions, loop))
     interval = model.config.interval
     doubled = (interval << power for power in range((window // interval).bit_length()))
-    edges = sorted({edge for edge in (1, *doubled, window) if edge <= window})
+    edges = sorted({1, *doubled, window})
     places = sorted({*range(min(interval, window) + 1), window})
     return {
         "answers": len(positions),
