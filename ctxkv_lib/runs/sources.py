@@ -64,9 +64,9 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
         defaults |= function.__kwdefaults__ or {}
         for name in sorted(defaults.keys() - _changed(tree, defaults)):
             yield f"{name}={''.join(_described(defaults[name], seen))};"
-    for imported in filter(None, _imports(tree, scope)):
-        yield from _looked_up(tree, scope | imported, imported, seen)
-    yield from _looked_up(tree, scope, (), seen)
+    for imported in _imports(tree, scope):
+        yield from _looked_up(tree, imported.keys(), scope | imported, seen)
+    yield from _looked_up(tree, _names(tree), scope, seen)
     if inspect.isclass(part):
         yield from _described(part.__bases__, seen)
         changed = _changed_by_methods(tree, part, part)
@@ -78,21 +78,25 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
 
 
 def _looked_up(
-    tree: ast.Module, scope: dict[str, Any], imported: Collection[str], seen: dict[int, Any]
+    tree: ast.Module, names: Collection[str], scope: dict[str, Any], seen: dict[int, Any]
 ) -> Iterator[str]:
-    """Yield what describes all that code looks up in a scope; of what it imports itself, `imported` only."""
-    changed, alone = _changed(tree, scope), _alone(tree)
-    for name in sorted(_used(tree, imported) - changed):
-        value, first = _value(name, scope), scope.get(name.partition(".")[0])
-        if value is scope or ("." in name and not inspect.ismodule(first)):
+    """Yield what describes all that code looks up in a scope by these names, with dots for attributes."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)]
+    held = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    used_as_a_whole = {ast.unparse(node) for node in nodes if id(node) not in held}
+    changed = _changed(tree, scope)
+    for name in sorted({ast.unparse(node) for node in nodes} - changed):
+        first, dot, _ = name.partition(".")
+        if first not in names or (dot and not inspect.ismodule(scope.get(first))):
             continue
+        value = _value(name, scope)
         if inspect.ismodule(value):
-            if name in alone and not _is_installed(value):
+            if name in used_as_a_whole and not _is_installed(value):
                 yield f"{name}={''.join(_of_module(value, seen))};"
-            continue
-        if not _is_code(value) and any(each.startswith(f"{name}.") for each in changed):
-            value = type(value)
-        yield f"{name}={''.join(_described(value, seen))};"
+        elif value is not scope:
+            if not _is_code(value) and any(each.startswith(f"{name}.") for each in changed):
+                value = type(value)
+            yield f"{name}={''.join(_described(value, seen))};"
 
 
 def _imports(tree: ast.Module, scope: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -105,13 +109,6 @@ def _imports(tree: ast.Module, scope: dict[str, Any]) -> Iterator[dict[str, Any]
             yield {name: value for name, value in found.items() if not name.startswith("__")}
 
 
-def _alone(tree: ast.Module) -> set[str]:
-    """Return the names, with dots where they are attributes, that are used as a whole."""
-    held = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute))
-    return {ast.unparse(node) for node in nodes if id(node) not in held}
-
-
 def _of_module(module: Any, seen: dict[int, Any]) -> Iterator[str]:
     """Yield the source of a module of the user and what its code uses, but for modules that it holds."""
     with suppress(OSError, TypeError, SyntaxError):  # whose source is nowhere
@@ -121,17 +118,12 @@ def _of_module(module: Any, seen: dict[int, Any]) -> Iterator[str]:
             yield f"{name}={''.join(_described(value, seen))};"
 
 
-def _used(tree: ast.Module, imported: Collection[str]) -> set[str]:
-    """Return the names, with dots where they are attributes, that code looks up outside itself.
-
-    If something is imported, only names that begin with that.
-    """
+def _names(tree: ast.Module) -> set[str]:
+    """Return the names that code looks up outside itself."""
     try:
-        names = _global_names(compile(tree, "", "exec"))
+        return _global_names(compile(tree, "", "exec"))
     except SyntaxError:  # `nonlocal` of a function around it
-        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    found = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)}
-    return {name for name in found if name.partition(".")[0] in (imported or names)}
+        return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def _global_names(code: CodeType) -> set[str]:
@@ -183,6 +175,8 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
         value = [value.func, value.args, value.keywords]
     elif inspect.ismethod(value):
         value = [value.__func__, value.__self__]
+    elif type(value) is SimpleNamespace:
+        value = vars(value)
     elif _is_code(value):
         *outer, last = layers(value)
         for part in [*filter(_is_followed, outer), last]:  # libraries wrap methods of a class in use
@@ -206,8 +200,6 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
     elif isinstance(value, dict | list | tuple):
         held = value.items() if isinstance(value, dict) else value
         yield f"[{','.join(''.join(_described(each, seen, depth + 1)) for each in held)}]"
-    elif isinstance(value, SimpleNamespace):
-        yield from _described(vars(value), seen, depth + 1)
     elif not (
         is_own and is_dataclass(value) and hasattr(value, "__dict__") and not hasattr(value, "state_dict")
     ):
