@@ -102,9 +102,7 @@ def run_command(config: ExperimentConfig, out: Path) -> str:
     if config.data.source == "file":
         settings |= {key: getattr(config.data, key.removeprefix("data.")) for key in FITTED}
         here = os.path.abspath(os.path.expanduser(str(config.data.path)))
-        settings["data.path"] = (
-            here if os.path.exists(here) else config.data.path
-        )  # named from another folder
+        settings |= {"data.path": here} if os.path.exists(here) else {}  # since it is named from elsewhere
     words = ["ctxkv", "run", "--preset", config.preset, "--recipe", config.recipe]
     words += ["--samples", str(config.data.samples)]
     for key, value in settings.items():

@@ -170,19 +170,14 @@ class LongRun(Loop):
     def _save(self, state: State) -> None:
         assert self.checkpoint is not None
         tensors = {**_tensors(state), f"draws/{self.device.type}": random_state(self.device)}
-        numbers: dict[str, float] = {}  # of an optimiser that counts its steps itself
-        for name, weight in state.weights.items():
-            for slot, value in state.optimizer.state[weight].items():
-                kept = tensors if isinstance(value, Tensor) else numbers
-                kept[f"adam/{name}/{slot}"] = value
+        slots = {f"adam/{name}": state.optimizer.state[weight] for name, weight in state.weights.items()}
         for place, group in enumerate(state.optimizer.param_groups):
-            for name, value in group.items():
-                if isinstance(value, Tensor):
-                    tensors[f"group/{place}/{name}"] = value
-                elif isinstance(value, float | int) and not isinstance(
-                    value, bool
-                ):  # flags belong to a device
-                    numbers[f"group/{place}/{name}"] = value
+            counts = {name: each for name, each in group.items() if isinstance(each, Tensor | float | int)}
+            counts = {name: each for name, each in counts.items() if not isinstance(each, bool)}
+            slots[f"group/{place}"] = counts  # without flags, which belong to a device
+        kept = {f"{name}/{slot}": value for name, held in slots.items() for slot, value in held.items()}
+        tensors |= {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in kept.items() if name not in tensors}
         if isinstance(state, Phase1State):
             tensors[f"noise/{self.device.type}"] = state.generator.get_state()
         else:

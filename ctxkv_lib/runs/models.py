@@ -43,11 +43,8 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
         UserError: a plug-in is missing, or does not accept these shapes.
     """
     torch.manual_seed(config.runtime.seed)
-    parts = {
-        hook: built(plugin)
-        for hook, plugin in config.plugins.items()
-        if hook in ("block", "attention", "mixer")
-    }
+    hooks = ("block", "attention", "mixer")
+    parts = {hook: built(plugin) for hook, plugin in config.plugins.items() if hook in hooks}
     try:
         if "mixer" in parts:
             return MixerModel(config.model, parts["mixer"], vocab_size, has_unigram)
@@ -161,14 +158,8 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
 def _go_backward(model: ContextKV, hook: str, found: Any, config: ExperimentConfig) -> None:
     """Compute the gradients of what a plug-in returned with respect to its parameters, if it is trained."""
     is_trained = hook in ("attention", "mixer") or (hook == "block" and config.phase1.max_iterations)
-    weights = [*model.trained_weights().values()]
-    if (
-        is_trained
-        and weights
-        and isinstance(found, Tensor)
-        and found.is_floating_point()
-        and found.isfinite().all()
-    ):
+    weights = [*model.trained_weights().values()] if is_trained else []
+    if weights and isinstance(found, Tensor) and found.is_floating_point() and found.isfinite().all():
         torch.autograd.grad(found.sum(), weights, allow_unused=True)
 
 
@@ -242,12 +233,12 @@ def _without_reading_ahead(mixer: nn.Module, rows: Tensor, start: int) -> Any:
 def _loss_of(plugin: PlugIn, contexts: Tensor) -> Any:
     with torch.enable_grad():
         found = built(plugin)(contexts.requires_grad_())
-    if isinstance(found, Tensor) and not found.shape and not found.requires_grad:
-        raise UserError(
-            f"{plugin.name} returned a scalar without a gradient; compute it from the contexts by torch "
-            "operations."
-        )
     if isinstance(found, Tensor) and not found.shape:
+        if not found.requires_grad:
+            raise UserError(
+                f"{plugin.name} returned a scalar without a gradient; compute it from the contexts by torch "
+                "operations."
+            )
         torch.autograd.grad(found, contexts)
     return found
 

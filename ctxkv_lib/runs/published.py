@@ -28,11 +28,5 @@ def published_samples(config: ExperimentConfig) -> int | None:
     if config.preset != "colab" or config.recipe != "published" or samples not in PUBLISHED:
         return None
     differing, _ = differing_settings([config, build_config("colab", "published", samples)])
-    return samples if all(map(_is_free, differing)) else None
-
-
-def _is_free(key: str) -> bool:
-    """Return whether a setting changes neither the training data nor the arithmetic."""
-    if key.startswith("runtime."):
-        return key != "runtime.precision"
-    return key == "data.test_samples"
+    changing = {key for key in differing if not key.startswith("runtime.") or key == "runtime.precision"}
+    return samples if changing <= {"data.test_samples"} else None
