@@ -5,30 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import counted
-from .config import ExperimentConfig, flat
+from .config import ExperimentConfig, differing_settings
 from .plugins import HOOKS
 from .run_folder import Run
 
 MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
 
 
-def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
-
-    The digest of a plug-in's source is left out, as nobody can interpret it.
-    """
-    sources = {f"{hook}.source" for hook in HOOKS}
-    all_settings = [
-        {key: value for key, value in flat(config.to_dict()) if key not in sources} for config in configs
-    ]
-    first, every = all_settings[0], dict.fromkeys(key for settings in all_settings for key in settings)
-    keys = [key for key in every if any(settings.get(key) != first.get(key) for settings in all_settings)]
-    return [{key: settings.get(key) for key in keys} for settings in all_settings]
-
-
 def distinctions(configs: Sequence[ExperimentConfig]) -> list[str]:
     """Describe how each experiment differs besides its data: by recipe, or by a few settings."""
-    differing = _besides_data(configs)
+    differing = [
+        {key: value for key, value in settings.items() if not key.startswith("data.")}
+        for settings in differing_settings(configs)
+    ]
     if "recipe" in differing[0]:
         return [config.recipe for config in configs]
     return [_in_words(settings) if len(settings) <= MOST_NAMED else "" for settings in differing]
@@ -36,14 +25,8 @@ def distinctions(configs: Sequence[ExperimentConfig]) -> list[str]:
 
 def settings_differ(configs: Sequence[ExperimentConfig]) -> bool:
     """Return whether experiments differ in more than their data, and where they run."""
-    return any(key != "preset" and not key.startswith("runtime.") for key in _besides_data(configs)[0])
-
-
-def _besides_data(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in settings.items() if not key.startswith("data.")}
-        for settings in differing_settings(configs)
-    ]
+    differing, *_ = differing_settings(configs)
+    return any(key != "preset" and not key.startswith(("data.", "runtime.")) for key in differing)
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

@@ -27,10 +27,9 @@ from ..files import (
 from ..locks import LOCK, only_process
 from ..method.loop import Metric
 from ..progress import counted, notice
-from .config import ExperimentConfig, changed_settings, flat
+from .config import ExperimentConfig, changed_settings, differing_settings
 from .configure import run_command, stored_config
 from .package_code import code_of
-from .plugins import HOOKS
 from .records import FILE, Record, Records
 
 if TYPE_CHECKING:
@@ -162,18 +161,17 @@ class RunFolder:
                 f"The run in {self.path} can no longer be read, not even its {CONFIG}; delete that folder, "
                 "or name another with --out."
             ) from None
-        ours, theirs = (dict(flat(each.to_dict())) for each in (config, stored_config(self.path, held)))
-        changed = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
-        changed -= {"data.path"}  # the same text may be elsewhere; stages are of its content
-        sources = {f"{hook}.source" for hook in HOOKS}
-        if different := sorted(changed - sources):
-            shown = (f"{key} {theirs.get(key)!r} (asked: {ours.get(key)!r})" for key in different[:3])
+        there = stored_config(self.path, held)
+        theirs, ours = differing_settings([there, config])
+        # The same text may be elsewhere; stages are of its content.
+        if different := sorted(theirs.keys() - {"data.path"}):
+            shown = (f"{key} {theirs[key]!r} (asked: {ours[key]!r})" for key in different[:3])
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise UserError(
                 f"{self.path} holds a run with another configuration: {', '.join(shown)}{more}; "
                 "name another folder with --out (beside it, finished stages are shared), or delete that one."
             )
-        return bool(changed)
+        return there.plugins != config.plugins
 
     def finished(self, stage: str, key: str) -> Record | None:
         """Return a stage's record if its key is `key` and its files are intact."""
