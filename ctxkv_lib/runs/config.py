@@ -9,7 +9,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
@@ -258,20 +258,6 @@ def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
     changed = {key: value for key, value in own.items() if "." in key and usual.get(key, math.nan) != value}
     gone = {f"{hook}.plugin": None for hook in plain.plugins if hook not in config.plugins}
     return {**changed, **gone}
-
-
-def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
-
-    The digest of a plug-in's source is left out, as nobody can interpret it.
-    """
-    sources = {f"{hook}.source" for hook in HOOKS}
-    all_settings = [
-        {key: value for key, value in flat(config.to_dict()) if key not in sources} for config in configs
-    ]
-    first, every = all_settings[0], dict.fromkeys(key for settings in all_settings for key in settings)
-    keys = [key for key in every if any(settings.get(key) != first.get(key) for settings in all_settings)]
-    return [{key: settings.get(key) for key in keys} for settings in all_settings]
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, str]:

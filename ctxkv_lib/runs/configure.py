@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .config import (
     build_config,
     changed_settings,
     config_from_dict,
+    flat,
 )
 from .plugins import HOOKS, WITH_CONTEXTS
 
@@ -116,3 +117,17 @@ def stated_settings(config: ExperimentConfig) -> dict[str, Any]:
     implied = {f"{hook}.source" for hook in HOOKS} | ({"data.source"} if config.data.path else set())
     implied |= {f"{hook}.plugin" for hook in WITH_CONTEXTS} if config.plugins.get("mixer") else set()
     return {key: value for key, value in changed_settings(config).items() if key not in implied}
+
+
+def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
+    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
+
+    The digest of a plug-in's source is left out, as nobody can interpret it.
+    """
+    sources = {f"{hook}.source" for hook in HOOKS}
+    all_settings = [
+        {key: value for key, value in flat(config.to_dict()) if key not in sources} for config in configs
+    ]
+    first, every = all_settings[0], dict.fromkeys(key for settings in all_settings for key in settings)
+    keys = [key for key in every if any(settings.get(key) != first.get(key) for settings in all_settings)]
+    return [{key: settings.get(key) for key in keys} for settings in all_settings]

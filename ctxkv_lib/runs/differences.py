@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import counted
-from .config import ExperimentConfig, differing_settings
+from .config import ExperimentConfig
+from .configure import differing_settings
 from .plugins import HOOKS
 from .run_folder import Run
 

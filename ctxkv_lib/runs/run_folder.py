@@ -27,8 +27,8 @@ from ..files import (
 from ..locks import LOCK, only_process
 from ..method.loop import Metric
 from ..progress import counted, notice
-from .config import ExperimentConfig, changed_settings, differing_settings
-from .configure import run_command, stored_config
+from .config import ExperimentConfig, changed_settings
+from .configure import differing_settings, run_command, stored_config
 from .package_code import code_of
 from .records import FILE, Record, Records
 
