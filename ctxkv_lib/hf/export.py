@@ -24,11 +24,8 @@ FILES = {
     "hf": ("modeling", "configuration", "arguments", "cache", "copying", "export", "plugins", "prefill"),
     "method": ("config", "contexts", "losses", "model", "settings", "windows"),
 }
-AUTO_MAP = {
-    "AutoConfig": "configuration.ContextKVConfig",
-    "AutoModelForCausalLM": "modeling.ContextKVForCausalLM",
-}
 ANY = "|".join(name for names in FILES.values() for name in names)
+OWN = re.compile(r"^([ \t]*)from \.(\w+)(\s+)import", re.MULTILINE)  # of files in one folder
 PACKAGE = re.compile(rf"^([ \t]*)from (?:\.\.|ctxkv_lib\.)(?:method|hf)\.(?=(?:{ANY})\b)", re.MULTILINE)
 
 
@@ -36,12 +33,14 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[s
     """Write all files of the model's code into `folder`, with imports adapted to one flat folder.
 
     `plugins` are those of `ContextKVConfig`. Raises a ValueError if the code of one cannot be exported.
-    Returns `AUTO_MAP` with the files' names.
+    Returns the `auto_map` of its configuration.
     """
-    files, named = [], []
-    for package, names in FILES.items():
-        home = HERE if SUFFIX else HERE.parent / package
-        files += [home / f"{name}{SUFFIX}.py" for name in names]
+    if SUFFIX:  # the code of a saved folder is complete
+        for file in HERE.glob(f"*{SUFFIX}.py"):
+            (folder / file.name).write_bytes(file.read_bytes())
+        return _auto_map(SUFFIX)
+    files = [HERE.parent / package / f"{name}.py" for package, names in FILES.items() for name in names]
+    named = ["\n# Classes that this model was trained with.\n"]
     for plugin in plugins.values():
         part = named_part(plugin)
         files.append(source_file(part))
@@ -50,22 +49,21 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[s
         name = name_in_module(part)
         named.append(f"from .{files[-1].stem} import {name}\n")
         named.append(f'NAMED["{key_of(plugin)}"] = {name}\n')
-    codes = {}
-    for file in files:
-        code = PACKAGE.sub(r"\1from .", file.read_text(encoding="utf-8"))
-        if file.stem == "modeling":  # which in a saved folder names them already
-            code += "\n# Classes that this model was trained with.\n" + "".join(named)
-        codes[file.stem.removesuffix(SUFFIX)] = _renamed(code, SUFFIX, "")
+    codes = {file.stem: PACKAGE.sub(r"\1from .", file.read_text(encoding="utf-8")) for file in files}
+    codes["modeling"] += "".join(named)
     suffix = f"_{hashlib.sha256(repr(sorted(codes.items())).encode()).hexdigest()[:8]}"
     for name, code in codes.items():
-        (folder / f"{name}{suffix}.py").write_text(_renamed(code, "", suffix), encoding="utf-8")
-    return {auto: path.replace(".", f"{suffix}.") for auto, path in AUTO_MAP.items()}
+        renamed = OWN.sub(rf"\1from .\2{suffix}\3import", code)
+        (folder / f"{name}{suffix}.py").write_text(renamed, encoding="utf-8")
+    return _auto_map(suffix)
 
 
-def _renamed(code: str, suffix: str, other: str) -> str:
-    """Replace the suffix of the files that code imports from its own folder."""
-    own = rf"^([ \t]*)from \.(\w+?){suffix}(\s+)import"
-    return re.sub(own, rf"\1from .\2{other}\3import", code, flags=re.MULTILINE)
+def _auto_map(suffix: str) -> dict[str, str]:
+    """Return the classes that transformers' auto classes load, in files of that suffix."""
+    return {
+        "AutoConfig": f"configuration{suffix}.ContextKVConfig",
+        "AutoModelForCausalLM": f"modeling{suffix}.ContextKVForCausalLM",
+    }
 
 
 def source_file(part: Any) -> Path:
@@ -81,11 +79,10 @@ def source_file(part: Any) -> Path:
         raise ValueError(
             f"{part.__qualname__} is defined in a notebook, a function or a class, not in a module"
         )
-    if Path(file).parent != HERE:
-        try:
-            _check_file(Path(file))
-        except (SyntaxError, UnicodeDecodeError):  # transformers reads files as UTF-8
-            raise ValueError(f"{file} cannot be read; save it as UTF-8 without a byte order mark") from None
+    try:
+        _check_file(Path(file))
+    except (SyntaxError, UnicodeDecodeError):  # transformers reads files as UTF-8
+        raise ValueError(f"{file} cannot be read; save it as UTF-8 without a byte order mark") from None
     return Path(file)
 
 
