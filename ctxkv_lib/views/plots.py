@@ -154,10 +154,9 @@ class WindowExplorer(widgets.VBox):
         self.near = widgets.ToggleButtons(style={"button_width": "auto"}, layout=widgets.Layout(width="98%"))
         self.page, self.text = widgets.HTML(), widgets.HTML()
         self.figure: Figure | None = None
-        self.split.observe(self._on_split, names="value")
         self.tokens.observe(self._on_token, names="value")
         self.near.observe(self._on_token, names="value")
-        for control in (self.position, self.head):
+        for control in (self.split, self.position, self.head):
             control.observe(lambda _: self._draw(), names="value")
         for step, button in self.steps.items():
             button.on_click(lambda _, step=step: self._go(self.position.value + step))
@@ -172,11 +171,8 @@ class WindowExplorer(widgets.VBox):
         if change["new"] != HEADING[1]:  # selected anew by each drawing
             self._go(change["new"])
 
-    def _on_split(self, change: Any) -> None:
-        self.position.max = len(self._trained.caches[change["new"]]) - 1  # lowers a position beyond it
-        self._draw()
-
     def _draw(self) -> None:
+        self.position.max = len(self._trained.caches[self.split.value]) - 1  # lowers a position beyond it
         window = attended_window(self._trained, self.split.value, self.position.value)
         head = self.head.value
         weights = window.weights[head - 1] if head else window.weights.mean(dim=0)
