@@ -24,6 +24,8 @@ L4, H100 = {"bf16": 121e12, "fp32": 30.3e12}, {"bf16": 989e12, "fp32": 67e12}
 DEVICES = {"L4": (L4, 1), "H100": (H100, 1), "8 x H100": (H100, 8)}
 ASSUMED_SHARE = 0.4
 ASSUMED_STEP_SECONDS = 2e-3  # of a hundred or two launches, however small the batch
+OF_CONTEXTS = ("context_window", "slots", "kv_cache", "computed", "caches_dense_fp32_mib")
+OF_CONTEXTS += tuple(f"caches_{name}_mib" for name in BYTES)
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:
@@ -52,33 +54,26 @@ def describe(
         train_tokens = train_tokens or known["train_tokens"]
         if config.data.validation_samples == DataConfig.validation_samples:
             val_tokens = val_tokens or known["val_tokens"]
-    has_contexts = "mixer" not in config.plugins
-    sizes = (train_tokens, val_tokens, config.model) if has_contexts and train_tokens and val_tokens else None
+    sizes = (train_tokens, val_tokens, config.model) if train_tokens and val_tokens else None
     parameters, window, copies = shapes(config)
     kept = window.kept_contexts
-    of_contexts = {
-        "context_window": context_window(config.model, train_tokens),
-        "slots": slots_in_words(window, config.model),
-        "kv_cache": {
-            "contexts": kept,
-            "bytes": kept * config.model.context_dim * BYTES["fp32"]
-            + COUNTER_BYTES
-            + copies * (kept - 1) * TOKEN_BYTES,
-        },
-    }
-    return {
+    held = COUNTER_BYTES + kept * config.model.context_dim * BYTES["fp32"] + copies * (kept - 1) * TOKEN_BYTES
+    found = {
         "preset": config.preset,
         "recipe": config.recipe,
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
         "parameters": parameters,
-        **{name: value if has_contexts else None for name, value in of_contexts.items()},
-        **{f"caches_{name}_mib": gathered_mib(*sizes, name) if sizes else None for name in BYTES},
-        "caches_dense_fp32_mib": dense_fp32_mib(*sizes) if sizes else None,
-        "computed": computed_size(config, parameters, train_tokens) if has_contexts else None,
+        "context_window": context_window(config.model, train_tokens),
+        "slots": slots_in_words(window, config.model),
+        "kv_cache": {"contexts": kept, "bytes": held},
+        **{f"caches_{name}_mib": sizes and gathered_mib(*sizes, name) for name in BYTES},
+        "caches_dense_fp32_mib": sizes and dense_fp32_mib(*sizes),
+        "computed": computed_size(config, parameters, train_tokens),
         "refused": refusals(config, {"train": train_tokens, "val": val_tokens}),
     }
+    return found | dict.fromkeys(OF_CONTEXTS) if "mixer" in config.plugins else found
 
 
 def slots_in_words(window: Window, model: ModelConfig) -> str:
@@ -120,6 +115,9 @@ def computed_size(
     if is_streamed:
         starts = model.context_dim * BYTES["fp32"] // STRIDE
         caches = train_tokens * (starts + STREAM_BYTES) + BEGINNING_TOKENS * row
+    # Two products with the table and three with the layer.
+    operations = train_tokens * (4 * GPT2_VOCAB_SIZE * model.hidden_size + 6 * parameters["trainable_phase2"])
+    least = -(-train_tokens // config.phase2.batch_size) * ASSUMED_STEP_SECONDS
     return {
         "tokens": train_tokens,
         "precision": precision,
@@ -129,19 +127,10 @@ def computed_size(
         "phase1_gib": read * model.context_dim * BYTES["fp32"] / GIB,
         "sent_mib": parameters["trainable_phase2"] * BYTES["fp32"] / MIB,
         "epoch_seconds": {
-            name: _epoch_seconds(config, parameters, train_tokens, products[precision], count)
+            name: max(operations / (products[precision] * ASSUMED_SHARE * count), least)
             for name, (products, count) in DEVICES.items()
         },
     }
-
-
-def _epoch_seconds(
-    config: ExperimentConfig, parameters: dict[str, int], tokens: int, products: float, count: int
-) -> float:
-    """Estimate from two products with the table and three with the layer, or the minimum time of a step."""
-    operations = 4 * GPT2_VOCAB_SIZE * config.model.hidden_size + 6 * parameters["trainable_phase2"]
-    steps = -(-tokens // config.phase2.batch_size)
-    return max(tokens * operations / (products * ASSUMED_SHARE * count), steps * ASSUMED_STEP_SECONDS)
 
 
 def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
