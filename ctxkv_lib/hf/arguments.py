@@ -44,17 +44,15 @@ def columns_read(
     """Return which columns are no padding, bool `[batch, length]`; raises the ValueErrors of `forward`."""
     batch, length = input_ids.shape
     require(len(cache.state) == batch, f"{CACHE_NAME}'s batch", len(cache.state), f"{batch}, as of input_ids")
-    if attention_mask is None:
-        read = torch.ones_like(input_ids, dtype=torch.bool)
-    else:
-        shape = tuple(attention_mask.shape)
-        fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
-        require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
-        earlier, read = attention_mask.bool().split([shape[1] - length, length], dim=1)
-        if earlier.shape[1]:
-            kept, held = earlier.sum(dim=1).tolist(), cache.lengths.tolist()
-            allowed = f"{held}, as many as the cache has read; a mask of the new columns alone will do"
-            require(kept == held, "the number of earlier tokens that attention_mask keeps", kept, allowed)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    shape = tuple(mask.shape)
+    fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
+    require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
+    earlier, read = mask.bool().split([shape[1] - length, length], dim=1)
+    if earlier.shape[1]:
+        kept, held = earlier.sum(dim=1).tolist(), cache.lengths.tolist()
+        allowed = f"{held}, as many as the cache has read; a mask of the new columns alone will do"
+        require(kept == held, "the number of earlier tokens that attention_mask keeps", kept, allowed)
     if position_ids is not None:
         found, expected = position_ids[..., -length:], cache.lengths[:, None] + read.cumsum(dim=1) - 1
         wrong = found.expand_as(read)[read & (found != expected)][:1].tolist()
