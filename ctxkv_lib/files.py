@@ -28,9 +28,10 @@ NO_CHECKSUM = "0" * 32  # in the place of a checksum while it is computed
 TEMPORARY = re.compile(r"\..*\.\d+\.part")  # names that `replacing` writes to
 DIGITS = 16  # of a digest
 MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
-HEADER_BYTES = 2**17  # reserved before names and sizes of tensors are known; the format allows blanks
+ENTRY_BYTES = 2**9  # of a header, reserved for each tensor before its name and size are known, in blanks
 # Names of torch's number types in safetensors files.
-KINDS = {"uint8": "U8", "uint16": "U16", "int32": "I32", "int64": "I64", "bool": "BOOL"}
+KINDS = {"uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64", "bool": "BOOL"}
+KINDS |= {"int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "complex64": "C64"}
 KINDS |= {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 
 
@@ -232,17 +233,20 @@ def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] 
         _seal(beside)
 
 
-def write_streamed(path: Path, chunks: Iterable[tuple[str, "Tensor"]], metadata: dict[str, str]) -> None:
+def write_streamed(
+    path: Path, chunks: Iterable[tuple[str, "Tensor"]], metadata: dict[str, str], most: int = 8
+) -> None:
     """Write the file that `write_tensors` would, with one chunk of a tensor at a time in memory.
 
     Args:
         chunks: the name of a tensor and its next rows (or all of it), those of a tensor one after another.
             Each must begin at a multiple of its numbers' size: small numbers come last, or are filled up.
+        most: how many tensors, at most.
     """
     from torch import uint8
 
     header: dict[str, Any] = {"__metadata__": {CHECKSUM: NO_CHECKSUM, **metadata}}
-    header_bytes, end = len(json.dumps(header)) // 8 * 8 + HEADER_BYTES, 0
+    header_bytes, end = len(json.dumps(header)) // 8 * 8 + (most + 1) * ENTRY_BYTES, 0
     with replacing(path) as beside:
         with beside.open("wb") as file:
             file.write(header_bytes.to_bytes(8, "little") + bytes(header_bytes))

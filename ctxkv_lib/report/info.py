@@ -24,8 +24,8 @@ L4, H100 = {"bf16": 121e12, "fp32": 30.3e12}, {"bf16": 989e12, "fp32": 67e12}
 DEVICES = {"L4": (L4, 1), "H100": (H100, 1), "8 x H100": (H100, 8)}
 ASSUMED_SHARE = 0.4
 ASSUMED_STEP_SECONDS = 2e-3  # of a hundred or two launches, however small the batch
-OF_CONTEXTS = ("context_window", "slots", "kv_cache", "computed", "caches_dense_fp32_mib")
-OF_CONTEXTS += tuple(f"caches_{name}_mib" for name in BYTES)
+OF_CONTEXTS = ["context_window", "slots", "kv_cache", "computed", "caches_dense_fp32_mib"]
+OF_CONTEXTS += [f"caches_{name}_mib" for name in BYTES]
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:

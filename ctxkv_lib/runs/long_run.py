@@ -60,7 +60,7 @@ class Checkpoint:
         with suppress(FileNotFoundError):
             self.path.replace(self.previous)
         chunks = ((name, part) for name, tensor in tensors.items() for part in parts(tensor))
-        write_streamed(self.path, chunks, {"key": self.key, "state": json.dumps(state)})
+        write_streamed(self.path, chunks, {"key": self.key, "state": json.dumps(state)}, len(tensors))
         ended = time.monotonic()
         self.next_save = ended + max(EVERY_SECONDS, (ended - began) / WRITING_SHARE)
 

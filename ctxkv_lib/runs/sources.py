@@ -146,7 +146,7 @@ def _changed(tree: ast.AST, scope: dict[str, Any]) -> set[str]:
                     found.add(ast.unparse(held))
             case ast.Subscript(value=held, ctx=ast.Store() | ast.Del()):
                 found.add(ast.unparse(held))
-            case ast.Global(names=assigned):
+            case ast.Global(names=assigned) | ast.Nonlocal(names=assigned):
                 found.update(assigned)
     return found
 

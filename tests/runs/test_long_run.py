@@ -278,6 +278,18 @@ def test_the_newest_state_that_can_be_read_is_restored(kept, said, damage):
     assert found(kept) == (1, 1.0)  # the one that could be read was not replaced by the torn one
 
 
+def test_a_state_of_many_tensors_of_any_type_is_kept(tmp_path):
+    kept, kinds = Checkpoint(tmp_path / "c.safetensors", "key"), (torch.int8, torch.int16, torch.complex64)
+    tensors = {
+        f"adam/attention.layers.{n}.self_attn.in_proj_weight/exp_avg": torch.ones(2) for n in range(1500)
+    }
+    tensors |= {str(kind): torch.ones(2, dtype=kind) for kind in kinds}
+    kept.save(tensors, {})
+    found, _ = kept.restore()
+    assert found.keys() == tensors.keys()
+    assert [found[str(kind)].dtype for kind in kinds] == [*kinds]
+
+
 def test_it_saves_every_half_minute_and_less_often_where_writing_is_slow(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(long_run.time, "monotonic", lambda: now[0])

@@ -123,6 +123,14 @@ LIMITS = Limits(1)
 def idea(c):
     return LIMITS.clip(c)
 """
+COUNTER = """
+def make(calls):
+    def idea(c):
+        nonlocal calls
+        calls += 1
+    return idea
+idea = make(0)
+"""
 SUBCLASS = """
 class idea(Base):
     pass
@@ -219,6 +227,7 @@ SWAPPED = "CFG.on.clear(); CFG.on.update((8, 0))"  # the same set, whose numbers
         (OBJECT, "LIMITS.clip(torch.ones(1))"),
         ("def idea(c, kept={}):\n    kept[c] = c", "idea(1)"),
         ("def idea(c):\n    idea.calls = c", "idea(1)"),
+        (COUNTER, "idea(1)"),
         (OBJECT + "def idea(c):\n    LIMITS.low += c\n    LIMITS.parts.append(c)", "idea(1)"),
         ("CFG = types.SimpleNamespace(on={0, 8})\ndef idea(c):\n    return c * len(CFG.on)", SWAPPED),
         (PARTS, SWAPPED),
