@@ -457,7 +457,7 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
 
 def test_contexts_beside_a_gru_are_what_was_measured():
     found, by_groups = comparisons.gru_changes(), comparisons.gru_changes(by_groups=True)
-    plain, copied, four, both, states = found.values()
+    plain, copied, four, both, _ = found.values()
     assert [*plain] == [10, 50, 100, 200]
     assert [*four] == [*both] == [10, 100, 200]
     for each in (copied, by_groups[comparisons.BESIDE_THE_GRU[1]]):
