@@ -458,34 +458,37 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
 def test_contexts_beside_a_gru_are_what_was_measured():
     found, by_groups = comparisons.gru_changes(), comparisons.gru_changes(by_groups=True)
     plain, copied, four, both, _ = found.values()
-    assert [*plain] == [10, 50, 100, 200]
-    assert [*four] == [*both] == [10, 100, 200]
+    assert [*plain] == [10, 50, 100, 200, 500]
+    assert [*four] == [*both] == [10, 100, 200, 500]
     for each in (copied, by_groups[comparisons.BESIDE_THE_GRU[1]]):
-        assert all(high < 0 for _, _, high in each.values())
+        assert all(each[count][2] < 0 for count in (10, 50, 100, 200))
+    change, low, high = copied[500]
+    assert low < 0 < high
+    said = f"({-change:.1f}% better; {high:.1f}% worse to {-low:.1f}% better; one seed)"
+    assert f"With 500 conversations the test does not tell them apart {said}" in PAGES["study"]
     for count in (100, 200):
         said = f"{{:.1f}}% with {count} ({{:.1f}}% to {{:.1f}}%)"
         assert said.format(*(-copied[count][place] for place in (0, 2, 1))) in PAGES["study"]
-    steps = [f"{-change:.0f}%" for change, _, _ in copied.values()]
+    steps = [f"{-copied[count][0]:.0f}%" for count in (10, 50, 100, 200)]
     assert f"by {', '.join(steps[:-1])} and {steps[-1]}" in PAGES["study"]
     for name in (comparisons.BESIDE_THE_GRU[0], comparisons.BESIDE_THE_GRU[4]):
         for each in (found[name], by_groups[name]):
-            assert [count for count, (_, _, high) in each.items() if high < 0] == [50, 100, 200]
+            assert [count for count, (_, _, high) in each.items() if high < 0] == [50, 100, 200, 500]
             assert each[10][1] < 0
     falls = [-change for change, _, _ in plain.values()]
     assert falls == sorted(falls)  # by more with more text
     assert [change for change, _, _ in copied.values()] == sorted(change for change, _, _ in copied.values())
     for each in (both, by_groups[comparisons.BESIDE_THE_GRU[3]]):
         assert each[10][1] > 0
-        assert all(each[count][2] < 0 for count in (100, 200))
-    said = "by {:.1f}% with 50, {:.1f}% with 100 and {:.1f}% with 200"
+        assert all(each[count][2] < 0 for count in (100, 200, 500))
+    said = "by {:.1f}% with 50, {:.1f}% with 100, {:.1f}% with 200 and {:.1f}% with 500 (one seed)"
     assert said.format(*falls[1:]) in PAGES["README"]
     assert plain[10][1] < 0 < plain[10][2]
     assert "With 10 the test does not tell them apart." in PAGES["README"]
+    said = "by {:.1f}% with 100, {:.1f}% with 200 and {:.1f}% with 500"
     for page in PAGES["README"], PAGES["study"]:
-        assert (
-            f"the GRU is better** by {-both[100][0]:.1f}% with 100 and {-both[200][0]:.1f}%"
-            in page.replace("better by", "better** by")
-        )
+        better = said.format(*(-both[count][0] for count in (100, 200, 500)))
+        assert f"the GRU is better** {better}" in page.replace("better by", "better** by")
         assert f"by {both[10][0]:.1f}%" in page
     for kind, said in (
         ("four caches", "Contexts with these have {:.1f}, {:.1f} and {:.1f} with 10"),
@@ -494,14 +497,15 @@ def test_contexts_beside_a_gru_are_what_was_measured():
         rows = [r for r in FAIR_CACHE if r["variant"] == "contexts" and kind in r["rows"]]
         ppls = [mean(r["rows"][kind]["test_ppl"] for r in rows if r["samples"] == n) for n in (10, 100, 200)]
         assert said.format(*ppls) in PAGES["study"]
-    (largest,) = [run["rows"] for run in FAIR_CACHE if run["samples"] == 500]
-    ppls = [largest[kind]["test_ppl"] for kind in ("model", "four caches", "copying")]
-    assert (
-        "With 500 (one seed, contexts only): {:.1f}, with the four {:.1f}, with copying {:.1f}.".format(*ppls)
-        in PAGES["study"]
+    largest = {run["variant"]: run["rows"] for run in FAIR_CACHE if run["samples"] == 500}
+    kinds = [("contexts", ("model", "four caches", "copying")), ("GRU", ("model", "four caches"))]
+    ppls = [largest[name][kind]["test_ppl"] for name, each in kinds for kind in each]
+    said = (
+        "With 500 (one seed): {:.1f}, with the four {:.1f}, with copying {:.1f}. The GRU has {:.1f}, with the"
     )
+    assert f"{said} four {{:.1f}}.".format(*ppls) in PAGES["study"]
     for count, rows in comparisons.fair_losses().items():  # the runs of the sweep
-        for name, variant in (("contexts", "contexts"), ("the GRU", "GRU"))[: 1 if count == 500 else 2]:
+        for name, variant in (("contexts", "contexts"), ("the GRU", "GRU")):
             expected, _ = losses(PARTS["fair"], count, variant)
             assert len(expected) == (1 if count == 500 else 3)
             np.testing.assert_allclose(rows[name], expected, atol=2e-4)
