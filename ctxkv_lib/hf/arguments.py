@@ -44,7 +44,7 @@ def columns_read(
     """Return which columns are no padding, bool `[batch, length]`; raises the ValueErrors of `forward`."""
     batch, length = input_ids.shape
     require(len(cache.state) == batch, f"{CACHE_NAME}'s batch", len(cache.state), f"{batch}, as of input_ids")
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
     shape = tuple(mask.shape)
     fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
     require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")

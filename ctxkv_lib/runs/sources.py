@@ -175,8 +175,6 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
         value = [value.func, value.args, value.keywords]
     elif inspect.ismethod(value):
         value = [value.__func__, value.__self__]
-    elif type(value) is SimpleNamespace:
-        value = vars(value)
     elif _is_code(value):
         *outer, last = layers(value)
         for part in [*filter(_is_followed, outer), last]:  # libraries wrap methods of a class in use
@@ -200,6 +198,8 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
     elif isinstance(value, dict | list | tuple):
         held = value.items() if isinstance(value, dict) else value
         yield f"[{','.join(''.join(_described(each, seen, depth + 1)) for each in held)}]"
+    elif isinstance(value, SimpleNamespace):
+        yield from _described(vars(value), seen, depth + 1)
     elif not (
         is_own and is_dataclass(value) and hasattr(value, "__dict__") and not hasattr(value, "state_dict")
     ):

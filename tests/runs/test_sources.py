@@ -230,6 +230,12 @@ SWAPPED = "CFG.on.clear(); CFG.on.update((8, 0))"  # the same set, whose numbers
         (COUNTER, "idea(1)"),
         (OBJECT + "def idea(c):\n    LIMITS.low += c\n    LIMITS.parts.append(c)", "idea(1)"),
         ("CFG = types.SimpleNamespace(on={0, 8})\ndef idea(c):\n    return c * len(CFG.on)", SWAPPED),
+        (
+            PARTS.replace(
+                "@dataclasses.dataclass(frozen=True)\nclass Parts:", "class Parts(types.SimpleNamespace):"
+            ).replace("Parts({0, 8})", "Parts(on={0, 8})"),
+            SWAPPED,
+        ),
         (PARTS, SWAPPED),
         (FACTORY.replace("return self", "C.k += 1; return self") + "idea = make(1)", "idea()(1)"),
         ("class idea(torch.autograd.Function):\n    pass", "idea.apply"),
