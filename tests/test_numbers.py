@@ -19,6 +19,7 @@ from intervals import difference, losses, speaker_groups, speakers, speakers_apa
 
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.research.sweep_file import read_sweep
+from ctxkv_lib.research.sweep_table import sweep_document
 from ctxkv_lib.runs import published
 
 STUDY, DETAILS = (
@@ -71,6 +72,15 @@ SAID = [
 def row(part, samples, variant):
     (found,) = [r for r in PARTS[part]["rows"] if (r["samples"], r["variant"]) == (samples, variant)]
     return found
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_tables_that_are_kept_follow_from_the_results(part):
+    kept = (TOP / f"notebooks/study/results/{part}/sweep.md").read_text(encoding="utf-8")
+    head, made = "# Sweep\n\n", sweep_document(PARTS[part])
+    assert kept.startswith(head)
+    lines, expected = (text.removeprefix(head).splitlines()[1:] for text in (kept, made))
+    assert lines == expected  # all but how many wait, which results do not keep
 
 
 @pytest.mark.parametrize(("page", "said", "part", "samples", "variant", "other", "split"), SAID)

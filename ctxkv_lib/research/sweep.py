@@ -58,9 +58,11 @@ def sweep(
         "failed", which is tried again; its `error` says why. `read_sweep` reads all but those that wait.
 
     Raises:
-        UserError: before anything is computed, if `hours` is no number of 0 or more, there are fewer
-            conversations than the largest run asks for, or `sweep.json` is damaged.
+        UserError: before anything is computed, if there are no points, `hours` is no number of 0 or more,
+            there are fewer conversations than the largest run asks for, or `sweep.json` is damaged.
     """
+    if not points:
+        raise UserError("A sweep of no grid points has no results; give at least one.")
     if hours is not None and not hours >= 0:
         raise UserError(f"--hours is {hours}; allowed: 0 or more.")
     load_conversations(max((point.config.data for point in points), key=lambda data: data.samples), "train")

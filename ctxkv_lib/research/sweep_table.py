@@ -119,8 +119,10 @@ def sweep_document(results: Results) -> str:
     states = [entry["state"] for entry in entries]
     source = Path(__file__).with_name("sweep.md.j2").read_text(encoding="utf-8")
     template = environment("en").from_string(source)
+    first, *others = [variant["settings"].items() for variant in results["variants"].values()] or [()]
     return template.render(
         results,
+        shared=[pair for pair in first if others and all(pair in each for each in others)],
         counts=", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
         table=markdown_table(HEADER, [[literal(name), *row] for name, *row in cells]),
         commits=dict.fromkeys(entry["git_commit"] or "unknown" for entry in entries if "git_commit" in entry),

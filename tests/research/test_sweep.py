@@ -145,6 +145,12 @@ def test_a_stop_outside_of_the_runs_says_its_line_too(points, tmp_path, monkeypa
         sweep(points(), tmp_path / "runs", tmp_path / "out", hours=0)
 
 
+def test_a_sweep_of_nothing_is_refused_and_leaves_results_alone(tmp_path):
+    with pytest.raises(UserError, match="give at least one"):
+        sweep([], tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_time_that_is_over_leaves_runs_for_the_next_call(points, tmp_path):
     with pytest.raises(UserError, match="--hours is nan; allowed: 0 or more"):
         sweep(points(), tmp_path, tmp_path / "out", hours=float("nan"))

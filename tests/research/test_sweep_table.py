@@ -72,6 +72,15 @@ def test_rows_have_mean_spread_and_n_grams_beside():
     assert "tokens^" not in sweep_document(results([10, 50]))
 
 
+def test_settings_that_all_variants_have_are_said_once():
+    settings = {"a": {"data.samples": 3, "x.y": 1}, "b": {"data.samples": 3, "x.y": 2}}
+    variants = {name: {"recipe": "exact", "settings": own} for name, own in settings.items()}
+    document = sweep_document(summarize(variants, [entry(name, 3, 1, 2.0) for name in variants]))
+    assert "\nAll have data.samples=3.\n\n- a: recipe exact, x.y=1\n- b: recipe exact, x.y=2\n" in document
+    alone = sweep_document(summarize({"a": variants["a"]}, [entry("a", 3, 1, 2.0)]))
+    assert "\n## Variants\n\n- a: recipe exact, data.samples=3, x.y=1\n" in alone
+
+
 def test_measurements_have_a_table_and_a_figure_with_gaps_where_a_baseline_has_none():
     entries = [
         entry(name, 10, seed, ppl + seed, measured={"horizon": back, "mean_recall": back / 50, "zero": back})
