@@ -467,7 +467,7 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
 
 def test_contexts_beside_a_gru_are_what_was_measured():
     found, by_groups = comparisons.gru_changes(), comparisons.gru_changes(by_groups=True)
-    plain, copied, four, both, _ = found.values()
+    plain, copied, four, both, _, states = found.values()
     assert [*plain] == [10, 50, 100, 200, 500]
     assert [*four] == [*both] == [10, 100, 200, 500]
     for each in (copied, by_groups[comparisons.BESIDE_THE_GRU[1]]):
@@ -485,6 +485,11 @@ def test_contexts_beside_a_gru_are_what_was_measured():
         for each in (found[name], by_groups[name]):
             assert [count for count, (_, _, high) in each.items() if high < 0] == [50, 100, 200, 500]
             assert each[10][1] < 0
+    for each in (states, by_groups[comparisons.BESIDE_THE_GRU[5]]):
+        assert [*each] == [10, 100, 200, 500]
+        assert all(high < 0 for _, _, high in each.values())
+    gains = [f"{-change:.1f}%" for change, _, _ in states.values()]
+    assert f"by {', '.join(gains[:-1])} and {gains[-1]} with 10, 100, 200 and 500: its" in PAGES["study"]
     falls = [-change for change, _, _ in plain.values()]
     assert falls == sorted(falls)  # by more with more text
     assert [change for change, _, _ in copied.values()] == sorted(change for change, _, _ in copied.values())

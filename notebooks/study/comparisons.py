@@ -36,6 +36,7 @@ BESIDE_THE_GRU: tuple[Pair, ...] = (
     (WITH_TOKENS, COPIES),
     (WITH_TOKENS, COPIES_TOO),
     (WITH_STATES, COPIES),
+    (WITH_STATES, WITH_TOKENS),
 )
 
 
