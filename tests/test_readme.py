@@ -25,7 +25,7 @@ ROWS = {  # of the table of results: part of the study, and its variant or basel
     "`exact`: the original with exact contexts": ("answer", "exact"),
     "n-grams on the same text": ("answer", "n-grams"),
     "n-grams and a unigram cache": ("answer", "n-grams and cache"),
-    "`tuned`: ours": ("answer", "tuned, copying"),
+    "`tuned, copying`: our recipe": ("answer", "tuned, copying"),
     "`tuned` without copying": ("answer", "tuned"),
     "the same without contexts": ("baselines", "no contexts"),
     "the same with a GRU instead of contexts, not searched for (see 4)": ("baselines", "GRU"),
