@@ -38,6 +38,7 @@ COUNTED, WITH_TABLE = "n-grams, four caches", "n-grams, four caches and the tabl
 STYLES: dict[str, dict[str, Any]] = {
     "exact": {"color": ORANGE, "marker": "s"},
     "tuned": {"color": BLUE, "marker": "o"},
+    COPIED: {"color": OKABE_ITO[3], "marker": "D"},
     CACHED: {"color": OKABE_ITO[2], "marker": "^"},
     COUNTED: {"color": INK, "ls": ":"},
     WITH_TABLE: {"color": INK, "ls": "--"},
@@ -68,7 +69,7 @@ def training_tokens() -> dict[int, int]:
 
 def read_lines() -> Lines:
     """Read the losses of all rows on the ten test conversations, by training tokens."""
-    found: Lines = {name: {} for name in (*STYLES, COPIED)}
+    found: Lines = {name: {} for name in STYLES}
     sizes = training_tokens()
     for results in read_parts():
         for samples in {cell["samples"] for cell in results["cells"] if cell["variant"] == COPIED}:
@@ -164,7 +165,7 @@ def main(folder: Path) -> None:
     """Draw both figures, and print the crossings."""
     lines = read_lines()
     losses = drawn(lines)
-    for own in ("exact", "tuned", CACHED):
+    for own in ("exact", "tuned", COPIED, CACHED):
         for other in (COUNTED, WITH_TABLE):
             print(f"{own} meets {other}:", *(f"{value:,.0f}" for value in crossing(losses, own, other)))
     folder.mkdir(parents=True, exist_ok=True)
