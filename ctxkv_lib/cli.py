@@ -142,7 +142,7 @@ def info(options: argparse.Namespace) -> None:
     from .report.terminal import format_info
 
     config, tokens = _config(options, options.samples), (options.train_tokens, options.val_tokens)
-    if options.data and tokens == (None, None):
+    if config.data.path and tokens == (None, None):
         with _loading():
             from .views.explore import load_corpus
         # Every preset's tokenizer is GPT-2's; this one needs no network.

@@ -69,9 +69,10 @@ def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
     file = tmp_path / "chats.jsonl"
     file.write_text("\n".join(json.dumps({"text": " ".join(["rain"] * 100)}) for _ in range(40)))
     split = ("--set", "data.validation_samples=2", "--set", "data.test_samples=1")
-    found = printed_by("info", "--preset", "colab", "--data", file, *split, "--json")
-    assert (found["samples"], found["train_tokens"]) == (37, 3_700)
-    assert found["val_tokens"] == 2 * 100 + 2  # and the newlines between both
+    for named in (("--data", file), ("--set", f"data.path={file}")):
+        found = printed_by("info", "--preset", "colab", *named, *split, "--json")
+        assert (found["samples"], found["train_tokens"]) == (37, 3_700)
+        assert found["val_tokens"] == 2 * 100 + 2  # and the newlines between both
 
 
 @pytest.mark.parametrize(

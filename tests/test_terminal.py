@@ -23,6 +23,7 @@ from ctxkv_lib import cli, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.experiments import run
 from ctxkv_lib.progress import fitted
+from ctxkv_lib.report.terminal import format_scores
 from ctxkv_lib.runs.run_folder import load_run
 
 
@@ -133,6 +134,23 @@ def test_a_read_only_run_is_refused_before_it_is_evaluated(printed_by, tmp_path,
     monkeypatch.setattr(os, "access", lambda path, _: path != run)
     monkeypatch.setattr("ctxkv_lib.runs.trained.evaluate_texts", None)  # not to be called
     assert f"{run} is read-only; evaluate a copy" in printed_by("evaluate", run, "--data", data, code=2)
+
+
+@pytest.mark.parametrize(
+    ("word_ppl", "shown"), [(1234.5, "1,234.5"), (60.0**150, "over a billion"), (None, "over a")]
+)
+def test_a_perplexity_of_words_has_no_more_digits_than_can_be_read(word_ppl, shown):
+    scores = {
+        "conversations": 1,
+        "tokens": 9,
+        "ppl": 60.0,
+        "word_ppl": word_ppl,
+        "bits_per_byte": 2.0,
+        "accuracy": 0.1,
+    }
+    text = format_scores({**scores, "by_position": [], "by_history": []})
+    assert f"PPL 60.0 a token, {shown}" in text
+    assert "a word; " in text
 
 
 def test_small_data_take_more_than_nothing(printed_by):

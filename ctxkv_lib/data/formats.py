@@ -135,6 +135,8 @@ def _table(path: Path) -> Records:
     begin = 1  # line of the record that is read
     try:
         columns = [name for name in reader.fieldnames or () if name]
+        if names and not columns:
+            raise UserError(f"{path}, line 1 is blank; write the names of the columns there.")
         _refuse_twice(f"{path}, line 1", columns)
         begin += reader.line_num
         for record in reader:
@@ -222,7 +224,8 @@ def _fields_of(where: str, record: Any, forms: Iterable[Fields]) -> Fields:
 
 def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
     *questions, last = ("instruction", "input", "output") if fields == ALPACA else fields
-    value, asked = record[last], [part for name in questions if (part := record.get(name))]
+    value, absent = record[last], ("", None) if fields == ALPACA else ("",)
+    asked: list[Any] = [part for name in questions if (part := record.get(name)) not in absent]
     try:
         if questions:
             question = {"role": "user", "content": "\n".join(asked)}
@@ -257,7 +260,7 @@ def _message(number: int, turn: Any) -> dict[str, str]:
     if parts is None and not (turn.get("tool_calls") or turn.get("function_call")):
         raise ValueError(f'turn {number} has "{content}": null; give it a text, or delete the turn')
     if not isinstance(parts, str):
-        known = () if parts is None else (part for part in parts if part.get("type", "text") == "text")
-        parts = "".join(part["text"] for part in known)
+        texts = (part for part in parts or () if (part.get("type") or "text").endswith("text"))
+        parts = "".join(part["text"] for part in texts)  # also OpenAI's input_text and output_text
     name = turn.get(role, "")
     return {"role": ROLES.get(name, name) + "", "content": parts}

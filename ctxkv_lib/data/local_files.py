@@ -30,7 +30,7 @@ PURPOSES = {
     "corpus_samples": "the token table",
 }
 
-FORMATS_VERSION = 4  # raise it when reading changes: it is part of the copy's key
+FORMATS_VERSION = 5  # raise it when reading changes: it is part of the copy's key
 
 
 def kept_file(path: Path, columns: str | None = None) -> Rows:
@@ -115,7 +115,7 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
     """
     rows = _file_of(data)
     if len(rows) < 2:
-        is_text = kind_of(Path(str(data.path))) == ".txt"
+        is_text = kind_of(Path(str(data.path)).expanduser()) == ".txt"
         apart = "; a blank line separates conversations" if is_text else ""
         raise UserError(
             f"{data.path} has {len(rows)} conversation; at least 2 are needed to train and validate{apart}."

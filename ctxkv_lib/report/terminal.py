@@ -1,5 +1,6 @@
 """What commands print: tables aligned for a terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby, zip_longest
 from textwrap import indent
@@ -12,6 +13,8 @@ from ..runs.listing import Listed
 from .info import BYTES
 from .labels import span
 from .tables import percent, ppl, whole
+
+LARGEST_SHOWN = 1e9  # perplexity of a word; text with few spaces has words of many tokens
 
 
 def terminal_table(rows: Sequence[Sequence[str]], sides: str = "<") -> str:
@@ -34,10 +37,11 @@ def _aligned(cells: Sequence[str], side: str) -> list[str]:
 
 def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts`."""
-    word_ppl = "beyond any number" if scores["word_ppl"] is None else ppl(scores["word_ppl"])
+    word_ppl = scores["word_ppl"] or math.inf
+    a_word = ppl(word_ppl) if word_ppl < LARGEST_SHOWN else "over a billion"
     lines = [
         f"{counted(scores['conversations'], ' conversations')}, {counted(scores['tokens'], ' tokens')}",
-        f"PPL {ppl(scores['ppl'])} a token, {word_ppl} a word; "
+        f"PPL {ppl(scores['ppl'])} a token, {a_word} a word; "
         f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {percent(scores['accuracy'])}",
     ]
     for key, title in {"by_position": "Tokens read before", "by_history": "Contexts in window"}.items():

@@ -196,6 +196,7 @@ class AttendedWindow:
         slots: positions of the slots, nearest first, int64 `[max_contexts]`; negative before the stream.
         weights: attention weights `[num_heads, max_contexts]`.
         target: the next token.
+        is_right: whether the most likely token is the next one; parts of characters look alike as text.
         guesses: the most likely next tokens with their probabilities.
     """
 
@@ -204,6 +205,7 @@ class AttendedWindow:
     slots: Tensor
     weights: Tensor
     target: str
+    is_right: bool
     guesses: list[tuple[str, float]]
 
 
@@ -230,6 +232,7 @@ def attended_window(trained: Trained, split: str, position: int, guesses: int = 
         slots=slots,
         weights=weights[0],
         target=pieces[-1],
+        is_right=bool(likely.indices[0] == cache.ids[position + 1]),
         guesses=list(zip(names, likely.values.tolist(), strict=True)),
     )
 
@@ -253,6 +256,5 @@ def prediction_rows(trained: Trained, positions: Sequence[int], context: int = 1
         window = attended_window(trained, "val", position, guesses=3)
         before = "".join([*window.pieces.values()][-context:])
         best = ", ".join(f"{text!r} {share:.0%}" for text, share in window.guesses)
-        hit = "yes" if window.guesses[0][0] == window.target else "no"
-        rows.append([repr(before), repr(window.target), best, hit])
+        rows.append([repr(before), repr(window.target), best, "yes" if window.is_right else "no"])
     return rows

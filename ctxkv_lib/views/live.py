@@ -27,6 +27,7 @@ DRAW_SECONDS = 1.0  # between two drawings within a stage, at least ...
 SHARE = 0.05  # ... and the largest share of the time for drawing
 BAR_SECONDS = 0.25  # between two changes of the bar
 BAR_LETTERS = 80
+COUNTS = {"phase1": "iteration", "phase2": "epoch"}  # what numbers the lines of a stage
 LATEST = 3  # runs whose curves are drawn: the newest
 
 
@@ -75,8 +76,8 @@ class LiveCurves:
             return
         self._stage = metric["stage"]
         run = run_name(metric) or "this run"
-        lines = self._lines[self._stage].setdefault(run, [])
-        lines.append(metric)
+        lines, count = self._lines[self._stage].setdefault(run, []), COUNTS[self._stage]
+        lines[:] = [line for line in lines if line[count] < metric[count]] + [metric]  # a call may begin anew
         self._is_behind = True
         if len(lines) == 1 or self._clock() >= self._due:
             self._show()

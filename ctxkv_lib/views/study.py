@@ -131,7 +131,7 @@ def _by_tokens(results: Mapping[str, Any], splits: Sequence[str]) -> Figure:
     laws = {law["variant"]: law.get(splits[0]) for law in power_laws(results["rows"])}
     fitted = SPLITS[splits[0]].lower()
     for ax, split in zip(axes, splits, strict=True):
-        styles = iter(VARIANTS)
+        styles = cycle(VARIANTS)
         for variant in dict.fromkeys(row["variant"] for row in results["rows"] if row[split]):
             rows = [row for row in results["rows"] if row["variant"] == variant and row[split]]
             style = next(styles) if rows[0]["seeds"] else {"color": INK, "ls": STYLES[variant], "lw": 1.6}

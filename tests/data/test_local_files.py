@@ -22,11 +22,14 @@ from ctxkv_lib.runs.configure import compared_samples, configure, run_command
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "é 你好"}]
+TYPES = ("input_text", "output_text")
 PARTS = [{**m, "content": [{"type": "text", "text": c} for c in m["content"]]} for m in CHAT]
+RESPONSE = [{**m, "content": [{"type": t, "text": m["content"]}]} for m, t in zip(CHAT, TYPES, strict=True)]
 SHAREGPT = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "é 你好"}]
 RECORDS = {  # of the fields named in the second place, where they have unusual names
     "OpenAI": ({"messages": CHAT}, None),
     "OpenAI in parts": ({"messages": PARTS}, None),
+    "OpenAI in parts of responses": ({"messages": RESPONSE}, None),
     "ShareGPT": ({"id": 1, "conversations": SHAREGPT}, None),
     "Alpaca": ({"instruction": "Hello?", "input": "", "output": "é 你好"}, None),
     "prompts": ({"prompt": "Hello?", "completion": "é 你好"}, None),
@@ -146,6 +149,8 @@ def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
         (b'{"conversations": [{"from": "gpt", "value": null}]}', 'line 2: turn 1 has "value": null; give it'),
         (b'{"messages": [{"content": "a"}, {"content": null}]}', 'line 2: turn 2 has "content": null; give'),
         (b'{"instruction": "a", "output": null}', "line 2: its fields must be texts"),
+        (b'{"question": null, "answer": "a"}', "line 2: its fields must be texts"),
+        (b'{"prompt": 0, "completion": "a"}', "line 2: its fields must be texts"),
         (b'{"messages": []}', "line 2 is an empty conversation"),
         (b'{"messages": [{"role": "user", "content": " \\n"}]}', "line 2 is an empty conversation"),
         (b'{"messages": [{"role": "user", "content": "\xff"}]}', "line 2 is not UTF-8"),
@@ -181,6 +186,7 @@ def test_bad_line_is_named(tmp_path, line, sentence):
         ("blank.txt", b"\n\n", " is blank"),
         ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
         ("Case.csv", b"ID,Prompt,Completion\n1,a,b\n", r", line 1 .* Did you mean prompt, completion\?"),
+        ("above.csv", b"\ntext\na\n", ", line 1 is blank; write the names of the columns"),
         ("short.csv", b"id,text\n1\n", ", line 2 has fewer cells than the header"),
         ("twice.jsonl", b'{"text": "a", "text": "b"}', ", line 1 has the field text twice"),
         ("twice.json", b'[{"text": "a", "text": "b"}]', " has the field text twice"),
@@ -316,9 +322,10 @@ def test_the_test_takes_a_tenth_of_what_training_leaves(tmp_path, settings, samp
     assert rest.data.samples == 37 - rest.data.test_samples
 
 
-def test_a_file_of_one_conversation_cannot_be_split(tmp_path):
+def test_a_file_of_one_conversation_cannot_be_split(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "one.txt").write_text("Hello?\nYes.")
-    ends = {_jsonl(tmp_path, 1): r"\.", str(tmp_path / "one.txt"): "; a blank line separates"}
+    ends = {_jsonl(tmp_path, 1): r"\.", "~/one.txt": "; a blank line separates"}
     for path, end in ends.items():
         with pytest.raises(UserError, match=f"has 1 conversation; at least 2 are needed .* validate{end}"):
             _fitted(path)

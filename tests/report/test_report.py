@@ -10,7 +10,7 @@ from sample_runs import EPOCHS, runs, sample_run
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.report.columns import example_positions
-from ctxkv_lib.report.document import comparison_table, write_report
+from ctxkv_lib.report.document import comparison_table, observations, write_report
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.report.tables import literal
 from ctxkv_lib.runs.config import build_config
@@ -150,6 +150,8 @@ def test_a_comparison_is_only_of_several_runs_and_says_what_fell_rose_or_stayed(
         assert said in report
     assert "**100 samples, 500 samples: the same val PPL.**" in report
     assert " 0.0%" not in report
+    first, second = (run.summary for run in found)
+    assert "" not in observations(first, second)
 
 
 def test_what_differs_between_runs_is_listed_for_each(tmp_path):

@@ -39,3 +39,20 @@ def test_a_preset_is_listed_with_its_own_values(preset, printed_by):
     for row in printed_by("settings", "--preset", preset, "--json"):
         concern, name = row["setting"].split(".")
         assert row["value"] == getattr(getattr(config, concern), name)
+        for other in row["elsewhere"].keys() & PRESETS.keys():
+            assert row["elsewhere"][other] != row["value"]
+            assert row["elsewhere"][other] == getattr(
+                getattr(build_config(other, config.recipe), concern), name
+            )
+
+
+def test_presets_that_differ_from_the_one_that_is_listed_are_named(printed_by):
+    rows = {row["setting"]: row["elsewhere"] for row in printed_by("settings", "--preset", "ci", "--json")}
+    assert {name: rows["data.source"][name] for name in ("colab", "recall")} == {
+        "colab": "ultrachat",
+        "recall": "recall",
+    }
+    assert rows["model.hidden_size"]["offline"] == 768
+    tuned = printed_by("settings", "--preset", "ci", "--recipe", "tuned", "--json")
+    (epochs,) = [row for row in tuned if row["setting"] == "phase2.max_epochs"]
+    assert "ci" not in epochs["elsewhere"]

@@ -122,6 +122,13 @@ def test_the_figure_has_a_line_a_variant_and_their_exponents_of_the_split_that_i
     assert f"n-grams: test ~ tokens^{-law['exponent']:.2f}" in legend(alone)
 
 
+def test_more_variants_than_styles_are_drawn():
+    names = [str(number) for number in range(50)]
+    entries = [entry(name, n, 1, 100.0) for name in names for n in (10, 50)]
+    figure = sweep_figure(summarize({name: {} for name in names}, entries))
+    assert set(names) <= {line.get_label() for line in figure.axes[0].get_lines()}
+
+
 def test_one_sample_count_is_drawn_as_a_row_a_variant():
     figure = sweep_figure(results([10]))
     for ax in figure.axes:

@@ -62,6 +62,13 @@ def test_predictions_are_the_models_own(trained):
     assert row[3] == ("yes" if best == int(cache.ids[31]) else "no")
 
 
+def test_a_guess_that_only_looks_like_the_next_token_is_wrong(trained, monkeypatch):
+    monkeypatch.setattr(trained.tokenizer, "decode", lambda *_, **__: "\ufffd")  # as parts of a character
+    rows = explore.prediction_rows(trained, range(30, 60))
+    assert {row[1] for row in rows} == {repr("\ufffd")}
+    assert "no" in [row[3] for row in rows]
+
+
 def test_a_run_whose_folder_has_gone_and_a_position_that_is_none_are_refused(trained, tmp_path):
     gone = replace(trained.run, path=tmp_path / "gone")
     with pytest.raises(UserError, match=r"gone is not a folder; make it with `ctxkv run --out .*gone`\.$"):

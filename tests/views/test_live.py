@@ -75,6 +75,15 @@ def test_it_ends_with_every_metric(live):
     assert live.image.value != before
 
 
+def test_a_second_call_begins_its_curves_anew(live, epochs):
+    for _ in range(2):
+        for metric in epochs[500]:
+            live(metric)
+    live.finish()
+    drawn = line(live.figure.axes[0], "this run: validation").get_xdata()
+    assert list(drawn) == [metric["epoch"] for metric in epochs[500]]
+
+
 def test_runs_of_a_comparison_have_their_own_curves_and_are_counted(live, clock, epochs):
     status = []
     for samples in (100, 500):

@@ -20,6 +20,7 @@ WINDOW = AttendedWindow(
     slots=torch.tensor([2, 0, -1]),
     weights=torch.tensor([[0.6, 0.3, 0.1]]),
     target=HOSTILE,
+    is_right=True,
     guesses=[(HOSTILE, 0.5)],
 )
 
