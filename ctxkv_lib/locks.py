@@ -74,7 +74,8 @@ def _cache_lock() -> Iterator[None]:
         held = lock.acquire()
     with held:
         if not is_nested:
-            sweep(cache_dir())
+            for folder in (cache_dir(), *cache_dir().glob("ultrachat-*")):
+                sweep(folder, deep=False)  # runs may lie below
         yield
 
 

@@ -79,6 +79,18 @@ def test_what_is_made_may_need_something_else_that_is_made(tmp_path, monkeypatch
         pass
 
 
+def test_filling_the_cache_leaves_alone_what_a_run_below_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("CTXKV_CACHE", str(tmp_path))
+    table, left = tmp_path / "table", tmp_path / ".other.77.part"
+    (tmp_path / "runs").mkdir()
+    left.touch()
+    with replacing(tmp_path / "runs" / "state") as beside:
+        beside.write_text("state")
+        made_once(table.read_text, lambda: write_text(table, "made"))
+    assert (tmp_path / "runs" / "state").read_text() == "state"
+    assert not left.exists()
+
+
 def test_what_is_damaged_is_removed_and_made_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CTXKV_CACHE", str(tmp_path))
     path = tmp_path / "table"

@@ -115,7 +115,7 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
     """
     rows = _file_of(data)
     if len(rows) < 2:
-        is_text = kind_of(Path(str(data.path)).expanduser()) == ".txt"
+        is_text = kind_of(Path(os.path.expanduser(str(data.path)))) == ".txt"
         apart = "; a blank line separates conversations" if is_text else ""
         raise UserError(
             f"{data.path} has {len(rows)} conversation; at least 2 are needed to train and validate{apart}."

@@ -76,7 +76,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
 
         All else keeps the init of its constructor; transformers' default would redraw every Linear.
         """
-        if isinstance(module, torch.nn.Embedding):
+        if module is self.wte:
             torch.nn.init.normal_(module.weight, std=ROW_NORM * module.embedding_dim**-0.5)
 
     def train(self, mode: bool = True) -> Self:

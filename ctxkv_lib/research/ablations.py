@@ -157,9 +157,9 @@ def _only_own(slot: int, batch: Batch, other: Tensor) -> Tensor:
 def _increase(base: Tensor, losses: Tensor, name: str) -> dict[str, float]:
     """Compute the perplexity of `losses`, and their increase over `base` in percent with standard error."""
     change = (losses - base).double()
-    error = change.std(correction=0) / math.sqrt(len(change))
+    ratio, error = perplexity(change.mean().item()), change.std(correction=0) / math.sqrt(len(change))
     return {
         "ppl": perplexity(losses.double().mean().item()),
-        name: 100 * (perplexity(change.mean().item()) - 1),
-        "error": 100 * error.item(),
+        name: 100 * (ratio - 1),
+        "error": 100 * ratio * error.item(),
     }

@@ -101,7 +101,8 @@ def run_command(config: ExperimentConfig, out: Path) -> str:
     """Return the command line that makes or continues this run in `out`."""
     settings = stated_settings(config)
     if config.data.source == "file":
-        settings |= {key: getattr(config.data, key.removeprefix("data.")) for key in FITTED}
+        chosen = (*FITTED, "data.corpus")
+        settings |= {key: getattr(config.data, key.removeprefix("data.")) for key in chosen}
         here = os.path.abspath(os.path.expanduser(str(config.data.path)))
         settings |= {"data.path": here} if os.path.exists(here) else {}  # since it is named from elsewhere
     words = ["ctxkv", "run", "--preset", config.preset, "--recipe", config.recipe]

@@ -1,5 +1,6 @@
 """`ctxkv list`: every run folder below a folder, with its state."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,10 @@ def list_runs(root: Path | str = DEFAULT_ROOT) -> list[Listed]:
 
 def _is_run(path: Path) -> bool:
     folder = RunFolder(path)
-    is_model = (path / MODEL_MARK).exists()
-    return not is_model and any(f.is_file() for f in (folder.config, folder.metrics_file, folder.summary))
+    with suppress(PermissionError):  # of a folder such as lost+found
+        is_model = (path / MODEL_MARK).exists()
+        return not is_model and any(f.is_file() for f in (folder.config, folder.metrics_file, folder.summary))
+    return False
 
 
 def _listed(folder: RunFolder) -> Listed:
@@ -65,20 +68,20 @@ def _listed(folder: RunFolder) -> Listed:
         settings = {key: value for key, value in stated_settings(config).items() if key not in fitted}
         ppls = [line["val_ppl"] for line in folder.metric_lines() if line["stage"] == "phase2"]
         tokens, best, state = None, min(ppls, default=None), "interrupted"
-        if folder.summary.exists():
+        records = Records.read(folder.path)
+        if folder.summary.exists() and not (records and "results" not in records.stages):
             summary = read_json(folder.summary)
             tokens, best = int(summary["train_tokens"]), float(summary["phase2"]["val_ppl"])
-            state = _state(folder) if ppls else "damaged"
+            state = _state(folder.path, records) if ppls else "damaged"
         return Listed(folder.path, kind, settings, tokens, best, state, mib)
     except UNREADABLE:
         return Listed(folder.path, "-", {}, None, None, "damaged", mib)
 
 
-def _state(folder: RunFolder) -> str:
+def _state(path: Path, records: Records | None) -> str:
     """Return the state of a run that has its results."""
-    records = Records.read(folder.path)
-    files = records.stages["model"].files if records else {}
+    stages = records.stages.values() if records else ()
+    files = {name: known for each in stages for name, known in each.files.items()}
     if DROPPED in files.values():
         return "results only"
-    is_whole = records and all((folder.path / name).is_file() for name in files)
-    return "finished" if is_whole else "damaged"
+    return "finished" if records and all((path / name).is_file() for name in files) else "damaged"

@@ -206,12 +206,14 @@ class LongRun(Loop):
             state.optimizer.state[weight] = _below(f"adam/{name}/", numbers) | {
                 slot: value.clone()
                 if slot == "step" and not on_device  # which is counted on the CPU
-                else value.to(weight, copy=True)
+                else value.to(weight.device, copy=True)
                 for slot, value in _below(f"adam/{name}/", tensors).items()
             }
         draws = tensors.get(f"draws/{self.device.type}")
         if isinstance(state, Phase2State):
-            best = _below("best/", tensors)
+            averages, best = (_below(f"{kind}/", tensors) for kind in ("average", "best"))
+            for name, value in averages.items():  # of a stepper that averages from later on
+                state.stepper.averages.setdefault(name, value.to(self.device, copy=True))
             state.best = {name: value.to(self.device, copy=True) for name, value in best.items()}
             if not state.position:
                 return  # an epoch begins with draws of its own

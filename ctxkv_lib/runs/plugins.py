@@ -74,7 +74,11 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     if kind is None:
         return {}
     try:
-        return json.loads(json.dumps(dataclasses.asdict(kind(**values))))
+        made = dataclasses.asdict(kind(**values))
+        made = {each.name: made[each.name] for each in dataclasses.fields(kind) if each.init}
+        if taken := {"plugin", "source"} & made.keys():  # of `to_dict`
+            raise UserError(f"{kind.__qualname__} has a field {min(taken)!r}; give it another name.")
+        return json.loads(json.dumps(made))
     except TypeError as error:
         raise UserError(
             f"{kind.__qualname__} holds no settings ({error}); make it a dataclass whose fields have "

@@ -71,8 +71,8 @@ class RunFolder:
 
     records: Records  # once claimed; rank 0 alone keeps them up to date
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        self.path = path = Path(os.path.expanduser(path))
         self.caches = path / "caches"
         self.model = path / "model"
         self.context_block = path / "checkpoint" / "context_block.safetensors"
@@ -129,8 +129,7 @@ class RunFolder:
         """Return the records of `config`'s stages; none if the folder is new or they are damaged.
 
         Raises:
-            UserError: the folder holds another experiment, one that cannot be read, or a finished result of
-                other code, or without its record, that is not to be made `again`.
+            UserError: it holds another experiment, or a finished result that is not to be made `again`.
         """
         records, code, kept = None, code_of(config), ""
         if self._content() - {CONFIG}:  # something has been computed
@@ -143,6 +142,8 @@ class RunFolder:
             is_other = self._refuse_other(config, records)
             if records and "results" in records.stages and (is_other or records.code != code):
                 kept = "holds a finished result of other code"
+        elif self.config.is_file():
+            stored_config(self.path, read_json(self.config))  # refuses a file of something else
         if kept and not again:
             is_of_a_cell = any(plugin.name.startswith("__main__:") for plugin in config.plugins.values())
             cure = "again=True" if is_of_a_cell else f"`{run_command(config, self.path)} --again`"
@@ -261,6 +262,8 @@ class RunFolder:
         """Write metrics.jsonl anew, with the lines of these stages only."""
         if ranks.rank():
             return
+        if len(records) < 2 and "results" in self.records.stages:
+            self.records.remove("results")  # a training begins, and they lose their metrics
         write_text(self.metrics_file, "".join(_line(metric) for each in records for metric in each.metrics))
 
 
@@ -300,7 +303,7 @@ def load_run(path: Path | str) -> Run:
     Raises:
         UserError: no such folder, or its run is unfinished or damaged.
     """
-    folder = RunFolder(Path(path))
+    folder = RunFolder(path)
     if (folder.path / MODEL_MARK).is_file():
         raise UserError(f"{path} is a run's model; name the run, {folder.path.parent}.")
     read = (folder.config, folder.summary, folder.metrics_file)

@@ -200,9 +200,7 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
         yield f"[{','.join(''.join(_described(each, seen, depth + 1)) for each in held)}]"
     elif isinstance(value, SimpleNamespace):
         yield from _described(vars(value), seen, depth + 1)
-    elif not (
-        is_own and is_dataclass(value) and hasattr(value, "__dict__") and not hasattr(value, "state_dict")
-    ):
+    elif not (is_own and is_dataclass(value) and not hasattr(value, "state_dict")):
         yield _plain(value)  # else what it holds follows
     if is_own:
         yield from _described(kind, seen)
@@ -211,7 +209,10 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
 
 def _state(value: Any) -> dict[str, Any]:
     """Return what an object of the user holds, without what its methods change or keep."""
-    state, kind = getattr(value, "__dict__", {}), type(value)
+    kind = type(value)
+    slots = [name for each in kind.__mro__ for name in getattr(each, "__slots__", ()) if name[:2] != "__"]
+    state = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    state |= getattr(value, "__dict__", {})
     left_out = {name for name in state if isinstance(getattr(kind, name, None), functools.cached_property)}
     with suppress(Exception):  # whatever an object of the user raises
         if hasattr(kind, "state_dict"):  # an `nn.Module`

@@ -39,7 +39,14 @@ def load_model(path: Path, config: ExperimentConfig) -> ContextKV:
     refuse_damaged(path, "phase1")
     refuse_damaged(path, "phase2")
     _tell_of_other_code(path, config)
-    folder, model = RunFolder(path), frozen_model(config, *load_frozen(config))
+    (table, counts), records = load_frozen(config), Records.read(path)
+    made = records and records.stages["phase2"].result["provenance"]["embeddings"]["fingerprint"]
+    if made not in (None, table.fingerprint):
+        raise UserError(
+            f"The text of the token table has changed since {path} was trained; restore "
+            f"{config.data.path or 'it'}, or make a new run."
+        )
+    folder, model = RunFolder(path), frozen_model(config, table, counts)
     folder.load_block(model)
     folder.load_attention(model)
     return model.eval()

@@ -336,6 +336,8 @@ def test_the_command_of_a_run_works_in_any_folder(tmp_path, monkeypatch):
     _jsonl(tmp_path, 9)
     words = run_command(_fitted("chats.jsonl")[0], Path("run")).split()
     assert f"data.path={tmp_path / 'chats.jsonl'}" in words
+    own = _fitted("chats.jsonl", {"data.corpus": "own", "data.corpus_samples": 3})[0]
+    assert "data.corpus=own" in run_command(own, Path("run")).split()
 
 
 # The copy that is kept of it

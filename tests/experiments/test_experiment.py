@@ -28,6 +28,7 @@ from ctxkv_lib.runs.run_folder import RunFolder, comparison_folder, load_run, ru
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.work import Work, read_texts
 from ctxkv_lib.views import axes
+from ctxkv_lib.views.explore import open_run
 
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
 FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_block")}
@@ -221,6 +222,26 @@ def test_a_folder_of_another_run_or_of_none_is_refused(finished_run, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="is a file"):
         run(other, tmp_path / "full" / "thesis.tex")
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "config.json").write_text('{"port": 80}')
+    with pytest.raises(UserError, match="another version of ctxkv_lib"):
+        run(other, tmp_path / "web")
+    assert (tmp_path / "web" / "config.json").read_text() == '{"port": 80}'
+
+
+def test_a_home_folder_is_expanded(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(tiny_config, "~/run").path == load_run("~/run").path == tmp_path / "run"
+
+
+def test_a_run_whose_token_table_cannot_be_made_again_is_refused(tiny_config, tmp_path):
+    table = {"data.table": "cooccurrence", "data.corpus": "chitchat+own", "data.corpus_samples": 5}
+    config = tiny_config.replace(table)
+    made = run(config, tmp_path / "run")
+    with Path(config.data.path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"text": "one more conversation, which only the table reads"}) + "\n")
+    with pytest.raises(UserError, match=r"The text of the token table has changed since .*run was trained"):
+        open_run(made)
 
 
 def test_streams_shorter_than_a_window_are_refused(tiny_config, tmp_path):

@@ -19,6 +19,7 @@ from ctxkv_lib.runs import contexts, stages
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.differences import run_names
+from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.plugins import loaded
 from ctxkv_lib.runs.run_folder import RunFolder, run_folder_of
 from ctxkv_lib.runs.trained import generate_text, load_model, load_trained
@@ -127,8 +128,13 @@ def test_a_changed_method_is_not_saved_and_said_to_be_other_code_later_whose_res
     with pytest.raises(UserError, match=r"finished result of other code, which is kept; .* --again"):
         run(config, made.path)
     assert json.loads((made.path / "summary.json").read_text()) == made.summary
-    again = run(config, made.path, again=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, made.path, stop_at("phase2"), again=True)
+    (stopped,) = list_runs(made.path)
+    assert stopped.state == "interrupted"  # its results are no longer those of its metrics
+    again = run(config, made.path)
     assert again.summary["phase2"]["val_ppl"] != made.summary["phase2"]["val_ppl"]
+    assert again.summary["phase2"]["val_ppl"] == run(config, tmp_path / "other").summary["phase2"]["val_ppl"]
 
 
 class Dropping(GatedBlock):

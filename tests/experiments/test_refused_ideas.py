@@ -284,6 +284,23 @@ def test_the_command_that_makes_a_run_again_gives_the_settings_of_an_idea(config
     )
 
 
+class Named(GatedBlock):
+    @dataclass
+    class Settings:
+        source: str = "a"
+
+
+class Derived(GatedBlock):
+    @dataclass
+    class Settings:
+        size: int = 2
+        double: int = field(init=False, default=4)
+
+
+def test_a_field_that_is_not_given_is_no_setting(config):
+    assert config.replace({"block": Derived, "block.size": 3}).plugins["block"].settings == {"size": 3}
+
+
 class WithoutDefaults(GatedBlock):
     @dataclass
     class Settings:
@@ -297,6 +314,7 @@ class WithoutDefaults(GatedBlock):
         ({"block": Chosen, "block.parts": "4,16"}, r"block.parts is '4,16'; allowed: JSON, such as \[1, 2\]"),
         ({"block": Chosen, "block.kind": "quick"}, "block.kind is 'quick'; allowed: fast, slow"),
         ({"bloc": Chosen}, r"Did you mean block\?"),
+        ({"block": Named}, "Settings has a field 'source'; give it another name"),
         ({"block": WithoutDefaults}, "Settings holds no settings .*make it a dataclass whose fields have"),
         ({"block": GatedBlock(2, 3)}, "An object of type GatedBlock is no plug-in; give a class"),
         ({"loss": eval("lambda contexts: contexts.mean()")}, "is not to be found; define it with def"),

@@ -26,6 +26,21 @@ def test_a_fresh_model_guesses(vocab_size, hidden_size):
     assert model(ids, labels=ids).loss.item() == pytest.approx(math.log(vocab_size), abs=0.5)
 
 
+def test_a_part_of_the_user_keeps_the_init_of_its_constructor(own_module):
+    name = own_module(
+        "my_embedding",
+        "import torch\nfrom ctxkv_lib.method.model import ContextBlock\n\n"
+        "class Own(ContextBlock):\n"
+        "    def __init__(self, context_dim, hidden_size):\n"
+        "        super().__init__(context_dim, hidden_size)\n"
+        "        self.places = torch.nn.Embedding(3, 2)\n"
+        "        torch.nn.init.zeros_(self.places.weight)\n",
+    )
+    model = tiny_model(plugins={"block": {"plugin": f"{name}:Own", "settings": {}}})
+    assert not model.context_block.places.weight.any()
+    assert model.wte.weight.any()
+
+
 @pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"attention", "feed_forward"})])
 def test_only_the_phase_gets_gradients(phase, trained):
     model = tiny_model()

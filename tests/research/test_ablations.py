@@ -1,5 +1,7 @@
 """Ablations of models whose use of contexts is known."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +52,17 @@ def test_a_model_that_ignores_contexts_loses_nothing_and_kinds_of_positions_are_
     assert [row["from"] for row in found["by_history"]] == [0, 64]
     monkeypatch.setattr(module, "POSITIONS", 40)
     assert measured(None)["positions"] == 40
+
+
+def test_the_standard_error_is_that_of_the_percentage_beside_it():
+    torch.manual_seed(0)
+    base = torch.randn(1024) + 5
+    losses = base + torch.randn(1024) + math.log(6)
+    change = (losses - base).double()
+    drawn = change[torch.randint(1024, (2000, 1024))].mean(dim=1).expm1() * 100
+    found = module._increase(base, losses, "percent")
+    assert found["percent"] == pytest.approx(100 * change.mean().expm1().item())
+    assert found["error"] == pytest.approx(drawn.std().item(), rel=0.1)
 
 
 def test_a_model_that_copies_from_a_slot_loses_all_without_it():

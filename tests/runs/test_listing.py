@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import stop_at
@@ -12,6 +14,7 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.runs.differences import run_folders, run_names
 from ctxkv_lib.runs.listing import list_runs
+from ctxkv_lib.runs.records import Records
 from ctxkv_lib.runs.run_folder import load_run
 
 BREAKS = {
@@ -83,6 +86,29 @@ def test_sizes_of_validation_and_test_are_listed_unless_a_file_has_them(tmp_path
     own, other = list_runs(tmp_path)
     assert other.settings == {"data.validation_samples": 30}
     assert "data.validation_samples" not in own.settings
+
+
+def test_a_folder_that_cannot_be_read_leaves_the_others_listed(tmp_path, monkeypatch):
+    sample_run(tmp_path / "run")
+    (tmp_path / "lost+found").mkdir()
+    is_there = Path.exists
+
+    def exists(path, **options):
+        if "lost+found" in path.parts:
+            raise PermissionError(path)
+        return is_there(path, **options)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    assert [found.path.name for found in list_runs(tmp_path)] == ["run"]
+
+
+def test_a_run_whose_weights_were_dropped_has_results_only(finished_run, tmp_path):
+    copy = shutil.copytree(finished_run.path, tmp_path / "run")
+    records = Records.read(copy)
+    records.stages["model"] = replace(records.stages["model"], files={})  # a mixer's is not exported
+    records.drop(["caches", "checkpoint/attention.safetensors"])
+    (found,) = list_runs(copy)
+    assert found.state == "results only"
 
 
 def named(tmp_path, *settings):

@@ -1,5 +1,6 @@
 """Trainings that are stopped, find their saved states torn, or run out of memory give the same numbers."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -129,7 +130,62 @@ def test_phase_1_in_a_mapped_file_gives_the_numbers_of_memory(tmp_path, saved_at
     assert_same(run_phase1(hooks(path)[0], tmp_path), expected)
 
 
-@pytest.mark.parametrize("stepper", [Stepper, SCHEDULED])
+class AveragedLater(Stepper):
+    """Averages from the sixth step on; before, it validates the trained weights."""
+
+    def __init__(self, weights, config, positions):
+        super().__init__(weights, config, positions)
+        self.weights = weights
+
+    def schedule(self, number):
+        self.number = number
+
+    def step(self):
+        super().step()
+        for name, weight in self.weights.items() if self.number >= 5 else ():
+            self.averages.setdefault(name, weight.detach().clone()).lerp_(weight.detach(), 0.1)
+
+    @contextmanager
+    def averaged(self):
+        trained = {name: self.weights[name].data for name in self.averages}
+        for name, average in self.averages.items():
+            self.weights[name].data = average
+        yield
+        for name, own in trained.items():
+            self.weights[name].data = own
+
+
+class Rounded(torch.optim.Optimizer):
+    """Momentum in a dtype of its own, and a mask."""
+
+    def __init__(self, weights, dtype):
+        super().__init__(weights, {"lr": 0.01})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for weight in self.param_groups[0]["params"]:
+            held = self.state[weight]
+            if not held:
+                held |= {
+                    "mean": torch.zeros_like(weight, dtype=self.dtype),
+                    "mask": torch.rand_like(weight) < 0.9,
+                }
+            held["mean"].mul_(0.9).add_(weight.grad.to(self.dtype))
+            weight[held["mask"]] -= 0.01 * held["mean"][held["mask"]].float()
+
+
+def rounded(dtype):
+    class Own(Stepper):
+        def __init__(self, weights, config, positions):
+            self.averages, self.optimizer = {}, Rounded(weights.values(), dtype)
+
+    return Own
+
+
+@pytest.mark.parametrize(
+    "stepper", [Stepper, SCHEDULED, AveragedLater, rounded(torch.bfloat16), rounded(torch.float64)]
+)
 def test_phase_2_stopped_between_epochs_gives_the_same_numbers(tmp_path, stepper):
     stopped_and_resumed(lambda loop: run_phase2(loop, stepper), tmp_path / "c.safetensors", 2)
 

@@ -142,6 +142,18 @@ class Base(nn.Module):
 """
 
 
+SLOTS = """
+class Held:
+    __slots__ = ("v",)
+    def __init__(self, v):
+        self.v = v
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chosen:
+    v: int
+HELD, CHOSEN = Held(1), Chosen(1)
+"""
+
+
 @pytest.mark.parametrize(
     ("source", "old", "new"),
     [
@@ -180,6 +192,8 @@ class Base(nn.Module):
         (CELL, "tensor([1.0", "tensor([2.0"),
         ("class Rate(float):\n    pass\nRATE = Rate(0.1)\ndef idea(c):\n    return c * RATE", "0.1", "0.2"),
         (PACKAGE_OBJECT, "weight=0.1", "weight=0.2"),
+        (SLOTS + "idea = lambda c: c * HELD.v", "Held(1)", "Held(2)"),
+        (SLOTS + "idea = lambda c: c * CHOSEN.v", "Chosen(1)", "Chosen(2)"),
         (CELL, "mul, 3", "mul, 4"),
         (CELL, "mul, 3", "add, 3"),
         (CELL, "(1, 2)", "(1, 3)"),
