@@ -5,15 +5,16 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from threading import Thread
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from . import ranks
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 REFRESH_SECONDS = 1
 STDERR = 2  # its file descriptor, where bars are drawn
@@ -26,35 +27,34 @@ Watcher = Callable[[str, int, int], None]
 watchers: list[Watcher] = []  # those of a notebook's live view, while it is open
 
 
-class progress_bar(tqdm):  # named as tqdm itself
-    """A tqdm bar, which shows on a terminal only; the watchers are called at every step."""
-
-    def __init__(self, iterable: Iterable[Any] | None, description: str, **options: Any) -> None:
-        self.description = description
-        hidden = True if ranks.rank() else None  # None: tqdm shows it on a terminal only
-        width = None  # tqdm's own choice
-        with suppress(OSError):  # not a terminal
-            width = os.get_terminal_size(STDERR).columns - 1 - len("^C")  # else its echo begins a line
-        super().__init__(iterable, description, disable=hidden, leave=False, ncols=width, **options)
-        if not self.disable:
-            _refresh_clocks()
-
-    def __iter__(self) -> Iterator[Any]:
-        done = self.n
-        for item in super().__iter__():
-            _tell_watchers(self.description, done, self.total)
-            yield item
-            done += 1
-        if self.total:
-            _tell_watchers(self.description, done, self.total)
+def progress_bar(iterable: Iterable[Any], description: str, **options: Any) -> "tqdm":
+    """Return a tqdm bar, which shows on a terminal only; the watchers are called at every step."""
+    if isinstance(iterable, Sized):
+        options.setdefault("total", len(iterable))
+    if watchers:
+        iterable = _watched(iterable, description, options.get("initial", 0), options["total"])
+    return _bar(iterable, desc=description, **options)
 
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
     """Show a line with a clock on a terminal, for work without steps, and notify the watchers."""
     _tell_watchers(description, 0, 0)
-    with progress_bar(None, description, bar_format="{desc} {elapsed}"):
+    with _bar(desc=description, bar_format="{desc} {elapsed}"):
         yield
+
+
+def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
+    from tqdm import tqdm
+
+    hidden = True if ranks.rank() else None  # None: tqdm shows it on a terminal only
+    width = None  # tqdm's own choice
+    with suppress(OSError):  # not a terminal
+        width = os.get_terminal_size(STDERR).columns - 1 - len("^C")  # else its echo begins a line
+    bar = tqdm(iterable, disable=hidden, leave=False, ncols=width, **options)
+    if not bar.disable:
+        _refresh_clocks()
+    return bar
 
 
 @cache
@@ -62,6 +62,8 @@ def _refresh_clocks() -> None:
     """Refresh the clock of every bar from now on, also during long steps."""
 
     def refresh_forever() -> None:
+        from tqdm import tqdm
+
         while True:
             time.sleep(REFRESH_SECONDS)
             with tqdm.get_lock():
@@ -70,6 +72,15 @@ def _refresh_clocks() -> None:
                         bar.refresh(nolock=True)
 
     Thread(target=refresh_forever, daemon=True).start()
+
+
+def _watched(iterable: Iterable[Any], description: str, done: int, total: int) -> Iterator[Any]:
+    for item in iterable:
+        _tell_watchers(description, done, total)
+        yield item
+        done += 1
+    if total:
+        _tell_watchers(description, done, total)
 
 
 def _tell_watchers(description: str, done: int, total: int) -> None:
@@ -99,6 +110,8 @@ def say(line: str) -> None:
 
 def notice(line: str) -> None:
     """Print an important line, also in a log; in a notebook on stdout, as it shows stderr in red."""
+    from tqdm import tqdm
+
     if not ranks.rank():
         tqdm.write(line, file=sys.stdout if in_notebook() else sys.stderr)
 
