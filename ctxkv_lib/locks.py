@@ -74,8 +74,7 @@ def _cache_lock() -> Iterator[None]:
         held = lock.acquire()
     with held:
         if not is_nested:
-            for folder in (cache_dir(), *cache_dir().glob("ultrachat-*")):
-                sweep(folder, deep=False)  # runs may lie below
+            sweep(cache_dir(), deep=False)  # runs may lie below
         yield
 
 

@@ -650,16 +650,12 @@ def test_where_tuned_meets_the_ngrams_is_what_was_measured():
     assert "at about {:,.0f} (95% of draws: {:,.0f} to {:,.0f})".format(*met) in page
 
 
-def counted(part, count, kind):
-    return np.array([PARTS[part]["ngrams"][str(count)][kind]["test_conversations"]])
-
-
 def test_how_models_stand_beside_ngrams_on_their_own_text_is_what_was_measured():
     lines, tokens, sizes = scaling.read_lines(), intervals.test_tokens(10), scaling.training_tokens()
 
     def beside(name, count, kind):
-        part = "answer" if count in (10, 50, 200) else "full"
-        return difference(lines[name][sizes[count]], counted(part, count, kind), tokens)
+        part = PARTS["answer" if count in (10, 50, 200) else "full"]
+        return difference(lines[name][sizes[count]], losses(part, count, kind)[0], tokens)
 
     exact = [beside("exact", count, "kneser_ney") for count in (50, 100, 500)]
     assert all(low > 0 for _, low, _ in exact)
@@ -667,7 +663,7 @@ def test_how_models_stand_beside_ngrams_on_their_own_text_is_what_was_measured()
     said = f"It is {changes[0]}, {changes[1]} and {changes[2]} higher with 50, 100 and 500, which is resolved"
     assert said in PAGES["study"]
     own, fifty = losses(PARTS["phase1"], 10, "exact")
-    change, low, high = difference(own, counted("phase1", 10, "kneser_ney"), fifty)
+    change, low, high = difference(own, losses(PARTS["phase1"], 10, "kneser_ney")[0], fifty)
     assert low < 0
     said = f"on fifty test conversations it is {change:.0f}% higher ({-low:.0f}% lower to {high:.0f}% higher;"
     assert said in PAGES["study"]
@@ -681,7 +677,8 @@ def test_how_models_stand_beside_ngrams_on_their_own_text_is_what_was_measured()
     assert f"with 2,000 that is not resolved {said}" in PAGES["study"]
     for count in (1000, 2000):
         runs = [run for run in CACHE if (run["variant"], run["samples"]) == ("tuned", count)]
-        assert difference(cached(runs, "copying"), counted("full", count, "kneser_ney_caches"), tokens)[2] < 0
+        theirs, _ = losses(PARTS["full"], count, "kneser_ney_caches")
+        assert difference(cached(runs, "copying"), theirs, tokens)[2] < 0
 
 
 def test_how_tuned_stands_beside_ngrams_with_four_caches_is_what_was_measured():

@@ -4,7 +4,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from ..files import cache_dir
+from ..files import cache_dir, sweep
 from ..locks import made_once
 from ..progress import progress_bar
 from .hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS, HubFile, open_file
@@ -62,6 +62,7 @@ def _kept(wanted: list[range]) -> Rows:
 
 def _fetch(wanted: list[range]) -> None:
     """Copy each missing row group with wanted rows, shard by shard."""
+    sweep(_copy_of(range(0))[0].parent)
     start = 0
     for file in ULTRACHAT_SHARDS:
         if start < wanted[-1].stop:

@@ -25,9 +25,10 @@ def describe_settings(preset: str | None = None, recipe: str | None = None) -> l
     values = dict(flat(chosen.to_dict())) if chosen else {}
     plugins = chosen.plugins if chosen else {}
     groups = {**GROUPS, **{hook: settings_class(load(each.name)) for hook, each in plugins.items()}}
-    layers = {name: {**each.settings, "data.samples": each.samples} for name, each in PRESETS.items()}
     if chosen:
         layers = {name: dict(flat(build_config(name, chosen.recipe).to_dict())) for name in PRESETS}
+    else:
+        layers = {name: {**each.settings, "data.samples": each.samples} for name, each in PRESETS.items()}
     layers |= {f"recipe {name}": recipe_settings(name) for name in RECIPES}
     rows = []
     for concern, settings in groups.items():

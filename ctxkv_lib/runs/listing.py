@@ -68,8 +68,8 @@ def _listed(folder: RunFolder) -> Listed:
         settings = {key: value for key, value in stated_settings(config).items() if key not in fitted}
         ppls = [line["val_ppl"] for line in folder.metric_lines() if line["stage"] == "phase2"]
         tokens, best, state = None, min(ppls, default=None), "interrupted"
-        records = Records.read(folder.path)
-        if folder.summary.exists() and not (records and "results" not in records.stages):
+        records = Records.read(folder.path) if folder.summary.exists() else None
+        if folder.summary.exists() and (records is None or "results" in records.stages):
             summary = read_json(folder.summary)
             tokens, best = int(summary["train_tokens"]), float(summary["phase2"]["val_ppl"])
             state = _state(folder.path, records) if ppls else "damaged"

@@ -212,8 +212,9 @@ class LongRun(Loop):
         draws = tensors.get(f"draws/{self.device.type}")
         if isinstance(state, Phase2State):
             averages, best = (_below(f"{kind}/", tensors) for kind in ("average", "best"))
-            for name, value in averages.items():  # of a stepper that averages from later on
-                state.stepper.averages.setdefault(name, value.to(self.device, copy=True))
+            for name, value in averages.items():
+                if name not in state.stepper.averages:  # it averages from later on
+                    state.stepper.averages[name] = value.to(self.device, copy=True)
             state.best = {name: value.to(self.device, copy=True) for name, value in best.items()}
             if not state.position:
                 return  # an epoch begins with draws of its own

@@ -77,7 +77,9 @@ class LiveCurves:
         self._stage = metric["stage"]
         run = run_name(metric) or "this run"
         lines, count = self._lines[self._stage].setdefault(run, []), COUNTS[self._stage]
-        lines[:] = [line for line in lines if line[count] < metric[count]] + [metric]  # a call may begin anew
+        if lines and metric[count] <= lines[-1][count]:
+            lines.clear()  # another call, which begins anew
+        lines.append(metric)
         self._is_behind = True
         if len(lines) == 1 or self._clock() >= self._due:
             self._show()
