@@ -13,19 +13,27 @@ from .sweep_table import OF_ROW, Entry, Results, summarize
 RAW_FILES = "https://raw.githubusercontent.com"
 DOWNLOAD_SECONDS = 20  # without an answer, at most
 FINISHED: Entry = {"state": "finished", "measured": {}}  # of an entry whose state the file does not say
+OFTEN_SHARED = ("precision", "threads", "git_commit")  # said once if all entries of a row have the same
 
 
 def write_sweep(path: Path, results: Results) -> None:
-    """Write the results of a sweep, without those that wait, and of rows only what entries do not have."""
+    """Write the results of a sweep, without those that wait, and of rows only what their entries share."""
+    entries = [entry for entry in results["cells"] if entry["state"] != "waiting"]
+    shared: dict[Any, Entry] = {}
+    for entry in entries:
+        others = shared.get(_row(entry), entry)
+        common = {name: others[name] for name in OFTEN_SHARED if name in others}
+        shared[_row(entry)] = {
+            name: value for name, value in common.items() if (name, value) in entry.items()
+        }
     rows = [
-        {name: row[name] for name in ("variant", "samples", *OF_ROW)}
+        {**{name: row[name] for name in ("variant", "samples", *OF_ROW)}, **shared[_row(row)]}
         for row in results["rows"]
         if row["seeds"]
     ]
     cells = [
-        {name: value for name, value in entry.items() if FINISHED.get(name) != value}
-        for entry in results["cells"]
-        if entry["state"] != "waiting"
+        {k: v for k, v in entry.items() if (k, v) not in FINISHED.items() and k not in shared[_row(entry)]}
+        for entry in entries
     ]
     write_rows_json(path, {**results, "cells": cells, "rows": rows})
 
@@ -70,15 +78,20 @@ def study_results(part: str, repository: str, version: str) -> Results:
 
 def entries_of(stored: dict[str, Any]) -> list[Entry]:
     """Give each stored entry what its row and its sample count have."""
-    rows = {(row["variant"], row["samples"]): row for row in stored["rows"]}
+    rows = {_row(row): row for row in stored["rows"]}
     entries = []
     for entry in stored["cells"]:
-        row = rows.get((entry["variant"], entry["samples"]), {})
-        shared = {name: row[name] for name in OF_ROW if name in row}
+        row = rows.get(_row(entry), {})
+        shared = {name: row[name] for name in (*OF_ROW, *OFTEN_SHARED) if name in row}
         ngrams = stored["ngrams"].get(str(entry["samples"]), {})
         missing = {} if "state" in entry else {k: FINISHED[k] for k in FINISHED if k not in entry}
         entries.append({**shared, "ngrams": ngrams, **entry, **missing})
     return entries
+
+
+def _row(entry: Entry) -> tuple[str, int]:
+    """Name the row of the table that an entry, or a row, is of."""
+    return entry["variant"], entry["samples"]
 
 
 def _complete(stored: dict[str, Any]) -> Results:

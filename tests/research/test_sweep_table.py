@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from drawn import legend
 
+from ctxkv_lib.files import read_json
+from ctxkv_lib.research.sweep_file import read_sweep, write_sweep
 from ctxkv_lib.research.sweep_table import NGRAMS, summarize, sweep_document
 from ctxkv_lib.views.power_laws import power_law, power_laws
 from ctxkv_lib.views.study import STYLES, memory_figure, sweep_figure
@@ -70,6 +72,28 @@ def test_rows_have_mean_spread_and_n_grams_beside():
     assert "costs \\$5" in document
     assert "Made by commit abc." in document
     assert "tokens^" not in sweep_document(results([10, 50]))
+
+
+def test_what_all_seeds_of_a_row_share_is_written_once_and_read_again(tmp_path):
+    made = [
+        entry("same", 10, 1, 5.0, threads=1),
+        entry("same", 10, 2, 6.0, threads=1),
+        entry("other commit", 10, 1, 7.0, threads=1),
+        entry("other commit", 10, 2, 8.0, threads=1, git_commit=None),
+        entry("one failed", 10, 1, 7.0),
+        {"variant": "one failed", "samples": 10, "seed": 2, "state": "diverged", "error": "why"},
+    ]
+    found = summarize({}, made)
+    write_sweep(tmp_path / "sweep.json", found)
+    stored = read_json(tmp_path / "sweep.json")
+    own = {(c["variant"], c["seed"]): {"threads", "git_commit"} & {*c} for c in stored["cells"]}
+    assert own == {
+        **{("same", seed): set() for seed in (1, 2)},
+        **{("other commit", seed): {"git_commit"} for seed in (1, 2)},
+        ("one failed", 1): {"git_commit"},
+        ("one failed", 2): set(),
+    }
+    assert read_sweep(tmp_path / "sweep.json") == found
 
 
 def test_settings_that_all_variants_have_are_said_once():
