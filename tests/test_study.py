@@ -14,6 +14,7 @@ import pytest
 import scaling
 import search
 import torch
+import torch.nn.functional as F
 from conftest import tiny_method, tiny_stream
 from intervals import DRAWS, beside, difference, seed_shares, speaker_groups, speakers, speakers_apart
 from torch import nn
@@ -109,6 +110,47 @@ def test_a_predictive_block_learns_what_the_next_token_needs():
     explained = 1 - (embeddings[before] - fitted).var() / embeddings[before].var()
     assert unigram > 1.5  # nothing to gain from frequencies
     assert explained > 0.3
+
+
+def one_row(stream):
+    """Windows of a stream that is not cut into segments."""
+    return [stream[None, first : first + parts.STEPS + 1] for first in range(0, len(stream) - 1, parts.STEPS)]
+
+
+def test_an_autoencoding_block_learns_to_hold_what_it_read():
+    torch.manual_seed(0)
+    stream, embeddings = torch.randint(0, 6, (2000,)), torch.randn(6, 16)
+    block = parts.AutoencodingBlock(48, 16, parts.AutoencodingBlock.Settings(15, 0.02))
+
+    def held():
+        """R² of the token before the last."""
+        state, made = torch.zeros(1, 48), []
+        for token in embeddings[stream]:
+            state = block(state, block.project_inputs(token[None]))
+            made.append(state[0])
+        design, before = F.pad(torch.stack(made[1:]).detach(), (0, 1), value=1), embeddings[stream[:-1]]
+        fitted = design @ torch.linalg.lstsq(design, before).solution
+        return 1 - (before - fitted).var() / before.var()
+
+    assert held() < 0.7
+    block.init_weights(embeddings, stream, Phase1Config())
+    assert held() > 0.8
+
+
+def test_the_error_of_an_autoencoding_block_is_that_of_tokens_that_were_read():
+    stream, embeddings = torch.randint(0, 6, (2 * parts.STEPS,)), torch.randn(6, 16)
+    block = parts.AutoencodingBlock(4, 16, parts.AutoencodingBlock.Settings())
+    decoder = nn.Linear(4, 16 * len(parts.DISTANCES))
+    state, errors = torch.zeros(1, 4), []
+    for place, token in enumerate(stream[:-1]):
+        state = block(state, block.project_inputs(embeddings[token][None]))
+        for decoded, back in zip(decoder(state).view(-1, 16), parts.DISTANCES, strict=True):
+            if place >= back:
+                errors.append(
+                    (place // parts.STEPS, (decoded - embeddings[stream[place - back]]).square().mean())
+                )
+    for window, error in enumerate(block.errors(decoder, embeddings, one_row(stream))):
+        torch.testing.assert_close(error, torch.stack([e for w, e in errors if w == window]).mean())
 
 
 def test_an_interval_is_of_the_ratio_of_perplexities_and_holds_nothing_where_nothing_differs():

@@ -20,6 +20,7 @@ from ctxkv_lib.research.tuned import PartSettings, SlotAttention
 
 ROWS = 16  # segments of the stream that predictive training reads side by side
 STEPS = 64  # tokens through which its gradients go back at most
+DISTANCES = (0, 1, 2, 4, 8, 16)  # of the tokens that an autoencoding block reconstructs
 HELD_OUT = 0.1  # share of the training stream, at its end, that chooses the epoch
 INPUT_DROPOUT = 0.2  # as of recipe `tuned`
 WEIGHT_DECAY = 0.01
@@ -139,6 +140,81 @@ class PredictiveBlock(GatedBlock):
             if self.settings.oacd_weight:
                 loss = loss + self.settings.oacd_weight * dispersion_loss(made, config.centroid_weight)
             yield loss
+            state = state.detach()
+
+
+class AutoencodingBlock(GatedBlock):
+    """A gated block that is trained to hold what it has read; it never sees the next token.
+
+    A linear decoder, which is thrown away, reconstructs the embeddings of the tokens `DISTANCES` back. The
+    rest is as in `PredictiveBlock`, whose code stays as it is: results that are kept are those of that code.
+    """
+
+    @dataclass(frozen=True)
+    class Settings(PartSettings):
+        concern: ClassVar[str] = "block"
+        epochs: int = setting(40, "over the training stream, at most", at_least(1), "epochs")
+        learning_rate: float = setting(0.002, "of AdamW, with a cosine down to 0", RATE)
+
+    def __init__(self, context_dim: int, hidden_size: int, settings: Settings) -> None:
+        super().__init__(context_dim, hidden_size)
+        self.context_dim, self.settings = context_dim, settings
+
+    def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
+        """Train the block; arguments as of `ContextBlock.init_weights`."""
+        cut = max(2, int(len(tokens) * (1 - HELD_OUT)))
+        read, held_out = windows(tokens[:cut]), windows(tokens[cut:])
+        variance = F.embedding(tokens, embeddings).var(dim=0, correction=0).mean()
+        with torch.enable_grad(), torch.random.fork_rng():
+            drawn = self.carry.weight.flatten()[:1]  # by the run's seed
+            torch.manual_seed(drawn.view(torch.int32).item())
+            decoder = nn.Linear(
+                self.context_dim, len(DISTANCES) * embeddings.shape[1], device=embeddings.device
+            )
+            weights = [*self.parameters(), *decoder.parameters()]
+            optimizer = torch.optim.AdamW(weights, weight_decay=WEIGHT_DECAY)
+            steps = self.settings.epochs * len(read)
+            rate = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, self.settings.learning_rate, steps, pct_start=0.05, cycle_momentum=False
+            )
+            best, kept = float("inf"), copy.deepcopy(self.state_dict())
+            for _ in range(self.settings.epochs):
+                for error in self.errors(decoder, embeddings, read, INPUT_DROPOUT):
+                    optimizer.zero_grad()
+                    (error / variance).backward()
+                    nn.utils.clip_grad_norm_(weights, config.clip_norm)
+                    optimizer.step()
+                    rate.step()
+                with torch.no_grad():
+                    error = torch.stack([*self.errors(decoder, embeddings, held_out)]).mean().item()
+                if error < best:
+                    best, kept = error, copy.deepcopy(self.state_dict())
+        self.load_state_dict(kept)
+
+    def errors(
+        self, decoder: nn.Module, embeddings: Tensor, cut: list[Tensor], dropout: float = 0.0
+    ) -> Iterator[Tensor]:
+        """Yield the decoder's mean squared error in each window, over all `DISTANCES` that were read.
+
+        The state goes on from window to window, without its gradient.
+        """
+        state, read = embeddings.new_zeros(len(cut[0]), self.context_dim), cut[0][:, :0]
+        for window in cut:
+            contexts = []
+            for step in self.project_inputs(
+                F.dropout(F.embedding(window[:, :-1], embeddings), dropout)
+            ).unbind(1):
+                state = self(state, step)
+                contexts.append(state)
+            before, read = read.shape[1], torch.cat([read, window[:, :-1]], dim=1)
+            places = torch.arange(before, read.shape[1], device=read.device)[:, None] - read.new_tensor(
+                DISTANCES
+            )
+            targets = F.embedding(
+                read[:, places.clamp(min=0)], embeddings
+            )  # (ROWS, steps, distances, hidden)
+            decoded = decoder(torch.stack(contexts, dim=1)).view_as(targets)
+            yield (decoded - targets)[:, places >= 0].square().mean()
             state = state.detach()
 
 
