@@ -141,6 +141,8 @@ def _finished(point: GridPoint, root: Path) -> Run | None:
     """Load a finished run, if there is one, after its missing measurements if possible."""
     with suppress(UserError):  # whatever is wrong with it: `run` will say so, or do it again
         found = load_run(point.folder(root))
+        here = found.config.replace({"data.path": point.config.data.path})  # the file may have moved
+        found = replace(found, config=here)
         if found.config == point.config and not changed_split(found):
             is_complete = set(measurements_of(point.config)) <= set(found.summary)
             return found if is_complete else _measured(found)
@@ -204,7 +206,7 @@ def identity(config: ExperimentConfig) -> str:
     defaults = {key: value for key, value in flat(plain) if not key.endswith(".plugin")}
     changed = {key: value for key, value in flat(config.to_dict()) if value != defaults.get(key)}
     if texts := own_fingerprints(config.data):
-        changed["texts"] = texts
+        changed["data.path"] = texts  # wherever it is
     return digest(changed)[:DIGITS_OF_IDENTITY]
 
 

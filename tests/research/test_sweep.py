@@ -220,6 +220,17 @@ def test_a_file_that_has_changed_is_swept_again(points, small, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_file_that_has_moved_is_not_swept_again(points, small, tmp_path, monkeypatch):
+    asked, out = points(), tmp_path / "out"
+    before = sweep(asked, tmp_path / "runs", out)["cells"]
+    small["data.path"] = str(Path(small["data.path"]).rename(tmp_path / "moved.jsonl"))
+    monkeypatch.setattr(module, "run", None)
+    for root in ("runs", "others"):  # with the run folder, and from results alone
+        assert sweep(points(), tmp_path / root, out)["cells"] == before
+    assert finished_runs(points(), tmp_path / "runs").keys() == {"plain"}
+
+
+@pytest.mark.slow
 def test_results_of_other_grid_points_are_kept_beside(points, tmp_path, capsys):
     out = tmp_path / "out"
     sweep(points(a={}), tmp_path / "runs", out)
