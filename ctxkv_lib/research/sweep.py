@@ -169,8 +169,9 @@ def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Entry:
     try:
         done = _entry(point, "finished", run=_measured(run(point.config, folder.path, named)))
     except KeyboardInterrupt:  # while it was measured; as a finished run it would keep its artefacts
-        with folder.claimed(point.config):
-            folder.records.remove("results")
+        if folder.holds_run():
+            with folder.claimed(point.config):
+                folder.records.remove("results")
         raise
     except Diverged as problem:
         done = _entry(point, "diverged", str(problem))

@@ -230,6 +230,13 @@ def test_a_file_that_has_moved_is_not_swept_again(points, small, tmp_path, monke
     assert finished_runs(points(), tmp_path / "runs").keys() == {"plain"}
 
 
+def test_a_sweep_that_stops_before_its_first_run_leaves_no_run_folder(points, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "read_texts", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(Stopped):
+        sweep(points(), tmp_path / "runs", tmp_path / "out")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_results_of_other_grid_points_are_kept_beside(points, tmp_path, capsys):
     out = tmp_path / "out"
