@@ -45,6 +45,7 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         mixer = config.plugins["mixer"].name if "mixer" in config.plugins else "none"
         kind = f"mixer={mixer}, data.source={config.data.source}"
         raise UserError(f"{run.path} has no {' or '.join(names)} ({kind}); it has {' and '.join(possible)}.")
+    refuse_damaged(run.path, "test")  # a folder that has gone is not made
     folder = RunFolder(run.path)
     with folder.claimed(config):
         keys = {name: measurement_key(folder, code_with_imports(f"research/{name}")) for name in wanted}

@@ -1,6 +1,7 @@
 """Measurements of a finished run: made when asked for, once, and kept with the run."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,13 @@ def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
 def test_what_a_run_cannot_have_is_refused(finished_run, names, said):
     with pytest.raises(UserError, match=said):
         measure(finished_run, names)
+
+
+def test_a_run_that_has_gone_is_refused_and_its_folder_not_made(finished_run, tmp_path):
+    gone = tmp_path / "runs" / "gone"
+    with pytest.raises(UserError, match="gone is not a folder; make it with `ctxkv run"):
+        measure(replace(finished_run, path=gone))
+    assert not gone.parent.exists()
 
 
 def test_a_run_without_its_artefacts_keeps_its_measurements_and_gets_no_new_ones(tiny_config, tmp_path):
