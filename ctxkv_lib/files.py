@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_128
 
-from .errors import DamagedFile
+from .errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,10 @@ KINDS |= {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F6
 
 def cache_dir() -> Path:
     """Return the folder of downloads and tables that runs share: `$CTXKV_CACHE`, or `~/.cache/ctxkv`."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "ctxkv")
+    path = Path(os.path.expanduser(os.environ.get(CACHE_VARIABLE) or "~/.cache/ctxkv"))
+    if path.parts[0][0] == "~":
+        raise UserError(f"There is no home folder for {path}; set ${CACHE_VARIABLE} to a folder.")
+    return path
 
 
 @contextmanager

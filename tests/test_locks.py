@@ -6,7 +6,7 @@ import pytest
 from filelock import FileLock
 
 from ctxkv_lib.errors import DamagedFile, UserError
-from ctxkv_lib.files import replacing, write_text
+from ctxkv_lib.files import cache_dir, replacing, write_text
 from ctxkv_lib.locks import made_once, only_process
 
 HOLD = """
@@ -44,6 +44,16 @@ def test_a_folder_that_cannot_be_made_is_one_sentence_with_its_name(tmp_path, mo
     )
     with refused, only_process(file / "run"):
         pass
+
+
+def test_the_shared_cache_is_in_the_home_folder_if_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("", "~/.cache/ctxkv"):
+        monkeypatch.setenv("CTXKV_CACHE", name)
+        assert cache_dir() == tmp_path / ".cache" / "ctxkv"
+    monkeypatch.setattr("os.path.expanduser", str)  # as of a user whom the system does not know
+    with pytest.raises(UserError, match=r"no home folder for ~/.cache/ctxkv; set \$CTXKV_CACHE to a folder"):
+        cache_dir()
 
 
 @pytest.mark.usefixtures("own_cache")
