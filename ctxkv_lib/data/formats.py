@@ -39,7 +39,7 @@ def kind_of(path: Path) -> str:
     """Find a file's kind by its name, ".jsonl" or another of `READERS`; a UserError if it has none."""
     if not path.exists():
         raise UserError(f"{path} does not exist; name a {FILES} file.")
-    kind = next((s for s in reversed(path.suffixes) if s != ".gz"), "").lower()
+    kind = next((s for s in map(str.lower, reversed(path.suffixes)) if s != ".gz"), "")
     if kind not in READERS:
         raise UserError(f"{path} is of no known kind; allowed: {FILES}.")
     return kind
@@ -67,7 +67,7 @@ def read_rows(path: Path, columns: str | None = None) -> Iterator[Row]:
 def opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
     """Open a file's bytes, unpacked if it is a .gz file; a failure inside the block is a UserError."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             yield file
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); name a readable {FILES} file.") from error

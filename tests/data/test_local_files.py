@@ -58,7 +58,8 @@ def test_known_forms_of_a_record_are_recognised(tmp_path, record, columns):
     text = json.dumps(record)
     (tmp_path / "lines.jsonl").write_text(text + "\n" + text)
     (tmp_path / "array.json").write_text(json.dumps([record, record]))
-    (tmp_path / "packed.json.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("packed.json.gz", "OLD.JSON.GZ"):
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
     (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n{text}".encode())
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "table.parquet")
     for path in tmp_path.iterdir():
