@@ -74,6 +74,8 @@ class LiveCurves:
         if not self._is_notebook:
             print(in_words(metric), flush=True)
             return
+        if not self._is_followed:  # another cell
+            self._follow()
         self._stage = metric["stage"]
         run = run_name(metric) or "this run"
         lines, count = self._lines[self._stage].setdefault(run, []), COUNTS[self._stage]
@@ -109,6 +111,7 @@ class LiveCurves:
         if not self._is_notebook:
             return
         self._registered.close()
+        self._is_followed = False
         self.bar.value = ""
         if not any(self._lines.values()):
             self.status.value, self.image.value = "Nothing was trained.", ""
@@ -121,7 +124,6 @@ class LiveCurves:
             self._is_still = True
 
     def _open(self) -> None:
-        from IPython import get_ipython
         from IPython.display import display
         from ipywidgets import HTML, VBox
 
@@ -130,7 +132,13 @@ class LiveCurves:
         has_id = hasattr(self._view, "_repr_mimebundle_")  # ipywidgets 7, as on Colab, takes no id
         self._output = display(self._view, display_id=has_id or None)
         self._draw()
-        self._registered = ExitStack()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Hear of every step, and of the end of this cell."""
+        from IPython import get_ipython
+
+        self._registered, self._is_followed = ExitStack(), True
         watchers.append(self.step)
         self._registered.callback(watchers.remove, self.step)
         shell = get_ipython()

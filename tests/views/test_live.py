@@ -225,6 +225,11 @@ def test_a_cell_that_has_ended_holds_a_picture_instead_of_widgets(monkeypatch, e
     assert "<img" in shown[-1]["text/html"]
     view({**epochs[500][0], "run": "another"})  # in the next cell
     assert shown[2:] == [widgets]
+    view({**epochs[500][1], "run": "another"})  # too soon to be drawn
+    with progress.stage("Scoring the test split"):
+        assert "another, Phase 2, epoch 2" in view.status.value
+    view.finish()
+    assert "another, Phase 2, epoch 2" in shown[-1]["text/html"]
 
 
 def test_a_view_of_nothing_says_so_and_shows_no_empty_figure(live):
