@@ -1,7 +1,8 @@
 """The style all figures share, and how they are saved.
 
 Colours are Okabe and Ito's palette, which colour-blind readers can distinguish. The background is set, so
-figures look the same on a dark page. Figures use matplotlib's object API: no pyplot, no global state.
+figures look the same on a dark page and in a dark style of the user's. Figures use matplotlib's object API:
+no pyplot, no global state.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,6 +29,8 @@ NUMBER = "{x:,.10g}"  # of a tick: plain, with thousands separators
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": QUIET,
+    "axes.facecolor": PAPER,
+    "axes.labelcolor": "black",
     "axes.prop_cycle": cycler(color=OKABE_ITO),
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -37,11 +40,17 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 2.2,
     "lines.markersize": 3.5,
+    "savefig.bbox": None,  # cropped, values would not be under the pointer
+    "text.color": "black",
     "text.parse_math": False,  # names of runs and settings may hold dollar signs
+    "text.usetex": False,
+    "xtick.color": "black",
+    "ytick.color": "black",
 }
 styled = rc_context(STYLE)  # a decorator of functions that draw
 
 
+@styled
 def save(figure: Figure, path: Path) -> Path:
     """Write `figure` as a PNG, complete or not at all."""
     with replacing(path) as beside:

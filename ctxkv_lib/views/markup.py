@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..report.tables import digits
-from .axes import DPI, INK, ORANGE, PAPER, QUIET
+from .axes import DPI, INK, ORANGE, PAPER, QUIET, styled
 from .explore import AttendedWindow
 
 PLAIN = "tex2jax_ignore mathjax_ignore"  # notebooks would typeset text between dollar signs
@@ -63,6 +63,7 @@ def show(figure: Figure) -> None:
     display({"text/html": figure_html(figure, image), "image/png": image}, raw=True)
 
 
+@styled
 def png(figure: Figure) -> bytes:
     """Draw `figure` with its own background, as a PNG."""
     content = io.BytesIO()

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from drawn import legend, line
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from sample_runs import EPOCHS, phase1_lines, runs
@@ -12,7 +13,8 @@ from sample_runs import EPOCHS, phase1_lines, runs
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.views import explore, figures, pictures, study
-from ctxkv_lib.views.axes import OKABE_ITO, QUIET, log_y, panels
+from ctxkv_lib.views.axes import OKABE_ITO, QUIET, log_y, panels, save
+from ctxkv_lib.views.markup import png
 
 SCORES = {
     "ppl": 300.0,
@@ -45,6 +47,15 @@ def test_ppl_curves_draw_each_epoch_and_mark_the_best_and_the_stop(tmp_path):
     figure = figures.ppl_curves(summaries(tmp_path / "few", 500, **few))
     assert not [drawn for drawn in figure.axes[0].get_lines() if "early stop" in drawn.get_label()]
     assert "early stop" not in legend(figure)
+
+
+def test_a_style_of_the_user_changes_no_colour_and_no_size(tmp_path):
+    (summary,) = summaries(tmp_path, 100)
+    plain = png(figures.ppl_curves([summary]))
+    own = {"savefig.bbox": "tight", "text.usetex": True}
+    with style.context(["dark_background", own]):
+        assert png(figures.ppl_curves([summary])) == plain
+        assert save(figures.ppl_curves([summary]), tmp_path / "a.png").read_bytes()[:24] == plain[:24]
 
 
 def test_six_runs_have_six_colours(tmp_path):
