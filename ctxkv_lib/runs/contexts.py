@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import ranks
-from ..errors import UserError, memory_advice
+from ..errors import Diverged, UserError, memory_advice
 from ..files import write_tensors
 from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, stream_contexts
@@ -164,6 +164,11 @@ def _make_cache(
             error = stream_contexts(
                 model.context_block, inputs, tokens, config.phase1, contexts, known, generator
             )
+    if not contexts[-1].isfinite().all():  # from where a recurrence overflows, it stays so
+        raise Diverged(
+            f"The contexts of the {split} stream grow beyond all numbers; bound what the block returns, as a "
+            "LayerNorm does, or lower phase1.learning_rate."
+        )
     dtype = PRECISIONS[work.precision]
     if training and dtype != contexts.dtype:
         contexts = _room(work, len(contexts), dtype).copy_(contexts)

@@ -69,6 +69,15 @@ class Running(NearestTwo):
         return self.scale(super().forward(embeddings, window, present))
 
 
+class Growing(nn.Module):
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.linear = nn.Linear(context_dim + hidden_size, context_dim)
+
+    def forward(self, contexts, inputs):
+        return 3 * contexts + self.linear(torch.cat([contexts, inputs], dim=1))
+
+
 class Nothing(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -215,6 +224,11 @@ def test_oacd_is_part_of_a_loss_and_a_block_that_is_not_trained_needs_no_gradien
     assert run(config, tmp_path / "run", loss=with_a_term).summary["phase1"]["iterations"] > 1
     untrained = config.replace({"phase1.max_iterations": 0})
     run(untrained, tmp_path / "untrained", block=WithoutGradient)
+
+
+def test_contexts_that_overflow_are_refused_with_what_to_change(config, tmp_path):
+    with pytest.raises(UserError, match="of the train stream grow beyond all numbers; bound what the block"):
+        run(config, tmp_path / "run", block=Growing)
 
 
 def test_copying_is_refused_where_contexts_in_reach_are_not_all_kept(config, tmp_path):
