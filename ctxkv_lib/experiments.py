@@ -1,5 +1,6 @@
 """Run one experiment from conversations to report, or compare several."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,7 +160,7 @@ def compare(
             "and `ctxkv sweep` show runs of one count side by side."
         )
     configs = sorted(configs, key=lambda config: config.data.samples)
-    out = Path(out or comparison_folder(configs, root))
+    out = Path(os.path.expanduser(out or comparison_folder(configs, root)))
     _refuse_taken(out, configs)
     load_conversations(configs[-1].data, "train")
     runs = [

@@ -1,5 +1,6 @@
 """Names for runs, made from what differs between them."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 def run_folders(places: Path | str | Sequence[Path | str]) -> list[Path]:
     """Return the run folders that `places` name: run folders, or folders with finished runs in them."""
     folders: dict[Path, None] = {}
-    for place in map(Path, [places] if isinstance(places, Path | str) else places):
+    for given in [places] if isinstance(places, Path | str) else places:
+        place = Path(os.path.expanduser(given))
         inside = sorted(summary.parent for summary in place.glob("*/summary.json"))
         is_run = not inside or (place / "summary.json").is_file()
         folders |= dict.fromkeys([place] if is_run else inside)

@@ -1,5 +1,6 @@
 """`ctxkv list`: every run folder below a folder, with its state."""
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def list_runs(root: Path | str = DEFAULT_ROOT) -> list[Listed]:
     Raises:
         UserError: there is no such folder.
     """
-    root = Path(root)
+    root = Path(os.path.expanduser(root))
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; name the one that holds your run folders.")
     folders = [root, *root.glob("*"), *root.glob("*/*")]  # a comparison may hold the folders of its runs

@@ -40,7 +40,7 @@ COMPARISON = "comparison.json"
 CONFIG = "config.json"
 FOREIGN = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
 MODEL_MARK = "generation_config.json"  # in the folder of a model, which has a config.json, too
-DEFAULT_ROOT = Path(os.environ.get(ROOT_VARIABLE) or "runs")
+DEFAULT_ROOT = Path(os.path.expanduser(os.environ.get(ROOT_VARIABLE) or "runs"))
 
 
 def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> Path:
@@ -56,14 +56,14 @@ def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> 
     own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
     words = [config.preset, config.recipe, str(config.data.samples)]
     name = "-".join(words + [re.findall(r"\w+", each)[-1] for each in own])
-    return Path(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
+    return Path(os.path.expanduser(root)) / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
 
 def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str = DEFAULT_ROOT) -> Path:
     """Return the default folder of a comparison: its largest run's name and the smaller counts."""
     *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
     counts = "-".join(str(config.data.samples) for config in smaller)
-    return Path(root) / f"{run_folder_of(largest).name}-vs-{counts}"
+    return Path(f"{run_folder_of(largest, root)}-vs-{counts}")
 
 
 class RunFolder:

@@ -88,7 +88,7 @@ def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
 def runs_root() -> Path:
     """Return the folder of all runs: `$CTXKV_RUNS`, or `runs` at the top of the clone (on Colab, here)."""
     if root := os.environ.get(ROOT_VARIABLE):
-        return Path(root)
+        return Path(os.path.expanduser(root))
     here = Path.cwd()
     return (here.parent if (here.parent / "ctxkv_lib" / "__init__.py").is_file() else here) / "runs"
 

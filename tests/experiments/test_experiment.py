@@ -23,6 +23,8 @@ from ctxkv_lib.research import measure as measuring
 from ctxkv_lib.runs import contexts, trained, work
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.differences import run_folders
+from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.records import Records
 from ctxkv_lib.runs.run_folder import RunFolder, comparison_folder, load_run, run_folder_of
 from ctxkv_lib.runs.trained import load_trained
@@ -232,6 +234,12 @@ def test_a_folder_of_another_run_or_of_none_is_refused(finished_run, tmp_path):
 def test_a_home_folder_is_expanded(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run(tiny_config, "~/run").path == load_run("~/run").path == tmp_path / "run"
+    assert (
+        run_folder_of(tiny_config, "~").parent == comparison_folder([tiny_config] * 2, "~").parent == tmp_path
+    )
+    assert [listed.path for listed in list_runs("~")] == run_folders("~") == [tmp_path / "run"]
+    with pytest.raises(UserError, match=f"{tmp_path / 'run'} holds a run"):
+        compare([tiny_config, tiny_config.replace({"data.samples": 4})], out="~/run")
 
 
 def test_a_run_whose_token_table_cannot_be_made_again_is_refused(tiny_config, tmp_path):
