@@ -37,7 +37,7 @@ class GridPoint:
     variant: str
     config: ExperimentConfig
 
-    def folder(self, root: Path) -> Path:
+    def folder(self, root: Path | str) -> Path:
         """Return the run folder under `root`."""
         return run_folder_of(self.config, root)
 

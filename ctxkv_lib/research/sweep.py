@@ -1,5 +1,6 @@
 """Sweeps: every grid point is an ordinary run, and results are written after each."""
 
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -32,8 +33,8 @@ DIGITS_OF_IDENTITY = 8  # hexadecimal, of a configuration in `sweep.json`
 @ended_calmly()
 def sweep(
     points: Sequence[GridPoint],
-    root: Path,
-    out: Path,
+    root: Path | str,
+    out: Path | str,
     listener: Listener = lambda _: None,
     hours: float | None = None,
     keep: bool = False,
@@ -65,6 +66,7 @@ def sweep(
         raise UserError("A sweep of no grid points has no results; give at least one.")
     if hours is not None and not hours >= 0:
         raise UserError(f"--hours is {hours}; allowed: 0 or more.")
+    out = Path(os.path.expanduser(out))
     load_conversations(max((point.config.data for point in points), key=lambda data: data.samples), "train")
     began = time.monotonic()
     with only_process(out):
@@ -88,7 +90,7 @@ def sweep(
     return results
 
 
-def finished_runs(points: Sequence[GridPoint], root: Path) -> dict[str, list[Run]]:
+def finished_runs(points: Sequence[GridPoint], root: Path | str) -> dict[str, list[Run]]:
     """Load `{variant: its finished runs}` of all variants with a finished run folder."""
     runs: dict[str, list[Run]] = {}
     for point in points:
@@ -127,7 +129,7 @@ def _keep_others(out: Path, others: Collection[str], earlier: dict[str, Entry]) 
         notice(f"{counted(len(lost), ' results')} of other grid points: they are kept in {kept}.")
 
 
-def _left(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -> tuple[Entry, bool]:
+def _left(point: GridPoint, root: Path | str, earlier: dict[str, Entry], keep: bool) -> tuple[Entry, bool]:
     """Return the result of earlier calls for a grid point, and whether it need not be run again."""
     if found := _finished(point, root):
         return _entry(point, "finished", run=found), True
@@ -137,7 +139,7 @@ def _left(point: GridPoint, root: Path, earlier: dict[str, Entry], keep: bool) -
     return {**left, "variant": point.variant}, done.get(left["state"], False)
 
 
-def _finished(point: GridPoint, root: Path) -> Run | None:
+def _finished(point: GridPoint, root: Path | str) -> Run | None:
     """Load a finished run, if there is one, after its missing measurements if possible."""
     with suppress(UserError):  # whatever is wrong with it: `run` will say so, or do it again
         found = load_run(point.folder(root))
@@ -158,7 +160,7 @@ def _measured(found: Run) -> Run:
         return found
 
 
-def _run(point: GridPoint, root: Path, listener: Listener, keep: bool) -> Entry:
+def _run(point: GridPoint, root: Path | str, listener: Listener, keep: bool) -> Entry:
     if same := _finished(point, root):  # under another name, a moment ago
         return _entry(point, "finished", run=same)
     folder = RunFolder(point.folder(root))

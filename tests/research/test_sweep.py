@@ -154,7 +154,8 @@ def test_a_sweep_of_nothing_is_refused_and_leaves_results_alone(tmp_path):
 def test_time_that_is_over_leaves_runs_for_the_next_call(points, tmp_path):
     with pytest.raises(UserError, match="--hours is nan; allowed: 0 or more"):
         sweep(points(), tmp_path, tmp_path / "out", hours=float("nan"))
-    assert states(sweep(points(1, 2), tmp_path, tmp_path / "out", hours=0)) == [("plain", "waiting")] * 2
+    out = str(tmp_path / "out")
+    assert states(sweep(points(1, 2), str(tmp_path), out, hours=0)) == [("plain", "waiting")] * 2
     assert "2 waiting." in (tmp_path / "out" / "sweep.md").read_text()
 
 
