@@ -86,7 +86,7 @@ def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
         ("info --train-tokens -5", "--train-tokens is -5; allowed: 1 or more."),
         ("info --val-tokens 0", "--val-tokens is 0; allowed: 1 or more."),
         ("evaluate run\nfolder --data chats.jsonl", "chats.jsonl does not exist"),
-        ("run --preset ci --data missing.jsonl", "missing.jsonl does not exist"),
+        ("run --preset ci --data missing.jsonl", "/missing.jsonl does not exist"),
         ("run --preset ci --data ", "data.path is ''; allowed: a path"),
         ("report two\nlines", r"two\nlines is not a folder"),
         ("verify nowhere", "nowhere is not a folder; name a run folder."),

@@ -38,7 +38,7 @@ LIKENESS = 0.85  # similarity of a field's name and an allowed one, above which 
 def kind_of(path: Path) -> str:
     """Find a file's kind by its name, ".jsonl" or another of `READERS`; a UserError if it has none."""
     if not path.exists():
-        raise UserError(f"{path} does not exist; name a {FILES} file.")
+        raise UserError(f"{path.absolute()} does not exist; name a {FILES} file.")
     kind = next((s for s in map(str.lower, reversed(path.suffixes)) if s != ".gz"), "")
     if kind not in READERS:
         raise UserError(f"{path} is of no known kind; allowed: {FILES}.")
