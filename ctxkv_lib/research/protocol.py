@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..files import digest
 from ..progress import counted, say
 from ..runs.config import ExperimentConfig
-from ..runs.configure import configure, once
+from ..runs.configure import configure, once, short_names
 from ..runs.plugins import HOOKS
 from ..runs.run_folder import run_folder_of
 
@@ -90,7 +90,7 @@ def grid(recipes: Sequence[str] | None, axes: Sequence[str], alone: str = "base"
             f"--grid has {min(twice)} twice; write all its values in one: --grid {min(twice)}=A,B."
         )
     for recipe, values in itertools.product(named, itertools.product(*along)):
-        words = [f"{key.rpartition('.')[2]} {value}" for key, value in values]
+        words = [f"{name} {value}" for name, (_, value) in zip(short_names(keys), values, strict=True)]
         if recipe and (not words or len(named) > 1):
             words.insert(0, recipe)
         variants[", ".join(words) or alone] = {"recipe": recipe, "settings": dict(values)}

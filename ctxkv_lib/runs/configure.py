@@ -120,6 +120,12 @@ def stated_settings(config: ExperimentConfig) -> dict[str, Any]:
     return {key: value for key, value in changed_settings(config).items() if key not in implied}
 
 
+def short_names(keys: Collection[str]) -> list[str]:
+    """Return settings' names without their groups, but for those that would then be alike."""
+    names = [key.rpartition(".")[2] for key in keys]
+    return [key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)]
+
+
 def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
     """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
 

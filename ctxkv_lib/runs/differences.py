@@ -7,7 +7,7 @@ from typing import Any
 
 from ..progress import counted
 from .config import ExperimentConfig
-from .configure import differing_settings
+from .configure import differing_settings, short_names
 from .plugins import HOOKS
 from .run_folder import Run
 
@@ -58,10 +58,10 @@ def run_folders(places: Path | str | Sequence[Path | str]) -> list[Path]:
 def _in_words(settings: dict[str, Any]) -> str:
     """Return settings as "500 samples, interval 20"; of plug-ins, their names."""
     words = []
-    for key, value in settings.items():
+    for short, (key, value) in zip(short_names(settings), settings.items(), strict=True):
         group, _, name = key.rpartition(".")
         if group not in HOOKS:
-            words.append(counted(value) if key == "data.samples" else f"{name} {value}")
+            words.append(counted(value) if key == "data.samples" else f"{short} {value}")
         elif name == "plugin" and value:
             words.append(f"{group} {value.rpartition(':')[2]}")
     return ", ".join(words) or ("no plug-in" if settings else "")

@@ -6,7 +6,7 @@ import pytest
 from conftest import local_experiment
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.research.protocol import asked_for, grid_points, read_protocol
+from ctxkv_lib.research.protocol import asked_for, grid, grid_points, read_protocol
 from ctxkv_lib.runs.configure import configure
 
 
@@ -96,6 +96,11 @@ def test_variants_of_a_file_share_its_sizes_and_have_their_recipes_own_data(tmp_
 def test_a_protocol_of_another_form_is_refused_in_a_sentence(tmp_path, values, said):
     with pytest.raises(UserError, match=said):
         points_of(tmp_path, **values)
+
+
+def test_settings_of_one_name_are_named_with_their_groups():
+    axes = ["phase1.batch_size=2", "phase2.batch_size=3", "phase2.patience=4"]
+    assert [*grid(None, axes)] == ["phase1.batch_size 2, phase2.batch_size 3, patience 4"]
 
 
 def test_a_protocol_that_is_no_json_is_refused_with_the_place(tmp_path):

@@ -123,6 +123,8 @@ def test_runs_are_named_by_what_differs(tmp_path):
     assert named(tmp_path / "a", {"samples": 100}, {"samples": 1000}) == ["100 samples", "1,000 samples"]
     seeds = named(tmp_path / "b", {"runtime.seed": 1}, {"runtime.seed": 2, "model.interval": 50})
     assert seeds == ["interval 20, seed 1", "interval 50, seed 2"]
+    rates = named(tmp_path / "e", {}, {"phase1.learning_rate": 2.0, "phase2.learning_rate": 3.0})
+    assert rates[1] == "phase1.learning_rate 2.0, phase2.learning_rate 3.0"
     assert named(tmp_path / "c", {}) == ["100 samples"]
     assert named(tmp_path / "d", {}, {}) == ["run0", "run1"]  # their folders
 
