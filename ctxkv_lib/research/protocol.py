@@ -112,12 +112,21 @@ def read_protocol(path: Path) -> Settings:
     these, and `preset`. A variant's settings go on top of the shared ones.
 
     Raises:
-        UserError: it does not exist, is not JSON, or not of that form.
+        UserError: it does not exist, is not JSON, has a name twice, or is not of that form.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; {FORM}.")
+
+    def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{path} has {twice[0]!r} twice; rename or delete one.")
+        return dict(pairs)
+
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=named_once)
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); {FORM}.") from None
     _check(f"{path}: the protocol", found, KINDS)

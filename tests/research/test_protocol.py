@@ -98,6 +98,15 @@ def test_a_protocol_of_another_form_is_refused_in_a_sentence(tmp_path, values, s
         points_of(tmp_path, **values)
 
 
+def test_a_name_that_a_protocol_has_twice_is_refused_and_a_byte_order_mark_is_not(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('\ufeff{"variants": {"a": {}}}', encoding="utf-8")
+    assert read_protocol(file) == {"variants": {"a": {}}}
+    file.write_text('{"variants": {"a": {}, "a": {"recipe": "tuned"}}}')
+    with pytest.raises(UserError, match=r"mine\.json has 'a' twice; rename or delete one"):
+        read_protocol(file)
+
+
 def test_settings_of_one_name_are_named_with_their_groups():
     axes = ["phase1.batch_size=2", "phase2.batch_size=3", "phase2.patience=4"]
     assert [*grid(None, axes)] == ["phase1.batch_size 2, phase2.batch_size 3, patience 4"]
