@@ -223,7 +223,9 @@ def _button_texts(pieces: Sequence[str]) -> list[str]:
     """Make texts unique by characters without width: ipywidgets finds the pressed button by its text."""
     texts: list[str] = []
     for piece in pieces:
-        text = piece.strip() or markup.token_name(piece)[1:-1].replace(" ", "␣")
+        text = piece.strip()
+        if not text or not text.isprintable():
+            text = markup.token_name(piece)[1:-1].replace(" ", "␣")
         texts.append(text + NO_WIDTH * sum(text == earlier.rstrip(NO_WIDTH) for earlier in texts))
     return texts
 

@@ -207,6 +207,11 @@ def test_choosing_an_attended_token_or_clicking_one_moves_there(trained, window)
 
 
 def test_every_token_has_a_visible_button_with_a_text_of_its_own():
+    assert plots._button_texts(["\u200b", " \u200b", "\0"]) == [
+        "\\u200b",
+        "␣\\u200b",
+        "\\x00",
+    ]
     texts = plots._button_texts([" the", "\n", "  ", "$x", "the", " the"])
     assert [text.replace("\u200b", "") for text in texts] == ["the", "↵", "␣␣", "$x", "the", "the"]
     assert len(set(texts)) == 6
