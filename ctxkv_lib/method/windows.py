@@ -67,6 +67,9 @@ class Window:
 
     def _offsets(self, device: torch.device) -> Tensor:
         """Return the offsets on a device; made once, since every copy makes a GPU wait."""
-        if device not in self._on_device:
-            self._on_device[device] = torch.tensor(self.offsets, device=device)
-        return self._on_device[device]
+        held = self._on_device.get(device)
+        if held is None or held.device != device:  # which a model may be that was loaded on another device
+            held = torch.tensor(self.offsets, device=device)
+            if type(held) is Tensor:  # no stand-in for one, as `torch.export` has while it traces
+                self._on_device[device] = held
+        return held

@@ -29,6 +29,14 @@ def test_a_saved_model_computes_and_generates_as_on_a_cpu(tmp_path):
     assert torch.equal(found.cpu(), expected)
 
 
+def test_a_pickled_model_may_come_back_by_way_of_a_cpu(tmp_path):
+    model, ids = tiny_model().eval().to("cuda"), tiny_ids(40).view(2, 20).to("cuda")
+    expected = model(ids).logits
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", map_location="cpu", weights_only=False)
+    torch.testing.assert_close(loaded.to("cuda")(ids).logits, expected)
+
+
 @pytest.mark.parametrize("texts", [1, 3])
 def test_texts_that_copy_are_read_on_without_a_wait(card, texts):
     model = tiny_model().eval().to("cuda")

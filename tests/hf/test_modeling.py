@@ -100,3 +100,9 @@ def test_autocast_rounds_what_is_computed_from_contexts_and_not_the_contexts(len
             states.append(found[CACHE_NAME].state)
     assert torch.equal(*states)
     assert found.logits.dtype == torch.bfloat16
+
+
+def test_a_model_may_be_exported_before_it_is_called():
+    model, ids = tiny_model().eval(), tiny_ids(20)[None]
+    exported = torch.export.export(model, (ids,), {"use_cache": False}, strict=False).module()
+    torch.testing.assert_close(exported(ids, use_cache=False).logits, model(ids).logits)
