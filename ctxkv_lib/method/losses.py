@@ -40,6 +40,8 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # with create_graph, to which what is saved is a constant
+            raise NotImplementedError("This loss has no second derivative; take cross_entropy of the logits.")
         (hidden_gradient,) = ctx.saved_tensors
         return gradients[0][:, None] * hidden_gradient, None, None
 

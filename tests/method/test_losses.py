@@ -52,3 +52,10 @@ def test_bf16_products_are_summed_in_fp32(any_device):
     assert found.dtype == hidden.grad.dtype == torch.float32
     assert (found - expected).mean().abs() < 0.01
     assert (hidden.grad - wanted).norm() < 0.01 * wanted.norm()
+
+
+def test_second_derivatives_are_refused(any_device):
+    hidden = torch.randn(3, 8, requires_grad=True)
+    loss = frozen_head_cross_entropy(hidden, torch.randn(5, 8), torch.tensor([0, 4, 1]))[0].sum()
+    with pytest.raises(NotImplementedError, match="no second derivative; take cross_entropy of the logits"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
