@@ -8,6 +8,7 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config, config_from_dict, parse_settings
 from ctxkv_lib.runs.configure import run_command
+from ctxkv_lib.runs.settings import Sampling
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -110,6 +111,15 @@ REFUSED = [
     ("data.columns", "te\udcff", "allowed: names of fields, in UTF-8."),
     ("data.columns", "a", "data.columns is 'a'; allowed: none but with data.source=file"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_new_tokens", None), ("temperature", "1"), ("top_k", 1.5), ("seed", None), ("seed", 1.5)],
+)
+def test_values_of_sampling_that_are_no_such_numbers_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"sampling.{name} is {value!r}; allowed: "):
+        Sampling(**{name: value})
 
 
 @pytest.mark.parametrize(("name", "value", "said"), REFUSED)

@@ -52,7 +52,7 @@ def generate_text(
         raise UserError("--prompt is empty; give at least one character.")
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > COLDEST:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": int(top_k)}
     torch.manual_seed(seed)
     ids = model.generate(**encoded, max_new_tokens=new_tokens, **sampling)
     new = ids[0, encoded["input_ids"].shape[1] :]

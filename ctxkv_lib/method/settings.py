@@ -49,7 +49,11 @@ def check_settings(config: Any, concern: str) -> None:
     """
     for known in dataclasses.fields(config):
         value, allowed = getattr(config, known.name), known.metadata["allowed"]
-        require(allowed.holds(value), f"{concern}.{known.name}", value, allowed.text)
+        try:
+            holds = allowed.holds(value)
+        except TypeError:  # it is no number
+            holds = False
+        require(holds, f"{concern}.{known.name}", value, allowed.text)
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:

@@ -13,7 +13,7 @@ BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; f
 POOL_BLOCKS = 8  # a pool takes 256 MiB in bf16, 512 in fp32, at the published size
 BEGINNING_TOKENS = 65_536  # of a streamed stream, the contexts kept for explorers and measurements
 COUNT = Allowed("a whole number, 1 or more", lambda value: value >= 1 and value % 1 == 0)
-SEED = Allowed("0 to 2^63 - 1", range(SEED_LIMIT).__contains__)
+SEED = Allowed("0 to 2^63 - 1", lambda value: 0 <= value < SEED_LIMIT and value % 1 == 0)
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
 
 

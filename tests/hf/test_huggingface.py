@@ -5,6 +5,7 @@ import runpy
 from copy import deepcopy
 from functools import partialmethod
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,8 @@ def test_pipeline_generates(folder, served):
     assert found["generated_text"] == generate_text(*served, "Hello there", 5, 0, 1, 0)
     assert found["generated_text"].startswith("Hello there")
     assert generate_text(*served, "<|endoftext|>Hello", 1, 0, 1, 0).startswith("<|endoftext|>Hello")
+    texts = {generate_text(*served, "Hello", 2, 1, top_k, 0) for top_k in (5, 5.0, np.int64(5))}
+    assert len(texts) == 1
 
 
 def test_pipeline_generates_in_batches_from_a_runs_model(finished_run):
