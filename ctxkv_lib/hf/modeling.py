@@ -103,7 +103,8 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         found: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **options
         )
-        other = {*found[1]["missing_keys"], *found[1]["unexpected_keys"]}
+        resized = (key if isinstance(key, str) else key[0] for key in found[1]["mismatched_keys"])
+        other = {*found[1]["missing_keys"], *found[1]["unexpected_keys"], *resized}
         allowed = "those that this code has; load it with its own code (trust_remote_code=True)"
         require(not other, f"a weight of {pretrained_model_name_or_path}", min(other, default=""), allowed)
         return found if output_loading_info else found[0]

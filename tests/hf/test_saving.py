@@ -74,6 +74,12 @@ def test_weights_of_other_code_are_refused(tmp_path, name):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+def test_weights_of_another_size_are_refused_and_not_left_undefined(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"a weight of .* is 'attention\.k\.weight'; allowed: those that"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, context_dim=8, ignore_mismatched_sizes=True)
+
+
 def test_a_trained_model_is_wrapped_without_a_copy():
     model = tiny_method(has_unigram=True)
     wrapped = ContextKVForCausalLM.from_model(model, {})
