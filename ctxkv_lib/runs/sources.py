@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Collection, Iterator, MutableMapping, MutableSequence, MutableSet
 from contextlib import suppress
 from dataclasses import is_dataclass
+from importlib.machinery import SourceFileLoader
 from operator import attrgetter
 from pathlib import Path
 from types import CodeType, SimpleNamespace
@@ -26,6 +27,7 @@ WRAPPERS = (property, staticmethod, classmethod)
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 # Methods that change what a name holds, if that is a container.
 CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "clear"}
+PLACE = ("lineno", "end_lineno", "col_offset", "end_col_offset")  # of `co_positions`
 DEEPEST = 30  # objects and containers in each other, at which a description ends
 TEXTS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of functions and classes, with their code objects
 
@@ -36,13 +38,7 @@ def source_digest(part: Any) -> str:
     if module_of(parts[0]).startswith(OWN):
         return ""
     seen: dict[int, Any] = {}
-    try:
-        source = "".join(text for each in parts for text in _sources(each, seen))
-    except (OSError, TypeError, SyntaxError):
-        raise UserError(
-            f"The source of {part.__qualname__} is not to be found; define it with def or class, in a file "
-            "or a notebook cell."
-        ) from None
+    source = "".join(text for each in parts for text in _sources(each, seen))
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
@@ -53,6 +49,8 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
     """
     seen[id(part)] = part
     text = _text(part)
+    if not text:  # of a generated function
+        return
     yield text
     tree, functions = ast.parse(text), _own_functions(part)
     scope = dict(functions[0].__globals__ if functions else vars(sys.modules.get(part.__module__, part)))
@@ -180,8 +178,7 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
         for part in [*filter(_is_followed, outer), last]:  # libraries wrap methods of a class in use
             yield _plain(part)
             if _is_followed(part) and id(part) not in seen:
-                with suppress(OSError, TypeError, SyntaxError):  # whose source is nowhere
-                    yield from _sources(part, seen)
+                yield from _sources(part, seen)
         return
     kind = type(value)
     if value is os.environ or (kind.__module__, kind.__name__) == ("torch", "device"):  # of this process
@@ -217,7 +214,7 @@ def _state(value: Any) -> dict[str, Any]:
     with suppress(Exception):  # whatever an object of the user raises
         if hasattr(kind, "state_dict"):  # an `nn.Module`
             left_out |= {name for name in state if name.startswith("_") or name == "training"}
-            state = state | value.state_dict()
+            state |= value.state_dict() | dict(getattr(value, "named_modules", dict)())
         for each in (each for each in kind.__mro__ if not _is_installed(each)):
             left_out |= _changed_by_methods(ast.parse(_text(each)), each, value)
     return {name: each for name, each in state.items() if name not in left_out}
@@ -229,7 +226,8 @@ def _plain(value: Any) -> str:
         if type(value).__name__ in ("Tensor", "Parameter", "ndarray"):
             array = value  # or as bytes, since numpy has no bfloat16
             if hasattr(value, "detach"):
-                array = value.detach().cpu().flatten().view(sys.modules["torch"].uint8).numpy()
+                array = value.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous()
+                array = array.flatten().view(sys.modules["torch"].uint8).numpy()
             return f"{value.dtype}{[*value.shape]}{hashlib.sha256(array.tobytes()).hexdigest()}"
         if inspect.isroutine(value) or inspect.isclass(value):
             return f"{value.__module__}.{value.__qualname__}"
@@ -282,43 +280,65 @@ def own_code(part: Any) -> list[CodeType]:
 
 
 def _text(part: Any) -> str:
-    """Return the plain source of a function or class; refuse it if its file has changed since."""
-    codes = own_code(part)
-    file = codes[0].co_filename if codes else part.__module__
-    known = TEXTS.get(part)
+    """Return the plain source of a function or class, none if it is generated; refuse a changed file."""
+    codes, known, text = own_code(part), TEXTS.get(part), ""
+    is_edited = _is_edited(part, codes)
     try:
-        text = plain_source(_source(part))
-    except (OSError, TypeError, SyntaxError):  # also of lines that have moved
-        if known is None or not Path(file).is_file():
-            raise
-        text = ""
-    if known and codes and [*map(id, known[0])] == [*map(id, codes)] and known[1] != text:
+        text = "" if is_edited else plain_source(_source(part))
+    except (OSError, TypeError, SyntaxError):
+        if not (hasattr(part, "__wrapped__") or part.__name__.startswith("__")):  # as of a dataclass
+            raise UserError(
+                f"The source of {part.__qualname__} is not to be found; define it with def or class, in a "
+                "file or a notebook cell, without %%time or exec."
+            ) from None
+    if known and codes and [*map(id, known[0])] == [*map(id, codes)]:
+        is_edited |= known[1] != text
+    if is_edited:
+        file = codes[0].co_filename
         raise UserError(f"{file} has changed since {part.__name__} was imported; reload it or start anew.")
     TEXTS[part] = codes, text
     return text
 
 
+def _is_edited(part: Any, codes: list[CodeType]) -> bool:
+    """Return whether the file of a module no longer has this code of it; a notebook has no such file."""
+    module = sys.modules.get(module_of(part))
+    file = str(getattr(module, "__file__", None))
+    own = {code for code in codes if code.co_filename == file}
+    if not own or type(getattr(module, "__loader__", None)) is not SourceFileLoader:  # others change code
+        return False
+    with suppress(OSError, SyntaxError):
+        waiting = [compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)]
+        while waiting:
+            own.discard(code := waiting.pop())
+            waiting += [each for each in code.co_consts if isinstance(each, CodeType)]
+    return bool(own)
+
+
 def _source(part: Any) -> str:
     """Return the source of a function or class; `inspect` finds no class of a notebook, nor one lambda."""
-    codes = own_code(part)
+    codes, found = own_code(part), None
     for code in codes:
         linecache.checkcache(code.co_filename)
         for node in ast.walk(ast.parse("".join(linecache.getlines(code.co_filename)))):
-            if inspect.isclass(part) and isinstance(node, ast.ClassDef):
-                last = node.end_lineno or 0
-                if node.name == part.__name__ and node.lineno <= code.co_firstlineno <= last:
+            if inspect.isclass(part):
+                last = getattr(node, "end_lineno", 0)
+                is_there = isinstance(node, ast.ClassDef) and node.lineno <= code.co_firstlineno <= last
+                if is_there and node.name == part.__name__:
                     return ast.unparse(node)
-            elif code.co_name == "<lambda>" and isinstance(node, ast.Lambda):
-                body = node.body
-                where = (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset)
-                if where in code.co_positions():
-                    return ast.unparse(node)
-    try:
-        return textwrap.dedent(inspect.getsource(part if inspect.isclass(part) else part.__code__))
-    except (OSError, TypeError):
-        if codes or not inspect.isclass(part):
-            raise
-        return f"class {part.__name__}: pass"
+            elif isinstance(node, ast.Lambda) and code.co_name == "<lambda>":
+                places = {(*map(vars(each).get, PLACE),) for each in ast.walk(node.body)}
+                found = node if places & {*code.co_positions()} else found  # the last is the innermost
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.co_name:
+                first = min(each.lineno for each in (node, *node.decorator_list))
+                found = node if first == code.co_firstlineno else found
+    if found:
+        return ast.unparse(found)
+    if codes or not inspect.isclass(part):
+        raise OSError
+    with suppress(OSError, TypeError):
+        return textwrap.dedent(inspect.getsource(part))
+    return f"class {part.__name__}: pass"
 
 
 def plain_source(source: str) -> str:

@@ -152,6 +152,25 @@ class Chosen:
     v: int
 HELD, CHOSEN = Held(1), Chosen(1)
 """
+CHOICES = """
+ACTS = {
+    "a": lambda c: c if c.ndim > 1 else -c,
+}
+def idea(c):
+    return ACTS["a"](c)
+"""
+PASSED = """
+class Inner(nn.Module):
+    def forward(self, c):
+        return c
+class Outer(nn.Module):
+    def __init__(self, *parts):
+        super().__init__()
+        self.all = nn.Sequential(*parts)
+OUTER = Outer(Inner())
+def idea(c):
+    return OUTER.all(c)
+"""
 
 
 @pytest.mark.parametrize(
@@ -198,6 +217,11 @@ HELD, CHOSEN = Held(1), Chosen(1)
         (CELL, "mul, 3", "add, 3"),
         (CELL, "(1, 2)", "(1, 3)"),
         (CELL, "'first': F.gelu", "'first': F.relu"),
+        (CHOICES, "else -c", "else 2 * c"),
+        ("def make():\n    def f(c):\n# debug\n        return c + 1\n    return f\nidea = make()", "+", "-"),
+        (PASSED, "return c\n", "return -c\n"),
+        ("T = torch.eye(2)[:, 0]\ndef idea(c):\n    return T + c", "0]", "1]"),
+        ("T = torch.eye(2).to_sparse()\ndef idea(c):\n    return T + c", "eye(2)", "ones(2, 2)"),
     ],
 )
 def test_what_computes_something_else_is_another_idea(source, old, new):
@@ -311,11 +335,21 @@ def test_two_imports_of_one_name_are_both_part_of_an_idea(own_module):
     assert len(found) == 3
 
 
+def test_an_idea_whose_helper_has_no_source_is_refused():
+    session = run_cell(COMMON + "def idea(c):\n    return helper(c)\n")
+    exec(compile("def helper(c):\n    return c\n", "<timed exec>", "exec"), vars(session))
+    with pytest.raises(
+        UserError, match=r"The source of helper is not to be found; .* without %%time or exec"
+    ):
+        digest(session)
+
+
+@pytest.mark.parametrize("was_used", [True, False])
 @pytest.mark.parametrize("new", ["def idea(c):\n    return -c\n", "K = 1\ndef idea(c):\n    return c\n", "("])
-def test_a_file_edited_since_its_import_is_refused_until_it_is_reloaded(tmp_path, own_module, new):
+def test_a_file_edited_since_its_import_is_refused_until_it_is_reloaded(tmp_path, own_module, new, was_used):
     module = importlib.import_module(own_module("edited_idea", "def idea(c):\n    return c\n"))
     file = tmp_path / "edited_idea.py"
-    before = source_digest(module.idea)
+    before = source_digest(module.idea) if was_used else None
     file.write_text(new)
     with pytest.raises(UserError, match=r"edited_idea.py has changed since idea was imported; reload it or"):
         source_digest(module.idea)
