@@ -51,6 +51,8 @@ class PlugIn:
             name = f"{part.__module__}:{part.__qualname__}"
             given[name] = part
             part = name
+        elif "<locals>" not in part:
+            given.pop(part, None)  # a name is of what its module has now, reloaded or defined anew
         found = load(part)
         source = source_digest(found)
         digested[found] = own_code(found), source

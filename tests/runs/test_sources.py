@@ -12,6 +12,7 @@ import torch
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.oacd import oacd_loss
 from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.plugins import PlugIn
 from ctxkv_lib.runs.run_folder import run_folder_of
 from ctxkv_lib.runs.sources import source_digest
 
@@ -349,13 +350,14 @@ def test_an_idea_whose_helper_has_no_source_is_refused():
 def test_a_file_edited_since_its_import_is_refused_until_it_is_reloaded(tmp_path, own_module, new, was_used):
     module = importlib.import_module(own_module("edited_idea", "def idea(c):\n    return c\n"))
     file = tmp_path / "edited_idea.py"
-    before = source_digest(module.idea) if was_used else None
+    before = PlugIn.of(module.idea).source if was_used else None
     file.write_text(new)
     with pytest.raises(UserError, match=r"edited_idea.py has changed since idea was imported; reload it or"):
         source_digest(module.idea)
     file.write_text("def idea(c):\n    return 2 * c  # longer\n")
     importlib.invalidate_caches()
-    assert source_digest(importlib.reload(module).idea) != before
+    importlib.reload(module)
+    assert PlugIn.of("edited_idea:idea").source == source_digest(module.idea) != before
 
 
 LAYERS = """
