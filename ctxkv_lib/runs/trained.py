@@ -115,7 +115,8 @@ def push_model(path: Path | str, repo: str, private: bool = False) -> str:
     folder = RunFolder(load_run(path).path)
     refuse_damaged(folder.path, "model")
     if not folder.model.is_dir():
-        raise UserError(f"{folder.path} has no model for transformers; push a run that attends contexts.")
+        why = "since one of its plug-ins cannot be saved"
+        raise UserError(f"{folder.path} has no model for transformers, {why}; push another run.")
     advice = "log in with `hf auth login` (a token that may write), and check the name, such as owner/name"
     failure = f"{folder.model} could not be uploaded to {repo} on the Hugging Face Hub"
     with values_of_user(), hub_errors(failure, advice):

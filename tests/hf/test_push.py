@@ -60,7 +60,7 @@ def test_what_the_hub_refuses_is_said(hub, with_model, printed_by, status, repo,
 
 def test_a_run_without_a_model_is_not_pushed(tmp_path, printed_by):
     said = printed_by("push", sample_run(tmp_path / "run"), "me/mine", code=2)
-    assert "has no model for transformers; push a run that attends contexts" in said
+    assert "has no model for transformers, since one of its plug-ins cannot be saved; push another" in said
 
 
 def test_the_card_has_the_runs_numbers_and_licence_language_and_datasets_in_the_hubs_fields(tmp_path):
