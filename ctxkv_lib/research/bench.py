@@ -96,7 +96,7 @@ def _refuse_unmeasured(config: ExperimentConfig, rounds: int) -> None:
         )
     published, own = (dict(flat(each.to_dict())) for each in (ExperimentConfig(), config))
     if others := [f"{key}={published[key]}" for key in PUBLISHED_ONLY if own[key] != published[key]]:
-        raise UserError(f"The original has {', '.join(others)} only; bench measures with these.")
+        raise UserError(f"The original has {', '.join(others)} only; give bench the same with --set.")
 
 
 def phase1_steps(model: ContextKV, ids: Tensor, config: ExperimentConfig) -> Makers:

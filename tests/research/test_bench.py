@@ -90,7 +90,10 @@ def test_our_losses_are_the_references_and_numbers_of_a_row_fit_each_other(measu
     [
         (["--rounds=0"], "--rounds is 0; allowed: 1 or more"),
         (["--set=model.anchor=grid"], "The original has model.anchor=current only"),
-        (["--set=data.unigram=corpus"], "The original has data.unigram=none only"),
+        (
+            ["--set=data.unigram=corpus"],
+            "The original has data.unigram=none only; give bench the same with --set",
+        ),
         (["--recipe=tuned"], "has no plug-in as block or attention or optimizer; bench measures"),
     ],
 )
