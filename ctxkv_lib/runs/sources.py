@@ -317,14 +317,14 @@ def _is_edited(part: Any, codes: list[CodeType]) -> bool:
 
 def _source(part: Any) -> str:
     """Return the source of a function or class; `inspect` finds no class of a notebook, nor one lambda."""
-    codes, found = own_code(part), None
-    for code in codes:
+    found: ast.AST | None = None
+    for code in (codes := own_code(part)):
         linecache.checkcache(code.co_filename)
         for node in ast.walk(ast.parse("".join(linecache.getlines(code.co_filename)))):
             if inspect.isclass(part):
-                last = getattr(node, "end_lineno", 0)
-                is_there = isinstance(node, ast.ClassDef) and node.lineno <= code.co_firstlineno <= last
-                if is_there and node.name == part.__name__:
+                lines = range(getattr(node, "lineno", 0), 1 + (getattr(node, "end_lineno", 0) or 0))
+                is_there = code.co_firstlineno in lines
+                if is_there and isinstance(node, ast.ClassDef) and node.name == part.__name__:
                     return ast.unparse(node)
             elif isinstance(node, ast.Lambda) and code.co_name == "<lambda>":
                 places = {(*map(vars(each).get, PLACE),) for each in ast.walk(node.body)}
