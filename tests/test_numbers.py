@@ -301,6 +301,7 @@ def test_what_other_blocks_gain_is_what_was_measured():
     assert high > 0
     change, low, high = (f"{-percent:.1f}%" for percent in compared("predictive", "gated, untrained"))
     assert f"{change} lower than with the same block untrained ({high} to {low})" in page
+    gained = change
     for name, base, said in (
         ("random init, OACD", "random init, untrained", "lowers the test perplexity by {} ({} to {})"),
         ("untrained", "random init, OACD", "it is another {} lower ({} to {})"),
@@ -317,6 +318,16 @@ def test_what_other_blocks_gain_is_what_was_measured():
     _, least, most = difference(both, own, tokens, groups)
     apart = f"by groups of speakers {least:.1f}% to {most:.1f}%"
     assert f"test perplexity is {change} higher ({low} to {high}; {apart})" in page
+    more = []
+    for base in ("gated, untrained", "predictive", "OACD"):
+        more += [f"{percent:.1f}%" for percent in compared("autoencoding", base)]
+    assert "untrained block is not resolved (test perplexity {} higher; {} to {})".format(*more[:3]) in page
+    assert "{} higher than that of the predictive block ({} to {})".format(*more[3:6]) in page
+    assert "{} higher than that of `OACD` ({} to {})".format(*more[6:]) in page
+    spans = [row("phase1", 50, name)["measured"]["horizon"] for name in ("autoencoding", "predictive")]
+    assert "Its memory span is {} tokens, that of the predictive block {}.".format(*spans) in page
+    assert f"up to {spans[0]} back, but its difference from the same block untrained is not" in PAGES["study"]
+    assert f"gains {gained} and holds {spans[1]} (" in PAGES["study"]
     ten = []
     for name in ("predictive", "OACD"):
         (found,), tokens = losses(PARTS["phase1"], 200, name)
@@ -345,7 +356,7 @@ def test_the_answer_to_the_question_is_what_was_measured():
         lower("random init, OACD", "random init, untrained")[0],
         lower("untrained", "random init, OACD")[0],
     )
-    assert "it gains {:.1f}%, where means gain another {:.1f}%".format(*gains) in PAGES["study"]
+    assert "OACD gains {:.1f}%, where means gain another {:.1f}%".format(*gains) in PAGES["study"]
     assert f"and {gains[0]:.1f}% worse in `tuned`" in PAGES["study"]
 
 
