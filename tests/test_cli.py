@@ -90,7 +90,7 @@ def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
         ("run --preset ci --data ", "data.path is ''; allowed: a path"),
         ("report two\nlines", r"two\nlines is not a folder"),
         ("verify nowhere", "nowhere is not a folder; name a run folder."),
-        ("generate nowhere --prompt a", "nowhere is not a folder; make it with"),
+        ("generate nowhere --prompt a", "nowhere is not a folder; name one of `ctxkv list`, or"),
         ("list", "runs is not a folder; name the one that holds your run folders."),
     ],
 )

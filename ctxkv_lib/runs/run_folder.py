@@ -313,7 +313,7 @@ def load_run(path: Path | str) -> Run:
 def _no_run(path: Path) -> str:
     """Explain why a folder holds no run, and what to name instead."""
     if not path.is_dir():
-        return f"{path} is not a folder; make it with `ctxkv run --out {path}`."
+        return f"{path} is not a folder; name one of `ctxkv list`, or make it with `ctxkv run --out {path}`."
     if (path / COMPARISON).is_file():
         return f"{path} is a comparison; name one of its runs (`ctxkv list {path.parent}` shows them)."
     if any(not (file.parent / MODEL_MARK).is_file() for file in path.glob(f"*/{CONFIG}")):
