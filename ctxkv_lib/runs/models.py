@@ -136,7 +136,8 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
         kind = getattr(found, "dtype", None) if hook == "loss" else torch.float32  # a loss may be of any
         returned, right = _words(found), _words(torch.empty(expected, dtype=kind))
         if returned != right:
-            raise UserError(f"{name} returned {returned}; it must return {right}.")
+            of_type = "" if getattr(found, "dtype", kind) == kind else " of type float32"
+            raise UserError(f"{name} returned {returned}; it must return {right}{of_type}.")
         if not found.isfinite().all():
             raise UserError(f"{name} returned NaN or infinity; the first contexts of a stream are zeros.")
     model.set_phase(2)

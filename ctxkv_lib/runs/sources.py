@@ -48,9 +48,8 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
     What the code itself changes, as a list that it appends to, is left out; `seen` is described already.
     """
     seen[id(part)] = part
-    text = _text(part)
-    if not text:  # of a generated function
-        return
+    if not (text := _text(part)):
+        return  # it is generated
     yield text
     tree, functions = ast.parse(text), _own_functions(part)
     scope = dict(functions[0].__globals__ if functions else vars(sys.modules.get(part.__module__, part)))
@@ -255,8 +254,10 @@ def _is_followed(part: Any) -> bool:
 def _is_installed(part: Any) -> bool:
     """Return whether a function, class or module is of Python, of this package, or of an installed one."""
     name = module_of(part)
-    file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
-    return name.partition(".")[0] in PYTHON_AND_THIS or bool({*file.parts} & INSTALLED)
+    file = Path(getattr(sys.modules.get(name), "__file__", None) or os.__file__)
+    is_named = name.partition(".")[0] in PYTHON_AND_THIS  # as a file of the user may be, too
+    is_there = f"{name}.".startswith(OWN) or file.is_relative_to(Path(os.__file__).parent)
+    return (is_named and is_there) or bool({*file.parts} & INSTALLED)
 
 
 def module_of(part: Any) -> str:
@@ -321,10 +322,9 @@ def _source(part: Any) -> str:
     for code in (codes := own_code(part)):
         linecache.checkcache(code.co_filename)
         for node in ast.walk(ast.parse("".join(linecache.getlines(code.co_filename)))):
-            if inspect.isclass(part):
-                lines = range(getattr(node, "lineno", 0), 1 + (getattr(node, "end_lineno", 0) or 0))
-                is_there = code.co_firstlineno in lines
-                if is_there and isinstance(node, ast.ClassDef) and node.name == part.__name__:
+            if isinstance(node, ast.ClassDef) and inspect.isclass(part):
+                last = node.end_lineno or 0
+                if node.name == part.__name__ and node.lineno <= code.co_firstlineno <= last:
                     return ast.unparse(node)
             elif isinstance(node, ast.Lambda) and code.co_name == "<lambda>":
                 places = {(*map(vars(each).get, PLACE),) for each in ast.walk(node.body)}
@@ -332,7 +332,7 @@ def _source(part: Any) -> str:
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.co_name:
                 first = min(each.lineno for each in (node, *node.decorator_list))
                 found = node if first == code.co_firstlineno else found
-    if found:
+    if found and not inspect.isclass(part):
         return ast.unparse(found)
     if codes or not inspect.isclass(part):
         raise OSError

@@ -180,7 +180,11 @@ class CopiesLater(Copies):
             r"The weights of attention are .* \[2, 2\]; allowed: \[2, heads, 2\]",
         ),
         ("block", InPlace, r"InPlace changes what it is given in place; compute a new tensor instead\."),
-        ("block", Double, r"Double returned a float64 tensor of shape \[2, 16\]; .* a tensor of shape"),
+        (
+            "block",
+            Double,
+            r"Double returned a float64 tensor .*; .* a tensor of shape \[2, 16\] of type float32\.",
+        ),
         ("attention", SlotsAhead, r"slot_offsets are \[0, -1\]; allowed: whole numbers, ascending from 0\."),
         ("optimizer", torch.optim.SGD, r"SGD fails as an optimiser: TypeError: .*phase2\.Stepper"),
         ("optimizer", Bare, r"Bare fails as an optimiser: .* 'averages'; help\(ctxkv_lib\.method\.phase2"),

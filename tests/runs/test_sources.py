@@ -387,11 +387,12 @@ NAMES = ["direct", "by_module", "imported_within", "imported_as_a_module", "by_a
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_folder_of_a_run_depends_on_the_other_files_that_an_idea_uses(own_module, name):
+@pytest.mark.parametrize("file", ["layers", "wave"])  # one of Python's own has that name, too
+def test_the_folder_of_a_run_depends_on_the_other_files_that_an_idea_uses(own_module, name, file):
     folders = []
     for code in (LAYERS, LAYERS + "# a comment\n", LAYERS.replace("tanh", "sin")):
-        own_module("layers", code)
-        own_module("my_parts", USER)
+        own_module(file, code)
+        own_module("my_parts", USER.replace("layers", file))
         linecache.clearcache()
         folders.append(run_folder_of(build_config("ci").replace({"loss": f"my_parts:{name}"})))
     assert folders[0] == folders[1] != folders[2]
