@@ -42,6 +42,9 @@ PAGES = {
 }
 TEST, VAL = "test_ppl", "val_ppl"
 END_TO_END, DIRECTIONAL = "ContextBlock trained end to end", "exact, directional table"
+STRUCTURED, RANDOM = "tuned, bias per head", "tuned, bias per head, random init"
+NEAREST = "bias nearest, means to 40 tokens"
+OACD_RATE = f"{NEAREST}, OACD rate 0.002"
 
 # What is said: (page, percent lower or worse, part, conversations, variant, the other, split).
 SAID = [
@@ -63,6 +66,11 @@ SAID = [
     ("notebook", "to {:.0f}% better than the last 32", "baselines", 200, "contexts", "last 32 tokens", TEST),
     ("study", "On the test, contexts are {:.1f}% and", "baselines", 50, "contexts", "last 32 tokens", TEST),
     ("study", "and {:.1f}% lower, in each pair", "baselines", 200, "contexts", "last 32 tokens", TEST),
+    ("study", "the test is {:.1f}% lower with 50 (in each", "baselines", 50, END_TO_END, "contexts", TEST),
+    ("study", "random init: by {:.0f}% with 50", "answer", 50, STRUCTURED, RANDOM, TEST),
+    ("study", "conversations, by {:.0f}% with 200 (in", "answer", 200, STRUCTURED, RANDOM, TEST),
+    ("study", "and validation is {:.0f}% worse than that", "memory", 50, OACD_RATE, NEAREST, VAL),
+    ("study", "in `memory`): {:.0f}% worse than", "memory", 50, OACD_RATE, NEAREST, VAL),
     ("study", "per_head`, in `answer`): {:.1f}% worse", "answer", 50, "tuned, bias per head", "tuned", TEST),
 ]
 
@@ -108,6 +116,33 @@ def test_perplexities_on_the_page_stand_in_the_results():
     said = set(re.findall(r"(?<![\w.,])(?:\d,)?\d{3}(?:\.\d)?(?![\d%]|,\d)", prose))
     assert len(said) > 15
     assert said - known - COUNTS == set()
+
+
+def test_sentences_that_compare_perplexities_have_those_of_the_rows_that_they_name():
+    def ppls(part, variant, split, counts):
+        return [mean(row(part, count, variant)[split]) for count in counts]
+
+    less, less_on_test = (
+        1 - after / before
+        for before, after in (ppls("full", "n-grams", split, (100, 500)) for split in (VAL, TEST))
+    )
+    assert f"theirs falls by {less:.0%}, and that of the test by {less_on_test:.0%}." in PAGES["study"]
+    pairs = zip(*(ppls("full", name, TEST, (100, 500)) for name in ("exact", "n-grams")), strict=True)
+    said = ["{:.0f} compared with {:.0f}".format(*pair) for pair in pairs]
+    assert f"{said[0]} on the test with 100 conversations, {said[1]} with 500" in PAGES["study"]
+    own, theirs = (ppls("answer", name, TEST, (10, 50, 200)) for name in ("exact", "n-grams"))
+    said = "200 conversations it has {:,.0f}, {:.0f} and {:.0f}; n-grams have {:,.0f}, {:.0f} and {:.0f}."
+    assert said.format(*own, *theirs) in PAGES["study"]
+    own, theirs = (ppls("baselines", name, TEST, [200])[0] for name in (END_TO_END, "contexts"))
+    assert f"{100 * (own / theirs - 1):.1f}% higher with 200 (no interval is known)" in PAGES["study"]
+    own, theirs = (
+        ppls(part, name, VAL, [50])[0]
+        for part, name in (
+            ("answer", RANDOM),
+            ("baselines", "untrained ContextBlock, bias per head, random init"),
+        )
+    )
+    assert f"OACD gains {100 * (1 - own / theirs):.0f}% on validation with 50" in PAGES["study"]
 
 
 def test_two_blocks_beside_one_are_what_was_measured():
@@ -434,7 +469,8 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     said = f"tokens at the same slots are {-better[0]:.1f}% better with 10, contexts are {lower:.1f}%"
     assert f"{said} better with 50" in PAGES["README"]
     assert f"better than these by {lower:.1f}% with 50" in PAGES["study"]
-    assert f"and {-better[0]:.1f}% worse with 10 (part" in PAGES["study"]
+    worse, _, _ = difference(*(losses(PARTS["fair"], 10, name)[0] for name in (names[0], names[-1])), tokens)
+    assert f"and {worse:.1f}% worse with 10 (part" in PAGES["study"]
     (theirs, _), (own, _) = (losses(PARTS["fair"], 100, name) for name in (names[0], names[-1]))
     assert len(own) == len(theirs) == 3
     lower, most, least = (-x for x in difference(theirs, own, tokens))

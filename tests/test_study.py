@@ -222,7 +222,7 @@ def test_a_crossing_has_the_spread_over_conversations_and_seeds():
 
 def test_rows_are_compared_by_the_losses_of_their_conversations():
     cells = [
-        {"samples": 10, "variant": name, "test_conversations": [2.0 + add, 3.0 + add]}
+        {"samples": 10, "variant": name, "seed": 1, "test_conversations": [2.0 + add, 3.0 + add]}
         for name, add in (("base", 0.0), ("other", 0.1))
     ]
     rows = [{"samples": 10, "variant": name, "seeds": [1]} for name in ("base", "other")]

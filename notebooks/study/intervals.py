@@ -10,6 +10,7 @@ alone whose speakers do not speak in the training conversations, with their numb
 import sys
 from collections.abc import Sequence
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def losses(results: dict[str, Any], samples: int, variant: str) -> tuple[Losses,
     """
     cells = [cell for cell in results["cells"] if "test_conversations" in cell]
     rows = [cell for cell in cells if (cell["samples"], cell["variant"]) == (samples, variant)]
+    rows.sort(key=itemgetter("seed"))
     found = [row["test_conversations"] for row in rows or [results["ngrams"][str(samples)][variant]]]
     return np.array(found), test_tokens(len(found[0]))
 
@@ -110,7 +112,7 @@ def difference(
 
     Args:
         own, other: `[seeds, conversations]`; the same seeds are compared in pairs. Of other numbers of seeds,
-            each has its own spread.
+            each has its own spread; a single seed has none, so that the interval is too short.
         tokens: `[conversations]`, the weights of their losses. A draw takes the same conversations of both.
         groups: `[conversations]`, those that are drawn together; None: each by itself.
     """
