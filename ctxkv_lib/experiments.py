@@ -22,6 +22,7 @@ from .report.model_card import model_card
 from .report.verdicts import best_epoch, gains
 from .runs.config import ExperimentConfig
 from .runs.differences import distinctions
+from .runs.plugins import refuse_changed
 from .runs.provenance import choose_device
 from .runs.records import SummaryPart
 from .runs.run_folder import (
@@ -91,6 +92,8 @@ def _begun(
     config: ExperimentConfig, texts: Texts, out: Path | str | None, listener: Listener, again: bool
 ) -> Iterator[Work]:
     """Hold the experiment's folder, together with any other processes, while the block runs."""
+    for plugin in config.plugins.values():
+        refuse_changed(plugin)
     if ranks.world_size() > 1 and "mixer" in config.plugins:
         raise UserError("A mixer is trained in one process; start one.")
     ranks.join(choose_device(config.runtime.device))

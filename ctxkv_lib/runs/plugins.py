@@ -141,6 +141,18 @@ def loaded(plugin: PlugIn) -> Any:
     return found
 
 
+def refuse_changed(plugin: PlugIn) -> None:
+    """Refuse a plug-in, a UserError, if it computes something else than when its configuration was made."""
+    try:
+        source = source_digest(loaded(plugin))
+    except UserError:  # `loaded` says so where it matters; of an edited file, what was imported is trained
+        return
+    if source != plugin.source:
+        raise UserError(
+            f"What {plugin.name} uses has changed since its configuration was made; make another one."
+        )
+
+
 def built(plugin: PlugIn) -> Any:
     """Return the plug-in as a constructor that takes shapes, with its settings bound if it has any."""
     from ..hf.plugins import build_part

@@ -71,6 +71,21 @@ def test_an_idea_goes_through_the_stages_is_named_wherever_the_run_is_and_is_reu
     assert run(config, made.path, **{hook: IDEAS[hook]}).summary == made.summary
 
 
+def test_a_configuration_of_before_a_change_is_refused_and_another_one_is_another_run(config, tmp_path):
+    class Scaled(GatedBlock):
+        scale = 1.0
+
+        def forward(self, contexts, inputs):
+            return super().forward(contexts, inputs) * self.scale
+
+    before = config.replace({"block": Scaled})
+    run(before, tmp_path / "run")
+    Scaled.scale = 0.5
+    with pytest.raises(UserError, match=r"What .*Scaled uses has changed since its configuration was made"):
+        run(before, tmp_path / "run")
+    assert run_folder_of(config.replace({"block": Scaled})) != run_folder_of(before)
+
+
 def test_all_of_a_blocks_parameters_are_trained(config, tmp_path):
     kept = {}
     for name, settings in {"trained": {}, "untrained": {"phase1.max_iterations": 0}}.items():
