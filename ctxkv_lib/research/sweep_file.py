@@ -13,29 +13,24 @@ from .sweep_table import OF_ROW, Entry, Results, summarize
 RAW_FILES = "https://raw.githubusercontent.com"
 DOWNLOAD_SECONDS = 20  # without an answer, at most
 FINISHED: Entry = {"state": "finished", "measured": {}}  # of an entry whose state the file does not say
-OFTEN_SHARED = ("precision", "threads", "git_commit")  # said once if all entries of a row have the same
+SHARED = ("variant", "samples", "precision", "threads", "git_commit")  # said once where all have the same
 
 
 def write_sweep(path: Path, results: Results) -> None:
-    """Write the results of a sweep, without those that wait, and of rows only what their entries share."""
-    entries = [entry for entry in results["cells"] if entry["state"] != "waiting"]
-    shared: dict[Any, Entry] = {}
-    for entry in entries:
-        others = shared.get(_row(entry), entry)
-        common = {name: others[name] for name in OFTEN_SHARED if name in others}
-        shared[_row(entry)] = {
-            name: value for name, value in common.items() if (name, value) in entry.items()
-        }
-    rows = [
-        {**{name: row[name] for name in ("variant", "samples", *OF_ROW)}, **shared[_row(row)]}
-        for row in results["rows"]
-        if row["seeds"]
-    ]
-    cells = [
-        {k: v for k, v in entry.items() if (k, v) not in FINISHED.items() and k not in shared[_row(entry)]}
-        for entry in entries
-    ]
-    write_rows_json(path, {**results, "cells": cells, "rows": rows})
+    """Write the results of a sweep, without those that wait: a row has what its entries share, and these."""
+    of_rows = {_row(row): {name: row[name] for name in OF_ROW} for row in results["rows"] if row["seeds"]}
+    grouped: dict[Any, list[Entry]] = {}
+    for entry in results["cells"]:
+        if entry["state"] != "waiting":
+            grouped.setdefault(_row(entry), []).append(entry)
+    rows = []
+    for row, entries in grouped.items():
+        pairs = [(name, entries[0][name]) for name in SHARED if name in entries[0]]
+        shared = dict(pair for pair in pairs if all(pair in entry.items() for entry in entries))
+        given = {**FINISHED, **shared}.items()
+        own = [{k: v for k, v in entry.items() if (k, v) not in given} for entry in entries]
+        rows.append({**shared, **of_rows.get(row, {}), "cells": own})
+    write_rows_json(path, {"variants": results["variants"], "ngrams": results["ngrams"], "rows": rows})
 
 
 def read_sweep(path: Path) -> Results:
@@ -78,14 +73,16 @@ def study_results(part: str, repository: str, version: str) -> Results:
 
 def entries_of(stored: dict[str, Any]) -> list[Entry]:
     """Give each stored entry what its row and its sample count have."""
-    rows = {_row(row): row for row in stored["rows"]}
+    if "cells" in stored:  # as files were written before each row had its own
+        rows = {_row(row): row for row in stored["rows"]}
+        found = [(rows.get(_row(entry), {}), entry) for entry in stored["cells"]]
+    else:
+        found = [(row, entry) for row in stored["rows"] for entry in row["cells"]]
     entries = []
-    for entry in stored["cells"]:
-        row = rows.get(_row(entry), {})
-        shared = {name: row[name] for name in (*OF_ROW, *OFTEN_SHARED) if name in row}
-        ngrams = stored["ngrams"].get(str(entry["samples"]), {})
-        missing = {} if "state" in entry else {k: FINISHED[k] for k in FINISHED if k not in entry}
-        entries.append({**shared, "ngrams": ngrams, **entry, **missing})
+    for row, own in found:
+        entry = {name: row[name] for name in (*SHARED, *OF_ROW) if name in row} | own
+        missing = {} if "state" in own else {k: FINISHED[k] for k in FINISHED if k not in own}
+        entries.append({**entry, **missing, "ngrams": stored["ngrams"].get(str(entry["samples"]), {})})
     return entries
 
 

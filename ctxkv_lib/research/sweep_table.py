@@ -125,7 +125,7 @@ def sweep_document(results: Results) -> str:
         shared=[pair for pair in first if others and all(pair in each for each in others)],
         counts=", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
         table=markdown_table(HEADER, [[literal(name), *row] for name, *row in cells]),
-        commits=dict.fromkeys(entry["git_commit"] or "unknown" for entry in entries if "git_commit" in entry),
+        commits=sorted({entry["git_commit"] or "unknown" for entry in entries if "git_commit" in entry}),
         power_laws=power_laws(results["rows"]),
         failures=_failures(results),
     )

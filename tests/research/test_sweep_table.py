@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from drawn import legend
 
-from ctxkv_lib.files import read_json
+from ctxkv_lib.files import read_json, write_rows_json
 from ctxkv_lib.research.sweep_file import read_sweep, write_sweep
 from ctxkv_lib.research.sweep_table import NGRAMS, summarize, sweep_document
 from ctxkv_lib.views.power_laws import power_law, power_laws
@@ -83,17 +83,25 @@ def test_what_all_seeds_of_a_row_share_is_written_once_and_read_again(tmp_path):
         entry("one failed", 10, 1, 7.0),
         {"variant": "one failed", "samples": 10, "seed": 2, "state": "diverged", "error": "why"},
     ]
-    found = summarize({}, made)
-    write_sweep(tmp_path / "sweep.json", found)
-    stored = read_json(tmp_path / "sweep.json")
-    own = {(c["variant"], c["seed"]): {"threads", "git_commit"} & {*c} for c in stored["cells"]}
-    assert own == {
-        **{("same", seed): set() for seed in (1, 2)},
-        **{("other commit", seed): {"git_commit"} for seed in (1, 2)},
-        ("one failed", 1): {"git_commit"},
-        ("one failed", 2): set(),
-    }
-    assert read_sweep(tmp_path / "sweep.json") == found
+    found, file = summarize({}, made), tmp_path / "sweep.json"
+    write_sweep(file, found)
+    stored = read_json(file)
+    often = {"threads", "git_commit"}
+    assert [[often & {*row}, *(often & {*cell} for cell in row["cells"])] for row in stored["rows"]] == [
+        [often, set(), set()],
+        [{"threads"}, {"git_commit"}, {"git_commit"}],
+        [set(), {"git_commit"}, set()],
+    ]
+    assert read_sweep(file) == found
+    names = ("variant", "samples", "train_tokens", "trained")  # of a row in files of before
+    flat = [{name: row[name] for name in names if name in row} for row in stored["rows"]]
+    cells = [
+        {key: value for key, value in {**row, **cell}.items() if key not in ("cells", *names[2:])}
+        for row in stored["rows"]
+        for cell in row["cells"]
+    ]
+    write_rows_json(file, {**stored, "rows": flat, "cells": cells})
+    assert read_sweep(file) == found
 
 
 def test_settings_that_all_variants_have_are_said_once():
