@@ -267,8 +267,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
         if table.requires_grad and torch.is_grad_enabled():
             losses = F.cross_entropy(self.logits(hidden, read).float(), targets, reduction="none")
         else:
-            precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-            losses = self.losses(precise, read, targets)[0]
+            losses = self.losses(hidden, read, targets)[0]
         losses = losses if copies is None else mix_losses(losses, targets, copies.at(counted))
         return losses.sum() / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 

@@ -273,7 +273,8 @@ class ContextKV(nn.Module):
         """
         table = self.wte.weight if table is None else table
         bias = self.current_token_bias
-        return frozen_head_cross_entropy(hidden, table, targets, self.log_unigram, read, bias)
+        precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # to sum in
+        return frozen_head_cross_entropy(precise, table, targets, self.log_unigram, read, bias)
 
     @property
     def current_token_bias(self) -> float:

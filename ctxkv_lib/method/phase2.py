@@ -225,7 +225,7 @@ def batch_gradients(model: ContextKV, table: Tensor, count: int, batch: Batch) -
     in_bf16 = table.is_cuda and table.dtype == torch.bfloat16
     with torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False):
         hidden, _ = batch.attend(model)
-    losses, _ = model.losses(hidden.float(), batch.tokens, batch.targets, table)
+    losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
     (losses.sum() / count).backward()
     return losses.detach().sum()
 
