@@ -113,7 +113,7 @@ def test_what_a_run_cannot_have_is_refused(finished_run, names, said):
 
 def test_a_run_that_has_gone_is_refused_and_its_folder_not_made(finished_run, tmp_path):
     gone = tmp_path / "runs" / "gone"
-    with pytest.raises(UserError, match="gone is not a folder; make it with `ctxkv run"):
+    with pytest.raises(UserError, match="gone is not a folder; name one of `ctxkv list`, or make"):
         measure(replace(finished_run, path=gone))
     assert not gone.parent.exists()
 
