@@ -306,11 +306,29 @@ def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits):
     if count == 10:
         assert f"(by {-max(by_seed):.0f}% to {-min(by_seed):.0f}%)" in page
         assert apart[2] > 0
-        assert f"with 10 it is {lower}, not resolved." in README
+        assert f"with 10 it is {lower}, not resolved, with 100" in README
     else:
         assert apart[2] < 0 > together[2]
         assert f"and in `exact` {-apart[0]:.0f}% better with 50;" in README
-        assert f"In `exact` it is {-apart[0]:.0f}% better\n  with 50;" in STUDY
+        assert f"In `exact` it is {-apart[0]:.0f}% better\n  with 50." in STUDY
+
+
+def test_with_100_it_is_not_resolved_what_phase_1_is_worth_in_exact():
+    own, tokens = losses(PARTS["phase1"], 100, "exact, untrained")
+    theirs, _ = losses(PARTS["phase1"], 100, "exact")
+    assert len(own) == len(theirs) == 3
+    (change, low, high), (_, least, most) = (
+        difference(own, theirs, tokens, groups) for groups in (None, speaker_groups(50))
+    )
+    assert low < 0 < high
+    assert least < 0 < most
+    apart = f"by groups of speakers {least:.1f}% to {most:.1f}%"
+    assert f"is {change:.1f}% higher ({low:.1f}% to {high:.1f}%; {apart})" in PAGES["study"]
+    said = f"smaller size ({change:.1f}% worse; {-low:.1f}% better to {high:.1f}% worse)"
+    assert said in PAGES["study"]
+    assert f"with 100 not resolved either ({change:.1f}% worse)" in README
+    ppls = (mean(row("phase1", 100, name)[VAL]) for name in ("exact, untrained", "exact"))
+    assert f"validation {100 * (next(ppls) / next(ppls) - 1):.1f}% higher. With more" in PAGES["study"]
 
 
 def test_what_other_blocks_gain_is_what_was_measured():
