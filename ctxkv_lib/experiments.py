@@ -1,6 +1,5 @@
 """Run one experiment from conversations to report, or compare several."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from . import ranks
 from .data.conversations import load_conversations
 from .errors import DamagedFile, Diverged, Stopped, UserError, ended_calmly
-from .files import read_json, sweep, write_json, write_text
+from .files import expanded, read_json, sweep, write_json, write_text
 from .locks import only_process
 from .method import loop
 from .progress import Listener, progress_bar, stage
@@ -163,7 +162,7 @@ def compare(
             "and `ctxkv sweep` show runs of one count side by side."
         )
     configs = sorted(configs, key=lambda config: config.data.samples)
-    out = Path(os.path.expanduser(out or comparison_folder(configs, root)))
+    out = expanded(out or comparison_folder(configs, root))
     _refuse_taken(out, configs)
     load_conversations(configs[-1].data, "train")
     runs = [

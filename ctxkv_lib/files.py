@@ -35,9 +35,14 @@ KINDS |= {"int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "complex
 KINDS |= {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 
 
+def expanded(path: Path | str) -> Path:
+    """Return a path whose `~` is the user's home; as it is where there is none (`Path.expanduser` raises)."""
+    return Path(os.path.expanduser(path))
+
+
 def cache_dir() -> Path:
     """Return the folder of downloads and tables that runs share: `$CTXKV_CACHE`, or `~/.cache/ctxkv`."""
-    path = Path(os.path.expanduser(os.environ.get(CACHE_VARIABLE) or "~/.cache/ctxkv"))
+    path = expanded(os.environ.get(CACHE_VARIABLE) or "~/.cache/ctxkv")
     if path.parts[0][0] == "~":
         raise UserError(f"There is no home folder for {path}; set ${CACHE_VARIABLE} to a folder.")
     return path
@@ -195,7 +200,7 @@ def _checksum(file: BufferedIOBase, start: bytes = b"") -> str:
 
 def content_digest(path: str) -> str:
     """Return the checksum of a file, read once while it does not change; its path if there is none."""
-    file = Path(os.path.expanduser(path))
+    file = expanded(path)
     if not file.is_file():
         return path
     found = file.stat()

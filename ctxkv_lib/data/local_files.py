@@ -1,7 +1,6 @@
 """The user's own file as a source of conversations: cached copy, splits, and fitting sizes."""
 
 import math
-import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import cache_dir, checksum, digest
+from ..files import cache_dir, checksum, digest, expanded
 from ..locks import made_once
 from ..progress import stage
 from .chitchat import chitchat_rows
@@ -35,7 +34,7 @@ FORMATS_VERSION = 5  # raise it when reading changes: it is part of the copy's k
 
 def kept_file(path: Path, columns: str | None = None) -> Rows:
     """Read every conversation of a file, from its copy in the shared cache; raises as `read_rows`."""
-    path = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
+    path = expanded(path)
     key = _key(path, columns)
     copy = cache_dir() / f"file-{key}"
 
@@ -115,7 +114,7 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
     """
     rows = _file_of(data)
     if len(rows) < 2:
-        is_text = kind_of(Path(os.path.expanduser(str(data.path)))) == ".txt"
+        is_text = kind_of(expanded(str(data.path))) == ".txt"
         apart = "; a blank line separates conversations" if is_text else ""
         raise UserError(
             f"{data.path} has {len(rows)} conversation; at least 2 are needed to train and validate{apart}."

@@ -1,6 +1,5 @@
 """Sweeps: every grid point is an ordinary run, and results are written after each."""
 
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from jinja2 import TemplateError
 from ..data.conversations import load_conversations
 from ..errors import Diverged, UserError, ended_calmly
 from ..experiments import run
-from ..files import digest, read_json, write_text
+from ..files import digest, expanded, read_json, write_text
 from ..files import sweep as remove_left_overs
 from ..locks import only_process
 from ..progress import Listener, Metric, counted, notice, progress_bar
@@ -66,7 +65,7 @@ def sweep(
         raise UserError("A sweep of no grid points has no results; give at least one.")
     if hours is not None and not hours >= 0:
         raise UserError(f"--hours is {hours}; allowed: 0 or more.")
-    out = Path(os.path.expanduser(out))
+    out = expanded(out)
     load_conversations(max((point.config.data for point in points), key=lambda data: data.samples), "train")
     began = time.monotonic()
     with only_process(out):

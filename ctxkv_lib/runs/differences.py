@@ -1,10 +1,10 @@
 """Names for runs, made from what differs between them."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import expanded
 from ..progress import counted
 from .config import ExperimentConfig
 from .configure import differing_settings, short_names
@@ -48,7 +48,7 @@ def run_folders(places: Path | str | Sequence[Path | str]) -> list[Path]:
     """Return the run folders that `places` name: run folders, or folders with finished runs in them."""
     folders: dict[Path, None] = {}
     for given in [places] if isinstance(places, Path | str) else places:
-        place = Path(os.path.expanduser(given))
+        place = expanded(given)
         inside = sorted(summary.parent for summary in place.glob("*/summary.json"))
         is_run = not inside or (place / "summary.json").is_file()
         folders |= dict.fromkeys([place] if is_run else inside)

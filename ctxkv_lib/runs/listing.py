@@ -1,13 +1,12 @@
 """`ctxkv list`: every run folder below a folder, with its state."""
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import read_json
+from ..files import expanded, read_json
 from ..method.memory import MIB
 from .configure import FITTED, stated_settings, stored_config
 from .records import DROPPED, Records
@@ -44,7 +43,7 @@ def list_runs(root: Path | str = DEFAULT_ROOT) -> list[Listed]:
     Raises:
         UserError: there is no such folder.
     """
-    root = Path(os.path.expanduser(root))
+    root = expanded(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; name the one that holds your run folders.")
     folders = [root, *root.glob("*"), *root.glob("*/*")]  # a comparison may hold the folders of its runs

@@ -16,6 +16,7 @@ from ..files import (
     checksums,
     content_digest,
     digest,
+    expanded,
     read_json,
     read_tensors,
     remove,
@@ -40,15 +41,14 @@ COMPARISON = "comparison.json"
 CONFIG = "config.json"
 FOREIGN = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
 MODEL_MARK = "generation_config.json"  # in the folder of a model, which has a config.json, too
-DEFAULT_ROOT = Path(os.path.expanduser(os.environ.get(ROOT_VARIABLE) or "runs"))
+DEFAULT_ROOT = expanded(os.environ.get(ROOT_VARIABLE) or "runs")
 
 
 def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> Path:
     """Return the default folder of an experiment; the same experiment always gets the same one.
 
     `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
-    not those of preset and recipe, if any. The user's own file counts by its content, or by its path if there
-    is no such file.
+    not those of preset and recipe, if any. The user's own file counts by its content, by its path if missing.
     """
     changed = changed_settings(config)
     if config.data.path is not None:
@@ -56,7 +56,7 @@ def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> 
     own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
     words = [config.preset, config.recipe, str(config.data.samples)]
     name = "-".join(words + [re.findall(r"\w+", each)[-1] for each in own])
-    return Path(os.path.expanduser(root)) / (f"{name}-{digest(changed)[:6]}" if changed else name)
+    return expanded(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
 
 def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str = DEFAULT_ROOT) -> Path:
@@ -72,7 +72,7 @@ class RunFolder:
     records: Records  # once claimed; rank 0 alone keeps them up to date
 
     def __init__(self, path: Path | str) -> None:
-        self.path = path = Path(os.path.expanduser(path))
+        self.path = path = expanded(path)
         self.caches = path / "caches"
         self.model = path / "model"
         self.context_block = path / "checkpoint" / "context_block.safetensors"

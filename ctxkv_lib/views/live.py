@@ -74,7 +74,7 @@ class LiveCurves:
         if not self._is_notebook:
             print(in_words(metric), flush=True)
             return
-        if not self._is_followed:  # another cell
+        if self.step not in watchers:  # another cell
             self._follow()
         self._stage = metric["stage"]
         run = run_name(metric) or "this run"
@@ -111,7 +111,6 @@ class LiveCurves:
         if not self._is_notebook:
             return
         self._registered.close()
-        self._is_followed = False
         self.bar.value = ""
         if not any(self._lines.values()):
             self.status.value, self.image.value = "Nothing was trained.", ""
@@ -138,7 +137,7 @@ class LiveCurves:
         """Hear of every step, and of the end of this cell."""
         from IPython import get_ipython
 
-        self._registered, self._is_followed = ExitStack(), True
+        self._registered = ExitStack()
         watchers.append(self.step)
         self._registered.callback(watchers.remove, self.step)
         shell = get_ipython()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import read_json, remove, replacing
+from ..files import expanded, read_json, remove, replacing
 from ..progress import Listener, Metric
 from ..runs.config import ExperimentConfig, build_config
 from ..runs.configure import compared_samples, configure
@@ -88,7 +88,7 @@ def comparison_counts(preset: str, samples: int | None) -> tuple[int, int]:
 def runs_root() -> Path:
     """Return the folder of all runs: `$CTXKV_RUNS`, or `runs` at the top of the clone (on Colab, here)."""
     if root := os.environ.get(ROOT_VARIABLE):
-        return Path(os.path.expanduser(root))
+        return expanded(root)
     here = Path.cwd()
     return (here.parent if (here.parent / "ctxkv_lib" / "__init__.py").is_file() else here) / "runs"
 

@@ -210,9 +210,8 @@ class AutoencodingBlock(GatedBlock):
             places = torch.arange(before, read.shape[1], device=read.device)[:, None] - read.new_tensor(
                 DISTANCES
             )
-            targets = F.embedding(
-                read[:, places.clamp(min=0)], embeddings
-            )  # (ROWS, steps, distances, hidden)
+            # (ROWS, steps, distances, hidden_size)
+            targets = F.embedding(read[:, places.clamp(min=0)], embeddings)
             decoded = decoder(torch.stack(contexts, dim=1)).view_as(targets)
             yield (decoded - targets)[:, places >= 0].square().mean()
             state = state.detach()
