@@ -15,19 +15,21 @@ import scaling
 import search
 import torch
 import torch.nn.functional as F
-from conftest import tiny_method, tiny_stream
+from conftest import SHAPES, TINY, build_config, local_experiment, tiny_ids, tiny_method, tiny_stream
 from intervals import DRAWS, beside, difference, seed_shares, speaker_groups, speakers, speakers_apart
 from torch import nn
 
+import ctxkv_lib as ctxkv
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.files import read_json
-from ctxkv_lib.method.config import Phase1Config
+from ctxkv_lib.method.config import ModelConfig, Phase1Config
 from ctxkv_lib.research.protocol import grid_points, read_protocol
 from ctxkv_lib.research.sweep import identity
 from ctxkv_lib.research.sweep_file import write_sweep
 from ctxkv_lib.research.sweep_table import results_of, summarize
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.models import shapes
+from ctxkv_lib.runs.rows import MixerModel
 from ctxkv_lib.runs.run_folder import RunFolder
 from ctxkv_lib.runs.testing import trained_model
 
@@ -70,6 +72,61 @@ def test_a_gated_block_is_the_cell_of_a_gru():
     cell.weight_hh, cell.bias_hh = block.carry.weight, block.carry.bias
     contexts, inputs = torch.randn(5, 8), torch.randn(5, 12)
     torch.testing.assert_close(block(contexts, block.project_inputs(inputs)), cell(inputs, contexts))
+
+
+def gated(**shapes):
+    """A model of mixer `GatedEndToEnd`, and the same in the form that attends to contexts."""
+    settings = parts.GatedEndToEnd.Settings(slots="geometric", slot_bias="nearest")
+    torch.manual_seed(0)
+    config = ModelConfig(**{**SHAPES, **shapes})
+    model = MixerModel(config, lambda config: parts.GatedEndToEnd(config, settings), TINY["vocab_size"])
+    nn.init.normal_(model.wte.weight)
+    served, _ = model.attention.served(model)
+    model.set_phase(2)
+    return model, served
+
+
+def test_contexts_of_a_gated_mixer_are_those_of_a_gated_block_read_slot_by_slot():
+    """Values and gradients, from the beginning of a stream."""
+    model, served = gated()
+    model.eval()
+    served.eval()
+    tokens = tiny_ids(90)
+    embeddings = model.embed(tokens)
+    found = model.attention(embeddings[None], 70)[0]
+    context, contexts = torch.zeros(1, SHAPES["context_dim"]), []
+    for row in embeddings:
+        context = served.context_block(context, served.context_block.project_inputs(row[None]))
+        contexts.append(context[0])
+    expected = []
+    for at in range(70, 90):
+        places = [at - back for back in served.window.offsets]
+        window = torch.stack([contexts[i] if i >= 0 else torch.zeros_like(context[0]) for i in places])
+        present = torch.tensor([[i >= 0 for i in places]])
+        expected.append(served.attention(embeddings[at][None], window[None], present)[0][0])
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    weights = [*model.attention.parameters()]
+    target = torch.randn_like(found)
+    own = torch.autograd.grad((found * target).sum(), weights)
+    theirs = torch.autograd.grad((torch.stack(expected) * target).sum(), weights)
+    for one, other in zip(own, theirs, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_gated_mixer_reads_what_is_older_than_its_gradient_goes_back():
+    model, _ = gated(interval=46)  # the last slot is 138 back
+    start = parts.TRAINED_BURN_IN + 10
+    embeddings = model.embed(tiny_ids(start + 4))[None].requires_grad_()
+    model.eval()
+    hidden = model.attention(embeddings, start)
+    (gradient,) = torch.autograd.grad(hidden.square().sum(), embeddings)
+    reached = gradient[0].abs().sum(dim=1) > 0
+    assert not reached[:10].any()
+    assert reached[10:].all()
+    changed = embeddings.detach().clone()
+    changed[:, :10] += 1
+    assert not torch.equal(model.attention(changed, start), hidden)
 
 
 def test_two_blocks_do_not_read_each_other():
@@ -324,6 +381,17 @@ def test_caches_of_a_sweeps_run_stand_beside_the_losses_of_its_results(finished_
     assert (found["variant"], found["samples"], found["seed"]) == ("mine", 8, 42)
     assert found["rows"]["model"]["test_conversations"] == swept["test_conversations"]
     assert {name: row for name, row in found["rows"].items() if name != "model"} == stored["rows"]
+
+
+def test_a_gated_mixer_is_measured_with_copying(tmp_path):
+    """Its contexts are those of the model that attends to them, whose losses are the run's."""
+    settings = {**local_experiment(tmp_path), "mixer": "parts:GatedEndToEnd", "mixer.slots": "geometric"}
+    run = ctxkv.run(build_config("ci", samples=8, settings=settings), tmp_path / "run")
+    found = continuous_cache.measured(run.path, "cache")["rows"]
+    assert found["model"]["test_ppl"] == pytest.approx(run.summary["test"]["ppl"], rel=1e-3)
+    assert found["model"]["val_ppl"] == pytest.approx(run.summary["phase2"]["val_ppl"], rel=1e-2)
+    assert found["copying"]["val_ppl"] < found["model"]["val_ppl"]
+    assert found["copying"]["val_ppl"] != found["continuous cache"]["val_ppl"]
 
 
 def test_a_context_cache_compares_contexts_as_far_back_as_attention_reads(finished_run):

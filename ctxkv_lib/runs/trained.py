@@ -22,7 +22,7 @@ from .config import ExperimentConfig
 from .long_run import LongRun
 from .models import frozen_model, load_frozen
 from .package_code import code_of, replaced_parts
-from .plugins import loaded
+from .plugins import load, loaded
 from .provenance import choose_device
 from .records import Records
 from .rows import MixerModel
@@ -188,21 +188,24 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
             "attends contexts."
         )
     plugins: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for hook in ("block", "attention"):
         if plugin := config.plugins.get(hook):
-            part = loaded(plugin)
+            parts[hook] = loaded(plugin)
             plugins[hook] = {"plugin": plugin.name, "settings": plugin.settings}
-            try:
-                source_file(part)
-                plugins[hook] |= {"source": file_digest(part)}
-            except ValueError as error:
-                if saved:
-                    raise UserError(f"{error}.") from None
-            NAMED[key_of(plugins[hook])] = part
+    if isinstance(model, MixerModel):
+        model, plugins = model.attention.served(model)  # type: ignore[operator]
+        parts = {hook: load(plugin["plugin"]) for hook, plugin in plugins.items()}
+    for hook, part in parts.items():
+        try:
+            source_file(part)
+            plugins[hook] |= {"source": file_digest(part)}
+        except ValueError as error:
+            if saved:
+                raise UserError(f"{error}.") from None
+        NAMED[key_of(plugins[hook])] = part
     if saved and (replaced := [name for name, _ in replaced_parts()]):
         raise UserError(f"{replaced[0]} was replaced; use a plug-in, whose code is saved with the model.")
     if saved and (lost := dict(model.named_buffers()).keys() - model.state_dict()):
         raise UserError(f"the buffer {min(lost)} is not saved with the weights (persistent=False).")
-    if isinstance(model, MixerModel):
-        model, plugins = model.attention.served(model)  # type: ignore[operator]
     return ContextKVForCausalLM.from_model(model, plugins)

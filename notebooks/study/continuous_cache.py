@@ -108,7 +108,11 @@ def measured(path: str, part: str) -> dict[str, Any]:
     folder, config = ctxkv.RunFolder(run.path), run.config
     model, stream = trained_model(config, folder), test_stream(config)
     assert stream is not None
-    held_out = read(model, as_read(model, load_cache(folder.caches, "val"), trained=False))
+    cache = load_cache(folder.caches, "val")
+    if served := getattr(model.attention, "served", None):  # a mixer with contexts: the model that has them
+        model = served(model)[0].to(model.device).eval()
+        cache = test_cache(config, model, TokenStream(cache.ids, stream.starts[:0]))
+    held_out = read(model, as_read(model, cache, trained=False))
     test = read(model, test_cache(config, model, stream))
     scored = {"model": (held_out.losses, test.losses)}
     chosen: dict[str, dict[str, Any]] = {"model": {}}

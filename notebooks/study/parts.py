@@ -5,17 +5,19 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctxkv_lib.method.config import Phase1Config
-from ctxkv_lib.method.model import ContextBlock
+from ctxkv_lib.method.config import ModelConfig, Phase1Config
+from ctxkv_lib.method.model import ContextBlock, ContextKV, Parts
 from ctxkv_lib.method.reference import dispersion_loss
 from ctxkv_lib.method.settings import RATE, WEIGHT, at_least, setting
+from ctxkv_lib.method.windows import Window
+from ctxkv_lib.research.mixers import TRAINED_BURN_IN, feed_forward_width, number_of_weights
 from ctxkv_lib.research.tuned import PartSettings, SlotAttention
 
 ROWS = 16  # segments of the stream that predictive training reads side by side
@@ -215,6 +217,78 @@ class AutoencodingBlock(GatedBlock):
             decoded = decoder(torch.stack(contexts, dim=1)).view_as(targets)
             yield (decoded - targets)[:, places >= 0].square().mean()
             state = state.detach()
+
+
+class DirectAttention(SlotAttention):
+    """Attention to contexts, beside a linear layer that reads the current one as the state of a GRU is."""
+
+    def __init__(self, config: ModelConfig, settings: SlotAttention.Settings) -> None:
+        super().__init__(config, settings)
+        self.direct = nn.Linear(config.context_dim, config.hidden_size)
+        self.context_dropout = nn.Dropout(config.attention_dropout)
+
+    def forward(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the hidden state and the attention weights; see `method.model.Parts`."""
+        embeddings, window = self.input_dropout(embeddings), self.context_dropout(window)
+        attended, weights = self.attention.attend(embeddings, window, present if self.masked else None)
+        return self.output(embeddings, attended + self.direct(window[:, 0]), self.attention.norm), weights
+
+
+class GatedEndToEnd(nn.Module):
+    """A mixer: contexts of a `GatedBlock` that Phase 2 trains through time, and attention that reads them.
+
+    The gradient goes back through the last `TRAINED_BURN_IN` tokens before a chunk. Attention also reads
+    older contexts, which get none.
+    """
+
+    @dataclass(frozen=True)
+    class Settings(SlotAttention.Settings):
+        concern: ClassVar[str] = "mixer"
+
+    def __init__(self, config: ModelConfig, settings: Settings) -> None:
+        super().__init__()
+        self.gru = nn.GRU(config.hidden_size, config.context_dim, batch_first=True)
+        with torch.device("meta"):
+            most, least = (
+                number_of_weights(part(config, replace(settings, copy_weight=0.0)))
+                for part in (DirectAttention, SlotAttention)
+            )
+        spare = least - most - number_of_weights(self)
+        self.config = replace(config, intermediate_size=feed_forward_width(config, spare))
+        self.attention = DirectAttention(self.config, replace(settings, input_dropout=0.0))
+        self.input_dropout = nn.Dropout(settings.input_dropout)  # once, for block and attention
+        self.current_token_bias, self.settings = settings.current_token_bias, settings
+        self.window = Window(config, self.attention.slot_offsets(config))
+        reach = self.window.offsets[-1]
+        self.history, self.evaluation_history = reach + TRAINED_BURN_IN, reach + config.context_window
+
+    def forward(self, embeddings: Tensor, start: int) -> Tensor:
+        """Compute hidden states: `[rows, length, hidden_size]` to `[rows, length - start, hidden_size]`."""
+        embeddings = self.input_dropout(embeddings)
+        before = max(0, start - TRAINED_BURN_IN)
+        with torch.no_grad():
+            older, state = self.gru(embeddings[:, :before]) if before else (embeddings[:, :0, :0], None)
+        newer, _ = self.gru(embeddings[:, before:], state)
+        contexts = torch.cat([older, newer], dim=1) if before else newer
+        slots = self.window.slots(torch.arange(start, embeddings.shape[1], device=embeddings.device))
+        present = slots >= 0  # (columns, slots)
+        windows = contexts[:, slots.clamp(min=0)].where(present[..., None], 0)
+        hidden, _ = self.attention(
+            embeddings[:, start:].flatten(0, 1), windows.flatten(0, 1), present.repeat(len(windows), 1)
+        )
+        return hidden.unflatten(0, windows.shape[:2])
+
+    def served(self, model: ContextKV) -> tuple[ContextKV, dict[str, Any]]:
+        """Return a trained model in the form that attends to contexts, and its plug-ins."""
+        block = GatedBlock(self.config.context_dim, self.config.hidden_size)
+        block.read.weight, block.read.bias = self.gru.weight_ih_l0, self.gru.bias_ih_l0
+        block.carry.weight, block.carry.bias = self.gru.weight_hh_l0, self.gru.bias_hh_l0
+        parts = Parts(lambda *_: block, lambda _: self.attention)
+        served = ContextKV(self.config, model.wte.num_embeddings, model.log_unigram is not None, parts)
+        served.load_table(model.wte.weight)
+        served.log_unigram = model.log_unigram
+        attention = {"plugin": f"{__name__}:DirectAttention", "settings": asdict(self.settings)}
+        return served, {"block": {"plugin": f"{__name__}:GatedBlock", "settings": {}}, "attention": attention}
 
 
 class NextToken(nn.Module):
