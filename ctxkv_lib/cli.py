@@ -201,7 +201,7 @@ def compare(options: argparse.Namespace) -> None:
     from .runs.configure import compared_samples
 
     largest = _config(options, max(options.samples) if options.samples else None, notice)
-    counts = options.samples or compared_samples(largest)
+    counts = {*options.samples} if options.samples else compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
     with _loading():
         from .experiments import compare, write_comparison

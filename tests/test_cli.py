@@ -265,11 +265,12 @@ def test_evaluations_of_different_texts_get_their_own_files(tmp_path):
 
 @pytest.mark.slow
 def test_compare_prints_the_table(printed_by, tmp_path, tiny_settings):
-    arguments = ["compare", "--preset", "ci", "--samples", 2, 8, "--out", tmp_path / "c"]
+    arguments = ["compare", "--preset", "ci", "--samples", 2, 8, 2, "--out", tmp_path / "c"]
     for _ in range(2):
         printed = printed_by(*arguments, *settings_of(tiny_settings))
         for row in ("Val PPL", "Val Acc", "Best Epoch", "Val/Train Ratio", "8 samples"):
             assert row.lower() in printed.lower(), row
+        assert len(json.loads((tmp_path / "c" / "comparison.json").read_text())["runs"]) == 2
         (tmp_path / "c" / "comparison.json").write_text("{")  # damaged, so that it is written anew
 
 
