@@ -25,6 +25,8 @@ class ContextCache(Cache):
         lengths: tokens read by each stream, int64 `[batch]`; padding is not read.
     """
 
+    is_croppable = False  # else generation, where it checks whether to stop a step late, would crop it
+
     def __init__(
         self, window: Window, context_dim: int, batch_size: int, like: Tensor, keep_tokens: bool = False
     ) -> None:

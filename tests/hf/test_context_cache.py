@@ -209,5 +209,6 @@ def test_memory_of_a_stream_is_constant(anchor, kept):
         cache = model(tiny_ids(300)[None], use_cache=True, **{CACHE_NAME: cache})[CACHE_NAME]
         seen.add(cache.nbytes)
     assert seen == {kept * TINY["context_dim"] * 4 + 8}
+    assert not cache.is_croppable  # which transformers asks before it stops a step late, on mps
     with pytest.raises(NotImplementedError, match="cannot be unread"):
         cache.crop(1)
