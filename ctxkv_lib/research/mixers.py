@@ -129,7 +129,8 @@ class GRUMixer(Mixer):
         self.evaluation_history = config.context_window
 
     def mix(self, embeddings: Tensor, start: int) -> Tensor:
-        states, _ = self.gru(embeddings)
+        with torch.autocast(embeddings.device.type, enabled=False):  # under which cuDNN's is fp16, never bf16
+            states, _ = self.gru(embeddings.to(self.gru.weight_hh_l0.dtype))
         return self.out(self.dropout(states[:, start:]))
 
 

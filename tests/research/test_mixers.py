@@ -87,6 +87,16 @@ def test_causal_attention_prefers_the_same_distances_as_attention_to_contexts():
     assert (bias > 0).nonzero().tolist() == [[0, 1], [1, 4]]
 
 
+@torch.no_grad()
+def test_autocast_does_not_round_the_state_of_a_gru():
+    """On a GPU it would be fp16, whatever autocast is asked for."""
+    layer, rows = tiny_model(GRUMixer).eval().attention, torch.randn(2, 30, TINY["hidden_size"])
+    layer.out = torch.nn.Identity()
+    expected = layer.mix(rows, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.mix(rows, 3), expected)
+
+
 def test_attention_can_train_on_the_chunks_that_mixers_train_on():
     model = ContextKV(ModelConfig(**SHAPES), VOCABULARY)
     model.attention.chunk = 10
