@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ranks
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..method.caches import Batch
 from .config import ExperimentConfig
 
@@ -73,6 +73,17 @@ class CapturedStep:
         Meanwhile the thread that reads batches ahead may allocate, hence `thread_local`.
         """
         self.batch, graph = batch.each(torch.clone), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            self.loss = self.step(self.batch, self.size)
+        capturing = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
+        try:
+            with torch.cuda.stream(self.stream), capturing:  # which does not leave its stream if it fails
+                self.loss = self.step(self.batch, self.size)
+        except RuntimeError as error:
+            cause = error.__context__ or error  # an error in a capture makes its end another one
+            if is_out_of_memory(cause):
+                raise cause from None
+            first_line, *_ = str(cause).split("\n")
+            raise UserError(
+                f"A step of Phase 2 cannot be captured: {first_line}; set "
+                "runtime.cuda_graph=off, or compute without waiting for the GPU (`.item()`, a bool as index)."
+            ) from error
         return graph

@@ -89,6 +89,22 @@ def test_a_captured_step_trains_as_one_kernel_after_another(train_on, rounds, re
         assert found["train_ppl"] == pytest.approx(expected["train_ppl"], rel=1e-4)
 
 
+class Waiting(torch.nn.Module):
+    """Attention that looks at a number, for which a GPU cannot go on."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.inner = torch.nn.Linear(config.context_dim, config.hidden_size)
+
+    def forward(self, embeddings, window, present):
+        return embeddings + self.inner(window[:, 0]) * (1.0 if present.any().item() else 0.0)
+
+
+def test_attention_that_waits_is_refused_as_a_graph(train_on):
+    with pytest.raises(UserError, match=r"cannot be captured: operation not permitted .*cuda_graph=off"):
+        train_on(attention=f"{__name__}:Waiting", runtime__cuda_graph="on")
+
+
 NO_DROPOUT = {
     "model__attention_dropout": 0.0,
     "attention__input_dropout": 0.0,
