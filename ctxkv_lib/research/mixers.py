@@ -130,7 +130,7 @@ class GRUMixer(Mixer):
 
     def mix(self, embeddings: Tensor, start: int) -> Tensor:
         with torch.autocast(embeddings.device.type, enabled=False):  # under which cuDNN's is fp16, never bf16
-            states, _ = self.gru(embeddings.to(self.gru.weight_hh_l0.dtype))
+            states, _ = self.gru(embeddings.to(next(self.gru.parameters()).dtype))
         return self.out(self.dropout(states[:, start:]))
 
 
