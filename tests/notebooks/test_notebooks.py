@@ -17,6 +17,7 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.research import proposals, sweep_file
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.runs.configure import compared_samples, configure
+from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.views import notebook
 from ctxkv_lib.views.explore import load_corpus
 
@@ -255,3 +256,19 @@ def test_the_file_that_01_writes_is_enough_to_train_on(tmp_path, monkeypatch):
     config = notebook.notebook_config("ci", settings={"data.path": "my_chats.jsonl"})
     streams = load_corpus(config).streams
     assert min(len(stream.ids) for stream in streams.values()) > config.model.context_window
+
+
+def test_06_compares_an_idea_that_has_no_phase_1_and_05_the_setting_that_is_named():
+    untrained = {"iterations": 0, "stop_reason": "untrained", "effective_rank": None}
+    summaries = {
+        "base": PUBLISHED[500],
+        "other": PUBLISHED[100],
+        "mixer": {**PUBLISHED[100], "phase1": untrained},
+    }
+    runs = {name: types.SimpleNamespace(summary=summary) for name, summary in summaries.items()}
+    page = {"runs": runs}
+    exec(sources(RUNNING[5])["table"], page)
+    assert [row[-1] for row in page["rows"]] == ["82.1%", "82.2%", "–"]
+    page = {"runs": {name: [run] for name, run in runs.items()}, "BASE": "base", "show": lambda _: None}
+    exec(sources(RUNNING[4])["curves"].replace("list(runs)[1]", "'mixer'"), page)
+    assert [*page["pair"]] == ["base", "mixer"]
