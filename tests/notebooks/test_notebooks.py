@@ -258,8 +258,11 @@ def test_the_file_that_01_writes_is_enough_to_train_on(tmp_path, monkeypatch):
     assert min(len(stream.ids) for stream in streams.values()) > config.model.context_window
 
 
-def test_06_compares_an_idea_that_has_no_phase_1_and_05_the_setting_that_is_named():
+def test_what_has_no_phase_1_is_shown_and_05_draws_the_setting_that_is_named(capsys):
     untrained = {"iterations": 0, "stop_reason": "untrained", "effective_rank": None}
+    record = {"phase1": {**untrained, "convergence_rate": None, "seconds": 0.0, "effective_rank": 0.78}}
+    exec(sources(RUNNING[1])["outcome"], {"prepared": types.SimpleNamespace(record=record)})
+    assert "here: untrained after iteration 0, 0% of positions converged" in capsys.readouterr().out
     summaries = {
         "base": PUBLISHED[500],
         "other": PUBLISHED[100],
