@@ -34,11 +34,18 @@ PUBLISHED = {count: found["phase2"]["val_ppl"] for count, found in published.PUB
 COUNTS = {"100", "200", "500", "620", "640", "1,000", "2,000", "160", "1,500", "1,283", "768", "230.1"}
 COUNTS |= {"2,560", "3,072"}
 
-LAST_NOTEBOOK = json.loads((TOP / "notebooks" / "05_next_experiments.ipynb").read_text(encoding="utf-8"))
+
+def text_of(notebook):
+    """All cells of a notebook, in words with one space between them."""
+    cells = json.loads((TOP / "notebooks" / notebook).read_text(encoding="utf-8"))["cells"]
+    return " ".join(" ".join("".join(cell["source"]) for cell in cells).split())
+
+
 PAGES = {
     "study": " ".join([*STUDY.split(), *DETAILS.split()]),
     "README": " ".join(README.split()),
-    "notebook": " ".join(" ".join("".join(cell["source"]) for cell in LAST_NOTEBOOK["cells"]).split()),
+    "notebook": text_of("05_next_experiments.ipynb"),
+    "idea": text_of("06_your_own_idea.ipynb"),
 }
 TEST, VAL = "test_ppl", "val_ppl"
 END_TO_END, DIRECTIONAL = "ContextBlock trained end to end", "exact, directional table"
@@ -55,6 +62,8 @@ SAID = [
     ("study", "`tuned` is {:.0f}% and ", "answer", 10, "tuned", DIRECTIONAL, TEST),
     ("study", "and {:.0f}% lower. - **`exact` is", "answer", 50, "tuned", DIRECTIONAL, TEST),
     ("study", "is {:.0f}% lower with 10 conversations (", "answer", 10, "exact, untrained", "exact", TEST),
+    ("idea", "without it is {:.0f}% lower, too, and", "answer", 10, "exact, untrained", "exact", VAL),
+    ("idea", "and {:.0f}% with 50 conversations (means", "answer", 50, "exact, untrained", "exact", VAL),
     ("study", "validation is {:.0f}% and ", "answer", 10, "exact, untrained", "exact", VAL),
     ("study", "and {:.0f}% lower with 50 (", "answer", 50, "exact, untrained", "exact", TEST),
     ("study", "and {:.0f}% lower. With 200 it", "answer", 50, "exact, untrained", "exact", VAL),
@@ -94,6 +103,16 @@ def test_differences_are_those_of_the_results(page, said, part, samples, variant
     own, theirs = (mean(row(part, samples, name)[split]) for name in (variant, other))
     lower = 100 * (1 - own / theirs)
     assert PAGES[page].count(said.format(-lower if "worse" in said else lower)) == 1
+
+
+def test_what_notebooks_say_of_seeds_is_their_spread():
+    by_seed = {
+        c["seed"]: c[VAL] for c in PARTS["answer"]["cells"] if (c["variant"], c["samples"]) == ("exact", 10)
+    }
+    ppls = "{:.0f}, {:.0f} and {:.0f}".format(*(by_seed[seed] for seed in (42, 43, 44)))
+    assert f"(42, 43, 44) have a validation PPL of {ppls} in the study" in PAGES["notebook"]
+    assert f"(offline, `exact` has {ppls} with seeds 42, 43 and 44)" in PAGES["idea"]
+    assert 1.1 < max(by_seed.values()) / min(by_seed.values()) < 1.11
 
 
 def test_perplexities_on_the_page_stand_in_the_results():
