@@ -1,4 +1,4 @@
-"""Use trained models: generate text, and evaluate other text."""
+"""Evaluate a trained model on other text."""
 
 import math
 import re
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import DamagedFile, UserError, is_utf8
+from ..errors import DamagedFile
 from ..files import read_json
 from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, exact_contexts
@@ -22,41 +22,7 @@ from ..method.model import project_inputs
 from .copying_streams import as_served
 from .modeling import TOLERANCE, ContextKVForCausalLM
 
-COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
-
-
-def generate_text(
-    model: ContextKVForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    new_tokens: int,
-    temperature: float,
-    top_k: int,
-    seed: int,
-) -> str:
-    """Generate at most `new_tokens` that continue `prompt`; returns both.
-
-    Args:
-        temperature: of sampling; 0, or almost 0, always takes the most likely token.
-        top_k: sample from this many most likely tokens only.
-        seed: of the sampling.
-
-    Raises:
-        UserError: a prompt that is empty, or not UTF-8.
-    """
-    if not is_utf8(prompt):
-        raise UserError("--prompt is not UTF-8; set the terminal to UTF-8, or write the prompt in ASCII.")
-    encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
-    if encoded["input_ids"].shape[1] == 0:
-        raise UserError("--prompt is empty; give at least one character.")
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > COLDEST:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": int(top_k)}
-    torch.manual_seed(seed)
-    ids = model.generate(**encoded, max_new_tokens=new_tokens, **sampling)
-    new = ids[0, encoded["input_ids"].shape[1] :]
-    return prompt + str(tokenizer.decode(new, skip_special_tokens=True))
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Use of trained runs: the model of a run, for explorers, measurements and transformers."""
 
 from copy import deepcopy
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.conversations import read_conversations
 from ..data.hub import hub_errors
 from ..data.tokens import load_tokenizer
-from ..errors import UserError, ended_calmly, memory_advice, values_of_user
+from ..errors import UserError, ended_calmly, is_utf8, memory_advice, values_of_user
 from ..hf import inference
 from ..hf.configuration import ContextKVConfig
 from ..hf.modeling import ContextKVForCausalLM
@@ -28,6 +27,8 @@ from .records import Records
 from .rows import MixerModel
 from .run_folder import Run, RunFolder, load_run, refuse_damaged
 from .settings import Sampling
+
+COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 
 
 def load_model(path: Path, config: ExperimentConfig) -> ContextKV:
@@ -138,8 +139,25 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
         UserError: no finished run there, an empty prompt, or a value that is not allowed.
     """
     with values_of_user():
-        values = astuple(Sampling(**sampling))
-    return inference.generate_text(*_loaded(run), prompt, *values)
+        chosen = Sampling(**sampling)
+    return _generated(*_loaded(run), prompt, chosen)
+
+
+def _generated(
+    model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
+) -> str:
+    if not is_utf8(prompt):
+        raise UserError("--prompt is not UTF-8; set the terminal to UTF-8, or write the prompt in ASCII.")
+    encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
+    if encoded["input_ids"].shape[1] == 0:
+        raise UserError("--prompt is empty; give at least one character.")
+    options: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > COLDEST:
+        options = {"do_sample": True, "temperature": sampling.temperature, "top_k": int(sampling.top_k)}
+    torch.manual_seed(sampling.seed)
+    ids = model.generate(**encoded, max_new_tokens=sampling.max_new_tokens, **options)
+    new = ids[0, encoded["input_ids"].shape[1] :]
+    return prompt + str(tokenizer.decode(new, skip_special_tokens=True))
 
 
 @ended_calmly()

@@ -8,11 +8,10 @@ import torch
 from on_gpu import HAS_GPU
 
 from ctxkv_lib.errors import Stopped, UserError
-from ctxkv_lib.hf import inference
 from ctxkv_lib.method import oacd, phase2
 from ctxkv_lib.research import mixers
 from ctxkv_lib.research.measure import MAKERS, measure
-from ctxkv_lib.runs import caches, long_run, scratch
+from ctxkv_lib.runs import caches, long_run, scratch, trained
 from ctxkv_lib.runs.trained import generate_text
 
 
@@ -145,7 +144,7 @@ def test_an_error_in_the_use_of_a_run_keeps_no_memory(train_on, card, monkeypatc
     gc.collect()
     before = card.live
     monkeypatch.setitem(MAKERS, "probe", fails)
-    monkeypatch.setattr(inference, "generate_text", fails)
+    monkeypatch.setattr(trained, "_generated", fails)
     with pytest.raises(UserError, match="ran out of memory") as kept:
         use(made)
     assert kept.value.__traceback__ is not None

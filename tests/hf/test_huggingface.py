@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from conftest import TINY, TOP, tiny_model, write_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
-from ctxkv_lib.hf.inference import evaluate_texts, generate_text
+from ctxkv_lib.hf.inference import evaluate_texts
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
 from ctxkv_lib.runs.run_folder import RunFolder
-from ctxkv_lib.runs.trained import stop_after_text
+from ctxkv_lib.runs.settings import Sampling
+from ctxkv_lib.runs.trained import _generated, stop_after_text
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,10 @@ def texts(tmp_path_factory):
 def test_pipeline_generates(folder, served):
     generator = pipeline("text-generation", model=str(folder))
     (found,) = generator("Hello there", max_new_tokens=5, do_sample=False)
-    assert found["generated_text"] == generate_text(*served, "Hello there", 5, 0, 1, 0)
+    assert found["generated_text"] == _generated(*served, "Hello there", Sampling(5, 0, 1, 0))
     assert found["generated_text"].startswith("Hello there")
-    assert generate_text(*served, "<|endoftext|>Hello", 1, 0, 1, 0).startswith("<|endoftext|>Hello")
-    texts = {generate_text(*served, "Hello", 2, 1, top_k, 0) for top_k in (5, 5.0, np.int64(5))}
+    assert _generated(*served, "<|endoftext|>Hello", Sampling(1, 0, 1, 0)).startswith("<|endoftext|>Hello")
+    texts = {_generated(*served, "Hello", Sampling(2, 1, top_k, 0)) for top_k in (5, 5.0, np.int64(5))}
     assert len(texts) == 1
 
 
