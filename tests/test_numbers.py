@@ -625,7 +625,7 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
 
 def test_contexts_beside_a_gru_are_what_was_measured():
     found, by_groups = comparisons.gru_changes(), comparisons.gru_changes(by_groups=True)
-    plain, copied, four, both, _, states = found.values()
+    plain, copied, four, both, _, states = [*found.values()][:6]
     assert [*plain] == [10, 50, 100, 200, 500]
     assert [*four] == [*both] == [10, 100, 200, 500]
     for each in (copied, by_groups[comparisons.BESIDE_THE_GRU[1]]):
@@ -681,6 +681,36 @@ def test_contexts_beside_a_gru_are_what_was_measured():
             expected, _ = losses(PARTS["fair"], count, variant)
             assert len(expected) == (1 if count == 500 else 3)
             np.testing.assert_allclose(rows[name], expected, atol=2e-4)
+
+
+def test_what_contexts_gain_by_training_through_time_is_what_was_measured():
+    of_contexts, of_gru, copied, states = comparisons.BESIDE_THE_GRU[6:]
+    found, by_groups = comparisons.gru_changes(), comparisons.gru_changes(by_groups=True)
+    for pair in (of_contexts, copied, states):
+        assert [*found[pair]] == [200]
+        assert max(found[pair][200][2], by_groups[pair][200][2]) < 0
+    better = {pair: [-value for value in found[pair][200]] for pair in (of_contexts, of_gru, copied, states)}
+    said = {
+        of_contexts: "is {0:.1f}% lower than with contexts that Phase 1 made ({2:.1f}% to {1:.1f}%)",
+        copied: "With copying they are {0:.1f}% better than the GRU ({2:.1f}% to {1:.1f}%), but",
+        states: "with a continuous cache the GRU is better by {0:.1f}% ({2:.1f}% to {1:.1f}%)",
+    }
+    for pair, sentence in said.items():
+        assert sentence.format(*better[pair]) in PAGES["study"]
+    lower, most, least = better[of_gru]
+    assert least < 0 < most
+    assert by_groups[of_gru][200][1] < 0 < by_groups[of_gru][200][2]
+    assert f"({lower:.1f}% lower; {-least:.1f}% higher to {most:.1f}% lower): attention to" in PAGES["study"]
+    short = f"and with copying {better[copied][0]:.0f}% better; "
+    assert (
+        f"{short}with a continuous cache the GRU is better than these by {better[states][0]:.1f}%"
+        in PAGES["study"]
+    )
+    assert (
+        f"{short}but a GRU with a continuous cache is {better[states][0]:.1f}% better than" in PAGES["README"]
+    )
+    own, _ = losses(PARTS["fair"], 200, "gated, end to end")
+    assert len(own) == 2
 
 
 def test_what_a_gru_gains_by_more_text_and_its_time_are_what_was_measured():

@@ -22,6 +22,7 @@ OF_COPYING: tuple[Pair, ...] = (
 )
 WITH_TOKENS, WITH_STATES = "the GRU with four caches", "the GRU with a continuous cache"
 COPIES, COPIES_TOO = "contexts with copying", "contexts with copying and four caches"
+GATED, GATED_COPIES = "gated contexts", "gated contexts with copying"
 OF_FAIR = {  # names of the runs of `fair`: variant, and kind of cache, as `continuous_cache.found` has them
     "contexts": ("contexts", "model"),
     COPIES: ("contexts", "copying"),
@@ -29,6 +30,8 @@ OF_FAIR = {  # names of the runs of `fair`: variant, and kind of cache, as `cont
     COPIES_TOO: ("contexts", "copying and four caches"),
     WITH_TOKENS: ("GRU", "four caches"),
     WITH_STATES: ("GRU", "continuous cache"),
+    GATED: ("gated, end to end", "model"),
+    GATED_COPIES: ("gated, end to end", "copying"),
 }
 BESIDE_THE_GRU: tuple[Pair, ...] = (
     ("the GRU", "contexts"),
@@ -37,6 +40,10 @@ BESIDE_THE_GRU: tuple[Pair, ...] = (
     (WITH_TOKENS, COPIES_TOO),
     (WITH_STATES, COPIES),
     (WITH_STATES, WITH_TOKENS),
+    (GATED, "contexts"),
+    (GATED, "the GRU"),
+    (GATED_COPIES, "the GRU"),
+    (WITH_STATES, GATED_COPIES),
 )
 
 
