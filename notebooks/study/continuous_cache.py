@@ -112,7 +112,9 @@ def measured(path: str, part: str) -> dict[str, Any]:
     if served := getattr(model.attention, "served", None):  # a mixer with contexts: the model that has them
         model = served(model)[0].to(model.device).eval()
         cache = test_cache(config, model, TokenStream(cache.ids, stream.starts[:0]))
-    held_out = read(model, as_read(model, cache, trained=False))
+    else:
+        cache = as_read(model, cache, trained=False)
+    held_out = read(model, cache)
     test = read(model, test_cache(config, model, stream))
     scored = {"model": (held_out.losses, test.losses)}
     chosen: dict[str, dict[str, Any]] = {"model": {}}
