@@ -503,8 +503,7 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     assert "gave the tokens twice the weight decay (4) of contexts and the GRU" in page
     own, _ = losses(PARTS["fair"], 50, names[-1])
     lower = -difference(theirs, own, tokens)[0]
-    said = f"tokens at the same slots are {-better[0]:.1f}% better with 10, contexts are {lower:.1f}%"
-    assert f"{said} better with 50" in PAGES["README"]
+    assert f"nearly as good: they are {-better[0]:.1f}% better with 10, contexts" in PAGES["README"]
     assert f"better than these by {lower:.1f}% with 50" in PAGES["study"]
     worse, _, _ = difference(*(losses(PARTS["fair"], 10, name)[0] for name in (names[0], names[-1])), tokens)
     assert f"and {worse:.1f}% worse with 10 (part" in PAGES["study"]
@@ -524,7 +523,7 @@ def test_what_contexts_gain_with_more_text_is_what_was_measured():
         found[count] = [-x for x in difference(own, none, tokens)]
     gains = [gain for gain, _, _ in found.values()]
     assert (
-        "{:.0f}% with 50 conversations, {:.0f}% with 100, {:.0f}% with 200), but".format(*gains)
+        "{:.0f}% better with 50 conversations, {:.0f}% with 100, {:.0f}% with 200. Tokens".format(*gains)
         in PAGES["README"]
     )
     assert (
@@ -543,7 +542,7 @@ def test_what_contexts_gain_with_more_text_is_what_was_measured():
     apart = f"by groups of speakers {least:.1f}% to {most:.1f}%"
     assert f"With 200 contexts are {gain:.1f}% better ({low:.1f}% to {high:.1f}%; {apart})" in PAGES["study"]
     assert f"not resolved with 100, better by {gain:.1f}% with 200" in PAGES["study"]
-    assert f"with 100 it is not resolved, with 200 contexts are {gain:.1f}% better." in PAGES["README"]
+    assert f"contexts are {gain:.1f}% better with 200. A GRU" in PAGES["README"]
 
 
 def test_what_is_held_and_used_is_what_was_measured():
@@ -656,12 +655,10 @@ def test_contexts_beside_a_gru_are_what_was_measured():
     said = "by {:.1f}% with 50, {:.1f}% with 100, {:.1f}% with 200 and {:.1f}% with 500 (one seed)"
     assert said.format(*falls[1:]) in PAGES["README"]
     assert plain[10][1] < 0 < plain[10][2]
-    assert "With 10 it is not resolved. It took" in PAGES["README"]
     said = "by {:.1f}% with 100, {:.1f}% with 200 and {:.1f}% with 500"
-    for page in PAGES["README"], PAGES["study"]:
-        better = said.format(*(-both[count][0] for count in (100, 200, 500)))
-        assert f"the GRU is better** {better}" in page.replace("better by", "better** by")
-        assert f"by {both[10][0]:.1f}%" in page
+    better = said.format(*(-both[count][0] for count in (100, 200, 500)))
+    assert f"the GRU is better** {better}" in PAGES["study"]
+    assert f"by {both[10][0]:.1f}%" in PAGES["study"]
     for kind, said in (
         ("four caches", "Contexts with these have {:.1f}, {:.1f} and {:.1f} with 10"),
         ("copying", "with copying {:.1f}, {:.1f} and {:.1f} (no interval is known)"),
@@ -701,14 +698,8 @@ def test_what_contexts_gain_by_training_through_time_is_what_was_measured():
     assert least < 0 < most
     assert by_groups[of_gru][200][1] < 0 < by_groups[of_gru][200][2]
     assert f"({lower:.1f}% lower; {-least:.1f}% higher to {most:.1f}% lower): attention to" in PAGES["study"]
-    short = f"and with copying {better[copied][0]:.0f}% better; "
-    assert (
-        f"{short}with a continuous cache the GRU is better than these by {better[states][0]:.1f}%"
-        in PAGES["study"]
-    )
-    assert (
-        f"{short}but a GRU with a continuous cache is {better[states][0]:.1f}% better than" in PAGES["README"]
-    )
+    said = f"and with copying {better[copied][0]:.0f}% better; with a continuous cache the GRU is better than"
+    assert f"{said} these by {better[states][0]:.1f}%" in PAGES["study"]
     own, _ = losses(PARTS["fair"], 200, "gated, end to end")
     assert len(own) == 2
 
@@ -725,8 +716,7 @@ def test_what_a_gru_gains_by_more_text_and_its_time_are_what_was_measured():
     assert low < 0 < high
     times = [row("fair", n, "GRU")["seconds"] / row("fair", n, "contexts")["seconds"] for n in (50, 100, 200)]
     assert "It took {:.1f}, {:.1f} and {:.1f} times as long to train with 50".format(*times) in PAGES["study"]
-    for page in PAGES["README"], PAGES["study"]:
-        assert f"It took {min(times):.1f} to {max(times):.1f} times as long to train." in page
+    assert f"It took {min(times):.1f} to {max(times):.1f} times as long to train." in PAGES["study"]
 
 
 def test_what_copying_gains_is_what_was_measured():
@@ -748,7 +738,7 @@ def test_what_copying_gains_is_what_was_measured():
         1 - mean(row(part, count, "tuned, copying")[TEST]) / mean(row(part, count, "tuned")[TEST])
         for part, count in (("answer", 10), ("full", 500))
     ]
-    said = "lowers the perplexity by {:.0%} with 10 conversations, {:.0%} with 500"
+    said = "lowers the perplexity by {:.0%} with 10 conversations and {:.0%} with 500"
     assert said.format(*changes) in PAGES["README"]
 
 
@@ -829,9 +819,6 @@ def test_what_twice_the_conversations_gain_is_what_was_measured(count):
     (run,) = [run for run in CACHE if (run["variant"], run["samples"]) == ("tuned", count)]
     own, theirs = cached([run], "copying"), losses(PARTS["full"], count, "kneser_ney_table_caches")[0]
     lower, most, least = (-x for x in difference(own, theirs, tokens))
-    ppl, weight = run["rows"]["copying"]["test_ppl"], run["rows"]["copying"]["weight"]
     assert least > 0
-    said = f"`tuned` is {lower:.0f}% better ("
-    assert said in PAGES["README"]
-    assert {f"{ppl:.1f}", f"{weight}"} <= {*re.findall(r"[\d.]*\d", PAGES["README"].partition(said)[2][:90])}
-    assert f"{ppl:.1f} with {count:,}, {lower:.0f}% lower ({least:.0f}% to {most:.0f}%" in PAGES["study"]
+    said = f"{run['rows']['copying']['test_ppl']:.1f} with {count:,}, {lower:.0f}% lower"
+    assert f"{said} ({least:.0f}% to {most:.0f}%" in PAGES["study"]
