@@ -23,6 +23,10 @@ OF_COPYING: tuple[Pair, ...] = (
 WITH_TOKENS, WITH_STATES = "the GRU with four caches", "the GRU with a continuous cache"
 COPIES, COPIES_TOO = "contexts with copying", "contexts with copying and four caches"
 GATED, GATED_COPIES = "gated contexts", "gated contexts with copying"
+GATED_TOO, GATED_STATES = (
+    "gated contexts with copying and four caches",
+    "gated contexts with a continuous cache",
+)
 OF_FAIR = {  # names of the runs of `fair`: variant, and kind of cache, as `continuous_cache.found` has them
     "contexts": ("contexts", "model"),
     COPIES: ("contexts", "copying"),
@@ -32,6 +36,8 @@ OF_FAIR = {  # names of the runs of `fair`: variant, and kind of cache, as `cont
     WITH_STATES: ("GRU", "continuous cache"),
     GATED: ("gated, end to end", "model"),
     GATED_COPIES: ("gated, end to end", "copying"),
+    GATED_TOO: ("gated, end to end", "copying and four caches"),
+    GATED_STATES: ("gated, end to end", "continuous cache"),
 }
 BESIDE_THE_GRU: tuple[Pair, ...] = (
     ("the GRU", "contexts"),
@@ -44,6 +50,8 @@ BESIDE_THE_GRU: tuple[Pair, ...] = (
     (GATED, "the GRU"),
     (GATED_COPIES, "the GRU"),
     (WITH_STATES, GATED_COPIES),
+    (GATED_TOO, WITH_TOKENS),
+    (GATED_STATES, WITH_STATES),
 )
 
 
