@@ -304,7 +304,7 @@ def test_conversations_that_share_a_speaker_are_one_group_and_speakers_apart_in_
 
 def test_only_slots_from_a_distance_on_take_other_contexts(monkeypatch):
     """Slots lie 0, 3, 6 and 9 tokens back; what a position loses is computed here one position at a time."""
-    monkeypatch.setattr(evidence, "DISTANCES", (1, 4, 7, 10))
+    monkeypatch.setattr(evidence, "DISTANCES", (1, 2, 4, 7, 10))  # no slot lies between 1 and 2
     monkeypatch.setattr(evidence, "EVERY", 2)
     monkeypatch.setattr(evidence, "BATCH", 5)
     model, cache = tiny_method().eval(), tiny_stream(60)
@@ -324,6 +324,9 @@ def test_only_slots_from_a_distance_on_take_other_contexts(monkeypatch):
                 hidden, _ = replace(batch, window=cache.contexts[rows][None]).attend(model)
                 losses.append(model.losses(hidden, batch.tokens, batch.targets)[0].item())
             assert found["losses"][str(distance)][place] == pytest.approx(np.mean(losses), abs=6e-4)
+    run = {"recipe": "exact", "samples": 50, **found}
+    near, same, *_, last = evidence.used({"tokens": found["tokens"], "runs": [run]}, "exact")
+    assert near == same != last
 
 
 def test_a_token_is_decoded_from_the_nearest_slot_that_read_it(monkeypatch):

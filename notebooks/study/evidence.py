@@ -1,11 +1,14 @@
 """Whether what contexts hold is used: decodability, loss saved and recall, by distance.
 
-    python notebooks/study/evidence.py
+    python notebooks/study/evidence.py [RUN...]
 
-trains what is missing in `runs/evidence`, and writes `results/evidence/evidence.json`.
+measures finished runs; without any, trains what is missing in `runs/evidence` and measures that. The results
+are in `results/evidence/evidence.json`.
 """
 
+import sys
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
-from ctxkv_lib.files import write_rows_json
+from ctxkv_lib.files import read_json, write_rows_json
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.research.ablations import gather_with_other, window_scores
@@ -27,8 +30,16 @@ from ctxkv_lib.views.axes import BLUE, INK, ORANGE, QUIET, panels, reference, st
 
 RUNS = Path("runs/evidence")
 RESULTS = Path(__file__).parent / "results" / "evidence" / "evidence.json"
-RECIPES = {"tuned": BLUE, "exact": ORANGE}
+RECIPES = ("tuned", "exact")
+SAMPLES = 50  # conversations to train
 SEEDS = (42, 43, 44)
+LINES = {  # of the figure, by recipe and conversations
+    ("tuned", 50): (BLUE, "-"),
+    ("exact", 50): (ORANGE, "-"),
+    ("exact", 100): (ORANGE, "--"),
+    ("exact", 500): (ORANGE, ":"),
+}
+named = itemgetter("recipe", "samples", "seed")  # what tells runs apart
 DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 EVERY = 4  # of so many positions with a full window, one is measured
 BATCH = 512
@@ -46,13 +57,15 @@ def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str
 
     Returns:
         `tokens`, the positions measured in each conversation that has any; `losses`, by distance, the mean
-        loss of each in nats. Distance 640 is beyond all slots: nothing is changed.
+        loss of each in nats, once if it is that of a nearer distance, too, because no slot lies between.
+        Distance 640 is beyond all slots: nothing is changed.
     """
     first = model.window.offsets[-1]
+    far_slots = {sum(offset >= each for offset in model.window.offsets): each for each in DISTANCES[::-1]}
     positions = torch.arange(first, len(cache), EVERY)
     conversation = torch.searchsorted(starts, positions, right=True) - 1
     back = positions[:, None] - model.window.slots(positions)
-    found: dict[int, list[Tensor]] = {distance: [] for distance in DISTANCES}
+    found: dict[int, list[Tensor]] = {distance: [] for distance in sorted(far_slots.values())}
     for rows in torch.arange(len(positions)).split(BATCH):
         batch, other = gather_with_other(model, cache, first, positions[rows])
         for distance, losses in found.items():
@@ -70,18 +83,23 @@ def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str
     }
 
 
-def evidence(recipe: str, seed: int) -> dict[str, Any]:
-    """Train one run if it is missing, with 50 conversations to train and 50 to validate; measure it."""
+def trained(recipe: str, seed: int) -> ctxkv.Run:
+    """Train one run if it is missing, with 50 conversations to validate."""
     settings: dict[str, Any] = {"runtime.seed": seed, "data.validation_samples": 50}
     settings |= {"attention.copy_weight": 0.0} if recipe == "tuned" else {}
-    config = ctxkv.build_config("offline", recipe, 50, settings)
-    run = measure(ctxkv.run(config, RUNS / f"{recipe}-{seed}"), ["probe"])
-    folder = ctxkv.RunFolder(run.path)
+    return ctxkv.run(ctxkv.build_config("offline", recipe, SAMPLES, settings), RUNS / f"{recipe}-{seed}")
+
+
+def evidence(run: ctxkv.Run) -> dict[str, Any]:
+    """Measure a run."""
+    run = measure(run, ["probe"])
+    config, folder = run.config, ctxkv.RunFolder(run.path)
     starts = ctxkv.load_corpus(config).streams["val"].starts
     model = trained_model(config, folder)
     return {
-        "recipe": recipe,
-        "seed": seed,
+        "recipe": config.recipe,
+        "samples": config.data.samples,
+        "seed": config.runtime.seed,
         "offsets": model.window.offsets,
         "decodability": [[row["distance"], round(row["r2"], 4)] for row in run.summary["probe"]["recall"]],
         **loss_saved(model, load_cache(folder.caches, "val"), starts),
@@ -110,13 +128,19 @@ def held(found: dict[str, Any]) -> list[float]:
     return [float(decoded[each].mean()) for each in inside]
 
 
-def used(results: dict[str, Any], recipe: str) -> list[tuple[float, float, float]]:
+def runs_of(results: dict[str, Any], recipe: str, samples: int = SAMPLES) -> list[dict[str, Any]]:
+    """Return the runs of a recipe and size."""
+    return [run for run in results["runs"] if (run["recipe"], run["samples"]) == (recipe, samples)]
+
+
+def used(results: dict[str, Any], recipe: str, samples: int = SAMPLES) -> list[tuple[float, float, float]]:
     """Compute the rise of perplexity in per cent without the slots from each distance on, with intervals."""
-    runs = [run for run in results["runs"] if run["recipe"] == recipe]
-    tokens = np.array(results["tokens"])
+    runs, tokens = runs_of(results, recipe, samples), np.array(results["tokens"])
 
     def losses(distance: int) -> Any:
-        return np.array([run["losses"][str(distance)] for run in runs])
+        return np.array(
+            [run["losses"][str(max(at for at in map(int, run["losses"]) if at <= distance))] for run in runs]
+        )
 
     return [difference(losses(distance), losses(DISTANCES[-1]), tokens) for distance in DISTANCES[:-1]]
 
@@ -127,14 +151,14 @@ def evidence_figure(results: dict[str, Any]) -> Figure:
     count = 3 if results["recall"] else 2
     figure, axes = panels(count, 3.5 * count, rows=count)
     hold, use = axes[:2]
-    for recipe, colour in RECIPES.items():
-        runs = [run for run in results["runs"] if run["recipe"] == recipe]
+    for (recipe, samples), (colour, style) in LINES.items():
+        if not (runs := runs_of(results, recipe, samples)):
+            continue
+        look: dict[str, Any] = {"color": colour, "ls": style, "label": f"{recipe}, {samples} conversations"}
         r2 = [float(np.mean(each)) for each in zip(*map(held, runs), strict=True)]
-        hold.stairs(r2, DISTANCES, baseline=None, color=colour, lw=2.2, label=recipe)
-        middle, low, high = np.array(used(results, recipe)).T
-        use.errorbar(
-            DISTANCES[:-1], middle, (middle - low, high - middle), fmt="o-", color=colour, label=recipe
-        )
+        hold.stairs(r2, DISTANCES, baseline=None, lw=2.2, **look)
+        middle, low, high = np.array(used(results, recipe, samples)).T
+        use.errorbar(DISTANCES[:-1], middle, (middle - low, high - middle), marker="o", **look)
     hold.set(
         title="Held: a token is decoded from the nearest slot that read it", ylabel="R² (mean)", ylim=(0, 1)
     )
@@ -157,17 +181,22 @@ def evidence_figure(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Train what is missing, and write the results; recall, which takes longest, last."""
-    runs = [evidence(recipe, seed) for recipe in RECIPES for seed in SEEDS]
-    (tokens,) = {tuple(run.pop("tokens")) for run in runs}  # the same in all
-    results: dict[str, Any] = {"tokens": tokens, "runs": runs}
-    write_rows_json(RESULTS, {**results, "recall": []})
-    for recipe in RECIPES:
-        for distance, (percent, low, high) in zip(DISTANCES, used(results, recipe), strict=False):
-            print(f"{recipe}, from {distance} on: {percent:+.1f}% ({low:+.1f} to {high:+.1f})")
-    write_rows_json(RESULTS, {**results, "recall": recall()})
+def main(paths: list[str]) -> None:
+    """Measure runs, and add them to the results; recall, which takes longest, last."""
+    results = read_json(RESULTS) if RESULTS.is_file() else {"runs": [], "recall": []}
+    new = map(ctxkv.load_run, paths) if paths else (trained(name, seed) for name in RECIPES for seed in SEEDS)
+    for found in map(evidence, new):
+        tokens = found.pop("tokens")
+        assert tokens == results.setdefault("tokens", tokens)  # the same text in all
+        others = (run for run in results["runs"] if named(run) != named(found))
+        results["runs"] = sorted([*others, found], key=named)
+        write_rows_json(RESULTS, results)
+        recipe, samples, _ = named(found)
+        for distance, (percent, low, high) in zip(DISTANCES, used(results, recipe, samples), strict=False):
+            print(f"{recipe}, {samples}, from {distance} on: {percent:+.1f}% ({low:+.1f} to {high:+.1f})")
+    if not paths:
+        write_rows_json(RESULTS, {**results, "recall": recall()})
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
