@@ -399,7 +399,7 @@ def test_what_other_blocks_gain_is_what_was_measured():
     spans = [row("phase1", 50, name)["measured"]["horizon"] for name in ("autoencoding", "predictive")]
     assert "Its memory span is {} tokens, that of the predictive block {}.".format(*spans) in page
     assert f"up to {spans[0]} back, but its difference from the same block untrained is not" in PAGES["study"]
-    assert f"gains {gained} and holds {spans[1]} (" in PAGES["study"]
+    assert f"gains {gained} over the untrained one and holds tokens up to {spans[1]} back" in PAGES["study"]
     ten = []
     for name in ("predictive", "OACD"):
         (found,), tokens = losses(PARTS["phase1"], 200, name)
@@ -438,7 +438,7 @@ def test_numbers_of_single_rows_are_what_was_measured():
     assert said in PAGES["study"]
     assert f"hold {row('answer', 50, 'tuned')['measured']['mean_recall']:.0%} of the mean" in PAGES["study"]
     ngrams = [row("full", count, "n-grams")[VAL][0] for count in (100, 500)]
-    assert "n-grams (counts of short runs of tokens) {:.1f} and {:.1f}.".format(*ngrams) in PAGES["README"]
+    assert "offline | {:.1f} | {:.1f} | {:.0%} |".format(*ngrams, 1 - ngrams[1] / ngrams[0]) in README
     assert f"conversations have {row('full', 500, 'tuned')['train_tokens']:,}." in PAGES["study"]
     predicted = intervals.test_tokens(10).sum()
     assert (
@@ -503,10 +503,10 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     assert "gave the tokens twice the weight decay (4) of contexts and the GRU" in page
     own, _ = losses(PARTS["fair"], 50, names[-1])
     lower = -difference(theirs, own, tokens)[0]
-    assert f"nearly as good: they are {-better[0]:.1f}% better with 10, contexts" in PAGES["README"]
-    assert f"better than these by {lower:.1f}% with 50" in PAGES["study"]
+    assert f"instead of contexts, is {-better[0]:.1f}% better with 10; contexts are" in PAGES["README"]
+    assert f"better by {lower:.1f}% with 50 (not resolved by groups of speakers)" in PAGES["study"]
     worse, _, _ = difference(*(losses(PARTS["fair"], 10, name)[0] for name in (names[0], names[-1])), tokens)
-    assert f"and {worse:.1f}% worse with 10 (part" in PAGES["study"]
+    assert f"Compared with the tokens at the same slots: {worse:.1f}% worse with 10" in PAGES["study"]
     (theirs, _), (own, _) = (losses(PARTS["fair"], 100, name) for name in (names[0], names[-1]))
     assert len(own) == len(theirs) == 3
     lower, most, least = (-x for x in difference(theirs, own, tokens))
@@ -523,7 +523,7 @@ def test_what_contexts_gain_with_more_text_is_what_was_measured():
         found[count] = [-x for x in difference(own, none, tokens)]
     gains = [gain for gain, _, _ in found.values()]
     assert (
-        "{:.0f}% better with 50 conversations, {:.0f}% with 100, {:.0f}% with 200. Tokens".format(*gains)
+        "{:.0f}% better with 50 conversations, {:.0f}% with 100, {:.0f}% with 200. Attention".format(*gains)
         in PAGES["README"]
     )
     assert (
@@ -542,7 +542,7 @@ def test_what_contexts_gain_with_more_text_is_what_was_measured():
     apart = f"by groups of speakers {least:.1f}% to {most:.1f}%"
     assert f"With 200 contexts are {gain:.1f}% better ({low:.1f}% to {high:.1f}%; {apart})" in PAGES["study"]
     assert f"not resolved with 100, better by {gain:.1f}% with 200" in PAGES["study"]
-    assert f"contexts are {gain:.1f}% better with 200. A GRU" in PAGES["README"]
+    assert f"contexts are {gain:.1f}% better with 200. With settings" in PAGES["README"]
 
 
 def test_what_is_held_and_used_is_what_was_measured():
@@ -704,8 +704,9 @@ def test_what_contexts_gain_by_training_through_time_is_what_was_measured():
     ):
         lower, most, least = better[pair]
         assert sentence.format(abs(lower), -least, most) in PAGES["study"]
-    said = f"{better[copied][0]:.0f}% better than the GRU without a cache, with a continuous cache it is"
+    said = f"{better[copied][0]:.0f}% better than the GRU without a cache; the GRU with a continuous cache is"
     assert f"{said} {better[states][0]:.1f}% better than these" in PAGES["study"]
+    assert f"as it does a GRU ({better[of_gru][0]:.1f}% better; two seeds)" in PAGES["README"]
     own, _ = losses(PARTS["fair"], 200, "gated, end to end")
     assert len(own) == 2
 

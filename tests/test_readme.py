@@ -28,7 +28,10 @@ ROWS = {  # of the table of results: part of the study, and its variant or basel
     "`tuned, copying`: our recipe": ("answer", "tuned, copying"),
     "`tuned` without copying": ("answer", "tuned"),
     "the same without contexts": ("baselines", "no contexts"),
-    "the same with a GRU instead of contexts, not searched for (see 2)": ("baselines", "GRU"),
+    "the same with a GRU instead of contexts, its settings not searched for (2: searched for)": (
+        "baselines",
+        "GRU",
+    ),
     "n-grams and four caches, with the token table's text counted, too": (
         "answer",
         "n-grams (table's text too) and caches",
