@@ -570,19 +570,23 @@ def test_what_is_held_and_used_is_what_was_measured():
     held = [evidence.held(run) for run in EVIDENCE["runs"] if run["recipe"] == "tuned"]
     r2 = dict(zip(evidence.DISTANCES, map(mean, zip(*held, strict=True)), strict=False))
     assert f"an R² of {r2[10]:.2f}, and those 20 to 39 back with {r2[20]:.2f}" in page
-    tuned, exact = (
-        dict(zip(evidence.DISTANCES, evidence.used(EVIDENCE, recipe), strict=False))
-        for recipe in ("tuned", "exact")
-    )
+    tuned = dict(zip(evidence.DISTANCES, evidence.used(EVIDENCE, "tuned"), strict=False))
     rises = [f"{tuned[distance][0]:.1f}%" for distance in (10, 5)] + [f"{tuned[1][0]:.0f}%"]
     assert (
         f"perplexity rises by {rises[0]}; if all from 5 on do, by {rises[1]}; from 1 on, by {rises[2]}"
         in page
     )
     assert [distance for distance, (_, low, _) in tuned.items() if low <= 0] == [160, 320]
-    rise, low, high = exact[1]
-    assert f"raise it by {rise:.1f}%, which is not resolved ({low:.1f}% to {high:.1f}%)" in page
-    assert low < 0 < high
+    rises = {count: evidence.used(EVIDENCE, "exact", count)[0] for count in (50, 100, 500)}
+    seeds = [len(evidence.runs_of(EVIDENCE, "exact", count)) for count in rises]
+    assert seeds == [3, 3, 1]
+    assert all(low < 0 < high for _, low, high in rises.values())
+    said = [
+        f"{rise:.1f}% with {count} ({low:.1f}% to {high:.1f}%" for count, (rise, low, high) in rises.items()
+    ]
+    assert f"by {said[0]}), {said[1]}) and {said[2]}; one".replace("50 (", "50 conversations (", 1) in page
+    short = [f"{rise:.1f}%" for rise, _, _ in rises.values()]
+    assert "rises by {}, {} and {} with 50, 100 and 500.".format(*short) in PAGES["README"]
     rise, low, high = tuned[80]
     assert low > 0
     assert f"on together raise it by {rise:.1f}% ({low:.1f}% to {high:.1f}%)" in page

@@ -57,7 +57,7 @@ def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str
 
     Returns:
         `tokens`, the positions measured in each conversation that has any; `losses`, by distance, the mean
-        loss of each in nats, once if it is that of a nearer distance, too, because no slot lies between.
+        loss of each in thousandths of a nat, once if no slot lies between it and a nearer distance.
         Distance 640 is beyond all slots: nothing is changed.
     """
     first = model.window.offsets[-1]
@@ -75,7 +75,7 @@ def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str
 
     def by_conversation(parts: list[Tensor]) -> list[float]:
         losses = torch.cat(parts)
-        return [round(losses[conversation == place].mean().item(), 3) for place in places]
+        return [round(1000 * losses[conversation == place].mean().item()) for place in places]
 
     return {
         "tokens": [int((conversation == place).sum()) for place in places],
@@ -138,9 +138,8 @@ def used(results: dict[str, Any], recipe: str, samples: int = SAMPLES) -> list[t
     runs, tokens = runs_of(results, recipe, samples), np.array(results["tokens"])
 
     def losses(distance: int) -> Any:
-        return np.array(
-            [run["losses"][str(max(at for at in map(int, run["losses"]) if at <= distance))] for run in runs]
-        )
+        kept = [max(at for at in map(int, run["losses"]) if at <= distance) for run in runs]
+        return np.array([run["losses"][str(at)] for run, at in zip(runs, kept, strict=True)]) / 1000
 
     return [difference(losses(distance), losses(DISTANCES[-1]), tokens) for distance in DISTANCES[:-1]]
 
