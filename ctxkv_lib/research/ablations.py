@@ -68,7 +68,7 @@ def ablations(
         that form no pair with the one before that occurred in the window, and one of 1, for others.
     """
     first = min(window, len(cache) - 1)
-    again = since_last(pairs(cache.ids)) < window
+    again = since_last(pairs(cache.ids)) < min(window, len(cache))  # len(cache) if a pair is new
     chosen = _sample(torch.arange(first, len(cache)), POSITIONS)
     repeated = _sample(again[first:].nonzero()[:, 0] + first, REPEATED)
     batch, other = gather_with_other(model, cache, first, chosen)

@@ -185,7 +185,7 @@ def _interpolated(counts: Ids, owners: Ids, grams: Ids, histories: Ids, below: F
         grams, histories: int64 `[n]`, what is predicted, by number.
     """
     taken = discounts(counts)[np.minimum(counts, 3)]
-    size = max(owners.max(), histories.max()) + 1
+    size = owners.max() + 1
     total = np.bincount(owners, counts, size)
     safe = np.maximum(total, 1)  # a history without a continuation leaves all to the order below
     kept = np.where(total > 0, np.bincount(owners, taken, size) / safe, 1)

@@ -71,6 +71,7 @@ def test_every_way_of_reading_gives_the_same_logits(data):
     assert cache.lengths.tolist() == [length, length + padding]
     torch.testing.assert_close(together[1], model(other[None]).logits[0], atol=1e-4, rtol=0)
     cache.reset()
+    assert cache.get_seq_length() == 0
     found = (
         model(padded, attention_mask=mask, **{CACHE_NAME: cache}).logits[0, padding:],
         phase2_logits(model, ids),
@@ -151,8 +152,10 @@ def test_generate_gives_attentions():
 
 
 @torch.no_grad()
-def test_a_repeated_cache_goes_on_as_the_repeated_texts():
-    model, ids, new = tiny_model().eval(), tiny_ids(18).view(2, 9), tiny_ids(4, seed=1)[:, None]
+@pytest.mark.parametrize("plugins", [{}, copying(0.4)])
+def test_a_repeated_cache_goes_on_as_the_repeated_texts(plugins):
+    model = tiny_model(plugins=plugins).eval()
+    ids, new = tiny_ids(18).view(2, 9), tiny_ids(4, seed=1)[:, None]
     cache = model(ids, use_cache=True)[CACHE_NAME]
     cache.batch_repeat_interleave(2)
     found = model(new, **{CACHE_NAME: cache}).logits[:, -1]

@@ -38,17 +38,21 @@ def test_values_and_gradients_equal_cross_entropy(any_device, vocabulary, scale,
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(hidden.grad, wanted)
     assert torch.equal(correct, logits.argmax(dim=1) == targets)
+    assert not correct.requires_grad
+    for rows in (slice(None), slice(0)):  # without a gradient; and no positions at all
+        given = (hidden.detach()[rows], table, targets[rows], bias, None if read is None else read[rows])
+        torch.testing.assert_close(frozen_head_cross_entropy(*given, repeat)[0], expected.detach()[rows])
 
 
 def test_bf16_products_are_summed_in_fp32(any_device):
     torch.manual_seed(0)
-    table, targets = torch.randn(97, 64), torch.randint(0, 97, (200,))
+    table, bias, targets = torch.randn(97, 64), torch.randn(97), torch.randint(0, 97, (200,))
     hidden = torch.randn(200, 64, requires_grad=True)
-    frozen_head_cross_entropy(hidden, table, targets)[0].sum().backward()
+    frozen_head_cross_entropy(hidden, table, targets, bias)[0].sum().backward()
     wanted, hidden.grad = hidden.grad, None
-    found, _ = frozen_head_cross_entropy(hidden, table.bfloat16(), targets)
+    found, _ = frozen_head_cross_entropy(hidden, table.bfloat16(), targets, bias)
     found.sum().backward()
-    expected = F.cross_entropy(hidden @ table.T, targets, reduction="none")
+    expected = F.cross_entropy(hidden @ table.T + bias, targets, reduction="none")
     assert found.dtype == hidden.grad.dtype == torch.float32
     assert (found - expected).mean().abs() < 0.01
     assert (hidden.grad - wanted).norm() < 0.01 * wanted.norm()

@@ -14,6 +14,9 @@ from ctxkv_lib.research.ablations import ablations, shuffled
 
 WINDOW = TINY["interval"] * TINY["max_contexts"]
 COPIED = 2  # the slot that a hand-made model copies from
+IDS = tiny_ids(300)
+for _again, _back in ((8, 4), (60, 6), (61, 6), (62, 6), (90, WINDOW)):  # and one by chance
+    IDS[_again : _again + 2] = IDS[_again - _back : _again - _back + 2]
 
 
 class Copying(torch.nn.Module):
@@ -29,7 +32,7 @@ class Copying(torch.nn.Module):
 
 def measured(slot):
     """Ablate `Copying` on contexts that name the token `COPIED` intervals later."""
-    ids, size = tiny_ids(300), TINY["vocab_size"]
+    ids, size = IDS, TINY["vocab_size"]
     parts = Parts(attention=lambda _: Copying(slot))
     model = tiny_method(parts, hidden_size=size, context_dim=size, num_heads=1).eval()
     model.load_table(30 * torch.eye(size))
@@ -47,9 +50,14 @@ def test_a_model_that_ignores_contexts_loses_nothing_and_kinds_of_positions_are_
             assert changed[name] == changed["error"] == 0
             assert changed["ppl"] == pytest.approx(TINY["vocab_size"], rel=1e-4)
     assert found["positions"] == 299 - WINDOW
-    for group in ("by_history", "by_frequency"):
-        assert sum(row["tokens"] for row in found[group]) == found["positions"]
-    assert [row["from"] for row in found["by_history"]] == [0, 64]
+    new = int((~torch.isin(IDS[WINDOW + 1 :], IDS[:50])).sum())  # of the next tokens
+    for group, first, second in (
+        ("history", 64 * 3 - WINDOW, 64),
+        ("frequency", new, 1),
+        ("repetition", 283, 1),
+    ):
+        rows = [(row["from"], row["tokens"]) for row in found[f"by_{group}"]]
+        assert rows == [(0, first), (second, found["positions"] - first)]
     monkeypatch.setattr(module, "POSITIONS", 40)
     assert measured(None)["positions"] == 40
 
@@ -80,10 +88,10 @@ def test_a_model_that_copies_from_a_slot_loses_all_without_it():
         assert all(row["ppl"] < 1.1 and row["other_ppl"] > 100 for row in found[group])
 
 
-@pytest.mark.parametrize("count", [90, 20])
+@pytest.mark.parametrize("count", [90, 20, 10])
 def test_other_windows_are_those_of_positions_half_the_stream_away(count):
-    """Against windows changed by hand; of the shorter stream no pair of tokens comes again."""
-    model, ids, first = tiny_method().eval(), torch.arange(count) * 2, WINDOW
+    """Against windows changed by hand; of the shorter streams no pair of tokens comes again."""
+    model, ids, first = tiny_method().eval(), torch.arange(count) * 2, min(WINDOW, count - 2)
     cache = StreamCache(ids.int(), torch.randn(count, TINY["context_dim"]))
     found = ablations(model, cache, WINDOW, torch.tensor([0]), torch.ones(TINY["vocab_size"]).long())
     positions = torch.arange(first, count - 1)

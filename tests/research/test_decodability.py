@@ -24,12 +24,13 @@ def embeddings():
 
 
 def stream(count, seed):
-    """Random tokens, and contexts that are the last `HELD` embeddings side by side, with noise."""
+    """Random tokens, and contexts: the last `HELD` embeddings side by side, with noise, and a constant."""
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 40, (count,), generator=draw)
     rows = torch.cat([torch.zeros(HELD - 1, dtype=torch.int64), tokens])
     contexts = torch.cat([embeddings()[rows[HELD - 1 - d : len(rows) - d]] for d in range(HELD)], dim=1)
-    return Stream(contexts + 0.05 * torch.randn(contexts.shape, generator=draw), tokens)
+    contexts += 0.05 * torch.randn(contexts.shape, generator=draw)
+    return Stream(torch.nn.functional.pad(contexts, (0, 1)), tokens)
 
 
 def test_only_what_contexts_encode_is_decoded_and_the_mean_of_the_last_tokens():

@@ -167,18 +167,21 @@ def test_dropout_acts_in_training_alone(kind, place):
 @pytest.mark.parametrize("kv_method", ["fixed", "variable"])
 @pytest.mark.parametrize("slots", ["uniform", "geometric"])
 def test_an_end_to_end_block_gives_what_cached_contexts_give(kv_method, slots):
-    """Values as from a cache of exact contexts; and every weight that is trained gets a gradient."""
-    model = tiny_model(EndToEnd, {"kv_method": kv_method}, slots=slots, slot_bias="learned").eval()
+    """Logits as served, from a cache of exact contexts; and every weight that is trained gets a gradient."""
+    own = {"slots": slots, "slot_bias": "learned", "current_token_bias": -5.0}
+    model = tiny_model(EndToEnd, {"kv_method": kv_method}, **own).eval()
     ids, layer, everything = tiny_ids(80), model.attention, torch.arange(79)
     read = stream(model, ids, history=100)
     contexts = [torch.zeros(1, TINY["context_dim"])]
     for token in model.embed(ids[:-1]):
         inputs = layer.context_block.project_inputs(token[None])
         contexts.append(layer.context_block(contexts[-1], inputs))
-    batch = StreamCache(ids.int(), torch.cat(contexts)).gather(everything, layer.window)
-    expected, _ = layer.attention(model.embed(ids[:-1]), batch.window, batch.present)
+    model.log_unigram = torch.randn(VOCABULARY)
+    served, _ = layer.served(model)
+    batch = StreamCache(ids.int(), torch.cat(contexts)).gather(everything, served.window)
     found, _ = read.attend(model, everything)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    logits = model.logits(found, ids[:-1])
+    torch.testing.assert_close(logits, batch.logits(served), atol=1e-5, rtol=1e-4)
     found.square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
     assert model.wte.weight.grad is None
@@ -193,7 +196,8 @@ def test_gradients_of_an_end_to_end_block_go_back_no_further_than_asked():
 
 
 def test_an_end_to_end_block_is_initialised_with_its_heads():
-    model = tiny_model(EndToEnd, last_tokens=4, heads="induction")
+    narrow = {"intermediate_size": 5}  # of which the block takes all but a unit
+    model = tiny_model(EndToEnd, narrow, last_tokens=4, heads="induction")
     embeddings, tokens = torch.randn(50, 24), torch.randint(0, 50, (300,))
     alone = StructuredBlock(16, 24, StructuredBlock.Settings(last_tokens=4))
     alone.load_state_dict(model.attention.context_block.state_dict())
@@ -208,6 +212,7 @@ def test_an_end_to_end_block_is_initialised_with_its_heads():
     ("shapes", "settings", "sentence"),
     [
         ({"anchor": "grid"}, {}, r"model\.anchor is 'grid'; allowed: current with this mixer\."),
+        ({}, {"copy_weight": 0.1}, r"mixer\.copy_weight is 0\.1; allowed: 0 with this mixer\."),
         ({}, {"last_tokens": 16}, r"mixer\.last_tokens is 16; allowed: 2 to 15 with these shapes\."),
     ],
 )

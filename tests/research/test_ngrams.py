@@ -9,6 +9,7 @@ from ctxkv_lib.data.counts import FALLBACK_DISCOUNTS, discounts, unigram_floor
 from ctxkv_lib.research.ngrams import (
     ORDERS,
     cache_weight,
+    four_caches,
     kneser_ney,
     ngram_baselines,
     recent_shares,
@@ -72,7 +73,7 @@ FLOOR = np.random.default_rng(3).dirichlet(np.ones(VOCABULARY))
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_kneser_ney_is_the_published_formula(order):
-    train, unseen = stream(900), [0, 0, 0, 0]
+    train, unseen = np.concatenate([[9], stream(900), [9]]), [0, 0, 0, 0]
     other = np.concatenate([stream(120, seed=2), unseen, train[-4:], [5], train[:5]])
     found = kneser_ney(train, other, {"": FLOOR})["", order]
     plain = ByTheFormula(train, order, FLOOR)
@@ -85,14 +86,16 @@ def test_kneser_ney_is_the_published_formula(order):
 
 def test_counts_too_few_for_the_formula_take_fixed_discounts():
     assert discounts(np.array([1, 1, 2, 7])).tolist() == [0, *FALLBACK_DISCOUNTS]
-    tiny = kneser_ney(np.array([1, 2, 3, 1, 2]), np.array([1, 2, 3, 4]), {"": np.full(5, 0.2)})
+    tiny = kneser_ney(np.array([1, 2, 3, 1]), np.array([1, 2, 3, 4]), {"": np.full(5, 0.2)})
     assert all(np.isfinite(p).all() and (p > 0).all() for p in tiny.values())
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_a_cache_counts_what_followed_the_same_history_in_the_window_before_each_token(order):
     ids, window = stream(200), 30
     shares = recent_shares(ids, window, order)
+    np.testing.assert_array_equal(four_caches(ids, window)[order - (order == 1)], shares)
     for at in range(1, len(ids)):
         since, history = max(0, at - window), tuple(ids[max(0, at - order + 1) : at])
         ends = [j for j in range(since, at) if j >= order - 1 and tuple(ids[j - order + 1 : j]) == history]
@@ -122,7 +125,10 @@ def test_the_best_order_and_floor_are_chosen_on_validation_and_losses_kept_by_co
         "text": unigram_floor(np.bincount(train, minlength=VOCABULARY)),
     }
     assert floors["text"].sum() == pytest.approx(1)
-    streams, starts = {"val": val, "test": test}, {"test": np.array([0, 50, 120])}
+    streams, starts = (
+        {"val": val, "test": test},
+        {"test": np.array([0, 1, 50, 120])},
+    )  # the first has none that is predicted
     both = ngram_baselines(train, streams, floors, 50, starts)
     found = [kneser_ney(train, ids, floors) for ids in (val, test)]
     ppls = {key: [np.exp(-np.log(each[key]).mean()) for each in found] for key in found[0]}

@@ -64,14 +64,14 @@ def test_only_matrices_decay_where_that_is_asked_for(decayed):
     """Without gradients all that a step does to weights is to let them decay."""
     config = ModelConfig(hidden_size=12, context_dim=8, num_heads=2, intermediate_size=20, max_contexts=3)
     layer = EndToEnd(config, EndToEnd.Settings(slot_bias="learned"))
-    model = nn.ModuleDict({"attention": layer, "gru": nn.GRU(4, 4)})
+    model = nn.ModuleDict({"weighted": layer, "gru": nn.GRU(4, 4)})
     trained = dict(model.named_parameters())
     for weight in trained.values():
         weight.data.fill_(1.0)
         weight.grad = torch.zeros_like(weight)
     stepper(trained, Phase2Config(learning_rate=0.5, weight_decay=0.2), decayed=decayed).step()
     linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    matrices = {*linear, "gru.weight_ih_l0", "gru.weight_hh_l0"} - {"attention.context_block.linear.weight"}
+    matrices = {*linear, "gru.weight_ih_l0", "gru.weight_hh_l0"} - {"weighted.context_block.linear.weight"}
     for name, weight in trained.items():
         expected = 0.9 if decayed == "all" or name in matrices else 1.0
         torch.testing.assert_close(weight, torch.full_like(weight, expected), msg=name)

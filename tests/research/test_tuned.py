@@ -47,6 +47,7 @@ def test_a_block_encodes_the_token_and_running_means_of_tokens():
     contexts = recurrence(block, embeddings, tokens)[:, 101:].double()
     rows, now = contexts.flatten(0, 1), embeddings[tokens[:, 100:].flatten()].double()
     assert torch.allclose(rows.mean(dim=0), torch.zeros(32).double(), atol=0.1)
+    assert rows[:, :16].var(dim=0).mean().item() == pytest.approx(1, rel=0.1)
     whole = torch.linalg.lstsq(rows[:, :16], now - now.mean(dim=0)).solution
     assert (rows[:, :16] @ whole - now + now.mean(dim=0)).var() < 1e-3 * now.var()
     for units, length in zip((slice(16, 21), slice(21, 26), slice(26, 31)), (4, 80**0.5, 20), strict=True):
@@ -158,6 +159,7 @@ def test_induction_heads_find_what_followed_the_current_token():
     slot, place = (back - 1) // 5, (back - 1) % 5  # of the token that followed, one token nearer
     assert torch.equal(weights.flatten(1).argmax(dim=1), place * 6 + slot)
     assert torch.equal((attended @ embeddings.T).argmax(dim=1), again.gather(1, 81 - back[:, None])[:, 0])
+    assert attended.norm(dim=1).mean().item() == pytest.approx(200**0.5, rel=0.3)  # an embedding's
 
 
 def test_induction_heads_attend_almost_nothing_at_a_new_token():
