@@ -119,6 +119,7 @@ def own_module(tmp_path, monkeypatch):
         return name
 
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # else bytecode of the same second and size is run
     return write
 
 
