@@ -157,9 +157,12 @@ def test_reading_does_not_hold_the_file_in_memory(tmp_path):
 
 def test_a_folder_replaces_a_folder_and_only_what_was_killed_is_swept(tmp_path, monkeypatch):
     for text in ("old", "new"):
+        left = tmp_path / f".folder.{os.getpid()}.part" / "deep"  # by a process that had this one's number
+        left.mkdir(parents=True)
         with replacing(tmp_path / "folder") as beside:
             (beside / "deep").mkdir(parents=True)
             (beside / "deep" / "file").write_text(text)
+    assert os.listdir(tmp_path) == ["folder"]
     assert (tmp_path / "folder" / "deep" / "file").read_text() == "new"
     monkeypatch.setattr(files, "remove", lambda path: None)  # as if killed before it
     with pytest.raises(KeyboardInterrupt):
