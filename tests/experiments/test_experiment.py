@@ -1,17 +1,18 @@
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import stop_at, write_conversations
+from conftest import NearestTwo, stop_at, write_conversations
 from disturbed_runs import outcome
 
 from ctxkv_lib import experiments as experiment
 from ctxkv_lib.data.counts import unigram_floor
-from ctxkv_lib.data.embeddings import corpus_counts
+from ctxkv_lib.data.embeddings import TokenTable, corpus_counts
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.hf.copying_streams import as_served
@@ -193,14 +194,42 @@ def test_an_interrupted_run_goes_on(finished_run, tmp_path, stopped_at, monkeypa
     assert outcome(out) == outcome(finished_run.path)
 
 
-def test_caches_and_epochs_that_are_streamed_in_another_way_are_others(finished_run, monkeypatch):
+def test_a_stage_has_another_key_where_what_it_depends_on_is_another(finished_run, monkeypatch):
+    """Runs share stages by their keys: one that lacks something would be taken from a run of other inputs."""
     folder, config = RunFolder(finished_run.path), finished_run.config
     folder.records = Records.read(folder.path)  # as if it were claimed
     made, phase1 = Work(config, read_texts(config), folder, print), folder.records.stages["phase1"]
-    before = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)
-    monkeypatch.setattr(work, "STREAMING", (128, *work.STREAMING[1:]))
-    after = made.phase1_key(), made.caches_key(phase1), made.phase2_key(phase1)
-    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False]
+    train, val = made.texts.values()
+    table, shared = TokenTable(made.table.weight, "another"), ["caches", "phase2"]
+
+    def keys(record=phase1):
+        found = made.phase1_key(), made.caches_key(record), made.phase2_key(record)
+        return dict(zip(["phase1", *shared], found, strict=True))
+
+    before = keys()
+    for where, name, value, changed in (
+        (made, "config", {"model.context_dim": 8}, ["phase1", "phase2"]),
+        (made, "config", {"model.interval": 4}, ["phase2"]),
+        (made, "config", {"phase1.learning_rate": 0.5}, ["phase1"]),
+        (made, "config", {"phase2.learning_rate": 0.5}, ["phase2"]),
+        (made, "config", {"runtime.seed": 1}, ["phase1"]),
+        (made, "config", {"runtime.embedding_cache": "dense"}, shared),
+        (made, "config", {"runtime.context_cache": "streamed"}, shared),
+        (made, "config", {"data.tokenizer": "gpt2"}, ["phase1"]),
+        (made, "config", {"loss": "ctxkv_lib.method.oacd:oacd_loss"}, ["phase1"]),
+        (made, "config", {"attention": NearestTwo}, ["phase2"]),
+        (made, "texts", {"train": val, "val": val}, ["phase1"]),
+        (made, "texts", {"train": train, "val": train}, shared),
+        (made, "table", table, ["phase1"]),
+        (made, "counts", table, ["phase2"]),
+        (made, "precision", "another", shared),
+        (work, "STREAMING", (128, *work.STREAMING[1:]), shared),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, config.replace(value) if name == "config" else value)
+            assert [stage for stage, key in keys().items() if key != before[stage]] == changed, value
+    for record in (replace(phase1, key="another"), replace(phase1, files={})):
+        assert [stage for stage, key in keys(record).items() if key != before[stage]] == shared
 
 
 def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path):
@@ -225,10 +254,15 @@ def test_a_folder_of_another_run_or_of_none_is_refused(finished_run, tmp_path):
     with pytest.raises(UserError, match="is a file"):
         run(other, tmp_path / "full" / "thesis.tex")
     (tmp_path / "web").mkdir()
-    (tmp_path / "web" / "config.json").write_text('{"port": 80}')
-    with pytest.raises(UserError, match="another version of ctxkv_lib"):
-        run(other, tmp_path / "web")
-    assert (tmp_path / "web" / "config.json").read_text() == '{"port": 80}'
+    none = "has a config.json without a configuration; name another folder"
+    for content, said in {
+        '{"port": 80}': "another version of ctxkv_lib",
+        **dict.fromkeys(["{}", "[]", '{"preset": "ci", "recipe": "exact", "data": 3}'], none),
+    }.items():
+        (tmp_path / "web" / "config.json").write_text(content)
+        with pytest.raises(UserError, match=said):
+            run(other, tmp_path / "web")
+        assert (tmp_path / "web" / "config.json").read_text() == content
 
 
 def test_a_home_folder_is_expanded(tiny_config, tmp_path, monkeypatch):
