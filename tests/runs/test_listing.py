@@ -20,6 +20,7 @@ from ctxkv_lib.runs.run_folder import load_run
 BREAKS = {
     "summary": lambda run: (run / "summary.json").write_text('{"phase2"'),
     "model": lambda run: shutil.rmtree(run / "model"),
+    "no record": lambda run: (run / "checkpoint" / "stages.json").unlink(),
     "no config": lambda run: (run / "config.json").unlink(),
     "metrics": lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\n"),
     "nested metrics": lambda run: (run / "metrics.jsonl").write_bytes(b"[" * 100_000 + b"\n"),
@@ -47,6 +48,7 @@ def test_every_run_is_listed_in_its_state_in_a_line(root, printed_by):
     summary = json.loads((root / "whole" / "summary.json").read_text())
     whole, stopped = listed["whole"], listed["stopped"]
     assert (whole.tokens, whole.best_ppl) == (summary["train_tokens"], summary["phase2"]["val_ppl"])
+    assert listed["no record"].best_ppl == whole.best_ppl
     assert whole.settings["model.interval"] == 3
     assert "phase2.patience" not in whole.settings
     assert stopped.best_ppl > 0
