@@ -33,6 +33,9 @@ def test_a_setting_that_a_stored_configuration_lacks_has_its_default():
     stored = build_config("ci", "exact").to_dict()
     del stored["phase2"]["patience"]
     assert config_from_dict(stored) == build_config("ci", "exact")
+    for name in ("preset", "recipe"):
+        with pytest.raises(UserError, match=f"{name} is 'moon'; allowed"):
+            config_from_dict({**stored, name: "moon"})
 
 
 def test_a_plug_in_has_its_own_settings():
@@ -63,6 +66,8 @@ def test_the_command_of_a_run_makes_its_configuration_and_settings_are_cut_at_th
     words = shlex.split(run_command(config, Path("runs/own")))
     given = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
     assert build_config("colab", "tuned", 20, parse_settings(given)) == config
+    fewer = build_config("colab", "tuned", settings={"optimizer": None})
+    assert "optimizer=None" in shlex.split(run_command(fewer, Path("runs/own")))
     read = parse_settings(["phase2.patience=2", "data.path=a=b"])
     assert read == {"phase2.patience": "2", "data.path": "a=b"}
 

@@ -230,7 +230,8 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     """
     for name in values:
         _require_known("setting", name, ("preset", "recipe", *GROUPS, *HOOKS))
-    _require_known("preset", values["preset"], PRESETS)
+    for name, known in (("preset", PRESETS), ("recipe", RECIPES)):
+        _require_known(name, values[name], known)
     config = ExperimentConfig(values["preset"], values["recipe"]).replace(
         {f"{group}.{name}": value for group in GROUPS for name, value in values[group].items()}
     )
@@ -255,7 +256,7 @@ def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
     """Return the settings that are not the preset's and recipe's own; those of a new plug-in, all."""
     plain = build_config(config.preset, config.recipe, config.data.samples)
     usual, own = dict(flat(plain.to_dict())), dict(flat(config.to_dict()))
-    changed = {key: value for key, value in own.items() if "." in key and usual.get(key, math.nan) != value}
+    changed = {key: value for key, value in own.items() if usual.get(key, math.nan) != value}
     gone = {f"{hook}.plugin": None for hook in plain.plugins if hook not in config.plugins}
     return {**changed, **gone}
 

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import TINY, tiny_ids, tiny_method
+from conftest import TINY, PreviousToken, tiny_ids, tiny_method
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.caches import StreamCache
@@ -83,6 +83,7 @@ def test_large_streams_are_streamed_where_they_can_be():
     assert exact.is_streamed(LARGE_STREAM + 1)
     assert not exact.replace({"runtime.context_cache": "cached"}).is_streamed(LARGE_STREAM + 1)
     assert not exact.replace({"runtime.embedding_cache": "dense"}).is_streamed(LARGE_STREAM + 1)
+    assert not exact.replace({"mixer": PreviousToken}).is_streamed(LARGE_STREAM + 1)
     assert not build_config("colab").is_streamed(LARGE_STREAM + 1)
     with pytest.raises(UserError, match=r"needs phase1\.context_method=exact.* \(here passes, gather"):
         build_config("colab", settings={"runtime.context_cache": "streamed"})
