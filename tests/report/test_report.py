@@ -39,6 +39,7 @@ def test_what_an_attention_of_the_user_does_with_missing_slots_is_left_to_it(tmp
     (found,) = runs(tmp_path / "runs", 500, settings={"attention": f"{mine}:Mine"})
     assert "are zero vectors; what becomes of them is up to `mine:Mine`" in write_report([found])
     assert "（扱いは`mine:Mine`による）" in write_report([found], "ja")
+    assert "copying" not in write_report([found])
     assert "is up to" not in write_report(runs(tmp_path / "others", 500, recipe="tuned"))
 
 
@@ -242,6 +243,8 @@ def test_published_numbers_stand_beside_the_seed_settings_and_gpus_only_where_th
     assert row(ours, "**Val PPL**")[1:] == ["**179.2**", "**175.7**"]
     assert row(ours, "Effective rank")[1:] == ["80.7%", "82.1%"]
     assert row(ours, "train_ctx")[1:] == ["575", "574", "574"]
+    unpublished = write_report(runs(tmp_path / "c", 100))  # of 100 samples, sizes of caches
+    assert row(unpublished, "train_ctx")[1:] == ["575", "120"]
     assert "| 7 | – | – | – |  | 46.1 | 193.1 | 20.9% |" in ours
     assert "published val PPL is 175.7; this run’s differs by +2.0%" in ours
     offline = write_report(runs(tmp_path / "b", 500, preset="offline", gpu=False))
