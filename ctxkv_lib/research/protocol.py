@@ -165,7 +165,7 @@ def grid_points(protocol: Settings, tell: Callable[[str], None] = say) -> list[G
     }
     counts = [count for variant in variants.values() for count in variant["samples"] or []]
     base = configure(preset, protocol.get("recipe"), max(counts, default=None), common, tell)
-    sizes = ("samples", "validation_samples", "test_samples") if base.data.source == "file" else ("samples",)
+    sizes = ("samples", "validation_samples", "test_samples")
     shared = {f"data.{size}": getattr(base.data, size) for size in sizes}
     placed: list[tuple[int, int, GridPoint]] = []
     for name, variant in variants.items():

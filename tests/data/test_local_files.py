@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,7 +209,7 @@ def test_bad_file_is_named(tmp_path, name, content, sentence):
         path.mkdir()
     elif content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}{sentence}"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}{sentence}"):
         read_conversations(path)
 
 

@@ -183,6 +183,7 @@ def test_comparisons_are_one_to_five():
     counts = {preset: compared_samples(build_config(preset)) for preset in PRESETS}
     assert counts == {"colab": (100, 500), "offline": (10, 50), "recall": (200, 1000), "ci": (2, 10)}
     assert notebook.comparison_counts("colab", 1000) == (200, 1000)
+    assert notebook.comparison_counts("ci", 5) == (1, 5)
     assert compared_samples(configure("offline", settings={"data.samples": 30})) == (6, 30)
     with pytest.raises(UserError, match="samples is 4; allowed for a comparison: 5 or more"):
         compared_samples(notebook.notebook_config("ci", 4))

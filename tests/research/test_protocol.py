@@ -52,6 +52,8 @@ def test_a_protocol_names_variants_with_settings_of_their_own(tmp_path):
     ]
     assert points[1].config.phase2.weight_decay == 0.3
     assert {point.config.phase2.patience for point in points} == {1}
+    (alone,) = points_of(tmp_path, settings={"data.samples": 3, "runtime.seed": 2})
+    assert str(alone) == "plain, 3 samples, seed 2"
 
 
 def test_variants_of_a_file_share_its_sizes_and_have_their_recipes_own_data(tmp_path):
@@ -103,13 +105,14 @@ def test_a_name_that_a_protocol_has_twice_is_refused_and_a_byte_order_mark_is_no
     file.write_text('\ufeff{"variants": {"a": {}}}', encoding="utf-8")
     assert read_protocol(file) == {"variants": {"a": {}}}
     file.write_text('{"variants": {"a": {}, "a": {"recipe": "tuned"}}}')
-    with pytest.raises(UserError, match=r"mine\.json has 'a' twice; rename or delete one"):
+    with pytest.raises(UserError, match=r"^\S*mine\.json has 'a' twice; rename or delete one"):
         read_protocol(file)
 
 
 def test_settings_of_one_name_are_named_with_their_groups():
     axes = ["phase1.batch_size=2", "phase2.batch_size=3", "phase2.patience=4"]
     assert [*grid(None, axes)] == ["phase1.batch_size 2, phase2.batch_size 3, patience 4"]
+    assert [*grid(["exact"], axes[2:]), *grid(["exact"], [])] == ["patience 4", "exact"]
 
 
 def test_a_protocol_that_is_no_json_is_refused_with_the_place(tmp_path):
