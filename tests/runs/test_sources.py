@@ -190,6 +190,7 @@ def idea(c):
         (FACTORY + "idea = make(1); idea.rate = .1", ".1", ".9"),
         (FACTORY + "idea = make(1)", "make(1)", "make(1); idea.forward = double"),
         (FACTORY + "idea = make(1); idea.forward = double", "2 * c", "3 * c"),
+        (FACTORY + "idea = make(1); idea.__call__ = double", "2 * c", "3 * c"),
         ("idea = wrapped(plain, 1)", "1", "2"),
         ("idea = wrapped(plain, 1)", "mean()", "sum()"),
         ("idea = torch.no_grad()(plain)", "mean()", "sum()"),
@@ -390,9 +391,11 @@ NAMES = ["direct", "by_module", "imported_within", "imported_as_a_module", "by_a
 @pytest.mark.parametrize("file", ["layers", "wave"])  # one of Python's own has that name, too
 def test_the_folder_of_a_run_depends_on_the_other_files_that_an_idea_uses(own_module, name, file):
     folders = []
-    for code in (LAYERS, LAYERS + "# a comment\n", LAYERS.replace("tanh", "sin")):
+    more = "def other():\n    pass\n"
+    for code in (LAYERS, LAYERS + "# a comment\n", LAYERS.replace("tanh", "sin"), LAYERS + more):
         own_module(file, code)
         own_module("my_parts", USER.replace("layers", file))
         linecache.clearcache()
         folders.append(run_folder_of(build_config("ci").replace({"loss": f"my_parts:{name}"})))
     assert folders[0] == folders[1] != folders[2]
+    assert (folders[0] == folders[3]) == (name in NAMES[:4])  # the others use the module as a whole
