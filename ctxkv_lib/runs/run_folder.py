@@ -186,7 +186,7 @@ class RunFolder:
         for other in sorted(self.path.parent.glob(f"*/{FILE}")):
             folder = other.parents[1]
             try:
-                records = Records.read(folder) if folder != self.path else None
+                records = Records.read(folder)
                 record = records and records.stages.get(stage)
                 if not record or record.key != key or record.lost(folder):
                     continue

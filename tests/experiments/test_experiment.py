@@ -93,7 +93,10 @@ def test_a_run_with_look_ups_is_served_as_it_was_trained(tiny_settings, tmp_path
 
 def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch):
     monkeypatch.setattr(experiment, "save", axes.save)  # not `light_runs`
-    folder = run(tiny_config, tmp_path / "run").path
+    torch.set_num_threads(2)
+    folder = run(tiny_config.replace({"runtime.threads": "1"}), tmp_path / "run").path
+    assert torch.get_num_threads() == 2  # as before
+    torch.set_num_threads(1)
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found >= FILES
     assert not [name for name in found if ".part" in name or ("phase" in name and "safetensors" in name)]
@@ -263,6 +266,20 @@ def test_a_folder_of_another_run_or_of_none_is_refused(finished_run, tmp_path):
         with pytest.raises(UserError, match=said):
             run(other, tmp_path / "web")
         assert (tmp_path / "web" / "config.json").read_text() == content
+
+
+def test_a_folder_that_another_process_began_meanwhile_is_left_to_it(tiny_config, tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+
+    def taken(*_):
+        folder.path.mkdir()
+        folder.config.touch()
+        raise UserError("in use")
+
+    monkeypatch.setattr(folder, "_taken", taken)
+    with pytest.raises(UserError, match="in use"), folder.claimed(tiny_config):
+        pass
+    assert folder.config.is_file()
 
 
 def test_a_home_folder_is_expanded(tiny_config, tmp_path, monkeypatch):

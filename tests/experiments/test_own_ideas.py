@@ -1,11 +1,12 @@
 """Ideas of a user, passed to `run` as classes and functions, go through the same stages as the method."""
 
 import json
+import shutil
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import GatedBlock, NearestTwo, PreviousToken, local_experiment, stop_at
+from conftest import GatedBlock, NearestTwo, PreviousToken, flip, local_experiment, stop_at
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -371,12 +372,18 @@ def test_what_only_phase_2_depends_on_trains_no_phase_1_again(config, plain, mon
 
 
 def test_the_advice_when_memory_ends_keeps_phase_1(config, tmp_path, monkeypatch, capsys):
+    first = run_folder_of(config, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(stages, "train_attention", Mock(side_effect=MemoryError))
         said = "Phase 2 ran out of memory .* lower phase2.batch_size, and run again: what is finished is kept"
         with pytest.raises(UserError, match=said):
-            run(config, run_folder_of(config, tmp_path))
+            run(config, first)
+    damaged, broken = shutil.copytree(first, tmp_path / "another"), tmp_path / "broken" / "checkpoint"
+    flip(damaged / "checkpoint" / "context_block.safetensors")
+    broken.mkdir(parents=True)
+    (broken / "stages.json").write_text("{")
     monkeypatch.setattr(contexts, "_train_block", None)
+    monkeypatch.setattr("os.link", Mock(side_effect=OSError))  # as of a file system without links
     smaller = config.replace({"phase2.batch_size": 64})
     assert run(smaller, run_folder_of(smaller, tmp_path)).summary["phase2"]["val_ppl"] > 1
-    assert "phase1 is taken from" in capsys.readouterr().err
+    assert f"phase1 is taken from {first.name}" in capsys.readouterr().err
