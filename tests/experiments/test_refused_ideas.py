@@ -1,5 +1,6 @@
 """Ideas that cannot be trained, and wrong settings of ideas, are refused before anything is trained."""
 
+import math
 import shlex
 from dataclasses import dataclass, field
 from typing import Literal, Optional
@@ -106,10 +107,13 @@ class OneHead(NearestTwo):
         return super().forward(embeddings, window, present), present.float()
 
 
-class SlotsAhead(NearestTwo):
-    @staticmethod
-    def slot_offsets(config):
-        return [0, -1]
+def with_slots(*offsets):
+    class Slots(NearestTwo):
+        @staticmethod
+        def slot_offsets(config):
+            return [*offsets]
+
+    return Slots
 
 
 class Copies(NearestTwo):
@@ -128,6 +132,10 @@ class CopiesPair(NearestTwo):
 
 class TensorAsBias(NearestTwo):
     current_token_bias = torch.tensor(-1.0)
+
+
+class NoNumberAsBias(NearestTwo):
+    current_token_bias = math.nan
 
 
 class MasksInPlace(NearestTwo):
@@ -158,9 +166,25 @@ class CopiesAll(NearestTwo):
     copying = Copying(weight=1.0, sharpness=8.0)
 
 
+class CopiesTheUnlike(NearestTwo):
+    copying = Copying(weight=0.1, sharpness=-1.0)
+
+
 class Bare(Stepper):
     def __init__(self, weights, config, positions):
         self.optimizer = torch.optim.SGD(weights.values())
+
+
+class OwnSchedule(Stepper):
+    def schedule(self):
+        pass
+
+
+class KeepsAList(Stepper):
+    def step(self):
+        super().step()
+        for state in self.optimizer.state.values():
+            state["norms"] = [1.0]
 
 
 class CopiesLater(Copies):
@@ -185,9 +209,18 @@ class CopiesLater(Copies):
             Double,
             r"Double returned a float64 tensor .*; .* a tensor of shape \[2, 16\] of type float32\.",
         ),
-        ("attention", SlotsAhead, r"slot_offsets are \[0, -1\]; allowed: whole numbers, ascending from 0\."),
+        *(
+            (
+                "attention",
+                with_slots(*offsets),
+                rf"slot_offsets are \[{offsets[0]}, .*whole numbers, ascending from 0",
+            )
+            for offsets in ((0, -1), (0, 1.5), (1, 2))
+        ),
         ("optimizer", torch.optim.SGD, r"SGD fails as an optimiser: TypeError: .*phase2\.Stepper"),
         ("optimizer", Bare, r"Bare fails as an optimiser: .* 'averages'; help\(ctxkv_lib\.method\.phase2"),
+        ("optimizer", OwnSchedule, r"OwnSchedule fails as an optimiser: TypeError: .*schedule\(\)"),
+        ("optimizer", KeepsAList, r"KeepsAList keeps a list; allowed: tensors and numbers\."),
         ("mixer", Ahead, r"The mixer reads ahead: the hidden state of a column may not depend on later ones"),
         (
             "block",
@@ -215,6 +248,8 @@ class CopiesLater(Copies):
         ("block", WithoutGradient, r"WithoutGradient fails on 2 positions: .* does not require grad"),
         ("attention", CopiesPair, r"copying is \(0\.1, 8\.0\); allowed: a Copying of ctxkv_lib"),
         ("attention", TensorAsBias, r"current_token_bias is tensor.*; allowed: a finite number, which is"),
+        ("attention", NoNumberAsBias, "current_token_bias is nan; allowed: a finite number"),
+        ("attention", CopiesTheUnlike, r"sharpness=-1\.0\); allowed: .*, a sharpness of 0 or more"),
         ("attention", Nothing, r"Phase 2 has no weights to train; give attention or mixer a parameter\."),
     ],
 )
