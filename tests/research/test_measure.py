@@ -16,6 +16,7 @@ from ctxkv_lib.research.measure import measure, measurements_of
 from ctxkv_lib.runs import package_code
 from ctxkv_lib.runs.records import MEASUREMENTS
 from ctxkv_lib.runs.run_folder import RunFolder, load_run
+from ctxkv_lib.runs.testing import measurements
 from ctxkv_lib.runs.verification import verify
 
 POSSIBLE = [name for name in MEASUREMENTS if name != "recall_task"]
@@ -55,6 +56,11 @@ def test_each_is_made_once_and_anew_when_its_code_changes(measured, tmp_path, mo
     assert again == {**measured.summary, "ngrams": made}
     monkeypatch.undo()
     assert measure(measured).summary == measured.summary
+    folder = RunFolder(measured.path)
+    with folder.claimed(measured.config):
+        stages = folder.records.stages
+        stages["test"] = replace(stages["test"], key="of other weights")
+        assert not measurements(folder)
 
 
 def test_a_measurement_that_stops_keeps_the_run_finished_and_what_was_measured(

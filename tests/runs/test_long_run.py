@@ -287,6 +287,22 @@ def test_without_memory_for_a_batch_it_trains_in_micro_batches_to_the_same_numbe
         torch.testing.assert_close(found[1][name], tensor, atol=tolerance, rtol=1e-3, msg=name)
 
 
+def test_a_micro_batch_that_fails_leaves_nothing_of_those_before_it(said):
+    calls, weight = [], torch.nn.Parameter(torch.zeros(()))
+
+    def work(part):
+        calls.append(len(part))
+        if len(calls) in (1, 3):
+            raise MemoryError
+        (weight * len(part)).backward()
+        return torch.zeros(())
+
+    batch = tiny_stream(60).gather(torch.arange(40), tiny_method().window)
+    hooks()[0].backward(work, batch, 40, torch.optim.SGD([weight]))
+    assert calls == [40, 20, 20, 10, 10, 10, 10]
+    assert weight.grad == 40
+
+
 @pytest.mark.parametrize(
     ("error", "match"),
     [

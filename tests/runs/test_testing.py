@@ -41,3 +41,6 @@ def test_it_is_scored_once_and_anew_when_its_text_changes(tiny_config, tmp_path,
 def test_a_run_can_go_without_the_test(tiny_settings, tmp_path):
     config = build_config("ci", samples=8, settings={**tiny_settings, "data.test_samples": 0})
     assert "test" not in run(config, tmp_path / "run").summary
+    (tmp_path / "short.jsonl").write_text('{"text": "the"}\n' * 3)  # of which no token can be predicted
+    sizes = {"data.path": str(tmp_path / "short.jsonl"), "data.validation_samples": 1, "data.test_samples": 1}
+    assert testing.test_stream(build_config("ci", samples=1, settings={**tiny_settings, **sizes})) is None
