@@ -145,7 +145,7 @@ def test_a_changed_method_is_not_saved_and_said_to_be_other_code_later_whose_res
         run(config, made.path)
     assert json.loads((made.path / "summary.json").read_text()) == made.summary
     with pytest.raises(KeyboardInterrupt):
-        run(config, made.path, stop_at("phase2"), again=True)
+        run(config, made.path, stop_at("phase1"), again=True)
     (stopped,) = list_runs(made.path)
     assert stopped.state == "interrupted"  # its results are no longer those of its metrics
     again = run(config, made.path)
