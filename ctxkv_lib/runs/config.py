@@ -230,8 +230,8 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     """
     for name in values:
         _require_known("setting", name, ("preset", "recipe", *GROUPS, *HOOKS))
-    for name, known in (("preset", PRESETS), ("recipe", RECIPES)):
-        _require_known(name, values[name], known)
+    _require_known("preset", values["preset"], PRESETS)
+    _require_known("recipe", values["recipe"], RECIPES)
     config = ExperimentConfig(values["preset"], values["recipe"]).replace(
         {f"{group}.{name}": value for group in GROUPS for name, value in values[group].items()}
     )
