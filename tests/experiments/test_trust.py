@@ -153,7 +153,9 @@ def test_what_systems_and_killed_first_writes_leave_is_no_run(laboratory, tmp_pa
 
 
 def test_verify_tells_intact_damaged_unfinished_and_no_run(laboratory, copy, begun, tmp_path, printed_by):
-    assert "All is intact." in printed_by("verify", copy)
+    said = printed_by("verify", copy)
+    assert "All is intact." in said
+    assert said.count("checkpoint/context_block.safetensors") == 1
     assert "Not finished: phase2, model, test, results" in printed_by("verify", begun)
     (copy / "caches" / "val_ctx.safetensors").unlink()
     (copy / "report.md").write_text("edited")

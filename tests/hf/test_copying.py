@@ -63,6 +63,9 @@ def test_copies_do_not_depend_on_how_many_positions_are_compared_at_once(monkeyp
         torch.testing.assert_close(one.shares[0], whole.shares[position])
     assert whole.shares.sum(dim=1).tolist() == pytest.approx([0] + [0.3] * 149)
     assert torch.equal(whole.copied[20], stream.ids[20 - 8 : 21].flip(0))  # 9 tokens back at most
+    few = StreamCache(stream.ids[:4], stream.contexts[:4].bfloat16())  # less than is in reach, rounded
+    found = as_served(model, few).gather(torch.arange(3), model.window).shares
+    torch.testing.assert_close(found, whole.shares[:3], atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1 - 1e-6])

@@ -133,6 +133,7 @@ def test_evaluate_reads_each_conversation_by_itself(served, texts):
     first = {"by_position": 16, "by_history": 3}  # interval 3: one context up to position 2
     for key, count in first.items():
         assert sum(row["tokens"] for row in scores[key]) == len(every)
+        assert all(row["tokens"] for row in scores[key])
         mean = torch.cat([loss[:count] for loss in losses]).mean()
         assert scores[key][0]["ppl"] == pytest.approx(mean.exp().item(), rel=1e-4)
 

@@ -17,7 +17,8 @@ def test_the_published_shapes_are_the_defaults_and_the_inner_width_follows_the_h
         model = ContextKVForCausalLM(ContextKVConfig())
     assert parameter_counts(model) == {"total": 45_163_264, "trainable_phase2": 6_301_440}
     assert ContextKVConfig(hidden_size=96).intermediate_size == 384
-    assert ContextKVConfig(hidden_size=96, intermediate_size=40).intermediate_size == 40
+    config = ContextKVConfig(hidden_size=96, intermediate_size=40, use_cache=False)
+    assert (config.intermediate_size, config.num_hidden_layers, config.use_cache) == (40, 1, False)
 
 
 @pytest.mark.parametrize(("vocab_size", "hidden_size"), [(1000, 768), (211, 24)])

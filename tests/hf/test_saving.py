@@ -213,6 +213,7 @@ def test_code_that_needs_what_is_not_saved_is_refused(tmp_path, own_module, line
             f'{MINE}\nTEXT = """\nfrom .nowhere import it\n"""',
             "has a text with a line that begins",
         ),
+        ("windows", MINE, "is named like a file of the model itself; rename it"),
         ("01_ideas", MINE, "has a name that no import can have; rename it"),
     ],
 )

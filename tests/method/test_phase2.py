@@ -1,7 +1,9 @@
 """Phase 2 against the reference, and what must not change its numbers."""
 
 import gc
+import time
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -124,11 +126,22 @@ def test_bf16_products_train_as_well_and_leave_everything_else_fp32():
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
+def test_epochs_have_seconds_of_their_own_and_steps_are_numbered_over_all(monkeypatch):
+    monkeypatch.setattr(Stepper, "schedule", schedule := Mock())
+    began = time.perf_counter()
+    epochs = train_attention(tiny_method(), TRAIN, VAL, CONFIG, SEED).epochs
+    assert 0 < sum(epoch["seconds"] for epoch in epochs) < time.perf_counter() - began + 0.002
+    assert [call.args[0] for call in schedule.mock_calls] == [*range(3 * 14)]
+
+
 @pytest.mark.slow
-def test_memory_does_not_grow_over_epochs():
+def test_memory_does_not_grow_over_steps_and_epochs():
     held = []
 
     class Counting(Loop):
+        def after_step(self, state):
+            assert not state.total.requires_grad  # a sum of losses with all their graphs
+
         def after_round(self, state, metric):
             gc.collect()
             kinds = torch.Tensor, torch.nn.Parameter  # not what `torch.export` left behind in another test

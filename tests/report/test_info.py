@@ -72,6 +72,9 @@ def test_the_size_of_large_runs_is_computed():
     assert [size["is_streamed"] for size in sizes.values()] == [False, True, True]
     assert sizes[200_000]["pool_gib"] == sizes[10_000]["pool_gib"] == 0.25
     assert sizes[200_000]["disk_gib"] < 3
+    held, weights = 587_970 * (2 + 2 * 256 + 4), 4 * (45_163_264 + 6_301_440)
+    assert sizes[500]["disk_gib"] == pytest.approx((held + weights) / 2**30)
+    assert sizes[200_000]["phase1_gib"] == sizes[10_000]["phase1_gib"] > sizes[500]["phase1_gib"]
     assert sizes[500]["sent_mib"] == pytest.approx(6_301_440 * 4 / 2**20)
     few = sizes[500]["epoch_seconds"]
     assert few["L4"] == pytest.approx(587_970 * (4 * 50_257 * 768 + 6 * 6_301_440) / (121e12 * 0.4))

@@ -13,6 +13,8 @@ from ctxkv_lib.report.columns import example_positions
 from ctxkv_lib.report.document import comparison_table, observations, write_report
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.report.tables import literal
+from ctxkv_lib.report.terminal import terminal_table
+from ctxkv_lib.report.verdicts import epoch_note, overfitting
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
 from ctxkv_lib.runs.published import published_samples
@@ -133,6 +135,16 @@ def test_best_epoch_is_bold_and_the_rest_is_judged_up_to_the_stop(tmp_path):
     assert "Longer training" in report
 
 
+@pytest.mark.parametrize(
+    ("ppls", "verdict"), [((90, 201), "yes"), ((101, 201), "unclear"), ((90, 200), "unclear")]
+)
+def test_overfitting_is_a_val_ppl_that_rises_while_train_ppl_falls(ppls, verdict):
+    best, last = ({"epoch": n, "improved": n == 1, "train_ppl": ppls[0], "val_ppl": ppls[1]} for n in (1, 2))
+    phase2 = {"best_epoch": 1, "train_ppl": 100, "val_ppl": 200, "epochs": [best, last]}
+    assert overfitting(phase2) == verdict
+    assert epoch_note({**phase2, "stop_reason": "max_epochs"}, last) == "worse"  # nothing stopped it
+
+
 def test_a_comparison_is_only_of_several_runs_and_says_what_fell_rose_or_stayed(tmp_path):
     found = runs(tmp_path, 100, 500)
     assert "## Comparison" not in write_report(found[:1])
@@ -215,7 +227,10 @@ def test_an_attention_with_its_own_slots_is_shown_with_these(tmp_path):
 
 def test_proposals_for_a_file_are_ones_that_it_can_meet(tmp_path):
     settings = {"data.source": "file", "data.path": "my_chats.jsonl"}
-    report = write_report(runs(tmp_path, 47, preset="offline", settings=settings))
+    (run,) = runs(tmp_path, 47, preset="offline", settings=settings)
+    run.summary["val_tokens"] = 658  # of which a wider window gets more
+    report = write_report([run])
+    assert "`--set model.interval=50`" in report
     assert "--samples 94" not in report
     assert "add conversations to my\\_chats.jsonl" in report
     assert "give both the same `--set data.validation_samples=N" in report
@@ -299,6 +314,7 @@ def test_comparison_table_is_aligned(tmp_path):
     ]
     assert lines[3].endswith("same")
     assert "change" not in comparison_table(summaries[:1])
+    assert terminal_table([["会話", "1"], ["abcd", "2"]]) == "会話   1\nabcd   2"  # wide characters
 
 
 def test_an_unfinished_run_says_what_to_do(tmp_path):

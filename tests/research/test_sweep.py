@@ -11,6 +11,7 @@ from ctxkv_lib import experiments as experiment
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.files import read_json
+from ctxkv_lib.locks import only_process
 from ctxkv_lib.research import measure as measure_module
 from ctxkv_lib.research import sweep as module
 from ctxkv_lib.research.protocol import grid_points, points_around, read_protocol
@@ -88,6 +89,9 @@ def test_failing_and_diverging_runs_are_recorded_and_the_others_go_on(points, tm
     assert (out / "sweep.png").is_file()
     assert states(sweep(asked, out, out, tell=said.append)) == states(results)
     assert [line[:6] for line in said[4:]] == ["2 of 4", "3 of 4"]  # what failed is tried again
+    shutil.rmtree(asked[0].folder(out))
+    sweep(asked[:1], out, out, tell=said.append)
+    assert said[6].startswith("1 of 1: diverges")
 
 
 @pytest.mark.slow
@@ -147,27 +151,38 @@ def test_a_stop_outside_of_the_runs_says_its_line_too(points, tmp_path, monkeypa
         sweep(points(), tmp_path / "runs", tmp_path / "out", hours=0)
 
 
-def test_a_sweep_of_nothing_is_refused_and_leaves_results_alone(tmp_path):
-    with pytest.raises(UserError, match="give at least one"):
-        sweep([], tmp_path, tmp_path / "out")
+def test_a_sweep_of_nothing_or_of_too_much_is_refused_and_leaves_results_alone(points, tmp_path):
+    for asked, said in (([], "at least one"), (points(a={}, b={"data.samples": 99}), "99 for training")):
+        with pytest.raises(UserError, match=said):
+            sweep(asked, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_time_that_is_over_leaves_runs_for_the_next_call(points, tmp_path):
     with pytest.raises(UserError, match="--hours is nan; allowed: 0 or more"):
         sweep(points(), tmp_path, tmp_path / "out", hours=float("nan"))
-    out = str(tmp_path / "out")
-    assert states(sweep(points(1, 2), str(tmp_path), out, hours=0)) == [("plain", "waiting")] * 2
-    assert "2 waiting." in (tmp_path / "out" / "sweep.md").read_text()
+    out = tmp_path / "out"
+    (out / "below").mkdir(parents=True)
+    left_over, in_use = (folder / ".sweep.md.1.part" for folder in (out, out / "below"))
+    for file in (left_over, in_use):
+        file.touch()
+    assert states(sweep(points(1, 2), str(tmp_path), str(out), hours=0)) == [("plain", "waiting")] * 2
+    assert "2 waiting." in (out / "sweep.md").read_text()
+    assert (left_over.exists(), in_use.exists()) == (False, True)
+    with only_process(out), pytest.raises(UserError, match="is in use by process"):
+        sweep(points(1, 2), tmp_path, out, hours=0)
 
 
 @pytest.mark.slow
 def test_finished_runs_share_phase_1_and_keep_their_results_and_nothing_large(
     points, tmp_path, printed_by, capsys
 ):
-    asked, out = points(a={}, b={"phase2.learning_rate": 2e-3}), tmp_path / "out"
-    assert [state for _, state in states(sweep(asked, out, out))] == ["finished"] * 2
-    assert "Stage phase1 is taken from" in capsys.readouterr().err
+    asked, out = points(a={}, b={"phase2.learning_rate": 2e-3}, same={}), tmp_path / "out"
+    first, _, same = sweep(asked, out, out)["cells"]
+    assert same == {**first, "variant": "same"}
+    said = capsys.readouterr().err
+    assert "Stage phase1 is taken from" in said
+    assert "made again" not in said
     folder = asked[0].folder(out)
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 2**20
     assert [file.stem for file in folder.rglob("*.safetensors")] == ["context_block"]  # which others share
@@ -191,11 +206,11 @@ def test_finished_runs_share_phase_1_and_keep_their_results_and_nothing_large(
 
 
 @pytest.mark.slow
-def test_what_is_to_be_kept_is_kept_and_two_names_share_a_run(points, tmp_path):
-    asked = points(a={}, b={})
-    first, second = sweep(asked, tmp_path, tmp_path / "out", keep=True)["cells"]
-    assert second == {**first, "variant": "b"}
-    load_trained(asked[0].folder(tmp_path), "cpu")
+def test_what_is_to_be_kept_is_kept_and_not_measured_again(points, tmp_path, monkeypatch):
+    before = sweep(points(), tmp_path, tmp_path / "out", keep=True)
+    load_trained(points()[0].folder(tmp_path), "cpu")
+    monkeypatch.setattr(module, "measure", None)
+    assert sweep(points(), tmp_path, tmp_path / "out", keep=True) == before
 
 
 def test_a_file_in_the_home_folder_is_the_same_as_by_its_whole_path(tmp_path, monkeypatch):
@@ -271,6 +286,10 @@ def test_results_that_were_passed_on_count_where_no_files_are_to_be_kept(points,
     assert said == ["1 of 1: plain, 8 samples, seed 1: failed: run again"]
     assert kept["cells"] == [{**before["cells"][0], "variant": "plain"}]
     assert written(out) == kept
+    assert [file.name for file in out.glob("*.json")] == ["sweep.json"]  # a failed run is no loss
+    monkeypatch.setattr(module, "run", Mock(side_effect=OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        sweep(points(other={"phase2.patience": 1}), elsewhere, out)
 
 
 @pytest.mark.parametrize(

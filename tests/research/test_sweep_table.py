@@ -6,10 +6,11 @@ import warnings
 import numpy as np
 import pytest
 from drawn import legend
+from sample_runs import runs
 
 from ctxkv_lib.files import read_json, write_rows_json
 from ctxkv_lib.research.sweep_file import read_sweep, write_sweep
-from ctxkv_lib.research.sweep_table import NGRAMS, summarize, sweep_document
+from ctxkv_lib.research.sweep_table import NGRAMS, results_of, summarize, sweep_document
 from ctxkv_lib.views.power_laws import power_law, power_laws
 from ctxkv_lib.views.study import STYLES, memory_figure, sweep_figure
 
@@ -27,7 +28,7 @@ def entry(variant, samples, seed, ppl, **more):
         "test_ppl": 2 * ppl,
         "seconds": 4.0,
         "measured": {},
-        "ngrams": {"kneser_ney": {"val_ppl": 5.0 * samples**-0.1, "test_ppl": 9.0}},
+        "ngrams": {"kneser_ney": {"val_ppl": 5.0 * samples**-0.1, "test_ppl": 8.0 + seed}},
         "git_commit": "abc",
         **more,
     }
@@ -72,6 +73,16 @@ def test_rows_have_mean_spread_and_n_grams_beside():
     assert "costs \\$5" in document
     assert "Made by commit abc." in document
     assert "tokens^" not in sweep_document(results([10, 50]))
+
+
+def test_an_entry_has_the_time_of_both_phases_and_whether_the_code_was_changed(tmp_path):
+    (run,) = runs(tmp_path, 500)
+    run.summary["provenance"]["git_commit"] = "0123456789" * 4 + "-dirty"
+    found, epochs = results_of(run.summary), run.summary["phase2"]["epochs"]
+    assert (found["git_commit"], "test_ppl" in found) == ("01234567-dirty", False)
+    assert found["seconds"] == pytest.approx(6.4 + sum(epoch["seconds"] for epoch in epochs), rel=1e-3)
+    run.summary["test"] = {"ppl": 9.0, "acc": 0.5, "conversations": [[10, 2.5]]}
+    assert results_of(run.summary)["test_conversations"] == [2.5]
 
 
 def test_what_all_seeds_of_a_row_share_is_written_once_and_read_again(tmp_path):
