@@ -370,6 +370,23 @@ def test_with_500_phase_1_helps_exact_as_was_measured():
     assert f"but {change:.0f}% higher with 500 (one seed)" in PAGES["idea"]
 
 
+def test_what_earlier_contexts_add_to_exact_is_what_was_measured():
+    short = []
+    for count in (50, 100):
+        own, tokens = losses(PARTS["phase1"], count, "exact, one slot")
+        theirs, _ = losses(PARTS["phase1"], count, "exact")
+        assert len(own) == len(theirs) == 3
+        (change, low, high), (_, least, most) = (
+            difference(own, theirs, tokens, groups) for groups in (None, speaker_groups(50))
+        )
+        assert max(low, least) < 0 < min(high, most)
+        short.append(f"{abs(change):.1f}% {'lower' if change < 0 else 'higher'} with {count}")
+        said = f"{short[-1]} ({low:.1f}% to {high:.1f}%"
+        assert f"{said}; by groups of speakers {least:.1f}% to {most:.1f}%)" in PAGES["study"]
+        assert f"{said})" in PAGES["study"].replace("; part `phase1`)", ")")
+    assert f"without them, its test perplexity is {' and '.join(short)} (not resolved)." in PAGES["README"]
+
+
 def test_what_other_blocks_gain_is_what_was_measured():
     page = " ".join(DETAILS[DETAILS.index("(`phase1`)") : DETAILS.index("(`levers`)")].split())
 
@@ -586,7 +603,7 @@ def test_what_is_held_and_used_is_what_was_measured():
     ]
     assert f"by {said[0]}), {said[1]}) and {said[2]}; one".replace("50 (", "50 conversations (", 1) in page
     short = [f"{rise:.1f}%" for rise, _, _ in rises.values()]
-    assert "rises by {}, {} and {} with 50, 100 and 500.".format(*short) in PAGES["README"]
+    assert "rises by {}, {} and {} with 50, 100 and 500;".format(*short) in PAGES["README"]
     rise, low, high = tuned[80]
     assert low > 0
     assert f"on together raise it by {rise:.1f}% ({low:.1f}% to {high:.1f}%)" in page
