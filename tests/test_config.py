@@ -113,6 +113,7 @@ REFUSED = [
     ("data.source", "file", TOGETHER),
     ("data.path", "x.jsonl", TOGETHER),
     ("data.path", "", "data.path is ''; allowed: a path, in UTF-8."),
+    ("data.path", "~a\0b", "allowed: a path, in UTF-8."),
     ("data.columns", "te\udcff", "allowed: names of fields, in UTF-8."),
     ("data.columns", "a", "data.columns is 'a'; allowed: none but with data.source=file"),
 ]

@@ -376,6 +376,9 @@ def test_a_file_is_read_once_while_it_is_the_same(tmp_path, monkeypatch):
         assert read_conversations(tmp_path / "moved.jsonl") == first
     _jsonl(tmp_path, 9)
     assert len(read_conversations(path)) == 9
+    packed = Path(_jsonl(tmp_path, 1, "chats.jsonl.gz"))
+    assert read_conversations(packed).ids == ("jsonl:1",)
+    assert read_conversations(packed.rename(tmp_path / "chats.txt.gz")).ids == ("txt:1",)
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
