@@ -46,6 +46,7 @@ def test_a_mixer_has_no_contexts_to_describe():
         ({}, (587_970, 22_723), None),
         ({"data.samples": 300_000}, (), "data.samples is 300000, but UltraChat has only 201865"),
         ({"data.test_samples": 501}, (), "data.test_samples is 501, but UltraChat has only 500"),
+        ({"data.corpus_samples": 5001}, (), None),  # which is not read
         ({"model.hidden_size": 96}, (), "model.hidden_size is 96, allowed with data.table=gpt2: 768"),
         ({}, (587_970, 640), "The val stream has 640 tokens, no more than one context window (640)"),
         ({"runtime.device": "mps"}, (), "runtime.device is 'mps', which this machine lacks"),
