@@ -332,17 +332,21 @@ def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits):
         assert f"Without Phase 1 it is {-apart[0]:.0f}% better with 50, and" in STUDY
 
 
-def test_with_100_it_is_not_resolved_what_phase_1_is_worth_in_exact():
-    own, tokens = losses(PARTS["phase1"], 100, "exact, untrained")
-    theirs, _ = losses(PARTS["phase1"], 100, "exact")
-    assert len(own) == len(theirs) == 3
+def beside_exact(name, count, seeds):
+    """How a row differs from `exact` (interval of conversations), and how both intervals are said."""
+    (own, tokens), (theirs, _) = (losses(PARTS["phase1"], count, variant) for variant in (name, "exact"))
+    assert len(own) == len(theirs) == seeds
     (change, low, high), (_, least, most) = (
         difference(own, theirs, tokens, groups) for groups in (None, speaker_groups(50))
     )
+    assert (low < 0 < high) == (least < 0 < most)
+    return change, low, high, f"({low:.1f}% to {high:.1f}%; by groups of speakers {least:.1f}% to {most:.1f}%"
+
+
+def test_with_100_it_is_not_resolved_what_phase_1_is_worth_in_exact():
+    change, low, high, found = beside_exact("exact, untrained", 100, seeds=3)
     assert low < 0 < high
-    assert least < 0 < most
-    apart = f"by groups of speakers {least:.1f}% to {most:.1f}%"
-    assert f"is {change:.1f}% higher ({low:.1f}% to {high:.1f}%; {apart})" in PAGES["study"]
+    assert f"is {change:.1f}% higher {found})" in PAGES["study"]
     said = f"smaller size ({change:.1f}% worse; {-low:.1f}% better to {high:.1f}% worse)"
     assert said in PAGES["study"]
     assert f"with 100 it is {change:.1f}% worse, not resolved" in README
@@ -351,15 +355,9 @@ def test_with_100_it_is_not_resolved_what_phase_1_is_worth_in_exact():
 
 
 def test_with_500_phase_1_helps_exact_as_was_measured():
-    own, tokens = losses(PARTS["phase1"], 500, "exact, untrained")
-    theirs, _ = losses(PARTS["phase1"], 500, "exact")
-    assert len(own) == len(theirs) == 1
-    (change, low, high), (_, least, most) = (
-        difference(own, theirs, tokens, groups) for groups in (None, speaker_groups(50))
-    )
-    assert min(low, least) > 0
-    apart = f"by groups of speakers {least:.1f}% to {most:.1f}%; one seed"
-    assert f"is {change:.1f}% higher ({low:.1f}% to {high:.1f}%; {apart})" in PAGES["study"]
+    change, low, high, found = beside_exact("exact, untrained", 500, seeds=1)
+    assert low > 0
+    assert f"is {change:.1f}% higher {found}; one seed)" in PAGES["study"]
     assert f"it is {change:.1f}% worse ({low:.1f}% to {high:.1f}%; one seed;" in PAGES["study"]
     assert f"larger size, {change:.1f}% worse (one seed)" in README
     index = (TOP / "docs" / "index.md").read_text(encoding="utf-8")
@@ -373,17 +371,12 @@ def test_with_500_phase_1_helps_exact_as_was_measured():
 def test_what_earlier_contexts_add_to_exact_is_what_was_measured():
     short = []
     for count in (50, 100):
-        own, tokens = losses(PARTS["phase1"], count, "exact, one slot")
-        theirs, _ = losses(PARTS["phase1"], count, "exact")
-        assert len(own) == len(theirs) == 3
-        (change, low, high), (_, least, most) = (
-            difference(own, theirs, tokens, groups) for groups in (None, speaker_groups(50))
-        )
-        assert max(low, least) < 0 < min(high, most)
+        change, low, high, found = beside_exact("exact, one slot", count, seeds=3)
+        assert low < 0 < high
         short.append(f"{abs(change):.1f}% {'lower' if change < 0 else 'higher'} with {count}")
-        said = f"{short[-1]} ({low:.1f}% to {high:.1f}%"
-        assert f"{said}; by groups of speakers {least:.1f}% to {most:.1f}%)" in PAGES["study"]
-        assert f"{said})" in PAGES["study"].replace("; part `phase1`)", ")")
+        assert f"{short[-1]} {found})" in PAGES["study"]
+        said = f"{short[-1]} ({low:.1f}% to {high:.1f}%)"
+        assert said in PAGES["study"].replace("; part `phase1`)", ")")
     assert f"without them, its test perplexity is {' and '.join(short)} (not resolved)." in PAGES["README"]
 
 
