@@ -375,9 +375,13 @@ def test_what_earlier_contexts_add_to_exact_is_what_was_measured():
         assert low < 0 < high
         short.append(f"{abs(change):.1f}% {'lower' if change < 0 else 'higher'} with {count}")
         assert f"{short[-1]} {found})" in PAGES["study"]
-        said = f"{short[-1]} ({low:.1f}% to {high:.1f}%)"
-        assert said in PAGES["study"].replace("; part `phase1`)", ")")
-    assert f"without them, its test perplexity is {' and '.join(short)} (not resolved)." in PAGES["README"]
+        assert f"{short[-1]} ({low:.1f}% to {high:.1f}%)" in PAGES["study"]
+    change, low, high, found = beside_exact("exact, one slot", 500, seeds=1)
+    assert high < 0
+    assert f"it is {-change:.1f}% lower, which is resolved {found}; one seed)" in PAGES["study"]
+    assert f"{-change:.1f}% better without them ({-high:.1f}% to {-low:.1f}%; one seed;" in PAGES["study"]
+    said = f"its test perplexity is {' and '.join(short)} (not resolved), and {-change:.1f}% lower with 500"
+    assert said in PAGES["README"]
 
 
 def test_what_other_blocks_gain_is_what_was_measured():
