@@ -72,7 +72,7 @@ def _listed(folder: RunFolder) -> Listed:
         if folder.summary.exists() and (records is None or "results" in records.stages):
             summary = read_json(folder.summary)
             tokens, best = int(summary["train_tokens"]), float(summary["phase2"]["val_ppl"])
-            state = _state(folder.path, records)
+            state = _state(folder.path, records) if ppls else "damaged"
         return Listed(folder.path, kind, settings, tokens, best, state, mib)
     except UNREADABLE:
         return Listed(folder.path, "-", {}, None, None, "damaged", mib)
