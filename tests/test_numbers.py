@@ -361,7 +361,7 @@ def test_with_500_phase_1_helps_exact_as_was_measured():
     assert f"it is {change:.1f}% worse ({low:.1f}% to {high:.1f}%; one seed;" in PAGES["study"]
     assert f"larger size, {change:.1f}% worse (one seed)" in README
     index = (TOP / "docs" / "index.md").read_text(encoding="utf-8")
-    assert f"`exact` with 500 conversations, by {100 - 100 / (1 + change / 100):.0f}%;" in index
+    assert f"`exact` with 500 conversations, by {100 - 100 / (1 + change / 100):.0f}% (one seed);" in index
     ppls = (mean(row("phase1", 500, name)[VAL]) for name in ("exact, untrained", "exact"))
     change = 100 * (next(ppls) / next(ppls) - 1)
     assert f"validation {change:.1f}% higher. With 200" in PAGES["study"]
