@@ -41,7 +41,7 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         raise UserError(f"measurement is {unknown[0]!r}; allowed: {', '.join(MEASUREMENTS)}.")
     config, possible = run.config, measurements_of(run.config)
     wanted = [name for name in names if name in possible]
-    if not wanted:
+    if names and not wanted:
         mixer = config.plugins["mixer"].name if "mixer" in config.plugins else "none"
         kind = f"mixer={mixer}, data.source={config.data.source}"
         raise UserError(f"{run.path} has no {' or '.join(names)} ({kind}); it has {' and '.join(possible)}.")

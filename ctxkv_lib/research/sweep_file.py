@@ -73,13 +73,8 @@ def study_results(part: str, repository: str, version: str) -> Results:
 
 def entries_of(stored: dict[str, Any]) -> list[Entry]:
     """Give each stored entry what its row and its sample count have."""
-    if "cells" in stored:  # as files were written before each row had its own
-        rows = {_row(row): row for row in stored["rows"]}
-        found = [(rows.get(_row(entry), {}), entry) for entry in stored["cells"]]
-    else:
-        found = [(row, entry) for row in stored["rows"] for entry in row["cells"]]
     entries = []
-    for row, own in found:
+    for row, own in ((row, entry) for row in stored["rows"] for entry in row["cells"]):
         entry = {name: row[name] for name in (*SHARED, *OF_ROW) if name in row} | own
         missing = {} if "state" in own else {k: FINISHED[k] for k in FINISHED if k not in own}
         entries.append({**entry, **missing, "ngrams": stored["ngrams"].get(str(entry["samples"]), {})})

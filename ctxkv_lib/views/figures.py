@@ -75,7 +75,7 @@ def ppl_curves(
         epoch: an epoch to mark with a line.
     """
     labels = run_labels(summaries) if labels is None else labels
-    ppls = [curve for curve in curves if curve != "accuracy"]
+    ppls = [curve for curve in ("train", "validation") if curve in curves]
     groups = [group for group in (ppls, [*set(curves) - {*ppls}]) if group]
     figure, axes = panels(len(groups), 1.6 + 3 * len(groups), rows=len(groups))
     runs = [*zip(labels, summaries, cycle(palette), strict=False)]

@@ -8,7 +8,7 @@ import pytest
 from drawn import legend
 from sample_runs import runs
 
-from ctxkv_lib.files import read_json, write_rows_json
+from ctxkv_lib.files import read_json
 from ctxkv_lib.research.sweep_file import read_sweep, write_sweep
 from ctxkv_lib.research.sweep_table import NGRAMS, results_of, summarize, sweep_document
 from ctxkv_lib.views.power_laws import power_law, power_laws
@@ -103,15 +103,6 @@ def test_what_all_seeds_of_a_row_share_is_written_once_and_read_again(tmp_path):
         [{"threads"}, {"git_commit"}, {"git_commit"}],
         [set(), {"git_commit"}, set()],
     ]
-    assert read_sweep(file) == found
-    names = ("variant", "samples", "train_tokens", "trained")  # of a row in files of before
-    flat = [{name: row[name] for name in names if name in row} for row in stored["rows"]]
-    cells = [
-        {key: value for key, value in {**row, **cell}.items() if key not in ("cells", *names[2:])}
-        for row in stored["rows"]
-        for cell in row["cells"]
-    ]
-    write_rows_json(file, {**stored, "rows": flat, "cells": cells})
     assert read_sweep(file) == found
 
 

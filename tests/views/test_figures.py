@@ -88,7 +88,8 @@ def test_the_first_train_ppl_has_a_mark_and_does_not_stretch_the_axis(tmp_path, 
 
 
 def test_published_runs_are_drawn_without_their_missing_epoch():
-    (ax,) = figures.ppl_curves([PUBLISHED[500]], ["published"]).axes
+    (ax,) = figures.ppl_curves([PUBLISHED[500]], ["published"], ["validation", "train"]).axes
+    assert line(ax, "published: best epoch").get_xdata() == [5]
     assert list(line(ax, "published: validation").get_xdata()) == [1, 2, 3, 4, 5, 6, 7]
     assert not [drawn for drawn in ax.get_lines() if "early stop" in drawn.get_label()]
     (ax,) = figures.overfitting({"published": PUBLISHED[500]["phase2"]["epochs"]}).axes
