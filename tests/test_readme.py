@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
 import torch
 from conftest import TOP
@@ -16,7 +17,8 @@ from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextKV
 from ctxkv_lib.research.sweep_file import read_sweep
 
-sys.path.append(str(TOP / "docs"))
+sys.path += [str(TOP / "docs"), str(TOP / "notebooks/study")]
+import intervals
 from diagram import PACKAGES, architecture, packages
 
 README = (TOP / "README.md").read_text(encoding="utf-8")
@@ -27,16 +29,13 @@ ROWS = {  # of the table of results: part of the study, and its variant or basel
     "n-grams and a unigram cache": ("answer", "n-grams and cache"),
     "`tuned, copying`: our recipe": ("answer", "tuned, copying"),
     "`tuned` without copying": ("answer", "tuned"),
-    "the same without contexts": ("baselines", "no contexts"),
-    "the same with a GRU instead of contexts, its settings not searched for (2: searched for)": (
-        "baselines",
-        "GRU",
-    ),
     "n-grams and four caches, with the token table's text counted, too": (
         "answer",
         "n-grams (table's text too) and caches",
     ),
 }
+
+INSTEAD = ("contexts", "no contexts", "tokens at the same slots", "GRU")  # rows of `fair`
 
 
 def test_it_is_short_and_its_parts_stand_in_order():
@@ -82,6 +81,26 @@ def test_its_results_are_those_of_the_study(name):
     assert line.strip("| ").split(" | ")[1:] == [
         cells.get(n, "–") for n in (10, 50, 100, 200, 500, 1000, 2000)
     ]
+
+
+def test_what_stands_in_the_place_of_contexts_has_the_perplexities_of_the_study():
+    entries = read_sweep(TOP / "notebooks/study/results/fair/sweep.json")["cells"]
+    for name in INSTEAD:
+        (line,) = [line for line in README.splitlines() if line.startswith(f"| {name} |")]
+        cells = []
+        for count in (10, 50, 100, 200, 500):
+            own, contexts = (
+                [each for each in entries if (each["variant"], each["samples"]) == (row, count)]
+                for row in (name, "contexts")
+            )
+            assert len(own) in (0, 1 if count == 500 else 3)
+            losses = [np.array([each["test_conversations"] for each in runs]) for runs in (own, contexts)]
+            cell = f"{mean(each['test_ppl'] for each in own):,.1f}" if own else "–"
+            if own and name != "contexts":
+                _, low, high = intervals.difference(*losses, intervals.test_tokens(50))
+                cell += " ≈" if low < 0 < high else ""
+            cells.append(cell)
+        assert line.strip("| ").split(" | ")[1:] == cells
 
 
 def test_its_lines_of_the_method_are_the_reference():

@@ -74,10 +74,11 @@ def study_results(part: str, repository: str, version: str) -> Results:
 def entries_of(stored: dict[str, Any]) -> list[Entry]:
     """Give each stored entry what its row and its sample count have."""
     entries = []
-    for row, own in ((row, entry) for row in stored["rows"] for entry in row["cells"]):
-        entry = {name: row[name] for name in (*SHARED, *OF_ROW) if name in row} | own
-        missing = {} if "state" in own else {k: FINISHED[k] for k in FINISHED if k not in own}
-        entries.append({**entry, **missing, "ngrams": stored["ngrams"].get(str(entry["samples"]), {})})
+    for row in stored["rows"]:
+        shared = {name: row[name] for name in (*SHARED, *OF_ROW) if name in row}
+        for entry in ({**shared, **own} for own in row["cells"]):
+            missing = {} if "state" in entry else {k: FINISHED[k] for k in FINISHED if k not in entry}
+            entries.append({**entry, **missing, "ngrams": stored["ngrams"].get(str(entry["samples"]), {})})
     return entries
 
 
