@@ -1,13 +1,15 @@
 """Measurements in report, table and figure: shown where there are any, absent where not."""
 
+import numpy as np
 import pytest
+from drawn import line as drawn
 from sample_runs import sample_run
 from test_report import numbers, row
 
 from ctxkv_lib.report.document import comparison_table, format_ablations, write_report
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.figures import ppl_curves
-from ctxkv_lib.views.study import use_of_contexts
+from ctxkv_lib.views.study import recall_accuracy, use_of_contexts
 
 COUNTED = {
     "kneser_ney": {"order": 4, "floor": "uniform", "cache_weight": 0.0, "val_ppl": 150.2, "test_ppl": 141.9},
@@ -110,10 +112,19 @@ def test_the_figures_draw_every_ablation_and_every_slot():
     changed, slots, pairs = use_of_contexts(ABLATIONS).axes
     assert changed.get_yticklabels()[0].get_text() == "its own"
     assert len(changed.containers) == len(ABLATIONS["changed"])
+    _, _, (spread,) = changed.containers[0]
+    assert np.ptp(spread.get_segments()[0], axis=0).tolist() == pytest.approx([2 * 0.006 * 179.2, 0])
+    assert drawn(slots, "all slots").get_ydata()[0] == pytest.approx(100 * (179.2 / 184.9 - 1))
     line, *_ = slots.containers[0]
     assert line.get_xdata().tolist() == [0, 20, 40]
     assert line.get_ydata().tolist() == [0, -1, -2]
     assert [bar.get_height() for bar in pairs.patches] == [91.2, 23.9, 118.4, 118.4]
+    assert [label.get_text()[:5] for label in pairs.get_xticklabels()] == ["a new", "a rep"]
+    _, places = recall_accuracy(TASK).axes
+    assert [bar.get_height() for bar in places.patches] == [93, 45.6]
+    assert drawn(places, "guessing a value").get_ydata()[0] == 4
+    (_, _, (spread,)), _ = places.containers
+    assert np.ptp(spread.get_segments()[1][:, 1]) == pytest.approx(2 * 100 * (0.456 * 0.544 / 71) ** 0.5)
 
 
 def test_n_grams_that_count_the_text_of_a_table_have_a_row(tmp_path):
@@ -176,7 +187,7 @@ def test_a_run_that_was_not_measured_has_no_section_row_or_line_and_dashes_besid
     assert shown == [["–", "150.2"], ["–", "131.3"]]
     assert "n-grams" not in comparison_table(summaries[:1])
     assert dotted(ppl_curves(summaries)) == [150.2]
-    assert dotted(ppl_curves(summaries[:1])) == []
+    assert dotted(ppl_curves(summaries[:1])) == dotted(ppl_curves(summaries, curves=["accuracy"])) == []
 
 
 def test_a_run_without_a_test_split_has_no_rows_of_it(tmp_path):

@@ -127,6 +127,7 @@ def test_best_epoch_is_bold_and_the_rest_is_judged_up_to_the_stop(tmp_path):
     assert "Epoch 3: val_ppl=179.2 → best (no_improve=0)" in report
     assert "Epoch 6: val_ppl=211.3 → worse (no_improve=3) → early stop" in report
     assert "early stopping worked as set" in report
+    assert "weight decay 0.01 → 0.1 " in report
     settings = {"phase2.max_epochs": 3}  # a run to the limit claims no early stopping
     report = write_report(runs(tmp_path / "limit", 500, settings=settings, epochs=EPOCHS[500][:3]))
     assert "early stopping did not trigger" in report
@@ -158,7 +159,9 @@ def test_a_comparison_is_only_of_several_runs_and_says_what_fell_rose_or_stayed(
     assert "Val PPL did not fall: from 366.4 to 732.8, 100.0% higher" in report
     assert "train PPL rose" in report
     assert "val PPL did not fall (100.0% higher)" in report
-    report = write_report(runs(tmp_path / "tie", 100, 500, epochs=EPOCHS[500]))
+    tied = runs(tmp_path / "tie", 100, 500, epochs=EPOCHS[500])
+    tied[1].summary["phase2"] |= {"val_ppl": 179.21, "train_val_ratio": 1.67}  # before: 179.20 and 1.669
+    report = write_report(tied)
     for said in ("Val PPL is the same: 179.2.", "Val Acc is the same: 20.4%.", "Ratio is the same: 1.67x."):
         assert said in report
     assert "**100 samples, 500 samples: the same val PPL.**" in report
@@ -201,7 +204,7 @@ def test_runs_on_the_same_data_are_told_apart(tmp_path):
     folders = [sample_run(tmp_path / "a"), sample_run(tmp_path / "b", settings=changed)]
     title = "## Comparison: 500 samples, interval 20 vs 500 samples, interval 50"
     assert title in write_report(map(load_run, folders))
-    assert "500 samples (1) vs 500 samples (2)" in write_report(runs(tmp_path / "c", 500, 500))
+    assert "500 samples (1) vs 500 samples (2)" in write_report(runs(tmp_path / "c", 100, 500, 500))
 
 
 def test_settings_that_differ_are_named_also_where_samples_do(tmp_path):
@@ -210,6 +213,7 @@ def test_settings_that_differ_are_named_also_where_samples_do(tmp_path):
     report = write_report(map(load_run, folders))
     assert "## Comparison: 100 samples, exact vs 500 samples, tuned" in report
     assert "- The runs differ in their settings, too." in report
+    assert "weight decay 2 → 4 " in report
     assert "differ in their settings" not in write_report(runs(tmp_path / "same", 100, 500))
 
 
@@ -232,6 +236,7 @@ def test_proposals_for_a_file_are_ones_that_it_can_meet(tmp_path):
     report = write_report([run])
     assert "`--set model.interval=50`" in report
     assert "--samples 94" not in report
+    assert "**Data**: file (my\\_chats.jsonl); " in report
     assert "add conversations to my\\_chats.jsonl" in report
     assert "give both the same `--set data.validation_samples=N" in report
 
@@ -258,6 +263,7 @@ def test_published_numbers_stand_beside_the_seed_settings_and_gpus_only_where_th
     assert row(ours, "**Val PPL**")[1:] == ["**179.2**", "**175.7**"]
     assert row(ours, "Effective rank")[1:] == ["80.7%", "82.1%"]
     assert row(ours, "train_ctx")[1:] == ["575", "574", "574"]
+    assert row(ours, "data loaded")[1:] == ["1.3 (1.6)", "0.0 (0.8)", "1.2", "0.0"]
     unpublished = write_report(runs(tmp_path / "c", 100))  # of 100 samples, sizes of caches
     assert row(unpublished, "train_ctx")[1:] == ["575", "120"]
     assert "| 7 | – | – | – |  | 46.1 | 193.1 | 20.9% |" in ours
@@ -306,14 +312,14 @@ def test_comparison_table_is_aligned(tmp_path):
     assert len({len(line) for line in lines}) == 1
     assert lines[0].split() == ["100", "samples", "500", "samples", "change"]
     assert re.split(r" {2,}", lines[1]) == ["Val PPL", "366.4", "179.2", "51.1% lower"]
-    assert [line.split("  ")[0] for line in lines[1:]] == [
-        "Val PPL",
-        "Val Acc",
-        "Best Epoch",
-        "Val/Train Ratio",
+    assert [re.split(r" {2,}", line)[::3] for line in lines[1:]] == [
+        ["Val PPL", "51.1% lower"],
+        ["Val Acc", "+4.5 points"],
+        ["Best Epoch", "same"],
+        ["Val/Train Ratio", "9.6% lower"],
     ]
-    assert lines[3].endswith("same")
     assert "change" not in comparison_table(summaries[:1])
+    assert comparison_table([*summaries, summaries[0]]).splitlines()[1].endswith("  same")  # last, first
     assert terminal_table([["会話", "1"], ["abcd", "2"]]) == "会話   1\nabcd   2"  # wide characters
 
 
@@ -356,7 +362,7 @@ def test_text_from_outside_is_no_markup(tmp_path):
         for table in re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE):
             columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
             assert len(columns) == 1, table
-    assert literal("a | b\n`c` <d> $e$") == r"a \| b \`c\` &lt;d&gt; \$e\$"
+    assert literal("a | b\n`c` <d> '$e$'") == r"a \| b \`c\` &lt;d&gt; '\$e\$'"
     assert literal("2026-01-31, cpu (x86, 2 threads)") == "2026-01-31, cpu (x86, 2 threads)"
 
 

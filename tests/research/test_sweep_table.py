@@ -59,13 +59,15 @@ def test_a_power_law_is_said_of_three_sizes_and_more_and_has_its_exponent():
     x, y = np.log([10, 50, 200, 200]), np.log(900) - 0.25 * np.log([10, 50, 200, 200])
     y[-1] += np.log(1.21)
     assert bent["exponent"] == pytest.approx(-np.cov(x, y)[0, 1] / np.var(x, ddof=1))
-    assert 0.01 < bent["error"] < 0.1
+    means = 900 * np.array([10, 50, 200]) ** -0.25 * [1, 1, 1.1]
+    off = means / (bent["factor"] * np.array([10, 50, 200]) ** -bent["exponent"]) - 1
+    assert bent["error"] == pytest.approx(-off.min())
 
 
 def test_rows_have_mean_spread_and_n_grams_beside():
     found = results([10, 50, 200])
     document = sweep_document(found)
-    assert "| a | 10 | 2 | 10 | 50.9 ± 0.4 | 101.7 ± 0.7 | 2, 2 | 4.0 |" in document
+    assert "---: |\n| a | 10 | 2 | 10 | 50.9 ± 0.4 | 101.7 ± 0.7 | 2, 2 | 4.0 |" in document
     assert "| n-grams | 10 | – | – | 4.0 | 9.0 | – | – |" in document
     assert "| a | 0.300 | 0.0% | 0.300 | 0.0% |" in document
     assert found["ngrams"]["10"] == {"kneser_ney": {"val_ppl": 5.0 * 10**-0.1, "test_ppl": 9.0}}
@@ -148,12 +150,18 @@ def test_the_figure_has_a_line_a_variant_and_their_exponents_of_the_split_that_i
     (line,) = [each for each in validation.get_lines() if each.get_label() == words[0]]
     assert line.get_xdata().tolist() == [10_000, 50_000, 200_000]
     (counted,) = [each for each in test.get_lines() if each.get_label() == words[2]]
-    assert counted.get_ydata().tolist() == [9, 9, 9]
-    assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
+    assert (counted.get_linestyle(), counted.get_ydata().tolist()) == (STYLES["n-grams"], [9, 9, 9])
+    assert [len(each.get_xdata()) for each in validation.get_lines()] == [3, 6, 3, 6, 3]  # and each seed
+    assert all(ax.get_xlabel() and ax.get_ylabel() and ax.get_yscale() == "log" for ax in figure.axes)
+    assert [tick.get_text() for tick in test.get_xticklabels()] == ["10,000", "50,000", "200,000"]
     alone = sweep_figure({**found, "rows": [{**row, "val_ppl": []} for row in found["rows"]]})
     assert [ax.get_title(loc="left") for ax in alone.axes] == ["Test"]
     (law,) = [law["test_ppl"] for law in power_laws(found["rows"]) if law["variant"] == "n-grams"]
     assert f"n-grams: test ~ tokens^{-law['exponent']:.2f}" in legend(alone)
+    for row in found["rows"]:
+        row["test_ppl"] = [] if row["variant"] == "costs $5" or row["samples"] == 10 else row["test_ppl"]
+    _, test = sweep_figure(found).axes
+    assert [len(each.get_xdata()) for each in test.get_lines()] == [2, 4, 2]
 
 
 def test_more_variants_than_styles_are_drawn():
@@ -170,10 +178,11 @@ def test_one_sample_count_is_drawn_as_a_row_a_variant():
         assert "perplexity" in ax.get_xlabel()
         assert "n-grams: " in ax.get_xlabel()  # far beyond the rows
     assert legend(figure) == ["first row"]
-    near = {"kneser_ney": {"val_ppl": 105.0, "test_ppl": 9.0}}
+    near = {"kneser_ney": {"val_ppl": 105.0, "test_ppl": 9.0}, "kneser_ney_cache": {"val_ppl": 900.0}}
     rows = [entry(name, 10, 1, ppl, ngrams=near) for name, ppl in (("a", 100.0), ("b", 110.0))]
     validation, test = (figure := sweep_figure(summarize({}, rows))).axes
-    assert ("n-grams" in validation.get_xlabel(), "n-grams" in test.get_xlabel()) == (False, True)
+    assert ["n-grams: " in ax.get_xlabel() for ax in (validation, test)] == [False, True]
+    assert "n-grams and cache: 900.0" in validation.get_xlabel()
     assert legend(figure) == ["first row", "n-grams"]
     far = {kind: {"val_ppl": 5.0, "test_ppl": 9.0} for kind in NGRAMS}
     with warnings.catch_warnings(action="error"):  # as of an axis without room

@@ -43,7 +43,9 @@ def test_corpus_lengths_add_up(trained):
     pieces = corpus.pieces("train", 1, most=10**6)
     assert "".join(pieces) == list(corpus.conversations["train"].texts())[1]
     rows = explore.count_rows(trained.run.config, corpus)
-    assert rows[1][1:] == [f"{trained.run.summary['train_tokens']:,}", "587,970"]
+    train, val = (trained.run.summary[f"{split}_tokens"] for split in ("train", "val"))
+    assert [row[1] for row in rows[:4]] == ["8", f"{train:,}", f"{val:,}", f"{train // 8:,}"]
+    assert rows[1][2] == "587,970"
 
 
 def test_trace_says_what_each_epoch_meant(two_runs):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from drawn import legend, line
+from drawn import labels, legend, line
 from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
@@ -77,14 +77,18 @@ def test_the_first_train_ppl_has_a_mark_and_does_not_stretch_the_axis(tmp_path, 
     """Also when the first epoch is the only one so far, as in the live view."""
     (summary,) = summaries(tmp_path, 100)
     begun = {**summary, "phase2": {**summary["phase2"], "epochs": summary["phase2"]["epochs"][:1]}}
-    for shown in (summary, begun):
+    for shown, least in ((summary, 61.1), (begun, 580.3)):
         figure = figures.ppl_curves([shown], ["a run"], log=log)
         (ax,) = figure.axes
         assert line(ax, "a run: train").get_marker() == "o"
-        assert ax.get_ylim()[1] == pytest.approx(1.5 * 580.3)  # not 2,905.2
+        assert ax.get_ylim() == pytest.approx((0.9 * least, 1.5 * 580.3))  # not 2,905.2
         assert ax.yaxis.get_major_formatter()(3000) == "3,000"
         assert line(ax, "a run: above the axis").get_marker() == "^"
         assert "first train PPL\nabove the axis" in legend(figure)
+    for epochs in ((6, 6), (7, 9)):
+        figure = figures.ppl_curves([summary], ["a run"], ["train"], log, epochs)
+        assert labels(figure.axes[0]) == ["a run: train"]
+        assert legend(figure) == ["a run", " ", "train"]
 
 
 def test_published_runs_are_drawn_without_their_missing_epoch():
@@ -154,11 +158,15 @@ def test_window_map_has_the_published_counts():
         assert len(line(ax, f"{position}: contexts").get_xdata()) == real
         assert len(line(ax, f"{position}: before the stream").get_xdata()) == 32 - real
     assert list(line(ax, "50: contexts").get_xdata()) == [0, 20, 40]
+    assert ax.texts[0].get_text() == "3 contexts, from position 50 back to 10"
+    (ax,) = pictures.window_map(ModelConfig(), [50], [0, 4, 36]).axes
+    assert list(line(ax, "50: contexts").get_xdata()) == [0, 4, 36]
 
 
 def test_clouds_mark_the_centroid():
     points = torch.randn(50, 6) + 3
-    for ax in pictures.context_clouds({"a": points, "b": points}).axes:
+    for ax in pictures.context_clouds({"a": 2 * points, "b": points.half()}).axes:
+        assert max(line(ax, "contexts").get_xdata()) < ax.get_xlim()[1]
         (x,), _ = line(ax, "centroid").get_data()
         assert x > 5  # the strongest direction is that of the mean, which has length 3 * sqrt(6)
 
@@ -174,6 +182,7 @@ def test_heatmap_and_mean_show_the_same_attention():
         assert named[0] == "0"
         assert named[30] == str(OFFSETS[30])
     assert above.images[0].get_array().tolist() == (100 * weights).tolist()
+    assert list(above.images[0].get_extent()) == [-0.5, 31.5, 3.5, 0.5]  # heads are numbered from 1
     assert [bar.get_height() for bar in below.patches] == pytest.approx((100 * weights.mean(0)).tolist())
 
 
@@ -187,11 +196,13 @@ def test_attention_to_no_slot_is_named(trained):
 
 
 def test_spectrum_sizes_and_passes_show_their_numbers():
-    (ax,) = pictures.spectrum({"even": torch.full((8,), 1 / 8)}).axes
-    assert ax.get_lines()[0].get_label() == "even: effective rank 8 of 8 (100%)"
+    (ax,) = pictures.spectrum({"even": explore.singular_values(torch.eye(8).half())}).axes
+    even, alike = ax.get_lines()
+    assert even.get_label() == "even: effective rank 8 of 8 (100%)"
+    assert (len(even.get_xdata()), alike.get_ydata()[0]) == (7, 12.5)
     (ax,) = pictures.cache_sizes({"here": {"total": 2.0}, "published": {"total": 8.0}}).axes
     assert [bar.get_width() for bar in ax.patches] == [2.0, 8.0]
-    (ax,) = pictures.pass_curve([0.5, 0.2, 0.1, 0.01]).axes
+    (ax,) = pictures.pass_curve([0.5, 0.2, 0.1]).axes
     assert line(ax, "published passes (3): 0.1").get_xydata().tolist() == [[3, 0.1]]
 
 
@@ -221,18 +232,24 @@ def test_a_log_axis_of_any_range_has_ticks(ends):
 
 
 def test_settings_are_compared_with_the_base_and_coloured_only_beyond_the_noise_of_seeds():
-    results = {"base": [100.0, 110.0], "better": [84.0], "worse": [126.0]}
+    results = {"base": [100.0, 110.0, 105.0], "better": [84.0], "worse": [126.0], "alike": [105.01]}
     (ax,) = study.settings_summary(results, "base").axes
-    assert [text.get_text() for text in ax.texts] == ["105.0", "84.0  (-20.0%)", "126.0  (+20.0%)"]
+    notes = ["105.0", "84.0  (-20.0%)", "126.0  (+20.0%)", "105.0  (the same)"]
+    assert [text.get_text() for text in ax.texts] == notes
     assert [100, 110] in [list(drawn.get_xdata()) for drawn in ax.get_lines()]
 
     def colours(results):
         (ax,) = study.settings_summary(results, "base").axes
         return [to_hex(line.get_color()).upper() for line in ax.get_lines() if line.get_marker() == "D"]
 
-    assert set(colours({"base": [100.0], "other": [100.1], "far": [50.0]})) == {QUIET.upper()}
-    several = {"base": [99.0, 101.0], "near": [100.0, 102.0], "low": [79.0, 81.0], "high": [110.0, 111.0]}
-    assert colours(several) == [QUIET.upper(), QUIET.upper(), "#0072B2", "#D55E00"]
+    for single in (results, {"base": [100.0], "other": [100.1], "far": [50.0, 51.0]}):
+        assert set(colours(single)) == {QUIET.upper()}
+    noise = {"base": [99.0, 101.0], "near": [101.4, 101.6], "wide": [90.0, 99.0]}
+    several = {**noise, "low": [79.0, 81.0], "high": [110.0, 111.0]}
+    assert colours(several) == [*[QUIET.upper()] * 3, "#0072B2", "#D55E00"]
+
+
+REMEMBERED = [{"distance": n, "r2": r2, "top1": 0.1} for n, r2 in enumerate((0.12, 0.05, 0.008, -0.3))]
 
 
 # All of them
@@ -283,7 +300,7 @@ def test_figures_can_be_read_whatever_names_they_show_and_on_a_small_page(traine
 
 def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshold():
     """R² is a share on the axis, in the legend and in reports; grey is what lies beyond the memory span."""
-    rows = [{"distance": n, "r2": r2, "top1": 0.1} for n, r2 in enumerate((0.12, 0.05, 0.008, 0.0))]
+    rows = REMEMBERED
     common = {"coverage": 2 / 3, "mean_recall": 0.04, "offsets": [0, 20]}
     weak = {**common, "recall": rows, "horizon": 1}
     none = {**common, "recall": rows[2:], "horizon": None}
@@ -291,16 +308,31 @@ def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshol
     figure = pictures.memory_of_contexts({**weak, "fresh": {"0.01": none}}, model, slots=2)
     assert {ax.get_ylabel() for ax in figure.axes} == {"Decodability of the token (R²)"}
     trained, untrained = figure.axes[1].get_lines()
-    assert list(trained.get_ydata()) == [0.12, 0.05, 0.008, 0.0]
+    assert trained.get_xydata().tolist() == [[1, 0.12], [2, 0.05], [3, 0.008], [4, 0]]
+    (zero,) = figure.axes[1].get_xticklabels()
+    assert (zero.get_position()[0], zero.get_text()) == (1, "0")
     assert trained.get_label() == "trained: memory span 1 token; mean of the last 20 tokens: R² 0.04"
     assert untrained.get_label().startswith("random weights 0.01: no memory span;")
     window = figure.axes[0]
     assert window.get_title(loc="left").startswith("67% of the window")
-    assert line(window, "slot").get_xdata().tolist() == [0, 20]
-    _, beyond = window.collections
-    assert beyond.get_label() == "beyond each slot's memory span (R² ≤ 0.01)"
-    assert beyond.get_paths()[0].vertices[:, 0].min() >= 1.5
+    assert "beyond each slot's memory span (R² ≤ 0.01)" in legend(figure)
     assert not [text for text in legend(figure) if "%" in text]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "slots", "shown", "span"),
+    [([0, 20], 2, [0, 20], 1), ([0, 20], 1, [0], None), ([0, 4, 36], 1, [0, 4, 36], 1)],
+)
+def test_a_token_is_decoded_from_the_nearest_slot_that_has_read_it(offsets, slots, shown, span):
+    found = {"recall": REMEMBERED, "horizon": span, "coverage": 1, "mean_recall": 0, "fresh": {}}
+    model = ModelConfig(max_contexts=2)
+    window, _ = pictures.memory_of_contexts({**found, "offsets": offsets}, model, slots).axes
+    held, beyond = window.collections
+    assert line(window, "slot").get_xdata().tolist() == shown
+    assert window.get_xscale() == ("linear" if offsets == [0, 20] else "symlog")
+    heights = {tuple(point) for point in held.get_paths()[0].vertices.tolist()}
+    assert {(slot + back, r2) for slot in shown for back, r2 in enumerate((0.12, 0.05))} <= heights
+    assert beyond.get_paths()[0].vertices[:, 0].min() == (2 if span else 0)
 
 
 def test_bars_are_named_by_their_bins():

@@ -82,6 +82,7 @@ def test_a_second_call_begins_its_curves_anew(live, epochs):
     live.finish()
     drawn = line(live.figure.axes[0], "this run: validation").get_xdata()
     assert list(drawn) == [metric["epoch"] for metric in epochs[500]]
+    assert list(line(live.figure.axes[0], "this run: best epoch").get_xdata()) == [3]
 
 
 def test_runs_of_a_comparison_have_their_own_curves_and_are_counted(live, clock, epochs):

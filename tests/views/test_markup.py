@@ -9,9 +9,10 @@ import torch
 from drawn import HOSTILE
 from sample_runs import sample_run
 
+from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.views import axes, figures, markup, study
+from ctxkv_lib.views import axes, figures, markup, pictures, study
 from ctxkv_lib.views.explore import AttendedWindow
 
 WINDOW = AttendedWindow(
@@ -53,7 +54,7 @@ def page(figure):
     ("content", "shown"),
     [
         (markup.token_boundaries([HOSTILE, "a"]), HOSTILE),
-        (markup.attended_text(WINDOW, {2: 0.6, 0: 0.3}), HOSTILE),
+        (markup.attended_text(WINDOW, {2: 0.6}), HOSTILE),
         (markup.table([HOSTILE, "b"], [[HOSTILE, "1"]]), HOSTILE),
         (markup.guesses_line(WINDOW), repr(HOSTILE)),
     ],
@@ -84,6 +85,7 @@ def test_no_text_shows_a_backslash_for_a_line_break():
     """In the text an arrow stands where a colour needs something to be seen on, and nowhere else."""
     window = replace(WINDOW, pieces=dict(enumerate("a\nb")), target="\n", guesses=[("\n", 0.5)])
     assert Page(markup.attended_text(window, {2: 0.6, 0: 0.3})).written == "a\nb↵\n"
+    assert Page(markup.attended_text(window, {2: 0.6, 1: 0.3})).written == "a↵\nb↵\n"
     assert "'↵' 50.0%" in Page(markup.guesses_line(window)).written
     assert Page(markup.token_boundaries(["a", "\n"])).written == "a↵\n"
 
@@ -103,7 +105,7 @@ def test_a_download_looks_like_a_link():
 
 
 def test_words_of_a_table_are_whole_and_longer_text_breaks():
-    content = markup.table(["accuracy"], [["6,324"], ["x" * 60]])
+    content = markup.table(["accuracy"], [["6,324"], [""], ["x" * 60]])
     broken = [cell for cell in content.split("<t") if "overflow-wrap:anywhere" in cell]
     assert len(broken) == 1
     assert "x" * 60 in broken[0]
@@ -115,8 +117,13 @@ def test_a_figure_shrinks_with_the_page_and_has_alt_text_and_values_under_the_po
     assert (image["width"], image["height"]) == ("960", "460")
     assert "width:100%;height:auto" in image["style"]
     assert "width:100%;max-width:960px" in box["style"]
-    for words in ("Perplexity by epoch", "Perplexity per token", "100 samples, epoch 3: PPL 366.4"):
-        assert words in image["alt"]
+    assert image["alt"] == (
+        "Perplexity by epoch; Perplexity per token (log scale) by Epoch (passes over the training tokens); "
+        "100 samples, epoch 3: PPL 366.4; train; validation; best epoch: lowest, validation PPL; early stop; "
+        "first train PPL, above the axis."
+    )
+    described = markup.alt_text(pictures.window_map(ModelConfig(), [50]))
+    assert "; Distance back from the position (tokens); 3 contexts, from position 50 back" in described
     places = {place["title"]: place["style"] for place in found["span"]}
     assert len(places) == 12  # six epochs, training and validation
     left = [

@@ -100,8 +100,10 @@ def test_downloads_hold_what_is_shown(runs):
 
 def test_all_runs_of_a_folder_are_explored_and_long_names_leave_room_for_the_curves(tmp_path):
     for n in range(2):
-        sample_run(tmp_path / ("x" * 60 + str(n)), 100)
+        sample_run(tmp_path / ("x" * 60 + str(n)), 100, epochs=EPOCHS[100][: 2 + 4 * n])
     explorer = plots.explore_runs(tmp_path)
+    assert (explorer.epochs.max, explorer.epoch.value) == (6, 3)  # of the longer and better one
+    assert ">not trained so long<" in explorer.page.value
     assert [len(box.description) for box in explorer.runs] == [61, 61]
     shown = [text.get_text() for text in explorer.figure.legends[0].get_texts()]
     assert max(len(line) for text in shown for line in text.splitlines()) <= LETTERS
@@ -234,5 +236,7 @@ def test_memory_stands_beside_the_published_report(tmp_path):
     assert [bar.get_y() for bar in published.containers[0]] == [bar.get_y() for bar in ours.containers[0]][:4]
     assert ours.get_xlim() == published.get_xlim()
     assert published.get_xlim()[1] > 5.6
-    begun = plots.memory_timeline(run.summary["memory"][:1])
-    assert len(begun.axes[0].containers[0]) == 1
+    begun = plots.memory_timeline(run.summary["memory"][:5])
+    assert len(begun.axes[0].containers[0]) == 5  # the only epoch once
+    cpu, gpu = (bars[0] for bars in ours.containers)
+    assert cpu.get_y() + cpu.get_height() <= gpu.get_y()
