@@ -71,7 +71,7 @@ def digits(value: float) -> str:
 
 
 def bold(text: str, yes: bool = True) -> str:
-    return f"**{text}**" if yes and text != MISSING else text
+    return f"**{text}**" if yes else text
 
 
 def at(summary: Mapping[str, Any], *keys: str) -> Any:

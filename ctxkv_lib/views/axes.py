@@ -44,7 +44,6 @@ STYLE: Any = {
     "text.color": "black",
     "text.parse_math": False,  # names of runs and settings may hold dollar signs
     "text.usetex": False,
-    "xtick.color": "black",
     "ytick.color": "black",
 }
 styled = rc_context(STYLE)  # a decorator of functions that draw

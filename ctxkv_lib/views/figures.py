@@ -182,7 +182,7 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float) -> Figure:
     reference(rate.axhline, 100 * stop_rate, f"stop at {stop_rate:.0%}")
     rate.set(title="Convergence", ylabel="Converged positions (%)", ylim=(-3, 103))
     loss.set(title="Phase 1 loss", ylabel="Loss (no unit)")
-    if all(line["loss"] > 0 for lines in runs.values() for line in lines if line.get("loss") is not None):
+    if all(line["loss"] > 0 for lines in runs.values() for line in lines):
         log_y(loss, "Loss (no unit, log scale)")
     for ax in (rate, loss):
         integer_x(ax, "Iteration (optimiser step)")
@@ -225,7 +225,7 @@ def memory_by_stage(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str
         ax.set(title=label, xlabel="Memory (GiB)")
         ax.tick_params(labelbottom=True)
         named_rows(ax, names)
-    axes[0].set_xlim(0, 1.05 * max(max(ax.dataLim.xmax for ax in axes), 0.1))
+    axes[0].set_xlim(0, 1.05 * max(ax.dataLim.xmax for ax in axes))
     for ax in axes[::2]:
         ax.set_ylabel("Stage")
     return legend_below(figure, *axes)

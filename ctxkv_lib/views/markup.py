@@ -89,9 +89,8 @@ def alt_text(figure: Figure) -> str:
     """Describe a figure in words: titles, axes, names of the curves and all text in it."""
     parts = []
     for ax in figure.axes:
-        if ax.get_label() != "<colorbar>":
-            by = " by ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
-            parts += [ax.get_title(loc="left"), by, *(text.get_text() for text in ax.texts)]
+        by = " by ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
+        parts += [ax.get_title(loc="left"), by, *(text.get_text() for text in ax.texts)]
     parts += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     lines = (part.replace("\n", ", ").strip() for part in parts)
     return "; ".join(dict.fromkeys(line for line in lines if line)) + "."
@@ -120,7 +119,6 @@ def _tooltips(figure: Figure) -> Iterator[str]:
 
 def download_link(name: str, content: bytes, kind: str) -> str:
     """Make a link that saves `content`, of a MIME type, on the browser's machine, not the kernel's."""
-    name = html.escape(name)
     underlined = 'style="text-decoration:underline"'  # JupyterLab takes it from links
     return f'<a download="{name}" {underlined} href="{_data_uri(content, kind)}">Download {name}</a>'
 

@@ -79,13 +79,13 @@ def sweep_figure(results: Mapping[str, Any]) -> Figure:
     if len({row["samples"] for row in rows}) > 1:
         return _by_tokens(results, splits)
     trained, counted = ([row for row in rows if bool(row["seeds"]) == kind] for kind in (True, False))
-    most = max((wrapped(row["variant"]).count("\n") for row in trained), default=0)  # line breaks of a name
+    most = max(wrapped(row["variant"]).count("\n") for row in trained)  # line breaks of a name
     height = 1 + len(trained) * (0.25 + 0.18 * most) + 0.2 * len(counted)
     figure, axes = panels(len(splits), 0.5 + len(splits) * height, rows=len(splits))
     for ax, split in zip(axes, splits, strict=True):
         known = {row["variant"]: row[split] for row in trained if row[split]}
         _settings(ax, known, next(iter(known)))
-        (low, high), beyond = ax.set_xlim(ax.get_xlim()), []
+        (low, high), beyond = ax.get_xlim(), []
         for row in (row for row in counted if row[split]):
             name, value = row["variant"], row[split][0]
             if low < value < high:
