@@ -238,7 +238,7 @@ def _memory_bars(ax: Axes, stages: Lines, names: Sequence[str]) -> None:
     for slot, (colour, device) in enumerate(zip(OKABE_ITO, devices, strict=False)):
         y = [names.index(stage["stage"]) + (slot - (len(devices) - 1) / 2) * thick for stage in stages]
         now = [stage[f"{device}_gib"] or 0.0 for stage in stages]
-        peak = [stage[f"{device}_peak_gib"] or held for stage, held in zip(stages, now, strict=True)]
+        peak = [stage[f"{device}_peak_gib"] or np.nan for stage in stages]  # not drawn where not measured
         ax.barh(y, now, height=thick * 0.86, color=colour, label=f"{device.upper()} now")
         ax.hlines(y, now, peak, color=colour, lw=1.6)
         ax.plot(peak, y, "|", ms=8, mew=2, color=colour, label=f"{device.upper()} peak")

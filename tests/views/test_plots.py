@@ -234,6 +234,7 @@ def test_memory_stands_beside_the_published_report(tmp_path):
     assert [bars.get_label() for bars in ours.containers] == ["CPU now", "GPU now"]
     assert [bar.get_width() for bar in published.containers[0]] == [1.2, 2.1, 5.6, 5.6]
     assert [bar.get_y() for bar in published.containers[0]] == [bar.get_y() for bar in ours.containers[0]][:4]
+    assert not any(line(published, "CPU peak").get_xdata() > 0)  # which was not published
     assert ours.get_xlim() == published.get_xlim()
     assert published.get_xlim()[1] > 5.6
     begun = plots.memory_timeline(run.summary["memory"][:5])
