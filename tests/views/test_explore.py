@@ -30,7 +30,7 @@ def test_attention_by_slot_averages_full_windows_only_and_needs_one(trained):
     torch.testing.assert_close(weights, expected)
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(3))
     model = tiny_model(max_contexts=64)
-    short = StreamCache(tiny_ids(20).int(), torch.zeros(20, 16))
+    short = StreamCache(tiny_ids(190).int(), torch.zeros(190, 16))  # the farthest slot is 189 back
     lacking = explore.Trained(trained.run, model, trained.tokenizer, {"val": short})
     with pytest.raises(UserError, match="No position has a full window"):
         explore.attention_by_slot(lacking)
@@ -75,6 +75,6 @@ def test_a_run_whose_folder_has_gone_and_a_position_that_is_none_are_refused(tra
     gone = replace(trained.run, path=tmp_path / "gone")
     with pytest.raises(UserError, match=r"gone is not a folder; .* make it with `ctxkv run --out .*gone`\.$"):
         explore.open_run(gone)
-    for position in (-1, 3.5, "5"):
+    for position in (-1, 3.5, "5", len(trained.caches["val"])):
         with pytest.raises(UserError, match=f"position is {position}; allowed in this val stream: 0 to "):
             explore.attended_window(trained, "val", position)

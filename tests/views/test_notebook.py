@@ -57,6 +57,7 @@ def files_of(folder):
 
 def test_a_run_comes_back_as_it_was_after_an_interrupt(on_drive, tmp_path):
     folder = half_run(tmp_path / "runs" / "run", 3)
+    (folder / "linked.json").symlink_to(folder / "config.json")
 
     def interrupted():
         with kept_on_drive(folder):
@@ -166,6 +167,9 @@ def test_comparisons_are_kept_and_neither_hidden_files_nor_what_a_killed_save_le
     save(tmp_path / "a-vs-b", tmp_path / "nothing", tmp_path / "absent")
     assert [path.name for path in on_drive.iterdir()] == ["a-vs-b.tar"]
     assert held(on_drive, "a-vs-b") == [notebook.STATE, "a-vs-b/comparison.json"]
+    shutil.copy(on_drive / "a-vs-b.tar", on_drive / "nothing.tar")
+    save(tmp_path / "nothing")  # changes neither
+    assert held(on_drive, "nothing") == held(on_drive, "a-vs-b")
 
 
 def test_a_restore_that_fails_or_is_of_a_truncated_archive_leaves_no_run(on_drive, tmp_path, monkeypatch):
@@ -191,6 +195,14 @@ def test_a_restore_that_fails_or_is_of_a_truncated_archive_leaves_no_run(on_driv
         save(folder)
     assert "\n" not in str(refused.value)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("content", [b"torn", bytes(10_240)], ids=["no archive", "an empty one"])
+def test_an_archive_that_cannot_be_read_is_written_anew(on_drive, tmp_path, content):
+    on_drive.mkdir()
+    (on_drive / "run.tar").write_bytes(content)
+    save(half_run(tmp_path / "run", 1))
+    assert "run/config.json" in held(on_drive)
 
 
 def test_members_cannot_leave_the_folder(on_drive, tmp_path):
