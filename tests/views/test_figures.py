@@ -300,10 +300,9 @@ def test_figures_can_be_read_whatever_names_they_show_and_on_a_small_page(traine
 
 def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshold():
     """R² is a share on the axis, in the legend and in reports; grey is what lies beyond the memory span."""
-    rows = REMEMBERED
     common = {"coverage": 2 / 3, "mean_recall": 0.04, "offsets": [0, 20]}
-    weak = {**common, "recall": rows, "horizon": 1}
-    none = {**common, "recall": rows[2:], "horizon": None}
+    weak = {**common, "recall": REMEMBERED, "horizon": 1}
+    none = {**common, "recall": REMEMBERED[2:], "horizon": None}
     model = ModelConfig(max_contexts=2)
     figure = pictures.memory_of_contexts({**weak, "fresh": {"0.01": none}}, model, slots=2)
     assert {ax.get_ylabel() for ax in figure.axes} == {"Decodability of the token (R²)"}
