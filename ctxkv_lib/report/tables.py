@@ -18,15 +18,13 @@ def head(*names: str) -> str:
     return _line(names) + _line(["---", *["---:"] * (len(names) - 1)])
 
 
-def row(name: str, items: Iterable[Any], caller: Callable[[Any], str], optional: bool = False) -> str:
-    """Format a row of a Markdown table, with its newline; `call` blocks of templates use it.
+def row(name: str, items: Iterable[Any], caller: Callable[[Any], str]) -> str:
+    """Format a row of a Markdown table, with its newline; none if all its cells are missing.
 
-    Args:
-        caller: formats the cell of an item.
-        optional: leave the row out if all its cells are missing.
+    `call` blocks of templates use it: `caller` formats the cell of an item.
     """
     cells = [caller(item) for item in items]
-    return "" if optional and set(cells) <= {MISSING, ""} else _line([name, *cells])
+    return "" if set(cells) <= {MISSING, ""} else _line([name, *cells])
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -1,5 +1,7 @@
 """Whole runs of what contexts are compared with: mixers, and blocks that nothing trains."""
 
+import re
+
 import pytest
 import torch
 from conftest import local_experiment
@@ -45,6 +47,7 @@ def test_a_baseline_goes_through_the_same_stages_and_is_served_or_refused_in_a_s
     assert ("instead of contexts" in report) == has_mixer
     assert ("### Context window" in report) != has_mixer
     assert "phase1.png" not in report
+    assert not re.search(r"(?m)^\|[^|]+(\| – )+\|$", report)  # a row without a number
     assert ("2. **More data**" in report) != has_mixer  # the first of other proposals is a longer interval
     for figure in finished.path.glob("figures/*.png"):
         assert figure.name in report
