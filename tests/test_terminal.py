@@ -17,6 +17,7 @@ import tqdm
 from conftest import TOP, Terminal, write_conversations
 from sample_runs import sample_run
 from test_cli import tiny_run
+from transformers.utils import logging
 
 import ctxkv_lib
 from ctxkv_lib import cli, progress
@@ -194,10 +195,19 @@ def test_elsewhere_nothing_is_shown_and_a_notice_is_not_painted_red_in_a_noteboo
     assert capsys.readouterr() == ("in a notebook\n", "in a terminal or a log\n")
 
 
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+@pytest.mark.parametrize("are_shown", [True, False])
+def test_bars_of_transformers_are_hidden_and_then_as_before(are_shown, monkeypatch):
+    monkeypatch.setattr(logging, "_tqdm_active", are_shown)
+    with pytest.raises(AssertionError), progress.transformers_bars_hidden():
+        assert logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled() == are_shown
+
+
 def test_watchers_hear_where_a_loop_goes_on_and_nothing_of_an_empty_one(monkeypatch):
     heard = []
     monkeypatch.setattr(progress, "watchers", [lambda *step: heard.append(step)])
-    list(progress.progress_bar(iter("ab"), "Steps", total=10, initial=8))
+    list(progress.progress_bar("ab", "Steps", total=10, initial=8))
     list(progress.progress_bar([], "Cells"))
     with progress.stage("Work without steps"):
         heard.append("work")

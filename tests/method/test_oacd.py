@@ -33,7 +33,7 @@ class MicroBatches(Loop):
 def train(model, ids, config, loss=None, micro_batches=1):
     """Train on `ids` without the last one; returns result, metrics and padded contexts."""
     model.set_phase(1)
-    contexts, loop = torch.empty(len(ids), TINY["context_dim"]), MicroBatches(micro_batches)
+    contexts, loop = torch.full((len(ids), TINY["context_dim"]), torch.nan), MicroBatches(micro_batches)
     generator = torch.Generator().manual_seed(7)
     rows = distinct_rows(model, ids[:-1])
     result = train_context_block(model.context_block, *rows, config, contexts, generator, loss, loop)

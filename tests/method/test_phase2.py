@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import cloned, tiny_method, tiny_stream
 
-from ctxkv_lib.method import reference
+from ctxkv_lib.method import phase2, reference
 from ctxkv_lib.method.caches import StreamCache, epoch_seed
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.evaluation import evaluate, perplexity
@@ -45,7 +45,8 @@ def train_reference(p, config, shape):
 def test_a_few_steps_equal_the_reference():
     """Of 1,399 positions, the last of 3 batches has 199."""
     model = tiny_method(attention_dropout=0.1)
-    config, p = Phase2Config(max_epochs=2, batch_size=600, learning_rate=0.01), cloned(model)
+    config = Phase2Config(max_epochs=2, batch_size=600, learning_rate=0.01, weight_decay=0.5)
+    p = cloned(model)
     expected = train_reference(p, config, model.config)["epochs"]
     _, epochs, _ = train(config, model)
     assert epochs[0]["train_ppl"] == pytest.approx(expected[0]["train_ppl"], rel=1e-5)
@@ -160,3 +161,12 @@ def test_divergence_is_an_error_within_the_epoch_and_not_a_number(rate, size, wh
     config = Phase2Config(max_epochs=3, batch_size=size, learning_rate=rate)
     with pytest.raises(Diverged, match=rf"diverged in epoch 1 \({where}.*lower phase2\.learning_rate"):
         train(config)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_divergence_that_one_split_shows_is_an_error_too(split, monkeypatch):
+    found = {"train": ("batch_gradients", torch.tensor(1e9)), "validation": ("evaluate", (800.0, 0.0))}
+    name, value = found[split]
+    monkeypatch.setattr(phase2, name, lambda *_: value)
+    with pytest.raises(Diverged, match=rf"{split} loss \d"):
+        train(Phase2Config(max_epochs=1, batch_size=100))

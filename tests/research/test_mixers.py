@@ -134,6 +134,7 @@ def test_rows_give_what_reading_the_whole_stream_gives():
     order = read.epoch_order(3, 1)
     assert sorted(order.tolist()) == list(range(69))
     assert order.tolist() != sorted(order.tolist())
+    assert (order[1:][order.diff() != 1] % 10).any()  # chunks do not begin at multiples in every epoch
     found = torch.cat([batch.attend(model)[0] for batch in read.batches(order, 16, model)])
     torch.testing.assert_close(found, whole[order], atol=1e-5, rtol=1e-4)
     rest = read.epoch(3, 1, 32, 16, model, lambda rows: slice(0, rows))  # of a training that was stopped
@@ -182,6 +183,8 @@ def test_an_end_to_end_block_gives_what_cached_contexts_give(kv_method, slots):
     found, _ = read.attend(model, everything)
     logits = model.logits(found, ids[:-1])
     torch.testing.assert_close(logits, batch.logits(served), atol=1e-5, rtol=1e-4)
+    losses, _ = token_scores(model, read, everything)
+    torch.testing.assert_close(losses, F.cross_entropy(logits, ids[1:], reduction="none"))
     found.square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
     assert model.wte.weight.grad is None

@@ -1,5 +1,7 @@
 """Trainings that are stopped, find their saved states torn, or run out of memory give the same numbers."""
 
+import itertools
+import time
 from contextlib import contextmanager
 from functools import partial
 
@@ -25,6 +27,12 @@ EPOCH_STEPS = 8  # of 499 positions
 
 class Stopped(Exception):
     pass
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Seconds are calls of the clock: as many in a training that was resumed."""
+    monkeypatch.setattr(time, "perf_counter", partial(next, itertools.count()))
 
 
 TRAIN, VAL = tiny_stream(499), tiny_stream(119)
@@ -60,6 +68,7 @@ def run_phase1(loop, folder=None, block=None, **changes):
     rows = distinct_rows(model, tiny_ids(400))
     result = train_context_block(model.context_block, *rows, config, contexts, generator, None, loop)
     tensors = {**cloned(model), "contexts": contexts, "draws": generator.get_state()}
+    assert result.seconds == result.iterations - 1
     return (result.iterations, result.convergence_rate, result.stop_reason), tensors
 
 
@@ -69,16 +78,25 @@ def run_phase2(loop, stepper=Stepper):
     return result.stop_reason, cloned(model)
 
 
+class Counted(LongRun):
+    """Also checks that a loop has as many steps as its bar is told."""
+
+    def track(self, items, description, total, done=0):
+        items = list(items)
+        assert len(items) == total - done
+        return super().track(items, description, total, done)
+
+
 def hooks(path=None, key="key", stop_at=None):
     """Hooks of a long run, and the metrics they hear; they stop as they hear the metric of that number."""
     heard = []
 
     def listener(metric):
-        heard.append({name: value for name, value in metric.items() if name not in ("seconds", "memory")})
+        heard.append({name: value for name, value in metric.items() if name != "memory"})
         if len(heard) == stop_at:
             raise Stopped
 
-    return LongRun("Phase X", CPU, listener, path and Checkpoint(path, key)), heard
+    return Counted("Phase X", CPU, listener, path and Checkpoint(path, key)), heard
 
 
 def assert_same(found, expected):
@@ -207,6 +225,8 @@ def test_phase_2_stopped_within_an_epoch_repeats_one_step(
     monkeypatch.setattr(phase2, "batch_gradients", counted)
     with pytest.raises(Stopped):
         run_phase2(hooks(path)[0], stepper)
+    _, state = Checkpoint(path, "key").restore() or (None, {"position": 0, "seconds": 0})
+    assert bool(state["seconds"]) == bool(state["position"])
     loop, heard = hooks(path)
     assert_same(run_phase2(loop, stepper), whole)
     assert heard == expected

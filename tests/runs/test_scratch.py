@@ -13,7 +13,7 @@ from ctxkv_lib.method.memory import GIB
 from ctxkv_lib.runs import scratch as module
 from ctxkv_lib.runs.scratch import PART_ROWS, parts, release_mapped, scratch
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 @pytest.fixture
@@ -26,17 +26,25 @@ def free(monkeypatch):
 def test_memory_is_used_where_it_is_enough(tmp_path, free, shape, count):
     free(count)
     assert scratch(shape, torch.float32, CPU, tmp_path).shape == shape
+    assert scratch(shape, torch.float32, META, tmp_path, spare_memory=True).device == META
+    assert not any(tmp_path.iterdir())
+
+
+def test_memory_of_the_host_is_used_where_that_of_the_device_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "free_bytes", lambda device: GIB + 400 * (device == CPU))
+    assert scratch((10, 10), torch.float32, META, tmp_path / "caches").device == CPU
     assert not any(tmp_path.iterdir())
 
 
 def test_without_memory_a_mapped_file_holds_it_and_leaves_nothing_behind(tmp_path, free, monkeypatch):
     free(GIB + 399)
-    mapped, original = [], mmap.mmap
+    mapped, said, original = [], [], mmap.mmap
+    monkeypatch.setattr(module, "say", said.append)
     monkeypatch.setattr(mmap, "mmap", lambda *file: mapped.append(file) or original(*file))
     first, second = (scratch((10, 10), torch.float32, CPU, tmp_path / "caches") for _ in range(2))
     first.fill_(1)
     second.fill_(2)
-    assert len(mapped) == 2
+    assert len(mapped) == len(said) == 2
     assert (first.sum(), second.sum()) == (100, 200)
     assert not any((tmp_path / "caches").iterdir())
 
@@ -45,6 +53,9 @@ def test_memory_that_was_not_enough_after_all_is_left_for_a_mapped_file(tmp_path
     error = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 400 bytes.")
     monkeypatch.setattr(torch, "empty", Mock(side_effect=error))
     assert scratch((10, 10), torch.float32, CPU, tmp_path).fill_(1).sum() == 100
+    monkeypatch.setattr(torch, "empty", Mock(side_effect=RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        scratch((10, 10), torch.float32, CPU, tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size from /proc")

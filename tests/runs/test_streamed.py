@@ -1,12 +1,14 @@
 """Contexts that are computed when they are needed are the cached ones."""
 
 from dataclasses import fields, replace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from conftest import TINY, PreviousToken, tiny_ids, tiny_method
 
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.method import contexts as method
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import exact_contexts
@@ -15,7 +17,7 @@ from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.settings import LARGE_STREAM
 from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once, sampled
 
-COUNT, BATCH = 1003, 20  # positions
+COUNT, BATCH = 1007, 20  # positions
 
 
 def everything(rows):
@@ -28,16 +30,21 @@ def streams(request, monkeypatch):
     monkeypatch.setattr(streamed, "STRIDE", 16)
     monkeypatch.setattr(streamed, "BLOCK_TOKENS", 112)
     monkeypatch.setattr(streamed, "POOL_BLOCKS", 3)
+    for module in (streamed, method):
+        monkeypatch.setattr(module, "SCAN_TOKENS", 160)
     model, ids = tiny_method(anchor=request.param), tiny_ids(COUNT + 1)
+    block = model.context_block
+    block.norm = torch.nn.Sequential(block.norm, torch.nn.Dropout(0.5))
+    model.eval()
     with torch.no_grad():  # a block that forgets within a few tokens, as trained ones do
-        model.context_block.linear.weight.mul_(0.3)
+        block.linear.weight.mul_(0.3)
     inputs, beginning = project_vocabulary(model), torch.empty(101, TINY["context_dim"])
-    contexts, _ = exact_contexts(model.context_block, inputs, ids[:-1], 1e-6)
+    contexts, _ = exact_contexts(block, inputs, ids[:-1], 1e-6)
     starts, error = read_once(model, ids, 1e-6, beginning)
     assert error <= 1e-6
     torch.testing.assert_close(beginning, contexts[:101], atol=1e-5, rtol=0)
     torch.testing.assert_close(starts, contexts[::16], atol=1e-5, rtol=0)
-    return model, Streamed(ids, starts, inputs, torch.float32), StreamCache(ids.int(), contexts)
+    return model.train(), Streamed(ids, starts, inputs, torch.float32), StreamCache(ids.int(), contexts)
 
 
 def visited(windows, cached):
@@ -49,7 +56,11 @@ def test_an_epoch_visits_every_position_once_with_what_is_cached_of_it(streams):
     model, made, cached = streams
     batches = list(made.epoch(1, 1, 0, BATCH, model, everything))
     assert (len(made), made.dtype) == (len(cached), cached.dtype)
-    assert [len(batch) for batch in batches] == [BATCH] * 50 + [3]
+    assert [len(batch) for batch in batches] == [BATCH] * 50 + [7]
+    larger = replace(made, dtype=torch.bfloat16).epoch(1, 1, 0, 500, model, everything)  # than a block
+    assert [(len(batch), batch.window.dtype) for batch in larger] == [
+        (n, torch.bfloat16) for n in (500, 500, 7)
+    ]
     positions = visited(torch.cat([batch.window for batch in batches]), cached)
     assert sorted(positions.tolist()) == list(range(COUNT))
     expected = cached.gather(positions, model.window)
@@ -75,6 +86,16 @@ def test_every_epoch_has_an_order_of_its_own_and_continues_anywhere(streams):
     for done in (20, 300, 320, 1000):
         assert torch.equal(windows(1, 1, done), whole[done:])
     assert not list(made.epoch(1, 1, COUNT, BATCH, model, everything))
+
+
+def test_the_error_of_a_long_stream_is_the_largest_of_its_parts(monkeypatch):
+    for module in (streamed, method):
+        monkeypatch.setattr(module, "SCAN_TOKENS", 16)
+    monkeypatch.setattr(streamed, "STRIDE", 16)
+    monkeypatch.setattr(method, "segmented_scan", Mock(side_effect=[1, 3, 2] * 2))
+    model, ids = tiny_method(), tiny_ids(49)
+    assert exact_contexts(model.context_block, project_vocabulary(model), ids[:-1], 1.0)[1] == 3
+    assert read_once(model, ids, 1.0, torch.empty(1, TINY["context_dim"]))[1] == 3
 
 
 def test_large_streams_are_streamed_where_they_can_be():
