@@ -37,11 +37,19 @@ def test_a_log_has_a_line_an_epoch_and_a_finished_run_prints_none(printed_by, tm
 
 
 def test_a_line_of_a_log_is_there_as_it_happens(monkeypatch):
-    flushed = []
+    flushed, above_bars = [], []
     monkeypatch.setattr("builtins.print", lambda line, flush=False: flushed.append(flush))
-    epoch = {"epoch": 1, "train_ppl": 9.0, "val_ppl": 9.0, "val_acc": 0.1, "improved": True}
-    progress.epoch_printer(3)({"stage": "phase2", **epoch})
-    assert flushed == [True]
+    monkeypatch.setattr(progress, "notice", above_bars.append)
+    numbers = {"train_ppl": 9.0, "val_ppl": 9.0, "val_acc": 0.1, "improved": True}
+    first, second = ({"stage": "phase2", "epoch": epoch, **numbers} for epoch in (1, 2))
+    show = progress.epoch_printer(3, [first])
+    for metric in (first, second):
+        show({**metric, "samples": 8, "memory": {}})
+    assert (flushed, above_bars) == ([True], [])
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for metric in ({"stage": "phase1", "iteration": 10, "loss": 1.0, "convergence_rate": 0.5}, second):
+        show(metric)
+    assert (flushed, len(above_bars)) == ([True], 1)
 
 
 INTERRUPTED = """
@@ -193,6 +201,14 @@ def test_elsewhere_nothing_is_shown_and_a_notice_is_not_painted_red_in_a_noteboo
     monkeypatch.setattr(progress, "in_notebook", lambda: True)
     progress.notice("in a notebook")
     assert capsys.readouterr() == ("in a notebook\n", "in a terminal or a log\n")
+
+
+@pytest.mark.parametrize(
+    ("shell", "expected"), [(None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel=1), True)]
+)
+def test_a_notebook_is_where_ipython_has_a_kernel(shell, expected, monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert progress.in_notebook() == expected
 
 
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")

@@ -174,7 +174,7 @@ class AveragedLater(Stepper):
 
 
 class Rounded(torch.optim.Optimizer):
-    """Momentum in a dtype of its own, and a mask."""
+    """Momentum in a dtype of its own, and a mask; from the first step on also numbers and a tensor."""
 
     def __init__(self, weights, dtype):
         super().__init__(weights, {"lr": 0.01})
@@ -182,15 +182,21 @@ class Rounded(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        for weight in self.param_groups[0]["params"]:
+        (group,) = self.param_groups
+        group["rate"] = 0.99 * group.get("rate", 0.01)
+        group.setdefault("drift", torch.zeros(2)).add_(1e-5)
+        for weight in group["params"]:
             held = self.state[weight]
             if not held:
                 held |= {
                     "mean": torch.zeros_like(weight, dtype=self.dtype),
                     "mask": torch.rand_like(weight) < 0.9,
+                    "count": 0,
                 }
+            held["count"] += 1
             held["mean"].mul_(0.9).add_(weight.grad.to(self.dtype))
-            weight[held["mask"]] -= 0.01 * held["mean"][held["mask"]].float()
+            change = group["rate"] / held["count"] * held["mean"].float() + group["drift"].sum()
+            weight[held["mask"]] -= change[held["mask"]]
 
 
 def rounded(dtype):
@@ -407,6 +413,7 @@ def test_a_training_begun_on_another_kind_of_device_goes_on_and_says_so(tmp_path
         run_phase1(hooks(path, stop_at=4)[0])
     kept = Checkpoint(path, "key")
     tensors, state = kept.restore()
+    assert not any(isinstance(each, bool) for each in state["numbers"].values())  # flags are a device's
     tensors["draws/cuda"] = tensors.pop("draws/cpu")
     kept.save({name: tensor.clone() for name, tensor in tensors.items()}, state)
     loop, heard = hooks(path)
