@@ -134,6 +134,8 @@ def test_preparing_makes_what_a_run_needs_and_a_finished_run_is_left_and_reused(
     prepared = prepare(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
     monkeypatch.setattr(contexts, "_train_block", None)  # done: not to be made again
+    prepare(tiny_config.replace({"phase2.patience": 1}), tmp_path / "other")
+    assert lines_of(tmp_path / "other") == lines_of(tmp_path / "run")
     finished = run(tiny_config, tmp_path / "run")
     assert finished.summary["phase1"] == prepared.record["phase1"]
     prepare(tiny_config, tmp_path / "run")
