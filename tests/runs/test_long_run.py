@@ -79,7 +79,7 @@ def run_phase2(loop, stepper=Stepper):
 
 
 class Counted(LongRun):
-    """Also checks that a loop has as many steps as its bar is told."""
+    """Also checks that a loop takes as many steps as its bar expects."""
 
     def track(self, items, description, total, done=0):
         items = list(items)
