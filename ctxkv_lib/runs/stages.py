@@ -38,7 +38,7 @@ class Prepared:
 
     model: ContextKV
     placement: str  # where the caches are held, in words
-    record: SummaryPart  # `phase1`, `memory`, `caches_mib` and `tokens` of the summary
+    record: SummaryPart  # `phase1`, `memory`, `caches_mib`, `tokens` and `parameters` of the summary
     caches: dict[str, StreamCache]  # "train" and "val"; of a streamed training stream the beginning
     train: TrainingStream
 
@@ -78,6 +78,7 @@ def _prepare(work: Work, phase1: Record, cached: Record) -> Prepared:
     say(f"Caches: {placement}")
     summary = context_summary(phase1, cached)
     summary["memory"] = [*summary["memory"], snapshot("phase 2 prepared", work.device)]
+    summary["parameters"] = parameter_counts(model)
     return Prepared(model, placement, summary, caches, train)
 
 

@@ -137,7 +137,8 @@ def test_preparing_makes_what_a_run_needs_and_a_finished_run_is_left_and_reused(
     prepare(tiny_config.replace({"phase2.patience": 1}), tmp_path / "other")
     assert lines_of(tmp_path / "other") == lines_of(tmp_path / "run")
     finished = run(tiny_config, tmp_path / "run")
-    assert finished.summary["phase1"] == prepared.record["phase1"]
+    for part in ("phase1", "parameters"):
+        assert finished.summary[part] == prepared.record[part]
     prepare(tiny_config, tmp_path / "run")
     assert load_run(tmp_path / "run").metrics == finished.metrics
     monkeypatch.setattr(Work, "model", None)  # not to be called
