@@ -486,6 +486,7 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
         ("GRU", "its validation perplexity falls by {:.1f}%, from {:.1f} to {:.1f}"),
         ("contexts", "that of contexts by {:.1f}%, from {:.1f} to {:.1f}"),
         ("tokens at the same slots", "that of the tokens by {:.1f}%, from {:.1f} to {:.1f}"),
+        ("last 32 tokens", "that of the last 32 tokens by {:.1f}%, from {:.1f} to {:.1f}"),
         ("no contexts", "that of no contexts by {:.1f}%, from {:.1f} to {:.1f}"),
     ):
         tried = [(run["settings"], run["val_ppl"]) for run in search.found() if run["row"] == name]
@@ -546,6 +547,36 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     found = f"({lower:.1f}% lower; {-least:.1f}% higher to {most:.1f}% lower)"
     assert f"With 100 it is not resolved {found}" in page
     assert least < 0 < most
+
+
+def test_what_the_last_32_tokens_are_worth_is_what_was_measured():
+    tokens, groups = intervals.test_tokens(50), speaker_groups(50)
+
+    def compared(base, count, by=None):
+        own, theirs = (losses(PARTS["fair"], count, name)[0] for name in ("last 32 tokens", base))
+        assert len(own) == len(theirs) == 3
+        return difference(own, theirs, tokens, by)
+
+    slots, contexts = "tokens at the same slots", "contexts"
+    change, low, high = compared(slots, 10)
+    assert low < 0 < high
+    found = f"({change:.1f}% higher; {-low:.1f}% lower to {high:.1f}% higher)"
+    assert f"is not resolved with 10 {found}" in PAGES["study"]
+    change, low, high = compared(slots, 50)
+    assert high < 0 < compared(slots, 50, groups)[2]
+    said = f"With 50 the last 32 are {-change:.1f}% better ({-high:.1f}% to {-low:.1f}%), which groups of speakers do"
+    assert said in PAGES["study"]
+    (change, low, high), (_, most, least) = compared(contexts, 10), compared(contexts, 10, groups)
+    assert max(high, least) < 0
+    found = f"({-high:.1f}% to {-low:.1f}%; by groups of speakers {-least:.1f}% to {-most:.1f}%)"
+    assert f"the last 32 tokens are better by {-change:.1f}% with 10 {found}" in PAGES["study"]
+    change, low, high = compared(contexts, 50)
+    assert low < 0 < high
+    found = f"({change:.1f}% higher; {-low:.1f}% lower to {high:.1f}% higher)"
+    assert f"With 50 that is not resolved {found}" in PAGES["study"]
+    own, theirs = (losses(PARTS["fair"], 10, name)[0] for name in ("contexts", "last 32 tokens"))
+    said = f"the last 32 tokens themselves: {difference(own, theirs, tokens)[0]:.1f}% worse with 10, not resolved"
+    assert said in PAGES["study"]
 
 
 def test_what_contexts_gain_with_more_text_is_what_was_measured():
@@ -711,9 +742,9 @@ def test_contexts_beside_a_gru_are_what_was_measured():
 
 
 def test_what_contexts_gain_by_training_through_time_is_what_was_measured():
-    of_contexts, of_gru, copied, states, four, both = comparisons.BESIDE_THE_GRU[6:]
+    of_contexts, of_gru, copied, states, four, both, last = comparisons.BESIDE_THE_GRU[6:]
     found, by_groups = comparisons.gru_changes(), comparisons.gru_changes(by_groups=True)
-    for pair in (of_contexts, copied, states):
+    for pair in (of_contexts, copied, states, four):
         assert [*found[pair]] == [200]
         assert max(found[pair][200][2], by_groups[pair][200][2]) < 0
     better = {pair: [-value for value in found[pair][200]] for pair in comparisons.BESIDE_THE_GRU[6:]}
@@ -721,24 +752,29 @@ def test_what_contexts_gain_by_training_through_time_is_what_was_measured():
         of_contexts: "is {0:.1f}% lower than with contexts that Phase 1 made ({2:.1f}% to {1:.1f}%)",
         copied: "With copying they are {0:.1f}% better than the GRU ({2:.1f}% to {1:.1f}%), but",
         states: "with a continuous cache the GRU is better by {0:.1f}% ({2:.1f}% to {1:.1f}%)",
+        four: "and copying, they are better than the GRU by {0:.1f}% ({2:.1f}% to {1:.1f}%)",
+        last: "the GRU with a continuous cache is {0:.1f}% better than these ({2:.1f}% to {1:.1f}%; by groups",
     }
     for pair, sentence in said.items():
         assert sentence.format(*better[pair]) in PAGES["study"]
-    for pair in (of_gru, four, both):
+    _, low, high = by_groups[last][200]
+    assert f"; by groups of speakers {-high:.1f}% to {-low:.1f}%). - So no variant" in PAGES["study"]
+    assert low < found[last][200][2] < 0 < high
+    for pair in (of_gru, both):
         assert max(found[pair][200][1], by_groups[pair][200][1]) < 0
         assert min(found[pair][200][2], by_groups[pair][200][2]) > 0
     for pair, sentence in (
         (of_gru, "({:.1f}% lower; {:.1f}% higher to {:.1f}% lower): attention to"),
-        (four, "by {:.1f}% ({:.1f}% worse to {:.1f}% better)"),
-        (both, "({:.1f}%; {:.1f}% worse to {:.1f}% better)"),
+        (both, "({:.1f}% worse; {:.1f}% worse to {:.1f}% better)"),
     ):
         lower, most, least = better[pair]
         assert sentence.format(abs(lower), -least, most) in PAGES["study"]
     said = f"{better[copied][0]:.0f}% better than the GRU without a cache; the GRU with a continuous cache is"
-    assert f"{said} {better[states][0]:.1f}% better than these" in PAGES["study"]
+    assert f"{said} {better[states][0]:.1f}% better than these (part" in PAGES["study"]
+    assert f"and copying, these contexts are {better[four][0]:.1f}% better." in PAGES["study"]
     assert f"does a GRU, they are {better[of_gru][0]:.1f}% better than that GRU with 200" in PAGES["README"]
     own, _ = losses(PARTS["fair"], 200, "gated, end to end")
-    assert len(own) == 2
+    assert len(own) == 3
 
 
 def test_what_a_gru_gains_by_more_text_and_its_time_are_what_was_measured():
