@@ -70,21 +70,16 @@ def beside_the_original() -> Any:
 
 
 def searched() -> Any:
-    """Make a row for each run of the search of `fair`."""
-    header = [
-        "searched for",
-        "learning rate",
-        "epochs",
-        "weight decay",
-        "layer dropout",
-        "val PPL",
-        "best epoch",
-    ]
+    """Make a row for all settings that the search of `fair` tried, a column for each variant."""
+    runs = [(run["row"], tuple(run["settings"].values()), run) for run in search.found()]
+    found = {(name, tried): f"{run['val_ppl']:.1f} ({run['best_epoch']})" for name, tried, run in runs}
+    names = sorted({name for name, _, _ in runs})
     cells = [
-        [run["row"], *map(str, run["settings"].values()), f"{run['val_ppl']:.1f}", str(run["best_epoch"])]
-        for run in search.found()
+        [", ".join(map(str, tried)), *(found.get((name, tried), "") for name in names)]
+        for tried in sorted({tried for _, tried, _ in runs})
     ]
-    return show_html(table(header, cells))
+    title = "val PPL (best epoch), by learning rate, epochs, weight decay, layer dropout"
+    return show_html(table([title, *names], cells))
 
 
 def compared(*found: dict[Pair, dict[int, Change]]) -> Any:
