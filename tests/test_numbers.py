@@ -685,7 +685,7 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
 
 def test_contexts_beside_a_gru_are_what_was_measured():
     found, by_groups = comparisons.gru_changes(), comparisons.gru_changes(by_groups=True)
-    plain, copied, four, both, _, states = [*found.values()][:6]
+    plain, copied, four, both, _, states = found.values()
     assert [*plain] == [10, 50, 100, 200, 500]
     assert [*four] == [*both] == [10, 100, 200, 500]
     for each in (copied, by_groups[comparisons.BESIDE_THE_GRU[1]]):
@@ -742,12 +742,12 @@ def test_contexts_beside_a_gru_are_what_was_measured():
 
 
 def test_what_contexts_gain_by_training_through_time_is_what_was_measured():
-    of_contexts, of_gru, copied, states, four, both, last = comparisons.BESIDE_THE_GRU[6:]
-    found, by_groups = comparisons.gru_changes(), comparisons.gru_changes(by_groups=True)
+    of_contexts, of_gru, copied, states, four, both, last = comparisons.OF_GATED
+    found, by_groups = (comparisons.gru_changes(comparisons.OF_GATED, each) for each in (False, True))
     for pair in (of_contexts, copied, states, four):
         assert [*found[pair]] == [200]
         assert max(found[pair][200][2], by_groups[pair][200][2]) < 0
-    better = {pair: [-value for value in found[pair][200]] for pair in comparisons.BESIDE_THE_GRU[6:]}
+    better = {pair: [-value for value in found[pair][200]] for pair in comparisons.OF_GATED}
     said = {
         of_contexts: "is {0:.1f}% lower than with contexts that Phase 1 made ({2:.1f}% to {1:.1f}%)",
         copied: "With copying they are {0:.1f}% better than the GRU ({2:.1f}% to {1:.1f}%), but",

@@ -46,6 +46,8 @@ BESIDE_THE_GRU: tuple[Pair, ...] = (
     (WITH_TOKENS, COPIES_TOO),
     (WITH_STATES, COPIES),
     (WITH_STATES, WITH_TOKENS),
+)
+OF_GATED: tuple[Pair, ...] = (
     (GATED, "contexts"),
     (GATED, "the GRU"),
     (GATED_COPIES, "the GRU"),
@@ -79,10 +81,13 @@ def fair_losses() -> dict[int, dict[str, Losses]]:
     return {count: {name: np.array(own) for name, own in rows.items()} for count, rows in found.items()}
 
 
-def gru_changes(by_groups: bool = False) -> dict[Pair, dict[int, Change]]:
+def gru_changes(
+    pairs: Sequence[Pair] = BESIDE_THE_GRU, by_groups: bool = False
+) -> dict[Pair, dict[int, Change]]:
     """Compare contexts and a GRU in `fair`, by pair and sample count.
 
     Args:
+        pairs: names in `OF_FAIR`.
         by_groups: of draws of groups of speakers, not of conversations.
     """
     found, tokens = fair_losses(), test_tokens(50)
@@ -93,5 +98,5 @@ def gru_changes(by_groups: bool = False) -> dict[Pair, dict[int, Change]]:
             for count, rows in found.items()
             if own in rows and other in rows
         }
-        for own, other in BESIDE_THE_GRU
+        for own, other in pairs
     }
