@@ -426,7 +426,7 @@ def test_the_pages_tables_have_what_ran_in_the_order_of_the_protocol():
     several = [row for row in page.results("fair")["rows"] if len(row["seeds"]) > 1]
     assert shown.count("\u00a0±\u00a0") == len(several) > 5
     assert page.beside_the_original().data.count("the original: ") == 4
-    runs = re.findall(r"<td[^>]*>([\d.]+) \((\d)\)</td>", page.searched().data)
+    runs = re.findall(r"<td[^>]*>([\d.]+)\s\((\d)\)</td>", page.searched().data)
     assert sorted(runs) == sorted((f"{run['val_ppl']:.1f}", str(run["best_epoch"])) for run in search.found())
     assert "-21% (" in page.cached("cache").data
     assert "copying" in page.cached("fair", ("model", "copying")).data

@@ -72,7 +72,7 @@ def beside_the_original() -> Any:
 def searched() -> Any:
     """Make a row for all settings that the search of `fair` tried, a column for each variant."""
     runs = [(run["row"], tuple(run["settings"].values()), run) for run in search.found()]
-    found = {(name, tried): f"{run['val_ppl']:.1f} ({run['best_epoch']})" for name, tried, run in runs}
+    found = {(name, tried): f"{run['val_ppl']:.1f}\u00a0({run['best_epoch']})" for name, tried, run in runs}
     names = sorted({name for name, _, _ in runs})
     cells = [
         [", ".join(map(str, tried)), *(found.get((name, tried), "") for name in names)]
