@@ -332,13 +332,16 @@ def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits):
         assert f"Without Phase 1 it is {-apart[0]:.0f}% better with 50, and" in STUDY
 
 
+def compared(part, name, base, count=50, seeds=3):
+    """How a row differs from another, with its interval: of draws of conversations, and of groups."""
+    (own, tokens), (theirs, _) = (losses(PARTS[part], count, variant) for variant in (name, base))
+    assert len(own) == len(theirs) == seeds
+    return [difference(own, theirs, tokens, groups) for groups in (None, speaker_groups(50))]
+
+
 def beside_exact(name, count, seeds):
     """How a row differs from `exact` (interval of conversations), and how both intervals are said."""
-    (own, tokens), (theirs, _) = (losses(PARTS["phase1"], count, variant) for variant in (name, "exact"))
-    assert len(own) == len(theirs) == seeds
-    (change, low, high), (_, least, most) = (
-        difference(own, theirs, tokens, groups) for groups in (None, speaker_groups(50))
-    )
+    (change, low, high), (_, least, most) = compared("phase1", name, "exact", count, seeds)
     assert (low < 0 < high) == (least < 0 < most)
     return change, low, high, f"({low:.1f}% to {high:.1f}%; by groups of speakers {least:.1f}% to {most:.1f}%"
 
@@ -387,10 +390,8 @@ def test_what_earlier_contexts_add_to_exact_is_what_was_measured():
 def test_what_other_blocks_gain_is_what_was_measured():
     page = " ".join(DETAILS[DETAILS.index("(`phase1`)") : DETAILS.index("(`levers`)")].split())
 
-    def compared(name, base, count=50, seeds=3):
-        (own, tokens), (theirs, _) = (losses(PARTS["phase1"], count, variant) for variant in (name, base))
-        assert len(own) == len(theirs) == seeds
-        return difference(own, theirs, tokens)
+    def changed(*names_and_size):
+        return compared("phase1", *names_and_size)[0]
 
     own, base, both = (
         losses(PARTS["phase1"], 50, name)[0] for name in ("predictive", "OACD", "predictive and OACD")
@@ -405,28 +406,28 @@ def test_what_other_blocks_gain_is_what_was_measured():
     change, low, high = (-x for x in difference(losses(PARTS["phase1"], 50, "untrained")[0], base, tokens))
     assert f"is {change:.1f}% lower ({high:.1f}% to {low:.1f}%)" in page
     assert high > 0
-    change, low, high = (f"{-percent:.1f}%" for percent in compared("predictive", "gated, untrained"))
+    change, low, high = (f"{-percent:.1f}%" for percent in changed("predictive", "gated, untrained"))
     assert f"{change} lower than with the same block untrained ({high} to {low})" in page
     gained = change
     for name, base, said in (
         ("random init, OACD", "random init, untrained", "lowers the test perplexity by {} ({} to {})"),
         ("untrained", "random init, OACD", "it is another {} lower ({} to {})"),
     ):
-        change, low, high = (f"{-percent:.1f}%" for percent in compared(name, base))
+        change, low, high = (f"{-percent:.1f}%" for percent in changed(name, base))
         assert said.format(change, high, low) in page
     for count, seeds, said in (
         (10, 3, "by {} with 10 conversations ({} to {})"),
         (200, 1, "and {} with 200 ({} to {}; one seed)"),
     ):
-        change, low, high = (f"{-percent:.1f}%" for percent in compared("predictive", "OACD", count, seeds))
+        change, low, high = (f"{-percent:.1f}%" for percent in changed("predictive", "OACD", count, seeds))
         assert said.format(change, high, low) in page
-    change, low, high = (f"{percent:.1f}%" for percent in compared("predictive and OACD", "predictive"))
+    change, low, high = (f"{percent:.1f}%" for percent in changed("predictive and OACD", "predictive"))
     _, least, most = difference(both, own, tokens, groups)
     apart = f"by groups of speakers {least:.1f}% to {most:.1f}%"
     assert f"test perplexity is {change} higher ({low} to {high}; {apart})" in page
     more = []
     for base in ("gated, untrained", "predictive", "OACD"):
-        more += [f"{percent:.1f}%" for percent in compared("autoencoding", base)]
+        more += [f"{percent:.1f}%" for percent in changed("autoencoding", base)]
     assert "untrained block is not resolved (test perplexity {} higher; {} to {})".format(*more[:3]) in page
     assert "{} higher than that of the predictive block ({} to {})".format(*more[3:6]) in page
     assert "{} higher than that of `OACD` ({} to {})".format(*more[6:]) in page
@@ -550,32 +551,24 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
 
 
 def test_what_the_last_32_tokens_are_worth_is_what_was_measured():
-    tokens, groups = intervals.test_tokens(50), speaker_groups(50)
-
-    def compared(base, count, by=None):
-        own, theirs = (losses(PARTS["fair"], count, name)[0] for name in ("last 32 tokens", base))
-        assert len(own) == len(theirs) == 3
-        return difference(own, theirs, tokens, by)
-
-    slots, contexts = "tokens at the same slots", "contexts"
-    change, low, high = compared(slots, 10)
+    last, slots = "last 32 tokens", "tokens at the same slots"
+    (change, low, high), _ = compared("fair", last, slots, 10)
     assert low < 0 < high
     found = f"({change:.1f}% higher; {-low:.1f}% lower to {high:.1f}% higher)"
     assert f"is not resolved with 10 {found}" in PAGES["study"]
-    change, low, high = compared(slots, 50)
-    assert high < 0 < compared(slots, 50, groups)[2]
+    (change, low, high), by_groups = compared("fair", last, slots)
+    assert high < 0 < by_groups[2]
     said = f"With 50 the last 32 are {-change:.1f}% better ({-high:.1f}% to {-low:.1f}%), which groups of"
     assert said in PAGES["study"]
-    (change, low, high), (_, most, least) = compared(contexts, 10), compared(contexts, 10, groups)
+    (change, low, high), (_, most, least) = compared("fair", last, "contexts", 10)
     assert max(high, least) < 0
     found = f"({-high:.1f}% to {-low:.1f}%; by groups of speakers {-least:.1f}% to {-most:.1f}%)"
     assert f"the last 32 tokens are better by {-change:.1f}% with 10 {found}" in PAGES["study"]
-    change, low, high = compared(contexts, 50)
+    (change, low, high), _ = compared("fair", last, "contexts")
     assert low < 0 < high
     found = f"({change:.1f}% higher; {-low:.1f}% lower to {high:.1f}% higher)"
     assert f"With 50 that is not resolved {found}" in PAGES["study"]
-    own, theirs = (losses(PARTS["fair"], 10, name)[0] for name in ("contexts", "last 32 tokens"))
-    worse = f"{difference(own, theirs, tokens)[0]:.1f}% worse"
+    worse = f"{compared('fair', 'contexts', last, 10)[0][0]:.1f}% worse"
     assert f"the last 32 tokens themselves: {worse} with 10, not resolved with 50" in PAGES["study"]
 
 

@@ -5,7 +5,6 @@ import sys
 from importlib import import_module
 from statistics import mean, stdev
 
-import numpy as np
 import pytest
 import torch
 from conftest import TOP
@@ -84,22 +83,21 @@ def test_its_results_are_those_of_the_study(name):
 
 
 def test_what_stands_in_the_place_of_contexts_has_the_perplexities_of_the_study():
-    entries = read_sweep(TOP / "notebooks/study/results/fair/sweep.json")["cells"]
+    results = read_sweep(TOP / "notebooks/study/results/fair/sweep.json")
+    found = {(row["variant"], row["samples"]): row["test_ppl"] for row in results["rows"]}
     for name in INSTEAD:
         (line,) = [line for line in README.splitlines() if line.startswith(f"| {name} |")]
         cells = []
         for count in (10, 50, 100, 200, 500):
-            own, contexts = (
-                [each for each in entries if (each["variant"], each["samples"]) == (row, count)]
-                for row in (name, "contexts")
+            if (name, count) not in found:
+                cells.append("–")
+                continue
+            assert len(found[name, count]) == (1 if count == 500 else 3)
+            (own, tokens), (contexts, _) = (
+                intervals.losses(results, count, row) for row in (name, "contexts")
             )
-            assert len(own) in (0, 1 if count == 500 else 3)
-            losses = [np.array([each["test_conversations"] for each in runs]) for runs in (own, contexts)]
-            cell = f"{mean(each['test_ppl'] for each in own):,.1f}" if own else "–"
-            if own and name != "contexts":
-                _, low, high = intervals.difference(*losses, intervals.test_tokens(50))
-                cell += " ≈" if low < 0 < high else ""
-            cells.append(cell)
+            _, low, high = intervals.difference(own, contexts, tokens)
+            cells.append(f"{mean(found[name, count]):,.1f}{' ≈' * (low < 0 < high)}")
         assert line.strip("| ").split(" | ")[1:] == cells
 
 

@@ -98,11 +98,11 @@ def test_a_cpu_reads_caches_from_their_files():
 def test_reading_ahead_gives_the_same_batches_and_passes_an_error_on():
     plain, model = tiny_stream(50), tiny_model()
     order = torch.randperm(50)
-    shard = lambda rows: slice(1, rows)  # noqa: E731
-    ahead = list(ReadAhead(**plain.tensors()).batches(order, 7, model, shard))
-    assert [len(batch) for batch in ahead] == [6] * 7 + [0]
-    for one, other in zip(plain.batches(order, 7, model, shard), ahead, strict=True):
-        for name in ("tokens", "window", "present", "targets"):
-            assert torch.equal(getattr(one, name), getattr(other, name))
+    for shard, sizes in ((), [7] * 7 + [1]), ((lambda rows: slice(1, rows),), [6] * 7 + [0]):
+        ahead = list(ReadAhead(**plain.tensors()).batches(order, 7, model, *shard))
+        assert [len(batch) for batch in ahead] == sizes
+        for one, other in zip(plain.batches(order, 7, model, *shard), ahead, strict=True):
+            for name in ("tokens", "window", "present", "targets"):
+                assert torch.equal(getattr(one, name), getattr(other, name))
     with pytest.raises(IndexError):
         list(ReadAhead(**plain.tensors()).batches(order + 50, 7, model))

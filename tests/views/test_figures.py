@@ -202,8 +202,9 @@ def test_spectrum_sizes_and_passes_show_their_numbers():
     assert (len(even.get_xdata()), alike.get_ydata()[0]) == (7, 12.5)
     (ax,) = pictures.cache_sizes({"here": {"total": 2.0}, "published": {"total": 8.0}}).axes
     assert [bar.get_width() for bar in ax.patches] == [2.0, 8.0]
-    (ax,) = pictures.pass_curve([0.5, 0.2, 0.1]).axes
-    assert line(ax, "published passes (3): 0.1").get_xydata().tolist() == [[3, 0.1]]
+    for errors in ([0.5, 0.2, 0.1, 0.01], [0.5, 0.2, 0.1]):
+        (ax,) = pictures.pass_curve(errors).axes
+        assert line(ax, "published passes (3): 0.1").get_xydata().tolist() == [[3, 0.1]]
 
 
 @pytest.mark.parametrize(("last", "most"), [(0.02, 6), (1e-9, 12)])
