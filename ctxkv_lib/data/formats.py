@@ -52,6 +52,8 @@ def read_rows(path: Path, columns: str | None = None) -> Iterator[Row]:
     """
     kind, place = kind_of(path), None
     forms = (tuple(name.strip() for name in columns.split(",")),) if columns else FORMS
+    if columns:
+        _refuse_twice("data.columns", list(forms[0]))
     for place, value in READERS[kind](path):
         header = "line 1" if READERS[kind] is _table else place
         fields = _fields_of(f"{path}, {header}", value, forms)
@@ -78,12 +80,14 @@ def _lines(path: Path) -> Iterator[str]:
     with opened(path) as file:
         for number, raw in enumerate(file, start=1):
             try:
-                yield raw.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
+                line = raw.decode("utf-8-sig")
+                if "\0" in line:
+                    raise ValueError("zero bytes, as in UTF-16")
+            except ValueError as error:
                 raise UserError(
-                    f"{path}, line {number} is not UTF-8 ({error.reason} at byte {error.start}); "
-                    "save it as UTF-8."
+                    f"{path}, line {number} is not text in UTF-8 ({error}); save it as UTF-8."
                 ) from None
+            yield line
 
 
 def _parsed(path: Path, text: str, place: str = "") -> Any:

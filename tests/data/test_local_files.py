@@ -161,7 +161,7 @@ def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
         (b'{"prompt": 0, "completion": "a"}', "line 2: its fields must be texts"),
         (b'{"messages": []}', "line 2 is an empty conversation"),
         (b'{"messages": [{"role": "user", "content": " \\n"}]}', "line 2 is an empty conversation"),
-        (b'{"messages": [{"role": "user", "content": "\xff"}]}', "line 2 is not UTF-8"),
+        (b'{"messages": [{"role": "user", "content": "\xff"}]}', "line 2 is not text in UTF-8"),
         (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "line 2 holds half of a surrogate pair"),
     ],
 )
@@ -193,6 +193,7 @@ def test_bad_line_is_named(tmp_path, line, sentence):
         ("bytes.parquet", _parquet(text=_no_utf8()), " cannot be read as Parquet"),
         ("twice.parquet", _parquet(("text", "text"), text=["a"], more=["b"]), " has the column text twice"),
         ("blank.txt", b"\n\n", " is blank"),
+        ("wide.txt", "hello".encode("utf-16-le"), ", line 1 is not text in UTF-8 .*; save it as UTF-8"),
         ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
         ("Case.csv", b"ID,Prompt,Completion\n1,a,b\n", r", line 1 .* Did you mean prompt, completion\?"),
         ("above.csv", b"\ntext\na\n", ", line 1 is blank; write the names of the columns"),
@@ -225,6 +226,8 @@ def test_columns_that_are_not_there_are_refused(tmp_path):
     said = r"line 1 has the fields Question, text; allowed: question and reply, .* Did you mean question\?"
     with pytest.raises(UserError, match=said):
         read_conversations(tmp_path / "a.csv", "question,reply")
+    with pytest.raises(UserError, match="^data.columns has the column text twice; rename or delete one"):
+        read_conversations(tmp_path / "a.csv", "text, text")
     (tmp_path / "b.jsonl").write_text(json.dumps({"system": "be nice", "messages": CHAT}))
     with pytest.raises(UserError, match="its fields must be texts, or a single one a list of messages"):
         read_conversations(tmp_path / "b.jsonl", "system,messages")
