@@ -146,6 +146,8 @@ def test_repository_and_version_are_written_by_one_command_which_has_nothing_lef
     assert 'Repository = "https://github.com/someone/something"' in after[Path("pyproject.toml")]
     assert "\nversion: 7.8.9\n" in after[Path("CITATION.cff")]
     assert "rato-tokyo/new-llm" in after[Path("CITATION.cff")]
+    for page in ("README.md", "docs/start.md"):
+        assert "git clone https://github.com/someone/something && cd something\n" in after[Path(page)]
     for path in (path for path in after if path.suffix == ".ipynb"):
         assert 'REPOSITORY = \\"someone/something\\"' in after[path]
         assert 'VERSION = \\"v7.8.9\\"' in after[path]
