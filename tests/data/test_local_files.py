@@ -226,7 +226,7 @@ def test_columns_that_are_not_there_are_refused(tmp_path):
     said = r"line 1 has the fields Question, text; allowed: question and reply, .* Did you mean question\?"
     with pytest.raises(UserError, match=said):
         read_conversations(tmp_path / "a.csv", "question,reply")
-    with pytest.raises(UserError, match="^data.columns has the column text twice; rename or delete one"):
+    with pytest.raises(UserError, match=r"^data\.columns has the column text twice; rename or delete one"):
         read_conversations(tmp_path / "a.csv", "text, text")
     (tmp_path / "b.jsonl").write_text(json.dumps({"system": "be nice", "messages": CHAT}))
     with pytest.raises(UserError, match="its fields must be texts, or a single one a list of messages"):
