@@ -48,12 +48,12 @@ def run_stages(work: Work) -> tuple[SummaryPart, SummaryPart]:
     folder = work.folder
     phase1, caches = contexts_of(work)
     phase2 = _attention(work, phase1, caches)
+    forget(folder.phase2_checkpoint)
     with stage("Saving the model"):
         key = work.model_key(phase2)
         if not folder.finished("model", key):
             folder.finish("model", key, ranks.on_rank_0(lambda: _write_model(work)))
     folder.keep_metrics(phase1, phase2)
-    forget(folder.phase2_checkpoint)
     return context_summary(phase1, caches), {**phase2.result, "epochs": phase2.metrics}
 
 

@@ -77,6 +77,13 @@ def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tm
     laboratory.check_run(tmp_path / "run")
 
 
+def test_saved_states_do_not_take_the_room_of_the_model(laboratory):
+    out = laboratory.root / "killed"  # beside the reference, so that it renames the same
+    assert laboratory.run_with(out, laboratory.after("model") - 1, die).code == -9
+    assert (out / "checkpoint/attention.safetensors").is_file()
+    assert not [*out.glob("checkpoint/phase*")]
+
+
 def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, copy):
     """Made from one text, overwritten from another but not recorded, then the first text again."""
     write_conversations(laboratory.data, 16, seed=1)
