@@ -90,13 +90,13 @@ def singular_values(contexts: Tensor) -> Tensor:
 
 @torch.no_grad()
 def untrained_contexts(model: ContextKV, cache: StreamCache, shape: ModelConfig, passes: int) -> Tensor:
-    """Compute contexts with an untrained ContextBlock: `[n, context_dim]` of a stream after some passes."""
+    """Compute a stream's contexts by passes of an untrained ContextBlock: float32 `[n, context_dim]`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         block = ContextBlock(shape.context_dim, shape.hidden_size).to(model.device)
     embeddings, tokens = distinct_rows(model, cache.ids[:-1])
     inputs = project_inputs(block, embeddings)
-    contexts = torch.zeros_like(cache.contexts)
+    contexts = torch.zeros_like(cache.contexts, dtype=torch.float32)  # those of training may be bf16
     for _ in range(passes):
         parallel_pass(block, inputs, tokens, contexts)
     return contexts[1:]

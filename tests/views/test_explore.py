@@ -20,6 +20,9 @@ def test_passes_come_closer_to_the_exact_contexts_and_untrained_ones_leave_the_r
     contexts = explore.untrained_contexts(trained.model, cache, trained.run.config.model, passes=2)
     assert (contexts - cache.contexts[1:]).abs().max() > 0.1  # which are those of the trained block
     assert torch.equal(torch.get_rng_state(), before)
+    in_bf16 = replace(cache, contexts=cache.contexts.bfloat16())  # as those of training may be
+    same = explore.untrained_contexts(trained.model, in_bf16, trained.run.config.model, passes=2)
+    assert torch.equal(same, contexts)
 
 
 def test_attention_by_slot_averages_full_windows_only_and_needs_one(trained):
