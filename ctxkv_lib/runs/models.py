@@ -198,9 +198,20 @@ def _try_optimizer(model: ContextKV, config: ExperimentConfig) -> None:
 def _from_zeros(model: ContextKV, contexts: Tensor, embeddings: Tensor) -> Any:
     """Return the block's first contexts, after a check of what its init would be given."""
     block: Any = model.context_block
-    if init := getattr(block, "init_weights", None):
-        inspect.signature(init).bind("embeddings", "tokens", "config")
+    _check_init(block)
     return block(contexts, project_inputs(block, embeddings))
+
+
+def _check_init(part: Any) -> None:
+    """Refuse a block or mixer, a UserError, whose `init_weights` does not take what it is given."""
+    try:
+        if init := getattr(part, "init_weights", None):
+            inspect.signature(init).bind("embeddings", "tokens", "config")
+    except TypeError:
+        name = type(part).__name__
+        raise UserError(
+            f"{name}.init_weights must take (embeddings, tokens, config); change it, or rename it."
+        ) from None
 
 
 def _attended(model: ContextKV, embeddings: Tensor, slots: Tensor, present: Tensor) -> Any:
@@ -218,6 +229,7 @@ def _attended(model: ContextKV, embeddings: Tensor, slots: Tensor, present: Tens
 
 def _without_reading_ahead(mixer: nn.Module, rows: Tensor, start: int) -> Any:
     """Return what a mixer makes of rows `[r, length, hidden_size]` from column `start` on."""
+    _check_init(mixer)
     torch.manual_seed(0)
     found = mixer(rows, start)
     is_exact = not torch.is_autocast_enabled("cuda")  # bf16 rounds more than is allowed below

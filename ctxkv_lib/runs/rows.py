@@ -9,7 +9,8 @@ class has `Settings`), all of which Phase 2 trains. It is called as `mixer(embed
   not depend on later columns.
 
 Its attribute `history`, 0 by default, is the largest number of tokens before a position that it reads in
-training; `evaluation_history`, by default the same, is that number in evaluation.
+training; `evaluation_history`, by default the same, is that number in evaluation. Its `init_weights`, if it
+has one, is called before Phase 2 as that of a block before Phase 1 (see `ContextBlock.init_weights`).
 """
 
 from collections.abc import Callable, Iterator

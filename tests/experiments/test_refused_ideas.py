@@ -61,6 +61,11 @@ class OwnInit(GatedBlock):
         self.gate.weight.data.zero_()
 
 
+class OwnInitOfMixer(PreviousToken):
+    def init_weights(self):
+        raise AssertionError
+
+
 class Running(NearestTwo):
     def __init__(self, config):
         super().__init__(config)
@@ -228,7 +233,10 @@ class CopiesLater(Copies):
             r"Normalised returned NaN or infinity; the first contexts of a stream are",
         ),
         ("block", BadlyMade, r"The model cannot be built with .*BadlyMade: .* has no attribute 'missing'"),
-        ("block", OwnInit, r"OwnInit fails on 2 positions: TypeError: too many positional arguments"),
+        *(
+            (hook, part, rf"{part.__name__}\.init_weights must take \(embeddings, tokens, config\)")
+            for hook, part in (("block", OwnInit), ("mixer", OwnInitOfMixer))
+        ),
         (
             "attention",
             Running,
