@@ -203,11 +203,11 @@ class WindowExplorer(widgets.VBox):
         self.near.observe(self._on_token, names="value")
 
 
-def explore_window(run: Run | Trained, position: int, split: str = "val") -> WindowExplorer:
+def explore_window(run: Run | Path | str | Trained, position: int, split: str = "val") -> WindowExplorer:
     """Show which positions a position attends and how strongly, with the tokens as text.
 
     Args:
-        run: a finished run, or `explore.open_run` of it.
+        run: a finished run or its folder, or `explore.open_run` of it.
         position: a token of the stream, from 0.
         split: "val" or "train".
 
@@ -216,7 +216,7 @@ def explore_window(run: Run | Trained, position: int, split: str = "val") -> Win
     """
     if split not in SPLITS:
         raise UserError(f"split is {split!r}; allowed: {', '.join(SPLITS)}.")
-    return WindowExplorer(open_run(run) if isinstance(run, Run) else run, position, split)
+    return WindowExplorer(run if isinstance(run, Trained) else open_run(run), position, split)
 
 
 def _button_texts(pieces: Sequence[str]) -> list[str]:

@@ -149,7 +149,8 @@ def test_it_follows_position_and_stream(trained, window):
     window.position.value = longest
     window.split.value = "val"
     assert window.position.value == window.position.max == len(trained.caches["val"]) - 1
-    assert plots.explore_window(trained.run, position=9, split="train").figure.axes  # a finished run
+    for run in (trained.run, str(trained.run.path)):
+        assert plots.explore_window(run, position=9, split="train").figure.axes
 
 
 def test_it_says_what_zero_slots_take_and_its_text_opens_at_the_position_itself(window):
