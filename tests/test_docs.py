@@ -7,6 +7,8 @@ import pytest
 from conftest import TOP, write_conversations
 
 from ctxkv_lib.cli import main
+from ctxkv_lib.experiments import write_comparison
+from ctxkv_lib.files import read_json
 from ctxkv_lib.report.document import write_report
 from ctxkv_lib.report.terminal import format_runs
 from ctxkv_lib.runs.run_folder import load_run
@@ -63,6 +65,13 @@ def test_every_field_of_a_summary_is_explained_and_none_that_is_gone(measured):
     containers = {path[:n] for path in paths(measured.summary) for n in range(1, len(path) + 1)}
     gone = [row for row in rows if not any(matches(row, path) for path in containers)]
     assert [row for row in gone if not row.startswith(OPTIONAL)] == []
+
+
+def test_every_field_of_a_comparison_is_explained_and_none_that_is_gone(two_runs, tmp_path):
+    write_comparison([load_run(path) for path in two_runs], tmp_path / "both")
+    found = read_json(tmp_path / "both" / "comparison.json")
+    names = {".".join(path) for path in paths({**found, "runs": []})}
+    assert {*code(first_cells(section(FIELDS, "`comparison.json`")))} == names
 
 
 def test_every_field_of_an_evaluation_is_explained_and_none_that_is_gone(measured, tmp_path):

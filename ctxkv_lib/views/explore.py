@@ -159,7 +159,7 @@ def open_run(run: Run | Path | str) -> Trained:
 
 @torch.no_grad()
 def attention_by_slot(trained: Trained, most: int = 2000) -> Tensor:
-    """Average attention weights `[num_heads, max_contexts]` over validation positions with a full window.
+    """Average attention weights `[num_heads, slots]` over validation positions with a full window.
 
     Args:
         most: so many positions at most, evenly spread.
