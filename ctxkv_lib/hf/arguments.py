@@ -54,6 +54,9 @@ def columns_read(
         allowed = f"{held}, as many as the cache has read; a mask of the new columns alone will do"
         require(kept == held, "the number of earlier tokens that attention_mask keeps", kept, allowed)
     if position_ids is not None:
+        shape = tuple(position_ids.shape)
+        fits = 0 < len(shape) < 3 and shape[-1] >= length and shape[:-1] in ((), (1,), (batch,))
+        require(fits, "position_ids.shape", shape, f"({batch}, {length} or more)")
         found, expected = position_ids[..., -length:], cache.lengths[:, None] + read.cumsum(dim=1) - 1
         wrong = found.expand_as(read)[read & (found != expected)][:1].tolist()
         require(not wrong, "a position id", wrong, "one more each token; packed texts must be separate rows")

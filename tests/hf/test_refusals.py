@@ -36,6 +36,10 @@ def hidden(*columns):
 REFUSED = {
     "packed": (lambda m: m(**packed()), "a position id is .*packed texts must be separate rows"),
     "skipped": (lambda m: m(ONE, position_ids=torch.arange(6)[None] + 1), "a position id is"),
+    "short": (
+        lambda m: m(ONE, position_ids=torch.arange(5)[None]),
+        r"position_ids.shape is \(1, 5\); allowed",
+    ),
     "again": (lambda m: m(ONE, position_ids=torch.arange(6)[None], **read(m)), "a position id is"),
     "generate_at": (lambda m: m.generate(ONE, position_ids=torch.arange(6)[None] + 1, **GREEDY), "position"),
     "typo": (lambda m: m(ONE, attentoin_mask=torch.ones(1, 6)), "argument of forward is 'attentoin_mask'"),
