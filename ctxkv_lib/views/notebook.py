@@ -101,8 +101,9 @@ def kept_on_drive(*folders: Path, listener: Listener = lambda _: None) -> Iterat
             run(config, folder, listener)
 
     Yields:
-        `listener`, which now also saves: after every stage, and within one as often as `SAVE_SECONDS` and
-        `SAVE_SHARE` allow. Nothing but `listener` itself unless `$CTXKV_DRIVE` names a folder.
+        `listener`, which now also saves: with the first metric of every stage, and with later ones as often
+        as `SAVE_SECONDS` and `SAVE_SHARE` allow. Nothing but `listener` itself unless `$CTXKV_DRIVE` names a
+        folder.
 
     Raises:
         UserError: an archive cannot be restored. One that cannot be written is one line of text.
