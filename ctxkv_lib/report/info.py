@@ -78,7 +78,7 @@ def describe(
 
 def slots_in_words(window: Window, model: ModelConfig) -> str:
     """Describe how many contexts a position sees, and where they lie."""
-    if window.offsets == Window(model).offsets:
+    if window.offsets == Window(model).offsets and model.interval > 1:
         return f"{len(window)} contexts, {model.interval} tokens apart: {model.context_window} tokens"
     return f"{len(window)} contexts, 0 to {window.offsets[-1]} tokens back"
 

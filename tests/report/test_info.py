@@ -20,14 +20,15 @@ def test_the_cache_is_as_large_as_info_says(recipe, anchor):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "words"),
+    ("recipe", "interval", "words"),
     [
-        ("published", "32 contexts, 20 tokens apart: 640 tokens"),
-        ("tuned", "32 contexts, 0 to 620 tokens back"),
+        ("published", 20, "32 contexts, 20 tokens apart: 640 tokens"),
+        ("published", 1, "32 contexts, 0 to 31 tokens back"),
+        ("tuned", 20, "32 contexts, 0 to 620 tokens back"),
     ],
 )
-def test_slots_are_described_by_where_they_lie(recipe, words):
-    config = build_config("colab", recipe)
+def test_slots_are_described_by_where_they_lie(recipe, interval, words):
+    config = build_config("colab", recipe, settings={"model.interval": interval})
     assert slots_in_words(shapes(config)[1], config.model) == words
 
 
