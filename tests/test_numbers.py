@@ -71,8 +71,6 @@ SAID = [
     ("study", "rate* (in `levers`): {:.0f}% worse", "levers", 50, "batch 512, rate 0.001", "tuned", VAL),
     ("study", "are {:.0f}% better than `tuned`", "levers", 50, "constant rate", "tuned", VAL),
     ("study", "are {:.0f}% better than `tuned`", "levers", 50, "attention dropout alone", "tuned", VAL),
-    ("notebook", "on the test {:.1f}% to 3%", "baselines", 50, "contexts", "last 32 tokens", TEST),
-    ("notebook", "to {:.0f}% better than the last 32", "baselines", 200, "contexts", "last 32 tokens", TEST),
     ("study", "On the test, contexts are {:.1f}% and", "baselines", 50, "contexts", "last 32 tokens", TEST),
     ("study", "and {:.1f}% lower, in each pair", "baselines", 200, "contexts", "last 32 tokens", TEST),
     ("study", "the test is {:.1f}% lower with 50 (in each", "baselines", 50, END_TO_END, "contexts", TEST),
@@ -509,92 +507,56 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     assert (
         f"{said} conversations, it is {-apart[0]:.1f}% better ({-apart[2]:.1f}% to {-apart[1]:.1f}%)" in page
     )
-    for name, said in (("tokens at the same slots", "the tokens at the same slots"), ("no contexts", "none")):
-        own, _ = losses(PARTS["fair"], 50, name)
-        assert len(own) == 3
-        change, low, high = (-x for x in difference(theirs, own, tokens))
-        groups = difference(theirs, own, tokens, speaker_groups(50))
-        found = f"{change:.1f}% lower ({high:.1f}% to {low:.1f}%; by groups of speakers {-groups[2]:.1f}% to"
-        assert f"**Contexts are better than {said}**: test perplexity is {found} {-groups[1]:.1f}%)" in page
-    names = ("contexts", "GRU", "no contexts", "tokens at the same slots")
-    cells = {name: PARTS["fair"]["variants"][name]["settings"] for name in names}
-    contexts, gru, none, own = (losses(PARTS["fair"], 10, name)[0] for name in names)
-    assert {len(each) for each in (contexts, gru, none, own)} == {3}
-    better = difference(own, contexts, tokens)
-    groups = difference(own, contexts, tokens, speaker_groups(50))
-    said = (
-        "**With 10 the tokens are better**, by {:.1f}% ({:.1f}% to {:.1f}%; by groups of speakers {:.1f}% to"
-    )
-    assert said.format(*(-better[place] for place in (0, 2, 1)), -groups[2]) in page
-    assert f"{-groups[1]:.1f}%), and better than the GRU" in page
-    said = "and better than the GRU, by {:.1f}% ({:.1f}% to {:.1f}%)"
-    assert said.format(*(-difference(own, gru, tokens)[place] for place in (0, 2, 1))) in page
-    said = "With 10 it is not resolved ({:.1f}% lower; {:.1f}% higher to {:.1f}% lower)"
-    lower, most, least = difference(none, contexts, tokens)
-    assert said.format(lower, -most, least) in page
     decays = {
-        name: cells[name]["phase2.weight_decay"] for name in names if "phase2.weight_decay" in cells[name]
+        name: row["settings"].get("phase2.weight_decay") for name, row in PARTS["fair"]["variants"].items()
     }
-    assert decays == {"no contexts": 4.0, "tokens at the same slots": 4.0}
-    assert "gave the tokens twice the weight decay (4) of contexts and the GRU" in page
-    own, _ = losses(PARTS["fair"], 50, names[-1])
-    lower = -difference(theirs, own, tokens)[0]
-    assert f"better by {lower:.1f}% with 50 (not resolved by groups of speakers)" in PAGES["study"]
-    worse, _, _ = difference(*(losses(PARTS["fair"], 10, name)[0] for name in (names[0], names[-1])), tokens)
-    assert f"Compared with the tokens at the same slots: {worse:.1f}% worse with 10" in PAGES["study"]
-    (theirs, _), (own, _) = (losses(PARTS["fair"], 100, name) for name in (names[0], names[-1]))
-    assert len(own) == len(theirs) == 3
-    lower, most, least = (-x for x in difference(theirs, own, tokens))
-    found = f"({lower:.1f}% lower; {-least:.1f}% higher to {most:.1f}% lower)"
-    assert f"With 100 it is not resolved {found}" in page
-    assert least < 0 < most
+    assert decays["tokens at the same slots"] == decays["last 32 tokens"] == 4
+    assert decays["contexts"] is decays["GRU"] is None  # the recipe's, 2
+    assert "gave both rows of tokens twice the weight decay (4) of contexts and the GRU" in page
 
 
-def test_what_the_last_32_tokens_are_worth_is_what_was_measured():
-    last, slots = "last 32 tokens", "tokens at the same slots"
-    (change, low, high), _ = compared("fair", last, slots, 10)
-    assert low < 0 < high
-    found = f"({change:.1f}% higher; {-low:.1f}% lower to {high:.1f}% higher)"
-    assert f"is not resolved with 10 {found}" in PAGES["study"]
-    (change, low, high), by_groups = compared("fair", last, slots)
-    assert high < 0 < by_groups[2]
-    said = f"With 50 the last 32 are {-change:.1f}% better ({-high:.1f}% to {-low:.1f}%), which groups of"
-    assert said in PAGES["study"]
-    (change, low, high), (_, most, least) = compared("fair", last, "contexts", 10)
-    assert max(high, least) < 0
-    found = f"({-high:.1f}% to {-low:.1f}%; by groups of speakers {-least:.1f}% to {-most:.1f}%)"
-    assert f"the last 32 tokens are better by {-change:.1f}% with 10 {found}" in PAGES["study"]
-    (change, low, high), _ = compared("fair", last, "contexts")
-    assert low < 0 < high
-    found = f"({change:.1f}% higher; {-low:.1f}% lower to {high:.1f}% higher)"
-    assert f"With 50 that is not resolved {found}" in PAGES["study"]
-    worse = f"{compared('fair', 'contexts', last, 10)[0][0]:.1f}% worse"
-    assert f"the last 32 tokens themselves: {worse} with 10, not resolved with 50" in PAGES["study"]
-
-
-def test_what_contexts_gain_with_more_text_is_what_was_measured():
-    tokens, found = intervals.test_tokens(50), {}
-    for count in (50, 100, 200):
-        own, none = (losses(PARTS["fair"], count, name)[0] for name in ("contexts", "no contexts"))
-        assert len(own) == len(none) == 3
-        found[count] = [-x for x in difference(own, none, tokens)]
-    gains = [gain for gain, _, _ in found.values()]
-    assert (
-        "Better than none: {:.1f}% with 50, {:.1f}% with 100 and {:.1f}% with 200".format(*gains)
-        in PAGES["study"]
-    )
-    for count in (100, 200):
-        gain, high, low = found[count]
-        assert f"{gain:.1f}% with {count} ({low:.1f}% to {high:.1f}%)" in PAGES["study"]
-    own, theirs = (losses(PARTS["fair"], 200, name)[0] for name in ("contexts", "tokens at the same slots"))
-    assert len(own) == len(theirs) == 3
-    (gain, high, low), (_, most, least) = (
-        [-x for x in difference(own, theirs, tokens, groups)] for groups in (None, speaker_groups(50))
-    )
-    assert low > 0 < least
-    apart = f"by groups of speakers {least:.1f}% to {most:.1f}%"
-    assert f"With 200 contexts are {gain:.1f}% better ({low:.1f}% to {high:.1f}%; {apart})" in PAGES["study"]
-    assert f"not resolved with 100, better by {gain:.1f}% with 200" in PAGES["study"]
+def test_contexts_beside_none_and_tokens_are_what_was_measured():
+    found, by_groups = (comparisons.fair_changes(comparisons.BESIDE_TOKENS, each) for each in (False, True))
+    none, slots, last, near = found
+    losses_of = comparisons.fair_losses()
+    for count in (10, 50, 100, 200):
+        assert {len(losses_of[count][name]) for pair in found for name in pair} == {3}
+    for pair, better, worse in (
+        (none, [50, 100, 200], []),
+        (slots, [50, 200], [10]),
+        (last, [], [10]),
+        (near, [50, 200], []),
+    ):
+        for drawn in (found, by_groups):
+            sizes = drawn[pair].items()
+            is_rough = drawn is by_groups and pair in (slots, near)  # which do not resolve those with 50
+            assert [n for n, (_, _, high) in sizes if high < 0] == better[is_rough:]
+            assert [n for n, (_, low, _) in sizes if low > 0] == worse
+    shown = {pair: {n: f"{abs(change):.1f}%" for n, (change, _, _) in found[pair].items()} for pair in found}
+    gains, of_slots, of_last, of_near = shown.values()
+    assert of_slots[10] == of_last[10]
+    assert of_slots[50] == of_slots[200]
+    for said in (
+        f"Better than none: {gains[50]} with 50, {gains[100]} with 100 and {gains[200]} with 200, not",
+        f"and by more with more text: {gains[200]} with 200.",
+        f"the last 32 tokens themselves: {of_last[10]} worse with 10, not resolved with 50, 100 and 200.",
+        f"same slots: {of_slots[10]} worse with 10, better by {of_slots[50]} with 50 (not resolved by",
+        f"not resolved with 100, better by {of_slots[200]} with 200",
+        f"With 10 contexts are {of_last[10]} worse. With 50, 100 and 200 they are {of_last[50]},",
+        f"{of_last[50]}, {of_last[100]} and {of_last[200]} better, not resolved.",
+        f"contexts are better by {of_slots[50]} with 50 and 200",
+        f"With 10 contexts are {of_slots[10]} worse, and the tokens better than the GRU",
+        f"are better than those at the slots with 200 ({of_near[200]}), and with 50 ({of_near[50]}; not",
+    ):
+        assert said in PAGES["study"]
+    better = [
+        -x
+        for x in difference(
+            losses_of[10][comparisons.SLOTS], losses_of[10]["the GRU"], intervals.test_tokens(50)
+        )
+    ]
+    said = "and the tokens better than the GRU, by {0:.1f}% ({2:.1f}% to {1:.1f}%)"
+    assert said.format(*better) in PAGES["study"]
 
 
 def test_what_is_held_and_used_is_what_was_measured():
@@ -677,7 +639,7 @@ def test_what_contexts_as_keys_gain_is_what_was_measured():
 
 
 def test_contexts_beside_a_gru_are_what_was_measured():
-    found, by_groups = comparisons.gru_changes(), comparisons.gru_changes(by_groups=True)
+    found, by_groups = (comparisons.fair_changes(comparisons.BESIDE_THE_GRU, each) for each in (False, True))
     plain, copied, four, both, _, states = found.values()
     assert [*plain] == [10, 50, 100, 200, 500]
     assert [*four] == [*both] == [10, 100, 200, 500]
@@ -736,7 +698,7 @@ def test_contexts_beside_a_gru_are_what_was_measured():
 
 def test_what_contexts_gain_by_training_through_time_is_what_was_measured():
     of_contexts, of_gru, copied, states, four, both, last = comparisons.OF_GATED
-    found, by_groups = (comparisons.gru_changes(comparisons.OF_GATED, each) for each in (False, True))
+    found, by_groups = (comparisons.fair_changes(comparisons.OF_GATED, each) for each in (False, True))
     for pair in (of_contexts, copied, states, four):
         assert [*found[pair]] == [200]
         assert max(found[pair][200][2], by_groups[pair][200][2]) < 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import continuous_cache
 import numpy as np
-from intervals import Losses, difference, speaker_groups, test_tokens
+from intervals import Losses, difference, losses, speaker_groups, test_tokens
 from scaling import CACHED, COPIED, COUNTED, WITH_TABLE, read_lines, training_tokens
 
 Change = tuple[float, float, float]  # per cent, and its interval
@@ -20,6 +20,7 @@ OF_COPYING: tuple[Pair, ...] = (
     (COPIED, COUNTED),
     (COPIED, WITH_TABLE),
 )
+NONE, SLOTS, LAST = "no contexts", "tokens at the same slots", "last 32 tokens"
 WITH_TOKENS, WITH_STATES = "the GRU with four caches", "the GRU with a continuous cache"
 COPIES, COPIES_TOO = "contexts with copying", "contexts with copying and four caches"
 GATED, GATED_COPIES = "gated contexts", "gated contexts with copying"
@@ -39,6 +40,12 @@ OF_FAIR = {  # names of the runs of `fair`: variant, and kind of cache, as `cont
     GATED_TOO: ("gated, end to end", "copying and four caches"),
     GATED_STATES: ("gated, end to end", "continuous cache"),
 }
+BESIDE_TOKENS: tuple[Pair, ...] = (
+    ("contexts", NONE),
+    ("contexts", SLOTS),
+    ("contexts", LAST),
+    (LAST, SLOTS),
+)
 BESIDE_THE_GRU: tuple[Pair, ...] = (
     ("the GRU", "contexts"),
     (COPIES, "the GRU"),
@@ -78,16 +85,18 @@ def fair_losses() -> dict[int, dict[str, Losses]]:
         for name, (variant, kind) in OF_FAIR.items():
             if run["variant"] == variant and kind in run["rows"]:
                 found[run["samples"]][name].append(run["rows"][kind]["test_conversations"])
+    swept = continuous_cache.results("fair")
+    for row in swept["rows"]:
+        if row["variant"] in (NONE, SLOTS, LAST):
+            found[row["samples"]][row["variant"]] = losses(swept, row["samples"], row["variant"])[0]
     return {count: {name: np.array(own) for name, own in rows.items()} for count, rows in found.items()}
 
 
-def gru_changes(
-    pairs: Sequence[Pair] = BESIDE_THE_GRU, by_groups: bool = False
-) -> dict[Pair, dict[int, Change]]:
-    """Compare contexts and a GRU in `fair`, by pair and sample count.
+def fair_changes(pairs: Sequence[Pair], by_groups: bool = False) -> dict[Pair, dict[int, Change]]:
+    """Compare rows of `fair`, by pair and sample count.
 
     Args:
-        pairs: names in `OF_FAIR`.
+        pairs: names in `OF_FAIR`, or of rows without caches.
         by_groups: of draws of groups of speakers, not of conversations.
     """
     found, tokens = fair_losses(), test_tokens(50)
