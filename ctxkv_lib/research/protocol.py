@@ -48,10 +48,14 @@ class GridPoint:
 def points_around(
     base: ExperimentConfig, variants: Mapping[str, Settings], seeds: Sequence[int] | None = None
 ) -> list[GridPoint]:
-    """Make grid points of `{name: settings on top of base}` for each seed; None is the base's own seed."""
+    """Make grid points of `{name: settings on top of base}` for each seed; None is each one's own seed."""
+    if seeds is None:
+        return [GridPoint(name, base.replace(settings)) for name, settings in variants.items()]
+    for settings in variants.values():
+        once(settings, "runtime.seed", "seeds")
     return [
         GridPoint(name, base.replace({**settings, "runtime.seed": seed}))
-        for seed in dict.fromkeys(seeds or [base.runtime.seed])
+        for seed in dict.fromkeys(seeds)
         for name, settings in variants.items()
     ]
 

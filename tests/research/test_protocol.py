@@ -6,7 +6,8 @@ import pytest
 from conftest import local_experiment
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.research.protocol import asked_for, grid, grid_points, read_protocol
+from ctxkv_lib.research.protocol import asked_for, grid, grid_points, points_around, read_protocol
+from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.configure import configure
 
 
@@ -107,6 +108,13 @@ def test_a_name_that_a_protocol_has_twice_is_refused_and_a_byte_order_mark_is_no
     file.write_text('{"variants": {"a": {}, "a": {"recipe": "tuned"}}}')
     with pytest.raises(UserError, match=r"^\S*mine\.json has 'a' twice; rename or delete one"):
         read_protocol(file)
+
+
+def test_a_variant_around_a_base_keeps_a_seed_of_its_own():
+    base, variants = build_config("ci"), {"base": {}, "other": {"runtime.seed": 7}}
+    assert [point.config.runtime.seed for point in points_around(base, variants)] == [42, 7]
+    with pytest.raises(UserError, match=r"runtime\.seed and seeds are both given"):
+        points_around(base, variants, [1, 2])
 
 
 def test_settings_of_one_name_are_named_with_their_groups():
