@@ -156,12 +156,12 @@ def compare(
         UserError: as `run`; also if the largest sample count is not there, or `out` holds something else,
             before anything is computed.
     """
+    configs = sorted(configs, key=lambda config: config.data.samples)
     if len({config.data.samples for config in configs}) < 2:
         raise UserError(
             "compare needs at least two different sample counts, such as --samples 100 500; `ctxkv report` "
             "and `ctxkv sweep` show runs of one count side by side."
         )
-    configs = sorted(configs, key=lambda config: config.data.samples)
     out = expanded(out or comparison_folder(configs, root))
     _refuse_taken(out, configs)
     load_conversations(configs[-1].data, "train")

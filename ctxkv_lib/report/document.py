@@ -100,8 +100,13 @@ def compared(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> li
 
     Returns:
         rows of cells, header first: a name, a cell for each run and, for several, the change.
+
+    Raises:
+        UserError: as `write_report`.
     """
-    macros = words(language)
+    summaries, macros = [*summaries], words(language)
+    if not summaries:
+        raise UserError("There are no runs to compare; name at least one run.")
     runs = list(map(Column, run_labels(summaries, macros.unit), summaries))
     items = with_gain(runs, macros.change)
     rows = table_cells(macros.comparison("", items) + macros.ngrams(items))

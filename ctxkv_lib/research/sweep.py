@@ -61,6 +61,7 @@ def sweep(
         UserError: before anything is computed, if there are no points, `hours` is no number of 0 or more,
             there are fewer conversations than the largest run asks for, or `sweep.json` is damaged.
     """
+    points = [*points]
     if not points:
         raise UserError("A sweep of no grid points has no results; give at least one.")
     if hours is not None and not hours >= 0:

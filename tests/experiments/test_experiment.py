@@ -394,6 +394,6 @@ def test_a_comparison_overwrites_nothing_else(tiny_config, tmp_path, monkeypatch
 
 def test_compare_checks_the_largest_before_it_computes(tiny_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "run", None)
-    configs = [build_config("ci", samples=n, settings=tiny_settings) for n in (2, 800)]
+    configs = (build_config("ci", samples=n, settings=tiny_settings) for n in (2, 800))  # any iterable
     with pytest.raises(UserError, match="800"):
         compare(configs, tmp_path, tmp_path / "out")

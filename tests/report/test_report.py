@@ -309,6 +309,7 @@ def test_slots_follow_the_formula_at_positions_that_fit_the_window_and_the_strea
 def test_comparison_table_is_aligned(tmp_path):
     summaries = [run.summary for run in runs(tmp_path, 100, 500)]
     lines = comparison_table(summaries).splitlines()
+    assert comparison_table(iter(summaries)).splitlines() == lines
     assert len({len(line) for line in lines}) == 1
     assert lines[0].split() == ["100", "samples", "500", "samples", "change"]
     assert re.split(r" {2,}", lines[1]) == ["Val PPL", "366.4", "179.2", "51.1% lower"]
@@ -347,6 +348,8 @@ def test_unknown_language_and_no_runs_are_refused(tmp_path):
         write_report(runs(tmp_path, 500), "fr")
     with pytest.raises(UserError, match="no runs"):
         write_report([])
+    with pytest.raises(UserError, match="no runs"):
+        comparison_table([])
 
 
 def test_text_from_outside_is_no_markup(tmp_path):

@@ -166,7 +166,7 @@ def test_time_that_is_over_leaves_runs_for_the_next_call(points, tmp_path):
     left_over, in_use = (folder / ".sweep.md.1.part" for folder in (out, out / "below"))
     for file in (left_over, in_use):
         file.touch()
-    assert states(sweep(points(1, 2), str(tmp_path), str(out), hours=0)) == [("plain", "waiting")] * 2
+    assert states(sweep(iter(points(1, 2)), str(tmp_path), str(out), hours=0)) == [("plain", "waiting")] * 2
     assert "2 waiting." in (out / "sweep.md").read_text()
     assert (left_over.exists(), in_use.exists()) == (False, True)
     with only_process(out), pytest.raises(UserError, match="is in use by process"):
