@@ -43,6 +43,7 @@ from .views.axes import save
 
 
 @ended_calmly()
+@torch.random.fork_rng(devices=[])
 def run(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -73,6 +74,7 @@ def run(
 
 
 @ended_calmly()
+@torch.random.fork_rng(devices=[])
 def prepare(
     config: ExperimentConfig,
     out: Path | str | None = None,

@@ -221,7 +221,9 @@ def test_a_run_with_the_largest_seed_prints_its_result_and_no_progress_in_a_pipe
 def test_a_trained_run_generates(printed_by, trained):
     generate = ["generate", trained.run.path, "--prompt", "the cat", "--max-new-tokens", 5]
     options = [["--temperature", 0], ["--temperature", "1e-38"], ["--seed", 2**63 - 1], ["--seed", 2**63 - 1]]
+    before = torch.get_rng_state()
     coldest, cold, seeded, again = (printed_by(*generate, *each) for each in options)
+    assert torch.equal(torch.get_rng_state(), before)
     assert coldest.startswith("the cat")
     assert seeded.startswith("the cat")
     assert cold == coldest

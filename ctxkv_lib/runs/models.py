@@ -36,6 +36,7 @@ def load_frozen(config: ExperimentConfig) -> tuple[TokenTable, TokenTable | None
     return table, corpus_counts(config.data) if counted else None
 
 
+@torch.random.fork_rng(devices=[])
 def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:
     """Build the model of an experiment; its weights depend on seed and shapes only.
 

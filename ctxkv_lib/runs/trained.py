@@ -143,6 +143,7 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     return _generated(*_loaded(run), prompt, chosen)
 
 
+@torch.random.fork_rng(devices=[])
 def _generated(
     model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
 ) -> str:

@@ -131,12 +131,14 @@ def test_both_recipes_run_on_a_grid_too(tiny_settings, tmp_path, recipe):
 def test_preparing_makes_what_a_run_needs_and_a_finished_run_is_left_and_reused(
     tiny_config, tmp_path, monkeypatch
 ):
+    before = torch.get_rng_state()
     prepared = prepare(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
     monkeypatch.setattr(contexts, "_train_block", None)  # done: not to be made again
     prepare(tiny_config.replace({"phase2.patience": 1}), tmp_path / "other")
     assert lines_of(tmp_path / "other") == lines_of(tmp_path / "run")
     finished = run(tiny_config, tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before)  # the user's own random numbers
     for part in ("phase1", "parameters"):
         assert finished.summary[part] == prepared.record[part]
     prepare(tiny_config, tmp_path / "run")
