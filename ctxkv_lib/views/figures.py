@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..errors import UserError
 from ..report.labels import memory_stages, run_labels, span
 from .axes import (
     BLUE,
@@ -73,8 +74,16 @@ def ppl_curves(
         epochs: the first and the last epoch to draw; None draws all.
         palette: a colour for each run, used again for more runs.
         epoch: an epoch to mark with a line.
+
+    Raises:
+        UserError: no runs, not as many labels, or a curve that is not one of `CURVES`.
     """
-    labels = run_labels(summaries) if labels is None else labels
+    if not curves or {*curves} - {*CURVES}:
+        raise UserError(f"curves is {curves!r}; allowed: at least one of {', '.join(CURVES)}, in a list.")
+    summaries = [*summaries]
+    labels = run_labels(summaries) if labels is None else [*labels]
+    if not 0 < len(summaries) == len(labels):
+        raise UserError(f"summaries has {len(summaries)} and labels {len(labels)}; give one of each a run.")
     ppls = [curve for curve in ("train", "validation") if curve in curves]
     groups = [group for group in (ppls, [*set(curves) - {*ppls}]) if group]
     figure, axes = panels(len(groups), 1.6 + 3 * len(groups), rows=len(groups))

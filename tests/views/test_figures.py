@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from sample_runs import EPOCHS, phase1_lines, runs
 
+from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.views import explore, figures, pictures, study
@@ -31,7 +32,7 @@ def summaries(tmp_path, *samples, **options):
 
 
 def test_ppl_curves_draw_each_epoch_and_mark_the_best_and_the_stop(tmp_path):
-    figure = figures.ppl_curves(summaries(tmp_path, 100, 500))
+    figure = figures.ppl_curves(iter(summaries(tmp_path, 100, 500)))
     (ax,) = figure.axes
     assert ax.get_yscale() == "log"
     for samples, rows in EPOCHS.items():
@@ -47,6 +48,21 @@ def test_ppl_curves_draw_each_epoch_and_mark_the_best_and_the_stop(tmp_path):
     figure = figures.ppl_curves(summaries(tmp_path / "few", 500, **few))
     assert not [drawn for drawn in figure.axes[0].get_lines() if "early stop" in drawn.get_label()]
     assert "early stop" not in legend(figure)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"labels": ["one"]}, "summaries has 2 and labels 1"),  # it would be drawn without the other
+        ({"summaries": []}, "summaries has 0"),
+        ({"curves": ["val"]}, r"curves is \['val'\]; allowed: at least one of train, validation, accuracy"),
+        ({"curves": "validation"}, "curves is 'validation'; allowed"),
+        ({"curves": []}, "curves is .*; allowed"),
+    ],
+)
+def test_curves_that_do_not_exist_and_runs_without_a_label_are_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        figures.ppl_curves(**{"summaries": [PUBLISHED[100], PUBLISHED[500]], **options})
 
 
 def test_a_style_of_the_user_changes_no_colour_and_no_size(tmp_path):
