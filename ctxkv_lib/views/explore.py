@@ -139,7 +139,8 @@ class Trained:
     def check_position(self, split: str, position: int) -> None:
         count = len(self.caches[split])
         if not (isinstance(position, Integral) and 0 <= position < count):
-            raise UserError(f"position is {position}; allowed in this {split} stream: 0 to {count - 1}.")
+            allowed = f"a whole number, 0 to {count - 1}"
+            raise UserError(f"position is {position!r}; allowed in this {split} stream: {allowed}.")
 
 
 def open_run(run: Run | Path | str) -> Trained:

@@ -80,5 +80,7 @@ def test_a_run_whose_folder_has_gone_and_a_position_that_is_none_are_refused(tra
     with pytest.raises(UserError, match=r"gone is not a folder; .* make it with `ctxkv run --out .*gone`\.$"):
         explore.open_run(gone)
     for position in (-1, 3.5, "5", len(trained.caches["val"])):
-        with pytest.raises(UserError, match=f"position is {position}; allowed in this val stream: 0 to "):
+        with pytest.raises(
+            UserError, match=f"position is {position!r}; allowed in this val .* whole number, 0"
+        ):
             explore.attended_window(trained, "val", position)
