@@ -98,7 +98,7 @@ def _begun(
     if ranks.world_size() > 1 and "mixer" in config.plugins:
         raise UserError("A mixer is trained in one process; start one.")
     ranks.join(choose_device(config.runtime.device))
-    folder, threads = RunFolder(Path(out or run_folder_of(config))), torch.get_num_threads()
+    folder, threads = RunFolder(out or run_folder_of(config)), torch.get_num_threads()
     try:
         with folder.claimed(config, again):
             yield Work(config, texts, folder, (lambda _: None) if ranks.rank() else listener)

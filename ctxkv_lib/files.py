@@ -37,6 +37,10 @@ KINDS |= {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F6
 
 def expanded(path: Path | str) -> Path:
     """Return a path whose `~` is the user's home; as it is where there is none (`Path.expanduser` raises)."""
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(
+            f"{path!r} is no path; name a folder or a file as text (that of a run is its `path`)."
+        )
     return Path(os.path.expanduser(path))
 
 

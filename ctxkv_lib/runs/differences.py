@@ -47,7 +47,7 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 def run_folders(places: Path | str | Sequence[Path | str]) -> list[Path]:
     """Return the run folders that `places` name: run folders, or folders with finished runs in them."""
     folders: dict[Path, None] = {}
-    for given in [places] if isinstance(places, Path | str) else places:
+    for given in [places] if isinstance(places, Path | str | Run) else places:
         place = expanded(given)
         inside = sorted(summary.parent for summary in place.glob("*/summary.json"))
         is_run = not inside or (place / "summary.json").is_file()

@@ -8,6 +8,7 @@ from drawn import HOSTILE
 from sample_runs import EPOCHS, runs, sample_run
 
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import run
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.report.columns import example_positions
 from ctxkv_lib.report.document import comparison_table, observations, write_report
@@ -16,9 +17,11 @@ from ctxkv_lib.report.tables import literal
 from ctxkv_lib.report.terminal import terminal_table
 from ctxkv_lib.report.verdicts import epoch_note, overfitting
 from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.differences import run_folders
 from ctxkv_lib.runs.models import shapes
 from ctxkv_lib.runs.published import published_samples
 from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.runs.trained import load_trained
 
 PHASE_NAME = re.compile(r"Phase [12]")
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
@@ -322,6 +325,15 @@ def test_comparison_table_is_aligned(tmp_path):
     assert "change" not in comparison_table(summaries[:1])
     assert comparison_table([*summaries, summaries[0]]).splitlines()[1].endswith("  same")  # last, first
     assert terminal_table([["会話", "1"], ["abcd", "2"]]) == "会話   1\nabcd   2"  # wide characters
+
+
+def test_what_is_no_path_is_refused_and_a_run_is_told_to_have_one(tmp_path):
+    (finished,) = runs(tmp_path, 500)
+    for use in (load_run, load_trained, run_folders, lambda each: run_folders([each])):
+        with pytest.raises(UserError, match=r"^Run\(.*\) is no path; .* is its `path`"):
+            use(finished)
+    with pytest.raises(UserError, match=r"^5 is no path"):
+        run(build_config("ci"), out=5)
 
 
 def test_an_unfinished_run_says_what_to_do(tmp_path):
