@@ -236,6 +236,8 @@ def test_a_trained_run_generates(printed_by, trained):
         (["--prompt", ""], "--prompt is empty"),
     ):
         assert said in printed_by(*generate, *options, code=2)
+    with pytest.raises(UserError, match="'max_tokens'; allowed: max_new_tokens, temperature, top_k, seed"):
+        ctxkv_lib.generate_text(trained.run, "the cat", max_tokens=5)
 
 
 @pytest.mark.slow

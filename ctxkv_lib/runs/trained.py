@@ -1,6 +1,7 @@
 """Use of trained runs: the model of a run, for explorers, measurements and transformers."""
 
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,11 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
         sampling: fields of `runs.settings.Sampling`, as in `max_new_tokens=20`.
 
     Raises:
-        UserError: no finished run there, an empty prompt, or a value that is not allowed.
+        UserError: no finished run there, an empty prompt, or a field or value that is not allowed.
     """
+    names = [field.name for field in fields(Sampling)]
+    if unknown := [name for name in sampling if name not in names]:
+        raise UserError(f"sampling has {unknown[0]!r}; allowed: {', '.join(names)}.")
     with values_of_user():
         chosen = Sampling(**sampling)
     return _generated(*_loaded(run), prompt, chosen)
