@@ -94,7 +94,7 @@ def runs_root() -> Path:
 
 
 @contextmanager
-def kept_on_drive(*folders: Path, listener: Listener = lambda _: None) -> Iterator[Listener]:
+def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> Iterator[Listener]:
     """Restore folders from Google Drive before the block, and save them during and after it.
 
         with kept_on_drive(folder, listener=live) as listener:
@@ -111,7 +111,7 @@ def kept_on_drive(*folders: Path, listener: Listener = lambda _: None) -> Iterat
     if not os.environ.get(DRIVE_VARIABLE):
         yield listener
         return
-    copies = DriveCopies(Path(os.environ[DRIVE_VARIABLE]), folders, listener)
+    copies = DriveCopies(expanded(os.environ[DRIVE_VARIABLE]), [*map(expanded, folders)], listener)
     for folder, archive in copies.archives.items():
         if archive.is_file() and not folder.exists():
             unpack(archive, folder)

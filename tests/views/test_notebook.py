@@ -84,6 +84,15 @@ def test_without_drive_nothing_is_kept(monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_folders_may_be_text_and_begin_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CTXKV_DRIVE", "~/mine")
+    monkeypatch.chdir(tmp_path)
+    half_run(tmp_path / "run", 1)
+    save("~/run")
+    assert "config.json" in " ".join(held(tmp_path / "mine"))
+
+
 def test_a_machine_taken_back_in_the_middle_costs_no_finished_epoch(
     on_drive, tmp_path, tiny_config, monkeypatch
 ):
