@@ -38,9 +38,8 @@ KINDS |= {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F6
 def expanded(path: Path | str) -> Path:
     """Return a path whose `~` is the user's home; as it is where there is none (`Path.expanduser` raises)."""
     if not isinstance(path, str | os.PathLike):
-        raise UserError(
-            f"{path!r} is no path; name a folder or a file as text (that of a run is its `path`)."
-        )
+        kind = type(path).__name__
+        raise UserError(f"{kind} is no path; name a folder or a file as text (a Run has it as `path`).")
     return Path(os.path.expanduser(path))
 
 

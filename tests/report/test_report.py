@@ -330,9 +330,9 @@ def test_comparison_table_is_aligned(tmp_path):
 def test_what_is_no_path_is_refused_and_a_run_is_told_to_have_one(tmp_path):
     (finished,) = runs(tmp_path, 500)
     for use in (load_run, load_trained, run_folders, lambda each: run_folders([each])):
-        with pytest.raises(UserError, match=r"^Run\(.*\) is no path; .* is its `path`"):
+        with pytest.raises(UserError, match=r"^Run is no path; .* has it as `path`"):
             use(finished)
-    with pytest.raises(UserError, match=r"^5 is no path"):
+    with pytest.raises(UserError, match=r"^int is no path"):
         run(build_config("ci"), out=5)
 
 
