@@ -191,7 +191,7 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float) -> Figure:
     reference(rate.axhline, 100 * stop_rate, f"stop at {stop_rate:.0%}")
     rate.set(title="Convergence", ylabel="Converged positions (%)", ylim=(-3, 103))
     loss.set(title="Phase 1 loss", ylabel="Loss (no unit)")
-    if all(line["loss"] > 0 for lines in runs.values() for line in lines):
+    if any(runs.values()) and all(line["loss"] > 0 for lines in runs.values() for line in lines):
         log_y(loss, "Loss (no unit, log scale)")
     for ax in (rate, loss):
         integer_x(ax, "Iteration (optimiser step)")

@@ -135,6 +135,7 @@ def test_phase1_curves_show_percent_the_stop_line_and_the_loss_without_missing_v
     rate, loss = figures.phase1_curves({"published": published}, stop_rate=0.9).axes
     assert list(line(rate, "published").get_xdata()) == [7, 12, 15, 18]
     assert loss.get_yscale() == "linear"
+    assert png(figures.phase1_curves({"without Phase 1": []}, stop_rate=0.9))
 
 
 def test_memory_shows_first_and_last_epoch_and_the_peak(tmp_path):
