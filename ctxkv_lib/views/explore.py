@@ -29,6 +29,12 @@ from ..runs.trained import load_model
 SPLITS = ("val", "train")
 
 
+def check_split(split: str) -> None:
+    """Refuse the name of a stream that is not there."""
+    if split not in SPLITS:
+        raise UserError(f"split is {split!r}; allowed: {', '.join(SPLITS)}.")
+
+
 @dataclass(frozen=True)
 class Corpus:
     """The text of an experiment, tokenised."""
@@ -43,9 +49,17 @@ class Corpus:
         return torch.diff(stream.starts, append=torch.tensor([len(stream.ids)]))
 
     def pieces(self, split: str, conversation: int, most: int) -> list[str]:
-        """Return the first `most` tokens of a conversation, each as text."""
-        stream = self.streams[split]
-        start, length = int(stream.starts[conversation]), int(self.lengths(split)[conversation])
+        """Return the first `most` tokens of a conversation, each as text.
+
+        Raises:
+            UserError: no such split or conversation.
+        """
+        check_split(split)
+        stream, lengths = self.streams[split], self.lengths(split).tolist()
+        if conversation not in range(len(lengths)):
+            allowed = f"allowed in {split}: 0 to {len(lengths) - 1}"
+            raise UserError(f"conversation is {conversation}; {allowed}.")
+        start, length = int(stream.starts[conversation]), lengths[conversation]
         return token_texts(self.tokenizer, stream.ids[start : start + min(most, length)])
 
 
@@ -137,6 +151,7 @@ class Trained:
     caches: Mapping[str, StreamCache]
 
     def check_position(self, split: str, position: int) -> None:
+        check_split(split)
         count = len(self.caches[split])
         if not (isinstance(position, Integral) and 0 <= position < count):
             allowed = f"a whole number, 0 to {count - 1}"

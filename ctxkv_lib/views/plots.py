@@ -22,7 +22,7 @@ from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, load_run
 from . import figures, markup, pictures
 from .axes import OKABE_ITO
-from .explore import SPLITS, Trained, attended_window, open_run, token_texts
+from .explore import Trained, attended_window, open_run, token_texts
 
 STYLE = {"description_width": "90px"}
 HEADING = ("an attended token ...", -1)  # of a choice of positions
@@ -214,8 +214,6 @@ def explore_window(run: Run | Path | str | Trained, position: int, split: str = 
     Raises:
         UserError: no such position or split, or an incomplete run folder.
     """
-    if split not in SPLITS:
-        raise UserError(f"split is {split!r}; allowed: {', '.join(SPLITS)}.")
     return WindowExplorer(run if isinstance(run, Trained) else open_run(run), position, split)
 
 

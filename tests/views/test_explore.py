@@ -46,6 +46,11 @@ def test_corpus_lengths_add_up(trained):
     assert len(corpus.lengths("val")) == 2
     pieces = corpus.pieces("train", 1, most=10**6)
     assert "".join(pieces) == list(corpus.conversations["train"].texts())[1]
+    for number in (-1, 8):
+        with pytest.raises(UserError, match=f"conversation is {number}; allowed in train: 0 to 7"):
+            corpus.pieces("train", number, most=10)
+    with pytest.raises(UserError, match="split is 'test'; allowed: val, train"):
+        corpus.pieces("test", 0, most=10)
     rows = explore.count_rows(trained.run.config, corpus)
     train, val = (trained.run.summary[f"{split}_tokens"] for split in ("train", "val"))
     assert [row[1] for row in rows[:4]] == ["8", f"{train:,}", f"{val:,}", f"{train // 8:,}"]
