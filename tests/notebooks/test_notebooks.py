@@ -9,7 +9,9 @@ import sys
 import tomllib
 import types
 
+import matplotlib.pyplot as plt
 import pytest
+import torch
 from conftest import TOP, sources
 
 import ctxkv_lib
@@ -78,6 +80,17 @@ def test_the_notebook_from_scratch_imports_the_package_in_its_last_cell_only():
         for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module])
     }
     assert modules <= {"copy", "math", "random", "matplotlib", "numpy", "torch"}
+
+
+def test_from_scratch_draws_weights_of_few_contexts_in_full():
+    plt.switch_backend("agg")
+    page = {"torch": torch, "plt": plt, "interval": 1, "max_contexts": 2, "num_heads": 4, "layers": {2: None}}
+    page |= {"val": torch.arange(40), "val_contexts": None}
+    page["predict"] = lambda *at: (torch.zeros(len(at[3]), 40), torch.full((len(at[3]), 4, 2), 0.5))
+    exec(sources(FROM_SCRATCH)["weights"], page)
+    _, ax, _ = page["axes"]
+    plt.close(page["fig"])
+    assert max(bar.get_height() for bar in ax.patches) == 0.5 < ax.get_ylim()[1]
 
 
 class Colab:
