@@ -16,9 +16,11 @@ from conftest import TOP, sources
 
 import ctxkv_lib
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.method.model import ContextBlock
 from ctxkv_lib.research import proposals, sweep_file
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.runs.configure import compared_samples, configure
+from ctxkv_lib.runs.models import untrained_model
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.views import notebook
 from ctxkv_lib.views.explore import load_corpus
@@ -289,3 +291,19 @@ def test_what_has_no_phase_1_is_shown_and_05_draws_the_setting_that_is_named(cap
     page = {"runs": {name: [run] for name, run in runs.items()}, "BASE": "base", "show": lambda _: None}
     exec(sources(RUNNING[4])["curves"].replace("list(runs)[1]", "'mixer'"), page)
     assert [*page["pair"]] == ["base", "mixer"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_06_says_which_recipe_refuses_another_block_and_what_to_add_then(recipe):
+    said = sources(RUNNING[5], "markdown")["about-base"]
+    config = build_config("ci", recipe, 2).replace({"block": ContextBlock})
+    if f"recipe `{recipe}`" in said:
+        with pytest.raises(ValueError, match=r"attention\.heads is 'induction'"):
+            init_attention(config)
+        config = config.replace(json.loads(re.search("{.+?}", said)[0]))
+    init_attention(config)
+
+
+def init_attention(config):
+    model = untrained_model(config, 60, config.data.unigram == "corpus")
+    getattr(model.attention, "init_from_block", lambda _: None)(model.context_block)
