@@ -23,7 +23,7 @@ UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the untrained b
 def distances(interval: int, window: int) -> list[int]:
     """List every distance up to an interval, then each one and a half times the last, within the window."""
     found = list(range(min(interval, window - 1) + 1))
-    while (further := 3 * found[-1] // 2) < window and further > found[-1]:
+    while (further := max(found[-1] + 1, 3 * found[-1] // 2)) < window:
         found.append(further)
     return found
 

@@ -204,7 +204,7 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
     blocks = {"trained": probe}
     blocks |= {f"random weights {std}": found for std, found in probe["fresh"].items()}
     for name, found in blocks.items():
-        tokens, mean = found["horizon"], f"mean of the last {model.interval} tokens"
+        tokens, mean = found["horizon"], f"mean of the last {counted(model.interval, ' tokens')}"
         span = "no memory span" if tokens is None else f"memory span {counted(tokens, ' tokens')}"
         label = f"{name}: {span}; {mean}: R² {found['mean_recall']:.2f}"
         x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
@@ -235,7 +235,7 @@ def _window_memory(ax: Axes, probe: Mapping[str, Any], model: ModelConfig, slots
     ax.plot(offsets, 0 * offsets, "s", ms=7, color=ORANGE, clip_on=False, label="slot", zorder=5)
     ax.set_title(f"{probe['coverage']:.0%} of the window is within some slot's memory span")
     ax.set_xlim(len(token) - 0.5, -0.5)
-    ax.set_xlabel("Distance back from the position (tokens)")
+    integer_x(ax, "Distance back from the position (tokens)")
     if not is_even:  # slot by slot as far as an interval
         ax.set_xscale("symlog", linthresh=step)
         _distance_ticks(ax, len(token))

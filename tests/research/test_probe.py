@@ -29,6 +29,7 @@ def test_distances_reach_through_the_window():
     assert distances(20, 640)[:21] == list(range(21))
     assert distances(20, 640)[21:] == [30, 45, 67, 100, 150, 225, 337, 505]
     assert distances(3, 12) == [0, 1, 2, 3, 4, 6, 9]
+    assert distances(1, 64) == [0, 1, 2, 3, 4, 6, 9, 13, 19, 28, 42, 63]
     assert distances(1, 1) == [0]
 
 

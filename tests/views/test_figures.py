@@ -334,6 +334,10 @@ def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshol
     assert window.get_title(loc="left").startswith("67% of the window")
     assert "beyond each slot's memory span (R² ≤ 0.01)" in legend(figure)
     assert not [text for text in legend(figure) if "%" in text]
+    near = {**weak, "fresh": {}, "offsets": [0, 1]}
+    window, context = pictures.memory_of_contexts(near, ModelConfig(interval=1, max_contexts=2), slots=2).axes
+    assert context.get_lines()[0].get_label().endswith("mean of the last 1 token: R² 0.04")
+    assert all(tick == round(tick) for tick in window.get_xticks())
 
 
 @pytest.mark.parametrize(
