@@ -333,8 +333,8 @@ def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits):
 def compared(part, name, base, count=50, seeds=3):
     """How a row differs from another, with its interval: of draws of conversations, and of groups."""
     (own, tokens), (theirs, _) = (losses(PARTS[part], count, variant) for variant in (name, base))
-    assert len(own) == len(theirs) == seeds
-    return [difference(own, theirs, tokens, groups) for groups in (None, speaker_groups(50))]
+    assert min(len(own), len(theirs)) == seeds
+    return [difference(own[:seeds], theirs[:seeds], tokens, groups) for groups in (None, speaker_groups(50))]
 
 
 def beside_exact(name, count, seeds):
@@ -355,18 +355,31 @@ def test_with_100_it_is_not_resolved_what_phase_1_is_worth_in_exact():
     assert f"validation {100 * (next(ppls) / next(ppls) - 1):.1f}% higher. - **With 500" in PAGES["study"]
 
 
-def test_with_500_phase_1_helps_exact_as_was_measured():
-    change, low, high, found = beside_exact("exact, untrained", 500, seeds=1)
-    assert low > 0
-    assert f"is {change:.1f}% higher {found}; one seed)" in PAGES["study"]
-    assert f"it is {change:.1f}% worse ({low:.1f}% to {high:.1f}%; one seed;" in PAGES["study"]
-    assert f"larger size, {change:.1f}% worse (one seed)" in README
-    index = (TOP / "docs" / "index.md").read_text(encoding="utf-8")
-    assert f"`exact` with 500 conversations, by {100 - 100 / (1 + change / 100):.0f}% (one seed);" in index
+def test_with_500_exact_is_better_with_phase_1_in_both_seeds_as_was_measured():
+    (own, tokens), (theirs, _) = (
+        losses(PARTS["phase1"], 500, name) for name in ("exact, untrained", "exact")
+    )
+    of_each = [difference(own[[seed]], theirs[[seed]], tokens) for seed in range(2)]
+    assert all(low > 0 for _, low, _ in of_each)
+    said = (
+        "is {:.1f}% higher ({:.1f}% to {:.1f}%, conversations alone) and {:.1f}% higher ({:.1f}% to {:.1f}%)"
+    )
+    assert said.format(*of_each[0], *of_each[1]) in PAGES["study"]
+    (change, low, high), (_, least, most) = compared("phase1", "exact, untrained", "exact", 500, seeds=2)
+    assert low < 0 < least
+    found = f"({low:.1f}% to {high:.1f}%; by groups of speakers {least:.1f}% to {most:.1f}%)"
+    assert f"the mean, {change:.1f}% higher, is not resolved {found}" in PAGES["study"]
+    assert "it is {:.1f}% and {:.1f}% worse in two seeds".format(*(x[0] for x in of_each)) in PAGES["study"]
+    said = f"is not resolved ({change:.1f}% worse; {-low:.1f}% better to {high:.1f}% worse;"
+    assert said in PAGES["study"]
+    assert f"larger size, {change:.1f}% worse (two seeds, not resolved)" in README
+    index = " ".join((TOP / "docs" / "index.md").read_text(encoding="utf-8").split())
+    assert {round(100 - 100 / (1 + each / 100)) for each, _, _ in of_each} == {3}
+    assert "`exact` with 500 conversations, by 3% in each of two seeds;" in index
     ppls = (mean(row("phase1", 500, name)[VAL]) for name in ("exact, untrained", "exact"))
     change = 100 * (next(ppls) / next(ppls) - 1)
-    assert f"validation {change:.1f}% higher. With 200" in PAGES["study"]
-    assert f"but {change:.0f}% higher with 500 (one seed)" in PAGES["idea"]
+    assert f"validation {change:.1f}% higher. What other seeds" in PAGES["study"]
+    assert f"but {change:.0f}% higher with 500 (two)" in PAGES["idea"]
 
 
 def test_what_earlier_contexts_add_to_exact_is_what_was_measured():
