@@ -51,9 +51,11 @@ def read_rows(path: Path, columns: str | None = None) -> Iterator[Row]:
     `columns` are those of `DataConfig`. Raises a UserError if the file or one of its records cannot be read.
     """
     kind, place = kind_of(path), None
-    forms = (tuple(name.strip() for name in columns.split(",")),) if columns else FORMS
+    forms = FORMS
     if columns:
-        _refuse_twice("data.columns", list(forms[0]))
+        names = [name.strip() for name in columns.split(",")]
+        _refuse_twice("data.columns", names)
+        forms = (tuple(names),)
     for place, value in READERS[kind](path):
         header = "line 1" if READERS[kind] is _table else place
         fields = _fields_of(f"{path}, {header}", value, forms)

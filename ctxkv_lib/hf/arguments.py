@@ -55,7 +55,7 @@ def columns_read(
         require(kept == held, "the number of earlier tokens that attention_mask keeps", kept, allowed)
     if position_ids is not None:
         shape = tuple(position_ids.shape)
-        fits = 0 < len(shape) < 3 and shape[-1] >= length and shape[:-1] in ((), (1,), (batch,))
+        fits = len(shape) > 0 and shape[-1] >= length and shape[:-1] in ((), (1,), (batch,))
         require(fits, "position_ids.shape", shape, f"({batch}, {length} or more)")
         found, expected = position_ids[..., -length:], cache.lengths[:, None] + read.cumsum(dim=1) - 1
         wrong = found.expand_as(read)[read & (found != expected)][:1].tolist()

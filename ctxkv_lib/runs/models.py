@@ -229,7 +229,7 @@ def _attended(model: ContextKV, embeddings: Tensor, slots: Tensor, present: Tens
 
 
 def _without_reading_ahead(mixer: nn.Module, rows: Tensor, start: int) -> Any:
-    """Return what a mixer makes of rows `[r, length, hidden_size]` from column `start` on."""
+    """Check a mixer's init; return what it makes of rows `[r, length, hidden_size]` from `start` on."""
     _check_init(mixer)
     torch.manual_seed(0)
     found = mixer(rows, start)

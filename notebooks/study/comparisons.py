@@ -92,20 +92,21 @@ def fair_losses() -> dict[int, dict[str, Losses]]:
     return {count: {name: np.array(own) for name, own in rows.items()} for count, rows in found.items()}
 
 
-def fair_changes(pairs: Sequence[Pair], by_groups: bool = False) -> dict[Pair, dict[int, Change]]:
-    """Compare rows of `fair`, by pair and sample count.
+def fair_changes(pairs: Sequence[Pair]) -> list[dict[Pair, dict[int, Change]]]:
+    """Compare rows of `fair`, by pair and sample count: of draws of conversations, and of groups of speakers.
 
     Args:
         pairs: names in `OF_FAIR`, or of rows without caches.
-        by_groups: of draws of groups of speakers, not of conversations.
     """
     found, tokens = fair_losses(), test_tokens(50)
-    groups = speaker_groups(50) if by_groups else None
-    return {
-        (own, other): {
-            count: difference(rows[own], rows[other], tokens, groups)
-            for count, rows in found.items()
-            if own in rows and other in rows
+    return [
+        {
+            (own, other): {
+                count: difference(rows[own], rows[other], tokens, groups)
+                for count, rows in found.items()
+                if own in rows and other in rows
+            }
+            for own, other in pairs
         }
-        for own, other in pairs
-    }
+        for groups in (None, speaker_groups(50))
+    ]
