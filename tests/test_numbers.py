@@ -571,7 +571,7 @@ def test_contexts_beside_none_and_tokens_are_what_was_measured():
 
 def test_what_is_held_and_used_is_what_was_measured():
     page = " ".join(STUDY[STUDY.index("(`evidence`)") : STUDY.index("## What these numbers")].split())
-    held = [evidence.held(run) for run in EVIDENCE["runs"] if run["recipe"] == "tuned"]
+    held = [run["held"] for run in EVIDENCE["runs"] if run["recipe"] == "tuned"]
     r2 = dict(zip(evidence.DISTANCES, map(mean, zip(*held, strict=True)), strict=False))
     assert f"an R² of {r2[10]:.2f}, and those 20 to 39 back with {r2[20]:.2f}" in page
     tuned = dict(zip(evidence.DISTANCES, evidence.used(EVIDENCE, "tuned"), strict=False))

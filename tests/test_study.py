@@ -331,8 +331,8 @@ def test_only_slots_from_a_distance_on_take_other_contexts(monkeypatch):
 
 def test_a_token_is_decoded_from_the_nearest_slot_that_read_it(monkeypatch):
     monkeypatch.setattr(evidence, "DISTANCES", (1, 3, 6))
-    found = {"offsets": [0, 2, 5], "decodability": [[0, 0.9], [1, 0.3], [2, -0.1]]}
-    assert evidence.held(found) == pytest.approx([(0.3 + 0.9) / 2, (0.3 + 0 + 0.9) / 3])
+    decoded = [{"distance": at, "r2": r2} for at, r2 in enumerate((0.9, 0.3, -0.1))]
+    assert evidence.held([0, 2, 5], decoded) == pytest.approx([(0.3 + 0.9) / 2, (0.3 + 0 + 0.9) / 3])
 
 
 def test_the_window_votes_for_the_next_token(monkeypatch):

@@ -100,8 +100,7 @@ def evidence(run: ctxkv.Run) -> dict[str, Any]:
         "recipe": config.recipe,
         "samples": config.data.samples,
         "seed": config.runtime.seed,
-        "offsets": model.window.offsets,
-        "decodability": [[row["distance"], round(row["r2"], 4)] for row in run.summary["probe"]["recall"]],
+        "held": [round(r2, 4) for r2 in held(model.window.offsets, run.summary["probe"]["recall"])],
         **loss_saved(model, load_cache(folder.caches, "val"), starts),
     }
 
@@ -113,19 +112,21 @@ def recall() -> list[dict[str, float]]:
     return [{key: row[key] for key in ("from", "to", "tokens", "accuracy")} for row in task["by_distance"]]
 
 
-def held(found: dict[str, Any]) -> list[float]:
+def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
     """Compute how well tokens between two of `DISTANCES` are decoded from the nearest slot that read them.
+
+    Args:
+        offsets: of the slots, in tokens.
+        decoded: `probe.recall` of the summary.
 
     Returns:
         R², mean over the tokens of each interval; 0 beyond the distances that the probe measured.
     """
-    at, r2 = zip(*found["decodability"], strict=True)
-    tokens = np.arange(DISTANCES[0], DISTANCES[-1])
-    offsets = np.array(found["offsets"])
-    nearest = offsets[np.searchsorted(offsets, tokens, side="right") - 1]
-    decoded = np.interp(tokens - nearest, at, np.maximum(r2, 0), right=0)
-    inside = [(tokens >= low) & (tokens < high) for low, high in pairwise(DISTANCES)]
-    return [float(decoded[each].mean()) for each in inside]
+    at, r2 = zip(*((row["distance"], max(row["r2"], 0)) for row in decoded), strict=True)
+    tokens = np.arange(1, DISTANCES[-1])
+    nearest = np.array(offsets)[np.searchsorted(offsets, tokens, side="right") - 1]
+    means = np.interp(tokens - nearest, at, r2, right=0)
+    return [float(means[low - 1 : high - 1].mean()) for low, high in pairwise(DISTANCES)]
 
 
 def runs_of(results: dict[str, Any], recipe: str, samples: int = SAMPLES) -> list[dict[str, Any]]:
@@ -154,7 +155,7 @@ def evidence_figure(results: dict[str, Any]) -> Figure:
         if not (runs := runs_of(results, recipe, samples)):
             continue
         look: dict[str, Any] = {"color": colour, "ls": style, "label": f"{recipe}, {samples} conversations"}
-        r2 = [float(np.mean(each)) for each in zip(*map(held, runs), strict=True)]
+        r2 = [float(np.mean(each)) for each in zip(*(run["held"] for run in runs), strict=True)]
         hold.stairs(r2, DISTANCES, baseline=None, lw=2.2, **look)
         middle, low, high = np.array(used(results, recipe, samples)).T
         use.errorbar(DISTANCES[:-1], middle, (middle - low, high - middle), marker="o", **look)
