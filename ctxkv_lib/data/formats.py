@@ -261,12 +261,13 @@ def _messages(where: str, record: dict[str, Any], fields: Fields) -> Messages:
 
 def _message(number: int, turn: Any) -> dict[str, str]:
     """Read a turn of OpenAI's or ShareGPT's form; TypeError, KeyError or AttributeError for others."""
-    role, content = ("from", "value") if "value" in turn else ("role", "content")
+    is_sharegpt = turn.get("content") is None and "value" in turn  # a score may also be named "value"
+    role, content = ("from", "value") if is_sharegpt else ("role", "content")
     parts = turn[content]
     if parts is None and not (turn.get("tool_calls") or turn.get("function_call")):
         raise ValueError(f'turn {number} has "{content}": null; give it a text, or delete the turn')
-    if not isinstance(parts, str):
+    if parts is None or isinstance(parts, list):
         texts = (part for part in parts or () if (part.get("type") or "text").endswith("text"))
         parts = "".join(part["text"] for part in texts)  # also OpenAI's input_text and output_text
     name = turn.get(role, "")
-    return {"role": ROLES.get(name, name) + "", "content": parts}
+    return {"role": ROLES.get(name, name) + "", "content": parts + ""}

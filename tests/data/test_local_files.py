@@ -30,6 +30,7 @@ RESPONSE = [{**m, "content": [{"type": t, "text": m["content"]}]} for m, t in zi
 SHAREGPT = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "é 你好"}]
 RECORDS = {  # of the fields named in the second place, where they have unusual names
     "OpenAI": ({"messages": CHAT}, None),
+    "OpenAI with a score": ({"messages": [{**m, "value": "good"} for m in CHAT]}, None),
     "OpenAI in parts": ({"messages": PARTS}, None),
     "OpenAI in parts of responses": ({"messages": RESPONSE}, None),
     "ShareGPT": ({"id": 1, "conversations": SHAREGPT}, None),
@@ -152,6 +153,8 @@ def test_a_message_without_text_is_one_that_calls_a_tool(tmp_path):
         (b'{"messages": "hello"}', 'line 2: "messages" must be a list'),
         (b'{"messages": ["hello"]}', 'line 2: "messages" must be a list'),
         (b'{"messages": [{"role": "user", "content": 3}]}', 'line 2: "messages" must be a list'),
+        (b'{"messages": [{"content": "a"}, {"content": 0}]}', 'line 2: "messages" must be a list'),
+        (b'{"messages": [{"content": "a"}, {"content": {}}]}', 'line 2: "messages" must be a list'),
         (b'{"messages": [{"role": 3, "content": "a"}]}', 'line 2: "messages" must be a list'),
         (b'{"conversations": [{"from": "human"}]}', 'line 2: "conversations" must be a list'),
         (b'{"conversations": [{"from": "gpt", "value": null}]}', 'line 2: turn 1 has "value": null; give it'),
