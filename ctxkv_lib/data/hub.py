@@ -1,5 +1,6 @@
 """Files from outside: pinned repositories on the Hugging Face Hub, and data files of installed packages."""
 
+import errno
 import importlib.util
 import textwrap
 from collections.abc import Iterator
@@ -40,16 +41,18 @@ def gpt2_file(path: str) -> HubFile:
 
 
 @contextmanager
-def hub_errors(failure: str, advice: str) -> Iterator[None]:
-    """Turn an error of the Hub inside into a UserError: "`failure` (the error); `advice`."."""
+def hub_errors(failure: str, advice: str, *others: type[Exception]) -> Iterator[None]:
+    """Turn an error of the Hub, or one of `others`, into a UserError: "`failure` (the error); `advice`."."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # Offline, rate-limited (429) and without a local copy: OSErrors. Others come from its HTTP library,
     # which was requests, then httpx, then httpx2: HfHubHTTPError always derived from its error class.
-    failures: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
+    failures: tuple[type[BaseException], ...] = (OSError, *others, *HfHubHTTPError.__bases__)
     try:
         yield
     except failures as error:
+        if isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC:
+            raise
         reason = textwrap.shorten(str(error), 150, placeholder=" ...").rstrip(".")
         raise UserError(f"{failure} ({type(error).__name__}: {reason}); {advice}.") from error
 
@@ -58,6 +61,8 @@ def _reading(file: HubFile) -> AbstractContextManager[None]:
     return hub_errors(
         f"{file.path} of {file.repo} could not be read from the Hugging Face Hub",
         "check the network connection and try again, or use --preset offline",
+        ValueError,  # also pyarrow's: it is cut off, or a network's sign-in page came instead
+        KeyError,
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
+GPT2_MERGES = GPT2_VOCAB_SIZE - 257  # all tokens but 256 bytes and END_OF_TEXT
 STREAM_VERSION = 1  # raise it when tokenisation changes: it is part of a stream's key
 Chunks = Callable[[], Iterator[tuple[str, torch.Tensor]]]  # makes tensors, as `write_streamed` takes them
 _BATCH = 256  # texts tokenised at once, to bound the memory of offsets and strings
@@ -59,13 +60,18 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrain
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary, merges = models.BPE.read_file(str(vocabulary_file), str(merges_file))
-    if len(vocabulary) != GPT2_VOCAB_SIZE or vocabulary.get(END_OF_TEXT) != GPT2_VOCAB_SIZE - 1:
+    try:
+        vocabulary, merges = models.BPE.read_file(str(vocabulary_file), str(merges_file))
+        if len(vocabulary) != GPT2_VOCAB_SIZE or vocabulary.get(END_OF_TEXT) != GPT2_VOCAB_SIZE - 1:
+            raise ValueError(f"{len(vocabulary)} tokens, allowed: GPT-2's {GPT2_VOCAB_SIZE}")
+        if len(merges) != GPT2_MERGES:
+            raise ValueError(f"{len(merges)} merges, allowed: GPT-2's {GPT2_MERGES}")
+        bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(
-            f"data.tokenizer={name} has {len(vocabulary)} tokens, allowed: GPT-2's {GPT2_VOCAB_SIZE}; "
-            f"delete {vocabulary_file} and install or download it again."
-        )
-    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+            f"data.tokenizer={name} cannot be used ({error}); delete {vocabulary_file.resolve()} and "
+            f"{merges_file.resolve()}, and install or download them again."
+        ) from error
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.post_processor = processors.ByteLevel(trim_offsets=False)  # offsets keep a word's leading space
     bpe.decoder = decoders.ByteLevel()

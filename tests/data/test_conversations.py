@@ -1,8 +1,10 @@
 """UltraChat and chitchat-dataset as sources: which rows, what is transferred, what is refused."""
 
+import errno
 import io
 import json
 import shutil
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -134,7 +136,7 @@ def test_a_damaged_local_copy_is_fetched_again(small, tmp_path, capsys, damage):
     assert _load("train", 1) == first
 
 
-@pytest.mark.parametrize("cause", [403, 404, 429, 503, "no network", "offline mode"])
+@pytest.mark.parametrize("cause", [200, 403, 404, 429, 503, "no network", "offline mode"])
 def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, cause):
     if cause == "no network":
         direct_to("http://127.0.0.1:9", monkeypatch)  # where nobody listens
@@ -144,6 +146,27 @@ def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, c
     else:
         hub.status = cause
     with pytest.raises(UserError, match=REFUSED):
+        _load("train", 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>sign in to this network</html>",
+        _shard_of(range(9), 9)[:-4],
+        _shard_of(range(9), 9).replace(b"answer", b"\xff" * 6),
+    ],
+)
+def test_a_damaged_shard_is_refused(hub, body):
+    hub.files[ULTRACHAT_SHARDS[0]] = body
+    with pytest.raises(UserError, match=REFUSED):
+        _load("train", 1)
+
+
+def test_a_full_disk_is_no_error_of_the_hub(small, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(ultrachat, "keep_rows", Mock(side_effect=full))
+    with pytest.raises(OSError, match="No space left"):
         _load("train", 1)
 
 

