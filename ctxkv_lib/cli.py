@@ -68,7 +68,8 @@ def _fail(message: str, code: int = 2) -> int:
         sys.stderr.write("\r\x1b[2K")  # erases the bar and the echo of Ctrl-C
     line = one_line(message)
     if ranks.is_first_to_say(line):
-        print(f"ctxkv: {line}", file=sys.stderr)
+        with suppress(OSError):  # of a closed or full stderr, whose error would end with code 1
+            print(f"ctxkv: {line}", file=sys.stderr)
     return code
 
 

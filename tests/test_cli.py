@@ -166,6 +166,15 @@ def test_output_into_a_full_disk_is_one_sentence(report_command):
     assert "The disk is full" in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_errors_into_a_full_disk_change_no_exit_code():
+    with open("/dev/full", "wb") as full:
+        assert (
+            subprocess.run([sys.executable, "-m", "ctxkv_lib", "verify", "nowhere"], stderr=full).returncode
+            == 2
+        )
+
+
 OUT_OF_MEMORY = {
     "host": MemoryError(),
     "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
