@@ -111,7 +111,7 @@ def load(name: str) -> Any:
         return given[name]
     try:
         found = find(name)
-    except Exception as error:  # whatever a user's module raises as it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module raises as it is imported
         is_code = not isinstance(error, ImportError | AttributeError | ValueError)
         why = f"{type(error).__name__}: {error}" if is_code else error
         where = (

@@ -192,7 +192,10 @@ def test_a_drawn_buffer_of_attention_is_kept(config, tmp_path):
     assert torch.equal(kept["attention.directions"], first)
 
 
-@pytest.mark.parametrize(("code", "said"), [("1 / 0", "ZeroDivisionError: div"), ("def", "SyntaxError: ")])
+BROKEN = [("1 / 0", "ZeroDivisionError: div"), ("def", "SyntaxError: "), ("exit(0)", "SystemExit: 0")]
+
+
+@pytest.mark.parametrize(("code", "said"), BROKEN)
 def test_a_module_that_cannot_be_imported_is_refused_in_a_sentence(config, own_module, code, said):
     with pytest.raises(UserError, match=f"broken:Block cannot be loaded .{said}.*correct its file"):
         config.replace({"block": f"{own_module('broken', code)}:Block"})
