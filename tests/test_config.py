@@ -68,6 +68,7 @@ def test_the_command_of_a_run_makes_its_configuration_and_settings_are_cut_at_th
     assert build_config("colab", "tuned", 20, parse_settings(given)) == config
     fewer = build_config("colab", "tuned", settings={"optimizer": None})
     assert "optimizer=None" in shlex.split(run_command(fewer, Path("runs/own")))
+    assert shlex.split(run_command(fewer, Path("-own")))[-2:] == ["--out", "./-own"]  # no option
     read = parse_settings(["phase2.patience=2", "data.path=a=b"])
     assert read == {"phase2.patience": "2", "data.path": "a=b"}
 

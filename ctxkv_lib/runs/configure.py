@@ -110,7 +110,8 @@ def run_command(config: ExperimentConfig, out: Path) -> str:
     for key, value in settings.items():
         text = json.dumps(value) if isinstance(value, list | dict) else value
         words += ["--set", f"{key.removesuffix('.plugin')}={text}"]
-    return shlex.join([*words, "--out", str(out)])
+    folder = f"./{out}" if str(out).startswith("-") else str(out)  # else it would be read as an option
+    return shlex.join([*words, "--out", folder])
 
 
 def stated_settings(config: ExperimentConfig) -> dict[str, Any]:
