@@ -1,7 +1,7 @@
 """Run one experiment from conversations to report, or compare several."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,9 @@ def _begun(
         with folder.claimed(config, again):
             yield Work(config, texts, folder, (lambda _: None) if ranks.rank() else listener)
     except KeyboardInterrupt:
-        done = sum(line["stage"] == "phase2" for line in folder.metric_lines())
+        done = 0
+        with suppress(DamagedFile, TypeError, LookupError):  # of lines that are written anew
+            done = sum(line["stage"] == "phase2" for line in folder.metric_lines())
         kept = {0: "Finished stages are", 1: "Epoch 1 is"}.get(done, f"Epochs 1 to {done} are")
         raise Stopped(kept) from None
     except loop.Diverged as error:

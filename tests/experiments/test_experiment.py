@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -181,6 +182,15 @@ def test_a_stop_before_and_after_training_is_calm(tiny_config, finished_run, tmp
     ):
         with pytest.raises(Stopped, match=r"^Stopped\. Finished stages are kept; run the cell again\.$"):
             start()
+
+
+@pytest.mark.parametrize("line", ["5", "[]", "{}", "half"])
+def test_a_stop_beside_damaged_metrics_is_calm(finished_run, tmp_path, monkeypatch, line):
+    out = shutil.copytree(finished_run.path, tmp_path / "run")
+    (out / "metrics.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    monkeypatch.setattr(experiment, "run_stages", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(Stopped, match="Finished stages are kept"):
+        run(finished_run.config, out)
 
 
 @pytest.mark.slow
