@@ -19,6 +19,8 @@ OPTIONS |= {"num_items_in_batch", "ignore_index", "shift_labels"}
 
 def check_arguments(input_ids: Tensor, options: dict[str, Any]) -> None:
     """Raise ValueError if there is nothing to read, or an option that `forward` does not know."""
+    kind = type(input_ids).__name__
+    require(isinstance(input_ids, Tensor), "input_ids", kind, "a tensor; unpack a tokenizer's result with **")
     shape = tuple(input_ids.shape)
     fits = len(shape) == 2 and 0 not in shape
     require(fits, "input_ids.shape", shape, "one row and one token or more, as [batch, length]")

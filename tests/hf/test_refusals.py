@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
-from transformers import DataCollatorWithFlattening, DynamicCache
+from transformers import BatchEncoding, DataCollatorWithFlattening, DynamicCache
 
 from ctxkv_lib.hf.modeling import CACHE_NAME
 
@@ -44,6 +44,10 @@ REFUSED = {
     "generate_at": (lambda m: m.generate(ONE, position_ids=torch.arange(6)[None] + 1, **GREEDY), "position"),
     "typo": (lambda m: m(ONE, attentoin_mask=torch.ones(1, 6)), "argument of forward is 'attentoin_mask'"),
     "segments": (lambda m: m(ONE, token_type_ids=torch.ones_like(ONE)), "token_type_ids is .*: 0 everywhere"),
+    "not_unpacked": (
+        lambda m: m(BatchEncoding({"input_ids": ONE})),
+        r"input_ids is 'BatchEncoding'; allowed: a tensor; unpack a tokenizer's result with \*\*",
+    ),
     "flat": (lambda m: m(ONE[0]), r"input_ids\.shape is \(6,\); allowed: .* as \[batch, length\]"),
     "empty": (lambda m: m(ONE[:, :0]), r"input_ids\.shape is \(1, 0\); allowed: one row and one token or"),
     "short_mask": (lambda m: m(ONE, torch.ones(1, 5)), r"attention_mask\.shape is .* \(1, 6 or more\)"),
