@@ -32,7 +32,7 @@ def check_arguments(input_ids: Tensor, options: dict[str, Any]) -> None:
 
 
 def own_cache(cache: Cache | None) -> ContextCache | None:
-    """Return a cache to read on from; raises ValueError if another model has filled it."""
+    """Return a cache to read on from; raises ValueError if a model of another kind has filled it."""
     if cache is None or isinstance(cache, ContextCache):
         return cache
     empty = isinstance(cache, Cache) and not cache.get_seq_length()

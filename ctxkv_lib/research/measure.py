@@ -8,7 +8,7 @@ from typing import Any
 from ..data.conversations import load_conversations
 from ..data.rows import Split
 from ..data.settings import DataConfig
-from ..errors import UserError, ended_calmly, memory_advice
+from ..errors import UserError, ended_calmly, interrupt_deferred, memory_advice
 from ..experiments import write_results
 from ..files import content_digest
 from ..method.model import ContextKV
@@ -65,9 +65,10 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         for name in missing:
             with stage(f"Measuring: {name}"):
                 folder.finish(name, keys[name], (), MAKERS[name](config, folder, model))
-        folder.records.remove("results")  # whose files are written anew
         summary = {name: part for name, part in run.summary.items() if name not in MEASUREMENTS}
-        return write_results(config, folder, {**summary, **measurements(folder)})
+        with interrupt_deferred():
+            folder.records.remove("results")  # whose files are written anew
+            return write_results(config, folder, {**summary, **measurements(folder)})
 
 
 def changed_split(run: Run) -> str | None:

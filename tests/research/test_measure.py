@@ -1,6 +1,7 @@
 """Measurements of a finished run: made when asked for, once, and kept with the run."""
 
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import run
+from ctxkv_lib.experiments import run, write_results
 from ctxkv_lib.report.document import write_report
 from ctxkv_lib.research import measure as module
 from ctxkv_lib.research import ngrams
@@ -82,7 +83,15 @@ def test_a_measurement_that_stops_keeps_the_run_finished_and_what_was_measured(
             measure(found, ["probe"])
     with pytest.raises(UserError, match="has not finished"):
         load_run(found.path)
-    assert measure(found, ["probe"]).summary == {**finished_run.summary, "probe": measured.summary["probe"]}
+
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGINT)
+        return write_results(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "write_results", interrupted)
+        measure(found, ["probe"])  # stops when all is written
+    assert load_run(found.path).summary == {**finished_run.summary, "probe": measured.summary["probe"]}
 
 
 def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
