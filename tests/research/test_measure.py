@@ -88,8 +88,8 @@ def test_a_measurement_that_stops_keeps_the_run_finished_and_what_was_measured(
         signal.raise_signal(signal.SIGINT)
         return write_results(*given)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "write_results", interrupted)
+    monkeypatch.setattr(module, "write_results", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         measure(found, ["probe"])  # stops when all is written
     assert load_run(found.path).summary == {**finished_run.summary, "probe": measured.summary["probe"]}
 
