@@ -40,12 +40,12 @@ def best_epoch(epochs: Sequence[Summary]) -> Summary:
 
 
 def overfitting(phase2: Summary) -> str:
-    """Judge whether train PPL fell on after the best epoch while val PPL rose: yes, unclear or not_yet."""
+    """Judge if train PPL as shown fell after the best epoch while val PPL rose: yes, unclear or not_yet."""
     last = phase2["epochs"][-1]
     if phase2["best_epoch"] == last["epoch"]:
         return "not_yet"
-    overfits = last["train_ppl"] < phase2["train_ppl"] and last["val_ppl"] > phase2["val_ppl"]
-    return "yes" if overfits else "unclear"
+    train, val = (round(last[name], 1) - round(phase2[name], 1) for name in ("train_ppl", "val_ppl"))
+    return "yes" if train < 0 < val else "unclear"
 
 
 def epoch_note(phase2: Summary, line: Summary) -> str:

@@ -135,18 +135,34 @@ def test_best_epoch_is_bold_and_the_rest_is_judged_up_to_the_stop(tmp_path):
     report = write_report(runs(tmp_path / "limit", 500, settings=settings, epochs=EPOCHS[500][:3]))
     assert "early stopping did not trigger" in report
     assert "worked as set" not in report
-    assert "it had not begun to rise" in report
+    assert "500 samples: val PPL was at its lowest at the last epoch.**" in report
     assert "Longer training" in report
 
 
 @pytest.mark.parametrize(
-    ("ppls", "verdict"), [((90, 201), "yes"), ((101, 201), "unclear"), ((90, 200), "unclear")]
+    ("ppls", "verdict"),
+    [((90, 201), "yes"), ((101, 201), "unclear"), ((90, 200), "unclear"), ((99.97, 200.03), "unclear")],
 )
 def test_overfitting_is_a_val_ppl_that_rises_while_train_ppl_falls(ppls, verdict):
     best, last = ({"epoch": n, "improved": n == 1, "train_ppl": ppls[0], "val_ppl": ppls[1]} for n in (1, 2))
     phase2 = {"best_epoch": 1, "train_ppl": 100, "val_ppl": 200, "epochs": [best, last]}
     assert overfitting(phase2) == verdict
     assert epoch_note({**phase2, "stop_reason": "max_epochs"}, last) == "worse"  # nothing stopped it
+
+
+def test_what_is_said_of_overfitting_holds_also_where_val_ppl_is_as_low_again_or_rose_before(tmp_path):
+    settings = {"phase2.max_epochs": 3}
+    (tied,) = runs(
+        tmp_path / "tied", 500, settings=settings, epochs=[(300, 220, 0.1), (200, 200, 0.1), (90, 200, 0.1)]
+    )
+    said = "no clear overfitting** after epoch 2: train PPL 200.0 → 90.0, val PPL 200.0 → 200.0."
+    assert said in write_report([tied])
+    (rose,) = runs(
+        tmp_path / "rose", 500, settings=settings, epochs=[(300, 200, 0.1), (200, 210, 0.1), (90, 190, 0.1)]
+    )
+    report = write_report([rose])
+    assert "lowest at the last epoch" in report
+    assert "begun to rise" not in report
 
 
 def test_a_comparison_is_only_of_several_runs_and_says_what_fell_rose_or_stayed(tmp_path):
