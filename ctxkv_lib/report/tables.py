@@ -47,15 +47,16 @@ def _text(spec: str, unit: str = "") -> Callable[[float | None], str]:
     return lambda value: MISSING if value is None else format(value, spec) + unit
 
 
+# z: what rounds to zero is not negative
 ppl = _text(",.1f")
 percent = _text(".1%")
 whole_percent = _text(".0%")
-signed_percent = _text("+.1%")
+signed_percent = _text("+z.1%")
 whole = _text(",d")
 ratio = _text(",.2f", "x")
 loss = _text(",.2f")
 gib = _text(",.1f")
-r2 = _text("z.2f")  # what rounds to zero has no sign
+r2 = _text("z.2f")
 
 
 def short(value: float | None) -> str:

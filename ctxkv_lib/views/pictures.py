@@ -13,6 +13,7 @@ from torch import Tensor
 from ..method.config import ModelConfig
 from ..method.windows import Window
 from ..progress import counted
+from ..report.tables import r2
 from .axes import (
     BLUE,
     INK,
@@ -206,7 +207,7 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
     for name, found in blocks.items():
         tokens, mean = found["horizon"], f"mean of the last {counted(model.interval, ' tokens')}"
         span = "no memory span" if tokens is None else f"memory span {counted(tokens, ' tokens')}"
-        label = f"{name}: {span}; {mean}: R² {found['mean_recall']:.2f}"
+        label = f"{name}: {span}; {mean}: R² {r2(found['mean_recall'])}"
         x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
         context.plot(x, _explained(found), ls=style, marker="o", label=label)
     context.set(title="Forgetting, by trained and by random weights", xscale="log")

@@ -207,7 +207,7 @@ def _changed(ax: Axes, changed: Mapping[str, Mapping[str, float]]) -> None:
         error = intact * found["error"] / 100
         colour = BLUE if name == "intact" else ORANGE
         ax.errorbar(found["ppl"], row, xerr=error, fmt="o", ms=8, color=colour, label=label)
-        note = f"\n({found['percent']:+.1f}% ± {found['error']:.1f})" if name != "intact" else ""
+        note = f"\n({words('en').cost(found)})" if name != "intact" else ""
         place = ax.get_yaxis_transform()
         ax.text(1.02, row, f"{found['ppl']:,.1f}{note}", transform=place, color=colour, va="center")
     named_rows(ax, labels.values())

@@ -111,6 +111,10 @@ def test_a_comparison_shows_what_other_contexts_cost_by_run(tmp_path):
 def test_the_figures_draw_every_ablation_and_every_slot():
     changed, slots, pairs = use_of_contexts(ABLATIONS).axes
     assert changed.get_yticklabels()[0].get_text() == "its own"
+    assert changed.texts[1].get_text() == "182.6\n(+3.4% ± 0.6)"
+    same = {**ABLATIONS["changed"]["slot_0"], "percent": -0.03}
+    changed_little = {**ABLATIONS, "changed": {**ABLATIONS["changed"], "slot_0": same}}
+    assert use_of_contexts(changed_little).axes[0].texts[1].get_text() == "182.6\n(+0.0% ± 0.6)"
     assert len(changed.containers) == len(ABLATIONS["changed"])
     _, _, (spread,) = changed.containers[0]
     assert np.ptp(spread.get_segments()[0], axis=0).tolist() == pytest.approx([2 * 0.006 * 179.2, 0])

@@ -287,6 +287,9 @@ def test_published_numbers_stand_beside_the_seed_settings_and_gpus_only_where_th
     assert row(unpublished, "train_ctx")[1:] == ["575", "120"]
     assert "| 7 | – | – | – |  | 46.1 | 193.1 | 20.9% |" in ours
     assert "published val PPL is 175.7; this run’s differs by +2.0%" in ours
+    (near,) = runs(tmp_path / "near", 500)
+    near.summary["phase2"]["val_ppl"] = 175.699
+    assert "this run’s differs by +0.0%" in write_report([near])
     offline = write_report(runs(tmp_path / "b", 500, preset="offline", gpu=False))
     for absent in ("175.7", "Published (", "GPU"):
         assert absent not in offline

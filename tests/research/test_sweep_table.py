@@ -123,13 +123,13 @@ def test_measurements_have_a_table_and_a_figure_with_gaps_where_a_baseline_has_n
         for name, ppl, back in (("short", 100, 7), ("long", 120, 1000))
         for seed in (1, 2)
     ]
-    entries.append(entry("none", 10, 1, 110, measured={"repeated_ppl": 50.0}))
+    entries.append(entry("none", 10, 1, 110, measured={"repeated_ppl": 50.0, "elsewhere": -0.03}))
     found = summarize({}, entries)
     document = sweep_document(found)
-    assert "| Variant | Samples | Memory span | Mean | Zero | Pairs again |" in document
-    assert "| short | 10 | 7 | 0.14 | +7.0% | – |" in document
-    assert "| long | 10 | 1000 | 20.00 | over 1,000% | – |" in document
-    assert "| none | 10 | – | – | – | 50.0 |" in document
+    assert "| Variant | Samples | Memory span | Mean | Zero | Others' | Pairs again |" in document
+    assert "| short | 10 | 7 | 0.14 | +7.0% | – | – |" in document
+    assert "| long | 10 | 1,000 | 20.00 | over 1,000% | – | – |" in document
+    assert "| none | 10 | – | – | – | +0.0% | 50.0 |" in document
     figure = memory_figure(found)
     for ax, scale in zip(figure.axes, (1, 50), strict=True):
         points = {line.get_label(): line.get_xydata().tolist() for line in ax.get_lines()}

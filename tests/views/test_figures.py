@@ -320,7 +320,7 @@ def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshol
     """R² is a share on the axis, in the legend and in reports; grey is what lies beyond the memory span."""
     common = {"coverage": 2 / 3, "mean_recall": 0.04, "offsets": [0, 20]}
     weak = {**common, "recall": REMEMBERED, "horizon": 1}
-    none = {**common, "recall": REMEMBERED[2:], "horizon": None}
+    none = {**common, "mean_recall": -0.003, "recall": REMEMBERED[2:], "horizon": None}
     model = ModelConfig(max_contexts=2)
     figure = pictures.memory_of_contexts({**weak, "fresh": {"0.01": none}}, model, slots=2)
     assert {ax.get_ylabel() for ax in figure.axes} == {"Decodability of the token (R²)"}
@@ -330,6 +330,7 @@ def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshol
     assert (zero.get_position()[0], zero.get_text()) == (1, "0")
     assert trained.get_label() == "trained: memory span 1 token; mean of the last 20 tokens: R² 0.04"
     assert untrained.get_label().startswith("random weights 0.01: no memory span;")
+    assert untrained.get_label().endswith("R² 0.00")
     window = figure.axes[0]
     assert window.get_title(loc="left").startswith("67% of the window")
     assert "beyond each slot's memory span (R² ≤ 0.01)" in legend(figure)
