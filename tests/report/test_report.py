@@ -181,9 +181,15 @@ def test_a_comparison_is_only_of_several_runs_and_says_what_fell_rose_or_stayed(
     tied = runs(tmp_path / "tie", 100, 500, epochs=EPOCHS[500])
     tied[1].summary["phase2"] |= {"val_ppl": 179.21, "train_val_ratio": 1.67}  # before: 179.20 and 1.669
     report = write_report(tied)
-    for said in ("Val PPL is the same: 179.2.", "Val Acc is the same: 20.4%.", "Ratio is the same: 1.67x."):
+    for said in (
+        "Val PPL is the same within 0.1%: 179.2 and 179.2.",
+        "Val Acc is the same within 0.1 points: 20.4% and 20.4%.",
+        "Ratio is the same: 1.67x.",
+    ):
         assert said in report
-    assert "**100 samples, 500 samples: the same val PPL.**" in report
+    assert "**100 samples, 500 samples: the same val PPL within 0.1%.**" in report
+    tied[1].summary["phase2"] |= {"val_ppl": 179.13, "val_acc": 0.2045}  # which shows as 179.1 and 20.4%
+    assert "the same within 0.1%: 179.2 and 179.1." in write_report(tied)
     assert " 0.0%" not in report
     first, second = (run.summary for run in found)
     assert "" not in observations(first, second)
@@ -231,9 +237,14 @@ def test_settings_that_differ_are_named_also_where_samples_do(tmp_path):
     folders = [sample_run(tmp_path / recipe, count, recipe=recipe) for recipe, count in of.items()]
     report = write_report(map(load_run, folders))
     assert "## Comparison: 100 samples, exact vs 500 samples, tuned" in report
-    assert "- The runs differ in their settings, too." in report
+    assert "- The runs differ in their settings." in report
     assert "weight decay 2 → 4 " in report
-    assert "differ in their settings" not in write_report(runs(tmp_path / "same", 100, 500))
+    for others in (runs(tmp_path / "same", 100, 500), runs(tmp_path / "twice", 500, 500)):
+        assert "differ in their settings" not in write_report(others)
+    folders = [sample_run(tmp_path / f"seed{seed}", settings={"runtime.seed": seed}) for seed in (1, 2)]
+    report = write_report(map(load_run, folders))
+    assert "- The training tokens are the same (587,970).\n" in report
+    assert "differ in their settings" not in report
 
 
 def test_an_attention_with_its_own_slots_is_shown_with_these(tmp_path):
