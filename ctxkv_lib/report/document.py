@@ -84,7 +84,6 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool | 
         having=lambda part: [own for own in ours if part in own.summary],
         is_one_validation=len({each["validation_fingerprint"] for each in data}) == 1,
         settings_differ=settings_differ([own.config for own in ours]),
-        one_a_method={(own.method, len(own.offsets or ())): own for own in ours}.values(),
         one_a_window={(own.config.model, *own.offsets): own for own in ours if own.offsets}.values(),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

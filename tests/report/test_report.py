@@ -45,6 +45,9 @@ def test_what_an_attention_of_the_user_does_with_missing_slots_is_left_to_it(tmp
     assert "are zero vectors; what becomes of them is up to `mine:Mine`" in write_report([found])
     assert "（扱いは`mine:Mine`による）" in write_report([found], "ja")
     assert "copying" not in write_report([found])
+    report = write_report([found, *runs(tmp_path / "plain", 500), *runs(tmp_path / "again", 500)])
+    assert report.count("every position attends 32 slots") == 2  # with an attention of the user, and without
+    assert "is up to `mine:Mine`; method 2" in report
     assert "is up to" not in write_report(runs(tmp_path / "others", 500, recipe="tuned"))
 
 
