@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..errors import UserError
 from ..method.config import ModelConfig
+from ..progress import counted
 from ..runs.differences import settings_differ
 from ..runs.run_folder import Run
 from . import columns, labels, tables, verdicts
@@ -45,6 +46,7 @@ def environment(language: str) -> Environment:
         made.globals |= functions
     made.filters["entry_of"] = lambda key, names: names.get(key, tables.literal(key))
     made.keep_trailing_newline = True
+    made.globals["counted"] = counted
     made.globals["t"] = lambda *texts: texts[index]
     return made
 

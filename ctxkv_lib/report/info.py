@@ -7,6 +7,7 @@ from ..errors import UserError
 from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 from ..method.memory import GIB, MIB, mib
 from ..method.windows import Window
+from ..progress import counted
 from ..runs.config import ExperimentConfig
 from ..runs.models import shapes
 from ..runs.published import PUBLISHED
@@ -78,9 +79,10 @@ def describe(
 
 def slots_in_words(window: Window, model: ModelConfig) -> str:
     """Describe how many contexts a position sees, and where they lie."""
-    if window.offsets == Window(model).offsets and model.interval > 1:
+    if window.offsets == Window(model).offsets and model.interval > 1 < len(window):
         return f"{len(window)} contexts, {model.interval} tokens apart: {model.context_window} tokens"
-    return f"{len(window)} contexts, 0 to {window.offsets[-1]} tokens back"
+    reach = "0" if len(window) == 1 else f"0 to {window.offsets[-1]}"
+    return f"{counted(len(window), ' contexts')}, {reach} tokens back"
 
 
 def computed_size(

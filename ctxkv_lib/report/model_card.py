@@ -5,6 +5,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ..data.hub import ULTRACHAT_SHARDS
 from ..data.settings import SOURCES
 from ..method.windows import Window
+from ..progress import counted
 from ..runs.run_folder import Run
 from .columns import Column
 from .document import template
@@ -53,6 +54,6 @@ def _fields(run: Run) -> ModelCardData:
         pipeline_tag="text-generation",
         tags=["context-kv-attention"],
         datasets=[ON_THE_HUB[source]] if source in ON_THE_HUB else None,
-        model_name=f"Context-KV attention, {run.summary['samples']} conversations",
+        model_name=f"Context-KV attention, {counted(run.summary['samples'], ' conversations')}",
         eval_results=results,
     )

@@ -73,7 +73,8 @@ def format_info(sizes: dict[str, Any]) -> str:
         "Trainable in Phase 2": f"{parameters['trainable_phase2']:,} ({share:.2%})",
     }
     if cache:
-        held = f"{cache['contexts']} contexts, {cache['bytes'] / 1024:,.0f} KiB, however long the text"
+        contexts, kib = counted(cache["contexts"], " contexts"), cache["bytes"] / 1024
+        held = f"{contexts}, {kib:,.0f} KiB, however long the text"
         rows |= {"Context window": sizes["slots"], "KV cache of a sequence": held}
     if sizes["train_tokens"]:
         rows["Train tokens"] = f"{sizes['train_tokens']:,}"

@@ -20,15 +20,17 @@ def test_the_cache_is_as_large_as_info_says(recipe, anchor):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "interval", "words"),
+    ("recipe", "interval", "slots", "words"),
     [
-        ("published", 20, "32 contexts, 20 tokens apart: 640 tokens"),
-        ("published", 1, "32 contexts, 0 to 31 tokens back"),
-        ("tuned", 20, "32 contexts, 0 to 620 tokens back"),
+        ("published", 20, 1, "1 context, 0 tokens back"),
+        ("published", 20, 32, "32 contexts, 20 tokens apart: 640 tokens"),
+        ("published", 1, 32, "32 contexts, 0 to 31 tokens back"),
+        ("tuned", 20, 32, "32 contexts, 0 to 620 tokens back"),
     ],
 )
-def test_slots_are_described_by_where_they_lie(recipe, interval, words):
-    config = build_config("colab", recipe, settings={"model.interval": interval})
+def test_slots_are_described_by_where_they_lie(recipe, interval, slots, words):
+    settings = {"model.interval": interval, "model.max_contexts": slots}
+    config = build_config("colab", recipe, settings=settings)
     assert slots_in_words(shapes(config)[1], config.model) == words
 
 

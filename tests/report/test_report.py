@@ -12,9 +12,10 @@ from ctxkv_lib.experiments import run
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.report.columns import example_positions
 from ctxkv_lib.report.document import comparison_table, observations, write_report
+from ctxkv_lib.report.info import describe
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.report.tables import literal
-from ctxkv_lib.report.terminal import terminal_table
+from ctxkv_lib.report.terminal import format_info, terminal_table
 from ctxkv_lib.report.verdicts import epoch_note, overfitting
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.differences import run_folders
@@ -412,6 +413,19 @@ def test_text_from_outside_is_no_markup(tmp_path):
             assert len(columns) == 1, table
     assert literal("a | b\n`c` <d> '$e$'") == r"a \| b \`c\` &lt;d&gt; '\$e\$'"
     assert literal("2026-01-31, cpu (x86, 2 threads)") == "2026-01-31, cpu (x86, 2 threads)"
+
+
+@pytest.mark.parametrize("kv_method", ["fixed", "variable"])
+def test_one_of_a_thing_is_no_plural(tmp_path, kv_method):
+    one = {"model.max_contexts": 1, "model.kv_method": kv_method, "phase2.patience": 1}
+    (run,) = runs(tmp_path, 1, settings=one, epochs=EPOCHS[500][:4])
+    run.summary["phase1"]["context_method"] = "exact"
+    for text in (write_report([run]), model_card(run), format_info(describe(run.config))):
+        assert not re.search(
+            r"\b1 (?:[a-z-]+ )*(?:slots|contexts|epochs|conversations|vectors|samples)\b", text
+        )
+    run.summary["samples"] = 1000
+    assert "\n# Context-KV attention, 1,000 conversations\n" in model_card(run)
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])

@@ -114,6 +114,7 @@ def test_settings_that_all_variants_have_are_said_once():
     document = sweep_document(summarize(variants, [entry(name, 3, 1, 2.0) for name in variants]))
     assert "\nAll have data.samples=3.\n\n- a: recipe exact, x.y=1\n- b: recipe exact, x.y=2\n" in document
     alone = sweep_document(summarize({"a": variants["a"]}, [entry("a", 3, 1, 2.0)]))
+    assert "\n1 grid point: 1 finished.\n" in alone
     assert "\n## Variants\n\n- a: recipe exact, data.samples=3, x.y=1\n" in alone
 
 
