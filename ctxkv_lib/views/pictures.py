@@ -192,7 +192,7 @@ def _slot_axis(ax: Axes, back: Sequence[int]) -> None:
 
 @styled
 def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int = 4) -> Figure:
-    """Draw decodability of each token from the slots of a window, and from contexts of trained and of random
+    """Draw decodability of each token from the slots of a window, and from contexts of the run and of random
     weights.
 
     Args:
@@ -202,7 +202,7 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
     figure, axes = panels(2, 8.4, rows=2)
     window, context = axes
     _window_memory(window, probe, model, slots)
-    blocks = {"trained": probe}
+    blocks = {"this run": probe}
     blocks |= {f"random weights {std}": found for std, found in probe["fresh"].items()}
     for name, found in blocks.items():
         tokens, mean = found["horizon"], f"mean of the last {counted(model.interval, ' tokens')}"
@@ -210,7 +210,7 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
         label = f"{name}: {span}; {mean}: R² {r2(found['mean_recall'])}"
         x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
         context.plot(x, _explained(found), ls=style, marker="o", label=label)
-    context.set(title="Forgetting, by trained and by random weights", xscale="log")
+    context.set(title="Forgetting, by this run and by random weights", xscale="log")
     _distance_ticks(context, 1 + probe["recall"][-1]["distance"], shift=1)
     context.set_xlabel("Distance back from the context's own token (tokens, log scale)")
     top = 0.05 + max(value for found in blocks.values() for value in _explained(found))

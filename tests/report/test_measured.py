@@ -6,7 +6,8 @@ from drawn import line as drawn
 from sample_runs import sample_run
 from test_report import numbers, row
 
-from ctxkv_lib.report.document import comparison_table, format_ablations, write_report
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.report.document import comparison_table, format_ablations, probe_table, write_report
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.figures import ppl_curves
 from ctxkv_lib.views.study import recall_accuracy, use_of_contexts
@@ -68,6 +69,14 @@ def measured_run(folder, samples=500, **measured):
     run = load_run(sample_run(folder, samples))
     run.summary.update(measured)
     return run
+
+
+def test_a_probe_calls_no_run_trained_which_may_be_without_phase_1():
+    block = dict.fromkeys(("mean_recall", "horizon", "coverage", "centroid", "effective_rank"), 0.25)
+    block |= {"recall": [], "horizon": 1}
+    for language, name in {"en": "this run", "ja": "この実験"}.items():
+        header, *_ = probe_table({**block, "fresh": {"0.1": block}}, ModelConfig(), language)
+        assert header[1] == name
 
 
 def test_several_runs_have_figures_in_the_folder_of_their_comparison_alone(tmp_path):

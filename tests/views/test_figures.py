@@ -328,7 +328,7 @@ def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshol
     assert trained.get_xydata().tolist() == [[1, 0.12], [2, 0.05], [3, 0.008], [4, 0]]
     (zero,) = figure.axes[1].get_xticklabels()
     assert (zero.get_position()[0], zero.get_text()) == (1, "0")
-    assert trained.get_label() == "trained: memory span 1 token; mean of the last 20 tokens: R² 0.04"
+    assert trained.get_label() == "this run: memory span 1 token; mean of the last 20 tokens: R² 0.04"
     assert untrained.get_label().startswith("random weights 0.01: no memory span;")
     assert untrained.get_label().endswith("R² 0.00")
     window = figure.axes[0]
