@@ -49,9 +49,9 @@ def _text(spec: str, unit: str = "") -> Callable[[float | None], str]:
 
 # z: what rounds to zero is not negative
 ppl = _text(",.1f")
-percent = _text(".1%")
+percent = _text(",.1%")
 whole_percent = _text(".0%")
-signed_percent = _text("+z.1%")
+signed_percent = _text("+z,.1%")
 whole = _text(",d")
 ratio = _text(",.2f", "x")
 loss = _text(",.2f")

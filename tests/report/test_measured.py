@@ -97,7 +97,9 @@ def test_the_report_holds_what_was_measured(tmp_path, language):
     assert "+5.7% ± 0.6" in report
     assert "Is it \\*so\\*" in report
     assert "or \\| not" in report
-    terminal = format_ablations(ABLATIONS, language)
+    zeros = {"ppl": 5e5, "percent": 278_917.9, "error": 1234.5}
+    terminal = format_ablations({**ABLATIONS, "changed": {**ABLATIONS["changed"], "zero": zeros}}, language)
+    assert "+278,917.9% ± 1,234.5" in terminal
     assert "+5.7% ± 0.6" in terminal
     assert "23.9" in terminal
 

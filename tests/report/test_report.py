@@ -182,6 +182,9 @@ def test_a_comparison_is_only_of_several_runs_and_says_what_fell_rose_or_stayed(
     assert "Val PPL did not fall: from 366.4 to 732.8, 100.0% higher" in report
     assert "train PPL rose" in report
     assert "val PPL did not fall (100.0% higher)" in report
+    worse = [(row[0], 50 * row[1], row[2] / 2) for row in EPOCHS[100]]
+    report = write_report(found[:1] + runs(tmp_path / "worst", 500, epochs=worse))
+    assert len(re.findall(r"4,900\.0% higher", report)) == 4  # two rows, observations, conclusion
     tied = runs(tmp_path / "tie", 100, 500, epochs=EPOCHS[500])
     tied[1].summary["phase2"] |= {"val_ppl": 179.21, "train_val_ratio": 1.67}  # before: 179.20 and 1.669
     report = write_report(tied)
