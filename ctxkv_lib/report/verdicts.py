@@ -14,18 +14,16 @@ def gains(first: Summary, last: Summary) -> dict[str, Any]:
 
     Returns:
         `ppl` and `gap`: percent by which they are lower; `acc`: points; `epochs`: change of the best epoch;
-        `shown_gap`: 100 times the change of the gap as it is shown; `before` and `after`: both summaries.
+        `before` and `after`: both summaries.
     """
     before, after = first["phase2"], last["phase2"]
-    gaps = before["train_val_ratio"], after["train_val_ratio"]
     return {
         "before": first,
         "after": last,
         "ppl": 100 * (1 - after["val_ppl"] / before["val_ppl"]),
         "acc": 100 * (after["val_acc"] - before["val_acc"]),
         "epochs": after["best_epoch"] - before["best_epoch"],
-        "gap": 100 * (1 - gaps[1] / gaps[0]),
-        "shown_gap": 100 * (round(gaps[0], 2) - round(gaps[1], 2)),
+        "gap": 100 * (1 - after["train_val_ratio"] / before["train_val_ratio"]),
     }
 
 

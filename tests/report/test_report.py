@@ -176,7 +176,7 @@ def test_a_comparison_is_only_of_several_runs_and_says_what_fell_rose_or_stayed(
     assert "## Comparison: 100 samples vs 500 samples" in report
     assert "51.1% lower" in report
     assert "- Val PPL fell from 366.4 to 179.2, 51.1% lower." in report
-    assert "train PPL fell, from 1.84x to 1.67x" in report
+    assert "train PPL fell from 1.84x to 1.67x, 9.6% lower." in report
     worse = [(row[0], 2 * row[1], row[2] / 2) for row in EPOCHS[100]]
     report = write_report(found[:1] + runs(tmp_path / "worse", 500, epochs=worse))
     assert "Val PPL did not fall: from 366.4 to 732.8, 100.0% higher" in report
@@ -184,17 +184,20 @@ def test_a_comparison_is_only_of_several_runs_and_says_what_fell_rose_or_stayed(
     assert "val PPL did not fall (100.0% higher)" in report
     worse = [(row[0], 50 * row[1], row[2] / 2) for row in EPOCHS[100]]
     report = write_report(found[:1] + runs(tmp_path / "worst", 500, epochs=worse))
-    assert len(re.findall(r"4,900\.0% higher", report)) == 4  # two rows, observations, conclusion
+    assert len(re.findall(r"4,900\.0% higher", report)) == 5  # two rows, two observations, conclusion
     tied = runs(tmp_path / "tie", 100, 500, epochs=EPOCHS[500])
-    tied[1].summary["phase2"] |= {"val_ppl": 179.21, "train_val_ratio": 1.67}  # before: 179.20 and 1.669
+    tied[1].summary["phase2"] |= {"val_ppl": 179.21, "train_val_ratio": 1.6689}  # before: 179.20 and 1.6685
     report = write_report(tied)
     for said in (
         "Val PPL is the same within 0.1%: 179.2 and 179.2.",
         "Val Acc is the same within 0.1 points: 20.4% and 20.4%.",
-        "Ratio is the same: 1.67x.",
+        "Ratio is the same within 0.1%: 1.67x and 1.67x.",
     ):
         assert said in report
     assert "**100 samples, 500 samples: the same val PPL within 0.1%.**" in report
+    tied[1].summary["phase2"]["train_val_ratio"] = 1.665  # as shown, the same
+    for said in ("| **0.2% lower** |", "train PPL fell from 1.67x to 1.67x, 0.2% lower."):
+        assert said in write_report(tied)
     tied[1].summary["phase2"] |= {"val_ppl": 179.13, "val_acc": 0.2045}  # which shows as 179.1 and 20.4%
     assert "the same within 0.1%: 179.2 and 179.1." in write_report(tied)
     assert " 0.0%" not in report
