@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from ..errors import UserError
 from ..report.labels import memory_stages, run_labels, span
+from ..report.tables import digits
 from .axes import (
     BLUE,
     INK,
@@ -188,7 +189,7 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float) -> Figure:
     for label, lines in runs.items():
         rate.plot(*_series(lines, "iteration", "convergence_rate", 100), marker="o", label=label)
         loss.plot(*_series(lines, "iteration", "loss"), marker="o", label=label)
-    reference(rate.axhline, 100 * stop_rate, f"stop at {stop_rate:.0%}")
+    reference(rate.axhline, 100 * stop_rate, f"stop at {digits(100 * stop_rate)}%")
     rate.set(title="Convergence", ylabel="Converged positions (%)", ylim=(-3, 103))
     loss.set(title="Phase 1 loss", ylabel="Loss (no unit)")
     if any(runs.values()) and all(line["loss"] > 0 for lines in runs.values() for line in lines):

@@ -114,6 +114,8 @@ def test_the_report_follows_the_summary_and_names_the_reason_for_the_end_of_phas
         run.summary["phase1"]["stop_reason"] = reason
         assert row(write_report([run]), "Stopped")[1] == shown
     run.summary["phase1"]["stop_reason"] = "converged"
+    (strict,) = runs(tmp_path / "strict", 500, settings={"phase1.stop_rate": 0.995})
+    assert row(write_report([strict]), "Stopped")[1] == "iteration 17 (converged ≥ 99.5%)"
     before, summary = write_report([run]), run.summary
     summary["phase2"] |= {"val_ppl": 123.4, "seconds_per_epoch": 77.0}
     summary["phase1"] |= {"effective_rank": 0.456, "iterations": 29}

@@ -125,6 +125,8 @@ def test_published_runs_are_drawn_without_their_missing_epoch():
 
 def test_phase1_curves_show_percent_the_stop_line_and_the_loss_without_missing_values():
     lines = phase1_lines()
+    (strict, _) = figures.phase1_curves({"500 samples": lines}, stop_rate=0.995).axes
+    assert set(line(strict, "stop at 99.5%").get_ydata()) == {99.5}
     rate, loss = figures.phase1_curves({"500 samples": lines}, stop_rate=0.8).axes
     assert list(line(rate, "500 samples").get_xdata()) == list(range(2, 18))
     assert line(rate, "500 samples").get_ydata()[-1] == pytest.approx(93)
