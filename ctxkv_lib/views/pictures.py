@@ -210,7 +210,7 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
         label = f"{name}: {span}; {mean}: R² {r2(found['mean_recall'])}"
         x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
         context.plot(x, _explained(found), ls=style, marker="o", label=label)
-    context.set(title="Forgetting, by this run and by random weights", xscale="log")
+    context.set(title="Forgetting, in this run and with random weights", xscale="log")
     _distance_ticks(context, 1 + probe["recall"][-1]["distance"], shift=1)
     context.set_xlabel("Distance back from the context's own token (tokens, log scale)")
     top = 0.05 + max(value for found in blocks.values() for value in _explained(found))
