@@ -100,7 +100,8 @@ def compared(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> li
     """Compare runs as the original's report does.
 
     Returns:
-        rows of cells, header first: a name, a cell for each run and, for several, the change.
+        rows of cells, header first: a name, a cell for each run and, for several with one validation text,
+        the change.
 
     Raises:
         UserError: as `write_report`.
@@ -109,7 +110,8 @@ def compared(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> li
     if not summaries:
         raise UserError("There are no runs to compare; name at least one run.")
     runs = list(map(Column, run_labels(summaries, macros.unit), summaries))
-    items = with_gain(runs, macros.change)
+    texts = {tables.at(each, "provenance", "data", "validation_fingerprint") for each in summaries}
+    items = with_gain(runs, macros.change) if len(texts) == 1 else runs
     rows = table_cells(macros.comparison("", items) + macros.ngrams(items))
     return [[cell.strip("*") for cell in row] for row in rows]
 

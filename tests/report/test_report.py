@@ -218,6 +218,7 @@ def test_what_differs_between_runs_is_listed_for_each(tmp_path):
     made |= {"seed": 7, "date": "2026-02-03", "device": "another card", "git_commit": None}
     made |= {"embeddings": {"table": "random"}}
     made |= {"data": {"source": "chitchat", "validation_fingerprint": "ee"}}
+    assert "change" not in comparison_table([run.summary for run in found])  # as in the report
     report = write_report(found)
     for listed in (
         "**Date**: 100 samples: 2026-02-03; 500 samples: 2026-01-31",
