@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..experiments import prepare
 from ..files import write_json
 from ..hf.modeling import CACHE_NAME, ContextKVForCausalLM
+from ..locks import only_process
 from ..method import reference
 from ..method.caches import Batch, StreamCache
 from ..method.contexts import distinct_rows, draw_contexts, exact_contexts
@@ -58,9 +59,12 @@ def bench(config: ExperimentConfig, run_folder: Path, out: Path, rounds: int) ->
     The experiment's stages are run up to the contexts. Results are medians over `rounds`.
 
     Raises:
-        UserError: as `prepare`; settings or plug-ins that the original does not have; too few rounds.
+        UserError: as `prepare`; settings or plug-ins that the original does not have; too few rounds; an
+            `out` that cannot be made.
     """
     _refuse_unmeasured(config, rounds)
+    with only_process(out):  # refuses, before all is measured, a folder that cannot be written to
+        pass
     prepared = prepare(config, run_folder)
     model, device = prepared.model, prepared.model.device
     ids = prepared.caches["train"].ids.to(device)

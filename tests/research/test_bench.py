@@ -101,6 +101,14 @@ def test_what_cannot_be_measured_is_refused(arguments, said, printed_by):
     assert said in printed_by("bench", "--preset=ci", *arguments, code=2)
 
 
+def test_results_that_have_no_place_are_refused_before_anything_is_measured(
+    printed_by, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(module, "prepare", lambda *_: pytest.fail("it ran"))
+    (tmp_path / "file").touch()
+    assert "file cannot be made" in printed_by("bench", "--preset=ci", f"--out={tmp_path / 'file'}", code=2)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not reset a process's peak")
 def test_peak_memory_sees_what_was_let_go_again():
     assert 150 < timing.peak_mib(lambda: torch.ones(200 * 2**20 // 4).sum(), CPU) < 300
