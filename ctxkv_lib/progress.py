@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 1
 STDERR = 2  # its file descriptor, where bars are drawn
+USUAL_COLUMNS = 80  # of a terminal
 LOGGED_ITERATIONS = 10  # of Phase 1: one line for so many
 INDENT = "    "  # of the rest of a line that is broken
 Metric = dict[str, Any]
@@ -50,7 +51,8 @@ def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
     hidden = True if ranks.rank() else None  # None: tqdm shows it on a terminal only
     width = None  # tqdm's own choice
     with suppress(OSError):  # not a terminal
-        width = os.get_terminal_size(STDERR).columns - 1 - len("^C")  # else its echo begins a line
+        columns = os.get_terminal_size(STDERR).columns or USUAL_COLUMNS  # 0: it does not know
+        width = columns - 1 - len("^C")  # else its echo begins a line
     bar = tqdm(iterable, disable=hidden, leave=False, ncols=width, **options)
     if not bar.disable:
         _refresh_clocks()

@@ -86,6 +86,15 @@ def test_ctrl_c_leaves_nothing_of_a_bar(monkeypatch):
     assert last.startswith("\x1b[2Kctxkv: Stopped.")
 
 
+@pytest.mark.parametrize("width", [0, 80])
+def test_a_bar_is_whole_on_a_terminal_that_does_not_know_its_width(monkeypatch, width):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((width, 0)))
+    with progress.stage("Reading the tokenizer"):
+        pass
+    assert "\rReading the tokenizer 00:00\r" in terminal.getvalue()
+
+
 def test_long_rows_break_on_a_narrow_terminal(monkeypatch):
     row = "KV cache of a sequence          621 contexts, 621 KiB   however long the text"
     assert fitted(row) == row  # in a pipe
