@@ -335,7 +335,7 @@ def bench(options: argparse.Namespace) -> None:
 
     run_folder = run_folder_of(config)
     out = options.out or run_folder.with_name(f"bench-{run_folder.name}")
-    _say_where(out)
+    say(f"Working in {out}.")
     results = bench(config, run_folder, out, options.rounds)
     _print(results, options.json, bench_table, out / "bench.json", out / "bench.png")
 
