@@ -2,36 +2,30 @@ import pytest
 import torch
 
 from ctxkv_lib.hf.cache import ContextCache
-from ctxkv_lib.report.info import describe, slots_in_words
+from ctxkv_lib.report.info import describe
 from ctxkv_lib.report.terminal import format_info
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.models import shapes
 
 
 @pytest.mark.parametrize(
-    ("recipe", "anchor"), [("exact", "current"), ("exact", "grid"), ("tuned", "current")]
+    ("recipe", "settings", "slots"),
+    [
+        ("exact", {}, "32 contexts, 20 tokens apart: 640 tokens"),
+        ("exact", {"model.anchor": "grid"}, "32 contexts, 20 tokens apart: 640 tokens"),
+        ("exact", {"model.interval": 1}, "32 contexts, 0 to 31 tokens back"),
+        ("exact", {"model.max_contexts": 1}, "1 context, 0 tokens back"),
+        ("tuned", {}, "32 contexts, 0 to 620 tokens back"),
+    ],
 )
-def test_the_cache_is_as_large_as_info_says(recipe, anchor):
-    config = build_config("ci", recipe, settings={"model.anchor": anchor})
+def test_info_says_where_slots_lie_and_how_large_the_cache_is(recipe, settings, slots):
+    config = build_config("ci", recipe, settings=settings)
     window, copies = shapes(config)[1:]
     cache = ContextCache(window, config.model.context_dim, 1, torch.zeros(1), copies)
     assert copies == (recipe == "tuned")
-    assert describe(config)["kv_cache"] == {"contexts": cache.stored.shape[1] + 1, "bytes": cache.nbytes}
-
-
-@pytest.mark.parametrize(
-    ("recipe", "interval", "slots", "words"),
-    [
-        ("published", 20, 1, "1 context, 0 tokens back"),
-        ("published", 20, 32, "32 contexts, 20 tokens apart: 640 tokens"),
-        ("published", 1, 32, "32 contexts, 0 to 31 tokens back"),
-        ("tuned", 20, 32, "32 contexts, 0 to 620 tokens back"),
-    ],
-)
-def test_slots_are_described_by_where_they_lie(recipe, interval, slots, words):
-    settings = {"model.interval": interval, "model.max_contexts": slots}
-    config = build_config("colab", recipe, settings=settings)
-    assert slots_in_words(shapes(config)[1], config.model) == words
+    sizes = describe(config)
+    assert sizes["kv_cache"] == {"contexts": cache.stored.shape[1] + 1, "bytes": cache.nbytes}
+    assert sizes["slots"] == slots
 
 
 def test_a_mixer_has_no_contexts_to_describe():
