@@ -34,25 +34,14 @@ def test_a_recipe_is_listed_with_the_settings_of_its_plug_ins(recipe, printed_by
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_is_listed_with_its_own_values(preset, printed_by):
-    config = build_config(preset)
-    for row in printed_by("settings", "--preset", preset, "--json"):
-        concern, name = row["setting"].split(".")
-        assert row["value"] == getattr(getattr(config, concern), name)
-        for other in row["elsewhere"].keys() & PRESETS.keys():
-            assert row["elsewhere"][other] != row["value"]
-            assert row["elsewhere"][other] == getattr(
-                getattr(build_config(other, config.recipe), concern), name
-            )
-
-
-def test_presets_that_differ_from_the_one_that_is_listed_are_named(printed_by):
-    rows = {row["setting"]: row["elsewhere"] for row in printed_by("settings", "--preset", "ci", "--json")}
-    assert {name: rows["data.source"][name] for name in ("colab", "recall")} == {
-        "colab": "ultrachat",
-        "recall": "recall",
-    }
-    assert rows["model.hidden_size"]["offline"] == 768
-    tuned = printed_by("settings", "--preset", "ci", "--recipe", "tuned", "--json")
-    (epochs,) = [row for row in tuned if row["setting"] == "phase2.max_epochs"]
-    assert "ci" not in epochs["elsewhere"]
+@pytest.mark.parametrize("recipe", [None, "tuned"])
+def test_a_preset_is_listed_with_its_own_values_and_all_presets_that_differ(preset, recipe, printed_by):
+    own = build_config(preset, recipe)
+    values = {name: dict(flat(build_config(name, own.recipe).to_dict())) for name in PRESETS}
+    rows = printed_by("settings", "--preset", preset, "--recipe", own.recipe, "--json")
+    assert recipe or rows == printed_by("settings", "--preset", preset, "--json")
+    for row in rows:
+        here = {name: each[row["setting"]] for name, each in values.items()}
+        assert row["value"] == here[preset]
+        named = {name: value for name, value in row["elsewhere"].items() if name in PRESETS}
+        assert named == {name: value for name, value in here.items() if value != here[preset]}
