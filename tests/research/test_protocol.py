@@ -101,13 +101,17 @@ def test_a_protocol_of_another_form_is_refused_in_a_sentence(tmp_path, values, s
         points_of(tmp_path, **values)
 
 
-def test_a_name_that_a_protocol_has_twice_is_refused_and_a_byte_order_mark_is_not(tmp_path):
+def test_a_name_twice_and_what_is_no_json_are_refused_and_a_byte_order_mark_is_not(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text('\ufeff{"variants": {"a": {}}}', encoding="utf-8")
     assert read_protocol(file) == {"variants": {"a": {}}}
-    file.write_text('{"variants": {"a": {}, "a": {"recipe": "tuned"}}}')
-    with pytest.raises(UserError, match=r"^\S*mine\.json has 'a' twice; rename or delete one"):
-        read_protocol(file)
+    for end, said in (
+        (', "a": {"recipe": "tuned"}}}', "has 'a' twice; rename or delete one"),
+        (",}}", r"is not JSON \(.*line 1 column \d+.*\); a protocol is JSON"),
+    ):
+        file.write_text('{"variants": {"a": {}' + end)
+        with pytest.raises(UserError, match=rf"^\S*mine\.json {said}"):
+            read_protocol(file)
 
 
 def test_a_variant_around_a_base_keeps_a_seed_of_its_own():
@@ -121,14 +125,6 @@ def test_settings_of_one_name_are_named_with_their_groups():
     axes = ["phase1.batch_size=2", "phase2.batch_size=3", "phase2.patience=4"]
     assert [*grid(None, axes)] == ["phase1.batch_size 2, phase2.batch_size 3, patience 4"]
     assert [*grid(["exact"], axes[2:]), *grid(["exact"], [])] == ["patience 4", "exact"]
-
-
-def test_a_protocol_that_is_no_json_is_refused_with_the_place(tmp_path):
-    (tmp_path / "mine.json").write_text('{"variants": {"a": {},}}')
-    with pytest.raises(
-        UserError, match=r"mine\.json is not JSON \(.*line 1 column \d+.*\); a protocol is JSON"
-    ):
-        read_protocol(tmp_path / "mine.json")
 
 
 @pytest.mark.parametrize(
