@@ -135,8 +135,8 @@ def test_the_figures_draw_every_ablation_and_every_slot():
     assert line.get_ydata().tolist() == [0, -1, -2]
     assert [bar.get_height() for bar in pairs.patches] == [91.2, 23.9, 118.4, 118.4]
     assert [label.get_text()[:5] for label in pairs.get_xticklabels()] == ["a new", "a rep"]
-    _, places = recall_accuracy(TASK).axes
-    assert [bar.get_height() for bar in places.patches] == [93, 45.6]
+    distances, places = recall_accuracy(TASK).axes
+    assert [[bar.get_height() for bar in ax.patches] for ax in (distances, places)] == [[71], [93, 45.6]]
     assert drawn(places, "guessing a value").get_ydata()[0] == 4
     (_, _, (spread,)), _ = places.containers
     assert np.ptp(spread.get_segments()[1][:, 1]) == pytest.approx(2 * 100 * (0.456 * 0.544 / 71) ** 0.5)
