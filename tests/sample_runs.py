@@ -50,7 +50,7 @@ def sample_run(
     """
     config = build_config(preset, recipe, samples, settings)
     rows = epochs or EPOCHS.get(samples, EPOCHS[500])
-    lines, folder = _epoch_lines(rows), RunFolder(path)
+    lines, folder = epoch_lines(rows), RunFolder(path)
     metrics = {"phase1": phase1_lines(), "phase2": [{"stage": "phase2", **line} for line in lines]}
     with folder.claimed(config):
         write_json(folder.summary, _summary(config, lines, gpu))
@@ -80,7 +80,7 @@ def phase1_lines(iterations: int = 17) -> list[dict[str, Any]]:
     ]
 
 
-def _epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]:
+def epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]:
     lines, lowest, waited = [], float("inf"), 0
     for number, (train_ppl, val_ppl, val_acc) in enumerate(rows, start=1):
         waited = 0 if val_ppl < lowest else waited + 1

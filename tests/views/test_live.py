@@ -6,19 +6,17 @@ from types import SimpleNamespace
 import pytest
 from drawn import Clock, line
 from matplotlib.figure import Figure
-from sample_runs import EPOCHS, phase1_lines
+from sample_runs import EPOCHS, epoch_lines, phase1_lines
 
 from ctxkv_lib import progress
 from ctxkv_lib.experiments import prepare, run
-from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.views.live import SHARE, LiveCurves
 
 
 @pytest.fixture
-def epochs(two_runs):
+def epochs():
     """Phase 2 lines of metrics.jsonl by number of samples."""
-    runs = {100: load_run(two_runs[0]), 500: load_run(two_runs[1])}
-    return {n: [line for line in run.metrics if line["stage"] == "phase2"] for n, run in runs.items()}
+    return {n: [{"stage": "phase2", **line} for line in epoch_lines(rows)] for n, rows in EPOCHS.items()}
 
 
 @pytest.fixture
