@@ -226,26 +226,23 @@ def test_a_file_in_the_home_folder_is_the_same_as_by_its_whole_path(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_file_that_has_changed_is_swept_again(points, small, tmp_path):
-    asked, out = points(), tmp_path / "out"
-    first = sweep(asked, tmp_path / "runs", out)["cells"]
-    assert sweep(asked, tmp_path / "runs", out)["cells"] == first
-    write_conversations(Path(small["data.path"]), 12, seed=4)
-    for root in ("runs", "others"):  # with the run folder, and from results alone
-        (entry,) = sweep(asked, tmp_path / root, out)["cells"]
-        assert entry["config"] != first[0]["config"]
-        assert entry["val_ppl"] != first[0]["val_ppl"]
-
-
-@pytest.mark.slow
-def test_a_file_that_has_moved_is_not_swept_again(points, small, tmp_path, monkeypatch):
-    asked, out = points(), tmp_path / "out"
-    before = sweep(asked, tmp_path / "runs", out)["cells"]
-    small["data.path"] = str(Path(small["data.path"]).rename(tmp_path / "moved.jsonl"))
-    monkeypatch.setattr(module, "run", None)
-    for root in ("runs", "others"):  # with the run folder, and from results alone
-        assert sweep(points(), tmp_path / root, out)["cells"] == before
-    assert finished_runs(points(), tmp_path / "runs").keys() == {"plain"}
+def test_a_file_that_has_moved_is_not_swept_again_and_one_that_has_changed_is(
+    points, small, tmp_path, monkeypatch
+):
+    roots, out = (tmp_path / "runs", tmp_path / "others"), tmp_path / "out"
+    before = sweep(points(), roots[0], out)["cells"]
+    moved = Path(small["data.path"]).rename(tmp_path / "moved.jsonl")
+    small["data.path"] = str(moved)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run", None)
+        for root in roots:  # with the run folder, and from results alone
+            assert sweep(points(), root, out)["cells"] == before
+    assert finished_runs(points(), roots[0]).keys() == {"plain"}
+    write_conversations(moved, 12, seed=4)
+    for root in roots:
+        (entry,) = sweep(points(), root, out)["cells"]
+        assert entry["config"] != before[0]["config"]
+        assert entry["val_ppl"] != before[0]["val_ppl"]
 
 
 def test_a_sweep_that_stops_before_its_first_run_leaves_no_run_folder(points, tmp_path, monkeypatch):
