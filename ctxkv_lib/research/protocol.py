@@ -148,8 +148,7 @@ def _check(what: str, values: Any, allowed: Collection[str]) -> None:
         if key not in allowed:
             raise UserError(f"{what} has {key!r}; allowed: {', '.join(allowed)}.")
         kind = KINDS[key]
-        fits = isinstance(value, kind)
-        if not fits or (kind is list and {type(each) for each in value} != {int}):
+        if not isinstance(value, kind) or (kind is list and {type(each) for each in value} != {int}):
             raise UserError(f"{what} has {value!r} as {key}; allowed: {NAMES[kind]}.")
 
 
