@@ -228,10 +228,7 @@ def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: Summar
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
         "parameters": attention["parameters"],
-        "context_window": {
-            **context_window(config.model, train_tokens),
-            "offsets": attention["offsets"],
-        },
+        "context_window": {**context_window(config.model, train_tokens), "offsets": attention["offsets"]},
         "phase1": contexts["phase1"],
         "phase2": {
             "best_epoch": best["epoch"],

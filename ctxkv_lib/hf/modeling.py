@@ -93,11 +93,7 @@ class ContextKVForCausalLM(ContextKV, PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: Any,
-        *args: Any,
-        output_loading_info: bool = False,
-        **options: Any,
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **options: Any
     ) -> Any:
         """Load as transformers does; raises ValueError if the weights are not those of this code."""
         found: Any = super().from_pretrained(

@@ -10,14 +10,7 @@ from typing import Any
 from ..data.local_files import comparable_samples, describe_split, fitting_sizes
 from ..errors import UserError
 from ..progress import say
-from .config import (
-    COMPARED_RATIO,
-    ExperimentConfig,
-    build_config,
-    changed_settings,
-    config_from_dict,
-    flat,
-)
+from .config import COMPARED_RATIO, ExperimentConfig, build_config, changed_settings, config_from_dict, flat
 from .plugins import HOOKS, WITH_CONTEXTS
 
 FITTED = ("data.validation_samples", "data.test_samples")  # to a file, unless they are given

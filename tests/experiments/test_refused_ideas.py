@@ -203,11 +203,7 @@ class CopiesLater(Copies):
         ("block", Failing, r"Failing fails on 2 positions: RuntimeError: .*mat1 and mat2 shapes .*help\("),
         ("loss", constant, r"constant returned a scalar without a gradient; compute it from the contexts"),
         ("block", Narrow, r"Narrow returned a tensor of shape \[2, 15\]; .* a tensor of shape \[2, 16\]\."),
-        (
-            "attention",
-            OneHead,
-            r"The weights of attention are .* \[2, 2\]; allowed: \[2, heads, 2\]",
-        ),
+        ("attention", OneHead, r"The weights of attention are .* \[2, 2\]; allowed: \[2, heads, 2\]"),
         ("block", InPlace, r"InPlace changes what it is given in place; compute a new tensor instead\."),
         (
             "block",
@@ -227,26 +223,14 @@ class CopiesLater(Copies):
         ("optimizer", OwnSchedule, r"OwnSchedule fails as an optimiser: TypeError: .*schedule\(\)"),
         ("optimizer", KeepsAList, r"KeepsAList keeps a list; allowed: tensors and numbers\."),
         ("mixer", Ahead, r"The mixer reads ahead: the hidden state of a column may not depend on later ones"),
-        (
-            "block",
-            Normalised,
-            r"Normalised returned NaN or infinity; the first contexts of a stream are",
-        ),
+        ("block", Normalised, r"Normalised returned NaN or infinity; the first contexts of a stream are"),
         ("block", BadlyMade, r"The model cannot be built with .*BadlyMade: .* has no attribute 'missing'"),
         *(
             (hook, part, rf"{part.__name__}\.init_weights must take \(embeddings, tokens, config\)")
             for hook, part in (("block", OwnInit), ("mixer", OwnInitOfMixer))
         ),
-        (
-            "attention",
-            Running,
-            r"Training changes the buffer attention.scale.running_mean, which is not",
-        ),
-        (
-            "attention",
-            CopiesAll,
-            r"Copying\(weight=1.0, .*\); allowed: a weight from 0 to less than 1, a",
-        ),
+        ("attention", Running, r"Training changes the buffer attention.scale.running_mean, which is not"),
+        ("attention", CopiesAll, r"Copying\(weight=1.0, .*\); allowed: a weight from 0 to less than 1, a"),
         (
             "attention",
             MasksInPlace,

@@ -240,8 +240,7 @@ def test_a_class_is_saved_under_its_name_in_the_file_that_has_it(tmp_path, own_m
 def test_a_part_that_cannot_be_imported_is_said():
     plugins = {"block": {"plugin": "not_here:Block", "settings": {}}}
     with pytest.raises(
-        ValueError,
-        match=r"not_here:Block cannot be imported here \(No module .*\); put its file on",
+        ValueError, match=r"not_here:Block cannot be imported here \(No module .*\); put its file on"
     ):
         tiny_model(plugins=plugins)
 
