@@ -122,11 +122,8 @@ def copy(tmp_path):
 
 
 def texts(folder):
-    return {
-        path.relative_to(folder): path.read_text(encoding="utf-8")
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_text(encoding="utf-8") for path in files}
 
 
 def make_badges(folder, repository):
