@@ -6,6 +6,7 @@ variables. A single process runs the same code without exchange and heavy import
 
 import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -149,11 +150,9 @@ def _exchange() -> Iterator[None]:
 
 def is_first_to_say(sentence: str) -> bool:
     """Return True for the first request of a sentence over all processes, so that one prints it."""
-    from sys import modules
-
     if world_size() == 1:
         return True
-    distributed = modules.get("torch.distributed")
+    distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
         return rank() == 0
     try:

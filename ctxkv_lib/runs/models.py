@@ -32,8 +32,7 @@ READ_AGAIN = 256  # positions on which a model is compared with what was saved o
 def load_frozen(config: ExperimentConfig) -> tuple[TokenTable, TokenTable | None]:
     """Read or make the token table, and the token counts if the model adds their log-frequencies."""
     table = load_table(config.data, config.model.hidden_size, config.runtime.seed)
-    counted = config.data.unigram == "corpus"
-    return table, corpus_counts(config.data) if counted else None
+    return table, corpus_counts(config.data) if config.data.unigram == "corpus" else None
 
 
 @torch.random.fork_rng(devices=[])
@@ -291,11 +290,8 @@ def check_saved(model: ContextKV, again: ContextKV, cache: StreamCache) -> None:
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Count all parameters, and those that Phase 2 trains, of a model that is set to it."""
-    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
-    return {
-        "total": sum(size for size, _ in sizes),
-        "trainable_phase2": sum(size for size, is_trained in sizes if is_trained),
-    }
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return {"total": sum(weight.numel() for weight in model.parameters()), "trainable_phase2": trained}
 
 
 def shapes(config: ExperimentConfig) -> tuple[dict[str, int], Window, bool]:
