@@ -127,9 +127,9 @@ class Laboratory:
 
         return in_child(act, kill_after)
 
-    def run_with(self, out: Path, place: int, act: Callable[[], None]) -> Outcome:
-        """A run with `act` at a rename."""
-        return self.run(out, lambda: at_renames(lambda here, _: act() if here == place else None))
+    def killed_at(self, out: Path, place: int) -> Outcome:
+        """A run that is killed at a rename."""
+        return self.run(out, lambda: at_renames(lambda here, _: die() if here == place else None))
 
     def after(self, name: str) -> int:
         """The place just after a file gets its name for the first time."""

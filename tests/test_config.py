@@ -73,14 +73,6 @@ def test_the_command_of_a_run_makes_its_configuration_and_settings_are_cut_at_th
     assert read == {"phase2.patience": "2", "data.path": "a=b"}
 
 
-def test_a_file_that_is_not_here_is_named_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = build_config("offline", settings={"data.source": "file", "data.path": "mine.jsonl"})
-    assert "data.path=mine.jsonl" in shlex.split(run_command(config, Path("own")))
-    Path("mine.jsonl").touch()
-    assert f"data.path={tmp_path / 'mine.jsonl'}" in shlex.split(run_command(config, Path("own")))
-
-
 GRU = "ctxkv_lib.research.mixers:GRUMixer"
 TOGETHER = "data.source=file and data.path=FILE go together"
 REFUSED = [

@@ -346,6 +346,8 @@ def test_the_command_of_a_run_works_in_any_folder(tmp_path, monkeypatch):
     assert f"data.path={tmp_path / 'chats.jsonl'}" in words
     own = _fitted("chats.jsonl", {"data.corpus_samples": 3})[0]
     assert "data.corpus=own" in run_command(own, Path("run")).split()
+    Path("chats.jsonl").unlink()  # where it is not, it is named as it was
+    assert "data.path=chats.jsonl" in run_command(own, Path("run")).split()
 
 
 # The copy that is kept of it

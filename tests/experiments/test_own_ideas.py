@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.hf import plugins
+from ctxkv_lib.hf.copying import Copying
 from ctxkv_lib.method import model, phase2
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.runs import contexts, stages
@@ -201,22 +202,6 @@ def test_a_module_that_cannot_be_imported_is_refused_in_a_sentence(config, own_m
         config.replace({"block": f"{own_module('broken', code)}:Block"})
 
 
-def test_a_loss_without_anything_to_train_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match=r"trains nothing here, so that .*spread has no effect"):
-        run(config.replace({"phase1.max_iterations": 0}), tmp_path / "run", loss=spread)
-
-
-class InChunks(NearestTwo):
-    chunk = 16
-
-
-def test_chunks_of_a_streamed_stream_are_refused(config, tmp_path):
-    with pytest.raises(
-        UserError, match=r"chunk needs contexts that are kept; set runtime.context_cache=cached"
-    ):
-        run(config.replace({"runtime.context_cache": "streamed"}), tmp_path / "run", attention=InChunks)
-
-
 class Drawn(NearestTwo):
     def init_from_block(self, block):
         torch.nn.init.normal_(self.out.weight, std=0.05)
@@ -271,8 +256,16 @@ class Counting(NearestTwo):
         return super().forward(embeddings, window, present) * (1 + (self.calls > 3))
 
 
-@pytest.mark.parametrize(("hook", "part"), [("block", Remembering), ("attention", Counting)])
-def test_what_is_not_saved_is_not_trained_in_silence(config, tmp_path, hook, part):
+class CopiesLater(NearestTwo):
+    copying = Copying(weight=0.1, sharpness=8.0)
+
+    def init_from_block(self, block):
+        self.copying = Copying(weight=0.5, sharpness=8.0)
+
+
+@pytest.mark.parametrize("part", [Remembering, Counting, CopiesLater])
+def test_what_is_not_saved_is_not_trained_in_silence(config, tmp_path, part):
+    hook = "block" if issubclass(part, GatedBlock) else "attention"
     with pytest.raises(UserError, match="computes something else than what is saved of it; keep all"):
         run(config, tmp_path / "run", **{hook: part})
     trained = [line["stage"] for line in RunFolder(tmp_path / "run").metric_lines()].count("phase2")

@@ -192,9 +192,8 @@ class KeepsAList(Stepper):
             state["norms"] = [1.0]
 
 
-class CopiesLater(Copies):
-    def init_from_block(self, block):
-        self.copying = Copying(weight=0.5, sharpness=8.0)
+class InChunks(NearestTwo):
+    chunk = 16
 
 
 @pytest.mark.parametrize(
@@ -251,21 +250,26 @@ def test_contexts_that_overflow_are_refused_with_what_to_change(config, tmp_path
         run(config, tmp_path / "run", block=Growing)
 
 
-def test_copying_is_refused_where_contexts_in_reach_are_not_all_kept(config, tmp_path):
-    with pytest.raises(UserError, match=r"model.anchor is 'grid'; allowed: 'current' where attention copies"):
-        run(config.replace({"model.anchor": "grid"}), tmp_path / "run", attention=CopiesOnGrid)
+GRID, STREAMED = {"model.anchor": "grid"}, {"runtime.context_cache": "streamed"}
 
 
-def test_slots_between_the_contexts_of_a_grid_are_refused_as_they_would_lie_ahead(config, tmp_path):
-    with pytest.raises(
-        UserError, match=r"slot_offsets are \[0, 1\]; allowed: multiples of model.interval \(3\)"
-    ):
-        run(config.replace({"model.anchor": "grid"}), tmp_path / "run", attention=NearestTwo)
-
-
-def test_copying_that_is_not_set_by_the_constructor_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match="The model computes something else than what is saved of it"):
-        run(config, tmp_path / "run", attention=CopiesLater)
+@pytest.mark.parametrize(
+    ("settings", "hook", "part", "said"),
+    [
+        (
+            GRID,
+            "attention",
+            CopiesOnGrid,
+            "model.anchor is 'grid'; allowed: 'current' where attention copies",
+        ),
+        (GRID, "attention", NearestTwo, r"are \[0, 1\]; allowed: multiples of model.interval \(3\)"),
+        (STREAMED, "attention", InChunks, "contexts that are kept; set runtime.context_cache=cached"),
+        ({"phase1.max_iterations": 0}, "loss", with_a_term, "trains nothing .*with_a_term has no effect"),
+    ],
+)
+def test_what_does_not_go_with_other_settings_is_refused(config, tmp_path, settings, hook, part, said):
+    with pytest.raises(UserError, match=said):
+        run(config.replace(settings), tmp_path / "run", **{hook: part})
 
 
 class Chosen(GatedBlock):

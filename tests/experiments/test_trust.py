@@ -11,18 +11,7 @@ from collections import Counter
 
 import pytest
 from conftest import cut, flip, write_conversations
-from disturbed_runs import (
-    DAMAGES,
-    Laboratory,
-    delete,
-    die,
-    files_of,
-    in_child,
-    make_quick,
-    outcome,
-    swap,
-    tables,
-)
+from disturbed_runs import DAMAGES, Laboratory, delete, files_of, in_child, make_quick, outcome, swap, tables
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import DamagedFile, UserError
@@ -63,7 +52,7 @@ def copy(laboratory, tmp_path):
 def begun(laboratory):
     """A run that was killed in Phase 2, its second state half written."""
     out = laboratory.root / "begun"
-    laboratory.run_with(out, laboratory.after("checkpoint/phase2.safetensors") + 3, die)
+    laboratory.killed_at(out, laboratory.after("checkpoint/phase2.safetensors") + 3)
     assert [path.name for path in out.rglob("*.part")]
     return out
 
@@ -72,14 +61,14 @@ def begun(laboratory):
     ("name", "before"), [("config.json", 1), ("checkpoint/context_block.safetensors", 0), ("model", 1)]
 )
 def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tmp_path, name, before):
-    killed = laboratory.run_with(tmp_path / "run", laboratory.after(name) - before, die)
+    killed = laboratory.killed_at(tmp_path / "run", laboratory.after(name) - before)
     assert killed.code == -9
     laboratory.check_run(tmp_path / "run")
 
 
 def test_saved_states_do_not_take_the_room_of_the_model(laboratory):
     out = laboratory.root / "killed"  # beside the reference, so that it renames the same
-    assert laboratory.run_with(out, laboratory.after("model") - 1, die).code == -9
+    assert laboratory.killed_at(out, laboratory.after("model") - 1).code == -9
     assert (out / "checkpoint/attention.safetensors").is_file()
     assert not [*out.glob("checkpoint/phase*")]
 
@@ -87,7 +76,7 @@ def test_saved_states_do_not_take_the_room_of_the_model(laboratory):
 def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, copy):
     """Made from one text, overwritten from another but not recorded, then the first text again."""
     write_conversations(laboratory.data, 16, seed=1)
-    killed = laboratory.run_with(copy, laboratory.after("caches/val_emb.safetensors"), die)
+    killed = laboratory.killed_at(copy, laboratory.after("caches/val_emb.safetensors"))
     write_conversations(laboratory.data, 16)
     assert killed.code == -9
     laboratory.check_run(copy)
@@ -230,7 +219,7 @@ def test_every_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory
         if number % 2:
             killed = laboratory.run(out, kill_after=draw.uniform(0, laboratory.seconds))
         else:
-            killed = laboratory.run_with(out, draw.randrange(2 * len(laboratory.renames)), die)
+            killed = laboratory.killed_at(out, draw.randrange(2 * len(laboratory.renames)))
         ended[killed.code] += 1
         write_conversations(laboratory.data, 16)
         laboratory.check_run(out)
@@ -243,7 +232,7 @@ def test_damaged_files_are_repaired_refused_or_harmless(laboratory, tmp_path):
     draw, ended = random.Random(2), Counter()
     other = Laboratory(tmp_path, "exact", **{"runtime.seed": 7})
     begun = tmp_path / "begun"
-    laboratory.run_with(begun, laboratory.after("checkpoint/phase2.safetensors") + 4, die)
+    laboratory.killed_at(begun, laboratory.after("checkpoint/phase2.safetensors") + 4)
     for number in range(DAMAGED // 2):
         damage = DAMAGES[number % len(DAMAGES)]
         source = (laboratory.reference, begun)[number // len(DAMAGES) % 2]
