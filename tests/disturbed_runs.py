@@ -102,12 +102,7 @@ class Laboratory:
         settings = local_experiment(root)
         self.data = Path(settings["data.path"])
         write_conversations(self.data, 16)
-        settings |= {
-            "data.table": "cooccurrence",
-            "data.corpus_samples": 4,
-            "phase2.max_epochs": 3,
-            **changes,
-        }
+        settings |= {"data.table": "cooccurrence", "data.corpus_samples": 4, **changes}
         words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         self.arguments = ["run", "--preset", "ci", "--recipe", recipe, "--samples", "8", *words]
         self.reference = root / "reference"

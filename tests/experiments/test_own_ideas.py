@@ -344,9 +344,8 @@ class CountingGroups(SignSteps):
         group["steps"] += 1
         group["seen"] += 1
         group.setdefault("later", torch.zeros(2)).add_(1)
-        self.optimizer.defaults["lr"] = 1e-3 / (
-            group["steps"] + group["seen"].item() + group["later"].sum().item()
-        )
+        counted = group["steps"] + group["seen"].item() + group["later"].sum().item()
+        self.optimizer.defaults["lr"] = 1e-3 / counted
         super().step()
 
 

@@ -7,7 +7,7 @@ from typing import Literal, Optional
 
 import pytest
 import torch
-from conftest import GatedBlock, NearestTwo, PreviousToken, local_experiment
+from conftest import GatedBlock, NearestTwo, PreviousToken
 from torch import nn
 
 from ctxkv_lib.errors import UserError
@@ -15,13 +15,7 @@ from ctxkv_lib.experiments import run
 from ctxkv_lib.hf.copying import Copying
 from ctxkv_lib.method.oacd import oacd_loss
 from ctxkv_lib.method.phase2 import Stepper
-from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.configure import run_command
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return build_config("ci", samples=8, settings=local_experiment(tmp_path_factory.mktemp("text")))
 
 
 class Narrow(nn.Module):
@@ -233,21 +227,21 @@ class InChunks(NearestTwo):
         ("attention", Nothing, r"Phase 2 has no weights to train; give attention or mixer a parameter\."),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_is(config, tmp_path, hook, part, said):
+def test_what_cannot_be_trained_is_refused_before_anything_is(tiny_config, tmp_path, hook, part, said):
     with pytest.raises(UserError, match=said):
-        run(config, tmp_path / "run", **{hook: part})
+        run(tiny_config, tmp_path / "run", **{hook: part})
     assert not (tmp_path / "run").exists()
 
 
-def test_oacd_is_part_of_a_loss_and_a_block_that_is_not_trained_needs_no_gradient(config, tmp_path):
-    assert run(config, tmp_path / "run", loss=with_a_term).summary["phase1"]["iterations"] > 1
-    untrained = config.replace({"phase1.max_iterations": 0})
+def test_oacd_is_part_of_a_loss_and_a_block_that_is_not_trained_needs_no_gradient(tiny_config, tmp_path):
+    assert run(tiny_config, tmp_path / "run", loss=with_a_term).summary["phase1"]["iterations"] > 1
+    untrained = tiny_config.replace({"phase1.max_iterations": 0})
     run(untrained, tmp_path / "untrained", block=WithoutGradient)
 
 
-def test_contexts_that_overflow_are_refused_with_what_to_change(config, tmp_path):
+def test_contexts_that_overflow_are_refused_with_what_to_change(tiny_config, tmp_path):
     with pytest.raises(UserError, match="of the train stream grow beyond all numbers; bound what the block"):
-        run(config, tmp_path / "run", block=Growing)
+        run(tiny_config, tmp_path / "run", block=Growing)
 
 
 GRID, STREAMED = {"model.anchor": "grid"}, {"runtime.context_cache": "streamed"}
@@ -267,9 +261,9 @@ GRID, STREAMED = {"model.anchor": "grid"}, {"runtime.context_cache": "streamed"}
         ({"phase1.max_iterations": 0}, "loss", with_a_term, "trains nothing .*with_a_term has no effect"),
     ],
 )
-def test_what_does_not_go_with_other_settings_is_refused(config, tmp_path, settings, hook, part, said):
+def test_what_does_not_go_with_other_settings_is_refused(tiny_config, tmp_path, settings, hook, part, said):
     with pytest.raises(UserError, match=said):
-        run(config.replace(settings), tmp_path / "run", **{hook: part})
+        run(tiny_config.replace(settings), tmp_path / "run", **{hook: part})
 
 
 class Chosen(GatedBlock):
@@ -303,20 +297,20 @@ class Chosen(GatedBlock):
         ("mixed", "2", 2),
     ],
 )
-def test_words_are_read_as_the_types_of_an_ideas_own_settings(config, name, word, value):
-    chosen = config.replace({"block": Chosen, f"block.{name}": word}).plugins["block"]
+def test_words_are_read_as_the_types_of_an_ideas_own_settings(tiny_config, name, word, value):
+    chosen = tiny_config.replace({"block": Chosen, f"block.{name}": word}).plugins["block"]
     assert (chosen.settings[name], type(chosen.settings[name])) == (value, type(value))
     assert chosen.settings["sizes"] == [1, 2]  # as in the run's config.json
 
 
-def test_the_command_that_makes_a_run_again_gives_the_settings_of_an_idea(config, tmp_path):
-    asked = config.replace(
+def test_the_command_that_makes_a_run_again_gives_the_settings_of_an_idea(tiny_config, tmp_path):
+    asked = tiny_config.replace(
         {"block": Chosen, "block.most": None, "block.parts": [4, 16], "block.options": {"a": 2}}
     )
     words = shlex.split(run_command(asked, tmp_path))
     pairs = [words[place + 1].partition("=") for place, word in enumerate(words) if word == "--set"]
     given = {key: text for key, _, text in pairs if key.startswith("block.")}
-    assert config.replace({"block": Chosen, **given}).plugins == asked.plugins
+    assert tiny_config.replace({"block": Chosen, **given}).plugins == asked.plugins
 
 
 class Named(GatedBlock):
@@ -332,8 +326,8 @@ class Derived(GatedBlock):
         double: int = field(init=False, default=4)
 
 
-def test_a_field_that_is_not_given_is_no_setting(config):
-    assert config.replace({"block": Derived, "block.size": 3}).plugins["block"].settings == {"size": 3}
+def test_a_field_that_is_not_given_is_no_setting(tiny_config):
+    assert tiny_config.replace({"block": Derived, "block.size": 3}).plugins["block"].settings == {"size": 3}
 
 
 class WithoutDefaults(GatedBlock):
@@ -355,6 +349,6 @@ class WithoutDefaults(GatedBlock):
         ({"loss": eval("lambda contexts: contexts.mean()")}, "is not to be found; define it with def"),
     ],
 )
-def test_other_words_are_refused(config, settings, said):
+def test_other_words_are_refused(tiny_config, settings, said):
     with pytest.raises(UserError, match=said):
-        config.replace(settings)
+        tiny_config.replace(settings)

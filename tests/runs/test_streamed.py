@@ -58,9 +58,8 @@ def test_an_epoch_visits_every_position_once_with_what_is_cached_of_it(streams):
     assert (len(made), made.dtype) == (len(cached), cached.dtype)
     assert [len(batch) for batch in batches] == [BATCH] * 50 + [7]
     larger = replace(made, dtype=torch.bfloat16).epoch(1, 1, 0, 500, model, everything)  # than a block
-    assert [(len(batch), batch.window.dtype) for batch in larger] == [
-        (n, torch.bfloat16) for n in (500, 500, 7)
-    ]
+    found = [(len(batch), batch.window.dtype) for batch in larger]
+    assert found == [(n, torch.bfloat16) for n in (500, 500, 7)]
     positions = visited(torch.cat([batch.window for batch in batches]), cached)
     assert sorted(positions.tolist()) == list(range(COUNT))
     expected = cached.gather(positions, model.window)

@@ -4,15 +4,14 @@ import pytest
 import torch
 
 from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
+from ctxkv_lib.data.tokens import validation_stream
 from ctxkv_lib.experiments import run
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.runs import testing
 from ctxkv_lib.runs.config import build_config
 
 
-def test_the_test_split_is_scored_with_the_kept_weights(finished_run):
-    tokenizer = load_tokenizer(finished_run.config.data.tokenizer)
+def test_the_test_split_is_scored_with_the_kept_weights(finished_run, tokenizer):
     stream = validation_stream(load_conversations(finished_run.config.data, "test"), tokenizer)
     ids = stream.ids.long()[None]
     model = ContextKVForCausalLM.from_pretrained(finished_run.path / "model").eval()
