@@ -56,8 +56,13 @@ def test_files_can_be_read_by_whoever_may_read_others(tmp_path):
 
 
 def test_rows_are_a_line_each(tmp_path):
-    value = {"rows": [{"a": [1, {}]}, {"ü": None}], "named": {"x": {"y": [1]}}, "number": 1.5}
-    value |= {"none": [], "no": {}}
+    value = {
+        "rows": [{"a": [1, {}]}, {"ü": None}],
+        "named": {"x": {"y": [1]}},
+        "number": 1.5,
+        "none": [],
+        "no": {},
+    }
     write_rows_json(tmp_path / "rows.json", value)
     assert read_json(tmp_path / "rows.json") == value
     assert '{"a":[1,{}]},\n{"ü":null}\n' in (tmp_path / "rows.json").read_text(encoding="utf-8")

@@ -39,7 +39,9 @@ def test_a_folder_that_cannot_be_made_is_one_sentence_with_its_name(tmp_path, mo
     monkeypatch.setenv("CTXKV_CACHE", str(file))
     with pytest.raises(UserError, match=r"file cannot be made .*; set \$CTXKV_CACHE to a folder"):
         made_once((file / "table").read_text, None)
-    refused = pytest.raises(UserError, match=r"made .*; name another folder with --out or \$CTXKV_RUNS")
+    refused = pytest.raises(
+        UserError, match=r"cannot be made .*; name another folder with --out or \$CTXKV_RUNS"
+    )
     with refused, only_process(file / "run"):
         pass
 

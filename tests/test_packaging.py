@@ -122,8 +122,11 @@ def copy(tmp_path):
 
 
 def texts(folder):
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder): path.read_text(encoding="utf-8") for path in files}
+    return {
+        path.relative_to(folder): path.read_text(encoding="utf-8")
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def make_badges(folder, repository):

@@ -158,8 +158,15 @@ def test_a_read_only_run_is_refused_before_it_is_evaluated(printed_by, tmp_path,
     ("word_ppl", "shown"), [(1234.5, "1,234.5"), (60.0**150, "over a billion"), (None, "over a")]
 )
 def test_a_perplexity_of_words_has_no_more_digits_than_can_be_read(word_ppl, shown):
-    scores = {"conversations": 1, "tokens": 9, "ppl": 60.0, "word_ppl": word_ppl, "bits_per_byte": 2.0}
-    text = format_scores({**scores, "accuracy": 0.1, "by_position": [], "by_history": []})
+    scores = {
+        "conversations": 1,
+        "tokens": 9,
+        "ppl": 60.0,
+        "word_ppl": word_ppl,
+        "bits_per_byte": 2.0,
+        "accuracy": 0.1,
+    }
+    text = format_scores({**scores, "by_position": [], "by_history": []})
     assert f"PPL 60.0 a token, {shown}" in text
     assert "a word; " in text
 
@@ -229,8 +236,13 @@ def test_watchers_hear_where_a_loop_goes_on_and_nothing_of_an_empty_one(monkeypa
     list(progress.progress_bar([], "Cells"))
     with progress.stage("Work without steps"):
         heard.append("work")
-    steps = [("Steps", done, 10) for done in (8, 9, 10)]
-    assert heard == [*steps, ("Work without steps", 0, 0), "work"]
+    assert heard == [
+        ("Steps", 8, 10),
+        ("Steps", 9, 10),
+        ("Steps", 10, 10),
+        ("Work without steps", 0, 0),
+        "work",
+    ]
 
 
 def test_the_listener_of_the_docs_sends_the_numbers_to_a_tracker(tiny_config, tmp_path, monkeypatch):

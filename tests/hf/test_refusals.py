@@ -36,7 +36,10 @@ def hidden(*columns):
 REFUSED = {
     "packed": (lambda m: m(**packed()), "a position id is .*packed texts must be separate rows"),
     "skipped": (lambda m: m(ONE, position_ids=torch.arange(6)[None] + 1), "a position id is"),
-    "short": (lambda m: m(ONE, position_ids=torch.arange(5)[None]), r"position_ids.shape is \(1, 5\);"),
+    "short": (
+        lambda m: m(ONE, position_ids=torch.arange(5)[None]),
+        r"position_ids.shape is \(1, 5\); allowed",
+    ),
     "again": (lambda m: m(ONE, position_ids=torch.arange(6)[None], **read(m)), "a position id is"),
     "generate_at": (lambda m: m.generate(ONE, position_ids=torch.arange(6)[None] + 1, **GREEDY), "position"),
     "typo": (lambda m: m(ONE, attentoin_mask=torch.ones(1, 6)), "argument of forward is 'attentoin_mask'"),
@@ -50,17 +53,26 @@ REFUSED = {
     "short_mask": (lambda m: m(ONE, torch.ones(1, 5)), r"attention_mask\.shape is .* \(1, 6 or more\)"),
     "other_mask": (lambda m: m(ONE, torch.ones(2, 6)), r"attention_mask\.shape is .* \(1, 6 or more\)"),
     "square_mask": (lambda m: m(ONE, torch.ones(1, 1, 6, 6)), r"mask\.shape is .* \(1, 6 or more\)"),
-    "hides": (lambda m: m(ONE[:, :4], hidden(2), **read(m)), r"mask keeps is \[5\]; allowed: \[6\]"),
+    "hides": (
+        lambda m: m(ONE[:, :4], hidden(2), **read(m)),
+        r"attention_mask keeps is \[5\]; allowed: \[6\]",
+    ),
     "unread": (lambda m: m(ONE[:, :4], hidden()), r"attention_mask keeps is \[6\]; allowed: \[0\]"),
     "generate_hides": (
         lambda m: m.generate(tiny_ids(10)[None], attention_mask=hidden(2), **read(m), **GREEDY),
         r"attention_mask keeps is \[5\]; allowed: \[6\]",
     ),
-    "large_label": (lambda m: m(ONE, labels=ONE * 0 + ROWS), rf"is \[{ROWS}\]; allowed: 0 to {ROWS - 1}"),
+    "large_label": (
+        lambda m: m(ONE, labels=ONE * 0 + ROWS),
+        rf"label is \[{ROWS}\]; allowed: 0 to {ROWS - 1}",
+    ),
     "negative_label": (lambda m: m(ONE, labels=ONE * 0 - 1), r"a label is \[-1\]; allowed: .* or -100"),
     "few_labels": (lambda m: m(ONE, labels=ONE[:, :5]), r"labels\.shape is \(1, 5\); allowed: \(1, 6\)"),
     "shifted_labels": (lambda m: m(ONE, labels=ONE, shift_labels=ONE[0]), r"labels\.shape is \(6,\)"),
-    "all_read": (lambda m: m.generate(ONE, **read(m), **GREEDY), "ids is 6; allowed: 7 or more: the 6 that"),
+    "all_read": (
+        lambda m: m.generate(ONE, **read(m), **GREEDY),
+        "input_ids is 6; allowed: 7 or more: the 6 that",
+    ),
     "other_batch": (lambda m: m(IDS, **read(m)), f"{CACHE_NAME}'s batch is 1; allowed: 2, as of input_ids"),
     "other_cache": (lambda m: m(ONE, **{CACHE_NAME: filled()}), "is 'DynamicCache'; allowed: .*ContextCache"),
     "tuple": (lambda m: m(ONE, **{CACHE_NAME: ((ONE, ONE),)}), "is 'tuple'; allowed: .*ContextCache"),

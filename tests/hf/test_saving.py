@@ -198,8 +198,16 @@ def test_code_that_needs_what_is_not_saved_is_refused(tmp_path, own_module, line
         ("needs_more", f"# coding: latin-1\n{MINE}# \xe9", "save it as UTF-8 without a byte order mark"),
         ("needs_more", "\ufeff" + MINE, "save it as UTF-8 without a byte order mark"),
         ("needs_more", f"if True: {IMPORT}\n{MINE}", "line 1: write from ctxkv_lib.method.model import on a"),
-        ("needs_more", MINE.replace("from ctxkv", "from  ctxkv"), "line 5: write from ctxkv_lib.method"),
-        ("needs_more", f"{IMPORT}; {IMPORT}\n{MINE}", "line 1: write from ctxkv_lib.method.model import on"),
+        (
+            "needs_more",
+            MINE.replace("from ctxkv", "from  ctxkv"),
+            "line 5: write from ctxkv_lib.method.model",
+        ),
+        (
+            "needs_more",
+            f"{IMPORT}; {IMPORT}\n{MINE}",
+            "line 1: write from ctxkv_lib.method.model import on a",
+        ),
         (
             "needs_more",
             f'{MINE}\nTEXT = """\nfrom .nowhere import it\n"""',
@@ -231,7 +239,9 @@ def test_a_class_is_saved_under_its_name_in_the_file_that_has_it(tmp_path, own_m
 
 def test_a_part_that_cannot_be_imported_is_said():
     plugins = {"block": {"plugin": "not_here:Block", "settings": {}}}
-    with pytest.raises(ValueError, match=r"not_here:Block cannot be imported here \(No module .*\); put"):
+    with pytest.raises(
+        ValueError, match=r"not_here:Block cannot be imported here \(No module .*\); put its file on"
+    ):
         tiny_model(plugins=plugins)
 
 

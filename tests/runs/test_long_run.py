@@ -267,8 +267,11 @@ def test_micro_batches_have_the_gradients_of_the_mean_loss(micro_batches):
     expected, cut = found
     for name, gradient in expected.items():
         torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
-    changed = {name.split(".")[0] for name, gradient in cut.items() if gradient is not None}
-    assert changed == {"attention", "feed_forward", "draws"}
+    assert {name.split(".")[0] for name, g in cut.items() if g is not None} == {
+        "attention",
+        "feed_forward",
+        "draws",
+    }
 
 
 def exhausted(most, kind):

@@ -58,8 +58,10 @@ def train(folder, stop_in_epoch=None):
     inputs = project_vocabulary(model)
     contexts, _ = exact_contexts(model.context_block, inputs, ids[:-1], 1e-5)
     starts, _ = read_once(model, ids, 1e-5, torch.empty(1, TINY["context_dim"]))
-    streams = {"cached": StreamCache(ids.int(), contexts)}
-    streams["streamed"] = Streamed(ids, starts, inputs, torch.float32)
+    streams = {
+        "cached": StreamCache(ids.int(), contexts),
+        "streamed": Streamed(ids, starts, inputs, torch.float32),
+    }
     for name, stream in streams.items():
         sent.clear()
         epochs = train_epochs(stream, folder / name, stop_in_epoch)

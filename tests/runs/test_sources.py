@@ -177,7 +177,11 @@ def idea(c):
 @pytest.mark.parametrize(
     ("source", "old", "new"),
     [
-        ("def make(w):\n    def f(c, w=w):\n        return w\n    return f\nidea = make(1)", "(1)", "(2)"),
+        (
+            "def make(w):\n    def f(c, w=w):\n        return c * w\n    return f\nidea = make(1)",
+            "(1)",
+            "(2)",
+        ),
         ("def make(w):\n    def f(c, *, w=w):\n        return c\n    return f\nidea = make(1)", "(1)", "(2)"),
         ("two = lambda c: c + 1, lambda c: c - 1\nidea = two[0]", "[0]", "[1]"),
         ("K = 1; idea = lambda c: c * K", "K = 1", "K = 2"),
@@ -336,7 +340,9 @@ def test_two_imports_of_one_name_are_both_part_of_an_idea(own_module):
 def test_an_idea_whose_helper_has_no_source_is_refused():
     session = run_cell(COMMON + "def idea(c):\n    return helper(c)\n")
     exec(compile("def helper(c):\n    return c\n", "<timed exec>", "exec"), vars(session))
-    with pytest.raises(UserError, match=r"source of helper is not to be found; .* without %%time or exec"):
+    with pytest.raises(
+        UserError, match=r"The source of helper is not to be found; .* without %%time or exec"
+    ):
         digest(session)
 
 
