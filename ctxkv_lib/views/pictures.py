@@ -43,7 +43,7 @@ def token_lengths(lengths: Tensor, label: str = "training conversations") -> Fig
     figure, (ax,) = panels(1, 3.6)
     values = lengths.numpy()
     bins = min(40, max(5, len(values) // 4), 1 + int(np.ptp(values)))  # none narrower than a token
-    ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=f"{len(values):,} {label}")
+    ax.hist(values, bins=bins, color=BLUE, edgecolor=PAPER, label=counted(len(values), f" {label}"))
     for value, style, name in ((np.median(values), "-", "median"), (values.mean(), "--", "mean")):
         ax.axvline(value, color=ORANGE, ls=style, label=f"{name}: {value:,.0f} tokens")
     integer_x(ax, "Length (tokens)")
