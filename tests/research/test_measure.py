@@ -89,8 +89,12 @@ def test_a_measurement_that_stops_keeps_the_run_finished_and_what_was_measured(
         return write_results(*given)
 
     monkeypatch.setattr(module, "write_results", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        measure(found, ["probe"])  # stops when all is written
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by jobs in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            measure(found, ["probe"])  # stops when all is written
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert load_run(found.path).summary == {**finished_run.summary, "probe": measured.summary["probe"]}
 
 
