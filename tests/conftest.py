@@ -7,6 +7,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,14 @@ def cut(path, draw=None, _=None):
     """Remove the last bytes, nine or a drawn number."""
     size = path.stat().st_size
     os.truncate(path, draw.randrange(size + 1) if draw else size - 9)
+
+
+@pytest.fixture
+def interrupts():
+    """Raise KeyboardInterrupt at SIGINT, which jobs in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=[flip, cut])

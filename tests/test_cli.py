@@ -296,17 +296,14 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(printed_by, tmp_path
     assert main(arguments) == 0
 
 
-def test_ctrl_c_while_torch_loads_stops_after_it_and_a_second_one_at_once():
-    before, done = signal.signal(signal.SIGINT, signal.default_int_handler), []
-    try:
-        for presses in (1, 2):
-            with pytest.raises(KeyboardInterrupt), _loading():  # noqa: PT012
-                for _ in range(presses):
-                    signal.raise_signal(signal.SIGINT)
-                done.append(presses)
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_ctrl_c_while_torch_loads_stops_after_it_and_a_second_one_at_once(interrupts):
+    done = []
+    for presses in (1, 2):
+        with pytest.raises(KeyboardInterrupt), _loading():  # noqa: PT012
+            for _ in range(presses):
+                signal.raise_signal(signal.SIGINT)
+            done.append(presses)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert done == [1]
 
 

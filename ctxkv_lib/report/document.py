@@ -77,14 +77,13 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool | 
     macros = words(language)
     ascending = sorted(runs, key=lambda run: run.summary["samples"])
     ours = run_columns(ascending, macros.unit, macros.published)
-    data = [own.summary["provenance"]["data"] for own in ours]
     text = template("report", language).render(
         ours=ours,
         has_figures=len(ours) == 1 if has_figures is None else has_figures,
         columns=[column for own in ours for column in (own, own.original) if column],
         published=[own.original for own in ours if own.original],
         having=lambda part: [own for own in ours if part in own.summary],
-        is_one_validation=len({each["validation_fingerprint"] for each in data}) == 1,
+        is_one_validation=_is_one_validation([own.summary for own in ours]),
         settings_differ=settings_differ([own.config for own in ours]),
         one_a_window={(own.config.model, *own.offsets): own for own in ours if own.offsets}.values(),
     )
@@ -110,10 +109,14 @@ def compared(summaries: Sequence[Mapping[str, Any]], language: str = "en") -> li
     if not summaries:
         raise UserError("There are no runs to compare; name at least one run.")
     runs = list(map(Column, run_labels(summaries, macros.unit), summaries))
-    texts = {tables.at(each, "provenance", "data", "validation_fingerprint") for each in summaries}
-    items = with_gain(runs, macros.change) if len(texts) == 1 else runs
+    items = with_gain(runs, macros.change) if _is_one_validation(summaries) else runs
     rows = table_cells(macros.comparison("", items) + macros.ngrams(items))
     return [[cell.strip("*") for cell in row] for row in rows]
+
+
+def _is_one_validation(summaries: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether all have the same validation text; published summaries do not name theirs."""
+    return len({tables.at(each, "provenance", "data", "validation_fingerprint") for each in summaries}) == 1
 
 
 def observations(first: Mapping[str, Any], last: Mapping[str, Any], language: str = "en") -> list[str]:

@@ -65,7 +65,7 @@ def test_each_is_made_once_and_anew_when_its_code_changes(measured, tmp_path, mo
 
 
 def test_a_measurement_that_stops_keeps_the_run_finished_and_what_was_measured(
-    finished_run, measured, tmp_path, monkeypatch
+    finished_run, measured, tmp_path, monkeypatch, interrupts
 ):
     found = load_run(shutil.copytree(finished_run.path, tmp_path / "run"))
 
@@ -89,12 +89,8 @@ def test_a_measurement_that_stops_keeps_the_run_finished_and_what_was_measured(
         return write_results(*given)
 
     monkeypatch.setattr(module, "write_results", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by jobs in the background
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            measure(found, ["probe"])  # stops when all is written
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        measure(found, ["probe"])  # stops when all is written
     assert load_run(found.path).summary == {**finished_run.summary, "probe": measured.summary["probe"]}
 
 
