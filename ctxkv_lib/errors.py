@@ -139,9 +139,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
 
 
+def is_disk_full(error: OSError) -> bool:
+    """Return whether a disk is full, which some libraries say by the text alone."""
+    return error.errno == errno.ENOSPC or "No space left" in str(error)
+
+
 def describe(error: OSError) -> str:
     """Describe an error of the system in a sentence."""
-    if error.errno == errno.ENOSPC or "No space left" in str(error):
+    if is_disk_full(error):
         return f"The disk is full ({error}); free some space and run again: finished stages are kept."
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 

@@ -1,6 +1,5 @@
 """Locks: one process at a time works in a run folder, or writes to the shared cache."""
 
-import errno
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from .errors import DamagedFile, UserError, describe
+from .errors import DamagedFile, UserError, describe, is_disk_full
 from .files import CACHE_VARIABLE, cache_dir, remove, sweep
 from .progress import notice, say
 
@@ -82,7 +81,7 @@ def _make(folder: Path, cure: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise
         raise UserError(f"{folder} cannot be made ({describe(error)}); {cure}.") from None
 

@@ -1,6 +1,5 @@
 """Files from outside: pinned repositories on the Hugging Face Hub, and data files of installed packages."""
 
-import errno
 import importlib.util
 import textwrap
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from ..errors import UserError
+from ..errors import UserError, is_disk_full
 
 
 @dataclass(frozen=True)
@@ -51,18 +50,19 @@ def hub_errors(failure: str, advice: str, *others: type[Exception]) -> Iterator[
     try:
         yield
     except failures as error:
-        if isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC:
+        if isinstance(error, UserError) or isinstance(error, OSError) and is_disk_full(error):
             raise
         reason = textwrap.shorten(str(error), 150, placeholder=" ...").rstrip(".")
         raise UserError(f"{failure} ({type(error).__name__}: {reason}); {advice}.") from error
 
 
-def _reading(file: HubFile) -> AbstractContextManager[None]:
+def _reading(file: HubFile, *others: type[Exception]) -> AbstractContextManager[None]:
     return hub_errors(
         f"{file.path} of {file.repo} could not be read from the Hugging Face Hub",
         "check the network connection and try again, or use --preset offline",
         ValueError,  # also pyarrow's: it is cut off, or a network's sign-in page came instead
         KeyError,
+        *others,
     )
 
 
@@ -87,7 +87,7 @@ def download(file: HubFile) -> Path:
     """Download the whole file to the cache of huggingface_hub."""
     from huggingface_hub import hf_hub_download
 
-    with _reading(file):
+    with _reading(file, RuntimeError):  # of hf_xet
         return Path(hf_hub_download(file.repo, file.path, repo_type=file.kind, revision=file.revision))
 
 

@@ -121,7 +121,7 @@ def push_model(path: Path | str, repo: str, private: bool = False) -> str:
         raise UserError(f"{folder.path} has no model for transformers, {why}; push another run.")
     advice = "log in with `hf auth login` (a token that may write), and check the name, such as owner/name"
     failure = f"{folder.model} could not be uploaded to {repo} on the Hugging Face Hub"
-    with values_of_user(), hub_errors(failure, advice):
+    with values_of_user(), hub_errors(failure, advice, RuntimeError):  # of hf_xet
         made = HfApi().create_repo(repo, private=private or None, exist_ok=True)
         HfApi().upload_folder(repo_id=made.repo_id, folder_path=folder.model)
         return str(made)

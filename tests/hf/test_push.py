@@ -1,8 +1,10 @@
 """A model folder on its way to the Hub: `ctxkv push`, and the fields of its card."""
 
+from unittest.mock import Mock
+
 import pytest
 from conftest import tiny_model
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from sample_runs import sample_run
 
 from ctxkv_lib.files import write_json
@@ -56,6 +58,13 @@ def test_what_the_hub_refuses_is_said(hub, with_model, printed_by, status, repo,
     hub.status = status
     assert sentence in printed_by("push", with_model, repo, code=2)
     assert not hub.uploaded
+
+
+def test_an_upload_that_hf_xet_gives_up_is_said(hub, with_model, printed_by, monkeypatch):
+    lost = Mock(side_effect=RuntimeError("Data processing error: CAS service error"))
+    monkeypatch.setattr(HfApi, "upload_folder", lost)
+    said = printed_by("push", with_model, "me/mine", code=2)
+    assert "could not be uploaded to me/mine on the Hugging Face Hub (RuntimeError: Data processing" in said
 
 
 def test_a_run_without_a_model_is_not_pushed(tmp_path, printed_by):
