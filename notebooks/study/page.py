@@ -26,14 +26,16 @@ def spread(values: list[float]) -> str:
 
 
 def perplexities(part: str, split: str = "test_ppl") -> Any:
-    """Make a row for each variant in the protocol's order, then n-grams; a column for each sample count."""
+    """Make a row for each variant in the protocol's order, then n-grams; a column for each sample count.
+
+    A cell is empty if nothing has run, and has no ± with one seed.
+    """
     rows = results(part)["rows"]
     counts = sorted({row["samples"] for row in rows})
     found = {(row["variant"], row["samples"]): spread(row[split]) for row in rows}
     protocol = read_json(HERE / f"{part}.json")
-    ran = {row["variant"] for row in rows}
     ngrams = dict.fromkeys(row["variant"] for row in rows if not row["seeds"])
-    names = [*(name for name in protocol["variants"] if name in ran), *ngrams]
+    names = [*protocol["variants"], *ngrams]
     cells = [[name, *(found.get((name, count), "") for count in counts)] for name in names]
     held_out = SPLITS[split].lower()
     size = protocol.get("settings", {}).get(f"data.{held_out}_samples", 10)  # as of preset `offline`
