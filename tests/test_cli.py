@@ -52,8 +52,8 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(monkeypatch
 def test_info_prints_the_published_sizes_and_knows_the_tokens_of_the_published_data_alone(printed_by):
     text = printed_by("info", "--train-tokens", 587970, "--val-tokens", 22723)
     sizes = ("29,399", "574", "1,723", "22", "67", "2,386")
-    held = "621 contexts, 621 KiB"
-    for number in ("45,163,264", "6,301,440 (13.95%)", "apart: 640 tokens", held, *sizes):
+    held = ("621 contexts, 621 KiB", "Phase 1 0.56 GiB, Phase 2 0.56 GiB")
+    for number in ("45,163,264", "6,301,440 (13.95%)", "apart: 640 tokens", *held, *sizes):
         assert number in text, number
     info = ("info", "--samples", 500, "--json", "--preset")
     known, other = (printed_by(*info, preset) for preset in ("colab", "offline"))

@@ -108,7 +108,7 @@ def _size_rows(size: dict[str, Any]) -> dict[str, str]:
     return {
         "Computed, not measured": f"{size['tokens']:,} training tokens, contexts {how}, {size['precision']}",
         "Disk": f"{_gib(size['disk_gib'])}: tokens, training caches, model, checkpoint",
-        "Contexts held": f"Phase 1 {_gib(size['phase1_gib'])}{aside}, Phase 2 {_gib(size['pool_gib'], 2)}",
+        "Contexts held": f"Phase 1 {_gib(size['phase1_gib'], 2)}{aside}, Phase 2 {_gib(size['pool_gib'], 2)}",
         "An epoch of Phase 2": ", ".join(f"{name} {taken}" for name, taken in seconds.items()),
         "Sent by each process in a step": _mib(size["sent_mib"]),
     }
