@@ -384,7 +384,10 @@ def test_what_earlier_contexts_add_to_exact_is_what_was_measured():
         assert f"{short[-1]} ({low:.1f}% to {high:.1f}%)" in PAGES["study"]
     change, low, high, found = beside_exact("exact, one slot", 500, seeds=1)
     assert high < 0
-    assert f"it is {-change:.1f}% lower, which is resolved {found}; one seed)" in PAGES["study"]
+    assert f"it is {-change:.1f}% lower, which is resolved {found}; seed 42 of both rows)" in PAGES["study"]
+    assert row("phase1", 500, "exact, one slot")["seeds"] == [42]
+    index = " ".join((TOP / "docs" / "index.md").read_text(encoding="utf-8").split())
+    assert "with 500 it is better with attention to the present one alone (one seed)." in index
     assert f"{-change:.1f}% better without them ({-high:.1f}% to {-low:.1f}%; one seed;" in PAGES["study"]
     said = f"its test perplexity is {' and '.join(short)} (not resolved), and {-change:.1f}% lower with 500"
     assert said in PAGES["README"]
