@@ -729,6 +729,11 @@ def test_what_contexts_gain_by_training_through_time_is_what_was_measured(monkey
     assert f"nor by groups of speakers: {-high:.1f}% to {-low:.1f}%). - So no variant" in PAGES["study"]
     assert low < found[last][200][2] < 0 < high
     assert f"`{comparisons.GATED}` |" in DETAILS
+    protocol = (TOP / "notebooks" / "study" / "README.md").read_text(encoding="utf-8")
+    assert "with two seeds measured and before the third: both with the same caches" in protocol.replace(
+        "\n", " "
+    )
+    assert "the same caches for gated contexts and the GRU there (two seeds were measured)" in PAGES["study"]
     draw_more(monkeypatch)  # said: not resolved with more draws
     assert comparisons.fair_changes([last])[0][last][200][2] > 0
     for pair in (of_gru, both):
