@@ -147,8 +147,8 @@ def attended_text(window: AttendedWindow, shares: Mapping[int, float]) -> str:
         if position in shares:
             strength, text = shares[position] / strongest, _marked(piece)
             title = f'title="{shares[position]:.1%} of the attention" '
-            style = f"background:rgba(0,114,178,{0.12 + 0.88 * strength:.2f})"
-            style += f";color:{PAPER if strength > 0.55 else INK}"
+            # Black on no more than this blue can be read (WCAG AA), also where a dark page inverts both.
+            style = f"background:rgba(0,114,178,{0.12 + 0.48 * strength:.2f});color:black"
         if position == window.position:
             style += f";outline:2px solid {INK}"
         spans.append(f'<span {title}style="{style}">{text}</span>')

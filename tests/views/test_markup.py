@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from drawn import HOSTILE
+from matplotlib.colors import to_rgb
 from sample_runs import sample_run
 
 from ctxkv_lib.method.config import ModelConfig
@@ -88,6 +89,30 @@ def test_no_text_shows_a_backslash_for_a_line_break():
     assert Page(markup.attended_text(window, {2: 0.6, 1: 0.3})).written == "a↵\nb↵\n"
     assert "'↵' 50.0%" in Page(markup.guesses_line(window)).written
     assert Page(markup.token_boundaries(["a", "\n"])).written == "a↵\n"
+
+
+def luminance(rgb):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def on_a_dark_page(rgb):
+    """`invert(0.93) hue-rotate(180deg)`."""
+    inverted = [0.93 - 0.86 * c for c in rgb]
+    grey = sum(weight * c for weight, c in zip((0.213, 0.715, 0.072), inverted, strict=True))
+    return [min(max(2 * grey - c, 0), 1) for c in inverted]
+
+
+@pytest.mark.parametrize("page", [list, on_a_dark_page])
+@pytest.mark.parametrize("share", [0.06, 0.2, 0.34, 0.4, 0.5, 0.6])
+def test_an_attended_token_can_be_read_however_much_it_is_attended(share, page):
+    """By WCAG AA: a contrast of 4.5 to 1."""
+    spans = Page(markup.attended_text(WINDOW, {1: share, 2: 0.6})).found["span"]
+    blue, ink = re.fullmatch(r"background:rgba\((.+)\);color:(.+)", spans[1]["style"]).groups()
+    *rgb, alpha = map(float, blue.split(","))
+    ground = page([1 - alpha * (1 - c / 255) for c in rgb])
+    contrast = sorted(0.05 + luminance(colour) for colour in (ground, page(to_rgb(ink))))
+    assert contrast[1] / contrast[0] >= 4.5
 
 
 def test_a_box_of_text_cuts_no_line():
