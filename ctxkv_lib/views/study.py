@@ -111,7 +111,7 @@ def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> No
         percent = round(100 * (mean / middle - 1), 1)
         change = "" if setting == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
         note = ax.text(1.01, row, f"{mean:,.1f}{change}", transform=ax.get_yaxis_transform())
-        note.set(va="center", color=INK if colour == QUIET else colour, weight="bold")
+        note.set(va="center", color=INK, weight="normal" if colour == QUIET else "bold")
     named_rows(ax, results)
     ax.margins(x=0.08)
 

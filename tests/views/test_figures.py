@@ -14,7 +14,7 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
 from ctxkv_lib.views import explore, figures, pictures, study
-from ctxkv_lib.views.axes import OKABE_ITO, QUIET, log_y, panels, save
+from ctxkv_lib.views.axes import INK, OKABE_ITO, QUIET, log_y, panels, save
 from ctxkv_lib.views.markup import png
 
 SCORES = {
@@ -267,6 +267,9 @@ def test_settings_are_compared_with_the_base_and_coloured_only_beyond_the_noise_
     noise = {"base": [99.0, 101.0], "near": [101.4, 101.6], "wide": [90.0, 99.0]}
     several = {**noise, "low": [79.0, 81.0], "high": [110.0, 111.0]}
     assert colours(several) == [*[QUIET.upper()] * 3, "#0072B2", "#D55E00"]
+    texts = study.settings_summary(several, "base").axes[0].texts  # say the same without a colour
+    assert [text.get_weight() for text in texts] == [*["normal"] * 3, "bold", "bold"]
+    assert {text.get_color() for text in texts} == {INK}
 
 
 REMEMBERED = [{"distance": n, "r2": r2, "top1": 0.1} for n, r2 in enumerate((0.12, 0.05, 0.008, -0.3))]
