@@ -73,7 +73,7 @@ python_display_short_literal_types = True
 linkcheck_ignore = [".*OWNER.*"]  # until `make badges` has written the repository
 
 html_theme = "furo"
-html_title = "ctxkv_lib"
+html_title = "ctxkv_lib: Context-KV attention"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False

@@ -4,6 +4,7 @@ import re
 from itertools import pairwise
 
 import pytest
+import yaml
 from conftest import TOP, write_conversations
 
 from ctxkv_lib.cli import main
@@ -129,6 +130,12 @@ def test_every_command_is_on_its_page(capsys):
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "OACD" in text])
 def test_oacd_is_expanded_where_it_first_appears(page):
     assert PAGES[page].index("Origin-Anchored") - PAGES[page].index("OACD") < len("OACD (") + 1
+
+
+def test_a_search_engine_can_show_what_the_first_page_says_of_itself():
+    description = yaml.safe_load(PAGES["index.md"].split("---")[1])["myst"]["html_meta"]["description"]
+    assert "32 compressed context vectors, one every 20 tokens back" in description
+    assert len(description) < 160  # what it shows
 
 
 @pytest.mark.parametrize("page", sorted((TOP / "docs").glob("*.md")), ids=lambda page: page.stem)
