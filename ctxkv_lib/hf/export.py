@@ -70,14 +70,14 @@ def source_file(part: Any) -> Path:
     """Return the file of a plug-in that can be exported.
 
     Raises:
-        ValueError: it is defined in a notebook, a function or a class, or its file needs more than installed
-            packages and, of this one, `FILES`.
+        ValueError: it is defined in a notebook, a script, a function or a class, or its file needs more than
+            installed packages and, of this one, `FILES`.
     """
     module = inspect.getmodule(part)
     file = getattr(module, "__file__", None)
     if module is None or file is None or module.__name__ == "__main__" or not name_in_module(part):
         raise ValueError(
-            f"{part.__qualname__} is defined in a notebook, a function or a class, not in a module"
+            f"{part.__qualname__} is defined in a notebook, a script, a function or a class, not in a module"
         )
     try:
         _check_file(Path(file))

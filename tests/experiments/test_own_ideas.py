@@ -230,7 +230,7 @@ def test_classes_of_one_function_are_plug_ins_of_their_own_and_not_saved(config,
     assert run_folder_of(first) != run_folder_of(second)
     made = run(first, tmp_path / "run")
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "not saved for transformers" in line]
-    assert "Scaled is defined in a notebook, a function or a class, not in a module" in said
+    assert "Scaled is defined in a notebook, a script, a function or a class, not in a module" in said
     assert not (made.path / "model").exists()
     assert generate_text(made, "a", max_new_tokens=1).startswith("a")
     model, tokenizer = load_trained(made.path)

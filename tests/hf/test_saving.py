@@ -249,7 +249,7 @@ def test_a_part_that_cannot_be_imported_is_said():
     ("attention", "said"),
     [
         ("elsewhere.needs_more:Layer", "needs_more.py and .*needs_more.py have one name; rename one"),
-        ("outer:Outer.Layer", r"Outer\.Layer is defined in a notebook, a function or a class"),
+        ("outer:Outer.Layer", r"Outer\.Layer is defined in a notebook, a script, a function or a class"),
     ],
 )
 def test_code_whose_names_clash_or_are_within_a_class_is_refused(tmp_path, own_module, attention, said):
