@@ -265,12 +265,18 @@ def epoch_rows(run: Run) -> list[list[str]]:
     return rows
 
 
+def token_name(piece: str) -> str:
+    """Name a token, or text, in a sentence or on a list: in quotes, with arrows for line breaks."""
+    return repr(piece).replace("\\n", "↵")
+
+
 def prediction_rows(trained: Trained, positions: Sequence[int], context: int = 12) -> list[list[str]]:
     """Make table rows: text before, the next token, the three best guesses with probabilities."""
     rows = []
     for position in positions:
         window = attended_window(trained, "val", position, guesses=3)
         before = "".join([*window.pieces.values()][-context:])
-        best = ", ".join(f"{text!r} {share:.0%}" for text, share in window.guesses)
-        rows.append([repr(before), repr(window.target), best, "yes" if window.is_right else "no"])
+        best = ", ".join(f"{token_name(text)} {share:.0%}" for text, share in window.guesses)
+        right = "yes" if window.is_right else "no"
+        rows.append([token_name(before), token_name(window.target), best, right])
     return rows

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..report.tables import digits
 from .axes import DPI, INK, ORANGE, PAPER, QUIET, styled
-from .explore import AttendedWindow
+from .explore import AttendedWindow, token_name
 
 PLAIN = "tex2jax_ignore mathjax_ignore"  # notebooks would typeset text between dollar signs
 WIDTH = 100  # pixels of the page for an inch of a figure, where the page has them
@@ -182,11 +182,6 @@ def _cell(tag: str, text: str) -> str:
 def _marked(piece: str) -> str:
     """Escape a token for a coloured span; a line break gets an arrow, since alone it is invisible."""
     return html.escape(piece).replace("\n", "↵\n")
-
-
-def token_name(piece: str) -> str:
-    """Name a token in a sentence or on a list: in quotes, with arrows for line breaks."""
-    return repr(piece).replace("\\n", "↵")
 
 
 def _quoted(piece: str) -> str:

@@ -22,7 +22,7 @@ from ..runs.published import PUBLISHED
 from ..runs.run_folder import Run, load_run
 from . import figures, markup, pictures
 from .axes import OKABE_ITO
-from .explore import Trained, attended_window, open_run, token_texts
+from .explore import Trained, attended_window, open_run, token_name, token_texts
 
 STYLE = {"description_width": "90px"}
 HEADING = ("an attended token ...", -1)  # of a choice of positions
@@ -182,7 +182,7 @@ class WindowExplorer(widgets.VBox):
         slots = zip(window.slots.tolist(), weights.tolist(), strict=True)
         shares = {at: weight for at, weight in slots if at >= 0}
         self.text.value = markup.themed(markup.attended_text(window, shares))
-        names = {at: markup.token_name(window.pieces[at]) for at in shares}
+        names = {at: token_name(window.pieces[at]) for at in shares}
         attended = [(f"{at:,}: {names[at]}, {shares[at]:.1%} of the attention", at) for at in shares]
         self.tokens.options = [HEADING, *attended]
         self._offer_near()
@@ -197,7 +197,7 @@ class WindowExplorer(widgets.VBox):
         with self.near.hold_sync():
             self.near.options = list(zip(_button_texts(pieces), around, strict=True))
             self.near.tooltips = [
-                f"{at:,}: {markup.token_name(piece)}" for at, piece in zip(around, pieces, strict=True)
+                f"{at:,}: {token_name(piece)}" for at, piece in zip(around, pieces, strict=True)
             ]
             self.near.value = here
         self.near.observe(self._on_token, names="value")
@@ -223,7 +223,7 @@ def _button_texts(pieces: Sequence[str]) -> list[str]:
     for piece in pieces:
         text = piece.strip()
         if not text or not text.isprintable():
-            text = markup.token_name(piece)[1:-1].replace(" ", "␣")
+            text = token_name(piece)[1:-1].replace(" ", "␣")
         texts.append(text + NO_WIDTH * sum(text == earlier.rstrip(NO_WIDTH) for earlier in texts))
     return texts
 

@@ -80,6 +80,13 @@ def test_a_guess_that_only_looks_like_the_next_token_is_wrong(trained, monkeypat
     assert "no" in [row[3] for row in rows]
 
 
+def test_a_line_break_in_a_table_of_predictions_is_an_arrow(trained, monkeypatch):
+    monkeypatch.setattr(trained.tokenizer, "decode", lambda *_, **__: "\n")
+    (row,) = explore.prediction_rows(trained, [30])
+    assert row[1] == "'↵'"
+    assert "\\" not in "".join(row)
+
+
 def test_a_run_whose_folder_has_gone_and_a_position_that_is_none_are_refused(trained, tmp_path):
     gone = replace(trained.run, path=tmp_path / "gone")
     with pytest.raises(UserError, match=r"gone is not a folder; .* make it with `ctxkv run --out .*gone`\.$"):
