@@ -84,6 +84,13 @@ def test_the_notebook_from_scratch_imports_the_package_in_its_last_cell_only():
     assert modules <= {"copy", "math", "random", "matplotlib", "numpy", "torch"}
 
 
+def test_each_picture_from_scratch_is_described_in_words():
+    """The site's alt text; without, it is the name of a file. Pictures of the package have their own."""
+    cells = json.loads(FROM_SCRATCH.read_text(encoding="utf-8"))["cells"]
+    drawing = [cell for cell in cells if re.search(r"plt\.(figure|subplots)", "".join(cell["source"]))]
+    assert len({cell["metadata"]["mystnb"]["image"]["alt"] for cell in drawing}) == len(drawing) > 0
+
+
 def test_from_scratch_draws_weights_of_few_contexts_in_full():
     plt.switch_backend("agg")
     page = {"torch": torch, "plt": plt, "interval": 1, "max_contexts": 2, "num_heads": 4, "layers": {2: None}}
