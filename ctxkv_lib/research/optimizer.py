@@ -21,7 +21,7 @@ class OptimizerSettings:
     schedule: str = setting(
         "constant",
         "of the learning rate",
-        {"constant": "", "cosine": "down to 0 at the end of max_epochs, after the warm-up"},
+        {"constant": "", "cosine": "down to 0 over all planned steps; the warm-up multiplies it"},
     )
     warmup: float = setting(0.0, "of the planned steps, over which the rate rises from 0", SHARE, "share")
     decayed: str = setting(
