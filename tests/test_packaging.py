@@ -60,7 +60,7 @@ def test_ci_runs_on_the_pythons_and_systems_that_the_metadata_names():
     matrix = WORKFLOWS["ci"]["jobs"]["test"]["strategy"]["matrix"]
     prefix = "Programming Language :: Python :: "
     named = {name.removeprefix(prefix) for name in PROJECT["classifiers"] if name.startswith(prefix + "3.")}
-    assert set(matrix["python"]) == named == {"3.11", "3.12", "3.13"}
+    assert set(matrix["python"]) == named == {"3.11", "3.12", "3.13", "3.14"}
     assert PROJECT["requires-python"] == f">={min(named)}"
     assert {system.split("-")[0] for system in matrix["os"]} == {"ubuntu", "macos"}
     for path in TOP.glob(".github/workflows/*.yml"):

@@ -24,6 +24,7 @@ from ..errors import UserError
 OWN = "ctxkv_lib."
 PYTHON_AND_THIS = {"ctxkv_lib", *sys.stdlib_module_names}
 WRAPPERS = (property, staticmethod, classmethod)
+ANNOTATE = "__annotate_func__"  # of a class; computes its annotations, from Python 3.14 on
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 # Methods that change what a name holds, if that is a container.
 CHANGING = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "clear"}
@@ -68,8 +69,8 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
         yield from _described(part.__bases__, seen)
         changed = _changed_by_methods(tree, part, part)
         for name, value in sorted(vars(part).items()):
-            if name == "__replace__" and module_of(value) == "dataclasses":  # from Python 3.13 on
-                continue
+            if name == ANNOTATE or (name == "__replace__" and module_of(value) == "dataclasses"):
+                continue  # from Python 3.14 and 3.13 on
             if _is_code(value) or not (name.startswith("__") or name in changed):
                 yield f"{name}={''.join(_described(value, seen))};"
 
@@ -180,13 +181,11 @@ def _described(value: Any, seen: dict[int, Any], depth: int = 0) -> Iterator[str
                 yield from _sources(part, seen)
         return
     kind = type(value)
-    if value is os.environ or (kind.__module__, kind.__name__) == ("torch", "device"):  # of this process
+    is_of_this_process = value is os.environ or (kind.__module__, kind.__name__) == ("torch", "device")
+    if is_of_this_process or depth == DEEPEST or id(value) in seen:
         yield kind.__qualname__
         return
     is_own = kind.__module__ != "builtins" and not _is_installed(kind)
-    if depth == DEEPEST or id(value) in seen:
-        yield kind.__qualname__
-        return
     if is_own or isinstance(value, dict | list):
         seen[id(value)] = value
     if isinstance(value, set | frozenset):
@@ -271,7 +270,8 @@ def _own_functions(part: Any) -> list[Any]:
     """Return a function, or the functions in the body of a class."""
     if not inspect.isclass(part):
         return [part] if inspect.isfunction(part) else []
-    found = [each for value in vars(part).values() for each in layers(value) if inspect.isfunction(each)]
+    values = (value for name, value in vars(part).items() if name != ANNOTATE)
+    found = [each for value in values for each in layers(value) if inspect.isfunction(each)]
     return [each for each in found if each.__code__.co_qualname.startswith(f"{part.__qualname__}.")]
 
 

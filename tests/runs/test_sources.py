@@ -305,6 +305,19 @@ def test_a_wrapper_of_the_packages_own_function_is_an_idea():
     assert source_digest(oacd_loss) == "" != source_digest(more)
 
 
+def test_the_function_of_annotations_that_python_3_14_gives_a_class_makes_no_other_idea():
+    class Chosen:
+        steps: int = 3
+
+    def annotate(_):
+        return {"steps": int}
+
+    before = source_digest(Chosen)
+    annotate.__code__ = annotate.__code__.replace(co_qualname=f"{Chosen.__qualname__}.__annotate__")
+    Chosen.__annotate_func__ = annotate
+    assert source_digest(Chosen) == before != ""
+
+
 def test_what_an_installed_module_holds_makes_no_other_idea(monkeypatch):
     session = run_cell(
         COMMON + "def idea(c):\n    module = nn\n    import torch.nn as inner\n    return module, inner"
