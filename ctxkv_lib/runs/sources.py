@@ -69,7 +69,7 @@ def _sources(part: Any, seen: dict[int, Any]) -> Iterator[str]:
         yield from _described(part.__bases__, seen)
         changed = _changed_by_methods(tree, part, part)
         for name, value in sorted(vars(part).items()):
-            if name == ANNOTATE or (name == "__replace__" and module_of(value) == "dataclasses"):
+            if name == ANNOTATE or (name == "__replace__" and _is_installed(value)):
                 continue  # from Python 3.14 and 3.13 on
             if _is_code(value) or not (name.startswith("__") or name in changed):
                 yield f"{name}={''.join(_described(value, seen))};"

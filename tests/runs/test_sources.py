@@ -1,5 +1,6 @@
 """The digest of an idea is another one if what it computes can be, and the same one if it cannot."""
 
+import dataclasses
 import functools
 import importlib
 import linecache
@@ -305,7 +306,7 @@ def test_a_wrapper_of_the_packages_own_function_is_an_idea():
     assert source_digest(oacd_loss) == "" != source_digest(more)
 
 
-def test_the_function_of_annotations_that_python_3_14_gives_a_class_makes_no_other_idea():
+def test_what_newer_pythons_give_a_class_makes_no_other_idea():
     class Chosen:
         steps: int = 3
 
@@ -314,7 +315,8 @@ def test_the_function_of_annotations_that_python_3_14_gives_a_class_makes_no_oth
 
     before = source_digest(Chosen)
     annotate.__code__ = annotate.__code__.replace(co_qualname=f"{Chosen.__qualname__}.__annotate__")
-    Chosen.__annotate_func__ = annotate
+    Chosen.__annotate_func__ = annotate  # from Python 3.14 on
+    Chosen.__replace__ = dataclasses.replace  # of a dataclass or a named tuple, from Python 3.13 on
     assert source_digest(Chosen) == before != ""
 
 
