@@ -314,6 +314,7 @@ def test_only_slots_from_a_distance_on_take_other_contexts(monkeypatch):
         [at for at in positions if low <= at < high] for low, high in ((0, 20), (20, 41), (41, 60))
     ]
     assert found["tokens"] == [len(each) for each in conversations]
+    rises = {**found["rises"], "10": [0, 0, 0]}  # beyond all slots
     for distance in (1, 4, 7, 10):
         for place, members in enumerate(conversations):
             losses = []
@@ -323,7 +324,8 @@ def test_only_slots_from_a_distance_on_take_other_contexts(monkeypatch):
                 batch = cache.gather(torch.tensor([at]), model.window)
                 hidden, _ = replace(batch, window=cache.contexts[rows][None]).attend(model)
                 losses.append(model.losses(hidden, batch.tokens, batch.targets)[0].item())
-            assert found["losses"][str(distance)][place] == pytest.approx(1000 * np.mean(losses), abs=0.6)
+            measured = found["losses"][place] + rises[str(distance)][place]
+            assert measured == pytest.approx(1000 * np.mean(losses), abs=0.6)
     run = {"recipe": "exact", "samples": 50, **found}
     near, same, *_, last = evidence.used({"tokens": found["tokens"], "runs": [run]}, "exact")
     assert near == same != last

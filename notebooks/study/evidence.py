@@ -56,9 +56,9 @@ def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str
         starts: int64 `[conversations]`, the first token of each.
 
     Returns:
-        `tokens`, the positions measured in each conversation that has any; `losses`, by distance, the mean
-        loss of each in thousandths of a nat, once if no slot lies between it and a nearer distance.
-        Distance 640 is beyond all slots: nothing is changed.
+        `tokens`, the positions measured in each conversation that has any; `losses`, the mean loss of each
+        in thousandths of a nat; `rises`, by distance, what it is above that, once if no slot lies between
+        it and a nearer distance.
     """
     first = model.window.offsets[-1]
     far_slots = {sum(offset >= each for offset in model.window.offsets): each for each in DISTANCES[::-1]}
@@ -77,9 +77,14 @@ def loss_saved(model: ContextKV, cache: StreamCache, starts: Tensor) -> dict[str
         losses = torch.cat(parts)
         return [round(1000 * losses[conversation == place].mean().item()) for place in places]
 
+    losses = {str(distance): by_conversation(parts) for distance, parts in found.items()}
+    own = losses.pop(str(DISTANCES[-1]))  # beyond all slots
     return {
         "tokens": [int((conversation == place).sum()) for place in places],
-        "losses": {str(distance): by_conversation(parts) for distance, parts in found.items()},
+        "losses": own,
+        "rises": {
+            at: [far - near for far, near in zip(each, own, strict=True)] for at, each in losses.items()
+        },
     }
 
 
@@ -137,12 +142,13 @@ def runs_of(results: dict[str, Any], recipe: str, samples: int = SAMPLES) -> lis
 def used(results: dict[str, Any], recipe: str, samples: int = SAMPLES) -> list[tuple[float, float, float]]:
     """Compute the rise of perplexity in per cent without the slots from each distance on, with intervals."""
     runs, tokens = runs_of(results, recipe, samples), np.array(results["tokens"])
+    own = np.array([run["losses"] for run in runs])
 
-    def losses(distance: int) -> Any:
-        kept = [max(at for at in map(int, run["losses"]) if at <= distance) for run in runs]
-        return np.array([run["losses"][str(at)] for run, at in zip(runs, kept, strict=True)]) / 1000
+    def rises(distance: int) -> Any:
+        kept = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
+        return np.array([run["rises"][str(at)] for run, at in zip(runs, kept, strict=True)])
 
-    return [difference(losses(distance), losses(DISTANCES[-1]), tokens) for distance in DISTANCES[:-1]]
+    return [difference((own + rises(each)) / 1000, own / 1000, tokens) for each in DISTANCES[:-1]]
 
 
 @styled
