@@ -36,6 +36,10 @@ COUNTS = {"100", "200", "500", "620", "640", "1,000", "2,000", "160", "1,500", "
 COUNTS |= {"2,560", "3,072"}
 
 
+def words_of(page):
+    return " ".join((TOP / page).read_text(encoding="utf-8").split())
+
+
 def text_of(notebook):
     """All cells of a notebook, in words with one space between them."""
     cells = json.loads((TOP / "notebooks" / notebook).read_text(encoding="utf-8"))["cells"]
@@ -45,6 +49,8 @@ def text_of(notebook):
 PAGES = {
     "study": " ".join([*STUDY.split(), *DETAILS.split()]),
     "README": " ".join(README.split()),
+    "index": words_of("docs/index.md"),
+    "protocol": words_of("notebooks/study/README.md"),
     "notebook": text_of("05_next_experiments.ipynb"),
     "idea": text_of("06_your_own_idea.ipynb"),
 }
@@ -342,20 +348,25 @@ def test_what_exact_gains_without_phase_1_is_what_was_measured(count, digits, mo
 def compared(part, name, base, count=50, seeds=3):
     """How a row differs from another, with its interval: of draws of conversations, and of groups."""
     (own, tokens), (theirs, _) = (losses(PARTS[part], count, variant) for variant in (name, base))
-    ran = 3 if (part, base) == ("phase1", "exact") else seeds  # of which some rows have the first
-    assert (len(own), len(theirs)) == (seeds, ran)
-    return [difference(own[:seeds], theirs[:seeds], tokens, groups) for groups in (None, speaker_groups(50))]
+    assert len(own) == len(theirs) == seeds
+    return [difference(own, theirs, tokens, groups) for groups in (None, speaker_groups(50))]
 
 
-def beside_exact(name, count, seeds):
+def beside_exact(name, count):
     """How a row differs from `exact` (interval of conversations), and how both intervals are said."""
-    (change, low, high), (_, least, most) = compared("phase1", name, "exact", count, seeds)
+    (change, low, high), (_, least, most) = compared("phase1", name, "exact", count)
     assert (low < 0 < high) == (least < 0 < most)
     return change, low, high, f"({low:.1f}% to {high:.1f}%; by groups of speakers {least:.1f}% to {most:.1f}%"
 
 
+def beside_exact_by_seed(name):
+    """How each of three seeds of a row differs from `exact` with 500 conversations."""
+    (own, tokens), (theirs, _) = (losses(PARTS["phase1"], 500, variant) for variant in (name, "exact"))
+    return [difference(own[[seed]], theirs[[seed]], tokens) for seed in range(3)]
+
+
 def test_with_100_it_is_not_resolved_what_phase_1_is_worth_in_exact():
-    change, low, high, found = beside_exact("exact, untrained", 100, seeds=3)
+    change, low, high, found = beside_exact("exact, untrained", 100)
     assert low < 0 < high
     assert f"is {change:.1f}% higher {found})" in PAGES["study"]
     said = f"smaller size ({change:.1f}% worse; {-low:.1f}% better to {high:.1f}% worse)"
@@ -366,18 +377,15 @@ def test_with_100_it_is_not_resolved_what_phase_1_is_worth_in_exact():
 
 
 def test_with_500_exact_is_better_with_phase_1_as_was_measured():
-    change, low, high, found = beside_exact("exact, untrained", 500, seeds=3)
+    change, low, high, found = beside_exact("exact, untrained", 500)
     assert low > 0
     assert f"Without it, test perplexity is {change:.1f}% higher {found})" in PAGES["study"]
     assert f"larger one, it is {change:.1f}% worse ({low:.1f}% to {high:.1f}%;" in PAGES["study"]
     assert f"in `exact` with 50, {change:.1f}% worse with 500" in PAGES["study"]
     assert f"larger size, {change:.1f}% worse." in README
-    index = " ".join((TOP / "docs" / "index.md").read_text(encoding="utf-8").split())
-    assert f"`exact` with 500 conversations, by {100 - 100 / (1 + change / 100):.0f}%;" in index
-    names = ("exact, untrained", "exact")
-    (own, tokens), (theirs, _) = (losses(PARTS["phase1"], 500, name) for name in names)
-    assert all(difference(own[[seed]], theirs[[seed]], tokens)[1] > 0 for seed in range(3))
-    ppls = (mean(row("phase1", 500, name)[VAL]) for name in names)
+    assert f"`exact` with 500 conversations, by {100 - 100 / (1 + change / 100):.0f}%;" in PAGES["index"]
+    assert all(low > 0 for _, low, _ in beside_exact_by_seed("exact, untrained"))
+    ppls = (mean(row("phase1", 500, name)[VAL]) for name in ("exact, untrained", "exact"))
     change = 100 * (next(ppls) / next(ppls) - 1)
     assert f"validation {change:.1f}% higher. With 200" in PAGES["study"]
     assert f"but {change:.0f}% higher with 500 (means of three seeds, on 50 validation" in PAGES["idea"]
@@ -386,19 +394,17 @@ def test_with_500_exact_is_better_with_phase_1_as_was_measured():
 def test_what_earlier_contexts_add_to_exact_is_what_was_measured():
     short = []
     for count in (50, 100):
-        change, low, high, found = beside_exact("exact, one slot", count, seeds=3)
+        change, low, high, found = beside_exact("exact, one slot", count)
         assert low < 0 < high
         short.append(f"{abs(change):.1f}% {'lower' if change < 0 else 'higher'} with {count}")
         assert f"{short[-1]} {found})" in PAGES["study"]
         assert f"{short[-1]} ({low:.1f}% to {high:.1f}%)" in PAGES["study"]
-    change, low, high, found = beside_exact("exact, one slot", 500, seeds=3)
+    change, low, high, found = beside_exact("exact, one slot", 500)
     assert high < 0
     said = f"it is {-change:.1f}% lower, in each of three seeds, which is resolved {found})"
     assert said in PAGES["study"]
-    (own, tokens), (theirs, _) = (losses(PARTS["phase1"], 500, name) for name in ("exact, one slot", "exact"))
-    assert all(difference(own[[seed]], theirs[[seed]], tokens)[2] < 0 for seed in range(3))
-    index = " ".join((TOP / "docs" / "index.md").read_text(encoding="utf-8").split())
-    assert "with 500 it is better with attention to the present one alone." in index
+    assert all(high < 0 for _, _, high in beside_exact_by_seed("exact, one slot"))
+    assert "with 500 it is better with attention to the present one alone." in PAGES["index"]
     assert f"{-change:.1f}% better without them ({-high:.1f}% to {-low:.1f}%; part" in PAGES["study"]
     said = f"its test perplexity is {' and '.join(short)} (not resolved), and {-change:.1f}% lower with 500"
     assert said in PAGES["README"]
@@ -738,10 +744,7 @@ def test_what_contexts_gain_by_training_through_time_is_what_was_measured(monkey
     assert f"nor by groups of speakers: {-high:.1f}% to {-low:.1f}%). - So no variant" in PAGES["study"]
     assert low < found[last][200][2] < 0 < high
     assert f"`{comparisons.GATED}` |" in DETAILS
-    protocol = (TOP / "notebooks" / "study" / "README.md").read_text(encoding="utf-8")
-    assert "with two seeds measured and before the third: both with the same caches" in protocol.replace(
-        "\n", " "
-    )
+    assert "with two seeds measured and before the third: both with the same caches" in PAGES["protocol"]
     assert "the same caches for gated contexts and the GRU there (two seeds were measured)" in PAGES["study"]
     draw_more(monkeypatch)  # said: not resolved with more draws
     assert comparisons.fair_changes([last])[0][last][200][2] > 0
