@@ -139,9 +139,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
 
 
-def is_disk_full(error: OSError) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Return whether a disk is full, which some libraries say by the text alone."""
-    return error.errno == errno.ENOSPC or "No space left" in str(error)
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def describe(error: OSError) -> str:

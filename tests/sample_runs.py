@@ -93,8 +93,9 @@ def epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]:
 def _summary(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Any]:
     samples = config.data.samples
     train_tokens = TOKENS.get(samples, 1_176 * samples)
+    slots = {"offsets": None} if "mixer" in config.plugins else {}
     sizes = describe(config, train_tokens, 22_723) | {
-        "context_window": context_window(config.model, train_tokens),
+        "context_window": {**context_window(config.model, train_tokens), **slots},
         "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, 22_723, config.model),
     }
     best = min(epochs, key=lambda line: line["val_ppl"])

@@ -1,5 +1,6 @@
 """Files from outside: pinned repositories on the Hugging Face Hub, and data files of installed packages."""
 
+import errno
 import importlib.util
 import textwrap
 from collections.abc import Iterator
@@ -50,8 +51,11 @@ def hub_errors(failure: str, advice: str, *others: type[Exception]) -> Iterator[
     try:
         yield
     except failures as error:
-        if isinstance(error, UserError) or (isinstance(error, OSError) and is_disk_full(error)):
+        is_full = is_disk_full(error)
+        if isinstance(error, UserError) or (is_full and isinstance(error, OSError)):
             raise
+        if is_full:  # as hf_xet says it
+            raise OSError(errno.ENOSPC, str(error)) from error
         reason = textwrap.shorten(str(error), 150, placeholder=" ...").rstrip(".")
         raise UserError(f"{failure} ({type(error).__name__}: {reason}); {advice}.") from error
 

@@ -134,7 +134,8 @@ def cache_sizes(ours: Sequence[Column], held: str, dense: str) -> Iterator[Colum
     """
     for own in ours:
         yield Column(held.format(own.label), own.summary["caches_mib"])
-        yield Column(dense.format(own.label), own.summary["caches_dense_fp32_mib"])
+        if own.offsets:  # a mixer has no contexts
+            yield Column(dense.format(own.label), own.summary["caches_dense_fp32_mib"])
         if own.original and own.original.summary["caches_mib"]["total"] is not None:
             yield Column(own.original.label, own.original.summary["caches_mib"])
 

@@ -248,9 +248,9 @@ class RunFolder:
         for number, line in enumerate(content.splitlines(keepends=True), start=1):
             if line.endswith(b"\n"):  # else an earlier version was killed while it wrote the last one
                 try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError):
-                    raise DamagedFile(self.metrics_file, f"line {number} is not JSON") from None
+                    yield {**json.loads(line)}
+                except (ValueError, TypeError, RecursionError):
+                    raise DamagedFile(self.metrics_file, f"line {number} is no JSON object") from None
 
     def append_metric(self, metric: Metric) -> None:
         if ranks.rank():

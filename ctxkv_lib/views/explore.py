@@ -180,6 +180,8 @@ def attention_by_slot(trained: Trained, most: int = 2000) -> Tensor:
     Args:
         most: so many positions at most, evenly spread.
     """
+    if most < 1:
+        raise UserError(f"most is {most}; allowed: 1 or more.")
     cache, first = trained.caches["val"], trained.model.window.offsets[-1]
     if first >= len(cache):
         raise UserError(

