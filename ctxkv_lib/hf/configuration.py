@@ -6,9 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
-
-# Imported for transformers 4: when it loads a saved model, it copies only the files imported here.
-from ..method.settings import require as require
+from ..method.settings import require
 
 NAMES = [field.name for field in dataclasses.fields(ModelConfig)]
 
@@ -35,9 +33,9 @@ class ContextKVConfig(PretrainedConfig):
     def __init__(self, **kwargs: Any) -> None:
         if "hidden_size" in kwargs:
             kwargs.setdefault("intermediate_size", 4 * kwargs["hidden_size"])
-        shapes = ModelConfig(**{name: kwargs.pop(name) for name in NAMES if name in kwargs})
-        vars(self).update(dataclasses.asdict(shapes))
+        vars(self).update({name: kwargs.pop(name, getattr(ModelConfig, name)) for name in NAMES})
         self.vocab_size = kwargs.pop("vocab_size", GPT2_VOCAB_SIZE)
+        self.shapes()
         self.num_hidden_layers = 1
         self.use_cache = kwargs.pop("use_cache", True)
         self.has_unigram = kwargs.pop("has_unigram", False)
@@ -46,5 +44,10 @@ class ContextKVConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def shapes(self) -> ModelConfig:
-        """Return the `ModelConfig` of the fields."""
-        return ModelConfig(**{name: getattr(self, name) for name in NAMES})
+        """Return the `ModelConfig` of the fields; raises ValueError as the constructor does."""
+        shapes = ModelConfig(**{name: getattr(self, name) for name in NAMES})
+        for name in ("vocab_size", *NAMES):
+            value, is_count = getattr(self, name), isinstance(getattr(ModelConfig, name, 1), int)
+            holds = not is_count or (type(value) is int and value > 0)
+            require(holds, f"model.{name}", value, "a whole number, 1 or more")
+        return shapes

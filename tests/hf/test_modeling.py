@@ -21,6 +21,17 @@ def test_the_published_shapes_are_the_defaults_and_the_inner_width_follows_the_h
     assert (config.intermediate_size, config.num_hidden_layers, config.use_cache) == (40, 1, False)
 
 
+@pytest.mark.parametrize("field", ["interval", "hidden_size", "vocab_size"])
+@pytest.mark.parametrize("value", [24.0, True])
+def test_a_count_is_a_whole_number_also_where_loading_replaces_it(field, value, tmp_path):
+    sentence = rf"model\.{field} is {value}; allowed: a whole number, 1 or more\."
+    with pytest.raises(ValueError, match=sentence):
+        ContextKVConfig(**{"num_heads": 1, field: value})
+    tiny_model(num_heads=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        ContextKVForCausalLM.from_pretrained(tmp_path, **{field: value})
+
+
 @pytest.mark.parametrize(("vocab_size", "hidden_size"), [(1000, 768), (211, 24)])
 def test_a_fresh_model_guesses(vocab_size, hidden_size):
     model, ids = tiny_model(vocab_size=vocab_size, hidden_size=hidden_size), tiny_ids(200)[None]
