@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
 # All files of a saved model are imported here: transformers 4 copies only these when it loads one.
@@ -300,6 +301,8 @@ def _distinct(input_ids: Tensor) -> tuple[Tensor, Tensor]:
     return distinct, rows
 
 
+# For the classes named here, the Trainer's label smoothing shifts labels.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ContextKVConfig.model_type] = ContextKVForCausalLM.__name__
 if __name__.startswith("ctxkv_lib."):  # else they would be used for every saved folder
     AutoConfig.register(ContextKVConfig.model_type, ContextKVConfig)
     AutoModelForCausalLM.register(ContextKVConfig, ContextKVForCausalLM)

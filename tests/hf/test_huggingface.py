@@ -101,6 +101,14 @@ def test_trainer_trains_evaluates_and_resumes(tmp_path):
     assert resumed.evaluate()["eval_loss"] == pytest.approx(after, abs=1e-4)
 
 
+def test_label_smoothing_is_of_the_next_token(tmp_path):
+    options = TrainingArguments(str(tmp_path), label_smoothing_factor=0.2, report_to=[], use_cpu=True)
+    model, ids = tiny_model().eval(), Rows()[0]["input_ids"][None]
+    loss = Trainer(model, options).compute_loss(model, {"input_ids": ids, "labels": ids})
+    expected = F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], label_smoothing=0.2)
+    torch.testing.assert_close(loss, expected)
+
+
 def test_the_example_of_the_docs_trains_a_model_folder_on(folder, served, tmp_path, monkeypatch):
     text = tmp_path / "lines.txt"
     text.write_text("the cat sat on the mat\n\nand the rain fell\n" * 20)
