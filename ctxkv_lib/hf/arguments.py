@@ -50,6 +50,8 @@ def columns_read(
     shape = tuple(mask.shape)
     fits = len(shape) == 2 and shape[0] == batch and shape[1] >= length
     require(fits, "attention_mask.shape", shape, f"({batch}, {length} or more)")
+    is_additive = mask.is_floating_point() and bool((mask < 0).any())
+    require(not is_additive, "attention_mask", "additive", "1 where a column is read, 0 where it is padding")
     earlier, read = mask.bool().split([shape[1] - length, length], dim=1)
     if earlier.shape[1]:
         kept, held = earlier.sum(dim=1).tolist(), cache.lengths.tolist()

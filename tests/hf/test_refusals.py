@@ -51,6 +51,10 @@ REFUSED = {
     "flat": (lambda m: m(ONE[0]), r"input_ids\.shape is \(6,\); allowed: .* as \[batch, length\]"),
     "empty": (lambda m: m(ONE[:, :0]), r"input_ids\.shape is \(1, 0\); allowed: one row and one token or"),
     "short_mask": (lambda m: m(ONE, torch.ones(1, 5)), r"attention_mask\.shape is .* \(1, 6 or more\)"),
+    "additive_mask": (
+        lambda m: m(ONE, (1 - hidden(2)) * -1e9),
+        "attention_mask is 'additive'; allowed: 1 where",
+    ),
     "other_mask": (lambda m: m(ONE, torch.ones(2, 6)), r"attention_mask\.shape is .* \(1, 6 or more\)"),
     "square_mask": (lambda m: m(ONE, torch.ones(1, 1, 6, 6)), r"mask\.shape is .* \(1, 6 or more\)"),
     "hides": (
