@@ -51,7 +51,7 @@ class PlugIn:
             name = f"{part.__module__}:{part.__qualname__}"
             given[name] = part
             part = name
-        elif "<locals>" not in part:
+        elif "<" not in part:  # as a lambda or a class within a function has, which no module holds
             given.pop(part, None)  # a name is of what its module has now, reloaded or defined anew
         found = load(part)
         source = source_digest(found)

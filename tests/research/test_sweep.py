@@ -60,6 +60,14 @@ def raising(contexts):
     return contexts.mean()
 
 
+LOSSES = {"spread": lambda contexts: -contexts.var()}
+
+
+def test_a_lambda_is_an_idea_of_a_sweep(points):
+    (point,) = points(spread={"loss": LOSSES["spread"]})
+    assert identity(point.config) != identity(points()[0].config)
+
+
 @pytest.mark.slow
 def test_failing_and_diverging_runs_are_recorded_and_the_others_go_on(points, tmp_path):
     asked = points(
