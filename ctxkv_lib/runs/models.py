@@ -71,7 +71,7 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
     Raises:
         UserError: one fails, forwards or backwards, returns another shape or type than it should, numbers
             that are not finite, or a loss without a gradient; it changes its inputs; a mixer reads ahead;
-            slots lie ahead; Phase 2 has nothing to train, or a buffer changes.
+            positions are mixed; slots lie ahead; Phase 2 has nothing to train, or a buffer changes.
     """
     count, shapes, window = 2, config.model, len(model.window)
     in_bf16 = precision == "bf16" and model.device.type == "cuda"  # as `phase2.batch_gradients`
@@ -140,6 +140,8 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
             raise UserError(f"{name} returned {returned}; it must return {right}{of_type}.")
         if not found.isfinite().all():
             raise UserError(f"{name} returned NaN or infinity; the first contexts of a stream are zeros.")
+        if hook in ("block", "attention") and not in_training:
+            _refuse_mixed_rows(model, name, hook, contexts, embeddings, slots)
     model.set_phase(2)
     if "optimizer" in config.plugins:
         _try_optimizer(model, config)
@@ -225,6 +227,22 @@ def _attended(model: ContextKV, embeddings: Tensor, slots: Tensor, present: Tens
         right = f"[{len(present)}, heads, {present.shape[1]}]"
         raise UserError(f"The weights of attention are {_words(weights)}; allowed: {right}, or none.")
     return hidden
+
+
+def _refuse_mixed_rows(model: ContextKV, name: str, hook: str, *given: Tensor) -> None:
+    """Refuse a block or attention, a UserError, whose first row is another one if the second is changed."""
+    found = []
+    for contexts, embeddings, slots in ([torch.cat([each[:1], 1 - each[1:]]) for each in given], given):
+        torch.manual_seed(0)  # where it draws
+        if hook == "block":
+            found.append(_from_zeros(model, contexts, embeddings)[0])
+        else:
+            found.append(model.attend(embeddings, slots, slots.new_ones(slots.shape[:2]).bool())[0][0])
+    if not torch.allclose(*found, atol=1e-4):
+        raise UserError(
+            f"What {name} returns for a position depends on other positions, or on earlier calls; it may "
+            "depend on that row of what it is given alone."
+        )
 
 
 def _without_reading_ahead(mixer: nn.Module, rows: Tensor, start: int) -> Any:

@@ -96,6 +96,25 @@ class InPlace(GatedBlock):
         return super().forward(contexts.mul_(0.5), inputs)
 
 
+class Mixing(GatedBlock):
+    def forward(self, contexts, inputs):
+        return super().forward(contexts, inputs - inputs.mean(dim=0))
+
+
+class MixingAttention(NearestTwo):
+    def forward(self, embeddings, window, present):
+        return super().forward(embeddings, window.softmax(dim=0), present)
+
+
+class KeepsState(GatedBlock):
+    last = 0.0
+
+    def forward(self, contexts, inputs):
+        found = super().forward(contexts, inputs + self.last)
+        self.last = inputs[-1]
+        return found
+
+
 class Double(GatedBlock):
     def forward(self, contexts, inputs):
         return super().forward(contexts, inputs).double()
@@ -198,6 +217,10 @@ class InChunks(NearestTwo):
         ("block", Narrow, r"Narrow returned a tensor of shape \[2, 15\]; .* a tensor of shape \[2, 16\]\."),
         ("attention", OneHead, r"The weights of attention are .* \[2, 2\]; allowed: \[2, heads, 2\]"),
         ("block", InPlace, r"InPlace changes what it is given in place; compute a new tensor instead\."),
+        *(
+            (hook, part, rf"What .*{part.__name__} returns for a position depends on other positions, or on")
+            for hook, part in (("block", Mixing), ("attention", MixingAttention), ("block", KeepsState))
+        ),
         (
             "block",
             Double,
