@@ -80,6 +80,7 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
     contexts = torch.zeros(count, shapes.context_dim, device=model.device)
     slots = contexts.new_zeros(count, window, shapes.context_dim)
     present = contexts.new_ones(count, window, dtype=torch.bool)
+    present[0, 1:] = False  # as at the start of a stream
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     offsets = model.window.offsets
     if {*map(type, offsets)} != {int} or offsets != sorted({*offsets}) or offsets[0] != 0:
@@ -139,7 +140,8 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
             of_type = "" if getattr(found, "dtype", kind) == kind else " of type float32"
             raise UserError(f"{name} returned {returned}; it must return {right}{of_type}.")
         if not found.isfinite().all():
-            raise UserError(f"{name} returned NaN or infinity; the first contexts of a stream are zeros.")
+            first = "the first contexts of a stream are zeros, and at its start only slot 0 is present"
+            raise UserError(f"{name} returned NaN or infinity; {first}.")
         if hook in ("block", "attention") and not in_training:
             _refuse_mixed_rows(model, name, hook, contexts, embeddings, slots)
     model.set_phase(2)

@@ -120,6 +120,12 @@ class Double(GatedBlock):
         return super().forward(contexts, inputs).double()
 
 
+class WithoutTheNearest(NearestTwo):
+    def forward(self, embeddings, window, present):
+        scores = window.sum(dim=-1).masked_fill(~present, -math.inf)[:, 1:]
+        return embeddings + self.out(torch.einsum("ns,nsd->nd", scores.softmax(dim=-1), window[:, 1:]))
+
+
 class OneHead(NearestTwo):
     def forward(self, embeddings, window, present):
         return super().forward(embeddings, window, present), present.float()
@@ -240,6 +246,7 @@ class InChunks(NearestTwo):
         ("optimizer", KeepsAList, r"KeepsAList keeps a list; allowed: tensors and numbers\."),
         ("mixer", Ahead, r"The mixer reads ahead: the hidden state of a column may not depend on later ones"),
         ("block", Normalised, r"Normalised returned NaN or infinity; the first contexts of a stream are"),
+        ("attention", WithoutTheNearest, r"WithoutTheNearest returned NaN .* only slot 0 is present"),
         ("block", BadlyMade, r"The model cannot be built with .*BadlyMade: .* has no attribute 'missing'"),
         *(
             (hook, part, rf"{part.__name__}\.init_weights must take \(embeddings, tokens, config\)")
