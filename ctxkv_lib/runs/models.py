@@ -71,7 +71,7 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
     Raises:
         UserError: one fails, forwards or backwards, returns another shape or type than it should, numbers
             that are not finite, or a loss without a gradient; it changes its inputs; a mixer reads ahead;
-            positions are mixed; slots lie ahead; Phase 2 has nothing to train, or a buffer changes.
+            rows are mixed; slots lie ahead; Phase 2 has nothing to train, or a buffer changes.
     """
     count, shapes, window = 2, config.model, len(model.window)
     in_bf16 = precision == "bf16" and model.device.type == "cuda"  # as `phase2.batch_gradients`
@@ -110,6 +110,11 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
         "loss": lambda: (_loss_of(config.plugins["loss"], torch.randn_like(contexts)), ()),
         "attention": lambda: (_attended(model, embeddings, read(), present), (count, shapes.hidden_size)),
     }
+    by_row: dict[str, tuple[Any, ...]] = {
+        "mixer": (lambda rows: model.attention(rows, start), rows),
+        "block": (lambda *given: _from_zeros(model, *given), contexts, embeddings),
+        "attention": (lambda *given: model.attend(*given, torch.ones_like(present))[0], embeddings, slots),
+    }
     hooks = [hook for hook in tried if hook in config.plugins]
     for hook, in_training in itertools.product(hooks, (True, False)):
         model.train(in_training)
@@ -142,8 +147,8 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
         if not found.isfinite().all():
             first = "the first contexts of a stream are zeros, and at its start only slot 0 is present"
             raise UserError(f"{name} returned NaN or infinity; {first}.")
-        if hook in ("block", "attention") and not in_training:
-            _refuse_mixed_rows(model, name, hook, contexts, embeddings, slots)
+        if hook in by_row and not in_training:
+            _refuse_mixed_rows(name, *by_row[hook])
     model.set_phase(2)
     if "optimizer" in config.plugins:
         _try_optimizer(model, config)
@@ -231,19 +236,18 @@ def _attended(model: ContextKV, embeddings: Tensor, slots: Tensor, present: Tens
     return hidden
 
 
-def _refuse_mixed_rows(model: ContextKV, name: str, hook: str, *given: Tensor) -> None:
-    """Refuse a block or attention, a UserError, whose first row is another one if the second is changed."""
+def _refuse_mixed_rows(name: str, compute: Callable[..., Tensor], *given: Tensor) -> None:
+    """Refuse a plug-in, a UserError, if a row it returns depends on the other, or on earlier calls."""
+    given = tuple(torch.stack([first, 1 - second]) for first, second in given)
     found = []
-    for contexts, embeddings, slots in ([torch.cat([each[:1], 1 - each[1:]]) for each in given], given):
+    for rows in ([0, 1], [0, 0], [1, 1]):
         torch.manual_seed(0)  # where it draws
-        if hook == "block":
-            found.append(_from_zeros(model, contexts, embeddings)[0])
-        else:
-            found.append(model.attend(embeddings, slots, slots.new_ones(slots.shape[:2]).bool())[0][0])
-    if not torch.allclose(*found, atol=1e-4):
+        found.append(compute(*(each[rows] for each in given)))
+    both, first, second = found
+    if not torch.allclose(both, torch.stack([first[0], second[1]]), atol=1e-4):
         raise UserError(
-            f"What {name} returns for a position depends on other positions, or on earlier calls; it may "
-            "depend on that row of what it is given alone."
+            f"What {name} returns in a row depends on other rows of what it is given, or on earlier calls; "
+            "compute each row from that row alone, as with batch_first=True."
         )
 
 

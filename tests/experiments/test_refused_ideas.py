@@ -106,6 +106,15 @@ class MixingAttention(NearestTwo):
         return super().forward(embeddings, window.softmax(dim=0), present)
 
 
+class AlongRows(PreviousToken):
+    def __init__(self, config):
+        super().__init__(config)
+        self.out = nn.GRU(config.hidden_size, config.hidden_size)
+
+    def forward(self, embeddings, start):
+        return self.out(embeddings)[0][:, start:]
+
+
 class KeepsState(GatedBlock):
     last = 0.0
 
@@ -224,8 +233,13 @@ class InChunks(NearestTwo):
         ("attention", OneHead, r"The weights of attention are .* \[2, 2\]; allowed: \[2, heads, 2\]"),
         ("block", InPlace, r"InPlace changes what it is given in place; compute a new tensor instead\."),
         *(
-            (hook, part, rf"What .*{part.__name__} returns for a position depends on other positions, or on")
-            for hook, part in (("block", Mixing), ("attention", MixingAttention), ("block", KeepsState))
+            (hook, part, rf"What .*{part.__name__} returns in a row depends on other rows .*, or on earlier")
+            for hook, part in (
+                ("block", Mixing),
+                ("block", KeepsState),
+                ("attention", MixingAttention),
+                ("mixer", AlongRows),
+            )
         ),
         (
             "block",
