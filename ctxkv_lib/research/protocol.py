@@ -103,10 +103,13 @@ def grid(recipes: Sequence[str] | None, axes: Sequence[str], alone: str = "base"
 
 def _axis(pair: str) -> list[tuple[str, str]]:
     key, _, values = (part.strip() for part in pair.partition("="))
-    found = [value.strip() for value in values.split(",")]
+    found: list[str] = []
+    for part in values.split(","):
+        is_open = found and sum(map(found[-1].count, "[{")) > sum(map(found[-1].count, "]}"))  # of JSON
+        found.append(f"{found.pop()},{part}" if is_open else part.strip())
     if not key or not all(found):
         raise UserError(f"--grid {pair!r} is no axis; write --grid group.field=value,value.")
-    return [(key, value) for value in found]
+    return [(key, value.strip()) for value in found]
 
 
 def read_protocol(path: Path) -> Settings:

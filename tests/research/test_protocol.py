@@ -125,6 +125,7 @@ def test_settings_of_one_name_are_named_with_their_groups():
     axes = ["phase1.batch_size=2", "phase2.batch_size=3", "phase2.patience=4"]
     assert [*grid(None, axes)] == ["phase1.batch_size 2, phase2.batch_size 3, patience 4"]
     assert [*grid(["exact"], axes[2:]), *grid(["exact"], [])] == ["patience 4", "exact"]
+    assert [*grid(None, ["block.parts=[[1, 2], 3], [4]"])] == ["parts [[1, 2], 3]", "parts [4]"]
 
 
 @pytest.mark.parametrize(
