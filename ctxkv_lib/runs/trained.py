@@ -207,8 +207,8 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
     mixer = config.plugins.get("mixer")
     if mixer and not hasattr(loaded(mixer), "served"):
         raise UserError(
-            f"The run has a mixer ({mixer.name}), which is measured on its own streams only; use a run that "
-            "attends contexts."
+            f"The run has a mixer ({mixer.name}) without a form that reads token by token (`served`); "
+            "generate, evaluate and export with a run that attends to contexts."
         )
     plugins: dict[str, Any] = {}
     parts: dict[str, Any] = {}
