@@ -511,6 +511,7 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
         ("contexts", "that of contexts by {:.1f}%, from {:.1f} to {:.1f}"),
         ("tokens at the same slots", "that of the tokens by {:.1f}%, from {:.1f} to {:.1f}"),
         ("last 32 tokens", "that of the last 32 tokens by {:.1f}%, from {:.1f} to {:.1f}"),
+        ("all 640 tokens", "that of all 640 tokens by {:.1f}%, from {:.1f} to {:.1f}"),
         ("no contexts", "that of no contexts by {:.1f}%, from {:.1f} to {:.1f}"),
     ):
         tried = [(run["settings"], run["val_ppl"]) for run in search.found() if run["row"] == name]
@@ -535,22 +536,25 @@ def test_what_a_search_gains_and_a_gru_with_it_is_what_was_measured():
     decays = {
         name: row["settings"].get("phase2.weight_decay") for name, row in PARTS["fair"]["variants"].items()
     }
-    assert decays["tokens at the same slots"] == decays["last 32 tokens"] == decays["no contexts"] == 4
+    of_tokens = {decays[name] for name in (comparisons.SLOTS, comparisons.LAST, comparisons.ALL)}
+    assert {decays["no contexts"], *of_tokens} == {4}
     assert decays["contexts"] is decays["GRU"] is None  # the recipe's, 2
-    assert "gave both rows of tokens twice the weight decay (4) of contexts and the GRU" in page
+    assert "gave the three rows of tokens twice the weight decay (4) of contexts and the GRU" in page
 
 
 def test_contexts_beside_none_and_tokens_are_what_was_measured():
     found, by_groups = comparisons.fair_changes(comparisons.BESIDE_TOKENS)
-    none, slots, last, near = found
+    none, slots, last, whole, near, few = found
     losses_of = comparisons.fair_losses()
     for count in (10, 50, 100, 200):
-        assert {len(losses_of[count][name]) for pair in found for name in pair} == {3}
+        assert {len(losses_of[count][name]) for pair in (none, slots, last) for name in pair} == {3}
     for pair, better, worse in (
         (none, [50, 100, 200], []),
         (slots, [50, 200], [10]),
         (last, [500], [10]),
         (near, [50, 200], []),
+        (whole, [50], []),
+        (few, [50], []),
     ):
         for drawn in (found, by_groups):
             sizes = drawn[pair].items()
@@ -558,7 +562,16 @@ def test_contexts_beside_none_and_tokens_are_what_was_measured():
             assert [n for n, (_, _, high) in sizes if high < 0] == better[is_rough:]
             assert [n for n, (_, low, _) in sizes if low > 0] == worse
     shown = {pair: {n: f"{abs(change):.1f}%" for n, (change, _, _) in found[pair].items()} for pair in found}
-    gains, of_slots, of_last, of_near = shown.values()
+    gains, of_slots, of_last, of_all, of_near, of_few = shown.values()
+    ranges = [
+        "; by groups of speakers ".join(
+            f"{-high:.1f}% to {-low:.1f}%"
+            for _, low, high in (drawn[pair][50] for drawn in (found, by_groups))
+        )
+        for pair in (whole, few)
+    ]
+    assert [*found[whole]] == [50]  # the only size with that row
+    assert len(losses_of[50][comparisons.ALL]) == 3
     assert of_slots[10] == of_last[10]
     assert of_slots[50] == of_slots[200]
     for said in (
@@ -574,6 +587,9 @@ def test_contexts_beside_none_and_tokens_are_what_was_measured():
         f"contexts are better by {of_slots[50]} with 50 and 200",
         f"With 10 contexts are {of_slots[10]} worse, and the tokens better than the GRU",
         f"are better than those at the slots with 200 ({of_near[200]}), and with 50 ({of_near[50]}; not",
+        f"Compared with attention to all 640 tokens of the window: {of_all[50]} better with 50, not run with",
+        f"contexts are {of_all[50]} better with 50 conversations ({ranges[0]})",
+        f"the last 32 of these tokens alone are {of_few[50]} better than all ({ranges[1]})",
     ):
         assert said in PAGES["study"]
     of_500 = [drawn["contexts", comparisons.LAST][500] for drawn in (found, by_groups)]
@@ -581,6 +597,7 @@ def test_contexts_beside_none_and_tokens_are_what_was_measured():
     assert f"is resolved with 500 alone**: {of_last[500]} ({said}; one seed)" in PAGES["study"]
     assert f"is resolved with 500 alone ({of_last[500]}, one seed)" in README
     assert row("fair", 500, comparisons.LAST)["seeds"] == [42]
+    assert f"{of_all[50]} better than attention to all 640 tokens of the window with 50" in README
     pair = (comparisons.SLOTS, "the GRU")
     better = [-x for x in comparisons.fair_changes([pair])[0][pair][10]]
     said = "and the tokens better than the GRU, by {0:.1f}% ({2:.1f}% to {1:.1f}%)"

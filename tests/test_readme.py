@@ -34,7 +34,8 @@ ROWS = {  # of the table of results: part of the study, and its variant or basel
     ),
 }
 
-INSTEAD = ("contexts", "no contexts", "tokens at the same slots", "last 32 tokens", "GRU")  # rows of `fair`
+# Rows of `fair`.
+INSTEAD = ("contexts", "no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens", "GRU")
 
 
 def test_it_is_short_and_its_parts_stand_in_order():

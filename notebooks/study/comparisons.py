@@ -20,7 +20,7 @@ OF_COPYING: tuple[Pair, ...] = (
     (COPIED, COUNTED),
     (COPIED, WITH_TABLE),
 )
-NONE, SLOTS, LAST = "no contexts", "tokens at the same slots", "last 32 tokens"
+NONE, SLOTS, LAST, ALL = "no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens"
 WITH_TOKENS, WITH_STATES = "the GRU with four caches", "the GRU with a continuous cache"
 COPIES, COPIES_TOO = "contexts with copying", "contexts with copying and four caches"
 GATED, GATED_COPIES = "gated contexts", "gated contexts with copying"
@@ -44,7 +44,9 @@ BESIDE_TOKENS: tuple[Pair, ...] = (
     ("contexts", NONE),
     ("contexts", SLOTS),
     ("contexts", LAST),
+    ("contexts", ALL),
     (LAST, SLOTS),
+    (LAST, ALL),
 )
 BESIDE_THE_GRU: tuple[Pair, ...] = (
     ("the GRU", "contexts"),
@@ -87,7 +89,7 @@ def fair_losses() -> dict[int, dict[str, Losses]]:
                 found[run["samples"]][name].append(run["rows"][kind]["test_conversations"])
     swept = continuous_cache.results("fair")
     for row in swept["rows"]:
-        if row["variant"] in (NONE, SLOTS, LAST):
+        if row["variant"] in (NONE, SLOTS, LAST, ALL):
             found[row["samples"]][row["variant"]] = losses(swept, row["samples"], row["variant"])[0]
     return {count: {name: np.array(own) for name, own in rows.items()} for count, rows in found.items()}
 
