@@ -4,7 +4,8 @@ import copy
 import inspect
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -122,21 +123,12 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
         name = config.plugins[hook].name
         versions = [given._version for given in (contexts, embeddings, slots, rows)]
         half = in_bf16 and in_training and hook in ("attention", "mixer")
-        try:
-            with torch.set_grad_enabled(in_training):
-                with torch.autocast("cuda", torch.bfloat16, half, cache_enabled=False):
-                    found, expected = tried[hook]()
-                found = found.float() if half and isinstance(found, Tensor) else found
-                if in_training:
-                    _go_backward(model, hook, found, config)
-        except Exception as error:  # whatever code of the user raises
-            if isinstance(error, UserError) or is_out_of_memory(error):
-                raise
-            cause = f"{type(error).__name__}: {error}"
-            raise UserError(
-                f"{name} fails on {count} positions: {cause}; help(ctxkv_lib.run) says where what it is "
-                "given and returns is described."
-            ) from error
+        with _failures_told(name, count), torch.set_grad_enabled(in_training):
+            with torch.autocast("cuda", torch.bfloat16, half, cache_enabled=False):
+                found, expected = tried[hook]()
+            found = found.float() if half and isinstance(found, Tensor) else found
+            if in_training:
+                _go_backward(model, hook, found, config)
         if versions != [given._version for given in (contexts, embeddings, slots, rows)]:
             raise UserError(f"{name} changes what it is given in place; compute a new tensor instead.")
         kind = getattr(found, "dtype", None) if hook == "loss" else torch.float32  # a loss may be of any
@@ -148,7 +140,8 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
             first = "the first contexts of a stream are zeros, and at its start only slot 0 is present"
             raise UserError(f"{name} returned NaN or infinity; {first}.")
         if hook in by_row and not in_training:
-            _refuse_mixed_rows(name, *by_row[hook])
+            with _failures_told(name, count):
+                _refuse_mixed_rows(name, *by_row[hook])
     model.set_phase(2)
     if "optimizer" in config.plugins:
         _try_optimizer(model, config)
@@ -163,6 +156,20 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
                 "a layer without running statistics, such as LayerNorm."
             )
     model.eval()
+
+
+@contextmanager
+def _failures_told(name: str, count: int) -> Iterator[None]:
+    """Turn what a plug-in raises on `count` positions, but for memory that ends, into a UserError."""
+    try:
+        yield
+    except Exception as error:  # whatever code of the user raises
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{name} fails on {count} positions: {type(error).__name__}: {error}; help(ctxkv_lib.run) says "
+            "where what it is given and returns is described."
+        ) from error
 
 
 def _go_backward(model: ContextKV, hook: str, found: Any, config: ExperimentConfig) -> None:

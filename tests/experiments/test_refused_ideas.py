@@ -124,6 +124,12 @@ class KeepsState(GatedBlock):
         return found
 
 
+class FromZerosOnly(GatedBlock):
+    def forward(self, contexts, inputs):
+        assert not contexts.any(), "not the first context"
+        return super().forward(contexts, inputs)
+
+
 class Double(GatedBlock):
     def forward(self, contexts, inputs):
         return super().forward(contexts, inputs).double()
@@ -240,6 +246,11 @@ class InChunks(NearestTwo):
                 ("attention", MixingAttention),
                 ("mixer", AlongRows),
             )
+        ),
+        (
+            "block",
+            FromZerosOnly,
+            r"FromZerosOnly fails on 2 positions: AssertionError: not the first context",
         ),
         (
             "block",
