@@ -565,13 +565,11 @@ def test_contexts_beside_none_and_tokens_are_what_was_measured():
             assert [n for n, (_, low, _) in sizes if low > 0] == worse
     shown = {pair: {n: f"{abs(change):.1f}%" for n, (change, _, _) in found[pair].items()} for pair in found}
     gains, of_slots, of_last, of_all, of_near, of_few = shown.values()
-    ranges = [
-        "; by groups of speakers ".join(
-            f"{-high:.1f}% to {-low:.1f}%"
-            for _, low, high in (drawn[pair][50] for drawn in (found, by_groups))
-        )
-        for pair in (whole, few)
-    ]
+
+    def intervals_of(pair, count):
+        drawn = (each[pair][count] for each in (found, by_groups))
+        return "; by groups of speakers ".join(f"{-high:.1f}% to {-low:.1f}%" for _, low, high in drawn)
+
     assert [*found[whole]] == [50]  # the only size with that row
     assert len(losses_of[50][comparisons.ALL]) == 3
     assert of_slots[10] == of_last[10]
@@ -593,17 +591,16 @@ def test_contexts_beside_none_and_tokens_are_what_was_measured():
             *(-found[none][n][0] for n in (50, 200))
         ),
         f"Compared with attention to all 640 tokens of the window: {of_all[50]} better with 50, not run with",
-        f"contexts are {of_all[50]} better with 50 conversations ({ranges[0]})",
-        f"the last 32 of these tokens alone are {of_few[50]} better than all ({ranges[1]})",
+        f"contexts are {of_all[50]} better with 50 conversations ({intervals_of(whole, 50)})",
+        f"the last 32 of these tokens alone are {of_few[50]} better than all ({intervals_of(few, 50)})",
     ):
         assert said in PAGES["study"]
     better = [
         -change for pair in (slots, last, whole) for change, _, high in found[pair].values() if high < 0
     ]
     assert f"At some sizes, by {min(better):.0f}% to {max(better):.0f}%;" in PAGES["study"]
-    of_500 = [drawn["contexts", comparisons.LAST][500] for drawn in (found, by_groups)]
-    said = "; by groups of speakers ".join(f"{-high:.1f}% to {-low:.1f}%" for _, low, high in of_500)
-    assert f"is resolved with 500 alone**: {of_last[500]} ({said}; one seed)" in PAGES["study"]
+    said = f"is resolved with 500 alone**: {of_last[500]} ({intervals_of(last, 500)}; one seed)"
+    assert said in PAGES["study"]
     assert f"is resolved with 500 alone ({of_last[500]}, one seed)" in README
     assert row("fair", 500, comparisons.LAST)["seeds"] == [42]
     assert f"{of_all[50]} better than attention to all 640 tokens of the window with 50" in README
