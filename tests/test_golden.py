@@ -11,7 +11,7 @@ import pytest
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXTS = [
     "Hi there! How was your weekend?\nIt was good, thanks. We went hiking and it only rained a little.",
-    "What do you do for work?\nI teach maths at a small school near the sea. And you?\nI am a nurse. I like it.",
+    "What do you do for work?\nI teach maths at a school near the sea. And you?\nI am a nurse.",
     "Do you have any pets?\nTwo cats. They sleep all day and run around all night.",
 ]
 

@@ -1,4 +1,4 @@
-"""Whole runs equal the plain reference, fed with the same text: no split, stream or table is in a wrong place."""
+"""Whole runs equal the plain reference, fed with the same text: no split, stream or table is misplaced."""
 
 import json
 from importlib.util import find_spec
