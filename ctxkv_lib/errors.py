@@ -1,24 +1,14 @@
 """Errors that the user reads as one sentence: what was wrong, what is allowed, what to do."""
 
 import errno
-import signal
-import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-# Texts of torch's out-of-memory errors: its CPU allocator, mps, CUDA's driver, cuBLAS.
-NO_MEMORY = (
-    "DefaultCPUAllocator",
-    "not enough memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "ALLOCATION_FAILED",  # how cuDNN 9 ends the names of such errors
-)
+# Texts of torch's out-of-memory errors: its CPU allocator, mps, CUDA's driver, cuBLAS, cuDNN.
+NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 LONGEST_MESSAGE = 1000  # characters; a value that was typed can be of any length
 
 
@@ -35,44 +25,48 @@ class UserError(OneLine, ValueError):
 
 
 class DamagedFile(UserError):
-    """A file is damaged: it is rebuilt where possible, else the user reads this."""
+    """A file is not what was written."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} cannot be used: {reason}; run what made it again.")
         self.path, self.reason = path, reason
 
 
-class Diverged(UserError):
-    """Loss or weights of a training are no longer finite; the same settings would end there again."""
-
-
 class Stopped(OneLine, KeyboardInterrupt):
     """Ctrl-C, or a notebook's stop button: a script sees a KeyboardInterrupt."""
 
-    def __init__(self, kept: str = "Finished stages are") -> None:
-        super().__init__(f"Stopped. {kept} kept; run the cell again.")
+    def __init__(self) -> None:
+        super().__init__("Stopped. Finished stages and saved epochs are kept; run it again to go on.")
 
 
 @contextmanager
-def interrupt_deferred() -> Iterator[None]:
-    """Let a first Ctrl-C wait for the end of the block; a second one stops at once."""
-    default, pressed = signal.default_int_handler, []
-    is_main = threading.current_thread() is threading.main_thread()  # which alone may set handlers
+def told_in_a_sentence() -> Iterator[None]:
+    """Turn what ends a decorated function into a sentence: an interrupt, full memory, a diverged training.
 
-    def note(number: int, _: object) -> None:
-        pressed.append(number)
-        signal.signal(number, default)
-
-    if not is_main or signal.getsignal(signal.SIGINT) is not default:
-        yield
-        return
-    signal.signal(signal.SIGINT, note)
+    The frames of the error are cleared, since a notebook holds its last error, and with it all tensors.
+    """
     try:
         yield
-    finally:
-        signal.signal(signal.SIGINT, default)
-    if pressed:
-        raise KeyboardInterrupt
+    except (Exception, KeyboardInterrupt) as error:
+        told = _told(error)
+        traceback.clear_frames(error.__traceback__)
+        if told is error:
+            raise
+        raise told from None
+
+
+def _told(error: BaseException) -> BaseException:
+    if isinstance(error, KeyboardInterrupt):
+        return error if isinstance(error, Stopped) else Stopped()
+    if is_out_of_memory(error):
+        where = "The GPU's memory" if "CUDA" in str(error) or "MPS" in str(error) else "Memory"
+        return UserError(
+            f"{where} is full; lower phase2.batch_size (in Phase 1: phase1.batch_size) or use fewer "
+            "conversations, and run again: finished stages are kept."
+        )
+    if isinstance(error, ArithmeticError):  # `method.loop.Diverged`
+        return UserError(str(error))
+    return error
 
 
 @contextmanager
@@ -86,57 +80,12 @@ def values_of_user() -> Iterator[None]:
         raise UserError(str(error)) from None
 
 
-@contextmanager
-def memory_advice(work: str, advice: str) -> Iterator[None]:
-    """Turn out-of-memory errors inside, or in a decorated function, into a UserError.
-
-    Args:
-        work: the beginning of the sentence ("Phase 2").
-        advice: how to use less memory ("lower phase2.batch_size").
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        where = "GPU" if "CUDA" in str(error) or "MPS" in str(error) else "main memory"
-        raise UserError(
-            f"{work} ran out of memory ({where}); {advice}, and run again: what is finished is kept."
-        ) from error
-
-
-@contextmanager
-def ended_calmly() -> Iterator[None]:
-    """Turn an interrupt of the decorated function into a message, and let no error of it keep tensors.
-
-    IPython holds the last error, and all its frames. Of what a sentence was made from, nothing is shown: its
-    traceback goes, and what its closures hold.
-    """
-    try:
-        try:
-            yield
-        except Stopped:
-            raise
-        except KeyboardInterrupt:
-            raise Stopped from None
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)
-        origin = error.__cause__ or error.__context__
-        while origin is not None:
-            traceback.clear_frames(origin.__traceback__)
-            if isinstance(error, UserError | Stopped):
-                origin.__traceback__ = None
-            origin = origin.__cause__ or origin.__context__
-        raise
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory of the host or of a GPU is exhausted; torch need not be imported."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+    is_of_torch = isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+    return is_of_torch or isinstance(error, MemoryError)
 
 
 def is_disk_full(error: BaseException) -> bool:

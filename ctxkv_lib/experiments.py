@@ -1,7 +1,7 @@
 """Run one experiment from conversations to report, or compare several."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,40 +9,40 @@ import torch
 
 from . import ranks
 from .data.conversations import load_conversations
-from .errors import DamagedFile, Diverged, Stopped, UserError, ended_calmly
-from .files import expanded, read_json, sweep, write_json, write_text
-from .locks import only_process
-from .method import loop
+from .errors import DamagedFile, UserError, told_in_a_sentence
+from .files import digest, expanded, read_json, remove, write_json, write_text
 from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.info import context_window, dense_fp32_mib
-from .report.labels import run_labels
 from .report.model_card import model_card
-from .report.verdicts import best_epoch, gains
 from .runs.config import ExperimentConfig
-from .runs.differences import distinctions
-from .runs.plugins import refuse_changed
-from .runs.provenance import choose_device
-from .runs.records import SummaryPart
-from .runs.run_folder import (
+from .runs.folder import (
     COMPARISON,
     DEFAULT_ROOT,
     FOREIGN,
+    RECORD,
     Run,
     RunFolder,
+    Stage,
+    claimed,
     comparison_folder,
-    read_run,
+    load_run,
+    only_process,
     run_folder_of,
 )
-from .runs.stages import Prepared, run_stages
+from .runs.identity import method_digest
+from .runs.listing import run_names
+from .runs.provenance import choose_device, choose_precision
+from .runs.stages import Prepared, attention_of, context_summary, contexts_of, model_of, test_of
 from .runs.stages import prepare as prepare_stages
-from .runs.testing import measurements, test
-from .runs.work import Texts, Work, read_texts
-from .views import figures, pictures, study
-from .views.axes import save
+from .runs.work import Work, read_texts
+from .views import figures
+
+MEASUREMENTS = ("ngrams", "probe")
+EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 
 
-@ended_calmly()
+@told_in_a_sentence()
 @torch.random.fork_rng(devices=[])
 def run(
     config: ExperimentConfig,
@@ -56,24 +56,22 @@ def run(
     Args:
         out: run folder; None takes `run_folder_of(config)`.
         listener: gets every metric in order, those of stages done earlier included.
-        again: replace a finished result of other code, or without its record.
-        plugins: `block`, `loss`, `attention`, `mixer` or `optimizer`: a class or function that replaces the
-            method's, or its name `module:Name`. `ctxkv_lib.method.model.Parts`, `ctxkv_lib.runs.rows`
-            (mixers) and `ctxkv_lib.method.phase2.Stepper` describe what each is given and returns.
+        again: replace a finished result of other code or data.
+        plugins: `block`, `loss`, `attention` or `mixer`: a class or function that replaces the method's, or
+            its name `module:Name`. `ctxkv_lib.method.model.Parts` and `ctxkv_lib.runs.rows` (mixers) describe
+            what each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     config = config.replace(plugins) if plugins else config
-    with _begun(config, read_texts(config), out, listener, again) as work:
-        folder = work.folder
-        folder.finished("results", "")  # says so if one of its files is lost, before all are written anew
-        contexts, attention = run_stages(work)
-        del work  # with the memory of its model: the test loads another
-        return ranks.on_rank_0(lambda: _results(config, folder, contexts, attention))
+    with _begun(config, out, listener, again) as work:
+        phase1, caches = contexts_of(work)
+        phase2 = attention_of(work, phase1, caches)
+        return ranks.on_rank_0(lambda: _finished(work, phase1, caches, phase2))
 
 
-@ended_calmly()
+@told_in_a_sentence()
 @torch.random.fork_rng(devices=[])
 def prepare(
     config: ExperimentConfig,
@@ -82,64 +80,106 @@ def prepare(
     again: bool = False,
     **plugins: Any,
 ) -> Prepared:
-    """Run Phase 1 and compute the caches; `run` continues from there."""
+    """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
     config = config.replace(plugins) if plugins else config
-    with _begun(config, read_texts(config), out, listener, again) as work:
-        return prepare_stages(work)
+    with _begun(config, out, listener, again) as work:
+        return prepare_stages(work, *contexts_of(work))
 
 
 @contextmanager
 def _begun(
-    config: ExperimentConfig, texts: Texts, out: Path | str | None, listener: Listener, again: bool
+    config: ExperimentConfig, out: Path | str | None, listener: Listener, again: bool
 ) -> Iterator[Work]:
     """Hold the experiment's folder, together with any other processes, while the block runs."""
     for plugin in config.plugins.values():
-        refuse_changed(plugin)
+        plugin.refuse_changed()
     if ranks.world_size() > 1 and "mixer" in config.plugins:
         raise UserError("A mixer is trained in one process; start one.")
-    ranks.join(choose_device(config.runtime.device))
-    folder, threads = RunFolder(out or run_folder_of(config)), torch.get_num_threads()
-    try:
-        with folder.claimed(config, again):
-            yield Work(config, texts, folder, (lambda _: None) if ranks.rank() else listener)
-    except KeyboardInterrupt:
-        done = 0
-        with suppress(DamagedFile, TypeError, LookupError):  # of lines that are written anew
-            done = sum(line["stage"] == "phase2" for line in folder.metric_lines())
-        kept = {0: "Finished stages are", 1: "Epoch 1 is"}.get(done, f"Epochs 1 to {done} are")
-        raise Stopped(kept) from None
-    except loop.Diverged as error:
-        raise Diverged(f"{error} Use a new run folder.") from error
-    finally:
-        torch.set_num_threads(threads)
+    device, threads, texts = choose_device(config.runtime.device), torch.get_num_threads(), read_texts(config)
+    origin = {
+        "code": method_digest(),
+        "data": digest([texts[split].fingerprint for split in sorted(texts)]),
+        "precision": choose_precision(config.runtime.precision, device),
+    }
+    ranks.join(device)
+    path = expanded(out or run_folder_of(config))
+    with ExitStack() as held:
+        folder = ranks.on_rank_0(lambda: held.enter_context(claimed(path, config, origin, again)))
+        try:
+            yield Work(config, texts, folder, device, (lambda _: None) if ranks.rank() else listener)
+        finally:
+            torch.set_num_threads(threads)
+            for plugin in config.plugins.values():
+                plugin.keep_source()
 
 
-def _results(
-    config: ExperimentConfig, folder: RunFolder, contexts: SummaryPart, attention: SummaryPart
-) -> Run:
-    """Test a trained run, and write summary, report and figures."""
-    summary = summarize(config, contexts, attention)
-    if found := test(config, folder):
-        summary["test"] = found
-    return write_results(config, folder, summary | measurements(folder))
+def _finished(work: Work, phase1: Stage, caches: Stage, phase2: Stage) -> Run:
+    """Save and test a trained model, and write summary, report and figures."""
+    folder = work.folder
+    model_of(work, phase2)
+    test = test_of(work, caches, phase2)
+    if folder.finished("results", test.key):
+        return load_run(folder.path)
+    summary = summarize(work.config, context_summary(phase1, caches), phase2)
+    if test.result:
+        summary["test"] = test.result
+    return write_results(work.config, folder, summary | measured(folder))
 
 
-def write_results(config: ExperimentConfig, folder: RunFolder, summary: SummaryPart) -> Run:
-    """Write configuration, summary, model card, report and figures of a run whose folder is claimed."""
-    write_json(folder.config, config.to_dict())
-    write_json(folder.summary, summary)
-    finished = read_run(folder.path, config)
-    made = [folder.config, folder.metrics_file, folder.summary]
-    if folder.model.is_dir():
-        made.append(folder.model / "README.md")
+def measured(folder: RunFolder) -> dict[str, Any]:
+    """Return the measurements in a folder that were made of its present weights."""
+    key = folder.stages["test"].key
+    there = {name: folder.stages[name] for name in MEASUREMENTS if name in folder.stages}
+    return {name: each.result for name, each in there.items() if each.key == key and each.result}
+
+
+def write_results(config: ExperimentConfig, folder: RunFolder, summary: dict[str, Any]) -> Run:
+    """Write summary, metrics, model card, report and figures of a run whose folder is claimed."""
+    folder.drop("results")
+    path = folder.path
+    write_json(path / "config.json", folder.config)
+    write_json(path / "summary.json", summary)
+    folder.write_metrics(*(folder.stages[name] for name in ("phase1", "phase2")))
+    metrics = [line for name in ("phase1", "phase2") for line in folder.stages[name].metrics]
+    finished = Run(path, config, summary, metrics)
+    made = [path / name for name in ("config.json", "summary.json", "metrics.jsonl")]
+    if (path / "model").is_dir():
+        made.append(path / "model" / "README.md")
         write_text(made[-1], model_card(finished))
     with stage("Writing report and figures"):
-        made += _publish([finished], folder.path)
-    folder.finish("results", "", made)
+        made += _publish([finished], path)
+    folder.finish("results", folder.stages["test"].key, made)
     return finished
 
 
-@ended_calmly()
+def summarize(config: ExperimentConfig, contexts: dict[str, Any], phase2: Stage) -> dict[str, Any]:
+    """Make the content of `summary.json` from the summary of the contexts and the stage of Phase 2."""
+    train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
+    epochs, made = phase2.metrics, phase2.result
+    best = next(epoch for epoch in reversed(epochs) if epoch["improved"])
+    return {
+        "samples": config.data.samples,
+        "train_tokens": train_tokens,
+        "val_tokens": val_tokens,
+        "parameters": made["parameters"],
+        "context_window": {**context_window(config.model, train_tokens), "offsets": made["offsets"]},
+        "phase1": contexts["phase1"],
+        "phase2": {
+            "best_epoch": best["epoch"],
+            **{name: best[name] for name in ("val_ppl", "val_acc", "train_ppl")},
+            "train_val_ratio": best["val_ppl"] / best["train_ppl"],
+            "stop_reason": made["stop_reason"],
+            "seconds_per_epoch": round(sum(e["seconds"] for e in epochs) / len(epochs), 3),
+            "epochs": [{name: epoch[name] for name in EPOCH} for epoch in epochs],
+        },
+        "memory": [*contexts["memory"], *made["memory"], *(epoch["memory"] for epoch in epochs)],
+        "caches_mib": contexts["caches_mib"],
+        "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
+        "provenance": made["provenance"],
+    }
+
+
+@told_in_a_sentence()
 def compare(
     configs: Sequence[ExperimentConfig],
     root: Path | str = DEFAULT_ROOT,
@@ -164,10 +204,10 @@ def compare(
     if len({config.data.samples for config in configs}) < 2:
         raise UserError(
             "compare needs at least two different sample counts, such as --samples 100 500; `ctxkv report` "
-            "and `ctxkv sweep` show runs of one count side by side."
+            "shows runs of one count side by side."
         )
     out = expanded(out or comparison_folder(configs, root))
-    _refuse_taken(out, configs)
+    _refuse_taken(out, [run_folder_of(config).name for config in configs])
     load_conversations(configs[-1].data, "train")
     runs = [
         run(config, run_folder_of(config, root), _labelled(listener, config.data.samples), again)
@@ -177,24 +217,21 @@ def compare(
     return runs
 
 
-def _refuse_taken(out: Path, configs: Sequence[ExperimentConfig]) -> None:
-    """Refuse a folder whose files a comparison of these experiments must not overwrite."""
-    names = [run_folder_of(config).name for config in configs]
+def _labelled(listener: Listener, samples: int) -> Listener:
+    return lambda metric: listener({**metric, "samples": samples})
+
+
+def _refuse_taken(out: Path, folders: list[str]) -> None:
+    """Refuse a folder whose files a comparison of the runs in `folders` must not overwrite."""
     held = "is a file" if out.is_file() else ""
-    beside = [path.name for at in ("", "figures") for path in (out / at).glob("[!.]*") if path.is_file()]
-    if RunFolder(out).holds_run():
+    if (out / RECORD).is_file():
         held = "holds a run"
-    elif COMPARISON in beside:
+    elif (out / COMPARISON).is_file():
         try:
-            found = read_json(out / COMPARISON)
-            is_same = [summary["samples"] for summary in found["runs"]] == [c.data.samples for c in configs]
-            is_same &= found.get("folders", names) == names
-        except DamagedFile:
-            is_same = True  # it is written anew
-        except (AttributeError, KeyError, TypeError):
-            is_same = False
-        held = "" if is_same else "holds another comparison"
-    elif set(beside) - FOREIGN:
+            held = "" if read_json(out / COMPARISON)["folders"] == folders else "holds another comparison"
+        except (DamagedFile, LookupError, TypeError):
+            held = "holds a damaged comparison"
+    elif {path.name for path in out.glob("[!.]*") if path.is_file()} - FOREIGN:
         held = "is not empty and holds no comparison"
     if held:
         raise UserError(f"{out} {held}; name another folder with --out.")
@@ -202,68 +239,29 @@ def _refuse_taken(out: Path, configs: Sequence[ExperimentConfig]) -> None:
 
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
     """Write comparison.json, report and figures of several runs."""
-    summaries = [finished.summary for finished in runs]
-    gain = gains(summaries[0], summaries[-1])
-    improvement = {"val_ppl_percent": gain["ppl"], "val_acc_points": gain["acc"]}
-    with only_process(out), stage("Writing report and figures"):
-        sweep(out, deep=False)  # the run folders below may be in use
-        sweep(out / "figures")
-        names = [finished.path.name for finished in runs]
-        write_json(out / COMPARISON, {"folders": names, "runs": summaries, "improvement": improvement})
-        _publish(runs, out)
-
-
-def _labelled(listener: Listener, samples: int) -> Listener:
-    return lambda metric: listener({**metric, "samples": samples})
-
-
-def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: SummaryPart) -> dict[str, Any]:
-    """Make the content of `summary.json` from the records of both stages."""
-    train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
-    epochs = attention["epochs"]
-    best = best_epoch(epochs)
-    shown = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
-    return {
-        "samples": config.data.samples,
-        "train_tokens": train_tokens,
-        "val_tokens": val_tokens,
-        "parameters": attention["parameters"],
-        "context_window": {**context_window(config.model, train_tokens), "offsets": attention["offsets"]},
-        "phase1": contexts["phase1"],
-        "phase2": {
-            "best_epoch": best["epoch"],
-            **{name: best[name] for name in ("val_ppl", "val_acc", "train_ppl")},
-            "train_val_ratio": best["val_ppl"] / best["train_ppl"],
-            "stop_reason": attention["stop_reason"],
-            "seconds_per_epoch": round(sum(e["seconds"] for e in epochs) / len(epochs), 3),
-            "epochs": [{name: epoch[name] for name in shown} for epoch in epochs],
-        },
-        "memory": [*contexts["memory"], *attention["memory"], *(epoch["memory"] for epoch in epochs)],
-        "caches_mib": contexts["caches_mib"],
-        "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
-        "provenance": attention["provenance"],
+    first, last = runs[0].summary["phase2"], runs[-1].summary["phase2"]
+    improvement = {
+        "val_ppl_percent": 100 * (1 - last["val_ppl"] / first["val_ppl"]),
+        "val_acc_points": 100 * (last["val_acc"] - first["val_acc"]),
     }
+    values = {
+        "folders": [finished.path.name for finished in runs],
+        "runs": [finished.summary for finished in runs],
+        "improvement": improvement,
+    }
+    with only_process(out), stage("Writing report and figures"):
+        for leftover in [*out.glob(".*.part"), *out.glob("figures/.*.part")]:  # of a killed process
+            remove(leftover)
+        write_json(out / COMPARISON, values)
+        _publish(runs, out)
 
 
 def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write the report in every language, and its figures; return the files."""
-    summaries = [finished.summary for finished in runs]
-    labels = run_labels(summaries, others=distinctions([finished.config for finished in runs]))
-    phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
-    drawn = {
-        "ppl_curves": figures.ppl_curves(summaries, labels),
-        "memory": figures.memory_by_stage(summaries, labels),
-    }
-    if any(phase1.values()):
-        drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
-    if len(runs) == 1:
-        measured = {
-            "probe": lambda probed: pictures.memory_of_contexts(probed, runs[0].config.model),
-            "ablations": study.use_of_contexts,
-            "recall_task": study.recall_accuracy,
-        }
-        drawn |= {name: draw(summaries[0][name]) for name, draw in measured.items() if name in summaries[0]}
-    files = [save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
+    files = []
+    for name, figure in figures.of_runs(runs, run_names(runs)).items():
+        files.append(folder / "figures" / f"{name}.png")
+        figures.save(figure, files[-1])
     for language in LANGUAGES:
         files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))
         write_text(files[-1], write_report(runs, language, has_figures=True))

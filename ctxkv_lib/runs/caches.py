@@ -1,105 +1,20 @@
-"""The caches of a run as files, and where they are held while Phase 2 reads them."""
+"""The caches of a run: mapped from their files, and on a GPU where there is room."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from ..files import read_tensors
+from ..method.caches import StreamCache
+from ..method.memory import GIB
 
-from ..files import read_tensors, write_tensors
-from ..method.caches import Batch, Shard, StreamCache
-from ..method.memory import mib
-from ..method.model import ContextKV
-from .scratch import free_bytes, if_it_fits
+HEADROOM_BYTES = GIB  # left free for what training itself needs
+POOL_ROWS = 2**19  # positions in a pool of a cache that memory does not hold
 
 
-def save_cache(folder: Path, split: str, cache: StreamCache, starts: Tensor | None = None) -> None:
-    """Write `{split}_ctx.safetensors` and `{split}_emb.safetensors`, for `load_cache`.
-
-    Args:
-        cache: for a streamed stream, all ids and the contexts of its beginning.
-        starts: for a streamed stream, the contexts from which it is continued (see `streamed`).
-    """
-    files = {
-        "ctx": {"contexts": cache.contexts, "starts": starts},
-        "emb": {"ids": cache.ids, "embeddings": cache.embeddings},
-    }
-    for part, held in files.items():
-        tensors = {name: tensor for name, tensor in held.items() if tensor is not None}
-        write_tensors(folder / f"{split}_{part}.safetensors", tensors)
-
-
-def load_cache(folder: Path, split: str) -> StreamCache:
-    """Map the cache of `split` from its files, on the CPU; for a streamed stream, only the beginning.
-
-    Raises:
-        DamagedFile: a file is not what `save_cache` wrote.
-        FileNotFoundError: there is none.
-    """
-    contexts, stored = _read(folder, split, "ctx")["contexts"], _read(folder, split, "emb")
-    return StreamCache(stored["ids"][: len(contexts)].int(), contexts, stored.get("embeddings"))
-
-
-def load_ids(folder: Path, split: str) -> Tensor:
-    """Map all token ids of `split`, of the dtype in which they were saved. Raises as `load_cache`."""
-    return _read(folder, split, "emb")["ids"]
-
-
-def load_starts(folder: Path, split: str) -> Tensor | None:
-    """Map the contexts that continue a streamed `split`; None if not streamed. Raises as `load_cache`."""
-    return _read(folder, split, "ctx").get("starts")
-
-
-def _read(folder: Path, split: str, part: str) -> dict[str, Tensor]:
-    return read_tensors(folder / f"{split}_{part}.safetensors")
-
-
-def held_mib(train: StreamCache, validation: StreamCache, starts: Tensor | None = None) -> dict[str, float]:
-    """Return the MiB that the caches hold; `starts` as in `save_cache`."""
-    sizes = {}
-    for split, cache in {"train": train, "val": validation}.items():
-        sizes[f"{split}_ctx"] = cache.contexts.nbytes
-        sizes[f"{split}_emb"] = cache.nbytes - cache.contexts.nbytes
-    sizes["train_ctx"] += 0 if starts is None else starts.nbytes
-    return {**{name: mib(size) for name, size in sizes.items()}, "total": mib(sum(sizes.values()))}
-
-
-class ReadAhead(StreamCache):
-    """A cache on another device than the model; a thread gathers one batch ahead."""
-
-    def batches(
-        self, order: Tensor, size: int, model: ContextKV, shard: Shard | None = None
-    ) -> Iterator[Batch]:
-        gathered = super().batches(order, size, model, shard)
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(next, gathered, None)
-            while (batch := ahead.result()) is not None:
-                ahead = reader.submit(next, gathered, None)
-                yield batch
-
-
-def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
-    """Move loaded caches to the device where there is room, the smallest split first.
-
-    A split's tensors stay together. A split that does not fit stays mapped from its files, with batches read
-    ahead.
-
-    Returns:
-        the caches, and a sentence on where they are held.
-    """
-    if device.type == "cpu":
-        total = sum(cache.nbytes for cache in caches.values())
-        return caches, f"{mib(total):,.0f} MiB mapped from their files"
-    words = []
-    placed = dict(caches)
-    for split, held in sorted(caches.items(), key=lambda item: item[1].nbytes):
-        free = free_bytes(device)
-        moved = if_it_fits(held.nbytes, device, partial(held.each, lambda tensor: tensor.to(device)))
-        is_plain = type(held) is StreamCache  # rows of tokens are small
-        placed[split] = moved or (ReadAhead(**held.tensors()) if is_plain else held)
-        mapped = "mapped from its files" + ", read ahead" * is_plain
-        where = f"on {device.type}" if moved else mapped
-        words.append(f"{split} {mib(held.nbytes):,.0f} MiB {where} ({mib(free):,.0f} MiB free)")
-    return placed, ", ".join(words)
+def load_caches(folder: Path) -> dict[str, StreamCache]:
+    """Map the caches of both streams, "train" and "val", on the CPU; raises as `read_tensors`."""
+    found = {}
+    for split in ("train", "val"):
+        contexts = read_tensors(folder / f"{split}_ctx.safetensors")["contexts"]
+        held = read_tensors(folder / f"{split}_emb.safetensors")
+        found[split] = StreamCache(held["ids"], contexts, held.get("embeddings"))
+    return found

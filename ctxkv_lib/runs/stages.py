@@ -1,157 +1,328 @@
-"""The stages of an experiment in order; intact stages in the run folder are reused.
+"""The stages of an experiment in order: Phase 1, caches, Phase 2, model, test. What counts is reused.
 
-Phase 1 trains the ContextBlock, from which the caches are computed. Phase 2 trains attention and
-feed-forward. The model combines both. Missing or damaged files are rebuilt from intact stages.
+Rank 0 computes everything but Phase 2, whose batches all processes share.
 """
 
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .. import ranks
-from ..errors import UserError, is_out_of_memory, memory_advice, one_line
-from ..files import replacing, rust_writes, write_tensors
-from ..method.caches import StreamCache, TrainingStream
-from ..method.contexts import distinct_rows
-from ..method.memory import snapshot
-from ..method.model import ContextKV
-from ..method.phase2 import Stepper, train_attention
-from ..progress import notice, say, stage, transformers_bars_hidden
-from .caches import load_cache, load_starts, place_caches
-from .contexts import context_summary, contexts_of, sampled_ids
-from .long_run import Checkpoint, forget
-from .models import check_saved, frozen_model, parameter_counts
-from .plugins import built
-from .records import Record, SummaryPart
+from ..errors import UserError
+from ..files import read_tensors, remove, write_parts, write_tensors
+from ..method.caches import StreamCache
+from ..method.contexts import distinct_rows, exact_contexts, stream_contexts
+from ..method.evaluation import effective_rank, perplexity, token_scores
+from ..method.loop import Diverged
+from ..method.memory import mib, snapshot
+from ..method.model import ContextKV, project_inputs
+from ..method.oacd import UNTRAINED, train_context_block
+from ..method.phase2 import train_attention
+from ..progress import say, stage
+from .caches import load_caches, place_caches
+from .checks import refuse_unsaved
+from .folder import Stage
+from .provenance import PRECISIONS, provenance
 from .rows import MixerModel, as_read
-from .streamed import Streamed, project_vocabulary
-from .trained import for_transformers, stop_after_text
-from .work import Work
+from .saved_epochs import RunLoop
+from .trained import save_for_transformers
+from .work import Work, frozen_model, parameter_counts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SCAN_TOKENS = 2**18  # of which contexts are computed at a time: 256 MiB
+EMBEDDED_TOKENS = 2**13  # whose embeddings are written at a time
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run whose contexts are computed: the input of Phase 2."""
+    """A run whose contexts are computed: the input of Phase 2.
+
+    Attributes:
+        caches: `StreamCache`s of "train" and "val".
+        placement: where the caches are held, in words.
+        record: `phase1`, `memory`, `caches_mib`, `tokens` and `parameters` of the summary.
+    """
 
     model: ContextKV
-    placement: str  # where the caches are held, in words
-    record: SummaryPart  # `phase1`, `memory`, `caches_mib`, `tokens` and `parameters` of the summary
-    caches: dict[str, StreamCache]  # "train" and "val"; of a streamed training stream the beginning
-    train: TrainingStream
+    tokenizer: "PreTrainedTokenizerFast"
+    caches: dict[str, StreamCache]
+    placement: str
+    record: dict[str, Any]
 
 
-def run_stages(work: Work) -> tuple[SummaryPart, SummaryPart]:
-    """Bring an experiment to its trained state; return the summary parts of the contexts, and of Phase 2."""
+def contexts_of(work: Work) -> tuple[Stage, Stage]:
+    """Train the ContextBlock, cache all contexts, and return both stages."""
+    return ranks.on_rank_0(lambda: _contexts_of(work))
+
+
+def _contexts_of(work: Work) -> tuple[Stage, Stage]:
+    folder, config = work.folder, work.config
+    phase1 = folder.finished("phase1", work.phase1_key())
+    caches = folder.finished("caches", work.caches_key(phase1)) if phase1 else None
+    if phase1 and caches:
+        work.report(phase1)
+        return phase1, caches
+    last = None
+    generator = torch.Generator(work.device).manual_seed(config.runtime.seed)
+    if phase1 and (config.phase1.context_method == "exact" or not phase1.metrics):
+        work.report(phase1)
+        load_block(work.model, folder.path)
+    else:  # parallel passes begin with what the last iteration leaves
+        phase1, last = _train_block(work, generator)
+    with stage("Computing the contexts of all positions"):
+        caches = _make_caches(work, phase1, last, generator)
+    return phase1, caches
+
+
+def _train_block(work: Work, generator: torch.Generator) -> tuple[Stage, Tensor | None]:
+    """Run Phase 1, which a mixer does not have; return its stage and the last iteration's contexts."""
+    folder, model, config = work.folder, work.model, work.config
+    folder.write_metrics()
+    loss = config.plugins.get("loss")
+    result, last, files, loop = UNTRAINED, None, [], RunLoop(work.record)
+    if not isinstance(model, MixerModel):
+        ids = sampled(work.ids["train"][:-1], config.phase1)
+        model.set_phase(1)
+        model.train()
+        torch.manual_seed(config.runtime.seed)  # a block's own dropout, whatever was drawn before
+        result, last = train_context_block(
+            model.context_block,
+            *distinct_rows(model, ids),
+            config.phase1,
+            generator,
+            loss.build() if loss else None,
+            loop,
+        )
+        if loss and result.stop_reason == "untrained":
+            raise UserError(f"Phase 1 trains nothing here, so {loss.name} has no effect; leave loss out.")
+        model.set_phase(2)
+        model.eval()
+        files = [folder.path / "checkpoint" / "context_block.safetensors"]
+        write_tensors(files[0], model.context_block.state_dict())
+    summary = {
+        "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
+        "memory": [*work.memory, snapshot("phase 1 done", work.device)],
+    }
+    return folder.finish("phase1", work.phase1_key(), files, summary, loop.metrics), last
+
+
+def sampled(ids: Tensor, config: Any) -> Tensor:
+    """Return the tokens that Phase 1 trains on: `ids` `[n]`, or even samples of `phase1.max_tokens`."""
+    most, size = config.max_tokens, config.batch_size
+    if len(ids) <= most or config.context_method == "passes":
+        return ids
+    count = max(1, most // size)
+    gap = (len(ids) - min(size, most)) / max(1, count - 1)
+    return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
+
+
+def _make_caches(work: Work, phase1: Stage, last: Tensor | None, generator: torch.Generator) -> Stage:
+    """Write the caches of both streams, from the ContextBlock and Phase 1's last contexts, if it has run."""
     folder = work.folder
-    phase1, caches = contexts_of(work)
-    phase2 = _attention(work, phase1, caches)
-    forget(folder.phase2_checkpoint)
-    with stage("Saving the model"):
-        key = work.model_key(phase2)
-        if not folder.finished("model", key):
-            folder.finish("model", key, ranks.on_rank_0(lambda: _write_model(work)))
-    folder.keep_metrics(phase1, phase2)
-    return context_summary(phase1, caches), {**phase2.result, "epochs": phase2.metrics}
+    caches = folder.path / "caches"
+    for split, ids in work.ids.items():
+        precise = split == "val" or work.precision == "fp32"
+        dtype = torch.float32 if precise else PRECISIONS[work.precision]
+        known = last if split == "train" and phase1.metrics else None
+        width = 0 if isinstance(work.model, MixerModel) else work.config.model.context_dim
+        contexts = _contexts(work, ids, known, generator) if width else []
+        write_parts(caches / f"{split}_ctx.safetensors", {"contexts": (dtype, (len(ids), width), contexts)})
+        write_parts(caches / f"{split}_emb.safetensors", _embedded(work, ids))
+    made = load_caches(caches)
+    rank_generator = torch.Generator().manual_seed(work.config.runtime.seed)
+    rank = effective_rank(made["val"].contexts[1:], rank_generator) if width else None
+    summary = {
+        "phase1": {"effective_rank": rank, "context_method": work.config.phase1.context_method},
+        "tokens": {split: len(ids) for split, ids in work.ids.items()},
+        "caches_mib": _held_mib(made),
+    }
+    return folder.finish("caches", work.caches_key(phase1), [caches], summary)
 
 
-def prepare(work: Work) -> Prepared:
-    """Compute the contexts of an experiment; `run_stages` continues from there."""
-    phase1, caches = contexts_of(work)
-    if "phase2" not in work.folder.records.stages:
-        work.folder.keep_metrics(phase1)
-    return _prepare(work, phase1, caches)
+@torch.no_grad()
+def _contexts(work: Work, ids: Tensor, last: Tensor | None, generator: torch.Generator) -> Iterator[Tensor]:
+    """Compute the padded contexts of a stream, `[n + 1, context_dim]` in all, part by part."""
+    model, config = work.model, work.config.phase1
+    embeddings, tokens = distinct_rows(model, ids[:-1])
+    inputs = project_inputs(model.context_block, embeddings)
+    if config.context_method == "passes":
+        yield _finite(stream_contexts(model.context_block, inputs, tokens, config, generator, last))
+        return
+    before = inputs.new_zeros(work.config.model.context_dim)
+    yield before[None]
+    for part in tokens.split(SCAN_TOKENS):
+        made = exact_contexts(model.context_block, inputs, part, config.tolerance, before)
+        before = made[-1].clone()
+        yield _finite(made[1:])
 
 
-@memory_advice("Preparing the model and the caches", "use fewer conversations, or a smaller model")
-def _prepare(work: Work, phase1: Record, cached: Record) -> Prepared:
-    files, model = work.folder.caches, work.model
-    work.folder.load_block(model)
-    loaded = {split: as_read(model, load_cache(files, split), split == "train") for split in work.ids}
-    caches, placement = place_caches(loaded, work.device)
-    train: TrainingStream = caches["train"]
-    if (starts := load_starts(files, "train")) is not None:
-        placement += ", training contexts computed when needed"
-        train = Streamed(work.ids["train"], starts, project_vocabulary(model), train.dtype)
+def _finite(contexts: Tensor) -> Tensor:
+    if not contexts[-1].isfinite().all():  # from where a recurrence overflows, it stays so
+        raise Diverged(
+            "Contexts grow beyond all numbers; bound what the block returns, as a LayerNorm does, or lower "
+            "phase1.learning_rate."
+        )
+    return contexts
+
+
+def _embedded(work: Work, ids: Tensor) -> dict[str, Any]:
+    """Return what a stream's `emb` file holds: token ids and, with the dense layout, their embeddings."""
+    held: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
+    if work.config.runtime.embedding_cache == "dense":
+        rows = (work.model.embed(part.to(work.device).int()) for part in ids[:-1].split(EMBEDDED_TOKENS))
+        held["embeddings"] = (torch.float32, (len(ids) - 1, work.config.model.hidden_size), rows)
+    return held
+
+
+def _held_mib(caches: dict[str, StreamCache]) -> dict[str, float]:
+    """Return the MiB that contexts and embeddings (or ids) of each stream hold."""
+    sizes = {}
+    for split, cache in caches.items():
+        sizes[f"{split}_ctx"] = cache.contexts.nbytes
+        sizes[f"{split}_emb"] = cache.ids.nbytes + (
+            0 if cache.embeddings is None else cache.embeddings.nbytes
+        )
+    return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
+
+
+def prepare(work: Work, phase1: Stage, caches: Stage) -> Prepared:
+    """Load the ContextBlock and the caches, as Phase 2 reads them."""
+    load_block(work.model, work.folder.path)
+    loaded = load_caches(work.folder.path / "caches")
+    streams = {split: as_read(work.model, cache, split == "train") for split, cache in loaded.items()}
+    placed, placement = place_caches(streams, work.device)
     say(f"Caches: {placement}")
-    summary = context_summary(phase1, cached)
-    summary["memory"] = [*summary["memory"], snapshot("phase 2 prepared", work.device)]
-    summary["parameters"] = parameter_counts(model)
-    return Prepared(model, placement, summary, caches, train)
+    record = context_summary(phase1, caches)
+    record["memory"] = [*record["memory"], snapshot("phase 2 prepared", work.device)]
+    record["parameters"] = parameter_counts(work.model)
+    return Prepared(work.model, work.tokenizer, placed, placement, record)
 
 
-@memory_advice("Phase 2", "lower phase2.batch_size")
-def _attention(work: Work, phase1: Record, caches: Record) -> Record:
+def context_summary(phase1: Stage, caches: Stage) -> dict[str, Any]:
+    """Return `tokens`, `phase1`, `memory` and `caches_mib` of the summary."""
+    both = {**phase1.result["phase1"], **caches.result["phase1"]}
+    return {**phase1.result, **caches.result, "phase1": both}
+
+
+def attention_of(work: Work, phase1: Stage, caches: Stage) -> Stage:
     """Train Phase 2, and write the best epoch's weights to the folder."""
     folder, config, key = work.folder, work.config, work.phase2_key(phase1)
-    if done := folder.finished("phase2", key):
+    if done := ranks.on_rank_0(lambda: folder.finished("phase2", key)):
         work.report(done)
         return done
-    prepared, model = _prepare(work, phase1, caches), work.model
-    folder.keep_metrics(phase1)
+    prepared, model = prepare(work, phase1, caches), work.model
+    ranks.on_rank_0(lambda: folder.write_metrics(phase1))
     _init_attention(work)
-    _check_saved(work, prepared)  # most of what it finds is there before training
-    optimizer = config.plugins.get("optimizer")
+    saved = folder.path / "checkpoint" / "phase2.safetensors"
     result = train_attention(
         model,
-        prepared.train,
+        prepared.caches["train"],
         prepared.caches["val"],
         config.phase2,
         config.runtime.seed,
-        built(optimizer) if optimizer else Stepper,
-        work.loop("Phase 2", Checkpoint(folder.phase2_checkpoint, key)),
+        RunLoop(work.record, saved, key),
     )
-    drawn = {f"attention.{name}": each.clone() for name, each in model.attention.named_buffers()}
-    trained = {**drawn, **model.trained_weights()}
-    ranks.on_rank_0(lambda: write_tensors(folder.attention, trained))
-    _check_saved(work, prepared)
     summary = {
-        "parameters": parameter_counts(model),
+        "parameters": prepared.record["parameters"],
         "offsets": None if isinstance(model, MixerModel) else model.window.offsets,
         "stop_reason": result.stop_reason,
-        "provenance": work.provenance(prepared.placement),
+        "provenance": provenance(work, prepared.placement),
         "memory": prepared.record["memory"][-1:],
     }
-    return folder.finish("phase2", key, [folder.attention], summary, result.epochs)
 
+    def finish() -> Stage:
+        weights = folder.path / "checkpoint" / "attention.safetensors"
+        buffers = {f"attention.{name}": each for name, each in model.attention.named_buffers()}
+        write_tensors(weights, {**buffers, **model.trained_weights()})
+        if any(plugin.source for plugin in config.plugins.values()):
+            again = frozen_model(config, work.table, work.counts).to(work.device)
+            load_weights(again, folder.path)
+            refuse_unsaved(model, again, prepared.caches["val"])
+        remove(saved)
+        return folder.finish("phase2", key, [weights], summary, result.epochs)
 
-def _check_saved(work: Work, prepared: Prepared) -> None:
-    """Refuse an idea of the user that computes with more than its parameters and buffers."""
-    if work.config.has_ideas:
-        again = frozen_model(work.config, work.table, work.counts).to(work.device)
-        again.load_state_dict(work.model.state_dict(), strict=False)
-        ranks.on_rank_0(lambda: check_saved(work.model, again, prepared.caches["val"]))
+    return ranks.on_rank_0(finish)
 
 
 def _init_attention(work: Work) -> None:
-    """Call a plug-in's init of Phase 2's weights, which depends on the trained ContextBlock or the tokens."""
+    """Let a plug-in initialise Phase 2's weights from the trained ContextBlock or the tokens."""
     attention: Any = work.model.attention
     torch.manual_seed(work.config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
     if hasattr(attention, "init_from_block"):
         attention.init_from_block(work.model.context_block)
     elif isinstance(work.model, MixerModel) and hasattr(attention, "init_weights"):
-        attention.init_weights(*distinct_rows(work.model, sampled_ids(work)), work.config.phase1)
+        ids = sampled(work.ids["train"][:-1], work.config.phase1)
+        attention.init_weights(*distinct_rows(work.model, ids), work.config.phase1)
 
 
-def _write_model(work: Work) -> list[Path]:
-    """Write the model for transformers, its code included; a line instead if that cannot be exported."""
-    folder = work.folder
-    try:
-        folder.load_block(work.model)  # where stages are reused, it is untrained
-        folder.load_attention(work.model)
-        model, tokenizer = for_transformers(work.model, work.config), deepcopy(work.tokenizer)
-        stop_after_text(model, tokenizer)
-        with replacing(folder.model) as beside, rust_writes(folder.model), transformers_bars_hidden():
-            model.save_pretrained(beside)
-            tokenizer.save_pretrained(beside)
-            names = beside / "tokenizer_config.json"  # transformers 4 knows its class by another name
-            saved = names.read_text(encoding="utf-8")
-            names.write_text(saved.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
-    except (UserError, RuntimeError) as error:
-        if not isinstance(error, UserError) and (not work.config.has_ideas or is_out_of_memory(error)):
-            raise
-        notice(f"The model is not saved for transformers: {one_line(str(error))}")
-        return []
-    return [folder.model]
+def model_of(work: Work, phase2: Stage) -> Stage:
+    """Write the model folder for transformers."""
+    folder, key = work.folder, work.model_key(phase2)
+    if done := folder.finished("model", key):
+        return done
+    with stage("Saving the model"):
+        load_weights(work.model, folder.path)
+        files = save_for_transformers(work.model, work.config, work.tokenizer, folder.path / "model")
+    return folder.finish("model", key, files)
+
+
+def test_of(work: Work, caches: Stage, phase2: Stage) -> Stage:
+    """Score the test split, once.
+
+    The result has `ppl`, `acc` and `tokens`; `conversations`, of each the number of predicted tokens and
+    their mean loss in nats; and `fingerprint`. It is empty if there is no token to predict.
+    """
+    folder, key = work.folder, work.test_key(caches, phase2)
+    if done := folder.finished("test", key):
+        return done
+    texts, found = work.texts["test"], {}
+    with stage("Scoring the test split"):
+        if len(texts) and len((stream := work.test_stream).ids) > 1:
+            load_weights(work.model, folder.path)
+            losses, correct = test_scores(work, stream.ids)
+            found = {
+                "ppl": perplexity(losses.mean().item()),
+                "acc": correct.float().mean().item(),
+                "tokens": len(stream.ids),
+                "conversations": [
+                    [len(part), part.mean().item()] for part in by_conversation(losses, stream.starts)
+                ],
+                "fingerprint": texts.fingerprint,
+            }
+    return folder.finish("test", key, (), found)
+
+
+@torch.no_grad()
+def test_scores(work: Work, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `token_scores` of a text whose contexts are computed as those of validation."""
+    model, generator = work.model, torch.Generator(work.device).manual_seed(work.config.runtime.seed)
+    if isinstance(model, MixerModel):
+        contexts = torch.empty(len(ids), 0, device=work.device)
+    else:
+        contexts = torch.cat([*_contexts(work, ids, None, generator)])
+    cache = as_read(model, StreamCache(ids.int().to(work.device), contexts), trained=False)
+    return token_scores(model, cache, torch.arange(len(cache)))
+
+
+def by_conversation(losses: Tensor, starts: Tensor) -> list[Tensor]:
+    """Split the losses, which start at the stream's second token, at the conversations' first tokens."""
+    return [part for part in losses.tensor_split((starts[1:] - 1).clamp(min=0).cpu()) if len(part)]
+
+
+def load_block(model: ContextKV, path: Path) -> None:
+    """Load the ContextBlock that Phase 1 wrote; a mixer has none."""
+    if not isinstance(model, MixerModel):
+        model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
+
+
+def load_weights(model: ContextKV, path: Path) -> None:
+    """Load what both phases trained."""
+    load_block(model, path)
+    model.load_state_dict(read_tensors(path / "checkpoint" / "attention.safetensors"), strict=False)
+    model.eval()

@@ -1,185 +1,178 @@
-"""An experiment under way: its data, stage keys, model and folder."""
+"""An experiment under way: its data, its model, and the keys of its stages."""
 
 from dataclasses import asdict
-from datetime import date
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from torch import Tensor, nn
 
-from .. import ranks
 from ..data.conversations import Conversations, load_conversations
-from ..data.tokens import STREAM_VERSION, load_tokenizer, train_stream, validation_stream
-from ..errors import memory_advice
+from ..data.counts import unigram_floor
+from ..data.embeddings import TokenTable, corpus_counts, load_table
+from ..data.tokens import TokenStream, load_tokenizer, tokenizer_digest, train_stream, validation_stream
+from ..errors import UserError
 from ..files import digest
+from ..method.config import GPT2_VOCAB_SIZE
+from ..method.loop import Metric
 from ..method.memory import begin_peaks, snapshot
-from ..method.model import ContextKV
-from ..progress import Listener, Metric, notice, stage
-from .capture import use_cuda_graph
+from ..method.model import ContextKV, Parts
+from ..progress import Listener, stage
+from .checks import try_plugins
 from .config import ExperimentConfig
-from .long_run import Checkpoint, LongRun
-from .models import check_parts, frozen_model, load_frozen
-from .package_code import code_key, code_with_imports
-from .provenance import choose_device, choose_precision, device_name, git_commit, set_threads, versions
-from .records import Record, SummaryPart
-from .refusals import refuse_short
-from .run_folder import RunFolder
-from .settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
+from .folder import RunFolder, Stage
+from .provenance import set_threads
+from .rows import MixerModel
 
-STREAMING = (STRIDE, BLOCK_TOKENS, POOL_BLOCKS, BEGINNING_TOKENS)  # what streamed caches and epochs depend on
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
-
-Texts = dict[str, Conversations]  # "train" and "val"
-reading_data = memory_advice("Reading the data", "use fewer conversations with --samples")
-
-
-@reading_data
-def read_texts(config: ExperimentConfig) -> Texts:
-    """Read the conversations for which an experiment needs no run folder.
-
-    Raises:
-        UserError: the source is missing, damaged, too small or unreachable.
-    """
-    with stage("Reading the conversations"):
-        train = load_conversations(config.data, "train")
-        return {"train": train, "val": load_conversations(config.data, "validation")}
+SETTING_OF = {"train": "samples", "val": "validation_samples"}
 
 
 class Work:
-    """An experiment under way; streams and model are made when a stage first needs them.
+    """An experiment under way; data and model are read and made when a stage first needs them.
 
     Args:
-        texts: of `read_texts`.
+        texts: of splits "train", "validation" and "test".
         folder: claimed.
         listener: gets every metric in order.
-
-    Raises:
-        UserError: the token table is missing, damaged or unreachable; the device is missing.
     """
 
-    @reading_data
-    def __init__(self, config: ExperimentConfig, texts: Texts, folder: RunFolder, listener: Listener) -> None:
-        self.config, self.texts, self.folder, self.listener = config, texts, folder, listener
-        self.device = choose_device(config.runtime.device)
-        self.memory: list[SummaryPart] = []  # snapshots so far
-        threads = config.runtime.threads
-        set_threads(torch.get_num_threads() if threads == "auto" else int(threads))
-        begin_peaks(self.device)
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        texts: dict[str, Conversations],
+        folder: RunFolder,
+        device: torch.device,
+        listener: Listener,
+    ) -> None:
+        self.config, self.texts, self.folder, self.device = config, texts, folder, device
+        self.listener, self.precision = listener, folder.origin["precision"]
+        self.memory: list[dict[str, Any]] = []  # snapshots so far
+        set_threads(config.runtime.threads)
+        begin_peaks(device)
         with stage("Reading the token table"):
-            self.table, self.counts = load_frozen(config)
-        self.precision = self._precision()
-        self.cuda_graph = use_cuda_graph(config, self.device)
+            self.table = load_table(config.data, config.model.hidden_size, config.runtime.seed)
+            self.counts = corpus_counts(config.data) if config.data.unigram == "corpus" else None
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
         with stage("Reading the tokenizer"):
             return load_tokenizer(self.config.data.tokenizer)
 
     @cached_property
     def ids(self) -> dict[str, Tensor]:
-        """Token ids of both streams, "train" and "val"; uint16 on the CPU, mapped from their files.
+        """Token ids of both streams, "train" and "val", on the CPU.
 
         Raises:
             UserError: a stream is no longer than a window.
         """
         ids = {
             "train": train_stream(self.texts["train"], self.tokenizer).ids,
-            "val": validation_stream(self.texts["val"], self.tokenizer).ids,
+            "val": validation_stream(self.texts["validation"], self.tokenizer).ids,
         }
-        refuse_short({split: len(stream) for split, stream in ids.items()}, self.config.model)
+        window = self.config.model.context_window
+        for split, stream in ids.items():
+            if len(stream) <= window:
+                raise UserError(
+                    f"The {split} stream has {len(stream)} tokens, no more than one context window "
+                    f"({window}); use more or longer conversations (data.{SETTING_OF[split]}), or lower "
+                    "model.max_contexts."
+                )
         self.memory.append(snapshot("data loaded", self.device))
         return ids
 
+    @property
+    def test_stream(self) -> TokenStream:
+        return validation_stream(self.texts["test"], self.tokenizer)
+
     @cached_property
-    @memory_advice("Building the model", "use fewer conversations or a smaller model, or free the GPU")
     def model(self) -> ContextKV:
         """The model on its device, untrained until a stage trains or loads its parts."""
         with stage("Building the model"):
             model = frozen_model(self.config, self.table, self.counts).to(self.device)
-            check_parts(model, self.config, self.precision)
+            try_plugins(model, self.config)
         self.memory.append(snapshot("model built", self.device))
         return model
 
-    def _precision(self) -> str:
-        """Choose the precision; where `auto` means another here, that of a finished result stays."""
-        here = choose_precision(self.config.runtime.precision, self.device)
-        stages = self.folder.records.stages
-        made = stages["caches"].result["precision"] if "caches" in stages else here
-        if made == here:
-            return here
-        self.precision = str(made)  # which keys depend on
-        if "results" in stages and stages["phase2"].key == self.phase2_key(stages["phase1"]):
-            notice(f"The finished result is in {made} and is kept; runtime.precision={here} makes another.")
-            return self.precision
-        notice(
-            f"runtime.precision=auto was {made} where the run began and is {here} here: its caches and "
-            "Phase 2 are made again."
-        )
-        return here
+    def record(self, metric: Metric) -> None:
+        """Append a metric to metrics.jsonl, and pass it on to the listener."""
+        self.folder.append_metric(metric)
+        self.listener(metric)
 
-    def report(self, record: Record) -> None:
-        """Send the metrics of a reused stage to the listener."""
-        for metric in record.metrics:
+    def report(self, done: Stage) -> None:
+        """Pass the metrics of a reused stage on to the listener."""
+        for metric in done.metrics:
             self.listener(metric)
-
-    def loop(self, name: str, checkpoint: Checkpoint) -> LongRun:
-        """Return the hooks of a training: each metric goes to metrics.jsonl and the listener."""
-
-        def record(metric: Metric) -> None:
-            self.folder.append_metric(metric)
-            self.listener(metric)
-
-        return LongRun(name, self.device, record, checkpoint, self.cuda_graph)
 
     def phase1_key(self) -> str:
-        """Digest the inputs of Phase 1: not the window, the heads or Phase 2."""
+        """Digest what Phase 1 depends on: not the window, the heads or Phase 2."""
         shapes = [self.config.model.context_dim, self.config.model.hidden_size]
-        stream = [STREAM_VERSION, self.texts["train"].fingerprint, self.config.data.tokenizer]
-        made_from = [*stream, self.table.fingerprint]
+        text = [self.texts["train"].fingerprint, tokenizer_digest(self.tokenizer), self.table.fingerprint]
         settings = [asdict(self.config.phase1), self.config.runtime.seed]
-        return digest([shapes, made_from, settings, *self._plugins("block", "loss", "mixer")])
+        return digest([shapes, text, settings, self._code("block", "loss", "mixer")])
 
-    def caches_key(self, phase1: Record) -> str:
-        return digest([phase1.key, phase1.files, self.texts["val"].fingerprint, self._how()])
+    def caches_key(self, phase1: Stage) -> str:
+        return digest([phase1.key, phase1.files, self.texts["validation"].fingerprint, self._how()])
 
-    def phase2_key(self, phase1: Record) -> str:
-        """Digest the inputs of Phase 2: not the caches, whose rounding may differ."""
-        counts = self.counts and self.counts.fingerprint
+    def phase2_key(self, phase1: Stage) -> str:
+        """Digest what Phase 2 depends on: not the caches, which Phase 1 and the texts determine."""
+        made_from = [phase1.key, phase1.files, self.texts["validation"].fingerprint]
+        counts = self.counts.fingerprint if self.counts else ""
         settings = [asdict(self.config.model), asdict(self.config.phase2), self._how()]
-        made_from = [phase1.key, phase1.files, self.texts["val"].fingerprint, counts]
-        return digest([made_from, settings, *self._plugins("attention", "mixer", "optimizer")])
+        return digest([made_from, counts, settings, self._code("attention", "mixer")])
 
-    def model_key(self, phase2: Record) -> str:
-        """Digest the inputs of the model folder for transformers, all of the model's code included."""
-        return digest([phase2.key, phase2.files, code_with_imports("hf")])
+    def model_key(self, phase2: Stage) -> str:
+        return digest([phase2.key, phase2.files, self.folder.origin["code"]])
+
+    def test_key(self, caches: Stage, phase2: Stage) -> str:
+        return digest([caches.key, phase2.key, phase2.files, self.texts["test"].fingerprint])
 
     def _how(self) -> list[str]:
-        runtime = self.config.runtime
-        return [self.precision, runtime.embedding_cache, runtime.context_cache, *map(str, STREAMING)]
+        return [self.precision, self.config.runtime.embedding_cache]
 
-    def _plugins(self, *hooks: str) -> list[Any]:
+    def _code(self, *hooks: str) -> list[Any]:
         used = [self.config.plugins.get(hook) for hook in hooks]
-        code = code_key(*(plugin.name for plugin in used if plugin))
-        return [[plugin and plugin.to_dict() for plugin in used], code]
+        return [self.folder.origin["code"], *(plugin and plugin.to_dict() for plugin in used)]
 
-    def provenance(self, placement: str) -> SummaryPart:
-        """Describe what the results were made from and where; `placement` is that of the caches."""
+
+def read_texts(config: ExperimentConfig) -> dict[str, Conversations]:
+    """Read the conversations of an experiment; a UserError if the source is missing, damaged or too small."""
+    with stage("Reading the conversations"):
         return {
-            "seed": self.config.runtime.seed,
-            "date": date.today().isoformat(),
-            "versions": versions(),
-            "device": device_name(self.device),
-            "processes": ranks.world_size(),
-            "git_commit": git_commit(),
-            "data": {
-                "source": self.config.data.source,
-                "train_fingerprint": self.texts["train"].fingerprint,
-                "validation_fingerprint": self.texts["val"].fingerprint,
-            },
-            "embeddings": {"table": self.config.data.table, "fingerprint": self.table.fingerprint},
-            "precision": self.precision,
-            "threads": torch.get_num_threads(),
-            "caches": placement,
+            "train": load_conversations(config.data, "train"),
+            "validation": load_conversations(config.data, "validation"),
+            "test": load_conversations(config.data, "test"),
         }
+
+
+@torch.random.fork_rng(devices=[])
+def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:
+    """Build the model of an experiment; its weights depend on seed and shapes only."""
+    torch.manual_seed(config.runtime.seed)
+    hooks = ("block", "attention", "mixer")
+    parts = {hook: plugin.build() for hook, plugin in config.plugins.items() if hook in hooks}
+    if "mixer" in parts:
+        return MixerModel(config.model, parts["mixer"], vocab_size, has_unigram)
+    return ContextKV(config.model, vocab_size, has_unigram, Parts(**parts))
+
+
+def frozen_model(config: ExperimentConfig, table: TokenTable, counts: TokenTable | None) -> ContextKV:
+    """Make the model with its token table and log-frequencies."""
+    model = untrained_model(config, len(table.weight), counts is not None)
+    unigram = None if counts is None else torch.from_numpy(unigram_floor(counts.weight.numpy()))
+    model.load_table(table.weight, unigram)
+    return model
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Count all parameters, and those that Phase 2 trains, of a model that is set to it."""
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return {"total": sum(weight.numel() for weight in model.parameters()), "trainable_phase2": trained}
+
+
+def unallocated_model(config: ExperimentConfig) -> ContextKV:
+    """Build the model of an experiment without memory, for its shapes."""
+    with torch.device("meta"):
+        return untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")

@@ -1,0 +1,144 @@
+"""What would be silently wrong with a user's plug-in, found on a few positions before anything is trained.
+
+Shape, type, numbers that are not finite, rows that depend on each other, and reading ahead; and, after
+training, a model that computes with something that is not saved. All else fails by itself.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..method.caches import StreamCache
+from ..method.evaluation import token_scores
+from ..method.model import ContextKV, project_inputs
+from .config import ExperimentConfig
+from .rows import MixerModel
+
+ROW = 64  # tokens that a mixer is tried on
+READ_AGAIN = 256  # positions at which a model is compared with what was saved of it
+CLOSE = 1e-4  # float32's rounding, with room
+
+
+@torch.no_grad()
+def try_plugins(model: ContextKV, config: ExperimentConfig) -> None:
+    """Try the user's plug-ins as they are evaluated; a UserError names what is wrong."""
+    tries: dict[str, Callable[[ContextKV, str], None]] = {
+        "block": _try_block,
+        "attention": _try_attention,
+        "mixer": _try_mixer,
+    }
+    model.eval()
+    for hook, plugin in config.plugins.items():
+        if plugin.source and hook in tries:
+            tries[hook](model, plugin.name)
+        elif plugin.source:
+            _try_loss(plugin.build(), plugin.name, config.model.context_dim, model.device)
+
+
+def _try_block(model: ContextKV, name: str) -> None:
+    embeddings = model.embed(torch.arange(2, device=model.device))
+    contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # as a stream begins
+
+    def step(contexts: Tensor, embeddings: Tensor) -> Tensor:
+        return model.context_block(contexts, project_inputs(model.context_block, embeddings))
+
+    _refuse_wrong(name, step(contexts, embeddings), contexts.shape)
+    _refuse_mixed_rows(name, step, contexts, embeddings)
+
+
+def _try_attention(model: ContextKV, name: str) -> None:
+    offsets = model.window.offsets
+    if {*map(type, offsets)} != {int} or offsets != sorted({*offsets}) or offsets[0] != 0:
+        raise UserError(f"slot_offsets of {name} are {offsets}; allowed: whole numbers, ascending from 0.")
+    embeddings = model.embed(torch.arange(2, device=model.device))
+    window = torch.zeros(2, len(offsets), model.config.context_dim, device=model.device)
+    present = torch.ones(2, len(offsets), dtype=torch.bool, device=model.device)
+    present[0, 1:] = False  # as at the start of a stream
+
+    def attend(embeddings: Tensor, window: Tensor, present: Tensor) -> Tensor:
+        return model.attend(embeddings, window, present)[0]
+
+    _refuse_wrong(name, attend(embeddings, window, present), embeddings.shape)
+    _refuse_mixed_rows(name, attend, embeddings, window, torch.ones_like(present))
+
+
+def _try_mixer(model: ContextKV, name: str) -> None:
+    assert isinstance(model, MixerModel)
+    rows = model.embed(torch.arange(2 * ROW, device=model.device).view(2, ROW))
+    start = min(2, model.history(trained=False))
+
+    def read(rows: Tensor) -> Tensor:
+        return model.attention(rows, start)
+
+    found = read(rows)
+    _refuse_wrong(name, found, torch.Size((2, ROW - start, rows.shape[-1])))
+    later = torch.cat([rows[:, :-1], -rows[:, -1:]], dim=1)
+    if not torch.allclose(read(later)[:, :-1], found[:, :-1], atol=CLOSE):
+        raise UserError(f"{name} reads ahead: the hidden state of a column may not depend on later ones.")
+    _refuse_mixed_rows(name, read, rows)
+
+
+def _try_loss(loss: Callable[[Tensor], Tensor], name: str, width: int, device: torch.device) -> None:
+    contexts = torch.randn(ROW, width, generator=torch.Generator().manual_seed(0)).to(device)
+    found = loss(contexts)
+    if not isinstance(found, Tensor) or found.shape != () or not found.isfinite():
+        raise UserError(f"{name} returned {_in_words(found)}; a loss must return a finite scalar.")
+
+
+def _refuse_wrong(name: str, found: Any, shape: torch.Size) -> None:
+    if not isinstance(found, Tensor) or found.shape != shape or found.dtype != torch.float32:
+        raise UserError(f"{name} returned {_in_words(found)}; it must return float32 of shape {[*shape]}.")
+    if not found.isfinite().all():
+        raise UserError(
+            f"{name} returned NaN or infinity; the first contexts of a stream are zeros, and at its start "
+            "only slot 0 is present."
+        )
+
+
+def _refuse_mixed_rows(name: str, compute: Callable[..., Tensor], *given: Tensor) -> None:
+    """Refuse a plug-in if a row it returns depends on the other row, or on earlier calls."""
+    given = tuple(each if each.dtype == torch.bool else torch.stack([each[0], 1 - each[1]]) for each in given)
+    found = []
+    for rows in ([0, 1], [0, 0], [1, 1]):
+        torch.manual_seed(0)  # where it draws
+        found.append(compute(*(each[rows] for each in given)))
+    both, first, second = found
+    if not torch.allclose(both, torch.stack([first[0], second[1]]), atol=CLOSE):
+        raise UserError(
+            f"What {name} returns in a row depends on other rows of what it is given, or on earlier calls; "
+            "compute each row from that row alone, as with batch_first=True."
+        )
+
+
+def _in_words(found: Any) -> str:
+    if not isinstance(found, Tensor):
+        return f"a {type(found).__name__}"
+    kind = str(found.dtype).removeprefix("torch.")
+    return f"{kind} of shape {[*found.shape]}" if found.shape else f"the {kind} {found.item():g}"
+
+
+@torch.no_grad()
+def refuse_unsaved(model: ContextKV, again: ContextKV, cache: StreamCache) -> None:
+    """Compare a trained model with `again`, which has what is saved of it, on a few positions of `cache`.
+
+    Raises:
+        UserError: they differ, so that a plug-in computes with something that is not saved.
+    """
+    positions = torch.arange(min(READ_AGAIN, len(cache)))
+    scores = []
+    for each in (model.eval(), again.eval()):
+        torch.manual_seed(0)  # where it draws
+        scores.append([token_scores(each, cache, positions)[0]])
+        if not isinstance(each, MixerModel):
+            embeddings = each.embed(torch.arange(ROW, device=each.device))
+            contexts = torch.zeros(ROW, each.config.context_dim, device=each.device)
+            scores[-1].append(each.context_block(contexts, project_inputs(each.context_block, embeddings)))
+    for trained, loaded in zip(*scores, strict=True):
+        if not torch.allclose(trained, loaded, rtol=1e-2, atol=1e-2):
+            raise UserError(
+                "The model computes something else than what is saved of it; keep all that a plug-in "
+                "computes with in parameters or registered buffers."
+            )

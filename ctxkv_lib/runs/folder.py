@@ -1,0 +1,322 @@
+"""The folder of one run, and its record: settings, and key, files and numbers of each finished stage.
+
+One rule: a stage counts if its key is the one asked for and each of its files has the recorded checksum.
+Files are written first, their record last, each by a rename: after a kill the record is true.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import DamagedFile, UserError
+from ..files import (
+    checksum,
+    checksums,
+    digest,
+    expanded,
+    read_json,
+    remove,
+    replacing,
+    write_json,
+    write_text,
+)
+from ..method.loop import Metric
+from ..progress import counted, notice
+from .config import ExperimentConfig, changed_settings, config_from_dict, flat
+
+DEFAULT_ROOT = expanded(os.environ.get("CTXKV_RUNS") or "runs")
+RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
+STAGES = ("phase1", "caches", "phase2", "model", "test", "results")  # each computed from those before it
+FOREIGN = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
+OF_PLACE = {"data.path"}  # settings that do not make another experiment: the text counts, not where it lies
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        key: digest of everything it depends on.
+        files: checksum of each of its files, by its path in the run folder.
+        result: its part of the summary.
+        metrics: its lines of metrics.jsonl.
+    """
+
+    key: str
+    files: dict[str, str] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+
+    def lost(self, folder: Path) -> str:
+        """Name a missing or damaged file; empty if all are intact."""
+        for name, known in self.files.items():
+            if not (folder / name).is_file():
+                return f"{folder / name} is missing"
+            if checksum(folder / name) != known:
+                return f"{folder / name} is damaged"
+        return ""
+
+
+@dataclass
+class RunFolder:
+    """One run on disk.
+
+    Attributes:
+        config: of `ExperimentConfig.to_dict`.
+        origin: digests of what no setting says: code, data and plug-ins; and the precision.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    origin: dict[str, str]
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "RunFolder":
+        """Read the record of a run.
+
+        Raises:
+            UserError: there is none, or it is not what was written.
+        """
+        if not (path / RECORD).is_file():
+            raise UserError(_no_run(path))
+        values = read_json(path / RECORD)
+        if not isinstance(values, dict) or values.pop("checksum", None) != digest(values):
+            raise DamagedFile(path / RECORD, "its checksum differs")
+        try:
+            stages = {name: Stage(**each) for name, each in values["stages"].items()}
+            config_from_dict(values["config"])
+            return cls(path, values["config"], values["origin"], stages)
+        except (UserError, AttributeError, LookupError, TypeError):
+            raise UserError(
+                f"{path} holds a run of another version of ctxkv_lib; use that version, or another folder."
+            ) from None
+
+    def write(self) -> None:
+        stages = {name: asdict(each) for name, each in self.stages.items()}
+        values = {"config": self.config, "origin": self.origin, "stages": stages}
+        write_json(self.path / RECORD, {"checksum": digest(values), **values})
+
+    def finished(self, name: str, key: str) -> Stage | None:
+        """Return a stage that counts: of this run, or linked from another one beside it."""
+        stage = self.stages.get(name)
+        if stage and stage.key == key:
+            if not (lost := stage.lost(self.path)):
+                return stage
+            notice(f"{lost}: {name} is made again.")
+        return self._linked(name, key) if name in ("phase1", "caches") else None
+
+    def _linked(self, name: str, key: str) -> Stage | None:
+        for record in sorted(self.path.parent.glob(f"*/{RECORD}")):
+            with suppress(UserError, OSError):  # another run may be writing its files
+                other = RunFolder.read(record.parents[1])
+                stage = other.stages.get(name)
+                if stage and stage.key == key and other.path != self.path:
+                    for file in stage.files:
+                        with replacing(self.path / file) as beside:
+                            _link(other.path / file, beside)
+                    if not stage.lost(self.path):
+                        notice(f"{name} is taken from {other.path.name}: same settings, data and code.")
+                        return self._add(name, stage)
+        return None
+
+    def finish(
+        self,
+        name: str,
+        key: str,
+        parts: Iterable[Path] = (),
+        result: dict[str, Any] | None = None,
+        metrics: Sequence[Metric] = (),
+    ) -> Stage:
+        """Record a stage with exactly the files at and below `parts`."""
+        return self._add(name, Stage(key, checksums(self.path, parts), result or {}, [*metrics]))
+
+    def _add(self, name: str, stage: Stage) -> Stage:
+        if name in STAGES:
+            self.stages.pop("results", None)  # which are of the stages
+        self.stages[name] = stage
+        self.write()
+        return stage
+
+    def drop(self, name: str) -> None:
+        """Remove a stage from the record."""
+        if self.stages.pop(name, None):
+            self.write()
+
+    def write_metrics(self, *stages: Stage) -> None:
+        """Write metrics.jsonl anew, with the lines of these stages."""
+        write_text(
+            self.path / "metrics.jsonl", "".join(_line(each) for one in stages for each in one.metrics)
+        )
+
+    def append_metric(self, metric: Metric) -> None:
+        """Add a line to metrics.jsonl, which shows a training under way."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(_line(metric))
+
+
+def _line(metric: Metric) -> str:
+    return json.dumps({name: value for name, value in metric.items() if name != "memory"}) + "\n"
+
+
+def _link(file: Path, to: Path) -> None:
+    try:
+        os.link(file, to)
+    except OSError:  # not every file system can
+        shutil.copy2(file, to)
+
+
+def _no_run(path: Path) -> str:
+    """Explain why a folder holds no run, and what to name instead."""
+    if (path / COMPARISON).is_file() or any(path.glob(f"*/{RECORD}")):
+        return f"{path} holds runs and is none; name one of them (`ctxkv list {path}` shows them)."
+    if (path.parent / RECORD).is_file():
+        return f"{path} is a part of a run; name the run, {path.parent}."
+    return f"{path} holds no run; `ctxkv list` shows where runs are, `ctxkv run --out {path}` makes one."
+
+
+@contextmanager
+def claimed(
+    path: Path, config: ExperimentConfig, origin: dict[str, str], again: bool = False
+) -> Iterator[RunFolder]:
+    """Hold a run's folder for this process while the block runs.
+
+    Args:
+        again: replace a finished result of other code or data.
+
+    Raises:
+        UserError: it is in use, or holds another experiment, other files, or a finished result that is not
+            to be made `again`.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name another folder with --out.")
+    is_new = not path.exists() or not any(path.iterdir())
+    with only_process(path):
+        folder = _begun(path, config, origin, again)
+        for leftover in path.rglob(".*.part"):  # of a killed process
+            remove(leftover)
+        try:
+            folder.write()
+            if "results" not in folder.stages:
+                write_json(path / "config.json", folder.config)
+            yield folder
+        except BaseException:
+            if is_new and not folder.stages and not any(path.glob("checkpoint/*.safetensors")):
+                shutil.rmtree(path)  # nothing was made
+            raise
+
+
+@contextmanager
+def only_process(path: Path) -> Iterator[None]:
+    """Keep other processes out of a folder; a UserError if one is in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{path} is in use by another process; wait until that is done, or name another folder."
+        ) from None
+    with held:
+        yield
+
+
+def _begun(path: Path, config: ExperimentConfig, origin: dict[str, str], again: bool) -> RunFolder:
+    """Return the record of this experiment in a folder that is locked, with the stages that are there."""
+    folder = RunFolder(path, config.to_dict(), origin)
+    if not (path / RECORD).is_file():
+        held = {each.name for each in path.iterdir() if not each.name.startswith(".")} - FOREIGN
+        if held and not (again and (path / "config.json").is_file()):
+            cure = "name another folder with --out"
+            raise UserError(f"{path} is not empty and has no record of a run ({RECORD}); {cure}.")
+        return folder
+    try:
+        there = RunFolder.read(path)
+        if config.runtime.precision == "auto":  # it goes on as it was begun, maybe on another machine
+            folder.origin = origin = {**origin, "precision": there.origin["precision"]}
+    except DamagedFile as error:
+        if again:
+            return folder
+        raise UserError(f"{error.path} is damaged; replace the run with --again, or use --out.") from None
+    theirs, ours = dict(flat(there.config)), dict(flat(folder.config))
+    different = sorted(
+        key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key) and key not in OF_PLACE
+    )
+    own_code = [key for key in different if key.endswith(".source")]
+    if settings := [key for key in different if key not in own_code]:
+        shown = ", ".join(f"{key} {theirs.get(key)!r} (asked: {ours.get(key)!r})" for key in settings[:3])
+        raise UserError(f"{path} holds another experiment: {shown}; name another folder with --out.")
+    changed = [name for name, known in there.origin.items() if origin.get(name) != known] + own_code
+    if "results" in there.stages and changed and not again:
+        raise UserError(
+            f"{path} holds a finished result of other {' and '.join(changed)}; replace it with --again "
+            "(again=True), or name another folder with --out."
+        )
+    folder.stages = there.stages
+    if changed:
+        folder.stages.pop("results", None)  # else a kill would leave them as of this code
+    return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder."""
+
+    path: Path
+    config: ExperimentConfig
+    summary: dict[str, Any]  # summary.json
+    metrics: list[Metric]  # lines of metrics.jsonl, both phases
+
+    def __repr__(self) -> str:
+        ppl = self.summary["phase2"]["val_ppl"]
+        return f"Run({str(self.path)!r}: {counted(self.summary['samples'])}, val PPL {ppl:,.1f})"
+
+    @property
+    def phase1(self) -> list[Metric]:
+        """Return the lines of Phase 1, one an iteration."""
+        return [line for line in self.metrics if line["stage"] == "phase1"]
+
+
+def load_run(path: Path | str, *stages: str) -> Run:
+    """Read a finished run, after a check of the files of its results and of these stages.
+
+    Raises:
+        UserError: there is no run, it is unfinished, or a file is damaged.
+    """
+    folder = RunFolder.read(path := expanded(path))
+    for name in ("results", *stages):
+        if name not in folder.stages:
+            raise UserError(f"{path} has not finished; go on with `ctxkv run --out {path}`.")
+        if lost := folder.stages[name].lost(path):
+            raise UserError(f"{lost}; make it again with `ctxkv run --out {path}`.")
+    metrics = [line for stage in folder.stages.values() for line in stage.metrics]
+    return Run(path, config_from_dict(folder.config), read_json(path / "summary.json"), metrics)
+
+
+def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> Path:
+    """Return the default folder of an experiment; the same experiment always gets the same one.
+
+    `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
+    not those of preset and recipe, if any. The user's own file counts by its content.
+    """
+    changed = changed_settings(config)
+    if config.data.path is not None and expanded(config.data.path).is_file():
+        changed["data.path"] = checksum(expanded(config.data.path))
+    own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
+    words = [config.preset, config.recipe, str(config.data.samples)]
+    name = "-".join(words + [re.findall(r"\w+", each)[-1] for each in own])
+    return expanded(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
+
+
+def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str = DEFAULT_ROOT) -> Path:
+    """Return the default folder of a comparison: its largest run's name and the smaller counts."""
+    *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
+    counts = "-".join(str(config.data.samples) for config in smaller)
+    return Path(f"{run_folder_of(largest, root)}-vs-{counts}")
