@@ -57,9 +57,9 @@ def run(
         out: run folder; None takes `run_folder_of(config)`.
         listener: gets every metric in order, those of stages done earlier included.
         again: replace a finished result of other code, or without its record.
-        plugins: `block`, `loss`, `attention`, `mixer` or `optimizer`: a class or function that replaces the
-            method's, or its name `module:Name`. `ctxkv_lib.method.model.Parts`, `ctxkv_lib.runs.rows`
-            (mixers) and `ctxkv_lib.method.phase2.Stepper` describe what each is given and returns.
+        plugins: `block`, `loss`, `attention` or `mixer`: a class or function that replaces the
+            method's, or its name `module:Name`. `ctxkv_lib.method.model.Parts` and
+            `ctxkv_lib.runs.rows` (mixers) describe what each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.

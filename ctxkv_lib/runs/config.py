@@ -12,7 +12,6 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
-from importlib import import_module
 from typing import Any
 
 from ..data.settings import DataConfig
@@ -178,19 +177,25 @@ PRESETS = {
 COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
 
 
-# Settings of a recipe, or the module in whose `RECIPES` they stand.
-RECIPES: dict[str, dict[str, Any] | str] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "published": {"runtime.precision": "fp32"},
     "exact": {"phase1.context_method": "exact"},
-    "tuned": "ctxkv_lib.research.recipes",
-    "look_up": "ctxkv_lib.research.recipes",
+    "tuned": {
+        "block": "ctxkv_lib.method.tuned:StructuredBlock",
+        "attention": "ctxkv_lib.method.tuned:SlotAttention",
+        "data.unigram": "corpus",
+        "data.neighbours": "sides",
+        "data.row_length": 0.5,
+        "phase1.context_method": "exact",
+        "phase1.noise_std": 0.02,
+        "phase1.learning_rate": 1e-4,
+        "phase2.optimizer": "scheduled",
+        "phase2.max_epochs": 4,
+        "phase2.batch_size": 128,
+        "phase2.learning_rate": 5e-4,
+        "phase2.weight_decay": 2.0,
+    },
 }
-
-
-def recipe_settings(name: str) -> dict[str, Any]:
-    """Return the settings of a recipe."""
-    found = RECIPES[name]
-    return import_module(found).RECIPES[name] if isinstance(found, str) else found
 
 
 @values_of_user()
@@ -215,7 +220,7 @@ def build_config(
     chosen = PRESETS[preset]
     recipe = chosen.recipe if recipe is None else recipe
     _require_known("recipe", recipe, RECIPES)
-    layers = {**chosen.settings, **recipe_settings(recipe)}
+    layers = {**chosen.settings, **RECIPES[recipe]}
     layers["data.samples"] = chosen.samples if samples is None else samples
     # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
     return ExperimentConfig(preset, recipe).replace(layers).replace(settings or {})

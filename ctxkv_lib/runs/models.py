@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from ..data.counts import unigram_floor
 from ..data.embeddings import TokenTable, corpus_counts, load_table
 from ..errors import UserError, is_out_of_memory, values_of_user
-from ..hf.copying import Copying, copying_of
 from ..method.caches import StreamCache
 from ..method.config import GPT2_VOCAB_SIZE
+from ..method.copying import Copying, copying_of
 from ..method.evaluation import token_scores
 from ..method.model import ContextKV, Parts, project_inputs
-from ..method.phase2 import Stepper
 from ..method.windows import Window
 from .config import ExperimentConfig
 from .plugins import PlugIn, built
@@ -94,7 +93,9 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
         raise UserError(f"current_token_bias is {bias!r}; allowed: a finite number, which is not trained.")
     if (copying := copying_of(model)) is not None:
         if not isinstance(copying, Copying):
-            raise UserError(f"copying is {copying!r}; allowed: a Copying of ctxkv_lib.hf.copying, or None.")
+            raise UserError(
+                f"copying is {copying!r}; allowed: a Copying of ctxkv_lib.method.copying, or None."
+            )
         if not (0 <= copying.weight < 1 and copying.sharpness >= 0):
             raise UserError(f"{copying}; allowed: a weight from 0 to less than 1, a sharpness of 0 or more.")
         if shapes.anchor != "current":
@@ -143,8 +144,6 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
             with _failures_told(name, count):
                 _refuse_mixed_rows(name, *by_row[hook])
     model.set_phase(2)
-    if "optimizer" in config.plugins:
-        _try_optimizer(model, config)
     if not model.trained_weights():
         raise UserError("Phase 2 has no weights to train; give attention or mixer a parameter.")
     kept = model.state_dict()
@@ -178,37 +177,6 @@ def _go_backward(model: ContextKV, hook: str, found: Any, config: ExperimentConf
     weights = [*model.trained_weights().values()] if is_trained else []
     if weights and isinstance(found, Tensor) and found.is_floating_point() and found.isfinite().all():
         torch.autograd.grad(found.sum(), weights, allow_unused=True)
-
-
-def _try_optimizer(model: ContextKV, config: ExperimentConfig) -> None:
-    """Take a step on copies of the weights."""
-    plugin = config.plugins["optimizer"]
-    weights = {name: nn.Parameter(weight.clone()) for name, weight in model.trained_weights().items()}
-    try:
-        stepper = built(plugin)(weights, config.phase2, ROW)
-        for weight in weights.values():
-            weight.grad = torch.zeros_like(weight)
-        stepper.schedule(0)
-        stepper.step()
-        kept = [value for slots in stepper.optimizer.state.values() for value in slots.values()]
-        kept += stepper.averages.values()
-    except Exception as error:  # whatever code of the user raises
-        raise UserError(
-            f"{plugin.name} fails as an optimiser: {type(error).__name__}: {error}; "
-            "help(ctxkv_lib.method.phase2.Stepper), from which it must be derived, says what it has and does."
-        ) from error
-    if other := [value for value in kept if not isinstance(value, Tensor | int | float)]:
-        raise UserError(f"{plugin.name} keeps a {type(other[0]).__name__}; allowed: tensors and numbers.")
-    if config.runtime.cuda_graph == "off":
-        return
-    if not all(isinstance(value, Tensor) for value in kept):
-        raise UserError(f"{plugin.name} keeps numbers; with runtime.cuda_graph=on it must keep tensors.")
-    rates = [group["lr"] for group in stepper.optimizer.param_groups]
-    if type(stepper).schedule is not Stepper.schedule and not all(isinstance(each, Tensor) for each in rates):
-        raise UserError(
-            f"{plugin.name} has a schedule and a number as lr; with runtime.cuda_graph=on, lr must be a "
-            "tensor that is filled: group['lr'].fill_(rate)."
-        )
 
 
 def _from_zeros(model: ContextKV, contexts: Tensor, embeddings: Tensor) -> Any:

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 from ..errors import UserError
 from .sources import own_code, source_digest
 
-# `method.model.Parts`, `runs.rows` and `method.phase2.Stepper` describe what each hook is given and returns.
-HOOKS = ("block", "loss", "attention", "mixer", "optimizer")
+# `method.model.Parts` and `runs.rows` describe what each hook is given and returns.
+HOOKS = ("block", "loss", "attention", "mixer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # hooks that have no effect with a mixer
 given: dict[str, Any] = {}  # what a notebook or script has passed itself, by name, and by name and source
 digested: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # parts, with `own_code` and the digest of then

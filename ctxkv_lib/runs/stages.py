@@ -18,13 +18,12 @@ from ..method.caches import StreamCache, TrainingStream
 from ..method.contexts import distinct_rows
 from ..method.memory import snapshot
 from ..method.model import ContextKV
-from ..method.phase2 import Stepper, train_attention
+from ..method.phase2 import train_attention
 from ..progress import notice, say, stage, transformers_bars_hidden
 from .caches import load_cache, load_starts, place_caches
 from .contexts import context_summary, contexts_of, sampled_ids
 from .long_run import Checkpoint, forget
 from .models import check_saved, frozen_model, parameter_counts
-from .plugins import built
 from .records import Record, SummaryPart
 from .rows import MixerModel, as_read
 from .streamed import Streamed, project_vocabulary
@@ -93,14 +92,12 @@ def _attention(work: Work, phase1: Record, caches: Record) -> Record:
     folder.keep_metrics(phase1)
     _init_attention(work)
     _check_saved(work, prepared)  # most of what it finds is there before training
-    optimizer = config.plugins.get("optimizer")
     result = train_attention(
         model,
         prepared.train,
         prepared.caches["val"],
         config.phase2,
         config.runtime.seed,
-        built(optimizer) if optimizer else Stepper,
         work.loop("Phase 2", Checkpoint(folder.phase2_checkpoint, key)),
     )
     drawn = {f"attention.{name}": each.clone() for name, each in model.attention.named_buffers()}

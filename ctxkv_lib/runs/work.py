@@ -149,7 +149,7 @@ class Work:
         counts = self.counts and self.counts.fingerprint
         settings = [asdict(self.config.model), asdict(self.config.phase2), self._how()]
         made_from = [phase1.key, phase1.files, self.texts["val"].fingerprint, counts]
-        return digest([made_from, settings, *self._plugins("attention", "mixer", "optimizer")])
+        return digest([made_from, settings, *self._plugins("attention", "mixer")])
 
     def model_key(self, phase2: Record) -> str:
         """Digest the inputs of the model folder for transformers, all of the model's code included."""
