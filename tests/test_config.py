@@ -39,22 +39,21 @@ def test_a_setting_that_a_stored_configuration_lacks_has_its_default():
 
 
 def test_a_plug_in_has_its_own_settings():
-    tuned = build_config("offline", "tuned", settings={"attention.sink": "learned"})
-    assert tuned.plugins["attention"].settings["sink"] == "learned"
-    assert tuned.plugins["attention"].settings["slots"] == "geometric"
-    plain = tuned.replace({"attention": "none", "block": None, "optimizer": "None"})
+    tuned = build_config("offline", "tuned", settings={"attention.copy_weight": 0.2})
+    assert tuned.plugins["attention"].settings["copy_weight"] == 0.2
+    assert tuned.plugins["attention"].settings["layer_dropout"] == 0.1
+    plain = tuned.replace({"attention": "none", "block": "None"})
     assert plain.plugins == {}
     mixed = tuned.replace({"mixer": GRU, "mixer.input_dropout": 0.1})
-    assert set(mixed.plugins) == {"mixer", "optimizer"}
+    assert set(mixed.plugins) == {"mixer"}
     assert config_from_dict(mixed.to_dict()) == mixed
     with pytest.raises(UserError, match="loss does not go with it"):
         mixed.replace({"loss": "ctxkv_lib.method.oacd:oacd_loss"})
     with pytest.raises(UserError, match=r"loss\.x is set, but .*:oacd_loss has no settings; "):
         build_config("colab", settings={"loss": "ctxkv_lib.method.oacd:oacd_loss", "loss.x": "1"})
     for key, value, said in (
-        ("block.last_tokens", "21", r"block\.last_tokens is 21; allowed: 0 with longest_mean\."),
-        ("optimizer.averaging", "1", r"averaging is 1\.0; allowed: 0 or more, less than 1\."),
-        ("block.speed", "1", r"allowed: block\. followed by one of longest_"),
+        ("attention.copy_weight", "1", r"copy_weight is 1\.0; allowed: 0 or more, less than 1\."),
+        ("block.speed", "1", r"allowed: block\. followed by one of longest_mean"),
     ):
         with pytest.raises(UserError, match=said):
             build_config("colab", "tuned", settings={key: value})
@@ -66,18 +65,18 @@ def test_the_command_of_a_run_makes_its_configuration_and_settings_are_cut_at_th
     words = shlex.split(run_command(config, Path("runs/own")))
     given = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
     assert build_config("colab", "tuned", 20, parse_settings(given)) == config
-    fewer = build_config("colab", "tuned", settings={"optimizer": None})
-    assert "optimizer=None" in shlex.split(run_command(fewer, Path("runs/own")))
+    fewer = build_config("colab", "tuned", settings={"block": None})
+    assert "block=None" in shlex.split(run_command(fewer, Path("runs/own")))
     assert shlex.split(run_command(fewer, Path("-own")))[-2:] == ["--out", "./-own"]  # no option
     read = parse_settings(["phase2.patience=2", "data.path=a=b"])
     assert read == {"phase2.patience": "2", "data.path": "a=b"}
 
 
-GRU = "ctxkv_lib.research.mixers:GRUMixer"
+GRU = "own_parts:GRUMixer"
 TOGETHER = "data.source=file and data.path=FILE go together"
 REFUSED = [
     ("preset", "moon", "preset is 'moon'; allowed: colab, offline, recall, ci."),
-    ("recipe", "soup", "recipe is 'soup'; allowed: published, exact, tuned, look_up."),
+    ("recipe", "soup", "recipe is 'soup'; allowed: published, exact, tuned."),
     ("recipe", "", "recipe is ''; allowed: published, exact"),
     ("samples", 0, "data.samples is 0; allowed: 1 or more."),
     ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int."),
@@ -88,7 +87,7 @@ REFUSED = [
     ("phase1.centroid_weight", "1e300", "allowed: 0 to 1e30."),
     ("data.path", {"a": 1}, "data.path is {'a': 1}; allowed: a value of type str."),
     ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
-    ("attention.slots", "geometric", "there is none; give one with attention=module:Name."),
+    ("attention.copy_weight", "0.1", "there is none; give one with attention=module:Name."),
     ("block", "", "'' names no plug-in; write package.module:Name."),
     ("block", "nowhere:Block", "nowhere:Block cannot be loaded"),
     ("loss", "math:pi", "An object of type float is no plug-in; give a class or a function"),

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from ..method.copying import Recent
 from ..method.windows import Window
-from .copying import Recent
 
 
 class ContextCache(Cache):

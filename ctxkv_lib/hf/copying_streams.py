@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..method.caches import Batch, StreamCache
+from ..method.copying import Copies, Copying, Recent, copying_of, mix
 from ..method.model import ContextKV
 from ..method.windows import Window
-from .copying import Copies, Copying, Recent, copying_of, mix
 
 SCORED_AT_ONCE = 256  # positions with all their logits
 

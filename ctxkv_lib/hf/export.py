@@ -21,8 +21,8 @@ from .plugins import key_of, named_part
 HERE = Path(__file__).parent
 SUFFIX = Path(__file__).stem.removeprefix("export")  # of the files in a saved folder; empty in the package
 FILES = {
-    "hf": ("modeling", "configuration", "arguments", "cache", "copying", "export", "plugins", "prefill"),
-    "method": ("config", "contexts", "losses", "model", "settings", "windows"),
+    "hf": ("modeling", "configuration", "arguments", "cache", "export", "plugins", "prefill"),
+    "method": ("config", "contexts", "copying", "losses", "model", "settings", "tuned", "windows"),
 }
 ANY = "|".join(name for names in FILES.values() for name in names)
 OWN = re.compile(r"^([ \t]*)from \.(\w+)(\s+)import", re.MULTILINE)  # of files in one folder
@@ -43,7 +43,10 @@ def write_code(folder: Path, plugins: Mapping[str, Mapping[str, Any]]) -> dict[s
     named = ["\n# Classes that this model was trained with.\n"]
     for plugin in plugins.values():
         part = named_part(plugin)
-        files.append(source_file(part))
+        source = (
+            Path(inspect.getfile(part)) if part.__module__.startswith("ctxkv_lib.") else source_file(part)
+        )
+        files.append(source)
         if same := [file for file in files[:-1] if file.stem == files[-1].stem and file != files[-1]]:
             raise ValueError(f"{files[-1]} and {same[0]} have one name; rename one of them")
         name = name_in_module(part)

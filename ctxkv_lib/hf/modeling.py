@@ -14,14 +14,15 @@ from transformers.utils import can_return_tuple
 # All files of a saved model are imported here: transformers 4 copies only these when it loads one.
 from ..method.config import ModelConfig as ModelConfig
 from ..method.contexts import SEGMENT
+from ..method.copying import Copies, copying_of, mix, mix_losses
 from ..method.losses import add_to_logit as add_to_logit
 from ..method.model import ContextKV, project_inputs
 from ..method.settings import require
+from ..method.tuned import SlotAttention as SlotAttention
 from ..method.windows import Window as Window
 from .arguments import CACHE_NAME, check_arguments, columns_read, following_labels, own_cache
 from .cache import ContextCache
 from .configuration import ContextKVConfig
-from .copying import Copies, copying_of, mix, mix_losses
 from .export import write_code
 from .plugins import NAMED as NAMED
 from .plugins import parts_of

@@ -101,6 +101,15 @@ class Phase2Config:
         40, "it stops earlier once validation no longer improves", at_least(1), "epochs"
     )
     batch_size: int = setting(512, "drawn by a random permutation each epoch", at_least(1), "positions")
+    optimizer: str = setting(
+        "adamw",
+        "how Phase 2 steps",
+        {
+            "adamw": "AdamW at a constant rate, as published",
+            "scheduled": "with warm-up and cosine, decay of matrices only and the same an epoch, and an "
+            "average of the weights",
+        },
+    )
     learning_rate: float = setting(1e-3, "of AdamW, default betas", RATE)
     weight_decay: float = setting(0.01, "of AdamW", at_least(0))
     patience: int = setting(3, "stop after so many without a lower validation PPL", at_least(1), "epochs")

@@ -152,7 +152,7 @@ class Parts(NamedTuple):
             or a pair of that and attention weights `[n, heads, slots]`. It may have `slot_offsets(config) ->
             list[int]`, the distances of its slots in tokens; `current_token_bias`, a number added to the
             logit of the current token; `chunk`, the number of consecutive positions that an epoch visits
-            together; `copying`, a `hf.copying.Copying`; and `init_from_block(block)`, which initialises it
+            together; `copying`, a `copying.Copying`; and `init_from_block(block)`, which initialises it
             from the trained block.
     """
 

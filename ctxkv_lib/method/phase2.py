@@ -2,11 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,55 +15,10 @@ from .evaluation import evaluate, perplexity
 from .loop import Diverged, Loop, Metric
 from .memory import snapshot
 from .model import ContextKV
+from .optimizer import ScheduledAdamW, Stepper
 
 CHECKED_STEPS = 50  # steps between two checks of the loss, each of which makes the CPU wait for a GPU
-
-
-class Stepper:
-    """How Phase 2 steps: AdamW at a constant rate, as published. A plug-in (`optimizer`) may take its place.
-
-    A constructor of its own sets both attributes, or calls this one first.
-
-    Attributes:
-        optimizer: Phase 2 sets its gradients to zero; a stopped run keeps its state.
-        averages: weights by name that are validated and kept in the place of the trained ones; empty: these.
-    """
-
-    averages: dict[str, Tensor]
-
-    def __init__(self, weights: Mapping[str, nn.Parameter], config: Phase2Config, positions: int) -> None:
-        """Make the optimiser.
-
-        Args:
-            weights: what is trained, by name.
-            positions: those of an epoch.
-        """
-        self.averages = {}
-        groups = self.groups(weights, config, positions)
-        device = next(iter(weights.values())).device
-        on_cuda = device.type == "cuda"  # where a captured step reads the rate from a tensor
-        rate = torch.tensor(config.learning_rate, device=device) if on_cuda else config.learning_rate
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, fused=device.type != "mps", capturable=on_cuda)
-
-    def groups(
-        self, weights: Mapping[str, nn.Parameter], config: Phase2Config, positions: int
-    ) -> list[dict[str, Any]]:
-        """Return the optimiser's parameter groups, each with its weight decay."""
-        return [{"params": [*weights.values()], "weight_decay": config.weight_decay}]
-
-    def schedule(self, number: int) -> None:
-        """Set what `step` takes from its number, from 0: here nothing, as the rate is constant."""
-
-    def step(self) -> None:
-        """Take one step with the gradients that are there; no part of it may wait for a GPU."""
-        self.optimizer.step()
-
-    def averaged(self) -> AbstractContextManager[Any]:
-        """Let the model compute with `averages`, if there are any, inside this context manager."""
-        return nullcontext()
-
-
-MakeStepper = Callable[[Mapping[str, nn.Parameter], Phase2Config, int], Stepper]
+STEPPERS: dict[str, type[Stepper]] = {"adamw": Stepper, "scheduled": ScheduledAdamW}
 
 
 class EarlyStopping:
@@ -129,7 +82,6 @@ def train_attention(
     validation: StreamCache,
     config: Phase2Config,
     seed: int,
-    make_stepper: MakeStepper = Stepper,
     loop: Loop | None = None,
 ) -> Phase2Result:
     """Train `model` in place and leave it with the best epoch's weights.
@@ -148,7 +100,7 @@ def train_attention(
     model.set_phase(2)
     weights, size = model.trained_weights(), config.batch_size
     table = model.wte.weight.detach().to(train.dtype)
-    stepper = make_stepper(weights, config, len(train))
+    stepper = STEPPERS[config.optimizer](weights, config, len(train))
     take_step = loop.captured(partial(train_step, model, table, stepper, loop), size)
     precise = torch.float32 if model.device.type == "mps" else torch.float64  # of a sum of millions of steps
     state = Phase2State(weights, stepper, torch.zeros((), dtype=precise, device=model.device))

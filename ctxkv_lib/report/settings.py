@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, flat, recipe_settings
+from ..runs.config import GROUPS, PRESETS, RECIPES, build_config, flat
 from ..runs.plugins import load, settings_class
 
 
@@ -29,7 +29,7 @@ def describe_settings(preset: str | None = None, recipe: str | None = None) -> l
         layers = {name: dict(flat(build_config(name, chosen.recipe).to_dict())) for name in PRESETS}
     else:
         layers = {name: {**each.settings, "data.samples": each.samples} for name, each in PRESETS.items()}
-    layers |= {f"recipe {name}": recipe_settings(name) for name in RECIPES}
+    layers |= {f"recipe {name}": RECIPES[name] for name in RECIPES}
     rows = []
     for concern, settings in groups.items():
         for known in dataclasses.fields(settings) if settings else ():

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.hf import plugins
-from ctxkv_lib.hf.copying import Copying
-from ctxkv_lib.method import model, phase2
+from ctxkv_lib.method import model
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
+from ctxkv_lib.method.copying import Copying
 from ctxkv_lib.runs import contexts, stages
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
@@ -312,50 +312,6 @@ def test_what_counts_or_draws_or_transformers_cannot_save_trains_and_generates(c
     made = run(config, tmp_path / "run", **{hook: part})
     assert made.summary["phase2"]["val_ppl"] > 1
     assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")
-
-
-class Signs(torch.optim.Optimizer):
-    def __init__(self, weights, lr):
-        super().__init__(weights, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self):
-        for weight in self.param_groups[0]["params"]:
-            state = self.state[weight]
-            state["count"] = state.get("count", 0) + 1
-            weight -= self.defaults["lr"] / state["count"] * weight.grad.sign()
-
-
-class SignSteps(phase2.Stepper):
-    def __init__(self, weights, config, positions):
-        self.averages = {}
-        self.optimizer = Signs(weights.values(), 1e-3)
-
-
-class CountingGroups(SignSteps):
-    """It counts where optimisers keep their settings, in a number and a tensor."""
-
-    def __init__(self, weights, config, positions):
-        super().__init__(weights, config, positions)
-        self.optimizer.param_groups[0] |= {"steps": 0, "seen": torch.zeros(())}
-
-    def step(self):
-        group = self.optimizer.param_groups[0]
-        group["steps"] += 1
-        group["seen"] += 1
-        group.setdefault("later", torch.zeros(2)).add_(1)
-        counted = group["steps"] + group["seen"].item() + group["later"].sum().item()
-        self.optimizer.defaults["lr"] = 1e-3 / counted
-        super().step()
-
-
-@pytest.mark.parametrize("part", [SignSteps, CountingGroups])
-def test_an_optimiser_that_counts_by_itself_goes_on_to_the_same_numbers(config, tmp_path, part):
-    config = config.replace({"phase2.max_epochs": 2})
-    expected = run(config, tmp_path / "whole", optimizer=part).summary["phase2"]["val_ppl"]
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "run", stop_at("phase2"), optimizer=part)
-    assert run(config, tmp_path / "run", optimizer=part).summary["phase2"]["val_ppl"] == expected
 
 
 def test_what_only_phase_2_depends_on_trains_no_phase_1_again(config, plain, monkeypatch, capsys):

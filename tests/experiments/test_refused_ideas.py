@@ -12,9 +12,8 @@ from torch import nn
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
-from ctxkv_lib.hf.copying import Copying
+from ctxkv_lib.method.copying import Copying
 from ctxkv_lib.method.oacd import oacd_loss
-from ctxkv_lib.method.phase2 import Stepper
 from ctxkv_lib.runs.configure import run_command
 
 
@@ -209,23 +208,6 @@ class CopiesTheUnlike(NearestTwo):
     copying = Copying(weight=0.1, sharpness=-1.0)
 
 
-class Bare(Stepper):
-    def __init__(self, weights, config, positions):
-        self.optimizer = torch.optim.SGD(weights.values())
-
-
-class OwnSchedule(Stepper):
-    def schedule(self):
-        pass
-
-
-class KeepsAList(Stepper):
-    def step(self):
-        super().step()
-        for state in self.optimizer.state.values():
-            state["norms"] = [1.0]
-
-
 class InChunks(NearestTwo):
     chunk = 16
 
@@ -265,10 +247,6 @@ class InChunks(NearestTwo):
             )
             for offsets in ((0, -1), (0, 1.5), (1, 2))
         ),
-        ("optimizer", torch.optim.SGD, r"SGD fails as an optimiser: TypeError: .*phase2\.Stepper"),
-        ("optimizer", Bare, r"Bare fails as an optimiser: .* 'averages'; help\(ctxkv_lib\.method\.phase2"),
-        ("optimizer", OwnSchedule, r"OwnSchedule fails as an optimiser: TypeError: .*schedule\(\)"),
-        ("optimizer", KeepsAList, r"KeepsAList keeps a list; allowed: tensors and numbers\."),
         ("mixer", Ahead, r"The mixer reads ahead: the hidden state of a column may not depend on later ones"),
         ("block", Normalised, r"Normalised returned NaN or infinity; the first contexts of a stream are"),
         ("attention", WithoutTheNearest, r"WithoutTheNearest returned NaN .* only slot 0 is present"),

@@ -5,8 +5,8 @@ import torch
 from conftest import local_experiment, tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
-from ctxkv_lib.hf.copying import Copying
 from ctxkv_lib.hf.modeling import CACHE_NAME
+from ctxkv_lib.method.copying import Copying
 from ctxkv_lib.research import bench as module
 from ctxkv_lib.research import timing
 from ctxkv_lib.views import explore

@@ -200,12 +200,6 @@ class MixesTypes(EndsInProduct):
         return torch.lerp(embeddings, super().forward(embeddings, window, present), 0.5)
 
 
-class Halving(phase2.Stepper):
-    def schedule(self, number):
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.5**number
-
-
 def test_losses_are_fp32_whatever_attention_returns(train_on, monkeypatch):
     original, kinds = phase2.batch_gradients, set()
 
@@ -223,7 +217,6 @@ def test_losses_are_fp32_whatever_attention_returns(train_on, monkeypatch):
     ("changes", "reason"),
     [
         ({"attention": f"{__name__}:MixesTypes", "runtime__precision": "bf16"}, "fails on 2 positions"),
-        ({"optimizer": f"{__name__}:Halving", "runtime__cuda_graph": "on"}, "lr must be a tensor"),
     ],
 )
 def test_what_fails_on_a_gpu_alone_is_refused_before_training(train_on, monkeypatch, changes, reason):

@@ -114,7 +114,7 @@ NO_DROPOUT = {
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"device": "cpu"}, "device is cpu"), ({"mixer": "ctxkv_lib.research.mixers:GRUMixer"}, "mixer")],
+    [({"device": "cpu"}, "device is cpu"), ({"mixer": "own_parts:GRUMixer"}, "mixer")],
 )
 def test_a_graph_is_refused_where_it_cannot_be(train_on, changes, reason):
     with pytest.raises(UserError, match=f"cuda_graph is 'on', but .*{reason}"):

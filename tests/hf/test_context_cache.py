@@ -47,7 +47,7 @@ def phase2_logits(model, ids):
 def copying(weight, sharpness=5.0):
     """The tiny model's plug-ins with attention that copies."""
     own = {"copy_weight": weight, "copy_sharpness": sharpness}
-    return {"attention": {"plugin": "ctxkv_lib.research.tuned:SlotAttention", "settings": own}}
+    return {"attention": {"plugin": "ctxkv_lib.method.tuned:SlotAttention", "settings": own}}
 
 
 @torch.no_grad()

@@ -133,7 +133,6 @@ def test_each_folder_runs_its_own_code_without_the_package_and_keeps_it_if_saved
         "one": lambda: mine(MINE),
         "other": lambda: mine(MINE.replace("self.share *", "2 *")),
         "tuned": lambda: of_recipe("tuned", {"attention.copy_weight": 0.5}),
-        "look_up": lambda: of_recipe("look_up", {"block.last_tokens": 4}),
         "plain": dict,
     }.items():
         model = tiny_model(plugins=plugins()).eval()

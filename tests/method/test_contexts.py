@@ -18,7 +18,7 @@ from ctxkv_lib.method.contexts import (
     stream_contexts,
 )
 from ctxkv_lib.method.oacd import train_context_block
-from ctxkv_lib.research.tuned import StructuredBlock
+from ctxkv_lib.method.tuned import StructuredBlock
 
 WIDTH = TINY["context_dim"]
 
@@ -66,7 +66,7 @@ def model_with(init):
     return model.requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=["trained", 0.1, 0.01, {"longest_mean": 40.0}, {"last_tokens": 5}])
+@pytest.fixture(scope="module", params=["trained", 0.1, 0.01, {"longest_mean": 40.0}])
 def model(request):
     return model_with(request.param).double()  # some untrained blocks amplify a rounding fifty times
 

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from functools import partial
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -14,8 +14,8 @@ from ctxkv_lib.method.caches import StreamCache, epoch_seed
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.evaluation import evaluate, perplexity
 from ctxkv_lib.method.loop import Diverged, Loop
-from ctxkv_lib.method.phase2 import EarlyStopping, Stepper, train_attention
-from ctxkv_lib.research.optimizer import ScheduledAdamW
+from ctxkv_lib.method.optimizer import Stepper
+from ctxkv_lib.method.phase2 import EarlyStopping, train_attention
 
 SEED = 3
 
@@ -24,10 +24,10 @@ TRAIN, VAL = tiny_stream(1399), tiny_stream(299)
 CONFIG = Phase2Config(max_epochs=3, batch_size=100, patience=3)
 
 
-def train(config=CONFIG, model=None, loop=None, data=TRAIN, stepper=Stepper):
+def train(config=CONFIG, model=None, loop=None, data=TRAIN):
     """Model, epochs without times, and stop reason."""
     model = model or tiny_method(attention_dropout=0.1)
-    result = train_attention(model, data, VAL, config, SEED, stepper, loop)
+    result = train_attention(model, data, VAL, config, SEED, loop)
     epochs = [{k: v for k, v in e.items() if k not in ("seconds", "memory")} for e in result.epochs]
     return model, epochs, result.stop_reason
 
@@ -107,11 +107,8 @@ def test_early_stopping_wants_strictly_lower():
 
 
 def test_the_averages_of_a_stepper_are_validated_and_kept():
-    settings = ScheduledAdamW.Settings(averaging=0.99)
-    model, epochs, _ = train(stepper=partial(ScheduledAdamW, settings=settings))
-    plain = train()[1]
-    assert epochs[0]["train_ppl"] == plain[0]["train_ppl"]
-    assert epochs[0]["val_ppl"] != plain[0]["val_ppl"]
+    model, epochs, _ = train(replace(CONFIG, optimizer="scheduled"))
+    assert epochs[0]["train_ppl"] != train()[1][0]["train_ppl"]
     assert perplexity(evaluate(model, VAL)[0]) == min(epoch["val_ppl"] for epoch in epochs)
 
 

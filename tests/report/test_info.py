@@ -29,7 +29,7 @@ def test_info_says_where_slots_lie_and_how_large_the_cache_is(recipe, settings, 
 
 
 def test_a_mixer_has_no_contexts_to_describe():
-    config = build_config("offline", settings={"mixer": "ctxkv_lib.research.mixers:NoContext"})
+    config = build_config("offline", settings={"mixer": "own_parts:GRUMixer"})
     sizes = describe(config, 90_000, 9_000)
     assert sizes["slots"] is sizes["kv_cache"] is sizes["context_window"] is sizes["computed"] is None
     shown = format_info(sizes)

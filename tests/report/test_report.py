@@ -77,7 +77,7 @@ EVERY_KIND = [
     {"settings": {"model.anchor": "grid"}},
     {"settings": {"phase2.max_epochs": 3}, "epochs": EPOCHS[500][:3]},
     {"epochs": [(100 + n, 200 + n, 0.1) for n in range(4)]},
-    {"recipe": "exact", "settings": {"mixer": "ctxkv_lib.research.mixers:GRUMixer"}},
+    {"recipe": "exact", "settings": {"mixer": "own_parts:GRUMixer"}},
 ]
 
 

@@ -28,7 +28,7 @@ def test_a_recipe_is_listed_with_the_settings_of_its_plug_ins(recipe, printed_by
     assert {row["setting"]: row["value"] for row in rows} == {
         key: value for key, value in settings.items() if "." in key and not key.endswith(".plugin")
     }
-    assert ("optimizer.decayed = matrices" in printed_by("settings", "--recipe", recipe)) == (
+    assert ("attention.layer_dropout = 0.1" in printed_by("settings", "--recipe", recipe)) == (
         recipe == "tuned"
     )
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_stream
 
-from ctxkv_lib.hf.copying import Copying
 from ctxkv_lib.hf.copying_streams import CopyingStream
 from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.copying import Copying
 from ctxkv_lib.method.memory import GIB
 from ctxkv_lib.runs import caches, scratch
 from ctxkv_lib.runs.caches import ReadAhead, held_mib, load_cache, place_caches, save_cache

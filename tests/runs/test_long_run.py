@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -15,8 +14,7 @@ from ctxkv_lib.method.config import Phase1Config, Phase2Config
 from ctxkv_lib.method.contexts import distinct_rows
 from ctxkv_lib.method.model import ContextBlock
 from ctxkv_lib.method.oacd import train_context_block
-from ctxkv_lib.method.phase2 import Stepper, train_attention
-from ctxkv_lib.research.optimizer import ScheduledAdamW
+from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.runs import long_run, scratch
 from ctxkv_lib.runs.long_run import Checkpoint, LongRun
 from ctxkv_lib.runs.micro_batches import summed
@@ -36,8 +34,6 @@ def clock(monkeypatch):
 
 
 TRAIN, VAL = tiny_stream(499), tiny_stream(119)
-SCHEDULE = ScheduledAdamW.Settings(schedule="cosine", warmup=0.2, averaging=0.9)
-SCHEDULED = partial(ScheduledAdamW, settings=SCHEDULE)
 
 
 class Shifted(ContextBlock):
@@ -72,9 +68,10 @@ def run_phase1(loop, folder=None, block=None, **changes):
     return (result.iterations, result.convergence_rate, result.stop_reason), tensors
 
 
-def run_phase2(loop, stepper=Stepper):
-    model, config = tiny_method(attention_dropout=0.3), Phase2Config(max_epochs=4, batch_size=64, patience=4)
-    result = train_attention(model, TRAIN, VAL, config, 1, stepper, loop)
+def run_phase2(loop, optimizer="adamw"):
+    model = tiny_method(attention_dropout=0.3)
+    config = Phase2Config(max_epochs=4, batch_size=64, patience=4, optimizer=optimizer)
+    result = train_attention(model, TRAIN, VAL, config, 1, loop)
     return result.stop_reason, cloned(model)
 
 
@@ -148,79 +145,18 @@ def test_phase_1_in_a_mapped_file_gives_the_numbers_of_memory(tmp_path, saved_at
     assert_same(run_phase1(hooks(path)[0], tmp_path), expected)
 
 
-class AveragedLater(Stepper):
-    """Averages from the sixth step on; before, it validates the trained weights."""
-
-    def __init__(self, weights, config, positions):
-        super().__init__(weights, config, positions)
-        self.weights = weights
-
-    def schedule(self, number):
-        self.number = number
-
-    def step(self):
-        super().step()
-        for name, weight in self.weights.items() if self.number >= 5 else ():
-            self.averages.setdefault(name, weight.detach().clone()).lerp_(weight.detach(), 0.1)
-
-    @contextmanager
-    def averaged(self):
-        trained = {name: self.weights[name].data for name in self.averages}
-        for name, average in self.averages.items():
-            self.weights[name].data = average
-        yield
-        for name, own in trained.items():
-            self.weights[name].data = own
-
-
-class Rounded(torch.optim.Optimizer):
-    """Momentum in a dtype of its own, and a mask; from the first step on also numbers and a tensor."""
-
-    def __init__(self, weights, dtype):
-        super().__init__(weights, {"lr": 0.01})
-        self.dtype = dtype
-
-    @torch.no_grad()
-    def step(self):
-        (group,) = self.param_groups
-        group["rate"] = 0.99 * group.get("rate", 0.01)
-        group.setdefault("drift", torch.zeros(2)).add_(1e-5)
-        for weight in group["params"]:
-            held = self.state[weight]
-            if not held:
-                held |= {
-                    "mean": torch.zeros_like(weight, dtype=self.dtype),
-                    "mask": torch.rand_like(weight) < 0.9,
-                    "count": 0,
-                }
-            held["count"] += 1
-            held["mean"].mul_(0.9).add_(weight.grad.to(self.dtype))
-            change = group["rate"] / held["count"] * held["mean"].float() + group["drift"].sum()
-            weight[held["mask"]] -= change[held["mask"]]
-
-
-def rounded(dtype):
-    class Own(Stepper):
-        def __init__(self, weights, config, positions):
-            self.averages, self.optimizer = {}, Rounded(weights.values(), dtype)
-
-    return Own
-
-
-@pytest.mark.parametrize(
-    "stepper", [Stepper, SCHEDULED, AveragedLater, rounded(torch.bfloat16), rounded(torch.float64)]
-)
-def test_phase_2_stopped_between_epochs_gives_the_same_numbers(tmp_path, stepper):
-    stopped_and_resumed(lambda loop: run_phase2(loop, stepper), tmp_path / "c.safetensors", 2)
+@pytest.mark.parametrize("optimizer", ["adamw", "scheduled"])
+def test_phase_2_stopped_between_epochs_gives_the_same_numbers(tmp_path, optimizer):
+    stopped_and_resumed(lambda loop: run_phase2(loop, optimizer), tmp_path / "c.safetensors", 2)
 
 
 @pytest.mark.parametrize("stopped_at", [0, 1, 7, 8, 9, 20, 31])  # steps
-@pytest.mark.parametrize("stepper", [Stepper, SCHEDULED])
+@pytest.mark.parametrize("optimizer", ["adamw", "scheduled"])
 def test_phase_2_stopped_within_an_epoch_repeats_one_step(
-    tmp_path, saved_at_every_step, stopped_at, stepper, monkeypatch
+    tmp_path, saved_at_every_step, stopped_at, optimizer, monkeypatch
 ):
     loop, expected = hooks()
-    whole, original, steps, path = run_phase2(loop, stepper), phase2.batch_gradients, [], tmp_path / "c"
+    whole, original, steps, path = run_phase2(loop, optimizer), phase2.batch_gradients, [], tmp_path / "c"
 
     def counted(*batch):
         steps.append(1)
@@ -230,11 +166,11 @@ def test_phase_2_stopped_within_an_epoch_repeats_one_step(
 
     monkeypatch.setattr(phase2, "batch_gradients", counted)
     with pytest.raises(Stopped):
-        run_phase2(hooks(path)[0], stepper)
+        run_phase2(hooks(path)[0], optimizer)
     _, state = Checkpoint(path, "key").restore() or (None, {"position": 0, "seconds": 0})
     assert bool(state["seconds"]) == bool(state["position"])
     loop, heard = hooks(path)
-    assert_same(run_phase2(loop, stepper), whole)
+    assert_same(run_phase2(loop, optimizer), whole)
     assert heard == expected
     assert len(steps) == 4 * EPOCH_STEPS + 1
 

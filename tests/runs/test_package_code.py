@@ -59,7 +59,7 @@ def test_whatever_way_the_method_is_patched_it_is_other_code(monkeypatch):
 @pytest.mark.parametrize("digested", [code_key, lambda: code_with_imports("runs/testing")])
 def test_code_that_reads_rows_and_copies_is_in_the_keys_of_training_and_test(digested, monkeypatch):
     keys, code_of = [digested()], package_code._code_of
-    for changed in ("runs/rows.py", "hf/copying_streams.py", "hf/copying.py"):
+    for changed in ("runs/rows.py", "hf/copying_streams.py"):
 
         def other(file, changed=changed):
             source, imports = code_of(file)
@@ -67,7 +67,7 @@ def test_code_that_reads_rows_and_copies_is_in_the_keys_of_training_and_test(dig
 
         monkeypatch.setattr(package_code, "_code_of", other)
         keys.append(digested())
-    assert len({*keys}) == 4
+    assert len({*keys}) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Copying: a token that followed a similar context before becomes more likely (Grave et al., 2017).
 
-An attention plug-in turns it on by an attribute `copying`. Nothing is trained, and training does without it:
+An attention turns it on by an attribute `copying`. Nothing is trained, and training does without it:
 it takes part in validation, tests, generation and evaluation.
 """
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..method.model import ContextKV
+from .model import ContextKV
 
 COMPARED_AT_ONCE = 64  # positions
 NOTHING = 1e-38  # the least probability of what is copied, or left: the log of 0 has no gradient

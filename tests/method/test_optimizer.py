@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ctxkv_lib.method import optimizer
+from ctxkv_lib.method.config import ModelConfig, Phase2Config
+from ctxkv_lib.method.optimizer import EMA_DECAY, ScheduledAdamW, lr_lambda
+from ctxkv_lib.method.tuned import SlotAttention
+
+
+@pytest.mark.parametrize("warmup", [0.05, 0.25, 0.5])
+def test_the_rate_rises_and_falls_as_a_cosine(warmup, monkeypatch):
+    monkeypatch.setattr(optimizer, "WARMUP", warmup)
+    cosine = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    risen = [min(1, (step + 1) / max(1, 8 * warmup)) for step in range(8)]
+    expected = [part * share for part, share in zip(risen, cosine, strict=True)]
+    assert [lr_lambda(step, 8) for step in range(8)] == pytest.approx(expected)
+
+
+def test_each_step_takes_its_rate_of_the_steps_of_all_epochs():
+    """2 epochs of 3 batches, the last one of which is short."""
+    weight = nn.Parameter(torch.zeros(()))
+    config = Phase2Config(max_epochs=2, batch_size=40, learning_rate=0.1, weight_decay=0.0)
+    stepper, moved = ScheduledAdamW({"w": weight}, config, 100), []
+    for number in range(6):
+        before = weight.item()
+        weight.grad = torch.ones(())  # Adam steps by the rate where gradients stay the same
+        stepper.schedule(number)
+        stepper.step()
+        moved.append(before - weight.item())
+    assert moved == pytest.approx([0.1 * lr_lambda(step, 6) for step in range(6)], rel=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "decay"), [(25_000, 4), (50_000, 2), (200_000, 0.5)])
+def test_streams_of_any_length_decay_as_much_an_epoch(tokens, decay):
+    weights, config = {"weight": nn.Parameter(torch.zeros(2, 2))}, Phase2Config(weight_decay=2)
+    groups = ScheduledAdamW(weights, config, tokens).optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [decay, 0]
+
+
+def test_only_matrices_decay():
+    """Without gradients all that a step does to weights is to let them decay."""
+    config = ModelConfig(hidden_size=12, context_dim=8, num_heads=2, intermediate_size=20, max_contexts=3)
+    layer = SlotAttention(config, SlotAttention.Settings())
+    model = nn.ModuleDict({"layer": layer, "gru": nn.GRU(4, 4)})
+    trained = dict(model.named_parameters())
+    for weight in trained.values():
+        weight.data.fill_(1.0)
+        weight.grad = torch.zeros_like(weight)
+    ScheduledAdamW(trained, Phase2Config(learning_rate=0.5, weight_decay=0.2), 50_000).step()
+    linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    for name, weight in trained.items():
+        expected = 0.9 if name in {*linear, "gru.weight_ih_l0", "gru.weight_hh_l0"} else 1.0
+        torch.testing.assert_close(weight, torch.full_like(weight, expected), msg=name)
+
+
+def test_an_average_keeps_its_share_at_every_step():
+    weight = nn.Parameter(torch.zeros(3))
+    stepper, expected = ScheduledAdamW({"w": weight}, Phase2Config(), 100), torch.zeros(3)
+    for step in range(1, 12):
+        weight.grad = torch.randn(3)
+        stepper.schedule(step - 1)
+        stepper.step()
+        kept = min(EMA_DECAY, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * weight.detach()
+    torch.testing.assert_close(stepper.averages["w"], expected)
+    own = weight.detach().clone()
+    with stepper.averaged():
+        assert torch.equal(weight, stepper.averages["w"])
+    assert torch.equal(weight, own)

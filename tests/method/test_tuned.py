@@ -1,0 +1,189 @@
+"""The parts of recipe `tuned`, in models built directly from them."""
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, tiny_method
+
+from ctxkv_lib.method import tuned
+from ctxkv_lib.method.config import ModelConfig, Phase1Config
+from ctxkv_lib.method.model import ContextKV, Parts
+from ctxkv_lib.method.tuned import SlotAttention, StructuredBlock, geometric_offsets, principal_components
+from ctxkv_lib.runs.models import parameter_counts
+
+
+def tiny_model(block=None, shapes=None, **attention):
+    parts = Parts(
+        partial(StructuredBlock, settings=StructuredBlock.Settings(**(block or {}))),
+        partial(SlotAttention, settings=SlotAttention.Settings(**attention)),
+    )
+    return tiny_method(parts, **(shapes or {}))
+
+
+def structured_block(context_dim, hidden_size, **settings):
+    return StructuredBlock(context_dim, hidden_size, StructuredBlock.Settings(**settings))
+
+
+@torch.no_grad()
+def recurrence(block, embeddings, tokens):
+    """Contexts `[streams, n + 1, context_dim]` of tokens `[streams, n]`, with the zero context in front."""
+    contexts = [torch.zeros(len(tokens), block.context_dim)]
+    for inputs in block.project_inputs(embeddings)[tokens].unbind(1):
+        contexts.append(block(contexts[-1], inputs))
+    return torch.stack(contexts, dim=1)
+
+
+def test_a_block_encodes_the_token_and_running_means_of_tokens():
+    """Half of the units have the token whole, and a sixth each a mean of the 4, 9 and 20 tokens before."""
+    draw = torch.Generator().manual_seed(0)
+    block = structured_block(32, 48, longest_mean=20.0)
+    embeddings = torch.randn(16, 48, generator=draw) + torch.randn(48, generator=draw)
+    tokens = torch.randint(0, 16, (20, 300), generator=draw)
+    block.init_weights(embeddings, tokens.flatten(), Phase1Config())
+    contexts = recurrence(block, embeddings, tokens)[:, 101:].double()
+    rows, now = contexts.flatten(0, 1), embeddings[tokens[:, 100:].flatten()].double()
+    assert torch.allclose(rows.mean(dim=0), torch.zeros(32).double(), atol=0.1)
+    assert rows[:, :16].var(dim=0).mean().item() == pytest.approx(1, rel=0.1)
+    whole = torch.linalg.lstsq(rows[:, :16], now - now.mean(dim=0)).solution
+    assert (rows[:, :16] @ whole - now + now.mean(dim=0)).var() < 1e-3 * now.var()
+    for units, length in zip((slice(16, 21), slice(21, 26), slice(26, 31)), (4, 80**0.5, 20), strict=True):
+        mean = contexts[..., units]
+        assert mean.flatten(0, 1).std(dim=0).mean().item() == pytest.approx(tuned.MEAN_STD, rel=0.2)
+        kept = (mean[:, 1:] * mean[:, :-1]).sum() / mean[:, 1:].square().sum()
+        assert kept.item() == pytest.approx(1 - 1 / length, abs=0.05)
+
+
+def test_principal_components_weigh_tokens_as_often_as_they_occur():
+    embeddings = torch.tensor([[1.0, 0.0, 5.0], [-1.0, 0.0, 5.0], [0.0, 4.0, 5.0]])
+    mean, axes, deviations = principal_components(embeddings, torch.tensor([0, 1, 0, 1, 0, 1, 2, 0, 1, 0, 1]))
+    assert torch.allclose(mean, torch.tensor([0.0, 4 / 11, 5.0]), atol=1e-6)
+    assert torch.allclose(axes, torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]), atol=1e-6)
+    wanted = [4 * (10 / 121) ** 0.5, (10 / 11) ** 0.5]
+    assert torch.allclose(deviations, torch.tensor([*wanted, wanted[0] / 1000]), atol=1e-5)
+    _, axes, _ = principal_components(torch.randn(40, 9), torch.arange(40))
+    assert all(axis[axis.abs().argmax()] > 0 for axis in axes)
+
+
+def test_a_stream_of_one_token_has_contexts_too():
+    block, embeddings = structured_block(32, 48, longest_mean=20.0), torch.randn(1, 48)
+    tokens = torch.zeros(50, dtype=torch.int64)
+    block.init_weights(embeddings, tokens, Phase1Config())
+    assert recurrence(block, embeddings, tokens[None]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("block", "shapes", "attention", "sentence"),
+    [
+        ({"longest_mean": 3}, {}, {}, r"block\.longest_mean is 3; allowed: 4\.0 or more\."),
+        (
+            {"longest_mean": 9},
+            {"context_dim": 25},
+            {},
+            r"model\.context_dim is 25; allowed: at most model\.hidden_size \(24\) with a StructuredBlock",
+        ),
+        ({}, {}, {"copy_weight": 1.0}, r"attention\.copy_weight is 1\.0; allowed: 0 or more, less than 1"),
+    ],
+)
+def test_plug_ins_refuse_settings_in_a_sentence(block, shapes, attention, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny_model(block, shapes, **attention)
+
+
+def plain_layer(layer, embeddings, window, mask):
+    """The layer as its definition reads: keys and values of every slot, softmax over slots."""
+    attention, inner = layer.attention, layer.feed_forward
+    heads = (attention.num_heads, attention.head_dim)
+    x = layer.input_dropout(embeddings)
+    q = attention.q(x).unflatten(-1, heads)
+    k, v = attention.k(window).unflatten(-1, heads), attention.v(window).unflatten(-1, heads)
+    scores = torch.einsum("nhd,nshd->nhs", q, k) / attention.head_dim**0.5
+    scores = scores + attention.slot_bias
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    weights = scores.softmax(-1)
+    mixed = torch.einsum("nhs,nshd->nhd", attention.dropout(weights), v)
+    attended = layer.layer_dropout(attention.out(mixed.flatten(1)))
+    hidden = attention.norm(x + attended)
+    added = inner.norm(inner.dropout(inner.down(inner.dropout(F.gelu(inner.up(hidden))))))
+    return attended + added
+
+
+def positions_of(model, positions, dtype=torch.float32):
+    """Embeddings, window and presence of slots at positions of random contexts."""
+    rows = model.window.rows(torch.tensor(positions))
+    contexts = torch.randn(42, TINY["context_dim"], dtype=dtype)
+    contexts[0] = 0
+    return torch.randn(len(positions), TINY["hidden_size"], dtype=dtype), contexts[rows], rows > 0
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kv_method", ["fixed", "variable"])
+def test_the_layer_equals_projected_keys_and_values(dropout, kv_method):
+    """Values and gradients, with every dropout drawn in the same order."""
+    shapes = {"kv_method": kv_method, "attention_dropout": dropout}
+    model = tiny_model(None, shapes, input_dropout=dropout, layer_dropout=dropout).double().train()
+    layer = model.attention
+    layer.attention.slot_bias.data += torch.randn_like(layer.attention.slot_bias)
+    embeddings, window, present = positions_of(model, [0, 1, 2, 3, 9, 10, 40], torch.float64)
+    direction = torch.randn_like(embeddings)
+    mask = present if kv_method == "variable" else None
+    results = []
+    for hidden_of in (
+        lambda: layer(embeddings, window, present)[0],
+        lambda: plain_layer(layer, embeddings, window, mask),
+    ):
+        torch.manual_seed(3)
+        hidden = hidden_of()
+        layer.zero_grad()
+        (hidden * direction).sum().backward()
+        gradients = {n: p.grad for n, p in layer.named_parameters()}
+        results.append((hidden.detach(), gradients))
+    (fast, fast_gradients), (plain, plain_gradients) = results
+    torch.testing.assert_close(fast, plain)
+    for name, gradient in plain_gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("heads", "slots", "preferred", "bias"),
+    [
+        (8, 32, [1, 1, 1, 2, 2, 3, 3, 4], 4.0),
+        (4, 3, [1, 2, 2, 2], 1.2592),
+        (1, 32, [1], 4.0),
+        (2, 1, [0, 0], 0.0),
+    ],
+)
+def test_heads_prefer_one_of_the_nearest_slots(heads, slots, preferred, bias):
+    layer = tiny_model(None, {"num_heads": heads, "max_contexts": slots}).attention
+    layer.attention.k.weight.data.zero_()  # no slot is like the token
+    embeddings, window = torch.randn(1, TINY["hidden_size"]), torch.randn(1, slots, TINY["context_dim"])
+    _, weights = layer(embeddings, window, torch.ones(1, slots, dtype=torch.bool))
+    for found, slot in zip(weights[0], preferred, strict=True):
+        scores = bias * F.one_hot(torch.tensor(slot), slots)
+        torch.testing.assert_close(found, scores.softmax(0), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("interval", [1, 2, 20])
+@pytest.mark.parametrize("max_contexts", [1, 2, 3, 32])
+def test_geometric_slots_rise_without_a_gap_to_the_reach_of_uniform_ones(interval, max_contexts):
+    offsets = geometric_offsets(ModelConfig(interval=interval, max_contexts=max_contexts))
+    steps = [further - nearer for nearer, further in pairwise(offsets)]
+    assert len(offsets) == max_contexts
+    assert (offsets[0], offsets[-1]) == (0, interval * (max_contexts - 1))
+    assert all(step >= 1 for step in steps)
+    assert max_contexts < 3 or steps[0] == 1
+
+
+def test_the_window_has_the_slots_of_the_attention():
+    assert geometric_offsets(ModelConfig())[:16] == [*range(14), 16, 20]
+    assert tiny_model().window.offsets == [0, 1, 3, 9]
+
+
+def test_parameters_of_recipe_tuned_at_full_size():
+    with torch.device("meta"):
+        attention = partial(SlotAttention, settings=SlotAttention.Settings())
+        model = ContextKV(ModelConfig(), parts=Parts(attention=attention))
+    assert parameter_counts(model) == {"total": 38_861_824 + 6_300_928, "trainable_phase2": 6_300_928}
