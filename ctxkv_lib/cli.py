@@ -168,16 +168,12 @@ def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfi
     """Build the configuration; without any option of an experiment, take that of an existing run in --out."""
     from .runs.configure import configure
 
-    stored = (getattr(options, "out", None) or Path()) / "config.json"
-    if (
-        getattr(options, "out", None)
-        and stored.is_file()
-        and not any(vars(options)[key] for key in EXPERIMENT)
-    ):
+    out = getattr(options, "out", None)
+    if out and (out / "config.json").is_file() and not any(vars(options)[key] for key in EXPERIMENT):
         try:
-            return config_from_dict(read_json(stored))
+            return config_from_dict(read_json(out / "config.json"))
         except (AttributeError, LookupError, TypeError):
-            raise UserError(f"{stored} holds no configuration; name another folder with --out.") from None
+            raise UserError(f"{out} holds no configuration; name another folder with --out.") from None
     given = {"data.path": options.data, "data.split": options.split}
     given |= {hook: getattr(options, hook) for hook in PLUG_INS}
     given = {key: value for key, value in given.items() if value is not None}

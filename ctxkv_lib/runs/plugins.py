@@ -49,14 +49,15 @@ class PlugIn:
         Raises:
             UserError: there is no such thing.
         """
-        name = part if isinstance(part, str) else None
-        part = part if name is None else _imported(name)
+        name, part = (part, _imported(part)) if isinstance(part, str) else (None, part)
         if not (inspect.isclass(part) or inspect.isfunction(part)):
             raise UserError(
                 f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
                 "package.module:Name."
             )
-        name = name or f"{part.__module__}:{part.__qualname__}"
+        if name is None:  # a decorated function is where its decorator is: `wraps` copies other names
+            module = getattr(part, "__globals__", {}).get("__name__", part.__module__)
+            name = f"{module}:{part.__qualname__}"
         plugin = cls(name, _source_of(name, part), settings_of(part, {}))
         _given[name, plugin.source] = part
         return plugin

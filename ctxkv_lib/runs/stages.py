@@ -185,9 +185,7 @@ def _held_mib(caches: dict[str, StreamCache]) -> dict[str, float]:
     sizes = {}
     for split, cache in caches.items():
         sizes[f"{split}_ctx"] = cache.contexts.nbytes
-        sizes[f"{split}_emb"] = cache.ids.nbytes + (
-            0 if cache.embeddings is None else cache.embeddings.nbytes
-        )
+        sizes[f"{split}_emb"] = cache.nbytes - cache.contexts.nbytes
     return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 

@@ -1,21 +1,17 @@
 """The digest of an idea is another one if what it computes can be, and the same one if it cannot."""
 
-import dataclasses
 import functools
 import importlib
-import linecache
 import sys
 import types
 
 import pytest
-import torch
 
-from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.oacd import oacd_loss
 from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.folder import run_folder_of
+from ctxkv_lib.runs.identity import code_digest
 from ctxkv_lib.runs.plugins import PlugIn
-from ctxkv_lib.runs.run_folder import run_folder_of
-from ctxkv_lib.runs.sources import source_digest
 
 COMMON = """
 import collections, dataclasses, enum, functools, types
@@ -43,16 +39,14 @@ class Base(nn.Module):
 def run_cell(source, module=None):
     """Run code as a notebook cell, in a new session if none is given; returns the session's names."""
     module = module or types.ModuleType("__main__")
-    file = f"/tmp/ipykernel_2/{hash(source)}.py"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    exec(compile(source, file, "exec"), vars(module))
+    exec(compile(source, "<cell>", "exec"), vars(module))
     return module
 
 
 def digest(module, name="idea"):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "__main__", module)
-        return source_digest(getattr(module, name))
+        return code_digest(getattr(module, name))
 
 
 PACKAGE_OBJECT = """
@@ -241,11 +235,9 @@ def test_what_computes_something_else_is_another_idea(source, old, new):
         ("# bounded", "# in (-1, 1)"),
         ("'''A block.'''", "'''My block.'''"),
         ("MORE = 1", "MORE = 2"),
-        ("SEEN = []", "SEEN = [1.0]"),
-        ("STARTED = 1", "STARTED = 2"),
     ],
 )
-def test_other_words_about_the_code_and_what_it_counts_make_no_other_idea(old, new):
+def test_other_words_about_the_code_make_no_other_idea(old, new):
     changed = CELL.replace(old, new)
     assert changed != CELL
     assert digest(run_cell(COMMON + CELL)) == digest(run_cell(COMMON + changed))
@@ -285,11 +277,22 @@ SWAPPED = "CFG.on.clear(); CFG.on.update((8, 0))"  # the same set, whose numbers
         ("LIST = []\nLIST.append(LIST)\ndef idea(c):\n    return LIST[0]", ""),
     ],
 )
-def test_what_an_idea_changes_itself_makes_no_other_one(source, use):
-    first, second = run_cell(COMMON + source), run_cell(COMMON + source)
-    before = digest(first)
-    exec(use, vars(first))
-    assert digest(first) == before == digest(second)
+def test_what_an_idea_changes_itself_in_a_training_makes_no_other_one(source, use, monkeypatch):
+    session = run_cell(COMMON + source)
+    monkeypatch.setitem(sys.modules, "__main__", session)
+    before = PlugIn.of(session.idea)
+    exec(use, vars(session))
+    before.keep_source()  # as a run does at its end
+    assert PlugIn.of(session.idea).source == before.source
+
+
+@pytest.mark.parametrize("part", ["types.SimpleNamespace(on={0, 8})", "PARTS({0, 8})"])
+def test_the_order_of_a_set_makes_no_other_idea(part):
+    made = "PARTS = collections.namedtuple('Parts', 'on')\n"
+    session = run_cell(f"{COMMON}{made}CFG = {part}\ndef idea(c):\n    return c * len(CFG.on)")
+    before = digest(session)
+    exec("CFG.on.clear(); CFG.on.update((8, 0))", vars(session))
+    assert digest(session) == before
 
 
 def test_a_subclass_is_of_the_base_class_that_it_was_made_with():
@@ -303,21 +306,7 @@ def test_a_wrapper_of_the_packages_own_function_is_an_idea():
     def more(*arguments):
         return 2 * oacd_loss(*arguments)
 
-    assert source_digest(oacd_loss) == "" != source_digest(more)
-
-
-def test_what_newer_pythons_give_a_class_makes_no_other_idea():
-    class Chosen:
-        steps: int = 3
-
-    def annotate(_):
-        return {"steps": int}
-
-    before = source_digest(Chosen)
-    annotate.__code__ = annotate.__code__.replace(co_qualname=f"{Chosen.__qualname__}.__annotate__")
-    Chosen.__annotate_func__ = annotate  # from Python 3.14 on
-    Chosen.__replace__ = dataclasses.replace  # of a dataclass or a named tuple, from Python 3.13 on
-    assert source_digest(Chosen) == before != ""
+    assert PlugIn.of(oacd_loss).source == "" != PlugIn.of(more).source
 
 
 def test_what_an_installed_module_holds_makes_no_other_idea(monkeypatch):
@@ -329,15 +318,6 @@ def test_what_an_installed_module_holds_makes_no_other_idea(monkeypatch):
     assert digest(session) == before
 
 
-def test_what_a_module_by_another_name_counts_makes_no_other_idea(own_module):
-    counting = "CALLS = []\ndef squash(c):\n    CALLS.append(c)\n    return c\n"
-    own_module("layers", counting)
-    idea = importlib.import_module(own_module("my_parts", USER)).by_another_name
-    before = source_digest(idea)
-    idea(torch.ones(1))
-    assert source_digest(idea) == before
-
-
 def test_two_imports_of_one_name_are_both_part_of_an_idea(own_module):
     two = "class idea:\n" + "".join(
         f"    def {name}(self, c):\n        from {name} import helper\n        return helper(c)\n"
@@ -347,33 +327,8 @@ def test_two_imports_of_one_name_are_both_part_of_an_idea(own_module):
     for first, second in ((1, 1), (2, 1), (1, 2)):
         for name, factor in (("first_part", first), ("second_part", second)):
             own_module(name, f"def helper(c):\n    return {factor} * c\n")
-        linecache.clearcache()
-        found.add(source_digest(importlib.import_module(own_module("two_imports", two)).idea))
+        found.add(code_digest(importlib.import_module(own_module("two_imports", two)).idea))
     assert len(found) == 3
-
-
-def test_an_idea_whose_helper_has_no_source_is_refused():
-    session = run_cell(COMMON + "def idea(c):\n    return helper(c)\n")
-    exec(compile("def helper(c):\n    return c\n", "<timed exec>", "exec"), vars(session))
-    with pytest.raises(
-        UserError, match=r"The source of helper is not to be found; .* without %%time or exec"
-    ):
-        digest(session)
-
-
-@pytest.mark.parametrize("was_used", [True, False])
-@pytest.mark.parametrize("new", ["def idea(c):\n    return -c\n", "K = 1\ndef idea(c):\n    return c\n", "("])
-def test_a_file_edited_since_its_import_is_refused_until_it_is_reloaded(tmp_path, own_module, new, was_used):
-    module = importlib.import_module(own_module("edited_idea", "def idea(c):\n    return c\n"))
-    file = tmp_path / "edited_idea.py"
-    before = PlugIn.of(module.idea).source if was_used else None
-    file.write_text(new)
-    with pytest.raises(UserError, match=r"edited_idea.py has changed since idea was imported; reload it or"):
-        source_digest(module.idea)
-    file.write_text("def idea(c):\n    return 2 * c  # longer\n")
-    importlib.invalidate_caches()
-    importlib.reload(module)
-    assert PlugIn.of("edited_idea:idea").source == source_digest(module.idea) != before
 
 
 LAYERS = """
@@ -410,7 +365,5 @@ def test_the_folder_of_a_run_depends_on_the_other_files_that_an_idea_uses(own_mo
     for code in (LAYERS, LAYERS + "# a comment\n", LAYERS.replace("tanh", "sin"), LAYERS + more):
         own_module(file, code)
         own_module("my_parts", USER.replace("layers", file))
-        linecache.clearcache()
         folders.append(run_folder_of(build_config("ci").replace({"loss": f"my_parts:{name}"})))
-    assert folders[0] == folders[1] != folders[2]
-    assert (folders[0] == folders[3]) == (name in NAMES[:4])  # the others use the module as a whole
+    assert folders[0] == folders[1] == folders[3] != folders[2]

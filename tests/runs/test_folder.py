@@ -1,0 +1,180 @@
+"""The record of a run is true: a stage counts only with its key and its files, whatever happened to them."""
+
+import json
+import os
+import shutil
+from multiprocessing import get_context
+
+import pytest
+from conftest import cut, flip
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.files import write_text
+from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.folder import RECORD, RunFolder, claimed, load_run, run_folder_of
+
+CONFIG = build_config("ci", samples=3)
+ORIGIN = {"code": "c", "data": "d", "precision": "fp32"}
+
+
+def finish(folder, name, text="numbers", key="key"):
+    path = folder.path / "checkpoint" / f"{name}.txt"
+    write_text(path, text)
+    return folder.finish(name, key, [path], {"text": text})
+
+
+def begun(path, *stages, config=CONFIG, origin=ORIGIN, **options):
+    """The record of a run with these stages finished."""
+    with claimed(path, config, origin, **options) as folder:
+        for stage in stages:
+            finish(folder, stage)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    begun(tmp_path / "run", "phase1", "test", "results")
+    return tmp_path / "run"
+
+
+def test_a_stage_counts_if_its_key_and_its_files_are_those_of_the_record(run, damage, capsys):
+    with claimed(run, CONFIG, ORIGIN) as folder:
+        assert folder.finished("phase1", "key").result == {"text": "numbers"}
+        assert folder.finished("phase1", "another") is None
+        damage(run / "checkpoint" / "phase1.txt")
+        assert folder.finished("phase1", "key") is None
+        assert "phase1.txt is damaged: phase1 is made again." in capsys.readouterr().err
+        (run / "checkpoint" / "phase1.txt").unlink()
+        assert folder.finished("phase1", "key") is None
+
+
+def test_a_new_stage_drops_the_results_and_a_measurement_does_not(run):
+    with claimed(run, CONFIG, ORIGIN) as folder:
+        finish(folder, "ngrams")
+        assert "results" in RunFolder.read(run).stages
+        finish(folder, "phase1")
+    assert "results" not in RunFolder.read(run).stages
+
+
+@pytest.mark.parametrize("changed", ["code", "data", "precision"])
+def test_a_result_of_other_code_or_data_is_replaced_only_if_asked(run, changed):
+    other, before = {**ORIGIN, changed: "other"}, (run / RECORD).read_bytes()
+    config = CONFIG.replace({"runtime.precision": "fp32"}) if changed == "precision" else CONFIG
+    if changed == "precision":
+        begun(run.parent / "fp32", "results", config=config)
+        run = run.parent / "fp32"
+        before = (run / RECORD).read_bytes()
+    with pytest.raises(UserError, match=rf"finished result of other {changed}; .*--again"):
+        begun(run, config=config, origin=other)
+    assert (run / RECORD).read_bytes() == before
+    assert "results" not in begun(run, config=config, origin=other, again=True).stages
+
+
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(run):
+    with claimed(run, CONFIG, {**ORIGIN, "precision": "bf16"}) as folder:
+        assert folder.origin["precision"] == "fp32"
+        assert "results" in folder.stages
+
+
+def test_folders_of_other_things_are_refused_and_left(run, tmp_path):
+    other = CONFIG.replace({"phase2.patience": 7})
+    with pytest.raises(UserError, match=r"another experiment: phase2\.patience 3 \(asked: 7\); name another"):
+        begun(run, config=other)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and has no record of a run"):
+        begun(tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir() if path.name != ".lock"] == ["thesis.tex"]
+    with pytest.raises(UserError, match="is a file"):
+        begun(tmp_path / "full" / "thesis.tex")
+    with pytest.raises(UserError, match="holds runs and is none; name one of them"):
+        load_run(tmp_path)
+    with pytest.raises(UserError, match="is a part of a run; name the run"):
+        load_run(run / "checkpoint")
+    with pytest.raises(UserError, match=r"holds no run; .*`ctxkv run --out .*nowhere` makes one"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_a_damaged_record_is_refused_and_replaced_only_if_asked(run, damage):
+    damage(run / RECORD)
+    for read in (lambda: load_run(run), lambda: begun(run)):
+        with pytest.raises(UserError, match=r"stages\.json"):
+            read()
+    assert begun(run, again=True).stages == {}
+
+
+def test_a_record_of_another_version_is_refused_in_a_sentence(run):
+    folder = RunFolder.read(run)
+    folder.config["phase2"]["momentum"] = 1
+    folder.write()
+    with pytest.raises(UserError, match="another version of ctxkv_lib; use that version, or another folder"):
+        RunFolder.read(run)
+
+
+def test_a_reader_refuses_what_is_unfinished_or_lost(run, tmp_path):
+    begun(tmp_path / "begun", "phase1")
+    with pytest.raises(UserError, match="has not finished; go on with `ctxkv run --out"):
+        load_run(tmp_path / "begun")
+    flip(run / "checkpoint" / "phase1.txt")
+    with pytest.raises(UserError, match=r"phase1\.txt is damaged; make it again with `ctxkv run --out"):
+        load_run(run, "phase1")
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_a_stage_of_a_run_beside_is_linked_if_it_is_intact(run, tmp_path, monkeypatch, capsys, can_link):
+    if not can_link:
+        monkeypatch.setattr(os, "link", lambda *_: os.stat("/nowhere"))
+    broken = shutil.copytree(run, tmp_path / "a broken one")
+    cut(broken / "checkpoint" / "phase1.txt")
+    (tmp_path / "a damaged one" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "a damaged one" / RECORD).write_text("{")
+    with claimed(tmp_path / "new", CONFIG.replace({"phase2.patience": 7}), ORIGIN) as folder:
+        assert folder.finished("phase1", "key").result == {"text": "numbers"}
+        assert folder.finished("test", "key") is None  # not shared
+    assert "phase1 is taken from run: same settings, data and code." in capsys.readouterr().err
+    assert (tmp_path / "new" / "checkpoint" / "phase1.txt").samefile(
+        run / "checkpoint/phase1.txt"
+    ) == can_link
+
+
+def claim(path, refused):
+    try:
+        begun(path)
+    except UserError as error:
+        refused.put(str(error))
+
+
+def test_one_process_at_a_time_works_in_a_folder(run):
+    context = get_context("fork")
+    refused = context.Queue()
+    with claimed(run, CONFIG, ORIGIN):
+        other = context.Process(target=claim, args=(run, refused))
+        other.start()
+        assert "is in use by another process; wait" in refused.get(timeout=60)
+        other.join()
+    begun(run)
+
+
+def test_leftovers_of_a_killed_process_go_and_a_folder_in_which_nothing_was_made_too(run, tmp_path):
+    (run / "caches").mkdir()
+    (run / "caches" / ".train_ctx.safetensors.7.part").write_text("half")
+    begun(run)
+    assert not [*run.rglob("*.part")]
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "new", CONFIG, ORIGIN):
+        raise KeyboardInterrupt
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_name_of_a_folder_says_what_was_changed(tmp_path):
+    name = run_folder_of(CONFIG).name
+    assert name == "ci-exact-3"
+    changed = run_folder_of(CONFIG.replace({"phase2.patience": 7})).name
+    assert changed.startswith("ci-exact-3-")
+    assert changed == run_folder_of(CONFIG.replace({"phase2.patience": "7"})).name
+    names = []
+    for file in ("a.jsonl", "b.jsonl"):  # the same content
+        (tmp_path / file).write_text(json.dumps({"text": "rain"}))
+        names.append(
+            run_folder_of(CONFIG.replace({"data.source": "file", "data.path": str(tmp_path / file)})).name
+        )
+    assert names[0] == names[1]
