@@ -5,7 +5,6 @@ Rank 0 computes everything but Phase 2, whose batches all processes share.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..errors import UserError
-from ..files import read_tensors, remove, write_parts, write_tensors
+from ..files import remove, write_parts, write_tensors
 from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, exact_contexts, stream_contexts
 from ..method.evaluation import effective_rank, perplexity, token_scores
@@ -26,11 +25,12 @@ from ..progress import say, stage
 from .caches import load_caches, place_caches
 from .checks import refuse_unsaved
 from .folder import Stage
+from .model import frozen_model, load_block, load_weights, parameter_counts
 from .provenance import PRECISIONS, provenance
 from .rows import MixerModel, as_read
 from .saved_epochs import RunLoop
 from .trained import save_for_transformers
-from .work import Work, frozen_model, parameter_counts
+from .work import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -239,7 +239,7 @@ def attention_of(work: Work, phase1: Stage, caches: Stage) -> Stage:
         buffers = {f"attention.{name}": each for name, each in model.attention.named_buffers()}
         write_tensors(weights, {**buffers, **model.trained_weights()})
         if any(plugin.source for plugin in config.plugins.values()):
-            again = frozen_model(config, work.table, work.counts).to(work.device)
+            again = frozen_model(config, work.table.weight, work.log_unigram).to(work.device)
             load_weights(again, folder.path)
             refuse_unsaved(model, again, prepared.caches["val"])
         remove(saved)
@@ -311,16 +311,3 @@ def test_scores(work: Work, ids: Tensor) -> tuple[Tensor, Tensor]:
 def by_conversation(losses: Tensor, starts: Tensor) -> list[Tensor]:
     """Split the losses, which start at the stream's second token, at the conversations' first tokens."""
     return [part for part in losses.tensor_split((starts[1:] - 1).clamp(min=0).cpu()) if len(part)]
-
-
-def load_block(model: ContextKV, path: Path) -> None:
-    """Load the ContextBlock that Phase 1 wrote; a mixer has none."""
-    if not isinstance(model, MixerModel):
-        model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
-
-
-def load_weights(model: ContextKV, path: Path) -> None:
-    """Load what both phases trained."""
-    load_block(model, path)
-    model.load_state_dict(read_tensors(path / "checkpoint" / "attention.safetensors"), strict=False)
-    model.eval()

@@ -5,24 +5,22 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.conversations import Conversations, load_conversations
-from ..data.counts import unigram_floor
-from ..data.embeddings import TokenTable, corpus_counts, load_table
+from ..data.embeddings import load_table
 from ..data.tokens import TokenStream, load_tokenizer, tokenizer_digest, train_stream, validation_stream
 from ..errors import UserError
 from ..files import digest
-from ..method.config import GPT2_VOCAB_SIZE
 from ..method.loop import Metric
 from ..method.memory import begin_peaks, snapshot
-from ..method.model import ContextKV, Parts
+from ..method.model import ContextKV
 from ..progress import Listener, stage
 from .checks import try_plugins
 from .config import ExperimentConfig
 from .folder import RunFolder, Stage
+from .model import frozen_model, log_frequencies
 from .provenance import set_threads
-from .rows import MixerModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,7 +32,7 @@ class Work:
     """An experiment under way; data and model are read and made when a stage first needs them.
 
     Args:
-        texts: of splits "train", "validation" and "test".
+        texts: of `read_texts`, by split.
         folder: claimed.
         listener: gets every metric in order.
     """
@@ -54,7 +52,7 @@ class Work:
         begin_peaks(device)
         with stage("Reading the token table"):
             self.table = load_table(config.data, config.model.hidden_size, config.runtime.seed)
-            self.counts = corpus_counts(config.data) if config.data.unigram == "corpus" else None
+            self.log_unigram = log_frequencies(config)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
@@ -91,7 +89,7 @@ class Work:
     def model(self) -> ContextKV:
         """The model on its device, untrained until a stage trains or loads its parts."""
         with stage("Building the model"):
-            model = frozen_model(self.config, self.table, self.counts).to(self.device)
+            model = frozen_model(self.config, self.table.weight, self.log_unigram).to(self.device)
             try_plugins(model, self.config)
         self.memory.append(snapshot("model built", self.device))
         return model
@@ -119,9 +117,9 @@ class Work:
     def phase2_key(self, phase1: Stage) -> str:
         """Digest what Phase 2 depends on: not the caches, which Phase 1 and the texts determine."""
         made_from = [phase1.key, phase1.files, self.texts["validation"].fingerprint]
-        counts = self.counts.fingerprint if self.counts else ""
         settings = [asdict(self.config.model), asdict(self.config.phase2), self._how()]
-        return digest([made_from, counts, settings, self._code("attention", "mixer")])
+        corpus = self.texts["corpus"].fingerprint if self.config.data.unigram == "corpus" else ""
+        return digest([made_from, corpus, settings, self._code("attention", "mixer")])
 
     def model_key(self, phase2: Stage) -> str:
         return digest([phase2.key, phase2.files, self.folder.origin["code"]])
@@ -140,39 +138,10 @@ class Work:
 def read_texts(config: ExperimentConfig) -> dict[str, Conversations]:
     """Read the conversations of an experiment; a UserError if the source is missing, damaged or too small."""
     with stage("Reading the conversations"):
-        return {
-            "train": load_conversations(config.data, "train"),
-            "validation": load_conversations(config.data, "validation"),
-            "test": load_conversations(config.data, "test"),
-        }
-
-
-@torch.random.fork_rng(devices=[])
-def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:
-    """Build the model of an experiment; its weights depend on seed and shapes only."""
-    torch.manual_seed(config.runtime.seed)
-    hooks = ("block", "attention", "mixer")
-    parts = {hook: plugin.build() for hook, plugin in config.plugins.items() if hook in hooks}
-    if "mixer" in parts:
-        return MixerModel(config.model, parts["mixer"], vocab_size, has_unigram)
-    return ContextKV(config.model, vocab_size, has_unigram, Parts(**parts))
-
-
-def frozen_model(config: ExperimentConfig, table: TokenTable, counts: TokenTable | None) -> ContextKV:
-    """Make the model with its token table and log-frequencies."""
-    model = untrained_model(config, len(table.weight), counts is not None)
-    unigram = None if counts is None else torch.from_numpy(unigram_floor(counts.weight.numpy()))
-    model.load_table(table.weight, unigram)
-    return model
-
-
-def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Count all parameters, and those that Phase 2 trains, of a model that is set to it."""
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return {"total": sum(weight.numel() for weight in model.parameters()), "trainable_phase2": trained}
-
-
-def unallocated_model(config: ExperimentConfig) -> ContextKV:
-    """Build the model of an experiment without memory, for its shapes."""
-    with torch.device("meta"):
-        return untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
+        splits: list[Split] = [
+            "train",
+            "validation",
+            "test",
+            *(["corpus"] if config.data.reads_corpus else []),
+        ]
+        return {split: load_conversations(config.data, split) for split in splits}

@@ -1,0 +1,66 @@
+"""The model of an experiment: its parts, token table and trained weights."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.counts import unigram_floor
+from ..data.embeddings import corpus_counts
+from ..files import read_tensors
+from ..method.config import GPT2_VOCAB_SIZE
+from ..method.model import ContextKV, Parts
+from .config import ExperimentConfig
+from .rows import MixerModel
+
+
+@torch.random.fork_rng(devices=[])
+def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:
+    """Build the model of an experiment; its weights depend on seed and shapes only."""
+    torch.manual_seed(config.runtime.seed)
+    hooks = ("block", "attention", "mixer")
+    parts = {hook: plugin.build() for hook, plugin in config.plugins.items() if hook in hooks}
+    if "mixer" in parts:
+        return MixerModel(config.model, parts["mixer"], vocab_size, has_unigram)
+    return ContextKV(config.model, vocab_size, has_unigram, Parts(**parts))
+
+
+def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | None) -> ContextKV:
+    """Make the model with its token table `[vocab_size, hidden_size]` and log-frequencies `[vocab_size]`."""
+    model = untrained_model(config, len(table), log_unigram is not None)
+    model.load_table(table)
+    model.log_unigram = log_unigram
+    return model
+
+
+def log_frequencies(config: ExperimentConfig) -> Tensor | None:
+    """Compute what is added to the logits of an untrained model, float32 `[vocab_size]`; None: nothing."""
+    if config.data.unigram == "none":
+        return None
+    counts = corpus_counts(config.data)
+    return torch.from_numpy(unigram_floor(counts.weight.numpy())).log().float()
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Count all parameters, and those that Phase 2 trains, of a model that is set to it."""
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return {"total": sum(weight.numel() for weight in model.parameters()), "trainable_phase2": trained}
+
+
+def unallocated_model(config: ExperimentConfig) -> ContextKV:
+    """Build the model of an experiment without memory, for its shapes."""
+    with torch.device("meta"):
+        return untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
+
+
+def load_block(model: ContextKV, path: Path) -> None:
+    """Load the ContextBlock that Phase 1 wrote; a mixer has none."""
+    if not isinstance(model, MixerModel):
+        model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
+
+
+def load_weights(model: ContextKV, path: Path) -> None:
+    """Load what both phases trained."""
+    load_block(model, path)
+    model.load_state_dict(read_tensors(path / "checkpoint" / "attention.safetensors"), strict=False)
+    model.eval()
