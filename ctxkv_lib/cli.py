@@ -263,7 +263,7 @@ def generate(options: argparse.Namespace) -> None:
     print(generate_text(options.run, options.prompt, **{n: getattr(options, n) for n in asdict(Sampling())}))
 
 
-@command("run --data! --columns --json")
+@command("run --data! --json")
 def evaluate(options: argparse.Namespace) -> None:
     """Measure perplexity and accuracy of a run on other text."""
     from .files import write_json
@@ -280,7 +280,7 @@ def evaluate(options: argparse.Namespace) -> None:
         from .views.axes import save
         from .views.figures import ppl_by_reading
 
-    scores = evaluate_texts(options.run, options.data, options.columns)
+    scores = evaluate_texts(options.run, options.data)
     out = evaluation_file(options.run, options.data, scores["fingerprint"])
     picture = out.with_suffix(".png")
     write_json(out, scores)

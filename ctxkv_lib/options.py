@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .data.formats import FILES
+from .data import texts
 from .errors import did_you_mean, is_utf8
 from .runs.config import PRESETS, RECIPES
 from .runs.settings import Sampling
@@ -24,7 +24,7 @@ def _path(text: str) -> Path:
 
 _presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
 _recipes = f"{' or '.join(RECIPES)} (default: the preset's own)"
-_data = f"your own conversations: {FILES}; sizes that are not given fit it"
+_data = f"your own conversations: {texts.SOURCES}; sizes that are not given fit it"
 _out = "run folder, or folder of the results (default: named after the experiment, in runs or $CTXKV_RUNS)"
 
 
@@ -52,8 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--recipe": {"metavar": "R", "help": _recipes},
     "--recipe+": {"nargs": "+", "metavar": "R", "help": _recipes},
     "--data": {"metavar": "FILE", "help": _data},
-    "--data!": {"type": _path, "required": True, "metavar": "FILE", "help": FILES},
-    "--columns": {"metavar": "NAMES", "help": "the file's columns, as data.columns"},
+    "--data!": {"type": _path, "required": True, "metavar": "DATA", "help": texts.SOURCES},
     "--set": {
         "action": "append",
         "default": [],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.local_files import comparable_samples, describe_split, fitting_sizes
+from ..data.conversations import comparable_samples, describe_split, fitting_sizes
 from ..errors import UserError
 from ..progress import say
 from .config import COMPARED_RATIO, ExperimentConfig, build_config, changed_settings, config_from_dict, flat
@@ -35,8 +35,11 @@ def configure(
     if samples is not None:
         once(asked, "data.samples", "samples")
         asked["data.samples"] = samples
-    if asked.get("data.path") is not None:
-        asked.setdefault("data.source", "file")
+    source = asked.get("data.source", "file")
+    if asked.get("data.path") is not None and source != "file":
+        raise UserError(
+            f"data.source is {source!r} and data.path is {asked['data.path']!r}; give one of them."
+        )
     config = build_config(preset, recipe, None, asked)
     if config.data.source != "file":
         return config

@@ -13,7 +13,7 @@ from ..files import read_sealed_json, state, write_sealed_json
 from ..method.loop import Metric
 
 SummaryPart = dict[str, Any]
-MEASUREMENTS = ("probe", "ablations", "recall_task", "generation", "ngrams", "repeated_pairs")
+MEASUREMENTS = ("probe", "ablations", "generation", "ngrams", "repeated_pairs")
 STAGES = ("phase1", "caches", "phase2", "model", "test", "results")  # each computed from those before it
 FILE = "checkpoint/stages.json"
 DROPPED = "dropped"  # instead of the checksum, for a file that was removed to save disk space

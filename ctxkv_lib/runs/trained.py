@@ -121,7 +121,7 @@ def push_model(path: Path | str, repo: str, private: bool = False) -> str:
         raise UserError(f"{folder.path} has no model for transformers, {why}; push another run.")
     advice = "log in with `hf auth login` (a token that may write), and check the name, such as owner/name"
     failure = f"{folder.model} could not be uploaded to {repo} on the Hugging Face Hub"
-    with values_of_user(), hub_errors(failure, advice, RuntimeError):  # of hf_xet
+    with values_of_user(), hub_errors(failure, advice):
         made = HfApi().create_repo(repo, private=private or None, exist_ok=True)
         HfApi().upload_folder(repo_id=made.repo_id, folder_path=folder.model)
         return str(made)
@@ -167,12 +167,11 @@ def _generated(
 
 @ended_calmly()
 @memory_advice("Evaluation", "evaluate a file with fewer conversations")
-def evaluate_texts(run: Run | Path | str, file: Path | str, columns: str | None = None) -> dict[str, Any]:
+def evaluate_texts(run: Run | Path | str, file: Path | str) -> dict[str, Any]:
     """Measure how well a finished run predicts the conversations in a file.
 
     Args:
         run: or its folder.
-        columns: the file's, as `data.columns`.
 
     Returns:
         `hf.inference.evaluate_texts` of them, with `file` and `fingerprint`.
@@ -180,11 +179,11 @@ def evaluate_texts(run: Run | Path | str, file: Path | str, columns: str | None 
     Raises:
         UserError: the file cannot be read, or there is no finished run.
     """
-    conversations = read_conversations(Path(file), columns)
+    conversations = read_conversations(file)
     made_from = {"file": Path(file).name, "fingerprint": conversations.fingerprint}
     model, tokenizer = _loaded(run)
     loop = LongRun("evaluation", model.device, lambda _: None)
-    return {**made_from, **inference.evaluate_texts(model, tokenizer, list(conversations.texts()), loop)}
+    return {**made_from, **inference.evaluate_texts(model, tokenizer, conversations.texts, loop)}
 
 
 def _loaded(run: Run | Path | str) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:

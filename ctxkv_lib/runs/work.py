@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .. import ranks
 from ..data.conversations import Conversations, load_conversations
-from ..data.tokens import STREAM_VERSION, load_tokenizer, train_stream, validation_stream
+from ..data.tokens import STREAM_VERSION, load_tokenizer, tokenizer_digest, train_stream, validation_stream
 from ..errors import memory_advice
 from ..files import digest
 from ..method.memory import begin_peaks, snapshot
@@ -136,7 +136,7 @@ class Work:
     def phase1_key(self) -> str:
         """Digest the inputs of Phase 1: not the window, the heads or Phase 2."""
         shapes = [self.config.model.context_dim, self.config.model.hidden_size]
-        stream = [STREAM_VERSION, self.texts["train"].fingerprint, self.config.data.tokenizer]
+        stream = [STREAM_VERSION, self.texts["train"].fingerprint, tokenizer_digest(self.tokenizer)]
         made_from = [*stream, self.table.fingerprint]
         settings = [asdict(self.config.phase1), self.config.runtime.seed]
         return digest([shapes, made_from, settings, *self._plugins("block", "loss", "mixer")])
