@@ -7,11 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from .hub import package_file
-from .rows import Messages, Row, Rows, Split, rows_asked
-from .settings import DataConfig
+from .settings import DataConfig, Split
 
-# Rows in the order of `_usable_rows`; all others are for training. Fixed blocks, so that no setting moves the
-# rows of another split.
+# Rows in the order of `_usable_texts`; no setting moves those of another split. All others are for training.
 HELD_BACK = {"validation": range(0, 50), "test": range(50, 100), "corpus": range(100, 1100)}
 
 _EMAIL = re.compile(r"\S@\S+\.\w")
@@ -25,32 +23,30 @@ _ENGLISH = frozenset(_COMMON_WORDS.split())
 _ENGLISH_SHARE = 0.2
 
 
-def chitchat_rows(data: DataConfig, split: Split) -> Rows:
+def chitchat_texts(data: DataConfig, split: Split) -> list[str]:
     """Read the first rows of a split; a UserError if it has fewer, or the package is not installed."""
-    rows = _usable_rows(package_file("chitchat_dataset", "dataset.json"))
-    available = HELD_BACK.get(split, range(HELD_BACK["corpus"].stop, len(rows)))
-    wanted = available[: rows_asked(data, split, len(available), "chitchat-dataset")]
-    return Rows(((wanted, lambda part: rows[part.start : part.stop]),))
+    texts = _usable_texts(package_file("chitchat_dataset", "dataset.json"))
+    rows = HELD_BACK.get(split, range(HELD_BACK["corpus"].stop, len(texts)))
+    return [texts[row] for row in rows[: data.asked(split, len(rows), "chitchat-dataset")]]
 
 
 @lru_cache(maxsize=1)  # reading takes a second, and every split needs it
-def _usable_rows(path: Path) -> list[Row]:
+def _usable_texts(path: Path) -> list[str]:
     """List English conversations of 4 messages or more without contact details, in hash order."""
     dataset = json.loads(path.read_text(encoding="utf-8"))
     names = sorted(dataset, key=lambda name: hashlib.sha256(name.encode()).digest())
-    rows = ((f"chitchat:{name}", _chitchat_messages(dataset[name]["messages"])) for name in names)
-    return [(name, messages) for name, messages in rows if _is_usable(messages)]
+    chats = (_messages(dataset[name]["messages"]) for name in names)
+    return ["\n".join(messages) for messages in chats if _is_usable(messages)]
 
 
-def _chitchat_messages(turns: list[list[dict[str, str]]]) -> Messages:
+def _messages(turns: list[list[dict[str, str]]]) -> list[str]:
     """Join consecutive utterances of one sender with spaces to one message."""
-    first = turns[0][0]["sender"]
-    joined = [(turn[0]["sender"], " ".join(u["text"].strip() for u in turn).strip()) for turn in turns]
-    return [{"role": "user" if by == first else "assistant", "content": text} for by, text in joined if text]
+    joined = (" ".join(utterance["text"].strip() for utterance in turn).strip() for turn in turns)
+    return [message for message in joined if message]
 
 
-def _is_usable(messages: Messages) -> bool:
-    text = "\n".join(message["content"] for message in messages)
+def _is_usable(messages: list[str]) -> bool:
+    text = "\n".join(messages)
     if len(messages) < 4 or _EMAIL.search(text) or _PHONE.search(text):
         return False
     words = re.findall(r"[^\W\d]+", text.lower())

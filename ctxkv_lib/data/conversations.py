@@ -1,83 +1,181 @@
-"""Conversations from their sources: UltraChat on the Hub, a file, a package, or made up.
+"""Conversations of a split: from UltraChat, chitchat-dataset, or the user's own data, and how that is split.
 
-Every source gives rows in one order. A smaller training set is the beginning of a larger one. The other
-splits do not depend on its size: `validation` chooses the best epoch, `test` chooses nothing, and a token
-table is made from `corpus`. The four overlap only with `data.corpus=chitchat+own`: a file's training text is
-part of the corpus.
+A smaller training set is the beginning of a larger one. The other splits do not depend on its size:
+`validation` chooses the best epoch, `test` chooses nothing, and a token table is made from `corpus`. The four
+overlap only with `data.corpus=chitchat+own`: training text is part of the corpus.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from ..files import digest_of_lists
-from .chitchat import chitchat_rows
-from .hub import ULTRACHAT_REVISION
-from .local_files import file_rows, kept_file
-from .recall import recall_rows
-from .rows import Rows, Split
-from .settings import DataConfig
-from .ultrachat import row_numbers, ultrachat_rows
+from ..errors import UserError
+from ..files import digest
+from .chitchat import chitchat_texts
+from .settings import DataConfig, Split
+from .texts import read_texts
+from .ultrachat import row_numbers, ultrachat_texts
 
-READERS: dict[str, Callable[[DataConfig, Split], Rows]] = {
-    "ultrachat": ultrachat_rows,
-    "file": file_rows,
-    "chitchat": chitchat_rows,
-    "recall": recall_rows,
+TENTH = 0.1  # of the user's conversations for validation, as many for the test if there are ten or more ...
+MOST = 100  # ... but not more, which would only cost time
+VALIDATION_LIMIT = 1 / 3  # of the conversations, even if they hold less than ...
+LEAST_WINDOWS = 2  # ... so many context windows of text, below which a split says little
+CHARACTERS_A_TOKEN = 4  # of English
+PURPOSES = {
+    "samples": "training",
+    "validation_samples": "validation",
+    "test_samples": "the test",
+    "corpus_samples": "the token table",
 }
 
 
 @dataclass(frozen=True)
 class Conversations:
-    """Rows of one split, in order.
+    """Conversations in order.
 
     Attributes:
-        rows: an id and messages each, read in chunks. The id is a stable name, such as
-            "ultrachat:train_sft:50000" or "jsonl:<line number>".
-        fingerprint: changes when the source, an id or a content does.
+        texts: of each, its messages joined with one newline, no roles; not to be changed.
+        fingerprint: digest of the texts.
     """
 
-    rows: Rows = field(compare=False)
+    texts: list[str]
     fingerprint: str
 
     @classmethod
-    def of(cls, origin: str, rows: Rows) -> "Conversations":
-        """Read all rows for the fingerprint, the digest of [origin, ids, messages]."""
-        ids, messages = (name for name, _ in rows), (row for _, row in rows)
-        return cls(rows, digest_of_lists(origin, ids, messages))
+    def of(cls, texts: list[str]) -> "Conversations":
+        return cls(texts, digest([digest(text) for text in texts]))  # text by text, to save memory
 
     def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """All ids, in memory."""
-        return tuple(name for name, _ in self.rows)
-
-    def texts(self) -> Iterator[str]:
-        """Read the text of each conversation: its contents joined with one newline, no roles."""
-        return ("\n".join(message["content"] for message in messages) for _, messages in self.rows)
+        return len(self.texts)
 
 
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
-    """Read a split: `data.samples`, `data.validation_samples` and so on rows of the source.
+    """Read a split: `data.samples`, `data.validation_samples` and so on conversations of the source.
 
     Raises:
-        UserError: more rows are asked for than there are, or the source is missing, damaged or unreachable.
+        UserError: more are asked for than there are, or the source is missing, damaged or unreachable.
     """
-    origin = ULTRACHAT_REVISION if data.source == "ultrachat" else data.source
-    return Conversations.of(origin, READERS[data.source](data, split))
+    return Conversations.of(READERS[data.source](data, split))
 
 
 def check_splits(data: DataConfig) -> None:
-    """Raise the UserErrors of `load_conversations` that can be found without a network."""
+    """Raise the UserErrors of `load_conversations` that can be found without downloading UltraChat."""
     check = row_numbers if data.source == "ultrachat" else READERS[data.source]
     for split in get_args(Split):
         if split != "corpus" or data.reads_corpus:
             check(data, split)
 
 
-def read_conversations(path: Path, columns: str | None = None) -> Conversations:
-    """Read every conversation of a file, as `read_rows` does."""
-    return Conversations.of("file", kept_file(path, columns))
+def read_conversations(source: Path | str, split: str | None = None) -> Conversations:
+    """Read every conversation of a file, folder or data set on the Hub, as `read_texts` does."""
+    return Conversations.of(read_texts(source, split))
+
+
+def own_texts(data: DataConfig, split: Split) -> list[str]:
+    """Read a split of the user's data: training at its beginning; test, table text and validation at its end.
+
+    With `data.corpus=chitchat+own`, the table text is of chitchat-dataset, and all but validation and test:
+    experiments of all sizes share one table. Raises a UserError if the splits are larger than the data.
+    """
+    texts, sizes = _own(data), _sizes(data)
+    if sum(sizes.values()) > len(texts):
+        shown = " + ".join(f"{count:,} for {PURPOSES[name]} (data.{name})" for name, count in sizes.items())
+        raise UserError(
+            f"{data.path} has {len(texts):,} conversations, but {shown} are asked for; "
+            "ask for fewer, or leave these settings out: the sizes then fit the data."
+        )
+    validation = len(texts) - data.validation_samples
+    corpus = validation - sizes.get("corpus_samples", 0)
+    test = corpus - data.test_samples
+    if split == "corpus" and data.corpus != "own":
+        return chitchat_texts(data, "corpus") + texts[:test]
+    start, stop = {
+        "train": (0, data.samples),
+        "test": (test, corpus),
+        "corpus": (corpus, validation),
+        "validation": (validation, len(texts)),
+    }[split]
+    return texts[start:stop]
+
+
+READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
+    "ultrachat": ultrachat_texts,
+    "chitchat": chitchat_texts,
+    "file": own_texts,
+}
+
+
+def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int) -> dict[str, Any]:
+    """Choose sizes of splits that fit the user's data; what is left is for training.
+
+    Args:
+        asked: names of the settings that the user has set; they stay as they are in `data`.
+        context_window: tokens that one position can reach.
+
+    Returns:
+        `{name: value}` of settings of `data` that are not asked for.
+
+    Raises:
+        UserError: the data cannot be read, or has fewer than two conversations.
+    """
+    texts = _own(data)
+    count, tenth = len(texts), TENTH * len(texts)
+    if count < 2:
+        raise UserError(
+            f"{data.path} has {count} conversation; at least 2 are needed to train and validate (in a .txt "
+            "file, a blank line separates them)."
+        )
+    enough = max(min(MOST, math.ceil(tenth)), _enough(reversed(texts), count, context_window))
+    sizes: dict[str, Any] = {"validation_samples": min(max(1, int(VALIDATION_LIMIT * count)), enough)}
+    if data.reads_corpus and "corpus_samples" not in asked:
+        sizes["corpus"] = "chitchat+own"
+    sizes |= {"samples": 1, "test_samples": 0}
+    sizes = {name: value for name, value in sizes.items() if name not in asked}
+    room = max(0, count - sum(_sizes(replace(data, **sizes)).values()))
+    if "test_samples" in sizes:
+        sizes["test_samples"] = min(MOST, int(tenth), room)
+    if "samples" in sizes:
+        sizes["samples"] += room - sizes.get("test_samples", 0)
+    return sizes
+
+
+def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, int]:
+    """Choose training sizes to compare: all of the user's data, and a share of it with enough text."""
+    texts = _own(data)
+    enough = _enough(texts, len(texts), context_window)
+    return min(data.samples, max(data.samples // ratio, enough)), data.samples
+
+
+def describe_split(data: DataConfig) -> str:
+    """Describe in a line how the user's data is split and what the token table is made from.
+
+    Raises a UserError if the splits are larger than the data.
+    """
+    own_texts(data, "train")
+    sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
+    made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
+    if data.table == "cooccurrence" and data.corpus != "own":
+        held_back = "validation and test" if data.test_samples else "validation"
+        made = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but {held_back}"
+    return f"{data.path}: {len(_own(data)):,} conversations, {sizes}; the token table is {made}."
+
+
+def _own(data: DataConfig) -> list[str]:
+    return read_texts(str(data.path), data.split)
+
+
+def _sizes(data: DataConfig) -> dict[str, int]:
+    """Return the number of the user's conversations that each setting asks for."""
+    sizes = {name: getattr(data, name) for name in PURPOSES}
+    if not (data.reads_corpus and data.corpus == "own"):
+        del sizes["corpus_samples"]
+    return {name: count for name, count in sizes.items() if count}
+
+
+def _enough(texts: Iterable[str], most: int, context_window: int) -> int:
+    """Count the first texts that hold `LEAST_WINDOWS` together; `most`, if they do not."""
+    wanted = LEAST_WINDOWS * context_window * CHARACTERS_A_TOKEN
+    return next((n for n, total in enumerate(accumulate(map(len, texts)), start=1) if total >= wanted), most)

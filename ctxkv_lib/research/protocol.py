@@ -22,7 +22,7 @@ Settings = dict[str, Any]
 KINDS = {"preset": str, "recipe": str, "settings": dict, "samples": list, "seeds": list, "variants": dict}
 NAMES = {str: "a string", dict: "an object", list: "a list of whole numbers"}
 # Settings of the data that change validation or test.
-HELD_OUT = ("source", "path", "columns", "validation_samples", "test_samples", "recall_window")
+HELD_OUT = ("source", "path", "split", "validation_samples", "test_samples")
 VARIANT_KEYS = ("recipe", "settings", "samples", "seeds")
 FORM = (
     'a protocol is JSON such as {"preset": "offline", "samples": [10, 50], "seeds": [42, 43], "variants": '

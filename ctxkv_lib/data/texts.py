@@ -1,0 +1,219 @@
+"""Conversations of the user's own, as text: a file, a folder of files, or a data set on the Hub."""
+
+import csv
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, one_line
+from ..progress import stage
+from .hub import dataset_files
+
+Records = Iterator[tuple[str, Any]]  # its place ("line 3") and its content
+
+CHATS = ("messages", "conversations")  # fields of a list of messages, as OpenAI and ShareGPT name them
+# Fields of a record; the first form whose fields are all there is read.
+FORMS: tuple[tuple[str, ...], ...] = (
+    *((name,) for name in CHATS),
+    ("instruction", "input", "output"),
+    ("instruction", "output"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("text",),
+)
+ALLOWED = "; ".join(" and ".join(form) for form in FORMS)
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
+LONGEST_CELL = 2**31 - 1  # characters: the largest limit that csv takes on all systems
+PARQUET_ROWS = 256  # at a time
+
+
+def read_texts(source: str | Path, split: str | None = None) -> list[str]:
+    """Read the text of each conversation, in order; callers share the list and leave it as it is.
+
+    Args:
+        source: a file of a kind in `READERS`, a folder of such files (in the order of their paths), or the
+            name of a data set on the Hub.
+        split: of a data set on the Hub; None takes its only one, or train.
+
+    Raises:
+        UserError: nothing to read there, or the first record without a conversation, by file and place.
+    """
+    files = _files(source, split)
+    states = [file.stat() for file in files]
+    with stage(f"Reading {source}"):
+        texts = _read(tuple(files), *((state.st_mtime_ns, state.st_size) for state in states))
+    if not texts:
+        raise UserError(f"{source} has no conversations; write at least one ({KINDS}).")
+    return texts
+
+
+def _files(source: str | Path, split: str | None) -> list[Path]:
+    path = Path(os.path.expanduser(source))
+    if not path.exists() and kind_of(path) not in READERS and HUB_NAME.fullmatch(str(source)):
+        return dataset_files(str(source), split)
+    if split is not None:
+        raise UserError(f"data.split is {split!r}; allowed: none but for a data set on the Hub.")
+    if not path.exists():
+        raise UserError(f"{path.absolute()} does not exist; name {SOURCES}.")
+    if path.is_file():
+        return [path]
+    below = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
+    return sorted(file for file in below if kind_of(file) in READERS and file.is_file())
+
+
+@lru_cache(maxsize=1)  # every split needs the same texts
+def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> list[str]:
+    return [text_of(f"{file}, {place}", record) for file in files for place, record in _records(file)]
+
+
+def kind_of(path: Path) -> str:
+    """Return the last suffix of a name but .gz, as ".jsonl"."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _records(path: Path) -> Records:
+    if kind_of(path) not in READERS:
+        raise UserError(f"{path} is of no known kind; allowed: {KINDS}.")
+    try:
+        yield from READERS[kind_of(path)](path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}); name a readable file.") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Decode line by line, so that an error has its line; without the byte order mark of some files."""
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8-sig")
+                if "\0" in line:
+                    raise ValueError("zero bytes, as in UTF-16")
+            except ValueError as error:
+                where = f"{path}, line {number}"
+                raise UserError(f"{where} is not text in UTF-8 ({error}); save it as UTF-8.") from None
+            yield line
+
+
+def _json(path: Path) -> Records:
+    """Read one array, or a record a line."""
+    if next(filter(str.strip, _lines(path)), "").lstrip().startswith("["):
+        yield from ((f"item {n}", each) for n, each in enumerate(_parsed(path, "".join(_lines(path))), 1))
+        return
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            yield f"line {number}", _parsed(path, line, number)
+
+
+def _parsed(path: Path, text: str, first_line: int = 1) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        where = f"{path}, line {first_line + getattr(error, 'lineno', 1) - 1}"
+        reason = getattr(error, "msg", error)
+        raise UserError(f"{where} is not JSON ({reason}); write a record a line, or one array.") from None
+
+
+def _table(path: Path) -> Records:
+    """Read CSV or TSV with a header line; the separator of CSV is the most frequent one in it."""
+    csv.field_size_limit(LONGEST_CELL)
+    lines, begin = _lines(path), 1  # begin: line of the record that is read
+    header = next(lines, "")
+    separator = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=header.count)
+    reader = csv.DictReader(chain([header], lines), delimiter=separator, strict=True)
+    try:
+        _form(f"{path}, line 1", reader.fieldnames or [])
+        begin += reader.line_num
+        for record in reader:
+            where = f"line {begin}"
+            if any(record.get(None) or ()) or None in record.values():
+                raise UserError(f"{path}, {where} has not as many cells as the header; quote separators.")
+            yield where, record
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {begin} is not CSV ({error}); close and double its quotes.") from None
+
+
+def _parquet(path: Path) -> Records:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as parquet:
+            fields = _form(str(path), parquet.schema_arrow.names)
+            batches = parquet.iter_batches(PARQUET_ROWS, columns=[*fields])
+            records = (record for batch in batches for record in batch.to_pylist())
+            yield from ((f"row {number}", record) for number, record in enumerate(records, start=1))
+    except (ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as Parquet ({error}); write it again.") from None
+
+
+def _plain(path: Path) -> Records:
+    """Read plain text: each block between blank lines is one conversation."""
+    lines = (line.replace("\r\n", "\n") for line in _lines(path))
+    groups = groupby(lines, key=lambda line: bool(line.strip()))
+    blocks = ("".join(group).strip() for has_text, group in groups if has_text)
+    return ((f"block {n}", {"text": block}) for n, block in enumerate(blocks, start=1))
+
+
+READERS: dict[str, Callable[[Path], Records]] = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json),
+    **dict.fromkeys((".csv", ".tsv"), _table),
+    ".txt": _plain,
+    ".parquet": _parquet,
+}
+KINDS = f"{', '.join(READERS)}, all but .parquet also as .gz"
+SOURCES = f"a file ({KINDS}), a folder of such files, or a data set on the Hub as owner/name"
+
+
+def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Find the form of a record with these fields."""
+    found = [*names]
+    if form := next((form for form in FORMS if {*form} <= {*found}), None):
+        return form
+    has = f"the fields {', '.join(map(str, found[:8]))}" if found else "no fields"
+    raise UserError(f"{where} has {one_line(has)}; allowed: {ALLOWED}. Rename them.")
+
+
+def text_of(where: str, record: Any) -> str:
+    """Join the texts of a record with newlines; who said what is not read.
+
+    Raises:
+        UserError: it has none of `FORMS`; the message begins with `where`.
+    """
+    if not isinstance(record, dict):
+        raise UserError(f'{where} is no record; write an object with fields, as {{"messages": [...]}}.')
+    form = _form(where, record)
+    try:
+        if form[0] in CHATS:
+            parts = [_content(turn) for turn in record[form[0]]]
+        else:
+            parts = [record[name] for name in form if record[name] or name != "input"]
+        text = "\n".join(parts)
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where} holds half of a surrogate pair; write the whole character.") from None
+    except (AttributeError, KeyError, TypeError):
+        chat = 'a list of {"role": text, "content": text} or {"from": text, "value": text}'
+        expected = chat if form[0] in CHATS else "text"
+        raise UserError(f"{where}: {' and '.join(form)} must be {expected}; correct it.") from None
+    if not text.strip():
+        raise UserError(f"{where} is an empty conversation; write a text, or delete it.")
+    return text
+
+
+def _content(turn: dict[str, Any]) -> str:
+    """Return the text of one message, also of OpenAI's that has parts, or calls a tool and has none."""
+    content = turn["value"] if turn.get("content") is None and "value" in turn else turn["content"]
+    if content is None and (turn.get("tool_calls") or turn.get("function_call")):
+        return ""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type", "text").endswith("text"))
+    return content + ""  # of other values than text, a TypeError
