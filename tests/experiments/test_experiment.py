@@ -1,38 +1,21 @@
+"""A run leaves what the contract names, goes on where it was stopped, and is never shown as another."""
+
 import json
-import re
-import shutil
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import NearestTwo, stop_at, write_conversations
-from disturbed_runs import outcome
+from conftest import outcome, stop_at
 
-from ctxkv_lib import experiments as experiment
-from ctxkv_lib.data.counts import unigram_floor
-from ctxkv_lib.data.embeddings import TokenTable, corpus_counts
+from ctxkv_lib import experiments
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
-from ctxkv_lib.hf.copying_streams import as_served
-from ctxkv_lib.hf.modeling import CACHE_NAME
-from ctxkv_lib.method import oacd as phase1
-from ctxkv_lib.method.evaluation import evaluate, perplexity
-from ctxkv_lib.report.info import gathered_mib
-from ctxkv_lib.research import measure as measuring
-from ctxkv_lib.runs import contexts, trained, work
-from ctxkv_lib.runs.caches import load_cache
+from ctxkv_lib.files import read_json, read_tensors
+from ctxkv_lib.runs import saved_epochs
 from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.differences import run_folders
-from ctxkv_lib.runs.listing import list_runs
-from ctxkv_lib.runs.records import Records
-from ctxkv_lib.runs.run_folder import RunFolder, comparison_folder, load_run, run_folder_of
-from ctxkv_lib.runs.trained import load_trained
-from ctxkv_lib.runs.work import Work, read_texts
-from ctxkv_lib.views import axes
-from ctxkv_lib.views.explore import open_run
+from ctxkv_lib.runs.folder import load_run, run_folder_of
+from ctxkv_lib.runs.trained import evaluate_texts, open_run
+from ctxkv_lib.views import figures
 
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
 FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_block")}
@@ -41,66 +24,27 @@ FILES |= {"checkpoint/stages.json", "model/README.md", "model/config.json", "mod
 FILES |= {"config.json", "metrics.jsonl", "report.ja.md", "report.md", "summary.json"}
 
 
-def without_memory(metric):
-    return {name: value for name, value in metric.items() if name != "memory"}
-
-
 def lines_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("copy_weight", [0.0, 0.2])
-def test_a_tuned_run_is_served_as_it_was_trained(tiny_settings, tmp_path, copy_weight):
-    """Slots, slot bias, output, averaged weights, log-frequencies and so on all go into the saved model."""
-    corpus = {"data.corpus_samples": 2, "data.validation_samples": 2, "phase2.max_epochs": 3}
-    own = {**tiny_settings, **corpus, "attention.copy_weight": copy_weight}
-    config = build_config("ci", "tuned", 6, own)
-    made = run(config, tmp_path / "run")
-    model, _ = load_trained(made.path, torch.device("cpu"))
-    counts = corpus_counts(config.data).weight.numpy()
-    expected = torch.from_numpy(unigram_floor(counts)).log().float()
-    torch.testing.assert_close(model.log_unigram, expected)
-    assert model.current_token_bias == -5
-    assert_served(made)
-
-
-def assert_served(made):
-    """The saved model has the validation perplexity that training ended with, read in one go or in parts."""
-    model, _ = load_trained(made.path, torch.device("cpu"))
-    held_out, cache, logits = load_cache(made.path / "caches", "val"), None, []
-    ids = held_out.ids[None].long()
-    loss, _ = evaluate(model, as_served(model, held_out))
-    assert perplexity(loss) == pytest.approx(made.summary["phase2"]["val_ppl"], rel=1e-5)
-    with torch.no_grad():
-        for part in ids[:, :-1].split(29, dim=1):
-            out = model(part, use_cache=True, **{CACHE_NAME: cache})
-            cache = out[CACHE_NAME]
-            logits.append(out.logits[0])
-        whole = model(ids[:, :-1]).logits[0]
-    for found in (torch.cat(logits), whole):
-        served = torch.nn.functional.cross_entropy(found, ids[0, 1:]).exp().item()
-        assert served == pytest.approx(perplexity(loss), rel=1e-4)
-
-
 def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch):
-    monkeypatch.setattr(experiment, "save", axes.save)  # not `light_runs`
+    monkeypatch.setattr(experiments.figures, "save", figures.save_as_png)  # not `light_runs`
     torch.set_num_threads(2)
     folder = run(tiny_config.replace({"runtime.threads": "1"}), tmp_path / "run").path
     assert torch.get_num_threads() == 2  # as before
     torch.set_num_threads(1)
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found >= FILES
-    assert not [name for name in found if ".part" in name or ("phase" in name and "safetensors" in name)]
+    assert not [name for name in found if ".part" in name or "phase2.safetensors" in name]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in folder.glob("figures/*"))
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json")
     assert summary["samples"] == 8
     assert summary["context_window"]["tokens"] == 12
     assert summary["context_window"]["theoretical_max"] == summary["train_tokens"] // 3 + 1
-    assert summary["phase1"]["contexts_max_error"] <= tiny_config.phase1.tolerance
     assert [e["epoch"] for e in summary["phase2"]["epochs"]] == [1, 2, 3]
-    made = summary["provenance"]["precision"], summary["train_tokens"], summary["val_tokens"]
-    expected = gathered_mib(made[1], made[2], tiny_config.model, made[0])
-    assert summary["caches_mib"] == expected
+    contexts = sum(summary["caches_mib"][f"{split}_ctx"] for split in ("train", "val"))
+    assert contexts <= summary["caches_dense_fp32_mib"]["total"]
     stages_seen = [entry["stage"] for entry in summary["memory"]]
     made = ["data loaded", "model built", "phase 1 done", "phase 2 prepared"]
     assert stages_seen == [*made, "epoch 1", "epoch 2", "epoch 3"]
@@ -110,292 +54,155 @@ def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch
     ]
 
 
-@pytest.mark.parametrize("recipe", ["published", "exact"])
-def test_both_recipes_run_on_a_grid_too(tiny_settings, tmp_path, recipe):
-    settings = {**tiny_settings, "model.anchor": "grid"}
-    grid = run(build_config("ci", recipe, 8, settings), tmp_path / "grid")
-    assert grid.config.recipe == recipe
-    assert (grid.summary["phase1"]["contexts_max_error"] is None) == (recipe == "published")
-    assert "on multiples of 3" in (tmp_path / "grid" / "report.md").read_text(encoding="utf-8")
+def test_a_finished_run_is_reused_and_the_users_random_numbers_are_left(finished_run, tmp_path):
+    before, heard = torch.get_rng_state(), []
+    written = (finished_run.path / "summary.json").stat().st_mtime_ns
+    again = run(finished_run.config, finished_run.path, heard.append)
+    assert (again.summary, again.metrics) == (finished_run.summary, finished_run.metrics)
+    assert [metric["stage"] for metric in heard] == [line["stage"] for line in again.metrics]
+    assert (finished_run.path / "summary.json").stat().st_mtime_ns == written
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_preparing_makes_what_a_run_needs_and_a_finished_run_is_left_and_reused(
-    tiny_config, tmp_path, monkeypatch
-):
-    before = torch.get_rng_state()
+def test_what_is_prepared_is_where_a_run_goes_on(tiny_config, tmp_path):
     prepared = prepare(tiny_config, tmp_path / "run")
-    assert not (tmp_path / "run" / "summary.json").exists()
-    monkeypatch.setattr(contexts, "_train_block", None)  # done: not to be made again
-    prepare(tiny_config.replace({"phase2.patience": 1}), tmp_path / "other")
-    assert lines_of(tmp_path / "other") == lines_of(tmp_path / "run")
+    cache = prepared.caches["val"]
+    assert len(cache.contexts) == len(cache.ids) == prepared.record["tokens"]["val"]
+    block = (tmp_path / "run" / "checkpoint" / "context_block.safetensors").stat().st_mtime_ns
     finished = run(tiny_config, tmp_path / "run")
-    assert torch.equal(torch.get_rng_state(), before)  # the user's own random numbers
+    assert (tmp_path / "run" / "checkpoint" / "context_block.safetensors").stat().st_mtime_ns == block
     for part in ("phase1", "parameters"):
         assert finished.summary[part] == prepared.record[part]
-    prepare(tiny_config, tmp_path / "run")
-    assert load_run(tmp_path / "run").metrics == finished.metrics
-    monkeypatch.setattr(Work, "model", None)  # not to be called
-    heard = []
-    again = run(tiny_config, tmp_path / "run", heard.append)
-    assert again.summary == finished.summary
-    assert [without_memory(metric) for metric in heard] == lines_of(tmp_path / "run")
-    file, moved = Path(tiny_config.data.path), tmp_path / "moved.jsonl"
-    file.rename(moved)
-    config = tiny_config.replace({"data.path": str(moved)})
-    with RunFolder(tmp_path / "run").claimed(config):
-        pass
-    assert load_run(tmp_path / "run").config == tiny_config
-    assert run(config, tmp_path / "run").summary == finished.summary
-    assert load_run(tmp_path / "run").config == config
-
-
-def test_a_comparison_stopped_between_its_runs_says_what_is_kept(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "run", Mock(side_effect=KeyboardInterrupt))
-    configs = [tiny_config.replace({"data.samples": samples}) for samples in (4, 8)]
-    with pytest.raises(Stopped) as stopped:
-        compare(configs, tmp_path, tmp_path / "both")
-    assert str(stopped.value) == "Stopped. Finished stages are kept; run the cell again."
-
-
-def test_a_stop_before_and_after_training_is_calm(tiny_config, finished_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "read_texts", Mock(side_effect=KeyboardInterrupt))
-    monkeypatch.setattr(trained, "load_trained", Mock(side_effect=KeyboardInterrupt))
-    monkeypatch.setattr(measuring, "measurement_key", Mock(side_effect=KeyboardInterrupt))
-    text = tmp_path / "text.jsonl"
-    write_conversations(text, 2)
-    for start in (
-        partial(run, tiny_config, tmp_path / "run"),
-        partial(experiment.prepare, tiny_config, tmp_path / "run"),
-        partial(measuring.measure, finished_run),
-        partial(trained.generate_text, finished_run, "a"),
-        partial(trained.evaluate_texts, finished_run, text),
-    ):
-        with pytest.raises(Stopped, match=r"^Stopped\. Finished stages are kept; run the cell again\.$"):
-            start()
-
-
-@pytest.mark.parametrize("line", ["5", "[]", "{}", "half"])
-def test_a_stop_beside_damaged_metrics_is_calm(finished_run, tmp_path, monkeypatch, line):
-    out = shutil.copytree(finished_run.path, tmp_path / "run")
-    (out / "metrics.jsonl").write_text(f"{line}\n", encoding="utf-8")
-    monkeypatch.setattr(experiment, "run_stages", Mock(side_effect=KeyboardInterrupt))
-    with pytest.raises(Stopped, match="Finished stages are kept"):
-        run(finished_run.config, out)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["published", "exact", "tuned"])
 @pytest.mark.parametrize("stopped_at", [("phase1", 3), ("phase2", 1), ("phase2", 2)])
-def test_an_interrupted_run_goes_on(finished_run, tmp_path, stopped_at, monkeypatch, saved_at_every_step):
-    out = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt) as stopped:
-        run(finished_run.config, out, stop_at(*stopped_at))
-    said = {"phase1": "Finished stages are", "phase2": f"Epochs 1 to {stopped_at[1]} are"}[stopped_at[0]]
-    said = "Epoch 1 is" if stopped_at == ("phase2", 1) else said
-    assert stopped.value._render_traceback_() == [f"Stopped. {said} kept; run the cell again."]
-    if stopped_at[0] == "phase2":
-        monkeypatch.setattr(contexts, "_train_block", None)  # finished: not to be made again
-        monkeypatch.setattr(contexts, "_make_caches", None)
-    else:
-        assert (out / "checkpoint" / "phase1.safetensors").is_file()
-        monkeypatch.setattr(phase1, "draw_contexts", None)  # no new beginning
-    run(finished_run.config, out)
-    assert outcome(out) == outcome(finished_run.path)
-
-
-def test_a_stage_has_another_key_where_what_it_depends_on_is_another(finished_run, monkeypatch):
-    """Runs share stages by their keys: one that lacks something would be taken from a run of other inputs."""
-    folder, config = RunFolder(finished_run.path), finished_run.config
-    folder.records = Records.read(folder.path)  # as if it were claimed
-    made, phase1 = Work(config, read_texts(config), folder, print), folder.records.stages["phase1"]
-    train, val = made.texts.values()
-    table, shared = TokenTable(made.table.weight, "another"), ["caches", "phase2"]
-
-    def keys(record=phase1):
-        found = made.phase1_key(), made.caches_key(record), made.phase2_key(record)
-        return dict(zip(["phase1", *shared], found, strict=True))
-
-    before = keys()
-    for where, name, value, changed in (
-        (made, "config", {"model.context_dim": 8}, ["phase1", "phase2"]),
-        (made, "config", {"model.interval": 4}, ["phase2"]),
-        (made, "config", {"phase1.learning_rate": 0.5}, ["phase1"]),
-        (made, "config", {"phase2.learning_rate": 0.5}, ["phase2"]),
-        (made, "config", {"runtime.seed": 1}, ["phase1"]),
-        (made, "config", {"runtime.embedding_cache": "dense"}, shared),
-        (made, "config", {"runtime.context_cache": "streamed"}, shared),
-        (made, "config", {"data.tokenizer": "gpt2"}, ["phase1"]),
-        (made, "config", {"loss": "ctxkv_lib.method.oacd:oacd_loss"}, ["phase1"]),
-        (made, "config", {"attention": NearestTwo}, ["phase2"]),
-        (made, "texts", {"train": val, "val": val}, ["phase1"]),
-        (made, "texts", {"train": train, "val": train}, shared),
-        (made, "table", table, ["phase1"]),
-        (made, "counts", table, ["phase2"]),
-        (made, "precision", "another", shared),
-        (work, "STREAMING", (128, *work.STREAMING[1:]), shared),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(where, name, config.replace(value) if name == "config" else value)
-            assert [stage for stage, key in keys().items() if key != before[stage]] == changed, value
-    for record in (replace(phase1, key="another"), replace(phase1, files={})):
-        assert [stage for stage, key in keys(record).items() if key != before[stage]] == shared
-
-
-def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path):
-    gathered, config = finished_run.summary, finished_run.config
-    dense = run(config.replace({"runtime.embedding_cache": "dense"}), tmp_path / "dense").summary
-    assert dense["phase2"]["val_ppl"] == pytest.approx(gathered["phase2"]["val_ppl"], rel=1e-5)
-    held, layout = dense["caches_mib"], dense["caches_dense_fp32_mib"]
-    assert held["train_emb"] >= layout["train_emb"] > gathered["caches_mib"]["train_emb"]
-
-
-def test_a_folder_of_another_run_or_of_none_is_refused(finished_run, tmp_path):
-    other = finished_run.config.replace({"phase2.patience": 1})
-    before = (finished_run.path / "summary.json").read_bytes()
-    with pytest.raises(UserError, match=r"phase2\.patience 3 \(asked: 1\); name another folder"):
-        run(other, finished_run.path)
-    assert (finished_run.path / "summary.json").read_bytes() == before
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and holds no run"):
-        run(other, tmp_path / "full")
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
-    with pytest.raises(UserError, match="is a file"):
-        run(other, tmp_path / "full" / "thesis.tex")
-    (tmp_path / "web").mkdir()
-    none = "has a config.json without a configuration; name another folder"
-    for content, said in {
-        '{"port": 80}': "another version of ctxkv_lib",
-        **dict.fromkeys(["{}", "[]", '{"preset": "ci", "recipe": "exact", "data": 3}'], none),
-    }.items():
-        (tmp_path / "web" / "config.json").write_text(content)
-        with pytest.raises(UserError, match=said):
-            run(other, tmp_path / "web")
-        assert (tmp_path / "web" / "config.json").read_text() == content
-
-
-def test_a_folder_that_another_process_began_meanwhile_is_left_to_it(tiny_config, tmp_path, monkeypatch):
-    folder = RunFolder(tmp_path / "run")
-
-    def taken(*_):
-        folder.path.mkdir()
-        folder.config.touch()
-        raise UserError("in use")
-
-    monkeypatch.setattr(folder, "_taken", taken)
-    with pytest.raises(UserError, match="in use"), folder.claimed(tiny_config):
-        pass
-    assert folder.config.is_file()
-
-
-def test_a_home_folder_is_expanded(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert run(tiny_config, "~/run").path == load_run("~/run").path == tmp_path / "run"
-    assert (
-        run_folder_of(tiny_config, "~").parent == comparison_folder([tiny_config] * 2, "~").parent == tmp_path
-    )
-    assert [listed.path for listed in list_runs("~")] == run_folders("~") == [tmp_path / "run"]
-    with pytest.raises(UserError, match=f"{tmp_path / 'run'} holds a run"):
-        compare([tiny_config, tiny_config.replace({"data.samples": 4})], out="~/run")
-
-
-def test_a_run_whose_token_table_cannot_be_made_again_is_refused(tiny_config, tmp_path):
-    table = {"data.table": "cooccurrence", "data.corpus": "chitchat+own", "data.corpus_samples": 5}
-    config = tiny_config.replace(table)
-    made = run(config, tmp_path / "run")
-    with Path(config.data.path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"text": "one more conversation, which only the table reads"}) + "\n")
-    with pytest.raises(UserError, match=r"The text of the token table has changed since .*run was trained"):
-        open_run(made)
-
-
-def test_streams_shorter_than_a_window_are_refused(tiny_config, tmp_path):
-    long = tiny_config.replace({"model.max_contexts": 500})
-    said = (
-        r"The train stream has \d+ tokens, no more than one context window .* set model.max_contexts to (\d+)"
-    )
-    with pytest.raises(UserError, match=said) as refused:
-        run(long, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    cure = int(re.search(said, str(refused.value)).group(1))
-    prepare(tiny_config.replace({"model.max_contexts": cure}), tmp_path / "run")
-
-
-def test_runs_have_their_own_default_folders():
-    plain, more = build_config("offline"), build_config("offline", samples=100)
-    changed = build_config("offline", settings={"phase2.patience": 2})
-    names = [run_folder_of(c).as_posix() for c in (plain, more)]
-    assert names == ["runs/offline-exact-50", "runs/offline-exact-100"]
-    assert run_folder_of(changed).name.startswith("offline-exact-50-")
-    assert comparison_folder([more, plain]).name == "offline-exact-100-vs-50"
-
-
-def test_the_folder_of_a_run_follows_the_content_of_its_file_and_not_its_name(tmp_path, monkeypatch):
-    def folder(path):
-        return run_folder_of(build_config("ci", settings={"data.source": "file", "data.path": path}))
-
-    for name, count in (("a.jsonl", 12), ("b.jsonl", 12), ("inside/a.jsonl", 13)):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write_conversations(tmp_path / name, count)
-    monkeypatch.chdir(tmp_path)
-    first = folder("a.jsonl")
-    assert first == folder("b.jsonl") == folder(str(tmp_path / "a.jsonl"))
-    monkeypatch.chdir("inside")
-    assert folder("a.jsonl") != first
-    assert folder("none.jsonl") != folder("nothing.jsonl")
-
-
-def test_compare_reuses_runs_and_says_what_was_gained(tiny_settings, tmp_path):
-    configs = [build_config("ci", samples=n, settings=tiny_settings) for n in (8, 2)]
-    first = run(configs[0], str(run_folder_of(configs[0], str(tmp_path))))
+def test_a_stopped_run_goes_on_to_the_same_numbers(tiny_settings, tmp_path, monkeypatch, recipe, stopped_at):
+    monkeypatch.setattr(saved_epochs, "EVERY_SECONDS", 0)
+    config = build_config("ci", recipe, 6, tiny_settings)
+    whole, out = run(config, tmp_path / "whole" / "run"), tmp_path / "stopped" / "run"
+    with pytest.raises(Stopped, match=r"^Stopped\. Finished stages and saved epochs are kept"):
+        run(config, out, stop_at(*stopped_at))
     heard = []
-    out = comparison_folder(configs, tmp_path)
-    left = [out / ".report.md.1.part", out / "figures" / ".memory.png.1.part"]
-    for part in left:  # by a process that was killed
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-    runs = compare(configs, str(tmp_path), listener=heard.append)
-    assert not any(part.exists() for part in left)
-    assert [r.summary["samples"] for r in runs] == [2, 8]
-    assert {m["samples"] for m in heard} == {2, 8}
-    assert runs[1].summary == first.summary
-    written = json.loads((out / "comparison.json").read_text())
-    assert written["runs"] == [r.summary for r in runs]
-    with pytest.raises(UserError, match="holds another comparison"):  # of as many conversations
-        compare([each.replace({"phase2.max_epochs": 1}) for each in configs], tmp_path, out)
-    small, large = (r.summary["phase2"] for r in runs)
-    assert written["improvement"] == {
-        "val_ppl_percent": pytest.approx(100 * (small["val_ppl"] - large["val_ppl"]) / small["val_ppl"]),
-        "val_acc_points": pytest.approx(100 * (large["val_acc"] - small["val_acc"])),
-    }
-    found = {p.name for p in out.rglob("*") if p.is_file()}
-    assert found >= {"report.md", "report.ja.md", "ppl_curves.png", "phase1.png", "memory.png"}
+    run(config, out, heard.append)
+    assert outcome(out) == outcome(whole.path)
+    epochs = [metric["epoch"] for metric in heard if metric["stage"] == "phase2"]
+    assert epochs == [e["epoch"] for e in whole.summary["phase2"]["epochs"]]
+
+
+def test_phase_1_is_shared_with_a_run_that_differs_in_phase_2(finished_run, tmp_path, capsys):
+    config = finished_run.config.replace({"model.interval": 4, "phase2.batch_size": 64})
+    out = finished_run.path.with_name("another")
+    made = run(config, out)
+    assert f"caches is taken from {finished_run.path.name}" in capsys.readouterr().err
+    assert made.summary["phase1"] == finished_run.summary["phase1"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("changed", "kept"),
     [
-        ("", "", "is a file"),
-        ("config.json", "{}", "holds a run"),
-        ("checkpoint/stages.json", "{}", "holds a run"),
-        ("comparison.json", '{"runs": [{"samples": 2}, {"samples": 9}]}', "holds another comparison"),
-        ("comparison.json", "[3]", "holds another comparison"),
-        ("report.md", "mine", "is not empty and holds no comparison"),
-        ("figures/memory.png", "mine", "is not empty and holds no comparison"),
+        ({"model.context_dim": 8}, ()),
+        ({"runtime.seed": 1}, ()),
+        ({"phase1.learning_rate": 0.5}, ()),
+        ({"loss": "ctxkv_lib.method.oacd:oacd_loss"}, ()),
+        ({"runtime.embedding_cache": "dense"}, ("phase1",)),
+        ({"model.interval": 4}, ("phase1", "caches")),
+        ({"phase2.learning_rate": 0.5}, ("phase1", "caches")),
+        ({"attention": "conftest:NearestTwo"}, ("phase1", "caches")),
     ],
 )
-def test_a_comparison_overwrites_nothing_else(tiny_config, tmp_path, monkeypatch, name, content, said):
-    monkeypatch.setattr(experiment, "run", None)
-    file = tmp_path / "out" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(content)
-    configs = [tiny_config.replace({"data.samples": samples}) for samples in (2, 8)]
-    with pytest.raises(UserError, match=f"out {said}; name another folder with --out"):
-        compare(configs, tmp_path, tmp_path / "out")
-    assert file.read_text() == content
+def test_a_stage_has_another_key_where_what_it_depends_on_is_another(finished_run, tmp_path, changed, kept):
+    def keys(config, out):
+        with experiments._begun(config, out, print, again=False) as work:
+            phase1 = work.folder.stages.get("phase1") or work.folder.finish("phase1", work.phase1_key())
+            return {
+                "phase1": work.phase1_key(),
+                "caches": work.caches_key(phase1),
+                "phase2": work.phase2_key(phase1),
+            }
+
+    plain = keys(finished_run.config, tmp_path / "a" / "run")
+    other = keys(finished_run.config.replace(changed), tmp_path / "b" / "run")
+    assert tuple(stage for stage in plain if plain[stage] == other[stage]) == kept
 
 
-def test_compare_checks_the_largest_before_it_computes(tiny_settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "run", None)
-    configs = (build_config("ci", samples=n, settings=tiny_settings) for n in (2, 800))  # any iterable
-    with pytest.raises(UserError, match="800"):
-        compare(configs, tmp_path, tmp_path / "out")
+def test_dense_and_gathered_embeddings_give_the_same_run(finished_run, tmp_path):
+    dense = run(finished_run.config.replace({"runtime.embedding_cache": "dense"}), tmp_path / "dense")
+    expected = finished_run.summary["phase2"]["val_ppl"]
+    assert dense.summary["phase2"]["val_ppl"] == pytest.approx(expected, rel=1e-5)
+    held, layout = dense.summary["caches_mib"], dense.summary["caches_dense_fp32_mib"]
+    assert held["train_emb"] >= layout["train_emb"] > finished_run.summary["caches_mib"]["train_emb"]
+    assert open_run(dense).caches["val"].embeddings.shape[1] == dense.config.model.hidden_size
+
+
+def test_other_data_in_the_same_folder_is_another_result(tiny_settings, tmp_path):
+    config = build_config("ci", "exact", 6, tiny_settings)
+    made, file = run(config, tmp_path / "run"), Path(config.data.path)
+    moved = file.rename(tmp_path / "moved.jsonl")
+    same = config.replace({"data.path": str(moved)})
+    assert run(same, tmp_path / "run").summary == made.summary  # the text counts, not where it lies
+    lines = moved.read_text().splitlines()
+    moved.write_text("\n".join([lines[1], *lines[1:]]) + "\n")
+    with pytest.raises(UserError, match="holds a finished result of other data; replace it with --again"):
+        run(same, tmp_path / "run")
+    assert load_run(tmp_path / "run").summary == made.summary
+    again = run(same, tmp_path / "run", again=True)
+    assert again.summary["phase2"]["val_ppl"] != made.summary["phase2"]["val_ppl"]
+
+
+def test_another_version_of_the_method_is_another_result(finished_run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    made = run(finished_run.config, out)
+    monkeypatch.setattr(experiments, "method_digest", lambda: "of another version")
+    with pytest.raises(UserError, match="holds a finished result of other code"):
+        run(finished_run.config, out)
+    monkeypatch.setattr("ctxkv_lib.runs.trained.method_digest", lambda: "of another version")
+    open_run(out)
+    assert "was made with other code of the method" in capsys.readouterr().err
+    assert run(finished_run.config, out, again=True).summary["phase2"]["val_ppl"] > 1
+    assert made.path == out
+
+
+def test_an_opened_run_is_the_trained_one_and_refuses_damage(trained, finished_run, tmp_path, damage):
+    weights = read_tensors(finished_run.path / "checkpoint" / "attention.safetensors")
+    for name, weight in weights.items():
+        assert torch.equal(trained.model.state_dict()[name], weight)
+    assert not trained.model.training
+    assert trained.tokenizer.decode(trained.caches["val"].ids[:40].tolist())
+    copy = run(finished_run.config, tmp_path / "run").path
+    damage(copy / "checkpoint" / "attention.safetensors")
+    for use in (open_run, lambda path: evaluate_texts(path, finished_run.config.data.path)):
+        with pytest.raises(UserError, match=r"attention\.safetensors is damaged; make it again with"):
+            use(copy)
+
+
+@pytest.mark.slow
+def test_a_comparison_is_of_its_runs_and_keeps_to_its_folder(tiny_config, tmp_path):
+    configs = [tiny_config.replace({"data.samples": count}) for count in (8, 4)]
+    out, heard = tmp_path / "both", []
+    runs = compare(configs, tmp_path, out, heard.append)
+    found = read_json(out / "comparison.json")
+    assert [run["samples"] for run in found["runs"]] == [4, 8]
+    assert found["folders"] == [run_folder_of(config).name for config in reversed(configs)]
+    first, last = (run.summary["phase2"] for run in runs)
+    expected = 100 * (1 - last["val_ppl"] / first["val_ppl"])
+    assert found["improvement"]["val_ppl_percent"] == pytest.approx(expected)
+    assert {metric["samples"] for metric in heard} == {4, 8}
+    assert (out / "report.md").is_file()
+    compare(configs, tmp_path, out)
+    with pytest.raises(UserError, match="holds another comparison; name another folder"):
+        compare([*configs, tiny_config.replace({"data.samples": 5})], tmp_path, out)
+    with pytest.raises(UserError, match="holds a run; name another folder"):
+        compare(configs, tmp_path, runs[0].path)
+    with pytest.raises(UserError, match="at least two different sample counts"):
+        compare(configs[:1], tmp_path, tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_memory_grows_by_no_more_than_the_mapped_caches(tmp_path, tiny_settings):
+    """The caches of a run that is opened are mapped: their size does not count as the process's own."""
+    made = run(build_config("ci", "exact", 8, tiny_settings), tmp_path / "run")
+    held = open_run(made).caches["train"].contexts
+    assert held.untyped_storage().nbytes() >= held.nbytes
+    assert not held.is_shared()

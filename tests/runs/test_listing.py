@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from conftest import stop_at
+from ctxkv_lib.runs.differences import run_folders, run_names
+from ctxkv_lib.runs.records import Records
+from ctxkv_lib.runs.run_folder import load_run
 from sample_runs import sample_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
-from ctxkv_lib.runs.differences import run_folders, run_names
 from ctxkv_lib.runs.listing import list_runs
-from ctxkv_lib.runs.records import Records
-from ctxkv_lib.runs.run_folder import load_run
 
 BREAKS = {
     "summary": lambda run: (run / "summary.json").write_text('{"phase2"'),

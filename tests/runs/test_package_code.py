@@ -7,12 +7,12 @@ import pathlib
 
 import pytest
 from conftest import in_python
+from ctxkv_lib.runs.package_code import code_key, code_with_imports
 
 from ctxkv_lib.method import model, oacd
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.model import ContextBlock, ContextKV
 from ctxkv_lib.runs import package_code, provenance
-from ctxkv_lib.runs.package_code import code_key, code_with_imports
 
 
 def test_which_modules_are_loaded_makes_no_other_code():

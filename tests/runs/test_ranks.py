@@ -7,26 +7,17 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, tiny_ids, tiny_method
+from conftest import local_experiment
 from torch import distributed
 from torch.multiprocessing import start_processes
 
 from ctxkv_lib import ranks
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.experiments import run
 from ctxkv_lib.files import write_json
-from ctxkv_lib.method import phase2
-from ctxkv_lib.method.caches import StreamCache
-from ctxkv_lib.method.config import Phase2Config
-from ctxkv_lib.method.contexts import exact_contexts
-from ctxkv_lib.method.phase2 import train_attention
-from ctxkv_lib.runs import streamed
-from ctxkv_lib.runs.long_run import Checkpoint, LongRun
-from ctxkv_lib.runs.provenance import set_threads
-from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once
-
-COUNT, BATCH = 1203, 75  # 17 steps an epoch, whose last has 3 rows: of four processes, one has none
-STEPS, EPOCHS = 17, 3
+from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.folder import load_run
 
 
 def processes(count, work, *arguments):
@@ -43,110 +34,39 @@ def _begin(index, count, port, work, arguments):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     ranks.join(torch.device("cpu"))
     work(*arguments)
-    distributed.destroy_process_group()
-
-
-def train(folder, stop_in_epoch=None):
-    """Phase 2 on cached and on streamed contexts; rank 0 writes the numbers, and bytes sent a step."""
-    sent, mean, all_reduce = [], {}, distributed.all_reduce
-    if "RANK" in os.environ:
-        set_threads(2)
-        distributed.all_reduce = lambda tensor, **named: (
-            sent.append(tensor.nbytes) or all_reduce(tensor, **named)
-        )
-    model, ids, found = tiny_method(), tiny_ids(COUNT + 1), {}
-    inputs = project_vocabulary(model)
-    contexts, _ = exact_contexts(model.context_block, inputs, ids[:-1], 1e-5)
-    starts, _ = read_once(model, ids, 1e-5, torch.empty(1, TINY["context_dim"]))
-    streams = {
-        "cached": StreamCache(ids.int(), contexts),
-        "streamed": Streamed(ids, starts, inputs, torch.float32),
-    }
-    for name, stream in streams.items():
-        sent.clear()
-        epochs = train_epochs(stream, folder / name, stop_in_epoch)
-        found[name] = [[epoch["train_ppl"], epoch["val_ppl"], epoch["val_acc"]] for epoch in epochs]
-        mean[name] = sum(sent) / (STEPS + 1) / EPOCHS
-    if os.environ.get("RANK", "0") == "0":
-        write_json(folder / f"{os.environ.get('WORLD_SIZE', 1)}.json", {"numbers": found, "sent": mean})
-
-
-def train_epochs(stream, path, stop_in_epoch):
-    config = Phase2Config(max_epochs=EPOCHS, batch_size=BATCH, patience=EPOCHS)
-    validation = StreamCache(tiny_ids(131, seed=5).int(), torch.full((131, TINY["context_dim"]), 0.1))
-    original, steps = phase2.batch_gradients, []
-
-    def stopping(*batch):
-        steps.append(1)
-        if stop_in_epoch and len(steps) == STEPS * (stop_in_epoch - 1) + 8:
-            raise KeyboardInterrupt
-        return original(*batch)
-
-    phase2.batch_gradients = stopping
-    loop = LongRun("Phase 2", torch.device("cpu"), lambda metric: None, Checkpoint(path, "key"))
-    try:
-        model = tiny_method(attention_dropout=0.2)
-        return train_attention(model, stream, validation, config, 1, loop=loop).epochs
-    except KeyboardInterrupt:
-        return []
-    finally:
-        phase2.batch_gradients = original
-
-
-@pytest.fixture
-def small_blocks(monkeypatch, saved_at_every_step):
-    monkeypatch.setattr(streamed, "STRIDE", 16)
-    monkeypatch.setattr(streamed, "BLOCK_TOKENS", 160)
-    monkeypatch.setattr(streamed, "POOL_BLOCKS", 3)
-    monkeypatch.setattr(phase2, "CHECKED_STEPS", 5)
-
-
-def numbers(folder, count):
-    found = json.loads((folder / f"{count}.json").read_text())
-    return {name: torch.tensor(epochs) for name, epochs in found["numbers"].items()}, found["sent"]
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_one_two_and_four_processes_give_the_same_numbers_and_send_the_gradients(tmp_path, small_blocks):
-    train(tmp_path / "1")
-    alone, _ = numbers(tmp_path / "1", 1)
-    assert alone["cached"].shape == alone["streamed"].shape == (EPOCHS, 3)
-    trained = sum(weight.numel() for weight in tiny_method().trained_weights().values())
-    for count in (2, 4):
-        processes(count, train, tmp_path / str(count))
-        together, sent = numbers(tmp_path / str(count), count)
-        for name, expected in alone.items():
-            torch.testing.assert_close(together[name], expected, rtol=1e-4, atol=1e-4, msg=name)
-        assert sent["cached"] <= 4 * (trained + 1)  # a step's, of which an evaluation sends less
-
-
-@pytest.mark.slow
-def test_a_training_continues_in_another_number_of_processes(tmp_path, small_blocks):
-    train(tmp_path / "whole")
-    whole, _ = numbers(tmp_path / "whole", 1)
-    processes(2, train, tmp_path, 2)  # stopped in epoch 2
-    train(tmp_path)
-    resumed, _ = numbers(tmp_path, 1)
-    for name, expected in whole.items():
-        torch.testing.assert_close(resumed[name], expected, rtol=1e-4, atol=1e-4, msg=name)
+@pytest.mark.parametrize("recipe", ["exact", "tuned"])
+def test_two_processes_do_one_run(recipe, tmp_path):
+    settings = local_experiment(tmp_path) | {"model.attention_dropout": 0.2, "runtime.precision": "fp32"}
+    config = build_config("ci", recipe, 8, settings)
+    alone = run(config, tmp_path / "alone" / "run")
+    processes(2, run, config, tmp_path / "both" / "run")
+    both = load_run(tmp_path / "both" / "run", "phase1", "caches", "phase2", "model")
+    assert [each.summary["provenance"]["processes"] for each in (alone, both)] == [1, 2]
+    for name in ("val_ppl", "train_ppl", "val_acc"):
+        assert both.summary["phase2"][name] == pytest.approx(alone.summary["phase2"][name], rel=1e-4)
+    assert both.summary["test"]["ppl"] == pytest.approx(alone.summary["test"]["ppl"], rel=1e-4)
+    assert [line["stage"] for line in both.metrics] == [line["stage"] for line in alone.metrics]
 
 
 def meet_an_error(folder):
-    """What rank 0 does for all fails; then the others end, and rank 0 waits for them."""
-    assert ranks.on_rank_0(lambda: ranks.rank() + ranks.world_size()) == 1  # rank 0, alone
+    """What rank 0 does for all fails; then the others end, and rank 0 waits for them in vain."""
+    said = None
     try:
         ranks.on_rank_0(lambda: json.loads("{"))
     except Exception as error:
         said = type(error).__name__
-    first = ranks.is_first_to_say("something")
+    if ranks.rank():
+        (folder / said).touch()
+        return
     try:
-        if ranks.rank():
-            return
         ranks.all_reduce([torch.ones(3)])
     except UserError as error:
         write_json(folder / "said.json", [said, str(error)])
-    finally:
-        (folder / f"{ranks.rank()}-{first}").touch()
 
 
 def test_an_error_in_one_process_ends_all_with_a_sentence(tmp_path):
@@ -154,31 +74,31 @@ def test_an_error_in_one_process_ends_all_with_a_sentence(tmp_path):
     said, sentence = json.loads((tmp_path / "said.json").read_text())
     assert said == "JSONDecodeError"
     assert sentence.startswith("Another process of this run has ended")
-    assert sum(path.name.endswith("True") for path in tmp_path.iterdir()) == 1
+    assert (tmp_path / "Ended").exists()
 
 
 def test_every_row_is_some_processs(monkeypatch):
-    monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert [part.stop - part.start for part in ranks.shards(10)] == [3, 3, 2, 2]
-    assert ranks.shard(10) == slice(6, 8)
-    assert ranks.shard(2) == slice(2, 2)
+    found = []
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        found.append(ranks.shard(10))
+    assert found == [slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 10)]
 
 
-def test_fewer_gpus_than_processes_are_refused_by_the_first(monkeypatch):
-    """Which alone can say so before they are connected."""
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
+def test_fewer_gpus_than_processes_are_refused(monkeypatch):
+    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"2 processes, but 1 GPU: start one for each GPU\."):
+    with pytest.raises(UserError, match=r"Process 1 has no GPU of its own, of 1; start one process a GPU\."):
         ranks.join(torch.device("cuda"))
 
 
-def test_other_commands_work_in_one_process(monkeypatch, printed_by, capsys):
+def test_other_commands_work_in_one_process_and_only_rank_0_prints(monkeypatch, printed_by, capsys):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "Only run and compare work in several processes" in printed_by("list", code=2)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # so that it is restored afterwards
     assert main(["list"]) == 2
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr().out == ""

@@ -7,6 +7,8 @@ import numpy
 import pytest
 import torch
 from conftest import write_conversations
+from ctxkv_lib.runs.run_folder import load_run
+from ctxkv_lib.runs.verification import verify
 from test_ranks import processes
 
 from ctxkv_lib.cli import main
@@ -15,9 +17,7 @@ from ctxkv_lib.experiments import run
 from ctxkv_lib.runs import scratch, streamed
 from ctxkv_lib.runs.caches import load_cache, load_ids
 from ctxkv_lib.runs.provenance import set_threads
-from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.trained import load_trained
-from ctxkv_lib.runs.verification import verify
 from ctxkv_lib.views.explore import open_run
 
 
