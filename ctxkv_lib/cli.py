@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from . import ranks
-from .errors import UserError, describe, interrupt_deferred, memory_advice, one_line
-from .options import PLUG_INS, command, completion_script, parse
+from .errors import UserError, describe, interrupt_deferred, one_line
+from .options import PLUG_INS, command, parse
 from .progress import Listener, epoch_printer, fitted, notice, say, stage
 from .runs.config import ExperimentConfig, parse_settings
 from .runs.settings import Sampling
 
 EXPERIMENT = "--preset --recipe --data --set"
-GRID = "--preset? --recipe+ --data --set --grid --protocol"
 OWN = " ".join(f"--{name}" for name in PLUG_INS)
 
 
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 done, 1 if `verify` finds damage, 2 for what the user can fix, 130 for Ctrl-C, and
+        The exit code: 0 done, 2 for what the user can fix, 130 for Ctrl-C, and
         141, as for any command of a pipeline, if the output is closed.
     """
     # Closed by the shell (`>&-`), they are None.
@@ -163,7 +162,7 @@ def settings(options: argparse.Namespace) -> None:
 
 @command("root --json")
 def list_folders(options: argparse.Namespace) -> None:
-    """List all run folders: state, best PPL, what differs, size; `verify` checks their files."""
+    """List all run folders: state, best PPL, what differs, size."""
     from .report.terminal import format_runs
     from .runs.listing import list_runs
     from .runs.run_folder import DEFAULT_ROOT
@@ -191,7 +190,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _measured(runs: list[Any]) -> list[Any]:
-    from .research.measure import measure
+    from .measure.measure import measure
 
     return ranks.on_rank_0(lambda: [measure(finished) for finished in runs])
 
@@ -220,24 +219,6 @@ def compare(options: argparse.Namespace) -> None:
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
 
-@command(f"{GRID} {OWN} --samples+ --seeds+ --out --runs --hours --keep")
-def sweep(options: argparse.Namespace) -> None:
-    """Run a grid of settings x seeds x samples; run again to go on."""
-    with _loading():
-        from .research.protocol import asked_for, grid_points, sweep_name
-        from .research.sweep import sweep
-        from .research.sweep_table import format_sweep
-        from .runs.run_folder import DEFAULT_ROOT
-
-    points = grid_points(asked_for(options.protocol, vars(options), _settings(options)), notice)
-    out = options.out or DEFAULT_ROOT / sweep_name(points, options.protocol)
-    _say_where(out)
-    results = sweep(points, options.runs or out, out, hours=options.hours, keep=options.keep)
-    print(f"{fitted(format_sweep(results))}\n\nWritten: {out / 'sweep.md'}")
-    if {entry["state"] for entry in results["cells"]} <= {"failed", "diverged"}:
-        raise UserError(f"No run has finished; {out / 'sweep.md'} says why.")
-
-
 @command("run+ --lang")
 def report(options: argparse.Namespace) -> None:
     """Print the written report of one or more finished runs."""
@@ -245,14 +226,6 @@ def report(options: argparse.Namespace) -> None:
     from .runs.run_folder import load_run
 
     print(write_report([load_run(path) for path in options.run], options.lang))
-
-
-@command("run repo --private")
-def push(options: argparse.Namespace) -> None:
-    """Upload a run's model to the Hugging Face Hub."""
-    from .runs.trained import push_model
-
-    print(push_model(options.run, options.repo, options.private))
 
 
 @command("run --prompt --max-new-tokens --temperature --top-k --seed")
@@ -286,61 +259,3 @@ def evaluate(options: argparse.Namespace) -> None:
     write_json(out, scores)
     save(ppl_by_reading(scores), picture)
     _print(scores, options.json, format_scores, out, picture)
-
-
-@command("run --lang --json")
-def probe(options: argparse.Namespace) -> None:
-    """Measure what a run's contexts remember, and what they are used for."""
-    with _loading():
-        from .report.document import format_ablations, probe_table
-        from .report.terminal import terminal_table
-        from .research.measure import measure
-        from .runs.run_folder import load_run
-
-    with stage("Reading the contexts"):
-        run = measure(load_run(options.run), ("probe", "ablations"))
-    found = {name: run.summary[name] for name in ("probe", "ablations")}
-    written = (run.path / "summary.json", run.path / "report.md")
-    probed = terminal_table(probe_table(found["probe"], run.config.model, options.lang))
-    ablated = format_ablations(found["ablations"], options.lang)
-    _print(found, options.json, lambda _: f"{probed}\n\n{ablated}", *written)
-
-
-@command("run")
-def verify(options: argparse.Namespace) -> int:
-    """Compare every file of a run with its record."""
-    from .method.memory import MIB
-    from .report.terminal import terminal_table
-    from .runs.verification import verify
-
-    found = verify(options.run)
-    rows = [[each.stage, each.name, f"{each.num_bytes / MIB:,.2f}", each.state] for each in found.artefacts]
-    print(fitted(terminal_table([["Stage", "File", "MiB", "State"], *rows])))
-    if found.unfinished:
-        print(f"Not finished: {', '.join(found.unfinished)}")
-    if found.is_of_other_code:
-        print("The run was made with other code of the method than is installed.")
-    print("All is intact." if found.intact else f"Make again what is not intact with {found.cure}.")
-    return 0 if found.intact else 1
-
-
-@command(f"{EXPERIMENT} --samples --rounds --out --json")
-@memory_advice("The benchmark", "lower --samples")
-def bench(options: argparse.Namespace) -> None:
-    """Compare speed and memory with the original's loops and the hardware."""
-    config = _config(options, options.samples)
-    with _loading():
-        from .research.bench import bench, bench_table
-        from .runs.run_folder import run_folder_of
-
-    run_folder = run_folder_of(config)
-    out = options.out or run_folder.with_name(f"bench-{run_folder.name}")
-    say(f"Working in {out}.")
-    results = bench(config, run_folder, out, options.rounds)
-    _print(results, options.json, bench_table, out / "bench.json", out / "bench.png")
-
-
-@command("shell")
-def completion(options: argparse.Namespace) -> None:
-    """Print a script that completes commands and options, for `eval` in the shell's start file."""
-    print(completion_script(options.shell))

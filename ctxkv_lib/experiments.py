@@ -38,7 +38,7 @@ from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
 from .runs.testing import measurements, test
 from .runs.work import Texts, Work, read_texts
-from .views import figures, pictures, study
+from .views import figures, pictures
 from .views.axes import save
 
 
@@ -164,7 +164,7 @@ def compare(
     if len({config.data.samples for config in configs}) < 2:
         raise UserError(
             "compare needs at least two different sample counts, such as --samples 100 500; `ctxkv report` "
-            "and `ctxkv sweep` show runs of one count side by side."
+            "shows runs of one count side by side."
         )
     out = expanded(out or comparison_folder(configs, root))
     _refuse_taken(out, configs)
@@ -256,13 +256,8 @@ def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     }
     if any(phase1.values()):
         drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
-    if len(runs) == 1:
-        measured = {
-            "probe": lambda probed: pictures.memory_of_contexts(probed, runs[0].config.model),
-            "ablations": study.use_of_contexts,
-            "recall_task": study.recall_accuracy,
-        }
-        drawn |= {name: draw(summaries[0][name]) for name, draw in measured.items() if name in summaries[0]}
+    if len(runs) == 1 and (probed := summaries[0].get("probe")):
+        drawn["probe"] = pictures.memory_of_contexts(probed, runs[0].config.model)
     files = [save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
     for language in LANGUAGES:
         files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))

@@ -1,4 +1,4 @@
-"""Options of the `ctxkv` command, their parser, and shell completion."""
+"""Options of the `ctxkv` command and their parser."""
 
 import argparse
 import os
@@ -44,13 +44,10 @@ PLUG_INS = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "run": {"type": _path, "metavar": "RUN", "help": "run folder"},
     "run+": {"type": _path, "nargs": "+", "metavar": "RUN", "help": "run folder"},
-    "repo": {"metavar": "REPO", "help": "repository on the Hub, such as owner/name"},
-    "--private": {"action": "store_true", "help": "a new repository is seen by its owner only"},
     "root": {"type": _path, "nargs": "?", "metavar": "ROOT", "help": "(default: runs, or $CTXKV_RUNS)"},
     "--preset": {"default": "colab", "metavar": "P", "help": f"{_presets} (default: colab)"},
     "--preset?": {"metavar": "P", "help": _presets},
     "--recipe": {"metavar": "R", "help": _recipes},
-    "--recipe+": {"nargs": "+", "metavar": "R", "help": _recipes},
     "--data": {"metavar": "FILE", "help": _data},
     "--data!": {"type": _path, "required": True, "metavar": "FILE", "help": FILES},
     "--columns": {"metavar": "NAMES", "help": "the file's columns, as data.columns"},
@@ -64,20 +61,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--samples": {"type": int, "metavar": "N", "help": "training conversations"},
     "--samples+": {"type": int, "nargs": "+", "metavar": "N", "help": "training conversations of each run"},
     "--out": {"type": _path, "metavar": "DIR", "help": _out},
-    "--measure": {"action": "store_true", "help": "measure finished runs: probe, ablations, n-grams, ..."},
+    "--measure": {
+        "action": "store_true",
+        "help": "also measure the runs: n-grams, probe of contexts",
+    },
     "--again": {"action": "store_true", "help": "replace a result of other code, or without its record"},
     "--train-tokens": {"type": int, "metavar": "N", "help": "of the training stream (counted with --data)"},
     "--val-tokens": {"type": int, "metavar": "N", "help": "of the validation stream"},
-    "--seeds+": {"type": int, "nargs": "+", "metavar": "N", "help": "(default: the preset's one)"},
-    "--grid": {"action": "append", "default": [], "metavar": "K=V,V", "help": "values of a setting"},
-    "--protocol": {"type": _path, "metavar": "FILE", "help": "JSON of all this, with named variants"},
-    "--runs": {"type": _path, "metavar": "DIR", "help": "folder of the runs, if sweeps share it"},
-    "--hours": {"type": float, "metavar": "H", "help": "start no new run after H hours"},
-    "--keep": {"action": "store_true", "help": "keep each run's model and caches (0.2 GB a run)"},
     "--prompt": {"required": True, "metavar": "TEXT", "help": "how the text begins"},
     **{f"--{f.name.replace('_', '-')}": _sampling(f) for f in fields(Sampling)},
-    "shell": {"choices": ("bash", "zsh")},
-    "--rounds": {"type": int, "default": 10, "metavar": "N", "help": "timed repetitions (default: 10)"},
     "--lang": {"default": "en", "choices": ("en", "ja"), "help": "language (default: en)"},
     "--json": {"action": "store_true", "help": "print JSON"},
 }
@@ -128,23 +120,3 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return options
-
-
-COMPLETION = """_ctxkv() {{
-  local words="{commands}"
-  if [ "$COMP_CWORD" -gt 1 ]; then
-    case "${{COMP_WORDS[1]}}" in
-{cases}
-    esac
-  fi
-  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
-}}
-complete -o default -F _ctxkv ctxkv"""
-
-
-def completion_script(shell: str) -> str:
-    """Return a script for bash or zsh that completes commands and options."""
-    options = {name: " ".join(n for n in known if n[0] == "-") for name, known in map(_names, COMMANDS)}
-    cases = "\n".join(f'    {name}) words="{words}" ;;' for name, words in options.items())
-    script = COMPLETION.format(commands=" ".join(options), cases=cases)
-    return f"autoload -U +X bashcompinit && bashcompinit\n{script}" if shell == "zsh" else script

@@ -77,9 +77,12 @@ def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("run --preset moon", "preset is 'moon'; allowed: colab, offline, recall, ci."),
+        ("run --preset moon", "preset is 'moon'; allowed: colab, offline, ci."),
         ("run --data a.jsonl --set data.path=b.jsonl", "data.path and --data are both given; give one of"),
-        ("run --data a.jsonl --set data.source=recall", "data.source is 'recall' and data.path is 'a.jsonl'"),
+        (
+            "run --data a.jsonl --set data.source=chitchat",
+            "data.source is 'chitchat' and data.path is 'a.jsonl'",
+        ),
         ("run --preset offline --samples 999999", "999999"),
         ("compare --preset ci --samples 5", "at least two different sample counts"),
         ("run --set phase2.batch_size", "has no '='"),
@@ -89,7 +92,6 @@ def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
         ("run --preset ci --data missing.jsonl", "/missing.jsonl does not exist"),
         ("run --preset ci --data ", "data.path is ''; allowed: a path"),
         ("report two\nlines", r"two\nlines is not a folder"),
-        ("verify nowhere", "nowhere is not a folder; name a run folder."),
         ("generate nowhere --prompt a", "nowhere is not a folder; name one of `ctxkv list`, or"),
         ("list", "runs is not a folder; name the one that holds your run folders."),
     ],
@@ -108,7 +110,7 @@ def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path, capsys)
     configure, run, measure = Mock(return_value=build_config("ci")), Mock(return_value=done), Mock()
     monkeypatch.setattr("ctxkv_lib.runs.configure.configure", configure)
     monkeypatch.setattr("ctxkv_lib.experiments.run", run)
-    monkeypatch.setattr("ctxkv_lib.research.measure.measure", measure)
+    monkeypatch.setattr("ctxkv_lib.measure.measure.measure", measure)
     plain = ["run", "--preset", "ci", "--out", str(tmp_path / "run")]
     plug_ins = {name: f"package.module:{name.title()}" for name in ("block", "loss", "attention", "mixer")}
     words = [word for name, value in plug_ins.items() for word in (f"--{name}", value)]
@@ -124,7 +126,7 @@ def test_plug_ins_again_and_measure_are_passed_on(monkeypatch, tmp_path, capsys)
 
 def test_a_home_folder_is_found_in_a_path(printed_by, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert f"{tmp_path / 'nowhere'} is not a folder" in printed_by("verify", "~/nowhere", code=2)
+    assert f"{tmp_path / 'nowhere'} is not a folder" in printed_by("report", "~/nowhere", code=2)
 
 
 @pytest.fixture
@@ -157,7 +159,7 @@ def test_output_into_a_full_disk_is_one_sentence(report_command):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_errors_into_a_full_disk_change_no_exit_code():
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([sys.executable, "-m", "ctxkv_lib", "verify", "nowhere"], stderr=full)
+        done = subprocess.run([sys.executable, "-m", "ctxkv_lib", "report", "nowhere"], stderr=full)
     assert done.returncode == 2
 
 
@@ -193,7 +195,7 @@ def test_out_of_memory_names_the_work_and_what_to_change_and_no_other_error_is_t
         ("run --samples many", "argument --samples: invalid int value: 'many'"),
         ("run --out ", "argument --out: a path must be UTF-8, not empty"),
         ("run --out o\udcffut", "argument --out: a path must be UTF-8"),
-        ("probe run --lang xx", "argument --lang: invalid choice: 'xx'"),
+        ("report run --lang xx", "argument --lang: invalid choice: 'xx'"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_parser(line, said, capsys):
@@ -307,7 +309,7 @@ def test_ctrl_c_while_torch_loads_stops_after_it_and_a_second_one_at_once(interr
     assert done == [1]
 
 
-@pytest.mark.parametrize(("line", "code"), [("settings", 0), ("verify nowhere", 2)])
+@pytest.mark.parametrize(("line", "code"), [("settings", 0), ("report nowhere", 2)])
 def test_closed_output_changes_no_exit_code(monkeypatch, line, code):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)

@@ -1,4 +1,4 @@
-"""Conversations from their sources: UltraChat on the Hub, a file, a package, or made up.
+"""Conversations from their sources: UltraChat on the Hub, a file, or a package.
 
 Every source gives rows in one order. A smaller training set is the beginning of a larger one. The other
 splits do not depend on its size: `validation` chooses the best epoch, `test` chooses nothing, and a token
@@ -15,7 +15,6 @@ from ..files import digest_of_lists
 from .chitchat import chitchat_rows
 from .hub import ULTRACHAT_REVISION
 from .local_files import file_rows, kept_file
-from .recall import recall_rows
 from .rows import Rows, Split
 from .settings import DataConfig
 from .ultrachat import row_numbers, ultrachat_rows
@@ -24,7 +23,6 @@ READERS: dict[str, Callable[[DataConfig, Split], Rows]] = {
     "ultrachat": ultrachat_rows,
     "file": file_rows,
     "chitchat": chitchat_rows,
-    "recall": recall_rows,
 }
 
 

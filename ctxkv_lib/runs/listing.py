@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..files import expanded, read_json
 from ..method.memory import MIB
 from .configure import FITTED, stated_settings, stored_config
-from .records import DROPPED, Records
+from .records import Records
 from .run_folder import DEFAULT_ROOT, MODEL_MARK, RunFolder
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # raised by broken files
@@ -24,7 +24,7 @@ class Listed:
         settings: those that differ from the preset's and recipe's, without how a file was split.
         tokens: of the training stream; None if the run has no results yet.
         best_ppl: lowest validation PPL so far; None before the first epoch.
-        state: "finished", "results only" (model and caches were dropped), "interrupted" or "damaged".
+        state: "finished", "interrupted" or "damaged".
         mib: on disk.
     """
 
@@ -82,6 +82,4 @@ def _state(path: Path, records: Records | None) -> str:
     """Return the state of a run that has its results."""
     stages = records.stages.values() if records else ()
     files = {name: known for each in stages for name, known in each.files.items()}
-    if DROPPED in files.values():
-        return "results only"
     return "finished" if records and all((path / name).is_file() for name in files) else "damaged"

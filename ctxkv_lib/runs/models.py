@@ -85,9 +85,6 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
     offsets = model.window.offsets
     if {*map(type, offsets)} != {int} or offsets != sorted({*offsets}) or offsets[0] != 0:
         raise UserError(f"slot_offsets are {offsets}; allowed: whole numbers, ascending from 0.")
-    if any(offset % model.window.step for offset in offsets):
-        multiples = f"multiples of model.interval ({model.window.step}) with model.anchor=grid"
-        raise UserError(f"slot_offsets are {offsets}; allowed: {multiples}.")
     bias = model.current_token_bias
     if not isinstance(bias, Real) or not math.isfinite(bias):
         raise UserError(f"current_token_bias is {bias!r}; allowed: a finite number, which is not trained.")
@@ -98,8 +95,6 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
             )
         if not (0 <= copying.weight < 1 and copying.sharpness >= 0):
             raise UserError(f"{copying}; allowed: a weight from 0 to less than 1, a sharpness of 0 or more.")
-        if shapes.anchor != "current":
-            raise UserError(f"model.anchor is {shapes.anchor!r}; allowed: 'current' where attention copies.")
     start = min(2, model.history(trained=False)) if isinstance(model, MixerModel) else 0
     mixed = (2, ROW - start, shapes.hidden_size)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .config import ExperimentConfig
 
 PACKAGE = Path(__file__).parent.parent
-FOLLOWED = {"data", "hf", "research"}  # `method/` is in every key, and most of `runs/` computes nothing
+FOLLOWED = {"data", "hf", "measure"}  # `method/` is in every key, and most of `runs/` computes nothing
 COMPUTING = ("micro_batches", "rows", "streamed")  # modules of `runs/` that do
 METHOD_IMPORTS = {"torch", "numpy", "psutil"} | PYTHON_AND_THIS
 PLAIN = bool | int | float | str | tuple  # values of `method/` that keys cover

@@ -4,7 +4,7 @@ A record is valid only while each of its files has the recorded checksum.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ from ..files import read_sealed_json, state, write_sealed_json
 from ..method.loop import Metric
 
 SummaryPart = dict[str, Any]
-MEASUREMENTS = ("probe", "ablations", "recall_task", "generation", "ngrams", "repeated_pairs")
+MEASUREMENTS = ("ngrams", "probe")
 STAGES = ("phase1", "caches", "phase2", "model", "test", "results")  # each computed from those before it
 FILE = "checkpoint/stages.json"
-DROPPED = "dropped"  # instead of the checksum, for a file that was removed to save disk space
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Record:
 
     Attributes:
         key: digest of everything it depends on.
-        files: checksum of each of its files, or `DROPPED`, by its path in the run folder.
+        files: checksum of each of its files, by its path in the run folder.
         result: its part of the summary.
         metrics: its lines of metrics.jsonl.
     """
@@ -36,9 +35,9 @@ class Record:
     metrics: list[Metric] = field(default_factory=list)
 
     def states(self, folder: Path) -> Iterator[tuple[str, str]]:
-        """Yield each file's path and whether it is `intact`, `missing`, `damaged` or `dropped`."""
+        """Yield each file's path and whether it is `intact`, `missing` or `damaged`."""
         for name, expected in self.files.items():
-            yield name, DROPPED if expected == DROPPED else state(folder / name, expected)
+            yield name, state(folder / name, expected)
 
     def lost(self, folder: Path, names: Iterable[str] | None = None) -> str:
         """Name a missing or damaged file, of all or of those named; empty if all are intact."""
@@ -86,14 +85,6 @@ class Records:
     def remove(self, stage: str) -> None:
         """Remove a stage's record from the disk."""
         self.stages.pop(stage, None)
-        self.write()
-
-    def drop(self, parts: Iterable[str]) -> None:
-        """Record that all files at and below `parts`, paths in the folder, are dropped."""
-        whole = tuple(f"{part}/" for part in parts)
-        for name, record in self.stages.items():
-            kept = {f: DROPPED if f"{f}/".startswith(whole) else known for f, known in record.files.items()}
-            self.stages[name] = replace(record, files=kept)
         self.write()
 
     def write(self) -> None:

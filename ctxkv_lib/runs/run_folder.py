@@ -19,7 +19,6 @@ from ..files import (
     expanded,
     read_json,
     read_tensors,
-    remove,
     replacing,
     sweep,
     write_json,
@@ -225,13 +224,6 @@ class RunFolder:
                 stage, Record(key, checksums(self.path, parts), result or {}, list(metrics))
             )
         )
-
-    def drop_artefacts(self) -> None:
-        """Remove what can be rebuilt, but not the ContextBlock, which is small and which other runs share."""
-        parts = {self.model, self.caches, *self.path.glob("checkpoint/*.safetensors")} - {self.context_block}
-        self.records.drop(part.relative_to(self.path).as_posix() for part in parts)
-        for part in parts:
-            remove(part)
 
     def load_block(self, model: "ContextKV") -> None:
         """Load the ContextBlock that Phase 1 wrote; a mixer has none."""

@@ -118,14 +118,13 @@ class Streamed:
 
         Each block is a stream of its own, preceded by the tokens that its first windows reach.
         """
-        step = model.window.step
-        reach = model.window.offsets[-1] + step  # a window's, and up to the next position on a grid
+        reach = model.window.offsets[-1] + 1
         ids, starts, begins, positions = [], [], [], []
         place = 0  # of the next segment
         for block in pool:
             segments = range(max(0, block.start - reach) // STRIDE, block.stop // STRIDE + 1)
             shift = (place - segments.start) * STRIDE  # from a position of the stream to one of the pool
-            origin = -(-segments.start * STRIDE // step) * step  # windows on a grid lie on multiples
+            origin = segments.start * STRIDE
             tokens = self.ids[segments.start * STRIDE : segments.stop * STRIDE].int()
             ids.append(F.pad(tokens, (0, len(segments) * STRIDE - len(tokens))))
             starts.append(self.starts[segments.start : segments.stop])

@@ -67,7 +67,7 @@ def trained_model(config: ExperimentConfig, folder: RunFolder) -> ContextKV:
 
 
 def measurements(folder: RunFolder) -> SummaryPart:
-    """Return the measurements in a folder (`research.measure`) that belong to its present weights."""
+    """Return the measurements in a folder (`measure`) that belong to its present weights."""
     stages = folder.records.stages
     return {
         name: stages[name].result
@@ -82,7 +82,7 @@ def measurement_key(folder: RunFolder, code: str = "") -> str:
 
 
 def _trained_key(folder: RunFolder) -> str:
-    """Digest caches and weights, these by the perplexities of their epochs, as files may be dropped."""
+    """Digest caches and weights, these by the perplexities of their epochs."""
     caches, phase2 = (folder.records.stages[name] for name in ("caches", "phase2"))
     reached = [[epoch["train_ppl"], epoch["val_ppl"]] for epoch in phase2.metrics]
     return digest([caches.key, phase2.key, reached])

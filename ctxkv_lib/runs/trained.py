@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.conversations import read_conversations
-from ..data.hub import hub_errors
 from ..data.tokens import load_tokenizer
 from ..errors import UserError, ended_calmly, is_utf8, memory_advice, values_of_user
 from ..hf import inference
@@ -22,10 +21,9 @@ from .config import ExperimentConfig
 from .long_run import LongRun
 from .models import frozen_model, load_frozen
 from .package_code import code_of, replaced_parts
-from .plugins import load, loaded
+from .plugins import loaded
 from .provenance import choose_device
 from .records import Records
-from .rows import MixerModel
 from .run_folder import Run, RunFolder, load_run, refuse_damaged
 from .settings import Sampling
 
@@ -60,7 +58,7 @@ def load_trained(
     """Load model and tokenizer of a finished run as transformers objects.
 
     Raises:
-        UserError: no finished run there, a damaged one, or a mixer without token-by-token inference.
+        UserError: no finished run there, a damaged one, or one with a mixer.
     """
     from transformers import AutoTokenizer
 
@@ -75,8 +73,7 @@ def load_trained(
     saved = ContextKVConfig.from_pretrained(folder).plugins
     for hook in run.config.plugins.keys() & saved.keys():
         plugin = run.config.plugins[hook]
-        key = key_of({**saved[hook], "plugin": plugin.name})  # since a mixer saves others
-        NAMED[key] = loaded(plugin)  # which refuses another class of the same name
+        NAMED[key_of(saved[hook])] = loaded(plugin)  # which refuses another class of the same name
     _tell_of_other_code(run.path, run.config)
     with transformers_bars_hidden(), values_of_user():
         model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
@@ -97,34 +94,6 @@ def _tell_of_other_code(path: Path, config: ExperimentConfig) -> None:
     records = Records.read(path)
     if records and records.code != code_of(config):
         notice(f"{path} was made with other code of the method; what it computes here may be different.")
-
-
-def push_model(path: Path | str, repo: str, private: bool = False) -> str:
-    """Upload the model folder of a finished run to a repository on the Hub, created if missing.
-
-    Args:
-        repo: `owner/name`, or `name` for the user who is logged in.
-        private: a new repository is seen by its owner only.
-
-    Returns:
-        the repository's address.
-
-    Raises:
-        UserError: no finished run there, a run without a model folder, a damaged one, or the Hub refuses.
-    """
-    from huggingface_hub import HfApi
-
-    folder = RunFolder(load_run(path).path)
-    refuse_damaged(folder.path, "model")
-    if not folder.model.is_dir():
-        why = "since one of its plug-ins cannot be saved"
-        raise UserError(f"{folder.path} has no model for transformers, {why}; push another run.")
-    advice = "log in with `hf auth login` (a token that may write), and check the name, such as owner/name"
-    failure = f"{folder.model} could not be uploaded to {repo} on the Hugging Face Hub"
-    with values_of_user(), hub_errors(failure, advice, RuntimeError):  # of hf_xet
-        made = HfApi().create_repo(repo, private=private or None, exist_ok=True)
-        HfApi().upload_folder(repo_id=made.repo_id, folder_path=folder.model)
-        return str(made)
 
 
 @ended_calmly()
@@ -200,15 +169,15 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
         saved: refuse a model that could not be loaded from its folder.
 
     Raises:
-        UserError: a mixer without token-by-token inference, or a plug-in that cannot be exported.
+        UserError: a mixer, or a plug-in that cannot be exported.
     """
     from ..hf.export import source_file
 
     mixer = config.plugins.get("mixer")
-    if mixer and not hasattr(loaded(mixer), "served"):
+    if mixer:
         raise UserError(
-            f"The run has a mixer ({mixer.name}) without a form that reads token by token (`served`); "
-            "generate, evaluate and export with a run that attends to contexts."
+            f"The run has a mixer ({mixer.name}), which does not read token by token; generate, evaluate and "
+            "export with a run that attends to contexts."
         )
     plugins: dict[str, Any] = {}
     parts: dict[str, Any] = {}
@@ -216,9 +185,6 @@ def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = T
         if plugin := config.plugins.get(hook):
             parts[hook] = loaded(plugin)
             plugins[hook] = {"plugin": plugin.name, "settings": plugin.settings}
-    if isinstance(model, MixerModel):
-        model, plugins = model.attention.served(model)  # type: ignore[operator]
-        parts = {hook: load(plugin["plugin"]) for hook, plugin in plugins.items()}
     for hook, part in parts.items():
         try:
             source_file(part)

@@ -18,10 +18,10 @@ from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.hf.copying_streams import as_served
 from ctxkv_lib.hf.modeling import CACHE_NAME
+from ctxkv_lib.measure import measure as measuring
 from ctxkv_lib.method import oacd as phase1
 from ctxkv_lib.method.evaluation import evaluate, perplexity
 from ctxkv_lib.report.info import gathered_mib
-from ctxkv_lib.research import measure as measuring
 from ctxkv_lib.runs import contexts, trained, work
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.config import build_config
@@ -108,15 +108,6 @@ def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch
         *(("phase1", i) for i in range(2, 6)),
         *(("phase2", e) for e in (1, 2, 3)),
     ]
-
-
-@pytest.mark.parametrize("recipe", ["published", "exact"])
-def test_both_recipes_run_on_a_grid_too(tiny_settings, tmp_path, recipe):
-    settings = {**tiny_settings, "model.anchor": "grid"}
-    grid = run(build_config("ci", recipe, 8, settings), tmp_path / "grid")
-    assert grid.config.recipe == recipe
-    assert (grid.summary["phase1"]["contexts_max_error"] is None) == (recipe == "published")
-    assert "on multiples of 3" in (tmp_path / "grid" / "report.md").read_text(encoding="utf-8")
 
 
 def test_preparing_makes_what_a_run_needs_and_a_finished_run_is_left_and_reused(

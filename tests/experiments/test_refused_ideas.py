@@ -158,12 +158,6 @@ class Copies(NearestTwo):
     copying = Copying(weight=0.1, sharpness=8.0)
 
 
-class CopiesOnGrid(Copies):
-    @staticmethod
-    def slot_offsets(config):
-        return [0, config.interval]
-
-
 class CopiesPair(NearestTwo):
     copying = (0.1, 8.0)
 
@@ -288,24 +282,12 @@ def test_contexts_that_overflow_are_refused_with_what_to_change(tiny_config, tmp
         run(tiny_config, tmp_path / "run", block=Growing)
 
 
-GRID, STREAMED = {"model.anchor": "grid"}, {"runtime.context_cache": "streamed"}
+STREAMED = {"runtime.context_cache": "streamed"}
 
 
 @pytest.mark.parametrize(
     ("settings", "hook", "part", "said"),
     [
-        (
-            GRID,
-            "attention",
-            CopiesOnGrid,
-            "model.anchor is 'grid'; allowed: 'current' where attention copies",
-        ),
-        (
-            GRID,
-            "attention",
-            NearestTwo,
-            r"slot_offsets are \[0, 1\]; allowed: multiples of model.interval \(3\)",
-        ),
         (
             STREAMED,
             "attention",
