@@ -16,7 +16,7 @@ The names in `__init__.pyi` are the public API: what a notebook or a script need
 | settings, stages and run folders of an experiment | `ctxkv_lib.runs`, `ctxkv_lib.experiments` |
 | the written report | `ctxkv_lib.report` |
 | figures, explorers and live curves, made from run folders | `ctxkv_lib.views` |
-| plug-ins and measurements: recipes, baselines, probe, sweep, benchmark | `ctxkv_lib.research` |
+| measurements of a finished run: n-gram baselines, probe | `ctxkv_lib.measure` |
 """
 
 import os

@@ -4,6 +4,7 @@ from .errors import UserError as UserError
 from .experiments import compare as compare
 from .experiments import prepare as prepare
 from .experiments import run as run
+from .measure.measure import probe as probe
 from .method.caches import StreamCache as StreamCache
 from .method.config import ModelConfig as ModelConfig
 from .method.contexts import distinct_rows as distinct_rows
@@ -20,15 +21,6 @@ from .report.info import dense_fp32_mib as dense_fp32_mib
 from .report.info import describe as describe
 from .report.labels import run_labels as run_labels
 from .report.terminal import format_info as format_info
-from .research.probe import probe as probe
-from .research.proposals import BASE as BASE
-from .research.proposals import base_config as base_config
-from .research.proposals import best_ppls as best_ppls
-from .research.proposals import proposals as proposals
-from .research.protocol import points_around as points_around
-from .research.sweep import finished_runs as finished_runs
-from .research.sweep import sweep as sweep
-from .research.sweep_file import study_results as study_results
 from .runs.config import build_config as build_config
 from .runs.configure import configure as configure
 from .runs.listing import list_runs as list_runs
@@ -53,6 +45,7 @@ from .views.explore import untrained_contexts as untrained_contexts
 from .views.figures import overfitting as overfitting
 from .views.figures import phase1_curves as phase1_curves
 from .views.figures import ppl_curves as ppl_curves
+from .views.figures import settings_summary as settings_summary
 from .views.live import LiveCurves as LiveCurves
 from .views.markup import show as show
 from .views.markup import show_html as show_html
@@ -74,9 +67,5 @@ from .views.pictures import window_map as window_map
 from .views.plots import explore_runs as explore_runs
 from .views.plots import explore_window as explore_window
 from .views.plots import memory_timeline as memory_timeline
-from .views.study import memory_figure as memory_figure
-from .views.study import recall_rows as recall_rows
-from .views.study import settings_summary as settings_summary
-from .views.study import sweep_figure as sweep_figure
 
 __version__: str

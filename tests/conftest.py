@@ -331,7 +331,7 @@ def finished_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def measured(finished_run, tmp_path_factory):
     """A copy of that run with all its measurements."""
-    from ctxkv_lib.research.measure import measure
+    from ctxkv_lib.measure.measure import measure
 
     return measure(load_run(shutil.copytree(finished_run.path, tmp_path_factory.mktemp("measured") / "run")))
 

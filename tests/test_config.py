@@ -75,7 +75,7 @@ def test_the_command_of_a_run_makes_its_configuration_and_settings_are_cut_at_th
 GRU = "own_parts:GRUMixer"
 TOGETHER = "data.source=file and data.path=FILE go together"
 REFUSED = [
-    ("preset", "moon", "preset is 'moon'; allowed: colab, offline, recall, ci."),
+    ("preset", "moon", "preset is 'moon'; allowed: colab, offline, ci."),
     ("recipe", "soup", "recipe is 'soup'; allowed: published, exact, tuned."),
     ("recipe", "", "recipe is ''; allowed: published, exact"),
     ("samples", 0, "data.samples is 0; allowed: 1 or more."),
@@ -101,7 +101,7 @@ REFUSED = [
     ("data.corpus", "chitchat+own", "which needs data.source=file; allowed: own."),
     ("phase2.learning_rate", "0", "allowed: more than 0, at most 1e30."),
     ("phase1.learning_rate", "3e38", "allowed: more than 0, at most 1e30."),
-    ("data.source", "moon", "data.source is 'moon'; allowed: ultrachat, file, chitchat, recall."),
+    ("data.source", "moon", "data.source is 'moon'; allowed: ultrachat, file, chitchat."),
     ("data.source", "file", TOGETHER),
     ("data.path", "x.jsonl", TOGETHER),
     ("data.path", "", "data.path is ''; allowed: a path, in UTF-8."),

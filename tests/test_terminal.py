@@ -5,7 +5,6 @@ And what is shown, or heard by watchers and listeners, while something goes on.
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -125,18 +124,6 @@ def test_what_is_misspelled_is_refused_with_what_was_probably_meant(capsys, line
     last = capsys.readouterr().err.splitlines()[-1]
     assert code == 2
     assert last.endswith(f"Did you mean {meant}?") if meant else "Did you mean" not in last
-
-
-@pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
-@pytest.mark.parametrize(("typed", "found"), [("ev", "evaluate"), ("generate --t", "--temperature\n--top-k")])
-def test_a_shell_completes_commands_and_options(printed_by, typed, found):
-    words = ["ctxkv", *typed.split()]
-    script = printed_by("completion", "bash")
-    script += f"\nCOMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}\n_ctxkv\n"
-    script += "printf '%s\\n' ${COMPREPLY[@]}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
-    assert (done.stdout.strip(), done.stderr) == (found, "")
-    assert "bashcompinit" in printed_by("completion", "zsh")
 
 
 def test_the_version_has_a_short_form(capsys):

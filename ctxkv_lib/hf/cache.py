@@ -14,8 +14,7 @@ from ..method.windows import Window
 class ContextCache(Cache):
     """The key-value cache of a batch of streams: recent contexts, of constant size.
 
-    With anchor "current", windows slide with every token, so all contexts within reach are kept. With "grid",
-    only those on multiples of the interval are kept.
+    Windows slide with every token, so all contexts within reach are kept.
 
     Attributes:
         state: context after the last token read, `[batch, context_dim]`.
@@ -32,7 +31,6 @@ class ContextCache(Cache):
     ) -> None:
         super().__init__(layers=[])
         self.window = window
-        self.step = window.step  # every step-th context is kept
         self.state = like.new_zeros(batch_size, context_dim)
         self.stored = like.new_zeros(batch_size, window.kept_contexts - 1, context_dim)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=like.device)
@@ -56,17 +54,15 @@ class ContextCache(Cache):
         """
         positions = self.lengths[:, None] + read.cumsum(dim=1) - 1
         slots = self.window.slots(positions)
-        before = -(-self.lengths // self.step)  # contexts kept so far, of which `stored` holds the last
         kept = self.stored.shape[1]
-        new = read & (positions % self.step == 0)
-        order = (~new).to(torch.int8).argsort(dim=1, stable=True)  # the new ones to keep first
+        order = (~read).to(torch.int8).argsort(dim=1, stable=True)  # those that are read first
         packed = contexts.gather(1, order[..., None].expand_as(contexts))
         memory = torch.cat([self.stored, packed, contexts], dim=1)
-        rows = slots.div(self.step, rounding_mode="floor") - before[:, None, None] + kept
+        rows = slots - self.lengths[:, None, None] + kept
         own = kept + contexts.shape[1] + torch.arange(contexts.shape[1], device=contexts.device)
         rows = torch.cat([own.expand_as(positions)[..., None], rows[..., 1:]], dim=-1).clamp(min=0)
 
-        last = new.sum(dim=1)[:, None] + torch.arange(kept, device=contexts.device)
+        last = read.sum(dim=1)[:, None] + torch.arange(kept, device=contexts.device)
         self.stored = memory.gather(1, last[..., None].expand(-1, -1, contexts.shape[-1]))
         recent = None
         if self.tokens is not None:

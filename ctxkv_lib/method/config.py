@@ -25,11 +25,6 @@ class ModelConfig:
         "what attention does with slots before the start of the stream",
         {"fixed": "always max_contexts slots, zeros attended", "variable": "only slots that exist"},
     )
-    anchor: str = setting(
-        "current",
-        "where the slots of a window lie",
-        {"current": "counted back from the position", "grid": "on multiples of the interval"},
-    )
 
     def __post_init__(self) -> None:
         check_settings(self, "model")

@@ -1,7 +1,6 @@
 """The model: recurrent ContextBlock, attention over contexts, feed-forward, output tied to a frozen table.
 
-Research code may put its own classes in the place of ContextBlock and of attention with feed-forward
-(`Parts`).
+Plug-ins may take the place of ContextBlock and of attention with feed-forward (`Parts`).
 """
 
 from collections.abc import Callable
@@ -141,7 +140,7 @@ class FeedForward(nn.Module):
 
 
 class Parts(NamedTuple):
-    """What builds the parts of a model that research code may replace.
+    """What builds the parts of a model that a user may replace.
 
     Attributes:
         block: makes the recurrence from `(context_dim, hidden_size)`; see `ContextBlock`. It may lack

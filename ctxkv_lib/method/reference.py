@@ -1,4 +1,4 @@
-"""The published method, slow and obvious: tests compare with it, and `ctxkv bench` times it.
+"""The published method, slow and obvious: tests compare with it.
 
 It computes as the original did and imports nothing from the package. Sizes: n tokens, vocabulary V,
 `hidden_size` H, `context_dim` C, batch B, S slots. `p` is a dict of float32 tensors:

@@ -223,9 +223,9 @@ def probe_blocks(probed: Sequence[Column], with_untrained: bool) -> list[dict[st
     """Make columns of ContextBlocks: of several runs by label, or of one run and untrained blocks."""
     blocks = [{"label": column.label, "std": None, **column.summary["probe"]} for column in probed]
     if with_untrained:
-        untrained = [{"std": std, **block} for std, block in blocks[0]["fresh"].items()]
+        untrained = [{"std": std, **block} for std, block in blocks[0]["untrained"].items()]
         blocks = [{**block, "label": None} for block in [blocks[0], *untrained]]
-    return [{**block, "at": {row["distance"]: row for row in block["recall"]}} for block in blocks]
+    return [{**block, "at": {row["distance"]: row for row in block["decodability"]}} for block in blocks]
 
 
 def possible(column: Column, setting: str, *values: int) -> list[int]:

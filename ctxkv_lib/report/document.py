@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..errors import UserError
-from ..method.config import ModelConfig
 from ..progress import counted
 from ..runs.differences import settings_differ
 from ..runs.run_folder import Run
@@ -124,14 +123,7 @@ def observations(first: Mapping[str, Any], last: Mapping[str, Any], language: st
     return words(language).observations(gains(first, last)).splitlines()
 
 
-def probe_table(probe: Mapping[str, Any], model: ModelConfig, language: str = "en") -> list[list[str]]:
+def probe_table(probe: Mapping[str, Any], language: str = "en") -> list[list[str]]:
     """Compare one run's contexts with those of untrained blocks: rows of cells, header first."""
     blocks = probe_blocks([Column("", {"probe": probe})], with_untrained=True)
-    return table_cells(words(language).probe(blocks, [model.interval]))
-
-
-def format_ablations(ablations: Mapping[str, Any], language: str = "en") -> str:
-    """Format the ablations for a terminal, overall and by kind of position."""
-    macros = words(language)
-    found = macros.ablation(ablations), macros.position_kinds(ablations)
-    return "\n\n".join(terminal_table(table_cells(table)) for table in found)
+    return table_cells(words(language).probe(blocks))

@@ -16,6 +16,7 @@ from .axes import (
     BLUE,
     INK,
     OKABE_ITO,
+    ORANGE,
     PAPER,
     QUIET,
     integer_x,
@@ -278,6 +279,49 @@ def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
         ax.set_title(title, pad=22)
         ax.tick_params(axis="x", labelrotation=30)
     return legend_below(figure, axes[0])
+
+
+@styled
+def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figure:
+    """Draw the best validation PPL by setting: the mean, one dot per seed, and a line over their spread.
+
+    A setting is grey if its mean is within seed noise of the base's, or if it has a single seed.
+
+    Args:
+        results: `{setting: validation PPL of each seed}`.
+        base: the setting that the others are compared with.
+    """
+    figure, (ax,) = panels(1, 1.4 + 0.42 * len(results))
+    _settings(ax, results, base)
+    ax.set(xlabel="Best validation perplexity per token (lower is better)", ylabel="Setting")
+    return figure
+
+
+def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> None:
+    """Draw a row for each setting, compared with the base: seeds, spread and mean."""
+    middle = float(np.mean(results[base]))
+    reference(ax.axvline, middle, "first row")
+    for row, (setting, values) in enumerate(results.items()):
+        mean = float(np.mean(values))
+        colour = _colour(values, results[base])
+        spread = [min(values), max(values)]
+        ax.plot(spread, [row, row], color=colour, lw=3, alpha=0.5)
+        ax.plot(values, [row] * len(values), "o", color=colour, ms=5, alpha=0.6)
+        ax.plot(mean, row, "D", color=colour, ms=8)
+        percent = round(100 * (mean / middle - 1), 1)
+        change = "" if setting == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
+        note = ax.text(1.01, row, f"{mean:,.1f}{change}", transform=ax.get_yaxis_transform())
+        note.set(va="center", color=INK, weight="normal" if colour == QUIET else "bold")
+    named_rows(ax, results)
+    ax.margins(x=0.08)
+
+
+def _colour(values: Sequence[float], base: Sequence[float]) -> str:
+    """Return blue for lower and orange for higher than `base`; grey within seed noise."""
+    difference = float(np.mean(values) - np.mean(base))
+    if min(len(values), len(base)) < 2 or abs(difference) <= max(np.ptp(values), np.ptp(base)):
+        return QUIET
+    return BLUE if difference < 0 else ORANGE
 
 
 def _series(lines: Lines, x: str, y: str, factor: float = 1) -> tuple[list[float], list[float]]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..method.config import ModelConfig
 from ..method.windows import Window
 from ..progress import counted
-from ..report.tables import r2
 from .axes import (
     BLUE,
     INK,
@@ -203,15 +202,15 @@ def memory_of_contexts(probe: Mapping[str, Any], model: ModelConfig, slots: int 
     window, context = axes
     _window_memory(window, probe, model, slots)
     blocks = {"this run": probe}
-    blocks |= {f"random weights {std}": found for std, found in probe["fresh"].items()}
+    blocks |= {f"random weights {std}": found for std, found in probe["untrained"].items()}
     for name, found in blocks.items():
-        tokens, mean = found["horizon"], f"mean of the last {counted(model.interval, ' tokens')}"
+        tokens = found["memory_span"]
         span = "no memory span" if tokens is None else f"memory span {counted(tokens, ' tokens')}"
-        label = f"{name}: {span}; {mean}: R² {r2(found['mean_recall'])}"
-        x, style = [1 + row["distance"] for row in found["recall"]], "-" if found is probe else "--"
+        label = f"{name}: {span}"
+        x, style = [1 + row["distance"] for row in found["decodability"]], "-" if found is probe else "--"
         context.plot(x, _explained(found), ls=style, marker="o", label=label)
     context.set(title="Forgetting, in this run and with random weights", xscale="log")
-    _distance_ticks(context, 1 + probe["recall"][-1]["distance"], shift=1)
+    _distance_ticks(context, 1 + probe["decodability"][-1]["distance"], shift=1)
     context.set_xlabel("Distance back from the context's own token (tokens, log scale)")
     top = 0.05 + max(value for found in blocks.values() for value in _explained(found))
     for ax in axes:
@@ -227,8 +226,8 @@ def _window_memory(ax: Axes, probe: Mapping[str, Any], model: ModelConfig, slots
     offsets = np.array([offset for offset in every if offset < len(token)])
     slot = np.searchsorted(offsets, token, side="right") - 1  # the nearest slot that has read it
     behind = token - offsets[slot]
-    left = np.interp(behind, [row["distance"] for row in probe["recall"]], _explained(probe))
-    reach = -1 if probe["horizon"] is None else probe["horizon"]
+    left = np.interp(behind, [row["distance"] for row in probe["decodability"]], _explained(probe))
+    reach = -1 if probe["memory_span"] is None else probe["memory_span"]
     ax.fill_between(token, left, step="post", color=BLUE, alpha=0.35, lw=0, label="decodable from the slot")
     outside: dict[str, Any] = {"where": behind > reach, "step": "post", "transform": ax.get_xaxis_transform()}
     beyond = "beyond each slot's memory span (R² ≤ 0.01)"
@@ -245,7 +244,7 @@ def _window_memory(ax: Axes, probe: Mapping[str, Any], model: ModelConfig, slots
 
 def _explained(probe: Mapping[str, Any]) -> list[float]:
     """Return the explained share of the variance of a token's embedding, by distance."""
-    return [max(0.0, row["r2"]) for row in probe["recall"]]
+    return [max(0.0, row["r2"]) for row in probe["decodability"]]
 
 
 def _distance_ticks(ax: Axes, end: int, shift: int = 0) -> None:

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from conftest import local_experiment, tiny_ids, tiny_model
+from conftest import tiny_ids, tiny_model
 from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method.copying import Copying
-from ctxkv_lib.research import bench as module
-from ctxkv_lib.research import timing
 from ctxkv_lib.views import explore
 
 CUDA = torch.device("cuda")
@@ -56,17 +54,3 @@ def test_explorers_open_a_run_of_a_gpu(train_on):
     torch.testing.assert_close(explore.attention_by_slot(trained).sum(dim=1), torch.ones(3))
     assert len(explore.attended_window(trained, "val", 30).slots) == 4
     assert explore.prediction_rows(trained, [30])
-
-
-def test_bench_measures(tmp_path, monkeypatch, printed_by):
-    settings = [f"--set={key}={value}" for key, value in local_experiment(tmp_path).items()]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "product_rate", lambda *_: 1e9)
-    monkeypatch.setattr(module, "HISTORIES", (16, 640))
-    monkeypatch.setattr(module, "SCALES", (4, 1))
-    monkeypatch.setattr(timing, "WARM_UP", 1)
-    monkeypatch.setitem(timing.CALLS, "cuda", 1)
-    rows = printed_by("bench", "--preset=ci", "--samples=8", "--rounds=1", "--json", *settings)["phase2"]
-    assert rows["fp32"]["loss_difference"] < 1e-3
-    assert rows["fp32_graph"]["loss_difference"] < 0.1  # the simulated graph draws another dropout
-    assert rows["fp32_graph"]["operations"] == rows["fp32"]["operations"]

@@ -13,8 +13,8 @@ from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.model import project_inputs
 
-METHODS = [(anchor, kv) for anchor in ("current", "grid") for kv in ("fixed", "variable")]
-each_method = pytest.mark.parametrize(("anchor", "kv_method"), METHODS)
+METHODS = ["fixed", "variable"]
+each_method = pytest.mark.parametrize("kv_method", METHODS)
 
 
 def read_in_chunks(model, ids, cuts, mask=None):
@@ -55,14 +55,14 @@ def copying(weight, sharpness=5.0):
 @given(data=st.data())
 def test_every_way_of_reading_gives_the_same_logits(data):
     length = data.draw(st.integers(1, 45), "length")
-    anchor, kv_method = data.draw(st.sampled_from(METHODS), "method")
+    kv_method = data.draw(st.sampled_from(METHODS), "method")
     interval, slots = data.draw(st.integers(1, 7), "interval"), data.draw(st.integers(1, 6), "max_contexts")
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1)), "cuts")) if length > 1 else []
     padding = data.draw(st.integers(0, 5), "padding")
-    copies = anchor == "current" and data.draw(st.booleans(), "copies")
+    copies = data.draw(st.booleans(), "copies")
     shape = {"kv_method": kv_method, "interval": interval, "max_contexts": slots}
     shape |= {"plugins": copying(0.4)} if copies else {}
-    model = tiny_model(anchor=anchor, **shape).eval()
+    model = tiny_model(**shape).eval()
     ids = tiny_ids(length, seed=length)
     whole = model(ids[None]).logits[0]
     other = tiny_ids(length + padding, seed=1)
@@ -84,8 +84,8 @@ def test_every_way_of_reading_gives_the_same_logits(data):
 
 
 @each_method
-def test_padding_before_a_text_leaves_loss_and_gradients_finite(anchor, kv_method):
-    model = tiny_model(anchor=anchor, kv_method=kv_method).train()
+def test_padding_before_a_text_leaves_loss_and_gradients_finite(kv_method):
+    model = tiny_model(kv_method=kv_method).train()
     ids, mask = left_padded([tiny_ids(9), tiny_ids(4)])
     out = model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
     out.loss.backward()
@@ -116,13 +116,11 @@ def greedy(model, prompt, count):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("anchor", "kv_method", "plugins"),
-    [*((*both, {}) for both in METHODS), ("current", "fixed", copying(0.9))],
+    ("kv_method", "plugins"),
+    [("fixed", {}), ("variable", {}), ("fixed", copying(0.9))],
 )
-def test_generate_equals_reading_everything_again_and_beam_search_its_uncached_self(
-    anchor, kv_method, plugins
-):
-    model = tiny_model(anchor=anchor, kv_method=kv_method, plugins=plugins).eval()
+def test_generate_equals_reading_everything_again_and_beam_search_its_uncached_self(kv_method, plugins):
+    model = tiny_model(kv_method=kv_method, plugins=plugins).eval()
     prompts = [tiny_ids(4, seed=4), tiny_ids(15, seed=15)]
     expected = [greedy(model, prompt, 12).tolist() for prompt in prompts]
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
@@ -204,14 +202,13 @@ def test_a_model_in_training_copies_nothing():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("anchor", "kept"), [("current", 621), ("grid", 32)])
-def test_memory_of_a_stream_is_constant(anchor, kept):
-    model = tiny_model(anchor=anchor, interval=20, max_contexts=32).eval()
+def test_memory_of_a_stream_is_constant():
+    model = tiny_model(interval=20, max_contexts=32).eval()
     cache, seen = None, set()
     for _ in range(5):
         cache = model(tiny_ids(300)[None], use_cache=True, **{CACHE_NAME: cache})[CACHE_NAME]
         seen.add(cache.nbytes)
-    assert seen == {kept * TINY["context_dim"] * 4 + 8}
+    assert seen == {621 * TINY["context_dim"] * 4 + 8}
     assert not cache.is_croppable  # which transformers asks before it stops a step late, on mps
     with pytest.raises(NotImplementedError, match="cannot be unread"):
         cache.crop(1)

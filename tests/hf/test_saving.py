@@ -49,7 +49,7 @@ class Layer(nn.Module):
 """
 
 
-@pytest.mark.parametrize("shape", [{"kv_method": "variable"}, {"anchor": "grid", "has_unigram": True}])
+@pytest.mark.parametrize("shape", [{"kv_method": "variable"}, {"has_unigram": True}])
 def test_saved_model_is_the_same_and_still_frozen(tmp_path, shape):
     model, ids = tiny_model(**shape).eval(), tiny_ids(15)[None]
     if model.log_unigram is not None:

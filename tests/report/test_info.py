@@ -12,7 +12,6 @@ from ctxkv_lib.runs.models import shapes
     ("recipe", "settings", "slots"),
     [
         ("exact", {}, "32 contexts, 20 tokens apart: 640 tokens"),
-        ("exact", {"model.anchor": "grid"}, "32 contexts, 20 tokens apart: 640 tokens"),
         ("exact", {"model.interval": 1}, "32 contexts, 0 to 31 tokens back"),
         ("exact", {"model.max_contexts": 1}, "1 context, 0 tokens back"),
         ("tuned", {}, "32 contexts, 0 to 620 tokens back"),

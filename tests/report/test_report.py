@@ -74,7 +74,6 @@ EVERY_KIND = [
     {"recipe": "exact"},
     {"recipe": "tuned"},
     {"settings": {"model.kv_method": "variable"}},
-    {"settings": {"model.anchor": "grid"}},
     {"settings": {"phase2.max_epochs": 3}, "epochs": EPOCHS[500][:3]},
     {"epochs": [(100 + n, 200 + n, 0.1) for n in range(4)]},
     {"recipe": "exact", "settings": {"mixer": "own_parts:GRUMixer"}},

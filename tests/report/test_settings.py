@@ -17,8 +17,8 @@ def test_every_setting_is_listed_with_its_reason_and_what_it_allows():
         assert row["allowed"]
     text = format_settings(rows)
     assert "data.samples = 500 conversations" in text
-    assert "with offline: 50, recall: " in text
-    assert "grid: on multiples of the interval" in text
+    assert "with offline: 50, ci: " in text
+    assert "exact: exact recurrence" in text
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -3,19 +3,17 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import stop_at
-from ctxkv_lib.runs.differences import run_folders, run_names
-from ctxkv_lib.runs.records import Records
-from ctxkv_lib.runs.run_folder import load_run
 from sample_runs import sample_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
+from ctxkv_lib.runs.differences import run_folders, run_names
 from ctxkv_lib.runs.listing import list_runs
+from ctxkv_lib.runs.run_folder import load_run
 
 BREAKS = {
     "summary": lambda run: (run / "summary.json").write_text('{"phase2"'),
@@ -104,15 +102,6 @@ def test_a_folder_that_cannot_be_read_leaves_the_others_listed(tmp_path, monkeyp
 
     monkeypatch.setattr(Path, "exists", exists)
     assert [found.path.name for found in list_runs(tmp_path)] == ["run"]
-
-
-def test_a_run_whose_weights_were_dropped_has_results_only(finished_run, tmp_path):
-    copy = shutil.copytree(finished_run.path, tmp_path / "run")
-    records = Records.read(copy)
-    records.stages["model"] = replace(records.stages["model"], files={})  # a mixer's is not exported
-    records.drop(["caches", "checkpoint/attention.safetensors"])
-    (found,) = list_runs(copy)
-    assert found.state == "results only"
 
 
 def named(tmp_path, *settings):

@@ -24,15 +24,15 @@ def everything(rows):
     return slice(0, rows)
 
 
-@pytest.fixture(params=["current", "grid"])
-def streams(request, monkeypatch):
+@pytest.fixture
+def streams(monkeypatch):
     """A model, a streamed stream, and the same one with all its contexts cached."""
     monkeypatch.setattr(streamed, "STRIDE", 16)
     monkeypatch.setattr(streamed, "BLOCK_TOKENS", 112)
     monkeypatch.setattr(streamed, "POOL_BLOCKS", 3)
     for module in (streamed, method):
         monkeypatch.setattr(module, "SCAN_TOKENS", 160)
-    model, ids = tiny_method(anchor=request.param), tiny_ids(COUNT + 1)
+    model, ids = tiny_method(), tiny_ids(COUNT + 1)
     block = model.context_block
     block.norm = torch.nn.Sequential(block.norm, torch.nn.Dropout(0.5))
     model.eval()

@@ -13,7 +13,7 @@ from sample_runs import EPOCHS, phase1_lines, runs
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.runs.published import PUBLISHED, PUBLISHED_PHASE1
-from ctxkv_lib.views import explore, figures, pictures, study
+from ctxkv_lib.views import explore, figures, pictures
 from ctxkv_lib.views.axes import INK, OKABE_ITO, QUIET, log_y, panels, save
 from ctxkv_lib.views.markup import png
 
@@ -253,13 +253,13 @@ def test_a_log_axis_of_any_range_has_ticks(ends):
 
 def test_settings_are_compared_with_the_base_and_coloured_only_beyond_the_noise_of_seeds():
     results = {"base": [100.0, 110.0, 105.0], "better": [84.0], "worse": [126.0], "alike": [105.01]}
-    (ax,) = study.settings_summary(results, "base").axes
+    (ax,) = figures.settings_summary(results, "base").axes
     notes = ["105.0", "84.0  (-20.0%)", "126.0  (+20.0%)", "105.0  (the same)"]
     assert [text.get_text() for text in ax.texts] == notes
     assert [100, 110] in [list(drawn.get_xdata()) for drawn in ax.get_lines()]
 
     def colours(results):
-        (ax,) = study.settings_summary(results, "base").axes
+        (ax,) = figures.settings_summary(results, "base").axes
         return [to_hex(line.get_color()).upper() for line in ax.get_lines() if line.get_marker() == "D"]
 
     for single in (results, {"base": [100.0], "other": [100.1], "far": [50.0, 51.0]}):
@@ -267,7 +267,7 @@ def test_settings_are_compared_with_the_base_and_coloured_only_beyond_the_noise_
     noise = {"base": [99.0, 101.0], "near": [101.4, 101.6], "wide": [90.0, 99.0]}
     several = {**noise, "low": [79.0, 81.0], "high": [110.0, 111.0]}
     assert colours(several) == [*[QUIET.upper()] * 3, "#0072B2", "#D55E00"]
-    texts = study.settings_summary(several, "base").axes[0].texts  # say the same without a colour
+    texts = figures.settings_summary(several, "base").axes[0].texts  # say the same without a colour
     assert [text.get_weight() for text in texts] == [*["normal"] * 3, "bold", "bold"]
     assert {text.get_color() for text in texts} == {INK}
 
@@ -287,7 +287,7 @@ def drawn_with(name):
         figures.memory_by_stage([summary], [name]),
         figures.overfitting({name: summary["phase2"]["epochs"]}),
         figures.ppl_by_reading(SCORES),
-        study.settings_summary({name: [2.0], "near": [2.01], "far": [1.0]}, name),
+        figures.settings_summary({name: [2.0], "near": [2.01], "far": [1.0]}, name),
         pictures.cache_sizes({name: {"train": 1.0}}),
         pictures.context_clouds({name: values}),
         pictures.spectrum({name: values[0] / values[0].sum()}),
@@ -323,26 +323,24 @@ def test_figures_can_be_read_whatever_names_they_show_and_on_a_small_page(traine
 
 def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshold():
     """R² is a share on the axis, in the legend and in reports; grey is what lies beyond the memory span."""
-    common = {"coverage": 2 / 3, "mean_recall": 0.04, "offsets": [0, 20]}
-    weak = {**common, "recall": REMEMBERED, "horizon": 1}
-    none = {**common, "mean_recall": -0.003, "recall": REMEMBERED[2:], "horizon": None}
+    common = {"coverage": 2 / 3, "offsets": [0, 20]}
+    weak = {**common, "decodability": REMEMBERED, "memory_span": 1}
+    none = {**common, "decodability": REMEMBERED[2:], "memory_span": None}
     model = ModelConfig(max_contexts=2)
-    figure = pictures.memory_of_contexts({**weak, "fresh": {"0.01": none}}, model, slots=2)
+    figure = pictures.memory_of_contexts({**weak, "untrained": {"0.01": none}}, model, slots=2)
     assert {ax.get_ylabel() for ax in figure.axes} == {"Decodability of the token (R²)"}
     trained, untrained = figure.axes[1].get_lines()
     assert trained.get_xydata().tolist() == [[1, 0.12], [2, 0.05], [3, 0.008], [4, 0]]
     (zero,) = figure.axes[1].get_xticklabels()
     assert (zero.get_position()[0], zero.get_text()) == (1, "0")
-    assert trained.get_label() == "this run: memory span 1 token; mean of the last 20 tokens: R² 0.04"
-    assert untrained.get_label().startswith("random weights 0.01: no memory span;")
-    assert untrained.get_label().endswith("R² 0.00")
+    assert trained.get_label() == "this run: memory span 1 token"
+    assert untrained.get_label() == "random weights 0.01: no memory span"
     window = figure.axes[0]
     assert window.get_title(loc="left").startswith("67% of the window")
     assert "beyond each slot's memory span (R² ≤ 0.01)" in legend(figure)
     assert not [text for text in legend(figure) if "%" in text]
-    near = {**weak, "fresh": {}, "offsets": [0, 1]}
-    window, context = pictures.memory_of_contexts(near, ModelConfig(interval=1, max_contexts=2), slots=2).axes
-    assert context.get_lines()[0].get_label().endswith("mean of the last 1 token: R² 0.04")
+    near = {**weak, "untrained": {}, "offsets": [0, 1]}
+    window, _ = pictures.memory_of_contexts(near, ModelConfig(interval=1, max_contexts=2), slots=2).axes
     assert all(tick == round(tick) for tick in window.get_xticks())
 
 
@@ -351,7 +349,7 @@ def test_memory_of_contexts_is_in_one_unit_and_says_none_only_below_its_threshol
     [([0, 20], 2, [0, 20], 1), ([0, 20], 1, [0], None), ([0, 4, 36], 1, [0, 4, 36], 1)],
 )
 def test_a_token_is_decoded_from_the_nearest_slot_that_has_read_it(offsets, slots, shown, span):
-    found = {"recall": REMEMBERED, "horizon": span, "coverage": 1, "mean_recall": 0, "fresh": {}}
+    found = {"decodability": REMEMBERED, "memory_span": span, "coverage": 1, "untrained": {}}
     model = ModelConfig(max_contexts=2)
     window, _ = pictures.memory_of_contexts({**found, "offsets": offsets}, model, slots).axes
     held, beyond = window.collections

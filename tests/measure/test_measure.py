@@ -8,40 +8,30 @@ from pathlib import Path
 import pytest
 import torch
 
+import ctxkv_lib
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run, write_results
+from ctxkv_lib.measure import measure as module
+from ctxkv_lib.measure import ngrams
+from ctxkv_lib.measure.measure import measure
 from ctxkv_lib.report.document import write_report
-from ctxkv_lib.research import measure as module
-from ctxkv_lib.research import ngrams
-from ctxkv_lib.research.measure import measure, measurements_of
 from ctxkv_lib.runs import package_code
 from ctxkv_lib.runs.records import MEASUREMENTS
 from ctxkv_lib.runs.run_folder import RunFolder, load_run
 from ctxkv_lib.runs.testing import measurements
-from ctxkv_lib.runs.verification import verify
-
-POSSIBLE = [name for name in MEASUREMENTS if name != "recall_task"]
 
 
-def test_they_are_kept_in_summary_report_and_folder_and_the_command_probes(
-    finished_run, measured, printed_by
-):
+def test_they_are_kept_in_summary_report_and_folder(finished_run, measured):
     assert not set(MEASUREMENTS) & set(finished_run.summary)
-    assert measurements_of(measured.config) == POSSIBLE
-    assert [name for name in MEASUREMENTS if name in measured.summary] == POSSIBLE
+    assert [name for name in MEASUREMENTS if name in measured.summary] == [*MEASUREMENTS]
     assert load_run(measured.path).summary == measured.summary
-    assert verify(measured.path).intact
     report = (measured.path / "report.md").read_text()
-    for figure in ("probe.png", "ablations.png"):
-        assert (measured.path / "figures" / figure).is_file()
-        assert figure in report
+    assert (measured.path / "figures" / "probe.png").is_file()
+    assert "probe.png" in report
+    assert "of another conversation" in report
     assert write_report([measured], "ja").count("| ") == report.count("| ")
     assert measured.summary["ngrams"]["kneser_ney"]["test_ppl"] > 1
-    expected = {name: measured.summary[name] for name in ("probe", "ablations")}
-    assert printed_by("probe", measured.path, "--json") == expected
-    shown = printed_by("probe", measured.path)
-    assert "Memory span (tokens)" in shown
-    assert "of another conversation" in shown
+    assert ctxkv_lib.probe(measured) == measured.summary["probe"]
 
 
 def test_each_is_made_once_and_anew_when_its_code_changes(measured, tmp_path, monkeypatch):
@@ -72,15 +62,15 @@ def test_a_measurement_that_stops_keeps_the_run_finished_and_what_was_measured(
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "MAKERS", {**module.MAKERS, "ablations": stops})
+    monkeypatch.setattr(module, "MAKERS", {**module.MAKERS, "probe": stops})
     with pytest.raises(KeyboardInterrupt):
-        measure(found, ["probe", "ablations"])
+        measure(found, ["ngrams", "probe"])
     assert load_run(found.path).summary == finished_run.summary
     monkeypatch.setattr(module, "MAKERS", {})
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_results", stops)
         with pytest.raises(KeyboardInterrupt):
-            measure(found, ["probe"])
+            measure(found, ["ngrams"])
     with pytest.raises(UserError, match="has not finished"):
         load_run(found.path)
 
@@ -90,40 +80,33 @@ def test_a_measurement_that_stops_keeps_the_run_finished_and_what_was_measured(
 
     monkeypatch.setattr(module, "write_results", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        measure(found, ["probe"])  # stops when all is written
-    assert load_run(found.path).summary == {**finished_run.summary, "probe": measured.summary["probe"]}
+        measure(found, ["ngrams"])  # stops when all is written
+    assert load_run(found.path).summary == {**finished_run.summary, "ngrams": measured.summary["ngrams"]}
 
 
 def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
     files = {
-        "research/one": "from ..runs.four import d\nfrom .two import b\nimport torch\n",
-        "research/two": "from ..data.three import c\n",
+        "measure/one": "from ..runs.four import d\nfrom .two import b\nimport torch\n",
+        "measure/two": "from ..data.three import c\n",
         "data/three": "c = 1\n",
         "runs/four": "d = 1\n",
-        "research/five": "e = 1\n",
+        "measure/five": "e = 1\n",
     }
     monkeypatch.setattr(package_code, "PACKAGE", tmp_path)
     for name, code in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.py").write_text(code)
-    before = package_code.code_with_imports("research/one")
+    before = package_code.code_with_imports("measure/one")
     for name, code in files.items():
-        for more, is_other in (("# a comment", False), ("f = 2", name not in ("runs/four", "research/five"))):
+        for more, is_other in (("# a comment", False), ("f = 2", name not in ("runs/four", "measure/five"))):
             (tmp_path / f"{name}.py").write_text(code + more)
-            assert (package_code.code_with_imports("research/one") != before) == is_other
+            assert (package_code.code_with_imports("measure/one") != before) == is_other
         (tmp_path / f"{name}.py").write_text(code)
 
 
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (["horizon"], "measurement is 'horizon'; allowed: probe, ablations"),
-        (["recall_task"], r"has no recall_task \(mixer=none, data.source=file\); it has probe"),
-    ],
-)
-def test_what_a_run_cannot_have_is_refused(finished_run, names, said):
-    with pytest.raises(UserError, match=said):
-        measure(finished_run, names)
+def test_an_unknown_measurement_is_refused(finished_run):
+    with pytest.raises(UserError, match="measurement is 'horizon'; allowed: ngrams, probe"):
+        measure(finished_run, ["horizon"])
 
 
 def test_a_run_that_has_gone_is_refused_and_its_folder_not_made(finished_run, tmp_path):
@@ -133,32 +116,19 @@ def test_a_run_that_has_gone_is_refused_and_its_folder_not_made(finished_run, tm
     assert not gone.parent.exists()
 
 
-def test_a_run_without_its_artefacts_keeps_its_measurements_and_gets_no_new_ones(tiny_config, tmp_path):
-    finished = measure(run(tiny_config, tmp_path / "run"), ["generation"])
-    folder = RunFolder(finished.path)
-    with folder.claimed(tiny_config):
-        folder.drop_artefacts()
-    assert measure(finished, ["generation"]).summary == finished.summary
-    with pytest.raises(UserError, match="is dropped; make it again with `ctxkv run"):
-        measure(finished, ["probe"])
-    again = run(tiny_config, finished.path)
-    assert again.summary["generation"] == finished.summary["generation"]
-
-
 def test_measurements_of_a_file_that_has_changed_are_refused(tiny_config, tmp_path):
     finished, data = run(tiny_config, tmp_path / "run"), Path(tiny_config.data.path)
     text = data.read_text(encoding="utf-8")
-    for split, row in (("train", 0), ("test", 8), ("validation", 11)):
-        lines = text.splitlines(keepends=True)
-        lines[row] = lines[row].replace('"content": "', '"content": "another ', 1)
-        data.write_text("".join(lines), encoding="utf-8")
-        with pytest.raises(UserError, match=rf"The {split} conversations in .* are not those that .*run was"):
-            measure(finished, ["repeated_pairs"])
+    lines = text.splitlines(keepends=True)
+    lines[8] = lines[8].replace('"content": "', '"content": "another ', 1)  # of the test
+    data.write_text("".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match=r"The test conversations in .* are not those that .*run was"):
+        measure(finished, ["ngrams"])
     data.write_text(text, encoding="utf-8")
-    assert "repeated_pairs" in measure(finished, ["repeated_pairs"]).summary
+    assert "ngrams" in measure(finished, ["ngrams"]).summary
 
 
-KINDS = ("kneser_ney_cache", "kneser_ney_caches")
+KINDS = ("kneser_ney", "kneser_ney_cache")
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -175,13 +145,11 @@ def test_n_grams_count_what_the_table_is_made_from_once(tiny_config, tmp_path, m
         data |= {"data.source": "file", "data.path": "chats.jsonl", "data.corpus": "chitchat+own"}
     config, folder = tiny_config.replace(data), RunFolder(tmp_path)
     counted = [5, 1, 2] if own else [5, 1, 2, 1, 2]
-    table = {kind.replace("ney", "ney_table"): counted for kind in KINDS}
-    assert ngrams.of_run(config, folder, None) == {kind: [1, 2] for kind in KINDS} | table
+    alone = {kind: [1, 2] for kind in KINDS}
+    assert ngrams.of_run(config, folder, None) == {**alone, "kneser_ney_table_cache": counted}
     said: list[str] = []
     monkeypatch.setattr(ngrams, "say", said.append)
-    monkeypatch.setattr(ngrams, "MOST_COUNTED", len(counted))
-    assert table.items() <= ngrams.of_run(config, folder, None).items()
-    monkeypatch.setattr(ngrams, "MOST_COUNTED", len(counted) - 1)
-    assert ngrams.of_run(config, folder, None) == {kind: [1, 2] for kind in KINDS}
     most = len(counted) - 1
-    assert said == [f"No n-grams of the table's text: {most + 1} tokens are more than {most}."]
+    monkeypatch.setattr(ngrams, "MOST_COUNTED", most)
+    assert ngrams.of_run(config, folder, None) == alone
+    assert said == [f"No n-grams of {most + 1} tokens, which are more than {most}."]

@@ -1,0 +1,163 @@
+"""n-gram baselines on the same token ids: interpolated modified Kneser-Ney, alone and with a unigram cache.
+
+Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (TR-10-98, 1998): three
+discounts an order, continuation counts below the highest order. A stream is one sequence without boundaries,
+as the model reads it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.counts import discounts, unigram_floor
+from ..data.embeddings import corpus_counts, corpus_ids
+from ..method.config import GPT2_VOCAB_SIZE
+from ..method.model import ContextKV
+from ..progress import say
+from ..runs.caches import load_ids
+from ..runs.config import ExperimentConfig
+from ..runs.run_folder import RunFolder
+from ..runs.testing import test_stream
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+MOST_COUNTED = 5_000_000  # training tokens; their n-grams take about 250 bytes each
+ORDERS = (2, 3, 4, 5)
+CACHE_STEPS = 50  # of expectation maximisation, which finds the weight of the cache
+
+
+def of_run(config: ExperimentConfig, folder: RunFolder, _: ContextKV) -> dict[str, Any]:
+    """Compute `ngrams` of the summary: counted on the training tokens, and on the token table's text, too.
+
+    Returns:
+        `kneser_ney` and `kneser_ney_cache` as of `ngram_baselines`; `kneser_ney_table_cache` counts the text
+        that a co-occurrence table is made from as well. None of them where that is too much to count.
+    """
+    streams, starts = {split: load_ids(folder.caches, split) for split in ("train", "val")}, {}
+    if stream := test_stream(config):
+        streams["test"], starts["test"] = stream.ids, stream.starts.numpy()
+    ids = {name: stream.numpy().astype(np.int64) for name, stream in streams.items()}
+    train, size = ids.pop("train"), GPT2_VOCAB_SIZE
+    floors = {"uniform": np.full(size, 1 / size)}
+    if (counts := corpus_counts(config.data)) is not None:
+        floors["table text"] = unigram_floor(counts.weight.numpy())
+    texts = {"": train}
+    if config.data.table == "cooccurrence":
+        apart = train if config.data.corpus == "own" else train[:0]  # else the text has that in it
+        texts["_table"] = np.concatenate([corpus_ids(config.data).numpy(), apart])
+    found: dict[str, Any] = {}
+    for name, counted in texts.items():
+        if len(counted) > MOST_COUNTED:
+            say(f"No n-grams of {len(counted):,} tokens, which are more than {MOST_COUNTED:,}.")
+            continue
+        rows = ngram_baselines(counted, ids, floors, config.model.context_window, starts)
+        found |= {kind.replace("_ney", f"_ney{name}"): row for kind, row in rows.items()}
+    found.pop("kneser_ney_table", None)  # only the strongest
+    return found
+
+
+def ngram_baselines(
+    train: Ids,
+    streams: Mapping[str, Ids],
+    floors: Mapping[str, Floats],
+    window: int,
+    starts: Mapping[str, Ids],
+) -> dict[str, dict[str, Any]]:
+    """Compute perplexities of the best n-gram model, alone and with a unigram cache.
+
+    `streams["val"]` chooses order, floor and the cache's weight, as it does the model's best epoch: the
+    baseline is strong.
+
+    Args:
+        train: int64 `[n]`, the counted tokens.
+        streams: `{"val": ids, ...}`, predicted from the second token on.
+        floors: `{name: float64 [vocab_size]}`, distributions to interpolate the unigrams with.
+        window: tokens of history that the cache counts.
+        starts: of some streams, int64: the conversations' first tokens.
+
+    Returns:
+        `kneser_ney` and `kneser_ney_cache`: `order`, `floor`, `cache_weight` and each stream's `{name}_ppl`;
+        `{name}_conversations` with the mean loss in nats of each, where `starts` has them.
+    """
+    found = {name: kneser_ney(train, ids, floors) for name, ids in streams.items()}
+    recent = {name: recent_shares(ids, window) for name, ids in streams.items()}
+    rows: dict[str, list[dict[str, Any]]] = {"kneser_ney": [], "kneser_ney_cache": []}
+    for floor, order in found["val"]:
+        fitted = cache_weight(found["val"][floor, order], recent["val"])
+        for kind, weight in zip(rows, (0.0, fitted), strict=True):
+            row: dict[str, Any] = {"order": order, "floor": floor, "cache_weight": weight}
+            for name, share in recent.items():
+                losses = -np.log((1 - weight) * found[name][floor, order] + weight * share)
+                row[f"{name}_ppl"] = float(np.exp(losses.mean()))
+                if name in starts:
+                    parts = np.split(losses, starts[name][1:] - 1)
+                    row[f"{name}_conversations"] = [float(part.mean()) for part in parts if len(part)]
+            rows[kind].append(row)
+    return {kind: min(tried, key=lambda row: row["val_ppl"]) for kind, tried in rows.items()}
+
+
+def recent_shares(ids: Ids, window: int) -> Floats:
+    """Compute the share of each token but the first among the up to `window` tokens before it: `[n - 1]`."""
+    place = np.arange(len(ids))
+    since, codes = np.maximum(place - window, 0), ids * len(ids)
+    ranks = np.sort(codes + place)  # by token, then by place
+    seen = np.searchsorted(ranks, codes + place) - np.searchsorted(ranks, codes + since)
+    return seen[1:] / (place - since)[1:]
+
+
+def cache_weight(model: Floats, cache: Floats) -> float:
+    """Fit the weight of `cache` in the likeliest mixture of two models' probabilities `[n]`."""
+    weight = 0.5
+    for _ in range(CACHE_STEPS):
+        share = weight * cache
+        weight = float(np.mean(share / (share + (1 - weight) * model)))
+    return weight
+
+
+def kneser_ney(train: Ids, ids: Ids, floors: Mapping[str, Floats]) -> dict[tuple[str, int], Floats]:
+    """Predict each token of a stream but the first with models that count `train`.
+
+    The n-grams of both are numbered together: an n-gram's code is `number of its history * vocabulary + last
+    token`, its number the place of that code among all.
+
+    Returns:
+        float64 `[n - 1]` by floor and order.
+    """
+    tokens, counted, place = np.concatenate([train, ids]), len(train), np.arange(len(ids))
+    grams, below, found = np.zeros_like(tokens), {name: floor[ids] for name, floor in floors.items()}, {}
+    for order in range(1, max(ORDERS) + 1):
+        histories = np.roll(grams, 1)  # those of the first tokens of a stream are not used
+        codes = histories * len(next(iter(floors.values()))) + tokens
+        grams = np.unique(codes, return_inverse=True)[1]
+        owners = np.zeros(grams.max() + 1, np.int64)
+        owners[grams] = histories
+        counts = np.bincount(grams[order - 1 : counted], minlength=len(owners))
+        pairs = tokens[: max(0, counted - order)] * len(owners) + grams[order:counted]
+        # Counted so that it sorts: numpy's hashes of such numbers collide.
+        preceded, _ = np.unique(pairs, return_counts=True)
+        continued = np.bincount(preceded % len(owners), minlength=len(owners))  # by how many different tokens
+        own, complete = (grams[counted:], histories[counted:]), place >= order - 1
+        for name, lower in below.items():
+            if order in ORDERS:
+                likely = _interpolated(counts, owners, *own, lower)
+                found[name, order] = np.where(complete, likely, lower)[1:]
+            below[name] = np.where(complete, _interpolated(continued, owners, *own, lower), lower)
+    return found
+
+
+def _interpolated(counts: Ids, owners: Ids, grams: Ids, histories: Ids, below: Floats) -> Floats:
+    """Interpolate discounted counts with the probabilities `below`, of the order below.
+
+    Args:
+        counts, owners: int64 `[n-grams]`, how often each occurs, and the number of its history.
+        grams, histories: int64 `[n]`, what is predicted, by number.
+    """
+    taken = discounts(counts)[np.minimum(counts, 3)]
+    size = owners.max() + 1
+    total = np.bincount(owners, counts, size)
+    safe = np.maximum(total, 1)  # a history without a continuation leaves all to the order below
+    kept = np.where(total > 0, np.bincount(owners, taken, size) / safe, 1)
+    return (counts - taken)[grams] / safe[histories] + kept[histories] * below

@@ -1,0 +1,178 @@
+"""What the contexts of a run encode, and whether the trained model reads it.
+
+Decodability: ridge regressions from the context at t to the embedding of the token at t - d, fitted on one
+stream and evaluated on another, for the run's contexts and for those of untrained blocks. Generalised
+cross-validation chooses the strength of the ridge for each distance (Golub, Heath and Wahba, 1979): where
+nothing is remembered, the weights shrink to zero.
+Use: perplexity of the same weights at the same positions with other contexts; nothing is trained.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..method.caches import StreamCache
+from ..method.contexts import distinct_rows, exact_contexts
+from ..method.evaluation import perplexity
+from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
+from ..runs.caches import load_cache
+from ..runs.config import ExperimentConfig
+from ..runs.run_folder import RunFolder
+
+ROWS = {"train": 10_000, "val": 5_000}  # tokens of each stream that are decoded, from its start
+UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the untrained blocks
+SPAN_R2 = 0.01  # a token counts as forgotten if R² is not above this
+NAMED_ROWS = 1024  # positions at which the token is named; enough for a share within 0.015
+STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # of the ridge, in mean eigenvalues
+POSITIONS = 1024  # with a full window, at which other contexts are read
+
+
+class Stream(NamedTuple):
+    """Contexts and the tokens they were computed from."""
+
+    contexts: Tensor  # float32 `[n, context_dim]`, after each token
+    tokens: Tensor  # int64 `[n]`, rows of a table of embeddings
+
+
+def of_run(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
+    """Compute `probe` of the summary on a run's caches: `encoded`, and of `other_contexts`."""
+    val = load_cache(folder.caches, "val")
+    return encoded(config, folder, model) | other_contexts(model, val, config.model.context_window)
+
+
+@torch.no_grad()
+def encoded(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
+    """Measure what contexts in a folder's caches encode; of the model, only table and window are used.
+
+    Returns:
+        `decodability`, a list of `{distance, r2, top1}`; `memory_span` in tokens; `coverage`, the share of
+        the window within some slot's memory span; `untrained`, these by standard deviation of the weights
+        of untrained blocks; `offsets` of the slots.
+    """
+    caches = [load_cache(folder.caches, split) for split in ROWS]
+    ids = [cache.ids[:-1][:rows] for cache, rows in zip(caches, ROWS.values(), strict=True)]
+    embeddings, rows = (found.cpu() for found in distinct_rows(model, torch.cat(ids)))
+    tokens, shape = rows.split([len(each) for each in ids]), config.model
+    window = min(shape.context_window, *(1 + len(each) // 2 for each in ids))  # half are left to fit
+
+    def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
+        train, held_out = map(Stream, contexts, tokens)
+        found = decodability(train, held_out, embeddings, distances(shape.interval, window))
+        span = memory_span(found)
+        covered = coverage(model.window.offsets, shape.context_window, span)
+        return {"decodability": found, "memory_span": span, "coverage": covered}
+
+    trained = measured([cache.contexts[1:][: len(n)].float() for cache, n in zip(caches, ids, strict=True)])
+    untrained = {}
+    for std in UNTRAINED_STDS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.runtime.seed)
+            block = ContextBlock(shape.context_dim, shape.hidden_size)
+        block.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
+        inputs = block.project_inputs(embeddings)
+        found = [exact_contexts(block, inputs, n, config.phase1.tolerance)[0][1:] for n in tokens]
+        untrained[f"{std:g}"] = measured(found)
+    return {**trained, "untrained": untrained, "offsets": model.window.offsets}
+
+
+def distances(interval: int, window: int) -> list[int]:
+    """List every distance up to an interval, then each one and a half times the last, within the window."""
+    found = list(range(min(interval, window - 1) + 1))
+    while (further := max(found[-1] + 1, 3 * found[-1] // 2)) < window:
+        found.append(further)
+    return found
+
+
+def decodability(
+    train: Stream, held_out: Stream, embeddings: Tensor, distances: Sequence[int]
+) -> list[dict[str, float]]:
+    """Measure how well a context encodes the token at each distance back, by ridge regressions.
+
+    Args:
+        train, held_out: what is fitted, and what is evaluated.
+        embeddings: float32 `[distinct, hidden_size]`, all of one norm.
+        distances: 0 is the token just read.
+
+    Returns:
+        for each distance: `distance`; `r2`, the explained share of the embedding's variance; `top1`, the
+        share of positions whose token is the nearest of all to the decoded embedding.
+    """
+    skipped, found = max(distances), []
+    centre = train.contexts[skipped:].mean(dim=0)
+    fitted, evaluated = (side.contexts[skipped:] - centre for side in (train, held_out))
+    values, vectors = torch.linalg.eigh((fitted.T @ fitted).double())
+    values = values.clamp(min=1e-9 * values.max().item())
+    strengths = STRENGTHS * values.mean()
+    shrunk = values / (values + strengths[:, None])  # (strengths, context_dim)
+    free = len(fitted) - 1 - shrunk.sum(dim=1)
+    for distance in distances:
+        rows, wanted = (each.tokens[skipped - distance :][: -distance or None] for each in (train, held_out))
+        counts = torch.bincount(rows, minlength=len(embeddings)).to(embeddings)
+        mean = counts @ embeddings / len(rows)
+        energy = (counts @ (embeddings - mean).square().sum(dim=1)).item()
+        sums = embeddings.new_zeros(len(embeddings), len(centre)).index_add_(0, rows, fitted)
+        turned = vectors.T @ (sums.T @ embeddings).double()  # (context_dim, hidden_size)
+        gain = turned.square().sum(dim=1) / values
+        residual = energy - (gain * (2 * shrunk - shrunk.square())).sum(dim=1)
+        best = strengths[(residual / free.square()).argmin()]  # by generalised cross-validation
+        weights = (vectors @ (turned / (values + best)[:, None])).float()
+        scores = evaluated[:NAMED_ROWS] @ (weights @ embeddings.T) + embeddings @ mean
+        top1 = (scores.argmax(dim=1) == wanted[:NAMED_ROWS]).float().mean().item()
+        truth = embeddings[wanted] - mean
+        r2 = 1 - ((truth - evaluated @ weights).square().sum() / truth.square().sum()).item()
+        found.append({"distance": distance, "r2": r2, "top1": top1})
+    return found
+
+
+def memory_span(found: Sequence[dict[str, float]]) -> int | None:
+    """Return the distance in tokens up to which R² stays above `SPAN_R2`; None if it never is."""
+    held = list(takewhile(lambda row: row["r2"] > SPAN_R2, found))
+    return int(held[-1]["distance"]) if held else None
+
+
+def coverage(offsets: Sequence[int], window: int, span: int | None) -> float:
+    """Compute the share of the `window` tokens before a position that lie within some slot's memory span."""
+    read = {offset + behind for offset in offsets for behind in range(0 if span is None else span + 1)}
+    return len(read & {*range(window)}) / window
+
+
+@torch.no_grad()
+def other_contexts(model: ContextKV, cache: StreamCache, window: int) -> dict[str, Any]:
+    """Compute perplexity where contexts are zeros, or those half the stream away.
+
+    Zero contexts never occur in training, so they harm even a model that ignores the content of contexts.
+    Contexts from elsewhere, usually another conversation, harm only a model that reads them.
+
+    Args:
+        model: in evaluation mode.
+        cache: of the validation stream.
+        window: tokens of history that a position can reach.
+
+    Returns:
+        `positions`, their number; `changed`, by name (`zero`, `elsewhere`): `ppl`; `percent`, its increase
+        over the run's own contexts at the same positions; `error`, the standard error of that.
+    """
+    first = min(window, len(cache) - 1)
+    count = len(cache) - first
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # the same in all runs
+    chosen = first + drawn[:POSITIONS].sort().values
+    batch = cache.gather(chosen, model.window).to(model.device)
+    away = cache.gather(first + (chosen - first + count // 2) % count, model.window).to(model.device)
+
+    def losses(contexts: Tensor) -> Tensor:
+        hidden, _ = replace(batch, window=contexts).attend(model)
+        return model.losses(hidden, batch.tokens, batch.targets)[0].double()
+
+    own, changed = losses(batch.window), {}
+    for name, contexts in {"zero": torch.zeros_like(batch.window), "elsewhere": away.window}.items():
+        other = losses(contexts)
+        ratio = perplexity((other - own).mean().item())
+        error = (other - own).std(correction=0).item() / math.sqrt(len(own))
+        ppl = perplexity(other.mean().item())
+        changed[name] = {"ppl": ppl, "percent": 100 * (ratio - 1), "error": 100 * ratio * error}
+    return {"positions": len(chosen), "changed": changed}

@@ -1,1 +1,0 @@
-"""Plug-ins and tools of the study."""
