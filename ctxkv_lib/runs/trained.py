@@ -1,7 +1,8 @@
 """Use of trained runs: the model of a run, for explorers, measurements and transformers."""
 
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from ..hf import inference
 from ..hf.configuration import ContextKVConfig
 from ..hf.modeling import ContextKVForCausalLM
 from ..hf.plugins import NAMED, file_digest, key_of
+from ..method.caches import StreamCache
 from ..method.model import ContextKV
 from ..progress import notice, stage, transformers_bars_hidden
+from .caches import load_cache
 from .config import ExperimentConfig
 from .long_run import LongRun
 from .models import frozen_model, load_frozen
@@ -25,11 +28,37 @@ from .package_code import code_of, replaced_parts
 from .plugins import load, loaded
 from .provenance import choose_device
 from .records import Records
-from .rows import MixerModel
+from .rows import MixerModel, as_read
 from .run_folder import Run, RunFolder, load_run, refuse_damaged
 from .settings import Sampling
 
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run with model, caches ("train" and "val") and tokenizer, on the CPU."""
+
+    run: Run
+    model: ContextKV
+    caches: Mapping[str, StreamCache]
+    tokenizer: PreTrainedTokenizerBase
+
+
+def open_run(run: Run | Path | str) -> Trained:
+    """Load model, caches and tokenizer of a finished run, or of the one in a folder, on the CPU.
+
+    Raises:
+        UserError: the run folder lacks one of them, or it is damaged.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    refuse_damaged(run.path, "caches")
+    model, tokenizer = load_model(run.path, run.config), load_tokenizer(run.config.data.tokenizer)
+    caches = {
+        split: as_read(model, load_cache(run.path / "caches", split), trained=False)
+        for split in ("train", "val")
+    }
+    return Trained(run, model, caches, tokenizer)
 
 
 def load_model(path: Path, config: ExperimentConfig) -> ContextKV:

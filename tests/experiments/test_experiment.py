@@ -32,7 +32,7 @@ from ctxkv_lib.runs.run_folder import RunFolder, comparison_folder, load_run, ru
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.work import Work, read_texts
 from ctxkv_lib.views import axes
-from ctxkv_lib.views.explore import open_run
+from ctxkv_lib.runs.trained import open_run
 
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
 FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_block")}

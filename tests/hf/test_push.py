@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import pytest
 from conftest import tiny_model
 from huggingface_hub import HfApi, ModelCard
-from sample_runs import sample_run
+from sample_runs import write_run
 
 from ctxkv_lib.files import write_json
 from ctxkv_lib.report.model_card import model_card
@@ -13,14 +13,14 @@ from ctxkv_lib.runs.run_folder import load_run
 
 
 def finished(folder, **settings):
-    run = load_run(sample_run(folder, settings=settings))
+    run = load_run(write_run(folder, settings=settings))
     run.summary["phase1"]["context_method"] = "exact"
     return run
 
 
 @pytest.fixture
 def with_model(tmp_path):
-    folder = sample_run(tmp_path / "run")
+    folder = write_run(tmp_path / "run")
     write_json(folder / "model" / "config.json", {"model_type": "context_kv"})
     (folder / "model" / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     return folder
@@ -68,7 +68,7 @@ def test_an_upload_that_hf_xet_gives_up_is_said(hub, with_model, printed_by, mon
 
 
 def test_a_run_without_a_model_is_not_pushed(tmp_path, printed_by):
-    said = printed_by("push", sample_run(tmp_path / "run"), "me/mine", code=2)
+    said = printed_by("push", write_run(tmp_path / "run"), "me/mine", code=2)
     assert "has no model for transformers, since one of its plug-ins cannot be saved; push another" in said
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import stop_at
-from sample_runs import sample_run
+from sample_runs import write_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
@@ -85,7 +85,7 @@ def test_the_refusal_of_a_folder_names_the_run_to_take(root, tmp_path):
 
 
 def test_sizes_of_validation_and_test_are_listed_unless_a_file_has_them(tmp_path, finished_run):
-    sample_run(tmp_path / "run", settings={"data.validation_samples": 30})
+    write_run(tmp_path / "run", settings={"data.validation_samples": 30})
     shutil.copytree(finished_run.path, tmp_path / "own")
     own, other = list_runs(tmp_path)
     assert other.settings == {"data.validation_samples": 30}
@@ -93,7 +93,7 @@ def test_sizes_of_validation_and_test_are_listed_unless_a_file_has_them(tmp_path
 
 
 def test_a_folder_that_cannot_be_read_leaves_the_others_listed(tmp_path, monkeypatch):
-    sample_run(tmp_path / "run")
+    write_run(tmp_path / "run")
     (tmp_path / "lost+found").mkdir()
     is_there = Path.exists
 
@@ -117,7 +117,7 @@ def test_a_run_whose_weights_were_dropped_has_results_only(finished_run, tmp_pat
 
 def named(tmp_path, *settings):
     folders = [
-        sample_run(tmp_path / f"run{i}", each.pop("samples", 100), settings=each)
+        write_run(tmp_path / f"run{i}", each.pop("samples", 100), settings=each)
         for i, each in enumerate(settings)
     ]
     return run_names([load_run(folder) for folder in folders])
@@ -135,7 +135,7 @@ def test_runs_are_named_by_what_differs(tmp_path):
 
 def test_a_folder_of_runs_stands_for_the_finished_ones_in_it(tmp_path):
     for name in ("b", "a"):
-        sample_run(tmp_path / name)
+        write_run(tmp_path / name)
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "a-vs-b" / "figures").mkdir(parents=True)
     assert run_folders(tmp_path) == [tmp_path / "a", tmp_path / "b"]

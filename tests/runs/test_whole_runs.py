@@ -18,7 +18,7 @@ from ctxkv_lib.runs.provenance import set_threads
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.trained import load_trained
 from ctxkv_lib.runs.verification import verify
-from ctxkv_lib.views.explore import open_run
+from ctxkv_lib.runs.trained import open_run
 
 
 def test_no_pickle_is_loaded_from_a_run(tmp_path, tiny_config, monkeypatch):
