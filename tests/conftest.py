@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sample_runs import sample_run
+from sample_runs import write_run
 
 # One thread: a worker has one core, and of several, a run would take as many as are quickest just then.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -316,7 +316,7 @@ def tokenizer():
 @pytest.fixture
 def two_runs(tmp_path):
     """Folders of two plausible finished runs, of 100 and 500 samples."""
-    return [sample_run(tmp_path / f"run{samples}", samples) for samples in (100, 500)]
+    return [write_run(tmp_path / f"run{samples}", samples) for samples in (100, 500)]
 
 
 @pytest.fixture(scope="session")
@@ -339,6 +339,6 @@ def measured(finished_run, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(finished_run):
     """What it takes to look inside a run."""
-    from ctxkv_lib.views.explore import open_run
+    from ctxkv_lib.runs.trained import open_run
 
     return open_run(finished_run)

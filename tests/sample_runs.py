@@ -6,8 +6,9 @@ from typing import Any
 from ctxkv_lib.files import write_json
 from ctxkv_lib.report.info import context_window, dense_fp32_mib, describe
 from ctxkv_lib.runs.config import ExperimentConfig, build_config
+from ctxkv_lib.runs.models import shapes
 from ctxkv_lib.runs.records import STAGES
-from ctxkv_lib.runs.run_folder import Run, RunFolder, load_run
+from ctxkv_lib.runs.run_folder import Run, RunFolder
 
 # (train PPL, val PPL, val accuracy) by epoch; near the published runs, equal to none of their numbers
 EPOCHS = {
@@ -34,36 +35,36 @@ SIZES = ("samples", "train_tokens", "val_tokens", "parameters", "context_window"
 
 
 def sample_run(
-    path: Path,
     samples: int = 500,
     preset: str = "colab",
     gpu: bool = True,
     settings: dict[str, Any] | None = None,
     epochs: list[tuple[float, float, float]] | None = None,
     recipe: str = "published",
-) -> Path:
-    """Write a finished run into `path`, with its stage records, and return it.
+    path: Path = Path("runs/sample"),
+) -> Run:
+    """A finished run without a folder.
 
     Args:
         settings: settings of the configuration on top of the preset's and recipe's.
         epochs: (train PPL, val PPL, val accuracy) by epoch; by default six, the third the best.
     """
     config = build_config(preset, recipe, samples, settings)
-    rows = epochs or EPOCHS.get(samples, EPOCHS[500])
-    lines, folder = epoch_lines(rows), RunFolder(path)
-    metrics = {"phase1": phase1_lines(), "phase2": [{"stage": "phase2", **line} for line in lines]}
-    with folder.claimed(config):
-        write_json(folder.summary, _summary(config, lines, gpu))
+    lines = epoch_lines(epochs or EPOCHS.get(samples, EPOCHS[500]))
+    metrics = [*phase1_lines(), *({"stage": "phase2", **line} for line in lines)]
+    return Run(path, config, _summary(config, lines, gpu), metrics)
+
+
+def write_run(path: Path, *args: Any, **options: Any) -> Path:
+    """Write a sample run into `path`, with its stage records, and return it; options as of `sample_run`."""
+    run, folder = sample_run(*args, **options, path=path), RunFolder(path)
+    with folder.claimed(run.config):
+        write_json(folder.summary, run.summary)
         for stage in STAGES[:-1]:
-            folder.finish(stage, "", (), metrics=metrics.get(stage, ()))
+            folder.finish(stage, "", (), metrics=[line for line in run.metrics if line["stage"] == stage])
         folder.keep_metrics(*folder.records.stages.values())
         folder.finish("results", "", (folder.config, folder.summary, folder.metrics_file))
     return path
-
-
-def runs(folder: Path, *samples: int, **options: Any) -> list[Run]:
-    """Write a finished run of each sample count into `folder`; options as of `sample_run`."""
-    return [load_run(sample_run(folder / f"run{count}", count, **options)) for count in samples]
 
 
 def phase1_lines(iterations: int = 17) -> list[dict[str, Any]]:
@@ -93,7 +94,7 @@ def epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]:
 def _summary(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Any]:
     samples = config.data.samples
     train_tokens = TOKENS.get(samples, 1_176 * samples)
-    slots = {"offsets": None} if "mixer" in config.plugins else {}
+    slots = {"offsets": None if "mixer" in config.plugins else shapes(config)[1].offsets}
     sizes = describe(config, train_tokens, 22_723) | {
         "context_window": {**context_window(config.model, train_tokens), **slots},
         "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, 22_723, config.model),

@@ -11,7 +11,7 @@ import pytest
 from conftest import WORDS, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sample_runs import sample_run
+from sample_runs import write_run
 
 from ctxkv_lib import errors, experiments
 from ctxkv_lib.cli import main
@@ -78,7 +78,7 @@ def nothing_is_computed(monkeypatch, tmp_path):
     monkeypatch.setattr(experiments, "compare", begin)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    sample_run(tmp_path / "a run")
+    write_run(tmp_path / "a run")
 
 
 def answers(capsys, arguments):

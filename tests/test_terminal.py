@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import tqdm
 from conftest import TOP, Terminal, write_conversations
-from sample_runs import sample_run
+from sample_runs import write_run
 from test_cli import tiny_run
 from transformers.utils import logging
 
@@ -134,7 +134,7 @@ def test_the_version_has_a_short_form(capsys):
 
 
 def test_a_read_only_run_is_refused_before_it_is_evaluated(printed_by, tmp_path, monkeypatch):
-    run, data = sample_run(tmp_path / "run"), tmp_path / "chats.jsonl"
+    run, data = write_run(tmp_path / "run"), tmp_path / "chats.jsonl"
     write_conversations(data, 2)
     monkeypatch.setattr(os, "access", lambda path, _: path != run)
     monkeypatch.setattr("ctxkv_lib.runs.trained.evaluate_texts", None)  # not to be called

@@ -1,1 +1,1 @@
-"""The written report, the comparison table, and `info` and `settings`, which need no run."""
+"""Tables and the written report of runs; `info` and `settings`, which need no run."""

@@ -1,1 +1,1 @@
-"""Figures, widgets, and what notebooks show."""
+"""Figures of runs, live curves, explorers, and what notebooks share."""

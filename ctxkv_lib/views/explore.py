@@ -1,284 +1,167 @@
-"""Compute the numbers that notebooks show of data, contexts and trained runs."""
+"""Explorers for notebooks: a figure under controls, drawn again when one changes.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral
+They work with ipywidgets 7.7 (Colab) and 8. The picture is a value of `widgets.HTML`: of the content of an
+`Output` widget, nbclient sometimes misses the end.
+"""
+
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
+from typing import Any
 
+import ipywidgets as widgets
+import pandas as pd
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from ..data.conversations import Conversations, load_conversations
-from ..data.tokens import TokenStream, load_tokenizer, train_stream, validation_stream
 from ..errors import UserError
-from ..method.caches import StreamCache
-from ..method.config import ModelConfig, Phase1Config
-from ..method.contexts import distinct_rows, draw_contexts, exact_contexts, parallel_pass
-from ..method.model import ContextBlock, ContextKV, project_inputs
-from ..report.info import context_window
-from ..report.tables import percent, ppl
-from ..report.verdicts import epoch_note
-from ..runs.caches import load_cache
-from ..runs.config import ExperimentConfig
-from ..runs.published import PUBLISHED
-from ..runs.rows import as_read
-from ..runs.run_folder import Run, load_run, refuse_damaged
-from ..runs.trained import load_model
+from ..report.tables import epochs_table
+from ..runs.differences import run_names
+from ..runs.run_folder import Run, load_run
+from ..runs.trained import Trained, open_run
+from .figures import Picture, ppl_curves, window_attention
 
-SPLITS = ("val", "train")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+GUESSES = 5  # of the next token
 
 
-def check_split(split: str) -> None:
-    """Refuse the name of a stream that is not there."""
-    if split not in SPLITS:
-        raise UserError(f"split is {split!r}; allowed: {', '.join(SPLITS)}.")
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The text of an experiment, tokenised."""
-
-    tokenizer: PreTrainedTokenizerBase
-    conversations: Mapping[str, Conversations]  # "train" and "val"
-    streams: Mapping[str, TokenStream]
-
-    def lengths(self, split: str) -> Tensor:
-        """Return the number of tokens of each conversation, int64 `[num_conversations]`."""
-        stream = self.streams[split]
-        return torch.diff(stream.starts, append=torch.tensor([len(stream.ids)]))
-
-    def pieces(self, split: str, conversation: int, most: int) -> list[str]:
-        """Return the first `most` tokens of a conversation, each as text.
-
-        Raises:
-            UserError: no such split or conversation.
-        """
-        check_split(split)
-        stream, lengths = self.streams[split], self.lengths(split).tolist()
-        if conversation not in range(len(lengths)):
-            allowed = f"allowed in {split}: 0 to {len(lengths) - 1}"
-            raise UserError(f"conversation is {conversation}; {allowed}.")
-        start, length = int(stream.starts[conversation]), lengths[conversation]
-        return token_texts(self.tokenizer, stream.ids[start : start + min(most, length)])
-
-
-def load_corpus(config: ExperimentConfig) -> Corpus:
-    """Read and tokenise the conversations that `config.data` names.
-
-    Raises:
-        UserError: a source is missing, damaged, too small or unreachable.
-    """
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    train, val = (load_conversations(config.data, split) for split in ("train", "validation"))
-    streams = {"train": train_stream(train, tokenizer), "val": validation_stream(val, tokenizer)}
-    return Corpus(tokenizer, {"train": train, "val": val}, streams)
-
-
-def count_rows(config: ExperimentConfig, corpus: Corpus) -> list[list[str]]:
-    """Make table rows of counts: of this run, and of the published report's 500-sample run."""
-    train, val = (len(corpus.streams[split].ids) for split in ("train", "val"))
-    samples, published = config.data.samples, PUBLISHED[500]
-    average = train // samples, published["train_tokens"] // published["samples"]
-    windows = context_window(config.model, train), published["context_window"]
-    rows = {
-        "training conversations": (samples, published["samples"]),
-        "training tokens": (train, published["train_tokens"]),
-        "validation tokens": (val, published["val_tokens"]),
-        "tokens per conversation, on average": average,
-        "contexts without a limit on the window": [window["theoretical_max"] for window in windows],
-    }
-    return [[name, *(f"{value:,}" for value in values)] for name, values in rows.items()]
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
-    """Return each token of `ids` `[n]` as text; part of a character becomes U+FFFD."""
-    return [str(tokenizer.decode([token])) for token in ids.tolist()]
-
-
-def singular_values(contexts: Tensor) -> Tensor:
-    """Compute singular values of uncentred contexts `[n, context_dim]` as shares of their sum, descending."""
-    values = torch.linalg.svdvals(contexts.float().cpu())
-    return values / values.sum()
-
-
-@torch.no_grad()
-def untrained_contexts(model: ContextKV, cache: StreamCache, shape: ModelConfig, passes: int) -> Tensor:
-    """Compute a stream's contexts by passes of an untrained ContextBlock: float32 `[n, context_dim]`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        block = ContextBlock(shape.context_dim, shape.hidden_size).to(model.device)
-    embeddings, tokens = distinct_rows(model, cache.ids[:-1])
-    inputs = project_inputs(block, embeddings)
-    contexts = torch.zeros_like(cache.contexts, dtype=torch.float32)  # those of training may be bf16
-    for _ in range(passes):
-        parallel_pass(block, inputs, tokens, contexts)
-    return contexts[1:]
-
-
-@torch.no_grad()
-def pass_errors(model: ContextKV, cache: StreamCache, config: Phase1Config, passes: int) -> list[float]:
-    """Measure how far parallel passes are from exact contexts.
-
-    Args:
-        cache: of the stream to read.
-        passes: how many, starting from N(0, initial_std) as the original's validation contexts do.
-
-    Returns:
-        mean squared error of a context component after each pass.
-    """
-    embeddings, tokens = distinct_rows(model, cache.ids[:-1])
-    block, inputs = model.context_block, project_inputs(model.context_block, embeddings)
-    exact = torch.empty_like(cache.contexts, dtype=torch.float32)
-    exact_contexts(block, inputs, tokens, config.tolerance, out=exact)
-    generator = torch.Generator(model.device).manual_seed(0)
-    contexts = torch.empty_like(exact)
-    draw_contexts(contexts, config.initial_std, generator)
-    errors = []
-    for _ in range(passes):
-        parallel_pass(block, inputs, tokens, contexts)
-        errors.append((contexts - exact).square().mean().item())
-    return errors
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished run with model, tokenizer and caches."""
-
-    run: Run
-    model: ContextKV
-    tokenizer: PreTrainedTokenizerBase
-    caches: Mapping[str, StreamCache]
-
-    def check_position(self, split: str, position: int) -> None:
-        check_split(split)
-        count = len(self.caches[split])
-        if not (isinstance(position, Integral) and 0 <= position < count):
-            allowed = f"a whole number, 0 to {count - 1}"
-            raise UserError(f"position is {position!r}; allowed in this {split} stream: {allowed}.")
-
-
-def open_run(run: Run | Path | str) -> Trained:
-    """Load model, tokenizer and caches of a finished run, or of the one in a folder, on the CPU.
-
-    Raises:
-        UserError: the run folder lacks one of them, or it is damaged.
-    """
-    run = run if isinstance(run, Run) else load_run(run)
-    refuse_damaged(run.path, "caches")
-    model, tokenizer = load_model(run.path, run.config), load_tokenizer(run.config.data.tokenizer)
-    caches = {
-        split: as_read(model, load_cache(run.path / "caches", split), trained=False) for split in SPLITS
-    }
-    return Trained(run, model, tokenizer, caches)
-
-
-@torch.no_grad()
-def attention_by_slot(trained: Trained, most: int = 2000) -> Tensor:
-    """Average attention weights `[num_heads, slots]` over validation positions with a full window.
-
-    Args:
-        most: so many positions at most, evenly spread.
-    """
-    if most < 1:
-        raise UserError(f"most is {most}; allowed: 1 or more.")
-    cache, first = trained.caches["val"], trained.model.window.offsets[-1]
-    if first >= len(cache):
-        raise UserError(
-            f"No position has a full window: it takes {first + 1} tokens, and the validation stream has "
-            f"{len(cache)}; use more validation conversations."
-        )
-    positions = torch.linspace(first, len(cache) - 1, min(most, len(cache) - first)).long()
-    weights = [attended(trained, cache, part) for part in positions.split(256)]
-    return torch.cat(weights).mean(dim=0)
-
-
-def attended(trained: Trained, cache: StreamCache, positions: Tensor) -> Tensor:
-    """Compute attention weights at positions of a cached stream, `[n, num_heads, max_contexts]`.
-
-    Raises:
-        UserError: the model of the run has no attention weights.
-    """
-    _, weights = cache.attend(trained.model, positions)
-    if weights is None:
-        raise UserError(f"The model of {trained.run.path} returns no attention weights to look at.")
-    return weights
-
-
-@dataclass(frozen=True)
-class AttendedWindow:
-    """The window that one position attends.
+class Explorer(widgets.VBox):
+    """Controls above what `draw` returns of their values: a figure, and HTML below it.
 
     Attributes:
-        pieces: texts of the tokens from the oldest slot, or the stream's beginning, by position.
-        slots: positions of the slots, nearest first, int64 `[max_contexts]`; negative before the stream.
-        weights: attention weights `[num_heads, max_contexts]`.
-        target: the next token.
-        is_right: whether the most likely token is the next one; parts of characters look alike as text.
-        guesses: the most likely next tokens with their probabilities.
+        controls: the widgets by name; tests and notebooks can set their values.
+        figure: what was drawn last.
     """
 
-    position: int
-    pieces: dict[int, str]
-    slots: Tensor
-    weights: Tensor
-    target: str
-    is_right: bool
-    guesses: list[tuple[str, float]]
+    def __init__(self, draw: Callable[..., tuple[Picture, str]], **controls: Any) -> None:
+        self.controls, self._page = controls, widgets.HTML()
+
+        def redraw(_: Any = None) -> None:
+            self.figure, below = draw(**{name: control.value for name, control in controls.items()})
+            image = b64encode(self.figure._repr_png_()).decode()
+            picture = f'<img style="max-width:100%" src="data:image/png;base64,{image}">'
+            self._page.value = picture + below
+
+        for control in controls.values():
+            control.observe(redraw, names="value")
+        redraw()
+        super().__init__([*controls.values(), self._page])
+
+    def _ipython_display_(self, **_: Any) -> None:
+        """Show the widget and, for readers of the saved notebook where widgets are not alive, its picture."""
+        from IPython.display import display
+
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._model_id}
+        still = b64encode(self.figure._repr_png_()).decode()
+        display({WIDGET: view, "image/png": still, "text/plain": "An explorer; run the cell."}, raw=True)
 
 
-@torch.no_grad()
-def attended_window(trained: Trained, split: str, position: int, guesses: int = 5) -> AttendedWindow:
-    """Collect the window of one position of a cached stream.
+def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Explorer:
+    """Choose runs, scale, accuracy and last epoch of their curves, and read the values of an epoch.
+
+    Args:
+        runs: finished runs, or their folders.
 
     Raises:
-        UserError: no such position.
+        UserError: no runs, or a folder without a finished run.
     """
-    trained.check_position(split, position)
-    cache = trained.caches[split]
-    at = torch.tensor([position])
-    weights = attended(trained, cache, at)
-    slots = trained.model.window.slots(at)[0]
-    batch = cache.gather(at, trained.model.window).to(trained.model.device)
-    likely = batch.logits(trained.model)[0].softmax(dim=-1).topk(guesses)
-    start = max(0, int(slots.min()))
-    pieces = token_texts(trained.tokenizer, cache.ids[start : position + 2])
-    names = token_texts(trained.tokenizer, likely.indices)
-    return AttendedWindow(
-        position=position,
-        pieces=dict(enumerate(pieces[:-1], start)),
-        slots=slots,
-        weights=weights[0],
-        target=pieces[-1],
-        is_right=bool(likely.indices[0] == cache.ids[position + 1]),
-        guesses=list(zip(names, likely.values.tolist(), strict=True)),
+    given = [runs] if isinstance(runs, Run | Path | str) else [*runs]
+    opened = [each if isinstance(each, Run) else load_run(each) for each in given]
+    if not opened:
+        raise UserError("There are no runs to explore; name at least one run folder.")
+    summaries = dict(zip(run_names(opened), (run.summary for run in opened), strict=True))
+    longest = max(len(summary["phase2"]["epochs"]) for summary in summaries.values())
+    best = min(summaries.values(), key=lambda summary: summary["phase2"]["val_ppl"])["phase2"]["best_epoch"]
+
+    def draw(runs: Sequence[str], log: bool, accuracy: bool, last: int, epoch: int) -> tuple[Picture, str]:
+        chosen = {name: summaries[name] for name in runs or summaries}
+        tables = {name: epochs_table(summary) for name, summary in chosen.items()}
+        values = {name: table.loc[epoch] for name, table in tables.items() if epoch in table.index}
+        shown = pd.DataFrame(values).T.rename_axis(columns=f"epoch {epoch}")
+        return ppl_curves(chosen, log, accuracy, last, epoch), shown.to_html()
+
+    return Explorer(
+        draw,
+        runs=widgets.SelectMultiple(options=[*summaries], value=[*summaries], description="runs"),
+        log=widgets.Checkbox(value=True, description="log scale"),
+        accuracy=widgets.Checkbox(value=False, description="accuracy"),
+        last=_slider("last epoch", longest, 1, longest),
+        epoch=_slider("values at", best, 1, longest),
     )
 
 
-def epoch_rows(run: Run) -> list[list[str]]:
-    """Make table rows of early stopping: epoch, PPLs, accuracy, epochs without gain, a note."""
-    phase2 = run.summary["phase2"]
-    notes = {"worse": "not better", "stopped": f"patience of {run.config.phase2.patience} is used up: stop"}
-    rows = []
-    for line in phase2["epochs"]:
-        note = notes.get(epoch_note(phase2, line), "better: weights kept")
-        shown = ppl(line["train_ppl"]), ppl(line["val_ppl"]), percent(line["val_acc"])
-        rows.append([str(line["epoch"]), *shown, str(line["no_improve"]), note])
-    return rows
+def explore_window(run: Trained | Run | Path | str, position: int, split: str = "val") -> Explorer:
+    """Show which contexts a position attends and how strongly, with the tokens as text.
+
+    Args:
+        run: a finished run, its folder, or `open_run` of it.
+        position: a token of the stream, from 0.
+        split: "val" or "train".
+
+    Raises:
+        UserError: no such split or position, or the model of the run returns no attention weights.
+    """
+    trained = run if isinstance(run, Trained) else open_run(run)
+    if split not in trained.caches:
+        raise UserError(f"split is {split!r}; allowed: {', '.join(trained.caches)}.")
+    last = len(trained.caches[split]) - 1
+    if position not in range(last + 1):
+        raise UserError(f"position is {position!r}; allowed in this {split} stream: 0 to {last}.")
+    heads = ["mean of all heads", *(f"head {n + 1}" for n in range(trained.run.config.model.num_heads))]
+
+    def draw(position: int, head: int) -> tuple[Picture, str]:
+        slots, weights, logits = attended(trained, split, position)
+        shown = weights[head - 1] if head else weights.mean(dim=0)
+        title = f"What position {position:,} attends: {heads[head]}"
+        figure = window_attention(slots.tolist(), shown.tolist(), position, title)
+        return figure, attended_text(trained, split, position, slots, shown) + guesses(trained, logits)
+
+    return Explorer(
+        draw,
+        position=_slider("position", position, 0, last),
+        head=widgets.Dropdown(
+            options=[*zip(heads, range(len(heads)), strict=True)], value=0, description="attention"
+        ),
+    )
 
 
-def token_name(piece: str) -> str:
-    """Name a token, or text, in a sentence or on a list: in quotes, with arrows for line breaks."""
-    return repr(piece).replace("\\n", "↵")
+@torch.no_grad()
+def attended(trained: Trained, split: str, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
+    cache, at = trained.caches[split], torch.tensor([position])
+    _, weights = cache.attend(trained.model, at)
+    if weights is None:
+        raise UserError(f"The model of {trained.run.path} returns no attention weights to look at.")
+    logits = cache.gather(at, trained.model.window).to(trained.model.device).logits(trained.model)
+    return trained.model.window.slots(at)[0], weights[0].float().cpu(), logits[0].float().cpu()
 
 
-def prediction_rows(trained: Trained, positions: Sequence[int], context: int = 12) -> list[list[str]]:
-    """Make table rows: text before, the next token, the three best guesses with probabilities."""
-    rows = []
-    for position in positions:
-        window = attended_window(trained, "val", position, guesses=3)
-        before = "".join([*window.pieces.values()][-context:])
-        best = ", ".join(f"{token_name(text)} {share:.0%}" for text, share in window.guesses)
-        right = "yes" if window.is_right else "no"
-        rows.append([token_name(before), token_name(window.target), best, right])
-    return rows
+def attended_text(trained: Trained, split: str, position: int, slots: Tensor, weights: Tensor) -> str:
+    """Show the window's tokens, a stronger blue behind those with more attention; the next is underlined."""
+    shares = {at: share for at, share in zip(slots.tolist(), weights.tolist(), strict=True) if at >= 0}
+    start, strongest, spans = min(shares), max(shares.values()), []
+    for at, token in enumerate(trained.caches[split].ids[start : position + 2].tolist(), start):
+        text = escape(str(trained.tokenizer.decode([token]))).replace("\n", "↵\n")
+        title = f' title="{at:,}: {shares[at]:.1%} of the attention"' if at in shares else ""
+        blue = 0.1 + 0.5 * shares[at] / strongest if at in shares else 0
+        line = ";border-bottom:2px solid" if at == position + 1 else ""
+        spans.append(f'<span{title} style="background:rgba(0,114,178,{blue:.2f}){line}">{text}</span>')
+    box = "white-space:pre-wrap;max-height:340px;overflow-y:auto;background:white;color:black;padding:8px"
+    return f'<pre class="tex2jax_ignore" style="{box}">{"".join(spans)}</pre>'
+
+
+def guesses(trained: Trained, logits: Tensor) -> str:
+    """Show the most likely next tokens with their probabilities."""
+    likely = logits.softmax(dim=-1).topk(GUESSES)
+    pairs = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
+    found = (
+        f"<b>{escape(repr(trained.tokenizer.decode([token])))}</b> {share:.1%}" for share, token in pairs
+    )
+    return f'<p class="tex2jax_ignore">The model expects: {", ".join(found)}</p>'
+
+
+def _slider(name: str, value: int, least: int, most: int) -> widgets.IntSlider:
+    """Make a slider that steps with the arrow keys, and draws when it rests."""
+    layout = widgets.Layout(width="480px", max_width="98%")
+    return widgets.IntSlider(value, least, most, description=name, continuous_update=False, layout=layout)

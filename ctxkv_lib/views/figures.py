@@ -1,330 +1,223 @@
-"""Figures of runs, from their summaries and metrics."""
+"""Figures of runs: each function returns a matplotlib Figure, which a cell shows if it ends with it.
 
+Colours are Okabe and Ito's palette, which colour-blind readers can distinguish. Figures are made without
+pyplot, so that none is shown twice, and are white, so that they look the same on a dark page.
+"""
+
+import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from cycler import cycler
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ..errors import UserError
-from ..report.labels import memory_stages, run_labels, span
-from ..report.tables import digits
-from .axes import (
-    BLUE,
-    INK,
-    OKABE_ITO,
-    ORANGE,
-    PAPER,
-    QUIET,
-    integer_x,
-    legend_below,
-    log_y,
-    named_rows,
-    panels,
-    reference,
-    styled,
-    wrapped,
-)
+from ..files import replacing
+from ..report.tables import Summary, memory_stages
 
-# The curves of an epoch's measurements: their key in a summary, and a factor.
-CURVES = {"train": ("train_ppl", 1), "validation": ("val_ppl", 1), "accuracy": ("val_acc", 100)}
-# Parts of a run, drawn in its colour and named `run: part`; the legend shows each part in grey.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BLUE, ORANGE, *_ = OKABE_ITO
+GREY = "#6b7280"
+WIDTH = 9.6  # inches
+STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.prop_cycle": cycler(color=OKABE_ITO),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "font.size": 11,
+    "grid.color": "#e3e6eb",
+    "legend.frameon": False,
+    "text.parse_math": False,  # names of runs may hold dollar signs
+}
+styled = style.context(["default", STYLE])  # a decorator of functions that draw, whatever the user's style is
+# Parts of a run, drawn in its colour; the legend explains each in grey.
 PARTS: dict[str, dict[str, Any]] = {
-    "train": {"ls": "--", "lw": 1.4, "marker": "o"},
-    "validation": {"marker": "o"},
-    "accuracy": {"marker": "o"},
-    "best epoch": {"ls": "none", "marker": "o", "ms": 10, "mfc": PAPER, "mew": 2.2, "zorder": 4},
-    "early stop": {"ls": "none", "marker": "X", "ms": 9, "mec": PAPER, "zorder": 5},
-    "above the axis": {"ls": "none", "marker": "^", "ms": 9, "clip_on": False},
-    "n-grams": {"ls": ":", "lw": 1.6},
+    "training": {"ls": "--", "lw": 1.4},
+    "validation": {"marker": "o", "ms": 4},
+    "best epoch": {"ls": "none", "marker": "o", "ms": 10, "mfc": "none", "mew": 2},
+    "n-grams, validation": {"ls": ":"},
 }
-EXPLAINED = {
-    "best epoch": "best epoch: lowest\nvalidation PPL",
-    "n-grams": "n-grams, validation",
-    "above the axis": "first train PPL\nabove the axis",
-}
-LINE, LINES_OF_AN_ENTRY = 0.19, 1.4  # inches of a line of a legend; of an entry, with the gap after it
-EPOCH = "Epoch (passes over the training tokens)"
-CROPPED = 1.5  # times all other values: where the axis ends if the first train PPL lies beyond
+Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
 
-Lines = Sequence[Mapping[str, Any]]  # epochs, iterations or stages
+
+class Picture(Figure):
+    """A figure that a notebook shows, also where pyplot has not been imported."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", facecolor="white")
+        return content.getvalue()
+
+
+def panels(count: int, height: float, rows: int = 1, **share: Any) -> tuple[Picture, list[Axes]]:
+    """Make a figure of `count` axes in `rows` rows, `height` in inches; `share` as in `Figure.subplots`."""
+    figure = Picture(figsize=(WIDTH, height), facecolor="white")
+    axes = list(figure.subplots(rows, -(-count // rows), squeeze=False, **share).flat)
+    for unused in axes[count:]:
+        unused.remove()
+    for ax in axes[:count]:
+        thousands(ax)
+    return figure, axes[:count]
+
+
+def thousands(ax: Axes) -> None:
+    """Label both axes with plain numbers and thousands separators."""
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:,.10g}")
+
+
+@styled
+def save(figure: Figure, path: Path) -> Path:
+    """Write `figure` as a PNG, complete or not at all."""
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return path
 
 
 @styled
 def ppl_curves(
-    summaries: Sequence[Mapping[str, Any]],
-    labels: Sequence[str] | None = None,
-    curves: Sequence[str] = ("train", "validation"),
+    summaries: Mapping[str, Summary],
     log: bool = True,
-    epochs: tuple[int, int] | None = None,
-    palette: Sequence[str] = OKABE_ITO,
+    accuracy: bool = False,
+    last: int | None = None,
     epoch: int | None = None,
-) -> Figure:
-    """Draw train and validation perplexity by epoch, with the best epoch and an early stop marked.
-
-    A dotted line is the validation perplexity of n-grams counted on the same tokens, if measured. Values are
-    in the legend.
+) -> Picture:
+    """Draw training and validation perplexity by epoch, with a ring at the best epoch.
 
     Args:
-        summaries: contents of `summary.json`, one a run.
-        labels: names for the legend; by default the numbers of samples.
-        curves: which of `CURVES` to draw, at least one; accuracy gets a panel of its own.
+        summaries: contents of `summary.json` by name. Where n-grams were measured, a dotted line is theirs.
         log: perplexity on a log scale.
-        epochs: the first and the last epoch to draw; None draws all.
-        palette: a colour for each run, used again for more runs.
+        accuracy: draw validation accuracy in a second panel.
+        last: the last epoch to draw; None draws all.
         epoch: an epoch to mark with a line.
-
-    Raises:
-        UserError: no runs, not as many labels, or a curve that is not one of `CURVES`.
     """
-    if not curves or {*curves} - {*CURVES}:
-        raise UserError(f"curves is {curves!r}; allowed: at least one of {', '.join(CURVES)}, in a list.")
-    summaries = [*summaries]
-    labels = run_labels(summaries) if labels is None else [*labels]
-    if not 0 < len(summaries) == len(labels):
-        raise UserError(f"summaries has {len(summaries)} and labels {len(labels)}; give one of each a run.")
-    ppls = [curve for curve in ("train", "validation") if curve in curves]
-    groups = [group for group in (ppls, [*set(curves) - {*ppls}]) if group]
-    figure, axes = panels(len(groups), 1.6 + 3 * len(groups), rows=len(groups))
-    runs = [*zip(labels, summaries, cycle(palette), strict=False)]
-    for ax, group in zip(axes, groups, strict=True):
-        for label, summary, colour in runs:
-            _draw_run(ax, summary, group, epochs, label, colour)
-        _label_epochs(ax, group == ppls, log)
-    names = [
-        Line2D([], [], color=colour, label=wrapped(label) + _best(summary["phase2"], curves))
-        for label, summary, colour in runs
-    ]
-    chosen = [] if epoch is None else [reference(ax.axvline, epoch, f"epoch {epoch}", ls="-") for ax in axes]
-    handles = [*names, *_key(axes), *chosen[:1]]
-    lines = sum(str(each.get_label()).count("\n") + LINES_OF_AN_ENTRY for each in handles)
-    figure.set_figheight(max(figure.get_figheight(), LINE * lines))  # else a long legend is cut off
-    figure.legend(handles=handles, loc="outside right upper")
-    return figure
-
-
-def _draw_run(
-    ax: Axes,
-    summary: Mapping[str, Any],
-    curves: Sequence[str],
-    epochs: tuple[int, int] | None,
-    label: str,
-    colour: str,
-) -> None:
-    """Draw some curves of a run, with marks on the last one that is not the training curve."""
-    phase2 = summary["phase2"]
-    last = phase2["epochs"][-1]["epoch"]
-    first, final = epochs or (0, last)
-    shown = [line for line in phase2["epochs"] if first <= line["epoch"] <= final]
-    for curve in curves:
-        column, factor = CURVES[curve]
-        x, y = _series(shown, "epoch", column, factor)
-        ax.plot(x, y, color=colour, label=f"{label}: {curve}", **PARTS[curve])
-    if curves[-1] == "train":
-        return
-    stop = last if phase2["stop_reason"] == "early_stopping" else None
-    for mark, epoch in {"best epoch": phase2["best_epoch"], "early stop": stop}.items():
-        if epoch in x:
-            ax.plot(epoch, y[x.index(epoch)], color=colour, label=f"{label}: {mark}", **PARTS[mark])
-    if "validation" in curves and "ngrams" in summary:
-        counted = summary["ngrams"]["kneser_ney"]["val_ppl"]
-        ax.axhline(counted, color=colour, label=f"{label}: n-grams", **PARTS["n-grams"])
-
-
-def _best(phase2: Mapping[str, Any], curves: Sequence[str]) -> str:
-    """Format the best epoch's values of all curves that are drawn."""
-    values = {"validation": f"PPL {phase2['val_ppl']:,.1f}", "accuracy": f"{phase2['val_acc']:.1%} right"}
-    drawn = [text for curve, text in values.items() if curve in curves]
-    return f"\nepoch {phase2['best_epoch']}: {', '.join(drawn)}" if drawn else ""
-
-
-def _label_epochs(ax: Axes, is_ppl: bool, log: bool) -> None:
-    integer_x(ax, EPOCH)
-    ax.margins(x=0.04, y=0.08)
-    if not is_ppl:
-        ax.set(title="Validation accuracy by epoch", ylabel="Right next token (% of positions)")
-        return
-    ax.set(title="Perplexity by epoch", ylabel="Perplexity per token")
-    _crop_first_train(ax)
+    figure, axes = panels(1 + accuracy, 4.2 + 0.13 * len(summaries))
+    shown: list[float] = []  # all perplexities but the first of training, which would flatten the rest
+    for colour, (name, summary) in zip(_colours(summaries), summaries.items(), strict=True):
+        epochs = [line for line in summary["phase2"]["epochs"][:last] if line["val_ppl"] is not None]
+        _draw_run(axes, name, summary, epochs, colour)
+        shown += [line["val_ppl"] for line in epochs] + [line["train_ppl"] for line in epochs[1:]]
+    for ax in axes:
+        integer_x(ax, "Epoch")
+        if epoch is not None:
+            ax.axvline(epoch, color=GREY, lw=1)
+    axes[0].set(title="Perplexity per token")
+    if accuracy:
+        axes[1].set(title="Validation accuracy (%)")
     if log:
-        log_y(ax, "Perplexity per token (log scale)")
-
-
-def _crop_first_train(ax: Axes) -> None:
-    """End the axis below a first train PPL that would flatten the curves; draw it as a triangle."""
-    points = {line: np.asarray(line.get_xydata()) for line in ax.get_lines()}
-    trains = [line for line, at in points.items() if str(line.get_label()).endswith(": train") and len(at)]
-    others = np.concatenate([at[line in trains :, 1] for line, at in points.items()])
-    for line in trains:
-        x, y = points[line][0]
-        if len(others) and y > CROPPED * others.max():
-            part, colour = "above the axis", line.get_color()
-            label = str(line.get_label()).replace(": train", f": {part}")
-            ax.plot(x, 0.97, color=colour, transform=ax.get_xaxis_transform(), label=label, **PARTS[part])
-            ax.set_ylim(0.9 * others.min(), CROPPED * others.max())
-
-
-def _key(axes: Sequence[Axes]) -> list[Line2D]:
-    """Return legend entries of the drawn parts, in grey, after a gap."""
-    drawn = {str(line.get_label()).rpartition(": ")[2] for ax in axes for line in ax.get_lines()}
-    parts = [
-        Line2D([], [], color=QUIET, label=EXPLAINED.get(part, part), **style)
-        for part, style in PARTS.items()
-        if part in drawn
-    ]
-    return [Line2D([], [], ls="none", label=" "), *parts]
-
-
-@styled
-def phase1_curves(runs: Mapping[str, Lines], stop_rate: float) -> Figure:
-    """Draw convergence rate (%) and the loss by iteration: OACD, or that of a plug-in.
-
-    Args:
-        runs: `{label: phase 1 lines of metrics.jsonl}`; a line without a value is left out of that curve.
-        stop_rate: share of converged positions at which Phase 1 stops.
-    """
-    figure, (rate, loss) = panels(2, 4.6, sharex=True)
-    for label, lines in runs.items():
-        rate.plot(*_series(lines, "iteration", "convergence_rate", 100), marker="o", label=label)
-        loss.plot(*_series(lines, "iteration", "loss"), marker="o", label=label)
-    reference(rate.axhline, 100 * stop_rate, f"stop at {digits(100 * stop_rate)}%")
-    rate.set(title="Convergence", ylabel="Converged positions (%)", ylim=(-3, 103))
-    loss.set(title="Phase 1 loss", ylabel="Loss (no unit)")
-    if any(runs.values()) and all(line["loss"] > 0 for lines in runs.values() for line in lines):
-        log_y(loss, "Loss (no unit, log scale)")
-    for ax in (rate, loss):
-        integer_x(ax, "Iteration (optimiser step)")
-    return legend_below(figure, rate)
-
-
-@styled
-def overfitting(runs: Mapping[str, Lines]) -> Figure:
-    """Draw validation PPL over training PPL by epoch, `{label: epochs of a summary}`; 1 is no gap."""
-    figure, (ax,) = panels(1, 4)
-    for label, epochs in runs.items():
-        known = [line for line in epochs if line["val_ppl"] is not None]
-        ratios = [line["val_ppl"] / line["train_ppl"] for line in known]
-        ax.plot([line["epoch"] for line in known], ratios, marker="o", label=label)
-    reference(ax.axhline, 1, "no gap")
-    integer_x(ax, EPOCH)
-    ax.set(title="Overfitting: the gap between text seen and unseen")
-    ax.set_ylabel("Validation PPL / train PPL (ratio)")
-    return legend_below(figure, ax)
-
-
-@styled
-def memory_by_stage(summaries: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None) -> Figure:
-    """Draw memory (GiB) by stage, one panel per run: a bar for memory held, a line to the peak.
-
-    The GPU has bars in the panels of runs that used one.
-
-    Args:
-        summaries: contents of `summary.json`, one a run.
-        labels: titles of the panels; by default the numbers of samples.
-    """
-    labels = run_labels(summaries) if labels is None else labels
-    stages = [memory_stages(summary["memory"]) for summary in summaries]
-    names = list(dict.fromkeys(stage["stage"] for run in stages for stage in run))
-    rows = -(-len(summaries) // 2)
-    height = 1.2 + rows * (0.6 + 0.4 * len(names))
-    figure, axes = panels(len(summaries), height, rows, sharex=True, sharey=True)
-    for ax, label, run in zip(axes, labels, stages, strict=True):
-        _memory_bars(ax, run, names)
-        ax.set(title=label, xlabel="Memory (GiB)")
-        ax.tick_params(labelbottom=True)
-        named_rows(ax, names)
-    axes[0].set_xlim(0, 1.05 * max(ax.dataLim.xmax for ax in axes))
-    for ax in axes[::2]:
-        ax.set_ylabel("Stage")
-    return legend_below(figure, *axes)
-
-
-def _memory_bars(ax: Axes, stages: Lines, names: Sequence[str]) -> None:
-    """Draw the stages of one run, each in the row of its name."""
-    devices = ("cpu", "gpu") if stages[-1]["gpu_gib"] is not None else ("cpu",)
-    thick = 0.4
-    for slot, (colour, device) in enumerate(zip(OKABE_ITO, devices, strict=False)):
-        y = [names.index(stage["stage"]) + (slot - (len(devices) - 1) / 2) * thick for stage in stages]
-        now = [stage[f"{device}_gib"] or 0.0 for stage in stages]
-        peak = [stage[f"{device}_peak_gib"] or np.nan for stage in stages]  # not drawn where not measured
-        ax.barh(y, now, height=thick * 0.86, color=colour, label=f"{device.upper()} now")
-        ax.hlines(y, now, peak, color=colour, lw=1.6)
-        ax.plot(peak, y, "|", ms=8, mew=2, color=colour, label=f"{device.upper()} peak")
-
-
-@styled
-def ppl_by_reading(scores: Mapping[str, Any]) -> Figure:
-    """Draw perplexity by tokens read of a conversation, and by contexts in the window.
-
-    Args:
-        scores: as from `inference.evaluate_texts`.
-    """
-    figure, axes = panels(2, 4.6)
-    names = {
-        "by_position": ("By place in the conversation", "Tokens of the conversation read before"),
-        "by_history": ("By history", "Contexts in the window"),
-    }
-    for ax, (key, (title, what)) in zip(axes, names.items(), strict=True):
-        ppls = [row["ppl"] for row in scores[key]]
-        ax.bar([span(row) for row in scores[key]], ppls, color=BLUE, width=0.7)
-        for x, value in enumerate(ppls):  # above the axes, where the line of all tokens does not pass
-            ax.text(x, 1.02, f"{value:,.0f}", transform=ax.get_xaxis_transform(), ha="center", color=INK)
-        reference(ax.axhline, scores["ppl"], f"all tokens: {scores['ppl']:,.0f}")
-        ax.set_ylim(min(ppls) / 2, 1.1 * max(ppls))
-        log_y(ax, "Perplexity per token (log scale)")
-        ax.set_xlabel(what)
-        ax.set_title(title, pad=22)
-        ax.tick_params(axis="x", labelrotation=30)
-    return legend_below(figure, axes[0])
-
-
-@styled
-def settings_summary(results: Mapping[str, Sequence[float]], base: str) -> Figure:
-    """Draw the best validation PPL by setting: the mean, one dot per seed, and a line over their spread.
-
-    A setting is grey if its mean is within seed noise of the base's, or if it has a single seed.
-
-    Args:
-        results: `{setting: validation PPL of each seed}`.
-        base: the setting that the others are compared with.
-    """
-    figure, (ax,) = panels(1, 1.4 + 0.42 * len(results))
-    _settings(ax, results, base)
-    ax.set(xlabel="Best validation perplexity per token (lower is better)", ylabel="Setting")
+        log_y(axes[0])
+    elif shown:
+        axes[0].set_ylim(0, 1.2 * max(shown))
+    has_ngrams = any("ngrams" in summary for summary in summaries.values())
+    drawn = [part for part in PARTS if has_ngrams or not part.startswith("n-grams")]
+    handles: list[Any] = axes[0].get_legend_handles_labels()[0]
+    handles += [Line2D([], [], color=GREY, label=name, **PARTS[name]) for name in drawn]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
-def _settings(ax: Axes, results: Mapping[str, Sequence[float]], base: str) -> None:
-    """Draw a row for each setting, compared with the base: seeds, spread and mean."""
-    middle = float(np.mean(results[base]))
-    reference(ax.axvline, middle, "first row")
-    for row, (setting, values) in enumerate(results.items()):
-        mean = float(np.mean(values))
-        colour = _colour(values, results[base])
-        spread = [min(values), max(values)]
-        ax.plot(spread, [row, row], color=colour, lw=3, alpha=0.5)
-        ax.plot(values, [row] * len(values), "o", color=colour, ms=5, alpha=0.6)
-        ax.plot(mean, row, "D", color=colour, ms=8)
-        percent = round(100 * (mean / middle - 1), 1)
-        change = "" if setting == base else f"  ({percent:+.1f}%)" if percent else "  (the same)"
-        note = ax.text(1.01, row, f"{mean:,.1f}{change}", transform=ax.get_yaxis_transform())
-        note.set(va="center", color=INK, weight="normal" if colour == QUIET else "bold")
-    named_rows(ax, results)
-    ax.margins(x=0.08)
+def _draw_run(axes: Sequence[Axes], name: str, summary: Summary, epochs: Lines, colour: str) -> None:
+    """Draw the epochs of one run: perplexity and, where there are two axes, accuracy."""
+    phase2, at = summary["phase2"], [line["epoch"] for line in epochs]
+    label = f"{name}: PPL {phase2['val_ppl']:,.1f}, {phase2['val_acc']:.1%}, epoch {phase2['best_epoch']}"
+    axes[0].plot(at, [line["train_ppl"] for line in epochs], color=colour, **PARTS["training"])
+    for ax, key, factor in zip(axes, ("val_ppl", "val_acc"), (1, 100), strict=False):
+        values = [factor * line[key] for line in epochs]
+        ax.plot(at, values, color=colour, label=label, **PARTS["validation"])
+        if phase2["best_epoch"] in at:
+            ax.plot(phase2["best_epoch"], factor * phase2[key], color=colour, **PARTS["best epoch"])
+    if "ngrams" in summary:
+        ngrams = summary["ngrams"]["kneser_ney"]["val_ppl"]
+        axes[0].axhline(ngrams, color=colour, **PARTS["n-grams, validation"])
 
 
-def _colour(values: Sequence[float], base: Sequence[float]) -> str:
-    """Return blue for lower and orange for higher than `base`; grey within seed noise."""
-    difference = float(np.mean(values) - np.mean(base))
-    if min(len(values), len(base)) < 2 or abs(difference) <= max(np.ptp(values), np.ptp(base)):
-        return QUIET
-    return BLUE if difference < 0 else ORANGE
+@styled
+def phase1_curves(runs: Mapping[str, Lines], stop_rate: float | None = None) -> Picture:
+    """Draw the share of converged positions and the loss of Phase 1 by iteration.
+
+    Args:
+        runs: `{name: Phase 1 lines of metrics.jsonl}`, as in `run.phase1`.
+        stop_rate: share of converged positions at which Phase 1 stops, drawn as a line.
+    """
+    figure, (rate, loss) = panels(2, 4.2)
+    for colour, (name, lines) in zip(_colours(runs), runs.items(), strict=True):
+        for ax, key, factor in ((rate, "convergence_rate", 100), (loss, "loss", 1)):
+            known = [(line["iteration"], factor * line[key]) for line in lines if line[key] is not None]
+            ax.plot(*zip(*known, strict=True), "-o", ms=4, color=colour, label=name) if known else None
+    if stop_rate is not None:
+        rate.axhline(100 * stop_rate, color=GREY, ls="--", lw=1.2, label=f"stop at {100 * stop_rate:g}%")
+    rate.set(title="Converged positions (%)", ylim=(-3, 103))
+    loss.set(title="Loss")
+    for ax in (rate, loss):
+        integer_x(ax, "Iteration")
+    figure.legend(handles=rate.get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
+    return figure
 
 
-def _series(lines: Lines, x: str, y: str, factor: float = 1) -> tuple[list[float], list[float]]:
-    """Return two columns of `lines`, without lines that lack `y`."""
-    known = [line for line in lines if line.get(y) is not None]
-    return [line[x] for line in known], [factor * line[y] for line in known]
+@styled
+def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
+    """Draw memory by stage in GiB: a bar for what is held at its end, a line to the most during it.
+
+    Args:
+        runs: `{name: memory}`, as in `run.summary["memory"]`; a panel for each.
+    """
+    stages = {name: memory_stages(lines) for name, lines in runs.items()}
+    names = list(dict.fromkeys(line["stage"] for lines in stages.values() for line in lines))
+    figure, axes = panels(len(runs), 1.4 + 0.4 * len(names), sharex=True, sharey=True)
+    for ax, (title, lines) in zip(axes, stages.items(), strict=True):
+        devices = [
+            device for device in ("cpu", "gpu") if any(line[f"{device}_gib"] is not None for line in lines)
+        ]
+        for place, (colour, device) in enumerate(zip(OKABE_ITO, devices, strict=False)):
+            for line in lines:
+                y = names.index(line["stage"]) + 0.4 * (place - (len(devices) - 1) / 2)
+                held, peak = line[f"{device}_gib"] or 0.0, line[f"{device}_peak_gib"]
+                ax.barh(y, held, height=0.34, color=colour, label=device.upper())
+                if peak is not None:
+                    ax.plot([held, peak], [y, y], color=colour, lw=1.6, marker="|", markevery=[1], ms=8)
+        ax.set(title=title, xlabel="GiB")
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.4, -0.6)
+    handles = {
+        label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def window_attention(slots: Sequence[int], weights: Sequence[float], position: int, title: str) -> Picture:
+    """Draw the attention weights of one position by slot; slots before the stream are grey."""
+    figure, (ax,) = panels(1, 3)
+    colours = [BLUE if slot >= 0 else "#b9bec7" for slot in slots]
+    ax.bar(range(len(slots)), [100 * weight for weight in weights], color=colours)
+    named = range(0, len(slots), -(-len(slots) // 16))
+    ax.set_xticks(named, [f"{position - slots[place]:,}" for place in named])
+    ax.set(title=title, xlabel="Tokens back (grey: before the stream)", ylabel="Attention (%)")
+    return figure
+
+
+def _colours(runs: Mapping[str, Any]) -> list[str]:
+    return [OKABE_ITO[number % len(OKABE_ITO)] for number in range(len(runs))]
+
+
+def integer_x(ax: Axes, label: str) -> None:
+    """Label the x axis, with ticks at whole numbers only."""
+    ax.set_xlabel(label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def log_y(ax: Axes) -> None:
+    """Make the y axis logarithmic, with plain numbers as tick labels."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    thousands(ax)
