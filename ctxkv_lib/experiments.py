@@ -15,6 +15,7 @@ from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.info import context_window, dense_fp32_mib
 from .report.model_card import model_card
+from .report.tables import gains
 from .runs.config import ExperimentConfig
 from .runs.folder import (
     COMPARISON,
@@ -239,15 +240,10 @@ def _refuse_taken(out: Path, folders: list[str]) -> None:
 
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
     """Write comparison.json, report and figures of several runs."""
-    first, last = runs[0].summary["phase2"], runs[-1].summary["phase2"]
-    improvement = {
-        "val_ppl_percent": 100 * (1 - last["val_ppl"] / first["val_ppl"]),
-        "val_acc_points": 100 * (last["val_acc"] - first["val_acc"]),
-    }
     values = {
         "folders": [finished.path.name for finished in runs],
         "runs": [finished.summary for finished in runs],
-        "improvement": improvement,
+        "improvement": gains(runs[0].summary, runs[-1].summary),
     }
     with only_process(out), stage("Writing report and figures"):
         for leftover in [*out.glob(".*.part"), *out.glob("figures/.*.part")]:  # of a killed process
@@ -258,10 +254,15 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
 
 def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write the report in every language, and its figures; return the files."""
-    files = []
-    for name, figure in figures.of_runs(runs, run_names(runs)).items():
-        files.append(folder / "figures" / f"{name}.png")
-        figures.save(figure, files[-1])
+    named = dict(zip(run_names(runs), runs, strict=True))
+    drawn = {
+        "ppl_curves": figures.ppl_curves({name: each.summary for name, each in named.items()}),
+        "memory": figures.memory_by_stage({name: each.summary["memory"] for name, each in named.items()}),
+    }
+    phase1 = {name: each.phase1 for name, each in named.items()}
+    if any(phase1.values()):
+        drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
+    files = [figures.save(figure, folder / "figures" / f"{name}.png") for name, figure in drawn.items()]
     for language in LANGUAGES:
         files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))
         write_text(files[-1], write_report(runs, language, has_figures=True))

@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.conversations import load_conversations
 from ..data.counts import discounts, unigram_floor
 from ..data.embeddings import corpus_counts, corpus_ids
+from ..data.tokens import validation_stream
 from ..method.config import GPT2_VOCAB_SIZE
-from ..method.model import ContextKV
 from ..progress import say
-from ..runs.caches import load_ids
-from ..runs.config import ExperimentConfig
-from ..runs.run_folder import RunFolder
-from ..runs.testing import test_stream
+from ..runs.trained import Trained
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -29,16 +27,18 @@ ORDERS = (2, 3, 4, 5)
 CACHE_STEPS = 50  # of expectation maximisation, which finds the weight of the cache
 
 
-def of_run(config: ExperimentConfig, folder: RunFolder, _: ContextKV) -> dict[str, Any]:
+def of_run(trained: Trained) -> dict[str, Any]:
     """Compute `ngrams` of the summary: counted on the training tokens, and on the token table's text, too.
 
     Returns:
         `kneser_ney` and `kneser_ney_cache` as of `ngram_baselines`; `kneser_ney_table_cache` counts the text
         that a co-occurrence table is made from as well. None of them where that is too much to count.
     """
-    streams, starts = {split: load_ids(folder.caches, split) for split in ("train", "val")}, {}
-    if stream := test_stream(config):
-        streams["test"], starts["test"] = stream.ids, stream.starts.numpy()
+    config, starts = trained.run.config, {}
+    streams = {split: cache.ids for split, cache in trained.caches.items()}
+    if "test" in trained.run.summary:
+        test = validation_stream(load_conversations(config.data, "test"), trained.tokenizer)
+        streams["test"], starts["test"] = test.ids, test.starts.numpy()
     ids = {name: stream.numpy().astype(np.int64) for name, stream in streams.items()}
     train, size = ids.pop("train"), GPT2_VOCAB_SIZE
     floors = {"uniform": np.full(size, 1 / size)}

@@ -20,9 +20,7 @@ from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, exact_contexts
 from ..method.evaluation import perplexity
 from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
-from ..runs.caches import load_cache
-from ..runs.config import ExperimentConfig
-from ..runs.run_folder import RunFolder
+from ..runs.trained import Trained
 
 ROWS = {"train": 10_000, "val": 5_000}  # tokens of each stream that are decoded, from its start
 UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the untrained blocks
@@ -39,22 +37,22 @@ class Stream(NamedTuple):
     tokens: Tensor  # int64 `[n]`, rows of a table of embeddings
 
 
-def of_run(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
+def of_run(trained: Trained) -> dict[str, Any]:
     """Compute `probe` of the summary on a run's caches: `encoded`, and of `other_contexts`."""
-    val = load_cache(folder.caches, "val")
-    return encoded(config, folder, model) | other_contexts(model, val, config.model.context_window)
+    window = trained.run.config.model.context_window
+    return encoded(trained) | other_contexts(trained.model, trained.caches["val"], window)
 
 
 @torch.no_grad()
-def encoded(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> dict[str, Any]:
-    """Measure what contexts in a folder's caches encode; of the model, only table and window are used.
+def encoded(run: Trained) -> dict[str, Any]:
+    """Measure what contexts in a run's caches encode; of the model, only table and window are used.
 
     Returns:
         `decodability`, a list of `{distance, r2, top1}`; `memory_span` in tokens; `coverage`, the share of
         the window within some slot's memory span; `untrained`, these by standard deviation of the weights
         of untrained blocks; `offsets` of the slots.
     """
-    caches = [load_cache(folder.caches, split) for split in ROWS]
+    model, config, caches = run.model, run.run.config, [run.caches[split] for split in ROWS]
     ids = [cache.ids[:-1][:rows] for cache, rows in zip(caches, ROWS.values(), strict=True)]
     embeddings, rows = (found.cpu() for found in distinct_rows(model, torch.cat(ids)))
     tokens, shape = rows.split([len(each) for each in ids]), config.model
@@ -75,7 +73,7 @@ def encoded(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> di
             block = ContextBlock(shape.context_dim, shape.hidden_size)
         block.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
         inputs = block.project_inputs(embeddings)
-        found = [exact_contexts(block, inputs, n, config.phase1.tolerance)[0][1:] for n in tokens]
+        found = [exact_contexts(block, inputs, n, config.phase1.tolerance)[1:] for n in tokens]
         untrained[f"{std:g}"] = measured(found)
     return {**trained, "untrained": untrained, "offsets": model.window.offsets}
 

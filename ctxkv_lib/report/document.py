@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
-from ..runs.run_folder import Run
+from ..runs.folder import Run
 from . import tables
 from .tables import COUNT, PPL, RATIO, SHARE, Rows, Summary
 

@@ -1,17 +1,18 @@
 """What a configuration means, without a download: counts for `ctxkv info`, settings for `ctxkv settings`."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+from ..data.conversations import check_splits
+from ..data.embeddings import check_width
 from ..data.settings import DataConfig
 from ..errors import UserError
 from ..method.config import ModelConfig
 from ..method.memory import mib
 from ..runs.config import GROUPS, ExperimentConfig, build_config, flat
-from ..runs.models import shapes
-from ..runs.plugins import load, settings_class
+from ..runs.model import parameter_counts, unallocated_model
 from ..runs.published import PUBLISHED
-from ..runs.refusals import refusals
 from .tables import aligned, slots_text
 
 FP32_BYTES, TOKEN_BYTES = 4, 8
@@ -36,24 +37,40 @@ def describe(
         train_tokens = train_tokens or known["train_tokens"]
         if config.data.validation_samples == DataConfig.validation_samples:
             val_tokens = val_tokens or known["val_tokens"]
-    parameters, window, copies = shapes(config)
+    model = unallocated_model(config)
     found = {
         "preset": config.preset,
         "recipe": config.recipe,
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": parameters,
-        "refused": refusals(config, {"train": train_tokens, "val": val_tokens}),
+        "parameters": parameter_counts(model),
+        "refused": refusals(config),
     }
     if "mixer" in config.plugins:
         return found
-    kept = window.kept_contexts
-    held = kept * config.model.context_dim * FP32_BYTES + TOKEN_BYTES * (1 + copies * (kept - 1))
+    window = model.window
+    kept = window.offsets[-1] + 1
+    held = kept * (config.model.context_dim * FP32_BYTES + TOKEN_BYTES)  # contexts and their tokens
     found["context_window"] = {**context_window(config.model, train_tokens), "offsets": window.offsets}
     found["kv_cache"] = {"contexts": kept, "bytes": held}
     if train_tokens and val_tokens:
         found["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
+    return found
+
+
+def refusals(config: ExperimentConfig) -> list[str]:
+    """Return the sentences with which a run would be refused, as far as they are known without a network."""
+    checks: list[Callable[[], object]] = [
+        lambda: check_splits(config.data),
+        lambda: check_width(config.data.table, config.model.hidden_size),
+    ]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            found.append(str(error))
     return found
 
 
@@ -110,7 +127,7 @@ def describe_settings(preset: str | None = None, recipe: str | None = None) -> l
     chosen = build_config(preset or "colab", recipe) if preset or recipe else None
     values = dict(flat(chosen.to_dict())) if chosen else {}
     plugins = chosen.plugins if chosen else {}
-    groups = {**GROUPS, **{hook: settings_class(load(each.name)) for hook, each in plugins.items()}}
+    groups = {**GROUPS, **{hook: getattr(each.load(), "Settings", None) for hook, each in plugins.items()}}
     return [
         {
             "setting": f"{group}.{known.name}",

@@ -1,6 +1,6 @@
 """The model card of a run: what the model is, how to load it, and its settings and results."""
 
-from ..runs.run_folder import Run
+from ..runs.folder import Run
 from .document import SETTINGS, markdown
 from .tables import RESULTS, side_by_side, with_original
 

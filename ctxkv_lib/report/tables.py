@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from ..runs.differences import run_names
-from ..runs.listing import Listed
+from ..runs.folder import Run
+from ..runs.listing import Listed, run_names
 from ..runs.published import PUBLISHED, published_samples
-from ..runs.run_folder import Run
 
 Summary = Mapping[str, Any]
 Rows = Mapping[str, tuple[str, str]]  # name: path in a summary, format

@@ -32,7 +32,8 @@ from ..method.loop import Metric
 from ..progress import counted, notice
 from .config import ExperimentConfig, changed_settings, config_from_dict, flat
 
-DEFAULT_ROOT = expanded(os.environ.get("CTXKV_RUNS") or "runs")
+ROOT_VARIABLE = "CTXKV_RUNS"
+DEFAULT_ROOT = expanded(os.environ.get(ROOT_VARIABLE) or "runs")
 RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
 STAGES = ("phase1", "caches", "phase2", "model", "test", "results")  # each computed from those before it
 FOREIGN = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ExperimentConfig, build_config
-from .configure import differing_settings
+from .listing import differing_settings
 
 _RUNS = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 # By number of samples: what `summary.json` has, and the lines of `metrics.jsonl` of Phase 1.

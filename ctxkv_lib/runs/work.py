@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..data.conversations import Conversations, load_conversations
 from ..data.embeddings import load_table
+from ..data.settings import Split
 from ..data.tokens import TokenStream, load_tokenizer, tokenizer_digest, train_stream, validation_stream
 from ..errors import UserError
 from ..files import digest
@@ -138,10 +139,6 @@ class Work:
 def read_texts(config: ExperimentConfig) -> dict[str, Conversations]:
     """Read the conversations of an experiment; a UserError if the source is missing, damaged or too small."""
     with stage("Reading the conversations"):
-        splits: list[Split] = [
-            "train",
-            "validation",
-            "test",
-            *(["corpus"] if config.data.reads_corpus else []),
-        ]
+        splits: list[Split] = ["train", "validation", "test"]
+        splits += ["corpus"] if config.data.reads_corpus else []
         return {split: load_conversations(config.data, split) for split in splits}

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..report.tables import epochs_table
-from ..runs.differences import run_names
-from ..runs.run_folder import Run, load_run
+from ..runs.folder import Run, load_run
+from ..runs.listing import run_names
 from ..runs.trained import Trained, open_run
 from .figures import Picture, ppl_curves, window_attention
 

@@ -4,7 +4,8 @@ import time
 from typing import Any
 
 from ..method.config import Phase1Config
-from ..progress import Metric, in_notebook, in_words, run_name
+from ..method.loop import Metric
+from ..progress import in_notebook, in_words, run_name
 from .figures import Picture, phase1_curves, ppl_curves
 
 DRAW_SECONDS = 1.0  # between two drawings of a stage, at least ...

@@ -12,10 +12,11 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import expanded, replacing
-from ..progress import Listener, Metric
+from ..method.loop import Metric
+from ..progress import Listener
 from ..runs.config import ExperimentConfig
 from ..runs.configure import configure
-from ..runs.run_folder import ROOT_VARIABLE
+from ..runs.folder import ROOT_VARIABLE
 
 DRIVE_VARIABLE = "CTXKV_DRIVE"
 SAVE_SECONDS = 120  # between two archives while a run trains
