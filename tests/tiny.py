@@ -1,0 +1,152 @@
+"""A tiny model, a tiny stream, a tiny experiment on the user's own file, and ideas as a user writes them."""
+
+import json
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.model import ContextKV, Parts
+
+TINY = {
+    "vocab_size": 211,
+    "hidden_size": 24,
+    "context_dim": 16,
+    "interval": 3,
+    "max_contexts": 4,
+    "num_heads": 3,
+    "intermediate_size": 40,
+}
+SHAPES = {name: value for name, value in TINY.items() if name != "vocab_size"}
+WORDS = "the cat sat on some old mat while rain fell and tea was made".split()  # noqa: SIM905
+
+
+def tiny_model(**changes):
+    """A transformers model."""
+    from ctxkv_lib.method.modeling import ContextKVConfig, ContextKVForCausalLM
+
+    torch.manual_seed(0)
+    return ContextKVForCausalLM(ContextKVConfig(**{**TINY, **changes}))
+
+
+def tiny_method(
+    parts: Parts = Parts(),  # noqa: B008 (immutable)
+    has_unigram: bool = False,
+    **changes,
+) -> ContextKV:
+    """The same model as `tiny_model` without transformers."""
+    torch.manual_seed(0)
+    return ContextKV(ModelConfig(**{**SHAPES, **changes}), TINY["vocab_size"], has_unigram, parts)
+
+
+def cloned(model) -> dict[str, torch.Tensor]:
+    """Copies of all weights, as the reference takes them."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def tiny_ids(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, TINY["vocab_size"], (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_stream(count: int) -> StreamCache:
+    """A cached stream of random contexts at `count` positions, float32."""
+    contexts = torch.randn(count + 1, TINY["context_dim"], generator=torch.Generator().manual_seed(count))
+    contexts[0] = 0
+    return StreamCache(tiny_ids(count + 1, seed=count).int(), contexts)
+
+
+def write_conversations(path, count: int, seed: int = 0) -> None:
+    """`count` conversations of a few dozen words as JSONL."""
+    draw = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            texts = [" ".join(draw.choices(WORDS, k=12)) for _ in range(4)]
+            roles = ("user", "assistant", "user", "assistant")
+            messages = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=True)]
+            file.write(json.dumps({"messages": messages}) + "\n")
+
+
+def local_experiment(folder) -> dict:
+    """Settings of an experiment on a local file, written into `folder`, that takes a second or two."""
+    path = folder / "conversations.jsonl"
+    write_conversations(path, 12)
+    return {
+        "data.path": str(path),
+        "data.table": "random",
+        "data.validation_samples": 2,
+        "data.test_samples": 2,
+        "data.corpus_samples": 2,
+        **{f"model.{name}": size for name, size in SHAPES.items()},
+        "model.intermediate_size": 32,
+        "phase1.max_iterations": 5,
+        "phase2.max_epochs": 3,
+        "phase2.batch_size": 128,
+    }
+
+
+class GatedBlock(nn.Module):
+    """A block as a user writes it."""
+
+    def __init__(self, context_dim, hidden_size):
+        super().__init__()
+        self.gate = nn.Linear(context_dim + hidden_size, context_dim)
+        self.new = nn.Linear(context_dim + hidden_size, context_dim)
+        self.norm = nn.LayerNorm(context_dim)
+
+    def forward(self, contexts, inputs):
+        both = torch.cat([contexts, inputs], dim=1)
+        keep = self.gate(both).sigmoid()
+        return self.norm(keep * contexts + (1 - keep) * self.new(both))
+
+
+class NearestTwo(nn.Module):
+    """Attention as a user writes it: the mean of the two nearest contexts."""
+
+    current_token_bias = -2.5
+
+    def __init__(self, config):
+        super().__init__()
+        self.out = nn.Linear(config.context_dim, config.hidden_size)
+
+    @staticmethod
+    def slot_offsets(config):
+        return [0, 1]
+
+    def forward(self, embeddings, window, present):
+        return embeddings + self.out((window * present[..., None]).mean(dim=1))
+
+
+class PreviousToken(nn.Module):
+    """A mixer as a user writes it: the token before."""
+
+    history = 1
+
+    def __init__(self, config):
+        super().__init__()
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, embeddings, start):
+        before = torch.cat([torch.zeros_like(embeddings[:, :1]), embeddings[:, :-1]], dim=1)
+        return (embeddings + self.out(before))[:, start:]
+
+
+class GRUMixer(nn.Module):
+    """A mixer whose hidden states are those of a GRU that reads each row from its beginning."""
+
+    history = 8
+
+    @dataclass(frozen=True)
+    class Settings:
+        input_dropout: float = 0.0
+
+    def __init__(self, config, settings):
+        super().__init__()
+        self.dropout = nn.Dropout(settings.input_dropout)
+        self.gru = nn.GRU(config.hidden_size, config.context_dim, batch_first=True)
+        self.out = nn.Linear(config.context_dim, config.hidden_size)
+
+    def forward(self, embeddings, start):
+        return self.out(self.gru(self.dropout(embeddings))[0][:, start:])
