@@ -75,7 +75,7 @@ def encoded(config: ExperimentConfig, folder: RunFolder, model: ContextKV) -> di
             block = ContextBlock(shape.context_dim, shape.hidden_size)
         block.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
         inputs = block.project_inputs(embeddings)
-        found = [exact_contexts(block, inputs, n, config.phase1.tolerance)[0][1:] for n in tokens]
+        found = [exact_contexts(block, inputs, n, config.phase1.tolerance)[1:] for n in tokens]
         untrained[f"{std:g}"] = measured(found)
     return {**trained, "untrained": untrained, "offsets": model.window.offsets}
 
