@@ -8,13 +8,13 @@ from statistics import mean, stdev
 import pytest
 import torch
 from conftest import TOP
+from ctxkv_lib.research.sweep_file import read_sweep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextKV
-from ctxkv_lib.research.sweep_file import read_sweep
 
 sys.path += [str(TOP / "docs"), str(TOP / "notebooks/study")]
 import intervals

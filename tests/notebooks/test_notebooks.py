@@ -13,11 +13,11 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from conftest import TOP, sources
+from ctxkv_lib.research import proposals, sweep_file
 
 import ctxkv_lib
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.model import ContextBlock
-from ctxkv_lib.research import proposals, sweep_file
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.runs.configure import compared_samples, configure
 from ctxkv_lib.runs.models import untrained_model
