@@ -167,7 +167,7 @@ def read_with_metadata(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]
 def _tensor_checksum(tensors: Mapping[str, "Tensor"]) -> str:
     hasher = xxh3_128()
     for name, each in sorted(tensors.items()):
-        hasher.update(f"{name} {each.dtype} {[*each.shape]}")
+        hasher.update(f"{name} {each.dtype} {[*each.shape]}".encode())
         hasher.update(_bytes(each))
     return hasher.hexdigest()
 
