@@ -2,8 +2,8 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..data.hub import ULTRACHAT
 from ..data.settings import SOURCES
-from ..data.ultrachat import REPO
 from ..method.windows import Window
 from ..progress import counted
 from ..runs.run_folder import Run
@@ -11,7 +11,7 @@ from .columns import Column
 from .document import template
 from .info import slots_in_words
 
-ON_THE_HUB = {"ultrachat": REPO}
+ON_THE_HUB = {"ultrachat": ULTRACHAT[0]}
 
 
 def model_card(run: Run) -> str:
