@@ -34,14 +34,9 @@ PURPOSES = {
 
 @dataclass(frozen=True)
 class Conversations:
-    """Conversations in order.
+    """Conversations in order, with a digest of them."""
 
-    Attributes:
-        texts: of each, its messages joined with one newline, no roles; not to be changed.
-        fingerprint: digest of the texts.
-    """
-
-    texts: list[str]
+    texts: list[str]  # of each, its messages joined with one newline, no roles; not to be changed
     fingerprint: str
 
     @classmethod
@@ -80,7 +75,7 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     With `data.corpus=chitchat+own`, the table text is of chitchat-dataset, and all but validation and test:
     experiments of all sizes share one table. Raises a UserError if the splits are larger than the data.
     """
-    texts, sizes = _own(data), _sizes(data)
+    texts, sizes = read_texts(str(data.path), data.split), _sizes(data)
     if sum(sizes.values()) > len(texts):
         shown = " + ".join(f"{count:,} for {PURPOSES[name]} (data.{name})" for name, count in sizes.items())
         raise UserError(
@@ -92,13 +87,9 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     test = corpus - data.test_samples
     if split == "corpus" and data.corpus != "own":
         return chitchat_texts(data, "corpus") + texts[:test]
-    start, stop = {
-        "train": (0, data.samples),
-        "test": (test, corpus),
-        "corpus": (corpus, validation),
-        "validation": (validation, len(texts)),
-    }[split]
-    return texts[start:stop]
+    starts = {"train": 0, "test": test, "corpus": corpus, "validation": validation}
+    stops = {"train": data.samples, "test": corpus, "corpus": validation, "validation": len(texts)}
+    return texts[starts[split] : stops[split]]
 
 
 READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
@@ -121,7 +112,7 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
     Raises:
         UserError: the data cannot be read, or has fewer than two conversations.
     """
-    texts = _own(data)
+    texts = read_texts(str(data.path), data.split)
     count, tenth = len(texts), TENTH * len(texts)
     if count < 2:
         raise UserError(
@@ -144,7 +135,7 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
 
 def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tuple[int, int]:
     """Choose training sizes to compare: all of the user's data, and a share of it with enough text."""
-    texts = _own(data)
+    texts = read_texts(str(data.path), data.split)
     enough = _enough(texts, len(texts), context_window)
     return min(data.samples, max(data.samples // ratio, enough)), data.samples
 
@@ -160,11 +151,8 @@ def describe_split(data: DataConfig) -> str:
     if data.table == "cooccurrence" and data.corpus != "own":
         held_back = "validation and test" if data.test_samples else "validation"
         made = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but {held_back}"
-    return f"{data.path}: {len(_own(data)):,} conversations, {sizes}; the token table is {made}."
-
-
-def _own(data: DataConfig) -> list[str]:
-    return read_texts(str(data.path), data.split)
+    count = len(read_texts(str(data.path), data.split))
+    return f"{data.path}: {count:,} conversations, {sizes}; the token table is {made}."
 
 
 def _sizes(data: DataConfig) -> dict[str, int]:

@@ -1,10 +1,7 @@
-"""Count tokens and pairs of neighbours in a text, and make word vectors of the pairs.
-
-Vectors are a truncated SVD of positive PMI matrices.
+"""Count tokens and pairs of neighbours in a text; a truncated SVD of positive PMI makes vectors of them.
 
 References: Levy and Goldberg, "Neural word embedding as implicit matrix factorization" (2014); smoothing:
-Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from
-word embeddings" (2015).
+Levy, Goldberg and Dagan, "Improving distributional similarity with lessons learned from word embeddings".
 """
 
 import numpy as np

@@ -24,27 +24,26 @@ LONG_ROW = 0.99  # quantile of the embedding norms that `data.row_length` sets
 
 @dataclass(frozen=True)
 class TokenTable:
-    """One vector, or one number, a token.
+    """One vector, or one number, a token, on the CPU."""
 
-    Attributes:
-        weight: float32 `[vocab_size, hidden_size]`, or counts, int64 `[vocab_size]`, on the CPU.
-        fingerprint: changes with every input of the table.
-    """
-
-    weight: torch.Tensor
-    fingerprint: str
+    weight: torch.Tensor  # float32 [vocab_size, hidden_size], or counts, int64 [vocab_size]
+    fingerprint: str  # changes with every input of the table
 
 
 def load_table(data: DataConfig, hidden_size: int, seed: int) -> TokenTable:
-    """Read or make the table that `data.table` names.
+    """Read or make the table that `data.table` names; `seed` is for table=random only.
 
-    `seed` is for table=random; other tables do not depend on it. Raises a UserError if the Hub or the source
-    cannot be read, or the table has another width than `hidden_size`.
+    Raises:
+        UserError: the Hub or the source cannot be read, or the table has another width than `hidden_size`.
     """
-    if data.table == "random":
-        table = _random_table(hidden_size, seed)
+    if data.table == "gpt2":
+        table = _gpt2_table(hidden_size)
+    elif data.table == "cooccurrence":
+        table = _cooccurrence_table(data, hidden_size)
     else:
-        table = _gpt2_table(hidden_size) if data.table == "gpt2" else _cooccurrence_table(data, hidden_size)
+        shape = (GPT2_VOCAB_SIZE, hidden_size)
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / hidden_size**0.5
+        table = TokenTable(weight, digest(["random", shape, seed]))
     if not data.row_length:
         return table
     lengths = table.weight.norm(dim=1)
@@ -77,12 +76,6 @@ def check_width(table: str, hidden_size: int) -> None:
 def _corpus_key(data: DataConfig) -> str:
     tokenizer = tokenizer_digest(load_tokenizer(data.tokenizer))
     return digest([load_conversations(data, "corpus").fingerprint, tokenizer, GPT2_VOCAB_SIZE])
-
-
-def _random_table(hidden_size: int, seed: int) -> TokenTable:
-    shape = (GPT2_VOCAB_SIZE, hidden_size)
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / hidden_size**0.5
-    return TokenTable(weight, digest(["random", shape, seed]))
 
 
 def _cooccurrence_table(data: DataConfig, hidden_size: int) -> TokenTable:

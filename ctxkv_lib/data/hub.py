@@ -52,6 +52,8 @@ def download(repository: tuple[str, str], path: str, kind: str = "model") -> Pat
 def dataset_files(name: str, split: str | None) -> list[Path]:
     """Download the files of one split of a data set on the Hub; None takes its only split, or train.
 
+    Of several configurations, `name` says which: "owner/name:configuration".
+
     Raises:
         UserError: there is no such data set or split, or the Hub cannot be reached.
     """
@@ -60,7 +62,9 @@ def dataset_files(name: str, split: str | None) -> list[Path]:
         from datasets import DownloadManager, disable_progress_bars, load_dataset_builder
 
         disable_progress_bars()  # huggingface_hub has its own
-        splits = {str(key): [*urls] for key, urls in load_dataset_builder(name).config.data_files.items()}
+        repo, _, configuration = name.partition(":")
+        config = load_dataset_builder(repo, configuration or None).config
+        splits = {str(key): [*urls] for key, urls in config.data_files.items()}
         chosen = split or ("train" if len(splits) > 1 else next(iter(splits)))
         if chosen not in splits:
             raise UserError(f"{name} has no split {chosen}; allowed for data.split: {', '.join(splits)}.")

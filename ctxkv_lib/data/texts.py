@@ -30,7 +30,7 @@ FORMS: tuple[tuple[str, ...], ...] = (
     ("text",),
 )
 ALLOWED = "; ".join(" and ".join(form) for form in FORMS)
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")  # owner/name, and which of its configurations
 LONGEST_CELL = 2**31 - 1  # characters: the largest limit that csv takes on all systems
 PARQUET_ROWS = 256  # at a time
 
@@ -39,8 +39,7 @@ def read_texts(source: str | Path, split: str | None = None) -> list[str]:
     """Read the text of each conversation, in order; callers share the list and leave it as it is.
 
     Args:
-        source: a file of a kind in `READERS`, a folder of such files (in the order of their paths), or the
-            name of a data set on the Hub.
+        source: as `SOURCES` says; the files of a folder are read in the order of their paths.
         split: of a data set on the Hub; None takes its only one, or train.
 
     Raises:
@@ -57,7 +56,7 @@ def read_texts(source: str | Path, split: str | None = None) -> list[str]:
 
 def _files(source: str | Path, split: str | None) -> list[Path]:
     path = Path(os.path.expanduser(source))
-    if not path.exists() and kind_of(path) not in READERS and HUB_NAME.fullmatch(str(source)):
+    if not path.exists() and _kind(path) not in READERS and HUB_NAME.fullmatch(str(source)):
         return dataset_files(str(source), split)
     if split is not None:
         raise UserError(f"data.split is {split!r}; allowed: none but for a data set on the Hub.")
@@ -66,7 +65,7 @@ def _files(source: str | Path, split: str | None) -> list[Path]:
     if path.is_file():
         return [path]
     below = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
-    return sorted(file for file in below if kind_of(file) in READERS and file.is_file())
+    return sorted(file for file in below if _kind(file) in READERS and file.is_file())
 
 
 @lru_cache(maxsize=1)  # every split needs the same texts
@@ -74,16 +73,15 @@ def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> list[str]:
     return [text_of(f"{file}, {place}", record) for file in files for place, record in _records(file)]
 
 
-def kind_of(path: Path) -> str:
-    """Return the last suffix of a name but .gz, as ".jsonl"."""
+def _kind(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def _records(path: Path) -> Records:
-    if kind_of(path) not in READERS:
+    if _kind(path) not in READERS:
         raise UserError(f"{path} is of no known kind; allowed: {KINDS}.")
     try:
-        yield from READERS[kind_of(path)](path)
+        yield from READERS[_kind(path)](path)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); name a readable file.") from error
 
@@ -93,13 +91,9 @@ def _lines(path: Path) -> Iterator[str]:
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
-                line = raw.decode("utf-8-sig")
-                if "\0" in line:
-                    raise ValueError("zero bytes, as in UTF-16")
-            except ValueError as error:
-                where = f"{path}, line {number}"
-                raise UserError(f"{where} is not text in UTF-8 ({error}); save it as UTF-8.") from None
-            yield line
+                yield raw.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}, line {number} is not UTF-8 ({error}); save it as UTF-8.") from None
 
 
 def _json(path: Path) -> Records:
@@ -109,7 +103,7 @@ def _json(path: Path) -> Records:
         return
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            yield f"line {number}", _parsed(path, line, number)
+            yield f"line {number}", _parsed(path, line.strip(), number)
 
 
 def _parsed(path: Path, text: str, first_line: int = 1) -> Any:
@@ -126,7 +120,7 @@ def _table(path: Path) -> Records:
     csv.field_size_limit(LONGEST_CELL)
     lines, begin = _lines(path), 1  # begin: line of the record that is read
     header = next(lines, "")
-    separator = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=header.count)
+    separator = "\t" if _kind(path) == ".tsv" else max(",;\t", key=header.count)
     reader = csv.DictReader(chain([header], lines), delimiter=separator, strict=True)
     try:
         _form(f"{path}, line 1", reader.fieldnames or [])
@@ -193,27 +187,15 @@ def text_of(where: str, record: Any) -> str:
     form = _form(where, record)
     try:
         if form[0] in CHATS:
-            parts = [_content(turn) for turn in record[form[0]]]
+            parts = [turn["value" if turn.get("content") is None else "content"] for turn in record[form[0]]]
         else:
             parts = [record[name] for name in form if record[name] or name != "input"]
         text = "\n".join(parts)
         text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where} holds half of a surrogate pair; write the whole character.") from None
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, UnicodeEncodeError) as error:
         chat = 'a list of {"role": text, "content": text} or {"from": text, "value": text}'
-        expected = chat if form[0] in CHATS else "text"
-        raise UserError(f"{where}: {' and '.join(form)} must be {expected}; correct it.") from None
+        expected = f"{' and '.join(form)} must be {chat if form[0] in CHATS else 'text'}"
+        raise UserError(f"{where}: {expected} ({type(error).__name__}: {error}); correct it.") from None
     if not text.strip():
         raise UserError(f"{where} is an empty conversation; write a text, or delete it.")
     return text
-
-
-def _content(turn: dict[str, Any]) -> str:
-    """Return the text of one message, also of OpenAI's that has parts, or calls a tool and has none."""
-    content = turn["value"] if turn.get("content") is None and "value" in turn else turn["content"]
-    if content is None and (turn.get("tool_calls") or turn.get("function_call")):
-        return ""
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content if part.get("type", "text").endswith("text"))
-    return content + ""  # of other values than text, a TypeError

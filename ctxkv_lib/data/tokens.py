@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..errors import DamagedFile, UserError
 from ..files import cache_dir, digest, read_tensors, write_tensors
@@ -29,23 +29,17 @@ Maker = Callable[[], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class TokenStream:
-    """The concatenated tokens of all conversations, mapped from a file of the shared cache.
+    """The tokens of all conversations, mapped from a file of the shared cache."""
 
-    Attributes:
-        ids: uint16 `[num_tokens]`, on the CPU. torch computes little with it: slice first, then `.int()`.
-        starts: int64 `[num_conversations]`, the index of each conversation's first token.
-    """
-
-    ids: torch.Tensor
-    starts: torch.Tensor
+    ids: torch.Tensor  # uint16 [num_tokens]; torch computes little with it: slice first, then .int()
+    starts: torch.Tensor  # int64 [num_conversations], the index of each conversation's first token
 
 
 def load_tokenizer(name: str) -> "GPT2Tokenizer":
-    """Load the tokenizer that `data.tokenizer` names; a UserError if its files are unreadable or not GPT-2's.
+    """Load GPT-2's tokenizer from where `data.tokenizer` says; a UserError if its files are not GPT-2's.
 
-    It is GPT-2's byte-level BPE with 50,257 tokens, without added tokens or a maximum length. As in GPT-2's
-    own tokenizer, a text that contains "<|endoftext|>" literally gets that one token (50256). All callers
-    share one object: copy it before you change it.
+    A text that contains "<|endoftext|>" literally gets that one token. All callers share one object: copy it
+    before you change it.
     """
     if name == "gpt2":
         files = [download(GPT2, path) for path in ("vocab.json", "merges.txt")]
@@ -63,7 +57,7 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "GPT2Toke
         vocabulary, merges = models.BPE.read_file(str(vocabulary_file), str(merges_file))
         if (len(vocabulary), len(merges), vocabulary.get(END_OF_TEXT)) != GPT2_SIZES:
             raise ValueError(f"it has {len(vocabulary):,} tokens and {len(merges):,} merges, not GPT-2's")
-        return GPT2Tokenizer(str(vocabulary_file), str(merges_file))
+        return GPT2Tokenizer(vocab=vocabulary, merges=merges)  # type: ignore[arg-type]  # tuples are right
     except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(
             f"data.tokenizer={name} cannot be used ({error}); delete {vocabulary_file.resolve()} and "
@@ -98,8 +92,8 @@ def validation_stream(conversations: Conversations, tokenizer: "GPT2Tokenizer") 
     """
 
     def make() -> dict[str, torch.Tensor]:
-        whole, texts = "\n\n".join(conversations.texts), conversations.texts
-        encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        texts = conversations.texts
+        encoded = tokenizer("\n\n".join(texts), add_special_tokens=False, return_offsets_mapping=True)
         ends = np.asarray([end for _, end in encoded["offset_mapping"]])  # in characters, never falling
         lengths = np.asarray([len(text) + len("\n\n") for text in texts])
         starts = np.searchsorted(ends, np.cumsum(lengths) - lengths, side="right")
@@ -115,23 +109,18 @@ def _stream(kind: str, conversations: Conversations, tokenizer: "GPT2Tokenizer",
 
 
 def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
-    """Read tensors of the shared cache, mapped from their file; if missing or damaged, make and write them.
+    """Read tensors of the shared cache, mapped from their file, or make and write them.
 
     `key` is a digest of all that they are made from.
     """
     path = cache_dir() / f"{name}-{key}.safetensors"
     if path.exists():
         try:
-            return _read(path, key)
-        except DamagedFile as error:
-            notice(f"{path} cannot be used: {error.reason}; it is made again.")
+            with safe_open(path, "pt") as file:
+                if file.metadata().get("key") == key:
+                    return read_tensors(path)
+            notice(f"{path} was made from something else; it is made again.")
+        except (DamagedFile, SafetensorError) as error:
+            notice(f"{path} is damaged ({error}); it is made again.")
     write_tensors(path, make(), {"key": key})
-    return _read(path, key)
-
-
-def _read(path: Path, key: str) -> dict[str, torch.Tensor]:
-    tensors = read_tensors(path)
-    with safe_open(path, "pt") as file:
-        if file.metadata().get("key") != key:
-            raise DamagedFile(path, "it was made from something else")
-    return tensors
+    return read_tensors(path)

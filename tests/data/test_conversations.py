@@ -1,27 +1,25 @@
-"""UltraChat and chitchat-dataset as sources: which rows, what is transferred, what is refused."""
+"""Splits: which rows of UltraChat and chitchat-dataset, and how the user's own data is split."""
 
-import errno
 import io
 import json
-import shutil
-from unittest.mock import Mock
+from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
 from hub_standin import direct_to, forget_connections
 
 from ctxkv_lib.data import chitchat as chitchat_source
 from ctxkv_lib.data import ultrachat
-from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.hub import ULTRACHAT_REVISION, ULTRACHAT_SHARDS
+from ctxkv_lib.data.conversations import Conversations, check_splits, load_conversations, read_conversations
+from ctxkv_lib.data.hub import ULTRACHAT
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.configure import compared_samples, configure
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-FILLER = "x" * 40  # makes a row group larger than the shard's footer
 REFUSED = r"could not be read from the Hugging Face Hub .* use --preset offline\.$"
 
 
@@ -31,27 +29,35 @@ def _data(split, count, source="ultrachat"):
 
 
 def _load(split, count, source="ultrachat"):
-    return load_conversations(_data(split, count, source), split)
+    return load_conversations(_data(split, count, source), split).texts
 
 
-def _row(number):
-    return [
-        {"content": f"question {number} {FILLER}", "role": "user"},
-        {"content": f"answer {number}", "role": "assistant"},
+# UltraChat
+
+
+def _shard_of(rows, group=4):
+    """A Parquet file of numbered rows with UltraChat's columns."""
+    messages = [
+        [{"content": f"question {n}", "role": "user"}, {"content": "yes", "role": "no"}] for n in rows
     ]
+    file = io.BytesIO()
+    pq.write_table(pa.table({"prompt": [*map(str, rows)], "messages": messages}), file, row_group_size=group)
+    return file.getvalue()
 
 
-def _numbered(numbers):
-    return [(f"ultrachat:train_sft:{n}", _row(n)) for n in numbers]
+def _serve(hub, *bodies):
+    hub.files = {(*ULTRACHAT, shard): body for shard, body in zip(ultrachat.SHARDS, bodies, strict=False)}
 
 
-def _shard_of(rows, group):
-    """A Parquet file of numbered rows with UltraChat's columns, of which only `messages` is ever wanted."""
-    columns = {"prompt": [f"{FILLER * 5} {n}" for n in rows], "messages": [_row(n) for n in rows]}
-    table = pa.table(columns, metadata={"huggingface": '{"info": {"features": {}}}'})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=group, compression="none", use_dictionary=False)
-    return buffer.getvalue()
+@pytest.mark.parametrize(
+    ("split", "first", "available"),
+    [("train", 0, 201_865), ("validation", 50_000, 500), ("test", 50_500, 500), ("corpus", 51_000, 5000)],
+)
+def test_ultrachat_gives_the_published_rows_and_says_how_many_there_are(split, first, available):
+    assert ultrachat.row_numbers(_data(split, 20), split) == [*range(first, first + 20)]
+    with pytest.raises(UserError, match=f"has only {available} conversations for {split}; lower data"):
+        _load(split, available + 1)
+    assert ultrachat.row_numbers(_data("train", 50_001), "train")[-1] == 56_000
 
 
 @pytest.fixture
@@ -59,81 +65,25 @@ def small(hub, monkeypatch):
     """Twenty rows on three shards; 6 to 13 are held back."""
     held_back = {"validation": (range(6, 8),), "test": (range(8, 10),), "corpus": (range(10, 14),)}
     monkeypatch.setattr(ultrachat, "SPLITS", {"train": (range(6), range(14, 20)), **held_back})
-    parts = (range(9), range(9, 12), range(12, 20))
-    hub.files = {file: _shard_of(rows, 4) for file, rows in zip(ULTRACHAT_SHARDS, parts, strict=True)}
+    _serve(hub, _shard_of(range(9)), _shard_of(range(9, 12)), _shard_of(range(12, 20)))
     return hub
 
 
 @pytest.mark.parametrize(
-    ("split", "first", "available"),
-    [("train", 0, 201_865), ("validation", 50_000, 500), ("test", 50_500, 500), ("corpus", 51_000, 5000)],
-)
-def test_ultrachat_gives_the_published_rows_and_says_how_many_there_are(hub, split, first, available):
-    hub.status = 500  # the numbers of the pinned commit are known without it
-    assert ultrachat.row_numbers(_data(split, 20), split) == [range(first, first + 20)]
-    with pytest.raises(UserError, match=f"has only {available} conversations for {split}; lower data"):
-        _load(split, available + 1)
-
-
-def test_ultrachat_transfers_one_row_group_of_one_column(hub):
-    shard = hub.files[ULTRACHAT_SHARDS[0]] = _shard_of(range(20_000), 1000)
-    _load("train", 20)
-    metadata = pq.ParquetFile(io.BytesIO(shard)).metadata.row_group(0)
-    columns = [metadata.column(i) for i in range(metadata.num_columns)]
-    column = sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith("messages"))
-    footer = int.from_bytes(shard[-8:-4], "little") + 8
-    guessed = 64 * 1024  # pyarrow guesses the footer's size, then reads what is missing of it
-    assert column < hub.sent <= column + guessed + 2 * footer < len(shard) / 20
-
-
-@pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(
-    ("split", "count", "expected"),
+    ("split", "count", "expected", "shards"),
     [
-        ("train", 12, [*range(6), *range(14, 20)]),
-        ("train", 7, [*range(6), 14]),
-        ("validation", 2, [6, 7]),
-        ("test", 2, [8, 9]),  # the last row of a shard and the first of the next
-        ("corpus", 4, [10, 11, 12, 13]),
+        ("train", 12, [*range(6), *range(14, 20)], 3),
+        ("train", 6, [*range(6)], 1),
+        ("validation", 2, [6, 7], 1),
+        ("test", 2, [8, 9], 2),  # the last row of a shard and the first of the next
+        ("corpus", 4, [10, 11, 12, 13], 3),
     ],
 )
-def test_row_numbers_run_on_over_shards(split, count, expected):
-    assert list(_load(split, count).rows) == _numbered(expected)
-
-
-def test_only_row_groups_that_are_not_there_yet_are_fetched(small, tmp_path):
-    _load("train", 8)
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/rows-*")}
-    assert {path.name for path in kept} == {f"rows-{rows}" for rows in ("0-4", "4-8", "12-16")}
-    for path in kept:  # whose texts together may have more than 2 GiB
-        columns = Dataset.from_file(str(path / "rows.arrow")).features
-        assert str(columns).count("'large_string'") == 3
-    (left_over := kept.popitem()[0].parent / ".rows-0-4.1.part").touch()
-    sent = small.sent
-    more = _load("train", 12)
-    assert not left_over.exists()
-    fresh = small.sent - sent
-    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
-    shutil.rmtree(tmp_path / "cache")
-    assert _load("train", 12) == more
-    assert fresh < small.sent - sent - fresh
+def test_rows_run_on_over_shards_which_are_kept_whole(small, split, count, expected, shards):
+    assert _load(split, count) == [f"question {n}\nyes" for n in expected]
+    assert small.served == [*ultrachat.SHARDS[:shards]]
     small.status = 500  # from here on the Hub is of no use
-    assert list(_load("train", 8).rows) == list(more.rows[:8])
-    with pytest.raises(UserError, match=REFUSED):
-        _load("test", 2)
-
-
-def test_a_damaged_local_copy_is_fetched_again(small, tmp_path, capsys, damage):
-    first, _ = _load("train", 1), _load("validation", 2)
-    copies = tmp_path / "cache" / f"ultrachat-{ULTRACHAT_REVISION[:12]}"
-    damage(copies / "rows-0-4" / "rows.arrow")
-    assert _load("train", 1) == first
-    assert "rows-0-4 cannot be used" in capsys.readouterr().err
-    shutil.rmtree(copies / "rows-0-4")
-    shutil.copytree(copies / "rows-4-8", copies / "rows-0-4")
-    assert _load("train", 1) == first
-    small.status = 500
-    assert _load("train", 1) == first
+    assert _load(split, count - 1) == [f"question {n}\nyes" for n in expected[:-1]]
 
 
 @pytest.mark.parametrize("cause", [200, 403, 404, 429, 503, "no network", "offline mode"])
@@ -147,27 +97,26 @@ def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, c
         hub.status = cause
     with pytest.raises(UserError, match=REFUSED):
         _load("train", 1)
+    check_splits(DataConfig())  # what can be said without it
 
 
 @pytest.mark.parametrize(
     "body",
     [
         b"<html>sign in to this network</html>",
-        _shard_of(range(9), 9)[:-4],
-        _shard_of(range(9), 9).replace(b"answer", b"\xff" * 6),
+        _shard_of([1])[:-4],
+        _shard_of([1]).replace(b"qu", b"\xff\xff"),
     ],
 )
 def test_a_damaged_shard_is_refused(hub, body):
-    hub.files[ULTRACHAT_SHARDS[0]] = body
-    with pytest.raises(UserError, match=REFUSED):
+    _serve(hub, body)
+    with pytest.raises(
+        UserError, match=r"a3ecf92756993583\.parquet is damaged \(.*\); delete it and run again"
+    ):
         _load("train", 1)
 
 
-def test_a_full_disk_is_no_error_of_the_hub(small, monkeypatch):
-    full = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(ultrachat, "keep_rows", Mock(side_effect=full))
-    with pytest.raises(OSError, match="No space left"):
-        _load("train", 1)
+# chitchat-dataset
 
 
 @pytest.fixture
@@ -207,28 +156,160 @@ def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
             "spanish": _chat(*SPANISH),
         }
     )
-    ((name, messages),) = _load("train", 1, "chitchat").rows
-    assert name == "chitchat:good"
-    assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant"]
-    assert [m["content"] for m in messages] == ENGLISH
+    assert _load("train", 1, "chitchat") == ["\n".join(ENGLISH)]
     with pytest.raises(UserError, match="chitchat-dataset has only 1 conversations for train"):
         _load("train", 2, "chitchat")
 
 
 def test_chitchat_blocks_do_not_move(chitchat):
-    chitchat({f"{n}": _chat(*ENGLISH) for n in range(1110)})
+    chitchat({f"{n}": _chat(*ENGLISH[:3], f"and i have {n}") for n in range(1110)})
     most = {"train": 10, "validation": 50, "test": 50, "corpus": 1000}
-    splits = {split: _load(split, count, "chitchat").ids for split, count in most.items()}
+    splits = {split: _load(split, count, "chitchat") for split, count in most.items()}
     assert sum(map(len, splits.values())) == len(set().union(*splits.values())) == 1110
-    assert splits["validation"][:2] == ("chitchat:1039", "chitchat:886")  # by SHA-256
+    assert [text.split()[-1] for text in splits["validation"][:2]] == ["1039", "886"]  # by SHA-256
     for split, count in most.items():
-        assert _load(split, 3, "chitchat").ids == splits[split][:3]
+        assert _load(split, 3, "chitchat") == splits[split][:3]
         with pytest.raises(UserError, match=f"has only {count} conversations"):
             _load(split, count + 1, "chitchat")
 
 
 def test_installed_chitchat_is_as_large_as_documented():
     pytest.importorskip("chitchat_dataset")
-    rows = _load("train", 2000, "chitchat")
-    assert len(set(rows.ids)) == 2000
-    assert 3000 < sum(map(len, rows.texts())) / len(rows) < 4500  # characters; about 920 GPT-2 tokens
+    texts = _load("train", 2000, "chitchat")
+    assert len({*texts}) == 2000
+    assert 3000 < sum(map(len, texts)) / len(texts) < 4500  # characters; about 920 GPT-2 tokens
+
+
+# The user's own data
+
+
+def _text(number: int) -> str:
+    return f"hello {number}\né 你好"
+
+
+def _jsonl(folder: Path, count: int) -> str:
+    lines = [json.dumps({"text": _text(number)}) for number in range(1, count + 1)]
+    (folder / "chats.jsonl").write_text("\n".join(lines))
+    return str(folder / "chats.jsonl")
+
+
+def _own(folder: Path, **sizes) -> DataConfig:
+    return DataConfig(path=_jsonl(folder, 10), table="cooccurrence", **sizes)
+
+
+SIZES = {"samples": 4, "validation_samples": 2, "test_samples": 1, "corpus_samples": 3}
+
+
+def test_splits_that_are_asked_for(tmp_path):
+    data = _own(tmp_path, **SIZES)
+    assert data == replace(data, source="file")
+    splits = {"train": range(1, 5), "test": [5], "corpus": [6, 7, 8], "validation": [9, 10]}
+    for split, numbers in splits.items():
+        assert load_conversations(data, split).texts == [*map(_text, numbers)]
+    assert load_conversations(replace(data, test_samples=0), "test").texts == []
+
+
+def test_a_fingerprint_is_that_of_the_texts(tmp_path):
+    conversations = read_conversations(_jsonl(tmp_path, 2))
+    assert len(conversations) == 2
+    (tmp_path / "same.txt").write_text("\n\n".join(map(_text, (1, 2))))
+    assert read_conversations(tmp_path / "same.txt") == conversations
+    others = [["a", "b"], ["ab"], ["b", "a"], ["a\nb"], []]
+    assert len({Conversations.of(texts).fingerprint for texts in others}) == len(others)
+
+
+def test_splits_larger_than_the_data_are_refused_with_the_true_cause(tmp_path):
+    said = (
+        r"chats.jsonl has 10 conversations, but 5 for training \(data.samples\) \+ 2 for validation "
+        r"\(data.validation_samples\) \+ 1 for the test \(data.test_samples\) "
+        r"\+ 3 for the token table \(data.corpus_samples\) are asked for; "
+    )
+    for read in (check_splits, lambda data: load_conversations(data, "train")):
+        with pytest.raises(UserError, match=said):
+            read(_own(tmp_path, **{**SIZES, "samples": 5}))
+
+
+def _fitted(path: str, settings: dict | None = None, preset: str = "offline", samples: int | None = None):
+    said: list[str] = []
+    config = configure(preset, None, samples, {"data.path": path, **(settings or {})}, said.append)
+    return config, said
+
+
+def test_sizes_that_are_not_asked_for_fit_the_data(tmp_path):
+    path = _jsonl(tmp_path, 40)
+    window = {"model.max_contexts": 1, "model.interval": 1}
+    config, said = _fitted(path, window)
+    data = config.data
+    assert (data.source, data.samples, data.validation_samples, data.test_samples) == ("file", 32, 4, 4)
+    (line,) = said
+    assert f"{path}: 40 conversations, 32 for training, 4 for validation, 4 for the test" in line
+    assert "1,000 of chitchat-dataset and all of these but validation and test" in line
+    assert compared_samples(config) == (6, 32)
+    assert compared_samples(_fitted(path)[0]) == (23, 23)  # nothing less would fill two windows
+    assert configure("offline") == build_config("offline")  # presets are left alone
+    # A validation text holds two windows, but at most a third of the data.
+    assert _fitted(path)[0].data.validation_samples == 13
+    window["model.max_contexts"] = len(_text(40))  # two windows are eight conversations
+    assert _fitted(path, window)[0].data.validation_samples == 8
+    data = _fitted(_jsonl(tmp_path, 1010), window)[0].data
+    assert (data.validation_samples, data.test_samples) == (100, 100)  # at most
+
+
+def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):
+    config, _ = _fitted(_jsonl(tmp_path, 40), {"data.corpus_samples": 5, "data.corpus": "chitchat+own"})
+    texts = load_conversations(config.data, "corpus").texts
+    assert texts[5:] == load_conversations(config.data, "train").texts  # so nothing of validation and test
+    assert load_conversations(config.replace({"data.samples": 3}).data, "corpus").texts == texts
+
+
+@pytest.mark.parametrize("preset", ["offline", "colab"])
+def test_sizes_that_are_asked_for_stay(tmp_path, preset):
+    path = _jsonl(tmp_path, 40)
+    config, _ = _fitted(path, {"data.validation_samples": "3"}, preset, samples=20)
+    assert (config.data.samples, config.data.validation_samples) == (20, 3)
+    everything = {"data.validation_samples": 3, "data.test_samples": 2, "data.table": "random"}
+    config, said = _fitted(path, everything, preset, samples=20)
+    assert said == []
+    assert config == build_config(preset, None, 20, {"data.path": path, **everything})
+    with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
+        configure(preset, None, 500, {"data.path": path}, said.append)
+    assert said == []  # a split that does not fit is not described as if it did
+
+
+@pytest.mark.parametrize(
+    ("settings", "samples", "test"),
+    [
+        ({}, 25, 4),
+        ({}, 36, 1),
+        ({}, 37, 0),
+        ({"data.test_samples": 7}, 20, 7),
+        ({"data.test_samples": 0}, 20, 0),
+    ],
+)
+def test_the_test_takes_a_tenth_of_what_training_leaves(tmp_path, settings, samples, test):
+    settings = {"data.validation_samples": 3, **settings}
+    assert _fitted(_jsonl(tmp_path, 40), settings, samples=samples)[0].data.test_samples == test
+    rest, _ = _fitted(_jsonl(tmp_path, 40), settings)
+    assert rest.data.samples == 37 - rest.data.test_samples
+
+
+def test_one_conversation_cannot_be_split(tmp_path):
+    with pytest.raises(UserError, match="has 1 conversation; at least 2 are needed to train and validate"):
+        _fitted(_jsonl(tmp_path, 1))
+    assert _fitted(_jsonl(tmp_path, 2))[0].data.samples == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"source": "file"}, "data.source is 'file' without data.path; name your file"),
+        ({"path": ""}, "data.path is ''; allowed: a path"),
+        ({"path": "a", "split": ""}, "data.split is ''; allowed: a split"),
+        ({"split": "train"}, "data.split is 'train'; allowed: none without data.path"),
+        ({"corpus": "chitchat+own"}, "data.corpus is 'chitchat\\+own', which needs data.path; allowed: own"),
+        ({"source": "moon"}, "data.source is 'moon'; allowed: ultrachat, file, chitchat"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        DataConfig(**settings)

@@ -1,0 +1,218 @@
+"""Conversations of the user's own: what is recognised, what is refused, and where it stands."""
+
+import csv
+import gzip
+import json
+import os
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import in_python
+from hub_standin import MAIN
+
+from ctxkv_lib.data import texts as module
+from ctxkv_lib.data.texts import read_texts
+from ctxkv_lib.errors import UserError
+
+CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "é 你好"}]
+TEXT = "Hello?\né 你好"
+RECORDS = {
+    "OpenAI": {"prompt": "no", "messages": CHAT},
+    "OpenAI with a score": {"messages": [{**turn, "value": "good"} for turn in CHAT]},
+    "ShareGPT": {"id": 1, "conversations": [{"from": "human", "value": m["content"]} for m in CHAT]},
+    "Alpaca with input": {"instruction": "Add.", "input": "1 1", "output": "2", "whole": "Add.\n1 1\n2"},
+    "Alpaca": {"instruction": "Hello?", "input": "", "output": "é 你好"},
+    "Alpaca without input": {"instruction": "Hello?", "input": None, "output": "é 你好"},
+    "Alpaca without the field input": {"instruction": "Hello?", "output": "é 你好"},
+    "responses": {"prompt": "Hello?", "response": "é 你好", "n": 1},
+    "completions": {"prompt": "Hello?", "completion": "é 你好"},
+    "questions": {"question": "Hello?", "answer": "é 你好", "text": "no"},
+    "text": {"text": TEXT, "content": "no"},
+}
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
+def test_every_form_is_read_from_json_and_parquet(tmp_path, record):
+    line = json.dumps(record)
+    (tmp_path / "a.v2.jsonl").write_text(f"{line}\n\n{line}\n  ")
+    (tmp_path / "b.json").write_text(f"\n [{line},\n{line}]")
+    (tmp_path / "c.ndjson").write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n{line}".encode())
+    (tmp_path / "D.JSON.GZ").write_bytes(gzip.compress(f"{line}\n{line}".encode()))
+    pq.write_table(pa.Table.from_pylist([record] * 2), tmp_path / "e.parquet")
+    files = [*tmp_path.iterdir()]
+    expected = record.get("whole", TEXT)
+    assert {file.name: read_texts(file) for file in files} == {file.name: [expected] * 2 for file in files}
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "end"),
+    [("a.csv", ",", "\r\n"), ("b.csv", ";", "\n"), ("c.tsv", "\t", "\n"), ("d.csv.gz", "\t", "\r\n")],
+)
+def test_tables_are_read(tmp_path, name, separator, end):
+    long = "b, c" * 50_000  # more than csv's own limit
+    rows = [["id", "answer", "question"], [1, "please;", 'Say "hi",\n'], [2, "\tThen go.", long]]
+    with (tmp_path / "plain").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=separator, lineterminator=end).writerows(rows)
+    raw = (tmp_path / "plain").read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    assert read_texts(tmp_path / name) == ['Say "hi",\n\nplease;', f"{long}\n\tThen go."]
+
+
+def test_cells_that_excel_leaves_empty_are_no_error(tmp_path):
+    (tmp_path / "a.csv").write_text("id;text;;\n1;a, b, c, d;;;\n")
+    assert read_texts(tmp_path / "a.csv") == ["a, b, c, d"]
+
+
+def test_plain_text_is_cut_at_blank_lines(tmp_path):
+    path = tmp_path / "talk.txt"
+    path.write_bytes("\r\n\r\n\t Hello? \r\n é 你好 \f\r\n \t\r\n\r\nYes.\n\f\n\u00a0Good bye. ".encode())
+    assert read_texts(path) == ["Hello? \n é 你好", "Yes.", "Good bye."]
+
+
+def test_parquet_is_read_over_several_batches_and_only_the_columns_of_its_form(tmp_path):
+    texts = [f"number {n}" for n in range(module.PARQUET_ROWS + 3)]
+    beyond = pa.array([10**15] * len(texts), pa.timestamp("ms"))  # a year that Python has not
+    pq.write_table(pa.table({"text": texts, "at": beyond}), tmp_path / "texts.parquet", row_group_size=100)
+    assert read_texts(tmp_path / "texts.parquet") == texts
+
+
+def test_a_folder_is_all_its_files_in_the_order_of_their_paths(tmp_path):
+    for name, text in {"b.txt": "3", "a/2.csv": "text\n2\n", "a/1.jsonl": '{"text": "1"}'}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "b.txt").write_text("a copy")
+    assert read_texts(str(tmp_path)) == ["1", "2", "3"]
+
+
+def test_a_file_that_changes_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("one")
+    assert read_texts("~/a.txt") == ["one"]
+    (tmp_path / "a.txt").write_text("one and two")
+    assert read_texts("~/a.txt") == ["one and two"]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b"not json", r" is not JSON \(Expecting value\); write a record a line"),
+        (b"[" * 100_000, " is not JSON"),
+        (b"3", " is no record; write an object"),
+        (b"{}", " has no fields; allowed: messages;"),
+        (b'{"role": "user", "content": "a"}', " has the fields role, content; allowed: messages; .*; text"),
+        (b'{"a\\nfield": null}', r" has the fields a\\nfield; allowed"),  # in one line
+        (b'{"messages": "hello"}', ": messages must be a list"),
+        (b'{"messages": ["hello"]}', ": messages must be a list"),
+        (b'{"messages": [{"content": 3}]}', ": messages must be a list"),
+        (b'{"messages": [{"content": "a"}, {"content": null}]}', ": messages must be a list"),
+        (b'{"conversations": [{"from": "human"}]}', ": conversations must be a list"),
+        (b'{"conversations": [{"from": "gpt", "value": null}]}', ": conversations must be a list"),
+        (b'{"instruction": "a", "output": null}', ": instruction and output must be text"),
+        (b'{"prompt": 0, "completion": "a"}', ": prompt and completion must be text"),
+        (b'{"messages": []}', " is an empty conversation"),
+        (b'{"text": " \\n"}', " is an empty conversation"),
+        (b'{"text": "\xff"}', " is not UTF-8"),
+        (b'{"text": "\\ud83d"}', r": text must be text \(UnicodeEncodeError: .*surrogates not allowed\)"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, sentence):
+    good = json.dumps(RECORDS["text"]).encode()
+    (tmp_path / "chats.jsonl").write_bytes(b"\n".join([good, line, good]))
+    with pytest.raises(UserError, match=f"chats.jsonl, line 2{sentence}") as raised:
+        read_texts(tmp_path / "chats.jsonl")
+    assert "\n" not in str(raised.value)
+
+
+def _parquet(**columns):
+    file = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("none.jsonl", None, " does not exist; name a file "),
+        ("blank.jsonl", b"\n \n", " has no conversations; write"),
+        ("empty.jsonl.gz", gzip.compress(b""), " has no conversations; write"),
+        ("plain.jsonl.gz", b'{"text": "a"}', " cannot be read"),
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}')[:-10], " cannot be read"),
+        ("flip.txt.gz", gzip.compress(b"")[:10] + b"\xff" * 9, " cannot be read"),
+        ("chats.docx", b"PK", r" is of no known kind; allowed: \.jsonl, .*\.parquet, all but"),
+        ("wide.txt", "hello".encode("utf-16"), ", line 1 is not UTF-8 .*; save it as UTF-8"),
+        ("array.json", b'[{"text": "a"}, 3]', ", item 2 is no record"),
+        ("cut.json", b'[{"text": "a"},\n{"text": "b"', ", line 2 is not JSON"),
+        ("pretty.json", b'{\n"text": "a"}', ", line 1 is not JSON .*; write a record a line, or one array"),
+        ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
+        ("above.csv", b"\ntext\na\n", ", line 1 has no fields"),
+        ("short.csv", b"id,text\n1\n", ", line 2 has not as many cells"),
+        ("bare.csv", b"text\nhello\nfriend, today\n", ", line 3 has not as many cells .*; quote"),
+        ("quote.csv", b'text\na\n"b\nc\n', ", line 3 is not CSV .*; close"),
+        ("merged.csv", b'n,text\n1,"a\nb"\n2,"c\n3,"d"\n4,e\n', ", line 4 is not CSV"),
+        ("bad.parquet", b"PAR1", " cannot be read as Parquet"),
+        ("no_utf8.parquet", _parquet(text=pa.array([b"\xff"]).view(pa.string())), " cannot be read as Parq"),
+        ("empty.parquet", _parquet(text=["a", None]), ", row 2: text must be text"),
+        ("names.parquet", _parquet(words=["a"]), " has the fields words; allowed"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, name, content, sentence):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path / name))}{sentence}"):
+        read_texts(tmp_path / name)
+
+
+def test_what_is_nowhere_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"has no conversations; write at least one \(\.jsonl"):
+        read_texts(tmp_path)
+    with pytest.raises(UserError, match=r"does not exist; .* or a data set on the Hub as owner/name\.$"):
+        read_texts("no_such_thing")
+    with pytest.raises(UserError, match=r"data\.split is 'train'; allowed: none but for a data set on the"):
+        read_texts(tmp_path, "train")
+
+
+CARD = """---
+configs:
+- config_name: short
+  data_files: [{split: dev, path: short/dev.csv}, {split: check, path: short/check.csv}]
+- config_name: long
+  data_files: [{split: train_sft, path: data/*.parquet}]
+---
+"""
+READ = """
+import sys
+from ctxkv_lib.data.texts import read_texts
+from ctxkv_lib.errors import UserError
+for words in sys.argv[1:]:
+    try:
+        print(read_texts(*words.split()))
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_data_sets_on_the_hub_are_read_by_their_name(hub, tmp_path):
+    parts = {"train-00000-of-00002": "a", "train-00001-of-00002": "b", "test-00000-of-00001": "c"}
+    files = {f"data/{name}.jsonl": json.dumps({"text": text}).encode() for name, text in parts.items()}
+    hub.files = {("me/chats", MAIN, path): body for path, body in files.items()}
+    files = {"README.md": CARD.encode(), "data/x.parquet": _parquet(text=["long"])}
+    files |= {f"short/{name}.csv": f"text\n{name}\n".encode() for name in ("dev", "check")}
+    hub.files |= {("me/two", MAIN, path): body for path, body in files.items()}
+    here = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path)}
+    asked = ["me/chats", "me/chats test", "me/chats dev", "me/two:long", "me/two:short dev", "me/two:short"]
+    found = in_python(READ, *asked, "me/two", "me/none", env=here, cwd=os.getcwd()).splitlines()
+    assert found[:2] == ["['a', 'b']", "['c']"]
+    assert found[2] == "me/chats has no split dev; allowed for data.split: train, test."
+    assert found[3:5] == ["['long']", "['dev']"]
+    assert found[5] == "me/two:short has no split train; allowed for data.split: dev, check."
+    assert "me/two is no file or folder, and could not be opened" in found[6]
+    assert "['short', 'long']" in found[6]
+    assert "RepositoryNotFoundError" in found[7]
+    assert hub.served.count("data/train-00000-of-00002.jsonl") == 1  # whole, and kept by huggingface_hub
+    offline = in_python(READ, "me/chats", env={**here, "HF_HUB_OFFLINE": "1"})
+    assert re.search(r"could not be opened .*; check the name and the network connection, or name a", offline)
+    assert offline.count("\n") == 1
