@@ -6,9 +6,8 @@ from typing import Any
 from ctxkv_lib.files import write_json
 from ctxkv_lib.report.info import context_window, dense_fp32_mib, describe
 from ctxkv_lib.runs.config import ExperimentConfig, build_config
-from ctxkv_lib.runs.models import shapes
-from ctxkv_lib.runs.records import STAGES
-from ctxkv_lib.runs.run_folder import Run, RunFolder
+from ctxkv_lib.runs.folder import STAGES, Run, claimed
+from ctxkv_lib.runs.model import unallocated_model
 
 # (train PPL, val PPL, val accuracy) by epoch; near the published runs, equal to none of their numbers
 EPOCHS = {
@@ -57,13 +56,14 @@ def sample_run(
 
 def write_run(path: Path, *args: Any, **options: Any) -> Path:
     """Write a sample run into `path`, with its stage records, and return it; options as of `sample_run`."""
-    run, folder = sample_run(*args, **options, path=path), RunFolder(path)
-    with folder.claimed(run.config):
-        write_json(folder.summary, run.summary)
+    run = sample_run(*args, **options, path=path)
+    with claimed(path, run.config, {"code": "", "data": "", "precision": "bf16"}) as folder:
+        write_json(path / "summary.json", run.summary)
+        tokens = {"tokens": {"train": run.summary["train_tokens"]}}
         for stage in STAGES[:-1]:
-            folder.finish(stage, "", (), metrics=[line for line in run.metrics if line["stage"] == stage])
-        folder.keep_metrics(*folder.records.stages.values())
-        folder.finish("results", "", (folder.config, folder.summary, folder.metrics_file))
+            metrics = [line for line in run.metrics if line["stage"] == stage]
+            folder.finish(stage, "", (), tokens if stage == "caches" else {}, metrics)
+        folder.finish("results", "", (path / "config.json", path / "summary.json"))
     return path
 
 
@@ -94,7 +94,7 @@ def epoch_lines(rows: list[tuple[float, float, float]]) -> list[dict[str, Any]]:
 def _summary(config: ExperimentConfig, epochs: list[dict[str, Any]], gpu: bool) -> dict[str, Any]:
     samples = config.data.samples
     train_tokens = TOKENS.get(samples, 1_176 * samples)
-    slots = {"offsets": None if "mixer" in config.plugins else shapes(config)[1].offsets}
+    slots = {"offsets": None if "mixer" in config.plugins else unallocated_model(config).window.offsets}
     sizes = describe(config, train_tokens, 22_723) | {
         "context_window": {**context_window(config.model, train_tokens), **slots},
         "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, 22_723, config.model),

@@ -196,7 +196,12 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(printed_by, tmp_path
 @pytest.mark.slow
 def test_a_run_in_a_pipe_prints_a_line_an_epoch_and_no_progress(printed_by, tmp_path, tiny_settings):
     out = tmp_path / "run"
-    settings = {**tiny_settings, "runtime.seed": 2**63 - 1, "phase1.max_iterations": 10, "phase1.stop_rate": 1}
+    settings = {
+        **tiny_settings,
+        "runtime.seed": 2**63 - 1,
+        "phase1.max_iterations": 10,
+        "phase1.stop_rate": 1,
+    }
     done = subprocess.run([*COMMAND, *tiny_run(out, settings)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     *lines, best, report = [line.partition(":")[0] for line in done.stdout.splitlines()]

@@ -6,13 +6,13 @@ from itertools import pairwise
 import pytest
 import yaml
 from conftest import TOP, write_conversations
+from ctxkv_lib.report.terminal import format_runs
+from ctxkv_lib.runs.run_folder import load_run
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.experiments import write_comparison
 from ctxkv_lib.files import read_json
 from ctxkv_lib.report.document import write_report
-from ctxkv_lib.report.terminal import format_runs
-from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.trained import evaluate_texts
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [TOP / "README.md", *TOP.glob("docs/*.md")]}

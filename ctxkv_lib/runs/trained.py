@@ -113,7 +113,8 @@ def save_for_transformers(
     model: ContextKV, config: ExperimentConfig, tokenizer: "PreTrainedTokenizerFast", folder: Path
 ) -> list[Path]:
     """Write model, code and tokenizer into `folder`; a notice instead if a plug-in cannot be saved."""
-    logging.disable_progress_bar()
+    were_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # which would stay visible in a notebook
     try:
         served, tokenizer = for_transformers(model, config, tokenizer)
         with replacing(folder) as beside, rust_errors(folder):
@@ -125,7 +126,8 @@ def save_for_transformers(
         notice(f"The model is not saved for transformers: {error}")
         return []
     finally:
-        logging.enable_progress_bar()
+        if were_shown:
+            logging.enable_progress_bar()
     return [folder]
 
 

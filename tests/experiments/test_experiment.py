@@ -17,6 +17,7 @@ from ctxkv_lib.runs.folder import load_run, run_folder_of
 from ctxkv_lib.runs.trained import evaluate_texts, open_run
 from ctxkv_lib.views import figures
 
+SAVE = figures.save
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
 FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_block")}
 FILES |= {f"figures/{name}.png" for name in ("memory", "phase1", "ppl_curves")}
@@ -29,7 +30,7 @@ def lines_of(folder):
 
 
 def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch):
-    monkeypatch.setattr(experiments.figures, "save", figures.save_as_png)  # not `light_runs`
+    monkeypatch.setattr(figures, "save", SAVE)  # not `light_runs`
     torch.set_num_threads(2)
     folder = run(tiny_config.replace({"runtime.threads": "1"}), tmp_path / "run").path
     assert torch.get_num_threads() == 2  # as before

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY, TOP, tiny_model, write_conversations
 from ctxkv_lib.hf.inference import evaluate_texts
+from ctxkv_lib.runs.run_folder import RunFolder
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
-from ctxkv_lib.runs.run_folder import RunFolder
 from ctxkv_lib.runs.settings import Sampling
 from ctxkv_lib.runs.trained import _generated, stop_after_text
 

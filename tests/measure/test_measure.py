@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from ctxkv_lib.runs.records import MEASUREMENTS
+from ctxkv_lib.runs.run_folder import RunFolder, load_run
+from ctxkv_lib.runs.testing import measurements
 
 import ctxkv_lib
 from ctxkv_lib.errors import UserError
@@ -16,9 +19,6 @@ from ctxkv_lib.measure import ngrams
 from ctxkv_lib.measure.measure import measure
 from ctxkv_lib.report.document import write_report
 from ctxkv_lib.runs import package_code
-from ctxkv_lib.runs.records import MEASUREMENTS
-from ctxkv_lib.runs.run_folder import RunFolder, load_run
-from ctxkv_lib.runs.testing import measurements
 
 
 def test_they_are_kept_in_summary_report_and_folder(finished_run, measured):

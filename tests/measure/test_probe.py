@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, tiny_ids, tiny_method
+from ctxkv_lib.runs.run_folder import RunFolder
 
 from ctxkv_lib.measure import probe
 from ctxkv_lib.measure.probe import (
@@ -20,7 +21,6 @@ from ctxkv_lib.measure.probe import (
 )
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.model import Parts
-from ctxkv_lib.runs.run_folder import RunFolder
 
 HELD = 3  # tokens that the contexts below encode
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from conftest import TOP, sources
 from ctxkv_lib.research import proposals, sweep_file
+from ctxkv_lib.runs.models import untrained_model
 
 import ctxkv_lib
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method.model import ContextBlock
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.runs.configure import compared_samples, configure
-from ctxkv_lib.runs.models import untrained_model
 from ctxkv_lib.runs.published import PUBLISHED
 from ctxkv_lib.views import notebook
 from ctxkv_lib.views.explore import load_corpus
