@@ -126,21 +126,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_rows_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON with one line per member of a member, for compact tables of small rows."""
-    write_text(path, _json_lines(value, depth=2) + "\n")
-
-
-def _json_lines(value: Any, depth: int) -> str:
-    """Format members of the outer `depth` levels on lines of their own, and what they hold compactly."""
-    if not depth or not isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if isinstance(value, list):
-        return "[\n" + ",\n".join(_json_lines(each, depth - 1) for each in value) + "\n]"
-    lines = (f"{_json_lines(key, 0)}: {_json_lines(each, depth - 1)}" for key, each in value.items())
-    return "{\n" + ",\n".join(lines) + "\n}"
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

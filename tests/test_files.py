@@ -11,13 +11,11 @@ from ctxkv_lib.files import (
     checksum,
     digest,
     digest_of_lists,
-    read_json,
     read_sealed_json,
     read_tensors,
     replacing,
     sweep,
     tensor_metadata,
-    write_rows_json,
     write_sealed_json,
     write_streamed,
     write_tensors,
@@ -53,19 +51,6 @@ def test_files_can_be_read_by_whoever_may_read_others(tmp_path):
     write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
     (tmp_path / "plain").touch()
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_rows_are_a_line_each(tmp_path):
-    value = {
-        "rows": [{"a": [1, {}]}, {"ü": None}],
-        "named": {"x": {"y": [1]}},
-        "number": 1.5,
-        "none": [],
-        "no": {},
-    }
-    write_rows_json(tmp_path / "rows.json", value)
-    assert read_json(tmp_path / "rows.json") == value
-    assert '{"a":[1,{}]},\n{"ü":null}\n' in (tmp_path / "rows.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [1], [3, 0, 6], [4, 4]])

@@ -1,25 +1,21 @@
 """Measurements of a finished run, on request; each is a stage of the run folder beside its test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..data.conversations import load_conversations
 from ..errors import UserError, ended_calmly, interrupt_deferred, memory_advice
 from ..experiments import write_results
-from ..method.model import ContextKV
 from ..progress import stage
-from ..runs.config import ExperimentConfig
 from ..runs.package_code import code_with_imports
 from ..runs.records import MEASUREMENTS
 from ..runs.run_folder import Run, RunFolder, refuse_damaged
+from ..runs.stages import Prepared
 from ..runs.testing import measurement_key, measurements, trained_model
 from . import ngrams
 from . import probe as probing
 
-MAKERS: dict[str, Callable[[ExperimentConfig, RunFolder, ContextKV], dict[str, Any]]] = {
-    "ngrams": ngrams.of_run,
-    "probe": probing.of_run,
-}
+MAKERS = {"ngrams": ngrams.of_run, "probe": probing.of_run}
 
 
 @ended_calmly()
@@ -67,11 +63,18 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
             return write_results(config, folder, {**summary, **measurements(folder)})
 
 
-def probe(run: Run) -> dict[str, Any]:
-    """Return what a finished run's contexts encode, and what they are worth: `probe` of its summary.
+def probe(made: Run | Prepared) -> dict[str, Any]:
+    """Measure what contexts encode, beside untrained blocks; of a finished run also what they are worth.
+
+    Args:
+        made: a finished run, whose summary keeps it, or one whose contexts are computed.
+
+    Returns:
+        `probe` of a summary, without `positions` and `changed` where attention is not trained.
 
     Raises:
         UserError: as `measure`.
     """
-    found: dict[str, Any] = measure(run, ["probe"]).summary["probe"]
-    return found
+    if isinstance(made, Prepared):
+        return probing.encoded(made.model, made.caches)
+    return {**measure(made, ["probe"]).summary["probe"]}

@@ -1,16 +1,11 @@
 """Tables and numbers as text, for reports, terminals and notebooks. What is None shows as a dash."""
 
 import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 MISSING = "–"
 MARKUP = frozenset("\\`*_[]#|~$!")  # Markdown's special characters; `<`, `>` and `&` become entities
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Format a Markdown table: first column to the left, the others to the right."""
-    return (head(*header) + "".join(map(_line, rows))).rstrip("\n")
 
 
 def head(*names: str) -> str:
