@@ -1,4 +1,4 @@
-.PHONY: format check test torture notebooks browser bench study badges package colab picture result docs links
+.PHONY: format check test torture notebooks browser badges package colab picture result docs links
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -20,19 +20,6 @@ notebooks:  ## every notebook, small and without a network
 
 browser:  ## one notebook in JupyterLab in headless Chromium (Debian: apt-get install chromium chromium-driver)
 	pytest -n 0 -m browser -rs tests/notebooks
-
-bench:  ## speed and memory, on a stream of about the published 100-sample size
-	ctxkv bench --preset offline --samples 160
-
-STUDY ?= answer baselines levers memory recall full fair phase1
-
-study:  ## what recipe tuned is worth and why: days on 2 cores, each part at most two hours and then on from there
-	for part in $(STUDY); do PYTHONPATH=notebooks/study ctxkv sweep --protocol notebooks/study/$$part.json \
-	  --out notebooks/study/results/$$part --runs runs/study --hours 2; done
-	python notebooks/study/evidence.py
-	python notebooks/study/continuous_cache.py cache runs/evidence/tuned-* runs/evidence/exact-*
-	python notebooks/study/scaling.py runs/study/figures
-	python notebooks/study/search.py
 
 REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
 

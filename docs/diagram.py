@@ -32,7 +32,7 @@ PACKAGES = {
     "runs": ("stages, run folders, settings", ("run folder",)),
     "views": ("figures, live curves, explorers", ("figures",)),
     "report": ("the written report, in two languages", ("report", "model card")),
-    "research": ("plug-ins and the tools of the study", ("probe", "sweep", "bench")),
+    "measure": ("n-gram baselines, probe of contexts", ("n-grams", "probe")),
 }
 LAYER_STEP, LAYER_HEIGHT = 0.79, 0.67
 STATIONS = (6.0, 7.5, 9.0)  # x of the middles of what the data becomes

@@ -17,7 +17,7 @@ from ctxkv_lib.runs.trained import evaluate_texts
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [TOP / "README.md", *TOP.glob("docs/*.md")]}
 FIELDS = PAGES["fields.md"]
-OPTIONAL = ("recall_task.", "ngrams.kneser_ney_table_cache")  # of preset recall; of a table made from text
+OPTIONAL = ("ngrams.kneser_ney_table_cache",)  # of a table made from text
 SMALL = {"of", "after", "the", "last", "samples", "CPU", "GPU", "positions"}
 
 
@@ -59,7 +59,9 @@ def matches(row, path):
 
 def test_every_field_of_a_summary_is_explained_and_none_that_is_gone(measured):
     rows = code(first_cells(section(FIELDS, "`summary.json`")))
-    found = {(path[0], *path[3:]) if path[1:2] == ("fresh",) else path for path in paths(measured.summary)}
+    found = {
+        (path[0], *path[3:]) if path[1:2] == ("untrained",) else path for path in paths(measured.summary)
+    }
     assert {".".join(path) for path in found if not any(matches(row, path) for row in rows)} == set()
     named = {part for row in rows for part in row.split(".")}
     assert {name for path in found if "versions" not in path for name in path} <= named
@@ -84,16 +86,9 @@ def test_every_field_of_an_evaluation_is_explained_and_none_that_is_gone(measure
     assert [row for row in rows if not any(matches(row, path) for path in containers)] == []
 
 
-def test_columns_of_lists_and_sweeps_are_explained():
+def test_columns_of_lists_are_explained():
     listed = re.split(r"\s{2,}", format_runs([]))
     assert code(first_cells(section(FIELDS, "Columns of `ctxkv list`"))) == listed
-    swept = code(first_cells(section(FIELDS, "Columns of a sweep's table")))
-    for path in TOP.glob("notebooks/study/results/*/sweep.md"):
-        tables = [
-            line.strip("| ").split(" | ") for line in path.read_text("utf-8").splitlines() if line[:1] == "|"
-        ]
-        columns = {cell.split(",")[0] for row, rule in pairwise(tables) if rule[0] == "---" for cell in row}
-        assert columns <= {*swept}
 
 
 def test_words_of_a_report_are_explained(measured, two_runs):

@@ -3,18 +3,15 @@
 import re
 import shutil
 import subprocess
-import textwrap
 import tomllib
 from pathlib import Path, PurePath
 
 import pytest
-import torch
 import yaml
-from conftest import SHAPES, TOP
+from conftest import TOP
 from packaging.requirements import Requirement
 
 import ctxkv_lib
-from ctxkv_lib.method.config import ModelConfig
 
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -100,14 +97,6 @@ def test_colabs_versions_are_within_our_ranges():
     assert {"torch", "transformers", "datasets", "ipywidgets", "numpy"} <= pins.keys() <= ranges.keys()
     for name, version in pins.items():
         assert ranges[name].contains(version.replace("*", "99")), name
-
-
-def test_the_mixer_of_contributing_computes_hidden_states():
-    (code,) = re.findall(r"```python\n(.*?)```", (TOP / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    page = {}
-    exec(textwrap.dedent(code), page)
-    mixer = page["MovingAverage"](ModelConfig(**SHAPES), page["Mixer"].Settings())
-    assert mixer(torch.randn(2, 15, SHAPES["hidden_size"]), 3).shape == (2, 12, SHAPES["hidden_size"])
 
 
 @pytest.fixture

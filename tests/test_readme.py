@@ -1,9 +1,8 @@
-"""The README and its pictures: short, complete, and true to the code and to the study's results."""
+"""The README and its pictures: short, complete, and true to the code."""
 
 import re
 import sys
 from importlib import import_module
-from statistics import mean, stdev
 
 import pytest
 import torch
@@ -16,26 +15,11 @@ from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextKV
 
-sys.path += [str(TOP / "docs"), str(TOP / "notebooks/study")]
-import intervals
+sys.path.append(str(TOP / "docs"))
 from diagram import PACKAGES, architecture, packages
 
 README = (TOP / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"(?s)```python\n(.*?)```", README)
-ROWS = {  # of the table of results: part of the study, and its variant or baseline
-    "`exact`: the original with exact contexts": ("answer", "exact"),
-    "n-grams on the same text": ("answer", "n-grams"),
-    "n-grams and a unigram cache": ("answer", "n-grams and cache"),
-    "`tuned, copying`: our recipe": ("answer", "tuned, copying"),
-    "`tuned` without copying": ("answer", "tuned"),
-    "n-grams and four caches, with the token table's text counted, too": (
-        "answer",
-        "n-grams (table's text too) and caches",
-    ),
-}
-
-# Rows of `fair`.
-INSTEAD = ("contexts", "no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens", "GRU")
 
 
 def test_it_is_short_and_its_parts_stand_in_order():
@@ -66,40 +50,6 @@ def test_every_notebook_has_its_row_and_links_lead_to_pages_of_the_site():
         assert "colab-badge.svg" in row
     for page in re.findall(r"github\.io/[^/]+/(\w[\w-]*)\.html", README):
         assert (TOP / "docs" / f"{page}.md").is_file(), page
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_its_results_are_those_of_the_study(name):
-    (line,) = [line for line in README.splitlines() if line.startswith(f"| {name} |")]
-    part, variant = ROWS[name]
-    found = {}
-    for each in ("full", part):
-        rows = read_sweep(TOP / f"notebooks/study/results/{each}/sweep.json")["rows"]
-        found |= {row["samples"]: row["test_ppl"] for row in rows if row["variant"] == variant}
-    cells = {n: f"{mean(v):,.1f}" + (f" ± {stdev(v):,.1f}" if len(v) > 1 else "") for n, v in found.items()}
-    assert {10, 50, 200} <= set(cells)
-    assert line.strip("| ").split(" | ")[1:] == [
-        cells.get(n, "–") for n in (10, 50, 100, 200, 500, 1000, 2000)
-    ]
-
-
-def test_what_stands_in_the_place_of_contexts_has_the_perplexities_of_the_study():
-    results = read_sweep(TOP / "notebooks/study/results/fair/sweep.json")
-    found = {(row["variant"], row["samples"]): row["test_ppl"] for row in results["rows"]}
-    for name in INSTEAD:
-        (line,) = [line for line in README.splitlines() if line.startswith(f"| {name} |")]
-        cells = []
-        for count in (10, 50, 100, 200, 500):
-            if (name, count) not in found:
-                cells.append("–")
-                continue
-            assert len(found[name, count]) == (1 if count == 500 else 3)
-            (own, tokens), (contexts, _) = (
-                intervals.losses(results, count, row) for row in (name, "contexts")
-            )
-            _, low, high = intervals.difference(own, contexts, tokens)
-            cells.append(f"{mean(found[name, count]):,.1f}{' ≈' * (low < 0 < high)}")
-        assert line.strip("| ").split(" | ")[1:] == cells
 
 
 def test_its_lines_of_the_method_are_the_reference():

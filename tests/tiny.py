@@ -72,7 +72,7 @@ def write_conversations(path, count: int, seed: int = 0) -> None:
 def local_experiment(folder) -> dict:
     """Settings of an experiment on a local file, written into `folder`, that takes a second or two."""
     path = folder / "conversations.jsonl"
-    write_conversations(path, 12)
+    write_conversations(path, 14)
     return {
         "data.path": str(path),
         "data.table": "random",

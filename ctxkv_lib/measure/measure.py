@@ -8,6 +8,7 @@ from ..errors import UserError, told_in_a_sentence
 from ..experiments import MEASUREMENTS, measured, write_results
 from ..progress import stage
 from ..runs.folder import Run, RunFolder, claimed
+from ..runs.stages import Prepared
 from ..runs.trained import Trained, open_run
 from . import ngrams
 from . import probe as probing
@@ -52,11 +53,18 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         return write_results(run.config, folder, {**summary, **found})
 
 
-def probe(run: Run) -> dict[str, Any]:
-    """Return what a finished run's contexts encode, and what they are worth: `probe` of its summary.
+def probe(made: Run | Prepared) -> dict[str, Any]:
+    """Measure what contexts encode, beside untrained blocks; of a finished run also what they are worth.
+
+    Args:
+        made: a finished run, whose summary keeps it, or one whose contexts are computed.
+
+    Returns:
+        `probe` of a summary, without `positions` and `changed` where attention is not trained.
 
     Raises:
         UserError: as `measure`.
     """
-    found: dict[str, Any] = measure(run, ["probe"]).summary["probe"]
-    return found
+    if isinstance(made, Prepared):
+        return probing.encoded(made.model, made.caches)
+    return {**measure(made, ["probe"]).summary["probe"]}

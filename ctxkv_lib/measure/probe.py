@@ -8,7 +8,7 @@ Use: perplexity of the same weights at the same positions with other contexts; n
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from ..runs.trained import Trained
 
 ROWS = {"train": 10_000, "val": 5_000}  # tokens of each stream that are decoded, from its start
 UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the untrained blocks
+TOLERANCE = 1e-5  # largest error of a component of their contexts
 SPAN_R2 = 0.01  # a token counts as forgotten if R² is not above this
 NAMED_ROWS = 1024  # positions at which the token is named; enough for a share within 0.015
 STRENGTHS = torch.logspace(-6, 4, 41, dtype=torch.float64)  # of the ridge, in mean eigenvalues
@@ -39,23 +40,24 @@ class Stream(NamedTuple):
 
 def of_run(trained: Trained) -> dict[str, Any]:
     """Compute `probe` of the summary on a run's caches: `encoded`, and of `other_contexts`."""
-    window = trained.run.config.model.context_window
-    return encoded(trained) | other_contexts(trained.model, trained.caches["val"], window)
+    return encoded(trained.model, trained.caches) | other_contexts(trained.model, trained.caches["val"])
 
 
 @torch.no_grad()
-def encoded(run: Trained) -> dict[str, Any]:
-    """Measure what contexts in a run's caches encode; of the model, only table and window are used.
+def encoded(model: ContextKV, caches: Mapping[str, StreamCache]) -> dict[str, Any]:
+    """Measure what cached contexts encode, on the CPU; of the model, only table and window are used.
+
+    Args:
+        caches: "train", to which regressions are fitted, and "val".
 
     Returns:
         `decodability`, a list of `{distance, r2, top1}`; `memory_span` in tokens; `coverage`, the share of
         the window within some slot's memory span; `untrained`, these by standard deviation of the weights
         of untrained blocks; `offsets` of the slots.
     """
-    model, config, caches = run.model, run.run.config, [run.caches[split] for split in ROWS]
-    ids = [cache.ids[:-1][:rows] for cache, rows in zip(caches, ROWS.values(), strict=True)]
+    ids = [caches[split].ids[:-1][:rows] for split, rows in ROWS.items()]
     embeddings, rows = (found.cpu() for found in distinct_rows(model, torch.cat(ids)))
-    tokens, shape = rows.split([len(each) for each in ids]), config.model
+    tokens, shape = rows.split([len(each) for each in ids]), model.config
     window = min(shape.context_window, *(1 + len(each) // 2 for each in ids))  # half are left to fit
 
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
@@ -65,16 +67,16 @@ def encoded(run: Trained) -> dict[str, Any]:
         covered = coverage(model.window.offsets, shape.context_window, span)
         return {"decodability": found, "memory_span": span, "coverage": covered}
 
-    trained = measured([cache.contexts[1:][: len(n)].float() for cache, n in zip(caches, ids, strict=True)])
+    cached = [caches[split].contexts[1 : len(each) + 1] for split, each in zip(ROWS, ids, strict=True)]
     untrained = {}
     for std in UNTRAINED_STDS:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.runtime.seed)
+            torch.manual_seed(0)
             block = ContextBlock(shape.context_dim, shape.hidden_size)
         block.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
         inputs = block.project_inputs(embeddings)
-        found = [exact_contexts(block, inputs, n, config.phase1.tolerance)[1:] for n in tokens]
-        untrained[f"{std:g}"] = measured(found)
+        untrained[f"{std:g}"] = measured([exact_contexts(block, inputs, n, TOLERANCE)[1:] for n in tokens])
+    trained = measured([contexts.float().cpu() for contexts in cached])
     return {**trained, "untrained": untrained, "offsets": model.window.offsets}
 
 
@@ -140,7 +142,7 @@ def coverage(offsets: Sequence[int], window: int, span: int | None) -> float:
 
 
 @torch.no_grad()
-def other_contexts(model: ContextKV, cache: StreamCache, window: int) -> dict[str, Any]:
+def other_contexts(model: ContextKV, cache: StreamCache) -> dict[str, Any]:
     """Compute perplexity where contexts are zeros, or those half the stream away.
 
     Zero contexts never occur in training, so they harm even a model that ignores the content of contexts.
@@ -149,13 +151,12 @@ def other_contexts(model: ContextKV, cache: StreamCache, window: int) -> dict[st
     Args:
         model: in evaluation mode.
         cache: of the validation stream.
-        window: tokens of history that a position can reach.
 
     Returns:
         `positions`, their number; `changed`, by name (`zero`, `elsewhere`): `ppl`; `percent`, its increase
         over the run's own contexts at the same positions; `error`, the standard error of that.
     """
-    first = min(window, len(cache) - 1)
+    first = min(model.config.context_window, len(cache) - 1)
     count = len(cache) - first
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # the same in all runs
     chosen = first + drawn[:POSITIONS].sort().values

@@ -82,12 +82,13 @@ def _contexts_of(work: Work) -> tuple[Stage, Stage]:
 
 def _train_block(work: Work, generator: torch.Generator) -> tuple[Stage, Tensor | None]:
     """Run Phase 1, which a mixer does not have; return its stage and the last iteration's contexts."""
-    folder, model, config = work.folder, work.model, work.config
+    folder, config = work.folder, work.config
+    ids = sampled(work.ids["train"][:-1], config.phase1)
+    model = work.model
     folder.write_metrics()
     loss = config.plugins.get("loss")
     result, last, files, loop = UNTRAINED, None, [], RunLoop(work.record)
     if not isinstance(model, MixerModel):
-        ids = sampled(work.ids["train"][:-1], config.phase1)
         model.set_phase(1)
         model.train()
         torch.manual_seed(config.runtime.seed)  # a block's own dropout, whatever was drawn before

@@ -15,7 +15,7 @@ TITLES = {  # by the package of a name's module; what none of these has stands l
     "hf": "Trained models",
     "report": "Reports",
     "views": "Notebooks and figures",
-    "research": "Research tools",
+    "measure": "Measurements",
 }
 OTHERS = "Others"
 UNPARSED = re.compile(r"<class '[\w.]*?(\w+)'>|<factory>")  # defaults that are no Python

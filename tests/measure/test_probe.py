@@ -92,17 +92,15 @@ def test_distances_reach_through_the_window():
 
 def test_a_run_is_probed_beside_untrained_blocks_and_halfway_through_what_is_read(trained, monkeypatch):
     state = torch.get_rng_state()
-    found = encoded(trained.run.config, RunFolder(trained.run.path), trained.model)
+    found = encoded(trained.model, trained.caches)
     assert torch.equal(torch.get_rng_state(), state)
     assert list(found["untrained"]) == ["0.1", "0.01"]
     for block in (found, *found["untrained"].values()):
         assert [row["distance"] for row in block["decodability"]] == distances(3, 12)
         assert 0 <= block["coverage"] <= 1
-    # Distances end halfway through the tokens that are read, which here are all one interval.
-    monkeypatch.setattr(probe, "ROWS", {"train": 40, "val": 12})
-    config = trained.run.config.replace({"model.interval": 12, "model.max_contexts": 1})
-    found = encoded(config, RunFolder(trained.run.path), trained.model)
-    assert [row["distance"] for row in found["decodability"]] == [*range(7)]
+    monkeypatch.setattr(probe, "ROWS", {"train": 40, "val": 12})  # distances end halfway through these
+    found = encoded(trained.model, trained.caches)
+    assert [row["distance"] for row in found["decodability"]] == distances(3, 7)
 
 
 # Other contexts
@@ -131,7 +129,7 @@ def changed(slot):
     later = torch.arange(300) + COPIED * TINY["interval"]  # of row p: after position p - 1
     named = F.one_hot(ids[later.clamp(max=299)], size).float()
     named[0] = 0
-    return other_contexts(model, StreamCache(ids.int(), named), WINDOW)
+    return other_contexts(model, StreamCache(ids.int(), named))
 
 
 def test_a_model_that_ignores_contexts_loses_nothing_and_one_that_copies_loses_all(monkeypatch):
@@ -151,7 +149,7 @@ def test_a_model_that_ignores_contexts_loses_nothing_and_one_that_copies_loses_a
 def test_other_windows_are_those_of_positions_half_the_stream_away(count):
     model, ids, first = tiny_method().eval(), torch.arange(count) * 2, min(WINDOW, count - 2)
     cache = StreamCache(ids.int(), torch.randn(count, TINY["context_dim"]))
-    found = other_contexts(model, cache, WINDOW)["changed"]
+    found = other_contexts(model, cache)["changed"]
     positions = torch.arange(first, count - 1)
     half = (count - 1 - first) // 2
     own, far = (cache.gather(each, model.window).window for each in (positions, positions.roll(-half)))

@@ -13,12 +13,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from conftest import TOP, sources
-from ctxkv_lib.research import proposals, sweep_file
-from ctxkv_lib.runs.models import untrained_model
 
 import ctxkv_lib
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.method.model import ContextBlock
 from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config
 from ctxkv_lib.runs.configure import compared_samples, configure
 from ctxkv_lib.runs.published import PUBLISHED
@@ -203,7 +200,7 @@ def test_parameters_are_a_form_that_offers_what_there_is(path):
 
 def test_comparisons_are_one_to_five():
     counts = {preset: compared_samples(build_config(preset)) for preset in PRESETS}
-    assert counts == {"colab": (100, 500), "offline": (10, 50), "recall": (200, 1000), "ci": (2, 10)}
+    assert counts == {"colab": (100, 500), "offline": (10, 50), "ci": (2, 10)}
     assert notebook.comparison_counts("colab", 1000) == (200, 1000)
     assert notebook.comparison_counts("ci", 5) == (1, 5)
     assert compared_samples(configure("offline", settings={"data.samples": 30})) == (6, 30)
@@ -222,55 +219,6 @@ def test_runs_lie_at_the_top_of_the_clone(monkeypatch, tmp_path):
     assert notebook.runs_root() == tmp_path / "ctxkv_lib" / "runs"
     monkeypatch.setenv("CTXKV_RUNS", str(tmp_path / "elsewhere"))
     assert notebook.runs_root() == tmp_path / "elsewhere"
-
-
-@pytest.mark.parametrize("preset", ["colab", "offline", "ci"])
-def test_every_proposal_changes_one_thing(preset):
-    base = proposals.base_config(preset, None, None, None)
-    variants = proposals.proposals(base)
-    assert variants.pop(proposals.BASE) == {}
-    for settings in variants.values():
-        ((key, value),) = settings.items()
-        assert base.replace(settings) != base, key
-        assert base.replace({key: value}).data.validation_samples >= 10
-    assert {key for settings in variants.values() for key in settings} == {
-        *("model.interval", "model.max_contexts", "model.attention_dropout", "model.kv_method"),
-        *("data.samples", "phase2.weight_decay"),
-    }
-    with pytest.raises(UserError, match=r"data\.samples is 0; allowed: 1 or more"):
-        proposals.base_config(preset, 0, None, None)
-
-
-def test_05_shows_the_committed_results_of_the_study(monkeypatch):
-    monkeypatch.chdir(FOLDER)
-    figures, tables = [], []
-    page = {"show": figures.append, "display": tables.append, "table": lambda header, rows: dict(rows)}
-    page |= {"show_html": lambda content: content}  # which shows nothing by itself
-    page |= {"REPOSITORY": "", "VERSION": ""}  # not asked in a clone
-    exec(sources(RUNNING[4])["learned"], page)
-    assert len(figures) >= len(page["questions"])
-    (recalled,) = tables
-    assert recalled["exact"] == "4.8%"
-    assert "n-grams" not in recalled
-
-
-def test_without_a_clone_the_study_is_read_from_the_tag_of_the_repository(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep_file, "RAW_FILES", tmp_path.as_uri())
-    published = tmp_path / "someone/fork/v0.1.0/notebooks/study/results/answer/sweep.json"
-    refused = r"are not in this folder, and file://.+/answer/sweep\.json could not be read \(.+\); check the"
-    with pytest.raises(UserError, match=refused):
-        ctxkv_lib.study_results("answer", "someone/fork", "v0.1.0")
-    published.parent.mkdir(parents=True)
-    for other in ("<html>", "[]", "{}"):
-        published.write_text(other)
-        with pytest.raises(UserError, match=refused):
-            ctxkv_lib.study_results("answer", "someone/fork", "v0.1.0")
-    committed = TOP / "notebooks/study/results/answer/sweep.json"
-    published.write_bytes(committed.read_bytes())
-    found = ctxkv_lib.study_results("answer", "someone/fork", "v0.1.0")
-    assert found == sweep_file.read_sweep(committed)
-    assert "tuned" in {row["variant"] for row in found["rows"] if row["val_ppl"]}
 
 
 def test_the_file_that_01_writes_is_enough_to_train_on(tmp_path, monkeypatch):
@@ -295,22 +243,6 @@ def test_what_has_no_phase_1_is_shown_and_05_draws_the_setting_that_is_named(cap
     page = {"runs": runs}
     exec(sources(RUNNING[5])["table"], page)
     assert [row[-1] for row in page["rows"]] == ["82.1%", "82.2%", "–"]
-    page = {"runs": {name: [run] for name, run in runs.items()}, "BASE": "base", "show": lambda _: None}
+    page = {"runs": {name: [run] for name, run in runs.items()}, "show": lambda _: None}
     exec(sources(RUNNING[4])["curves"].replace("list(runs)[1]", "'mixer'"), page)
     assert [*page["pair"]] == ["base", "mixer"]
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_06_says_which_recipe_refuses_another_block_and_what_to_add_then(recipe):
-    said = sources(RUNNING[5], "markdown")["about-base"]
-    config = build_config("ci", recipe, 2).replace({"block": ContextBlock})
-    if f"recipe `{recipe}`" in said:
-        with pytest.raises(ValueError, match=r"attention\.heads is 'induction'"):
-            init_attention(config)
-        config = config.replace(json.loads(re.search("{.+?}", said)[0]))
-    init_attention(config)
-
-
-def init_attention(config):
-    model = untrained_model(config, 60, config.data.unigram == "corpus")
-    getattr(model.attention, "init_from_block", lambda _: None)(model.context_block)
