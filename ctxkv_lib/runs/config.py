@@ -238,10 +238,15 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
             f"{key} is a setting of a plug-in, and there is none; give one with {group}=module:Name."
         )
     kinds = GROUPS | {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in plugins.items()}
-    hints = {} if kinds.get(group) is None else typing.get_type_hints(kinds[group])
+    if group not in kinds:
+        names = [*kinds, *HOOKS]
+        raise UserError(
+            f"setting is {key!r}; allowed: group.field, with group one of {', '.join(kinds)}; or one of "
+            f"{', '.join(HOOKS)}.{did_you_mean(group, names)}"
+        )
+    hints = {} if kinds[group] is None else typing.get_type_hints(kinds[group])
     known = [field.name for field in dataclasses.fields(kinds[group])] if hints else []
-    every = [f"{group}.{each}" for each in known] or [*kinds, *HOOKS]
-    _require_known("setting", key, every)
+    _require_known("setting", key, [f"{group}.{each}" for each in known])
     return group, name, hints[name]
 
 
