@@ -77,9 +77,9 @@ def test_info_counts_the_tokens_of_a_file(printed_by, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("run --preset moon", "preset is 'moon'; allowed: colab, offline, recall, ci."),
+        ("run --preset moon", "preset is 'moon'; allowed: colab, offline, ci."),
         ("run --data a.jsonl --set data.path=b.jsonl", "data.path and --data are both given; give one of"),
-        ("run --data a.jsonl --set data.source=recall", "data.source is 'recall' and data.path is 'a.jsonl'"),
+        ("run --data a.jsonl --set data.source=chitchat", "data.source is 'chitchat' and data.path is"),
         ("run --preset offline --samples 999999", "999999"),
         ("compare --preset ci --samples 5", "at least two different sample counts"),
         ("run --set phase2.batch_size", "has no '='"),

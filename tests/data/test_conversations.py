@@ -173,13 +173,6 @@ def test_chitchat_blocks_do_not_move(chitchat):
             _load(split, count + 1, "chitchat")
 
 
-def test_installed_chitchat_is_as_large_as_documented():
-    pytest.importorskip("chitchat_dataset")
-    texts = _load("train", 2000, "chitchat")
-    assert len({*texts}) == 2000
-    assert 3000 < sum(map(len, texts)) / len(texts) < 4500  # characters; about 920 GPT-2 tokens
-
-
 # The user's own data
 
 
@@ -253,6 +246,12 @@ def test_sizes_that_are_not_asked_for_fit_the_data(tmp_path):
     assert _fitted(path, window)[0].data.validation_samples == 8
     data = _fitted(_jsonl(tmp_path, 1010), window)[0].data
     assert (data.validation_samples, data.test_samples) == (100, 100)  # at most
+    asked = {"data.validation_samples": 3}
+    for samples, test in {25: 4, 36: 1, 37: 0}.items():  # the test takes a tenth of what training leaves
+        assert _fitted(_jsonl(tmp_path, 40), asked, samples=samples)[0].data.test_samples == test
+    with pytest.raises(UserError, match="has 1 conversation; to train and validate, give 2"):
+        _fitted(_jsonl(tmp_path, 1))
+    assert _fitted(_jsonl(tmp_path, 2))[0].data.samples == 1
 
 
 def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):
@@ -274,29 +273,6 @@ def test_sizes_that_are_asked_for_stay(tmp_path, preset):
     with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
         configure(preset, None, 500, {"data.path": path}, said.append)
     assert said == []  # a split that does not fit is not described as if it did
-
-
-@pytest.mark.parametrize(
-    ("settings", "samples", "test"),
-    [
-        ({}, 25, 4),
-        ({}, 36, 1),
-        ({}, 37, 0),
-        ({"data.test_samples": 7}, 20, 7),
-        ({"data.test_samples": 0}, 20, 0),
-    ],
-)
-def test_the_test_takes_a_tenth_of_what_training_leaves(tmp_path, settings, samples, test):
-    settings = {"data.validation_samples": 3, **settings}
-    assert _fitted(_jsonl(tmp_path, 40), settings, samples=samples)[0].data.test_samples == test
-    rest, _ = _fitted(_jsonl(tmp_path, 40), settings)
-    assert rest.data.samples == 37 - rest.data.test_samples
-
-
-def test_one_conversation_cannot_be_split(tmp_path):
-    with pytest.raises(UserError, match="has 1 conversation; at least 2 are needed to train and validate"):
-        _fitted(_jsonl(tmp_path, 1))
-    assert _fitted(_jsonl(tmp_path, 2))[0].data.samples == 1
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ctxkv_lib.runs.run_folder import RunFolder, load_run
 from ctxkv_lib.runs.testing import measurements
 from ctxkv_lib.runs.verification import verify
 
-POSSIBLE = [name for name in MEASUREMENTS if name != "recall_task"]
+POSSIBLE = [*MEASUREMENTS]
 
 
 def test_they_are_kept_in_summary_report_and_folder_and_the_command_probes(
@@ -118,7 +118,6 @@ def test_its_code_is_its_module_and_what_that_imports(tmp_path, monkeypatch):
     ("names", "said"),
     [
         (["horizon"], "measurement is 'horizon'; allowed: probe, ablations"),
-        (["recall_task"], r"has no recall_task \(mixer=none, data.source=file\); it has probe"),
     ],
 )
 def test_what_a_run_cannot_have_is_refused(finished_run, names, said):

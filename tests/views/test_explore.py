@@ -47,7 +47,7 @@ def test_corpus_lengths_add_up(trained):
     assert int(corpus.lengths("train").sum()) == trained.run.summary["train_tokens"]
     assert len(corpus.lengths("val")) == 2
     pieces = corpus.pieces("train", 1, most=10**6)
-    assert "".join(pieces) == list(corpus.conversations["train"].texts())[1]
+    assert "".join(pieces) == corpus.conversations["train"].texts[1]
     for number in (-1, 8):
         with pytest.raises(UserError, match=f"conversation is {number}; allowed in train: 0 to 7"):
             corpus.pieces("train", number, most=10)
