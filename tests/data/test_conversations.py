@@ -100,19 +100,10 @@ def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, c
     check_splits(DataConfig())  # what can be said without it
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"<html>sign in to this network</html>",
-        _shard_of([1])[:-4],
-        _shard_of([1]).replace(b"qu", b"\xff\xff"),
-    ],
-)
-def test_a_damaged_shard_is_refused(hub, body):
-    _serve(hub, body)
-    with pytest.raises(
-        UserError, match=r"a3ecf92756993583\.parquet is damaged \(.*\); delete it and run again"
-    ):
+@pytest.mark.parametrize("damage", [lambda body: body[:-4], lambda body: body.replace(b"qu", b"\xff\xff")])
+def test_a_damaged_shard_is_refused(hub, damage):
+    _serve(hub, damage(_shard_of([1])))
+    with pytest.raises(UserError, match=r"a3ecf92756993583\.parquet is damaged \(.*\); delete it and run"):
         _load("train", 1)
 
 
@@ -121,14 +112,11 @@ def test_a_damaged_shard_is_refused(hub, body):
 
 @pytest.fixture
 def chitchat(tmp_path, monkeypatch):
-    """Install a `chitchat_dataset` package that holds the given conversations."""
+    """Give `chitchat-dataset` the given conversations."""
 
     def install(dataset):
-        package = tmp_path / "packages" / "chitchat_dataset"
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text("raise ImportError('never import it: it opens files itself')")
-        (package / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
-        monkeypatch.syspath_prepend(package.parent)
+        (tmp_path / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
+        monkeypatch.setattr(chitchat_source, "package_file", lambda *_: tmp_path / "dataset.json")
 
     return install
 
@@ -145,17 +133,10 @@ SPANISH = ["what, que haces hoy?", "nada en especial y tu", "voy al cine con mi 
 
 def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
     monkeypatch.setattr(chitchat_source, "HELD_BACK", {"corpus": range(0)})
-    chitchat(
-        {
-            "good": _chat(["WHAT DID YOU", " DO TODAY? "], *ENGLISH[1:]),
-            "short": _chat(*ENGLISH[:3]),
-            "blank": _chat(*ENGLISH[:3], [" ", ""]),
-            "smileys": _chat("🙂", "!", "🙂🙂", "?"),
-            "mail": _chat(*ENGLISH, "write to me at someone@example.com"),
-            "phone": _chat(*ENGLISH, "call me at (555) 010-9999"),
-            "spanish": _chat(*SPANISH),
-        }
-    )
+    mail, phone = "write to me at someone@example.com", "call me at (555) 010-9999"
+    refused = [ENGLISH[:3], [*ENGLISH[:3], [" ", ""]], "🙂!🙂?", [*ENGLISH, mail], [*ENGLISH, phone], SPANISH]
+    chats = [[["WHAT DID YOU", " DO TODAY? "], *ENGLISH[1:]], *refused]
+    chitchat({str(number): _chat(*chat) for number, chat in enumerate(chats)})
     assert _load("train", 1, "chitchat") == ["\n".join(ENGLISH)]
     with pytest.raises(UserError, match="chitchat-dataset has only 1 conversations for train"):
         _load("train", 2, "chitchat")
