@@ -182,14 +182,14 @@ def is_read(path, content, reader):
 
 def read_and_evaluate(path, reader):
     conversations = read_conversations(path)
-    scores = evaluate_texts(*reader, list(conversations.texts()))
+    scores = evaluate_texts(*reader, conversations.texts)
     assert ("1 conversation, " in format_scores(scores)) == (len(conversations) == 1)
     assert scores["conversations"] == len(conversations) > 0
     json.dumps(scores, allow_nan=False)
 
 
 def load_split(data, split, *_):
-    list(load_conversations(data, split).texts())
+    load_conversations(data, split)
 
 
 @share_of(FILES)

@@ -115,10 +115,8 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
     texts = read_texts(str(data.path), data.split)
     count, tenth = len(texts), TENTH * len(texts)
     if count < 2:
-        raise UserError(
-            f"{data.path} has {count} conversation; at least 2 are needed to train and validate (in a .txt "
-            "file, a blank line separates them)."
-        )
+        separated = "in a .txt file, a blank line separates them"
+        raise UserError(f"{data.path} has {count} conversation; to train and validate, give 2 ({separated}).")
     enough = max(min(MOST, math.ceil(tenth)), _enough(reversed(texts), count, context_window))
     sizes: dict[str, Any] = {"validation_samples": min(max(1, int(VALIDATION_LIMIT * count)), enough)}
     if data.reads_corpus and "corpus_samples" not in asked:

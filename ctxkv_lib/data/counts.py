@@ -23,10 +23,7 @@ FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the formula is undefined; as KenLM
 
 def count_tokens(ids: torch.Tensor, size: int) -> torch.Tensor:
     """Count each id of `ids` `[n]`, all below `size`: int64 `[size]`."""
-    counts = torch.zeros(size, dtype=torch.int64)
-    for part in ids.split(_BLOCK):
-        counts += torch.bincount(part.int(), minlength=size)
-    return counts
+    return torch.bincount(ids.int(), minlength=size)
 
 
 def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -87,10 +84,9 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
 
 
 def count_pairs(stream: TokenStream, vocab_size: int, reach: int) -> torch.Tensor:
-    """Count how often a token occurs at most `reach` tokens before another in one conversation.
+    """Count how often a token (row) occurs at most `reach` tokens before another in one conversation.
 
-    Returns:
-        Sparse COO float32 `[vocab_size, vocab_size]`, coalesced; rows are the tokens before.
+    Returns: sparse COO float32 `[vocab_size, vocab_size]`, coalesced.
     """
     counts = _sparse(torch.empty(2, 0).long(), torch.empty(0).long(), vocab_size)
     for first in range(0, len(stream.ids), _BLOCK):

@@ -33,12 +33,7 @@ def hub_errors(failure: str, advice: str) -> Iterator[None]:
 def download(repository: tuple[str, str], path: str, kind: str = "model") -> Path:
     """Return a whole file of a pinned repository in huggingface_hub's cache, downloaded if it is not there.
 
-    Args:
-        repository: `GPT2` or `ULTRACHAT`.
-        kind: "model" or "dataset".
-
-    Raises:
-        UserError: the Hub cannot be reached, or refuses.
+    Raises a UserError if the Hub cannot be reached, or refuses. `kind` may also be "dataset".
     """
     repo, revision = repository
     failure = f"{path} of {repo} could not be read from the Hugging Face Hub"
@@ -52,10 +47,8 @@ def download(repository: tuple[str, str], path: str, kind: str = "model") -> Pat
 def dataset_files(name: str, split: str | None) -> list[Path]:
     """Download the files of one split of a data set on the Hub; None takes its only split, or train.
 
-    Of several configurations, `name` says which: "owner/name:configuration".
-
-    Raises:
-        UserError: there is no such data set or split, or the Hub cannot be reached.
+    Of several configurations, `name` says which: "owner/name:configuration". Raises a UserError if there is
+    no such data set or split, or the Hub cannot be reached.
     """
     failure = f"{name} is no file or folder, and could not be opened as a data set on the Hugging Face Hub"
     with hub_errors(failure, "check the name and the network connection, or name a file"):

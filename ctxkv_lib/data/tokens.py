@@ -18,7 +18,7 @@ from .conversations import Conversations
 from .hub import GPT2, download, package_file
 
 if TYPE_CHECKING:
-    from transformers import GPT2Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SIZES = (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - 257, GPT2_VOCAB_SIZE - 1)  # tokens, merges, END_OF_TEXT's id
@@ -35,11 +35,10 @@ class TokenStream:
     starts: torch.Tensor  # int64 [num_conversations], the index of each conversation's first token
 
 
-def load_tokenizer(name: str) -> "GPT2Tokenizer":
+def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     """Load GPT-2's tokenizer from where `data.tokenizer` says; a UserError if its files are not GPT-2's.
 
-    A text that contains "<|endoftext|>" literally gets that one token. All callers share one object: copy it
-    before you change it.
+    All callers share one object: copy it before you change it.
     """
     if name == "gpt2":
         files = [download(GPT2, path) for path in ("vocab.json", "merges.txt")]
@@ -49,7 +48,7 @@ def load_tokenizer(name: str) -> "GPT2Tokenizer":
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "GPT2Tokenizer":
+def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrainedTokenizerFast":
     from tokenizers import models
     from transformers import GPT2Tokenizer
 
@@ -65,12 +64,12 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "GPT2Toke
         ) from error
 
 
-def tokenizer_digest(tokenizer: "GPT2Tokenizer") -> str:
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Return a tokenizer's identity: a digest of all that the ids of a text depend on."""
     return digest(tokenizer.backend_tokenizer.to_str())
 
 
-def train_stream(conversations: Conversations, tokenizer: "GPT2Tokenizer") -> TokenStream:
+def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
     """Tokenise conversation by conversation and concatenate, with no separator."""
 
     def make() -> dict[str, torch.Tensor]:
@@ -85,7 +84,7 @@ def train_stream(conversations: Conversations, tokenizer: "GPT2Tokenizer") -> To
     return _stream("train", conversations, tokenizer, make)
 
 
-def validation_stream(conversations: Conversations, tokenizer: "GPT2Tokenizer") -> TokenStream:
+def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
     """Join the texts with two newlines, and tokenise the result once.
 
     `starts` is the token with each conversation's first character; it may begin with newlines.
@@ -103,7 +102,9 @@ def validation_stream(conversations: Conversations, tokenizer: "GPT2Tokenizer") 
     return _stream("validation", conversations, tokenizer, make)
 
 
-def _stream(kind: str, conversations: Conversations, tokenizer: "GPT2Tokenizer", make: Maker) -> TokenStream:
+def _stream(
+    kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast", make: Maker
+) -> TokenStream:
     key = digest([STREAM_VERSION, kind, conversations.fingerprint, tokenizer_digest(tokenizer)])
     return TokenStream(**cached_tensors("tokens", key, make))
 

@@ -30,11 +30,7 @@ def row_numbers(data: DataConfig, split: Split) -> list[int]:
 
 
 def ultrachat_texts(data: DataConfig, split: Split) -> list[str]:
-    """Read the first rows of a split, from as many shards as have them.
-
-    Raises:
-        UserError: the split has fewer rows, or the Hub cannot be reached.
-    """
+    """Read the first rows of a split; a UserError if it has fewer, or the Hub cannot be reached."""
     wanted, texts, start = {*row_numbers(data, split)}, list[str](), 0
     for shard in SHARDS:
         if len(texts) < len(wanted):

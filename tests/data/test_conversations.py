@@ -100,19 +100,10 @@ def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, c
     check_splits(DataConfig())  # what can be said without it
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"<html>sign in to this network</html>",
-        _shard_of([1])[:-4],
-        _shard_of([1]).replace(b"qu", b"\xff\xff"),
-    ],
-)
-def test_a_damaged_shard_is_refused(hub, body):
-    _serve(hub, body)
-    with pytest.raises(
-        UserError, match=r"a3ecf92756993583\.parquet is damaged \(.*\); delete it and run again"
-    ):
+@pytest.mark.parametrize("damage", [lambda body: body[:-4], lambda body: body.replace(b"qu", b"\xff\xff")])
+def test_a_damaged_shard_is_refused(hub, damage):
+    _serve(hub, damage(_shard_of([1])))
+    with pytest.raises(UserError, match=r"a3ecf92756993583\.parquet is damaged \(.*\); delete it and run"):
         _load("train", 1)
 
 
@@ -121,14 +112,11 @@ def test_a_damaged_shard_is_refused(hub, body):
 
 @pytest.fixture
 def chitchat(tmp_path, monkeypatch):
-    """Install a `chitchat_dataset` package that holds the given conversations."""
+    """Give `chitchat-dataset` the given conversations."""
 
     def install(dataset):
-        package = tmp_path / "packages" / "chitchat_dataset"
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text("raise ImportError('never import it: it opens files itself')")
-        (package / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
-        monkeypatch.syspath_prepend(package.parent)
+        (tmp_path / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
+        monkeypatch.setattr(chitchat_source, "package_file", lambda *_: tmp_path / "dataset.json")
 
     return install
 
@@ -145,17 +133,10 @@ SPANISH = ["what, que haces hoy?", "nada en especial y tu", "voy al cine con mi 
 
 def test_chitchat_keeps_what_is_usable(chitchat, monkeypatch):
     monkeypatch.setattr(chitchat_source, "HELD_BACK", {"corpus": range(0)})
-    chitchat(
-        {
-            "good": _chat(["WHAT DID YOU", " DO TODAY? "], *ENGLISH[1:]),
-            "short": _chat(*ENGLISH[:3]),
-            "blank": _chat(*ENGLISH[:3], [" ", ""]),
-            "smileys": _chat("🙂", "!", "🙂🙂", "?"),
-            "mail": _chat(*ENGLISH, "write to me at someone@example.com"),
-            "phone": _chat(*ENGLISH, "call me at (555) 010-9999"),
-            "spanish": _chat(*SPANISH),
-        }
-    )
+    mail, phone = "write to me at someone@example.com", "call me at (555) 010-9999"
+    refused = [ENGLISH[:3], [*ENGLISH[:3], [" ", ""]], "🙂!🙂?", [*ENGLISH, mail], [*ENGLISH, phone], SPANISH]
+    chats = [[["WHAT DID YOU", " DO TODAY? "], *ENGLISH[1:]], *refused]
+    chitchat({str(number): _chat(*chat) for number, chat in enumerate(chats)})
     assert _load("train", 1, "chitchat") == ["\n".join(ENGLISH)]
     with pytest.raises(UserError, match="chitchat-dataset has only 1 conversations for train"):
         _load("train", 2, "chitchat")
@@ -171,13 +152,6 @@ def test_chitchat_blocks_do_not_move(chitchat):
         assert _load(split, 3, "chitchat") == splits[split][:3]
         with pytest.raises(UserError, match=f"has only {count} conversations"):
             _load(split, count + 1, "chitchat")
-
-
-def test_installed_chitchat_is_as_large_as_documented():
-    pytest.importorskip("chitchat_dataset")
-    texts = _load("train", 2000, "chitchat")
-    assert len({*texts}) == 2000
-    assert 3000 < sum(map(len, texts)) / len(texts) < 4500  # characters; about 920 GPT-2 tokens
 
 
 # The user's own data
@@ -253,6 +227,12 @@ def test_sizes_that_are_not_asked_for_fit_the_data(tmp_path):
     assert _fitted(path, window)[0].data.validation_samples == 8
     data = _fitted(_jsonl(tmp_path, 1010), window)[0].data
     assert (data.validation_samples, data.test_samples) == (100, 100)  # at most
+    asked = {"data.validation_samples": 3}
+    for samples, test in {25: 4, 36: 1, 37: 0}.items():  # the test takes a tenth of what training leaves
+        assert _fitted(_jsonl(tmp_path, 40), asked, samples=samples)[0].data.test_samples == test
+    with pytest.raises(UserError, match="has 1 conversation; to train and validate, give 2"):
+        _fitted(_jsonl(tmp_path, 1))
+    assert _fitted(_jsonl(tmp_path, 2))[0].data.samples == 1
 
 
 def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):
@@ -274,29 +254,6 @@ def test_sizes_that_are_asked_for_stay(tmp_path, preset):
     with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
         configure(preset, None, 500, {"data.path": path}, said.append)
     assert said == []  # a split that does not fit is not described as if it did
-
-
-@pytest.mark.parametrize(
-    ("settings", "samples", "test"),
-    [
-        ({}, 25, 4),
-        ({}, 36, 1),
-        ({}, 37, 0),
-        ({"data.test_samples": 7}, 20, 7),
-        ({"data.test_samples": 0}, 20, 0),
-    ],
-)
-def test_the_test_takes_a_tenth_of_what_training_leaves(tmp_path, settings, samples, test):
-    settings = {"data.validation_samples": 3, **settings}
-    assert _fitted(_jsonl(tmp_path, 40), settings, samples=samples)[0].data.test_samples == test
-    rest, _ = _fitted(_jsonl(tmp_path, 40), settings)
-    assert rest.data.samples == 37 - rest.data.test_samples
-
-
-def test_one_conversation_cannot_be_split(tmp_path):
-    with pytest.raises(UserError, match="has 1 conversation; at least 2 are needed to train and validate"):
-        _fitted(_jsonl(tmp_path, 1))
-    assert _fitted(_jsonl(tmp_path, 2))[0].data.samples == 1
 
 
 @pytest.mark.parametrize(

