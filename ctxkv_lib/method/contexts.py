@@ -6,22 +6,17 @@ context before the first token, row i + 1 the context after token i.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Phase1Config
 
 PASS_ROWS = 2**14  # contexts of a parallel pass at a time
-SCAN_TOKENS = 2**18  # tokens of one segmented scan, which bounds the memory of its contexts: 256 MiB
-SEGMENT = 128  # tokens of a segment, at least; most trained blocks forget within one
-# Segments at most. On a CPU a step on more rows costs more; a GPU is not busy with fewer.
-CPU_SEGMENTS, GPU_SEGMENTS = 256, 2048
-CHECK_EVERY = 16  # tokens between two comparisons, each of which waits for the GPU
+SEGMENTS = 256  # of a stream, computed in lock-step
 AGREEMENT = 1 / 4  # of the tolerance: differences at several boundaries may add up
-THINNING = 4  # segments that become one if the block remembers more than a segment
 
 # Next contexts `[m, context_dim]`, from the contexts and the input projections of m tokens.
 Block = Callable[[Tensor, Tensor], Tensor]
@@ -48,185 +43,84 @@ def stream_contexts(
     projected_inputs: Tensor,
     tokens: Tensor,
     config: Phase1Config,
-    contexts: Tensor,
-    trained: bool,
     generator: torch.Generator,
-) -> float | None:
-    """Overwrite `contexts` with those of a stream, computed as `config.context_method` says.
+    trained_on: Tensor | None = None,
+) -> Tensor:
+    """Compute the padded contexts of a stream as `config.context_method` says.
 
     Args:
-        contexts: padded; if `trained`, those of Phase 1's last iteration, else anything.
-        trained: whether Phase 1 was trained on this stream.
         generator: draws the first contexts of parallel passes over a stream that Phase 1 was not trained on.
-
-    Returns:
-        the error of `exact_contexts`; None of parallel passes.
+        trained_on: the padded contexts of Phase 1's last iteration, if it was trained on this stream.
     """
     if config.context_method == "exact":
-        return exact_contexts(block, projected_inputs, tokens, config.tolerance, out=contexts)[1]
-    if not trained:
-        draw_contexts(contexts, config.initial_std, generator)
-    for _ in range(1 if trained else config.validation_passes):
-        parallel_pass(block, projected_inputs, tokens, contexts)
-    return None
+        return exact_contexts(block, projected_inputs, tokens, config.tolerance)
+    if trained_on is not None:
+        return parallel_pass(block, projected_inputs, tokens, trained_on)
+    contexts = draw_contexts(len(tokens), context_dim(block, projected_inputs), config.initial_std, generator)
+    for _ in range(config.validation_passes):
+        contexts = parallel_pass(block, projected_inputs, tokens, contexts)
+    return contexts
 
 
-def draw_contexts(
-    contexts: Tensor,
-    std: float,
-    generator: torch.Generator,
-    release: Callable[[Tensor], None] = lambda contexts: None,
-) -> None:
-    """Overwrite padded contexts with draws from N(0, std), row 0 with zeros; `release` as of `Loop`."""
-    contexts[0] = 0
-    for chunk in contexts[1:].split(PASS_ROWS):
-        drawn = torch.empty(chunk.shape, device=generator.device)
-        chunk.copy_(drawn.normal_(std=std, generator=generator))
-        release(contexts)
+def context_dim(block: Block, projected_inputs: Tensor) -> int:
+    """Return the size of a block's contexts: that of its inputs, if it does not know."""
+    return int(getattr(block, "context_dim", projected_inputs.shape[-1]))
+
+
+def draw_contexts(count: int, width: int, std: float, generator: torch.Generator) -> Tensor:
+    """Draw padded contexts of `count` tokens from N(0, std), `[count + 1, width]`; row 0 is zeros."""
+    contexts = torch.zeros(count + 1, width, device=generator.device)
+    contexts[1:].normal_(std=std, generator=generator)
+    return contexts
 
 
 @torch.no_grad()
-def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contexts: Tensor) -> None:
-    """Overwrite every context by one step from the context that was before it, all at once."""
-    last = contexts[:1].to(projected_inputs.device)
-    for chunk, rows in zip(contexts[1:].split(PASS_ROWS), tokens.split(PASS_ROWS), strict=True):
-        held = chunk.to(projected_inputs.device)
-        previous = torch.cat([last, held[:-1]])
-        last = held[-1:].clone()
-        chunk.copy_(block(previous, projected_inputs[rows]))
+def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
+    """Compute every context by one step from the context that was before it, all at once."""
+    made = torch.empty_like(contexts)
+    made[0] = contexts[0]
+    for start in range(0, len(tokens), PASS_ROWS):
+        rows = slice(start, start + PASS_ROWS)
+        made[1:][rows] = block(contexts[:-1][rows], projected_inputs[tokens[rows]])
+    return made
 
 
 @torch.no_grad()
 def exact_contexts(
-    block: Block,
-    projected_inputs: Tensor,
-    tokens: Tensor,
-    tolerance: float,
-    is_first: Tensor | None = None,
-    out: Tensor | None = None,
-    before: Tensor | None = None,
-) -> tuple[Tensor, float]:
+    block: Block, projected_inputs: Tensor, tokens: Tensor, tolerance: float, before: Tensor | None = None
+) -> Tensor:
     """Compute the contexts of the recurrence, as reading token by token gives them.
 
-    Args:
-        tokens: any integers `[n]`, on any device.
-        tolerance: largest error of a component (see `segmented_scan`).
-        is_first: bool `[n]`, True at a conversation's first token, which starts from the zero context.
-        out: padded contexts to overwrite, of any dtype and on any device; None makes new ones.
-        before: context before the first token, `[context_dim]`; None: the zero context. Without `out` and
-            `before`, contexts are as wide as `projected_inputs`.
-
-    Returns:
-        padded contexts (`out`, if given), and the largest difference of a component that is left at a segment
-        boundary.
-    """
-    width = next(each.shape[-1] for each in (out, before, projected_inputs) if each is not None)
-    contexts = projected_inputs.new_empty(len(tokens) + 1, width) if out is None else out
-    state = projected_inputs.new_zeros(width) if before is None else before
-    contexts[0] = state
-    error = 0.0
-    for start in range(0, len(tokens), SCAN_TOKENS):
-        chunk = slice(start, start + SCAN_TOKENS)
-        rows = tokens[chunk].to(projected_inputs.device, torch.int64)
-        begins = None if is_first is None else is_first[chunk].to(rows) - 1
-        place = contexts[start : start + SCAN_TOKENS + 1]
-        made = place.to(projected_inputs)  # the same tensor, where nothing has to be changed
-        made[0] = state
-        stream = Stream(block, projected_inputs, rows, begins, projected_inputs.new_zeros(1, width))
-        error = max(error, segmented_scan(stream, made, tolerance))
-        place.copy_(made)  # nothing, if it is the same tensor
-        state = made[-1].clone()
-    return contexts, error
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Tokens for a segmented scan, and the block that reads them.
-
-    Attributes:
-        projected_inputs: input projections of the distinct tokens, `[num_distinct, context_dim]`.
-        tokens: int64 `[n]`, rows of `projected_inputs`.
-        begins: int64 `[n]`, -1 or, where a token begins a new sequence, the row of `initial` that it starts
-            from; None if the stream is one sequence.
-        initial: contexts `[any, context_dim]`.
-    """
-
-    block: Block
-    projected_inputs: Tensor
-    tokens: Tensor
-    begins: Tensor | None = None
-    initial: Tensor | None = None
-
-
-@torch.no_grad()
-def segmented_scan(stream: Stream, contexts: Tensor, tolerance: float) -> float:
-    """Overwrite `contexts[1:]` with the recurrence that starts from `contexts[0]`.
-
-    1. Cut the stream into segments and compute all in lock-step. Each starts from `contexts[0]`, which is a
-       guess for all but the first.
-    2. If a segment ends with another context than the next one started from, the next one started wrong.
-       Compute all such segments again, from the context before each, until they agree with what is there.
-    3. Repeat this until all agree. If most segments of a round do not, the block remembers more than a
-       segment: the next round computes every fourth one only, and on through the three after it.
-
-    The first segment of each round starts right, so the rounds end. If the block never forgets, the last
-    round is one segment: the whole stream, token by token.
+    The stream is cut into segments, which are computed in lock-step, at first all from zeros. A segment whose
+    predecessor ended elsewhere is computed again from there, until none is left. After k rounds the first k
+    segments are right, so the rounds end; a block that forgets within a segment takes two.
 
     Args:
-        contexts: padded, `[n + 1, context_dim]`, of the dtype and on the device of `stream.projected_inputs`.
-        tolerance: largest error of a component to aim at. At segment boundaries a quarter of it may be left,
-            which a block may amplify before it forgets it.
+        tokens: int64 `[n]`; a long stream can be read part by part, each from the last context of the one
+            before.
+        tolerance: largest error of a component. A quarter of it may be left where a segment begins, which a
+            block may amplify before it forgets it.
+        before: context before the first token, `[context_dim]`; None: zeros.
 
     Returns:
-        the largest difference of a component that is left at a segment boundary.
+        padded contexts, of the dtype and on the device of `projected_inputs`.
     """
-    contexts[1:] = torch.nan  # agrees with nothing
-    count = len(contexts) - 1
-    most = CPU_SEGMENTS if contexts.device.type == "cpu" else GPU_SEGMENTS
-    pending = torch.arange(0, count, max(SEGMENT, -(-count // most)), device=contexts.device)
-    contexts[pending] = contexts[0].clone()
-    largest, rounds, thinning = 0.0, 0, 1
-    while len(pending):
-        starts = pending[::thinning].contiguous()
-        ends = torch.cat([starts[1:], starts.new_tensor([count])])
-        stops, differences = _scan_segments(stream, contexts, starts, ends, AGREEMENT * tolerance)
-        agrees = differences <= AGREEMENT * tolerance
-        largest = max([largest, *differences[agrees].tolist()])
-        rounds += 1
-        thinning = 1 if rounds == 1 or agrees.float().mean() >= 0.5 else THINNING
-        not_reached = pending >= stops[torch.searchsorted(starts, pending, right=True) - 1]
-        pending = torch.cat([pending[not_reached], ends[:-1][~agrees[:-1]]]).sort().values
-    return largest
-
-
-def _scan_segments(
-    stream: Stream, contexts: Tensor, starts: Tensor, ends: Tensor, agreement: float
-) -> tuple[Tensor, Tensor]:
-    """Overwrite the contexts of segments in lock-step, each until it agrees with what is there.
-
-    Args:
-        starts: position of each segment's first token, `[m]`.
-        ends: position after its last token, `[m]`.
-        agreement: largest difference of a component from what is there at which a segment stops.
-
-    Returns:
-        position after the last token computed of each segment, and the largest difference there, both `[m]`.
-    """
-    stops, differences = starts.clone(), contexts.new_empty(len(starts))
-    active, state = torch.arange(len(starts), device=starts.device), contexts[starts]
-    while len(active):
-        count = min(CHECK_EVERY, int((ends - stops)[active].min()))
-        ahead = stops[active] + torch.arange(count, device=starts.device)[:, None]  # (count, active)
-        computed, begins = [], None if stream.begins is None else stream.begins[ahead]
-        for step, inputs in enumerate(stream.projected_inputs[stream.tokens[ahead]]):
-            if begins is not None and stream.initial is not None:
-                initial = stream.initial[begins[step].clamp(min=0)]
-                state = torch.where(begins[step, :, None] >= 0, initial, state)
-            state = stream.block(state, inputs)
-            computed.append(state)
-        stops[active] += count
-        differences[active] = (state - contexts[stops[active]]).abs().amax(dim=1)
-        contexts[ahead + 1] = torch.stack(computed)
-        goes_on = ~(differences <= agreement)[active] & (stops < ends)[active]
-        active, state = active[goes_on], state[goes_on]
-    return stops, differences
+    first = projected_inputs.new_zeros(context_dim(block, projected_inputs)) if before is None else before
+    length = max(1, -(-len(tokens) // SEGMENTS))
+    rows = F.pad(tokens, (0, -len(tokens) % length)).view(-1, length)  # (segments, length)
+    starts = first.new_zeros(len(rows), len(first))
+    starts[:1] = first
+    contexts = first.new_empty(1 + rows.numel(), len(first))
+    contexts[0] = first
+    made = contexts[1:].view(*rows.shape, len(first))
+    wrong = torch.arange(len(rows), device=rows.device)
+    while len(wrong):
+        state = starts[wrong]
+        for step in range(length):
+            state = block(state, projected_inputs[rows[wrong, step]])
+            made[wrong, step] = state
+        ends = made[:-1, -1]
+        agrees = torch.isclose(ends, starts[1:], rtol=0, atol=AGREEMENT * tolerance, equal_nan=True)
+        wrong = 1 + (~agrees.all(dim=1)).nonzero()[:, 0]
+        starts[wrong] = ends[wrong - 1]
+    return contexts[: len(tokens) + 1]

@@ -7,19 +7,19 @@ so all positions are computed at once.
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Phase1Config
-from .contexts import draw_contexts
-from .loop import Diverged, Loop, Metric
+from .contexts import context_dim, draw_contexts
+from .loop import Diverged, Loop
 from .model import project_inputs
 
-GROUP_ROWS = 2**16  # positions of the batches that any device but a CPU computes together
 # The loss of a batch's contexts `[n, context_dim]`: a scalar, differentiated by autograd.
 ContextLoss = Callable[[Tensor], Tensor]
 
@@ -34,44 +34,11 @@ class Phase1Result:
     seconds: float
 
 
-UNTRAINED = Phase1Result(0, None, "untrained", 0.0)
-
-
-@dataclass
-class Phase1State:
-    """What a Phase 1 under way needs to go on."""
-
-    weights: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    contexts: Tensor
-    generator: torch.Generator
-    metrics: list[Metric] = field(default_factory=list)
-    seconds: float = 0.0
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-
-
-def oacd_loss(contexts: Tensor, centroid_weight: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Compute `-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2` of X `[n, context_dim]`.
-
-    The gradient is written out, `-(X - mean(X)) / (n ||X - mean(X)||_F) + 2 centroid_weight mean(X) / n`: one
-    pass instead of autograd's six.
-
-    Args:
-        contexts: X, or batches of it, `[batches, n, context_dim]`, whose losses are summed.
-
-    Returns:
-        loss and gradient, both multiplied by `scale`.
-    """
-    per_row = scale / contexts.shape[-2]
-    centroid = contexts.mean(dim=-2, keepdim=True)
-    centred = contexts - centroid
-    spread = torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True)
-    losses = scale * centroid_weight * centroid.square().sum(dim=-1, keepdim=True) - per_row * spread
-    spread = spread.clamp(min=torch.finfo(spread.dtype).tiny)  # a single row is its own centroid
-    if centred.requires_grad:  # in a loss of the user's, where autograd needs it as it is
-        centred = centred.clone()
-    gradient = centred.mul_(-per_row / spread).add_(centroid, alpha=2 * centroid_weight * per_row)
-    return losses.sum(), gradient
+def oacd_loss(contexts: Tensor, centroid_weight: float) -> Tensor:
+    """Compute `-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2` of X `[n, context_dim]`."""
+    centroid = contexts.mean(dim=0)
+    spread = torch.linalg.vector_norm(contexts - centroid)
+    return centroid_weight * centroid.square().sum() - spread / len(contexts)
 
 
 class StoppingRule:
@@ -97,46 +64,44 @@ def train_context_block(
     embeddings: Tensor,
     tokens: Tensor,
     config: Phase1Config,
-    contexts: Tensor,
     generator: torch.Generator,
     loss: ContextLoss | None = None,
     loop: Loop | None = None,
-) -> Phase1Result:
-    """Train `block` in place, and leave the last iteration's contexts in `contexts`.
+) -> tuple[Phase1Result, Tensor | None]:
+    """Train `block` in place.
 
     Args:
         embeddings: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
         tokens: int64 `[n]`, the stream as rows of `embeddings`.
-        contexts: float32 `[n + 1, context_dim]`, padded (see `windows`), on any device; overwritten.
         generator: on the block's device; draws the first contexts and the noise.
         loss: of a batch's contexts, in the place of OACD.
+
+    Returns:
+        the outcome; and the last iteration's contexts, float32 `[n + 1, context_dim]`, padded (see
+        `windows`), or None if nothing is trained.
 
     Raises:
         Diverged: loss or weights are no longer finite.
     """
-    loop, weights = loop or Loop(), dict(block.named_parameters())
+    loop, weights = loop or Loop(), [*block.parameters()]
     init: Callable[..., None] = getattr(block, "init_weights", lambda *_: None)
+    init(embeddings, tokens, config)
     if not weights or not config.max_iterations:
-        init(embeddings, tokens, config)
-        return UNTRAINED
-    optimizer = torch.optim.Adam(weights.values(), lr=config.learning_rate)
-    buffers = dict(block.named_buffers())  # which `init_weights` may fill
-    state = Phase1State(weights, optimizer, contexts, generator, buffers=buffers)
-    loop.restore(state)
-    if not state.metrics:
-        init(embeddings, tokens, config)
-        draw_contexts(contexts, config.initial_std, generator, loop.release)
-    rule, iteration, rate, reason = StoppingRule(config), 1, 0.0, None
-    for metric in state.metrics:
-        iteration, rate = metric["iteration"], metric["convergence_rate"]
-        reason = rule.reason(rate)
-    most = 0 if reason else config.max_iterations
-    for iteration in loop.track(range(iteration + 1, most + 1), "Phase 1", most, iteration):  # noqa: B020
+        return Phase1Result(0, None, "untrained", 0.0), None
+    optimizer, rule = torch.optim.Adam(weights, lr=config.learning_rate), StoppingRule(config)
+    loss = loss or partial(oacd_loss, centroid_weight=config.centroid_weight)
+    width = context_dim(block, project_inputs(block, embeddings[:1]))
+    contexts = draw_contexts(len(tokens), width, config.initial_std, generator)
+    total, iteration, rate, reason = 0.0, 1, 0.0, None  # the draw is iteration 1
+    most = config.max_iterations
+    for iteration in loop.track(range(2, most + 1), "Phase 1", most, done=1):  # noqa: B007
         began = time.perf_counter()
-        mean_loss, rate = train_iteration(block, state, embeddings, tokens, config, loss, loop)
+        mean_loss, rate = train_iteration(
+            block, optimizer, contexts, embeddings, tokens, config, generator, loss
+        )
         _check_finite(block, iteration, mean_loss, config)
         seconds = time.perf_counter() - began
-        state.seconds += seconds
+        total += seconds
         metric = {
             "stage": "phase1",
             "iteration": iteration,
@@ -144,95 +109,54 @@ def train_context_block(
             "convergence_rate": rate,
             "seconds": round(seconds, 4),
         }
-        state.metrics.append(metric)
-        loop.after_round(state, metric)
+        loop.after_round(None, metric)
         if reason := rule.reason(rate):
             break
-    return Phase1Result(iteration, rate, reason or "max_iterations", state.seconds)
+    return Phase1Result(iteration, rate, reason or "max_iterations", total), contexts
 
 
 def train_iteration(
     block: nn.Module,
-    state: Phase1State,
+    optimizer: torch.optim.Optimizer,
+    contexts: Tensor,
     embeddings: Tensor,
     tokens: Tensor,
     config: Phase1Config,
-    loss: ContextLoss | None = None,
-    loop: Loop | None = None,
+    generator: torch.Generator,
+    loss: ContextLoss,
 ) -> tuple[float, float]:
     """Do one pass over the stream and one optimiser step; arguments as of `train_context_block`.
+
+    Args:
+        contexts: the previous iteration's, padded; overwritten with this one's.
 
     Returns:
         mean loss of the batches, and the share of positions that have converged.
     """
-    loop, contexts = loop or Loop(), state.contexts
-    scale = 1 / -(-len(tokens) // config.batch_size)  # the mean over all batches
-    projected = project_inputs(block, embeddings)
+    optimizer.zero_grad()
+    projected = project_inputs(block, embeddings)  # of each distinct token, once
     inputs = projected.detach().requires_grad_(projected.requires_grad)  # gathers the gradient of all batches
-    trained = [*block.parameters(), *([inputs] if inputs.requires_grad else [])]
-
-    def read(before: Tensor, batch: Tensor) -> Tensor:
-        contexts: Tensor = block(before, F.embedding(batch, inputs))
-        return contexts
-
-    total_loss = torch.zeros((), device=embeddings.device)
-    converged = torch.zeros((), dtype=torch.int64, device=embeddings.device)
-    before = contexts[0].to(embeddings)  # the previous iteration's, of the position before the batch
-    state.optimizer.zero_grad()
-    groups = _groups(tokens, config.batch_size)
-    for batch, rows in zip(groups, contexts[1:].split([*map(len, groups)]), strict=True):
-        held = rows.to(embeddings)  # the previous iteration's
-        previous = torch.empty_like(held).normal_(std=config.noise_std, generator=state.generator)
-        previous[0].add_(before)
+    batches = tokens.split(config.batch_size)
+    total_loss, converged = torch.zeros(2, device=tokens.device, dtype=torch.float64)
+    before = contexts[:1].clone()  # the previous iteration's, of the position before the batch
+    for batch, held in zip(batches, contexts[1:].split(config.batch_size), strict=True):
+        previous = torch.empty_like(held).normal_(std=config.noise_std, generator=generator)
+        previous[:1].add_(before)
         previous[1:].add_(held[:-1])
-        before = held[-1].clone()
-
-        def gradients(
-            previous: Tensor = previous, batch: Tensor = batch
-        ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
-            updated = loop.apply(read, previous, batch)
-            batch_loss, gradient = _loss_and_gradient(updated, loss, config, scale)
-            found = torch.autograd.grad(updated, trained, gradient, allow_unused=True)
-            return updated.detach(), batch_loss, found
-
-        updated, batch_loss, found = loop.attempt(gradients, len(batch))
-        for tensor, gradient in zip(trained, found, strict=True):
-            if gradient is not None:
-                tensor.grad = gradient if tensor.grad is None else tensor.grad.add_(gradient)
-        moved = F.mse_loss(updated, held, reduction="none").mean(dim=1)
-        rows.copy_(updated)
-        total_loss += batch_loss
+        before = held[-1:].clone()
+        made = block(previous, F.embedding(batch, inputs))
+        batch_loss = loss(made) / len(batches)
+        batch_loss.backward()
+        moved = F.mse_loss(made.detach(), held, reduction="none").mean(dim=1)
         converged += (moved < config.convergence_threshold).sum()
-        loop.release(contexts)
+        total_loss += batch_loss.detach()
+        held.copy_(made.detach())
     if inputs.grad is not None:
         projected.backward(inputs.grad)
     torch.nn.utils.clip_grad_norm_(block.parameters(), config.clip_norm)
-    state.optimizer.step()
-    mean_loss, count = torch.stack([total_loss.double(), converged.double()]).tolist()
+    optimizer.step()
+    mean_loss, count = torch.stack([total_loss, converged]).tolist()
     return mean_loss, count / len(tokens)
-
-
-def _groups(tokens: Tensor, size: int) -> Sequence[Tensor]:
-    """Cut a stream into batches of `size`, on a CPU one at a time, elsewhere many full ones together.
-
-    A GPU would spend more time on starting the small work of a batch than on doing it. Each batch still has
-    a loss of its own.
-    """
-    together = 1 if tokens.device.type == "cpu" else max(1, GROUP_ROWS // size)
-    full = len(tokens) // size * size
-    return [part for part in (*tokens[:full].split(size * together), tokens[full:]) if len(part)]
-
-
-def _loss_and_gradient(
-    contexts: Tensor, loss: ContextLoss | None, config: Phase1Config, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Compute the summed loss of a group's batches and its gradient, both multiplied by `scale`."""
-    if loss is None:
-        batches = contexts.detach().unflatten(0, (-1, min(config.batch_size, len(contexts))))
-        value, gradient = oacd_loss(batches, config.centroid_weight, scale)
-        return value, gradient.flatten(0, 1)
-    value = torch.stack([loss(batch) * scale for batch in contexts.split(config.batch_size)]).sum()
-    return value.detach(), torch.autograd.grad(value, contexts)[0]
 
 
 def _check_finite(block: nn.Module, iteration: int, loss: float, config: Phase1Config) -> None:
