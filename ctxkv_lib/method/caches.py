@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from operator import itemgetter
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from .copying import mix
 from .model import ContextKV
 from .windows import Window
+
+POOL_BLOCKS = 8  # blocks of consecutive positions that a pool is made of
+MIXED_ROWS = 256  # positions at a time with all their logits
+
+Shard = Callable[[int], slice]  # which of a batch's rows a process takes; see `Loop.shard`
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class _Tensors:
     """A dataclass of tensors, some of which may be None."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything it holds, by name."""
+        """Return every tensor it holds, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in named.items() if isinstance(tensor, Tensor)}
 
@@ -36,6 +41,7 @@ class Batch(_Tensors):
         window: contexts that each position sees, `[n, slots, context_dim]`, zero where there is none.
         present: bool `[n, slots]`, the slots that hold a context.
         targets: next tokens, int64 `[n]`.
+        copied, shares: what `copying.mix` takes, `[n, reach]`; None if nothing is copied.
     """
 
     tokens: Tensor
@@ -43,6 +49,8 @@ class Batch(_Tensors):
     window: Tensor
     present: Tensor
     targets: Tensor
+    copied: Tensor | None = None
+    shares: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -53,19 +61,27 @@ class Batch(_Tensors):
         return model.attend(embeddings, self.window, self.present)
 
     def logits(self, model: ContextKV) -> Tensor:
-        """Compute the model's logits at these positions, `[n, vocab_size]`."""
-        return model.logits(self.attend(model)[0], self.tokens)
+        """Compute the logits at these positions, `[n, vocab_size]`."""
+        return self._logits(model, self.attend(model)[0], slice(None))
 
     def scores(self, model: ContextKV) -> tuple[Tensor, Tensor]:
-        """Compute `model.losses` at these positions: loss and correctness of each prediction."""
-        return model.losses(self.attend(model)[0], self.tokens, self.targets)
+        """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`."""
+        hidden, found = self.attend(model)[0], []
+        if self.shares is None:
+            return model.losses(hidden, self.tokens, self.targets)
+        for start in range(0, len(self), MIXED_ROWS):
+            rows = slice(start, start + MIXED_ROWS)
+            logits = self._logits(model, hidden, rows)
+            own = logits.gather(1, self.targets[rows, None])[:, 0]
+            found.append((-own, own == logits.amax(dim=1)))
+        losses, correct = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(correct)
 
-    def split(self, micro_batches: int) -> Iterator[tuple[Self, slice]]:
-        """Cut into so many micro-batches (or fewer), each with the rows that it has of this batch."""
-        size = max(1, -(-len(self) // micro_batches))
-        for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            yield self if micro_batches == 1 else self.each(itemgetter(rows)), rows
+    def _logits(self, model: ContextKV, hidden: Tensor, rows: slice) -> Tensor:
+        logits = model.logits(hidden[rows], self.tokens[rows])
+        if self.copied is None or self.shares is None:
+            return logits
+        return mix(logits, self.copied[rows], self.shares[rows])
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device; a GPU copies it from pinned memory, and nothing waits for that."""
@@ -83,41 +99,24 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % 2**63
 
 
-Shard = Callable[[int], slice]  # which of a batch's rows a process takes; see `Loop.shard`
-
-
-class TrainingStream(Protocol):
-    """What Phase 2 trains on: a `StreamCache`, or contexts that are computed when they are needed.
-
-    Its dtype is that of its contexts, and thereby of the matrix products of training. `epoch` is documented
-    at `StreamCache`.
-    """
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-    def __len__(self) -> int: ...
-    def epoch(
-        self, seed: int, number: int, done: int, size: int, model: ContextKV, shard: Shard
-    ) -> Iterator[Batch]: ...
-
-
 @dataclass(frozen=True)
 class StreamCache(_Tensors):
     """What Phase 2 reads of one stream of n + 1 tokens: n inputs, each with its target.
 
     Attributes:
         ids: int32 `[n + 1]`, the tokens; position i reads token i and predicts token i + 1.
-        contexts: float32 or bfloat16 `[n + 1, context_dim]`, padded (see `windows`).
+        contexts: float32 or bfloat16 `[n + 1, context_dim]`, padded (see `windows`). Their dtype is that of
+            the matrix products of training.
         embeddings: float32 `[n, hidden_size]`, normed (the published layout), or None: gathered from the
             model's own table, which gives the same rows.
-        begins: int64 `[n]`, the position at which each position's conversation begins, where conversations
-            are read apart; None for one stream without boundaries, as in training.
+        pool: positions that an epoch visits in one random order. A cache that exceeds memory is read a pool
+            at a time, which stays in memory; None: all.
     """
 
     ids: Tensor
     contexts: Tensor
     embeddings: Tensor | None = None
-    begins: Tensor | None = None
+    pool: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids) - 1
@@ -126,47 +125,60 @@ class StreamCache(_Tensors):
     def dtype(self) -> torch.dtype:
         return self.contexts.dtype
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
     def gather(self, positions: Tensor, window: Window) -> Batch:
         """Gather what is read at `positions`, int64 `[n]` on any device."""
-        begins = 0 if self.begins is None else _rows(self.begins, positions)
-        rows = window.rows(positions - begins)
-        present = rows > 0
-        if self.begins is not None:
-            rows = torch.where(present, rows + _rows(self.begins, positions)[:, None], 0)
+        rows = window.rows(positions)
         dense = None if self.embeddings is None else _rows(self.embeddings, positions)
         tokens, targets = (_rows(self.ids, places) for places in (positions, positions + 1))
-        return Batch(tokens, dense, _rows(self.contexts, rows), present, targets.long())
+        return Batch(tokens, dense, _rows(self.contexts, rows), rows > 0, targets.long())
 
     def batches(
         self, order: Tensor, size: int, model: ContextKV, shard: Shard | None = None
     ) -> Iterator[Batch]:
-        """Gather the positions of `order`, int64 `[n]`, in batches on the model's device."""
+        """Gather the positions of `order`, int64 `[n]`, in batches on the model's device.
+
+        Where `model` is in evaluation mode and copies, they hold what it copies.
+        """
         for part in order.to(self.contexts.device).split(size) if len(order) else ():
             rows = part if shard is None else part[shard(len(part))]
-            yield self.gather(rows, model.window).to(model.device)
-
-    def epoch(
-        self, seed: int, number: int, done: int, size: int, model: ContextKV, shard: Shard
-    ) -> Iterator[Batch]:
-        """Gather an epoch's batches on the model's device, in an order drawn from (seed, number) alone.
-
-        Args:
-            done: positions to leave out, those of the first batches.
-            size: positions of a batch; only the last one may have fewer.
-        """
-        return self.batches(self.epoch_order(seed, number)[done:], size, model, shard)
+            batch = self.gather(rows, model.window)
+            if model.copying and not model.training and len(rows):
+                batch = self._with_copies(batch, rows, model)
+            yield batch.to(model.device)
 
     def epoch_order(self, seed: int, number: int) -> Tensor:
-        """Draw the permutation in which an epoch visits the positions, int64 `[n]` on the CPU."""
-        return torch.randperm(len(self), generator=torch.Generator().manual_seed(epoch_seed(seed, number)))
+        """Draw the order in which an epoch visits the positions, int64 `[n]` on the CPU, from both numbers.
+
+        It is a permutation of all; or of blocks, and of the positions in each `pool` of blocks.
+        """
+        generator = torch.Generator().manual_seed(epoch_seed(seed, number))
+        if self.pool is None or self.pool >= len(self):
+            return torch.randperm(len(self), generator=generator)
+        blocks = torch.arange(len(self)).split(max(1, self.pool // POOL_BLOCKS))
+        places = torch.randperm(len(blocks), generator=generator).split(POOL_BLOCKS)
+        pools = [torch.cat([blocks[place] for place in some]) for some in places]
+        return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pools])
 
     def attend(self, model: ContextKV, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute `model.attend` at `positions`: hidden states and attention weights."""
         return self.gather(positions, model.window).to(model.device).attend(model)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors().values())
+    def _with_copies(self, batch: Batch, positions: Tensor, model: ContextKV) -> Batch:
+        """Add what the model copies at each position; runs of consecutive ones are compared together."""
+        copying, reach, found = model.copying, model.window.offsets[-1], []
+        assert copying is not None
+        for run in positions.tensor_split((positions.diff() != 1).nonzero()[:, 0].cpu() + 1):
+            start, stop = max(0, int(run[0]) - reach), int(run[-1]) + 1
+            rows, first = run[None] - start, run.new_zeros(1)
+            shares = copying.shares(self.contexts[None, start + 1 : stop + 1], rows, first, reach)[0]
+            followed = run[:, None] - torch.arange(reach, device=run.device)
+            found.append((_rows(self.ids, followed.clamp(min=0)), shares))
+        copied, all_shares = zip(*found, strict=True)
+        return replace(batch, copied=torch.cat(copied), shares=torch.cat(all_shares))
 
 
 def _rows(held: Tensor, rows: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """Perplexity, accuracy and effective rank."""
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from .caches import Batch, StreamCache
+from .caches import StreamCache
 from .loop import Loop
 from .model import ContextKV
 
@@ -23,20 +22,14 @@ def token_scores(
     model: ContextKV, cache: StreamCache, positions: Tensor, loop: Loop | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`, without dropout."""
-    loop = loop or Loop()
-    was_training = model.training
+    loop, was_training = loop or Loop(), model.training
     model.eval()
-
-    def score(batch: Batch) -> Tensor:
-        losses, correct = batch.scores(model)
-        return torch.stack([losses, correct.to(losses)], dim=1)
-
     shard = loop.shard(len(positions))
     scores = torch.zeros(len(positions), 2, device=model.device)
     done, total = shard.start, -(-(shard.stop - shard.start) // EVALUATION_ROWS)
     for batch in loop.track(cache.batches(positions[shard], EVALUATION_ROWS, model), "Scoring", total):
-        found = loop.attempt(partial(loop.apply, score, batch), len(batch))
-        scores[done : done + len(batch)] = found
+        losses, correct = batch.scores(model)
+        scores[done : done + len(batch)] = torch.stack([losses, correct.to(losses)], dim=1)
         done += len(batch)
     loop.all_reduce([scores])
     model.train(was_training)

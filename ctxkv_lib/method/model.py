@@ -4,13 +4,14 @@ Plug-ins may take the place of ContextBlock and of attention with feed-forward (
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import GPT2_VOCAB_SIZE, ModelConfig, Phase1Config
+from .copying import Copying
 from .losses import add_to_logit, frozen_head_cross_entropy
 from .windows import Window
 
@@ -150,9 +151,8 @@ class Parts(NamedTuple):
             present bool [n, slots])`, it returns the hidden state for the output head, `[n, hidden_size]`,
             or a pair of that and attention weights `[n, heads, slots]`. It may have `slot_offsets(config) ->
             list[int]`, the distances of its slots in tokens; `current_token_bias`, a number added to the
-            logit of the current token; `chunk`, the number of consecutive positions that an epoch visits
-            together; `copying`, a `copying.Copying`; and `init_from_block(block)`, which initialises it
-            from the trained block.
+            logit of the current token; `copying`, a `copying.Copying`; and `init_from_block(block)`, which
+            initialises it from the trained block.
     """
 
     block: Callable[[int, int], nn.Module] = ContextBlock
@@ -169,7 +169,6 @@ class ContextKV(nn.Module):
         window: which contexts a position sees.
     """
 
-    config: Any
     window: Window
 
     def __init__(
@@ -179,14 +178,11 @@ class ContextKV(nn.Module):
         has_unigram: bool = False,
         parts: Parts = Parts(),  # noqa: B008 (immutable)
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.build(config, vocab_size, has_unigram, parts)
-
-    def build(self, config: ModelConfig, vocab_size: int, has_unigram: bool, parts: Parts) -> None:
         """Make all layers; their random weights depend on torch's seed and the shapes alone."""
+        super().__init__()
         self.build_frozen(config, vocab_size, has_unigram)
         self.context_block = parts.block(config.context_dim, config.hidden_size)
+        self.context_block.context_dim = config.context_dim  # which a user's class may not keep
         if parts.attention is None:
             self.attention: nn.Module = ContextKVAttention(config)
             self.feed_forward: nn.Module | None = FeedForward(config.hidden_size, config.intermediate_size)
@@ -198,6 +194,7 @@ class ContextKV(nn.Module):
 
     def build_frozen(self, config: ModelConfig, vocab_size: int, has_unigram: bool) -> None:
         """Make what is never trained."""
+        self.config = config
         self.wte = nn.Embedding(vocab_size, config.hidden_size)
         self.embedding_norm = nn.LayerNorm(config.hidden_size)
         self.register_buffer("log_unigram", torch.zeros(vocab_size) if has_unigram else None)
@@ -278,3 +275,8 @@ class ContextKV(nn.Module):
     @property
     def current_token_bias(self) -> float:
         return getattr(self.attention, "current_token_bias", 0.0)
+
+    @property
+    def copying(self) -> Copying | None:
+        """How the model copies outside of training, if it does."""
+        return getattr(self.attention, "copying", None)

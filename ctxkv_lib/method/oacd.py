@@ -94,7 +94,7 @@ def train_context_block(
     contexts = draw_contexts(len(tokens), width, config.initial_std, generator)
     total, iteration, rate, reason = 0.0, 1, 0.0, None  # the draw is iteration 1
     most = config.max_iterations
-    for iteration in loop.track(range(2, most + 1), "Phase 1", most, done=1):  # noqa: B007
+    for iteration in loop.track(range(2, most + 1), "Phase 1", most, done=1):
         began = time.perf_counter()
         mean_loss, rate = train_iteration(
             block, optimizer, contexts, embeddings, tokens, config, generator, loss

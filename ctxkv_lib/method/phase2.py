@@ -2,14 +2,16 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from .caches import Batch, StreamCache, TrainingStream, epoch_seed
+from .caches import Batch, StreamCache, epoch_seed
 from .config import Phase2Config
 from .evaluation import evaluate, perplexity
 from .loop import Diverged, Loop, Metric
@@ -45,27 +47,18 @@ class EarlyStopping:
 
 @dataclass
 class Phase2State:
-    """What a Phase 2 under way needs to go on.
+    """What a Phase 2 needs to go on after an epoch.
 
     Attributes:
+        weights: what is trained, by name.
         metrics: those of the finished epochs.
         best: weights of the best of them.
-        position: how many positions of the epoch under way are done.
-        total: their summed loss, on the device.
-        seconds: what they took.
     """
 
     weights: dict[str, nn.Parameter]
     stepper: Stepper
-    total: Tensor
     metrics: list[Metric] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
-    position: int = 0
-    seconds: float = 0.0
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self.stepper.optimizer
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ class Phase2Result:
 
 def train_attention(
     model: ContextKV,
-    train: TrainingStream,
+    train: StreamCache,
     validation: StreamCache,
     config: Phase2Config,
     seed: int,
@@ -98,34 +91,14 @@ def train_attention(
     """
     loop = loop or Loop()
     model.set_phase(2)
-    weights, size = model.trained_weights(), config.batch_size
-    table = model.wte.weight.detach().to(train.dtype)
-    stepper = STEPPERS[config.optimizer](weights, config, len(train))
-    take_step = loop.captured(partial(train_step, model, table, stepper, loop), size)
-    precise = torch.float32 if model.device.type == "mps" else torch.float64  # of a sum of millions of steps
-    state = Phase2State(weights, stepper, torch.zeros((), dtype=precise, device=model.device))
-    steps = -(-len(train) // size)  # of an epoch
+    weights = model.trained_weights()
+    state = Phase2State(weights, STEPPERS[config.optimizer](weights, config, len(train)))
     loop.restore(state)
     stopping = EarlyStopping(config.patience, [metric["val_ppl"] for metric in state.metrics])
     while len(state.metrics) < config.max_epochs and not stopping.should_stop:
-        epoch, began = len(state.metrics) + 1, time.perf_counter() - state.seconds
-        model.train()
-        if not state.position:
-            torch.manual_seed(epoch_seed(seed, epoch))  # dropout
-        batches = train.epoch(seed, epoch, state.position, size, model, loop.shard)
-        name = f"Phase 2, epoch {epoch} of at most {config.max_epochs}"
-        for batch in loop.track(batches, name, steps, state.position // size):
-            count, done = min(size, len(train) - state.position), state.position // size
-            stepper.schedule((epoch - 1) * steps + done)
-            state.total += take_step(batch, count)
-            state.position += count
-            state.seconds = time.perf_counter() - began
-            if (done + 1) % CHECKED_STEPS == 0 and not state.total.isfinite():
-                step = f"by step {done + 1} of {steps} the loss is {state.total.item()}"
-                raise _diverged(epoch, step, config)
-            loop.after_step(state)
-        train_loss = state.total.item() / len(train)
-        with stepper.averaged():
+        epoch, began = len(state.metrics) + 1, time.perf_counter()
+        train_loss = train_epoch(model, train, state.stepper, config, seed, epoch, loop)
+        with state.stepper.averaged():
             val_loss, val_acc = evaluate(model, validation, loop)
             kept = {name: weight.detach().clone() for name, weight in weights.items()}
         train_ppl, val_ppl = perplexity(train_loss), perplexity(val_loss)
@@ -145,12 +118,36 @@ def train_attention(
         }
         state.metrics.append(metric)
         state.best = kept if improved else state.best
-        state.position, state.seconds, state.total = 0, 0.0, torch.zeros_like(state.total)
         loop.after_round(state, metric)
     for name, weight in weights.items():
         weight.data.copy_(state.best[name])
     model.eval()
     return Phase2Result(state.metrics, "early_stopping" if stopping.should_stop else "max_epochs")
+
+
+def train_epoch(
+    model: ContextKV,
+    train: StreamCache,
+    stepper: Stepper,
+    config: Phase2Config,
+    seed: int,
+    epoch: int,
+    loop: Loop,
+) -> float:
+    """Train on every position once; returns the mean loss in nats. Arguments as of `train_attention`."""
+    model.train()
+    torch.manual_seed(epoch_seed(seed, epoch))  # dropout
+    size, steps = config.batch_size, -(-len(train) // config.batch_size)
+    table = model.wte.weight.detach().to(train.dtype)
+    precise = torch.float32 if model.device.type == "mps" else torch.float64  # of a sum of millions of steps
+    total = torch.zeros((), dtype=precise, device=model.device)
+    batches = train.batches(train.epoch_order(seed, epoch), size, model, loop.shard)
+    for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
+        stepper.schedule((epoch - 1) * steps + step)
+        total += train_step(model, table, stepper, loop, batch, min(size, len(train) - step * size))
+        if (step + 1) % CHECKED_STEPS == 0 and not total.isfinite():
+            raise _diverged(epoch, f"by step {step + 1} of {steps} the loss is {total.item()}", config)
+    return total.item() / len(train)
 
 
 def train_step(
@@ -163,7 +160,11 @@ def train_step(
         batch: what this process computes of a batch of `count` positions: all, unless there are others.
     """
     stepper.optimizer.zero_grad()
-    loss = loop.backward(partial(batch_gradients, model, table, count), batch, count, stepper.optimizer)
+    with RowsOfDropout(count, loop.shard(count)):
+        loss = batch_gradients(model, table, count, batch)
+    for weight in stepper.weights.values():  # without a gradient if the batch is empty
+        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    loop.all_reduce([loss, *(weight.grad for weight in stepper.weights.values() if weight.grad is not None)])
     stepper.step()
     return loss
 
@@ -180,6 +181,26 @@ def batch_gradients(model: ContextKV, table: Tensor, count: int, batch: Batch) -
     losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
     (losses.sum() / count).backward()
     return losses.detach().sum()
+
+
+class RowsOfDropout(TorchFunctionMode):
+    """Inside, `nn.Dropout` of a row a position draws for a whole batch, and takes the rows of a shard.
+
+    So several processes, with the same random state, train as one does.
+    """
+
+    def __init__(self, count: int, rows: slice) -> None:
+        super().__init__()
+        self.count, self.rows = count, rows
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs, taken = kwargs or {}, self.rows.stop - self.rows.start
+        if function is not F.dropout or taken == self.count or len(args[0]) != taken:
+            return function(*args, **kwargs)
+        whole = F.dropout(args[0].new_ones(self.count, *args[0].shape[1:]), **kwargs)
+        return args[0] * whole[self.rows]
 
 
 def _diverged(epoch: int, cause: str, config: Phase2Config) -> Diverged:

@@ -36,11 +36,6 @@ class Window:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    @property
-    def kept_contexts(self) -> int:
-        """Contexts that reading on from a text needs, one more than `ContextCache` stores."""
-        return self.offsets[-1] + 1
-
     def slots(self, positions: Tensor) -> Tensor:
         """Return the positions that each position attends, nearest first.
 

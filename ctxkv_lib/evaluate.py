@@ -1,0 +1,77 @@
+"""Evaluate a trained model on other text, read as generation reads it."""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .method.evaluation import perplexity
+from .method.modeling import CACHE_NAME, ContextKVForCausalLM
+
+POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
+READ_AT_ONCE = 1024  # tokens, which bounds the memory of their logits
+
+
+def evaluate(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Measure how well the model predicts each text, read separately after one end-of-text token.
+
+    Returns:
+        `conversations`, `tokens`; `ppl` a token, `word_ppl` a word (as lm-evaluation-harness counts them;
+        None where it is infinite, as in text without spaces), `bits_per_byte`, `accuracy`; `by_position` and
+        `by_history`, as of `binned`: by tokens read before, and by contexts in the window.
+    """
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    scored = [_scores(model, torch.tensor([tokenizer.eos_token_id, *ids])) for ids in encoded]
+    losses, correct = (torch.cat(each) for each in zip(*scored, strict=True))
+    places = torch.cat([torch.arange(len(ids)) for ids in encoded])
+    nats, slots = losses.double().sum().item(), len(model.model.window)
+    word_ppl = perplexity(nats / sum(len(re.split(r"\s+", text)) for text in texts))
+    history = (model.model.window.slots(places) >= 0).sum(dim=-1)
+    doubling = [2**k for k in range(slots.bit_length())]
+    return {
+        "conversations": len(texts),
+        "tokens": len(losses),
+        "ppl": perplexity(nats / len(losses)),
+        "word_ppl": word_ppl if math.isfinite(word_ppl) else None,
+        "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
+        "accuracy": correct.double().mean().item(),
+        "by_position": binned(places, POSITION_BINS, losses, correct),
+        "by_history": binned(history, [*doubling, slots + 1], losses, correct),
+    }
+
+
+@torch.no_grad()
+def _scores(model: ContextKVForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute loss in nats and correctness of each token after the first: float32 and bool, on the CPU."""
+    ids, cache, losses, correct = ids.to(model.device), None, [], []
+    for start in range(0, len(ids) - 1, READ_AT_ONCE):
+        targets = ids[start + 1 :][:READ_AT_ONCE]
+        output = model(ids[None, start : start + len(targets)], use_cache=True, **{CACHE_NAME: cache})
+        cache, logits = output[CACHE_NAME], output.logits[0].float()
+        losses.append(F.cross_entropy(logits, targets, reduction="none").cpu())
+        correct.append((logits.gather(1, targets[:, None])[:, 0] == logits.amax(dim=1)).cpu())
+    return torch.cat(losses), torch.cat(correct)
+
+
+def binned(values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tensor) -> list[dict[str, Any]]:
+    """Score the tokens from each edge of `values` up to the next: `{from, to, tokens, ppl, accuracy}` each.
+
+    Empty bins are left out; `to` is None after an edge of infinity.
+    """
+    bins = ((start, stop, (values >= start) & (values < stop)) for start, stop in pairwise(edges))
+    return [
+        {
+            "from": start,
+            "to": None if stop == math.inf else stop - 1,
+            "tokens": int(chosen.sum()),
+            "ppl": perplexity(losses[chosen].double().mean().item()),
+            "accuracy": correct[chosen].double().mean().item(),
+        }
+        for start, stop, chosen in bins
+        if chosen.any()
+    ]
