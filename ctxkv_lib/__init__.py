@@ -12,7 +12,7 @@ The names in `__init__.pyi` are the public API: what a notebook or a script need
 |---|---|
 | the method: contexts, attention, Origin-Anchored Centroid Dispersion (OACD), phases | `ctxkv_lib.method` |
 | where conversations, tokens and token tables come from | `ctxkv_lib.data` |
-| the model for transformers: generation, key-value cache | `ctxkv_lib.hf` |
+| the model for transformers: generation, key-value cache | `ctxkv_lib.method.modeling` |
 | settings, stages and run folders of an experiment | `ctxkv_lib.runs`, `ctxkv_lib.experiments` |
 | the written report | `ctxkv_lib.report` |
 | figures, explorers and live curves, made from run folders | `ctxkv_lib.views` |

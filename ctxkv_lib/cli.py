@@ -247,9 +247,8 @@ def evaluate(options: argparse.Namespace) -> None:
             "writes nothing."
         )
     with _loading():
-        from .hf.inference import evaluation_file
         from .report.terminal import format_scores
-        from .runs.trained import evaluate_texts
+        from .runs.trained import evaluate_texts, evaluation_file
         from .views.axes import save
         from .views.figures import ppl_by_reading
 

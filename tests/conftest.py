@@ -21,10 +21,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CTXKV_TEST_GPU", "")  # none, but in `test_gpu.py`
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
-from ctxkv_lib.cli import main
-from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import ContextKVForCausalLM
+
+from ctxkv_lib.cli import main
+from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.model import ContextKV, Parts

@@ -78,7 +78,7 @@ def encoded(model: ContextKV, caches: Mapping[str, StreamCache]) -> dict[str, An
             block = ContextBlock(shape.context_dim, shape.hidden_size)
         block.linear.weight.mul_(std / CONTEXT_WEIGHT_STD)
         inputs = block.project_inputs(embeddings)
-        untrained[f"{std:g}"] = measured([exact_contexts(block, inputs, n, TOLERANCE)[0][1:] for n in tokens])
+        untrained[f"{std:g}"] = measured([exact_contexts(block, inputs, n, TOLERANCE)[1:] for n in tokens])
     trained = measured([contexts.float().cpu() for contexts in cached])
     return {**trained, "untrained": untrained, "offsets": model.window.offsets}
 

@@ -4,7 +4,7 @@ Plug-ins may take the place of ContextBlock and of attention with feed-forward (
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -181,7 +181,7 @@ class ContextKV(nn.Module):
         """Make all layers; their random weights depend on torch's seed and the shapes alone."""
         super().__init__()
         self.build_frozen(config, vocab_size, has_unigram)
-        self.context_block = parts.block(config.context_dim, config.hidden_size)
+        self.context_block: Any = parts.block(config.context_dim, config.hidden_size)
         self.context_block.context_dim = config.context_dim  # which a user's class may not keep
         if parts.attention is None:
             self.attention: nn.Module = ContextKVAttention(config)

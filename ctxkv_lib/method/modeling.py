@@ -143,7 +143,8 @@ class ContextCache(Cache):
         """Keep these rows of the batch, in this order."""
         self._each(lambda held: held[indices.to(held.device)])
 
-    reorder_cache = batch_select_indices
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._each(lambda held: held.repeat_interleave(repeats, dim=0))
@@ -391,28 +392,20 @@ def save_part(kind: type, modeling: Path) -> None:
     Raises:
         ValueError: the class is not in a module, or its file needs others that are not there.
     """
-    module = inspect.getmodule(kind)
-    file = Path(getattr(module, "__file__", None) or "")
-    is_found = (
-        getattr(module, kind.__name__, None) is kind and module.__name__ != "__main__" and file.is_file()
-    )
+    name, module = kind.__name__, inspect.getmodule(kind)
+    is_found = getattr(module, name, None) is kind and kind.__module__ != "__main__"
     require(
-        is_found, "a part of the model", kind.__qualname__, "a class of a module, not of a notebook or script"
+        is_found, "a part of the model", name, "a class of a module, not of a notebook, script or function"
     )
-    saved = modeling.parent / file.name
+    file = Path(inspect.getfile(kind))
     require(not (Path(__file__).parent / file.name).exists(), "the file of a part", file.name, "another name")
-    code = re.sub(
-        rf"^(\s*)from {re.escape(__package__)}\.", r"\1from .", file.read_text("utf-8"), flags=re.MULTILINE
-    )
-    needed = re.findall(r"^\s*(?:from|import)\s+(\.\w*|ctxkv_lib\S*)", code, flags=re.MULTILINE)
-    missing = sorted(
-        {name for name in needed if not (saved.parent / f"{name[1:]}.py").exists() or name[0] != "."}
-    )
+    code, flags = file.read_text("utf-8"), re.MULTILINE
+    code = re.sub(rf"^(\s*from ){re.escape(__package__)}\.", r"\1.", code, flags=flags)
+    needed = re.findall(r"^\s*(?:from|import)\s+(\.\w*|ctxkv_lib\S*)", code, flags=flags)
+    missing = [each for each in needed if not (modeling.parent / f"{each[1:]}.py").exists()]
     require(not missing, f"an import of {file.name}", missing, "files that are saved with every model")
-    saved.write_text(code, "utf-8")
-    line = (
-        f"from .{file.stem} import {kind.__name__} as part  # noqa: E402\n\nPARTS[{kind.__name__!r}] = part\n"
-    )
+    (modeling.parent / file.name).write_text(code, "utf-8")
+    line = f"from .{file.stem} import {name} as part  # noqa: E402\n\nPARTS[{name!r}] = part\n"
     modeling.write_text(modeling.read_text("utf-8") + line, "utf-8")
 
 

@@ -34,6 +34,9 @@ class Phase1Result:
     seconds: float
 
 
+UNTRAINED = Phase1Result(0, None, "untrained", 0.0)
+
+
 def oacd_loss(contexts: Tensor, centroid_weight: float) -> Tensor:
     """Compute `-||X - mean(X)||_F / n + centroid_weight * ||mean(X)||^2` of X `[n, context_dim]`."""
     centroid = contexts.mean(dim=0)
@@ -87,7 +90,7 @@ def train_context_block(
     init: Callable[..., None] = getattr(block, "init_weights", lambda *_: None)
     init(embeddings, tokens, config)
     if not weights or not config.max_iterations:
-        return Phase1Result(0, None, "untrained", 0.0), None
+        return UNTRAINED, None
     optimizer, rule = torch.optim.Adam(weights, lr=config.learning_rate), StoppingRule(config)
     loss = loss or partial(oacd_loss, centroid_weight=config.centroid_weight)
     width = context_dim(block, project_inputs(block, embeddings[:1]))

@@ -12,11 +12,10 @@ from ..runs.config import ExperimentConfig
 from ..runs.models import shapes
 from ..runs.published import PUBLISHED
 from ..runs.refusals import refusals
-from ..runs.settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
 
 BYTES = {"fp32": 4, "bf16": 2}  # of a number
 ID_BYTES = 4  # of a token id
-STREAM_BYTES = 2  # of one in the shared token stream, and of a streamed run
+STREAM_BYTES = 2  # of one in the shared token stream
 COUNTER_BYTES = 8  # of the tokens read so far
 TOKEN_BYTES = 8  # of each token that may be copied
 # Dense products a second, from data sheets, and number of devices. The share reached and the minimum time of
@@ -57,7 +56,7 @@ def describe(
             val_tokens = val_tokens or known["val_tokens"]
     sizes = (train_tokens, val_tokens, config.model) if train_tokens and val_tokens else None
     parameters, window, copies = shapes(config)
-    kept = window.kept_contexts
+    kept = window.offsets[-1] + 1
     held = COUNTER_BYTES + kept * config.model.context_dim * BYTES["fp32"] + copies * (kept - 1) * TOKEN_BYTES
     found = {
         "preset": config.preset,
@@ -96,9 +95,8 @@ def computed_size(
         train_tokens: None takes the published run's mean per conversation, for UltraChat.
 
     Returns:
-        `tokens`; `precision`; `is_streamed`; `disk_gib` (token stream, training caches, model, checkpoint);
-        `pool_gib` (contexts of Phase 2 in memory, those of an epoch's pool if streamed); `phase1_gib` (those
-        of Phase 1: on the GPU, or on a CPU in memory, in a file if streamed); `sent_mib` (by each of several
+        `tokens`; `precision`; `disk_gib` (token stream, training caches, model, checkpoint);
+        `pool_gib` (contexts of Phase 2); `phase1_gib` (those of Phase 1); `sent_mib` (by each of several
         processes in a step of Phase 2); `epoch_seconds` by device; None without tokens.
     """
     if train_tokens is None:
@@ -108,24 +106,19 @@ def computed_size(
         train_tokens = config.data.samples * known["train_tokens"] // known["samples"]
     model = config.model
     precision = "fp32" if config.runtime.precision == "fp32" else "bf16"
-    is_streamed, row = config.is_streamed(train_tokens), model.context_dim * BYTES[precision]
-    pool = min(train_tokens, BLOCK_TOKENS * POOL_BLOCKS) if is_streamed else train_tokens
+    row = model.context_dim * BYTES[precision]
     is_exact = config.phase1.context_method == "exact"
     read = min(train_tokens, config.phase1.max_tokens) if is_exact else train_tokens
     weights = parameters["total"] + parameters["trainable_phase2"]  # in the model, and beside it
     caches = train_tokens * (row + ID_BYTES)
-    if is_streamed:
-        starts = model.context_dim * BYTES["fp32"] // STRIDE
-        caches = train_tokens * (starts + STREAM_BYTES) + BEGINNING_TOKENS * row
     # Two products with the table and three with the layer.
     operations = train_tokens * (4 * GPT2_VOCAB_SIZE * model.hidden_size + 6 * parameters["trainable_phase2"])
     least = -(-train_tokens // config.phase2.batch_size) * ASSUMED_STEP_SECONDS
     return {
         "tokens": train_tokens,
         "precision": precision,
-        "is_streamed": is_streamed,
         "disk_gib": (train_tokens * STREAM_BYTES + caches + weights * BYTES["fp32"]) / GIB,
-        "pool_gib": pool * row / GIB,
+        "pool_gib": train_tokens * row / GIB,
         "phase1_gib": read * model.context_dim * BYTES["fp32"] / GIB,
         "sent_mib": parameters["trainable_phase2"] * BYTES["fp32"] / MIB,
         "epoch_seconds": {

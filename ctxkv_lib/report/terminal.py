@@ -103,12 +103,11 @@ def _gib(size: float, digits: int = 1) -> str:
 
 
 def _size_rows(size: dict[str, Any]) -> dict[str, str]:
-    how, aside = ("streamed", " (on a CPU in a file)") if size["is_streamed"] else ("cached", "")
     seconds = {name: f"{s:,.0f} s" if s >= 1 else "under 1 s" for name, s in size["epoch_seconds"].items()}
     return {
-        "Computed, not measured": f"{size['tokens']:,} training tokens, contexts {how}, {size['precision']}",
+        "Computed, not measured": f"{size['tokens']:,} training tokens, contexts cached, {size['precision']}",
         "Disk": f"{_gib(size['disk_gib'])}: tokens, training caches, model, checkpoint",
-        "Contexts held": f"Phase 1 {_gib(size['phase1_gib'], 2)}{aside}, Phase 2 {_gib(size['pool_gib'], 2)}",
+        "Contexts held": f"Phase 1 {_gib(size['phase1_gib'], 2)}, Phase 2 {_gib(size['pool_gib'], 2)}",
         "An epoch of Phase 2": ", ".join(f"{name} {taken}" for name, taken in seconds.items()),
         "Sent by each process in a step": _mib(size["sent_mib"]),
     }

@@ -2,28 +2,25 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
+from ..errors import is_out_of_memory
 from ..files import read_tensors, write_tensors
 from ..method.caches import Batch, Shard, StreamCache
-from ..method.memory import mib
+from ..method.memory import GIB, mib
 from ..method.model import ContextKV
-from .scratch import free_bytes, if_it_fits
+
+HEADROOM_BYTES = GIB  # left free for what training itself needs
 
 
-def save_cache(folder: Path, split: str, cache: StreamCache, starts: Tensor | None = None) -> None:
-    """Write `{split}_ctx.safetensors` and `{split}_emb.safetensors`, for `load_cache`.
-
-    Args:
-        cache: for a streamed stream, all ids and the contexts of its beginning.
-        starts: for a streamed stream, the contexts from which it is continued (see `streamed`).
-    """
-    files = {
-        "ctx": {"contexts": cache.contexts, "starts": starts},
+def save_cache(folder: Path, split: str, cache: StreamCache) -> None:
+    """Write `{split}_ctx.safetensors` and `{split}_emb.safetensors`, for `load_cache`."""
+    files: dict[str, dict[str, Tensor | None]] = {
+        "ctx": {"contexts": cache.contexts},
         "emb": {"ids": cache.ids, "embeddings": cache.embeddings},
     }
     for part, held in files.items():
@@ -32,14 +29,14 @@ def save_cache(folder: Path, split: str, cache: StreamCache, starts: Tensor | No
 
 
 def load_cache(folder: Path, split: str) -> StreamCache:
-    """Map the cache of `split` from its files, on the CPU; for a streamed stream, only the beginning.
+    """Map the cache of `split` from its files, on the CPU.
 
     Raises:
         DamagedFile: a file is not what `save_cache` wrote.
         FileNotFoundError: there is none.
     """
     contexts, stored = _read(folder, split, "ctx")["contexts"], _read(folder, split, "emb")
-    return StreamCache(stored["ids"][: len(contexts)].int(), contexts, stored.get("embeddings"))
+    return StreamCache(stored["ids"].int(), contexts, stored.get("embeddings"))
 
 
 def load_ids(folder: Path, split: str) -> Tensor:
@@ -47,22 +44,16 @@ def load_ids(folder: Path, split: str) -> Tensor:
     return _read(folder, split, "emb")["ids"]
 
 
-def load_starts(folder: Path, split: str) -> Tensor | None:
-    """Map the contexts that continue a streamed `split`; None if not streamed. Raises as `load_cache`."""
-    return _read(folder, split, "ctx").get("starts")
-
-
 def _read(folder: Path, split: str, part: str) -> dict[str, Tensor]:
     return read_tensors(folder / f"{split}_{part}.safetensors")
 
 
-def held_mib(train: StreamCache, validation: StreamCache, starts: Tensor | None = None) -> dict[str, float]:
-    """Return the MiB that the caches hold; `starts` as in `save_cache`."""
+def held_mib(train: StreamCache, validation: StreamCache) -> dict[str, float]:
+    """Return the MiB that the caches hold."""
     sizes = {}
     for split, cache in {"train": train, "val": validation}.items():
         sizes[f"{split}_ctx"] = cache.contexts.nbytes
         sizes[f"{split}_emb"] = cache.nbytes - cache.contexts.nbytes
-    sizes["train_ctx"] += 0 if starts is None else starts.nbytes
     return {**{name: mib(size) for name, size in sizes.items()}, "total": mib(sum(sizes.values()))}
 
 
@@ -78,6 +69,27 @@ class ReadAhead(StreamCache):
             while (batch := ahead.result()) is not None:
                 ahead = reader.submit(next, gathered, None)
                 yield batch
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that can still be taken; mps shares the host's."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()  # of what torch keeps for later
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def _moved(cache: StreamCache, device: torch.device) -> StreamCache | None:
+    """Return the cache on a device; None if there is no room, or too little although it looked enough."""
+    if cache.nbytes + HEADROOM_BYTES > free_bytes(device):
+        return None
+    try:
+        return cache.each(lambda tensor: tensor.to(device))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
@@ -96,9 +108,11 @@ def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[
     placed = dict(caches)
     for split, held in sorted(caches.items(), key=lambda item: item[1].nbytes):
         free = free_bytes(device)
-        moved = if_it_fits(held.nbytes, device, partial(held.each, lambda tensor: tensor.to(device)))
+        moved = _moved(held, device)
         is_plain = type(held) is StreamCache  # rows of tokens are small
-        placed[split] = moved or (ReadAhead(**held.tensors()) if is_plain else held)
+        placed[split] = moved or (
+            ReadAhead(held.ids, held.contexts, held.embeddings, held.pool) if is_plain else held
+        )
         mapped = "mapped from its files" + ", read ahead" * is_plain
         where = f"on {device.type}" if moved else mapped
         words.append(f"{split} {mib(held.nbytes):,.0f} MiB {where} ({mib(free):,.0f} MiB free)")

@@ -19,7 +19,7 @@ from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.settings import require
 from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, load, settings_class, settings_of
-from .settings import LARGE_STREAM, SEED_LIMIT, RuntimeConfig
+from .settings import SEED_LIMIT, RuntimeConfig
 
 # Largest whole number, by group: products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": SEED_LIMIT - 1}
@@ -39,26 +39,6 @@ class ExperimentConfig:
     phase2: Phase2Config = field(default_factory=Phase2Config)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     plugins: dict[str, PlugIn] = field(default_factory=dict)  # by hook
-
-    def __post_init__(self) -> None:
-        if self.runtime.context_cache == "streamed" and not self._can_stream:
-            how = f"{self.phase1.context_method}, {self.runtime.embedding_cache}"
-            raise UserError(
-                "runtime.context_cache=streamed needs phase1.context_method=exact, "
-                f"runtime.embedding_cache=gather and no mixer (here {how}, mixer "
-                f"{self.plugins['mixer'].name if 'mixer' in self.plugins else 'none'}); set these, or "
-                "runtime.context_cache=cached."
-            )
-
-    @property
-    def _can_stream(self) -> bool:
-        how = (self.phase1.context_method, self.runtime.embedding_cache)
-        return how == ("exact", "gather") and "mixer" not in self.plugins
-
-    def is_streamed(self, tokens: int) -> bool:
-        """Return whether contexts of so many training tokens are computed when needed, not kept."""
-        large = self._can_stream and tokens > LARGE_STREAM
-        return large if self.runtime.context_cache == "auto" else self.runtime.context_cache == "streamed"
 
     @property
     def has_ideas(self) -> bool:

@@ -17,7 +17,7 @@ from ..data.embeddings import TokenTable, corpus_counts, load_table
 from ..errors import UserError, is_out_of_memory, values_of_user
 from ..method.caches import StreamCache
 from ..method.config import GPT2_VOCAB_SIZE
-from ..method.copying import Copying, copying_of
+from ..method.copying import Copying
 from ..method.evaluation import token_scores
 from ..method.model import ContextKV, Parts, project_inputs
 from ..method.windows import Window
@@ -88,7 +88,7 @@ def check_parts(model: ContextKV, config: ExperimentConfig, precision: str) -> N
     bias = model.current_token_bias
     if not isinstance(bias, Real) or not math.isfinite(bias):
         raise UserError(f"current_token_bias is {bias!r}; allowed: a finite number, which is not trained.")
-    if (copying := copying_of(model)) is not None:
+    if (copying := model.copying) is not None:
         if not isinstance(copying, Copying):
             raise UserError(
                 f"copying is {copying!r}; allowed: a Copying of ctxkv_lib.method.copying, or None."
@@ -275,7 +275,7 @@ def check_saved(model: ContextKV, again: ContextKV, cache: StreamCache) -> None:
     with torch.no_grad():
         for now, loaded in zip(computed(model.eval()), computed(again.eval()), strict=True):
             alike = torch.allclose(now, loaded, rtol=1e-2, atol=1e-2)
-            if not alike or copying_of(model) != copying_of(again):
+            if not alike or model.copying != again.copying:
                 raise UserError(
                     "The model computes something else than what is saved of it; keep all that a plug-in "
                     "computes with in parameters or registered buffers."
@@ -292,4 +292,4 @@ def shapes(config: ExperimentConfig) -> tuple[dict[str, int], Window, bool]:
     """Return parameter counts, window, and whether it copies, of a model that is not allocated."""
     with torch.device("meta"):
         model = untrained_model(config, GPT2_VOCAB_SIZE, config.data.unigram == "corpus")
-    return parameter_counts(model), model.window, copying_of(model) is not None
+    return parameter_counts(model), model.window, model.copying is not None

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .config import ExperimentConfig
 
 PACKAGE = Path(__file__).parent.parent
-FOLLOWED = {"data", "hf", "measure"}  # `method/` is in every key, and most of `runs/` computes nothing
-COMPUTING = ("micro_batches", "rows", "streamed")  # modules of `runs/` that do
-METHOD_IMPORTS = {"torch", "numpy", "psutil"} | PYTHON_AND_THIS
+FOLLOWED = {"data", "measure"}  # `method/` is in every key, and most of `runs/` computes nothing
+COMPUTING = ("rows",)  # modules of `runs/` that do
+METHOD_IMPORTS = {"torch", "numpy", "psutil", "transformers"} | PYTHON_AND_THIS
 PLAIN = bool | int | float | str | tuple  # values of `method/` that keys cover
 
 
@@ -74,7 +74,7 @@ def code_of(config: "ExperimentConfig") -> str:
 
 
 def code_with_imports(name: str) -> str:
-    """Digest the code of a module or folder of this package, as `runs/testing` or `hf`, and its imports."""
+    """Digest the code of a module or folder of this package, as `runs/testing` or `data`, and its imports."""
     files = PACKAGE.glob(f"{name}/*.py" if (PACKAGE / name).is_dir() else f"{name}.py")
     return _code_digest({other for file in files for other in _with_imports(file)})
 

@@ -9,6 +9,9 @@ import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -102,15 +105,13 @@ def load(name: str) -> Any:
     Raises:
         UserError: there is none.
     """
-    from ..hf.plugins import find
-
     module, colon, path = name.partition(":")
     if not (module and colon and path):
         raise UserError(f"{name!r} names no plug-in; write package.module:Name.")
     if name in given:
         return given[name]
     try:
-        found = find(name)
+        found = attrgetter(path)(import_module(module))
     except (Exception, SystemExit) as error:  # whatever a user's module raises as it is imported
         is_code = not isinstance(error, ImportError | AttributeError | ValueError)
         why = f"{type(error).__name__}: {error}" if is_code else error
@@ -155,6 +156,6 @@ def refuse_changed(plugin: PlugIn) -> None:
 
 def built(plugin: PlugIn) -> Any:
     """Return the plug-in as a constructor that takes shapes, with its settings bound if it has any."""
-    from ..hf.plugins import build_part
-
-    return build_part(loaded(plugin), plugin.settings)
+    kind = loaded(plugin)
+    settings = getattr(kind, "Settings", None)
+    return kind if settings is None else partial(kind, settings=settings(**plugin.settings))

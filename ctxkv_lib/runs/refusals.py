@@ -7,9 +7,7 @@ from ..data.conversations import check_splits
 from ..data.embeddings import check_width
 from ..errors import UserError
 from ..method.config import ModelConfig
-from .capture import use_cuda_graph
 from .config import ExperimentConfig
-from .provenance import choose_device
 
 SIZES = {"train": "samples", "val": "validation_samples"}
 
@@ -39,7 +37,6 @@ def refusals(config: ExperimentConfig, tokens: dict[str, int | None]) -> list[st
     checks: list[Callable[[], Any]] = [
         lambda: check_splits(config.data),
         lambda: check_width(config.data.table, config.model.hidden_size),
-        lambda: use_cuda_graph(config, choose_device(config.runtime.device)),
         lambda: refuse_short({split: n for split, n in tokens.items() if n is not None}, config.model),
     ]
     found = []

@@ -13,7 +13,7 @@ training; `evaluation_history`, by default the same, is that number in evaluatio
 has one, is called before Phase 2 as that of a block before Phase 1 (see `ContextBlock.init_weights`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..hf.copying_streams import as_served
-from ..method.caches import Batch, StreamCache, epoch_seed
+from ..method.caches import StreamCache, epoch_seed
 from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
 from ..method.model import ContextKV
 from ..method.windows import Window
@@ -85,45 +84,20 @@ class RowBatch:
         start = min(first for first, _ in self.spans)
         return self._own(model.attention(model.embed(self.ids), start), start), None
 
-    scores = Batch.scores
+    def scores(self, model: ContextKV) -> tuple[Tensor, Tensor]:
+        """Compute `model.losses` at the positions: loss and correctness of each prediction."""
+        return model.losses(self.attend(model)[0], self.tokens, self.targets)
 
     def _own(self, rows: Tensor, start: int = 0) -> Tensor:
         """Concatenate the columns within each row's span, from rows `[T - start, ...]`: `[n, ...]`."""
         return torch.cat([row[a - start : b - start] for row, (a, b) in zip(rows, self.spans, strict=True)])
-
-    def split(self, micro_batches: int) -> Iterator[tuple[Self, slice]]:
-        """Cut into at most so many micro-batches of whole rows, each with the positions that it has of
-        all.
-        """
-        size = -(-len(self.spans) // micro_batches)
-        done = 0
-        for row in range(0, len(self.spans), size):
-            spans = self.spans[row : row + size]
-            stop = done + sum(b - a for a, b in spans)
-            yield type(self)(self.ids[row : row + size], spans, self.targets[done:stop]), slice(done, stop)
-            done = stop
 
     def to(self, device: torch.device) -> Self:
         return type(self)(self.ids.to(device), self.spans, self.targets.to(device))
 
 
 @dataclass(frozen=True)
-class Chunked(StreamCache):
-    """A cached stream of which an epoch visits `chunk` consecutive positions together."""
-
-    chunk: int = CHUNK
-
-    def epoch_order(self, seed: int, number: int) -> Tensor:
-        """Draw a permutation of chunks, cut differently in each epoch: int64 `[n]` on the CPU."""
-        generator = torch.Generator().manual_seed(epoch_seed(seed, number))
-        shift = int(torch.randint(self.chunk, (), generator=generator))
-        positions = torch.arange(len(self))
-        chunks = [positions[:shift], *positions[shift:].split(self.chunk)]
-        return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
-
-
-@dataclass(frozen=True)
-class TokenRows(Chunked):
+class TokenRows(StreamCache):
     """A stream of n + 1 tokens whose contexts, of width 0, only carry the precision of training.
 
     Attributes:
@@ -131,6 +105,14 @@ class TokenRows(Chunked):
     """
 
     history: int = 0
+
+    def epoch_order(self, seed: int, number: int) -> Tensor:
+        """Draw a permutation of chunks, cut differently in each epoch: int64 `[n]` on the CPU."""
+        generator = torch.Generator().manual_seed(epoch_seed(seed, number))
+        shift = int(torch.randint(CHUNK, (), generator=generator))
+        positions = torch.arange(len(self))
+        chunks = [positions[:shift], *positions[shift:].split(CHUNK)]
+        return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
 
     def gather(self, positions: Tensor, window: Window) -> Any:
         """Gather rows for `positions`, int64 `[n]`: one for each run of consecutive ones, or a part of it."""
@@ -147,15 +129,11 @@ class TokenRows(Chunked):
 
 
 def as_read(model: ContextKV, cache: StreamCache, trained: bool) -> StreamCache:
-    """Return a cached stream as Phase 2 reads it: as it is, in chunks if attention has `chunk`, or as rows.
-
-    Outside of training, a model that copies reads it as a `CopyingStream`.
+    """Return a cached stream as Phase 2 reads it: as it is, or as rows for a mixer.
 
     Args:
         trained: whether it is trained on.
     """
     if isinstance(model, MixerModel):
         return TokenRows(cache.ids, cache.contexts, history=model.history(trained))
-    if trained and (chunk := getattr(model.attention, "chunk", 1)) > 1:
-        return Chunked(cache.ids, cache.contexts, cache.embeddings, cache.begins, chunk)
-    return cache if trained else as_served(model, cache)
+    return cache

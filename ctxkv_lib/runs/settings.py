@@ -6,12 +6,6 @@ from dataclasses import dataclass
 from ..method.settings import Allowed, check_settings, setting
 
 SEED_LIMIT = 2**63  # what torch's generators take
-LARGE_STREAM = 4_000_000  # tokens, whose contexts take 2 GB in bf16, 4 GB in fp32
-# Of a streamed stream:
-STRIDE = 256  # tokens between two contexts that are kept
-BLOCK_TOKENS = 65_536  # consecutive positions that come into a pool together; fewer, to be whole batches
-POOL_BLOCKS = 8  # a pool takes 256 MiB in bf16, 512 in fp32, at the published size
-BEGINNING_TOKENS = 65_536  # of a streamed stream, the contexts kept for explorers and measurements
 COUNT = Allowed("a whole number, 1 or more", lambda value: value >= 1 and value % 1 == 0)
 SEED = Allowed("0 to 2^63 - 1", lambda value: 0 <= value < SEED_LIMIT and value % 1 == 0)
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
@@ -52,21 +46,6 @@ class RuntimeConfig:
         "gather",
         "how the tokens of a stream are held",
         {"gather": "token ids and one table", "dense": "one row a position, as published"},
-    )
-    context_cache: str = setting(
-        "auto",
-        "where Phase 2 has the contexts of training from",
-        {
-            "auto": f"streamed if possible and with more tokens than {LARGE_STREAM:,}",
-            "cached": "all are kept; an epoch visits positions in one permutation",
-            "streamed": "exact ones, computed when needed; an epoch shuffles a pool of blocks at a time",
-        },
-    )
-
-    cuda_graph: str = setting(
-        "off",
-        "whether an NVIDIA GPU gets the kernels of a Phase 2 step one by one or all at once",
-        {"off": "", "on": "as one CUDA graph; in one process, without a mixer"},
     )
 
     def __post_init__(self) -> None:

@@ -14,19 +14,18 @@ import torch
 from .. import ranks
 from ..errors import UserError, is_out_of_memory, memory_advice, one_line
 from ..files import replacing, rust_writes, write_tensors
-from ..method.caches import StreamCache, TrainingStream
+from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows
 from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..method.phase2 import train_attention
 from ..progress import notice, say, stage, transformers_bars_hidden
-from .caches import load_cache, load_starts, place_caches
+from .caches import load_cache, place_caches
 from .contexts import context_summary, contexts_of, sampled_ids
-from .long_run import Checkpoint, forget
 from .models import check_saved, frozen_model, parameter_counts
+from .package_code import replaced_parts
 from .records import Record, SummaryPart
 from .rows import MixerModel, as_read
-from .streamed import Streamed, project_vocabulary
 from .trained import for_transformers, stop_after_text
 from .work import Work
 
@@ -38,8 +37,7 @@ class Prepared:
     model: ContextKV
     placement: str  # where the caches are held, in words
     record: SummaryPart  # `phase1`, `memory`, `caches_mib`, `tokens` and `parameters` of the summary
-    caches: dict[str, StreamCache]  # "train" and "val"; of a streamed training stream the beginning
-    train: TrainingStream
+    caches: dict[str, StreamCache]  # "train" and "val"
 
 
 def run_stages(work: Work) -> tuple[SummaryPart, SummaryPart]:
@@ -47,7 +45,6 @@ def run_stages(work: Work) -> tuple[SummaryPart, SummaryPart]:
     folder = work.folder
     phase1, caches = contexts_of(work)
     phase2 = _attention(work, phase1, caches)
-    forget(folder.phase2_checkpoint)
     with stage("Saving the model"):
         key = work.model_key(phase2)
         if not folder.finished("model", key):
@@ -70,15 +67,11 @@ def _prepare(work: Work, phase1: Record, cached: Record) -> Prepared:
     work.folder.load_block(model)
     loaded = {split: as_read(model, load_cache(files, split), split == "train") for split in work.ids}
     caches, placement = place_caches(loaded, work.device)
-    train: TrainingStream = caches["train"]
-    if (starts := load_starts(files, "train")) is not None:
-        placement += ", training contexts computed when needed"
-        train = Streamed(work.ids["train"], starts, project_vocabulary(model), train.dtype)
     say(f"Caches: {placement}")
     summary = context_summary(phase1, cached)
     summary["memory"] = [*summary["memory"], snapshot("phase 2 prepared", work.device)]
     summary["parameters"] = parameter_counts(model)
-    return Prepared(model, placement, summary, caches, train)
+    return Prepared(model, placement, summary, caches)
 
 
 @memory_advice("Phase 2", "lower phase2.batch_size")
@@ -94,11 +87,11 @@ def _attention(work: Work, phase1: Record, caches: Record) -> Record:
     _check_saved(work, prepared)  # most of what it finds is there before training
     result = train_attention(
         model,
-        prepared.train,
+        prepared.caches["train"],
         prepared.caches["val"],
         config.phase2,
         config.runtime.seed,
-        work.loop("Phase 2", Checkpoint(folder.phase2_checkpoint, key)),
+        work.loop(),
     )
     drawn = {f"attention.{name}": each.clone() for name, each in model.attention.named_buffers()}
     trained = {**drawn, **model.trained_weights()}
@@ -138,6 +131,8 @@ def _write_model(work: Work) -> list[Path]:
     try:
         folder.load_block(work.model)  # where stages are reused, it is untrained
         folder.load_attention(work.model)
+        if replaced := [name for name, _ in replaced_parts()]:
+            raise UserError(f"{replaced[0]} was replaced; use a plug-in, whose code is saved with the model.")
         model, tokenizer = for_transformers(work.model, work.config), deepcopy(work.tokenizer)
         stop_after_text(model, tokenizer)
         with replacing(folder.model) as beside, rust_writes(folder.model), transformers_bars_hidden():
@@ -146,8 +141,8 @@ def _write_model(work: Work) -> list[Path]:
             names = beside / "tokenizer_config.json"  # transformers 4 knows its class by another name
             saved = names.read_text(encoding="utf-8")
             names.write_text(saved.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
-    except (UserError, RuntimeError) as error:
-        if not isinstance(error, UserError) and (not work.config.has_ideas or is_out_of_memory(error)):
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and (not work.config.has_ideas or is_out_of_memory(error)):
             raise
         notice(f"The model is not saved for transformers: {one_line(str(error))}")
         return []

@@ -89,8 +89,8 @@ def _trained_key(folder: RunFolder) -> str:
 
 
 def test_scores(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> tuple[Tensor, Tensor]:
-    """Compute `token_scores` of the test split, in micro-batches if memory is full."""
-    cache, loop = test_cache(config, model, stream), LongRun("the test", model.device, lambda _: None)
+    """Compute `token_scores` of the test split."""
+    cache, loop = test_cache(config, model, stream), LongRun(lambda _: None)
     return token_scores(model, cache, torch.arange(len(cache)), loop)
 
 
@@ -98,13 +98,12 @@ def test_scores(config: ExperimentConfig, model: ContextKV, stream: TokenStream)
 def test_cache(config: ExperimentConfig, model: ContextKV, stream: TokenStream) -> StreamCache:
     """Compute the contexts of the test split as those of validation."""
     ids = stream.ids.int().to(model.device)
-    width = 0 if isinstance(model, MixerModel) else config.model.context_dim
-    contexts = torch.empty(len(ids), width, device=model.device)
-    if width:
+    contexts = torch.empty(len(ids), 0, device=model.device)
+    if not isinstance(model, MixerModel):
         embeddings, tokens = distinct_rows(model, ids[:-1])
         generator = torch.Generator(model.device).manual_seed(config.runtime.seed)
         inputs = project_inputs(model.context_block, embeddings)
-        stream_contexts(model.context_block, inputs, tokens, config.phase1, contexts, False, generator)
+        contexts = stream_contexts(model.context_block, inputs, tokens, config.phase1, generator)
     return as_read(model, StreamCache(ids, contexts), trained=False)
 
 

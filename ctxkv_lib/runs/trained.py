@@ -1,5 +1,6 @@
 """Use of trained runs: the model of a run, for explorers, measurements and transformers."""
 
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
@@ -10,23 +11,22 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.conversations import read_conversations
 from ..data.tokens import load_tokenizer
-from ..errors import UserError, ended_calmly, is_utf8, memory_advice, values_of_user
-from ..hf import inference
-from ..hf.configuration import ContextKVConfig
-from ..hf.modeling import ContextKVForCausalLM
-from ..hf.plugins import NAMED, file_digest, key_of
+from ..errors import DamagedFile, UserError, ended_calmly, is_utf8, memory_advice, values_of_user
+from ..evaluate import evaluate
+from ..files import read_json
 from ..method.model import ContextKV
-from ..progress import notice, stage, transformers_bars_hidden
+from ..method.modeling import ContextKVForCausalLM
+from ..progress import notice, stage
 from .config import ExperimentConfig
-from .long_run import LongRun
 from .models import frozen_model, load_frozen
-from .package_code import code_of, replaced_parts
-from .plugins import loaded
+from .package_code import code_of
 from .provenance import choose_device
 from .records import Records
+from .rows import MixerModel
 from .run_folder import Run, RunFolder, load_run, refuse_damaged
 from .settings import Sampling
 
+PARTS = ("block", "attention")  # hooks whose classes a model for transformers has
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 
 
@@ -60,24 +60,11 @@ def load_trained(
     Raises:
         UserError: no finished run there, a damaged one, or one with a mixer.
     """
-    from transformers import AutoTokenizer
-
     run = load_run(path)
-    folder, records = RunFolder(run.path).model, Records.read(run.path)
-    if records and "model" in records.stages and not records.stages["model"].files:  # its code is not saved
-        model = for_transformers(load_model(run.path, run.config), run.config, saved=False)
-        tokenizer = deepcopy(load_tokenizer(run.config.data.tokenizer))
-        stop_after_text(model, tokenizer)
-        return model.to(device), tokenizer  # type: ignore[arg-type]
-    refuse_damaged(run.path, "model")
-    saved = ContextKVConfig.from_pretrained(folder).plugins
-    for hook in run.config.plugins.keys() & saved.keys():
-        plugin = run.config.plugins[hook]
-        NAMED[key_of(saved[hook])] = loaded(plugin)  # which refuses another class of the same name
-    _tell_of_other_code(run.path, run.config)
-    with transformers_bars_hidden(), values_of_user():
-        model = ContextKVForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
-    return model.to(device), AutoTokenizer.from_pretrained(folder)
+    model = for_transformers(load_model(run.path, run.config), run.config)
+    tokenizer = deepcopy(load_tokenizer(run.config.data.tokenizer))
+    stop_after_text(model, tokenizer)
+    return model.to(device), tokenizer  # type: ignore[arg-type]
 
 
 def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -144,7 +131,7 @@ def evaluate_texts(run: Run | Path | str, file: Path | str, columns: str | None 
         columns: the file's, as `data.columns`.
 
     Returns:
-        `hf.inference.evaluate_texts` of them, with `file` and `fingerprint`.
+        `evaluate.evaluate` of them, with `file` and `fingerprint`.
 
     Raises:
         UserError: the file cannot be read, or there is no finished run.
@@ -152,8 +139,7 @@ def evaluate_texts(run: Run | Path | str, file: Path | str, columns: str | None 
     conversations = read_conversations(Path(file), columns)
     made_from = {"file": Path(file).name, "fingerprint": conversations.fingerprint}
     model, tokenizer = _loaded(run)
-    loop = LongRun("evaluation", model.device, lambda _: None)
-    return {**made_from, **inference.evaluate_texts(model, tokenizer, list(conversations.texts()), loop)}
+    return {**made_from, **evaluate(model, tokenizer, list(conversations.texts()))}
 
 
 def _loaded(run: Run | Path | str) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerBase]:
@@ -162,39 +148,30 @@ def _loaded(run: Run | Path | str) -> tuple[ContextKVForCausalLM, PreTrainedToke
         return load_trained(path, choose_device("auto"))
 
 
-def for_transformers(model: ContextKV, config: ExperimentConfig, saved: bool = True) -> ContextKVForCausalLM:
+def for_transformers(model: ContextKV, config: ExperimentConfig) -> ContextKVForCausalLM:
     """Wrap a trained model for transformers.
 
-    Args:
-        saved: refuse a model that could not be loaded from its folder.
-
     Raises:
-        UserError: a mixer, or a plug-in that cannot be exported.
+        UserError: a mixer, which cannot read token by token.
     """
-    from ..hf.export import source_file
-
-    mixer = config.plugins.get("mixer")
-    if mixer:
+    if isinstance(model, MixerModel):
         raise UserError(
-            f"The run has a mixer ({mixer.name}), which does not read token by token; generate, evaluate and "
-            "export with a run that attends to contexts."
+            f"The run has a mixer ({config.plugins['mixer'].name}), which does not read token by token; "
+            "generate, evaluate and export with a run that attends to contexts."
         )
-    plugins: dict[str, Any] = {}
-    parts: dict[str, Any] = {}
-    for hook in ("block", "attention"):
-        if plugin := config.plugins.get(hook):
-            parts[hook] = loaded(plugin)
-            plugins[hook] = {"plugin": plugin.name, "settings": plugin.settings}
-    for hook, part in parts.items():
-        try:
-            source_file(part)
-            plugins[hook] |= {"source": file_digest(part)}
-        except ValueError as error:
-            if saved:
-                raise UserError(f"{error}.") from None
-        NAMED[key_of(plugins[hook])] = part
-    if saved and (replaced := [name for name, _ in replaced_parts()]):
-        raise UserError(f"{replaced[0]} was replaced; use a plug-in, whose code is saved with the model.")
-    if saved and (lost := dict(model.named_buffers()).keys() - model.state_dict()):
-        raise UserError(f"the buffer {min(lost)} is not saved with the weights (persistent=False).")
-    return ContextKVForCausalLM.from_model(model, plugins)
+    settings = {hook: plugin.settings for hook, plugin in config.plugins.items() if hook in PARTS}
+    return ContextKVForCausalLM.of(model, settings)
+
+
+def evaluation_file(run: Path, data: Path, fingerprint: str) -> Path:
+    """Return the JSON path for the scores of a file of conversations; the figure has the same name.
+
+    It is named like the file, plus six digits of the fingerprint if another text of that name was evaluated
+    before.
+    """
+    folder, name = run / "evaluation", Path(data.name.removesuffix(".gz")).stem
+    plain = folder / f"{name}.json"
+    with suppress(FileNotFoundError, DamagedFile, LookupError, TypeError):  # written anew
+        if read_json(plain)["fingerprint"] != fingerprint:
+            return folder / f"{name}-{fingerprint[:6]}.json"
+    return plain

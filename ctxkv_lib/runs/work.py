@@ -17,19 +17,14 @@ from ..files import digest
 from ..method.memory import begin_peaks, snapshot
 from ..method.model import ContextKV
 from ..progress import Listener, Metric, notice, stage
-from .capture import use_cuda_graph
 from .config import ExperimentConfig
-from .long_run import Checkpoint, LongRun
+from .long_run import LongRun
 from .models import check_parts, frozen_model, load_frozen
 from .package_code import code_key, code_with_imports
 from .provenance import choose_device, choose_precision, device_name, git_commit, set_threads, versions
 from .records import Record, SummaryPart
 from .refusals import refuse_short
 from .run_folder import RunFolder
-from .settings import BEGINNING_TOKENS, BLOCK_TOKENS, POOL_BLOCKS, STRIDE
-
-STREAMING = (STRIDE, BLOCK_TOKENS, POOL_BLOCKS, BEGINNING_TOKENS)  # what streamed caches and epochs depend on
-
 
 Texts = dict[str, Conversations]  # "train" and "val"
 reading_data = memory_advice("Reading the data", "use fewer conversations with --samples")
@@ -70,7 +65,6 @@ class Work:
         with stage("Reading the token table"):
             self.table, self.counts = load_frozen(config)
         self.precision = self._precision()
-        self.cuda_graph = use_cuda_graph(config, self.device)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -124,14 +118,14 @@ class Work:
         for metric in record.metrics:
             self.listener(metric)
 
-    def loop(self, name: str, checkpoint: Checkpoint) -> LongRun:
+    def loop(self) -> LongRun:
         """Return the hooks of a training: each metric goes to metrics.jsonl and the listener."""
 
         def record(metric: Metric) -> None:
             self.folder.append_metric(metric)
             self.listener(metric)
 
-        return LongRun(name, self.device, record, checkpoint, self.cuda_graph)
+        return LongRun(record)
 
     def phase1_key(self) -> str:
         """Digest the inputs of Phase 1: not the window, the heads or Phase 2."""
@@ -153,11 +147,11 @@ class Work:
 
     def model_key(self, phase2: Record) -> str:
         """Digest the inputs of the model folder for transformers, all of the model's code included."""
-        return digest([phase2.key, phase2.files, code_with_imports("hf")])
+        return digest([phase2.key, phase2.files, code_with_imports("method/modeling")])
 
     def _how(self) -> list[str]:
         runtime = self.config.runtime
-        return [self.precision, runtime.embedding_cache, runtime.context_cache, *map(str, STREAMING)]
+        return [self.precision, runtime.embedding_cache]
 
     def _plugins(self, *hooks: str) -> list[Any]:
         used = [self.config.plugins.get(hook) for hook in hooks]

@@ -112,7 +112,7 @@ def untrained_contexts(model: ContextKV, cache: StreamCache, shape: ModelConfig,
     inputs = project_inputs(block, embeddings)
     contexts = torch.zeros_like(cache.contexts, dtype=torch.float32)  # those of training may be bf16
     for _ in range(passes):
-        parallel_pass(block, inputs, tokens, contexts)
+        contexts = parallel_pass(block, inputs, tokens, contexts)
     return contexts[1:]
 
 
@@ -129,14 +129,12 @@ def pass_errors(model: ContextKV, cache: StreamCache, config: Phase1Config, pass
     """
     embeddings, tokens = distinct_rows(model, cache.ids[:-1])
     block, inputs = model.context_block, project_inputs(model.context_block, embeddings)
-    exact = torch.empty_like(cache.contexts, dtype=torch.float32)
-    exact_contexts(block, inputs, tokens, config.tolerance, out=exact)
+    exact = exact_contexts(block, inputs, tokens, config.tolerance)
     generator = torch.Generator(model.device).manual_seed(0)
-    contexts = torch.empty_like(exact)
-    draw_contexts(contexts, config.initial_std, generator)
+    contexts = draw_contexts(len(tokens), exact.shape[1], config.initial_std, generator)
     errors = []
     for _ in range(passes):
-        parallel_pass(block, inputs, tokens, contexts)
+        contexts = parallel_pass(block, inputs, tokens, contexts)
         errors.append((contexts - exact).square().mean().item())
     return errors
 
@@ -239,7 +237,7 @@ def attended_window(trained: Trained, split: str, position: int, guesses: int = 
     at = torch.tensor([position])
     weights = attended(trained, cache, at)
     slots = trained.model.window.slots(at)[0]
-    batch = cache.gather(at, trained.model.window).to(trained.model.device)
+    (batch,) = cache.batches(at, 1, trained.model)
     likely = batch.logits(trained.model)[0].softmax(dim=-1).topk(guesses)
     start = max(0, int(slots.min()))
     pieces = token_texts(trained.tokenizer, cache.ids[start : position + 2])

@@ -17,20 +17,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ctxkv_lib.hf.copying import Copying, Recent
+from ctxkv_lib.research.ngrams import four_caches, with_caches
+from ctxkv_lib.research.sweep import identity
+from ctxkv_lib.research.sweep_file import read_sweep
+from ctxkv_lib.research.sweep_table import Results
 from intervals import difference, test_tokens
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.data.tokens import TokenStream
 from ctxkv_lib.files import read_json, write_rows_json
-from ctxkv_lib.hf.copying import Copying, Recent
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.evaluation import perplexity
 from ctxkv_lib.method.model import ContextKV
-from ctxkv_lib.research.ngrams import four_caches, with_caches
-from ctxkv_lib.research.sweep import identity
-from ctxkv_lib.research.sweep_file import read_sweep
-from ctxkv_lib.research.sweep_table import Results
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.rows import as_read
 from ctxkv_lib.runs.testing import by_conversation, test_cache, test_stream, trained_model

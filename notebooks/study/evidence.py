@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from ctxkv_lib.research.ablations import gather_with_other, window_scores
+from ctxkv_lib.research.measure import measure
 from intervals import difference
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -22,8 +24,6 @@ import ctxkv_lib as ctxkv
 from ctxkv_lib.files import read_json, write_rows_json
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.model import ContextKV
-from ctxkv_lib.research.ablations import gather_with_other, window_scores
-from ctxkv_lib.research.measure import measure
 from ctxkv_lib.runs.caches import load_cache
 from ctxkv_lib.runs.testing import trained_model
 from ctxkv_lib.views.axes import BLUE, INK, ORANGE, QUIET, panels, reference, styled

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ctxkv_lib.research.sweep_file import read_sweep
 from numpy.typing import NDArray
 
 from ctxkv_lib import build_config
@@ -23,7 +24,6 @@ from ctxkv_lib.data.chitchat import chitchat_rows
 from ctxkv_lib.data.hub import package_file
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.files import read_json
-from ctxkv_lib.research.sweep_file import read_sweep
 from ctxkv_lib.runs.testing import by_conversation, test_stream
 
 DRAWS = 10_000

@@ -8,13 +8,13 @@ import continuous_cache
 import search
 from comparisons import Change, Pair
 from continuous_cache import results
+from ctxkv_lib.research.sweep_table import mean_and_spread
+from ctxkv_lib.views.power_laws import SPLITS
+from ctxkv_lib.views.study import sweep_figure
 
 import ctxkv_lib as ctxkv
 from ctxkv_lib.files import read_json
-from ctxkv_lib.research.sweep_table import mean_and_spread
 from ctxkv_lib.views.markup import show_html, table
-from ctxkv_lib.views.power_laws import SPLITS
-from ctxkv_lib.views.study import sweep_figure
 
 HERE = Path(__file__).parent
 KINDS = ("model", "unigram cache", "continuous cache")  # of caches, without and with

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from ctxkv_lib.research.mixers import TRAINED_BURN_IN, feed_forward_width, number_of_weights
+from ctxkv_lib.research.tuned import PartSettings, SlotAttention
 from torch import Tensor, nn
 
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
@@ -17,8 +19,6 @@ from ctxkv_lib.method.model import ContextBlock, ContextKV, Parts
 from ctxkv_lib.method.reference import dispersion_loss
 from ctxkv_lib.method.settings import RATE, WEIGHT, at_least, setting
 from ctxkv_lib.method.windows import Window
-from ctxkv_lib.research.mixers import TRAINED_BURN_IN, feed_forward_width, number_of_weights
-from ctxkv_lib.research.tuned import PartSettings, SlotAttention
 
 ROWS = 16  # segments of the stream that predictive training reads side by side
 STEPS = 64  # tokens through which its gradients go back at most

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import continuous_cache
 import evidence
 import numpy as np
+from ctxkv_lib.research.sweep_table import Results
 from intervals import DRAWS, EDGES, Losses, losses, resampled, seed_shares, test_tokens
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ctxkv_lib.files import read_json
-from ctxkv_lib.research.sweep_table import Results
 from ctxkv_lib.views.axes import (
     BLUE,
     INK,

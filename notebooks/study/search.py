@@ -11,9 +11,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from ctxkv_lib.research.protocol import grid_points, read_protocol
+
 import ctxkv_lib as ctxkv
 from ctxkv_lib.files import read_json, write_rows_json
-from ctxkv_lib.research.protocol import grid_points, read_protocol
 from ctxkv_lib.runs.config import ExperimentConfig
 from ctxkv_lib.runs.run_folder import run_folder_of
 

@@ -9,6 +9,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import NearestTwo, stop_at, write_conversations
+from ctxkv_lib.hf.copying_streams import as_served
+from ctxkv_lib.hf.modeling import CACHE_NAME
 from disturbed_runs import outcome
 
 from ctxkv_lib import experiments as experiment
@@ -16,8 +18,6 @@ from ctxkv_lib.data.counts import unigram_floor
 from ctxkv_lib.data.embeddings import TokenTable, corpus_counts
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
-from ctxkv_lib.hf.copying_streams import as_served
-from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.measure import measure as measuring
 from ctxkv_lib.method import oacd as phase1
 from ctxkv_lib.method.evaluation import evaluate, perplexity

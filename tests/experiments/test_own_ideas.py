@@ -7,13 +7,13 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import GatedBlock, NearestTwo, PreviousToken, flip, local_experiment, stop_at
+from ctxkv_lib.hf import plugins
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import prepare, run
-from ctxkv_lib.hf import plugins
 from ctxkv_lib.method import model
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.copying import Copying

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from conftest import TINY, NearestTwo, tiny_ids, tiny_model
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from ctxkv_lib.hf.copying_streams import as_served
 from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.hf.plugins import NAMED
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.model import project_inputs

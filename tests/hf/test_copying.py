@@ -1,8 +1,8 @@
 import pytest
 import torch
 from conftest import tiny_method, tiny_stream
-
 from ctxkv_lib.hf.copying_streams import as_served
+
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.copying import Copies, Copying, mix, mix_losses
 from ctxkv_lib.method.evaluation import token_scores

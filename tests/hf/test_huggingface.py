@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, TOP, tiny_model, write_conversations
+from ctxkv_lib.hf.inference import evaluate_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
-from ctxkv_lib.hf.inference import evaluate_texts
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
 from ctxkv_lib.runs.run_folder import RunFolder
 from ctxkv_lib.runs.settings import Sampling

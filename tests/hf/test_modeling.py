@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, tiny_ids, tiny_model
-
 from ctxkv_lib.hf.configuration import ContextKVConfig
 from ctxkv_lib.hf.modeling import CACHE_NAME, LONG, ContextKVForCausalLM
+
 from ctxkv_lib.runs.models import parameter_counts
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, tiny_ids, tiny_model
+from ctxkv_lib.hf import modeling, prefill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_context_cache import read_in_chunks
 
-from ctxkv_lib.hf import modeling, prefill
 from ctxkv_lib.method import contexts
 
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
-from transformers import BatchEncoding, DataCollatorWithFlattening, DynamicCache
-
 from ctxkv_lib.hf.modeling import CACHE_NAME
+from transformers import BatchEncoding, DataCollatorWithFlattening, DynamicCache
 
 IDS = tiny_ids(12).view(2, 6)
 ONE = IDS[:1]

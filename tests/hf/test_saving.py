@@ -8,10 +8,10 @@ from textwrap import indent
 import pytest
 import torch
 from conftest import TINY, in_python, tiny_ids, tiny_method, tiny_model
+from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.runs.config import build_config
 
 MINE = """

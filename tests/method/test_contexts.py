@@ -3,10 +3,10 @@
 import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_model
+from ctxkv_lib.hf.prefill import scan_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxkv_lib.hf.prefill import scan_rows
 from ctxkv_lib.method import contexts as method
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import Phase1Config

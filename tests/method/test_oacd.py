@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import TINY, GatedBlock, cloned, tiny_ids, tiny_method
+from ctxkv_lib.runs.micro_batches import in_micro_batches
 
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import Phase1Config
@@ -12,7 +13,6 @@ from ctxkv_lib.method.contexts import distinct_rows
 from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.model import ContextBlock
 from ctxkv_lib.method.oacd import Phase1State, StoppingRule, train_context_block, train_iteration
-from ctxkv_lib.runs.micro_batches import in_micro_batches
 
 CONFIG = Phase1Config(max_iterations=8, batch_size=150)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import write_conversations
+from ctxkv_lib.runs.micro_batches import RowsOfDropout
 
 from ctxkv_lib.method.caches import Batch
-from ctxkv_lib.runs.micro_batches import RowsOfDropout
 from ctxkv_lib.runs.run_folder import RunFolder
 from ctxkv_lib.runs.testing import test_scores as scores_of
 from ctxkv_lib.runs.testing import test_stream as stream_of

@@ -8,10 +8,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from ctxkv_lib.runs.scratch import PART_ROWS, parts, release_mapped, scratch
 
 from ctxkv_lib.method.memory import GIB
 from ctxkv_lib.runs import scratch as module
-from ctxkv_lib.runs.scratch import PART_ROWS, parts, release_mapped, scratch
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import TINY, PreviousToken, tiny_ids, tiny_method
+from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once, sampled
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.method import contexts as method
@@ -15,7 +16,6 @@ from ctxkv_lib.method.contexts import exact_contexts
 from ctxkv_lib.runs import streamed
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.settings import LARGE_STREAM
-from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once, sampled
 
 COUNT, BATCH = 1007, 20  # positions
 

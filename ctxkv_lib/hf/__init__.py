@@ -1,1 +1,0 @@
-"""The transformers model around the method."""
