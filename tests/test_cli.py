@@ -15,7 +15,6 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import write_conversations
-from ctxkv_lib.hf.inference import evaluation_file
 from sample_runs import sample_run
 
 import ctxkv_lib
@@ -23,6 +22,7 @@ from ctxkv_lib import files
 from ctxkv_lib.cli import _loading, main
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import write_json
+from ctxkv_lib.hf.inference import evaluation_file
 from ctxkv_lib.runs import contexts, stages, work
 from ctxkv_lib.runs.config import build_config
 

@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 from conftest import WORDS, tiny_model
-from ctxkv_lib.hf.inference import evaluate_texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_runs import sample_run
@@ -18,6 +17,7 @@ from ctxkv_lib import errors, experiments
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.errors import UserError
+from ctxkv_lib.hf.inference import evaluate_texts
 from ctxkv_lib.report.terminal import format_scores
 from ctxkv_lib.runs.config import GROUPS, ExperimentConfig, build_config
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from conftest import tiny_ids, tiny_model
-from ctxkv_lib.hf.modeling import CACHE_NAME
 from transformers import AutoModelForCausalLM
 
+from ctxkv_lib.hf.modeling import CACHE_NAME
 from ctxkv_lib.method.copying import Copying
 from ctxkv_lib.views import explore
 

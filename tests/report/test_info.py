@@ -1,7 +1,7 @@
 import pytest
 import torch
-from ctxkv_lib.hf.cache import ContextCache
 
+from ctxkv_lib.hf.cache import ContextCache
 from ctxkv_lib.report.info import describe
 from ctxkv_lib.report.terminal import format_info
 from ctxkv_lib.runs.config import build_config

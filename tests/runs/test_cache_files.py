@@ -5,8 +5,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import tiny_model, tiny_stream
-from ctxkv_lib.hf.copying_streams import CopyingStream
 
+from ctxkv_lib.hf.copying_streams import CopyingStream
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.copying import Copying
 from ctxkv_lib.method.memory import GIB

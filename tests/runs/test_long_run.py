@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, cloned, tiny_ids, tiny_method, tiny_stream
-from ctxkv_lib.runs.micro_batches import summed
 
 from ctxkv_lib.method import oacd, phase2
 from ctxkv_lib.method.config import Phase1Config, Phase2Config
@@ -18,6 +17,7 @@ from ctxkv_lib.method.oacd import train_context_block
 from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.runs import long_run, scratch
 from ctxkv_lib.runs.long_run import Checkpoint, LongRun
+from ctxkv_lib.runs.micro_batches import summed
 
 CPU = torch.device("cpu")
 EPOCH_STEPS = 8  # of 499 positions

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from conftest import TINY, tiny_ids, tiny_method
-from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once
 from torch import distributed
 from torch.multiprocessing import start_processes
 
@@ -24,6 +23,7 @@ from ctxkv_lib.method.phase2 import train_attention
 from ctxkv_lib.runs import streamed
 from ctxkv_lib.runs.long_run import Checkpoint, LongRun
 from ctxkv_lib.runs.provenance import set_threads
+from ctxkv_lib.runs.streamed import Streamed, project_vocabulary, read_once
 
 COUNT, BATCH = 1203, 75  # 17 steps an epoch, whose last has 3 rows: of four processes, one has none
 STEPS, EPOCHS = 17, 3

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 
 from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.tokens import validation_stream
 from ctxkv_lib.experiments import run
+from ctxkv_lib.hf.modeling import ContextKVForCausalLM
 from ctxkv_lib.runs import testing
 from ctxkv_lib.runs.config import build_config
 
