@@ -1,0 +1,146 @@
+"""The model as transformers' own tools use it, on text."""
+
+import json
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, tiny_model, write_conversations
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
+
+from ctxkv_lib.evaluate import evaluate
+from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
+from ctxkv_lib.runs.trained import stop_after_text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    """A saved model with the real tokenizer."""
+    path, tokenizer = tmp_path_factory.mktemp("model"), deepcopy(tokenizer)
+    parts = {"attention": {"name": "SlotAttention", "settings": {}}}  # which copies
+    model = tiny_model(vocab_size=GPT2_VOCAB_SIZE, parts=parts)
+    model.model.load_table(model.model.wte.weight.detach() / 5)
+    stop_after_text(model, tokenizer)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("held_out") / "other.jsonl"
+    write_conversations(path, 5, seed=9)
+    rows = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+    return ["\n".join(message["content"] for message in row) for row in rows]
+
+
+def test_pipeline_generates_alone_and_in_batches(folder):
+    generator = pipeline("text-generation", model=str(folder), trust_remote_code=True, device="cpu")
+    prompts = ["Hello", "A longer prompt, of other words", "Hi there"]
+    options = {"max_new_tokens": 6, "do_sample": False}
+    alone = [generator(prompt, **options) for prompt in prompts]
+    assert generator(prompts, batch_size=2, **options) == alone
+    assert alone[0][0]["generated_text"].startswith("Hello")
+
+
+class Rows(torch.utils.data.Dataset):
+    """Sequences that hold something to learn: each token is the one before plus one."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        ids = (torch.arange(16) + index) % TINY["vocab_size"]
+        return {"input_ids": ids, "labels": ids}
+
+
+def test_trainer_trains_evaluates_and_resumes(tmp_path):
+    def trainer(model, steps):
+        options = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=steps,
+            save_steps=3,
+            per_device_train_batch_size=4,
+            learning_rate=1e-2,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            seed=1,
+        )
+        return Trainer(model=model, args=options, train_dataset=Rows(), eval_dataset=Rows())
+
+    first = trainer(tiny_model(), 6)
+    before = first.evaluate()["eval_loss"]
+    first.train()
+    after = first.evaluate()["eval_loss"]
+    assert after < before - 0.3
+
+    resumed = trainer(tiny_model(), 6)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.evaluate()["eval_loss"] == pytest.approx(after, abs=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_trainers_loss_is_of_the_next_token(tmp_path, smoothing):
+    options = TrainingArguments(str(tmp_path), label_smoothing_factor=smoothing, report_to=[], use_cpu=True)
+    model, ids = tiny_model(attention_dropout=0.0).train(), Rows()[0]["input_ids"][None]
+    loss = Trainer(model, options).compute_loss(model, {"input_ids": ids, "labels": ids})
+    expected = F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], label_smoothing=smoothing)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_evaluate_reads_each_text_by_itself(served, texts, monkeypatch):
+    monkeypatch.setattr("ctxkv_lib.evaluate.READ_AT_ONCE", 23)
+    model, tokenizer = served
+    scores, losses, correct = evaluate(model, tokenizer, texts), [], []
+    for text in texts:
+        ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0, :-1]
+        losses.append(F.cross_entropy(logits, ids[1:], reduction="none"))
+        correct.append(logits.argmax(dim=1) == ids[1:])
+    every = torch.cat(losses)
+    assert (scores["conversations"], scores["tokens"]) == (5, len(every))
+    assert scores["ppl"] == pytest.approx(every.mean().exp().item(), rel=1e-4)
+    assert scores["accuracy"] == pytest.approx(torch.cat(correct).float().mean().item())
+    bits = every.sum().item() / sum(map(len, texts)) / math.log(2)
+    assert scores["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+    first = {"by_position": 16, "by_history": model.model.window.offsets[1]}  # one context up to there
+    for key, count in first.items():
+        assert sum(row["tokens"] for row in scores[key]) == len(every)
+        assert all(row["tokens"] for row in scores[key])
+        mean = torch.cat([loss[:count] for loss in losses]).mean()
+        assert scores[key][0]["ppl"] == pytest.approx(mean.exp().item(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_lm_evaluation_harness_agrees(served, texts, tmp_path):
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    model, tokenizer = served
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, max_length=100_000, batch_size=2, device="cpu")
+    task = {
+        "task": "held_out",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(documents)}},
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+    }
+    found = lm_eval.simple_evaluate(model=harness, tasks=[task], bootstrap_iters=0)["results"]["held_out"]
+    scores = evaluate(model, tokenizer, texts)
+    assert found["word_perplexity,none"] == pytest.approx(scores["word_ppl"], rel=1e-3)
+    assert found["bits_per_byte,none"] == pytest.approx(scores["bits_per_byte"], rel=1e-3)
