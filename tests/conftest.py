@@ -17,7 +17,8 @@ from sample_runs import sample_run
 
 # One thread: a worker has one core, and of several, a run would take as many as are quickest just then.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CTXKV_TEST_GPU", "")  # none, but in `test_gpu.py`
+if not any("gpu" in Path(word).parts for word in sys.argv):  # only `tests/gpu`, asked for by name, use one
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
 from ctxkv_lib.cli import main
@@ -31,9 +32,7 @@ from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.run_folder import load_run
 
 torch.set_num_threads(1)  # if torch was loaded before
-ON_GPU = "CTXKV_TEST_GPU" in os.environ
-collect_ignore = [] if ON_GPU else ["gpu"]
-pytest_plugins = ["hub_standin", *(["on_gpu"] if ON_GPU else [])]
+pytest_plugins = ["hub_standin", "on_gpu"]
 TOP = Path(__file__).parents[1]  # of the repository
 TINY = {
     "vocab_size": 211,
