@@ -27,6 +27,7 @@ CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ e
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
 OPTIONS = {"token_type_ids", "cache_position", "num_items_in_batch", "ignore_index", "shift_labels"}
 SHAPES = [field.name for field in dataclasses.fields(ModelConfig)]
+PLACES = {"block": "context_block", "attention": "attention"}  # in the model, by hook
 # Classes that may replace published parts, by name; the saved file of a user's own model adds its own.
 PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotAttention": SlotAttention}
 
@@ -121,12 +122,8 @@ class ContextCache(Cache):
         all_tokens = torch.cat([self.tokens, tokens], dim=1).gather(1, order)
         both = torch.cat([self.contexts, contexts * read[..., None]], dim=1)
         both = both.gather(1, order[..., None].expand_as(both))
-        self.contexts, self.tokens, self.columns = (
-            both[:, -kept:],
-            all_tokens[:, -kept:],
-            self.columns + length,
-        )
-        self.lengths = self.lengths + read.sum(dim=1)
+        self.contexts, self.tokens = both[:, -kept:], all_tokens[:, -kept:]
+        self.lengths, self.columns = self.lengths + read.sum(dim=1), self.columns + length
         first = (kept + length - self.lengths).clamp(min=0)
         return Memory(both, all_tokens, order.argsort(dim=1)[:, kept:], first)
 
@@ -182,15 +179,12 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             settings: of each part that replaces a published one, by hook: `block` and `attention`.
         """
-        kinds = {"block": type(model.context_block), "attention": type(model.attention)}
         parts = {
-            hook: {"name": kinds[hook].__name__, "settings": dict(each)}
+            hook: {"name": type(getattr(model, PLACES[hook])).__name__, "settings": dict(each)}
             for hook, each in (settings or {}).items()
         }
-        config = ContextKVConfig(
-            model.wte.num_embeddings, model.log_unigram is not None, parts, **vars(model.config)
-        )
-        return cls(config, model).eval()
+        has_unigram, shapes = model.log_unigram is not None, vars(model.config)
+        return cls(ContextKVConfig(model.wte.num_embeddings, has_unigram, parts, **shapes), model).eval()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the init of each layer's constructor; transformers' default would redraw every Linear."""
@@ -224,10 +218,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         lost = dict(self.named_buffers()).keys() - self.state_dict().keys()
         require(not lost, "a buffer", min(lost, default=""), "those saved with the weights (persistent=True)")
         super().save_pretrained(save_directory, **options)
-        kinds = {"block": type(self.model.context_block), "attention": type(self.model.attention)}
-        for hook in self.config.parts:
-            if PARTS.get(kinds[hook].__name__) is not kinds[hook]:
-                save_part(kinds[hook], Path(save_directory) / "modeling.py")
+        for kind in (type(getattr(self.model, PLACES[hook])) for hook in self.config.parts):
+            if PARTS.get(kind.__name__) is not kind:
+                save_part(kind, Path(save_directory) / "modeling.py")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.wte
