@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Self
 
 import torch
@@ -62,26 +63,23 @@ class Batch(_Tensors):
 
     def logits(self, model: ContextKV) -> Tensor:
         """Compute the logits at these positions, `[n, vocab_size]`."""
-        return self._logits(model, self.attend(model)[0], slice(None))
+        logits = model.logits(self.attend(model)[0], self.tokens)
+        if self.copied is None or self.shares is None:
+            return logits
+        return mix(logits, self.copied, self.shares)
 
     def scores(self, model: ContextKV) -> tuple[Tensor, Tensor]:
         """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`."""
-        hidden, found = self.attend(model)[0], []
         if self.shares is None:
-            return model.losses(hidden, self.tokens, self.targets)
+            return model.losses(self.attend(model)[0], self.tokens, self.targets)
+        losses, correct = [], []
         for start in range(0, len(self), MIXED_ROWS):
-            rows = slice(start, start + MIXED_ROWS)
-            logits = self._logits(model, hidden, rows)
-            own = logits.gather(1, self.targets[rows, None])[:, 0]
-            found.append((-own, own == logits.amax(dim=1)))
-        losses, correct = zip(*found, strict=True)
+            part = self.each(itemgetter(slice(start, start + MIXED_ROWS)))
+            logits = part.logits(model)
+            own = logits.gather(1, part.targets[:, None])[:, 0]
+            losses.append(-own)
+            correct.append(own == logits.amax(dim=1))
         return torch.cat(losses), torch.cat(correct)
-
-    def _logits(self, model: ContextKV, hidden: Tensor, rows: slice) -> Tensor:
-        logits = model.logits(hidden[rows], self.tokens[rows])
-        if self.copied is None or self.shares is None:
-            return logits
-        return mix(logits, self.copied[rows], self.shares[rows])
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device; a GPU copies it from pinned memory, and nothing waits for that."""

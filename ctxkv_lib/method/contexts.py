@@ -15,7 +15,8 @@ from torch import Tensor
 from .config import Phase1Config
 
 PASS_ROWS = 2**14  # contexts of a parallel pass at a time
-SEGMENTS = 256  # of a stream, computed in lock-step
+SEGMENTS = 256  # of a stream at most, computed in lock-step
+SEGMENT = 128  # tokens of one at least: most trained blocks forget within one, and its end is right at once
 AGREEMENT = 1 / 4  # of the tolerance: differences at several boundaries may add up
 
 # Next contexts `[m, context_dim]`, from the contexts and the input projections of m tokens.
@@ -106,7 +107,7 @@ def exact_contexts(
         padded contexts, of the dtype and on the device of `projected_inputs`.
     """
     first = projected_inputs.new_zeros(context_dim(block, projected_inputs)) if before is None else before
-    length = max(1, -(-len(tokens) // SEGMENTS))
+    length = max(1, min(len(tokens), SEGMENT), -(-len(tokens) // SEGMENTS))
     rows = F.pad(tokens, (0, -len(tokens) % length)).view(-1, length)  # (segments, length)
     starts = first.new_zeros(len(rows), len(first))
     starts[:1] = first

@@ -181,8 +181,9 @@ class ContextKV(nn.Module):
         """Make all layers; their random weights depend on torch's seed and the shapes alone."""
         super().__init__()
         self.build_frozen(config, vocab_size, has_unigram)
-        self.context_block: Any = parts.block(config.context_dim, config.hidden_size)
-        self.context_block.context_dim = config.context_dim  # which a user's class may not keep
+        block: Any = parts.block(config.context_dim, config.hidden_size)
+        block.context_dim = config.context_dim  # which a user's class may not keep
+        self.context_block = block
         if parts.attention is None:
             self.attention: nn.Module = ContextKVAttention(config)
             self.feed_forward: nn.Module | None = FeedForward(config.hidden_size, config.intermediate_size)

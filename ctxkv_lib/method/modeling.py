@@ -25,8 +25,9 @@ from .tuned import SlotAttention, StructuredBlock
 # What transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
-OPTIONS = {"position_ids", "token_type_ids", "cache_position", "num_items_in_batch"}
+OPTIONS = {"token_type_ids", "cache_position", "num_items_in_batch", "ignore_index", "shift_labels"}
 SHAPES = [field.name for field in dataclasses.fields(ModelConfig)]
+PLACES = {"block": "context_block", "attention": "attention"}  # in the model, by hook
 # Classes that may replace published parts, by name; the saved file of a user's own model adds its own.
 PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotAttention": SlotAttention}
 
@@ -121,12 +122,8 @@ class ContextCache(Cache):
         all_tokens = torch.cat([self.tokens, tokens], dim=1).gather(1, order)
         both = torch.cat([self.contexts, contexts * read[..., None]], dim=1)
         both = both.gather(1, order[..., None].expand_as(both))
-        self.contexts, self.tokens, self.columns = (
-            both[:, -kept:],
-            all_tokens[:, -kept:],
-            self.columns + length,
-        )
-        self.lengths = self.lengths + read.sum(dim=1)
+        self.contexts, self.tokens = both[:, -kept:], all_tokens[:, -kept:]
+        self.lengths, self.columns = self.lengths + read.sum(dim=1), self.columns + length
         first = (kept + length - self.lengths).clamp(min=0)
         return Memory(both, all_tokens, order.argsort(dim=1)[:, kept:], first)
 
@@ -182,15 +179,12 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             settings: of each part that replaces a published one, by hook: `block` and `attention`.
         """
-        kinds = {"block": type(model.context_block), "attention": type(model.attention)}
         parts = {
-            hook: {"name": kinds[hook].__name__, "settings": dict(each)}
+            hook: {"name": type(getattr(model, PLACES[hook])).__name__, "settings": dict(each)}
             for hook, each in (settings or {}).items()
         }
-        config = ContextKVConfig(
-            model.wte.num_embeddings, model.log_unigram is not None, parts, **vars(model.config)
-        )
-        return cls(config, model).eval()
+        has_unigram, shapes = model.log_unigram is not None, vars(model.config)
+        return cls(ContextKVConfig(model.wte.num_embeddings, has_unigram, parts, **shapes), model).eval()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the init of each layer's constructor; transformers' default would redraw every Linear."""
@@ -224,10 +218,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         lost = dict(self.named_buffers()).keys() - self.state_dict().keys()
         require(not lost, "a buffer", min(lost, default=""), "those saved with the weights (persistent=True)")
         super().save_pretrained(save_directory, **options)
-        kinds = {"block": type(self.model.context_block), "attention": type(self.model.attention)}
-        for hook in self.config.parts:
-            if PARTS.get(kinds[hook].__name__) is not kinds[hook]:
-                save_part(kinds[hook], Path(save_directory) / "modeling.py")
+        for kind in (type(getattr(self.model, PLACES[hook])) for hook in self.config.parts):
+            if PARTS.get(kind.__name__) is not kind:
+                save_part(kind, Path(save_directory) / "modeling.py")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.wte
@@ -242,8 +235,6 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: ContextCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        ignore_index: int = -100,
-        shift_labels: Tensor | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Read on from `cache`, or from the beginning of a text.
@@ -252,12 +243,12 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: int64 `[batch, length]`, the new tokens only.
             attention_mask: `[batch, >= length]`; columns of 0 among the last `length` are padding, which is
                 not read: it moves no position and changes no context.
-            labels: int64 `[batch, length]`, usually `input_ids`; shifted inside, `ignore_index` is ignored.
+            labels: int64 `[batch, length]`, usually `input_ids`; shifted inside, -100 is ignored.
             cache: updated in place; `past_key_values` is its name before transformers 5.24.
             use_cache: return the cache; by default as the configuration says, and not with labels.
             logits_to_keep: without labels, only the last so many columns' logits; 0 keeps all.
-            shift_labels: labels that are shifted already, in the place of `labels`.
-            options: `num_items_in_batch`, as transformers' losses take it, and some that change nothing.
+            options: `num_items_in_batch`, `ignore_index` and `shift_labels` as transformers' losses take them
+                (the last with or without `labels`), and some that change nothing.
 
         Returns:
             logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats. In training with labels
@@ -269,8 +260,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """
         cache = self._own_cache(len(input_ids), past_key_values if cache is None else cache)
         read = _columns_read(input_ids, attention_mask, not cache.columns, **options)
+        ignored, shift_labels = options.get("ignore_index", -100), options.get("shift_labels")
         if labels is not None and shift_labels is None:
-            shift_labels = F.pad(labels, (0, 1), value=ignore_index)[:, 1:]
+            shift_labels = F.pad(labels, (0, 1), value=ignored)[:, 1:]
         shape = input_ids.shape if shift_labels is None else shift_labels.shape
         require(
             shape == input_ids.shape, "labels.shape", tuple(shape), f"{tuple(input_ids.shape)}, as input_ids"
@@ -282,12 +274,12 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         if shift_labels is None or not self.training or self.model.wte.weight.requires_grad:
             output["logits"] = self._logits(hidden, input_ids, memory, kept)
         if shift_labels is not None:
-            counted, number = shift_labels != ignore_index, options.get("num_items_in_batch")
+            counted, number = shift_labels != ignored, options.get("num_items_in_batch")
             if output.logits is None:  # as long as the table is frozen
                 loss = self.model.losses(hidden[counted], input_ids[counted], shift_labels[counted])[0].sum()
             else:
                 every = output.logits.flatten(0, 1).float(), shift_labels.flatten()
-                loss = F.cross_entropy(*every, reduction="sum", ignore_index=ignore_index)
+                loss = F.cross_entropy(*every, reduction="sum", ignore_index=ignored)
             output["loss"] = loss / (counted.sum() if number is None else number)
         if (self.config.use_cache and shift_labels is None) if use_cache is None else use_cache:
             output[CACHE_NAME] = cache

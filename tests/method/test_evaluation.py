@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 from conftest import cloned, tiny_method, tiny_stream
-from test_oacd import MicroBatches
 
 from ctxkv_lib.method import evaluation, reference
 from ctxkv_lib.method.evaluation import effective_rank, evaluate, perplexity, token_scores
@@ -25,11 +24,10 @@ def stream():
     return tiny_stream(120)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 3, 64])
-def test_scores_equal_the_reference_and_leave_out_dropout(stream, micro_batches, monkeypatch):
+def test_scores_equal_the_reference_and_leave_out_dropout(stream, monkeypatch):
     monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 32)
     model = tiny_method(attention_dropout=0.5).train()
-    found, p = evaluate(model, stream, MicroBatches(micro_batches)), cloned(model)
+    found, p = evaluate(model, stream), cloned(model)
     ids, contexts = stream.ids.long(), stream.contexts[1:]
     expected = reference.evaluate(p, p["wte.weight"], ids, contexts, 50, model.config)
     assert found == pytest.approx(expected, rel=1e-5)

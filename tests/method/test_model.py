@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, NearestTwo, cloned, tiny_ids, tiny_method, tiny_stream
-from ctxkv_lib.runs.models import parameter_counts
 
 from ctxkv_lib.method import losses, reference
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.model import Parts
+from ctxkv_lib.runs.models import parameter_counts
 
 
 def test_initial_weights():

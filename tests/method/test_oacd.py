@@ -1,42 +1,37 @@
-"""Phase 1 against the reference, whatever the block, the loss, and the way a batch is cut."""
+"""Phase 1 against the reference, whatever the block and the loss."""
 
 import json
 
 import pytest
 import torch
-from conftest import TINY, GatedBlock, cloned, tiny_ids, tiny_method
-from ctxkv_lib.runs.micro_batches import in_micro_batches
+from conftest import GatedBlock, cloned, tiny_ids, tiny_method
 
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.contexts import distinct_rows
 from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.model import ContextBlock
-from ctxkv_lib.method.oacd import Phase1State, StoppingRule, train_context_block, train_iteration
+from ctxkv_lib.method.oacd import StoppingRule, oacd_loss, train_context_block, train_iteration
 
 CONFIG = Phase1Config(max_iterations=8, batch_size=150)
 
 
-class MicroBatches(Loop):
-    """Keeps the metrics; cuts each batch into so many micro-batches."""
+class Heard(Loop):
+    """Keeps the metrics."""
 
-    def __init__(self, micro_batches=1):
-        self.micro_batches, self.lines = micro_batches, []
-
-    def apply(self, step, *parts):
-        return in_micro_batches(step, parts, self.micro_batches)
+    def __init__(self):
+        self.lines = []
 
     def after_round(self, state, metric):
         self.lines.append(metric)
 
 
-def train(model, ids, config, loss=None, micro_batches=1):
+def train(model, ids, config, loss=None):
     """Train on `ids` without the last one; returns result, metrics and padded contexts."""
     model.set_phase(1)
-    contexts, loop = torch.full((len(ids), TINY["context_dim"]), torch.nan), MicroBatches(micro_batches)
-    generator = torch.Generator().manual_seed(7)
+    loop, generator = Heard(), torch.Generator().manual_seed(7)
     rows = distinct_rows(model, ids[:-1])
-    result = train_context_block(model.context_block, *rows, config, contexts, generator, loss, loop)
+    result, contexts = train_context_block(model.context_block, *rows, config, generator, loss, loop)
     return result, loop.lines, contexts
 
 
@@ -85,10 +80,9 @@ def test_a_plateau_is_stalls_in_a_row():
     assert StoppingRule(Phase1Config()).reason(0.90) == "converged"
 
 
-@pytest.mark.parametrize("micro_batches", [1, 3, 200])
 @pytest.mark.parametrize("kind", [ContextBlock, GatedBlock])
-def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, micro_batches):
-    """Batches of 150, 150 and 1 position, of which 200 micro-batches leave one row each."""
+def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind):
+    """Batches of 150, 150 and 1 position."""
     torch.manual_seed(0)
     block, x = kind(16, 24).double(), torch.randn(50, 24, dtype=torch.float64)
     tokens = torch.randint(0, 50, (301,))
@@ -103,9 +97,9 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, micro_b
     expected = torch.autograd.grad(sum(losses) / 3, [*block.parameters()])
 
     config = Phase1Config(batch_size=150, noise_std=0.0, clip_norm=1e9)
-    optimizer, loop = torch.optim.SGD(block.parameters(), lr=1e-9), MicroBatches(micro_batches)
-    state = Phase1State({}, optimizer, contexts, torch.Generator())
-    loss, _ = train_iteration(block, state, x, tokens, config, loop=loop)
+    optimizer = torch.optim.SGD(block.parameters(), lr=1e-9)
+    given = block, optimizer, contexts, x, tokens, config, torch.Generator()
+    loss, _ = train_iteration(*given, lambda batch: oacd_loss(batch, 0.1))
     assert loss == pytest.approx(sum(losses).item() / 3)
     torch.testing.assert_close(contexts[1:], torch.cat(made).detach())
     for (name, weight), gradient in zip(block.named_parameters(), expected, strict=True):
@@ -113,12 +107,11 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind, micro_b
         assert gradient.any(), name
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
-def test_oacd_written_as_a_users_loss_trains_the_same(micro_batches):
+def test_a_loss_of_the_user_is_differentiated():
     ids, plain, own = tiny_ids(401), tiny_method(), tiny_method()
     _, expected, contexts = train(plain, ids, CONFIG)
     loss = lambda x: reference.dispersion_loss(x, CONFIG.centroid_weight)  # noqa: E731
-    _, found, same = train(own, ids, CONFIG, loss, micro_batches)
+    _, found, same = train(own, ids, CONFIG, loss)
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1e-5)
     torch.testing.assert_close(same, contexts, atol=1e-4, rtol=0)
     assert_same_weights(own, plain.state_dict(), 1e-5)
@@ -127,8 +120,8 @@ def test_oacd_written_as_a_users_loss_trains_the_same(micro_batches):
 def test_an_untrained_block_is_initialised_all_the_same():
     model = tiny_method()
     before = model.context_block.linear.weight.clone()
-    result, lines, _ = train(model, tiny_ids(50), Phase1Config(max_iterations=0, weight_std=0.01))
-    assert (result.stop_reason, result.iterations, lines) == ("untrained", 0, [])
+    result, lines, contexts = train(model, tiny_ids(50), Phase1Config(max_iterations=0, weight_std=0.01))
+    assert (result.stop_reason, result.iterations, lines, contexts) == ("untrained", 0, [], None)
     torch.testing.assert_close(model.context_block.linear.weight, before / 10)
 
 
@@ -158,7 +151,7 @@ def test_gradients_are_clipped(monkeypatch):
 )
 def test_divergence_ends_it_with_only_finite_numbers_heard(changes, cause, monkeypatch):
     heard = []
-    monkeypatch.setattr(MicroBatches, "after_round", lambda loop, state, metric: heard.append(metric))
+    monkeypatch.setattr(Heard, "after_round", lambda loop, state, metric: heard.append(metric))
     with pytest.raises(Diverged, match=rf"diverged in {cause}.*; lower phase1\.learning_rate"):
         train(tiny_method(), tiny_ids(401), Phase1Config(max_iterations=8, batch_size=150, **changes))
     assert json.dumps(heard, allow_nan=False)

@@ -1,0 +1,70 @@
+"""Copying against its definition, term by term."""
+
+import pytest
+import torch
+from conftest import tiny_method, tiny_stream
+
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.copying import Copying, mix
+from ctxkv_lib.method.evaluation import token_scores
+
+
+def model_that_copies(weight, sharpness):
+    model = tiny_method().eval()
+    model.attention.copying = Copying(weight, sharpness)
+    return model
+
+
+def mixture(model, stream, position, weight, sharpness):
+    """The probabilities of the next token at one position."""
+    hidden, _ = stream.attend(model, torch.tensor([position]))
+    found = model.logits(hidden, stream.ids[[position]])[0].softmax(dim=0)
+    contexts = stream.contexts[1:]
+    votes = {
+        earlier: (sharpness * torch.cosine_similarity(contexts[position], contexts[earlier], dim=0)).exp()
+        for earlier in range(max(0, position - model.window.offsets[-1]), position)
+    }
+    if votes:
+        found = (1 - weight) * found
+        for earlier, vote in votes.items():
+            found[stream.ids[earlier + 1]] += weight * vote / sum(votes.values())
+    return found
+
+
+@pytest.mark.parametrize(("weight", "sharpness"), [(0.3, 4.0), (0.9, 0.0)])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_scores_are_those_of_the_mixture(weight, sharpness, shuffled):
+    model, stream = model_that_copies(weight, sharpness), tiny_stream(40)
+    stream = StreamCache(stream.ids % 7, stream.contexts)  # tokens that come again
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.randperm(40, generator=generator) if shuffled else torch.arange(40)
+    losses, correct = token_scores(model, stream, positions)
+    assert 0 < correct.sum() < 40
+    for position, loss, is_correct in zip(positions.tolist(), losses, correct, strict=True):
+        expected = mixture(model, stream, position, weight, sharpness)
+        target = int(stream.ids[position + 1])
+        torch.testing.assert_close(loss, -expected[target].log())
+        assert is_correct == (expected.argmax() == target)
+
+
+def test_a_model_in_training_copies_nothing():
+    model, stream = model_that_copies(0.3, 4.0), tiny_stream(20)
+    (batch,) = stream.batches(torch.arange(20), 20, model.train())
+    assert batch.shares is None
+    (batch,) = stream.batches(torch.arange(20), 20, model.eval())
+    assert batch.shares.sum(dim=1).tolist() == pytest.approx([0] + [0.3] * 19)
+
+
+@pytest.mark.parametrize("weight", [0.3, 1 - 1e-9])  # which is 1 in float32
+def test_a_mixture_is_a_distribution_with_finite_gradients(weight):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 11, generator=generator, requires_grad=True)
+    shares = weight * torch.randn(5, 4, generator=generator).softmax(dim=-1)
+    shares[0] = 0  # nothing to copy
+    tokens = torch.randint(11, (5, 4), generator=generator)
+    found = mix(logits, tokens, shares)
+    torch.testing.assert_close(found.exp().sum(dim=-1), torch.ones(5))
+    found.logsumexp(dim=-1).sum().backward()
+    assert logits.grad.isfinite().all()
+    rounded = logits.detach().bfloat16()  # mixed in float32, and rounded again
+    assert torch.equal(mix(rounded, tokens, shares), mix(rounded.float(), tokens, shares).bfloat16())

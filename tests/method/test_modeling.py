@@ -1,0 +1,269 @@
+"""What is trained is what is served: one model, however its tokens come in."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import NearestTwo, tiny_ids, tiny_method, tiny_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+from ctxkv_lib.method.caches import StreamCache
+from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
+from ctxkv_lib.method.model import Parts, project_inputs
+from ctxkv_lib.method.modeling import CACHE_NAME, ContextKVConfig, ContextKVForCausalLM
+from ctxkv_lib.method.tuned import SlotAttention
+from ctxkv_lib.runs.models import parameter_counts
+
+
+def copying(weight):
+    """The tiny model's parts, with attention that copies."""
+    own = {"copy_weight": weight, "copy_sharpness": 5.0}
+    return {"parts": {"attention": {"name": "SlotAttention", "settings": own}}}
+
+
+MODELS = {"fixed": {}, "variable": {"kv_method": "variable"}, "copies": copying(0.4)}
+each_model = pytest.mark.parametrize("shape", MODELS.values(), ids=MODELS)
+
+
+def read_in_chunks(model, ids, cuts, mask):
+    """Logits of `ids` `[batch, length]` whose columns come in chunks that end at `cuts`, and the cache."""
+    cache, logits = None, []
+    for start, stop in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
+        out = model(ids[:, start:stop], attention_mask=mask[:, :stop], use_cache=True, **{CACHE_NAME: cache})
+        cache = out[CACHE_NAME]
+        logits.append(out.logits)
+    return torch.cat(logits, dim=1), cache
+
+
+def phase2_logits(model, ids):
+    """Logits of one stream as Phase 2 computes them, from a cache of exact contexts."""
+    embeddings, tokens = distinct_rows(model, ids)
+    inputs = project_inputs(model.context_block, embeddings)
+    contexts = exact_contexts(model.context_block, inputs, tokens, tolerance=1e-6)
+    cache = StreamCache(torch.cat([ids, ids[:1]]).int(), contexts)
+    (batch,) = cache.batches(torch.arange(len(ids)), len(ids), model)
+    return batch.logits(model)
+
+
+@torch.no_grad()
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_every_way_of_reading_gives_the_same_logits(data):
+    """Padding may be anywhere; reading token by token, none can see the future."""
+    length, padding = data.draw(st.integers(1, 40), "length"), data.draw(st.integers(0, 5), "padding")
+    shape = data.draw(st.sampled_from([*MODELS.values()]), "model")
+    interval, slots = data.draw(st.integers(1, 7), "interval"), data.draw(st.integers(1, 6), "max_contexts")
+    model = tiny_model(interval=interval, max_contexts=slots, **shape).eval()
+    ids, other = tiny_ids(length, seed=length), tiny_ids(length + padding, seed=1)
+    whole = phase2_logits(model.model, ids)
+    columns = data.draw(st.permutations(range(length + padding)), "columns")[:length]
+    columns = data.draw(st.sampled_from([sorted(columns), range(length), range(padding, length + padding)]))
+    batch, mask = torch.stack([torch.zeros_like(other), other]), torch.ones(2, length + padding).long()
+    batch[0, columns], mask[0] = ids, 0
+    mask[0, columns] = 1
+    cuts = sorted(data.draw(st.sets(st.integers(1, length + padding)), "cuts") - {length + padding})
+    for ends in ([], cuts, range(1, length + padding)):
+        found, cache = read_in_chunks(model, batch, ends, mask)
+        torch.testing.assert_close(found[0, columns], whole, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found[1], phase2_logits(model.model, other), atol=1e-4, rtol=0)
+        assert (cache.lengths.tolist(), cache.get_seq_length()) == (
+            [length, length + padding],
+            length + padding,
+        )
+    kept = data.draw(st.integers(1, length + padding), "kept")
+    last = model(batch, attention_mask=mask, logits_to_keep=kept).logits
+    torch.testing.assert_close(
+        last[mask[:, -kept:].bool()], found[:, -kept:][mask[:, -kept:].bool()], atol=1e-4, rtol=0
+    )
+    cache.reset()
+    again = model(batch, attention_mask=mask, **{CACHE_NAME: cache}).logits
+    torch.testing.assert_close(again[1], found[1], atol=1e-4, rtol=0)
+
+
+def greedy(model, prompt, count):
+    """Token by token with no cache at all."""
+    ids = prompt
+    for _ in range(count):
+        ids = torch.cat([ids, model(ids[None]).logits[0, -1:].argmax(-1)])
+    return ids
+
+
+@torch.no_grad()
+@each_model
+def test_generate_equals_reading_everything_again_and_beam_search_its_uncached_self(shape):
+    model = tiny_model(**shape).eval()
+    prompts = [tiny_ids(4, seed=4), tiny_ids(15, seed=15)]
+    expected = [greedy(model, prompt, 12).tolist() for prompt in prompts]
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    for prompt, wanted in zip(prompts, expected, strict=True):
+        assert model.generate(prompt[None], **options)[0].tolist() == wanted
+        assert model.generate(prompt[None], use_cache=False, **options)[0].tolist() == wanted
+    batch, mask = torch.zeros(2, 15).long(), torch.ones(2, 15).long()
+    batch[0, 11:], batch[1], mask[0, :11] = *prompts, 0
+    found = model.generate(batch, attention_mask=mask, **options)
+    assert [found[0, 11:].tolist(), found[1].tolist()] == expected
+    options |= {"num_beams": 3, "num_return_sequences": 3}  # also of lower beams, which change places
+    options |= {"return_dict_in_generate": True, "output_scores": True}
+    searched, plain = (
+        model.generate(tiny_ids(9)[None], use_cache=cached, **options) for cached in (True, False)
+    )
+    assert searched.sequences.tolist() == plain.sequences.tolist()
+    torch.testing.assert_close(searched.sequences_scores, plain.sequences_scores)
+
+
+@torch.no_grad()
+@each_model
+def test_a_cache_is_of_constant_size_and_may_be_repeated_and_passed_on(shape):
+    model, ids, new = tiny_model(**shape).eval(), tiny_ids(18).view(2, 9), tiny_ids(4, seed=1)[:, None]
+    cache = model(ids)[CACHE_NAME]
+    sizes = cache.contexts.shape, cache.tokens.shape
+    cache.batch_repeat_interleave(2)
+    found = model(new, **{CACHE_NAME: cache}).logits[:, -1]
+    whole = model(torch.cat([ids.repeat_interleave(2, dim=0), new], dim=1)).logits[:, -1]
+    torch.testing.assert_close(found, whole)
+    cache.batch_select_indices(torch.tensor([0, 2]))
+    assert (cache.contexts.shape, cache.tokens.shape) == sizes
+    assert cache.contexts.shape[1] == model.model.window.offsets[-1] + 1
+    assert cache.get_max_length() == cache.get_max_cache_shape() == -1
+    assert not cache.is_croppable
+    with pytest.raises(NotImplementedError, match="cannot be unread"):
+        cache.crop(1)
+    assert torch.equal(model(ids, **{CACHE_NAME: DynamicCache()}).logits, model(ids).logits)
+
+
+def test_the_published_shapes_are_the_defaults():
+    with torch.device("meta"):
+        model = ContextKVForCausalLM(ContextKVConfig())
+    assert parameter_counts(model) == {"total": 45_163_264, "trainable_phase2": 6_301_440}
+    with pytest.raises(ValueError, match=r"model\.num_heads is 5; allowed: a divisor"):
+        ContextKVConfig(num_heads=5)
+
+
+@pytest.mark.parametrize(("phase", "trained"), [(1, {"context_block"}), (2, {"attention", "feed_forward"})])
+def test_only_the_phase_gets_gradients(phase, trained):
+    model, ids = tiny_model(), tiny_ids(20)[None]
+    model.model.set_phase(phase)
+    model(ids, labels=ids).loss.backward()
+    gradients = {name: p.grad for name, p in model.model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in gradients} == trained
+    assert all(gradient is not None for gradient in gradients.values())  # else a distributed wrapper stops
+    zero = {name for name, gradient in gradients.items() if not gradient.any()}
+    assert zero == ({"attention.k.bias"} if phase == 2 else set())  # it cannot change the softmax
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+@each_model
+@pytest.mark.parametrize("items", [None, 7])
+def test_the_loss_is_the_cross_entropy_of_the_next_labels(shape, items):
+    """In training without logits, and without copying, as with a table that is trained, too."""
+    model, ids = tiny_model(attention_dropout=0.0, **shape), tiny_ids(24).view(2, 12)
+    for dropout in (each for each in model.modules() if isinstance(each, torch.nn.Dropout)):
+        dropout.p = 0.0
+    mask, labels = torch.ones_like(ids), ids.where(ids % 3 > 0, -100)
+    mask[0, :4] = 0  # padding before a text must not make a NaN of anything
+    labels[0, :4] = -100
+    given, gradients = {"input_ids": ids, "attention_mask": mask}, []
+    for training, trains_table in ((True, False), (True, True), (False, False)):
+        model.train(training).zero_grad()
+        model.model.wte.requires_grad_(trains_table)
+        logits = model(**given).logits
+        count = (labels[:, 1:] != -100).sum() if items is None else items
+        total = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+        found = model(**given, labels=labels, num_items_in_batch=items)
+        torch.testing.assert_close(found.loss, total / count)
+        assert (found.logits is None) == (training and not trains_table)
+        assert CACHE_NAME not in found
+        found.loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    shifted = F.pad(labels, (0, 1), value=-100)[:, 1:]
+    torch.testing.assert_close(model(**given, shift_labels=shifted).loss, total / (shifted != -100).sum())
+    assert len(gradients[0]) > 5
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], msg=name)
+
+
+def test_a_frozen_block_makes_the_same_contexts_in_training():
+    model, ids = tiny_model(attention_dropout=0.0), tiny_ids(20)[None]
+    model.model.context_block.register_forward_hook(
+        lambda block, _, made: F.dropout(made, 0.5, block.training)
+    )
+    model.train()
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+@torch.no_grad()
+@each_model
+def test_autocast_rounds_what_is_computed_from_contexts_and_not_the_contexts(shape):
+    """As a trainer in bf16 has it; rounded on and on, contexts would drift."""
+    model, ids = tiny_model(**shape).eval(), tiny_ids(20)[None]
+    exact = model(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(ids)
+    assert torch.equal(found[CACHE_NAME].contexts, exact[CACHE_NAME].contexts)
+    torch.testing.assert_close(found.logits.float(), exact.logits, rtol=0.05, atol=0.3)
+
+
+@torch.no_grad()
+def test_a_trained_model_is_wrapped_without_a_copy_whatever_its_parts():
+    own = SlotAttention.Settings(current_token_bias=-1.0)
+    model = tiny_method(Parts(attention=partial(SlotAttention, settings=own)), has_unigram=True)
+    wrapped = ContextKVForCausalLM.of(model, {"attention": {"current_token_bias": -1.0}})
+    assert wrapped.model is model
+    assert not wrapped.training
+    assert wrapped.config.build().current_token_bias == -1
+    wrapped = ContextKVForCausalLM.of(tiny_method(Parts(attention=NearestTwo)), {"attention": {}})
+    ids = tiny_ids(12)
+    torch.testing.assert_close(
+        wrapped(ids[None]).logits[0], phase2_logits(wrapped.model, ids), atol=1e-4, rtol=0
+    )
+
+
+ONE = tiny_ids(6)[None]
+REFUSED = {
+    "packed": (
+        lambda m: m(ONE, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]])),
+        "position_ids is 'restarted'; allowed: .*packed texts must be separate rows",
+    ),
+    "typo": (lambda m: m(ONE, attentoin_mask=ONE), r"argument of forward is \['attentoin_mask'\]"),
+    "flat": (lambda m: m(ONE[0]), r"input_ids\.shape is \(6,\); allowed: \[batch, length\]"),
+    "empty": (lambda m: m(ONE[:, :0]), r"input_ids\.shape is \(1, 0\)"),
+    "short_mask": (lambda m: m(ONE, ONE[:, :5]), r"attention_mask is 'int64 \(1, 5\)'; allowed"),
+    "additive_mask": (
+        lambda m: m(ONE, -1e9 * ONE),
+        r"attention_mask is 'float32 \(1, 6\)'; allowed: .* 1 where",
+    ),
+    "square_mask": (lambda m: m(ONE, torch.ones(1, 1, 6, 6).long()), "attention_mask is"),
+    "few_labels": (lambda m: m(ONE, labels=ONE[:, :5]), r"labels\.shape is \(1, 5\); allowed: \(1, 6\)"),
+    "tuple": (lambda m: m(ONE, **{CACHE_NAME: filled()}), "is 'DynamicCache'; allowed: .*ContextCache"),
+    "all_read": (
+        lambda m: m.generate(ONE, **{CACHE_NAME: m(ONE)[CACHE_NAME]}, pad_token_id=0),
+        "input_ids.shape",
+    ),
+}
+
+
+def filled():
+    cache = DynamicCache()
+    cache.update(torch.ones(1, 1, 6, 2), torch.ones(1, 1, 6, 2), 0)
+    return cache
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_call_that_contradicts_itself_is_refused(name):
+    call, sentence = REFUSED[name]
+    with pytest.raises(ValueError, match=sentence):
+        call(tiny_model().eval())
+
+
+@torch.no_grad()
+def test_what_says_nothing_new_is_accepted():
+    model, plain = tiny_model().eval(), tiny_model().eval()(ONE).logits
+    for options in (
+        {"position_ids": torch.arange(6)[None], "cache_position": torch.arange(6)},
+        {"token_type_ids": ONE * 0, "inputs_embeds": None, "output_hidden_states": False},
+    ):
+        assert torch.equal(model(ONE, **options).logits, plain)
+    assert torch.equal(model(ONE, return_dict=False)[0], plain)
