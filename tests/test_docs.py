@@ -1,16 +1,12 @@
-"""The pages of the site: every field, column and word is explained, and what they quote is there."""
+"""The pages of the site: every field and column is explained, and cells are Python."""
 
 import re
-from itertools import pairwise
 
 import pytest
-import yaml
 from conftest import TOP, write_conversations
 
-from ctxkv_lib.cli import main
 from ctxkv_lib.experiments import write_comparison
 from ctxkv_lib.files import read_json
-from ctxkv_lib.report.document import write_report
 from ctxkv_lib.report.terminal import format_runs
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.trained import evaluate_texts
@@ -18,7 +14,6 @@ from ctxkv_lib.runs.trained import evaluate_texts
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [TOP / "README.md", *TOP.glob("docs/*.md")]}
 FIELDS = PAGES["fields.md"]
 OPTIONAL = ("ngrams.kneser_ney_table_cache",)  # of a table made from text
-SMALL = {"of", "after", "the", "last", "samples", "CPU", "GPU", "positions"}
 
 
 def section(page, title):
@@ -89,48 +84,6 @@ def test_every_field_of_an_evaluation_is_explained_and_none_that_is_gone(measure
 def test_columns_of_lists_are_explained():
     listed = re.split(r"\s{2,}", format_runs([]))
     assert code(first_cells(section(FIELDS, "Columns of `ctxkv list`"))) == listed
-
-
-def test_words_of_a_report_are_explained(measured, two_runs):
-    """Column names and first cells of all its tables are made of the words on the page."""
-    cells = first_cells(section(FIELDS, "Words of a report"))
-    terms = sorted({term for cell in cells for term in [cell, *cell.split(", ")]}, key=len, reverse=True)
-    known = re.compile("|".join(map(re.escape, terms)), re.IGNORECASE)
-    text = write_report([measured]) + write_report([load_run(path) for path in two_runs])
-    tables = [
-        line.strip("| ").replace("*", "").split(" | ") for line in text.splitlines() if line[:2] == "| "
-    ]
-    shown = {row[0] for row in tables}
-    shown |= {cell for row, below in pairwise(tables) if below[0] == "---" for cell in row}
-    left = {words: {*re.findall("[A-Za-z]+", known.sub(" ", words))} - SMALL for words in shown}
-    assert {words: others for words, others in left.items() if others} == {}
-
-
-def test_refusals_are_quoted_as_they_are_said():
-    source = "\n".join(path.read_text(encoding="utf-8") for path in (TOP / "ctxkv_lib").rglob("*.py"))
-    quoted = code(first_cells(PAGES["refusals.md"]))
-    assert len(quoted) > 8
-    assert [words for words in quoted if words not in source] == []
-
-
-def test_every_command_is_on_its_page(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    commands = re.findall(r"(?m)^ {4}(\w+)", capsys.readouterr().out)
-    shown = {words.split()[1] for words in code(first_cells(PAGES["commands.md"])) if words[:6] == "ctxkv "}
-    assert "run" in commands
-    assert {*commands} <= shown
-
-
-@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "OACD" in text])
-def test_oacd_is_expanded_where_it_first_appears(page):
-    assert PAGES[page].index("Origin-Anchored") - PAGES[page].index("OACD") < len("OACD (") + 1
-
-
-def test_a_search_engine_can_show_what_the_first_page_says_of_itself():
-    description = yaml.safe_load(PAGES["index.md"].split("---")[1])["myst"]["html_meta"]["description"]
-    assert "32 compressed context vectors, one every 20 tokens back" in description
-    assert len(description) < 160  # what it shows
 
 
 @pytest.mark.parametrize("page", sorted((TOP / "docs").glob("*.md")), ids=lambda page: page.stem)
