@@ -1,4 +1,4 @@
-.PHONY: format check test torture notebooks browser badges package colab picture result docs links
+.PHONY: format check test torture notebooks browser tables badges package colab picture result docs links
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -20,6 +20,9 @@ notebooks:  ## every notebook, small and without a network
 
 browser:  ## one notebook in JupyterLab in headless Chromium (Debian: apt-get install chromium chromium-driver)
 	pytest -n 0 -m browser -rs tests/notebooks
+
+tables:  ## the study's tables and figures, from its results, in docs/study.md and README.md
+	python notebooks/study/tables.py
 
 REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
 

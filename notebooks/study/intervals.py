@@ -1,99 +1,96 @@
-"""How sure a difference is: a paired bootstrap over test conversations, with draws of the mean over seeds.
+"""How sure a difference is: a bootstrap over test conversations, with draws of the mean over seeds.
 
-    python notebooks/study/intervals.py notebooks/study/results/fair contexts
-
-prints every row beside the one that is named, with two intervals: of draws of conversations, and of draws
-of groups of conversations that share speakers. The last column is the first two over those test conversations
-alone whose speakers do not speak in the training conversations, with their number.
+python notebooks/study/intervals.py FILE BASE prints every row of a file of results beside the row BASE.
 """
 
+import json
 import sys
 from collections.abc import Sequence
-from functools import cache
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from ctxkv_lib.research.sweep_file import read_sweep
 from numpy.typing import NDArray
 
-from ctxkv_lib import build_config
-from ctxkv_lib.data.chitchat import chitchat_rows
-from ctxkv_lib.data.hub import package_file
-from ctxkv_lib.data.settings import DataConfig
-from ctxkv_lib.files import read_json
-from ctxkv_lib.runs.testing import by_conversation, test_stream
-
+RESULTS = Path(__file__).resolve().parent / "results"
 DRAWS = 10_000
-LEVEL = 95  # per cent of the draws that an interval holds
-EDGES = ((100 - LEVEL) / 2, (100 + LEVEL) / 2)  # its percentiles
-HEADER = [  # of `beside`
-    "samples",
-    "row",
-    "change from the base",
-    "interval",
-    "by groups of speakers",
-    "other speakers alone (number)",
-]
+EDGES = (2.5, 97.5)  # percentiles: an interval holds 95% of the draws
 
-Losses = NDArray[np.float64]  # [seeds, conversations], mean losses in nats
+ADVICE = "give a file that train.py wrote, or one of notebooks/study/results."
+
+Row = dict[str, Any]
 
 
-@cache
-def test_tokens(count: int) -> Losses:
-    """Count the predicted tokens of each test conversation of preset `offline`: `[count]`."""
-    stream = test_stream(build_config("offline", settings={"data.test_samples": count}))
-    assert stream is not None
-    parts = by_conversation(torch.empty(len(stream.ids) - 1), stream.starts)
-    return np.array([len(part) for part in parts], dtype=np.float64)
+class Losses(NamedTuple):
+    """Mean losses in nats of the same test conversations.
 
-
-def losses(results: dict[str, Any], samples: int, variant: str) -> tuple[Losses, Losses]:
-    """Return a row's losses, and the conversations' predicted tokens `[conversations]`.
-
-    Args:
-        results: of a sweep.
-        variant: one of its variants, or a key of its `ngrams`.
+    Attributes:
+        values: float64 `[seeds, conversations]`.
+        tokens: float64 `[conversations]`, the predicted tokens of each: the weights of their losses.
     """
-    cells = [cell for cell in results["cells"] if "test_conversations" in cell]
-    rows = [cell for cell in cells if (cell["samples"], cell["variant"]) == (samples, variant)]
-    rows.sort(key=itemgetter("seed"))
-    found = [row["test_conversations"] for row in rows or [results["ngrams"][str(samples)][variant]]]
-    return np.array(found), test_tokens(len(found[0]))
+
+    values: NDArray[np.float64]
+    tokens: NDArray[np.float64]
 
 
-@cache
-def speakers(split: str, config: DataConfig) -> list[set[str]]:
-    """Return who speaks in each conversation of a split, `train` or `test`."""
-    dataset = read_json(package_file("chitchat_dataset", "dataset.json"))
-    names = [name.partition(":")[2] for name, _ in chitchat_rows(config, split)]
-    return [{turn[0]["sender"] for turn in dataset[name]["messages"]} for name in names]
+class Interval(NamedTuple):
+    """A difference in per cent, and the interval that holds 95% of its draws."""
+
+    percent: float
+    low: float
+    high: float
 
 
-def speaker_groups(count: int) -> list[int]:
-    """Number the group of each test conversation: those that share a speaker, also through others."""
-    conversations = speakers("test", DataConfig(test_samples=count))
-    groups: list[set[str]] = []
-    for own in conversations:
-        shared = [group for group in groups if group & own]
-        groups = [group for group in groups if not group & own] + [own.union(*shared)]
-    return [next(place for place, group in enumerate(groups) if own <= group) for own in conversations]
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def speakers_apart(count: int, samples: int) -> NDArray[np.bool_]:
-    """Find the test conversations, `[count]`, whose speakers do not speak in the training conversations."""
-    trained = set().union(*speakers("train", DataConfig(samples=samples)))
-    return np.array([not own & trained for own in speakers("test", DataConfig(test_samples=count))])
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of a file: as `train.py` writes them, or those that are kept in `results`.
+
+    Returns:
+        of each row at least `variant` and `samples`; `seed`, None for n-grams; `kind`, if it is in a file
+        of caches; and where losses by conversation are known, `test_conversations` and `test_tokens`.
+
+    Raises:
+        ValueError: rows of another place do not have the token counts of their test conversations.
+    """
+    stored = read_json(path)
+    if isinstance(stored, list):
+        if not all("test_tokens" in row for row in stored):
+            raise ValueError(f"{path} has rows without the token counts of their test; {ADVICE}")
+        return stored
+    if not path.resolve().is_relative_to(RESULTS):
+        raise ValueError(f"{path} has no token counts of its test conversations; {ADVICE}")
+    rows = [{**shared, **own} for shared in stored.get("rows", ()) for own in shared["cells"]]
+    for samples, kinds in stored.get("ngrams", {}).items():
+        rows += [{"variant": name, "samples": int(samples), **found} for name, found in kinds.items()]
+    for run in stored.get("runs", ()):
+        rows += [{**run, "kind": kind, **found} for kind, found in run["rows"].items()]
+    counts = read_json(RESULTS / "test_conversations.json")["tokens"]
+    for row in rows:
+        if "test_conversations" in row:
+            row["test_tokens"] = counts[str(len(row["test_conversations"]))]
+    return [{"seed": None, **row} for row in rows]
 
 
-def resampled(draw: np.random.Generator, count: int, draws: int = DRAWS) -> NDArray[np.int64]:
-    """Draw `count` of so many things with replacement: how often each is drawn, `[draws, count]`."""
-    return draw.multinomial(count, np.full(count, 1 / count), draws)
+def losses(rows: Sequence[Row], variant: str, samples: int) -> Losses | None:
+    """Collect the losses of a variant's seeds; None if there are none by conversation.
+
+    Raises:
+        ValueError: the seeds were measured on different test conversations.
+    """
+    own = [row for row in rows if (row["variant"], row["samples"]) == (variant, samples)]
+    found = sorted((row for row in own if "test_conversations" in row), key=lambda row: row["seed"] or 0)
+    if not found:
+        return None
+    if any(row["test_tokens"] != found[0]["test_tokens"] for row in found):
+        raise ValueError(f"{variant} has rows of different test conversations; keep those of one test split.")
+    values = np.array([row["test_conversations"] for row in found])
+    return Losses(values, np.array(found[0]["test_tokens"], dtype=float))
 
 
-def seed_shares(draw: np.random.Generator, count: int, draws: int = DRAWS) -> Losses:
+def seed_shares(draw: np.random.Generator, count: int, draws: int = DRAWS) -> NDArray[np.float64]:
     """Draw what share each seed has in their mean, `[draws, count]`; each draw sums to 1.
 
     Such means have Student's t distribution around the mean of the seeds, with count - 1 degrees of freedom.
@@ -105,56 +102,53 @@ def seed_shares(draw: np.random.Generator, count: int, draws: int = DRAWS) -> Lo
     return 1 / count + (normal - normal.mean(axis=1, keepdims=True)) / scale
 
 
-def difference(
-    own: Losses, other: Losses, tokens: Losses, groups: Sequence[int] | None = None
-) -> tuple[float, float, float]:
+def difference(own: Losses, other: Losses, groups: Sequence[int] | None = None) -> Interval:
     """Compute by how many per cent the perplexity of `own` is above that of `other`, with its interval.
 
+    The same seeds are compared in pairs. Of other numbers of seeds, each has its own spread; a single seed
+    has none, so that the interval is too short. A draw takes the same conversations of both.
+
     Args:
-        own, other: `[seeds, conversations]`; the same seeds are compared in pairs. Of other numbers of seeds,
-            each has its own spread; a single seed has none, so that the interval is too short.
-        tokens: `[conversations]`, the weights of their losses. A draw takes the same conversations of both.
         groups: `[conversations]`, those that are drawn together; None: each by itself.
+
+    Raises:
+        ValueError: they were measured on different test conversations.
     """
-    if len(own) == len(other):
-        own, other = own - other, np.zeros((1, len(tokens)))
-    groups = range(len(tokens)) if groups is None else groups
+    if not np.array_equal(own.tokens, other.tokens):
+        raise ValueError("The rows are of different test conversations; compare rows of one test split.")
+    values, others = own.values, other.values
+    if len(values) == len(others):
+        values, others = values - others, np.zeros((1, len(own.tokens)))
+    groups = range(len(own.tokens)) if groups is None else groups
     draw = np.random.default_rng(0)
     members = np.eye(max(groups) + 1)[list(groups)]  # (conversations, groups)
-    weights = resampled(draw, members.shape[1]) @ members.T * tokens  # (draws, conversations)
-    weights /= weights.sum(axis=1, keepdims=True)
-    above = [((seed_shares(draw, len(each)) @ each) * weights).sum(axis=1) for each in (own, other)]
-    found = np.average(own.mean(axis=0) - other.mean(axis=0), weights=tokens)
+    count = members.shape[1]
+    weights = draw.multinomial(count, np.full(count, 1 / count), DRAWS) @ members.T * own.tokens
+    weights /= weights.sum(axis=1, keepdims=True)  # (draws, conversations)
+    above = [((seed_shares(draw, len(each)) @ each) * weights).sum(axis=1) for each in (values, others)]
+    found = np.average(values.mean(axis=0) - others.mean(axis=0), weights=own.tokens)
     low, high = np.percentile(above[0] - above[1], EDGES)
-    return tuple(float(100 * np.expm1(value)) for value in (found, low, high))  # type: ignore[return-value]
+    return Interval(*(float(100 * np.expm1(value)) for value in (found, low, high)))
 
 
-def beside(results: dict[str, Any], base: str) -> list[list[str]]:
-    """List sample count, row, and its difference from `base` with its intervals, for all rows but `base`."""
-    rows = []
-    scored = [cell for cell in results["cells"] if "test_conversations" in cell]
-    for samples in sorted({cell["samples"] for cell in scored if cell["variant"] == base}):
-        other, tokens = losses(results, samples, base)
-        groups, apart = speaker_groups(len(tokens)), speakers_apart(len(tokens), samples)
-        names = dict.fromkeys(cell["variant"] for cell in scored if cell["samples"] == samples)
-        ngrams = results["ngrams"][str(samples)].items()
-        for name in [*names, *(kind for kind, row in ngrams if "test_conversations" in row)]:
-            if name != base:
-                own = losses(results, samples, name)[0]
-                found = [difference(own, other, tokens, drawn) for drawn in (None, groups)]
-                intervals = [f"{low:+.1f}% to {high:+.1f}%" for _, low, high in found]
-                alone = "none"
-                if apart.any():
-                    change, low, high = difference(own[:, apart], other[:, apart], tokens[apart])
-                    alone = f"{change:+.1f}%, {low:+.1f}% to {high:+.1f}% ({apart.sum()})"
-                rows.append([f"{samples:,}", name, f"{found[0][0]:+.1f}%", *intervals, alone])
-    return rows
+def known_groups(tokens: NDArray[np.float64]) -> list[int]:
+    """Return the groups of speakers of the test conversations that the kept results are of."""
+    known: list[int] = read_json(RESULTS / "test_conversations.json")["speakers"][str(len(tokens))]
+    return known
+
+
+def main(path: Path, base: str) -> None:
+    """Print the difference of every row from `base`."""
+    rows = read_rows(path)
+    for samples, name in sorted({(row["samples"], row["variant"]) for row in rows}):
+        own, other = losses(rows, name, samples), losses(rows, base, samples)
+        if name != base and own and other:
+            found, low, high = difference(own, other)
+            print(f"{samples:,} conversations, {name}: {found:+.1f}% ({low:+.1f}% to {high:+.1f}%)")
 
 
 if __name__ == "__main__":
-    folder, base = sys.argv[1:]
-    lines = beside(read_sweep(Path(folder) / "sweep.json"), base)
-    if not lines:
-        sys.exit(f"{folder} has no losses by conversation of {base!r} and another row.")
-    for line in [HEADER, *lines]:
-        print("  ".join(cell.ljust(28) for cell in line))
+    try:
+        main(Path(sys.argv[1]), sys.argv[2])
+    except ValueError as problem:
+        sys.exit(str(problem))

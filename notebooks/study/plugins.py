@@ -1,0 +1,345 @@
+"""Plug-ins of the study: mixers, blocks without recurrence or with gates, and other options of recipe tuned.
+
+A configuration names them `plugins:NAME`, with this folder on the Python path; rows of `train.py` do.
+"""
+
+import copy
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ctxkv_lib import ModelConfig
+from ctxkv_lib.method.model import ContextKVAttention, FeedForward
+from ctxkv_lib.method.reference import dispersion_loss
+from ctxkv_lib.method.tuned import SlotAttention
+
+SLOT_BIAS = 4.0  # where scores are 0, a slot of 32 with this bias gets 64% of a head's attention
+BURN_IN = 128  # tokens that a GRU reads, in training, before those that matter
+ROWS, STEPS = 16, 64  # segments that a block's training reads side by side; tokens its gradients go back
+DISTANCES = (0, 1, 2, 4, 8, 16)  # of the tokens that an autoencoding block reconstructs
+HELD_OUT = 0.1  # share of the training stream, at its end, that chooses the epoch
+INPUT_DROPOUT, WEIGHT_DECAY = 0.2, 0.01  # of a block's training
+
+
+def initial_biases(kind: str, num_heads: int, slots: int) -> Tensor:
+    """Return the initial values of a slot bias, `[num_heads, slots]`, the nearest slot first.
+
+    Heads prefer slots 1 to 4 (`nearest`), each one of its own (`per_head`), or none (`learned`). A preferred
+    slot begins with the same share of its head's attention, however many slots there are.
+    """
+    biases = torch.zeros(num_heads, slots)
+    preferred = SLOT_BIAS + math.log(max(1, slots - 1) / 31)
+    if kind == "per_head":
+        return biases.fill_diagonal_(preferred)
+    if kind == "nearest":
+        nearest = torch.logspace(0, 1, num_heads, base=4.0).round().long().clamp(max=slots - 1)
+        biases.scatter_(1, nearest[:, None], preferred)
+    return biases
+
+
+class FreeAttention(ContextKVAttention):
+    """Attention with any slot bias; with one, keys need none of their own."""
+
+    def __init__(self, config: ModelConfig, slot_bias: str) -> None:
+        super().__init__(config, key_bias=slot_bias == "none")
+        biases = initial_biases(slot_bias, config.num_heads, config.max_contexts)
+        self.slot_bias = None if slot_bias == "none" else nn.Parameter(biases)
+
+    def attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        scores = scores if self.slot_bias is None else scores + self.slot_bias
+        return super().attention_weights(scores, mask)
+
+
+class OtherSlots(SlotAttention):
+    """The attention of recipe `tuned` with options that only the study sets."""
+
+    @dataclass(frozen=True)
+    class Settings(SlotAttention.Settings):
+        slots: str = "geometric"  # or uniform
+        slot_bias: str = "nearest"  # or per_head, learned, none
+        residual: bool = False  # whether the output head reads that of the token embedding, as published
+
+        def __post_init__(self) -> None:
+            choices = {
+                "slots": ("geometric", "uniform"),
+                "slot_bias": ("nearest", "per_head", "learned", "none"),
+            }
+            for name, allowed in choices.items():
+                if getattr(self, name) not in allowed:
+                    raise ValueError(f"attention.{name} is {getattr(self, name)!r}; allowed: {allowed}.")
+
+    def __init__(self, config: ModelConfig, settings: Settings) -> None:
+        super().__init__(config, settings)
+        self.attention = FreeAttention(config, settings.slot_bias)
+
+    def slot_offsets(self, config: ModelConfig) -> list[int]:
+        if self.settings.slots == "geometric":
+            return super().slot_offsets(config)
+        return [config.interval * slot for slot in range(config.max_contexts)]
+
+    def forward(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        embeddings = self.input_dropout(embeddings)
+        added, weights = self.attention.attend(embeddings, window, present if self.masked else None)
+        added = self.layer_dropout(added)
+        hidden = self.attention.norm(embeddings + added)
+        return (hidden if self.settings.residual else added) + self.feed_forward(hidden), weights
+
+
+class Chunked(OtherSlots):
+    """The same, trained on the batches of mixers: chunks of consecutive positions."""
+
+    chunk = 64
+
+
+class TokenBlock(nn.Module):
+    """A block without weights: the context of a position is the token's own normed embedding."""
+
+    def __init__(self, context_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        if context_dim != hidden_size:
+            raise ValueError(f"model.context_dim is {context_dim}; allowed with TokenBlock: {hidden_size}.")
+
+    def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
+        return inputs
+
+
+class Mixer(nn.Module):
+    """Base of mixers (`ctxkv_lib.runs.rows`): a subclass adds its layers, `norm` among them, and `mix`.
+
+    With x the embedding of a position and m the output of `mix`, the output head reads m and feed-forward of
+    `norm(x + m)`, as in recipe `tuned`. The feed-forward layer is as wide as makes all as large as that.
+    """
+
+    history = 0
+
+    @dataclass(frozen=True)
+    class Settings:
+        current_token_bias: float = -5.0
+        input_dropout: float = 0.2
+        layer_dropout: float = 0.1
+
+    def __init__(self, config: ModelConfig, settings: Settings) -> None:
+        super().__init__()
+        self.current_token_bias = settings.current_token_bias
+        self.input_dropout = nn.Dropout(settings.input_dropout)
+        self.layer_dropout = nn.Dropout(settings.layer_dropout)
+        self.add_layers(config)
+        spare = (attention_size(config) - size_of(self)) / (2 * config.hidden_size + 1)
+        width = max(1, config.intermediate_size + round(spare))
+        self.feed_forward = FeedForward(config.hidden_size, width, settings.layer_dropout)
+
+    def forward(self, embeddings: Tensor, start: int) -> Tensor:
+        """Compute hidden states: `[rows, length, hidden_size]` to `[rows, length - start, hidden_size]`."""
+        embeddings = self.input_dropout(embeddings)
+        added = self.layer_dropout(self.mix(embeddings, start))
+        return added + self.feed_forward(self.norm(embeddings[:, start:] + added))
+
+
+def size_of(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def attention_size(config: ModelConfig) -> int:
+    """Count the weights of attention to contexts in recipe `tuned`."""
+    with torch.device("meta"):
+        return size_of(FreeAttention(config, "nearest"))
+
+
+class NoContext(Mixer):
+    """A model of the current token only."""
+
+    def add_layers(self, config: ModelConfig) -> None:
+        self.norm = nn.Identity()
+
+    def mix(self, embeddings: Tensor, start: int) -> Tensor:
+        return torch.zeros_like(embeddings[:, start:])
+
+
+class CausalAttention(Mixer):
+    """Attention of a GPT-2 block to the last `context_window` tokens, with a learned bias by distance."""
+
+    def add_layers(self, config: ModelConfig) -> None:
+        h, self.num_heads, self.window = config.hidden_size, config.num_heads, config.context_window
+        self.q, self.v, self.out = (nn.Linear(h, h) for _ in range(3))
+        self.k = nn.Linear(h, h, bias=False)  # softmax would drop it
+        self.bias = nn.Parameter(initial_biases("nearest", self.num_heads, self.window))
+        self.dropout, self.norm, self.history = config.attention_dropout, nn.LayerNorm(h), self.window - 1
+
+    def mix(self, embeddings: Tensor, start: int) -> Tensor:
+        query, key, value = (
+            layer(part)
+            .unflatten(2, (self.num_heads, -1))
+            .transpose(1, 2)  # (rows, heads, positions, head_dim)
+            for layer, part in ((self.q, embeddings[:, start:]), (self.k, embeddings), (self.v, embeddings))
+        )
+        column = torch.arange(embeddings.shape[1], device=embeddings.device)
+        distance = column[start:, None] - column
+        unseen = (distance < 0) | (distance >= self.window)
+        bias = self.bias[:, distance.clamp(0, self.window - 1)].masked_fill(unseen, -torch.inf)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class GRU(Mixer):
+    """The state of a GRU that reads each row from its beginning."""
+
+    history = BURN_IN
+
+    def add_layers(self, config: ModelConfig) -> None:
+        h, most = config.hidden_size, attention_size(config)
+
+        def size(units: int) -> int:
+            return 3 * (h + units + 2) * units + (units + 1) * h + 2 * h
+
+        units = max(1, bisect_right(range(1, most), most, key=size))  # the most that fit
+        self.gru, self.out = nn.GRU(h, units, batch_first=True), nn.Linear(units, h)
+        self.dropout, self.norm = nn.Dropout(config.attention_dropout), nn.LayerNorm(h)
+        self.evaluation_history = config.context_window
+
+    def mix(self, embeddings: Tensor, start: int) -> Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):  # under which cuDNN's is fp16, never bf16
+            states, _ = self.gru(embeddings.to(self.out.weight.dtype))
+        return self.out(self.dropout(states[:, start:]))
+
+
+class GatedBlock(nn.Module):
+    """The cell of a GRU as a ContextBlock (Cho et al., 2014)."""
+
+    def __init__(self, context_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        self.context_dim = context_dim
+        self.read = nn.Linear(hidden_size, 3 * context_dim)
+        self.carry = nn.Linear(context_dim, 3 * context_dim)
+
+    def project_inputs(self, embeddings: Tensor) -> Tensor:
+        return self.read(embeddings)
+
+    def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
+        reset, update, new = inputs.chunk(3, dim=-1)
+        reset_before, update_before, new_before = self.carry(contexts).chunk(3, dim=-1)
+        candidate = (new + (reset + reset_before).sigmoid() * new_before).tanh()
+        return torch.lerp(candidate, contexts, (update + update_before).sigmoid())
+
+
+class TrainedBlock(GatedBlock):
+    """A gated block that is trained before Phase 1, with a head that is thrown away.
+
+    Training is truncated backpropagation through time; the epoch with the lowest loss on the held-out end of
+    the training stream is kept. With `phase1.max_iterations=0` nothing else trains it. A subclass makes the
+    head by `make_head(embeddings, tokens)`, and computes the `loss` of a window.
+    """
+
+    @dataclass(frozen=True)
+    class Settings:
+        epochs: int = 6
+        learning_rate: float = 0.002  # the highest, of AdamW; it falls to 0 by a cosine
+        oacd_weight: float = 0.0
+
+    def __init__(self, context_dim: int, hidden_size: int, settings: Settings) -> None:
+        super().__init__(context_dim, hidden_size)
+        self.settings = settings
+
+    def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Any) -> None:
+        """Train the block; arguments as of `ContextBlock.init_weights`."""
+        train, held_out = split(tokens)
+        with torch.enable_grad(), torch.random.fork_rng():
+            torch.manual_seed(self.carry.weight.flatten()[:1].view(torch.int32).item())  # by the run's seed
+            head = self.make_head(embeddings, tokens)
+            weights = [*self.parameters(), *head.parameters()]
+            optimizer = torch.optim.AdamW(weights, weight_decay=WEIGHT_DECAY)
+            steps = self.settings.epochs * len(windows(train))
+            rate = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, self.settings.learning_rate, steps, pct_start=0.05, cycle_momentum=False
+            )
+            best, kept = math.inf, copy.deepcopy(self.state_dict())
+            for _ in range(self.settings.epochs):
+                for loss in self.losses(head, embeddings, train, config, INPUT_DROPOUT):
+                    optimizer.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(weights, config.clip_norm)
+                    optimizer.step()
+                    rate.step()
+                with torch.no_grad():
+                    found = torch.stack([*self.losses(head, embeddings, held_out, config)]).mean().item()
+                if found < best:
+                    best, kept = found, copy.deepcopy(self.state_dict())
+        self.load_state_dict(kept)
+
+    def losses(
+        self, head: Any, embeddings: Tensor, tokens: Tensor, config: Any, dropout: float = 0.0
+    ) -> Iterator[Tensor]:
+        """Yield the loss of each window; the state goes on from one to the next, without its gradient."""
+        cut = windows(tokens)
+        state, read = embeddings.new_zeros(len(cut[0]), self.context_dim), cut[0][:, :0]
+        for window in cut:
+            inputs, contexts = F.dropout(F.embedding(window[:, :-1], embeddings), dropout), []
+            for step in self.project_inputs(inputs).unbind(1):
+                state = self(state, step)
+                contexts.append(state)
+            read = torch.cat([read, window[:, :-1]], dim=1)
+            yield self.loss(head, torch.stack(contexts, dim=1), window[:, 1:], read, embeddings, config)
+            state = state.detach()
+
+
+class PredictiveBlock(TrainedBlock):
+    """Trained to predict the next token, with log-frequencies in the head."""
+
+    def make_head(self, embeddings: Tensor, tokens: Tensor) -> nn.Module:
+        head = nn.Linear(self.context_dim, embeddings.shape[1], device=embeddings.device)
+        counts = torch.bincount(split(tokens)[0], minlength=len(embeddings)).float() + 1
+        head.register_buffer("log_unigram", (counts / counts.sum()).log())
+        return head
+
+    def loss(
+        self, head: Any, contexts: Tensor, targets: Tensor, read: Tensor, embeddings: Tensor, config: Any
+    ) -> Tensor:
+        """Compute the mean loss in nats of contexts `[rows, steps, context_dim]`, with OACD added."""
+        made = contexts.flatten(0, 1)
+        logits = F.linear(head(made) / embeddings.shape[1] ** 0.5, embeddings, head.log_unigram)
+        loss = F.cross_entropy(logits, targets.flatten())
+        if self.settings.oacd_weight:
+            loss = loss + self.settings.oacd_weight * dispersion_loss(made, config.centroid_weight)
+        return loss
+
+
+class AutoencodingBlock(TrainedBlock):
+    """Trained to hold what it has read: a linear head reconstructs the tokens `DISTANCES` back."""
+
+    def make_head(self, embeddings: Tensor, tokens: Tensor) -> nn.Module:
+        head = nn.Linear(self.context_dim, len(DISTANCES) * embeddings.shape[1], device=embeddings.device)
+        variance = F.embedding(tokens, embeddings).var(dim=0, correction=0).mean()
+        head.register_buffer("variance", variance)
+        return head
+
+    def loss(
+        self, head: Any, contexts: Tensor, targets: Tensor, read: Tensor, embeddings: Tensor, config: Any
+    ) -> Tensor:
+        """Compute the share of the variance that is not reconstructed, of all tokens that were read."""
+        places = torch.arange(read.shape[1] - contexts.shape[1], read.shape[1], device=read.device)
+        places = places[:, None] - read.new_tensor(DISTANCES)
+        wanted = F.embedding(
+            read[:, places.clamp(min=0)], embeddings
+        )  # (rows, steps, distances, hidden_size)
+        errors = (head(contexts).view_as(wanted) - wanted)[:, places >= 0]
+        return errors.square().mean() / head.variance
+
+
+def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a stream `[n]` into what a block is trained on, and its end, which chooses the epoch."""
+    cut = max(2, int(len(tokens) * (1 - HELD_OUT)))
+    return tokens[:cut], tokens[cut:]
+
+
+def windows(tokens: Tensor) -> list[Tensor]:
+    """Cut a stream `[n]` into `ROWS` segments, and these into windows with targets: `[ROWS, STEPS + 1]`."""
+    rows = max(1, min(ROWS, len(tokens) // 2))
+    length = (len(tokens) - 1) // rows
+    segments = torch.stack([tokens[row * length : (row + 1) * length + 1] for row in range(rows)]).long()
+    return [segments[:, first : first + STEPS + 1] for first in range(0, length, STEPS)]

@@ -1,0 +1,64 @@
+"""Time the package beside the plain reference: `python notebooks/study/speed.py [SAMPLES]`, minutes on a CPU.
+
+Both train the published recipe on the same tokens from the same weights: Phase 1, one epoch of Phase 2 with
+validation, and then read the validation text token by token. The package's times are those of its summary.
+"""
+
+import sys
+import tempfile
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Timer
+from transformers import AutoModelForCausalLM
+
+import ctxkv_lib as ctxkv
+from ctxkv_lib.method import reference
+
+ITERATIONS = 4  # of Phase 1, the first of which draws contexts
+READ = 1_000  # tokens
+
+
+def seconds(statement: str, known: dict[str, Any]) -> float:
+    """Time one call, after two that are not counted."""
+    return Timer(statement, globals=known, num_threads=torch.get_num_threads()).timeit(1).mean
+
+
+def main(samples: int) -> None:
+    """Print seconds of the reference and of the package, side by side."""
+    settings = {"phase1.max_iterations": ITERATIONS, "phase2.max_epochs": 1}
+    settings |= {"data.validation_samples": 2, "data.test_samples": 0}
+    config = ctxkv.build_config("offline", "published", samples, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        run = ctxkv.run(config, folder)
+        trained = ctxkv.open_run(run)
+        served = AutoModelForCausalLM.from_pretrained(run.path / "model", trust_remote_code=True).eval()
+    train, val = trained.caches["train"], trained.caches["val"]
+    ids, val_ids = train.ids.long(), val.ids.long()
+    weights = {name: weight.detach().clone() for name, weight in trained.model.named_parameters()}
+    table = weights.pop("wte.weight")
+
+    def order(epoch: int) -> torch.Tensor:
+        return torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch))
+
+    given = (table, ids, train.contexts[1:].float(), val_ids, val.contexts[1:].float())
+    known = {"reference": reference, "p": weights, "table": table, "ids": ids, "read": val_ids[:READ]}
+    known |= {"config": config, "given": given, "order": order, "served": served}
+    plain = {
+        "Phase 1": "reference.phase1(p, table, ids, config.phase1, 0)",
+        "Phase 2, an epoch": "reference.phase2(p, *given, config.model, config.phase2, order)",
+        "reading": "reference.exact_contexts(p, table, read)",
+    }
+    ours = {
+        "Phase 1": run.summary["phase1"]["seconds"],
+        "Phase 2, an epoch": run.summary["phase2"]["seconds_per_epoch"],
+        "reading": seconds("served(read[None], logits_to_keep=1)", known),
+    }
+    print(f"{len(ids):,} training tokens, {torch.get_num_threads()} threads: reference, package, ratio")
+    for name, statement in plain.items():
+        taken = seconds(statement, known)
+        print(f"{name}: {taken:.2f} s, {ours[name]:.2f} s, {taken / ours[name]:.1f}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else 10)

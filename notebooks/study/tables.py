@@ -1,0 +1,313 @@
+"""The tables and figures of the study, from its results: `python notebooks/study/tables.py` rewrites them.
+
+They stand between markers in docs/study.md and README.md.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from intervals import RESULTS, Interval, Losses, Row, difference, known_groups, losses, read_json, read_rows
+
+TOP = Path(__file__).resolve().parents[2]
+PAGES = ("docs/study.md", "README.md")
+FIGURES = TOP / "docs" / "_static"
+TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations of rows with ten test conversations
+FIFTY = TEN[:5]  # and with fifty
+THE_ORIGINAL = (361.0, 175.7)  # its validation perplexity with 100 and 500, from its report
+DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # of part `evidence`
+
+NAMES = {  # of rows, where the results have another
+    "tuned": "`tuned` without copying",
+    "tuned with copying": "`tuned`, copying added after training",
+    "tuned with a continuous cache": "`tuned` with a continuous cache",
+    "tuned, copying": "`tuned`",
+    "exact": "`exact`",
+    "exact, untrained": "`exact` without Phase 1",
+    "exact, one slot": "`exact`, only the present context",
+    "gated, end to end": "gated contexts",
+    "OACD": "`tuned` without copying",
+    "untrained": "`tuned` without copying and Phase 1",
+    "kneser_ney": "n-grams",
+    "kneser_ney_cache": "n-grams and a unigram cache",
+    "kneser_ney_caches": "n-grams and four caches",
+    "kneser_ney_table_caches": "n-grams and four caches, with the token table's text",
+}
+
+LEFT_OUT = (  # of the table of changes: `tuned` again, and what says nothing that another row does not
+    "bias nearest, means to 40 tokens",
+    "means to 40 tokens, OACD rate 0.0005",
+    "means to 40 tokens, untrained",
+    "random init, bias from 0, symmetric table, no current-token bias, all weights decay by the step",
+)
+PAIRS = {  # tables of differences: test conversations, and rows
+    "beside_ngrams": (
+        10,
+        "exact / kneser_ney",
+        "tuned / kneser_ney_caches",
+        "tuned, copying / tuned",
+        "tuned, copying / kneser_ney_caches",
+        "tuned, copying / kneser_ney_table_caches",
+        "tuned with copying / kneser_ney_table_caches",
+    ),
+    "beside_models": (
+        50,
+        "contexts / no contexts",
+        "contexts / tokens at the same slots",
+        "contexts / last 32 tokens",
+        "contexts / all 640 tokens",
+        "GRU / contexts",
+        "contexts with copying / GRU",
+        "GRU with four caches / contexts with copying and four caches",
+        "GRU with a continuous cache / contexts with copying",
+        "gated, end to end / GRU",
+        "gated, end to end with copying / GRU",
+        "GRU with a continuous cache / gated, end to end with copying",
+        "gated, end to end with copying and four caches / GRU with four caches",
+    ),
+    "beside_phase1": (
+        50,
+        "exact, untrained / exact",
+        "exact, one slot / exact",
+        "untrained / OACD",
+        "random init, OACD / random init, untrained",
+        "untrained / random init, OACD",
+        "predictive / gated, untrained",
+        "predictive / OACD",
+        "predictive and OACD / predictive",
+        "autoencoding / gated, untrained",
+    ),
+}
+
+
+def rows_of(*files: str) -> list[Row]:
+    """Read the rows of some files of results; the cache that a row was measured with is part of its name."""
+    rows = [row for file in files for row in read_rows(RESULTS / f"{file}.json")]
+    for row in rows:
+        if (kind := row.get("kind", "model")) != "model":
+            row["variant"] += f" with {kind.replace('continuous', 'a continuous')}"
+    return rows
+
+
+@cache
+def tested(conversations: int) -> list[Row]:
+    """Read the rows with losses of the ten test conversations, or of the fifty."""
+    if conversations == 50:
+        return rows_of("fair/sweep", "fair/cache", "phase1/sweep")
+    swept = rows_of("answer/sweep", "full/sweep")
+    return rows_of("cache/cache") + [row for row in swept if row["variant"] not in ("exact", "tuned")]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a Markdown table; all columns but the first are aligned to the right."""
+    head, *body = (f"| {' | '.join(line)} |" for line in [header, *rows])
+    return "\n".join([head, f"|---{'|---:' * (len(header) - 1)}|", *body])
+
+
+def by_size(title: str, sizes: Sequence[int]) -> list[str]:
+    return [title, *(f"{size:,}" for size in sizes)]
+
+
+def named(variant: str) -> str:
+    base, _, kind = variant.partition(" with ")
+    return NAMES.get(variant) or NAMES.get(base, base) + (kind and f" with {kind}")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write the mean, and the standard deviation over seeds."""
+    if not values:
+        return "–"
+    return f"{mean(values):,.1f}" + (f" ± {stdev(values):,.1f}" if len(values) > 1 else "")
+
+
+def levels(rows: Sequence[Row], variant: str, sizes: Sequence[int], split: str = "test_ppl") -> list[str]:
+    """Write the perplexity of a variant at each size."""
+    own = [row for row in rows if row["variant"] == variant and split in row]
+    return [spread([row[split] for row in own if row["samples"] == size]) for size in sizes]
+
+
+def percent(value: float) -> str:
+    return f"{value:+.{0 if abs(value) >= 10 else 1}f}"
+
+
+@cache
+def change(conversations: int, pair: str, samples: int, grouped: bool = False) -> Interval | None:
+    """Compare the two rows of a pair `own / other`; None if either is not there."""
+    own, other = (losses(tested(conversations), name, samples) for name in pair.split(" / "))
+    return difference(own, other, known_groups(own.tokens) if grouped else None) if own and other else None
+
+
+def not_resolved(found: Interval | None) -> str:
+    return " ≈" if found and found.low <= 0 <= found.high else ""
+
+
+def compared(conversations: int, *pairs: str) -> str:
+    """Write changes of pairs, with intervals; on fifty conversations also those by groups of speakers."""
+    sizes, lines = TEN if conversations == 10 else FIFTY, []
+    for pair in pairs:
+        lines.append([" / ".join(map(named, pair.split(" / ")))])
+        for size in sizes:
+            ways = (False, True) if conversations == 50 else (False,)
+            found = [each for way in ways if (each := change(conversations, pair, size, way))]
+            held = "; ".join(f"{percent(each.low)} to {percent(each.high)}" for each in found)
+            lines[-1].append(f"{percent(found[0].percent)} ({held})" if found else "–")
+    return table(by_size("change of the test perplexity in %", sizes), lines)
+
+
+def validation() -> str:
+    """Compare with the original at its sizes, 100 and 500 conversations."""
+    rows = rows_of("full/sweep")
+    found: dict[str, Sequence[float]] = {"the original, UltraChat (NVIDIA L4)": THE_ORIGINAL}
+    for variant, name in (
+        ("published", "`published`, offline (both: 5 hours on a CPU core)"),
+        ("exact", "`exact`, offline (3 hours)"),
+        ("kneser_ney", "n-grams (counts of short runs of tokens), offline"),
+    ):
+        own = {row["samples"]: row["val_ppl"] for row in rows if row["variant"] == variant}
+        found[name] = own[100], own[500]
+    lines = [
+        [name, f"{few:.1f}", f"{many:.1f}", f"{1 - many / few:.0%}"] for name, (few, many) in found.items()
+    ]
+    return table(["validation perplexity, by conversations", "100", "500", "lower by"], lines)
+
+
+def ngrams() -> str:
+    """Write the test perplexity of recipes and n-grams, on the ten conversations."""
+    rows = rows_of("answer/sweep", "full/sweep")
+    chosen = ["exact", "kneser_ney", "kneser_ney_cache", "kneser_ney_caches", "tuned, copying", "tuned"]
+    lines = [[named(name), *levels(rows, name, TEN)] for name in [*chosen, "kneser_ney_table_caches"]]
+    bare = levels(rows_of("baselines/sweep"), "no contexts", TEN)
+    lines.insert(1, ["`exact`, token table of `tuned`", *levels(rows, "exact, directional table", TEN)])
+    lines.insert(-1, ["`tuned` without copying and contexts", *bare])
+    return table(by_size("test perplexity, by conversations", TEN), lines)
+
+
+def models() -> str:
+    """Write the test perplexity of contexts and what could stand in their place, on the fifty."""
+    others = ("no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens", "GRU")
+    lines = []
+    for name in ("contexts", *others, "gated, end to end"):
+        marks = [not_resolved(change(50, f"{name} / contexts", n)) if name in others else "" for n in FIFTY]
+        ppls = levels(tested(50), name, FIFTY)
+        lines.append([named(name), *(ppl + mark for ppl, mark in zip(ppls, marks, strict=True))])
+    return table(by_size("test perplexity, by conversations", FIFTY), lines)
+
+
+def phase1() -> str:
+    rows = rows_of("phase1/sweep")
+    names = dict.fromkeys(row["variant"] for row in rows if row["seed"])
+    lines = [[named(name), *levels(rows, name, FIFTY)] for name in names]
+    return table(by_size("test perplexity, by conversations", FIFTY), lines)
+
+
+def changes() -> str:
+    """Write the validation perplexity with 50 conversations of variants of `tuned`, the lowest first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows_of("levers/sweep", "memory/sweep"):
+        if row["samples"] == 50 and row["seed"] and row["variant"] not in LEFT_OUT:
+            found.setdefault(row["variant"], []).append(row)
+    ppls = {name: [row["val_ppl"] for row in rows] for name, rows in found.items()}
+    lines = []
+    for name in sorted(ppls, key=lambda name: mean(ppls[name])):
+        spans = [row["measured"]["horizon"] for row in found[name] if "horizon" in row.get("measured", {})]
+        moved = percent(100 * (mean(ppls[name]) / mean(ppls["tuned"]) - 1))
+        lines.append([named(name), spread(ppls[name]), moved, f"{mean(spans):.0f}" if spans else "–"])
+    return table(["change of `tuned` without copying", "validation perplexity", "in %", "span"], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    **{f.__name__: f for f in (validation, ngrams, models, phase1, changes)},
+    **{name: lambda asked=asked: compared(*asked) for name, asked in PAIRS.items()},
+}
+
+
+def written(text: str) -> str:
+    """Return a page with its tables made anew: those between `<!-- table: NAME -->` and `<!-- /table -->`."""
+    pattern = r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)"
+    return re.sub(pattern, lambda found: f"{found[1]}{TABLES[found[2]]()}\n\n{found[3]}", text, flags=re.S)
+
+
+STYLES: dict[str, dict[str, Any]] = {  # colours that tell apart without colour vision (Okabe and Ito)
+    "exact": {"color": "#D55E00", "marker": "s"},
+    "tuned": {"color": "#0072B2", "marker": "o"},
+    "tuned, copying": {"color": "#CC79A7", "marker": "D"},
+    "kneser_ney_caches": {"color": "black", "ls": ":"},
+    "kneser_ney_table_caches": {"color": "black", "ls": "--"},
+}
+
+
+def draw_ngrams() -> Any:
+    """Draw test perplexity by training tokens, and how far it is above that of the strongest n-grams."""
+    _, axes = plt.subplots(2, 1, figsize=(7.5, 8), layout="constrained")
+    tokens = {r["samples"]: r["train_tokens"] for r in rows_of("answer/sweep", "full/sweep") if r["seed"]}
+    for name, style in STYLES.items():
+        found = {size: own for size in TEN if (own := losses(tested(10), name, size))}
+        ppls = [np.exp(np.average(own.values.mean(axis=0), weights=own.tokens)) for own in found.values()]
+        drawn = np.array([change(10, f"{name} / kneser_ney_table_caches", size) for size in found])
+        at = [tokens[size] for size in found]
+        axes[0].plot(at, ppls, label=named(name).replace("`", ""), **style)
+        axes[1].plot(at, drawn[:, 0], **style)
+        axes[1].fill_between(at, drawn[:, 1], drawn[:, 2], color=style["color"], alpha=0.15, lw=0)
+    axes[0].set(yscale="log", ylabel="Test perplexity per token (log scale)")
+    axes[0].set_yticks([200, 300, 500, 700], ["200", "300", "500", "700"])
+    axes[1].set(ylabel="Above the strongest n-grams (%)", ylim=(-30, 200))
+    return dressed(axes, sorted(tokens.values()), "Training tokens (log scale)")
+
+
+def used(results: dict[str, Any], recipe: str, samples: int) -> list[Interval]:
+    """Compute the rise of perplexity in % if the slots from each distance on take other contexts."""
+    runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == (recipe, samples)]
+    own, tokens, found = np.array([run["losses"] for run in runs]), np.array(results["tokens"], float), []
+    for distance in DISTANCES[:-1]:
+        kept = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
+        rises = np.array([run["rises"][str(at)] for run, at in zip(runs, kept, strict=True)])
+        found.append(difference(Losses((own + rises) / 1000, tokens), Losses(own / 1000, tokens)))
+    return found
+
+
+def draw_evidence() -> Any:
+    """Draw what the window holds, and what the model loses without it, by distance."""
+    results = read_json(RESULTS / "evidence" / "evidence.json")
+    _, axes = plt.subplots(2, 1, figsize=(7.5, 7), layout="constrained")
+    lines = (("tuned", 50, "-"), ("exact", 50, "-"), ("exact", 100, "--"), ("exact", 500, ":"))
+    for recipe, samples, ls in lines:
+        style: dict[str, Any] = {"color": STYLES[recipe]["color"], "ls": ls}
+        style["label"] = f"{recipe}, {samples} conversations"
+        runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == (recipe, samples)]
+        axes[0].stairs(
+            np.mean([run["held"] for run in runs], axis=0), DISTANCES, baseline=None, lw=2, **style
+        )
+        middle, low, high = np.array(used(results, recipe, samples)).T
+        axes[1].errorbar(DISTANCES[:-1], middle, (middle - low, high - middle), marker="o", **style)
+    axes[0].set(title="Held: a token is decoded from the nearest slot that read it", ylabel="R² (mean)")
+    axes[1].set(title="Used: slots from here on take other contexts", ylabel="Rise of perplexity (%)")
+    return dressed(axes, DISTANCES, "Distance back (tokens, log scale)")
+
+
+def dressed(axes: Any, ticks: Sequence[int], label: str) -> Any:
+    """Give all axes of a figure the same x axis, on a log scale, and return the figure."""
+    for ax in axes:
+        ax.set(xscale="log", xlabel=label)
+        ax.minorticks_off()
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30)
+        ax.grid(alpha=0.3)
+    figure = axes[0].figure
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def main() -> None:
+    """Rewrite the tables of all pages, and the two figures."""
+    for path in (TOP / page for page in PAGES):
+        path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+    draw_ngrams().savefig(FIGURES / "study-ngrams.png", dpi=110)
+    draw_evidence().savefig(FIGURES / "study-evidence.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Train a part of the study: `python notebooks/study/train.py PART [OUT]`. All parts take days on 2 cores.
+
+A row is written after each run, and finished runs are reused. README.md says which rows of the results are
+not here, since nothing can train them any more.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import ctxkv_lib as ctxkv
+
+Settings = Mapping[str, Any]  # of a variant; `recipe` is one of them
+
+SEEDS = (42, 43, 44)
+FIFTY = {"data.validation_samples": 50, "data.test_samples": 50}
+EXACT, COPYING, MIXER = {"recipe": "exact"}, {"recipe": "tuned"}, {"recipe": "tuned"}
+UNTRAINED = {"phase1.max_iterations": 0}
+TUNED = {"recipe": "tuned", "attention.copy_weight": 0.0}  # all rows but `tuned, copying` are without
+OTHER = {**TUNED, "attention": "plugins:OtherSlots"}
+PER_HEAD = {**OTHER, "attention.slot_bias": "per_head"}
+LEARNED = {**OTHER, "attention.slot_bias": "learned"}
+CHUNKED = {**FIFTY, **TUNED, "attention": "plugins:Chunked"}
+RANDOM = {
+    "block": "ctxkv_lib.method.model:ContextBlock",
+    "phase1.learning_rate": 0.002,
+    "phase1.noise_std": 0.1,
+}
+SYMMETRIC = {"data.neighbours": "around", "attention.layer_dropout": 0.2}
+TOKENS = {"block": "plugins:TokenBlock", "model.context_dim": 768, "model.intermediate_size": 2560}
+LAST = {**TOKENS, "attention.slots": "uniform", "model.interval": 1}
+PREDICTIVE = {"block": "plugins:PredictiveBlock", "model.intermediate_size": 2560, **UNTRAINED}
+AUTOENCODING = {"block": "plugins:AutoencodingBlock", "block.epochs": 40, **UNTRAINED}
+FAST = {"phase2.learning_rate": 0.001, "phase2.max_epochs": 8}  # found by search.py for contexts and the GRU
+DECAYED = {**FAST, "phase2.weight_decay": 4.0}  # and for the others
+
+# Training conversations and variants of each part.
+PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
+    "answer": ((10, 50, 200), {
+        "exact": EXACT,
+        "exact, untrained": {**EXACT, **UNTRAINED},
+        "tuned": TUNED,
+        "tuned, copying": COPYING,
+        "tuned, bias per head": PER_HEAD,
+        "tuned, bias per head, random init": {**PER_HEAD, **RANDOM},
+        "tuned, random init, bias from 0": {**LEARNED, **RANDOM},
+        "tuned, random init, bias from 0, symmetric table": {**LEARNED, **RANDOM, **SYMMETRIC},
+        "exact, directional table": {**EXACT, "data.neighbours": "sides"},
+        "exact, embedding norm 3.9": {**EXACT, "data.row_length": 3.9},
+    }),
+    "baselines": ((10, 50, 200), {
+        "contexts": TUNED,
+        "untrained ContextBlock": {**TUNED, **UNTRAINED},
+        "untrained ContextBlock, bias per head": {**PER_HEAD, **UNTRAINED},
+        "untrained ContextBlock, bias per head, random init": {**PER_HEAD, **RANDOM, **UNTRAINED},
+        "no contexts": {**MIXER, "mixer": "plugins:NoContext"},
+        "last 32 tokens": {**OTHER, **LAST},
+        "last 32 tokens, bias per head": {**PER_HEAD, **LAST},
+        "32 tokens, 20 apart": {**PER_HEAD, **TOKENS, "attention.slots": "uniform"},
+        "all 640 tokens": {**MIXER, "mixer": "plugins:CausalAttention"},
+        "GRU": {**MIXER, "mixer": "plugins:GRU"},
+    }),
+    "levers": ((50,), {
+        "tuned": TUNED,
+        "layer dropout 0.2": {**TUNED, "attention.layer_dropout": 0.2},
+        "embedding norm 1": {**TUNED, "data.row_length": 1.0},
+        "4 heads": {**TUNED, "model.num_heads": 4},
+        "no current-token bias": {**TUNED, "attention.current_token_bias": 0.0},
+        "without log-frequencies": {**TUNED, "data.unigram": "none"},
+        "output residual": {**OTHER, "attention.residual": True},
+        "slots 20 apart": {**OTHER, "attention.slots": "uniform"},
+        "no slot bias": {**OTHER, "attention.slot_bias": "none"},
+        "batch 512, rate 0.001": {**TUNED, "phase2.batch_size": 512, "phase2.learning_rate": 0.001},
+        "weight decay 0.01": {**TUNED, "phase2.weight_decay": 0.01},
+        "attention dropout alone": {**TUNED, "attention.input_dropout": 0.0, "attention.layer_dropout": 0.0},
+    }),
+    "memory": ((50,), {
+        "random init": {**PER_HEAD, **RANDOM},
+        "random init, untrained": {**PER_HEAD, **RANDOM, **UNTRAINED},
+        "means to 10 tokens": {**PER_HEAD, "block.longest_mean": 10.0},
+        "means to 40 tokens": PER_HEAD,
+        "means to 40 tokens, untrained": {**PER_HEAD, **UNTRAINED},
+        "means to 40 tokens, OACD rate 0.0005": {**PER_HEAD, "phase1.learning_rate": 0.0005},
+        "bias nearest, means to 40 tokens": TUNED,
+        "bias nearest, means to 40 tokens, OACD rate 0.002": {**TUNED, "phase1.learning_rate": 0.002},
+        "bias nearest, means to 160 tokens": {**TUNED, "block.longest_mean": 160.0},
+        "bias nearest, random init, std 0.01": {**TUNED, **RANDOM, "phase1.weight_std": 0.01},
+    }),
+    "full": ((100, 500), {  # and `tuned` with 1,000 and 2,000
+        "published": {"recipe": "published"}, "exact": EXACT, "tuned": TUNED, "tuned, copying": COPYING,
+    }),
+    "fair": ((10, 50, 100, 200, 500), {
+        "contexts": {**CHUNKED, **FAST},
+        "no contexts": {**MIXER, **FIFTY, **DECAYED, "mixer": "plugins:NoContext"},
+        "tokens at the same slots": {**CHUNKED, **TOKENS, **DECAYED},
+        "last 32 tokens": {**CHUNKED, **LAST, **DECAYED},
+        "all 640 tokens": {**MIXER, **FIFTY, **DECAYED, "mixer": "plugins:CausalAttention"},
+        "GRU": {**MIXER, **FIFTY, **FAST, "mixer": "plugins:GRU"},
+    }),
+    "phase1": ((10, 50, 100, 200, 500), {
+        "OACD": CHUNKED,
+        "untrained": {**CHUNKED, **UNTRAINED},
+        "random init, OACD": {**CHUNKED, **RANDOM},
+        "random init, untrained": {**CHUNKED, **RANDOM, **UNTRAINED},
+        "predictive": {**CHUNKED, **PREDICTIVE},
+        "predictive and OACD": {**CHUNKED, **PREDICTIVE, "block.oacd_weight": 1.0},
+        "autoencoding": {**CHUNKED, **AUTOENCODING},
+        "gated, untrained": {**CHUNKED, **UNTRAINED, "block": "plugins:GatedBlock"},
+        "exact": {**EXACT, **FIFTY},
+        "exact, untrained": {**EXACT, **FIFTY, **UNTRAINED},
+        "exact, one slot": {**EXACT, **FIFTY, "model.max_contexts": 1},
+    }),
+}  # fmt: skip
+
+
+def configure(variant: Settings, samples: int, seed: int, preset: str = "offline") -> Any:
+    """Build the configuration of one run."""
+    settings = {"runtime.seed": seed, **variant}
+    return ctxkv.build_config(preset, settings.pop("recipe"), samples, settings)
+
+
+def row_of(run: ctxkv.Run, variant: str) -> dict[str, Any]:
+    """Select what the tables need of a run, with the token counts of its test conversations."""
+    summary = run.summary
+    phase2, test = summary["phase2"], summary.get("test", {})
+    conversations = test.get("conversations", [])
+    return {
+        "variant": variant,
+        "samples": summary["samples"],
+        "seed": run.config.runtime.seed,
+        "train_tokens": summary["train_tokens"],
+        "trained": summary["parameters"]["trainable_phase2"],
+        **{name: phase2[name] for name in ("best_epoch", "val_ppl", "train_ppl")},
+        "test_ppl": test.get("ppl"),
+        "test_tokens": [count for count, _ in conversations],
+        "test_conversations": [loss for _, loss in conversations],
+        "git_commit": summary["provenance"]["git_commit"],
+    }
+
+
+def train(
+    variants: Mapping[str, Settings], samples: Iterable[int], out: Path, seeds: Iterable[int] = SEEDS,
+    preset: str = "offline",
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Run all variants at all sizes with all seeds, and write the rows into `out` after each."""
+    rows = []
+    for size, seed, (name, variant) in product(samples, seeds, variants.items()):
+        rows.append(row_of(ctxkv.run(configure(variant, size, seed, preset)), name))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
+    return rows
+
+
+if __name__ == "__main__":
+    part = sys.argv[1]
+    sizes, variants = PARTS[part]
+    train(variants, sizes, Path(sys.argv[2] if sys.argv[2:] else f"runs/study/{part}.json"))

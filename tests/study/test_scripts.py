@@ -1,0 +1,107 @@
+"""Scripts of the study: training, search, evidence and caches, on preset ci."""
+
+from pathlib import Path
+
+import evidence
+import ngram_caches
+import numpy as np
+import pytest
+import search
+import torch
+import train
+from intervals import RESULTS, difference, losses, read_rows
+from tables import DISTANCES
+
+import ctxkv_lib as ctxkv
+
+SMALL = {"phase1.max_iterations": 2, "phase2.max_epochs": 1}
+SPLITS = {"data.validation_samples": 3, "data.test_samples": 2}
+VARIANTS = {
+    "exact": {**train.EXACT, **SMALL, **SPLITS},
+    "predictive": {**train.CHUNKED, **SMALL, **SPLITS, "block": "plugins:PredictiveBlock", "block.epochs": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two variants with two seeds: the rows, their file, and the folder of the runs."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        rows = train.train(VARIANTS, [2], Path("out/rows.json"), [1, 2], "ci")
+        again = train.train(VARIANTS, [2], Path("out/again.json"), [1, 2], "ci")
+    assert rows == again  # finished runs are reused
+    return rows, folder
+
+
+def test_a_row_is_written_for_each_run_with_the_token_counts_of_its_test(trained):
+    rows, folder = trained
+    assert read_rows(folder / "out/rows.json") == rows
+    assert [(row["variant"], row["seed"]) for row in rows] == [(n, s) for s in (1, 2) for n in VARIANTS]
+    for row in rows:
+        mean = np.average(row["test_conversations"], weights=row["test_tokens"])
+        assert np.exp(mean) == pytest.approx(row["test_ppl"], rel=1e-5)
+    own, other = (losses(rows, name, 2) for name in VARIANTS)
+    found = difference(own, other)
+    assert found.low < found.percent < found.high
+    with pytest.raises(ValueError, match="compare rows of one test split"):
+        difference(own, losses(read_rows(RESULTS / "answer/sweep.json"), "kneser_ney", 10))
+
+
+def test_variants_train_as_many_weights_as_the_kept_rows_say():
+    for part, (sizes, variants) in train.PARTS.items():
+        kept = {row["variant"]: row for row in read_rows(RESULTS / part / "sweep.json") if row["seed"]}
+        for name, variant in variants.items():
+            found = ctxkv.describe(train.configure(variant, sizes[0], 42))["parameters"]["trainable_phase2"]
+            if name in kept and "trained" in kept[name]:
+                assert found == pytest.approx(kept[name]["trained"], rel=1e-5), (part, name)
+
+
+def test_a_search_keeps_the_best_value_of_one_axis_after_the_other():
+    best = dict(zip(search.AXES, (0.001, 8, 1.0, 0.2), strict=True))
+    tried = []
+
+    def val_ppl(settings):
+        tried.append(tuple(settings.values()))
+        return sum(settings[axis] != value for axis, value in best.items())
+
+    assert search.search(val_ppl) == best
+    assert len(set(tried)) == 7
+    tuned = ctxkv.build_config("offline", "tuned").phase2
+    assert [tuned.learning_rate, tuned.max_epochs, tuned.weight_decay] == [*search.START.values()][:3]
+
+
+def test_only_slots_from_a_distance_on_take_other_contexts(trained):
+    _, folder = trained
+    path = next(path for path in folder.glob("runs/*") if "predictive" not in path.name)
+    run = ctxkv.open_run(path)
+    model, cache = run.model.eval(), run.caches["val"]
+    found = evidence.loss_saved(model, cache, torch.tensor([0, len(cache) // 2]))
+    first = model.window.offsets[-1]
+    positions = torch.arange(first, len(cache), evidence.EVERY)
+    assert sum(found["tokens"]) == len(positions)
+    with torch.no_grad():
+        losses = torch.cat([batch.scores(model)[0] for batch in cache.batches(positions, 256, model)])
+    mean = np.average(found["losses"], weights=found["tokens"])
+    assert mean == pytest.approx(1000 * losses.mean().item(), abs=1)
+    beyond = [str(distance) for distance in DISTANCES[:-1] if distance > first]
+    assert all(rise == 0 for distance in beyond for rise in found["rises"][distance])
+    assert any(rise != 0 for rise in found["rises"]["1"])
+
+
+def test_tokens_are_held_as_well_as_the_nearest_slot_that_read_them_tells():
+    decoded = [{"distance": 0, "r2": 1.0}, {"distance": 1, "r2": 0.5}, {"distance": 2, "r2": -0.1}]
+    r2 = evidence.held([0, 2, 5], decoded)  # tokens 1, 2, 3, 4, 5 back: from slot 0, 2, 2, 2, 5
+    assert r2[:3] == pytest.approx([0.5, (1 + 0.5 + 0) / 3, (1 + 0.5 + 0 + 0 + 0) / 5])
+
+
+def test_a_cache_counts_what_followed_the_same_history():
+    ids = np.array([7, 8, 7, 9, 7, 8, 7])
+    found = ngram_caches.recent_shares(ids, 4, 2)
+    expected = [np.nan, np.nan, 0, 1, 1 / 2, 1]  # after 7, 8, 7, 9, 7, 8
+    np.testing.assert_allclose(found[[0, 1, 2, 4, 5]], np.array(expected)[[0, 1, 2, 4, 5]])
+    assert ngram_caches.recent_shares(ids, 2)[1:4].tolist() == [1 / 2, 0, 1 / 2]
+    model = np.full(6, 0.1)
+    mixed = ngram_caches.with_cache(model, found)
+    assert np.log(mixed).sum() > np.log(model).sum()
+    assert mixed[0] == model[0]  # where the cache has nothing
