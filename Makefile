@@ -1,4 +1,4 @@
-.PHONY: format check test torture notebooks browser bench study badges package colab picture result docs links
+.PHONY: format check test torture notebooks outputs bench study badges package colab picture result docs links
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -18,8 +18,8 @@ torture:  ## hundreds of runs that are killed, starved of disk, or find their fi
 notebooks:  ## every notebook, small and without a network
 	CTXKV_PRESET=ci pytest -n 0 --nbmake --nbmake-timeout=600 $(NBMAKE) notebooks/
 
-browser:  ## one notebook in JupyterLab in headless Chromium (Debian: apt-get install chromium chromium-driver)
-	pytest -n 0 -m browser -rs tests/notebooks
+outputs:  ## execute the notebooks with preset offline and keep their outputs: an hour on 2 cores
+	CTXKV_PRESET=offline python notebooks/outputs.py
 
 bench:  ## speed and memory, on a stream of about the published 100-sample size
 	ctxkv bench --preset offline --samples 160
