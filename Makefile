@@ -1,4 +1,4 @@
-.PHONY: format check test torture notebooks browser tables badges package colab picture result docs links
+.PHONY: format check test torture notebooks outputs tables badges package colab docs links
 
 format:  ## rewrite the code in the project's style
 	ruff check --fix .
@@ -18,8 +18,8 @@ torture:  ## hundreds of runs that are killed, starved of disk, or find their fi
 notebooks:  ## every notebook, small and without a network
 	CTXKV_PRESET=ci pytest -n 0 --nbmake --nbmake-timeout=600 $(NBMAKE) notebooks/
 
-browser:  ## one notebook in JupyterLab in headless Chromium (Debian: apt-get install chromium chromium-driver)
-	pytest -n 0 -m browser -rs tests/notebooks
+outputs:  ## execute the notebooks with preset offline and keep their outputs: an hour on 2 cores
+	CTXKV_PRESET=offline python notebooks/outputs.py
 
 tables:  ## the study's tables and figures, from its results, in docs/study.md and README.md
 	python notebooks/study/tables.py
@@ -35,15 +35,7 @@ package:  ## wheel and sdist, checked, installed, and used from an empty folder
 colab:  ## every notebook with the versions on Colab; needs Python 3.13, or PYTHON=python3.12
 	.ci/colab
 
-picture:  ## the drawings of the architecture and of the packages, for README and site
-	python docs/diagram.py
-
-result:  ## the site's pictures of a result; trains what it needs, minutes on 2 cores
-	ctxkv compare --preset offline --recipe tuned --measure
-	cp runs/offline-tuned-50-vs-10/figures/ppl_curves.png .github/result.png
-	cp runs/offline-tuned-50/figures/probe.png .github/probe.png
-
-docs:  ## the site, with the notebooks executed (CTXKV_PRESET=ci), into build/docs; a warning is an error
+docs:  ## the site, with the outputs that the notebooks hold, into build/docs; a warning is an error
 	python -m sphinx -E -W --keep-going -b html docs build/docs
 
 links:  ## the addresses on the site that lead elsewhere; needs a network

@@ -31,11 +31,11 @@ if not sys.argv[1:] and before == UNKNOWN:
     sys.exit("git's origin is not on github.com; name the repository: make badges REPO=owner/name")
 
 changes = [
-    (rf'(github\.com/|\.com/github/|"REPOSITORY = \\"){re.escape(before)}(?![\w-])', rf"\g<1>{repository}"),
+    (rf'(github\.com/|\.com/github/|"SOURCE = \\"){re.escape(before)}(?![\w-])', rf"\g<1>{repository}"),
     (re.escape(before.replace("/", ".github.io/")), repository.replace("/", ".github.io/")),
     (rf"({re.escape(repository)} && cd )[\w.-]+", rf"\g<1>{repository.partition('/')[2]}"),
     (rf"({re.escape(repository)}/blob/)[^/]+", rf"\g<1>v{version}"),
-    (r'(VERSION = \\"v)[^"\\]+', rf"\g<1>{version}"),
+    (rf'("SOURCE = \\"{re.escape(repository)}@v)[^"\\]+', rf"\g<1>{version}"),
     (r"^(version: |  version = \{)[^}\n]+", rf"\g<1>{version}"),
 ]
 changed = []

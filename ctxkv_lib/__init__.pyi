@@ -15,6 +15,7 @@ from .method.config import ModelConfig as ModelConfig
 from .method.contexts import distinct_rows as distinct_rows
 from .method.contexts import exact_contexts as exact_contexts
 from .method.memory import snapshot as snapshot
+from .method.model import ContextBlock as ContextBlock
 from .method.model import ContextKV as ContextKV
 from .method.oacd import oacd_loss as oacd_loss
 from .report.document import write_report as write_report
@@ -34,8 +35,10 @@ from .runs.listing import list_runs as list_runs
 from .runs.published import PUBLISHED as PUBLISHED
 from .runs.trained import evaluate_texts as evaluate_texts
 from .runs.trained import generate_text as generate_text
+from .runs.trained import open_run as open_run
 from .views.explore import explore_runs as explore_runs
 from .views.explore import explore_window as explore_window
+from .views.figures import STYLE as STYLE
 from .views.figures import memory_by_stage as memory_by_stage
 from .views.figures import phase1_curves as phase1_curves
 from .views.figures import ppl_curves as ppl_curves

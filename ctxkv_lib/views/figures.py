@@ -35,9 +35,9 @@ STYLE: dict[str, Any] = {
     "font.size": 11,
     "grid.color": "#e3e6eb",
     "legend.frameon": False,
-    "text.parse_math": False,  # names of runs may hold dollar signs
 }
-styled = style.context(["default", STYLE])  # a decorator of functions that draw, whatever the user's style is
+# A decorator of functions that draw, whatever the user's style is; names of runs may hold dollar signs.
+styled = style.context(["default", STYLE, {"text.parse_math": False}])
 # Parts of a run, drawn in its colour; the legend explains each in grey.
 PARTS: dict[str, dict[str, Any]] = {
     "training": {"ls": "--", "lw": 1.4},
@@ -218,6 +218,8 @@ def integer_x(ax: Axes, label: str) -> None:
 def log_y(ax: Axes) -> None:
     """Make the y axis logarithmic, with plain numbers as tick labels."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = ax.get_ylim()
+    subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
     ax.yaxis.set_minor_formatter(NullFormatter())
     thousands(ax)
