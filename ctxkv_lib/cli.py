@@ -79,7 +79,7 @@ def _drop_output() -> None:
 class Parser(argparse.ArgumentParser):
     """A parser whose errors suggest the closest name; one of a command also tells its own unknown options."""
 
-    def parse_known_args(self, *given: Any) -> Any:
+    def parse_known_args(self, *given: Any) -> Any:  # type: ignore[override]
         options, unknown = super().parse_known_args(*given)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")

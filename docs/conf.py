@@ -14,8 +14,9 @@ TOP = Path(__file__).resolve().parents[1]
 BUILD = TOP / "build"
 sys.path[:0] = [str(TOP), str(TOP / "docs" / "extensions")]
 
-import ctxkv_lib  # noqa: E402
 from ctxkv_lib.runs.sources import plain_source  # noqa: E402
+
+import ctxkv_lib  # noqa: E402
 
 project = "ctxkv_lib"
 author = "The ctxkv_lib authors"

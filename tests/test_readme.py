@@ -7,7 +7,6 @@ from importlib import import_module
 import pytest
 import torch
 from conftest import TOP
-from ctxkv_lib.research.sweep_file import read_sweep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import ctxkv_lib as ctxkv

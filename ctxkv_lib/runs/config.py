@@ -244,10 +244,10 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
             f"setting is {key!r}; allowed: group.field, with group one of {', '.join(kinds)}; or one of "
             f"{', '.join(HOOKS)}.{did_you_mean(group, names)}"
         )
-    hints = {} if kinds[group] is None else typing.get_type_hints(kinds[group])
-    known = [field.name for field in dataclasses.fields(kinds[group])] if hints else []
-    _require_known("setting", key, [f"{group}.{each}" for each in known])
-    return group, name, hints[name]
+    kind: Any = kinds[group]
+    known = [f"{group}.{each.name}" for each in dataclasses.fields(kind)] if kind else []
+    _require_known("setting", key, known)
+    return group, name, typing.get_type_hints(kind)[name]
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:

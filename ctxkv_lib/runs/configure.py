@@ -30,7 +30,9 @@ def configure(
     if samples is not None:
         asked["data.samples"] = samples
     if asked.get("data.path") is not None and asked.get("data.source", "file") != "file":
-        raise UserError(f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out.")
+        raise UserError(
+            f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
+        )
     config = build_config(preset, recipe, None, asked)
     if config.data.source != "file":
         return config

@@ -29,15 +29,16 @@ def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | 
     """Make the model with its token table `[vocab_size, hidden_size]` and log-frequencies `[vocab_size]`."""
     model = untrained_model(config, len(table), log_unigram is not None)
     model.load_table(table)
-    model.log_unigram = log_unigram
+    if log_unigram is not None:
+        model.log_unigram = log_unigram
     return model
 
 
 def log_frequencies(config: ExperimentConfig) -> Tensor | None:
     """Compute what is added to the logits of an untrained model, float32 `[vocab_size]`; None: nothing."""
-    if config.data.unigram == "none":
-        return None
     counts = corpus_counts(config.data)
+    if config.data.unigram == "none" or counts is None:
+        return None
     return torch.from_numpy(unigram_floor(counts.weight.numpy())).log().float()
 
 

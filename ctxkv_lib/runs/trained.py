@@ -98,9 +98,7 @@ def for_transformers(
     """
     if isinstance(model, MixerModel):
         raise UserError("The run has a mixer, which does not read token by token; take a run with contexts.")
-    settings = {
-        hook: config.plugins[hook].settings for hook in ("block", "attention") if hook in config.plugins
-    }
+    settings = {hook: plugin.settings for hook, plugin in config.plugins.items() if hook != "loss"}
     served, tokenizer = ContextKVForCausalLM.of(model, settings), deepcopy(tokenizer)
     end = tokenizer.eos_token_id
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"

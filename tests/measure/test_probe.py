@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, tiny_ids, tiny_method
-from ctxkv_lib.runs.run_folder import RunFolder
 
 from ctxkv_lib.measure import probe
 from ctxkv_lib.measure.probe import (

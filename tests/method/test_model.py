@@ -9,7 +9,7 @@ from ctxkv_lib.method import losses, reference
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import Phase1Config
 from ctxkv_lib.method.model import Parts
-from ctxkv_lib.runs.models import parameter_counts
+from ctxkv_lib.runs.model import parameter_counts
 
 
 def test_initial_weights():

@@ -15,7 +15,7 @@ from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.method.model import Parts, project_inputs
 from ctxkv_lib.method.modeling import CACHE_NAME, ContextKVConfig, ContextKVForCausalLM
 from ctxkv_lib.method.tuned import SlotAttention
-from ctxkv_lib.runs.models import parameter_counts
+from ctxkv_lib.runs.model import parameter_counts
 
 
 def copying(weight):
