@@ -91,7 +91,7 @@ def _frozen(run: Run) -> tuple[Tensor, Tensor | None]:
 def for_transformers(
     model: ContextKV, config: ExperimentConfig, tokenizer: "PreTrainedTokenizerFast"
 ) -> tuple[ContextKVForCausalLM, "PreTrainedTokenizerFast"]:
-    """Wrap a trained model, and a copy of its tokenizer: text begins, stops and is padded with end-of-text.
+    """Wrap a trained model, and a copy of its tokenizer, for generation.
 
     Raises:
         UserError: the run has a mixer, which does not read token by token.
@@ -100,11 +100,16 @@ def for_transformers(
         raise UserError("The run has a mixer, which does not read token by token; take a run with contexts.")
     settings = {hook: plugin.settings for hook, plugin in config.plugins.items() if hook != "loss"}
     served, tokenizer = ContextKVForCausalLM.of(model, settings), deepcopy(tokenizer)
+    stop_after_text(served, tokenizer)
+    return served, tokenizer
+
+
+def stop_after_text(model: ContextKVForCausalLM, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Begin, stop and pad generated text, on the left, with the token that ends a text."""
     end = tokenizer.eos_token_id
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
     tokenizer.init_kwargs["padding_side"] = "left"  # which is what is saved
-    served.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
-    return served, tokenizer
+    model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
 
 
 def save_for_transformers(
