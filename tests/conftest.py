@@ -13,7 +13,8 @@ import torch
 
 # One thread: a worker has one core.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CTXKV_TEST_GPU", "")  # none, but in `tests/gpu`
+if not any("gpu" in Path(word).parts for word in sys.argv):  # only `tests/gpu`, asked for by name, use one
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
 
 from tiny import *  # noqa: F403
@@ -24,8 +25,7 @@ from ctxkv_lib.data.tokens import load_tokenizer
 from ctxkv_lib.runs.config import build_config
 
 torch.set_num_threads(1)
-ON_GPU = "CTXKV_TEST_GPU" in os.environ
-pytest_plugins = ["hub_standin"]
+pytest_plugins = ["hub_standin", "on_gpu"]
 TOP = Path(__file__).parents[1]  # of the repository
 CHANGING = {"seconds", "seconds_per_epoch", "memory", "date", "caches", "git_commit"}  # from run to run
 

@@ -63,5 +63,5 @@ def test_what_cannot_be_measured_is_refused(finished_run, tiny_config, tmp_path)
         measure(finished_run, ["horizon"])
     made = run(tiny_config, tmp_path / "run")
     write_conversations(Path(tiny_config.data.path), 14, seed=7)
-    with pytest.raises(UserError, match="are not those that .* made from; restore them, or make a new run"):
+    with pytest.raises(UserError, match=r"are not those that .* made from; restore them, or make a new run"):
         measure(made)

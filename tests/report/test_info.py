@@ -34,8 +34,8 @@ def test_other_data_has_sizes_once_its_tokens_are_given():
 
 
 def test_info_warns_of_what_run_refuses():
-    sizes = describe(build_config("colab"), 587_970, 640)
-    assert "`ctxkv run` would refuse this: The val stream has 640 tokens" in format_info(sizes)
+    sizes = describe(build_config("colab", settings={"model.hidden_size": 512}), 587_970, 640)
+    assert "`ctxkv run` would refuse this: model.hidden_size is 512" in format_info(sizes)
     assert not describe(build_config("colab"))["refused"]
 
 

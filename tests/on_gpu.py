@@ -1,0 +1,42 @@
+"""What the tests in `tests/gpu` share. Without a GPU they are skipped."""
+
+import sys
+
+import pytest
+import torch
+
+from ctxkv_lib.runs.config import build_config
+
+if "simulated_gpu" in sys.modules:  # which is installed after this, and before which transformers must load
+    import ctxkv_lib.experiments  # noqa: F401
+
+
+@pytest.fixture
+def gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+
+
+@pytest.fixture
+def waits():
+    """A function that counts how often the CPU has waited for the GPU; only a simulated GPU knows."""
+    simulated = sys.modules.get("simulated_gpu")
+    if simulated is None:
+        pytest.skip("a real GPU has no such counter")
+    return simulated.card.waits.total
+
+
+@pytest.fixture
+def train_on(tiny_settings, tmp_path):
+    """A function that runs an experiment of 6 conversations on a device, some batches in either phase."""
+    from ctxkv_lib import experiments
+
+    sizes = {"phase1.batch_size": 100, "phase1.max_iterations": 3, "phase2.batch_size": 64}
+    sizes |= {"phase2.max_epochs": 2, "data.corpus_samples": 2}
+
+    def train(device="cuda", recipe="exact", **changes):
+        named = {key.replace("__", "."): value for key, value in changes.items()}
+        config = build_config("ci", recipe, 6, {**tiny_settings, **sizes, "runtime.device": device, **named})
+        return experiments.run(config, tmp_path / f"{device}-{recipe}")
+
+    return train
