@@ -25,7 +25,7 @@ def evaluate(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) 
         None where it is infinite, as in text without spaces), `bits_per_byte`, `accuracy`; `by_position` and
         `by_history`, as of `binned`: by tokens read before, and by contexts in the window.
     """
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    encoded = [ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] if ids]
     scored = [_scores(model, torch.tensor([tokenizer.eos_token_id, *ids])) for ids in encoded]
     losses, correct = (torch.cat(each) for each in zip(*scored, strict=True))
     places = torch.cat([torch.arange(len(ids)) for ids in encoded])
