@@ -11,7 +11,7 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.experiments import write_comparison
 from ctxkv_lib.files import read_json
 from ctxkv_lib.report.document import write_report
-from ctxkv_lib.report.terminal import format_runs
+from ctxkv_lib.report.tables import format_runs
 from ctxkv_lib.runs.run_folder import load_run
 from ctxkv_lib.runs.trained import evaluate_texts
 

@@ -18,7 +18,7 @@ from ctxkv_lib.cli import main
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.hf.inference import evaluate_texts
-from ctxkv_lib.report.terminal import format_scores
+from ctxkv_lib.report.tables import format_scores
 from ctxkv_lib.runs.config import GROUPS, ExperimentConfig, build_config
 
 LINES, FILES = 200, 500

@@ -24,7 +24,7 @@ from ctxkv_lib import cli, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.experiments import run
 from ctxkv_lib.progress import fitted
-from ctxkv_lib.report.terminal import format_scores
+from ctxkv_lib.report.tables import format_scores
 from ctxkv_lib.runs.run_folder import load_run
 
 

@@ -29,10 +29,9 @@ from ctxkv_lib.runs.differences import run_folders
 from ctxkv_lib.runs.listing import list_runs
 from ctxkv_lib.runs.records import Records
 from ctxkv_lib.runs.run_folder import RunFolder, comparison_folder, load_run, run_folder_of
-from ctxkv_lib.runs.trained import load_trained
+from ctxkv_lib.runs.trained import load_trained, open_run
 from ctxkv_lib.runs.work import Work, read_texts
-from ctxkv_lib.views import axes
-from ctxkv_lib.runs.trained import open_run
+from ctxkv_lib.views import figures
 
 FILES = {f"caches/{split}_{part}.safetensors" for split in ("train", "val") for part in ("ctx", "emb")}
 FILES |= {f"checkpoint/{name}.safetensors" for name in ("attention", "context_block")}
@@ -93,7 +92,7 @@ def test_a_run_with_look_ups_is_served_as_it_was_trained(tiny_settings, tmp_path
 
 
 def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch):
-    monkeypatch.setattr(experiment, "save", axes.save)  # not `light_runs`
+    monkeypatch.setattr(experiment, "save", figures.save)  # not `light_runs`
     torch.set_num_threads(2)
     folder = run(tiny_config.replace({"runtime.threads": "1"}), tmp_path / "run").path
     assert torch.get_num_threads() == 2  # as before

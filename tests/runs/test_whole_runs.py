@@ -16,9 +16,8 @@ from ctxkv_lib.runs import scratch, streamed
 from ctxkv_lib.runs.caches import load_cache, load_ids
 from ctxkv_lib.runs.provenance import set_threads
 from ctxkv_lib.runs.run_folder import load_run
-from ctxkv_lib.runs.trained import load_trained
+from ctxkv_lib.runs.trained import load_trained, open_run
 from ctxkv_lib.runs.verification import verify
-from ctxkv_lib.runs.trained import open_run
 
 
 def test_no_pickle_is_loaded_from_a_run(tmp_path, tiny_config, monkeypatch):
