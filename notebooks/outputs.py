@@ -1,7 +1,7 @@
 """Execute the notebooks and keep their outputs: `make outputs`. Naming some executes only these.
 
 What is kept is what a page without a kernel can show: PNGs of at most 64 colours, and no widgets, whose
-picture stands beside them. A digest of the code cells tells outputs that are older than the code.
+picture stands beside them. A digest of the code cells in the metadata tells outputs that are older.
 """
 
 import base64

@@ -16,7 +16,7 @@ import pandas as pd
 from ..errors import UserError
 from ..runs.folder import Run
 from . import tables
-from .tables import COUNT, PPL, RATIO, SHARE, Rows, Summary
+from .tables import COUNT, PPL, SHARE, Rows, Summary
 
 LANGUAGES = ("en", "ja")
 MARKUP = frozenset("\\`*[]|$")  # of Markdown; `<`, `>` and `&` become entities
@@ -50,9 +50,8 @@ PHASE1: Rows = {
     "Converged positions": ("phase1.convergence_rate", ".0%"),
     "Stopped": ("phase1.stop_reason", ""),
     "Effective rank": ("phase1.effective_rank", SHARE),
-    "Memory span (tokens)": ("probe.horizon", COUNT),
+    "Memory span (tokens)": ("probe.memory_span", COUNT),
     "Window within some context's memory span": ("probe.coverage", SHARE),
-    "Decodability of the last interval's mean (R²)": ("probe.mean_recall", RATIO),
 }
 CACHES: Rows = {name: (name, PPL) for name in ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")}
 ENDED = {

@@ -34,6 +34,8 @@ RESULTS: Rows = {
     "Test PPL of n-grams": ("ngrams.kneser_ney.test_ppl", PPL),
     "Test PPL of n-grams and cache": ("ngrams.kneser_ney_cache.test_ppl", PPL),
     "Test PPL of n-grams (table's text too) and cache": ("ngrams.kneser_ney_table_cache.test_ppl", PPL),
+    "Val PPL if contexts are zeros (%)": ("probe.changed.zero.percent", "+z,.1f"),
+    "Val PPL if contexts are another conversation's (%)": ("probe.changed.elsewhere.percent", "+z,.1f"),
 }
 
 

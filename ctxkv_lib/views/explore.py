@@ -52,7 +52,7 @@ class Explorer(widgets.VBox):
         """Show the widget and, for readers of the saved notebook where widgets are not alive, its picture."""
         from IPython.display import display
 
-        view = {"version_major": 2, "version_minor": 0, "model_id": self._model_id}
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
         still = b64encode(self.figure._repr_png_()).decode()
         display({WIDGET: view, "image/png": still, "text/plain": "An explorer; run the cell."}, raw=True)
 

@@ -25,6 +25,10 @@ class LiveCurves:
         self._stop_rate, self._stage, self._due, self._is_behind = stop_rate, "phase1", 0.0, False
         self._lines: dict[str, dict[str, list[Metric]]] = {"phase1": {}, "phase2": {}}
         self._place: Any = None
+        self._open()
+
+    def _open(self) -> None:
+        """Take a place under the cell that is running, if it is one of a notebook."""
         if in_notebook():
             from IPython import get_ipython
             from IPython.display import display
@@ -34,6 +38,8 @@ class LiveCurves:
 
     def __call__(self, metric: Metric) -> None:
         """Take one metric; `run` or `samples` name its run, if present."""
+        if self._place is None:
+            self._open()  # in another cell than the one before
         if self._place is None:
             print(in_words(metric), flush=True)
             return
@@ -74,6 +80,7 @@ class LiveCurves:
             self.draw()
         elif not any(self._lines.values()):
             self._place.update("Nothing was trained.")
+        self._place = None
 
 
 def as_summary(epochs: list[Metric]) -> dict[str, Any]:

@@ -100,17 +100,18 @@ def test_numbers_follow_the_summary():
     run.summary["phase1"] |= {"effective_rank": 0.456, "iterations": 29, "stop_reason": "max_iterations"}
     run.summary["test"] = {"ppl": 201.5, "acc": 0.123, "conversations": [[10, 5.0], [30, 5.4], [20, 5.2]]}
     run.summary["ngrams"] = {"kneser_ney": {"val_ppl": 300.1, "test_ppl": 301.2}}
-    run.summary["probe"] = {"horizon": 6, "coverage": 0.35, "mean_recall": 0.61}
+    run.summary["probe"] = {"memory_span": 6, "coverage": 0.35, "changed": {"zero": {"percent": 12.34}}}
     report = write_report([run])
     for name, shown in {
         "Val PPL": "1,234.6",
         "Time per epoch (s)": "77.0",
         "Effective rank": "45.6%",
         "Iterations": "29",
-        "Stopped": "max\\_iterations".replace("\\", ""),
+        "Stopped": "max_iterations",
         "Test PPL": "201.5",
         "Val PPL of n-grams": "300.1",
         "Memory span (tokens)": "6",
+        "Val PPL if contexts are zeros (%)": "+12.3",
         "Window within some context's memory span": "35.0%",
     }.items():
         assert row(report, name)[0] == shown
