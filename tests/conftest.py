@@ -166,6 +166,12 @@ def outcome(folder: Path) -> dict[str, object]:
     }
 
 
+def sources(notebook: Path, kind: str = "code") -> dict[str, str]:
+    """The text of each cell of a kind, by the cell's id."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == kind}
+
+
 @pytest.fixture
 def tiny_settings(tmp_path):
     return local_experiment(tmp_path)

@@ -17,7 +17,7 @@ from ctxkv_lib import errors, experiments
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.hf.inference import evaluate_texts
+from ctxkv_lib.evaluate import evaluate
 from ctxkv_lib.report.tables import format_scores
 from ctxkv_lib.runs.config import GROUPS, ExperimentConfig, build_config
 
@@ -45,7 +45,7 @@ ODD = ["", " ", "a\0b", "a\nb", "\x1b[31m", "\udcff", "é" * 40, "9" * 5000, "~n
 ODD += ["nan", "inf", "-inf", "1e999", "None", "true", "1_000", "٣", "0x10"]
 ODD += ["../..", "~", "$x$", "<script>"]
 values = st.one_of(st.sampled_from([*map(str, NUMBERS), *ODD]), st.integers().map(str), st.text(max_size=30))
-known = ["auto", "cpu", "cuda", "fp32", "bf16", "exact", "passes", "grid"]
+known = ["auto", "cpu", "cuda", "fp32", "bf16", "exact", "passes"]
 known += ["variable", "random", "jsonl", "gather"]
 set_options = st.tuples(st.sampled_from(KEYS), st.one_of(values, st.sampled_from(known))).map(
     lambda pair: ["--set", f"{pair[0]}={pair[1]}"]
@@ -53,14 +53,13 @@ set_options = st.tuples(st.sampled_from(KEYS), st.one_of(values, st.sampled_from
 odd_sets = values.map(lambda value: ["--set", value])
 presets = st.sampled_from([[], ["--preset", "ci"], ["--preset", "offline"], ["--recipe", "exact"]])
 flags = "samples preset recipe out train-tokens val-tokens lang seed prompt data max-new-tokens temperature"
-flags = [f"--{name}" for name in f"{flags} top-k rounds block loss attention mixer".split()]
+flags = [f"--{name}" for name in f"{flags} split top-k block loss attention mixer".split()]
 odd_options = st.one_of(
     st.tuples(st.sampled_from(flags), values).map(list),
     st.sampled_from([["--json"], ["--help"], ["--version"], ["--unknown"], ["--"]]),
     values.map(lambda value: [value]),
 )
-COMMANDS = ["info", "run", "compare", "report", "generate", "evaluate", "bench", "list", "verify"]
-COMMANDS += ["settings", "completion"]
+COMMANDS = ["info", "run", "compare", "report", "generate", "evaluate", "list", "settings"]
 names = st.sampled_from([*COMMANDS, "", "no-such"])
 command_lines = st.tuples(
     names, presets, st.lists(st.one_of(set_options, odd_sets, odd_options), max_size=4)
@@ -77,7 +76,6 @@ def nothing_is_computed(monkeypatch, tmp_path):
 
     monkeypatch.setattr(experiments, "run", begin)
     monkeypatch.setattr(experiments, "compare", begin)
-    monkeypatch.setattr("ctxkv_lib.research.bench.bench", begin)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "a run")
@@ -115,7 +113,6 @@ NAMED = (
     ["report", "\udcff"],
     ["evaluate", "a run", "--data", "~no-such-user/x"],
     ["list", "~no-such-user"],
-    ["verify", "a run"],
 )
 
 
@@ -185,14 +182,14 @@ def is_read(path, content, reader):
 
 def read_and_evaluate(path, reader):
     conversations = read_conversations(path)
-    scores = evaluate_texts(*reader, list(conversations.texts()))
+    scores = evaluate(*reader, conversations.texts)
     assert ("1 conversation, " in format_scores(scores)) == (len(conversations) == 1)
     assert scores["conversations"] == len(conversations) > 0
     json.dumps(scores, allow_nan=False)
 
 
 def load_split(data, split, *_):
-    list(load_conversations(data, split).texts())
+    load_conversations(data, split)
 
 
 @share_of(FILES)

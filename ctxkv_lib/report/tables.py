@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..progress import counted
 from ..runs.folder import Run
 from ..runs.listing import Listed, run_names
 from ..runs.published import PUBLISHED, published_samples
@@ -195,7 +196,7 @@ def format_scores(scores: Mapping[str, Any]) -> str:
     word_ppl = scores["word_ppl"]
     a_word = f"{word_ppl:,.1f}" if word_ppl and word_ppl < LARGEST_SHOWN else "over a billion"
     parts = [
-        f"{scores['conversations']:,} conversations, {scores['tokens']:,} tokens\n"
+        f"{counted(scores['conversations'], ' conversations')}, {scores['tokens']:,} tokens\n"
         f"PPL {scores['ppl']:,.1f} a token, {a_word} a word; "
         f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {scores['accuracy']:.1%}"
     ]
