@@ -44,9 +44,9 @@ MAIN = "from ctxkv_lib.cli import main; main"
     [
         ("import ctxkv_lib; ctxkv_lib.build_config('ci')", HEAVY),
         (f"{MAIN}(['--help'])", HEAVY),
-        (f"{MAIN}(['info'])", {"transformers", "matplotlib", "pyarrow"}),
+        (f"{MAIN}(['info'])", {"transformers", "matplotlib"}),
         ("import ctxkv_lib.data.conversations", {*HEAVY, "pyarrow", "huggingface_hub"} - {"numpy"}),
-        ("from ctxkv_lib.views import live, plots", {"matplotlib.pyplot"}),
+        ("from ctxkv_lib.views import live, figures", {"matplotlib.pyplot"}),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_used(code, unused):
@@ -57,6 +57,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(code, unused):
 
 @pytest.mark.parametrize("code", SHOWN.values(), ids=SHOWN.keys())
 def test_notebooks_and_pages_use_the_public_names_alone(code):
+    code = re.sub(r"(?m)^(\s+)%.*$", r"\1pass", code)
     compile(code, "snippet", "exec")
     assert re.findall(r"(?m)^\s*(?:from|import) ctxkv_lib\..+", code) == []
     used = {name for module, name in imported(code) if module == "ctxkv_lib"}
