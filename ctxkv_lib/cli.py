@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from . import __version__, ranks
 from .errors import UserError, describe, did_you_mean, is_utf8, one_line
 from .files import read_json, write_json
-from .progress import epoch_printer, fitted, notice, say, stage
+from .progress import epoch_printer, notice, say, stage
 from .runs.config import PRESETS, RECIPES, ExperimentConfig, config_from_dict, parse_settings
 from .runs.settings import Sampling
 
@@ -184,7 +184,7 @@ def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfi
 
 
 def _print(found: Any, as_json: bool, as_text: Callable[[Any], str]) -> None:
-    print(json.dumps(found, indent=2, default=str) if as_json else fitted(as_text(found)))
+    print(json.dumps(found, indent=2, default=str) if as_json else as_text(found))
 
 
 def _loading() -> Any:

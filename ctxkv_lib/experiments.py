@@ -107,7 +107,7 @@ def _begun(
     with ExitStack() as held:
         folder = ranks.on_rank_0(lambda: held.enter_context(claimed(path, config, origin, again)))
         try:
-            yield Work(config, texts, folder, device, (lambda _: None) if ranks.rank() else listener)
+            yield Work(config, texts, folder, device, listener)
         finally:
             torch.set_num_threads(threads)
             for plugin in config.plugins.values():

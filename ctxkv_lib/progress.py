@@ -1,8 +1,6 @@
 """Progress of long work: bars and lines on a terminal or in a notebook, a line an epoch elsewhere."""
 
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +14,6 @@ if TYPE_CHECKING:
     from .method.loop import Metric
 
 LOGGED_ITERATIONS = 10  # of Phase 1: one line for so many
-INDENT = "    "  # of the rest of a line that is broken
 Listener = Callable[["Metric"], None]  # called with each line of metrics.jsonl as it is made
 
 
@@ -101,14 +98,3 @@ def in_words(metric: "Metric", most: int | None = None) -> str:
 def counted(count: int, unit: str = " samples") -> str:
     """Write a count with its unit, whose plural s is dropped for one."""
     return f"{count:,}{unit.removesuffix('s') if count == 1 else unit}"
-
-
-def fitted(text: str) -> str:
-    """Break lines wider than the terminal, and indent the rest of them."""
-    if not sys.stdout.isatty():
-        return text
-    width = shutil.get_terminal_size().columns
-    fill = partial(
-        textwrap.fill, width=width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
-    )
-    return "\n".join(map(fill, text.splitlines()))

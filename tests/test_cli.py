@@ -20,7 +20,6 @@ import ctxkv_lib
 from ctxkv_lib import files, progress
 from ctxkv_lib.cli import main
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.progress import fitted
 from ctxkv_lib.runs import stages
 
 COMMAND = [sys.executable, "-m", "ctxkv_lib"]
@@ -289,16 +288,6 @@ sys.exit(main())
 def test_ctrl_c_while_modules_load_is_one_line():
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "ctxkv: Stopped.\n")
-
-
-def test_long_rows_break_on_a_narrow_terminal(monkeypatch):
-    row = "KV cache of a sequence          621 contexts, 621 KiB   however long the text"
-    assert fitted(row) == row  # in a pipe
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setenv("COLUMNS", "60")
-    lines = fitted(f"a  b\n\n{row}\n{'word ' * 20}").splitlines()
-    assert lines[:4] == ["a  b", "", row[:53], "    however long the text"]
-    assert max(map(len, lines)) <= 60
 
 
 def test_bars_show_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):

@@ -51,7 +51,8 @@ def stream_contexts(
 
     Args:
         generator: draws the first contexts of parallel passes over a stream that Phase 1 was not trained on.
-        trained_on: the padded contexts of Phase 1's last iteration, if it was trained on this stream.
+        trained_on: the padded contexts of Phase 1's last iteration, if it was trained on this stream, which a
+            parallel pass overwrites.
     """
     if config.context_method == "exact":
         return exact_contexts(block, projected_inputs, tokens, config.tolerance)
@@ -77,13 +78,13 @@ def draw_contexts(count: int, width: int, std: float, generator: torch.Generator
 
 @torch.no_grad()
 def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
-    """Compute every context by one step from the context that was before it, all at once."""
-    made = torch.empty_like(contexts)
-    made[0] = contexts[0]
-    for start in range(0, len(tokens), PASS_ROWS):
-        rows = slice(start, start + PASS_ROWS)
-        made[1:][rows] = block(contexts[:-1][rows], projected_inputs[tokens[rows]])
-    return made
+    """Overwrite every context by one step from the context that was before it, all at once; return them."""
+    last = contexts[:1].clone()
+    for held, rows in zip(contexts[1:].split(PASS_ROWS), tokens.split(PASS_ROWS), strict=True):
+        previous = torch.cat([last, held[:-1]])
+        last = held[-1:].clone()
+        held.copy_(block(previous, projected_inputs[rows]))
+    return contexts
 
 
 @torch.no_grad()

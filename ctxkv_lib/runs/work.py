@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .. import ranks
 from ..data.conversations import Conversations, load_conversations
 from ..data.embeddings import load_table
 from ..data.settings import Split
@@ -97,12 +98,13 @@ class Work:
 
     def record(self, metric: Metric) -> None:
         """Append a metric to metrics.jsonl, and pass it on to the listener."""
-        self.folder.append_metric(metric)
-        self.listener(metric)
+        if not ranks.rank():
+            self.folder.append_metric(metric)
+            self.listener(metric)
 
     def report(self, done: Stage) -> None:
         """Pass the metrics of a reused stage on to the listener."""
-        for metric in done.metrics:
+        for metric in done.metrics if not ranks.rank() else ():
             self.listener(metric)
 
     def phase1_key(self) -> str:
