@@ -1,22 +1,22 @@
 """Context-KV attention: a language model that attends 32 compressed contexts instead of every past token.
 
+::
+
     import ctxkv_lib as ctxkv
 
     config = ctxkv.build_config("offline", samples=10)
     run = ctxkv.run(config, listener=ctxkv.LiveCurves())
     ctxkv.explore_runs([run.path])
 
-The names in `__init__.pyi` are the public API: what a notebook or a script needs.
+The names in `__init__.pyi` are the public API: what a notebook or a script needs. Where to look:
 
-| to find | look in |
-|---|---|
-| the method: contexts, attention, Origin-Anchored Centroid Dispersion (OACD), phases | `ctxkv_lib.method` |
-| where conversations, tokens and token tables come from | `ctxkv_lib.data` |
-| the model for transformers: generation, key-value cache | `ctxkv_lib.method.modeling` |
-| settings, stages and run folders of an experiment | `ctxkv_lib.runs`, `ctxkv_lib.experiments` |
-| the written report | `ctxkv_lib.report` |
-| figures, explorers and live curves, made from run folders | `ctxkv_lib.views` |
-| measurements of a finished run: n-gram baselines, probe | `ctxkv_lib.measure` |
+- `ctxkv_lib.method`: the model, Origin-Anchored Centroid Dispersion (OACD), both phases; in `modeling` the
+  model for transformers.
+- `ctxkv_lib.data`: where conversations, tokens and token tables come from.
+- `ctxkv_lib.runs` and `ctxkv_lib.experiments`: settings, stages and run folders of an experiment.
+- `ctxkv_lib.report`: the written report.
+- `ctxkv_lib.views`: figures, explorers and live curves, made from run folders.
+- `ctxkv_lib.measure`: measurements of a finished run: n-gram baselines, probe.
 """
 
 import os
@@ -24,7 +24,7 @@ import re
 from importlib import import_module
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public names, from the stub that type checkers read. Each is imported when it is first used, so that
 # `ctxkv --help` answers at once.
