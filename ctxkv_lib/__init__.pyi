@@ -8,7 +8,6 @@ from .errors import UserError as UserError
 from .experiments import compare as compare
 from .experiments import prepare as prepare
 from .experiments import run as run
-from .measure.measure import measure as measure
 from .measure.measure import probe as probe
 from .method.caches import StreamCache as StreamCache
 from .method.config import ModelConfig as ModelConfig
