@@ -26,7 +26,6 @@ from .runs.config import build_config as build_config
 from .runs.configure import compared_samples as compared_samples
 from .runs.configure import configure as configure
 from .runs.folder import Run as Run
-from .runs.folder import RunFolder as RunFolder
 from .runs.folder import comparison_folder as comparison_folder
 from .runs.folder import load_run as load_run
 from .runs.folder import run_folder_of as run_folder_of

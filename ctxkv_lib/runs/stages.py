@@ -81,7 +81,7 @@ def _contexts_of(work: Work) -> tuple[Stage, Stage]:
 
 
 def _train_block(work: Work, generator: torch.Generator) -> tuple[Stage, Tensor | None]:
-    """Run Phase 1, which a mixer does not have; return its stage and the last iteration's contexts."""
+    """Run Phase 1, which a mixer does not have; return its stage, and the contexts that passes begin with."""
     folder, config = work.folder, work.config
     ids = sampled(work.ids["train"][:-1], config.phase1)
     model = work.model
@@ -110,7 +110,8 @@ def _train_block(work: Work, generator: torch.Generator) -> tuple[Stage, Tensor 
         "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
         "memory": [*work.memory, snapshot("phase 1 done", work.device)],
     }
-    return folder.finish("phase1", work.phase1_key(), files, summary, loop.metrics), last
+    made = folder.finish("phase1", work.phase1_key(), files, summary, loop.metrics)
+    return made, last if config.phase1.context_method == "passes" else None
 
 
 def sampled(ids: Tensor, config: Any) -> Tensor:
@@ -130,7 +131,7 @@ def _make_caches(work: Work, phase1: Stage, last: Tensor | None, generator: torc
     for split, ids in work.ids.items():
         precise = split == "val" or work.precision == "fp32"
         dtype = torch.float32 if precise else PRECISIONS[work.precision]
-        known = last if split == "train" and phase1.metrics else None
+        known = last if split == "train" else None
         width = 0 if isinstance(work.model, MixerModel) else work.config.model.context_dim
         contexts = _contexts(work, ids, known, generator) if width else []
         write_parts(caches / f"{split}_ctx.safetensors", {"contexts": (dtype, (len(ids), width), contexts)})

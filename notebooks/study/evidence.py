@@ -14,8 +14,6 @@ from tables import DISTANCES, used
 from torch import Tensor
 
 import ctxkv_lib as ctxkv
-from ctxkv_lib.data.conversations import load_conversations
-from ctxkv_lib.data.tokens import load_tokenizer, validation_stream
 
 EVERY = 4  # of so many positions with a full window, one is measured
 BATCH = 512
@@ -82,7 +80,7 @@ def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
 def evidence(run: ctxkv.Run) -> dict[str, Any]:
     """Measure a finished run, as a row of `results/evidence/evidence.json`."""
     probed, trained, data = ctxkv.probe(run), ctxkv.open_run(run), run.config.data
-    stream = validation_stream(load_conversations(data, "validation"), load_tokenizer(data.tokenizer))
+    stream = ctxkv.validation_stream(ctxkv.load_conversations(data, "validation"), ctxkv.load_tokenizer(data.tokenizer))
     return {
         "recipe": run.config.recipe,
         "samples": data.samples,
