@@ -179,8 +179,6 @@ def _no_run(path: Path) -> str:
     """Explain why a folder holds no run, and what to name instead."""
     if (path / COMPARISON).is_file() or any(path.glob(f"*/{RECORD}")):
         return f"{path} holds runs and is none; name one of them (`ctxkv list {path}` shows them)."
-    if (path.parent / RECORD).is_file():
-        return f"{path} is a part of a run; name the run, {path.parent}."
     return f"{path} holds no run; `ctxkv list` shows where runs are, `ctxkv run --out {path}` makes one."
 
 
@@ -233,8 +231,7 @@ def _begun(path: Path, config: ExperimentConfig, origin: dict[str, str], again: 
     """Return the record of this experiment in a folder that is locked, with the stages that are there."""
     folder = RunFolder(path, config.to_dict(), origin)
     if not (path / RECORD).is_file():
-        held = {each.name for each in path.iterdir() if not each.name.startswith(".")} - FOREIGN
-        if held and not (again and (path / "config.json").is_file()):
+        if _holds_files(path) and not (again and (path / "config.json").is_file()):
             cure = "name another folder with --out"
             raise UserError(f"{path} is not empty and has no record of a run ({RECORD}); {cure}.")
         return folder
@@ -264,6 +261,12 @@ def _begun(path: Path, config: ExperimentConfig, origin: dict[str, str], again: 
     if changed:
         folder.stages.pop("results", None)  # else a kill would leave them as of this code
     return folder
+
+
+def _holds_files(path: Path) -> bool:
+    """Return whether a folder has files, but hidden ones, as a run has that was killed before its record."""
+    places = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    return any(not re.search(r"(^|/)\.", each.as_posix()) and each.name not in FOREIGN for each in places)
 
 
 @dataclass(frozen=True)

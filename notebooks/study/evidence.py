@@ -80,7 +80,9 @@ def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
 def evidence(run: ctxkv.Run) -> dict[str, Any]:
     """Measure a finished run, as a row of `results/evidence/evidence.json`."""
     probed, trained, data = ctxkv.probe(run), ctxkv.open_run(run), run.config.data
-    stream = ctxkv.validation_stream(ctxkv.load_conversations(data, "validation"), ctxkv.load_tokenizer(data.tokenizer))
+    stream = ctxkv.validation_stream(
+        ctxkv.load_conversations(data, "validation"), ctxkv.load_tokenizer(data.tokenizer)
+    )
     return {
         "recipe": run.config.recipe,
         "samples": data.samples,

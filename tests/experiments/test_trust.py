@@ -46,7 +46,8 @@ def begun(laboratory):
 
 
 @pytest.mark.parametrize(
-    ("name", "before"), [("config.json", 1), ("checkpoint/context_block.safetensors", 0), ("model", 1)]
+    ("name", "before"),
+    [(RECORD, 1), ("config.json", 1), ("checkpoint/context_block.safetensors", 0), ("model", 1)],
 )
 def test_a_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory, tmp_path, name, before):
     killed = laboratory.killed_at(tmp_path / "run", laboratory.after(name) - before)

@@ -89,8 +89,6 @@ def test_folders_of_other_things_are_refused_and_left(run, tmp_path):
         begun(tmp_path / "full" / "thesis.tex")
     with pytest.raises(UserError, match="holds runs and is none; name one of them"):
         load_run(tmp_path)
-    with pytest.raises(UserError, match="is a part of a run; name the run"):
-        load_run(run / "checkpoint")
     with pytest.raises(UserError, match=r"holds no run; .*`ctxkv run --out .*nowhere` makes one"):
         load_run(tmp_path / "nowhere")
 
