@@ -10,7 +10,7 @@ from sample_runs import EPOCHS, sample_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.report import document, tables
-from ctxkv_lib.report.document import markdown, overfitting, standard_error, translations, write_report
+from ctxkv_lib.report.document import markdown, standard_error, write_report
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.report.tables import comparison_table, epochs_table, format_runs, format_scores
 from ctxkv_lib.runs.listing import Listed
