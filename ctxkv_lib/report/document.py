@@ -27,13 +27,8 @@ ORIGINAL = (
 )
 COMPARABLE = "Its columns have the numbers of its runs on an NVIDIA L4; a dash was not published."
 NOT_COMPARABLE = "Data, model or training settings differ: its numbers cannot be compared with these."
-ENDED = {
-    "early_stopping": "{name}: val PPL was lowest at epoch {best}; early stopping {patience} epochs later.",
-    "max_epochs": "{name}: val PPL was lowest at epoch {best}; training ran to its limit of {limit} epochs.",
-}
-NOT_YET = "{name}: no overfitting yet: its last epoch is the best."
-UNCLEAR = "{name}: no clear overfitting after its best epoch: train PPL {train}, val PPL {val}."
-OVERFITTING = "{name}: after its best epoch train PPL fell ({train}) while val PPL rose ({val}): overfitting."
+ENDED = "{name}: val PPL was lowest at epoch {best}; training ended at epoch {last} ({reason})."
+OVERFITTING = "{name}: since its best epoch train PPL {train}, val PPL {val}: {judgement}."
 CHANGED = "From {first} to {last}: {times} times the training tokens, val PPL {ppl}, val acc {acc} points."
 TEST_ERROR = "{name}: the test PPL has a standard error of ±{error} over {count} test conversations."
 PROPOSALS = (
@@ -44,12 +39,12 @@ PROPOSALS = (
 )
 
 
-def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = False) -> str:
+def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool | None = None) -> str:
     """Write the report of one or more runs as Markdown, in ascending order of samples.
 
     Args:
         language: "en" or "ja".
-        has_figures: show those in `figures` beside it.
+        has_figures: show those in `figures` beside it; None does for one run, whose folder has them.
 
     Raises:
         UserError: no runs, or an unknown language.
@@ -62,6 +57,7 @@ def write_report(runs: Sequence[Run], language: str = "en", has_figures: bool = 
         found = texts.get(text, text)
         return found.format(**values) if values else found
 
+    has_figures = len(runs) == 1 if has_figures is None else has_figures
     parts = [part for part in _parts(tables.named(runs), t) if has_figures or not part.startswith("![")]
     return "\n\n".join(parts) + "\n"
 
@@ -102,28 +98,28 @@ def _parts(runs: Mapping[str, Run], t: Translate) -> Iterator[str]:
 def _sentences(runs: Mapping[str, Run], results: pd.DataFrame, t: Translate) -> Iterator[str]:
     """Yield what the results say: change, stop, overfitting, error of the test."""
     if "change" in results:
-        first, *_, last = runs
-        times = runs[last].summary["train_tokens"] / runs[first].summary["train_tokens"]
+        first, *_, final = runs
+        times = runs[final].summary["train_tokens"] / runs[first].summary["train_tokens"]
         changed = {"ppl": results["change"]["Val PPL"], "acc": results["change"]["Val Acc"].split()[0]}
-        yield t(CHANGED, first=literal(first), last=literal(last), times=f"{times:,.1f}", **changed)
+        yield t(CHANGED, first=literal(first), last=literal(final), times=f"{times:,.1f}", **changed)
     for name, run in runs.items():
-        phase2, limits = run.summary["phase2"], run.config.phase2
-        about = {"name": literal(name), "best": phase2["best_epoch"]}
-        yield t(ENDED[phase2["stop_reason"]], **about, patience=limits.patience, limit=limits.max_epochs)
-        last_epoch = phase2["epochs"][-1]
-        train, val = (
-            [round(line[key], 1) for line in (phase2, last_epoch)] for key in ("train_ppl", "val_ppl")
-        )
-        overfits = train[1] < train[0] and val[1] > val[0]
-        judged = OVERFITTING if overfits else UNCLEAR
-        if last_epoch["epoch"] == phase2["best_epoch"]:
-            judged = NOT_YET
-        yield t(
-            judged, **about, train="{:,.1f} → {:,.1f}".format(*train), val="{:,.1f} → {:,.1f}".format(*val)
-        )
+        phase2, last = run.summary["phase2"], run.summary["phase2"]["epochs"][-1]
+        about = {"name": literal(name), "best": phase2["best_epoch"], "last": last["epoch"]}
+        yield t(ENDED, **about, reason=t(phase2["stop_reason"]))
+        moved = {key: f"{phase2[f'{key}_ppl']:,.1f} → {last[f'{key}_ppl']:,.1f}" for key in ("train", "val")}
+        yield t(OVERFITTING, **about, **moved, judgement=t(overfitting(phase2)))
         tested = tables.value_at(run.summary, "test.conversations") or []
         if len(tested) > 1:
             yield t(TEST_ERROR, **about, error=f"{standard_error(tested):.1%}", count=len(tested))
+
+
+def overfitting(phase2: tables.Summary) -> str:
+    """Judge if train PPL as shown fell after the best epoch while val PPL rose."""
+    last = phase2["epochs"][-1]
+    if phase2["best_epoch"] == last["epoch"]:
+        return "no overfitting yet"
+    train, val = (round(last[key], 1) - round(phase2[key], 1) for key in ("train_ppl", "val_ppl"))
+    return "overfitting" if train < 0 < val else "no clear overfitting"
 
 
 def standard_error(conversations: Sequence[tuple[int, float]]) -> float:

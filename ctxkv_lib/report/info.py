@@ -12,16 +12,15 @@ from ..method.memory import mib
 from ..runs.config import GROUPS, ExperimentConfig, build_config, flat
 from ..runs.model import parameter_counts, unallocated_model
 from ..runs.published import PUBLISHED
-from .tables import CACHES, COUNT, PPL, SETTINGS, Rows, side_by_side
+from .tables import CACHES, PPL, SETTINGS, Rows, side_by_side
 
 FP32_BYTES, TOKEN_BYTES = 4, 8
 INFO: Rows = {
     **SETTINGS,  # of which `describe` has some
     "Preset": ("preset", ""),
     "Recipe": ("recipe", ""),
-    "Trainable share": ("trainable_share", ".2%"),
-    "KV cache of a sequence (contexts)": ("kv_cache.contexts", COUNT),
-    "KV cache of a sequence (bytes)": ("kv_cache.bytes", COUNT),
+    "Trainable in Phase 2": ("trainable", ""),
+    "KV cache of a sequence": ("kept", ""),
     **{f"{name} in the original's layout (MiB)": (f"caches_dense_fp32_mib.{name}", PPL) for name in CACHES},
 }
 
@@ -31,11 +30,11 @@ def describe(
 ) -> dict[str, Any]:
     """Count parameters, tokens and bytes of a configuration, under the keys of `summary.json`.
 
-    Token counts default to the original's for its data, else to None. `kv_cache` is what one sequence keeps,
-    `refused` why a run would be refused. A mixer has no contexts, hence neither window nor caches.
+    Token counts default to the original's for its data, else to None. `kv_cache` is what one sequence keeps.
+    A mixer has no contexts, hence neither window nor caches.
 
     Raises:
-        UserError: a token count below 1.
+        UserError: a token count below 1, or what `run` would refuse without a network.
     """
     for option, count in (("--train-tokens", train_tokens), ("--val-tokens", val_tokens)):
         if count is not None and count < 1:
@@ -44,12 +43,8 @@ def describe(
     train_tokens = train_tokens or known.get("train_tokens")
     if config.data.validation_samples == DataConfig.validation_samples:
         val_tokens = val_tokens or known.get("val_tokens")
-    refused = []
-    try:
-        check_splits(config.data)
-        check_width(config.data.table, config.model.hidden_size)
-    except UserError as error:
-        refused.append(str(error))
+    check_splits(config.data)
+    check_width(config.data.table, config.model.hidden_size)
     model = unallocated_model(config)
     found = {
         "preset": config.preset,
@@ -58,7 +53,6 @@ def describe(
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
         "parameters": parameter_counts(model),
-        "refused": refused,
     }
     if "mixer" in config.plugins:
         return found
@@ -84,19 +78,22 @@ def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, in
 
 def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
     """Compute MiB of the original's layout: an fp32 context and embedding row for each input token."""
-    sizes = {}
-    for split, tokens in (("train", train_tokens), ("val", val_tokens)):
-        sizes[f"{split}_ctx"] = (tokens - 1) * model.context_dim * FP32_BYTES
-        sizes[f"{split}_emb"] = (tokens - 1) * model.hidden_size * FP32_BYTES
+    sizes = {
+        f"{split}_{kind}": (tokens - 1) * width * FP32_BYTES
+        for split, tokens in (("train", train_tokens), ("val", val_tokens))
+        for kind, width in (("ctx", model.context_dim), ("emb", model.hidden_size))
+    }
     return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
 def format_info(sizes: dict[str, Any]) -> str:
     """Format `describe` for a terminal."""
-    share = sizes["parameters"]["trainable_phase2"] / sizes["parameters"]["total"]
-    table = side_by_side({"": {**sizes, "trainable_share": share}}, INFO)
-    refused = (f"\n`ctxkv run` would refuse this: {why}" for why in sizes["refused"])
-    return "\n".join([table.to_string(header=False), *refused])
+    total, trainable = sizes["parameters"].values()
+    shown = sizes | {"trainable": f"{trainable:,} ({trainable / total:.2%})"}
+    if cache := sizes.get("kv_cache"):
+        kib = cache["bytes"] / 1024
+        shown["kept"] = f"{cache['contexts']:,} contexts, {kib:,.0f} KiB, however long the text"
+    return side_by_side({"": shown}, INFO).to_string(header=False)
 
 
 def describe_settings(preset: str | None = None, recipe: str | None = None) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ A row is a name and where its value lies in `summary.json`. What a summary lacks
 """
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 import pandas as pd
@@ -21,13 +20,6 @@ DASH = "–"
 ORIGINAL = "the original, {samples} samples"
 PPL, SHARE, RATIO, COUNT = ",.1f", ".1%", ",.2f", ","
 LARGEST_SHOWN = 1e9  # perplexity of a word; text with few spaces has words of many tokens
-EPOCHS: Rows = {
-    "Train PPL": ("train_ppl", PPL),
-    "Val PPL": ("val_ppl", PPL),
-    "Val Acc": ("val_acc", SHARE),
-    "Val/Train Ratio": ("ratio", RATIO),
-    "Note": ("note", ""),
-}
 SETTINGS: Rows = {
     "Date": ("provenance.date", ""),
     "Device": ("provenance.device", ""),
@@ -80,35 +72,35 @@ RESULTS: Rows = {
     "Val PPL if contexts are zeros (%)": ("probe.changed.zero.percent", "+z,.1f"),
     "Val PPL if contexts are another conversation's (%)": ("probe.changed.elsewhere.percent", "+z,.1f"),
 }
-RUNS: Rows = {
-    "State": ("state", ""),
-    "Preset, recipe": ("kind", ""),
-    "Tokens": ("tokens", COUNT),
-    "Best PPL": ("best_ppl", PPL),
-    "MiB": ("mib", ",.0f"),
-    "Settings that differ": ("changed", ""),  # last, as they can be many
+EPOCHS: Rows = {
+    "Train PPL": ("train_ppl", PPL),
+    "Val PPL": ("val_ppl", PPL),
+    "Val Acc": ("val_acc", SHARE),
+    "Val/Train Ratio": ("ratio", RATIO),
+    "Note": ("note", ""),
 }
-SCORES: Rows = {name: (name, COUNT) for name in ("from", "to", "tokens")} | {
-    "ppl": ("ppl", PPL),
-    "accuracy": ("accuracy", SHARE),
-}
+SCORES = {"from": COUNT, "to": COUNT, "tokens": COUNT, "ppl": PPL, "accuracy": SHARE}
 
 
 def value_at(summary: Summary, path: str) -> Any:
     """Look up a value by its path, such as `phase2.val_ppl`; None if the summary lacks it."""
-    return reduce(lambda found, key: (found or {}).get(key), path.split("."), summary)
+    value: Any = summary
+    for key in path.split("."):
+        value = (value or {}).get(key)
+    return value
+
+
+def formatted(value: Any, spec: str) -> str:
+    """Format a value as text: a dash for None, and offsets as 0, 20, 40, …, 620."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value if len(value) < 5 else [*value[:3], "…", value[-1]]))
+    return DASH if value is None else value if isinstance(value, str) else format(value, spec)
 
 
 def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
     """Make a table of text with a column for each summary; rows without any value are left out."""
-
-    def cell(value: Any, spec: str) -> str:
-        if isinstance(value, Sequence) and not isinstance(value, str):  # offsets: 0, 20, 40, …, 620
-            return ", ".join(map(str, value if len(value) < 5 else [*value[:3], "…", value[-1]]))
-        return DASH if value is None else value if isinstance(value, str) else format(value, spec)
-
     columns = {
-        name: [cell(value_at(summary, path), spec) for path, spec in rows.values()]
+        name: [formatted(value_at(summary, path), spec) for path, spec in rows.values()]
         for name, summary in summaries.items()
     }
     table = pd.DataFrame(columns, index=[*rows])
@@ -119,12 +111,12 @@ def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
     """Return summaries with their `config`, each followed by that of the original's run that it repeats."""
     found: dict[str, Summary] = {}
     for name, run in runs.items():
-        found[name] = {**run.summary, "config": run.config.to_dict()}
+        found[name] = ours = {**run.summary, "config": run.config.to_dict()}
         if samples := published_samples(run.config):
-            window = run.summary["context_window"] | PUBLISHED[samples]["context_window"]
-            found[ORIGINAL.format(samples=samples)] = (
-                found[name] | PUBLISHED[samples] | {"context_window": window}
-            )
+            theirs = PUBLISHED[samples]
+            window = {**ours["context_window"], **theirs["context_window"]}  # with our offsets
+            about = {"config": ours["config"], "context_window": window}
+            found[ORIGINAL.format(samples=samples)] = {**theirs, **about}
     return found
 
 
@@ -174,11 +166,10 @@ def epochs_table(summary: Summary) -> pd.DataFrame:
     """List the epochs of a run, or of the original's, and note the best one and where training stopped."""
     phase2, lines = summary["phase2"], {}
     for line in phase2["epochs"]:
-        note = (
-            "best" if line["epoch"] == phase2["best_epoch"] else "improved" if line["improved"] else "worse"
-        )
         ratio = line["val_ppl"] and line["val_ppl"] / line["train_ppl"]  # None: not published
+        note = "improved" if line["improved"] else "worse"
         lines[line["epoch"]] = {**line, "ratio": ratio, "note": note}
+    lines[phase2["best_epoch"]]["note"] = "best"
     if phase2["stop_reason"] == "early_stopping":
         lines[line["epoch"]]["note"] = "worse; early stop"
     return side_by_side(lines, EPOCHS).T.rename_axis(columns="Epoch")
@@ -205,12 +196,19 @@ def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def format_runs(runs: Sequence[Listed]) -> str:
-    """Format `list_runs` for a terminal."""
-    lines = {}
-    for run in runs:
-        changed = ", ".join(f"{key}={value}" for key, value in run.settings.items())
-        lines[str(run.path)] = {**vars(run), "changed": changed}
-    return side_by_side(lines, RUNS).T.to_string() if runs else "There are no runs here."
+    """Format `list_runs` for a terminal; settings come last, as they can be many."""
+    rows = {
+        str(run.path): {
+            "State": run.state,
+            "Preset, recipe": run.kind,
+            "Tokens": formatted(run.tokens, COUNT),
+            "Best PPL": formatted(run.best_ppl, PPL),
+            "MiB": f"{run.mib:,.0f}",
+            "Settings that differ": ", ".join(f"{key}={value}" for key, value in run.settings.items()),
+        }
+        for run in runs
+    }
+    return pd.DataFrame(rows).T.to_string() if rows else "There are no runs here."
 
 
 def format_scores(scores: Mapping[str, Any]) -> str:
@@ -223,6 +221,7 @@ def format_scores(scores: Mapping[str, Any]) -> str:
         f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {scores['accuracy']:.1%}"
     )
     for key, title in {"by_position": "tokens read before", "by_history": "contexts in the window"}.items():
-        table = side_by_side(dict(enumerate(scores[key])), SCORES).T.replace(DASH, "more")
+        rows = {name: (name, spec) for name, spec in SCORES.items()}
+        table = side_by_side(dict(enumerate(scores[key])), rows).T.replace(DASH, "more")
         text += f"\n\nBy {title}\n{table.to_string(index=False)}"
     return text
