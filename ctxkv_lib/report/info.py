@@ -1,7 +1,6 @@
 """What a configuration means, without a download: counts for `ctxkv info`, settings for `ctxkv settings`."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from ..data.conversations import check_splits
@@ -13,9 +12,17 @@ from ..method.memory import mib
 from ..runs.config import GROUPS, ExperimentConfig, build_config, flat
 from ..runs.model import parameter_counts, unallocated_model
 from ..runs.published import PUBLISHED
-from .tables import aligned, slots_text
+from .tables import CACHES, PPL, SETTINGS, Rows, side_by_side
 
 FP32_BYTES, TOKEN_BYTES = 4, 8
+INFO: Rows = {
+    **SETTINGS,  # of which `describe` has some
+    "Preset": ("preset", ""),
+    "Recipe": ("recipe", ""),
+    "Trainable in Phase 2": ("trainable", ""),
+    "KV cache of a sequence": ("kept", ""),
+    **{f"{name} in the original's layout (MiB)": (f"caches_dense_fp32_mib.{name}", PPL) for name in CACHES},
+}
 
 
 def describe(
@@ -23,20 +30,21 @@ def describe(
 ) -> dict[str, Any]:
     """Count parameters, tokens and bytes of a configuration, under the keys of `summary.json`.
 
-    Token counts default to the original's for its data, else to None. `kv_cache` is what one sequence keeps,
-    `refused` why a run would be refused. A mixer has no contexts, hence neither window nor caches.
+    Token counts default to the original's for its data, else to None. `kv_cache` is what one sequence keeps.
+    A mixer has no contexts, hence neither window nor caches.
 
     Raises:
-        UserError: a token count below 1.
+        UserError: a token count below 1, or what `run` would refuse without a network.
     """
     for option, count in (("--train-tokens", train_tokens), ("--val-tokens", val_tokens)):
         if count is not None and count < 1:
             raise UserError(f"{option} is {count}; allowed: 1 or more.")
-    known = PUBLISHED.get(config.data.samples) if config.data.source == "ultrachat" else None
-    if known:
-        train_tokens = train_tokens or known["train_tokens"]
-        if config.data.validation_samples == DataConfig.validation_samples:
-            val_tokens = val_tokens or known["val_tokens"]
+    known = PUBLISHED.get(config.data.samples, {}) if config.data.source == "ultrachat" else {}
+    train_tokens = train_tokens or known.get("train_tokens")
+    if config.data.validation_samples == DataConfig.validation_samples:
+        val_tokens = val_tokens or known.get("val_tokens")
+    check_splits(config.data)
+    check_width(config.data.table, config.model.hidden_size)
     model = unallocated_model(config)
     found = {
         "preset": config.preset,
@@ -45,32 +53,16 @@ def describe(
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
         "parameters": parameter_counts(model),
-        "refused": refusals(config),
     }
     if "mixer" in config.plugins:
         return found
-    window = model.window
-    kept = window.offsets[-1] + 1
+    offsets = model.window.offsets
+    kept = offsets[-1] + 1
     held = kept * (config.model.context_dim * FP32_BYTES + TOKEN_BYTES)  # contexts and their tokens
-    found["context_window"] = {**context_window(config.model, train_tokens), "offsets": window.offsets}
+    found["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
     found["kv_cache"] = {"contexts": kept, "bytes": held}
     if train_tokens and val_tokens:
         found["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
-    return found
-
-
-def refusals(config: ExperimentConfig) -> list[str]:
-    """Return the sentences with which a run would be refused, as far as they are known without a network."""
-    checks: list[Callable[[], object]] = [
-        lambda: check_splits(config.data),
-        lambda: check_width(config.data.table, config.model.hidden_size),
-    ]
-    found = []
-    for check in checks:
-        try:
-            check()
-        except UserError as error:
-            found.append(str(error))
     return found
 
 
@@ -86,57 +78,48 @@ def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, in
 
 def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
     """Compute MiB of the original's layout: an fp32 context and embedding row for each input token."""
-    sizes = {}
-    for split, tokens in (("train", train_tokens), ("val", val_tokens)):
-        sizes[f"{split}_ctx"] = (tokens - 1) * model.context_dim * FP32_BYTES
-        sizes[f"{split}_emb"] = (tokens - 1) * model.hidden_size * FP32_BYTES
+    sizes = {
+        f"{split}_{kind}": (tokens - 1) * width * FP32_BYTES
+        for split, tokens in (("train", train_tokens), ("val", val_tokens))
+        for kind, width in (("ctx", model.context_dim), ("emb", model.hidden_size))
+    }
     return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
 def format_info(sizes: dict[str, Any]) -> str:
     """Format `describe` for a terminal."""
-    parameters = sizes["parameters"]
-    rows = {
-        "Preset, recipe, samples": f"{sizes['preset']}, {sizes['recipe']}, {sizes['samples']:,}",
-        "Parameters": f"{parameters['total']:,}",
-        "Trainable in Phase 2": f"{parameters['trainable_phase2']:,} "
-        f"({parameters['trainable_phase2'] / parameters['total']:.2%})",
-    }
-    names = {"train_tokens": "Train tokens", "val_tokens": "Validation tokens"}
-    rows |= {name: f"{sizes[key]:,}" for key, name in names.items() if sizes[key]}
+    total, trainable = sizes["parameters"].values()
+    shown = sizes | {"trainable": f"{trainable:,} ({trainable / total:.2%})"}
     if cache := sizes.get("kv_cache"):
-        rows["Contexts read (tokens back)"] = slots_text(sizes["context_window"]["offsets"])
-        kept = f"{cache['contexts']:,} contexts, {cache['bytes'] / 1024:,.0f} KiB, however long the text"
-        rows["KV cache of a sequence"] = kept
-    dense = sizes.get("caches_dense_fp32_mib", {})
-    rows |= {f"{name} in the original's layout": f"{size:,.1f} MiB" for name, size in dense.items()}
-    refused = (f"\n`ctxkv run` would refuse this: {why}" for why in sizes["refused"])
-    return "\n".join([aligned(rows), *refused])
+        kib = cache["bytes"] / 1024
+        shown["kept"] = f"{cache['contexts']:,} contexts, {kib:,.0f} KiB, however long the text"
+    return side_by_side({"": shown}, INFO).to_string(header=False)
 
 
 def describe_settings(preset: str | None = None, recipe: str | None = None) -> list[dict[str, Any]]:
     """List every setting: `setting`, `value`, `unit`, `reason`, `allowed`, `meanings` of allowed names.
 
     Args:
-        preset: whose values to give; None gives the defaults, or with a recipe those of `colab`.
+        preset: whose values to give; None takes `colab`, as `ctxkv run` does.
         recipe: whose values to give, with the settings of its plug-ins; None takes the preset's own.
 
     Raises:
         UserError: an unknown preset or recipe.
     """
-    chosen = build_config(preset or "colab", recipe) if preset or recipe else None
-    values = dict(flat(chosen.to_dict())) if chosen else {}
-    plugins = chosen.plugins if chosen else {}
-    groups = {**GROUPS, **{hook: getattr(each.load(), "Settings", None) for hook, each in plugins.items()}}
-    return [
-        {
-            "setting": f"{group}.{known.name}",
-            "value": values.get(f"{group}.{known.name}", known.default),
-            **known.metadata,
-            "allowed": known.metadata["allowed"].text,
-        }
+    config = build_config(preset or "colab", recipe)
+    groups = {
+        **GROUPS,
+        **{hook: getattr(each.load(), "Settings", None) for hook, each in config.plugins.items()},
+    }
+    known = {
+        f"{group}.{field.name}": field.metadata
         for group, settings in groups.items()
-        for known in (dataclasses.fields(settings) if settings else ())
+        for field in (dataclasses.fields(settings) if settings else ())
+    }
+    values = dict(flat(config.to_dict()))
+    return [
+        {"setting": name, "value": values[name], **about, "allowed": about["allowed"].text}
+        for name, about in known.items()
     ]
 
 

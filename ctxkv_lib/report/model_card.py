@@ -1,8 +1,8 @@
 """The model card of a run: what the model is, how to load it, and its settings and results."""
 
 from ..runs.folder import Run
-from .document import SETTINGS, markdown
-from .tables import RESULTS, side_by_side, with_original
+from .document import markdown
+from .tables import RESULTS, SETTINGS, side_by_side
 
 TEXT = """---
 license: {license}
@@ -33,7 +33,7 @@ print(tokenizer.decode(ids[0]))
 
 def model_card(run: Run) -> str:
     """Write Markdown after the Hub's own fields; sources but the user's own are under the MIT licence."""
-    about = {"this run": with_original({"this run": run})["this run"]}
+    about = {"this run": {**run.summary, "config": run.config.to_dict()}}
     return TEXT.format(
         license="unknown" if run.config.data.source == "file" else "mit",
         samples=run.summary["samples"],

@@ -20,6 +20,40 @@ DASH = "–"
 ORIGINAL = "the original, {samples} samples"
 PPL, SHARE, RATIO, COUNT = ",.1f", ".1%", ",.2f", ","
 LARGEST_SHOWN = 1e9  # perplexity of a word; text with few spaces has words of many tokens
+SETTINGS: Rows = {
+    "Date": ("provenance.date", ""),
+    "Device": ("provenance.device", ""),
+    "torch": ("provenance.versions.torch", ""),
+    "Commit": ("provenance.git_commit", ""),
+    "Preset": ("config.preset", ""),
+    "Recipe": ("config.recipe", ""),
+    **{f"Own {hook}": (f"config.{hook}.plugin", "") for hook in ("block", "loss", "attention", "mixer")},
+    "Random seed": ("provenance.seed", ""),
+    "Data": ("provenance.data.source", ""),
+    "Token table": ("provenance.embeddings.table", ""),
+    "Samples": ("samples", COUNT),
+    "Train tokens": ("train_tokens", COUNT),
+    "Val tokens": ("val_tokens", COUNT),
+    "Context dim": ("config.model.context_dim", COUNT),
+    "Contexts read (tokens back)": ("context_window.offsets", ""),
+    "KV method": ("config.model.kv_method", ""),
+    "Contexts in the caches": ("config.phase1.context_method", ""),
+    "Contexts without a limit": ("context_window.theoretical_max", COUNT),
+    "Heads": ("config.model.num_heads", COUNT),
+    "Total parameters": ("parameters.total", COUNT),
+    "Trainable in Phase 2": ("parameters.trainable_phase2", COUNT),
+    "Matrix products of Phase 2": ("provenance.precision", ""),
+}
+PHASE1: Rows = {
+    "Iterations": ("phase1.iterations", COUNT),
+    "Time (s)": ("phase1.seconds", PPL),
+    "Converged positions": ("phase1.convergence_rate", ".0%"),
+    "Stopped": ("phase1.stop_reason", ""),
+    "Effective rank": ("phase1.effective_rank", SHARE),
+    "Memory span (tokens)": ("probe.memory_span", COUNT),
+    "Window within some context's memory span": ("probe.coverage", SHARE),
+}
+CACHES: Rows = {name: (name, PPL) for name in ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")}
 RESULTS: Rows = {
     "Val PPL": ("phase2.val_ppl", PPL),
     "Val Acc": ("phase2.val_acc", SHARE),
@@ -38,6 +72,14 @@ RESULTS: Rows = {
     "Val PPL if contexts are zeros (%)": ("probe.changed.zero.percent", "+z,.1f"),
     "Val PPL if contexts are another conversation's (%)": ("probe.changed.elsewhere.percent", "+z,.1f"),
 }
+EPOCHS: Rows = {
+    "Train PPL": ("train_ppl", PPL),
+    "Val PPL": ("val_ppl", PPL),
+    "Val Acc": ("val_acc", SHARE),
+    "Val/Train Ratio": ("ratio", RATIO),
+    "Note": ("note", ""),
+}
+SCORES = {"from": COUNT, "to": COUNT, "tokens": COUNT, "ppl": PPL, "accuracy": SHARE}
 
 
 def value_at(summary: Summary, path: str) -> Any:
@@ -49,38 +91,39 @@ def value_at(summary: Summary, path: str) -> Any:
 
 
 def formatted(value: Any, spec: str) -> str:
+    """Format a value as text: a dash for None, and offsets as 0, 20, 40, …, 620."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value if len(value) < 5 else [*value[:3], "…", value[-1]]))
     return DASH if value is None else value if isinstance(value, str) else format(value, spec)
 
 
-def side_by_side(summaries: Mapping[str, Summary], rows: Rows) -> pd.DataFrame:
-    """Make a table with a column for each summary; rows without any value are left out."""
+def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
+    """Make a table of text with a column for each summary; rows without any value are left out."""
     columns = {
-        name: {row: formatted(value_at(summary, path), spec) for row, (path, spec) in rows.items()}
+        name: [formatted(value_at(summary, path), spec) for path, spec in rows.values()]
         for name, summary in summaries.items()
     }
-    table = pd.DataFrame(columns, index=list(rows))
+    table = pd.DataFrame(columns, index=[*rows])
     return table[(table != DASH).any(axis=1)]
 
 
 def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
-    """Return summaries by name, each followed by that of the original's run which it repeats, if any.
-
-    Each also has its `config`, and its `slots` as text.
-    """
+    """Return summaries with their `config`, each followed by that of the original's run that it repeats."""
     found: dict[str, Summary] = {}
     for name, run in runs.items():
-        offsets = run.summary["context_window"].get("offsets")
-        about = {"config": run.config.to_dict(), "slots": offsets and slots_text(offsets)}
-        found[name] = {**run.summary, **about}
+        found[name] = ours = {**run.summary, "config": run.config.to_dict()}
         if samples := published_samples(run.config):
-            found[ORIGINAL.format(samples=samples)] = {**PUBLISHED[samples], **about}
+            theirs = PUBLISHED[samples]
+            window = {**ours["context_window"], **theirs["context_window"]}  # with our offsets
+            about = {"config": ours["config"], "context_window": window}
+            found[ORIGINAL.format(samples=samples)] = {**theirs, **about}
     return found
 
 
-def slots_text(offsets: Sequence[int]) -> str:
-    """Name the distances of slots in tokens: 0, 20, 40, …, 620."""
-    shown = [f"{offset:,}" for offset in offsets]
-    return ", ".join(shown if len(shown) < 5 else [*shown[:3], "…", shown[-1]])
+def named(runs: Sequence[Run]) -> dict[str, Run]:
+    """Name runs by what differs, in ascending order of samples."""
+    ascending = sorted(runs, key=lambda run: run.summary["samples"])
+    return dict(zip(run_names(ascending), ascending, strict=True))
 
 
 def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFrame:
@@ -92,22 +135,22 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
     Returns:
         a column of text for each; with several on one validation text, the change of the last from the first.
     """
-    ours = runs if isinstance(runs, Mapping) else {n: r.summary for n, r in named(runs).items()}
-    table = side_by_side(runs if isinstance(runs, Mapping) else with_original(named(runs)), RESULTS)
-    if len(ours) > 1 and is_one_validation([*ours.values()]):
-        table["change"] = pd.Series(_changes(*[*ours.values()][:: len(ours) - 1]))
+    if isinstance(runs, Mapping):
+        ours, table = [*runs.values()], side_by_side(runs, RESULTS)
+    else:
+        ours = [run.summary for run in named(runs).values()]
+        table = side_by_side(with_original(named(runs)), RESULTS)
+    validated = {value_at(each, "provenance.data.validation_fingerprint") for each in ours}
+    if len(ours) > 1 and len(validated) == 1:
+        before, after, gain = ours[0]["phase2"], ours[-1]["phase2"], gains(ours[0], ours[-1])
+        change = {
+            "Val PPL": f"{-gain['val_ppl_percent']:+z,.1f}%",  # z: what rounds to zero is not negative
+            "Val Acc": f"{gain['val_acc_points']:+z.1f} points",
+            "Val/Train Ratio": f"{after['train_val_ratio'] / before['train_val_ratio'] - 1:+z,.1%}",
+            "Best epoch": f"{after['best_epoch'] - before['best_epoch']:+d}",
+        }
+        table["change"] = pd.Series(change)
     return table.fillna("")
-
-
-def named(runs: Sequence[Run]) -> dict[str, Run]:
-    """Name runs by what differs, in ascending order of samples."""
-    ascending = sorted(runs, key=lambda run: run.summary["samples"])
-    return dict(zip(run_names(ascending), ascending, strict=True))
-
-
-def is_one_validation(summaries: Sequence[Summary]) -> bool:
-    """Return whether all have the same validation text; the original's summaries do not name theirs."""
-    return len({value_at(each, "provenance.data.validation_fingerprint") for each in summaries}) == 1
 
 
 def gains(first: Summary, last: Summary) -> dict[str, float]:
@@ -119,33 +162,17 @@ def gains(first: Summary, last: Summary) -> dict[str, float]:
     }
 
 
-def _changes(first: Summary, last: Summary) -> dict[str, str]:
-    """Return the signed changes; z: what rounds to zero is not negative."""
-    before, after, gain = first["phase2"], last["phase2"], gains(first, last)
-    return {
-        "Val PPL": f"{-gain['val_ppl_percent']:+z,.1f}%",
-        "Val Acc": f"{gain['val_acc_points']:+z.1f} points",
-        "Val/Train Ratio": f"{after['train_val_ratio'] / before['train_val_ratio'] - 1:+z,.1%}",
-        "Best epoch": f"{after['best_epoch'] - before['best_epoch']:+d}",
-    }
-
-
 def epochs_table(summary: Summary) -> pd.DataFrame:
     """List the epochs of a run, or of the original's, and note the best one and where training stopped."""
-    phase2 = summary["phase2"]
-    rows = {}
+    phase2, lines = summary["phase2"], {}
     for line in phase2["epochs"]:
-        known = line["val_ppl"] is not None
-        stopped = line is phase2["epochs"][-1] and phase2["stop_reason"] == "early_stopping"
-        note = "improved" if line["improved"] else "worse; early stop" if stopped else "worse"
-        rows[line["epoch"]] = {
-            "Train PPL": formatted(line["train_ppl"], PPL),
-            "Val PPL": formatted(line["val_ppl"], PPL),
-            "Val Acc": formatted(line["val_acc"], SHARE),
-            "Val/Train Ratio": f"{line['val_ppl'] / line['train_ppl']:,.2f}" if known else DASH,
-            "Note": "best" if line["epoch"] == phase2["best_epoch"] else note,
-        }
-    return pd.DataFrame(rows).T.rename_axis(columns="Epoch")
+        ratio = line["val_ppl"] and line["val_ppl"] / line["train_ppl"]  # None: not published
+        note = "improved" if line["improved"] else "worse"
+        lines[line["epoch"]] = {**line, "ratio": ratio, "note": note}
+    lines[phase2["best_epoch"]]["note"] = "best"
+    if phase2["stop_reason"] == "early_stopping":
+        lines[line["epoch"]]["note"] = "worse; early stop"
+    return side_by_side(lines, EPOCHS).T.rename_axis(columns="Epoch")
 
 
 def memory_table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
@@ -161,18 +188,11 @@ def memory_table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
     return pd.DataFrame(columns).fillna(DASH).rename_axis(columns="Stage")
 
 
-def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the stages of a run, of its epochs only the first and the last."""
     epochs = [line for line in memory if line["stage"].startswith("epoch ")]
-    shown = [*({**line, "stage": "first epoch"} for line in epochs[:1])]
-    shown += ({**line, "stage": "last epoch"} for line in epochs[1:][-1:])
-    return [*(dict(line) for line in memory if line not in epochs), *shown]
-
-
-def aligned(rows: Mapping[str, str]) -> str:
-    """Format names and values as two columns of text."""
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}   {value}" for name, value in rows.items())
+    ends = zip(("first epoch", "last epoch"), epochs[:1] + epochs[1:][-1:], strict=False)
+    return [line for line in memory if line not in epochs] + [{**line, "stage": name} for name, line in ends]
 
 
 def format_runs(runs: Sequence[Listed]) -> str:
@@ -195,16 +215,13 @@ def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts` for a terminal."""
     word_ppl = scores["word_ppl"]
     a_word = f"{word_ppl:,.1f}" if word_ppl and word_ppl < LARGEST_SHOWN else "over a billion"
-    parts = [
+    text = (
         f"{counted(scores['conversations'], ' conversations')}, {scores['tokens']:,} tokens\n"
         f"PPL {scores['ppl']:,.1f} a token, {a_word} a word; "
         f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {scores['accuracy']:.1%}"
-    ]
-    for key, title in {
-        "by_position": "By tokens read before",
-        "by_history": "By contexts in the window",
-    }.items():
-        table = pd.DataFrame(scores[key]).astype({"to": object}).fillna({"to": "more"})
-        formats = {"ppl": "{:,.1f}".format, "accuracy": "{:.1%}".format, "tokens": "{:,}".format}
-        parts.append(f"{title}\n{table.to_string(index=False, formatters=formats)}")
-    return "\n\n".join(parts)
+    )
+    for key, title in {"by_position": "tokens read before", "by_history": "contexts in the window"}.items():
+        rows = {name: (name, spec) for name, spec in SCORES.items()}
+        table = side_by_side(dict(enumerate(scores[key])), rows).T.replace(DASH, "more")
+        text += f"\n\nBy {title}\n{table.to_string(index=False)}"
+    return text

@@ -39,8 +39,8 @@ class Explorer(widgets.VBox):
 
         def redraw(_: Any = None) -> None:
             self.figure, below = draw(**{name: control.value for name, control in controls.items()})
-            image = b64encode(self.figure._repr_png_()).decode()
-            picture = f'<img style="max-width:100%" src="data:image/png;base64,{image}">'
+            self._png = b64encode(self.figure._repr_png_()).decode()
+            picture = f'<img style="max-width:100%" src="data:image/png;base64,{self._png}">'
             self._page.value = picture + below
 
         for control in controls.values():
@@ -53,8 +53,7 @@ class Explorer(widgets.VBox):
         from IPython.display import display
 
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        still = b64encode(self.figure._repr_png_()).decode()
-        display({WIDGET: view, "image/png": still, "text/plain": "An explorer; run the cell."}, raw=True)
+        display({WIDGET: view, "image/png": self._png, "text/plain": "An explorer; run the cell."}, raw=True)
 
 
 def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Explorer:
@@ -109,6 +108,7 @@ def explore_window(run: Trained | Run | Path | str, position: int, split: str = 
     if position not in range(last + 1):
         raise UserError(f"position is {position!r}; allowed in this {split} stream: 0 to {last}.")
     heads = ["mean of all heads", *(f"head {n + 1}" for n in range(trained.run.config.model.num_heads))]
+    choices = [(name, number) for number, name in enumerate(heads)]
 
     def draw(position: int, head: int) -> tuple[Picture, str]:
         slots, weights, logits = attended(trained, split, position)
@@ -120,9 +120,7 @@ def explore_window(run: Trained | Run | Path | str, position: int, split: str = 
     return Explorer(
         draw,
         position=_slider("position", position, 0, last),
-        head=widgets.Dropdown(
-            options=[*zip(heads, range(len(heads)), strict=True)], value=0, description="attention"
-        ),
+        head=widgets.Dropdown(options=choices, value=0, description="attention"),
     )
 
 
@@ -155,9 +153,8 @@ def guesses(trained: Trained, logits: Tensor) -> str:
     """Show the most likely next tokens with their probabilities."""
     likely = logits.softmax(dim=-1).topk(GUESSES)
     pairs = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
-    found = (
-        f"<b>{escape(repr(trained.tokenizer.decode([token])))}</b> {share:.1%}" for share, token in pairs
-    )
+    named = ((escape(repr(trained.tokenizer.decode([token]))), share) for share, token in pairs)
+    found = (f"<b>{name}</b> {share:.1%}" for name, share in named)
     return f'<p class="tex2jax_ignore">The model expects: {", ".join(found)}</p>'
 
 

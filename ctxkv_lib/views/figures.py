@@ -6,6 +6,7 @@ pyplot, so that none is shown twice, and are white, so that they look the same o
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,13 @@ class Picture(Figure):
         return content.getvalue()
 
 
-def panels(count: int, height: float, rows: int = 1, **share: Any) -> tuple[Picture, list[Axes]]:
-    """Make a figure of `count` axes in `rows` rows, `height` in inches; `share` as in `Figure.subplots`."""
+def panels(count: int, height: float, **share: Any) -> tuple[Picture, list[Axes]]:
+    """Make a figure of `count` axes in a row, `height` in inches; `share` as in `Figure.subplots`."""
     figure = Picture(figsize=(WIDTH, height), facecolor="white")
-    axes = list(figure.subplots(rows, -(-count // rows), squeeze=False, **share).flat)
-    for unused in axes[count:]:
-        unused.remove()
-    for ax in axes[:count]:
+    axes = list(figure.subplots(1, count, squeeze=False, **share).flat)
+    for ax in axes:
         thousands(ax)
-    return figure, axes[:count]
+    return figure, axes
 
 
 def thousands(ax: Axes) -> None:
@@ -101,7 +100,7 @@ def ppl_curves(
     """
     figure, axes = panels(1 + accuracy, 4.2 + 0.13 * len(summaries))
     shown: list[float] = []  # all perplexities but the first of training, which would flatten the rest
-    for colour, (name, summary) in zip(_colours(summaries), summaries.items(), strict=True):
+    for colour, (name, summary) in zip(cycle(OKABE_ITO), summaries.items(), strict=False):
         epochs = [line for line in summary["phase2"]["epochs"][:last] if line["val_ppl"] is not None]
         _draw_run(axes, name, summary, epochs, colour)
         shown += [line["val_ppl"] for line in epochs] + [line["train_ppl"] for line in epochs[1:]]
@@ -109,11 +108,15 @@ def ppl_curves(
         integer_x(ax, "Epoch")
         if epoch is not None:
             ax.axvline(epoch, color=GREY, lw=1)
-    axes[0].set(title="Perplexity per token")
-    if accuracy:
-        axes[1].set(title="Validation accuracy (%)")
+    for ax, title in zip(axes, ("Perplexity per token", "Validation accuracy (%)"), strict=False):
+        ax.set_title(title)
     if log:
-        log_y(axes[0])
+        axes[0].set_yscale("log")
+        low, high = axes[0].get_ylim()
+        subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
+        axes[0].yaxis.set_major_locator(LogLocator(subs=subs))
+        axes[0].yaxis.set_minor_formatter(NullFormatter())
+        thousands(axes[0])
     elif shown:
         axes[0].set_ylim(0, 1.2 * max(shown))
     has_ngrams = any("ngrams" in summary for summary in summaries.values())
@@ -148,7 +151,7 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float | None = None) -> 
         stop_rate: share of converged positions at which Phase 1 stops, drawn as a line.
     """
     figure, (rate, loss) = panels(2, 4.2)
-    for colour, (name, lines) in zip(_colours(runs), runs.items(), strict=True):
+    for colour, (name, lines) in zip(cycle(OKABE_ITO), runs.items(), strict=False):
         for ax, key, factor in ((rate, "convergence_rate", 100), (loss, "loss", 1)):
             known = [(line["iteration"], factor * line[key]) for line in lines if line[key] is not None]
             ax.plot(*zip(*known, strict=True), "-o", ms=4, color=colour, label=name) if known else None
@@ -173,9 +176,7 @@ def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
     names = list(dict.fromkeys(line["stage"] for lines in stages.values() for line in lines))
     figure, axes = panels(len(runs), 1.4 + 0.4 * len(names), sharex=True, sharey=True)
     for ax, (title, lines) in zip(axes, stages.items(), strict=True):
-        devices = [
-            device for device in ("cpu", "gpu") if any(line[f"{device}_gib"] is not None for line in lines)
-        ]
+        devices = [name for name in ("cpu", "gpu") if any(line[f"{name}_gib"] is not None for line in lines)]
         for place, (colour, device) in enumerate(zip(OKABE_ITO, devices, strict=False)):
             for line in lines:
                 y = names.index(line["stage"]) + 0.4 * (place - (len(devices) - 1) / 2)
@@ -186,10 +187,8 @@ def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
         ax.set(title=title, xlabel="GiB")
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
-    handles = {
-        label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2)
+    handles = {bar.get_label(): bar for ax in axes for bar in ax.containers}
+    figure.legend(handles=handles.values(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -205,21 +204,7 @@ def window_attention(slots: Sequence[int], weights: Sequence[float], position: i
     return figure
 
 
-def _colours(runs: Mapping[str, Any]) -> list[str]:
-    return [OKABE_ITO[number % len(OKABE_ITO)] for number in range(len(runs))]
-
-
 def integer_x(ax: Axes, label: str) -> None:
     """Label the x axis, with ticks at whole numbers only."""
     ax.set_xlabel(label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def log_y(ax: Axes) -> None:
-    """Make the y axis logarithmic, with plain numbers as tick labels."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    thousands(ax)

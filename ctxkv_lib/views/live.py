@@ -69,7 +69,11 @@ class LiveCurves:
         runs = dict([*self._lines[self._stage].items()][-LATEST:])
         if self._stage == "phase1":
             return phase1_curves(runs, self._stop_rate)
-        return ppl_curves({name: {"phase2": as_summary(lines)} for name, lines in runs.items()})
+        summaries = {}
+        for name, lines in runs.items():
+            best = next(line for line in reversed(lines) if line["improved"])
+            summaries[name] = {"phase2": {**best, "epochs": lines, "best_epoch": best["epoch"]}}
+        return ppl_curves(summaries)
 
     def finish(self, result: Any = None) -> None:
         """Draw the last metrics. IPython calls this when the cell ends, also at an error."""
@@ -81,9 +85,3 @@ class LiveCurves:
         elif not any(self._lines.values()):
             self._place.update("Nothing was trained.")
         self._place = None
-
-
-def as_summary(epochs: list[Metric]) -> dict[str, Any]:
-    """Return epochs so far in the form of `phase2` of a summary; the last that improved is the best."""
-    best = next(line for line in reversed(epochs) if line["improved"])
-    return {**best, "epochs": epochs, "best_epoch": best["epoch"]}

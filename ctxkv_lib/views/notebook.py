@@ -47,19 +47,13 @@ def notebook_config(
         values[name] = os.environ.get(variable, "").strip() or text
         if text not in ("", values[name]):
             print(f"{name} is {values[name]}, as {variable} says, and not {text}.")
+    for name in ("samples", "seed"):
+        if values[name] and not values[name].isdecimal():
+            raise UserError(f"{name} is {values[name]!r}; allowed: a whole number, or nothing.")
     preset = values["preset"] or ("colab" if "google.colab" in sys.modules else "offline")
-    numbers = {name: _whole_number(name, values[name]) for name in ("samples", "seed")}
-    seeded = {} if numbers["seed"] is None else {"runtime.seed": numbers["seed"]}
-    return configure(
-        preset, values["recipe"] or None, numbers["samples"], {**seeded, **(settings or {})}, print
-    )
-
-
-def _whole_number(name: str, value: str) -> int | None:
-    try:
-        return int(value) if value else None
-    except ValueError:
-        raise UserError(f"{name} is {value!r}; allowed: a whole number, or nothing.") from None
+    chosen = {"runtime.seed": int(values["seed"])} if values["seed"] else {}
+    samples = int(values["samples"]) if values["samples"] else None
+    return configure(preset, values["recipe"] or None, samples, {**chosen, **(settings or {})}, print)
 
 
 def runs_root() -> Path:
@@ -91,7 +85,12 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
     archives = {Path(folder): expanded(drive) / f"{Path(folder).name}.tar" for folder in folders}
     for folder, archive in archives.items():
         if archive.is_file() and not folder.exists():
-            unpack(archive, folder)
+            try:
+                with replacing(folder) as beside:
+                    shutil.unpack_archive(archive, beside, "tar", filter="data")
+            except (OSError, shutil.ReadError, tarfile.TarError) as error:
+                advice = "move it away, and run the cell again to begin anew."
+                raise UserError(f"{archive} cannot be restored ({error}); {advice}") from error
     due = time.monotonic() + SAVE_SECONDS
 
     def listen(metric: Metric) -> None:
@@ -117,18 +116,3 @@ def pack_all(archives: dict[Path, Path]) -> None:
                 tar.add(folder, ".", filter=lambda member: None if "/." in member.name else member)
         except OSError as error:
             print(f"Google Drive did not take {archive.name} ({error.strerror or error}); training goes on.")
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Restore a folder, completely or not at all.
-
-    Raises:
-        UserError: the archive is damaged, or the disk is full.
-    """
-    try:
-        with replacing(folder) as beside:
-            shutil.unpack_archive(archive, beside, "tar", filter="data")
-    except (OSError, shutil.ReadError, tarfile.TarError) as error:
-        raise UserError(
-            f"{archive} cannot be restored ({error}); move it away, and run the cell again to begin anew."
-        ) from error

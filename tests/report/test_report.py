@@ -10,7 +10,7 @@ from sample_runs import EPOCHS, sample_run
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.report import document, tables
-from ctxkv_lib.report.document import markdown, overfitting, standard_error, translations, write_report
+from ctxkv_lib.report.document import JAPANESE, markdown, overfitting, standard_error, write_report
 from ctxkv_lib.report.model_card import model_card
 from ctxkv_lib.report.tables import comparison_table, epochs_table, format_runs, format_scores
 from ctxkv_lib.runs.listing import Listed
@@ -66,31 +66,25 @@ def test_both_languages_say_the_same_of_every_kind_of_run(options):
 
 def test_every_text_has_its_japanese_with_the_same_places_for_values():
     constants = [document.ORIGINAL, document.COMPARABLE, document.NOT_COMPARABLE, *document.PROPOSALS]
-    constants += [
-        document.CHANGED,
-        document.TEST_ERROR,
-        *document.ENDED.values(),
-        *document.OVERFITTING.values(),
-    ]
+    constants += [document.CHANGED, document.TEST_ERROR, document.ENDED, document.OVERFITTING]
+    constants += ["early_stopping", "max_epochs", "overfitting", "no clear overfitting", "no overfitting yet"]
     constants += re.findall(
         r'\bt\((?:f)?"([^"{]+)"\)|\bt\(\'([^\'{]+)\'\)', inspect.getsource(document._parts)
     )
     texts = ["".join(text) for text in constants]
     assert len(texts) > 20
     for text in texts:
-        assert text in translations(), text
-    for english, japanese in translations().items():
+        assert text in JAPANESE, text
+    for english, japanese in JAPANESE.items():
         places = [Counter(re.findall(r"\{.*?\}", each)) for each in (english, japanese)]
         assert places[0] == places[1], english
     untranslated = {"Train PPL", "Val PPL", "Val Acc", "Val/Train Ratio", "Test PPL", "Test Acc", "torch"}
-    names = {*document.SETTINGS, *document.PHASE1, *tables.RESULTS, "Epoch", "Note", "Cache", "Stage"}
-    assert names - untranslated <= {*translations()}
+    names = {*tables.SETTINGS, *tables.PHASE1, *tables.RESULTS, "Epoch", "Note", "Cache", "Stage"}
+    assert names - untranslated <= {*JAPANESE}
 
 
 def test_a_missing_translation_shows_english(monkeypatch):
-    known = dict(translations())
-    known.pop("Settings")
-    monkeypatch.setattr(document, "translations", lambda: known)
+    monkeypatch.delitem(JAPANESE, "Settings")
     assert "\n## Settings\n" in write_report([sample_run()], "ja")
 
 
@@ -124,7 +118,7 @@ def test_the_original_stands_beside_runs_that_repeat_it_and_no_others():
     repeated, other = write_report([sample_run(500)]), write_report([sample_run(500, recipe="exact")])
     assert row(repeated, "Val PPL") == ["179.2", "175.7"]
     assert row(repeated, "Time (s)") == ["6.4", "30.0"]
-    assert row(repeated, "train_ctx") == ["575.0", "574.2", "574.0"]
+    assert row(repeated, "train_ctx") == ["575.0", "574.0", "574.2"]
     assert "the original, 500 samples" not in other
     assert "its numbers cannot be compared with these" in other
 
@@ -149,12 +143,12 @@ def test_runs_are_compared_in_ascending_order_and_only_on_one_text():
 
 
 def test_overfitting_and_the_end_of_training_are_derived_from_the_epochs():
-    assert overfitting(sample_run().summary["phase2"]) == "yes"
-    assert overfitting(sample_run(epochs=EPOCHS[500][:3]).summary["phase2"]) == "not_yet"
+    assert overfitting(sample_run().summary["phase2"]) == "overfitting"
+    assert overfitting(sample_run(epochs=EPOCHS[500][:3]).summary["phase2"]) == "no overfitting yet"
     flat = [(100.0, 200.0, 0.1), (100.0, 201.0, 0.1)]
-    assert overfitting(sample_run(epochs=flat).summary["phase2"]) == "unclear"
+    assert overfitting(sample_run(epochs=flat).summary["phase2"]) == "no clear overfitting"
     report = write_report([sample_run(epochs=EPOCHS[500][:3], settings={"phase2.max_epochs": 3})])
-    assert "ran to its limit of 3 epochs" in report
+    assert "training ended at epoch 3 (max_epochs)" in report
     assert "no overfitting yet" in report
     notes = [*epochs_table(sample_run().summary)["Note"]]
     assert notes == ["improved", "improved", "best", "worse", "worse", "worse; early stop"]
@@ -174,9 +168,9 @@ def test_text_from_outside_is_shown_as_it_is():
 
 
 def test_no_runs_or_an_unknown_language_are_refused():
-    with pytest.raises(UserError, match="name at least one run folder"):
+    with pytest.raises(UserError, match="needs a run"):
         write_report([])
-    with pytest.raises(UserError, match="language is 'de'; allowed: en, ja"):
+    with pytest.raises(UserError, match="a language of en, ja; not 'de'"):
         write_report([sample_run()], "de")
 
 
