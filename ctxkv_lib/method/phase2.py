@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,28 +21,6 @@ from .optimizer import ScheduledAdamW, Stepper
 
 CHECKED_STEPS = 50  # steps between two checks of the loss, each of which makes the CPU wait for a GPU
 STEPPERS: dict[str, type[Stepper]] = {"adamw": Stepper, "scheduled": ScheduledAdamW}
-
-
-class EarlyStopping:
-    """Keeps the best epoch; stops after `patience` epochs in a row that are not strictly better."""
-
-    def __init__(self, patience: int, val_ppls: Iterable[float] = ()) -> None:
-        self.patience = patience
-        self.best = math.inf
-        self.no_improve = 0
-        for val_ppl in val_ppls:
-            self.improved(val_ppl)
-
-    def improved(self, val_ppl: float) -> bool:
-        """Take an epoch's validation PPL; return whether it is the lowest so far."""
-        better = val_ppl < self.best
-        self.best = min(self.best, val_ppl)
-        self.no_improve = 0 if better else self.no_improve + 1
-        return better
-
-    @property
-    def should_stop(self) -> bool:
-        return self.no_improve >= self.patience
 
 
 @dataclass
@@ -94,9 +72,11 @@ def train_attention(
     weights = model.trained_weights()
     state = Phase2State(weights, STEPPERS[config.optimizer](weights, config, len(train)))
     loop.restore(state)
-    stopping = EarlyStopping(config.patience, [metric["val_ppl"] for metric in state.metrics])
-    while len(state.metrics) < config.max_epochs and not stopping.should_stop:
-        epoch, began = len(state.metrics) + 1, time.perf_counter()
+    metrics = state.metrics
+    best_ppl = min((metric["val_ppl"] for metric in metrics), default=math.inf)
+    no_improve = metrics[-1]["no_improve"] if metrics else 0
+    while len(metrics) < config.max_epochs and no_improve < config.patience:
+        epoch, began = len(metrics) + 1, time.perf_counter()
         train_loss = train_epoch(model, train, state.stepper, config, seed, epoch, loop)
         with state.stepper.averaged():
             val_loss, val_acc = evaluate(model, validation, loop)
@@ -104,25 +84,19 @@ def train_attention(
         train_ppl, val_ppl = perplexity(train_loss), perplexity(val_loss)
         if not (math.isfinite(train_ppl) and math.isfinite(val_ppl)):
             raise _diverged(epoch, f"train loss {train_loss}, validation loss {val_loss}", config)
-        improved = stopping.improved(val_ppl)
-        metric = {
-            "stage": "phase2",
-            "epoch": epoch,
-            "train_ppl": train_ppl,
-            "val_ppl": val_ppl,
-            "val_acc": val_acc,
-            "improved": improved,
-            "no_improve": stopping.no_improve,
-            "seconds": round(time.perf_counter() - began, 3),
-            "memory": snapshot(f"epoch {epoch}", model.device),
-        }
-        state.metrics.append(metric)
-        state.best = kept if improved else state.best
-        loop.after_round(state, metric)
+        improved = val_ppl < best_ppl
+        if improved:
+            best_ppl, state.best = val_ppl, kept
+        no_improve = 0 if improved else no_improve + 1
+        metric = {"stage": "phase2", "epoch": epoch, "train_ppl": train_ppl, "val_ppl": val_ppl}
+        metric |= {"val_acc": val_acc, "improved": improved, "no_improve": no_improve}
+        metric |= {"seconds": round(time.perf_counter() - began, 3)}
+        metrics.append(metric | {"memory": snapshot(f"epoch {epoch}", model.device)})
+        loop.after_round(state, metrics[-1])
     for name, weight in weights.items():
         weight.data.copy_(state.best[name])
     model.eval()
-    return Phase2Result(state.metrics, "early_stopping" if stopping.should_stop else "max_epochs")
+    return Phase2Result(metrics, "early_stopping" if no_improve >= config.patience else "max_epochs")
 
 
 def train_epoch(
