@@ -22,8 +22,7 @@ CONTEXT_BIAS_STD = 0.01
 class ContextBlock(nn.Module):
     """One step of the recurrence: `c' = LayerNorm(c + GELU(Linear(concat(c, x))))`.
 
-    The part of the Linear that reads x depends on the token alone: `project_inputs` computes it once for each
-    distinct token instead of once for each position.
+    What the Linear makes of x depends on the token alone: `project_inputs` computes it once a distinct token.
     """
 
     def __init__(self, context_dim: int, hidden_size: int) -> None:
@@ -36,7 +35,7 @@ class ContextBlock(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights before Phase 1: scale those that the constructor drew to `weight_std`.
+        """Initialise the weights before Phase 1: scale those that were drawn to `weight_std`.
 
         Args:
             embeddings: normed embeddings of the distinct training tokens, `[num_distinct, hidden_size]`.
@@ -49,14 +48,11 @@ class ContextBlock(nn.Module):
         return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
 
     def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
-        """Compute the next contexts.
+        """Compute the next contexts `[n, context_dim]`.
 
         Args:
             contexts: the previous ones, `[n, context_dim]`.
             inputs: `project_inputs` of the tokens' normed embeddings, `[n, context_dim]`.
-
-        Returns:
-            `[n, context_dim]`.
         """
         mixed = torch.addmm(inputs, contexts, self.linear.weight[:, : self.context_dim].T)
         return self.norm(F.gelu(mixed).add_(contexts))
@@ -80,14 +76,14 @@ class ContextKVAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, key_bias: bool = True) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
-        self.head_dim = config.hidden_size // config.num_heads
-        self.q = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k = nn.Linear(config.context_dim, config.hidden_size, bias=key_bias)
-        self.v = nn.Linear(config.context_dim, config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+        size = config.hidden_size
+        self.num_heads, self.head_dim = config.num_heads, size // config.num_heads
+        self.q = nn.Linear(size, size)
+        self.k = nn.Linear(config.context_dim, size, bias=key_bias)
+        self.v = nn.Linear(config.context_dim, size)
+        self.out = nn.Linear(size, size)
         self.dropout = nn.Dropout(config.attention_dropout)
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.norm = nn.LayerNorm(size)
 
     def forward(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Attend and add the residual.
@@ -136,8 +132,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        inner = self.dropout(F.gelu(self.up(hidden)))
-        return self.norm(self.dropout(self.down(inner)))
+        return self.norm(self.dropout(self.down(self.dropout(F.gelu(self.up(hidden))))))
 
 
 class Parts(NamedTuple):
@@ -203,10 +198,9 @@ class ContextKV(nn.Module):
     def set_phase(self, phase: Literal[1, 2]) -> None:
         """Train the ContextBlock (1) or attention and feed-forward (2), and nothing else."""
         self.requires_grad_(False)
-        self.context_block.requires_grad_(phase == 1)
-        for trained in (self.attention, self.feed_forward):
-            if trained is not None:
-                trained.requires_grad_(phase == 2)
+        for part in (self.context_block,) if phase == 1 else (self.attention, self.feed_forward):
+            if part is not None:
+                part.requires_grad_(True)
 
     def trained_weights(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the current phase trains, by name."""
@@ -218,8 +212,7 @@ class ContextKV(nn.Module):
         Args:
             unigram: distribution of tokens `[vocab_size]`, each above 0; its log becomes `log_unigram`.
         """
-        with torch.no_grad():
-            self.wte.weight.copy_(table)
+        self.wte.weight.data.copy_(table)
         if unigram is not None:
             self.log_unigram = unigram.log().to(self.wte.weight)
 
@@ -269,9 +262,9 @@ class ContextKV(nn.Module):
             table: the token table in the dtype of the matrix products; None takes the model's own.
         """
         table = self.wte.weight if table is None else table
-        bias = self.current_token_bias
-        precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # to sum in
-        return frozen_head_cross_entropy(precise, table, targets, self.log_unigram, read, bias)
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # to sum in
+        bias, token_bias = self.log_unigram, self.current_token_bias
+        return frozen_head_cross_entropy(hidden, table, targets, bias, read, token_bias)
 
     @property
     def current_token_bias(self) -> float:
