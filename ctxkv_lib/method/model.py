@@ -86,15 +86,12 @@ class ContextKVAttention(nn.Module):
         self.norm = nn.LayerNorm(size)
 
     def forward(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Attend and add the residual.
+        """Compute hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
 
         Args:
             embeddings: x, the normed token embeddings, `[n, hidden_size]`.
             window: contexts seen by each position, `[n, slots, context_dim]`.
             mask: bool `[n, slots]`, which slots may be attended; None attends all.
-
-        Returns:
-            hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
         """
         attended, weights = self.attend(embeddings, window, mask)
         return self.norm(embeddings + attended), weights
@@ -164,8 +161,6 @@ class ContextKV(nn.Module):
         window: which contexts a position sees.
     """
 
-    window: Window
-
     def __init__(
         self,
         config: ModelConfig,
@@ -209,8 +204,7 @@ class ContextKV(nn.Module):
     def load_table(self, table: Tensor, unigram: Tensor | None = None) -> None:
         """Copy in the frozen token table, float32 `[vocab_size, hidden_size]`.
 
-        Args:
-            unigram: distribution of tokens `[vocab_size]`, each above 0; its log becomes `log_unigram`.
+        `unigram`, a distribution of tokens `[vocab_size]`, each above 0, gives its log to `log_unigram`.
         """
         self.wte.weight.data.copy_(table)
         if unigram is not None:
@@ -225,17 +219,15 @@ class ContextKV(nn.Module):
         return self.embedding_norm(self.wte(input_ids))
 
     def attend(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute attention and feed-forward of n positions.
+        """Compute what the output head reads, `[n, hidden_size]`, and attention weights.
+
+        These are `[n, num_heads, slots]`, or None if an attention plug-in returns none.
 
         Args:
             embeddings: normed token embeddings `[n, hidden_size]`.
             window: contexts each position sees, `[n, slots, context_dim]`, zero where there is none.
             present: bool `[n, slots]`, the slots that hold a context. With `kv_method="fixed"` the
                 others are attended as zeros; with "variable" they are masked.
-
-        Returns:
-            the hidden state that the output head reads, `[n, hidden_size]`, and attention weights
-            `[n, num_heads, slots]` (None if an attention plug-in returns none).
         """
         if self.feed_forward is None:
             if not torch.is_autocast_enabled():  # which would cast it where it is used
@@ -258,8 +250,7 @@ class ContextKV(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and correctness of each prediction, as `frozen_head_cross_entropy`.
 
-        Args:
-            table: the token table in the dtype of the matrix products; None takes the model's own.
+        `table` is the token table in the dtype of the matrix products; None takes the model's own.
         """
         table = self.wte.weight if table is None else table
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # to sum in

@@ -40,8 +40,7 @@ class ContextKVConfig(PretrainedConfig):
         has_unigram: whether log-frequencies are added to the logits.
         parts: `{"block": {"name": ..., "settings": {...}}, ...}` of the `PARTS` that replace published ones.
 
-    Raises:
-        ValueError: a field has a value that is not allowed.
+    A field whose value is not allowed raises ValueError.
     """
 
     model_type = "context_kv"
@@ -74,19 +73,12 @@ class ContextKVConfig(PretrainedConfig):
 
 
 class Memory(NamedTuple):
-    """The last m contexts of each text without gaps, and where the new columns are among them.
+    """The last m contexts of each text without gaps, and where the new columns are among them."""
 
-    Attributes:
-        contexts: zero before the text, `[batch, m, context_dim]`.
-        tokens: int64 `[batch, m]`.
-        rows: that of each new column, int64 `[batch, length]`; of padding, any.
-        first: the first row of each text, int64 `[batch]`.
-    """
-
-    contexts: Tensor
-    tokens: Tensor
-    rows: Tensor
-    first: Tensor
+    contexts: Tensor  # zero before the text, `[batch, m, context_dim]`
+    tokens: Tensor  # int64 `[batch, m]`
+    rows: Tensor  # that of each new column, int64 `[batch, length]`; of padding, any
+    first: Tensor  # the first row of each text, int64 `[batch]`
 
 
 class ContextCache(Cache):
@@ -111,10 +103,7 @@ class ContextCache(Cache):
     def extend(self, contexts: Tensor, tokens: Tensor, read: Tensor) -> Memory:
         """Add new columns, and return them with those held before.
 
-        Args:
-            contexts: after each column, `[batch, length, context_dim]`.
-            tokens: integers `[batch, length]`.
-            read: bool `[batch, length]`, False where a column is padding.
+        `contexts` are those after each column, `[batch, length, context_dim]`; `read` is False at padding.
         """
         kept, length = self.contexts.shape[1], tokens.shape[1]
         held = torch.arange(kept, device=tokens.device) >= kept - self.lengths[:, None]
@@ -174,11 +163,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def of(cls, model: ContextKV, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Self:
-        """Wrap a trained model.
-
-        Args:
-            settings: of each part that replaces a published one, by hook: `block` and `attention`.
-        """
+        """Wrap a trained model; `settings` are those of its parts, by hook: `block` and `attention`."""
         parts = {
             hook: {"name": type(getattr(model, PLACES[hook])).__name__, "settings": dict(each)}
             for hook, each in (settings or {}).items()
@@ -210,11 +195,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
-        """Save as transformers does, with the files of a user's own parts; see `save_part`.
-
-        Raises:
-            ValueError: a part cannot be saved.
-        """
+        """Save as transformers does, with the files of a user's own parts; raises as `save_part`."""
         lost = dict(self.named_buffers()).keys() - self.state_dict().keys()
         require(not lost, "a buffer", min(lost, default=""), "those saved with the weights (persistent=True)")
         super().save_pretrained(save_directory, **options)
@@ -376,8 +357,7 @@ def _columns_read(
 def save_part(kind: type, modeling: Path) -> None:
     """Add the file of a user's own class to a saved model; it may import files that are saved with it.
 
-    Raises:
-        ValueError: the class is not in a module, or its file needs others that are not there.
+    Raises ValueError where the class is not in a module, or its file needs others that are not there.
     """
     name, allowed = kind.__name__, "a class of a module, not of a notebook, script or function"
     is_found = getattr(inspect.getmodule(kind), name, None) is kind and kind.__module__ != "__main__"

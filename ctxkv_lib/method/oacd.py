@@ -68,7 +68,7 @@ def train_context_block(
     loss: ContextLoss | None = None,
     loop: Loop | None = None,
 ) -> tuple[Phase1Result, Tensor | None]:
-    """Train `block` in place.
+    """Train `block` in place; raises Diverged if loss or weights are no longer finite.
 
     Args:
         embeddings: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
@@ -79,9 +79,6 @@ def train_context_block(
     Returns:
         the outcome; and the last iteration's contexts, float32 `[n + 1, context_dim]`, padded (see
         `windows`), or None if nothing is trained.
-
-    Raises:
-        Diverged: loss or weights are no longer finite.
     """
     loop, weights = loop or Loop(), [*block.parameters()]
     init: Callable[..., None] = getattr(block, "init_weights", lambda *_: None)
@@ -121,11 +118,8 @@ def train_iteration(
 ) -> tuple[float, float]:
     """Do one pass over the stream and one optimiser step; arguments as of `train_context_block`.
 
-    Args:
-        contexts: the previous iteration's, padded; overwritten with this one's.
-
-    Returns:
-        mean loss of the batches, and the share of positions that have converged.
+    `contexts`, padded, are the previous iteration's, and overwritten with this one's. Returns the mean loss
+    of the batches, and the share of positions that have converged.
     """
     optimizer.zero_grad()
     projected = project_inputs(block, embeddings)  # of each distinct token, once

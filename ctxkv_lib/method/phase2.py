@@ -25,18 +25,12 @@ STEPPERS: dict[str, type[Stepper]] = {"adamw": Stepper, "scheduled": ScheduledAd
 
 @dataclass
 class Phase2State:
-    """What a Phase 2 needs to go on after an epoch.
+    """What a Phase 2 needs to go on after an epoch."""
 
-    Attributes:
-        weights: what is trained, by name.
-        metrics: those of the finished epochs.
-        best: weights of the best of them.
-    """
-
-    weights: dict[str, nn.Parameter]
+    weights: dict[str, nn.Parameter]  # what is trained, by name
     stepper: Stepper
-    metrics: list[Metric] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)  # of the finished epochs
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best of them
 
 
 @dataclass(frozen=True)
@@ -58,14 +52,11 @@ def train_attention(
     """Train `model` in place and leave it with the best epoch's weights.
 
     Each epoch's order and dropout are drawn from (seed, epoch) alone, so a training that was resumed gives
-    the same numbers as one that never stopped.
+    the same numbers as one that never stopped. Raises Diverged where the loss is not finite.
 
     Args:
         train: its dtype, float32 or bfloat16, is that of the matrix products of training (see
             `batch_gradients`); sums, optimiser and validation are float32.
-
-    Raises:
-        Diverged: the loss is no longer finite.
     """
     loop = loop or Loop()
     model.set_phase(2)
@@ -112,7 +103,7 @@ def train_epoch(
     model.train()
     torch.manual_seed(epoch_seed(seed, epoch))  # dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
-    table = model.wte.weight.detach().to(train.dtype)
+    table = model.wte.weight.detach().to(train.contexts.dtype)
     precise = torch.float32 if model.device.type == "mps" else torch.float64  # of a sum of millions of steps
     total = torch.zeros((), dtype=precise, device=model.device)
     batches = train.batches(train.epoch_order(seed, epoch), size, model, loop.shard)
@@ -127,11 +118,9 @@ def train_epoch(
 def train_step(
     model: ContextKV, table: Tensor, stepper: Stepper, loop: Loop, batch: Batch, count: int
 ) -> Tensor:
-    """Take one step; returns the summed loss of the whole batch, on the device.
+    """Take one step; returns the summed loss of all `count` positions of the batch, on the device.
 
-    Args:
-        table: the model's token table in the dtype of the matrix products.
-        batch: what this process computes of a batch of `count` positions: all, unless there are others.
+    `table` is the token table in the dtype of the matrix products; `batch`, what this process computes.
     """
     stepper.optimizer.zero_grad()
     with RowsOfDropout(count, loop.shard(count)):

@@ -32,10 +32,7 @@ class StructuredBlock(ContextBlock):
     @dataclass(frozen=True)
     class Settings:
         longest_mean: float = setting(
-            40.0,
-            "initialised to encode the current token and running means of 4 to so many",
-            at_least(SHORTEST_MEAN),
-            "tokens",
+            40.0, "initialised to encode running means of 4 to so many", at_least(SHORTEST_MEAN), "tokens"
         )
 
         def __post_init__(self) -> None:
