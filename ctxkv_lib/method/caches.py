@@ -90,18 +90,14 @@ def epoch_seed(seed: int, epoch: int) -> int:
 class StreamCache(_Tensors):
     """What Phase 2 reads of one stream of n + 1 tokens: n inputs, each with its target.
 
-    Attributes:
-        ids: int32 `[n + 1]`, the tokens; position i reads token i and predicts token i + 1.
-        contexts: `[n + 1, context_dim]`, padded (see `windows`), float32 or bfloat16, as are the matrix
-            products of training.
-        embeddings: float32 `[n, hidden_size]`, normed (the published layout); None: the table gives the same.
-        pool: positions visited in one random order, as many as memory holds of a larger cache; None: all.
+    `contexts` are float32 or bfloat16, as are the matrix products of training, and padded (see `windows`).
+    `embeddings` are the published layout; with None the model's own table gives the same rows.
     """
 
-    ids: Tensor
-    contexts: Tensor
-    embeddings: Tensor | None = None
-    pool: int | None = None
+    ids: Tensor  # int32 `[n + 1]`, the tokens; position i reads token i and predicts token i + 1
+    contexts: Tensor  # `[n + 1, context_dim]`
+    embeddings: Tensor | None = None  # normed, float32 `[n, hidden_size]`
+    pool: int | None = None  # positions visited in one order, as many as memory holds; None: all
 
     def __len__(self) -> int:
         return len(self.ids) - 1

@@ -33,14 +33,12 @@ PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotAttention": Sl
 
 
 class ContextKVConfig(PretrainedConfig):
-    """The fields of `ModelConfig`, and what else the model is built with.
+    """The fields of `ModelConfig`, checked by it (ValueError), and what else the model is built with.
 
     Attributes:
         vocab_size: tokens of the table.
         has_unigram: whether log-frequencies are added to the logits.
         parts: `{"block": {"name": ..., "settings": {...}}, ...}` of the `PARTS` that replace published ones.
-
-    A field whose value is not allowed raises ValueError.
     """
 
     model_type = "context_kv"

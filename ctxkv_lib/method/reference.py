@@ -167,16 +167,6 @@ def phase2_logits(p, table, ids, contexts, positions, shape, dropout=0.0):
     return h @ table.T
 
 
-def phase2_step(p, optimizer, table, train_ids, contexts, positions, shape):
-    """One optimizer step on the batch at `positions` (B,); returns its mean loss."""
-    logits = phase2_logits(p, table, train_ids, contexts, positions, shape, shape.attention_dropout)
-    loss = F.cross_entropy(logits, train_ids[positions + 1])
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
 @torch.no_grad()
 def evaluate(p, table, all_ids, contexts, batch_size, shape):
     """Mean next-token loss and accuracy over every input position of `all_ids`."""
@@ -200,8 +190,13 @@ def phase2(p, table, train_ids, train_contexts, val_ids, val_contexts, shape, co
     for epoch in range(1, config.max_epochs + 1):
         total_loss, n = 0.0, len(train_ids) - 1
         for positions in permutations(epoch).split(config.batch_size):
-            loss = phase2_step(p, optimizer, table, train_ids, train_contexts, positions, shape)
-            total_loss += loss * len(positions)
+            dropout = shape.attention_dropout
+            logits = phase2_logits(p, table, train_ids, train_contexts, positions, shape, dropout)
+            loss = F.cross_entropy(logits, train_ids[positions + 1])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total_loss += loss.item() * len(positions)
         val_loss, val_acc = evaluate(p, table, val_ids, val_contexts, config.batch_size, shape)
         val_ppl = math.exp(val_loss)
         no_improve += 1
