@@ -139,7 +139,7 @@ def effective_rank(contexts, max_rows, generator):
 
 def gather_slots(contexts, positions, shape):
     """contexts[i - interval * k] for k < max_contexts, zero before the start: (B, S, C) and exists (B, S)."""
-    index = positions[:, None] - shape.interval * torch.arange(shape.max_contexts)
+    index = positions[:, None] - shape.interval * torch.arange(shape.max_contexts, device=positions.device)
     exists = index >= 0
     return contexts[index.clamp(min=0)] * exists[..., None], exists
 
