@@ -34,24 +34,15 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class Batch(_Tensors):
-    """What Phase 2 reads at n positions of a stream.
+    """What Phase 2 reads at n positions of a stream."""
 
-    Attributes:
-        tokens: int32 `[n]`, the current tokens.
-        embeddings: their normed embeddings, float32 `[n, hidden_size]`, or None: gathered from the table.
-        window: contexts that each position sees, `[n, slots, context_dim]`, zero where there is none.
-        present: bool `[n, slots]`, the slots that hold a context.
-        targets: next tokens, int64 `[n]`.
-        copied, shares: what `copying.mix` takes, `[n, reach]`; None if nothing is copied.
-    """
-
-    tokens: Tensor
-    embeddings: Tensor | None
-    window: Tensor
-    present: Tensor
-    targets: Tensor
-    copied: Tensor | None = None
-    shares: Tensor | None = None
+    tokens: Tensor  # the current ones, int32 `[n]`
+    embeddings: Tensor | None  # theirs, normed, float32 `[n, hidden_size]`; None: gathered from the table
+    window: Tensor  # contexts that each position sees, `[n, slots, context_dim]`, zero where there is none
+    present: Tensor  # the slots that hold a context, bool `[n, slots]`
+    targets: Tensor  # the next tokens, int64 `[n]`
+    copied: Tensor | None = None  # with `shares`, what `copying.mix` takes; None if nothing is copied
+    shares: Tensor | None = None  # both `[n, reach]`
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -64,30 +55,28 @@ class Batch(_Tensors):
     def logits(self, model: ContextKV) -> Tensor:
         """Compute the logits at these positions, `[n, vocab_size]`."""
         logits = model.logits(self.attend(model)[0], self.tokens)
-        if self.copied is None or self.shares is None:
-            return logits
-        return mix(logits, self.copied, self.shares)
+        if self.copied is not None and self.shares is not None:
+            logits = mix(logits, self.copied, self.shares)
+        return logits
 
     def scores(self, model: ContextKV) -> tuple[Tensor, Tensor]:
         """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`."""
         if self.shares is None:
             return model.losses(self.attend(model)[0], self.tokens, self.targets)
-        losses, correct = [], []
+        own, correct = [], []
         for start in range(0, len(self), MIXED_ROWS):
             part = self.each(itemgetter(slice(start, start + MIXED_ROWS)))
             logits = part.logits(model)
-            own = logits.gather(1, part.targets[:, None])[:, 0]
-            losses.append(-own)
-            correct.append(own == logits.amax(dim=1))
-        return torch.cat(losses), torch.cat(correct)
+            own.append(logits.gather(1, part.targets[:, None])[:, 0])
+            correct.append(own[-1] == logits.amax(dim=1))
+        return -torch.cat(own), torch.cat(correct)
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device; a GPU copies it from pinned memory, and nothing waits for that."""
 
         def move(tensor: Tensor) -> Tensor:
-            if device.type == "cuda" and tensor.device.type == "cpu":
-                return tensor.pin_memory().to(device, non_blocking=True)
-            return tensor.to(device)
+            pins = device.type == "cuda" and tensor.device.type == "cpu"
+            return (tensor.pin_memory() if pins else tensor).to(device, non_blocking=pins)
 
         return self.each(move)
 
@@ -101,27 +90,17 @@ def epoch_seed(seed: int, epoch: int) -> int:
 class StreamCache(_Tensors):
     """What Phase 2 reads of one stream of n + 1 tokens: n inputs, each with its target.
 
-    Attributes:
-        ids: int32 `[n + 1]`, the tokens; position i reads token i and predicts token i + 1.
-        contexts: float32 or bfloat16 `[n + 1, context_dim]`, padded (see `windows`). Their dtype is that of
-            the matrix products of training.
-        embeddings: float32 `[n, hidden_size]`, normed (the published layout), or None: gathered from the
-            model's own table, which gives the same rows.
-        pool: positions that an epoch visits in one random order. A cache that exceeds memory is read a pool
-            at a time, which stays in memory; None: all.
+    `contexts` are float32 or bfloat16, as are the matrix products of training, and padded (see `windows`).
+    `embeddings` are the published layout; with None the model's own table gives the same rows.
     """
 
-    ids: Tensor
-    contexts: Tensor
-    embeddings: Tensor | None = None
-    pool: int | None = None
+    ids: Tensor  # int32 `[n + 1]`, the tokens; position i reads token i and predicts token i + 1
+    contexts: Tensor  # `[n + 1, context_dim]`
+    embeddings: Tensor | None = None  # normed, float32 `[n, hidden_size]`
+    pool: int | None = None  # positions visited in one order, as many as memory holds; None: all
 
     def __len__(self) -> int:
         return len(self.ids) - 1
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.contexts.dtype
 
     @property
     def nbytes(self) -> int:

@@ -12,9 +12,7 @@ class ModelConfig:
     """Shapes of the model."""
 
     hidden_size: int = setting(768, "width of the token table, GPT-2's", at_least(1), "numbers")
-    context_dim: int = setting(
-        256, "size of a context, all that is known of the text so far", at_least(2), "numbers"
-    )
+    context_dim: int = setting(256, "size of a context, all that is kept of the text", at_least(2), "numbers")
     interval: int = setting(20, "distance between two contexts that attention reads", at_least(1), "tokens")
     max_contexts: int = setting(32, "contexts that attention reads at one position", at_least(1), "contexts")
     num_heads: int = setting(8, "heads of attention; a divisor of hidden_size", at_least(1), "heads")
@@ -58,16 +56,12 @@ class Phase1Config:
     noise_std: float = setting(0.1, "added to the input contexts while training", at_least(0))
     initial_std: float = setting(0.01, "of the contexts of iteration 1", at_least(0))
     weight_std: float = setting(0.1, "of the untrained weights; smaller ones forget more slowly", POSITIVE)
-    centroid_weight: float = setting(
-        0.1, "of ||mean(X)||^2 in the loss: anchors contexts at the origin", WEIGHT
-    )
+    centroid_weight: float = setting(0.1, "of ||mean(X)||^2 in the loss: anchors contexts at 0", WEIGHT)
     clip_norm: float = setting(2.0, "largest norm of a step's gradient", POSITIVE)
     convergence_threshold: float = setting(
         0.03, "below it a position has converged", at_least(0), "mean squared change"
     )
-    stop_rate: float = setting(
-        0.90, "stop once so many positions have converged", SHARE, "share of positions"
-    )
+    stop_rate: float = setting(0.90, "stop once so many have converged", SHARE, "share of positions")
     plateau_rate: float = setting(0.50, "above it, plateau_gain is asked for", SHARE, "share of positions")
     plateau_gain: float = setting(0.01, "an iteration that gains less stalls", SHARE, "share of positions")
     plateau_patience: int = setting(2, "stop after so many stalled in a row", at_least(1), "iterations")
@@ -80,7 +74,7 @@ class Phase1Config:
         },
     )
     validation_passes: int = setting(
-        3, "context_method=passes: for the validation contexts", at_least(1), "passes"
+        3, "context_method=passes: for validation contexts", at_least(1), "passes"
     )
     tolerance: float = setting(1e-5, "context_method=exact: largest error of a context component", POSITIVE)
 
@@ -92,9 +86,7 @@ class Phase1Config:
 class Phase2Config:
     """Next-token training of attention and feed-forward on the cached contexts."""
 
-    max_epochs: int = setting(
-        40, "it stops earlier once validation no longer improves", at_least(1), "epochs"
-    )
+    max_epochs: int = setting(40, "it stops earlier once validation PPL stalls", at_least(1), "epochs")
     batch_size: int = setting(512, "drawn by a random permutation each epoch", at_least(1), "positions")
     optimizer: str = setting(
         "adamw",

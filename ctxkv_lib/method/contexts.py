@@ -25,15 +25,10 @@ Block = Callable[[Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def distinct_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Embed the distinct tokens of a stream.
+    """Embed the distinct ones of `ids`, integers `[n]` of any dtype, on any device.
 
-    Args:
-        model: has a `device` and an `embed` that maps ids to normed embeddings.
-        ids: integers `[n]` of any dtype, on any device.
-
-    Returns:
-        normed embeddings `[num_distinct, hidden_size]`, and `ids` as rows of them, int64 `[n]`, both on the
-        model's device.
+    Returns normed embeddings `[num_distinct, hidden_size]`, and `ids` as rows of them, int64 `[n]`, both on
+    the model's device. The model needs that `device` and an `embed`, which maps ids to normed embeddings.
     """
     distinct, tokens = ids.to(model.device, torch.int32).unique(return_inverse=True)
     return model.embed(distinct), tokens
@@ -91,11 +86,12 @@ def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contex
 def exact_contexts(
     block: Block, projected_inputs: Tensor, tokens: Tensor, tolerance: float, before: Tensor | None = None
 ) -> Tensor:
-    """Compute the contexts of the recurrence, as reading token by token gives them.
+    """Compute the padded contexts of the recurrence, as reading token by token gives them.
 
     The stream is cut into segments, which are computed in lock-step, at first all from zeros. A segment whose
     predecessor ended elsewhere is computed again from there, until none is left. After k rounds the first k
-    segments are right, so the rounds end; a block that forgets within a segment takes two.
+    segments are right, so the rounds end; a block that forgets within a segment takes two. The result has the
+    dtype and device of `projected_inputs`.
 
     Args:
         tokens: int64 `[n]`; a long stream can be read part by part, each from the last context of the one
@@ -103,9 +99,6 @@ def exact_contexts(
         tolerance: largest error of a component. A quarter of it may be left where a segment begins, which a
             block may amplify before it forgets it.
         before: context before the first token, `[context_dim]`; None: zeros.
-
-    Returns:
-        padded contexts, of the dtype and on the device of `projected_inputs`.
     """
     first = projected_inputs.new_zeros(context_dim(block, projected_inputs)) if before is None else before
     length = max(1, min(len(tokens), SEGMENT), -(-len(tokens) // SEGMENTS))

@@ -33,8 +33,7 @@ class Copying(NamedTuple):
             first: the first row of each text, int64 `[batch]`.
 
         Returns:
-            float32 `[batch, n, reach]`, the nearest context first; they sum to `weight`, or to 0 where there
-            is nothing before.
+            float32 `[batch, n, reach]`, nearest first, with the sum `weight`, or 0 where nothing is before.
         """
         before = rows[..., None] - torch.arange(1, reach + 1, device=rows.device)
         with torch.autocast(contexts.device.type, enabled=False):

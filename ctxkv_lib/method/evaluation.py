@@ -46,11 +46,8 @@ def evaluate(model: ContextKV, cache: StreamCache, loop: Loop | None = None) -> 
 def effective_rank(contexts: Tensor, generator: torch.Generator, max_rows: int = 10_000) -> float:
     """Compute exp(entropy of the normalised singular values) / context_dim (Roy & Vetterli, 2007).
 
-    Zeros have rank 0.
-
-    Args:
-        contexts: `[n, context_dim]`, not centred.
-        generator: on the CPU; draws the rows where there are more than `max_rows`.
+    `contexts`, `[n, context_dim]`, are not centred, and zeros have rank 0. Of more than `max_rows`,
+    `generator`, on the CPU, draws those that count.
     """
     if len(contexts) > max_rows:
         rows = torch.randperm(len(contexts), generator=generator)[:max_rows]

@@ -23,18 +23,13 @@ class Loop:
         """Continue from a saved `phase2.Phase2State`, if there is one: overwrite what `state` holds."""
 
     def track(self, items: Iterable[T], description: str, total: int, done: int = 0) -> Iterable[T]:
-        """Return the items, which the loop goes through one by one; show progress on the way.
-
-        Args:
-            total: how many there are, with the `done` ones that an earlier process went through.
-        """
+        """Return the items, and show progress as the loop goes through them, from `done` to `total`."""
         return items
 
     def after_round(self, state: Any, metric: Metric) -> None:
         """Handle the metrics of a finished iteration (Phase 1) or epoch (Phase 2).
 
-        Args:
-            state: the `Phase2State` after the epoch; None in Phase 1, which begins again if it is stopped.
+        `state` is the `Phase2State` after the epoch; None in Phase 1, which begins again if it is stopped.
         """
 
     def shard(self, rows: int) -> slice:

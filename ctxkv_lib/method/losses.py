@@ -1,6 +1,6 @@
 """Cross-entropy through a frozen output table, without holding all logits at once."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,8 @@ BATCH_ROWS = 2048  # positions at a time on any other device: few launches, at m
 
 # Losses and correctness `[n]`, and the table's average row under softmax `[n, hidden_size]`, if asked for.
 Found = tuple[Tensor, Tensor, Tensor | None]
-
-
-class _Head(NamedTuple):
-    """The output head: its table, and what is added to the logits; see `frozen_head_cross_entropy`."""
-
-    table: Tensor
-    bias: Tensor | None
-    read: Tensor | None
-    token_bias: float
+# `table`, `bias`, `read` and `token_bias` of `frozen_head_cross_entropy`.
+Head = tuple[Tensor, Tensor | None, Tensor | None, float]
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -30,11 +23,11 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: _Head) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
         compute = _by_vocabulary if hidden.device.type == "cpu" else _by_rows
         losses, correct, average = compute(hidden, targets, head, ctx.needs_input_grad[0])
         if average is not None:
-            ctx.save_for_backward(average.sub_(head.table[targets]))
+            ctx.save_for_backward(average.sub_(head[0][targets]))
         ctx.mark_non_differentiable(correct)
         return losses, correct
 
@@ -46,7 +39,7 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         return gradients[0][:, None] * hidden_gradient, None, None
 
 
-def _by_vocabulary(hidden: Tensor, targets: Tensor, head: _Head, averages: bool) -> Found:
+def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Found:
     """Compute the logits of a chunk of the vocabulary at a time.
 
     The average row is that of the chunks' own averages, weighted by the chunks' sums of exponentials.
@@ -83,7 +76,7 @@ def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return columns.long().clamp(0, width - 1)[:, None], (columns >= 0) & (columns < width)
 
 
-def _by_rows(hidden: Tensor, targets: Tensor, head: _Head, averages: bool) -> Found:
+def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Found:
     """Compute the logits of the whole vocabulary at once, a chunk of positions at a time."""
     table, bias, read, token_bias = head
     parts = []
@@ -134,5 +127,5 @@ def frozen_head_cross_entropy(
         losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's).
     """
     bias = None if bias is None else bias.to(table.dtype)
-    head = _Head(table, bias, read if token_bias else None, token_bias)
+    head = table, bias, read if token_bias else None, token_bias
     return _FrozenHeadCrossEntropy.apply(hidden, targets, head)

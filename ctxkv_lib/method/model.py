@@ -22,8 +22,7 @@ CONTEXT_BIAS_STD = 0.01
 class ContextBlock(nn.Module):
     """One step of the recurrence: `c' = LayerNorm(c + GELU(Linear(concat(c, x))))`.
 
-    The part of the Linear that reads x depends on the token alone: `project_inputs` computes it once for each
-    distinct token instead of once for each position.
+    What the Linear makes of x depends on the token alone: `project_inputs` computes it once a distinct token.
     """
 
     def __init__(self, context_dim: int, hidden_size: int) -> None:
@@ -36,7 +35,7 @@ class ContextBlock(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, embeddings: Tensor, tokens: Tensor, config: Phase1Config) -> None:
-        """Initialise the weights before Phase 1: scale those that the constructor drew to `weight_std`.
+        """Initialise the weights before Phase 1: scale those that were drawn to `weight_std`.
 
         Args:
             embeddings: normed embeddings of the distinct training tokens, `[num_distinct, hidden_size]`.
@@ -49,14 +48,11 @@ class ContextBlock(nn.Module):
         return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
 
     def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
-        """Compute the next contexts.
+        """Compute the next contexts `[n, context_dim]`.
 
         Args:
             contexts: the previous ones, `[n, context_dim]`.
             inputs: `project_inputs` of the tokens' normed embeddings, `[n, context_dim]`.
-
-        Returns:
-            `[n, context_dim]`.
         """
         mixed = torch.addmm(inputs, contexts, self.linear.weight[:, : self.context_dim].T)
         return self.norm(F.gelu(mixed).add_(contexts))
@@ -80,25 +76,22 @@ class ContextKVAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, key_bias: bool = True) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
-        self.head_dim = config.hidden_size // config.num_heads
-        self.q = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k = nn.Linear(config.context_dim, config.hidden_size, bias=key_bias)
-        self.v = nn.Linear(config.context_dim, config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+        size = config.hidden_size
+        self.num_heads, self.head_dim = config.num_heads, size // config.num_heads
+        self.q = nn.Linear(size, size)
+        self.k = nn.Linear(config.context_dim, size, bias=key_bias)
+        self.v = nn.Linear(config.context_dim, size)
+        self.out = nn.Linear(size, size)
         self.dropout = nn.Dropout(config.attention_dropout)
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.norm = nn.LayerNorm(size)
 
     def forward(self, embeddings: Tensor, window: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Attend and add the residual.
+        """Compute hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
 
         Args:
             embeddings: x, the normed token embeddings, `[n, hidden_size]`.
             window: contexts seen by each position, `[n, slots, context_dim]`.
             mask: bool `[n, slots]`, which slots may be attended; None attends all.
-
-        Returns:
-            hidden `[n, hidden_size]` and the attention weights before dropout `[n, num_heads, slots]`.
         """
         attended, weights = self.attend(embeddings, window, mask)
         return self.norm(embeddings + attended), weights
@@ -136,8 +129,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        inner = self.dropout(F.gelu(self.up(hidden)))
-        return self.norm(self.dropout(self.down(inner)))
+        return self.norm(self.dropout(self.down(self.dropout(F.gelu(self.up(hidden))))))
 
 
 class Parts(NamedTuple):
@@ -168,8 +160,6 @@ class ContextKV(nn.Module):
         log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; None without.
         window: which contexts a position sees.
     """
-
-    window: Window
 
     def __init__(
         self,
@@ -203,10 +193,9 @@ class ContextKV(nn.Module):
     def set_phase(self, phase: Literal[1, 2]) -> None:
         """Train the ContextBlock (1) or attention and feed-forward (2), and nothing else."""
         self.requires_grad_(False)
-        self.context_block.requires_grad_(phase == 1)
-        for trained in (self.attention, self.feed_forward):
-            if trained is not None:
-                trained.requires_grad_(phase == 2)
+        for part in (self.context_block,) if phase == 1 else (self.attention, self.feed_forward):
+            if part is not None:
+                part.requires_grad_(True)
 
     def trained_weights(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the current phase trains, by name."""
@@ -215,11 +204,9 @@ class ContextKV(nn.Module):
     def load_table(self, table: Tensor, unigram: Tensor | None = None) -> None:
         """Copy in the frozen token table, float32 `[vocab_size, hidden_size]`.
 
-        Args:
-            unigram: distribution of tokens `[vocab_size]`, each above 0; its log becomes `log_unigram`.
+        `unigram`, a distribution of tokens `[vocab_size]`, each above 0, gives its log to `log_unigram`.
         """
-        with torch.no_grad():
-            self.wte.weight.copy_(table)
+        self.wte.weight.data.copy_(table)
         if unigram is not None:
             self.log_unigram = unigram.log().to(self.wte.weight)
 
@@ -232,17 +219,15 @@ class ContextKV(nn.Module):
         return self.embedding_norm(self.wte(input_ids))
 
     def attend(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute attention and feed-forward of n positions.
+        """Compute what the output head reads, `[n, hidden_size]`, and attention weights.
+
+        These are `[n, num_heads, slots]`, or None if an attention plug-in returns none.
 
         Args:
             embeddings: normed token embeddings `[n, hidden_size]`.
             window: contexts each position sees, `[n, slots, context_dim]`, zero where there is none.
             present: bool `[n, slots]`, the slots that hold a context. With `kv_method="fixed"` the
                 others are attended as zeros; with "variable" they are masked.
-
-        Returns:
-            the hidden state that the output head reads, `[n, hidden_size]`, and attention weights
-            `[n, num_heads, slots]` (None if an attention plug-in returns none).
         """
         if self.feed_forward is None:
             if not torch.is_autocast_enabled():  # which would cast it where it is used
@@ -265,13 +250,12 @@ class ContextKV(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and correctness of each prediction, as `frozen_head_cross_entropy`.
 
-        Args:
-            table: the token table in the dtype of the matrix products; None takes the model's own.
+        `table` is the token table in the dtype of the matrix products; None takes the model's own.
         """
         table = self.wte.weight if table is None else table
-        bias = self.current_token_bias
-        precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # to sum in
-        return frozen_head_cross_entropy(precise, table, targets, self.log_unigram, read, bias)
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # to sum in
+        bias, token_bias = self.log_unigram, self.current_token_bias
+        return frozen_head_cross_entropy(hidden, table, targets, bias, read, token_bias)
 
     @property
     def current_token_bias(self) -> float:

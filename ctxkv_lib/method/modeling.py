@@ -33,15 +33,12 @@ PARTS: dict[str, Any] = {"StructuredBlock": StructuredBlock, "SlotAttention": Sl
 
 
 class ContextKVConfig(PretrainedConfig):
-    """The fields of `ModelConfig`, and what else the model is built with.
+    """The fields of `ModelConfig`, checked by it (ValueError), and what else the model is built with.
 
     Attributes:
         vocab_size: tokens of the table.
         has_unigram: whether log-frequencies are added to the logits.
         parts: `{"block": {"name": ..., "settings": {...}}, ...}` of the `PARTS` that replace published ones.
-
-    Raises:
-        ValueError: a field has a value that is not allowed.
     """
 
     model_type = "context_kv"
@@ -66,28 +63,20 @@ class ContextKVConfig(PretrainedConfig):
 
     def build(self) -> ContextKV:
         """Make the model, with random weights."""
-        made = {}
-        for hook, part in self.parts.items():
-            kind = PARTS[part["name"]]
-            settings = getattr(kind, "Settings", None)
-            made[hook] = partial(kind, settings=settings(**part["settings"])) if settings else kind
+        made = {hook: PARTS[part["name"]] for hook, part in self.parts.items()}
+        for hook, kind in made.items():
+            if settings := getattr(kind, "Settings", None):
+                made[hook] = partial(kind, settings=settings(**self.parts[hook]["settings"]))
         return ContextKV(self.shapes(), self.vocab_size, self.has_unigram, Parts(**made))
 
 
 class Memory(NamedTuple):
-    """m contexts of each text without gaps, its last one in the last row, and where the new columns are.
+    """The last m contexts of each text without gaps, and where the new columns are among them."""
 
-    Attributes:
-        contexts: zero before the text, `[batch, m, context_dim]`.
-        tokens: int64 `[batch, m]`.
-        rows: that of each new column, int64 `[batch, length]`; of padding, any.
-        first: the first row of each text, int64 `[batch]`.
-    """
-
-    contexts: Tensor
-    tokens: Tensor
-    rows: Tensor
-    first: Tensor
+    contexts: Tensor  # zero before the text, `[batch, m, context_dim]`
+    tokens: Tensor  # int64 `[batch, m]`
+    rows: Tensor  # that of each new column, int64 `[batch, length]`; of padding, any
+    first: Tensor  # the first row of each text, int64 `[batch]`
 
 
 class ContextCache(Cache):
@@ -102,19 +91,17 @@ class ContextCache(Cache):
 
     is_croppable = False  # else generation, where it checks whether to stop a step late, would crop it
 
-    def __init__(self, batch: int, reach: int, like: Tensor) -> None:
+    def __init__(self, model: ContextKV, batch: int) -> None:
         super().__init__(layers=[])
-        self.contexts = like.new_zeros(batch, reach + 1, like.shape[-1])
-        self.tokens = torch.zeros(batch, reach + 1, dtype=torch.int64, device=like.device)
+        shape, like = (batch, model.window.offsets[-1] + 1), model.wte.weight
+        self.contexts = like.new_zeros(*shape, model.config.context_dim)
+        self.tokens = like.new_zeros(shape, dtype=torch.int64)
         self.lengths, self.columns = torch.zeros_like(self.tokens[:, 0]), 0
 
     def extend(self, contexts: Tensor, tokens: Tensor, read: Tensor) -> Memory:
         """Add new columns, and return them with those held before.
 
-        Args:
-            contexts: after each column, `[batch, length, context_dim]`.
-            tokens: integers `[batch, length]`.
-            read: bool `[batch, length]`, False where a column is padding.
+        `contexts` are those after each column, `[batch, length, context_dim]`; `read` is False at padding.
         """
         kept, length = self.contexts.shape[1], tokens.shape[1]
         held = torch.arange(kept, device=tokens.device) >= kept - self.lengths[:, None]
@@ -174,11 +161,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def of(cls, model: ContextKV, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Self:
-        """Wrap a trained model.
-
-        Args:
-            settings: of each part that replaces a published one, by hook: `block` and `attention`.
-        """
+        """Wrap a trained model; `settings` are those of its parts, by hook: `block` and `attention`."""
         parts = {
             hook: {"name": type(getattr(model, PLACES[hook])).__name__, "settings": dict(each)}
             for hook, each in (settings or {}).items()
@@ -210,11 +193,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
-        """Save as transformers does, with the files of a user's own parts; see `save_part`.
-
-        Raises:
-            ValueError: a part cannot be saved.
-        """
+        """Save as transformers does, with the files of a user's own parts; raises as `save_part`."""
         lost = dict(self.named_buffers()).keys() - self.state_dict().keys()
         require(not lost, "a buffer", min(lost, default=""), "those saved with the weights (persistent=True)")
         super().save_pretrained(save_directory, **options)
@@ -252,8 +231,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
         Returns:
             logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats. In training with labels
-            there are no logits: only the loss is used, and its way is not through them. Training does not
-            copy.
+            there are no logits: the loss is computed without them. Training does not copy.
 
         Raises:
             ValueError: nothing to read, or an argument that does not fit.
@@ -263,10 +241,9 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         ignored, shift_labels = options.get("ignore_index", -100), options.get("shift_labels")
         if labels is not None and shift_labels is None:
             shift_labels = F.pad(labels, (0, 1), value=ignored)[:, 1:]
-        shape = input_ids.shape if shift_labels is None else shift_labels.shape
-        require(
-            shape == input_ids.shape, "labels.shape", tuple(shape), f"{tuple(input_ids.shape)}, as input_ids"
-        )
+        if shift_labels is not None:
+            shape, allowed = tuple(shift_labels.shape), tuple(input_ids.shape)
+            require(shape == allowed, "labels.shape", shape, f"{allowed}, as input_ids")
         embeddings = self.model.embed(input_ids)
         memory = cache.extend(self._contexts(embeddings, cache.contexts[:, -1], read), input_ids, read)
         kept = slice(-logits_to_keep if logits_to_keep and shift_labels is None else None, None)
@@ -291,8 +268,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             return cache
         allowed = "None, or the ContextCache that this model returned"
         require(cache is None or not cache.get_seq_length(), CACHE_NAME, type(cache).__name__, allowed)
-        like = self.model.wte.weight.new_empty(0, self.config.context_dim)
-        return ContextCache(batch, self.model.window.offsets[-1], like)
+        return ContextCache(self.model, batch)
 
     def _contexts(self, embeddings: Tensor, state: Tensor, read: Tensor) -> Tensor:
         """Compute contexts `[batch, length, context_dim]` after each column, column by column."""
@@ -308,9 +284,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         """Compute hidden states of the columns `kept`, `[batch, kept, hidden_size]`, some at a time."""
         batch, found = torch.arange(len(embeddings), device=embeddings.device)[:, None, None], []
         size = max(1, ATTENDED_AT_ONCE // len(embeddings))
-        for x, rows in zip(
-            embeddings[:, kept].split(size, 1), memory.rows[:, kept].split(size, 1), strict=True
-        ):
+        chunks = (each[:, kept].split(size, dim=1) for each in (embeddings, memory.rows))
+        for x, rows in zip(*chunks, strict=True):
             slots = self.model.window.slots(rows)
             present = slots >= memory.first[:, None, None]
             present[..., 0] = True  # also of padding: without any slot, attention would be NaN
@@ -359,9 +334,8 @@ def _columns_read(
 ) -> Tensor:
     """Return which columns are no padding, bool `[batch, length]`; raises the ValueErrors of `forward`."""
     shape = tuple(input_ids.shape)
-    require(
-        len(shape) == 2 and 0 not in shape, "input_ids.shape", shape, "[batch, length], neither of them 0"
-    )
+    allowed = "[batch, length], neither of them 0"
+    require(len(shape) == 2 and 0 not in shape, "input_ids.shape", shape, allowed)
     given = {name for name, value in options.items() if value is not None and value is not False}
     unknown = sorted(given - OPTIONS)
     require(not unknown, "an argument of forward", unknown, "those that help(model.forward) lists")
@@ -381,19 +355,15 @@ def _columns_read(
 def save_part(kind: type, modeling: Path) -> None:
     """Add the file of a user's own class to a saved model; it may import files that are saved with it.
 
-    Raises:
-        ValueError: the class is not in a module, or its file needs others that are not there.
+    Raises ValueError where the class is not in a module, or its file needs others that are not there.
     """
-    name, module = kind.__name__, inspect.getmodule(kind)
-    is_found = getattr(module, name, None) is kind and kind.__module__ != "__main__"
-    require(
-        is_found, "a part of the model", name, "a class of a module, not of a notebook, script or function"
-    )
+    name, allowed = kind.__name__, "a class of a module, not of a notebook, script or function"
+    is_found = getattr(inspect.getmodule(kind), name, None) is kind and kind.__module__ != "__main__"
+    require(is_found, "a part of the model", name, allowed)
     file = Path(inspect.getfile(kind))
     require(not (Path(__file__).parent / file.name).exists(), "the file of a part", file.name, "another name")
-    code, flags = file.read_text("utf-8"), re.MULTILINE
-    code = re.sub(rf"^(\s*from ){re.escape(__package__)}\.", r"\1.", code, flags=flags)
-    needed = re.findall(r"^\s*(?:from|import)\s+(\.\w*|ctxkv_lib\S*)", code, flags=flags)
+    code = re.sub(rf"(?m)^(\s*from ){re.escape(__package__)}\.", r"\1.", file.read_text("utf-8"))
+    needed = re.findall(r"(?m)^\s*(?:from|import)\s+(\.\w*|ctxkv_lib\S*)", code)
     missing = [each for each in needed if not (modeling.parent / f"{each[1:]}.py").exists()]
     require(not missing, f"an import of {file.name}", missing, "files that are saved with every model")
     (modeling.parent / file.name).write_text(code, "utf-8")

@@ -48,15 +48,12 @@ class StoppingRule:
     """Stop at `stop_rate`, or when the rate, above `plateau_rate`, gains too little several times running."""
 
     def __init__(self, config: Phase1Config) -> None:
-        self.config = config
-        self.last_rate = -math.inf
-        self.stalled = 0
+        self.config, self.last_rate, self.stalled = config, -math.inf, 0
 
     def reason(self, rate: float) -> str | None:
         """Return why to stop after an iteration with this convergence rate; None goes on."""
         stalled = rate > self.config.plateau_rate and rate - self.last_rate < self.config.plateau_gain
-        self.stalled = self.stalled + 1 if stalled else 0
-        self.last_rate = rate
+        self.stalled, self.last_rate = self.stalled + 1 if stalled else 0, rate
         if rate >= self.config.stop_rate:
             return "converged"
         return "plateau" if self.stalled >= self.config.plateau_patience else None
@@ -71,7 +68,7 @@ def train_context_block(
     loss: ContextLoss | None = None,
     loop: Loop | None = None,
 ) -> tuple[Phase1Result, Tensor | None]:
-    """Train `block` in place.
+    """Train `block` in place; raises Diverged if loss or weights are no longer finite.
 
     Args:
         embeddings: normed embeddings of the distinct tokens, `[num_distinct, hidden_size]`.
@@ -82,9 +79,6 @@ def train_context_block(
     Returns:
         the outcome; and the last iteration's contexts, float32 `[n + 1, context_dim]`, padded (see
         `windows`), or None if nothing is trained.
-
-    Raises:
-        Diverged: loss or weights are no longer finite.
     """
     loop, weights = loop or Loop(), [*block.parameters()]
     init: Callable[..., None] = getattr(block, "init_weights", lambda *_: None)
@@ -96,8 +90,8 @@ def train_context_block(
     width = context_dim(block, project_inputs(block, embeddings[:1]))
     contexts = draw_contexts(len(tokens), width, config.initial_std, generator)
     total, iteration, rate, reason = 0.0, 1, 0.0, None  # the draw is iteration 1
-    most = config.max_iterations
-    for iteration in loop.track(range(2, most + 1), "Phase 1", most, done=1):
+    planned = range(2, config.max_iterations + 1)
+    for iteration in loop.track(planned, "Phase 1", config.max_iterations, done=1):
         began = time.perf_counter()
         mean_loss, rate = train_iteration(
             block, optimizer, contexts, embeddings, tokens, config, generator, loss
@@ -105,14 +99,8 @@ def train_context_block(
         _check_finite(block, iteration, mean_loss, config)
         seconds = time.perf_counter() - began
         total += seconds
-        metric = {
-            "stage": "phase1",
-            "iteration": iteration,
-            "loss": mean_loss,
-            "convergence_rate": rate,
-            "seconds": round(seconds, 4),
-        }
-        loop.after_round(None, metric)
+        metric = {"stage": "phase1", "iteration": iteration, "loss": mean_loss, "convergence_rate": rate}
+        loop.after_round(None, metric | {"seconds": round(seconds, 4)})
         if reason := rule.reason(rate):
             break
     return Phase1Result(iteration, rate, reason or "max_iterations", total), contexts
@@ -130,11 +118,8 @@ def train_iteration(
 ) -> tuple[float, float]:
     """Do one pass over the stream and one optimiser step; arguments as of `train_context_block`.
 
-    Args:
-        contexts: the previous iteration's, padded; overwritten with this one's.
-
-    Returns:
-        mean loss of the batches, and the share of positions that have converged.
+    `contexts`, padded, are the previous iteration's, and overwritten with this one's. Returns the mean loss
+    of the batches, and the share of positions that have converged.
     """
     optimizer.zero_grad()
     projected = project_inputs(block, embeddings)  # of each distinct token, once

@@ -69,8 +69,10 @@ class ScheduledAdamW(Stepper):
 
         Reference: Wang and Aitchison (2024), who find that regularisation depends on the decay an epoch.
         """
-        matrices = [weight for name, weight in self.weights.items() if _is_matrix(name, weight)]
-        others = [weight for name, weight in self.weights.items() if not _is_matrix(name, weight)]
+        matrices, others = list[nn.Parameter](), list[nn.Parameter]()
+        for name, weight in self.weights.items():  # a bias may have two dimensions, too
+            is_matrix = weight.ndim > 1 and "weight" in name.rpartition(".")[2]
+            (matrices if is_matrix else others).append(weight)
         decay = config.weight_decay * DECAY_TOKENS / positions
         return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
 
@@ -83,11 +85,6 @@ class ScheduledAdamW(Stepper):
         super().step()
         weights = [weight.detach() for weight in self.weights.values()]
         torch._foreach_lerp_([*self.averages.values()], weights, self.update)
-
-
-def _is_matrix(name: str, weight: Tensor) -> bool:
-    """Return whether it is the matrix of a linear layer: a bias may have two dimensions, too."""
-    return weight.ndim > 1 and "weight" in name.rpartition(".")[2]
 
 
 def lr_lambda(step: int, steps: int) -> float:

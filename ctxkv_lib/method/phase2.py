@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,42 +23,14 @@ CHECKED_STEPS = 50  # steps between two checks of the loss, each of which makes 
 STEPPERS: dict[str, type[Stepper]] = {"adamw": Stepper, "scheduled": ScheduledAdamW}
 
 
-class EarlyStopping:
-    """Keeps the best epoch; stops after `patience` epochs in a row that are not strictly better."""
-
-    def __init__(self, patience: int, val_ppls: Iterable[float] = ()) -> None:
-        self.patience = patience
-        self.best = math.inf
-        self.no_improve = 0
-        for val_ppl in val_ppls:
-            self.improved(val_ppl)
-
-    def improved(self, val_ppl: float) -> bool:
-        """Take an epoch's validation PPL; return whether it is the lowest so far."""
-        better = val_ppl < self.best
-        self.best = min(self.best, val_ppl)
-        self.no_improve = 0 if better else self.no_improve + 1
-        return better
-
-    @property
-    def should_stop(self) -> bool:
-        return self.no_improve >= self.patience
-
-
 @dataclass
 class Phase2State:
-    """What a Phase 2 needs to go on after an epoch.
+    """What a Phase 2 needs to go on after an epoch."""
 
-    Attributes:
-        weights: what is trained, by name.
-        metrics: those of the finished epochs.
-        best: weights of the best of them.
-    """
-
-    weights: dict[str, nn.Parameter]
+    weights: dict[str, nn.Parameter]  # what is trained, by name
     stepper: Stepper
-    metrics: list[Metric] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)  # of the finished epochs
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best of them
 
 
 @dataclass(frozen=True)
@@ -80,23 +52,22 @@ def train_attention(
     """Train `model` in place and leave it with the best epoch's weights.
 
     Each epoch's order and dropout are drawn from (seed, epoch) alone, so a training that was resumed gives
-    the same numbers as one that never stopped.
+    the same numbers as one that never stopped. Raises Diverged where the loss is not finite.
 
     Args:
         train: its dtype, float32 or bfloat16, is that of the matrix products of training (see
             `batch_gradients`); sums, optimiser and validation are float32.
-
-    Raises:
-        Diverged: the loss is no longer finite.
     """
     loop = loop or Loop()
     model.set_phase(2)
     weights = model.trained_weights()
     state = Phase2State(weights, STEPPERS[config.optimizer](weights, config, len(train)))
     loop.restore(state)
-    stopping = EarlyStopping(config.patience, [metric["val_ppl"] for metric in state.metrics])
-    while len(state.metrics) < config.max_epochs and not stopping.should_stop:
-        epoch, began = len(state.metrics) + 1, time.perf_counter()
+    metrics = state.metrics
+    best_ppl = min((metric["val_ppl"] for metric in metrics), default=math.inf)
+    no_improve = metrics[-1]["no_improve"] if metrics else 0
+    while len(metrics) < config.max_epochs and no_improve < config.patience:
+        epoch, began = len(metrics) + 1, time.perf_counter()
         train_loss = train_epoch(model, train, state.stepper, config, seed, epoch, loop)
         with state.stepper.averaged():
             val_loss, val_acc = evaluate(model, validation, loop)
@@ -104,25 +75,19 @@ def train_attention(
         train_ppl, val_ppl = perplexity(train_loss), perplexity(val_loss)
         if not (math.isfinite(train_ppl) and math.isfinite(val_ppl)):
             raise _diverged(epoch, f"train loss {train_loss}, validation loss {val_loss}", config)
-        improved = stopping.improved(val_ppl)
-        metric = {
-            "stage": "phase2",
-            "epoch": epoch,
-            "train_ppl": train_ppl,
-            "val_ppl": val_ppl,
-            "val_acc": val_acc,
-            "improved": improved,
-            "no_improve": stopping.no_improve,
-            "seconds": round(time.perf_counter() - began, 3),
-            "memory": snapshot(f"epoch {epoch}", model.device),
-        }
-        state.metrics.append(metric)
-        state.best = kept if improved else state.best
-        loop.after_round(state, metric)
+        improved = val_ppl < best_ppl
+        if improved:
+            best_ppl, state.best = val_ppl, kept
+        no_improve = 0 if improved else no_improve + 1
+        metric = {"stage": "phase2", "epoch": epoch, "train_ppl": train_ppl, "val_ppl": val_ppl}
+        metric |= {"val_acc": val_acc, "improved": improved, "no_improve": no_improve}
+        metric |= {"seconds": round(time.perf_counter() - began, 3)}
+        metrics.append(metric | {"memory": snapshot(f"epoch {epoch}", model.device)})
+        loop.after_round(state, metrics[-1])
     for name, weight in weights.items():
         weight.data.copy_(state.best[name])
     model.eval()
-    return Phase2Result(state.metrics, "early_stopping" if stopping.should_stop else "max_epochs")
+    return Phase2Result(metrics, "early_stopping" if no_improve >= config.patience else "max_epochs")
 
 
 def train_epoch(
@@ -138,7 +103,7 @@ def train_epoch(
     model.train()
     torch.manual_seed(epoch_seed(seed, epoch))  # dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
-    table = model.wte.weight.detach().to(train.dtype)
+    table = model.wte.weight.detach().to(train.contexts.dtype)
     precise = torch.float32 if model.device.type == "mps" else torch.float64  # of a sum of millions of steps
     total = torch.zeros((), dtype=precise, device=model.device)
     batches = train.batches(train.epoch_order(seed, epoch), size, model, loop.shard)
@@ -153,11 +118,9 @@ def train_epoch(
 def train_step(
     model: ContextKV, table: Tensor, stepper: Stepper, loop: Loop, batch: Batch, count: int
 ) -> Tensor:
-    """Take one step; returns the summed loss of the whole batch, on the device.
+    """Take one step; returns the summed loss of all `count` positions of the batch, on the device.
 
-    Args:
-        table: the model's token table in the dtype of the matrix products.
-        batch: what this process computes of a batch of `count` positions: all, unless there are others.
+    `table` is the token table in the dtype of the matrix products; `batch`, what this process computes.
     """
     stepper.optimizer.zero_grad()
     with RowsOfDropout(count, loop.shard(count)):

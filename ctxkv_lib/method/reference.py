@@ -81,11 +81,10 @@ def phase1(p, table, train_ids, config, seed):
     parameters = trainable(p, ("context_block.",))
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     x = normed_embedding(table, train_ids[:-1])
-    contexts = torch.randn(len(x), len(p["context_block.linear.weight"]), generator=generator)
-    contexts = contexts * config.initial_std
-    losses, rates, stalled, iteration, stop_reason = [], [], 0, 1, "max_iterations"
-    while iteration < config.max_iterations:
-        iteration += 1
+    size = len(x), len(p["context_block.linear.weight"])
+    contexts = torch.randn(size, generator=generator) * config.initial_std
+    losses, rates, stalled, stop_reason = [], [], 0, "max_iterations"
+    for _ in range(2, config.max_iterations + 1):
         contexts, loss, rate = phase1_iteration(p, optimizer, x, contexts, generator, config)
         losses.append(loss)
         rates.append(rate)
@@ -99,7 +98,7 @@ def phase1(p, table, train_ids, config, seed):
             break
     for tensor in parameters:
         tensor.requires_grad_(False)
-    result = {"losses": losses, "rates": rates, "iterations": iteration}
+    result = {"losses": losses, "rates": rates, "iterations": 1 + len(rates)}
     return result | {"stop_reason": stop_reason, "contexts": contexts}
 
 
@@ -111,8 +110,8 @@ def parallel_pass(p, table, ids, contexts):
 
 def validation_contexts(p, table, ids, passes, initial_std, generator):
     """`passes` parallel passes from N(0, initial_std): (n,) -> (n, C)."""
-    context_dim = len(p["context_block.linear.weight"])
-    contexts = torch.randn(len(ids), context_dim, generator=generator) * initial_std
+    size = len(ids), len(p["context_block.linear.weight"])
+    contexts = torch.randn(size, generator=generator) * initial_std
     for _ in range(passes):
         contexts = parallel_pass(p, table, ids, contexts)
     return contexts
@@ -140,22 +139,18 @@ def effective_rank(contexts, max_rows, generator):
 
 def gather_slots(contexts, positions, shape):
     """contexts[i - interval * k] for k < max_contexts, zero before the start: (B, S, C) and exists (B, S)."""
-    slots, exists = [], []
-    for k in range(shape.max_contexts):
-        index = positions - shape.interval * k
-        slots.append(contexts[index.clamp(min=0)] * (index >= 0)[:, None])
-        exists.append(index >= 0)
-    return torch.stack(slots, dim=1), torch.stack(exists, dim=1)
+    index = positions[:, None] - shape.interval * torch.arange(shape.max_contexts, device=positions.device)
+    exists = index >= 0
+    return contexts[index.clamp(min=0)] * exists[..., None], exists
 
 
-def phase2_logits(p, table, ids, contexts, positions, shape, dropout=0.0, embeddings=None):
+def phase2_logits(p, table, ids, contexts, positions, shape, dropout=0.0):
     """Next-token logits (B, V) at `positions` (B,).
 
     With `kv_method` "variable" slots before the start are masked; with "fixed" they are zero vectors and take
-    part. `embeddings` (n, H) are those of all positions, as the original caches them; None computes the
-    batch's.
+    part.
     """
-    x = normed_embedding(table, ids[positions]) if embeddings is None else embeddings[positions]  # (B, H)
+    x = normed_embedding(table, ids[positions])  # (B, H)
     slots, exists = gather_slots(contexts, positions, shape)
     q = linear(p, "attention.q", x).unflatten(-1, (shape.num_heads, -1))  # (B, heads, D)
     k = linear(p, "attention.k", slots).unflatten(-1, (shape.num_heads, -1))  # (B, S, heads, D)
@@ -170,17 +165,6 @@ def phase2_logits(p, table, ids, contexts, positions, shape, dropout=0.0, embedd
     h = norm(p, "attention", x + linear(p, "attention.out", mixed))
     h = h + norm(p, "feed_forward", linear(p, "feed_forward.down", F.gelu(linear(p, "feed_forward.up", h))))
     return h @ table.T
-
-
-def phase2_step(p, optimizer, table, train_ids, contexts, positions, shape, embeddings=None):
-    """One optimizer step on the batch at `positions` (B,); returns its mean loss."""
-    dropout = shape.attention_dropout
-    logits = phase2_logits(p, table, train_ids, contexts, positions, shape, dropout, embeddings)
-    loss = F.cross_entropy(logits, train_ids[positions + 1])
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
 
 
 @torch.no_grad()
@@ -202,20 +186,22 @@ def phase2(p, table, train_ids, train_contexts, val_ids, val_contexts, shape, co
     """
     parameters = trainable(p, ("attention.", "feed_forward."))
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    epochs = []
-    best_ppl, best_epoch, no_improve, stop_reason = math.inf, 0, 0, "max_epochs"
+    epochs, best_ppl, best_epoch, no_improve, stop_reason = [], math.inf, 0, 0, "max_epochs"
     for epoch in range(1, config.max_epochs + 1):
         total_loss, n = 0.0, len(train_ids) - 1
         for positions in permutations(epoch).split(config.batch_size):
-            loss = phase2_step(p, optimizer, table, train_ids, train_contexts, positions, shape)
-            total_loss += loss * len(positions)
+            dropout = shape.attention_dropout
+            logits = phase2_logits(p, table, train_ids, train_contexts, positions, shape, dropout)
+            loss = F.cross_entropy(logits, train_ids[positions + 1])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total_loss += loss.item() * len(positions)
         val_loss, val_acc = evaluate(p, table, val_ids, val_contexts, config.batch_size, shape)
         val_ppl = math.exp(val_loss)
-        improved = val_ppl < best_ppl
-        if improved:
+        no_improve += 1
+        if improved := val_ppl < best_ppl:
             best_ppl, best_epoch, no_improve = val_ppl, epoch, 0
-        else:
-            no_improve += 1
         row = {"epoch": epoch, "train_ppl": math.exp(total_loss / n), "val_ppl": val_ppl, "val_acc": val_acc}
         epochs.append(row | {"improved": improved, "no_improve": no_improve})
         if no_improve >= config.patience:

@@ -26,13 +26,9 @@ def at_least(least: float) -> Allowed:
 
 
 def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = ANY, unit: str = "") -> Any:
-    """A field of a dataclass of settings.
+    """A field of a dataclass of settings: its default, and what it is for, or why it is what it is.
 
-    Args:
-        default: its value unless another is asked for.
-        reason: what it is for, or why it is what it is.
-        allowed: the values it takes; a mapping names them and says what each means.
-        unit: what it counts.
+    `allowed` are its values; a mapping names them and says what each means. `unit` is what it counts.
     """
     meanings = allowed if isinstance(allowed, Mapping) else {}
     named = Allowed(", ".join(meanings), lambda value: value in tuple(meanings))
@@ -42,11 +38,7 @@ def setting(default: Any, reason: str, allowed: Allowed | Mapping[str, str] = AN
 
 
 def check_settings(config: Any, concern: str) -> None:
-    """Check every setting of a dataclass against what it allows.
-
-    Raises:
-        ValueError: a value that is not allowed.
-    """
+    """Check every setting of a dataclass; raises ValueError for a value that is not allowed."""
     for known in dataclasses.fields(config):
         value, allowed = getattr(config, known.name), known.metadata["allowed"]
         try:

@@ -32,10 +32,7 @@ class StructuredBlock(ContextBlock):
     @dataclass(frozen=True)
     class Settings:
         longest_mean: float = setting(
-            40.0,
-            "initialised to encode the current token and running means of 4 to so many",
-            at_least(SHORTEST_MEAN),
-            "tokens",
+            40.0, "initialised to encode running means of 4 to so many", at_least(SHORTEST_MEAN), "tokens"
         )
 
         def __post_init__(self) -> None:
@@ -69,19 +66,13 @@ class StructuredBlock(ContextBlock):
         variance = (whole + MEANS * averaged * MEAN_STD**2) / self.context_dim
         self.init_linear_recurrence(mean, carried, torch.cat([token, *means]), variance)
 
-    @torch.no_grad()
     def init_linear_recurrence(self, mean: Tensor, carried: Tensor, weights: Tensor, variance: float) -> None:
         """Initialise the weights so that a step is all but linear: `c' = carried @ c + weights @ (x - mean)`.
 
         GELU(z) is z where z is large, so all units get one large bias, which the norm subtracts with their
         mean. The norm divides by a constant, since the last unit is constant and larger than all others
-        together. Its scale is 0, so contexts are 0 there.
-
-        Args:
-            mean: of the tokens, `[hidden_size]`.
-            carried: `[context_dim - 1, context_dim - 1]`, with which no context grows.
-            weights: `[context_dim - 1, hidden_size]`.
-            variance: of the resulting contexts, the mean over units.
+        together; its scale is 0, so contexts, whose mean variance is given, are 0 there. `carried` is square,
+        of one row less than a context has units, as `weights` `[context_dim - 1, hidden_size]`.
         """
         size = self.context_dim
         steady = math.sqrt(STEADY * variance * size)
@@ -106,22 +97,10 @@ def principal_components(embeddings: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     mean = shares @ rows
     centred = (rows - mean) * shares[:, None].sqrt()
     variances, axes = torch.linalg.eigh((centred.T @ centred).double())
-    deviations = variances.flip(0).clamp(min=0).sqrt()
+    deviations, axes = variances.flip(0).clamp(min=0).sqrt(), axes.T.flip(0)
     deviations = deviations.clamp(min=max(1e-3 * deviations[0].item(), 1e-6))
-    axes = axes.T.flip(0)
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     return mean, (axes * largest.sign()).float(), deviations.float()
-
-
-def nearest_biases(num_heads: int, slots: int) -> Tensor:
-    """Return biases `[num_heads, slots]` with which heads prefer slots 1 to 4, more of them the nearer ones.
-
-    A preferred slot begins with the same share of its head's attention, however many slots there are.
-    """
-    preferred = SLOT_BIAS + math.log(max(1, slots - 1) / (BIASED_SLOTS - 1))
-    nearest = torch.logspace(0, 1, num_heads, base=LARGEST_NEAR_SLOT).round().long()
-    biases = torch.zeros(num_heads, slots)
-    return biases.scatter_(1, nearest.clamp(max=slots - 1)[:, None], preferred)
 
 
 def geometric_offsets(config: ModelConfig) -> list[int]:
@@ -136,11 +115,19 @@ def geometric_offsets(config: ModelConfig) -> list[int]:
 
 
 class BiasedAttention(ContextKVAttention):
-    """Attention to contexts with a learned bias of each slot's score; keys need none of their own."""
+    """Attention to contexts with a learned bias of each slot's score; keys need none of their own.
+
+    Heads first prefer slots 1 to 4, more of them the nearer ones. A preferred slot begins with the same share
+    of its head's attention, however many slots there are.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, key_bias=False)
-        self.slot_bias = nn.Parameter(nearest_biases(config.num_heads, config.max_contexts))
+        slots = config.max_contexts
+        preferred = SLOT_BIAS + math.log(max(1, slots - 1) / (BIASED_SLOTS - 1))
+        nearest = torch.logspace(0, 1, config.num_heads, base=LARGEST_NEAR_SLOT).round().long()
+        biases = torch.zeros(config.num_heads, slots)
+        self.slot_bias = nn.Parameter(biases.scatter_(1, nearest.clamp(max=slots - 1)[:, None], preferred))
 
     def attention_weights(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         return super().attention_weights(scores + self.slot_bias, mask)
@@ -149,15 +136,13 @@ class BiasedAttention(ContextKVAttention):
 class SlotAttention(nn.Module):
     """Attention to geometric slots, and feed-forward; the output head reads no residual of the embedding."""
 
+    slot_offsets = staticmethod(geometric_offsets)
+
     @dataclass(frozen=True)
     class Settings:
-        current_token_bias: float = setting(
-            -5.0, "added to the current token's logit: immediate repeats are rare"
-        )
+        current_token_bias: float = setting(-5.0, "added to the current token's logit: repeats are rare")
         input_dropout: float = setting(0.2, "on the token embeddings that are read", SHARE, "share")
-        layer_dropout: float = setting(
-            0.1, "on what attention adds, in and after feed-forward", SHARE, "share"
-        )
+        layer_dropout: float = setting(0.1, "after attention, in and after feed-forward", SHARE, "share")
         copy_weight: float = setting(
             0.1,
             "of the probability, outside of training, for tokens that followed similar contexts",
@@ -171,18 +156,12 @@ class SlotAttention(nn.Module):
     def __init__(self, config: ModelConfig, settings: Settings) -> None:
         super().__init__()
         self.settings, self.masked = settings, config.kv_method == "variable"
-        self.current_token_bias = settings.current_token_bias
-        self.copying = (
-            Copying(settings.copy_weight, settings.copy_sharpness) if settings.copy_weight else None
-        )
+        self.current_token_bias, weight = settings.current_token_bias, settings.copy_weight
+        self.copying = Copying(weight, settings.copy_sharpness) if weight else None
         self.input_dropout = nn.Dropout(settings.input_dropout)
         self.layer_dropout = nn.Dropout(settings.layer_dropout)
         self.attention = BiasedAttention(config)
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, settings.layer_dropout)
-
-    def slot_offsets(self, config: ModelConfig) -> list[int]:
-        """Return the distance back of each slot in tokens, ascending from 0."""
-        return geometric_offsets(config)
 
     def forward(self, embeddings: Tensor, window: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the hidden state and the attention weights; see `method.model.Parts`."""

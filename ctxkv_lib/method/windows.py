@@ -23,12 +23,7 @@ class Window:
     """
 
     def __init__(self, config: ModelConfig, offsets: Sequence[int] | None = None) -> None:
-        """Build the window of a model.
-
-        Args:
-            offsets: distances in tokens, of which an attention plug-in may have its own; by default
-                `0, interval, 2 * interval, ...`.
-        """
+        """Take the offsets of an attention plug-in, or by default `0, interval, 2 * interval, ...`."""
         uniform = [slot * config.interval for slot in range(config.max_contexts)]
         self.offsets = uniform if offsets is None else list(offsets)
         self._on_device: dict[torch.device, Tensor] = {}
@@ -37,13 +32,9 @@ class Window:
         return len(self.offsets)
 
     def slots(self, positions: Tensor) -> Tensor:
-        """Return the positions that each position attends, nearest first.
+        """Return the positions that each of `positions`, int64 `[...]`, attends, nearest first.
 
-        Args:
-            positions: int64 `[...]`, token positions in the stream.
-
-        Returns:
-            int64 `[..., slots]`; negative where the slot lies before the stream.
+        They are int64 `[..., slots]`, negative where the slot lies before the stream.
         """
         return positions[..., None] - self._offsets(positions.device)
 

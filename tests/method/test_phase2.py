@@ -16,7 +16,7 @@ from ctxkv_lib.method.evaluation import evaluate, perplexity
 from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.model import Parts
 from ctxkv_lib.method.optimizer import Stepper
-from ctxkv_lib.method.phase2 import EarlyStopping, RowsOfDropout, batch_gradients, train_attention
+from ctxkv_lib.method.phase2 import RowsOfDropout, batch_gradients, train_attention
 from ctxkv_lib.method.tuned import SlotAttention
 
 SEED = 3
@@ -119,10 +119,12 @@ def test_shards_of_a_batch_have_the_gradients_of_the_whole(parts):
         torch.testing.assert_close(found, whole[name], msg=name)
 
 
-def test_early_stopping_wants_strictly_lower():
-    stopping = EarlyStopping(patience=2)
-    assert [stopping.improved(ppl) for ppl in (5.0, 5.0, 4.0, 4.5, 4.0)] == [True, False, True, False, False]
-    assert stopping.should_stop
+def test_early_stopping_wants_strictly_lower(monkeypatch):
+    losses = iter([5.0, 5.0, 4.0, 4.5, 4.0])
+    monkeypatch.setattr(phase2, "evaluate", lambda *_: (next(losses), 0.0))
+    _, epochs, reason = train(Phase2Config(max_epochs=9, batch_size=100, patience=2))
+    assert [epoch["improved"] for epoch in epochs] == [True, False, True, False, False]
+    assert reason == "early_stopping"
 
 
 def test_the_averages_of_a_stepper_are_validated_and_kept():
