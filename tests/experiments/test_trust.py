@@ -125,12 +125,12 @@ def test_every_killed_run_ends_with_the_numbers_of_an_undisturbed_one(laboratory
         if number % 5 == 4:  # a run on other data that is killed, too
             write_conversations(laboratory.data, 16, seed=number)
             laboratory.killed_at(out, draw.randrange(len(laboratory.renames)))
+            write_conversations(laboratory.data, 16)
         if number % 2:
             killed = laboratory.run(out, kill_after=draw.uniform(0, laboratory.seconds))
         else:
             killed = laboratory.killed_at(out, draw.randrange(2 * len(laboratory.renames)))
         ended[killed.code] += 1
-        write_conversations(laboratory.data, 16)
         laboratory.check_run(out)
         shutil.rmtree(out)
     print(f"\nkilled: {ended}")
