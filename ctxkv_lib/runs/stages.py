@@ -5,10 +5,11 @@ Rank 0 computes everything but Phase 2, whose batches all processes share.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from .. import ranks
 from ..errors import UserError
@@ -22,18 +23,14 @@ from ..method.model import ContextKV, project_inputs
 from ..method.oacd import UNTRAINED, train_context_block
 from ..method.phase2 import train_attention
 from ..progress import say, stage
-from .caches import load_caches, place_caches
 from .checks import refuse_unsaved
 from .folder import Stage
-from .model import frozen_model, load_block, load_weights, parameter_counts
+from .model import frozen_model, load_block, load_caches, load_weights, parameter_counts, place_caches
 from .provenance import PRECISIONS, provenance
 from .rows import MixerModel, as_read
 from .saved_epochs import RunLoop
 from .trained import save_for_transformers
 from .work import Work
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 SCAN_TOKENS = 2**18  # of which contexts are computed at a time: 256 MiB
 EMBEDDED_TOKENS = 2**13  # whose embeddings are written at a time
@@ -50,7 +47,7 @@ class Prepared:
     """
 
     model: ContextKV
-    tokenizer: "PreTrainedTokenizerFast"
+    tokenizer: PreTrainedTokenizerFast
     caches: dict[str, StreamCache]
     placement: str
     record: dict[str, Any]
