@@ -248,13 +248,13 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     return dataclasses.replace(config, plugins=plugins)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield `("group.field", value)` for each setting of a nested configuration."""
-    for name, value in values.items():
-        if isinstance(value, dict) and not prefix:
-            yield from flat(value, f"{name}.")
+    for group, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{group}.{name}", each) for name, each in value.items())
         else:
-            yield prefix + name, value
+            yield group, value
 
 
 def changed_settings(config: ExperimentConfig) -> dict[str, Any]:

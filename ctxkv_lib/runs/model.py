@@ -85,24 +85,14 @@ def load_caches(folder: Path) -> dict[str, StreamCache]:
 
 
 def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
-    """Move caches to a GPU where there is room, the smallest first; the others stay mapped from their files.
-
-    Returns:
-        the caches, and a sentence on where they are held.
-    """
+    """Move caches to a GPU where there is room, the smallest first; also say in words where each is held."""
     placed, words = dict(caches), []
     for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
-        where = "mapped from its files"
-        if device.type != "cpu" and cache.nbytes + HEADROOM_BYTES <= free_bytes(device):
+        where, free = "mapped from its files", psutil.virtual_memory().available  # of which mps takes, too
+        room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free
+        if device.type != "cpu" and cache.nbytes + HEADROOM_BYTES <= room:
             placed[split], where = cache.each(lambda tensor: tensor.to(device)), f"on {device.type}"
-        elif cache.nbytes > psutil.virtual_memory().available:
+        elif cache.nbytes > free:
             placed[split] = replace(cache, pool=POOL)  # in reading order within a pool, a disk keeps up
         words.append(f"{split} {mib(cache.nbytes):,.0f} MiB {where}")
     return placed, ", ".join(words)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that can still be taken on a device; mps shares the host's."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available

@@ -13,7 +13,7 @@ from .. import ranks
 from ..data.conversations import Conversations, load_conversations
 from ..data.embeddings import load_table
 from ..data.settings import Split
-from ..data.tokens import TokenStream, load_tokenizer, tokenizer_digest, train_stream, validation_stream
+from ..data.tokens import load_tokenizer, tokenizer_digest, train_stream, validation_stream
 from ..errors import UserError
 from ..files import digest
 from ..method.loop import Metric
@@ -80,10 +80,6 @@ class Work:
                 )
         self.memory.append(snapshot("data loaded", self.device))
         return ids
-
-    @property
-    def test_stream(self) -> TokenStream:
-        return validation_stream(self.texts["test"], self.tokenizer)
 
     @cached_property
     def model(self) -> ContextKV:
