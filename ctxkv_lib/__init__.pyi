@@ -23,8 +23,8 @@ from .report.info import describe as describe
 from .report.info import format_info as format_info
 from .report.tables import comparison_table as comparison_table
 from .runs.config import build_config as build_config
-from .runs.configure import compared_samples as compared_samples
-from .runs.configure import configure as configure
+from .runs.config import compared_samples as compared_samples
+from .runs.config import configure as configure
 from .runs.folder import Run as Run
 from .runs.folder import comparison_folder as comparison_folder
 from .runs.folder import load_run as load_run

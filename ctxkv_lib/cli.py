@@ -15,7 +15,15 @@ from . import __version__, ranks
 from .errors import UserError, describe, did_you_mean, is_utf8, one_line
 from .files import read_json, write_json
 from .progress import epoch_printer, notice, say, stage
-from .runs.config import PRESETS, RECIPES, ExperimentConfig, config_from_dict, parse_settings
+from .runs.config import (
+    PRESETS,
+    RECIPES,
+    ExperimentConfig,
+    compared_samples,
+    config_from_dict,
+    configure,
+    parse_settings,
+)
 from .runs.settings import Sampling
 
 PLUG_INS = {
@@ -166,8 +174,6 @@ def parser() -> argparse.ArgumentParser:
 
 def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfig:
     """Build the configuration; without any option of an experiment, take that of an existing run in --out."""
-    from .runs.configure import configure
-
     out = getattr(options, "out", None)
     if out and (out / "config.json").is_file() and not any(vars(options)[key] for key in EXPERIMENT):
         try:
@@ -252,8 +258,6 @@ def _measured(runs: list[Any]) -> list[Any]:
 
 def compare(options: argparse.Namespace) -> None:
     """Run the same experiment on fewer and on more conversations."""
-    from .runs.configure import compared_samples
-
     largest = _config(options, max(options.samples) if options.samples else None)
     counts = {*options.samples} if options.samples else compared_samples(largest)
     configs = [largest.replace({"data.samples": count}) for count in counts]

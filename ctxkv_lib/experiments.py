@@ -67,7 +67,7 @@ def run(
     """
     config = config.replace(plugins) if plugins else config
     with _begun(config, out, listener, again) as work:
-        phase1, caches = contexts_of(work)
+        phase1, caches = ranks.on_rank_0(lambda: contexts_of(work))
         phase2 = attention_of(work, phase1, caches)
         return ranks.on_rank_0(lambda: _finished(work, phase1, caches, phase2))
 
@@ -84,7 +84,7 @@ def prepare(
     """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
     config = config.replace(plugins) if plugins else config
     with _begun(config, out, listener, again) as work:
-        return prepare_stages(work, *contexts_of(work))
+        return prepare_stages(work, *ranks.on_rank_0(lambda: contexts_of(work)))
 
 
 @contextmanager
@@ -136,7 +136,8 @@ def measured(folder: RunFolder) -> dict[str, Any]:
 
 def write_results(config: ExperimentConfig, folder: RunFolder, summary: dict[str, Any]) -> Run:
     """Write summary, metrics, model card, report and figures of a run whose folder is claimed."""
-    folder.drop("results")
+    if folder.stages.pop("results", None):
+        folder.write()  # so that a kill leaves no record of results that are half written
     path = folder.path
     write_json(path / "config.json", folder.config)
     write_json(path / "summary.json", summary)

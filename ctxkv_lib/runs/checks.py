@@ -25,17 +25,13 @@ CLOSE = 1e-4  # float32's rounding, with room
 @torch.no_grad()
 def try_plugins(model: ContextKV, config: ExperimentConfig) -> None:
     """Try the user's plug-ins as they are evaluated; a UserError names what is wrong."""
-    tries: dict[str, Callable[[ContextKV, str], None]] = {
-        "block": _try_block,
-        "attention": _try_attention,
-        "mixer": _try_mixer,
-    }
+    tries = {"block": _try_block, "attention": _try_attention, "mixer": _try_mixer}
     model.eval()
     for hook, plugin in config.plugins.items():
-        if plugin.source and hook in tries:
-            tries[hook](model, plugin.name)
+        if plugin.source and hook == "loss":
+            _try_loss(model, plugin.name, plugin.build())
         elif plugin.source:
-            _try_loss(plugin.build(), plugin.name, config.model.context_dim, model.device)
+            tries[hook](model, plugin.name)
 
 
 def _try_block(model: ContextKV, name: str) -> None:
@@ -81,9 +77,9 @@ def _try_mixer(model: ContextKV, name: str) -> None:
     _refuse_mixed_rows(name, read, rows)
 
 
-def _try_loss(loss: Callable[[Tensor], Tensor], name: str, width: int, device: torch.device) -> None:
-    contexts = torch.randn(ROW, width, generator=torch.Generator().manual_seed(0)).to(device)
-    found = loss(contexts)
+def _try_loss(model: ContextKV, name: str, loss: Callable[[Tensor], Tensor]) -> None:
+    contexts = torch.randn(ROW, model.config.context_dim, generator=torch.Generator().manual_seed(0))
+    found = loss(contexts.to(model.device))
     if not isinstance(found, Tensor) or found.shape != () or not found.isfinite():
         raise UserError(f"{name} returned {_in_words(found)}; a loss must return a finite scalar.")
 

@@ -10,21 +10,24 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
+from ..data.conversations import comparable_samples, describe_split, fitting_sizes
 from ..data.settings import DataConfig
 from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
 from ..method.settings import require
+from ..progress import say
 from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, settings_of
 from .settings import RuntimeConfig
 
 # Largest whole number, by group: products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
 LARGEST_COUNT = 2**31 - 1
+COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,55 @@ def build_config(
     return ExperimentConfig(preset, recipe).replace(layers).replace(settings or {})
 
 
+def configure(
+    preset: str,
+    recipe: str | None = None,
+    samples: int | None = None,
+    settings: dict[str, Any] | None = None,
+    tell: Callable[[str], None] = say,
+) -> ExperimentConfig:
+    """Build a configuration as `build_config` does, with split sizes that fit the user's own conversations.
+
+    Args:
+        tell: called with a line on how they are split, if any size was left open.
+
+    Raises:
+        UserError: as `build_config`; the conversations cannot be read, or are too few.
+    """
+    asked = dict(settings or {})
+    if samples is not None:
+        asked["data.samples"] = samples
+    if asked.get("data.path") is not None and asked.get("data.source", "file") != "file":
+        raise UserError(
+            f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
+        )
+    config = build_config(preset, recipe, None, asked)
+    if config.data.source != "file":
+        return config
+    names = {key.removeprefix("data.") for key in asked if key.startswith("data.")}
+    sizes = fitting_sizes(config.data, names, config.model.context_window)
+    config = config.replace({f"data.{name}": value for name, value in sizes.items()})
+    if sizes:
+        tell(describe_split(config.data))
+    return config
+
+
+def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
+    """Choose the sample counts of a comparison: a fifth of `data.samples`, as published, and all of them.
+
+    Of the user's own conversations, the smaller count is larger if a fifth has too little text.
+
+    Raises:
+        UserError: too few samples for a fifth.
+    """
+    if config.data.source == "file":
+        return comparable_samples(config.data, config.model.context_window, COMPARED_RATIO)
+    larger = config.data.samples
+    if larger < COMPARED_RATIO:
+        raise UserError(f"samples is {larger}; allowed for a comparison: {COMPARED_RATIO} or more.")
+    return larger // COMPARED_RATIO, larger
+
+
 @values_of_user()
 def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     """Return the configuration that `ExperimentConfig.to_dict` described; its plug-ins need not be there.
@@ -196,13 +248,13 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     return dataclasses.replace(config, plugins=plugins)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield `("group.field", value)` for each setting of a nested configuration."""
-    for name, value in values.items():
-        if isinstance(value, dict) and not prefix:
-            yield from flat(value, f"{name}.")
+    for group, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{group}.{name}", each) for name, each in value.items())
         else:
-            yield prefix + name, value
+            yield group, value
 
 
 def changed_settings(config: ExperimentConfig) -> dict[str, Any]:

@@ -147,11 +147,6 @@ class RunFolder:
         self.write()
         return stage
 
-    def drop(self, name: str) -> None:
-        """Remove a stage from the record."""
-        if self.stages.pop(name, None):
-            self.write()
-
     def write_metrics(self, *stages: Stage) -> None:
         """Write metrics.jsonl anew, with the lines of these stages."""
         write_text(

@@ -8,7 +8,7 @@ import dis
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -82,14 +82,24 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _used_by(function: Any) -> Iterator[Any]:
-    """Yield a function's steps, and all values outside that these name."""
+    """Yield a function's steps, and the values outside that these name, also by way of the user's modules."""
     scope, steps = function.__globals__, _steps(function.__code__)
     names = {name for _, name in steps if isinstance(name, str)}
     loaded = {name for step, name in steps if step in ("LOAD_GLOBAL", "LOAD_NAME")}
+    waiting = [scope[name] for name in sorted(loaded & scope.keys())]
+    waiting += [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    for (_, level), (step, name) in zip(steps, steps[2:], strict=False):
+        if step == "IMPORT_NAME":
+            with suppress(Exception):  # whatever a module of the user raises
+                waiting.append(import_module("." * level + name, scope.get("__package__")))
     yield from steps
-    yield from _followed((scope[name] for name in sorted(loaded & scope.keys())), names)
-    yield from (cell.cell_contents for cell in function.__closure__ or () if cell != CellType())
-    yield from _followed(_imported(steps, scope), names)
+    seen = set()
+    for value in waiting:  # which grows
+        if not isinstance(value, ModuleType):
+            yield value
+        elif _is_own(value.__name__) and value.__name__ not in seen:
+            seen.add(value.__name__)
+            waiting += [vars(value)[name] for name in sorted(names & vars(value).keys())]
 
 
 def _steps(code: CodeType) -> list[tuple[Any, Any]]:
@@ -102,25 +112,6 @@ def _steps(code: CodeType) -> list[tuple[Any, Any]]:
     inner = [step for _, value in kept if isinstance(value, CodeType) for step in _steps(value)]
     form = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0x3FF)
     return [(form, code.co_varnames), ("except", code.co_exceptiontable), *kept, *inner]
-
-
-def _imported(steps: list[tuple[Any, Any]], scope: dict[str, Any]) -> Iterator[Any]:
-    """Yield the modules that a function imports by itself."""
-    for (_, level), (step, name) in zip(steps, steps[2:], strict=False):
-        if step == "IMPORT_NAME":
-            with suppress(Exception):  # whatever a module of the user raises
-                yield import_module("." * level + name, scope.get("__package__"))
-
-
-def _followed(values: Iterable[Any], names: set[str]) -> Iterator[Any]:
-    """Yield values; of the user's modules, what they hold under any of `names`."""
-    waiting, seen = [*values], set()
-    for value in waiting:  # which grows
-        if not isinstance(value, ModuleType):
-            yield value
-        elif _is_own(value.__name__) and value.__name__ not in seen:
-            seen.add(value.__name__)
-            waiting += [vars(value)[name] for name in sorted(names & vars(value).keys())]
 
 
 def _is_own(name: str) -> bool:

@@ -1,17 +1,24 @@
-"""The model of an experiment: its parts, token table and trained weights."""
+"""What a run loads: its model, with token table and trained weights, and its caches."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from ..data.counts import unigram_floor
 from ..data.embeddings import corpus_counts
 from ..files import read_tensors
+from ..method.caches import StreamCache
 from ..method.config import GPT2_VOCAB_SIZE
+from ..method.memory import GIB, mib
 from ..method.model import ContextKV, Parts
 from .config import ExperimentConfig
 from .rows import MixerModel
+
+HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
+POOL = 2**19  # positions that are shuffled together where memory does not hold the cache
 
 
 @torch.random.fork_rng(devices=[])
@@ -65,3 +72,27 @@ def load_weights(model: ContextKV, path: Path) -> None:
     load_block(model, path)
     model.load_state_dict(read_tensors(path / "checkpoint" / "attention.safetensors"), strict=False)
     model.eval()
+
+
+def load_caches(folder: Path) -> dict[str, StreamCache]:
+    """Map the caches of both streams, "train" and "val", on the CPU; raises as `read_tensors`."""
+    found = {}
+    for split in ("train", "val"):
+        contexts = read_tensors(folder / f"{split}_ctx.safetensors")["contexts"]
+        held = read_tensors(folder / f"{split}_emb.safetensors")
+        found[split] = StreamCache(held["ids"], contexts, held.get("embeddings"))
+    return found
+
+
+def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
+    """Move caches to a GPU where there is room, the smallest first; also say in words where each is held."""
+    placed, words = dict(caches), []
+    for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
+        where, free = "mapped from its files", psutil.virtual_memory().available  # of which mps takes, too
+        room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free
+        if device.type != "cpu" and cache.nbytes + HEADROOM_BYTES <= room:
+            placed[split], where = cache.each(lambda tensor: tensor.to(device)), f"on {device.type}"
+        elif cache.nbytes > free:
+            placed[split] = replace(cache, pool=POOL)  # in reading order within a pool, a disk keeps up
+        words.append(f"{split} {mib(cache.nbytes):,.0f} MiB {where}")
+    return placed, ", ".join(words)

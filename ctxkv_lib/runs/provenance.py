@@ -6,17 +6,14 @@ import subprocess
 from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, distribution, version
-from multiprocessing import context, current_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .. import ranks
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from .work import Work
+from .work import Work
 
 PACKAGE = Path(__file__).parent.parent
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -60,19 +57,7 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-def set_threads(threads: str) -> None:
-    """Let torch compute with so many threads, but with one in a forked process.
-
-    Launchers of notebooks fork. A fork has no copies of OpenMP's threads, for which OpenMP would wait
-    forever.
-    """
-    if isinstance(current_process(), getattr(context, "ForkProcess", ())):  # Windows has no forks
-        torch.set_num_threads(1)
-    elif threads != "auto":
-        torch.set_num_threads(int(threads))
-
-
-def provenance(work: "Work", placement: str) -> dict[str, Any]:
+def provenance(work: Work, placement: str) -> dict[str, Any]:
     """Describe what a result was made from, and where; `placement` is that of the caches."""
     texts = {split: work.texts[split].fingerprint for split in ("train", "validation")}
     return {

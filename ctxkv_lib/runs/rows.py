@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..method.caches import StreamCache, epoch_seed
-from ..method.config import GPT2_VOCAB_SIZE, ModelConfig
+from ..method.config import ModelConfig
 from ..method.model import ContextKV
 from ..method.windows import Window
 
@@ -37,8 +37,8 @@ class MixerModel(ContextKV):
         self,
         config: ModelConfig,
         mixer: Callable[[ModelConfig], nn.Module],
-        vocab_size: int = GPT2_VOCAB_SIZE,
-        has_unigram: bool = False,
+        vocab_size: int,
+        has_unigram: bool,
     ) -> None:
         nn.Module.__init__(self)
         self.config = config

@@ -6,7 +6,8 @@ depend on seed and epoch alone.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,14 +61,16 @@ class RunLoop(Loop):
 
 
 def save(state: Any, path: Path, key: str) -> None:
-    """Write a `phase2.Phase2State`: tensors as such, everything else as JSON beside them."""
+    """Write a `phase2.Phase2State`: tensors under `kind/name`, everything else as JSON beside them."""
+    optimizer = state.stepper.optimizer.state_dict()
     held = {"weights": state.weights, "averages": state.stepper.averages, "best": state.best}
-    held |= {"optimizer": state.stepper.optimizer.state_dict(), "metrics": state.metrics}
-    tensors: dict[str, Tensor] = {}
-    numbers = json.dumps(_without_tensors(held, "", tensors))
+    held |= {f"optimizer {number}": moments for number, moments in optimizer["state"].items()}
+    tensors = {f"{kind}/{name}": each for kind, named in held.items() for name, each in named.items()}
+    numbers = json.dumps([optimizer["param_groups"], state.metrics])
     write_tensors(path, tensors, {"key": key, "numbers": numbers})
 
 
+@torch.no_grad()
 def restore(state: Any, path: Path, key: str) -> None:
     """Overwrite a state that has just begun with the saved one, if there is one of this key."""
     try:
@@ -79,47 +82,15 @@ def restore(state: Any, path: Path, key: str) -> None:
         return
     if metadata.get("key") != key:
         return
-    held = _with_tensors(json.loads(metadata["numbers"]), tensors)
-    with torch.no_grad():
-        for name, weight in state.weights.items():
-            weight.copy_(held["weights"][name])
-    device = next(iter(state.weights.values())).device
-    state.best = {name: each.to(device, copy=True) for name, each in held["best"].items()}
-    for name, average in held["averages"].items():
-        state.stepper.averages[name].copy_(average)
-    _load(state.stepper.optimizer, held["optimizer"])
-    state.metrics = held["metrics"]
-
-
-def _load(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load an optimiser's state; of what torch converts to the weights' dtype, keep the saved one."""
-    optimizer.load_state_dict(saved)
-    weights = (weight for group in optimizer.param_groups for weight in group["params"])
-    for number, weight in enumerate(weights):
-        for slot, value in saved["state"].get(number, {}).items():
-            if isinstance(value, Tensor):
-                loaded = optimizer.state[weight][slot]
-                optimizer.state[weight][slot] = value.to(loaded.device, copy=True)
-
-
-def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """Return nested dicts and lists as JSON holds them; their tensors go to `tensors`, by their places."""
-    if isinstance(value, Tensor):
-        tensors[place] = value
-        return {"tensor": place}
-    if isinstance(value, Mapping):  # whose keys may be numbers, of which JSON would make text
-        held = [_without_tensors(each, f"{place}/{key}", tensors) for key, each in value.items()]
-        return {"keys": [*value], "values": held}
-    if isinstance(value, list | tuple):
-        return [_without_tensors(each, f"{place}/{number}", tensors) for number, each in enumerate(value)]
-    return value
-
-
-def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_with_tensors(each, tensors) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if "tensor" in value:
-        return tensors[value["tensor"]]
-    return dict(zip(value["keys"], (_with_tensors(each, tensors) for each in value["values"]), strict=True))
+    held = defaultdict[str, dict[str, Tensor]](dict)
+    for place, tensor in tensors.items():
+        kind, _, name = place.partition("/")
+        held[kind][name] = tensor.clone()  # it is mapped from the file
+    for name, weight in state.weights.items():
+        weight.copy_(held["weights"][name])
+        state.best[name] = held["best"][name].to(weight.device)
+    for name, average in state.stepper.averages.items():
+        average.copy_(held["averages"][name])
+    groups, state.metrics = json.loads(metadata["numbers"])
+    moments = {int(kind.split()[1]): each for kind, each in held.items() if kind.startswith("optimizer ")}
+    state.stepper.optimizer.load_state_dict({"state": moments, "param_groups": groups})

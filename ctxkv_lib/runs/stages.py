@@ -5,12 +5,14 @@ Rank 0 computes everything but Phase 2, whose batches all processes share.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from .. import ranks
+from ..data.tokens import validation_stream
 from ..errors import UserError
 from ..files import remove, write_parts, write_tensors
 from ..method.caches import StreamCache
@@ -22,18 +24,14 @@ from ..method.model import ContextKV, project_inputs
 from ..method.oacd import UNTRAINED, train_context_block
 from ..method.phase2 import train_attention
 from ..progress import say, stage
-from .caches import load_caches, place_caches
 from .checks import refuse_unsaved
 from .folder import Stage
-from .model import frozen_model, load_block, load_weights, parameter_counts
+from .model import frozen_model, load_block, load_caches, load_weights, parameter_counts, place_caches
 from .provenance import PRECISIONS, provenance
 from .rows import MixerModel, as_read
 from .saved_epochs import RunLoop
 from .trained import save_for_transformers
 from .work import Work
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 SCAN_TOKENS = 2**18  # of which contexts are computed at a time: 256 MiB
 EMBEDDED_TOKENS = 2**13  # whose embeddings are written at a time
@@ -50,7 +48,7 @@ class Prepared:
     """
 
     model: ContextKV
-    tokenizer: "PreTrainedTokenizerFast"
+    tokenizer: PreTrainedTokenizerFast
     caches: dict[str, StreamCache]
     placement: str
     record: dict[str, Any]
@@ -58,10 +56,6 @@ class Prepared:
 
 def contexts_of(work: Work) -> tuple[Stage, Stage]:
     """Train the ContextBlock, cache all contexts, and return both stages."""
-    return ranks.on_rank_0(lambda: _contexts_of(work))
-
-
-def _contexts_of(work: Work) -> tuple[Stage, Stage]:
     folder, config = work.folder, work.config
     phase1 = folder.finished("phase1", work.phase1_key())
     caches = folder.finished("caches", work.caches_key(phase1)) if phase1 else None
@@ -83,8 +77,7 @@ def _contexts_of(work: Work) -> tuple[Stage, Stage]:
 def _train_block(work: Work, generator: torch.Generator) -> tuple[Stage, Tensor | None]:
     """Run Phase 1, which a mixer does not have; return its stage, and the contexts that passes begin with."""
     folder, config = work.folder, work.config
-    ids = sampled(work.ids["train"][:-1], config.phase1)
-    model = work.model
+    ids, model = _phase1_ids(work), work.model
     folder.write_metrics()
     loss = config.plugins.get("loss")
     result, last, files, loop = UNTRAINED, None, [], RunLoop(work.record)
@@ -114,8 +107,9 @@ def _train_block(work: Work, generator: torch.Generator) -> tuple[Stage, Tensor 
     return made, last if config.phase1.context_method == "passes" else None
 
 
-def sampled(ids: Tensor, config: Any) -> Tensor:
-    """Return the tokens that Phase 1 trains on: `ids` `[n]`, or even samples of `phase1.max_tokens`."""
+def _phase1_ids(work: Work) -> Tensor:
+    """Return the tokens that Phase 1 trains on: all `[n]`, or even samples of `phase1.max_tokens`."""
+    ids, config = work.ids["train"][:-1], work.config.phase1
     most, size = config.max_tokens, config.batch_size
     if len(ids) <= most or config.context_method == "passes":
         return ids
@@ -257,8 +251,7 @@ def _init_attention(work: Work) -> None:
     if hasattr(attention, "init_from_block"):
         attention.init_from_block(work.model.context_block)
     elif isinstance(work.model, MixerModel) and hasattr(attention, "init_weights"):
-        ids = sampled(work.ids["train"][:-1], work.config.phase1)
-        attention.init_weights(*distinct_rows(work.model, ids), work.config.phase1)
+        attention.init_weights(*distinct_rows(work.model, _phase1_ids(work)), work.config.phase1)
 
 
 def model_of(work: Work, phase2: Stage) -> Stage:
@@ -283,16 +276,16 @@ def test_of(work: Work, caches: Stage, phase2: Stage) -> Stage:
         return done
     texts, found = work.texts["test"], {}
     with stage("Scoring the test split"):
-        if len(texts) and len((stream := work.test_stream).ids) > 1:
+        if len(texts) and len((stream := validation_stream(texts, work.tokenizer)).ids) > 1:
             load_weights(work.model, folder.path)
             losses, correct = test_scores(work, stream.ids)
+            # The losses start at the stream's second token.
+            parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())
             found = {
                 "ppl": perplexity(losses.mean().item()),
                 "acc": correct.float().mean().item(),
                 "tokens": len(stream.ids),
-                "conversations": [
-                    [len(part), part.mean().item()] for part in by_conversation(losses, stream.starts)
-                ],
+                "conversations": [[len(part), part.mean().item()] for part in parts if len(part)],
                 "fingerprint": texts.fingerprint,
             }
     return folder.finish("test", key, (), found)
@@ -308,8 +301,3 @@ def test_scores(work: Work, ids: Tensor) -> tuple[Tensor, Tensor]:
         contexts = torch.cat([*_contexts(work, ids, None, generator)])
     cache = as_read(model, StreamCache(ids.int().to(work.device), contexts), trained=False)
     return token_scores(model, cache, torch.arange(len(cache)))
-
-
-def by_conversation(losses: Tensor, starts: Tensor) -> list[Tensor]:
-    """Split the losses, which start at the stream's second token, at the conversations' first tokens."""
-    return [part for part in losses.tensor_split((starts[1:] - 1).clamp(min=0).cpu()) if len(part)]

@@ -3,11 +3,11 @@
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ..data.conversations import read_conversations
@@ -20,17 +20,13 @@ from ..method.caches import StreamCache
 from ..method.model import ContextKV
 from ..method.modeling import ContextKVForCausalLM
 from ..progress import notice, stage
-from .caches import load_caches
 from .config import ExperimentConfig
 from .folder import Run, RunFolder, load_run
 from .identity import method_digest
-from .model import frozen_model, load_weights, log_frequencies
+from .model import frozen_model, load_caches, load_weights, log_frequencies
 from .provenance import choose_device
 from .rows import MixerModel
 from .settings import Sampling
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 
@@ -46,7 +42,7 @@ class Trained:
 
     run: Run
     model: ContextKV
-    tokenizer: "PreTrainedTokenizerFast"
+    tokenizer: PreTrainedTokenizerFast
     caches: dict[str, StreamCache]
 
 
@@ -89,8 +85,8 @@ def _frozen(run: Run) -> tuple[Tensor, Tensor | None]:
 
 
 def for_transformers(
-    model: ContextKV, config: ExperimentConfig, tokenizer: "PreTrainedTokenizerFast"
-) -> tuple[ContextKVForCausalLM, "PreTrainedTokenizerFast"]:
+    model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast
+) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerFast]:
     """Wrap a trained model, and a copy of its tokenizer, for generation.
 
     Raises:
@@ -104,7 +100,7 @@ def for_transformers(
     return served, tokenizer
 
 
-def stop_after_text(model: ContextKVForCausalLM, tokenizer: "PreTrainedTokenizerFast") -> None:
+def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Begin, stop and pad generated text, on the left, with the token that ends a text."""
     end = tokenizer.eos_token_id
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
@@ -113,7 +109,7 @@ def stop_after_text(model: ContextKVForCausalLM, tokenizer: "PreTrainedTokenizer
 
 
 def save_for_transformers(
-    model: ContextKV, config: ExperimentConfig, tokenizer: "PreTrainedTokenizerFast", folder: Path
+    model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> list[Path]:
     """Write model, code and tokenizer into `folder`; a notice instead if a plug-in cannot be saved."""
     were_shown = logging.is_progress_bar_enabled()

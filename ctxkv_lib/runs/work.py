@@ -2,16 +2,18 @@
 
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from multiprocessing import context, current_process
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from .. import ranks
 from ..data.conversations import Conversations, load_conversations
 from ..data.embeddings import load_table
 from ..data.settings import Split
-from ..data.tokens import TokenStream, load_tokenizer, tokenizer_digest, train_stream, validation_stream
+from ..data.tokens import load_tokenizer, tokenizer_digest, train_stream, validation_stream
 from ..errors import UserError
 from ..files import digest
 from ..method.loop import Metric
@@ -22,10 +24,6 @@ from .checks import try_plugins
 from .config import ExperimentConfig
 from .folder import RunFolder, Stage
 from .model import frozen_model, log_frequencies
-from .provenance import set_threads
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 SETTING_OF = {"train": "samples", "val": "validation_samples"}
 
@@ -57,7 +55,7 @@ class Work:
             self.log_unigram = log_frequencies(config)
 
     @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerFast":
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         with stage("Reading the tokenizer"):
             return load_tokenizer(self.config.data.tokenizer)
 
@@ -82,10 +80,6 @@ class Work:
                 )
         self.memory.append(snapshot("data loaded", self.device))
         return ids
-
-    @property
-    def test_stream(self) -> TokenStream:
-        return validation_stream(self.texts["test"], self.tokenizer)
 
     @cached_property
     def model(self) -> ContextKV:
@@ -144,3 +138,15 @@ def read_texts(config: ExperimentConfig) -> dict[str, Conversations]:
         splits: list[Split] = ["train", "validation", "test"]
         splits += ["corpus"] if config.data.reads_corpus else []
         return {split: load_conversations(config.data, split) for split in splits}
+
+
+def set_threads(threads: str) -> None:
+    """Let torch compute with so many threads, but with one in a forked process.
+
+    Launchers of notebooks fork. A fork has no copies of OpenMP's threads, for which OpenMP would wait
+    forever.
+    """
+    if isinstance(current_process(), getattr(context, "ForkProcess", ())):  # Windows has no forks
+        torch.set_num_threads(1)
+    elif threads != "auto":
+        torch.set_num_threads(int(threads))

@@ -14,8 +14,7 @@ from ..errors import UserError
 from ..files import expanded, replacing
 from ..method.loop import Metric
 from ..progress import Listener
-from ..runs.config import ExperimentConfig
-from ..runs.configure import configure
+from ..runs.config import ExperimentConfig, configure
 from ..runs.folder import ROOT_VARIABLE
 
 DRIVE_VARIABLE = "CTXKV_DRIVE"

@@ -16,8 +16,7 @@ from ctxkv_lib.data.conversations import Conversations, check_splits, load_conve
 from ctxkv_lib.data.hub import ULTRACHAT
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.configure import compared_samples, configure
+from ctxkv_lib.runs.config import build_config, compared_samples, configure
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 REFUSED = r"could not be read from the Hugging Face Hub .* use --preset offline\.$"

@@ -17,7 +17,8 @@ def test_every_run_is_listed_in_its_state(tmp_path):
     write_run(tmp_path / "a", 100)
     write_run(tmp_path / "both" / "b", 500, settings={"phase2.patience": 7})
     stopped = RunFolder.read(write_run(tmp_path / "c", 100))
-    stopped.drop("results")
+    del stopped.stages["results"]
+    stopped.write()
     (write_run(tmp_path / "d", 100) / "summary.json").unlink()
     (write_run(tmp_path / "e", 100) / RECORD).write_text("{")
     (tmp_path / "no run").mkdir()
