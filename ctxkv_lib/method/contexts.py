@@ -3,6 +3,9 @@
 Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whose input projections are
 `projected_inputs` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the
 context before the first token, row i + 1 the context after token i.
+
+They are for the caches. `oacd` computes those of a training, `modeling` those of text that is generated or read
+by transformers, one column after the other.
 """
 
 from collections.abc import Callable
@@ -34,7 +37,7 @@ def distinct_rows(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     return model.embed(distinct), tokens
 
 
-def stream_contexts(
+def contexts_by_passes(
     block: Block,
     projected_inputs: Tensor,
     tokens: Tensor,
@@ -42,15 +45,13 @@ def stream_contexts(
     generator: torch.Generator,
     trained_on: Tensor | None = None,
 ) -> Tensor:
-    """Compute the padded contexts of a stream as `config.context_method` says.
+    """Compute the padded contexts of a stream as the original does.
 
     Args:
-        generator: draws the first contexts of parallel passes over a stream that Phase 1 was not trained on.
-        trained_on: the padded contexts of Phase 1's last iteration, if it was trained on this stream, which a
-            parallel pass overwrites.
+        generator: draws the first contexts of a stream that Phase 1 was not trained on.
+        trained_on: the padded contexts of Phase 1's last iteration, if it was trained on this stream, which
+            a parallel pass overwrites.
     """
-    if config.context_method == "exact":
-        return exact_contexts(block, projected_inputs, tokens, config.tolerance)
     if trained_on is not None:
         return parallel_pass(block, projected_inputs, tokens, trained_on)
     contexts = draw_contexts(len(tokens), context_dim(block, projected_inputs), config.initial_std, generator)

@@ -16,7 +16,7 @@ from ..data.tokens import validation_stream
 from ..errors import UserError
 from ..files import remove, write_parts, write_tensors
 from ..method.caches import StreamCache
-from ..method.contexts import distinct_rows, exact_contexts, stream_contexts
+from ..method.contexts import distinct_rows, exact_contexts, contexts_by_passes
 from ..method.evaluation import effective_rank, perplexity, token_scores
 from ..method.loop import Diverged
 from ..method.memory import mib, snapshot
@@ -67,7 +67,7 @@ def contexts_of(work: Work) -> tuple[Stage, Stage]:
     if phase1 and (config.phase1.context_method == "exact" or not phase1.metrics):
         work.report(phase1)
         load_block(work.model, folder.path)
-    else:  # parallel passes begin with what the last iteration leaves
+    else:  # parallel passes begin with the contexts of the last iteration, which no file keeps
         phase1, last = _train_block(work, generator)
     with stage("Computing the contexts of all positions"):
         caches = _make_caches(work, phase1, last, generator)
@@ -148,7 +148,7 @@ def _contexts(work: Work, ids: Tensor, last: Tensor | None, generator: torch.Gen
     embeddings, tokens = distinct_rows(model, ids[:-1])
     inputs = project_inputs(model.context_block, embeddings)
     if config.context_method == "passes":
-        yield _finite(stream_contexts(model.context_block, inputs, tokens, config, generator, last))
+        yield _finite(contexts_by_passes(model.context_block, inputs, tokens, config, generator, last))
         return
     before = inputs.new_zeros(work.config.model.context_dim)
     yield before[None]
@@ -238,8 +238,9 @@ def attention_of(work: Work, phase1: Stage, caches: Stage) -> Stage:
             again = frozen_model(config, work.table.weight, work.log_unigram).to(work.device)
             load_weights(again, folder.path)
             refuse_unsaved(model, again, prepared.caches["val"])
+        done = folder.finish("phase2", key, [weights], summary, result.epochs)
         remove(saved)
-        return folder.finish("phase2", key, [weights], summary, result.epochs)
+        return done
 
     return ranks.on_rank_0(finish)
 
