@@ -16,7 +16,7 @@ from ..data.tokens import validation_stream
 from ..errors import UserError
 from ..files import remove, write_parts, write_tensors
 from ..method.caches import StreamCache
-from ..method.contexts import distinct_rows, exact_contexts, contexts_by_passes
+from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ..method.evaluation import effective_rank, perplexity, token_scores
 from ..method.loop import Diverged
 from ..method.memory import mib, snapshot

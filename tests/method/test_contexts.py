@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ctxkv_lib.method import contexts as method
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.config import Phase1Config
-from ctxkv_lib.method.contexts import distinct_rows, exact_contexts, parallel_pass, contexts_by_passes
+from ctxkv_lib.method.contexts import contexts_by_passes, distinct_rows, exact_contexts, parallel_pass
 from ctxkv_lib.method.model import Parts, project_inputs
 from ctxkv_lib.method.oacd import train_context_block
 from ctxkv_lib.method.tuned import StructuredBlock
