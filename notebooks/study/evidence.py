@@ -33,42 +33,29 @@ def loss_saved(model: Any, cache: Any, starts: Tensor) -> dict[str, Any]:
         `tokens`, the positions measured in each conversation that has any; `losses`, the mean loss of each
         in thousandths of a nat; `rises`, by distance, what it is above that.
     """
-    first, found = (
-        model.window.offsets[-1],
-        [],
-    )  # with contexts of elsewhere from each distance on, or nowhere
+    first, found = model.window.offsets[-1], []
     positions = torch.arange(first, len(cache), EVERY)
     elsewhere = first + (positions - first + (len(cache) - first) // 2) % (len(cache) - first)
-    offsets = torch.tensor(model.window.offsets)
+    offsets = torch.tensor(model.window.offsets, device=model.device)[:, None]
     for here, away in zip(positions.split(BATCH), elsewhere.split(BATCH), strict=True):
         own, other = (cache.gather(each, model.window).to(model.device) for each in (here, away))
-        for distance in DISTANCES:
-            far = (offsets >= distance)[:, None].to(model.device)
-            batch = replace(own, window=torch.where(far, other.window, own.window))
-            found.append(batch.scores(model)[0].cpu())
-    losses = [torch.cat(found[place :: len(DISTANCES)]) for place in range(len(DISTANCES))]
+        windows = (torch.where(offsets >= distance, other.window, own.window) for distance in DISTANCES)
+        found.append(torch.stack([replace(own, window=each).scores(model)[0].cpu() for each in windows]))
     conversation = torch.searchsorted(starts, positions, right=True) - 1
-    places = conversation.unique()
-    mean = [[round(1000 * each[conversation == at].mean().item()) for at in places] for each in losses]
+    members = [conversation == at for at in conversation.unique()]
+    losses = [[round(1000 * each[at].mean().item()) for at in members] for each in torch.cat(found, dim=1)]
+    *above, beyond = np.array(losses)  # the last distance is beyond all slots
     return {
-        "tokens": [int((conversation == at).sum()) for at in places],
-        "losses": mean[-1],  # beyond all slots
-        "rises": {
-            str(distance): [far - near for far, near in zip(each, mean[-1], strict=True)]
-            for distance, each in zip(DISTANCES[:-1], mean, strict=False)
-        },
+        "tokens": [int(at.sum()) for at in members],
+        "losses": beyond.tolist(),
+        "rises": {str(at): (each - beyond).tolist() for at, each in zip(DISTANCES, above, strict=False)},
     }
 
 
 def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
-    """Compute how well tokens between two of `DISTANCES` are decoded from the nearest slot that read them.
+    """Compute the mean R² of tokens between two of `DISTANCES`, decoded from the nearest slot that read them.
 
-    Args:
-        offsets: of the slots, in tokens.
-        decoded: `distance` and `r2` of the probe, 0 beyond its distances.
-
-    Returns:
-        R², mean over the tokens of each interval.
+    `offsets` are those of the slots; `decoded` has `distance` and `r2` of the probe, 0 beyond its distances.
     """
     at, r2 = zip(*((row["distance"], max(row["r2"], 0)) for row in decoded), strict=True)
     tokens = np.arange(1, DISTANCES[-1])
@@ -80,9 +67,8 @@ def held(offsets: list[int], decoded: list[dict[str, Any]]) -> list[float]:
 def evidence(run: ctxkv.Run) -> dict[str, Any]:
     """Measure a finished run, as a row of `results/evidence/evidence.json`."""
     probed, trained, data = ctxkv.probe(run), ctxkv.open_run(run), run.config.data
-    stream = ctxkv.validation_stream(
-        ctxkv.load_conversations(data, "validation"), ctxkv.load_tokenizer(data.tokenizer)
-    )
+    conversations = ctxkv.load_conversations(data, "validation")
+    stream = ctxkv.validation_stream(conversations, ctxkv.load_tokenizer(data.tokenizer))
     return {
         "recipe": run.config.recipe,
         "samples": data.samples,
@@ -95,6 +81,6 @@ def evidence(run: ctxkv.Run) -> dict[str, Any]:
 if __name__ == "__main__":
     for row in map(evidence, map(ctxkv.load_run, sys.argv[1:])):
         print(f"{row['recipe']}, {row['samples']} conversations, seed {row['seed']}")
-        rises = used({"runs": [row], "tokens": row["tokens"]}, row["recipe"], row["samples"])
+        rises = used([row], row["tokens"])
         for distance, r2, (rise, low, high) in zip(DISTANCES, row["held"], rises, strict=False):
             print(f"from {distance} back: R² {r2:.2f}, used {rise:+.1f}% ({low:+.1f}% to {high:+.1f}%)")

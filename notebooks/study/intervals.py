@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DRAWS = 10_000
-EDGES = (2.5, 97.5)  # percentiles: an interval holds 95% of the draws
-
 ADVICE = "give a file that train.py wrote, or one of notebooks/study/results."
 
 Row = dict[str, Any]
@@ -127,28 +125,22 @@ def difference(own: Losses, other: Losses, groups: Sequence[int] | None = None) 
     weights /= weights.sum(axis=1, keepdims=True)  # (draws, conversations)
     above = [((seed_shares(draw, len(each)) @ each) * weights).sum(axis=1) for each in (values, others)]
     found = np.average(values.mean(axis=0) - others.mean(axis=0), weights=own.tokens)
-    low, high = np.percentile(above[0] - above[1], EDGES)
+    low, high = np.percentile(above[0] - above[1], (2.5, 97.5))
     return Interval(*(float(100 * np.expm1(value)) for value in (found, low, high)))
 
 
 def known_groups(tokens: NDArray[np.float64]) -> list[int]:
     """Return the groups of speakers of the test conversations that the kept results are of."""
-    known: list[int] = read_json(RESULTS / "test_conversations.json")["speakers"][str(len(tokens))]
-    return known
-
-
-def main(path: Path, base: str) -> None:
-    """Print the difference of every row from `base`."""
-    rows = read_rows(path)
-    for samples, name in sorted({(row["samples"], row["variant"]) for row in rows}):
-        own, other = losses(rows, name, samples), losses(rows, base, samples)
-        if name != base and own and other:
-            found, low, high = difference(own, other)
-            print(f"{samples:,} conversations, {name}: {found:+.1f}% ({low:+.1f}% to {high:+.1f}%)")
+    return read_json(RESULTS / "test_conversations.json")["speakers"][str(len(tokens))]
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), sys.argv[2])
+        rows, base = read_rows(Path(sys.argv[1])), sys.argv[2]
+        for samples, name in sorted({(row["samples"], row["variant"]) for row in rows}):
+            own, other = losses(rows, name, samples), losses(rows, base, samples)
+            if name != base and own and other:
+                found, low, high = difference(own, other)
+                print(f"{samples:,} conversations, {name}: {found:+.1f}% ({low:+.1f}% to {high:+.1f}%)")
     except ValueError as problem:
         sys.exit(str(problem))

@@ -20,20 +20,11 @@ NEAR = 100  # tokens that the second cache counts; the others count those of the
 STEPS = 50  # of expectation maximisation, which finds the weight of a cache
 
 
-def four_caches(ids: Ids, window: int) -> list[Floats]:
-    """Compute the shares of the caches of tokens, of those among the last `NEAR`, of pairs and of triples."""
-    return [recent_shares(ids, reach, n) for n, reach in ((1, window), (1, NEAR), (2, window), (3, window))]
-
-
 def recent_shares(ids: Ids, window: int, order: int = 1) -> Floats:
     """Compute how often each token but the first followed its history among the up to `window` tokens before.
 
-    Args:
-        ids: int64 `[n]`.
-        order: the history is the `order - 1` tokens before it.
-
-    Returns:
-        float64 `[n - 1]`, a share of the history's occurrences; NaN where it has none.
+    Its history is the `order - 1` tokens before it. Of ids `[n]`, returns `[n - 1]` shares of the history's
+    occurrences; NaN where it has none.
     """
     place = np.arange(len(ids))
     since = np.maximum(place - window, 0)
@@ -77,6 +68,7 @@ if __name__ == "__main__":
         trained = ctxkv.open_run(path)
         likely = [probabilities(trained)]
         ids = trained.caches["val"].ids.cpu().numpy().astype(np.int64)
-        for cache in four_caches(ids, trained.run.config.model.context_window):
-            likely.append(with_cache(likely[-1], cache))
+        window = trained.run.config.model.context_window
+        for reach, order in ((window, 1), (NEAR, 1), (window, 2), (window, 3)):
+            likely.append(with_cache(likely[-1], recent_shares(ids, reach, order)))
         print(path, *(f"{np.exp(-np.log(each).mean()):.1f}" for each in likely))

@@ -5,7 +5,6 @@ A configuration names them `plugins:NAME`, with this folder on the Python path; 
 
 import copy
 import math
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +65,8 @@ class OtherSlots(SlotAttention):
         residual: bool = False  # whether the output head reads that of the token embedding, as published
 
         def __post_init__(self) -> None:
-            choices = {
-                "slots": ("geometric", "uniform"),
-                "slot_bias": ("nearest", "per_head", "learned", "none"),
-            }
-            for name, allowed in choices.items():
+            biases = ("nearest", "per_head", "learned", "none")
+            for name, allowed in (("slots", ("geometric", "uniform")), ("slot_bias", biases)):
                 if getattr(self, name) not in allowed:
                     raise ValueError(f"attention.{name} is {getattr(self, name)!r}; allowed: {allowed}.")
 
@@ -193,12 +189,9 @@ class GRU(Mixer):
     history = BURN_IN
 
     def add_layers(self, config: ModelConfig) -> None:
-        h, most = config.hidden_size, attention_size(config)
-
-        def size(units: int) -> int:
-            return 3 * (h + units + 2) * units + (units + 1) * h + 2 * h
-
-        units = max(1, bisect_right(range(1, most), most, key=size))  # the most that fit
+        h = config.hidden_size
+        linear, spare = 4 * h + 6, attention_size(config) - 3 * h  # of 3 units² + linear units + 3 h weights
+        units = max(1, (math.isqrt(linear**2 + 12 * spare) - linear) // 6)  # the most that fit
         self.gru, self.out = nn.GRU(h, units, batch_first=True), nn.Linear(units, h)
         self.dropout, self.norm = nn.Dropout(config.attention_dropout), nn.LayerNorm(h)
         self.evaluation_history = config.context_window
@@ -233,7 +226,8 @@ class TrainedBlock(GatedBlock):
 
     Training is truncated backpropagation through time; the epoch with the lowest loss on the held-out end of
     the training stream is kept. With `phase1.max_iterations=0` nothing else trains it. A subclass makes the
-    head by `make_head(embeddings, tokens)`, and computes the `loss` of a window.
+    head by `make_head(embeddings, tokens)`, and computes the `loss` of contexts `[rows, steps, context_dim]`,
+    where the tokens `seen`, `[rows, n]`, end with the target of the last one.
     """
 
     @dataclass(frozen=True)
@@ -277,14 +271,13 @@ class TrainedBlock(GatedBlock):
     ) -> Iterator[Tensor]:
         """Yield the loss of each window; the state goes on from one to the next, without its gradient."""
         cut = windows(tokens)
-        state, read = embeddings.new_zeros(len(cut[0]), self.context_dim), cut[0][:, :0]
-        for window in cut:
-            inputs, contexts = F.dropout(F.embedding(window[:, :-1], embeddings), dropout), []
-            for step in self.project_inputs(inputs).unbind(1):
+        state = embeddings.new_zeros(len(cut[0]), self.context_dim)
+        for number, seen in enumerate(cut):
+            inputs, contexts = F.embedding(seen[:, number * STEPS : -1], embeddings), []
+            for step in self.project_inputs(F.dropout(inputs, dropout)).unbind(1):
                 state = self(state, step)
                 contexts.append(state)
-            read = torch.cat([read, window[:, :-1]], dim=1)
-            yield self.loss(head, torch.stack(contexts, dim=1), window[:, 1:], read, embeddings, config)
+            yield self.loss(head, torch.stack(contexts, dim=1), seen, embeddings, config)
             state = state.detach()
 
 
@@ -297,13 +290,11 @@ class PredictiveBlock(TrainedBlock):
         head.register_buffer("log_unigram", (counts / counts.sum()).log())
         return head
 
-    def loss(
-        self, head: Any, contexts: Tensor, targets: Tensor, read: Tensor, embeddings: Tensor, config: Any
-    ) -> Tensor:
-        """Compute the mean loss in nats of contexts `[rows, steps, context_dim]`, with OACD added."""
+    def loss(self, head: Any, contexts: Tensor, seen: Tensor, embeddings: Tensor, config: Any) -> Tensor:
+        """Compute the mean loss in nats, with OACD added."""
         made = contexts.flatten(0, 1)
         logits = F.linear(head(made) / embeddings.shape[1] ** 0.5, embeddings, head.log_unigram)
-        loss = F.cross_entropy(logits, targets.flatten())
+        loss = F.cross_entropy(logits, seen[:, -contexts.shape[1] :].flatten())
         if self.settings.oacd_weight:
             loss = loss + self.settings.oacd_weight * dispersion_loss(made, config.centroid_weight)
         return loss
@@ -314,19 +305,14 @@ class AutoencodingBlock(TrainedBlock):
 
     def make_head(self, embeddings: Tensor, tokens: Tensor) -> nn.Module:
         head = nn.Linear(self.context_dim, len(DISTANCES) * embeddings.shape[1], device=embeddings.device)
-        variance = F.embedding(tokens, embeddings).var(dim=0, correction=0).mean()
-        head.register_buffer("variance", variance)
+        head.register_buffer("variance", F.embedding(tokens, embeddings).var(dim=0, correction=0).mean())
         return head
 
-    def loss(
-        self, head: Any, contexts: Tensor, targets: Tensor, read: Tensor, embeddings: Tensor, config: Any
-    ) -> Tensor:
+    def loss(self, head: Any, contexts: Tensor, seen: Tensor, embeddings: Tensor, config: Any) -> Tensor:
         """Compute the share of the variance that is not reconstructed, of all tokens that were read."""
-        places = torch.arange(read.shape[1] - contexts.shape[1], read.shape[1], device=read.device)
-        places = places[:, None] - read.new_tensor(DISTANCES)
-        wanted = F.embedding(
-            read[:, places.clamp(min=0)], embeddings
-        )  # (rows, steps, distances, hidden_size)
+        read = torch.arange(seen.shape[1] - 1, device=seen.device)[-contexts.shape[1] :, None]
+        places = read - seen.new_tensor(DISTANCES)
+        wanted = F.embedding(seen[:, places.clamp(min=0)], embeddings)  # (rows, steps, distances, size)
         errors = (head(contexts).view_as(wanted) - wanted)[:, places >= 0]
         return errors.square().mean() / head.variance
 
@@ -338,8 +324,8 @@ def split(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def windows(tokens: Tensor) -> list[Tensor]:
-    """Cut a stream `[n]` into `ROWS` segments, and these into windows with targets: `[ROWS, STEPS + 1]`."""
+    """Cut a stream `[n]` into `ROWS` segments; return these up to the last target of each window."""
     rows = max(1, min(ROWS, len(tokens) // 2))
     length = (len(tokens) - 1) // rows
     segments = torch.stack([tokens[row * length : (row + 1) * length + 1] for row in range(rows)]).long()
-    return [segments[:, first : first + STEPS + 1] for first in range(0, length, STEPS)]
+    return [segments[:, : first + STEPS + 1] for first in range(0, length, STEPS)]

@@ -44,20 +44,16 @@ def main(samples: int) -> None:
     given = (table, ids, train.contexts[1:].float(), val_ids, val.contexts[1:].float())
     known = {"reference": reference, "p": weights, "table": table, "ids": ids, "read": val_ids[:READ]}
     known |= {"config": config, "given": given, "order": order, "served": served}
-    plain = {
-        "Phase 1": "reference.phase1(p, table, ids, config.phase1, 0)",
-        "Phase 2, an epoch": "reference.phase2(p, *given, config.model, config.phase2, order)",
-        "reading": "reference.exact_contexts(p, table, read)",
-    }
-    ours = {
-        "Phase 1": run.summary["phase1"]["seconds"],
-        "Phase 2, an epoch": run.summary["phase2"]["seconds_per_epoch"],
-        "reading": seconds("served(read[None], logits_to_keep=1)", known),
-    }
+    phase1, phase2 = run.summary["phase1"]["seconds"], run.summary["phase2"]["seconds_per_epoch"]
+    reading = seconds("served(read[None], logits_to_keep=1)", known)
     print(f"{len(ids):,} training tokens, {torch.get_num_threads()} threads: reference, package, ratio")
-    for name, statement in plain.items():
+    for name, own, statement in (
+        ("Phase 1", phase1, "reference.phase1(p, table, ids, config.phase1, 0)"),
+        ("Phase 2, an epoch", phase2, "reference.phase2(p, *given, config.model, config.phase2, order)"),
+        ("reading", reading, "reference.exact_contexts(p, table, read)"),
+    ):
         taken = seconds(statement, known)
-        print(f"{name}: {taken:.2f} s, {ours[name]:.2f} s, {taken / ours[name]:.1f}")
+        print(f"{name}: {taken:.2f} s, {own:.2f} s, {taken / own:.1f}")
 
 
 if __name__ == "__main__":

@@ -19,17 +19,16 @@ PAGES = ("docs/study.md", "README.md")
 FIGURES = TOP / "docs" / "_static"
 TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations of rows with ten test conversations
 FIFTY = TEN[:5]  # and with fifty
-THE_ORIGINAL = (361.0, 175.7)  # its validation perplexity with 100 and 500, from its report
 DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # of part `evidence`
 
 NAMES = {  # of rows, where the results have another
     "tuned": "`tuned` without copying",
     "tuned with copying": "`tuned`, copying added after training",
-    "tuned with a continuous cache": "`tuned` with a continuous cache",
     "tuned, copying": "`tuned`",
     "exact": "`exact`",
     "exact, untrained": "`exact` without Phase 1",
     "exact, one slot": "`exact`, only the present context",
+    "exact, directional table": "`exact`, token table of `tuned`",
     "gated, end to end": "gated contexts",
     "OACD": "`tuned` without copying",
     "untrained": "`tuned` without copying and Phase 1",
@@ -103,14 +102,11 @@ def tested(conversations: int) -> list[Row]:
     return rows_of("cache/cache") + [row for row in swept if row["variant"] not in ("exact", "tuned")]
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table; all columns but the first are aligned to the right."""
-    head, *body = (f"| {' | '.join(line)} |" for line in [header, *rows])
-    return "\n".join([head, f"|---{'|---:' * (len(header) - 1)}|", *body])
-
-
-def by_size(title: str, sizes: Sequence[int]) -> list[str]:
-    return [title, *(f"{size:,}" for size in sizes)]
+def table(title: str, columns: Sequence[str | int], rows: Iterable[Sequence[str]]) -> str:
+    """Write a Markdown table; `columns` are those after the first, aligned to the right."""
+    names = [each if isinstance(each, str) else f"{each:,}" for each in columns]
+    head, *body = (f"| {' | '.join(line)} |" for line in [[title, *names], *rows])
+    return "\n".join([head, f"|---{'|---:' * len(columns)}|", *body])
 
 
 def named(variant: str) -> str:
@@ -125,10 +121,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):,.1f}" + (f" ± {stdev(values):,.1f}" if len(values) > 1 else "")
 
 
-def levels(rows: Sequence[Row], variant: str, sizes: Sequence[int], split: str = "test_ppl") -> list[str]:
-    """Write the perplexity of a variant at each size."""
-    own = [row for row in rows if row["variant"] == variant and split in row]
-    return [spread([row[split] for row in own if row["samples"] == size]) for size in sizes]
+def levels(rows: Sequence[Row], variant: str, sizes: Sequence[int]) -> list[str]:
+    """Write the name of a variant, and its test perplexity at each size."""
+    own = [row for row in rows if row["variant"] == variant and "test_ppl" in row]
+    ppls = ([row["test_ppl"] for row in own if row["samples"] == size] for size in sizes)
+    return [named(variant), *map(spread, ppls)]
 
 
 def percent(value: float) -> str:
@@ -142,10 +139,6 @@ def change(conversations: int, pair: str, samples: int, grouped: bool = False) -
     return difference(own, other, known_groups(own.tokens) if grouped else None) if own and other else None
 
 
-def not_resolved(found: Interval | None) -> str:
-    return " ≈" if found and found.low <= 0 <= found.high else ""
-
-
 def compared(conversations: int, *pairs: str) -> str:
     """Write changes of pairs, with intervals; on fifty conversations also those by groups of speakers."""
     sizes, lines = TEN if conversations == 10 else FIFTY, []
@@ -156,35 +149,32 @@ def compared(conversations: int, *pairs: str) -> str:
             found = [each for way in ways if (each := change(conversations, pair, size, way))]
             held = "; ".join(f"{percent(each.low)} to {percent(each.high)}" for each in found)
             lines[-1].append(f"{percent(found[0].percent)} ({held})" if found else "–")
-    return table(by_size("change of the test perplexity in %", sizes), lines)
+    return table("change of the test perplexity in %", sizes, lines)
 
 
 def validation() -> str:
     """Compare with the original at its sizes, 100 and 500 conversations."""
-    rows = rows_of("full/sweep")
-    found: dict[str, Sequence[float]] = {"the original, UltraChat (NVIDIA L4)": THE_ORIGINAL}
+    ppl = {(row["variant"], row["samples"]): row["val_ppl"] for row in rows_of("full/sweep")}
+    found = [("the original, UltraChat (NVIDIA L4)", 361.0, 175.7)]  # from its report
     for variant, name in (
         ("published", "`published`, offline (both: 5 hours on a CPU core)"),
         ("exact", "`exact`, offline (3 hours)"),
         ("kneser_ney", "n-grams (counts of short runs of tokens), offline"),
     ):
-        own = {row["samples"]: row["val_ppl"] for row in rows if row["variant"] == variant}
-        found[name] = own[100], own[500]
-    lines = [
-        [name, f"{few:.1f}", f"{many:.1f}", f"{1 - many / few:.0%}"] for name, (few, many) in found.items()
-    ]
-    return table(["validation perplexity, by conversations", "100", "500", "lower by"], lines)
+        found.append((name, ppl[variant, 100], ppl[variant, 500]))
+    lines = [[name, f"{few:.1f}", f"{many:.1f}", f"{1 - many / few:.0%}"] for name, few, many in found]
+    return table("validation perplexity, by conversations", (100, 500, "lower by"), lines)
 
 
 def ngrams() -> str:
     """Write the test perplexity of recipes and n-grams, on the ten conversations."""
     rows = rows_of("answer/sweep", "full/sweep")
-    chosen = ["exact", "kneser_ney", "kneser_ney_cache", "kneser_ney_caches", "tuned, copying", "tuned"]
-    lines = [[named(name), *levels(rows, name, TEN)] for name in [*chosen, "kneser_ney_table_caches"]]
-    bare = levels(rows_of("baselines/sweep"), "no contexts", TEN)
-    lines.insert(1, ["`exact`, token table of `tuned`", *levels(rows, "exact, directional table", TEN)])
+    chosen = ("exact", "exact, directional table", "kneser_ney", "kneser_ney_cache", "kneser_ney_caches")
+    others = ("tuned, copying", "tuned", "kneser_ney_table_caches")
+    lines = [levels(rows, name, TEN) for name in chosen + others]
+    _, *bare = levels(rows_of("baselines/sweep"), "no contexts", TEN)
     lines.insert(-1, ["`tuned` without copying and contexts", *bare])
-    return table(by_size("test perplexity, by conversations", TEN), lines)
+    return table("test perplexity, by conversations", TEN, lines)
 
 
 def models() -> str:
@@ -192,17 +182,17 @@ def models() -> str:
     others = ("no contexts", "tokens at the same slots", "last 32 tokens", "all 640 tokens", "GRU")
     lines = []
     for name in ("contexts", *others, "gated, end to end"):
-        marks = [not_resolved(change(50, f"{name} / contexts", n)) if name in others else "" for n in FIFTY]
-        ppls = levels(tested(50), name, FIFTY)
-        lines.append([named(name), *(ppl + mark for ppl, mark in zip(ppls, marks, strict=True))])
-    return table(by_size("test perplexity, by conversations", FIFTY), lines)
+        lines.append(levels(tested(50), name, FIFTY))
+        for place, size in enumerate(FIFTY if name in others else (), start=1):
+            found = change(50, f"{name} / contexts", size)
+            lines[-1][place] += " ≈" if found and found.low <= 0 <= found.high else ""
+    return table("test perplexity, by conversations", FIFTY, lines)
 
 
 def phase1() -> str:
     rows = rows_of("phase1/sweep")
     names = dict.fromkeys(row["variant"] for row in rows if row["seed"])
-    lines = [[named(name), *levels(rows, name, FIFTY)] for name in names]
-    return table(by_size("test perplexity, by conversations", FIFTY), lines)
+    return table("test perplexity, by conversations", FIFTY, [levels(rows, name, FIFTY) for name in names])
 
 
 def changes() -> str:
@@ -217,7 +207,7 @@ def changes() -> str:
         spans = [row["measured"]["horizon"] for row in found[name] if "horizon" in row.get("measured", {})]
         moved = percent(100 * (mean(ppls[name]) / mean(ppls["tuned"]) - 1))
         lines.append([named(name), spread(ppls[name]), moved, f"{mean(spans):.0f}" if spans else "–"])
-    return table(["change of `tuned` without copying", "validation perplexity", "in %", "span"], lines)
+    return table("change of `tuned` without copying", ("validation perplexity", "in %", "span"), lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -259,14 +249,13 @@ def draw_ngrams() -> Any:
     return dressed(axes, sorted(tokens.values()), "Training tokens (log scale)")
 
 
-def used(results: dict[str, Any], recipe: str, samples: int) -> list[Interval]:
+def used(runs: Sequence[Row], tokens: Sequence[int]) -> list[Interval]:
     """Compute the rise of perplexity in % if the slots from each distance on take other contexts."""
-    runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == (recipe, samples)]
-    own, tokens, found = np.array([run["losses"] for run in runs]), np.array(results["tokens"], float), []
+    own, weights, found = np.array([run["losses"] for run in runs]), np.array(tokens, float), []
     for distance in DISTANCES[:-1]:
         kept = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
         rises = np.array([run["rises"][str(at)] for run, at in zip(runs, kept, strict=True)])
-        found.append(difference(Losses((own + rises) / 1000, tokens), Losses(own / 1000, tokens)))
+        found.append(difference(Losses((own + rises) / 1000, weights), Losses(own / 1000, weights)))
     return found
 
 
@@ -276,13 +265,11 @@ def draw_evidence() -> Any:
     _, axes = plt.subplots(2, 1, figsize=(7.5, 7), layout="constrained")
     lines = (("tuned", 50, "-"), ("exact", 50, "-"), ("exact", 100, "--"), ("exact", 500, ":"))
     for recipe, samples, ls in lines:
-        style: dict[str, Any] = {"color": STYLES[recipe]["color"], "ls": ls}
-        style["label"] = f"{recipe}, {samples} conversations"
+        style = {"color": STYLES[recipe]["color"], "ls": ls, "label": f"{recipe}, {samples} conversations"}
         runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == (recipe, samples)]
-        axes[0].stairs(
-            np.mean([run["held"] for run in runs], axis=0), DISTANCES, baseline=None, lw=2, **style
-        )
-        middle, low, high = np.array(used(results, recipe, samples)).T
+        held = np.mean([run["held"] for run in runs], axis=0)
+        axes[0].stairs(held, DISTANCES, baseline=None, lw=2, **style)
+        middle, low, high = np.array(used(runs, results["tokens"])).T
         axes[1].errorbar(DISTANCES[:-1], middle, (middle - low, high - middle), marker="o", **style)
     axes[0].set(title="Held: a token is decoded from the nearest slot that read it", ylabel="R² (mean)")
     axes[1].set(title="Used: slots from here on take other contexts", ylabel="Rise of perplexity (%)")

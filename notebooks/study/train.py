@@ -33,7 +33,6 @@ SYMMETRIC = {"data.neighbours": "around", "attention.layer_dropout": 0.2}
 TOKENS = {"block": "plugins:TokenBlock", "model.context_dim": 768, "model.intermediate_size": 2560}
 LAST = {**TOKENS, "attention.slots": "uniform", "model.interval": 1}
 PREDICTIVE = {"block": "plugins:PredictiveBlock", "model.intermediate_size": 2560, **UNTRAINED}
-AUTOENCODING = {"block": "plugins:AutoencodingBlock", "block.epochs": 40, **UNTRAINED}
 FAST = {"phase2.learning_rate": 0.001, "phase2.max_epochs": 8}  # found by search.py for contexts and the GRU
 DECAYED = {**FAST, "phase2.weight_decay": 4.0}  # and for the others
 
@@ -107,7 +106,7 @@ PARTS: dict[str, tuple[tuple[int, ...], dict[str, Settings]]] = {
         "random init, untrained": {**CHUNKED, **RANDOM, **UNTRAINED},
         "predictive": {**CHUNKED, **PREDICTIVE},
         "predictive and OACD": {**CHUNKED, **PREDICTIVE, "block.oacd_weight": 1.0},
-        "autoencoding": {**CHUNKED, **AUTOENCODING},
+        "autoencoding": {**CHUNKED, **UNTRAINED, "block": "plugins:AutoencodingBlock", "block.epochs": 40},
         "gated, untrained": {**CHUNKED, **UNTRAINED, "block": "plugins:GatedBlock"},
         "exact": {**EXACT, **FIFTY},
         "exact, untrained": {**EXACT, **FIFTY, **UNTRAINED},
