@@ -15,7 +15,7 @@ from typing import Any, get_args
 from ..errors import UserError
 from ..files import digest
 from .chitchat import chitchat_texts
-from .settings import DataConfig, Split
+from .settings import SOURCES, DataConfig, Split
 from .texts import read_texts
 from .ultrachat import row_numbers, ultrachat_texts
 
@@ -53,12 +53,12 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
     Raises:
         UserError: more are asked for than there are, or the source is missing, damaged or unreachable.
     """
-    return Conversations.of(READERS[data.source](data, split))
+    return Conversations.of(SPLIT_READERS[data.source](data, split))
 
 
 def check_splits(data: DataConfig) -> None:
     """Raise the UserErrors of `load_conversations` that can be found without downloading UltraChat."""
-    check = row_numbers if data.source == "ultrachat" else READERS[data.source]
+    check = row_numbers if data.source == "ultrachat" else SPLIT_READERS[data.source]
     for split in get_args(Split):
         if split != "corpus" or data.reads_corpus:
             check(data, split)
@@ -92,11 +92,12 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     return texts[starts[split] : stops[split]]
 
 
-READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
+SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
     "ultrachat": ultrachat_texts,
     "chitchat": chitchat_texts,
     "file": own_texts,
 }
+assert SPLIT_READERS.keys() == SOURCES.keys(), "a source without a reader, or a reader without a source"
 
 
 def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int) -> dict[str, Any]:
