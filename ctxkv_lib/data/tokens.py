@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..errors import DamagedFile, UserError
 from ..files import cache_dir, digest, read_tensors, write_tensors
@@ -110,18 +109,12 @@ def _stream(
 
 
 def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
-    """Read tensors of the shared cache, mapped from their file, or make and write them.
-
-    `key` is a digest of all that they are made from.
-    """
+    """Map tensors from the shared cache, or make and write them; `key` is a digest of all they come from."""
     path = cache_dir() / f"{name}-{key}.safetensors"
     if path.exists():
         try:
-            with safe_open(path, "pt") as file:
-                if file.metadata().get("key") == key:
-                    return read_tensors(path)
-            notice(f"{path} was made from something else; it is made again.")
-        except (DamagedFile, SafetensorError) as error:
-            notice(f"{path} is damaged ({error}); it is made again.")
-    write_tensors(path, make(), {"key": key})
+            return read_tensors(path)
+        except DamagedFile as error:
+            notice(f"{path} is damaged ({error.reason}); it is made again.")
+    write_tensors(path, make())
     return read_tensors(path)
