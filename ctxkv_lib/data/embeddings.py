@@ -33,8 +33,7 @@ class TokenTable:
 def load_table(data: DataConfig, hidden_size: int, seed: int) -> TokenTable:
     """Read or make the table that `data.table` names; `seed` is for table=random only.
 
-    Raises:
-        UserError: the Hub or the source cannot be read, or the table has another width than `hidden_size`.
+    Raises a UserError if its source cannot be read, or it has another width than `hidden_size`.
     """
     if data.table == "gpt2":
         table = _gpt2_table(hidden_size)

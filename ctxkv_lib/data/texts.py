@@ -38,12 +38,9 @@ PARQUET_ROWS = 256  # at a time
 def read_texts(source: str | Path, split: str | None = None) -> list[str]:
     """Read the text of each conversation, in order; callers share the list and leave it as it is.
 
-    Args:
-        source: a file, a folder, whose files are read in the order of their paths, or a data set on the Hub.
-        split: of a data set on the Hub; None takes its only one, or train.
-
-    Raises:
-        UserError: nothing to read there, or the first record without a conversation, by file and place.
+    `source` is a file, a folder, whose files are read in the order of their paths, or a data set on the Hub.
+    `split` is one of that data set's; None takes its only one, or train. Raises a UserError if there is
+    nothing to read, or for the first record without a conversation, by file and place.
     """
     files = _files(source, split)
     states = [file.stat() for file in files]
@@ -177,11 +174,7 @@ def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def text_of(where: str, record: Any) -> str:
-    """Join the texts of a record with newlines; who said what is not read.
-
-    Raises:
-        UserError: it has none of `FORMS`; the message begins with `where`.
-    """
+    """Join the texts of a record, not its roles; a UserError at `where` if it has none of `FORMS`."""
     if not isinstance(record, dict):
         raise UserError(f'{where} is no record; write an object with fields, as {{"messages": [...]}}.')
     form = _form(where, record)
