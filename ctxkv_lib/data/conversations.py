@@ -131,10 +131,7 @@ def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tup
 
 
 def describe_split(data: DataConfig) -> str:
-    """Describe in a line how the user's data is split and what the token table is made from.
-
-    Raises a UserError if the splits are larger than the data.
-    """
+    """Describe how the user's data is split and the token table made; a UserError if it is too small."""
     own_texts(data, "train")
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
     made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]

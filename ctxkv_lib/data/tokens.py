@@ -80,7 +80,7 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
                 starts.append(starts[-1] + len(ids))
         return {"ids": torch.from_numpy(np.concatenate(parts)), "starts": torch.tensor(starts[:-1])}
 
-    return _stream("train", conversations, tokenizer, make)
+    return TokenStream(**cached_tensors("tokens", _key("train", conversations, tokenizer), make))
 
 
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
@@ -98,14 +98,11 @@ def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokeni
         ids = torch.tensor(encoded["input_ids"], dtype=torch.uint16)
         return {"ids": ids, "starts": torch.from_numpy(starts)}
 
-    return _stream("validation", conversations, tokenizer, make)
+    return TokenStream(**cached_tensors("tokens", _key("validation", conversations, tokenizer), make))
 
 
-def _stream(
-    kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast", make: Maker
-) -> TokenStream:
-    key = digest([STREAM_VERSION, kind, conversations.fingerprint, tokenizer_digest(tokenizer)])
-    return TokenStream(**cached_tensors("tokens", key, make))
+def _key(kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> str:
+    return digest([STREAM_VERSION, kind, conversations.fingerprint, tokenizer_digest(tokenizer)])
 
 
 def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
