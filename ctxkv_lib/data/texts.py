@@ -38,12 +38,9 @@ PARQUET_ROWS = 256  # at a time
 def read_texts(source: str | Path, split: str | None = None) -> list[str]:
     """Read the text of each conversation, in order; callers share the list and leave it as it is.
 
-    Args:
-        source: as `SOURCES` says; the files of a folder are read in the order of their paths.
-        split: of a data set on the Hub; None takes its only one, or train.
-
-    Raises:
-        UserError: nothing to read there, or the first record without a conversation, by file and place.
+    `source` is a file, a folder, whose files are read in the order of their paths, or a data set on the Hub.
+    `split` is one of that data set's; None takes its only one, or train. Raises a UserError if there is
+    nothing to read, or for the first record without a conversation, by file and place.
     """
     files = _files(source, split)
     states = [file.stat() for file in files]
@@ -56,16 +53,17 @@ def read_texts(source: str | Path, split: str | None = None) -> list[str]:
 
 def _files(source: str | Path, split: str | None) -> list[Path]:
     path = Path(os.path.expanduser(source))
-    if not path.exists() and _kind(path) not in READERS and HUB_NAME.fullmatch(str(source)):
+    if not path.exists() and _kind(path) not in FILE_READERS and HUB_NAME.fullmatch(str(source)):
         return dataset_files(str(source), split)
     if split is not None:
         raise UserError(f"data.split is {split!r}; allowed: none but for a data set on the Hub.")
     if not path.exists():
-        raise UserError(f"{path.absolute()} does not exist; name {SOURCES}.")
+        known = f"a file ({KINDS}), a folder of such files, or a data set on the Hub as owner/name"
+        raise UserError(f"{path.absolute()} does not exist; name {known}.")
     if path.is_file():
         return [path]
     below = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
-    return sorted(file for file in below if _kind(file) in READERS and file.is_file())
+    return sorted(file for file in below if _kind(file) in FILE_READERS and file.is_file())
 
 
 @lru_cache(maxsize=1)  # every split needs the same texts
@@ -78,10 +76,10 @@ def _kind(path: Path) -> str:
 
 
 def _records(path: Path) -> Records:
-    if _kind(path) not in READERS:
+    if _kind(path) not in FILE_READERS:
         raise UserError(f"{path} is of no known kind; allowed: {KINDS}.")
     try:
-        yield from READERS[_kind(path)](path)
+        yield from FILE_READERS[_kind(path)](path)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); name a readable file.") from error
 
@@ -157,14 +155,13 @@ def _plain(path: Path) -> Records:
     return ((f"block {n}", {"text": block}) for n, block in enumerate(blocks, start=1))
 
 
-READERS: dict[str, Callable[[Path], Records]] = {
+FILE_READERS: dict[str, Callable[[Path], Records]] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json),
     **dict.fromkeys((".csv", ".tsv"), _table),
     ".txt": _plain,
     ".parquet": _parquet,
 }
-KINDS = f"{', '.join(READERS)}, all but .parquet also as .gz"
-SOURCES = f"a file ({KINDS}), a folder of such files, or a data set on the Hub as owner/name"
+KINDS = f"{', '.join(FILE_READERS)}, all but .parquet also as .gz"
 
 
 def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -177,11 +174,7 @@ def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def text_of(where: str, record: Any) -> str:
-    """Join the texts of a record with newlines; who said what is not read.
-
-    Raises:
-        UserError: it has none of `FORMS`; the message begins with `where`.
-    """
+    """Join the texts of a record, not its roles; a UserError at `where` if it has none of `FORMS`."""
     if not isinstance(record, dict):
         raise UserError(f'{where} is no record; write an object with fields, as {{"messages": [...]}}.')
     form = _form(where, record)

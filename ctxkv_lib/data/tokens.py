@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..errors import DamagedFile, UserError
 from ..files import cache_dir, digest, read_tensors, write_tensors
@@ -81,7 +80,7 @@ def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFa
                 starts.append(starts[-1] + len(ids))
         return {"ids": torch.from_numpy(np.concatenate(parts)), "starts": torch.tensor(starts[:-1])}
 
-    return _stream("train", conversations, tokenizer, make)
+    return TokenStream(**cached_tensors("tokens", _key("train", conversations, tokenizer), make))
 
 
 def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
@@ -99,29 +98,20 @@ def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokeni
         ids = torch.tensor(encoded["input_ids"], dtype=torch.uint16)
         return {"ids": ids, "starts": torch.from_numpy(starts)}
 
-    return _stream("validation", conversations, tokenizer, make)
+    return TokenStream(**cached_tensors("tokens", _key("validation", conversations, tokenizer), make))
 
 
-def _stream(
-    kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast", make: Maker
-) -> TokenStream:
-    key = digest([STREAM_VERSION, kind, conversations.fingerprint, tokenizer_digest(tokenizer)])
-    return TokenStream(**cached_tensors("tokens", key, make))
+def _key(kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> str:
+    return digest([STREAM_VERSION, kind, conversations.fingerprint, tokenizer_digest(tokenizer)])
 
 
 def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
-    """Read tensors of the shared cache, mapped from their file, or make and write them.
-
-    `key` is a digest of all that they are made from.
-    """
+    """Map tensors from the shared cache, or make and write them; `key` is a digest of all they come from."""
     path = cache_dir() / f"{name}-{key}.safetensors"
     if path.exists():
         try:
-            with safe_open(path, "pt") as file:
-                if file.metadata().get("key") == key:
-                    return read_tensors(path)
-            notice(f"{path} was made from something else; it is made again.")
-        except (DamagedFile, SafetensorError) as error:
-            notice(f"{path} is damaged ({error}); it is made again.")
-    write_tensors(path, make(), {"key": key})
+            return read_tensors(path)
+        except DamagedFile as error:
+            notice(f"{path} is damaged ({error.reason}); it is made again.")
+    write_tensors(path, make())
     return read_tensors(path)

@@ -1,5 +1,6 @@
 """UltraChat-200k on the Hugging Face Hub: the rows of the published experiment."""
 
+from collections.abc import Iterator
 from itertools import chain, islice
 
 from ..errors import UserError
@@ -31,27 +32,23 @@ def row_numbers(data: DataConfig, split: Split) -> list[int]:
 
 def ultrachat_texts(data: DataConfig, split: Split) -> list[str]:
     """Read the first rows of a split; a UserError if it has fewer, or the Hub cannot be reached."""
-    wanted, texts, start = {*row_numbers(data, split)}, list[str](), 0
-    for shard in SHARDS:
-        if len(texts) < len(wanted):
-            found, start = _shard_texts(shard, start, wanted)
-            texts += found
-    return texts
+    wanted = {*row_numbers(data, split)}
+    return [*islice(_texts(wanted), len(wanted))]  # reads no shard beyond the last wanted row
 
 
-def _shard_texts(shard: str, start: int, wanted: set[int]) -> tuple[list[str], int]:
-    """Read the wanted rows of a shard whose first is row `start`; return them, and the next shard's first."""
+def _texts(wanted: set[int]) -> Iterator[str]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    path, texts = download(ULTRACHAT, shard, "dataset"), []
-    try:
-        with ParquetFile(path) as parquet:
-            for number in range(parquet.num_row_groups):
-                rows = range(start, start := start + parquet.metadata.row_group(number).num_rows)
-                if places := [row - rows.start for row in rows if row in wanted]:
-                    group = parquet.read_row_group(number, columns=["messages"])
-                    texts += [text_of(shard, record) for record in group.take(places).to_pylist()]
-    except (ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run again.") from error
-    return texts, start
+    start = 0  # of the row group
+    for shard in SHARDS:
+        path = download(ULTRACHAT, shard, "dataset")
+        try:
+            with ParquetFile(path) as parquet:
+                for number in range(parquet.num_row_groups):
+                    rows = range(start, start := start + parquet.metadata.row_group(number).num_rows)
+                    if places := [row - rows.start for row in rows if row in wanted]:
+                        group = parquet.read_row_group(number, columns=["messages"])
+                        yield from (text_of(shard, record) for record in group.take(places).to_pylist())
+        except (ArrowException, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it and run again.") from error

@@ -32,7 +32,7 @@ class Work:
     """An experiment under way; data and model are read and made when a stage first needs them.
 
     Args:
-        texts: of `read_texts`, by split.
+        texts: of `read_splits`, by split.
         folder: claimed.
         listener: gets every metric in order.
     """
@@ -132,7 +132,7 @@ class Work:
         return [self.folder.origin["code"], *(plugin and plugin.to_dict() for plugin in used)]
 
 
-def read_texts(config: ExperimentConfig) -> dict[str, Conversations]:
+def read_splits(config: ExperimentConfig) -> dict[str, Conversations]:
     """Read the conversations of an experiment; a UserError if the source is missing, damaged or too small."""
     with stage("Reading the conversations"):
         splits: list[Split] = ["train", "validation", "test"]

