@@ -59,29 +59,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("Stopped. Finished stages and saved epochs are kept; the same command goes on.", 130)
     except BrokenPipeError:
-        _drop_output()
+        _drop_unwritten(sys.stdout)
         return 141
     except ranks.Ended as error:
         return 2 if ranks.rank() else _fail(str(error))
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
-        _drop_output()
+        _drop_unwritten(sys.stdout)
         return _fail(describe(error))
 
 
 def _fail(message: str, code: int = 2) -> int:
-    with suppress(OSError):  # of a closed or full stderr, whose error would end with code 1
+    with suppress(OSError):  # of a closed or full stderr
         print(f"ctxkv: {one_line(message)}", file=sys.stderr)
+    _drop_unwritten(sys.stderr)
     return code
 
 
-def _drop_output() -> None:
-    """Discard unwritten output, which the interpreter would else try to write again at its exit."""
+def _drop_unwritten(output: Any) -> None:
+    """Discard what cannot be written, which the interpreter would else try again at its exit."""
     try:
-        sys.stdout.flush()
+        output.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 if not any("gpu" in Path(word).parts for word in sys.argv):  # only `tests/gpu`, asked for by name, use one
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as `ctxkv` sets it before the import, off a terminal
+os.environ.pop("CTXKV_RUNS", None)  # the tests' runs lie in their own folders
 
 from tiny import *  # noqa: F403
 from tiny import local_experiment

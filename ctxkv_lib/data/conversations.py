@@ -15,7 +15,7 @@ from typing import Any, get_args
 from ..errors import UserError
 from ..files import digest
 from .chitchat import chitchat_texts
-from .settings import SOURCES, DataConfig, Split
+from .settings import DataConfig, Split
 from .texts import read_texts
 from .ultrachat import row_numbers, ultrachat_texts
 
@@ -86,8 +86,9 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     test = corpus - data.test_samples
     if split == "corpus" and data.corpus != "own":
         return chitchat_texts(data, "corpus") + texts[:test]
-    rows = {"train": slice(data.samples), "test": slice(test, corpus), "corpus": slice(corpus, validation)}
-    return texts[rows.get(split, slice(validation, None))]
+    rows = {"train": slice(data.samples), "test": slice(test, corpus)}
+    rows |= {"corpus": slice(corpus, validation), "validation": slice(validation, None)}
+    return texts[rows[split]]
 
 
 SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
@@ -95,7 +96,6 @@ SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
     "chitchat": chitchat_texts,
     "file": own_texts,
 }
-assert SPLIT_READERS.keys() == SOURCES.keys(), "a source without a reader, or a reader without a source"
 
 
 def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int) -> dict[str, Any]:
