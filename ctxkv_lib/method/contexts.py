@@ -4,8 +4,7 @@ Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whos
 `projected_inputs` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the
 context before the first token, row i + 1 the context after token i.
 
-They are for the caches. `oacd` computes those of a training, `modeling` those of generated text, one column
-after the other.
+They are for the caches; `oacd` computes those of a training, `modeling` those of generated text.
 """
 
 from collections.abc import Callable
