@@ -24,6 +24,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_co
 exclude_patterns = ["**.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # CommonMark has no tables
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
