@@ -69,6 +69,13 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, but those that are hidden or in a hidden folder."""
+    for path in folder.rglob("*"):
+        if "/." not in f"/{path.relative_to(folder).as_posix()}" and path.is_file():
+            yield path
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")

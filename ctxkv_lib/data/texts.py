@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, one_line
+from ..files import visible_files
 from ..progress import stage
 from .hub import dataset_files
 
@@ -62,8 +63,7 @@ def _files(source: str | Path, split: str | None) -> list[Path]:
         raise UserError(f"{path.absolute()} does not exist; name {known}.")
     if path.is_file():
         return [path]
-    below = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
-    return sorted(file for file in below if _kind(file) in FILE_READERS and file.is_file())
+    return sorted(file for file in visible_files(path) if _kind(file) in FILE_READERS)
 
 
 @lru_cache(maxsize=1)  # every split needs the same texts

@@ -25,6 +25,7 @@ from ..files import (
     read_json,
     remove,
     replacing,
+    visible_files,
     write_json,
     write_text,
 )
@@ -226,7 +227,8 @@ def _begun(path: Path, config: ExperimentConfig, origin: dict[str, str], again: 
     """Return the record of this experiment in a folder that is locked, with the stages that are there."""
     folder = RunFolder(path, config.to_dict(), origin)
     if not (path / RECORD).is_file():
-        if _holds_files(path) and not (again and (path / "config.json").is_file()):
+        held = any(file.name not in FOREIGN for file in visible_files(path))
+        if held and not (again and (path / "config.json").is_file()):
             cure = "name another folder with --out"
             raise UserError(f"{path} is not empty and has no record of a run ({RECORD}); {cure}.")
         return folder
@@ -256,12 +258,6 @@ def _begun(path: Path, config: ExperimentConfig, origin: dict[str, str], again: 
     if changed:
         folder.stages.pop("results", None)  # else a kill would leave them as of this code
     return folder
-
-
-def _holds_files(path: Path) -> bool:
-    """Return whether a folder has files, but hidden ones, as a run has that was killed before its record."""
-    places = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    return any(not re.search(r"(^|/)\.", each.as_posix()) and each.name not in FOREIGN for each in places)
 
 
 @dataclass(frozen=True)
