@@ -9,14 +9,10 @@ from .experiments import compare as compare
 from .experiments import prepare as prepare
 from .experiments import run as run
 from .measure.measure import probe as probe
-from .method.caches import StreamCache as StreamCache
 from .method.config import ModelConfig as ModelConfig
-from .method.contexts import distinct_rows as distinct_rows
-from .method.contexts import exact_contexts as exact_contexts
 from .method.memory import snapshot as snapshot
 from .method.model import ContextBlock as ContextBlock
 from .method.model import ContextKV as ContextKV
-from .method.oacd import oacd_loss as oacd_loss
 from .report.document import write_report as write_report
 from .report.info import dense_fp32_mib as dense_fp32_mib
 from .report.info import describe as describe
@@ -24,7 +20,6 @@ from .report.info import format_info as format_info
 from .report.tables import comparison_table as comparison_table
 from .runs.config import build_config as build_config
 from .runs.config import compared_samples as compared_samples
-from .runs.config import configure as configure
 from .runs.folder import Run as Run
 from .runs.folder import comparison_folder as comparison_folder
 from .runs.folder import load_run as load_run
