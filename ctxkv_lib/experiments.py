@@ -34,7 +34,7 @@ from .runs.folder import (
 from .runs.identity import method_digest
 from .runs.listing import run_names
 from .runs.provenance import choose_device, choose_precision
-from .runs.stages import Prepared, attention_of, context_summary, contexts_of, model_of, test_of
+from .runs.stages import Prepared, context_summary, contexts_stages, model_stage, phase2_stage, test_stage
 from .runs.stages import prepare as prepare_stages
 from .runs.work import Work, read_splits
 from .views import figures
@@ -67,8 +67,8 @@ def run(
     """
     config = config.replace(plugins) if plugins else config
     with _begun(config, out, listener, again) as work:
-        phase1, caches = ranks.on_rank_0(lambda: contexts_of(work))
-        phase2 = attention_of(work, phase1, caches)
+        phase1, caches = ranks.on_rank_0(lambda: contexts_stages(work))
+        phase2 = phase2_stage(work, phase1, caches)
         return ranks.on_rank_0(lambda: _finished(work, phase1, caches, phase2))
 
 
@@ -84,7 +84,7 @@ def prepare(
     """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
     config = config.replace(plugins) if plugins else config
     with _begun(config, out, listener, again) as work:
-        return prepare_stages(work, *ranks.on_rank_0(lambda: contexts_of(work)))
+        return prepare_stages(work, *ranks.on_rank_0(lambda: contexts_stages(work)))
 
 
 @contextmanager
@@ -118,8 +118,8 @@ def _begun(
 def _finished(work: Work, phase1: Stage, caches: Stage, phase2: Stage) -> Run:
     """Save and test a trained model, and write summary, report and figures."""
     folder = work.folder
-    model_of(work, phase2)
-    test = test_of(work, caches, phase2)
+    model_stage(work, phase2)
+    test = test_stage(work, caches, phase2)
     if folder.finished("results", test.key):
         return load_run(folder.path)
     summary = summarize(work.config, context_summary(phase1, caches), phase2)

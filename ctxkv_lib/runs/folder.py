@@ -108,15 +108,17 @@ class RunFolder:
         write_json(self.path / RECORD, {"checksum": digest(values), **values})
 
     def finished(self, name: str, key: str) -> Stage | None:
-        """Return a stage that counts: of this run, or linked from another one beside it."""
+        """Return a stage of this run that counts; None if it is to be made."""
         stage = self.stages.get(name)
-        if stage and stage.key == key:
-            if not (lost := stage.lost(self.path)):
-                return stage
+        if not stage or stage.key != key:
+            return None
+        if lost := stage.lost(self.path):
             notice(f"{lost}: {name} is made again.")
-        return self._linked(name, key) if name in ("phase1", "caches") else None
+            return None
+        return stage
 
-    def _linked(self, name: str, key: str) -> Stage | None:
+    def linked(self, name: str, key: str) -> Stage | None:
+        """Link the files of a stage that counts from another run beside this one, and record it here."""
         for record in sorted(self.path.parent.glob(f"*/{RECORD}")):
             with suppress(UserError, OSError):  # another run may be writing its files
                 other = RunFolder.read(record.parents[1])
@@ -195,7 +197,7 @@ def claimed(
         raise UserError(f"{path} is a file; name another folder with --out.")
     is_new = not path.exists() or not any(path.iterdir())
     with only_process(path):
-        folder = _begun(path, config, origin, again)
+        folder = _record_for(path, config, origin, again)
         for leftover in path.rglob(".*.part"):  # of a killed process
             remove(leftover)
         try:
@@ -223,7 +225,7 @@ def only_process(path: Path) -> Iterator[None]:
         yield
 
 
-def _begun(path: Path, config: ExperimentConfig, origin: dict[str, str], again: bool) -> RunFolder:
+def _record_for(path: Path, config: ExperimentConfig, origin: dict[str, str], again: bool) -> RunFolder:
     """Return the record of this experiment in a folder that is locked, with the stages that are there."""
     folder = RunFolder(path, config.to_dict(), origin)
     if not (path / RECORD).is_file():

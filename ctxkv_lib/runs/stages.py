@@ -54,11 +54,14 @@ class Prepared:
     record: dict[str, Any]
 
 
-def contexts_of(work: Work) -> tuple[Stage, Stage]:
+def contexts_stages(work: Work) -> tuple[Stage, Stage]:
     """Train the ContextBlock, cache all contexts, and return both stages."""
     folder, config = work.folder, work.config
-    phase1 = folder.finished("phase1", work.phase1_key())
-    caches = folder.finished("caches", work.caches_key(phase1)) if phase1 else None
+    key = work.phase1_key()
+    phase1, caches = folder.finished("phase1", key) or folder.linked("phase1", key), None
+    if phase1:
+        key = work.caches_key(phase1)
+        caches = folder.finished("caches", key) or folder.linked("caches", key)
     if phase1 and caches:
         work.report(phase1)
         return phase1, caches
@@ -127,7 +130,7 @@ def _make_caches(work: Work, phase1: Stage, last: Tensor | None, generator: torc
         dtype = torch.float32 if precise else PRECISIONS[work.precision]
         known = last if split == "train" else None
         width = 0 if isinstance(work.model, MixerModel) else work.config.model.context_dim
-        contexts = _contexts(work, ids, known, generator) if width else []
+        contexts = _stream_contexts(work, ids, known, generator) if width else []
         write_parts(caches / f"{split}_ctx.safetensors", {"contexts": (dtype, (len(ids), width), contexts)})
         write_parts(caches / f"{split}_emb.safetensors", _embedded(work, ids))
     made = load_caches(caches)
@@ -142,7 +145,9 @@ def _make_caches(work: Work, phase1: Stage, last: Tensor | None, generator: torc
 
 
 @torch.no_grad()
-def _contexts(work: Work, ids: Tensor, last: Tensor | None, generator: torch.Generator) -> Iterator[Tensor]:
+def _stream_contexts(
+    work: Work, ids: Tensor, last: Tensor | None, generator: torch.Generator
+) -> Iterator[Tensor]:
     """Compute the padded contexts of a stream, `[n + 1, context_dim]` in all, part by part."""
     model, config = work.model, work.config.phase1
     embeddings, tokens = distinct_rows(model, ids[:-1])
@@ -204,7 +209,7 @@ def context_summary(phase1: Stage, caches: Stage) -> dict[str, Any]:
     return {**phase1.result, **caches.result, "phase1": both}
 
 
-def attention_of(work: Work, phase1: Stage, caches: Stage) -> Stage:
+def phase2_stage(work: Work, phase1: Stage, caches: Stage) -> Stage:
     """Train Phase 2, and write the best epoch's weights to the folder."""
     folder, config, key = work.folder, work.config, work.phase2_key(phase1)
     if done := ranks.on_rank_0(lambda: folder.finished("phase2", key)):
@@ -255,7 +260,7 @@ def _init_attention(work: Work) -> None:
         attention.init_weights(*distinct_rows(work.model, _phase1_ids(work)), work.config.phase1)
 
 
-def model_of(work: Work, phase2: Stage) -> Stage:
+def model_stage(work: Work, phase2: Stage) -> Stage:
     """Write the model folder for transformers."""
     folder, key = work.folder, work.model_key(phase2)
     if done := folder.finished("model", key):
@@ -266,7 +271,7 @@ def model_of(work: Work, phase2: Stage) -> Stage:
     return folder.finish("model", key, files)
 
 
-def test_of(work: Work, caches: Stage, phase2: Stage) -> Stage:
+def test_stage(work: Work, caches: Stage, phase2: Stage) -> Stage:
     """Score the test split, once.
 
     The result has `ppl`, `acc` and `tokens`; `conversations`, of each the number of predicted tokens and
@@ -299,6 +304,6 @@ def test_scores(work: Work, ids: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(model, MixerModel):
         contexts = torch.empty(len(ids), 0, device=work.device)
     else:
-        contexts = torch.cat([*_contexts(work, ids, None, generator)])
+        contexts = torch.cat([*_stream_contexts(work, ids, None, generator)])
     cache = as_read(model, StreamCache(ids.int().to(work.device), contexts), trained=False)
     return token_scores(model, cache, torch.arange(len(cache)))
