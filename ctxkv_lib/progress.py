@@ -30,10 +30,8 @@ def stage(description: str) -> Iterator[None]:
 
 
 def _bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm":
-    if in_notebook():
-        from tqdm.notebook import tqdm
-    else:
-        from tqdm import tqdm  # type: ignore[assignment]
+    from tqdm.auto import tqdm
+
     hidden = ranks.rank() > 0 or not (in_notebook() or sys.stderr.isatty())
     return tqdm(iterable, disable=hidden, leave=False, **options)
 
