@@ -19,9 +19,9 @@ from .runs.config import (
     PRESETS,
     RECIPES,
     ExperimentConfig,
+    build_config,
     compared_samples,
     config_from_dict,
-    configure,
     parse_settings,
 )
 from .runs.settings import Sampling
@@ -187,7 +187,7 @@ def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfi
     asked = parse_settings(options.set or [])
     if twice := given.keys() & asked.keys():
         raise UserError(f"{min(twice)} is given by --set and by an option of its own; give one of them.")
-    return configure(options.preset or "colab", options.recipe, samples, {**asked, **given}, notice)
+    return build_config(options.preset or "colab", options.recipe, samples, {**asked, **given}, notice)
 
 
 def _print(found: Any, as_json: bool, as_text: Callable[[Any], str]) -> None:

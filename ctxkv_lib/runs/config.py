@@ -157,51 +157,35 @@ def build_config(
     recipe: str | None = None,
     samples: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = say,
 ) -> ExperimentConfig:
     """Build the configuration of one experiment.
+
+    Sizes of splits that are not given fit the user's own conversations, if these are the source.
 
     Args:
         preset: a key of `PRESETS`.
         recipe: a key of `RECIPES`; None takes the preset's own.
         samples: training conversations; None takes the preset's.
         settings: applied last, as of `ExperimentConfig.replace`.
+        tell: called with a line on how the user's own conversations are split, if any size was left open.
 
     Raises:
-        UserError: unknown preset, recipe, key or a value that is not allowed.
+        UserError: unknown preset, recipe, key or a value that is not allowed; the user's own conversations
+            cannot be read, or are too few.
     """
     _require_known("preset", preset, PRESETS)
     chosen = PRESETS[preset]
     recipe = chosen.recipe if recipe is None else recipe
     _require_known("recipe", recipe, RECIPES)
-    layers = {**chosen.settings, **RECIPES[recipe]}
-    layers["data.samples"] = chosen.samples if samples is None else samples
-    # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
-    return ExperimentConfig(preset, recipe).replace(layers).replace(settings or {})
-
-
-def configure(
-    preset: str,
-    recipe: str | None = None,
-    samples: int | None = None,
-    settings: dict[str, Any] | None = None,
-    tell: Callable[[str], None] = say,
-) -> ExperimentConfig:
-    """Build a configuration as `build_config` does, with split sizes that fit the user's own conversations.
-
-    Args:
-        tell: called with a line on how they are split, if any size was left open.
-
-    Raises:
-        UserError: as `build_config`; the conversations cannot be read, or are too few.
-    """
-    asked = dict(settings or {})
-    if samples is not None:
-        asked["data.samples"] = samples
+    asked = {**({} if samples is None else {"data.samples": samples}), **(settings or {})}
     if asked.get("data.path") is not None and asked.get("data.source", "file") != "file":
         raise UserError(
             f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
         )
-    config = build_config(preset, recipe, None, asked)
+    # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
+    layers = {**chosen.settings, **RECIPES[recipe], "data.samples": chosen.samples}
+    config = ExperimentConfig(preset, recipe).replace(layers).replace(asked)
     if config.data.source != "file":
         return config
     names = {key.removeprefix("data.") for key in asked if key.startswith("data.")}

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..files import expanded, replacing
 from ..method.loop import Metric
 from ..progress import Listener
-from ..runs.config import ExperimentConfig, configure
+from ..runs.config import ExperimentConfig, build_config
 from ..runs.folder import ROOT_VARIABLE
 
 DRIVE_VARIABLE = "CTXKV_DRIVE"
@@ -52,7 +52,7 @@ def notebook_config(
     preset = values["preset"] or ("colab" if "google.colab" in sys.modules else "offline")
     chosen = {"runtime.seed": int(values["seed"])} if values["seed"] else {}
     samples = int(values["samples"]) if values["samples"] else None
-    return configure(preset, values["recipe"] or None, samples, {**chosen, **(settings or {})}, print)
+    return build_config(preset, values["recipe"] or None, samples, {**chosen, **(settings or {})}, print)
 
 
 def runs_root() -> Path:

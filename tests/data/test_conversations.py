@@ -16,7 +16,7 @@ from ctxkv_lib.data.conversations import Conversations, check_splits, load_conve
 from ctxkv_lib.data.hub import ULTRACHAT
 from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.runs.config import build_config, compared_samples, configure
+from ctxkv_lib.runs.config import build_config, compared_samples
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 REFUSED = r"could not be read from the Hugging Face Hub .* use --preset offline\.$"
@@ -204,7 +204,7 @@ def test_splits_larger_than_the_data_are_refused_with_the_true_cause(tmp_path):
 
 def _fitted(path: str, settings: dict | None = None, preset: str = "offline", samples: int | None = None):
     said: list[str] = []
-    config = configure(preset, None, samples, {"data.path": path, **(settings or {})}, said.append)
+    config = build_config(preset, None, samples, {"data.path": path, **(settings or {})}, said.append)
     return config, said
 
 
@@ -219,7 +219,6 @@ def test_sizes_that_are_not_asked_for_fit_the_data(tmp_path):
     assert "1,000 of chitchat-dataset and all of these but validation and test" in line
     assert compared_samples(config) == (6, 32)
     assert compared_samples(_fitted(path)[0]) == (23, 23)  # nothing less would fill two windows
-    assert configure("offline") == build_config("offline")  # presets are left alone
     # A validation text holds two windows, but at most a third of the data.
     assert _fitted(path)[0].data.validation_samples == 13
     window["model.max_contexts"] = len(_text(40))  # two windows are eight conversations
@@ -249,9 +248,8 @@ def test_sizes_that_are_asked_for_stay(tmp_path, preset):
     everything = {"data.validation_samples": 3, "data.test_samples": 2, "data.table": "random"}
     config, said = _fitted(path, everything, preset, samples=20)
     assert said == []
-    assert config == build_config(preset, None, 20, {"data.path": path, **everything})
     with pytest.raises(UserError, match="has 40 conversations, but 500 for training"):
-        configure(preset, None, 500, {"data.path": path}, said.append)
+        build_config(preset, None, 500, {"data.path": path}, said.append)
     assert said == []  # a split that does not fit is not described as if it did
 
 
