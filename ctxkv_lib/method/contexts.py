@@ -4,7 +4,8 @@ Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whos
 `projected_inputs` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the
 context before the first token, row i + 1 the context after token i.
 
-They are for the caches; `oacd` computes those of a training, `modeling` those of generated text.
+These are for caches and the test (`runs.stages`). `oacd.train_iteration` computes contexts in training,
+`modeling.ContextKVForCausalLM` in generation and evaluation; `reference` has all in plain lines, unpadded.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from .config import Phase1Config
 PASS_ROWS = 2**14  # contexts of a parallel pass at a time
 SEGMENTS = 256  # of a stream at most, computed in lock-step
 SEGMENT = 128  # tokens of one at least: most trained blocks forget within one, and its end is right at once
+ROUNDS = 8  # of lock-step; what a block has not forgotten by then is cheaper to read token by token
 AGREEMENT = 1 / 4  # of the tolerance: differences at several boundaries may add up
 
 # Next contexts `[m, context_dim]`, from the contexts and the input projections of m tokens.
@@ -90,8 +92,8 @@ def exact_contexts(
 
     The stream is cut into segments, which are computed in lock-step, at first all from zeros. A segment whose
     predecessor ended elsewhere is computed again from there, until none is left. After k rounds the first k
-    segments are right, so the rounds end; a block that forgets within a segment takes two. The result has the
-    dtype and device of `projected_inputs`.
+    segments are right, so the rounds end; a block that forgets within a segment takes two. After `ROUNDS`
+    rounds one segment is computed at a time. The result has the dtype and device of `projected_inputs`.
 
     Args:
         tokens: int64 `[n]`; a long stream can be read part by part, each from the last context of the one
@@ -108,14 +110,15 @@ def exact_contexts(
     contexts = first.new_empty(1 + rows.numel(), len(first))
     contexts[0] = first
     made = contexts[1:].view(*rows.shape, len(first))
-    wrong = torch.arange(len(rows), device=rows.device)
+    wrong, rounds = torch.arange(len(rows), device=rows.device), 0
     while len(wrong):
         state = starts[wrong]
-        for step in range(length):
-            state = block(state, projected_inputs[rows[wrong, step]])
+        for step, read in enumerate(rows[wrong].T):
+            state = block(state, projected_inputs[read])
             made[wrong, step] = state
         ends = made[:-1, -1]
         agrees = torch.isclose(ends, starts[1:], rtol=0, atol=AGREEMENT * tolerance, equal_nan=True)
-        wrong = 1 + (~agrees.all(dim=1)).nonzero()[:, 0]
+        wrong, rounds = 1 + (~agrees.all(dim=1)).nonzero()[:, 0], rounds + 1
+        wrong = wrong if rounds < ROUNDS else wrong[:1]
         starts[wrong] = ends[wrong - 1]
     return contexts[: len(tokens) + 1]
