@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SIZES = (GPT2_VOCAB_SIZE, GPT2_VOCAB_SIZE - 257, GPT2_VOCAB_SIZE - 1)  # tokens, merges, END_OF_TEXT's id
-STREAM_VERSION = 1  # raise it when tokenisation changes: it is part of a stream's key
+VERSION = 1  # raise it when tokenisation changes
 _BATCH = 256  # texts tokenised at once, to bound the memory of offsets and lists
 Maker = Callable[[], dict[str, torch.Tensor]]
 
@@ -65,7 +65,7 @@ def _tokenizer(name: str, vocabulary_file: Path, merges_file: Path) -> "PreTrain
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Return a tokenizer's identity: a digest of all that the ids of a text depend on."""
-    return digest(tokenizer.backend_tokenizer.to_str())
+    return digest([VERSION, tokenizer.backend_tokenizer.to_str()])
 
 
 def train_stream(conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> TokenStream:
@@ -102,7 +102,7 @@ def validation_stream(conversations: Conversations, tokenizer: "PreTrainedTokeni
 
 
 def _key(kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenizerFast") -> str:
-    return digest([STREAM_VERSION, kind, conversations.fingerprint, tokenizer_digest(tokenizer)])
+    return digest([kind, conversations.fingerprint, tokenizer_digest(tokenizer)])
 
 
 def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:

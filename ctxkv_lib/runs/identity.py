@@ -1,4 +1,4 @@
-"""Digests of code: of what a user's class or function computes with, in memory, and of `method/`.
+"""Digests of code: of what a user's class or function computes with, in memory, and of the method's own.
 
 Other code means another result. Installed packages and Python itself count by name only.
 """
@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-METHOD = Path(__file__).parent.parent / "method"
+HERE = Path(__file__).parent
+COMPUTING = [*sorted((HERE.parent / "method").glob("*.py")), HERE / "rows.py", HERE / "stages.py"]
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # described by their repr
 WRITTEN_BY_PYTHON = ("__doc__", "__firstlineno__", "__static_attributes__", "__annotate_func__")  # to a class
@@ -26,8 +27,8 @@ DIGITS = 12
 
 
 def method_digest() -> str:
-    """Digest all code of `method/`, without its comments and layout."""
-    trees = (ast.parse(file.read_bytes()) for file in sorted(METHOD.glob("*.py")))
+    """Digest all code of `method/` and of what computes around it, without its comments and layout."""
+    trees = (ast.parse(file.read_bytes()) for file in COMPUTING)
     return hashlib.sha256("".join(map(ast.unparse, trees)).encode()).hexdigest()[:DIGITS]
 
 
