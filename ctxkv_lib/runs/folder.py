@@ -1,7 +1,7 @@
 """The folder of one run, and its record: settings, and key, files and numbers of each finished stage.
 
 One rule: a stage counts if its key is the one asked for and each of its files has the recorded checksum.
-Files are written first, their record last, each by a rename: after a kill the record is true.
+A stage's files are written first, its record last, each by a rename: after a kill the record is true.
 """
 
 import json

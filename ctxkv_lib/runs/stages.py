@@ -67,10 +67,12 @@ def contexts_stages(work: Work) -> tuple[Stage, Stage]:
         return phase1, caches
     last = None
     generator = torch.Generator(work.device).manual_seed(config.runtime.seed)
-    if phase1 and (config.phase1.context_method == "exact" or not phase1.metrics):
+    # Parallel passes begin with the contexts of the last iteration, which no file keeps.
+    needs_last = config.phase1.context_method == "passes" and phase1 and phase1.metrics
+    if phase1 and not needs_last:
         work.report(phase1)
         load_block(work.model, folder.path)
-    else:  # parallel passes begin with the contexts of the last iteration, which no file keeps
+    else:
         phase1, last = _train_block(work, generator)
     with stage("Computing the contexts of all positions"):
         caches = _make_caches(work, phase1, last, generator)
@@ -212,13 +214,14 @@ def context_summary(phase1: Stage, caches: Stage) -> dict[str, Any]:
 def phase2_stage(work: Work, phase1: Stage, caches: Stage) -> Stage:
     """Train Phase 2, and write the best epoch's weights to the folder."""
     folder, config, key = work.folder, work.config, work.phase2_key(phase1)
+    saved = folder.path / "checkpoint" / "phase2.safetensors"
     if done := ranks.on_rank_0(lambda: folder.finished("phase2", key)):
         work.report(done)
+        remove(saved)  # which is there after a kill just behind the record
         return done
     prepared, model = prepare(work, phase1, caches), work.model
     ranks.on_rank_0(lambda: folder.write_metrics(phase1))
     _init_attention(work)
-    saved = folder.path / "checkpoint" / "phase2.safetensors"
     result = train_attention(
         model,
         prepared.caches["train"],

@@ -102,7 +102,7 @@ class Work:
             self.listener(metric)
 
     def phase1_key(self) -> str:
-        """Digest what Phase 1 depends on: not the window, the heads or Phase 2."""
+        """Digest what Phase 1 depends on: of the settings not the window, the heads or Phase 2."""
         shapes = [self.config.model.context_dim, self.config.model.hidden_size]
         text = [self.texts["train"].fingerprint, tokenizer_digest(self.tokenizer), self.table.fingerprint]
         settings = [asdict(self.config.phase1), self.config.runtime.seed]
