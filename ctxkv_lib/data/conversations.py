@@ -52,12 +52,13 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
 
     Raises a UserError if it has fewer, or is missing, damaged or unreachable.
     """
-    return Conversations.of(SPLIT_READERS[data.source](data, split))
+    read, _ = SPLIT_READERS[data.source]
+    return Conversations.of(read(data, split))
 
 
 def check_splits(data: DataConfig) -> None:
-    """Raise the UserErrors of `load_conversations` that can be found without downloading UltraChat."""
-    check = row_numbers if data.source == "ultrachat" else SPLIT_READERS[data.source]
+    """Raise the UserErrors of `load_conversations` that can be found without a download."""
+    _, check = SPLIT_READERS[data.source]
     for split in get_args(Split):
         if split != "corpus" or data.reads_corpus:
             check(data, split)
@@ -91,10 +92,13 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     return texts[rows[split]]
 
 
-SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
-    "ultrachat": ultrachat_texts,
-    "chitchat": chitchat_texts,
-    "file": own_texts,
+# Of each source: what reads a split, and what raises its errors without a download.
+SPLIT_READERS: dict[
+    str, tuple[Callable[[DataConfig, Split], list[str]], Callable[[DataConfig, Split], Any]]
+] = {
+    "ultrachat": (ultrachat_texts, row_numbers),
+    "chitchat": (chitchat_texts, chitchat_texts),
+    "file": (own_texts, own_texts),
 }
 
 

@@ -201,14 +201,10 @@ class ContextKV(nn.Module):
         """Return the parameters that the current phase trains, by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
-    def load_table(self, table: Tensor, unigram: Tensor | None = None) -> None:
-        """Copy in the frozen token table, float32 `[vocab_size, hidden_size]`.
-
-        `unigram`, a distribution of tokens `[vocab_size]`, each above 0, gives its log to `log_unigram`.
-        """
+    def load_table(self, table: Tensor, log_unigram: Tensor | None = None) -> None:
+        """Copy in what is frozen: the table, float32 `[vocab_size, hidden_size]`, and `log_unigram`."""
         self.wte.weight.data.copy_(table)
-        if unigram is not None:
-            self.log_unigram = unigram.log().to(self.wte.weight)
+        self.log_unigram = log_unigram
 
     @property
     def device(self) -> torch.device:

@@ -35,9 +35,7 @@ def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool
 def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | None) -> ContextKV:
     """Make the model with its token table `[vocab_size, hidden_size]` and log-frequencies `[vocab_size]`."""
     model = untrained_model(config, len(table), log_unigram is not None)
-    model.load_table(table)
-    if log_unigram is not None:
-        model.log_unigram = log_unigram
+    model.load_table(table, log_unigram)
     return model
 
 

@@ -13,9 +13,7 @@ from .config import ExperimentConfig, build_config
 from .listing import differing_settings
 
 _RUNS = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
-# By number of samples: what `summary.json` has, and the lines of `metrics.jsonl` of Phase 1.
-PUBLISHED: dict[int, dict[str, Any]] = {int(count): run["summary"] for count, run in _RUNS.items()}
-PUBLISHED_PHASE1: dict[int, list[dict]] = {int(count): run["phase1"] for count, run in _RUNS.items()}
+PUBLISHED: dict[int, dict[str, Any]] = {int(count): summary for count, summary in _RUNS.items()}  # by samples
 
 
 def published_samples(config: ExperimentConfig) -> int | None:

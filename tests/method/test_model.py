@@ -61,10 +61,10 @@ def test_a_users_attention_says_its_slots_and_is_what_phase_2_trains():
 
 def test_log_frequencies_and_the_bias_of_the_current_token_are_in_logits_and_losses():
     model = tiny_method(Parts(attention=NearestTwo), has_unigram=True)
-    shares, read, targets = torch.rand(TINY["vocab_size"]).double(), tiny_ids(6), tiny_ids(6, seed=1)
-    model.load_table(model.wte.weight.detach().clone(), shares)
+    bias, read, targets = torch.randn(TINY["vocab_size"]), tiny_ids(6), tiny_ids(6, seed=1)
+    model.load_table(model.wte.weight.detach().clone(), bias)
     hidden = torch.randn(6, TINY["hidden_size"])
-    expected = hidden @ model.wte.weight.T + shares.float().log()
+    expected = hidden @ model.wte.weight.T + bias
     expected -= 2.5 * F.one_hot(read, TINY["vocab_size"])
     torch.testing.assert_close(model.logits(hidden, read), expected)
     losses, _ = model.losses(hidden, read, targets)
