@@ -34,8 +34,15 @@ from .runs.folder import (
 from .runs.identity import method_digest
 from .runs.listing import run_names
 from .runs.provenance import choose_device, choose_precision
-from .runs.stages import Prepared, context_summary, contexts_stages, model_stage, phase2_stage, test_stage
-from .runs.stages import prepare as prepare_stages
+from .runs.stages import (
+    Prepared,
+    context_summary,
+    contexts_stages,
+    load_prepared,
+    model_stage,
+    phase2_stage,
+    test_stage,
+)
 from .runs.work import Work, read_splits
 from .views import figures
 
@@ -69,7 +76,7 @@ def run(
     with _begun(config, out, listener, again) as work:
         phase1, caches = ranks.on_rank_0(lambda: contexts_stages(work))
         phase2 = phase2_stage(work, phase1, caches)
-        return ranks.on_rank_0(lambda: _finished(work, phase1, caches, phase2))
+        return ranks.on_rank_0(lambda: _results(work, phase1, caches, phase2))
 
 
 @told_in_a_sentence()
@@ -84,7 +91,7 @@ def prepare(
     """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
     config = config.replace(plugins) if plugins else config
     with _begun(config, out, listener, again) as work:
-        return prepare_stages(work, *ranks.on_rank_0(lambda: contexts_stages(work)))
+        return load_prepared(work, *ranks.on_rank_0(lambda: contexts_stages(work)))
 
 
 @contextmanager
@@ -115,7 +122,7 @@ def _begun(
                 plugin.keep_source()
 
 
-def _finished(work: Work, phase1: Stage, caches: Stage, phase2: Stage) -> Run:
+def _results(work: Work, phase1: Stage, caches: Stage, phase2: Stage) -> Run:
     """Save and test a trained model, and write summary, report and figures."""
     folder = work.folder
     model_stage(work, phase2)

@@ -39,7 +39,7 @@ class RunLoop(Loop):
 
     def restore(self, state: Any) -> None:
         if self.path:
-            restore(state, self.path, self.key)
+            restore_state(state, self.path, self.key)
         for metric in state.metrics:
             self.record(metric)
 
@@ -48,7 +48,7 @@ class RunLoop(Loop):
 
     def after_round(self, state: Any, metric: Metric) -> None:
         if self.path and not ranks.rank() and time.monotonic() >= self.last + EVERY_SECONDS:
-            save(state, self.path, self.key)
+            save_state(state, self.path, self.key)
             self.last = time.monotonic()
         self.metrics.append(metric)
         self.record(metric)
@@ -60,7 +60,7 @@ class RunLoop(Loop):
         ranks.all_reduce(tensors)
 
 
-def save(state: Any, path: Path, key: str) -> None:
+def save_state(state: Any, path: Path, key: str) -> None:
     """Write a `phase2.Phase2State`: tensors under `kind/name`, everything else as JSON beside them."""
     optimizer = state.stepper.optimizer.state_dict()
     held = {"weights": state.weights, "averages": state.stepper.averages, "best": state.best}
@@ -71,7 +71,7 @@ def save(state: Any, path: Path, key: str) -> None:
 
 
 @torch.no_grad()
-def restore(state: Any, path: Path, key: str) -> None:
+def restore_state(state: Any, path: Path, key: str) -> None:
     """Overwrite a state that has just begun with the saved one, if there is one of this key."""
     try:
         tensors, metadata = read_with_metadata(path)

@@ -192,7 +192,7 @@ def _held_mib(caches: dict[str, StreamCache]) -> dict[str, float]:
     return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
-def prepare(work: Work, phase1: Stage, caches: Stage) -> Prepared:
+def load_prepared(work: Work, phase1: Stage, caches: Stage) -> Prepared:
     """Load the ContextBlock and the caches, as Phase 2 reads them."""
     load_block(work.model, work.folder.path)
     loaded = load_caches(work.folder.path / "caches")
@@ -219,7 +219,7 @@ def phase2_stage(work: Work, phase1: Stage, caches: Stage) -> Stage:
         work.report(done)
         remove(saved)  # which is there after a kill just behind the record
         return done
-    prepared, model = prepare(work, phase1, caches), work.model
+    prepared, model = load_prepared(work, phase1, caches), work.model
     ranks.on_rank_0(lambda: folder.write_metrics(phase1))
     _init_attention(work)
     result = train_attention(
