@@ -108,19 +108,19 @@ def explore_window(run: Trained | Run | Path | str, position: int, split: str = 
     if position not in range(last + 1):
         raise UserError(f"position is {position!r}; allowed in this {split} stream: 0 to {last}.")
     heads = ["mean of all heads", *(f"head {n + 1}" for n in range(trained.run.config.model.num_heads))]
-    choices = [(name, number) for number, name in enumerate(heads)]
 
-    def draw(position: int, head: int) -> tuple[Picture, str]:
+    def draw(position: int, head: str) -> tuple[Picture, str]:
         slots, weights, logits = attended(trained, split, position)
-        shown = weights[head - 1] if head else weights.mean(dim=0)
-        title = f"What position {position:,} attends: {heads[head]}"
+        number = heads.index(head)
+        shown = weights[number - 1] if number else weights.mean(dim=0)
+        title = f"What position {position:,} attends: {head}"
         figure = window_attention(slots.tolist(), shown.tolist(), position, title)
         return figure, attended_text(trained, split, position, slots, shown) + guesses(trained, logits)
 
     return Explorer(
         draw,
         position=_slider("position", position, 0, last),
-        head=widgets.Dropdown(options=choices, value=0, description="attention"),
+        head=widgets.Dropdown(options=heads, description="attention"),
     )
 
 

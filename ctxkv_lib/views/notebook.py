@@ -46,13 +46,10 @@ def notebook_config(
         values[name] = os.environ.get(variable, "").strip() or text
         if text not in ("", values[name]):
             print(f"{name} is {values[name]}, as {variable} says, and not {text}.")
-    for name in ("samples", "seed"):
-        if values[name] and not values[name].isdecimal():
-            raise UserError(f"{name} is {values[name]!r}; allowed: a whole number, or nothing.")
     preset = values["preset"] or ("colab" if "google.colab" in sys.modules else "offline")
-    chosen = {"runtime.seed": int(values["seed"])} if values["seed"] else {}
-    samples = int(values["samples"]) if values["samples"] else None
-    return configure(preset, values["recipe"] or None, samples, {**chosen, **(settings or {})}, print)
+    numbers = {"data.samples": values["samples"], "runtime.seed": values["seed"]}
+    chosen = {name: text for name, text in numbers.items() if text} | (settings or {})
+    return configure(preset, values["recipe"] or None, None, chosen, print)
 
 
 def runs_root() -> Path:

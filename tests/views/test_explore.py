@@ -59,7 +59,7 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
     assert f'border-bottom:2px solid">{following}<' in page(explorer)
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert sum(heights) == pytest.approx(100, abs=0.01)
-    explorer.controls["head"].value = 2
+    explorer.controls["head"].value = "head 2"
     assert [bar.get_height() for bar in explorer.figure.axes[0].patches] != heights
     explorer.controls["position"].value = 3  # with slots before the stream
     assert "What position 3 attends: head 2" in explorer.figure.axes[0].get_title(loc="left")
