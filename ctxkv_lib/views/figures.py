@@ -43,7 +43,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "training": {"ls": "--", "lw": 1.4},
     "validation": {"marker": "o", "ms": 4},
     "best epoch": {"ls": "none", "marker": "o", "ms": 10, "mfc": "none", "mew": 2},
-    "n-grams, validation": {"ls": ":"},
 }
 Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
 
@@ -115,10 +114,8 @@ def ppl_curves(
         thousands(axes[0])
     elif shown:
         axes[0].set_ylim(0, 1.2 * max(shown))
-    has_ngrams = any("ngrams" in summary for summary in summaries.values())
-    drawn = [part for part in PARTS if has_ngrams or not part.startswith("n-grams")]
     handles: list[Any] = axes[0].get_legend_handles_labels()[0]
-    handles += [Line2D([], [], color=GREY, label=name, **PARTS[name]) for name in drawn]
+    handles += [Line2D([], [], color=GREY, label=name, **look) for name, look in PARTS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
@@ -135,7 +132,7 @@ def _draw_run(axes: Sequence[Axes], name: str, summary: Summary, epochs: Lines, 
             ax.plot(phase2["best_epoch"], factor * phase2[key], color=colour, **PARTS["best epoch"])
     if "ngrams" in summary:
         ngrams = summary["ngrams"]["kneser_ney"]["val_ppl"]
-        axes[0].axhline(ngrams, color=colour, **PARTS["n-grams, validation"])
+        axes[0].axhline(ngrams, color=colour, ls=":", label=f"{name}: PPL of n-grams {ngrams:,.1f}")
 
 
 @styled

@@ -17,7 +17,6 @@ from ..progress import Listener
 from ..runs.config import ExperimentConfig, configure
 from ..runs.folder import ROOT_VARIABLE
 
-DRIVE_VARIABLE = "CTXKV_DRIVE"
 SAVE_SECONDS = 120  # between two archives while a run trains
 
 
@@ -74,7 +73,7 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
     Raises:
         UserError: an archive cannot be restored. One that cannot be written is one line of text.
     """
-    drive = os.environ.get(DRIVE_VARIABLE)
+    drive = os.environ.get("CTXKV_DRIVE")
     if not drive:
         yield listener
         return
