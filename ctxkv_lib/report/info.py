@@ -9,10 +9,10 @@ from ..data.settings import DataConfig
 from ..errors import UserError
 from ..method.config import ModelConfig
 from ..method.memory import mib
-from ..runs.config import GROUPS, ExperimentConfig, build_config, flat
+from ..runs.config import GROUPS, ExperimentConfig, build_config
 from ..runs.model import parameter_counts, unallocated_model
 from ..runs.published import PUBLISHED
-from .tables import CACHES, PPL, SETTINGS, Rows, side_by_side
+from .tables import CACHES, SETTINGS, Rows, side_by_side
 
 FP32_BYTES, TOKEN_BYTES = 4, 8
 INFO: Rows = {
@@ -21,7 +21,7 @@ INFO: Rows = {
     "Recipe": ("recipe", ""),
     "Trainable in Phase 2": ("trainable", ""),
     "KV cache of a sequence": ("kept", ""),
-    **{f"{name} in the original's layout (MiB)": (f"caches_dense_fp32_mib.{name}", PPL) for name in CACHES},
+    **CACHES,
 }
 
 
@@ -39,17 +39,17 @@ def describe(
     for option, count in (("--train-tokens", train_tokens), ("--val-tokens", val_tokens)):
         if count is not None and count < 1:
             raise UserError(f"{option} is {count}; allowed: 1 or more.")
-    known = PUBLISHED.get(config.data.samples, {}) if config.data.source == "ultrachat" else {}
-    train_tokens = train_tokens or known.get("train_tokens")
-    if config.data.validation_samples == DataConfig.validation_samples:
-        val_tokens = val_tokens or known.get("val_tokens")
-    check_splits(config.data)
-    check_width(config.data.table, config.model.hidden_size)
+    data, published = config.data, PUBLISHED.get(config.data.samples)
+    if published and data.source == "ultrachat" and data.validation_samples == DataConfig.validation_samples:
+        train_tokens = train_tokens or published["train_tokens"]
+        val_tokens = val_tokens or published["val_tokens"]
+    check_splits(data)
+    check_width(data.table, config.model.hidden_size)
     model = unallocated_model(config)
     found = {
         "preset": config.preset,
         "recipe": config.recipe,
-        "samples": config.data.samples,
+        "samples": data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
         "parameters": parameter_counts(model),
@@ -58,9 +58,9 @@ def describe(
         return found
     offsets = model.window.offsets
     kept = offsets[-1] + 1
-    held = kept * (config.model.context_dim * FP32_BYTES + TOKEN_BYTES)  # contexts and their tokens
     found["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
-    found["kv_cache"] = {"contexts": kept, "bytes": held}
+    bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # the token, too
+    found["kv_cache"] = {"contexts": kept, "bytes": kept * bytes_a_context}
     if train_tokens and val_tokens:
         found["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
     return found
@@ -106,21 +106,14 @@ def describe_settings(preset: str | None = None, recipe: str | None = None) -> l
     Raises:
         UserError: an unknown preset or recipe.
     """
-    config = build_config(preset or "colab", recipe)
-    groups = {
-        **GROUPS,
-        **{hook: getattr(each.load(), "Settings", None) for hook, each in config.plugins.items()},
-    }
-    known = {
-        f"{group}.{field.name}": field.metadata
-        for group, settings in groups.items()
-        for field in (dataclasses.fields(settings) if settings else ())
-    }
-    values = dict(flat(config.to_dict()))
-    return [
-        {"setting": name, "value": values[name], **about, "allowed": about["allowed"].text}
-        for name, about in known.items()
-    ]
+    config, found = build_config(preset or "colab", recipe), []
+    own = {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in config.plugins.items()}
+    for group, settings in (GROUPS | own).items():
+        values = config.to_dict()[group]
+        for field in dataclasses.fields(settings) if settings else ():
+            about = {**field.metadata, "allowed": field.metadata["allowed"].text}
+            found.append({"setting": f"{group}.{field.name}", "value": values[field.name], **about})
+    return found
 
 
 def format_settings(rows: list[dict[str, Any]]) -> str:

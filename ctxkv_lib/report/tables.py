@@ -17,9 +17,7 @@ Summary = Mapping[str, Any]
 Rows = Mapping[str, tuple[str, str]]  # name: path in a summary, format
 
 DASH = "–"
-ORIGINAL = "the original, {samples} samples"
 PPL, SHARE, RATIO, COUNT = ",.1f", ".1%", ",.2f", ","
-LARGEST_SHOWN = 1e9  # perplexity of a word; text with few spaces has words of many tokens
 SETTINGS: Rows = {
     "Date": ("provenance.date", ""),
     "Device": ("provenance.device", ""),
@@ -53,7 +51,6 @@ PHASE1: Rows = {
     "Memory span (tokens)": ("probe.memory_span", COUNT),
     "Window within some context's memory span": ("probe.coverage", SHARE),
 }
-CACHES: Rows = {name: (name, PPL) for name in ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")}
 RESULTS: Rows = {
     "Val PPL": ("phase2.val_ppl", PPL),
     "Val Acc": ("phase2.val_acc", SHARE),
@@ -79,32 +76,34 @@ EPOCHS: Rows = {
     "Val/Train Ratio": ("ratio", RATIO),
     "Note": ("note", ""),
 }
-SCORES = {"from": COUNT, "to": COUNT, "tokens": COUNT, "ppl": PPL, "accuracy": SHARE}
+PARTS = ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")
+CACHES: Rows = {
+    **{name: (f"caches_mib.{name}", PPL) for name in PARTS},
+    **{f"{name} in the original's layout (MiB)": (f"caches_dense_fp32_mib.{name}", PPL) for name in PARTS},
+}
 
 
-def value_at(summary: Summary, path: str) -> Any:
-    """Look up a value by its path, such as `phase2.val_ppl`; None if the summary lacks it."""
+def shown(summary: Summary, path: str, spec: str = "") -> str:
+    """Format the value at a path such as `phase2.val_ppl`: None as a dash, offsets as 0, 20, 40, …, 620."""
     value: Any = summary
     for key in path.split("."):
         value = (value or {}).get(key)
-    return value
-
-
-def formatted(value: Any, spec: str) -> str:
-    """Format a value as text: a dash for None, and offsets as 0, 20, 40, …, 620."""
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value if len(value) < 5 else [*value[:3], "…", value[-1]]))
-    return DASH if value is None else value if isinstance(value, str) else format(value, spec)
+    return DASH if value is None else format(value, spec)
 
 
 def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
     """Make a table of text with a column for each summary; rows without any value are left out."""
-    columns = {
-        name: [formatted(value_at(summary, path), spec) for path, spec in rows.values()]
-        for name, summary in summaries.items()
-    }
+    columns = {name: [shown(each, *where) for where in rows.values()] for name, each in summaries.items()}
     table = pd.DataFrame(columns, index=[*rows])
     return table[(table != DASH).any(axis=1)]
+
+
+def named(runs: Sequence[Run]) -> dict[str, Run]:
+    """Name runs by what differs, in ascending order of samples."""
+    ascending = sorted(runs, key=lambda run: run.summary["samples"])
+    return dict(zip(run_names(ascending), ascending, strict=True))
 
 
 def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
@@ -113,17 +112,9 @@ def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
     for name, run in runs.items():
         found[name] = ours = {**run.summary, "config": run.config.to_dict()}
         if samples := published_samples(run.config):
-            theirs = PUBLISHED[samples]
-            window = {**ours["context_window"], **theirs["context_window"]}  # with our offsets
-            about = {"config": ours["config"], "context_window": window}
-            found[ORIGINAL.format(samples=samples)] = {**theirs, **about}
+            same = {key: ours[key] for key in ("config", "context_window")}
+            found[f"the original, {samples} samples"] = PUBLISHED[samples] | same
     return found
-
-
-def named(runs: Sequence[Run]) -> dict[str, Run]:
-    """Name runs by what differs, in ascending order of samples."""
-    ascending = sorted(runs, key=lambda run: run.summary["samples"])
-    return dict(zip(run_names(ascending), ascending, strict=True))
 
 
 def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFrame:
@@ -140,14 +131,13 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
     else:
         ours = [run.summary for run in named(runs).values()]
         table = side_by_side(with_original(named(runs)), RESULTS)
-    validated = {value_at(each, "provenance.data.validation_fingerprint") for each in ours}
-    if len(ours) > 1 and len(validated) == 1:
-        before, after, gain = ours[0]["phase2"], ours[-1]["phase2"], gains(ours[0], ours[-1])
-        change = {
-            "Val PPL": f"{-gain['val_ppl_percent']:+z,.1f}%",  # z: what rounds to zero is not negative
+    texts = {shown(each, "provenance.data.validation_fingerprint") for each in ours}
+    if len(ours) > 1 and len(texts) == 1:
+        gain, ratios = gains(ours[0], ours[-1]), [each["phase2"]["train_val_ratio"] for each in ours]
+        change = {  # z: what rounds to zero is not negative
+            "Val PPL": f"{-gain['val_ppl_percent']:+z,.1f}%",
             "Val Acc": f"{gain['val_acc_points']:+z.1f} points",
-            "Val/Train Ratio": f"{after['train_val_ratio'] / before['train_val_ratio'] - 1:+z,.1%}",
-            "Best epoch": f"{after['best_epoch'] - before['best_epoch']:+d}",
+            "Val/Train Ratio": f"{ratios[-1] / ratios[0] - 1:+z,.1%}",
         }
         table["change"] = pd.Series(change)
     return table.fillna("")
@@ -163,15 +153,12 @@ def gains(first: Summary, last: Summary) -> dict[str, float]:
 
 
 def epochs_table(summary: Summary) -> pd.DataFrame:
-    """List the epochs of a run, or of the original's, and note the best one and where training stopped."""
-    phase2, lines = summary["phase2"], {}
-    for line in phase2["epochs"]:
+    """List the epochs of a run, or of the original's, and note which improved, and the best."""
+    lines, best = {}, summary["phase2"]["best_epoch"]
+    for line in summary["phase2"]["epochs"]:
+        note = "best" if line["epoch"] == best else "improved" if line["improved"] else "worse"
         ratio = line["val_ppl"] and line["val_ppl"] / line["train_ppl"]  # None: not published
-        note = "improved" if line["improved"] else "worse"
         lines[line["epoch"]] = {**line, "ratio": ratio, "note": note}
-    lines[phase2["best_epoch"]]["note"] = "best"
-    if phase2["stop_reason"] == "early_stopping":
-        lines[line["epoch"]]["note"] = "worse; early stop"
     return side_by_side(lines, EPOCHS).T.rename_axis(columns="Epoch")
 
 
@@ -181,18 +168,19 @@ def memory_table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
     for name, summary in summaries.items():
         for line in memory_stages(summary["memory"]):
             for device in ("cpu", "gpu"):
-                held, peak = line[f"{device}_gib"], line[f"{device}_peak_gib"]
-                if held is not None:
-                    text = f"{held:,.1f}" + ("" if peak is None else f" ({peak:,.1f})")
-                    columns.setdefault(f"{name}: {device.upper()}", {})[line["stage"]] = text
+                if line[f"{device}_gib"] is not None:
+                    held, peak = (shown(line, f"{device}_{kind}", PPL) for kind in ("gib", "peak_gib"))
+                    columns.setdefault(f"{name}: {device.upper()}", {})[line["stage"]] = f"{held} ({peak})"
     return pd.DataFrame(columns).fillna(DASH).rename_axis(columns="Stage")
 
 
 def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the stages of a run, of its epochs only the first and the last."""
     epochs = [line for line in memory if line["stage"].startswith("epoch ")]
-    ends = zip(("first epoch", "last epoch"), epochs[:1] + epochs[1:][-1:], strict=False)
-    return [line for line in memory if line not in epochs] + [{**line, "stage": name} for name, line in ends]
+    found = [line for line in memory if line not in epochs]
+    if epochs:
+        found += [{**epochs[0], "stage": "first epoch"}, {**epochs[-1], "stage": "last epoch"}]
+    return found
 
 
 def format_runs(runs: Sequence[Listed]) -> str:
@@ -201,8 +189,8 @@ def format_runs(runs: Sequence[Listed]) -> str:
         str(run.path): {
             "State": run.state,
             "Preset, recipe": run.kind,
-            "Tokens": formatted(run.tokens, COUNT),
-            "Best PPL": formatted(run.best_ppl, PPL),
+            "Tokens": shown(vars(run), "tokens", COUNT),
+            "Best PPL": shown(vars(run), "best_ppl", PPL),
             "MiB": f"{run.mib:,.0f}",
             "Settings that differ": ", ".join(f"{key}={value}" for key, value in run.settings.items()),
         }
@@ -213,15 +201,16 @@ def format_runs(runs: Sequence[Listed]) -> str:
 
 def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts` for a terminal."""
-    word_ppl = scores["word_ppl"]
-    a_word = f"{word_ppl:,.1f}" if word_ppl and word_ppl < LARGEST_SHOWN else "over a billion"
-    text = (
+    word_ppl = scores["word_ppl"]  # of text with few spaces, a word has many tokens
+    a_word = f"{word_ppl:,.1f}" if word_ppl and word_ppl < 1e9 else "over a billion"
+    parts = [
         f"{counted(scores['conversations'], ' conversations')}, {scores['tokens']:,} tokens\n"
         f"PPL {scores['ppl']:,.1f} a token, {a_word} a word; "
         f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {scores['accuracy']:.1%}"
-    )
+    ]
+    specs = {"from": COUNT, "to": COUNT, "tokens": COUNT, "ppl": PPL, "accuracy": SHARE}
     for key, title in {"by_position": "tokens read before", "by_history": "contexts in the window"}.items():
-        rows = {name: (name, spec) for name, spec in SCORES.items()}
-        table = side_by_side(dict(enumerate(scores[key])), rows).T.replace(DASH, "more")
-        text += f"\n\nBy {title}\n{table.to_string(index=False)}"
-    return text
+        rows = [{name: shown(line, name, spec) for name, spec in specs.items()} for line in scores[key]]
+        table = pd.DataFrame(rows).replace(DASH, "more").to_string(index=False)
+        parts.append(f"By {title}\n{table}")
+    return "\n\n".join(parts)

@@ -90,44 +90,41 @@ def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Explore
     )
 
 
-def explore_window(run: Trained | Run | Path | str, position: int, split: str = "val") -> Explorer:
+def explore_window(run: Trained | Run | Path | str, position: int) -> Explorer:
     """Show which contexts a position attends and how strongly, with the tokens as text.
 
     Args:
         run: a finished run, its folder, or `open_run` of it.
-        position: a token of the stream, from 0.
-        split: "val" or "train".
+        position: a token of the validation stream, from 0.
 
     Raises:
-        UserError: no such split or position, or the model of the run returns no attention weights.
+        UserError: no such position, or the model of the run returns no attention weights.
     """
     trained = run if isinstance(run, Trained) else open_run(run)
-    if split not in trained.caches:
-        raise UserError(f"split is {split!r}; allowed: {', '.join(trained.caches)}.")
-    last = len(trained.caches[split]) - 1
+    last = len(trained.caches["val"]) - 1
     if position not in range(last + 1):
-        raise UserError(f"position is {position!r}; allowed in this {split} stream: 0 to {last}.")
+        raise UserError(f"position is {position!r}; allowed in this validation stream: 0 to {last}.")
     heads = ["mean of all heads", *(f"head {n + 1}" for n in range(trained.run.config.model.num_heads))]
-    choices = [(name, number) for number, name in enumerate(heads)]
 
-    def draw(position: int, head: int) -> tuple[Picture, str]:
-        slots, weights, logits = attended(trained, split, position)
-        shown = weights[head - 1] if head else weights.mean(dim=0)
-        title = f"What position {position:,} attends: {heads[head]}"
+    def draw(position: int, head: str) -> tuple[Picture, str]:
+        slots, weights, logits = attended(trained, position)
+        number = heads.index(head)
+        shown = weights[number - 1] if number else weights.mean(dim=0)
+        title = f"What position {position:,} attends: {head}"
         figure = window_attention(slots.tolist(), shown.tolist(), position, title)
-        return figure, attended_text(trained, split, position, slots, shown) + guesses(trained, logits)
+        return figure, attended_text(trained, position, slots, shown) + guesses(trained, logits)
 
     return Explorer(
         draw,
         position=_slider("position", position, 0, last),
-        head=widgets.Dropdown(options=choices, value=0, description="attention"),
+        head=widgets.Dropdown(options=heads, description="attention"),
     )
 
 
 @torch.no_grad()
-def attended(trained: Trained, split: str, position: int) -> tuple[Tensor, Tensor, Tensor]:
+def attended(trained: Trained, position: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
-    cache, at = trained.caches[split], torch.tensor([position])
+    cache, at = trained.caches["val"], torch.tensor([position])
     _, weights = cache.attend(trained.model, at)
     if weights is None:
         raise UserError(f"The model of {trained.run.path} returns no attention weights to look at.")
@@ -135,11 +132,11 @@ def attended(trained: Trained, split: str, position: int) -> tuple[Tensor, Tenso
     return trained.model.window.slots(at)[0], weights[0].float().cpu(), logits[0].float().cpu()
 
 
-def attended_text(trained: Trained, split: str, position: int, slots: Tensor, weights: Tensor) -> str:
+def attended_text(trained: Trained, position: int, slots: Tensor, weights: Tensor) -> str:
     """Show the window's tokens, a stronger blue behind those with more attention; the next is underlined."""
     shares = {at: share for at, share in zip(slots.tolist(), weights.tolist(), strict=True) if at >= 0}
     start, strongest, spans = min(shares), max(shares.values()), []
-    for at, token in enumerate(trained.caches[split].ids[start : position + 2].tolist(), start):
+    for at, token in enumerate(trained.caches["val"].ids[start : position + 2].tolist(), start):
         text = escape(str(trained.tokenizer.decode([token]))).replace("\n", "↵\n")
         title = f' title="{at:,}: {shares[at]:.1%} of the attention"' if at in shares else ""
         blue = 0.1 + 0.5 * shares[at] / strongest if at in shares else 0

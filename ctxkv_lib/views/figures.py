@@ -21,7 +21,6 @@ from ..files import replacing
 from ..report.tables import Summary, memory_stages
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-BLUE, ORANGE, *_ = OKABE_ITO
 GREY = "#6b7280"
 WIDTH = 9.6  # inches
 STYLE: dict[str, Any] = {
@@ -44,7 +43,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "training": {"ls": "--", "lw": 1.4},
     "validation": {"marker": "o", "ms": 4},
     "best epoch": {"ls": "none", "marker": "o", "ms": 10, "mfc": "none", "mew": 2},
-    "n-grams, validation": {"ls": ":"},
 }
 Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
 
@@ -104,25 +102,20 @@ def ppl_curves(
         epochs = [line for line in summary["phase2"]["epochs"][:last] if line["val_ppl"] is not None]
         _draw_run(axes, name, summary, epochs, colour)
         shown += [line["val_ppl"] for line in epochs] + [line["train_ppl"] for line in epochs[1:]]
-    for ax in axes:
+    for ax, title in zip(axes, ("Perplexity per token", "Validation accuracy (%)"), strict=False):
+        ax.set_title(title)
         integer_x(ax, "Epoch")
         if epoch is not None:
             ax.axvline(epoch, color=GREY, lw=1)
-    for ax, title in zip(axes, ("Perplexity per token", "Validation accuracy (%)"), strict=False):
-        ax.set_title(title)
     if log:
         axes[0].set_yscale("log")
-        low, high = axes[0].get_ylim()
-        subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
-        axes[0].yaxis.set_major_locator(LogLocator(subs=subs))
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes[0].yaxis.set_minor_formatter(NullFormatter())
         thousands(axes[0])
     elif shown:
         axes[0].set_ylim(0, 1.2 * max(shown))
-    has_ngrams = any("ngrams" in summary for summary in summaries.values())
-    drawn = [part for part in PARTS if has_ngrams or not part.startswith("n-grams")]
     handles: list[Any] = axes[0].get_legend_handles_labels()[0]
-    handles += [Line2D([], [], color=GREY, label=name, **PARTS[name]) for name in drawn]
+    handles += [Line2D([], [], color=GREY, label=name, **look) for name, look in PARTS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
@@ -139,7 +132,7 @@ def _draw_run(axes: Sequence[Axes], name: str, summary: Summary, epochs: Lines, 
             ax.plot(phase2["best_epoch"], factor * phase2[key], color=colour, **PARTS["best epoch"])
     if "ngrams" in summary:
         ngrams = summary["ngrams"]["kneser_ney"]["val_ppl"]
-        axes[0].axhline(ngrams, color=colour, **PARTS["n-grams, validation"])
+        axes[0].axhline(ngrams, color=colour, ls=":", label=f"{name}: PPL of n-grams {ngrams:,.1f}")
 
 
 @styled
@@ -196,7 +189,7 @@ def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
 def window_attention(slots: Sequence[int], weights: Sequence[float], position: int, title: str) -> Picture:
     """Draw the attention weights of one position by slot; slots before the stream are grey."""
     figure, (ax,) = panels(1, 3)
-    colours = [BLUE if slot >= 0 else "#b9bec7" for slot in slots]
+    colours = [OKABE_ITO[0] if slot >= 0 else "#b9bec7" for slot in slots]
     ax.bar(range(len(slots)), [100 * weight for weight in weights], color=colours)
     named = range(0, len(slots), -(-len(slots) // 16))
     ax.set_xticks(named, [f"{position - slots[place]:,}" for place in named])

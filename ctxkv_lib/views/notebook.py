@@ -17,7 +17,6 @@ from ..progress import Listener
 from ..runs.config import ExperimentConfig, build_config
 from ..runs.folder import ROOT_VARIABLE
 
-DRIVE_VARIABLE = "CTXKV_DRIVE"
 SAVE_SECONDS = 120  # between two archives while a run trains
 
 
@@ -46,13 +45,10 @@ def notebook_config(
         values[name] = os.environ.get(variable, "").strip() or text
         if text not in ("", values[name]):
             print(f"{name} is {values[name]}, as {variable} says, and not {text}.")
-    for name in ("samples", "seed"):
-        if values[name] and not values[name].isdecimal():
-            raise UserError(f"{name} is {values[name]!r}; allowed: a whole number, or nothing.")
     preset = values["preset"] or ("colab" if "google.colab" in sys.modules else "offline")
-    chosen = {"runtime.seed": int(values["seed"])} if values["seed"] else {}
-    samples = int(values["samples"]) if values["samples"] else None
-    return build_config(preset, values["recipe"] or None, samples, {**chosen, **(settings or {})}, print)
+    numbers = {"data.samples": values["samples"], "runtime.seed": values["seed"]}
+    chosen = {name: text for name, text in numbers.items() if text} | (settings or {})
+    return build_config(preset, values["recipe"] or None, None, chosen, print)
 
 
 def runs_root() -> Path:
@@ -77,7 +73,7 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
     Raises:
         UserError: an archive cannot be restored. One that cannot be written is one line of text.
     """
-    drive = os.environ.get(DRIVE_VARIABLE)
+    drive = os.environ.get("CTXKV_DRIVE")
     if not drive:
         yield listener
         return

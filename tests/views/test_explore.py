@@ -59,17 +59,15 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
     assert f'border-bottom:2px solid">{following}<' in page(explorer)
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert sum(heights) == pytest.approx(100, abs=0.01)
-    explorer.controls["head"].value = 2
+    explorer.controls["head"].value = "head 2"
     assert [bar.get_height() for bar in explorer.figure.axes[0].patches] != heights
     explorer.controls["position"].value = 3  # with slots before the stream
     assert "What position 3 attends: head 2" in explorer.figure.axes[0].get_title(loc="left")
     assert page(explorer).count("of the attention") == 2
 
 
-def test_a_position_or_split_that_is_not_there_is_refused(trained):
+def test_a_position_that_is_not_there_is_refused(trained):
     last = len(trained.caches["val"]) - 1
     for position in (-1, last + 1, "first"):
-        with pytest.raises(UserError, match=f"allowed in this val stream: 0 to {last}"):
+        with pytest.raises(UserError, match=f"allowed in this validation stream: 0 to {last}"):
             explore_window(trained, position)
-    with pytest.raises(UserError, match="split is 'test'; allowed: "):
-        explore_window(trained, 0, "test")

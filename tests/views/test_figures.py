@@ -69,7 +69,7 @@ def test_n_grams_are_a_dotted_line_and_what_was_not_published_is_left_out(summar
     figure = ppl_curves({**summaries, "the original": PUBLISHED[500]})
     (dotted,) = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
     assert dotted.get_ydata()[0] == 222.2
-    assert "n-grams, validation" in legend(figure)
+    assert "500 samples: PPL of n-grams 222.2" in legend(figure)
     last = curves(figure.axes[0], "-")[OKABE_ITO[2]][-1]
     assert last == (7, 193.1)
 

@@ -45,7 +45,7 @@ def test_the_environment_overrides_the_form_and_says_so(monkeypatch, capsys):
     assert (config.preset, config.runtime.seed) == ("ci", 5)
     assert capsys.readouterr().out == "preset is ci, as CTXKV_PRESET says, and not offline.\n"
     monkeypatch.setenv("CTXKV_SAMPLES", "many")
-    with pytest.raises(UserError, match="samples is 'many'; allowed: a whole number, or nothing"):
+    with pytest.raises(UserError, match=r"data\.samples is 'many'; allowed: a value of type int"):
         notebook_config()
 
 
