@@ -145,9 +145,9 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float | None = None) -> 
     """
     figure, (rate, loss) = panels(2, 4.2)
     for colour, (name, lines) in zip(cycle(OKABE_ITO), runs.items(), strict=False):
+        at = [line["iteration"] for line in lines]
         for ax, key, factor in ((rate, "convergence_rate", 100), (loss, "loss", 1)):
-            known = [(line["iteration"], factor * line[key]) for line in lines if line[key] is not None]
-            ax.plot(*zip(*known, strict=True), "-o", ms=4, color=colour, label=name) if known else None
+            ax.plot(at, [factor * line[key] for line in lines], "-o", ms=4, color=colour, label=name)
     if stop_rate is not None:
         rate.axhline(100 * stop_rate, color=GREY, ls="--", lw=1.2, label=f"stop at {100 * stop_rate:g}%")
     rate.set(title="Converged positions (%)", ylim=(-3, 103))
