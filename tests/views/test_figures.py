@@ -1,8 +1,5 @@
 """Figures of runs: what is drawn, read back from their axes."""
 
-import subprocess
-import sys
-
 import matplotlib
 import pytest
 from matplotlib import style
@@ -48,19 +45,6 @@ def test_training_is_dashed_validation_solid_and_a_ring_marks_the_best_epoch(sum
     assert rings == [([3], [366.4]), ([3], [179.2])]
     assert ax.get_yscale() == "log"
     assert "100 samples: PPL 366.4, 15.9%, epoch 3" in legend(ppl_curves(summaries))
-
-
-def test_scale_accuracy_last_epoch_and_a_marked_epoch_can_be_chosen(summaries):
-    ppl, accuracy = ppl_curves(summaries, log=False, accuracy=True, last=2, epoch=2).axes
-    assert ppl.get_yscale() == "linear"
-    assert all(line.get_xdata()[-1] <= 2 for line in ppl.get_lines())
-    assert [y for line in accuracy.get_lines()[:1] for y in line.get_ydata()] == [11.3, 13.4]
-    assert sum([*line.get_xdata()] == [2, 2] for line in (*ppl.get_lines(), *accuracy.get_lines())) == 2
-
-
-def test_a_first_training_perplexity_does_not_flatten_the_other_curves(summaries):
-    (ax,) = ppl_curves(summaries, log=False).axes
-    assert 580.3 < ax.get_ylim()[1] < 1000 < EPOCHS[100][0][0]
 
 
 def test_n_grams_are_a_dotted_line_and_what_was_not_published_is_left_out(summaries):
@@ -115,11 +99,3 @@ def test_a_dark_style_of_the_user_changes_no_pixel_and_stays(summaries):
     with style.context("dark_background"):
         assert ppl_curves(summaries)._repr_png_() == white
         assert matplotlib.rcParams["axes.facecolor"] == "black"
-
-
-def test_drawing_needs_no_pyplot():
-    program = (
-        "import sys, ctxkv_lib.views.explore, ctxkv_lib.views.live; print('matplotlib.pyplot' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
