@@ -129,6 +129,16 @@ def test_the_layer_equals_projected_keys_and_values(dropout, kv_method):
         torch.testing.assert_close(fast_gradients[name], gradient, msg=name)
 
 
+def test_heads_prefer_one_of_the_nearest_slots():
+    layer = tiny_model(None, {"num_heads": 8, "max_contexts": 32}).attention
+    layer.attention.k.weight.data.zero_()  # no slot is like the token
+    embeddings, window = torch.randn(1, TINY["hidden_size"]), torch.randn(1, 32, TINY["context_dim"])
+    _, weights = layer(embeddings, window, torch.ones(1, 32, dtype=torch.bool))
+    for found, slot in zip(weights[0], [1, 1, 1, 2, 2, 3, 3, 4], strict=True):
+        scores = 4.0 * F.one_hot(torch.tensor(slot), 32)
+        torch.testing.assert_close(found, scores.softmax(0), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("interval", [1, 2, 20])
 @pytest.mark.parametrize("max_contexts", [1, 2, 3, 32])
 def test_geometric_slots_rise_without_a_gap_to_the_reach_of_uniform_ones(interval, max_contexts):

@@ -47,6 +47,11 @@ def test_training_is_dashed_validation_solid_and_a_ring_marks_the_best_epoch(sum
     assert "100 samples: PPL 366.4, 15.9%, epoch 3" in legend(ppl_curves(summaries))
 
 
+def test_a_first_training_perplexity_does_not_flatten_the_other_curves(summaries):
+    (ax,) = ppl_curves(summaries, log=False).axes
+    assert 580.3 < ax.get_ylim()[1] < 1000 < EPOCHS[100][0][0]
+
+
 def test_n_grams_are_a_dotted_line_and_what_was_not_published_is_left_out(summaries):
     assert not any("n-grams" in text for text in legend(ppl_curves(summaries)))
     summaries["500 samples"]["ngrams"] = {"kneser_ney": {"val_ppl": 222.2}}
