@@ -46,7 +46,7 @@ MAIN = "from ctxkv_lib.cli import main; main"
         (f"{MAIN}(['--help'])", HEAVY),
         (f"{MAIN}(['info'])", {"transformers", "matplotlib"}),
         ("import ctxkv_lib.data.conversations", {*HEAVY, "pyarrow", "huggingface_hub"} - {"numpy"}),
-        ("from ctxkv_lib.views import live, figures", {"matplotlib.pyplot"}),
+        ("from ctxkv_lib.views import explore, live, figures", {"matplotlib.pyplot"}),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_used(code, unused):

@@ -113,6 +113,8 @@ NAMED = (
     ["report", "\udcff"],
     ["evaluate", "a run", "--data", "~no-such-user/x"],
     ["list", "~no-such-user"],
+    ["--version"],
+    *([command, "--help"] for command in COMMANDS),
 )
 
 

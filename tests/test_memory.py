@@ -1,9 +1,13 @@
-"""Peaks of memory are those of one stage, not of what the process did before."""
+"""Peaks of memory are those of one stage, and caches are not held in memory."""
 
 import pytest
 import torch
 
+from ctxkv_lib.files import write_parts
 from ctxkv_lib.method import memory
+from ctxkv_lib.method.config import ModelConfig
+from ctxkv_lib.method.windows import Window
+from ctxkv_lib.runs.model import load_caches
 
 CPU = torch.device("cpu")
 BLOCK_GIB = 0.25
@@ -28,3 +32,20 @@ def test_a_stage_shows_its_own_peak_alone(is_counted, monkeypatch, tmp_path):
         assert idle["cpu_peak_gib"] < idle["cpu_gib"] + BLOCK_GIB / 2
     assert during["cpu_peak_gib"] >= during["cpu_gib"]
     assert not is_counted or during["cpu_peak_gib"] > before["cpu_gib"] + 0.9 * BLOCK_GIB
+
+
+@pytest.mark.skipif(not (memory.PROCESS / "status").exists(), reason="only Linux counts anew")
+def test_caches_are_written_part_by_part_and_mapped(tmp_path):
+    count, width = 2**18, 256  # 256 MiB
+    memory.begin_peaks(CPU)
+    before = memory.snapshot("before", CPU)["cpu_gib"]
+    for split in ("train", "val"):
+        parts = (torch.full((2**12, width), float(number)) for number in range(count // 2**12))
+        write_parts(
+            tmp_path / f"{split}_ctx.safetensors", {"contexts": (torch.float32, (count, width), parts)}
+        )
+        ids = {"ids": (torch.int32, (count,), [torch.zeros(count)])}
+        write_parts(tmp_path / f"{split}_emb.safetensors", ids)
+    batch = load_caches(tmp_path)["train"].gather(torch.tensor([0, count - 2]), Window(ModelConfig()))
+    assert batch.window[:, 0, 0].tolist() == [0, count // 2**12 - 1]
+    assert memory.snapshot("after", CPU)["cpu_peak_gib"] < before + 0.2

@@ -1,6 +1,7 @@
 """A run leaves what the contract names, goes on where it was stopped, and is never shown as another."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def test_a_run_leaves_what_the_contract_names(tmp_path, tiny_config, monkeypatch
     assert found >= FILES
     assert not [name for name in found if ".part" in name or "phase2.safetensors" in name]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in folder.glob("figures/*"))
+    shown = re.findall(r"\((figures/.+?)\)", (folder / "report.md").read_text(encoding="utf-8"))
+    assert {*shown} == {name for name in FILES if name.startswith("figures/")}
     summary = read_json(folder / "summary.json")
     assert summary["samples"] == 8
     assert summary["context_window"]["tokens"] == 12
@@ -198,12 +201,3 @@ def test_a_comparison_is_of_its_runs_and_keeps_to_its_folder(tiny_config, tmp_pa
         compare(configs, tmp_path, runs[0].path)
     with pytest.raises(UserError, match="at least two different sample counts"):
         compare(configs[:1], tmp_path, tmp_path / "one")
-
-
-@pytest.mark.slow
-def test_memory_grows_by_no_more_than_the_mapped_caches(tmp_path, tiny_settings):
-    """The caches of a run that is opened are mapped: their size does not count as the process's own."""
-    made = run(build_config("ci", "exact", 8, tiny_settings), tmp_path / "run")
-    held = open_run(made).caches["train"].contexts
-    assert held.untyped_storage().nbytes() >= held.nbytes
-    assert not held.is_shared()

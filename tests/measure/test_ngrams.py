@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from ctxkv_lib.data.counts import FALLBACK_DISCOUNTS, discounts, unigram_floor
-from ctxkv_lib.measure.ngrams import (
-    ORDERS,
-    cache_weight,
-    kneser_ney,
-    ngram_baselines,
-    recent_shares,
-)
+from ctxkv_lib.measure.ngrams import ORDERS, kneser_ney, ngram_baselines, recent_shares
 
 VOCABULARY = 150
 
@@ -92,16 +86,6 @@ def test_a_cache_counts_the_window_before_each_token():
     ids, window = stream(200), 30
     expected = [np.mean(ids[max(0, at - window) : at] == ids[at]) for at in range(1, len(ids))]
     np.testing.assert_array_equal(recent_shares(ids, window), expected)
-
-
-def test_the_weight_of_the_cache_is_the_likeliest():
-    draw = np.random.default_rng(0)
-    model, cache = draw.random(500), draw.random(500)
-    weight = cache_weight(model, cache)
-    likelihoods = {
-        w: np.log(w * cache + (1 - w) * model).sum() for w in (weight - 0.05, weight, weight + 0.05)
-    }
-    assert max(likelihoods, key=likelihoods.get) == weight
 
 
 def test_the_best_order_and_floor_are_chosen_on_validation_and_losses_kept_by_conversation():

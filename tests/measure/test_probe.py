@@ -82,13 +82,6 @@ def test_coverage_counts_the_tokens_within_some_slots_span(reach):
     assert coverage(offsets, 35, reach) == pytest.approx(held / 35)
 
 
-def test_distances_reach_through_the_window():
-    assert distances(20, 640)[:21] == list(range(21))
-    assert distances(20, 640)[21:] == [30, 45, 67, 100, 150, 225, 337, 505]
-    assert distances(3, 12) == [0, 1, 2, 3, 4, 6, 9]
-    assert distances(1, 1) == [0]
-
-
 def test_a_run_is_probed_beside_untrained_blocks_and_halfway_through_what_is_read(trained, monkeypatch):
     state = torch.get_rng_state()
     found = encoded(trained.model, trained.caches)

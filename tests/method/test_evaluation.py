@@ -5,41 +5,17 @@ import torch
 from conftest import cloned, tiny_method, tiny_stream
 
 from ctxkv_lib.method import evaluation, reference
-from ctxkv_lib.method.evaluation import effective_rank, evaluate, perplexity, token_scores
-from ctxkv_lib.method.loop import Loop
+from ctxkv_lib.method.evaluation import effective_rank, evaluate, perplexity
 
 
-class Shard(Loop):
-    """Takes one shard of the positions."""
-
-    def __init__(self, start, stop):
-        self.rows = slice(start, stop)
-
-    def shard(self, rows):
-        return self.rows
-
-
-@pytest.fixture
-def stream():
-    return tiny_stream(120)
-
-
-def test_scores_equal_the_reference_and_leave_out_dropout(stream, monkeypatch):
+def test_scores_equal_the_reference_and_leave_out_dropout(monkeypatch):
     monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 32)
-    model = tiny_method(attention_dropout=0.5).train()
+    stream, model = tiny_stream(120), tiny_method(attention_dropout=0.5).train()
     found, p = evaluate(model, stream), cloned(model)
     ids, contexts = stream.ids.long(), stream.contexts[1:]
     expected = reference.evaluate(p, p["wte.weight"], ids, contexts, 50, model.config)
     assert found == pytest.approx(expected, rel=1e-5)
     assert model.training
-
-
-def test_shards_of_the_positions_are_scored_as_the_whole(stream):
-    model, positions = tiny_method(), torch.arange(len(stream))
-    whole, cut = token_scores(model, stream, positions), ((0, 41), (41, 120))
-    shards = [token_scores(model, stream, positions, Shard(*ends)) for ends in cut]
-    torch.testing.assert_close(shards[0][0] + shards[1][0], whole[0])
-    assert torch.equal(shards[0][1] | shards[1][1], whole[1])
 
 
 def test_a_perplexity_beyond_any_number_is_infinite():

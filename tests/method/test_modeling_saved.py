@@ -7,12 +7,11 @@ from importlib import import_module
 
 import pytest
 import torch
-from conftest import TINY, NearestTwo, in_python, tiny_ids, tiny_method, tiny_model
+from conftest import NearestTwo, in_python, tiny_ids, tiny_method, tiny_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.method.model import Parts
-from ctxkv_lib.method.modeling import ContextKVConfig, ContextKVForCausalLM
+from ctxkv_lib.method.modeling import ContextKVForCausalLM
 
 MINE = """
 from dataclasses import dataclass
@@ -78,6 +77,8 @@ def test_each_folder_runs_its_own_code_without_the_package_and_keeps_it_if_saved
         "plain": lambda: tiny_model(kv_method="variable"),
     }.items():
         model = make().eval()
+        if model.model.log_unigram is not None:
+            model.model.log_unigram.normal_()
         folders.append(tmp_path / name / "model")
         model.save_pretrained(folders[-1])
         expected += 2 * [answers(model, ids)]
@@ -90,18 +91,6 @@ def test_each_folder_runs_its_own_code_without_the_package_and_keeps_it_if_saved
     for folder in folders:
         again = {file.name: file.read_bytes() for file in (folder / "again/model").glob("*.py")}
         assert again == {file.name: file.read_bytes() for file in folder.glob("*.py")}
-
-
-def test_a_loaded_model_is_the_same_and_still_frozen(tmp_path):
-    model = tiny_model(has_unigram=True).eval()
-    model.model.load_table(model.model.wte.weight.detach().clone(), torch.rand(TINY["vocab_size"]))
-    model.save_pretrained(tmp_path)
-    loaded, info = ContextKVForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
-    assert not info["missing_keys"]
-    frozen = {name.split(".")[1] for name, p in loaded.named_parameters() if not p.requires_grad}
-    assert frozen == {"wte", "embedding_norm", "context_block"}
-    assert ContextKVConfig.from_pretrained(tmp_path).shapes() == model.config.shapes()
 
 
 @pytest.mark.parametrize("name", ["attention.q.weight", "model.attention.k.bias"])
@@ -121,11 +110,6 @@ def test_weights_of_other_code_are_refused(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        (
-            "needs_more",
-            f"from ctxkv_lib.files import digest\n{MINE}",
-            r"\['ctxkv_lib\.files'\]; allowed: files",
-        ),
         ("needs_more", f"from .other import more\n{MINE}", r"needs_more\.py is \['\.other'\]"),
         ("windows", MINE, r"the file of a part is 'windows\.py'; allowed: another name"),
     ],
@@ -134,11 +118,9 @@ def test_code_that_would_not_load_from_a_folder_is_refused(tmp_path, own_module,
     own_module("my_plugin", MINE)
     model, file = with_block("my_plugin"), tmp_path / f"{name}.py"
     file.write_text(code)
-    kind = type(model.model.context_block)
     import_module("my_plugin").__file__ = str(file)
     with pytest.raises(ValueError, match=said):
         model.save_pretrained(tmp_path / "model")
-    assert kind.__name__ == "MyBlock"
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):
@@ -152,11 +134,3 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     model.model.context_block.register_buffer("lost", torch.zeros(2), persistent=False)
     with pytest.raises(ValueError, match=r"a buffer is 'model\.context_block\.lost'; allowed: those saved"):
         model.save_pretrained(tmp_path)
-
-
-def test_a_saved_model_loads_beside_the_package(tmp_path):
-    model, ids = tiny_model().eval(), tiny_ids(15)[None]
-    model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
-    assert not isinstance(loaded, ContextKVForCausalLM)  # but of the folder's own code
-    torch.testing.assert_close(loaded(ids).logits, model(ids).logits)

@@ -72,16 +72,14 @@ def test_it_stops_as_the_reference_does(changes):
 
 
 def test_a_plateau_is_stalls_in_a_row():
-    plateau = Phase1Config(plateau_rate=0.0, plateau_gain=0.5, plateau_patience=1)
-    assert StoppingRule(plateau).reason(0.2) is None  # there is nothing to compare the first rate with
     rule = StoppingRule(Phase1Config())
     reasons = [rule.reason(rate) for rate in (0.51, 0.515, 0.60, 0.605, 0.606)]
     assert reasons == [None, None, None, None, "plateau"]
-    assert StoppingRule(Phase1Config()).reason(0.90) == "converged"
 
 
+@pytest.mark.parametrize("clip_norm", [1e9, 1e-3])
 @pytest.mark.parametrize("kind", [ContextBlock, GatedBlock])
-def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind):
+def test_all_parameters_of_any_block_get_the_gradients_of_autograd_clipped(kind, clip_norm):
     """Batches of 150, 150 and 1 position."""
     torch.manual_seed(0)
     block, x = kind(16, 24).double(), torch.randn(50, 24, dtype=torch.float64)
@@ -95,15 +93,17 @@ def test_all_parameters_of_any_block_get_the_gradients_of_autograd(kind):
         made.append(block(contexts[start : start + len(rows)], rows))
         losses.append(reference.dispersion_loss(made[-1], 0.1))
     expected = torch.autograd.grad(sum(losses) / 3, [*block.parameters()])
+    norm = torch.cat([gradient.flatten() for gradient in expected]).norm()
+    scale = min(1, clip_norm / (norm + 1e-6))
 
-    config = Phase1Config(batch_size=150, noise_std=0.0, clip_norm=1e9)
+    config = Phase1Config(batch_size=150, noise_std=0.0, clip_norm=clip_norm)
     optimizer = torch.optim.SGD(block.parameters(), lr=1e-9)
     given = block, optimizer, contexts, x, tokens, config, torch.Generator()
     loss, _ = train_iteration(*given, lambda batch: oacd_loss(batch, 0.1))
     assert loss == pytest.approx(sum(losses).item() / 3)
     torch.testing.assert_close(contexts[1:], torch.cat(made).detach())
     for (name, weight), gradient in zip(block.named_parameters(), expected, strict=True):
-        torch.testing.assert_close(weight.grad, gradient, msg=name)
+        torch.testing.assert_close(weight.grad, scale * gradient, msg=name)
         assert gradient.any(), name
 
 
@@ -123,21 +123,6 @@ def test_an_untrained_block_is_initialised_all_the_same():
     result, lines, contexts = train(model, tiny_ids(50), Phase1Config(max_iterations=0, weight_std=0.01))
     assert (result.stop_reason, result.iterations, lines, contexts) == ("untrained", 0, [], None)
     torch.testing.assert_close(model.context_block.linear.weight, before / 10)
-
-
-def test_gradients_are_clipped(monkeypatch):
-    """Adam hardly minds a gradient's scale, so this looks at the gradient that it is given."""
-    norms = []
-
-    def step(optimizer):
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
-
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
-    for clip_norm in (1e-3, 1e3):
-        train(tiny_method(), tiny_ids(401), Phase1Config(max_iterations=2, clip_norm=clip_norm))
-    assert norms[0] == pytest.approx(1e-3, rel=1e-2)
-    assert norms[1] > 2e-3
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """Phase 2 against the reference, and what must not change its numbers."""
 
 import gc
-import time
 from dataclasses import replace
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,20 +12,11 @@ from ctxkv_lib.method.caches import StreamCache, epoch_seed
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.evaluation import evaluate, perplexity
 from ctxkv_lib.method.loop import Diverged, Loop
-from ctxkv_lib.method.model import Parts
-from ctxkv_lib.method.optimizer import Stepper
-from ctxkv_lib.method.phase2 import RowsOfDropout, batch_gradients, train_attention
-from ctxkv_lib.method.tuned import SlotAttention
+from ctxkv_lib.method.phase2 import train_attention
 
 SEED = 3
-
-
 TRAIN, VAL = tiny_stream(1399), tiny_stream(299)
 CONFIG = Phase2Config(max_epochs=3, batch_size=100, patience=3)
-
-
-def slot_attention(config):
-    return SlotAttention(config, SlotAttention.Settings())
 
 
 def train(config=CONFIG, model=None, loop=None, data=TRAIN):
@@ -61,14 +50,6 @@ def test_a_few_steps_equal_the_reference():
         torch.testing.assert_close(model.state_dict()[name], value, atol=1e-4, rtol=0, msg=name)
 
 
-def test_train_ppl_counts_small_losses_beside_a_large_sum(monkeypatch):
-    """In fp32, 2^26 + 1 is 2^26: the twelve batches between would add nothing."""
-    losses = iter([2.0**26, *[1.0] * 12, -(2.0**26)])
-    monkeypatch.setattr(phase2, "train_step", lambda *_: torch.tensor(next(losses)))
-    _, (epoch,), _ = train(Phase2Config(max_epochs=1, batch_size=100))
-    assert epoch["train_ppl"] == pytest.approx(perplexity(12 / len(TRAIN)), rel=1e-9)
-
-
 def test_a_whole_training_equals_the_reference_and_keeps_the_best_epoch():
     model = tiny_method(attention_dropout=0.1)
     config = Phase2Config(max_epochs=30, batch_size=100, learning_rate=0.02, patience=2)
@@ -100,33 +81,6 @@ def test_every_epoch_and_seed_visits_all_positions_in_an_order_of_its_own(pool):
     assert pool is None or pool > len(TRAIN) or len({each // 12 for each in orders[0][:96]}) < 96 / 3
 
 
-@pytest.mark.parametrize("parts", [Parts(), Parts(attention=slot_attention)])
-def test_shards_of_a_batch_have_the_gradients_of_the_whole(parts):
-    """Several processes, each with the same random state; one has no positions."""
-    model = tiny_method(parts, attention_dropout=0.3).train()
-    batch, table = TRAIN.gather(torch.arange(41), model.window), model.wte.weight.detach()
-
-    def gradients(*shards):
-        model.zero_grad()
-        for rows in shards:
-            torch.manual_seed(0)
-            with RowsOfDropout(41, rows):
-                batch_gradients(model, table, 41, batch.each(lambda tensor: tensor[rows]))  # noqa: B023
-        return {name: weight.grad.clone() for name, weight in model.trained_weights().items()}
-
-    whole = gradients(slice(0, 41))
-    for name, found in gradients(slice(0, 13), slice(13, 41), slice(41, 41)).items():
-        torch.testing.assert_close(found, whole[name], msg=name)
-
-
-def test_early_stopping_wants_strictly_lower(monkeypatch):
-    losses = iter([5.0, 5.0, 4.0, 4.5, 4.0])
-    monkeypatch.setattr(phase2, "evaluate", lambda *_: (next(losses), 0.0))
-    _, epochs, reason = train(Phase2Config(max_epochs=9, batch_size=100, patience=2))
-    assert [epoch["improved"] for epoch in epochs] == [True, False, True, False, False]
-    assert reason == "early_stopping"
-
-
 def test_the_averages_of_a_stepper_are_validated_and_kept():
     model, epochs, _ = train(replace(CONFIG, optimizer="scheduled"))
     assert epochs[0]["train_ppl"] != train()[1][0]["train_ppl"]
@@ -143,14 +97,6 @@ def test_bf16_products_train_as_well_and_leave_everything_else_fp32():
         assert ours["val_ppl"] == pytest.approx(theirs["val_ppl"], rel=0.01)
         assert ours["train_ppl"] == pytest.approx(theirs["train_ppl"], rel=0.01)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-
-
-def test_epochs_have_seconds_of_their_own_and_steps_are_numbered_over_all(monkeypatch):
-    monkeypatch.setattr(Stepper, "schedule", schedule := Mock())
-    began = time.perf_counter()
-    epochs = train_attention(tiny_method(), TRAIN, VAL, CONFIG, SEED).epochs
-    assert 0 < sum(epoch["seconds"] for epoch in epochs) < time.perf_counter() - began + 0.002
-    assert [call.args[0] for call in schedule.mock_calls] == [*range(3 * 14)]
 
 
 @pytest.mark.slow

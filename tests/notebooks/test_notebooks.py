@@ -1,10 +1,10 @@
-"""The notebooks as files: alike, short, and with outputs of the code that they show. nbmake executes them."""
+"""The notebooks as files: alike, and with outputs of the code that they show. nbmake executes them."""
 
 import json
 import sys
 
 import pytest
-from conftest import TOP, sources
+from conftest import TOP
 
 import ctxkv_lib
 
@@ -25,19 +25,9 @@ def test_it_begins_like_the_others(path):
     title, setup, _, parameters, *_ = read(path)["cells"]
     title = "".join(title["source"])
     assert setup["source"] == read(NOTEBOOKS[0])["cells"][1]["source"]
-    assert len(setup["source"]) <= 12
     assert f"@v{ctxkv_lib.__version__}" in "".join(setup["source"])
     assert f"({PLACE}/v{ctxkv_lib.__version__}/notebooks/{path.name})" in title
-    assert all(f"**{promise}.**" in title for promise in ("Purpose", "Hardware", "Time"))
-    assert 'called "the original" below' in title.replace("\n", " ")
     assert parameters["metadata"]["tags"] == ["parameters"]
-
-
-@each_notebook
-def test_cells_are_few_and_short(path):
-    cells = sources(path)
-    assert len(cells) <= 15
-    assert max(len(cell.splitlines()) for cell in cells.values()) <= 25
 
 
 @each_notebook

@@ -5,32 +5,8 @@ import dataclasses
 import pytest
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.method.config import ModelConfig
-from ctxkv_lib.report.info import dense_fp32_mib, describe, describe_settings, format_info, format_settings
+from ctxkv_lib.report.info import describe, describe_settings, format_settings
 from ctxkv_lib.runs.config import GROUPS, RECIPES, build_config, flat
-
-
-def test_the_original_s_sizes_are_exact():
-    sizes = describe(build_config("colab"))
-    assert sizes["parameters"] == {"total": 45_163_264, "trainable_phase2": 6_301_440}
-    assert (sizes["train_tokens"], sizes["val_tokens"]) == (587_970, 22_723)
-    assert sizes["context_window"]["theoretical_max"] == 29_399
-    assert sizes["kv_cache"]["contexts"] == 621
-    assert [round(size) for size in sizes["caches_dense_fp32_mib"].values()] == [574, 1723, 22, 67, 2386]
-    assert sizes["caches_dense_fp32_mib"] == dense_fp32_mib(587_970, 22_723, ModelConfig())
-    text = format_info(sizes)
-    for shown in ("45,163,264", "6,301,440 (13.95%)", "0, 20, 40, …, 620", "2,385.5", "621 contexts"):
-        assert shown in text
-
-
-def test_other_data_has_sizes_once_its_tokens_are_given():
-    config = build_config("offline")
-    assert "caches_dense_fp32_mib" not in describe(config)
-    sizes = describe(config, 90_000, 9_000)
-    assert sizes["caches_dense_fp32_mib"] == dense_fp32_mib(90_000, 9_000, config.model)
-    assert "90,000" in format_info(sizes)
-    with pytest.raises(UserError, match="--val-tokens is 0; allowed: 1 or more"):
-        describe(config, 90_000, 0)
 
 
 def test_info_refuses_what_run_refuses():

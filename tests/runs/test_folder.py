@@ -56,15 +56,12 @@ def test_a_new_stage_drops_the_results_and_a_measurement_does_not(run):
     assert "results" not in RunFolder.read(run).stages
 
 
-@pytest.mark.parametrize("changed", ["code", "data", "precision"])
-def test_a_result_of_other_code_or_data_is_replaced_only_if_asked(run, changed):
-    other, before = {**ORIGIN, changed: "other"}, (run / RECORD).read_bytes()
-    config = CONFIG.replace({"runtime.precision": "fp32"}) if changed == "precision" else CONFIG
-    if changed == "precision":
-        begun(run.parent / "fp32", "results", config=config)
-        run = run.parent / "fp32"
-        before = (run / RECORD).read_bytes()
-    with pytest.raises(UserError, match=rf"finished result of other {changed}; .*--again"):
+def test_a_result_in_another_precision_is_replaced_only_if_asked(tmp_path):
+    run, other = tmp_path / "run", {**ORIGIN, "precision": "other"}
+    config = CONFIG.replace({"runtime.precision": "fp32"})
+    begun(run, "results", config=config)
+    before = (run / RECORD).read_bytes()
+    with pytest.raises(UserError, match=r"finished result of other precision; .*--again"):
         begun(run, config=config, origin=other)
     assert (run / RECORD).read_bytes() == before
     assert "results" not in begun(run, config=config, origin=other, again=True).stages

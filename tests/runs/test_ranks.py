@@ -77,15 +77,6 @@ def test_an_error_in_one_process_ends_all_with_a_sentence(tmp_path):
     assert (tmp_path / "Ended").exists()
 
 
-def test_every_row_is_some_processs(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    found = []
-    for rank in range(4):
-        monkeypatch.setenv("RANK", str(rank))
-        found.append(ranks.shard(10))
-    assert found == [slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 10)]
-
-
 def test_fewer_gpus_than_processes_are_refused(monkeypatch):
     for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))

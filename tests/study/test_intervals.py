@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from intervals import DRAWS, RESULTS, Losses, difference, known_groups, losses, read_rows, seed_shares
+from intervals import RESULTS, Losses, difference, known_groups, losses, read_rows
 
 
 def of(values, tokens):
@@ -31,17 +31,6 @@ def test_the_same_seeds_are_compared_in_pairs():
     _, low, high = difference(both[0], of(levels[:1], [1, 3]))  # other numbers of seeds: not in pairs
     assert low < -90
     assert high > 1e4
-
-
-def test_means_over_seeds_have_the_t_distribution_of_so_many_seeds():
-    draw = np.random.default_rng(3)
-    for count, quantile in ((3, 4.303), (4, 3.182)):
-        values = draw.normal(7, 2, count)
-        shares = seed_shares(draw, count, 4 * DRAWS)
-        np.testing.assert_allclose(shares.sum(axis=1), 1)
-        t = (shares @ values - values.mean()) / (values.std(ddof=1) / np.sqrt(count))
-        assert np.percentile(t, (2.5, 97.5)) == pytest.approx((-quantile, quantile), rel=0.05)
-    assert (seed_shares(draw, 1, 5) == 1).all()
 
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says():

@@ -121,21 +121,3 @@ def test_a_block_is_trained_to_hold_what_its_objective_needs(kind, size):
     twin.init_weights(embeddings, stream, PHASE1)
     torch.testing.assert_close(block.state_dict(), twin.state_dict(), rtol=0, atol=0)
     assert decoded(contexts_of(block, embeddings[stream])[1:], embeddings[stream[:-1]]) > before + 0.05
-
-
-def test_the_error_of_an_autoencoding_block_is_that_of_tokens_that_were_read():
-    steps, size = plugins.STEPS, 2 * plugins.STEPS * plugins.ROWS + 1
-    stream, embeddings = torch.randint(0, 6, (size,)), torch.randn(6, 16)
-    block = plugins.AutoencodingBlock(4, 16, plugins.AutoencodingBlock.Settings())
-    head = block.make_head(embeddings, stream)
-    losses = [*block.losses(head, embeddings, stream, PHASE1)]
-    segments = [stream[row * 2 * steps : (row + 1) * 2 * steps] for row in range(plugins.ROWS)]
-    errors = {0: [], 1: []}
-    for segment in segments:
-        for place, context in enumerate(contexts_of(block, embeddings[segment])):
-            for found, back in zip(head(context).view(-1, 16), plugins.DISTANCES, strict=True):
-                if place >= back:
-                    error = (found - embeddings[segment[place - back]]).square().mean()
-                    errors[place // steps].append(error)
-    for window, loss in enumerate(losses):
-        torch.testing.assert_close(loss, torch.stack(errors[window]).mean() / head.variance)

@@ -60,14 +60,6 @@ def test_runs_lie_in_the_clone_or_where_the_environment_says(tmp_path, monkeypat
     assert runs_root() == tmp_path / "elsewhere"
 
 
-def test_without_drive_nothing_is_kept(tmp_path):
-    heard = []
-    with kept_on_drive(tmp_path / "run", listener=heard.append) as listener:
-        listener({"stage": "phase1"})
-    assert heard == [{"stage": "phase1"}]
-    assert not [*tmp_path.iterdir()]
-
-
 def test_a_run_on_a_new_machine_goes_on_from_what_drive_holds(on_drive, tmp_path, tiny_config, monkeypatch):
     monkeypatch.setattr(notebook, "SAVE_SECONDS", 0)
     undisturbed = run(tiny_config, tmp_path / "undisturbed")
