@@ -1,19 +1,10 @@
-from pathlib import Path
-
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from ctxkv_lib.errors import DamagedFile, Stopped, UserError
+from ctxkv_lib.errors import Stopped, UserError
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        Stopped(),
-        UserError("preset is 'moon'; allowed: colab."),
-        DamagedFile(Path("a"), "it is not JSON"),
-    ],
-)
+@pytest.mark.parametrize("error", [Stopped(), UserError("preset is 'moon'; allowed: colab.")], ids=repr)
 def test_a_notebook_shows_one_line_and_no_frames(monkeypatch, error):
     shown = []
     shell = InteractiveShell()

@@ -106,10 +106,7 @@ def test_a_file_that_changes_is_read_again(tmp_path, monkeypatch):
         (b'{"a\\nfield": null}', r" has the fields a\\nfield; allowed"),  # in one line
         (b'{"messages": "hello"}', ": messages must be a list"),
         (b'{"messages": [{"content": "a"}, {"content": null}]}', ": messages must be a list"),
-        (b'{"conversations": [{"from": "gpt", "value": null}]}', ": conversations must be a list"),
         (b'{"instruction": "a", "output": null}', ": instruction and output must be text"),
-        (b'{"prompt": 0, "completion": "a"}', ": prompt and completion must be text"),
-        (b'{"messages": []}', " is an empty conversation"),
         (b'{"text": " \\n"}', " is an empty conversation"),
         (b'{"text": "\xff"}', " is not UTF-8"),
         (b'{"text": "\\ud83d"}', r": text must be text \(UnicodeEncodeError: .*surrogates not allowed\)"),
@@ -136,14 +133,11 @@ def _parquet(**columns):
         ("blank.jsonl", b"\n \n", " has no conversations; write"),
         ("plain.jsonl.gz", b'{"text": "a"}', " cannot be read"),
         ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-10], " cannot be read"),
-        ("flip.txt.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 9, " cannot be read"),
         ("chats.docx", b"PK", r" is of no known kind; allowed: \.jsonl, .*\.parquet, all but"),
         ("wide.txt", "hello".encode("utf-16"), ", line 1 is not UTF-8 .*; save it as UTF-8"),
         ("array.json", b'[{"text": "a"}, 3]', ", item 2 is no record"),
-        ("cut.json", b'[{"text": "a"},\n{"text": "b"', ", line 2 is not JSON"),
         ("pretty.json", b'{\n"text": "a"}', ", line 1 is not JSON .*; write a record a line, or one array"),
         ("names.csv", b"id,words\n1,hello\n", ", line 1 has the fields id, words; allowed"),
-        ("above.csv", b"\ntext\na\n", ", line 1 has no fields"),
         ("short.csv", b"id,text\n1\n", ", line 2 has not as many cells"),
         ("bare.csv", b"text\nhello\nfriend, today\n", ", line 3 has not as many cells .*; quote"),
         ("quote.csv", b'text\na\n"b\nc\n', ", line 3 is not CSV .*; close"),
@@ -151,7 +145,6 @@ def _parquet(**columns):
         ("bad.parquet", b"PAR1", " cannot be read as Parquet"),
         ("no_utf8.parquet", _parquet(text=pa.array([b"\xff"]).view(pa.string())), " cannot be read as Parq"),
         ("empty.parquet", _parquet(text=["a", None]), ", row 2: text must be text"),
-        ("names.parquet", _parquet(words=["a"]), " has the fields words; allowed"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, name, content, sentence):
