@@ -124,12 +124,12 @@ def explore_window(run: Trained | Run | Path | str, position: int) -> Explorer:
 @torch.no_grad()
 def attended(trained: Trained, position: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
-    cache, at = trained.caches["val"], torch.tensor([position])
-    _, weights = cache.attend(trained.model, at)
+    model, at = trained.model, torch.tensor([position])
+    batch = trained.caches["val"].gather(at, model.window).to(model.device)
+    _, weights = batch.attend(model)
     if weights is None:
         raise UserError(f"The model of {trained.run.path} returns no attention weights to look at.")
-    logits = cache.gather(at, trained.model.window).to(trained.model.device).logits(trained.model)
-    return trained.model.window.slots(at)[0], weights[0].float().cpu(), logits[0].float().cpu()
+    return model.window.slots(at)[0], weights[0].float().cpu(), batch.logits(model)[0].float().cpu()
 
 
 def attended_text(trained: Trained, position: int, slots: Tensor, weights: Tensor) -> str:
@@ -148,10 +148,9 @@ def attended_text(trained: Trained, position: int, slots: Tensor, weights: Tenso
 
 def guesses(trained: Trained, logits: Tensor) -> str:
     """Show the most likely next tokens with their probabilities."""
-    likely = logits.softmax(dim=-1).topk(GUESSES)
-    pairs = zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
-    named = ((escape(repr(trained.tokenizer.decode([token]))), share) for share, token in pairs)
-    found = (f"<b>{name}</b> {share:.1%}" for name, share in named)
+    shares, tokens = logits.softmax(dim=-1).topk(GUESSES)
+    words = [escape(repr(trained.tokenizer.decode([token]))) for token in tokens.tolist()]
+    found = (f"<b>{word}</b> {share:.1%}" for word, share in zip(words, shares.tolist(), strict=True))
     return f'<p class="tex2jax_ignore">The model expects: {", ".join(found)}</p>'
 
 

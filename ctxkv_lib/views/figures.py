@@ -56,12 +56,18 @@ class Picture(Figure):
         return content.getvalue()
 
 
-def panels(count: int, height: float, **share: Any) -> tuple[Picture, list[Axes]]:
-    """Make a figure of `count` axes in a row, `height` in inches; `share` as in `Figure.subplots`."""
+def panels(count: int, height: float, counted: str = "", **share: Any) -> tuple[Picture, list[Axes]]:
+    """Make a figure of `count` axes in a row, `height` in inches; `share` as in `Figure.subplots`.
+
+    `counted` is what an x axis of whole numbers counts.
+    """
     figure = Picture(figsize=(WIDTH, height), facecolor="white")
     axes = list(figure.subplots(1, count, squeeze=False, **share).flat)
     for ax in axes:
         thousands(ax)
+        ax.set_xlabel(counted)
+        if counted:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure, axes
 
 
@@ -96,7 +102,7 @@ def ppl_curves(
         last: the last epoch to draw; None draws all.
         epoch: an epoch to mark with a line.
     """
-    figure, axes = panels(1 + accuracy, 4.2 + 0.13 * len(summaries))
+    figure, axes = panels(1 + accuracy, 4.2 + 0.13 * len(summaries), "Epoch")
     shown: list[float] = []  # all perplexities but the first of training, which would flatten the rest
     for colour, (name, summary) in zip(cycle(OKABE_ITO), summaries.items(), strict=False):
         epochs = [line for line in summary["phase2"]["epochs"][:last] if line["val_ppl"] is not None]
@@ -104,7 +110,6 @@ def ppl_curves(
         shown += [line["val_ppl"] for line in epochs] + [line["train_ppl"] for line in epochs[1:]]
     for ax, title in zip(axes, ("Perplexity per token", "Validation accuracy (%)"), strict=False):
         ax.set_title(title)
-        integer_x(ax, "Epoch")
         if epoch is not None:
             ax.axvline(epoch, color=GREY, lw=1)
     if log:
@@ -143,7 +148,7 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float | None = None) -> 
         runs: `{name: Phase 1 lines of metrics.jsonl}`, as in `run.phase1`.
         stop_rate: share of converged positions at which Phase 1 stops, drawn as a line.
     """
-    figure, (rate, loss) = panels(2, 4.2)
+    figure, (rate, loss) = panels(2, 4.2, "Iteration")
     for colour, (name, lines) in zip(cycle(OKABE_ITO), runs.items(), strict=False):
         at = [line["iteration"] for line in lines]
         for ax, key, factor in ((rate, "convergence_rate", 100), (loss, "loss", 1)):
@@ -152,8 +157,6 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float | None = None) -> 
         rate.axhline(100 * stop_rate, color=GREY, ls="--", lw=1.2, label=f"stop at {100 * stop_rate:g}%")
     rate.set(title="Converged positions (%)", ylim=(-3, 103))
     loss.set(title="Loss")
-    for ax in (rate, loss):
-        integer_x(ax, "Iteration")
     figure.legend(handles=rate.get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
     return figure
 
@@ -195,9 +198,3 @@ def window_attention(slots: Sequence[int], weights: Sequence[float], position: i
     ax.set_xticks(named, [f"{position - slots[place]:,}" for place in named])
     ax.set(title=title, xlabel="Tokens back (grey: before the stream)", ylabel="Attention (%)")
     return figure
-
-
-def integer_x(ax: Axes, label: str) -> None:
-    """Label the x axis, with ticks at whole numbers only."""
-    ax.set_xlabel(label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
