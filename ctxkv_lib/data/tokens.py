@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import DamagedFile, UserError
-from ..files import cache_dir, digest, read_tensors, write_tensors
+from ..files import cache_dir, digest, read_tensors, read_with_metadata, write_tensors
 from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import notice, progress_bar
 from .conversations import Conversations
@@ -107,11 +107,15 @@ def _key(kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenize
 
 def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
     """Map tensors from the shared cache, or make and write them; `key` is a digest of all they come from."""
-    path = cache_dir() / f"{name}-{key}.safetensors"
+    path, made_for = cache_dir() / f"{name}-{key}.safetensors", {"key": f"{name}-{key}"}
     if path.exists():
         try:
-            return read_tensors(path)
+            tensors, metadata = read_with_metadata(path)
+            if made_for.items() <= metadata.items():
+                return tensors
+            reason = "it is another file"
         except DamagedFile as error:
-            notice(f"{path} is damaged ({error.reason}); it is made again.")
-    write_tensors(path, make())
+            reason = error.reason
+        notice(f"{path} is damaged ({reason}); it is made again.")
+    write_tensors(path, make(), made_for)
     return read_tensors(path)
