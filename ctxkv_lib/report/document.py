@@ -23,10 +23,8 @@ ORIGINAL = (
     "a run with its data, model and settings (a dash: not published); other runs cannot be compared with it."
 )
 CHANGED = "From {first} to {last}: {times} times the training tokens, val PPL {ppl}, val acc {acc}."
-ENDED = (
-    "{name}: val PPL was lowest at epoch {best}; training ended at epoch {last} ({reason}). "
-    "Between the two train PPL {train}, val PPL {val}: {judgement}."
-)
+ENDED = "{name}: val PPL was lowest at epoch {best}; training ended at epoch {last} ({reason})."
+OVERFITTING = "{name}: since its best epoch train PPL {train}, val PPL {val}: {judgement}."
 TEST_ERROR = "{name}: the test PPL has a standard error of ±{error} over {count} test conversations."
 PROPOSALS = (
     "Longer interval: 20 to 50 or 100 (`--set model.interval=50`).",
@@ -95,15 +93,11 @@ def _sentences(runs: Mapping[str, Run], results: pd.DataFrame, t: Translate) -> 
     for name, run in runs.items():
         best, end = run.summary["phase2"], run.summary["phase2"]["epochs"][-1]
         overfits = end["train_ppl"] < best["train_ppl"] and end["val_ppl"] > best["val_ppl"]
-        yield t(ENDED).format(
-            name=name,
-            best=best["best_epoch"],
-            last=end["epoch"],
-            reason=t(best["stop_reason"]),
-            train=f"{best['train_ppl']:,.1f} → {end['train_ppl']:,.1f}",
-            val=f"{best['val_ppl']:,.1f} → {end['val_ppl']:,.1f}",
-            judgement=t("overfitting" if overfits else "no clear overfitting"),
-        )
+        reason, judgement = t(best["stop_reason"]), t("overfitting" if overfits else "no clear overfitting")
+        yield t(ENDED).format(name=name, best=best["best_epoch"], last=end["epoch"], reason=reason)
+        if end["epoch"] > best["best_epoch"]:
+            moved = {key: f"{best[f'{key}_ppl']:,.1f} → {end[f'{key}_ppl']:,.1f}" for key in ("train", "val")}
+            yield t(OVERFITTING).format(name=name, judgement=judgement, **moved)
         if len(tested := run.summary.get("test", {}).get("conversations", [])) > 1:
             yield t(TEST_ERROR).format(name=name, error=f"{standard_error(tested):.1%}", count=len(tested))
 

@@ -86,13 +86,12 @@ def _device_name(device: torch.device) -> str:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this package's checkout (`-dirty` if changed), or the one that pip installed.
-
-    None if neither is known.
+    """Return the commit of this package's checkout (12 digits, `-dirty` if changed), or the one that pip
+    installed; None if neither is known.
     """
     if not (PACKAGE.parent / ".git").exists():
         return _installed_commit()
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -105,4 +104,4 @@ def _installed_commit() -> str | None:
         recorded = distribution("ctxkv_lib").read_text("direct_url.json")
     except PackageNotFoundError:
         return None
-    return json.loads(recorded).get("vcs_info", {}).get("commit_id") if recorded else None
+    return json.loads(recorded).get("vcs_info", {}).get("commit_id", "")[:12] or None if recorded else None

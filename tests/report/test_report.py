@@ -118,7 +118,7 @@ def test_overfitting_and_the_end_of_training_are_derived_from_the_epochs():
     assert "200.0 → 201.0: no clear overfitting" in write_report([sample_run(epochs=flat)])
     report = write_report([sample_run(epochs=EPOCHS[500][:3], settings={"phase2.max_epochs": 3})])
     assert "training ended at epoch 3 (max_epochs)" in report
-    assert "179.2 → 179.2: no clear overfitting" in report
+    assert "overfitting" not in report  # of which nothing can be said yet
     notes = [*epochs_table(sample_run().summary)["Note"]]
     assert notes == ["improved", "improved", "best", "worse", "worse", "worse"]
 
