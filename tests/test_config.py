@@ -42,8 +42,6 @@ def test_a_plug_in_has_its_own_settings_and_a_mixer_takes_the_place_of_contexts(
         ("samples", 0, "data.samples is 0; allowed: 1 or more."),
         ("data.samples", "many", "data.samples is 'many'; allowed: a value of type int."),
         ("phase3.x", "1", "setting is 'phase3.x'; allowed: group.field, with group one of"),
-        ("phase2.batch_size", None, "batch_size is None; allowed: a value of type int."),
-        ("data.path", {"a": 1}, "data.path is {'a': 1}; allowed: a value of type str or null."),
         ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
         ("attention.slots", "geometric", "there is none; give one with attention=module:Name."),
         ("block", "", "'' names no plug-in; write package.module:Name."),
