@@ -1,6 +1,6 @@
 """Execute the notebooks and keep their outputs: `make outputs`. Naming some executes only these.
 
-What is kept is what a page without a kernel can show: PNGs of at most 64 colours, and no widgets, whose
+What is kept is what a page without a kernel can show: PNGs of at most 128 colours, and no widgets, whose
 picture stands beside them. A digest of the code cells in the metadata tells outputs that are older.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDER = Path(__file__).parent
-COLOURS = 64  # of a kept picture
+COLOURS = 128  # of a kept picture
 
 
 def code_digest(notebook: dict[str, Any]) -> str:

@@ -128,7 +128,7 @@ class RunFolder:
                         with replacing(self.path / file) as beside:
                             _link(other.path / file, beside)
                     if not stage.lost(self.path):
-                        notice(f"{name} is taken from {other.path.name}: same settings, data and code.")
+                        notice(f"{name}: taken from {other.path.name}, same settings, data and code.")
                         return self._add(name, stage)
         return None
 

@@ -86,14 +86,16 @@ def _device_name(device: torch.device) -> str:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this package's checkout (12 digits, `-dirty` if changed), or the one that pip
-    installed; None if neither is known.
+    """Return the commit of this package's checkout (12 digits, `-dirty` if the package's files are others),
+    or the one that pip installed; None if neither is known.
     """
     if not (PACKAGE.parent / ".git").exists():
         return _installed_commit()
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = ["git", "-C", str(PACKAGE)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True)
+        return found.stdout.decode().strip() + ("-dirty" if changed.returncode else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -22,6 +22,7 @@ from ..report.tables import Summary, memory_stages
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#6b7280"
+NUMBERS = "{x:,.10g}"  # on axes
 WIDTH = 9.6  # inches
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -64,17 +65,12 @@ def panels(count: int, height: float, counted: str = "", **share: Any) -> tuple[
     figure = Picture(figsize=(WIDTH, height), facecolor="white")
     axes = list(figure.subplots(1, count, squeeze=False, **share).flat)
     for ax in axes:
-        thousands(ax)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(NUMBERS)
         ax.set_xlabel(counted)
         if counted:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure, axes
-
-
-def thousands(ax: Axes) -> None:
-    """Label both axes with plain numbers and thousands separators."""
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter("{x:,.10g}")
 
 
 @styled
@@ -114,11 +110,12 @@ def ppl_curves(
             ax.axvline(epoch, color=GREY, lw=1)
     if log:
         axes[0].set_yscale("log")
-        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        subs = (1, 2, 5) if max(shown, default=1) > 10 * min(shown, default=1) else (1, 1.5, 2, 3, 4, 5, 7)
+        axes[0].yaxis.set_major_locator(LogLocator(subs=subs))
         axes[0].yaxis.set_minor_formatter(NullFormatter())
-        thousands(axes[0])
-    elif shown:
-        axes[0].set_ylim(0, 1.2 * max(shown))
+        axes[0].yaxis.set_major_formatter(NUMBERS)
+    if shown:
+        axes[0].set_ylim(min(shown) / 1.2 if log else 0, 1.2 * max(shown))
     handles: list[Any] = axes[0].get_legend_handles_labels()[0]
     handles += [Line2D([], [], color=GREY, label=name, **look) for name, look in PARTS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)

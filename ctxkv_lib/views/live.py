@@ -24,8 +24,9 @@ class LiveCurves:
         self._lines: dict[str, dict[str, list[Metric]]] = {"phase1": {}, "phase2": {}}
         self._place: Any = None
 
-    def __call__(self, metric: Metric) -> None:
-        """Take one metric; `run` or `samples` name its run, if present."""
+    def __call__(self, metric: Metric, **names: Any) -> None:
+        """Take one metric; `run` or `samples`, in it or beside it, name its run."""
+        metric = metric | names
         if not in_notebook():
             print(in_words(metric), flush=True)
             return

@@ -99,7 +99,7 @@ def test_phase_1_is_shared_with_a_run_that_differs_in_phase_2(finished_run, tmp_
     config = finished_run.config.replace({"model.interval": 4, "phase2.batch_size": 64})
     out = finished_run.path.with_name("another")
     made = run(config, out)
-    assert f"caches is taken from {finished_run.path.name}" in capsys.readouterr().err
+    assert f"caches: taken from {finished_run.path.name}" in capsys.readouterr().err
     assert made.summary["phase1"] == finished_run.summary["phase1"]
 
 

@@ -126,7 +126,7 @@ def test_a_stage_of_a_run_beside_is_linked_if_it_is_intact(run, tmp_path, monkey
     with claimed(tmp_path / "new", CONFIG.replace({"phase2.patience": 7}), ORIGIN) as folder:
         assert folder.linked("phase1", "key").result == {"text": "numbers"}
         assert folder.linked("phase1", "another") is None
-    assert "phase1 is taken from run: same settings, data and code." in capsys.readouterr().err
+    assert "phase1: taken from run, same settings, data and code." in capsys.readouterr().err
     assert (tmp_path / "new" / "checkpoint" / "phase1.txt").samefile(
         run / "checkpoint/phase1.txt"
     ) == can_link
