@@ -118,7 +118,8 @@ def ppl_curves(
         axes[0].set_ylim(min(shown) / 1.2 if log else 0, 1.2 * max(shown))
     handles: list[Any] = axes[0].get_legend_handles_labels()[0]
     handles += [Line2D([], [], color=GREY, label=name, **look) for name, look in PARTS.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    longest = max(len(handle.get_label()) for handle in handles)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 if longest < 55 else 1)
     return figure
 
 
