@@ -97,7 +97,22 @@ class RowBatch:
 
 
 @dataclass(frozen=True)
-class TokenRows(StreamCache):
+class Chunked(StreamCache):
+    """A cached stream of which an epoch visits `chunk` consecutive positions together."""
+
+    chunk: int = CHUNK
+
+    def epoch_order(self, seed: int, number: int) -> Tensor:
+        """Draw a permutation of chunks, cut differently in each epoch: int64 `[n]` on the CPU."""
+        generator = torch.Generator().manual_seed(epoch_seed(seed, number))
+        shift = int(torch.randint(self.chunk, (), generator=generator))
+        positions = torch.arange(len(self))
+        chunks = [positions[:shift], *positions[shift:].split(self.chunk)]
+        return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
+
+
+@dataclass(frozen=True)
+class TokenRows(Chunked):
     """A stream of n + 1 tokens whose contexts, of width 0, only carry the precision of training.
 
     Attributes:
@@ -105,14 +120,6 @@ class TokenRows(StreamCache):
     """
 
     history: int = 0
-
-    def epoch_order(self, seed: int, number: int) -> Tensor:
-        """Draw a permutation of chunks, cut differently in each epoch: int64 `[n]`, on the CPU."""
-        generator = torch.Generator().manual_seed(epoch_seed(seed, number))
-        shift = int(torch.randint(CHUNK, (), generator=generator))
-        positions = torch.arange(len(self))
-        chunks = [positions[:shift], *positions[shift:].split(CHUNK)]
-        return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
 
     def gather(self, positions: Tensor, window: Window) -> Any:
         """Gather rows for `positions`, int64 `[n]`: one for each run of consecutive ones, or a part of it."""
@@ -129,7 +136,13 @@ class TokenRows(StreamCache):
 
 
 def as_read(model: ContextKV, cache: StreamCache, trained: bool) -> StreamCache:
-    """Return a cached stream as Phase 2 reads it, to train on or not: that of a mixer as rows of tokens."""
-    if not isinstance(model, MixerModel):
-        return cache
-    return TokenRows(cache.ids, cache.contexts, history=model.history(trained))
+    """Return a cached stream as Phase 2 reads it: as it is, in chunks if attention has `chunk`, or as rows.
+
+    Args:
+        trained: whether it is trained on.
+    """
+    if isinstance(model, MixerModel):
+        return TokenRows(cache.ids, cache.contexts, history=model.history(trained))
+    if trained and (chunk := getattr(model.attention, "chunk", 1)) > 1:
+        return Chunked(cache.ids, cache.contexts, cache.embeddings, chunk=chunk)
+    return cache
