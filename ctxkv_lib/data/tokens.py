@@ -107,15 +107,14 @@ def _key(kind: str, conversations: Conversations, tokenizer: "PreTrainedTokenize
 
 def cached_tensors(name: str, key: str, make: Maker) -> dict[str, torch.Tensor]:
     """Map tensors from the shared cache, or make and write them; `key` is a digest of all they come from."""
-    path, made_for = cache_dir() / f"{name}-{key}.safetensors", {"key": f"{name}-{key}"}
+    path = cache_dir() / f"{name}-{key}.safetensors"
     if path.exists():
         try:
             tensors, metadata = read_with_metadata(path)
-            if made_for.items() <= metadata.items():
-                return tensors
-            reason = "it is another file"
+            if metadata.get("key") != key:
+                raise DamagedFile(path, "it is another file")
+            return tensors
         except DamagedFile as error:
-            reason = error.reason
-        notice(f"{path} is damaged ({reason}); it is made again.")
-    write_tensors(path, make(), made_for)
+            notice(f"{path} is damaged ({error.reason}); it is made again.")
+    write_tensors(path, make(), {"key": key})
     return read_tensors(path)

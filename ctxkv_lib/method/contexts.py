@@ -119,6 +119,7 @@ def exact_contexts(
         ends = made[:-1, -1]
         agrees = torch.isclose(ends, starts[1:], rtol=0, atol=AGREEMENT * tolerance, equal_nan=True)
         wrong, rounds = 1 + (~agrees.all(dim=1)).nonzero()[:, 0], rounds + 1
-        wrong = wrong if rounds < ROUNDS else wrong[:1]
+        if rounds >= ROUNDS:
+            wrong = wrong[:1]
         starts[wrong] = ends[wrong - 1]
     return contexts[: len(tokens) + 1]

@@ -107,12 +107,12 @@ def describe_settings(preset: str | None = None, recipe: str | None = None) -> l
         UserError: an unknown preset or recipe.
     """
     config, found = build_config(preset or "colab", recipe), []
+    values = config.to_dict()
     own = {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in config.plugins.items()}
     for group, settings in (GROUPS | own).items():
-        values = config.to_dict()[group]
         for field in dataclasses.fields(settings) if settings else ():
             about = {**field.metadata, "allowed": field.metadata["allowed"].text}
-            found.append({"setting": f"{group}.{field.name}", "value": values[field.name], **about})
+            found.append({"setting": f"{group}.{field.name}", "value": values[group][field.name], **about})
     return found
 
 

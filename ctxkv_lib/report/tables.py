@@ -129,8 +129,9 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
     if isinstance(runs, Mapping):
         ours, table = [*runs.values()], side_by_side(runs, RESULTS)
     else:
-        ours = [run.summary for run in named(runs).values()]
-        table = side_by_side(with_original(named(runs)), RESULTS)
+        by_name = named(runs)
+        ours = [run.summary for run in by_name.values()]
+        table = side_by_side(with_original(by_name), RESULTS)
     texts = {shown(each, "provenance.data.validation_fingerprint") for each in ours}
     if len(ours) > 1 and len(texts) == 1:
         gain, ratios = gains(ours[0], ours[-1]), [each["phase2"]["train_val_ratio"] for each in ours]

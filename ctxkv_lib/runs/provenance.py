@@ -106,4 +106,5 @@ def _installed_commit() -> str | None:
         recorded = distribution("ctxkv_lib").read_text("direct_url.json")
     except PackageNotFoundError:
         return None
-    return json.loads(recorded).get("vcs_info", {}).get("commit_id", "")[:12] or None if recorded else None
+    commit = json.loads(recorded or "{}").get("vcs_info", {}).get("commit_id")
+    return commit and commit[:12]

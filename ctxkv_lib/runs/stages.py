@@ -213,12 +213,18 @@ def context_summary(phase1: Stage, caches: Stage) -> dict[str, Any]:
 
 def phase2_stage(work: Work, phase1: Stage, caches: Stage) -> Stage:
     """Train Phase 2, and write the best epoch's weights to the folder."""
-    folder, config, key = work.folder, work.config, work.phase2_key(phase1)
-    saved = folder.path / "checkpoint" / "phase2.safetensors"
-    if done := ranks.on_rank_0(lambda: folder.finished("phase2", key)):
+    key, saved = work.phase2_key(phase1), work.folder.path / "checkpoint" / "phase2.safetensors"
+    if done := ranks.on_rank_0(lambda: work.folder.finished("phase2", key)):
         work.report(done)
-        remove(saved)  # which is there after a kill just behind the record
-        return done
+    else:
+        done = _train_attention(work, phase1, caches, RunLoop(work.record, saved, key))
+    ranks.on_rank_0(lambda: remove(saved))  # after the record, also that of a run that was killed between
+    return done
+
+
+def _train_attention(work: Work, phase1: Stage, caches: Stage, loop: RunLoop) -> Stage:
+    """Run Phase 2, in all processes, and return its stage; `loop` has its key."""
+    folder, config = work.folder, work.config
     prepared, model = load_prepared(work, phase1, caches), work.model
     ranks.on_rank_0(lambda: folder.write_metrics(phase1))
     _init_attention(work)
@@ -228,7 +234,7 @@ def phase2_stage(work: Work, phase1: Stage, caches: Stage) -> Stage:
         prepared.caches["val"],
         config.phase2,
         config.runtime.seed,
-        RunLoop(work.record, saved, key),
+        loop,
     )
     summary = {
         "parameters": prepared.record["parameters"],
@@ -246,9 +252,7 @@ def phase2_stage(work: Work, phase1: Stage, caches: Stage) -> Stage:
             again = frozen_model(config, work.table.weight, work.log_unigram).to(work.device)
             load_weights(again, folder.path)
             refuse_unsaved(model, again, prepared.caches["val"])
-        done = folder.finish("phase2", key, [weights], summary, result.epochs)
-        remove(saved)
-        return done
+        return folder.finish("phase2", loop.key, [weights], summary, result.epochs)
 
     return ranks.on_rank_0(finish)
 

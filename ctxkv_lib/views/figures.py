@@ -108,14 +108,14 @@ def ppl_curves(
         ax.set_title(title)
         if epoch is not None:
             ax.axvline(epoch, color=GREY, lw=1)
+    low, high = min(shown), max(shown)
+    axes[0].set_ylim(low / 1.2 if log else 0, 1.2 * high)
     if log:
         axes[0].set_yscale("log")
-        subs = (1, 2, 5) if max(shown, default=1) > 10 * min(shown, default=1) else (1, 1.5, 2, 3, 4, 5, 7)
+        subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
         axes[0].yaxis.set_major_locator(LogLocator(subs=subs))
         axes[0].yaxis.set_minor_formatter(NullFormatter())
         axes[0].yaxis.set_major_formatter(NUMBERS)
-    if shown:
-        axes[0].set_ylim(min(shown) / 1.2 if log else 0, 1.2 * max(shown))
     handles: list[Any] = axes[0].get_legend_handles_labels()[0]
     handles += [Line2D([], [], color=GREY, label=name, **look) for name, look in PARTS.items()]
     longest = max(len(handle.get_label()) for handle in handles)
