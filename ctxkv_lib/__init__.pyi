@@ -14,9 +14,7 @@ from .method.memory import snapshot as snapshot
 from .method.model import ContextBlock as ContextBlock
 from .method.model import ContextKV as ContextKV
 from .report.document import write_report as write_report
-from .report.info import dense_fp32_mib as dense_fp32_mib
 from .report.info import describe as describe
-from .report.info import format_info as format_info
 from .report.tables import comparison_table as comparison_table
 from .runs.config import build_config as build_config
 from .runs.config import compared_samples as compared_samples

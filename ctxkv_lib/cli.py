@@ -43,8 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 for what the user can fix, 130 for Ctrl-C, and 141, as for any command of a
         pipeline, if the output is closed.
     """
-    # Closed by the shell (`>&-`), they are None.
-    sys.stdout, sys.stderr = (each or open(os.devnull, "w") for each in (sys.stdout, sys.stderr))  # noqa: SIM115
     options = parser().parse_args(arguments)
     if ranks.rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good: only rank 0 prints)

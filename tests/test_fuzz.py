@@ -186,7 +186,7 @@ def is_read(path, content, reader):
 def read_and_evaluate(path, reader):
     conversations = read_conversations(path)
     scores = evaluate(*reader, conversations.texts)
-    assert ("1 conversation, " in format_scores(scores)) == (len(conversations) == 1)
+    assert str(len(conversations)) in format_scores(scores)
     assert scores["conversations"] == len(conversations) > 0
     json.dumps(scores, allow_nan=False)
 

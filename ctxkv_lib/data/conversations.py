@@ -52,13 +52,12 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
 
     Raises a UserError if it has fewer, or is missing, damaged or unreachable.
     """
-    read, _ = SPLIT_READERS[data.source]
-    return Conversations.of(read(data, split))
+    return Conversations.of(SPLIT_READERS[data.source](data, split))
 
 
 def check_splits(data: DataConfig) -> None:
     """Raise the UserErrors of `load_conversations` that can be found without a download."""
-    _, check = SPLIT_READERS[data.source]
+    check: Callable[..., Any] = row_numbers if data.source == "ultrachat" else SPLIT_READERS[data.source]
     for split in get_args(Split):
         if split != "corpus" or data.reads_corpus:
             check(data, split)
@@ -92,13 +91,10 @@ def own_texts(data: DataConfig, split: Split) -> list[str]:
     return texts[rows[split]]
 
 
-# Of each source: what reads a split, and what raises its errors without a download.
-SPLIT_READERS: dict[
-    str, tuple[Callable[[DataConfig, Split], list[str]], Callable[[DataConfig, Split], Any]]
-] = {
-    "ultrachat": (ultrachat_texts, row_numbers),
-    "chitchat": (chitchat_texts, chitchat_texts),
-    "file": (own_texts, own_texts),
+SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
+    "ultrachat": ultrachat_texts,
+    "chitchat": chitchat_texts,
+    "file": own_texts,
 }
 
 

@@ -24,11 +24,8 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         names: of `MEASUREMENTS`. A mixer has no contexts to probe, which is then left out.
 
     Raises:
-        UserError: an unknown name; none that applies; missing or damaged files; the user's own conversations
-            have changed.
+        UserError: none that applies; missing or damaged files; the user's own conversations have changed.
     """
-    if unknown := [name for name in names if name not in MEASUREMENTS]:
-        raise UserError(f"measurement is {unknown[0]!r}; allowed: {', '.join(MEASUREMENTS)}.")
     wanted = [name for name in names if name != "probe" or "mixer" not in run.config.plugins]
     if names and not wanted:
         raise UserError(f"{run.path} has a mixer instead of contexts to probe; it has n-grams.")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from ..progress import counted
 from ..runs.folder import Run
 from ..runs.listing import Listed, run_names
 from ..runs.published import PUBLISHED, published_samples
@@ -80,6 +79,15 @@ PARTS = ("train_ctx", "train_emb", "val_ctx", "val_emb", "total")
 CACHES: Rows = {
     **{name: (f"caches_mib.{name}", PPL) for name in PARTS},
     **{f"{name} in the original's layout (MiB)": (f"caches_dense_fp32_mib.{name}", PPL) for name in PARTS},
+}
+
+SCORES: Rows = {
+    "Conversations": ("conversations", COUNT),
+    "Tokens": ("tokens", COUNT),
+    "PPL a token": ("ppl", PPL),
+    "PPL a word": ("word_ppl", PPL),
+    "Bits a byte": ("bits_per_byte", ",.3f"),
+    "Accuracy": ("accuracy", SHARE),
 }
 
 
@@ -202,16 +210,8 @@ def format_runs(runs: Sequence[Listed]) -> str:
 
 def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts` for a terminal."""
-    word_ppl = scores["word_ppl"]  # of text with few spaces, a word has many tokens
-    a_word = f"{word_ppl:,.1f}" if word_ppl and word_ppl < 1e9 else "over a billion"
-    parts = [
-        f"{counted(scores['conversations'], ' conversations')}, {scores['tokens']:,} tokens\n"
-        f"PPL {scores['ppl']:,.1f} a token, {a_word} a word; "
-        f"{scores['bits_per_byte']:.3f} bits a byte; accuracy {scores['accuracy']:.1%}"
-    ]
-    specs = {"from": COUNT, "to": COUNT, "tokens": COUNT, "ppl": PPL, "accuracy": SHARE}
-    for key, title in {"by_position": "tokens read before", "by_history": "contexts in the window"}.items():
-        rows = [{name: shown(line, name, spec) for name, spec in specs.items()} for line in scores[key]]
-        table = pd.DataFrame(rows).replace(DASH, "more").to_string(index=False)
-        parts.append(f"By {title}\n{table}")
+    parts = [side_by_side({"": scores}, SCORES).to_string(header=False)]
+    for key, title in {"by_position": "Tokens read before", "by_history": "Contexts in the window"}.items():
+        bins = {f"{line['from']:,} to {line['to'] or 'more'}": line for line in scores[key]}
+        parts.append(side_by_side(bins, SCORES).T.rename_axis(columns=title).to_string())
     return "\n\n".join(parts)

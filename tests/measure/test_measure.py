@@ -58,9 +58,7 @@ def test_contexts_are_probed_before_attention_is_trained(tiny_config, tmp_path):
     assert "changed" not in found
 
 
-def test_what_cannot_be_measured_is_refused(finished_run, tiny_config, tmp_path):
-    with pytest.raises(UserError, match="measurement is 'horizon'; allowed: ngrams, probe"):
-        measure(finished_run, ["horizon"])
+def test_a_run_whose_conversations_have_changed_is_not_measured(tiny_config, tmp_path):
     made = run(tiny_config, tmp_path / "run")
     write_conversations(Path(tiny_config.data.path), 14, seed=7)
     with pytest.raises(UserError, match=r"are not those that .* made from; restore them, or make a new run"):
