@@ -15,7 +15,7 @@ from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.info import context_window, dense_fp32_mib
 from .report.model_card import model_card
-from .report.tables import gains
+from .report.tables import gains, named
 from .runs.config import ExperimentConfig
 from .runs.folder import (
     COMPARISON,
@@ -32,7 +32,6 @@ from .runs.folder import (
     run_folder_of,
 )
 from .runs.identity import method_digest
-from .runs.listing import run_names
 from .runs.provenance import choose_device, choose_precision
 from .runs.stages import (
     Prepared,
@@ -263,12 +262,12 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
 
 def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write the report in every language, and its figures; return the files."""
-    named = dict(zip(run_names(runs), runs, strict=True))
+    by_name = named(runs)
     drawn = {
-        "ppl_curves": figures.ppl_curves({name: each.summary for name, each in named.items()}),
-        "memory": figures.memory_by_stage({name: each.summary["memory"] for name, each in named.items()}),
+        "ppl_curves": figures.ppl_curves({name: each.summary for name, each in by_name.items()}),
+        "memory": figures.memory_by_stage({name: each.summary["memory"] for name, each in by_name.items()}),
     }
-    phase1 = {name: each.phase1 for name, each in named.items()}
+    phase1 = {name: each.phase1 for name, each in by_name.items()}
     if any(phase1.values()):
         drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
     files = [figures.save(figure, folder / "figures" / f"{name}.png") for name, figure in drawn.items()]

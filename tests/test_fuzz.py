@@ -38,8 +38,6 @@ def try_examples(count, strategy, check):
     limits(given(strategy)(lambda value: check(value)))()
 
 
-# Command lines
-
 KEYS = [f"{c}.{name}" for c in GROUPS for name in GROUPS[c].__dataclass_fields__]
 NUMBERS = [0, 1, -1, 2, 3, 7, 0.5, 1e-9, 1e9, 2**31, 2**63 - 1, 2**63, 10**30, 1e300]
 ODD = ["", " ", "a\0b", "a\nb", "\x1b[31m", "\udcff", "é" * 40, "9" * 5000, "~no-such-user/x", "%s {0}"]
@@ -125,8 +123,6 @@ def test_every_command_line_works_or_is_refused_in_a_sentence(nothing_is_compute
         answers(capsys, arguments)
     try_examples(examples, command_lines, partial(answers, capsys))
 
-
-# Files of conversations
 
 texts = st.one_of(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join),

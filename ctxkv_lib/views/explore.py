@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..report.tables import epochs_table
+from ..report.tables import epochs_table, named
 from ..runs.folder import Run, load_run
-from ..runs.listing import run_names
 from ..runs.trained import Trained, open_run
 from .figures import Picture, ppl_curves, window_attention
 
@@ -69,7 +68,7 @@ def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Explore
     opened = [each if isinstance(each, Run) else load_run(each) for each in given]
     if not opened:
         raise UserError("There are no runs to explore; name at least one run folder.")
-    summaries = dict(zip(run_names(opened), (run.summary for run in opened), strict=True))
+    summaries = {name: run.summary for name, run in named(opened).items()}
     longest = max(len(summary["phase2"]["epochs"]) for summary in summaries.values())
     best = min(summaries.values(), key=lambda summary: summary["phase2"]["val_ppl"])["phase2"]["best_epoch"]
 

@@ -31,9 +31,6 @@ def _load(split, count, source="ultrachat"):
     return load_conversations(_data(split, count, source), split).texts
 
 
-# UltraChat
-
-
 def _shard_of(rows, group=4):
     """A Parquet file of numbered rows with UltraChat's columns."""
     messages = [
@@ -151,9 +148,6 @@ def test_chitchat_blocks_do_not_move(chitchat):
         assert _load(split, 3, "chitchat") == splits[split][:3]
         with pytest.raises(UserError, match=f"has only {count} conversations"):
             _load(split, count + 1, "chitchat")
-
-
-# The user's own data
 
 
 def _text(number: int) -> str:

@@ -26,9 +26,6 @@ RANDOM = DataConfig(table="random")
 each_kind = pytest.mark.parametrize("neighbours", ["around", "sides"])
 
 
-# GPT-2's table and random ones
-
-
 @pytest.fixture
 def small_vocabulary(monkeypatch):
     monkeypatch.setattr(embeddings, "GPT2_VOCAB_SIZE", 1000)
@@ -86,9 +83,6 @@ def test_random_table_and_its_scale():
     factor = scaled.weight[0, 0] / first.weight[0, 0]
     torch.testing.assert_close(scaled.weight, first.weight * factor)
     assert scaled.fingerprint != first.fingerprint
-
-
-# Tables and counts made from text
 
 
 def _random_stream(sizes, vocabulary):

@@ -95,8 +95,6 @@ def test_a_run_is_probed_beside_untrained_blocks_and_halfway_through_what_is_rea
     assert [row["distance"] for row in found["decodability"]] == distances(3, 7)
 
 
-# Other contexts
-
 WINDOW = TINY["interval"] * TINY["max_contexts"]
 COPIED = 2  # the slot that a hand-made model copies from
 
