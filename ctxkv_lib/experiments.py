@@ -21,7 +21,6 @@ from .runs.folder import (
     COMPARISON,
     DEFAULT_ROOT,
     FOREIGN,
-    RECORD,
     Run,
     RunFolder,
     Stage,
@@ -233,9 +232,7 @@ def _labelled(listener: Listener, samples: int) -> Listener:
 def _refuse_taken(out: Path, folders: list[str]) -> None:
     """Refuse a folder whose files a comparison of the runs in `folders` must not overwrite."""
     held = "is a file" if out.is_file() else ""
-    if (out / RECORD).is_file():
-        held = "holds a run"
-    elif (out / COMPARISON).is_file():
+    if (out / COMPARISON).is_file():
         try:
             held = "" if read_json(out / COMPARISON)["folders"] == folders else "holds another comparison"
         except (DamagedFile, LookupError, TypeError):

@@ -197,7 +197,7 @@ def test_a_comparison_is_of_its_runs_and_keeps_to_its_folder(tiny_config, tmp_pa
     compare(configs, tmp_path, out)
     with pytest.raises(UserError, match="holds another comparison; name another folder"):
         compare([*configs, tiny_config.replace({"data.samples": 5})], tmp_path, out)
-    with pytest.raises(UserError, match="holds a run; name another folder"):
+    with pytest.raises(UserError, match="is not empty and holds no comparison; name another"):
         compare(configs, tmp_path, runs[0].path)
     with pytest.raises(UserError, match="at least two different sample counts"):
         compare(configs[:1], tmp_path, tmp_path / "one")
