@@ -52,9 +52,10 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
     """Make one vector a token from the text of a stream.
 
     With `neighbours` "around" (symmetric), tokens with the same neighbours have similar vectors. With "sides"
-    (directional), the product of one token's first half and another's second approximates the PMI of their
-    sequence, as a tied output head needs it. A random rotation gives all components the same weight. All
-    vectors get the same norm: in the SVD, frequent tokens have larger ones, and would dominate the head.
+    (directional), a vector has both factors of the PMI of pairs, of a token as the first and as the second,
+    at each distance: tokens between the same neighbours are similar. A random rotation gives all components
+    the same weight. All vectors get the same norm: in the SVD, frequent tokens have larger ones, and would
+    dominate the head.
 
     Returns float32 `[vocab_size, hidden_size]`. Tokens in the stream have norm 1, about; the others are noise
     of norm `NOISE`.

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..data.conversations import load_conversations
 from ..errors import UserError, told_in_a_sentence
 from ..experiments import MEASUREMENTS, measured, write_results
 from ..progress import stage
 from ..runs.folder import Run, RunFolder, claimed
 from ..runs.stages import Prepared
-from ..runs.trained import Trained, open_run
+from ..runs.trained import Trained, open_run, refuse_other_texts
 from . import ngrams
 from . import probe as probing
 
@@ -34,12 +33,8 @@ def measure(run: Run, names: Sequence[str] = MEASUREMENTS) -> Run:
         missing = [name for name in wanted if not folder.finished(name, key)]
         if missing:
             trained = open_run(run)
-            made_from = run.summary.get("test", {}).get("fingerprint")
-            if made_from not in (None, load_conversations(run.config.data, "test").fingerprint):
-                raise UserError(
-                    f"The test conversations in {run.config.data.path} are not those that {run.path} was "
-                    "made from; restore them, or make a new run."
-                )
+            refuse_other_texts(run, "test", run.summary.get("test", {}).get("fingerprint"))
+            refuse_other_texts(run, "corpus", run.summary["provenance"]["data"].get("corpus_fingerprint"))
         for name in missing:
             with stage(f"Measuring: {name}"):
                 folder.finish(name, key, (), MAKERS[name](trained))

@@ -55,7 +55,7 @@ def encoded(model: ContextKV, caches: Mapping[str, StreamCache]) -> dict[str, An
         the window within some slot's memory span; `untrained`, these by standard deviation of the weights
         of untrained blocks; `offsets` of the slots.
     """
-    ids = [caches[split].ids[:-1][:rows] for split, rows in ROWS.items()]
+    ids = [caches[split].ids[:-1][:rows].cpu() for split, rows in ROWS.items()]
     embeddings, rows = (found.cpu() for found in distinct_rows(model, torch.cat(ids)))
     tokens, shape = rows.split([len(each) for each in ids]), model.config
     window = min(shape.context_window, *(1 + len(each) // 2 for each in ids))  # half are left to fit

@@ -125,7 +125,7 @@ def train_iteration(
     projected = project_inputs(block, embeddings)  # of each distinct token, once
     inputs = projected.detach().requires_grad_(projected.requires_grad)  # gathers the gradient of all batches
     batches = tokens.split(config.batch_size)
-    total_loss, converged = torch.zeros(2, device=tokens.device, dtype=torch.float64)
+    total_loss, converged = torch.zeros(2, device=tokens.device)
     before = contexts[:1].clone()  # the previous iteration's, of the position before the batch
     for batch, held in zip(batches, contexts[1:].split(config.batch_size), strict=True):
         previous = torch.empty_like(held).normal_(std=config.noise_std, generator=generator)

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-HERE = Path(__file__).parent
-COMPUTING = [*sorted((HERE.parent / "method").glob("*.py")), HERE / "rows.py", HERE / "stages.py"]
+PACKAGE = Path(__file__).parents[1]
+BESIDE = ("runs/model.py", "runs/rows.py", "runs/stages.py", "data/counts.py")  # what else computes
+COMPUTING = [*sorted((PACKAGE / "method").glob("*.py")), *(PACKAGE / file for file in BESIDE)]
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # described by their repr
 WRITTEN_BY_PYTHON = ("__doc__", "__firstlineno__", "__static_attributes__", "__annotate_func__")  # to a class
@@ -105,7 +106,10 @@ def _used_by(function: Any) -> Iterator[Any]:
 
 def _steps(code: CodeType) -> list[tuple[Any, Any]]:
     """Return what code and the functions in it do, without places in the file and docstrings."""
-    steps = [(step.opname, step.argval) for step in dis.get_instructions(code)]
+    steps = [
+        (step.opname, code.co_consts[step.arg or 0] if step.opname == "KW_NAMES" else step.argval)
+        for step in dis.get_instructions(code)  # which does not name keywords in Python 3.11
+    ]
     written = {
         at for at, (step, name) in enumerate(steps) if step == "STORE_NAME" and name in WRITTEN_BY_PYTHON
     }

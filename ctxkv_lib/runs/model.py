@@ -18,7 +18,7 @@ from .config import ExperimentConfig
 from .rows import MixerModel
 
 HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
-POOL = 2**19  # positions that are shuffled together where memory does not hold the cache
+POOL = 2**19  # positions that are shuffled together where memory does not hold the cache: a disk keeps up
 
 
 @torch.random.fork_rng(devices=[])
@@ -84,13 +84,13 @@ def load_caches(folder: Path) -> dict[str, StreamCache]:
 
 def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
     """Move caches to a GPU where there is room, the smallest first; also say in words where each is held."""
-    placed, words = dict(caches), []
+    placed, words = {}, []
     for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
-        where, free = "mapped from its files", psutil.virtual_memory().available  # of which mps takes, too
-        room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free
+        where, memory = "mapped from its files", psutil.virtual_memory()  # of which mps takes, too
+        room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.available
+        # By the memory that there is, not what is free: a resumed epoch has the same order.
+        placed[split] = replace(cache, pool=POOL if cache.nbytes > memory.total / 2 else None)
         if device.type != "cpu" and cache.nbytes + HEADROOM_BYTES <= room:
-            placed[split], where = cache.each(lambda tensor: tensor.to(device)), f"on {device.type}"
-        elif cache.nbytes > free:
-            placed[split] = replace(cache, pool=POOL)  # in reading order within a pool, a disk keeps up
+            placed[split], where = placed[split].each(lambda tensor: tensor.to(device)), f"on {device.type}"
         words.append(f"{split} {mib(cache.nbytes):,.0f} MiB {where}")
     return placed, ", ".join(words)

@@ -66,32 +66,36 @@ class PlugIn:
         """Return the class or function.
 
         Raises:
-            UserError: it is gone, or its code is not what the configuration was made with.
+            UserError: it is gone, or an imported one is not what the configuration was made with.
         """
         if (self.name, self.source) in _given:
             return _given[self.name, self.source]
         part = _imported(self.name)
-        if (now := _source_of(self.name, part)) != self.source:
-            if now.partition("-")[0] == self.source.partition("-")[0]:
-                raise UserError(
-                    f"The code of {self.name} is not what the run was made with; restore it, or make a new "
-                    "run."
-                )
-            notice(f"The run was made with another Python: whether {self.name} is the same is not known.")
+        self._refuse_other(part)
         return part
+
+    def refuse_changed(self) -> None:
+        """Raise a UserError if it, or what it uses, is not what its configuration was made with."""
+        if (self.name, self.source) in _given:
+            self._refuse_other(_given[self.name, self.source])
+        else:
+            self.load()
+
+    def _refuse_other(self, part: Any) -> None:
+        if (now := _source_of(self.name, part)) == self.source:
+            return
+        if now.partition("-")[0] == self.source.partition("-")[0]:
+            raise UserError(
+                f"The code of {self.name}, or what it uses, is not what the run was made with; restore it or "
+                "make a new run."
+            )
+        notice(f"The run was made with another Python: whether {self.name} is the same is not known.")
 
     def build(self) -> Any:
         """Return what makes the part from shapes: the class, with its settings bound if it has any."""
         part = self.load()
         kind = getattr(part, "Settings", None)
         return partial(part, settings=kind(**self.settings)) if kind else part
-
-    def refuse_changed(self) -> None:
-        """Raise a UserError if it computes something else than when its configuration was made."""
-        if _source_of(self.name, self.load()) != self.source:
-            raise UserError(
-                f"What {self.name} uses has changed since its configuration was made; make another one."
-            )
 
     def keep_source(self) -> None:
         """Let the digest stay what it is, whatever the plug-in itself has changed in a training."""
@@ -109,12 +113,15 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     if kind is None:
         return {}
     try:
-        return json.loads(json.dumps(dataclasses.asdict(kind(**values))))
+        made: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(kind(**values))))
     except TypeError as error:
         raise UserError(
             f"{kind.__qualname__} holds no settings ({error}); make it a dataclass whose fields have "
             "defaults that JSON can hold."
         ) from None
+    if taken := made.keys() & {"plugin", "source"}:
+        raise UserError(f"{kind.__qualname__} has a setting named {min(taken)}; give it another name.")
+    return made
 
 
 def _source_of(name: str, part: Any) -> str:

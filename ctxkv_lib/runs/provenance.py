@@ -59,7 +59,7 @@ def _cpu_flags() -> set[str]:
 
 def provenance(work: Work, placement: str) -> dict[str, Any]:
     """Describe what a result was made from, and where; `placement` is that of the caches."""
-    texts = {split: work.texts[split].fingerprint for split in ("train", "validation")}
+    texts = {split: text.fingerprint for split, text in work.texts.items() if split != "test"}
     return {
         "seed": work.config.runtime.seed,
         "date": date.today().isoformat(),

@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from ..data.conversations import read_conversations
+from ..data.conversations import load_conversations, read_conversations
 from ..data.embeddings import load_table
+from ..data.settings import Split
 from ..data.tokens import load_tokenizer
-from ..errors import UserError, is_utf8, told_in_a_sentence, values_of_user
+from ..errors import UserError, is_disk_full, is_utf8, told_in_a_sentence, values_of_user
 from ..evaluate import evaluate
-from ..files import read_tensors, replacing, rust_errors
+from ..files import read_tensors, remove, replacing, rust_errors
 from ..method.caches import StreamCache
 from ..method.model import ContextKV
 from ..method.modeling import ContextKVForCausalLM
@@ -28,6 +29,7 @@ from .provenance import choose_device
 from .rows import MixerModel
 from .settings import Sampling
 
+TRIED_TOKENS = 64  # on which a saved model is compared with the trained one
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 
 
@@ -59,6 +61,8 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> Trained:
     """
     path = run.path if isinstance(run, Run) else run
     run = load_run(path, "phase1", "caches", "phase2", "model")
+    for hook in run.config.plugins.keys() - {"loss"}:
+        run.config.plugins[hook].refuse_changed()
     if RunFolder.read(run.path).origin["code"] != method_digest():
         notice(f"{run.path} was made with other code of the method; what it computes here may be different.")
     with stage("Loading the model"):
@@ -75,6 +79,7 @@ def _frozen(run: Run) -> tuple[Tensor, Tensor | None]:
         tensors = read_tensors(saved)
         return tensors["model.wte.weight"], tensors.get("model.log_unigram")
     config = run.config
+    refuse_other_texts(run, "corpus", run.summary["provenance"]["data"].get("corpus_fingerprint"))
     table = load_table(config.data, config.model.hidden_size, config.runtime.seed)
     if table.fingerprint != run.summary["provenance"]["embeddings"]["fingerprint"]:
         raise UserError(
@@ -82,6 +87,15 @@ def _frozen(run: Run) -> tuple[Tensor, Tensor | None]:
             f"{config.data.path or 'it'}, or make a new run."
         )
     return table.weight, log_frequencies(config)
+
+
+def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
+    """Raise a UserError if a split's conversations are not those with this fingerprint; None: any."""
+    if fingerprint not in (None, load_conversations(run.config.data, split).fingerprint):
+        raise UserError(
+            f"The conversations of {run.config.data.path} for {split} are not those that {run.path} was made "
+            "from; restore them, or make a new run."
+        )
 
 
 def for_transformers(
@@ -112,6 +126,7 @@ def save_for_transformers(
     model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> list[Path]:
     """Write model, code and tokenizer into `folder`; a notice instead if a plug-in cannot be saved."""
+    is_own = any(plugin.source for plugin in config.plugins.values())
     were_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # which would stay visible in a notebook
     try:
@@ -119,15 +134,30 @@ def save_for_transformers(
         with replacing(folder) as beside, rust_errors(folder):
             served.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
-    except (ValueError, RuntimeError, TypeError) as error:
-        if not any(plugin.source for plugin in config.plugins.values()):
+        if is_own:
+            _refuse_other_model(served, folder)
+    except Exception as error:  # whatever code of the user's raises where it is loaded
+        if not is_own or is_disk_full(error):
             raise
+        remove(folder)
         notice(f"The model is not saved for transformers: {error}")
         return []
     finally:
         if were_shown:
             logging.enable_progress_bar()
     return [folder]
+
+
+@torch.no_grad()
+def _refuse_other_model(model: ContextKVForCausalLM, folder: Path) -> None:
+    """Raise a ValueError if a model loaded from `folder`, with the code there, computes something else."""
+    saved: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    found, ids = [], torch.arange(TRIED_TOKENS, device=model.device)[None]
+    for each in (model, saved.to(model.device)):
+        torch.manual_seed(0)  # where it draws
+        found.append(each(ids).logits)
+    if not torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-2):
+        raise ValueError("loaded from its files, it computes something else than the class that was trained.")
 
 
 @told_in_a_sentence()

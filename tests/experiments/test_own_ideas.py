@@ -1,5 +1,6 @@
 """An idea of the user's goes through the stages, is named wherever its run is, and is never another's."""
 
+import importlib
 import json
 
 import pytest
@@ -65,16 +66,24 @@ def test_an_idea_that_changes_between_configuration_and_run_is_refused(config, t
 
     before = config.replace({"block": Scaled})
     Scaled.scale = 0.5
-    with pytest.raises(UserError, match=r"What .*Scaled uses has changed since its configuration was made"):
+    with pytest.raises(
+        UserError, match=r"The code of .*Scaled, or what it uses, is not what the run was made"
+    ):
         run(before, tmp_path / "run")
     assert run_folder_of(config.replace({"block": Scaled})) != run_folder_of(before)
 
 
 MY_IDEAS = """
 from ctxkv_lib.method.model import ContextBlock
+FACTOR = 0.9
 class Mine(ContextBlock):
+    sign = 1
     def forward(self, contexts, inputs):
-        return super().forward(0.9 * contexts, inputs)
+        return super().forward(FACTOR * self.sign * contexts, inputs)
+def turned(context_dim, hidden_size):
+    block = Mine(context_dim, hidden_size)
+    block.sign = -1
+    return block
 """
 
 
@@ -86,13 +95,34 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
     expected = trained(contexts, inputs)
     own_module("my_ideas", MY_IDEAS.replace("0.9", "0.81"))
     monkeypatch.setattr(plugins, "_given", {})  # as in another process
-    with pytest.raises(UserError, match="The code of my_ideas:Mine is not what the run was made with"):
+    with pytest.raises(
+        UserError, match="The code of my_ideas:Mine, or what it uses, is not what the run was"
+    ):
         open_run(made)
     if (made.path / "model").exists():  # which has the code that it was trained with
         saved = AutoModelForCausalLM.from_pretrained(made.path / "model", trust_remote_code=True)
         assert torch.equal(saved.model.context_block(contexts, inputs), expected)
     own_module("my_ideas", "# The same.\n" + MY_IDEAS)
     assert torch.equal(open_run(made).model.context_block(contexts, inputs), expected)
+
+
+@pytest.mark.slow
+def test_a_model_whose_files_compute_something_else_is_neither_saved_nor_opened(
+    config, tmp_path, own_module, capsys
+):
+    module = importlib.import_module(own_module("my_ideas", MY_IDEAS))
+    made = [run(config, tmp_path / name, block=module.Mine) for name in ("first", "second")]
+    assert (made[1].path / "model").exists()
+    module.FACTOR = 0.5  # in memory alone
+    with pytest.raises(
+        UserError, match="The code of my_ideas:Mine, or what it uses, is not what the run was"
+    ):
+        open_run(made[0])
+    changed = run(config, made[1].path, block=module.Mine, again=True)
+    for each in (changed, run(config, tmp_path / "third", block=module.turned)):
+        assert not (each.path / "model").exists()
+        assert generate_text(each, "tea", max_new_tokens=1).startswith("tea")
+    assert capsys.readouterr().err.count("not saved for transformers: loaded from its files, it comp") == 2
 
 
 class Dropping(GatedBlock):

@@ -179,6 +179,12 @@ def test_settings_of_an_idea_are_read_as_json_and_checked_by_their_type(tiny_con
     assert chosen.settings["sizes"] == [1, 2]  # as in the run's config.json
 
 
+class Named(GatedBlock):
+    @dataclass
+    class Settings:
+        source: str = "mean"
+
+
 class WithoutDefaults(GatedBlock):
     @dataclass
     class Settings:
@@ -194,6 +200,7 @@ class WithoutDefaults(GatedBlock):
         ({"bloc": Chosen}, r"Did you mean block\?"),
         ({"block.gated": True}, "block.gated is a setting of a plug-in, and there is none"),
         ({"block": WithoutDefaults}, "Settings holds no settings .*make it a dataclass whose fields have"),
+        ({"block": Named}, "Settings has a setting named source; give it another name"),
         ({"block": GatedBlock(2, 3)}, "An object of type GatedBlock is no plug-in; give a class"),
         ({"block": "nowhere:Block"}, "nowhere:Block cannot be loaded .*check name and Python path"),
     ],

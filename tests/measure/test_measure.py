@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import write_conversations
+from conftest import PreviousToken
 
 import ctxkv_lib
 from ctxkv_lib.errors import UserError
@@ -12,6 +12,7 @@ from ctxkv_lib.experiments import MEASUREMENTS, measured, prepare, run
 from ctxkv_lib.measure import measure as module
 from ctxkv_lib.measure.measure import measure
 from ctxkv_lib.runs.folder import RunFolder, load_run
+from ctxkv_lib.runs.trained import open_run
 
 
 @pytest.fixture
@@ -58,8 +59,19 @@ def test_contexts_are_probed_before_attention_is_trained(tiny_config, tmp_path):
     assert "changed" not in found
 
 
-def test_a_run_whose_conversations_have_changed_is_not_measured(tiny_config, tmp_path):
-    made = run(tiny_config, tmp_path / "run")
-    write_conversations(Path(tiny_config.data.path), 14, seed=7)
-    with pytest.raises(UserError, match=r"are not those that .* made from; restore them, or make a new run"):
-        measure(made)
+@pytest.mark.parametrize(
+    ("split", "first", "parts", "use"),
+    [
+        ("test", 8, {}, measure),
+        ("corpus", 10, {}, measure),
+        ("corpus", 10, {"mixer": PreviousToken}, open_run),
+    ],
+)
+def test_a_run_is_not_used_with_other_conversations(tiny_config, tmp_path, split, first, parts, use):
+    made = run(tiny_config.replace({"data.unigram": "corpus"}), tmp_path / "run", **parts)
+    path = Path(tiny_config.data.path)
+    lines = path.read_text().splitlines()
+    lines[first], lines[first + 1] = lines[first + 1], lines[first]
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=rf"for {split} are not those that .* made from; restore them, or"):
+        use(made)

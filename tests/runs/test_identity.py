@@ -145,6 +145,7 @@ def idea(c):
         ("def make(w):\n    def f(c, *, w=w):\n        return c\n    return f\nidea = make(1)", "(1)", "(2)"),
         ("two = lambda c: c + 1, lambda c: c - 1\nidea = two[0]", "[0]", "[1]"),
         ("K = 1; idea = lambda c: c * K", "K = 1", "K = 2"),
+        ("idea = lambda c: c.clamp(min=0)", "min", "max"),
         (FACTORY + "idea = make(1)", "make(1)", "make(2)"),
         (FACTORY + "idea = make(1)", "make(1)", "make(1, nn.Module)"),
         (FACTORY + "idea = make(1); idea.rate = .1", ".1", ".9"),
