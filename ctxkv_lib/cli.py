@@ -298,7 +298,6 @@ def evaluate(options: argparse.Namespace) -> None:
         from .runs.trained import evaluate_texts
 
     scores = evaluate_texts(options.run, options.data, options.split)
-    write_json(
-        options.run / "evaluation" / f"{Path(options.data).stem}-{scores['fingerprint'][:6]}.json", scores
-    )
     _print(scores, options.json, format_scores)
+    name = f"{Path(options.data).stem}-{scores['fingerprint'][:6]}.json"
+    write_json(options.run / "evaluation" / name, scores)

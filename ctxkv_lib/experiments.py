@@ -125,7 +125,8 @@ def _results(work: Work, phase1: Stage, caches: Stage, phase2: Stage) -> Run:
     folder = work.folder
     model_stage(work, phase2)
     test = test_stage(work, caches, phase2)
-    if folder.finished("results", test.key):
+    done = folder.finished("results", test.key)
+    if done and all((folder.path / name).is_file() for name in done.result["written"]):
         return load_run(folder.path)
     summary = summarize(work.config, context_summary(phase1, caches), phase2)
     if test.result:
@@ -150,13 +151,14 @@ def write_results(config: ExperimentConfig, folder: RunFolder, summary: dict[str
     folder.write_metrics(*(folder.stages[name] for name in ("phase1", "phase2")))
     metrics = [line for name in ("phase1", "phase2") for line in folder.stages[name].metrics]
     finished = Run(path, config, summary, metrics)
-    made = [path / name for name in ("config.json", "summary.json", "metrics.jsonl")]
+    made, written = [path / name for name in ("config.json", "summary.json", "metrics.jsonl")], []
     if (path / "model").is_dir():
-        made.append(path / "model" / "README.md")
-        write_text(made[-1], model_card(finished))
+        written.append(path / "model" / "README.md")
+        write_text(written[0], model_card(finished))
     with stage("Writing report and figures"):
-        made += _publish([finished], path)
-    folder.finish("results", folder.stages["test"].key, made)
+        written += _publish([finished], path)
+    names = [file.relative_to(path).as_posix() for file in written]  # made again if lost; yours to edit
+    folder.finish("results", folder.stages["test"].key, made, {"written": names})
     return finished
 
 

@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         for each in [beside, *beside.rglob("*")] if beside.is_dir() else [beside]:
-            if each.is_file() and not each.is_symlink():
+            if each.is_file() and not each.is_symlink() and each.stat().st_nlink == 1:  # else it is another's
                 with suppress(PermissionError):  # of a file system without permissions
                     each.chmod(0o644)  # safetensors gives its files to their owner alone
                 with each.open("rb+") as file:

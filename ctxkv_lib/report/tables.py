@@ -119,6 +119,8 @@ def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
     found: dict[str, Summary] = {}
     for name, run in runs.items():
         found[name] = ours = {**run.summary, "config": run.config.to_dict()}
+        if "mixer" in ours["config"]:  # which has no contexts
+            ours |= {"context_window": {}, "config": ours["config"] | {"model": {}, "phase1": {}}}
         if samples := published_samples(run.config):
             same = {key: ours[key] for key in ("config", "context_window")}
             found[f"the original, {samples} samples"] = PUBLISHED[samples] | same

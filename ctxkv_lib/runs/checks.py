@@ -57,7 +57,10 @@ def _try_attention(model: ContextKV, name: str) -> None:
     def attend(embeddings: Tensor, window: Tensor, present: Tensor) -> Tensor:
         return model.attend(embeddings, window, present)[0]
 
-    _refuse_wrong(name, attend(embeddings, window, present), embeddings.shape)
+    hidden, weights = model.attend(embeddings, window, present)
+    _refuse_wrong(name, hidden, embeddings.shape)
+    if weights is not None and (weights.ndim != 3 or weights.shape[::2] != window.shape[:2]):
+        raise UserError(f"{name} returned weights of shape {[*weights.shape]}; allowed: [n, heads, slots].")
     _refuse_mixed_rows(name, attend, embeddings, window, torch.ones_like(present))
 
 

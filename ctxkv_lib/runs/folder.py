@@ -175,8 +175,10 @@ def _link(file: Path, to: Path) -> None:
 
 def _no_run(path: Path) -> str:
     """Explain why a folder holds no run, and what to name instead."""
-    if (path / COMPARISON).is_file() or any(path.glob(f"*/{RECORD}")):
+    if any(path.glob(f"*/{RECORD}")):
         return f"{path} holds runs and is none; name one of them (`ctxkv list {path}` shows them)."
+    if (path / COMPARISON).is_file():
+        return f"{path} holds a comparison; name its runs, as `ctxkv list {path.parent}` shows them."
     return f"{path} holds no run; `ctxkv list` shows where runs are, `ctxkv run --out {path}` makes one."
 
 

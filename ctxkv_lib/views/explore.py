@@ -103,7 +103,8 @@ def explore_window(run: Trained | Run | Path | str, position: int) -> Explorer:
     last = len(trained.caches["val"]) - 1
     if position not in range(last + 1):
         raise UserError(f"position is {position!r}; allowed in this validation stream: 0 to {last}.")
-    heads = ["mean of all heads", *(f"head {n + 1}" for n in range(trained.run.config.model.num_heads))]
+    count = len(attended(trained, position)[1])
+    heads = ["mean of all heads", *(f"head {n + 1}" for n in range(count))]
 
     def draw(position: int, head: str) -> tuple[Picture, str]:
         slots, weights, logits = attended(trained, position)
@@ -125,7 +126,7 @@ def attended(trained: Trained, position: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
     model, at = trained.model, torch.tensor([position])
     batch = trained.caches["val"].gather(at, model.window).to(model.device)
-    _, weights = batch.attend(model)
+    _, weights = (None, None) if "mixer" in trained.run.config.plugins else batch.attend(model)
     if weights is None:
         raise UserError(f"The model of {trained.run.path} returns no attention weights to look at.")
     return model.window.slots(at)[0], weights[0].float().cpu(), batch.logits(model)[0].float().cpu()

@@ -17,6 +17,7 @@ from ctxkv_lib.runs import plugins
 from ctxkv_lib.runs.folder import run_folder_of
 from ctxkv_lib.runs.listing import run_names
 from ctxkv_lib.runs.trained import generate_text, open_run
+from ctxkv_lib.views.explore import explore_window
 
 
 def squared(contexts):
@@ -50,6 +51,9 @@ def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, plain, tm
     assert f"{hook} {IDEAS[hook].__name__}" in run_names([plain, made])[1]
     assert IDEAS[hook].__name__ in run_folder_of(made.config).name
     assert run(plain.config, made.path, **{hook: IDEAS[hook]}).summary == made.summary
+    if hook in ("attention", "mixer"):
+        with pytest.raises(UserError, match="returns no attention weights to look at"):
+            explore_window(made, 3)
     if hook != "mixer":
         assert generate_text(made, "tea", max_new_tokens=2, temperature=0).startswith("tea")
     else:

@@ -53,6 +53,11 @@ class WithoutTheNearest(NearestTwo):
         return embeddings + self.out(torch.einsum("ns,nsd->nd", scores.softmax(dim=-1), window[:, 1:]))
 
 
+class WithoutHeads(NearestTwo):
+    def forward(self, embeddings, window, present):
+        return super().forward(embeddings, window, present), present.float()
+
+
 def with_slots(*offsets):
     class Slots(NearestTwo):
         @staticmethod
@@ -94,6 +99,7 @@ def endless(contexts):
         ("block", KeepsState, r"What .*KeepsState returns in a row depends on .* or on earlier calls"),
         ("attention", MixingAttention, r"What .*MixingAttention returns in a row depends on other rows"),
         ("attention", WithoutTheNearest, r"WithoutTheNearest returned NaN .* only slot 0 is present"),
+        ("attention", WithoutHeads, r"WithoutHeads returned weights of shape \[2, 2\]; allowed: \[n, heads"),
         ("attention", with_slots(0, -1), r"slot_offsets of .* are \[0, -1\]; allowed: whole numbers, asc"),
         ("attention", with_slots(0, 1.5), r"slot_offsets of .* are \[0, 1\.5\]"),
         ("mixer", Ahead, r"Ahead reads ahead: the hidden state of a column may not depend on later ones"),

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from conftest import cut, flip, write_conversations
-from disturbed_runs import DAMAGES, Laboratory, delete, files_of, in_child, make_quick, swap, tables
+from disturbed_runs import DAMAGES, Laboratory, delete, files_of, generate, in_child, make_quick, swap, tables
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.runs.folder import RECORD
@@ -75,8 +75,7 @@ def test_a_record_stands_only_for_the_files_it_was_made_with(laboratory, tmp_pat
         ("checkpoint/attention.safetensors", swap, "attention.safetensors is damaged: phase2 is made again"),
         ("summary.json", cut, "summary.json is damaged: results is made again"),
         ("metrics.jsonl", cut, "metrics.jsonl is damaged: results is made again"),
-        ("report.md", flip, "report.md is damaged: results is made again"),
-        ("model/README.md", delete, "README.md is missing: results is made again"),
+        ("figures/memory.png", delete, "Best epoch"),
     ],
 )
 def test_damage_is_repaired_with_the_same_numbers(laboratory, copy, name, damage, said):
@@ -86,14 +85,11 @@ def test_damage_is_repaired_with_the_same_numbers(laboratory, copy, name, damage
     assert said in laboratory.check_run(copy).text
 
 
-def test_a_damaged_record_is_refused_until_it_is_replaced(laboratory, copy):
-    cut(copy / RECORD)
-    refused = laboratory.run(copy)
-    assert refused.is_a_sentence
-    assert "--again" in refused.text
-    laboratory.arguments.append("--again")
+def test_an_edited_report_stays(laboratory, copy):
+    (copy / "report.md").write_text("mine")
     laboratory.check_run(copy)
-    laboratory.arguments.remove("--again")
+    assert (copy / "report.md").read_text() == "mine"
+    assert in_child(lambda: generate(copy)) == laboratory.text
 
 
 @pytest.mark.parametrize("name", ["caches/train_ctx.safetensors", "checkpoint/phase2.safetensors"])

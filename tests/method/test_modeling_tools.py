@@ -31,7 +31,7 @@ def folder(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="module")
 def served(folder):
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")

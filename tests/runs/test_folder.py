@@ -123,13 +123,14 @@ def test_a_stage_of_a_run_beside_is_linked_if_it_is_intact(run, tmp_path, monkey
     cut(broken / "checkpoint" / "phase1.txt")
     (tmp_path / "a damaged one" / "checkpoint").mkdir(parents=True)
     (tmp_path / "a damaged one" / RECORD).write_text("{")
+    (run / "checkpoint/phase1.txt").chmod(0o444)
     with claimed(tmp_path / "new", CONFIG.replace({"phase2.patience": 7}), ORIGIN) as folder:
         assert folder.linked("phase1", "key").result == {"text": "numbers"}
         assert folder.linked("phase1", "another") is None
     assert "phase1: taken from run, same settings, data and code." in capsys.readouterr().err
-    assert (tmp_path / "new" / "checkpoint" / "phase1.txt").samefile(
-        run / "checkpoint/phase1.txt"
-    ) == can_link
+    taken = tmp_path / "new" / "checkpoint" / "phase1.txt"
+    assert taken.samefile(run / "checkpoint/phase1.txt") == can_link
+    assert (run / "checkpoint/phase1.txt").stat().st_mode & 0o777 == 0o444  # as it was
 
 
 def claim(path, refused):
