@@ -45,7 +45,6 @@ def test_a_plug_in_has_its_own_settings_and_a_mixer_takes_the_place_of_contexts(
         ("model.num_heads", "7", "allowed: a divisor of model.hidden_size (768)."),
         ("attention.slots", "geometric", "there is none; give one with attention=module:Name."),
         ("block", "", "'' names no plug-in; write package.module:Name."),
-        ("loss", "math:pi", "An object of type float is no plug-in; give a class or a function"),
         ("phase2.learning_rate", "NaN", "allowed: finite numbers."),
         ("runtime.seed", 2**63, "allowed: whole numbers up to 9223372036854775807."),
         ("phase2.learning_rate", "0", "allowed: more than 0, at most 1e30."),

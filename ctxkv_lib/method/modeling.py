@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -385,6 +385,7 @@ def _imports(code: str) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
+@cache
 def _installed() -> set[str]:
     """Return the names of Python's own modules and of installed packages but this one."""
     return {*sys.stdlib_module_names, *packages_distributions()} - {__package__.partition(".")[0]}

@@ -103,9 +103,6 @@ def test_a_damaged_shard_is_refused(hub, damage):
         _load("train", 1)
 
 
-# chitchat-dataset
-
-
 @pytest.fixture
 def chitchat(tmp_path, monkeypatch):
     """Give `chitchat-dataset` the given conversations."""
@@ -255,7 +252,6 @@ def test_sizes_that_are_asked_for_stay(tmp_path, preset):
         ({"path": "a", "split": ""}, "data.split is ''; allowed: a split"),
         ({"split": "train"}, "data.split is 'train'; allowed: none without data.path"),
         ({"corpus": "chitchat+own"}, "data.corpus is 'chitchat\\+own', which needs data.path; allowed: own"),
-        ({"source": "moon"}, "data.source is 'moon'; allowed: ultrachat, file, chitchat"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, sentence):

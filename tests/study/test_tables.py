@@ -12,11 +12,6 @@ def test_committed_tables_are_those_of_the_results(page):
     assert tables.written(text) == text, "make tables"
 
 
-def test_each_table_stands_on_a_page():
-    pages = "".join((tables.TOP / page).read_text(encoding="utf-8") for page in tables.PAGES)
-    assert [name for name in tables.TABLES if f"<!-- table: {name} -->" not in pages] == []
-
-
 def test_figures_are_drawn_and_committed():
     for draw, name in ((tables.draw_ngrams, "study-ngrams"), (tables.draw_evidence, "study-evidence")):
         figure = draw()
