@@ -104,6 +104,7 @@ def ppl_curves(
         epochs = [line for line in summary["phase2"]["epochs"][:last] if line["val_ppl"] is not None]
         _draw_run(axes, name, summary, epochs, colour)
         shown += [line["val_ppl"] for line in epochs] + [line["train_ppl"] for line in epochs[1:]]
+        shown += [summary["ngrams"]["kneser_ney"]["val_ppl"]] if "ngrams" in summary else []
     for ax, title in zip(axes, ("Perplexity per token", "Validation accuracy (%)"), strict=False):
         ax.set_title(title)
         if epoch is not None:
