@@ -1,13 +1,10 @@
 """The Context-KV language model for transformers; `save_pretrained` copies this file and those it imports."""
 
-import ast
 import dataclasses
 import inspect
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
-from importlib.metadata import packages_distributions
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -366,29 +363,14 @@ def save_part(kind: type, modeling: Path) -> None:
     file = Path(inspect.getfile(kind))
     require(not (Path(__file__).parent / file.name).exists(), "the file of a part", file.name, "another name")
     code = re.sub(rf"(?m)^(\s*from ){re.escape(__package__)}\.", r"\1.", file.read_text("utf-8"))
-    for name_needed in _imports(code):
-        top = name_needed.partition(".")[0]
-        is_there = (modeling.parent / f"{name_needed[1:]}.py").exists() if not top else top in _installed()
+    own = {__package__.partition(".")[0], *(path.stem for path in file.parent.glob("*.py"))}
+    for needed in re.findall(r"(?m)^\s*(?:from|import)\s+([.\w]+)", code):
+        top, saved = needed.partition(".")[0], modeling.parent / f"{needed[1:]}.py"
         allowed = "an installed package but this one, or a file that is saved with every model"
-        require(is_there, f"an import of {file.name}", name_needed, allowed)
+        require(top not in own if top else saved.exists(), f"an import of {file.name}", needed, allowed)
     (modeling.parent / file.name).write_text(code, "utf-8")
     line = f"from .{file.stem} import {name} as part  # noqa: E402\n\nPARTS[{name!r}] = part\n"
     modeling.write_text(modeling.read_text("utf-8") + line, "utf-8")
-
-
-def _imports(code: str) -> Iterator[str]:
-    """Yield the modules that code imports, also within functions, a relative one with its dots."""
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom):
-            yield "." * node.level + (node.module or "")
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-@cache
-def _installed() -> set[str]:
-    """Return the names of Python's own modules and of installed packages but this one."""
-    return {*sys.stdlib_module_names, *packages_distributions()} - {__package__.partition(".")[0]}
 
 
 ContextKVConfig.register_for_auto_class()

@@ -111,7 +111,7 @@ def test_weights_of_other_code_are_refused(tmp_path, name):
     ("name", "code", "said"),
     [
         ("needs_more", f"from .other import more\n{MINE}", r"needs_more\.py is '\.other'; allowed"),
-        ("needs_mine", f"import json, my_layers\n{MINE}", r"needs_mine\.py is 'my_layers'; allowed: an inst"),
+        ("needs_mine", f"import my_plugin\n{MINE}", r"needs_mine\.py is 'my_plugin'; allowed: an installed"),
         ("windows", MINE, r"the file of a part is 'windows\.py'; allowed: another name"),
     ],
 )
