@@ -48,15 +48,16 @@ def errors(kernel, code, stop_at=0):
 @pytest.mark.slow
 def test_stopped_twice_it_says_one_line_and_ends_with_the_same_numbers(kernel, tmp_path):
     cells = sources(FOLDER / "04_compare_100_vs_500.ipynb")
-    assert errors(kernel, cells["bootstrap"]) == errors(kernel, cells["parameters"]) == []
+    shorter = "configs = [each.replace({'phase2.max_epochs': 1}) for each in configs]"
+    assert not any(errors(kernel, cell) for cell in (cells["bootstrap"], cells["parameters"], shorter))
     for drawing in (1, 3):  # in Phase 1, then later
         (stopped,) = errors(kernel, cells["compare"], drawing)
         (line,) = stopped["traceback"]
         assert line == "Stopped. Finished stages and saved epochs are kept; run it again to go on."
     assert errors(kernel, cells["compare"]) == []
-    undisturbed = (
-        "elsewhere = root.with_name('undisturbed')\nctxkv.compare(configs, elsewhere, elsewhere / 'both')"
-    )
+    undisturbed = "elsewhere = root.with_name('calm')\nctxkv.compare(configs, elsewhere, elsewhere / 'both')"
     assert errors(kernel, undisturbed) == []
-    for run in ("ci-exact-2", "ci-exact-10"):
-        assert outcome(tmp_path / "runs" / run) == outcome(tmp_path / "undisturbed" / run)
+    runs = [*(tmp_path / "calm").glob("ci-*")]
+    assert len(runs) == 2
+    for run in runs:
+        assert outcome(tmp_path / "runs" / run.name) == outcome(run)
