@@ -80,7 +80,6 @@ CACHES: Rows = {
     **{name: (f"caches_mib.{name}", PPL) for name in PARTS},
     **{f"{name} in the original's layout (MiB)": (f"caches_dense_fp32_mib.{name}", PPL) for name in PARTS},
 }
-
 SCORES: Rows = {
     "Conversations": ("conversations", COUNT),
     "Tokens": ("tokens", COUNT),
@@ -214,6 +213,7 @@ def format_scores(scores: Mapping[str, Any]) -> str:
     """Format the result of `evaluate_texts` for a terminal."""
     parts = [side_by_side({"": scores}, SCORES).to_string(header=False)]
     for key, title in {"by_position": "Tokens read before", "by_history": "Contexts in the window"}.items():
-        bins = {f"{line['from']:,} to {line['to'] or 'more'}": line for line in scores[key]}
-        parts.append(side_by_side(bins, SCORES).T.rename_axis(columns=title).to_string())
+        bins = {f"{line['from']:,} to {shown(line, 'to', COUNT)}": line for line in scores[key]}
+        table = side_by_side(bins, SCORES).T.rename_axis(columns=title)
+        parts.append(table.rename(lambda name: name.replace(DASH, "more")).to_string())
     return "\n\n".join(parts)

@@ -43,6 +43,11 @@ class ExperimentConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     plugins: dict[str, PlugIn] = field(default_factory=dict)  # by hook
 
+    @property
+    def has_own_parts(self) -> bool:
+        """Return whether a part of the model is a plug-in of the user's."""
+        return any(plugin.source for hook, plugin in self.plugins.items() if hook != "loss")
+
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON values; the inverse is `config_from_dict`."""
         groups = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}

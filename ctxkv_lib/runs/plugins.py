@@ -68,21 +68,16 @@ class PlugIn:
         Raises:
             UserError: it is gone, or an imported one is not what the configuration was made with.
         """
-        if (self.name, self.source) in _given:
-            return _given[self.name, self.source]
-        part = _imported(self.name)
-        self._refuse_other(part)
-        return part
+        if (self.name, self.source) not in _given:
+            self.refuse_changed()
+        return self._part()
+
+    def _part(self) -> Any:
+        return _given.get((self.name, self.source)) or _imported(self.name)
 
     def refuse_changed(self) -> None:
         """Raise a UserError if it, or what it uses, is not what its configuration was made with."""
-        if (self.name, self.source) in _given:
-            self._refuse_other(_given[self.name, self.source])
-        else:
-            self.load()
-
-    def _refuse_other(self, part: Any) -> None:
-        if (now := _source_of(self.name, part)) == self.source:
+        if (now := _source_of(self.name, self._part())) == self.source:
             return
         if now.partition("-")[0] == self.source.partition("-")[0]:
             raise UserError(

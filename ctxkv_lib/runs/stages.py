@@ -248,7 +248,7 @@ def _train_attention(work: Work, phase1: Stage, caches: Stage, loop: RunLoop) ->
         weights = folder.path / "checkpoint" / "attention.safetensors"
         buffers = {f"attention.{name}": each for name, each in model.attention.named_buffers()}
         write_tensors(weights, {**buffers, **model.trained_weights()})
-        if any(plugin.source for plugin in config.plugins.values()):
+        if config.has_own_parts:
             again = frozen_model(config, work.table.weight, work.log_unigram).to(work.device)
             load_weights(again, folder.path)
             refuse_unsaved(model, again, prepared.caches["val"])

@@ -26,7 +26,7 @@ from .folder import Run, RunFolder, load_run
 from .identity import method_digest
 from .model import frozen_model, load_caches, load_weights, log_frequencies
 from .provenance import choose_device
-from .rows import MixerModel
+from .rows import MixerModel, as_read
 from .settings import Sampling
 
 TRIED_TOKENS = 64  # on which a saved model is compared with the trained one
@@ -69,7 +69,9 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> Trained:
         model = frozen_model(run.config, *_frozen(run))
         load_weights(model, run.path)
         tokenizer = load_tokenizer(run.config.data.tokenizer)
-    return Trained(run, model.to(choose_device(device)), tokenizer, load_caches(run.path / "caches"))
+    streams = load_caches(run.path / "caches").items()
+    caches = {split: as_read(model, cache, trained=False) for split, cache in streams}
+    return Trained(run, model.to(choose_device(device)), tokenizer, caches)
 
 
 def _frozen(run: Run) -> tuple[Tensor, Tensor | None]:
@@ -126,7 +128,7 @@ def save_for_transformers(
     model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> list[Path]:
     """Write model, code and tokenizer into `folder`; a notice instead if a plug-in cannot be saved."""
-    is_own = any(plugin.source for plugin in config.plugins.values())
+    is_own = config.has_own_parts
     were_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # which would stay visible in a notebook
     try:

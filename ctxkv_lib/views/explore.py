@@ -126,7 +126,7 @@ def attended(trained: Trained, position: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
     model, at = trained.model, torch.tensor([position])
     batch = trained.caches["val"].gather(at, model.window).to(model.device)
-    _, weights = (None, None) if "mixer" in trained.run.config.plugins else batch.attend(model)
+    _, weights = batch.attend(model)
     if weights is None:
         raise UserError(f"The model of {trained.run.path} returns no attention weights to look at.")
     return model.window.slots(at)[0], weights[0].float().cpu(), batch.logits(model)[0].float().cpu()
