@@ -8,7 +8,7 @@ from .errors import UserError as UserError
 from .experiments import compare as compare
 from .experiments import prepare as prepare
 from .experiments import run as run
-from .measure.measure import probe as probe
+from .measure.measurements import probe as probe
 from .method.config import ModelConfig as ModelConfig
 from .method.memory import snapshot as snapshot
 from .method.model import ContextBlock as ContextBlock
@@ -23,10 +23,10 @@ from .runs.folder import comparison_folder as comparison_folder
 from .runs.folder import load_run as load_run
 from .runs.folder import run_folder_of as run_folder_of
 from .runs.listing import list_runs as list_runs
+from .runs.opened import evaluate_texts as evaluate_texts
+from .runs.opened import generate_text as generate_text
+from .runs.opened import open_run as open_run
 from .runs.published import PUBLISHED as PUBLISHED
-from .runs.trained import evaluate_texts as evaluate_texts
-from .runs.trained import generate_text as generate_text
-from .runs.trained import open_run as open_run
 from .views.explore import explore_runs as explore_runs
 from .views.explore import explore_window as explore_window
 from .views.figures import STYLE as STYLE

@@ -250,7 +250,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _measured(runs: list[Any]) -> list[Any]:
-    from .measure.measure import measure
+    from .measure.measurements import measure
 
     return ranks.on_rank_0(lambda: [measure(finished) for finished in runs])
 
@@ -286,7 +286,7 @@ def report(options: argparse.Namespace) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Generate text from a trained run."""
     with _loading():
-        from .runs.trained import generate_text
+        from .runs.opened import generate_text
     sampling = {known.name: getattr(options, known.name) for known in fields(Sampling)}
     print(generate_text(options.run, options.prompt, **sampling))
 
@@ -295,7 +295,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Measure perplexity and accuracy of a run on other text."""
     with _loading():
         from .report.tables import format_scores
-        from .runs.trained import evaluate_texts
+        from .runs.opened import evaluate_texts
 
     scores = evaluate_texts(options.run, options.data, options.split)
     _print(scores, options.json, format_scores)

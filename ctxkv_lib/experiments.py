@@ -11,12 +11,14 @@ from . import ranks
 from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, told_in_a_sentence
 from .files import digest, expanded, read_json, remove, write_json, write_text
+from .plugins.code_digest import method_digest
 from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.info import context_window, dense_fp32_mib
 from .report.model_card import model_card
 from .report.tables import gains, named
 from .runs.config import ExperimentConfig
+from .runs.experiment import Work, read_splits
 from .runs.folder import (
     COMPARISON,
     DEFAULT_ROOT,
@@ -30,7 +32,6 @@ from .runs.folder import (
     only_process,
     run_folder_of,
 )
-from .runs.identity import method_digest
 from .runs.provenance import choose_device, choose_precision
 from .runs.stages import (
     Prepared,
@@ -41,7 +42,6 @@ from .runs.stages import (
     phase2_stage,
     test_stage,
 )
-from .runs.work import Work, read_splits
 from .views import figures
 
 MEASUREMENTS = ("ngrams", "probe")
@@ -64,8 +64,8 @@ def run(
         listener: gets every metric in order, those of stages done earlier included.
         again: replace a finished result of other code or data.
         plugins: `block`, `loss`, `attention` or `mixer`: a class or function that replaces the method's, or
-            its name `module:Name`. `ctxkv_lib.method.model.Parts` and `ctxkv_lib.runs.rows` (mixers) describe
-            what each is given and returns.
+            its name `module:Name`. `ctxkv_lib.method.model.Parts` and `ctxkv_lib.plugins.mixer` describe what
+            each is given and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.

@@ -200,6 +200,6 @@ def finished_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(finished_run):
     """What it takes to look inside a run."""
-    from ctxkv_lib.runs.trained import open_run
+    from ctxkv_lib.runs.opened import open_run
 
     return open_run(finished_run)

@@ -15,10 +15,10 @@ from sample_runs import write_run
 
 from ctxkv_lib import errors, experiments
 from ctxkv_lib.cli import main
+from ctxkv_lib.data.config import DataConfig
 from ctxkv_lib.data.conversations import load_conversations, read_conversations
-from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.evaluate import evaluate
+from ctxkv_lib.measure.other_text import evaluate
 from ctxkv_lib.report.tables import format_scores
 from ctxkv_lib.runs.config import GROUPS, ExperimentConfig
 

@@ -11,7 +11,7 @@ from ctxkv_lib.method import memory
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.windows import Window
-from ctxkv_lib.runs.model import load_caches, place_caches
+from ctxkv_lib.runs.build import load_caches, place_caches
 
 CPU = torch.device("cpu")
 BLOCK_GIB = 0.25

@@ -6,8 +6,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from .config import DataConfig, Split
 from .hub import package_file
-from .settings import DataConfig, Split
 
 # Rows in the order of `_usable_texts`; no setting moves those of another split. All others are for training.
 HELD_BACK = {"validation": range(0, 50), "test": range(50, 100), "corpus": range(100, 1100)}

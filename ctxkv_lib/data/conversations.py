@@ -15,7 +15,7 @@ from typing import Any, get_args
 from ..errors import UserError
 from ..files import digest
 from .chitchat import chitchat_texts
-from .settings import DataConfig, Split
+from .config import DataConfig, Split
 from .texts import read_texts
 from .ultrachat import row_numbers, ultrachat_texts
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from itertools import chain, islice
 
 from ..errors import UserError
+from .config import DataConfig, Split
 from .hub import ULTRACHAT, download
-from .settings import DataConfig, Split
 from .texts import text_of
 
 # Of train_sft, each 69,000 rows and 240 MB: the first has all that is held back, and 63,000 for training.

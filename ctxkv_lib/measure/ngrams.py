@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.conversations import load_conversations
-from ..data.counts import discounts, unigram_floor
-from ..data.embeddings import corpus_counts, corpus_ids
+from ..data.cooccurrence import discounts, unigram_floor
+from ..data.token_table import corpus_counts, corpus_ids
 from ..data.tokens import validation_stream
 from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import say
-from ..runs.trained import Trained
+from ..runs.opened import Trained
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]

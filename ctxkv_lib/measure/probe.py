@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, exact_contexts
-from ..method.evaluation import perplexity
 from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
-from ..runs.trained import Trained
+from ..method.scoring import perplexity
+from ..runs.opened import Trained
 
 ROWS = {"train": 10_000, "val": 5_000}  # tokens of each stream that are decoded, from its start
 UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the untrained blocks

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .settings import POSITIVE, RATE, SHARE, WEIGHT, Allowed, at_least, check_settings, require, setting
+from .fields import POSITIVE, RATE, SHARE, WEIGHT, Allowed, at_least, check_settings, require, setting
 
 GPT2_VOCAB_SIZE = 50_257
 

@@ -18,8 +18,8 @@ from transformers.utils import can_return_tuple
 
 from .config import GPT2_VOCAB_SIZE, ModelConfig
 from .copying import mix
+from .fields import require
 from .model import ContextKV, Parts, project_inputs
-from .settings import require
 from .tuned import SlotAttention, StructuredBlock
 
 # What transformers 5.24 renamed.

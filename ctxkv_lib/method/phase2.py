@@ -13,11 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 from .caches import Batch, StreamCache, epoch_seed
 from .config import Phase2Config
-from .evaluation import evaluate, perplexity
 from .loop import Diverged, Loop, Metric
 from .memory import snapshot
 from .model import ContextKV
 from .optimizer import ScheduledAdamW, Stepper
+from .scoring import evaluate, perplexity
 
 CHECKED_STEPS = 50  # steps between two checks of the loss, each of which makes the CPU wait for a GPU
 STEPPERS: dict[str, type[Stepper]] = {"adamw": Stepper, "scheduled": ScheduledAdamW}

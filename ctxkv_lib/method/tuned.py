@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .config import ModelConfig, Phase1Config
 from .copying import Copying
+from .fields import SHARE, WEIGHT, Allowed, at_least, check_settings, require, setting
 from .model import ContextBlock, ContextKVAttention, FeedForward
-from .settings import SHARE, WEIGHT, Allowed, at_least, check_settings, require, setting
 from .windows import Window
 
 MEANS, SHORTEST_MEAN = 3, 4.0  # running means: how many, and over how many tokens the shortest

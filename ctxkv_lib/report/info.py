@@ -3,14 +3,14 @@
 import dataclasses
 from typing import Any
 
+from ..data.config import DataConfig
 from ..data.conversations import check_splits
-from ..data.embeddings import check_width
-from ..data.settings import DataConfig
+from ..data.token_table import check_width
 from ..errors import UserError
 from ..method.config import ModelConfig
 from ..method.memory import mib
+from ..runs.build import parameter_counts, unallocated_model
 from ..runs.config import GROUPS, ExperimentConfig, build_config
-from ..runs.model import parameter_counts, unallocated_model
 from ..runs.published import PUBLISHED
 from .tables import CACHES, SETTINGS, Rows, side_by_side
 

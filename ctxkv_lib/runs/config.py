@@ -15,13 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
+from ..data.config import DataConfig
 from ..data.conversations import comparable_samples, describe_split, fitting_sizes
-from ..data.settings import DataConfig
 from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
-from ..method.settings import require
+from ..method.fields import require
+from ..plugins.hooks import HOOKS, WITH_CONTEXTS, PlugIn, settings_of
 from ..progress import say
-from .plugins import HOOKS, WITH_CONTEXTS, PlugIn, settings_of
 from .settings import RuntimeConfig
 
 # Largest whole number, by group: products of such numbers stay below 2^63.

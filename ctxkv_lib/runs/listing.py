@@ -8,10 +8,10 @@ from typing import Any
 from ..errors import UserError
 from ..files import expanded
 from ..method.memory import MIB
+from ..plugins.hooks import HOOKS
 from ..progress import counted
 from .config import ExperimentConfig, changed_settings, config_from_dict, flat
 from .folder import DEFAULT_ROOT, RECORD, Run, RunFolder
-from .plugins import HOOKS
 
 MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
 

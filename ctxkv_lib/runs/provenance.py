@@ -13,7 +13,7 @@ import torch
 
 from .. import ranks
 from ..errors import UserError
-from .work import Work
+from .experiment import Work
 
 PACKAGE = Path(__file__).parent.parent
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

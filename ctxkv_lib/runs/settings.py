@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ..method.settings import Allowed, at_least, check_settings, setting
+from ..method.fields import Allowed, at_least, check_settings, setting
 
 SEED = Allowed("0 to 2^63 - 1", lambda value: 0 <= value < 2**63)  # what torch's generators take
 THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)

@@ -17,21 +17,21 @@ from ..errors import UserError
 from ..files import remove, write_parts, write_tensors
 from ..method.caches import StreamCache
 from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
-from ..method.evaluation import effective_rank, perplexity, token_scores
 from ..method.loop import Diverged
 from ..method.memory import mib, snapshot
 from ..method.model import ContextKV, project_inputs
 from ..method.oacd import UNTRAINED, train_context_block
 from ..method.phase2 import train_attention
+from ..method.scoring import effective_rank, perplexity, token_scores
+from ..plugins.checks import refuse_unsaved
+from ..plugins.mixer import MixerModel, as_read
 from ..progress import say, stage
-from .checks import refuse_unsaved
+from .build import frozen_model, load_block, load_caches, load_weights, parameter_counts, place_caches
+from .experiment import Work
 from .folder import Stage
-from .model import frozen_model, load_block, load_caches, load_weights, parameter_counts, place_caches
+from .opened import save_for_transformers
 from .provenance import PRECISIONS, provenance
-from .rows import MixerModel, as_read
 from .saved_epochs import RunLoop
-from .trained import save_for_transformers
-from .work import Work
 
 SCAN_TOKENS = 2**18  # of which contexts are computed at a time: 256 MiB
 EMBEDDED_TOKENS = 2**13  # whose embeddings are written at a time

@@ -106,7 +106,7 @@ class TokenBlock(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Base of mixers (`ctxkv_lib.runs.rows`): a subclass adds its layers, `norm` among them, and `mix`.
+    """Base of mixers (`ctxkv_lib.plugins.mixer`): a subclass adds its layers, `norm` among them, and `mix`.
 
     With x the embedding of a position and m the output of `mix`, the output head reads m and feed-forward of
     `norm(x + m)`, as in recipe `tuned`. The feed-forward layer is as wide as makes all as large as that.

@@ -12,9 +12,9 @@ from hub_standin import direct_to, forget_connections
 
 from ctxkv_lib.data import chitchat as chitchat_source
 from ctxkv_lib.data import ultrachat
+from ctxkv_lib.data.config import DataConfig
 from ctxkv_lib.data.conversations import Conversations, check_splits, load_conversations, read_conversations
 from ctxkv_lib.data.hub import ULTRACHAT
-from ctxkv_lib.data.settings import DataConfig
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.runs.config import build_config, compared_samples
 

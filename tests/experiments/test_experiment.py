@@ -15,7 +15,7 @@ from ctxkv_lib.files import read_json, read_tensors
 from ctxkv_lib.runs import saved_epochs
 from ctxkv_lib.runs.config import build_config
 from ctxkv_lib.runs.folder import load_run, run_folder_of
-from ctxkv_lib.runs.trained import evaluate_texts, open_run
+from ctxkv_lib.runs.opened import evaluate_texts, open_run
 from ctxkv_lib.views import figures
 
 SAVE = figures.save
@@ -161,7 +161,7 @@ def test_another_version_of_the_method_is_another_result(finished_run, tmp_path,
     monkeypatch.setattr(experiments, "method_digest", lambda: "of another version")
     with pytest.raises(UserError, match="holds a finished result of other code"):
         run(finished_run.config, out)
-    monkeypatch.setattr("ctxkv_lib.runs.trained.method_digest", lambda: "of another version")
+    monkeypatch.setattr("ctxkv_lib.runs.opened.method_digest", lambda: "of another version")
     open_run(out)
     assert "was made with other code of the method" in capsys.readouterr().err
     assert run(finished_run.config, out, again=True).summary["phase2"]["val_ppl"] > 1

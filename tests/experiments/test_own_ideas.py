@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
-from ctxkv_lib.runs import plugins
+from ctxkv_lib.plugins import hooks
 from ctxkv_lib.runs.folder import run_folder_of
 from ctxkv_lib.runs.listing import run_names
-from ctxkv_lib.runs.trained import generate_text, open_run
+from ctxkv_lib.runs.opened import generate_text, open_run
 from ctxkv_lib.views.explore import explore_window
 
 
@@ -98,7 +98,7 @@ def test_a_saved_model_never_loads_as_another_block(config, tmp_path, monkeypatc
     contexts, inputs = torch.randn(3, 16), torch.randn(3, 16)
     expected = trained(contexts, inputs)
     own_module("my_ideas", MY_IDEAS.replace("0.9", "0.81"))
-    monkeypatch.setattr(plugins, "_given", {})  # as in another process
+    monkeypatch.setattr(hooks, "_given", {})  # as in another process
     with pytest.raises(
         UserError, match="The code of my_ideas:Mine, or what it uses, is not what the run was"
     ):

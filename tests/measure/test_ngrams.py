@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from ctxkv_lib.data.counts import FALLBACK_DISCOUNTS, discounts, unigram_floor
+from ctxkv_lib.data.cooccurrence import FALLBACK_DISCOUNTS, discounts, unigram_floor
 from ctxkv_lib.measure.ngrams import ORDERS, kneser_ney, ngram_baselines, recent_shares
 
 VOCABULARY = 150

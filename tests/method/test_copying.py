@@ -6,7 +6,7 @@ from conftest import tiny_method, tiny_stream
 
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.copying import Copying, mix
-from ctxkv_lib.method.evaluation import token_scores
+from ctxkv_lib.method.scoring import token_scores
 
 
 def model_that_copies(weight, sharpness):

@@ -8,7 +8,7 @@ from conftest import TINY, NearestTwo, cloned, tiny_ids, tiny_method, tiny_strea
 from ctxkv_lib.method import reference
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.model import Parts
-from ctxkv_lib.runs.model import parameter_counts
+from ctxkv_lib.runs.build import parameter_counts
 
 
 def double_stream(count):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from conftest import TINY, tiny_model, write_conversations
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
-from ctxkv_lib.evaluate import evaluate
+from ctxkv_lib.measure.other_text import evaluate
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
-from ctxkv_lib.runs.trained import stop_after_text
+from ctxkv_lib.runs.opened import stop_after_text
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_trainers_loss_is_of_the_next_token(tmp_path, smoothing):
 
 
 def test_evaluate_reads_each_text_by_itself(served, texts, monkeypatch):
-    monkeypatch.setattr("ctxkv_lib.evaluate.READ_AT_ONCE", 23)
+    monkeypatch.setattr("ctxkv_lib.measure.other_text.READ_AT_ONCE", 23)
     model, tokenizer = served
     scores, losses, correct = evaluate(model, tokenizer, texts), [], []
     for text in texts:

@@ -10,9 +10,9 @@ from conftest import cloned, tiny_method, tiny_stream
 from ctxkv_lib.method import phase2, reference
 from ctxkv_lib.method.caches import StreamCache, epoch_seed
 from ctxkv_lib.method.config import Phase2Config
-from ctxkv_lib.method.evaluation import evaluate, perplexity
 from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.phase2 import train_attention
+from ctxkv_lib.method.scoring import evaluate, perplexity
 
 SEED = 3
 TRAIN, VAL = tiny_stream(1399), tiny_stream(299)

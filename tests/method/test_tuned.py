@@ -12,7 +12,7 @@ from ctxkv_lib.method import tuned
 from ctxkv_lib.method.config import ModelConfig, Phase1Config
 from ctxkv_lib.method.model import ContextKV, Parts
 from ctxkv_lib.method.tuned import SlotAttention, StructuredBlock, geometric_offsets
-from ctxkv_lib.runs.model import parameter_counts
+from ctxkv_lib.runs.build import parameter_counts
 
 
 def tiny_model(block=None, shapes=None, **attention):

@@ -12,7 +12,7 @@ from torch import nn
 import ctxkv_lib as ctxkv
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.model import Parts
-from ctxkv_lib.runs.rows import as_read
+from ctxkv_lib.plugins.mixer import as_read
 
 CONFIG = ctxkv.ModelConfig(
     hidden_size=24, context_dim=16, num_heads=4, intermediate_size=64, interval=3, max_contexts=4

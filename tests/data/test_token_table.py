@@ -10,11 +10,18 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ctxkv_lib.data import counts, embeddings
-from ctxkv_lib.data.counts import NOISE, build_table, count_pairs, count_tokens, positive_pmi, unigram_floor
-from ctxkv_lib.data.embeddings import corpus_counts, corpus_ids, load_table
+from ctxkv_lib.data import cooccurrence, token_table
+from ctxkv_lib.data.config import DataConfig
+from ctxkv_lib.data.cooccurrence import (
+    NOISE,
+    build_table,
+    count_pairs,
+    count_tokens,
+    positive_pmi,
+    unigram_floor,
+)
 from ctxkv_lib.data.hub import GPT2
-from ctxkv_lib.data.settings import DataConfig
+from ctxkv_lib.data.token_table import corpus_counts, corpus_ids, load_table
 from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, TokenStream
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import cache_dir
@@ -28,8 +35,8 @@ each_kind = pytest.mark.parametrize("neighbours", ["around", "sides"])
 
 @pytest.fixture
 def small_vocabulary(monkeypatch):
-    monkeypatch.setattr(embeddings, "GPT2_VOCAB_SIZE", 1000)
-    monkeypatch.setattr(embeddings, "GPT2_WIDTH", 64)
+    monkeypatch.setattr(token_table, "GPT2_VOCAB_SIZE", 1000)
+    monkeypatch.setattr(token_table, "GPT2_WIDTH", 64)
 
 
 def _checkpoint():
@@ -95,7 +102,7 @@ def _random_stream(sizes, vocabulary):
 @pytest.mark.parametrize("reach", [1, 4])
 @pytest.mark.parametrize("block", [1, 3, 50, 1000])
 def test_counts_and_pmi_equal_the_plain_loops(monkeypatch, block, reach):
-    monkeypatch.setattr(counts, "_BLOCK", block)
+    monkeypatch.setattr(cooccurrence, "_BLOCK", block)
     stream, chats = _random_stream([1, 2, 37, 5, 64], vocabulary=7)
     occurring = Counter(stream.ids.tolist())
     assert count_tokens(stream.ids, 9).tolist() == [occurring[token] for token in range(9)]
@@ -123,7 +130,7 @@ def _likeness(matrix, rows):
 
 @each_kind
 def test_likeness_of_tokens_equals_that_of_plain_factors(monkeypatch, neighbours):
-    monkeypatch.setattr(counts, "NOISE", 0)
+    monkeypatch.setattr(cooccurrence, "NOISE", 0)
     stream, _ = _random_stream([60, 5, 70], vocabulary=12)
 
     def pmi(reach):

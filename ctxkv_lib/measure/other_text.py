@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .method.evaluation import perplexity
-from .method.modeling import CACHE_NAME, ContextKVForCausalLM
+from ..method.modeling import CACHE_NAME, ContextKVForCausalLM
+from ..method.scoring import perplexity
 
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
 READ_AT_ONCE = 1024  # tokens, which bounds the memory of their logits

@@ -7,15 +7,15 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ..data.counts import unigram_floor
-from ..data.embeddings import corpus_counts
+from ..data.cooccurrence import unigram_floor
+from ..data.token_table import corpus_counts
 from ..files import read_tensors
 from ..method.caches import StreamCache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.memory import GIB, mib
 from ..method.model import ContextKV, Parts
+from ..plugins.mixer import MixerModel
 from .config import ExperimentConfig
-from .rows import MixerModel
 
 HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
 POOL = 2**19  # positions that are shuffled together where memory does not hold the cache: a disk keeps up

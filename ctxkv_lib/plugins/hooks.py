@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import UserError
 from ..progress import notice
 
-# `method.model.Parts` and `runs.rows` (mixers) describe what each hook is given and returns.
+# `method.model.Parts` and `plugins.mixer` describe what each hook is given and returns.
 HOOKS = ("block", "loss", "attention", "mixer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # which a mixer takes the place of
 OWN = "ctxkv_lib."
@@ -127,7 +127,7 @@ def _source_of(name: str, part: Any) -> str:
 
 
 def _digest(part: Any) -> str:
-    from .identity import code_digest  # which imports torch
+    from .code_digest import code_digest  # which imports torch
 
     return f"{sys.version_info.major}.{sys.version_info.minor}-{code_digest(part)}"
 

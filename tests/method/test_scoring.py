@@ -4,12 +4,12 @@ import pytest
 import torch
 from conftest import cloned, tiny_method, tiny_stream
 
-from ctxkv_lib.method import evaluation, reference
-from ctxkv_lib.method.evaluation import effective_rank, evaluate, perplexity
+from ctxkv_lib.method import reference, scoring
+from ctxkv_lib.method.scoring import effective_rank, evaluate, perplexity
 
 
 def test_scores_equal_the_reference_and_leave_out_dropout(monkeypatch):
-    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 32)
+    monkeypatch.setattr(scoring, "EVALUATION_ROWS", 32)
     stream, model = tiny_stream(120), tiny_method(attention_dropout=0.5).train()
     found, p = evaluate(model, stream), cloned(model)
     ids, contexts = stream.ids.long(), stream.contexts[1:]

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from ..errors import UserError
 from ..files import digest
 from ..progress import stage
+from .config import DataConfig
 from .conversations import load_conversations
-from .counts import SEED, VERSION, build_table, count_tokens
+from .cooccurrence import SEED, VERSION, build_table, count_tokens
 from .hub import GPT2, download
-from .settings import DataConfig
 from .tokens import GPT2_VOCAB_SIZE, cached_tensors, load_tokenizer, tokenizer_digest, train_stream
 
 WTE, GPT2_WIDTH = "wte.weight", 768

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..method.caches import StreamCache
-from ..method.evaluation import token_scores
 from ..method.model import ContextKV, project_inputs
-from .config import ExperimentConfig
-from .rows import MixerModel
+from ..method.scoring import token_scores
+from ..runs.config import ExperimentConfig
+from .mixer import MixerModel
 
 ROW = 64  # tokens that a mixer is tried on
 READ_AGAIN = 256  # positions at which a model is compared with what was saved of it

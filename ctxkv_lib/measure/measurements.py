@@ -7,8 +7,8 @@ from ..errors import UserError, told_in_a_sentence
 from ..experiments import MEASUREMENTS, measured, write_results
 from ..progress import stage
 from ..runs.folder import Run, RunFolder, claimed
+from ..runs.opened import Trained, open_run, refuse_other_texts
 from ..runs.stages import Prepared
-from ..runs.trained import Trained, open_run, refuse_other_texts
 from . import ngrams
 from . import probe as probing
 

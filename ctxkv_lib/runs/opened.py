@@ -10,23 +10,23 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from ..data.config import Split
 from ..data.conversations import load_conversations, read_conversations
-from ..data.embeddings import load_table
-from ..data.settings import Split
+from ..data.token_table import load_table
 from ..data.tokens import load_tokenizer
 from ..errors import UserError, is_disk_full, is_utf8, told_in_a_sentence, values_of_user
-from ..evaluate import evaluate
 from ..files import read_tensors, remove, replacing, rust_errors
+from ..measure.other_text import evaluate
 from ..method.caches import StreamCache
 from ..method.model import ContextKV
 from ..method.modeling import ContextKVForCausalLM
+from ..plugins.code_digest import method_digest
+from ..plugins.mixer import MixerModel, as_read
 from ..progress import notice, stage
+from .build import frozen_model, load_caches, load_weights, log_frequencies
 from .config import ExperimentConfig
 from .folder import Run, RunFolder, load_run
-from .identity import method_digest
-from .model import frozen_model, load_caches, load_weights, log_frequencies
 from .provenance import choose_device
-from .rows import MixerModel, as_read
 from .settings import Sampling
 
 TRIED_TOKENS = 64  # on which a saved model is compared with the trained one

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 PACKAGE = Path(__file__).parents[1]
-BESIDE = ("runs/model.py", "runs/rows.py", "runs/stages.py", "data/counts.py")  # what else computes
+BESIDE = ("runs/build.py", "plugins/mixer.py", "runs/stages.py", "data/cooccurrence.py")  # what else computes
 COMPUTING = [*sorted((PACKAGE / "method").glob("*.py")), *(PACKAGE / file for file in BESIDE)]
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # described by their repr

@@ -10,20 +10,20 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from .. import ranks
+from ..data.config import Split
 from ..data.conversations import Conversations, load_conversations
-from ..data.embeddings import load_table
-from ..data.settings import Split
+from ..data.token_table import load_table
 from ..data.tokens import load_tokenizer, tokenizer_digest, train_stream, validation_stream
 from ..errors import UserError
 from ..files import digest
 from ..method.loop import Metric
 from ..method.memory import begin_peaks, snapshot
 from ..method.model import ContextKV
+from ..plugins.checks import try_plugins
 from ..progress import Listener, stage
-from .checks import try_plugins
+from .build import frozen_model, log_frequencies
 from .config import ExperimentConfig
 from .folder import RunFolder, Stage
-from .model import frozen_model, log_frequencies
 
 SETTING_OF = {"train": "samples", "val": "validation_samples"}
 

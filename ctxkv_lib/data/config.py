@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UserError, is_utf8
-from ..method.settings import at_least, check_settings, require, setting
+from ..method.fields import at_least, check_settings, require, setting
 
 Split = Literal["train", "validation", "test", "corpus"]
 

@@ -1,0 +1,1 @@
+"""Parts of a user's own: how they are named, known by their code, tried, and built."""
