@@ -15,16 +15,8 @@ from . import __version__, ranks
 from .errors import UserError, describe, did_you_mean, is_utf8, one_line
 from .files import read_json, write_json
 from .progress import epoch_printer, notice, say, stage
-from .runs.config import (
-    PRESETS,
-    RECIPES,
-    ExperimentConfig,
-    build_config,
-    compared_samples,
-    config_from_dict,
-    parse_settings,
-)
-from .runs.settings import Sampling
+from .runs.config import ExperimentConfig, Sampling, config_from_dict
+from .runs.presets import PRESETS, RECIPES, build_config, compared_samples, parse_settings
 
 PLUG_INS = {
     "block": "a ContextBlock of your own",
@@ -237,7 +229,7 @@ def run(options: argparse.Namespace) -> None:
     config = _config(options, options.samples)
     with _loading():
         from .experiments import run
-        from .runs.folder import run_folder_of
+        from .runs.names import run_folder_of
 
     out = options.out or run_folder_of(config)
     _say_where(out)
@@ -263,7 +255,8 @@ def compare(options: argparse.Namespace) -> None:
     with _loading():
         from .experiments import compare, write_comparison
         from .report.tables import comparison_table
-        from .runs.folder import DEFAULT_ROOT, comparison_folder
+        from .runs.folder import DEFAULT_ROOT
+        from .runs.names import comparison_folder
 
     out, root = options.out or comparison_folder(configs), options.out or DEFAULT_ROOT
     _say_where(out)
@@ -278,7 +271,7 @@ def compare(options: argparse.Namespace) -> None:
 def report(options: argparse.Namespace) -> None:
     """Print the written report of one or more finished runs."""
     from .report.document import write_report
-    from .runs.folder import load_run
+    from .runs.results import load_run
 
     print(write_report([load_run(path) for path in options.run], options.lang))
 
@@ -294,8 +287,8 @@ def generate(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Measure perplexity and accuracy of a run on other text."""
     with _loading():
+        from .measure.other_text import evaluate_texts
         from .report.tables import format_scores
-        from .runs.opened import evaluate_texts
 
     scores = evaluate_texts(options.run, options.data, options.split)
     _print(scores, options.json, format_scores)

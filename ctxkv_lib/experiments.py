@@ -14,25 +14,14 @@ from .files import digest, expanded, read_json, remove, write_json, write_text
 from .plugins.code_digest import method_digest
 from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
-from .report.info import context_window, dense_fp32_mib
 from .report.model_card import model_card
 from .report.tables import gains, named
 from .runs.config import ExperimentConfig
+from .runs.device import choose_device, choose_precision
 from .runs.experiment import Work, read_splits
-from .runs.folder import (
-    COMPARISON,
-    DEFAULT_ROOT,
-    FOREIGN,
-    Run,
-    RunFolder,
-    Stage,
-    claimed,
-    comparison_folder,
-    load_run,
-    only_process,
-    run_folder_of,
-)
-from .runs.provenance import choose_device, choose_precision
+from .runs.folder import COMPARISON, DEFAULT_ROOT, FOREIGN, RunFolder, Stage, claimed, only_process
+from .runs.names import comparison_folder, run_folder_of
+from .runs.results import Run, load_run, measured, summarize
 from .runs.stages import (
     Prepared,
     context_summary,
@@ -43,9 +32,6 @@ from .runs.stages import (
     test_stage,
 )
 from .views import figures
-
-MEASUREMENTS = ("ngrams", "probe")
-EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 
 
 @told_in_a_sentence()
@@ -134,13 +120,6 @@ def _results(work: Work, phase1: Stage, caches: Stage, phase2: Stage) -> Run:
     return write_results(work.config, folder, summary | measured(folder))
 
 
-def measured(folder: RunFolder) -> dict[str, Any]:
-    """Return the measurements in a folder that were made of its present weights."""
-    key = folder.stages["test"].key
-    there = {name: folder.stages[name] for name in MEASUREMENTS if name in folder.stages}
-    return {name: each.result for name, each in there.items() if each.key == key and each.result}
-
-
 def write_results(config: ExperimentConfig, folder: RunFolder, summary: dict[str, Any]) -> Run:
     """Write summary, metrics, model card, report and figures of a run whose folder is claimed."""
     if folder.stages.pop("results", None):
@@ -160,33 +139,6 @@ def write_results(config: ExperimentConfig, folder: RunFolder, summary: dict[str
     names = [file.relative_to(path).as_posix() for file in written]  # made again if lost; yours to edit
     folder.finish("results", folder.stages["test"].key, made, {"written": names})
     return finished
-
-
-def summarize(config: ExperimentConfig, contexts: dict[str, Any], phase2: Stage) -> dict[str, Any]:
-    """Make the content of `summary.json` from the summary of the contexts and the stage of Phase 2."""
-    train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
-    epochs, made = phase2.metrics, phase2.result
-    best = next(epoch for epoch in reversed(epochs) if epoch["improved"])
-    return {
-        "samples": config.data.samples,
-        "train_tokens": train_tokens,
-        "val_tokens": val_tokens,
-        "parameters": made["parameters"],
-        "context_window": {**context_window(config.model, train_tokens), "offsets": made["offsets"]},
-        "phase1": contexts["phase1"],
-        "phase2": {
-            "best_epoch": best["epoch"],
-            **{name: best[name] for name in ("val_ppl", "val_acc", "train_ppl")},
-            "train_val_ratio": best["val_ppl"] / best["train_ppl"],
-            "stop_reason": made["stop_reason"],
-            "seconds_per_epoch": round(sum(e["seconds"] for e in epochs) / len(epochs), 3),
-            "epochs": [{name: epoch[name] for name in EPOCH} for epoch in epochs],
-        },
-        "memory": [*contexts["memory"], *made["memory"], *(epoch["memory"] for epoch in epochs)],
-        "caches_mib": contexts["caches_mib"],
-        "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
-        "provenance": made["provenance"],
-    }
 
 
 @told_in_a_sentence()

@@ -23,7 +23,7 @@ from tiny import local_experiment
 
 from ctxkv_lib.cli import main
 from ctxkv_lib.data.tokens import load_tokenizer
-from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.presets import build_config
 
 torch.set_num_threads(1)
 pytest_plugins = ["hub_standin", "on_gpu"]

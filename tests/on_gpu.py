@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from ctxkv_lib.runs.config import build_config
+from ctxkv_lib.runs.presets import build_config
 
 if "simulated_gpu" in sys.modules:  # which is installed after this, and before which transformers must load
     import ctxkv_lib.experiments  # noqa: F401

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from ctxkv_lib.files import write_json
-from ctxkv_lib.report.info import context_window, dense_fp32_mib, describe
+from ctxkv_lib.report.info import describe
 from ctxkv_lib.runs.build import unallocated_model
-from ctxkv_lib.runs.config import ExperimentConfig, build_config
-from ctxkv_lib.runs.folder import STAGES, Run, claimed
+from ctxkv_lib.runs.config import ExperimentConfig
+from ctxkv_lib.runs.folder import STAGES, claimed
+from ctxkv_lib.runs.presets import build_config
+from ctxkv_lib.runs.results import Run, context_window, dense_fp32_mib
 
 # (train PPL, val PPL, val accuracy) by epoch; near the published runs, equal to none of their numbers
 EPOCHS = {

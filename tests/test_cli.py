@@ -237,7 +237,7 @@ INTERRUPTED = """
 import sys
 class Interrupt:
     def find_spec(name, *_):
-        if name == "ctxkv_lib.runs.settings":
+        if name == "ctxkv_lib.runs.config":
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupt)
 from ctxkv_lib.__main__ import main

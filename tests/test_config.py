@@ -3,7 +3,8 @@
 import pytest
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.runs.config import PRESETS, RECIPES, build_config, config_from_dict
+from ctxkv_lib.runs.config import config_from_dict
+from ctxkv_lib.runs.presets import PRESETS, RECIPES, build_config
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import UserError, told_in_a_sentence
-from ..experiments import MEASUREMENTS, measured, write_results
+from ..experiments import write_results
 from ..progress import stage
-from ..runs.folder import Run, RunFolder, claimed
+from ..runs.folder import RunFolder, claimed
 from ..runs.opened import Trained, open_run, refuse_other_texts
+from ..runs.results import MEASUREMENTS, Run, measured
 from ..runs.stages import Prepared
 from . import ngrams
 from . import probe as probing

@@ -4,14 +4,20 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.conversations import read_conversations
+from ..errors import told_in_a_sentence
 from ..method.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method.scoring import perplexity
+from ..runs.export import for_transformers
+from ..runs.opened import open_run
+from ..runs.results import Run
 
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
 READ_AT_ONCE = 1024  # tokens, which bounds the memory of their logits
@@ -75,3 +81,24 @@ def binned(values: Tensor, edges: Sequence[float], losses: Tensor, correct: Tens
         for start, stop, chosen in bins
         if chosen.any()
     ]
+
+
+@told_in_a_sentence()
+def evaluate_texts(run: Run | Path | str, data: Path | str, split: str | None = None) -> dict[str, Any]:
+    """Measure how well a finished run predicts other conversations.
+
+    Args:
+        run: or its folder.
+        data: a file, a folder of files, or the name of a data set on the Hub; `split` is one of its splits.
+
+    Returns:
+        `evaluate` of the texts, with `file` and `fingerprint`.
+
+    Raises:
+        UserError: the conversations cannot be read, or there is no finished run.
+    """
+    conversations = read_conversations(data, split)
+    trained = open_run(run, "auto")
+    model, tokenizer = for_transformers(trained.model, trained.run.config, trained.tokenizer)
+    made_from = {"file": Path(data).name, "fingerprint": conversations.fingerprint}
+    return made_from | evaluate(model, tokenizer, conversations.texts)

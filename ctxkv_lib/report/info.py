@@ -7,11 +7,11 @@ from ..data.config import DataConfig
 from ..data.conversations import check_splits
 from ..data.token_table import check_width
 from ..errors import UserError
-from ..method.config import ModelConfig
-from ..method.memory import mib
 from ..runs.build import parameter_counts, unallocated_model
-from ..runs.config import GROUPS, ExperimentConfig, build_config
+from ..runs.config import GROUPS, ExperimentConfig
+from ..runs.presets import build_config
 from ..runs.published import PUBLISHED
+from ..runs.results import context_window, dense_fp32_mib
 from .tables import CACHES, SETTINGS, Rows, side_by_side
 
 FP32_BYTES, TOKEN_BYTES = 4, 8
@@ -64,26 +64,6 @@ def describe(
     if train_tokens and val_tokens:
         found["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
     return found
-
-
-def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:
-    """Describe the window; `theoretical_max` is the number of contexts that it would have without a limit."""
-    return {
-        "interval": model.interval,
-        "max_contexts": model.max_contexts,
-        "tokens": model.context_window,
-        "theoretical_max": train_tokens // model.interval + 1 if train_tokens else None,
-    }
-
-
-def dense_fp32_mib(train_tokens: int, val_tokens: int, model: ModelConfig) -> dict[str, float]:
-    """Compute MiB of the original's layout: an fp32 context and embedding row for each input token."""
-    sizes = {
-        f"{split}_{kind}": (tokens - 1) * width * FP32_BYTES
-        for split, tokens in (("train", train_tokens), ("val", val_tokens))
-        for kind, width in (("ctx", model.context_dim), ("emb", model.hidden_size))
-    }
-    return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
 def format_info(sizes: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from ..runs.folder import Run
-from ..runs.listing import Listed, run_names
+from ..runs.listing import Listed
+from ..runs.names import run_names
 from ..runs.published import PUBLISHED, published_samples
+from ..runs.results import Run
 
 Summary = Mapping[str, Any]
 Rows = Mapping[str, tuple[str, str]]  # name: path in a summary, format

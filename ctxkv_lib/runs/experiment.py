@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from functools import cached_property
-from multiprocessing import context, current_process
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from ..plugins.checks import try_plugins
 from ..progress import Listener, stage
 from .build import frozen_model, log_frequencies
 from .config import ExperimentConfig
+from .device import set_threads
 from .folder import RunFolder, Stage
 
 SETTING_OF = {"train": "samples", "val": "validation_samples"}
@@ -138,15 +138,3 @@ def read_splits(config: ExperimentConfig) -> dict[str, Conversations]:
         splits: list[Split] = ["train", "validation", "test"]
         splits += ["corpus"] if config.data.reads_corpus else []
         return {split: load_conversations(config.data, split) for split in splits}
-
-
-def set_threads(threads: str) -> None:
-    """Let torch compute with so many threads, but with one in a forked process.
-
-    Launchers of notebooks fork. A fork has no copies of OpenMP's threads, for which OpenMP would wait
-    forever.
-    """
-    if isinstance(current_process(), getattr(context, "ForkProcess", ())):  # Windows has no forks
-        torch.set_num_threads(1)
-    elif threads != "auto":
-        torch.set_num_threads(int(threads))

@@ -6,7 +6,6 @@ A stage's files are written first, its record last, each by a rename: after a ki
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,8 +29,8 @@ from ..files import (
     write_text,
 )
 from ..method.loop import Metric
-from ..progress import counted, notice
-from .config import ExperimentConfig, changed_settings, config_from_dict, flat
+from ..progress import notice
+from .config import ExperimentConfig, config_from_dict, flat
 
 ROOT_VARIABLE = "CTXKV_RUNS"
 DEFAULT_ROOT = expanded(os.environ.get(ROOT_VARIABLE) or "runs")
@@ -262,60 +261,3 @@ def _record_for(path: Path, config: ExperimentConfig, origin: dict[str, str], ag
     if changed:
         folder.stages.pop("results", None)  # else a kill would leave them as of this code
     return folder
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, read from its folder."""
-
-    path: Path
-    config: ExperimentConfig
-    summary: dict[str, Any]  # summary.json
-    metrics: list[Metric]  # lines of metrics.jsonl, both phases
-
-    def __repr__(self) -> str:
-        ppl = self.summary["phase2"]["val_ppl"]
-        return f"Run({str(self.path)!r}: {counted(self.summary['samples'])}, val PPL {ppl:,.1f})"
-
-    @property
-    def phase1(self) -> list[Metric]:
-        """Return the lines of Phase 1, one an iteration."""
-        return [line for line in self.metrics if line["stage"] == "phase1"]
-
-
-def load_run(path: Path | str, *stages: str) -> Run:
-    """Read a finished run, after a check of the files of its results and of these stages.
-
-    Raises:
-        UserError: there is no run, it is unfinished, or a file is damaged.
-    """
-    folder = RunFolder.read(path := expanded(path))
-    for name in ("results", *stages):
-        if name not in folder.stages:
-            raise UserError(f"{path} has not finished; go on with `ctxkv run --out {path}`.")
-        if lost := folder.stages[name].lost(path):
-            raise UserError(f"{lost}; make it again with `ctxkv run --out {path}`.")
-    metrics = [line for stage in folder.stages.values() for line in stage.metrics]
-    return Run(path, config_from_dict(folder.config), read_json(path / "summary.json"), metrics)
-
-
-def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> Path:
-    """Return the default folder of an experiment; the same experiment always gets the same one.
-
-    `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
-    not those of preset and recipe, if any. The user's own file counts by its content.
-    """
-    changed = changed_settings(config)
-    if config.data.path is not None and expanded(config.data.path).is_file():
-        changed["data.path"] = checksum(expanded(config.data.path))
-    own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
-    words = [config.preset, config.recipe, str(config.data.samples)]
-    name = "-".join(words + [re.findall(r"\w+", each)[-1] for each in own])
-    return expanded(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
-
-
-def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str = DEFAULT_ROOT) -> Path:
-    """Return the default folder of a comparison: its largest run's name and the smaller counts."""
-    *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
-    counts = "-".join(str(config.data.samples) for config in smaller)
-    return Path(f"{run_folder_of(largest, root)}-vs-{counts}")

@@ -1,6 +1,5 @@
 """`ctxkv list`: every run folder below a folder, with its state; and names for runs, of what differs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,9 @@ from typing import Any
 from ..errors import UserError
 from ..files import expanded
 from ..method.memory import MIB
-from ..plugins.hooks import HOOKS
-from ..progress import counted
-from .config import ExperimentConfig, changed_settings, config_from_dict, flat
-from .folder import DEFAULT_ROOT, RECORD, Run, RunFolder
-
-MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
+from .config import config_from_dict
+from .folder import DEFAULT_ROOT, RECORD, RunFolder
+from .presets import changed_settings
 
 
 @dataclass(frozen=True)
@@ -66,42 +62,3 @@ def _listed(path: Path) -> Listed:
     settings = {key: value for key, value in changed_settings(config).items() if key != "data.source"}
     kind = f"{config.preset}, {config.recipe}"
     return Listed(path, kind, settings, tokens, min(ppls, default=None), state, mib)
-
-
-def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
-
-    The digest of a plug-in's code is left out, as nobody can interpret it.
-    """
-    every = [dict(flat(config.to_dict())) for config in configs]
-    keys = dict.fromkeys(
-        key for settings in every for key in settings if not key.endswith(".source") or key == "data.source"
-    )
-    different = [key for key in keys if any(each.get(key) != every[0].get(key) for each in every)]
-    return [{key: settings.get(key) for key in different} for settings in every]
-
-
-def run_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run by the few settings that differ, or by its folder."""
-    differing = differing_settings([run.config for run in runs])
-    if len(runs) == 1:
-        differing = [{"data.samples": runs[0].config.data.samples}]
-    names = [_in_words(settings) for settings in differing]
-    if len(differing[0]) <= MOST_NAMED and len({*names}) == len(runs):
-        return names
-    folders = [run.path.name for run in runs]
-    return folders if len({*folders}) == len(runs) else [str(run.path) for run in runs]
-
-
-def _in_words(settings: dict[str, Any]) -> str:
-    """Return settings as "500 samples, interval 20"; of plug-ins, their names."""
-    words = []
-    for key, value in settings.items():
-        group, _, name = key.rpartition(".")
-        if key == "data.samples":
-            words.append(counted(value))
-        elif group in HOOKS and name == "plugin":
-            words.append(f"{group} {str(value).rpartition(':')[2]}")
-        else:
-            words.append(f"{name} {value}")
-    return ", ".join(words)

@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .config import ExperimentConfig, build_config
-from .listing import differing_settings
+from .config import ExperimentConfig
+from .names import differing_settings
+from .presets import build_config
 
 _RUNS = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 PUBLISHED: dict[int, dict[str, Any]] = {int(count): summary for count, summary in _RUNS.items()}  # by samples

@@ -27,10 +27,11 @@ from ..plugins.checks import refuse_unsaved
 from ..plugins.mixer import MixerModel, as_read
 from ..progress import say, stage
 from .build import frozen_model, load_block, load_caches, load_weights, parameter_counts, place_caches
+from .device import PRECISIONS
 from .experiment import Work
+from .export import save_for_transformers
 from .folder import Stage
-from .opened import save_for_transformers
-from .provenance import PRECISIONS, provenance
+from .provenance import provenance
 from .saved_epochs import RunLoop
 
 SCAN_TOKENS = 2**18  # of which contexts are computed at a time: 256 MiB

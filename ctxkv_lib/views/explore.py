@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..report.tables import epochs_table, named
-from ..runs.folder import Run, load_run
 from ..runs.opened import Trained, open_run
+from ..runs.results import Run, load_run
 from .figures import Picture, ppl_curves, window_attention
 
 WIDGET = "application/vnd.jupyter.widget-view+json"

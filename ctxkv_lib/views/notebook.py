@@ -14,8 +14,9 @@ from ..errors import UserError
 from ..files import expanded, replacing
 from ..method.loop import Metric
 from ..progress import Listener
-from ..runs.config import ExperimentConfig, build_config
+from ..runs.config import ExperimentConfig
 from ..runs.folder import ROOT_VARIABLE
+from ..runs.presets import build_config
 
 SAVE_SECONDS = 120  # between two archives while a run trains
 

@@ -16,7 +16,7 @@ from ctxkv_lib.data.config import DataConfig
 from ctxkv_lib.data.conversations import Conversations, check_splits, load_conversations, read_conversations
 from ctxkv_lib.data.hub import ULTRACHAT
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.runs.config import build_config, compared_samples
+from ctxkv_lib.runs.presets import build_config, compared_samples
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 REFUSED = r"could not be read from the Hugging Face Hub .* use --preset offline\.$"

@@ -12,10 +12,12 @@ from ctxkv_lib import experiments
 from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors
+from ctxkv_lib.measure.other_text import evaluate_texts
 from ctxkv_lib.runs import saved_epochs
-from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.folder import load_run, run_folder_of
-from ctxkv_lib.runs.opened import evaluate_texts, open_run
+from ctxkv_lib.runs.names import run_folder_of
+from ctxkv_lib.runs.opened import open_run
+from ctxkv_lib.runs.presets import build_config
+from ctxkv_lib.runs.results import load_run
 from ctxkv_lib.views import figures
 
 SAVE = figures.save

@@ -8,11 +8,12 @@ from conftest import PreviousToken
 
 import ctxkv_lib
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import MEASUREMENTS, measured, prepare, run
+from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.measure import measurements as module
 from ctxkv_lib.measure.measurements import measure
-from ctxkv_lib.runs.folder import RunFolder, load_run
+from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.opened import open_run
+from ctxkv_lib.runs.results import MEASUREMENTS, load_run, measured
 
 
 @pytest.fixture

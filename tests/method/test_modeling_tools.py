@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from ctxkv_lib.measure.other_text import evaluate
 from ctxkv_lib.method.config import GPT2_VOCAB_SIZE
-from ctxkv_lib.runs.opened import stop_after_text
+from ctxkv_lib.runs.export import stop_after_text
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from ctxkv_lib.method.oacd import oacd_loss
 from ctxkv_lib.plugins.code_digest import code_digest
 from ctxkv_lib.plugins.hooks import PlugIn
-from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.folder import run_folder_of
+from ctxkv_lib.runs.names import run_folder_of
+from ctxkv_lib.runs.presets import build_config
 
 COMMON = """
 import enum, functools

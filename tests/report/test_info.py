@@ -6,7 +6,8 @@ import pytest
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.report.info import describe, describe_settings, format_settings
-from ctxkv_lib.runs.config import GROUPS, RECIPES, build_config, flat
+from ctxkv_lib.runs.config import GROUPS, flat
+from ctxkv_lib.runs.presets import RECIPES, build_config
 
 
 def test_info_refuses_what_run_refuses():

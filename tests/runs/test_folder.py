@@ -10,8 +10,10 @@ from conftest import cut, flip
 
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.files import write_text
-from ctxkv_lib.runs.config import build_config
-from ctxkv_lib.runs.folder import RECORD, RunFolder, claimed, load_run, run_folder_of
+from ctxkv_lib.runs.folder import RECORD, RunFolder, claimed
+from ctxkv_lib.runs.names import run_folder_of
+from ctxkv_lib.runs.presets import build_config
+from ctxkv_lib.runs.results import load_run
 
 CONFIG = build_config("ci", samples=3)
 ORIGIN = {"code": "c", "data": "d", "precision": "fp32"}

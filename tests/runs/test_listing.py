@@ -10,7 +10,8 @@ from sample_runs import sample_run, write_run
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.report.tables import format_runs
 from ctxkv_lib.runs.folder import RECORD, RunFolder
-from ctxkv_lib.runs.listing import list_runs, run_names
+from ctxkv_lib.runs.listing import list_runs
+from ctxkv_lib.runs.names import run_names
 
 
 def test_every_run_is_listed_in_its_state(tmp_path):

@@ -1,0 +1,81 @@
+"""The folder of a run's model for transformers."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from ..errors import UserError, is_disk_full
+from ..files import remove, replacing, rust_errors
+from ..method.model import ContextKV
+from ..method.modeling import ContextKVForCausalLM
+from ..plugins.mixer import MixerModel
+from ..progress import notice
+from .config import ExperimentConfig
+
+TRIED_TOKENS = 64  # on which a saved model is compared with the trained one
+
+
+def for_transformers(
+    model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast
+) -> tuple[ContextKVForCausalLM, PreTrainedTokenizerFast]:
+    """Wrap a trained model, and a copy of its tokenizer, for generation.
+
+    Raises:
+        UserError: the run has a mixer, which does not read token by token.
+    """
+    if isinstance(model, MixerModel):
+        raise UserError("The run has a mixer, which does not read token by token; take a run with contexts.")
+    settings = {hook: plugin.settings for hook, plugin in config.plugins.items() if hook != "loss"}
+    served, tokenizer = ContextKVForCausalLM.of(model, settings), deepcopy(tokenizer)
+    stop_after_text(served, tokenizer)
+    return served, tokenizer
+
+
+def stop_after_text(model: ContextKVForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Begin, stop and pad generated text, on the left, with the token that ends a text."""
+    end = tokenizer.eos_token_id
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+    tokenizer.init_kwargs["padding_side"] = "left"  # which is what is saved
+    model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
+
+
+def save_for_transformers(
+    model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> list[Path]:
+    """Write model, code and tokenizer into `folder`; a notice instead if a plug-in cannot be saved."""
+    is_own = config.has_own_parts
+    were_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # which would stay visible in a notebook
+    try:
+        served, tokenizer = for_transformers(model, config, tokenizer)
+        with replacing(folder) as beside, rust_errors(folder):
+            served.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+        if is_own:
+            _refuse_other_model(served, folder)
+    except Exception as error:  # whatever code of the user's raises where it is loaded
+        if not is_own or is_disk_full(error):
+            raise
+        remove(folder)
+        notice(f"The model is not saved for transformers: {error}")
+        return []
+    finally:
+        if were_shown:
+            logging.enable_progress_bar()
+    return [folder]
+
+
+@torch.no_grad()
+def _refuse_other_model(model: ContextKVForCausalLM, folder: Path) -> None:
+    """Raise a ValueError if a model loaded from `folder`, with the code there, computes something else."""
+    saved: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    found, ids = [], torch.arange(TRIED_TOKENS, device=model.device)[None]
+    for each in (model, saved.to(model.device)):
+        torch.manual_seed(0)  # where it draws
+        found.append(each(ids).logits)
+    if not torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-2):
+        raise ValueError("loaded from its files, it computes something else than the class that was trained.")

@@ -1,0 +1,77 @@
+"""Names of runs, of what differs, and of their folders."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import checksum, digest, expanded
+from ..plugins.hooks import HOOKS
+from ..progress import counted
+from .config import ExperimentConfig, flat
+from .folder import DEFAULT_ROOT
+from .presets import changed_settings
+from .results import Run
+
+MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
+
+
+def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> Path:
+    """Return the default folder of an experiment; the same experiment always gets the same one.
+
+    `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
+    not those of preset and recipe, if any. The user's own file counts by its content.
+    """
+    changed = changed_settings(config)
+    if config.data.path is not None and expanded(config.data.path).is_file():
+        changed["data.path"] = checksum(expanded(config.data.path))
+    own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
+    words = [config.preset, config.recipe, str(config.data.samples)]
+    name = "-".join(words + [re.findall(r"\w+", each)[-1] for each in own])
+    return expanded(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
+
+
+def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str = DEFAULT_ROOT) -> Path:
+    """Return the default folder of a comparison: its largest run's name and the smaller counts."""
+    *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
+    counts = "-".join(str(config.data.samples) for config in smaller)
+    return Path(f"{run_folder_of(largest, root)}-vs-{counts}")
+
+
+def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
+    """Return each experiment's settings, as `{"data.samples": 500}`, that are not the same in all of them.
+
+    The digest of a plug-in's code is left out, as nobody can interpret it.
+    """
+    every = [dict(flat(config.to_dict())) for config in configs]
+    keys = dict.fromkeys(
+        key for settings in every for key in settings if not key.endswith(".source") or key == "data.source"
+    )
+    different = [key for key in keys if any(each.get(key) != every[0].get(key) for each in every)]
+    return [{key: settings.get(key) for key in different} for settings in every]
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Name each run by the few settings that differ, or by its folder."""
+    differing = differing_settings([run.config for run in runs])
+    if len(runs) == 1:
+        differing = [{"data.samples": runs[0].config.data.samples}]
+    names = [_in_words(settings) for settings in differing]
+    if len(differing[0]) <= MOST_NAMED and len({*names}) == len(runs):
+        return names
+    folders = [run.path.name for run in runs]
+    return folders if len({*folders}) == len(runs) else [str(run.path) for run in runs]
+
+
+def _in_words(settings: dict[str, Any]) -> str:
+    """Return settings as "500 samples, interval 20"; of plug-ins, their names."""
+    words = []
+    for key, value in settings.items():
+        group, _, name = key.rpartition(".")
+        if key == "data.samples":
+            words.append(counted(value))
+        elif group in HOOKS and name == "plugin":
+            words.append(f"{group} {str(value).rpartition(':')[2]}")
+        else:
+            words.append(f"{name} {value}")
+    return ", ".join(words)

