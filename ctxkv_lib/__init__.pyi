@@ -17,7 +17,7 @@ from .method.model import ContextKV as ContextKV
 from .report.document import write_report as write_report
 from .report.info import describe as describe
 from .report.tables import comparison_table as comparison_table
-from .runs.listing import list_runs as list_runs
+from .runs.listing import results as results
 from .runs.names import comparison_folder as comparison_folder
 from .runs.names import run_folder_of as run_folder_of
 from .runs.opened import generate_text as generate_text
@@ -25,8 +25,8 @@ from .runs.opened import open_run as open_run
 from .runs.presets import build_config as build_config
 from .runs.presets import compared_samples as compared_samples
 from .runs.published import PUBLISHED as PUBLISHED
-from .runs.results import Run as Run
-from .runs.results import load_run as load_run
+from .runs.summary import Run as Run
+from .runs.summary import load_run as load_run
 from .views.explore import explore_runs as explore_runs
 from .views.explore import explore_window as explore_window
 from .views.figures import STYLE as STYLE

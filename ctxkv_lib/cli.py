@@ -76,18 +76,22 @@ def _drop_unwritten(output: Any) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors suggest the closest name; one of a command also tells its own unknown options."""
+    """A parser whose errors end with the closest name, as in "Did you mean --samples?"."""
 
-    def parse_known_args(self, *given: Any) -> Any:  # type: ignore[override]
-        options, unknown = super().parse_known_args(*given)
+    def parse_known_args(self, *arguments: Any) -> Any:  # type: ignore[override]
+        """Refuse unknown options here: argparse hands those of a command to its parent, which knows none."""
+        options, unknown = super().parse_known_args(*arguments)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
-        found = re.search(r"'(.+?)' \(choose from (.+)\)|unrecognized arguments: (\S+)", message)
-        known = re.findall(r"[\w-]+", found[2]) if found and found[2] else [*self._option_string_actions]
-        super().error(message + (did_you_mean(found[1] or found[3], known) if found else ""))
+        refused = re.search(r"'(.+?)' \(choose from (.+)\)|unrecognized arguments: (\S+)", message)
+        if refused:
+            word, choices, option = refused.groups()
+            known = re.findall(r"[\w-]+", choices) if choices else [*self._option_string_actions]
+            message += did_you_mean(word or option, known)
+        super().error(message)
 
 
 def _path(text: str) -> Path:
@@ -108,9 +112,9 @@ def parser() -> argparse.ArgumentParser:
     def command(function: Callable[[Any], None]) -> Callable[..., Any]:
         text = str(function.__doc__)
         name = function.__name__.partition("_")[0]
-        own = commands.add_parser(name, description=text, help=text[0].lower() + text[1:-1])
-        own.set_defaults(command=function)
-        return own.add_argument
+        subparser = commands.add_parser(name, description=text, help=text[0].lower() + text[1:-1])
+        subparser.set_defaults(command=function)
+        return subparser.add_argument
 
     def experiment(add: Callable[..., Any], many: bool = False) -> None:
         add("--preset", metavar="P", help=f"{presets} (default: colab)")
@@ -144,6 +148,7 @@ def parser() -> argparse.ArgumentParser:
     add = command(list_folders)
     add("root", type=_path, nargs="?", metavar="ROOT", help="(default: runs, or $CTXKV_RUNS)")
     as_json(add)
+    add("--csv", action="store_true", help="print CSV")
     add = command(generate)
     add("run", type=_path, metavar="RUN", help="run folder")
     add("--prompt", required=True, metavar="TEXT", help="how the text begins")
@@ -180,8 +185,8 @@ def _config(options: argparse.Namespace, samples: int | None) -> ExperimentConfi
     return build_config(options.preset or "colab", options.recipe, samples, {**asked, **given}, notice)
 
 
-def _print(found: Any, as_json: bool, as_text: Callable[[Any], str]) -> None:
-    print(json.dumps(found, indent=2, default=str) if as_json else as_text(found))
+def _print(values: Any, as_json: bool, as_text: Callable[[Any], str]) -> None:
+    print(json.dumps(values, indent=2, default=str) if as_json else as_text(values))
 
 
 def _loading() -> Any:
@@ -215,13 +220,16 @@ def settings(options: argparse.Namespace) -> None:
 
 
 def list_folders(options: argparse.Namespace) -> None:
-    """List all run folders: state, best PPL, what differs, size."""
-    from .report.tables import format_runs
-    from .runs.folder import DEFAULT_ROOT
-    from .runs.listing import list_runs
+    """List all run folders: state, what differs, results, size."""
+    from .report.tables import format_results
+    from .runs.listing import results
 
-    runs = list_runs(options.root or DEFAULT_ROOT)
-    _print([vars(run) for run in runs], options.json, lambda _: format_runs(runs))
+    table = results(options.root)
+    if options.csv:
+        print(table.to_csv(index_label="path"), end="")
+        return
+    rows = json.loads(table.rename_axis("path").reset_index().to_json(orient="records"))
+    _print(rows, options.json, lambda _: format_results(table))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -255,12 +263,11 @@ def compare(options: argparse.Namespace) -> None:
     with _loading():
         from .experiments import compare, write_comparison
         from .report.tables import comparison_table
-        from .runs.folder import DEFAULT_ROOT
         from .runs.names import comparison_folder
 
-    out, root = options.out or comparison_folder(configs), options.out or DEFAULT_ROOT
+    out = options.out or comparison_folder(configs)
     _say_where(out)
-    runs = compare(configs, root, out, epoch_printer(largest.phase2.max_epochs), options.again)
+    runs = compare(configs, options.out, out, epoch_printer(largest.phase2.max_epochs), options.again)
     if options.measure:
         runs = _measured(runs)
         ranks.on_rank_0(lambda: write_comparison(runs, out))
@@ -271,7 +278,7 @@ def compare(options: argparse.Namespace) -> None:
 def report(options: argparse.Namespace) -> None:
     """Print the written report of one or more finished runs."""
     from .report.document import write_report
-    from .runs.results import load_run
+    from .runs.summary import load_run
 
     print(write_report([load_run(path) for path in options.run], options.lang))
 

@@ -43,19 +43,20 @@ class Stopped(OneLine, KeyboardInterrupt):
 def told_in_a_sentence() -> Iterator[None]:
     """Turn what ends a decorated function into a sentence: an interrupt, full memory, a diverged training.
 
-    The frames of the error are cleared, since a notebook holds its last error, and with it all tensors.
+    The frames of such an error are cleared: a notebook keeps its last error, and with it all tensors. Those
+    of any other are left, so that `%debug` shows what happened in the user's own code.
     """
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        told = _told(error)
-        traceback.clear_frames(error.__traceback__)
-        if told is error:
+        sentence = _sentence(error)
+        if sentence is error:
             raise
-        raise told from None
+        traceback.clear_frames(error.__traceback__)
+        raise sentence from None
 
 
-def _told(error: BaseException) -> BaseException:
+def _sentence(error: BaseException) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         return error if isinstance(error, Stopped) else Stopped()
     if is_out_of_memory(error):
@@ -102,8 +103,8 @@ def describe(error: OSError) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question with the name spelled most like `word`; empty if none is close."""
-    found = get_close_matches(word, known, n=1)
-    return f" Did you mean {found[0]}?" if found else ""
+    closest = get_close_matches(word, known, n=1)
+    return f" Did you mean {closest[0]}?" if closest else ""
 
 
 def one_line(message: str) -> str:

@@ -5,37 +5,28 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import ranks
 from .data.conversations import load_conversations
 from .errors import DamagedFile, UserError, told_in_a_sentence
-from .files import digest, expanded, read_json, remove, write_json, write_text
-from .plugins.code_digest import method_digest
+from .files import digest, expanded, read_json, remove, source_digest, write_json, write_text
+from .method.memory import begin_peaks
 from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
 from .report.tables import gains, named
 from .runs.config import ExperimentConfig
-from .runs.device import choose_device, choose_precision
-from .runs.experiment import Work, read_splits
-from .runs.folder import COMPARISON, DEFAULT_ROOT, FOREIGN, RunFolder, Stage, claimed, only_process
+from .runs.device import choose_device, choose_precision, torch_state
+from .runs.experiment import Experiment, read_splits
+from .runs.folder import COMPARISON, FOREIGN, RESULTS, RunFolder, claimed, only_process
+from .runs.keys import MEASUREMENTS, RESULT_CODE
 from .runs.names import comparison_folder, run_folder_of
-from .runs.results import Run, load_run, measured, summarize
-from .runs.stages import (
-    Prepared,
-    context_summary,
-    contexts_stages,
-    load_prepared,
-    model_stage,
-    phase2_stage,
-    test_stage,
-)
+from .runs.opened import OpenRun, open_prepared
+from .runs.stages import contexts_stages, model_stage, phase2_stage, test_stage
+from .runs.summary import Run, load_run, measurements, metrics_of, summarize
 from .views import figures
 
 
 @told_in_a_sentence()
-@torch.random.fork_rng(devices=[])
 def run(
     config: ExperimentConfig,
     out: Path | str | None = None,
@@ -57,94 +48,95 @@ def run(
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
     config = config.replace(plugins) if plugins else config
-    with _begun(config, out, listener, again) as work:
-        phase1, caches = ranks.on_rank_0(lambda: contexts_stages(work))
-        phase2 = phase2_stage(work, phase1, caches)
-        return ranks.on_rank_0(lambda: _results(work, phase1, caches, phase2))
+    with claimed_experiment(config, out, listener, again) as experiment:
+        contexts_stages(experiment)
+        phase2_stage(experiment)
+        return ranks.on_rank_0(lambda: _finish(experiment))
 
 
 @told_in_a_sentence()
-@torch.random.fork_rng(devices=[])
 def prepare(
     config: ExperimentConfig,
     out: Path | str | None = None,
     listener: Listener = lambda _: None,
     again: bool = False,
     **plugins: Any,
-) -> Prepared:
+) -> OpenRun:
     """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
     config = config.replace(plugins) if plugins else config
-    with _begun(config, out, listener, again) as work:
-        return load_prepared(work, *ranks.on_rank_0(lambda: contexts_stages(work)))
+    with claimed_experiment(config, out, listener, again) as experiment:
+        contexts_stages(experiment)
+        return open_prepared(experiment)
 
 
 @contextmanager
-def _begun(
-    config: ExperimentConfig, out: Path | str | None, listener: Listener, again: bool
-) -> Iterator[Work]:
-    """Hold the experiment's folder, together with any other processes, while the block runs."""
+def claimed_experiment(
+    config: ExperimentConfig,
+    out: Path | str | None = None,
+    listener: Listener = lambda _: None,
+    again: bool = False,
+) -> Iterator[Experiment]:
+    """Keep an experiment's folder for this process, and those it works with, while the block runs."""
     for plugin in config.plugins.values():
         plugin.refuse_changed()
-    if ranks.world_size() > 1 and "mixer" in config.plugins:
+    if ranks.world_size() > 1 and not config.has_contexts:
         raise UserError("A mixer is trained in one process; start one.")
-    device, threads = choose_device(config.runtime.device), torch.get_num_threads()
+    device = choose_device(config.runtime.device)
     texts = read_splits(config)
     origin = {
-        "code": method_digest(),
+        "code": source_digest(*RESULT_CODE),
         "data": digest([texts[split].fingerprint for split in sorted(texts)]),
         "precision": choose_precision(config.runtime.precision, device),
     }
     ranks.join(device)
     path = expanded(out or run_folder_of(config))
-    with ExitStack() as held:
-        folder = ranks.on_rank_0(lambda: held.enter_context(claimed(path, config, origin, again)))
+    with torch_state(config.runtime.threads), ExitStack() as lock:
+        folder = ranks.on_rank_0(lambda: lock.enter_context(claimed(path, config, origin, again)))
+        begin_peaks(device)
         try:
-            yield Work(config, texts, folder, device, listener)
+            yield Experiment(config, texts, folder, device, folder.origin["precision"], listener)
         finally:
-            torch.set_num_threads(threads)
             for plugin in config.plugins.values():
                 plugin.keep_source()
 
 
-def _results(work: Work, phase1: Stage, caches: Stage, phase2: Stage) -> Run:
+def _finish(experiment: Experiment) -> Run:
     """Save and test a trained model, and write summary, report and figures."""
-    folder = work.folder
-    model_stage(work, phase2)
-    test = test_stage(work, caches, phase2)
-    done = folder.finished("results", test.key)
-    if done and all((folder.path / name).is_file() for name in done.result["written"]):
-        return load_run(folder.path)
-    summary = summarize(work.config, context_summary(phase1, caches), phase2)
-    if test.result:
-        summary["test"] = test.result
-    return write_results(work.config, folder, summary | measured(folder))
+    folder = experiment.folder
+    model_stage(experiment)
+    test_stage(experiment)
+    results = folder.finished(RESULTS, folder.stages["test"].key)
+    if results and all((folder.path / name).is_file() for name in results.result["written"]):
+        finished = load_run(folder.path)
+        if measurements(folder) == {k: v for k, v in finished.summary.items() if k in MEASUREMENTS}:
+            return finished
+    return write_results(folder)
 
 
-def write_results(config: ExperimentConfig, folder: RunFolder, summary: dict[str, Any]) -> Run:
+def write_results(folder: RunFolder) -> Run:
     """Write summary, metrics, model card, report and figures of a run whose folder is claimed."""
-    if folder.stages.pop("results", None):
+    if folder.stages.pop(RESULTS, None):
         folder.write()  # so that a kill leaves no record of results that are half written
     path = folder.path
-    write_json(path / "config.json", folder.config)
-    write_json(path / "summary.json", summary)
-    folder.write_metrics(*(folder.stages[name] for name in ("phase1", "phase2")))
-    metrics = [line for name in ("phase1", "phase2") for line in folder.stages[name].metrics]
-    finished = Run(path, config, summary, metrics)
-    made, written = [path / name for name in ("config.json", "summary.json", "metrics.jsonl")], []
+    finished = Run(path, folder.config, summarize(folder), metrics_of(folder.stages))
+    write_json(path / "config.json", folder.config.to_dict())
+    write_json(path / "summary.json", finished.summary)
+    folder.write_metrics(folder.stages["phase1"], folder.stages["phase2"])
+    numbers, texts = [path / name for name in ("config.json", "summary.json", "metrics.jsonl")], []
     if (path / "model").is_dir():
-        written.append(path / "model" / "README.md")
-        write_text(written[0], model_card(finished))
+        texts.append(path / "model" / "README.md")
+        write_text(texts[0], model_card(finished))
     with stage("Writing report and figures"):
-        written += _publish([finished], path)
-    names = [file.relative_to(path).as_posix() for file in written]  # made again if lost; yours to edit
-    folder.finish("results", folder.stages["test"].key, made, {"written": names})
+        texts += _publish([finished], path)
+    names = [file.relative_to(path).as_posix() for file in texts]  # made again if lost; yours to edit
+    folder.finish(RESULTS, folder.stages["test"].key, numbers, {"written": names})
     return finished
 
 
 @told_in_a_sentence()
 def compare(
     configs: Sequence[ExperimentConfig],
-    root: Path | str = DEFAULT_ROOT,
+    root: Path | str | None = None,
     out: Path | str | None = None,
     listener: Listener = lambda _: None,
     again: bool = False,
@@ -153,7 +145,7 @@ def compare(
 
     Args:
         configs: experiments that differ in `data.samples`, at least two.
-        root: folder of the run folders.
+        root: folder of the run folders; None takes `$CTXKV_RUNS`, or `runs`.
         out: folder of the comparison; None takes `comparison_folder(configs, root)`.
         listener: gets every metric of every run, with the run's `samples`.
         again: as of `run`.
@@ -185,16 +177,16 @@ def _labelled(listener: Listener, samples: int) -> Listener:
 
 def _refuse_taken(out: Path, folders: list[str]) -> None:
     """Refuse a folder whose files a comparison of the runs in `folders` must not overwrite."""
-    held = "is a file" if out.is_file() else ""
+    reason = "is a file" if out.is_file() else ""
     if (out / COMPARISON).is_file():
         try:
-            held = "" if read_json(out / COMPARISON)["folders"] == folders else "holds another comparison"
+            reason = "" if read_json(out / COMPARISON)["folders"] == folders else "holds another comparison"
         except (DamagedFile, LookupError, TypeError):
-            held = "holds a damaged comparison"
+            reason = "holds a damaged comparison"
     elif {path.name for path in out.glob("[!.]*") if path.is_file()} - FOREIGN:
-        held = "is not empty and holds no comparison"
-    if held:
-        raise UserError(f"{out} {held}; name another folder with --out.")
+        reason = "is not empty and holds no comparison"
+    if reason:
+        raise UserError(f"{out} {reason}; name another folder with --out.")
 
 
 def write_comparison(runs: Sequence[Run], out: Path) -> None:
@@ -214,14 +206,15 @@ def write_comparison(runs: Sequence[Run], out: Path) -> None:
 def _publish(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write the report in every language, and its figures; return the files."""
     by_name = named(runs)
-    drawn = {
-        "ppl_curves": figures.ppl_curves({name: each.summary for name, each in by_name.items()}),
-        "memory": figures.memory_by_stage({name: each.summary["memory"] for name, each in by_name.items()}),
+    summaries = {name: run.summary for name, run in by_name.items()}
+    pictures = {
+        "ppl_curves": figures.ppl_curves(summaries),
+        "memory": figures.memory_by_stage({name: s["memory"] for name, s in summaries.items()}),
     }
-    phase1 = {name: each.phase1 for name, each in by_name.items()}
+    phase1 = {name: run.phase1 for name, run in by_name.items()}
     if any(phase1.values()):
-        drawn["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
-    files = [figures.save(figure, folder / "figures" / f"{name}.png") for name, figure in drawn.items()]
+        pictures["phase1"] = figures.phase1_curves(phase1, runs[0].config.phase1.stop_rate)
+    files = [figures.save(figure, folder / "figures" / f"{name}.png") for name, figure in pictures.items()]
     for language in LANGUAGES:
         files.append(folder / ("report.md" if language == "en" else f"report.{language}.md"))
         write_text(files[-1], write_report(runs, language, has_figures=True))

@@ -1,8 +1,9 @@
 """Files that are complete or absent: each is written beside its name, synced and renamed.
 
-Tensors are safetensors files, everything else is JSON or text.
+Tensors are safetensors files, everything else is JSON or text. And digests: of values, files and code.
 """
 
+import ast
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-CACHE_VARIABLE = "CTXKV_CACHE"
+PACKAGE = Path(__file__).parent
+CACHE_VARIABLE, RUNS_VARIABLE = "CTXKV_CACHE", "CTXKV_RUNS"
 CHECKSUM = "checksum"
 KINDS = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # in the format
 # A tensor to write: its dtype, shape, and rows, which may be made one part at a time.
@@ -41,6 +44,11 @@ def cache_dir() -> Path:
     return expanded(os.environ.get(CACHE_VARIABLE) or "~/.cache/ctxkv")
 
 
+def default_root() -> Path:
+    """Return the folder of all runs: `$CTXKV_RUNS`, or `runs` in the current folder."""
+    return expanded(os.environ.get(RUNS_VARIABLE) or "runs")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` for a file or folder, which is renamed to `path` if the block succeeds."""
@@ -49,11 +57,12 @@ def replacing(path: Path) -> Iterator[Path]:
     remove(beside)
     try:
         yield beside
-        for each in [beside, *beside.rglob("*")] if beside.is_dir() else [beside]:
-            if each.is_file() and not each.is_symlink() and each.stat().st_nlink == 1:  # else it is another's
+        for path_beside in [beside, *beside.rglob("*")] if beside.is_dir() else [beside]:
+            is_file = path_beside.is_file() and not path_beside.is_symlink()
+            if is_file and path_beside.stat().st_nlink == 1:  # else it is another run's
                 with suppress(PermissionError):  # of a file system without permissions
-                    each.chmod(0o644)  # safetensors gives its files to their owner alone
-                with each.open("rb+") as file:
+                    path_beside.chmod(0o644)  # safetensors gives its files to their owner alone
+                with path_beside.open("rb+") as file:
                     os.fsync(file.fileno())
         if path.is_dir():  # which a rename cannot replace
             shutil.rmtree(path)
@@ -104,6 +113,22 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
+@cache
+def source_digest(*modules: str) -> str:
+    """Digest the code of modules of this package, such as `method.model`.
+
+    Docstrings, comments and layout do not count.
+    """
+    sources = []
+    for module in modules:
+        tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                node.body[0] = ast.Pass()
+        sources.append(ast.unparse(tree))
+    return digest(sources)
+
+
 def checksum(path: Path) -> str:
     """Return XXH3 of a file's bytes, 32 hexadecimal digits. It finds damage, not forgery."""
     with path.open("rb") as file:
@@ -111,9 +136,22 @@ def checksum(path: Path) -> str:
 
 
 def checksums(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
-    """Return the checksum of every file that is, or is below, one of `parts`, by its path in `folder`."""
-    files = [file for part in parts for file in (part.rglob("*") if part.is_dir() else [part])]
-    return {file.relative_to(folder).as_posix(): checksum(file) for file in sorted(files) if file.is_file()}
+    """Return size and checksum of every file at or below one of `parts`, by its path in `folder`."""
+    paths = [path for part in parts for path in (part.rglob("*") if part.is_dir() else [part])]
+    files = sorted(path for path in paths if path.is_file())
+    return {file.relative_to(folder).as_posix(): f"{file.stat().st_size} {checksum(file)}" for file in files}
+
+
+def damage(file: Path, known: str, only_size: bool = False) -> str:
+    """Describe what is wrong with a file of `checksums`; empty if nothing is.
+
+    `only_size` does not read it, so that a change that keeps its size goes unseen.
+    """
+    if not file.is_file():
+        return f"{file} is missing"
+    size, _, expected = known.partition(" ")
+    is_whole = file.stat().st_size == int(size) and (only_size or checksum(file) == expected)
+    return "" if is_whole else f"{file} is damaged"
 
 
 def write_tensors(
@@ -122,9 +160,9 @@ def write_tensors(
     """Write named tensors and strings as one safetensors file, with a checksum of the tensors inside."""
     from safetensors.torch import save_file
 
-    held = {name: each.detach().cpu().clone().contiguous() for name, each in tensors.items()}
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside, rust_errors(path):
-        save_file(held, beside, {**(metadata or {}), CHECKSUM: _tensor_checksum(held)})
+        save_file(copies, beside, {**(metadata or {}), CHECKSUM: _tensor_checksum(copies)})
 
 
 def write_parts(path: Path, tensors: Mapping[str, Parts]) -> None:
@@ -173,9 +211,9 @@ def read_with_metadata(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]
 
 def _tensor_checksum(tensors: Mapping[str, "Tensor"]) -> str:
     hasher = xxh3_128()
-    for name, each in sorted(tensors.items()):
-        hasher.update(f"{name} {each.dtype} {[*each.shape]}".encode())
-        hasher.update(_bytes(each))
+    for name, tensor in sorted(tensors.items()):
+        hasher.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+        hasher.update(_bytes(tensor))
     return hasher.hexdigest()
 
 

@@ -9,7 +9,7 @@ from ctxkv_lib.runs.build import unallocated_model
 from ctxkv_lib.runs.config import ExperimentConfig
 from ctxkv_lib.runs.folder import STAGES, claimed
 from ctxkv_lib.runs.presets import build_config
-from ctxkv_lib.runs.results import Run, context_window, dense_fp32_mib
+from ctxkv_lib.runs.summary import Run, context_window, dense_fp32_mib
 
 # (train PPL, val PPL, val accuracy) by epoch; near the published runs, equal to none of their numbers
 EPOCHS = {

@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 
 from .tokens import TokenStream
 
-VERSION = 4  # raise it when the numbers change: it is part of a table's key
 SEED = 0  # not the run's: runs with other seeds share one table
 AROUND, AROUND_DIMS = 4, 200  # data.neighbours=around: tokens to each side
 SIDES, SIDE_DIMS = (1, 2), 100  # data.neighbours=sides: tokens to a side; numbers for each, on each side

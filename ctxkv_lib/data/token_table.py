@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
-from ..files import digest
+from ..files import digest, source_digest
 from ..progress import stage
 from .config import DataConfig
-from .conversations import load_conversations
-from .cooccurrence import SEED, VERSION, build_table, count_tokens
+from .conversations import Conversations
+from .cooccurrence import build_table, count_tokens
 from .hub import GPT2, download
 from .tokens import GPT2_VOCAB_SIZE, cached_tensors, load_tokenizer, tokenizer_digest, train_stream
 
@@ -24,42 +24,49 @@ LONG_ROW = 0.99  # quantile of the embedding norms that `data.row_length` sets
 
 @dataclass(frozen=True)
 class TokenTable:
-    """One vector, or one number, a token, on the CPU."""
+    """One vector a token, on the CPU."""
 
-    weight: torch.Tensor  # float32 [vocab_size, hidden_size], or counts, int64 [vocab_size]
-    fingerprint: str  # changes with every input of the table
+    weight: torch.Tensor  # float32 [vocab_size, hidden_size]
+    fingerprint: str  # changes with every input of the table, and with the code that makes it
 
 
-def load_table(data: DataConfig, hidden_size: int, seed: int) -> TokenTable:
-    """Read or make the table that `data.table` names; `seed` is for table=random only.
+def load_table(
+    data: DataConfig, hidden_size: int, seed: int, corpus: Conversations | None = None
+) -> TokenTable:
+    """Read or make the table that `data.table` names.
 
-    Raises a UserError if its source cannot be read, or it has another width than `hidden_size`.
+    Args:
+        seed: for table=random.
+        corpus: split corpus, for table=cooccurrence.
+
+    Raises:
+        UserError: its source cannot be read, or it has another width than `hidden_size`.
     """
     if data.table == "gpt2":
         table = _gpt2_table(hidden_size)
     elif data.table == "cooccurrence":
-        table = _cooccurrence_table(data, hidden_size)
+        assert corpus is not None
+        table = _cooccurrence_table(data, corpus, hidden_size)
     else:
         shape = (GPT2_VOCAB_SIZE, hidden_size)
         weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / hidden_size**0.5
         table = TokenTable(weight, digest(["random", shape, seed]))
+    fingerprint = digest([table.fingerprint, source_digest("data.token_table"), data.row_length])
     if not data.row_length:
-        return table
+        return TokenTable(table.weight, fingerprint)
     lengths = table.weight.norm(dim=1)
     factor = data.row_length / lengths.kthvalue(round(LONG_ROW * len(lengths))).values
-    return TokenTable(table.weight * factor, digest([table.fingerprint, data.row_length]))
+    return TokenTable(table.weight * factor, fingerprint)
 
 
-def corpus_counts(data: DataConfig) -> TokenTable | None:
-    """Count each token in split corpus, int64 `[vocab_size]`; None if no setting needs it."""
-    if not data.reads_corpus:
-        return None
-    return TokenTable(count_tokens(corpus_ids(data), GPT2_VOCAB_SIZE), _corpus_key(data))
-
-
-def corpus_ids(data: DataConfig) -> torch.Tensor:
+def corpus_ids(data: DataConfig, corpus: Conversations) -> torch.Tensor:
     """Return the token ids of split corpus, uint16 `[num_tokens]`."""
-    return train_stream(load_conversations(data, "corpus"), load_tokenizer(data.tokenizer)).ids
+    return train_stream(corpus, load_tokenizer(data.tokenizer)).ids
+
+
+def corpus_counts(data: DataConfig, corpus: Conversations) -> torch.Tensor:
+    """Count each token in split corpus: int64 `[vocab_size]`."""
+    return count_tokens(corpus_ids(data, corpus), GPT2_VOCAB_SIZE)
 
 
 def check_width(table: str, hidden_size: int) -> None:
@@ -71,20 +78,17 @@ def check_width(table: str, hidden_size: int) -> None:
         )
 
 
-def _corpus_key(data: DataConfig) -> str:
-    tokenizer = tokenizer_digest(load_tokenizer(data.tokenizer))
-    return digest([load_conversations(data, "corpus").fingerprint, tokenizer, GPT2_VOCAB_SIZE])
-
-
-def _cooccurrence_table(data: DataConfig, hidden_size: int) -> TokenTable:
+def _cooccurrence_table(data: DataConfig, corpus: Conversations, hidden_size: int) -> TokenTable:
     """Make a table from split `corpus` only, shared by all runs on that corpus."""
 
     def make() -> dict[str, torch.Tensor]:
-        stream = train_stream(load_conversations(data, "corpus"), load_tokenizer(data.tokenizer))
+        stream = train_stream(corpus, tokenizer)
         with stage("Making the token table"):
             return {"weight": build_table(stream, GPT2_VOCAB_SIZE, hidden_size, data.neighbours)}
 
-    key = digest([_corpus_key(data), hidden_size, data.neighbours, SEED, VERSION])
+    tokenizer = load_tokenizer(data.tokenizer)
+    code, text = source_digest("data.cooccurrence"), [corpus.fingerprint, tokenizer_digest(tokenizer)]
+    key = digest([code, text, hidden_size, data.neighbours])
     return TokenTable(cached_tensors("cooccurrence", key, make)["weight"], key)
 
 

@@ -17,7 +17,7 @@ from ..data.token_table import corpus_counts, corpus_ids
 from ..data.tokens import validation_stream
 from ..method.config import GPT2_VOCAB_SIZE
 from ..progress import say
-from ..runs.opened import Trained
+from ..runs.opened import OpenRun
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -27,36 +27,37 @@ ORDERS = (2, 3, 4, 5)
 CACHE_STEPS = 50  # of expectation maximisation, which finds the weight of the cache
 
 
-def of_run(trained: Trained) -> dict[str, Any]:
+def of_run(opened: OpenRun) -> dict[str, Any]:
     """Compute `ngrams` of the summary: counted on the training tokens, and on the token table's text, too.
 
     Returns:
         `kneser_ney` and `kneser_ney_cache` as of `ngram_baselines`; `kneser_ney_table_cache` counts the text
         that a co-occurrence table is made from as well. None of them where that is too much to count.
     """
-    config, starts = trained.run.config, {}
-    streams = {split: cache.ids for split, cache in trained.caches.items()}
-    if "test" in trained.run.summary:
-        test = validation_stream(load_conversations(config.data, "test"), trained.tokenizer)
+    data, starts = opened.run.config.data, {}
+    streams = {split: cache.ids for split, cache in opened.caches.items()}
+    if "test" in opened.run.summary:
+        test = validation_stream(load_conversations(data, "test"), opened.tokenizer)
         streams["test"], starts["test"] = test.ids, test.starts.numpy()
     ids = {name: stream.numpy().astype(np.int64) for name, stream in streams.items()}
     train, size = ids.pop("train"), GPT2_VOCAB_SIZE
     floors = {"uniform": np.full(size, 1 / size)}
-    if (counts := corpus_counts(config.data)) is not None:
-        floors["table text"] = unigram_floor(counts.weight.numpy())
     texts = {"": train}
-    if config.data.table == "cooccurrence":
-        apart = train if config.data.corpus == "own" else train[:0]  # else the text has that in it
-        texts["_table"] = np.concatenate([corpus_ids(config.data).numpy(), apart])
-    found: dict[str, Any] = {}
+    if data.reads_corpus:
+        corpus = load_conversations(data, "corpus")
+        floors["table text"] = unigram_floor(corpus_counts(data, corpus).numpy())
+        if data.table == "cooccurrence":
+            apart = train if data.corpus == "own" else train[:0]  # else the text has that in it
+            texts["_table"] = np.concatenate([corpus_ids(data, corpus).numpy(), apart])
+    results: dict[str, Any] = {}
     for name, counted in texts.items():
         if len(counted) > MOST_COUNTED:
             say(f"No n-grams of {len(counted):,} tokens, which are more than {MOST_COUNTED:,}.")
             continue
-        rows = ngram_baselines(counted, ids, floors, config.model.context_window, starts)
-        found |= {kind.replace("_ney", f"_ney{name}"): row for kind, row in rows.items()}
-    found.pop("kneser_ney_table", None)  # only the strongest
-    return found
+        rows = ngram_baselines(counted, ids, floors, opened.run.config.model.context_window, starts)
+        results |= {kind.replace("_ney", f"_ney{name}"): row for kind, row in rows.items()}
+    results.pop("kneser_ney_table", None)  # only the strongest
+    return results
 
 
 def ngram_baselines(

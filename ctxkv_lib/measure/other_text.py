@@ -15,9 +15,10 @@ from ..data.conversations import read_conversations
 from ..errors import told_in_a_sentence
 from ..method.modeling import CACHE_NAME, ContextKVForCausalLM
 from ..method.scoring import perplexity
+from ..runs.device import torch_state
 from ..runs.export import for_transformers
 from ..runs.opened import open_run
-from ..runs.results import Run
+from ..runs.summary import Run
 
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
 READ_AT_ONCE = 1024  # tokens, which bounds the memory of their logits
@@ -33,7 +34,7 @@ def evaluate(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) 
     """
     encoded = [ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] if ids]
     scored = [_scores(model, torch.tensor([tokenizer.eos_token_id, *ids])) for ids in encoded]
-    losses, correct = (torch.cat(each) for each in zip(*scored, strict=True))
+    losses, correct = (torch.cat(scores) for scores in zip(*scored, strict=True))
     places = torch.cat([torch.arange(len(ids)) for ids in encoded])
     nats, slots = losses.double().sum().item(), len(model.model.window)
     word_ppl = perplexity(nats / sum(len(re.split(r"\s+", text)) for text in texts))
@@ -98,7 +99,8 @@ def evaluate_texts(run: Run | Path | str, data: Path | str, split: str | None = 
         UserError: the conversations cannot be read, or there is no finished run.
     """
     conversations = read_conversations(data, split)
-    trained = open_run(run, "auto")
-    model, tokenizer = for_transformers(trained.model, trained.run.config, trained.tokenizer)
-    made_from = {"file": Path(data).name, "fingerprint": conversations.fingerprint}
-    return made_from | evaluate(model, tokenizer, conversations.texts)
+    opened = open_run(run, "auto")
+    model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)
+    source = {"file": Path(data).name, "fingerprint": conversations.fingerprint}
+    with torch_state():
+        return source | evaluate(model, tokenizer, conversations.texts)

@@ -20,7 +20,7 @@ from ..method.caches import StreamCache
 from ..method.contexts import distinct_rows, exact_contexts
 from ..method.model import CONTEXT_WEIGHT_STD, ContextBlock, ContextKV
 from ..method.scoring import perplexity
-from ..runs.opened import Trained
+from ..runs.opened import OpenRun
 
 ROWS = {"train": 10_000, "val": 5_000}  # tokens of each stream that are decoded, from its start
 UNTRAINED_STDS = (CONTEXT_WEIGHT_STD, 0.01)  # of the weights of the untrained blocks
@@ -38,9 +38,9 @@ class Stream(NamedTuple):
     tokens: Tensor  # int64 `[n]`, rows of a table of embeddings
 
 
-def of_run(trained: Trained) -> dict[str, Any]:
+def of_run(opened: OpenRun) -> dict[str, Any]:
     """Compute `probe` of the summary on a run's caches: `encoded`, and of `other_contexts`."""
-    return encoded(trained.model, trained.caches) | other_contexts(trained.model, trained.caches["val"])
+    return encoded(opened.model, opened.caches) | other_contexts(opened.model, opened.caches["val"])
 
 
 @torch.no_grad()

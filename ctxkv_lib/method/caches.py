@@ -1,9 +1,9 @@
-"""The caches of Phase 2, contexts and embeddings of a stream, and the batches that are gathered from them."""
+"""The caches of Phase 2, contexts and tokens of a stream, and the batches that are gathered from them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,7 +12,11 @@ from .copying import mix
 from .model import ContextKV
 from .windows import Window
 
-POOL_BLOCKS = 8  # blocks of consecutive positions that a pool is made of
+# Of cached contexts and of the matrix products of training, by precision.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Positions that are shuffled together, so that 4 GiB of contexts are read at random, whatever the stream's
+# length; and the blocks of consecutive positions that such a pool is made of.
+POOL, POOL_BLOCKS = 2**22, 8
 MIXED_ROWS = 256  # positions at a time with all their logits
 
 Shard = Callable[[int], slice]  # which of a batch's rows a process takes; see `Loop.shard`
@@ -23,12 +27,12 @@ class _Tensors:
     """A dataclass of tensors, some of which may be None."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor it holds, by name."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: tensor for name, tensor in named.items() if isinstance(tensor, Tensor)}
+        """Return every tensor in it, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in values.items() if isinstance(tensor, Tensor)}
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return a copy with each of its tensors changed."""
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return a copy with `change` of each tensor."""
         return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
 
@@ -63,13 +67,13 @@ class Batch(_Tensors):
         """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`."""
         if self.shares is None:
             return model.losses(self.attend(model)[0], self.tokens, self.targets)
-        own, correct = [], []
+        target_logits, correct = [], []
         for start in range(0, len(self), MIXED_ROWS):
-            part = self.each(itemgetter(slice(start, start + MIXED_ROWS)))
-            logits = part.logits(model)
-            own.append(logits.gather(1, part.targets[:, None])[:, 0])
-            correct.append(own[-1] == logits.amax(dim=1))
-        return -torch.cat(own), torch.cat(correct)
+            rows = self.map(itemgetter(slice(start, start + MIXED_ROWS)))
+            logits = rows.logits(model)
+            target_logits.append(logits.gather(1, rows.targets[:, None])[:, 0])
+            correct.append(target_logits[-1] == logits.amax(dim=1))
+        return -torch.cat(target_logits), torch.cat(correct)
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device; a GPU copies it from pinned memory, and nothing waits for that."""
@@ -78,7 +82,7 @@ class Batch(_Tensors):
             pins = device.type == "cuda" and tensor.device.type == "cpu"
             return (tensor.pin_memory() if pins else tensor).to(device, non_blocking=pins)
 
-        return self.each(move)
+        return self.map(move)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -87,17 +91,11 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 @dataclass(frozen=True)
-class StreamCache(_Tensors):
-    """What Phase 2 reads of one stream of n + 1 tokens: n inputs, each with its target.
-
-    `contexts` are float32 or bfloat16, as are the matrix products of training, and padded (see `windows`).
-    `embeddings` are the published layout; with None the model's own table gives the same rows.
-    """
+class TokenCache(_Tensors):
+    """A cached stream of n + 1 tokens: n inputs, each with its target."""
 
     ids: Tensor  # int32 `[n + 1]`, the tokens; position i reads token i and predicts token i + 1
-    contexts: Tensor  # `[n + 1, context_dim]`
-    embeddings: Tensor | None = None  # normed, float32 `[n, hidden_size]`
-    pool: int | None = None  # positions visited in one order, as many as memory holds; None: all
+    chunk: int = field(default=1, kw_only=True)  # consecutive positions that an epoch visits together
 
     def __len__(self) -> int:
         return len(self.ids) - 1
@@ -106,39 +104,58 @@ class StreamCache(_Tensors):
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
+    def batch(self, positions: Tensor, model: Any) -> Any:
+        """Gather what `model` reads at `positions`, int64 `[n]`, on the cache's device."""
+        raise NotImplementedError("A model that reads tokens alone has a cache of its own.")
+
+    def batches(self, order: Tensor, size: int, model: Any, shard: Shard | None = None) -> Iterator[Any]:
+        """Gather the positions of `order`, int64 `[n]`, in batches on the model's device."""
+        for positions in order.to(self.ids.device).split(size) if len(order) else ():
+            own_positions = positions if shard is None else positions[shard(len(positions))]
+            yield self.batch(own_positions, model).to(model.device)
+
+    def epoch_order(self, seed: int, epoch: int) -> Tensor:
+        """Draw the order in which an epoch visits the positions, int64 `[n]` on the CPU, from both numbers.
+
+        It is a permutation of all positions; in a stream of more than `POOL`, of blocks, and of the positions
+        in each pool of blocks. With chunks, a permutation of these, cut differently in each epoch.
+        """
+        generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+        positions = torch.arange(len(self))
+        if self.chunk > 1:
+            shift = int(torch.randint(self.chunk, (), generator=generator))
+            chunks = [positions[:shift], *positions[shift:].split(self.chunk)]
+            return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
+        if len(self) <= POOL:
+            return torch.randperm(len(self), generator=generator)
+        blocks = positions.split(max(1, POOL // POOL_BLOCKS))
+        pools = torch.randperm(len(blocks), generator=generator).split(POOL_BLOCKS)
+        pooled = [torch.cat([blocks[number] for number in pool.tolist()]) for pool in pools]
+        return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pooled])
+
+
+@dataclass(frozen=True)
+class StreamCache(TokenCache):
+    """A cached stream with its contexts, padded (see `windows`): what Phase 2 reads.
+
+    `embeddings` are the published layout; with None the model's own table gives the same rows.
+    """
+
+    contexts: Tensor  # float32 or bfloat16 `[n + 1, context_dim]`
+    embeddings: Tensor | None = None  # normed, float32 `[n, hidden_size]`
+
     def gather(self, positions: Tensor, window: Window) -> Batch:
-        """Gather what is read at `positions`, int64 `[n]` on any device."""
+        """Gather what is read at `positions`, int64 `[n]` on any device, without what is copied."""
         rows = window.rows(positions)
         dense = None if self.embeddings is None else _rows(self.embeddings, positions)
         tokens, targets = (_rows(self.ids, places) for places in (positions, positions + 1))
         return Batch(tokens, dense, _rows(self.contexts, rows), rows > 0, targets.long())
 
-    def batches(
-        self, order: Tensor, size: int, model: ContextKV, shard: Shard | None = None
-    ) -> Iterator[Batch]:
-        """Gather the positions of `order`, int64 `[n]`, in batches on the model's device.
-
-        Where `model` is in evaluation mode and copies, they hold what it copies.
-        """
-        for part in order.to(self.contexts.device).split(size) if len(order) else ():
-            rows = part if shard is None else part[shard(len(part))]
-            batch = self.gather(rows, model.window)
-            if model.copying and not model.training and len(rows):
-                batch = self._with_copies(batch, rows, model)
-            yield batch.to(model.device)
-
-    def epoch_order(self, seed: int, number: int) -> Tensor:
-        """Draw the order in which an epoch visits the positions, int64 `[n]` on the CPU, from both numbers.
-
-        It is a permutation of all; or of blocks, and of the positions in each `pool` of blocks.
-        """
-        generator = torch.Generator().manual_seed(epoch_seed(seed, number))
-        if self.pool is None or self.pool >= len(self):
-            return torch.randperm(len(self), generator=generator)
-        blocks = torch.arange(len(self)).split(max(1, self.pool // POOL_BLOCKS))
-        places = torch.randperm(len(blocks), generator=generator).split(POOL_BLOCKS)
-        pools = [torch.cat([blocks[place] for place in some]) for some in places]
-        return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pools])
+    def batch(self, positions: Tensor, model: ContextKV) -> Batch:
+        """Gather what `model` reads at `positions`; outside of training also what it copies."""
+        batch = self.gather(positions, model.window)
+        copies = model.copying and not model.training and len(positions)
+        return self._with_copies(batch, positions, model) if copies else batch
 
     def attend(self, model: ContextKV, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute `model.attend` at `positions`: hidden states and attention weights."""
@@ -146,18 +163,18 @@ class StreamCache(_Tensors):
 
     def _with_copies(self, batch: Batch, positions: Tensor, model: ContextKV) -> Batch:
         """Add what the model copies at each position; runs of consecutive ones are compared together."""
-        copying, reach, found = model.copying, model.window.offsets[-1], []
+        copying, reach = model.copying, model.window.offsets[-1]
         assert copying is not None
+        copied, shares = [], []
         for run in positions.tensor_split((positions.diff() != 1).nonzero()[:, 0].cpu() + 1):
             start, stop = max(0, int(run[0]) - reach), int(run[-1]) + 1
             rows, first = run[None] - start, run.new_zeros(1)
-            shares = copying.shares(self.contexts[None, start + 1 : stop + 1], rows, first, reach)[0]
+            shares.append(copying.shares(self.contexts[None, start + 1 : stop + 1], rows, first, reach)[0])
             followed = run[:, None] - torch.arange(reach, device=run.device)
-            found.append((_rows(self.ids, followed.clamp(min=0)), shares))
-        copied, all_shares = zip(*found, strict=True)
-        return replace(batch, copied=torch.cat(copied), shares=torch.cat(all_shares))
+            copied.append(_rows(self.ids, followed.clamp(min=0)))
+        return replace(batch, copied=torch.cat(copied), shares=torch.cat(shares))
 
 
-def _rows(held: Tensor, rows: Tensor) -> Tensor:
-    """Gather rows of a tensor, wherever it is held."""
-    return held[rows.to(held.device)]
+def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Gather rows of a tensor on any device."""
+    return tensor[rows.to(tensor.device)]

@@ -4,8 +4,9 @@ Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whos
 `projected_inputs` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the
 context before the first token, row i + 1 the context after token i.
 
-These are for caches and the test (`runs.stages`). `oacd.train_iteration` computes contexts in training,
-`modeling.ContextKVForCausalLM` in generation and evaluation; `reference` has all in plain lines, unpadded.
+These are for caches and the test (`runs.stages`), the untrained blocks of `measure.probe`, and notebook 0.
+`oacd.train_iteration` computes contexts in training, `modeling.ContextKVForCausalLM` in generation and on
+other text; `reference` has all in plain lines, unpadded.
 """
 
 from collections.abc import Callable
@@ -76,11 +77,11 @@ def draw_contexts(count: int, width: int, std: float, generator: torch.Generator
 @torch.no_grad()
 def parallel_pass(block: Block, projected_inputs: Tensor, tokens: Tensor, contexts: Tensor) -> Tensor:
     """Overwrite every context by one step from the context that was before it, all at once; return them."""
-    last = contexts[:1].clone()
-    for held, rows in zip(contexts[1:].split(PASS_ROWS), tokens.split(PASS_ROWS), strict=True):
-        previous = torch.cat([last, held[:-1]])
-        last = held[-1:].clone()
-        held.copy_(block(previous, projected_inputs[rows]))
+    before = contexts[:1].clone()  # of the part that is next, as it was
+    for part, rows in zip(contexts[1:].split(PASS_ROWS), tokens.split(PASS_ROWS), strict=True):
+        previous = torch.cat([before, part[:-1]])
+        before = part[-1:].clone()
+        part.copy_(block(previous, projected_inputs[rows]))
     return contexts
 
 
@@ -90,10 +91,12 @@ def exact_contexts(
 ) -> Tensor:
     """Compute the padded contexts of the recurrence, as reading token by token gives them.
 
-    The stream is cut into segments, which are computed in lock-step, at first all from zeros. A segment whose
-    predecessor ended elsewhere is computed again from there, until none is left. After k rounds the first k
-    segments are right, so the rounds end; a block that forgets within a segment takes two. After `ROUNDS`
-    rounds one segment is computed at a time. The result has the dtype and device of `projected_inputs`.
+    The stream is cut into segments, which are computed in lock-step: in the first round each from zeros, in
+    the others each whose predecessor has ended elsewhere than it began, from there. The invariant: after
+    round k the first k segments are final, since the first begins right, and each other one after its
+    predecessor is. So the rounds end; a block that forgets within a segment takes two. After `ROUNDS` rounds
+    only the first segment that is not final is computed, which reads the rest token by token. The result has
+    the dtype and device of `projected_inputs`.
 
     Args:
         tokens: int64 `[n]`; a long stream can be read part by part, each from the last context of the one
@@ -109,17 +112,17 @@ def exact_contexts(
     starts[:1] = first
     contexts = first.new_empty(1 + rows.numel(), len(first))
     contexts[0] = first
-    made = contexts[1:].view(*rows.shape, len(first))
-    wrong, rounds = torch.arange(len(rows), device=rows.device), 0
-    while len(wrong):
-        state = starts[wrong]
-        for step, read in enumerate(rows[wrong].T):
-            state = block(state, projected_inputs[read])
-            made[wrong, step] = state
-        ends = made[:-1, -1]
+    segments = contexts[1:].view(*rows.shape, len(first))  # (segments, length, context_dim)
+    unfinished, rounds = torch.arange(len(rows), device=rows.device), 0
+    while len(unfinished):
+        state = starts[unfinished]
+        for step, column in enumerate(rows[unfinished].T):
+            state = block(state, projected_inputs[column])
+            segments[unfinished, step] = state
+        ends = segments[:-1, -1]
         agrees = torch.isclose(ends, starts[1:], rtol=0, atol=AGREEMENT * tolerance, equal_nan=True)
-        wrong, rounds = 1 + (~agrees.all(dim=1)).nonzero()[:, 0], rounds + 1
+        unfinished, rounds = 1 + (~agrees.all(dim=1)).nonzero()[:, 0], rounds + 1
         if rounds >= ROUNDS:
-            wrong = wrong[:1]
-        starts[wrong] = ends[wrong - 1]
+            unfinished = unfinished[:1]
+        starts[unfinished] = ends[unfinished - 1]
     return contexts[: len(tokens) + 1]

@@ -4,6 +4,7 @@ Plug-ins may take the place of ContextBlock and of attention with feed-forward (
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -157,9 +158,12 @@ class ContextKV(nn.Module):
     The output head *is* the table (`hidden @ wte.weight.T`). Table and embedding norm are never trained.
 
     Attributes:
+        has_contexts: whether Phase 1 trains a ContextBlock, whose contexts are cached.
         log_unigram: a bias of the logits, float32 `[vocab_size]`, never trained; None without.
         window: which contexts a position sees.
     """
+
+    has_contexts = True
 
     def __init__(
         self,
@@ -210,6 +214,23 @@ class ContextKV(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
+    @property
+    def slot_offsets(self) -> list[int] | None:
+        """How many tokens back each slot lies, for reports; None without contexts."""
+        return self.window.offsets
+
+    def cached_stream(self, cache: Any, training: bool) -> Any:
+        """Return a `caches.TokenCache` as this model reads it: chunked in training, if attention says so."""
+        return replace(cache, chunk=getattr(self.attention, "chunk", 1)) if training else cache
+
+    def init_attention(self, ids: Tensor, config: Phase1Config) -> None:
+        """Let attention initialise its weights before Phase 2, here from the trained ContextBlock.
+
+        `ids`, integers `[n]`, are the tokens that Phase 1 trains on.
+        """
+        init: Callable[..., None] = getattr(self.attention, "init_from_block", lambda _: None)
+        init(self.context_block)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Look up normed token embeddings of ids of any shape: `[..., hidden_size]`."""
         return self.embedding_norm(self.wte(input_ids))
@@ -228,8 +249,8 @@ class ContextKV(nn.Module):
         if self.feed_forward is None:
             if not torch.is_autocast_enabled():  # which would cast it where it is used
                 window = window.to(embeddings.dtype)
-            found = self.attention(embeddings, window, present)
-            return found if isinstance(found, tuple) else (found, None)
+            output = self.attention(embeddings, window, present)
+            return output if isinstance(output, tuple) else (output, None)
         mask = present if self.config.kv_method == "variable" else None
         hidden, weights = self.attention(embeddings, window, mask)
         return hidden + self.feed_forward(hidden), weights

@@ -118,8 +118,9 @@ def train_iteration(
 ) -> tuple[float, float]:
     """Do one pass over the stream and one optimiser step; arguments as of `train_context_block`.
 
-    `contexts`, padded, are the previous iteration's, and overwritten with this one's. Returns the mean loss
-    of the batches, and the share of positions that have converged.
+    `contexts`, padded, are the previous iteration's, and overwritten with this one's batch by batch: the
+    first input of a batch, the last of the batch before, is copied (`before`) before that is overwritten.
+    Returns the mean loss of the batches, and the share of positions that have converged.
     """
     optimizer.zero_grad()
     projected = project_inputs(block, embeddings)  # of each distinct token, once
@@ -127,18 +128,18 @@ def train_iteration(
     batches = tokens.split(config.batch_size)
     total_loss, converged = torch.zeros(2, device=tokens.device)
     before = contexts[:1].clone()  # the previous iteration's, of the position before the batch
-    for batch, held in zip(batches, contexts[1:].split(config.batch_size), strict=True):
-        previous = torch.empty_like(held).normal_(std=config.noise_std, generator=generator)
+    for batch, old in zip(batches, contexts[1:].split(config.batch_size), strict=True):  # views of contexts
+        previous = torch.empty_like(old).normal_(std=config.noise_std, generator=generator)
         previous[:1].add_(before)
-        previous[1:].add_(held[:-1])
-        before = held[-1:].clone()
-        made = block(previous, F.embedding(batch, inputs))
-        batch_loss = loss(made) / len(batches)
+        previous[1:].add_(old[:-1])
+        before = old[-1:].clone()
+        new = block(previous, F.embedding(batch, inputs))
+        batch_loss = loss(new) / len(batches)
         batch_loss.backward()
-        moved = F.mse_loss(made.detach(), held, reduction="none").mean(dim=1)
-        converged += (moved < config.convergence_threshold).sum()
+        change = F.mse_loss(new.detach(), old, reduction="none").mean(dim=1)
+        converged += (change < config.convergence_threshold).sum()
         total_loss += batch_loss.detach()
-        held.copy_(made.detach())
+        old.copy_(new.detach())
     if inputs.grad is not None:
         projected.backward(inputs.grad)
     torch.nn.utils.clip_grad_norm_(block.parameters(), config.clip_norm)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .caches import Batch, StreamCache, epoch_seed
+from .caches import DTYPES, Batch, TokenCache, epoch_seed
 from .config import Phase2Config
 from .loop import Diverged, Loop, Metric
 from .memory import snapshot
@@ -43,10 +44,11 @@ class Phase2Result:
 
 def train_attention(
     model: ContextKV,
-    train: StreamCache,
-    validation: StreamCache,
+    train: TokenCache,
+    validation: TokenCache,
     config: Phase2Config,
     seed: int,
+    precision: str = "fp32",
     loop: Loop | None = None,
 ) -> Phase2Result:
     """Train `model` in place and leave it with the best epoch's weights.
@@ -55,8 +57,9 @@ def train_attention(
     the same numbers as one that never stopped. Raises Diverged where the loss is not finite.
 
     Args:
-        train: its dtype, float32 or bfloat16, is that of the matrix products of training (see
-            `batch_gradients`); sums, optimiser and validation are float32.
+        train: a stream as `model.cached_stream` returns it; so is `validation`.
+        precision: of the matrix products of training, fp32 or bf16 (see `batch_gradients`); sums, optimiser
+            and validation are float32.
     """
     loop = loop or Loop()
     model.set_phase(2)
@@ -68,16 +71,16 @@ def train_attention(
     no_improve = metrics[-1]["no_improve"] if metrics else 0
     while len(metrics) < config.max_epochs and no_improve < config.patience:
         epoch, began = len(metrics) + 1, time.perf_counter()
-        train_loss = train_epoch(model, train, state.stepper, config, seed, epoch, loop)
+        train_loss = train_epoch(model, train, state.stepper, config, seed, epoch, precision, loop)
         with state.stepper.averaged():
             val_loss, val_acc = evaluate(model, validation, loop)
-            kept = {name: weight.detach().clone() for name, weight in weights.items()}
+            validated = {name: weight.detach().clone() for name, weight in weights.items()}
         train_ppl, val_ppl = perplexity(train_loss), perplexity(val_loss)
         if not (math.isfinite(train_ppl) and math.isfinite(val_ppl)):
             raise _diverged(epoch, f"train loss {train_loss}, validation loss {val_loss}", config)
         improved = val_ppl < best_ppl
         if improved:
-            best_ppl, state.best = val_ppl, kept
+            best_ppl, state.best = val_ppl, validated
         no_improve = 0 if improved else no_improve + 1
         metric = {"stage": "phase2", "epoch": epoch, "train_ppl": train_ppl, "val_ppl": val_ppl}
         metric |= {"val_acc": val_acc, "improved": improved, "no_improve": no_improve}
@@ -92,39 +95,47 @@ def train_attention(
 
 def train_epoch(
     model: ContextKV,
-    train: StreamCache,
+    train: TokenCache,
     stepper: Stepper,
     config: Phase2Config,
     seed: int,
     epoch: int,
+    precision: str,
     loop: Loop,
 ) -> float:
     """Train on every position once; returns the mean loss in nats. Arguments as of `train_attention`."""
     model.train()
     torch.manual_seed(epoch_seed(seed, epoch))  # dropout
     size, steps = config.batch_size, -(-len(train) // config.batch_size)
-    table = model.wte.weight.detach().to(train.contexts.dtype)
-    precise = torch.float32 if model.device.type == "mps" else torch.float64  # of a sum of millions of steps
-    total = torch.zeros((), dtype=precise, device=model.device)
+    table = model.wte.weight.detach().to(DTYPES[precision])
+    sum_dtype = torch.float32 if model.device.type == "mps" else torch.float64  # of millions of steps
+    total = torch.zeros((), dtype=sum_dtype, device=model.device)
     batches = train.batches(train.epoch_order(seed, epoch), size, model, loop.shard)
     for step, batch in enumerate(loop.track(batches, f"Epoch {epoch} of {config.max_epochs}", steps)):
         stepper.schedule((epoch - 1) * steps + step)
-        total += train_step(model, table, stepper, loop, batch, min(size, len(train) - step * size))
+        count = min(size, len(train) - step * size)
+        total += train_step(model, table, stepper, loop, batch, count, precision)
         if (step + 1) % CHECKED_STEPS == 0 and not total.isfinite():
             raise _diverged(epoch, f"by step {step + 1} of {steps} the loss is {total.item()}", config)
     return total.item() / len(train)
 
 
 def train_step(
-    model: ContextKV, table: Tensor, stepper: Stepper, loop: Loop, batch: Batch, count: int
+    model: ContextKV,
+    table: Tensor,
+    stepper: Stepper,
+    loop: Loop,
+    batch: Batch,
+    count: int,
+    precision: str = "fp32",
 ) -> Tensor:
     """Take one step; returns the summed loss of all `count` positions of the batch, on the device.
 
-    `table` is the token table in the dtype of the matrix products; `batch`, what this process computes.
+    `table` is the token table in the dtype of `precision`; `batch`, this process's shard.
     """
     stepper.optimizer.zero_grad()
-    with RowsOfDropout(count, loop.shard(count)):
-        loss = batch_gradients(model, table, count, batch)
+    with ShardedDropout(count, loop.shard(count)):
+        loss = batch_gradients(model, table, count, batch, precision)
     for weight in stepper.weights.values():  # without a gradient if the batch is empty
         weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
     loop.all_reduce([loss, *(weight.grad for weight in stepper.weights.values() if weight.grad is not None)])
@@ -132,38 +143,47 @@ def train_step(
     return loss
 
 
-def batch_gradients(model: ContextKV, table: Tensor, count: int, batch: Batch) -> Tensor:
+def batch_gradients(
+    model: ContextKV, table: Tensor, count: int, batch: Batch, precision: str = "fp32"
+) -> Tensor:
     """Add the gradients of a batch's summed loss, divided by `count`; return the sum, on the device.
 
-    A bf16 table makes the products of the output head bf16, four fifths of all, and on a GPU the layer's as
-    well. On a CPU these would save another eighth of the time, but double the gradient's error.
+    With bf16 the products of the output head are bf16, four fifths of all, and on a GPU the layer's as well.
+    On a CPU these would save another eighth of the time, but double the gradient's error.
     """
-    in_bf16 = table.is_cuda and table.dtype == torch.bfloat16
-    with torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False):
+    with layer_products(precision, model.device):
         hidden, _ = batch.attend(model)
     losses, _ = model.losses(hidden, batch.tokens, batch.targets, table)
     (losses.sum() / count).backward()
     return losses.detach().sum()
 
 
-class RowsOfDropout(TorchFunctionMode):
-    """Inside, `nn.Dropout` of a row a position draws for a whole batch, and takes the rows of a shard.
+def layer_products(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the autocast in which attention and feed-forward compute in training."""
+    in_bf16 = precision == "bf16" and device.type == "cuda"
+    return torch.autocast("cuda", torch.bfloat16, in_bf16, cache_enabled=False)
 
-    So several processes, with the same random state, train as one does.
+
+class ShardedDropout(TorchFunctionMode):
+    """Makes `nn.Dropout` in each process drop what it would drop in a single one.
+
+    Each process computes `shard` of the `batch_size` rows of a batch. Dropout of a tensor with a row for each
+    of these draws the mask of the whole batch, with the random state that all processes share, and applies
+    the shard's rows of it.
     """
 
-    def __init__(self, count: int, rows: slice) -> None:
+    def __init__(self, batch_size: int, shard: slice) -> None:
         super().__init__()
-        self.count, self.rows = count, rows
+        self.batch_size, self.shard = batch_size, shard
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        kwargs, taken = kwargs or {}, self.rows.stop - self.rows.start
-        if function is not F.dropout or taken == self.count or len(args[0]) != taken:
+        kwargs, rows = kwargs or {}, self.shard.stop - self.shard.start
+        if function is not F.dropout or rows == self.batch_size or len(args[0]) != rows:
             return function(*args, **kwargs)
-        whole = F.dropout(args[0].new_ones(self.count, *args[0].shape[1:]), **kwargs)
-        return args[0] * whole[self.rows]
+        mask = F.dropout(args[0].new_ones(self.batch_size, *args[0].shape[1:]), **kwargs)
+        return args[0] * mask[self.shard]
 
 
 def _diverged(epoch: int, cause: str, config: Phase2Config) -> Diverged:

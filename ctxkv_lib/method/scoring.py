@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .caches import StreamCache
+from .caches import TokenCache
 from .loop import Loop
 from .model import ContextKV
 
@@ -19,7 +19,7 @@ def perplexity(loss: float) -> float:
 
 @torch.no_grad()
 def token_scores(
-    model: ContextKV, cache: StreamCache, positions: Tensor, loop: Loop | None = None
+    model: ContextKV, cache: TokenCache, positions: Tensor, loop: Loop | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compute loss in nats and correctness of each prediction: float32 and bool `[n]`, without dropout."""
     loop, was_training = loop or Loop(), model.training
@@ -33,11 +33,11 @@ def token_scores(
         done += len(batch)
     loop.all_reduce([scores])
     model.train(was_training)
-    losses, correct = scores.T.contiguous()  # numbers side by side, whose sums are rounded alike
+    losses, correct = scores.T.contiguous()  # a sum of a strided tensor would be rounded otherwise
     return losses, correct.bool()
 
 
-def evaluate(model: ContextKV, cache: StreamCache, loop: Loop | None = None) -> tuple[float, float]:
+def evaluate(model: ContextKV, cache: TokenCache, loop: Loop | None = None) -> tuple[float, float]:
     """Compute mean loss in nats and accuracy over every position of a cached stream."""
     losses, correct = token_scores(model, cache, torch.arange(len(cache)), loop)
     return losses.mean().item(), correct.float().mean().item()

@@ -44,9 +44,10 @@ class Window:
 
     def _offsets(self, device: torch.device) -> Tensor:
         """Return the offsets on a device; made once, since every copy makes a GPU wait."""
-        held = self._on_device.get(device)
-        if held is None or held.device != device:  # which a model may be that was loaded on another device
-            held = torch.tensor(self.offsets, device=device)
-            if type(held) is Tensor:  # no stand-in for one, as `torch.export` has while it traces
-                self._on_device[device] = held
-        return held
+        offsets = self._on_device.get(device)
+        # In a model that was built on the meta device, what is stored under a device may lie elsewhere.
+        if offsets is None or offsets.device != device:
+            offsets = torch.tensor(self.offsets, device=device)
+            if type(offsets) is Tensor:  # no stand-in for one, as `torch.export` has while it traces
+                self._on_device[device] = offsets
+        return offsets

@@ -4,45 +4,51 @@ Shape, type, numbers that are not finite, rows that depend on each other, and re
 training, a model that computes with something that is not saved. All else fails by itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..method.caches import StreamCache
+from ..method.caches import TokenCache
 from ..method.model import ContextKV, project_inputs
 from ..method.scoring import token_scores
-from ..runs.config import ExperimentConfig
-from .mixer import MixerModel
+from .hooks import PlugIn
 
 ROW = 64  # tokens that a mixer is tried on
-READ_AGAIN = 256  # positions at which a model is compared with what was saved of it
+COMPARED_POSITIONS = 256  # at which a model is compared with what was saved of it
 CLOSE = 1e-4  # float32's rounding, with room
 
 
 @torch.no_grad()
-def try_plugins(model: ContextKV, config: ExperimentConfig) -> None:
-    """Try the user's plug-ins as they are evaluated; a UserError names what is wrong."""
-    tries = {"block": _try_block, "attention": _try_attention, "mixer": _try_mixer}
+def try_plugins(model: ContextKV, plugins: Mapping[str, PlugIn]) -> None:
+    """Try the user's plug-ins, by hook; a UserError names what is wrong."""
+    trials = {"block": _try_block, "attention": _try_attention, "mixer": _try_mixer}
     model.eval()
-    for hook, plugin in config.plugins.items():
-        if plugin.source and hook == "loss":
+    for hook, plugin in plugins.items():
+        if hook == "loss":
             _try_loss(model, plugin.name, plugin.build())
-        elif plugin.source:
-            tries[hook](model, plugin.name)
+        else:
+            trials[hook](model, plugin.name)
 
 
 def _try_block(model: ContextKV, name: str) -> None:
     embeddings = model.embed(torch.arange(2, device=model.device))
     contexts = torch.zeros(2, model.config.context_dim, device=model.device)  # as a stream begins
+    block = model.context_block
 
     def step(contexts: Tensor, embeddings: Tensor) -> Tensor:
-        return model.context_block(contexts, project_inputs(model.context_block, embeddings))
+        return block(contexts, project_inputs(block, embeddings))
 
     _refuse_wrong(name, step(contexts, embeddings), contexts.shape)
     _refuse_mixed_rows(name, step, contexts, embeddings)
+    buffers = {key: buffer.clone() for key, buffer in block.named_buffers()}
+    block.train()  # where a BatchNorm, say, mixes rows, and changes its buffers
+    _refuse_mixed_rows(name, step, contexts, embeddings)
+    block.eval()
+    for key, buffer in block.named_buffers():
+        buffer.copy_(buffers[key])
 
 
 def _try_attention(model: ContextKV, name: str) -> None:
@@ -64,47 +70,49 @@ def _try_attention(model: ContextKV, name: str) -> None:
     _refuse_mixed_rows(name, attend, embeddings, window, torch.ones_like(present))
 
 
-def _try_mixer(model: ContextKV, name: str) -> None:
-    assert isinstance(model, MixerModel)
+def _try_mixer(model: Any, name: str) -> None:
     rows = model.embed(torch.arange(2 * ROW, device=model.device).view(2, ROW))
-    start = min(2, model.history(trained=False))
+    start = min(2, model.history(training=False))
 
     def read(rows: Tensor) -> Tensor:
         return model.attention(rows, start)
 
-    found = read(rows)
-    _refuse_wrong(name, found, torch.Size((2, ROW - start, rows.shape[-1])))
-    later = torch.cat([rows[:, :-1], -rows[:, -1:]], dim=1)
-    if not torch.allclose(read(later)[:, :-1], found[:, :-1], atol=CLOSE):
+    hidden = read(rows)
+    _refuse_wrong(name, hidden, torch.Size((2, ROW - start, rows.shape[-1])))
+    other_end = torch.cat([rows[:, :-1], -rows[:, -1:]], dim=1)
+    if not torch.allclose(read(other_end)[:, :-1], hidden[:, :-1], atol=CLOSE):
         raise UserError(f"{name} reads ahead: the hidden state of a column may not depend on later ones.")
     _refuse_mixed_rows(name, read, rows)
 
 
 def _try_loss(model: ContextKV, name: str, loss: Callable[[Tensor], Tensor]) -> None:
     contexts = torch.randn(ROW, model.config.context_dim, generator=torch.Generator().manual_seed(0))
-    found = loss(contexts.to(model.device))
-    if not isinstance(found, Tensor) or found.shape != () or not found.isfinite():
-        raise UserError(f"{name} returned {_in_words(found)}; a loss must return a finite scalar.")
+    value = loss(contexts.to(model.device))
+    if not isinstance(value, Tensor) or value.shape != () or not value.isfinite():
+        raise UserError(f"{name} returned {_in_words(value)}; a loss must return a finite scalar.")
 
 
-def _refuse_wrong(name: str, found: Any, shape: torch.Size) -> None:
-    if not isinstance(found, Tensor) or found.shape != shape or found.dtype != torch.float32:
-        raise UserError(f"{name} returned {_in_words(found)}; it must return float32 of shape {[*shape]}.")
-    if not found.isfinite().all():
+def _refuse_wrong(name: str, output: Any, shape: torch.Size) -> None:
+    if not isinstance(output, Tensor) or output.shape != shape or output.dtype != torch.float32:
+        raise UserError(f"{name} returned {_in_words(output)}; it must return float32 of shape {[*shape]}.")
+    if not output.isfinite().all():
         raise UserError(
             f"{name} returned NaN or infinity; the first contexts of a stream are zeros, and at its start "
             "only slot 0 is present."
         )
 
 
-def _refuse_mixed_rows(name: str, compute: Callable[..., Tensor], *given: Tensor) -> None:
-    """Refuse a plug-in if a row it returns depends on the other row, or on earlier calls."""
-    given = tuple(each if each.dtype == torch.bool else torch.stack([each[0], 1 - each[1]]) for each in given)
-    found = []
+def _refuse_mixed_rows(name: str, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Refuse a plug-in if a row it returns depends on the other row, or on earlier calls.
+
+    `inputs` have two rows; that both differ, the second of numbers is made another one.
+    """
+    inputs = tuple(x if x.dtype == torch.bool else torch.stack([x[0], 1 - x[1]]) for x in inputs)
+    outputs = []
     for rows in ([0, 1], [0, 0], [1, 1]):
         torch.manual_seed(0)  # where it draws
-        found.append(compute(*(each[rows] for each in given)))
-    both, first, second = found
+        outputs.append(compute(*(x[rows] for x in inputs)))
+    both, first, second = outputs
     if not torch.allclose(both, torch.stack([first[0], second[1]]), atol=CLOSE):
         raise UserError(
             f"What {name} returns in a row depends on other rows of what it is given, or on earlier calls; "
@@ -112,31 +120,34 @@ def _refuse_mixed_rows(name: str, compute: Callable[..., Tensor], *given: Tensor
         )
 
 
-def _in_words(found: Any) -> str:
-    if not isinstance(found, Tensor):
-        return f"a {type(found).__name__}"
-    kind = str(found.dtype).removeprefix("torch.")
-    return f"{kind} of shape {[*found.shape]}" if found.shape else f"the {kind} {found.item():g}"
+def _in_words(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"{dtype} of shape {[*value.shape]}" if value.shape else f"the {dtype} {value.item():g}"
 
 
 @torch.no_grad()
-def refuse_unsaved(model: ContextKV, again: ContextKV, cache: StreamCache) -> None:
-    """Compare a trained model with `again`, which has what is saved of it, on a few positions of `cache`.
+def refuse_unsaved(model: ContextKV, loaded: ContextKV, cache: TokenCache) -> None:
+    """Compare a trained model with `loaded`, which has what is saved of it, on a few positions of `cache`.
 
     Raises:
         UserError: they differ, so that a plug-in computes with something that is not saved.
     """
-    positions = torch.arange(min(READ_AGAIN, len(cache)))
-    scores = []
-    for each in (model.eval(), again.eval()):
+    positions = torch.arange(min(COMPARED_POSITIONS, len(cache)))
+
+    def outputs(model: ContextKV) -> list[Tensor]:
+        model.eval()
         torch.manual_seed(0)  # where it draws
-        scores.append([token_scores(each, cache, positions)[0]])
-        if not isinstance(each, MixerModel):
-            embeddings = each.embed(torch.arange(ROW, device=each.device))
-            contexts = torch.zeros(ROW, each.config.context_dim, device=each.device)
-            scores[-1].append(each.context_block(contexts, project_inputs(each.context_block, embeddings)))
-    for trained, loaded in zip(*scores, strict=True):
-        if not torch.allclose(trained, loaded, rtol=1e-2, atol=1e-2):
+        losses = token_scores(model, cache, positions)[0]
+        if not model.has_contexts:
+            return [losses]
+        embeddings = model.embed(torch.arange(ROW, device=model.device))
+        contexts = torch.zeros(ROW, model.config.context_dim, device=model.device)
+        return [losses, model.context_block(contexts, project_inputs(model.context_block, embeddings))]
+
+    for trained_output, loaded_output in zip(outputs(model), outputs(loaded), strict=True):
+        if not torch.allclose(trained_output, loaded_output, rtol=1e-2, atol=1e-2):
             raise UserError(
                 "The model computes something else than what is saved of it; keep all that a plug-in "
                 "computes with in parameters or registered buffers."

@@ -1,6 +1,9 @@
-"""Digests of code: of what a user's class or function computes with, in memory, and of the method's own.
+"""The digest of a user's class or function: of all that it computes with, as it is in memory.
 
-Other code means another result. Installed packages and Python itself count by name only.
+Other code means another result. The user's own functions, classes, objects and values that a part names are
+digested with it. Installed packages, this one and Python itself count by name only. Not seen are names that
+are looked up in strings, as by `globals()`, libraries that are patched, and what a part reads from files, the
+environment or the clock.
 """
 
 import ast
@@ -11,62 +14,58 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import resolve_name
 from pathlib import Path
-from types import CellType, CodeType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 
-PACKAGE = Path(__file__).parents[1]
-BESIDE = ("runs/build.py", "plugins/mixer.py", "runs/stages.py", "data/cooccurrence.py")  # what else computes
-COMPUTING = [*sorted((PACKAGE / "method").glob("*.py")), *(PACKAGE / file for file in BESIDE)]
+from ..files import PACKAGE, source_digest
+
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # described by their repr
 WRITTEN_BY_PYTHON = ("__doc__", "__firstlineno__", "__static_attributes__", "__annotate_func__")  # to a class
 OF_THIS_MACHINE = ("device", "_Environ")
 DIGITS = 12
 
-
-def method_digest() -> str:
-    """Digest all code of `method/` and of what computes around it, without its comments and layout."""
-    trees = (ast.parse(file.read_bytes()) for file in COMPUTING)
-    return hashlib.sha256("".join(map(ast.unparse, trees)).encode()).hexdigest()[:DIGITS]
+Instruction = tuple[Any, Any]  # the operation's name, and its argument
 
 
 def code_digest(part: Any) -> str:
-    """Digest a class or function: its bytecode, defaults, closures, bases and class attributes.
+    """Digest a part of the user's, a class or a function: 12 hexadecimal digits.
 
-    The user's own functions, classes, objects and values that it names are digested with it, as they are now.
-    Not seen are names that are looked up in strings, as by `globals()`, and libraries that are patched.
+    The part is taken apart into components, as `pickle` would do it. A component that is no plain value is
+    described by a number, in the order in which values are met, and is taken apart in its turn. So loops of
+    references end, and it counts whether two components are one object.
     """
-    hasher, found = hashlib.sha256(), [part]
-    number_of = {id(part): 0}
+    hasher, values, number_of = hashlib.sha256(), [part], {id(part): 0}
 
-    def described(value: Any) -> str:
-        """Describe a plain value by itself, and any other by its number in `found`."""
+    def describe(value: Any) -> str:
         if type(value) in PLAIN:
             return repr(value)
         if isinstance(value, set | frozenset):
             value = ("set", *sorted(value, key=_without_address))
         if type(value) is tuple:
-            return f"({','.join(map(described, value))})"
+            return f"({','.join(map(describe, value))})"
         if id(value) not in number_of:
-            number_of[id(value)] = len(found)
-            found.append(value)
+            number_of[id(value)] = len(values)
+            values.append(value)
         return f"#{number_of[id(value)]}"
 
-    for value in found:  # which grows
-        hasher.update(described((type(value), *_parts(value))).encode())
+    for value in values:  # which `describe` appends to
+        hasher.update(describe((type(value), *_components(value))).encode())
     return hasher.hexdigest()[:DIGITS]
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def _components(value: Any) -> Iterator[Any]:
     """Yield what a value is made of."""
     if isinstance(value, torch.Tensor):
         dense = value.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous().flatten()
         yield from (str(value.dtype), (*value.shape,), dense.view(torch.uint8).numpy().tobytes())
     elif inspect.isfunction(value) and _is_own(value.__globals__.get("__name__", "")):
-        yield from (value.__defaults__, value.__kwdefaults__, vars(value), *_used_by(value))
+        yield from (value.__defaults__, value.__kwdefaults__, vars(value), *_instructions(value.__code__))
+        yield from _named_values(value)
     elif inspect.isclass(value) and _is_own(value.__module__):
         yield from value.__bases__
         for name, attribute in sorted(vars(value).items()):
@@ -78,43 +77,60 @@ def _parts(value: Any) -> Iterator[Any]:
     elif type(value).__name__ not in OF_THIS_MACHINE:
         yield from (getattr(value, name, None) for name in ("__wrapped__", "fget", "fset"))
         try:  # to take it apart as `pickle` would
-            yield from ((*each,) if isinstance(each, Iterator) else each for each in value.__reduce_ex__(4))
+            for component in value.__reduce_ex__(4):
+                yield (*component,) if isinstance(component, Iterator) else component
         except Exception:  # as of a lock, or whatever an object of the user raises
             yield _without_address(value)
 
 
-def _used_by(function: Any) -> Iterator[Any]:
-    """Yield a function's steps, and the values outside that these name, also by way of the user's modules."""
-    scope, steps = function.__globals__, _steps(function.__code__)
-    names = {name for _, name in steps if isinstance(name, str)}
-    loaded = {name for step, name in steps if step in ("LOAD_GLOBAL", "LOAD_NAME")}
-    waiting = [scope[name] for name in sorted(loaded & scope.keys())]
-    waiting += [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
-    for (_, level), (step, name) in zip(steps, steps[2:], strict=False):
-        if step == "IMPORT_NAME":
-            with suppress(Exception):  # whatever a module of the user raises
-                waiting.append(import_module("." * level + name, scope.get("__package__")))
-    yield from steps
-    seen = set()
-    for value in waiting:  # which grows
+def _named_values(function: FunctionType) -> Iterator[Any]:
+    """Yield the values that a function's instructions name outside of it, as they are now.
+
+    They are globals, variables of enclosing functions, and what is imported inside. Of a module of the user's
+    count the attributes that have a name of an instruction (as `clip` of `tools.clip`), whatever it is
+    applied to: rather one too many.
+    """
+    instructions, scope = _instructions(function.__code__), function.__globals__
+    names = {name for _, name in instructions if isinstance(name, str)}
+    loaded = {name for operation, name in instructions if operation in ("LOAD_GLOBAL", "LOAD_NAME")}
+    values = [scope[name] for name in sorted(loaded & scope.keys())]
+    values += [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    values += _imported_inside(instructions, scope.get("__package__"))
+    entered = set()
+    for value in values:  # to which the attributes of modules are appended
         if not isinstance(value, ModuleType):
             yield value
-        elif _is_own(value.__name__) and value.__name__ not in seen:
-            seen.add(value.__name__)
-            waiting += [vars(value)[name] for name in sorted(names & vars(value).keys())]
+        elif _is_own(value.__name__) and value.__name__ not in entered:
+            entered.add(value.__name__)
+            values += [vars(value)[name] for name in sorted(names & vars(value).keys())]
 
 
-def _steps(code: CodeType) -> list[tuple[Any, Any]]:
-    """Return what code and the functions in it do, without places in the file and docstrings."""
-    steps = [
+def _imported_inside(instructions: list[Instruction], package: str | None) -> list[ModuleType]:
+    """Return the modules that a function imports itself.
+
+    Python pushes the level of a relative import and the names, and then imports: three instructions in a row.
+    """
+    modules = []
+    for (_, level), (operation, name) in zip(instructions, instructions[2:], strict=False):
+        if operation == "IMPORT_NAME":
+            with suppress(Exception):  # whatever a module of the user raises
+                modules.append(import_module("." * level + name, package))
+    return modules
+
+
+def _instructions(code: CodeType) -> list[Instruction]:
+    """Return what code and the functions inside it do, without places in the file and docstrings."""
+    instructions = [
         (step.opname, code.co_consts[step.arg or 0] if step.opname == "KW_NAMES" else step.argval)
         for step in dis.get_instructions(code)  # which does not name keywords in Python 3.11
     ]
-    written = {
-        at for at, (step, name) in enumerate(steps) if step == "STORE_NAME" and name in WRITTEN_BY_PYTHON
-    }
-    kept = [step for at, step in enumerate(steps) if not {at, at + 1} & written]  # the value, and its name
-    inner = [step for _, value in kept if isinstance(value, CodeType) for step in _steps(value)]
+    # A class body writes its docstring and line as it writes any attribute: load a value, store it by name.
+    dropped = set[int]()
+    for place, (operation, name) in enumerate(instructions):
+        if operation == "STORE_NAME" and name in WRITTEN_BY_PYTHON:
+            dropped |= {place - 1, place}
+    kept = [step for place, step in enumerate(instructions) if place not in dropped]
+    inner = [step for _, value in kept if isinstance(value, CodeType) for step in _instructions(value)]
     form = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0x3FF)
     return [(form, code.co_varnames), ("except", code.co_exceptiontable), *kept, *inner]
 
@@ -124,7 +140,7 @@ def _is_own(name: str) -> bool:
     top = str(name).partition(".")[0]
     module = sys.modules.get(top)
     file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
-    if top == "ctxkv_lib" or not (file or top == "__main__" or module is None):  # built in
+    if top == PACKAGE.name or not (file or top == "__main__" or module is None):  # built in
         return False
     place = Path(file)
     return not ({*place.parts} & INSTALLED or place.is_relative_to(Path(inspect.__file__).parent))
@@ -132,3 +148,19 @@ def _is_own(name: str) -> bool:
 
 def _without_address(value: Any) -> str:
     return repr(value).partition(" at 0x")[0]
+
+
+def module_digest(module: str) -> str:
+    """Digest a module of this package, such as `ctxkv_lib.method.tuned`, with those of it that it imports."""
+    names = [module]
+    for name in names:  # to which what it imports is appended
+        for node in ast.walk(ast.parse(_file_of(name).read_bytes())):
+            if isinstance(node, ast.ImportFrom):
+                base = resolve_name("." * node.level + (node.module or ""), name.rpartition(".")[0])
+                imported = {base, *(f"{base}.{alias.name}" for alias in node.names)} - {*names}
+                names += sorted(name for name in imported if _file_of(name).is_file())
+    return source_digest(*(name.removeprefix(f"{PACKAGE.name}.") for name in sorted(names)))[:DIGITS]
+
+
+def _file_of(module: str) -> Path:
+    return PACKAGE.parent / f"{module.replace('.', '/')}.py"

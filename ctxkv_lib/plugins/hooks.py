@@ -20,9 +20,11 @@ from ..progress import notice
 # `method.model.Parts` and `plugins.mixer` describe what each hook is given and returns.
 HOOKS = ("block", "loss", "attention", "mixer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # which a mixer takes the place of
-OWN = "ctxkv_lib."
-_given: dict[tuple[str, str], Any] = {}  # what this process has been given, by name and digest
-_same: dict[str, str] = {}  # digests after a training, which may have changed a list or a count, and before
+OF_PACKAGE, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
+# Parts that this process has been given, by name and digest; and the digest before a training of what has
+# another one after it, since the training has changed a list or a count of the part's.
+_given: dict[tuple[str, str], Any] = {}
+_digest_before: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class PlugIn:
 
     Attributes:
         name: `module:Name`.
-        source: Python's version and the digest of its code; empty for plug-ins of this package.
+        source: the digest of its code, behind Python's version, or "package" for those of this package.
         settings: the fields of its `Settings`, if it has any.
     """
 
@@ -39,8 +41,13 @@ class PlugIn:
     source: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_own(self) -> bool:
+        """Return whether it is the user's, and no part of recipe `tuned`."""
+        return not self.name.startswith(TUNED)
+
     def to_dict(self) -> dict[str, Any]:
-        return {"plugin": self.name, **({"source": self.source} if self.source else {}), **self.settings}
+        return {"plugin": self.name, "source": self.source, **self.settings}
 
     @classmethod
     def of(cls, part: Any) -> "PlugIn":
@@ -77,14 +84,17 @@ class PlugIn:
 
     def refuse_changed(self) -> None:
         """Raise a UserError if it, or what it uses, is not what its configuration was made with."""
-        if (now := _source_of(self.name, self._part())) == self.source:
+        source = _source_of(self.name, self._part())
+        if source == self.source:
             return
-        if now.partition("-")[0] == self.source.partition("-")[0]:
+        version, version_before = (text.partition("-")[0] for text in (source, self.source))
+        if version == version_before != "package":
             raise UserError(
                 f"The code of {self.name}, or what it uses, is not what the run was made with; restore it or "
                 "make a new run."
             )
-        notice(f"The run was made with another Python: whether {self.name} is the same is not known.")
+        other = "code of this package" if version == version_before else "Python"
+        notice(f"The run was made with other {other}: {self.name} may compute something else here.")
 
     def build(self) -> Any:
         """Return what makes the part from shapes: the class, with its settings bound if it has any."""
@@ -94,8 +104,7 @@ class PlugIn:
 
     def keep_source(self) -> None:
         """Let the digest stay what it is, whatever the plug-in itself has changed in a training."""
-        if self.source:
-            _same[_digest(self.load())] = self.source
+        _digest_before[_source_of(self.name, self.load())] = self.source
 
 
 def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,28 +117,24 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     if kind is None:
         return {}
     try:
-        made: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(kind(**values))))
+        settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(kind(**values))))
     except TypeError as error:
         raise UserError(
             f"{kind.__qualname__} holds no settings ({error}); make it a dataclass whose fields have "
             "defaults that JSON can hold."
         ) from None
-    if taken := made.keys() & {"plugin", "source"}:
-        raise UserError(f"{kind.__qualname__} has a setting named {min(taken)}; give it another name.")
-    return made
+    if reserved := settings.keys() & {"plugin", "source"}:
+        raise UserError(f"{kind.__qualname__} has a setting named {min(reserved)}; give it another name.")
+    return settings
 
 
 def _source_of(name: str, part: Any) -> str:
-    if name.startswith(OWN):  # whose code `method_digest` covers
-        return ""
-    found = _digest(part)
-    return _same.get(found, found)
+    from .code_digest import code_digest, module_digest  # which imports torch
 
-
-def _digest(part: Any) -> str:
-    from .code_digest import code_digest  # which imports torch
-
-    return f"{sys.version_info.major}.{sys.version_info.minor}-{code_digest(part)}"
+    if name.startswith(OF_PACKAGE):
+        return f"package-{module_digest(name.partition(':')[0])}"
+    source = f"{sys.version_info.major}.{sys.version_info.minor}-{code_digest(part)}"
+    return _digest_before.get(source, source)
 
 
 def _imported(name: str) -> Any:

@@ -21,17 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..method.caches import StreamCache, epoch_seed
-from ..method.config import ModelConfig
+from ..method.caches import TokenCache
+from ..method.config import ModelConfig, Phase1Config
+from ..method.contexts import distinct_rows
 from ..method.model import ContextKV
-from ..method.windows import Window
 
 CHUNK = 64  # consecutive positions that an epoch of a mixer visits together
 LONGEST_ROW = 256  # positions that one row asks for
 
 
 class MixerModel(ContextKV):
-    """Frozen token table, a mixer, output tied to the table."""
+    """Frozen token table, a mixer in the place of `attention`, output tied to the table."""
+
+    has_contexts = False
 
     def __init__(
         self,
@@ -44,17 +46,28 @@ class MixerModel(ContextKV):
         self.config = config
         self.build_frozen(config, vocab_size, has_unigram)
         self.attention = mixer(config)
-        self.window = Window(config)
         self.set_phase(2)
 
     def set_phase(self, phase: Literal[1, 2]) -> None:
         self.requires_grad_(False)
         self.attention.requires_grad_(phase == 2)
 
-    def history(self, trained: bool) -> int:
+    @property
+    def slot_offsets(self) -> None:
+        return None
+
+    def history(self, training: bool) -> int:
         """Return how many tokens the mixer reads before a position, in training or in evaluation."""
         in_training = getattr(self.attention, "history", 0)
-        return in_training if trained else getattr(self.attention, "evaluation_history", in_training)
+        return in_training if training else getattr(self.attention, "evaluation_history", in_training)
+
+    def cached_stream(self, cache: TokenCache, training: bool) -> "TokenRows":
+        return TokenRows(cache.ids, self.history(training), chunk=CHUNK)
+
+    def init_attention(self, ids: Tensor, config: Phase1Config) -> None:
+        init: Callable[..., None] | None = getattr(self.attention, "init_weights", None)
+        if init:
+            init(*distinct_rows(self, ids), config)
 
 
 @dataclass(frozen=True)
@@ -77,18 +90,18 @@ class RowBatch:
     @property
     def tokens(self) -> Tensor:
         """Return the tokens at the positions, int32 `[n]`."""
-        return self._own(self.ids)
+        return self._at_positions(self.ids)
 
-    def attend(self, model: ContextKV) -> tuple[Tensor, None]:
+    def attend(self, model: MixerModel) -> tuple[Tensor, None]:
         """Compute hidden states at the positions, `[n, hidden_size]`; there are no attention weights."""
         start = min(first for first, _ in self.spans)
-        return self._own(model.attention(model.embed(self.ids), start), start), None
+        return self._at_positions(model.attention(model.embed(self.ids), start), start), None
 
-    def scores(self, model: ContextKV) -> tuple[Tensor, Tensor]:
+    def scores(self, model: MixerModel) -> tuple[Tensor, Tensor]:
         """Compute `model.losses` at the positions: loss and correctness of each prediction."""
         return model.losses(self.attend(model)[0], self.tokens, self.targets)
 
-    def _own(self, rows: Tensor, start: int = 0) -> Tensor:
+    def _at_positions(self, rows: Tensor, start: int = 0) -> Tensor:
         """Concatenate the columns within each row's span, from rows `[T - start, ...]`: `[n, ...]`."""
         return torch.cat([row[a - start : b - start] for row, (a, b) in zip(rows, self.spans, strict=True)])
 
@@ -97,23 +110,8 @@ class RowBatch:
 
 
 @dataclass(frozen=True)
-class Chunked(StreamCache):
-    """A cached stream of which an epoch visits `chunk` consecutive positions together."""
-
-    chunk: int = CHUNK
-
-    def epoch_order(self, seed: int, number: int) -> Tensor:
-        """Draw a permutation of chunks, cut differently in each epoch: int64 `[n]` on the CPU."""
-        generator = torch.Generator().manual_seed(epoch_seed(seed, number))
-        shift = int(torch.randint(self.chunk, (), generator=generator))
-        positions = torch.arange(len(self))
-        chunks = [positions[:shift], *positions[shift:].split(self.chunk)]
-        return torch.cat([chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
-
-
-@dataclass(frozen=True)
-class TokenRows(Chunked):
-    """A stream of n + 1 tokens whose contexts, of width 0, only carry the precision of training.
+class TokenRows(TokenCache):
+    """A cached stream as a mixer reads it: rows of tokens.
 
     Attributes:
         history: tokens that a row has before the first position that is asked for, fewer at the beginning.
@@ -121,7 +119,7 @@ class TokenRows(Chunked):
 
     history: int = 0
 
-    def gather(self, positions: Tensor, window: Window) -> Any:
+    def batch(self, positions: Tensor, model: Any = None) -> RowBatch:
         """Gather rows for `positions`, int64 `[n]`: one for each run of consecutive ones, or a part of it."""
         breaks = (positions.diff() != 1).nonzero().flatten() + 1
         runs = positions.cpu().tensor_split(breaks.cpu())
@@ -133,16 +131,3 @@ class TokenRows(Chunked):
             rows.append(self.ids[first:stop])
         targets = self.ids[(positions + 1).to(self.ids.device)].long()
         return RowBatch(pad_sequence(rows, batch_first=True), spans, targets)
-
-
-def as_read(model: ContextKV, cache: StreamCache, trained: bool) -> StreamCache:
-    """Return a cached stream as Phase 2 reads it: as it is, in chunks if attention has `chunk`, or as rows.
-
-    Args:
-        trained: whether it is trained on.
-    """
-    if isinstance(model, MixerModel):
-        return TokenRows(cache.ids, cache.contexts, history=model.history(trained))
-    if trained and (chunk := getattr(model.attention, "chunk", 1)) > 1:
-        return Chunked(cache.ids, cache.contexts, cache.embeddings, chunk=chunk)
-    return cache

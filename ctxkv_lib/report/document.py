@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import UserError
-from ..runs.results import Run
+from ..runs.summary import Run
 from . import tables
 
 Translate = Callable[[str], str]

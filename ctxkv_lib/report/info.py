@@ -11,12 +11,13 @@ from ..runs.build import parameter_counts, unallocated_model
 from ..runs.config import GROUPS, ExperimentConfig
 from ..runs.presets import build_config
 from ..runs.published import PUBLISHED
-from ..runs.results import context_window, dense_fp32_mib
-from .tables import CACHES, SETTINGS, Rows, side_by_side
+from ..runs.summary import context_window, dense_fp32_mib
+from .tables import CACHES, COUNT, SETTINGS, Rows, side_by_side
 
 FP32_BYTES, TOKEN_BYTES = 4, 8
 INFO: Rows = {
     **SETTINGS,  # of which `describe` has some
+    "Context window (tokens)": ("context_window.tokens", COUNT),
     "Preset": ("preset", ""),
     "Recipe": ("recipe", ""),
     "Trainable in Phase 2": ("trainable", ""),
@@ -54,9 +55,9 @@ def describe(
         "val_tokens": val_tokens,
         "parameters": parameter_counts(model),
     }
-    if "mixer" in config.plugins:
+    offsets = model.slot_offsets
+    if offsets is None:
         return found
-    offsets = model.window.offsets
     kept = offsets[-1] + 1
     found["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
     bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # the token, too

@@ -1,6 +1,6 @@
 """The model card of a run: what the model is, how to load it, and its settings and results."""
 
-from ..runs.results import Run
+from ..runs.summary import Run
 from .document import markdown
 from .tables import RESULTS, SETTINGS, side_by_side
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from ..runs.listing import Listed
 from ..runs.names import run_names
 from ..runs.published import PUBLISHED, published_samples
-from ..runs.results import Run
+from ..runs.summary import Run
 
 Summary = Mapping[str, Any]
 Rows = Mapping[str, tuple[str, str]]  # name: path in a summary, format
@@ -119,7 +118,7 @@ def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
     found: dict[str, Summary] = {}
     for name, run in runs.items():
         found[name] = ours = {**run.summary, "config": run.config.to_dict()}
-        if "mixer" in ours["config"]:  # which has no contexts
+        if ours["context_window"]["offsets"] is None:  # it has no contexts
             ours |= {"context_window": {}, "config": ours["config"] | {"model": {}, "phase1": {}}}
         if samples := published_samples(run.config):
             same = {key: ours[key] for key in ("config", "context_window")}
@@ -194,20 +193,22 @@ def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     return found
 
 
-def format_runs(runs: Sequence[Listed]) -> str:
-    """Format `list_runs` for a terminal; settings come last, as they can be many."""
-    rows = {
-        str(run.path): {
-            "State": run.state,
-            "Preset, recipe": run.kind,
-            "Tokens": shown(vars(run), "tokens", COUNT),
-            "Best PPL": shown(vars(run), "best_ppl", PPL),
-            "MiB": f"{run.mib:,.0f}",
-            "Settings that differ": ", ".join(f"{key}={value}" for key, value in run.settings.items()),
-        }
-        for run in runs
-    }
-    return pd.DataFrame(rows).T.to_string() if rows else "There are no runs here."
+def format_results(table: pd.DataFrame) -> str:
+    """Format `results` for a terminal; columns without any value are left out."""
+    if not len(table):
+        return "There are no runs here."
+    formats = {column: PPL for column in table.columns if str(column).endswith(("_ppl", "seconds", "mib"))}
+    formats |= {"val_acc": SHARE, "train_tokens": COUNT, "parameters": COUNT}
+    table = table.dropna(axis="columns", how="all").astype(object)
+    cells = {column: [_cell(value, formats.get(column, "")) for value in table[column]] for column in table}
+    return pd.DataFrame(cells, index=table.index).to_string()
+
+
+def _cell(value: Any, spec: str) -> str:
+    if value is None or value != value:  # not known: NaN
+        return DASH
+    is_whole = isinstance(value, float) and value.is_integer() and not spec
+    return format(int(value) if is_whole else value, spec)
 
 
 def format_scores(scores: Mapping[str, Any]) -> str:

@@ -1,16 +1,17 @@
 """What a run loads: its model, with token table and trained weights, and its caches."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor, nn
 
+from ..data.config import DataConfig
+from ..data.conversations import Conversations
 from ..data.cooccurrence import unigram_floor
 from ..data.token_table import corpus_counts
 from ..files import read_tensors
-from ..method.caches import StreamCache
+from ..method.caches import StreamCache, TokenCache
 from ..method.config import GPT2_VOCAB_SIZE
 from ..method.memory import GIB, mib
 from ..method.model import ContextKV, Parts
@@ -18,17 +19,15 @@ from ..plugins.mixer import MixerModel
 from .config import ExperimentConfig
 
 HEADROOM_BYTES = GIB  # of a GPU, left free for what training itself needs
-POOL = 2**19  # positions that are shuffled together where memory does not hold the cache: a disk keeps up
 
 
 @torch.random.fork_rng(devices=[])
 def untrained_model(config: ExperimentConfig, vocab_size: int, has_unigram: bool) -> ContextKV:
     """Build the model of an experiment; its weights depend on seed and shapes only."""
     torch.manual_seed(config.runtime.seed)
-    hooks = ("block", "attention", "mixer")
-    parts = {hook: plugin.build() for hook, plugin in config.plugins.items() if hook in hooks}
-    if "mixer" in parts:
-        return MixerModel(config.model, parts["mixer"], vocab_size, has_unigram)
+    parts = {hook: plugin.build() for hook, plugin in config.plugins.items() if hook != "loss"}
+    if mixer := parts.get("mixer"):
+        return MixerModel(config.model, mixer, vocab_size, has_unigram)
     return ContextKV(config.model, vocab_size, has_unigram, Parts(**parts))
 
 
@@ -39,12 +38,11 @@ def frozen_model(config: ExperimentConfig, table: Tensor, log_unigram: Tensor | 
     return model
 
 
-def log_frequencies(config: ExperimentConfig) -> Tensor | None:
+def log_frequencies(data: DataConfig, corpus: Conversations | None) -> Tensor | None:
     """Compute what is added to the logits of an untrained model, float32 `[vocab_size]`; None: nothing."""
-    counts = corpus_counts(config.data)
-    if config.data.unigram == "none" or counts is None:
+    if data.unigram == "none" or corpus is None:
         return None
-    return torch.from_numpy(unigram_floor(counts.weight.numpy())).log().float()
+    return torch.from_numpy(unigram_floor(corpus_counts(data, corpus).numpy())).log().float()
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
@@ -60,8 +58,8 @@ def unallocated_model(config: ExperimentConfig) -> ContextKV:
 
 
 def load_block(model: ContextKV, path: Path) -> None:
-    """Load the ContextBlock that Phase 1 wrote; a mixer has none."""
-    if not isinstance(model, MixerModel):
+    """Load the ContextBlock that Phase 1 wrote, if the model has one."""
+    if model.has_contexts:
         model.context_block.load_state_dict(read_tensors(path / "checkpoint" / "context_block.safetensors"))
 
 
@@ -72,25 +70,30 @@ def load_weights(model: ContextKV, path: Path) -> None:
     model.eval()
 
 
-def load_caches(folder: Path) -> dict[str, StreamCache]:
+def load_caches(folder: Path) -> dict[str, TokenCache]:
     """Map the caches of both streams, "train" and "val", on the CPU; raises as `read_tensors`."""
-    found = {}
+    caches: dict[str, TokenCache] = {}
     for split in ("train", "val"):
-        contexts = read_tensors(folder / f"{split}_ctx.safetensors")["contexts"]
-        held = read_tensors(folder / f"{split}_emb.safetensors")
-        found[split] = StreamCache(held["ids"], contexts, held.get("embeddings"))
-    return found
+        tokens = read_tensors(folder / f"{split}_emb.safetensors")
+        contexts = folder / f"{split}_ctx.safetensors"
+        if contexts.is_file():
+            caches[split] = StreamCache(
+                tokens["ids"], read_tensors(contexts)["contexts"], tokens.get("embeddings")
+            )
+        else:
+            caches[split] = TokenCache(tokens["ids"])
+    return caches
 
 
-def place_caches(caches: dict[str, StreamCache], device: torch.device) -> tuple[dict[str, StreamCache], str]:
-    """Move caches to a GPU where there is room, the smallest first; also say in words where each is held."""
-    placed, words = {}, []
+def place_caches(caches: dict[str, TokenCache], device: torch.device) -> tuple[dict[str, TokenCache], str]:
+    """Move caches to a GPU where there is room, the smallest first; also say in words where each is."""
+    placed, words = dict[str, TokenCache](), []
     for split, cache in sorted(caches.items(), key=lambda item: item[1].nbytes):
-        where, memory = "mapped from its files", psutil.virtual_memory()  # of which mps takes, too
-        room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.available
-        # By the memory that there is, not what is free: a resumed epoch has the same order.
-        placed[split] = replace(cache, pool=POOL if cache.nbytes > memory.total / 2 else None)
-        if device.type != "cpu" and cache.nbytes + HEADROOM_BYTES <= room:
-            placed[split], where = placed[split].each(lambda tensor: tensor.to(device)), f"on {device.type}"
-        words.append(f"{split} {mib(cache.nbytes):,.0f} MiB {where}")
+        placed[split], place = cache, "mapped from its files"
+        if device.type != "cpu":
+            on_gpu = device.type == "cuda"  # mps has the system's memory
+            room = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+            if cache.nbytes + HEADROOM_BYTES <= room:
+                placed[split], place = cache.map(lambda tensor: tensor.to(device)), f"on {device.type}"
+        words.append(f"{split} {mib(cache.nbytes):,.0f} MiB {place}")
     return placed, ", ".join(words)

@@ -1,7 +1,7 @@
-"""One experiment's settings: five groups, plug-ins, three presets and three recipes.
+"""One experiment's settings: five groups and the plug-ins.
 
-A *preset* sets the source and the amount of data and weights; a *recipe* sets the training. Settings are
-documented where they are: `data.settings`, `method.config`, `runs.settings` and the `Settings` of plug-ins.
+Settings are documented where they are: here, in `data.config` and `method.config`, and in the `Settings` of
+plug-ins.
 """
 
 import dataclasses
@@ -85,9 +85,19 @@ class ExperimentConfig:
     plugins: dict[str, PlugIn] = field(default_factory=dict)  # by hook
 
     @property
+    def has_contexts(self) -> bool:
+        """Return whether the model reads contexts, in whose place a mixer reads tokens."""
+        return "mixer" not in self.plugins
+
+    @property
+    def own_plugins(self) -> dict[str, PlugIn]:
+        """Return the plug-ins of the user's, by hook."""
+        return {hook: plugin for hook, plugin in self.plugins.items() if plugin.is_own}
+
+    @property
     def has_own_parts(self) -> bool:
         """Return whether a part of the model is a plug-in of the user's."""
-        return any(plugin.source for hook, plugin in self.plugins.items() if hook != "loss")
+        return bool(self.own_plugins.keys() - {"loss"})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON values; the inverse is `config_from_dict`."""
@@ -151,8 +161,8 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     plugins = {}
     for hook in HOOKS:
         if hook in values:
-            own = dict(values[hook])
-            plugins[hook] = PlugIn(own.pop("plugin"), own.pop("source", ""), own)
+            settings = dict(values[hook])
+            plugins[hook] = PlugIn(settings.pop("plugin"), settings.pop("source"), settings)
     return dataclasses.replace(config, plugins=plugins)
 
 
@@ -160,7 +170,7 @@ def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield `("group.field", value)` for each setting of a nested configuration."""
     for group, value in values.items():
         if isinstance(value, dict):
-            yield from ((f"{group}.{name}", each) for name, each in value.items())
+            yield from ((f"{group}.{name}", setting) for name, setting in value.items())
         else:
             yield group, value
 
@@ -186,7 +196,7 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
             f"{', '.join(HOOKS)}.{did_you_mean(group, names)}"
         )
     kind: Any = kinds[group]
-    known = [f"{group}.{each.name}" for each in dataclasses.fields(kind)] if kind else []
+    known = [f"{group}.{field.name}" for field in dataclasses.fields(kind)] if kind else []
     require_known("setting", key, known)
     return group, name, typing.get_type_hints(kind)[name]
 

@@ -1,14 +1,16 @@
-"""Where a run computes: device, precision and threads."""
+"""Where and how a run computes: device, precision, threads, and what it leaves as it was."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import context, current_process
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..errors import UserError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NEW_SETTINGS = hasattr(torch.backends.cudnn, "conv")  # of precision, from torch 2.9 on beside the old ones
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of Arm, in /proc/cpuinfo
 
 
@@ -18,22 +20,21 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: the machine lacks the named device.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, available in there.items() if available)
-    torch.set_float32_matmul_precision("highest")  # fp32 products are fp32, as the original's were
-    torch.backends.cudnn.allow_tf32 = False
-    for kind in ("conv", "rnn"):  # from torch 2.9 on, each has its own
-        if hasattr(torch.backends.cudnn, kind):
-            getattr(torch.backends.cudnn, kind).fp32_precision = "ieee"
-    if not there[name]:
-        found = ", ".join(kind for kind, available in there.items() if available)
-        raise UserError(f"runtime.device is {name!r}, which this machine lacks; allowed here: auto, {found}.")
-    return torch.device(name)
+    devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [kind for kind, is_available in devices.items() if is_available]
+    if name != "auto" and name not in available:
+        allowed = ", ".join(available)
+        raise UserError(
+            f"runtime.device is {name!r}, which this machine lacks; allowed here: auto, {allowed}."
+        )
+    return torch.device(available[0] if name == "auto" else name)
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return `fp32` or `bf16`; `auto` takes bf16 if the processor or GPU reports units for it."""
+    """Return `fp32` or `bf16`; `auto` takes bf16 if the processor or GPU reports units for it.
+
+    This is the one place that decides: everything below is told by name.
+    """
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -48,7 +49,35 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-def set_threads(threads: str) -> None:
+@contextmanager
+def torch_state(threads: str = "auto") -> Iterator[None]:
+    """Inside, fp32 products are fp32, as the original's were, and torch has so many threads.
+
+    Behind it, these settings and torch's random generators, those of GPUs too, are as they were.
+    """
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    products, tf32, number = torch.get_float32_matmul_precision(), cudnn.allow_tf32, torch.get_num_threads()
+    places: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul] if NEW_SETTINGS else []
+    places += [cudnn.conv, cudnn.rnn] if NEW_SETTINGS else []
+    precisions = [place.fp32_precision for place in places]
+    with torch.random.fork_rng([*range(torch.cuda.device_count())]):
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = False
+        for place in places:
+            place.fp32_precision = "ieee"
+        _set_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(number)
+            torch.set_float32_matmul_precision(products)
+            cudnn.allow_tf32 = tf32
+            for place, precision in zip(places, precisions, strict=True):
+                place.fp32_precision = precision
+
+
+def _set_threads(threads: str) -> None:
     """Let torch compute with so many threads, but with one in a forked process.
 
     Launchers of notebooks fork. A fork has no copies of OpenMP's threads, for which OpenMP would wait

@@ -1,6 +1,5 @@
-"""An experiment under way: its data, its model, and the keys of its stages."""
+"""An experiment under way: its folder, data and model."""
 
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -11,29 +10,29 @@ from transformers import PreTrainedTokenizerFast
 from .. import ranks
 from ..data.config import Split
 from ..data.conversations import Conversations, load_conversations
-from ..data.token_table import load_table
+from ..data.token_table import TokenTable, load_table
 from ..data.tokens import load_tokenizer, tokenizer_digest, train_stream, validation_stream
 from ..errors import UserError
-from ..files import digest
 from ..method.loop import Metric
-from ..method.memory import begin_peaks, snapshot
+from ..method.memory import snapshot
 from ..method.model import ContextKV
 from ..plugins.checks import try_plugins
 from ..progress import Listener, stage
 from .build import frozen_model, log_frequencies
 from .config import ExperimentConfig
-from .device import set_threads
 from .folder import RunFolder, Stage
+from .keys import stage_key
 
 SETTING_OF = {"train": "samples", "val": "validation_samples"}
 
 
-class Work:
+class Experiment:
     """An experiment under way; data and model are read and made when a stage first needs them.
 
     Args:
         texts: of `read_splits`, by split.
         folder: claimed.
+        precision: of the matrix products of Phase 2, fp32 or bf16.
         listener: gets every metric in order.
     """
 
@@ -43,16 +42,20 @@ class Work:
         texts: dict[str, Conversations],
         folder: RunFolder,
         device: torch.device,
+        precision: str,
         listener: Listener,
     ) -> None:
-        self.config, self.texts, self.folder, self.device = config, texts, folder, device
-        self.listener, self.precision = listener, folder.origin["precision"]
+        self.config, self.texts, self.folder = config, texts, folder
+        self.device, self.precision, self.listener = device, precision, listener
         self.memory: list[dict[str, Any]] = []  # snapshots so far
-        set_threads(config.runtime.threads)
-        begin_peaks(device)
+
+    @cached_property
+    def table(self) -> TokenTable:
         with stage("Reading the token table"):
-            self.table = load_table(config.data, config.model.hidden_size, config.runtime.seed)
-            self.log_unigram = log_frequencies(config)
+            config = self.config
+            return load_table(
+                config.data, config.model.hidden_size, config.runtime.seed, self.texts.get("corpus")
+            )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -85,10 +88,36 @@ class Work:
     def model(self) -> ContextKV:
         """The model on its device, untrained until a stage trains or loads its parts."""
         with stage("Building the model"):
-            model = frozen_model(self.config, self.table.weight, self.log_unigram).to(self.device)
-            try_plugins(model, self.config)
+            model = self.new_model()
+            try_plugins(model, self.config.own_plugins)
         self.memory.append(snapshot("model built", self.device))
         return model
+
+    def new_model(self) -> ContextKV:
+        log_unigram = log_frequencies(self.config.data, self.texts.get("corpus"))
+        return frozen_model(self.config, self.table.weight, log_unigram).to(self.device)
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """What stages are computed from beside settings and code: digests by name, for `keys`."""
+        corpus = self.texts["corpus"].fingerprint if self.config.data.unigram == "corpus" else ""
+        return {
+            "train text": self.texts["train"].fingerprint,
+            "validation text": self.texts["validation"].fingerprint,
+            "test text": self.texts["test"].fingerprint,
+            "log-frequencies": corpus,
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "token table": self.table.fingerprint,
+            "precision": self.precision,
+        }
+
+    def key(self, name: str) -> str:
+        return stage_key(name, self)
+
+    def finished(self, name: str, linked: bool = False) -> Stage | None:
+        """Return a stage that counts, of this run or, if it may be `linked`, of one beside it."""
+        key = self.key(name)
+        return self.folder.finished(name, key) or (self.folder.link(name, key) if linked else None)
 
     def record(self, metric: Metric) -> None:
         """Append a metric to metrics.jsonl, and pass it on to the listener."""
@@ -96,40 +125,10 @@ class Work:
             self.folder.append_metric(metric)
             self.listener(metric)
 
-    def report(self, done: Stage) -> None:
+    def replay(self, finished: Stage) -> None:
         """Pass the metrics of a reused stage on to the listener."""
-        for metric in done.metrics if not ranks.rank() else ():
+        for metric in finished.metrics if not ranks.rank() else ():
             self.listener(metric)
-
-    def phase1_key(self) -> str:
-        """Digest what Phase 1 depends on: of the settings not the window, the heads or Phase 2."""
-        shapes = [self.config.model.context_dim, self.config.model.hidden_size]
-        text = [self.texts["train"].fingerprint, tokenizer_digest(self.tokenizer), self.table.fingerprint]
-        settings = [asdict(self.config.phase1), self.config.runtime.seed]
-        return digest([shapes, text, settings, self._code("block", "loss", "mixer")])
-
-    def caches_key(self, phase1: Stage) -> str:
-        return digest([phase1.key, phase1.files, self.texts["validation"].fingerprint, self._how()])
-
-    def phase2_key(self, phase1: Stage) -> str:
-        """Digest what Phase 2 depends on: not the caches, which Phase 1 and the texts determine."""
-        made_from = [phase1.key, phase1.files, self.texts["validation"].fingerprint]
-        settings = [asdict(self.config.model), asdict(self.config.phase2), self._how()]
-        corpus = self.texts["corpus"].fingerprint if self.config.data.unigram == "corpus" else ""
-        return digest([made_from, corpus, settings, self._code("attention", "mixer")])
-
-    def model_key(self, phase2: Stage) -> str:
-        return digest([phase2.key, phase2.files, self.folder.origin["code"]])
-
-    def test_key(self, caches: Stage, phase2: Stage) -> str:
-        return digest([caches.key, phase2.key, phase2.files, self.texts["test"].fingerprint])
-
-    def _how(self) -> list[str]:
-        return [self.precision, self.config.runtime.embedding_cache]
-
-    def _code(self, *hooks: str) -> list[Any]:
-        used = [self.config.plugins.get(hook) for hook in hooks]
-        return [self.folder.origin["code"], *(plugin and plugin.to_dict() for plugin in used)]
 
 
 def read_splits(config: ExperimentConfig) -> dict[str, Conversations]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -12,7 +13,6 @@ from ..errors import UserError, is_disk_full
 from ..files import remove, replacing, rust_errors
 from ..method.model import ContextKV
 from ..method.modeling import ContextKVForCausalLM
-from ..plugins.mixer import MixerModel
 from ..progress import notice
 from .config import ExperimentConfig
 
@@ -27,7 +27,7 @@ def for_transformers(
     Raises:
         UserError: the run has a mixer, which does not read token by token.
     """
-    if isinstance(model, MixerModel):
+    if not model.has_contexts:
         raise UserError("The run has a mixer, which does not read token by token; take a run with contexts.")
     settings = {hook: plugin.settings for hook, plugin in config.plugins.items() if hook != "loss"}
     served, tokenizer = ContextKVForCausalLM.of(model, settings), deepcopy(tokenizer)
@@ -47,24 +47,23 @@ def save_for_transformers(
     model: ContextKV, config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> list[Path]:
     """Write model, code and tokenizer into `folder`; a notice instead if a plug-in cannot be saved."""
-    is_own = config.has_own_parts
-    were_shown = logging.is_progress_bar_enabled()
+    bars_were_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # which would stay visible in a notebook
     try:
         served, tokenizer = for_transformers(model, config, tokenizer)
         with replacing(folder) as beside, rust_errors(folder):
             served.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
-        if is_own:
+        if config.has_own_parts:
             _refuse_other_model(served, folder)
     except Exception as error:  # whatever code of the user's raises where it is loaded
-        if not is_own or is_disk_full(error):
+        if not config.has_own_parts or is_disk_full(error):
             raise
         remove(folder)
         notice(f"The model is not saved for transformers: {error}")
         return []
     finally:
-        if were_shown:
+        if bars_were_shown:
             logging.enable_progress_bar()
     return [folder]
 
@@ -73,9 +72,11 @@ def save_for_transformers(
 def _refuse_other_model(model: ContextKVForCausalLM, folder: Path) -> None:
     """Raise a ValueError if a model loaded from `folder`, with the code there, computes something else."""
     saved: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    found, ids = [], torch.arange(TRIED_TOKENS, device=model.device)[None]
-    for each in (model, saved.to(model.device)):
+    ids = torch.arange(TRIED_TOKENS, device=model.device)[None]
+
+    def logits(model: ContextKVForCausalLM) -> Tensor:
         torch.manual_seed(0)  # where it draws
-        found.append(each(ids).logits)
-    if not torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-2):
+        return model(ids).logits
+
+    if not torch.allclose(logits(model), logits(saved.to(model.device)), rtol=1e-2, atol=1e-2):
         raise ValueError("loaded from its files, it computes something else than the class that was trained.")

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ from filelock import FileLock, Timeout
 
 from ..errors import DamagedFile, UserError
 from ..files import (
-    checksum,
     checksums,
+    damage,
     digest,
-    expanded,
     read_json,
     remove,
     replacing,
@@ -29,13 +29,14 @@ from ..files import (
     write_text,
 )
 from ..method.loop import Metric
+from ..plugins.hooks import HOOKS
 from ..progress import notice
 from .config import ExperimentConfig, config_from_dict, flat
+from .keys import STAGES
 
-ROOT_VARIABLE = "CTXKV_RUNS"
-DEFAULT_ROOT = expanded(os.environ.get(ROOT_VARIABLE) or "runs")
 RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
-STAGES = ("phase1", "caches", "phase2", "model", "test", "results")  # each computed from those before it
+RESULTS = "results"  # the last stage: summary and metrics, from all others
+BESIDE = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
 FOREIGN = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
 OF_PLACE = {"data.path"}  # settings that do not make another experiment: the text counts, not where it lies
 
@@ -46,7 +47,7 @@ class Stage:
 
     Attributes:
         key: digest of everything it depends on.
-        files: checksum of each of its files, by its path in the run folder.
+        files: size and checksum of each of its files, by its path in the run folder.
         result: its part of the summary.
         metrics: its lines of metrics.jsonl.
     """
@@ -56,14 +57,10 @@ class Stage:
     result: dict[str, Any] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
 
-    def lost(self, folder: Path) -> str:
-        """Name a missing or damaged file; empty if all are intact."""
-        for name, known in self.files.items():
-            if not (folder / name).is_file():
-                return f"{folder / name} is missing"
-            if checksum(folder / name) != known:
-                return f"{folder / name} is damaged"
-        return ""
+    def damage(self, path: Path, only_size: bool = False) -> str:
+        """Describe the first missing or damaged file in a run's folder; empty if all are intact."""
+        described = (damage(path / name, known, only_size) for name, known in self.files.items())
+        return next(filter(None, described), "")
 
 
 @dataclass
@@ -71,12 +68,12 @@ class RunFolder:
     """One run on disk.
 
     Attributes:
-        config: of `ExperimentConfig.to_dict`.
-        origin: digests of what no setting says: code, data and plug-ins; and the precision.
+        origin: what no setting says: digests of code and data, and the precision. Code of plug-ins is part
+            of `config`.
     """
 
     path: Path
-    config: dict[str, Any]
+    config: ExperimentConfig
     origin: dict[str, str]
     stages: dict[str, Stage] = field(default_factory=dict)
 
@@ -93,17 +90,16 @@ class RunFolder:
         if not isinstance(values, dict) or values.pop("checksum", None) != digest(values):
             raise DamagedFile(path / RECORD, "its checksum differs")
         try:
-            stages = {name: Stage(**each) for name, each in values["stages"].items()}
-            config_from_dict(values["config"])
-            return cls(path, values["config"], values["origin"], stages)
+            stages = {name: Stage(**stage) for name, stage in values["stages"].items()}
+            return cls(path, config_from_dict(values["config"]), values["origin"], stages)
         except (UserError, AttributeError, LookupError, TypeError):
             raise UserError(
                 f"{path} holds a run of another version of ctxkv_lib; use that version, or another folder."
             ) from None
 
     def write(self) -> None:
-        stages = {name: asdict(each) for name, each in self.stages.items()}
-        values = {"config": self.config, "origin": self.origin, "stages": stages}
+        stages = {name: asdict(stage) for name, stage in self.stages.items()}
+        values = {"config": self.config.to_dict(), "origin": self.origin, "stages": stages}
         write_json(self.path / RECORD, {"checksum": digest(values), **values})
 
     def finished(self, name: str, key: str) -> Stage | None:
@@ -111,24 +107,33 @@ class RunFolder:
         stage = self.stages.get(name)
         if not stage or stage.key != key:
             return None
-        if lost := stage.lost(self.path):
-            notice(f"{lost}: {name} is made again.")
+        if damage := stage.damage(self.path):
+            notice(f"{damage}: {name} is made again.")
             return None
         return stage
 
-    def linked(self, name: str, key: str) -> Stage | None:
+    @cached_property
+    def neighbours(self) -> list["RunFolder"]:
+        """The readable runs beside this one."""
+        folders = []
+        for record in sorted(self.path.parent.glob(BESIDE)):
+            if record.parents[1] != self.path:
+                with suppress(UserError, OSError):  # damaged, or of another version
+                    folders.append(RunFolder.read(record.parents[1]))
+        return folders
+
+    def link(self, name: str, key: str) -> Stage | None:
         """Link the files of a stage that counts from another run beside this one, and record it here."""
-        for record in sorted(self.path.parent.glob(f"*/{RECORD}")):
-            with suppress(UserError, OSError):  # another run may be writing its files
-                other = RunFolder.read(record.parents[1])
-                stage = other.stages.get(name)
-                if stage and stage.key == key and other.path != self.path:
+        for other in self.neighbours:
+            stage = other.stages.get(name)
+            if stage and stage.key == key:
+                with suppress(OSError):  # its files may have gone
                     for file in stage.files:
                         with replacing(self.path / file) as beside:
                             _link(other.path / file, beside)
-                    if not stage.lost(self.path):
-                        notice(f"{name}: taken from {other.path.name}, same settings, data and code.")
-                        return self._add(name, stage)
+                if not stage.damage(self.path):
+                    notice(f"{name}: taken from {other.path.name}, same settings, data and code.")
+                    return self._add(name, stage)
         return None
 
     def finish(
@@ -144,16 +149,15 @@ class RunFolder:
 
     def _add(self, name: str, stage: Stage) -> Stage:
         if name in STAGES:
-            self.stages.pop("results", None)  # which are of the stages
+            self.stages.pop(RESULTS, None)  # which are of the stages
         self.stages[name] = stage
         self.write()
         return stage
 
     def write_metrics(self, *stages: Stage) -> None:
         """Write metrics.jsonl anew, with the lines of these stages."""
-        write_text(
-            self.path / "metrics.jsonl", "".join(_line(each) for one in stages for each in one.metrics)
-        )
+        lines = [_line(metric) for stage in stages for metric in stage.metrics]
+        write_text(self.path / "metrics.jsonl", "".join(lines))
 
     def append_metric(self, metric: Metric) -> None:
         """Add a line to metrics.jsonl, which shows a training under way."""
@@ -174,7 +178,7 @@ def _link(file: Path, to: Path) -> None:
 
 def _no_run(path: Path) -> str:
     """Explain why a folder holds no run, and what to name instead."""
-    if any(path.glob(f"*/{RECORD}")):
+    if any(path.glob(BESIDE)):
         return f"{path} holds runs and is none; name one of them (`ctxkv list {path}` shows them)."
     if (path / COMPARISON).is_file():
         return f"{path} holds a comparison; name its runs, as `ctxkv list {path.parent}` shows them."
@@ -185,7 +189,7 @@ def _no_run(path: Path) -> str:
 def claimed(
     path: Path, config: ExperimentConfig, origin: dict[str, str], again: bool = False
 ) -> Iterator[RunFolder]:
-    """Hold a run's folder for this process while the block runs.
+    """Keep a run's folder for this process while the block runs.
 
     Args:
         again: replace a finished result of other code or data.
@@ -203,8 +207,8 @@ def claimed(
             remove(leftover)
         try:
             folder.write()
-            if "results" not in folder.stages:
-                write_json(path / "config.json", folder.config)
+            if RESULTS not in folder.stages:
+                write_json(path / "config.json", config.to_dict())
             yield folder
         except BaseException:
             if is_new and not folder.stages and not any(path.glob("checkpoint/*.safetensors")):
@@ -217,47 +221,61 @@ def only_process(path: Path) -> Iterator[None]:
     """Keep other processes out of a folder; a UserError if one is in it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path / LOCK).acquire(timeout=0)
+        lock = FileLock(path / LOCK).acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"{path} is in use by another process; wait until that is done, or name another folder."
         ) from None
-    with held:
+    with lock:
         yield
 
 
 def _record_for(path: Path, config: ExperimentConfig, origin: dict[str, str], again: bool) -> RunFolder:
-    """Return the record of this experiment in a folder that is locked, with the stages that are there."""
-    folder = RunFolder(path, config.to_dict(), origin)
+    """Return the record of this experiment in a folder that is locked, with the stages that are there.
+
+    A folder of other settings is always refused, one with a finished result of another origin unless it is
+    to be made `again`.
+    """
     if not (path / RECORD).is_file():
-        held = any(file.name not in FOREIGN for file in visible_files(path))
-        if held and not (again and (path / "config.json").is_file()):
-            cure = "name another folder with --out"
-            raise UserError(f"{path} is not empty and has no record of a run ({RECORD}); {cure}.")
-        return folder
+        _refuse_other_files(path, again)
+        return RunFolder(path, config, origin)
     try:
-        there = RunFolder.read(path)
-        if config.runtime.precision == "auto":  # it goes on as it was begun, maybe on another machine
-            folder.origin = origin = {**origin, "precision": there.origin["precision"]}
+        existing = RunFolder.read(path)
     except DamagedFile as error:
         if again:
-            return folder
+            return RunFolder(path, config, origin)
         raise UserError(f"{error.path} is damaged; replace the run with --again, or use --out.") from None
-    theirs, ours = dict(flat(there.config)), dict(flat(folder.config))
-    different = sorted(
-        key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key) and key not in OF_PLACE
-    )
-    own_code = [key for key in different if key.endswith(".source")]
-    if settings := [key for key in different if key not in own_code]:
-        shown = ", ".join(f"{key} {theirs.get(key)!r} (asked: {ours.get(key)!r})" for key in settings[:3])
-        raise UserError(f"{path} holds another experiment: {shown}; name another folder with --out.")
-    changed = [name for name, known in there.origin.items() if origin.get(name) != known] + own_code
-    if "results" in there.stages and changed and not again:
+    changed_code = _compare_settings(existing, config)
+    if config.runtime.precision == "auto":  # it goes on as it was begun, maybe on another machine
+        origin = {**origin, "precision": existing.origin["precision"]}
+    changed = [name for name, known in existing.origin.items() if origin.get(name) != known] + changed_code
+    stages = dict(existing.stages)
+    results = stages.pop(RESULTS, None) if changed else None  # else a kill would leave them as of this code
+    if results and not again:
         raise UserError(
             f"{path} holds a finished result of other {' and '.join(changed)}; replace it with --again "
             "(again=True), or name another folder with --out."
         )
-    folder.stages = there.stages
-    if changed:
-        folder.stages.pop("results", None)  # else a kill would leave them as of this code
-    return folder
+    return RunFolder(path, config, origin, stages)
+
+
+def _refuse_other_files(path: Path, again: bool) -> None:
+    """Refuse a folder with files and without a record, unless it held a run that is to be made `again`."""
+    is_foreign = any(file.name not in FOREIGN for file in visible_files(path))
+    if is_foreign and not (again and (path / "config.json").is_file()):
+        cure = "name another folder with --out"
+        if (path / "config.json").is_file() and (path / "checkpoint").is_dir():
+            cure = "make the run again with --again, or name another folder with --out"
+        raise UserError(f"{path} is not empty and has no record of a run ({RECORD}); {cure}.")
+
+
+def _compare_settings(existing: RunFolder, config: ExperimentConfig) -> list[str]:
+    """Refuse a folder of other settings; return the plug-ins whose code is another, as `block.source`."""
+    theirs, asked = dict(flat(existing.config.to_dict())), dict(flat(config.to_dict()))
+    keys = sorted(key for key in theirs.keys() | asked.keys() if theirs.get(key) != asked.get(key))
+    code = [key for key in keys if key in {f"{hook}.source" for hook in HOOKS}]
+    settings = [key for key in keys if key not in code and key not in OF_PLACE]
+    if settings:
+        shown = ", ".join(f"{key} {theirs.get(key)!r} (asked: {asked.get(key)!r})" for key in settings[:3])
+        raise UserError(f"{existing.path} holds another experiment: {shown}; name another folder with --out.")
+    return code

@@ -1,64 +1,115 @@
-"""`ctxkv list`: every run folder below a folder, with its state; and names for runs, of what differs."""
+"""`ctxkv list`: runs and what they have found, as a table."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import expanded
+import pandas as pd
+
+from ..errors import DamagedFile, UserError
+from ..files import default_root, expanded
 from ..method.memory import MIB
-from .config import config_from_dict
-from .folder import DEFAULT_ROOT, RECORD, RunFolder
-from .presets import changed_settings
+from .folder import RECORD, RESULTS, RunFolder
+from .names import differing_settings
+from .summary import Run, summarize
+
+PHASE2 = ("val_ppl", "val_acc", "train_ppl", "best_epoch")
 
 
-@dataclass(frozen=True)
-class Listed:
-    """One run folder.
+def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.DataFrame:
+    """Collect runs and what they have found, a row each.
 
-    Attributes:
-        kind: its preset and recipe; a dash if they cannot be read.
-        settings: those that differ from the preset's and recipe's.
-        tokens: of the training stream; None before Phase 1 has finished.
-        best_ppl: lowest validation PPL; None before Phase 2 has finished.
-        state: "finished", "interrupted" or "damaged" (a file is missing, or the record cannot be read).
-        mib: on disk.
-    """
+    Args:
+        runs: runs or their folders; or one folder, of which every run at or below it is taken, unfinished
+            and damaged ones too. None takes `$CTXKV_RUNS`, or `runs`.
 
-    path: Path
-    kind: str
-    settings: dict[str, Any]
-    tokens: int | None
-    best_ppl: float | None
-    state: str
-    mib: float
-
-
-def list_runs(root: Path | str = DEFAULT_ROOT) -> list[Listed]:
-    """Find every run folder at or below `root`; a broken one is listed as such.
+    Returns:
+        a table with the path as index: `state` (finished, interrupted, or damaged: a file is missing or has
+        another size); the settings that differ; `train_tokens`; `val_ppl`, `test_ppl`, `val_acc`, `train_ppl`
+        and `best_epoch`, of an interrupted run those of the best epoch so far; `epochs`; `seconds` of both
+        trainings; `parameters` that Phase 2 trains; where n-grams were measured, their `val_ppl` and
+        `test_ppl` by name; `mib` on disk; and, if anything is damaged, a `note` what to do. What is not known
+        is NaN.
 
     Raises:
         UserError: there is no such folder.
     """
-    root = expanded(root)
+    if runs is None or isinstance(runs, Path | str):
+        paths = _run_folders(default_root() if runs is None else expanded(runs))
+    else:
+        paths = [run.path if isinstance(run, Run) else expanded(run) for run in runs]
+    rows, folders = {}, {}
+    for path in paths:
+        row: dict[str, Any] = {"state": "damaged"}
+        try:
+            folders[path] = folder = RunFolder.read(path)
+            row |= _state(folder) | _results(folder)
+        except DamagedFile as error:
+            row["note"] = f"{error.path} is damaged; make it again with `ctxkv run --out {path} --again`"
+        except (UserError, OSError) as error:
+            row["note"] = str(error)
+        row["mib"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / MIB
+        rows[path] = row
+    settings = differing_settings([folder.config for folder in folders.values()])
+    for path, differing in zip(folders, settings, strict=True):
+        row = rows[path]
+        rows[path] = {"state": row.pop("state"), **differing, **row}
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    last = [column for column in ("mib", "note") if column in columns]
+    table = pd.DataFrame.from_dict({str(path): row for path, row in rows.items()}, orient="index")
+    return table.reindex(columns=[*(column for column in columns if column not in last), *last])
+
+
+def _run_folders(root: Path) -> list[Path]:
+    """Find every run folder at or below a folder, also one whose record is gone; no hidden ones."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; name the one that holds your run folders.")
-    depths = ("", "*/", "*/*/")  # a comparison may hold the folders of its runs
-    records = {record for depth in depths for record in root.glob(f"{depth}{RECORD}")}
-    return [_listed(record.parents[1]) for record in sorted(records)]
+    depths = ("", "[!.]*/", "[!.]*/[!.]*/")  # a comparison may hold the folders of its runs
+    records = {file.parents[1] for depth in depths for file in root.glob(f"{depth}{RECORD}")}
+    configs = {file.parent for depth in depths for file in root.glob(f"{depth}config.json")}
+    return sorted(records | {folder for folder in configs if (folder / "checkpoint").is_dir()})
 
 
-def _listed(path: Path) -> Listed:
-    mib = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / MIB
-    try:
-        folder = RunFolder.read(path)
-    except (UserError, OSError):
-        return Listed(path, "-", {}, None, None, "damaged", mib)
-    config, stages = config_from_dict(folder.config), folder.stages
-    ppls = [line["val_ppl"] for line in stages["phase2"].metrics] if "phase2" in stages else []
-    tokens = stages["caches"].result["tokens"]["train"] if "caches" in stages else None
-    is_whole = all((path / file).is_file() for stage in stages.values() for file in stage.files)
-    state = "damaged" if not is_whole else "finished" if "results" in stages else "interrupted"
-    settings = {key: value for key, value in changed_settings(config).items() if key != "data.source"}
-    kind = f"{config.preset}, {config.recipe}"
-    return Listed(path, kind, settings, tokens, min(ppls, default=None), state, mib)
+def _state(folder: RunFolder) -> dict[str, str]:
+    damages = [stage.damage(folder.path, only_size=True) for stage in folder.stages.values()]
+    if damage := next(filter(None, damages), ""):
+        return {"state": "damaged", "note": f"{damage}; make it again with `ctxkv run --out {folder.path}`"}
+    return {"state": "finished" if RESULTS in folder.stages else "interrupted"}
+
+
+def _results(folder: RunFolder) -> dict[str, Any]:
+    """Return the numbers of a run; of an unfinished one, those of its best epoch so far."""
+    if RESULTS not in folder.stages:
+        lines = _lines(folder.path / "metrics.jsonl")
+        best = min(lines, key=lambda line: line["val_ppl"], default={})
+        names = {"val_ppl", "val_acc", "train_ppl"} & best.keys()
+        epoch = {"best_epoch": best["epoch"], "epochs": lines[-1]["epoch"]} if best else {}
+        return {**{name: best[name] for name in PHASE2 if name in names}, **epoch}
+    summary = summarize(folder)
+    phase2, epochs = summary["phase2"], summary["phase2"]["epochs"]
+    ngrams = {
+        f"{name}.{split}_ppl": row[f"{split}_ppl"]
+        for name, row in summary.get("ngrams", {}).items()
+        for split in ("val", "test")
+        if f"{split}_ppl" in row
+    }
+    return {
+        "train_tokens": summary["train_tokens"],
+        "val_ppl": phase2["val_ppl"],
+        "test_ppl": summary.get("test", {}).get("ppl"),
+        **{name: phase2[name] for name in PHASE2[1:]},
+        "epochs": len(epochs),
+        "seconds": summary["phase1"]["seconds"] + sum(epoch["seconds"] for epoch in epochs),
+        "parameters": summary["parameters"]["trainable_phase2"],
+        **ngrams,
+    }
+
+
+def _lines(metrics: Path) -> list[dict[str, Any]]:
+    """Read the epochs of a `metrics.jsonl`; a line that is being written is left out."""
+    lines = []
+    with suppress(OSError, ValueError):
+        lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "val_ppl" in line]

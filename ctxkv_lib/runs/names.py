@@ -5,33 +5,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import checksum, digest, expanded
+from ..files import checksum, default_root, digest, expanded
 from ..plugins.hooks import HOOKS
 from ..progress import counted
 from .config import ExperimentConfig, flat
-from .folder import DEFAULT_ROOT
 from .presets import changed_settings
-from .results import Run
+from .summary import Run
 
 MOST_NAMED = 3  # settings in a name; runs that differ in more go by their folders
 
 
-def run_folder_of(config: ExperimentConfig, root: Path | str = DEFAULT_ROOT) -> Path:
+def run_folder_of(config: ExperimentConfig, root: Path | str | None = None) -> Path:
     """Return the default folder of an experiment; the same experiment always gets the same one.
 
     `preset-recipe-samples`, with the names of plug-ins and a short hash behind it of the settings that are
     not those of preset and recipe, if any. The user's own file counts by its content.
+
+    Args:
+        root: folder of the run folders; None takes `$CTXKV_RUNS`, or `runs`.
     """
     changed = changed_settings(config)
     if config.data.path is not None and expanded(config.data.path).is_file():
         changed["data.path"] = checksum(expanded(config.data.path))
-    own = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
+    plugins = [plugin.name for hook, plugin in config.plugins.items() if f"{hook}.plugin" in changed]
     words = [config.preset, config.recipe, str(config.data.samples)]
-    name = "-".join(words + [re.findall(r"\w+", each)[-1] for each in own])
-    return expanded(root) / (f"{name}-{digest(changed)[:6]}" if changed else name)
+    name = "-".join(words + [re.findall(r"\w+", plugin)[-1] for plugin in plugins])
+    folder = default_root() if root is None else expanded(root)
+    return folder / (f"{name}-{digest(changed)[:6]}" if changed else name)
 
 
-def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str = DEFAULT_ROOT) -> Path:
+def comparison_folder(configs: Sequence[ExperimentConfig], root: Path | str | None = None) -> Path:
     """Return the default folder of a comparison: its largest run's name and the smaller counts."""
     *smaller, largest = sorted(configs, key=lambda config: config.data.samples)
     counts = "-".join(str(config.data.samples) for config in smaller)
@@ -43,12 +46,11 @@ def differing_settings(configs: Sequence[ExperimentConfig]) -> list[dict[str, An
 
     The digest of a plug-in's code is left out, as nobody can interpret it.
     """
-    every = [dict(flat(config.to_dict())) for config in configs]
-    keys = dict.fromkeys(
-        key for settings in every for key in settings if not key.endswith(".source") or key == "data.source"
-    )
-    different = [key for key in keys if any(each.get(key) != every[0].get(key) for each in every)]
-    return [{key: settings.get(key) for key in different} for settings in every]
+    rows = [dict(flat(config.to_dict())) for config in configs]
+    digests = {f"{hook}.source" for hook in HOOKS}
+    keys = dict.fromkeys(key for settings in rows for key in settings if key not in digests)
+    different = [key for key in keys if any(settings.get(key) != rows[0].get(key) for settings in rows)]
+    return [{key: settings.get(key) for key in different} for settings in rows]
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Use of a trained run: its model with caches and tokenizer, generation, evaluation, and a model folder."""
+"""Use of a run: its model with caches and tokenizer, and generation."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,39 +13,41 @@ from ..data.conversations import load_conversations
 from ..data.token_table import load_table
 from ..data.tokens import load_tokenizer
 from ..errors import UserError, is_utf8, told_in_a_sentence, values_of_user
-from ..files import read_tensors
-from ..method.caches import StreamCache
+from ..files import expanded, read_tensors, source_digest
+from ..method.memory import snapshot
 from ..method.model import ContextKV
-from ..plugins.code_digest import method_digest
-from ..plugins.mixer import as_read
 from ..progress import notice, stage
-from .build import frozen_model, load_caches, load_weights, log_frequencies
+from .build import frozen_model, load_caches, load_weights, log_frequencies, parameter_counts
 from .config import Sampling
-from .device import choose_device
+from .device import choose_device, torch_state
+from .experiment import Experiment
 from .export import for_transformers
 from .folder import RunFolder
-from .results import Run, load_run
+from .keys import RESULT_CODE
+from .stages import load_streams
+from .summary import Run, context_summary, finished_run, metrics_of
 
 COLDEST = 1e-6  # temperature at which sampling always takes the largest logit
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A finished run with what it takes to look inside.
+class OpenRun:
+    """A run with what it takes to look inside: finished, or prepared for Phase 2.
 
     Attributes:
-        model: trained, in evaluation mode.
-        caches: `StreamCache`s of "train" and "val", mapped from their files.
+        run: of a prepared one, the summary has `tokens`, `parameters`, `phase1`, `memory` and `caches_mib`.
+        model: in evaluation mode.
+        caches: `StreamCache`s of "train" and "val"; those of a finished run are mapped from their files.
     """
 
     run: Run
     model: ContextKV
     tokenizer: PreTrainedTokenizerFast
-    caches: dict[str, StreamCache]
+    caches: dict[str, Any]
 
 
 @told_in_a_sentence()
-def open_run(run: Run | Path | str, device: str = "cpu") -> Trained:
+def open_run(run: Run | Path | str, device: str = "cpu") -> OpenRun:
     """Open a finished run.
 
     Args:
@@ -55,36 +57,48 @@ def open_run(run: Run | Path | str, device: str = "cpu") -> Trained:
     Raises:
         UserError: there is no finished run, a file is damaged, or a plug-in is missing or changed.
     """
-    path = run.path if isinstance(run, Run) else run
-    run = load_run(path, "phase1", "caches", "phase2", "model")
+    folder = RunFolder.read(run.path if isinstance(run, Run) else expanded(run))
+    run = finished_run(folder, "phase1", "caches", "phase2", "model")
     for hook in run.config.plugins.keys() - {"loss"}:
         run.config.plugins[hook].refuse_changed()
-    if RunFolder.read(run.path).origin["code"] != method_digest():
+    if folder.origin["code"] != source_digest(*RESULT_CODE):
         notice(f"{run.path} was made with other code of the method; what it computes here may be different.")
-    with stage("Loading the model"):
-        model = frozen_model(run.config, *_frozen(run))
+    with stage("Loading the model"), torch_state():
+        model = frozen_model(run.config, *_frozen_tensors(run))
         load_weights(model, run.path)
         tokenizer = load_tokenizer(run.config.data.tokenizer)
-    streams = load_caches(run.path / "caches").items()
-    caches = {split: as_read(model, cache, trained=False) for split, cache in streams}
-    return Trained(run, model.to(choose_device(device)), tokenizer, caches)
+    caches = load_caches(run.path / "caches")
+    streams = {split: model.cached_stream(cache, training=False) for split, cache in caches.items()}
+    return OpenRun(run, model.to(choose_device(device)), tokenizer, streams)
 
 
-def _frozen(run: Run) -> tuple[Tensor, Tensor | None]:
+def open_prepared(experiment: Experiment) -> OpenRun:
+    """Open an experiment whose contexts are computed."""
+    streams, _ = load_streams(experiment)
+    folder, model = experiment.folder, experiment.model
+    summary = context_summary(folder.stages)
+    summary["memory"] = [*summary["memory"], snapshot("phase 2 prepared", experiment.device)]
+    summary["parameters"] = parameter_counts(model)
+    run = Run(folder.path, folder.config, summary, metrics_of({"phase1": folder.stages["phase1"]}))
+    return OpenRun(run, model.eval(), experiment.tokenizer, streams)
+
+
+def _frozen_tensors(run: Run) -> tuple[Tensor, Tensor | None]:
     """Return token table and log-frequencies: of the model folder, or made again where it was not saved."""
     saved = run.path / "model" / "model.safetensors"
     if saved.is_file():
         tensors = read_tensors(saved)
         return tensors["model.wte.weight"], tensors.get("model.log_unigram")
-    config = run.config
-    refuse_other_texts(run, "corpus", run.summary["provenance"]["data"].get("corpus_fingerprint"))
-    table = load_table(config.data, config.model.hidden_size, config.runtime.seed)
-    if table.fingerprint != run.summary["provenance"]["embeddings"]["fingerprint"]:
+    config, provenance = run.config, run.summary["provenance"]
+    refuse_other_texts(run, "corpus", provenance["data"].get("corpus_fingerprint"))
+    corpus = load_conversations(config.data, "corpus") if config.data.reads_corpus else None
+    table = load_table(config.data, config.model.hidden_size, config.runtime.seed, corpus)
+    if table.fingerprint != provenance["embeddings"]["fingerprint"]:
         raise UserError(
-            f"The text of the token table has changed since {run.path} was trained; restore "
-            f"{config.data.path or 'it'}, or make a new run."
+            f"The token table that {run.path} was trained with, its text or its code, is another one now; "
+            f"restore {config.data.path or 'it'}, or make a new run."
         )
-    return table.weight, log_frequencies(config)
+    return table.weight, log_frequencies(config.data, corpus)
 
 
 def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
@@ -102,7 +116,7 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
 
     Args:
         run: or its folder.
-        sampling: fields of `runs.settings.Sampling`, as in `max_new_tokens=20`.
+        sampling: fields of `runs.config.Sampling`, as in `max_new_tokens=20`.
 
     Raises:
         UserError: no finished run there, an empty prompt, or a field or value that is not allowed.
@@ -113,14 +127,14 @@ def generate_text(run: Run | Path | str, prompt: str, **sampling: Any) -> str:
     with values_of_user():
         chosen = Sampling(**sampling)
     if not prompt or not is_utf8(prompt):
-        raise UserError("--prompt is empty or not UTF-8; give at least one character, in UTF-8.")
-    trained = open_run(run, "auto")
-    model, tokenizer = for_transformers(trained.model, trained.run.config, trained.tokenizer)
+        raise UserError("The prompt is empty or not UTF-8; give at least one character, in UTF-8.")
+    opened = open_run(run, "auto")
+    model, tokenizer = for_transformers(opened.model, opened.run.config, opened.tokenizer)
     encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
     options: dict[str, Any] = {"do_sample": False}
     if chosen.temperature > COLDEST:
         options = {"do_sample": True, "temperature": chosen.temperature, "top_k": chosen.top_k}
-    with torch.random.fork_rng(devices=[]):
+    with torch_state():
         torch.manual_seed(chosen.seed)
         ids = model.generate(**encoded, max_new_tokens=chosen.max_new_tokens, **options)
     new = ids[0, encoded["input_ids"].shape[1] :]

@@ -6,10 +6,12 @@ A *preset* sets the source and the amount of data and weights; a *recipe* sets t
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from ..data.conversations import comparable_samples, describe_split, fitting_sizes
 from ..errors import UserError, values_of_user
+from ..plugins.hooks import TUNED
 from ..progress import say
 from .config import ExperimentConfig, flat, require_known
 
@@ -55,9 +57,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "published": {"runtime.precision": "fp32"},
     "exact": {"phase1.context_method": "exact"},
     "tuned": {
-        "block": "ctxkv_lib.method.tuned:StructuredBlock",
+        "block": f"{TUNED}StructuredBlock",
         "block.longest_mean": 40.0,
-        "attention": "ctxkv_lib.method.tuned:SlotAttention",
+        "attention": f"{TUNED}SlotAttention",
         "attention.current_token_bias": -5.0,
         "attention.input_dropout": 0.2,
         "attention.layer_dropout": 0.1,
@@ -101,8 +103,7 @@ def build_config(
             cannot be read, or are too few.
     """
     require_known("preset", preset, PRESETS)
-    chosen = PRESETS[preset]
-    recipe = chosen.recipe if recipe is None else recipe
+    recipe = PRESETS[preset].recipe if recipe is None else recipe
     require_known("recipe", recipe, RECIPES)
     asked = {**({} if samples is None else {"data.samples": samples}), **(settings or {})}
     if asked.get("data.path") is not None and asked.get("data.source", "file") != "file":
@@ -110,8 +111,7 @@ def build_config(
             f"data.source is {asked['data.source']!r} and data.path is given; leave one of them out."
         )
     # A plug-in's own settings exist only once it is chosen: preset and recipe come first.
-    layers = {**chosen.settings, **RECIPES[recipe], "data.samples": chosen.samples}
-    config = ExperimentConfig(preset, recipe).replace(layers).replace(asked)
+    config = _usual(preset, recipe).replace(asked)
     if config.data.source != "file":
         return config
     names = {key.removeprefix("data.") for key in asked if key.startswith("data.")}
@@ -120,6 +120,12 @@ def build_config(
     if sizes:
         tell(describe_split(config.data))
     return config
+
+
+@cache
+def _usual(preset: str, recipe: str) -> ExperimentConfig:
+    settings = {**PRESETS[preset].settings, **RECIPES[recipe], "data.samples": PRESETS[preset].samples}
+    return ExperimentConfig(preset, recipe).replace(settings)
 
 
 def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
@@ -139,11 +145,14 @@ def compared_samples(config: ExperimentConfig) -> tuple[int, int]:
 
 
 def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Return the settings that are not the preset's and recipe's own; those of a new plug-in, all."""
-    usual = dict(flat(build_config(config.preset, config.recipe, config.data.samples).to_dict()))
-    own = dict(flat(config.to_dict()))
-    gone = {key: None for key in usual.keys() - own.keys() if key.endswith(".plugin")}
-    return {key: value for key, value in own.items() if usual.get(key, math.nan) != value} | gone
+    """Return the settings that are not the preset's and recipe's own; those of a new plug-in, all.
+
+    The number of samples is not among them.
+    """
+    usual = dict(flat(_usual(config.preset, config.recipe).to_dict()))
+    usual["data.samples"], settings = config.data.samples, dict(flat(config.to_dict()))
+    dropped = {key: None for key in usual.keys() - settings.keys() if key.endswith(".plugin")}
+    return {key: value for key, value in settings.items() if usual.get(key, math.nan) != value} | dropped
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, str]:

@@ -11,28 +11,29 @@ from typing import Any
 import torch
 
 from .. import ranks
-from .experiment import Work
+from .experiment import Experiment
 
 PACKAGE = Path(__file__).parent.parent
 REPORTED = ("torch", "transformers", "numpy")
 
 
-def provenance(work: Work, placement: str) -> dict[str, Any]:
+def provenance(experiment: Experiment, placement: str) -> dict[str, Any]:
     """Describe what a result was made from, and where; `placement` is that of the caches."""
-    texts = {split: text.fingerprint for split, text in work.texts.items() if split != "test"}
+    config = experiment.config
+    texts = {split: text.fingerprint for split, text in experiment.texts.items() if split != "test"}
     return {
-        "seed": work.config.runtime.seed,
+        "seed": config.runtime.seed,
         "date": date.today().isoformat(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED}},
-        "device": _device_name(work.device),
+        "device": _device_name(experiment.device),
         "processes": ranks.world_size(),
         "git_commit": git_commit(),
         "data": {
-            "source": work.config.data.source,
-            **{f"{split}_fingerprint": each for split, each in texts.items()},
+            "source": config.data.source,
+            **{f"{split}_fingerprint": fingerprint for split, fingerprint in texts.items()},
         },
-        "embeddings": {"table": work.config.data.table, "fingerprint": work.table.fingerprint},
-        "precision": work.precision,
+        "embeddings": {"table": config.data.table, "fingerprint": experiment.table.fingerprint},
+        "precision": experiment.precision,
         "threads": torch.get_num_threads(),
         "caches": placement,
     }
@@ -53,9 +54,9 @@ def git_commit() -> str | None:
         return _installed_commit()
     git = ["git", "-C", str(PACKAGE)]
     try:
-        found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, check=True)
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, check=True)
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True)
-        return found.stdout.decode().strip() + ("-dirty" if changed.returncode else "")
+        return commit.stdout.decode().strip() + ("-dirty" if changed.returncode else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

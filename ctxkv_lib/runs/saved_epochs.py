@@ -63,9 +63,9 @@ class RunLoop(Loop):
 def save_state(state: Any, path: Path, key: str) -> None:
     """Write a `phase2.Phase2State`: tensors under `kind/name`, everything else as JSON beside them."""
     optimizer = state.stepper.optimizer.state_dict()
-    held = {"weights": state.weights, "averages": state.stepper.averages, "best": state.best}
-    held |= {f"optimizer {number}": moments for number, moments in optimizer["state"].items()}
-    tensors = {f"{kind}/{name}": each for kind, named in held.items() for name, each in named.items()}
+    groups = {"weights": state.weights, "averages": state.stepper.averages, "best": state.best}
+    groups |= {f"optimizer {number}": moments for number, moments in optimizer["state"].items()}
+    tensors = {f"{kind}/{name}": tensor for kind, named in groups.items() for name, tensor in named.items()}
     numbers = json.dumps([optimizer["param_groups"], state.metrics])
     write_tensors(path, tensors, {"key": key, "numbers": numbers})
 
@@ -82,15 +82,18 @@ def restore_state(state: Any, path: Path, key: str) -> None:
         return
     if metadata.get("key") != key:
         return
-    held = defaultdict[str, dict[str, Tensor]](dict)
-    for place, tensor in tensors.items():
-        kind, _, name = place.partition("/")
-        held[kind][name] = tensor.clone()  # it is mapped from the file
+    groups = defaultdict[str, dict[str, Tensor]](dict)
+    for key_of_tensor, tensor in tensors.items():
+        kind, _, name = key_of_tensor.partition("/")
+        groups[kind][name] = tensor.clone()  # it is mapped from the file
     for name, weight in state.weights.items():
-        weight.copy_(held["weights"][name])
-        state.best[name] = held["best"][name].to(weight.device)
+        weight.copy_(groups["weights"][name])
+        state.best[name] = groups["best"][name].to(weight.device)
     for name, average in state.stepper.averages.items():
-        average.copy_(held["averages"][name])
-    groups, state.metrics = json.loads(metadata["numbers"])
-    moments = {int(kind.split()[1]): each for kind, each in held.items() if kind.startswith("optimizer ")}
-    state.stepper.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        average.copy_(groups["averages"][name])
+    parameter_groups, state.metrics = json.loads(metadata["numbers"])
+    optimizers = {
+        kind.split()[1]: moments for kind, moments in groups.items() if kind.startswith("optimizer ")
+    }
+    moments = {int(number): tensors for number, tensors in optimizers.items()}
+    state.stepper.optimizer.load_state_dict({"state": moments, "param_groups": parameter_groups})

@@ -4,31 +4,28 @@ Rank 0 computes everything but Phase 2, whose batches all processes share.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from .. import ranks
 from ..data.tokens import validation_stream
 from ..errors import UserError
 from ..files import remove, write_parts, write_tensors
-from ..method.caches import StreamCache
+from ..method.caches import DTYPES, StreamCache, TokenCache
 from ..method.contexts import contexts_by_passes, distinct_rows, exact_contexts
 from ..method.loop import Diverged
 from ..method.memory import mib, snapshot
-from ..method.model import ContextKV, project_inputs
+from ..method.model import project_inputs
 from ..method.oacd import UNTRAINED, train_context_block
 from ..method.phase2 import train_attention
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
-from ..plugins.mixer import MixerModel, as_read
 from ..progress import say, stage
-from .build import frozen_model, load_block, load_caches, load_weights, parameter_counts, place_caches
-from .device import PRECISIONS
-from .experiment import Work
+from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
+from .experiment import Experiment
 from .export import save_for_transformers
 from .folder import Stage
 from .provenance import provenance
@@ -38,56 +35,38 @@ SCAN_TOKENS = 2**18  # of which contexts are computed at a time: 256 MiB
 EMBEDDED_TOKENS = 2**13  # whose embeddings are written at a time
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A run whose contexts are computed: the input of Phase 2.
-
-    Attributes:
-        caches: `StreamCache`s of "train" and "val".
-        placement: where the caches are held, in words.
-        record: `phase1`, `memory`, `caches_mib`, `tokens` and `parameters` of the summary.
-    """
-
-    model: ContextKV
-    tokenizer: PreTrainedTokenizerFast
-    caches: dict[str, StreamCache]
-    placement: str
-    record: dict[str, Any]
+def contexts_stages(experiment: Experiment) -> None:
+    """Finish Phase 1 and the caches on rank 0; all processes then know the stages."""
+    experiment.folder.stages = ranks.on_rank_0(lambda: _contexts_stages(experiment))
 
 
-def contexts_stages(work: Work) -> tuple[Stage, Stage]:
-    """Train the ContextBlock, cache all contexts, and return both stages."""
-    folder, config = work.folder, work.config
-    key = work.phase1_key()
-    phase1, caches = folder.finished("phase1", key) or folder.linked("phase1", key), None
-    if phase1:
-        key = work.caches_key(phase1)
-        caches = folder.finished("caches", key) or folder.linked("caches", key)
-    if phase1 and caches:
-        work.report(phase1)
-        return phase1, caches
+def _contexts_stages(experiment: Experiment) -> dict[str, Stage]:
+    phase1 = experiment.finished("phase1", linked=True)
+    caches = phase1 and experiment.finished("caches", linked=True)
+    generator = torch.Generator(experiment.device).manual_seed(experiment.config.runtime.seed)
+    by_passes = experiment.config.phase1.context_method == "passes"
+    # Parallel passes begin with the contexts of Phase 1's last iteration, which no file has.
+    needs_last = by_passes and phase1 and phase1.metrics and not caches
     last = None
-    generator = torch.Generator(work.device).manual_seed(config.runtime.seed)
-    # Parallel passes begin with the contexts of the last iteration, which no file keeps.
-    needs_last = config.phase1.context_method == "passes" and phase1 and phase1.metrics
     if phase1 and not needs_last:
-        work.report(phase1)
-        load_block(work.model, folder.path)
+        experiment.replay(phase1)
     else:
-        phase1, last = _train_block(work, generator)
-    with stage("Computing the contexts of all positions"):
-        caches = _make_caches(work, phase1, last, generator)
-    return phase1, caches
+        last = _train_block(experiment, generator)
+    if not caches:
+        load_block(experiment.model, experiment.folder.path)
+        with stage("Computing the contexts of all positions"):
+            _make_caches(experiment, last if by_passes else None, generator)
+    return experiment.folder.stages
 
 
-def _train_block(work: Work, generator: torch.Generator) -> tuple[Stage, Tensor | None]:
-    """Run Phase 1, which a mixer does not have; return its stage, and the contexts that passes begin with."""
-    folder, config = work.folder, work.config
-    ids, model = _phase1_ids(work), work.model
+def _train_block(experiment: Experiment, generator: torch.Generator) -> Tensor | None:
+    """Run Phase 1, which a model without contexts does not have; return the last iteration's contexts."""
+    folder, config = experiment.folder, experiment.config
+    ids, model = _phase1_ids(experiment), experiment.model
     folder.write_metrics()
-    loss = config.plugins.get("loss")
-    result, last, files, loop = UNTRAINED, None, [], RunLoop(work.record)
-    if not isinstance(model, MixerModel):
+    result, last, files, loop = UNTRAINED, None, [], RunLoop(experiment.record)
+    if model.has_contexts:
+        loss = config.plugins.get("loss")
         model.set_phase(1)
         model.train()
         torch.manual_seed(config.runtime.seed)  # a block's own dropout, whatever was drawn before
@@ -107,15 +86,15 @@ def _train_block(work: Work, generator: torch.Generator) -> tuple[Stage, Tensor 
         write_tensors(files[0], model.context_block.state_dict())
     summary = {
         "phase1": {**asdict(result), "seconds": round(result.seconds, 3)},
-        "memory": [*work.memory, snapshot("phase 1 done", work.device)],
+        "memory": [*experiment.memory, snapshot("phase 1 done", experiment.device)],
     }
-    made = folder.finish("phase1", work.phase1_key(), files, summary, loop.metrics)
-    return made, last if config.phase1.context_method == "passes" else None
+    folder.finish("phase1", experiment.key("phase1"), files, summary, loop.metrics)
+    return last
 
 
-def _phase1_ids(work: Work) -> Tensor:
+def _phase1_ids(experiment: Experiment) -> Tensor:
     """Return the tokens that Phase 1 trains on: all `[n]`, or even samples of `phase1.max_tokens`."""
-    ids, config = work.ids["train"][:-1], work.config.phase1
+    ids, config = experiment.ids["train"][:-1], experiment.config.phase1
     most, size = config.max_tokens, config.batch_size
     if len(ids) <= most or config.context_method == "passes":
         return ids
@@ -124,50 +103,50 @@ def _phase1_ids(work: Work) -> Tensor:
     return torch.cat([ids[int(number * gap) :][: min(size, most)] for number in range(count)])
 
 
-def _make_caches(work: Work, phase1: Stage, last: Tensor | None, generator: torch.Generator) -> Stage:
-    """Write the caches of both streams, from the ContextBlock and Phase 1's last contexts, if it has run."""
-    folder = work.folder
-    caches = folder.path / "caches"
-    for split, ids in work.ids.items():
-        precise = split == "val" or work.precision == "fp32"
-        dtype = torch.float32 if precise else PRECISIONS[work.precision]
-        known = last if split == "train" else None
-        width = 0 if isinstance(work.model, MixerModel) else work.config.model.context_dim
-        contexts = _stream_contexts(work, ids, known, generator) if width else []
-        write_parts(caches / f"{split}_ctx.safetensors", {"contexts": (dtype, (len(ids), width), contexts)})
-        write_parts(caches / f"{split}_emb.safetensors", _embedded(work, ids))
-    made = load_caches(caches)
-    rank_generator = torch.Generator().manual_seed(work.config.runtime.seed)
-    rank = effective_rank(made["val"].contexts[1:], rank_generator) if width else None
+def _make_caches(experiment: Experiment, last: Tensor | None, generator: torch.Generator) -> None:
+    """Write the caches of both streams; `last` are Phase 1's last contexts, with which passes begin."""
+    folder, model = experiment.folder, experiment.model
+    path = folder.path / "caches"
+    for split, ids in experiment.ids.items():
+        if model.has_contexts:
+            dtype = torch.float32 if split == "val" else DTYPES[experiment.precision]
+            contexts = _stream_contexts(experiment, ids, last if split == "train" else None, generator)
+            shape = (len(ids), experiment.config.model.context_dim)
+            write_parts(path / f"{split}_ctx.safetensors", {"contexts": (dtype, shape, contexts)})
+        write_parts(path / f"{split}_emb.safetensors", _token_tensors(experiment, ids))
+    caches, rank = load_caches(path), None
+    if isinstance(validation := caches["val"], StreamCache):
+        draw = torch.Generator().manual_seed(experiment.config.runtime.seed)
+        rank = effective_rank(validation.contexts[1:], draw)
     summary = {
-        "phase1": {"effective_rank": rank, "context_method": work.config.phase1.context_method},
-        "tokens": {split: len(ids) for split, ids in work.ids.items()},
-        "caches_mib": _held_mib(made),
+        "phase1": {"effective_rank": rank, "context_method": experiment.config.phase1.context_method},
+        "tokens": {split: len(ids) for split, ids in experiment.ids.items()},
+        "caches_mib": _sizes_mib(caches),
     }
-    return folder.finish("caches", work.caches_key(phase1), [caches], summary)
+    folder.finish("caches", experiment.key("caches"), [path], summary)
 
 
 @torch.no_grad()
 def _stream_contexts(
-    work: Work, ids: Tensor, last: Tensor | None, generator: torch.Generator
+    experiment: Experiment, ids: Tensor, last: Tensor | None, generator: torch.Generator
 ) -> Iterator[Tensor]:
     """Compute the padded contexts of a stream, `[n + 1, context_dim]` in all, part by part."""
-    model, config = work.model, work.config.phase1
+    model, config = experiment.model, experiment.config.phase1
     embeddings, tokens = distinct_rows(model, ids[:-1])
     inputs = project_inputs(model.context_block, embeddings)
     if config.context_method == "passes":
         yield _finite(contexts_by_passes(model.context_block, inputs, tokens, config, generator, last))
         return
-    before = inputs.new_zeros(work.config.model.context_dim)
+    before = inputs.new_zeros(experiment.config.model.context_dim)
     yield before[None]
     for part in tokens.split(SCAN_TOKENS):
-        made = exact_contexts(model.context_block, inputs, part, config.tolerance, before)
-        before = made[-1].clone()
-        yield _finite(made[1:])
+        contexts = exact_contexts(model.context_block, inputs, part, config.tolerance, before)
+        before = contexts[-1].clone()
+        yield _finite(contexts[1:])
 
 
 def _finite(contexts: Tensor) -> Tensor:
-    if not contexts[-1].isfinite().all():  # from where a recurrence overflows, it stays so
+    if not contexts.sum().isfinite():
         raise Diverged(
             "Contexts grow beyond all numbers; bound what the block returns, as a LayerNorm does, or lower "
             "phase1.learning_rate."
@@ -175,143 +154,132 @@ def _finite(contexts: Tensor) -> Tensor:
     return contexts
 
 
-def _embedded(work: Work, ids: Tensor) -> dict[str, Any]:
+def _token_tensors(experiment: Experiment, ids: Tensor) -> dict[str, Any]:
     """Return what a stream's `emb` file holds: token ids and, with the dense layout, their embeddings."""
-    held: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
-    if work.config.runtime.embedding_cache == "dense":
-        rows = (work.model.embed(part.to(work.device).int()) for part in ids[:-1].split(EMBEDDED_TOKENS))
-        held["embeddings"] = (torch.float32, (len(ids) - 1, work.config.model.hidden_size), rows)
-    return held
+    tensors: dict[str, Any] = {"ids": (torch.int32, (len(ids),), [ids])}
+    if experiment.config.runtime.embedding_cache == "dense":
+        parts = ids[:-1].split(EMBEDDED_TOKENS)
+        rows = (experiment.model.embed(part.to(experiment.device).int()) for part in parts)
+        shape = (len(ids) - 1, experiment.config.model.hidden_size)
+        tensors["embeddings"] = (torch.float32, shape, rows)
+    return tensors
 
 
-def _held_mib(caches: dict[str, StreamCache]) -> dict[str, float]:
-    """Return the MiB that contexts and embeddings (or ids) of each stream hold."""
-    sizes = {}
+def _sizes_mib(caches: dict[str, TokenCache]) -> dict[str, float]:
+    """Return the MiB that contexts and embeddings (or ids) of each stream take."""
+    sizes = dict[str, int]()
     for split, cache in caches.items():
-        sizes[f"{split}_ctx"] = cache.contexts.nbytes
-        sizes[f"{split}_emb"] = cache.nbytes - cache.contexts.nbytes
+        contexts = cache.contexts.nbytes if isinstance(cache, StreamCache) else 0
+        sizes |= {f"{split}_ctx": contexts, f"{split}_emb": cache.nbytes - contexts}
     return {name: mib(size) for name, size in {**sizes, "total": sum(sizes.values())}.items()}
 
 
-def load_prepared(work: Work, phase1: Stage, caches: Stage) -> Prepared:
-    """Load the ContextBlock and the caches, as Phase 2 reads them."""
-    load_block(work.model, work.folder.path)
-    loaded = load_caches(work.folder.path / "caches")
-    streams = {split: as_read(work.model, cache, split == "train") for split, cache in loaded.items()}
-    placed, placement = place_caches(streams, work.device)
+def load_streams(experiment: Experiment) -> tuple[dict[str, TokenCache], str]:
+    """Load the ContextBlock; return both streams as Phase 2 reads them, and where they are, in words."""
+    load_block(experiment.model, experiment.folder.path)
+    caches = load_caches(experiment.folder.path / "caches")
+    streams = {
+        split: experiment.model.cached_stream(cache, split == "train") for split, cache in caches.items()
+    }
+    placed, placement = place_caches(streams, experiment.device)
     say(f"Caches: {placement}")
-    record = context_summary(phase1, caches)
-    record["memory"] = [*record["memory"], snapshot("phase 2 prepared", work.device)]
-    record["parameters"] = parameter_counts(work.model)
-    return Prepared(work.model, work.tokenizer, placed, placement, record)
+    return placed, placement
 
 
-def context_summary(phase1: Stage, caches: Stage) -> dict[str, Any]:
-    """Return `tokens`, `phase1`, `memory` and `caches_mib` of the summary."""
-    both = {**phase1.result["phase1"], **caches.result["phase1"]}
-    return {**phase1.result, **caches.result, "phase1": both}
-
-
-def phase2_stage(work: Work, phase1: Stage, caches: Stage) -> Stage:
+def phase2_stage(experiment: Experiment) -> None:
     """Train Phase 2, and write the best epoch's weights to the folder."""
-    key, saved = work.phase2_key(phase1), work.folder.path / "checkpoint" / "phase2.safetensors"
-    if done := ranks.on_rank_0(lambda: work.folder.finished("phase2", key)):
-        work.report(done)
+    saved = experiment.folder.path / "checkpoint" / "phase2.safetensors"
+    if finished := ranks.on_rank_0(lambda: experiment.finished("phase2")):
+        experiment.replay(finished)
     else:
-        done = _train_attention(work, phase1, caches, RunLoop(work.record, saved, key))
+        _train_attention(experiment, RunLoop(experiment.record, saved, experiment.key("phase2")))
     ranks.on_rank_0(lambda: remove(saved))  # after the record, also that of a run that was killed between
-    return done
 
 
-def _train_attention(work: Work, phase1: Stage, caches: Stage, loop: RunLoop) -> Stage:
-    """Run Phase 2, in all processes, and return its stage; `loop` has its key."""
-    folder, config = work.folder, work.config
-    prepared, model = load_prepared(work, phase1, caches), work.model
-    ranks.on_rank_0(lambda: folder.write_metrics(phase1))
-    _init_attention(work)
+def _train_attention(experiment: Experiment, loop: RunLoop) -> None:
+    """Run Phase 2, in all processes; `loop` has its key."""
+    folder, config, model = experiment.folder, experiment.config, experiment.model
+    streams, placement = load_streams(experiment)
+    prepared = snapshot("phase 2 prepared", experiment.device)
+    ranks.on_rank_0(lambda: folder.write_metrics(folder.stages["phase1"]))
+    parameters = parameter_counts(model)
+    torch.manual_seed(config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
+    model.init_attention(_phase1_ids(experiment), config.phase1)
     result = train_attention(
         model,
-        prepared.caches["train"],
-        prepared.caches["val"],
+        streams["train"],
+        streams["val"],
         config.phase2,
         config.runtime.seed,
+        experiment.precision,
         loop,
     )
     summary = {
-        "parameters": prepared.record["parameters"],
-        "offsets": None if isinstance(model, MixerModel) else model.window.offsets,
+        "parameters": parameters,
+        "offsets": model.slot_offsets,
         "stop_reason": result.stop_reason,
-        "provenance": provenance(work, prepared.placement),
-        "memory": prepared.record["memory"][-1:],
+        "provenance": provenance(experiment, placement),
+        "memory": [prepared],
     }
 
-    def finish() -> Stage:
+    def finish() -> None:
         weights = folder.path / "checkpoint" / "attention.safetensors"
-        buffers = {f"attention.{name}": each for name, each in model.attention.named_buffers()}
+        buffers = {f"attention.{name}": buffer for name, buffer in model.attention.named_buffers()}
         write_tensors(weights, {**buffers, **model.trained_weights()})
         if config.has_own_parts:
-            again = frozen_model(config, work.table.weight, work.log_unigram).to(work.device)
-            load_weights(again, folder.path)
-            refuse_unsaved(model, again, prepared.caches["val"])
-        return folder.finish("phase2", loop.key, [weights], summary, result.epochs)
+            loaded = experiment.new_model()
+            load_weights(loaded, folder.path)
+            refuse_unsaved(model, loaded, streams["val"])
+        folder.finish("phase2", loop.key, [weights], summary, result.epochs)
 
-    return ranks.on_rank_0(finish)
-
-
-def _init_attention(work: Work) -> None:
-    """Let a plug-in initialise Phase 2's weights from the trained ContextBlock or the tokens."""
-    attention: Any = work.model.attention
-    torch.manual_seed(work.config.runtime.seed)  # in each process, and whether Phase 1 was reused or not
-    if hasattr(attention, "init_from_block"):
-        attention.init_from_block(work.model.context_block)
-    elif isinstance(work.model, MixerModel) and hasattr(attention, "init_weights"):
-        attention.init_weights(*distinct_rows(work.model, _phase1_ids(work)), work.config.phase1)
+    ranks.on_rank_0(finish)
 
 
-def model_stage(work: Work, phase2: Stage) -> Stage:
+def model_stage(experiment: Experiment) -> None:
     """Write the model folder for transformers."""
-    folder, key = work.folder, work.model_key(phase2)
-    if done := folder.finished("model", key):
-        return done
+    folder = experiment.folder
+    if experiment.finished("model"):
+        return
     with stage("Saving the model"):
-        load_weights(work.model, folder.path)
-        files = save_for_transformers(work.model, work.config, work.tokenizer, folder.path / "model")
-    return folder.finish("model", key, files)
+        load_weights(experiment.model, folder.path)
+        files = save_for_transformers(
+            experiment.model, experiment.config, experiment.tokenizer, folder.path / "model"
+        )
+    folder.finish("model", experiment.key("model"), files)
 
 
-def test_stage(work: Work, caches: Stage, phase2: Stage) -> Stage:
+def test_stage(experiment: Experiment) -> None:
     """Score the test split, once.
 
     The result has `ppl`, `acc` and `tokens`; `conversations`, of each the number of predicted tokens and
     their mean loss in nats; and `fingerprint`. It is empty if there is no token to predict.
     """
-    folder, key = work.folder, work.test_key(caches, phase2)
-    if done := folder.finished("test", key):
-        return done
-    texts, found = work.texts["test"], {}
+    if experiment.finished("test"):
+        return
+    texts, result = experiment.texts["test"], dict[str, Any]()
     with stage("Scoring the test split"):
-        if len(texts) and len((stream := validation_stream(texts, work.tokenizer)).ids) > 1:
-            load_weights(work.model, folder.path)
-            losses, correct = test_scores(work, stream.ids)
+        if len(texts) and len((stream := validation_stream(texts, experiment.tokenizer)).ids) > 1:
+            load_weights(experiment.model, experiment.folder.path)
+            losses, correct = test_scores(experiment, stream.ids)
             # The losses start at the stream's second token.
             parts = losses.tensor_split((stream.starts[1:] - 1).clamp(min=0).cpu())
-            found = {
+            result = {
                 "ppl": perplexity(losses.mean().item()),
                 "acc": correct.float().mean().item(),
                 "tokens": len(stream.ids),
                 "conversations": [[len(part), part.mean().item()] for part in parts if len(part)],
                 "fingerprint": texts.fingerprint,
             }
-    return folder.finish("test", key, (), found)
+    experiment.folder.finish("test", experiment.key("test"), (), result)
 
 
 @torch.no_grad()
-def test_scores(work: Work, ids: Tensor) -> tuple[Tensor, Tensor]:
+def test_scores(experiment: Experiment, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Compute `token_scores` of a text whose contexts are computed as those of validation."""
-    model, generator = work.model, torch.Generator(work.device).manual_seed(work.config.runtime.seed)
-    if isinstance(model, MixerModel):
-        contexts = torch.empty(len(ids), 0, device=work.device)
-    else:
-        contexts = torch.cat([*_stream_contexts(work, ids, None, generator)])
-    cache = as_read(model, StreamCache(ids.int().to(work.device), contexts), trained=False)
-    return token_scores(model, cache, torch.arange(len(cache)))
+    model, cache = experiment.model, TokenCache(ids.int().to(experiment.device))
+    if model.has_contexts:
+        generator = torch.Generator(experiment.device).manual_seed(experiment.config.runtime.seed)
+        contexts = torch.cat([*_stream_contexts(experiment, ids, None, generator)])
+        cache = StreamCache(cache.ids, contexts)
+    stream = model.cached_stream(cache, training=False)
+    return token_scores(model, stream, torch.arange(len(stream)))

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..report.tables import epochs_table, named
-from ..runs.opened import Trained, open_run
-from ..runs.results import Run, load_run
+from ..runs.opened import OpenRun, open_run
+from ..runs.summary import Run, load_run
 from .figures import Picture, ppl_curves, window_attention
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -89,7 +89,7 @@ def explore_runs(runs: Run | Path | str | Sequence[Run | Path | str]) -> Explore
     )
 
 
-def explore_window(run: Trained | Run | Path | str, position: int) -> Explorer:
+def explore_window(run: OpenRun | Run | Path | str, position: int) -> Explorer:
     """Show which contexts a position attends and how strongly, with the tokens as text.
 
     Args:
@@ -99,7 +99,7 @@ def explore_window(run: Trained | Run | Path | str, position: int) -> Explorer:
     Raises:
         UserError: no such position, or the model of the run returns no attention weights.
     """
-    trained = run if isinstance(run, Trained) else open_run(run)
+    trained = run if isinstance(run, OpenRun) else open_run(run)
     last = len(trained.caches["val"]) - 1
     if position not in range(last + 1):
         raise UserError(f"position is {position!r}; allowed in this validation stream: 0 to {last}.")
@@ -122,7 +122,7 @@ def explore_window(run: Trained | Run | Path | str, position: int) -> Explorer:
 
 
 @torch.no_grad()
-def attended(trained: Trained, position: int) -> tuple[Tensor, Tensor, Tensor]:
+def attended(trained: OpenRun, position: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
     model, at = trained.model, torch.tensor([position])
     batch = trained.caches["val"].gather(at, model.window).to(model.device)
@@ -132,7 +132,7 @@ def attended(trained: Trained, position: int) -> tuple[Tensor, Tensor, Tensor]:
     return model.window.slots(at)[0], weights[0].float().cpu(), batch.logits(model)[0].float().cpu()
 
 
-def attended_text(trained: Trained, position: int, slots: Tensor, weights: Tensor) -> str:
+def attended_text(trained: OpenRun, position: int, slots: Tensor, weights: Tensor) -> str:
     """Show the window's tokens, a stronger blue behind those with more attention; the next is underlined."""
     shares = {at: share for at, share in zip(slots.tolist(), weights.tolist(), strict=True) if at >= 0}
     start, strongest, spans = min(shares), max(shares.values()), []
@@ -146,7 +146,7 @@ def attended_text(trained: Trained, position: int, slots: Tensor, weights: Tenso
     return f'<pre class="tex2jax_ignore" style="{box}">{"".join(spans)}</pre>'
 
 
-def guesses(trained: Trained, logits: Tensor) -> str:
+def guesses(trained: OpenRun, logits: Tensor) -> str:
     """Show the most likely next tokens with their probabilities."""
     shares, tokens = logits.softmax(dim=-1).topk(GUESSES)
     words = [escape(repr(trained.tokenizer.decode([token]))) for token in tokens.tolist()]

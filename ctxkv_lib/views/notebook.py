@@ -1,7 +1,6 @@
 """What notebooks share: the experiment of a form, the folder of the runs, and copies in Google Drive."""
 
 import os
-import shutil
 import sys
 import tarfile
 import time
@@ -11,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import expanded, replacing
+from ..files import RUNS_VARIABLE, digest, expanded, replacing
 from ..method.loop import Metric
 from ..progress import Listener
 from ..runs.config import ExperimentConfig
-from ..runs.folder import ROOT_VARIABLE
 from ..runs.presets import build_config
 
 SAVE_SECONDS = 120  # between two archives while a run trains
+# Refuses paths that lead outside; Python 3.11.4 is the first that can.
+SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 def notebook_config(
@@ -54,7 +54,7 @@ def notebook_config(
 
 def runs_root() -> Path:
     """Return the folder of all runs: `$CTXKV_RUNS`, or `runs` at the top of the clone (on Colab, here)."""
-    if root := os.environ.get(ROOT_VARIABLE):
+    if root := os.environ.get(RUNS_VARIABLE):
         return expanded(root)
     here = Path.cwd()
     return (here.parent if (here.parent / "ctxkv_lib" / "__init__.py").is_file() else here) / "runs"
@@ -78,13 +78,13 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
     if not drive:
         yield listener
         return
-    archives = {Path(folder): expanded(drive) / f"{Path(folder).name}.tar" for folder in folders}
+    archives = {folder: _archive_of(folder, expanded(drive)) for folder in map(expanded, folders)}
     for folder, archive in archives.items():
         if archive.is_file() and not folder.exists():
             try:
-                with replacing(folder) as beside:
-                    shutil.unpack_archive(archive, beside, "tar", filter="data")
-            except (OSError, shutil.ReadError, tarfile.TarError) as error:
+                with replacing(folder) as beside, tarfile.open(archive) as tar:
+                    tar.extractall(beside, **SAFELY)
+            except (OSError, tarfile.TarError) as error:
                 advice = "move it away, and run the cell again to begin anew."
                 raise UserError(f"{archive} cannot be restored ({error}); {advice}") from error
     due = time.monotonic() + SAVE_SECONDS
@@ -100,6 +100,11 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
         yield listen
     finally:
         pack_all(archives)
+
+
+def _archive_of(folder: Path, drive: Path) -> Path:
+    """Name the archive of a folder; two of one name in different places have different ones."""
+    return drive / f"{folder.name}-{digest(str(folder.absolute()))[:6]}.tar"
 
 
 def pack_all(archives: dict[Path, Path]) -> None:

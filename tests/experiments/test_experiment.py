@@ -17,7 +17,7 @@ from ctxkv_lib.runs import saved_epochs
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.presets import build_config
-from ctxkv_lib.runs.results import load_run
+from ctxkv_lib.runs.summary import load_run
 from ctxkv_lib.views import figures
 
 SAVE = figures.save

@@ -13,7 +13,7 @@ from ctxkv_lib.measure import measurements as module
 from ctxkv_lib.measure.measurements import measure
 from ctxkv_lib.runs.folder import RunFolder
 from ctxkv_lib.runs.opened import open_run
-from ctxkv_lib.runs.results import MEASUREMENTS, load_run, measured
+from ctxkv_lib.runs.summary import MEASUREMENTS, load_run, measured
 
 
 @pytest.fixture

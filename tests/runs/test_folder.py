@@ -13,7 +13,7 @@ from ctxkv_lib.files import write_text
 from ctxkv_lib.runs.folder import RECORD, RunFolder, claimed
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.presets import build_config
-from ctxkv_lib.runs.results import load_run
+from ctxkv_lib.runs.summary import load_run
 
 CONFIG = build_config("ci", samples=3)
 ORIGIN = {"code": "c", "data": "d", "precision": "fp32"}

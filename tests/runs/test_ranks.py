@@ -17,7 +17,7 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import run
 from ctxkv_lib.files import write_json
 from ctxkv_lib.runs.presets import build_config
-from ctxkv_lib.runs.results import load_run
+from ctxkv_lib.runs.summary import load_run
 
 
 def processes(count, work, *arguments):

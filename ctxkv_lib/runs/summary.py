@@ -1,4 +1,4 @@
-"""What a finished run has found: its summary and metrics."""
+"""What a run has found: `summary.json` and the metrics, from the stages of its folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,26 +10,27 @@ from ..method.config import ModelConfig
 from ..method.loop import Metric
 from ..method.memory import mib
 from ..progress import counted
-from .config import ExperimentConfig, config_from_dict
-from .folder import RunFolder, Stage
+from .config import ExperimentConfig
+from .folder import RESULTS, RunFolder, Stage
+from .keys import MEASUREMENTS, measurement_key
 
-MEASUREMENTS = ("ngrams", "probe")
 EPOCH = ("epoch", "train_ppl", "val_ppl", "val_acc", "improved", "no_improve", "seconds")
 FP32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, read from its folder."""
+    """A finished run, read from its folder; or what is there of one that is only prepared."""
 
     path: Path
     config: ExperimentConfig
     summary: dict[str, Any]  # summary.json
-    metrics: list[Metric]  # lines of metrics.jsonl, both phases
+    metrics: list[Metric]  # of both phases; as metrics.jsonl, and with memory
 
     def __repr__(self) -> str:
-        ppl = self.summary["phase2"]["val_ppl"]
-        return f"Run({str(self.path)!r}: {counted(self.summary['samples'])}, val PPL {ppl:,.1f})"
+        phase2 = self.summary.get("phase2")
+        result = f"val PPL {phase2['val_ppl']:,.1f}" if phase2 else "prepared"
+        return f"Run({str(self.path)!r}: {counted(self.config.data.samples)}, {result})"
 
     @property
     def phase1(self) -> list[Metric]:
@@ -43,48 +44,67 @@ def load_run(path: Path | str, *stages: str) -> Run:
     Raises:
         UserError: there is no run, it is unfinished, or a file is damaged.
     """
-    folder = RunFolder.read(path := expanded(path))
-    for name in ("results", *stages):
+    return finished_run(RunFolder.read(expanded(path)), *stages)
+
+
+def finished_run(folder: RunFolder, *stages: str) -> Run:
+    """Return the run in a folder, as `load_run`."""
+    path = folder.path
+    for name in (RESULTS, *stages):
         if name not in folder.stages:
             raise UserError(f"{path} has not finished; go on with `ctxkv run --out {path}`.")
-        if lost := folder.stages[name].lost(path):
-            raise UserError(f"{lost}; make it again with `ctxkv run --out {path}`.")
-    metrics = [line for stage in folder.stages.values() for line in stage.metrics]
-    return Run(path, config_from_dict(folder.config), read_json(path / "summary.json"), metrics)
+        if damage := folder.stages[name].damage(path):
+            raise UserError(f"{damage}; make it again with `ctxkv run --out {path}`.")
+    return Run(path, folder.config, read_json(path / "summary.json"), metrics_of(folder.stages))
 
 
-def summarize(config: ExperimentConfig, contexts: dict[str, Any], phase2: Stage) -> dict[str, Any]:
-    """Make the content of `summary.json` from the summary of the contexts and the stage of Phase 2."""
+def metrics_of(stages: dict[str, Stage]) -> list[Metric]:
+    """Return the lines of both phases, in order."""
+    return [line for name in ("phase1", "phase2") if name in stages for line in stages[name].metrics]
+
+
+def context_summary(stages: dict[str, Stage]) -> dict[str, Any]:
+    """Return `tokens`, `phase1`, `memory` and `caches_mib` of the summary, from Phase 1 and the caches."""
+    phase1, caches = stages["phase1"].result, stages["caches"].result
+    return {**phase1, **caches, "phase1": {**phase1["phase1"], **caches["phase1"]}}
+
+
+def summarize(folder: RunFolder) -> dict[str, Any]:
+    """Make the content of `summary.json` from the finished stages."""
+    config, contexts, phase2 = folder.config, context_summary(folder.stages), folder.stages["phase2"]
     train_tokens, val_tokens = contexts["tokens"]["train"], contexts["tokens"]["val"]
-    epochs, made = phase2.metrics, phase2.result
+    epochs, result = phase2.metrics, phase2.result
     best = next(epoch for epoch in reversed(epochs) if epoch["improved"])
+    test = folder.stages["test"].result
     return {
         "samples": config.data.samples,
         "train_tokens": train_tokens,
         "val_tokens": val_tokens,
-        "parameters": made["parameters"],
-        "context_window": {**context_window(config.model, train_tokens), "offsets": made["offsets"]},
+        "parameters": result["parameters"],
+        "context_window": {**context_window(config.model, train_tokens), "offsets": result["offsets"]},
         "phase1": contexts["phase1"],
         "phase2": {
             "best_epoch": best["epoch"],
             **{name: best[name] for name in ("val_ppl", "val_acc", "train_ppl")},
             "train_val_ratio": best["val_ppl"] / best["train_ppl"],
-            "stop_reason": made["stop_reason"],
-            "seconds_per_epoch": round(sum(e["seconds"] for e in epochs) / len(epochs), 3),
+            "stop_reason": result["stop_reason"],
+            "seconds_per_epoch": round(sum(epoch["seconds"] for epoch in epochs) / len(epochs), 3),
             "epochs": [{name: epoch[name] for name in EPOCH} for epoch in epochs],
         },
-        "memory": [*contexts["memory"], *made["memory"], *(epoch["memory"] for epoch in epochs)],
+        "memory": [*contexts["memory"], *result["memory"], *(epoch["memory"] for epoch in epochs)],
         "caches_mib": contexts["caches_mib"],
         "caches_dense_fp32_mib": dense_fp32_mib(train_tokens, val_tokens, config.model),
-        "provenance": made["provenance"],
+        "provenance": result["provenance"],
+        **({"test": test} if test else {}),
+        **measurements(folder),
     }
 
 
-def measured(folder: RunFolder) -> dict[str, Any]:
-    """Return the measurements in a folder that were made of its present weights."""
-    key = folder.stages["test"].key
-    there = {name: folder.stages[name] for name in MEASUREMENTS if name in folder.stages}
-    return {name: each.result for name, each in there.items() if each.key == key and each.result}
+def measurements(folder: RunFolder) -> dict[str, Any]:
+    """Return the measurements in a folder that are of its tested weights."""
+    stages = folder.stages
+    keys = {name: measurement_key(name, stages["test"].key) for name in MEASUREMENTS if name in stages}
+    return {n: stages[n].result for n, key in keys.items() if stages[n].key == key and stages[n].result}
 
 
 def context_window(model: ModelConfig, train_tokens: int | None) -> dict[str, int | None]:
