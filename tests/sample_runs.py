@@ -61,10 +61,20 @@ def write_run(path: Path, *args: Any, **options: Any) -> Path:
     run = sample_run(*args, **options, path=path)
     with claimed(path, run.config, {"code": "", "data": "", "precision": "bf16"}) as folder:
         write_json(path / "summary.json", run.summary)
-        tokens = {"tokens": {"train": run.summary["train_tokens"]}}
-        for stage in STAGES[:-1]:
-            metrics = [line for line in run.metrics if line["stage"] == stage]
-            folder.finish(stage, "", (), tokens if stage == "caches" else {}, metrics)
+        summary = run.summary
+        tokens = {name: summary[f"{name}_tokens"] for name in ("train", "val")}
+        parts = {
+            "phase1": {"phase1": summary["phase1"], "memory": []},
+            "caches": {"phase1": {}, "tokens": tokens, "caches_mib": summary["caches_mib"]},
+            "phase2": {
+                **{name: summary[name] for name in ("parameters", "provenance", "memory")},
+                "offsets": summary["context_window"]["offsets"],
+                "stop_reason": summary["phase2"]["stop_reason"],
+            },
+        }
+        for stage in STAGES:
+            metrics = [{"memory": {}, **line} for line in run.metrics if line["stage"] == stage]
+            folder.finish(stage, "", (), parts.get(stage, {}), metrics)
         folder.finish("results", "", (path / "config.json", path / "summary.json"))
     return path
 

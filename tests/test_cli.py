@@ -186,8 +186,8 @@ def test_a_trained_run_generates(printed_by, finished_run):
     for options, said in (
         (["--seed", 2**63], "allowed: 0 to 2^63 - 1"),
         (["--top-k", 0], "allowed: 1 or more"),
-        (["--prompt", "caf\udce9"], "--prompt is empty or not UTF-8"),
-        (["--prompt", ""], "--prompt is empty"),
+        (["--prompt", "caf\udce9"], "The prompt is empty or not UTF-8"),
+        (["--prompt", ""], "The prompt is empty"),
     ):
         assert said in printed_by(*generate, *options, code=2)
     with pytest.raises(UserError, match="'max_tokens'; allowed: max_new_tokens, temperature, top_k, seed"):

@@ -1,17 +1,13 @@
 """Peaks of memory are those of one stage, and caches are not held in memory."""
 
-from unittest.mock import Mock
-
-import psutil
 import pytest
 import torch
 
 from ctxkv_lib.files import write_parts
 from ctxkv_lib.method import memory
-from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.config import ModelConfig
 from ctxkv_lib.method.windows import Window
-from ctxkv_lib.runs.build import load_caches, place_caches
+from ctxkv_lib.runs.build import load_caches
 
 CPU = torch.device("cpu")
 BLOCK_GIB = 0.25
@@ -53,11 +49,3 @@ def test_caches_are_written_part_by_part_and_mapped(tmp_path):
     batch = load_caches(tmp_path)["train"].gather(torch.tensor([0, count - 2]), Window(ModelConfig()))
     assert batch.window[:, 0, 0].tolist() == [0, count // 2**12 - 1]
     assert memory.snapshot("after", CPU)["cpu_peak_gib"] < before + 0.2
-
-
-@pytest.mark.parametrize(("total", "is_pooled"), [(2000, True), (10_000, False)])
-def test_the_order_of_an_epoch_does_not_depend_on_what_is_free(monkeypatch, total, is_pooled):
-    for free in (1, total):
-        monkeypatch.setattr(psutil, "virtual_memory", Mock(return_value=Mock(total=total, available=free)))
-        placed, _ = place_caches({"train": StreamCache(torch.zeros(301).int(), torch.zeros(301, 1))}, CPU)
-        assert bool(placed["train"].pool) == is_pooled

@@ -194,14 +194,15 @@ def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def format_results(table: pd.DataFrame) -> str:
-    """Format `results` for a terminal; columns without any value are left out."""
+    """Format `results` for a terminal, notes below the table; columns without any value are left out."""
     if not len(table):
         return "There are no runs here."
-    formats = {column: PPL for column in table.columns if str(column).endswith(("_ppl", "seconds", "mib"))}
-    formats |= {"val_acc": SHARE, "train_tokens": COUNT, "parameters": COUNT}
-    table = table.dropna(axis="columns", how="all").astype(object)
-    cells = {column: [_cell(value, formats.get(column, "")) for value in table[column]] for column in table}
-    return pd.DataFrame(cells, index=table.index).to_string()
+    formats = {name: PPL for name in table if str(name).endswith(("_ppl", "seconds"))}
+    formats |= {"val_acc": SHARE, "train_tokens": ",.0f", "parameters": ",.0f", "mib": ",.0f"}
+    columns = table.drop(columns="note", errors="ignore").dropna(axis="columns", how="all")
+    cells = {name: [_cell(value, formats.get(name, "")) for value in columns[name]] for name in columns}
+    notes = [*table["note"].dropna()] if "note" in table else []
+    return "\n".join([pd.DataFrame(cells, index=table.index).to_string(), *notes])
 
 
 def _cell(value: Any, spec: str) -> str:

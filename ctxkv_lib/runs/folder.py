@@ -180,9 +180,15 @@ def _no_run(path: Path) -> str:
     """Explain why a folder holds no run, and what to name instead."""
     if any(path.glob(BESIDE)):
         return f"{path} holds runs and is none; name one of them (`ctxkv list {path}` shows them)."
+    if _has_lost_its_record(path):
+        return f"The record of the run in {path} is gone; make it again with `ctxkv run --out {path} --again`"
     if (path / COMPARISON).is_file():
         return f"{path} holds a comparison; name its runs, as `ctxkv list {path.parent}` shows them."
     return f"{path} holds no run; `ctxkv list` shows where runs are, `ctxkv run --out {path}` makes one."
+
+
+def _has_lost_its_record(path: Path) -> bool:
+    return (path / "config.json").is_file() and (path / "checkpoint").is_dir()
 
 
 @contextmanager
@@ -264,8 +270,8 @@ def _refuse_other_files(path: Path, again: bool) -> None:
     is_foreign = any(file.name not in FOREIGN for file in visible_files(path))
     if is_foreign and not (again and (path / "config.json").is_file()):
         cure = "name another folder with --out"
-        if (path / "config.json").is_file() and (path / "checkpoint").is_dir():
-            cure = "make the run again with --again, or name another folder with --out"
+        if _has_lost_its_record(path):
+            cure = f"make the run again with --again, or {cure}"
         raise UserError(f"{path} is not empty and has no record of a run ({RECORD}); {cure}.")
 
 

@@ -48,7 +48,7 @@ def results(runs: Sequence[Run | Path | str] | Path | str | None = None) -> pd.D
             row |= _state(folder) | _results(folder)
         except DamagedFile as error:
             row["note"] = f"{error.path} is damaged; make it again with `ctxkv run --out {path} --again`"
-        except (UserError, OSError) as error:
+        except (UserError, OSError) as error:  # its record is gone, or of another version
             row["note"] = str(error)
         row["mib"] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / MIB
         rows[path] = row

@@ -82,7 +82,7 @@ def kept_on_drive(*folders: Path | str, listener: Listener = lambda _: None) -> 
     for folder, archive in archives.items():
         if archive.is_file() and not folder.exists():
             try:
-                with replacing(folder) as beside, tarfile.open(archive) as tar:
+                with replacing(folder) as beside, tarfile.open(archive, "r:") as tar:
                     tar.extractall(beside, **SAFELY)
             except (OSError, tarfile.TarError) as error:
                 advice = "move it away, and run the cell again to begin anew."

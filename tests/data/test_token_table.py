@@ -1,30 +1,30 @@
 """Token tables and token counts: where they come from, what they are, and when they are made anew."""
 
 import math
+import os
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, combinations
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
-from ctxkv_lib.data import cooccurrence, token_table
+from ctxkv_lib.data import cooccurrence, token_table, tokens
 from ctxkv_lib.data.config import DataConfig
+from ctxkv_lib.data.conversations import load_conversations
 from ctxkv_lib.data.cooccurrence import (
     NOISE,
     build_table,
     count_pairs,
     count_tokens,
     positive_pmi,
-    unigram_floor,
 )
 from ctxkv_lib.data.hub import GPT2
 from ctxkv_lib.data.token_table import corpus_counts, corpus_ids, load_table
 from ctxkv_lib.data.tokens import GPT2_VOCAB_SIZE, TokenStream
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.files import cache_dir
+from ctxkv_lib.files import cache_dir, source_digest
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -176,39 +176,48 @@ def corpus(tmp_path):
     return write
 
 
+def table_of(data, width=32, seed=1):
+    return load_table(data, width, seed, load_conversations(data, "corpus"))
+
+
 def test_cooccurrence_table_depends_on_the_corpus_alone_and_is_built_once(corpus):
-    table = load_table(corpus(), 32, seed=1)
+    table = table_of(corpus())
     assert table.weight.shape == (GPT2_VOCAB_SIZE, 32)
     for change in ({"changed": 20}, {"corpus_samples": 9}, {"neighbours": "sides"}):
-        assert load_table(corpus(**change), 32, seed=1).fingerprint != table.fingerprint
-    assert load_table(corpus(), 16, 1).fingerprint != table.fingerprint
-    made = {path: path.stat().st_mtime_ns for path in cache_dir().glob("cooccurrence-*")}
+        assert table_of(corpus(**change)).fingerprint != table.fingerprint
+    assert table_of(corpus(), width=16).fingerprint != table.fingerprint
+    written = {path: path.stat().st_mtime_ns for path in cache_dir().glob("cooccurrence-*")}
     for change in ({}, {"samples": 9}, {"changed": 0}, {"changed": 29}):
-        same = load_table(corpus(**change), 32, seed=2)
+        same = table_of(corpus(**change), seed=2)
         assert same.fingerprint == table.fingerprint
         assert torch.equal(same.weight, table.weight)
-    assert {path: path.stat().st_mtime_ns for path in cache_dir().glob("cooccurrence-*")} == made
+    assert {path: path.stat().st_mtime_ns for path in cache_dir().glob("cooccurrence-*")} == written
+
+
+@pytest.mark.parametrize("module", ["data.cooccurrence", "data.token_table", "data.tokens"])
+def test_another_code_makes_another_table(corpus, monkeypatch, module):
+    table = table_of(corpus())
+
+    def changed(*modules):
+        return source_digest(*modules) + "changed" * (module in modules)
+
+    for place in (token_table, tokens):
+        monkeypatch.setattr(place, "source_digest", changed)
+    assert table_of(corpus()).fingerprint != table.fingerprint
 
 
 def test_tokens_of_the_corpus_are_counted(corpus):
     data = corpus(unigram="corpus")
-    found, ids = corpus_counts(data), corpus_ids(data)
-    assert found.weight.tolist() == torch.bincount(ids.int(), minlength=GPT2_VOCAB_SIZE).tolist()
-    assert corpus_counts(corpus(unigram="corpus", changed=20)).fingerprint != found.fingerprint
-    assert corpus_counts(replace(data, table="random", unigram="none")) is None
+    counts, ids = (of(data, load_conversations(data, "corpus")) for of in (corpus_counts, corpus_ids))
+    assert counts.tolist() == torch.bincount(ids.int(), minlength=GPT2_VOCAB_SIZE).tolist()
 
 
-@pytest.mark.parametrize(
-    ("found", "taken"),
-    [
-        # Four counts of 1, two of 2, one each of 3 and 4: Y = 4 / (4 + 2 * 2) = 1/2; 1 - 2 Y 2/4, and so on.
-        ([1, 1, 1, 1, 2, 2, 3, 4, 0, 0], [0.5, 0.5, 0.5, 0.5, 1.25, 1.25, 1.0, 1.0, 0, 0]),
-        ([5, 0, 0, 0], [1.5, 0, 0, 0]),  # the formula gives none
-    ],
-)
-def test_unigrams_are_discounted_towards_equal_shares(found, taken):
-    total, kept = sum(found), sum(taken) / sum(found)
-    expected = [(n - less) / total + kept / len(found) for n, less in zip(found, taken, strict=True)]
-    floor = unigram_floor(np.array(found))
-    assert floor == pytest.approx(expected)
-    assert floor.sum() == pytest.approx(1)
+def test_half_written_files_of_the_shared_cache_go_once_they_are_old(corpus):
+    cache_dir().mkdir(parents=True)
+    old, new = (cache_dir() / f".tokens-{name}.safetensors.7.part" for name in ("old", "new"))
+    for leftover in (old, new):
+        leftover.write_text("half")
+    os.utime(old, (0, 0))
+    table_of(corpus())
+    assert not old.exists()
+    assert new.exists()

@@ -13,7 +13,7 @@ from ctxkv_lib.errors import Stopped, UserError
 from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.files import read_json, read_tensors
 from ctxkv_lib.measure.other_text import evaluate_texts
-from ctxkv_lib.runs import saved_epochs
+from ctxkv_lib.runs import opened, saved_epochs
 from ctxkv_lib.runs.names import run_folder_of
 from ctxkv_lib.runs.opened import open_run
 from ctxkv_lib.runs.presets import build_config
@@ -73,12 +73,12 @@ def test_a_finished_run_is_reused_and_the_users_random_numbers_are_left(finished
 def test_what_is_prepared_is_where_a_run_goes_on(tiny_config, tmp_path):
     prepared = prepare(tiny_config, tmp_path / "run")
     cache = prepared.caches["val"]
-    assert len(cache.contexts) == len(cache.ids) == prepared.record["tokens"]["val"]
+    assert len(cache.contexts) == len(cache.ids) == prepared.run.summary["tokens"]["val"]
     block = (tmp_path / "run" / "checkpoint" / "context_block.safetensors").stat().st_mtime_ns
     finished = run(tiny_config, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint" / "context_block.safetensors").stat().st_mtime_ns == block
     for part in ("phase1", "parameters"):
-        assert finished.summary[part] == prepared.record[part]
+        assert finished.summary[part] == prepared.run.summary[part]
 
 
 @pytest.mark.slow
@@ -120,13 +120,9 @@ def test_phase_1_is_shared_with_a_run_that_differs_in_phase_2(finished_run, tmp_
 )
 def test_a_stage_has_another_key_where_what_it_depends_on_is_another(finished_run, tmp_path, changed, kept):
     def keys(config, out):
-        with experiments._begun(config, out, print, again=False) as work:
-            phase1 = work.folder.stages.get("phase1") or work.folder.finish("phase1", work.phase1_key())
-            return {
-                "phase1": work.phase1_key(),
-                "caches": work.caches_key(phase1),
-                "phase2": work.phase2_key(phase1),
-            }
+        with experiments.claimed_experiment(config, out) as experiment:
+            experiment.folder.finish("phase1", experiment.key("phase1"))
+            return {stage: experiment.key(stage) for stage in ("phase1", "caches", "phase2")}
 
     plain = keys(finished_run.config, tmp_path / "a" / "run")
     other = keys(finished_run.config.replace(changed), tmp_path / "b" / "run")
@@ -160,10 +156,10 @@ def test_other_data_in_the_same_folder_is_another_result(tiny_settings, tmp_path
 def test_another_version_of_the_method_is_another_result(finished_run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     made = run(finished_run.config, out)
-    monkeypatch.setattr(experiments, "method_digest", lambda: "of another version")
+    monkeypatch.setattr(experiments, "RESULT_CODE", ["method.oacd"])
     with pytest.raises(UserError, match="holds a finished result of other code"):
         run(finished_run.config, out)
-    monkeypatch.setattr("ctxkv_lib.runs.opened.method_digest", lambda: "of another version")
+    monkeypatch.setattr(opened, "RESULT_CODE", ["method.oacd"])
     open_run(out)
     assert "was made with other code of the method" in capsys.readouterr().err
     assert run(finished_run.config, out, again=True).summary["phase2"]["val_ppl"] > 1

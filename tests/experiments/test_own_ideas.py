@@ -14,6 +14,7 @@ from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
 from ctxkv_lib.plugins import hooks
+from ctxkv_lib.runs.listing import results
 from ctxkv_lib.runs.names import run_folder_of, run_names
 from ctxkv_lib.runs.opened import generate_text, open_run
 from ctxkv_lib.views.explore import explore_window
@@ -39,14 +40,14 @@ def plain(finished_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", IDEAS)
-def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, plain, tmp_path, printed_by):
+def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, plain, tmp_path):
     made = run(plain.config, tmp_path / "run", **{hook: IDEAS[hook]})
     name = f"{IDEAS[hook].__module__}:{IDEAS[hook].__name__}"
     assert made.summary["phase2"]["val_ppl"] != plain.summary["phase2"]["val_ppl"]
     assert json.loads((made.path / "config.json").read_text())[hook]["plugin"] == name
     for report in ("report.md", "report.ja.md"):
         assert name in (made.path / report).read_text(encoding="utf-8")
-    assert f"{hook}.plugin={name}" in printed_by("list", made.path)
+    assert results([plain, made])[f"{hook}.plugin"].to_list()[1] == name
     assert f"{hook} {IDEAS[hook].__name__}" in run_names([plain, made])[1]
     assert IDEAS[hook].__name__ in run_folder_of(made.config).name
     assert run(plain.config, made.path, **{hook: IDEAS[hook]}).summary == made.summary

@@ -129,7 +129,7 @@ def with_a_term(contexts):
 
 
 def test_oacd_is_part_of_a_loss_and_a_loss_without_a_training_is_refused(tiny_config, tmp_path):
-    assert prepare(tiny_config, tmp_path / "run", loss=with_a_term).record["phase1"]["iterations"] > 1
+    assert prepare(tiny_config, tmp_path / "run", loss=with_a_term).run.summary["phase1"]["iterations"] > 1
     untrained = tiny_config.replace({"phase1.max_iterations": 0})
     with pytest.raises(UserError, match=r"trains nothing here, so .*with_a_term has no effect"):
         prepare(untrained, tmp_path / "untrained", loss=with_a_term)

@@ -61,7 +61,7 @@ def test_phase_2_ends_where_it_does_on_a_cpu(dtype):
     stream, losses = tiny_stream(299), []
     for device in PLACES:
         model = tiny_method(attention_dropout=0.0).to(device)
-        train = StreamCache(stream.ids, stream.contexts.to(dtype)).each(lambda tensor: tensor.to(device))  # noqa: B023
+        train = StreamCache(stream.ids, stream.contexts.to(dtype)).map(lambda tensor: tensor.to(device))  # noqa: B023
         config = Phase2Config(max_epochs=2, batch_size=64)
         losses.append([epoch["val_ppl"] for epoch in train_attention(model, train, stream, config, 3).epochs])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4 if dtype == torch.float32 else 0.02)
@@ -70,7 +70,7 @@ def test_phase_2_ends_where_it_does_on_a_cpu(dtype):
 def test_a_step_of_phase_2_waits_for_nothing(waits):
     model = tiny_method().to("cuda").train()
     stepper = Stepper(model.trained_weights(), Phase2Config(), 128)
-    cache = tiny_stream(128).each(lambda tensor: tensor.to("cuda"))
+    cache = tiny_stream(128).map(lambda tensor: tensor.to("cuda"))
     table, total = model.wte.weight.detach(), torch.zeros((), device="cuda")
     order = torch.arange(128, device="cuda")
     model.window.rows(order)  # which moves the offsets to the GPU, once

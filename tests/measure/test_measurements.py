@@ -12,8 +12,9 @@ from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.measure import measurements as module
 from ctxkv_lib.measure.measurements import measure
 from ctxkv_lib.runs.folder import RunFolder
+from ctxkv_lib.runs.keys import MEASUREMENTS
 from ctxkv_lib.runs.opened import open_run
-from ctxkv_lib.runs.summary import MEASUREMENTS, load_run, measured
+from ctxkv_lib.runs.summary import load_run, measurements
 
 
 @pytest.fixture
@@ -29,26 +30,26 @@ def test_they_are_made_once_and_kept_in_summary_report_and_folder(copy, monkeypa
     assert found.summary["ngrams"]["kneser_ney"]["test_ppl"] > 1
     assert found.summary["probe"]["changed"]["elsewhere"]["ppl"] > 1
     assert "n-grams" in (copy.path / "report.md").read_text()
-    monkeypatch.setattr(module, "MAKERS", {})
+    monkeypatch.setattr(module, "MEASURES", {})
     assert measure(found).summary == found.summary
     assert ctxkv_lib.probe(found) == found.summary["probe"]
     assert run(found.config, found.path).summary == found.summary
 
 
 def test_a_measurement_belongs_to_the_weights_that_it_was_made_of(copy, monkeypatch):
-    monkeypatch.setattr(module, "MAKERS", {"ngrams": lambda _: {"kneser_ney": {"val_ppl": 3.0}}})
+    monkeypatch.setattr(module, "MEASURES", {"ngrams": lambda _: {"kneser_ney": {"val_ppl": 3.0}}})
     measure(copy, ["ngrams"])
     folder = RunFolder.read(copy.path)
-    assert measured(folder) == {"ngrams": {"kneser_ney": {"val_ppl": 3.0}}}
+    assert measurements(folder) == {"ngrams": {"kneser_ney": {"val_ppl": 3.0}}}
     folder.finish("test", "of other weights")
-    assert not measured(folder)
+    assert not measurements(folder)
 
 
 def test_a_measurement_that_stops_keeps_the_results(copy, monkeypatch):
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "MAKERS", {"ngrams": stops})
+    monkeypatch.setattr(module, "MEASURES", {"ngrams": stops})
     with pytest.raises(KeyboardInterrupt):
         measure(copy, ["ngrams"])
     assert load_run(copy.path).summary == copy.summary

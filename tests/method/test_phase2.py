@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import cloned, tiny_method, tiny_stream
 
-from ctxkv_lib.method import phase2, reference
-from ctxkv_lib.method.caches import StreamCache, epoch_seed
+from ctxkv_lib.method import caches, phase2, reference
+from ctxkv_lib.method.caches import epoch_seed
 from ctxkv_lib.method.config import Phase2Config
 from ctxkv_lib.method.loop import Diverged, Loop
 from ctxkv_lib.method.phase2 import train_attention
@@ -19,10 +19,10 @@ TRAIN, VAL = tiny_stream(1399), tiny_stream(299)
 CONFIG = Phase2Config(max_epochs=3, batch_size=100, patience=3)
 
 
-def train(config=CONFIG, model=None, loop=None, data=TRAIN):
+def train(config=CONFIG, model=None, loop=None, precision="fp32"):
     """Model, epochs without times, and stop reason."""
     model = model or tiny_method(attention_dropout=0.1)
-    result = train_attention(model, data, VAL, config, SEED, loop)
+    result = train_attention(model, TRAIN, VAL, config, SEED, precision, loop)
     epochs = [{k: v for k, v in e.items() if k not in ("seconds", "memory")} for e in result.epochs]
     return model, epochs, result.stop_reason
 
@@ -72,13 +72,13 @@ def test_same_seed_same_numbers_in_whatever_mode_the_model_comes():
     assert train(model=tiny_method(attention_dropout=0.1).eval())[1] == expected
 
 
-@pytest.mark.parametrize("pool", [None, 100, 333, 5000])
-def test_every_epoch_and_seed_visits_all_positions_in_an_order_of_its_own(pool):
-    stream = replace(TRAIN, pool=pool)
-    orders = [stream.epoch_order(seed, epoch).tolist() for seed in (1, 2) for epoch in (1, 2)]
+@pytest.mark.parametrize("pool", [100, 333, 5000])
+def test_every_epoch_and_seed_visits_all_positions_in_an_order_of_its_own(pool, monkeypatch):
+    monkeypatch.setattr(caches, "POOL", pool)
+    orders = [TRAIN.epoch_order(seed, epoch).tolist() for seed in (1, 2) for epoch in (1, 2)]
     assert all(sorted(order) == list(range(len(TRAIN))) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
-    assert pool is None or pool > len(TRAIN) or len({each // 12 for each in orders[0][:96]}) < 96 / 3
+    assert pool > len(TRAIN) or len({each // 12 for each in orders[0][:96]}) < 96 / 3
 
 
 def test_the_averages_of_a_stepper_are_validated_and_kept():
@@ -89,9 +89,8 @@ def test_the_averages_of_a_stepper_are_validated_and_kept():
 
 def test_bf16_products_train_as_well_and_leave_everything_else_fp32():
     config = Phase2Config(max_epochs=6, batch_size=64, patience=6)
-    rounded = StreamCache(TRAIN.ids, TRAIN.contexts.bfloat16())
     _, expected, _ = train(config)
-    model, found, _ = train(config, data=rounded)
+    model, found, _ = train(config, precision="bf16")
     assert found[0]["train_ppl"] != expected[0]["train_ppl"]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours["val_ppl"] == pytest.approx(theirs["val_ppl"], rel=0.01)

@@ -1,16 +1,20 @@
-"""Runs are found in folders, listed in their state, and named by what differs between them."""
+"""Runs are found in folders, listed in their state with their results, and named by what differs."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import stop_at
 from sample_runs import sample_run, write_run
 
-from ctxkv_lib.errors import UserError
-from ctxkv_lib.report.tables import format_runs
+from ctxkv_lib.errors import Stopped, UserError
+from ctxkv_lib.experiments import run
+from ctxkv_lib.files import replacing
+from ctxkv_lib.report.tables import format_results
 from ctxkv_lib.runs.folder import RECORD, RunFolder
-from ctxkv_lib.runs.listing import list_runs
+from ctxkv_lib.runs.listing import results
 from ctxkv_lib.runs.names import run_names
 
 
@@ -22,23 +26,52 @@ def test_every_run_is_listed_in_its_state(tmp_path):
     stopped.write()
     (write_run(tmp_path / "d", 100) / "summary.json").unlink()
     (write_run(tmp_path / "e", 100) / RECORD).write_text("{")
-    (tmp_path / "no run").mkdir()
-    found = list_runs(tmp_path)
-    assert [(run.path.name, run.state) for run in found] == [
+    (write_run(tmp_path / "f", 100) / RECORD).unlink()
+    with (write_run(tmp_path / "g", 100) / "config.json").open("a") as file:
+        file.write(" ")
+    with replacing(tmp_path / "half") as beside:  # as a copy from Drive that is being restored
+        write_run(beside, 100)
+        table = results(tmp_path)
+    assert [(Path(path).name, state) for path, state in table.state.items()] == [
         ("a", "finished"),
         ("b", "finished"),
         ("c", "interrupted"),
         ("d", "damaged"),
         ("e", "damaged"),
+        ("f", "damaged"),
+        ("g", "damaged"),
     ]
-    assert (found[0].best_ppl, found[0].tokens, found[0].kind) == (366.4, 122_795, "colab, published")
-    assert found[1].settings == {"phase2.patience": 7}
-    assert found[4].kind == "-"
-    lines = format_runs(found).splitlines()
-    assert len(lines) == 6
-    assert re.search(r"colab, published +122,795 +366\.4", lines[1])
+    first, second, lost = (table.loc[str(tmp_path / name)] for name in ("a", "both/b", "f"))
+    assert (first.val_ppl, first.train_tokens, first["data.samples"]) == (366.4, 122_795, 100)
+    assert (second["phase2.patience"], second.epochs) == (7, 6)
+    assert f"make it again with `ctxkv run --out {tmp_path / 'f'} --again`" in lost.note
+    lines = format_results(table).splitlines()
+    assert re.search(r"a +finished +100 .* 122,795 +366\.4", lines[1])
+    assert len(lines) == 8 + 4  # damaged ones, each with what to do
     with pytest.raises(UserError, match="is not a folder; name the one that holds your run folders"):
-        list_runs(tmp_path / "nowhere")
+        results(tmp_path / "nowhere")
+
+
+def test_results_are_the_numbers_of_the_summaries(finished_run):
+    (row,) = results([finished_run]).to_dict("records")
+    summary = finished_run.summary
+    assert row["state"] == "finished"
+    for name in ("val_ppl", "val_acc", "train_ppl", "best_epoch"):
+        assert row[name] == summary["phase2"][name]
+    assert row["test_ppl"] == summary["test"]["ppl"]
+    assert row["parameters"] == summary["parameters"]["trainable_phase2"]
+    seconds = sum(epoch["seconds"] for epoch in summary["phase2"]["epochs"])
+    assert row["seconds"] == pytest.approx(summary["phase1"]["seconds"] + seconds)
+
+
+def test_an_interrupted_run_lists_its_best_epoch_so_far(tiny_config, tmp_path):
+    with pytest.raises(Stopped):
+        run(tiny_config, tmp_path / "run", stop_at("phase2", 2))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = min((line for line in lines if "val_ppl" in line), key=lambda line: line["val_ppl"])
+    (row,) = results(tmp_path).to_dict("records")
+    assert (row["state"], row["epochs"]) == ("interrupted", 2)
+    assert (row["val_ppl"], row["best_epoch"]) == (best["val_ppl"], best["epoch"])
 
 
 def test_runs_are_named_by_the_few_settings_that_differ_or_by_their_folders():

@@ -12,7 +12,6 @@ from torch import nn
 import ctxkv_lib as ctxkv
 from ctxkv_lib.method.caches import StreamCache
 from ctxkv_lib.method.model import Parts
-from ctxkv_lib.plugins.mixer import as_read
 
 CONFIG = ctxkv.ModelConfig(
     hidden_size=24, context_dim=16, num_heads=4, intermediate_size=64, interval=3, max_contexts=4
@@ -68,7 +67,7 @@ def test_chunked_attention_is_trained_on_consecutive_positions():
         CONFIG, 30, parts=Parts(attention=lambda c: plugins.Chunked(c, plugins.Chunked.Settings()))
     )
     stream = StreamCache(torch.arange(301), torch.zeros(301, 16))
-    order = as_read(model, stream, trained=True).epoch_order(0, 1)
+    order = model.cached_stream(stream, training=True).epoch_order(0, 1)
     assert sorted(order.tolist()) == [*range(300)]
     assert (order.diff() != 1).sum() <= 5  # between chunks of 64
 

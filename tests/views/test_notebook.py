@@ -71,7 +71,7 @@ def test_a_run_on_a_new_machine_goes_on_from_what_drive_holds(on_drive, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert [path.name for path in on_drive.iterdir()] == ["run.tar"]
+    (archive,) = on_drive.iterdir()
     shutil.rmtree(folder)
     with kept_on_drive(folder) as listener:
         assert '"phase1"' in (folder / "metrics.jsonl").read_text()
@@ -80,19 +80,21 @@ def test_a_run_on_a_new_machine_goes_on_from_what_drive_holds(on_drive, tmp_path
         [line["val_ppl"] for line in each.summary["phase2"]["epochs"]] for each in (undisturbed, finished)
     ]
     assert ppls[0] == pytest.approx(ppls[1])
-    with tarfile.open(on_drive / "run.tar") as tar:
+    with tarfile.open(archive) as tar:
         names = tar.getnames()
     assert "./summary.json" in names
     assert not [name for name in names if "/." in name]
 
 
 def test_an_archive_that_cannot_be_restored_is_one_sentence_and_leaves_no_folder(on_drive, tmp_path):
-    on_drive.mkdir()
-    (on_drive / "run.tar").write_bytes(b"torn")
-    with (
-        pytest.raises(UserError, match=r"run\.tar cannot be restored") as refused,
-        kept_on_drive(tmp_path / "run"),
-    ):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with kept_on_drive(folder):
+        pass
+    (archive,) = on_drive.iterdir()
+    archive.write_bytes(b"torn")
+    folder.rmdir()
+    with pytest.raises(UserError, match=r"\.tar cannot be restored") as refused, kept_on_drive(folder):
         pass
     assert "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["drive"]
@@ -104,12 +106,38 @@ def test_a_full_drive_is_one_line_and_the_archive_before_stays(on_drive, tmp_pat
     (folder / "config.json").write_text("{}")
     with kept_on_drive(folder):
         pass
-    before = (on_drive / "run.tar").read_bytes()
+    (archive,) = on_drive.iterdir()
+    before = archive.read_bytes()
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(tarfile.TarFile, "addfile", full)
     with kept_on_drive(folder):
         pass
     assert capsys.readouterr().out == (
-        "Google Drive did not take run.tar (No space left on device); training goes on.\n"
+        f"Google Drive did not take {archive.name} (No space left on device); training goes on.\n"
     )
-    assert (on_drive / "run.tar").read_bytes() == before
+    assert archive.read_bytes() == before
+
+
+def test_folders_of_one_name_have_archives_of_their_own_also_in_the_home_folder(
+    on_drive, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in ("a", "b"):
+        (tmp_path / place / "run").mkdir(parents=True)
+        (tmp_path / place / "run" / "config.json").write_text(place)
+    with kept_on_drive("~/a/run", tmp_path / "b" / "run"):
+        pass
+    for place in ("a", "b"):
+        shutil.rmtree(tmp_path / place)
+    with kept_on_drive("~/a/run", tmp_path / "b" / "run"):
+        assert [(tmp_path / place / "run" / "config.json").read_text() for place in "ab"] == ["a", "b"]
+
+
+def test_what_is_here_is_not_replaced_by_what_drive_holds(on_drive, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+    with kept_on_drive(folder):
+        (folder / "config.json").write_text("new")
+        with kept_on_drive(folder):
+            assert (folder / "config.json").read_text() == "new"
