@@ -125,7 +125,7 @@ def explore_window(run: OpenRun | Run | Path | str, position: int) -> Explorer:
 def attended(trained: OpenRun, position: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return slots (positions, negative before the stream), weights `[heads, slots]` and logits `[vocab]`."""
     model, at = trained.model, torch.tensor([position])
-    batch = trained.caches["val"].gather(at, model.window).to(model.device)
+    batch = trained.caches["val"].batch(at, model).to(model.device)
     _, weights = batch.attend(model)
     if weights is None:
         raise UserError(f"The model of {trained.run.path} returns no attention weights to look at.")
