@@ -50,8 +50,8 @@ class DataConfig:
     )
     row_length: float = setting(
         0.0,
-        "embedding norm of the longest row but 1%, to which the table is scaled, since untrained logits "
-        "spread by it (GPT-2's: about 5, table=cooccurrence: 1); 0 leaves the table as it is",
+        "the table is scaled so that 99% of its rows have at most this norm: untrained logits spread with it "
+        "(GPT-2's: about 5, table=cooccurrence: 1); 0 leaves the table as it is",
         at_least(0),
     )
     unigram: str = setting(

@@ -101,8 +101,15 @@ SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
 def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int) -> dict[str, Any]:
     """Choose sizes of splits that fit the user's data: `{name: value}` of the settings that are not `asked`.
 
-    A position can reach `context_window` tokens. What is left is for training. Raises a UserError if the data
-    cannot be read, or has fewer than two conversations.
+    Validation comes first: a tenth, but enough text for `LEAST_WINDOWS`, at most a third. Then, of what is
+    left, the test gets a tenth of all, and training the rest. The token table gets its text from
+    chitchat-dataset and from all of the user's but validation and test.
+
+    Args:
+        context_window: tokens that a position can reach.
+
+    Raises:
+        UserError: the data cannot be read, or has fewer than two conversations.
     """
     texts = read_texts(str(data.path), data.split)
     count, tenth = len(texts), TENTH * len(texts)
@@ -113,13 +120,13 @@ def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int)
     sizes: dict[str, Any] = {"validation_samples": min(max(1, int(VALIDATION_LIMIT * count)), enough)}
     if data.reads_corpus and "corpus_samples" not in asked:
         sizes["corpus"] = "chitchat+own"
-    sizes |= {"samples": 1, "test_samples": 0}
+    sizes |= {"samples": 1, "test_samples": 0}  # the least; they share what is left
     sizes = {name: value for name, value in sizes.items() if name not in asked}
-    room = max(0, count - sum(_sizes(replace(data, **sizes)).values()))
+    left = max(0, count - sum(_sizes(replace(data, **sizes)).values()))
     if "test_samples" in sizes:
-        sizes["test_samples"] = min(MOST, int(tenth), room)
+        sizes["test_samples"] = min(MOST, int(tenth), left)
     if "samples" in sizes:
-        sizes["samples"] += room - sizes.get("test_samples", 0)
+        sizes["samples"] += left - sizes.get("test_samples", 0)
     return sizes
 
 
@@ -134,12 +141,12 @@ def describe_split(data: DataConfig) -> str:
     """Describe how the user's data is split and the token table made; a UserError if it is too small."""
     own_texts(data, "train")
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
-    made = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
+    table = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
     if data.table == "cooccurrence" and data.corpus != "own":
         held_back = "validation and test" if data.test_samples else "validation"
-        made = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but {held_back}"
+        table = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but {held_back}"
     count = len(read_texts(str(data.path), data.split))
-    return f"{data.path}: {count:,} conversations, {sizes}; the token table is {made}."
+    return f"{data.path}: {count:,} conversations, {sizes}; the token table is {table}."
 
 
 def _sizes(data: DataConfig) -> dict[str, int]:

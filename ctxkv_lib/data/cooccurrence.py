@@ -34,9 +34,9 @@ def discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     n1, n2, n3, n4 = (np.count_nonzero(counts == n) for n in (1, 2, 3, 4))
     if min(n1, n2, n3) > 0:
         share = n1 / (n1 + 2 * n2)
-        found = (1 - 2 * share * n2 / n1, 2 - 3 * share * n3 / n2, 3 - 4 * share * n4 / n3)
-        if all(0 <= taken <= count for count, taken in enumerate(found, start=1)):
-            return np.array([0, *found])
+        estimates = (1 - 2 * share * n2 / n1, 2 - 3 * share * n3 / n2, 3 - 4 * share * n4 / n3)
+        if all(0 <= discount <= count for count, discount in enumerate(estimates, start=1)):
+            return np.array([0, *estimates])
     return np.array([0, *FALLBACK_DISCOUNTS])
 
 
@@ -72,8 +72,8 @@ def build_table(stream: TokenStream, vocab_size: int, hidden_size: int, neighbou
         parts = [_factors(positive_pmi((pairs + pairs.T).coalesce()), min(AROUND_DIMS, hidden_size))[0]]
     else:
         dims = -(-hidden_size // (2 * len(SIDES)))
-        found = [_factors(positive_pmi(followed(reach)), min(SIDE_DIMS, dims)) for reach in SIDES]
-        parts = [normalize(side) for both in found for side in both]
+        factors = [_factors(positive_pmi(followed(reach)), min(SIDE_DIMS, dims)) for reach in SIDES]
+        parts = [normalize(factor) for both in factors for factor in both]
     vectors = torch.cat(parts, dim=1)[:, :hidden_size]  # (seen, dims)
     rotation = torch.linalg.qr(torch.randn(hidden_size, vectors.shape[1], generator=generator)).Q.T
     noise = torch.randn(vocab_size, hidden_size, generator=generator)

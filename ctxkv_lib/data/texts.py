@@ -97,7 +97,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _json(path: Path) -> Records:
     """Read one array, or a record a line."""
     if next(filter(str.strip, _lines(path)), "").lstrip().startswith("["):
-        yield from ((f"item {n}", each) for n, each in enumerate(_parsed(path, "".join(_lines(path))), 1))
+        yield from ((f"item {n}", record) for n, record in enumerate(_parsed(path, "".join(_lines(path))), 1))
         return
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():

@@ -83,15 +83,15 @@ def ngram_baselines(
         `kneser_ney` and `kneser_ney_cache`: `order`, `floor`, `cache_weight` and each stream's `{name}_ppl`;
         `{name}_conversations` with the mean loss in nats of each, where `starts` has them.
     """
-    found = {name: kneser_ney(train, ids, floors) for name, ids in streams.items()}
+    models = {name: kneser_ney(train, ids, floors) for name, ids in streams.items()}
     recent = {name: recent_shares(ids, window) for name, ids in streams.items()}
     rows: dict[str, list[dict[str, Any]]] = {"kneser_ney": [], "kneser_ney_cache": []}
-    for floor, order in found["val"]:
-        fitted = cache_weight(found["val"][floor, order], recent["val"])
+    for floor, order in models["val"]:
+        fitted = cache_weight(models["val"][floor, order], recent["val"])
         for kind, weight in zip(rows, (0.0, fitted), strict=True):
             row: dict[str, Any] = {"order": order, "floor": floor, "cache_weight": weight}
             for name, share in recent.items():
-                losses = -np.log((1 - weight) * found[name][floor, order] + weight * share)
+                losses = -np.log((1 - weight) * models[name][floor, order] + weight * share)
                 row[f"{name}_ppl"] = float(np.exp(losses.mean()))
                 if name in starts:
                     parts = np.split(losses, starts[name][1:] - 1)
@@ -121,44 +121,51 @@ def cache_weight(model: Floats, cache: Floats) -> float:
 def kneser_ney(train: Ids, ids: Ids, floors: Mapping[str, Floats]) -> dict[tuple[str, int], Floats]:
     """Predict each token of a stream but the first with models that count `train`.
 
-    The n-grams of both are numbered together: an n-gram's code is `number of its history * vocabulary + last
-    token`, its number the place of that code among all.
+    The n-grams of both are numbered together, order by order. Of order 1, the number of a token is its rank
+    among those that occur; of order n, an n-gram is `(number of its history, last token)`, and its number the
+    rank of that pair. With the tokens `a b a`, a is 0 and b is 1; `a b` is (0, b) and `b a` is (1, a), with
+    the numbers 0 and 1; `a b a` is (0, a), since 0 is the number of `a b`.
 
     Returns:
         float64 `[n - 1]` by floor and order.
     """
-    tokens, counted, place = np.concatenate([train, ids]), len(train), np.arange(len(ids))
-    grams, below, found = np.zeros_like(tokens), {name: floor[ids] for name, floor in floors.items()}, {}
+    tokens, count, place = np.concatenate([train, ids]), len(train), np.arange(len(ids))
+    lower = {name: floor[ids] for name, floor in floors.items()}  # probabilities of the order below
+    numbers, probabilities = np.zeros_like(tokens), {}
     for order in range(1, max(ORDERS) + 1):
-        histories = np.roll(grams, 1)  # those of the first tokens of a stream are not used
+        histories = np.roll(numbers, 1)  # those of the first tokens of a stream are not used
         codes = histories * len(next(iter(floors.values()))) + tokens
-        grams = np.unique(codes, return_inverse=True)[1]
-        owners = np.zeros(grams.max() + 1, np.int64)
-        owners[grams] = histories
-        counts = np.bincount(grams[order - 1 : counted], minlength=len(owners))
-        pairs = tokens[: max(0, counted - order)] * len(owners) + grams[order:counted]
-        # Counted so that it sorts: numpy's hashes of such numbers collide.
-        preceded, _ = np.unique(pairs, return_counts=True)
-        continued = np.bincount(preceded % len(owners), minlength=len(owners))  # by how many different tokens
-        own, complete = (grams[counted:], histories[counted:]), place >= order - 1
-        for name, lower in below.items():
+        numbers = np.unique(codes, return_inverse=True)[1]
+        history_of = np.zeros(numbers.max() + 1, np.int64)
+        history_of[numbers] = histories
+        size = len(history_of)
+        counts = np.bincount(numbers[order - 1 : count], minlength=size)
+        # Below the highest order, an n-gram counts once for each different token before it: the pairs of that
+        # token and the n-gram, without repeats. (With counts numpy sorts; its hashes of such numbers collide.)
+        pairs, _ = np.unique(
+            tokens[: max(0, count - order)] * size + numbers[order:count], return_counts=True
+        )
+        continuations = np.bincount(pairs % size, minlength=size)
+        predicted, complete = (numbers[count:], histories[count:]), place >= order - 1
+        for name, below in lower.items():
             if order in ORDERS:
-                likely = _interpolated(counts, owners, *own, lower)
-                found[name, order] = np.where(complete, likely, lower)[1:]
-            below[name] = np.where(complete, _interpolated(continued, owners, *own, lower), lower)
-    return found
+                highest = _interpolated(counts, history_of, *predicted, below)
+                probabilities[name, order] = np.where(complete, highest, below)[1:]
+            interpolated = _interpolated(continuations, history_of, *predicted, below)
+            lower[name] = np.where(complete, interpolated, below)
+    return probabilities
 
 
-def _interpolated(counts: Ids, owners: Ids, grams: Ids, histories: Ids, below: Floats) -> Floats:
+def _interpolated(counts: Ids, history_of: Ids, grams: Ids, histories: Ids, below: Floats) -> Floats:
     """Interpolate discounted counts with the probabilities `below`, of the order below.
 
     Args:
-        counts, owners: int64 `[n-grams]`, how often each occurs, and the number of its history.
+        counts, history_of: int64 `[n-grams]`, how often each occurs, and the number of its history.
         grams, histories: int64 `[n]`, what is predicted, by number.
     """
     taken = discounts(counts)[np.minimum(counts, 3)]
-    size = owners.max() + 1
-    total = np.bincount(owners, counts, size)
+    size = history_of.max() + 1
+    total = np.bincount(history_of, counts, size)
     safe = np.maximum(total, 1)  # a history without a continuation leaves all to the order below
-    kept = np.where(total > 0, np.bincount(owners, taken, size) / safe, 1)
-    return (counts - taken)[grams] / safe[histories] + kept[histories] * below
+    left = np.where(total > 0, np.bincount(history_of, taken, size) / safe, 1)
+    return (counts - taken)[grams] / safe[histories] + left[histories] * below

@@ -56,18 +56,19 @@ def encoded(model: ContextKV, caches: Mapping[str, StreamCache]) -> dict[str, An
         of untrained blocks; `offsets` of the slots.
     """
     ids = [caches[split].ids[:-1][:rows].cpu() for split, rows in ROWS.items()]
-    embeddings, rows = (found.cpu() for found in distinct_rows(model, torch.cat(ids)))
-    tokens, shape = rows.split([len(each) for each in ids]), model.config
-    window = min(shape.context_window, *(1 + len(each) // 2 for each in ids))  # half are left to fit
+    lengths = [len(stream) for stream in ids]
+    embeddings, rows = (tensor.cpu() for tensor in distinct_rows(model, torch.cat(ids)))
+    tokens, shape = rows.split(lengths), model.config
+    window = min(shape.context_window, *(1 + length // 2 for length in lengths))  # half are left to fit
 
     def measured(contexts: Sequence[Tensor]) -> dict[str, Any]:
-        train, held_out = map(Stream, contexts, tokens)
-        found = decodability(train, held_out, embeddings, distances(shape.interval, window))
-        span = memory_span(found)
+        train, validation = map(Stream, contexts, tokens)
+        by_distance = decodability(train, validation, embeddings, distances(shape.interval, window))
+        span = memory_span(by_distance)
         covered = coverage(model.window.offsets, shape.context_window, span)
-        return {"decodability": found, "memory_span": span, "coverage": covered}
+        return {"decodability": by_distance, "memory_span": span, "coverage": covered}
 
-    cached = [caches[split].contexts[1 : len(each) + 1] for split, each in zip(ROWS, ids, strict=True)]
+    cached = [caches[split].contexts[1 : n + 1] for split, n in zip(ROWS, lengths, strict=True)]
     untrained = {}
     for std in UNTRAINED_STDS:
         with torch.random.fork_rng(devices=[]):
@@ -82,19 +83,23 @@ def encoded(model: ContextKV, caches: Mapping[str, StreamCache]) -> dict[str, An
 
 def distances(interval: int, window: int) -> list[int]:
     """List every distance up to an interval, then each one and a half times the last, within the window."""
-    found = list(range(min(interval, window - 1) + 1))
-    while (further := max(found[-1] + 1, 3 * found[-1] // 2)) < window:
-        found.append(further)
-    return found
+    listed = list(range(min(interval, window - 1) + 1))
+    while (further := max(listed[-1] + 1, 3 * listed[-1] // 2)) < window:
+        listed.append(further)
+    return listed
 
 
 def decodability(
-    train: Stream, held_out: Stream, embeddings: Tensor, distances: Sequence[int]
+    train: Stream, validation: Stream, embeddings: Tensor, distances: Sequence[int]
 ) -> list[dict[str, float]]:
     """Measure how well a context encodes the token at each distance back, by ridge regressions.
 
+    With X the centred contexts of `train` and Y the embeddings of the tokens at a distance, weights are
+    W = (X'X + s I)^-1 X'Y. In the eigenvectors V of X'X, which are computed once, with eigenvalues v, that is
+    W = V (V'X'Y / (v + s)), and the residual of each strength s follows from V'X'Y without a prediction.
+
     Args:
-        train, held_out: what is fitted, and what is evaluated.
+        train, validation: what is fitted, and what is evaluated.
         embeddings: float32 `[distinct, hidden_size]`, all of one norm.
         distances: 0 is the token just read.
 
@@ -102,37 +107,40 @@ def decodability(
         for each distance: `distance`; `r2`, the explained share of the embedding's variance; `top1`, the
         share of positions whose token is the nearest of all to the decoded embedding.
     """
-    skipped, found = max(distances), []
+    skipped, results = max(distances), []  # positions from which every distance leads to a token
     centre = train.contexts[skipped:].mean(dim=0)
-    fitted, evaluated = (side.contexts[skipped:] - centre for side in (train, held_out))
+    fitted, evaluated = (stream.contexts[skipped:] - centre for stream in (train, validation))
     values, vectors = torch.linalg.eigh((fitted.T @ fitted).double())
     values = values.clamp(min=1e-9 * values.max().item())
     strengths = STRENGTHS * values.mean()
-    shrunk = values / (values + strengths[:, None])  # (strengths, context_dim)
-    free = len(fitted) - 1 - shrunk.sum(dim=1)
+    shrinkage = values / (values + strengths[:, None])  # (strengths, context_dim)
+    degrees_of_freedom = len(fitted) - 1 - shrinkage.sum(dim=1)
     for distance in distances:
-        rows, wanted = (each.tokens[skipped - distance :][: -distance or None] for each in (train, held_out))
-        counts = torch.bincount(rows, minlength=len(embeddings)).to(embeddings)
-        mean = counts @ embeddings / len(rows)
-        energy = (counts @ (embeddings - mean).square().sum(dim=1)).item()
-        sums = embeddings.new_zeros(len(embeddings), len(centre)).index_add_(0, rows, fitted)
-        turned = vectors.T @ (sums.T @ embeddings).double()  # (context_dim, hidden_size)
-        gain = turned.square().sum(dim=1) / values
-        residual = energy - (gain * (2 * shrunk - shrunk.square())).sum(dim=1)
-        best = strengths[(residual / free.square()).argmin()]  # by generalised cross-validation
-        weights = (vectors @ (turned / (values + best)[:, None])).float()
+        fitted_tokens, tokens = (
+            stream.tokens[skipped - distance :][: -distance or None] for stream in (train, validation)
+        )
+        # Y has few distinct rows, so sums over positions are sums over the tokens that occur.
+        counts = torch.bincount(fitted_tokens, minlength=len(embeddings)).to(embeddings)
+        mean = counts @ embeddings / len(fitted_tokens)
+        variance = (counts @ (embeddings - mean).square().sum(dim=1)).item()
+        context_sums = embeddings.new_zeros(len(embeddings), len(centre)).index_add_(0, fitted_tokens, fitted)
+        projected = vectors.T @ (context_sums.T @ embeddings).double()  # V'X'Y: (context_dim, hidden_size)
+        explained = projected.square().sum(dim=1) / values
+        residual = variance - (explained * (2 * shrinkage - shrinkage.square())).sum(dim=1)
+        strength = strengths[(residual / degrees_of_freedom.square()).argmin()]  # by cross-validation
+        weights = (vectors @ (projected / (values + strength)[:, None])).float()
         scores = evaluated[:NAMED_ROWS] @ (weights @ embeddings.T) + embeddings @ mean
-        top1 = (scores.argmax(dim=1) == wanted[:NAMED_ROWS]).float().mean().item()
-        truth = embeddings[wanted] - mean
+        top1 = (scores.argmax(dim=1) == tokens[:NAMED_ROWS]).float().mean().item()
+        truth = embeddings[tokens] - mean
         r2 = 1 - ((truth - evaluated @ weights).square().sum() / truth.square().sum()).item()
-        found.append({"distance": distance, "r2": r2, "top1": top1})
-    return found
+        results.append({"distance": distance, "r2": r2, "top1": top1})
+    return results
 
 
-def memory_span(found: Sequence[dict[str, float]]) -> int | None:
+def memory_span(by_distance: Sequence[dict[str, float]]) -> int | None:
     """Return the distance in tokens up to which R² stays above `SPAN_R2`; None if it never is."""
-    held = list(takewhile(lambda row: row["r2"] > SPAN_R2, found))
-    return int(held[-1]["distance"]) if held else None
+    remembered = list(takewhile(lambda row: row["r2"] > SPAN_R2, by_distance))
+    return int(remembered[-1]["distance"]) if remembered else None
 
 
 def coverage(offsets: Sequence[int], window: int, span: int | None) -> float:
@@ -167,11 +175,11 @@ def other_contexts(model: ContextKV, cache: StreamCache) -> dict[str, Any]:
         hidden, _ = replace(batch, window=contexts).attend(model)
         return model.losses(hidden, batch.tokens, batch.targets)[0].double()
 
-    own, changed = losses(batch.window), {}
+    unchanged, changed = losses(batch.window), {}
     for name, contexts in {"zero": torch.zeros_like(batch.window), "elsewhere": away.window}.items():
-        other = losses(contexts)
-        ratio = perplexity((other - own).mean().item())
-        error = (other - own).std(correction=0).item() / math.sqrt(len(own))
-        ppl = perplexity(other.mean().item())
+        replaced = losses(contexts)
+        ratio = perplexity((replaced - unchanged).mean().item())
+        error = (replaced - unchanged).std(correction=0).item() / math.sqrt(len(unchanged))
+        ppl = perplexity(replaced.mean().item())
         changed[name] = {"ppl": ppl, "percent": 100 * (ratio - 1), "error": 100 * ratio * error}
     return {"positions": len(chosen), "changed": changed}

@@ -38,8 +38,8 @@ class Copying(NamedTuple):
         before = rows[..., None] - torch.arange(1, reach + 1, device=rows.device)
         with torch.autocast(contexts.device.type, enabled=False):
             unit = F.normalize(contexts.float(), dim=-1)
-            own = unit.gather(1, rows[..., None].expand(-1, -1, unit.shape[-1]))
-            cosines = (own @ unit.mT).gather(2, before.clamp(min=0))  # (batch, n, reach)
+            present = unit.gather(1, rows[..., None].expand(-1, -1, unit.shape[-1]))
+            cosines = (present @ unit.mT).gather(2, before.clamp(min=0))  # (batch, n, reach)
         scores = (self.sharpness * cosines).masked_fill(before < first[:, None, None], -torch.inf)
         return self.weight * scores.softmax(dim=-1).nan_to_num()
 
@@ -53,7 +53,7 @@ def mix(logits: Tensor, tokens: Tensor, shares: Tensor) -> Tensor:
         shares: float32 `[..., reach]`, see `Copying.shares`.
     """
     tokens, left = tokens.long(), 1 - shares.sum(dim=-1, keepdim=True)
-    own = logits.float().log_softmax(dim=-1) + left.clamp(min=NOTHING).log()
-    copied = torch.zeros_like(own).scatter_add_(-1, tokens, shares).gather(-1, tokens)
-    both = torch.logaddexp(own.gather(-1, tokens), copied.clamp(min=NOTHING).log())
-    return own.scatter(-1, tokens, both).to(logits.dtype)
+    predicted = logits.float().log_softmax(dim=-1) + left.clamp(min=NOTHING).log()
+    copied = torch.zeros_like(predicted).scatter_add_(-1, tokens, shares).gather(-1, tokens)
+    mixed = torch.logaddexp(predicted.gather(-1, tokens), copied.clamp(min=NOTHING).log())
+    return predicted.scatter(-1, tokens, mixed).to(logits.dtype)

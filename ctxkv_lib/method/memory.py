@@ -54,6 +54,6 @@ def _gpu_bytes(device: torch.device) -> tuple[int | None, int | None]:
 def _linux_peak() -> int:
     """Return the largest resident set since `begin_peaks`, in bytes; 0 on other systems."""
     with suppress(OSError):
-        if found := re.search(r"^VmHWM:\s*(\d+) kB", (PROCESS / "status").read_text(), re.MULTILINE):
-            return int(found[1]) * 1024
+        if line := re.search(r"^VmHWM:\s*(\d+) kB", (PROCESS / "status").read_text(), re.MULTILINE):
+            return int(line[1]) * 1024
     return 0

@@ -47,7 +47,7 @@ def describe(
     check_splits(data)
     check_width(data.table, config.model.hidden_size)
     model = unallocated_model(config)
-    found = {
+    sizes = {
         "preset": config.preset,
         "recipe": config.recipe,
         "samples": data.samples,
@@ -57,14 +57,14 @@ def describe(
     }
     offsets = model.slot_offsets
     if offsets is None:
-        return found
+        return sizes
     kept = offsets[-1] + 1
-    found["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
+    sizes["context_window"] = {**context_window(config.model, train_tokens), "offsets": offsets}
     bytes_a_context = config.model.context_dim * FP32_BYTES + TOKEN_BYTES  # the token, too
-    found["kv_cache"] = {"contexts": kept, "bytes": kept * bytes_a_context}
+    sizes["kv_cache"] = {"contexts": kept, "bytes": kept * bytes_a_context}
     if train_tokens and val_tokens:
-        found["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
-    return found
+        sizes["caches_dense_fp32_mib"] = dense_fp32_mib(train_tokens, val_tokens, config.model)
+    return sizes
 
 
 def format_info(sizes: dict[str, Any]) -> str:
@@ -87,22 +87,22 @@ def describe_settings(preset: str | None = None, recipe: str | None = None) -> l
     Raises:
         UserError: an unknown preset or recipe.
     """
-    config, found = build_config(preset or "colab", recipe), []
+    config, rows = build_config(preset or "colab", recipe), []
     values = config.to_dict()
-    own = {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in config.plugins.items()}
-    for group, settings in (GROUPS | own).items():
+    of_plugins = {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in config.plugins.items()}
+    for group, settings in (GROUPS | of_plugins).items():
         for field in dataclasses.fields(settings) if settings else ():
             about = {**field.metadata, "allowed": field.metadata["allowed"].text}
-            found.append({"setting": f"{group}.{field.name}", "value": values[group][field.name], **about})
-    return found
+            rows.append({"setting": f"{group}.{field.name}", "value": values[group][field.name], **about})
+    return rows
 
 
 def format_settings(rows: list[dict[str, Any]]) -> str:
     """Format `describe_settings` for a terminal: a setting a line, and what is allowed below it."""
-    found = []
+    lines = []
     for row in rows:
-        found.append(f"{row['setting']} = {row['value']} {row['unit']}".rstrip())
+        lines.append(f"{row['setting']} = {row['value']} {row['unit']}".rstrip())
         allowed = f"; allowed: {row['allowed']}" if row["allowed"] != "any" else ""
-        found.append(f"    {row['reason']}{allowed}")
-        found += [f"      {name}: {meaning}" for name, meaning in row["meanings"].items() if meaning]
-    return "\n".join(found)
+        lines.append(f"    {row['reason']}{allowed}")
+        lines += [f"      {name}: {meaning}" for name, meaning in row["meanings"].items() if meaning]
+    return "\n".join(lines)

@@ -102,7 +102,9 @@ def shown(summary: Summary, path: str, spec: str = "") -> str:
 
 def side_by_side(summaries: Mapping[Any, Summary], rows: Rows) -> pd.DataFrame:
     """Make a table of text with a column for each summary; rows without any value are left out."""
-    columns = {name: [shown(each, *where) for where in rows.values()] for name, each in summaries.items()}
+    columns = {
+        name: [shown(summary, *where) for where in rows.values()] for name, summary in summaries.items()
+    }
     table = pd.DataFrame(columns, index=[*rows])
     return table[(table != DASH).any(axis=1)]
 
@@ -115,15 +117,15 @@ def named(runs: Sequence[Run]) -> dict[str, Run]:
 
 def with_original(runs: Mapping[str, Run]) -> dict[str, Summary]:
     """Return summaries with their `config`, each followed by that of the original's run that it repeats."""
-    found: dict[str, Summary] = {}
+    summaries: dict[str, Summary] = {}
     for name, run in runs.items():
-        found[name] = ours = {**run.summary, "config": run.config.to_dict()}
+        summaries[name] = ours = {**run.summary, "config": run.config.to_dict()}
         if ours["context_window"]["offsets"] is None:  # it has no contexts
             ours |= {"context_window": {}, "config": ours["config"] | {"model": {}, "phase1": {}}}
         if samples := published_samples(run.config):
             same = {key: ours[key] for key in ("config", "context_window")}
-            found[f"the original, {samples} samples"] = PUBLISHED[samples] | same
-    return found
+            summaries[f"the original, {samples} samples"] = PUBLISHED[samples] | same
+    return summaries
 
 
 def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFrame:
@@ -141,9 +143,9 @@ def comparison_table(runs: Sequence[Run] | Mapping[str, Summary]) -> pd.DataFram
         by_name = named(runs)
         ours = [run.summary for run in by_name.values()]
         table = side_by_side(with_original(by_name), RESULTS)
-    texts = {shown(each, "provenance.data.validation_fingerprint") for each in ours}
+    texts = {shown(summary, "provenance.data.validation_fingerprint") for summary in ours}
     if len(ours) > 1 and len(texts) == 1:
-        gain, ratios = gains(ours[0], ours[-1]), [each["phase2"]["train_val_ratio"] for each in ours]
+        gain, ratios = gains(ours[0], ours[-1]), [summary["phase2"]["train_val_ratio"] for summary in ours]
         change = {  # z: what rounds to zero is not negative
             "Val PPL": f"{-gain['val_ppl_percent']:+z,.1f}%",
             "Val Acc": f"{gain['val_acc_points']:+z.1f} points",
@@ -179,18 +181,18 @@ def memory_table(summaries: Mapping[str, Summary]) -> pd.DataFrame:
         for line in memory_stages(summary["memory"]):
             for device in ("cpu", "gpu"):
                 if line[f"{device}_gib"] is not None:
-                    held, peak = (shown(line, f"{device}_{kind}", PPL) for kind in ("gib", "peak_gib"))
-                    columns.setdefault(f"{name}: {device.upper()}", {})[line["stage"]] = f"{held} ({peak})"
+                    end, peak = (shown(line, f"{device}_{kind}", PPL) for kind in ("gib", "peak_gib"))
+                    columns.setdefault(f"{name}: {device.upper()}", {})[line["stage"]] = f"{end} ({peak})"
     return pd.DataFrame(columns).fillna(DASH).rename_axis(columns="Stage")
 
 
 def memory_stages(memory: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the stages of a run, of its epochs only the first and the last."""
     epochs = [line for line in memory if line["stage"].startswith("epoch ")]
-    found = [line for line in memory if line not in epochs]
+    stages = [line for line in memory if line not in epochs]
     if epochs:
-        found += [{**epochs[0], "stage": "first epoch"}, {**epochs[-1], "stage": "last epoch"}]
-    return found
+        stages += [{**epochs[0], "stage": "first epoch"}, {**epochs[-1], "stage": "last epoch"}]
+    return stages
 
 
 def format_results(table: pd.DataFrame) -> str:
