@@ -121,10 +121,10 @@ def cache_weight(model: Floats, cache: Floats) -> float:
 def kneser_ney(train: Ids, ids: Ids, floors: Mapping[str, Floats]) -> dict[tuple[str, int], Floats]:
     """Predict each token of a stream but the first with models that count `train`.
 
-    The n-grams of both are numbered together, order by order. Of order 1, the number of a token is its rank
-    among those that occur; of order n, an n-gram is `(number of its history, last token)`, and its number the
-    rank of that pair. With the tokens `a b a`, a is 0 and b is 1; `a b` is (0, b) and `b a` is (1, a), with
-    the numbers 0 and 1; `a b a` is (0, a), since 0 is the number of `a b`.
+    The n-grams of both are numbered together, order by order: the number of a token is its rank among those
+    that occur, and that of a longer n-gram the rank of the pair `(number of its history, last token)`. With
+    the tokens `a b a`, a is 0 and b is 1. So `a b` is the pair (0, b), and `b a` is (1, a). If 5 is the
+    number of `a b`, then `a b a` is (5, a).
 
     Returns:
         float64 `[n - 1]` by floor and order.
@@ -140,11 +140,10 @@ def kneser_ney(train: Ids, ids: Ids, floors: Mapping[str, Floats]) -> dict[tuple
         history_of[numbers] = histories
         size = len(history_of)
         counts = np.bincount(numbers[order - 1 : count], minlength=size)
-        # Below the highest order, an n-gram counts once for each different token before it: the pairs of that
-        # token and the n-gram, without repeats. (With counts numpy sorts; its hashes of such numbers collide.)
-        pairs, _ = np.unique(
-            tokens[: max(0, count - order)] * size + numbers[order:count], return_counts=True
-        )
+        # Below the highest order, an n-gram counts once for each different token before it: pairs of that
+        # token and the n-gram, without repeats. (With counts numpy sorts; its hashes of such pairs collide.)
+        before = tokens[: max(0, count - order)]
+        pairs, _ = np.unique(before * size + numbers[order:count], return_counts=True)
         continuations = np.bincount(pairs % size, minlength=size)
         predicted, complete = (numbers[count:], histories[count:]), place >= order - 1
         for name, below in lower.items():
