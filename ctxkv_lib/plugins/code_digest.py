@@ -6,7 +6,6 @@ are looked up in strings, as by `globals()`, libraries that are patched, and wha
 environment or the clock.
 """
 
-import ast
 import dis
 import hashlib
 import inspect
@@ -14,14 +13,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
-from importlib.util import resolve_name
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 
-from ..files import PACKAGE, source_digest
+from ..files import PACKAGE
 
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))  # described by their repr
@@ -148,19 +146,3 @@ def _is_own(name: str) -> bool:
 
 def _without_address(value: Any) -> str:
     return repr(value).partition(" at 0x")[0]
-
-
-def module_digest(module: str) -> str:
-    """Digest a module of this package, such as `ctxkv_lib.method.tuned`, with those of it that it imports."""
-    names = [module]
-    for name in names:  # to which what it imports is appended
-        for node in ast.walk(ast.parse(_file_of(name).read_bytes())):
-            if isinstance(node, ast.ImportFrom):
-                base = resolve_name("." * node.level + (node.module or ""), name.rpartition(".")[0])
-                imported = {base, *(f"{base}.{alias.name}" for alias in node.names)} - {*names}
-                names += sorted(name for name in imported if _file_of(name).is_file())
-    return source_digest(*(name.removeprefix(f"{PACKAGE.name}.") for name in sorted(names)))[:DIGITS]
-
-
-def _file_of(module: str) -> Path:
-    return PACKAGE.parent / f"{module.replace('.', '/')}.py"

@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import Any
 
 from ..errors import UserError
+from ..files import source_digest
 from ..progress import notice
 
 # `method.model.Parts` and `plugins.mixer` describe what each hook is given and returns.
@@ -129,10 +130,10 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source_of(name: str, part: Any) -> str:
-    from .code_digest import code_digest, module_digest  # which imports torch
-
     if name.startswith(OF_PACKAGE):
-        return f"package-{module_digest(name.partition(':')[0])}"
+        return f"package-{source_digest(name.partition(':')[0].removeprefix(OF_PACKAGE))}"
+    from .code_digest import code_digest  # which imports torch
+
     source = f"{sys.version_info.major}.{sys.version_info.minor}-{code_digest(part)}"
     return _digest_before.get(source, source)
 
