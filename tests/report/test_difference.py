@@ -1,11 +1,13 @@
 """Differences of variants: known cases by hand, how often their intervals hold the truth, what is refused."""
 
+import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GatedBlock
+from conftest import TOP, GatedBlock
 from intervals import RESULTS, read_json
 from sample_runs import sample_run
 
@@ -142,3 +144,22 @@ def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base():
 def test_what_cannot_be_compared_is_refused(runs, base, said):
     with pytest.raises(UserError, match=said):
         difference(runs, base)
+
+
+@pytest.mark.slow
+def test_the_page_on_own_ideas_ends_with_a_difference(tmp_path, monkeypatch, own_module, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (TOP / "docs" / "own-idea.md").read_text(encoding="utf-8")
+    ideas, _, verdict = re.findall(r"(?s)```python\n(.*?)```", page)
+    small = {
+        '"offline"': '"ci"',
+        "50}": '5, "phase2.max_epochs": 1}',
+        "(10, 50)": "(2,)",
+        "(42, 43, 44)": "(42,)",
+    }
+    for old, new in small.items():
+        assert old in verdict
+        verdict = verdict.replace(old, new)
+    import_module(own_module("own_ideas", f"{ideas}\nimport ctxkv_lib as ctxkv\n{verdict}"))
+    printed = capsys.readouterr().out
+    assert re.search(r"block GatedBlock +[-\d.]+ +[-\d.]+ +[-\d.]+ +1 +5 +conversations alone", printed)
