@@ -224,6 +224,22 @@ def test_sizes_that_are_not_asked_for_fit_the_data(tmp_path):
     assert _fitted(_jsonl(tmp_path, 2))[0].data.samples == 1
 
 
+def test_files_that_training_does_not_see_are_named(tmp_path):
+    _jsonl(tmp_path, 40)
+    _, (alone,) = _fitted(str(tmp_path), samples=20)
+    assert "sees nothing" not in alone
+    for name in ("de", "fr", "it", "it_more", "nl", "pl", "pt"):
+        (tmp_path / f"languages_{name}.txt").write_text("\n\n".join(map(_text, range(2))))
+    (tmp_path / "none.txt").write_text("")
+    _, (line,) = _fitted(str(tmp_path), {"data.validation_samples": 2}, samples=41)
+    named = ", ".join(f"languages_{name}.txt" for name in ("fr", "it", "it_more", "nl", "pl"))
+    assert line.endswith(
+        f"Training sees nothing of {named} and 1 more; mix their conversations to train on all."
+    )
+    _, (whole,) = _fitted(str(tmp_path / "chats.jsonl"), samples=20)
+    assert "sees nothing" not in whole
+
+
 def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):
     config, _ = _fitted(_jsonl(tmp_path, 40), {"data.corpus_samples": 5, "data.corpus": "chitchat+own"})
     texts = load_conversations(config.data, "corpus").texts
