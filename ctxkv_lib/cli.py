@@ -15,7 +15,7 @@ from . import __version__, ranks
 from .errors import UserError, describe, did_you_mean, is_utf8, one_line
 from .files import read_json, write_json
 from .progress import epoch_printer, notice, say, stage
-from .runs.config import ExperimentConfig, Sampling, config_from_dict
+from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
 from .runs.presets import PRESETS, RECIPES, build_config, compared_samples, parse_settings
 
 PLUG_INS = {
@@ -85,8 +85,10 @@ class Parser(argparse.ArgumentParser):
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
-        found = re.search(r"'(.+?)' \(choose from (.+)\)|unrecognized arguments: (\S+)", message)
+        found = re.search(r"'(.+?)' \(choose from (.+)\)|unrecognized arguments: ([^\s=]+)", message)
         known = re.findall(r"[\w-]+", found[2]) if found and found[2] else [*self._option_string_actions]
+        if "--set" in known:
+            known += [f"--set {name}" for name in setting_names()]
         super().error(message + (did_you_mean(found[1] or found[3], known) if found else ""))
 
 

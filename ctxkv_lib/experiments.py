@@ -16,7 +16,7 @@ from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
 from .report.tables import gains, named
-from .runs.config import ExperimentConfig
+from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision
 from .runs.experiment import Work, read_splits
 from .runs.folder import COMPARISON, DEFAULT_ROOT, FOREIGN, RunFolder, Stage, claimed, only_process
@@ -56,6 +56,7 @@ def run(
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
+    require_config(config)
     config = config.replace(plugins) if plugins else config
     with _begun(config, out, listener, again) as work:
         phase1, caches = ranks.on_rank_0(lambda: contexts_stages(work))
@@ -73,6 +74,7 @@ def prepare(
     **plugins: Any,
 ) -> Prepared:
     """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
+    require_config(config)
     config = config.replace(plugins) if plugins else config
     with _begun(config, out, listener, again) as work:
         return load_prepared(work, *ranks.on_rank_0(lambda: contexts_stages(work)))
@@ -162,6 +164,8 @@ def compare(
         UserError: as `run`; also if the largest sample count is not there, or `out` holds something else,
             before anything is computed.
     """
+    for config in configs:
+        require_config(config)
     configs = sorted(configs, key=lambda config: config.data.samples)
     if len({config.data.samples for config in configs}) < 2:
         raise UserError(

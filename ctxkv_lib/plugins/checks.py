@@ -82,9 +82,15 @@ def _try_mixer(model: ContextKV, name: str) -> None:
 
 def _try_loss(model: ContextKV, name: str, loss: Callable[[Tensor], Tensor]) -> None:
     contexts = torch.randn(ROW, model.config.context_dim, generator=torch.Generator().manual_seed(0))
-    found = loss(contexts.to(model.device))
+    with torch.enable_grad():
+        found = loss(contexts.requires_grad_().to(model.device, copy=True))  # no leaf: it may work in place
     if not isinstance(found, Tensor) or found.shape != () or not found.isfinite():
         raise UserError(f"{name} returned {_in_words(found)}; a loss must return a finite scalar.")
+    if not found.requires_grad:
+        raise UserError(
+            f"{name} returned a number without a gradient, so that it trains nothing; compute it from the "
+            "contexts with torch, without detach, item or NumPy."
+        )
 
 
 def _refuse_wrong(name: str, found: Any, shape: torch.Size) -> None:

@@ -165,6 +165,13 @@ def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield group, value
 
 
+def require_config(config: Any) -> None:
+    if not isinstance(config, ExperimentConfig):
+        preset = repr(config) if isinstance(config, str) else '"offline"'
+        kind = type(config).__name__
+        raise UserError(f"{kind} is no configuration; make one with ctxkv.build_config({preset}).")
+
+
 def require_known(kind: str, value: Any, known: Iterable[str]) -> None:
     names = list(known)
     if value not in names:
@@ -179,16 +186,23 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
             f"{key} is a setting of a plug-in, and there is none; give one with {group}=module:Name."
         )
     kinds = GROUPS | {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in plugins.items()}
+    names = setting_names(kinds)
     if group not in kinds:
-        names = [*kinds, *HOOKS]
         raise UserError(
             f"setting is {key!r}; allowed: group.field, with group one of {', '.join(kinds)}; or one of "
-            f"{', '.join(HOOKS)}.{did_you_mean(group, names)}"
+            f"{', '.join(HOOKS)}.{did_you_mean(key, [*names, *kinds, *HOOKS])}"
         )
-    kind: Any = kinds[group]
-    known = [f"{group}.{each.name}" for each in dataclasses.fields(kind)] if kind else []
-    require_known("setting", key, known)
-    return group, name, typing.get_type_hints(kind)[name]
+    if key not in names:
+        known = ", ".join(known for known in names if known.startswith(f"{group}."))
+        raise UserError(f"setting is {key!r}; allowed: {known}.{did_you_mean(key, names)}")
+    return group, name, typing.get_type_hints(kinds[group])[name]
+
+
+def setting_names(kinds: Mapping[str, Any] = GROUPS) -> list[str]:
+    """List the names of all settings, as `group.field`."""
+    return [
+        f"{group}.{each.name}" for group, kind in kinds.items() if kind for each in dataclasses.fields(kind)
+    ]
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
