@@ -109,12 +109,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = [*known]
     group, dot, last = word.lstrip("-").replace("-", "_").rpartition(".")
     parts = {name: name.rpartition(".")[2] for name in names if "." in name}
-    found = [name for name, part in parts.items() if part == last]
-    if not found and len(last) > 1:
-        found = [name for name, part in parts.items() if "".join(re.findall(r"(?:^|_)(.)", part)) == last]
-    found = [name for name in found if name.startswith(group + dot)] or found
-    found = found or get_close_matches(word, names, n=1)
-    return f" Did you mean {' or '.join(sorted(found, reverse=True))}?" if found else ""
+    close = [name for name, part in parts.items() if part == last]
+    if not close and len(last) > 1:
+        close = [name for name, part in parts.items() if "".join(re.findall(r"(?:^|_)(.)", part)) == last]
+    close = [name for name in close if name.startswith(group + dot)] or close
+    close = close or get_close_matches(word, names, n=1)
+    return f" Did you mean {' or '.join(sorted(close, reverse=True))}?" if close else ""
 
 
 def one_line(message: str) -> str:

@@ -121,7 +121,8 @@ class ExperimentConfig:
 
     def _with_plugins(self, given: Mapping[str, Any]) -> dict[str, PlugIn]:
         named = {
-            hook: None if part in (None, "null", "None") else PlugIn.of(part) for hook, part in given.items()
+            hook: None if part in (None, "null", "None") else PlugIn.of(part, hook)
+            for hook, part in given.items()
         }
         replaced = [hook for hook in WITH_CONTEXTS if named.get(hook)]
         if replaced and {**self.plugins, **named}.get("mixer"):
