@@ -263,5 +263,5 @@ def _shown(message: dict[str, Any] | None) -> list[Any]:
     if message is None or message["author"]["role"] not in ("user", "assistant"):
         return []
     is_hidden = (message.get("metadata") or {}).get("is_visually_hidden_from_conversation")
-    is_call = message.get("recipient", "all") != "all"  # of a tool
+    is_call = message.get("recipient") not in (None, "all")  # of a tool
     return [] if is_hidden or is_call else message["content"].get("parts") or []

@@ -69,14 +69,14 @@ def _seed_shares(generator: np.random.Generator, count: int, draws: int) -> Floa
     return 1 / count + (normal - normal.mean(axis=1, keepdims=True)) / scale
 
 
-def difference(runs: Sequence[Run], base: Run | Sequence[Run]) -> pd.DataFrame:
+def difference(runs: Run | Sequence[Run], base: Run | Sequence[Run]) -> pd.DataFrame:
     """Compute by how many per cent the test perplexity of each variant lies above that of a base.
 
     Runs that differ in `runtime.seed` alone are one variant. The seeds that it shares with the base are
     compared in pairs, by the method of `report.difference.interval`.
 
     Args:
-        runs: finished runs of any variants and seeds, also the base's, tested on the same conversations.
+        runs: finished runs (or one) of any variants and seeds, also the base's, of the same test text.
         base: finished runs of one variant, or one run.
 
     Returns:
@@ -88,24 +88,28 @@ def difference(runs: Sequence[Run], base: Run | Sequence[Run]) -> pd.DataFrame:
     Raises:
         UserError: other test conversations, fewer than five, or no seed in common.
     """
-    variants, bases = _by_variant(runs), _by_variant([base] if isinstance(base, Run) else base)
+    variants, bases = _by_variant(runs), _by_variant(base)
     if len(bases) != 1:
         raise UserError(f"base has runs of {len(bases)} variants; give the runs of one, with any seeds.")
     ((base_key, base_runs),) = bases.items()
     variants.pop(base_key, None)
     if not variants:
         raise UserError("runs has no other variant than base; give runs that differ in more than their seed.")
-    one_seed = {"runtime.seed": 0}  # which then is in no name
-    shown = [next(iter(seeds.values())) for seeds in (base_runs, *variants.values())]
-    names = run_names([replace(run, config=run.config.replace(one_seed)) for run in shown])[1:]
+    names = run_names([_without_seed(seeds) for seeds in (base_runs, *variants.values())])[1:]
     rows = [_row(name, seeds, base_runs) for name, seeds in zip(names, variants.values(), strict=True)]
     return pd.DataFrame(rows, index=names)
 
 
-def _by_variant(runs: Iterable[Run]) -> dict[str, dict[int, Run]]:
+def _without_seed(seeds: Mapping[int, Run]) -> Run:
+    """Return one run of a variant with a seed that is the same for all, so that no name has it."""
+    run = next(iter(seeds.values()))
+    return replace(run, config=replace(run.config, runtime=replace(run.config.runtime, seed=0)))
+
+
+def _by_variant(runs: Run | Iterable[Run]) -> dict[str, dict[int, Run]]:
     """Group runs by a digest of all settings but the seed, each group by its seeds."""
     variants: dict[str, dict[int, Run]] = {}
-    for run in runs:
+    for run in [runs] if isinstance(runs, Run) else runs:
         settings = dict(flat(run.config.to_dict()))
         seed = settings.pop("runtime.seed")
         variants.setdefault(digest(settings), {})[seed] = run
@@ -145,7 +149,7 @@ def _test(run: Run, other: Run) -> list[tuple[int, float]]:
             f"{run.path} has {len(conversations)} test conversations; allowed: {LEAST_CONVERSATIONS} or "
             "more. Run all variants with a larger data.test_samples."
         )
-    tokens = [[count for count, _ in found.get("conversations", [])] for found in (test, expected)]
+    tokens = [[count for count, _ in split.get("conversations", [])] for split in (test, expected)]
     if test["fingerprint"] != expected.get("fingerprint") or tokens[0] != tokens[1]:
         raise UserError(
             f"{run.path} and {other.path} were tested on different texts; allowed: the same. Run both with "

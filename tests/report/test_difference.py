@@ -108,6 +108,9 @@ def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base():
     assert table["seeds"].tolist() == [1, 3]
     assert table["conversations"].tolist() == [6, 6]
     assert table["interval_over"].tolist() == ["conversations alone", "conversations and seeds"]
+    gone = replace(own[0].config.plugins["block"], name="gone:Block")  # which this process cannot load
+    elsewhere = replace(own[0], config=replace(own[0].config, plugins={"block": gone}))
+    assert [*difference(elsewhere, BASE).index] == ["block Block"]
     same = difference(wide, BASE[0])  # whose other seeds have no pair
     assert [*same.iloc[0, :4]] == pytest.approx([10, 10, 10, 1])
 
