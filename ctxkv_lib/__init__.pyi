@@ -14,6 +14,7 @@ from .method.config import ModelConfig as ModelConfig
 from .method.memory import snapshot as snapshot
 from .method.model import ContextBlock as ContextBlock
 from .method.model import ContextKV as ContextKV
+from .report.difference import difference as difference
 from .report.document import write_report as write_report
 from .report.info import describe as describe
 from .report.tables import comparison_table as comparison_table

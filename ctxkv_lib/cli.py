@@ -15,7 +15,7 @@ from . import __version__, ranks
 from .errors import UserError, describe, did_you_mean, is_utf8, one_line
 from .files import read_json, write_json
 from .progress import epoch_printer, notice, say, stage
-from .runs.config import ExperimentConfig, Sampling, config_from_dict
+from .runs.config import ExperimentConfig, Sampling, config_from_dict, setting_names
 from .runs.presets import PRESETS, RECIPES, build_config, compared_samples, parse_settings
 
 PLUG_INS = {
@@ -86,10 +86,12 @@ class Parser(argparse.ArgumentParser):
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
-        refused = re.search(r"'(.+?)' \(choose from (.+)\)|unrecognized arguments: (\S+)", message)
+        refused = re.search(r"'(.+?)' \(choose from (.+)\)|unrecognized arguments: ([^\s=]+)", message)
         if refused:
             word, choices, option = refused.groups()
             known = re.findall(r"[\w-]+", choices) if choices else [*self._option_string_actions]
+            if "--set" in known:
+                known += [f"--set {name}" for name in setting_names()]
             message += did_you_mean(word or option, known)
         super().error(message)
 

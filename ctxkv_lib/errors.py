@@ -1,6 +1,7 @@
 """Errors that the user reads as one sentence: what was wrong, what is allowed, what to do."""
 
 import errno
+import re
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -102,9 +103,19 @@ def describe(error: OSError) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question with the name spelled most like `word`; empty if none is close."""
-    closest = get_close_matches(word, known, n=1)
-    return f" Did you mean {closest[0]}?" if closest else ""
+    """Return a question with the name spelled most like `word`; empty if none is close.
+
+    The last part of a name such as phase2.learning_rate counts, also by its initials: `learning_rate`, `lr`.
+    """
+    names = [*known]
+    group, dot, last = word.lstrip("-").replace("-", "_").rpartition(".")
+    parts = {name: name.rpartition(".")[2] for name in names if "." in name}
+    close = [name for name, part in parts.items() if part == last]
+    if not close and len(last) > 1:
+        close = [name for name, part in parts.items() if "".join(re.findall(r"(?:^|_)(.)", part)) == last]
+    close = [name for name in close if name.startswith(group + dot)] or close
+    close = close or get_close_matches(word, names, n=1)
+    return f" Did you mean {' or '.join(sorted(close, reverse=True))}?" if close else ""
 
 
 def one_line(message: str) -> str:

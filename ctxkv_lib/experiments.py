@@ -14,7 +14,7 @@ from .progress import Listener, progress_bar, stage
 from .report.document import LANGUAGES, write_report
 from .report.model_card import model_card
 from .report.tables import gains, named
-from .runs.config import ExperimentConfig
+from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision, torch_state
 from .runs.experiment import Experiment, read_splits
 from .runs.folder import COMPARISON, FOREIGN, RESULTS, RunFolder, claimed, only_process
@@ -47,6 +47,7 @@ def run(
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
     """
+    require_config(config)
     config = config.replace(plugins) if plugins else config
     with claimed_experiment(config, out, listener, again) as experiment:
         contexts_stages(experiment)
@@ -63,6 +64,7 @@ def prepare(
     **plugins: Any,
 ) -> OpenRun:
     """Run Phase 1 and compute the caches; `run` continues from there. Arguments as of `run`."""
+    require_config(config)
     config = config.replace(plugins) if plugins else config
     with claimed_experiment(config, out, listener, again) as experiment:
         contexts_stages(experiment)
@@ -154,6 +156,8 @@ def compare(
         UserError: as `run`; also if the largest sample count is not there, or `out` holds something else,
             before anything is computed.
     """
+    for config in configs:
+        require_config(config)
     configs = sorted(configs, key=lambda config: config.data.samples)
     if len({config.data.samples for config in configs}) < 2:
         raise UserError(

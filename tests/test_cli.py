@@ -77,6 +77,9 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_computed(
         ("report run --lang xx", "argument --lang/--language: invalid choice: 'xx'"),
         ("rnu", "Did you mean run?"),
         ("run --smaples 3", "Did you mean --samples?"),
+        ("run --seed 3", "Did you mean --set runtime.seed?"),
+        ("compare --batch-size=64", "Did you mean --set phase2.batch_size or --set phase1.batch_size?"),
+        ("list --sed 3", "unrecognized arguments: --sed\n"),
     ],
 )
 def test_a_wrong_word_is_refused_by_the_parser(line, said, capsys):
@@ -90,7 +93,13 @@ def test_a_wrong_word_is_refused_by_the_parser(line, said, capsys):
     ("line", "meant"),
     [
         ("info --preset ofline", "offline"),
-        ("info --set phse2.patience=3", "phase2"),
+        ("info --set phse2.patience=3", "phase2.patience"),
+        ("info --set learning_rate=3", "phase2.learning_rate or phase1.learning_rate"),
+        ("info --set phase2.lr=3", "phase2.learning_rate"),
+        ("info --set lr=3", "phase2.learning_rate or phase1.learning_rate"),
+        ("info --set seed=3", "runtime.seed"),
+        ("info --set phase2.seed=3", "runtime.seed"),
+        ("info --recipe tuned --set layer_dropout=0", "attention.layer_dropout"),
         ("info --set phase2.patiense=3", "phase2.patience"),
         ("info --set qqqqqq.x=3", None),
     ],

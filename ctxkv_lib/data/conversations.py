@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import UserError
-from ..files import digest
+from ..files import digest, expanded
 from .chitchat import chitchat_texts
 from .config import DataConfig, Split
-from .texts import read_texts
+from .texts import files_from, read_texts
 from .ultrachat import row_numbers, ultrachat_texts
 
 TENTH = 0.1  # of the user's conversations for validation, as many for the test if there are ten or more ...
@@ -24,6 +24,7 @@ MOST = 100  # ... but not more, which would only cost time
 VALIDATION_LIMIT = 1 / 3  # of the conversations, even if they hold less than ...
 LEAST_WINDOWS = 2  # ... so many context windows of text, below which a split says little
 CHARACTERS_A_TOKEN = 4  # of English
+MOST_NAMED = 5  # files in a line
 PURPOSES = {
     "samples": "training",
     "validation_samples": "validation",
@@ -138,7 +139,10 @@ def comparable_samples(data: DataConfig, context_window: int, ratio: int) -> tup
 
 
 def describe_split(data: DataConfig) -> str:
-    """Describe how the user's data is split and the token table made; a UserError if it is too small."""
+    """Describe how the user's data is split and the token table made; a UserError if it is too small.
+
+    Files of a folder of which training has nothing are named: one by language or author is all test.
+    """
     own_texts(data, "train")
     sizes = ", ".join(f"{count:,} for {PURPOSES[name]}" for name, count in _sizes(data).items())
     table = {"gpt2": "GPT-2's", "random": "random", "cooccurrence": "made from those"}[data.table]
@@ -146,7 +150,14 @@ def describe_split(data: DataConfig) -> str:
         held_back = "validation and test" if data.test_samples else "validation"
         table = f"made from {data.corpus_samples:,} of chitchat-dataset and all of these but {held_back}"
     count = len(read_texts(str(data.path), data.split))
-    return f"{data.path}: {count:,} conversations, {sizes}; the token table is {table}."
+    line = f"{data.path}: {count:,} conversations, {sizes}; the token table is {table}."
+    folder = expanded(str(data.path))
+    unseen = files_from(folder, data.samples) if folder.is_dir() else []
+    if not unseen:
+        return line
+    names = ", ".join(str(file.relative_to(folder)) for file in unseen[:MOST_NAMED])
+    more = f" and {len(unseen) - MOST_NAMED:,} more" if len(unseen) > MOST_NAMED else ""
+    return f"{line} Training sees nothing of {names}{more}; mix their conversations to train on all."
 
 
 def _sizes(data: DataConfig) -> dict[str, int]:

@@ -15,10 +15,14 @@ from ..errors import UserError, is_disk_full
 GPT2 = ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e")
 ULTRACHAT = ("HuggingFaceH4/ultrachat_200k", "8049631c405ae6576f93f445c6b8166f76f5505a")
 
+LONGEST_REASON = 200  # characters of what a library says
+
 
 @contextmanager
 def hub_errors(failure: str, advice: str) -> Iterator[None]:
     """Turn an error of the Hub's libraries into a UserError: "`failure` (the error); `advice`."."""
+    from huggingface_hub import constants
+
     try:
         yield
     except UserError:
@@ -26,8 +30,18 @@ def hub_errors(failure: str, advice: str) -> Iterator[None]:
     except Exception as error:  # whose class depends on the versions of four libraries
         if is_disk_full(error):  # hf_xet says so by the text alone
             raise OSError(errno.ENOSPC, str(error)) from error
-        reason = textwrap.shorten(str(error), 150, placeholder=" ...").rstrip(".")
+        reason = _first_sentences(str(error))
+        advice = f"unset HF_HUB_OFFLINE, {advice}" if constants.HF_HUB_OFFLINE else advice
         raise UserError(f"{failure} ({type(error).__name__}: {reason}); {advice}.") from error
+
+
+def _first_sentences(text: str) -> str:
+    """Return as many sentences as fit in a line, at least the first, without the last period."""
+    text = " ".join(text.split())
+    end = text.rfind(". ", 0, LONGEST_REASON)
+    if len(text) > LONGEST_REASON and end > 0:
+        text = text[:end]
+    return textwrap.shorten(text, LONGEST_REASON, placeholder=" …").rstrip(".")
 
 
 def download(repository: tuple[str, str], path: str, kind: str = "model") -> Path:

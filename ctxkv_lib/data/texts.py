@@ -20,9 +20,12 @@ from .hub import dataset_files
 Records = Iterator[tuple[str, Any]]  # its place ("line 3") and its content
 
 CHATS = ("messages", "conversations")  # fields of a list of messages, as OpenAI and ShareGPT name them
+CHATGPT, CLAUDE = ("mapping", "current_node"), ("chat_messages",)  # what a user exports there
 # Fields of a record; the first form whose fields are all there is read.
 FORMS: tuple[tuple[str, ...], ...] = (
     *((name,) for name in CHATS),
+    CHATGPT,
+    CLAUDE,
     ("instruction", "input", "output"),
     ("instruction", "output"),
     ("prompt", "response"),
@@ -43,13 +46,23 @@ def read_texts(source: str | Path, split: str | None = None) -> list[str]:
     `split` is one of that data set's; None takes its only one, or train. Raises a UserError if there is
     nothing to read, or for the first record without a conversation, by file and place.
     """
-    files = _files(source, split)
-    states = [file.stat() for file in files]
-    with stage(f"Reading {source}"):
-        texts = _read(tuple(files), *((state.st_mtime_ns, state.st_size) for state in states))
+    texts, _ = _read_files(source, split)
     if not texts:
         raise UserError(f"{source} has no conversations; write at least one ({KINDS}).")
     return texts
+
+
+def files_from(source: str | Path, row: int) -> list[Path]:
+    """List the files of a folder whose conversations all come at or after `row` of `read_texts`."""
+    _, starts = _read_files(source, None)
+    return [file for file, start in starts.items() if start >= row]
+
+
+def _read_files(source: str | Path, split: str | None) -> tuple[list[str], dict[Path, int]]:
+    files = _files(source, split)
+    states = [file.stat() for file in files]
+    with stage(f"Reading {source}"):
+        return _read(tuple(files), *((state.st_mtime_ns, state.st_size) for state in states))
 
 
 def _files(source: str | Path, split: str | None) -> list[Path]:
@@ -67,8 +80,16 @@ def _files(source: str | Path, split: str | None) -> list[Path]:
 
 
 @lru_cache(maxsize=1)  # every split needs the same texts
-def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> list[str]:
-    return [text_of(f"{file}, {place}", record) for file in files for place, record in _records(file)]
+def _read(files: tuple[Path, ...], *_: tuple[int, int]) -> tuple[list[str], dict[Path, int]]:
+    """Read all texts, and the row of the first one of each file that has any."""
+    texts: list[str] = []
+    starts: dict[Path, int] = {}
+    for file in files:
+        start = len(texts)
+        texts += filter(None, (text_of(f"{file}, {place}", record) for place, record in _records(file)))
+        if len(texts) > start:
+            starts[file] = start
+    return texts, starts
 
 
 def _kind(path: Path) -> str:
@@ -174,21 +195,73 @@ def _form(where: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def text_of(where: str, record: Any) -> str:
-    """Join the texts of a record, not its roles; a UserError at `where` if it has none of `FORMS`."""
+    """Join the texts of a record, not its roles; a UserError at `where` if it has none of `FORMS`.
+
+    An empty conversation is an error, too, but not in an export, which is not the user's to edit: then the
+    text is empty.
+    """
     if not isinstance(record, dict):
         raise UserError(f'{where} is no record; write an object with fields, as {{"messages": [...]}}.')
     form = _form(where, record)
     try:
-        if form[0] in CHATS:
-            parts = [turn["value" if turn.get("content") is None else "content"] for turn in record[form[0]]]
-        else:
-            parts = [record[name] for name in form if record[name] or name != "input"]
-        text = "\n".join(parts)
+        text = "\n".join(_messages(record, form))
         text.encode()
     except (AttributeError, KeyError, TypeError, UnicodeEncodeError) as error:
-        chat = 'a list of {"role": text, "content": text} or {"from": text, "value": text}'
-        expected = f"{' and '.join(form)} must be {chat if form[0] in CHATS else 'text'}"
+        expected = f"{' and '.join(form)} must be {EXPECTED.get(form[0], 'text')}"
         raise UserError(f"{where}: {expected} ({type(error).__name__}: {error}); correct it.") from None
-    if not text.strip():
-        raise UserError(f"{where} is an empty conversation; write a text, or delete it.")
-    return text
+    if text.strip():
+        return text
+    if form in (CHATGPT, CLAUDE):
+        return ""
+    raise UserError(f"{where} is an empty conversation; write a text, or delete it.")
+
+
+EXPECTED = {
+    **dict.fromkeys(CHATS, 'a list of {"role": text, "content": text} or {"from": text, "value": text}'),
+    CHATGPT[0]: "as ChatGPT exports them",
+    CLAUDE[0]: "as Claude exports them",
+}
+
+
+def _messages(record: dict[str, Any], form: tuple[str, ...]) -> Iterator[str]:
+    """Yield the texts of a record of this form; what is no text fails when it is joined."""
+    if form == CHATGPT:
+        yield from filter(None, _texts(map(_shown, _path_to_current(record))))
+    elif form == CLAUDE:
+        turns = record["chat_messages"]
+        yield from filter(None, _texts(turn.get("content") or turn["text"] for turn in turns))
+    elif form[0] in CHATS:
+        turns = record[form[0]]
+        yield from _texts(turn["value" if turn.get("content") is None else "content"] for turn in turns)
+    else:
+        yield from (record[name] for name in form if record[name] or name != "input")
+
+
+def _texts(contents: Iterable[Any]) -> Iterator[Any]:
+    """Yield contents of messages: text as it is; of a list of parts the texts, without images."""
+    for content in contents:
+        if not isinstance(content, list):
+            yield content
+            continue
+        texts = [part if isinstance(part, str) else part.get("text") for part in content]
+        if any(texts):
+            yield "\n".join(text for text in texts if text)
+
+
+def _path_to_current(record: dict[str, Any]) -> list[Any]:
+    """List the messages of a ChatGPT export from the root to `current_node`: no abandoned branches."""
+    nodes, messages, name = dict(record["mapping"]), [], record["current_node"]
+    while name is not None:
+        node = nodes.pop(name)  # so that a circle ends in a KeyError
+        messages.append(node.get("message"))
+        name = node.get("parent")
+    return messages[::-1]
+
+
+def _shown(message: dict[str, Any] | None) -> list[Any]:
+    """Return the parts of a message that user or assistant see, none of the others."""
+    if message is None or message["author"]["role"] not in ("user", "assistant"):
+        return []
+    is_hidden = (message.get("metadata") or {}).get("is_visually_hidden_from_conversation")
+    is_call = message.get("recipient") not in (None, "all")  # of a tool
+    return [] if is_hidden or is_call else message["content"].get("parts") or []

@@ -21,6 +21,7 @@ from ..runs.opened import open_run
 from ..runs.summary import Run
 
 POSITION_BINS = (0, 16, 64, 256, 640, 1024, 4096, math.inf)  # tokens of the conversation already read
+LONGEST_WORD = 20  # characters on average; where spaces are rarer, they do not separate words
 READ_AT_ONCE = 1024  # tokens, which bounds the memory of their logits
 
 
@@ -29,7 +30,7 @@ def evaluate(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) 
 
     Returns:
         `conversations`, `tokens`; `ppl` a token, `word_ppl` a word (as lm-evaluation-harness counts them;
-        None where it is infinite, as in text without spaces), `bits_per_byte`, `accuracy`; `by_position` and
+        None where it is infinite, or the text has no spaces), `bits_per_byte`, `accuracy`; `by_position` and
         `by_history`, as of `binned`: by tokens read before, and by contexts in the window.
     """
     encoded = [ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] if ids]
@@ -37,7 +38,8 @@ def evaluate(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) 
     losses, correct = (torch.cat(scores) for scores in zip(*scored, strict=True))
     places = torch.cat([torch.arange(len(ids)) for ids in encoded])
     nats, slots = losses.double().sum().item(), len(model.model.window)
-    word_ppl = perplexity(nats / sum(len(re.split(r"\s+", text)) for text in texts))
+    words = word_count(texts)
+    word_ppl = perplexity(nats / words) if words else math.inf
     history = (model.model.window.slots(places) >= 0).sum(dim=-1)
     doubling = [2**k for k in range(slots.bit_length())]
     return {
@@ -50,6 +52,14 @@ def evaluate(model: ContextKVForCausalLM, tokenizer: Any, texts: Sequence[str]) 
         "by_position": binned(places, POSITION_BINS, losses, correct),
         "by_history": binned(history, [*doubling, slots + 1], losses, correct),
     }
+
+
+def word_count(texts: Sequence[str]) -> int:
+    """Count words as lm-evaluation-harness does; 0 if spaces separate none, as in Chinese and Japanese."""
+    spaces = sum(len(re.findall(r"[^\S\n]+", text)) for text in texts)  # line breaks also separate messages
+    if LONGEST_WORD * spaces < sum(map(len, texts)):
+        return 0
+    return sum(len(re.split(r"\s+", text)) for text in texts)
 
 
 @torch.no_grad()

@@ -87,9 +87,15 @@ def _try_mixer(model: Any, name: str) -> None:
 
 def _try_loss(model: ContextKV, name: str, loss: Callable[[Tensor], Tensor]) -> None:
     contexts = torch.randn(ROW, model.config.context_dim, generator=torch.Generator().manual_seed(0))
-    value = loss(contexts.to(model.device))
+    with torch.enable_grad():
+        value = loss(contexts.requires_grad_().to(model.device, copy=True))  # no leaf: it may work in place
     if not isinstance(value, Tensor) or value.shape != () or not value.isfinite():
         raise UserError(f"{name} returned {_in_words(value)}; a loss must return a finite scalar.")
+    if not value.requires_grad:
+        raise UserError(
+            f"{name} returned a number without a gradient, so that it trains nothing; compute it from the "
+            "contexts with torch, without detach, item or NumPy."
+        )
 
 
 def _refuse_wrong(name: str, output: Any, shape: torch.Size) -> None:

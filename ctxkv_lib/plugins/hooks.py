@@ -22,6 +22,7 @@ from ..progress import notice
 HOOKS = ("block", "loss", "attention", "mixer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # which a mixer takes the place of
 OF_PACKAGE, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
+BOUND = "(...)"  # ends the name of an object, which holds values besides its code
 # Parts that this process has been given, by name and digest; and the digest before a training of what has
 # another one after it, since the training has changed a list or a count of the part's.
 _given: dict[tuple[str, str], Any] = {}
@@ -33,7 +34,7 @@ class PlugIn:
     """One plug-in of a configuration.
 
     Attributes:
-        name: `module:Name`.
+        name: `module:Name`; that of an object, which only this process has, ends in `(...)`.
         source: the digest of its code, behind Python's version, or "package" for those of this package.
         settings: the fields of its `Settings`, if it has any.
     """
@@ -51,21 +52,21 @@ class PlugIn:
         return {"plugin": self.name, "source": self.source, **self.settings}
 
     @classmethod
-    def of(cls, part: Any) -> "PlugIn":
+    def of(cls, part: Any, hook: str = "") -> "PlugIn":
         """Make a plug-in of a class, a function, or its `module:Name`, with default settings.
+
+        A loss may be any callable, such as a `functools.partial`.
 
         Raises:
             UserError: there is no such thing.
         """
         name, part = (part, _imported(part)) if isinstance(part, str) else (None, part)
-        if not (inspect.isclass(part) or inspect.isfunction(part)):
+        if not (_is_defined(part) or (hook == "loss" and callable(part))):
             raise UserError(
                 f"An object of type {type(part).__name__} is no plug-in; give a class or a function, or "
                 "package.module:Name."
             )
-        if name is None:  # a decorated function is where its decorator is: `wraps` copies other names
-            module = getattr(part, "__globals__", {}).get("__name__", part.__module__)
-            name = f"{module}:{part.__qualname__}"
+        name = name or _name_of(part)
         plugin = cls(name, _source_of(name, part), settings_of(part, {}))
         _given[name, plugin.source] = part
         return plugin
@@ -81,7 +82,8 @@ class PlugIn:
         return self._part()
 
     def _part(self) -> Any:
-        return _given.get((self.name, self.source)) or _imported(self.name)
+        key = (self.name, self.source)
+        return _given[key] if key in _given else _imported(self.name)
 
     def refuse_changed(self) -> None:
         """Raise a UserError if it, or what it uses, is not what its configuration was made with."""
@@ -108,6 +110,20 @@ class PlugIn:
         _digest_before[_source_of(self.name, self.load())] = self.source
 
 
+def _is_defined(part: Any) -> bool:
+    return inspect.isclass(part) or inspect.isfunction(part)
+
+
+def _name_of(part: Any) -> str:
+    """Return `module:Name`: of a partial what it binds, of another object its class, both with `(...)`."""
+    if isinstance(part, partial):
+        return _name_of(part.func).removesuffix(BOUND) + BOUND
+    named = part if hasattr(part, "__qualname__") else type(part)
+    # A decorated function is where its decorator is: `wraps` copies other names.
+    module = getattr(named, "__globals__", {}).get("__name__", named.__module__)
+    return f"{module}:{named.__qualname__}{'' if _is_defined(part) else BOUND}"
+
+
 def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a plug-in, none if it has no `Settings`, with these values, as JSON holds them.
 
@@ -130,7 +146,7 @@ def settings_of(part: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source_of(name: str, part: Any) -> str:
-    if name.startswith(OF_PACKAGE):
+    if name.startswith(OF_PACKAGE) and not name.endswith(BOUND):
         return f"package-{source_digest(name.partition(':')[0].removeprefix(OF_PACKAGE))}"
     from .code_digest import code_digest  # which imports torch
 
@@ -143,6 +159,8 @@ def _imported(name: str) -> Any:
     module, colon, path = name.partition(":")
     if not (module and colon and path):
         raise UserError(f"{name!r} names no plug-in; write package.module:Name.")
+    if path.endswith(BOUND):
+        raise UserError(f"{name} is an object, which lives in one process only; give it again.")
     try:
         return attrgetter(path)(import_module(module))
     except (ImportError, AttributeError, ValueError) as error:

@@ -131,7 +131,8 @@ class ExperimentConfig:
 
     def _with_plugins(self, given: Mapping[str, Any]) -> dict[str, PlugIn]:
         named = {
-            hook: None if part in (None, "null", "None") else PlugIn.of(part) for hook, part in given.items()
+            hook: None if part in (None, "null", "None") else PlugIn.of(part, hook)
+            for hook, part in given.items()
         }
         replaced = [hook for hook in WITH_CONTEXTS if named.get(hook)]
         if replaced and {**self.plugins, **named}.get("mixer"):
@@ -175,6 +176,13 @@ def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield group, value
 
 
+def require_config(config: Any) -> None:
+    if not isinstance(config, ExperimentConfig):
+        preset = repr(config) if isinstance(config, str) else '"offline"'
+        kind = type(config).__name__
+        raise UserError(f"{kind} is no configuration; make one with ctxkv.build_config({preset}).")
+
+
 def require_known(kind: str, value: Any, known: Iterable[str]) -> None:
     names = list(known)
     if value not in names:
@@ -189,16 +197,23 @@ def _field(key: str, plugins: Mapping[str, PlugIn]) -> tuple[str, str, Any]:
             f"{key} is a setting of a plug-in, and there is none; give one with {group}=module:Name."
         )
     kinds = GROUPS | {hook: getattr(plugin.load(), "Settings", None) for hook, plugin in plugins.items()}
+    names = setting_names(kinds)
     if group not in kinds:
-        names = [*kinds, *HOOKS]
         raise UserError(
             f"setting is {key!r}; allowed: group.field, with group one of {', '.join(kinds)}; or one of "
-            f"{', '.join(HOOKS)}.{did_you_mean(group, names)}"
+            f"{', '.join(HOOKS)}.{did_you_mean(key, [*names, *kinds, *HOOKS])}"
         )
-    kind: Any = kinds[group]
-    known = [f"{group}.{field.name}" for field in dataclasses.fields(kind)] if kind else []
-    require_known("setting", key, known)
-    return group, name, typing.get_type_hints(kind)[name]
+    if key not in names:
+        known = ", ".join(known for known in names if known.startswith(f"{group}."))
+        raise UserError(f"setting is {key!r}; allowed: {known}.{did_you_mean(key, names)}")
+    return group, name, typing.get_type_hints(kinds[group])[name]
+
+
+def setting_names(kinds: Mapping[str, Any] = GROUPS) -> list[str]:
+    """List the names of all settings, as `group.field`."""
+    return [
+        f"{group}.{field.name}" for group, kind in kinds.items() if kind for field in dataclasses.fields(kind)
+    ]
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:

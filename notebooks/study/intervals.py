@@ -1,4 +1,4 @@
-"""How sure a difference is: a bootstrap over test conversations, with draws of the mean over seeds.
+"""How sure a difference is: intervals of rows of results, by the method of `ctxkv.difference`.
 
 python notebooks/study/intervals.py FILE BASE prints every row of a file of results beside the row BASE.
 """
@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ctxkv_lib.report.difference import Interval, interval
+
 RESULTS = Path(__file__).resolve().parent / "results"
-DRAWS = 10_000
 ADVICE = "give a file that train.py wrote, or one of notebooks/study/results."
 
 Row = dict[str, Any]
@@ -29,14 +30,6 @@ class Losses(NamedTuple):
 
     values: NDArray[np.float64]
     tokens: NDArray[np.float64]
-
-
-class Interval(NamedTuple):
-    """A difference in per cent, and the interval that holds 95% of its draws."""
-
-    percent: float
-    low: float
-    high: float
 
 
 def read_json(path: Path) -> Any:
@@ -88,23 +81,8 @@ def losses(rows: Sequence[Row], variant: str, samples: int) -> Losses | None:
     return Losses(values, np.array(found[0]["test_tokens"], dtype=float))
 
 
-def seed_shares(draw: np.random.Generator, count: int, draws: int = DRAWS) -> NDArray[np.float64]:
-    """Draw what share each seed has in their mean, `[draws, count]`; each draw sums to 1.
-
-    Such means have Student's t distribution around the mean of the seeds, with count - 1 degrees of freedom.
-    (Of draws with replacement, an interval of three normal numbers holds their true mean in 75% instead of
-    95%.) A single seed has no spread.
-    """
-    normal = draw.standard_normal((draws, count))
-    scale = np.sqrt(count * draw.chisquare(max(1, count - 1), (draws, 1)))
-    return 1 / count + (normal - normal.mean(axis=1, keepdims=True)) / scale
-
-
 def difference(own: Losses, other: Losses, groups: Sequence[int] | None = None) -> Interval:
-    """Compute by how many per cent the perplexity of `own` is above that of `other`, with its interval.
-
-    The same seeds are compared in pairs. Of other numbers of seeds, each has its own spread; a single seed
-    has none, so that the interval is too short. A draw takes the same conversations of both.
+    """Compare the perplexities of two rows, as `ctxkv_lib.report.difference.interval` does.
 
     Args:
         groups: `[conversations]`, those that are drawn together; None: each by itself.
@@ -114,19 +92,13 @@ def difference(own: Losses, other: Losses, groups: Sequence[int] | None = None) 
     """
     if not np.array_equal(own.tokens, other.tokens):
         raise ValueError("The rows are of different test conversations; compare rows of one test split.")
-    values, others = own.values, other.values
-    if len(values) == len(others):
-        values, others = values - others, np.zeros((1, len(own.tokens)))
-    groups = range(len(own.tokens)) if groups is None else groups
-    draw = np.random.default_rng(0)
-    members = np.eye(max(groups) + 1)[list(groups)]  # (conversations, groups)
-    count = members.shape[1]
-    weights = draw.multinomial(count, np.full(count, 1 / count), DRAWS) @ members.T * own.tokens
-    weights /= weights.sum(axis=1, keepdims=True)  # (draws, conversations)
-    above = [((seed_shares(draw, len(each)) @ each) * weights).sum(axis=1) for each in (values, others)]
-    found = np.average(values.mean(axis=0) - others.mean(axis=0), weights=own.tokens)
-    low, high = np.percentile(above[0] - above[1], (2.5, 97.5))
-    return Interval(*(float(100 * np.expm1(value)) for value in (found, low, high)))
+    values, others, tokens = own.values, other.values, own.tokens
+    if groups is not None:  # a group is a conversation of all its tokens
+        members = np.eye(max(groups) + 1)[list(groups)]  # (conversations, groups)
+        group_tokens = tokens @ members
+        values, others = ((each * tokens) @ members / group_tokens for each in (values, others))
+        tokens = group_tokens
+    return interval(values, others, tokens)
 
 
 def known_groups(tokens: NDArray[np.float64]) -> list[int]:

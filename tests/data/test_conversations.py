@@ -14,7 +14,7 @@ from ctxkv_lib.data import chitchat as chitchat_source
 from ctxkv_lib.data import ultrachat
 from ctxkv_lib.data.config import DataConfig
 from ctxkv_lib.data.conversations import Conversations, check_splits, load_conversations, read_conversations
-from ctxkv_lib.data.hub import ULTRACHAT
+from ctxkv_lib.data.hub import ULTRACHAT, _first_sentences
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.runs.presets import build_config, compared_samples
 
@@ -91,9 +91,20 @@ def test_what_the_hub_does_not_give_names_the_offline_preset(hub, monkeypatch, c
         forget_connections()
     else:
         hub.status = cause
-    with pytest.raises(UserError, match=REFUSED):
+    with pytest.raises(UserError, match=REFUSED) as refused:
         _load("train", 1)
+    assert ("; unset HF_HUB_OFFLINE, check the network" in str(refused.value)) == (cause == "offline mode")
     check_splits(DataConfig())  # what can be said without it
+
+
+def test_what_a_library_says_is_not_cut_in_a_sentence():
+    short, long = (
+        "404 Client Error. (Request ID: 1)\n\nNot found.",
+        f"It is {'so ' * 60}far. Check it and the rest.",
+    )
+    assert _first_sentences(short) == "404 Client Error. (Request ID: 1) Not found"
+    assert _first_sentences(long) == long.partition(". ")[0]
+    assert _first_sentences("word " * 99).endswith("word …")
 
 
 @pytest.mark.parametrize("damage", [lambda body: body[:-4], lambda body: body.replace(b"qu", b"\xff\xff")])
@@ -222,6 +233,22 @@ def test_sizes_that_are_not_asked_for_fit_the_data(tmp_path):
     with pytest.raises(UserError, match="has 1 conversation; to train and validate, give 2"):
         _fitted(_jsonl(tmp_path, 1))
     assert _fitted(_jsonl(tmp_path, 2))[0].data.samples == 1
+
+
+def test_files_that_training_does_not_see_are_named(tmp_path):
+    _jsonl(tmp_path, 40)
+    _, (alone,) = _fitted(str(tmp_path), samples=20)
+    assert "sees nothing" not in alone
+    for name in ("de", "fr", "it", "it_more", "nl", "pl", "pt"):
+        (tmp_path / f"languages_{name}.txt").write_text("\n\n".join(map(_text, range(2))))
+    (tmp_path / "none.txt").write_text("")
+    _, (line,) = _fitted(str(tmp_path), {"data.validation_samples": 2}, samples=41)
+    named = ", ".join(f"languages_{name}.txt" for name in ("fr", "it", "it_more", "nl", "pl"))
+    assert line.endswith(
+        f"Training sees nothing of {named} and 1 more; mix their conversations to train on all."
+    )
+    _, (whole,) = _fitted(str(tmp_path / "chats.jsonl"), samples=20)
+    assert "sees nothing" not in whole
 
 
 def test_the_token_table_sees_no_validation_text_and_is_one_for_all_sizes(tmp_path):

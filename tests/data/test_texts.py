@@ -18,6 +18,24 @@ from ctxkv_lib.errors import UserError
 
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "é 你好"}]
 TEXT = "Hello?\né 你好"
+
+
+def chatgpt(*nodes, current_node=None):
+    """An export: nodes (name, parent, role, parts), and more fields of the message."""
+    mapping = {}
+    for name, parent, role, parts, *more in nodes:
+        message = {"author": {"role": role}, "content": {"parts": parts}, **dict(*more)}
+        mapping[name] = {"id": name, "parent": parent, "message": role and message}
+    return {"title": "A chat", "mapping": mapping, "current_node": current_node or nodes[-1][0]}
+
+
+EXPORT = [
+    ("root", None, None, None),
+    ("rules", "root", "system", [""]),
+    ("a", "rules", "user", ["Hello?"]),
+    ("b", "a", "assistant", ["no"]),  # then asked again
+    ("c", "a", "assistant", ["é 你好"]),
+]
 RECORDS = {
     "OpenAI": {"prompt": "no", "messages": CHAT},
     "OpenAI with a score": {"messages": [{**turn, "value": "good"} for turn in CHAT]},
@@ -30,6 +48,17 @@ RECORDS = {
     "completions": {"prompt": "Hello?", "completion": "é 你好"},
     "questions": {"question": "Hello?", "answer": "é 你好", "text": "no"},
     "text": {"text": TEXT, "content": "no"},
+    "OpenAI with parts": {
+        "messages": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in CHAT]
+    },
+    "ChatGPT": chatgpt(*EXPORT),
+    "Claude": {"name": "", "chat_messages": [{"sender": "human", "text": m["content"]} for m in CHAT]},
+    "Claude with parts": {
+        "chat_messages": [
+            {"sender": "human", "text": "no", "content": [{"type": "text", "text": m["content"]}]}
+            for m in CHAT
+        ]
+    },
 }
 
 
@@ -44,6 +73,44 @@ def test_every_form_is_read_from_json_and_parquet(tmp_path, record):
     files = [*tmp_path.iterdir()]
     expected = record.get("whole", TEXT)
     assert {file.name: read_texts(file) for file in files} == {file.name: [expected] * 2 for file in files}
+
+
+def test_an_export_has_only_what_was_said_in_the_end(tmp_path):
+    picture, call = {"content_type": "image_asset_pointer", "asset_pointer": "x"}, {"recipient": "python"}
+    hidden = {"metadata": {"is_visually_hidden_from_conversation": True}, "recipient": "all"}
+    branch = [
+        ("d", "c", "user", [picture, "What is this?", " And that?"]),
+        ("e", "d", "assistant", ["print(1)"], call),
+        ("f", "e", "tool", ["1"]),
+        ("g", "f", "user", ["secret"], hidden),
+        ("h", "g", "assistant", None),  # thoughts have no parts
+        ("i", "h", "assistant", ["One."], {"metadata": None}),
+    ]
+    search = [{"type": "tool_use", "name": "search"}, {"type": "text", "text": "Found."}, {"text": None}]
+    said = [{"text": "Look.", "content": []}, {"text": "not supported", "content": search}, {"text": ""}]
+    chats = [chatgpt(*EXPORT, *branch), chatgpt(*EXPORT[:2]), {"chat_messages": said}, {"chat_messages": []}]
+    (tmp_path / "conversations.json").write_text(json.dumps(chats, indent=1))
+    assert read_texts(tmp_path / "conversations.json") == [
+        f"{TEXT}\nWhat is this?\n And that?\nOne.",  # empty chats, which every export has, are left out
+        "Look.\nFound.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (chatgpt(*EXPORT, current_node="z"), r"mapping and current_node must be as ChatGPT .*KeyError: 'z'"),
+        (chatgpt(("a", "a", "user", ["b"])), "mapping and current_node must be as ChatGPT exports them"),
+        (chatgpt(("a", None, "user", [3])), "mapping and current_node must be as ChatGPT exports them"),
+        ({"chat_messages": [{"sender": "human"}]}, "chat_messages must be as Claude exports them"),
+        ({"messages": [{"content": [{"type": "text", "text": 3}]}]}, "messages must be a list of"),
+        ({"messages": [{"content": [{"type": "image_url"}]}]}, "is an empty conversation"),
+    ],
+)
+def test_a_damaged_export_is_refused_by_file_and_item(tmp_path, record, said):
+    (tmp_path / "conversations.json").write_text(json.dumps([RECORDS["ChatGPT"], record]))
+    with pytest.raises(UserError, match=rf"conversations\.json, item 2:? {said}"):
+        read_texts(tmp_path / "conversations.json")
 
 
 @pytest.mark.parametrize(
@@ -201,5 +268,5 @@ def test_data_sets_on_the_hub_are_read_by_their_name(hub, tmp_path):
     assert "RepositoryNotFoundError" in found[7]
     assert hub.served.count("data/train-00000-of-00002.jsonl") == 1  # whole, and kept by huggingface_hub
     offline = in_python(READ, "me/chats", env={**here, "HF_HUB_OFFLINE": "1"})
-    assert re.search(r"could not be opened .*; check the name and the network connection, or name a", offline)
+    assert re.search(r"could not be opened .*; unset HF_HUB_OFFLINE, check the name and the network", offline)
     assert offline.count("\n") == 1

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from ctxkv_lib.errors import UserError
 from ctxkv_lib.experiments import prepare, run
 from ctxkv_lib.method.contexts import distinct_rows, exact_contexts
+from ctxkv_lib.method.oacd import oacd_loss
 from ctxkv_lib.plugins import hooks
 from ctxkv_lib.runs.listing import results
 from ctxkv_lib.runs.names import run_folder_of, run_names
@@ -23,6 +26,25 @@ from ctxkv_lib.views.explore import explore_window
 def squared(contexts):
     """A Phase 1 loss as a user writes it."""
     return (contexts.square().mean() - 1) ** 2
+
+
+def raised(contexts, power):
+    return contexts.abs().pow(power).mean()
+
+
+class Target:
+    def __init__(self, value):
+        self.value, self.calls = value, 0
+
+    def __call__(self, contexts):
+        self.calls += 1
+        return (contexts.square().mean() - self.value) ** 2
+
+    def twice(self, contexts):
+        return 2 * self(contexts)
+
+    def __len__(self):  # so that it is false
+        return 0
 
 
 IDEAS = {"block": GatedBlock, "loss": squared, "attention": NearestTwo, "mixer": PreviousToken}
@@ -59,6 +81,36 @@ def test_an_idea_is_trained_named_wherever_its_run_is_and_reused(hook, plain, tm
     else:
         with pytest.raises(UserError, match="has a mixer, which does not read token by token"):
             generate_text(made, "tea")
+
+
+CALLABLES = {
+    "raised": (partial(raised, power=2), partial(raised, power=2), partial(raised, power=3)),
+    "Target": (Target(1), Target(1), Target(2)),
+    "Target.twice": (Target(1).twice, Target(1).twice, Target(2).twice),
+    "oacd_loss": tuple(partial(oacd_loss, centroid_weight=weight) for weight in (0.5, 0.5, 0.1)),
+}
+
+
+@pytest.mark.parametrize(("name", "losses"), CALLABLES.items(), ids=CALLABLES)
+def test_a_loss_may_be_any_callable_known_by_the_values_that_it_holds(config, tmp_path, name, losses):
+    one, same, other = (config.replace({"loss": loss}) for loss in losses)
+    plugin = one.plugins["loss"]
+    assert plugin.name == f"{losses[0].func.__module__ if 'oacd' in name else __name__}:{name}(...)"
+    assert plugin == same.plugins["loss"]
+    assert plugin.source != other.plugins["loss"].source != ""
+    assert run_folder_of(one) == run_folder_of(same) != run_folder_of(other)
+    prepared = prepare(one, tmp_path / "run")
+    assert prepared.record["phase1"]["iterations"] > 1
+    assert config.replace({"loss": losses[0]}).plugins["loss"] == plugin  # whatever a call has counted
+    with pytest.raises(UserError, match=r"is an object, which lives in one process only; give it again\."):
+        replace(plugin, source="3-0").load()
+
+
+def test_only_a_loss_may_be_an_object_and_a_module_may_hold_it(config, own_module):
+    with pytest.raises(UserError, match="An object of type partial is no plug-in; give a class"):
+        config.replace({"block": partial(GatedBlock, 16)})
+    module = own_module("my_losses", "import functools\nlow = functools.partial(max, 1)\n")
+    assert config.replace({"loss": f"{module}:low"}).plugins["loss"].name == "my_losses:low"
 
 
 def test_an_idea_that_changes_between_configuration_and_run_is_refused(config, tmp_path):

@@ -9,7 +9,7 @@ from conftest import GatedBlock, NearestTwo, PreviousToken
 from torch import nn
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.experiments import prepare, run
+from ctxkv_lib.experiments import compare, prepare, run
 from ctxkv_lib.method.oacd import oacd_loss
 
 
@@ -89,6 +89,19 @@ def endless(contexts):
     return contexts.mean() / 0
 
 
+def detached(contexts):
+    return contexts.detach().square().mean()
+
+
+def constant(contexts):
+    return torch.tensor(1.0)
+
+
+def in_place(contexts):
+    contexts -= contexts.mean(dim=0)
+    return contexts.square().mean()
+
+
 @pytest.mark.parametrize(
     ("hook", "part", "said"),
     [
@@ -105,6 +118,12 @@ def endless(contexts):
         ("mixer", Ahead, r"Ahead reads ahead: the hidden state of a column may not depend on later ones"),
         ("mixer", AlongRows, r"What .*AlongRows returns in a row depends on other rows .*batch_first=True"),
         ("loss", of_each, r"of_each returned float32 of shape \[\d+\]; a loss must return a finite scalar"),
+        (
+            "loss",
+            detached,
+            "detached returned a number without a gradient, so that it trains nothing; compute",
+        ),
+        ("loss", constant, "constant returned a number without a gradient"),
         ("loss", endless, r"endless returned the float32 .*; a loss must return a finite scalar"),
     ],
 )
@@ -112,6 +131,18 @@ def test_what_would_be_silently_wrong_is_refused(tiny_config, tmp_path, hook, pa
     with pytest.raises(UserError, match=said):
         run(tiny_config, tmp_path / "run", **{hook: part})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_may_work_in_place(tiny_config, tmp_path):
+    assert prepare(tiny_config, tmp_path / "run", loss=in_place).record["phase1"]["iterations"] > 1
+
+
+@pytest.mark.parametrize("start", [run, prepare, lambda preset: compare([preset, preset])])
+def test_a_preset_is_no_configuration(start):
+    with pytest.raises(
+        UserError, match=r"str is no configuration; make one with ctxkv\.build_config\('ci'\)\."
+    ):
+        start("ci")
 
 
 class Failing(GatedBlock):

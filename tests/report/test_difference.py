@@ -1,0 +1,168 @@
+"""Differences of variants: known cases by hand, how often their intervals hold the truth, what is refused."""
+
+import re
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TOP, GatedBlock
+from intervals import RESULTS, read_json
+from sample_runs import sample_run
+
+from ctxkv_lib.errors import UserError
+from ctxkv_lib.report.difference import difference, interval
+
+
+def arrays(*values):
+    return [np.asarray(value, dtype=float) for value in values]
+
+
+def test_a_difference_is_of_the_ratio_of_perplexities_weighted_by_tokens():
+    generator = np.random.default_rng(1)
+    base, tokens = generator.normal(5, 0.5, (1, 30)), generator.integers(10, 900, 30)
+    assert interval(base, base, tokens) == (0, 0, 0)
+    assert interval(base + np.log(1.1), base, tokens) == pytest.approx((10, 10, 10))
+    percent, low, high = interval(*arrays([[0.1, 0.3]], [[0, 0]], [1, 3]))
+    assert percent == pytest.approx(28.40254)  # exp((0.1 + 3 * 0.3) / 4)
+    assert (low, high) == pytest.approx((10.51709, 34.98588))  # one conversation drawn twice
+
+
+def test_the_same_seeds_are_compared_in_pairs():
+    """What seeds have in common is in neither the difference nor its interval."""
+    losses, base = arrays([[2.0, 2.0], [5.0, 5.0], [11.0, 11.0]], [[2.0, 2.0], [5.0, 5.0], [11.0, 11.0]])
+    assert interval(losses + np.log(1.2), base, np.array([1, 3])) == pytest.approx((20, 20, 20))
+    _, low, high = interval(losses, base[:1], np.array([1, 3]))  # other numbers of seeds: not in pairs
+    assert low < -90
+    assert high > 1e4
+
+
+def test_seeds_have_the_interval_of_students_t():
+    """Where conversations do not differ: mean 0.03, deviation 0.03, and t of 2 degrees of freedom 4.303."""
+    losses, base, tokens = arrays([[0.0] * 6, [0.03] * 6, [0.06] * 6], np.zeros((3, 6)), [1] * 6)
+    nats = np.log1p(np.array(interval(losses, base, tokens, draws=200_000)) / 100)
+    assert nats == pytest.approx([0.03, 0.03 - 4.303 * 0.03 / 3**0.5, 0.03 + 4.303 * 0.03 / 3**0.5], rel=0.03)
+
+
+LENGTHS = read_json(RESULTS / "test_conversations.json")["tokens"]["50"]
+# Standard deviations in nats of a difference, medians of the study's pairs of `fair` and `phase1`: between
+# seeds; between conversations, of a whole one and of one token; and the same by seed, of one token.
+SEED, CONVERSATION, TOKEN, TOKEN_BY_SEED = 0.0025, 0.056, 0.42, 0.48
+
+
+def covered(conversations, seeds, pairs=500):
+    """How often the interval of two simulated variants without a difference contains zero.
+
+    With one seed, zero is the difference of this seed on all text.
+    """
+    generator, contained = np.random.default_rng(0), 0
+    for _ in range(pairs):
+        tokens = generator.permutation(LENGTHS)[:conversations]
+        level = generator.normal(5, 0.5, conversations)
+        spread = np.sqrt(CONVERSATION**2 + TOKEN**2 / tokens)
+        sides = []
+        for _ in range(2):
+            by_seed = generator.normal(0, SEED if seeds > 1 else 0, (seeds, 1))
+            noise = generator.normal(0, TOKEN_BY_SEED / np.sqrt(tokens), (seeds, conversations))
+            shares = generator.normal(0, spread) + by_seed + noise
+            sides.append(level + shares / 2**0.5)
+        _, low, high = interval(*sides, tokens, draws=2000)
+        contained += low <= 0 <= high
+    return contained / pairs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("conversations", "seeds", "least", "most"),
+    [(50, 3, 0.92, 0.98), (10, 3, 0.89, 0.95), (50, 1, 0.9, 0.96), (10, 1, 0.84, 0.92)],
+)
+def test_intervals_hold_zero_as_often_as_the_docstring_says(conversations, seeds, least, most):
+    assert least <= covered(conversations, seeds) <= most
+
+
+TOKENS = [100, 300, 50, 200, 150, 200]
+
+
+def a_run(losses, seed=42, fingerprint="a text", tokens=TOKENS, **settings):
+    """A run with these mean losses of the test conversations."""
+    changed = {"runtime.seed": seed, **{key.replace("__", "."): value for key, value in settings.items()}}
+    run = sample_run(10, "offline", settings=changed, path=Path(f"runs/{seed}"))
+    test = {
+        "conversations": [[*pair] for pair in zip(tokens, losses, strict=True)],
+        "fingerprint": fingerprint,
+    }
+    return replace(run, summary={**run.summary, "test": test})
+
+
+BASE = [a_run(np.full(6, 5 + seed / 10), seed) for seed in (42, 43, 44)]
+
+
+def test_a_row_is_a_variant_and_its_seeds_are_paired_with_those_of_the_base():
+    wide = [a_run(np.full(6, 5 + seed / 10 + np.log(1.1)), seed, model__interval=10) for seed in (44, 43, 42)]
+    own = [a_run(np.full(6, 9.2 + np.log(0.5)), 42, block=GatedBlock)]
+    table = difference([*own, *BASE, *wide], BASE)
+    assert [*table.index] == ["interval 20, block GatedBlock", "interval 10, block None"]
+    assert [*table.columns] == ["percent", "low", "high", "seeds", "conversations", "interval_over"]
+    np.testing.assert_allclose(table[["percent", "low", "high"]], [[-50] * 3, [10] * 3])
+    assert table["seeds"].tolist() == [1, 3]
+    assert table["conversations"].tolist() == [6, 6]
+    assert table["interval_over"].tolist() == ["conversations alone", "conversations and seeds"]
+    gone = replace(own[0].config.plugins["block"], name="gone:Block")  # which this process cannot load
+    elsewhere = replace(own[0], config=replace(own[0].config, plugins={"block": gone}))
+    assert [*difference(elsewhere, BASE).index] == ["block Block"]
+    same = difference(wide, BASE[0])  # whose other seeds have no pair
+    assert [*same.iloc[0, :4]] == pytest.approx([10, 10, 10, 1])
+
+
+@pytest.mark.parametrize(
+    ("runs", "base", "said"),
+    [
+        (
+            [a_run([5.0] * 4, tokens=TOKENS[:4], model__interval=10)],
+            BASE,
+            "runs/42 has 4 test conversations; all",
+        ),
+        (
+            [sample_run(10, "offline", settings={"model.interval": 10})],
+            BASE,
+            r"0 test .* larger data\.test_samp",
+        ),
+        ([a_run([5.0] * 6, fingerprint="b", model__interval=10)], BASE, "tested on different texts; allowed"),
+        ([a_run([5.0] * 6, tokens=[7] * 6, model__interval=10)], BASE, "tested on different texts"),
+        (
+            [a_run([5.0] * 6, 45, model__interval=10)],
+            BASE,
+            "interval 10 has the seeds 45, and base 42, 43, 44;",
+        ),
+        (BASE, BASE[:1], "runs has no other variant than base"),
+        (
+            BASE,
+            [*BASE, a_run([5.0] * 6, model__interval=10)],
+            "base has runs of 2 variants; give the runs of one",
+        ),
+        (BASE, [], "base has runs of 0 variants"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(runs, base, said):
+    with pytest.raises(UserError, match=said):
+        difference(runs, base)
+
+
+@pytest.mark.slow
+def test_the_page_on_own_ideas_ends_with_a_difference(tmp_path, monkeypatch, own_module, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (TOP / "docs" / "own-idea.md").read_text(encoding="utf-8")
+    ideas, _, verdict = re.findall(r"(?s)```python\n(.*?)```", page)
+    small = {
+        '"offline"': '"ci"',
+        "50}": '5, "phase2.max_epochs": 1}',
+        "(10, 50)": "(2,)",
+        "(42, 43, 44)": "(42,)",
+    }
+    for old, new in small.items():
+        assert old in verdict
+        verdict = verdict.replace(old, new)
+    import_module(own_module("own_ideas", f"{ideas}\nimport ctxkv_lib as ctxkv\n{verdict}"))
+    printed = capsys.readouterr().out
+    assert re.search(r"block GatedBlock +[-\d.]+ +[-\d.]+ +[-\d.]+ +1 +5 +conversations alone", printed)

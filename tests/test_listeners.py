@@ -1,0 +1,53 @@
+"""The listeners on the page Get started log what a run tells them."""
+
+import re
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+from conftest import TOP
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ctxkv_lib.experiments import run
+
+PAGE = (TOP / "docs" / "start.md").read_text(encoding="utf-8")
+*_, TENSORBOARD, WANDB, MLFLOW = re.findall(r"(?s)```python\n(.*?)```", PAGE)
+
+
+@pytest.fixture
+def execute(finished_run, tmp_path, monkeypatch):
+    """A function that executes code of the page, whose run is a finished one, and returns its metrics."""
+    monkeypatch.chdir(tmp_path)
+    reused = SimpleNamespace(run=lambda config, listener: run(config, finished_run.path, listener))
+
+    def execute_code(code):
+        exec(code, {"ctxkv": reused, "config": finished_run.config})
+        return finished_run.metrics
+
+    return execute_code
+
+
+def test_tensorboard_has_the_numbers_of_both_phases(execute):
+    metrics = execute(TENSORBOARD)
+    events = EventAccumulator("runs/tensorboard").Reload()
+    for stage, name, step in (("phase1", "loss", "iteration"), ("phase2", "val_ppl", "epoch")):
+        logged = [(event.step, event.value) for event in events.Scalars(f"{stage}/{name}")]
+        expected = [(line[step], line[name]) for line in metrics if line["stage"] == stage]
+        assert logged == [(at, pytest.approx(value)) for at, value in expected]
+
+
+def test_wandb_and_mlflow_get_every_line(execute, monkeypatch):
+    """As stand-ins: neither is installed for tests."""
+    lines, numbers = [], []
+    wandb = SimpleNamespace(init=lambda project, config: nullcontext(SimpleNamespace(log=lines.append)))
+    mlflow = SimpleNamespace(
+        start_run=nullcontext, log_metrics=lambda logged, step: numbers.append((step, logged))
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    assert execute(WANDB) == lines
+    metrics = execute(MLFLOW)
+    expected = [(line["epoch"], line["val_ppl"]) for line in metrics if "val_ppl" in line]
+    assert [(step, line["val_ppl"]) for step, line in numbers if "val_ppl" in line] == expected
+    assert all(type(value) is float for _, line in numbers for value in line.values())
