@@ -134,7 +134,7 @@ def test_what_would_be_silently_wrong_is_refused(tiny_config, tmp_path, hook, pa
 
 
 def test_a_loss_may_work_in_place(tiny_config, tmp_path):
-    assert prepare(tiny_config, tmp_path / "run", loss=in_place).record["phase1"]["iterations"] > 1
+    assert prepare(tiny_config, tmp_path / "run", loss=in_place).run.summary["phase1"]["iterations"] > 1
 
 
 @pytest.mark.parametrize("start", [run, prepare, lambda preset: compare([preset, preset])])
