@@ -17,7 +17,7 @@ from .report.tables import gains, named
 from .runs.config import ExperimentConfig, require_config
 from .runs.device import choose_device, choose_precision, torch_state
 from .runs.experiment import Experiment, read_splits
-from .runs.folder import COMPARISON, FOREIGN, RESULTS, RunFolder, claimed, only_process
+from .runs.folder import COMPARISON, OF_SYSTEM, RESULTS, RunFolder, claimed, only_process
 from .runs.keys import MEASUREMENTS, RESULT_CODE
 from .runs.names import comparison_folder, run_folder_of
 from .runs.opened import OpenRun, open_prepared
@@ -41,8 +41,8 @@ def run(
         listener: gets every metric in order, those of stages done earlier included.
         again: replace a finished result of other code or data.
         plugins: `block`, `loss`, `attention` or `mixer`: a class or function that replaces the method's, or
-            its name `module:Name`. `ctxkv_lib.method.model.Parts` and `ctxkv_lib.plugins.mixer` describe what
-            each is given and returns.
+            its name `module:Name`. `ctxkv_lib.plugins.hooks` says where it is described what each is given
+            and returns.
 
     Raises:
         UserError: bad input, an unreachable source, or a folder of another experiment.
@@ -187,7 +187,7 @@ def _refuse_taken(out: Path, folders: list[str]) -> None:
             reason = "" if read_json(out / COMPARISON)["folders"] == folders else "holds another comparison"
         except (DamagedFile, LookupError, TypeError):
             reason = "holds a damaged comparison"
-    elif {path.name for path in out.glob("[!.]*") if path.is_file()} - FOREIGN:
+    elif {path.name for path in out.glob("[!.]*") if path.is_file()} - OF_SYSTEM:
         reason = "is not empty and holds no comparison"
     if reason:
         raise UserError(f"{out} {reason}; name another folder with --out.")

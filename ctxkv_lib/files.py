@@ -27,8 +27,8 @@ PACKAGE = Path(__file__).parent
 CACHE_VARIABLE, RUNS_VARIABLE = "CTXKV_CACHE", "CTXKV_RUNS"
 CHECKSUM = "checksum"
 KINDS = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int32": "I32"}  # in the format
-# A tensor to write: its dtype, shape, and rows, which may be made one part at a time.
-Parts = tuple["torch.dtype", Sequence[int], Iterable["Tensor"]]
+# A tensor to write: its dtype, shape, and rows, which may be computed one part at a time.
+TensorParts = tuple["torch.dtype", Sequence[int], Iterable["Tensor"]]
 
 
 def expanded(path: Path | str) -> Path:
@@ -165,7 +165,7 @@ def write_tensors(
         save_file(copies, beside, {**(metadata or {}), CHECKSUM: _tensor_checksum(copies)})
 
 
-def write_parts(path: Path, tensors: Mapping[str, Parts]) -> None:
+def write_parts(path: Path, tensors: Mapping[str, TensorParts]) -> None:
     """Write the tensors of one safetensors file part by part, so that they need not fit into memory.
 
     The format: 8 bytes, the little-endian length of a JSON header; the header; the tensors.

@@ -58,10 +58,9 @@ def load_conversations(data: DataConfig, split: Split) -> Conversations:
 
 def check_splits(data: DataConfig) -> None:
     """Raise the UserErrors of `load_conversations` that can be found without a download."""
-    check: Callable[..., Any] = row_numbers if data.source == "ultrachat" else SPLIT_READERS[data.source]
     for split in get_args(Split):
         if split != "corpus" or data.reads_corpus:
-            check(data, split)
+            SPLIT_CHECKS[data.source](data, split)
 
 
 def read_conversations(source: Path | str, split: str | None = None) -> Conversations:
@@ -97,6 +96,8 @@ SPLIT_READERS: dict[str, Callable[[DataConfig, Split], list[str]]] = {
     "chitchat": chitchat_texts,
     "file": own_texts,
 }
+# What finds errors of a split without a download: the reader, but for a source of the Hub.
+SPLIT_CHECKS: dict[str, Callable[[DataConfig, Split], object]] = {**SPLIT_READERS, "ultrachat": row_numbers}
 
 
 def fitting_sizes(data: DataConfig, asked: Collection[str], context_window: int) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Phase1Config:
     batch_size: int = setting(5000, "consecutive positions at a time", at_least(2), "positions")
     max_tokens: int = setting(
         2_000_000,
-        "context_method=exact: of a longer stream it trains on even samples of consecutive positions",
+        "context_method=exact: of a longer stream it trains on evenly spaced runs of batch_size positions",
         at_least(1),
         "positions",
     )

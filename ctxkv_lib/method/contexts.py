@@ -4,9 +4,10 @@ Tokens are indices `tokens` `[n]` into the distinct ones (`distinct_rows`), whos
 `projected_inputs` `[num_distinct, context_dim]`. Contexts are padded, `[n + 1, context_dim]`: row 0 is the
 context before the first token, row i + 1 the context after token i.
 
-These are for caches and the test (`runs.stages`), the untrained blocks of `measure.probe`, and notebook 0.
-`oacd.train_iteration` computes contexts in training, `modeling.ContextKVForCausalLM` in generation and on
-other text; `reference` has all in plain lines, unpadded.
+These are for caches and the test (`runs.stages._stream_contexts`), the untrained blocks of `measure.probe`,
+and notebook 0. `oacd.train_iteration` computes contexts in training, `modeling.ContextKVForCausalLM` in
+generation and on other text, `plugins.checks` one step of a block of a user's; notebook 2 has the recurrence
+as a loop, and `reference` all of it in plain lines, unpadded.
 """
 
 from collections.abc import Callable

@@ -141,11 +141,11 @@ class Parts(NamedTuple):
             `init_weights` and `project_inputs`; without the latter, `forward` gets the normed embeddings.
         attention: makes from a `ModelConfig` all that Phase 2 trains, in the place of attention and
             feed-forward. Called as `attention(embeddings [n, hidden_size], window [n, slots, context_dim],
-            present bool [n, slots])`, it returns the hidden state for the output head, `[n, hidden_size]`,
-            or a pair of that and attention weights `[n, heads, slots]`. It may have `slot_offsets(config) ->
-            list[int]`, the distances of its slots in tokens; `current_token_bias`, a number added to the
-            logit of the current token; `copying`, a `copying.Copying`; and `init_from_block(block)`, which
-            initialises it from the trained block.
+            present bool [n, slots])`, it returns the hidden state for the output head, `[n, hidden_size]`, or
+            a pair of that and attention weights `[n, heads, slots]`. It may have `slot_offsets(config) ->
+            list[int]`, the distances of its slots in tokens; `chunk`, how many consecutive positions an epoch
+            visits together; `current_token_bias`, a number added to the current token's logit; `copying`, a
+            `copying.Copying`; and `init_from_block(block)`, which initialises it from the trained block.
     """
 
     block: Callable[[int, int], nn.Module] = ContextBlock

@@ -1,6 +1,7 @@
 """Which contexts a position sees: the index arithmetic of context windows.
 
-Slot 0 of a window is the position itself; the others lie `interval` tokens apart, counted back from it.
+Slot 0 of a window is the position itself; by default the others lie `interval` tokens apart, counted back
+from it.
 
 Contexts of a stream are stored with one zero row in front (`[num_tokens + 1, context_dim]`, row 0 is "before
 the stream"). Row `i + 1` is the context of position i, row i is the one before it, and a slot that does not

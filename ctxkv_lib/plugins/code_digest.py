@@ -1,9 +1,10 @@
 """The digest of a user's class or function: of all that it computes with, as it is in memory.
 
-Other code means another result. The user's own functions, classes, objects and values that a part names are
-digested with it. Installed packages, this one and Python itself count by name only. Not seen are names that
-are looked up in strings, as by `globals()`, libraries that are patched, and what a part reads from files, the
-environment or the clock.
+Other code means another result. A name cannot tell: every cell defines `__main__:Block` anew. Nor can the
+source text, which lacks values, closures and helpers, and has comments. The user's own functions, classes,
+objects and values that a part names are digested with it. Installed packages, this one and Python itself
+count by name only. Not seen are names that are looked up in strings, as by `globals()`, libraries that are
+patched, and what a part reads from files, the environment or the clock.
 """
 
 import dis
@@ -61,10 +62,10 @@ def _components(value: Any) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
         dense = value.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous().flatten()
         yield from (str(value.dtype), (*value.shape,), dense.view(torch.uint8).numpy().tobytes())
-    elif inspect.isfunction(value) and _is_own(value.__globals__.get("__name__", "")):
+    elif inspect.isfunction(value) and _is_of_user(value.__globals__.get("__name__", "")):
         yield from (value.__defaults__, value.__kwdefaults__, vars(value), *_instructions(value.__code__))
         yield from _named_values(value)
-    elif inspect.isclass(value) and _is_own(value.__module__):
+    elif inspect.isclass(value) and _is_of_user(value.__module__):
         yield from value.__bases__
         for name, attribute in sorted(vars(value).items()):
             is_special = name.startswith("__") and name.endswith("__")
@@ -98,7 +99,7 @@ def _named_values(function: FunctionType) -> Iterator[Any]:
     for value in values:  # to which the attributes of modules are appended
         if not isinstance(value, ModuleType):
             yield value
-        elif _is_own(value.__name__) and value.__name__ not in entered:
+        elif _is_of_user(value.__name__) and value.__name__ not in entered:
             entered.add(value.__name__)
             values += [vars(value)[name] for name in sorted(names & vars(value).keys())]
 
@@ -133,7 +134,7 @@ def _instructions(code: CodeType) -> list[Instruction]:
     return [(form, code.co_varnames), ("except", code.co_exceptiontable), *kept, *inner]
 
 
-def _is_own(name: str) -> bool:
+def _is_of_user(name: str) -> bool:
     """Return whether a module is the user's: not of Python, of this package, or of an installed one."""
     top = str(name).partition(".")[0]
     module = sys.modules.get(top)

@@ -18,14 +18,17 @@ from ..errors import UserError
 from ..files import source_digest
 from ..progress import notice
 
-# `method.model.Parts` and `plugins.mixer` describe what each hook is given and returns.
+# `method.model.Parts` (block, attention), `method.oacd.ContextLoss` and `plugins.mixer` describe what each
+# hook is given and returns.
 HOOKS = ("block", "loss", "attention", "mixer")
 WITH_CONTEXTS = ("block", "loss", "attention")  # which a mixer takes the place of
 OF_PACKAGE, TUNED = "ctxkv_lib.", "ctxkv_lib.method.tuned:"
 BOUND = "(...)"  # ends the name of an object, which holds values besides its code
-# Parts that this process has been given, by name and digest; and the digest before a training of what has
-# another one after it, since the training has changed a list or a count of the part's.
+# Parts that this process has been given, by name and digest: a cell may have defined another of that name
+# since.
 _given: dict[tuple[str, str], Any] = {}
+# The digest before a training, by that after it, of a part that has changed itself, such as a list that it
+# fills.
 _digest_before: dict[str, str] = {}
 
 

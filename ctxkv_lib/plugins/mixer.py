@@ -8,6 +8,13 @@ class has `Settings`), all of which Phase 2 trains. It is called as `mixer(embed
 - it returns hidden states for the output head, `[rows, length - start, hidden_size]`; that of a column must
   not depend on later columns.
 
+Where a mixer is, `config.has_contexts` and `model.has_contexts` are False: block, loss and attention go
+(`runs.config`), Phase 1 trains nothing, caches hold tokens alone, the test reads no contexts (`runs.stages`,
+`runs.build`), one process trains (`experiments`), there is no folder for transformers, hence no generation
+(`runs.export`), and nothing to probe (`measure.measurements`). A report shows no window, since `slot_offsets`
+is None. Weights lie in `attention.safetensors`, since a mixer stands in the place of attention. All else is
+as with contexts.
+
 Its attribute `history`, 0 by default, is the largest number of tokens before a position that it reads in
 training; `evaluation_history`, by default the same, is that number in evaluation. Its `init_weights`, if it
 has one, is called before Phase 2 as that of a block before Phase 1 (see `ContextBlock.init_weights`).
@@ -43,7 +50,6 @@ class MixerModel(ContextKV):
         has_unigram: bool,
     ) -> None:
         nn.Module.__init__(self)
-        self.config = config
         self.build_frozen(config, vocab_size, has_unigram)
         self.attention = mixer(config)
         self.set_phase(2)

@@ -33,7 +33,10 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """Return `fp32` or `bf16`; `auto` takes bf16 if the processor or GPU reports units for it.
 
-    This is the one place that decides: everything below is told by name.
+    The one place that decides, but a run that was begun goes on as it was (`folder._record_for`). By name the
+    decision reaches, from `experiments.claimed_experiment`: `Experiment.precision`, the dtype of cached
+    training contexts (`stages._make_caches`), and the products of Phase 2's layer and output head
+    (`phase2.train_attention`, `layer_products`); also the keys. Everything else is fp32.
     """
     if name != "auto":
         return name

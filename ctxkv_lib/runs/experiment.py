@@ -13,6 +13,7 @@ from ..data.conversations import Conversations, load_conversations
 from ..data.token_table import TokenTable, load_table
 from ..data.tokens import load_tokenizer, tokenizer_digest, train_stream, validation_stream
 from ..errors import UserError
+from ..files import digest, source_digest
 from ..method.loop import Metric
 from ..method.memory import snapshot
 from ..method.model import ContextKV
@@ -73,13 +74,13 @@ class Experiment:
             "train": train_stream(self.texts["train"], self.tokenizer).ids,
             "val": validation_stream(self.texts["validation"], self.tokenizer).ids,
         }
-        window = self.config.model.context_window
+        window = self.config.model.context_window if self.config.has_contexts else 1
         for split, stream in ids.items():
             if len(stream) <= window:
+                shorter = ", or lower model.max_contexts" if self.config.has_contexts else ""
                 raise UserError(
-                    f"The {split} stream has {len(stream)} tokens, no more than one context window "
-                    f"({window}); use more or longer conversations (data.{SETTING_OF[split]}), or lower "
-                    "model.max_contexts."
+                    f"The {split} stream has {len(stream)} tokens; it needs more than {window}, one context "
+                    f"window: use more or longer conversations (data.{SETTING_OF[split]}){shorter}."
                 )
         self.memory.append(snapshot("data loaded", self.device))
         return ids
@@ -100,12 +101,13 @@ class Experiment:
     @cached_property
     def inputs(self) -> dict[str, str]:
         """What stages are computed from beside settings and code: digests by name, for `keys`."""
-        corpus = self.texts["corpus"].fingerprint if self.config.data.unigram == "corpus" else ""
+        corpus = self.texts["corpus"].fingerprint if self.config.data.unigram == "corpus" else None
+        counted = corpus and digest([corpus, source_digest("data.cooccurrence")])
         return {
             "train text": self.texts["train"].fingerprint,
             "validation text": self.texts["validation"].fingerprint,
             "test text": self.texts["test"].fingerprint,
-            "log-frequencies": corpus,
+            "log-frequencies": counted or "",
             "tokenizer": tokenizer_digest(self.tokenizer),
             "token table": self.table.fingerprint,
             "precision": self.precision,
@@ -120,7 +122,7 @@ class Experiment:
         return self.folder.finished(name, key) or (self.folder.link(name, key) if linked else None)
 
     def record(self, metric: Metric) -> None:
-        """Append a metric to metrics.jsonl, and pass it on to the listener."""
+        """Append a metric to metrics.jsonl, and pass it on to the listener; only rank 0 does."""
         if not ranks.rank():
             self.folder.append_metric(metric)
             self.listener(metric)

@@ -1,7 +1,20 @@
 """The folder of one run, and its record: settings, and key, files and numbers of each finished stage.
 
-One rule: a stage counts if its key is the one asked for and each of its files has the recorded checksum.
-A stage's files are written first, its record last, each by a rename: after a kill the record is true.
+One rule: a stage counts if its key is the one asked for (see `keys`) and each of its files has the recorded
+checksum. A stage's files are written first, its record last, each by a rename: after a kill the record is
+true.
+
+The files, and who writes them:
+
+- `checkpoint/stages.json`, the record, and `.lock`: this module; `config.json`: `claimed`, at the end
+  `write_results`;
+- `metrics.jsonl`: `Experiment.record` line by line; anew: `write_metrics`, when a phase begins and at the
+  end;
+- `checkpoint/context_block.safetensors`, `caches/*`, `checkpoint/attention.safetensors`: `stages`, or `link`;
+- `checkpoint/phase2.safetensors`, while Phase 2 trains: `saved_epochs`;
+- `model/`: `export.save_for_transformers`, and its card as all that follows:
+- `summary.json`, `report.md`, `report.ja.md`, `figures/`: `experiments.write_results`;
+- `evaluation/`: the command `ctxkv evaluate`; hidden `.part` files: `files.replacing`.
 """
 
 import json
@@ -37,7 +50,7 @@ from .keys import STAGES
 RECORD, LOCK, COMPARISON = "checkpoint/stages.json", ".lock", "comparison.json"
 RESULTS = "results"  # the last stage: summary and metrics, from all others
 BESIDE = f"[!.]*/{RECORD}"  # records of runs in a folder; hidden folders are half-written copies
-FOREIGN = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
+OF_SYSTEM = {"desktop.ini", "Thumbs.db"}  # files that systems create; hidden files are ignored, too
 OF_PLACE = {"data.path"}  # settings that do not make another experiment: the text counts, not where it lies
 
 
@@ -267,8 +280,8 @@ def _record_for(path: Path, config: ExperimentConfig, origin: dict[str, str], ag
 
 def _refuse_other_files(path: Path, again: bool) -> None:
     """Refuse a folder with files and without a record, unless it held a run that is to be made `again`."""
-    is_foreign = any(file.name not in FOREIGN for file in visible_files(path))
-    if is_foreign and not (again and (path / "config.json").is_file()):
+    has_files = any(file.name not in OF_SYSTEM for file in visible_files(path))
+    if has_files and not (again and (path / "config.json").is_file()):
         cure = "name another folder with --out"
         if _has_lost_its_record(path):
             cure = f"make the run again with --again, or {cure}"

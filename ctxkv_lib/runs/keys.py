@@ -1,5 +1,9 @@
 """What each stage of a run is computed from, in one table. A digest of that is the stage's key.
 
+`Experiment.finished` asks for a stage by its key: `RunFolder.finished` reuses that of the run's own folder if
+all files are intact, `RunFolder.link` that of a folder beside it (Phase 1 and caches only). One exception is
+in `stages.contexts_stages`: caches by parallel passes need Phase 1 to have run in the same process.
+
 What is not in the table changes no stage: where and how it runs (`runtime.device` and `.threads`, folders),
 how many conversations are asked for (the texts themselves count), and code that only reads, checks or writes.
 """
@@ -13,7 +17,7 @@ from .config import flat
 if TYPE_CHECKING:
     from .experiment import Experiment
 
-_PHASE1 = ("method.contexts", "method.model", "method.oacd", "plugins.mixer", "runs.build", "runs.stages")
+_CONTEXTS = ("method.contexts", "method.model", "method.oacd", "plugins.mixer", "runs.build", "runs.stages")
 _LAYER = ("method.caches", "method.copying", "method.losses", "method.windows")
 _SCORES = (*_LAYER, "method.scoring")
 
@@ -38,31 +42,31 @@ class Sources:
 
 
 STAGES = {
-    "phase1": Sources(  # neither window nor heads
+    "phase1": Sources(  # not what only attention reads: window, heads
         settings=("model.context_dim", "model.hidden_size", "phase1", "runtime.seed"),
         inputs=("train text", "tokenizer", "token table"),
         hooks=("block", "loss", "mixer"),
-        code=_PHASE1,
+        code=_CONTEXTS,
     ),
     "caches": Sources(
         stages=("phase1",),
         settings=("runtime.embedding_cache",),
         inputs=("validation text", "precision"),
-        code=(*_PHASE1, "method.scoring"),  # which measures the effective rank
+        code=(*_CONTEXTS, "method.caches", "method.scoring"),
     ),
-    "phase2": Sources(  # not the caches, which Phase 1 and the texts determine: lost ones do not matter
+    "phase2": Sources(  # not the caches, which Phase 1 and the texts determine: losing them costs no training
         stages=("phase1",),
         settings=("model", "phase2", "runtime.embedding_cache"),
         inputs=("validation text", "precision", "log-frequencies"),
         hooks=("attention", "mixer"),
-        code=(*_PHASE1, *_SCORES, "method.optimizer", "method.phase2"),
+        code=(*_CONTEXTS, *_SCORES, "method.optimizer", "method.phase2"),
     ),
     "model": Sources(stages=("phase2",), code=("method.modeling", "runs.export")),
-    "test": Sources(stages=("caches", "phase2"), inputs=("test text",), code=(*_PHASE1, *_SCORES)),
+    "test": Sources(stages=("caches", "phase2"), inputs=("test text",), code=(*_CONTEXTS, *_SCORES)),
 }
 MEASUREMENTS = {
     "ngrams": Sources(stages=("test",), code=("data.cooccurrence", "measure.ngrams")),
-    "probe": Sources(stages=("test",), code=(*_PHASE1, *_SCORES, "measure.probe")),
+    "probe": Sources(stages=("test",), code=(*_CONTEXTS, *_SCORES, "measure.probe")),
 }
 # Of all that a result is computed with; the folder for transformers is no result.
 RESULT_CODE = tuple(sorted({module for name in STAGES if name != "model" for module in STAGES[name].code}))

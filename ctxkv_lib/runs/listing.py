@@ -110,6 +110,7 @@ def _results(folder: RunFolder) -> dict[str, Any]:
 def _lines(metrics: Path) -> list[dict[str, Any]]:
     """Read the epochs of a `metrics.jsonl`; a line that is being written is left out."""
     lines = []
-    with suppress(OSError, ValueError):
-        lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    for text in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
+        with suppress(ValueError):
+            lines.append(json.loads(text))
     return [line for line in lines if "val_ppl" in line]

@@ -103,10 +103,11 @@ def _frozen_tensors(run: Run) -> tuple[Tensor, Tensor | None]:
 
 def refuse_other_texts(run: Run, split: Split, fingerprint: str | None) -> None:
     """Raise a UserError if a split's conversations are not those with this fingerprint; None: any."""
-    if fingerprint not in (None, load_conversations(run.config.data, split).fingerprint):
+    data = run.config.data
+    if fingerprint not in (None, load_conversations(data, split).fingerprint):
         raise UserError(
-            f"The conversations of {run.config.data.path} for {split} are not those that {run.path} was made "
-            "from; restore them, or make a new run."
+            f"The conversations of {data.path or data.source} for {split} are not those that {run.path} was "
+            "made from; restore them, or make a new run."
         )
 
 

@@ -1,6 +1,10 @@
 """Presets, recipes, and the configuration that they make.
 
-A *preset* sets the source and the amount of data and weights; a *recipe* sets the training.
+A *preset* sets the source and the amount of data and weights; a *recipe* sets the training. A new setting is
+a field of its group (`data.config`, `method.config`, `runs.config`) or of the `Settings` of a plug-in, and
+stands in `RECIPES` where a recipe has another value than its default. `keys.STAGES` says which stages it
+changes: `phase1.*`, `phase2.*` and those of plug-ins by themselves, the others if they are named; `data.*` by
+the fingerprint of what it makes.
 """
 
 import math
@@ -58,12 +62,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "exact": {"phase1.context_method": "exact"},
     "tuned": {
         "block": f"{TUNED}StructuredBlock",
-        "block.longest_mean": 40.0,
         "attention": f"{TUNED}SlotAttention",
-        "attention.current_token_bias": -5.0,
-        "attention.input_dropout": 0.2,
-        "attention.layer_dropout": 0.1,
-        "attention.copy_weight": 0.1,
         "data.neighbours": "sides",
         "data.row_length": 0.5,
         "data.unigram": "corpus",

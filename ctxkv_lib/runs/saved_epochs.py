@@ -1,7 +1,11 @@
 """Saved state of a Phase 2 under way, at the end of epochs; and the hooks of both trainings in a run.
 
 A stopped training goes on from its last saved epoch to the same numbers, since each epoch's order and dropout
-depend on seed and epoch alone.
+depend on seed and epoch alone. A kill in Phase 2 leaves Phase 1, the caches and
+`checkpoint/phase2.safetensors` with the last saved epoch, if the first minute was over. On the next run
+`stages.phase2_stage` makes a `RunLoop` with the stage's key, and `phase2.train_attention` calls its
+`restore`: a file of that key is restored and its epochs are passed on again, a damaged one is a notice, and
+any other is ignored. After the stage it is deleted.
 """
 
 import json
@@ -20,7 +24,7 @@ from ..files import read_with_metadata, write_tensors
 from ..method.loop import Loop, Metric
 from ..progress import notice, progress_bar
 
-EVERY_SECONDS = 60  # at most so much work is repeated, and an epoch
+EVERY_SECONDS = 60  # at most this much work and one epoch are repeated
 T = TypeVar("T")
 
 
@@ -34,7 +38,7 @@ class RunLoop(Loop):
     """
 
     def __init__(self, record: Callable[[Metric], None], path: Path | None = None, key: str = "") -> None:
-        self.record, self.path, self.key, self.last = record, path, key, time.monotonic()
+        self.record, self.path, self.key, self.saved_at = record, path, key, time.monotonic()
         self.metrics: list[Metric] = []
 
     def restore(self, state: Any) -> None:
@@ -47,9 +51,9 @@ class RunLoop(Loop):
         return progress_bar(items, description, total=total, initial=done)
 
     def after_round(self, state: Any, metric: Metric) -> None:
-        if self.path and not ranks.rank() and time.monotonic() >= self.last + EVERY_SECONDS:
+        if self.path and not ranks.rank() and time.monotonic() >= self.saved_at + EVERY_SECONDS:
             save_state(state, self.path, self.key)
-            self.last = time.monotonic()
+            self.saved_at = time.monotonic()
         self.metrics.append(metric)
         self.record(metric)
 

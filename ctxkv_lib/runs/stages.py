@@ -1,6 +1,7 @@
 """The stages of an experiment in order: Phase 1, caches, Phase 2, model, test. What counts is reused.
 
-Rank 0 computes everything but Phase 2, whose batches all processes share.
+Rank 0 computes everything but Phase 2, whose batches all processes share (see `ranks`). `keys` says when a
+stage counts, `saved_epochs` what a kill leaves of Phase 2, `folder` which files there are.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from ..method.oacd import UNTRAINED, train_context_block
 from ..method.phase2 import train_attention
 from ..method.scoring import effective_rank, perplexity, token_scores
 from ..plugins.checks import refuse_unsaved
-from ..progress import say, stage
+from ..progress import notice, say, stage
 from .build import load_block, load_caches, load_weights, parameter_counts, place_caches
 from .experiment import Experiment
 from .export import save_for_transformers
@@ -51,6 +52,8 @@ def _contexts_stages(experiment: Experiment) -> dict[str, Stage]:
     if phase1 and not needs_last:
         experiment.replay(phase1)
     else:
+        if phase1:
+            notice("phase1: trained again, since parallel passes begin with its last contexts.")
         last = _train_block(experiment, generator)
     if not caches:
         load_block(experiment.model, experiment.folder.path)

@@ -100,7 +100,7 @@ def test_a_loss_may_be_any_callable_known_by_the_values_that_it_holds(config, tm
     assert plugin.source != other.plugins["loss"].source != ""
     assert run_folder_of(one) == run_folder_of(same) != run_folder_of(other)
     prepared = prepare(one, tmp_path / "run")
-    assert prepared.record["phase1"]["iterations"] > 1
+    assert prepared.run.summary["phase1"]["iterations"] > 1
     assert config.replace({"loss": losses[0]}).plugins["loss"] == plugin  # whatever a call has counted
     with pytest.raises(UserError, match=r"is an object, which lives in one process only; give it again\."):
         replace(plugin, source="3-0").load()
