@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VOCABULARY_CHUNK = 2048  # rows of the table at a time on a CPU, whose cache then holds a batch's logits
+LARGEST_EXPONENT = 60  # of a sum of exponentials; float32 and bfloat16 go to 88
 BATCH_ROWS = 2048  # positions at a time on any other device: few launches, at most 1 GiB of logits
 
-# Losses and correctness `[n]`, and the table's average row under softmax `[n, hidden_size]`, if asked for.
+# Losses `[n]`; correctness `[n]`, or `[0]` with an average; and, if asked for, the table's average row under
+# softmax `[n, hidden_size]`.
 Found = tuple[Tensor, Tensor, Tensor | None]
 # `table`, `bias`, `read` and `token_bias` of `frozen_head_cross_entropy`.
 Head = tuple[Tensor, Tensor | None, Tensor | None, float]
@@ -42,38 +44,54 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
 def _by_vocabulary(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Found:
     """Compute the logits of a chunk of the vocabulary at a time.
 
-    The average row is that of the chunks' own averages, weighted by the chunks' sums of exponentials.
+    With l[v] the logit of token v and any number c, for each position::
+
+        total = sum over v of exp(l[v] - c)
+        loss = log(total) - (l[target] - c)
+        average row = (sum over v of exp(l[v] - c) * table[v]) / total
+
+    Both sums are those of the chunks, added up. c keeps exponentials in range: it is the mean of the targets'
+    logits, and a bias of the product subtracts it at no cost (a whole number, so that biases stay as exact as
+    they are). A batch of such different logits that this does not suffice is computed by rows.
     """
     table, bias, read, token_bias = head
-    queries = hidden.to(table.dtype)
-    log_sum = hidden.new_full((len(hidden),), -torch.inf)  # log of the sum of exponentials so far
-    peak = target_logit = log_sum
+    queries, places = hidden.to(table.dtype), torch.arange(len(hidden))
+    if bias is None:
+        bias = table.new_zeros(len(table))
+    target_logit = (queries.to(hidden.dtype) * table[targets]).sum(dim=1)
+    shifted = bias - (target_logit + bias[targets]).mean().round()
+    target_logit += shifted[targets]  # less c, as all logits from here on
+    if read is not None:
+        target_logit += token_bias * (read == targets)
+    total = torch.zeros_like(target_logit)
+    own = peak = total[:0] if averages else total  # exponentials of the target's and of the largest logit
     average = torch.zeros_like(hidden) if averages else None
-    for start in range(0, table.shape[0], VOCABULARY_CHUNK):
+    for start in range(0, len(table), VOCABULARY_CHUNK):
         chunk = slice(start, start + VOCABULARY_CHUNK)
         rows = table[chunk]
-        logits = F.linear(queries, rows, None if bias is None else bias[chunk])  # (n, chunk)
+        exponentials = F.linear(queries, rows, shifted[chunk])  # (n, chunk), so far logits
         if read is not None:
             column, inside = _column(read - start, len(rows))
-            logits.scatter_add_(1, column, inside.to(logits.dtype)[:, None] * token_bias)
-        column, inside = _column(targets - start, len(rows))
-        found = logits.gather(1, column).squeeze(1).to(hidden.dtype)
-        target_logit = torch.where(inside, found, target_logit)
-        top = logits.amax(dim=1).to(hidden.dtype)
-        peak = torch.maximum(peak, top)
-        shares = logits.softmax(dim=1)
-        chunk_log_sum = top - shares.amax(dim=1).to(hidden.dtype).log()
-        both = torch.logaddexp(log_sum, chunk_log_sum)
+            exponentials[places, column] += token_bias * inside  # `scatter_add_` of bfloat16 is slow
+        exponentials.exp_()
+        total = total + exponentials.sum(dim=1, dtype=hidden.dtype)
         if average is not None:
-            average.mul_((log_sum - both).exp_()[:, None])
-            average.addcmul_((shares @ rows).to(hidden.dtype), (chunk_log_sum - both).exp_()[:, None])
-        log_sum = both
-    return log_sum - target_logit, target_logit == peak, average
+            average += exponentials @ rows
+        else:
+            column, inside = _column(targets - start, len(rows))
+            own = torch.where(inside, exponentials[places, column].to(hidden.dtype), own)
+            peak = torch.maximum(peak, exponentials.amax(dim=1).to(hidden.dtype))
+    log_total = total.log()
+    if not (log_total.abs() < LARGEST_EXPONENT).all():  # nor if it is NaN
+        return _by_rows(hidden, targets, head, averages)
+    if average is not None:
+        average /= total[:, None]
+    return log_total - target_logit, own == peak, average
 
 
 def _column(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return columns `[n]` as indices of a chunk, int64 `[n, 1]`, and which lie within: bool `[n]`."""
-    return columns.long().clamp(0, width - 1)[:, None], (columns >= 0) & (columns < width)
+    """Return columns `[n]` as indices of a chunk, int64 `[n]`, and which lie within: bool `[n]`."""
+    return columns.long().clamp(0, width - 1), (columns >= 0) & (columns < width)
 
 
 def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Found:
@@ -86,7 +104,9 @@ def _by_rows(hidden: Tensor, targets: Tensor, head: Head, averages: bool) -> Fou
         logits = F.linear(hidden[chunk].to(table.dtype), table, bias)  # (n, vocab_size)
         if read is not None:
             add_to_logit(logits, read[chunk], token_bias)
-        correct = logits.gather(1, column)[:, 0] == logits.amax(dim=1)
+        correct = targets.new_empty(0, dtype=torch.bool)
+        if not averages:
+            correct = logits.gather(1, column)[:, 0] == logits.amax(dim=1)
         log_shares = logits.log_softmax(dim=1, dtype=hidden.dtype)
         losses = -log_shares.gather(1, column)[:, 0]
         average = (log_shares.exp_().to(table.dtype) @ table).to(hidden.dtype) if averages else None
@@ -117,14 +137,15 @@ def frozen_head_cross_entropy(
         hidden: float `[n, hidden_size]`.
         table: float `[vocab_size, hidden_size]`; gets no gradient. Its dtype is that of the matrix products.
             With bfloat16 and a float32 `hidden`, sums over the vocabulary are float32. On a CPU, the
-            normaliser of each chunk goes through a bfloat16 softmax: at most 0.004 nats at one token, and
-            less than 0.0001 on average.
+            exponentials of logits are rounded to bfloat16: at most 0.004 nats at one token, and less than
+            0.0001 on average.
         targets: int64 `[n]`.
         bias: float `[vocab_size]`, also frozen; taken in the table's dtype.
         read: integers `[n]`, the current tokens, whose logits get `token_bias` added; None adds nothing.
 
     Returns:
-        losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's).
+        losses float `[n]` in nats, and correct bool `[n]` (no logit is larger than the target's), or `[0]`
+        where `hidden` needs a gradient: training does not ask, and it takes one more pass over the logits.
     """
     bias = None if bias is None else bias.to(table.dtype)
     head = table, bias, read if token_bias else None, token_bias

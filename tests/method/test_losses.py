@@ -32,16 +32,17 @@ def test_values_and_gradients_equal_cross_entropy(any_device, vocabulary, scale,
     expected = F.cross_entropy(logits, targets, reduction="none")
     (expected * weights).sum().backward()
     wanted, hidden.grad = hidden.grad, None
-    found, correct = frozen_head_cross_entropy(hidden, table, targets, bias, read, repeat)
+    found, asked = frozen_head_cross_entropy(hidden, table, targets, bias, read, repeat)
     (found * weights).sum().backward()
 
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(hidden.grad, wanted)
-    assert torch.equal(correct, logits.argmax(dim=1) == targets)
-    assert not correct.requires_grad
+    assert asked.shape == (0,)
     for rows in (slice(None), slice(0)):  # without a gradient; and no positions at all
         given = (hidden.detach()[rows], table, targets[rows], bias, None if read is None else read[rows])
-        torch.testing.assert_close(frozen_head_cross_entropy(*given, repeat)[0], expected.detach()[rows])
+        scores, correct = frozen_head_cross_entropy(*given, repeat)
+        torch.testing.assert_close(scores, expected.detach()[rows])
+        assert torch.equal(correct, (logits.argmax(dim=1) == targets)[rows])
 
 
 def test_bf16_products_are_summed_in_fp32(any_device):
@@ -56,6 +57,38 @@ def test_bf16_products_are_summed_in_fp32(any_device):
     assert found.dtype == hidden.grad.dtype == torch.float32
     assert (found - expected).mean().abs() < 0.01
     assert (hidden.grad - wanted).norm() < 0.01 * wanted.norm()
+
+
+@pytest.mark.parametrize("size", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("level", [-1000.0, 30.0, 1000.0])
+def test_logits_of_any_size_neither_overflow_nor_vanish(any_device, size, level):
+    """All of them, where a constant is subtracted; and those of one position among others."""
+    torch.manual_seed(0)
+    hidden, table, bias = torch.randn(20, 8), torch.randn(97, 8).to(size), torch.full((97,), level)
+    table[:, 0], hidden[3, 0] = 1, level
+    hidden, targets = hidden.to(size).float().requires_grad_(), torch.randint(0, 97, (20,))
+    logits = F.linear(hidden, table.float(), bias)
+    expected = F.cross_entropy(logits, targets, reduction="none")
+    expected.sum().backward()
+    wanted, hidden.grad = hidden.grad, None
+    found, _ = frozen_head_cross_entropy(hidden, table, targets, bias)
+    found.sum().backward()
+    rounding = 1e-4 if size == torch.float32 else 2**-8 * logits.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=0, atol=rounding)
+    if size == torch.float32:
+        torch.testing.assert_close(hidden.grad, wanted, rtol=0, atol=1e-4)
+
+
+def test_bf16_exponentials_lose_what_the_docstring_says():
+    torch.manual_seed(0)
+    table, targets = torch.randn(5000, 64).bfloat16(), torch.randint(0, 5000, (2000,))
+    hidden = torch.randn(2000, 64).bfloat16()
+    target_logits = (hidden.float() * table[targets]).sum(dim=1)
+    assert target_logits.mean().round() == 0  # which is subtracted of all logits before they are rounded
+    expected = F.linear(hidden, table).float().logsumexp(dim=1) - target_logits
+    error = frozen_head_cross_entropy(hidden.float(), table, targets)[0] - expected
+    assert error.abs().max() < 0.004
+    assert error.mean().abs() < 1e-4
 
 
 def test_second_derivatives_are_refused(any_device):
