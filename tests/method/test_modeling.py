@@ -146,7 +146,7 @@ def test_only_the_phase_gets_gradients(phase, trained):
 @each_model
 @pytest.mark.parametrize("items", [None, 7])
 def test_the_loss_is_the_cross_entropy_of_the_next_labels(shape, items):
-    """In training without logits, and without copying, as with a table that is trained, too."""
+    """In training it needs no logits, which are there for who reads them, and does not copy."""
     model, ids = tiny_model(attention_dropout=0.0, **shape), tiny_ids(24).view(2, 12)
     for dropout in (each for each in model.modules() if isinstance(each, torch.nn.Dropout)):
         dropout.p = 0.0
@@ -162,7 +162,8 @@ def test_the_loss_is_the_cross_entropy_of_the_next_labels(shape, items):
         total = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
         found = model(**given, labels=labels, num_items_in_batch=items)
         torch.testing.assert_close(found.loss, total / count)
-        assert (found.logits is None) == (training and not trains_table)
+        assert ("logits" in found) == (trains_table or not training)
+        torch.testing.assert_close(found.logits, logits)
         assert CACHE_NAME not in found
         found.loss.backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
