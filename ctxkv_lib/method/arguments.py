@@ -15,7 +15,7 @@ OPTIONS = {"token_type_ids", "cache_position", "num_items_in_batch", "ignore_ind
 def columns_read(
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
-    is_first: bool,
+    cache: Any,
     position_ids: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
@@ -33,6 +33,7 @@ def columns_read(
         allowed = "[batch, length or more], 1 where a column is read, 0 where it is padding"
         require(False, "attention_mask", told, allowed)
     is_read = mask[:, -shape[1] :].bool()
+    is_first = cache is None or not cache.get_seq_length()
     if position_ids is not None and is_first:  # later ones would make a GPU wait at each token
         moved = bool(((position_ids != is_read.cumsum(dim=1) - 1) & is_read).any())
         allowed = "one more each token; packed texts must be separate rows"

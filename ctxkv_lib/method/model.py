@@ -81,7 +81,7 @@ def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
         return layer.weight
     linear: Any = layer
     outputs = linear(torch.eye(linear.in_features, dtype=dtype, device=linear.weight.device))
-    return (outputs if linear.bias is None else outputs - linear.bias).T
+    return (outputs if linear.bias is None else outputs - linear.bias).T.to(dtype)
 
 
 class ContextKVAttention(nn.Module):

@@ -110,10 +110,7 @@ class ContextCache(Cache):
         padding or before the text, move to the front: a stable sort by "holds something" keeps the order of
         the others. Before and after, text i is the last `lengths[i]` rows.
 
-        Args:
-            contexts: those after each column, `[batch, length, context_dim]`.
-            tokens: int64 `[batch, length]`.
-            is_read: bool `[batch, length]`, False at padding.
+        `contexts` are those after each column, `[batch, length, context_dim]`; `is_read` is False at padding.
         """
         capacity, length = self.contexts.shape[1], tokens.shape[1]
         is_filled = torch.arange(capacity, device=tokens.device) >= capacity - self.lengths[:, None]
@@ -209,10 +206,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **options: Any) -> Any:  # type: ignore[override]
-        """Load as transformers does, frozen as trained.
-
-        Raises ValueError for the weights of other code, and where a part is left on the disk.
-        """
+        """Load as transformers does, frozen as trained; ValueError: other code's weights, several devices."""
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
         model, info = loaded
         other = [name for kind in ("missing", "unexpected", "mismatched") for name in info[f"{kind}_keys"]]
@@ -222,7 +216,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 "version with trust_remote_code=True and its own code, or train again."
             )
         places = set(getattr(model, "hf_device_map", {}).values())
-        require(len(places - {"disk"}) < 2 and "disk" not in places, "device_map", places, "one device")
+        require(len(places - {"disk"}) < 2 and "disk" not in places, "device_map", places, "a single device")
         if not getattr(model, "_hf_peft_config_loaded", False):  # else all is frozen but the adapter
             for part in (model.model.wte, model.model.embedding_norm, model.model.context_block):
                 part.requires_grad_(False)
@@ -245,9 +239,8 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         table: Any = value
         self.model.wte, unigram = table, self.model.log_unigram
         if unigram is not None:
-            new_tokens = max(0, table.num_embeddings - len(unigram))
-            unigram = torch.cat([unigram, unigram.mean().expand(new_tokens)])
-            self.model.log_unigram = unigram[: table.num_embeddings].clone()
+            more = table.num_embeddings - len(unigram)  # where it is negative, `pad` cuts
+            self.model.log_unigram = F.pad(unigram, (0, more), value=unigram.mean().item())
 
     @can_return_tuple
     def forward(
@@ -272,18 +265,16 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             labels: int64 `[batch, length]`, usually `input_ids`; shifted inside, -100 is ignored.
             cache: updated in place; `past_key_values` is its name before transformers 5.24.
             use_cache: return the cache; by default as the configuration says, and not with labels.
-            logits_to_keep: without labels, only the last so many columns' logits, or those of columns int64
-                `[kept]`; 0 keeps all.
-            output_hidden_states: return the embeddings and what the output head reads, of all columns; by
-                default as the configuration says, as `output_attentions`.
-            output_attentions: return the weights of the slots, `[batch, heads, length, slots]`.
+            logits_to_keep: without labels, only the logits of the last so many columns, or of these columns,
+                int64 `[kept]`; 0 keeps all.
+            output_hidden_states: return embeddings and what the output head reads; default: as configured.
+            output_attentions: return weights `[batch, heads, length, slots]`; default: as configured.
             options: `num_items_in_batch`, `ignore_index` and `shift_labels` as transformers' losses take them
                 (the last with or without `labels`), and some that change nothing.
 
         Returns:
-            logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats. In training with labels
-            the loss is computed without logits, which are then computed if they are read (`TrainingOutput`).
-            Training does not copy.
+            logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats. In training with labels,
+            logits are computed only if they are read (`TrainingOutput`). Training does not copy.
 
         Raises:
             ValueError: nothing to read, or an argument that does not fit.
@@ -292,8 +283,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         shows_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         shows_weights = config.output_attentions if output_attentions is None else output_attentions
         cache = past_key_values if cache is None else cache
-        is_first = cache is None or not cache.get_seq_length()
-        is_read = columns_read(input_ids, attention_mask, is_first, **options)
+        is_read = columns_read(input_ids, attention_mask, cache, **options)
         assert input_ids is not None  # which has been refused
         ignored = options.get("ignore_index", -100)
         targets = next_tokens(input_ids, labels, options.get("shift_labels"), ignored)
@@ -310,17 +300,17 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             hidden, _ = self._attend(embeddings[:, kept], at_kept)
 
-        output = CausalLMOutputWithPast()
+        logits_of_kept, output = partial(self._logits, hidden, tokens, at_kept), CausalLMOutputWithPast()
         if targets is None:
-            output["logits"] = self._logits(hidden, tokens, at_kept)
+            output["logits"] = logits_of_kept()
         else:
             is_counted, number = targets != ignored, options.get("num_items_in_batch")
             if self.training and not self.model.wte.weight.requires_grad:
                 counted = [columns[is_counted] for columns in (hidden, tokens, targets)]
                 total = self.model.losses(*counted)[0].sum()
-                output = TrainingOutput(compute_logits=partial(self._logits, hidden, tokens, at_kept))
+                output = TrainingOutput(compute_logits=logits_of_kept)
             else:
-                logits = output["logits"] = self._logits(hidden, tokens, at_kept)
+                output["logits"] = logits = logits_of_kept()
                 flat = logits.flatten(0, 1).float(), targets.flatten()
                 total = F.cross_entropy(*flat, reduction="sum", ignore_index=ignored)
             output["loss"] = total / (is_counted.sum() if number is None else number)
@@ -335,18 +325,14 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def _cache_to_extend(self, batch: int, cache: Cache | None) -> ContextCache:
         """Return the cache to read on from, a new one if there is none or an empty one of another kind."""
         if isinstance(cache, ContextCache):
-            texts = len(cache.lengths)
-            require(texts == batch, f"the batch size of {CACHE_NAME}", texts, f"{batch}, as of input_ids")
+            require(len(cache.lengths) == batch, f"texts in {CACHE_NAME}", len(cache.lengths), f"{batch}")
             return cache
         allowed = "None, or the ContextCache that this model returned"
         require(cache is None or not cache.get_seq_length(), CACHE_NAME, type(cache).__name__, allowed)
         return ContextCache(self.model, batch)
 
     def _contexts(self, embeddings: Tensor, context: Tensor, is_read: Tensor) -> Tensor:
-        """Compute contexts `[batch, length, context_dim]` after each column, column by column.
-
-        `context` is the one before the first column, `[batch, context_dim]`.
-        """
+        """Compute contexts after each column, `[batch, length, context_dim]`, from the context before."""
         contexts, block = [], self.model.context_block
         with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
             inputs = project_inputs(block, embeddings.to(context.dtype))
@@ -355,21 +341,21 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
                 contexts.append(context)
         return torch.stack(contexts, dim=1)
 
-    def _attend(
-        self, embeddings: Tensor, memory: Memory, keeps_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute hidden states and, if kept, attention weights at the rows of `memory`, some at a time.
+    def _attend(self, x: Tensor, memory: Memory, keeps_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Compute hidden states `[batch, n, hidden_size]` and, if kept, weights `[batch, heads, n, slots]`.
 
-        They are `[batch, n, hidden_size]` and `[batch, heads, n, slots]`.
+        `x` are the embeddings at the rows of `memory`; some at a time bound the memory of their windows.
         """
-        text = torch.arange(len(embeddings), device=embeddings.device)[:, None, None]
-        size, states, all_weights = max(1, ATTENDED_AT_ONCE // len(embeddings)), [], []
-        for x, rows in zip(embeddings.split(size, dim=1), memory.rows.split(size, dim=1), strict=True):
+        text, size = torch.arange(len(x), device=x.device)[:, None, None], max(1, ATTENDED_AT_ONCE // len(x))
+        states, all_weights = [], []
+        for embeddings, rows in zip(x.split(size, dim=1), memory.rows.split(size, dim=1), strict=True):
             slots = self.model.window.slots(rows)
             present = slots >= memory.first[:, None, None]
             present[..., 0] = True  # also of padding: without any slot, attention would be NaN
             window = memory.contexts[text, slots.clamp(min=0)]
-            hidden, weights = self.model.attend(*(flat.flatten(0, 1) for flat in (x, window, present)))
+            hidden, weights = self.model.attend(
+                *(part.flatten(0, 1) for part in (embeddings, window, present))
+            )
             states.append(hidden.unflatten(0, rows.shape))
             if keeps_weights:
                 if weights is None:
@@ -414,16 +400,13 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
-        next_sequence_length: int | None = None,
+        next_sequence_length: int | None = None,  # the cache knows it, too
         **kwargs: Any,  # the name with which `generate` accepts the arguments of `forward`
     ) -> dict[str, Any]:
-        """Return the unread part of `input_ids`, and all other arguments, for `forward`."""
+        """Return the unread part of `input_ids`, and every other argument, for `forward`."""
         cache = past_key_values if cache is None else cache
         unread = input_ids[:, 0 if cache is None else cache.get_seq_length() :]
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            unread, **{CACHE_NAME: cache}, **kwargs
-        )
-        return inputs
+        return dict(super().prepare_inputs_for_generation(unread, **{CACHE_NAME: cache}, **kwargs))
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
