@@ -123,6 +123,29 @@ def add_to_logit(logits: Tensor, columns: Tensor, number: float) -> None:
     logits.scatter_add_(-1, column, logits.new_full((1,), number).expand_as(column))
 
 
+def as_product(hidden: Tensor, table: Tensor, read: Tensor, token_bias: float) -> tuple[Tensor, Tensor]:
+    """Return states and a table whose product has the current token's bias, for code that only multiplies.
+
+    Both get one more column for each of the m distinct current tokens: it marks the states at that token, and
+    holds the bias in the token's row of the table.
+
+    Args:
+        hidden: float `[..., hidden_size]`.
+        table: float `[vocab_size, hidden_size]`.
+        read: integers `[...]`, the current tokens.
+
+    Returns:
+        float `[..., hidden_size + m]` and `[vocab_size, hidden_size + m]`, with m = 0 if there is no bias.
+    """
+    if not token_bias:
+        return hidden, table
+    distinct, columns = read.unique(return_inverse=True)
+    marks = F.one_hot(columns, len(distinct)).to(hidden.dtype)
+    biases = table.new_zeros(len(table), len(distinct))
+    biases[distinct, torch.arange(len(distinct), device=read.device)] = token_bias
+    return torch.cat([hidden, marks], dim=-1), torch.cat([table, biases], dim=1)
+
+
 def frozen_head_cross_entropy(
     hidden: Tensor,
     table: Tensor,

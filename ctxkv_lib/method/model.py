@@ -45,7 +45,12 @@ class ContextBlock(nn.Module):
         self.linear.weight.mul_(config.weight_std / CONTEXT_WEIGHT_STD)
 
     def project_inputs(self, embeddings: Tensor) -> Tensor:
-        """Project token embeddings `[..., hidden_size]` to what `forward` takes, `[..., context_dim]`."""
+        """Project token embeddings `[..., hidden_size]` to what `forward` takes, `[..., context_dim]`.
+
+        They stay as they are for an adapter in the place of the Linear, which takes context and embedding.
+        """
+        if type(self.linear) is not nn.Linear:
+            return embeddings
         return F.linear(embeddings, self.linear.weight[:, self.context_dim :], self.linear.bias)
 
     def forward(self, contexts: Tensor, inputs: Tensor) -> Tensor:
@@ -55,7 +60,10 @@ class ContextBlock(nn.Module):
             contexts: the previous ones, `[n, context_dim]`.
             inputs: `project_inputs` of the tokens' normed embeddings, `[n, context_dim]`.
         """
-        mixed = torch.addmm(inputs, contexts, self.linear.weight[:, : self.context_dim].T)
+        if type(self.linear) is nn.Linear:
+            mixed = torch.addmm(inputs, contexts, self.linear.weight[:, : self.context_dim].T)
+        else:
+            mixed = self.linear(torch.cat([contexts, inputs], dim=-1))
         return self.norm(F.gelu(mixed).add_(contexts))
 
 
@@ -63,6 +71,18 @@ def project_inputs(block: nn.Module, embeddings: Tensor) -> Tensor:
     """Compute what a block's `forward` takes for each token: its `project_inputs`, or the embeddings."""
     project: Callable[[Tensor], Tensor] = getattr(block, "project_inputs", lambda inputs: inputs)
     return project(embeddings)
+
+
+def weight_of(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    """Return the weight `[out, in]` that a Linear applies, with what an adapter adds to it, not quantised.
+
+    What took the place of a Linear is asked for its outputs of unit vectors, in `dtype`.
+    """
+    if type(layer) is nn.Linear:
+        return layer.weight
+    linear: Any = layer
+    outputs = linear(torch.eye(linear.in_features, dtype=dtype, device=linear.weight.device))
+    return (outputs if linear.bias is None else outputs - linear.bias).T.to(dtype)
 
 
 class ContextKVAttention(nn.Module):
@@ -101,8 +121,8 @@ class ContextKVAttention(nn.Module):
         """Compute what attention adds to the embeddings, and its weights; as `forward`."""
         heads = (self.num_heads, self.head_dim)
         query = self.q(embeddings).unflatten(1, heads) * self.head_dim**-0.5
-        key_weight = self.k.weight.unflatten(0, heads)  # (heads, head_dim, context_dim)
-        value_weight = self.v.weight.unflatten(0, heads)
+        key_weight = weight_of(self.k, query.dtype).unflatten(0, heads)  # (heads, head_dim, context_dim)
+        value_weight = weight_of(self.v, query.dtype).unflatten(0, heads)
         context_query = torch.einsum("nhd,hdc->nhc", query, key_weight)
         window = window.to(context_query.dtype)
         weights = self.attention_weights(context_query @ window.transpose(1, 2), mask)

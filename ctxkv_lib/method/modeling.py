@@ -1,31 +1,32 @@
 """The Context-KV language model for transformers; `save_pretrained` copies this file and those it imports."""
 
 import dataclasses
-import inspect
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
+from .arguments import columns_read, kept_columns, next_tokens
 from .config import GPT2_VOCAB_SIZE, ModelConfig
 from .copying import mix
 from .fields import require
+from .losses import as_product
 from .model import ContextKV, Parts, project_inputs
+from .own_code import save_part
 from .tuned import SlotAttention, StructuredBlock
 
 # What transformers 5.24 renamed.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 ATTENDED_AT_ONCE = 2048  # positions whose windows are gathered at a time, to bound their memory
-OPTIONS = {"token_type_ids", "cache_position", "num_items_in_batch", "ignore_index", "shift_labels"}
 SHAPES = [field.name for field in dataclasses.fields(ModelConfig)]
 PLACES = {"block": "context_block", "attention": "attention"}  # in the model, by hook
 # Classes that may replace published parts, by name; the saved file of a user's own model adds its own.
@@ -78,6 +79,10 @@ class Memory(NamedTuple):
     rows: Tensor  # that of each new column, int64 `[batch, length]`; of padding, any
     first: Tensor  # the first row of each text, int64 `[batch]`
 
+    def at(self, columns: "slice | Tensor") -> "Memory":
+        """Return it with the rows of these new columns only: a slice, or int64 `[n]`."""
+        return self._replace(rows=self.rows[:, columns])
+
 
 class ContextCache(Cache):
     """The key-value cache of generation: the contexts that a window can reach, of constant size.
@@ -98,21 +103,26 @@ class ContextCache(Cache):
         self.tokens = like.new_zeros(shape, dtype=torch.int64)
         self.lengths, self.columns = torch.zeros_like(self.tokens[:, 0]), 0
 
-    def extend(self, contexts: Tensor, tokens: Tensor, read: Tensor) -> Memory:
-        """Add new columns, and return them with those held before.
+    def extend(self, contexts: Tensor, tokens: Tensor, is_read: Tensor) -> Memory:
+        """Append new columns and return all rows, each text's last context in the last row.
 
-        `contexts` are those after each column, `[batch, length, context_dim]`; `read` is False at padding.
+        A slot is so many rows back, so padding may leave no gap between rows. Rows that hold nothing, of
+        padding or before the text, move to the front: a stable sort by "holds something" keeps the order of
+        the others. Before and after, text i is the last `lengths[i]` rows.
+
+        `contexts` are those after each column, `[batch, length, context_dim]`; `is_read` is False at padding.
         """
-        kept, length = self.contexts.shape[1], tokens.shape[1]
-        held = torch.arange(kept, device=tokens.device) >= kept - self.lengths[:, None]
-        order = torch.cat([held, read], dim=1).to(torch.int8).argsort(dim=1, stable=True)
-        all_tokens = torch.cat([self.tokens, tokens], dim=1).gather(1, order)
-        both = torch.cat([self.contexts, contexts * read[..., None]], dim=1)
-        both = both.gather(1, order[..., None].expand_as(both))
-        self.contexts, self.tokens = both[:, -kept:], all_tokens[:, -kept:]
-        self.lengths, self.columns = self.lengths + read.sum(dim=1), self.columns + length
-        first = (kept + length - self.lengths).clamp(min=0)
-        return Memory(both, all_tokens, order.argsort(dim=1)[:, kept:], first)
+        capacity, length = self.contexts.shape[1], tokens.shape[1]
+        is_filled = torch.arange(capacity, device=tokens.device) >= capacity - self.lengths[:, None]
+        order = torch.cat([is_filled, is_read], dim=1).to(torch.int8).argsort(dim=1, stable=True)
+        contexts = torch.cat([self.contexts, contexts * is_read[..., None]], dim=1)
+        contexts = contexts.gather(1, order[..., None].expand_as(contexts))
+        tokens = torch.cat([self.tokens, tokens], dim=1).gather(1, order)
+        self.contexts, self.tokens = contexts[:, -capacity:], tokens[:, -capacity:]
+        self.lengths, self.columns = self.lengths + is_read.sum(dim=1), self.columns + length
+        first = (capacity + length - self.lengths).clamp(min=0)
+        row_of_column = order.argsort(dim=1)[:, capacity:]
+        return Memory(contexts, tokens, row_of_column, first)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.columns
@@ -125,24 +135,39 @@ class ContextCache(Cache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
-        self._each(lambda held: held[indices.to(held.device)])
+        self._change_tensors(lambda rows: rows[indices.to(rows.device)])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._each(lambda held: held.repeat_interleave(repeats, dim=0))
+        self._change_tensors(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def reset(self) -> None:
-        self._each(torch.zeros_like)
+        self._change_tensors(torch.zeros_like)
         self.columns = 0
 
     def crop(self, *_: Any) -> None:
         raise NotImplementedError("Contexts cannot be unread; start again from an empty cache.")
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
+    def _change_tensors(self, change: Callable[[Tensor], Tensor]) -> None:
         for name in ("contexts", "tokens", "lengths"):
             setattr(self, name, change(getattr(self, name)))
+
+
+@dataclasses.dataclass
+class TrainingOutput(CausalLMOutputWithPast):
+    """The output of training with labels: `logits` are computed if they are read, as few trainers do."""
+
+    compute_logits: Callable[[], Tensor] | None = None
+
+    @property  # type: ignore[misc]
+    def logits(self) -> Tensor | None:
+        return None if self.compute_logits is None else self.compute_logits()
+
+    @logits.setter
+    def logits(self, value: Tensor | None) -> None:
+        """Take none: `__init__` sets every field."""
 
 
 class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
@@ -151,6 +176,7 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = ContextKVConfig
     config: ContextKVConfig
     _is_stateful = True  # no assisted decoding, since contexts cannot be unread
+    _no_split_modules = ["ContextKV"]  # noqa: RUF012 (`device_map="auto"` leaves it whole)
 
     def __init__(self, config: ContextKVConfig, model: ContextKV | None = None) -> None:
         """Wrap a trained model, whose tensors are shared, or build one."""
@@ -180,16 +206,20 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **options: Any) -> Any:  # type: ignore[override]
-        """Load as transformers does, frozen as trained; raises ValueError for the weights of other code."""
-        found: Any = super().from_pretrained(*args, output_loading_info=True, **options)
-        model, info = found
+        """Load as transformers does, frozen as trained; ValueError: other code's weights, several devices."""
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
+        model, info = loaded
         other = [name for kind in ("missing", "unexpected", "mismatched") for name in info[f"{kind}_keys"]]
         if other:
             raise ValueError(
                 f"The weights are not those of this code: {min(map(str, other))}; load a folder of another "
                 "version with trust_remote_code=True and its own code, or train again."
             )
-        model.model.set_phase(2)
+        places = set(getattr(model, "hf_device_map", {}).values())
+        require(len(places - {"disk"}) < 2 and "disk" not in places, "device_map", places, "a single device")
+        if not getattr(model, "_hf_peft_config_loaded", False):  # else all is frozen but the adapter
+            for part in (model.model.wte, model.model.embedding_norm, model.model.context_block):
+                part.requires_grad_(False)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
@@ -204,16 +234,26 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.wte
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table; new tokens get the mean log-frequency, as a new output bias in transformers."""
+        table: Any = value
+        self.model.wte, unigram = table, self.model.log_unigram
+        if unigram is not None:
+            more = table.num_embeddings - len(unigram)  # where it is negative, `pad` cuts
+            self.model.log_unigram = F.pad(unigram, (0, more), value=unigram.mean().item())
+
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Read on from `cache`, or from the beginning of a text.
@@ -225,152 +265,153 @@ class ContextKVForCausalLM(PreTrainedModel, GenerationMixin):
             labels: int64 `[batch, length]`, usually `input_ids`; shifted inside, -100 is ignored.
             cache: updated in place; `past_key_values` is its name before transformers 5.24.
             use_cache: return the cache; by default as the configuration says, and not with labels.
-            logits_to_keep: without labels, only the last so many columns' logits; 0 keeps all.
+            logits_to_keep: without labels, only the logits of the last so many columns, or of these columns,
+                int64 `[kept]`; 0 keeps all.
+            output_hidden_states: return embeddings and what the output head reads; default: as configured.
+            output_attentions: return weights `[batch, heads, length, slots]`; default: as configured.
             options: `num_items_in_batch`, `ignore_index` and `shift_labels` as transformers' losses take them
                 (the last with or without `labels`), and some that change nothing.
 
         Returns:
-            logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats. In training with labels
-            there are no logits: the loss is computed without them. Training does not copy.
+            logits `[batch, kept, vocab_size]`; with labels, the mean loss in nats. In training with labels,
+            logits are computed only if they are read (`TrainingOutput`). Training does not copy.
 
         Raises:
             ValueError: nothing to read, or an argument that does not fit.
         """
-        cache = self._own_cache(len(input_ids), past_key_values if cache is None else cache)
-        read = _columns_read(input_ids, attention_mask, not cache.columns, **options)
-        ignored, shift_labels = options.get("ignore_index", -100), options.get("shift_labels")
-        if labels is not None and shift_labels is None:
-            shift_labels = F.pad(labels, (0, 1), value=ignored)[:, 1:]
-        if shift_labels is not None:
-            shape, allowed = tuple(shift_labels.shape), tuple(input_ids.shape)
-            require(shape == allowed, "labels.shape", shape, f"{allowed}, as input_ids")
+        config = self.config
+        shows_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        shows_weights = config.output_attentions if output_attentions is None else output_attentions
+        cache = past_key_values if cache is None else cache
+        is_read = columns_read(input_ids, attention_mask, cache, **options)
+        assert input_ids is not None  # which has been refused
+        ignored = options.get("ignore_index", -100)
+        targets = next_tokens(input_ids, labels, options.get("shift_labels"), ignored)
+
+        cache = self._cache_to_extend(len(input_ids), cache)
         embeddings = self.model.embed(input_ids)
-        memory = cache.extend(self._contexts(embeddings, cache.contexts[:, -1], read), input_ids, read)
-        kept = slice(-logits_to_keep if logits_to_keep and shift_labels is None else None, None)
-        hidden, output = self._hidden(embeddings, memory, kept), CausalLMOutputWithPast()
-        if shift_labels is None or not self.training or self.model.wte.weight.requires_grad:
-            output["logits"] = self._logits(hidden, input_ids, memory, kept)
-        if shift_labels is not None:
-            counted, number = shift_labels != ignored, options.get("num_items_in_batch")
-            if output.logits is None:  # as long as the table is frozen
-                loss = self.model.losses(hidden[counted], input_ids[counted], shift_labels[counted])[0].sum()
+        contexts = self._contexts(embeddings, cache.contexts[:, -1], is_read)
+        memory = cache.extend(contexts, input_ids, is_read)
+        kept = slice(None) if targets is not None else kept_columns(logits_to_keep)
+        tokens, at_kept = input_ids[:, kept], memory.at(kept)
+        if shows_states or shows_weights:
+            states, weights = self._attend(embeddings, memory, shows_weights)
+            hidden = states[:, kept]
+        else:
+            hidden, _ = self._attend(embeddings[:, kept], at_kept)
+
+        logits_of_kept, output = partial(self._logits, hidden, tokens, at_kept), CausalLMOutputWithPast()
+        if targets is None:
+            output["logits"] = logits_of_kept()
+        else:
+            is_counted, number = targets != ignored, options.get("num_items_in_batch")
+            if self.training and not self.model.wte.weight.requires_grad:
+                counted = [columns[is_counted] for columns in (hidden, tokens, targets)]
+                total = self.model.losses(*counted)[0].sum()
+                output = TrainingOutput(compute_logits=logits_of_kept)
             else:
-                every = output.logits.flatten(0, 1).float(), shift_labels.flatten()
-                loss = F.cross_entropy(*every, reduction="sum", ignore_index=ignored)
-            output["loss"] = loss / (counted.sum() if number is None else number)
-        if (self.config.use_cache and shift_labels is None) if use_cache is None else use_cache:
+                output["logits"] = logits = logits_of_kept()
+                flat = logits.flatten(0, 1).float(), targets.flatten()
+                total = F.cross_entropy(*flat, reduction="sum", ignore_index=ignored)
+            output["loss"] = total / (is_counted.sum() if number is None else number)
+        if shows_states:
+            output["hidden_states"] = (embeddings, states)
+        if shows_weights:
+            output["attentions"] = (weights,)
+        if (config.use_cache and targets is None) if use_cache is None else use_cache:
             output[CACHE_NAME] = cache
         return output
 
-    def _own_cache(self, batch: int, cache: Cache | None) -> ContextCache:
+    def _cache_to_extend(self, batch: int, cache: Cache | None) -> ContextCache:
         """Return the cache to read on from, a new one if there is none or an empty one of another kind."""
         if isinstance(cache, ContextCache):
+            require(len(cache.lengths) == batch, f"texts in {CACHE_NAME}", len(cache.lengths), f"{batch}")
             return cache
         allowed = "None, or the ContextCache that this model returned"
         require(cache is None or not cache.get_seq_length(), CACHE_NAME, type(cache).__name__, allowed)
         return ContextCache(self.model, batch)
 
-    def _contexts(self, embeddings: Tensor, state: Tensor, read: Tensor) -> Tensor:
-        """Compute contexts `[batch, length, context_dim]` after each column, column by column."""
+    def _contexts(self, embeddings: Tensor, context: Tensor, is_read: Tensor) -> Tensor:
+        """Compute contexts after each column, `[batch, length, context_dim]`, from the context before."""
         contexts, block = [], self.model.context_block
         with torch.autocast(embeddings.device.type, enabled=False):  # else roundings of contexts add up
-            inputs = project_inputs(block, embeddings.to(state.dtype))
-            for column, is_read in zip(inputs.unbind(1), read.unbind(1), strict=True):
-                state = torch.where(is_read[:, None], block(state, column), state)
-                contexts.append(state)
+            inputs = project_inputs(block, embeddings.to(context.dtype))
+            for column, is_token in zip(inputs.unbind(1), is_read.unbind(1), strict=True):
+                context = torch.where(is_token[:, None], block(context, column), context)
+                contexts.append(context)
         return torch.stack(contexts, dim=1)
 
-    def _hidden(self, embeddings: Tensor, memory: Memory, kept: slice) -> Tensor:
-        """Compute hidden states of the columns `kept`, `[batch, kept, hidden_size]`, some at a time."""
-        batch, found = torch.arange(len(embeddings), device=embeddings.device)[:, None, None], []
-        size = max(1, ATTENDED_AT_ONCE // len(embeddings))
-        chunks = (each[:, kept].split(size, dim=1) for each in (embeddings, memory.rows))
-        for x, rows in zip(*chunks, strict=True):
+    def _attend(self, x: Tensor, memory: Memory, keeps_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Compute hidden states `[batch, n, hidden_size]` and, if kept, weights `[batch, heads, n, slots]`.
+
+        `x` are the embeddings at the rows of `memory`; some at a time bound the memory of their windows.
+        """
+        text, size = torch.arange(len(x), device=x.device)[:, None, None], max(1, ATTENDED_AT_ONCE // len(x))
+        states, all_weights = [], []
+        for embeddings, rows in zip(x.split(size, dim=1), memory.rows.split(size, dim=1), strict=True):
             slots = self.model.window.slots(rows)
             present = slots >= memory.first[:, None, None]
             present[..., 0] = True  # also of padding: without any slot, attention would be NaN
-            window = memory.contexts[batch, slots.clamp(min=0)]
-            hidden, _ = self.model.attend(*(each.flatten(0, 1) for each in (x, window, present)))
-            found.append(hidden.unflatten(0, rows.shape))
-        return torch.cat(found, dim=1)
+            window = memory.contexts[text, slots.clamp(min=0)]
+            hidden, weights = self.model.attend(
+                *(part.flatten(0, 1) for part in (embeddings, window, present))
+            )
+            states.append(hidden.unflatten(0, rows.shape))
+            if keeps_weights:
+                if weights is None:
+                    raise ValueError(
+                        "output_attentions is True; allowed: False, as this attention returns none."
+                    )
+                all_weights.append(weights.unflatten(0, rows.shape).transpose(1, 2))
+        return torch.cat(states, dim=1), torch.cat(all_weights, dim=2) if keeps_weights else None
 
-    def _logits(self, hidden: Tensor, input_ids: Tensor, memory: Memory, kept: slice) -> Tensor:
-        """Compute the logits of the columns `kept`, `[batch, kept, vocab_size]`."""
-        logits, copying = self.model.logits(hidden, input_ids[:, kept]), self.model.copying
+    def _logits(self, hidden: Tensor, tokens: Tensor, memory: Memory) -> Tensor:
+        """Compute the logits of hidden states at the rows of `memory`, `[batch, n, vocab_size]`."""
+        hidden = hidden.to(self.model.wte.weight.dtype)  # where autocast computed it, and has ended since
+        logits, copying = self.model.logits(hidden, tokens), self.model.copying
         if copying is None or self.training:
             return logits
-        reach, rows = self.model.window.offsets[-1], memory.rows[:, kept]
+        reach, rows = self.model.window.offsets[-1], memory.rows
         some = rows.split(max(1, ATTENDED_AT_ONCE // len(rows)), dim=1)
-        shares = [copying.shares(memory.contexts, each, memory.first, reach) for each in some]
-        batch = torch.arange(len(rows), device=rows.device)[:, None, None]
+        shares = [copying.shares(memory.contexts, part, memory.first, reach) for part in some]
+        text = torch.arange(len(rows), device=rows.device)[:, None, None]
         followed = (rows[..., None] - torch.arange(reach, device=rows.device)).clamp(min=0)
-        return mix(logits, memory.tokens[batch, followed], torch.cat(shares, dim=1))
+        return mix(logits, memory.tokens[text, followed], torch.cat(shares, dim=1))
+
+    @property
+    def base_model(self) -> Any:
+        """What trl calls (from 1.16 on) for states that it multiplies by `get_output_embeddings().weight`."""
+        return self._states_for_product
+
+    def _states_for_product(self, input_ids: Tensor, **options: Any) -> BaseModelOutput:
+        """Return as `last_hidden_state` what times a table gives the logits of training; keep that table."""
+        options |= {"output_hidden_states": True, "logits_to_keep": input_ids.new_empty(0)}
+        _, hidden = self(input_ids, **options).hidden_states
+        hidden, table = as_product(hidden, self.model.wte.weight, input_ids, self.model.current_token_bias)
+        self._product_head = SimpleNamespace(weight=table, bias=self.model.log_unigram)
+        return BaseModelOutput(last_hidden_state=hidden)
+
+    def get_output_embeddings(self) -> Any:
+        """Return, once, the table that belongs to the last states of `base_model`; else None."""
+        return vars(self).pop("_product_head", None)
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         cache: ContextCache | None = None,
         past_key_values: ContextCache | None = None,
+        next_sequence_length: int | None = None,  # the cache knows it, too
         **kwargs: Any,  # the name with which `generate` accepts the arguments of `forward`
     ) -> dict[str, Any]:
-        """Return the unread part of `input_ids` for `forward`."""
+        """Return the unread part of `input_ids`, and every other argument, for `forward`."""
         cache = past_key_values if cache is None else cache
-        seen = 0 if cache is None else cache.get_seq_length()
-        kept = {name: kwargs.get(name) for name in ("attention_mask", "use_cache")}
-        return {"input_ids": input_ids[:, seen:], CACHE_NAME: cache, "logits_to_keep": 1, **kept}
+        unread = input_ids[:, 0 if cache is None else cache.get_seq_length() :]
+        return dict(super().prepare_inputs_for_generation(unread, **{CACHE_NAME: cache}, **kwargs))
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         """Return False: `forward` makes the cache, which holds contexts instead of keys and values."""
         return False
-
-
-def _columns_read(
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    is_first: bool,
-    position_ids: Tensor | None = None,
-    **options: Any,
-) -> Tensor:
-    """Return which columns are no padding, bool `[batch, length]`; raises the ValueErrors of `forward`."""
-    shape = tuple(input_ids.shape)
-    allowed = "[batch, length], neither of them 0"
-    require(len(shape) == 2 and 0 not in shape, "input_ids.shape", shape, allowed)
-    given = {name for name, value in options.items() if value is not None and value is not False}
-    unknown = sorted(given - OPTIONS)
-    require(not unknown, "an argument of forward", unknown, "those that help(model.forward) lists")
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    fits = mask.ndim == 2 and len(mask) == shape[0] and mask.shape[1] >= shape[1]
-    found = f"{mask.dtype} {tuple(mask.shape)}".removeprefix("torch.")
-    allowed = "[batch, length or more], 1 where a column is read, 0 where it is padding"
-    require(fits and not mask.is_floating_point(), "attention_mask", found, allowed)
-    read = mask[:, -shape[1] :].bool()
-    if position_ids is not None and is_first:  # later ones would make a GPU wait at each token
-        moved = bool(((position_ids != read.cumsum(dim=1) - 1) & read).any())
-        allowed = "one more each token; packed texts must be separate rows"
-        require(not moved, "position_ids", "restarted", allowed)
-    return read
-
-
-def save_part(kind: type, modeling: Path) -> None:
-    """Add the file of a user's own class to a saved model; it may import files that are saved with it.
-
-    Raises ValueError where the class is not in a module, or its file needs others that are not there.
-    """
-    name, allowed = kind.__name__, "a class of a module, not of a notebook, script or function"
-    is_found = getattr(inspect.getmodule(kind), name, None) is kind and kind.__module__ != "__main__"
-    require(is_found, "a part of the model", name, allowed)
-    file = Path(inspect.getfile(kind))
-    require(not (Path(__file__).parent / file.name).exists(), "the file of a part", file.name, "another name")
-    code = re.sub(rf"(?m)^(\s*from ){re.escape(__package__)}\.", r"\1.", file.read_text("utf-8"))
-    own = {__package__.partition(".")[0], *(path.stem for path in file.parent.glob("*.py"))}
-    for needed in re.findall(r"(?m)^\s*(?:from|import)\s+([.\w]+)", code):
-        top, saved = needed.partition(".")[0], modeling.parent / f"{needed[1:]}.py"
-        allowed = "an installed package but this one, or a file that is saved with every model"
-        require(top not in own if top else saved.exists(), f"an import of {file.name}", needed, allowed)
-    (modeling.parent / file.name).write_text(code, "utf-8")
-    line = f"from .{file.stem} import {name} as part  # noqa: E402\n\nPARTS[{name!r}] = part\n"
-    modeling.write_text(modeling.read_text("utf-8") + line, "utf-8")
 
 
 ContextKVConfig.register_for_auto_class()

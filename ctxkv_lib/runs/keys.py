@@ -61,7 +61,10 @@ STAGES = {
         hooks=("attention", "mixer"),
         code=(*_CONTEXTS, *_SCORES, "method.optimizer", "method.phase2"),
     ),
-    "model": Sources(stages=("phase2",), code=("method.modeling", "runs.export")),
+    "model": Sources(
+        stages=("phase2",),
+        code=("method.arguments", "method.modeling", "method.own_code", "runs.export"),
+    ),
     "test": Sources(stages=("caches", "phase2"), inputs=("test text",), code=(*_CONTEXTS, *_SCORES)),
 }
 MEASUREMENTS = {

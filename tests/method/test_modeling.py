@@ -1,5 +1,7 @@
 """What is trained is what is served: one model, however its tokens come in."""
 
+import tempfile
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,7 +148,7 @@ def test_only_the_phase_gets_gradients(phase, trained):
 @each_model
 @pytest.mark.parametrize("items", [None, 7])
 def test_the_loss_is_the_cross_entropy_of_the_next_labels(shape, items):
-    """In training without logits, and without copying, as with a table that is trained, too."""
+    """In training it needs no logits, which are there for who reads them, and does not copy."""
     model, ids = tiny_model(attention_dropout=0.0, **shape), tiny_ids(24).view(2, 12)
     for dropout in (each for each in model.modules() if isinstance(each, torch.nn.Dropout)):
         dropout.p = 0.0
@@ -162,7 +164,8 @@ def test_the_loss_is_the_cross_entropy_of_the_next_labels(shape, items):
         total = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
         found = model(**given, labels=labels, num_items_in_batch=items)
         torch.testing.assert_close(found.loss, total / count)
-        assert (found.logits is None) == (training and not trains_table)
+        assert ("logits" in found) == (trains_table or not training)
+        torch.testing.assert_close(found.logits, logits)
         assert CACHE_NAME not in found
         found.loss.backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
@@ -194,6 +197,92 @@ def test_a_trained_model_with_parts_of_the_user_computes_the_same_in_transformer
     )
 
 
+def outputs_of(model, ids, way):
+    """Hidden states and attentions of each step that reads `ids`, asked for in one of three ways."""
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    if way == "generate":
+        options = {
+            "max_new_tokens": 2,
+            "do_sample": False,
+            "pad_token_id": 0,
+            "return_dict_in_generate": True,
+        }
+        made = model.generate(ids, **options, **wanted)
+        return list(zip(made.hidden_states, made.attentions, strict=True))
+    if way == "configuration":
+        vars(model.config).update(output_hidden_states=True, _output_attentions=True)
+        wanted = {}
+    output = model(ids, **wanted)
+    return [(output.hidden_states, output.attentions)]
+
+
+@torch.no_grad()
+@each_model
+@pytest.mark.parametrize("way", ["argument", "configuration", "generate"])
+def test_hidden_states_and_attentions_are_those_of_each_slot(shape, way, monkeypatch):
+    monkeypatch.setattr("ctxkv_lib.method.modeling.ATTENDED_AT_ONCE", 6)  # in several parts
+    model, ids = tiny_model(**shape).eval(), tiny_ids(18).view(2, 9)
+    (states, attentions), *later = outputs_of(model, ids, way)
+    embeddings, hidden = states
+    torch.testing.assert_close(embeddings, model.model.embed(ids))
+    assert [(weights[0].shape, h[-1].shape) for h, weights in later] == [
+        (torch.Size([2, 3, 1, 4]), torch.Size([2, 1, 24])) for _ in later
+    ]
+    wrapped = model.model
+    for text, tokens in enumerate(ids):
+        distinct, rows = distinct_rows(wrapped, tokens)
+        inputs = project_inputs(wrapped.context_block, distinct)
+        cache = StreamCache(
+            torch.cat([tokens, tokens[:1]]).int(),
+            exact_contexts(wrapped.context_block, inputs, rows, tolerance=1e-6),
+        )
+        expected_hidden, expected_weights = cache.attend(wrapped, torch.arange(len(tokens)))
+        torch.testing.assert_close(hidden[text], expected_hidden, atol=1e-4, rtol=0)
+        (weights,) = attentions
+        torch.testing.assert_close(weights[text].transpose(0, 1), expected_weights, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [230, 211, 100])
+def test_a_resized_table_computes_the_same_for_tokens_that_stay(tmp_path, count):
+    model, ids = tiny_model(has_unigram=True).eval(), tiny_ids(9)[None] % 100
+    model.model.log_unigram.normal_()
+    kept, before, unigram = min(count, 211), model(ids).logits, model.model.log_unigram.clone()
+    model.resize_token_embeddings(count)
+    resized = model(ids).logits
+    torch.testing.assert_close(resized[..., :kept], before[..., :kept])
+    torch.testing.assert_close(model.model.log_unigram[kept:], unigram.mean().expand(count - kept))
+    assert resized.shape[-1] == count == model.config.vocab_size
+    assert not model.get_input_embeddings().weight.requires_grad
+    model.save_pretrained(tmp_path)
+    saved = ContextKVForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(saved(ids).logits, resized)
+
+
+@torch.no_grad()
+def test_logits_may_be_kept_of_any_columns():
+    model, ids, columns = (
+        tiny_model(**MODELS["copies"]).eval(),
+        tiny_ids(18).view(2, 9),
+        torch.tensor([4, 0, 8]),
+    )
+    logits = model(ids).logits[:, columns]
+    torch.testing.assert_close(model(ids, logits_to_keep=columns).logits, logits)
+    output = model(ids, logits_to_keep=columns, output_hidden_states=True)
+    torch.testing.assert_close(output.logits, logits)
+    assert output.hidden_states[-1].shape == (2, 9, 24)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_one_graph_a_shape_holds_the_whole_forward_pass():
+    model = tiny_model(**MODELS["copies"]).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for batch, length in ((1, 3), (2, 2), (3, 4)):
+        ids = tiny_ids(batch * length).view(batch, length)
+        torch.testing.assert_close(compiled(ids).logits, model(ids).logits)
+
+
 ONE = tiny_ids(6)[None]
 REFUSED = {
     "packed": (
@@ -207,8 +296,18 @@ REFUSED = {
         r"attention_mask is 'float32 \(1, 6\)'; allowed: .* 1 where",
     ),
     "few_labels": (lambda m: m(ONE, labels=ONE[:, :5]), r"labels\.shape is \(1, 5\); allowed: \(1, 6\)"),
+    "embeddings": (lambda m: m(inputs_embeds=torch.ones(1, 2, 24)), "inputs_embeds"),
+    "other_batch": (lambda m: m(ONE.expand(2, 6), **{CACHE_NAME: m(ONE)[CACHE_NAME]}), "is 1; allowed: 2"),
+    "passed_on": (lambda m: m.generate(ONE, output_router_logits=True), "output_router_logits"),
+    "on_the_disk": (lambda m: reloaded(m, device_map={"": "disk"}), "device_map"),
     "tuple": (lambda m: m(ONE, **{CACHE_NAME: filled()}), "is 'DynamicCache'; allowed: .*ContextCache"),
 }
+
+
+def reloaded(model, **options):
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return ContextKVForCausalLM.from_pretrained(folder, offload_folder=f"{folder}/offloaded", **options)
 
 
 def filled():

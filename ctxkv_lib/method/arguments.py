@@ -1,0 +1,61 @@
+"""Checks and meaning of the arguments of `modeling.ContextKVForCausalLM.forward`; saved with every model."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .fields import require
+
+# What `forward` takes beside its named arguments.
+OPTIONS = {"token_type_ids", "cache_position", "num_items_in_batch", "ignore_index", "shift_labels"}
+
+
+def columns_read(
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    cache: Any,
+    position_ids: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Return which columns are no padding, bool `[batch, length]`; raises ValueError where `forward` does."""
+    given = {name for name, value in options.items() if value is not None and value is not False}
+    unknown = sorted(given - OPTIONS)
+    require(not unknown, "an argument of forward", unknown, "those that help(model.forward) lists")
+    shape, allowed = () if input_ids is None else tuple(input_ids.shape), "[batch, length], neither of them 0"
+    require(len(shape) == 2 and 0 not in shape, "input_ids.shape", shape, allowed)
+    assert input_ids is not None
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    fits = mask.ndim == 2 and len(mask) == shape[0] and mask.shape[1] >= shape[1]
+    if not fits or mask.is_floating_point():  # told only here: `torch.compile` cannot read a dtype's name
+        told = f"{mask.dtype} {tuple(mask.shape)}".removeprefix("torch.")
+        allowed = "[batch, length or more], 1 where a column is read, 0 where it is padding"
+        require(False, "attention_mask", told, allowed)
+    is_read = mask[:, -shape[1] :].bool()
+    is_first = cache is None or not cache.get_seq_length()
+    if position_ids is not None and is_first:  # later ones would make a GPU wait at each token
+        moved = bool(((position_ids != is_read.cumsum(dim=1) - 1) & is_read).any())
+        allowed = "one more each token; packed texts must be separate rows"
+        require(not moved, "position_ids", "restarted", allowed)
+    return is_read
+
+
+def next_tokens(
+    input_ids: Tensor, labels: Tensor | None, shift_labels: Tensor | None, ignored: int
+) -> Tensor | None:
+    """Return what is to be predicted at each column, int64 `[batch, length]`; None without labels."""
+    targets = shift_labels
+    if targets is None and labels is not None:
+        targets = F.pad(labels, (0, 1), value=ignored)[:, 1:]
+    if targets is not None:
+        shape, allowed = tuple(targets.shape), tuple(input_ids.shape)
+        require(shape == allowed, "labels.shape", shape, f"{allowed}, as input_ids")
+    return targets
+
+
+def kept_columns(logits_to_keep: int | Tensor) -> slice | Tensor:
+    """Return the columns that `logits_to_keep` of `forward` keeps."""
+    if isinstance(logits_to_keep, Tensor):
+        return logits_to_keep
+    return slice(-logits_to_keep if logits_to_keep else None, None)

@@ -1,0 +1,28 @@
+"""The files of a user's own parts in a saved model; this file, too, is saved with every model."""
+
+import inspect
+import re
+from pathlib import Path
+
+from .fields import require
+
+
+def save_part(kind: type, modeling: Path) -> None:
+    """Add the file of a user's own class to a saved model; it may import files that are saved with it.
+
+    Raises ValueError where the class is not in a module, or its file needs others that are not there.
+    """
+    name, allowed = kind.__name__, "a class of a module, not of a notebook, script or function"
+    is_found = getattr(inspect.getmodule(kind), name, None) is kind and kind.__module__ != "__main__"
+    require(is_found, "a part of the model", name, allowed)
+    file = Path(inspect.getfile(kind))
+    require(not (Path(__file__).parent / file.name).exists(), "the file of a part", file.name, "another name")
+    code = re.sub(rf"(?m)^(\s*from ){re.escape(__package__)}\.", r"\1.", file.read_text("utf-8"))
+    own = {__package__.partition(".")[0], *(path.stem for path in file.parent.glob("*.py"))}
+    for needed in re.findall(r"(?m)^\s*(?:from|import)\s+([.\w]+)", code):
+        top, saved = needed.partition(".")[0], modeling.parent / f"{needed[1:]}.py"
+        allowed = "an installed package but this one, or a file that is saved with every model"
+        require(top not in own if top else saved.exists(), f"an import of {file.name}", needed, allowed)
+    (modeling.parent / file.name).write_text(code, "utf-8")
+    line = f"from .{file.stem} import {name} as part  # noqa: E402\n\nPARTS[{name!r}] = part\n"
+    modeling.write_text(modeling.read_text("utf-8") + line, "utf-8")
