@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_ids, tiny_model
-from ctxkv_lib.runs.export import stop_after_text
 from transformers import AutoModelForCausalLM
 
 from ctxkv_lib.method.losses import as_product
 from ctxkv_lib.method.modeling import ContextKVForCausalLM
+from ctxkv_lib.runs.export import stop_after_text
 
 TUNED = {
     "block": {"name": "StructuredBlock", "settings": {}},
