@@ -161,13 +161,10 @@ def label_ends(ax: Axes, lines: Sequence[Line2D], gap: float = 29) -> None:
     for y, line in sorted(ends, key=itemgetter(0)):
         height = 72 / ax.figure.dpi * ax.transData.transform((0, y))[1]
         lowest = max(height, lowest + gap)
-        text, color = str(line.get_label()).replace(": ", "\n", 1), line.get_color()
-        ends: dict[str, Any] = {
-            "xycoords": ax.get_yaxis_transform(),
-            "textcoords": "offset points",
-            "va": "center",
-        }
-        ax.annotate(text, (1, y), (5, lowest - height), fontsize=9.5, color=color, **ends)
+        text = str(line.get_label()).replace(": ", "\n", 1)
+        right: Any = ax.get_yaxis_transform()
+        shift, colour = (5, lowest - height), line.get_color()
+        ax.annotate(text, (1, y), shift, right, "offset points", va="center", fontsize=9.5, color=colour)
 
 
 @styled
