@@ -28,11 +28,17 @@ exclude_patterns = ["**.ipynb_checkpoints"]
 nb_execution_mode = "off"
 nb_merge_streams = True
 suppress_warnings = ["mystnb.unknown_mime_type"]  # plotly's own, which stands beside HTML
-nb_code_prompt_show = "Show the code"
-nb_code_prompt_hide = "Hide the code"
+nb_code_prompt_show = "Show the {type}"
+nb_code_prompt_hide = "Hide the {type}"
 nb_render_markdown_format = "myst"  # CommonMark has no tables
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+myst_html_meta = {  # what a link to a page shows
+    "property=og:title": "Context-KV attention",
+    "property=og:description": "A language model whose attention reads 32 compressed context vectors.",
+    "property=og:image": "https://OWNER.github.io/REPOSITORY/_static/card.png",
+    "name=twitter:card": "summary_large_image",
+}
 
 default_role = "code"
 napoleon_use_ivar = True
@@ -50,6 +56,18 @@ html_theme = "furo"
 html_title = "ctxkv_lib: Context-KV attention"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = html_logo = "_static/icon.svg"
+templates_path = ["_templates"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "repository.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_js_files = ["window.js"]
 html_copy_source = False
 html_show_sourcelink = False

@@ -110,7 +110,7 @@ def attended_text(trained: Trained, position: int, slots: Tensor, weights: Tenso
         line = ";border-bottom:2px solid" if at == position + 1 else ""
         spans.append(f'<span{title} style="background:rgba(0,114,178,{blue:.2f}){line}">{text}</span>')
     box = "display:flex;flex-direction:column-reverse;max-height:220px;overflow-y:auto"
-    text = "white-space:pre-wrap;background:white;color:black;padding:8px;margin:0"
+    text = "white-space:pre-wrap;background:white;color:black;padding:8px;margin:0;flex:none"
     content = f'<pre class="tex2jax_ignore" style="{text}">{"".join(spans)}</pre>'
     return f'<div tabindex="0" style="{box}">{content}</div>'
 

@@ -55,7 +55,7 @@
       line.style.bottom = `${(100 * uniform) / most}%`;
       spans[here].classList.add("now");
       spans[here + 1].classList.add("next");
-      const quoted = (token, share) => `“${token.replace("\n", "↵")}” ${share}%`;
+      const quoted = (token, share) => `“${token.replace("\n", "↵")}” ${share || "< 0.1"}%`;
       says.textContent = `After “${tokens[here].replace("\n", "↵")}” the model expects ` +
         `${guesses.map(([token, share]) => quoted(token, share)).join(", ")}. ` +
         `The next token is ${quoted(tokens[here + 1], next[0])}, number ${next[1].toLocaleString("en")} of the guesses.`;

@@ -247,11 +247,23 @@ DRAWN = {
 }
 
 
+def draw_card() -> Any:
+    """Draw what a link to the site shows: its name, a sentence, and the result."""
+    figure, (ax,) = panels(1, 6.3)
+    figure.set(size_inches=(12, 6.3))
+    figure.suptitle("Context-KV attention", x=0.03, ha="left", fontsize=34, fontweight="bold")
+    sentence = "attention reads 32 compressed contexts, one every 20 tokens back\n\n"
+    draw_levels(ax, ["exact", "kneser_ney", "tuned, copying", STRONGEST], {"tuned, copying": -10})
+    ax.set_title(sentence + ax.get_title(loc="left"), fontsize=18)
+    return figure
+
+
 def draw_all() -> None:
-    """Draw the figures of the study's page, and the first page's."""
+    """Draw the figures of the study's page, the first page's, and the social card."""
     for name, draw in DRAWN.items():
         draw().savefig(FIGURES / f"{name}.png", dpi=152)
     draw_result().savefig(TOP / ".github" / "result.png", dpi=152)
+    draw_card().savefig(FIGURES / "card.png", dpi=100)
     plt.close("all")
 
 

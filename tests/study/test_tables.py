@@ -14,7 +14,11 @@ def test_committed_tables_are_those_of_the_results(page):
 
 
 def test_figures_are_drawn_and_committed():
-    for name, draw in {**figures.DRAWN, "../../.github/result": figures.draw_result}.items():
+    for name, draw in {
+        **figures.DRAWN,
+        "../../.github/result": figures.draw_result,
+        "card": figures.draw_card,
+    }.items():
         figure = draw()
         assert all(ax.lines or ax.patches for ax in figure.axes)
         plt.close(figure)
