@@ -72,12 +72,12 @@ def plotly_curves(summaries: Mapping[str, Summary]) -> Any:
         }
         for scale in (log, linear)
     ]
-    title = "; ".join(filter(None, ["○ best epoch, dashed: training", note]))
+    title = "<br>".join(filter(None, ["○ best epoch, dashed: training", note]))
     figure.update_layout(
         template="plotly_white",
         height=560,
-        margin={"l": 60, "r": 20, "t": 70, "b": 40},
-        title={"text": title, "font_size": 13, "x": 0, "xref": "paper"},
+        margin={"l": 60, "r": 20, "t": 80, "b": 40},
+        title={"text": title, "font_size": 13, "x": 0, "xref": "paper", "y": 0.97, "yanchor": "top"},
         hovermode="x unified",
         hoversubplots="axis",
         legend={"orientation": "h", "y": -0.12},
