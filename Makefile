@@ -23,6 +23,7 @@ outputs:  ## execute the notebooks with preset offline and keep their outputs: a
 
 tables:  ## the study's tables and figures, from its results, in docs/study.md and README.md
 	python notebooks/study/tables.py
+	python notebooks/study/figures.py
 
 REPO ?= $(shell git config --get remote.origin.url | sed -nE 's|^.*github\.com[:/]([^/]+/[^/]+)$$|\1|p' | sed 's|\.git$$||')
 

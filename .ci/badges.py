@@ -4,7 +4,15 @@ import re
 import sys
 from pathlib import Path
 
-FOLLOWING = ("README.md", "CITATION.cff", "docs/*.md", "notebooks/*.ipynb", "notebooks/study/*.md")
+FOLLOWING = (
+    "README.md",
+    "CITATION.cff",
+    "docs/*.md",
+    "docs/conf.py",
+    "docs/_templates/*.html",
+    "notebooks/*.ipynb",
+    "notebooks/study/*.md",
+)
 
 project = Path("pyproject.toml")
 before = re.findall(r'Repository = "https://github.com/(.+)"', project.read_text())[0]

@@ -28,7 +28,7 @@ from .runs.presets import compared_samples as compared_samples
 from .runs.published import PUBLISHED as PUBLISHED
 from .runs.summary import Run as Run
 from .runs.summary import load_run as load_run
-from .views.explore import explore_runs as explore_runs
+from .views.curves import explore_runs as explore_runs
 from .views.explore import explore_window as explore_window
 from .views.figures import STYLE as STYLE
 from .views.figures import memory_by_stage as memory_by_stage

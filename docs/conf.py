@@ -13,20 +13,32 @@ sys.path.insert(0, str(TOP))
 import ctxkv_lib  # noqa: E402
 
 shutil.rmtree(TOP / "docs" / "notebooks", ignore_errors=True)
-shutil.copytree(TOP / "notebooks", TOP / "docs" / "notebooks", ignore=lambda *_: ["study", "runs"])
+shutil.copytree(
+    TOP / "notebooks", TOP / "docs" / "notebooks", ignore=lambda *_: ["study", "runs", "ruff.toml"]
+)
 
 project = "ctxkv_lib"
 author = "The ctxkv_lib authors"
 copyright = f"2026, {author}"
 release = ctxkv_lib.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design"]
 exclude_patterns = ["**.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
+nb_merge_streams = True
+suppress_warnings = ["mystnb.unknown_mime_type"]  # plotly's own, which stands beside HTML
+nb_code_prompt_show = "Show the {type}"
+nb_code_prompt_hide = "Hide the {type}"
 nb_render_markdown_format = "myst"  # CommonMark has no tables
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+myst_html_meta = {  # what a link to a page shows
+    "property=og:title": "Context-KV attention",
+    "property=og:description": "A language model whose attention reads 32 compressed context vectors.",
+    "property=og:image": "https://OWNER.github.io/REPOSITORY/_static/card.png",
+    "name=twitter:card": "summary_large_image",
+}
 
 default_role = "code"
 napoleon_use_ivar = True
@@ -44,6 +56,19 @@ html_theme = "furo"
 html_title = "ctxkv_lib: Context-KV attention"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = html_logo = "_static/icon.svg"
+templates_path = ["_templates"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "repository.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
+html_js_files = ["window.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_domain_indices = False

@@ -1,12 +1,15 @@
-"""Execute the notebooks and keep their outputs: `make outputs`. Naming some executes only these.
+"""Execute the notebooks (all, or those named) and keep their outputs: `make outputs`.
 
-What is kept is what a page without a kernel can show: PNGs of at most 128 colours, and no widgets, whose
-picture stands beside them. A digest of the code cells in the metadata tells outputs that are older.
+What is kept is what a page without a kernel can show: PNGs of at most 128 colours, and
+no widgets, whose picture and text stand beside them. A digest of the code cells in the
+metadata tells outputs that are older. With notebook 3 it also writes what the site's
+explorer of attention shows, `docs/_static/window-data.js`.
 """
 
 import base64
 import hashlib
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,18 @@ from typing import Any
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDER = Path(__file__).parent
 COLOURS = 128  # of a kept picture
+EXPLORED = "03_phase2_context_kv.ipynb"  # whose run the site's explorer shows
+WINDOW = FOLDER.parent / "docs" / "_static" / "window-data.js"
+CLICKED = 50  # positions of the site's explorer
 
 
 def code_digest(notebook: dict[str, Any]) -> str:
     """Return a digest of all code cells, in their order."""
-    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        "".join(cell["source"])
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code"
+    ]
     return hashlib.sha256("\0".join(cells).encode()).hexdigest()[:16]
 
 
@@ -28,18 +38,22 @@ def execute(path: Path) -> None:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=None, resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     notebook.metadata.pop("widgets", None)
     notebook.metadata["outputs_of"] = code_digest(notebook)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times
         if cell.cell_type == "code":
-            cell.outputs = [kept for output in cell.outputs if (kept := slimmed(output))]
+            cell.outputs = [
+                kept for output in cell.outputs if (kept := slimmed(output))
+            ]
     nbformat.write(notebook, path)
 
 
 def slimmed(output: Any) -> Any:
-    """Return an output without widgets and with smaller pictures; None if nothing is left to show."""
+    """Return an output without widgets and with smaller pictures, or None."""
     data = output.get("data", {})
     is_widget = data.pop(WIDGET, None) is not None
     if output.get("name") == "stderr" or (is_widget and "image/png" not in data):
@@ -53,12 +67,89 @@ def fewer_colours(png: str) -> str:
     """Return a PNG, as base64, with a palette."""
     from PIL import Image
 
-    image, content = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
-    image.quantize(COLOURS, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    image, content = (
+        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"),
+        io.BytesIO(),
+    )
+    image.quantize(COLOURS, dither=Image.Dither.NONE).save(
+        content, "PNG", optimize=True
+    )
     return base64.b64encode(content.getvalue()).decode()
+
+
+def window_data(opened: Any, first: int, count: int = CLICKED) -> dict[str, Any]:
+    """Collect attention and guesses at `count` positions, with their text.
+
+    Args:
+        opened: `open_run` of a finished run.
+        first: the first position.
+
+    Returns:
+        `start`, the position of the first of `tokens`; `first`; `offsets` of slots; and
+        for each of `positions` its `weights` `[heads, slots]` in tenths of a per cent,
+        `guesses` (token, per cent), and `next`: per cent and rank of the true token.
+    """
+    import torch
+
+    model, cache, decode = opened.model, opened.caches["val"], opened.tokenizer.decode
+    at = torch.arange(first, first + count)
+    batch, slots = cache.gather(at, model.window), model.window.slots(at)
+    with torch.no_grad():
+        weights, probabilities = (
+            batch.attend(model)[1],
+            batch.logits(model).softmax(dim=1),
+        )
+    positions = []
+    for row, target, shares in zip(
+        probabilities, batch.targets.tolist(), weights, strict=True
+    ):
+        likely, ids = row.topk(5)
+        guesses = [
+            [decode([token]), percent(share)]
+            for token, share in zip(ids.tolist(), likely.tolist(), strict=True)
+        ]
+        rank = int((row > row[target]).sum()) + 1
+        tenths = (1000 * shares).round().int().tolist()
+        positions.append(
+            {
+                "weights": tenths,
+                "guesses": guesses,
+                "next": [percent(row[target].item()), rank],
+            }
+        )
+    start = max(0, int(slots.min()))  # a slot before the stream has no token
+    tokens = [
+        decode([token]) for token in cache.ids[start : first + count + 1].tolist()
+    ]
+    offsets = (at[0] - slots[0]).tolist()
+    return {
+        "start": start,
+        "first": first,
+        "tokens": tokens,
+        "offsets": offsets,
+        "positions": positions,
+    }
+
+
+def percent(share: float) -> float:
+    return round(100 * share, 1)
+
+
+def keep_window() -> None:
+    """Write the data of the site's explorer, from the run that notebook 3 finished."""
+    import ctxkv_lib as ctxkv
+
+    opened = ctxkv.open_run(
+        ctxkv.run_folder_of(ctxkv.notebook_config(), ctxkv.runs_root())
+    )
+    data = window_data(opened, len(opened.caches["val"]) // 2)
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    WINDOW.write_text(f"window.attention={text};\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     for named in map(Path, sys.argv[1:] or sorted(map(str, FOLDER.glob("*.ipynb")))):
         print(named.name, flush=True)
         execute(named)
+        if named.name == EXPLORED:
+            keep_window()

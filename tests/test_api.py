@@ -57,7 +57,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(code, unused):
 
 @pytest.mark.parametrize("code", SHOWN.values(), ids=SHOWN.keys())
 def test_notebooks_and_pages_use_the_public_names_and_the_method_alone(code):
-    code = re.sub(r"(?m)^(\s+)%.*$", r"\1pass", code)
+    code = re.sub(r"(?m)^( *)%.*$", r"\1pass", code)
     compile(code, "snippet", "exec")
     assert re.findall(r"(?m)^\s*(?:from|import) ctxkv_lib\.(?!method).+", code) == []
     used = {name for module, name in imported(code) if module == "ctxkv_lib"}

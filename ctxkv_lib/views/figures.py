@@ -7,6 +7,7 @@ pyplot, so that none is shown twice, and are white, so that they look the same o
 import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,23 @@ from ..files import replacing
 from ..report.tables import Summary, memory_stages
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# How runs look, in their order: colours repeat with another marker.
+LOOKS: list[dict[str, Any]] = [
+    {"color": colour, "marker": marker} for marker in "osDv^X*" for colour in OKABE_ITO
+]
+FEW = 3  # runs whose lines have their labels at their ends
 GREY = "#6b7280"
 NUMBERS = "{x:,.10g}"  # on axes
 WIDTH = 9.6  # inches
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
-    "axes.prop_cycle": cycler(color=OKABE_ITO),
+    "axes.prop_cycle": cycler(color=2 * OKABE_ITO, marker=[""] * len(OKABE_ITO) + ["s"] * len(OKABE_ITO)),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
-    "figure.dpi": 110,
+    "figure.dpi": 76,  # of a page; a notebook draws two pixels for each
     "font.size": 11,
     "grid.color": "#e3e6eb",
     "legend.frameon": False,
@@ -41,8 +47,8 @@ STYLE: dict[str, Any] = {
 styled = style.context(["default", STYLE, {"text.parse_math": False}])
 # Parts of a run, drawn in its colour; the legend explains each in grey.
 PARTS: dict[str, dict[str, Any]] = {
-    "training": {"ls": "--", "lw": 1.4},
-    "validation": {"marker": "o", "ms": 4},
+    "training": {"ls": "--", "lw": 1.4, "marker": ""},
+    "validation": {"ms": 4, "marker": "o"},
     "best epoch": {"ls": "none", "marker": "o", "ms": 10, "mfc": "none", "mew": 2},
 }
 Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
@@ -51,10 +57,15 @@ Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
 class Picture(Figure):
     """A figure that a notebook shows, also where pyplot has not been imported."""
 
-    def _repr_png_(self) -> bytes:
+    def png(self) -> bytes:
+        """Draw it with two pixels for each of the page."""
         content = io.BytesIO()
-        self.savefig(content, format="png", facecolor="white")
+        self.savefig(content, format="png", facecolor="white", dpi=2 * self.dpi)
         return content.getvalue()
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        width, height = self.get_size_inches() * self.dpi
+        return self.png(), {"width": round(width), "height": round(height)}
 
 
 def panels(count: int, height: float, counted: str = "", **share: Any) -> tuple[Picture, list[Axes]]:
@@ -82,61 +93,78 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 @styled
-def ppl_curves(
-    summaries: Mapping[str, Summary],
-    log: bool = True,
-    accuracy: bool = False,
-    last: int | None = None,
-    epoch: int | None = None,
-) -> Picture:
+def ppl_curves(summaries: Mapping[str, Summary]) -> Picture:
     """Draw training and validation perplexity by epoch, with a ring at the best epoch.
 
     Args:
         summaries: contents of `summary.json` by name. Where n-grams were measured, a dotted line is theirs.
-        log: perplexity on a log scale.
-        accuracy: draw validation accuracy in a second panel.
-        last: the last epoch to draw; None draws all.
-        epoch: an epoch to mark with a line.
     """
-    figure, axes = panels(1 + accuracy, 4.2 + 0.13 * len(summaries), "Epoch")
-    shown: list[float] = []  # all perplexities but the first of training, which would flatten the rest
-    for colour, (name, summary) in zip(cycle(OKABE_ITO), summaries.items(), strict=False):
-        epochs = [line for line in summary["phase2"]["epochs"][:last] if line["val_ppl"] is not None]
-        _draw_run(axes, name, summary, epochs, colour)
-        shown += [line["val_ppl"] for line in epochs] + [line["train_ppl"] for line in epochs[1:]]
-        shown += [summary["ngrams"]["kneser_ney"]["val_ppl"]] if "ngrams" in summary else []
-    for ax, title in zip(axes, ("Perplexity per token", "Validation accuracy (%)"), strict=False):
-        ax.set_title(title)
-        if epoch is not None:
-            ax.axvline(epoch, color=GREY, lw=1)
-    low, high = min(shown), max(shown)
-    axes[0].set_ylim(low / 1.2 if log else 0, 1.2 * high)
-    if log:
-        axes[0].set_yscale("log")
-        subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
-        axes[0].yaxis.set_major_locator(LogLocator(subs=subs))
-        axes[0].yaxis.set_minor_formatter(NullFormatter())
-        axes[0].yaxis.set_major_formatter(NUMBERS)
-    handles: list[Any] = axes[0].get_legend_handles_labels()[0]
-    handles += [Line2D([], [], color=GREY, label=name, **look) for name, look in PARTS.items()]
-    longest = max(len(handle.get_label()) for handle in handles)
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 if longest < 55 else 1)
+    figure, (ax,) = panels(1, 4.2 + 0.13 * len(summaries), "Epoch")
+    lines: list[Any] = []
+    for look, (name, summary) in zip(cycle(LOOKS), summaries.items(), strict=False):
+        lines += _draw_run(ax, name, summary, look)
+    low, high, note = ppl_limits(summaries)
+    ax.set(title="Perplexity per token", yscale="log", ylim=(low, high))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 14 * low else (1, 1.5, 2, 3, 4, 5, 7)))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter(NUMBERS)
+    parts = [Line2D([], [], color=GREY, label=name, **look) for name, look in PARTS.items()]
+    if note:
+        parts.append(Line2D([], [], ls="none", label=note))
+    longest = max(len(line.get_label()) for line in lines)
+    if len(summaries) <= FEW and longest < 55:
+        label_ends(ax, lines)
+        lines = []
+    columns = 2 if longest < 55 else 1
+    figure.legend(handles=lines + parts, loc="outside lower center", ncols=columns if lines else 4)
     return figure
 
 
-def _draw_run(axes: Sequence[Axes], name: str, summary: Summary, epochs: Lines, colour: str) -> None:
-    """Draw the epochs of one run: perplexity and, where there are two axes, accuracy."""
-    phase2, at = summary["phase2"], [line["epoch"] for line in epochs]
+def known_epochs(summary: Summary) -> Lines:
+    """Return the epochs whose numbers are known; of the original's, not all were published."""
+    return [line for line in summary["phase2"]["epochs"] if line["val_ppl"] is not None]
+
+
+def ppl_limits(summaries: Mapping[str, Summary]) -> tuple[float, float, str]:
+    """Return the ends of an axis without each first of training, which would flatten the rest, and a note."""
+    values: list[float] = []
+    for summary in summaries.values():
+        epochs = known_epochs(summary)
+        values += [line["val_ppl"] for line in epochs] + [line["train_ppl"] for line in epochs[1:]]
+        values += [summary["ngrams"]["kneser_ney"]["val_ppl"]] if "ngrams" in summary else []
+    low, high = min(values) / 1.2, 1.2 * max(values)
+    first = [known_epochs(summary)[0]["train_ppl"] for summary in summaries.values()]
+    above = [f"{ppl:,.0f}" for ppl in first if ppl > high]
+    listed = f": {', '.join(above)}" if len(above) <= FEW else ""
+    return low, high, f"↑ above the axis: training in epoch 1{listed}" if above else ""
+
+
+def _draw_run(ax: Axes, name: str, summary: Summary, look: Mapping[str, Any]) -> list[Line2D]:
+    """Draw the epochs of one run, and return the lines that need a label."""
+    phase2, epochs, colour = summary["phase2"], known_epochs(summary), look["color"]
+    at = [line["epoch"] for line in epochs]
+    ax.plot(at, [line["train_ppl"] for line in epochs], color=colour, **PARTS["training"])
     label = f"{name}: PPL {phase2['val_ppl']:,.1f}, {phase2['val_acc']:.1%}, epoch {phase2['best_epoch']}"
-    axes[0].plot(at, [line["train_ppl"] for line in epochs], color=colour, **PARTS["training"])
-    for ax, key, factor in zip(axes, ("val_ppl", "val_acc"), (1, 100), strict=False):
-        values = [factor * line[key] for line in epochs]
-        ax.plot(at, values, color=colour, label=label, **PARTS["validation"])
-        if phase2["best_epoch"] in at:
-            ax.plot(phase2["best_epoch"], factor * phase2[key], color=colour, **PARTS["best epoch"])
+    lines = ax.plot(at, [line["val_ppl"] for line in epochs], label=label, **{**PARTS["validation"], **look})
+    if phase2["best_epoch"] in at:
+        ax.plot(phase2["best_epoch"], phase2["val_ppl"], color=colour, **PARTS["best epoch"])
     if "ngrams" in summary:
-        ngrams = summary["ngrams"]["kneser_ney"]["val_ppl"]
-        axes[0].axhline(ngrams, color=colour, ls=":", label=f"{name}: PPL of n-grams {ngrams:,.1f}")
+        ppl = summary["ngrams"]["kneser_ney"]["val_ppl"]
+        lines.append(ax.axhline(ppl, color=colour, ls=":", label=f"{name}: PPL of n-grams {ppl:,.1f}"))
+    return lines
+
+
+def label_ends(ax: Axes, lines: Sequence[Line2D], gap: float = 29) -> None:
+    """Write labels at last values, right of axes whose limits are set, `gap` points or more apart."""
+    lowest = -float("inf")
+    ends: list[tuple[Any, Line2D]] = [([*line.get_ydata()][-1], line) for line in lines]  # type: ignore
+    for y, line in sorted(ends, key=itemgetter(0)):
+        height = 72 / ax.figure.dpi * ax.transData.transform((0, y))[1]
+        lowest = max(height, lowest + gap)
+        text = str(line.get_label()).replace(": ", "\n", 1)
+        right: Any = ax.get_yaxis_transform()
+        shift, colour = (5, lowest - height), line.get_color()
+        ax.annotate(text, (1, y), shift, right, "offset points", va="center", fontsize=9.5, color=colour)
 
 
 @styled
@@ -148,10 +176,10 @@ def phase1_curves(runs: Mapping[str, Lines], stop_rate: float | None = None) -> 
         stop_rate: share of converged positions at which Phase 1 stops, drawn as a line.
     """
     figure, (rate, loss) = panels(2, 4.2, "Iteration")
-    for colour, (name, lines) in zip(cycle(OKABE_ITO), runs.items(), strict=False):
+    for look, (name, lines) in zip(cycle(LOOKS), runs.items(), strict=False):
         at = [line["iteration"] for line in lines]
         for ax, key, factor in ((rate, "convergence_rate", 100), (loss, "loss", 1)):
-            ax.plot(at, [factor * line[key] for line in lines], "-o", ms=4, color=colour, label=name)
+            ax.plot(at, [factor * line[key] for line in lines], ms=4, label=name, **look)
     if stop_rate is not None:
         rate.axhline(100 * stop_rate, color=GREY, ls="--", lw=1.2, label=f"stop at {100 * stop_rate:g}%")
     rate.set(title="Converged positions (%)", ylim=(-3, 103))
@@ -175,10 +203,10 @@ def memory_by_stage(runs: Mapping[str, Lines]) -> Picture:
         for place, (colour, device) in enumerate(zip(OKABE_ITO, devices, strict=False)):
             for line in lines:
                 y = names.index(line["stage"]) + 0.4 * (place - (len(devices) - 1) / 2)
-                held, peak = line[f"{device}_gib"] or 0.0, line[f"{device}_peak_gib"]
-                ax.barh(y, held, height=0.34, color=colour, label=device.upper())
+                memory, peak = line[f"{device}_gib"] or 0.0, line[f"{device}_peak_gib"]
+                ax.barh(y, memory, height=0.34, color=colour, label=device.upper())
                 if peak is not None:
-                    ax.plot([held, peak], [y, y], color=colour, lw=1.6, marker="|", markevery=[1], ms=8)
+                    ax.plot([memory, peak], [y, y], color=colour, lw=1.6, marker="|", markevery=[1], ms=8)
         ax.set(title=title, xlabel="GiB")
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
@@ -193,7 +221,10 @@ def window_attention(slots: Sequence[int], weights: Sequence[float], position: i
     figure, (ax,) = panels(1, 3)
     colours = [OKABE_ITO[0] if slot >= 0 else "#b9bec7" for slot in slots]
     ax.bar(range(len(slots)), [100 * weight for weight in weights], color=colours)
-    named = range(0, len(slots), -(-len(slots) // 16))
-    ax.set_xticks(named, [f"{position - slots[place]:,}" for place in named])
+    even = 100 / len(slots)
+    ax.axhline(even, color=OKABE_ITO[1], lw=1.2, ls="--")
+    ax.annotate(f" uniform: {even:.1f}%", (1, even), xycoords=("axes fraction", "data"), color=OKABE_ITO[1])
+    ticks = range(0, len(slots), -(-len(slots) // 16))
+    ax.set_xticks(ticks, [f"{position - slots[place]:,}" for place in ticks])
     ax.set(title=title, xlabel="Tokens back (grey: before the stream)", ylabel="Attention (%)")
     return figure

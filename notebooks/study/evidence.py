@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tables import DISTANCES, used
+from figures import used
+from tables import DISTANCES
 from torch import Tensor
 
 import ctxkv_lib as ctxkv

@@ -1,6 +1,6 @@
-"""The tables and figures of the study, from its results: `python notebooks/study/tables.py` rewrites them.
+"""The tables of the study, from its results: `python notebooks/study/tables.py` rewrites them.
 
-They stand between markers in docs/study.md and README.md.
+They stand between markers in docs/study.md and README.md. `figures.py` draws the same results.
 """
 
 import re
@@ -8,15 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
-from intervals import RESULTS, Interval, Losses, Row, difference, known_groups, losses, read_json, read_rows
+from intervals import RESULTS, Interval, Row, difference, known_groups, losses, read_rows
 
 TOP = Path(__file__).resolve().parents[2]
 PAGES = ("docs/study.md", "README.md")
-FIGURES = TOP / "docs" / "_static"
 TEN = (10, 50, 100, 200, 500, 1_000, 2_000)  # training conversations of rows with ten test conversations
 FIFTY = TEN[:5]  # and with fifty
 DISTANCES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # of part `evidence`
@@ -94,22 +90,46 @@ def rows_of(*files: str) -> list[Row]:
 
 
 @cache
+def first_study() -> list[Row]:
+    """Read the rows of the first study, with ten test conversations.
+
+    Of variants that were trained twice, these are the runs whose losses by conversation are known, if any:
+    so tables and intervals are of the same runs.
+    """
+    again = rows_of("cache/cache")
+    known = {(row["variant"], row["samples"]) for row in again}
+    swept = rows_of("answer/sweep", "full/sweep")
+    return again + [row for row in swept if (row["variant"], row["samples"]) not in known]
+
+
+@cache
 def tested(conversations: int) -> list[Row]:
     """Read the rows with losses of the ten test conversations, or of the fifty."""
     if conversations == 50:
         return rows_of("fair/sweep", "fair/cache", "phase1/sweep")
-    swept = rows_of("answer/sweep", "full/sweep")
-    return rows_of("cache/cache") + [row for row in swept if row["variant"] not in ("exact", "tuned")]
+    return first_study()
+
+
+def sizes_of(conversations: int) -> Sequence[int]:
+    """Return the sizes of training of rows with so many test conversations."""
+    return TEN if conversations == 10 else FIFTY
+
+
+def mean_ppl(variant: str, samples: int) -> float | None:
+    """Return the mean test perplexity over seeds in the first study; None if it has not run."""
+    rows = [row for row in first_study() if (row["variant"], row["samples"]) == (variant, samples)]
+    ppls = [row["test_ppl"] for row in rows if "test_ppl" in row]
+    return mean(ppls) if ppls else None
 
 
 def table(title: str, columns: Sequence[str | int], rows: Iterable[Sequence[str]]) -> str:
     """Write a Markdown table; `columns` are those after the first, aligned to the right."""
-    names = [each if isinstance(each, str) else f"{each:,}" for each in columns]
+    names = [column if isinstance(column, str) else f"{column:,}" for column in columns]
     head, *body = (f"| {' | '.join(line)} |" for line in [[title, *names], *rows])
     return "\n".join([head, f"|---{'|---:' * len(columns)}|", *body])
 
 
-def named(variant: str) -> str:
+def label(variant: str) -> str:
     base, _, kind = variant.partition(" with ")
     return NAMES.get(variant) or NAMES.get(base, base) + (kind and f" with {kind}")
 
@@ -123,9 +143,9 @@ def spread(values: Sequence[float]) -> str:
 
 def levels(rows: Sequence[Row], variant: str, sizes: Sequence[int]) -> list[str]:
     """Write the name of a variant, and its test perplexity at each size."""
-    own = [row for row in rows if row["variant"] == variant and "test_ppl" in row]
-    ppls = ([row["test_ppl"] for row in own if row["samples"] == size] for size in sizes)
-    return [named(variant), *map(spread, ppls)]
+    known = [row for row in rows if row["variant"] == variant and "test_ppl" in row]
+    ppls = ([row["test_ppl"] for row in known if row["samples"] == size] for size in sizes)
+    return [label(variant), *map(spread, ppls)]
 
 
 def percent(value: float) -> str:
@@ -141,15 +161,15 @@ def change(conversations: int, pair: str, samples: int, grouped: bool = False) -
 
 def compared(conversations: int, *pairs: str) -> str:
     """Write changes of pairs, with intervals; on fifty conversations also those by groups of speakers."""
-    sizes, lines = TEN if conversations == 10 else FIFTY, []
+    sizes, lines = sizes_of(conversations), []
     for pair in pairs:
-        lines.append([" / ".join(map(named, pair.split(" / ")))])
+        lines.append([" / ".join(map(label, pair.split(" / ")))])
         for size in sizes:
             ways = (False, True) if conversations == 50 else (False,)
-            found = [each for way in ways if (each := change(conversations, pair, size, way))]
-            held = "; ".join(f"{percent(each.low)} to {percent(each.high)}" for each in found)
-            lines[-1].append(f"{percent(found[0].percent)} ({held})" if found else "–")
-    return table("change of the test perplexity in %", sizes, lines)
+            intervals = [found for way in ways if (found := change(conversations, pair, size, way))]
+            ends = "; ".join(f"{percent(interval.low)} to {percent(interval.high)}" for interval in intervals)
+            lines[-1].append(f"{percent(intervals[0].percent)} ({ends})" if intervals else "–")
+    return table(f"change of the test perplexity in %, {conversations} test conversations", sizes, lines)
 
 
 def validation() -> str:
@@ -168,13 +188,13 @@ def validation() -> str:
 
 def ngrams() -> str:
     """Write the test perplexity of recipes and n-grams, on the ten conversations."""
-    rows = rows_of("answer/sweep", "full/sweep")
+    rows = first_study()
     chosen = ("exact", "exact, directional table", "kneser_ney", "kneser_ney_cache", "kneser_ney_caches")
     others = ("tuned, copying", "tuned", "kneser_ney_table_caches")
     lines = [levels(rows, name, TEN) for name in chosen + others]
     _, *bare = levels(rows_of("baselines/sweep"), "no contexts", TEN)
     lines.insert(-1, ["`tuned` without copying and contexts", *bare])
-    return table("test perplexity, by conversations", TEN, lines)
+    return table("test perplexity (10 test conversations, batches of random positions)", TEN, lines)
 
 
 def models() -> str:
@@ -186,13 +206,14 @@ def models() -> str:
         for place, size in enumerate(FIFTY if name in others else (), start=1):
             found = change(50, f"{name} / contexts", size)
             lines[-1][place] += " ≈" if found and found.low <= 0 <= found.high else ""
-    return table("test perplexity, by conversations", FIFTY, lines)
+    return table("test perplexity (50 test conversations, batches of 2 × 64 positions)", FIFTY, lines)
 
 
 def phase1() -> str:
     rows = rows_of("phase1/sweep")
     names = dict.fromkeys(row["variant"] for row in rows if row["seed"])
-    return table("test perplexity, by conversations", FIFTY, [levels(rows, name, FIFTY) for name in names])
+    title = "test perplexity (50 test conversations, batches of 2 × 64 positions; `exact`: 512 random ones)"
+    return table(title, FIFTY, [levels(rows, name, FIFTY) for name in names])
 
 
 def changes() -> str:
@@ -206,8 +227,12 @@ def changes() -> str:
     for name in sorted(ppls, key=lambda name: mean(ppls[name])):
         spans = [row["measured"]["horizon"] for row in found[name] if "horizon" in row.get("measured", {})]
         moved = percent(100 * (mean(ppls[name]) / mean(ppls["tuned"]) - 1))
-        lines.append([named(name), spread(ppls[name]), moved, f"{mean(spans):.0f}" if spans else "–"])
-    return table("change of `tuned` without copying", ("validation perplexity", "in %", "span"), lines)
+        lines.append([label(name), spread(ppls[name]), moved, f"{mean(spans):.0f}" if spans else "–"])
+    return table(
+        "change of `tuned` without copying",
+        ("validation perplexity, 10 conversations", "in %", "span"),
+        lines,
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -219,81 +244,13 @@ TABLES: dict[str, Callable[[], str]] = {
 def written(text: str) -> str:
     """Return a page with its tables made anew: those between `<!-- table: NAME -->` and `<!-- /table -->`."""
     pattern = r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)"
-    return re.sub(pattern, lambda found: f"{found[1]}{TABLES[found[2]]()}\n\n{found[3]}", text, flags=re.S)
-
-
-STYLES: dict[str, dict[str, Any]] = {  # colours that tell apart without colour vision (Okabe and Ito)
-    "exact": {"color": "#D55E00", "marker": "s"},
-    "tuned": {"color": "#0072B2", "marker": "o"},
-    "tuned, copying": {"color": "#CC79A7", "marker": "D"},
-    "kneser_ney_caches": {"color": "black", "ls": ":"},
-    "kneser_ney_table_caches": {"color": "black", "ls": "--"},
-}
-
-
-def draw_ngrams() -> Any:
-    """Draw test perplexity by training tokens, and how far it is above that of the strongest n-grams."""
-    _, axes = plt.subplots(2, 1, figsize=(7.5, 8), layout="constrained")
-    tokens = {r["samples"]: r["train_tokens"] for r in rows_of("answer/sweep", "full/sweep") if r["seed"]}
-    for name, style in STYLES.items():
-        found = {size: own for size in TEN if (own := losses(tested(10), name, size))}
-        ppls = [np.exp(np.average(own.values.mean(axis=0), weights=own.tokens)) for own in found.values()]
-        drawn = np.array([change(10, f"{name} / kneser_ney_table_caches", size) for size in found])
-        at = [tokens[size] for size in found]
-        axes[0].plot(at, ppls, label=named(name).replace("`", ""), **style)
-        axes[1].plot(at, drawn[:, 0], **style)
-        axes[1].fill_between(at, drawn[:, 1], drawn[:, 2], color=style["color"], alpha=0.15, lw=0)
-    axes[0].set(yscale="log", ylabel="Test perplexity per token (log scale)")
-    axes[0].set_yticks([200, 300, 500, 700], ["200", "300", "500", "700"])
-    axes[1].set(ylabel="Above the strongest n-grams (%)", ylim=(-30, 200))
-    return dressed(axes, sorted(tokens.values()), "Training tokens (log scale)")
-
-
-def used(runs: Sequence[Row], tokens: Sequence[int]) -> list[Interval]:
-    """Compute the rise of perplexity in % if the slots from each distance on take other contexts."""
-    own, weights, found = np.array([run["losses"] for run in runs]), np.array(tokens, float), []
-    for distance in DISTANCES[:-1]:
-        kept = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
-        rises = np.array([run["rises"][str(at)] for run, at in zip(runs, kept, strict=True)])
-        found.append(difference(Losses((own + rises) / 1000, weights), Losses(own / 1000, weights)))
-    return found
-
-
-def draw_evidence() -> Any:
-    """Draw what the window holds, and what the model loses without it, by distance."""
-    results = read_json(RESULTS / "evidence" / "evidence.json")
-    _, axes = plt.subplots(2, 1, figsize=(7.5, 7), layout="constrained")
-    lines = (("tuned", 50, "-"), ("exact", 50, "-"), ("exact", 100, "--"), ("exact", 500, ":"))
-    for recipe, samples, ls in lines:
-        style = {"color": STYLES[recipe]["color"], "ls": ls, "label": f"{recipe}, {samples} conversations"}
-        runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == (recipe, samples)]
-        held = np.mean([run["held"] for run in runs], axis=0)
-        axes[0].stairs(held, DISTANCES, baseline=None, lw=2, **style)
-        middle, low, high = np.array(used(runs, results["tokens"])).T
-        axes[1].errorbar(DISTANCES[:-1], middle, (middle - low, high - middle), marker="o", **style)
-    axes[0].set(title="Held: a token is decoded from the nearest slot that read it", ylabel="R² (mean)")
-    axes[1].set(title="Used: slots from here on take other contexts", ylabel="Rise of perplexity (%)")
-    return dressed(axes, DISTANCES, "Distance back (tokens, log scale)")
-
-
-def dressed(axes: Any, ticks: Sequence[int], label: str) -> Any:
-    """Give all axes of a figure the same x axis, on a log scale, and return the figure."""
-    for ax in axes:
-        ax.set(xscale="log", xlabel=label)
-        ax.minorticks_off()
-        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30)
-        ax.grid(alpha=0.3)
-    figure = axes[0].figure
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
+    return re.sub(pattern, lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text, flags=re.S)
 
 
 def main() -> None:
-    """Rewrite the tables of all pages, and the two figures."""
+    """Rewrite the tables of all pages."""
     for path in (TOP / page for page in PAGES):
         path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
-    draw_ngrams().savefig(FIGURES / "study-ngrams.png", dpi=110)
-    draw_evidence().savefig(FIGURES / "study-evidence.png", dpi=110)
 
 
 if __name__ == "__main__":

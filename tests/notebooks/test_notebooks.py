@@ -9,7 +9,7 @@ from conftest import TOP
 import ctxkv_lib
 
 sys.path.append(str(TOP / "notebooks"))
-from outputs import WIDGET, code_digest, slimmed
+from outputs import CLICKED, WIDGET, WINDOW, code_digest, slimmed, window_data
 
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
 PLACE = "https://colab.research.google.com/github/OWNER/REPOSITORY/blob"
@@ -27,7 +27,8 @@ def test_it_begins_like_the_others(path):
     assert setup["source"] == read(NOTEBOOKS[0])["cells"][1]["source"]
     assert f"@v{ctxkv_lib.__version__}" in "".join(setup["source"])
     assert f"({PLACE}/v{ctxkv_lib.__version__}/notebooks/{path.name})" in title
-    assert parameters["metadata"]["tags"] == ["parameters"]
+    assert "parameters" in parameters["metadata"]["tags"]
+    assert all("hide-input" in cell["metadata"]["tags"] for cell in (setup, parameters))
 
 
 @each_notebook
@@ -39,6 +40,34 @@ def test_outputs_are_not_older_than_the_code_and_need_no_kernel(path):
     assert "widgets" not in notebook["metadata"]
     assert not any(WIDGET in output.get("data", {}) for output in outputs)
     assert path.stat().st_size < 600_000
+
+
+@each_notebook
+def test_it_is_short_enough_to_read(path):
+    cells = ["".join(cell["source"]) for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) <= 15
+    for cell in cells:
+        lines = cell.splitlines()
+        assert sum(bool(line.strip()) for line in lines) <= 25, cell
+        assert max(map(len, lines)) <= 88, cell  # what a page shows without scrolling
+
+
+def test_the_explorer_of_the_site_has_what_a_run_attends_and_guesses(trained):
+    data = window_data(trained, 5, 5)  # where some slots lie before the stream
+    ids = trained.caches["val"].ids[:11].tolist()
+    assert (data["start"], data["first"], len(data["positions"])) == (0, 5, 5)
+    assert data["tokens"] == [trained.tokenizer.decode([token]) for token in ids]
+    for position in data["positions"]:
+        assert all(sum(row) == pytest.approx(1000, abs=len(row)) for row in position["weights"])
+        assert position["guesses"][0][1] >= position["guesses"][-1][1]
+        assert position["next"][1] >= 1
+
+
+def test_the_data_of_the_site_are_small_and_whole():
+    assert WINDOW.stat().st_size < 150_000
+    data = json.loads(WINDOW.read_text(encoding="utf-8").removeprefix("window.attention=").rstrip(";\n"))
+    assert len(data["positions"]) == CLICKED
+    assert len(data["tokens"]) == data["first"] - data["start"] + CLICKED + 1
 
 
 def test_of_an_explorer_its_picture_is_kept_and_of_a_progress_bar_nothing():

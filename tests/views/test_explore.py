@@ -1,49 +1,61 @@
-"""Explorers: what a changed control draws."""
+"""Curves that answer, and the explorer of a window: what is shown, and what a changed control draws."""
+
+import json
+import re
+import sys
+from html import escape
 
 import pytest
 from ipywidgets import HTML
 from sample_runs import sample_run, write_run
 
 from ctxkv_lib.errors import UserError
-from ctxkv_lib.views.explore import explore_runs, explore_window
+from ctxkv_lib.views.curves import PLOTLY, explore_runs, plotly_curves
+from ctxkv_lib.views.explore import explore_window
 
 
 def page(explorer):
-    (found,) = [child for child in explorer.children if isinstance(child, HTML)]
-    return found.value
+    (html,) = [child for child in explorer.children if isinstance(child, HTML)]
+    return html.value
 
 
-def test_controls_of_runs_change_figure_and_values(tmp_path):
-    explorer = explore_runs([sample_run(100), write_run(tmp_path / "run", 500)])
-    controls = explorer.controls
-    assert controls["runs"].options == ("100 samples", "500 samples")
-    assert (controls["last"].value, controls["epoch"].value) == (6, 3)
-    assert "366.4" in page(explorer)
-    assert "179.2" in page(explorer)
-    controls["runs"].value = ("500 samples",)
-    assert "366.4" not in page(explorer)
-    controls["epoch"].value = 5
-    assert "196.1" in page(explorer)
-    (ax,) = explorer.figure.axes
-    assert ax.get_yscale() == "log"
-    controls["log"].value, controls["accuracy"].value, controls["last"].value = False, True, 4
-    ppl, _accuracy = explorer.figure.axes
-    assert ppl.get_yscale() == "linear"
-    assert max(line.get_xdata()[-1] for line in ppl.get_lines() if len(line.get_xdata()) > 2) == 4
-    assert page(explorer).startswith('<img style="max-width:100%" src="data:image/png;base64,')
+def test_runs_are_shown_by_plotly_as_a_page_and_as_a_picture(tmp_path):
+    shown = explore_runs([sample_run(100), write_run(tmp_path / "run", 500)])._repr_mimebundle_()
+    assert {*shown} == {PLOTLY, "text/html", "image/png", "text/plain"}
+    assert shown["image/png"].startswith(b"\x89PNG")
+    assert len(json.dumps(shown[PLOTLY])) + len(shown["text/html"]) < 30_000
+    assert "cdn" in shown["text/html"]
+    assert [trace["name"] for trace in shown[PLOTLY]["data"] if trace["showlegend"]] == [
+        "100 samples",
+        "500 samples",
+    ]
 
 
-def test_an_epoch_that_a_run_has_not_reached_is_left_out_of_the_values():
-    short = sample_run(100, epochs=[(300.0, 400.0, 0.1)])
-    explorer = explore_runs([short, sample_run(500)])
-    explorer.controls["epoch"].value = 6
-    assert page(explorer).count("<tr") == 2  # a header, and one run
-    explorer.controls["runs"].value = ("100 samples",)
-    assert "400.0" not in page(explorer)
+def test_a_run_has_validation_accuracy_training_and_n_grams_that_the_legend_switches_together():
+    summary = sample_run(100).summary
+    summary["ngrams"] = {"kneser_ney": {"val_ppl": 922.2}}
+    validation, accuracy, training, ngrams = plotly_curves({"a run": summary}).data
+    assert {trace.legendgroup for trace in (validation, accuracy, training, ngrams)} == {"a run"}
+    assert validation.y[2] == 366.4
+    assert validation.marker.symbol == ("circle", "circle", "circle-open", *["circle"] * 3)
+    assert (accuracy.yaxis, accuracy.y[2], training.line.dash) == ("y2", 0.159, "dash")
+    assert ngrams.y == (922.2,) * 6
 
 
-def test_one_run_may_stand_alone_and_no_run_is_refused(tmp_path):
-    assert explore_runs(sample_run()).controls["runs"].options == ("500 samples",)
+def test_eight_runs_have_eight_looks():
+    traces = plotly_curves({f"run {n}": sample_run(100).summary for n in range(8)}).data
+    points = [trace for trace in traces if trace.showlegend]
+    assert len({(trace.line.color, trace.marker.symbol[0]) for trace in points}) == 8
+
+
+def test_without_plotly_a_sentence_stands_beside_the_picture(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    shown = explore_runs(sample_run())._repr_mimebundle_()
+    assert {*shown} == {"image/png", "text/plain"}
+    assert "get it by `pip install plotly`" in capsys.readouterr().err
+
+
+def test_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="name at least one run folder"):
         explore_runs([])
     with pytest.raises(UserError, match="nothing"):
@@ -57,6 +69,11 @@ def test_a_window_shows_its_tokens_with_the_attention_of_the_chosen_head(trained
         assert f'title="{slot}: ' in page(explorer)
     following = trained.tokenizer.decode([int(cache.ids[21])])
     assert f'border-bottom:2px solid">{following}<' in page(explorer)
+    token, probability = re.search(
+        r"The next token is <b>(.+?)</b> ([\d.]+%), number", page(explorer)
+    ).groups()
+    assert token == escape(repr(following))
+    assert 0 <= float(probability.rstrip("%")) <= 100
     heights = [bar.get_height() for bar in explorer.figure.axes[0].patches]
     assert sum(heights) == pytest.approx(100, abs=0.01)
     explorer.controls["head"].value = "head 2"

@@ -1,5 +1,7 @@
 """Figures of runs: what is drawn, read back from their axes."""
 
+from itertools import pairwise
+
 import matplotlib
 import pytest
 from matplotlib import style
@@ -32,8 +34,10 @@ def curves(ax, linestyle):
     return {line.get_color(): [*zip(*line.get_data(), strict=True)] for line in lines}
 
 
-def legend(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+def labels(figure):
+    """The texts of the legend, and those at the ends of lines."""
+    (ax,) = figure.axes
+    return [text.get_text().replace("\n", ": ") for text in [*figure.legends[0].get_texts(), *ax.texts]]
 
 
 def test_training_is_dashed_validation_solid_and_a_ring_marks_the_best_epoch(summaries):
@@ -44,21 +48,39 @@ def test_training_is_dashed_validation_solid_and_a_ring_marks_the_best_epoch(sum
     rings = [line.get_data() for line in ax.get_lines() if line.get_markerfacecolor() == "none"]
     assert rings == [([3], [366.4]), ([3], [179.2])]
     assert ax.get_yscale() == "log"
-    assert "100 samples: PPL 366.4, 15.9%, epoch 3" in legend(ppl_curves(summaries))
+    assert "100 samples: PPL 366.4, 15.9%, epoch 3" in labels(ppl_curves(summaries))
 
 
 def test_a_first_training_perplexity_does_not_flatten_the_other_curves(summaries):
-    (ax,) = ppl_curves(summaries, log=False).axes
-    assert 580.3 < ax.get_ylim()[1] < 1000 < EPOCHS[100][0][0]
+    figure = ppl_curves(summaries)
+    assert 580.3 < figure.axes[0].get_ylim()[1] < 1000 < EPOCHS[100][0][0]
+    assert "↑ above the axis: training in epoch 1: 2,905" in labels(figure)
+
+
+def test_eight_runs_have_eight_looks_and_a_legend(summaries):
+    figure = ppl_curves({f"run {n}": summaries["500 samples"] for n in range(8)})
+    lines = [line for line in figure.axes[0].get_lines() if line.get_label().startswith("run")]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 8
+    assert not figure.axes[0].texts
+    figure = phase1_curves({f"run {n}": sample_run().phase1 for n in range(8)})
+    assert len({(line.get_color(), line.get_marker()) for line in figure.axes[0].get_lines()}) == 8
+
+
+def test_labels_at_the_ends_of_lines_do_not_touch(summaries):
+    figure = ppl_curves(dict.fromkeys("abc", summaries["500 samples"]))
+    figure.draw_without_rendering()
+    boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda box: box.y0)
+    assert len(boxes) == 3
+    assert all(below.y1 < above.y0 for below, above in pairwise(boxes))
 
 
 def test_n_grams_are_a_dotted_line_and_what_was_not_published_is_left_out(summaries):
-    assert not any("n-grams" in text for text in legend(ppl_curves(summaries)))
+    assert not any("n-grams" in text for text in labels(ppl_curves(summaries)))
     summaries["500 samples"]["ngrams"] = {"kneser_ney": {"val_ppl": 922.2}}
     figure = ppl_curves({**summaries, "the original": PUBLISHED[500]})
     (dotted,) = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
     assert dotted.get_ydata()[0] == 922.2 < figure.axes[0].get_ylim()[1]
-    assert "500 samples: PPL of n-grams 922.2" in legend(figure)
+    assert "500 samples: PPL of n-grams 922.2" in labels(figure)
     last = curves(figure.axes[0], "-")[OKABE_ITO[2]][-1]
     assert last == (7, 193.1)
 
@@ -88,6 +110,7 @@ def test_slots_before_the_stream_are_grey():
     assert len({bar.get_facecolor() for bar in ax.patches[:3]}) == 1
     assert ax.patches[3].get_facecolor() != ax.patches[0].get_facecolor()
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "20", "40", "60"]
+    assert ax.get_lines()[0].get_ydata() == [25, 25]  # what each slot has if attention is uniform
 
 
 def test_names_may_hold_anything_and_numbers_have_thousands_separators(summaries, tmp_path):
@@ -98,7 +121,8 @@ def test_names_may_hold_anything_and_numbers_have_thousands_separators(summaries
 
 
 def test_a_dark_style_of_the_user_changes_no_pixel_and_stays(summaries):
-    white = ppl_curves(summaries)._repr_png_()
+    white, size = ppl_curves(summaries)._repr_png_()
+    assert (int.from_bytes(white[16:20]), size["width"]) == (2 * 730 - 1, 730)
     with style.context("dark_background"):
-        assert ppl_curves(summaries)._repr_png_() == white
+        assert ppl_curves(summaries).png() == white
         assert matplotlib.rcParams["axes.facecolor"] == "black"

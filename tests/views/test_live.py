@@ -16,7 +16,7 @@ NOTEBOOK = """
 import sys
 sys.path.insert(0, {tests!r})
 from sample_runs import EPOCHS, epoch_lines, phase1_lines, sample_run
-from ctxkv_lib.views.explore import explore_runs
+from ctxkv_lib.views.curves import explore_runs
 from ctxkv_lib.views.figures import ppl_curves
 from ctxkv_lib.views.live import LiveCurves
 runs = [sample_run(100), sample_run(500)]
@@ -81,7 +81,7 @@ def test_runs_of_a_comparison_have_a_curve_each_and_a_run_that_begins_anew_repla
 
 @pytest.mark.slow
 def test_a_notebook_shows_each_figure_once_and_keeps_pictures_where_there_are_no_widgets(pytestconfig):
-    """The last drawing stands under the training cell; an explorer has a PNG beside its view."""
+    """The last drawing stands under the training cell; plotly has a page and a PNG beside it."""
     source = NOTEBOOK.format(tests=str(pytestconfig.rootpath / "tests"))
     cells = [nbformat.v4.new_code_cell(cell.strip()) for cell in source.split("---")]
     notebook = NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=120).execute()
@@ -89,4 +89,4 @@ def test_a_notebook_shows_each_figure_once_and_keeps_pictures_where_there_are_no
     assert [len(each) for each in outputs] == [0, 1, 1, 1]
     curves, figure, explorer = (json.loads(json.dumps(each[0]["data"])) for each in outputs[1:])
     assert set(curves) == set(figure) == {"image/png", "text/plain"}
-    assert set(explorer) == {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"}
+    assert set(explorer) == {"application/vnd.plotly.v1+json", "text/html", "image/png", "text/plain"}

@@ -1,0 +1,271 @@
+"""The figures of the study, from its results: `python notebooks/study/figures.py` draws them all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from intervals import RESULTS, Interval, Losses, Row, difference, losses, read_json
+from tables import (
+    DISTANCES,
+    FIFTY,
+    PAIRS,
+    TEN,
+    TOP,
+    change,
+    label,
+    mean_ppl,
+    rows_of,
+    sizes_of,
+    tested,
+)
+
+import ctxkv_lib as ctxkv
+
+FIGURES = TOP / "docs" / "_static"
+BLUE, ORANGE, GREEN, PINK, AMBER, SKY = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#6b7280"
+LINES: dict[str, dict[str, Any]] = {  # colours that tell apart without colour vision (Okabe and Ito)
+    "exact": {"color": ORANGE, "marker": "s"},
+    "tuned": {"color": SKY, "marker": "o"},
+    "tuned, copying": {"color": BLUE, "marker": "D"},
+    "kneser_ney": {"color": GREY, "ls": "-.", "marker": ""},
+    "kneser_ney_caches": {"color": "black", "ls": ":", "marker": ""},
+    "kneser_ney_table_caches": {"color": "black", "ls": "--", "marker": ""},
+}
+SHORT = {  # at the ends of lines
+    "exact": "exact",
+    "tuned": "tuned without copying",
+    "tuned, copying": "tuned",
+    "kneser_ney": "n-grams",
+    "kneser_ney_caches": "n-grams, four caches",
+    "kneser_ney_table_caches": "n-grams, four caches,\ntoken table's text",
+}
+WIDTH = 9.6  # inches, as of the package's figures
+STRONGEST = "kneser_ney_table_caches"
+
+
+def panels(count: int, height: float, **share: Any) -> tuple[Any, Any]:
+    """Make a figure of `count` axes below each other, in the package's style."""
+    plt.rcParams.update(ctxkv.STYLE)
+    figure, axes = plt.subplots(count, 1, figsize=(WIDTH, height), squeeze=False, **share)
+    return figure, axes[:, 0]
+
+
+def label_end(ax: Any, x: float, y: float, text: str, color: str, shift: float = 0) -> None:
+    """Write a text right of the end of a line, `shift` points higher."""
+    options = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+    ax.annotate(text, (x, y), (8, shift), color=color, fontsize=9.5, **options)
+
+
+def log_axis(ax: Any, axis: str, ticks: Sequence[float], texts: Sequence[str] | None = None) -> None:
+    """Give an axis a log scale with these ticks alone."""
+    ax.set(**{f"{axis}scale": "log"})
+    ax.minorticks_off()
+    getattr(ax, f"set_{axis}ticks")(ticks, texts or [f"{tick:,}" for tick in ticks])
+
+
+def tokens_by_size() -> dict[int, int]:
+    return {
+        row["samples"]: row["train_tokens"] for row in rows_of("answer/sweep", "full/sweep") if row["seed"]
+    }
+
+
+def size_axis(ax: Any) -> None:
+    """Write training tokens and, below, conversations on the x axis, in a log scale."""
+    tokens = tokens_by_size()
+    texts = [
+        f"{count / 1e6:.1f} M\n{size:,}" if count > 1e6 else f"{count / 1e3:.0f} k\n{size:,}"
+        for size, count in tokens.items()
+    ]
+    log_axis(ax, "x", [*tokens.values()], texts)
+    ax.set(xlabel="Training tokens (above) and conversations")
+
+
+def draw_levels(ax: Any, names: Sequence[str], shifts: dict[str, float]) -> None:
+    """Draw test perplexity by training tokens; a hollow point has no interval of its own."""
+    tokens = tokens_by_size()
+    for name in names:
+        ppls = {size: ppl for size in TEN if (ppl := mean_ppl(name, size))}
+        at = [tokens[size] for size in ppls]
+        ax.plot(at, [*ppls.values()], **{"ms": 5, **LINES[name]})
+        for size, ppl in ppls.items():
+            if LINES[name]["marker"] and not losses(tested(10), name, size):
+                ax.plot(tokens[size], ppl, **{**LINES[name], "mfc": "white", "ms": 5})
+        label_end(ax, at[-1], [*ppls.values()][-1], SHORT[name], LINES[name]["color"], shifts.get(name, 0))
+    log_axis(ax, "y", (150, 200, 300, 500, 700, 1_000))
+    size_axis(ax)
+    ax.set(title="Test perplexity per token (lower is better)")
+
+
+def draw_ngrams() -> Any:
+    """Draw test perplexity by training tokens, and how far it is above that of the strongest n-grams."""
+    figure, (above, below) = panels(2, 8.4)
+    draw_levels(
+        above,
+        [*LINES],
+        {"kneser_ney": 22, "kneser_ney_caches": 17, "tuned": 5, STRONGEST: -9, "tuned, copying": -10},
+    )
+    tokens = tokens_by_size()
+    for name, shift in {"exact": 0, "tuned": 3, "tuned, copying": -9, "kneser_ney_caches": 15}.items():
+        look, ratios = {"ms": 5, **LINES[name]}, {}
+        for size in TEN:
+            if ppl := mean_ppl(name, size):
+                ratios[tokens[size]] = ppl / mean_ppl(STRONGEST, size)
+                if look["marker"] and not losses(tested(10), name, size):
+                    below.plot(tokens[size], ratios[tokens[size]], **look | {"mfc": "white", "zorder": 3})
+        below.plot([*ratios], [*ratios.values()], **look)
+        intervals = {size: found for size in TEN if (found := change(10, f"{name} / {STRONGEST}", size))}
+        _, low, high = 1 + np.array([*intervals.values()]).T / 100
+        at = [tokens[size] for size in intervals]
+        below.fill_between(at, low, high, color=look["color"], alpha=0.15, lw=0)
+        label_end(below, [*ratios][-1], [*ratios.values()][-1], SHORT[name], look["color"], shift)
+    below.axhline(1, color="black", ls="--")
+    ticks = (0.8, 1, 1.5, 2, 3, 4, 6)
+    log_axis(below, "y", ticks, [f"{100 * (tick - 1):+.0f}%" if tick != 1 else "0%" for tick in ticks])
+    size_axis(below)
+    below.set_title("Above the strongest n-grams (dashed), with 95% intervals")
+    return figure
+
+
+def draw_result() -> Any:
+    """Draw the first page's picture: the recipes beside n-grams."""
+    figure, (ax,) = panels(1, 4.2)
+    draw_levels(ax, ["exact", "kneser_ney", "tuned, copying", STRONGEST], {"tuned, copying": -10})
+    return figure
+
+
+def draw_models() -> Any:
+    """Draw the test perplexity of what could stand in the place of contexts, compared with contexts."""
+    figure, (ax,) = panels(1, 4.4)
+    looks = {
+        "no contexts": (GREY, "o"),
+        "tokens at the same slots": (AMBER, "s"),
+        "last 32 tokens": (ORANGE, "D"),
+    }
+    looks |= {"GRU": (GREEN, "^"), "gated, end to end": (PINK, "v")}
+    for place, (name, (color, marker)) in enumerate(looks.items()):
+        points = {size: found for size in FIFTY if (found := change(50, f"{name} / contexts", size))}
+        at = np.array([*points]) * 1.03 ** (place - 2)  # beside each other
+        middle, low, high = np.array([*points.values()]).T
+        look = {"color": color, "marker": marker, "ms": 5, "capsize": 2}
+        ax.errorbar(at, middle, (middle - low, high - middle), **look)
+        shift = {"tokens at the same slots": 7, "gated, end to end": -9}.get(name, 0)
+        text = {"gated, end to end": "gated contexts"}.get(name, name)
+        label_end(ax, at[-1], middle[-1], text, color, shift)
+    ax.axhline(0, color=BLUE, lw=2)
+    label_end(ax, 10, 0, "contexts", BLUE, 7)
+    log_axis(ax, "x", FIFTY)
+    ax.set(xlabel="Training conversations")
+    ax.set_title("Test perplexity compared with that of contexts (%), 95% intervals")
+    return figure
+
+
+def draw_forest(name: str) -> Any:
+    """Draw a table of differences: a row for each pair and size, resolved ones in colour."""
+    conversations, *pairs = PAIRS[name]
+    rows: list[tuple[str, list[Interval]]] = []
+    for pair in pairs:
+        rows.append((" / ".join(map(label, pair.split(" / "))), []))
+        for size in sizes_of(conversations):
+            ways = (False, True) if conversations == 50 else (False,)
+            if intervals := [found for way in ways if (found := change(conversations, pair, size, way))]:
+                rows.append((f"{size:,}", intervals))
+    figure, (ax,) = panels(1, 0.8 + 0.185 * len(rows))
+    for y, (text, intervals) in enumerate(rows):
+        if not intervals:
+            at = {"transform": ax.get_yaxis_transform(), "fontsize": 9.5, "fontweight": "bold"}
+            at["bbox"] = {"color": "white", "pad": 0.5}
+            ax.text(0.005, y, text.replace("`", ""), va="center", **at)
+            continue
+        resolved = intervals[0].low > 0 or intervals[0].high < 0
+        look = {"color": BLUE if resolved else "#9aa1ab"}
+        for interval, width in zip(intervals, (3, 1), strict=False):
+            ax.plot([interval.low, interval.high], [y, y], lw=width, marker="", **look)
+        ax.plot(intervals[0].percent, y, "o", ms=5, **look)
+    ax.axvline(0, color="black", lw=1)
+    sizes = {y: text for y, (text, intervals) in enumerate(rows) if intervals}
+    ax.set_yticks([*sizes], [*sizes.values()], fontsize=9)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+    ax.set(ylim=(len(rows) - 0.4, -0.8), ylabel="Training conversations")
+    ax.set_title("A / B: by how many % the test perplexity of A is above that of B", fontsize="medium")
+    return figure
+
+
+def used(runs: Sequence[Row], tokens: Sequence[int]) -> list[Interval]:
+    """Compute the rise of perplexity in % if the slots from each distance on take other contexts."""
+    values = np.array([run["losses"] for run in runs])
+    weights, intervals = np.array(tokens, float), []
+    for distance in DISTANCES[:-1]:
+        nearest = [max(at for at in map(int, run["rises"]) if at <= distance) for run in runs]
+        rises = np.array([run["rises"][str(at)] for run, at in zip(runs, nearest, strict=True)])
+        changed, unchanged = Losses((values + rises) / 1000, weights), Losses(values / 1000, weights)
+        intervals.append(difference(changed, unchanged))
+    return intervals
+
+
+def draw_evidence() -> Any:
+    """Draw what the window holds, and what the model loses without it, by distance."""
+    results = read_json(RESULTS / "evidence" / "evidence.json")
+    figure, (above, below) = panels(2, 7)
+    lines = (
+        ("tuned", 50, BLUE, "D"),
+        ("exact", 50, AMBER, "s"),
+        ("exact", 100, ORANGE, "o"),
+        ("exact", 500, PINK, "^"),
+    )
+    for place, (recipe, samples, color, marker) in enumerate(lines):
+        runs = [run for run in results["runs"] if (run["recipe"], run["samples"]) == (recipe, samples)]
+        decoded = np.mean([run["held"] for run in runs], axis=0)
+        above.stairs(
+            decoded, DISTANCES, baseline=None, lw=2, color=color, ls="-" if place < 2 else (0, (2, place))
+        )
+        middle, low, high = np.array(used(runs, results["tokens"])).T
+        at = np.array(DISTANCES[:-1]) * 1.05 ** (place - 1.5)  # beside each other
+        look = {"color": color, "marker": marker, "ms": 4.5, "lw": 1, "capsize": 2}
+        below.errorbar(
+            at, middle, (middle - low, high - middle), label=f"{recipe}, {samples} conversations", **look
+        )
+    label_end(above, 20, 0.46, "tuned, 50 conversations", BLUE)
+    label_end(above, 2, 0.22, "exact: with 50, 100 and 500 the lines coincide", ORANGE)
+    above.set(title="Held: R² of a token, decoded from the nearest slot that read it")
+    below.set(title="Used: rise of perplexity (%) if slots from here on take other contexts")
+    below.legend()
+    for ax in (above, below):
+        log_axis(ax, "x", DISTANCES)
+        ax.set(xlim=(0.85, 700))
+    below.set(xlabel="Distance back (tokens)")
+    return figure
+
+
+DRAWN = {
+    "study-ngrams": draw_ngrams,
+    "study-models": draw_models,
+    "study-evidence": draw_evidence,
+    **{f"study-{name.replace('_', '-')}": lambda name=name: draw_forest(name) for name in PAIRS},
+}
+
+
+def draw_card() -> Any:
+    """Draw what a link to the site shows: its name, a sentence, and the result."""
+    figure, (ax,) = panels(1, 6.3)
+    figure.set(size_inches=(12, 6.3))
+    figure.suptitle("Context-KV attention", x=0.03, ha="left", fontsize=34, fontweight="bold")
+    sentence = "attention reads 32 compressed contexts, one every 20 tokens back\n\n"
+    draw_levels(ax, ["exact", "kneser_ney", "tuned, copying", STRONGEST], {"tuned, copying": -10})
+    ax.set_title(sentence + ax.get_title(loc="left"), fontsize=18)
+    return figure
+
+
+def draw_all() -> None:
+    """Draw the figures of the study's page, the first page's, and the social card."""
+    for name, draw in DRAWN.items():
+        draw().savefig(FIGURES / f"{name}.png", dpi=152)
+    draw_result().savefig(TOP / ".github" / "result.png", dpi=152)
+    draw_card().savefig(FIGURES / "card.png", dpi=100)
+    plt.close("all")
+
+
+if __name__ == "__main__":
+    draw_all()
